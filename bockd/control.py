@@ -1,0 +1,171 @@
+"""The control interface: all that the API, the command line's server side and, later, the
+attachment logic may ask of volumes.
+
+Async methods, plain data in and out, nothing else: the data plane behind it can move into other
+processes without its callers noticing. A `ref` is an id in decimal or a name; an unknown one
+raises NotFoundError. Every method raises BockdError subclasses only, and has changed nothing when
+it raises, unless its docstring says otherwise. Sizes are in bytes, times are seconds since the epoch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from bockd.model import NodeKind, SnapshotId, VolumeId
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonInfo:
+    """Who answers, and where its doors are."""
+
+    version: str
+    data_dir: str
+    nbd_socket: str
+    nbd_listen: str | None
+    """The TCP address in use, as HOST:PORT; None when there is no TCP listener."""
+    volumes: int
+    snapshots: int
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeInfo:
+    """A volume as users see it."""
+
+    id: VolumeId
+    name: str
+    size_bytes: int
+    status: str
+    """available, in-use (connections > 0), or error."""
+    created_at: float
+    from_snapshot: SnapshotId | None
+    connections: int
+    uri: str
+    """The NBD URI on the Unix socket."""
+    error: str | None = None
+    """Why the volume is refused, and what to do; None when status is not error."""
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotInfo:
+    """A snapshot as users see it. `volume` is its origin, which may be deleted since."""
+
+    id: SnapshotId
+    name: str
+    volume: VolumeId
+    size_bytes: int
+    created_at: float
+    connections: int
+    uri: str
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """What a volume or snapshot stores: blocks only it reaches, and blocks others reach too."""
+
+    exclusive_bytes: int
+    shared_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeStatistics:
+    """Counters of one open volume since it was opened; rates are the caller's subtraction.
+
+    Latency percentiles are over the most recent requests, in microseconds from the moment the
+    request is parsed to the moment its reply is queued; 0 when there was none.
+    """
+
+    id: int
+    name: str
+    kind: NodeKind
+    connections: int
+    reads: int
+    read_bytes: int
+    writes: int
+    written_bytes: int
+    flushes: int
+    trims: int
+    """Trims and write-zeroes together."""
+    errors: int
+    latency_p50_us: float
+    latency_p99_us: float
+    latency_p999_us: float
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """What `check` found. `clean` decides the exit status."""
+
+    clean: bool
+    problems: tuple[str, ...]
+    """One line each: what is wrong, with what, and what it means."""
+    repaired: tuple[str, ...]
+    volumes: int
+    snapshots: int
+    layers: int
+    leaves: int
+    stray_blocks: int
+    """Blocks in layers that no map reaches: legal after a crash, space that `--repair` returns."""
+    pending_reclaim: int
+    """Maps, layers and block runs that wait for background reclaim."""
+
+
+class Control(Protocol):
+    """See the module's docstring for what holds for all methods."""
+
+    async def info(self) -> DaemonInfo: ...
+
+    async def list_volumes(self) -> list[VolumeInfo]:
+        """All volumes by id."""
+        ...
+
+    async def show_volume(self, ref: str) -> VolumeInfo: ...
+
+    async def create_volume(
+        self, name: str, size_bytes: int | None, from_snapshot: str | None
+    ) -> VolumeInfo:
+        """A blank volume, or a clone of a snapshot (then the size may be None or larger than the
+        snapshot's, never smaller). Raises ConflictError when the name is taken."""
+        ...
+
+    async def extend_volume(self, ref: str, size_bytes: int) -> VolumeInfo:
+        """Grow a volume; connected clients see the new size when they connect again. Raises
+        InvalidRequestError for a smaller size."""
+        ...
+
+    async def delete_volume(self, ref: str) -> None:
+        """Forget a volume; its space returns in the background. Its snapshots stay. Raises
+        InUseError while a client is connected."""
+        ...
+
+    async def list_snapshots(self, volume: str | None) -> list[SnapshotInfo]:
+        """All snapshots, or those of one volume, by id."""
+        ...
+
+    async def show_snapshot(self, ref: str) -> SnapshotInfo: ...
+
+    async def create_snapshot(self, volume: str, name: str) -> SnapshotInfo:
+        """Freeze what the volume holds now (promise D4), connected or not."""
+        ...
+
+    async def delete_snapshot(self, ref: str) -> None:
+        """Forget a snapshot; volumes made from it stay. Raises InUseError while it is read."""
+        ...
+
+    async def revert_volume(self, snapshot: str) -> VolumeInfo:
+        """Make the snapshot's volume hold again exactly what the snapshot holds; its size stays
+        (what lies beyond the snapshot's end reads as zeros). Raises InUseError while a client is
+        connected to the volume."""
+        ...
+
+    async def space(self, kind: NodeKind, ref: str) -> Space:
+        """Exact space of a volume or snapshot, by a walk over its maps."""
+        ...
+
+    async def statistics(self) -> list[VolumeStatistics]:
+        """One entry for each open volume and snapshot, by id."""
+        ...
+
+    async def check(self) -> CheckReport:
+        """Walk the pool while it serves, as `bockd check` does, without repairing."""
+        ...

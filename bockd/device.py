@@ -1,0 +1,79 @@
+"""The volume contract: all that a door (NBD, FUSE, nbdkit) may ask of an open volume or snapshot.
+
+Requests arrive here validated: inside the device, within its size, not a write to something
+read-only (the boundary checks, the inside asserts). Offsets and lengths are in bytes and need no
+alignment. Everything is called on the owner thread.
+
+A write is *acknowledged* when the door may answer its client. That is after `commit()` for the
+`try_*` forms and when the generator has finished for the others; from then on it survives the
+death of the process (promise D1).
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from bockd.model import Extent
+from bockd.steps import Steps
+
+
+class BlockDevice(Protocol):
+    """An open volume (writable) or snapshot (read-only)."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Size now; a volume may be extended while it is open."""
+        ...
+
+    @property
+    def read_only(self) -> bool:
+        """True for a snapshot: only reads, extents, cache and flush are allowed."""
+        ...
+
+    def try_read(self, offset: int, into: memoryview) -> bool:
+        """Fill `into` from `offset` if that needs no waiting; False if it would, with `into` in
+        an undefined state. Raises BockdError on an I/O error."""
+        ...
+
+    def try_write(self, offset: int, data: memoryview) -> bool:
+        """Write `data` at `offset` if that needs no waiting; False, with nothing changed, if it
+        would. Not acknowledged before `commit()`. Raises BockdError (NoSpaceError, ...)."""
+        ...
+
+    def commit(self) -> None:
+        """Make what `try_write` did since the last commit safe against the death of the process:
+        one journal append for the whole batch. Costs nothing when no map entry changed. Raises
+        VolumeFailedError when that failed: then nothing since the last commit may be
+        acknowledged."""
+        ...
+
+    def read(self, offset: int, into: memoryview) -> Steps[None]:
+        """Fill `into` from `offset`."""
+        ...
+
+    def write(self, offset: int, data: memoryview) -> Steps[None]:
+        """Write `data` at `offset`. `data` must not change before the end."""
+        ...
+
+    def zero(self, offset: int, length: int, *, allocate: bool) -> Steps[None]:
+        """Make a range read as zeros; with `allocate`, keep it backed by disk space (NBD's
+        NO_HOLE), otherwise give the space of whole blocks back."""
+        ...
+
+    def trim(self, offset: int, length: int) -> Steps[None]:
+        """Give back whole blocks inside a range; they read as zeros. Partial ones at the edges
+        are left alone."""
+        ...
+
+    def flush(self) -> Steps[None]:
+        """Make every write acknowledged before the call survive power loss (promise D2)."""
+        ...
+
+    def extents(self, offset: int, length: int, limit: int) -> Steps[list[Extent]]:
+        """Describe the range from `offset` on as alternating extents: at least one, at most
+        `limit`; may stop short of `length` (the caller asks again from there)."""
+        ...
+
+    def cache(self, offset: int, length: int) -> Steps[None]:
+        """Ask the operating system to read a range ahead; a hint, it never fails."""
+        ...

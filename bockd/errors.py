@@ -1,0 +1,95 @@
+"""Every error a caller may meet, in one family.
+
+A door (NBD, HTTP, command line) has one place that turns a `BockdError` into its own language:
+`errno` is what a block protocol answers, `code` is the stable word a script may match, and the
+message is written for a person: what happened, to what, and what to do about it.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import ClassVar
+
+
+class BockdError(Exception):
+    """Base of all errors raised on purpose. The message is safe to show to a user."""
+
+    code: ClassVar[str] = "internal"
+    errno: ClassVar[int] = errno.EIO
+
+
+class InvalidRequestError(BockdError):
+    """An argument is out of range or malformed; nothing was changed."""
+
+    code = "invalid"
+    errno = errno.EINVAL
+
+
+class NotFoundError(BockdError):
+    """No volume, snapshot or export answers to that name or id."""
+
+    code = "not-found"
+    errno = errno.ENOENT
+
+
+class ConflictError(BockdError):
+    """The name is taken, or the object's state does not allow the operation."""
+
+    code = "conflict"
+    errno = errno.EEXIST
+
+
+class InUseError(BockdError):
+    """A client, another process or another daemon holds the object (promise D6)."""
+
+    code = "in-use"
+    errno = errno.EBUSY
+
+
+class NoSpaceError(BockdError):
+    """The file system below the pool is full; nothing acknowledged was lost (promise D5)."""
+
+    code = "no-space"
+    errno = errno.ENOSPC
+
+
+class ReadOnlyError(BockdError):
+    """A write was sent to a snapshot or to a read-only export."""
+
+    code = "read-only"
+    errno = errno.EPERM
+
+
+class NotSupportedError(BockdError):
+    """The operation exists, but not for this object or in this combination."""
+
+    code = "not-supported"
+    errno = errno.ENOTSUP
+
+
+class VolumeFailedError(BockdError):
+    """A sync of the volume failed, so its state on disk is unknown; it stays refused until reopened."""
+
+    code = "volume-failed"
+    errno = errno.EIO
+
+
+class DamagedError(BockdError):
+    """Something on disk is missing, truncated, or fails its checksum; it is refused, never guessed."""
+
+    code = "damaged"
+    errno = errno.EIO
+
+
+class PoolFormatError(BockdError):
+    """The directory is not a pool, or a newer bockd wrote it."""
+
+    code = "pool-format"
+    errno = errno.EINVAL
+
+
+class UnavailableError(BockdError):
+    """The daemon is not running, is stopping, or cannot be reached."""
+
+    code = "unavailable"
+    errno = errno.ESHUTDOWN

@@ -1,0 +1,89 @@
+"""The nouns of the system: identifiers, records handed between rooms, and their limits.
+
+Sizes and offsets are in bytes and end in `_bytes`; a *block* is `BLOCK_SIZE` bytes, the unit of
+the map. Everything here is immutable plain data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NewType
+
+from bockd.errors import InvalidRequestError
+
+VolumeId = NewType("VolumeId", int)
+SnapshotId = NewType("SnapshotId", int)
+MapId = NewType("MapId", int)
+LayerId = NewType("LayerId", int)
+
+KIB = 1 << 10
+MIB = 1 << 20
+GIB = 1 << 30
+TIB = 1 << 40
+
+BLOCK_SIZE = 4 * KIB
+"""Bytes in a block: the page size, so that an aligned write never has to read first."""
+
+MIN_VOLUME_BYTES = 1 * MIB
+"""Below this a file system does not fit."""
+
+MAX_VOLUME_BYTES = 16 * TIB
+"""Two layer segments of 8 TiB (ext4 ends a file just short of 16 TiB)."""
+
+MAX_NAME_BYTES = 255
+"""In UTF-8: fits an NBD export name (4096), a file name (255) and the API's display name (255)."""
+
+
+class NodeKind(StrEnum):
+    """What an export shows."""
+
+    VOLUME = "volume"
+    SNAPSHOT = "snapshot"
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """A run of a volume that is all hole or all data. Offsets and lengths in bytes."""
+
+    offset_bytes: int
+    length_bytes: int
+    hole: bool
+    """True: no data is stored here and it reads as zeros."""
+
+
+def check_volume_size(size_bytes: int) -> int:
+    """Return `size_bytes` if a volume may have it; raise InvalidRequestError otherwise."""
+    if not MIN_VOLUME_BYTES <= size_bytes <= MAX_VOLUME_BYTES:
+        raise InvalidRequestError(
+            f"size {size_bytes} bytes is out of range: choose between 1 MiB and 16 TiB"
+        )
+    if size_bytes % BLOCK_SIZE:
+        raise InvalidRequestError(
+            f"size {size_bytes} bytes is not a multiple of {BLOCK_SIZE}; "
+            f"the next larger size is {-(-size_bytes // BLOCK_SIZE) * BLOCK_SIZE}"
+        )
+    return size_bytes
+
+
+def check_name(name: str) -> str:
+    """Return `name` if a volume or snapshot may carry it; raise InvalidRequestError otherwise.
+
+    A name is 1 to 255 bytes of UTF-8 without control characters, and does not consist of digits
+    alone, because names and ids are accepted in the same places.
+    """
+    try:
+        encoded = name.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequestError("a name must be valid Unicode text") from None
+    if not 1 <= len(encoded) <= MAX_NAME_BYTES:
+        raise InvalidRequestError(
+            f"a name has 1 to {MAX_NAME_BYTES} bytes; this has {len(encoded)}"
+        )
+    if not name.isprintable() or name != name.strip():
+        raise InvalidRequestError(
+            f"name {name!r} contains control characters or begins or ends with a space"
+        )
+    if name.isdigit():
+        raise InvalidRequestError(f"name {name!r} looks like an id; add a letter to it")
+    return name
