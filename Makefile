@@ -1,0 +1,37 @@
+# `make run` and `make test` set up all they need; a second run finds it there and takes seconds.
+# What set-up does is in .setup/: one short script for each part.
+
+.DEFAULT_GOAL := help
+.PHONY: help run test setup setup-run check bench lock clean
+
+help: ## show this
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+run: setup-run ## set up what the daemon needs and start it (Ctrl-C stops it)
+	@exec .venv/bin/bockd serve
+
+test: setup ## set up everything and run the tests (ARGS='-k name' for some of them)
+	@.venv/bin/python -m pytest $(ARGS)
+
+setup: ## set up everything: run, tests, benchmarks
+	@.setup/packages .setup/packages-run .setup/packages-test
+	@.setup/python
+	@.setup/libnbd
+	@.setup/guest-kernel
+
+setup-run:
+	@.setup/packages .setup/packages-run
+	@.setup/python
+
+check: setup-run ## format, lint, strict types, import rules
+	@.setup/check
+
+bench: setup ## measure bockd against its peers (ARGS=... goes to the benchmark)
+	@.venv/bin/python -m bench $(ARGS)
+
+lock: setup-run ## write requirements.lock from pyproject.toml (ARGS=--upgrade for newer versions)
+	@.setup/lock $(ARGS)
+
+clean: ## remove what set-up and the tools made here; never touches a pool
+	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
