@@ -8,6 +8,7 @@ message is written for a person: what happened, to what, and what to do about it
 from __future__ import annotations
 
 import errno
+import os
 from typing import ClassVar
 
 
@@ -88,8 +89,33 @@ class PoolFormatError(BockdError):
     errno = errno.EINVAL
 
 
+class DeniedError(BockdError):
+    """The operating system does not let this process use the pool's files."""
+
+    code = "denied"
+    errno = errno.EACCES
+
+
+class DeviceError(BockdError):
+    """The file system below the pool failed a read, a write or a sync."""
+
+    code = "device-error"
+    errno = errno.EIO
+
+
 class UnavailableError(BockdError):
     """The daemon is not running, is stopping, or cannot be reached."""
 
     code = "unavailable"
     errno = errno.ESHUTDOWN
+
+
+def from_os_error(error: OSError, doing: str) -> BockdError:
+    """The operating system's error in our terms; `doing` says what was attempted, as in
+    "writing to layer 3"."""
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpaceError(f"{doing}: the file system is full; free some space and try again")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return DeniedError(f"{doing}: {reason}; check who owns the pool directory")
+    return DeviceError(f"{doing}: {reason}")

@@ -1,0 +1,54 @@
+"""A few MiB of disk that are given up when the disk is full, so that metadata can still commit.
+
+Without it a full disk would refuse the very transactions (delete, trim) that free space.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from pathlib import Path
+
+from bockd.model import MIB
+
+BALLAST_BYTES = 8 * MIB
+"""LMDB rewrites each changed page on the way to its root: a large delete needs tens of pages; a
+journal segment needs 1 MiB. Eight MiB leave room for several of each."""
+
+
+class Ballast:
+    """The ballast file of one pool."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def ensure(self) -> bool:
+        """Write the ballast in full if it is missing or short; False when there is no room."""
+        try:
+            if os.stat(self._path).st_size == BALLAST_BYTES:
+                return True
+        except FileNotFoundError:
+            pass
+        fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            for _ in range(BALLAST_BYTES // MIB):
+                os.write(fd, bytes(MIB))
+            os.fsync(fd)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._path)
+            return False
+        finally:
+            os.close(fd)
+        return True
+
+    def release(self) -> bool:
+        """Give the space back to the file system; False when it was already given."""
+        try:
+            os.unlink(self._path)
+        except FileNotFoundError:
+            return False
+        return True

@@ -1,0 +1,168 @@
+"""Block maps as stored: looking leaves up through a chain of maps, and applying journal records.
+
+A map's leaf is found in the map itself or, if absent there, in its nearest ancestor that has it;
+absent everywhere means 256 holes. A leaf that is present answers for all of its 256 blocks.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from bockd.model import LayerId, MapId
+from bockd.store import queue
+from bockd.store.catalogue import NO_MAP, Catalogue
+from bockd.store.index import Table, Transaction
+from bockd.store.journal import Change, Kind
+from bockd.store.leaf import (
+    HOLE,
+    LEAF_BLOCKS,
+    LEAF_SHIFT,
+    decode_leaf,
+    encode_leaf,
+    fill,
+    leaf_key,
+    leaf_key_parts,
+    runs_of,
+    uniform,
+)
+
+
+def stored_leaves(
+    txn: Transaction, chain: Iterable[MapId], first: int, end: int
+) -> dict[int, bytes]:
+    """The payloads of leaves first..end-1 as seen through `chain`; absent ones are all holes."""
+    found: dict[int, bytes] = {}
+    for map_id in chain:
+        for key, payload in txn.scan(Table.LEAVES, leaf_key(map_id, first), leaf_key(map_id, end)):
+            found.setdefault(leaf_key_parts(key)[1], payload)
+        if len(found) == end - first:
+            break
+    return found
+
+
+def own_leaves(txn: Transaction, map_id: MapId) -> Iterator[tuple[int, bytes]]:
+    """The leaves stored in the map itself as (number, payload), in order."""
+    for key, payload in txn.scan(Table.LEAVES, leaf_key(map_id, 0), leaf_key(MapId(map_id + 1), 0)):
+        yield leaf_key_parts(key)[1], payload
+
+
+def present_leaves(txn: Transaction, chain: Iterable[MapId], first: int, end: int) -> set[int]:
+    """Numbers of leaves within first..end-1 that some map of the chain has."""
+    return {
+        leaf_key_parts(key)[1]
+        for map_id in chain
+        for key in txn.keys(Table.LEAVES, leaf_key(map_id, first), leaf_key(map_id, end))
+    }
+
+
+@dataclass
+class MapChanges:
+    """Journal records applied to one map inside a write transaction.
+
+    Feed records in order with `apply`, then call `store`. Blocks of layers at home in this very
+    map that lose their last reference by it are queued to be punched: only folding moves foreign
+    layers home, and a map under change has no descendants that could still refer to them.
+    """
+
+    txn: Transaction
+    map_id: MapId
+    head: LayerId
+    _chain: tuple[MapId, ...] = field(init=False)
+    _homed: frozenset[LayerId] = field(init=False)
+    _work: dict[int, array[int]] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        catalogue = Catalogue(self.txn)
+        self._chain = catalogue.chain(self.map_id)
+        self._homed = frozenset(catalogue.layers_of(self.map_id)) - {self.head}
+
+    def apply(self, change: Change) -> None:
+        """Apply a REDIRECT or HOLE record; a BARRIER changes nothing."""
+        if change.kind is Kind.BARRIER:
+            return
+        target = self.head if change.kind is Kind.REDIRECT else HOLE
+        first, end = change.start, change.start + change.count
+        first_whole = -(-first // LEAF_BLOCKS)
+        end_whole = end // LEAF_BLOCKS
+        if first_whole >= end_whole:
+            self._apply_edges(first, end, target)
+            return
+        self._apply_edges(first, first_whole * LEAF_BLOCKS, target)
+        self._apply_edges(end_whole * LEAF_BLOCKS, end, target)
+        numbers: Iterable[int] = range(first_whole, end_whole)
+        if target == HOLE:
+            # Only leaves that hold something need to be told; there may be 16 million others.
+            present = present_leaves(self.txn, self._chain, first_whole, end_whole)
+            present.update(n for n in self._work if first_whole <= n < end_whole)
+            numbers = present
+        for number in numbers:
+            self._work[number] = uniform(target)
+
+    def _apply_edges(self, first: int, end: int, target: LayerId) -> None:
+        while first < end:
+            number = first >> LEAF_SHIFT
+            stop = min(end, (number + 1) << LEAF_SHIFT)
+            base = number << LEAF_SHIFT
+            fill(self._leaf(number), first - base, stop - base, target)
+            first = stop
+
+    def _leaf(self, number: int) -> array[int]:
+        leaf = self._work.get(number)
+        if leaf is None:
+            for map_id in self._chain:
+                payload = self.txn.get(Table.LEAVES, leaf_key(map_id, number))
+                if payload is not None:
+                    leaf = decode_leaf(payload)
+                    break
+            else:
+                leaf = uniform(HOLE)
+            self._work[number] = leaf
+        return leaf
+
+    def store(self) -> None:
+        """Write the changed leaves."""
+        inherits = len(self._chain) > 1
+        nothing = uniform(HOLE)
+        for number in sorted(self._work):
+            leaf = self._work[number]
+            key = leaf_key(self.map_id, number)
+            if self._homed:
+                self._queue_orphans(number, self.txn.get(Table.LEAVES, key), leaf)
+            if leaf == nothing and not inherits:
+                self.txn.delete(Table.LEAVES, key)
+            else:
+                self.txn.put(Table.LEAVES, key, encode_leaf(leaf))
+
+    def _queue_orphans(self, number: int, before: bytes | None, leaf: array[int]) -> None:
+        if before is not None:
+            queue_orphans(self.txn, number, decode_leaf(before), leaf, self._homed)
+
+
+def queue_orphans(
+    txn: Transaction,
+    number: int,
+    before: array[int],
+    after: array[int],
+    layers: frozenset[LayerId],
+) -> None:
+    """Queue for punching what leaf `number` held in one of `layers` before and not after."""
+    base = number * LEAF_BLOCKS
+    for first, end, layer in runs_of(before, 0, LEAF_BLOCKS):
+        if layer not in layers:
+            continue
+        start = None
+        for block in range(first, end + 1):
+            lost = block < end and after[block] != layer
+            if lost and start is None:
+                start = block
+            elif not lost and start is not None:
+                queue.add_punch(txn, queue.PunchEntry(LayerId(layer), base + start, block - start))
+                start = None
+
+
+def parent_of(txn: Transaction, map_id: MapId) -> MapId | None:
+    """The map to fall through to, or None at the root."""
+    parent = Catalogue(txn).map(map_id).parent
+    return None if parent == NO_MAP else parent

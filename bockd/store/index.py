@@ -1,0 +1,259 @@
+"""The pool's LMDB environment: opened safely, read and changed through checksummed values.
+
+Invariants:
+* A change begins and commits inside one call of `Index.update`, on one thread. It is fully synced
+  when `update` returns; when it raises, nothing was changed.
+* Every value carries a CRC-32 that covers its table, its key and its bytes, because LMDB trusts
+  its file: a flipped bit would otherwise come back as data.
+* No LMDB buffer leaves a transaction; values are copied out as bytes.
+* data.mdb is at least as long as its meta page says before it is mapped, since touching a mapped
+  page beyond the end of the file kills the process.
+
+Stored value: `crc32(table || key || payload)` as 4 little-endian bytes, then the payload.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import TypeVar
+
+import lmdb
+
+from bockd.errors import DamagedError, NoSpaceError, PoolFormatError
+from bockd.model import TIB
+from bockd.store.ballast import Ballast
+
+T = TypeVar("T")
+
+MAP_SIZE_BYTES = 1 * TIB
+"""Address space only. Fixed and generous, because growing a map under another process fails
+there; a pool's index needs about 1.3 KiB for each MiB written at random in the worst case."""
+
+MAX_READERS = 512
+"""Read transactions at once, over all processes: threads of the daemon, tools, plugins."""
+
+_LIB_VERSION = 0
+"""LMDB's 0.9 file format: the one every installed LMDB tool reads."""
+
+_META = struct.Struct("<II")
+_META_MAGIC = 0xBEEFC0DE
+_META_AT = 16
+_META_TAIL = struct.Struct("<QQ")
+_META_TAIL_AT = 136
+_PAGE_BYTES = 4096
+_CRC = struct.Struct("<I")
+
+
+class Table(Enum):
+    """The tables of the index. What a key and a value mean stands with their codec."""
+
+    META = b"meta"
+    VOLUMES = b"volumes"
+    SNAPSHOTS = b"snapshots"
+    NAMES = b"names"
+    MAPS = b"maps"
+    CHILDREN = b"children"
+    LAYERS = b"layers"
+    HOMES = b"homes"
+    LEAVES = b"leaves"
+    RECLAIM = b"reclaim"
+
+
+_SEEDS = {table: zlib.crc32(table.value) for table in Table}
+
+
+def seal(table: Table, key: bytes, payload: bytes) -> bytes:
+    """The stored form of a payload."""
+    return _CRC.pack(zlib.crc32(payload, zlib.crc32(key, _SEEDS[table]))) + payload
+
+
+def unseal(table: Table, key: bytes, value: bytes) -> bytes:
+    """The payload of a stored value; DamagedError when its checksum does not hold."""
+    payload = value[4:]
+    if len(value) < 4 or _CRC.unpack_from(value)[0] != zlib.crc32(
+        payload, zlib.crc32(key, _SEEDS[table])
+    ):
+        raise DamagedError(
+            f"the index entry {table.value.decode()}/{key.hex()} fails its checksum; "
+            "run 'bockd check' to see what else is affected"
+        )
+    return payload
+
+
+class Transaction:
+    """A view of the index; of one instant when reading, of itself when changing."""
+
+    def __init__(self, txn: lmdb.Transaction, tables: dict[Table, lmdb._Database]) -> None:
+        self._txn = txn
+        self._tables = tables
+
+    def get(self, table: Table, key: bytes) -> bytes | None:
+        value = self._txn.get(key, db=self._tables[table])
+        return None if value is None else unseal(table, key, bytes(value))
+
+    def put(self, table: Table, key: bytes, payload: bytes) -> None:
+        self._txn.put(key, seal(table, key, payload), db=self._tables[table])
+
+    def delete(self, table: Table, key: bytes) -> bool:
+        """Remove an entry; False when there was none."""
+        return bool(self._txn.delete(key, db=self._tables[table]))
+
+    def scan(self, table: Table, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Entries with start <= key < stop, in order. Do not change the table while scanning."""
+        with self._txn.cursor(db=self._tables[table]) as cursor:
+            if not cursor.set_range(start):
+                return
+            for raw_key, value in cursor.iternext():
+                key = bytes(raw_key)
+                if key >= stop:
+                    return
+                yield key, unseal(table, key, bytes(value))
+
+    def keys(self, table: Table, start: bytes, stop: bytes) -> Iterator[bytes]:
+        """Keys with start <= key < stop, in order, values unread."""
+        with self._txn.cursor(db=self._tables[table]) as cursor:
+            if not cursor.set_range(start):
+                return
+            for raw_key in cursor.iternext(keys=True, values=False):
+                key = bytes(raw_key)
+                if key >= stop:
+                    return
+                yield key
+
+    def raw(self, table: Table) -> Iterator[tuple[bytes, bytes]]:
+        """All entries as stored, checksums unverified: for `check`."""
+        with self._txn.cursor(db=self._tables[table]) as cursor:
+            for key, value in cursor:
+                yield bytes(key), bytes(value)
+
+    def count(self, table: Table) -> int:
+        """Number of entries."""
+        return int(self._txn.stat(self._tables[table])["entries"])
+
+
+class Index:
+    """The open environment. One per process and pool, opened after any fork."""
+
+    def __init__(self, env: lmdb.Environment, directory: Path, ballast: Ballast) -> None:
+        self._env = env
+        self._data = directory / "data.mdb"
+        self._ballast = ballast
+        self._tables: dict[Table, lmdb._Database] = {}
+
+    @classmethod
+    def open(cls, directory: Path, ballast: Ballast) -> Index:
+        """Open or create the environment.
+
+        Raises PoolFormatError for a file that is not LMDB's, DamagedError for a truncated one,
+        NoSpaceError, and OSError for the directory's own trouble.
+        """
+        data = directory / "data.mdb"
+        _refuse_truncated(data)
+        try:
+            env = lmdb.open(
+                os.fspath(directory),
+                map_size=MAP_SIZE_BYTES,
+                max_dbs=len(Table),
+                max_readers=MAX_READERS,
+                mode=0o600,
+                readahead=False,  # lookups are scattered; reading ahead evicts block data
+                lib_version=_LIB_VERSION,
+            )
+        except lmdb.Error as error:
+            raise _translate(error, data) from error
+        index = cls(env, directory, ballast)
+        env.reader_check()
+        try:
+            for table in Table:
+                index._tables[table] = env.open_db(table.value)
+        except lmdb.Error as error:
+            env.close()
+            raise _translate(error, data) from error
+        return index
+
+    def close(self) -> None:
+        self._env.close()
+
+    @contextmanager
+    def reading(self) -> Iterator[Transaction]:
+        """A read transaction: one instant of the index, to be left soon, on the same thread."""
+        try:
+            with self._env.begin() as txn:
+                yield Transaction(txn, self._tables)
+        except lmdb.Error as error:
+            raise _translate(error, self._data) from error
+
+    def update(self, change: Callable[[Transaction], T]) -> T:
+        """Run `change` in a write transaction and commit it, synced.
+
+        When the disk is full the ballast is given up and `change` runs once more, so it must have
+        no effect outside the transaction. An exception from `change` aborts and passes through.
+        """
+        try:
+            try:
+                return self._attempt(change)
+            except NoSpaceError:
+                if not self._ballast.release():
+                    raise
+                return self._attempt(change)
+        finally:
+            self._cover_last_page()
+
+    def _attempt(self, change: Callable[[Transaction], T]) -> T:
+        try:
+            with self._env.begin(write=True) as txn:
+                return change(Transaction(txn, self._tables))
+        except lmdb.Error as error:
+            raise _translate(error, self._data) from error
+
+    def _cover_last_page(self) -> None:
+        """Pages freed in the transaction that allocated them are never written, so the file may
+        end before the last page that the meta page counts; `_refuse_truncated` relies on it."""
+        needed = (self._env.info()["last_pgno"] + 1) * _PAGE_BYTES
+        if os.stat(self._data).st_size < needed:
+            os.truncate(self._data, needed)
+
+
+def _refuse_truncated(data: Path) -> None:
+    """Raise when data.mdb is not LMDB's or ends before its last page. A missing one is new."""
+    try:
+        fd = os.open(data, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        head = os.pread(fd, 2 * _PAGE_BYTES, 0)
+        size = os.fstat(fd).st_size
+    finally:
+        os.close(fd)
+    if size == 0:
+        return
+    newest = (-1, 0)
+    for page in (0, _PAGE_BYTES):
+        meta = head[page : page + _PAGE_BYTES]
+        if len(meta) == _PAGE_BYTES and _META.unpack_from(meta, _META_AT)[0] == _META_MAGIC:
+            last_page, transaction = _META_TAIL.unpack_from(meta, _META_TAIL_AT)
+            newest = max(newest, (transaction, last_page))
+    if newest[0] < 0:
+        raise PoolFormatError(f"{data} is not an LMDB file; this is not a bockd pool")
+    needed = (newest[1] + 1) * _PAGE_BYTES
+    if size < needed:
+        raise DamagedError(
+            f"{data} is truncated: it has {size} bytes and needs {needed}; "
+            "restore it from a backup before starting again"
+        )
+
+
+def _translate(error: lmdb.Error, data: Path) -> Exception:
+    """LMDB's error in our terms."""
+    text = str(error)
+    if isinstance(error, lmdb.MapFullError) or "No space left" in text or "quota" in text.lower():
+        return NoSpaceError(f"the file system of {data} is full; free some space and try again")
+    if isinstance(error, lmdb.VersionMismatchError):
+        return PoolFormatError(f"{data} was written by another LMDB format: {text}")
+    return DamagedError(f"the index {data} cannot be used: {text}")

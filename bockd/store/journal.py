@@ -1,0 +1,197 @@
+"""A volume's journal: map changes that the index does not have yet.
+
+A segment file is one header page and `SEGMENT_RECORDS` records of 32 bytes, written full of zeros
+when it is made, so that neither a full disk nor file-system metadata stands in the way of an
+append. All numbers little-endian:
+
+    header   magic:8s | format:u32 | number:u32 | volume:u64 | generation:u64 | first:u64
+             | boot_id:36s | crc:u32
+    record   crc:u32 | kind:u32 | sequence:u64 | start:u64 | count:u64
+
+`first` is the sequence of the segment's first record; sequences count up by one through the
+segments of a generation. A record's CRC-32 covers its 28 bytes, seeded with volume, generation and
+segment number, so a record left over from another life never verifies. Kinds:
+
+    REDIRECT  blocks start..start+count-1 are now in the head
+    HOLE      blocks start..start+count-1 are now holes
+    BARRIER   every write up to sequence `start` is on disk, data and records
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+import zlib
+from dataclasses import dataclass
+from enum import IntEnum
+
+from bockd.errors import DamagedError
+from bockd.model import MIB, VolumeId
+from bockd.store.layout import JournalName, Layout, sync_directory
+
+SEGMENT_BYTES = 1 * MIB
+"""32,640 changes between checkpoints: enough that their index work is done in bulk, little enough
+that recovery replays them in a moment and the leaves they pin stay in tens of MiB."""
+
+HEADER_BYTES = 4096
+_MAGIC = b"bockdjnl"
+_FORMAT = 1
+_HEADER = struct.Struct("<8sIIQQQ36s")
+_CRC = struct.Struct("<I")
+_RECORD = struct.Struct("<IIQQQ")
+_BODY = struct.Struct("<IQQQ")
+_SEED = struct.Struct("<QQI")
+RECORD_BYTES = _RECORD.size
+SEGMENT_RECORDS = (SEGMENT_BYTES - HEADER_BYTES) // RECORD_BYTES
+BOOT_ID_PATH = "/proc/sys/kernel/random/boot_id"
+
+
+class Kind(IntEnum):
+    """What a record says."""
+
+    REDIRECT = 1
+    HOLE = 2
+    BARRIER = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A verified record. For a barrier `start` is the sequence it covers and `count` is 0."""
+
+    sequence: int
+    kind: Kind
+    start: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentContents:
+    """What a segment file holds: its header, and its records up to the first that fails."""
+
+    name: JournalName
+    first: int
+    boot_id: str
+    changes: tuple[Change, ...]
+
+    @property
+    def last(self) -> int:
+        """Sequence of the last verified record; `first - 1` when there is none."""
+        return self.first - 1 + len(self.changes)
+
+
+def boot_id() -> str:
+    """The kernel's random name for the time since it booted: 36 characters."""
+    with open(BOOT_ID_PATH, encoding="ascii") as file:
+        return file.read().strip()
+
+
+def _seed(name: JournalName) -> int:
+    return zlib.crc32(_SEED.pack(name.volume, name.generation, name.number))
+
+
+class JournalSegment:
+    """A segment open for appending. `append` is for the owner thread, `sync` for any."""
+
+    def __init__(self, name: JournalName, fd: int, first: int) -> None:
+        self.name = name
+        self.first = first
+        self.next_sequence = first
+        self._fd = fd
+        self._seed = _seed(name)
+
+    @classmethod
+    def create(cls, layout: Layout, name: JournalName, first: int, boot: str) -> JournalSegment:
+        """Write a new segment in full, durably. OSError."""
+        path = layout.journal_segment(name)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            header = _HEADER.pack(
+                _MAGIC, _FORMAT, name.number, name.volume, name.generation, first, boot.encode()
+            )
+            header += _CRC.pack(zlib.crc32(header))
+            image = header + bytes(SEGMENT_BYTES - len(header))
+            written = 0
+            while written < len(image):
+                written += os.pwrite(fd, image[written:], written)
+            os.fsync(fd)
+            sync_directory(layout.journal)
+        except BaseException:
+            os.close(fd)
+            os.unlink(path)
+            raise
+        return cls(name, fd, first)
+
+    @property
+    def free(self) -> int:
+        """Records that still fit."""
+        return SEGMENT_RECORDS - (self.next_sequence - self.first)
+
+    @property
+    def last_sequence(self) -> int:
+        return self.next_sequence - 1
+
+    def append(self, changes: list[tuple[Kind, int, int]]) -> None:
+        """Append (kind, start, count) records with one write. OSError: none of them counts, and
+        the segment must not be appended to again."""
+        assert len(changes) <= self.free
+        seed, sequence = self._seed, self.next_sequence
+        records = []
+        for kind, start, count in changes:
+            body = _BODY.pack(kind, sequence, start, count)
+            records.append(_CRC.pack(zlib.crc32(body, seed)))
+            records.append(body)
+            sequence += 1
+        data = b"".join(records)
+        at = HEADER_BYTES + (self.next_sequence - self.first) * RECORD_BYTES
+        written = os.pwrite(self._fd, data, at)
+        if written != len(data):
+            raise OSError(errno.EIO, "short write to a preallocated journal")
+        self.next_sequence = sequence
+
+    def sync(self) -> None:
+        """fdatasync. OSError."""
+        os.fdatasync(self._fd)
+
+    def close(self) -> None:
+        os.close(self._fd)
+        self._fd = -1
+
+
+def read_segment(layout: Layout, name: JournalName) -> SegmentContents:
+    """Read and verify a segment. DamagedError when its header is not what its name says."""
+    with open(layout.journal_segment(name), "rb") as file:
+        image = file.read(SEGMENT_BYTES)
+    fields = image[: _HEADER.size]
+    checksum = image[_HEADER.size : _HEADER.size + 4]
+    if len(checksum) < 4 or _CRC.unpack(checksum)[0] != zlib.crc32(fields):
+        raise DamagedError(f"journal segment {layout.journal_segment(name)} has a broken header")
+    magic, form, number, volume, generation, first, boot = _HEADER.unpack(fields)
+    expected = (_MAGIC, _FORMAT, name.number, name.volume, name.generation)
+    if (magic, form, number, volume, generation) != expected:
+        raise DamagedError(
+            f"journal segment {layout.journal_segment(name)} belongs to another volume or version"
+        )
+    changes = _verified(image[HEADER_BYTES:], _seed(name), first)
+    return SegmentContents(name, first, boot.decode("ascii"), changes)
+
+
+def _verified(records: bytes, seed: int, first: int) -> tuple[Change, ...]:
+    """Records from the start, up to the first that does not verify or is out of order."""
+    changes = []
+    usable = len(records) // RECORD_BYTES * RECORD_BYTES
+    view = memoryview(records)[:usable]
+    for at, (checksum, kind, sequence, start, count) in zip(
+        range(4, usable + 4, RECORD_BYTES), _RECORD.iter_unpack(view), strict=True
+    ):
+        if kind == 0 or checksum != zlib.crc32(view[at : at + 28], seed):
+            break
+        if sequence != first + len(changes) or kind > Kind.BARRIER:
+            break
+        changes.append(Change(sequence, Kind(kind), start, count))
+    return tuple(changes)
+
+
+def last_barrier(changes: tuple[Change, ...]) -> int:
+    """The sequence covered by the last barrier; 0 when there is none."""
+    return max((c.start for c in changes if c.kind is Kind.BARRIER), default=0)

@@ -1,0 +1,272 @@
+"""A layer: a sparse file that holds some blocks of a volume, each at its own offset.
+
+ext4 files end 4 KiB short of 16 TiB, so a layer is a sequence of segment files of at most 8 TiB.
+A layer knows nothing of maps: which of its bytes mean anything, the map decides.
+
+The head of a volume is written and synced through the one descriptor opened here and never
+closed while it has unsynced writes: a failed write-back is reported once, to those descriptors
+that were open, and must not be missed (`Volume` treats it as final).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import NoReturn
+
+from bockd.errors import DamagedError
+from bockd.model import KIB, TIB, LayerId
+from bockd.store.layout import Layout, sync_directory
+
+SEGMENT_BYTES = 8 * TIB
+"""Half of what ext4 allows, so that two segments hold the largest volume."""
+
+WRITE_PIECE_BYTES = 64 * KIB
+"""Larger writes build large page-cache folios, which make every later 4 KiB overwrite of them
+several times dearer on ext4."""
+
+_PUNCH_FLAGS = 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE (linux/falloc.h)
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+_libc.fallocate.restype = ctypes.c_int
+
+
+class Layer:
+    """The open files of one layer. Offsets and lengths are in bytes of the whole layer."""
+
+    def __init__(self, layer_id: LayerId, descriptors: list[int], *, nowait: bool) -> None:
+        self.id = layer_id
+        self.descriptors = descriptors
+        self.nowait_flag = os.RWF_NOWAIT if nowait else 0
+        """For preadv: fail rather than wait for the disk; 0 where the file system cannot."""
+
+    @classmethod
+    def open(cls, layout: Layout, layer_id: LayerId, size_bytes: int, *, writable: bool) -> Layer:
+        """Open all segments. DamagedError if one is missing or shorter than `size_bytes` needs."""
+        descriptors: list[int] = []
+        try:
+            for number, needed in enumerate(segment_sizes(size_bytes)):
+                path = layout.layer_segment(layer_id, number)
+                flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC
+                fd = _open_segment(path, flags)
+                descriptors.append(fd)
+                _refuse_short(path, os.fstat(fd).st_size, needed)
+                # Requests are random; reading ahead and large folios only cost.
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+        except BaseException:
+            _close_all(descriptors)
+            raise
+        return cls(layer_id, descriptors, nowait=_supports_nowait(descriptors[0]))
+
+    def close(self) -> None:
+        """Close the files; the layer is of no further use."""
+        descriptors, self.descriptors = self.descriptors, []
+        _close_all(descriptors)
+
+    def read(self, offset: int, into: memoryview) -> None:
+        """Fill `into`, waiting for the disk if need be. OSError; DamagedError at end of file."""
+        for fd, position, piece in self._pieces(offset, into):
+            done = 0
+            while done < len(piece):
+                count = os.preadv(fd, (piece[done:],), position + done)
+                if count == 0:
+                    raise DamagedError(f"layer {self.id} ends before byte {offset + done}")
+                done += count
+
+    def try_read(self, offset: int, into: memoryview) -> bool:
+        """Fill `into` from the page cache alone; False when some of it is not there."""
+        try:
+            for fd, position, piece in self._pieces(offset, into):
+                if os.preadv(fd, (piece,), position, self.nowait_flag) != len(piece):
+                    return False
+        except BlockingIOError:
+            return False
+        return True
+
+    def write(self, offset: int, parts: list[bytes | memoryview]) -> None:
+        """Write `parts` one after another from `offset` on. OSError (ENOSPC, EIO)."""
+        for part in parts:
+            view = memoryview(part)
+            for fd, position, piece in self._pieces(offset, view):
+                done = 0
+                while done < len(piece):
+                    end = min(done + WRITE_PIECE_BYTES, len(piece))
+                    done += os.pwrite(fd, piece[done:end], position + done)
+            offset += len(view)
+
+    def sync(self) -> None:
+        """fdatasync every segment. OSError: what was not yet on disk may be lost."""
+        for fd in self.descriptors:
+            os.fdatasync(fd)
+
+    def grow(self, layout: Layout, size_bytes: int) -> None:
+        """Extend to `size_bytes`, adding segments as needed, durably. Never shrinks."""
+        for number, needed in enumerate(segment_sizes(size_bytes)):
+            if number == len(self.descriptors):
+                path = layout.layer_segment(self.id, number)
+                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+                self.descriptors.append(fd)
+            fd = self.descriptors[number]
+            if os.fstat(fd).st_size < needed:
+                os.ftruncate(fd, needed)
+                os.fsync(fd)
+        sync_directory(layout.layers)
+
+    def punch(self, offset: int, length: int) -> None:
+        """Give a range back to the file system; it reads as zeros. Where the file system cannot,
+        nothing happens: no map reaches the range, so only space is lost."""
+        end = offset + length
+        while offset < end:
+            number, position = divmod(offset, SEGMENT_BYTES)
+            count = min(end - offset, SEGMENT_BYTES - position)
+            fd = self.descriptors[number]
+            if _libc.fallocate(fd, _PUNCH_FLAGS, position, count) != 0:
+                code = ctypes.get_errno()
+                if code not in (errno.EOPNOTSUPP, errno.ENOSYS):
+                    raise OSError(code, os.strerror(code))
+            offset += count
+
+    def data_ranges(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        """Allocated ranges as (start, end) within offset..offset+length (SEEK_DATA)."""
+        end = offset + length
+        while offset < end:
+            number, position = divmod(offset, SEGMENT_BYTES)
+            base = number * SEGMENT_BYTES
+            fd = self.descriptors[number]
+            try:
+                start = base + os.lseek(fd, position, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    raise
+                offset = base + SEGMENT_BYTES
+                continue
+            if start >= end:
+                return
+            stop = base + os.lseek(fd, start - base, os.SEEK_HOLE)
+            yield start, min(stop, end)
+            offset = stop if stop - base < os.fstat(fd).st_size else base + SEGMENT_BYTES
+
+    def is_empty(self) -> bool:
+        """True when nothing is allocated."""
+        return next(self.data_ranges(0, len(self.descriptors) * SEGMENT_BYTES), None) is None
+
+    def prefetch(self, offset: int, length: int) -> None:
+        """Ask the kernel to read a range ahead."""
+        end = offset + length
+        while offset < end:
+            number, position = divmod(offset, SEGMENT_BYTES)
+            count = min(end - offset, SEGMENT_BYTES - position)
+            os.posix_fadvise(self.descriptors[number], position, count, os.POSIX_FADV_WILLNEED)
+            offset += count
+
+    def _pieces(self, offset: int, view: memoryview) -> Iterator[tuple[int, int, memoryview]]:
+        number, position = divmod(offset, SEGMENT_BYTES)
+        while len(view):
+            count = min(len(view), SEGMENT_BYTES - position)
+            yield self.descriptors[number], position, view[:count]
+            view = view[count:]
+            number, position = number + 1, 0
+
+
+def segment_sizes(size_bytes: int) -> list[int]:
+    """The sizes of the segment files of a layer, in order."""
+    full, rest = divmod(size_bytes, SEGMENT_BYTES)
+    return [SEGMENT_BYTES] * full + ([rest] if rest else [])
+
+
+def create_layer(layout: Layout, layer_id: LayerId, size_bytes: int) -> None:
+    """Make the files of an empty layer, durably. They are named by nobody yet.
+
+    A file that is there already is the remains of a creation that no transaction followed; it is
+    taken over if it is empty, and DamagedError if it holds data (an index older than its files).
+    """
+    descriptors: list[int] = []
+    try:
+        for number, size in enumerate(segment_sizes(size_bytes)):
+            path = layout.layer_segment(layer_id, number)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptors.append(fd)
+            os.ftruncate(fd, size)
+        if not Layer(layer_id, descriptors, nowait=False).is_empty():
+            _refuse_foreign_data(layout, layer_id)
+        for fd in descriptors:
+            os.fsync(fd)
+    finally:
+        _close_all(descriptors)
+    sync_directory(layout.layers)
+
+
+def _refuse_foreign_data(layout: Layout, layer_id: LayerId) -> NoReturn:
+    raise DamagedError(
+        f"{layout.layer_segment(layer_id, 0)} holds data, but the index does not know it: "
+        "the index is older than the layers; restore both from the same backup"
+    )
+
+
+def unlink_layer(layout: Layout, layer_id: LayerId) -> None:
+    """Remove the files of a layer that the index has forgotten; repeating it does no harm."""
+    number = 0
+    while True:
+        try:
+            os.unlink(layout.layer_segment(layer_id, number))
+        except FileNotFoundError:
+            if number:
+                return
+        number += 1
+        if number > 2:
+            return
+
+
+def verify_layer(layout: Layout, layer_id: LayerId, size_bytes: int) -> None:
+    """Raise DamagedError if a segment file is missing or too short; without opening any."""
+    for number, needed in enumerate(segment_sizes(size_bytes)):
+        path = layout.layer_segment(layer_id, number)
+        try:
+            found = os.stat(path).st_size
+        except FileNotFoundError:
+            raise _missing(path) from None
+        _refuse_short(path, found, needed)
+
+
+def _open_segment(path: Path, flags: int) -> int:
+    try:
+        return os.open(path, flags)
+    except FileNotFoundError:
+        raise _missing(path) from None
+
+
+def _missing(path: Path) -> DamagedError:
+    return DamagedError(f"layer file {path} is missing; put it back, or delete what needs it")
+
+
+def _refuse_short(path: Path, found: int, needed: int) -> None:
+    if found < needed:
+        raise DamagedError(
+            f"layer file {path} is truncated: it has {found} bytes and needs {needed}; "
+            "restore it, or delete what needs it"
+        )
+
+
+def _supports_nowait(fd: int) -> bool:
+    """Whether preadv accepts RWF_NOWAIT here (ext4, xfs and btrfs do, tmpfs does not)."""
+    try:
+        os.preadv(fd, (bytearray(1),), 0, os.RWF_NOWAIT)
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):
+            return False
+        raise
+    return True
+
+
+def _close_all(descriptors: list[int]) -> None:
+    for fd in descriptors:
+        with suppress(OSError):
+            os.close(fd)

@@ -1,0 +1,125 @@
+"""Where each thing of a pool lives in its directory, and how a file becomes durable.
+
+    POOL/
+      index/            LMDB: the only authority on what exists
+      layers/<id>.<n>   segment n of a layer (bockd.store.layer)
+      journal/<v>.<g>.<n>   segment n of generation g of volume v's journal (bockd.store.journal)
+      journal/discarded/    records that recovery could not use, kept for inspection
+      locks/            empty files, locked with flock and never removed (bockd.store.locks)
+      ballast           space given up when the disk is full (bockd.store.ballast)
+
+Rule for every file: create, size and sync it and its directory before the transaction that names
+it; unlink it after the transaction that forgets it. Ids are never used twice.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from bockd.model import LayerId, SnapshotId, VolumeId
+
+_JOURNAL_NAME = re.compile(r"(\d+)\.(\d+)\.(\d+)")
+_LAYER_NAME = re.compile(r"(\d+)\.(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class JournalName:
+    """The parts of a journal segment's file name."""
+
+    volume: VolumeId
+    generation: int
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Paths below one pool directory."""
+
+    root: Path
+
+    @property
+    def index(self) -> Path:
+        return self.root / "index"
+
+    @property
+    def layers(self) -> Path:
+        return self.root / "layers"
+
+    @property
+    def journal(self) -> Path:
+        return self.root / "journal"
+
+    @property
+    def discarded(self) -> Path:
+        return self.journal / "discarded"
+
+    @property
+    def locks(self) -> Path:
+        return self.root / "locks"
+
+    @property
+    def ballast(self) -> Path:
+        return self.root / "ballast"
+
+    @property
+    def pool_lock(self) -> Path:
+        return self.locks / "pool"
+
+    def volume_lock(self, volume: VolumeId) -> Path:
+        return self.locks / f"volume-{volume}"
+
+    def snapshot_lock(self, snapshot: SnapshotId) -> Path:
+        return self.locks / f"snapshot-{snapshot}"
+
+    def layer_segment(self, layer: LayerId, number: int) -> Path:
+        return self.layers / f"{layer}.{number}"
+
+    def journal_segment(self, name: JournalName) -> Path:
+        return self.journal / f"{name.volume}.{name.generation}.{name.number}"
+
+    def journal_segments(self) -> list[JournalName]:
+        """All journal segments on disk, in order."""
+        found = [
+            JournalName(VolumeId(int(m[1])), int(m[2]), int(m[3]))
+            for entry in os.listdir(self.journal)
+            if (m := _JOURNAL_NAME.fullmatch(entry))
+        ]
+        return sorted(found, key=lambda n: (n.volume, n.generation, n.number))
+
+    def journal_segments_of(self, volume: VolumeId, generation: int) -> list[JournalName]:
+        """The segments of one generation of one volume, in order. At most two, so they are
+        looked for by name; numbers only grow, so a listing finds where they start."""
+        return [
+            n for n in self.journal_segments() if (n.volume, n.generation) == (volume, generation)
+        ]
+
+    def layer_segments(self) -> list[tuple[LayerId, int]]:
+        """All layer segments on disk, as (layer, number), in order."""
+        return sorted(
+            (LayerId(int(m[1])), int(m[2]))
+            for entry in os.listdir(self.layers)
+            if (m := _LAYER_NAME.fullmatch(entry))
+        )
+
+    def directories(self) -> tuple[Path, ...]:
+        return (self.root, self.index, self.layers, self.journal, self.discarded, self.locks)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the directory's entries durable. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def unlink_if_present(path: Path) -> None:
+    """Remove a file that a transaction has forgotten; an earlier attempt may have succeeded."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
