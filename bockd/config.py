@@ -1,4 +1,4 @@
-"""Where things are and where the daemon listens: defaults, and the environment that overrides them."""
+"""Where things are and where the daemon listens; the environment overrides the defaults."""
 
 from __future__ import annotations
 

@@ -69,14 +69,14 @@ class NotSupportedError(BockdError):
 
 
 class VolumeFailedError(BockdError):
-    """A sync of the volume failed, so its state on disk is unknown; it stays refused until reopened."""
+    """A sync failed, so what is on disk is unknown; the volume is refused until reopened."""
 
     code = "volume-failed"
     errno = errno.EIO
 
 
 class DamagedError(BockdError):
-    """Something on disk is missing, truncated, or fails its checksum; it is refused, never guessed."""
+    """Something on disk is missing, truncated or fails its checksum: refused, never guessed."""
 
     code = "damaged"
     errno = errno.EIO

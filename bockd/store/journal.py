@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from bockd.errors import DamagedError
-from bockd.model import MIB, VolumeId
+from bockd.model import MIB
 from bockd.store.layout import JournalName, Layout, sync_directory
 
 SEGMENT_BYTES = 1 * MIB
@@ -178,7 +178,7 @@ def read_segment(layout: Layout, name: JournalName) -> SegmentContents:
 
 def _verified(records: bytes, seed: int, first: int) -> tuple[Change, ...]:
     """Records from the start, up to the first that does not verify or is out of order."""
-    changes = []
+    changes: list[Change] = []
     usable = len(records) // RECORD_BYTES * RECORD_BYTES
     view = memoryview(records)[:usable]
     for at, (checksum, kind, sequence, start, count) in zip(

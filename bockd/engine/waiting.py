@@ -1,0 +1,139 @@
+"""Waiting inside the engine: a mutex, a gate and locks on block ranges, in steps.
+
+All state is touched on the owner thread only, between two steps, so nothing here is atomic in the
+processor's sense and nothing needs to be. Waiters are served in order of arrival.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from bockd.steps import Signal, Steps
+
+
+class Mutex:
+    """One holder at a time. `yield from mutex.acquire()`, then `release()` in a finally."""
+
+    def __init__(self) -> None:
+        self._held = False
+        self._queue: deque[Signal] = deque()
+
+    @property
+    def held(self) -> bool:
+        return self._held
+
+    def acquire(self) -> Steps[None]:
+        """Wait for the mutex. It is handed over, never free for a moment in between."""
+        if not self._held:
+            self._held = True
+            return
+        turn = Signal()
+        self._queue.append(turn)
+        try:
+            yield turn
+        except BaseException:
+            if turn.fired:
+                self.release()
+            else:
+                self._queue.remove(turn)
+            raise
+
+    def release(self) -> None:
+        """Hand the mutex to the next in line."""
+        assert self._held
+        if self._queue:
+            self._queue.popleft().fire()
+        else:
+            self._held = False
+
+
+class Gate:
+    """Lets operations through until it is closed; closing waits for those inside.
+
+    A snapshot closes its volume's gate for the moment in which the head changes.
+    """
+
+    def __init__(self) -> None:
+        self.closed = False
+        self._inside = 0
+        self._opened = Signal()
+        self._empty = Signal()
+
+    @property
+    def inside(self) -> int:
+        """Operations that entered and have not left."""
+        return self._inside
+
+    def enter(self) -> Steps[None]:
+        """Wait until the gate is open, and go in; `leave` in a finally."""
+        while self.closed:
+            yield self._opened
+        self._inside += 1
+
+    def leave(self) -> None:
+        self._inside -= 1
+        if self._inside == 0 and self.closed:
+            self._empty.fire()
+
+    def close(self) -> Steps[None]:
+        """Let nobody in any more, and wait until nobody is inside."""
+        assert not self.closed
+        self.closed = True
+        self._opened = Signal()
+        if self._inside:
+            self._empty = Signal()
+            yield self._empty
+
+    def open(self) -> None:
+        """Let everybody in again."""
+        self.closed = False
+        self._opened.fire()
+
+
+@dataclass(eq=False)
+class HeldRange:
+    """Blocks first..end-1, held until `RangeLocks.release`."""
+
+    first: int
+    end: int
+    released: Signal = field(default_factory=Signal)
+
+    def overlaps(self, first: int, end: int) -> bool:
+        return self.first < end and first < self.end
+
+
+class RangeLocks:
+    """Exclusive locks on block ranges, for operations that span steps.
+
+    An operation that runs without a step in between needs none: it only asks `busy`. Ranges are
+    few (threads at work), so a list is searched. A waiter that arrived earlier comes first, which
+    keeps a large trim from starving behind small writes.
+    """
+
+    def __init__(self) -> None:
+        self._held: list[HeldRange] = []
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def busy(self, first: int, end: int) -> bool:
+        """True when somebody holds or waits for some of these blocks."""
+        return any(held.overlaps(first, end) for held in self._held)
+
+    def acquire(self, first: int, end: int) -> Steps[HeldRange]:
+        """Wait for the blocks and hold them."""
+        mine = HeldRange(first, end)
+        earlier = [held for held in self._held if held.overlaps(first, end)]
+        self._held.append(mine)
+        try:
+            for held in earlier:
+                yield held.released
+        except BaseException:
+            self.release(mine)
+            raise
+        return mine
+
+    def release(self, held: HeldRange) -> None:
+        self._held.remove(held)
+        held.released.fire()
