@@ -1,0 +1,1 @@
+"""The REST door: HTTP in, calls of `bockd.control.Control` out; it decides nothing."""

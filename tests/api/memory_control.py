@@ -1,0 +1,267 @@
+"""A `Control` that keeps its catalogue in memory and each volume as one sparse file.
+
+It follows the interface to the letter (ids, names, sizes, conflicts, in-use), so that the doors can
+be tested without an engine. `exports/` holds one file for each volume and snapshot, which a plain
+NBD server can serve; snapshots and clones are copies.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import quote
+
+import bockd
+from bockd.control import (
+    CheckReport,
+    DaemonInfo,
+    SnapshotInfo,
+    Space,
+    VolumeInfo,
+    VolumeStatistics,
+)
+from bockd.errors import ConflictError, InUseError, InvalidRequestError, NotFoundError
+from bockd.model import NodeKind, SnapshotId, VolumeId, check_name, check_volume_size
+
+Connections = Callable[[NodeKind, int], int]
+
+
+def nobody(_: NodeKind, __: int) -> int:
+    """No client is connected to anything."""
+    return 0
+
+
+class MemoryControl:
+    """See the module. `connections` tells how many clients an export has."""
+
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        connections: Connections = nobody,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.data_dir = data_dir
+        self.exports = data_dir / "exports"
+        self.exports.mkdir()
+        self.problems: tuple[str, ...] = ()
+        self._connections = connections
+        self._clock = clock
+        self._last_id = 0
+        self._volumes: dict[int, VolumeInfo] = {}
+        self._snapshots: dict[int, SnapshotInfo] = {}
+
+    async def info(self) -> DaemonInfo:
+        return DaemonInfo(
+            version=bockd.__version__,
+            data_dir=str(self.data_dir),
+            nbd_socket=str(self.data_dir / "nbd.sock"),
+            nbd_listen=None,
+            volumes=len(self._volumes),
+            snapshots=len(self._snapshots),
+        )
+
+    async def list_volumes(self) -> list[VolumeInfo]:
+        return [self._volume_now(volume) for volume in self._volumes.values()]
+
+    async def show_volume(self, ref: str) -> VolumeInfo:
+        return self._volume_now(self._find_volume(ref))
+
+    async def create_volume(
+        self, name: str, size_bytes: int | None, from_snapshot: str | None
+    ) -> VolumeInfo:
+        self._check_new_name(NodeKind.VOLUME, name)
+        origin = None if from_snapshot is None else self._find_snapshot(from_snapshot)
+        if size_bytes is None:
+            if origin is None:
+                raise InvalidRequestError("a blank volume needs a size")
+            size_bytes = origin.size_bytes
+        check_volume_size(size_bytes)
+        if origin is not None and size_bytes < origin.size_bytes:
+            raise InvalidRequestError(
+                f"size {size_bytes} is smaller than the snapshot's {origin.size_bytes}"
+            )
+        volume_id = self._next_id()
+        path = self._path(NodeKind.VOLUME, volume_id)
+        if origin is None:
+            path.touch()
+        else:
+            copy_sparse(self._path(NodeKind.SNAPSHOT, origin.id), path)
+        os.truncate(path, size_bytes)
+        self._volumes[volume_id] = VolumeInfo(
+            id=VolumeId(volume_id),
+            name=name,
+            size_bytes=size_bytes,
+            status="available",
+            created_at=self._clock(),
+            from_snapshot=None if origin is None else origin.id,
+            connections=0,
+            uri=self._uri(NodeKind.VOLUME, volume_id),
+        )
+        return self._volumes[volume_id]
+
+    async def extend_volume(self, ref: str, size_bytes: int) -> VolumeInfo:
+        volume = self._find_volume(ref)
+        check_volume_size(size_bytes)
+        if size_bytes < volume.size_bytes:
+            raise InvalidRequestError(
+                f"volume {volume.name} has {volume.size_bytes} bytes: it can only grow"
+            )
+        os.truncate(self._path(NodeKind.VOLUME, volume.id), size_bytes)
+        self._volumes[volume.id] = dataclasses.replace(volume, size_bytes=size_bytes)
+        return self._volume_now(self._volumes[volume.id])
+
+    async def delete_volume(self, ref: str) -> None:
+        volume = self._find_volume(ref)
+        self._refuse_in_use(NodeKind.VOLUME, volume.id, volume.name)
+        del self._volumes[volume.id]
+        self._path(NodeKind.VOLUME, volume.id).unlink()
+
+    async def list_snapshots(self, volume: str | None) -> list[SnapshotInfo]:
+        wanted = None if volume is None else self._find_volume(volume).id
+        return [
+            self._snapshot_now(snapshot)
+            for snapshot in self._snapshots.values()
+            if wanted is None or snapshot.volume == wanted
+        ]
+
+    async def show_snapshot(self, ref: str) -> SnapshotInfo:
+        return self._snapshot_now(self._find_snapshot(ref))
+
+    async def create_snapshot(self, volume: str, name: str) -> SnapshotInfo:
+        origin = self._find_volume(volume)
+        self._check_new_name(NodeKind.SNAPSHOT, name)
+        snapshot_id = self._next_id()
+        copy_sparse(
+            self._path(NodeKind.VOLUME, origin.id), self._path(NodeKind.SNAPSHOT, snapshot_id)
+        )
+        self._snapshots[snapshot_id] = SnapshotInfo(
+            id=SnapshotId(snapshot_id),
+            name=name,
+            volume=origin.id,
+            size_bytes=origin.size_bytes,
+            created_at=self._clock(),
+            connections=0,
+            uri=self._uri(NodeKind.SNAPSHOT, snapshot_id),
+        )
+        return self._snapshots[snapshot_id]
+
+    async def delete_snapshot(self, ref: str) -> None:
+        snapshot = self._find_snapshot(ref)
+        self._refuse_in_use(NodeKind.SNAPSHOT, snapshot.id, snapshot.name)
+        del self._snapshots[snapshot.id]
+        self._path(NodeKind.SNAPSHOT, snapshot.id).unlink()
+
+    async def revert_volume(self, snapshot: str) -> VolumeInfo:
+        found = self._find_snapshot(snapshot)
+        volume = self._find_volume(str(found.volume))
+        self._refuse_in_use(NodeKind.VOLUME, volume.id, volume.name)
+        path = self._path(NodeKind.VOLUME, volume.id)
+        copy_sparse(self._path(NodeKind.SNAPSHOT, found.id), path)
+        os.truncate(path, volume.size_bytes)
+        return self._volume_now(volume)
+
+    async def space(self, kind: NodeKind, ref: str) -> Space:
+        node = self._find_volume(ref) if kind is NodeKind.VOLUME else self._find_snapshot(ref)
+        used = self._path(kind, node.id).stat().st_blocks * 512
+        return Space(exclusive_bytes=used, shared_bytes=0)
+
+    async def statistics(self) -> list[VolumeStatistics]:
+        """Invented counters for each volume that has a client."""
+        return [
+            VolumeStatistics(
+                id=volume.id,
+                name=volume.name,
+                kind=NodeKind.VOLUME,
+                connections=volume.connections,
+                reads=1000,
+                read_bytes=4096000,
+                writes=500,
+                written_bytes=2048000,
+                flushes=3,
+                trims=2,
+                errors=0,
+                latency_p50_us=41.5,
+                latency_p99_us=250.0,
+                latency_p999_us=1900.0,
+            )
+            for volume in await self.list_volumes()
+            if volume.connections
+        ]
+
+    async def check(self) -> CheckReport:
+        return CheckReport(
+            clean=not self.problems,
+            problems=self.problems,
+            repaired=(),
+            volumes=len(self._volumes),
+            snapshots=len(self._snapshots),
+            layers=len(self._volumes) + len(self._snapshots),
+            leaves=0,
+            stray_blocks=0,
+            pending_reclaim=0,
+        )
+
+    def _next_id(self) -> int:
+        self._last_id += 1
+        return self._last_id
+
+    def _path(self, kind: NodeKind, node_id: int) -> Path:
+        return self.exports / f"{kind.value}-{node_id}"
+
+    def _uri(self, kind: NodeKind, node_id: int) -> str:
+        socket = quote(str(self.data_dir / "nbd.sock"), safe="/")
+        return f"nbd+unix:///{kind.value}-{node_id}?socket={socket}"
+
+    def _find_volume(self, ref: str) -> VolumeInfo:
+        for volume in self._volumes.values():
+            if ref in (str(volume.id), volume.name):
+                return volume
+        raise NotFoundError(f"no volume {ref}")
+
+    def _find_snapshot(self, ref: str) -> SnapshotInfo:
+        for snapshot in self._snapshots.values():
+            if ref in (str(snapshot.id), snapshot.name):
+                return snapshot
+        raise NotFoundError(f"no snapshot {ref}")
+
+    def _check_new_name(self, kind: NodeKind, name: str) -> None:
+        check_name(name)
+        nodes = self._volumes if kind is NodeKind.VOLUME else self._snapshots
+        if any(node.name == name for node in nodes.values()):
+            raise ConflictError(f"a {kind.value} named {name} exists: choose another name")
+
+    def _volume_now(self, volume: VolumeInfo) -> VolumeInfo:
+        count = self._connections(NodeKind.VOLUME, volume.id)
+        return dataclasses.replace(
+            volume, connections=count, status="in-use" if count else "available"
+        )
+
+    def _snapshot_now(self, snapshot: SnapshotInfo) -> SnapshotInfo:
+        return dataclasses.replace(
+            snapshot, connections=self._connections(NodeKind.SNAPSHOT, snapshot.id)
+        )
+
+    def _refuse_in_use(self, kind: NodeKind, node_id: int, name: str) -> None:
+        if self._connections(kind, node_id):
+            raise InUseError(f"{kind.value} {name} is in use: disconnect its clients first")
+
+
+def copy_sparse(source: Path, target: Path) -> None:
+    """Copy the data of `source` into `target`, holes as holes."""
+    with source.open("rb") as reader, target.open("wb") as writer:
+        end = os.fstat(reader.fileno()).st_size
+        os.ftruncate(writer.fileno(), end)
+        position = 0
+        while position < end:
+            try:
+                start = os.lseek(reader.fileno(), position, os.SEEK_DATA)
+            except OSError:
+                return
+            position = os.lseek(reader.fileno(), start, os.SEEK_HOLE)
+            os.lseek(writer.fileno(), start, os.SEEK_SET)
+            while start < position:
+                start += os.sendfile(writer.fileno(), reader.fileno(), start, position - start)
