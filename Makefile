@@ -33,5 +33,5 @@ lock: setup-run ## write requirements.lock from pyproject.toml (ARGS=--upgrade f
 	@.setup/lock $(ARGS)
 
 clean: ## remove what set-up and the tools made here; never touches a pool
-	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build
+	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
