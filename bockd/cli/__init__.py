@@ -1,0 +1,1 @@
+"""The command lines: `bockd` (the daemon and offline work) and `bock` (its client)."""

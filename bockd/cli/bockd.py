@@ -1,0 +1,90 @@
+"""`bockd`: the daemon itself, and work on a pool that needs no daemon."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+import bockd
+from bockd.cli.client import ControlClient
+from bockd.cli.failure import Program
+from bockd.cli.output import json_option, print_json
+from bockd.config import load_settings
+from bockd.control import CheckReport
+from bockd.errors import InUseError, UnavailableError
+
+
+@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(bockd.__version__, prog_name="bockd")
+def main() -> None:
+    """Serve copy-on-write volumes over NBD.
+
+    \b
+    BOCKD_DATA         where the pool and the sockets are
+    BOCKD_NBD_LISTEN   HOST:PORT for NBD over TCP, or none (127.0.0.1:10809)
+    BOCKD_API_LISTEN   HOST:PORT for the API over TCP, or none (127.0.0.1:8776)
+    """
+
+
+@main.command()
+def serve() -> None:
+    """Run the daemon until SIGTERM or Ctrl-C."""
+    from bockd.daemon import run
+
+    run(load_settings())
+
+
+@main.command()
+@click.argument("pool", required=False, type=click.Path(path_type=Path, file_okay=False))
+@click.option("--repair", is_flag=True, help="Mend what can be mended; the daemon must be stopped.")
+@json_option
+def check(pool: Path | None, repair: bool, as_json: bool) -> None:
+    """Walk everything in POOL and prove that it fits together.
+
+    POOL is a data directory; without it, the one that the daemon would use. While a daemon serves
+    the pool, it does the walk. Exit status 0: clean, 1: problems.
+
+    \b
+    bockd check
+    bockd check /var/lib/bockd --json
+    """
+    path = (pool or load_settings().data_dir).absolute()
+    report = check_anywhere(path, repair=repair)
+    if as_json:
+        print_json(report)
+    else:
+        print_report(path, report)
+    sys.exit(0 if report.clean else 1)
+
+
+def check_anywhere(path: Path, *, repair: bool) -> CheckReport:
+    """Check the pool here, or by the daemon that has it."""
+    from bockd.engine.check import check_pool
+
+    try:
+        return check_pool(path, repair=repair)
+    except InUseError as error:
+        if repair:
+            raise InUseError(
+                f"a daemon serves {path}: stop it before --repair, or check without it"
+            ) from error
+        try:
+            return ControlClient(path / "api.sock").check()
+        except UnavailableError as silence:
+            raise InUseError(f"{error}, and it cannot be asked: {silence}") from silence
+
+
+def print_report(path: Path, report: CheckReport) -> None:
+    """The report for people: problems first."""
+    for problem in report.problems:
+        click.echo(f"problem: {problem}")
+    for repaired in report.repaired:
+        click.echo(f"repaired: {repaired}")
+    click.echo(
+        f"{path}: {'clean' if report.clean else f'{len(report.problems)} problems'}; "
+        f"{report.volumes} volumes, {report.snapshots} snapshots, {report.layers} layers, "
+        f"{report.leaves} leaves, {report.stray_blocks} stray blocks, "
+        f"{report.pending_reclaim} waiting for reclaim"
+    )

@@ -1,0 +1,66 @@
+"""Shell completion: the script that `bock completion` prints, and the names it offers.
+
+Names come from the daemon, quickly or not at all: a shell that waits for Tab must not hang,
+and nothing may be printed into the line being typed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import click
+from click.shell_completion import CompletionItem, get_completion_class
+
+from bockd.cli.client import ControlClient
+from bockd.config import load_settings
+from bockd.errors import BockdError
+
+TIMEOUT_SECONDS = 0.5
+
+
+def offer(
+    fetch: Callable[[ControlClient], Iterable[tuple[str, str]]], incomplete: str
+) -> list[CompletionItem]:
+    """The names that `fetch` finds and that begin with `incomplete`."""
+    try:
+        client = ControlClient(load_settings().api_socket, timeout_seconds=TIMEOUT_SECONDS)
+        named = list(fetch(client))
+    except BockdError:
+        return []
+    return [CompletionItem(name, help=text) for name, text in named if name.startswith(incomplete)]
+
+
+def complete_volume(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Names of volumes."""
+    return offer(
+        lambda client: ((volume.name, f"volume {volume.id}") for volume in client.list_volumes()),
+        incomplete,
+    )
+
+
+def complete_snapshot(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Names of snapshots."""
+    return offer(
+        lambda client: ((found.name, f"snapshot {found.id}") for found in client.list_snapshots()),
+        incomplete,
+    )
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.pass_context
+def completion(ctx: click.Context, shell: str) -> None:
+    """Print the script that completes bock's commands, options and names in SHELL.
+
+    \b
+    bash   bock completion bash >> ~/.bashrc
+    zsh    bock completion zsh >> ~/.zshrc
+    fish   bock completion fish > ~/.config/fish/completions/bock.fish
+    """
+    chosen = get_completion_class(shell)
+    assert chosen is not None
+    click.echo(chosen(ctx.find_root().command, {}, "bock", "_BOCK_COMPLETE").source())

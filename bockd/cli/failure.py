@@ -1,0 +1,35 @@
+"""How a command fails: one line on standard error that says what to do, exit status 1.
+
+Usage errors are click's own: they show the usage and exit with 2.
+"""
+
+from __future__ import annotations
+
+from typing import IO, Any
+
+import click
+
+from bockd.errors import BockdError
+
+
+class Failure(click.ClickException):
+    """Ends the program with "PROGRAM: message" and exit status 1."""
+
+    def __init__(self, program: str, message: str) -> None:
+        super().__init__(" ".join(message.split("\n")))
+        self.program = program
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print the one line."""
+        click.echo(f"{self.program}: {self.message}", file=file, err=file is None)
+
+
+class Program(click.Group):
+    """The outermost group: the one place that turns a BockdError into an exit status."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the chosen command."""
+        try:
+            return super().invoke(ctx)
+        except BockdError as error:
+            raise Failure(ctx.info_name or "bockd", str(error)) from error
