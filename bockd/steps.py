@@ -81,3 +81,19 @@ def run_inline(steps: Steps[T]) -> T:
     except StopIteration as done:
         value: T = done.value
         return value
+
+
+class Background:
+    """Collects background operations for a caller without an event loop, to be run when it
+    chooses: `spawn` is what the engine is given, `run` empties the list."""
+
+    def __init__(self) -> None:
+        self._waiting: list[Steps[None]] = []
+
+    def spawn(self, steps: Steps[None]) -> None:
+        self._waiting.append(steps)
+
+    def run(self) -> None:
+        """Run everything that was spawned, and what that spawns."""
+        while self._waiting:
+            run_inline(self._waiting.pop(0))

@@ -14,7 +14,7 @@ from bockd.model import LayerId, MapId
 from bockd.store import queue
 from bockd.store.catalogue import NO_MAP, Catalogue
 from bockd.store.index import Table, Transaction
-from bockd.store.journal import Change, Kind
+from bockd.store.journal import BARRIERS, Change, Kind
 from bockd.store.leaf import (
     HOLE,
     LEAF_BLOCKS,
@@ -79,8 +79,8 @@ class MapChanges:
         self._homed = frozenset(catalogue.layers_of(self.map_id)) - {self.head}
 
     def apply(self, change: Change) -> None:
-        """Apply a REDIRECT or HOLE record; a BARRIER changes nothing."""
-        if change.kind is Kind.BARRIER:
+        """Apply a REDIRECT or HOLE record; a barrier changes nothing."""
+        if change.kind in BARRIERS:
             return
         target = self.head if change.kind is Kind.REDIRECT else HOLE
         first, end = change.start, change.start + change.count

@@ -61,8 +61,9 @@ class VolumeRecord:
     from_snapshot: SnapshotId | None
     generation: int
     """Of the journal; a number is used for one opening or one head only."""
-    applied: int
-    """Last journal sequence of this generation that the map contains."""
+    segment: int
+    """First journal segment of this generation that the map does not contain yet; all of the
+    records before it are applied."""
     opened: bool
     """True while a journal of this generation may hold what the map does not."""
     failed: str | None

@@ -4,17 +4,19 @@ A segment file is one header page and `SEGMENT_RECORDS` records of 32 bytes, wri
 when it is made, so that neither a full disk nor file-system metadata stands in the way of an
 append. All numbers little-endian:
 
-    header   magic:8s | format:u32 | number:u32 | volume:u64 | generation:u64 | first:u64
+    header   magic:8s | format:u32 | number:u32 | volume:u64 | generation:u64
              | boot_id:36s | crc:u32
     record   crc:u32 | kind:u32 | sequence:u64 | start:u64 | count:u64
 
-`first` is the sequence of the segment's first record; sequences count up by one through the
-segments of a generation. A record's CRC-32 covers its 28 bytes, seeded with volume, generation and
-segment number, so a record left over from another life never verifies. Kinds:
+A record's sequence is its place: `number * SEGMENT_RECORDS + 1` for the first one of a segment, and
+so on, so sequences grow through the segments of a generation. The CRC-32 covers the record's 28
+bytes, seeded with volume, generation and segment number, so that a record left over from another
+life never verifies. Kinds:
 
     REDIRECT  blocks start..start+count-1 are now in the head
     HOLE      blocks start..start+count-1 are now holes
     BARRIER   every write up to sequence `start` is on disk, data and records
+    SEAL      a barrier, and the last record of its segment
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ that recovery replays them in a moment and the leaves they pin stay in tens of M
 HEADER_BYTES = 4096
 _MAGIC = b"bockdjnl"
 _FORMAT = 1
-_HEADER = struct.Struct("<8sIIQQQ36s")
+_HEADER = struct.Struct("<8sIIQQ36s")
 _CRC = struct.Struct("<I")
 _RECORD = struct.Struct("<IIQQQ")
 _BODY = struct.Struct("<IQQQ")
@@ -53,6 +55,10 @@ class Kind(IntEnum):
     REDIRECT = 1
     HOLE = 2
     BARRIER = 3
+    SEAL = 4
+
+
+BARRIERS = (Kind.BARRIER, Kind.SEAL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +76,20 @@ class SegmentContents:
     """What a segment file holds: its header, and its records up to the first that fails."""
 
     name: JournalName
-    first: int
     boot_id: str
     changes: tuple[Change, ...]
+    torn: bool
+    """Something that is not zeros follows the last verified record."""
 
     @property
-    def last(self) -> int:
-        """Sequence of the last verified record; `first - 1` when there is none."""
-        return self.first - 1 + len(self.changes)
+    def sealed(self) -> bool:
+        """True when the segment is complete and on disk."""
+        return bool(self.changes) and self.changes[-1].kind is Kind.SEAL
+
+
+def first_sequence(number: int) -> int:
+    """The sequence of the first record of segment `number`."""
+    return number * SEGMENT_RECORDS + 1
 
 
 def boot_id() -> str:
@@ -93,21 +105,20 @@ def _seed(name: JournalName) -> int:
 class JournalSegment:
     """A segment open for appending. `append` is for the owner thread, `sync` for any."""
 
-    def __init__(self, name: JournalName, fd: int, first: int) -> None:
+    def __init__(self, name: JournalName, fd: int) -> None:
         self.name = name
-        self.first = first
-        self.next_sequence = first
+        self.next_sequence = first_sequence(name.number)
         self._fd = fd
         self._seed = _seed(name)
 
     @classmethod
-    def create(cls, layout: Layout, name: JournalName, first: int, boot: str) -> JournalSegment:
+    def create(cls, layout: Layout, name: JournalName, boot: str) -> JournalSegment:
         """Write a new segment in full, durably. OSError."""
         path = layout.journal_segment(name)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             header = _HEADER.pack(
-                _MAGIC, _FORMAT, name.number, name.volume, name.generation, first, boot.encode()
+                _MAGIC, _FORMAT, name.number, name.volume, name.generation, boot.encode()
             )
             header += _CRC.pack(zlib.crc32(header))
             image = header + bytes(SEGMENT_BYTES - len(header))
@@ -120,12 +131,16 @@ class JournalSegment:
             os.close(fd)
             os.unlink(path)
             raise
-        return cls(name, fd, first)
+        return cls(name, fd)
 
     @property
     def free(self) -> int:
         """Records that still fit."""
-        return SEGMENT_RECORDS - (self.next_sequence - self.first)
+        return SEGMENT_RECORDS - self._used
+
+    @property
+    def _used(self) -> int:
+        return self.next_sequence - first_sequence(self.name.number)
 
     @property
     def last_sequence(self) -> int:
@@ -143,7 +158,7 @@ class JournalSegment:
             records.append(body)
             sequence += 1
         data = b"".join(records)
-        at = HEADER_BYTES + (self.next_sequence - self.first) * RECORD_BYTES
+        at = HEADER_BYTES + self._used * RECORD_BYTES
         written = os.pwrite(self._fd, data, at)
         if written != len(data):
             raise OSError(errno.EIO, "short write to a preallocated journal")
@@ -154,8 +169,10 @@ class JournalSegment:
         os.fdatasync(self._fd)
 
     def close(self) -> None:
-        os.close(self._fd)
-        self._fd = -1
+        """Close the file; again does no harm."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
 
 def read_segment(layout: Layout, name: JournalName) -> SegmentContents:
@@ -166,14 +183,15 @@ def read_segment(layout: Layout, name: JournalName) -> SegmentContents:
     checksum = image[_HEADER.size : _HEADER.size + 4]
     if len(checksum) < 4 or _CRC.unpack(checksum)[0] != zlib.crc32(fields):
         raise DamagedError(f"journal segment {layout.journal_segment(name)} has a broken header")
-    magic, form, number, volume, generation, first, boot = _HEADER.unpack(fields)
+    magic, form, number, volume, generation, boot = _HEADER.unpack(fields)
     expected = (_MAGIC, _FORMAT, name.number, name.volume, name.generation)
     if (magic, form, number, volume, generation) != expected:
         raise DamagedError(
             f"journal segment {layout.journal_segment(name)} belongs to another volume or version"
         )
-    changes = _verified(image[HEADER_BYTES:], _seed(name), first)
-    return SegmentContents(name, first, boot.decode("ascii"), changes)
+    changes = _verified(image[HEADER_BYTES:], _seed(name), first_sequence(name.number))
+    rest = image[HEADER_BYTES + len(changes) * RECORD_BYTES :]
+    return SegmentContents(name, boot.decode("ascii"), changes, torn=any(rest))
 
 
 def _verified(records: bytes, seed: int, first: int) -> tuple[Change, ...]:
@@ -186,7 +204,7 @@ def _verified(records: bytes, seed: int, first: int) -> tuple[Change, ...]:
     ):
         if kind == 0 or checksum != zlib.crc32(view[at : at + 28], seed):
             break
-        if sequence != first + len(changes) or kind > Kind.BARRIER:
+        if sequence != first + len(changes) or kind > Kind.SEAL:
             break
         changes.append(Change(sequence, Kind(kind), start, count))
     return tuple(changes)
@@ -194,4 +212,4 @@ def _verified(records: bytes, seed: int, first: int) -> tuple[Change, ...]:
 
 def last_barrier(changes: tuple[Change, ...]) -> int:
     """The sequence covered by the last barrier; 0 when there is none."""
-    return max((c.start for c in changes if c.kind is Kind.BARRIER), default=0)
+    return max((c.start for c in changes if c.kind in BARRIERS), default=0)

@@ -89,13 +89,6 @@ class Layout:
         ]
         return sorted(found, key=lambda n: (n.volume, n.generation, n.number))
 
-    def journal_segments_of(self, volume: VolumeId, generation: int) -> list[JournalName]:
-        """The segments of one generation of one volume, in order. At most two, so they are
-        looked for by name; numbers only grow, so a listing finds where they start."""
-        return [
-            n for n in self.journal_segments() if (n.volume, n.generation) == (volume, generation)
-        ]
-
     def layer_segments(self) -> list[tuple[LayerId, int]]:
         """All layer segments on disk, as (layer, number), in order."""
         return sorted(
@@ -103,9 +96,6 @@ class Layout:
             for entry in os.listdir(self.layers)
             if (m := _LAYER_NAME.fullmatch(entry))
         )
-
-    def directories(self) -> tuple[Path, ...]:
-        return (self.root, self.index, self.layers, self.journal, self.discarded, self.locks)
 
 
 def sync_directory(path: Path) -> None:

@@ -1,0 +1,446 @@
+"""What makes a volume's writes last: journal appends, flushes, checkpoints and transitions.
+
+    append      a batch's map changes go to the journal before it is acknowledged (promise D1)
+    flush       head synced, then a barrier appended, then the journal synced (promise D2)
+    checkpoint  the journal segment is sealed, its records applied to the index, its file removed
+    transition  snapshot, revert, extend, close: the residue of the journal and the change itself in
+                one index transaction, with a new generation
+
+Invariants:
+* A barrier covers only records appended before the data sync began; a flush joins only one that
+  has not begun.
+* Flushes, seals and the swap inside a transition exclude each other (`_turn`); checkpoints and
+  transitions exclude each other (`_maintenance`).
+* A failed sync or append is final: `failed` is set, and nothing is acknowledged any more.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from bockd.engine.leafcache import LeafCache
+from bockd.engine.waiting import Gate, Mutex
+from bockd.errors import BockdError, DamagedError, NoSpaceError, VolumeFailedError, from_os_error
+from bockd.steps import Blocking, Signal, Steps
+from bockd.store.ballast import Ballast
+from bockd.store.blockmap import MapChanges
+from bockd.store.catalogue import Catalogue, VolumeRecord
+from bockd.store.index import Index, Transaction
+from bockd.store.journal import SEGMENT_RECORDS, JournalSegment, Kind, read_segment
+from bockd.store.layer import Layer
+from bockd.store.layout import JournalName, Layout, unlink_if_present
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+RESERVED_RECORDS = 64
+"""Kept free in a segment for barriers and the seal."""
+
+RECORDS_PER_OPERATION = 4
+"""More than any one engine operation appends."""
+
+CHECKPOINT_RECORDS = SEGMENT_RECORDS // 2
+"""A checkpoint begins when half of a segment is used, so that it ends before the other half is."""
+
+CHECKPOINT_DIRTY_LEAVES = 32 * 1024
+"""Or when this many leaves wait to be stored: they are pinned in memory, 0.7 KiB each."""
+
+MAX_DIRTY_LEAVES = 4 * CHECKPOINT_DIRTY_LEAVES
+"""At this many, writes wait for the checkpoint."""
+
+Spawn = Callable[[Steps[None]], None]
+"""Runs steps in the background; given by the edge that drives the engine."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreAccess:
+    """What an open volume needs of its pool."""
+
+    layout: Layout
+    index: Index
+    ballast: Ballast
+    boot: str
+
+
+@dataclass(eq=False)
+class _Round:
+    """A flush that others may join as long as it has not begun."""
+
+    done: Signal = field(default_factory=Signal)
+    error: BockdError | None = None
+
+
+class Durability:
+    """Journal and index of one open volume. `record` is what the index says of the volume."""
+
+    def __init__(
+        self,
+        store: StoreAccess,
+        record: VolumeRecord,
+        segment: JournalSegment,
+        head: Layer,
+        cache: LeafCache,
+        gate: Gate,
+        spawn: Spawn,
+    ) -> None:
+        self.record = record
+        self.head = head
+        self.unsynced = False
+        """The head has writes that no sync has covered."""
+        self.failed: str | None = record.failed
+        self._store = store
+        self._cache = cache
+        self._gate = gate
+        self._spawn = spawn
+        self._segment = segment
+        self._sealed: list[JournalSegment] = []
+        self._staged: list[tuple[Kind, int, int]] = []
+        self._last_change = 0
+        self._durable = 0
+        self._turn = Mutex()
+        self._maintenance = Mutex()
+        self._joinable: _Round | None = None
+        self._checkpoint_wanted = False
+        self._checkpoint_error: BockdError | None = None
+        self._room = Signal()
+
+    # -- appending ---------------------------------------------------------------------------
+
+    @property
+    def next_sequence(self) -> int:
+        """The sequence that the next staged change will have."""
+        return self._segment.next_sequence + len(self._staged)
+
+    def stage(self, kind: Kind, first: int, count: int) -> None:
+        """Add a change to the batch that `commit` appends."""
+        self._staged.append((kind, first, count))
+
+    def has_room(self) -> bool:
+        """True when one more operation may change the map; asks for a checkpoint in good time."""
+        free = self._segment.free - len(self._staged)
+        dirty = len(self._cache.dirty)
+        if free < SEGMENT_RECORDS - CHECKPOINT_RECORDS or dirty > CHECKPOINT_DIRTY_LEAVES:
+            self._want_checkpoint()
+        needed = RESERVED_RECORDS + RECORDS_PER_OPERATION * (self._gate.inside + 1)
+        return free >= needed and dirty < MAX_DIRTY_LEAVES
+
+    def wait_for_room(self) -> Steps[None]:
+        """Wait until a checkpoint has made room. Raises what keeps it from doing so."""
+        while not self.has_room():
+            self.check_usable()
+            if self._checkpoint_error is not None and not self._checkpoint_wanted:
+                raise self._checkpoint_error
+            yield self._room
+
+    def commit(self) -> None:
+        """Append the staged changes. VolumeFailedError: none of them may be acknowledged."""
+        if not self._staged:
+            return
+        self.check_usable()
+        staged, self._staged = self._staged, []
+        try:
+            self._segment.append(staged)
+        except OSError as error:
+            self.fail(f"appending to the journal failed: {error}")
+        self.check_usable()
+        self._last_change = self._segment.last_sequence
+
+    # -- failing -----------------------------------------------------------------------------
+
+    def check_usable(self) -> None:
+        """VolumeFailedError after a failed sync."""
+        if self.failed is not None:
+            raise VolumeFailedError(
+                f"volume {self.record.name!r} is refused after an error: {self.failed}. "
+                "Writes since the last successful flush may be lost; "
+                f"'bock volume reopen {self.record.id}' accepts that"
+            )
+
+    def fail(self, reason: str) -> None:
+        """Refuse the volume from now on, and record why."""
+        if self.failed is not None:
+            return
+        self.failed = reason
+        log.error("volume %s (%s) failed: %s", self.record.id, self.record.name, reason)
+        self._wake_waiting()
+        self._spawn(self._record_failure(reason))
+
+    def _record_failure(self, reason: str) -> Steps[None]:
+        volume = self.record.id
+
+        def change(txn: Transaction) -> None:
+            catalogue = Catalogue(txn)
+            catalogue.put_volume(replace(catalogue.volume(volume), failed=reason))
+
+        try:
+            yield Blocking(lambda: self._store.index.update(change))
+        except (BockdError, OSError) as error:
+            log.error("the failure of volume %s could not be recorded: %s", volume, error)  # noqa: TRY400
+
+    def _wake_waiting(self) -> None:
+        room, self._room = self._room, Signal()
+        room.fire()
+
+    # -- flushing ----------------------------------------------------------------------------
+
+    def flush(self) -> Steps[None]:
+        """Make what was acknowledged before the call survive power loss."""
+        if (joinable := self._joinable) is not None:
+            yield joinable.done
+            if joinable.error is not None:
+                raise joinable.error
+            return
+        mine = _Round()
+        if self._turn.held:
+            self._joinable = mine
+        try:
+            yield from self._turn.acquire()
+            if self._joinable is mine:
+                self._joinable = None
+            try:
+                yield from self._sync_all(Kind.BARRIER, self._segment)
+            finally:
+                self._turn.release()
+        except BockdError as error:
+            mine.error = error
+            raise
+        except BaseException:
+            mine.error = VolumeFailedError("the flush that this one joined was abandoned")
+            raise
+        finally:
+            if self._joinable is mine:
+                self._joinable = None
+            mine.done.fire()
+
+    def _sync_all(self, kind: Kind, segment: JournalSegment) -> Steps[None]:
+        """Sync the head; if the map changed since the last durable barrier (or to seal), append a
+        barrier to `segment` and sync that. With the turn held."""
+        self.commit()
+        self.check_usable()
+        covered = self._last_change
+        if self.unsynced:
+            # Cleared first: a write that lands during the sync needs another one.
+            self.unsynced = False
+            yield from self._final(self.head.sync, "syncing the head layer")
+        if covered > self._durable or kind is Kind.SEAL:
+            self.check_usable()
+            try:
+                segment.append([(kind, covered, 0)])
+            except OSError as error:
+                self.fail(f"appending to the journal failed: {error}")
+                self.check_usable()
+            yield from self._final(segment.sync, "syncing the journal")
+            self._durable = max(self._durable, covered)
+
+    def _final(self, sync: Callable[[], None], doing: str) -> Steps[None]:
+        """Run a sync whose failure is final for the volume."""
+        try:
+            yield Blocking(sync)
+        except OSError as error:
+            self.fail(f"{doing} failed: {error}")
+            self.check_usable()
+        self.check_usable()
+
+    # -- checkpoint --------------------------------------------------------------------------
+
+    def _want_checkpoint(self) -> None:
+        if not self._checkpoint_wanted and self.failed is None:
+            self._checkpoint_wanted = True
+            self._spawn(self._background_checkpoint())
+
+    def _background_checkpoint(self) -> Steps[None]:
+        try:
+            yield from self.checkpoint()
+        except BockdError as error:
+            self._checkpoint_error = error
+            log.warning("checkpoint of volume %s failed: %s", self.record.id, error)
+        finally:
+            self._checkpoint_wanted = False
+            self._wake_waiting()
+
+    def checkpoint(self) -> Steps[None]:
+        """Bring the index up to date with everything acknowledged before the call.
+
+        Raises BockdError with the volume unharmed (but for a failed sync): the journal keeps
+        what the index could not take.
+        """
+        yield from self._maintenance.acquire()
+        try:
+            # What an earlier attempt left comes first, so that failures do not pile up segments.
+            yield from self._apply_sealed()
+            yield from self._seal()
+            yield from self._apply_sealed()
+            self._checkpoint_error = None
+        finally:
+            self._maintenance.release()
+
+    def _seal(self) -> Steps[None]:
+        """Direct new records to a new segment, and complete the old one durably."""
+        old = self._segment
+        if self.next_sequence == old.next_sequence and self._segment_is_fresh(old):
+            return
+        name = replace(old.name, number=old.name.number + 1)
+        fresh: JournalSegment = yield Blocking(lambda: create_segment(self._store, name))
+        yield from self._turn.acquire()
+        try:
+            self.commit()
+            self._segment = fresh
+            self._sealed.append(old)
+            self._wake_waiting()
+            yield from self._sync_all(Kind.SEAL, old)
+        finally:
+            self._turn.release()
+
+    @staticmethod
+    def _segment_is_fresh(segment: JournalSegment) -> bool:
+        return segment.free == SEGMENT_RECORDS
+
+    def _apply_sealed(self) -> Steps[None]:
+        """Store what sealed segments hold, and remove them."""
+        sealed = list(self._sealed)
+        if not sealed:
+            return
+        applied = sealed[-1].last_sequence
+        follower = sealed[-1].name.number + 1
+
+        def change(txn: Transaction) -> VolumeRecord:
+            record = self._apply(txn, sealed)
+            record = replace(record, segment=follower)
+            Catalogue(txn).put_volume(record)
+            return record
+
+        self.record = yield Blocking(lambda: self._store.index.update(change))
+        self._cache.mark_clean(applied)
+        del self._sealed[: len(sealed)]
+        yield Blocking(lambda: _discard(self._store.layout, sealed))
+
+    def _apply(self, txn: Transaction, segments: list[JournalSegment]) -> VolumeRecord:
+        """In a thread: apply the records of `segments` to the stored map."""
+        record = Catalogue(txn).volume(self.record.id)
+        changes = MapChanges(txn, record.map, record.head)
+        for segment in segments:
+            contents = read_segment(self._store.layout, segment.name)
+            if len(contents.changes) != SEGMENT_RECORDS - segment.free:
+                raise DamagedError(
+                    f"the journal of volume {record.id} does not read back as it was written"
+                )
+            for entry in contents.changes:
+                changes.apply(entry)
+        changes.store()
+        return record
+
+    # -- transitions -------------------------------------------------------------------------
+
+    def transition(
+        self,
+        change: Callable[[Transaction, VolumeRecord], tuple[VolumeRecord, T]],
+        adopt: Callable[[VolumeRecord, T], None],
+        *,
+        reopen: bool = True,
+    ) -> Steps[T]:
+        """Change the volume's record together with the residue of its journal.
+
+        `change` runs in a thread, inside the transaction, on the record that the residue gave,
+        and may run twice; `adopt` runs on the owner thread after the commit, while no write is
+        under way. With `reopen`, a journal of a new generation takes over, otherwise the volume is
+        marked closed. Raises with everything as it was, but for a failed sync.
+        """
+        yield from self._maintenance.acquire()
+        try:
+            # Most of the work is done here, while writes go on.
+            yield from self.flush()
+            fresh: JournalSegment | None = None
+            if reopen:
+                name = JournalName(self.record.id, self.record.generation + 1, 0)
+                fresh = yield Blocking(lambda: create_segment(self._store, name))
+            yield from self._gate.close()
+            try:
+                result: T = yield from self._swap(change, adopt, fresh)
+            except BaseException:
+                if fresh is not None:
+                    _discard(self._store.layout, [fresh])
+                raise
+            finally:
+                self._gate.open()
+                self._wake_waiting()
+        finally:
+            self._maintenance.release()
+        return result
+
+    def _swap(
+        self,
+        change: Callable[[Transaction, VolumeRecord], tuple[VolumeRecord, T]],
+        adopt: Callable[[VolumeRecord, T], None],
+        fresh: JournalSegment | None,
+    ) -> Steps[T]:
+        yield from self._turn.acquire()
+        try:
+            self.commit()
+            self.check_usable()
+            if self.unsynced:
+                self.unsynced = False
+                yield from self._final(self.head.sync, "syncing the head layer")
+            old = [*self._sealed, self._segment]
+
+            def run(txn: Transaction) -> tuple[VolumeRecord, T]:
+                record = replace(
+                    self._apply(txn, old),
+                    generation=self.record.generation + 1,
+                    segment=0,
+                    opened=fresh is not None,
+                )
+                record, result = change(txn, record)
+                Catalogue(txn).put_volume(record)
+                return record, result
+
+            self.record, result = yield Blocking(lambda: self._store.index.update(run))
+            applied = self._segment.last_sequence
+            self._cache.mark_clean(applied)
+            self._sealed = []
+            if fresh is not None:
+                self._segment = fresh
+            self._last_change = self._durable = 0
+            adopt(self.record, result)
+        finally:
+            self._turn.release()
+        yield Blocking(lambda: _discard(self._store.layout, old))
+        outcome: T = result
+        return outcome
+
+    def stop(self) -> Steps[None]:
+        """Wait until no checkpoint, transition or flush is under way, and let none begin."""
+        yield from self._maintenance.acquire()
+        yield from self._turn.acquire()
+
+    def abandon(self) -> list[JournalName]:
+        """Close the journal without applying it, of a volume that is deleted or has failed, and
+        return the names of its segments."""
+        segments = [*self._sealed, self._segment]
+        for segment in segments:
+            segment.close()
+        return [segment.name for segment in segments]
+
+
+def create_segment(store: StoreAccess, name: JournalName) -> JournalSegment:
+    """A new journal segment, giving up the ballast if the disk is full. BockdError."""
+    doing = f"creating journal segment {store.layout.journal_segment(name)}"
+    try:
+        return JournalSegment.create(store.layout, name, store.boot)
+    except OSError as error:
+        translated = from_os_error(error, doing)
+        if not isinstance(translated, NoSpaceError) or not store.ballast.release():
+            raise translated from error
+    try:
+        return JournalSegment.create(store.layout, name, store.boot)
+    except OSError as error:
+        raise from_os_error(error, doing) from error
+
+
+def _discard(layout: Layout, segments: list[JournalSegment]) -> None:
+    """Close and remove segments whose records are in the index."""
+    for segment in segments:
+        segment.close()
+        unlink_if_present(layout.journal_segment(segment.name))

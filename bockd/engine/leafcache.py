@@ -1,0 +1,290 @@
+"""The live block map of an open device, in memory leaf by leaf.
+
+Layers are known by *slots*: small numbers given out as layers are met, slot 0 meaning hole. A leaf
+is an array of 256 slots, never changed in place (a change makes a new array), so equal uniform
+leaves share one. Freezing a head changes no leaf: its slot goes on meaning the same layer.
+
+A leaf with changes that the index does not have is *dirty* and stays; clean ones are evicted in
+groups, oldest first, when the cache outgrows its budget. Leaves are read from the index in a
+thread, a group at a time, because neighbours cost next to nothing once the cursor is there.
+"""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from bockd.model import KIB, MIB, LayerId, MapId
+from bockd.steps import Blocking, Signal, Steps
+from bockd.store.blockmap import present_leaves, stored_leaves
+from bockd.store.catalogue import Catalogue
+from bockd.store.index import Index
+from bockd.store.layer import Layer
+from bockd.store.layout import Layout
+from bockd.store.leaf import HOLE, LEAF_BLOCKS, LEAF_SHIFT, leaf_runs, runs_of
+
+Leaf: TypeAlias = "array[int]"
+"""256 slots, typecode H. Never changed once it is in the cache."""
+
+HOLE_SLOT = 0
+GROUP_LEAVES = 64
+"""Leaves read together: 64 MiB of volume, one cursor walk."""
+
+CACHE_BYTES = 40 * MIB
+"""Per open device. About 57,000 leaves of scattered blocks (the worst kind), or 400,000 uniform
+ones; below the 64 MiB that an open volume may cost."""
+
+_SHARED_LEAF_BYTES = 104
+_PRIVATE_LEAF_BYTES = _SHARED_LEAF_BYTES + 600
+_MAX_SLOTS = 64 * KIB
+"""What a slot's 16 bits hold: layers met by one opening of one device."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """What a thread brought back from the index."""
+
+    first: int
+    end: int
+    runs: dict[int, list[tuple[int, int, LayerId]]]
+    layers: dict[LayerId, Layer]
+
+
+class LeafCache:
+    """Leaves, slots and layers of one open device. For the owner thread, but for `_read`."""
+
+    def __init__(self, index: Index, layout: Layout, chain: tuple[MapId, ...]) -> None:
+        self.leaves: dict[int, Leaf] = {}
+        self.slots: list[Layer | None] = [None]
+        self.dirty: dict[int, int] = {}
+        """Leaf number to the journal sequence of its last change."""
+        self.chain = chain
+        self._index = index
+        self._layout = layout
+        self._slot_of: dict[LayerId, int] = {HOLE: HOLE_SLOT}
+        self._uniform: dict[int, Leaf] = {}
+        self._groups: dict[int, None] = {}
+        self._private = 0
+        self._epoch = 0
+        self._loading: dict[int, Signal] = {}
+
+    # -- slots -------------------------------------------------------------------------------
+
+    def add_layer(self, layer: Layer) -> int:
+        """Give an open layer a slot; the cache closes it in the end."""
+        slot = len(self.slots)
+        assert slot < _MAX_SLOTS
+        self.slots.append(layer)
+        self._slot_of[layer.id] = slot
+        return slot
+
+    def uniform(self, slot: int) -> Leaf:
+        """The shared leaf with all blocks in one slot."""
+        leaf = self._uniform.get(slot)
+        if leaf is None:
+            leaf = self._uniform[slot] = array("H", (slot,)) * LEAF_BLOCKS
+        return leaf
+
+    def forget_layer(self, layer_id: LayerId) -> None:
+        """Close a layer that no map reaches any more. No read may be under way."""
+        slot = self._slot_of.pop(layer_id, None)
+        if slot is not None:
+            layer, self.slots[slot] = self.slots[slot], None
+            assert layer is not None
+            layer.close()
+
+    def close(self) -> None:
+        """Close all layers."""
+        for layer in self.slots:
+            if layer is not None:
+                layer.close()
+        self.slots.clear()
+        self.leaves.clear()
+
+    # -- changing ----------------------------------------------------------------------------
+
+    def assign(self, first: int, end: int, slot: int, sequence: int) -> None:
+        """Blocks first..end-1 are in `slot` from now on. Their leaves are loaded."""
+        while first < end:
+            number = first >> LEAF_SHIFT
+            stop = min(end, (number + 1) << LEAF_SHIFT)
+            base = number << LEAF_SHIFT
+            if stop - first == LEAF_BLOCKS:
+                self.replace(number, self.uniform(slot), sequence)
+            else:
+                leaf = self.leaves[number][:]
+                leaf[first - base : stop - base] = self.uniform(slot)[: stop - first]
+                self.replace(number, leaf, sequence)
+            first = stop
+
+    def replace(self, number: int, leaf: Leaf, sequence: int) -> None:
+        """Put a changed leaf in place."""
+        old = self.leaves.get(number)
+        if old is not None and not self._is_shared(old):
+            self._private -= 1
+        if old is None:
+            self._groups[number // GROUP_LEAVES] = None
+        if not self._is_shared(leaf):
+            self._private += 1
+        self.leaves[number] = leaf
+        self.dirty[number] = sequence
+
+    def mark_clean(self, applied: int) -> None:
+        """The index now has all changes up to sequence `applied`."""
+        self.dirty = {number: last for number, last in self.dirty.items() if last > applied}
+        self._epoch += 1
+        self._evict()
+
+    def _is_shared(self, leaf: Leaf) -> bool:
+        return self._uniform.get(leaf[0]) is leaf
+
+    # -- loading -----------------------------------------------------------------------------
+
+    def missing(self, first: int, end: int) -> int | None:
+        """The number of the first leaf of blocks first..end-1 that is not in memory."""
+        leaves = self.leaves
+        for number in range(first >> LEAF_SHIFT, ((end - 1) >> LEAF_SHIFT) + 1):
+            if number not in leaves:
+                return number
+        return None
+
+    def load(self, first: int, end: int) -> Steps[None]:
+        """Bring the leaves of blocks first..end-1 into memory. On return they are there, and stay
+        until the next step."""
+        while (number := self.missing(first, end)) is not None:
+            yield from self._load_group(number // GROUP_LEAVES)
+
+    def load_leaves(self, numbers: set[int]) -> Steps[None]:
+        """Bring some leaves into memory, one at a time (they are few, or neighbours)."""
+        while absent := [number for number in numbers if number not in self.leaves]:
+            yield from self._load_group(min(absent) // GROUP_LEAVES)
+
+    def _load_group(self, group: int) -> Steps[None]:
+        if (running := self._loading.get(group)) is not None:
+            yield running
+            return
+        done = self._loading[group] = Signal()
+        try:
+            epoch, known = self._epoch, frozenset(self._slot_of)
+            loaded: _Loaded = yield Blocking(lambda: self._read(group, known))
+            for layer in loaded.layers.values():
+                if layer.id in self._slot_of:
+                    layer.close()
+                else:
+                    self.add_layer(layer)
+            if epoch == self._epoch:
+                # Otherwise a leaf may have changed, become clean and gone since it was read.
+                self._install(group, loaded)
+        finally:
+            del self._loading[group]
+            done.fire()
+
+    def _read(self, group: int, known: frozenset[LayerId]) -> _Loaded:
+        """In a thread: the group's leaves, and the layers met in them for the first time."""
+        first, end = group * GROUP_LEAVES, (group + 1) * GROUP_LEAVES
+        layers: dict[LayerId, Layer] = {}
+        with self._index.reading() as txn:
+            runs = {
+                number: leaf_runs(payload)
+                for number, payload in stored_leaves(txn, self.chain, first, end).items()
+            }
+            catalogue = Catalogue(txn)
+            try:
+                for layer_id in {layer for leaf in runs.values() for _, _, layer in leaf} - known:
+                    size = catalogue.layer(layer_id).size_bytes
+                    layers[layer_id] = Layer.open(self._layout, layer_id, size, writable=False)
+            except BaseException:
+                for layer in layers.values():
+                    layer.close()
+                raise
+        return _Loaded(first, end, runs, layers)
+
+    def _install(self, group: int, loaded: _Loaded) -> None:
+        self._evict()
+        for number in range(loaded.first, loaded.end):
+            if number in self.leaves:
+                continue
+            runs = loaded.runs.get(number)
+            if runs is None:
+                self.leaves[number] = self.uniform(HOLE_SLOT)
+            elif len(runs) == 1:
+                self.leaves[number] = self.uniform(self._slot_of[runs[0][2]])
+            else:
+                leaf = array("H")
+                for first, end, layer in runs:
+                    leaf.extend((self._slot_of[layer],) * (end - first))
+                self.leaves[number] = leaf
+                self._private += 1
+        self._groups[group] = None
+
+    def _evict(self) -> None:
+        """Drop clean groups, oldest first, until the cache is within its budget."""
+        for group in list(self._groups):
+            weight = len(self.leaves) * _SHARED_LEAF_BYTES
+            weight += self._private * (_PRIVATE_LEAF_BYTES - _SHARED_LEAF_BYTES)
+            if weight <= CACHE_BYTES:
+                return
+            del self._groups[group]
+            self._epoch += 1
+            for number in range(group * GROUP_LEAVES, (group + 1) * GROUP_LEAVES):
+                if number in self.dirty:
+                    self._groups[group] = None
+                elif (leaf := self.leaves.pop(number, None)) is not None:
+                    self._private -= not self._is_shared(leaf)
+
+    # -- looking -----------------------------------------------------------------------------
+
+    def runs(self, first: int, end: int) -> list[tuple[int, int, int]]:
+        """Blocks first..end-1 as runs (first, end, slot); their leaves are loaded. Neighbouring
+        runs differ."""
+        found: list[tuple[int, int, int]] = []
+        while first < end:
+            number = first >> LEAF_SHIFT
+            base = number << LEAF_SHIFT
+            stop = min(end, base + LEAF_BLOCKS)
+            leaf = self.leaves[number]
+            if self._is_shared(leaf):
+                pieces = [(first - base, stop - base, leaf[0])]
+            else:
+                pieces = runs_of(leaf, first - base, stop - base)
+            for start, until, slot in pieces:
+                if found and found[-1][2] == slot:
+                    found[-1] = (found[-1][0], base + until, slot)
+                else:
+                    found.append((base + start, base + until, slot))
+            first = stop
+        return found
+
+    def holds_only(self, first: int, end: int, slot: int) -> bool:
+        """True when blocks first..end-1 are all in `slot`; their leaves are loaded."""
+        while first < end:
+            number = first >> LEAF_SHIFT
+            base = number << LEAF_SHIFT
+            stop = min(end, base + LEAF_BLOCKS)
+            leaf, wanted = self.leaves[number], self.uniform(slot)
+            if leaf is not wanted and leaf[first - base : stop - base] != wanted[: stop - first]:
+                return False
+            first = stop
+        return True
+
+    def present(self, first: int, end: int) -> Steps[list[int]]:
+        """Numbers of leaves within first..end-1 that may hold something, in order; all others
+        are holes. Found without walking the absent ones."""
+        stored: set[int] = yield Blocking(lambda: self._present(first, end))
+        hole = self.uniform(HOLE_SLOT)
+        # A cached leaf speaks for itself; the index answers for the others.
+        candidates = range(first, end) if end - first < len(self.leaves) else list(self.leaves)
+        for number in candidates:
+            leaf = self.leaves.get(number)
+            if leaf is None or not first <= number < end:
+                continue
+            if leaf is hole:
+                stored.discard(number)
+            else:
+                stored.add(number)
+        return sorted(stored)
+
+    def _present(self, first: int, end: int) -> set[int]:
+        with self._index.reading() as txn:
+            return present_leaves(txn, self.chain, first, end)

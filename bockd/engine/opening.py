@@ -1,0 +1,199 @@
+"""Opening and closing volumes and snapshots: locks, layer files, recovery, a journal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from bockd.engine.durability import Durability, Spawn, StoreAccess, create_segment
+from bockd.engine.leafcache import LeafCache
+from bockd.engine.recovery import recover, remove_old_segments
+from bockd.engine.snapshot import Snapshot
+from bockd.engine.volume import Volume
+from bockd.engine.waiting import Gate
+from bockd.errors import VolumeFailedError
+from bockd.model import MapId, SnapshotId, VolumeId
+from bockd.steps import Blocking, Steps
+from bockd.store.catalogue import Catalogue, VolumeRecord
+from bockd.store.index import Transaction
+from bockd.store.journal import JournalSegment
+from bockd.store.layer import Layer, verify_layer
+from bockd.store.layout import JournalName
+from bockd.store.locks import FileLock
+
+
+@dataclass(frozen=True, slots=True)
+class _OpenedFiles:
+    record: VolumeRecord
+    chain: tuple[MapId, ...]
+    head: Layer
+    segment: JournalSegment
+    lock: FileLock
+
+
+@dataclass(eq=False)
+class OpenVolume:
+    """A volume open in this process, and how many doors use it."""
+
+    volume: Volume
+    lock: FileLock
+    users: int = 0
+
+
+@dataclass(eq=False)
+class OpenSnapshot:
+    """A snapshot open in this process, and how many doors use it."""
+
+    snapshot: Snapshot
+    lock: FileLock
+    users: int = 0
+
+
+def lock_volume(store: StoreAccess, volume: VolumeId) -> FileLock:
+    """The one writer's lock; InUseError when another process has it (promise D6)."""
+    return FileLock.acquire(
+        store.layout.volume_lock(volume),
+        shared=False,
+        held_message=f"volume {volume} is open in another process",
+    )
+
+
+def lock_snapshot(store: StoreAccess, snapshot: SnapshotId, *, shared: bool) -> FileLock:
+    """Shared for a reader, exclusive for the deletion; InUseError."""
+    return FileLock.acquire(
+        store.layout.snapshot_lock(snapshot),
+        shared=shared,
+        held_message=f"snapshot {snapshot} is open in another process",
+    )
+
+
+def refuse_failed(record: VolumeRecord) -> None:
+    """VolumeFailedError for a volume whose last sync failed."""
+    if record.failed is not None:
+        raise VolumeFailedError(
+            f"volume {record.id} ({record.name}) is refused after an error: {record.failed}. "
+            "Writes since its last successful flush may be lost; "
+            f"'bock volume reopen {record.id}' accepts that"
+        )
+
+
+def settle(store: StoreAccess, volume: VolumeId) -> VolumeRecord:
+    """The record of a volume that nobody has open, recovered if it was not closed. The volume's
+    lock is held. Blocks."""
+    with store.index.reading() as txn:
+        record = Catalogue(txn).volume(volume)
+    refuse_failed(record)
+    return recover(store, record) if record.opened else record
+
+
+def open_volume(store: StoreAccess, volume: VolumeId, spawn: Spawn) -> Steps[OpenVolume]:
+    """Lock, verify, recover and open a volume. BockdError, with nothing held."""
+    files: _OpenedFiles = yield Blocking(lambda: _open_files(store, volume))
+    gate = Gate()
+    leaf_cache = LeafCache(store.index, store.layout, files.chain)
+    durability = Durability(store, files.record, files.segment, files.head, leaf_cache, gate, spawn)
+    return OpenVolume(Volume(leaf_cache, durability, gate, spawn), files.lock)
+
+
+def _open_files(store: StoreAccess, volume: VolumeId) -> _OpenedFiles:
+    lock = lock_volume(store, volume)
+    try:
+        with store.index.reading() as txn:
+            record = Catalogue(txn).volume(volume)
+            chain = _verified_chain(store, txn, record.map)
+        record = settle(store, volume)
+        remove_old_segments(store, volume, record.generation)
+        head = Layer.open(store.layout, record.head, record.size_bytes, writable=True)
+        try:
+            generation = record.generation + 1
+            segment = create_segment(store, JournalName(volume, generation, 0))
+
+            def change(txn: Transaction) -> VolumeRecord:
+                catalogue = Catalogue(txn)
+                opened = replace(
+                    catalogue.volume(volume), generation=generation, segment=0, opened=True
+                )
+                catalogue.put_volume(opened)
+                return opened
+
+            record = store.index.update(change)
+        except BaseException:
+            head.close()
+            raise
+    except BaseException:
+        lock.release()
+        raise
+    return _OpenedFiles(record, chain, head, segment, lock)
+
+
+def _verified_chain(store: StoreAccess, txn: Transaction, map_id: MapId) -> tuple[MapId, ...]:
+    """The chain of a map, every layer that it may lead to being there in full."""
+    catalogue = Catalogue(txn)
+    chain = catalogue.chain(map_id)
+    for member in chain:
+        for layer in catalogue.layers_of(member):
+            verify_layer(store.layout, layer, catalogue.layer(layer).size_bytes)
+    return chain
+
+
+def close_volume(opened: OpenVolume) -> Steps[None]:
+    """Flush, bring the index up to date, mark the volume closed and give everything back.
+
+    A volume that has failed, or whose index cannot be written, keeps its journal; the next
+    opening finds it. Raises what kept it from closing properly, after everything is given back.
+    """
+    volume = opened.volume
+    try:
+        yield from volume.finish_punching()
+        yield from volume.drain_reads()
+        if volume.durability.failed is None:
+            yield from volume.durability.transition(
+                lambda _txn, record: (record, None), lambda _record, _result: None, reopen=False
+            )
+    except BaseException:
+        volume.durability.abandon()
+        raise
+    else:
+        if volume.durability.failed is not None:
+            volume.durability.abandon()
+    finally:
+        volume.map.close()
+        opened.lock.release()
+
+
+def abandon_volume(opened: OpenVolume) -> Steps[None]:
+    """Close a volume without bringing the index up to date: it has failed, or it is about to be
+    deleted. Its journal stays on disk."""
+    yield from opened.volume.gate.close()
+    opened.volume.cancel_punching()
+    yield from opened.volume.finish_punching()
+    yield from opened.volume.drain_reads()
+    yield from opened.volume.durability.stop()
+    opened.volume.durability.abandon()
+    opened.volume.map.close()
+    opened.lock.release()
+
+
+def open_snapshot(store: StoreAccess, snapshot: SnapshotId) -> Steps[OpenSnapshot]:
+    """Lock and verify a snapshot for reading. BockdError, with nothing held."""
+
+    def prepare() -> OpenSnapshot:
+        lock = lock_snapshot(store, snapshot, shared=True)
+        try:
+            with store.index.reading() as txn:
+                record = Catalogue(txn).snapshot(snapshot)
+                chain = _verified_chain(store, txn, record.map)
+        except BaseException:
+            lock.release()
+            raise
+        leaf_cache = LeafCache(store.index, store.layout, chain)
+        return OpenSnapshot(Snapshot(leaf_cache, record), lock)
+
+    opened: OpenSnapshot = yield Blocking(prepare)
+    return opened
+
+
+def close_snapshot(opened: OpenSnapshot) -> Steps[None]:
+    """Give everything back once the reads under way are finished."""
+    yield from opened.snapshot.drain_reads()
+    opened.snapshot.map.close()
+    opened.lock.release()

@@ -1,0 +1,182 @@
+"""Reading an open device: what volumes and snapshots have in common.
+
+A read finds the layer of each block in the live map and fills the caller's buffer from there. When
+map and data are in memory it is done on the spot; otherwise a thread does it, and the answer may be
+older than a write that came later, but never older than one acknowledged before the read.
+"""
+
+from __future__ import annotations
+
+import os
+
+from bockd.engine.leafcache import HOLE_SLOT, LeafCache
+from bockd.errors import BockdError, from_os_error
+from bockd.model import BLOCK_SIZE, GIB, Extent
+from bockd.steps import Blocking, Signal, Steps
+from bockd.store.layer import SEGMENT_BYTES, Layer
+from bockd.store.leaf import LEAF_BYTES, LEAF_MASK, LEAF_SHIFT
+
+BLOCK_SHIFT = 12
+assert 1 << BLOCK_SHIFT == BLOCK_SIZE
+
+EXTENTS_SCAN_BYTES = 64 * GIB
+"""How far one call of `extents` looks over sparse space: 65,536 leaves, a few milliseconds."""
+
+EXTENTS_SCAN_LEAVES = 4096
+"""How many leaves that hold something one call of `extents` reads."""
+
+_ZEROS = bytes(1 << 20)
+
+ReadPiece = tuple[Layer, int, memoryview]
+
+
+class Reader:
+    """The reading half of a device. Offsets and lengths are in bytes, checked by the door."""
+
+    def __init__(self, leaf_cache: LeafCache, size_bytes: int) -> None:
+        self.map = leaf_cache
+        self._size_bytes = size_bytes
+        self._reads: set[Signal] = set()
+
+    @property
+    def size_bytes(self) -> int:
+        """Size in bytes; a multiple of BLOCK_SIZE."""
+        return self._size_bytes
+
+    def try_read(self, offset: int, into: memoryview) -> bool:
+        """See BlockDevice.try_read."""
+        length = len(into)
+        first = offset >> BLOCK_SHIFT
+        last = (offset + length - 1) >> BLOCK_SHIFT
+        if first != last or offset >= SEGMENT_BYTES:
+            return self._try_read_many(offset, into, first, last + 1)
+        leaf = self.map.leaves.get(first >> LEAF_SHIFT)
+        if leaf is None:
+            return False
+        layer = self.map.slots[leaf[first & LEAF_MASK]]
+        if layer is None:
+            into[:] = _ZEROS[:length]
+            return True
+        try:
+            return os.preadv(layer.descriptors[0], (into,), offset, layer.nowait_flag) == length
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise from_os_error(error, f"reading layer {layer.id}") from error
+
+    def _try_read_many(self, offset: int, into: memoryview, first: int, end: int) -> bool:
+        if self.map.missing(first, end) is not None:
+            return False
+        try:
+            for layer, position, piece in self._plan_read(offset, into, first, end):
+                if not layer.try_read(position, piece):
+                    return False
+        except OSError as error:
+            raise from_os_error(error, "reading a layer") from error
+        return True
+
+    def _plan_read(self, offset: int, into: memoryview, first: int, end: int) -> list[ReadPiece]:
+        """Fill holes with zeros and return what is to be read from which layer."""
+        pieces: list[ReadPiece] = []
+        stop = offset + len(into)
+        for run_first, run_end, slot in self.map.runs(first, end):
+            start = max(offset, run_first << BLOCK_SHIFT)
+            part = into[start - offset : min(stop, run_end << BLOCK_SHIFT) - offset]
+            layer = self.map.slots[slot]
+            if layer is None:
+                _fill_zeros(part)
+            else:
+                pieces.append((layer, start, part))
+        return pieces
+
+    def read(self, offset: int, into: memoryview) -> Steps[None]:
+        """See BlockDevice.read."""
+        first = offset >> BLOCK_SHIFT
+        end = ((offset + len(into) - 1) >> BLOCK_SHIFT) + 1
+        # Registered before the map is consulted: `drain_reads` must see every read that may
+        # still use what the map said earlier.
+        finished = Signal()
+        self._reads.add(finished)
+        try:
+            yield from self.map.load(first, end)
+            pieces = self._plan_read(offset, into, first, end)
+            if pieces:
+                yield Blocking(lambda: _read_pieces(pieces))
+        finally:
+            self._reads.remove(finished)
+            finished.fire()
+
+    def drain_reads(self) -> Steps[None]:
+        """Wait until every read that has begun by now is finished."""
+        yield from list(self._reads)
+
+    def cache(self, offset: int, length: int) -> Steps[None]:
+        """See BlockDevice.cache."""
+        first, end = offset >> BLOCK_SHIFT, ((offset + length - 1) >> BLOCK_SHIFT) + 1
+        try:
+            yield from self.map.load(first, end)
+        except BockdError:
+            return
+        for run_first, run_end, slot in self.map.runs(first, end):
+            layer = self.map.slots[slot]
+            if layer is not None:
+                layer.prefetch(run_first << BLOCK_SHIFT, (run_end - run_first) << BLOCK_SHIFT)
+
+    def extents(self, offset: int, length: int, limit: int) -> Steps[list[Extent]]:
+        """See BlockDevice.extents."""
+        stop = min(offset + length, offset + EXTENTS_SCAN_BYTES)
+        numbers = yield from self.map.present(offset // LEAF_BYTES, -(-stop // LEAF_BYTES))
+        found = _ExtentList(offset, limit)
+        if len(numbers) > EXTENTS_SCAN_LEAVES:
+            stop = numbers[EXTENTS_SCAN_LEAVES] * LEAF_BYTES
+            del numbers[EXTENTS_SCAN_LEAVES:]
+        for number in numbers:
+            base = number * LEAF_BYTES
+            found.extend_to(base, hole=True)
+            if found.full:
+                break
+            first = number << LEAF_SHIFT
+            yield from self.map.load(first, first + 1)
+            for _, run_end, slot in self.map.runs(first, first + LEAF_MASK + 1):
+                found.extend_to(min(stop, run_end << BLOCK_SHIFT), hole=slot == HOLE_SLOT)
+        found.extend_to(stop, hole=True)
+        return found.extents
+
+
+class _ExtentList:
+    """Builds alternating extents from one offset on, up to a limit."""
+
+    def __init__(self, offset: int, limit: int) -> None:
+        self.extents: list[Extent] = []
+        self.full = False
+        self._at = offset
+        self._limit = limit
+
+    def extend_to(self, end: int, *, hole: bool) -> None:
+        """The bytes up to `end` are `hole`, or are not; nothing when they are behind, or when
+        the list is full: what follows is for the next call."""
+        if end <= self._at or self.full:
+            return
+        if self.extents and self.extents[-1].hole == hole:
+            last = self.extents[-1]
+            self.extents[-1] = Extent(last.offset_bytes, end - last.offset_bytes, hole)
+        elif len(self.extents) < self._limit:
+            self.extents.append(Extent(self._at, end - self._at, hole))
+        else:
+            self.full = True
+            return
+        self._at = end
+
+
+def _fill_zeros(view: memoryview) -> None:
+    for start in range(0, len(view), len(_ZEROS)):
+        part = view[start : start + len(_ZEROS)]
+        part[:] = _ZEROS[: len(part)]
+
+
+def _read_pieces(pieces: list[ReadPiece]) -> None:
+    for layer, position, piece in pieces:
+        try:
+            layer.read(position, piece)
+        except OSError as error:
+            raise from_os_error(error, f"reading layer {layer.id}") from error

@@ -1,0 +1,181 @@
+"""Opening after a crash: what the journal says that the index does not.
+
+Same boot (the process died, the page cache lived): every verified record counts, in order. But a
+redirect that no barrier covers, whose block is a hole in the head, is dropped: then the file
+system was remounted under us, and the data went with it.
+
+Another boot (the machine died): only records that the last valid barrier covers count, for only
+their data is known to be on disk. A segment counts only if those before it are sealed.
+
+Recovery writes to no old journal and punches nothing. It may be killed and run again: all it does
+is one index transaction. What it could not use is kept in journal/discarded and reported.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+from bockd.engine.durability import StoreAccess
+from bockd.errors import DamagedError, from_os_error
+from bockd.model import BLOCK_SIZE, VolumeId
+from bockd.store.blockmap import MapChanges
+from bockd.store.catalogue import Catalogue, VolumeRecord
+from bockd.store.index import Transaction
+from bockd.store.journal import (
+    BARRIERS,
+    Change,
+    Kind,
+    SegmentContents,
+    last_barrier,
+    read_segment,
+)
+from bockd.store.layer import Layer
+from bockd.store.layout import JournalName, sync_directory, unlink_if_present
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """What recovery will apply, and what it leaves."""
+
+    changes: tuple[Change, ...]
+    discarded: int
+    """Map changes that are verified or torn but do not count."""
+
+
+def recover(store: StoreAccess, record: VolumeRecord) -> VolumeRecord:
+    """Bring the index up to date from the journal of a volume that was not closed, and mark it
+    closed. Returns the new record. Raises DamagedError when the journal is missing or damaged.
+
+    Blocks; the volume's lock is held.
+    """
+    segments = _read_segments(store, record)
+    with store.index.reading() as txn:
+        size = Catalogue(txn).layer(record.head).size_bytes
+    head = Layer.open(store.layout, record.head, size, writable=True)
+    try:
+        replay = plan_replay(segments, store.boot, head)
+        try:
+            # What is about to be in the index for good must not point at unsynced data.
+            head.sync()
+        except OSError as error:
+            raise from_os_error(error, f"syncing the head of volume {record.id}") from error
+    finally:
+        head.close()
+    if replay.discarded:
+        _keep_aside(store, segments)
+        log.warning(
+            "volume %s (%s): %d journal records were never flushed and do not count; "
+            "the journal is kept in %s",
+            record.id,
+            record.name,
+            replay.discarded,
+            store.layout.discarded,
+        )
+    recovered = store.index.update(lambda txn: _apply(txn, record.id, replay))
+    applied = sum(change.kind not in BARRIERS for change in replay.changes)
+    log.info("volume %s (%s): %d map changes replayed", record.id, record.name, applied)
+    remove_old_segments(store, record.id, recovered.generation)
+    return recovered
+
+
+def _read_segments(store: StoreAccess, record: VolumeRecord) -> list[SegmentContents]:
+    """The segments that the index does not contain, in order and without a gap."""
+    names = [
+        name
+        for name in store.layout.journal_segments()
+        if (name.volume, name.generation) == (record.id, record.generation)
+        and name.number >= record.segment
+    ]
+    wanted = [
+        JournalName(record.id, record.generation, record.segment + i) for i in range(len(names))
+    ]
+    if not names or names != wanted:
+        missing = next((n for n in wanted if n not in names), None) or JournalName(
+            record.id, record.generation, record.segment
+        )
+        raise DamagedError(
+            f"volume {record.id} ({record.name}) was in use when the daemon stopped, but its "
+            f"journal {store.layout.journal_segment(missing)} is missing: put the file back, or "
+            "accept the loss of the latest writes with 'bockd check --repair'"
+        )
+    return [read_segment(store.layout, name) for name in names]
+
+
+def plan_replay(segments: list[SegmentContents], boot: str, head: Layer) -> Replay:
+    """Decide which changes count. Pure, but for looking for holes in the head."""
+    if all(segment.boot_id == boot for segment in segments):
+        return _plan_same_boot(segments, head)
+    usable: list[Change] = []
+    for segment in segments:
+        usable.extend(segment.changes)
+        if not segment.sealed:
+            break
+    durable = last_barrier(tuple(usable))
+    total = sum(c.kind not in BARRIERS for s in segments for c in s.changes)
+    kept = tuple(c for c in usable if c.sequence <= durable)
+    torn = sum(segment.torn for segment in segments)
+    return Replay(kept, total - sum(c.kind not in BARRIERS for c in kept) + torn)
+
+
+def _plan_same_boot(segments: list[SegmentContents], head: Layer) -> Replay:
+    for segment in segments[:-1]:
+        if segment.torn:
+            raise DamagedError(
+                f"journal segment {segment.name.number} of volume {segment.name.volume} is "
+                "damaged in the middle; restore it, or accept the loss with 'bockd check --repair'"
+            )
+    everything = tuple(change for segment in segments for change in segment.changes)
+    durable = last_barrier(everything)
+    kept: list[Change] = []
+    dropped = 0
+    for change in everything:
+        if change.kind is Kind.REDIRECT and change.sequence > durable:
+            present = list(_backed(change, head))
+            dropped += sum(c.count for c in present) != change.count
+            kept.extend(present)
+        else:
+            kept.append(change)
+    return Replay(tuple(kept), dropped + sum(segment.torn for segment in segments))
+
+
+def _backed(change: Change, head: Layer) -> Iterator[Change]:
+    """The parts of a redirect whose blocks hold data in the head."""
+    start = change.start * BLOCK_SIZE
+    for low, high in head.data_ranges(start, change.count * BLOCK_SIZE):
+        first, end = low // BLOCK_SIZE, -(-high // BLOCK_SIZE)
+        yield replace(change, start=first, count=end - first)
+
+
+def _apply(txn: Transaction, volume: VolumeId, replay: Replay) -> VolumeRecord:
+    catalogue = Catalogue(txn)
+    record = catalogue.volume(volume)
+    changes = MapChanges(txn, record.map, record.head)
+    for change in replay.changes:
+        changes.apply(change)
+    changes.store()
+    record = replace(record, generation=record.generation + 1, segment=0, opened=False)
+    catalogue.put_volume(record)
+    return record
+
+
+def _keep_aside(store: StoreAccess, segments: list[SegmentContents]) -> None:
+    """A second name for segments in which something did not count; done before the commit, so
+    that a crash after it cannot lose them."""
+    for segment in segments:
+        path = store.layout.journal_segment(segment.name)
+        with suppress(FileExistsError):
+            os.link(path, store.layout.discarded / path.name)
+    sync_directory(store.layout.discarded)
+
+
+def remove_old_segments(store: StoreAccess, volume: VolumeId, before: int) -> None:
+    """Remove the journal of generations below `before`, which the index contains."""
+    for name in store.layout.journal_segments():
+        if name.volume == volume and name.generation < before:
+            unlink_if_present(store.layout.journal_segment(name))

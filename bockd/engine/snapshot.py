@@ -1,0 +1,44 @@
+"""An open snapshot: the volume contract, read-only."""
+
+from __future__ import annotations
+
+from bockd.engine.leafcache import LeafCache
+from bockd.engine.reading import Reader
+from bockd.errors import ReadOnlyError
+from bockd.steps import Steps
+from bockd.store.catalogue import SnapshotRecord
+
+_MESSAGE = "a snapshot never changes; make a volume from it and write there"
+
+
+class Snapshot(Reader):
+    """Implements bockd.device.BlockDevice for a snapshot."""
+
+    read_only = True
+
+    def __init__(self, leaf_cache: LeafCache, record: SnapshotRecord) -> None:
+        super().__init__(leaf_cache, record.size_bytes)
+        self.record = record
+
+    def try_write(self, offset: int, data: memoryview) -> bool:
+        """Raises ReadOnlyError."""
+        raise ReadOnlyError(_MESSAGE)
+
+    def commit(self) -> None:
+        """Nothing was written."""
+
+    def write(self, offset: int, data: memoryview) -> Steps[None]:
+        """Raises ReadOnlyError."""
+        raise ReadOnlyError(_MESSAGE)
+
+    def zero(self, offset: int, length: int, *, allocate: bool) -> Steps[None]:
+        """Raises ReadOnlyError."""
+        raise ReadOnlyError(_MESSAGE)
+
+    def trim(self, offset: int, length: int) -> Steps[None]:
+        """Raises ReadOnlyError."""
+        raise ReadOnlyError(_MESSAGE)
+
+    def flush(self) -> Steps[None]:
+        """A snapshot is durable from its creation on."""
+        yield from ()

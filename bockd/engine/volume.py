@@ -1,0 +1,275 @@
+"""An open volume: the writing half of the volume contract.
+
+A write to blocks that the head holds goes there in place. Any other is a *redirect*: whole blocks
+are written into the head (a partial one is completed from its old layer first), the map is changed
+in memory, and the change is staged for the journal. Zero and trim change the map to holes at once.
+
+Who excludes whom: an operation that finishes without a step needs no lock, it only refuses to run
+into blocks that are locked. One that spans steps is inside the gate and holds its block range. So a
+partial write never copies up what another is copying, and a punch never meets a new write.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from bockd.engine.durability import Durability, Spawn
+from bockd.engine.leafcache import HOLE_SLOT, LeafCache
+from bockd.engine.punching import PendingPunches, Puncher
+from bockd.engine.reading import BLOCK_SHIFT, Reader
+from bockd.engine.waiting import Gate, RangeLocks
+from bockd.errors import from_os_error
+from bockd.model import BLOCK_SIZE, GIB, MIB
+from bockd.steps import Steps
+from bockd.store.journal import Kind
+from bockd.store.layer import Layer
+from bockd.store.leaf import LEAF_BLOCKS, LEAF_SHIFT, runs_of
+
+log = logging.getLogger(__name__)
+
+BLOCK_MASK = BLOCK_SIZE - 1
+
+WRITE_PIECE_BYTES = 1 * MIB
+"""What one engine write covers: the longest that the owner thread is held up by one."""
+
+HOLE_PIECE_BLOCKS = 4 * GIB // BLOCK_SIZE
+"""What one hole record covers: 4,096 leaves, some milliseconds of work on the owner thread."""
+
+_ZEROS = memoryview(bytes(WRITE_PIECE_BYTES))
+
+
+class Volume(Reader):
+    """Implements bockd.device.BlockDevice for a volume."""
+
+    read_only = False
+
+    def __init__(
+        self, leaf_cache: LeafCache, durability: Durability, gate: Gate, spawn: Spawn
+    ) -> None:
+        super().__init__(leaf_cache, durability.record.size_bytes)
+        self.durability = durability
+        self.locks = RangeLocks()
+        self.gate = gate
+        self._spawn = spawn
+        self._punchers: list[Puncher] = []
+        self.adopt_head(durability.head)
+
+    def adopt_head(self, head: Layer) -> None:
+        """Write to `head` from now on: at opening, and after each snapshot or revert."""
+        self.durability.head = head
+        self._head_slot = self.map.add_layer(head)
+        self._puncher = Puncher(head, self.locks)
+        self._punchers = [p for p in self._punchers if p.pending]
+        self._punchers.append(self._puncher)
+
+    def adopt_size(self, size_bytes: int) -> None:
+        """The volume has grown."""
+        assert size_bytes >= self._size_bytes
+        self._size_bytes = size_bytes
+
+    # -- writing -----------------------------------------------------------------------------
+
+    def try_write(self, offset: int, data: memoryview) -> bool:
+        """See BlockDevice.try_write."""
+        durability = self.durability
+        if durability.failed is not None:
+            durability.check_usable()
+        if self.gate.closed:
+            return False
+        first = offset >> BLOCK_SHIFT
+        end = ((offset + len(data) - 1) >> BLOCK_SHIFT) + 1
+        if self.locks and self.locks.busy(first, end):
+            return False
+        if self.map.missing(first, end) is not None:
+            return False
+        if self.map.holds_only(first, end, self._head_slot):
+            self._write_head(offset, [data])
+            return True
+        if not durability.has_room():
+            return False
+        edges = self._try_edges(offset, offset + len(data))
+        if edges is None:
+            return False
+        self._redirect(offset, data, *edges)
+        return True
+
+    def commit(self) -> None:
+        """See BlockDevice.commit."""
+        self.durability.commit()
+
+    def write(self, offset: int, data: memoryview) -> Steps[None]:
+        """See BlockDevice.write."""
+        for start in range(0, len(data), WRITE_PIECE_BYTES):
+            piece = data[start : start + WRITE_PIECE_BYTES]
+            yield from self._write_piece(offset + start, piece)
+
+    def _write_piece(self, offset: int, data: memoryview) -> Steps[None]:
+        first = offset >> BLOCK_SHIFT
+        end = ((offset + len(data) - 1) >> BLOCK_SHIFT) + 1
+        yield from self._enter()
+        try:
+            held = yield from self.locks.acquire(first, end)
+            try:
+                yield from self.map.load(first, end)
+                if self.map.holds_only(first, end, self._head_slot):
+                    self._write_head(offset, [data])
+                else:
+                    prefix, suffix = yield from self._edges(offset, offset + len(data))
+                    yield from self.map.load(first, end)
+                    self._redirect(offset, data, prefix, suffix)
+                self.durability.commit()
+            finally:
+                self.locks.release(held)
+        finally:
+            self.gate.leave()
+
+    def _enter(self) -> Steps[None]:
+        """Go in, with room for what the operation will append to the journal."""
+        while True:
+            yield from self.durability.wait_for_room()
+            yield from self.gate.enter()
+            self.durability.check_usable()
+            if self.durability.has_room():
+                return
+            self.gate.leave()
+
+    def _write_head(self, offset: int, parts: list[bytes | memoryview]) -> None:
+        # Set first: should the write fail half-way, the next sync must still cover it.
+        self.durability.unsynced = True
+        try:
+            self.durability.head.write(offset, parts)
+        except OSError as error:
+            raise from_os_error(error, f"writing to volume {self.durability.record.id}") from error
+
+    def _redirect(
+        self, offset: int, data: memoryview, prefix: memoryview, suffix: memoryview
+    ) -> None:
+        """Write whole blocks into the head and let the map point there. The leaves are loaded."""
+        start = offset - len(prefix)
+        first = start >> BLOCK_SHIFT
+        end = (offset + len(data) + len(suffix)) >> BLOCK_SHIFT
+        self._write_head(start, [part for part in (prefix, data, suffix) if len(part)])
+        if self._puncher.pending:
+            self._puncher.pending.remove(first, end)
+        self.map.assign(first, end, self._head_slot, self.durability.next_sequence)
+        self.durability.stage(Kind.REDIRECT, first, end - first)
+
+    def _edge_lengths(self, offset: int, end: int) -> tuple[int, int]:
+        """Bytes of the first block before `offset` and of the last block after `end`."""
+        return offset & BLOCK_MASK, -end & BLOCK_MASK
+
+    def _try_edges(self, offset: int, end: int) -> tuple[memoryview, memoryview] | None:
+        """What the first and last block hold outside the write, or None if that must wait."""
+        before, after = self._edge_lengths(offset, end)
+        prefix, suffix = memoryview(bytearray(before)), memoryview(bytearray(after))
+        if before and not self.try_read(offset - before, prefix):
+            return None
+        if after and not self.try_read(end, suffix):
+            return None
+        return prefix, suffix
+
+    def _edges(self, offset: int, end: int) -> Steps[tuple[memoryview, memoryview]]:
+        before, after = self._edge_lengths(offset, end)
+        prefix, suffix = memoryview(bytearray(before)), memoryview(bytearray(after))
+        if before:
+            yield from self.read(offset - before, prefix)
+        if after:
+            yield from self.read(end, suffix)
+        return prefix, suffix
+
+    # -- zero and trim -----------------------------------------------------------------------
+
+    def zero(self, offset: int, length: int, *, allocate: bool) -> Steps[None]:
+        """See BlockDevice.zero."""
+        end = offset + length
+        first_whole, end_whole = -(-offset // BLOCK_SIZE), end // BLOCK_SIZE
+        if allocate or first_whole >= end_whole:
+            yield from self._write_zeros(offset, end)
+            return
+        yield from self._write_zeros(offset, first_whole << BLOCK_SHIFT)
+        yield from self._write_zeros(end_whole << BLOCK_SHIFT, end)
+        yield from self._make_holes(first_whole, end_whole)
+
+    def trim(self, offset: int, length: int) -> Steps[None]:
+        """See BlockDevice.trim."""
+        first_whole, end_whole = -(-offset // BLOCK_SIZE), (offset + length) // BLOCK_SIZE
+        if first_whole < end_whole:
+            yield from self._make_holes(first_whole, end_whole)
+
+    def _write_zeros(self, offset: int, end: int) -> Steps[None]:
+        while offset < end:
+            piece = _ZEROS[: min(end - offset, WRITE_PIECE_BYTES)]
+            yield from self._write_piece(offset, piece)
+            offset += len(piece)
+
+    def _make_holes(self, first: int, end: int) -> Steps[None]:
+        for start in range(first, end, HOLE_PIECE_BLOCKS):
+            stop = min(end, start + HOLE_PIECE_BLOCKS)
+            yield from self._enter()
+            try:
+                held = yield from self.locks.acquire(start, stop)
+                try:
+                    yield from self._make_holes_locked(start, stop)
+                    self.durability.commit()
+                finally:
+                    self.locks.release(held)
+            finally:
+                self.gate.leave()
+
+    def _make_holes_locked(self, first: int, end: int) -> Steps[None]:
+        first_leaf, end_leaf = first >> LEAF_SHIFT, ((end - 1) >> LEAF_SHIFT) + 1
+        numbers: list[int] | range = range(first_leaf, end_leaf)
+        if self.map.missing(first, min(end, first + 4 * LEAF_BLOCKS)) is not None or (
+            len(numbers) > 4
+        ):
+            numbers = yield from self.map.present(first_leaf, end_leaf)
+            yield from self.map.load_leaves(set(numbers))
+        changed = [n for n in numbers if self._hole_out(n, first, end)]
+        if not changed:
+            return
+        # One record for the whole range: where nothing was, it changes nothing.
+        low = max(first, changed[0] << LEAF_SHIFT)
+        high = min(end, (changed[-1] + 1) << LEAF_SHIFT)
+        self.durability.stage(Kind.HOLE, low, high - low)
+
+    def _hole_out(self, number: int, first: int, end: int) -> bool:
+        """Make a leaf's blocks within first..end-1 holes; False if they all were."""
+        base = number << LEAF_SHIFT
+        start, stop = max(first, base), min(end, base + LEAF_BLOCKS)
+        if self.map.holds_only(start, stop, HOLE_SLOT):
+            return False
+        leaf = self.map.leaves[number]
+        owned = [r for r in runs_of(leaf, start - base, stop - base) if r[2] == self._head_slot]
+        self.map.assign(start, stop, HOLE_SLOT, self.durability.next_sequence)
+        if owned:
+            # The whole of it is holes now, so punching between the owned runs harms nobody.
+            self._puncher.pending.add(base + owned[0][0], base + owned[-1][1])
+            self._start_punching()
+        return True
+
+    def _start_punching(self) -> None:
+        if not self._puncher.running:
+            self._spawn(self._punch(self._puncher))
+
+    def _punch(self, puncher: Puncher) -> Steps[None]:
+        try:
+            yield from puncher.run()
+        except OSError as error:
+            # Only space is lost, and `check --repair` finds it.
+            log.warning("punching in volume %s failed: %s", self.durability.record.id, error)
+
+    def finish_punching(self) -> Steps[None]:
+        """Wait until nothing that was trimmed waits to be punched."""
+        for puncher in self._punchers:
+            yield from self._punch(puncher)
+
+    def cancel_punching(self) -> None:
+        """Forget what waits to be punched: the volume is about to be deleted."""
+        for puncher in self._punchers:
+            puncher.pending = PendingPunches()
+
+    # -- flush -------------------------------------------------------------------------------
+
+    def flush(self) -> Steps[None]:
+        """See BlockDevice.flush."""
+        return self.durability.flush()
