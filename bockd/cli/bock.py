@@ -10,6 +10,8 @@ from bockd.cli.completion import completion
 from bockd.cli.failure import Program
 from bockd.cli.output import json_option, print_json, print_record
 from bockd.cli.snapshot import snapshot
+from bockd.cli.stat import stat
+from bockd.cli.transfer import export_snapshot, export_volume, import_image
 from bockd.cli.volume import volume
 
 
@@ -50,6 +52,10 @@ def info(as_json: bool) -> None:
     )
 
 
+volume.add_command(import_image)
+volume.add_command(export_volume)
+snapshot.add_command(export_snapshot)
 main.add_command(volume)
 main.add_command(snapshot)
+main.add_command(stat)
 main.add_command(completion)

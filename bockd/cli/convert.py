@@ -1,0 +1,107 @@
+"""Runs `qemu-img convert` with a progress bar, and ends it when we are ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import IO
+
+from bockd.cli.image import missing_tool, run_tool, tool_message
+from bockd.errors import BockdError
+
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+_PROGRESS = re.compile(rb"\(([0-9.]+)/100%\)")
+
+
+@contextlib.contextmanager
+def ending_signals_interrupt() -> Iterator[None]:
+    """Within, SIGTERM and SIGHUP raise KeyboardInterrupt as SIGINT does, so that cleaning up
+    happens whoever ends the program."""
+    before = {number: signal.getsignal(number) for number in ENDING_SIGNALS}
+    for number in ENDING_SIGNALS:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def ending_signals_held() -> Iterator[None]:
+    """Within, signals that would end the program wait."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def convert(arguments: list[str], *, title: str, size_bytes: int) -> None:
+    """Run `qemu-img convert` with `arguments`; a bar shows `size_bytes` going by at a terminal.
+
+    Raises BockdError with what qemu-img says when it fails. It never outlives this call.
+    """
+    with progress_bar(title, size_bytes) as show, tempfile.TemporaryFile() as complaints:
+        command = ["qemu-img", "convert", *([] if show is None else ["-p"]), *arguments]
+        try:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints
+            )
+        except FileNotFoundError as error:
+            raise missing_tool("qemu-img") from error
+        with process:
+            try:
+                follow(process.stdout, show)
+                process.wait()
+            finally:
+                process.kill()
+        if process.returncode:
+            complaints.seek(0)
+            raise BockdError(f"qemu-img failed: {tool_message(complaints.read())}")
+
+
+def follow(stdout: IO[bytes] | None, show: Callable[[float], None] | None) -> None:
+    """Read qemu-img's progress ("(12.50/100%)", rewritten in place) until it ends."""
+    assert stdout is not None
+    tail = b""
+    while chunk := os.read(stdout.fileno(), 4096):
+        tail = (tail + chunk)[-64:]
+        percents = _PROGRESS.findall(tail)
+        if percents and show is not None:
+            show(float(percents[-1]) / 100)
+
+
+@contextlib.contextmanager
+def progress_bar(title: str, size_bytes: int) -> Iterator[Callable[[float], None] | None]:
+    """A function that is told the fraction done, or None without a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(title, total=size_bytes)
+        yield lambda fraction: progress.update(task, completed=fraction * size_bytes)
+
+
+def flush_export(uri: str) -> None:
+    """Have everything written to an export survive power loss. qemu-img's own writes do not ask
+    for that, and its errors at closing are lost."""
+    result = run_tool(["qemu-io", "-f", "raw", "-c", "flush", uri])
+    if result.returncode:
+        raise BockdError(f"the final flush failed: {tool_message(result.stderr or result.stdout)}")

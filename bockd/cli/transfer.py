@@ -1,0 +1,232 @@
+"""`bock volume import`, `bock volume export` and `bock snapshot export`: disk images in and out.
+
+An import that fails or is interrupted leaves no volume; an export that does leaves no file, and
+never half of one under the name that was asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from bockd.cli.client import ControlClient, connect
+from bockd.cli.completion import complete_snapshot, complete_volume
+from bockd.cli.convert import (
+    convert,
+    ending_signals_held,
+    ending_signals_interrupt,
+    flush_export,
+)
+from bockd.cli.image import EXPORT_FORMATS, IMPORT_FORMATS, Image, open_image
+from bockd.cli.output import json_option, print_json
+from bockd.cli.sizes import format_size
+from bockd.control import SnapshotInfo, VolumeInfo
+from bockd.errors import BockdError, ConflictError, InUseError
+
+RELEASE_TIMEOUT_SECONDS = 10.0
+"""For the daemon to notice that a killed qemu-img has gone, before its volume can be deleted."""
+
+RELEASE_POLL_SECONDS = 0.05
+
+
+@click.command("import")
+@click.argument("image", type=click.Path(path_type=Path))
+@click.option("--name", help="The volume's name. By default the file's, without its ending.")
+@click.option(
+    "--format",
+    "image_format",
+    type=click.Choice(IMPORT_FORMATS),
+    help="The image's format. By default what its content shows; say raw to take it as it is.",
+)
+@json_option
+def import_image(image: Path, name: str | None, image_format: str | None, as_json: bool) -> None:
+    """Make a volume from a disk image.
+
+    Empty areas of the image take no space. The size is rounded up to 4 KiB, and to 1 MiB at
+    least. If the import fails or is interrupted, the volume is deleted again.
+
+    \b
+    bock volume import debian-12.qcow2 --name web
+    bock volume import /dev/sdb --name old-disk --format raw
+    """
+    source = open_image(image, image_format)
+    filled = fill_new_volume(connect(), source, image.stem if name is None else name)
+    if as_json:
+        print_json(filled)
+        return
+    click.echo(
+        f"imported {source.path.name} ({source.format}) as volume {filled.id} ({filled.name}), "
+        f"{format_size(filled.size_bytes)}"
+    )
+    click.echo(f"connect to it at {filled.uri}")
+
+
+def fill_new_volume(client: ControlClient, source: Image, name: str) -> VolumeInfo:
+    """Create the volume `name` with the contents of `source`, or no volume at all."""
+    created: VolumeInfo | None = None
+    with ending_signals_interrupt():
+        try:
+            with ending_signals_held():
+                created = client.create_volume(name, source.volume_bytes)
+            # The volume is new, so zeros need not be written: empty areas stay empty.
+            convert(
+                [
+                    *("-n", "--target-is-zero", "-W"),
+                    *("-f", source.format, str(source.path), "-O", "raw", created.uri),
+                ],
+                title=f"importing {source.path.name}",
+                size_bytes=source.size_bytes,
+            )
+            flush_export(created.uri)
+        except BaseException as error:
+            if created is not None:
+                with ending_signals_held():
+                    discard(client, created, error)
+            if isinstance(error, KeyboardInterrupt):
+                raise BockdError("interrupted; no volume was left behind") from error
+            raise
+    return client.show_volume(str(created.id))
+
+
+def discard(client: ControlClient, volume: VolumeInfo, cause: BaseException) -> None:
+    """Delete a half-filled volume, as soon as the daemon sees that qemu-img let go of it."""
+    deadline = time.monotonic() + RELEASE_TIMEOUT_SECONDS
+    while True:
+        try:
+            return client.delete_volume(str(volume.id))
+        except BockdError as error:
+            if isinstance(error, InUseError) and time.monotonic() < deadline:
+                time.sleep(RELEASE_POLL_SECONDS)
+                continue
+            raise BockdError(
+                f"{str(cause) or 'interrupted'}; volume {volume.id} ({volume.name}) is half filled "
+                f"and could not be deleted: {error}"
+            ) from cause
+
+
+def export_options(command: click.decorators.FC) -> click.decorators.FC:
+    """The options that both exports have."""
+    command = json_option(command)
+    command = click.option("--force", is_flag=True, help="Replace IMAGE if it exists.")(command)
+    return click.option(
+        "--format",
+        "image_format",
+        type=click.Choice(EXPORT_FORMATS),
+        help="By default qcow2 if IMAGE ends in .qcow2, raw otherwise.",
+    )(command)
+
+
+@click.command("export")
+@click.argument("volume", shell_complete=complete_volume)
+@click.argument("image", type=click.Path(path_type=Path))
+@export_options
+def export_volume(
+    volume: str, image: Path, image_format: str | None, force: bool, as_json: bool
+) -> None:
+    """Write a volume to the disk image IMAGE.
+
+    Empty areas stay empty. Export a snapshot instead while the volume is being written. IMAGE
+    appears under its name only when it is complete and on disk.
+
+    \b
+    bock volume export web web.qcow2
+    """
+    export(connect().show_volume(volume), image, image_format, force=force, as_json=as_json)
+
+
+@click.command("export")
+@click.argument("snapshot", shell_complete=complete_snapshot)
+@click.argument("image", type=click.Path(path_type=Path))
+@export_options
+def export_snapshot(
+    snapshot: str, image: Path, image_format: str | None, force: bool, as_json: bool
+) -> None:
+    """Write a snapshot to the disk image IMAGE.
+
+    IMAGE appears under its name only when it is complete and on disk.
+
+    \b
+    bock snapshot export before-upgrade backup.raw
+    """
+    export(connect().show_snapshot(snapshot), image, image_format, force=force, as_json=as_json)
+
+
+def export(
+    source: VolumeInfo | SnapshotInfo,
+    image: Path,
+    image_format: str | None,
+    *,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Write an export to an image file and say so."""
+    target = image.absolute()
+    chosen = image_format or ("qcow2" if target.suffix == ".qcow2" else "raw")
+    with ending_signals_interrupt(), written_whole(target, force=force) as partial:
+        convert(
+            ["-f", "raw", "-O", chosen, source.uri, str(partial)],
+            title=f"exporting {source.name}",
+            size_bytes=source.size_bytes,
+        )
+    if as_json:
+        print_json({"image": str(target), "format": chosen, "size_bytes": source.size_bytes})
+        return
+    click.echo(f"exported {source.name} to {target} ({chosen}, {format_size(source.size_bytes)})")
+
+
+@contextlib.contextmanager
+def written_whole(target: Path, *, force: bool) -> Iterator[Path]:
+    """A file beside `target` that takes its name when the body has succeeded, durably; if the
+    body fails, nothing is left. Raises ConflictError when `target` exists, without `force`."""
+    refuse_existing(target, force=force)
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=f".{target.name[:200]}.", dir=target.parent)
+    except OSError as error:
+        raise BockdError(f"cannot write in {target.parent}: {error.strerror}") from error
+    os.close(descriptor)
+    partial = Path(name)
+    try:
+        yield partial
+        settle(partial, target, force=force)
+    except KeyboardInterrupt as error:
+        raise BockdError(f"interrupted; {target} was not written") from error
+    except OSError as error:
+        raise BockdError(f"cannot write {target}: {error.strerror}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def refuse_existing(target: Path, *, force: bool) -> None:
+    """Raise unless `target` may be written."""
+    if not os.path.lexists(target):
+        return
+    if not target.is_file():
+        raise ConflictError(f"{target} exists and is not a regular file")
+    if not force:
+        raise ConflictError(f"{target} exists: say --force to replace it")
+
+
+def settle(partial: Path, target: Path, *, force: bool) -> None:
+    """Make a complete file durable and give it its name and the usual permissions."""
+    umask = os.umask(0)
+    os.umask(umask)
+    partial.chmod(0o666 & ~umask)
+    sync(partial)
+    refuse_existing(target, force=force)  # it may have appeared meanwhile
+    partial.replace(target)
+    sync(target.parent)
+
+
+def sync(path: Path) -> None:
+    """fsync a file or a directory."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
