@@ -25,6 +25,8 @@ STATUS_OF_ERROR: dict[type[errors.BockdError], HTTPStatus] = {
     errors.ReadOnlyError: HTTPStatus.FORBIDDEN,
     errors.NotSupportedError: HTTPStatus.NOT_IMPLEMENTED,
     errors.VolumeFailedError: HTTPStatus.INTERNAL_SERVER_ERROR,
+    errors.DeniedError: HTTPStatus.INTERNAL_SERVER_ERROR,
+    errors.DeviceError: HTTPStatus.INTERNAL_SERVER_ERROR,
     errors.DamagedError: HTTPStatus.INTERNAL_SERVER_ERROR,
     errors.PoolFormatError: HTTPStatus.INTERNAL_SERVER_ERROR,
     errors.UnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,

@@ -33,7 +33,11 @@ PREFIX = "/control/v1"
 ANSWER_TIMEOUT_SECONDS = 60.0
 """For what the daemon does at once; a snapshot may wait for a flush of a slow disk."""
 
-ERROR_OF_CODE = {family.code: family for family in errors.BockdError.__subclasses__()}
+ERROR_OF_CODE = {
+    family.code: family
+    for family in vars(errors).values()
+    if isinstance(family, type) and issubclass(family, errors.BockdError)
+}
 
 
 class ControlClient:

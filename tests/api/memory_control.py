@@ -46,7 +46,7 @@ class MemoryControl:
     ) -> None:
         self.data_dir = data_dir
         self.exports = data_dir / "exports"
-        self.exports.mkdir()
+        self.exports.mkdir(exist_ok=True)
         self.problems: tuple[str, ...] = ()
         self._connections = connections
         self._clock = clock

@@ -1,0 +1,136 @@
+"""The Unix socket of the API: who may use it, and what happens to one that is there already."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from pathlib import Path
+
+import httpx
+import pytest
+import trio
+from memory_control import MemoryControl
+
+from api.app import create_app
+from api.serve import serve_api
+from bockd.errors import BockdError, InUseError, InvalidRequestError
+
+
+async def answers(path: Path) -> bool:
+    """Whether the control API answers on `path`."""
+    transport = httpx.AsyncHTTPTransport(uds=str(path))
+    async with httpx.AsyncClient(transport=transport) as client:
+        return (await client.get("http://bockd/control/v1/info")).is_success
+
+
+def serve_briefly(tmp_path: Path, path: Path) -> os.stat_result:
+    """Serve on `path`, see that it answers, stop; returns what the socket file was meanwhile."""
+
+    async def run() -> os.stat_result:
+        async with trio.open_nursery() as nursery:
+            app = create_app(MemoryControl(tmp_path))
+            await nursery.start(serve_api, app, path)
+            assert await answers(path)
+            found = path.lstat()
+            nursery.cancel_scope.cancel()
+        return found
+
+    return trio.run(run)
+
+
+def start_only(tmp_path: Path, path: Path) -> None:
+    """Start serving on `path` and stop; raises what starting raises."""
+
+    async def run() -> None:
+        with trio.move_on_after(0):
+            await serve_api(create_app(MemoryControl(tmp_path)), path)
+
+    trio.run(run)
+
+
+def test_only_the_owner_may_connect_and_the_file_goes_away(tmp_path: Path) -> None:
+    path = tmp_path / "api.sock"
+    umask = os.umask(0)
+    try:
+        found = serve_briefly(tmp_path, path)
+    finally:
+        os.umask(umask)
+    assert stat.S_ISSOCK(found.st_mode)
+    assert stat.S_IMODE(found.st_mode) == 0o600
+    assert not path.exists()
+
+
+def test_socket_of_a_dead_daemon_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "api.sock"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    stale = path.lstat()
+    found = serve_briefly(tmp_path, path)
+    assert (found.st_ino, found.st_ctime_ns) != (stale.st_ino, stale.st_ctime_ns)
+
+
+@pytest.mark.parametrize("backlog_full", [False, True])
+def test_socket_of_a_live_daemon_is_left_alone(tmp_path: Path, backlog_full: bool) -> None:
+    path = tmp_path / "api.sock"
+    with socket.socket(socket.AF_UNIX) as live, socket.socket(socket.AF_UNIX) as waiting:
+        live.bind(str(path))
+        live.listen(0)
+        if backlog_full:
+            waiting.connect(str(path))
+        with pytest.raises(InUseError, match="already answers"):
+            start_only(tmp_path, path)
+        assert path.exists()
+
+
+def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "api.sock"
+    path.write_text("mine")
+    with pytest.raises(InUseError, match="not a socket"):
+        start_only(tmp_path, path)
+    assert path.read_text() == "mine"
+
+
+def test_a_path_that_no_socket_can_have(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequestError, match="shorter data directory"):
+        start_only(tmp_path, tmp_path / ("long" * 30) / "api.sock")
+    with pytest.raises(BockdError, match="cannot listen"):
+        start_only(tmp_path, tmp_path / "nowhere" / "api.sock")
+
+
+def test_shutdown_lets_a_request_finish(tmp_path: Path) -> None:
+    path = tmp_path / "api.sock"
+
+    async def run() -> None:
+        asked, stop = trio.Event(), trio.Event()
+
+        class SlowControl(MemoryControl):
+            async def delete_volume(self, ref: str) -> None:
+                asked.set()
+                await stop.wait()
+                await super().delete_volume(ref)
+
+        control = SlowControl(tmp_path)
+        await control.create_volume("web", 1 << 20, None)
+        app = create_app(control)
+        transport = httpx.AsyncHTTPTransport(uds=str(path))
+        async with httpx.AsyncClient(transport=transport) as client, trio.open_nursery() as nursery:
+            await nursery.start(
+                lambda task_status: serve_api(
+                    app, path, shutdown=stop.wait, task_status=task_status
+                )
+            )
+            async with trio.open_nursery() as requests:
+                requests.start_soon(stop_when, asked, stop)
+                answer = await client.delete("http://bockd/control/v1/volumes/web")
+            assert answer.status_code == 204
+            await client.aclose()
+        assert await control.list_volumes() == []
+
+    trio.run(run)
+
+
+async def stop_when(asked: trio.Event, stop: trio.Event) -> None:
+    """Begin the shutdown once a request is being served."""
+    await asked.wait()
+    stop.set()
