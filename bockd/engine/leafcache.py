@@ -86,6 +86,10 @@ class LeafCache:
             leaf = self._uniform[slot] = array("H", (slot,)) * LEAF_BLOCKS
         return leaf
 
+    def forget_map(self, map_id: MapId) -> None:
+        """A map of the chain was folded into its child: it has no leaves any more."""
+        self.chain = tuple(member for member in self.chain if member != map_id)
+
     def forget_layer(self, layer_id: LayerId) -> None:
         """Close a layer that no map reaches any more. No read may be under way."""
         slot = self._slot_of.pop(layer_id, None)
@@ -166,8 +170,10 @@ class LeafCache:
             return
         done = self._loading[group] = Signal()
         try:
-            epoch, known = self._epoch, frozenset(self._slot_of)
-            loaded: _Loaded = yield Blocking(lambda: self._read(group, known))
+            # The chain as it is now: were it shortened (a map folded into its child) after the
+            # thread's transaction began, leaves still in the folded map would be missed.
+            epoch, chain, known = self._epoch, self.chain, frozenset(self._slot_of)
+            loaded: _Loaded = yield Blocking(lambda: self._read(group, chain, known))
             for layer in loaded.layers.values():
                 if layer.id in self._slot_of:
                     layer.close()
@@ -180,14 +186,14 @@ class LeafCache:
             del self._loading[group]
             done.fire()
 
-    def _read(self, group: int, known: frozenset[LayerId]) -> _Loaded:
+    def _read(self, group: int, chain: tuple[MapId, ...], known: frozenset[LayerId]) -> _Loaded:
         """In a thread: the group's leaves, and the layers met in them for the first time."""
         first, end = group * GROUP_LEAVES, (group + 1) * GROUP_LEAVES
         layers: dict[LayerId, Layer] = {}
         with self._index.reading() as txn:
             runs = {
                 number: leaf_runs(payload)
-                for number, payload in stored_leaves(txn, self.chain, first, end).items()
+                for number, payload in stored_leaves(txn, chain, first, end).items()
             }
             catalogue = Catalogue(txn)
             try:
@@ -271,7 +277,8 @@ class LeafCache:
     def present(self, first: int, end: int) -> Steps[list[int]]:
         """Numbers of leaves within first..end-1 that may hold something, in order; all others
         are holes. Found without walking the absent ones."""
-        stored: set[int] = yield Blocking(lambda: self._present(first, end))
+        chain = self.chain
+        stored: set[int] = yield Blocking(lambda: self._present(chain, first, end))
         hole = self.uniform(HOLE_SLOT)
         # A cached leaf speaks for itself; the index answers for the others.
         candidates = range(first, end) if end - first < len(self.leaves) else list(self.leaves)
@@ -285,6 +292,6 @@ class LeafCache:
                 stored.add(number)
         return sorted(stored)
 
-    def _present(self, first: int, end: int) -> set[int]:
+    def _present(self, chain: tuple[MapId, ...], first: int, end: int) -> set[int]:
         with self._index.reading() as txn:
-            return present_leaves(txn, self.chain, first, end)
+            return present_leaves(txn, chain, first, end)

@@ -1,0 +1,279 @@
+"""Giving space back after deletions, in the background, from synced maps only.
+
+A dead map without children is dropped, its layers with it: every reference to a layer lies in its
+home map or below. A dead map with one child is folded into it, leaf by leaf, in batches; each batch
+leaves what every live map shows unchanged, so a crash between two costs nothing. Blocks that
+lose their last reference are queued in the same transaction and punched after it. A dead map with
+several children waits.
+
+Nothing is punched or unlinked before every read that may have begun with an older map has ended.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from enum import Enum
+from functools import partial
+from itertools import islice
+
+from bockd.engine.pool import Pool
+from bockd.engine.reading import Reader
+from bockd.engine.waiting import Mutex
+from bockd.errors import BockdError, from_os_error
+from bockd.model import BLOCK_SIZE, LayerId, MapId
+from bockd.steps import Blocking, Steps
+from bockd.store import queue
+from bockd.store.blockmap import own_leaves, queue_orphans
+from bockd.store.catalogue import NO_MAP, Catalogue, id_key, pair_key
+from bockd.store.index import Table, Transaction
+from bockd.store.layer import Layer, unlink_layer
+from bockd.store.leaf import decode_leaf, leaf_key, leaf_runs
+
+log = logging.getLogger(__name__)
+
+BATCH_LEAVES = 1024
+"""Leaves moved or dropped in one transaction: a few milliseconds of the index's only writer."""
+
+BATCH_PUNCHES = 256
+"""Queued punches done between two transactions."""
+
+PUNCH_PIECE_BYTES = 16 * 1024 * 1024
+"""Given back in one call: bounds how long the file system's locks are held."""
+
+
+class _Outcome(Enum):
+    WAITING = "several maps fall through to it"
+    MORE = "a batch was done, there are more"
+    GONE = "the map is no more"
+
+
+class Reclaimer:
+    """Background reclaim of one pool. `run` is spawned when something was deleted."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._turn = Mutex()
+
+    def run(self) -> Steps[None]:
+        """Reclaim until nothing is left that can be done now. Concurrent runs queue up."""
+        yield from self._turn.acquire()
+        try:
+            yield from self._dead_maps()
+            yield from self._punches()
+            yield from self._unlinks()
+        except BockdError as error:
+            # The queue is in the index: the next run, or the next start, goes on from here.
+            log.warning("reclaim stopped: %s", error)
+        finally:
+            self._turn.release()
+
+    def _devices(self) -> Iterator[Reader]:
+        yield from [opened.volume for opened in self._pool.volumes.values()]
+        yield from [opened.snapshot for opened in self._pool.snapshots.values()]
+
+    def _dead_maps(self) -> Steps[None]:
+        progress = True
+        while progress:
+            progress = False
+            with self._pool.store.index.reading() as txn:
+                dead = queue.dead_maps(txn)
+            for map_id in dead:
+                if (yield from self._bury(map_id)) is _Outcome.GONE:
+                    progress = True
+                    for device in self._devices():
+                        device.map.forget_map(map_id)
+
+    def _bury(self, map_id: MapId) -> Steps[_Outcome]:
+        outcome = _Outcome.MORE
+        while outcome is _Outcome.MORE:
+            outcome = yield Blocking(lambda: self._pool.store.index.update(_bury(map_id)))
+        return outcome
+
+    def _drain_reads(self) -> Steps[None]:
+        for device in list(self._devices()):
+            yield from device.drain_reads()
+
+    # -- punching ----------------------------------------------------------------------------
+
+    def _punches(self) -> Steps[None]:
+        store = self._pool.store
+        touched: set[LayerId] = set()
+        while True:
+            with store.index.reading() as txn:
+                batch = queue.punches(txn, BATCH_PUNCHES)
+            if not batch:
+                break
+            yield from self._drain_reads()
+            yield Blocking(partial(self._punch, batch))
+            touched.update(entry.layer for entry in batch)
+        for layer in sorted(touched):
+            yield Blocking(partial(self._forget_if_empty, layer))
+
+    def _punch(self, batch: list[queue.PunchEntry]) -> None:
+        store = self._pool.store
+        sizes: dict[LayerId, int] = {}
+        with store.index.reading() as txn:
+            for entry in batch:
+                payload = txn.get(Table.LAYERS, id_key(entry.layer))
+                if payload is not None:
+                    sizes[entry.layer] = Catalogue(txn).layer(entry.layer).size_bytes
+        for layer_id, size in sizes.items():
+            layer = Layer.open(store.layout, layer_id, size, writable=True)
+            try:
+                for entry in batch:
+                    if entry.layer == layer_id:
+                        _punch_run(layer, entry)
+            except OSError as error:
+                raise from_os_error(error, f"punching layer {layer_id}") from error
+            finally:
+                layer.close()
+
+        def done(txn: Transaction) -> None:
+            for entry in batch:
+                queue.remove_punch(txn, entry)
+
+        store.index.update(done)
+
+    def _forget_if_empty(self, layer_id: LayerId) -> None:
+        """Forget a layer that was punched until nothing was left.
+
+        Only frozen layers are punched by reclaim, and no reference to a frozen layer is ever made
+        but by copying another one, so a walk that finds none stays true.
+        """
+        store = self._pool.store
+        with store.index.reading() as txn:
+            catalogue = Catalogue(txn)
+            if txn.get(Table.LAYERS, id_key(layer_id)) is None:
+                return
+            record = catalogue.layer(layer_id)
+            if any(volume.head == layer_id for volume in catalogue.volumes()):
+                return
+            layer = Layer.open(store.layout, layer_id, record.size_bytes, writable=False)
+            try:
+                if not layer.is_empty():
+                    return
+            finally:
+                layer.close()
+            if any(_refers(txn, member, layer_id) for member in subtree(catalogue, record.home)):
+                return
+        store.index.update(lambda txn: _forget_layer(Catalogue(txn), layer_id))
+
+    # -- unlinking ---------------------------------------------------------------------------
+
+    def _unlinks(self) -> Steps[None]:
+        store = self._pool.store
+        with store.index.reading() as txn:
+            layers = queue.unlinks(txn)
+        if not layers:
+            return
+        yield from self._drain_reads()
+        for device in self._devices():
+            for layer in layers:
+                device.map.forget_layer(layer)
+
+        def unlink() -> None:
+            for layer in layers:
+                try:
+                    unlink_layer(store.layout, layer)
+                except OSError as error:
+                    raise from_os_error(error, f"removing layer {layer}") from error
+
+            def done(txn: Transaction) -> None:
+                for layer in layers:
+                    queue.remove_unlink(txn, layer)
+
+            store.index.update(done)
+            store.ballast.ensure()
+
+        yield Blocking(unlink)
+
+
+def _punch_run(layer: Layer, entry: queue.PunchEntry) -> None:
+    start, length = entry.first * BLOCK_SIZE, entry.count * BLOCK_SIZE
+    for offset in range(0, length, PUNCH_PIECE_BYTES):
+        layer.punch(start + offset, min(PUNCH_PIECE_BYTES, length - offset))
+
+
+def subtree(catalogue: Catalogue, map_id: MapId) -> Iterator[MapId]:
+    """The map and all that fall through to it."""
+    waiting = [map_id]
+    while waiting:
+        member = waiting.pop()
+        yield member
+        waiting.extend(catalogue.children(member))
+
+
+def _refers(txn: Transaction, map_id: MapId, layer_id: LayerId) -> bool:
+    return any(
+        layer == layer_id
+        for _, payload in own_leaves(txn, map_id)
+        for _, _, layer in leaf_runs(payload)
+    )
+
+
+def _forget_layer(catalogue: Catalogue, layer_id: LayerId) -> None:
+    home = catalogue.layer(layer_id).home
+    catalogue.txn.delete(Table.LAYERS, id_key(layer_id))
+    catalogue.txn.delete(Table.HOMES, pair_key(home, layer_id))
+    queue.add_unlink(catalogue.txn, layer_id)
+
+
+def _bury(map_id: MapId) -> Callable[[Transaction], _Outcome]:
+    """One batch of dropping or folding a dead map, as a transaction."""
+
+    def step(txn: Transaction) -> _Outcome:
+        catalogue = Catalogue(txn)
+        children = catalogue.children(map_id)
+        if len(children) > 1:
+            return _Outcome.WAITING
+        batch = list(islice(own_leaves(txn, map_id), BATCH_LEAVES))
+        if children:
+            _fold(catalogue, map_id, children[0], batch)
+        for number, _ in batch:
+            txn.delete(Table.LEAVES, leaf_key(map_id, number))
+        if len(batch) == BATCH_LEAVES:
+            return _Outcome.MORE
+        _remove_map(catalogue, map_id, children[0] if children else None)
+        return _Outcome.GONE
+
+    return step
+
+
+def _fold(
+    catalogue: Catalogue, map_id: MapId, child: MapId, batch: list[tuple[int, bytes]]
+) -> None:
+    """Give leaves to the only child, unless it has its own."""
+    txn = catalogue.txn
+    layers = frozenset(catalogue.layers_of(map_id))
+    for number, payload in batch:
+        key = leaf_key(child, number)
+        own = txn.get(Table.LEAVES, key)
+        if own is None:
+            txn.put(Table.LEAVES, key, payload)
+        else:
+            queue_orphans(txn, number, decode_leaf(payload), decode_leaf(own), layers)
+
+
+def _remove_map(catalogue: Catalogue, map_id: MapId, heir: MapId | None) -> None:
+    """Remove a map without leaves. Its layers and its parent go to the heir; without one the
+    layers are forgotten, for nothing else refers to them."""
+    txn = catalogue.txn
+    record = catalogue.map(map_id)
+    for layer_id in catalogue.layers_of(map_id):
+        if heir is None:
+            _forget_layer(catalogue, layer_id)
+        else:
+            txn.delete(Table.HOMES, pair_key(map_id, layer_id))
+            catalogue.put_layer(replace(catalogue.layer(layer_id), home=heir))
+            txn.put(Table.HOMES, pair_key(heir, layer_id), b"")
+    if heir is not None:
+        txn.delete(Table.CHILDREN, pair_key(map_id, heir))
+        catalogue.put_map(replace(catalogue.map(heir), parent=record.parent))
+    if record.parent != NO_MAP:
+        txn.delete(Table.CHILDREN, pair_key(record.parent, map_id))
+        if heir is not None:
+            txn.put(Table.CHILDREN, pair_key(record.parent, heir), b"")
+    txn.delete(Table.MAPS, id_key(map_id))
+    queue.remove_dead_map(txn, map_id)

@@ -1,0 +1,94 @@
+"""Exact space: a walk over the maps of a family, counting blocks that one or several show.
+
+A *family* is all maps with the same root; only they can share blocks. A block of a layer is
+exclusive to a map when no other live map of the family shows the same block of the same layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from bockd.control import Space
+from bockd.model import BLOCK_SIZE, MapId
+from bockd.store.catalogue import NO_MAP, Catalogue
+from bockd.store.index import Table
+from bockd.store.leaf import (
+    HOLE,
+    LEAF_BLOCKS,
+    LEAF_BYTES,
+    decode_leaf,
+    leaf_key,
+    leaf_key_parts,
+    leaf_runs,
+)
+
+_WINDOW_LEAVES = 4096
+"""Leaves of all maps held in memory at once."""
+
+
+def measure_space(catalogue: Catalogue, map_id: MapId) -> Space:
+    """The space of a live map, from what the index holds. DamagedError."""
+    order = list(_family(catalogue, map_id))
+    live = {member for member, _ in order if not catalogue.map(member).dead}
+    size = catalogue.map(map_id).size_bytes
+    total = exclusive = 0
+    for first in range(0, -(-size // LEAF_BYTES), _WINDOW_LEAVES):
+        for stored in _leaves_by_number(catalogue, order, first):
+            shown = _shown(order, stored)
+            mine = shown.get(map_id)
+            if mine is None:
+                continue
+            others = {leaf for member, leaf in shown.items() if member != map_id and member in live}
+            blocks, alone = _count(mine, others)
+            total += blocks
+            exclusive += alone
+    return Space(exclusive * BLOCK_SIZE, (total - exclusive) * BLOCK_SIZE)
+
+
+def _family(catalogue: Catalogue, map_id: MapId) -> Iterator[tuple[MapId, MapId]]:
+    """All maps of the family as (map, parent), parents first."""
+    root = catalogue.chain(map_id)[-1]
+    waiting = [(root, NO_MAP)]
+    while waiting:
+        member, parent = waiting.pop()
+        yield member, parent
+        waiting.extend((child, member) for child in catalogue.children(member))
+
+
+def _leaves_by_number(
+    catalogue: Catalogue, order: list[tuple[MapId, MapId]], first: int
+) -> Iterator[dict[MapId, bytes]]:
+    """For each leaf number that some map has: the payload in each map that has it."""
+    found: dict[int, dict[MapId, bytes]] = {}
+    for member, _ in order:
+        for key, payload in catalogue.txn.scan(
+            Table.LEAVES, leaf_key(member, first), leaf_key(member, first + _WINDOW_LEAVES)
+        ):
+            found.setdefault(leaf_key_parts(key)[1], {})[member] = payload
+    yield from found.values()
+
+
+def _shown(order: list[tuple[MapId, MapId]], stored: dict[MapId, bytes]) -> dict[MapId, bytes]:
+    """The payload that each map shows: its own or its nearest ancestor's."""
+    shown: dict[MapId, bytes] = {}
+    for member, parent in order:
+        payload = stored.get(member) or shown.get(parent)
+        if payload is not None:
+            shown[member] = payload
+    return shown
+
+
+def _count(mine: bytes, others: set[bytes]) -> tuple[int, int]:
+    """(blocks that are stored, those of them that no other leaf has in the same layer)."""
+    blocks = sum(end - first for first, end, layer in leaf_runs(mine) if layer != HOLE)
+    if not others:
+        return blocks, blocks
+    if mine in others:
+        return blocks, 0
+    entries = decode_leaf(mine)
+    decoded = [decode_leaf(other) for other in others]
+    alone = sum(
+        entries[i] != HOLE and all(other[i] != entries[i] for other in decoded)
+        for i in range(LEAF_BLOCKS)
+    )
+    return blocks, alone
