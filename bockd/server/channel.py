@@ -1,0 +1,144 @@
+"""A client's socket: receiving that never waits longer than it should, sending in whole replies.
+
+The socket is non-blocking and used directly; trio is asked only to wait for it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import socket
+import struct
+import termios
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import trio
+
+from bockd.nbd.errors import ProtocolError
+
+Buffer = bytes | memoryview
+
+SOCKET_BUFFER_BYTES = 4 << 20
+"""Asked for on Unix sockets, whose default holds no batch of 64 replies; the kernel grants at most
+twice net.core.wmem_max. TCP sizes its own."""
+
+
+class StalledError(ProtocolError):
+    """The peer has neither taken nor sent a byte for too long."""
+
+    code = "stalled"
+
+
+class HungUpError(ProtocolError):
+    """The peer is gone."""
+
+    code = "hung-up"
+
+
+class Channel:
+    """One connected socket."""
+
+    def __init__(self, sock: socket.socket, *, reply_stall_seconds: float) -> None:
+        sock.setblocking(False)
+        if sock.family == socket.AF_UNIX:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
+        else:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self.sock = sock
+        self._reply_stall_seconds = reply_stall_seconds
+        self._sending = trio.Lock()
+
+    def close(self) -> None:
+        self.sock.close()
+
+    def try_receive(self, into: memoryview) -> int | None:
+        """Bytes received now; 0 when the peer is gone, None when there is nothing yet."""
+        try:
+            return self.sock.recv_into(into)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return 0  # reset: what was in flight is lost either way
+
+    async def receive(self, into: memoryview, stall_seconds: float) -> int:
+        """At least one byte, waiting no longer than `stall_seconds`; 0 when the peer is gone."""
+        received = self.try_receive(into)
+        while received is None:
+            with trio.move_on_after(stall_seconds) as scope:
+                await trio.lowlevel.wait_readable(self.sock.fileno())
+            if scope.cancelled_caught:
+                raise StalledError(f"nothing received for {stall_seconds} s")
+            received = self.try_receive(into)
+        return received
+
+    def unread_bytes(self) -> int:
+        """Bytes that have arrived and were not received yet."""
+        answer = fcntl.ioctl(self.sock, termios.FIONREAD, struct.pack("i", 0))
+        count: int = struct.unpack("i", answer)[0]
+        return count
+
+    def hung_up(self) -> bool:
+        """True when everything was received and the peer is gone."""
+        try:
+            return not self.sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    async def send(self, *parts: Buffer) -> None:
+        """Send whole replies, after those that are being sent. Raises HungUpError, StalledError."""
+        try:
+            self._sending.acquire_nowait()
+        except trio.WouldBlock:
+            await self._sending.acquire()
+        try:
+            await self._send(parts)
+        finally:
+            self._sending.release()
+
+    @asynccontextmanager
+    async def streaming(self) -> AsyncIterator[Stream]:
+        """Hold the sending side for a reply that is sent in several pieces."""
+        async with self._sending:
+            yield Stream(self)
+
+    async def _send(self, parts: Sequence[Buffer]) -> None:
+        left = self._try_send(parts)
+        while left:
+            with trio.move_on_after(self._reply_stall_seconds) as scope:
+                await trio.lowlevel.wait_writable(self.sock.fileno())
+            if scope.cancelled_caught:
+                raise StalledError(f"no reply was taken for {self._reply_stall_seconds} s")
+            left = self._try_send(left)
+
+    def _try_send(self, parts: Sequence[Buffer]) -> Sequence[Buffer]:
+        """Send what can be sent now; the rest."""
+        try:
+            sent = self.sock.send(parts[0]) if len(parts) == 1 else self.sock.sendmsg(parts)
+        except BlockingIOError:
+            return parts
+        except OSError as error:
+            raise HungUpError(f"the client is gone: {error}") from None
+        return _behind(parts, sent)
+
+
+class Stream:
+    """The right to send pieces of one reply, one after another."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    async def send(self, *parts: Buffer) -> None:
+        """As `Channel.send`."""
+        await self._channel._send(parts)
+
+
+def _behind(parts: Sequence[Buffer], sent: int) -> Sequence[Buffer]:
+    """What is left of `parts` after `sent` bytes."""
+    for index, part in enumerate(parts):
+        if sent < len(part):
+            return [memoryview(part)[sent:], *parts[index + 1 :]]
+        sent -= len(part)
+    return ()

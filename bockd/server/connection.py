@@ -1,0 +1,266 @@
+"""One client in the transmission phase: receive, serve the batch, send, poll, park.
+
+The loop runs plain calls from one batch to the next; it awaits only when a socket would block, when
+something must wait, and once per turn, so that other connections get theirs. What a batch could not
+do at once runs in tasks of this connection's nursery and is answered out of order.
+
+proto.md, "Transmission", "Ordering of messages and writes", "Terminating the transmission phase".
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+from time import perf_counter_ns
+
+import trio
+
+from bockd.nbd.handshake import Negotiated
+from bockd.nbd.replies import encoder_for
+from bockd.nbd.transmission import Request, RequestLimits, RequestParser
+from bockd.server import work
+from bockd.server.batch import Batch
+from bockd.server.budget import Account
+from bockd.server.channel import Buffer, Channel, HungUpError
+from bockd.server.drive import Driver
+from bockd.server.exports import OpenExport
+from bockd.server.flight import Flight
+from bockd.server.large import LargeTransfers
+from bockd.server.limits import RECEIVE_BUFFER_BYTES, ServerLimits
+from bockd.server.pace import Pace, Polling
+from bockd.server.statistics import ExportStatistics
+from bockd.server.work import Work
+
+log = logging.getLogger(__name__)
+
+_ALL = 1 << 63
+"""More bytes than any connection receives."""
+
+
+class Connection:
+    """A `registry.Member`; `run` is its life."""
+
+    def __init__(
+        self,
+        channel: Channel,
+        account: Account,
+        driver: Driver,
+        limits: ServerLimits,
+        pace: Pace,
+    ) -> None:
+        self.closed = trio.Event()
+        self._channel = channel
+        self._account = account
+        self._driver = driver
+        self._limits = limits
+        self._scope = trio.CancelScope()
+        self._polling = Polling(pace, limits.poll_tries)
+        self._flight = Flight()
+        self._buffer = memoryview(mmap.mmap(-1, RECEIVE_BUFFER_BYTES))
+        self._received_bytes = 0
+        self._consumed_bytes = 0
+        self._fences: list[tuple[int, trio.Event]] = []
+
+    def prepare(
+        self,
+        export: OpenExport,
+        negotiated: Negotiated,
+        statistics: ExportStatistics,
+        leftover: bytes,
+    ) -> None:
+        """Take what the handshake has settled; `leftover` are the first requests' bytes."""
+        info = export.info
+        encoder = encoder_for(structured=negotiated.structured, extended=negotiated.extended)
+        judged_by = RequestLimits(
+            size_bytes=info.size_bytes,
+            read_only=info.read_only,
+            extended=negotiated.extended,
+            chunked=encoder.chunked,
+            allocation=negotiated.allocation,
+        )
+        self._encoder = encoder
+        self._statistics = statistics
+        self._parser = RequestParser(extended=negotiated.extended)
+        self._batch = Batch(export.device, encoder, judged_by, statistics)
+        self._large = LargeTransfers(
+            export.device,
+            encoder,
+            judged_by,
+            statistics,
+            self._channel,
+            self._account,
+            self._driver,
+            self._flight,
+            self._limits.payload_stall_seconds,
+        )
+        self._buffer[: len(leftover)] = leftover
+        self._leftover_bytes = self._received_bytes = len(leftover)
+
+    # What the registry asks.
+
+    def drop(self) -> None:
+        """See `registry.Member`."""
+        self._scope.cancel()
+
+    def hung_up(self) -> bool:
+        """See `registry.Member`."""
+        return self.closed.is_set() or self._channel.hung_up()
+
+    async def caught_up(self) -> None:
+        """See `registry.Member`."""
+        if self.closed.is_set():
+            return
+        target = self._received_bytes + self._channel.unread_bytes()
+        if self._consumed_bytes < target:
+            event = trio.Event()
+            self._fences.append((target, event))
+            await event.wait()
+
+    async def writes_finished(self) -> None:
+        """See `registry.Member`."""
+        await self._flight.changes_finished()
+
+    def _pass_fences(self) -> None:
+        for target, event in self._fences:
+            if target <= self._consumed_bytes or self.closed.is_set():
+                event.set()
+        self._fences = [fence for fence in self._fences if not fence[1].is_set()]
+
+    def finished(self) -> None:
+        """The socket is closed and nothing runs any more."""
+        self.closed.set()
+        self._pass_fences()
+
+    def count_received(self, length: int) -> None:
+        """Payload that went past the receive buffer (see `large.Received`)."""
+        self._received_bytes += length
+        self._consumed_bytes = self._received_bytes
+        if self._fences:
+            self._pass_fences()
+
+    # Its life.
+
+    async def run(self) -> None:
+        """Serve until the client leaves. Raises ProtocolError when it broke the rules or stalled;
+        operations that have begun are finished in any case."""
+        with self._scope:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                self._large.nursery = nursery
+                await self._serve()
+                self._consumed_bytes = _ALL  # nothing more is read: nobody need wait for it
+                self._pass_fences()
+
+    async def _serve(self) -> None:
+        buffer, parser = self._buffer, self._parser
+        end = self._leftover_bytes
+        while True:
+            started = perf_counter_ns()
+            requests, position = parser.parse(buffer, 0, end)
+            index = 0
+            while index < len(requests):
+                index = await self._serve_batch(requests, index, started)
+            if self._batch.disconnect:
+                return
+            if parser.large is not None:
+                position = await self._large.receive(parser.large, buffer, position, end, self)
+            end = self._move_leftover(position, end)
+            if end and (requests or parser.large is not None):
+                continue  # behind a payload, or bytes that are no request: look before waiting
+            self._consumed_bytes = self._received_bytes
+            if self._fences:
+                self._pass_fences()
+            received = await self._receive(buffer[end:], partial=end > 0)
+            if not received:
+                return
+            self._received_bytes += received
+            end += received
+
+    async def _serve_batch(self, requests: list[Request], index: int, started: int) -> int:
+        """Serve what fits one reply buffer; the index of the first request not served."""
+        batch, flight = self._batch, self._flight
+        first = index
+        room = self._limits.max_in_flight - flight.requests
+        index = batch.serve(requests, index, self._buffer, room)
+        replies = batch.finish()
+        now = perf_counter_ns()
+        self._statistics.latencies.add(now - started, index - first)
+        if batch.background or batch.large_reads:
+            self._start_background(started)
+        if replies:
+            await self._channel.send(*replies)
+        if self._polling.worked(now):
+            await trio.lowlevel.checkpoint()
+            self._polling.turned()
+        if flight.requests:
+            await flight.below(self._limits.max_in_flight)
+            await self._account.settle()
+        return index
+
+    def _move_leftover(self, position: int, end: int) -> int:
+        """Move an incomplete request to the front of the buffer; its length."""
+        leftover = end - position
+        if leftover and position:
+            self._buffer[:leftover] = self._buffer[position:end]
+        return leftover
+
+    async def _receive(self, into: memoryview, *, partial: bool) -> int:
+        """Receive at least one byte: poll, then park. 0 when the client is gone."""
+        polling, channel = self._polling, self._channel
+        rounds, tries = polling.plan()
+        for turn in range(rounds):
+            if turn:
+                await trio.lowlevel.checkpoint()
+                polling.turned()
+            for _ in range(tries):
+                received = channel.try_receive(into)
+                if received is not None:
+                    polling.found()
+                    return received
+        polling.parks()
+        received = channel.try_receive(into)
+        if received is None and partial:
+            received = await channel.receive(into, self._limits.payload_stall_seconds)
+        while received is None:
+            await trio.lowlevel.wait_readable(channel.sock.fileno())
+            received = channel.try_receive(into)
+        polling.woke()
+        return received
+
+    # What runs beside the loop.
+
+    def _start_background(self, started: int) -> None:
+        batch = self._batch
+        for item in batch.background:
+            self._flight.requests += 1
+            self._account.charge(item.charged_bytes)
+            self._nursery.start_soon(self._finish, item, started)
+        for request in batch.large_reads:
+            self._flight.requests += 1
+            self._nursery.start_soon(self._large.read, request)
+        batch.background.clear()
+        batch.large_reads.clear()
+
+    async def _finish(self, item: Work, started: int) -> None:
+        """Finish an operation that has begun, and answer."""
+        try:
+            if item.requests[0][1] in work.CHANGES:
+                with self._flight.change():
+                    reply = await self._outcome(item)
+            else:
+                reply = await self._outcome(item)
+            now = perf_counter_ns()
+            self._statistics.latencies.add(now - started, len(item.requests))
+            await self._channel.send(reply)
+        except HungUpError:
+            log.debug("a reply had no one to go to")
+        finally:
+            self._account.discharge(item.charged_bytes)
+            self._flight.land()
+
+    async def _outcome(self, item: Work) -> Buffer:
+        try:
+            return await self._driver.finish(item.steps, item.step)
+        except Exception as error:  # noqa: BLE001 - becomes the requests' answer
+            self._statistics.errors += len(item.requests)
+            return work.error_reply(self._encoder, item.requests, error)

@@ -1,0 +1,65 @@
+"""Runs the engine's steps under trio: blocking calls in threads, signals as events.
+
+Engine work that has begun is always finished, whatever happens to the client: driving is shielded
+from cancellation.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import trio
+
+from bockd.server.limits import DEVICE_THREADS
+from bockd.steps import Blocking, Signal, Step, Steps
+
+T = TypeVar("T")
+
+
+class Driver:
+    """Runs operations, with at most `threads` blocking calls at once."""
+
+    def __init__(self, threads: int = DEVICE_THREADS) -> None:
+        self._device_threads = trio.CapacityLimiter(threads)
+
+    async def run(self, steps: Steps[T]) -> T:
+        """Run an operation to its end; raises what it raises."""
+        try:
+            step = next(steps)
+        except StopIteration as done:
+            value: T = done.value
+            return value
+        return await self.finish(steps, step)
+
+    async def finish(self, steps: Steps[T], step: Step) -> T:
+        """Run the rest of an operation that has yielded `step`."""
+        with trio.CancelScope(shield=True):
+            while True:
+                result, error = await self._do(step)
+                # Not in a function of its own: StopIteration cannot leave a coroutine.
+                try:
+                    step = steps.send(result) if error is None else steps.throw(error)
+                except StopIteration as done:
+                    value: T = done.value
+                    return value
+
+    async def _do(self, step: Step) -> tuple[object, Exception | None]:
+        """Do one step; its result, or the error that belongs to the operation."""
+        if isinstance(step, Signal):
+            if not step.fired:
+                await _fired(step)
+            return None, None
+        try:
+            return await self._call(step), None
+        except Exception as error:  # noqa: BLE001 - handed to the operation, its rightful owner
+            return None, error
+
+    async def _call(self, step: Blocking) -> object:
+        result: object = await trio.to_thread.run_sync(step.call, limiter=self._device_threads)
+        return result
+
+
+async def _fired(signal: Signal) -> None:
+    event = trio.Event()
+    signal.subscribe(event.set)
+    await event.wait()

@@ -1,0 +1,74 @@
+"""What the NBD server asks of the rest of the daemon: a table of exports for each listener.
+
+A table decides what a client of its listener may see. The one of the Unix socket names volumes by
+id or name, and snapshots as `snapshot/<id or name>`; the one of the TCP listener has only what is
+attached, under unguessable names, and lists nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from bockd.device import BlockDevice
+from bockd.errors import NotFoundError
+from bockd.model import NodeKind
+from bockd.nbd.options import ExportInfo
+
+
+class ExportKey(NamedTuple):
+    """The identity of an export, whatever name it was reached by."""
+
+    kind: NodeKind
+    id: int
+
+
+class OpenExport(Protocol):
+    """One connection's hold on an open volume or snapshot."""
+
+    @property
+    def key(self) -> ExportKey: ...
+
+    @property
+    def info(self) -> ExportInfo:
+        """As it is now; the connection keeps this size until it ends."""
+        ...
+
+    @property
+    def device(self) -> BlockDevice:
+        """Shared by all connections of the export: each has a hold of its own on it."""
+        ...
+
+    async def close(self) -> None:
+        """Give the hold up. Called once, shielded from cancellation, after the last request."""
+        ...
+
+
+class ExportTable(Protocol):
+    """Names to exports. Every method raises BockdError only: NotFoundError for a name that leads
+    nowhere, another one when the export exists and cannot be served."""
+
+    async def list_exports(self) -> Sequence[ExportInfo]:
+        """What NBD_OPT_LIST names."""
+        ...
+
+    async def describe(self, name: str) -> ExportInfo:
+        """What NBD_OPT_INFO tells; opens nothing."""
+        ...
+
+    async def open(self, name: str) -> OpenExport:
+        """A hold on the export, for a connection that enters transmission."""
+        ...
+
+
+class NoExports:
+    """The table that reaches nothing: what TCP serves while no volume is attached."""
+
+    async def list_exports(self) -> Sequence[ExportInfo]:
+        return ()
+
+    async def describe(self, name: str) -> ExportInfo:
+        raise NotFoundError(f"no export {name!r} here: attach a volume to reach it over TCP")
+
+    async def open(self, name: str) -> OpenExport:
+        raise NotFoundError(f"no export {name!r} here: attach a volume to reach it over TCP")

@@ -1,0 +1,62 @@
+"""What one connection has in flight: how much, and which changes began before which moment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import trio
+
+
+class Flight:
+    """Counts background requests; remembers, in order, the engine changes among them."""
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self._next = 0
+        self._changes: dict[int, None] = {}
+        self._waiters: list[tuple[int, trio.Event]] = []
+        self._landed: trio.Event | None = None
+
+    @contextmanager
+    def change(self) -> Iterator[None]:
+        """Around an engine operation that changes the volume or flushes it."""
+        number = self._next
+        self._next += 1
+        self._changes[number] = None
+        try:
+            yield
+        finally:
+            del self._changes[number]
+            self._wake()
+
+    def _oldest(self) -> int:
+        return next(iter(self._changes), self._next)
+
+    def _wake(self) -> None:
+        oldest = self._oldest()
+        for mark, event in self._waiters:
+            if mark <= oldest:
+                event.set()
+        self._waiters = [waiter for waiter in self._waiters if not waiter[1].is_set()]
+
+    async def changes_finished(self) -> None:
+        """Return when the changes that have begun by now are finished."""
+        if self._changes:
+            event = trio.Event()
+            self._waiters.append((self._next, event))
+            await event.wait()
+
+    def land(self) -> None:
+        """One background request has been answered or given up."""
+        self.requests -= 1
+        if self._landed is not None:
+            self._landed.set()
+            self._landed = None
+
+    async def below(self, requests: int) -> None:
+        """Wait until fewer than `requests` background requests are in flight."""
+        while self.requests >= requests:
+            if self._landed is None:
+                self._landed = trio.Event()
+            await self._landed.wait()

@@ -1,0 +1,79 @@
+"""Every bound of the NBD server, with its reason. Tests make small ones; the daemon takes these.
+
+The bounds of the protocol itself (option length, name length, payload size) are in `bockd.nbd`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from bockd.model import KIB, MIB
+
+RECEIVE_BUFFER_BYTES: Final = 256 * KIB
+"""One `recv_into` takes up to this: 60 writes of 4 KiB, or what a Unix socket holds at once."""
+
+REPLY_BUFFER_BYTES: Final = 1 * MIB
+"""Replies of one batch, sent by one call. Anonymous memory: pages cost nothing until used."""
+
+MAX_INLINE_READ_BYTES: Final = 256 * KIB
+"""Reads up to here are answered within their batch. nbdcopy asks for 256 KiB; a larger one would
+hold the loop for longer than the poll does."""
+
+PIECE_BYTES: Final = 1 * MIB
+"""Large payloads are received, written, read and sent in pieces of this, aligned in the volume."""
+
+MAX_CONNECTIONS: Final = 512
+"""Below the usual limit of 1,024 descriptors, which layers and the API share."""
+
+MAX_IN_FLIGHT: Final = 128
+"""Requests of one connection that are being served in the background; then nothing more is parsed.
+nbdcopy keeps 64 in flight, the kernel's client 128."""
+
+SHARED_MEMORY_BYTES: Final = 256 * MIB
+"""Large payloads, of all connections together, beside what each has reserved."""
+
+HANDSHAKE_SECONDS: Final = 30.0
+"""A client that has not chosen an export by then is closed; people type into telnet more slowly
+than programs negotiate, and nothing else waits for it."""
+
+PAYLOAD_STALL_SECONDS: Final = 30.0
+"""Without a further byte of a half-sent request for this long, the connection is closed."""
+
+REPLY_STALL_SECONDS: Final = 60.0
+"""When a client takes no byte of its replies for this long, it is closed; a suspended laptop or a
+paused guest is given a minute."""
+
+FENCE_SECONDS: Final = 10.0
+"""How long a new connection waits for what older ones of its export had sent before; an older one
+that has not been read by then (its client does not take its replies) is dropped."""
+
+ACCEPT_PAUSE_SECONDS: Final = 0.1
+"""After EMFILE and the like, before accepting again: descriptors come back as clients leave."""
+
+POLL_TRIES: Final = 60
+"""Attempts to receive before a connection parks: under 0.1 ms, longer than a client's turn-around,
+and far shorter than a wake-up through epoll at low queue depth."""
+
+SHARED_POLL_TRIES: Final = 4
+"""Attempts between two turns of the loop while other connections are at work, too."""
+
+TURN_SECONDS: Final = 0.001
+"""A busy connection lets the loop turn after this, so that nobody waits longer than it takes."""
+
+DEVICE_THREADS: Final = 32
+"""Blocking device calls at once; a disk's own queue depth."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLimits:
+    """The limits that depend on the machine or that tests change; see the constants."""
+
+    max_connections: int = MAX_CONNECTIONS
+    max_in_flight: int = MAX_IN_FLIGHT
+    shared_memory_bytes: int = SHARED_MEMORY_BYTES
+    handshake_seconds: float = HANDSHAKE_SECONDS
+    payload_stall_seconds: float = PAYLOAD_STALL_SECONDS
+    reply_stall_seconds: float = REPLY_STALL_SECONDS
+    fence_seconds: float = FENCE_SECONDS
+    poll_tries: int = POLL_TRIES

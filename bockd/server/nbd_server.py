@@ -1,0 +1,150 @@
+"""The NBD server: what the daemon runs in its nursery, and asks about its connections.
+
+One `NbdServer` serves all listeners, each with an export table of its own. It knows nothing of what
+an export is, but counts its connections, fences them, drains them and ends them.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+
+import trio
+
+from bockd.control import VolumeStatistics
+from bockd.nbd.errors import ProtocolError
+from bockd.server.budget import Account, MemoryBudget
+from bockd.server.channel import Channel, StalledError
+from bockd.server.connection import Connection
+from bockd.server.drive import Driver
+from bockd.server.exports import ExportKey, ExportTable
+from bockd.server.limits import ServerLimits
+from bockd.server.listener import accept_from
+from bockd.server.negotiation import Entrance, negotiate
+from bockd.server.pace import Pace
+from bockd.server.registry import Registry
+
+log = logging.getLogger(__name__)
+
+
+class NbdServer:
+    """See the module's docstring. All methods are for the loop's thread."""
+
+    def __init__(self, limits: ServerLimits | None = None, driver: Driver | None = None) -> None:
+        self._limits = limits or ServerLimits()
+        self._driver = driver or Driver()
+        self._budget = MemoryBudget(self._limits.shared_memory_bytes)
+        self._pace = Pace()
+        self._registry = Registry(self._limits.fence_seconds)
+        self._clients = 0
+
+    @property
+    def driver(self) -> Driver:
+        """Runs engine operations; the daemon's own may go through it, too."""
+        return self._driver
+
+    # Serving.
+
+    async def serve(self, listener: socket.socket, table: ExportTable) -> None:
+        """Accept and serve clients until cancelled; then in-flight engine work is finished, the
+        clients are closed, and so is the listener."""
+        try:
+            async with trio.open_nursery() as nursery:
+
+                async def greet(client: socket.socket) -> None:
+                    if self._clients >= self._limits.max_connections:
+                        log.warning("refused a client: %d are connected", self._clients)
+                        client.close()
+                        return
+                    self._clients += 1
+                    nursery.start_soon(self._serve_client, client, table)
+
+                await accept_from(listener, greet)
+        finally:
+            listener.close()
+
+    async def _serve_client(self, sock: socket.socket, table: ExportTable) -> None:
+        channel: Channel | None = None
+        try:
+            channel = Channel(sock, reply_stall_seconds=self._limits.reply_stall_seconds)
+            await self._talk(channel, table)
+        except* ProtocolError as errors:
+            log.info("closed a client: %s", errors.exceptions[0])
+        except* OSError as errors:
+            log.info("lost a client: %s", errors.exceptions[0])
+        except* Exception:  # one client's trouble must not become another's
+            log.exception("a connection failed unexpectedly")
+        finally:
+            sock.close()
+            self._clients -= 1
+
+    async def _talk(self, channel: Channel, table: ExportTable) -> None:
+        seconds = self._limits.handshake_seconds
+        with trio.move_on_after(seconds) as scope:
+            entrance = await negotiate(channel, table, seconds)
+        if scope.cancelled_caught:
+            raise StalledError(f"no export chosen within {seconds} s")
+        if entrance is None:
+            return
+        try:
+            await self._transmit(channel, entrance)
+        finally:
+            with trio.CancelScope(shield=True):
+                await entrance.export.close()
+
+    async def _transmit(self, channel: Channel, entrance: Entrance) -> None:
+        export = entrance.export
+        state = self._registry.state(export.key, export.info.name)
+        connection = Connection(
+            channel, Account(self._budget), self._driver, self._limits, self._pace
+        )
+        connection.prepare(export, entrance.negotiated, state.statistics, entrance.leftover)
+        state.members[connection] = None
+        try:
+            await self._registry.fence(connection, export.key)
+            await channel.send(entrance.reply)
+            await connection.run()
+        finally:
+            del state.members[connection]
+            channel.close()
+            connection.finished()
+
+    # What the daemon asks.
+
+    def connections(self, key: ExportKey) -> int:
+        """How many clients are in transmission on an export."""
+        return self._registry.connections(key)
+
+    async def drain(self, key: ExportKey) -> None:
+        """Wait until the engine operations that an export's clients have begun are finished.
+        Clients may go on and begin others meanwhile."""
+        await self._registry.drain(key)
+
+    async def disconnect(self, key: ExportKey) -> None:
+        """Close all clients of an export. What they have begun is finished before this returns."""
+        await self._registry.disconnect(key)
+
+    def statistics(self) -> list[VolumeStatistics]:
+        """Counters of each export that has been connected to, by kind and id."""
+        return [
+            state.statistics.report(key, state.name, len(state.members))
+            for key, state in self._registry
+        ]
+
+    def forget(self, key: ExportKey) -> None:
+        """Drop the counters of an export without connections: it was closed or deleted."""
+        self._registry.forget(key)
+
+
+async def serve_nbd(
+    server: NbdServer,
+    unix_listener: socket.socket,
+    unix_exports: ExportTable,
+    tcp_listener: socket.socket | None,
+    tcp_exports: ExportTable,
+) -> None:
+    """Serve both doors until cancelled: each listener with its own table."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.serve, unix_listener, unix_exports)
+        if tcp_listener is not None:
+            nursery.start_soon(server.serve, tcp_listener, tcp_exports)

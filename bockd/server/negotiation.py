@@ -1,0 +1,83 @@
+"""The handshake over a socket: feeds the state machine and answers its questions from a table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bockd.errors import BockdError
+from bockd.model import KIB
+from bockd.nbd.handshake import (
+    GREETING,
+    Abort,
+    DescribeExport,
+    Handshake,
+    ListExports,
+    Negotiated,
+    OpenExport,
+    Reply,
+)
+from bockd.server.channel import Channel
+from bockd.server.exports import ExportTable
+from bockd.server.exports import OpenExport as ExportHold
+
+_RECEIVE_BYTES = 64 * KIB
+"""Also bounds how many bytes of requests may follow the last option."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entrance:
+    """A client that may enter transmission: `reply` is to be sent when it may."""
+
+    export: ExportHold
+    reply: bytes
+    negotiated: Negotiated
+    leftover: bytes
+
+
+async def negotiate(channel: Channel, table: ExportTable, stall_seconds: float) -> Entrance | None:
+    """Talk until the client has chosen an export; None when it left before.
+
+    Raises ProtocolError when it broke the rules or fell silent; the caller bounds the whole.
+    """
+    await channel.send(GREETING)
+    handshake = Handshake()
+    memory = memoryview(bytearray(_RECEIVE_BYTES))
+    while True:
+        match handshake.next_event():
+            case None:
+                received = await channel.receive(memory, stall_seconds)
+                if not received:
+                    return None
+                handshake.receive(memory[:received])
+            case Reply(data):
+                await channel.send(data)
+            case Abort(data):
+                await channel.send(data)
+                return None
+            case ListExports():
+                await channel.send(handshake.listed(await table.list_exports()))
+            case DescribeExport() as question:
+                await channel.send(await _describe(handshake, table, question))
+            case OpenExport() as question:
+                if entrance := await _open(channel, handshake, table, question):
+                    return entrance
+
+
+async def _describe(handshake: Handshake, table: ExportTable, question: DescribeExport) -> bytes:
+    try:
+        info = await table.describe(question.name)
+    except BockdError as error:
+        return handshake.refused(question, error)
+    return handshake.described(question, info)
+
+
+async def _open(
+    channel: Channel, handshake: Handshake, table: ExportTable, question: OpenExport
+) -> Entrance | None:
+    try:
+        export = await table.open(question.name)
+    except BockdError as error:
+        await channel.send(handshake.refused(question, error))
+        return None
+    reply, negotiated = handshake.accepted(question, export.info)
+    return Entrance(export, reply, negotiated, handshake.leftover())

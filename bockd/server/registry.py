@@ -1,0 +1,108 @@
+"""Which connections an export has, and what has to be known of all of them: fences and drains.
+
+A *fence* makes a reconnect safe, since NBD has no client identity: before a new connection is told
+that it may go on, whatever older connections of its export had sent by then is received and its
+writes are finished, and those that hung up are dropped. A stale write then never lands on newer
+data. What is still on its way through a network is fenced only by detaching.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import trio
+
+from bockd.server.exports import ExportKey
+from bockd.server.statistics import ExportStatistics
+
+
+class Member(Protocol):
+    """A connection in transmission, as the registry needs it."""
+
+    closed: trio.Event
+    """Set when its last engine operation is finished and its socket is closed."""
+
+    def drop(self) -> None:
+        """End it without answering more; engine operations that have begun are finished."""
+        ...
+
+    async def caught_up(self) -> None:
+        """Return when all that its socket holds now was received and handed to the engine, or when
+        it has closed."""
+        ...
+
+    async def writes_finished(self) -> None:
+        """Return when the engine operations that have begun by now are finished."""
+        ...
+
+    def hung_up(self) -> bool: ...
+
+
+class ExportState:
+    """One export's connections and counters."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.members: dict[Member, None] = {}
+        self.statistics = ExportStatistics()
+
+
+class Registry:
+    """All exports that have, or had, connections."""
+
+    def __init__(self, fence_seconds: float) -> None:
+        self._fence_seconds = fence_seconds
+        self._exports: dict[ExportKey, ExportState] = {}
+
+    def __iter__(self) -> Iterator[tuple[ExportKey, ExportState]]:
+        return iter(sorted(self._exports.items()))
+
+    def state(self, key: ExportKey, name: str) -> ExportState:
+        """The state of an export, made when it is first asked for."""
+        state = self._exports.setdefault(key, ExportState(name))
+        state.name = name
+        return state
+
+    def forget(self, key: ExportKey) -> None:
+        """Drop the counters of an export that has no connections."""
+        if key in self._exports and not self._exports[key].members:
+            del self._exports[key]
+
+    def connections(self, key: ExportKey) -> int:
+        """How many clients are connected to an export."""
+        return len(self._members(key))
+
+    def _members(self, key: ExportKey) -> list[Member]:
+        state = self._exports.get(key)
+        return list(state.members) if state else []
+
+    async def fence(self, newcomer: Member, key: ExportKey) -> None:
+        """Let everything that older connections have sent come to its end."""
+        async with trio.open_nursery() as nursery:
+            for member in self._members(key):
+                if member is newcomer:
+                    break  # members are in the order they came
+                nursery.start_soon(self._fence_one, member)
+
+    async def _fence_one(self, member: Member) -> None:
+        with trio.move_on_after(self._fence_seconds) as scope:
+            await member.caught_up()
+        if scope.cancelled_caught or member.hung_up():
+            member.drop()
+            await member.closed.wait()
+        else:
+            await member.writes_finished()
+
+    async def drain(self, key: ExportKey) -> None:
+        """Wait until the engine operations that an export's connections have begun are finished."""
+        for member in self._members(key):
+            await member.writes_finished()
+
+    async def disconnect(self, key: ExportKey) -> None:
+        """End all connections of an export; what they have begun is finished first."""
+        members = self._members(key)
+        for member in members:
+            member.drop()
+        for member in members:
+            await member.closed.wait()

@@ -1,0 +1,104 @@
+"""Requests as engine operations: what a request does when it cannot be served on the spot.
+
+Each function here is an operation that ends with the reply's bytes. Requests are valid: the batch
+has judged them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bockd.device import BlockDevice
+from bockd.errors import BockdError
+from bockd.nbd import constants as nbd
+from bockd.nbd.errors import nbd_errno
+from bockd.nbd.replies import MAX_STATUS_EXTENTS, ReplyEncoder
+from bockd.nbd.transmission import Request
+from bockd.server.channel import Buffer
+from bockd.steps import Step, Steps
+
+log = logging.getLogger(__name__)
+
+CHANGES = frozenset({nbd.CMD_WRITE, nbd.CMD_TRIM, nbd.CMD_WRITE_ZEROES, nbd.CMD_FLUSH})
+"""Commands that a fence or a drain has to wait for."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Work:
+    """An operation that has begun and waits for `step`."""
+
+    requests: Sequence[Request]
+    """Those it answers: one, or all the flushes and FUA writes of a batch."""
+    steps: Steps[Buffer]
+    step: Step
+    charged_bytes: int = 0
+    """Memory the connection's account was charged with for it."""
+
+
+def read(device: BlockDevice, encoder: ReplyEncoder, request: Request) -> Steps[Buffer]:
+    """A read that fits one reply: header and data in one buffer."""
+    offset, length = request[3], request[4]
+    header = encoder.data_header_bytes
+    reply = memoryview(bytearray(header + length))
+    yield from device.read(offset, reply[header:])
+    encoder.pack_read(reply, 0, request)
+    return reply
+
+
+def write(
+    device: BlockDevice, encoder: ReplyEncoder, request: Request, payload: bytes
+) -> Steps[Buffer]:
+    """A write whose payload is in memory of its own."""
+    yield from device.write(request[3], memoryview(payload))
+    return (yield from _durably(device, encoder, request))
+
+
+def change(device: BlockDevice, encoder: ReplyEncoder, request: Request) -> Steps[Buffer]:
+    """TRIM and WRITE_ZEROES."""
+    flags, command, _, offset, length, _ = request
+    if command == nbd.CMD_TRIM:
+        yield from device.trim(offset, length)
+    else:
+        yield from device.zero(offset, length, allocate=bool(flags & nbd.CMD_FLAG_NO_HOLE))
+    return (yield from _durably(device, encoder, request))
+
+
+def cache(device: BlockDevice, encoder: ReplyEncoder, request: Request) -> Steps[Buffer]:
+    """CACHE: a hint."""
+    yield from device.cache(request[3], request[4])
+    return encoder.done(request)
+
+
+def status(device: BlockDevice, encoder: ReplyEncoder, request: Request) -> Steps[Buffer]:
+    """BLOCK_STATUS of base:allocation."""
+    flags, _, _, offset, length, _ = request
+    limit = 1 if flags & nbd.CMD_FLAG_REQ_ONE else MAX_STATUS_EXTENTS
+    extents = yield from device.extents(offset, length, limit)
+    return encoder.status(request, extents)
+
+
+def flush(device: BlockDevice, encoder: ReplyEncoder, requests: Sequence[Request]) -> Steps[Buffer]:
+    """One flush that answers several requests: all were received before it begins."""
+    yield from device.flush()
+    return encoder.all_done(requests)
+
+
+def _durably(device: BlockDevice, encoder: ReplyEncoder, request: Request) -> Steps[Buffer]:
+    if request[0] & nbd.CMD_FLAG_FUA:
+        yield from device.flush()
+    return encoder.done(request)
+
+
+def error_reply(encoder: ReplyEncoder, requests: Sequence[Request], error: Exception) -> bytes:
+    """The answer to requests that failed: the one place where errors become NBD's."""
+    if isinstance(error, BockdError):
+        number, message = nbd_errno(error.errno), str(error)
+    elif isinstance(error, OSError):
+        number, message = nbd_errno(error.errno or nbd.EIO), error.strerror or "input/output error"
+    else:
+        # A bug of ours: the client is told no more than that, and stays connected.
+        log.error("a request failed unexpectedly", exc_info=error)
+        number, message = nbd.EIO, "internal error"
+    return b"".join([encoder.error(request, number, message) for request in requests])
