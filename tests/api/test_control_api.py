@@ -135,7 +135,7 @@ BAD_BODIES = [
     (b'{"name": "a", "size_bytes": NaN}', "body.size_bytes: Input should be a valid integer"),
     (b'{"name": "a", "size_bytes": 1048576, "colour": 1}', "body.colour: Extra inputs"),
     (b'{"name": "a", "size_bytes": 1048576, "\\ud800": 1}', "unicode"),
-    (b'{"name": "\\ud800", "size_bytes": 1048576}', "unicode"),
+    (b'{"name": "\\ud800", "size_bytes": 1048576}', "Unicode text"),
     (b'{"name": "a", "size_bytes": -4096}', "out of range"),
     (b'{"name": "a", "size_bytes": 1' + b"0" * 300 + b"}", "out of range"),
     (b'{"name": "a", "size_bytes": 1' + b"0" * 5000 + b"}", "parsing the body"),

@@ -1,0 +1,1 @@
+"""Tests of the command lines, run as programs against a daemon on real sockets."""

@@ -1,0 +1,149 @@
+"""A running daemon for the tests, and the programs run against it.
+
+Everything a test asks of the daemon goes through `Daemon`, so that what serves (a stand-in or
+`bockd serve`) is one fixture's business.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+STAND_IN = Path(__file__).parent.parent / "api" / "memory_daemon.py"
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a program ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+@dataclass(frozen=True)
+class Daemon:
+    """A data directory and whoever serves it."""
+
+    data_dir: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What points programs at it."""
+        return {
+            **os.environ,
+            "BOCKD_DATA": str(self.data_dir),
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        }
+
+    def run(self, *arguments: str | Path, **more: str) -> Result:
+        """Run a program to its end, without a terminal. `more` are environment variables."""
+        ended = subprocess.run(
+            arguments,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            env={**self.environment, **more},
+            check=False,
+        )
+        return Result(ended.returncode, ended.stdout, ended.stderr)
+
+    def bock(self, *arguments: str | Path) -> str:
+        """Run `bock`, which must succeed and print no errors; returns what it prints."""
+        result = self.run("bock", *arguments)
+        assert (result.status, result.err) == (0, ""), result
+        return result.out
+
+    def bock_json(self, *arguments: str | Path) -> Any:
+        """Run `bock ... --json` and return the document."""
+        return json.loads(self.bock(*arguments, "--json"))
+
+    def refusal(self, *arguments: str | Path) -> str:
+        """Run `bock`, which must fail with one line on standard error; returns the line."""
+        result = self.run("bock", *arguments)
+        assert (result.status, result.out) == (1, ""), result
+        assert result.err.startswith("bock: "), result
+        assert result.err.count("\n") == 1, result
+        return result.err.strip()
+
+    def names(self) -> set[str]:
+        """The volumes that exist."""
+        return {volume["name"] for volume in self.bock_json("volume", "list")}
+
+    @contextmanager
+    def connected(self, kind: str, node_id: int) -> Iterator[None]:
+        """Within, a client is connected to a volume or snapshot."""
+        mark = self.data_dir / "connected" / f"{kind}-{node_id}"
+        mark.parent.mkdir(exist_ok=True)
+        mark.touch()
+        try:
+            yield
+        finally:
+            mark.unlink()
+
+
+class Terminal:
+    """A program at a terminal of its own."""
+
+    def __init__(self, daemon: Daemon, *arguments: str | Path, **more: str) -> None:
+        self._main, other = pty.openpty()
+        self._process = subprocess.Popen(
+            arguments,
+            stdin=other,
+            stdout=other,
+            stderr=other,
+            env={**daemon.environment, "TERM": "xterm", "COLUMNS": "200", **more},
+            start_new_session=True,
+        )
+        os.close(other)
+        self.seen = ""
+
+    def wait_for(self, text: str) -> None:
+        """Read until `text` has appeared."""
+        while text not in self.seen:
+            assert self._read(), f"ended without {text!r}: {self.seen!r}"
+
+    def type(self, text: str) -> None:
+        """What a person types."""
+        os.write(self._main, text.encode())
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the program, and not to its children."""
+        self._process.send_signal(number)
+
+    def end(self) -> int:
+        """Read what is left and return the exit status."""
+        while self._read():
+            pass
+        os.close(self._main)
+        return self._process.wait()
+
+    def _read(self) -> bool:
+        try:
+            chunk = os.read(self._main, 65536)
+        except OSError:  # EIO: the last process at this terminal has gone
+            return False
+        self.seen += chunk.decode(errors="replace")
+        return bool(chunk)
+
+
+@contextmanager
+def running_daemon(data_dir: Path) -> Iterator[Daemon]:
+    """A daemon that answers, for as long as the context lasts."""
+    command: list[str | Path] = [sys.executable, "-W", "error", STAND_IN, data_dir]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == "ready\n"
+            yield Daemon(data_dir)
+        finally:
+            process.terminate()
+    assert process.returncode == 0

@@ -1,0 +1,144 @@
+"""`bock volume` and `bock snapshot` against a running daemon."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from .daemon import Daemon, Terminal
+
+
+def test_life_of_a_volume(daemon: Daemon) -> None:
+    out = daemon.bock("volume", "create", "life", "--size", "10GiB")
+    assert re.fullmatch(
+        r"created volume \d+ \(life\), 10 GiB\nconnect to it at nbd\+unix://\S+\n", out
+    )
+    shown = daemon.bock_json("volume", "show", "life")
+    assert shown["volume"]["size_bytes"] == 10 << 30
+    assert shown["space"] == {"exclusive_bytes": 0, "shared_bytes": 0}
+    by_id = daemon.bock("volume", "show", str(shown["volume"]["id"]))
+    assert re.search(r"^size +10 GiB \(10737418240 bytes\)$", by_id, re.MULTILINE)
+    assert daemon.bock("volume", "extend", "life", "--size", "11G").endswith("now has 11 GiB\n")
+    assert re.search(r"life +11 GiB +available", daemon.bock("volume", "list"))
+    assert daemon.bock("volume", "delete", "life").startswith("deleted volume")
+    assert "life" not in daemon.names()
+
+
+def test_life_of_a_snapshot(daemon: Daemon) -> None:
+    origin = daemon.bock_json("volume", "create", "origin", "--size", "1M")
+    taken = daemon.bock_json("snapshot", "create", "origin", "first")
+    assert taken["volume"] == origin["id"]
+    unnamed = {daemon.bock_json("snapshot", "create", "origin")["name"] for _ in range(3)}
+    assert len(unnamed) == 3
+    assert all(re.fullmatch(r"origin-\d{8}-\d{6}(-\d)?", name) for name in unnamed)
+    listed = daemon.bock_json("snapshot", "list", "--volume", "origin")
+    assert {snapshot["name"] for snapshot in listed} == {"first", *unnamed}
+    assert re.search(r"first +1 MiB +origin ", daemon.bock("snapshot", "list"))
+    assert "uri" in daemon.bock("snapshot", "show", str(taken["id"]))
+    clone = daemon.bock_json("volume", "create", "of-first", "--from-snapshot", "first")
+    assert (clone["from_snapshot"], clone["size_bytes"]) == (taken["id"], 1 << 20)
+    assert "(origin) holds what" in daemon.bock("snapshot", "revert", "first")
+    daemon.bock("volume", "delete", "origin")
+    assert f"{origin['id']} (deleted)" in daemon.bock("snapshot", "list")
+    daemon.bock("snapshot", "delete", "first")
+    assert "no snapshot first" in daemon.refusal("snapshot", "show", "first")
+
+
+@pytest.mark.parametrize("name", ["[bold]markup[/bold]", "a/b c", "..", ":smile:", "größe %41"])
+def test_awkward_names(daemon: Daemon, name: str) -> None:
+    daemon.bock("volume", "create", name, "--size", "1M")
+    assert name in daemon.bock("volume", "list")
+    assert daemon.bock_json("volume", "show", name)["volume"]["name"] == name
+    assert daemon.bock_json("snapshot", "list", "--volume", name) == []
+    daemon.bock("volume", "delete", name)
+
+
+def test_refusals_say_what_to_do(daemon: Daemon) -> None:
+    created = daemon.bock_json("volume", "create", "busy", "--size", "2M")
+    assert "busy exists" in daemon.refusal("volume", "create", "busy", "--size", "1M")
+    assert "looks like an id" in daemon.refusal("volume", "create", "77", "--size", "1M")
+    assert "between 1 MiB and 16 TiB" in daemon.refusal("volume", "create", "b", "--size", "1k")
+    assert "only grow" in daemon.refusal("volume", "extend", "busy", "--size", "1M")
+    assert "no volume nobody" in daemon.refusal("volume", "delete", "nobody")
+    assert "empty name" in daemon.refusal("volume", "show", "")
+    with daemon.connected("volume", created["id"]):
+        assert "in use" in daemon.refusal("volume", "delete", "busy")
+        assert daemon.bock_json("volume", "show", "busy")["volume"]["status"] == "in-use"
+    daemon.bock("volume", "delete", "busy")
+
+
+def test_usage_errors_exit_with_2(daemon: Daemon) -> None:
+    for arguments, reason in [
+        (["volume", "create", "x"], "--from-snapshot"),
+        (["volume", "create", "x", "--size", "10GB"], "write 10GiB"),
+        (["volume", "create"], "Missing argument"),
+        (["stat", "--interval", "0"], "0.1"),
+        (["colour"], "No such command"),
+    ]:
+        result = daemon.run("bock", *arguments)
+        assert (result.status, result.out) == (2, "")
+        assert reason in result.err
+
+
+def test_no_daemon(daemon: Daemon, tmp_path: Path) -> None:
+    result = daemon.run("bock", "volume", "list", BOCKD_DATA=str(tmp_path))
+    assert result.status == 1
+    assert str(tmp_path / "api.sock") in result.err
+    assert "bockd serve" in result.err
+    assert result.err.count("\n") == 1
+
+
+def test_deleting_asks_at_a_terminal(daemon: Daemon) -> None:
+    daemon.bock("volume", "create", "asked", "--size", "1M")
+    refused = Terminal(daemon, "bock", "volume", "delete", "asked")
+    refused.wait_for("(asked, 1 MiB) and its data? [y/N]: ")
+    refused.type("n\n")
+    assert refused.end() == 1
+    assert "asked" in daemon.names()
+    agreed = Terminal(daemon, "bock", "volume", "delete", "asked")
+    agreed.wait_for("[y/N]: ")
+    agreed.type("y\n")
+    assert agreed.end() == 0
+    assert "asked" not in daemon.names()
+    daemon.bock("volume", "create", "asked", "--size", "1M")
+    assert Terminal(daemon, "bock", "volume", "delete", "asked", "--yes").end() == 0
+
+
+def test_info(daemon: Daemon) -> None:
+    assert daemon.bock_json("info")["data_dir"] == str(daemon.data_dir)
+    assert f"data directory  {daemon.data_dir}" in daemon.bock("info")
+    assert daemon.bock("--version").startswith("bock, version ")
+
+
+def test_completion(daemon: Daemon, tmp_path: Path) -> None:
+    daemon.bock("volume", "create", "completed", "--size", "1M")
+    daemon.bock("snapshot", "create", "completed", "complete-too")
+
+    def complete(words: str, **more: str) -> str:
+        last = str(len(words.split(" ")) - 1)
+        result = daemon.run(
+            "bock", _BOCK_COMPLETE="bash_complete", COMP_WORDS=words, COMP_CWORD=last, **more
+        )
+        assert result.err == ""
+        return result.out
+
+    assert complete("bock volume show comp") == "plain,completed\n"
+    assert complete("bock snapshot delete comp") == "plain,complete-too\n"
+    assert complete("bock volume ex") == "plain,export\nplain,extend\n"
+    assert complete("bock volume show comp", BOCKD_DATA=str(tmp_path)) == "\n"
+    for shell in ("bash", "zsh", "fish"):
+        assert "_BOCK_COMPLETE" in daemon.bock("completion", shell)
+    daemon.bock("volume", "delete", "completed")
+
+
+def test_help_needs_neither_daemon_nor_heavy_modules(daemon: Daemon) -> None:
+    code = (
+        "import sys, bockd.cli.bock, bockd.cli.bockd\n"
+        "print(sorted({'fastapi', 'httpx', 'rich', 'trio', 'lmdb'} & sys.modules.keys()))"
+    )
+    assert daemon.run("python", "-c", code).out == "[]\n"
+    out = daemon.bock("--help")
+    for command in ("completion", "info", "snapshot", "stat", "volume"):
+        assert command in out
