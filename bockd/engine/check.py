@@ -250,7 +250,9 @@ class _Checker:
                     f"layer {layer}, which is missing or not among its ancestors'"
                 )
                 continue
-            if (base + end) * BLOCK_SIZE > min(map_record.size_bytes, self.layers[layer].size_bytes):
+            if (base + end) * BLOCK_SIZE > min(
+                map_record.size_bytes, self.layers[layer].size_bytes
+            ):
                 self.problem(f"map {map_record.id} has entries beyond its end in leaf {number}")
             self.blocks.reach(layer, number, first, end)
 

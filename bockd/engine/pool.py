@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+from bockd.control import Space
 from bockd.engine.durability import Spawn, StoreAccess
 from bockd.engine.opening import (
     OpenSnapshot,
@@ -29,6 +30,7 @@ from bockd.engine.opening import (
     open_volume,
     settle,
 )
+from bockd.engine.space import measure_space
 from bockd.engine.volume import Volume
 from bockd.engine.waiting import Mutex
 from bockd.errors import (
@@ -79,7 +81,7 @@ class Pool:
         self.on_dead_map: Callable[[], None] = lambda: None
         """Called when something was deleted and reclaim has work."""
         self._spawn = spawn
-        self._lock = lock
+        self.lock = lock
         self._creating = Mutex()
         self._busy: dict[int, Mutex] = {}
 
@@ -125,7 +127,7 @@ class Pool:
         for snapshot in list(self.snapshots):
             yield from close_snapshot(self.snapshots.pop(snapshot))
         self.store.index.close()
-        self._lock.release()
+        self.lock.release()
         if first_error is not None:
             raise first_error
 
@@ -215,6 +217,43 @@ class Pool:
 
     def _close_volume(self, volume: VolumeId) -> Steps[None]:
         yield from close_volume(self.volumes.pop(volume))
+
+    def recover_volumes(self) -> Steps[None]:
+        """Recover every volume that was not closed, so that the index is up to date. A volume
+        that cannot be is reported, and refused when it is opened; the others are served."""
+        with self.catalogue() as catalogue:
+            unclosed = [v.id for v in catalogue.volumes() if v.opened and v.id not in self.volumes]
+        for volume in unclosed:
+            try:
+                yield from self._exclusive(volume, self._recover_volume(volume))
+            except BockdError as error:
+                log.error("volume %s cannot be opened: %s", volume, error)  # noqa: TRY400
+
+    def _recover_volume(self, volume: VolumeId) -> Steps[None]:
+        def run() -> None:
+            lock = lock_volume(self.store, volume)
+            try:
+                settle(self.store, volume)
+            finally:
+                lock.release()
+
+        if volume not in self.volumes:
+            yield Blocking(run)
+
+    def measure(self, kind: NodeKind, node: int) -> Steps[Space]:
+        """Exact space of a volume or snapshot, after a checkpoint of every open volume (what
+        they wrote counts, and may be shared by none or many)."""
+        for opened in list(self.volumes.values()):
+            yield from opened.volume.durability.checkpoint()
+
+        def walk() -> Space:
+            with self.catalogue() as catalogue:
+                if kind is NodeKind.VOLUME:
+                    return measure_space(catalogue, catalogue.volume(VolumeId(node)).map)
+                return measure_space(catalogue, catalogue.snapshot(SnapshotId(node)).map)
+
+        space: Space = yield Blocking(walk)
+        return space
 
     # -- creating ----------------------------------------------------------------------------
 

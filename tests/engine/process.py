@@ -1,0 +1,23 @@
+"""The death of a process, played within one: everything open is dropped as the kernel would."""
+
+from __future__ import annotations
+
+from bockd.engine.pool import Pool
+
+
+def die(pool: Pool) -> None:
+    """Give up a pool's descriptors and locks without finishing, flushing or closing anything.
+
+    What was written to files stays (the page cache survives a process), and nothing else does.
+    """
+    for opened in pool.volumes.values():
+        opened.volume.durability.abandon()
+        opened.volume.map.close()
+        opened.lock.release()
+    for reader in pool.snapshots.values():
+        reader.snapshot.map.close()
+        reader.lock.release()
+    pool.volumes.clear()
+    pool.snapshots.clear()
+    pool.store.index.close()
+    pool.lock.release()

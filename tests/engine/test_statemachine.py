@@ -1,0 +1,270 @@
+"""A pool driven at random against a plain model: bytes, extents, space, and `check` throughout.
+
+The pool is reopened cleanly and after simulated deaths of the process (the page cache survives:
+everything acknowledged must be there). Background work runs when the machine says so.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+)
+
+from bockd.control import Space
+from bockd.engine.check import check_open_pool
+from bockd.engine.pool import Pool
+from bockd.engine.reading import Reader
+from bockd.engine.reclaim import Reclaimer
+from bockd.engine.volume import Volume
+from bockd.model import BLOCK_SIZE, MIB, Extent, NodeKind, SnapshotId, VolumeId
+from bockd.steps import Background, run_inline
+from tests.engine.oracle import Node
+from tests.engine.process import die
+
+EXAMPLES = 500
+STEPS = 30
+
+block_sizes = st.integers(256, 640).map(lambda blocks: blocks * BLOCK_SIZE)
+offsets = st.integers(0, 3 * MIB)
+lengths = st.one_of(
+    st.just(BLOCK_SIZE), st.integers(1, 3 * BLOCK_SIZE), st.integers(1, 2 * MIB + 777)
+)
+aligned = st.booleans()
+
+
+class PoolMachine(RuleBasedStateMachine):
+    volumes = Bundle("volumes")
+    snapshots = Bundle("snapshots")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.root = Path(tempfile.mkdtemp(prefix="bockd-test-"))
+        self.background = Background()
+        self.names = 0
+        self.fill = 0
+        self.live: dict[int, Node] = {}
+        self.origin: dict[SnapshotId, VolumeId] = {}
+        self.start()
+
+    def start(self) -> None:
+        self.background = Background()
+        self.pool = Pool.open(self.root, self.background.spawn)
+        reclaimer = Reclaimer(self.pool)
+        self.pool.on_dead_map = lambda: self.background.spawn(reclaimer.run())
+        self.background.spawn(reclaimer.run())
+
+    def teardown(self) -> None:
+        die(self.pool)
+        shutil.rmtree(self.root)
+
+    def name(self) -> str:
+        self.names += 1
+        return f"node {self.names}"
+
+    def device(self, volume: VolumeId) -> Volume:
+        opened = run_inline(self.pool.use_volume(volume))
+        self.pool.leave_volume(volume)
+        return opened.volume
+
+    # -- the catalogue -----------------------------------------------------------------------
+
+    @initialize(target=volumes, size=block_sizes)
+    def first_volume(self, size: int) -> VolumeId:
+        return self.create(size)
+
+    @rule(target=volumes, size=block_sizes)
+    def create(self, size: int) -> VolumeId:
+        volume = run_inline(self.pool.create_volume(self.name(), size)).id
+        self.live[volume] = Node(size)
+        return volume
+
+    @rule(target=snapshots, volume=volumes)
+    def snapshot(self, volume: VolumeId) -> SnapshotId:
+        snapshot = run_inline(self.pool.create_snapshot(volume, self.name())).id
+        self.live[snapshot] = self.live[volume].copy()
+        self.origin[snapshot] = volume
+        return snapshot
+
+    @rule(target=volumes, snapshot=snapshots, more=st.integers(0, 300))
+    def clone(self, snapshot: SnapshotId, more: int) -> VolumeId:
+        size = self.live[snapshot].size + more * BLOCK_SIZE
+        volume = run_inline(self.pool.create_volume(self.name(), size, snapshot)).id
+        self.live[volume] = self.live[snapshot].copy(size)
+        return volume
+
+    @rule(volume=volumes, more=st.integers(1, 300))
+    def extend(self, volume: VolumeId, more: int) -> None:
+        size = self.live[volume].size + more * BLOCK_SIZE
+        run_inline(self.pool.extend_volume(volume, size))
+        self.live[volume].grow(size)
+
+    @rule(snapshot=snapshots)
+    def revert(self, snapshot: SnapshotId) -> None:
+        volume = self.origin[snapshot]
+        if volume not in self.live:
+            return
+        run_inline(self.pool.revert_volume(volume, snapshot))
+        self.live[volume] = self.live[snapshot].copy(self.live[volume].size)
+
+    @rule(snapshot=consumes(snapshots))
+    def delete_snapshot(self, snapshot: SnapshotId) -> None:
+        run_inline(self.pool.delete_snapshot(snapshot))
+        del self.live[snapshot]
+
+    @precondition(lambda self: len(self.live) > 1)
+    @rule(target=volumes, volume=consumes(volumes), sure=st.integers(0, 3))
+    def delete_volume(self, volume: VolumeId, sure: int) -> object:
+        if sure:
+            return volume
+        run_inline(self.pool.delete_volume(volume))
+        del self.live[volume]
+        return multiple()
+
+    # -- the data ----------------------------------------------------------------------------
+
+    def span(self, volume: VolumeId, offset: int, length: int, align: bool) -> tuple[int, int]:
+        node = self.live[volume]
+        if align:
+            offset, length = offset & -BLOCK_SIZE, max(length & -BLOCK_SIZE, BLOCK_SIZE)
+        offset %= node.size
+        return offset, min(length, node.size - offset)
+
+    def data(self, length: int) -> bytes:
+        self.fill += 1
+        return (self.fill.to_bytes(4, "big") * (length // 4 + 1))[:length]
+
+    @rule(volume=volumes, offset=offsets, length=lengths, align=aligned, fast=st.booleans())
+    def write(self, volume: VolumeId, offset: int, length: int, align: bool, fast: bool) -> None:
+        offset, length = self.span(volume, offset, length, align)
+        data = self.data(length)
+        device = self.device(volume)
+        if not (fast and length <= MIB and device.try_write(offset, memoryview(data))):
+            run_inline(device.write(offset, memoryview(data)))
+        device.commit()
+        self.live[volume].write(offset, data)
+
+    @rule(volume=volumes, offset=offsets, length=lengths, align=aligned, allocate=st.booleans())
+    def zero(self, volume: VolumeId, offset: int, length: int, align: bool, allocate: bool) -> None:
+        offset, length = self.span(volume, offset, length, align)
+        run_inline(self.device(volume).zero(offset, length, allocate=allocate))
+        self.live[volume].zero(offset, length, allocate=allocate)
+
+    @rule(volume=volumes, offset=offsets, length=lengths, align=aligned)
+    def trim(self, volume: VolumeId, offset: int, length: int, align: bool) -> None:
+        offset, length = self.span(volume, offset, length, align)
+        run_inline(self.device(volume).trim(offset, length))
+        self.live[volume].trim(offset, length)
+
+    @rule(volume=volumes)
+    def flush(self, volume: VolumeId) -> None:
+        run_inline(self.device(volume).flush())
+
+    @rule(volume=volumes)
+    def checkpoint(self, volume: VolumeId) -> None:
+        run_inline(self.device(volume).durability.checkpoint())
+
+    # -- time passes -------------------------------------------------------------------------
+
+    @rule()
+    def work_in_background(self) -> None:
+        self.background.run()
+
+    @rule(volume=volumes)
+    def close_idle(self, volume: VolumeId) -> None:
+        run_inline(self.pool.close_idle_volume(volume))
+
+    @rule()
+    def reopen(self) -> None:
+        run_inline(self.pool.close())
+        self.start()
+
+    @rule()
+    def be_killed(self) -> None:
+        die(self.pool)
+        self.start()
+
+    # -- what must hold ----------------------------------------------------------------------
+
+    def reader(self, node: int) -> Reader:
+        if SnapshotId(node) in self.origin:
+            opened = run_inline(self.pool.use_snapshot(SnapshotId(node)))
+            self.pool.leave_snapshot(SnapshotId(node))
+            return opened.snapshot
+        return self.device(VolumeId(node))
+
+    @rule(volume=volumes)
+    def compare_volume(self, volume: VolumeId) -> None:
+        self.compare(volume)
+
+    @rule(snapshot=snapshots)
+    def compare_snapshot(self, snapshot: SnapshotId) -> None:
+        self.compare(snapshot)
+
+    def compare(self, node: int) -> None:
+        expected, device = self.live[node], self.reader(node)
+        assert device.size_bytes == expected.size
+        found = bytearray(expected.size)
+        run_inline(device.read(0, memoryview(found)))
+        assert found == expected.content
+        assert all_extents(device) == expected.extents()
+
+    @rule()
+    def compare_space(self) -> None:
+        run_inline(self.pool.recover_volumes())
+        for node, expected in self.live.items():
+            others = {t for n, o in self.live.items() if n != node for t in o.tokens.values()}
+            shared = sum(token in others for token in expected.tokens.values())
+            exclusive = len(expected.tokens) - shared
+            snapshot = SnapshotId(node) in self.origin
+            kind = NodeKind.SNAPSHOT if snapshot else NodeKind.VOLUME
+            found = run_inline(self.pool.measure(kind, node))
+            assert found == Space(exclusive * BLOCK_SIZE, shared * BLOCK_SIZE)
+
+    @invariant()
+    def check_finds_nothing(self) -> None:
+        report = check_open_pool(self.pool.store, live=frozenset(self.pool.volumes), repair=False)
+        assert report.clean, report.problems
+
+
+def all_extents(device: Reader) -> list[Extent]:
+    """Every extent of a device, asked for in small portions."""
+    found: list[Extent] = []
+    offset = 0
+    while offset < device.size_bytes:
+        portion = run_inline(device.extents(offset, device.size_bytes - offset, 3))
+        assert 1 <= len(portion) <= 3
+        for extent in portion:
+            assert extent.offset_bytes == offset
+            assert extent.length_bytes > 0
+            offset += extent.length_bytes
+            if found and found[-1].hole == extent.hole:
+                last = found.pop()
+                extent = Extent(
+                    last.offset_bytes, last.length_bytes + extent.length_bytes, extent.hole
+                )
+            found.append(extent)
+    assert offset == device.size_bytes
+    return found
+
+
+PoolMachine.TestCase.settings = settings(
+    max_examples=EXAMPLES,
+    stateful_step_count=STEPS,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+    print_blob=True,
+)
+TestPool = PoolMachine.TestCase
