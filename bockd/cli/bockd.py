@@ -31,9 +31,10 @@ def main() -> None:
 @main.command()
 def serve() -> None:
     """Run the daemon until SIGTERM or Ctrl-C."""
+    settings = load_settings()
     from bockd.daemon import run
 
-    run(load_settings())
+    run(settings)
 
 
 @main.command()
@@ -71,7 +72,8 @@ def check_anywhere(path: Path, *, repair: bool) -> CheckReport:
                 f"a daemon serves {path}: stop it before --repair, or check without it"
             ) from error
         try:
-            return ControlClient(path / "api.sock").check()
+            with ControlClient(path / "api.sock") as client:
+                return client.check()
         except UnavailableError as silence:
             raise InUseError(f"{error}, and it cannot be asked: {silence}") from silence
 

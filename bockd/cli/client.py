@@ -6,13 +6,17 @@ UnavailableError when no daemon answers.
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 from urllib.parse import quote
 
+import click
+
 from bockd import errors
-from bockd.config import Settings, load_settings
+from bockd.config import load_settings
 from bockd.control import (
     CheckReport,
     DaemonInfo,
@@ -44,17 +48,21 @@ class ControlClient:
     """A connection to the daemon behind one socket. Nothing is opened before the first call."""
 
     def __init__(self, socket_path: Path, *, timeout_seconds: float | None = None) -> None:
-        # Imported late: the shell's completion and --help must not wait for it.
-        import httpx
-
         self._socket_path = socket_path
         self._timeout = ANSWER_TIMEOUT_SECONDS if timeout_seconds is None else timeout_seconds
-        self._http = httpx.Client(
-            transport=httpx.HTTPTransport(uds=str(socket_path)),
-            base_url="http://bockd",
-            timeout=self._timeout,
-            trust_env=False,  # a proxy of the environment must not come between
-        )
+        self._http: httpx.Client | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hang up."""
+        if self._http is not None:
+            self._http.close()
+            self._http = None
 
     def info(self) -> DaemonInfo:
         """Who answers, and where its doors are."""
@@ -123,6 +131,22 @@ class ControlClient:
     def _post(self, path: str, body: Mapping[str, object] | None, answer: type[T]) -> T:
         return decode(self._request("POST", path, body), answer)
 
+    def _open(self) -> httpx.Client:
+        if self._http is None:
+            try:
+                self._socket_path.stat()
+            except OSError as error:
+                raise self._unreachable(error.strerror or str(error)) from error
+            # Imported late: --help, and the shell's completion without a daemon, must not wait.
+            import httpx
+
+            self._http = httpx.Client(
+                transport=httpx.HTTPTransport(uds=str(self._socket_path)),
+                base_url="http://bockd",
+                trust_env=False,  # a proxy of the environment must not come between
+            )
+        return self._http
+
     def _request(
         self,
         method: str,
@@ -131,35 +155,34 @@ class ControlClient:
         *,
         patient: bool = False,
     ) -> bytes:
+        http = self._open()
         import httpx
 
         timeout = httpx.Timeout(self._timeout, read=None if patient else self._timeout)
         try:
-            response = self._http.request(method, PREFIX + path, json=body, timeout=timeout)
+            response = http.request(method, PREFIX + path, json=body, timeout=timeout)
+        except httpx.ConnectError as error:
+            raise self._unreachable(str(error).partition("] ")[2]) from error
+        except httpx.ReadTimeout as error:
+            raise errors.UnavailableError(
+                f"the daemon on {self._socket_path} took longer than {self._timeout:g} seconds "
+                "to answer; the operation may still be carried out"
+            ) from error
         except httpx.HTTPError as error:
-            raise self._unavailable(error) from error
+            raise errors.UnavailableError(
+                f"the daemon on {self._socket_path} went away during the request ({error})"
+            ) from error
         if response.is_error:
             raise error_of_answer(response.content)
         return response.content
 
-    def _unavailable(self, error: httpx.HTTPError) -> errors.UnavailableError:
-        import httpx
-
-        if isinstance(error, httpx.ReadTimeout):
-            return errors.UnavailableError(
-                f"the daemon on {self._socket_path} took longer than {self._timeout:g} seconds "
-                "to answer; the operation may still be carried out"
-            )
-        if not isinstance(error, httpx.ConnectError):
-            return errors.UnavailableError(
-                f"the daemon on {self._socket_path} went away during the request ({error})"
-            )
-        if "Permission denied" in str(error):
+    def _unreachable(self, reason: str) -> errors.UnavailableError:
+        if reason == os.strerror(errno.EACCES):
             return errors.UnavailableError(
                 f"you may not use {self._socket_path}: run as the user who started the daemon"
             )
         return errors.UnavailableError(
-            f"no daemon answers on {self._socket_path} ({error}): start it with `bockd serve` "
+            f"no daemon answers on {self._socket_path} ({reason}): start it with `bockd serve` "
             "or `make run`, or set BOCKD_DATA to the directory of the one that runs"
         )
 
@@ -193,6 +216,8 @@ def error_of_answer(content: bytes) -> errors.BockdError:
     return family(fault.get("message", "the daemon failed and did not say why"))
 
 
-def connect(settings: Settings | None = None) -> ControlClient:
-    """The daemon that the environment points to."""
-    return ControlClient((settings or load_settings()).api_socket)
+def connect() -> ControlClient:
+    """The daemon that the environment points to, until the command ends."""
+    client = ControlClient(load_settings().api_socket)
+    click.get_current_context().call_on_close(client.close)
+    return client

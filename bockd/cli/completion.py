@@ -23,8 +23,9 @@ def offer(
 ) -> list[CompletionItem]:
     """The names that `fetch` finds and that begin with `incomplete`."""
     try:
-        client = ControlClient(load_settings().api_socket, timeout_seconds=TIMEOUT_SECONDS)
-        named = list(fetch(client))
+        socket = load_settings().api_socket
+        with ControlClient(socket, timeout_seconds=TIMEOUT_SECONDS) as client:
+            named = list(fetch(client))
     except BockdError:
         return []
     return [CompletionItem(name, help=text) for name, text in named if name.startswith(incomplete)]

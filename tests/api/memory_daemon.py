@@ -1,6 +1,7 @@
 """A stand-in for `bockd serve`: the real control API over a `MemoryControl`, NBD by nbdkit.
 
-Usage: memory_daemon.py DATA_DIR. Prints "ready" when both sockets answer, ends on SIGTERM.
+Usage: python -m tests.api.memory_daemon DATA_DIR
+Prints "ready" when both sockets answer, ends on SIGTERM.
 A file `connected/<kind>-<id>` in DATA_DIR stands for one connected client.
 """
 
@@ -16,11 +17,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import trio
-from memory_control import MemoryControl
 
 from api.app import create_app
 from api.serve import serve_api
 from bockd.model import NodeKind
+from tests.api.memory_control import MemoryControl
 
 
 def marked_connections(data_dir: Path, kind: NodeKind, node_id: int) -> int:

@@ -11,7 +11,6 @@ from urllib.parse import quote
 import httpx
 import pytest
 import trio
-from memory_control import MemoryControl
 
 from api.app import create_app
 from api.faults import STATUS_OF_ERROR
@@ -20,6 +19,8 @@ from api.serve import serve_api
 from bockd import errors
 from bockd.control import DaemonInfo
 from bockd.model import MIB, NodeKind
+
+from .memory_control import MemoryControl
 
 Client = httpx.AsyncClient
 

@@ -10,11 +10,12 @@ from pathlib import Path
 import httpx
 import pytest
 import trio
-from memory_control import MemoryControl
 
 from api.app import create_app
 from api.serve import serve_api
 from bockd.errors import BockdError, InUseError, InvalidRequestError
+
+from .memory_control import MemoryControl
 
 
 async def answers(path: Path) -> bool:

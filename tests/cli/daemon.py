@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-STAND_IN = Path(__file__).parent.parent / "api" / "memory_daemon.py"
+REPOSITORY = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -138,8 +138,8 @@ class Terminal:
 @contextmanager
 def running_daemon(data_dir: Path) -> Iterator[Daemon]:
     """A daemon that answers, for as long as the context lasts."""
-    command: list[str | Path] = [sys.executable, "-W", "error", STAND_IN, data_dir]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-W", "error", "-m", "tests.api.memory_daemon", str(data_dir)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY) as process:
         assert process.stdout is not None
         try:
             assert process.stdout.readline() == "ready\n"

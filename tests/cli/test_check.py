@@ -1,0 +1,112 @@
+"""`bockd check`: done here, or by the daemon that has the pool. And `bockd serve`'s failures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import types
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from bockd.cli.bockd import main
+from bockd.control import CheckReport
+from bockd.errors import InUseError, PoolFormatError
+
+from .daemon import Daemon
+
+CLEAN = CheckReport(
+    clean=True,
+    problems=(),
+    repaired=("2 stray blocks punched",),
+    volumes=1,
+    snapshots=2,
+    layers=3,
+    leaves=4,
+    stray_blocks=5,
+    pending_reclaim=6,
+)
+BROKEN = dataclasses.replace(CLEAN, clean=False, problems=("layer 3 is missing",), repaired=())
+
+
+class PoolCheck:
+    """Stands for `bockd.engine.check`: answers what it was given, and keeps what it was asked."""
+
+    def __init__(self, answer: CheckReport | Exception) -> None:
+        self.answer = answer
+        self.asked: list[tuple[Path, bool]] = []
+
+    def check_pool(self, path: Path, *, repair: bool) -> CheckReport:
+        self.asked.append((path, repair))
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+def pool_check(monkeypatch: pytest.MonkeyPatch, answer: CheckReport | Exception) -> PoolCheck:
+    """Put a `PoolCheck` where the command will import it from."""
+    stand_in = PoolCheck(answer)
+    module = types.ModuleType("bockd.engine.check")
+    module.__dict__["check_pool"] = stand_in.check_pool
+    monkeypatch.setitem(sys.modules, "bockd.engine.check", module)
+    return stand_in
+
+
+def test_clean_pool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    check = pool_check(monkeypatch, CLEAN)
+    result = CliRunner().invoke(main, ["check", str(tmp_path), "--repair"])
+    assert result.exit_code == 0
+    assert result.output.splitlines() == [
+        "repaired: 2 stray blocks punched",
+        f"{tmp_path}: clean; 1 volumes, 2 snapshots, 3 layers, 4 leaves, 5 stray blocks, "
+        "6 waiting for reclaim",
+    ]
+    assert check.asked == [(tmp_path, True)]
+
+
+def test_problems_are_listed_and_exit_with_1(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    check = pool_check(monkeypatch, BROKEN)
+    monkeypatch.setenv("BOCKD_DATA", str(tmp_path))
+    result = CliRunner().invoke(main, ["check"])
+    assert result.exit_code == 1
+    assert result.output.startswith("problem: layer 3 is missing\n")
+    as_json = CliRunner().invoke(main, ["check", "--json"])
+    assert as_json.exit_code == 1
+    assert json.loads(as_json.output)["problems"] == ["layer 3 is missing"]
+    assert check.asked == [(tmp_path, False)] * 2
+
+
+def test_a_pool_that_cannot_be_checked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pool_check(monkeypatch, PoolFormatError(f"{tmp_path} is not a pool"))
+    result = CliRunner().invoke(main, ["check", str(tmp_path)], prog_name="bockd")
+    assert (result.exit_code, result.stderr) == (1, f"bockd: {tmp_path} is not a pool\n")
+
+
+def test_the_daemon_checks_the_pool_it_has(monkeypatch: pytest.MonkeyPatch, daemon: Daemon) -> None:
+    pool_check(monkeypatch, InUseError("a daemon has the pool"))
+    result = CliRunner().invoke(main, ["check", str(daemon.data_dir), "--json"])
+    assert result.exit_code == 0
+    assert json.loads(result.output)["clean"] is True
+    repair = CliRunner().invoke(main, ["check", str(daemon.data_dir), "--repair"])
+    assert repair.exit_code == 1
+    assert "stop it before --repair" in repair.stderr
+
+
+def test_a_pool_in_use_by_one_who_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pool_check(monkeypatch, InUseError("process 7 has the pool"))
+    result = CliRunner().invoke(main, ["check", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "process 7 has the pool, and it cannot be asked" in result.stderr
+
+
+def test_bad_settings_are_one_line(daemon: Daemon) -> None:
+    result = daemon.run("bockd", "serve", BOCKD_NBD_LISTEN="10809")
+    assert (result.status, result.out) == (1, "")
+    assert result.err == "bockd: BOCKD_NBD_LISTEN: '10809' is not HOST:PORT, nor the word none\n"
+    assert daemon.run("bockd", "--version").out.startswith("bockd, version ")
