@@ -139,6 +139,11 @@ class Control(Protocol):
         InUseError while a client is connected."""
         ...
 
+    async def reopen_volume(self, ref: str) -> VolumeInfo:
+        """Let a volume in status error be used again, accepting that writes since its last
+        successful flush may be lost."""
+        ...
+
     async def list_snapshots(self, volume: str | None) -> list[SnapshotInfo]:
         """All snapshots, or those of one volume, by id."""
         ...

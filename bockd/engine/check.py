@@ -19,7 +19,7 @@ from bockd.engine.durability import StoreAccess
 from bockd.engine.pool import Pool
 from bockd.errors import BockdError, DamagedError, PoolFormatError
 from bockd.model import BLOCK_SIZE, LayerId, MapId, NodeKind, VolumeId
-from bockd.steps import Background, run_inline
+from bockd.steps import Background
 from bockd.store import queue
 from bockd.store.catalogue import (
     NO_MAP,
@@ -51,7 +51,7 @@ def check_pool(path: Path, *, repair: bool) -> CheckReport:
     try:
         report = check_open_pool(pool.store, live=frozenset(), repair=repair)
     finally:
-        run_inline(pool.close())
+        pool.release()
     return report
 
 

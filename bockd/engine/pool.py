@@ -71,7 +71,7 @@ T = TypeVar("T")
 
 
 class Pool:
-    """An open pool. For the owner thread; made by `Pool.open`, ended by `close`."""
+    """An open pool. For the owner thread; ended by `close_all` and then `release`."""
 
     def __init__(self, store: StoreAccess, lock: FileLock, spawn: Spawn) -> None:
         self.store = store
@@ -115,21 +115,24 @@ class Pool:
             raise
         return cls(store, lock, spawn)
 
-    def close(self) -> Steps[None]:
-        """Close all that is open, and the pool. Raises the first error, after doing all of it."""
+    def close_all(self) -> Steps[None]:
+        """Close every open volume and snapshot. Raises the first error, after trying all."""
         first_error: BockdError | None = None
         for volume in list(self.volumes):
             try:
-                yield from self._close_volume(volume)
+                yield from self._exclusive(volume, self._close_volume(volume))
             except BockdError as error:
                 log.error("closing volume %s: %s", volume, error)  # noqa: TRY400
                 first_error = first_error or error
         for snapshot in list(self.snapshots):
             yield from close_snapshot(self.snapshots.pop(snapshot))
-        self.store.index.close()
-        self.lock.release()
         if first_error is not None:
             raise first_error
+
+    def release(self) -> None:
+        """Give the index and the pool's lock back. Nothing may be open or under way."""
+        self.store.index.close()
+        self.lock.release()
 
     @contextmanager
     def catalogue(self) -> Iterator[Catalogue]:
@@ -216,7 +219,8 @@ class Pool:
         return self._exclusive(snapshot, steps())
 
     def _close_volume(self, volume: VolumeId) -> Steps[None]:
-        yield from close_volume(self.volumes.pop(volume))
+        if volume in self.volumes:
+            yield from close_volume(self.volumes.pop(volume))
 
     def recover_volumes(self) -> Steps[None]:
         """Recover every volume that was not closed, so that the index is up to date. A volume

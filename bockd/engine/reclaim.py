@@ -55,6 +55,11 @@ class Reclaimer:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._turn = Mutex()
+        self._stopping = False
+
+    def stop(self) -> None:
+        """End after the batch under way; the queue in the index remembers the rest."""
+        self._stopping = True
 
     def run(self) -> Steps[None]:
         """Reclaim until nothing is left that can be done now. Concurrent runs queue up."""
@@ -75,7 +80,7 @@ class Reclaimer:
 
     def _dead_maps(self) -> Steps[None]:
         progress = True
-        while progress:
+        while progress and not self._stopping:
             progress = False
             with self._pool.store.index.reading() as txn:
                 dead = queue.dead_maps(txn)
@@ -87,7 +92,7 @@ class Reclaimer:
 
     def _bury(self, map_id: MapId) -> Steps[_Outcome]:
         outcome = _Outcome.MORE
-        while outcome is _Outcome.MORE:
+        while outcome is _Outcome.MORE and not self._stopping:
             outcome = yield Blocking(lambda: self._pool.store.index.update(_bury(map_id)))
         return outcome
 
@@ -103,7 +108,7 @@ class Reclaimer:
         while True:
             with store.index.reading() as txn:
                 batch = queue.punches(txn, BATCH_PUNCHES)
-            if not batch:
+            if not batch or self._stopping:
                 break
             yield from self._drain_reads()
             yield Blocking(partial(self._punch, batch))

@@ -1,4 +1,4 @@
-"""A plain model of a pool: what volumes and snapshots hold, by the rules of the documentation alone.
+"""A plain model of a pool: what volumes and snapshots hold, by what is documented alone.
 
 Content is a bytearray. Each stored block has a token, new with every write, shared by snapshots
 and clones: space is counted in tokens, holes are blocks without one.

@@ -188,7 +188,9 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule()
     def reopen(self) -> None:
-        run_inline(self.pool.close())
+        run_inline(self.pool.close_all())
+        self.background.run()
+        self.pool.release()
         self.start()
 
     @rule()

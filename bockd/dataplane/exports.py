@@ -1,0 +1,120 @@
+"""The pool's volumes and snapshots as NBD exports: `<id or name>`, `snapshot/<id or name>`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from bockd.device import BlockDevice
+from bockd.engine.pool import Pool
+from bockd.errors import NotFoundError
+from bockd.model import NodeKind, SnapshotId, VolumeId
+from bockd.nbd.options import ExportInfo
+from bockd.server.drive import Driver
+from bockd.server.exports import ExportKey
+from bockd.store.catalogue import Catalogue, SnapshotRecord, VolumeRecord
+
+SNAPSHOT_PREFIX = "snapshot/"
+
+
+def export_name(kind: NodeKind, name: str) -> str:
+    """The export name of a volume or snapshot."""
+    return name if kind is NodeKind.VOLUME else SNAPSHOT_PREFIX + name
+
+
+def export_uri(kind: NodeKind, name: str, socket: str) -> str:
+    """The NBD URI of a volume or snapshot on a Unix socket."""
+    return f"nbd+unix:///{quote(export_name(kind, name))}?socket={quote(socket)}"
+
+
+@dataclass(eq=False)
+class Hold:
+    """One connection's hold on an open volume or snapshot (bockd.server.exports.OpenExport)."""
+
+    key: ExportKey
+    device: BlockDevice
+    name: str
+    description: str
+    release: Callable[[ExportKey], None]
+
+    @property
+    def info(self) -> ExportInfo:
+        """With the size as it is now."""
+        return ExportInfo(
+            self.name, self.description, self.device.size_bytes, self.device.read_only
+        )
+
+    async def close(self) -> None:
+        """Give the hold up."""
+        self.release(self.key)
+
+
+class PoolExports:
+    """All volumes and snapshots of a pool (bockd.server.exports.ExportTable)."""
+
+    def __init__(self, pool: Pool, driver: Driver, on_idle: Callable[[ExportKey], None]) -> None:
+        self._pool = pool
+        self._driver = driver
+        self._on_idle = on_idle
+
+    async def list_exports(self) -> list[ExportInfo]:
+        """Volumes, then snapshots, by id."""
+        with self._pool.catalogue() as catalogue:
+            return [
+                *(describe(NodeKind.VOLUME, record) for record in catalogue.volumes()),
+                *(describe(NodeKind.SNAPSHOT, record) for record in catalogue.snapshots()),
+            ]
+
+    async def describe(self, name: str) -> ExportInfo:
+        """What the catalogue says; nothing is opened. NotFoundError."""
+        with self._pool.catalogue() as catalogue:
+            return describe(*self._find(catalogue, name))
+
+    async def open(self, name: str) -> Hold:
+        """Open the volume or snapshot, or join those who have it open. BockdError."""
+        with self._pool.catalogue() as catalogue:
+            kind, record = self._find(catalogue, name)
+        info = describe(kind, record)
+        device: BlockDevice
+        if kind is NodeKind.VOLUME:
+            volume = await self._driver.run(self._pool.use_volume(VolumeId(record.id)))
+            device = volume.volume
+        else:
+            snapshot = await self._driver.run(self._pool.use_snapshot(SnapshotId(record.id)))
+            device = snapshot.snapshot
+        key = ExportKey(kind, record.id)
+        return Hold(key, device, info.name, info.description, self._release)
+
+    def _release(self, key: ExportKey) -> None:
+        if key.kind is NodeKind.VOLUME:
+            self._pool.leave_volume(VolumeId(key.id))
+        else:
+            self._pool.leave_snapshot(SnapshotId(key.id))
+        self._on_idle(key)
+
+    def _find(
+        self, catalogue: Catalogue, name: str
+    ) -> tuple[NodeKind, VolumeRecord | SnapshotRecord]:
+        if not name:
+            raise NotFoundError("name an export: there is no default one")
+        # A volume may be called "snapshot/x": a volume's own name comes first.
+        try:
+            volume = VolumeId(catalogue.find(NodeKind.VOLUME, name))
+        except NotFoundError:
+            if not name.startswith(SNAPSHOT_PREFIX):
+                raise
+            ref = name.removeprefix(SNAPSHOT_PREFIX)
+            found = SnapshotId(catalogue.find(NodeKind.SNAPSHOT, ref))
+            return NodeKind.SNAPSHOT, catalogue.snapshot(found)
+        return NodeKind.VOLUME, catalogue.volume(volume)
+
+
+def describe(kind: NodeKind, record: VolumeRecord | SnapshotRecord) -> ExportInfo:
+    """An export as LIST and INFO tell of it."""
+    return ExportInfo(
+        name=export_name(kind, record.name),
+        description=f"{kind} {record.id}",
+        size_bytes=record.size_bytes,
+        read_only=kind is NodeKind.SNAPSHOT,
+    )
