@@ -133,6 +133,11 @@ def volume_router(control: Control) -> APIRouter:
         """Grow a volume."""
         return await control.extend_volume(ref, body.size_bytes)
 
+    @router.post("/{ref}/reopen")
+    async def reopen_volume(ref: Ref) -> VolumeInfo:
+        """Let a failed volume be used again, accepting that its latest writes may be lost."""
+        return await control.reopen_volume(ref)
+
     @router.get("/{ref}/space")
     async def volume_space(ref: Ref) -> Space:
         """Exact space, by a walk over the volume's maps."""

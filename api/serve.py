@@ -10,19 +10,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
-import logging
 import os
 import socket
 import stat
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
-import hypercorn.trio
 import trio
 from fastapi import FastAPI
-from hypercorn.config import Config, Sockets
 
+from api.connections import serve_connections
 from bockd.errors import BockdError, InUseError, InvalidRequestError
 
 SOCKET_MODE = 0o600
@@ -30,8 +27,8 @@ SOCKET_MODE = 0o600
 MAX_SOCKET_PATH_BYTES = 107
 """sockaddr_un.sun_path has 108 bytes, one of them for the final NUL."""
 
-GRACE_SECONDS = 3.0
-"""How long requests may take to finish once the daemon stops."""
+BACKLOG = 100
+"""Connections that the kernel holds until we accept them."""
 
 
 def check_socket_path(path: Path) -> None:
@@ -71,7 +68,7 @@ def bind_owner_only(path: Path) -> socket.socket:
     try:
         os.fchmod(listener.fileno(), SOCKET_MODE)
         listener.bind(os.fspath(path))
-        listener.listen(Config.backlog)
+        listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         raise BockdError(f"cannot listen on {path}: {error.strerror}") from error
@@ -92,24 +89,6 @@ def listening(path: Path) -> Iterator[socket.socket]:
                 path.unlink()
 
 
-class ListenerConfig(Config):
-    """Hypercorn on a socket that we bound and will close. It logs errors, through our logger."""
-
-    graceful_timeout = GRACE_SECONDS
-    include_server_header = False
-    accesslog = None
-
-    def __init__(self, listener: socket.socket) -> None:
-        super().__init__()
-        self._listener = listener
-        self.errorlog = logging.getLogger("bockd.api")
-        self.errorlog.setLevel(logging.WARNING)
-
-    def create_sockets(self) -> Sockets:
-        """The one socket that there is."""
-        return Sockets(secure_sockets=[], insecure_sockets=[self._listener], quic_sockets=[])
-
-
 async def serve_api(
     app: FastAPI,
     socket_path: Path,
@@ -117,20 +96,13 @@ async def serve_api(
     shutdown: Callable[[], Awaitable[None]] = trio.sleep_forever,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve `app` on `socket_path` until `shutdown` returns (then requests get `GRACE_SECONDS` to
-    finish) or until cancelled. Reports started when connections are accepted.
+    """Serve `app` on `socket_path` until `shutdown` returns (then requests get a moment to
+    finish) or until cancelled. Reports started when clients can connect.
 
     Raises InUseError when a daemon answers there already, InvalidRequestError when the path is
     too long for a socket, BockdError when the directory does not admit it.
     """
     with listening(socket_path) as listener:
-        serve = functools.partial(
-            hypercorn.trio.serve,
-            app,  # type: ignore[arg-type]
-            ListenerConfig(listener),
-            shutdown_trigger=shutdown,
-            mode="asgi",
-        )
-        async with trio.open_nursery() as nursery:
-            await nursery.start(serve)
-            task_status.started()
+        listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(listener))]
+        task_status.started()
+        await serve_connections(app, listeners, shutdown=shutdown)

@@ -91,6 +91,10 @@ class ControlClient:
         """Forget a volume; InUseError while a client is connected."""
         self._request("DELETE", f"/volumes/{segment(ref)}")
 
+    def reopen_volume(self, ref: str) -> VolumeInfo:
+        """Let a failed volume be used again."""
+        return self._post(f"/volumes/{segment(ref)}/reopen", None, VolumeInfo)
+
     def list_snapshots(self, volume: str | None = None) -> list[SnapshotInfo]:
         """All snapshots by id, or those of one volume."""
         query = "" if volume is None else f"?volume={segment(volume)}"

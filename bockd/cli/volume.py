@@ -1,4 +1,4 @@
-"""`bock volume`: create, list, show, extend, delete. Import and export are in `transfer`."""
+"""`bock volume`: create, list, show, extend, delete, reopen. Images are in `transfer`."""
 
 from __future__ import annotations
 
@@ -168,3 +168,28 @@ def delete(volume: str, yes: bool, as_json: bool) -> None:
         print_json({"deleted": found})
         return
     click.echo(f"deleted volume {found.id} ({found.name})")
+
+
+@volume.command()
+@click.argument("volume", shell_complete=complete_volume)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+def reopen(volume: str, yes: bool, as_json: bool) -> None:
+    """Use a volume in status error again.
+
+    After a disk error nobody can know which of the writes since the last successful flush are on
+    disk, so the volume refuses everything until you have decided. `bock volume show` says what
+    happened. Check what is on the volume afterwards, or revert it to a snapshot. Asks first when
+    run at a terminal.
+    """
+    client = connect()
+    found = client.show_volume(volume)
+    confirm(
+        f"Use volume {found.id} ({found.name}) again, although its latest writes may be lost?",
+        yes=yes,
+    )
+    reopened = client.reopen_volume(str(found.id))
+    if as_json:
+        print_json(reopened)
+        return
+    click.echo(f"volume {reopened.id} ({reopened.name}) is {reopened.status}")

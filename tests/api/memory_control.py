@@ -47,6 +47,8 @@ class MemoryControl:
         self.data_dir = data_dir
         self.exports = data_dir / "exports"
         self.exports.mkdir(exist_ok=True)
+        self.failed: dict[int, str] = {}
+        """Volumes in status error, and why."""
         self.problems: tuple[str, ...] = ()
         self._connections = connections
         self._clock = clock
@@ -119,6 +121,12 @@ class MemoryControl:
         self._refuse_in_use(NodeKind.VOLUME, volume.id, volume.name)
         del self._volumes[volume.id]
         self._path(NodeKind.VOLUME, volume.id).unlink()
+
+    async def reopen_volume(self, ref: str) -> VolumeInfo:
+        volume = self._find_volume(ref)
+        if self.failed.pop(volume.id, None) is None:
+            raise ConflictError(f"volume {volume.name} is not in status error")
+        return self._volume_now(volume)
 
     async def list_snapshots(self, volume: str | None) -> list[SnapshotInfo]:
         wanted = None if volume is None else self._find_volume(volume).id
@@ -236,9 +244,9 @@ class MemoryControl:
 
     def _volume_now(self, volume: VolumeInfo) -> VolumeInfo:
         count = self._connections(NodeKind.VOLUME, volume.id)
-        return dataclasses.replace(
-            volume, connections=count, status="in-use" if count else "available"
-        )
+        error = self.failed.get(volume.id)
+        status = "error" if error else "in-use" if count else "available"
+        return dataclasses.replace(volume, connections=count, status=status, error=error)
 
     def _snapshot_now(self, snapshot: SnapshotInfo) -> SnapshotInfo:
         return dataclasses.replace(

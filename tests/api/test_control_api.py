@@ -264,3 +264,19 @@ def test_in_use_and_conflict(tmp_path: Path) -> None:
         assert fault_of(again)[:2] == (409, "conflict")
 
     with_client(control, scenario)
+
+
+def test_reopening_a_failed_volume(tmp_path: Path) -> None:
+    control = MemoryControl(tmp_path)
+
+    async def scenario(client: Client) -> None:
+        await create(client, "web")
+        refused = await client.post("/control/v1/volumes/web/reopen")
+        assert fault_of(refused)[:2] == (409, "conflict")
+        control.failed[1] = "a sync failed"
+        shown = (await client.get("/control/v1/volumes/web")).json()
+        assert (shown["status"], shown["error"]) == ("error", "a sync failed")
+        reopened = (await client.post("/control/v1/volumes/web/reopen")).json()
+        assert (reopened["status"], reopened["error"]) == ("available", None)
+
+    with_client(control, scenario)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import stat
@@ -14,6 +15,7 @@ import trio
 from api.app import create_app
 from api.serve import serve_api
 from bockd.errors import BockdError, InUseError, InvalidRequestError
+from bockd.model import MIB
 
 from .memory_control import MemoryControl
 
@@ -112,7 +114,7 @@ def test_shutdown_lets_a_request_finish(tmp_path: Path) -> None:
                 await super().delete_volume(ref)
 
         control = SlowControl(tmp_path)
-        await control.create_volume("web", 1 << 20, None)
+        await control.create_volume("web", MIB, None)
         app = create_app(control)
         transport = httpx.AsyncHTTPTransport(uds=str(path))
         async with httpx.AsyncClient(transport=transport) as client, trio.open_nursery() as nursery:
@@ -135,3 +137,53 @@ async def stop_when(asked: trio.Event, stop: trio.Event) -> None:
     """Begin the shutdown once a request is being served."""
     await asked.wait()
     stop.set()
+
+
+def test_a_client_that_stops_reading_does_not_keep_us(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.connections.SEND_TIMEOUT_SECONDS", 0.1)
+    path = tmp_path / "api.sock"
+
+    async def run() -> None:
+        control = MemoryControl(tmp_path)
+        for number in range(3000):  # an answer larger than what the kernel buffers
+            await control.create_volume(f"volume{number}", MIB, None)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve_api, create_app(control), path)
+            stuck = await trio.open_unix_socket(path)
+            async with stuck:
+                await stuck.send_all(b"GET /control/v1/volumes HTTP/1.1\r\nhost: x\r\n\r\n")
+                await stuck.receive_some(100)
+                assert await answers(path)
+                nursery.cancel_scope.cancel()
+
+    trio.run(run)
+
+
+def test_garbage_is_refused_and_others_do_not_notice(tmp_path: Path) -> None:
+    path = tmp_path / "api.sock"
+
+    async def run() -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve_api, create_app(MemoryControl(tmp_path)), path)
+            for garbage in (
+                b"\r\n\r\n",
+                bytes(range(256)) * 16,
+                b"GET / HTTP/9.9\r\n\r\n",
+                b"GET /\xff\xfe HTTP/1.1\r\nhost: x\r\n\r\n",
+                b"GET / HTTP/1.1\r\n" + b"a: " + b"b" * 100_000,
+                b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n",
+                b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+                b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 64,
+            ):
+                async with await trio.open_unix_socket(path) as stream:
+                    with contextlib.suppress(trio.BrokenResourceError):
+                        await stream.send_all(garbage)
+                        await stream.send_eof()
+                        while await stream.receive_some():
+                            pass
+                assert await answers(path)
+            nursery.cancel_scope.cancel()
+
+    trio.run(run)

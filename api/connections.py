@@ -1,0 +1,95 @@
+"""HTTP connections: Hypercorn's protocol on listeners that are bound already, inside our nursery.
+
+Hypercorn's own loop (`hypercorn.trio.serve`) shields what it sends from cancellation, without a
+bound: one client that stops reading a long answer keeps the daemon from ever ending. Here a send
+ends within `SEND_TIMEOUT_SECONDS`, and what goes wrong in one connection stays there.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Awaitable, Callable
+from typing import cast
+
+import trio
+from fastapi import FastAPI
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.config import Config
+from hypercorn.events import Closed, Event, RawData
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ASGIFramework, ConnectionState
+
+log = logging.getLogger(__name__)
+
+GRACE_SECONDS = 3.0
+"""How long requests may take to finish once the daemon stops."""
+
+SEND_TIMEOUT_SECONDS = 10.0
+"""For a client to take one piece of an answer; then it is dropped."""
+
+
+class Connection(TCPServer):
+    """One connection. Sends are bounded; the rest is Hypercorn's."""
+
+    async def protocol_send(self, event: Event) -> None:
+        """Send a piece of an answer, or pass on what is not one."""
+        if not isinstance(event, RawData):
+            await super().protocol_send(event)
+            return
+        async with self.send_lock:
+            try:
+                # Shielded, because a response must not be cut off by the end of its request.
+                with trio.fail_after(SEND_TIMEOUT_SECONDS, shield=True):
+                    await self.stream.send_all(event.data)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                await self.protocol.handle(Closed())
+            except trio.TooSlowError:
+                await trio.aclose_forcefully(self.stream)
+                await self.protocol.handle(Closed())
+
+
+def quiet_config() -> Config:
+    """Hypercorn's settings: it logs errors only, through our logger, and does not name itself."""
+    config = Config()
+    config.include_server_header = False
+    config.accesslog = None
+    config.errorlog = log
+    return config
+
+
+async def serve_connections(
+    app: FastAPI,
+    listeners: list[trio.SocketListener],
+    *,
+    shutdown: Callable[[], Awaitable[None]],
+) -> None:
+    """Serve `app` to whoever connects, until `shutdown` returns; then requests get `GRACE_SECONDS`
+    to finish. The caller closes the listeners."""
+    context = WorkerContext(None)
+    connect = functools.partial(
+        Connection,
+        ASGIWrapper(cast(ASGIFramework, app)),
+        quiet_config(),
+        context,
+        ConnectionState({}),
+    )
+
+    async def serve_one(stream: trio.SocketStream) -> None:
+        try:
+            await connect(cast(trio.SSLStream[trio.SocketStream], stream))  # either will do
+        except Exception:
+            log.exception("an HTTP connection failed")
+
+    async with trio.open_nursery() as connections:
+        async with trio.open_nursery() as accepting:
+            accepting.start_soon(
+                functools.partial(
+                    trio.serve_listeners, serve_one, listeners, handler_nursery=connections
+                )
+            )
+            await shutdown()
+            accepting.cancel_scope.cancel()
+        await context.terminated.set()
+        connections.cancel_scope.deadline = trio.current_time() + GRACE_SECONDS
