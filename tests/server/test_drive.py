@@ -1,0 +1,81 @@
+"""Steps under trio."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import trio
+import trio.testing
+
+from bockd.errors import NoSpaceError
+from bockd.server.drive import Driver
+from bockd.steps import Blocking, Signal, Steps
+from tests.server.serving import in_trio
+
+
+def thread_name() -> str:
+    return threading.current_thread().name
+
+
+def fail() -> None:
+    raise NoSpaceError("full")
+
+
+def nothing() -> Steps[int]:
+    return 7
+    yield
+
+
+def several(signal: Signal) -> Steps[list[object]]:
+    main = thread_name()
+    elsewhere = yield Blocking(thread_name)
+    assert thread_name() == main
+    waited = yield signal
+    again = yield signal
+    try:
+        yield Blocking(fail)
+    except NoSpaceError as error:
+        return [elsewhere != main, waited, again, str(error)]
+    return []
+
+
+@in_trio
+async def test_an_operation_runs_to_its_end() -> None:
+    driver, signal = Driver(), Signal()
+    assert await driver.run(nothing()) == 7
+    async with trio.open_nursery() as nursery:
+
+        async def run() -> None:
+            assert await driver.run(several(signal)) == [True, None, None, "full"]
+
+        nursery.start_soon(run)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        signal.fire()
+
+
+@in_trio
+async def test_what_an_operation_raises_is_raised() -> None:
+    def steps() -> Steps[None]:
+        yield Blocking(fail)
+
+    with pytest.raises(NoSpaceError):
+        await Driver().run(steps())
+
+
+@in_trio
+async def test_what_has_begun_is_finished_in_spite_of_cancellation() -> None:
+    done = []
+    signal = Signal()
+
+    def steps() -> Steps[None]:
+        yield signal
+        yield Blocking(lambda: None)
+        done.append(True)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Driver().run, steps())
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+        signal.fire()
+    assert done

@@ -1,0 +1,156 @@
+"""Reconnects, drains and disconnects: what was begun is finished, what is stale never lands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import trio
+import trio.testing
+
+from bockd.engine.memory import MemoryDevice
+from bockd.server.limits import ServerLimits
+from bockd.steps import Signal
+from tests.nbd import wire
+from tests.server.client import Client
+from tests.server.serving import FixedExports, in_jumping_time, in_trio, serving
+
+MIB = 1 << 20
+
+
+@in_trio
+async def test_a_new_connection_sees_what_older_ones_had_sent(
+    path: Path, exports: FixedExports
+) -> None:
+    async with serving(exports, path), await Client.go(path) as old:
+        for n in range(20):
+            stale = wire.write(n, 0, bytes([n]) * 60_000) * 5
+            await old.send(stale)
+            async with await Client.go(path) as new:
+                assert await new.write(0, b"new") == 0
+                assert await new.read_data(0, 4) == b"new" + bytes([n])
+            for _ in range(5):
+                assert await old.simple() == (n, 0)
+
+
+@in_trio
+async def test_a_new_connection_waits_for_writes_in_the_engine(
+    path: Path, exports: FixedExports, device: MemoryDevice
+) -> None:
+    gate = device.gate = Signal()
+    device.immediate = False
+    async with serving(exports, path), await Client.go(path) as old:
+        await old.send(wire.write(1, 0, b"old"))
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        await trio.aclose_forcefully(old.stream)
+        entered = False
+        async with trio.open_nursery() as nursery:
+
+            async def enter() -> None:
+                nonlocal entered
+                async with await Client.go(path) as new:
+                    entered = True
+                    assert await new.read_data(0, 3) == b"old"
+
+            nursery.start_soon(enter)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            assert not entered
+            gate.fire()
+        assert entered
+
+
+@in_trio
+async def test_those_that_hung_up_are_dropped_with_half_a_request(
+    path: Path, exports: FixedExports, device: MemoryDevice
+) -> None:
+    async with serving(exports, path) as server, await Client.go(path) as old:
+        await old.send(wire.write(1, 0, bytes(4096))[:-1])
+        await trio.aclose_forcefully(old.stream)
+        async with await Client.go(path):
+            assert server.connections(exports.key("disk")) == 1
+            assert device.calls == []
+
+
+@in_jumping_time
+async def test_an_old_connection_that_cannot_be_read_is_dropped(
+    path: Path, exports: FixedExports, device: MemoryDevice
+) -> None:
+    limits = ServerLimits(fence_seconds=3, reply_stall_seconds=1000)
+    async with serving(exports, path, limits) as server, await Client.go(path) as old:
+        with trio.move_on_after(1):
+            while True:
+                await old.send(wire.request(0, 1, 0, 200_000) * 50)
+        async with await Client.go(path) as new:
+            assert server.connections(exports.key("disk")) == 1
+            assert await new.write(0, b"new") == 0
+
+
+@in_trio
+async def test_connections_of_one_export_live_side_by_side(
+    path: Path, exports: FixedExports
+) -> None:
+    async with serving(exports, path) as server, trio.open_nursery() as nursery:
+
+        async def work(number: int) -> None:
+            async with await Client.go(path) as client:
+                for n in range(30):
+                    data = bytes([number]) * 20_000
+                    assert await client.write(number * MIB + n, data) == 0
+                    assert await client.read_data(number * MIB + n, 20_000) == data
+
+        for number in range(8):
+            nursery.start_soon(work, number)
+        await trio.testing.wait_all_tasks_blocked(0.0)
+        assert server.connections(exports.key("other")) == 0
+
+
+@in_trio
+async def test_drain_waits_for_what_has_begun(
+    path: Path, exports: FixedExports, device: MemoryDevice
+) -> None:
+    gate = device.gate = Signal()
+    device.immediate = False
+    async with serving(exports, path) as server, await Client.go(path) as client:
+        await server.drain(exports.key("disk"))
+        await client.send(wire.write(1, 0, b"slow"))
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        with trio.move_on_after(0.01) as scope:
+            await server.drain(exports.key("disk"))
+        assert scope.cancelled_caught
+        gate.fire()
+        await server.drain(exports.key("disk"))
+        assert device.calls == ["write"]
+
+
+@in_trio
+async def test_disconnect_finishes_received_writes(
+    path: Path, exports: FixedExports, device: MemoryDevice
+) -> None:
+    gate = device.gate = Signal()
+    device.immediate = False
+    async with serving(exports, path) as server, await Client.go(path) as client:
+        await client.send(wire.write(1, 0, b"slow"))
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(server.disconnect, exports.key("disk"))
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            assert server.connections(exports.key("disk")) == 1
+            gate.fire()
+        assert device.calls == ["write"]
+        assert server.connections(exports.key("disk")) == 0
+        assert exports.open_holds == 0
+        await client.closes()
+
+
+@in_trio
+async def test_stopping_the_server_finishes_received_writes(
+    path: Path, exports: FixedExports, device: MemoryDevice
+) -> None:
+    device.blocking = True
+    device.immediate = False
+    async with serving(exports, path):
+        client = await Client.go(path)
+        await client.send(wire.write(1, 0, b"slow"))
+        await trio.lowlevel.checkpoint()
+    assert device.calls == ["write"]
+    assert exports.open_holds == 0
+    await trio.aclose_forcefully(client.stream)

@@ -1,0 +1,122 @@
+"""Listening sockets: who may connect, stale sockets, and running out of descriptors."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from pathlib import Path
+from typing import cast
+
+import pytest
+import trio
+
+from bockd.config import Address
+from bockd.errors import ConflictError, InUseError, InvalidRequestError, UnavailableError
+from bockd.server.exports import NoExports
+from bockd.server.limits import ACCEPT_PAUSE_SECONDS
+from bockd.server.listener import accept_from, address_of, listen_tcp, listen_unix
+from bockd.server.nbd_server import NbdServer
+from tests.nbd import wire
+from tests.server.client import Client
+from tests.server.serving import in_jumping_time, in_trio
+
+
+def test_only_the_owner_may_connect(path: Path) -> None:
+    before = os.umask(0)
+    try:
+        with listen_unix(path):
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+            assert os.listdir(path.parent) == [path.name]
+    finally:
+        os.umask(before)
+
+
+def test_a_stale_socket_is_replaced(path: Path) -> None:
+    listen_unix(path).close()
+    assert path.exists()
+    with listen_unix(path), socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+
+
+def test_a_socket_in_use_is_not(path: Path) -> None:
+    with listen_unix(path), pytest.raises(InUseError):
+        listen_unix(path)
+
+
+def test_another_file_is_left_alone(path: Path) -> None:
+    path.write_text("precious")
+    with pytest.raises(ConflictError):
+        listen_unix(path)
+    assert path.read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["x" * 200, "missing/nbd.sock"])
+def test_a_path_that_cannot_be(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InvalidRequestError):
+        listen_unix(tmp_path / name)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_taken_port() -> None:
+    with listen_tcp(Address("127.0.0.1", 0)) as first:
+        taken = address_of(first)
+        assert taken.port
+        with pytest.raises(InUseError, match=str(taken.port)):
+            listen_tcp(taken)
+
+
+def test_an_address_that_is_not_ours() -> None:
+    with pytest.raises(UnavailableError):
+        listen_tcp(Address("192.0.2.1", 0))
+
+
+@in_trio
+async def test_tcp_lists_and_opens_nothing_yet() -> None:
+    listener = listen_tcp(Address("127.0.0.1", 0))
+    port = address_of(listener).port
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(NbdServer().serve, listener, NoExports())
+        client = Client(await trio.open_tcp_stream("127.0.0.1", port))
+        await client.read(18)
+        await client.send(wire.FIXED_NEWSTYLE_NO_ZEROES + wire.option(3))
+        assert (await client.option_reply()).kind == 1
+        await client.send(wire.go("disk"))
+        assert (await client.option_reply()).kind == 0x80000006
+        await trio.aclose_forcefully(client.stream)
+        nursery.cancel_scope.cancel()
+
+
+class FailingListener:
+    """A listener whose first accepts fail as they do when descriptors run out."""
+
+    def __init__(self, listener: socket.socket, errors: list[int]) -> None:
+        self._listener = listener
+        self._errors = errors
+        self.fileno = listener.fileno
+
+    def accept(self) -> tuple[socket.socket, object]:
+        if self._errors:
+            number = self._errors.pop(0)
+            raise OSError(number, os.strerror(number))
+        return self._listener.accept()
+
+
+@in_jumping_time
+async def test_accepting_survives_a_lack_of_descriptors() -> None:
+    with listen_tcp(Address("127.0.0.1", 0)) as listener:
+        failing = FailingListener(listener, [errno.EMFILE, errno.ECONNABORTED, errno.ENFILE])
+        accepted = trio.Event()
+
+        async def greet(client: socket.socket) -> None:
+            client.close()
+            accepted.set()
+
+        start = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(accept_from, cast(socket.socket, failing), greet)
+            async with await trio.open_tcp_stream("127.0.0.1", address_of(listener).port):
+                await accepted.wait()
+            nursery.cancel_scope.cancel()
+        assert trio.current_time() - start >= 2 * ACCEPT_PAUSE_SECONDS
