@@ -1,14 +1,12 @@
-"""A `Control` that keeps its catalogue in memory and each volume as one sparse file.
+"""A `Control` that keeps its catalogue in memory and no data at all.
 
-It follows the interface to the letter (ids, names, sizes, conflicts, in-use), so that the doors can
-be tested without an engine. `exports/` holds one file for each volume and snapshot, which a plain
-NBD server can serve; snapshots and clones are copies.
+It follows the interface to the letter (ids, names, sizes, conflicts, in-use), so that the REST door
+can be tested without an engine.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -45,8 +43,6 @@ class MemoryControl:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.data_dir = data_dir
-        self.exports = data_dir / "exports"
-        self.exports.mkdir(exist_ok=True)
         self.failed: dict[int, str] = {}
         """Volumes in status error, and why."""
         self.problems: tuple[str, ...] = ()
@@ -87,12 +83,6 @@ class MemoryControl:
                 f"size {size_bytes} is smaller than the snapshot's {origin.size_bytes}"
             )
         volume_id = self._next_id()
-        path = self._path(NodeKind.VOLUME, volume_id)
-        if origin is None:
-            path.touch()
-        else:
-            copy_sparse(self._path(NodeKind.SNAPSHOT, origin.id), path)
-        os.truncate(path, size_bytes)
         self._volumes[volume_id] = VolumeInfo(
             id=VolumeId(volume_id),
             name=name,
@@ -112,7 +102,6 @@ class MemoryControl:
             raise InvalidRequestError(
                 f"volume {volume.name} has {volume.size_bytes} bytes: it can only grow"
             )
-        os.truncate(self._path(NodeKind.VOLUME, volume.id), size_bytes)
         self._volumes[volume.id] = dataclasses.replace(volume, size_bytes=size_bytes)
         return self._volume_now(self._volumes[volume.id])
 
@@ -120,7 +109,6 @@ class MemoryControl:
         volume = self._find_volume(ref)
         self._refuse_in_use(NodeKind.VOLUME, volume.id, volume.name)
         del self._volumes[volume.id]
-        self._path(NodeKind.VOLUME, volume.id).unlink()
 
     async def reopen_volume(self, ref: str) -> VolumeInfo:
         volume = self._find_volume(ref)
@@ -143,9 +131,6 @@ class MemoryControl:
         origin = self._find_volume(volume)
         self._check_new_name(NodeKind.SNAPSHOT, name)
         snapshot_id = self._next_id()
-        copy_sparse(
-            self._path(NodeKind.VOLUME, origin.id), self._path(NodeKind.SNAPSHOT, snapshot_id)
-        )
         self._snapshots[snapshot_id] = SnapshotInfo(
             id=SnapshotId(snapshot_id),
             name=name,
@@ -161,21 +146,19 @@ class MemoryControl:
         snapshot = self._find_snapshot(ref)
         self._refuse_in_use(NodeKind.SNAPSHOT, snapshot.id, snapshot.name)
         del self._snapshots[snapshot.id]
-        self._path(NodeKind.SNAPSHOT, snapshot.id).unlink()
 
     async def revert_volume(self, snapshot: str) -> VolumeInfo:
         found = self._find_snapshot(snapshot)
         volume = self._find_volume(str(found.volume))
         self._refuse_in_use(NodeKind.VOLUME, volume.id, volume.name)
-        path = self._path(NodeKind.VOLUME, volume.id)
-        copy_sparse(self._path(NodeKind.SNAPSHOT, found.id), path)
-        os.truncate(path, volume.size_bytes)
         return self._volume_now(volume)
 
     async def space(self, kind: NodeKind, ref: str) -> Space:
-        node = self._find_volume(ref) if kind is NodeKind.VOLUME else self._find_snapshot(ref)
-        used = self._path(kind, node.id).stat().st_blocks * 512
-        return Space(exclusive_bytes=used, shared_bytes=0)
+        if kind is NodeKind.VOLUME:
+            self._find_volume(ref)
+        else:
+            self._find_snapshot(ref)
+        return Space(exclusive_bytes=0, shared_bytes=0)
 
     async def statistics(self) -> list[VolumeStatistics]:
         """Invented counters for each volume that has a client."""
@@ -217,9 +200,6 @@ class MemoryControl:
         self._last_id += 1
         return self._last_id
 
-    def _path(self, kind: NodeKind, node_id: int) -> Path:
-        return self.exports / f"{kind.value}-{node_id}"
-
     def _uri(self, kind: NodeKind, node_id: int) -> str:
         socket = quote(str(self.data_dir / "nbd.sock"), safe="/")
         return f"nbd+unix:///{kind.value}-{node_id}?socket={socket}"
@@ -256,20 +236,3 @@ class MemoryControl:
     def _refuse_in_use(self, kind: NodeKind, node_id: int, name: str) -> None:
         if self._connections(kind, node_id):
             raise InUseError(f"{kind.value} {name} is in use: disconnect its clients first")
-
-
-def copy_sparse(source: Path, target: Path) -> None:
-    """Copy the data of `source` into `target`, holes as holes."""
-    with source.open("rb") as reader, target.open("wb") as writer:
-        end = os.fstat(reader.fileno()).st_size
-        os.ftruncate(writer.fileno(), end)
-        position = 0
-        while position < end:
-            try:
-                start = os.lseek(reader.fileno(), position, os.SEEK_DATA)
-            except OSError:
-                return
-            position = os.lseek(reader.fileno(), start, os.SEEK_HOLE)
-            os.lseek(writer.fileno(), start, os.SEEK_SET)
-            while start < position:
-                start += os.sendfile(writer.fileno(), reader.fileno(), start, position - start)

@@ -1,7 +1,6 @@
 """A running daemon for the tests, and the programs run against it.
 
-Everything a test asks of the daemon goes through `Daemon`, so that what serves (a stand-in or
-`bockd serve`) is one fixture's business.
+What a test asks of the daemon goes through `Daemon`.
 """
 
 from __future__ import annotations
@@ -16,8 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-REPOSITORY = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -79,15 +76,21 @@ class Daemon:
         return {volume["name"] for volume in self.bock_json("volume", "list")}
 
     @contextmanager
-    def connected(self, kind: str, node_id: int) -> Iterator[None]:
-        """Within, a client is connected to a volume or snapshot."""
-        mark = self.data_dir / "connected" / f"{kind}-{node_id}"
-        mark.parent.mkdir(exist_ok=True)
-        mark.touch()
-        try:
+    def connected(self, uri: str, volume: str) -> Iterator[None]:
+        """Within, a client is connected to an export; after it, the daemon has seen it go."""
+        client = subprocess.Popen(
+            ["qemu-io", "-f", "raw", "-r", uri], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        with client:
+            assert client.stdin is not None
+            assert client.stdout is not None
+            client.stdin.write(b"read 0 512\n")
+            client.stdin.flush()
+            client.stdout.readline()  # it has connected and read
             yield
-        finally:
-            mark.unlink()
+            client.communicate(b"quit\n")
+        while self.bock_json("volume", "show", volume)["volume"]["connections"]:
+            pass
 
 
 class Terminal:
@@ -137,13 +140,17 @@ class Terminal:
 
 @contextmanager
 def running_daemon(data_dir: Path) -> Iterator[Daemon]:
-    """A daemon that answers, for as long as the context lasts."""
-    command = [sys.executable, "-W", "error", "-m", "tests.api.memory_daemon", str(data_dir)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY) as process:
+    """`bockd serve` on `data_dir`, for as long as the context lasts; it must end well."""
+    daemon = Daemon(data_dir)
+    command = [sys.executable, "-c", "from bockd.cli.bockd import main; main()", "serve"]
+    environment = {**daemon.environment, "BOCKD_NBD_LISTEN": "none", "BOCKD_API_LISTEN": "none"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         try:
-            assert process.stdout.readline() == "ready\n"
-            yield Daemon(data_dir)
+            for line in process.stdout:
+                if line.startswith("Next: "):
+                    break
+            yield daemon
         finally:
             process.terminate()
     assert process.returncode == 0

@@ -15,7 +15,7 @@ from bockd.cli.bockd import main
 from bockd.control import CheckReport
 from bockd.errors import InUseError, PoolFormatError
 
-from .daemon import Daemon
+from .daemon import Daemon, running_daemon
 
 CLEAN = CheckReport(
     clean=True,
@@ -86,14 +86,37 @@ def test_a_pool_that_cannot_be_checked(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert (result.exit_code, result.stderr) == (1, f"bockd: {tmp_path} is not a pool\n")
 
 
-def test_the_daemon_checks_the_pool_it_has(monkeypatch: pytest.MonkeyPatch, daemon: Daemon) -> None:
-    pool_check(monkeypatch, InUseError("a daemon has the pool"))
-    result = CliRunner().invoke(main, ["check", str(daemon.data_dir), "--json"])
-    assert result.exit_code == 0
-    assert json.loads(result.output)["clean"] is True
-    repair = CliRunner().invoke(main, ["check", str(daemon.data_dir), "--repair"])
-    assert repair.exit_code == 1
-    assert "stop it before --repair" in repair.stderr
+def test_the_daemon_checks_the_pool_it_has(daemon: Daemon) -> None:
+    volume = daemon.bock_json("volume", "create", "checked", "--size", "1M")
+    result = daemon.run("bockd", "check", "--json")
+    assert (result.status, result.err) == (0, "")
+    report = json.loads(result.out)
+    assert report["clean"] is True
+    assert report["volumes"] >= 1
+    repair = daemon.run("bockd", "check", daemon.data_dir, "--repair")
+    assert (repair.status, repair.out) == (1, "")
+    assert repair.err == (
+        f"bockd: a daemon serves {daemon.data_dir}: stop it before --repair, or check without it\n"
+    )
+    daemon.bock("volume", "delete", str(volume["id"]))
+
+
+def test_a_pool_without_a_daemon(tmp_path: Path) -> None:
+    with running_daemon(tmp_path / "pool") as daemon:
+        daemon.bock("volume", "create", "kept", "--size", "1M")
+    result = daemon.run("bockd", "check", "--repair")
+    assert (result.status, result.err) == (0, "")
+    assert result.out.startswith(f"{tmp_path / 'pool'}: clean; 1 volumes, 0 snapshots")
+    absent = daemon.run("bockd", "check", tmp_path / "nowhere")
+    assert (absent.status, absent.err.count("\n")) == (1, 1)
+
+
+def test_a_second_daemon_is_refused(daemon: Daemon) -> None:
+    result = daemon.run("bockd", "serve", BOCKD_NBD_LISTEN="none")
+    assert (result.status, result.out) == (1, "")
+    assert result.err.startswith("bockd: ")
+    assert result.err.count("\n") == 1
+    assert daemon.bock("info")
 
 
 def test_a_pool_in_use_by_one_who_does_not_answer(

@@ -60,7 +60,7 @@ def test_latency(microseconds: float, text: str) -> None:
 
 def test_once(daemon: Daemon) -> None:
     volume = daemon.bock_json("volume", "create", "watched", "--size", "1M")
-    with daemon.connected("volume", volume["id"]):
+    with daemon.connected(volume["uri"], "watched"):
         out = daemon.bock("stat", "watched", "--once", "--interval", "0.1")
         document = json.loads(daemon.bock("stat", "--once", "--interval", "0.1", "--json"))
     header, row = out.splitlines()
@@ -69,9 +69,10 @@ def test_once(daemon: Daemon) -> None:
     assert 0.1 <= document["interval_seconds"] < 60
     (shown,) = [row for row in document["volumes"] if row["name"] == "watched"]
     assert shown["connections"] == 1
+    assert shown["latency_p50_us"] > 0
     assert shown["space"] == {"exclusive_bytes": 0, "shared_bytes": 0}
     daemon.bock("volume", "delete", "watched")
-    assert "no volume watched" in daemon.refusal("stat", "watched", "--once")
+    assert "no volume 'watched'" in daemon.refusal("stat", "watched", "--once")
 
 
 @pytest.mark.parametrize("json_too", [False, True])

@@ -182,4 +182,4 @@ def test_export_never_leaves_half_a_file(daemon: Daemon, tmp_path: Path) -> None
     assert list(target.parent.iterdir()) == [target]
     assert "not a regular file" in daemon.refusal("volume", "export", "kept", tmp_path, "--force")
     assert "cannot write in" in daemon.refusal("volume", "export", "kept", "/nowhere/kept")
-    assert "no volume nobody" in daemon.refusal("volume", "export", "nobody", tmp_path / "x")
+    assert "no volume 'nobody'" in daemon.refusal("volume", "export", "nobody", tmp_path / "x")

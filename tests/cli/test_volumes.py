@@ -43,7 +43,7 @@ def test_life_of_a_snapshot(daemon: Daemon) -> None:
     daemon.bock("volume", "delete", "origin")
     assert f"{origin['id']} (deleted)" in daemon.bock("snapshot", "list")
     daemon.bock("snapshot", "delete", "first")
-    assert "no snapshot first" in daemon.refusal("snapshot", "show", "first")
+    assert "no snapshot 'first'" in daemon.refusal("snapshot", "show", "first")
 
 
 @pytest.mark.parametrize("name", ["[bold]markup[/bold]", "a/b c", "..", ":smile:", "größe %41"])
@@ -57,14 +57,14 @@ def test_awkward_names(daemon: Daemon, name: str) -> None:
 
 def test_refusals_say_what_to_do(daemon: Daemon) -> None:
     created = daemon.bock_json("volume", "create", "busy", "--size", "2M")
-    assert "busy exists" in daemon.refusal("volume", "create", "busy", "--size", "1M")
+    assert "'busy' exists" in daemon.refusal("volume", "create", "busy", "--size", "1M")
     assert "looks like an id" in daemon.refusal("volume", "create", "77", "--size", "1M")
     assert "between 1 MiB and 16 TiB" in daemon.refusal("volume", "create", "b", "--size", "1k")
     assert "only grow" in daemon.refusal("volume", "extend", "busy", "--size", "1M")
-    assert "no volume nobody" in daemon.refusal("volume", "delete", "nobody")
+    assert "no volume 'nobody'" in daemon.refusal("volume", "delete", "nobody")
     assert "empty name" in daemon.refusal("volume", "show", "")
-    with daemon.connected("volume", created["id"]):
-        assert "in use" in daemon.refusal("volume", "delete", "busy")
+    with daemon.connected(created["uri"], "busy"):
+        assert "disconnect" in daemon.refusal("volume", "delete", "busy")
         assert daemon.bock_json("volume", "show", "busy")["volume"]["status"] == "in-use"
     daemon.bock("volume", "delete", "busy")
 
