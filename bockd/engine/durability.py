@@ -360,7 +360,7 @@ class Durability:
             try:
                 result: T = yield from self._swap(change, adopt, fresh)
             except BaseException:
-                if fresh is not None:
+                if fresh is not None and self._segment is not fresh:
                     _discard(self._store.layout, [fresh])
                 raise
             finally:
@@ -440,7 +440,11 @@ def create_segment(store: StoreAccess, name: JournalName) -> JournalSegment:
 
 
 def _discard(layout: Layout, segments: list[JournalSegment]) -> None:
-    """Close and remove segments whose records are in the index."""
+    """Close and remove segments whose records are in the index. One that cannot be removed is
+    removed at the next opening: its generation is past."""
     for segment in segments:
         segment.close()
-        unlink_if_present(layout.journal_segment(segment.name))
+        try:
+            unlink_if_present(layout.journal_segment(segment.name))
+        except OSError as error:
+            log.warning("journal segment %s was not removed: %s", segment.name, error)

@@ -245,10 +245,11 @@ class Pool:
             yield Blocking(run)
 
     def measure(self, kind: NodeKind, node: int) -> Steps[Space]:
-        """Exact space of a volume or snapshot, after a checkpoint of every open volume (what
-        they wrote counts, and may be shared by none or many)."""
+        """Exact space of a volume or snapshot, after a checkpoint of every open volume: what
+        they wrote since may have ended a sharing. One that has failed counts as it was."""
         for opened in list(self.volumes.values()):
-            yield from opened.volume.durability.checkpoint()
+            if opened.volume.durability.failed is None:
+                yield from opened.volume.durability.checkpoint()
 
         def walk() -> Space:
             with self.catalogue() as catalogue:

@@ -23,7 +23,7 @@ from bockd.model import BLOCK_SIZE, GIB, MIB
 from bockd.steps import Steps
 from bockd.store.journal import Kind
 from bockd.store.layer import Layer
-from bockd.store.leaf import LEAF_BLOCKS, LEAF_SHIFT, runs_of
+from bockd.store.leaf import LEAF_BLOCKS, LEAF_MASK, LEAF_SHIFT, runs_of
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +58,7 @@ class Volume(Reader):
         """Write to `head` from now on: at opening, and after each snapshot or revert."""
         self.durability.head = head
         self._head_slot = self.map.add_layer(head)
+        self._head_leaf = self.map.uniform(self._head_slot)
         self._puncher = Puncher(head, self.locks)
         self._punchers = [p for p in self._punchers if p.pending]
         self._punchers.append(self._puncher)
@@ -74,18 +75,30 @@ class Volume(Reader):
         durability = self.durability
         if durability.failed is not None:
             durability.check_usable()
-        if self.gate.closed:
-            return False
+        length = len(data)
         first = offset >> BLOCK_SHIFT
-        end = ((offset + len(data) - 1) >> BLOCK_SHIFT) + 1
-        if self.locks and self.locks.busy(first, end):
+        last = (offset + length - 1) >> BLOCK_SHIFT
+        leaf = self.map.leaves.get(first >> LEAF_SHIFT)
+        if leaf is None or self.gate.closed:
             return False
+        if self.locks and self.locks.busy(first, last + 1):
+            return False
+        at, count = first & LEAF_MASK, last - first + 1
+        if leaf[at] == self._head_slot and (
+            count == 1
+            or (at + count <= LEAF_BLOCKS and leaf[at : at + count] == self._head_leaf[:count])
+        ):
+            self._write_head(offset, data)
+            return True
+        return self._try_write_many(offset, data, first, last + 1)
+
+    def _try_write_many(self, offset: int, data: memoryview, first: int, end: int) -> bool:
         if self.map.missing(first, end) is not None:
             return False
         if self.map.holds_only(first, end, self._head_slot):
-            self._write_head(offset, [data])
+            self._write_head(offset, data)
             return True
-        if not durability.has_room():
+        if not self.durability.has_room():
             return False
         edges = self._try_edges(offset, offset + len(data))
         if edges is None:
@@ -112,7 +125,7 @@ class Volume(Reader):
             try:
                 yield from self.map.load(first, end)
                 if self.map.holds_only(first, end, self._head_slot):
-                    self._write_head(offset, [data])
+                    self._write_head(offset, data)
                 else:
                     prefix, suffix = yield from self._edges(offset, offset + len(data))
                     yield from self.map.load(first, end)
@@ -133,11 +146,11 @@ class Volume(Reader):
                 return
             self.gate.leave()
 
-    def _write_head(self, offset: int, parts: list[bytes | memoryview]) -> None:
+    def _write_head(self, offset: int, data: memoryview) -> None:
         # Set first: should the write fail half-way, the next sync must still cover it.
         self.durability.unsynced = True
         try:
-            self.durability.head.write(offset, parts)
+            self.durability.head.write(offset, data)
         except OSError as error:
             raise from_os_error(error, f"writing to volume {self.durability.record.id}") from error
 
@@ -148,7 +161,11 @@ class Volume(Reader):
         start = offset - len(prefix)
         first = start >> BLOCK_SHIFT
         end = (offset + len(data) + len(suffix)) >> BLOCK_SHIFT
-        self._write_head(start, [part for part in (prefix, data, suffix) if len(part)])
+        if len(prefix):
+            self._write_head(start, prefix)
+        self._write_head(offset, data)
+        if len(suffix):
+            self._write_head(offset + len(data), suffix)
         if self._puncher.pending:
             self._puncher.pending.remove(first, end)
         self.map.assign(first, end, self._head_slot, self.durability.next_sequence)

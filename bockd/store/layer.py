@@ -88,16 +88,17 @@ class Layer:
             return False
         return True
 
-    def write(self, offset: int, parts: list[bytes | memoryview]) -> None:
-        """Write `parts` one after another from `offset` on. OSError (ENOSPC, EIO)."""
-        for part in parts:
-            view = memoryview(part)
-            for fd, position, piece in self._pieces(offset, view):
-                done = 0
-                while done < len(piece):
-                    end = min(done + WRITE_PIECE_BYTES, len(piece))
-                    done += os.pwrite(fd, piece[done:end], position + done)
-            offset += len(view)
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write `data` at `offset`. OSError (ENOSPC, EIO): any part of it may have been written."""
+        length = len(data)
+        one_piece = length <= WRITE_PIECE_BYTES and offset + length <= SEGMENT_BYTES
+        if one_piece and os.pwrite(self.descriptors[0], data, offset) == length:
+            return
+        for fd, position, piece in self._pieces(offset, data):
+            done = 0
+            while done < len(piece):
+                end = min(done + WRITE_PIECE_BYTES, len(piece))
+                done += os.pwrite(fd, piece[done:end], position + done)
 
     def sync(self) -> None:
         """fdatasync every segment. OSError: what was not yet on disk may be lost."""

@@ -5,7 +5,7 @@
       layers/<id>.<n>   segment n of a layer (bockd.store.layer)
       journal/<v>.<g>.<n>   segment n of generation g of volume v's journal (bockd.store.journal)
       journal/discarded/    records that recovery could not use, kept for inspection
-      locks/            empty files, locked with flock and never removed (bockd.store.locks)
+      locks/            files to flock, one for each thing that may be open (bockd.store.locks)
       ballast           space given up when the disk is full (bockd.store.ballast)
 
 Rule for every file: create, size and sync it and its directory before the transaction that names

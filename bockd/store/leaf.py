@@ -1,7 +1,7 @@
 """One leaf of a block map: which layer holds each of 256 neighbouring blocks.
 
 A leaf is 256 layer ids, 0 meaning *hole*. It is stored under (map, leaf number) in the shortest of
-three forms, all little-endian, never longer than 1,282 bytes (an LMDB page keeps two or more):
+three forms, all little-endian, never longer than 1,281 bytes (an LMDB page keeps two or more):
 
     00 | layer:u32                                    one layer for all blocks
     01 | (last:u8, layer:u32)...                      runs; each ends at block `last`, inclusive

@@ -1,4 +1,4 @@
-"""Who may use what, across processes: flock on empty files that are never removed.
+"""Who may use what, across processes: flock on small files that go only with what they guard.
 
 The kernel drops a lock with its process, so a SIGKILL leaves nothing stale. The pool lock is held
 by whoever changes the catalogue (a daemon, or `check`); a volume's exclusively by its one writer

@@ -1,0 +1,143 @@
+"""Journal segments: what was appended is read back, and nothing that was not."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from bockd.errors import DamagedError
+from bockd.model import VolumeId
+from bockd.store.journal import (
+    HEADER_BYTES,
+    RECORD_BYTES,
+    SEGMENT_BYTES,
+    SEGMENT_RECORDS,
+    Change,
+    JournalSegment,
+    Kind,
+    first_sequence,
+    last_barrier,
+    read_segment,
+)
+from bockd.store.layout import JournalName, Layout
+
+BOOT = "0" * 36
+NAME = JournalName(VolumeId(7), 3, 2)
+FIRST = first_sequence(2)
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    layout = Layout(tmp_path)
+    os.makedirs(layout.discarded)
+    return layout
+
+
+@pytest.fixture
+def path(layout: Layout) -> Path:
+    """A segment with three records in two batches."""
+    segment = JournalSegment.create(layout, NAME, BOOT)
+    segment.append([(Kind.REDIRECT, 10, 5), (Kind.HOLE, 0, 1 << 32)])
+    segment.append([(Kind.BARRIER, FIRST + 1, 0)])
+    segment.close()
+    return layout.journal_segment(NAME)
+
+
+RECORDS = (
+    Change(FIRST, Kind.REDIRECT, 10, 5),
+    Change(FIRST + 1, Kind.HOLE, 0, 1 << 32),
+    Change(FIRST + 2, Kind.BARRIER, FIRST + 1, 0),
+)
+
+
+def test_records_come_back_in_order(layout: Layout, path: Path) -> None:
+    contents = read_segment(layout, NAME)
+    assert contents.changes == RECORDS
+    assert contents.boot_id == BOOT
+    assert not contents.torn
+    assert not contents.sealed
+    assert last_barrier(contents.changes) == FIRST + 1
+
+
+def test_a_segment_is_written_in_full_when_it_is_made(path: Path) -> None:
+    status = path.stat()
+    assert status.st_size == SEGMENT_BYTES
+    assert status.st_blocks * 512 >= SEGMENT_BYTES
+
+
+def test_a_segment_holds_as_many_records_as_it_says(layout: Layout) -> None:
+    segment = JournalSegment.create(layout, NAME, BOOT)
+    assert segment.free == SEGMENT_RECORDS
+    segment.append([(Kind.REDIRECT, block, 1) for block in range(SEGMENT_RECORDS - 1)])
+    segment.append([(Kind.SEAL, FIRST, 0)])
+    assert segment.free == 0
+    segment.close()
+    assert layout.journal_segment(NAME).stat().st_size == SEGMENT_BYTES
+    contents = read_segment(layout, NAME)
+    assert len(contents.changes) == SEGMENT_RECORDS
+    assert contents.sealed
+
+
+@pytest.mark.parametrize("byte", range(RECORD_BYTES))
+def test_any_flipped_byte_ends_the_journal_there(layout: Layout, path: Path, byte: int) -> None:
+    with path.open("r+b") as file:
+        at = HEADER_BYTES + RECORD_BYTES + byte
+        file.seek(at)
+        value = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([value ^ 0x40]))
+    contents = read_segment(layout, NAME)
+    assert contents.changes == RECORDS[:1]
+    assert contents.torn
+
+
+@pytest.mark.parametrize("length", range(3 * RECORD_BYTES))
+def test_a_torn_append_ends_the_journal_there(layout: Layout, length: int) -> None:
+    nowhere_zero = 0x0101010101010101
+    segment = JournalSegment.create(layout, NAME, BOOT)
+    segment.append([(Kind.HOLE, nowhere_zero, nowhere_zero)] * 3)
+    segment.close()
+    path = layout.journal_segment(NAME)
+    os.truncate(path, HEADER_BYTES + length)
+    os.truncate(path, SEGMENT_BYTES)
+    assert len(read_segment(layout, NAME).changes) == length // RECORD_BYTES
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        JournalName(VolumeId(8), 3, 2),
+        JournalName(VolumeId(7), 4, 2),
+        JournalName(VolumeId(7), 3, 1),
+    ],
+)
+def test_a_segment_under_another_name_is_refused(
+    layout: Layout, path: Path, other: JournalName
+) -> None:
+    os.rename(path, layout.journal_segment(other))
+    with pytest.raises(DamagedError, match="another volume"):
+        read_segment(layout, other)
+
+
+@pytest.mark.parametrize("byte", range(0, 72, 3))
+def test_a_broken_header_is_refused(layout: Layout, path: Path, byte: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(byte)
+        value = file.read(1)[0]
+        file.seek(byte)
+        file.write(bytes([value ^ 1]))
+    with pytest.raises(DamagedError):
+        read_segment(layout, NAME)
+
+
+def test_records_of_another_segment_do_not_verify(layout: Layout, path: Path) -> None:
+    """The bytes of one segment's records, copied into another: not one of them counts."""
+    other = JournalName(VolumeId(7), 4, 2)
+    JournalSegment.create(layout, other, BOOT).close()
+    records = path.read_bytes()[HEADER_BYTES:]
+    with layout.journal_segment(other).open("r+b") as file:
+        file.seek(HEADER_BYTES)
+        file.write(records)
+    assert read_segment(layout, other).changes == ()
