@@ -8,6 +8,7 @@ idle or slow client costs nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import perf_counter_ns
 
 from bockd.server.limits import SHARED_POLL_TRIES, TURN_SECONDS
@@ -40,13 +41,14 @@ class Pace:
 class Polling:
     """One connection's polling."""
 
-    __slots__ = ("_full", "_pace", "_parked_ns", "_tries", "_turn_ns")
+    __slots__ = ("_clock", "_full", "_pace", "_parked_ns", "_tries", "_turn_ns")
 
-    def __init__(self, pace: Pace, tries: int) -> None:
+    def __init__(self, pace: Pace, tries: int, clock: Callable[[], int] = perf_counter_ns) -> None:
         self._pace = pace
+        self._clock = clock
         self._full = tries
         self._tries = tries
-        self._turn_ns = perf_counter_ns()
+        self._turn_ns = self._clock()
         self._parked_ns = 0
 
     def worked(self, now: int) -> bool:
@@ -56,13 +58,13 @@ class Polling:
 
     def turned(self) -> None:
         """The loop has turned."""
-        self._turn_ns = perf_counter_ns()
+        self._turn_ns = self._clock()
 
     def plan(self) -> tuple[int, int]:
         """Rounds of polling, and attempts in each; the loop turns between rounds."""
         if not self._tries:
             return 0, 0
-        if self._pace.alone(perf_counter_ns()):
+        if self._pace.alone(self._clock()):
             return 1, self._tries
         return max(1, self._tries // SHARED_POLL_TRIES), SHARED_POLL_TRIES
 
@@ -73,11 +75,11 @@ class Polling:
     def parks(self) -> None:
         """Polling did not pay this time."""
         self._tries //= 2
-        self._parked_ns = perf_counter_ns()
+        self._parked_ns = self._clock()
 
     def woke(self) -> None:
         """The parked connection has something to receive."""
-        now = perf_counter_ns()
+        now = self._clock()
         self._turn_ns = now
         if now - self._parked_ns < _PROMPT_NS:
             self._tries = self._full
