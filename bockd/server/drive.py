@@ -33,15 +33,15 @@ class Driver:
 
     async def finish(self, steps: Steps[T], step: Step) -> T:
         """Run the rest of an operation that has yielded `step`."""
-        with trio.CancelScope(shield=True):
-            while True:
+        while True:
+            with trio.CancelScope(shield=True):
                 result, error = await self._do(step)
-                # Not in a function of its own: StopIteration cannot leave a coroutine.
-                try:
-                    step = steps.send(result) if error is None else steps.throw(error)
-                except StopIteration as done:
-                    value: T = done.value
-                    return value
+            # Not in a function of its own: StopIteration cannot leave a coroutine.
+            try:
+                step = steps.send(result) if error is None else steps.throw(error)
+            except StopIteration as done:
+                value: T = done.value
+                return value
 
     async def _do(self, step: Step) -> tuple[object, Exception | None]:
         """Do one step; its result, or the error that belongs to the operation."""

@@ -97,6 +97,8 @@ def error_reply(encoder: ReplyEncoder, requests: Sequence[Request], error: Excep
         number, message = nbd_errno(error.errno), str(error)
     elif isinstance(error, OSError):
         number, message = nbd_errno(error.errno or nbd.EIO), error.strerror or "input/output error"
+    elif isinstance(error, MemoryError):
+        number, message = nbd.ENOMEM, "out of memory"
     else:
         # A bug of ours: the client is told no more than that, and stays connected.
         log.error("a request failed unexpectedly", exc_info=error)
