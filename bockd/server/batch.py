@@ -177,6 +177,7 @@ class Batch:
         flags, _, _, _, length, _ = request
         if length > MAX_INLINE_READ_BYTES:
             if flags & nbd.CMD_FLAG_DF:
+                self._statistics.errors += 1
                 message = f"{length} bytes in one chunk; at most {MAX_INLINE_READ_BYTES}"
                 self._small.append(self._encoder.error(request, nbd.EOVERFLOW, message))
             else:

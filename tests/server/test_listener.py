@@ -20,7 +20,7 @@ from bockd.server.listener import accept_from, address_of, listen_tcp, listen_un
 from bockd.server.nbd_server import NbdServer
 from tests.nbd import wire
 from tests.server.client import Client
-from tests.server.serving import in_jumping_time, in_trio
+from tests.server.serving import FixedExports, in_jumping_time, in_trio
 
 
 def test_only_the_owner_may_connect(path: Path) -> None:
@@ -85,6 +85,25 @@ async def test_tcp_lists_and_opens_nothing_yet() -> None:
         await client.send(wire.go("disk"))
         assert (await client.option_reply()).kind == 0x80000006
         await trio.aclose_forcefully(client.stream)
+        nursery.cancel_scope.cancel()
+
+
+@in_trio
+async def test_tcp_serves_its_own_table(exports: FixedExports) -> None:
+    listener = listen_tcp(Address("127.0.0.1", 0))
+    port = address_of(listener).port
+    data = bytes(range(256)) * 8000
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(NbdServer().serve, listener, exports)
+        client = Client(await trio.open_tcp_stream("127.0.0.1", port))
+        await client.read(18)
+        await client.send(wire.FIXED_NEWSTYLE_NO_ZEROES + wire.go("disk"))
+        assert [(await client.option_reply()).kind for _ in range(2)] == [3, 1]
+        for length in (1, 4096, len(data)):
+            assert await client.write(7, data[:length]) == 0
+            assert await client.read_data(7, length) == data[:length]
+        await client.send(wire.request(2))
+        assert await client.closes() == b""
         nursery.cancel_scope.cancel()
 
 

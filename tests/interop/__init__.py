@@ -1,0 +1,1 @@
+"""Tests in which other people's NBD clients use a running daemon."""
