@@ -68,6 +68,7 @@ class LeafCache:
         self._private = 0
         self._epoch = 0
         self._loading: dict[int, Signal] = {}
+        self._pins: dict[int, int] = {}
 
     # -- slots -------------------------------------------------------------------------------
 
@@ -156,13 +157,26 @@ class LeafCache:
     def load(self, first: int, end: int) -> Steps[None]:
         """Bring the leaves of blocks first..end-1 into memory. On return they are there, and stay
         until the next step."""
-        while (number := self.missing(first, end)) is not None:
-            yield from self._load_group(number // GROUP_LEAVES)
+        if self.missing(first, end) is None:
+            return
+        numbers = range(first >> LEAF_SHIFT, ((end - 1) >> LEAF_SHIFT) + 1)
+        yield from self.load_leaves(set(numbers))
 
     def load_leaves(self, numbers: set[int]) -> Steps[None]:
-        """Bring some leaves into memory, one at a time (they are few, or neighbours)."""
-        while absent := [number for number in numbers if number not in self.leaves]:
-            yield from self._load_group(min(absent) // GROUP_LEAVES)
+        """Bring some leaves into memory, as `load` does."""
+        groups = {number // GROUP_LEAVES for number in numbers}
+        # What one operation needs at once must not be evicted while it loads the rest, or two
+        # large operations could evict each other's leaves for ever.
+        for group in groups:
+            self._pins[group] = self._pins.get(group, 0) + 1
+        try:
+            while absent := [number for number in numbers if number not in self.leaves]:
+                yield from self._load_group(min(absent) // GROUP_LEAVES)
+        finally:
+            for group in groups:
+                self._pins[group] -= 1
+                if not self._pins[group]:
+                    del self._pins[group]
 
     def _load_group(self, group: int) -> Steps[None]:
         if (running := self._loading.get(group)) is not None:
@@ -226,7 +240,7 @@ class LeafCache:
 
     def _evict(self) -> None:
         """Drop clean groups, oldest first, until the cache is within its budget."""
-        for group in list(self._groups):
+        for group in [group for group in self._groups if group not in self._pins]:
             weight = len(self.leaves) * _SHARED_LEAF_BYTES
             weight += self._private * (_PRIVATE_LEAF_BYTES - _SHARED_LEAF_BYTES)
             if weight <= CACHE_BYTES:

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
+    MultipleResults,
     RuleBasedStateMachine,
     consumes,
     initialize,
@@ -126,7 +127,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: len(self.live) > 1)
     @rule(target=volumes, volume=consumes(volumes), sure=st.integers(0, 3))
-    def delete_volume(self, volume: VolumeId, sure: int) -> object:
+    def delete_volume(self, volume: VolumeId, sure: int) -> VolumeId | MultipleResults[VolumeId]:
         if sure:
             return volume
         run_inline(self.pool.delete_volume(volume))

@@ -111,7 +111,7 @@ class Oracle:
 
     def readings(self, count: int) -> list[str]:
         """Reads of places that hold one value throughout, which qemu-io verifies itself."""
-        found = []
+        found: list[str] = []
         while len(found) < count:
             offset, length = self.place()
             value = self.content[offset]

@@ -65,9 +65,12 @@ def test_an_exception_changes_nothing(directory: Path) -> None:
 
 def test_a_truncated_file_is_refused_before_it_is_mapped(directory: Path) -> None:
     index = open_index(directory)
-    index.update(
-        lambda txn: [txn.put(Table.LEAVES, str(i).encode(), bytes(500)) for i in range(500)]
-    )
+
+    def fill(txn: Transaction) -> None:
+        for i in range(500):
+            txn.put(Table.LEAVES, str(i).encode(), bytes(500))
+
+    index.update(fill)
     index.close()
     data = directory / "data.mdb"
     os.truncate(data, data.stat().st_size // 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from array import array
 
 import pytest
@@ -55,7 +56,7 @@ def test_runs_cover_the_leaf_and_neighbours_differ(entries: array[int]) -> None:
     assert runs == runs_of(entries, 0, LEAF_BLOCKS)
     assert runs[0][0] == 0
     assert runs[-1][1] == LEAF_BLOCKS
-    for (_, end, layer), (first, _, following) in zip(runs, runs[1:], strict=False):
+    for (_, end, layer), (first, _, following) in itertools.pairwise(runs):
         assert end == first
         assert layer != following
 
