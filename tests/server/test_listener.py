@@ -104,6 +104,7 @@ async def test_tcp_serves_its_own_table(exports: FixedExports) -> None:
             assert await client.read_data(7, length) == data[:length]
         await client.send(wire.request(2))
         assert await client.closes() == b""
+        await trio.aclose_forcefully(client.stream)
         nursery.cancel_scope.cancel()
 
 
