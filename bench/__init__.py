@@ -1,0 +1,1 @@
+"""Measures bockd: against other NBD servers, side by side, and against itself."""

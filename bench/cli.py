@@ -1,0 +1,169 @@
+"""The command line: what to measure, where, and where the result goes."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+
+import click
+from rich.console import Console
+
+from bench import aftersnapshot, snapshotcost
+from bench.machine import MEMORY_FILE_SYSTEMS, describe_machine, file_system_of
+from bench.processes import BenchError, place
+from bench.report import UNBOUNDED_COLUMNS, Report, print_report, to_json, to_markdown
+from bench.results import Section, wanted
+from bench.servers import DEFAULT_PEERS, PEERS
+from bench.throughput import ROWS, Field, Scale, Tell, measure_throughput
+
+MIB = 1 << 20
+FULL = Scale(rounds=7, seconds=2.0, size_bytes=1024 * MIB)
+QUICK = Scale(rounds=3, seconds=1.0, size_bytes=256 * MIB)
+SNAPSHOT_PAIRS = 5
+"""Pairs of snapshots and clones for each round: they are short, and vary."""
+
+DEFAULT_DIRECTORY = Path("/var/tmp")
+"""On a disk, unlike /tmp on many machines."""
+
+_NOT_REPEATED = frozenset({"--json", "--directory"})
+"""Options that say where things go, left out of the command that a result names."""
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--quick", is_flag=True, help="Fewer, shorter rounds on smaller images.")
+@click.option("--rounds", type=click.IntRange(1), help=f"Default: {FULL.rounds}.")
+@click.option("--seconds", type=click.FloatRange(0.1), help="Length of a run.")
+@click.option("--size-mib", type=click.IntRange(16), help="Size of each image.")
+@click.option("--row", "rows", multiple=True, help="Only rows that match; may be repeated.")
+@click.option(
+    "--peer",
+    "peers",
+    multiple=True,
+    type=click.Choice(list(PEERS)),
+    help=f"Instead of {' and '.join(DEFAULT_PEERS)}; may be repeated.",
+)
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write JSON there.")
+@click.option("--write", "page", type=click.Path(path_type=Path), help="Write the page there.")
+@click.option(
+    "--directory",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    default=DEFAULT_DIRECTORY,
+    show_default=True,
+    help="Where the data goes while it runs; on the file system to be measured.",
+)
+@click.option("--strict", is_flag=True, help="Exit with status 1 when a target is missed.")
+def main(
+    quick: bool,
+    rounds: int | None,
+    seconds: float | None,
+    size_mib: int | None,
+    rows: tuple[str, ...],
+    peers: tuple[str, ...],
+    json_file: Path | None,
+    page: Path | None,
+    directory: Path,
+    strict: bool,
+) -> None:
+    """Measure bockd: against other NBD servers, just after snapshots, and what snapshots cost.
+
+    \b
+    python -m bench --quick
+    python -m bench --row randwrite --peer 'qemu-nbd qcow2' --rounds 9
+    python -m bench --write docs/performance.md
+    """
+    base = QUICK if quick else FULL
+    scale = Scale(
+        rounds or base.rounds,
+        seconds or base.seconds,
+        size_mib * MIB if size_mib else base.size_bytes,
+    )
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        _refuse_memory(directory)
+        report = _measure(rows, peers or DEFAULT_PEERS, scale, directory)
+    except BenchError as error:
+        raise click.ClickException(str(error)) from error
+    print_report(report, _console())
+    if json_file is not None:
+        json_file.write_text(to_json(report))
+    if page is not None:
+        page.write_text(to_markdown(report))
+    if strict and report.missed:
+        sys.exit(1)
+
+
+def _terminated(_number: int, _frame: FrameType | None) -> None:
+    """End through every context manager, so that servers and data go too."""
+    sys.exit(128 + signal.SIGTERM)
+
+
+def _refuse_memory(directory: Path) -> None:
+    kind = file_system_of(directory)
+    if kind in MEMORY_FILE_SYSTEMS:
+        raise BenchError(
+            f"{directory} is on {kind}: choose a directory on a disk's file system by --directory"
+        )
+
+
+def _measure(
+    patterns: Sequence[str], peers: Sequence[str], scale: Scale, directory: Path
+) -> Report:
+    sections: list[Section] = []
+    settings: dict[str, str] = {}
+    chosen = [row for row in ROWS if wanted(row.name, patterns)]
+    with _scratch(directory) as scratch, _telling() as tell:
+        ground = Field(scratch, place(), tell)
+        if chosen:
+            section, settings = measure_throughput(chosen, peers, scale, ground)
+            sections.append(section)
+        if any(wanted(row, patterns) for row in aftersnapshot.ROWS):
+            sections.append(aftersnapshot.measure_after_snapshot(scale, ground))
+        if any(wanted(row, patterns) for row in snapshotcost.ROWS):
+            pairs = SNAPSHOT_PAIRS * scale.rounds
+            sections.append(snapshotcost.measure_snapshot_cost(scratch / "cost", pairs, tell))
+        if not sections:
+            raise BenchError(f"no row matches {' or '.join(patterns)}")
+        machine = describe_machine(scratch)
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    return Report(_command(sys.argv[1:]), date, machine, settings, tuple(sections))
+
+
+@contextmanager
+def _scratch(parent: Path) -> Iterator[Path]:
+    """A directory for the data, gone afterwards. Its name is short: socket paths must be."""
+    with tempfile.TemporaryDirectory(prefix="bockd-bench-", dir=parent) as path:
+        yield Path(path)
+
+
+@contextmanager
+def _telling() -> Iterator[Tell]:
+    """What is being done, on standard error: a status line, or lines where there is no terminal."""
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        yield lambda text: console.print(text, markup=False)
+        return
+    with console.status("starting") as status:
+        yield status.update
+
+
+def _console() -> Console:
+    width = None if sys.stdout.isatty() else UNBOUNDED_COLUMNS
+    return Console(width=width, highlight=False, markup=False)
+
+
+def _command(arguments: Sequence[str]) -> str:
+    """The command to run for the same measurement."""
+    kept: list[str] = []
+    skip = False
+    for argument in arguments:
+        if not skip and argument.partition("=")[0] not in _NOT_REPEATED:
+            kept.append(argument)
+        skip = not skip and argument in _NOT_REPEATED
+    return shlex.join(["python", "-m", "bench", *kept])

@@ -1,0 +1,30 @@
+"""The files that a server wrote: bringing them to the disk, and what they occupy."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+
+def settle(directory: Path) -> None:
+    """Write back all dirty pages of the files below `directory`, so that the kernel does not do it
+    while something else is measured."""
+    for path in _regular_files(directory):
+        try:
+            fd = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:  # a journal segment that was no longer needed
+            continue
+        try:
+            os.fdatasync(fd)
+        finally:
+            os.close(fd)
+
+
+def occupied_bytes(paths: Iterable[Path]) -> int:
+    """What files take of their file system, its own bookkeeping for them included."""
+    return sum(os.stat(path).st_blocks * 512 for path in paths)
+
+
+def _regular_files(directory: Path) -> Iterator[Path]:
+    return (path for path in directory.rglob("*") if path.is_file() and not path.is_symlink())

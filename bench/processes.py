@@ -1,0 +1,147 @@
+"""Servers and clients as child processes: pinned to a core, ready when they accept, always ended.
+
+Each server is the leader of a process group of its own, so that whatever it starts ends with it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+READY_SECONDS = 30.0
+"""For a server to accept connections: starting Python takes one second on a slow, busy core."""
+
+STOP_SECONDS = 20.0
+"""For a server to end on SIGTERM, before its group is killed: it may have data to flush."""
+
+_READY_POLL_SECONDS = 0.01
+_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+
+
+class BenchError(Exception):
+    """A benchmark could not run; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Which cores servers and clients are pinned to; None leaves it to the kernel."""
+
+    server: int | None
+    client: int | None
+
+    def __str__(self) -> str:
+        if self.server is None:
+            return "nothing pinned"
+        return f"servers on core {self.server}, clients on core {self.client}"
+
+
+def place() -> Placement:
+    """One core for servers and another for clients, when there are two."""
+    cores = sorted(os.sched_getaffinity(0))
+    return Placement(cores[0], cores[1]) if len(cores) > 1 else Placement(None, None)
+
+
+@contextmanager
+def pinned(core: int | None) -> Iterator[None]:
+    """Processes started within inherit the core, with all their threads."""
+    before = os.sched_getaffinity(0)
+    if core is not None:
+        os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@contextmanager
+def serving(
+    command: Sequence[str],
+    *,
+    socket_path: Path,
+    core: int | None,
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[int]:
+    """Run a server, from the moment it accepts on `socket_path` to the end of the context.
+
+    Gives its process id. Raises BenchError, with the end of its log, when it does not start.
+    """
+    with log.open("wb") as output, pinned(core):
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=environment,
+        )
+    try:
+        _wait_until_ready(process, socket_path, log)
+        yield process.pid
+    finally:
+        _end(process)
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], path: Path, log: Path) -> None:
+    deadline = time.monotonic() + READY_SECONDS
+    while not _accepts(path):
+        if process.poll() is not None or time.monotonic() > deadline:
+            tail = log.read_text(errors="replace")[-2000:]
+            raise BenchError(f"{process.args!r} did not start serving:\n{tail}")
+        time.sleep(_READY_POLL_SECONDS)
+
+
+def _accepts(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+    return True
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(STOP_SECONDS)
+    with suppress(ProcessLookupError):  # kills what is left of the group, and only that
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def run(command: Sequence[str], *, environment: Mapping[str, str] | None = None) -> str:
+    """Run a tool to its end and return what it prints; BenchError when it fails or is missing."""
+    try:
+        ended = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment,
+        )
+    except FileNotFoundError:
+        raise BenchError(f"{command[0]} is not installed; `make setup` installs it") from None
+    if ended.returncode:
+        raise BenchError(f"{' '.join(command)} failed:\n{ended.stderr or ended.stdout}")
+    return ended.stdout
+
+
+def cpu_seconds(pid: int) -> float:
+    """What a process and its threads have used so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS_PER_SECOND
+
+
+def machine_cpu_seconds() -> float:
+    """What all cores have spent on anything but idling, stolen time included."""
+    fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    user, nice, system, _idle, _iowait, irq, softirq, steal = fields
+    return (user + nice + system + irq + softirq + steal) / _TICKS_PER_SECOND
