@@ -89,12 +89,18 @@ class Channel:
 
     async def send(self, *parts: Buffer) -> None:
         """Send whole replies, after those that are being sent. Raises HungUpError, StalledError."""
+        left: Sequence[Buffer] = parts
+        if not self._sending.locked():
+            left = self._try_send(parts)
+            if not left:
+                return
+        # Nothing was awaited since the lock was seen free: no one comes between our own parts.
         try:
             self._sending.acquire_nowait()
         except trio.WouldBlock:
             await self._sending.acquire()
         try:
-            await self._send(parts)
+            await self._send(left)
         finally:
             self._sending.release()
 
