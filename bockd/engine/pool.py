@@ -1,36 +1,24 @@
-"""A pool: its catalogue of volumes and snapshots, and which of them are open in this process.
+"""A pool's operations: creating, freezing, cloning, growing, reverting and deleting.
 
-Operations are steps (bockd.steps). Those on one volume or snapshot exclude each other (`_busy`);
-those that create layers exclude each other pool-wide (`_creating`), because they peek the next
+Those that create layers exclude each other pool-wide (`_creating`), because they peek the next
 layer id before they make its files. An operation that raises a BockdError has changed nothing.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import TypeVar
 
-from bockd.control import Space
 from bockd.engine.durability import Spawn, StoreAccess
 from bockd.engine.opening import (
-    OpenSnapshot,
-    OpenVolume,
     abandon_volume,
     close_snapshot,
-    close_volume,
     lock_snapshot,
     lock_volume,
-    open_snapshot,
-    open_volume,
     settle,
 )
-from bockd.engine.space import measure_space
+from bockd.engine.registry import Registry
 from bockd.engine.volume import Volume
 from bockd.engine.waiting import Mutex
 from bockd.errors import (
@@ -38,7 +26,6 @@ from bockd.errors import (
     ConflictError,
     InUseError,
     InvalidRequestError,
-    PoolFormatError,
     from_os_error,
 )
 from bockd.model import (
@@ -50,215 +37,27 @@ from bockd.model import (
     check_volume_size,
 )
 from bockd.steps import Blocking, Steps
-from bockd.store.ballast import Ballast
 from bockd.store.catalogue import (
-    FORMAT,
     NO_MAP,
     Catalogue,
-    PoolRecord,
     SnapshotRecord,
     VolumeRecord,
     id_key,
 )
-from bockd.store.index import Index, Table, Transaction
-from bockd.store.journal import boot_id
+from bockd.store.index import Table, Transaction
 from bockd.store.layer import Layer, create_layer, unlink_layer
-from bockd.store.layout import Layout, sync_directory, unlink_if_present
+from bockd.store.layout import unlink_if_present
 from bockd.store.locks import FileLock
 
-log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class Pool:
-    """An open pool. For the owner thread; ended by `close_all` and then `release`."""
+class Pool(Registry):
+    """An open pool and all that can be done to its catalogue."""
 
     def __init__(self, store: StoreAccess, lock: FileLock, spawn: Spawn) -> None:
-        self.store = store
-        self.volumes: dict[VolumeId, OpenVolume] = {}
-        self.snapshots: dict[SnapshotId, OpenSnapshot] = {}
-        self.clock: Callable[[], float] = time.time
-        self.on_dead_map: Callable[[], None] = lambda: None
-        """Called when something was deleted and reclaim has work."""
-        self._spawn = spawn
-        self.lock = lock
+        super().__init__(store, lock, spawn)
         self._creating = Mutex()
-        self._busy: dict[int, Mutex] = {}
-
-    # -- the pool itself ---------------------------------------------------------------------
-
-    @classmethod
-    def open(cls, root: Path, spawn: Spawn, *, boot: str | None = None) -> Pool:
-        """Open the pool at `root`, creating it in a new or empty place. Blocks.
-
-        Raises InUseError when another process has it, PoolFormatError for a newer format,
-        DamagedError for a truncated index, DeniedError, NoSpaceError.
-        """
-        layout = Layout(root)
-        try:
-            for directory in (layout.root, layout.locks, layout.index):
-                os.makedirs(directory, mode=0o700, exist_ok=True)
-            lock = FileLock.acquire(
-                layout.pool_lock,
-                shared=False,
-                held_message=f"the pool {root} is in use by another bockd",
-            )
-        except OSError as error:
-            raise from_os_error(error, f"opening the pool {root}") from error
-        try:
-            store = _open_store(layout, boot or boot_id())
-        except OSError as error:
-            lock.release()
-            raise from_os_error(error, f"opening the pool {root}") from error
-        except BaseException:
-            lock.release()
-            raise
-        return cls(store, lock, spawn)
-
-    def close_all(self) -> Steps[None]:
-        """Close every open volume and snapshot. Raises the first error, after trying all."""
-        first_error: BockdError | None = None
-        for volume in list(self.volumes):
-            try:
-                yield from self._exclusive(volume, self._close_volume(volume))
-            except BockdError as error:
-                log.error("closing volume %s: %s", volume, error)  # noqa: TRY400
-                first_error = first_error or error
-        for snapshot in list(self.snapshots):
-            yield from close_snapshot(self.snapshots.pop(snapshot))
-        if first_error is not None:
-            raise first_error
-
-    def release(self) -> None:
-        """Give the index and the pool's lock back. Nothing may be open or under way."""
-        self.store.index.close()
-        self.lock.release()
-
-    @contextmanager
-    def catalogue(self) -> Iterator[Catalogue]:
-        """The catalogue at one instant, for reading."""
-        with self.store.index.reading() as txn:
-            yield Catalogue(txn)
-
-    def find_volume(self, ref: str) -> VolumeId:
-        """The volume of an id or a name; NotFoundError."""
-        with self.catalogue() as catalogue:
-            return VolumeId(catalogue.find(NodeKind.VOLUME, ref))
-
-    def find_snapshot(self, ref: str) -> SnapshotId:
-        """The snapshot of an id or a name; NotFoundError."""
-        with self.catalogue() as catalogue:
-            return SnapshotId(catalogue.find(NodeKind.SNAPSHOT, ref))
-
-    def _exclusive(self, node: int, steps: Steps[T]) -> Steps[T]:
-        """Run an operation while no other one runs on the same volume or snapshot."""
-        mutex = self._busy.setdefault(node, Mutex())
-        yield from mutex.acquire()
-        try:
-            result: T = yield from steps
-        finally:
-            mutex.release()
-            if not mutex.held:
-                self._busy.pop(node, None)
-        return result
-
-    # -- opening -----------------------------------------------------------------------------
-
-    def use_volume(self, volume: VolumeId) -> Steps[OpenVolume]:
-        """Open a volume, or join those who use it; `leave_volume` when done."""
-
-        def steps() -> Steps[OpenVolume]:
-            opened = self.volumes.get(volume)
-            if opened is None:
-                opened = yield from open_volume(self.store, volume, self._spawn)
-                self.volumes[volume] = opened
-            opened.users += 1
-            return opened
-
-        return self._exclusive(volume, steps())
-
-    def leave_volume(self, volume: VolumeId) -> None:
-        """One user less. The volume stays open until `close_idle` or an operation closes it."""
-        self.volumes[volume].users -= 1
-
-    def use_snapshot(self, snapshot: SnapshotId) -> Steps[OpenSnapshot]:
-        """Open a snapshot for reading, or join; `leave_snapshot` when done."""
-
-        def steps() -> Steps[OpenSnapshot]:
-            opened = self.snapshots.get(snapshot)
-            if opened is None:
-                opened = yield from open_snapshot(self.store, snapshot)
-                self.snapshots[snapshot] = opened
-            opened.users += 1
-            return opened
-
-        return self._exclusive(snapshot, steps())
-
-    def leave_snapshot(self, snapshot: SnapshotId) -> None:
-        """One user less."""
-        self.snapshots[snapshot].users -= 1
-
-    def close_idle_volume(self, volume: VolumeId) -> Steps[None]:
-        """Close a volume that nobody uses; nothing happens when somebody does."""
-
-        def steps() -> Steps[None]:
-            opened = self.volumes.get(volume)
-            if opened is not None and opened.users == 0:
-                yield from self._close_volume(volume)
-
-        return self._exclusive(volume, steps())
-
-    def close_idle_snapshot(self, snapshot: SnapshotId) -> Steps[None]:
-        """Close a snapshot that nobody uses."""
-
-        def steps() -> Steps[None]:
-            opened = self.snapshots.get(snapshot)
-            if opened is not None and opened.users == 0:
-                yield from close_snapshot(self.snapshots.pop(snapshot))
-
-        return self._exclusive(snapshot, steps())
-
-    def _close_volume(self, volume: VolumeId) -> Steps[None]:
-        if volume in self.volumes:
-            yield from close_volume(self.volumes.pop(volume))
-
-    def recover_volumes(self) -> Steps[None]:
-        """Recover every volume that was not closed, so that the index is up to date. A volume
-        that cannot be is reported, and refused when it is opened; the others are served."""
-        with self.catalogue() as catalogue:
-            unclosed = [v.id for v in catalogue.volumes() if v.opened and v.id not in self.volumes]
-        for volume in unclosed:
-            try:
-                yield from self._exclusive(volume, self._recover_volume(volume))
-            except BockdError as error:
-                log.error("volume %s cannot be opened: %s", volume, error)  # noqa: TRY400
-
-    def _recover_volume(self, volume: VolumeId) -> Steps[None]:
-        def run() -> None:
-            lock = lock_volume(self.store, volume)
-            try:
-                settle(self.store, volume)
-            finally:
-                lock.release()
-
-        if volume not in self.volumes:
-            yield Blocking(run)
-
-    def measure(self, kind: NodeKind, node: int) -> Steps[Space]:
-        """Exact space of a volume or snapshot, after a checkpoint of every open volume: what
-        they wrote since may have ended a sharing. One that has failed counts as it was."""
-        for opened in list(self.volumes.values()):
-            if opened.volume.durability.failed is None:
-                yield from opened.volume.durability.checkpoint()
-
-        def walk() -> Space:
-            with self.catalogue() as catalogue:
-                if kind is NodeKind.VOLUME:
-                    return measure_space(catalogue, catalogue.volume(VolumeId(node)).map)
-                return measure_space(catalogue, catalogue.snapshot(SnapshotId(node)).map)
-
-        space: Space = yield Blocking(walk)
-        return space
 
     # -- creating ----------------------------------------------------------------------------
 
@@ -289,7 +88,7 @@ class Pool:
             return record
 
         # While it is being cloned a snapshot must not be deleted.
-        return steps() if from_snapshot is None else self._exclusive(from_snapshot, steps())
+        return steps() if from_snapshot is None else self.exclusive(from_snapshot, steps())
 
     def _add_volume(
         self,
@@ -363,7 +162,7 @@ class Pool:
     def create_snapshot(self, volume: VolumeId, name: str) -> Steps[SnapshotRecord]:
         """Freeze the volume's head and map under a new name (promise D4); O(1)."""
         check_name(name)
-        return self._exclusive(volume, self._create_snapshot(volume, name))
+        return self.exclusive(volume, self._create_snapshot(volume, name))
 
     def _create_snapshot(self, volume: VolumeId, name: str) -> Steps[SnapshotRecord]:
         opened = self.volumes.get(volume)
@@ -446,7 +245,7 @@ class Pool:
             yield Blocking(lambda: self._forget_snapshot(snapshot))
             self.on_dead_map()
 
-        return self._exclusive(snapshot, steps())
+        return self.exclusive(snapshot, steps())
 
     def _forget_snapshot(self, snapshot: SnapshotId) -> None:
         lock = lock_snapshot(self.store, snapshot, shared=False)
@@ -467,7 +266,7 @@ class Pool:
     def revert_volume(self, volume: VolumeId, snapshot: SnapshotId) -> Steps[VolumeRecord]:
         """Make the volume show its snapshot's content again. The size stays; what lies beyond
         the snapshot's end becomes holes. InUseError while a client is connected."""
-        return self._exclusive(volume, self._revert_volume(volume, snapshot))
+        return self.exclusive(volume, self._revert_volume(volume, snapshot))
 
     def _revert_volume(self, volume: VolumeId, snapshot: SnapshotId) -> Steps[VolumeRecord]:
         with self.catalogue() as catalogue:
@@ -475,7 +274,7 @@ class Pool:
         if source.volume != volume:
             raise ConflictError(f"snapshot {snapshot} is not one of volume {volume}")
         if volume in self.volumes:
-            self._refuse_used(volume)
+            self.refuse_used(volume)
             yield from self._close_volume(volume)
         lock: FileLock = yield Blocking(lambda: lock_volume(self.store, volume))
         try:
@@ -504,7 +303,7 @@ class Pool:
     def extend_volume(self, volume: VolumeId, size_bytes: int) -> Steps[VolumeRecord]:
         """Grow a volume, open or not. InvalidRequestError when it would not grow."""
         check_volume_size(size_bytes)
-        return self._exclusive(volume, self._extend_volume(volume, size_bytes))
+        return self.exclusive(volume, self._extend_volume(volume, size_bytes))
 
     def _extend_volume(self, volume: VolumeId, size_bytes: int) -> Steps[VolumeRecord]:
         with self.catalogue() as catalogue:
@@ -568,11 +367,11 @@ class Pool:
 
     def delete_volume(self, volume: VolumeId) -> Steps[None]:
         """Forget a volume; its space returns in the background. InUseError while used."""
-        return self._exclusive(volume, self._delete_volume(volume))
+        return self.exclusive(volume, self._delete_volume(volume))
 
     def _delete_volume(self, volume: VolumeId) -> Steps[None]:
         if volume in self.volumes:
-            self._refuse_used(volume)
+            self.refuse_used(volume)
             yield from abandon_volume(self.volumes.pop(volume))
         yield Blocking(lambda: self._forget_volume(volume))
         self.on_dead_map()
@@ -598,11 +397,11 @@ class Pool:
 
     def reopen_volume(self, volume: VolumeId) -> Steps[VolumeRecord]:
         """Accept what a failed sync may have lost, and let the volume be opened again."""
-        return self._exclusive(volume, self._reopen_volume(volume))
+        return self.exclusive(volume, self._reopen_volume(volume))
 
     def _reopen_volume(self, volume: VolumeId) -> Steps[VolumeRecord]:
         if volume in self.volumes:
-            self._refuse_used(volume)
+            self.refuse_used(volume)
             yield from abandon_volume(self.volumes.pop(volume))
 
         def reopen() -> VolumeRecord:
@@ -621,39 +420,6 @@ class Pool:
 
         result: VolumeRecord = yield Blocking(reopen)
         return result
-
-    def _refuse_used(self, volume: VolumeId) -> None:
-        users = self.volumes[volume].users
-        if users:
-            raise InUseError(f"volume {volume} has {users} connection(s); disconnect first")
-
-
-def _open_store(layout: Layout, boot: str) -> StoreAccess:
-    """Open the index and see that it is ours before anything else is touched."""
-    ballast = Ballast(layout.ballast)
-    index = Index.open(layout.index, ballast)
-    try:
-        index.update(_establish)
-        for directory in (layout.layers, layout.discarded):
-            os.makedirs(directory, mode=0o700, exist_ok=True)
-        if not ballast.ensure():
-            log.warning("the file system of %s is full; there is no ballast", layout.root)
-        for directory in (layout.root, layout.journal):
-            sync_directory(directory)
-    except BaseException:
-        index.close()
-        raise
-    return StoreAccess(layout, index, ballast, boot)
-
-
-def _establish(txn: Transaction) -> None:
-    """Give a new index its pool record; refuse one of another format."""
-    catalogue = Catalogue(txn)
-    if catalogue.pool() is not None:
-        return
-    if txn.count(Table.VOLUMES) or txn.count(Table.LAYERS):
-        raise PoolFormatError("the index has volumes but no pool record; restore it from a backup")
-    catalogue.put_pool(PoolRecord(FORMAT, time.time(), next_node=1, next_map=1, next_layer=1))
 
 
 def _clone_size(source: SnapshotRecord | None, size_bytes: int | None) -> int:

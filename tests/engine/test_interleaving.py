@@ -24,6 +24,7 @@ from tests.engine.process import die
 from tests.engine.schedule import History, Scheduler, Span
 
 SIZE = 3 * MIB
+HOT = 6 * BLOCK_SIZE
 SEEDS = range(50)
 OPERATIONS = 60
 SECTOR = History.SECTOR
@@ -69,8 +70,10 @@ class Run:
         getattr(self, kind)(device)
 
     def span(self, alignment: int, most: int) -> tuple[int, int]:
-        length = self.random.randrange(1, most // alignment + 1) * alignment
-        return self.random.randrange((SIZE - length) // alignment + 1) * alignment, length
+        """Half of all operations meet in one small place."""
+        room = HOT if self.random.random() < 0.5 else SIZE
+        length = self.random.randrange(1, min(room, most) // alignment + 1) * alignment
+        return self.random.randrange((room - length) // alignment + 1) * alignment, length
 
     def data(self, length: int) -> bytes:
         self.values += 1

@@ -39,9 +39,16 @@ EXAMPLES = 500
 STEPS = 30
 
 block_sizes = st.integers(256, 640).map(lambda blocks: blocks * BLOCK_SIZE)
-offsets = st.integers(0, 3 * MIB)
+# Few places, met again and again: what goes wrong goes wrong where operations meet.
+offsets = st.one_of(
+    st.sampled_from((0, 0, 2 * BLOCK_SIZE, MIB - BLOCK_SIZE, MIB)),
+    st.integers(0, 4 * BLOCK_SIZE),
+    st.integers(0, 3 * MIB),
+)
 lengths = st.one_of(
-    st.just(BLOCK_SIZE), st.integers(1, 3 * BLOCK_SIZE), st.integers(1, 2 * MIB + 777)
+    st.sampled_from((BLOCK_SIZE, 4 * BLOCK_SIZE)),
+    st.integers(1, 3 * BLOCK_SIZE),
+    st.integers(1, 2 * MIB + 777),
 )
 aligned = st.booleans()
 
@@ -68,8 +75,13 @@ class PoolMachine(RuleBasedStateMachine):
         self.background.spawn(reclaimer.run())
 
     def teardown(self) -> None:
-        die(self.pool)
-        shutil.rmtree(self.root)
+        try:
+            self.background.run()
+            for node in self.live:
+                self.compare(node)
+        finally:
+            die(self.pool)
+            shutil.rmtree(self.root)
 
     def name(self) -> str:
         self.names += 1
@@ -146,6 +158,13 @@ class PoolMachine(RuleBasedStateMachine):
     def data(self, length: int) -> bytes:
         self.fill += 1
         return (self.fill.to_bytes(4, "big") * (length // 4 + 1))[:length]
+
+    @rule(volume=volumes, offset=offsets, length=lengths, align=aligned)
+    def write_again(self, volume: VolumeId, offset: int, length: int, align: bool) -> None:
+        """Data, nothing, data: three changes of the same blocks in a row."""
+        self.write(volume, offset, length, align, fast=True)
+        self.trim(volume, offset, length, align)
+        self.write(volume, offset, length, align, fast=True)
 
     @rule(volume=volumes, offset=offsets, length=lengths, align=aligned, fast=st.booleans())
     def write(self, volume: VolumeId, offset: int, length: int, align: bool, fast: bool) -> None:
