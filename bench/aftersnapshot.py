@@ -40,9 +40,18 @@ def measure_after_snapshot(scale: Scale, ground: Field) -> Section:
         fill(served, scale.size_bytes, ground.placement)
         volume = _Windows(daemon, served, scale.size_bytes, ground)
         volume.write()  # so that the first pair, too, overwrites what windows have written
-        rounds = quiet_rounds(scale.rounds, volume.pair)
+        rounds = quiet_rounds(scale.rounds, scale.repeats, volume.pair)
     after, before, occupied, written = zip(*[one.values for one in rounds], strict=True)
-    speed = Comparison(SPEED_ROW, "after", "before", "IOPS", after, before, Target(0.75))
+    speed = Comparison(
+        SPEED_ROW,
+        "after",
+        "before",
+        "IOPS",
+        after,
+        before,
+        Target(0.75),
+        foreign_shares=tuple(one.foreign_share for one in rounds),
+    )
     space = Comparison(
         SPACE_ROW, "occupied", "written", "bytes", occupied, written, Target(1.05, at_most=True)
     )

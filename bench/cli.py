@@ -24,8 +24,8 @@ from bench.servers import DEFAULT_PEERS, PEERS
 from bench.throughput import ROWS, Field, Scale, Tell, measure_throughput
 
 MIB = 1 << 20
-FULL = Scale(rounds=7, seconds=2.0, size_bytes=1024 * MIB)
-QUICK = Scale(rounds=3, seconds=1.0, size_bytes=256 * MIB)
+FULL = Scale(rounds=7, seconds=2.0, size_bytes=1024 * MIB, repeats=7)
+QUICK = Scale(rounds=3, seconds=1.0, size_bytes=256 * MIB, repeats=2)
 SNAPSHOT_PAIRS = 5
 """Pairs of snapshots and clones for each round: they are short, and vary."""
 
@@ -58,6 +58,11 @@ _NOT_REPEATED = frozenset({"--json", "--directory"})
     show_default=True,
     help="Where the data goes while it runs; on the file system to be measured.",
 )
+@click.option(
+    "--repeat/--no-repeat",
+    default=True,
+    help="Measure rounds again in which other processes were at work.",
+)
 @click.option("--strict", is_flag=True, help="Exit with status 1 when a target is missed.")
 def main(
     quick: bool,
@@ -69,6 +74,7 @@ def main(
     json_file: Path | None,
     page: Path | None,
     directory: Path,
+    repeat: bool,
     strict: bool,
 ) -> None:
     """Measure bockd: against other NBD servers, just after snapshots, and what snapshots cost.
@@ -83,6 +89,7 @@ def main(
         rounds or base.rounds,
         seconds or base.seconds,
         size_mib * MIB if size_mib else base.size_bytes,
+        base.repeats if repeat else 0,
     )
     signal.signal(signal.SIGTERM, _terminated)
     try:

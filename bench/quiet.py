@@ -19,10 +19,6 @@ from bench.processes import cpu_seconds, machine_cpu_seconds
 MAX_FOREIGN_SHARE = 0.2
 """Of one core. The kernel's own threads, which write back what was written, count as others."""
 
-REPEATS_PER_ROUND = 2
-"""At most so many rounds are measured again for each that is wanted; on a machine that is never
-quiet the least disturbed are taken."""
-
 
 class Watch:
     """Processor time that neither the server nor this benchmark used, run by run."""
@@ -55,12 +51,15 @@ class Round:
     foreign_share: float
 
 
-def quiet_rounds(count: int, measure: Callable[[int, Watch], tuple[float, ...]]) -> list[Round]:
-    """Measure until `count` rounds were undisturbed, or the repeats are used up; the `count` least
-    disturbed rounds, in the order in which they ran. `measure` is told the round's number."""
+def quiet_rounds(
+    count: int, repeats: int, measure: Callable[[int, Watch], tuple[float, ...]]
+) -> list[Round]:
+    """Measure until `count` rounds were undisturbed, or `repeats` more than that were made; the
+    `count` least disturbed rounds, in the order in which they ran, so that on a machine that is
+    never quiet there is a result, too. `measure` is told the round's number."""
     rounds: list[Round] = []
     quiet = 0
-    for number in range(count * (1 + REPEATS_PER_ROUND)):
+    for number in range(count + repeats):
         watch = Watch()
         rounds.append(Round(measure(number, watch), watch.worst_share))
         quiet += watch.worst_share <= MAX_FOREIGN_SHARE

@@ -60,6 +60,10 @@ def _ratio(comparison: Comparison) -> str:
     return f"{ratio.median:.2f} ({ratio.low:.2f}..{ratio.high:.2f})"
 
 
+def _disturbance(share: float) -> str:
+    return f"Other processes took up to {share:.0%} of a core during a round that counts."
+
+
 def _cells(comparison: Comparison) -> list[str]:
     values = len(comparison.subject_values)
     return [
@@ -87,6 +91,8 @@ def print_report(report: Report, console: Console) -> None:
         for comparison in section.comparisons:
             table.add_row(*_cells(comparison), style="red" if comparison.met is False else None)
         console.print(table)
+        if section.foreign_share is not None:
+            console.print(_disturbance(section.foreign_share))
         console.print()
     if report.missed:
         console.print(f"targets missed: {', '.join(report.missed)}")
@@ -126,6 +132,7 @@ def _comparison_json(comparison: Comparison) -> dict[str, Any]:
         "ratio": asdict(comparison.ratio) | {"of_medians": comparison.of_medians},
         "target": None if target is None else asdict(target),
         "met": comparison.met,
+        "foreign_shares": list(comparison.foreign_shares),
     }
 
 
@@ -167,10 +174,13 @@ def _machine_markdown(report: Report) -> str:
 
 def _section_markdown(section: Section) -> str:
     header = (*COLUMNS, *RATIO_COLUMNS)
+    method = section.method
+    if section.foreign_share is not None:
+        method += " " + _disturbance(section.foreign_share)
     lines = [
         f"## {section.title}",
         "",
-        section.method,
+        method,
         "",
         "| " + " | ".join(header) + " |",
         "|---|---|---|---" + "|---:" * 3 + "|---|---|",

@@ -54,6 +54,9 @@ class Comparison:
     of_medians: bool = False
     """Judge the ratio of the medians, not the median of the ratios: for short times with outliers
     on either side."""
+    foreign_shares: tuple[float, ...] = ()
+    """For each pair, the part of a core that other processes took while it was measured; empty
+    where that was not watched."""
 
     def __post_init__(self) -> None:
         assert len(self.subject_values) == len(self.baseline_values) > 0
@@ -82,6 +85,12 @@ class Section:
     method: str
     """How it was measured, in sentences."""
     comparisons: tuple[Comparison, ...]
+
+    @property
+    def foreign_share(self) -> float | None:
+        """The most that other processes took of a core during a pair; None if not watched."""
+        shares = [share for one in self.comparisons for share in one.foreign_shares]
+        return max(shares, default=None)
 
 
 def wanted(row: str, patterns: Sequence[str]) -> bool:

@@ -72,6 +72,8 @@ class Scale:
     """Of each run."""
     size_bytes: int
     """Of each image."""
+    repeats: int
+    """Rounds of each row that may be measured again because others were at work."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ def _fastest(contestants: Sequence[Served], scale: Scale, ground: Field) -> int:
         return 0
     scores = [0.0] * len(contestants)
     for row in _TRIAL_ROWS:
-        for number in range(TRIAL_ROUNDS):
+        for number in range(min(TRIAL_ROUNDS, scale.rounds)):
             job = row.job(scale.size_bytes, TRIAL_SECONDS)
             values = _one_round(row, job, contestants, ground, Watch(), number)
             scores = [score + math.log(value) for score, value in zip(scores, values, strict=True)]
@@ -169,7 +171,7 @@ def _measure_row(
         ground.tell(f"{row.name}: round {number + 1}")
         return _one_round(row, job, contestants, ground, watch, number)
 
-    rounds = quiet_rounds(scale.rounds, measure)
+    rounds = quiet_rounds(scale.rounds, scale.repeats, measure)
     columns = list(zip(*[one.values for one in rounds], strict=True))
     ours = contestants[0]
     return [
@@ -181,6 +183,7 @@ def _measure_row(
             subject_values=columns[0],
             baseline_values=column,
             target=row.targets.get(peer.name),
+            foreign_shares=tuple(one.foreign_share for one in rounds),
         )
         for peer, column in zip(contestants[1:], columns[1:], strict=True)
     ]

@@ -1,0 +1,1 @@
+"""Tests of the benchmark, and of what it can hold to exactly."""

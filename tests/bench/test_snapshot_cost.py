@@ -1,0 +1,49 @@
+"""A snapshot and a clone cost the same for any size of volume, and copy no leaf."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from bench.cli import DEFAULT_DIRECTORY
+from bench.snapshotcost import (
+    LARGE_BYTES,
+    SCATTERED_BLOCKS,
+    SMALL_BYTES,
+    count_leaves,
+    time_copies,
+)
+
+PAIRS = 25
+"""Single times vary by half on a busy machine; medians of this many by a few per cent."""
+
+
+@pytest.fixture
+def disk() -> Iterator[Path]:
+    """A directory on a disk's file system, gone afterwards: it holds 400 MiB."""
+    with TemporaryDirectory(dir=DEFAULT_DIRECTORY) as path:
+        yield Path(path)
+
+
+def test_snapshot_and_clone_take_the_same_time_for_any_size(disk: Path) -> None:
+    pairs = time_copies(disk, (SMALL_BYTES, LARGE_BYTES), PAIRS)
+
+    def ratio(times: list[tuple[float, float]]) -> float:
+        small, large = zip(*times, strict=True)
+        slow: float = statistics.median(large) / statistics.median(small)
+        return slow
+
+    assert ratio([(small.snapshot, large.snapshot) for small, large in pairs]) <= 1.5
+    assert ratio([(small.clone, large.clone) for small, large in pairs]) <= 1.5
+
+
+def test_copies_of_a_scattered_volume_copy_no_leaf(disk: Path) -> None:
+    counts = count_leaves(disk, SCATTERED_BLOCKS)
+
+    assert counts.before == SCATTERED_BLOCKS
+    assert counts.after_snapshot == counts.before
+    assert counts.after_clone == counts.before
