@@ -1,0 +1,1 @@
+"""Tests in which the daemon dies while clients use it."""
