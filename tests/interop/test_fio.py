@@ -21,7 +21,7 @@ def fio(daemon: Bockd, work: Path, *jobs: tuple[str, ...]) -> None:
         f"--iodepth={DEPTH}",
         "--thread",
         "--output-format=json",
-        "--randrepeat=1",
+        "--randrepeat=0",
         "--verify_state_save=0",
         f"--output={work / 'fio.json'}",
     )
