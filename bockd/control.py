@@ -109,6 +109,9 @@ class CheckReport:
     """Blocks in layers that no map reaches: legal after a crash, space that `--repair` returns."""
     pending_reclaim: int
     """Maps, layers and block runs that wait for background reclaim."""
+    hollow_blocks: int = 0
+    """Mapped blocks without data in their layer, which read as zeros: legal in a volume that lost
+    power between a trim and the next flush, a fault anywhere else."""
 
 
 class Control(Protocol):

@@ -34,10 +34,10 @@ from bockd.store.catalogue import (
     pair_key,
 )
 from bockd.store.index import Table, Transaction, unseal
-from bockd.store.journal import Kind, SegmentContents, read_segment
+from bockd.store.journal import BARRIERS, SegmentContents, read_segment
 from bockd.store.layer import verify_layer
 from bockd.store.layout import JournalName, Layout, unlink_if_present
-from bockd.store.leaf import HOLE, LEAF_BLOCKS, leaf_key_parts, leaf_runs
+from bockd.store.leaf import HOLE, LEAF_BLOCKS, Leaf, leaf_key_parts
 
 
 def check_pool(path: Path, *, repair: bool) -> CheckReport:
@@ -100,7 +100,7 @@ class _Checker:
         self._check_leaves()
         self._check_journals()
         self._check_files()
-        self._count_strays()
+        self._compare_layers()
 
     def report(self) -> CheckReport:
         return CheckReport(
@@ -113,6 +113,7 @@ class _Checker:
             leaves=self.leaves,
             stray_blocks=self.blocks.stray_count,
             pending_reclaim=self.pending,
+            hollow_blocks=self.blocks.hollow_count,
         )
 
     # -- reading -----------------------------------------------------------------------------
@@ -220,7 +221,7 @@ class _Checker:
             self.leaves += 1
             try:
                 map_id, number = leaf_key_parts(key)
-                runs = leaf_runs(unseal(Table.LEAVES, key, value))
+                runs = Leaf.decode(unseal(Table.LEAVES, key, value)).runs()
             except DamagedError as error:
                 self.problem(str(error))
                 continue
@@ -270,8 +271,8 @@ class _Checker:
                 continue
             for segment in segments:
                 for change in segment.changes:
-                    if change.kind is Kind.REDIRECT:
-                        self.blocks.reach_range(volume.head, change.start, change.count)
+                    if change.kind not in BARRIERS:
+                        self.blocks.excuse(volume.head, change.start, change.blocks)
 
     def _segments(self, volume: VolumeRecord) -> list[SegmentContents]:
         names = [
@@ -307,15 +308,15 @@ class _Checker:
             if volume is None or name.generation < volume.generation or not volume.opened:
                 self.stray_files.append(layout.journal_segment(name))
 
-    def _count_strays(self) -> None:
+    def _compare_layers(self) -> None:
         for entry in queue.punches(self.txn, 1 << 62):
-            self.blocks.reach_range(entry.layer, entry.first, entry.count)
+            self.blocks.excuse(entry.layer, entry.first, entry.count)
         heads = {self.volumes[v].head for v in self.live if v in self.volumes}
         for layer in self.layers.values():
             if layer.id in heads:
                 continue
             try:
-                self.blocks.count_strays(layer)
+                self.blocks.compare(layer)
             except (DamagedError, OSError) as error:
                 if isinstance(error, OSError):
                     self.problem(f"layer {layer.id} cannot be read: {error}")

@@ -23,53 +23,58 @@ class StrayRun:
 
 
 class LayerCheck:
-    """Reached blocks as one 256-bit number for each (layer, leaf number)."""
+    """Blocks as one 256-bit number for each (layer, leaf number): those that maps reach, and
+    those that something else (a journal, the punch queue) accounts for."""
 
     def __init__(self, layout: Layout) -> None:
         self.stray_count = 0
+        self.hollow_count = 0
         self._layout = layout
-        self._reached: dict[tuple[LayerId, int], int] = {}
+        self._mapped: dict[LayerId, dict[int, int]] = {}
+        self._excused: dict[LayerId, dict[int, int]] = {}
         self._strays: list[StrayRun] = []
 
     def reach(self, layer: LayerId, number: int, first: int, end: int) -> None:
-        """Blocks first..end-1 of leaf `number` are reached in `layer`."""
-        mask = (1 << end) - (1 << first)
-        key = (layer, number)
-        self._reached[key] = self._reached.get(key, 0) | mask
+        """A map reaches blocks first..end-1 of leaf `number` in `layer`."""
+        masks = self._mapped.setdefault(layer, {})
+        masks[number] = masks.get(number, 0) | _mask(first, end)
 
-    def reach_range(self, layer: LayerId, first: int, count: int) -> None:
-        """Blocks first..first+count-1 of the volume are reached in `layer`."""
-        end = first + count
-        while first < end:
-            number, start = divmod(first, LEAF_BLOCKS)
-            stop = min(LEAF_BLOCKS, start + end - first)
-            self.reach(layer, number, start, stop)
-            first += stop - start
+    def excuse(self, layer: LayerId, first: int, count: int) -> None:
+        """Blocks first..first+count-1 of the volume may hold data in `layer`, or not."""
+        masks = self._excused.setdefault(layer, {})
+        for number, start, stop in _by_leaf(first, first + count):
+            masks[number] = masks.get(number, 0) | _mask(start, stop)
 
-    def count_strays(self, record: LayerRecord) -> None:
-        """Compare a layer's allocated blocks with the reached ones. DamagedError, OSError."""
+    def compare(self, record: LayerRecord) -> None:
+        """Compare a layer's allocated blocks with the expected ones. DamagedError, OSError."""
+        mapped = self._mapped.pop(record.id, {})
+        excused = self._excused.pop(record.id, {})
+        present = self._present(record)
+        for number, mask in present.items():
+            loose = mask & ~(mapped.get(number, 0) | excused.get(number, 0))
+            self._add_strays(record.id, number, loose)
+        for number, mask in mapped.items():
+            hollow = mask & ~(present.get(number, 0) | excused.get(number, 0))
+            self.hollow_count += hollow.bit_count()
+
+    def _present(self, record: LayerRecord) -> dict[int, int]:
+        present: dict[int, int] = {}
         layer = Layer.open(self._layout, record.id, record.size_bytes, writable=False)
         try:
             for start, stop in layer.data_ranges(0, record.size_bytes):
-                first, end = start // BLOCK_SIZE, -(-stop // BLOCK_SIZE)
-                for run in self._unreached(record.id, first, end):
-                    self._strays.append(run)
-                    self.stray_count += run.count
+                for number, first, end in _by_leaf(start // BLOCK_SIZE, -(-stop // BLOCK_SIZE)):
+                    present[number] = present.get(number, 0) | _mask(first, end)
         finally:
             layer.close()
+        return present
 
-    def _unreached(self, layer: LayerId, first: int, end: int) -> Iterator[StrayRun]:
-        while first < end:
-            number, start = divmod(first, LEAF_BLOCKS)
-            stop = min(LEAF_BLOCKS, start + end - first)
-            present = (1 << stop) - (1 << start)
-            loose = present & ~self._reached.get((layer, number), 0)
-            while loose:
-                low = (loose & -loose).bit_length() - 1
-                length = ((loose >> low) ^ ((loose >> low) + 1)).bit_length() - 1
-                yield StrayRun(layer, number * LEAF_BLOCKS + low, length)
-                loose &= ~((1 << (low + length)) - (1 << low))
-            first += stop - start
+    def _add_strays(self, layer: LayerId, number: int, loose: int) -> None:
+        self.stray_count += loose.bit_count()
+        while loose:
+            low = (loose & -loose).bit_length() - 1
+            length = ((loose >> low) ^ ((loose >> low) + 1)).bit_length() - 1
+            self._strays.append(StrayRun(layer, number * LEAF_BLOCKS + low, length))
+            loose &= ~_mask(low, low + length)
 
     def punch_strays(self, layers: Mapping[LayerId, LayerRecord]) -> int:
         """Give the strays back to the file system; the number of blocks. BockdError."""
@@ -90,3 +95,16 @@ class LayerCheck:
             for layer in opened.values():
                 layer.close()
         return punched
+
+
+def _mask(first: int, end: int) -> int:
+    return (1 << end) - (1 << first)
+
+
+def _by_leaf(first: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Blocks first..end-1 as (leaf number, first, end) within each leaf."""
+    while first < end:
+        number, start = divmod(first, LEAF_BLOCKS)
+        stop = min(LEAF_BLOCKS, start + end - first)
+        yield number, start, stop
+        first += stop - start

@@ -22,9 +22,9 @@ from bockd.store.catalogue import Catalogue
 from bockd.store.index import Index
 from bockd.store.layer import Layer
 from bockd.store.layout import Layout
-from bockd.store.leaf import HOLE, LEAF_BLOCKS, LEAF_SHIFT, leaf_runs, runs_of
+from bockd.store.leaf import HOLE, LEAF_BLOCKS, LEAF_MASK, LEAF_SHIFT, Leaf, runs_of
 
-Leaf: TypeAlias = "array[int]"
+SlotLeaf: TypeAlias = "array[int]"
 """256 slots, typecode H. Never changed once it is in the cache."""
 
 HOLE_SLOT = 0
@@ -47,7 +47,7 @@ class _Loaded:
 
     first: int
     end: int
-    runs: dict[int, list[tuple[int, int, LayerId]]]
+    leaves: dict[int, Leaf]
     layers: dict[LayerId, Layer]
 
 
@@ -55,7 +55,7 @@ class LeafCache:
     """Leaves, slots and layers of one open device. For the owner thread, but for `_read`."""
 
     def __init__(self, index: Index, layout: Layout, chain: tuple[MapId, ...]) -> None:
-        self.leaves: dict[int, Leaf] = {}
+        self.leaves: dict[int, SlotLeaf] = {}
         self.slots: list[Layer | None] = [None]
         self.dirty: dict[int, int] = {}
         """Leaf number to the journal sequence of its last change."""
@@ -63,10 +63,9 @@ class LeafCache:
         self._index = index
         self._layout = layout
         self._slot_of: dict[LayerId, int] = {HOLE: HOLE_SLOT}
-        self._uniform: dict[int, Leaf] = {}
+        self._uniform: dict[int, SlotLeaf] = {}
         self._groups: dict[int, None] = {}
         self._private = 0
-        self._epoch = 0
         self._loading: dict[int, Signal] = {}
         self._pins: dict[int, int] = {}
 
@@ -80,7 +79,7 @@ class LeafCache:
         self._slot_of[layer.id] = slot
         return slot
 
-    def uniform(self, slot: int) -> Leaf:
+    def uniform(self, slot: int) -> SlotLeaf:
         """The shared leaf with all blocks in one slot."""
         leaf = self._uniform.get(slot)
         if leaf is None:
@@ -123,7 +122,18 @@ class LeafCache:
                 self.replace(number, leaf, sequence)
             first = stop
 
-    def replace(self, number: int, leaf: Leaf, sequence: int) -> None:
+    def assign_one(self, block: int, slot: int, sequence: int) -> None:
+        """`assign` for one block: what random writes do."""
+        number = block >> LEAF_SHIFT
+        old = self.leaves[number]
+        leaf = old[:]
+        leaf[block & LEAF_MASK] = slot
+        if self._uniform.get(old[0]) is old:
+            self._private += 1
+        self.leaves[number] = leaf
+        self.dirty[number] = sequence
+
+    def replace(self, number: int, leaf: SlotLeaf, sequence: int) -> None:
         """Put a changed leaf in place."""
         old = self.leaves.get(number)
         if old is not None and not self._is_shared(old):
@@ -138,10 +148,9 @@ class LeafCache:
     def mark_clean(self, applied: int) -> None:
         """The index now has all changes up to sequence `applied`."""
         self.dirty = {number: last for number, last in self.dirty.items() if last > applied}
-        self._epoch += 1
         self._evict()
 
-    def _is_shared(self, leaf: Leaf) -> bool:
+    def _is_shared(self, leaf: SlotLeaf) -> bool:
         return self._uniform.get(leaf[0]) is leaf
 
     # -- loading -----------------------------------------------------------------------------
@@ -186,16 +195,16 @@ class LeafCache:
         try:
             # The chain as it is now: were it shortened (a map folded into its child) after the
             # thread's transaction began, leaves still in the folded map would be missed.
-            epoch, chain, known = self._epoch, self.chain, frozenset(self._slot_of)
+            chain, known = self.chain, frozenset(self._slot_of)
             loaded: _Loaded = yield Blocking(lambda: self._read(group, chain, known))
             for layer in loaded.layers.values():
                 if layer.id in self._slot_of:
                     layer.close()
                 else:
                     self.add_layer(layer)
-            if epoch == self._epoch:
-                # Otherwise a leaf may have changed, become clean and gone since it was read.
-                self._install(group, loaded)
+            # What was not in memory has not changed since it was read: the group is pinned, so
+            # no leaf of it was changed, stored and evicted meanwhile.
+            self._install(group, loaded)
         finally:
             del self._loading[group]
             done.fire()
@@ -205,36 +214,35 @@ class LeafCache:
         first, end = group * GROUP_LEAVES, (group + 1) * GROUP_LEAVES
         layers: dict[LayerId, Layer] = {}
         with self._index.reading() as txn:
-            runs = {
-                number: leaf_runs(payload)
+            leaves = {
+                number: Leaf.decode(payload)
                 for number, payload in stored_leaves(txn, chain, first, end).items()
             }
             catalogue = Catalogue(txn)
             try:
-                for layer_id in {layer for leaf in runs.values() for _, _, layer in leaf} - known:
+                for layer_id in _layers_of(leaves) - known:
                     size = catalogue.layer(layer_id).size_bytes
                     layers[layer_id] = Layer.open(self._layout, layer_id, size, writable=False)
             except BaseException:
                 for layer in layers.values():
                     layer.close()
                 raise
-        return _Loaded(first, end, runs, layers)
+        return _Loaded(first, end, leaves, layers)
 
     def _install(self, group: int, loaded: _Loaded) -> None:
         self._evict()
         for number in range(loaded.first, loaded.end):
             if number in self.leaves:
                 continue
-            runs = loaded.runs.get(number)
-            if runs is None:
+            leaf = loaded.leaves.get(number)
+            if leaf is None:
                 self.leaves[number] = self.uniform(HOLE_SLOT)
-            elif len(runs) == 1:
-                self.leaves[number] = self.uniform(self._slot_of[runs[0][2]])
+                continue
+            slots = [self._slot_of[LayerId(layer)] for layer in leaf.palette]
+            if len(slots) == 1:
+                self.leaves[number] = self.uniform(slots[0])
             else:
-                leaf = array("H")
-                for first, end, layer in runs:
-                    leaf.extend((self._slot_of[layer],) * (end - first))
-                self.leaves[number] = leaf
+                self.leaves[number] = array("H", [slots[code] for code in leaf.index])
                 self._private += 1
         self._groups[group] = None
 
@@ -246,7 +254,6 @@ class LeafCache:
             if weight <= CACHE_BYTES:
                 return
             del self._groups[group]
-            self._epoch += 1
             for number in range(group * GROUP_LEAVES, (group + 1) * GROUP_LEAVES):
                 if number in self.dirty:
                     self._groups[group] = None
@@ -309,3 +316,7 @@ class LeafCache:
     def _present(self, chain: tuple[MapId, ...], first: int, end: int) -> set[int]:
         with self._index.reading() as txn:
             return present_leaves(txn, chain, first, end)
+
+
+def _layers_of(leaves: dict[int, Leaf]) -> set[LayerId]:
+    return {LayerId(layer) for leaf in leaves.values() for layer in leaf.palette}

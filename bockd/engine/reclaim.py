@@ -29,7 +29,7 @@ from bockd.store.blockmap import own_leaves, queue_orphans
 from bockd.store.catalogue import NO_MAP, Catalogue, id_key, pair_key
 from bockd.store.index import Table, Transaction
 from bockd.store.layer import Layer, unlink_layer
-from bockd.store.leaf import decode_leaf, leaf_key, leaf_runs
+from bockd.store.leaf import Leaf, leaf_key
 
 log = logging.getLogger(__name__)
 
@@ -214,7 +214,7 @@ def _refers(txn: Transaction, map_id: MapId, layer_id: LayerId) -> bool:
     return any(
         layer == layer_id
         for _, payload in own_leaves(txn, map_id)
-        for _, _, layer in leaf_runs(payload)
+        for _, _, layer in Leaf.decode(payload).runs()
     )
 
 
@@ -258,7 +258,7 @@ def _fold(
         if own is None:
             txn.put(Table.LEAVES, key, payload)
         else:
-            queue_orphans(txn, number, decode_leaf(payload), decode_leaf(own), layers)
+            queue_orphans(txn, number, Leaf.decode(payload), Leaf.decode(own), layers)
 
 
 def _remove_map(catalogue: Catalogue, map_id: MapId, heir: MapId | None) -> None:

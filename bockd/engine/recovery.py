@@ -137,7 +137,7 @@ def _plan_same_boot(segments: list[SegmentContents], head: Layer) -> Replay:
     for change in everything:
         if change.kind is Kind.REDIRECT and change.sequence > durable:
             present = list(_backed(change, head))
-            dropped += sum(c.count for c in present) != change.count
+            dropped += sum(c.blocks for c in present) != change.blocks
             kept.extend(present)
         else:
             kept.append(change)
@@ -147,9 +147,9 @@ def _plan_same_boot(segments: list[SegmentContents], head: Layer) -> Replay:
 def _backed(change: Change, head: Layer) -> Iterator[Change]:
     """The parts of a redirect whose blocks hold data in the head."""
     start = change.start * BLOCK_SIZE
-    for low, high in head.data_ranges(start, change.count * BLOCK_SIZE):
+    for low, high in head.data_ranges(start, change.blocks * BLOCK_SIZE):
         first, end = low // BLOCK_SIZE, -(-high // BLOCK_SIZE)
-        yield replace(change, start=first, count=end - first)
+        yield change._replace(start=first, blocks=end - first)
 
 
 def _apply(txn: Transaction, volume: VolumeId, replay: Replay) -> VolumeRecord:

@@ -16,10 +16,9 @@ from bockd.store.leaf import (
     HOLE,
     LEAF_BLOCKS,
     LEAF_BYTES,
-    decode_leaf,
+    Leaf,
     leaf_key,
     leaf_key_parts,
-    leaf_runs,
 )
 
 _WINDOW_LEAVES = 4096
@@ -80,13 +79,13 @@ def _shown(order: list[tuple[MapId, MapId]], stored: dict[MapId, bytes]) -> dict
 
 def _count(mine: bytes, others: set[bytes]) -> tuple[int, int]:
     """(blocks that are stored, those of them that no other leaf has in the same layer)."""
-    blocks = sum(end - first for first, end, layer in leaf_runs(mine) if layer != HOLE)
+    entries = Leaf.decode(mine).layers()
+    blocks = LEAF_BLOCKS - entries.count(HOLE)
     if not others:
         return blocks, blocks
     if mine in others:
         return blocks, 0
-    entries = decode_leaf(mine)
-    decoded = [decode_leaf(other) for other in others]
+    decoded = [Leaf.decode(other).layers() for other in others]
     alone = sum(
         entries[i] != HOLE and all(other[i] != entries[i] for other in decoded)
         for i in range(LEAF_BLOCKS)

@@ -90,7 +90,22 @@ class Volume(Reader):
         ):
             self._write_head(offset, data)
             return True
+        if length == BLOCK_SIZE and count == 1:
+            return self._try_redirect_block(offset, data, first)
         return self._try_write_many(offset, data, first, last + 1)
+
+    def _try_redirect_block(self, offset: int, data: memoryview, block: int) -> bool:
+        """`_redirect` of one whole block whose leaf is loaded: what random writes do after a
+        snapshot, and the first time."""
+        durability = self.durability
+        if not durability.has_room():
+            return False
+        self._write_head(offset, data)
+        if self._puncher.pending:
+            self._puncher.pending.remove(block, block + 1)
+        self.map.assign_one(block, self._head_slot, durability.next_sequence)
+        durability.stage(Kind.REDIRECT, block, 1)
+        return True
 
     def _try_write_many(self, offset: int, data: memoryview, first: int, end: int) -> bool:
         if self.map.missing(first, end) is not None:

@@ -6,7 +6,6 @@ absent everywhere means 256 holes. A leaf that is present answers for all of its
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -18,14 +17,11 @@ from bockd.store.journal import BARRIERS, Change, Kind
 from bockd.store.leaf import (
     HOLE,
     LEAF_BLOCKS,
+    LEAF_MASK,
     LEAF_SHIFT,
-    decode_leaf,
-    encode_leaf,
-    fill,
+    Leaf,
     leaf_key,
     leaf_key_parts,
-    runs_of,
-    uniform,
 )
 
 
@@ -71,7 +67,7 @@ class MapChanges:
     head: LayerId
     _chain: tuple[MapId, ...] = field(init=False)
     _homed: frozenset[LayerId] = field(init=False)
-    _work: dict[int, array[int]] = field(default_factory=dict, init=False)
+    _work: dict[int, Leaf] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         catalogue = Catalogue(self.txn)
@@ -83,7 +79,11 @@ class MapChanges:
         if change.kind in BARRIERS:
             return
         target = self.head if change.kind is Kind.REDIRECT else HOLE
-        first, end = change.start, change.start + change.count
+        if change.blocks == 1:
+            at = change.start & LEAF_MASK
+            self._leaf(change.start >> LEAF_SHIFT).assign(at, at + 1, target)
+            return
+        first, end = change.start, change.start + change.blocks
         first_whole = -(-first // LEAF_BLOCKS)
         end_whole = end // LEAF_BLOCKS
         if first_whole >= end_whole:
@@ -98,67 +98,67 @@ class MapChanges:
             present.update(n for n in self._work if first_whole <= n < end_whole)
             numbers = present
         for number in numbers:
-            self._work[number] = uniform(target)
+            self._work[number] = Leaf.uniform(target)
 
     def _apply_edges(self, first: int, end: int, target: LayerId) -> None:
         while first < end:
             number = first >> LEAF_SHIFT
             stop = min(end, (number + 1) << LEAF_SHIFT)
             base = number << LEAF_SHIFT
-            fill(self._leaf(number), first - base, stop - base, target)
+            self._leaf(number).assign(first - base, stop - base, target)
             first = stop
 
-    def _leaf(self, number: int) -> array[int]:
+    def _leaf(self, number: int) -> Leaf:
         leaf = self._work.get(number)
         if leaf is None:
             for map_id in self._chain:
                 payload = self.txn.get(Table.LEAVES, leaf_key(map_id, number))
                 if payload is not None:
-                    leaf = decode_leaf(payload)
+                    leaf = Leaf.decode(payload)
                     break
             else:
-                leaf = uniform(HOLE)
+                leaf = Leaf.uniform(HOLE)
             self._work[number] = leaf
         return leaf
 
     def store(self) -> None:
         """Write the changed leaves."""
         inherits = len(self._chain) > 1
-        nothing = uniform(HOLE)
         for number in sorted(self._work):
             leaf = self._work[number]
             key = leaf_key(self.map_id, number)
             if self._homed:
                 self._queue_orphans(number, self.txn.get(Table.LEAVES, key), leaf)
-            if leaf == nothing and not inherits:
+            if not inherits and leaf.is_hole():
                 self.txn.delete(Table.LEAVES, key)
             else:
-                self.txn.put(Table.LEAVES, key, encode_leaf(leaf))
+                self.txn.put(Table.LEAVES, key, leaf.encode())
 
-    def _queue_orphans(self, number: int, before: bytes | None, leaf: array[int]) -> None:
+    def _queue_orphans(self, number: int, before: bytes | None, leaf: Leaf) -> None:
         if before is not None:
-            queue_orphans(self.txn, number, decode_leaf(before), leaf, self._homed)
+            queue_orphans(self.txn, number, Leaf.decode(before), leaf, self._homed)
 
 
 def queue_orphans(
     txn: Transaction,
     number: int,
-    before: array[int],
-    after: array[int],
+    before: Leaf,
+    after: Leaf,
     layers: frozenset[LayerId],
 ) -> None:
     """Queue for punching what leaf `number` held in one of `layers` before and not after."""
     base = number * LEAF_BLOCKS
-    for first, end, layer in runs_of(before, 0, LEAF_BLOCKS):
+    now = after.layers()
+    for first, end, layer in before.runs():
         if layer not in layers:
             continue
         start = None
         for block in range(first, end + 1):
-            lost = block < end and after[block] != layer
+            lost = block < end and now[block] != layer
             if lost and start is None:
                 start = block
             elif not lost and start is not None:
-                queue.add_punch(txn, queue.PunchEntry(LayerId(layer), base + start, block - start))
+                queue.add_punch(txn, queue.PunchEntry(layer, base + start, block - start))
                 start = None
 
 

@@ -27,6 +27,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from bockd.errors import DamagedError
 from bockd.model import MIB
@@ -59,16 +60,17 @@ class Kind(IntEnum):
 
 
 BARRIERS = (Kind.BARRIER, Kind.SEAL)
+_KINDS = {int(kind): kind for kind in Kind}
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
-    """A verified record. For a barrier `start` is the sequence it covers and `count` is 0."""
+class Change(NamedTuple):
+    """A verified record: `blocks` blocks from `start` on. For a barrier `start` is the sequence it
+    covers, and `blocks` is 0."""
 
     sequence: int
     kind: Kind
     start: int
-    count: int
+    blocks: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,8 @@ class JournalSegment:
     def __init__(self, name: JournalName, fd: int) -> None:
         self.name = name
         self.next_sequence = first_sequence(name.number)
+        self.free = SEGMENT_RECORDS
+        """Records that still fit."""
         self._fd = fd
         self._seed = _seed(name)
 
@@ -134,15 +138,6 @@ class JournalSegment:
         return cls(name, fd)
 
     @property
-    def free(self) -> int:
-        """Records that still fit."""
-        return SEGMENT_RECORDS - self._used
-
-    @property
-    def _used(self) -> int:
-        return self.next_sequence - first_sequence(self.name.number)
-
-    @property
     def last_sequence(self) -> int:
         return self.next_sequence - 1
 
@@ -158,11 +153,12 @@ class JournalSegment:
             records.append(body)
             sequence += 1
         data = b"".join(records)
-        at = HEADER_BYTES + self._used * RECORD_BYTES
+        at = HEADER_BYTES + (SEGMENT_RECORDS - self.free) * RECORD_BYTES
         written = os.pwrite(self._fd, data, at)
         if written != len(data):
             raise OSError(errno.EIO, "short write to a preallocated journal")
         self.next_sequence = sequence
+        self.free -= len(changes)
 
     def sync(self) -> None:
         """fdatasync. OSError."""
@@ -206,7 +202,7 @@ def _verified(records: bytes, seed: int, first: int) -> tuple[Change, ...]:
             break
         if sequence != first + len(changes) or kind > Kind.SEAL:
             break
-        changes.append(Change(sequence, Kind(kind), start, count))
+        changes.append(Change(sequence, _KINDS[kind], start, count))
     return tuple(changes)
 
 

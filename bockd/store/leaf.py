@@ -10,8 +10,8 @@ three forms, all little-endian, never longer than 1,281 bytes (an LMDB page keep
 
 from __future__ import annotations
 
+import re
 import struct
-from array import array
 from collections.abc import Sequence
 
 from bockd.errors import DamagedError
@@ -34,6 +34,9 @@ _KEY = struct.Struct(">QI")
 _UNIFORM = struct.Struct("<BI")
 _RUN = struct.Struct("<BI")
 _FORM_UNIFORM, _FORM_RUNS, _FORM_PALETTE = 0, 1, 2
+_RUNS_TAG = bytes((_FORM_RUNS,))
+_CODES = [bytes((code,)) for code in range(LEAF_BLOCKS)]
+_SAME = re.compile(rb"(.)\1*", re.DOTALL)
 
 
 def leaf_key(map_id: MapId, number: int) -> bytes:
@@ -47,87 +50,119 @@ def leaf_key_parts(key: bytes) -> tuple[MapId, int]:
     return MapId(map_id), number
 
 
-def uniform(layer: LayerId) -> array[int]:
-    """256 times the same layer."""
-    return array("I", (layer,)) * LEAF_BLOCKS
+class Leaf:
+    """256 layer ids as a palette of layers and, for each block, an index into it.
 
-
-def encode_leaf(entries: array[int]) -> bytes:
-    """Stored form of 256 layer ids."""
-    distinct = set(entries)
-    if len(distinct) == 1:
-        return _UNIFORM.pack(_FORM_UNIFORM, entries[0])
-    ends = [i for i in range(LEAF_MASK) if entries[i] != entries[i + 1]]
-    ends.append(LEAF_MASK)
-    palette = sorted(distinct)
-    if 1 + 5 * len(ends) <= 2 + 4 * len(palette) + LEAF_BLOCKS:
-        return bytes((_FORM_RUNS,)) + b"".join(_RUN.pack(end, entries[end]) for end in ends)
-    place = {layer: i for i, layer in enumerate(palette)}
-    return (
-        bytes((_FORM_PALETTE, len(palette) - 1))
-        + struct.pack(f"<{len(palette)}I", *palette)
-        + bytes([place[layer] for layer in entries])
-    )
-
-
-def leaf_runs(payload: bytes) -> list[tuple[int, int, LayerId]]:
-    """Runs of a stored leaf as (first, end, layer), covering blocks 0 to 256, `end` exclusive.
-
-    Neighbouring runs differ. Raises DamagedError for bytes that no `encode_leaf` made.
+    The palette may hold layers that no block uses any more; `encode` leaves them out.
     """
-    try:
-        form = payload[0]
-        if form == _FORM_UNIFORM:
-            return [(0, LEAF_BLOCKS, LayerId(_UNIFORM.unpack(payload)[1]))]
-        if form == _FORM_RUNS:
-            return _decode_runs(payload)
-        if form == _FORM_PALETTE:
-            return _decode_palette(payload)
-    except (struct.error, IndexError):
-        pass
-    raise DamagedError("a stored map leaf is malformed; run 'bockd check'")
 
+    __slots__ = ("index", "palette")
 
-def _decode_runs(payload: bytes) -> list[tuple[int, int, LayerId]]:
-    runs = []
-    first = 0
-    for last, layer in _RUN.iter_unpack(payload[1:]):
-        if last < first:
+    def __init__(self, palette: list[int], index: bytearray) -> None:
+        self.palette = palette
+        self.index = index
+
+    @classmethod
+    def uniform(cls, layer: LayerId) -> Leaf:
+        """256 times the same layer."""
+        return cls([layer], bytearray(LEAF_BLOCKS))
+
+    @classmethod
+    def of(cls, layers: Sequence[int]) -> Leaf:
+        """The leaf of 256 layer ids."""
+        palette = sorted(set(layers))
+        place = {layer: code for code, layer in enumerate(palette)}
+        return cls(palette, bytearray([place[layer] for layer in layers]))
+
+    @classmethod
+    def decode(cls, payload: bytes) -> Leaf:
+        """The leaf of its stored form. DamagedError for bytes that no `encode` made."""
+        try:
+            form = payload[0]
+            if form == _FORM_UNIFORM:
+                return cls.uniform(LayerId(_UNIFORM.unpack(payload)[1]))
+            if form == _FORM_RUNS:
+                return cls._decode_runs(payload)
+            if form == _FORM_PALETTE:
+                return cls._decode_palette(payload)
+        except (struct.error, IndexError):
+            pass
+        raise DamagedError("a stored map leaf is malformed; run 'bockd check'")
+
+    @classmethod
+    def _decode_runs(cls, payload: bytes) -> Leaf:
+        palette: list[int] = []
+        index = bytearray()
+        for last, layer in _RUN.iter_unpack(payload[1:]):
+            if last < len(index):
+                raise IndexError
+            if layer not in palette:
+                palette.append(layer)
+            index.extend(_CODES[palette.index(layer)] * (last + 1 - len(index)))
+        if len(index) != LEAF_BLOCKS:
             raise IndexError
-        runs.append((first, last + 1, LayerId(layer)))
-        first = last + 1
-    if first != LEAF_BLOCKS:
-        raise IndexError
-    return runs
+        return cls(palette, index)
 
+    @classmethod
+    def _decode_palette(cls, payload: bytes) -> Leaf:
+        count = payload[1] + 1
+        palette = list(struct.unpack_from(f"<{count}I", payload, 2))
+        index = bytearray(payload[2 + 4 * count :])
+        if len(index) != LEAF_BLOCKS or max(index) >= count or len(set(palette)) != count:
+            raise IndexError
+        return cls(palette, index)
 
-def _decode_palette(payload: bytes) -> list[tuple[int, int, LayerId]]:
-    count = payload[1] + 1
-    palette = struct.unpack_from(f"<{count}I", payload, 2)
-    index = payload[2 + 4 * count :]
-    if len(index) != LEAF_BLOCKS:
-        raise IndexError
-    runs = []
-    first = 0
-    while first < LEAF_BLOCKS:
-        code = index[first : first + 1]
-        end = LEAF_BLOCKS - len(index[first:].lstrip(code))
-        runs.append((first, end, LayerId(palette[code[0]])))
-        first = end
-    return runs
+    def assign(self, first: int, end: int, layer: LayerId) -> None:
+        """Blocks first..end-1 are in `layer`."""
+        palette = self.palette
+        if layer in palette:
+            code = palette.index(layer)
+        elif len(palette) < LEAF_BLOCKS:
+            code = len(palette)
+            palette.append(layer)
+        else:
+            layers = self.layers()
+            layers[first:end] = [layer] * (end - first)
+            rebuilt = Leaf.of(layers)
+            self.palette, self.index = rebuilt.palette, rebuilt.index
+            return
+        if end - first == 1:
+            self.index[first] = code
+        else:
+            self.index[first:end] = _CODES[code] * (end - first)
 
+    def encode(self) -> bytes:
+        """The stored form."""
+        codes = set(self.index)
+        if len(codes) == 1:
+            return _UNIFORM.pack(_FORM_UNIFORM, self.palette[self.index[0]])
+        runs = self.runs()
+        if 1 + 5 * len(runs) <= 2 + 4 * len(codes) + LEAF_BLOCKS:
+            return _RUNS_TAG + b"".join([_RUN.pack(end - 1, layer) for _, end, layer in runs])
+        lean = self if len(codes) == len(self.palette) else Leaf.of(self.layers())
+        return (
+            bytes((_FORM_PALETTE, len(lean.palette) - 1))
+            + struct.pack(f"<{len(lean.palette)}I", *lean.palette)
+            + lean.index
+        )
 
-def decode_leaf(payload: bytes) -> array[int]:
-    """The 256 layer ids of a stored leaf."""
-    entries = array("I")
-    for first, end, layer in leaf_runs(payload):
-        entries.extend((layer,) * (end - first))
-    return entries
+    def runs(self) -> list[tuple[int, int, LayerId]]:
+        """Runs as (first, end, layer), covering blocks 0 to 256, `end` exclusive. Neighbouring
+        runs differ."""
+        palette, index = self.palette, self.index
+        return [
+            (run.start(), run.end(), LayerId(palette[index[run.start()]]))
+            for run in _SAME.finditer(index)
+        ]
 
+    def layers(self) -> list[int]:
+        """The 256 layer ids."""
+        palette = self.palette
+        return [palette[code] for code in self.index]
 
-def fill(entries: array[int], first: int, end: int, value: int) -> None:
-    """Set entries first..end-1 to `value`."""
-    entries[first:end] = array(entries.typecode, (value,)) * (end - first)
+    def is_hole(self) -> bool:
+        """True when no block is stored."""
+        return not any(self.palette[code] for code in set(self.index))
 
 
 def runs_of(entries: Sequence[int], first: int, end: int) -> list[tuple[int, int, int]]:

@@ -13,7 +13,6 @@ from typing import Any
 
 from bockd.steps import Blocking, Signal, Step, Steps
 
-
 GRAVEYARD: list[Task] = []
 """Operations that a death cut off. They are kept, for a generator that is collected would run its
 `finally` clauses, and a process that is killed runs nothing."""
@@ -68,7 +67,7 @@ class Scheduler:
             call, task.call = task.call, None
             try:
                 task.resume = (call.call(), None)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - the operation's own
                 task.resume = (None, error)
             return
         assert task.resume is not None
@@ -78,7 +77,7 @@ class Scheduler:
         except StopIteration:
             self.tasks.remove(task)
             task.on_end()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the operation's own
             self.tasks.remove(task)
             self.errors.append(error)
         else:

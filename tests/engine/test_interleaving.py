@@ -117,11 +117,13 @@ class Run:
         began = self.scheduler.now
         self.scheduler.now += 1
         if device.try_read(offset, memoryview(buffer)):
-            assert self.history.violations(buffer, began, self.scheduler.now + 1, offset) == []
+            assert (
+                self.history.violations(bytes(buffer), began, self.scheduler.now + 1, offset) == []
+            )
             return
 
         def check() -> None:
-            assert self.history.violations(buffer, began, self.scheduler.now, offset) == []
+            assert self.history.violations(bytes(buffer), began, self.scheduler.now, offset) == []
 
         self.scheduler.start(device.read(offset, memoryview(buffer)), check)
 
@@ -161,6 +163,7 @@ class Run:
             assert self.history.violations(self.content(reader), began, ended) == []
         report = check_open_pool(pool.store, live=frozenset(), repair=True)
         assert report.clean, report.problems
+        assert report.hollow_blocks == 0
         assert report.stray_blocks == 0
         device = run_inline(pool.use_volume(self.volume)).volume
         self.compare(device)
@@ -168,9 +171,7 @@ class Run:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_interleaved_operations(
-    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interleaved_operations(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leafcache, "CACHE_BYTES", 500)
     monkeypatch.setattr(leafcache, "GROUP_LEAVES", 1)
     monkeypatch.setattr(durability, "CHECKPOINT_DIRTY_LEAVES", 2)

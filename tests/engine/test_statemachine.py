@@ -259,6 +259,7 @@ class PoolMachine(RuleBasedStateMachine):
     def check_finds_nothing(self) -> None:
         report = check_open_pool(self.pool.store, live=frozenset(self.pool.volumes), repair=False)
         assert report.clean, report.problems
+        assert report.hollow_blocks == 0
 
 
 def all_extents(device: Reader) -> list[Extent]:

@@ -1,0 +1,181 @@
+"""Reclaim, case by case: what is given back, and what must not be."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bockd.engine.check import check_open_pool
+from bockd.engine.pool import Pool
+from bockd.engine.reclaim import Reclaimer
+from bockd.model import BLOCK_SIZE, MIB, SnapshotId, VolumeId
+from bockd.steps import Background, Blocking, run_inline
+from bockd.store.catalogue import Catalogue
+from tests.engine.process import die
+
+SIZE = 2 * MIB
+
+
+class Bench:
+    """A pool with one volume, driven by hand."""
+
+    def __init__(self, root: Path) -> None:
+        self.background = Background()
+        self.pool = Pool.open(root, self.background.spawn)
+        self.reclaimer = Reclaimer(self.pool)
+        self.volume = VolumeId(run_inline(self.pool.create_volume("v", SIZE)).id)
+
+    def write(self, block: int, value: bytes, count: int = 1) -> None:
+        device = run_inline(self.pool.use_volume(self.volume)).volume
+        run_inline(device.write(block * BLOCK_SIZE, memoryview(value * BLOCK_SIZE * count)))
+        self.pool.leave_volume(self.volume)
+
+    def snapshot(self, name: str) -> SnapshotId:
+        return SnapshotId(run_inline(self.pool.create_snapshot(self.volume, name)).id)
+
+    def delete(self, snapshot: SnapshotId) -> None:
+        run_inline(self.pool.delete_snapshot(snapshot))
+
+    def reclaim(self) -> None:
+        for opened in self.pool.volumes.values():
+            run_inline(opened.volume.durability.checkpoint())
+        run_inline(self.reclaimer.run())
+        self.background.run()
+        report = check_open_pool(self.pool.store, live=frozenset(self.pool.volumes), repair=False)
+        assert report.clean, report.problems
+        assert report.hollow_blocks == 0
+        assert report.pending_reclaim == 0
+
+    def block(self, node: VolumeId | SnapshotId, block: int) -> bytes:
+        buffer = bytearray(BLOCK_SIZE)
+        if node == self.volume:
+            run_inline(
+                run_inline(self.pool.use_volume(self.volume)).volume.read(
+                    block * BLOCK_SIZE, memoryview(buffer)
+                )
+            )
+            self.pool.leave_volume(self.volume)
+        else:
+            reader = run_inline(self.pool.use_snapshot(SnapshotId(node))).snapshot
+            run_inline(reader.read(block * BLOCK_SIZE, memoryview(buffer)))
+            self.pool.leave_snapshot(SnapshotId(node))
+            run_inline(self.pool.close_idle_snapshot(SnapshotId(node)))
+        assert len(set(buffer)) == 1
+        return bytes(buffer[:1])
+
+    def allocated(self) -> int:
+        """Bytes that the layers' files occupy."""
+        layers = self.pool.store.layout.layers
+        return sum((layers / name).stat().st_blocks * 512 for name in os.listdir(layers))
+
+    def maps(self) -> int:
+        with self.pool.store.index.reading() as txn:
+            return sum(1 for _ in Catalogue(txn).maps())
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    bench = Bench(tmp_path)
+    yield bench
+    die(bench.pool)
+
+
+def test_a_deleted_snapshot_returns_what_the_volume_has_overwritten(bench: Bench) -> None:
+    bench.write(0, b"a", 100)
+    snapshot = bench.snapshot("s")
+    bench.write(0, b"b", 60)
+    assert bench.allocated() == 160 * BLOCK_SIZE
+    bench.delete(snapshot)
+    bench.reclaim()
+    assert bench.allocated() == 100 * BLOCK_SIZE
+    assert bench.block(bench.volume, 0) == b"b"
+    assert bench.block(bench.volume, 99) == b"a"
+    assert bench.maps() == 1
+
+
+def test_an_ancestor_keeps_what_a_folded_map_had_copied(bench: Bench) -> None:
+    """Three maps in a row with a leaf each; folding the middle one must not take the first one's
+    blocks, though the middle one refers to them and the last one does not."""
+    bench.write(0, b"a", 4)
+    first = bench.snapshot("first")
+    bench.write(0, b"b")
+    middle = bench.snapshot("middle")
+    bench.write(1, b"c")
+    bench.delete(middle)
+    bench.reclaim()
+    assert [bench.block(first, n) for n in range(4)] == [b"a"] * 4
+    assert [bench.block(bench.volume, n) for n in range(4)] == [b"b", b"c", b"a", b"a"]
+
+
+def test_a_layer_that_came_home_is_punched_by_later_writes_and_goes_when_empty(
+    bench: Bench,
+) -> None:
+    bench.write(0, b"a", 10)
+    bench.delete(bench.snapshot("s"))
+    bench.reclaim()
+    layers = len(os.listdir(bench.pool.store.layout.layers))
+    bench.write(0, b"b", 5)
+    bench.reclaim()
+    assert bench.allocated() == 10 * BLOCK_SIZE
+    bench.write(5, b"b", 5)
+    bench.reclaim()
+    assert bench.allocated() == 10 * BLOCK_SIZE
+    assert len(os.listdir(bench.pool.store.layout.layers)) == layers - 1
+
+
+def test_a_map_with_two_children_waits_until_one_is_gone(bench: Bench) -> None:
+    bench.write(0, b"a", 10)
+    snapshot = bench.snapshot("s")
+    clone = run_inline(bench.pool.create_volume("c", None, snapshot)).id
+    bench.write(0, b"b", 10)
+    bench.delete(snapshot)
+    with bench.pool.store.index.reading() as txn:
+        assert len([m for m in Catalogue(txn).maps() if m.dead]) == 1
+    run_inline(bench.reclaimer.run())
+    assert bench.maps() == 3
+    run_inline(bench.pool.delete_volume(VolumeId(clone)))
+    bench.reclaim()
+    assert bench.maps() == 1
+    assert bench.allocated() == 10 * BLOCK_SIZE
+    assert bench.block(bench.volume, 0) == b"b"
+
+
+def test_a_deleted_volume_leaves_nothing(bench: Bench) -> None:
+    bench.write(0, b"a", 200)
+    bench.snapshot("s")
+    bench.write(0, b"b", 100)
+    run_inline(bench.pool.delete_volume(bench.volume))
+    run_inline(bench.reclaimer.run())
+    assert bench.allocated() == 200 * BLOCK_SIZE
+    run_inline(bench.pool.delete_snapshot(bench.pool.find_snapshot("s")))
+    run_inline(bench.reclaimer.run())
+    assert os.listdir(bench.pool.store.layout.layers) == []
+    assert bench.maps() == 0
+
+
+def test_a_read_that_has_begun_gets_its_old_data_before_anything_is_punched(
+    bench: Bench,
+) -> None:
+    bench.write(0, b"a", 4)
+    bench.delete(bench.snapshot("s"))
+    bench.reclaim()
+    device = run_inline(bench.pool.use_volume(bench.volume)).volume
+    buffer = bytearray(BLOCK_SIZE)
+    reading = device.read(0, memoryview(buffer))
+    step = next(reading)  # the read knows the old layer now, and has not read yet
+    assert isinstance(step, Blocking)
+    bench.write(0, b"b")
+    run_inline(device.durability.checkpoint())
+    reclaiming = bench.reclaimer.run()
+    waiting = next(reclaiming)
+    while isinstance(waiting, Blocking):
+        waiting = reclaiming.send(waiting.call())
+    with pytest.raises(StopIteration):
+        reading.send(step.call())
+    assert buffer == b"a" * BLOCK_SIZE
+    assert waiting.fired
+    run_inline(reclaiming)
+    bench.pool.leave_volume(bench.volume)
