@@ -11,7 +11,9 @@ import logging
 import os
 import resource
 import signal
+import socket
 import sys
+from contextlib import nullcontext
 
 import trio
 
@@ -25,9 +27,10 @@ from bockd.engine.reclaim import Reclaimer
 from bockd.errors import from_os_error
 from bockd.model import NodeKind, SnapshotId, VolumeId
 from bockd.server.exports import ExportKey, NoExports
-from bockd.server.listener import address_of, listen_tcp, listen_unix
+from bockd.server.listener import address_of, listen_tcp
 from bockd.server.nbd_server import NbdServer, serve_nbd
 from bockd.steps import Steps
+from bockd.unixsocket import listening_unix
 
 log = logging.getLogger(__name__)
 
@@ -94,12 +97,14 @@ class _Daemon:
 
     async def _open_doors(self) -> None:
         settings = self._settings
-        unix = listen_unix(settings.nbd_socket)
-        try:
-            tcp = listen_tcp(settings.nbd_listen) if settings.nbd_listen else None
-        except BaseException:
-            unix.close()
-            raise
+        with (
+            listening_unix(settings.nbd_socket) as unix,
+            listen_tcp(settings.nbd_listen) if settings.nbd_listen else nullcontext() as tcp,
+        ):
+            await self._serve_doors(unix, tcp)
+
+    async def _serve_doors(self, unix: socket.socket, tcp: socket.socket | None) -> None:
+        settings = self._settings
         nbd_listen = str(address_of(tcp)) if tcp else None
         control = PoolControl(self._pool, self._server, settings, nbd_listen)
         async with trio.open_nursery() as doors:

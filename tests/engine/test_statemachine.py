@@ -96,10 +96,13 @@ class PoolMachine(RuleBasedStateMachine):
 
     @initialize(target=volumes, size=block_sizes)
     def first_volume(self, size: int) -> VolumeId:
-        return self.create(size)
+        return self.new_volume(size)
 
     @rule(target=volumes, size=block_sizes)
     def create(self, size: int) -> VolumeId:
+        return self.new_volume(size)
+
+    def new_volume(self, size: int) -> VolumeId:
         volume = run_inline(self.pool.create_volume(self.name(), size)).id
         self.live[volume] = Node(size)
         return volume

@@ -18,8 +18,8 @@ from bockd.model import NodeKind
 from bockd.nbd.options import ExportInfo
 from bockd.server.exports import ExportKey, ExportTable, NoExports
 from bockd.server.limits import ServerLimits
-from bockd.server.listener import listen_unix
 from bockd.server.nbd_server import NbdServer, serve_nbd
+from bockd.unixsocket import listen_unix
 
 P = ParamSpec("P")
 

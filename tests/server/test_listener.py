@@ -13,11 +13,19 @@ import pytest
 import trio
 
 from bockd.config import Address
-from bockd.errors import ConflictError, InUseError, InvalidRequestError, UnavailableError
+from bockd.errors import (
+    BockdError,
+    ConflictError,
+    DeviceError,
+    InUseError,
+    InvalidRequestError,
+    UnavailableError,
+)
 from bockd.server.exports import NoExports
 from bockd.server.limits import ACCEPT_PAUSE_SECONDS
-from bockd.server.listener import accept_from, address_of, listen_tcp, listen_unix
+from bockd.server.listener import accept_from, address_of, listen_tcp
 from bockd.server.nbd_server import NbdServer
+from bockd.unixsocket import listen_unix
 from tests.nbd import wire
 from tests.server.client import Client
 from tests.server.serving import FixedExports, in_jumping_time, in_trio
@@ -52,9 +60,11 @@ def test_another_file_is_left_alone(path: Path) -> None:
     assert path.read_text() == "precious"
 
 
-@pytest.mark.parametrize("name", ["x" * 200, "missing/nbd.sock"])
-def test_a_path_that_cannot_be(tmp_path: Path, name: str) -> None:
-    with pytest.raises(InvalidRequestError):
+@pytest.mark.parametrize(
+    ("name", "error"), [("x" * 200, InvalidRequestError), ("missing/nbd.sock", DeviceError)]
+)
+def test_a_path_that_cannot_be(tmp_path: Path, name: str, error: type[BockdError]) -> None:
+    with pytest.raises(error):
         listen_unix(tmp_path / name)
     assert os.listdir(tmp_path) == []
 
