@@ -90,16 +90,42 @@ class LeafCache:
         """A map of the chain was folded into its child: it has no leaves any more."""
         self.chain = tuple(member for member in self.chain if member != map_id)
 
+    def knows(self, layer_id: LayerId) -> bool:
+        """True when the layer has a slot."""
+        return layer_id in self._slot_of
+
+    def alias(self, source: LayerId, target: Layer) -> Layer | None:
+        """Read `target` (or the layer of that id that is open already, closing this one)
+        wherever `source` is remembered. Returns the source's files, to be closed when no read
+        uses them any more."""
+        slot = self._slot_of.pop(source, None)
+        known = self._slot_of.get(target.id)
+        if slot is None:
+            target.close()
+            return None
+        if known is not None:
+            target.close()
+            opened = self.slots[known]
+            assert opened is not None
+            target = opened
+        else:
+            self._slot_of[target.id] = slot
+        # Earlier aliases share the files: all of the slots go together.
+        old = self.slots[slot]
+        self.slots = [target if layer is old else layer for layer in self.slots]
+        return old
+
     def forget_layer(self, layer_id: LayerId) -> None:
         """Close a layer that no map reaches any more. No read may be under way."""
         slot = self._slot_of.pop(layer_id, None)
         if slot is not None:
-            layer, self.slots[slot] = self.slots[slot], None
-            assert layer is not None
-            layer.close()
+            gone = self.slots[slot]
+            assert gone is not None
+            self.slots = [None if layer is gone else layer for layer in self.slots]
+            gone.close()
 
     def close(self) -> None:
-        """Close all layers."""
+        """Close all layers. (Aliases close theirs more than once; a layer does not mind.)"""
         for layer in self.slots:
             if layer is not None:
                 layer.close()

@@ -6,20 +6,22 @@ leaves what every live map shows unchanged, so a crash between two costs nothing
 lose their last reference are queued in the same transaction and punched after it. A dead map with
 several children waits.
 
+Layers that outlive their snapshots are merged when they are many (bockd.engine.merging).
+
 Nothing is punched or unlinked before every read that may have begun with an older map has ended.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from enum import Enum
 from functools import partial
 from itertools import islice
 
+from bockd.engine.merging import LayerMerger, Merge
 from bockd.engine.pool import Pool
-from bockd.engine.reading import Reader
 from bockd.engine.waiting import Mutex
 from bockd.errors import BockdError, from_os_error
 from bockd.model import BLOCK_SIZE, LayerId, MapId
@@ -54,6 +56,7 @@ class Reclaimer:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
+        self._merger = LayerMerger(pool)
         self._turn = Mutex()
         self._stopping = False
 
@@ -68,15 +71,20 @@ class Reclaimer:
             yield from self._dead_maps()
             yield from self._punches()
             yield from self._unlinks()
+            yield from self._merges()
         except BockdError as error:
             # The queue is in the index: the next run, or the next start, goes on from here.
             log.warning("reclaim stopped: %s", error)
         finally:
             self._turn.release()
 
-    def _devices(self) -> Iterator[Reader]:
-        yield from [opened.volume for opened in self._pool.volumes.values()]
-        yield from [opened.snapshot for opened in self._pool.snapshots.values()]
+    def _merges(self) -> Steps[None]:
+        while not self._stopping:
+            merge: Merge | None = yield Blocking(self._merger.plan)
+            if merge is None:
+                return
+            yield from self._merger.run(merge)
+            yield from self._unlinks()
 
     def _dead_maps(self) -> Steps[None]:
         progress = True
@@ -87,17 +95,17 @@ class Reclaimer:
             for map_id in dead:
                 if (yield from self._bury(map_id)) is _Outcome.GONE:
                     progress = True
-                    for device in self._devices():
+                    for device in self._pool.devices():
                         device.map.forget_map(map_id)
 
     def _bury(self, map_id: MapId) -> Steps[_Outcome]:
         outcome = _Outcome.MORE
         while outcome is _Outcome.MORE and not self._stopping:
-            outcome = yield Blocking(lambda: self._pool.store.index.update(_bury(map_id)))
+            outcome = yield Blocking(lambda: self._pool.store.index.update(_burial(map_id)))
         return outcome
 
     def _drain_reads(self) -> Steps[None]:
-        for device in list(self._devices()):
+        for device in self._pool.devices():
             yield from device.drain_reads()
 
     # -- punching ----------------------------------------------------------------------------
@@ -161,9 +169,9 @@ class Reclaimer:
                     return
             finally:
                 layer.close()
-            if any(_refers(txn, member, layer_id) for member in subtree(catalogue, record.home)):
+            if any(_refers(txn, member, layer_id) for member in catalogue.subtree(record.home)):
                 return
-        store.index.update(lambda txn: _forget_layer(Catalogue(txn), layer_id))
+        store.index.update(lambda txn: Catalogue(txn).forget_layer(layer_id))
 
     # -- unlinking ---------------------------------------------------------------------------
 
@@ -174,7 +182,7 @@ class Reclaimer:
         if not layers:
             return
         yield from self._drain_reads()
-        for device in self._devices():
+        for device in self._pool.devices():
             for layer in layers:
                 device.map.forget_layer(layer)
 
@@ -201,15 +209,6 @@ def _punch_run(layer: Layer, entry: queue.PunchEntry) -> None:
         layer.punch(start + offset, min(PUNCH_PIECE_BYTES, length - offset))
 
 
-def subtree(catalogue: Catalogue, map_id: MapId) -> Iterator[MapId]:
-    """The map and all that fall through to it."""
-    waiting = [map_id]
-    while waiting:
-        member = waiting.pop()
-        yield member
-        waiting.extend(catalogue.children(member))
-
-
 def _refers(txn: Transaction, map_id: MapId, layer_id: LayerId) -> bool:
     return any(
         layer == layer_id
@@ -218,14 +217,7 @@ def _refers(txn: Transaction, map_id: MapId, layer_id: LayerId) -> bool:
     )
 
 
-def _forget_layer(catalogue: Catalogue, layer_id: LayerId) -> None:
-    home = catalogue.layer(layer_id).home
-    catalogue.txn.delete(Table.LAYERS, id_key(layer_id))
-    catalogue.txn.delete(Table.HOMES, pair_key(home, layer_id))
-    queue.add_unlink(catalogue.txn, layer_id)
-
-
-def _bury(map_id: MapId) -> Callable[[Transaction], _Outcome]:
+def _burial(map_id: MapId) -> Callable[[Transaction], _Outcome]:
     """One batch of dropping or folding a dead map, as a transaction."""
 
     def step(txn: Transaction) -> _Outcome:
@@ -268,7 +260,7 @@ def _remove_map(catalogue: Catalogue, map_id: MapId, heir: MapId | None) -> None
     record = catalogue.map(map_id)
     for layer_id in catalogue.layers_of(map_id):
         if heir is None:
-            _forget_layer(catalogue, layer_id)
+            catalogue.forget_layer(layer_id)
         else:
             txn.delete(Table.HOMES, pair_key(map_id, layer_id))
             catalogue.put_layer(replace(catalogue.layer(layer_id), home=heir))

@@ -27,6 +27,7 @@ from bockd.engine.opening import (
     open_volume,
     settle,
 )
+from bockd.engine.reading import Reader
 from bockd.engine.space import measure_space
 from bockd.engine.waiting import Mutex
 from bockd.errors import BockdError, InUseError, PoolFormatError, from_os_error
@@ -133,6 +134,13 @@ class Registry:
             if not mutex.held:
                 self._busy.pop(node, None)
         return result
+
+    def devices(self) -> list[Reader]:
+        """All open volumes and snapshots."""
+        return [
+            *(opened.volume for opened in self.volumes.values()),
+            *(opened.snapshot for opened in self.snapshots.values()),
+        ]
 
     # -- opening -----------------------------------------------------------------------------
 

@@ -38,9 +38,12 @@ def stored_leaves(
     return found
 
 
-def own_leaves(txn: Transaction, map_id: MapId) -> Iterator[tuple[int, bytes]]:
-    """The leaves stored in the map itself as (number, payload), in order."""
-    for key, payload in txn.scan(Table.LEAVES, leaf_key(map_id, 0), leaf_key(MapId(map_id + 1), 0)):
+def own_leaves(txn: Transaction, map_id: MapId, first: int = 0) -> Iterator[tuple[int, bytes]]:
+    """The leaves from number `first` on that are stored in the map itself, as (number, payload),
+    in order."""
+    for key, payload in txn.scan(
+        Table.LEAVES, leaf_key(map_id, first), leaf_key(MapId(map_id + 1), 0)
+    ):
         yield leaf_key_parts(key)[1], payload
 
 

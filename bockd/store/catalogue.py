@@ -20,6 +20,7 @@ import msgspec
 
 from bockd.errors import ConflictError, DamagedError, NotFoundError, PoolFormatError
 from bockd.model import LayerId, MapId, NodeKind, SnapshotId, VolumeId
+from bockd.store import queue
 from bockd.store.index import Table, Transaction
 from bockd.store.leaf import MAX_LAYER_ID
 
@@ -270,6 +271,21 @@ class Catalogue:
     def children(self, map_id: MapId) -> list[MapId]:
         keys = self.txn.keys(Table.CHILDREN, pair_key(map_id, 0), pair_key(map_id + 1, 0))
         return [MapId(_PAIR.unpack(key)[1]) for key in keys]
+
+    def subtree(self, map_id: MapId) -> Iterator[MapId]:
+        """The map and all that fall through to it."""
+        waiting = [map_id]
+        while waiting:
+            member = waiting.pop()
+            yield member
+            waiting.extend(self.children(member))
+
+    def forget_layer(self, layer: LayerId) -> None:
+        """A layer that nothing refers to any more: its files are queued to be unlinked."""
+        home = self.layer(layer).home
+        self.txn.delete(Table.LAYERS, id_key(layer))
+        self.txn.delete(Table.HOMES, pair_key(home, layer))
+        queue.add_unlink(self.txn, layer)
 
     def kill_map(self, map_id: MapId) -> None:
         """Nobody shows this map any more: queue it for reclaim."""

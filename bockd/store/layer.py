@@ -153,6 +153,10 @@ class Layer:
             yield start, min(stop, end)
             offset = stop if stop - base < os.fstat(fd).st_size else base + SEGMENT_BYTES
 
+    def allocated_bytes(self) -> int:
+        """What the files occupy."""
+        return sum(os.fstat(fd).st_blocks for fd in self.descriptors) * 512
+
     def is_empty(self) -> bool:
         """True when nothing is allocated."""
         return next(self.data_ranges(0, len(self.descriptors) * SEGMENT_BYTES), None) is None

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from bockd.engine.check import check_open_pool
+from bockd.engine.merging import MAX_DEAD_LAYERS
 from bockd.engine.pool import Pool
 from bockd.engine.reclaim import Reclaimer
 from bockd.model import BLOCK_SIZE, MIB, SnapshotId, VolumeId
@@ -179,3 +180,33 @@ def test_a_read_that_has_begun_gets_its_old_data_before_anything_is_punched(
     assert waiting.fired
     run_inline(reclaiming)
     bench.pool.leave_volume(bench.volume)
+
+
+def test_layers_of_a_rotation_of_snapshots_stay_few(bench: Bench) -> None:
+    """A snapshot a day, three kept: without merging every day would leave a layer for ever."""
+    expected: dict[int, bytes] = {}
+    kept: list[tuple[SnapshotId, dict[int, bytes]]] = []
+    reader = None
+    for day in range(40):
+        value = bytes([day + 1])
+        for block in (day, day + 1, (day * 7) % 90, 100 + day):
+            bench.write(block, value)
+            expected[block] = value
+        kept.append((bench.snapshot(f"day {day}"), dict(expected)))
+        if day == 20:  # a device that stays open through all the merging
+            reader = run_inline(bench.pool.use_volume(bench.volume)).volume
+        if len(kept) > 3:
+            bench.delete(kept.pop(0)[0])
+            bench.reclaim()
+        files = len(os.listdir(bench.pool.store.layout.layers))
+        assert files <= MAX_DEAD_LAYERS + len(kept) + 2
+        for snapshot, content in kept:
+            for block in (0, day, 100 + day // 2):
+                assert bench.block(snapshot, block) == content.get(block, b"\0")
+    assert reader is not None
+    for block, value in expected.items():
+        assert bench.block(bench.volume, block) == value
+    bench.pool.leave_volume(bench.volume)
+    for snapshot, content in kept:
+        for block, value in content.items():
+            assert bench.block(snapshot, block) == value

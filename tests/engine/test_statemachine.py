@@ -25,6 +25,7 @@ from hypothesis.stateful import (
 )
 
 from bockd.control import Space
+from bockd.engine import merging
 from bockd.engine.check import check_open_pool
 from bockd.engine.pool import Pool
 from bockd.engine.reading import Reader
@@ -65,6 +66,8 @@ class PoolMachine(RuleBasedStateMachine):
         self.fill = 0
         self.live: dict[int, Node] = {}
         self.origin: dict[SnapshotId, VolumeId] = {}
+        self.usual_dead_layers = merging.MAX_DEAD_LAYERS
+        merging.MAX_DEAD_LAYERS = 1  # so that small pools merge layers, too
         self.start()
 
     def start(self) -> None:
@@ -80,6 +83,7 @@ class PoolMachine(RuleBasedStateMachine):
             for node in self.live:
                 self.compare(node)
         finally:
+            merging.MAX_DEAD_LAYERS = self.usual_dead_layers
             die(self.pool)
             shutil.rmtree(self.root)
 

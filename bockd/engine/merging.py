@@ -1,0 +1,161 @@
+"""Keeping the number of layers small: the smallest dead layer of a map moves into another one.
+
+Snapshots that come and go leave a layer each: what a deleted one held and others still show. All
+of them end up at home in the same map. Merging copies the live blocks of the smallest into its
+neighbour at the same offsets, syncs them, points every leaf there, and only then forgets it.
+
+Why the place is free: a home's own view of a block never changes once it is frozen, descendants
+refer to what it shows, and a live home has no descendants. So if the home shows a block in one of
+its layers, nobody refers to that block in another of them. Queued punches are done before, so none
+of them hits what was moved.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+
+from bockd.engine.reading import Reader
+from bockd.engine.registry import Registry
+from bockd.errors import from_os_error
+from bockd.model import BLOCK_SIZE, MIB, LayerId, MapId
+from bockd.steps import Blocking, Steps
+from bockd.store.blockmap import own_leaves
+from bockd.store.catalogue import Catalogue, LayerRecord
+from bockd.store.index import Table, Transaction
+from bockd.store.layer import Layer
+from bockd.store.leaf import LEAF_BLOCKS, Leaf, leaf_key
+
+MAX_DEAD_LAYERS = 8
+"""Of one home, besides a live head. Each costs a descriptor in every device that reads it, and a
+file; merging costs the smallest one's bytes once."""
+
+BATCH_LEAVES = 512
+"""Leaves looked at in one transaction."""
+
+_COPY_BYTES = 1 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """The live blocks of `source` move into `target`; both are at home in `home`."""
+
+    home: MapId
+    source: LayerRecord
+    target: LayerRecord
+
+
+class LayerMerger:
+    """Plans and carries out merges of one pool; for the reclaimer, one at a time."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._store = registry.store
+
+    def plan(self) -> Merge | None:
+        """A merge that is due, or None. Blocks."""
+        with self._store.index.reading() as txn:
+            catalogue = Catalogue(txn)
+            heads = {volume.head for volume in catalogue.volumes()}
+            homes: dict[MapId, list[LayerRecord]] = {}
+            for layer in catalogue.layers():
+                if layer.id not in heads:
+                    homes.setdefault(layer.home, []).append(layer)
+        for home, layers in homes.items():
+            if len(layers) <= MAX_DEAD_LAYERS:
+                continue
+            layers.sort(key=self._allocated)
+            for source in layers:
+                for target in layers:
+                    if target is not source and target.size_bytes >= source.size_bytes:
+                        return Merge(home, source, target)
+        return None
+
+    def _allocated(self, layer: LayerRecord) -> int:
+        opened = Layer.open(self._store.layout, layer.id, layer.size_bytes, writable=False)
+        try:
+            return opened.allocated_bytes()
+        finally:
+            opened.close()
+
+    def run(self, merge: Merge) -> Steps[None]:
+        """Carry a merge out. A crash at any point leaves both layers valid."""
+        for opened in list(self._registry.volumes.values()):
+            # A former head may still be punched where the other layer's blocks are to go.
+            yield from opened.volume.finish_punching()
+        yield Blocking(lambda: self._copy(merge))
+        yield Blocking(lambda: self._redirect(merge))
+        devices = self._registry.devices()
+        for device in devices:
+            yield from self._alias(device, merge)
+        yield Blocking(lambda: self._forget(merge.source.id))
+
+    def _copy(self, merge: Merge) -> None:
+        layout = self._store.layout
+        source = Layer.open(layout, merge.source.id, merge.source.size_bytes, writable=False)
+        target = Layer.open(layout, merge.target.id, merge.target.size_bytes, writable=True)
+        try:
+            with self._store.index.reading() as txn:
+                for number, payload in own_leaves(txn, merge.home):
+                    for first, end, layer in Leaf.decode(payload).runs():
+                        if layer == source.id:
+                            base = number * LEAF_BLOCKS
+                            _copy_blocks(source, target, base + first, base + end)
+            target.sync()
+        except OSError as error:
+            raise from_os_error(error, f"moving layer {source.id} to {target.id}") from error
+        finally:
+            source.close()
+            target.close()
+
+    def _redirect(self, merge: Merge) -> None:
+        """Point all leaves of the home and its descendants at the target, in batches."""
+        with self._store.index.reading() as txn:
+            members = list(Catalogue(txn).subtree(merge.home))
+        for member in members:
+            position: int | None = 0
+            while position is not None:
+                position = self._store.index.update(
+                    partial(_redirect_batch, member=member, start=position, merge=merge)
+                )
+
+    def _forget(self, layer: LayerId) -> None:
+        self._store.index.update(lambda txn: Catalogue(txn).forget_layer(layer))
+
+    def _alias(self, device: Reader, merge: Merge) -> Steps[None]:
+        """Let a device read the target wherever it remembers the source."""
+        if not device.map.knows(merge.source.id):
+            return
+        target: Layer = yield Blocking(
+            lambda: Layer.open(
+                self._store.layout, merge.target.id, merge.target.size_bytes, writable=False
+            )
+        )
+        old = device.map.alias(merge.source.id, target)
+        yield from device.drain_reads()
+        if old is not None:
+            old.close()
+
+
+def _copy_blocks(source: Layer, target: Layer, first: int, end: int) -> None:
+    start, stop = first * BLOCK_SIZE, end * BLOCK_SIZE
+    buffer = memoryview(bytearray(min(_COPY_BYTES, stop - start)))
+    while start < stop:
+        piece = buffer[: min(len(buffer), stop - start)]
+        source.read(start, piece)
+        target.write(start, piece)
+        start += len(piece)
+
+
+def _redirect_batch(txn: Transaction, member: MapId, start: int, merge: Merge) -> int | None:
+    """Redirect up to BATCH_LEAVES leaves from number `start` on; where to go on, or None."""
+    batch = list(islice(own_leaves(txn, member, start), BATCH_LEAVES))
+    for number, payload in batch:
+        leaf = Leaf.decode(payload)
+        if merge.source.id in leaf.palette:
+            moved = [
+                merge.target.id if layer == merge.source.id else layer for layer in leaf.layers()
+            ]
+            txn.put(Table.LEAVES, leaf_key(member, number), Leaf.of(moved).encode())
+    return batch[-1][0] + 1 if len(batch) == BATCH_LEAVES else None
