@@ -24,7 +24,7 @@ from bench.servers import DEFAULT_PEERS, PEERS
 from bench.throughput import ROWS, Field, Scale, Tell, measure_throughput
 
 MIB = 1 << 20
-FULL = Scale(rounds=7, seconds=2.0, size_bytes=1024 * MIB, repeats=7)
+FULL = Scale(rounds=5, seconds=2.0, size_bytes=1024 * MIB, repeats=5)
 QUICK = Scale(rounds=3, seconds=1.0, size_bytes=256 * MIB, repeats=2)
 SNAPSHOT_PAIRS = 5
 """Pairs of snapshots and clones for each round: they are short, and vary."""

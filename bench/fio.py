@@ -59,7 +59,8 @@ def run_job(job: Job, uri: str, *, core: int | None = None) -> Outcome:
             process.kill()
             process.wait()
         if process.returncode:
-            told = output.read_text()[-1000:] if output.exists() else ""
+            # What went wrong stands before the document, if there is one.
+            told = output.read_text().partition("{")[0] if output.exists() else ""
             raise BenchError(f"fio {job.mode} on {uri} failed:\n{printed}{told}")
         return _outcome(json.loads(output.read_text()), job)
 

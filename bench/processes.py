@@ -71,7 +71,8 @@ def serving(
 ) -> Iterator[int]:
     """Run a server, from the moment it accepts on `socket_path` to the end of the context.
 
-    Gives its process id. Raises BenchError, with the end of its log, when it does not start.
+    Gives its process id. Raises BenchError, with the end of its log, when it does not start, or
+    when what was done within failed because it had ended.
     """
     with log.open("wb") as output, pinned(core):
         process = subprocess.Popen(
@@ -85,6 +86,11 @@ def serving(
     try:
         _wait_until_ready(process, socket_path, log)
         yield process.pid
+    except BenchError as error:
+        if process.poll() is not None:
+            status, tail = process.returncode, _tail(log)
+            raise BenchError(f"{error}\n{command[0]} had ended, status {status}:\n{tail}") from None
+        raise
     finally:
         _end(process)
 
@@ -93,9 +99,12 @@ def _wait_until_ready(process: subprocess.Popen[bytes], path: Path, log: Path) -
     deadline = time.monotonic() + READY_SECONDS
     while not _accepts(path):
         if process.poll() is not None or time.monotonic() > deadline:
-            tail = log.read_text(errors="replace")[-2000:]
-            raise BenchError(f"{process.args!r} did not start serving:\n{tail}")
+            raise BenchError(f"{process.args!r} did not start serving:\n{_tail(log)}")
         time.sleep(_READY_POLL_SECONDS)
+
+
+def _tail(log: Path) -> str:
+    return log.read_text(errors="replace")[-2000:] if log.exists() else "(its log is gone)"
 
 
 def _accepts(path: Path) -> bool:

@@ -76,6 +76,7 @@ class OpenPool:
     def close(self) -> None:
         """Close everything."""
         try:
+            self._background.run()  # a checkpoint that has begun needs its volume open
             self.run(self.pool.close_all())
             self._background.run()
         finally:
