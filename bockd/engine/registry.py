@@ -257,7 +257,7 @@ def _open_store(layout: Layout, boot: str) -> StoreAccess:
             os.makedirs(directory, mode=0o700, exist_ok=True)
         if not ballast.ensure():
             log.warning("the file system of %s is full; there is no ballast", layout.root)
-        for directory in (layout.root, layout.journal):
+        for directory in (layout.root, layout.index, layout.journal):
             sync_directory(directory)
     except BaseException:
         index.close()

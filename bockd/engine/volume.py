@@ -60,7 +60,7 @@ class Volume(Reader):
         self._head_slot = self.map.add_layer(head)
         self._head_leaf = self.map.uniform(self._head_slot)
         self._puncher = Puncher(head, self.locks)
-        self._punchers = [p for p in self._punchers if p.pending]
+        self._punchers = [p for p in self._punchers if p.pending or p.running]
         self._punchers.append(self._puncher)
 
     def adopt_size(self, size_bytes: int) -> None:
