@@ -96,8 +96,12 @@ class Bockd:
 
     def stop(self) -> None:
         """SIGTERM; it must end well, and have logged nothing that was not expected."""
+        self.stop_by(signal.SIGTERM)
+
+    def stop_by(self, number: signal.Signals) -> None:
+        """Like `stop`, by another signal."""
         assert self._process is not None
-        self._process.send_signal(signal.SIGTERM)
+        self._process.send_signal(number)
         status = self._forget()
         assert status == 0, f"the daemon ended with status {status}:\n{self.log.read_text()}"
         self._check_log()
@@ -292,9 +296,13 @@ def _lines(process: subprocess.Popen[bytes], deadline: float) -> Iterator[str]:
 
 
 @contextmanager
-def serving(data_dir: Path, *, nbd_listen: str = "none") -> Iterator[Bockd]:
-    """A running daemon, for the duration. If it still runs at the end, it must stop well."""
-    daemon = Bockd(data_dir, data_dir.with_name(data_dir.name + ".log"), nbd_listen=nbd_listen)
+def serving(
+    data_dir: Path, *, nbd_listen: str = "none", log: Path | None = None
+) -> Iterator[Bockd]:
+    """A running daemon, for the duration. If it still runs at the end, it must stop well. Its log
+    is beside the data directory unless it shall be elsewhere."""
+    log = log or data_dir.with_name(data_dir.name + ".log")
+    daemon = Bockd(data_dir, log, nbd_listen=nbd_listen)
     daemon.start()
     try:
         yield daemon

@@ -1,0 +1,109 @@
+"""Stopping: SIGTERM and SIGINT are clean ends, whatever goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from contextlib import suppress
+from typing import Any
+
+import nbd
+import pytest
+
+from .process import Bockd
+
+MIB = 1 << 20
+BLOCK = 4096
+
+
+class Writer(threading.Thread):
+    """Writes block after block of its own until the daemon goes; knows what was acknowledged."""
+
+    def __init__(self, client: Any, first: int, blocks: int, enough: threading.Event) -> None:
+        super().__init__()
+        self.acknowledged = 0
+        self._client = client
+        self._first = first
+        self._blocks = blocks
+        self._enough = enough
+
+    def offset(self, number: int) -> int:
+        return (self._first + number % self._blocks) * BLOCK
+
+    def run(self) -> None:
+        with suppress(nbd.Error):  # the daemon has gone
+            while True:
+                self._write()
+
+    def _write(self) -> None:
+        number = self.acknowledged
+        self._client.pwrite(number.to_bytes(8) * (BLOCK // 8), self.offset(number))
+        self.acknowledged += 1
+        if self.acknowledged == 500:
+            self._enough.set()
+
+    def verify(self, client: Any) -> None:
+        """Each block holds its last acknowledged value, or the one that was under way."""
+        for number in range(max(0, self.acknowledged - self._blocks), self.acknowledged):
+            value = int.from_bytes(client.pread(BLOCK, self.offset(number))[:8])
+            assert value in (number, number + self._blocks)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_under_load_is_clean(daemon: Bockd, number: signal.Signals) -> None:
+    """Eight clients write to two volumes, one of them over a snapshot, when the signal comes. The
+    daemon ends with status 0 and says nothing but that, every journal is applied and removed, the
+    pool is in order as it lies there, and all that was acknowledged is served by the next."""
+    writers = []
+    events = []
+    for name in ("one", "two"):
+        daemon.bock("volume", "create", name, "--size", "16M")
+        for index in range(4):
+            events.append(threading.Event())
+            writers.append((name, Writer(daemon.connect(name), index * 600, 600, events[-1])))
+    for _, writer in writers:
+        writer.start()
+    for event in events:
+        assert event.wait(60)
+    daemon.bock("snapshot", "create", "one", "one-1")
+    daemon.stop_by(number)
+    for _, writer in writers:
+        writer.join()
+
+    left = [path.name for path in (daemon.data_dir / "journal").iterdir() if path.is_file()]
+    assert left == []
+    report = daemon.check()
+    assert report["volumes"] == 2
+    daemon.start()
+    for name, writer in writers:
+        with daemon.connected(name) as client:
+            writer.verify(client)
+    daemon.check()
+
+
+def test_a_stop_while_idle(daemon: Bockd) -> None:
+    """An empty pool, and one whose clients are connected and silent, or half way into the
+    handshake."""
+    daemon.restart()
+    daemon.bock("volume", "create", "v", "--size", "1M")
+    silent = daemon.connect("v")
+    half = nbd.NBD()
+    half.set_opt_mode(True)
+    half.connect_unix(str(daemon.nbd_socket))
+    daemon.stop()
+    assert not os.path.exists(daemon.data_dir / "journal" / "1.1.0")
+    with pytest.raises(nbd.Error):
+        silent.pread(512, 0)
+    daemon.start()
+    with daemon.connected("v") as client:
+        assert client.pread(512, 0) == bytes(512)
+
+
+def test_sockets_of_a_dead_daemon_are_no_hindrance(daemon: Bockd) -> None:
+    """After SIGKILL the sockets are still there; the next daemon takes their place."""
+    daemon.bock("volume", "create", "v", "--size", "1M")
+    daemon.kill()
+    assert daemon.nbd_socket.exists()
+    daemon.start()
+    assert [volume["name"] for volume in daemon.bock("volume", "list")] == ["v"]
