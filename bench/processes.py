@@ -22,6 +22,7 @@ STOP_SECONDS = 20.0
 """For a server to end on SIGTERM, before its group is killed: it may have data to flush."""
 
 _READY_POLL_SECONDS = 0.01
+_PF_KTHREAD = 0x00200000  # linux/sched.h
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
@@ -146,6 +147,23 @@ def run(command: Sequence[str], *, environment: Mapping[str, str] | None = None)
 def cpu_seconds(pid: int) -> float:
     """What a process and its threads have used so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS_PER_SECOND
+
+
+def kernel_cpu_seconds() -> float:
+    """What the kernel's own threads have used so far: they write back what servers wrote."""
+    return sum(_kernel_thread_seconds(entry) for entry in Path("/proc").iterdir())
+
+
+def _kernel_thread_seconds(entry: Path) -> float:
+    if not entry.name.isdigit():
+        return 0.0
+    try:
+        fields = (entry / "stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):  # it has ended
+        return 0.0
+    if not int(fields[6]) & _PF_KTHREAD:
+        return 0.0
     return (int(fields[11]) + int(fields[12])) / _TICKS_PER_SECOND
 
 

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from bench.processes import cpu_seconds, machine_cpu_seconds
+from bench.processes import cpu_seconds, kernel_cpu_seconds, machine_cpu_seconds
 
 MAX_FOREIGN_SHARE = 0.2
-"""Of one core. The kernel's own threads, which write back what was written, count as others."""
+"""Of one core. The kernel's own threads, which write back what a server wrote, are not others."""
 
 
 class Watch:
@@ -40,7 +40,7 @@ def _foreign_seconds(server_pid: int) -> float:
     for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
         usage = resource.getrusage(who)
         ours += usage.ru_utime + usage.ru_stime
-    return machine_cpu_seconds() - cpu_seconds(server_pid) - ours
+    return machine_cpu_seconds() - kernel_cpu_seconds() - cpu_seconds(server_pid) - ours
 
 
 @dataclass(frozen=True)
