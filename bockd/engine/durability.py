@@ -29,7 +29,7 @@ from bockd.store.ballast import Ballast
 from bockd.store.blockmap import MapChanges
 from bockd.store.catalogue import Catalogue, VolumeRecord
 from bockd.store.index import Index, Transaction
-from bockd.store.journal import SEGMENT_RECORDS, JournalSegment, Kind, read_segment
+from bockd.store.journal import SEGMENT_RECORDS, Entry, JournalSegment, Kind, places, read_segment
 from bockd.store.layer import Layer
 from bockd.store.layout import JournalName, Layout, unlink_if_present
 
@@ -41,6 +41,10 @@ RESERVED_RECORDS = 64
 
 RECORDS_PER_OPERATION = 4
 """More than any one engine operation appends."""
+
+ALLOWANCE_BLOCKS = 256
+"""Single blocks redirected between two looks at how much room there is; each takes a place of its
+own in the journal at most."""
 
 CHECKPOINT_RECORDS = SEGMENT_RECORDS // 2
 """A checkpoint begins when half of a segment is used, so that it ends before the other half is."""
@@ -97,7 +101,13 @@ class Durability:
         self._spawn = spawn
         self._segment = segment
         self._sealed: list[JournalSegment] = []
-        self._staged: list[tuple[Kind, int, int]] = []
+        self.sequence = segment.next_sequence
+        """A sequence not above that of the next change to be appended, and above all earlier
+        ones: what the map remembers of when a leaf changed."""
+        self.allowance = 0
+        """Single blocks that may still be redirected before `has_room` is to be asked."""
+        self._staged: list[Entry] = []
+        self._scattered: list[int] = []
         self._last_change = 0
         self._durable = 0
         self._turn = Mutex()
@@ -109,23 +119,35 @@ class Durability:
 
     # -- appending ---------------------------------------------------------------------------
 
-    @property
-    def next_sequence(self) -> int:
-        """The sequence that the next staged change will have."""
-        return self._segment.next_sequence + len(self._staged)
-
     def stage(self, kind: Kind, first: int, count: int) -> None:
-        """Add a change to the batch that `commit` appends."""
+        """Add a change of a range to the batch that `commit` appends."""
+        self._gather_scattered()
         self._staged.append((kind, first, count))
+
+    def stage_block(self, block: int) -> None:
+        """Add the redirect of one block, for which there is allowance."""
+        self.allowance -= 1
+        self._scattered.append(block)
+
+    def _gather_scattered(self) -> None:
+        """Scattered blocks so far come before whatever is staged next."""
+        if self._scattered:
+            self._staged.append(self._scattered)
+            self._scattered = []
 
     def has_room(self) -> bool:
         """True when one more operation may change the map; asks for a checkpoint in good time."""
-        free = self._segment.free - len(self._staged)
+        free = self._segment.free - places(self._staged) - len(self._scattered)
         dirty = len(self._cache.dirty)
         if free < SEGMENT_RECORDS - CHECKPOINT_RECORDS or dirty > CHECKPOINT_DIRTY_LEAVES:
             self._want_checkpoint()
-        needed = RESERVED_RECORDS + RECORDS_PER_OPERATION * (self._gate.inside + 1)
-        return free >= needed and dirty < MAX_DIRTY_LEAVES
+        inside = RECORDS_PER_OPERATION * (self._gate.inside + 1)
+        needed = RESERVED_RECORDS + inside + ALLOWANCE_BLOCKS
+        self.allowance = ALLOWANCE_BLOCKS
+        if free >= needed and dirty < MAX_DIRTY_LEAVES:
+            return True
+        self.allowance = 0
+        return False
 
     def wait_for_room(self) -> Steps[None]:
         """Wait until a checkpoint has made room. Raises what keeps it from doing so."""
@@ -137,6 +159,7 @@ class Durability:
 
     def commit(self) -> None:
         """Append the staged changes. VolumeFailedError: none of them may be acknowledged."""
+        self._gather_scattered()
         if not self._staged:
             return
         self.check_usable()
@@ -147,6 +170,7 @@ class Durability:
             self.fail(f"appending to the journal failed: {error}")
         self.check_usable()
         self._last_change = self._segment.last_sequence
+        self.sequence = self._segment.next_sequence
 
     # -- failing -----------------------------------------------------------------------------
 
@@ -280,23 +304,25 @@ class Durability:
     def _seal(self) -> Steps[None]:
         """Direct new records to a new segment, and complete the old one durably."""
         old = self._segment
-        if self.next_sequence == old.next_sequence and self._segment_is_fresh(old):
+        if old.free == SEGMENT_RECORDS and not self._staged and not self._scattered:
             return
         name = replace(old.name, number=old.name.number + 1)
         fresh: JournalSegment = yield Blocking(lambda: create_segment(self._store, name))
         yield from self._turn.acquire()
         try:
             self.commit()
-            self._segment = fresh
+            self._switch_to(fresh)
             self._sealed.append(old)
             self._wake_waiting()
             yield from self._sync_all(Kind.SEAL, old)
         finally:
             self._turn.release()
 
-    @staticmethod
-    def _segment_is_fresh(segment: JournalSegment) -> bool:
-        return segment.free == SEGMENT_RECORDS
+    def _switch_to(self, segment: JournalSegment) -> None:
+        """Append to another segment from now on. Nothing is staged."""
+        self._segment = segment
+        self.sequence = segment.next_sequence
+        self.allowance = 0
 
     def _apply_sealed(self) -> Steps[None]:
         """Store what sealed segments hold, and remove them."""
@@ -323,7 +349,7 @@ class Durability:
         changes = MapChanges(txn, record.map, record.head)
         for segment in segments:
             contents = read_segment(self._store.layout, segment.name)
-            if len(contents.changes) != SEGMENT_RECORDS - segment.free:
+            if contents.places != SEGMENT_RECORDS - segment.free:
                 raise DamagedError(
                     f"the journal of volume {record.id} does not read back as it was written"
                 )
@@ -401,7 +427,7 @@ class Durability:
             self._cache.mark_clean(applied)
             self._sealed = []
             if fresh is not None:
-                self._segment = fresh
+                self._switch_to(fresh)
             self._last_change = self._durable = 0
             adopt(self.record, result)
         finally:

@@ -1,8 +1,8 @@
 """The live block map of an open device, in memory leaf by leaf.
 
 Layers are known by *slots*: small numbers given out as layers are met, slot 0 meaning hole. A leaf
-is an array of 256 slots, never changed in place (a change makes a new array), so equal uniform
-leaves share one. Freezing a head changes no leaf: its slot goes on meaning the same layer.
+is an array of 256 slots; equal uniform leaves share one, which is copied when a block changes.
+Freezing a head changes no leaf: its slot goes on meaning the same layer.
 
 A leaf with changes that the index does not have is *dirty* and stays; clean ones are evicted in
 groups, oldest first, when the cache outgrows its budget. Leaves are read from the index in a
@@ -25,7 +25,7 @@ from bockd.store.layout import Layout
 from bockd.store.leaf import HOLE, LEAF_BLOCKS, LEAF_MASK, LEAF_SHIFT, Leaf, runs_of
 
 SlotLeaf: TypeAlias = "array[int]"
-"""256 slots, typecode H. Never changed once it is in the cache."""
+"""256 slots, typecode H."""
 
 HOLE_SLOT = 0
 GROUP_LEAVES = 64
@@ -151,12 +151,11 @@ class LeafCache:
     def assign_one(self, block: int, slot: int, sequence: int) -> None:
         """`assign` for one block: what random writes do."""
         number = block >> LEAF_SHIFT
-        old = self.leaves[number]
-        leaf = old[:]
-        leaf[block & LEAF_MASK] = slot
-        if self._uniform.get(old[0]) is old:
+        leaf = self.leaves[number]
+        if self._uniform.get(leaf[0]) is leaf:
             self._private += 1
-        self.leaves[number] = leaf
+            leaf = self.leaves[number] = leaf[:]
+        leaf[block & LEAF_MASK] = slot
         self.dirty[number] = sequence
 
     def replace(self, number: int, leaf: SlotLeaf, sequence: int) -> None:

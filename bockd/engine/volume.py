@@ -12,6 +12,7 @@ partial write never copies up what another is copying, and a punch never meets a
 from __future__ import annotations
 
 import logging
+import os
 
 from bockd.engine.durability import Durability, Spawn
 from bockd.engine.leafcache import HOLE_SLOT, LeafCache
@@ -22,12 +23,16 @@ from bockd.errors import from_os_error
 from bockd.model import BLOCK_SIZE, GIB, MIB
 from bockd.steps import Steps
 from bockd.store.journal import Kind
-from bockd.store.layer import Layer
+from bockd.store.layer import SEGMENT_BYTES, Layer
 from bockd.store.leaf import LEAF_BLOCKS, LEAF_MASK, LEAF_SHIFT, runs_of
 
 log = logging.getLogger(__name__)
 
 BLOCK_MASK = BLOCK_SIZE - 1
+
+IN_ONE_BYTES = 4 * BLOCK_SIZE
+"""Writes up to here go to the file without a detour through `Layer.write`. (One that crosses the
+end of a segment is short, and then goes there.)"""
 
 WRITE_PIECE_BYTES = 1 * MIB
 """What one engine write covers: the longest that the owner thread is held up by one."""
@@ -58,7 +63,7 @@ class Volume(Reader):
         """Write to `head` from now on: at opening, and after each snapshot or revert."""
         self.durability.head = head
         self._head_slot = self.map.add_layer(head)
-        self._head_leaf = self.map.uniform(self._head_slot)
+        self._head_descriptor = head.descriptors[0]
         self._puncher = Puncher(head, self.locks)
         self._punchers = [p for p in self._punchers if p.pending or p.running]
         self._punchers.append(self._puncher)
@@ -81,31 +86,22 @@ class Volume(Reader):
         leaf = self.map.leaves.get(first >> LEAF_SHIFT)
         if leaf is None or self.gate.closed:
             return False
-        if self.locks and self.locks.busy(first, last + 1):
+        if self.locks.held and self.locks.busy(first, last + 1):
             return False
-        at, count = first & LEAF_MASK, last - first + 1
-        if leaf[at] == self._head_slot and (
-            count == 1
-            or (at + count <= LEAF_BLOCKS and leaf[at : at + count] == self._head_leaf[:count])
-        ):
+        if first != last:
+            return self._try_write_many(offset, data, first, last + 1)
+        if leaf[first & LEAF_MASK] == self._head_slot:
             self._write_head(offset, data)
             return True
-        if length == BLOCK_SIZE and count == 1:
-            return self._try_redirect_block(offset, data, first)
+        if length == BLOCK_SIZE and (durability.allowance or durability.has_room()):
+            # A redirect of one whole block: what random writes do after a snapshot.
+            self._write_head(offset, data)
+            if self._puncher.pending:
+                self._puncher.pending.remove(first, last + 1)
+            self.map.assign_one(first, self._head_slot, durability.sequence)
+            durability.stage_block(first)
+            return True
         return self._try_write_many(offset, data, first, last + 1)
-
-    def _try_redirect_block(self, offset: int, data: memoryview, block: int) -> bool:
-        """`_redirect` of one whole block whose leaf is loaded: what random writes do after a
-        snapshot, and the first time."""
-        durability = self.durability
-        if not durability.has_room():
-            return False
-        self._write_head(offset, data)
-        if self._puncher.pending:
-            self._puncher.pending.remove(block, block + 1)
-        self.map.assign_one(block, self._head_slot, durability.next_sequence)
-        durability.stage(Kind.REDIRECT, block, 1)
-        return True
 
     def _try_write_many(self, offset: int, data: memoryview, first: int, end: int) -> bool:
         if self.map.missing(first, end) is not None:
@@ -165,6 +161,10 @@ class Volume(Reader):
         # Set first: should the write fail half-way, the next sync must still cover it.
         self.durability.unsynced = True
         try:
+            length = len(data)
+            in_one = length <= IN_ONE_BYTES and offset < SEGMENT_BYTES
+            if in_one and os.pwrite(self._head_descriptor, data, offset) == length:
+                return
             self.durability.head.write(offset, data)
         except OSError as error:
             raise from_os_error(error, f"writing to volume {self.durability.record.id}") from error
@@ -183,7 +183,7 @@ class Volume(Reader):
             self._write_head(offset + len(data), suffix)
         if self._puncher.pending:
             self._puncher.pending.remove(first, end)
-        self.map.assign(first, end, self._head_slot, self.durability.next_sequence)
+        self.map.assign(first, end, self._head_slot, self.durability.sequence)
         self.durability.stage(Kind.REDIRECT, first, end - first)
 
     def _edge_lengths(self, offset: int, end: int) -> tuple[int, int]:
@@ -272,7 +272,7 @@ class Volume(Reader):
             return False
         leaf = self.map.leaves[number]
         owned = [r for r in runs_of(leaf, start - base, stop - base) if r[2] == self._head_slot]
-        self.map.assign(start, stop, HOLE_SLOT, self.durability.next_sequence)
+        self.map.assign(start, stop, HOLE_SLOT, self.durability.sequence)
         if owned:
             # The whole of it is holes now, so punching between the owned runs harms nobody.
             self._puncher.pending.add(base + owned[0][0], base + owned[-1][1])

@@ -112,20 +112,17 @@ class RangeLocks:
     """
 
     def __init__(self) -> None:
-        self._held: list[HeldRange] = []
-
-    def __len__(self) -> int:
-        return len(self._held)
+        self.held: list[HeldRange] = []
 
     def busy(self, first: int, end: int) -> bool:
         """True when somebody holds or waits for some of these blocks."""
-        return any(held.overlaps(first, end) for held in self._held)
+        return any(held.overlaps(first, end) for held in self.held)
 
     def acquire(self, first: int, end: int) -> Steps[HeldRange]:
         """Wait for the blocks and hold them."""
         mine = HeldRange(first, end)
-        earlier = [held for held in self._held if held.overlaps(first, end)]
-        self._held.append(mine)
+        earlier = [held for held in self.held if held.overlaps(first, end)]
+        self.held.append(mine)
         try:
             for held in earlier:
                 yield held.released
@@ -135,5 +132,5 @@ class RangeLocks:
         return mine
 
     def release(self, held: HeldRange) -> None:
-        self._held.remove(held)
+        self.held.remove(held)
         held.released.fire()

@@ -17,6 +17,8 @@ life never verifies. Kinds:
     HOLE      blocks start..start+count-1 are now holes
     BARRIER   every write up to sequence `start` is on disk, data and records
     SEAL      a barrier, and the last record of its segment
+    SCATTER   `start` single blocks are now in the head: their numbers, u32 each, fill the places of
+              the following records (padded with zeros), and the CRC-32 covers them too
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ import errno
 import os
 import struct
 import zlib
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
@@ -33,9 +37,9 @@ from bockd.errors import DamagedError
 from bockd.model import MIB
 from bockd.store.layout import JournalName, Layout, sync_directory
 
-SEGMENT_BYTES = 1 * MIB
-"""32,640 changes between checkpoints: enough that their index work is done in bulk, little enough
-that recovery replays them in a moment and the leaves they pin stay in tens of MiB."""
+SEGMENT_BYTES = 2 * MIB
+"""65,408 places: as many single changes, or 400,000 scattered blocks in batches of 32. Enough that
+their index work is done in bulk, little enough that recovery replays them in a moment."""
 
 HEADER_BYTES = 4096
 _MAGIC = b"bockdjnl"
@@ -45,6 +49,7 @@ _CRC = struct.Struct("<I")
 _RECORD = struct.Struct("<IIQQQ")
 _BODY = struct.Struct("<IQQQ")
 _SEED = struct.Struct("<QQI")
+_BLOCKS_PER_PLACE = 8
 RECORD_BYTES = _RECORD.size
 SEGMENT_RECORDS = (SEGMENT_BYTES - HEADER_BYTES) // RECORD_BYTES
 BOOT_ID_PATH = "/proc/sys/kernel/random/boot_id"
@@ -57,10 +62,15 @@ class Kind(IntEnum):
     HOLE = 2
     BARRIER = 3
     SEAL = 4
+    SCATTER = 5
 
 
 BARRIERS = (Kind.BARRIER, Kind.SEAL)
 _KINDS = {int(kind): kind for kind in Kind}
+
+
+Entry = tuple[Kind, int, int] | list[int]
+"""What is appended: (kind, start, count), or a list of single blocks redirected to the head."""
 
 
 class Change(NamedTuple):
@@ -80,6 +90,8 @@ class SegmentContents:
     name: JournalName
     boot_id: str
     changes: tuple[Change, ...]
+    places: int
+    """Record places that verified."""
     torn: bool
     """Something that is not zeros follows the last verified record."""
 
@@ -111,7 +123,7 @@ class JournalSegment:
         self.name = name
         self.next_sequence = first_sequence(name.number)
         self.free = SEGMENT_RECORDS
-        """Records that still fit."""
+        """Record places that are still empty."""
         self._fd = fd
         self._seed = _seed(name)
 
@@ -141,24 +153,31 @@ class JournalSegment:
     def last_sequence(self) -> int:
         return self.next_sequence - 1
 
-    def append(self, changes: list[tuple[Kind, int, int]]) -> None:
-        """Append (kind, start, count) records with one write. OSError: none of them counts, and
-        the segment must not be appended to again."""
-        assert len(changes) <= self.free
+    def append(self, entries: Sequence[Entry]) -> None:
+        """Append entries with one write; the segment has room for them (`places`). OSError: none
+        of them counts, and the segment must not be appended to again."""
         seed, sequence = self._seed, self.next_sequence
-        records = []
-        for kind, start, count in changes:
-            body = _BODY.pack(kind, sequence, start, count)
+        records: list[bytes] = []
+        for entry in entries:
+            if isinstance(entry, list):
+                body = _BODY.pack(Kind.SCATTER, sequence, len(entry), 0)
+                numbers = array("I", entry).tobytes()
+                body += numbers + bytes(-len(numbers) % RECORD_BYTES)
+                sequence += len(body) // RECORD_BYTES
+            else:
+                kind, start, count = entry
+                body = _BODY.pack(kind, sequence, start, count)
             records.append(_CRC.pack(zlib.crc32(body, seed)))
             records.append(body)
             sequence += 1
         data = b"".join(records)
+        used = sequence - self.next_sequence
+        assert used <= self.free
         at = HEADER_BYTES + (SEGMENT_RECORDS - self.free) * RECORD_BYTES
-        written = os.pwrite(self._fd, data, at)
-        if written != len(data):
+        if os.pwrite(self._fd, data, at) != len(data):
             raise OSError(errno.EIO, "short write to a preallocated journal")
         self.next_sequence = sequence
-        self.free -= len(changes)
+        self.free -= used
 
     def sync(self) -> None:
         """fdatasync. OSError."""
@@ -185,25 +204,42 @@ def read_segment(layout: Layout, name: JournalName) -> SegmentContents:
         raise DamagedError(
             f"journal segment {layout.journal_segment(name)} belongs to another volume or version"
         )
-    changes = _verified(image[HEADER_BYTES:], _seed(name), first_sequence(name.number))
-    rest = image[HEADER_BYTES + len(changes) * RECORD_BYTES :]
-    return SegmentContents(name, boot.decode("ascii"), changes, torn=any(rest))
+    changes, places = _verified(image[HEADER_BYTES:], _seed(name), first_sequence(name.number))
+    rest = image[HEADER_BYTES + places * RECORD_BYTES :]
+    return SegmentContents(name, boot.decode("ascii"), changes, places, torn=any(rest))
 
 
-def _verified(records: bytes, seed: int, first: int) -> tuple[Change, ...]:
-    """Records from the start, up to the first that does not verify or is out of order."""
+def _verified(records: bytes, seed: int, first: int) -> tuple[tuple[Change, ...], int]:
+    """Changes from the start, up to the first record that does not verify or is out of order, and
+    the number of places that they take."""
     changes: list[Change] = []
-    usable = len(records) // RECORD_BYTES * RECORD_BYTES
-    view = memoryview(records)[:usable]
-    for at, (checksum, kind, sequence, start, count) in zip(
-        range(4, usable + 4, RECORD_BYTES), _RECORD.iter_unpack(view), strict=True
-    ):
-        if kind == 0 or checksum != zlib.crc32(view[at : at + 28], seed):
+    view = memoryview(records)
+    place, places = 0, len(records) // RECORD_BYTES
+    while place < places:
+        at = place * RECORD_BYTES
+        checksum, kind, sequence, start, count = _RECORD.unpack_from(records, at)
+        known = _KINDS.get(kind)
+        if known is None or sequence != first + place:
             break
-        if sequence != first + len(changes) or kind > Kind.SEAL:
+        scattered = -(-start // _BLOCKS_PER_PLACE) if known is Kind.SCATTER else 0
+        end = at + (1 + scattered) * RECORD_BYTES
+        if end > len(records) or checksum != zlib.crc32(view[at + 4 : end], seed):
             break
-        changes.append(Change(sequence, _KINDS[kind], start, count))
-    return tuple(changes)
+        if known is Kind.SCATTER:
+            numbers = array("I", records[at + RECORD_BYTES : at + RECORD_BYTES + 4 * start])
+            changes.extend([Change(sequence, Kind.REDIRECT, block, 1) for block in numbers])
+        else:
+            changes.append(Change(sequence, known, start, count))
+        place += 1 + scattered
+    return tuple(changes), place
+
+
+def places(entries: Sequence[Entry]) -> int:
+    """Record places that entries take."""
+    return sum(
+        1 + -(-len(entry) // _BLOCKS_PER_PLACE) if isinstance(entry, list) else 1
+        for entry in entries
+    )
 
 
 def last_barrier(changes: tuple[Change, ...]) -> int:

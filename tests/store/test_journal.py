@@ -15,10 +15,12 @@ from bockd.store.journal import (
     SEGMENT_BYTES,
     SEGMENT_RECORDS,
     Change,
+    Entry,
     JournalSegment,
     Kind,
     first_sequence,
     last_barrier,
+    places,
     read_segment,
 )
 from bockd.store.layout import JournalName, Layout
@@ -141,3 +143,34 @@ def test_records_of_another_segment_do_not_verify(layout: Layout, path: Path) ->
         file.seek(HEADER_BYTES)
         file.write(records)
     assert read_segment(layout, other).changes == ()
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 32, 5000])
+def test_scattered_blocks_come_back_one_by_one(layout: Layout, count: int) -> None:
+    blocks = [(n * 7919) % (1 << 32) for n in range(count)]
+    segment = JournalSegment.create(layout, NAME, BOOT)
+    entries: list[Entry] = [(Kind.HOLE, 1, 2), blocks, (Kind.BARRIER, FIRST, 0)]
+    segment.append(entries)
+    assert segment.free == SEGMENT_RECORDS - places(entries)
+    segment.close()
+    contents = read_segment(layout, NAME)
+    assert contents.places == places(entries)
+    assert contents.changes == (
+        Change(FIRST, Kind.HOLE, 1, 2),
+        *(Change(FIRST + 1, Kind.REDIRECT, block, 1) for block in blocks),
+        Change(FIRST + places(entries) - 1, Kind.BARRIER, FIRST, 0),
+    )
+
+
+@pytest.mark.parametrize("byte", range(0, 4 * RECORD_BYTES, 5))
+def test_a_broken_scatter_counts_for_nothing(layout: Layout, byte: int) -> None:
+    segment = JournalSegment.create(layout, NAME, BOOT)
+    segment.append([(Kind.HOLE, 1, 2), [0x01010101 * n for n in range(1, 25)]])
+    segment.close()
+    with layout.journal_segment(NAME).open("r+b") as file:
+        at = HEADER_BYTES + RECORD_BYTES + byte
+        file.seek(at)
+        value = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([value ^ 0x10]))
+    assert read_segment(layout, NAME).changes == (Change(FIRST, Kind.HOLE, 1, 2),)
