@@ -82,7 +82,7 @@ class _Daemon:
 
     async def _serve(self) -> None:
         self._reclaimer = Reclaimer(self._pool)
-        self._pool.on_dead_map = self._reclaim
+        self._pool.on_garbage = self._reclaim
         try:
             await self._driver.run(self._pool.recover_volumes())
             self._reclaim()

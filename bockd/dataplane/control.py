@@ -69,6 +69,7 @@ class PoolControl:
         connections = self._server.connections(ExportKey(NodeKind.VOLUME, record.id))
         opened = self._pool.volumes.get(record.id)
         failed = opened.volume.durability.failed if opened else record.failed
+        failed = failed or self._pool.refusals.get(record.id)
         status = "error" if failed else "in-use" if connections else "available"
         return VolumeInfo(
             id=record.id,

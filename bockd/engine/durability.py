@@ -89,6 +89,7 @@ class Durability:
         cache: LeafCache,
         gate: Gate,
         spawn: Spawn,
+        on_garbage: Callable[[], None],
     ) -> None:
         self.record = record
         self.head = head
@@ -99,6 +100,7 @@ class Durability:
         self._cache = cache
         self._gate = gate
         self._spawn = spawn
+        self._on_garbage = on_garbage
         self._segment = segment
         self._sealed: list[JournalSegment] = []
         self.sequence = segment.next_sequence
@@ -332,19 +334,22 @@ class Durability:
         applied = sealed[-1].last_sequence
         follower = sealed[-1].name.number + 1
 
-        def change(txn: Transaction) -> VolumeRecord:
-            record = self._apply(txn, sealed)
+        def change(txn: Transaction) -> tuple[VolumeRecord, bool]:
+            record, garbage = self._apply(txn, sealed)
             record = replace(record, segment=follower)
             Catalogue(txn).put_volume(record)
-            return record
+            return record, garbage
 
-        self.record = yield Blocking(lambda: self._store.index.update(change))
+        self.record, garbage = yield Blocking(lambda: self._store.index.update(change))
+        if garbage:
+            self._on_garbage()
         self._cache.mark_clean(applied)
         del self._sealed[: len(sealed)]
         yield Blocking(lambda: _discard(self._store.layout, sealed))
 
-    def _apply(self, txn: Transaction, segments: list[JournalSegment]) -> VolumeRecord:
-        """In a thread: apply the records of `segments` to the stored map."""
+    def _apply(self, txn: Transaction, segments: list[JournalSegment]) -> tuple[VolumeRecord, bool]:
+        """In a thread: apply the records of `segments` to the stored map. Returns the volume's
+        record, and whether blocks were queued to be punched."""
         record = Catalogue(txn).volume(self.record.id)
         changes = MapChanges(txn, record.map, record.head)
         for segment in segments:
@@ -355,8 +360,7 @@ class Durability:
                 )
             for entry in contents.changes:
                 changes.apply(entry)
-        changes.store()
-        return record
+        return record, changes.store()
 
     # -- transitions -------------------------------------------------------------------------
 
@@ -411,20 +415,22 @@ class Durability:
                 yield from self._final(self.head.sync, "syncing the head layer")
             old = [*self._sealed, self._segment]
 
-            def run(txn: Transaction) -> tuple[VolumeRecord, T]:
+            def run(txn: Transaction) -> tuple[VolumeRecord, T, bool]:
+                applied, garbage = self._apply(txn, old)
                 record = replace(
-                    self._apply(txn, old),
+                    applied,
                     generation=self.record.generation + 1,
                     segment=0,
                     opened=fresh is not None,
                 )
                 record, result = change(txn, record)
                 Catalogue(txn).put_volume(record)
-                return record, result
+                return record, result, garbage
 
-            self.record, result = yield Blocking(lambda: self._store.index.update(run))
-            applied = self._segment.last_sequence
-            self._cache.mark_clean(applied)
+            self.record, result, garbage = yield Blocking(lambda: self._store.index.update(run))
+            if garbage:
+                self._on_garbage()
+            self._cache.mark_clean(self._segment.last_sequence)
             self._sealed = []
             if fresh is not None:
                 self._switch_to(fresh)

@@ -273,10 +273,10 @@ class LeafCache:
 
     def _evict(self) -> None:
         """Drop clean groups, oldest first, until the cache is within its budget."""
+        if self._weight() <= CACHE_BYTES:
+            return
         for group in [group for group in self._groups if group not in self._pins]:
-            weight = len(self.leaves) * _SHARED_LEAF_BYTES
-            weight += self._private * (_PRIVATE_LEAF_BYTES - _SHARED_LEAF_BYTES)
-            if weight <= CACHE_BYTES:
+            if self._weight() <= CACHE_BYTES:
                 return
             del self._groups[group]
             for number in range(group * GROUP_LEAVES, (group + 1) * GROUP_LEAVES):
@@ -284,6 +284,11 @@ class LeafCache:
                     self._groups[group] = None
                 elif (leaf := self.leaves.pop(number, None)) is not None:
                     self._private -= not self._is_shared(leaf)
+
+    def _weight(self) -> int:
+        """An estimate of the leaves' memory in bytes."""
+        private = self._private * (_PRIVATE_LEAF_BYTES - _SHARED_LEAF_BYTES)
+        return len(self.leaves) * _SHARED_LEAF_BYTES + private
 
     # -- looking -----------------------------------------------------------------------------
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from bockd.engine.durability import Durability, Spawn, StoreAccess, create_segment
 from bockd.engine.leafcache import LeafCache
@@ -10,7 +12,7 @@ from bockd.engine.recovery import recover, remove_old_segments
 from bockd.engine.snapshot import Snapshot
 from bockd.engine.volume import Volume
 from bockd.engine.waiting import Gate
-from bockd.errors import VolumeFailedError
+from bockd.errors import NoSpaceError, VolumeFailedError
 from bockd.model import MapId, SnapshotId, VolumeId
 from bockd.steps import Blocking, Steps
 from bockd.store.catalogue import Catalogue, VolumeRecord
@@ -50,7 +52,8 @@ class OpenSnapshot:
 
 def lock_volume(store: StoreAccess, volume: VolumeId) -> FileLock:
     """The one writer's lock; InUseError when another process has it (promise D6)."""
-    return FileLock.acquire(
+    return _lock(
+        store,
         store.layout.volume_lock(volume),
         shared=False,
         held_message=f"volume {volume} is open in another process",
@@ -59,11 +62,22 @@ def lock_volume(store: StoreAccess, volume: VolumeId) -> FileLock:
 
 def lock_snapshot(store: StoreAccess, snapshot: SnapshotId, *, shared: bool) -> FileLock:
     """Shared for a reader, exclusive for the deletion; InUseError."""
-    return FileLock.acquire(
+    return _lock(
+        store,
         store.layout.snapshot_lock(snapshot),
         shared=shared,
         held_message=f"snapshot {snapshot} is open in another process",
     )
+
+
+def _lock(store: StoreAccess, path: Path, *, shared: bool, held_message: str) -> FileLock:
+    try:
+        return FileLock.acquire(path, shared=shared, held_message=held_message)
+    except NoSpaceError:
+        # A lock file is made when it is first needed, and deleting needs one.
+        if not store.ballast.release():
+            raise
+    return FileLock.acquire(path, shared=shared, held_message=held_message)
 
 
 def refuse_failed(record: VolumeRecord) -> None:
@@ -85,12 +99,17 @@ def settle(store: StoreAccess, volume: VolumeId) -> VolumeRecord:
     return recover(store, record) if record.opened else record
 
 
-def open_volume(store: StoreAccess, volume: VolumeId, spawn: Spawn) -> Steps[OpenVolume]:
-    """Lock, verify, recover and open a volume. BockdError, with nothing held."""
+def open_volume(
+    store: StoreAccess, volume: VolumeId, spawn: Spawn, on_garbage: Callable[[], None]
+) -> Steps[OpenVolume]:
+    """Lock, verify, recover and open a volume. BockdError, with nothing held. `on_garbage` is
+    called when one of its checkpoints leaves something to reclaim."""
     files: _OpenedFiles = yield Blocking(lambda: _open_files(store, volume))
     gate = Gate()
     leaf_cache = LeafCache(store.index, store.layout, files.chain)
-    durability = Durability(store, files.record, files.segment, files.head, leaf_cache, gate, spawn)
+    durability = Durability(
+        store, files.record, files.segment, files.head, leaf_cache, gate, spawn, on_garbage
+    )
     return OpenVolume(Volume(leaf_cache, durability, gate, spawn), files.lock)
 
 

@@ -243,7 +243,7 @@ class Pool(Registry):
                     raise InUseError(f"snapshot {snapshot} is being read; disconnect first")
                 yield from close_snapshot(self.snapshots.pop(snapshot))
             yield Blocking(lambda: self._forget_snapshot(snapshot))
-            self.on_dead_map()
+            self.on_garbage()
 
         return self.exclusive(snapshot, steps())
 
@@ -295,7 +295,7 @@ class Pool(Registry):
             result: VolumeRecord = yield from self._with_new_layer(record.size_bytes, change)
         finally:
             lock.release()
-        self.on_dead_map()
+        self.on_garbage()
         return result
 
     # -- volumes -----------------------------------------------------------------------------
@@ -374,7 +374,8 @@ class Pool(Registry):
             self.refuse_used(volume)
             yield from abandon_volume(self.volumes.pop(volume))
         yield Blocking(lambda: self._forget_volume(volume))
-        self.on_dead_map()
+        self.refusals.pop(volume, None)
+        self.on_garbage()
 
     def _forget_volume(self, volume: VolumeId) -> None:
         lock = lock_volume(self.store, volume)
@@ -419,6 +420,7 @@ class Pool(Registry):
                 lock.release()
 
         result: VolumeRecord = yield Blocking(reopen)
+        self.refusals.pop(volume, None)
         return result
 
 

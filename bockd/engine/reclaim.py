@@ -92,11 +92,20 @@ class Reclaimer:
             progress = False
             with self._pool.store.index.reading() as txn:
                 dead = queue.dead_maps(txn)
+            yield from self._checkpoint_heirs(set(dead))
             for map_id in dead:
                 if (yield from self._bury(map_id)) is _Outcome.GONE:
                     progress = True
                     for device in self._pool.devices():
                         device.map.forget_map(map_id)
+
+    def _checkpoint_heirs(self, dead: set[MapId]) -> Steps[None]:
+        """Let the index know what open volumes have overwritten: then it goes with the map that
+        held it, and not only after some later checkpoint."""
+        for opened in list(self._pool.volumes.values()):
+            volume = opened.volume
+            if volume.durability.failed is None and not dead.isdisjoint(volume.map.chain):
+                yield from volume.durability.checkpoint()
 
     def _bury(self, map_id: MapId) -> Steps[_Outcome]:
         outcome = _Outcome.MORE

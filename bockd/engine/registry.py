@@ -30,7 +30,14 @@ from bockd.engine.opening import (
 from bockd.engine.reading import Reader
 from bockd.engine.space import measure_space
 from bockd.engine.waiting import Mutex
-from bockd.errors import BockdError, InUseError, PoolFormatError, from_os_error
+from bockd.errors import (
+    BockdError,
+    DamagedError,
+    InUseError,
+    PoolFormatError,
+    VolumeFailedError,
+    from_os_error,
+)
 from bockd.model import NodeKind, SnapshotId, VolumeId
 from bockd.steps import Blocking, Steps
 from bockd.store.ballast import Ballast
@@ -51,9 +58,11 @@ class Registry:
         self.store = store
         self.volumes: dict[VolumeId, OpenVolume] = {}
         self.snapshots: dict[SnapshotId, OpenSnapshot] = {}
+        self.refusals: dict[VolumeId, str] = {}
+        """Why volumes could not be opened when that was last tried."""
         self.clock: Callable[[], float] = time.time
-        self.on_dead_map: Callable[[], None] = lambda: None
-        """Called when something was deleted and reclaim has work."""
+        self.on_garbage: Callable[[], None] = lambda: None
+        """Called when reclaim has work: something was deleted, or overwritten at last."""
         self._spawn = spawn
         self.lock = lock
         self._busy: dict[int, Mutex] = {}
@@ -150,12 +159,28 @@ class Registry:
         def steps() -> Steps[OpenVolume]:
             opened = self.volumes.get(volume)
             if opened is None:
-                opened = yield from open_volume(self.store, volume, self._spawn)
-                self.volumes[volume] = opened
+                opened = yield from self._open_volume(volume)
             opened.users += 1
             return opened
 
         return self.exclusive(volume, steps())
+
+    def _open_volume(self, volume: VolumeId) -> Steps[OpenVolume]:
+        try:
+            opened = yield from open_volume(
+                self.store, volume, self._spawn, lambda: self.on_garbage()
+            )
+        except BockdError as error:
+            self._note_refusal(volume, error)
+            raise
+        self.refusals.pop(volume, None)
+        self.volumes[volume] = opened
+        return opened
+
+    def _note_refusal(self, volume: VolumeId, error: BockdError) -> None:
+        log.error("volume %s cannot be opened: %s", volume, error)
+        if isinstance(error, DamagedError | VolumeFailedError):
+            self.refusals[volume] = str(error)
 
     def leave_volume(self, volume: VolumeId) -> None:
         """One user less. The volume stays open until `close_idle` or an operation closes it."""
@@ -211,7 +236,7 @@ class Registry:
             try:
                 yield from self.exclusive(volume, self._recover_volume(volume))
             except BockdError as error:
-                log.error("volume %s cannot be opened: %s", volume, error)  # noqa: TRY400
+                self._note_refusal(volume, error)
 
     def _recover_volume(self, volume: VolumeId) -> Steps[None]:
         def run() -> None:

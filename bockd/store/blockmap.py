@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from bockd.model import LayerId, MapId
 from bockd.store import queue
-from bockd.store.catalogue import NO_MAP, Catalogue
+from bockd.store.catalogue import Catalogue
 from bockd.store.index import Table, Transaction
 from bockd.store.journal import BARRIERS, Change, Kind
 from bockd.store.leaf import (
@@ -124,22 +124,23 @@ class MapChanges:
             self._work[number] = leaf
         return leaf
 
-    def store(self) -> None:
-        """Write the changed leaves."""
+    def store(self) -> bool:
+        """Write the changed leaves. True when blocks were queued to be punched."""
+        garbage = False
         inherits = len(self._chain) > 1
         for number in sorted(self._work):
             leaf = self._work[number]
             key = leaf_key(self.map_id, number)
             if self._homed:
-                self._queue_orphans(number, self.txn.get(Table.LEAVES, key), leaf)
+                before = self.txn.get(Table.LEAVES, key)
+                if before is not None:
+                    layers = self._homed
+                    garbage |= queue_orphans(self.txn, number, Leaf.decode(before), leaf, layers)
             if not inherits and leaf.is_hole():
                 self.txn.delete(Table.LEAVES, key)
             else:
                 self.txn.put(Table.LEAVES, key, leaf.encode())
-
-    def _queue_orphans(self, number: int, before: bytes | None, leaf: Leaf) -> None:
-        if before is not None:
-            queue_orphans(self.txn, number, Leaf.decode(before), leaf, self._homed)
+        return garbage
 
 
 def queue_orphans(
@@ -148,8 +149,10 @@ def queue_orphans(
     before: Leaf,
     after: Leaf,
     layers: frozenset[LayerId],
-) -> None:
-    """Queue for punching what leaf `number` held in one of `layers` before and not after."""
+) -> bool:
+    """Queue for punching what leaf `number` held in one of `layers` before and not after. True
+    when there was something."""
+    found = False
     base = number * LEAF_BLOCKS
     now = after.layers()
     for first, end, layer in before.runs():
@@ -162,10 +165,6 @@ def queue_orphans(
                 start = block
             elif not lost and start is not None:
                 queue.add_punch(txn, queue.PunchEntry(layer, base + start, block - start))
+                found = True
                 start = None
-
-
-def parent_of(txn: Transaction, map_id: MapId) -> MapId | None:
-    """The map to fall through to, or None at the root."""
-    parent = Catalogue(txn).map(map_id).parent
-    return None if parent == NO_MAP else parent
+    return found

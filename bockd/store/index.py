@@ -26,7 +26,7 @@ from typing import TypeVar
 import lmdb
 
 from bockd.errors import DamagedError, NoSpaceError, PoolFormatError
-from bockd.model import TIB
+from bockd.model import MIB, TIB
 from bockd.store.ballast import Ballast
 
 T = TypeVar("T")
@@ -40,6 +40,9 @@ MAX_READERS = 512
 
 _LIB_VERSION = 0
 """LMDB's 0.9 file format: the one every installed LMDB tool reads."""
+
+_NEARLY_FULL_BYTES = 1 * MIB
+"""More than LMDB writes at once in one of our transactions' commits, but for the largest."""
 
 _META = struct.Struct("<II")
 _META_MAGIC = 0xBEEFC0DE
@@ -252,7 +255,12 @@ def _refuse_truncated(data: Path) -> None:
 def _translate(error: lmdb.Error, data: Path) -> Exception:
     """LMDB's error in our terms."""
     text = str(error)
-    if isinstance(error, lmdb.MapFullError) or "No space left" in text or "quota" in text.lower():
+    full = "No space left" in text or "quota" in text.lower()
+    if "Input/output error" in text:
+        # LMDB reports a short write, which is what a nearly full disk gives, as an I/O error.
+        status = os.statvfs(data)
+        full = status.f_bavail * status.f_frsize < _NEARLY_FULL_BYTES
+    if isinstance(error, lmdb.MapFullError) or full:
         return NoSpaceError(f"the file system of {data} is full; free some space and try again")
     if isinstance(error, lmdb.VersionMismatchError):
         return PoolFormatError(f"{data} was written by another LMDB format: {text}")

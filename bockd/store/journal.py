@@ -34,7 +34,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from bockd.errors import DamagedError
-from bockd.model import MIB
+from bockd.model import KIB, MIB
 from bockd.store.layout import JournalName, Layout, sync_directory
 
 SEGMENT_BYTES = 2 * MIB
@@ -50,6 +50,7 @@ _RECORD = struct.Struct("<IIQQQ")
 _BODY = struct.Struct("<IQQQ")
 _SEED = struct.Struct("<QQI")
 _BLOCKS_PER_PLACE = 8
+_PIECE_BYTES = 64 * KIB
 RECORD_BYTES = _RECORD.size
 SEGMENT_RECORDS = (SEGMENT_BYTES - HEADER_BYTES) // RECORD_BYTES
 BOOT_ID_PATH = "/proc/sys/kernel/random/boot_id"
@@ -133,6 +134,7 @@ class JournalSegment:
         path = layout.journal_segment(name)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
             header = _HEADER.pack(
                 _MAGIC, _FORMAT, name.number, name.volume, name.generation, boot.encode()
             )
@@ -140,7 +142,8 @@ class JournalSegment:
             image = header + bytes(SEGMENT_BYTES - len(header))
             written = 0
             while written < len(image):
-                written += os.pwrite(fd, image[written:], written)
+                # In pieces, because large page-cache folios make every later append dearer.
+                written += os.pwrite(fd, image[written : written + _PIECE_BYTES], written)
             os.fsync(fd)
             sync_directory(layout.journal)
         except BaseException:

@@ -7,11 +7,12 @@ by whoever changes the catalogue (a daemon, or `check`); a volume's exclusively 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from pathlib import Path
 
-from bockd.errors import InUseError
+from bockd.errors import InUseError, from_os_error
 
 
 class FileLock:
@@ -23,8 +24,12 @@ class FileLock:
 
     @classmethod
     def acquire(cls, path: Path, *, shared: bool, held_message: str) -> FileLock:
-        """Take the lock or raise InUseError(`held_message` and, where known, the holder)."""
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        """Take the lock, or raise InUseError(`held_message` and, where known, the holder),
+        NoSpaceError, DeniedError or DeviceError."""
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise from_os_error(error, f"locking {path}") from error
         try:
             fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -35,8 +40,9 @@ class FileLock:
             os.close(fd)
             raise
         if not shared:
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+            with contextlib.suppress(OSError):  # a courtesy to who is refused; the disk may be full
+                os.ftruncate(fd, 0)
+                os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         return cls(fd, path)
 
     def release(self) -> None:

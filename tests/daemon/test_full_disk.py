@@ -73,9 +73,6 @@ def until_written(content: Content, client: Any, number: int, round_number: int)
         assert time.monotonic() < deadline, "the space has not come back"
 
 
-@pytest.mark.xfail(
-    reason="deleting a snapshot writes its lock file; reclaim takes LMDB's EIO for damage"
-)
 @pytest.mark.parametrize("daemon", ["ext4", "tmpfs"], indirect=True)
 def test_a_full_disk(daemon: Bockd) -> None:
     """Fill it; read, flush and trim; fill it again; delete a snapshot and a volume; write again.
@@ -166,7 +163,6 @@ def test_a_start_on_a_full_disk(daemon: Bockd, unclean: bool) -> None:
     daemon.check()
 
 
-@pytest.mark.xfail(reason="deleting a snapshot writes its lock file", strict=False)
 @pytest.mark.parametrize("daemon", ["tmpfs"], indirect=True)
 def test_creating_on_a_full_disk(daemon: Bockd) -> None:
     """A volume, a clone or a snapshot that finds no room is refused by name of the reason, or made

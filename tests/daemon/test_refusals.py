@@ -167,6 +167,7 @@ def test_a_new_pool_where_none_can_be_made(tmp_path: Path) -> None:
 def test_a_volume_open_in_another_process(daemon: Bockd) -> None:
     """Promise D6: with its lock held elsewhere a volume is refused, to readers of its export and
     to every change, and nothing is changed; the others are served, and it is when the lock goes."""
+    daemon.expect_in_log("open in another process")
     taken = daemon.bock("volume", "create", "taken", "--size", "1M")["id"]
     daemon.bock("volume", "create", "kept", "--size", "1M")
     with daemon.connected("kept") as client:
@@ -221,6 +222,7 @@ def test_a_damaged_layer(daemon: Bockd, harm: str, unclean: bool) -> None:
     """A layer file that is missing or too short: the volume, its snapshot and a clone that need it
     are refused, the file named; other volumes are served; `check` tells; and with the file put back
     all is well. So it is after a clean stop, and when the volume's journal awaits recovery."""
+    daemon.expect_in_log("cannot be opened: layer file .* is (missing|truncated)")
     before = set(daemon.layer_files())
     daemon.bock("volume", "create", "hurt", "--size", "1M")
     (name,) = set(daemon.layer_files()) - before

@@ -74,7 +74,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.background = Background()
         self.pool = Pool.open(self.root, self.background.spawn)
         reclaimer = Reclaimer(self.pool)
-        self.pool.on_dead_map = lambda: self.background.spawn(reclaimer.run())
+        self.pool.on_garbage = lambda: self.background.spawn(reclaimer.run())
         self.background.spawn(reclaimer.run())
 
     def teardown(self) -> None:
