@@ -24,7 +24,7 @@ from bockd.dataplane.control import PoolControl
 from bockd.dataplane.exports import PoolExports
 from bockd.engine.pool import Pool
 from bockd.engine.reclaim import Reclaimer
-from bockd.errors import from_os_error
+from bockd.errors import BockdError, from_os_error
 from bockd.model import NodeKind, SnapshotId, VolumeId
 from bockd.server.exports import ExportKey, NoExports
 from bockd.server.listener import address_of, listen_tcp
@@ -78,7 +78,14 @@ class _Daemon:
 
     def _spawn(self, steps: Steps[None]) -> None:
         """Background work of the engine; it is finished before the pool is given up."""
-        self._background.start_soon(self._driver.run, steps)
+        self._background.start_soon(self._finish, steps)
+
+    async def _finish(self, steps: Steps[None]) -> None:
+        """One background operation's trouble is logged, and is nobody else's."""
+        try:
+            await self._driver.run(steps)
+        except Exception:
+            log.exception("background work failed")
 
     async def _serve(self) -> None:
         self._reclaimer = Reclaimer(self._pool)
@@ -125,10 +132,14 @@ class _Daemon:
 
     async def _close_when_idle(self, key: ExportKey) -> None:
         await trio.sleep(IDLE_SECONDS)
-        if key.kind is NodeKind.VOLUME:
-            await self._driver.run(self._pool.close_idle_volume(VolumeId(key.id)))
-        else:
-            await self._driver.run(self._pool.close_idle_snapshot(SnapshotId(key.id)))
+        try:
+            if key.kind is NodeKind.VOLUME:
+                await self._driver.run(self._pool.close_idle_volume(VolumeId(key.id)))
+            else:
+                await self._driver.run(self._pool.close_idle_snapshot(SnapshotId(key.id)))
+        except BockdError as error:
+            # Nothing is lost: what the index did not take is still in the journal.
+            log.error("closing %s %s: %s", key.kind, key.id, error)  # noqa: TRY400
 
     def _announce(self, nbd_listen: str | None) -> None:
         settings = self._settings

@@ -166,8 +166,8 @@ class PoolControl:
         return sorted(entries, key=lambda entry: entry.id)
 
     async def check(self) -> CheckReport:
-        for opened in list(self._pool.volumes.values()):
-            await self._driver.run(opened.volume.durability.checkpoint())
+        for volume in list(self._pool.volumes):
+            await self._driver.run(self._pool.checkpoint(volume))
         live = frozenset(self._pool.volumes)
         return await trio.to_thread.run_sync(
             lambda: check_open_pool(self._pool.store, live=live, repair=False)

@@ -96,6 +96,8 @@ class Durability:
         self.unsynced = False
         """The head has writes that no sync has covered."""
         self.failed: str | None = record.failed
+        self.closed = False
+        """The journal is closed: there is nothing to bring up to date any more."""
         self._store = store
         self._cache = cache
         self._gate = gate
@@ -153,10 +155,12 @@ class Durability:
 
     def wait_for_room(self) -> Steps[None]:
         """Wait until a checkpoint has made room. Raises what keeps it from doing so."""
+        asked = False
         while not self.has_room():
             self.check_usable()
-            if self._checkpoint_error is not None and not self._checkpoint_wanted:
+            if asked and self._checkpoint_error is not None:
                 raise self._checkpoint_error
+            asked = True
             yield self._room
 
     def commit(self) -> None:
@@ -295,6 +299,8 @@ class Durability:
         """
         yield from self._maintenance.acquire()
         try:
+            if self.closed:
+                return
             # What an earlier attempt left comes first, so that failures do not pile up segments.
             yield from self._apply_sealed()
             yield from self._seal()
@@ -434,6 +440,8 @@ class Durability:
             self._sealed = []
             if fresh is not None:
                 self._switch_to(fresh)
+            else:
+                self.closed = True
             self._last_change = self._durable = 0
             adopt(self.record, result)
         finally:
@@ -446,10 +454,14 @@ class Durability:
         """Wait until no checkpoint, transition or flush is under way, and let none begin."""
         yield from self._maintenance.acquire()
         yield from self._turn.acquire()
+        self.closed = True
+        self._turn.release()
+        self._maintenance.release()
 
     def abandon(self) -> list[JournalName]:
         """Close the journal without applying it, of a volume that is deleted or has failed, and
         return the names of its segments."""
+        self.closed = True
         segments = [*self._sealed, self._segment]
         for segment in segments:
             segment.close()

@@ -15,6 +15,7 @@ from array import array
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from bockd.errors import DamagedError
 from bockd.model import KIB, MIB, LayerId, MapId
 from bockd.steps import Blocking, Signal, Steps
 from bockd.store.blockmap import present_leaves, stored_leaves
@@ -37,6 +38,7 @@ ones; below the 64 MiB that an open volume may cost."""
 
 _SHARED_LEAF_BYTES = 104
 _PRIVATE_LEAF_BYTES = _SHARED_LEAF_BYTES + 600
+_SPARE_SLOTS = 1024
 _MAX_SLOTS = 64 * KIB
 """What a slot's 16 bits hold: layers met by one opening of one device."""
 
@@ -68,6 +70,7 @@ class LeafCache:
         self._private = 0
         self._loading: dict[int, Signal] = {}
         self._pins: dict[int, int] = {}
+        self._era = 0
 
     # -- slots -------------------------------------------------------------------------------
 
@@ -78,6 +81,11 @@ class LeafCache:
         self.slots.append(layer)
         self._slot_of[layer.id] = slot
         return slot
+
+    @property
+    def full(self) -> bool:
+        """True when another layer may find no slot."""
+        return len(self.slots) >= _MAX_SLOTS - _SPARE_SLOTS
 
     def uniform(self, slot: int) -> SlotLeaf:
         """The shared leaf with all blocks in one slot."""
@@ -90,6 +98,10 @@ class LeafCache:
         """A map of the chain was folded into its child: it has no leaves any more."""
         self.chain = tuple(member for member in self.chain if member != map_id)
 
+    def outdate_loads(self) -> None:
+        """What threads are reading from the index now may name a layer that is about to go."""
+        self._era += 1
+
     def knows(self, layer_id: LayerId) -> bool:
         """True when the layer has a slot."""
         return layer_id in self._slot_of
@@ -98,6 +110,7 @@ class LeafCache:
         """Read `target` (or the layer of that id that is open already, closing this one)
         wherever `source` is remembered. Returns the source's files, to be closed when no read
         uses them any more."""
+        self._era += 1
         slot = self._slot_of.pop(source, None)
         known = self._slot_of.get(target.id)
         if slot is None:
@@ -221,7 +234,17 @@ class LeafCache:
             # The chain as it is now: were it shortened (a map folded into its child) after the
             # thread's transaction began, leaves still in the folded map would be missed.
             chain, known = self.chain, frozenset(self._slot_of)
-            loaded: _Loaded = yield Blocking(lambda: self._read(group, chain, known))
+            era = self._era
+            try:
+                loaded: _Loaded = yield Blocking(lambda: self._read(group, chain, known))
+            except DamagedError:
+                if era == self._era:
+                    raise
+                return  # the layer was merged into another one: the caller asks again
+            if era != self._era:
+                for layer in loaded.layers.values():
+                    layer.close()
+                return
             for layer in loaded.layers.values():
                 if layer.id in self._slot_of:
                     layer.close()
@@ -329,19 +352,21 @@ class LeafCache:
         """Numbers of leaves within first..end-1 that may hold something, in order; all others
         are holes. Found without walking the absent ones."""
         chain = self.chain
+        # Taken before, too: a leaf may be stored after the thread's transaction began, and
+        # evicted before it returns.
+        before = self._filled(first, end)
         stored: set[int] = yield Blocking(lambda: self._present(chain, first, end))
+        stored |= before | self._filled(first, end)
         hole = self.uniform(HOLE_SLOT)
-        # A cached leaf speaks for itself; the index answers for the others.
-        candidates = range(first, end) if end - first < len(self.leaves) else list(self.leaves)
-        for number in candidates:
-            leaf = self.leaves.get(number)
-            if leaf is None or not first <= number < end:
-                continue
-            if leaf is hole:
-                stored.discard(number)
-            else:
-                stored.add(number)
-        return sorted(stored)
+        return sorted(number for number in stored if self.leaves.get(number) is not hole)
+
+    def _filled(self, first: int, end: int) -> set[int]:
+        """Leaves within first..end-1 that are in memory and not all holes."""
+        hole = self.uniform(HOLE_SLOT)
+        if end - first < len(self.leaves):
+            found = range(first, end)
+            return {n for n in found if (leaf := self.leaves.get(n)) and leaf is not hole}
+        return {n for n, leaf in self.leaves.items() if first <= n < end and leaf is not hole}
 
     def _present(self, chain: tuple[MapId, ...], first: int, end: int) -> set[int]:
         with self._index.reading() as txn:

@@ -21,6 +21,7 @@ from bockd.engine.registry import Registry
 from bockd.errors import from_os_error
 from bockd.model import BLOCK_SIZE, MIB, LayerId, MapId
 from bockd.steps import Blocking, Steps
+from bockd.store import queue
 from bockd.store.blockmap import own_leaves
 from bockd.store.catalogue import Catalogue, LayerRecord
 from bockd.store.index import Table, Transaction
@@ -58,6 +59,9 @@ class LayerMerger:
         with self._store.index.reading() as txn:
             catalogue = Catalogue(txn)
             heads = {volume.head for volume in catalogue.volumes()}
+            # Looked up in the same transaction: what is frozen by now and yet queued would hit
+            # what is moved there. Nothing that the home shows in `source` can be queued later.
+            waiting = queue.punched_layers(txn)
             homes: dict[MapId, list[LayerRecord]] = {}
             for layer in catalogue.layers():
                 if layer.id not in heads:
@@ -68,7 +72,11 @@ class LayerMerger:
             layers.sort(key=self._allocated)
             for source in layers:
                 for target in layers:
-                    if target is not source and target.size_bytes >= source.size_bytes:
+                    if (
+                        target is not source
+                        and target.size_bytes >= source.size_bytes
+                        and target.id not in waiting
+                    ):
                         return Merge(home, source, target)
         return None
 
@@ -94,7 +102,11 @@ class LayerMerger:
     def _copy(self, merge: Merge) -> None:
         layout = self._store.layout
         source = Layer.open(layout, merge.source.id, merge.source.size_bytes, writable=False)
-        target = Layer.open(layout, merge.target.id, merge.target.size_bytes, writable=True)
+        try:
+            target = Layer.open(layout, merge.target.id, merge.target.size_bytes, writable=True)
+        except BaseException:
+            source.close()
+            raise
         try:
             with self._store.index.reading() as txn:
                 for number, payload in own_leaves(txn, merge.home):
@@ -111,20 +123,30 @@ class LayerMerger:
 
     def _redirect(self, merge: Merge) -> None:
         """Point all leaves of the home and its descendants at the target, in batches."""
+        # A map that is made meanwhile copies leaves of one that this has not come to yet: only a
+        # whole pass that finds nothing to change says that nothing refers to the source.
+        while self._redirect_pass(merge):
+            pass
+
+    def _redirect_pass(self, merge: Merge) -> bool:
         with self._store.index.reading() as txn:
             members = list(Catalogue(txn).subtree(merge.home))
+        changed = False
         for member in members:
             position: int | None = 0
             while position is not None:
-                position = self._store.index.update(
+                position, some = self._store.index.update(
                     partial(_redirect_batch, member=member, start=position, merge=merge)
                 )
+                changed |= some
+        return changed
 
     def _forget(self, layer: LayerId) -> None:
         self._store.index.update(lambda txn: Catalogue(txn).forget_layer(layer))
 
     def _alias(self, device: Reader, merge: Merge) -> Steps[None]:
         """Let a device read the target wherever it remembers the source."""
+        device.map.outdate_loads()
         if not device.map.knows(merge.source.id):
             return
         target: Layer = yield Blocking(
@@ -132,6 +154,9 @@ class LayerMerger:
                 self._store.layout, merge.target.id, merge.target.size_bytes, writable=False
             )
         )
+        if device not in self._registry.devices():  # closed meanwhile
+            target.close()
+            return
         old = device.map.alias(merge.source.id, target)
         yield from device.drain_reads()
         if old is not None:
@@ -148,9 +173,12 @@ def _copy_blocks(source: Layer, target: Layer, first: int, end: int) -> None:
         start += len(piece)
 
 
-def _redirect_batch(txn: Transaction, member: MapId, start: int, merge: Merge) -> int | None:
+def _redirect_batch(
+    txn: Transaction, member: MapId, start: int, merge: Merge
+) -> tuple[int | None, bool]:
     """Redirect up to BATCH_LEAVES leaves from number `start` on; where to go on, or None."""
     batch = list(islice(own_leaves(txn, member, start), BATCH_LEAVES))
+    changed = False
     for number, payload in batch:
         leaf = Leaf.decode(payload)
         if merge.source.id in leaf.palette:
@@ -158,4 +186,5 @@ def _redirect_batch(txn: Transaction, member: MapId, start: int, merge: Merge) -
                 merge.target.id if layer == merge.source.id else layer for layer in leaf.layers()
             ]
             txn.put(Table.LEAVES, leaf_key(member, number), Leaf.of(moved).encode())
-    return batch[-1][0] + 1 if len(batch) == BATCH_LEAVES else None
+            changed = True
+    return (batch[-1][0] + 1 if len(batch) == BATCH_LEAVES else None), changed

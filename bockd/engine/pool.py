@@ -175,6 +175,7 @@ class Pool(Registry):
             self._creating.release()
 
     def _snapshot_closed(self, volume: VolumeId, name: str) -> Steps[SnapshotRecord]:
+        self.refuse_failed(volume)
         lock: FileLock = yield Blocking(lambda: lock_volume(self.store, volume))
         try:
             record: VolumeRecord = yield Blocking(lambda: settle(self.store, volume))
@@ -191,6 +192,8 @@ class Pool(Registry):
         return result
 
     def _snapshot_open(self, volume: Volume, name: str) -> Steps[SnapshotRecord]:
+        if volume.map.full:
+            raise ConflictError("too many snapshots since the volume was opened; reconnect")
         size = volume.size_bytes
         layer: LayerId = yield Blocking(lambda: self._make_layer(size))
         head: Layer | None = None
@@ -276,6 +279,7 @@ class Pool(Registry):
         if volume in self.volumes:
             self.refuse_used(volume)
             yield from self._close_volume(volume)
+        self.refuse_failed(volume)
         lock: FileLock = yield Blocking(lambda: lock_volume(self.store, volume))
         try:
             record: VolumeRecord = yield Blocking(lambda: settle(self.store, volume))
@@ -322,6 +326,7 @@ class Pool(Registry):
 
         opened = self.volumes.get(volume)
         if opened is None:
+            self.refuse_failed(volume)
             return (yield from self._extend_closed(volume, size_bytes, change))
         device = opened.volume
         yield Blocking(lambda: self._grow(device.durability.head, size_bytes))
@@ -372,10 +377,17 @@ class Pool(Registry):
     def _delete_volume(self, volume: VolumeId) -> Steps[None]:
         if volume in self.volumes:
             self.refuse_used(volume)
-            yield from abandon_volume(self.volumes.pop(volume))
+            yield from self._abandon_volume(volume)
         yield Blocking(lambda: self._forget_volume(volume))
         self.refusals.pop(volume, None)
+        self.failures.pop(volume, None)
         self.on_garbage()
+
+    def _abandon_volume(self, volume: VolumeId) -> Steps[None]:
+        try:
+            yield from abandon_volume(self.volumes[volume])
+        finally:
+            self._forget_open(volume)
 
     def _forget_volume(self, volume: VolumeId) -> None:
         lock = lock_volume(self.store, volume)
@@ -403,7 +415,7 @@ class Pool(Registry):
     def _reopen_volume(self, volume: VolumeId) -> Steps[VolumeRecord]:
         if volume in self.volumes:
             self.refuse_used(volume)
-            yield from abandon_volume(self.volumes.pop(volume))
+            yield from self._abandon_volume(volume)
 
         def reopen() -> VolumeRecord:
             lock = lock_volume(self.store, volume)
@@ -421,6 +433,7 @@ class Pool(Registry):
 
         result: VolumeRecord = yield Blocking(reopen)
         self.refusals.pop(volume, None)
+        self.failures.pop(volume, None)
         return result
 
 

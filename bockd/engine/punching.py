@@ -64,6 +64,8 @@ class Puncher:
 
     def __init__(self, head: Layer, locks: RangeLocks) -> None:
         self.pending = PendingPunches()
+        self.scheduled = False
+        """A run was spawned and has not ended."""
         self._head = head
         self._locks = locks
         self._turn = Mutex()

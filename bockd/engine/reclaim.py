@@ -72,6 +72,8 @@ class Reclaimer:
             yield from self._punches()
             yield from self._unlinks()
             yield from self._merges()
+            # Whatever was given up for a full disk is taken back now that there is room.
+            yield Blocking(self._pool.store.ballast.ensure)
         except BockdError as error:
             # The queue is in the index: the next run, or the next start, goes on from here.
             log.warning("reclaim stopped: %s", error)
@@ -80,6 +82,7 @@ class Reclaimer:
 
     def _merges(self) -> Steps[None]:
         while not self._stopping:
+            yield from self._punches()
             merge: Merge | None = yield Blocking(self._merger.plan)
             if merge is None:
                 return
@@ -102,10 +105,9 @@ class Reclaimer:
     def _checkpoint_heirs(self, dead: set[MapId]) -> Steps[None]:
         """Let the index know what open volumes have overwritten: then it goes with the map that
         held it, and not only after some later checkpoint."""
-        for opened in list(self._pool.volumes.values()):
-            volume = opened.volume
-            if volume.durability.failed is None and not dead.isdisjoint(volume.map.chain):
-                yield from volume.durability.checkpoint()
+        for volume, opened in list(self._pool.volumes.items()):
+            if not dead.isdisjoint(opened.volume.map.chain):
+                yield from self._pool.checkpoint(volume)
 
     def _bury(self, map_id: MapId) -> Steps[_Outcome]:
         outcome = _Outcome.MORE
@@ -207,7 +209,6 @@ class Reclaimer:
                     queue.remove_unlink(txn, layer)
 
             store.index.update(done)
-            store.ballast.ensure()
 
         yield Blocking(unlink)
 

@@ -43,8 +43,8 @@ from bockd.steps import Blocking, Steps
 from bockd.store.ballast import Ballast
 from bockd.store.catalogue import FORMAT, Catalogue, PoolRecord
 from bockd.store.index import Index, Table, Transaction
-from bockd.store.journal import boot_id
-from bockd.store.layout import Layout, sync_directory
+from bockd.store.journal import UNFINISHED_SUFFIX, boot_id
+from bockd.store.layout import Layout, sync_directory, unlink_if_present
 from bockd.store.locks import FileLock
 
 log = logging.getLogger(__name__)
@@ -58,6 +58,8 @@ class Registry:
         self.store = store
         self.volumes: dict[VolumeId, OpenVolume] = {}
         self.snapshots: dict[SnapshotId, OpenSnapshot] = {}
+        self.failures: dict[VolumeId, str] = {}
+        """Volumes whose sync failed in this process, until they are reopened."""
         self.refusals: dict[VolumeId, str] = {}
         """Why volumes could not be opened when that was last tried."""
         self.clock: Callable[[], float] = time.time
@@ -167,6 +169,7 @@ class Registry:
 
     def _open_volume(self, volume: VolumeId) -> Steps[OpenVolume]:
         try:
+            self.refuse_failed(volume)
             opened = yield from open_volume(
                 self.store, volume, self._spawn, lambda: self.on_garbage()
             )
@@ -176,6 +179,14 @@ class Registry:
         self.refusals.pop(volume, None)
         self.volumes[volume] = opened
         return opened
+
+    def refuse_failed(self, volume: VolumeId) -> None:
+        """VolumeFailedError for a volume that failed here, should the index not know."""
+        if volume in self.failures:
+            raise VolumeFailedError(
+                f"volume {volume} is refused after an error: {self.failures[volume]}. "
+                f"'bock volume reopen {volume}' accepts that writes may be lost"
+            )
 
     def _note_refusal(self, volume: VolumeId, error: BockdError) -> None:
         log.error("volume %s cannot be opened: %s", volume, error)
@@ -224,8 +235,20 @@ class Registry:
         return self.exclusive(snapshot, steps())
 
     def _close_volume(self, volume: VolumeId) -> Steps[None]:
-        if volume in self.volumes:
-            yield from close_volume(self.volumes.pop(volume))
+        opened = self.volumes.get(volume)
+        if opened is None:
+            return
+        # It stays known until it is closed: reclaim must see that it may still be punching.
+        try:
+            yield from close_volume(opened)
+        finally:
+            self._forget_open(volume)
+
+    def _forget_open(self, volume: VolumeId) -> None:
+        """A volume was closed; a failure outlives that, recorded in the index or not."""
+        failed = self.volumes.pop(volume).volume.durability.failed
+        if failed is not None:
+            self.failures[volume] = failed
 
     def recover_volumes(self) -> Steps[None]:
         """Recover every volume that was not closed, so that the index is up to date. A volume
@@ -249,12 +272,21 @@ class Registry:
         if volume not in self.volumes:
             yield Blocking(run)
 
+    def checkpoint(self, volume: VolumeId) -> Steps[None]:
+        """Bring the index up to date with a volume, if it is open and has not failed."""
+
+        def steps() -> Steps[None]:
+            opened = self.volumes.get(volume)
+            if opened is not None and opened.volume.durability.failed is None:
+                yield from opened.volume.durability.checkpoint()
+
+        return self.exclusive(volume, steps())
+
     def measure(self, kind: NodeKind, node: int) -> Steps[Space]:
         """Exact space of a volume or snapshot, after a checkpoint of every open volume: what
         they wrote since may have ended a sharing. One that has failed counts as it was."""
-        for opened in list(self.volumes.values()):
-            if opened.volume.durability.failed is None:
-                yield from opened.volume.durability.checkpoint()
+        for volume in list(self.volumes):
+            yield from self.checkpoint(volume)
 
         def walk() -> Space:
             with self.catalogue() as catalogue:
@@ -284,6 +316,9 @@ def _open_store(layout: Layout, boot: str) -> StoreAccess:
             log.warning("the file system of %s is full; there is no ballast", layout.root)
         for directory in (layout.root, layout.index, layout.journal):
             sync_directory(directory)
+        for name in os.listdir(layout.journal):
+            if name.endswith(UNFINISHED_SUFFIX):
+                unlink_if_present(layout.journal / name)
     except BaseException:
         index.close()
         raise

@@ -61,8 +61,8 @@ class Volume(Reader):
 
     def adopt_head(self, head: Layer) -> None:
         """Write to `head` from now on: at opening, and after each snapshot or revert."""
-        self.durability.head = head
         self._head_slot = self.map.add_layer(head)
+        self.durability.head = head
         self._head_descriptor = head.descriptors[0]
         self._puncher = Puncher(head, self.locks)
         self._punchers = [p for p in self._punchers if p.pending or p.running]
@@ -280,14 +280,19 @@ class Volume(Reader):
         return True
 
     def _start_punching(self) -> None:
-        if not self._puncher.running:
+        if not self._puncher.scheduled:
+            self._puncher.scheduled = True
             self._spawn(self._punch(self._puncher))
 
     def _punch(self, puncher: Puncher) -> Steps[None]:
         try:
             yield from puncher.run()
+            puncher.scheduled = False
         except OSError as error:
-            # Only space is lost, and `check --repair` finds it.
+            puncher.scheduled = False
+            # Only space is lost, and `check --repair` finds it. What waits is forgotten: layers
+            # may be merged where it lies.
+            puncher.pending = PendingPunches()
             log.warning("punching in volume %s failed: %s", self.durability.record.id, error)
 
     def finish_punching(self) -> Steps[None]:

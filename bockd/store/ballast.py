@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 from pathlib import Path
 
 from bockd.model import MIB
+
+log = logging.getLogger(__name__)
 
 BALLAST_BYTES = 8 * MIB
 """LMDB rewrites each changed page on the way to its root: a large delete needs tens of pages; a
@@ -30,14 +33,19 @@ class Ballast:
                 return True
         except FileNotFoundError:
             pass
-        fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            for _ in range(BALLAST_BYTES // MIB):
-                os.write(fd, bytes(MIB))
+            fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            log.warning("the ballast was not written: %s", error)
+            return False
+        try:
+            written = 0
+            while written < BALLAST_BYTES:
+                written += os.pwrite(fd, bytes(min(MIB, BALLAST_BYTES - written)), written)
             os.fsync(fd)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
+                log.warning("the ballast was not written: %s", error)
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._path)
             return False

@@ -14,8 +14,10 @@ Stored value: `crc32(table || key || payload)` as 4 little-endian bytes, then th
 
 from __future__ import annotations
 
+import logging
 import os
 import struct
+import threading
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +31,7 @@ from bockd.errors import DamagedError, NoSpaceError, PoolFormatError
 from bockd.model import MIB, TIB
 from bockd.store.ballast import Ballast
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MAP_SIZE_BYTES = 1 * TIB
@@ -43,6 +46,9 @@ _LIB_VERSION = 0
 
 _NEARLY_FULL_BYTES = 1 * MIB
 """More than LMDB writes at once in one of our transactions' commits, but for the largest."""
+
+_AHEAD_BYTES = 128 * MIB
+"""Half of it is more than one of our transactions allocates. Sparse: it costs nothing."""
 
 _META = struct.Struct("<II")
 _META_MAGIC = 0xBEEFC0DE
@@ -148,6 +154,7 @@ class Index:
         self._data = directory / "data.mdb"
         self._ballast = ballast
         self._tables: dict[Table, lmdb._Database] = {}
+        self._writing = threading.Lock()
 
     @classmethod
     def open(cls, directory: Path, ballast: Ballast) -> Index:
@@ -198,15 +205,16 @@ class Index:
         When the disk is full the ballast is given up and `change` runs once more, so it must have
         no effect outside the transaction. An exception from `change` aborts and passes through.
         """
-        try:
+        with self._writing:
             try:
-                return self._attempt(change)
-            except NoSpaceError:
-                if not self._ballast.release():
-                    raise
-                return self._attempt(change)
-        finally:
-            self._cover_last_page()
+                try:
+                    return self._attempt(change)
+                except NoSpaceError:
+                    if not self._ballast.release():
+                        raise
+                    return self._attempt(change)
+            finally:
+                self._stay_ahead()
 
     def _attempt(self, change: Callable[[Transaction], T]) -> T:
         try:
@@ -215,12 +223,18 @@ class Index:
         except lmdb.Error as error:
             raise _translate(error, self._data) from error
 
-    def _cover_last_page(self) -> None:
-        """Pages freed in the transaction that allocated them are never written, so the file may
-        end before the last page that the meta page counts; `_refuse_truncated` relies on it."""
+    def _stay_ahead(self) -> None:
+        """Keep the file longer (and sparse there) than it has to be.
+
+        Pages freed in the transaction that allocated them are never written, so LMDB may leave
+        the file shorter than its meta page says, which `_refuse_truncated` would take for damage.
+        """
         needed = (self._env.info()["last_pgno"] + 1) * _PAGE_BYTES
-        if os.stat(self._data).st_size < needed:
-            os.truncate(self._data, needed)
+        try:
+            if os.stat(self._data).st_size < needed + _AHEAD_BYTES // 2:
+                os.truncate(self._data, needed + _AHEAD_BYTES)
+        except OSError as error:
+            log.warning("%s was not extended: %s", self._data, error)
 
 
 def _refuse_truncated(data: Path) -> None:

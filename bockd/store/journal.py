@@ -31,11 +31,12 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from pathlib import Path
 from typing import NamedTuple
 
-from bockd.errors import DamagedError
+from bockd.errors import DamagedError, from_os_error
 from bockd.model import KIB, MIB
-from bockd.store.layout import JournalName, Layout, sync_directory
+from bockd.store.layout import JournalName, Layout, sync_directory, unlink_if_present
 
 SEGMENT_BYTES = 2 * MIB
 """65,408 places: as many single changes, or 400,000 scattered blocks in batches of 32. Enough that
@@ -50,6 +51,7 @@ _RECORD = struct.Struct("<IIQQQ")
 _BODY = struct.Struct("<IQQQ")
 _SEED = struct.Struct("<QQI")
 _BLOCKS_PER_PLACE = 8
+UNFINISHED_SUFFIX = ".new"
 _PIECE_BYTES = 64 * KIB
 RECORD_BYTES = _RECORD.size
 SEGMENT_RECORDS = (SEGMENT_BYTES - HEADER_BYTES) // RECORD_BYTES
@@ -132,7 +134,9 @@ class JournalSegment:
     def create(cls, layout: Layout, name: JournalName, boot: str) -> JournalSegment:
         """Write a new segment in full, durably. OSError."""
         path = layout.journal_segment(name)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        # Under another name until it is whole: a segment without a header is damage.
+        unfinished = f"{path}{UNFINISHED_SUFFIX}"
+        fd = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
             header = _HEADER.pack(
@@ -145,10 +149,12 @@ class JournalSegment:
                 # In pieces, because large page-cache folios make every later append dearer.
                 written += os.pwrite(fd, image[written : written + _PIECE_BYTES], written)
             os.fsync(fd)
+            os.rename(unfinished, path)
             sync_directory(layout.journal)
         except BaseException:
             os.close(fd)
-            os.unlink(path)
+            unlink_if_present(Path(unfinished))
+            unlink_if_present(path)
             raise
         return cls(name, fd)
 
@@ -195,8 +201,11 @@ class JournalSegment:
 
 def read_segment(layout: Layout, name: JournalName) -> SegmentContents:
     """Read and verify a segment. DamagedError when its header is not what its name says."""
-    with open(layout.journal_segment(name), "rb") as file:
-        image = file.read(SEGMENT_BYTES)
+    try:
+        with open(layout.journal_segment(name), "rb") as file:
+            image = file.read(SEGMENT_BYTES)
+    except OSError as error:
+        raise from_os_error(error, f"reading {layout.journal_segment(name)}") from error
     fields = image[: _HEADER.size]
     checksum = image[_HEADER.size : _HEADER.size + 4]
     if len(checksum) < 4 or _CRC.unpack(checksum)[0] != zlib.crc32(fields):

@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from bockd.errors import DamagedError
+from bockd.errors import DamagedError, from_os_error
 from bockd.model import KIB, TIB, LayerId
 from bockd.store.layout import Layout, sync_directory
 
@@ -108,15 +108,19 @@ class Layer:
     def grow(self, layout: Layout, size_bytes: int) -> None:
         """Extend to `size_bytes`, adding segments as needed, durably. Never shrinks."""
         for number, needed in enumerate(segment_sizes(size_bytes)):
-            if number == len(self.descriptors):
-                path = layout.layer_segment(self.id, number)
-                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
-                self.descriptors.append(fd)
-            fd = self.descriptors[number]
-            if os.fstat(fd).st_size < needed:
-                os.ftruncate(fd, needed)
-                os.fsync(fd)
+            # Not through the descriptor that is written through: a failed write-back is reported
+            # to it once, and is to be met by a flush.
+            path = layout.layer_segment(self.id, number)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                if os.fstat(fd).st_size < needed:
+                    os.ftruncate(fd, needed)
+                    os.fsync(fd)
+                if number == len(self.descriptors):
+                    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+                    self.descriptors.append(os.dup(fd))
+            finally:
+                os.close(fd)
         sync_directory(layout.layers)
 
     def punch(self, offset: int, length: int) -> None:
@@ -244,6 +248,8 @@ def _open_segment(path: Path, flags: int) -> int:
         return os.open(path, flags)
     except FileNotFoundError:
         raise _missing(path) from None
+    except OSError as error:
+        raise from_os_error(error, f"opening {path}") from error
 
 
 def _missing(path: Path) -> DamagedError:

@@ -53,6 +53,11 @@ def punches(txn: Transaction, limit: int) -> list[PunchEntry]:
     return found
 
 
+def punched_layers(txn: Transaction) -> set[LayerId]:
+    """Layers with queued punches."""
+    return {LayerId(_PUNCH.unpack(k[1:])[0]) for k in txn.keys(Table.RECLAIM, b"p", b"q")}
+
+
 def remove_punch(txn: Transaction, entry: PunchEntry) -> None:
     txn.delete(Table.RECLAIM, b"p" + _PUNCH.pack(entry.layer, entry.first))
 

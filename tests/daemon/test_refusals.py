@@ -95,10 +95,10 @@ def test_a_truncated_index(stopped: Bockd) -> None:
     put back in full, it serves."""
     data = stopped.data_dir / "index" / "data.mdb"
     whole = data.read_bytes()
-    os.truncate(data, len(whole) - 1)
+    os.truncate(data, 16 * 4096)
     before = lasting(digest(stopped.data_dir))
     error = stopped.refusal_to_start()
-    assert f"{data} is truncated: it has {len(whole) - 1} bytes" in error
+    assert f"{data} is truncated: it has {16 * 4096} bytes" in error
     assert stopped.run(program("bockd"), "check").status == 1
     assert lasting(digest(stopped.data_dir)) == before
 

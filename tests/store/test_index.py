@@ -73,7 +73,7 @@ def test_a_truncated_file_is_refused_before_it_is_mapped(directory: Path) -> Non
     index.update(fill)
     index.close()
     data = directory / "data.mdb"
-    os.truncate(data, data.stat().st_size // 2)
+    os.truncate(data, 16 * 4096)
     with pytest.raises(DamagedError, match="truncated"):
         open_index(directory)
 
