@@ -8,73 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from bockd.engine.check import check_open_pool
 from bockd.engine.merging import MAX_DEAD_LAYERS
-from bockd.engine.pool import Pool
-from bockd.engine.reclaim import Reclaimer
-from bockd.model import BLOCK_SIZE, MIB, SnapshotId, VolumeId
-from bockd.steps import Background, Blocking, run_inline
+from bockd.model import BLOCK_SIZE, SnapshotId, VolumeId
+from bockd.steps import Blocking, run_inline
 from bockd.store.catalogue import Catalogue
+from tests.engine.bench_pool import Bench
 from tests.engine.process import die
-
-SIZE = 2 * MIB
-
-
-class Bench:
-    """A pool with one volume, driven by hand."""
-
-    def __init__(self, root: Path) -> None:
-        self.background = Background()
-        self.pool = Pool.open(root, self.background.spawn)
-        self.reclaimer = Reclaimer(self.pool)
-        self.volume = VolumeId(run_inline(self.pool.create_volume("v", SIZE)).id)
-
-    def write(self, block: int, value: bytes, count: int = 1) -> None:
-        device = run_inline(self.pool.use_volume(self.volume)).volume
-        run_inline(device.write(block * BLOCK_SIZE, memoryview(value * BLOCK_SIZE * count)))
-        self.pool.leave_volume(self.volume)
-
-    def snapshot(self, name: str) -> SnapshotId:
-        return SnapshotId(run_inline(self.pool.create_snapshot(self.volume, name)).id)
-
-    def delete(self, snapshot: SnapshotId) -> None:
-        run_inline(self.pool.delete_snapshot(snapshot))
-
-    def reclaim(self) -> None:
-        for opened in self.pool.volumes.values():
-            run_inline(opened.volume.durability.checkpoint())
-        run_inline(self.reclaimer.run())
-        self.background.run()
-        report = check_open_pool(self.pool.store, live=frozenset(self.pool.volumes), repair=False)
-        assert report.clean, report.problems
-        assert report.hollow_blocks == 0
-        assert report.pending_reclaim == 0
-
-    def block(self, node: VolumeId | SnapshotId, block: int) -> bytes:
-        buffer = bytearray(BLOCK_SIZE)
-        if node == self.volume:
-            run_inline(
-                run_inline(self.pool.use_volume(self.volume)).volume.read(
-                    block * BLOCK_SIZE, memoryview(buffer)
-                )
-            )
-            self.pool.leave_volume(self.volume)
-        else:
-            reader = run_inline(self.pool.use_snapshot(SnapshotId(node))).snapshot
-            run_inline(reader.read(block * BLOCK_SIZE, memoryview(buffer)))
-            self.pool.leave_snapshot(SnapshotId(node))
-            run_inline(self.pool.close_idle_snapshot(SnapshotId(node)))
-        assert len(set(buffer)) == 1
-        return bytes(buffer[:1])
-
-    def allocated(self) -> int:
-        """Bytes that the layers' files occupy."""
-        layers = self.pool.store.layout.layers
-        return sum((layers / name).stat().st_blocks * 512 for name in os.listdir(layers))
-
-    def maps(self) -> int:
-        with self.pool.store.index.reading() as txn:
-            return sum(1 for _ in Catalogue(txn).maps())
 
 
 @pytest.fixture
