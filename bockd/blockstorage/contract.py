@@ -360,8 +360,8 @@ class BlockStorage(Protocol):
         ...
 
     async def detach(self, tenant: TenantId, server: str, volume: VolumeId) -> None:
-        """4.4.3.3. NotFoundError when it is not attached to this server, InvalidStateError unless
-        it is in use (rule 3)."""
+        """4.4.3.3. NotFoundError when it is attached to another server, InvalidStateError unless it
+        is in use (rule 3)."""
         ...
 
     async def limits(self, tenant: TenantId) -> Limits:
