@@ -23,7 +23,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from types import MappingProxyType
 from typing import NewType, Protocol
 
 from bockd.model import SnapshotId, VolumeId
@@ -34,8 +33,6 @@ ImageId = NewType("ImageId", str)
 
 MAX_PAGE = 1000
 """Items in one answer to a list; a limit of 0 or above this means this."""
-
-NO_METADATA: Mapping[str, str] = MappingProxyType({})
 
 
 class Status(StrEnum):
@@ -199,7 +196,7 @@ class NewVolume:
     display_description: str | None = None
     snapshot_id: SnapshotId | None = None
     image_id: ImageId | None = None
-    metadata: Mapping[str, str] = NO_METADATA
+    metadata: Mapping[str, str] = field(default_factory=dict)
     availability_zone: str | None = None
 
 
