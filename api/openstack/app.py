@@ -62,11 +62,11 @@ def create_public_app(
     app.include_router(version_router(published))
     app.include_router(identity_router(identity, published))
     app.include_router(image_router(storage))
-    app.include_router(tenant_router(storage), prefix=f"{VERSION_PATH}{{tenant}}")
+    app.include_router(tenant_router(storage, published), prefix=f"{VERSION_PATH}{{tenant}}")
     return app
 
 
-def tenant_router(storage: BlockStorage) -> APIRouter:
+def tenant_router(storage: BlockStorage, catalog: Catalog) -> APIRouter:
     """All that a tenant has; `/volumes` and `/snapshots` are what old clients call it."""
     router = APIRouter()
     router.include_router(volume_router(storage, "/os-volumes"))
@@ -74,7 +74,7 @@ def tenant_router(storage: BlockStorage) -> APIRouter:
     router.include_router(volume_router(storage, "/volumes"), include_in_schema=False)
     router.include_router(snapshot_router(storage, "/snapshots"), include_in_schema=False)
     router.include_router(attachment_router(storage))
-    router.include_router(server_router(storage))
+    router.include_router(server_router(storage, catalog))
     router.include_router(limits_router(storage))
     router.include_router(extension_router(storage))
     return router

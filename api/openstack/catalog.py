@@ -1,7 +1,7 @@
 """The service catalog (section 3.3): where a client finds what.
 
 There is one endpoint for each availability zone. Old novaclients look for volumes under
-type `compute` only, so the same endpoints stand there too.
+type `compute` only, and libcloud there by the name nova, so the same endpoints stand there too.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def services(catalog: Catalog, request: Request, tenant: TenantId) -> list[Servi
 
     return [
         service("Block Storage", "volume", "1.1", f"/{VERSION}/{tenant}"),
-        service("Compute", "compute", "1.1", f"/{VERSION}/{tenant}"),
+        service("nova", "compute", "1.1", f"/{VERSION}/{tenant}"),
         service("Image Management", "image", "2", ""),
         service("Identity", "identity", "2.0", "/v2.0"),
     ]

@@ -58,6 +58,8 @@ STATUS_OF_ERROR: dict[type[errors.BockdError], HTTPStatus] = {
 SERVER_ERROR_MESSAGE = "Server Error, please try again later."
 """Section 4.4.1.1. The reason may name paths, which are not a tenant's business."""
 
+METHODS = ("DELETE", "GET", "HEAD", "POST", "PUT", "PATCH", "OPTIONS")
+
 OVER_LIMIT = (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.TOO_MANY_REQUESTS)
 
 
@@ -101,12 +103,12 @@ def refuse_body(status: HTTPStatus, message: str) -> ASGIApp:
 
 def allowed_methods(request: Request) -> str:
     """All methods of the requested path, for the header of a 405."""
-    methods: set[str] = set()
-    for route in request.app.routes:
-        match, _ = route.matches({**request.scope, "path_params": {}})
-        if match is not Match.NONE:
-            methods |= getattr(route, "methods", None) or set()
-    return ", ".join(sorted(methods))
+
+    def serves(method: str) -> bool:
+        scope = {**request.scope, "method": method}
+        return any(route.matches(dict(scope))[0] is Match.FULL for route in request.app.routes)
+
+    return ", ".join(method for method in METHODS if serves(method))
 
 
 def install_faults(app: FastAPI) -> None:

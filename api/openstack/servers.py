@@ -6,12 +6,13 @@ that can be a server's is shown as an active server, with what those clients rea
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response, status
+from fastapi import APIRouter, Request, Response, status
 from typing_extensions import TypedDict
 
 from api.openstack import values
 from api.openstack.access import Caller, InTenant
 from api.openstack.bodies import AttachVolume
+from api.openstack.catalog import Catalog
 from api.openstack.media import JsonRoute
 from api.openstack.params import InServer, InVolume
 from api.openstack.replies import AttachmentList, OneAttachment, view_attachment
@@ -107,14 +108,17 @@ def check_same_volume(in_path: VolumeId, body: AttachVolume) -> None:
         )
 
 
-def server_router(storage: BlockStorage) -> APIRouter:
+def server_router(storage: BlockStorage, catalog: Catalog) -> APIRouter:
     """`{tenant}/servers/{server_id}`."""
     router = APIRouter(prefix="/servers", tags=["servers"])
 
     @router.get("/{server_id}")
-    async def show_server(tenant: InTenant, server: InServer, caller: Caller) -> OneServer:
+    async def show_server(
+        request: Request, tenant: InTenant, server: InServer, caller: Caller
+    ) -> OneServer:
         """Show a server, as old clients do before they attach a volume to it."""
         attached = await storage.list_attachments(tenant, server)
+        here = f"{catalog.own_url(request)}{request.url.path}"
         since = values.iso_date(max((one.attached_at for one in attached), default=0.0))
         return {
             "server": {
@@ -128,7 +132,7 @@ def server_router(storage: BlockStorage) -> APIRouter:
                 "metadata": {},
                 "image": {"id": ""},
                 "flavor": {"id": ""},
-                "links": [],
+                "links": [{"href": here, "rel": "self"}],
                 "created": since,
                 "updated": since,
             }
