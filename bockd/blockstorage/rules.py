@@ -35,6 +35,8 @@ MAX_METADATA_ITEMS = 128
 MAX_ID = (1 << 63) - 1
 """No node has a larger one; what a client sends may be any number."""
 
+MAX_SHOWN_DIGITS = 40
+
 _SERVER = re.compile(r"[A-Za-z0-9._-]{1,255}")
 _DEVICE = re.compile(r"/dev/(?:xvd|vd|sd|hd)([a-z]{1,2})")
 
@@ -104,7 +106,7 @@ def refuse_state(kind: NodeKind, node: int, reason: str) -> NoReturn:
 
 def not_found(kind: NodeKind, node: int) -> NotFoundError:
     """The error of 4.4.4.2: "Volume 18819 could not be found."."""
-    return NotFoundError(f"{kind.capitalize()} {node} could not be found.")
+    return NotFoundError(f"{kind.capitalize()} {_shown(node)} could not be found.")
 
 
 # -- what a request may say --------------------------------------------------------------------
@@ -166,8 +168,8 @@ def in_id_range(node: int) -> bool:
 
 
 def _shown(number: int) -> str:
-    """A number for a message; huge ones cannot even be printed."""
-    return str(number) if abs(number) <= MAX_ID else "(huge)"
+    """A number for a message. Python refuses to print the largest that a client may send."""
+    return str(number) if abs(number) < 10**MAX_SHOWN_DIGITS else "(huge)"
 
 
 # -- devices (4.4.3, rule 6) -------------------------------------------------------------------
