@@ -25,8 +25,8 @@ Size = Annotated[
     WithJsonSchema(
         {
             "anyOf": [
-                {"type": "integer", "minimum": 1},
-                {"type": "string", "pattern": "^[1-9][0-9]{0,4}$"},
+                {"type": "integer", "minimum": 1, "maximum": 16384},
+                {"type": "string", "pattern": "^[1-9][0-9]{0,3}$"},
             ]
         }
     ),
@@ -37,6 +37,9 @@ Flag = Annotated[
         {"anyOf": [{"type": "boolean"}, {"type": "string", "enum": list(values.FLAGS)}]}
     ),
 ]
+
+
+Text = Annotated[str, WithJsonSchema({"type": "string", "maxLength": 255})]
 
 
 class Body(BaseModel):
@@ -71,12 +74,12 @@ class VolumeBody(Body):
     """Section 4.4.2.2."""
 
     size: Size | None = Field(None, description="GiB; required unless made from something")
-    display_name: str | None = None
-    display_description: str | None = None
+    display_name: Text | None = None
+    display_description: Text | None = None
     snapshot_id: Id | None = Field(None, description="A snapshot to copy")
     image_ref: str | None = Field(None, alias="imageRef", description="An image to copy")
     metadata: dict[str, str | None] | None = None
-    availability_zone: str | None = None
+    availability_zone: Text | None = None
     volume_type: str | int | None = Field(None, description="Ignored, as specified")
 
     def wanted(self) -> NewVolume:
@@ -104,8 +107,8 @@ class SnapshotBody(Body):
     """Section 4.4.4.2."""
 
     volume_id: Id
-    display_name: str | None = None
-    display_description: str | None = None
+    display_name: Text | None = None
+    display_description: Text | None = None
     force: Flag | None = Field(None, description="Of an attached volume too; false unless given")
 
     def wanted(self) -> NewSnapshot:

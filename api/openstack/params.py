@@ -1,6 +1,7 @@
 """Parameters in the URL: ids in the path, and which part of a list is wanted.
 
-Paths are routed as they were sent (see `api.intake`), so segments are decoded here.
+Paths are routed as they were sent (see `api.intake`), so segments are decoded here. An id is any
+segment but `detail`, which is a list of its own, with methods of its own.
 """
 
 from __future__ import annotations
@@ -10,17 +11,29 @@ from urllib.parse import unquote
 
 from fastapi import Depends, Path, Query
 from pydantic import WithJsonSchema
+from starlette.convertors import StringConvertor, register_url_convertor
 
 from api.openstack import values
 from bockd.blockstorage.contract import MAX_PAGE, Page
 from bockd.errors import InvalidRequestError
 from bockd.model import SnapshotId, VolumeId
 
-NUMBER = {"type": "integer", "minimum": 0, "maximum": values.MAX_ID}
-"""Described as the integer it is, but read as text: other text in a path is a 404, not a 400."""
+NUMBER = {"type": "integer", "minimum": 0}
 
-PathNumber = Annotated[str, WithJsonSchema(NUMBER), Path()]
+PathNumber = Annotated[str, WithJsonSchema({**NUMBER, "maximum": values.MAX_ID}), Path()]
+"""Described as the integer it is, but read as text: other text is a 404, not a 400."""
+
 QueryNumber = Annotated[str | None, WithJsonSchema(NUMBER), Query()]
+"""Read as text too, so that what clients send for it is refused in one place."""
+
+
+class NodeConvertor(StringConvertor):
+    """`{volume_id:node}` in a route."""
+
+    regex = r"(?!detail(?:/|$))[^/]+"
+
+
+register_url_convertor("node", NodeConvertor())
 
 
 async def volume_in_path(volume_id: PathNumber) -> VolumeId:

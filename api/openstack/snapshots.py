@@ -35,13 +35,13 @@ def snapshot_router(storage: BlockStorage, prefix: str) -> APIRouter:
         snapshot = await storage.create_snapshot(tenant, body.snapshot.wanted())
         return {"snapshot": view_new_snapshot(snapshot)}
 
-    @router.get("/{snapshot_id}")
+    @router.get("/{snapshot_id:node}")
     async def show_snapshot(tenant: InTenant, snapshot: InSnapshot) -> OneSnapshot:
         """Show a snapshot (section 4.4.4.3)."""
         view = view_snapshot(await storage.show_snapshot(tenant, snapshot))
         return {"snapshot": view, "snapshots": view}
 
-    @router.delete("/{snapshot_id}", response_class=Response)
+    @router.delete("/{snapshot_id:node}", response_class=Response)
     async def delete_snapshot(tenant: InTenant, snapshot: InSnapshot) -> Response:
         """Delete a snapshot (section 4.4.4.4)."""
         await storage.delete_snapshot(tenant, snapshot)

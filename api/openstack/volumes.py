@@ -28,12 +28,14 @@ def volume_router(storage: BlockStorage, prefix: str) -> APIRouter:
         """Create a volume: blank, from a snapshot, or from an image (section 4.4.2.2)."""
         return {"volume": view_volume(await storage.create_volume(tenant, body.volume.wanted()))}
 
-    @router.get("/{volume_id}")
+    @router.get("/{volume_id:node}")
     async def show_volume(tenant: InTenant, volume: InVolume) -> OneVolume:
         """Show a volume (section 4.4.2.3)."""
         return {"volume": view_volume(await storage.show_volume(tenant, volume))}
 
-    @router.delete("/{volume_id}", status_code=status.HTTP_202_ACCEPTED, response_class=Response)
+    @router.delete(
+        "/{volume_id:node}", status_code=status.HTTP_202_ACCEPTED, response_class=Response
+    )
     async def delete_volume(tenant: InTenant, volume: InVolume) -> Response:
         """Delete a volume (section 4.4.2.4)."""
         await storage.delete_volume(tenant, volume)
