@@ -3,7 +3,8 @@
 A volume of the API is a volume of the pool with a record beside it, under the same id; both are
 made and removed in one transaction. Display names may repeat or be absent, the pool's names may
 not: the pool's volume gets the display name when it is free and fit, else "<display name>-<id>",
-else "volume-<id>", so that an operator finds it under the name its owner gave it.
+else "volume-<id>", so that an operator finds it under the name its owner gave it. A name with "/"
+is never fit: "snapshot/x" is how the operator's NBD clients ask for a snapshot.
 """
 
 from __future__ import annotations
@@ -160,6 +161,8 @@ def _names(kind: NodeKind, display_name: str | None, node: int) -> Iterator[str]
 
 
 def _is_fit(name: str) -> bool:
+    if "/" in name:
+        return False
     try:
         check_name(name)
     except InvalidRequestError:

@@ -76,7 +76,7 @@ def test_bad_volumes_are_refused(store: Store, tenant: TenantId, new: NewVolume)
 
 def test_display_names_may_repeat_be_absent_or_be_no_names(store: Store, tenant: TenantId) -> None:
     other = store.tenant("other")
-    names = ["web", "web", None, None, "", "7", " x ", "x" * 255, "a\nb"]
+    names = ["web", "web", None, None, "", "7", " x ", "x" * 255, "a\nb", "snapshot/s"]
     made = [store.volume(tenant, 1, name) for name in names]
     made.append(store.volume(other, 1, "web"))
     with store.pool.catalogue() as catalogue:
@@ -93,7 +93,8 @@ def test_display_names_may_repeat_be_absent_or_be_no_names(store: Store, tenant:
         f"volume-{ids[6]}",
         "x" * 255,
         f"volume-{ids[8]}",
-        f"web-{ids[9]}",
+        f"volume-{ids[9]}",
+        f"web-{ids[10]}",
     ]
 
 
