@@ -10,14 +10,6 @@ from api.openstack.values import date, precise_date, server_number
 from bockd.blockstorage.contract import Attachment, Snapshot, Volume
 
 
-class FaultDetail(TypedDict):
-    """What is wrong, and the status once more."""
-
-    message: str
-    code: int
-    retryAfter: NotRequired[int]
-
-
 class AttachmentInVolume(TypedDict, total=False):
     """Where a volume is attached; without any key when it is not (section 4.4.2.1)."""
 
