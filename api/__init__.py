@@ -1,1 +1,2 @@
-"""The REST door: HTTP in, calls of `bockd.control.Control` out; it decides nothing."""
+"""The REST doors: the operator's control API here, the public one in `api.openstack`. HTTP in,
+calls of an interface out; they decide nothing."""

@@ -30,6 +30,9 @@ STATUS_OF_ERROR: dict[type[errors.BockdError], HTTPStatus] = {
     errors.DamagedError: HTTPStatus.INTERNAL_SERVER_ERROR,
     errors.PoolFormatError: HTTPStatus.INTERNAL_SERVER_ERROR,
     errors.UnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.OverLimitError: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    errors.UnauthorizedError: HTTPStatus.UNAUTHORIZED,
+    errors.ForbiddenError: HTTPStatus.FORBIDDEN,
 }
 
 CODE_OF_STATUS: dict[int, str] = {
@@ -44,11 +47,15 @@ MAX_REASONS = 5
 """A body with a thousand unknown keys gets a readable answer, not a thousand lines."""
 
 
+def sendable(message: str) -> str:
+    """Text that a client sent may hold lone surrogates, which JSON in UTF-8 cannot carry, so they
+    are shown escaped."""
+    return message.encode("utf-8", "backslashreplace").decode()
+
+
 def fault(status: int, code: str, message: str) -> JSONResponse:
-    """The error body. Text that a client sent may hold lone surrogates, which JSON in UTF-8
-    cannot carry, so they are shown escaped."""
-    sendable = message.encode("utf-8", "backslashreplace").decode()
-    return JSONResponse({"error": {"code": code, "message": sendable}}, status)
+    """The error body."""
+    return JSONResponse({"error": {"code": code, "message": sendable(message)}}, status)
 
 
 def fault_of_error(error: errors.BockdError) -> JSONResponse:

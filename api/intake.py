@@ -7,10 +7,13 @@ can occupy memory or a task by sending much or slowly.
 Volume names may hold any printable character, "/" too. ASGI servers decode the path before it
 is split into segments, which would make a name with a slash unreachable; so routing works on the
 raw path, and `api.control` decodes the segment that is a reference.
+
+Both APIs pass their requests through here; each has its own way to say that a body is refused.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from http import HTTPStatus
 
 import trio
@@ -19,10 +22,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.faults import CODE_OF_STATUS, fault
 
 MAX_BODY_BYTES = 64 << 10
-"""A control request holds a name (255 bytes), a size and a reference."""
+"""A request holds names, a size, references and, for a volume, some metadata."""
 
 BODY_TIMEOUT_SECONDS = 10.0
-"""For the whole body; it comes from the same machine."""
+"""For the whole body; it fits in a few packets."""
+
+Refuse = Callable[[HTTPStatus, str], ASGIApp]
+"""Makes the answer for a body that is too large (413) or too slow (408), with the reason."""
+
+
+def refuse_control(status: HTTPStatus, message: str) -> ASGIApp:
+    """The control API's way to say it."""
+    return fault(status, CODE_OF_STATUS[status], message)
 
 
 class BodyRefusedError(Exception):
@@ -62,8 +73,9 @@ async def take_body(receive: Receive) -> bytes:
 class Intake:
     """The ASGI middleware that does it."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, refuse: Refuse = refuse_control) -> None:
         self._app = app
+        self._refuse = refuse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -74,8 +86,7 @@ class Intake:
         except ClientGoneError:
             return
         except BodyRefusedError as refusal:
-            code = CODE_OF_STATUS[refusal.status]
-            await fault(refusal.status, code, str(refusal))(scope, receive, send)
+            await self._refuse(refusal.status, str(refusal))(scope, receive, send)
             return
 
         taken: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]

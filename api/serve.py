@@ -1,7 +1,10 @@
-"""Runs the application inside the daemon's own nursery, on a Unix socket only its owner may use."""
+"""Runs the applications inside the daemon's own nursery: the control API on a Unix socket that only
+its owner may use, the public one on a TCP socket.
+"""
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -28,3 +31,17 @@ async def serve_api(
         listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(listener))]
         task_status.started()
         await serve_connections(app, listeners, shutdown=shutdown)
+
+
+async def serve_public(
+    app: FastAPI,
+    listener: socket.socket,
+    *,
+    shutdown: Callable[[], Awaitable[None]] = trio.sleep_forever,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve `app` on `listener`, which listens already and which the caller closes; else as
+    `serve_api`."""
+    listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(listener))]
+    task_status.started()
+    await serve_connections(app, listeners, shutdown=shutdown)

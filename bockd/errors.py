@@ -110,6 +110,40 @@ class UnavailableError(BockdError):
     errno = errno.ESHUTDOWN
 
 
+class InvalidStateError(ConflictError):
+    """The status of a volume or snapshot does not allow the operation; its message begins with
+    "Invalid volume" or "Invalid snapshot"."""
+
+    code = "invalid-state"
+    errno = errno.EBUSY
+
+
+class OverLimitError(BockdError):
+    """A tenant's quota or a limit on requests is used up."""
+
+    code = "over-limit"
+    errno = errno.EDQUOT
+
+    def __init__(self, message: str, retry_after_seconds: int = 0) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+        """0 when waiting alone does not help, as for a quota."""
+
+
+class UnauthorizedError(BockdError):
+    """The credentials or the token are wrong, or the token has expired."""
+
+    code = "unauthorized"
+    errno = errno.EACCES
+
+
+class ForbiddenError(BockdError):
+    """Whoever asks is known, and may not do this."""
+
+    code = "forbidden"
+    errno = errno.EPERM
+
+
 def from_os_error(error: OSError, doing: str) -> BockdError:
     """The operating system's error in our terms; `doing` says what was attempted, as in
     "writing to layer 3"."""

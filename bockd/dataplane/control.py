@@ -1,4 +1,9 @@
-"""The control interface over a pool and its NBD server (bockd.control.Control)."""
+"""The control interface over a pool and its NBD server (bockd.control.Control).
+
+The operator sees and may change everything in the pool, a tenant's volumes and snapshots included:
+their records follow in the same transaction. What the operator makes belongs to no tenant and is
+not visible through block storage.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,8 @@ from dataclasses import replace
 import trio
 
 import bockd
+from bockd.blockstorage import snapshots, volumes
+from bockd.blockstorage.recount import find_problems
 from bockd.config import Settings
 from bockd.control import (
     CheckReport,
@@ -93,12 +100,14 @@ class PoolControl:
     async def extend_volume(self, ref: str, size_bytes: int) -> VolumeInfo:
         volume = self._pool.find_volume(ref)
         return self._volume_info(
-            await self._driver.run(self._pool.extend_volume(volume, size_bytes))
+            await self._driver.run(
+                self._pool.extend_volume(volume, size_bytes, volumes.follow_size)
+            )
         )
 
     async def delete_volume(self, ref: str) -> None:
         volume = self._pool.find_volume(ref)
-        await self._driver.run(self._pool.delete_volume(volume))
+        await self._driver.run(self._pool.delete_volume(volume, volumes.forget_record))
         self._server.forget(ExportKey(NodeKind.VOLUME, volume))
 
     async def reopen_volume(self, ref: str) -> VolumeInfo:
@@ -138,7 +147,7 @@ class PoolControl:
 
     async def delete_snapshot(self, ref: str) -> None:
         snapshot = self._pool.find_snapshot(ref)
-        await self._driver.run(self._pool.delete_snapshot(snapshot))
+        await self._driver.run(self._pool.delete_snapshot(snapshot, snapshots.forget_record))
         self._server.forget(ExportKey(NodeKind.SNAPSHOT, snapshot))
 
     async def revert_volume(self, snapshot: str) -> VolumeInfo:
@@ -169,6 +178,10 @@ class PoolControl:
         for volume in list(self._pool.volumes):
             await self._driver.run(self._pool.checkpoint(volume))
         live = frozenset(self._pool.volumes)
-        return await trio.to_thread.run_sync(
-            lambda: check_open_pool(self._pool.store, live=live, repair=False)
-        )
+        return await trio.to_thread.run_sync(lambda: self._check(live))
+
+    def _check(self, live: frozenset[VolumeId]) -> CheckReport:
+        report = check_open_pool(self._pool.store, live=live, repair=False)
+        with self._pool.store.index.reading() as txn:
+            problems = (*report.problems, *find_problems(txn))
+        return replace(report, clean=not problems, problems=problems)

@@ -2,6 +2,10 @@
 
 Those that create layers exclude each other pool-wide (`_creating`), because they peek the next
 layer id before they make its files. An operation that raises a BockdError has changed nothing.
+
+Who keeps records of its own about volumes and snapshots passes `also`, which changes them inside
+the transaction that changes the catalogue: both happen or neither. It may run twice, so it must
+have no effect outside the transaction; what it raises undoes the operation.
 """
 
 from __future__ import annotations
@@ -51,6 +55,22 @@ from bockd.store.locks import FileLock
 
 T = TypeVar("T")
 
+AlsoVolume = Callable[[Transaction, VolumeRecord], None]
+"""More to do in the transaction that creates, grows or forgets this volume."""
+
+AlsoSnapshot = Callable[[Transaction, SnapshotRecord], None]
+"""More to do in the transaction that creates or forgets this snapshot."""
+
+Naming = Callable[[Catalogue, int], str]
+"""Chooses a valid, free name for a node whose id is known now."""
+
+
+_Freeze = Callable[[Transaction, VolumeRecord, LayerId], tuple[VolumeRecord, SnapshotRecord]]
+
+
+def nothing_more(_txn: Transaction, _record: VolumeRecord | SnapshotRecord) -> None:
+    """The `also` of an operation that stands for itself."""
+
 
 class Pool(Registry):
     """An open pool and all that can be done to its catalogue."""
@@ -62,13 +82,18 @@ class Pool(Registry):
     # -- creating ----------------------------------------------------------------------------
 
     def create_volume(
-        self, name: str, size_bytes: int | None, from_snapshot: SnapshotId | None = None
+        self,
+        name: str | Naming,
+        size_bytes: int | None,
+        from_snapshot: SnapshotId | None = None,
+        also: AlsoVolume = nothing_more,
     ) -> Steps[VolumeRecord]:
         """A blank volume, or a clone of a snapshot, of at least its size and by default exactly.
 
         Raises InvalidRequestError, ConflictError (the name), NotFoundError (the snapshot).
         """
-        check_name(name)
+        if isinstance(name, str):
+            check_name(name)
         if size_bytes is not None:
             check_volume_size(size_bytes)
         elif from_snapshot is None:
@@ -82,7 +107,9 @@ class Pool(Registry):
             size = _clone_size(source, size_bytes)
 
             def change(txn: Transaction, layer: LayerId) -> VolumeRecord:
-                return self._add_volume(Catalogue(txn), name, size, from_snapshot, layer)
+                added = self._add_volume(Catalogue(txn), name, size, from_snapshot, layer)
+                also(txn, added)
+                return added
 
             record: VolumeRecord = yield from self._with_new_layer(size, change)
             return record
@@ -93,13 +120,14 @@ class Pool(Registry):
     def _add_volume(
         self,
         catalogue: Catalogue,
-        name: str,
+        naming: str | Naming,
         size: int,
         from_snapshot: SnapshotId | None,
         layer: LayerId,
     ) -> VolumeRecord:
         parent = NO_MAP if from_snapshot is None else catalogue.snapshot(from_snapshot).map
         volume = VolumeId(catalogue.new_node())
+        name = _name(naming, catalogue, volume)
         catalogue.take_name(NodeKind.VOLUME, name, volume)
         map_record = catalogue.new_map(parent, size)
         catalogue.add_layer(layer, size, map_record.id)
@@ -159,22 +187,33 @@ class Pool(Registry):
 
     # -- snapshots ---------------------------------------------------------------------------
 
-    def create_snapshot(self, volume: VolumeId, name: str) -> Steps[SnapshotRecord]:
+    def create_snapshot(
+        self, volume: VolumeId, name: str | Naming, also: AlsoSnapshot = nothing_more
+    ) -> Steps[SnapshotRecord]:
         """Freeze the volume's head and map under a new name (promise D4); O(1)."""
-        check_name(name)
-        return self.exclusive(volume, self._create_snapshot(volume, name))
+        if isinstance(name, str):
+            check_name(name)
 
-    def _create_snapshot(self, volume: VolumeId, name: str) -> Steps[SnapshotRecord]:
+        def freeze(
+            txn: Transaction, record: VolumeRecord, layer: LayerId
+        ) -> tuple[VolumeRecord, SnapshotRecord]:
+            changed, snapshot = self._freeze(Catalogue(txn), record, name, layer)
+            also(txn, snapshot)
+            return changed, snapshot
+
+        return self.exclusive(volume, self._create_snapshot(volume, freeze))
+
+    def _create_snapshot(self, volume: VolumeId, freeze: _Freeze) -> Steps[SnapshotRecord]:
         opened = self.volumes.get(volume)
         if opened is None:
-            return (yield from self._snapshot_closed(volume, name))
+            return (yield from self._snapshot_closed(volume, freeze))
         yield from self._creating.acquire()
         try:
-            return (yield from self._snapshot_open(opened.volume, name))
+            return (yield from self._snapshot_open(opened.volume, freeze))
         finally:
             self._creating.release()
 
-    def _snapshot_closed(self, volume: VolumeId, name: str) -> Steps[SnapshotRecord]:
+    def _snapshot_closed(self, volume: VolumeId, freeze: _Freeze) -> Steps[SnapshotRecord]:
         self.refuse_failed(volume)
         lock: FileLock = yield Blocking(lambda: lock_volume(self.store, volume))
         try:
@@ -182,7 +221,7 @@ class Pool(Registry):
 
             def change(txn: Transaction, layer: LayerId) -> SnapshotRecord:
                 catalogue = Catalogue(txn)
-                changed, snapshot = self._freeze(catalogue, catalogue.volume(volume), name, layer)
+                changed, snapshot = freeze(txn, catalogue.volume(volume), layer)
                 catalogue.put_volume(changed)
                 return snapshot
 
@@ -191,7 +230,7 @@ class Pool(Registry):
             lock.release()
         return result
 
-    def _snapshot_open(self, volume: Volume, name: str) -> Steps[SnapshotRecord]:
+    def _snapshot_open(self, volume: Volume, freeze: _Freeze) -> Steps[SnapshotRecord]:
         if volume.map.full:
             raise ConflictError("too many snapshots since the volume was opened; reconnect")
         size = volume.size_bytes
@@ -204,7 +243,7 @@ class Pool(Registry):
             def change(
                 txn: Transaction, record: VolumeRecord
             ) -> tuple[VolumeRecord, SnapshotRecord]:
-                return self._freeze(Catalogue(txn), record, name, layer)
+                return freeze(txn, record, layer)
 
             def adopt(record: VolumeRecord, _snapshot: SnapshotRecord) -> None:
                 volume.map.chain = (record.map, *volume.map.chain)
@@ -219,11 +258,13 @@ class Pool(Registry):
             raise
 
     def _freeze(
-        self, catalogue: Catalogue, record: VolumeRecord, name: str, layer: LayerId
+        self, catalogue: Catalogue, record: VolumeRecord, naming: str | Naming, layer: LayerId
     ) -> tuple[VolumeRecord, SnapshotRecord]:
         """Give the volume's map to a new snapshot, and the volume a new map and head."""
+        node = SnapshotId(catalogue.new_node())
+        name = _name(naming, catalogue, node)
         snapshot = SnapshotRecord(
-            id=SnapshotId(catalogue.new_node()),
+            id=node,
             name=name,
             volume=record.id,
             size_bytes=record.size_bytes,
@@ -236,7 +277,9 @@ class Pool(Registry):
         catalogue.add_layer(layer, record.size_bytes, fresh.id)
         return replace(record, map=fresh.id, head=layer), snapshot
 
-    def delete_snapshot(self, snapshot: SnapshotId) -> Steps[None]:
+    def delete_snapshot(
+        self, snapshot: SnapshotId, also: AlsoSnapshot = nothing_more
+    ) -> Steps[None]:
         """Forget a snapshot; its blocks return in the background. InUseError while it is read."""
 
         def steps() -> Steps[None]:
@@ -245,12 +288,12 @@ class Pool(Registry):
                 if opened.users:
                     raise InUseError(f"snapshot {snapshot} is being read; disconnect first")
                 yield from close_snapshot(self.snapshots.pop(snapshot))
-            yield Blocking(lambda: self._forget_snapshot(snapshot))
+            yield Blocking(lambda: self._forget_snapshot(snapshot, also))
             self.on_garbage()
 
         return self.exclusive(snapshot, steps())
 
-    def _forget_snapshot(self, snapshot: SnapshotId) -> None:
+    def _forget_snapshot(self, snapshot: SnapshotId, also: AlsoSnapshot) -> None:
         lock = lock_snapshot(self.store, snapshot, shared=False)
 
         def change(txn: Transaction) -> None:
@@ -259,6 +302,7 @@ class Pool(Registry):
             catalogue.free_name(NodeKind.SNAPSHOT, record.name)
             txn.delete(Table.SNAPSHOTS, id_key(snapshot))
             catalogue.kill_map(record.map)
+            also(txn, record)
 
         try:
             self.store.index.update(change)
@@ -304,12 +348,16 @@ class Pool(Registry):
 
     # -- volumes -----------------------------------------------------------------------------
 
-    def extend_volume(self, volume: VolumeId, size_bytes: int) -> Steps[VolumeRecord]:
+    def extend_volume(
+        self, volume: VolumeId, size_bytes: int, also: AlsoVolume = nothing_more
+    ) -> Steps[VolumeRecord]:
         """Grow a volume, open or not. InvalidRequestError when it would not grow."""
         check_volume_size(size_bytes)
-        return self.exclusive(volume, self._extend_volume(volume, size_bytes))
+        return self.exclusive(volume, self._extend_volume(volume, size_bytes, also))
 
-    def _extend_volume(self, volume: VolumeId, size_bytes: int) -> Steps[VolumeRecord]:
+    def _extend_volume(
+        self, volume: VolumeId, size_bytes: int, also: AlsoVolume
+    ) -> Steps[VolumeRecord]:
         with self.catalogue() as catalogue:
             current = catalogue.volume(volume).size_bytes
         if size_bytes <= current:
@@ -322,6 +370,7 @@ class Pool(Registry):
             catalogue.put_layer(replace(catalogue.layer(record.head), size_bytes=size_bytes))
             catalogue.put_map(replace(catalogue.map(record.map), size_bytes=size_bytes))
             record = replace(record, size_bytes=size_bytes)
+            also(txn, record)
             return record, record
 
         opened = self.volumes.get(volume)
@@ -370,15 +419,15 @@ class Pool(Registry):
         except OSError as error:
             raise from_os_error(error, f"growing layer {head.id}") from error
 
-    def delete_volume(self, volume: VolumeId) -> Steps[None]:
+    def delete_volume(self, volume: VolumeId, also: AlsoVolume = nothing_more) -> Steps[None]:
         """Forget a volume; its space returns in the background. InUseError while used."""
-        return self.exclusive(volume, self._delete_volume(volume))
+        return self.exclusive(volume, self._delete_volume(volume, also))
 
-    def _delete_volume(self, volume: VolumeId) -> Steps[None]:
+    def _delete_volume(self, volume: VolumeId, also: AlsoVolume) -> Steps[None]:
         if volume in self.volumes:
             self.refuse_used(volume)
             yield from self._abandon_volume(volume)
-        yield Blocking(lambda: self._forget_volume(volume))
+        yield Blocking(lambda: self._forget_volume(volume, also))
         self.refusals.pop(volume, None)
         self.failures.pop(volume, None)
         self.on_garbage()
@@ -389,7 +438,7 @@ class Pool(Registry):
         finally:
             self._forget_open(volume)
 
-    def _forget_volume(self, volume: VolumeId) -> None:
+    def _forget_volume(self, volume: VolumeId, also: AlsoVolume) -> None:
         lock = lock_volume(self.store, volume)
 
         def change(txn: Transaction) -> None:
@@ -398,6 +447,7 @@ class Pool(Registry):
             catalogue.free_name(NodeKind.VOLUME, record.name)
             txn.delete(Table.VOLUMES, id_key(volume))
             catalogue.kill_map(record.map)
+            also(txn, record)
 
         try:
             self.store.index.update(change)
@@ -435,6 +485,10 @@ class Pool(Registry):
         self.refusals.pop(volume, None)
         self.failures.pop(volume, None)
         return result
+
+
+def _name(naming: str | Naming, catalogue: Catalogue, node: int) -> str:
+    return naming if isinstance(naming, str) else check_name(naming(catalogue, node))
 
 
 def _clone_size(source: SnapshotRecord | None, size_bytes: int | None) -> int:

@@ -226,6 +226,10 @@ class Catalogue:
             raise ConflictError(f"a {kind} named {name!r} exists already; choose another name")
         self.txn.put(Table.NAMES, key, id_key(node))
 
+    def name_is_free(self, kind: NodeKind, name: str) -> bool:
+        """Whether `take_name` would succeed now."""
+        return self.txn.get(Table.NAMES, _name_key(kind, name)) is None
+
     def free_name(self, kind: NodeKind, name: str) -> None:
         self.txn.delete(Table.NAMES, _name_key(kind, name))
 

@@ -72,6 +72,17 @@ class Table(Enum):
     HOMES = b"homes"
     LEAVES = b"leaves"
     RECLAIM = b"reclaim"
+    # What the HP Block Storage API keeps beside the catalogue; codecs in bockd.blockstorage.
+    TENANTS = b"tenants"
+    USERS = b"users"
+    ACCESS_KEYS = b"access-keys"
+    TOKENS = b"tokens"
+    API_VOLUMES = b"api-volumes"
+    API_SNAPSHOTS = b"api-snapshots"
+    OWNED = b"owned"
+    ATTACHED = b"attached"
+    EXPORT_NAMES = b"export-names"
+    IMAGES = b"images"
 
 
 _SEEDS = {table: zlib.crc32(table.value) for table in Table}

@@ -1,0 +1,97 @@
+"""The public application: routes, who may pass, intake and faults put together."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
+
+import bockd
+from api.intake import Intake
+from api.openstack.access import Access
+from api.openstack.catalog import Catalog
+from api.openstack.extensions import extension_router
+from api.openstack.faults import NAME_OF_STATUS, SERVER_ERROR, install_faults, refuse_body
+from api.openstack.identity import identity_router
+from api.openstack.images import image_router
+from api.openstack.limits import limits_router
+from api.openstack.paths import DOCS_PATH, OPENAPI_PATH, VERSION_PATH
+from api.openstack.servers import attachment_router, server_router
+from api.openstack.snapshots import snapshot_router
+from api.openstack.versions import version_router
+from api.openstack.volumes import volume_router
+from bockd.blockstorage.contract import BlockStorage, Identity
+
+FAULT_SCHEMA = {
+    "title": "Fault",
+    "type": "object",
+    "minProperties": 1,
+    "maxProperties": 1,
+    "additionalProperties": {
+        "type": "object",
+        "required": ["message", "code"],
+        "properties": {
+            "message": {"type": "string"},
+            "code": {"type": "integer"},
+            "retryAfter": {"type": "integer"},
+        },
+        "additionalProperties": False,
+    },
+}
+"""One key, the fault's name. Written out, because a model would be compiled for each route."""
+
+FAULTS: dict[int | str, dict[str, Any]] = {
+    int(status): {
+        "content": {"application/json": {"schema": FAULT_SCHEMA}},
+        "description": f"{HTTPStatus(status).phrase}: a {name} fault",
+    }
+    for status, name in {
+        **NAME_OF_STATUS,
+        HTTPStatus.INTERNAL_SERVER_ERROR: SERVER_ERROR,
+    }.items()
+}
+"""What any operation may answer instead."""
+
+
+def create_public_app(
+    storage: BlockStorage, identity: Identity, catalog: Catalog | None = None
+) -> FastAPI:
+    """The HP Block Storage API over `storage`, for whom `identity` lets in.
+
+    Its OpenAPI document is at `/openapi.json`, a page that shows it at `/docs`.
+    """
+    published = catalog or Catalog()
+    app = FastAPI(
+        title="HP Block Storage API",
+        version=bockd.__version__,
+        openapi_url=OPENAPI_PATH,
+        docs_url=DOCS_PATH,
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+        redirect_slashes=False,
+        responses=FAULTS,
+    )
+    install_faults(app)
+    # The last one added is the first to see a request.
+    app.add_middleware(Access, identity=identity)
+    app.add_middleware(Intake, refuse=refuse_body)
+    app.include_router(version_router(published))
+    app.include_router(identity_router(identity, published))
+    app.include_router(image_router(storage))
+    app.include_router(tenant_router(storage, published), prefix=f"{VERSION_PATH}{{tenant}}")
+    return app
+
+
+def tenant_router(storage: BlockStorage, catalog: Catalog) -> APIRouter:
+    """All that a tenant has; `/volumes` and `/snapshots` are what old clients call it."""
+    router = APIRouter()
+    router.include_router(volume_router(storage, "/os-volumes"))
+    router.include_router(snapshot_router(storage, "/os-snapshots"))
+    router.include_router(volume_router(storage, "/volumes"), include_in_schema=False)
+    router.include_router(snapshot_router(storage, "/snapshots"), include_in_schema=False)
+    router.include_router(attachment_router(storage))
+    router.include_router(server_router(storage, catalog))
+    router.include_router(limits_router(storage))
+    router.include_router(extension_router(storage))
+    return router

@@ -1,0 +1,156 @@
+"""Identity in the form of Keystone v2: tokens for credentials, with the service catalog."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from api.openstack.access import Token
+from api.openstack.bodies import Body
+from api.openstack.catalog import Catalog, Service, services
+from api.openstack.media import JsonRoute
+from api.openstack.paths import TOKENS_PATH
+from api.openstack.values import iso_date
+from bockd.blockstorage.contract import (
+    AccessKeyCredentials,
+    Credentials,
+    Identity,
+    IssuedToken,
+    PasswordCredentials,
+    Tenant,
+)
+from bockd.errors import InvalidRequestError
+
+
+class PasswordBody(Body):
+    """`passwordCredentials`."""
+
+    username: str
+    password: str = Field(repr=False)
+
+
+class AccessKeyBody(Body):
+    """`apiAccessKeyCredentials`."""
+
+    access_key: str = Field(alias="accessKey")
+    secret_key: str = Field(alias="secretKey", repr=False)
+
+
+class Auth(Body):
+    """Credentials of one kind, and a tenant's id or name; without either the user's own."""
+
+    password_credentials: PasswordBody | None = Field(None, alias="passwordCredentials")
+    access_key_credentials: AccessKeyBody | None = Field(None, alias="apiAccessKeyCredentials")
+    tenant_id: str | None = Field(None, alias="tenantId")
+    tenant_name: str | None = Field(None, alias="tenantName")
+
+    def credentials(self) -> Credentials:
+        """The one kind that is given. Raises InvalidRequestError."""
+        password, access_key = self.password_credentials, self.access_key_credentials
+        if password is not None and access_key is None:
+            return PasswordCredentials(password.username, password.password)
+        if access_key is not None and password is None:
+            return AccessKeyCredentials(access_key.access_key, access_key.secret_key)
+        raise InvalidRequestError(
+            "auth holds either passwordCredentials or apiAccessKeyCredentials"
+        )
+
+
+class CreateToken(Body):
+    """`{"auth": {...}}`."""
+
+    auth: Auth
+
+
+class TenantView(TypedDict):
+    """A tenant."""
+
+    id: str
+    name: str
+    enabled: bool
+
+
+class TokenView(TypedDict):
+    """A token, and until when it is valid."""
+
+    id: str
+    expires: str
+    tenant: TenantView
+
+
+class Role(TypedDict):
+    """What a user may be in a tenant."""
+
+    name: str
+
+
+class UserView(TypedDict):
+    """A user."""
+
+    id: str
+    name: str
+    roles: list[Role]
+
+
+class AccessView(TypedDict):
+    """All that a client needs for its requests."""
+
+    token: TokenView
+    user: UserView
+    serviceCatalog: list[Service]
+
+
+class OneAccess(TypedDict):
+    """`{"access": {...}}`."""
+
+    access: AccessView
+
+
+class TenantList(TypedDict):
+    """`{"tenants": [...]}`."""
+
+    tenants: list[TenantView]
+
+
+def view_tenant(tenant: Tenant) -> TenantView:
+    """One tenant."""
+    return {"id": tenant.id, "name": tenant.name, "enabled": True}
+
+
+def view_access(issued: IssuedToken, catalog: list[Service]) -> AccessView:
+    """A new token and what it opens."""
+    principal = issued.principal
+    return {
+        "token": {
+            "id": issued.token,
+            "expires": iso_date(principal.expires_at),
+            "tenant": view_tenant(principal.tenant),
+        },
+        "user": {
+            "id": principal.user_id,
+            "name": principal.username,
+            "roles": [{"name": role} for role in principal.roles],
+        },
+        "serviceCatalog": catalog,
+    }
+
+
+def identity_router(identity: Identity, catalog: Catalog) -> APIRouter:
+    """`/v2.0/tokens` and `/v2.0/tenants`."""
+    router = APIRouter(tags=["identity"], route_class=JsonRoute)
+
+    @router.post(TOKENS_PATH)
+    async def create_token(request: Request, body: CreateToken) -> OneAccess:
+        """A token and the service catalog (section 3.3), for credentials."""
+        auth = body.auth
+        issued = await identity.issue_token(auth.credentials(), auth.tenant_id or auth.tenant_name)
+        tenant = issued.principal.tenant.id
+        return {"access": view_access(issued, services(catalog, request, tenant))}
+
+    @router.get("/v2.0/tenants")
+    async def list_tenants(token: Token) -> TenantList:
+        """The tenants of the token's user."""
+        return {"tenants": [view_tenant(one) for one in await identity.list_tenants(token)]}
+
+    return router

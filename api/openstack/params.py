@@ -1,0 +1,83 @@
+"""Parameters in the URL: ids in the path, and which part of a list is wanted.
+
+Paths are routed as they were sent (see `api.intake`), so segments are decoded here. An id is any
+segment but `detail`, which is a list of its own, with methods of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+from urllib.parse import unquote
+
+from fastapi import Depends, Path, Query
+from pydantic import WithJsonSchema
+from starlette.convertors import StringConvertor, register_url_convertor
+
+from api.openstack import values
+from bockd.blockstorage.contract import MAX_PAGE, Page
+from bockd.errors import InvalidRequestError
+from bockd.model import SnapshotId, VolumeId
+
+NUMBER = {"type": "integer", "minimum": 0}
+
+PathNumber = Annotated[str, WithJsonSchema({**NUMBER, "maximum": values.MAX_ID}), Path()]
+"""Described as the integer it is, but read as text: other text is a 404, not a 400."""
+
+QueryNumber = Annotated[str | None, WithJsonSchema(NUMBER), Query()]
+"""Read as text too, so that what clients send for it is refused in one place."""
+
+
+class NodeConvertor(StringConvertor):
+    """`{volume_id:node}` in a route."""
+
+    regex = r"(?!detail(?:/|$))[^/]+"
+
+
+register_url_convertor("node", NodeConvertor())
+
+
+async def volume_in_path(volume_id: PathNumber) -> VolumeId:
+    """`{volume_id}`. Raises NotFoundError for what cannot be one."""
+    return values.volume_id(unquote(volume_id))
+
+
+async def snapshot_in_path(snapshot_id: PathNumber) -> SnapshotId:
+    """`{snapshot_id}`. Raises NotFoundError for what cannot be one."""
+    return values.snapshot_id(unquote(snapshot_id))
+
+
+async def server_in_path(
+    server_id: Annotated[str, Path(description="A server's id: an integer, or a UUID")],
+) -> str:
+    """`{server_id}`; whether it can be a server's is for the service to say."""
+    return unquote(server_id)
+
+
+def count(name: str, text: str) -> int:
+    """A number of items, or an id to begin after. Raises InvalidRequestError."""
+    number = int(text) if text.isascii() and text.isdigit() and len(text) < 4300 else -1
+    if number < 0:
+        raise InvalidRequestError(f"{name} is not a positive integer: {values.shown(text)!r}")
+    return min(number, values.MAX_ID)
+
+
+async def page_in_query(
+    limit: QueryNumber = None,
+    marker: QueryNumber = None,
+    offset: QueryNumber = None,
+    display_name: Annotated[str | None, Query(description="Only what has this name")] = None,
+) -> Page:
+    """`limit`, `marker`, `offset` and `display_name`. Raises InvalidRequestError."""
+    wanted = MAX_PAGE if limit is None else count("limit", limit)
+    return Page(
+        limit=wanted if 0 < wanted < MAX_PAGE else MAX_PAGE,
+        marker=None if marker is None else count("marker", marker),
+        offset=0 if offset is None else count("offset", offset),
+        display_name=display_name,
+    )
+
+
+InVolume = Annotated[VolumeId, Depends(volume_in_path)]
+InSnapshot = Annotated[SnapshotId, Depends(snapshot_in_path)]
+InServer = Annotated[str, Depends(server_in_path)]
+InPage = Annotated[Page, Depends(page_in_query)]

@@ -1,0 +1,172 @@
+"""What clients get: the objects that the specification shows, key by key."""
+
+from __future__ import annotations
+
+from typing import NotRequired
+
+from typing_extensions import TypedDict
+
+from api.openstack.values import date, precise_date, server_number
+from bockd.blockstorage.contract import Attachment, Snapshot, Volume
+
+
+class AttachmentInVolume(TypedDict, total=False):
+    """Where a volume is attached; without any key when it is not (section 4.4.2.1)."""
+
+    id: int
+    volumeId: int
+    serverId: int | str
+    device: str
+
+
+class VolumeView(TypedDict):
+    """Section 4.4.2.3. `imageRef` is there in lists (section 4.4.2.1), and where there is one."""
+
+    status: str
+    displayDescription: str | None
+    availabilityZone: str
+    displayName: str | None
+    attachments: list[AttachmentInVolume]
+    volumeType: None
+    snapshotId: int | str
+    imageRef: NotRequired[str]
+    size: int
+    id: int
+    createdAt: str
+    metadata: dict[str, str]
+
+
+class OneVolume(TypedDict):
+    """Sections 4.4.2.2 and 4.4.2.3."""
+
+    volume: VolumeView
+
+
+class VolumeList(TypedDict):
+    """Section 4.4.2.1."""
+
+    volumes: list[VolumeView]
+
+
+class AttachmentView(TypedDict):
+    """Section 4.4.3.1; the reply of 4.4.3.2 shows the ids only."""
+
+    device: str
+    serverId: int | str
+    id: int
+    volumeId: int
+
+
+class OneAttachment(TypedDict):
+    """Section 4.4.3.2."""
+
+    volumeAttachment: AttachmentView
+
+
+class AttachmentList(TypedDict):
+    """Section 4.4.3.1."""
+
+    volumeAttachments: list[AttachmentView]
+
+
+class SnapshotView(TypedDict):
+    """Section 4.4.4.1."""
+
+    status: str
+    displayDescription: str | None
+    displayName: str | None
+    volumeId: int
+    id: int
+    createdAt: str
+    size: int
+
+
+class NewSnapshotView(TypedDict):
+    """Section 4.4.4.2."""
+
+    snapshot: SnapshotView
+
+
+class OneSnapshot(TypedDict):
+    """Section 4.4.4.3: the document says `snapshots`, every client reads `snapshot`."""
+
+    snapshot: SnapshotView
+    snapshots: SnapshotView
+
+
+class SnapshotList(TypedDict):
+    """Section 4.4.4.1."""
+
+    snapshots: list[SnapshotView]
+
+
+def view_attachment(attachment: Attachment) -> AttachmentView:
+    """One attachment; its id is the volume's."""
+    return {
+        "device": attachment.device,
+        "serverId": server_number(attachment.server_id),
+        "id": attachment.id,
+        "volumeId": attachment.volume_id,
+    }
+
+
+def attachments_of(volume: Volume) -> list[AttachmentInVolume]:
+    """`[{}]` when there is none, as documented."""
+    if volume.attachment is None:
+        return [{}]
+    seen = view_attachment(volume.attachment)
+    return [
+        {
+            "id": seen["id"],
+            "volumeId": seen["volumeId"],
+            "serverId": seen["serverId"],
+            "device": seen["device"],
+        }
+    ]
+
+
+def view_volume(volume: Volume) -> VolumeView:
+    """One volume."""
+    view: VolumeView = {
+        "status": volume.status.value,
+        "displayDescription": volume.display_description,
+        "availabilityZone": volume.availability_zone,
+        "displayName": volume.display_name,
+        "attachments": attachments_of(volume),
+        "volumeType": None,
+        "snapshotId": "" if volume.snapshot_id is None else volume.snapshot_id,
+        "size": volume.size_gib,
+        "id": volume.id,
+        "createdAt": date(volume.created_at),
+        "metadata": dict(volume.metadata),
+    }
+    if volume.image_id is not None:
+        view["imageRef"] = volume.image_id
+    return view
+
+
+def list_volume(volume: Volume) -> VolumeView:
+    """The same in a list, where `imageRef` is always there."""
+    view = view_volume(volume)
+    view.setdefault("imageRef", "")
+    return view
+
+
+def view_snapshot(snapshot: Snapshot) -> SnapshotView:
+    """One snapshot."""
+    return {
+        "status": snapshot.status.value,
+        "displayDescription": snapshot.display_description,
+        "displayName": snapshot.display_name,
+        "volumeId": snapshot.volume_id,
+        "id": snapshot.id,
+        "createdAt": date(snapshot.created_at),
+        "size": snapshot.size_gib,
+    }
+
+
+def view_new_snapshot(snapshot: Snapshot) -> SnapshotView:
+    """The same just made: its date is to the microsecond, as documented."""
+    view = view_snapshot(snapshot)
+    view["createdAt"] = precise_date(snapshot.created_at)
+    return view

@@ -1,0 +1,44 @@
+"""Volumes (section 4.4.2)."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response, status
+
+from api.openstack.access import InTenant
+from api.openstack.bodies import CreateVolume
+from api.openstack.media import JsonRoute
+from api.openstack.params import InPage, InVolume
+from api.openstack.replies import OneVolume, VolumeList, list_volume, view_volume
+from bockd.blockstorage.contract import BlockStorage
+
+
+def volume_router(storage: BlockStorage, prefix: str) -> APIRouter:
+    """The endpoints below `{tenant}` + `prefix`."""
+    router = APIRouter(prefix=prefix, tags=["volumes"], route_class=JsonRoute)
+
+    @router.get("")
+    @router.get("/detail")
+    async def list_volumes(tenant: InTenant, page: InPage) -> VolumeList:
+        """List volumes (section 4.4.2.1)."""
+        volumes = await storage.list_volumes(tenant, page)
+        return {"volumes": [list_volume(volume) for volume in volumes]}
+
+    @router.post("")
+    async def create_volume(tenant: InTenant, body: CreateVolume) -> OneVolume:
+        """Create a volume: blank, from a snapshot, or from an image (section 4.4.2.2)."""
+        return {"volume": view_volume(await storage.create_volume(tenant, body.volume.wanted()))}
+
+    @router.get("/{volume_id:node}")
+    async def show_volume(tenant: InTenant, volume: InVolume) -> OneVolume:
+        """Show a volume (section 4.4.2.3)."""
+        return {"volume": view_volume(await storage.show_volume(tenant, volume))}
+
+    @router.delete(
+        "/{volume_id:node}", status_code=status.HTTP_202_ACCEPTED, response_class=Response
+    )
+    async def delete_volume(tenant: InTenant, volume: InVolume) -> Response:
+        """Delete a volume (section 4.4.2.4)."""
+        await storage.delete_volume(tenant, volume)
+        return Response(status_code=status.HTTP_202_ACCEPTED)
+
+    return router

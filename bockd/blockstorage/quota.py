@@ -1,0 +1,50 @@
+"""Quotas (4.4.2, "Quota Limits"): whether a tenant may have more.
+
+Gigabytes are those of volumes. Snapshots are counted and take none: they share their volume's
+blocks, and what they keep alive is bounded by their number and the volume's size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from bockd.blockstorage.contract import UNLIMITED, Quota, Usage
+from bockd.errors import OverLimitError
+
+DEFAULT_QUOTA = Quota(volumes=1000, gigabytes=64 * 1024, snapshots=1000)
+"""For a tenant without a quota of its own. Volumes are thin, so that this bounds the catalogue
+and a client that runs away, not the disk."""
+
+
+def with_volume(quota: Quota, used: Usage, size_gib: int) -> Usage:
+    """The usage with one more volume; OverLimitError, in the specification's words."""
+    if _exceeds(quota.volumes, used.volumes + 1) or _exceeds(
+        quota.gigabytes, used.gigabytes + size_gib
+    ):
+        raise OverLimitError(
+            f"Volume quota exceeded. You cannot create a volume of size {size_gib}G"
+        )
+    return replace(used, volumes=used.volumes + 1, gigabytes=used.gigabytes + size_gib)
+
+
+def with_snapshot(quota: Quota, used: Usage, volume: int) -> Usage:
+    """The usage with one more snapshot; OverLimitError."""
+    if _exceeds(quota.snapshots, used.snapshots + 1):
+        raise OverLimitError(
+            f"Snapshot quota exceeded. You cannot create a snapshot of volume {volume}"
+        )
+    return replace(used, snapshots=used.snapshots + 1)
+
+
+def without_volume(used: Usage, size_gib: int) -> Usage:
+    """The usage with one volume less."""
+    return replace(used, volumes=used.volumes - 1, gigabytes=used.gigabytes - size_gib)
+
+
+def without_snapshot(used: Usage) -> Usage:
+    """The usage with one snapshot less."""
+    return replace(used, snapshots=used.snapshots - 1)
+
+
+def _exceeds(limit: int, wanted: int) -> bool:
+    return limit != UNLIMITED and wanted > limit

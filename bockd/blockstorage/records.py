@@ -1,0 +1,347 @@
+"""What block storage keeps beside the pool's catalogue, in the same index.
+
+    TENANTS       tenant id                         TenantRecord
+    USERS         user name                         UserRecord
+    ACCESS_KEYS   access key                        AccessKeyRecord
+    TOKENS        SHA-256 of the token              TokenRecord
+    API_VOLUMES   id:u64                            OwnedVolume
+    API_SNAPSHOTS id:u64                            OwnedSnapshot
+    OWNED         kind | tenant | 0 | id:u64        nothing: a tenant's nodes, in order
+    ATTACHED      tenant | 0 | server | 0 | id:u64  nothing: a server's volumes, in order
+    EXPORT_NAMES  export name                       id:u64 of the attached volume
+    IMAGES        image id                          ImageRecord
+
+Records are JSON objects of the dataclasses. Invariants, each kept by one function of `Ledger`: a
+record in API_VOLUMES or API_SNAPSHOTS belongs to a node of the pool; OWNED, ATTACHED and
+EXPORT_NAMES follow from those records; a tenant's `used` is their sum. `bockd.blockstorage.recount`
+proves it.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import msgspec
+
+from bockd.blockstorage import quota
+from bockd.blockstorage.contract import (
+    Attachment,
+    Image,
+    Quota,
+    Snapshot,
+    Tenant,
+    TenantId,
+    Usage,
+    UserId,
+    Volume,
+)
+from bockd.blockstorage.rules import in_id_range, not_found
+from bockd.errors import DamagedError, NotFoundError
+from bockd.model import NodeKind, SnapshotId, VolumeId
+from bockd.store.catalogue import FIRST_KEY, LAST_KEY, id_key
+from bockd.store.index import Table, Transaction
+
+_ID = struct.Struct(">Q")
+MAX_KEY_BYTES = 255
+"""Of a name that is looked up; LMDB's keys end at 511."""
+
+
+@dataclass(frozen=True, slots=True)
+class TenantRecord:
+    """TENANTS/<id>."""
+
+    tenant: Tenant
+    quota: Quota | None
+    """None: the configured default."""
+    used: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class UserRecord:
+    """USERS/<name>. `password` is a hash (bockd.blockstorage.secrethash)."""
+
+    id: UserId
+    name: str
+    password: str
+    roles: Mapping[TenantId, tuple[str, ...]]
+    """In each tenant that the user is in."""
+
+
+@dataclass(frozen=True, slots=True)
+class AccessKeyRecord:
+    """ACCESS_KEYS/<access key>. `secret` is a hash."""
+
+    username: str
+    secret: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRecord:
+    """TOKENS/<SHA-256 of the token>; the digest stands here again, to be compared."""
+
+    digest: str
+    username: str
+    tenant: TenantId
+    expires_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class OwnedVolume:
+    """API_VOLUMES/<id>."""
+
+    tenant: TenantId
+    volume: Volume
+
+
+@dataclass(frozen=True, slots=True)
+class OwnedSnapshot:
+    """API_SNAPSHOTS/<id>."""
+
+    tenant: TenantId
+    snapshot: Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRecord:
+    """IMAGES/<id>. The image is a snapshot of the pool that no tenant owns."""
+
+    image: Image
+    snapshot: SnapshotId
+
+
+R = TypeVar("R")
+
+
+def decode(kind: type[R], payload: bytes) -> R:
+    """A record from its JSON; DamagedError when it does not fit its type."""
+    try:
+        return msgspec.json.decode(payload, type=kind)
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise DamagedError(f"a stored {kind.__name__} is malformed: {error}") from error
+
+
+def text_key(text: str) -> bytes | None:
+    """The key of a name that a client sent; None when it cannot be one."""
+    encoded = text.encode("utf-8", "surrogatepass")
+    return encoded if 0 < len(encoded) <= MAX_KEY_BYTES else None
+
+
+class Ledger:
+    """The records of one transaction, typed."""
+
+    def __init__(self, txn: Transaction) -> None:
+        self.txn = txn
+
+    def _put(self, table: Table, key: bytes, record: object) -> None:
+        self.txn.put(table, key, msgspec.json.encode(record))
+
+    def _get(self, table: Table, key: bytes | None, kind: type[R]) -> R | None:
+        payload = None if key is None else self.txn.get(table, key)
+        return None if payload is None else decode(kind, payload)
+
+    def _all(self, table: Table, kind: type[R]) -> Iterator[R]:
+        for _, payload in self.txn.scan(table, FIRST_KEY, LAST_KEY):
+            yield decode(kind, payload)
+
+    # -- tenants -----------------------------------------------------------------------------
+
+    def tenant(self, tenant: TenantId) -> TenantRecord:
+        """A tenant's record; an empty one for a tenant that another identity service knows."""
+        found = self._get(Table.TENANTS, text_key(tenant), TenantRecord)
+        return found or TenantRecord(Tenant(tenant, tenant), None, Usage())
+
+    def tenants(self) -> list[TenantRecord]:
+        return list(self._all(Table.TENANTS, TenantRecord))
+
+    def put_tenant(self, record: TenantRecord) -> None:
+        self._put(Table.TENANTS, record.tenant.id.encode(), record)
+
+    def _use(self, record: TenantRecord, used: Usage) -> None:
+        self.put_tenant(replace(record, used=used))
+
+    # -- volumes -----------------------------------------------------------------------------
+
+    def owned_volume(self, volume: VolumeId) -> OwnedVolume | None:
+        """A volume whoever it belongs to; None when it belongs to nobody."""
+        key = id_key(volume) if in_id_range(volume) else None
+        return self._get(Table.API_VOLUMES, key, OwnedVolume)
+
+    def volume(self, tenant: TenantId, volume: VolumeId) -> Volume:
+        """One of the tenant's volumes; NotFoundError."""
+        found = self.owned_volume(volume)
+        if found is None or found.tenant != tenant:
+            raise not_found(NodeKind.VOLUME, volume)
+        return found.volume
+
+    def volumes(self, tenant: TenantId, after: int = 0) -> Iterator[Volume]:
+        """The tenant's volumes by id, those after an id."""
+        for node in self._owned(NodeKind.VOLUME, tenant, after):
+            yield self.volume(tenant, VolumeId(node))
+
+    def all_volumes(self) -> Iterator[OwnedVolume]:
+        return self._all(Table.API_VOLUMES, OwnedVolume)
+
+    def add_volume(self, tenant: TenantId, volume: Volume, default: Quota) -> None:
+        """A new volume, within the tenant's quota. OverLimitError."""
+        record = self.tenant(tenant)
+        self._use(record, quota.with_volume(record.quota or default, record.used, volume.size_gib))
+        self.put_volume(tenant, volume)
+        self.txn.put(Table.OWNED, owned_key(NodeKind.VOLUME, tenant, volume.id), b"")
+
+    def put_volume(self, tenant: TenantId, volume: Volume) -> None:
+        """The volume as it is now. Attachments are changed by `attach` and `detach` only."""
+        self._put(Table.API_VOLUMES, id_key(volume.id), OwnedVolume(tenant, volume))
+
+    def resize_volume(self, owned: OwnedVolume, size_gib: int) -> None:
+        """The operator made it larger, whatever the quota."""
+        record = self.tenant(owned.tenant)
+        more = size_gib - owned.volume.size_gib
+        self._use(record, replace(record.used, gigabytes=record.used.gigabytes + more))
+        self.put_volume(owned.tenant, replace(owned.volume, size_gib=size_gib))
+
+    def remove_volume(self, owned: OwnedVolume) -> None:
+        """A volume that is no longer; it is not attached."""
+        assert owned.volume.attachment is None
+        tenant, volume = owned.tenant, owned.volume
+        record = self.tenant(tenant)
+        self._use(record, quota.without_volume(record.used, volume.size_gib))
+        self.txn.delete(Table.API_VOLUMES, id_key(volume.id))
+        self.txn.delete(Table.OWNED, owned_key(NodeKind.VOLUME, tenant, volume.id))
+
+    # -- attachments -------------------------------------------------------------------------
+
+    def attach(self, tenant: TenantId, volume: Volume, attachment: Attachment) -> None:
+        """The volume, as attached."""
+        self.put_volume(tenant, replace(volume, attachment=attachment))
+        self.txn.put(Table.ATTACHED, attached_key(tenant, attachment.server_id, volume.id), b"")
+        self.txn.put(
+            Table.EXPORT_NAMES, attachment.export_name.encode(), id_key(attachment.volume_id)
+        )
+
+    def detach(self, tenant: TenantId, volume: Volume) -> None:
+        """The volume, as no longer attached."""
+        attachment = volume.attachment
+        assert attachment is not None
+        self.put_volume(tenant, replace(volume, attachment=None))
+        self.txn.delete(Table.ATTACHED, attached_key(tenant, attachment.server_id, volume.id))
+        self.txn.delete(Table.EXPORT_NAMES, attachment.export_name.encode())
+
+    def attached(self, tenant: TenantId, server: str) -> Iterator[Volume]:
+        """The volumes of one server, by id."""
+        first = attached_key(tenant, server, VolumeId(0))
+        for key in self.txn.keys(Table.ATTACHED, first, first[:-8] + b"\xff" * 9):
+            yield self.volume(tenant, VolumeId(_ID.unpack(key[-8:])[0]))
+
+    def exported(self, export_name: str) -> OwnedVolume | None:
+        """The volume that is attached under an export name."""
+        key = text_key(export_name)
+        payload = None if key is None else self.txn.get(Table.EXPORT_NAMES, key)
+        return None if payload is None else self.owned_volume(VolumeId(_ID.unpack(payload)[0]))
+
+    # -- snapshots ---------------------------------------------------------------------------
+
+    def owned_snapshot(self, snapshot: SnapshotId) -> OwnedSnapshot | None:
+        """A snapshot whoever it belongs to; None when it belongs to nobody."""
+        key = id_key(snapshot) if in_id_range(snapshot) else None
+        return self._get(Table.API_SNAPSHOTS, key, OwnedSnapshot)
+
+    def snapshot(self, tenant: TenantId, snapshot: SnapshotId) -> Snapshot:
+        """One of the tenant's snapshots; NotFoundError."""
+        found = self.owned_snapshot(snapshot)
+        if found is None or found.tenant != tenant:
+            raise not_found(NodeKind.SNAPSHOT, snapshot)
+        return found.snapshot
+
+    def snapshots(self, tenant: TenantId, after: int = 0) -> Iterator[Snapshot]:
+        """The tenant's snapshots by id, those after an id."""
+        for node in self._owned(NodeKind.SNAPSHOT, tenant, after):
+            yield self.snapshot(tenant, SnapshotId(node))
+
+    def all_snapshots(self) -> Iterator[OwnedSnapshot]:
+        return self._all(Table.API_SNAPSHOTS, OwnedSnapshot)
+
+    def add_snapshot(self, tenant: TenantId, snapshot: Snapshot, default: Quota) -> None:
+        """A new snapshot, within the tenant's quota. OverLimitError."""
+        record = self.tenant(tenant)
+        self._use(
+            record, quota.with_snapshot(record.quota or default, record.used, snapshot.volume_id)
+        )
+        self.put_snapshot(tenant, snapshot)
+        self.txn.put(Table.OWNED, owned_key(NodeKind.SNAPSHOT, tenant, snapshot.id), b"")
+
+    def put_snapshot(self, tenant: TenantId, snapshot: Snapshot) -> None:
+        """The snapshot as it is now."""
+        self._put(Table.API_SNAPSHOTS, id_key(snapshot.id), OwnedSnapshot(tenant, snapshot))
+
+    def remove_snapshot(self, owned: OwnedSnapshot) -> None:
+        """A snapshot that is no longer."""
+        tenant, snapshot = owned.tenant, owned.snapshot
+        record = self.tenant(tenant)
+        self._use(record, quota.without_snapshot(record.used))
+        self.txn.delete(Table.API_SNAPSHOTS, id_key(snapshot.id))
+        self.txn.delete(Table.OWNED, owned_key(NodeKind.SNAPSHOT, tenant, snapshot.id))
+
+    def _owned(self, kind: NodeKind, tenant: TenantId, after: int) -> Iterator[int]:
+        if not in_id_range(after + 1):
+            return
+        first = owned_key(kind, tenant, after + 1)
+        for key in self.txn.keys(Table.OWNED, first, first[:-8] + b"\xff" * 9):
+            yield _ID.unpack(key[-8:])[0]
+
+    # -- images ------------------------------------------------------------------------------
+
+    def image(self, image: str) -> ImageRecord:
+        """One image; NotFoundError."""
+        found = self._get(Table.IMAGES, text_key(image), ImageRecord)
+        if found is None:
+            raise NotFoundError(f"Image {image[:MAX_KEY_BYTES]} could not be found.")
+        return found
+
+    def images(self) -> Iterator[ImageRecord]:
+        return self._all(Table.IMAGES, ImageRecord)
+
+    def put_image(self, record: ImageRecord) -> None:
+        self._put(Table.IMAGES, record.image.id.encode(), record)
+
+    def remove_image(self, record: ImageRecord) -> None:
+        self.txn.delete(Table.IMAGES, record.image.id.encode())
+
+    # -- users -------------------------------------------------------------------------------
+
+    def user(self, name: str) -> UserRecord | None:
+        return self._get(Table.USERS, text_key(name), UserRecord)
+
+    def put_user(self, record: UserRecord) -> None:
+        self._put(Table.USERS, record.name.encode(), record)
+
+    def access_key(self, access_key: str) -> AccessKeyRecord | None:
+        return self._get(Table.ACCESS_KEYS, text_key(access_key), AccessKeyRecord)
+
+    def put_access_key(self, access_key: str, record: AccessKeyRecord) -> None:
+        self._put(Table.ACCESS_KEYS, access_key.encode(), record)
+
+    def token(self, digest: bytes) -> TokenRecord | None:
+        return self._get(Table.TOKENS, digest, TokenRecord)
+
+    def tokens(self) -> list[tuple[bytes, TokenRecord]]:
+        found = self.txn.scan(Table.TOKENS, FIRST_KEY, b"\xff" * 33)
+        return [(key, decode(TokenRecord, payload)) for key, payload in found]
+
+    def put_token(self, digest: bytes, record: TokenRecord) -> None:
+        self._put(Table.TOKENS, digest, record)
+
+    def remove_token(self, digest: bytes) -> bool:
+        return self.txn.delete(Table.TOKENS, digest)
+
+
+def owned_key(kind: NodeKind, tenant: TenantId, node: int) -> bytes:
+    """OWNED: a node of a tenant."""
+    return kind.value[:1].encode() + tenant.encode() + b"\0" + id_key(node)
+
+
+def attached_key(tenant: TenantId, server: str, volume: VolumeId) -> bytes:
+    """ATTACHED: a volume at a server of a tenant."""
+    return tenant.encode() + b"\0" + server.encode() + b"\0" + id_key(volume)

@@ -1,0 +1,91 @@
+"""The invariants of `bockd.blockstorage.records`, proved by a walk over all records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from bockd.blockstorage.contract import Status, TenantId, Usage
+from bockd.blockstorage.records import Ledger, OwnedSnapshot, OwnedVolume, attached_key, owned_key
+from bockd.errors import DamagedError
+from bockd.model import NodeKind
+from bockd.store.catalogue import FIRST_KEY, LAST_KEY, id_key
+from bockd.store.index import Table, Transaction
+
+_ANY_KEY = LAST_KEY + b"\xff" * 500
+
+
+def find_problems(txn: Transaction) -> tuple[str, ...]:
+    """One line for each thing that should never be."""
+    try:
+        return _problems(txn)
+    except DamagedError as error:
+        return (str(error),)
+
+
+def _problems(txn: Transaction) -> tuple[str, ...]:
+    ledger = Ledger(txn)
+    volumes = list(ledger.all_volumes())
+    snapshots = list(ledger.all_snapshots())
+    return (
+        *_without_node(txn, volumes, snapshots),
+        *_wrong_keys(txn, volumes, snapshots),
+        *_wrong_attachments(volumes),
+        *_wrong_usage(ledger, volumes, snapshots),
+    )
+
+
+def _without_node(
+    txn: Transaction, volumes: list[OwnedVolume], snapshots: list[OwnedSnapshot]
+) -> Iterator[str]:
+    for owned in volumes:
+        if txn.get(Table.VOLUMES, id_key(owned.volume.id)) is None:
+            yield f"the record of volume {owned.volume.id} has no volume in the pool"
+    for found in snapshots:
+        if txn.get(Table.SNAPSHOTS, id_key(found.snapshot.id)) is None:
+            yield f"the record of snapshot {found.snapshot.id} has no snapshot in the pool"
+
+
+def _wrong_keys(
+    txn: Transaction, volumes: list[OwnedVolume], snapshots: list[OwnedSnapshot]
+) -> Iterator[str]:
+    attached = [
+        (owned.tenant, owned.volume.attachment) for owned in volumes if owned.volume.attachment
+    ]
+    expected = {
+        Table.OWNED: {
+            *(owned_key(NodeKind.VOLUME, o.tenant, o.volume.id) for o in volumes),
+            *(owned_key(NodeKind.SNAPSHOT, o.tenant, o.snapshot.id) for o in snapshots),
+        },
+        Table.ATTACHED: {attached_key(tenant, a.server_id, a.volume_id) for tenant, a in attached},
+        Table.EXPORT_NAMES: {a.export_name.encode() for _, a in attached},
+    }
+    for table, keys in expected.items():
+        if set(txn.keys(table, FIRST_KEY, _ANY_KEY)) != keys:
+            yield f"table {table.value.decode()} does not say what the volumes' records say"
+
+
+def _wrong_attachments(volumes: list[OwnedVolume]) -> Iterator[str]:
+    for owned in volumes:
+        attached = owned.volume.attachment is not None
+        status = owned.volume.status
+        if attached != (status in (Status.ATTACHING, Status.IN_USE, Status.DETACHING)):
+            yield f"volume {owned.volume.id} is {status}, attached: {attached}"
+
+
+def _wrong_usage(
+    ledger: Ledger, volumes: list[OwnedVolume], snapshots: list[OwnedSnapshot]
+) -> Iterator[str]:
+    counted: dict[TenantId, Usage] = {}
+    for owned in volumes:
+        used = counted.get(owned.tenant, Usage())
+        counted[owned.tenant] = replace(
+            used, volumes=used.volumes + 1, gigabytes=used.gigabytes + owned.volume.size_gib
+        )
+    for found in snapshots:
+        used = counted.get(found.tenant, Usage())
+        counted[found.tenant] = replace(used, snapshots=used.snapshots + 1)
+    recorded = {record.tenant.id: record.used for record in ledger.tenants()}
+    for tenant in recorded.keys() | counted.keys():
+        if recorded.get(tenant, Usage()) != counted.get(tenant, Usage()):
+            yield f"tenant {tenant} has {counted.get(tenant)}, recorded is {recorded.get(tenant)}"

@@ -1,0 +1,251 @@
+"""The specification's rules as tables and pure functions: statuses, sizes, texts, devices, pages.
+
+Nothing here reads or writes anything. What does (volumes, snapshots, attachments) asks here first,
+inside its transaction.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from string import ascii_lowercase
+from typing import NoReturn, Protocol, TypeVar
+
+from bockd.blockstorage.contract import MAX_PAGE, Page, Status
+from bockd.errors import (
+    ConflictError,
+    InvalidRequestError,
+    InvalidStateError,
+    NotFoundError,
+    OverLimitError,
+)
+from bockd.model import GIB, MAX_VOLUME_BYTES, NodeKind
+
+MIN_SIZE_GIB = 1
+MAX_SIZE_GIB = MAX_VOLUME_BYTES // GIB
+"""What a pool's volume may have."""
+
+MAX_TEXT_LENGTH = 255
+"""Characters of a display name, description or zone, and of a metadata key or value: the column
+that Nova keeps them in."""
+
+MAX_METADATA_ITEMS = 128
+"""Nova's default, and a bound on a record's size."""
+
+MAX_ID = (1 << 63) - 1
+"""No node has a larger one; what a client sends may be any number."""
+
+MAX_SHOWN_DIGITS = 40
+
+_SERVER = re.compile(r"[A-Za-z0-9._-]{1,255}")
+_DEVICE = re.compile(r"/dev/(?:xvd|vd|sd|hd)([a-z]{1,2})")
+
+
+# -- statuses ----------------------------------------------------------------------------------
+
+VOLUME_MOVES: Mapping[Status, frozenset[Status]] = {
+    Status.CREATING: frozenset({Status.AVAILABLE, Status.ERROR}),
+    Status.AVAILABLE: frozenset({Status.ATTACHING, Status.DELETING}),
+    Status.ATTACHING: frozenset({Status.IN_USE, Status.AVAILABLE}),
+    Status.IN_USE: frozenset({Status.DETACHING}),
+    Status.DETACHING: frozenset({Status.AVAILABLE, Status.IN_USE}),
+    Status.DELETING: frozenset({Status.AVAILABLE, Status.ERROR, Status.ERROR_DELETING}),
+    Status.ERROR: frozenset({Status.DELETING}),
+    Status.ERROR_DELETING: frozenset({Status.DELETING}),
+}
+"""4.4.2 and 4.4.3, "Status Lifecycle" and rules 1 to 3: from each status, where a volume may go.
+Back from attaching, detaching and deleting is for what could not be done."""
+
+SNAPSHOT_MOVES: Mapping[Status, frozenset[Status]] = {
+    Status.CREATING: frozenset({Status.AVAILABLE, Status.ERROR}),
+    Status.AVAILABLE: frozenset({Status.DELETING}),
+    Status.DELETING: frozenset({Status.AVAILABLE, Status.ERROR, Status.ERROR_DELETING}),
+    Status.ERROR: frozenset({Status.DELETING}),
+    Status.ERROR_DELETING: frozenset({Status.DELETING}),
+}
+"""4.4.4, "Status Lifecycle"."""
+
+_MOVES = {NodeKind.VOLUME: VOLUME_MOVES, NodeKind.SNAPSHOT: SNAPSHOT_MOVES}
+
+_NEEDED: Mapping[Status, str] = {
+    Status.ATTACHING: "available to be attached",
+    Status.DETACHING: "in-use to be detached",
+    Status.DELETING: "available or in error to be deleted",
+}
+
+
+def check_move(kind: NodeKind, node: int, old: Status, new: Status) -> None:
+    """Return if a volume or snapshot may go from `old` to `new`; raise InvalidStateError."""
+    if new not in _MOVES[kind].get(old, frozenset()):
+        needed = _NEEDED.get(new, f"in another status to become {new}")
+        refuse_state(kind, node, f"its status must be {needed}; it is {old}")
+
+
+def check_can_be_snapshotted(volume: int, status: Status, *, force: bool) -> None:
+    """4.4.4, "Business Rules": not while it is attached, unless forced (4.4.4.2)."""
+    if status is Status.IN_USE and not force:
+        refuse_state(NodeKind.VOLUME, volume, "it is attached to a server; detach it or use force")
+    if status not in (Status.AVAILABLE, Status.IN_USE):
+        refuse_state(
+            NodeKind.VOLUME, volume, f"its status must be available for a snapshot; it is {status}"
+        )
+
+
+def check_can_be_cloned(snapshot: int, status: Status) -> None:
+    """A volume is made from a finished snapshot only."""
+    if status is not Status.AVAILABLE:
+        refuse_state(
+            NodeKind.SNAPSHOT, snapshot, f"its status must be available to copy it; it is {status}"
+        )
+
+
+def refuse_state(kind: NodeKind, node: int, reason: str) -> NoReturn:
+    """Raise InvalidStateError in the words that clients know: "Invalid volume: ..."."""
+    raise InvalidStateError(f"Invalid {kind}: {kind} {node}: {reason}")
+
+
+def not_found(kind: NodeKind, node: int) -> NotFoundError:
+    """The error of 4.4.4.2: "Volume 18819 could not be found."."""
+    return NotFoundError(f"{kind.capitalize()} {_shown(node)} could not be found.")
+
+
+# -- what a request may say --------------------------------------------------------------------
+
+
+def check_size(size_gib: int) -> int:
+    """Return a size that a volume may have; raise InvalidRequestError otherwise."""
+    if not MIN_SIZE_GIB <= size_gib <= MAX_SIZE_GIB:
+        raise InvalidRequestError(
+            f"size {_shown(size_gib)} is out of range: choose {MIN_SIZE_GIB} to {MAX_SIZE_GIB} GiB"
+        )
+    return size_gib
+
+
+def size_in_gib(size_bytes: int) -> int:
+    """What is recorded and counted for a pool volume of any size: rounded up."""
+    return -(-size_bytes // GIB)
+
+
+def check_text(what: str, text: str | None) -> str | None:
+    """Return a display text that can be kept; raise InvalidRequestError otherwise."""
+    if text is None:
+        return None
+    if len(text) > MAX_TEXT_LENGTH:
+        raise InvalidRequestError(
+            f"{what} has {len(text)} characters; at most {MAX_TEXT_LENGTH} are kept"
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequestError(f"{what} must be valid Unicode text") from None
+    return text
+
+
+def check_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Return metadata that can be kept; raise InvalidRequestError otherwise."""
+    if len(metadata) > MAX_METADATA_ITEMS:
+        raise InvalidRequestError(
+            f"metadata has {len(metadata)} items; at most {MAX_METADATA_ITEMS} are kept"
+        )
+    for key, value in metadata.items():
+        if not key:
+            raise InvalidRequestError("metadata has an empty key")
+        check_text("a metadata key", key)
+        check_text("a metadata value", value)
+    return dict(metadata)
+
+
+def check_server(server: str) -> str:
+    """Return a server's id; raise NotFoundError for what cannot be one."""
+    if not _SERVER.fullmatch(server):
+        raise NotFoundError("Instance could not be found: malformed server id.")
+    return server
+
+
+def in_id_range(node: int) -> bool:
+    """Whether a number a client sent can be an id at all."""
+    return 0 < node <= MAX_ID
+
+
+def _shown(number: int) -> str:
+    """A number for a message. Python refuses to print the largest that a client may send."""
+    return str(number) if abs(number) < 10**MAX_SHOWN_DIGITS else "(huge)"
+
+
+# -- devices (4.4.3, rule 6) -------------------------------------------------------------------
+
+
+def choose_device(wanted: str | None, taken: Collection[str]) -> str:
+    """The device for a new attachment of a server that has `taken` already.
+
+    /dev/vdf and /dev/sdf are the same place on a server: the guest's driver chooses the prefix,
+    so only the letters count. Raises InvalidRequestError for what is no device, ConflictError when
+    its place is taken, OverLimitError when all are.
+    """
+    places = {_place(device) for device in taken}
+    if wanted is not None:
+        if _place(wanted) in places:
+            raise ConflictError(f"the server has a volume at device {wanted} already")
+        return wanted
+    for letters in _places():
+        if letters not in places:
+            return f"/dev/vd{letters}"
+    raise OverLimitError("the server has no free device left")
+
+
+def _place(device: str) -> str:
+    match = _DEVICE.fullmatch(device)
+    if match is None:
+        raise InvalidRequestError(
+            f"device {device[:40]!a} is not valid: choose one like /dev/vdf, or none"
+        )
+    return match[1]
+
+
+def _places() -> Iterator[str]:
+    """b to z, then aa to zz. The first disk is the one that the server boots from."""
+    yield from ascii_lowercase[1:]
+    for first in ascii_lowercase:
+        yield from (first + second for second in ascii_lowercase)
+
+
+# -- lists -------------------------------------------------------------------------------------
+
+
+class Listed(Protocol):
+    """What a page is cut from."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def display_name(self) -> str | None: ...
+
+
+L = TypeVar("L", bound=Listed)
+
+
+def check_page(page: Page) -> Page:
+    """Return a page that can be cut; raise InvalidRequestError for negative numbers."""
+    for what, value in (("limit", page.limit), ("offset", page.offset), ("marker", page.marker)):
+        if value is not None and value < 0:
+            raise InvalidRequestError(f"{what} must not be negative")
+    return page
+
+
+def cut_page(items: Iterable[L], page: Page) -> list[L]:
+    """The part of `items`, which are in the order of their ids, that `page` names."""
+    limit = page.limit if 0 < page.limit <= MAX_PAGE else MAX_PAGE
+    left_out = 0
+    found: list[L] = []
+    for item in items:
+        if page.display_name is not None and item.display_name != page.display_name:
+            continue
+        if page.marker is not None and item.id <= page.marker:
+            continue
+        if left_out < page.offset:
+            left_out += 1
+            continue
+        found.append(item)
+        if len(found) == limit:
+            break
+    return found

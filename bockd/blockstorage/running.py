@@ -1,0 +1,84 @@
+"""What the operations of block storage run in: a pool, somebody who drives steps, and settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from bockd.blockstorage.contract import Attachment, Quota
+from bockd.blockstorage.quota import DEFAULT_QUOTA
+from bockd.engine.pool import Pool
+from bockd.errors import BockdError, from_os_error
+from bockd.model import NodeKind
+from bockd.steps import Blocking, Steps
+from bockd.store.index import Transaction
+
+T = TypeVar("T")
+
+DEFAULT_ZONE = "nova"
+"""`availabilityZone` of a volume that asks for none, as the specification prints it (4.4.2.1)."""
+
+
+class Driver(Protocol):
+    """Runs an operation to its end, whatever happens to who asked for it."""
+
+    async def run(self, steps: Steps[T]) -> T: ...
+
+
+class Exports(Protocol):
+    """What the data plane does about attachments and about what is deleted."""
+
+    def publish(self, attachment: Attachment) -> Steps[None]:
+        """Let the volume be reached under the attachment's export name. A BockdError undoes the
+        attachment."""
+        ...
+
+    def withdraw(self, attachment: Attachment) -> Steps[None]:
+        """Let nobody reach it under that name any more: no request that came that way changes the
+        volume after this. A BockdError leaves it attached."""
+        ...
+
+    def forget(self, kind: NodeKind, node: int) -> None:
+        """The volume or snapshot is gone; so may be what was counted about it."""
+        ...
+
+
+class NoExports:
+    """For tests, and while attachments are records only."""
+
+    def publish(self, attachment: Attachment) -> Steps[None]:
+        del attachment
+        yield from ()
+
+    def withdraw(self, attachment: Attachment) -> Steps[None]:
+        del attachment
+        yield from ()
+
+    def forget(self, kind: NodeKind, node: int) -> None:
+        """Nothing is kept about it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What all operations share."""
+
+    pool: Pool
+    exports: Exports
+    default_quota: Quota = DEFAULT_QUOTA
+    default_zone: str = DEFAULT_ZONE
+
+    def update(self, change: Callable[[Transaction], T]) -> Steps[T]:
+        """Run `change` in a transaction of its own; see `Index.update`."""
+        return blocking(lambda: self.pool.store.index.update(change))
+
+
+def in_our_terms(error: BockdError | OSError, doing: str) -> BockdError:
+    """What an operation of the pool raised, as a BockdError."""
+    return from_os_error(error, doing) if isinstance(error, OSError) else error
+
+
+def blocking(call: Callable[[], T]) -> Steps[T]:
+    """An operation that is one blocking call."""
+    result: T = yield Blocking(call)
+    return result

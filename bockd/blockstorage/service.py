@@ -1,0 +1,121 @@
+"""Block storage over a pool: the contract, each change driven to its end."""
+
+from __future__ import annotations
+
+from bockd.blockstorage.attachments import Attachments
+from bockd.blockstorage.contract import (
+    EVERYTHING,
+    Attachment,
+    Extension,
+    Image,
+    ImageId,
+    Limits,
+    NewSnapshot,
+    NewVolume,
+    Page,
+    Snapshot,
+    TenantId,
+    Volume,
+)
+from bockd.blockstorage.records import Ledger
+from bockd.blockstorage.running import Driver, Surroundings
+from bockd.blockstorage.snapshots import Snapshots
+from bockd.blockstorage.volumes import Volumes
+from bockd.model import SnapshotId, VolumeId
+
+_NAMESPACE = "http://docs.openstack.org/volume/ext/{}/api/v1.1"
+
+EXTENSIONS = (
+    Extension(
+        "os-volumes",
+        "Volumes",
+        _NAMESPACE.format("volumes"),
+        "2011-03-25T00:00:00+00:00",
+        "Volumes, and their attachments to servers.",
+    ),
+    Extension(
+        "os-snapshots",
+        "Snapshots",
+        _NAMESPACE.format("snapshots"),
+        "2012-10-30T00:00:00+00:00",
+        "Snapshots of volumes, and volumes made from them.",
+    ),
+    Extension(
+        "os-volume_attachments",
+        "VolumeAttachments",
+        _NAMESPACE.format("volume_attachments"),
+        "2011-03-25T00:00:00+00:00",
+        "The volumes attached to a server.",
+    ),
+)
+"""The three resources of the specification beyond OpenStack Compute 1.1 (4.1)."""
+
+
+class PoolBlockStorage:
+    """Implements bockd.blockstorage.contract.BlockStorage; see there for what each method promises.
+
+    Looking is done on the spot: a few index lookups, in memory.
+    """
+
+    def __init__(self, around: Surroundings, driver: Driver) -> None:
+        self._index = around.pool.store.index
+        self._default_quota = around.default_quota
+        self._driver = driver
+        self._volumes = Volumes(around)
+        self._snapshots = Snapshots(around)
+        self._attachments = Attachments(around)
+
+    async def list_volumes(self, tenant: TenantId, page: Page = EVERYTHING) -> list[Volume]:
+        return self._volumes.list(tenant, page)
+
+    async def create_volume(self, tenant: TenantId, new: NewVolume) -> Volume:
+        return await self._driver.run(self._volumes.create(tenant, new))
+
+    async def show_volume(self, tenant: TenantId, volume: VolumeId) -> Volume:
+        return self._volumes.show(tenant, volume)
+
+    async def delete_volume(self, tenant: TenantId, volume: VolumeId) -> None:
+        await self._driver.run(self._volumes.delete(tenant, volume))
+
+    async def list_snapshots(self, tenant: TenantId, page: Page = EVERYTHING) -> list[Snapshot]:
+        return self._snapshots.list(tenant, page)
+
+    async def create_snapshot(self, tenant: TenantId, new: NewSnapshot) -> Snapshot:
+        return await self._driver.run(self._snapshots.create(tenant, new))
+
+    async def show_snapshot(self, tenant: TenantId, snapshot: SnapshotId) -> Snapshot:
+        return self._snapshots.show(tenant, snapshot)
+
+    async def delete_snapshot(self, tenant: TenantId, snapshot: SnapshotId) -> None:
+        await self._driver.run(self._snapshots.delete(tenant, snapshot))
+
+    async def list_attachments(self, tenant: TenantId, server: str) -> list[Attachment]:
+        return self._attachments.list(tenant, server)
+
+    async def show_attachment(self, tenant: TenantId, server: str, volume: VolumeId) -> Attachment:
+        return self._attachments.show(tenant, server, volume)
+
+    async def attach(
+        self, tenant: TenantId, server: str, volume: VolumeId, device: str | None
+    ) -> Attachment:
+        return await self._driver.run(self._attachments.attach(tenant, server, volume, device))
+
+    async def detach(self, tenant: TenantId, server: str, volume: VolumeId) -> None:
+        await self._driver.run(self._attachments.detach(tenant, server, volume))
+
+    async def limits(self, tenant: TenantId) -> Limits:
+        with self._index.reading() as txn:
+            record = Ledger(txn).tenant(tenant)
+        return Limits(record.quota or self._default_quota, record.used)
+
+    async def list_images(self) -> list[Image]:
+        with self._index.reading() as txn:
+            images = [record.image for record in Ledger(txn).images()]
+        return sorted(images, key=lambda image: (image.name, image.id))
+
+    async def show_image(self, image: ImageId) -> Image:
+        with self._index.reading() as txn:
+            return Ledger(txn).image(image).image
+
+    async def list_extensions(self) -> list[Extension]:
+        return list(EXTENSIONS)

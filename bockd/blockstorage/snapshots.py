@@ -1,0 +1,126 @@
+"""Snapshots (section 4.4.4): looking, creating, deleting.
+
+As with volumes, the pool's snapshot and its record come and go in one transaction. A snapshot and
+the volumes before and after it are independent of each other; the pool's maps see to it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from bockd.blockstorage import quota, rules
+from bockd.blockstorage.contract import NewSnapshot, Page, Snapshot, Status, TenantId
+from bockd.blockstorage.records import Ledger
+from bockd.blockstorage.running import Surroundings, in_our_terms
+from bockd.blockstorage.volumes import naming, status_now
+from bockd.errors import BockdError, InUseError, NotFoundError
+from bockd.model import NodeKind, SnapshotId
+from bockd.steps import Steps
+from bockd.store.catalogue import Catalogue, SnapshotRecord
+from bockd.store.index import Transaction
+
+
+class Snapshots:
+    """The operations on snapshots; see bockd.blockstorage.contract.BlockStorage."""
+
+    def __init__(self, around: Surroundings) -> None:
+        self._around = around
+        self._pool = around.pool
+
+    def list(self, tenant: TenantId, page: Page) -> list[Snapshot]:
+        """4.4.4.1."""
+        rules.check_page(page)
+        with self._pool.store.index.reading() as txn:
+            return rules.cut_page(Ledger(txn).snapshots(tenant, page.marker or 0), page)
+
+    def show(self, tenant: TenantId, snapshot: SnapshotId) -> Snapshot:
+        """4.4.4.3."""
+        with self._pool.store.index.reading() as txn:
+            return Ledger(txn).snapshot(tenant, snapshot)
+
+    def create(self, tenant: TenantId, new: NewSnapshot) -> Steps[Snapshot]:
+        """4.4.4.2, in one transaction. `creating` is what the reply says, as for a volume."""
+        rules.check_text("display_name", new.display_name)
+        rules.check_text("display_description", new.display_description)
+        with self._pool.store.index.reading() as txn:
+            # What is refused here costs no flush of the volume and no file.
+            self._check(txn, tenant, new)
+
+        def also(txn: Transaction, record: SnapshotRecord) -> None:
+            self._check(txn, tenant, new)
+            Ledger(txn).add_snapshot(tenant, _fresh(new, record), self._around.default_quota)
+
+        record = yield from self._pool.create_snapshot(
+            new.volume_id, naming(NodeKind.SNAPSHOT, new.display_name), also
+        )
+        return replace(_fresh(new, record), status=Status.CREATING)
+
+    def _check(self, txn: Transaction, tenant: TenantId, new: NewSnapshot) -> None:
+        ledger = Ledger(txn)
+        volume = ledger.volume(tenant, new.volume_id)
+        rules.check_can_be_snapshotted(
+            volume.id, status_now(Catalogue(txn), volume), force=new.force
+        )
+        record = ledger.tenant(tenant)
+        quota.with_snapshot(record.quota or self._around.default_quota, record.used, volume.id)
+
+    def delete(self, tenant: TenantId, snapshot: SnapshotId) -> Steps[None]:
+        """4.4.4.4, in the same steps as a volume's deletion."""
+        before = yield from self._around.update(lambda txn: _begin_delete(txn, tenant, snapshot))
+        try:
+            yield from self._pool.delete_snapshot(snapshot, forget_record)
+        except InUseError:
+            yield from self._around.update(lambda txn: leave_deleting(txn, snapshot, before))
+            rules.refuse_state(NodeKind.SNAPSHOT, snapshot, "it is being read")
+        except NotFoundError:
+            raise rules.not_found(NodeKind.SNAPSHOT, snapshot) from None
+        except (BockdError, OSError) as error:
+            yield from self._around.update(
+                lambda txn: leave_deleting(txn, snapshot, Status.ERROR_DELETING)
+            )
+            raise in_our_terms(error, f"deleting snapshot {snapshot}") from error
+        self._around.exports.forget(NodeKind.SNAPSHOT, snapshot)
+
+
+def forget_record(txn: Transaction, record: SnapshotRecord) -> None:
+    """`also` of the pool's deletion: the record goes with the snapshot, if it has one. InUseError
+    for a snapshot that is an image."""
+    ledger = Ledger(txn)
+    for found in ledger.images():
+        if found.snapshot == record.id:
+            raise InUseError(
+                f"snapshot {record.id} is image {found.image.id} ({found.image.name}); "
+                "delete the image instead"
+            )
+    owned = ledger.owned_snapshot(record.id)
+    if owned is not None:
+        ledger.remove_snapshot(owned)
+
+
+def _fresh(new: NewSnapshot, record: SnapshotRecord) -> Snapshot:
+    return Snapshot(
+        id=record.id,
+        volume_id=record.volume,
+        status=Status.AVAILABLE,
+        size_gib=rules.size_in_gib(record.size_bytes),
+        display_name=new.display_name,
+        display_description=new.display_description,
+        created_at=record.created_at,
+    )
+
+
+def _begin_delete(txn: Transaction, tenant: TenantId, snapshot: SnapshotId) -> Status:
+    ledger = Ledger(txn)
+    found = ledger.snapshot(tenant, snapshot)
+    rules.check_move(NodeKind.SNAPSHOT, snapshot, found.status, Status.DELETING)
+    ledger.put_snapshot(tenant, replace(found, status=Status.DELETING))
+    return found.status
+
+
+def leave_deleting(txn: Transaction, snapshot: SnapshotId, status: Status) -> None:
+    """Out of `deleting`, unless the operator has removed it meanwhile."""
+    ledger = Ledger(txn)
+    owned = ledger.owned_snapshot(snapshot)
+    if owned is not None:
+        rules.check_move(NodeKind.SNAPSHOT, snapshot, owned.snapshot.status, status)
+        ledger.put_snapshot(owned.tenant, replace(owned.snapshot, status=status))

@@ -1,0 +1,265 @@
+"""Volumes (section 4.4.2): looking, creating, deleting.
+
+A volume of the API is a volume of the pool with a record beside it, under the same id; both are
+made and removed in one transaction. Display names may repeat or be absent, the pool's names may
+not: the pool's volume gets the display name when it is free and fit, else "<display name>-<id>",
+else "volume-<id>", so that an operator finds it under the name its owner gave it. A name with "/"
+is never fit: "snapshot/x" is how the operator's NBD clients ask for a snapshot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from bockd.blockstorage import quota, rules
+from bockd.blockstorage.contract import (
+    NewVolume,
+    Page,
+    Status,
+    TenantId,
+    Volume,
+)
+from bockd.blockstorage.records import Ledger
+from bockd.blockstorage.running import Surroundings, in_our_terms
+from bockd.engine.pool import Naming
+from bockd.errors import BockdError, InUseError, InvalidRequestError, NotFoundError
+from bockd.model import GIB, NodeKind, SnapshotId, VolumeId, check_name
+from bockd.steps import Steps
+from bockd.store.catalogue import Catalogue, VolumeRecord
+from bockd.store.index import Transaction
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What is asked of the pool for a new volume."""
+
+    size_bytes: int | None
+    """None: as large as the source."""
+    source: SnapshotId | None
+    counted_gib: int
+
+
+class Volumes:
+    """The operations on volumes; see bockd.blockstorage.contract.BlockStorage."""
+
+    def __init__(self, around: Surroundings) -> None:
+        self._around = around
+        self._pool = around.pool
+
+    # -- looking -----------------------------------------------------------------------------
+
+    def list(self, tenant: TenantId, page: Page) -> list[Volume]:
+        """4.4.2.1."""
+        rules.check_page(page)
+        with self._pool.store.index.reading() as txn:
+            ledger, catalogue = Ledger(txn), Catalogue(txn)
+            mine = ledger.volumes(tenant, page.marker or 0)
+            return [_as_it_is(catalogue, volume) for volume in rules.cut_page(mine, page)]
+
+    def show(self, tenant: TenantId, volume: VolumeId) -> Volume:
+        """4.4.2.3."""
+        with self._pool.store.index.reading() as txn:
+            return _as_it_is(Catalogue(txn), Ledger(txn).volume(tenant, volume))
+
+    # -- creating ----------------------------------------------------------------------------
+
+    def create(self, tenant: TenantId, new: NewVolume) -> Steps[Volume]:
+        """4.4.2.2, in one transaction: the pool's volume, its record and the tenant's usage.
+
+        There is no moment at which the volume exists and is not ready, so `creating` is what the
+        reply says, as specified, and never what is stored.
+        """
+        new = self._checked(new)
+        plan = self._plan(tenant, new)
+
+        def also(txn: Transaction, record: VolumeRecord) -> None:
+            ledger = Ledger(txn)
+            # Both may have gone since the plan was made.
+            if new.snapshot_id is not None:
+                source = ledger.snapshot(tenant, new.snapshot_id)
+                rules.check_can_be_cloned(source.id, source.status)
+            if new.image_id is not None:
+                ledger.image(new.image_id)
+            ledger.add_volume(tenant, _fresh(new, record), self._around.default_quota)
+
+        record = yield from self._pool.create_volume(
+            naming(NodeKind.VOLUME, new.display_name), plan.size_bytes, plan.source, also
+        )
+        return replace(_fresh(new, record), status=Status.CREATING)
+
+    def _checked(self, new: NewVolume) -> NewVolume:
+        if new.snapshot_id is not None and new.image_id is not None:
+            raise InvalidRequestError("give snapshot_id or imageRef, not both")
+        if new.size_gib is not None:
+            rules.check_size(new.size_gib)
+        elif new.snapshot_id is None and new.image_id is None:
+            raise InvalidRequestError("a blank volume needs a size")
+        rules.check_text("display_name", new.display_name)
+        rules.check_text("display_description", new.display_description)
+        rules.check_text("availability_zone", new.availability_zone)
+        return replace(
+            new,
+            metadata=rules.check_metadata(new.metadata),
+            availability_zone=new.availability_zone or self._around.default_zone,
+        )
+
+    def _plan(self, tenant: TenantId, new: NewVolume) -> _Plan:
+        """From what is there now; also refuses early what the transaction would refuse anyway,
+        before any file is made."""
+        with self._pool.store.index.reading() as txn:
+            ledger = Ledger(txn)
+            plan = _plan_source(ledger, Catalogue(txn), tenant, new)
+            record = ledger.tenant(tenant)
+        quota.with_volume(record.quota or self._around.default_quota, record.used, plan.counted_gib)
+        return plan
+
+    # -- deleting ----------------------------------------------------------------------------
+
+    def delete(self, tenant: TenantId, volume: VolumeId) -> Steps[None]:
+        """4.4.2.4. `deleting` keeps others off while the pool closes the volume; then the pool's
+        volume and the record go in one transaction."""
+        before = yield from self._around.update(lambda txn: _begin_delete(txn, tenant, volume))
+        try:
+            yield from self._pool.delete_volume(volume, forget_record)
+        except InUseError:
+            yield from self._around.update(lambda txn: leave_deleting(txn, volume, before))
+            rules.refuse_state(NodeKind.VOLUME, volume, "a client is connected to it")
+        except NotFoundError:
+            raise rules.not_found(NodeKind.VOLUME, volume) from None
+        except (BockdError, OSError) as error:
+            yield from self._around.update(
+                lambda txn: leave_deleting(txn, volume, Status.ERROR_DELETING)
+            )
+            raise in_our_terms(error, f"deleting volume {volume}") from error
+        self._around.exports.forget(NodeKind.VOLUME, volume)
+
+
+def naming(kind: NodeKind, display_name: str | None) -> Naming:
+    """How a volume or snapshot is called in the pool; see the module's docstring."""
+
+    def choose(catalogue: Catalogue, node: int) -> str:
+        return next(
+            name
+            for name in _names(kind, display_name, node)
+            if _is_fit(name) and catalogue.name_is_free(kind, name)
+        )
+
+    return choose
+
+
+def _names(kind: NodeKind, display_name: str | None, node: int) -> Iterator[str]:
+    if display_name:
+        yield display_name
+        yield f"{display_name}-{node}"
+    yield f"{kind}-{node}"
+    # Somebody may have taken even that name for another one.
+    number = 2
+    while True:
+        yield f"{kind}-{node}-{number}"
+        number += 1
+
+
+def _is_fit(name: str) -> bool:
+    if "/" in name:
+        return False
+    try:
+        check_name(name)
+    except InvalidRequestError:
+        return False
+    return True
+
+
+def status_now(catalogue: Catalogue, volume: Volume) -> Status:
+    """The volume's status, which is `error` when the pool refuses it after a failed sync. One that
+    is attached stays so, and can be detached."""
+    if volume.status is Status.AVAILABLE and catalogue.volume(volume.id).failed is not None:
+        return Status.ERROR
+    return volume.status
+
+
+def move_volume(txn: Transaction, tenant: TenantId, volume: VolumeId, new: Status) -> Volume:
+    """Put one of the tenant's volumes into another status and return it as it was.
+
+    Raises NotFoundError, and InvalidStateError when it cannot go there from where it is.
+    """
+    ledger = Ledger(txn)
+    found = ledger.volume(tenant, volume)
+    rules.check_move(NodeKind.VOLUME, volume, status_now(Catalogue(txn), found), new)
+    ledger.put_volume(tenant, replace(found, status=new))
+    return found
+
+
+def forget_record(txn: Transaction, record: VolumeRecord) -> None:
+    """`also` of the pool's deletion: the record goes with the volume, if it has one. InUseError
+    while the volume is attached."""
+    ledger = Ledger(txn)
+    owned = ledger.owned_volume(record.id)
+    if owned is None:
+        return
+    if owned.volume.attachment is not None:
+        raise InUseError(
+            f"volume {record.id} is attached to server {owned.volume.attachment.server_id}; "
+            "detach it first"
+        )
+    ledger.remove_volume(owned)
+
+
+def follow_size(txn: Transaction, record: VolumeRecord) -> None:
+    """`also` of the pool's growing: the record shows and counts the new size, if there is one."""
+    ledger = Ledger(txn)
+    owned = ledger.owned_volume(record.id)
+    if owned is not None:
+        ledger.resize_volume(owned, rules.size_in_gib(record.size_bytes))
+
+
+def _as_it_is(catalogue: Catalogue, volume: Volume) -> Volume:
+    return replace(volume, status=status_now(catalogue, volume))
+
+
+def _fresh(new: NewVolume, record: VolumeRecord) -> Volume:
+    return Volume(
+        id=record.id,
+        status=Status.AVAILABLE,
+        size_gib=rules.size_in_gib(record.size_bytes),
+        display_name=new.display_name,
+        display_description=new.display_description,
+        availability_zone=new.availability_zone or "",
+        snapshot_id=new.snapshot_id,
+        image_id=new.image_id,
+        metadata=new.metadata,
+        created_at=record.created_at,
+        attachment=None,
+    )
+
+
+def _plan_source(ledger: Ledger, catalogue: Catalogue, tenant: TenantId, new: NewVolume) -> _Plan:
+    if new.snapshot_id is not None:
+        source = ledger.snapshot(tenant, new.snapshot_id)
+        rules.check_can_be_cloned(source.id, source.status)
+        size_bytes = catalogue.snapshot(source.id).size_bytes
+        return _Plan(None, source.id, rules.size_in_gib(size_bytes))
+    if new.image_id is not None:
+        found = ledger.image(new.image_id)
+        size_gib = new.size_gib or found.image.min_size_gib
+        if size_gib < found.image.min_size_gib:
+            raise InvalidRequestError(
+                f"image {found.image.id} needs {found.image.min_size_gib} GiB; "
+                f"a volume of {size_gib} GiB is too small for it"
+            )
+        return _Plan(size_gib * GIB, found.snapshot, size_gib)
+    assert new.size_gib is not None
+    return _Plan(new.size_gib * GIB, None, new.size_gib)
+
+
+def _begin_delete(txn: Transaction, tenant: TenantId, volume: VolumeId) -> Status:
+    return move_volume(txn, tenant, volume, Status.DELETING).status
+
+
+def leave_deleting(txn: Transaction, volume: VolumeId, status: Status) -> None:
+    """Out of `deleting`, unless the operator has removed it meanwhile."""
+    ledger = Ledger(txn)
+    owned = ledger.owned_volume(volume)
+    if owned is not None:
+        rules.check_move(NodeKind.VOLUME, volume, owned.volume.status, status)
+        ledger.put_volume(owned.tenant, replace(owned.volume, status=status))

@@ -1,0 +1,198 @@
+"""A `BlockStorage` that keeps its records in memory and no data at all.
+
+It judges with the same rules as the real one (`bockd.blockstorage.rules`), so that what the public
+API makes of its answers and refusals can be tested without an engine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable
+
+from bockd.blockstorage import rules
+from bockd.blockstorage.contract import (
+    EVERYTHING,
+    Attachment,
+    BlockStorage,
+    Extension,
+    Image,
+    ImageId,
+    Limits,
+    NewSnapshot,
+    NewVolume,
+    Page,
+    Quota,
+    Snapshot,
+    Status,
+    TenantId,
+    Usage,
+    Volume,
+)
+from bockd.errors import InvalidRequestError, NotFoundError, OverLimitError
+from bockd.model import NodeKind, SnapshotId, VolumeId
+
+EXTENSION = Extension(
+    alias="os-volumes",
+    name="Volumes",
+    namespace="http://docs.openstack.org/volume/ext/volumes/api/v1.1",
+    updated="2011-03-25T00:00:00+00:00",
+    description="Volumes support",
+)
+
+MODEST = Quota(volumes=1000, gigabytes=1000, snapshots=1000)
+
+
+class MemoryBlockStorage(BlockStorage):
+    """See the module."""
+
+    def __init__(self, quota: Quota = MODEST, clock: Callable[[], float] = time.time) -> None:
+        self.quota = quota
+        self.images: list[Image] = []
+        self._clock = clock
+        self._ids = itertools.count(1)
+        self._volumes: dict[TenantId, dict[VolumeId, Volume]] = {}
+        self._snapshots: dict[TenantId, dict[SnapshotId, Snapshot]] = {}
+
+    def volumes_of(self, tenant: TenantId) -> dict[VolumeId, Volume]:
+        return self._volumes.setdefault(tenant, {})
+
+    def snapshots_of(self, tenant: TenantId) -> dict[SnapshotId, Snapshot]:
+        return self._snapshots.setdefault(tenant, {})
+
+    async def list_volumes(self, tenant: TenantId, page: Page = EVERYTHING) -> list[Volume]:
+        return rules.cut_page(self.volumes_of(tenant).values(), rules.check_page(page))
+
+    async def create_volume(self, tenant: TenantId, new: NewVolume) -> Volume:
+        size_gib = await self._size_of(tenant, new)
+        used = self._usage(tenant)
+        if used.volumes >= self.quota.volumes or used.gigabytes + size_gib > self.quota.gigabytes:
+            raise OverLimitError(
+                f"Volume quota exceeded. You cannot create a volume of size {size_gib}G"
+            )
+        volume = Volume(
+            id=VolumeId(next(self._ids)),
+            status=Status.AVAILABLE,
+            size_gib=size_gib,
+            display_name=rules.check_text("display_name", new.display_name),
+            display_description=rules.check_text("display_description", new.display_description),
+            availability_zone=new.availability_zone or "nova",
+            snapshot_id=new.snapshot_id,
+            image_id=new.image_id,
+            metadata=rules.check_metadata(new.metadata),
+            created_at=self._clock(),
+            attachment=None,
+        )
+        self.volumes_of(tenant)[volume.id] = volume
+        return dataclasses.replace(volume, status=Status.CREATING)
+
+    async def _size_of(self, tenant: TenantId, new: NewVolume) -> int:
+        if new.snapshot_id is not None and new.image_id is not None:
+            raise InvalidRequestError("give snapshot_id or imageRef, not both")
+        if new.snapshot_id is not None:
+            return (await self.show_snapshot(tenant, new.snapshot_id)).size_gib
+        smallest = 1 if new.image_id is None else (await self.show_image(new.image_id)).min_size_gib
+        size_gib = new.size_gib
+        if size_gib is None:
+            if new.image_id is None:
+                raise InvalidRequestError("a blank volume needs a size")
+            return smallest
+        if rules.check_size(size_gib) < smallest:
+            raise InvalidRequestError(f"the image needs {smallest} GiB")
+        return size_gib
+
+    async def show_volume(self, tenant: TenantId, volume: VolumeId) -> Volume:
+        found = self.volumes_of(tenant).get(volume)
+        if found is None:
+            raise rules.not_found(NodeKind.VOLUME, volume)
+        return found
+
+    async def delete_volume(self, tenant: TenantId, volume: VolumeId) -> None:
+        found = await self.show_volume(tenant, volume)
+        rules.check_move(NodeKind.VOLUME, volume, found.status, Status.DELETING)
+        del self.volumes_of(tenant)[volume]
+
+    async def list_snapshots(self, tenant: TenantId, page: Page = EVERYTHING) -> list[Snapshot]:
+        return rules.cut_page(self.snapshots_of(tenant).values(), rules.check_page(page))
+
+    async def create_snapshot(self, tenant: TenantId, new: NewSnapshot) -> Snapshot:
+        origin = await self.show_volume(tenant, new.volume_id)
+        rules.check_can_be_snapshotted(origin.id, origin.status, force=new.force)
+        if self._usage(tenant).snapshots >= self.quota.snapshots:
+            raise OverLimitError("Snapshot quota exceeded.")
+        snapshot = Snapshot(
+            id=SnapshotId(next(self._ids)),
+            volume_id=origin.id,
+            status=Status.AVAILABLE,
+            size_gib=origin.size_gib,
+            display_name=rules.check_text("display_name", new.display_name),
+            display_description=rules.check_text("display_description", new.display_description),
+            created_at=self._clock(),
+        )
+        self.snapshots_of(tenant)[snapshot.id] = snapshot
+        return dataclasses.replace(snapshot, status=Status.CREATING)
+
+    async def show_snapshot(self, tenant: TenantId, snapshot: SnapshotId) -> Snapshot:
+        found = self.snapshots_of(tenant).get(snapshot)
+        if found is None:
+            raise rules.not_found(NodeKind.SNAPSHOT, snapshot)
+        return found
+
+    async def delete_snapshot(self, tenant: TenantId, snapshot: SnapshotId) -> None:
+        await self.show_snapshot(tenant, snapshot)
+        del self.snapshots_of(tenant)[snapshot]
+
+    async def list_attachments(self, tenant: TenantId, server: str) -> list[Attachment]:
+        rules.check_server(server)
+        attached = [volume.attachment for volume in self.volumes_of(tenant).values()]
+        return [one for one in attached if one is not None and one.server_id == server]
+
+    async def show_attachment(self, tenant: TenantId, server: str, volume: VolumeId) -> Attachment:
+        for attachment in await self.list_attachments(tenant, server):
+            if attachment.volume_id == volume:
+                return attachment
+        raise NotFoundError(f"Volume {volume} is not attached to server {server}.")
+
+    async def attach(
+        self, tenant: TenantId, server: str, volume: VolumeId, device: str | None
+    ) -> Attachment:
+        taken = [one.device for one in await self.list_attachments(tenant, server)]
+        found = await self.show_volume(tenant, volume)
+        rules.check_move(NodeKind.VOLUME, volume, found.status, Status.ATTACHING)
+        chosen = rules.choose_device(device, taken)
+        attachment = Attachment(volume, server, chosen, "secret", self._clock())
+        self.volumes_of(tenant)[volume] = dataclasses.replace(
+            found, status=Status.IN_USE, attachment=attachment
+        )
+        return attachment
+
+    async def detach(self, tenant: TenantId, server: str, volume: VolumeId) -> None:
+        found = await self.show_volume(tenant, volume)
+        await self.show_attachment(tenant, server, volume)
+        self.volumes_of(tenant)[volume] = dataclasses.replace(
+            found, status=Status.AVAILABLE, attachment=None
+        )
+
+    async def limits(self, tenant: TenantId) -> Limits:
+        return Limits(self.quota, self._usage(tenant))
+
+    def _usage(self, tenant: TenantId) -> Usage:
+        volumes = self.volumes_of(tenant).values()
+        return Usage(
+            volumes=len(volumes),
+            gigabytes=sum(volume.size_gib for volume in volumes),
+            snapshots=len(self.snapshots_of(tenant)),
+        )
+
+    async def list_images(self) -> list[Image]:
+        return list(self.images)
+
+    async def show_image(self, image: ImageId) -> Image:
+        for found in self.images:
+            if found.id == image:
+                return found
+        raise NotFoundError(f"Image {image} could not be found.")
+
+    async def list_extensions(self) -> list[Extension]:
+        return [EXTENSION]

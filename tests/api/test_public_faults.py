@@ -1,0 +1,73 @@
+"""How the public API tells what went wrong inside: each error has its fault (section 4.4)."""
+
+from __future__ import annotations
+
+import pytest
+
+from api.openstack.faults import STATUS_OF_ERROR
+from bockd import errors
+from bockd.blockstorage.contract import EVERYTHING, Page, TenantId, Volume
+
+from .memory_blockstorage import MemoryBlockStorage
+from .public import Served, fault_of
+
+
+class Failing(MemoryBlockStorage):
+    """Raises what it was given, when it was given something."""
+
+    error: Exception | None = None
+
+    async def list_volumes(self, tenant: TenantId, page: Page = EVERYTHING) -> list[Volume]:
+        if self.error is not None:
+            raise self.error
+        return await super().list_volumes(tenant, page)
+
+
+@pytest.fixture
+def storage() -> Failing:
+    return Failing()
+
+
+FAMILIES = [
+    family
+    for family in vars(errors).values()
+    if isinstance(family, type) and issubclass(family, errors.BockdError)
+]
+
+SERVER_ERROR = {
+    "cloudServersFault": {"message": "Server Error, please try again later.", "code": 500}
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_error_has_its_fault(
+    served: Served, storage: Failing, family: type[errors.BockdError]
+) -> None:
+    storage.error = family("why \udc80")
+    expected = next((STATUS_OF_ERROR[one] for one in STATUS_OF_ERROR if issubclass(family, one)), 0)
+    with served.client() as client:
+        answer = client.get("/os-volumes")
+        if expected:
+            assert fault_of(answer)[0::2] == (expected, "why \\udc80")
+        else:
+            assert (answer.status_code, answer.json()) == (500, SERVER_ERROR)
+
+
+def test_too_many_requests(served: Served, storage: Failing) -> None:
+    storage.error = errors.OverLimitError("too many", 7)
+    with served.client() as client:
+        answer = client.get("/os-volumes")
+        assert fault_of(answer) == (429, "overLimit", "too many")
+        assert answer.json()["overLimit"]["retryAfter"] == 7
+        assert answer.headers["retry-after"] == "7"
+
+
+def test_a_bug_is_a_server_error_and_is_logged(
+    served: Served, storage: Failing, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage.error = ZeroDivisionError("secret")
+    with served.client() as client:
+        answer = client.get("/os-volumes")
+        assert (answer.status_code, answer.json()) == (500, SERVER_ERROR)
+        assert client.get("/limits").status_code == 200
+    assert "ZeroDivisionError: secret" in caplog.text

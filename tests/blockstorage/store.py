@@ -1,0 +1,91 @@
+"""Block storage over a real pool in a directory, which a test may stop, kill and start again."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import trio
+
+from bockd.blockstorage.accounts import Accounts
+from bockd.blockstorage.contract import NewSnapshot, NewVolume, Quota, Snapshot, TenantId, Volume
+from bockd.blockstorage.interrupted import resolve_interrupted
+from bockd.blockstorage.recount import find_problems
+from bockd.blockstorage.running import Exports, NoExports, Surroundings
+from bockd.blockstorage.service import PoolBlockStorage
+from bockd.engine.check import check_open_pool
+from bockd.engine.pool import Pool
+from bockd.server.drive import Driver
+from bockd.steps import Background, run_inline
+from tests.engine.process import die
+
+T = TypeVar("T")
+
+AMPLE = Quota(volumes=1000, gigabytes=20_000, snapshots=1000)
+
+
+class Store:
+    """Everything a daemon would have, but for its doors."""
+
+    def __init__(self, root: Path, exports: Exports | None = None, quota: Quota = AMPLE) -> None:
+        self.root = root
+        self.exports = exports or NoExports()
+        self.quota = quota
+        self.start()
+
+    def start(self) -> None:
+        self.background = Background()
+        self.pool = Pool.open(self.root, self.background.spawn)
+        self.around = Surroundings(self.pool, self.exports, self.quota)
+        run_inline(self.pool.recover_volumes())
+        run_inline(resolve_interrupted(self.around))
+        self.service = PoolBlockStorage(self.around, Driver())
+        self.accounts = Accounts(self.pool.store.index)
+
+    def die(self) -> None:
+        die(self.pool)
+
+    def restart(self) -> None:
+        """SIGKILL, and a new start."""
+        self.die()
+        self.start()
+
+    def tenant(self, name: str, quota: Quota | None = None) -> TenantId:
+        return self.accounts.create_tenant(name, quota).id
+
+    def run(self, call: Callable[[PoolBlockStorage], Awaitable[T]]) -> T:
+        """One call of the service."""
+
+        async def main() -> T:
+            return await call(self.service)
+
+        return trio.run(main)
+
+    def volume(self, tenant: TenantId, size_gib: int = 1, name: str | None = None) -> Volume:
+        return self.run(lambda s: s.create_volume(tenant, NewVolume(size_gib, name)))
+
+    def snapshot(self, tenant: TenantId, volume: Volume, *, force: bool = False) -> Snapshot:
+        return self.run(lambda s: s.create_snapshot(tenant, NewSnapshot(volume.id, force=force)))
+
+    def look(self, tenant: TenantId, volume: Volume) -> Volume:
+        return self.run(lambda s: s.show_volume(tenant, volume.id))
+
+    def assert_sound(self) -> None:
+        """The pool's invariants and ours."""
+        with self.pool.store.index.reading() as txn:
+            assert find_problems(txn) == ()
+        report = check_open_pool(self.pool.store, live=frozenset(self.pool.volumes), repair=False)
+        assert report.clean, report.problems
+
+
+@contextmanager
+def running(root: Path, exports: Exports | None = None, quota: Quota = AMPLE) -> Iterator[Store]:
+    """A store that leaves nothing open and nothing unsound."""
+    store = Store(root, exports, quota)
+    try:
+        yield store
+        store.assert_sound()
+    finally:
+        store.die()

@@ -1,0 +1,278 @@
+"""Tenants, users and tokens; the first start."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+import trio
+
+from bockd.blockstorage import accounts, identity
+from bockd.blockstorage.accounts import CREDENTIALS_FILE, establish
+from bockd.blockstorage.contract import (
+    AccessKeyCredentials,
+    Credentials,
+    IssuedToken,
+    PasswordCredentials,
+    Quota,
+    TenantId,
+)
+from bockd.blockstorage.identity import LocalIdentity
+from bockd.blockstorage.secrethash import digest_token, hash_secret, verify_secret
+from bockd.errors import (
+    ConflictError,
+    DamagedError,
+    ForbiddenError,
+    InvalidRequestError,
+    NotFoundError,
+    OverLimitError,
+    UnauthorizedError,
+)
+from bockd.server.drive import Driver
+from bockd.store.index import Table, Transaction
+from tests.blockstorage.store import Store
+
+
+class Desk:
+    """An identity service with a clock that the test sets."""
+
+    def __init__(self, store: Store) -> None:
+        self.now = 1000.0
+        self.identity = LocalIdentity(
+            store.pool.store.index, Driver(2), lambda: self.now, token_seconds=60
+        )
+
+    def issue(self, credentials: Credentials, tenant: str | None = None) -> IssuedToken:
+        return trio.run(self.identity.issue_token, credentials, tenant)
+
+
+@pytest.fixture
+def desk(store: Store, tenant: TenantId) -> Desk:
+    store.accounts.create_user("ann", "right", (tenant,))
+    return Desk(store)
+
+
+ANN = PasswordCredentials("ann", "right")
+
+
+def test_a_password_gives_a_token_that_tells_who(desk: Desk, tenant: TenantId) -> None:
+    for wanted in (None, "acme", tenant):
+        issued = desk.issue(ANN, wanted)
+        who = issued.principal
+        assert (who.username, who.tenant.id, who.tenant.name) == ("ann", tenant, "acme")
+        assert (who.roles, who.expires_at) == (("admin",), 1060.0)
+        assert trio.run(desk.identity.validate_token, issued.token) == who
+        assert trio.run(desk.identity.authorize, issued.token, tenant) == who
+        assert len(issued.token) == 43
+        assert issued.token not in repr(issued)
+
+
+def test_an_access_key_gives_a_token(store: Store, desk: Desk) -> None:
+    key = store.accounts.create_access_key("ann")
+    issued = desk.issue(AccessKeyCredentials(key.access_key, key.secret_key), "acme")
+    assert issued.principal.username == "ann"
+    assert key.secret_key not in repr(key)
+
+
+@pytest.mark.parametrize(
+    ("credentials", "wanted"),
+    [
+        (PasswordCredentials("ann", "wrong"), "acme"),
+        (PasswordCredentials("ann", ""), "acme"),
+        (PasswordCredentials("bob", "right"), "acme"),
+        (PasswordCredentials("", "right"), "acme"),
+        (PasswordCredentials("x" * 1000, "right"), "acme"),
+        (PasswordCredentials("\ud800", "\ud800"), "acme"),
+        (PasswordCredentials("ann", "x" * 100_000), "acme"),
+        (AccessKeyCredentials("ann", "right"), "acme"),
+        (AccessKeyCredentials("", ""), "acme"),
+        (ANN, "other"),
+        (ANN, ""),
+        (ANN, "\ud800"),
+    ],
+)
+def test_wrong_credentials_all_get_the_same_answer(
+    store: Store, desk: Desk, credentials: Credentials, wanted: str
+) -> None:
+    store.tenant("other")
+    with pytest.raises(UnauthorizedError) as caught:
+        desk.issue(credentials, wanted)
+    assert str(caught.value) == "the credentials are wrong, or not for this tenant"
+
+
+def test_of_several_tenants_the_first_by_name(store: Store) -> None:
+    tenants = tuple(store.tenant(name) for name in ("zoo", "acme", "mid"))
+    store.accounts.create_user("ann", "right", tenants)
+    desk = Desk(store)
+    issued = desk.issue(ANN)
+    assert issued.principal.tenant.name == "acme"
+    listed = trio.run(desk.identity.list_tenants, issued.token)
+    assert [tenant.name for tenant in listed] == ["acme", "mid", "zoo"]
+    assert desk.issue(ANN, tenants[0]).principal.tenant.name == "zoo"
+
+
+def test_tokens_that_are_none(desk: Desk) -> None:
+    token = desk.issue(ANN).token
+    for wrong in ("", token[:-1], token + "x", token.swapcase(), "\ud800", "x" * 100_000):
+        with pytest.raises(UnauthorizedError):
+            trio.run(desk.identity.validate_token, wrong)
+
+
+def test_a_token_expires_and_is_removed(store: Store, desk: Desk) -> None:
+    token = desk.issue(ANN).token
+    desk.now += 59.9
+    trio.run(desk.identity.validate_token, token)
+    desk.now += 0.1
+    with pytest.raises(UnauthorizedError, match="expired"):
+        trio.run(desk.identity.validate_token, token)
+    desk.now += identity.PURGE_SECONDS
+    desk.issue(ANN)
+    with store.pool.store.index.reading() as txn:
+        assert txn.count(Table.TOKENS) == 1
+
+
+def test_a_token_survives_a_restart_and_is_stored_hashed(store: Store, desk: Desk) -> None:
+    token = desk.issue(ANN).token
+    store.restart()
+    assert trio.run(Desk(store).identity.validate_token, token).username == "ann"
+    stored = (store.root / "index" / "data.mdb").read_bytes()
+    assert token.encode() not in stored
+    assert b"right" not in stored
+    assert digest_token(token) in stored
+
+
+def test_a_token_is_revoked_at_once(desk: Desk) -> None:
+    token = desk.issue(ANN).token
+    trio.run(desk.identity.revoke_token, token)
+    for call in (desk.identity.validate_token, desk.identity.revoke_token):
+        with pytest.raises(UnauthorizedError):
+            trio.run(call, token)
+
+
+def test_a_token_is_for_one_tenant(store: Store, desk: Desk) -> None:
+    token = desk.issue(ANN).token
+    for other in (store.tenant("other"), "acme", "", "\ud800"):
+        with pytest.raises(ForbiddenError):
+            trio.run(desk.identity.authorize, token, other)
+    with pytest.raises(UnauthorizedError):
+        trio.run(desk.identity.authorize, "wrong", "acme")
+
+
+def test_too_many_authentications_at_once(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identity, "MAX_PENDING", 3)
+    refused: list[int] = []
+
+    async def one() -> None:
+        try:
+            await desk.identity.issue_token(ANN, None)
+        except OverLimitError as error:
+            refused.append(error.retry_after_seconds)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            for _ in range(8):
+                nursery.start_soon(one)
+
+    trio.run(main)
+    assert refused == [1] * 5
+    desk.issue(ANN)
+
+
+def test_too_many_tokens(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identity, "MAX_TOKENS", 2)
+    desk.issue(ANN)
+    desk.issue(ANN)
+    with pytest.raises(OverLimitError):
+        desk.issue(ANN)
+    desk.now += 60
+    desk.issue(ANN)
+
+
+def test_hashes() -> None:
+    stored = hash_secret("secret")
+    assert stored != hash_secret("secret")
+    assert "secret" not in stored
+    assert verify_secret("secret", stored)
+    assert not verify_secret("Secret", stored)
+    assert not verify_secret("secret", None)
+    assert not verify_secret("", None)
+    for damaged in ("x", "md5$1$1$1$00$00"):
+        with pytest.raises(DamagedError):
+            verify_secret("secret", damaged)
+
+
+def test_accounts_are_unique(store: Store, tenant: TenantId) -> None:
+    with pytest.raises(ConflictError):
+        store.accounts.create_tenant("acme")
+    store.accounts.create_user("ann", "x", (tenant,))
+    with pytest.raises(ConflictError):
+        store.accounts.create_user("ann", "x", (tenant,))
+    with pytest.raises(InvalidRequestError):
+        store.accounts.create_tenant("")
+    with pytest.raises(NotFoundError):
+        store.accounts.create_access_key("bob")
+    with pytest.raises(NotFoundError):
+        store.accounts.set_quota(TenantId("none"), None)
+
+
+def test_a_quota_can_be_changed(store: Store, tenant: TenantId) -> None:
+    store.volume(tenant)
+    store.accounts.set_quota(tenant, Quota(1, 1, 1))
+    with pytest.raises(OverLimitError):
+        store.volume(tenant)
+    store.accounts.set_quota(tenant, None)
+    store.volume(tenant)
+
+
+# -- the first start ---------------------------------------------------------------------------
+
+
+def test_the_first_start_makes_demo_and_only_the_first(store: Store, tmp_path: Path) -> None:
+    index = store.pool.store.index
+    establish(index, tmp_path)
+    path = tmp_path / CREDENTIALS_FILE
+    written = path.read_bytes()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    found = json.loads(written)
+    assert (found["tenant"], found["username"]) == ("demo", "demo")
+    desk = Desk(store)
+    by_password = PasswordCredentials(found["username"], found["password"])
+    by_key = AccessKeyCredentials(found["access_key"], found["secret_key"])
+    for credentials in (by_password, by_key):
+        assert desk.issue(credentials, "demo").principal.tenant.id == found["tenant_id"]
+    establish(index, tmp_path)
+    assert path.read_bytes() == written
+    os.unlink(path)
+    establish(index, tmp_path)
+    assert not path.exists()
+
+
+def test_a_first_start_that_dies_before_its_commit_begins_again(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = store.pool.store.index
+    (tmp_path / f".{CREDENTIALS_FILE}.new").write_text("half")
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(accounts, "_add_user", die)
+        with pytest.raises(KeyboardInterrupt):
+            establish(index, tmp_path)
+    first = json.loads((tmp_path / CREDENTIALS_FILE).read_text())
+    with index.reading() as txn:
+        assert _nothing(txn)
+    establish(index, tmp_path)
+    second = json.loads((tmp_path / CREDENTIALS_FILE).read_text())
+    assert second["password"] != first["password"]
+    Desk(store).issue(PasswordCredentials("demo", second["password"]), "demo")
+    with pytest.raises(UnauthorizedError):
+        Desk(store).issue(PasswordCredentials("demo", first["password"]), "demo")
+
+
+def _nothing(txn: Transaction) -> bool:
+    return not any(txn.count(t) for t in (Table.TENANTS, Table.USERS, Table.ACCESS_KEYS))

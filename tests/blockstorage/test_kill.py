@@ -1,0 +1,179 @@
+"""SIGKILL between any two steps of every change: after the next start all of it is there, or none,
+and nothing is left in a transient status."""
+
+from __future__ import annotations
+
+import os
+import signal
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bockd.blockstorage.attachments import Attachments
+from bockd.blockstorage.contract import NewSnapshot, NewVolume, Status, TenantId, Volume
+from bockd.blockstorage.records import Ledger
+from bockd.blockstorage.snapshots import Snapshots
+from bockd.blockstorage.volumes import Volumes
+from bockd.steps import Blocking, Steps, run_inline
+from bockd.store.index import Transaction
+from tests.blockstorage.store import Store, running
+
+MOST_STEPS = 40
+"""No change has as many."""
+
+Change = Callable[[Store, TenantId, Volume], Steps[object]]
+
+CHANGES: dict[str, Change] = {
+    "create": lambda s, t, v: Volumes(s.around).create(t, NewVolume(2, "new")),
+    "clone": lambda s, t, v: Volumes(s.around).create(
+        t, NewVolume(None, snapshot_id=s.run(lambda x: x.list_snapshots(t))[0].id)
+    ),
+    "delete": lambda s, t, v: Volumes(s.around).delete(t, v.id),
+    "snapshot": lambda s, t, v: Snapshots(s.around).create(t, NewSnapshot(v.id, "new")),
+    "snapshot open": lambda s, t, v: _opened(s, t, v),
+    "delete snapshot": lambda s, t, v: Snapshots(s.around).delete(
+        t, s.run(lambda x: x.list_snapshots(t))[0].id
+    ),
+    "attach": lambda s, t, v: Attachments(s.around).attach(t, "1", v.id, None),
+    "detach": lambda s, t, v: Attachments(s.around).detach(t, "9", _attached(s, t).id),
+}
+
+
+def _opened(store: Store, tenant: TenantId, volume: Volume) -> Steps[object]:
+    run_inline(store.pool.use_volume(volume.id))
+    return Snapshots(store.around).create(tenant, NewSnapshot(volume.id, "new"))
+
+
+def _attached(store: Store, tenant: TenantId) -> Volume:
+    return next(v for v in store.run(lambda s: s.list_volumes(tenant)) if v.attachment)
+
+
+def prepare(store: Store) -> None:
+    """A tenant with a volume, a snapshot of it, and another volume that is attached."""
+    tenant = store.tenant("acme")
+    volume = store.volume(tenant, 1, "first")
+    store.snapshot(tenant, volume)
+    other = store.volume(tenant, 1)
+    store.run(lambda s: s.attach(tenant, "9", other.id, None))
+
+
+def known(store: Store) -> tuple[TenantId, Volume]:
+    """What `prepare` made: the tenant and its first volume."""
+    with store.pool.store.index.reading() as txn:
+        tenant = Ledger(txn).tenants()[0].tenant.id
+        return tenant, next(Ledger(txn).volumes(tenant))
+
+
+def state(store: Store, tenant: TenantId) -> tuple[object, ...]:
+    """What the tenant sees, without what differs from run to run."""
+    volumes = store.run(lambda s: s.list_volumes(tenant))
+    snapshots = store.run(lambda s: s.list_snapshots(tenant))
+    return (
+        [(v.id, v.status, v.size_gib, v.attachment and v.attachment.server_id) for v in volumes],
+        [(s.id, s.status, s.size_gib) for s in snapshots],
+        store.run(lambda s: s.limits(tenant)).used,
+    )
+
+
+def die_at(steps: Steps[object], number: int, *, done: bool) -> None:
+    """Kill this process at a blocking call, done or not begun; return when there are not so
+    many."""
+    try:
+        step = next(steps)
+        while True:
+            if not isinstance(step, Blocking):
+                step = steps.send(None)
+                continue
+            if number == 1 and not done:
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = step.call()
+            if number == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            number -= 1
+            step = steps.send(result)
+    except StopIteration:
+        return
+
+
+def killed(root: Path, change: str, number: int, *, done: bool) -> bool:
+    """Make the change in a process of its own that dies at a step; False when the change ended
+    before that step."""
+    with warnings.catch_warnings():
+        # The child uses no thread, so it does not matter that this process has some.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        try:
+            store = Store(root)
+            tenant, volume = known(store)
+            die_at(CHANGES[change](store, tenant, volume), number, done=done)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "the child failed"
+    return os.WIFSIGNALED(status)
+
+
+@pytest.mark.parametrize("done", [False, True])
+@pytest.mark.parametrize("change", CHANGES)
+def test_killed_at_any_step_all_or_nothing(tmp_path: Path, change: str, done: bool) -> None:
+    with running(tmp_path / "whole") as store:
+        prepare(store)
+        tenant, volume = known(store)
+        before = state(store, tenant)
+        run_inline(CHANGES[change](store, tenant, volume))
+        store.restart()
+        after = state(store, tenant)
+        assert before != after
+    for number in range(1, MOST_STEPS):
+        root = tmp_path / str(number)
+        with running(root) as store:
+            prepare(store)
+        died = killed(root, change, number, done=done)
+        with running(root) as store:
+            found = state(store, known(store)[0])
+            assert found in (before, after), f"killed at step {number}"
+            if not died:
+                assert found == after
+                return
+    raise AssertionError("the change has no end")
+
+
+@pytest.mark.parametrize(
+    ("status", "server", "becomes"),
+    [
+        (Status.CREATING, None, Status.AVAILABLE),
+        (Status.ATTACHING, "9", Status.AVAILABLE),
+        (Status.DETACHING, "9", Status.AVAILABLE),
+        (Status.DELETING, None, None),
+        (Status.AVAILABLE, None, Status.AVAILABLE),
+        (Status.IN_USE, "9", Status.IN_USE),
+        (Status.ERROR, None, Status.ERROR),
+        (Status.ERROR_DELETING, None, Status.ERROR_DELETING),
+    ],
+)
+def test_what_a_start_makes_of_each_status(
+    store: Store, tenant: TenantId, status: Status, server: str | None, becomes: Status | None
+) -> None:
+    volume = store.volume(tenant)
+    if server is not None:
+        store.run(lambda s: s.attach(tenant, server, volume.id, None))
+    _force_status(store, tenant, volume, status)
+    store.restart()
+    left = store.run(lambda s: s.list_volumes(tenant))
+    assert [v.status for v in left] == ([] if becomes is None else [becomes])
+    assert [v.attachment is not None for v in left if server] == (
+        [becomes is Status.IN_USE] if server else []
+    )
+
+
+def _force_status(store: Store, tenant: TenantId, volume: Volume, status: Status) -> None:
+    def change(txn: Transaction) -> None:
+        ledger = Ledger(txn)
+        ledger.put_volume(tenant, replace(ledger.volume(tenant, volume.id), status=status))
+
+    store.pool.store.index.update(change)

@@ -1,0 +1,134 @@
+"""The recount finds each thing that should never be; a start gets over what it cannot do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import trio
+
+from bockd.blockstorage import volumes
+from bockd.blockstorage.contract import NewVolume, Status, TenantId, Usage, Volume
+from bockd.blockstorage.records import Ledger
+from bockd.blockstorage.recount import find_problems
+from bockd.errors import DeviceError
+from bockd.store.catalogue import VolumeRecord, id_key
+from bockd.store.index import Table, Transaction
+from tests.blockstorage.store import Store
+
+Damage = Callable[[Transaction, TenantId, Volume], object]
+
+
+def _usage(txn: Transaction, tenant: TenantId, _volume: Volume) -> None:
+    record = Ledger(txn).tenant(tenant)
+    Ledger(txn).put_tenant(replace(record, used=Usage(volumes=7)))
+
+
+def _status(txn: Transaction, tenant: TenantId, volume: Volume) -> None:
+    Ledger(txn).put_volume(tenant, replace(volume, status=Status.IN_USE))
+
+
+def _all(txn: Transaction, table: Table) -> None:
+    for key in list(txn.keys(table, b"", b"\xff" * 500)):
+        txn.delete(table, key)
+
+
+DAMAGES: dict[str, tuple[Damage, str]] = {
+    "usage": (_usage, "recorded is"),
+    "status": (_status, "is in-use, attached: False"),
+    "owned": (lambda txn, _t, _v: _all(txn, Table.OWNED), "table owned"),
+    "attached": (lambda txn, _t, _v: _all(txn, Table.ATTACHED), "table attached"),
+    "export name": (lambda txn, _t, _v: _all(txn, Table.EXPORT_NAMES), "table export-names"),
+    "no volume": (
+        lambda txn, _t, v: txn.delete(Table.VOLUMES, id_key(v.id)),
+        "has no volume in the pool",
+    ),
+    "no snapshot": (lambda txn, _t, _v: _all(txn, Table.SNAPSHOTS), "no snapshot in the pool"),
+    "malformed": (
+        lambda txn, _t, v: txn.put(Table.API_VOLUMES, id_key(v.id), b"{}"),
+        "a stored OwnedVolume is malformed",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_found(store: Store, tenant: TenantId, damage: str) -> None:
+    volume = store.look(tenant, store.volume(tenant))
+    attached = store.volume(tenant)
+    store.run(lambda s: s.attach(tenant, "1", attached.id, None))
+    store.snapshot(tenant, volume)
+    change, expected = DAMAGES[damage]
+    found: list[str] = []
+
+    class UndoError(Exception):
+        pass
+
+    def look(txn: Transaction) -> None:
+        assert find_problems(txn) == ()
+        change(txn, tenant, volume)
+        found.extend(find_problems(txn))
+        raise UndoError
+
+    with pytest.raises(UndoError):
+        store.pool.store.index.update(look)
+    assert any(expected in problem for problem in found), found
+
+
+def test_what_cannot_be_deleted_at_a_start_does_not_keep_the_others(
+    store: Store,
+    tenant: TenantId,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    stuck, other = store.volume(tenant), store.volume(tenant)
+    snapshot = store.snapshot(tenant, other)
+
+    def interrupt(txn: Transaction) -> None:
+        ledger = Ledger(txn)
+        for volume in list(ledger.volumes(tenant)):
+            ledger.put_volume(tenant, replace(volume, status=Status.DELETING))
+        found = ledger.snapshot(tenant, snapshot.id)
+        ledger.put_snapshot(tenant, replace(found, status=Status.DELETING))
+
+    store.pool.store.index.update(interrupt)
+    forget = volumes.forget_record
+
+    def fail_one(txn: Transaction, record: VolumeRecord) -> None:
+        if record.id == stuck.id:
+            raise DeviceError("broken")
+        forget(txn, record)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(volumes, "forget_record", fail_one)
+        store.restart()
+    assert f"volume {stuck.id}, being deleted when the daemon stopped: broken" in caplog.text
+    left = store.run(lambda s: s.list_volumes(tenant))
+    assert [(v.id, v.status) for v in left] == [(stuck.id, Status.ERROR_DELETING)]
+    assert store.run(lambda s: s.list_snapshots(tenant)) == []
+    store.run(lambda s: s.delete_volume(tenant, stuck.id))
+
+
+def test_a_client_that_hangs_up_does_not_leave_half_a_change(
+    store: Store, tenant: TenantId
+) -> None:
+    async def main() -> None:
+        service = store.service
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await service.create_volume(tenant, NewVolume(1))
+        (volume,) = await service.list_volumes(tenant)
+        for status, call in (
+            (Status.IN_USE, lambda: service.attach(tenant, "1", volume.id, None)),
+            (Status.AVAILABLE, lambda: service.detach(tenant, "1", volume.id)),
+        ):
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                await call()
+            assert (await service.show_volume(tenant, volume.id)).status is status
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await service.delete_volume(tenant, volume.id)
+        assert await service.list_volumes(tenant) == []
+
+    trio.run(main)

@@ -1,0 +1,1 @@
+"""Real clients and the specification itself against the public API, over the real service."""

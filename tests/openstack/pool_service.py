@@ -1,0 +1,59 @@
+"""The real block storage on a pool in a directory, with two tenants, ready to be served."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from bockd.blockstorage.accounts import Accounts
+from bockd.blockstorage.contract import Quota
+from bockd.blockstorage.identity import LocalIdentity
+from bockd.blockstorage.quota import DEFAULT_QUOTA
+from bockd.blockstorage.running import NoExports, Surroundings
+from bockd.blockstorage.service import PoolBlockStorage
+from bockd.engine.pool import Pool
+from bockd.server.drive import Driver
+from bockd.steps import Steps
+
+from ..api.public import Account, Opening, Service
+
+
+def on_pool(root: Path, quota: Quota = DEFAULT_QUOTA) -> Opening:
+    """A service on a pool in `root`, which is closed with it."""
+
+    @asynccontextmanager
+    async def opening() -> AsyncIterator[Service]:
+        driver = Driver()
+        async with trio.open_nursery() as background:
+
+            def spawn(steps: Steps[None]) -> None:
+                background.start_soon(driver.run, steps)
+
+            pool = Pool.open(root, spawn)
+            try:
+                accounts = Accounts(pool.store.index)
+                yield Service(
+                    PoolBlockStorage(Surroundings(pool, NoExports(), quota), driver),
+                    LocalIdentity(pool.store.index, driver, time.time),
+                    new_account(accounts, "demo"),
+                    new_account(accounts, "other"),
+                )
+                await driver.run(pool.close_all())
+            finally:
+                pool.release()
+
+    return opening
+
+
+def new_account(accounts: Accounts, name: str) -> Account:
+    """A tenant with one user of the same name."""
+    password = secrets.token_urlsafe()
+    tenant = accounts.create_tenant(name)
+    accounts.create_user(name, password, (tenant.id,))
+    key = accounts.create_access_key(name)
+    return Account(name, password, key.access_key, key.secret_key, tenant.id, tenant.name)
