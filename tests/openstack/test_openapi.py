@@ -27,7 +27,7 @@ CHECKS = (
     "ignored_auth",
 )
 
-EXAMPLES = 15
+EXAMPLES = 40
 """For each operation, besides those that cover each constraint of the document."""
 
 RUN_SECONDS = 60
