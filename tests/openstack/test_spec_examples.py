@@ -42,10 +42,14 @@ class Shell:
             "{tennant_id}": self.tenant,
             "{server_id}": SERVER,
         }
+        # Bare numbers first, and whole: the port and the token have digits of their own.
         for name, value in ids.items():
-            places[name[1:] if name.startswith("_") else f"{{{name}}}"] = str(value)
-        for place, value in places.items():
-            command = command.replace(place, value)
+            if name.startswith("_"):
+                command = re.sub(rf"\b{name[1:]}\b", str(value), command)
+            else:
+                places[f"{{{name}}}"] = str(value)
+        for place, text in places.items():
+            command = command.replace(place, text)
         done = subprocess.run(
             ["bash", "-c", command], capture_output=True, timeout=CURL_SECONDS, check=True
         )
