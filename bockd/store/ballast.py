@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 BALLAST_BYTES = 8 * MIB
 """LMDB rewrites each changed page on the way to its root: a large delete needs tens of pages; a
-journal segment needs 1 MiB. Eight MiB leave room for several of each."""
+journal segment needs 2 MiB. Eight MiB leave room for several of each."""
 
 
 class Ballast:

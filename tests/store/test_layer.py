@@ -42,8 +42,9 @@ def test_sixteen_tebibytes_cost_nothing_and_work_across_the_segments(layout: Lay
     found = bytearray(len(data))
     layer.read(start, memoryview(found))
     assert found == data
-    assert layer.try_read(start, memoryview(found)) in (True, False)
-    assert found == data
+    again = bytearray(len(data))
+    assert layer.try_read(start, memoryview(again))
+    assert again == data
     ranges = list(layer.data_ranges(0, 16 * TIB))
     assert ranges[0][0] <= start < ranges[0][1]
     assert ranges[-1] == (16 * TIB - 4096, 16 * TIB)
