@@ -69,6 +69,43 @@ class Space:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageInfo:
+    """An image as users see it."""
+
+    id: str
+    """A UUID."""
+    name: str
+    disk_format: str
+    """Of the file it was imported from."""
+    file_bytes: int
+    """The length of that file."""
+    checksum: str
+    """SHA-256 of that file, in hexadecimal."""
+    size_bytes: int
+    """Of the disk that it is."""
+    min_size_gib: int
+    """The smallest volume that the API makes from it."""
+    created_at: float
+    snapshot: SnapshotId
+    """What holds it in the pool."""
+    uri: str
+    """The NBD URI on the Unix socket, for reading."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImportInfo:
+    """An image that is being imported."""
+
+    id: VolumeId
+    """Of the volume that is to be filled, which names the import too."""
+    image: str
+    """The id that the image will have."""
+    size_bytes: int
+    uri: str
+    """The NBD URI on the Unix socket where the disk's content is to be written."""
+
+
+@dataclass(frozen=True, slots=True)
 class VolumeStatistics:
     """Counters of one open volume since it was opened; rates are the caller's subtraction.
 
@@ -177,4 +214,42 @@ class Control(Protocol):
 
     async def check(self) -> CheckReport:
         """Walk the pool while it serves, as `bockd check` does, without repairing."""
+        ...
+
+
+class ImageControl(Protocol):
+    """What the operator does with images; what the module's docstring says holds here too.
+
+    The volumes that imports fill, and the snapshots that images are, do not appear in the lists
+    of `Control`.
+    """
+
+    async def list_images(self) -> list[ImageInfo]:
+        """All images by name."""
+        ...
+
+    async def show_image(self, ref: str) -> ImageInfo: ...
+
+    async def begin_import(
+        self, name: str, disk_format: str, size_bytes: int, file_bytes: int, checksum: str
+    ) -> ImportInfo:
+        """A volume to be filled with an image's content. Raises ConflictError when the name is
+        taken, and when there is an image with this checksum and format already.
+
+        An import that nobody is connected to for some minutes is given up, and so is every one
+        when the daemon ends.
+        """
+        ...
+
+    async def finish_import(self, volume: VolumeId) -> ImageInfo:
+        """Make what was written an image, durably: all of it, or nothing when this raises. Raises
+        InUseError while a client is connected."""
+        ...
+
+    async def cancel_import(self, volume: VolumeId) -> None:
+        """Forget what was written. Raises InUseError while a client is connected."""
+        ...
+
+    async def delete_image(self, ref: str) -> None:
+        """Forget an image; volumes made from it stay. Raises InUseError while it is read."""
         ...

@@ -30,6 +30,7 @@ from bockd.config import Settings
 from bockd.dataplane.attached import AttachedVolumes
 from bockd.dataplane.control import PoolControl
 from bockd.dataplane.exports import PoolExports
+from bockd.dataplane.images import PoolImages
 from bockd.engine.pool import Pool
 from bockd.engine.reclaim import Reclaimer
 from bockd.errors import BockdError, from_os_error
@@ -135,6 +136,7 @@ class _Daemon:
         settings = self._settings
         nbd_listen = str(address_of(tcp)) if tcp else None
         control = PoolControl(self._pool, self._server, settings, nbd_listen)
+        images = PoolImages(self._around, self._server, settings)
         async with trio.open_nursery() as doors:
 
             def on_idle(key: ExportKey) -> None:
@@ -142,7 +144,8 @@ class _Daemon:
 
             exports = PoolExports(self._pool, self._driver, on_idle)
             doors.start_soon(serve_nbd, self._server, unix, exports, tcp, NoExports())
-            await doors.start(serve_api, create_app(control), settings.api_socket)
+            await doors.start(serve_api, create_app(control, images), settings.api_socket)
+            doors.start_soon(images.give_up_abandoned)
             if api is not None:
                 await doors.start(serve_public, self._public_app(), api)
             # What is alive now stays; the collector need not look at it again.

@@ -6,6 +6,7 @@ the map. Everything here is immutable plain data.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NewType
@@ -33,6 +34,8 @@ MAX_VOLUME_BYTES = 16 * TIB
 
 MAX_NAME_BYTES = 255
 """In UTF-8: fits an NBD export name (4096), a file name (255) and the API's display name (255)."""
+
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 
 class NodeKind(StrEnum):
@@ -86,4 +89,20 @@ def check_name(name: str) -> str:
         )
     if name.isdigit():
         raise InvalidRequestError(f"name {name!r} looks like an id; add a letter to it")
+    return name
+
+
+def check_image_name(name: str) -> str:
+    """Return `name` if an image may carry it; raise InvalidRequestError otherwise.
+
+    As for a volume, and besides: no slash or backslash, no dot in front, because it is made from
+    file names and may become one again; and not like an image's id, which is a UUID.
+    """
+    check_name(name)
+    if "/" in name or "\\" in name or name.startswith("."):
+        raise InvalidRequestError(
+            f"image name {name!r} has a slash in it or begins with a dot; choose another one"
+        )
+    if _UUID.fullmatch(name):
+        raise InvalidRequestError(f"image name {name!r} looks like an id; choose another one")
     return name

@@ -14,9 +14,9 @@ from api.openstack.catalog import Catalog
 from api.openstack.extensions import extension_router
 from api.openstack.faults import NAME_OF_STATUS, SERVER_ERROR, install_faults, refuse_body
 from api.openstack.identity import identity_router
-from api.openstack.images import image_router
+from api.openstack.images import image_root_router, image_router
 from api.openstack.limits import limits_router
-from api.openstack.paths import DOCS_PATH, OPENAPI_PATH, VERSION_PATH
+from api.openstack.paths import DOCS_PATH, IMAGE_ROOT, OPENAPI_PATH, VERSION_PATH
 from api.openstack.servers import attachment_router, server_router
 from api.openstack.snapshots import snapshot_router
 from api.openstack.versions import version_router
@@ -78,7 +78,9 @@ def create_public_app(
     app.add_middleware(Intake, refuse=refuse_body)
     app.include_router(version_router(published))
     app.include_router(identity_router(identity, published))
+    app.include_router(image_root_router(published))
     app.include_router(image_router(storage))
+    app.include_router(image_router(storage), prefix=IMAGE_ROOT, include_in_schema=False)
     app.include_router(tenant_router(storage, published), prefix=f"{VERSION_PATH}{{tenant}}")
     return app
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from starlette.requests import Request
 from typing_extensions import TypedDict
 
-from api.openstack.paths import VERSION, VERSION_PATH
+from api.openstack.paths import IMAGE_ROOT, VERSION, VERSION_PATH
 from bockd.blockstorage.contract import TenantId
 
 DEFAULT_REGION = "az-1.region-a.geo-1"
@@ -95,6 +95,6 @@ def services(catalog: Catalog, request: Request, tenant: TenantId) -> list[Servi
     return [
         service("Block Storage", "volume", "1.1", f"/{VERSION}/{tenant}"),
         service("nova", "compute", "1.1", f"/{VERSION}/{tenant}"),
-        service("Image Management", "image", "2", ""),
+        service("Image Management", "image", "2", IMAGE_ROOT),
         service("Identity", "identity", "2.0", "/v2.0"),
     ]

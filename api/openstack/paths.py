@@ -15,8 +15,20 @@ VERSION_PATH = f"/{VERSION}/"
 TOKENS_PATH = "/v2.0/tokens"
 OPENAPI_PATH = "/openapi.json"
 DOCS_PATH = "/docs"
+IMAGE_ROOT = "/image"
+IMAGE_VERSIONS_PATH = f"{IMAGE_ROOT}/versions"
 
-OPEN_PATHS = frozenset({"/", VERSION_PATH, TOKENS_PATH, OPENAPI_PATH, DOCS_PATH})
+OPEN_PATHS = frozenset(
+    {
+        "/",
+        VERSION_PATH,
+        TOKENS_PATH,
+        OPENAPI_PATH,
+        DOCS_PATH,
+        IMAGE_ROOT,
+        IMAGE_VERSIONS_PATH,
+    }
+)
 """What needs no token: the version documents, the description of this API, and where tokens come
 from. Everything else does, whether it exists or not."""
 

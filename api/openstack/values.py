@@ -58,7 +58,7 @@ def snapshot_id(value: int | str) -> SnapshotId:
 
 def image_id(value: int | str) -> ImageId:
     """An image's id; clients may send a link that ends in it."""
-    return ImageId(str(value).rpartition("/")[2])
+    return ImageId(str(value).removesuffix("/").rpartition("/")[2])
 
 
 def integer(name: str, value: int | str) -> int:

@@ -267,13 +267,27 @@ class Image:
     id: ImageId
     name: str
     size_bytes: int
+    """Of the disk that it is, in whole blocks."""
     min_size_gib: int
     """The smallest volume that holds it."""
     disk_format: str
-    """Of the file it was imported from: raw, qcow2, vmdk."""
+    """Of the file it was imported from: raw, qcow2, vmdk, vdi, vhdx."""
     checksum: str
     """SHA-256 of that file, in hexadecimal."""
     created_at: float
+    file_bytes: int
+    """The length of that file."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewImage:
+    """What an image shall be; see `Image`."""
+
+    name: str
+    disk_format: str
+    size_bytes: int
+    file_bytes: int
+    checksum: str
 
 
 @dataclass(frozen=True, slots=True)

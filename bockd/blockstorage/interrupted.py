@@ -6,6 +6,9 @@
 | `attaching` | available | nobody was told of the attachment                                   |
 | `detaching` | available | nothing is connected any more; the client wanted it gone            |
 | `deleting`  | gone      | the client wanted it gone; `error_deleting` when even now it cannot |
+
+An image being imported is gone, with the volume that was to become it: who filled it has lost its
+connection.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from dataclasses import replace
 
 from bockd.blockstorage import snapshots, volumes
 from bockd.blockstorage.contract import Status
+from bockd.blockstorage.images import Images
 from bockd.blockstorage.records import Ledger
 from bockd.blockstorage.running import Surroundings
 from bockd.errors import BockdError
@@ -31,6 +35,7 @@ _TRANSIENT = frozenset({Status.CREATING, Status.ATTACHING, Status.DETACHING, Sta
 def resolve_interrupted(around: Surroundings) -> Steps[None]:
     """Leave nothing in a transient status. One that cannot be deleted is reported; the others are
     resolved."""
+    yield from Images(around).sweep()
     with around.pool.store.index.reading() as txn:
         ledger = Ledger(txn)
         states = [*(owned.volume.status for owned in ledger.all_volumes())]

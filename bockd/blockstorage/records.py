@@ -10,11 +10,12 @@
     ATTACHED      tenant | 0 | server | 0 | id:u64  nothing: a server's volumes, in order
     EXPORT_NAMES  export name                       id:u64 of the attached volume
     IMAGES        image id                          ImageRecord
+    IMPORTS       id:u64 of the volume being filled ImportRecord
 
 Records are JSON objects of the dataclasses. Invariants, each kept by one function of `Ledger`: a
-record in API_VOLUMES or API_SNAPSHOTS belongs to a node of the pool; OWNED, ATTACHED and
-EXPORT_NAMES follow from those records; a tenant's `used` is their sum. `bockd.blockstorage.recount`
-proves it.
+record in API_VOLUMES, API_SNAPSHOTS, IMAGES or IMPORTS belongs to a node of the pool; OWNED,
+ATTACHED and EXPORT_NAMES follow from those records; a tenant's `used` is their sum.
+`bockd.blockstorage.recount` proves it.
 """
 
 from __future__ import annotations
@@ -110,6 +111,15 @@ class ImageRecord:
 
     image: Image
     snapshot: SnapshotId
+
+
+@dataclass(frozen=True, slots=True)
+class ImportRecord:
+    """IMPORTS/<volume id>. An image whose data is being written to a volume that no tenant owns;
+    `created_at` is when that began. It never outlives the process that began it."""
+
+    volume: VolumeId
+    image: Image
 
 
 R = TypeVar("R")
@@ -308,6 +318,20 @@ class Ledger:
 
     def remove_image(self, record: ImageRecord) -> None:
         self.txn.delete(Table.IMAGES, record.image.id.encode())
+
+    def imports(self) -> Iterator[ImportRecord]:
+        return self._all(Table.IMPORTS, ImportRecord)
+
+    def import_into(self, volume: VolumeId) -> ImportRecord | None:
+        """The import that fills a volume; None when none does."""
+        key = id_key(volume) if in_id_range(volume) else None
+        return self._get(Table.IMPORTS, key, ImportRecord)
+
+    def put_import(self, record: ImportRecord) -> None:
+        self._put(Table.IMPORTS, id_key(record.volume), record)
+
+    def remove_import(self, volume: VolumeId) -> bool:
+        return self.txn.delete(Table.IMPORTS, id_key(volume))
 
     # -- users -------------------------------------------------------------------------------
 

@@ -32,6 +32,7 @@ def _problems(txn: Transaction) -> tuple[str, ...]:
         *_wrong_keys(txn, volumes, snapshots),
         *_wrong_attachments(volumes),
         *_wrong_usage(ledger, volumes, snapshots),
+        *_wrong_images(txn, ledger),
     )
 
 
@@ -89,3 +90,14 @@ def _wrong_usage(
     for tenant in recorded.keys() | counted.keys():
         if recorded.get(tenant, Usage()) != counted.get(tenant, Usage()):
             yield f"tenant {tenant} has {counted.get(tenant)}, recorded is {recorded.get(tenant)}"
+
+
+def _wrong_images(txn: Transaction, ledger: Ledger) -> Iterator[str]:
+    for record in ledger.images():
+        if txn.get(Table.SNAPSHOTS, id_key(record.snapshot)) is None:
+            yield f"image {record.image.id} has no snapshot {record.snapshot} in the pool"
+        if ledger.owned_snapshot(record.snapshot) is not None:
+            yield f"snapshot {record.snapshot} is an image and yet a tenant's"
+    for filling in ledger.imports():
+        if txn.get(Table.VOLUMES, id_key(filling.volume)) is None:
+            yield f"the import of image {filling.image.id} has no volume {filling.volume}"

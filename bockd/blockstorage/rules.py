@@ -106,7 +106,7 @@ def refuse_state(kind: NodeKind, node: int, reason: str) -> NoReturn:
 
 def not_found(kind: NodeKind, node: int) -> NotFoundError:
     """The error of 4.4.4.2: "Volume 18819 could not be found."."""
-    return NotFoundError(f"{kind.capitalize()} {_shown(node)} could not be found.")
+    return NotFoundError(f"{kind.capitalize()} {shown_number(node)} could not be found.")
 
 
 # -- what a request may say --------------------------------------------------------------------
@@ -116,7 +116,8 @@ def check_size(size_gib: int) -> int:
     """Return a size that a volume may have; raise InvalidRequestError otherwise."""
     if not MIN_SIZE_GIB <= size_gib <= MAX_SIZE_GIB:
         raise InvalidRequestError(
-            f"size {_shown(size_gib)} is out of range: choose {MIN_SIZE_GIB} to {MAX_SIZE_GIB} GiB"
+            f"size {shown_number(size_gib)} is out of range: "
+            f"choose {MIN_SIZE_GIB} to {MAX_SIZE_GIB} GiB"
         )
     return size_gib
 
@@ -167,7 +168,7 @@ def in_id_range(node: int) -> bool:
     return 0 < node <= MAX_ID
 
 
-def _shown(number: int) -> str:
+def shown_number(number: int) -> str:
     """A number for a message. Python refuses to print the largest that a client may send."""
     return str(number) if abs(number) < 10**MAX_SHOWN_DIGITS else "(huge)"
 

@@ -191,9 +191,10 @@ def move_volume(txn: Transaction, tenant: TenantId, volume: VolumeId, new: Statu
 
 
 def forget_record(txn: Transaction, record: VolumeRecord) -> None:
-    """`also` of the pool's deletion: the record goes with the volume, if it has one. InUseError
-    while the volume is attached."""
+    """`also` of the pool's deletion: the record goes with the volume, if it has one, and so does
+    the import that fills it. InUseError while the volume is attached."""
     ledger = Ledger(txn)
+    ledger.remove_import(record.id)
     owned = ledger.owned_volume(record.id)
     if owned is None:
         return

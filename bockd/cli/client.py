@@ -20,12 +20,14 @@ from bockd.config import load_settings
 from bockd.control import (
     CheckReport,
     DaemonInfo,
+    ImageInfo,
+    ImportInfo,
     SnapshotInfo,
     Space,
     VolumeInfo,
     VolumeStatistics,
 )
-from bockd.model import NodeKind
+from bockd.model import NodeKind, VolumeId
 
 if TYPE_CHECKING:
     import httpx
@@ -128,6 +130,40 @@ class ControlClient:
     def check(self) -> CheckReport:
         """Walk the pool, however long it takes."""
         return decode(self._request("POST", "/check", patient=True), CheckReport)
+
+    def list_images(self) -> list[ImageInfo]:
+        """All images by name."""
+        return self._get("/images", list[ImageInfo])
+
+    def show_image(self, ref: str) -> ImageInfo:
+        """One image by id or name."""
+        return self._get(f"/images/{segment(ref)}", ImageInfo)
+
+    def delete_image(self, ref: str) -> None:
+        """Forget an image; InUseError while it is read."""
+        self._request("DELETE", f"/images/{segment(ref)}")
+
+    def begin_import(
+        self, name: str, disk_format: str, size_bytes: int, file_bytes: int, checksum: str
+    ) -> ImportInfo:
+        """A volume to be filled with an image's content."""
+        body = {
+            "name": name,
+            "disk_format": disk_format,
+            "size_bytes": size_bytes,
+            "file_bytes": file_bytes,
+            "checksum": checksum,
+        }
+        return self._post("/imports", body, ImportInfo)
+
+    def finish_import(self, volume: VolumeId) -> ImageInfo:
+        """Make what was written an image, however long its flush takes."""
+        path = f"/imports/{volume}/finish"
+        return decode(self._request("POST", path, patient=True), ImageInfo)
+
+    def cancel_import(self, volume: VolumeId) -> None:
+        """Forget what was written; InUseError while a client is connected."""
+        self._request("DELETE", f"/imports/{volume}")
 
     def _get(self, path: str, answer: type[T]) -> T:
         return decode(self._request("GET", path), answer)

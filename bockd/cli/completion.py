@@ -51,6 +51,16 @@ def complete_snapshot(
     )
 
 
+def complete_image(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Names of images."""
+    return offer(
+        lambda client: ((found.name, f"image {found.id}") for found in client.list_images()),
+        incomplete,
+    )
+
+
 @click.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context

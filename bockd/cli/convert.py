@@ -82,6 +82,13 @@ def follow(stdout: IO[bytes] | None, show: Callable[[float], None] | None) -> No
 @contextlib.contextmanager
 def progress_bar(title: str, size_bytes: int) -> Iterator[Callable[[float], None] | None]:
     """A function that is told the fraction done, or None without a terminal."""
+    with byte_bar(title, size_bytes) as show:
+        yield None if show is None else lambda fraction: show(int(fraction * size_bytes))
+
+
+@contextlib.contextmanager
+def byte_bar(title: str, size_bytes: int | None) -> Iterator[Callable[[int], None] | None]:
+    """A function that is told the bytes done, or None without a terminal. Size None: unknown."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -96,7 +103,7 @@ def progress_bar(title: str, size_bytes: int) -> Iterator[Callable[[float], None
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(title, total=size_bytes)
-        yield lambda fraction: progress.update(task, completed=fraction * size_bytes)
+        yield lambda done: progress.update(task, completed=done)
 
 
 def flush_export(uri: str) -> None:

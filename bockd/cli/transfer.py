@@ -10,8 +10,9 @@ import contextlib
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import click
 
@@ -28,6 +29,8 @@ from bockd.cli.output import json_option, print_json
 from bockd.cli.sizes import format_size
 from bockd.control import SnapshotInfo, VolumeInfo
 from bockd.errors import BockdError, ConflictError, InUseError
+
+T = TypeVar("T")
 
 RELEASE_TIMEOUT_SECONDS = 10.0
 """For the daemon to notice that a killed qemu-img has gone, before its volume can be deleted."""
@@ -96,18 +99,26 @@ def fill_new_volume(client: ControlClient, source: Image, name: str) -> VolumeIn
 
 def discard(client: ControlClient, volume: VolumeInfo, cause: BaseException) -> None:
     """Delete a half-filled volume, as soon as the daemon sees that qemu-img let go of it."""
+    try:
+        when_released(lambda: client.delete_volume(str(volume.id)))
+    except BockdError as error:
+        raise BockdError(
+            f"{str(cause) or 'interrupted'}; volume {volume.id} ({volume.name}) is half filled "
+            f"and could not be deleted: {error}"
+        ) from cause
+
+
+def when_released(action: Callable[[], T]) -> T:
+    """Do what needs a volume without clients, as soon as the daemon sees that the tool which we
+    ran has let go of it. Raises InUseError when somebody keeps it."""
     deadline = time.monotonic() + RELEASE_TIMEOUT_SECONDS
     while True:
         try:
-            return client.delete_volume(str(volume.id))
-        except BockdError as error:
-            if isinstance(error, InUseError) and time.monotonic() < deadline:
-                time.sleep(RELEASE_POLL_SECONDS)
-                continue
-            raise BockdError(
-                f"{str(cause) or 'interrupted'}; volume {volume.id} ({volume.name}) is half filled "
-                f"and could not be deleted: {error}"
-            ) from cause
+            return action()
+        except InUseError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(RELEASE_POLL_SECONDS)
 
 
 def export_options(command: click.decorators.FC) -> click.decorators.FC:

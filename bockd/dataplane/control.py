@@ -13,6 +13,7 @@ import trio
 
 import bockd
 from bockd.blockstorage import snapshots, volumes
+from bockd.blockstorage.records import Ledger
 from bockd.blockstorage.recount import find_problems
 from bockd.config import Settings
 from bockd.control import (
@@ -63,7 +64,12 @@ class PoolControl:
 
     async def list_volumes(self) -> list[VolumeInfo]:
         with self._pool.catalogue() as catalogue:
-            return [self._volume_info(record) for record in catalogue.volumes()]
+            filling = {found.volume for found in Ledger(catalogue.txn).imports()}
+            return [
+                self._volume_info(record)
+                for record in catalogue.volumes()
+                if record.id not in filling
+            ]
 
     async def show_volume(self, ref: str) -> VolumeInfo:
         return self._show_volume(self._pool.find_volume(ref))
@@ -119,10 +125,11 @@ class PoolControl:
     async def list_snapshots(self, volume: str | None) -> list[SnapshotInfo]:
         origin = None if volume is None else self._pool.find_volume(volume)
         with self._pool.catalogue() as catalogue:
+            images = {found.snapshot for found in Ledger(catalogue.txn).images()}
             return [
                 self._snapshot_info(record)
                 for record in catalogue.snapshots()
-                if origin is None or record.volume == origin
+                if record.id not in images and (origin is None or record.volume == origin)
             ]
 
     async def show_snapshot(self, ref: str) -> SnapshotInfo:

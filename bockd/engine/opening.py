@@ -19,7 +19,7 @@ from bockd.store.catalogue import Catalogue, VolumeRecord
 from bockd.store.index import Transaction
 from bockd.store.journal import JournalSegment
 from bockd.store.layer import Layer, verify_layer
-from bockd.store.layout import JournalName
+from bockd.store.layout import JournalName, unlink_if_present
 from bockd.store.locks import FileLock
 
 
@@ -97,6 +97,14 @@ def settle(store: StoreAccess, volume: VolumeId) -> VolumeRecord:
         record = Catalogue(txn).volume(volume)
     refuse_failed(record)
     return recover(store, record) if record.opened else record
+
+
+def remove_traces(store: StoreAccess, volume: VolumeId, lock: FileLock) -> None:
+    """Remove the journal and the lock file of a volume that the index has forgotten."""
+    for name in store.layout.journal_segments():
+        if name.volume == volume:
+            unlink_if_present(store.layout.journal_segment(name))
+    unlink_if_present(lock.path)
 
 
 def open_volume(

@@ -20,6 +20,7 @@ from bockd.engine.opening import (
     close_snapshot,
     lock_snapshot,
     lock_volume,
+    remove_traces,
     settle,
 )
 from bockd.engine.registry import Registry
@@ -451,10 +452,7 @@ class Pool(Registry):
 
         try:
             self.store.index.update(change)
-            for name in self.store.layout.journal_segments():
-                if name.volume == volume:
-                    unlink_if_present(self.store.layout.journal_segment(name))
-            unlink_if_present(lock.path)
+            remove_traces(self.store, volume, lock)
         finally:
             lock.release()
 

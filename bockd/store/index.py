@@ -83,6 +83,7 @@ class Table(Enum):
     ATTACHED = b"attached"
     EXPORT_NAMES = b"export-names"
     IMAGES = b"images"
+    IMPORTS = b"imports"
 
 
 _SEEDS = {table: zlib.crc32(table.value) for table in Table}

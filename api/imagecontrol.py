@@ -1,0 +1,76 @@
+"""The control API's images: `/control/v1/images` and `/control/v1/imports`, one endpoint for each
+method of `bockd.control.ImageControl`. See `api.control` for what holds for all of them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path
+
+from api.control import Body, Ref
+from bockd.control import ImageControl, ImageInfo, ImportInfo
+from bockd.errors import NotFoundError
+from bockd.model import VolumeId
+
+MAX_ID_DIGITS = 18
+"""What has more has never been an id."""
+
+
+class BeginImport(Body):
+    """What is about to be written, and the file that it comes from."""
+
+    name: str
+    disk_format: str
+    size_bytes: int
+    file_bytes: int
+    checksum: str
+
+
+def import_in_path(volume: str) -> VolumeId:
+    """`{volume}`. Raises NotFoundError for what is no id."""
+    if not (volume.isascii() and volume.isdigit() and len(volume) <= MAX_ID_DIGITS):
+        raise NotFoundError(f"there is no import {volume[:40]!r}")
+    return VolumeId(int(volume))
+
+
+ImportPath = Annotated[str, Path(description="The id of the volume that the import fills")]
+
+
+def image_control_router(images: ImageControl) -> APIRouter:
+    """Images, and imports of images."""
+    router = APIRouter(tags=["images"])
+
+    @router.get("/images")
+    async def list_images() -> list[ImageInfo]:
+        """All images by name."""
+        return await images.list_images()
+
+    @router.get("/images/{ref}")
+    async def show_image(ref: Ref) -> ImageInfo:
+        """One image."""
+        return await images.show_image(ref)
+
+    @router.delete("/images/{ref}", status_code=204)
+    async def delete_image(ref: Ref) -> None:
+        """Forget an image; volumes made from it stay."""
+        await images.delete_image(ref)
+
+    @router.post("/imports", status_code=201)
+    async def begin_import(body: BeginImport) -> ImportInfo:
+        """A volume to be filled with an image's content."""
+        return await images.begin_import(
+            body.name, body.disk_format, body.size_bytes, body.file_bytes, body.checksum
+        )
+
+    @router.post("/imports/{volume}/finish")
+    async def finish_import(volume: ImportPath) -> ImageInfo:
+        """Make what was written an image."""
+        return await images.finish_import(import_in_path(volume))
+
+    @router.delete("/imports/{volume}", status_code=204)
+    async def cancel_import(volume: ImportPath) -> None:
+        """Forget what was written."""
+        await images.cancel_import(import_in_path(volume))
+
+    return router

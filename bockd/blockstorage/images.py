@@ -1,0 +1,205 @@
+"""Images: what volumes can be made from, imported once and shared by all tenants.
+
+An image is a snapshot of the pool that no tenant owns, with a record beside it. An import fills a
+volume that no tenant owns either and turns it into that snapshot:
+
+    begin    one transaction: the volume, and an ImportRecord that says what it is for
+    (data)   somebody writes to the volume, as to any other one
+    finish   one transaction: the volume becomes the snapshot, the ImportRecord the ImageRecord
+
+A crash in between leaves the ImportRecord, and `sweep` removes it with its volume at the next
+start. The same content is imported once: an image is known by the checksum of its file and the
+format that the file was read as. Names are unique, so that people can use them in place of ids.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+
+from bockd.blockstorage import rules
+from bockd.blockstorage.contract import Image, ImageId, NewImage
+from bockd.blockstorage.records import ImageRecord, ImportRecord, Ledger
+from bockd.blockstorage.running import Surroundings
+from bockd.blockstorage.volumes import forget_record, naming
+from bockd.engine.freezing import freeze_volume
+from bockd.errors import BockdError, ConflictError, InvalidRequestError, NotFoundError
+from bockd.model import NodeKind, SnapshotId, VolumeId, check_image_name
+from bockd.steps import Steps
+from bockd.store.catalogue import SnapshotRecord, VolumeRecord
+from bockd.store.index import Transaction
+
+log = logging.getLogger(__name__)
+
+DISK_FORMATS = frozenset({"raw", "qcow2", "vmdk", "vdi", "vhdx"})
+"""Glance's names for what qemu-img reads."""
+
+_CHECKSUM = re.compile(r"[0-9a-f]{64}")
+
+
+def random_id() -> ImageId:
+    """A new image's id: a UUID, as Glance's are."""
+    return ImageId(str(uuid.uuid4()))
+
+
+class Images:
+    """The operations on images. Those that change something are steps."""
+
+    def __init__(self, around: Surroundings, new_id: Callable[[], ImageId] = random_id) -> None:
+        self._around = around
+        self._pool = around.pool
+        self._new_id = new_id
+
+    # -- looking -----------------------------------------------------------------------------
+
+    def all(self) -> list[ImageRecord]:
+        """All images, by name."""
+        with self._pool.store.index.reading() as txn:
+            return sorted(Ledger(txn).images(), key=lambda found: found.image.name)
+
+    def find(self, ref: str) -> ImageRecord:
+        """The image of an id or a name; NotFoundError."""
+        for found in self.all():
+            if ref in (found.image.id, found.image.name):
+                return found
+        raise NotFoundError(
+            f"there is no image {ref[:300]!r}; 'bock image list' shows what there is"
+        )
+
+    def being_imported(self) -> list[ImportRecord]:
+        """The imports under way."""
+        with self._pool.store.index.reading() as txn:
+            return list(Ledger(txn).imports())
+
+    # -- importing ---------------------------------------------------------------------------
+
+    def begin(self, new: NewImage) -> Steps[ImportRecord]:
+        """The volume to be filled, empty, of `new.size_bytes`.
+
+        Raises InvalidRequestError, and ConflictError when the name is taken or the content is an
+        image already; the message says which.
+        """
+        image = Image(
+            id=self._new_id(),
+            name=check_image_name(new.name),
+            size_bytes=new.size_bytes,
+            min_size_gib=rules.size_in_gib(new.size_bytes),
+            disk_format=_check_format(new.disk_format),
+            checksum=_check_checksum(new.checksum),
+            created_at=self._pool.clock(),
+            file_bytes=new.file_bytes,
+        )
+        if new.file_bytes < 0:
+            raise InvalidRequestError("file_bytes must not be negative")
+
+        def also(txn: Transaction, volume: VolumeRecord) -> None:
+            ledger = Ledger(txn)
+            refuse_known(ledger, image)
+            ledger.put_import(ImportRecord(volume.id, image))
+
+        with self._pool.store.index.reading() as txn:
+            refuse_known(Ledger(txn), image)  # before any file is made
+        volume = yield from self._pool.create_volume(
+            naming(NodeKind.VOLUME, f"import-{image.id}"), new.size_bytes, None, also
+        )
+        return ImportRecord(volume.id, image)
+
+    def finish(self, volume: VolumeId) -> Steps[ImageRecord]:
+        """Make the filled volume the image, durably; the volume is no more.
+
+        Raises InUseError while a client is connected to it, NotFoundError when it is not being
+        filled (any more), ConflictError as `begin` does. The import goes on when it raises.
+        """
+        made: list[ImageRecord] = []
+
+        def also(txn: Transaction, snapshot: SnapshotRecord) -> None:
+            ledger = Ledger(txn)
+            filling = _import_into(ledger, volume)
+            refuse_known(ledger, filling.image)
+            ledger.remove_import(volume)
+            record = ImageRecord(
+                replace(filling.image, created_at=snapshot.created_at), SnapshotId(snapshot.id)
+            )
+            ledger.put_image(record)
+            made[:] = [record]
+
+        with self._pool.store.index.reading() as txn:
+            image = _import_into(Ledger(txn), volume).image
+        named = naming(NodeKind.SNAPSHOT, f"image-{image.name}")
+        yield from freeze_volume(self._pool, volume, named, also)
+        self._around.exports.forget(NodeKind.VOLUME, volume)
+        return made[0]
+
+    def cancel(self, volume: VolumeId) -> Steps[None]:
+        """Forget an import and what it has written. InUseError while a client is connected,
+        NotFoundError when there is no such import."""
+        with self._pool.store.index.reading() as txn:
+            _import_into(Ledger(txn), volume)
+        yield from self._pool.delete_volume(volume, forget_record)
+        self._around.exports.forget(NodeKind.VOLUME, volume)
+
+    def sweep(self) -> Steps[None]:
+        """At the start: cancel what a crash interrupted. What cannot be is reported and kept for
+        the next start."""
+        for filling in self.being_imported():
+            try:
+                yield from self._pool.delete_volume(filling.volume, forget_record)
+            except (BockdError, OSError) as error:
+                log.error("the half import of image %s: %s", filling.image.name, error)  # noqa: TRY400
+            else:
+                log.info("removed the half import of image %s", filling.image.name)
+
+    # -- deleting ----------------------------------------------------------------------------
+
+    def delete(self, ref: str) -> Steps[ImageRecord]:
+        """Forget an image; volumes made from it stay. InUseError while it is read."""
+        found = self.find(ref)
+
+        def also(txn: Transaction, _snapshot: SnapshotRecord) -> None:
+            Ledger(txn).remove_image(found)
+
+        yield from self._pool.delete_snapshot(found.snapshot, also)
+        self._around.exports.forget(NodeKind.SNAPSHOT, found.snapshot)
+        return found
+
+
+def refuse_known(ledger: Ledger, image: Image) -> None:
+    """Raise ConflictError when there is an image with this content, or with this name."""
+    for known in (record.image for record in ledger.images()):
+        if (known.checksum, known.disk_format) == (image.checksum, image.disk_format):
+            raise ConflictError(
+                f"the same content is image {known.id} ({known.name}) already; use that one, "
+                "or delete it first"
+            )
+        if known.name == image.name:
+            raise ConflictError(
+                f"an image named {known.name!r} with other content exists already ({known.id}); "
+                "choose another name, or delete it first"
+            )
+
+
+def _import_into(ledger: Ledger, volume: VolumeId) -> ImportRecord:
+    found = ledger.import_into(volume)
+    if found is None:
+        raise NotFoundError(
+            f"no import fills volume {rules.shown_number(volume)}; it was cancelled, or given up "
+            "because nobody was connected to it"
+        )
+    return found
+
+
+def _check_format(disk_format: str) -> str:
+    if disk_format not in DISK_FORMATS:
+        raise InvalidRequestError(
+            f"disk_format {disk_format[:40]!r} is not one of {', '.join(sorted(DISK_FORMATS))}"
+        )
+    return disk_format
+
+
+def _check_checksum(checksum: str) -> str:
+    if not _CHECKSUM.fullmatch(checksum):
+        raise InvalidRequestError("checksum must be a SHA-256 of 64 hexadecimal digits")
+    return checksum

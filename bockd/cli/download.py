@@ -1,0 +1,205 @@
+"""Files from http and https, fetched into a temporary file with no name.
+
+The file has no name so that nothing is left of it whatever kills the program. A transfer that
+breaks off is taken up where it stopped, if the server can do that and says that the file is still
+the same one; otherwise it begins anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+from bockd.cli.convert import byte_bar
+from bockd.errors import BockdError, InvalidRequestError, NoSpaceError, UnavailableError
+from bockd.model import MAX_VOLUME_BYTES
+
+if TYPE_CHECKING:
+    import httpx
+
+CONNECT_TIMEOUT_SECONDS = 30.0
+"""For a name lookup, a connection and TLS; longer is a host that is not there."""
+
+STALL_TIMEOUT_SECONDS = 60.0
+"""Without one byte arriving. A slow line is no reason to give up, a silent one is."""
+
+MAX_ATTEMPTS = 5
+"""In a row that brought nothing."""
+
+MAX_REDIRECTS = 5
+"""Mirrors redirect once or twice; more is a circle."""
+
+MAX_FILE_BYTES = MAX_VOLUME_BYTES
+"""No image's file is larger than the largest disk, however badly it is packed."""
+
+CHUNK_BYTES = 1 << 20
+
+DIRECTORY = "/var/tmp"  # noqa: S108 - a file without a name cannot be guessed or replaced
+"""Not /tmp, which is memory on many machines. TMPDIR says otherwise."""
+
+
+@dataclass(slots=True)
+class Download:
+    """A file being fetched."""
+
+    url: str
+    file: IO[bytes]
+    digest: hashlib._Hash = field(default_factory=hashlib.sha256)
+    done_bytes: int = 0
+    whole_bytes: int | None = None
+    """None: the server did not say."""
+    version: str | None = None
+    """The ETag or date that a later attempt must find again; None when there is none."""
+
+    @property
+    def path(self) -> Path:
+        """Where programs that we start find the file, while we live."""
+        return Path(f"/proc/{os.getpid()}/fd/{self.file.fileno()}")
+
+    def begin_anew(self) -> None:
+        """Forget what has arrived."""
+        self.file.seek(0)
+        self.file.truncate()
+        self.digest = hashlib.sha256()
+        self.done_bytes = 0
+
+
+def is_url(text: str) -> bool:
+    """Whether a FILE argument is a URL that is fetched."""
+    return text.lower().startswith(("http://", "https://"))
+
+
+def name_in_url(url: str) -> str:
+    """The last part of a URL's path: a file's name, for people."""
+    return unquote(urlsplit(url).path).rpartition("/")[2]
+
+
+@contextlib.contextmanager
+def fetched(url: str) -> Iterator[Download]:
+    """Within, the whole file behind `url`; after it, nothing. A terminal shows a bar.
+
+    Raises UnavailableError with what the server or the network said, InvalidRequestError for what
+    is no URL or too large, NoSpaceError.
+    """
+    directory = os.environ.get("TMPDIR", DIRECTORY)
+    try:
+        with tempfile.TemporaryFile(dir=directory) as file:
+            download = Download(url, file)
+            fetch(download)
+            file.flush()
+            yield download
+    except OSError as error:
+        raise BockdError(f"cannot keep {url} in {directory}: {error.strerror}") from error
+
+
+def fetch(download: Download) -> None:
+    """Fetch all of it, in as many attempts as bring something."""
+    import httpx
+
+    timeout = httpx.Timeout(STALL_TIMEOUT_SECONDS, connect=CONNECT_TIMEOUT_SECONDS)
+    hooks = {"request": [refuse_downgrade(download.url)]}
+    with httpx.Client(
+        timeout=timeout, follow_redirects=True, max_redirects=MAX_REDIRECTS, event_hooks=hooks
+    ) as http:
+        fruitless = 0
+        while True:
+            before = download.done_bytes
+            try:
+                return attempt(http, download)
+            except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+                raise InvalidRequestError(f"{download.url} cannot be fetched: {error}") from error
+            except httpx.TransportError as error:
+                fruitless = 0 if download.done_bytes > before else fruitless + 1
+                if before == 0 == download.done_bytes or fruitless >= MAX_ATTEMPTS:
+                    raise UnavailableError(
+                        f"fetching {download.url} failed after {download.done_bytes} bytes: "
+                        f"{str(error) or type(error).__name__}; nothing was imported"
+                    ) from error
+            except httpx.HTTPError as error:
+                raise UnavailableError(f"fetching {download.url} failed: {error}") from error
+
+
+def refuse_downgrade(url: str) -> Callable[[httpx.Request], None]:
+    """A hook that keeps a redirect from leading out of TLS."""
+
+    def check(request: httpx.Request) -> None:
+        if urlsplit(url).scheme.lower() == "https" and request.url.scheme != "https":
+            raise InvalidRequestError(f"{url} redirects to {request.url}, which is not encrypted")
+
+    return check
+
+
+def attempt(http: httpx.Client, download: Download) -> None:
+    """Fetch what is missing."""
+    headers = {"Accept-Encoding": "identity"}
+    if download.done_bytes and download.version:
+        headers |= {"Range": f"bytes={download.done_bytes}-", "If-Range": download.version}
+    with http.stream("GET", download.url, headers=headers) as response:
+        begin(download, response)
+        with byte_bar(f"fetching {name_in_url(download.url)}", download.whole_bytes) as show:
+            for chunk in response.iter_raw(CHUNK_BYTES):
+                download.file.write(chunk)
+                download.digest.update(chunk)
+                download.done_bytes += len(chunk)
+                check_length(download, download.done_bytes)
+                if show is not None:
+                    show(download.done_bytes)
+
+
+def begin(download: Download, response: httpx.Response) -> None:
+    """Read the answer's head: does it go on where we stopped?"""
+    if response.status_code not in (200, 206):
+        raise UnavailableError(
+            f"{download.url} answered {response.status_code} {response.reason_phrase}"
+        )
+    if response.status_code == 200 or not continues(download, response):
+        download.begin_anew()
+        if response.status_code == 206:
+            raise UnavailableError(f"{download.url} answered with a part that was not asked for")
+    if response.headers.get("Content-Encoding", "identity") != "identity":
+        raise UnavailableError(f"{download.url} is sent compressed although we asked for it as is")
+    length = response.headers.get("Content-Length", "")
+    download.whole_bytes = download.done_bytes + int(length) if length.isdigit() else None
+    download.version = strong_version(response)
+    if download.whole_bytes is not None:
+        check_length(download, download.whole_bytes)
+        check_room(download, download.whole_bytes - download.done_bytes)
+
+
+def continues(download: Download, response: httpx.Response) -> bool:
+    """Whether a partial answer begins where we stopped."""
+    found = str(response.headers.get("Content-Range", ""))
+    return found.startswith(f"bytes {download.done_bytes}-")
+
+
+def strong_version(response: httpx.Response) -> str | None:
+    """What names these very bytes (RFC 9110, 13.1.5): never a weak ETag."""
+    etag = str(response.headers.get("ETag", ""))
+    if etag and not etag.startswith("W/"):
+        return etag
+    return None
+
+
+def check_length(download: Download, length_bytes: int) -> None:
+    """Raise InvalidRequestError when it is more than any image has."""
+    if length_bytes > MAX_FILE_BYTES:
+        raise InvalidRequestError(f"{download.url} is larger than {MAX_FILE_BYTES} bytes")
+
+
+def check_room(download: Download, more_bytes: int) -> None:
+    """Raise NoSpaceError rather than fill a file system."""
+    directory = os.environ.get("TMPDIR", DIRECTORY)
+    free = shutil.disk_usage(directory).free
+    if more_bytes > free:
+        raise NoSpaceError(
+            f"{download.url} needs {more_bytes} bytes more, {directory} has {free}; "
+            "set TMPDIR to a directory with room"
+        )

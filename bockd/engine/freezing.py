@@ -1,0 +1,73 @@
+"""A volume that turns into a snapshot: its map and its head stay as they are, and the volume is no
+more. One transaction, and no layer is made: what an import needs, whose volume has no other use.
+"""
+
+from __future__ import annotations
+
+from bockd.engine.opening import lock_volume, remove_traces, settle
+from bockd.engine.pool import AlsoSnapshot, Naming, Pool
+from bockd.errors import InUseError
+from bockd.model import NodeKind, SnapshotId, VolumeId
+from bockd.steps import Blocking, Steps
+from bockd.store.catalogue import Catalogue, SnapshotRecord, id_key
+from bockd.store.index import Table, Transaction
+
+
+def freeze_volume(
+    pool: Pool, volume: VolumeId, naming: Naming, also: AlsoSnapshot
+) -> Steps[SnapshotRecord]:
+    """Make a volume that nobody uses a snapshot, which is durable when this returns.
+
+    Raises InUseError while a client is connected, NotFoundError, VolumeFailedError.
+    """
+    yield from pool.close_idle_volume(volume)
+    record = yield from pool.exclusive(volume, _freeze(pool, volume, naming, also))
+    return record
+
+
+def _freeze(
+    pool: Pool, volume: VolumeId, naming: Naming, also: AlsoSnapshot
+) -> Steps[SnapshotRecord]:
+    if volume in pool.volumes:
+        pool.refuse_used(volume)
+        raise InUseError(f"volume {volume} has been used until now; try again")
+    pool.refuse_failed(volume)
+
+    def change(txn: Transaction) -> SnapshotRecord:
+        snapshot = _become(Catalogue(txn), volume, naming, pool.clock())
+        also(txn, snapshot)
+        return snapshot
+
+    def freeze() -> SnapshotRecord:
+        lock = lock_volume(pool.store, volume)
+        try:
+            settle(pool.store, volume)
+            snapshot = pool.store.index.update(change)
+            remove_traces(pool.store, volume, lock)
+        finally:
+            lock.release()
+        return snapshot
+
+    record: SnapshotRecord = yield Blocking(freeze)
+    return record
+
+
+def _become(
+    catalogue: Catalogue, volume: VolumeId, naming: Naming, created_at: float
+) -> SnapshotRecord:
+    """Forget the volume and give its map to a new snapshot."""
+    record = catalogue.volume(volume)
+    catalogue.free_name(NodeKind.VOLUME, record.name)
+    catalogue.txn.delete(Table.VOLUMES, id_key(volume))
+    node = SnapshotId(catalogue.new_node())
+    snapshot = SnapshotRecord(
+        id=node,
+        name=naming(catalogue, node),
+        volume=volume,
+        size_bytes=record.size_bytes,
+        map=record.map,
+        created_at=created_at,
+    )
+    catalogue.take_name(NodeKind.SNAPSHOT, snapshot.name, node)
+    catalogue.put_snapshot(snapshot)
+    return snapshot
