@@ -192,7 +192,17 @@ def image_router(storage: BlockStorage) -> APIRouter:
     return router
 
 
-IMAGE_SCHEMA: dict[str, Any] = {**TypeAdapter(ImageView).json_schema(), "name": "image"}
+def read_only(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema, saying of each property that nobody may set it: glanceclient makes options of
+    those that one may."""
+    properties = schema["properties"]
+    return {
+        **schema,
+        "properties": {key: {**properties[key], "readOnly": True} for key in properties},
+    }
+
+
+IMAGE_SCHEMA: dict[str, Any] = {"name": "image", **read_only(TypeAdapter(ImageView).json_schema())}
 LIST_SCHEMA: dict[str, Any] = {
     "name": "images",
     "type": "object",

@@ -21,6 +21,7 @@ from bockd.control import DaemonInfo
 from bockd.model import MIB, NodeKind
 
 from .memory_control import MemoryControl
+from .memory_images import MemoryImages
 
 Client = httpx.AsyncClient
 
@@ -30,7 +31,7 @@ async def served(control: MemoryControl) -> AsyncIterator[Client]:
     """A client of the API over `control`."""
     socket = control.data_dir / "api.sock"
     async with trio.open_nursery() as nursery:
-        await nursery.start(serve_api, create_app(control), socket)
+        await nursery.start(serve_api, create_app(control, MemoryImages()), socket)
         transport = httpx.AsyncHTTPTransport(uds=str(socket))
         async with httpx.AsyncClient(transport=transport, base_url="http://bockd") as client:
             yield client

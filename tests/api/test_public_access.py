@@ -99,7 +99,7 @@ def test_the_catalog_is_as_documented(served: Served) -> None:
 
 
 def test_what_is_open(served: Served) -> None:
-    for path in ("/", "/v1.1/", "/v1.1", "/openapi.json", "/docs"):
+    for path in ("/", "/v1.1/", "/v1.1", "/openapi.json", "/docs", "/image", "/image/versions"):
         assert httpx.get(f"{served.url}{path}").status_code == 200, path
 
 
@@ -114,12 +114,15 @@ PATHS = [
 ]
 
 
+CLOSED_PATHS = ["/v2/images", "/image/v2/images", "/v2/schemas/image", "/v2.0/tenants"]
+
+
 @pytest.mark.parametrize("token", [None, "", "x", "HPAuth_99", "é", "a" * 5000])
 def test_without_a_valid_token(served: Served, token: str | None) -> None:
     headers = httpx.Headers()
     if token is not None:
         headers = httpx.Headers([(b"X-Auth-Token", token.encode("latin-1"))])
-    for path in [*(f"/v1.1/{DEMO.id}/{path}" for path in PATHS), "/v2/images", "/v2.0/tenants"]:
+    for path in [*(f"/v1.1/{DEMO.id}/{path}" for path in PATHS), *CLOSED_PATHS]:
         for method in ("GET", "POST", "DELETE"):
             answer = httpx.request(method, f"{served.url}{path}", headers=headers)
             assert fault_of(answer)[:2] == (401, "unauthorized"), path

@@ -33,7 +33,7 @@ def attach(client: httpx.Client, server: object, **wanted: object) -> httpx.Resp
 
 
 def add_image(storage: MemoryBlockStorage, name: str = "disk", image: ImageId = DISK) -> None:
-    storage.images.append(Image(image, name, 3 << 30, 3, "qcow2", "ab12", 1340824835.0))
+    storage.images.append(Image(image, name, 3 << 30, 3, "qcow2", "ab12", 1340824835.0, 1 << 20))
 
 
 def test_both_spellings(served: Served) -> None:
@@ -156,8 +156,9 @@ def test_volume_from_an_image(served: Served, storage: MemoryBlockStorage) -> No
     with served.client() as client:
         made = create(client, size=4, imageRef=DISK)
         assert (made["imageRef"], made["size"], made["snapshotId"]) == (DISK, 4, "")
-        link = f"{served.url}/v2/images/{DISK}"
-        assert create(client, size=4, image_ref=link)["imageRef"] == DISK
+        assert create(client, size=None, imageRef=DISK)["size"] == 3
+        for link in (f"{served.url}/v2/images/{DISK}", f"http://old/v1.1/7/images/{DISK}/"):
+            assert create(client, size=4, image_ref=link)["imageRef"] == DISK
         for wanted in (
             {"size": 2, "imageRef": DISK},
             {"size": 4, "imageRef": DISK, "snapshot_id": 1},
@@ -296,16 +297,87 @@ def test_images(served: Served, storage: MemoryBlockStorage) -> None:
         url = f"{served.url}/v2/images"
         first = client.get(url, params={"limit": 2}).json()
         assert [image["id"] for image in first["images"]] == ["0", "1"]
+        assert first["first"] == "/v2/images?limit=2"
         rest = client.get(f"{served.url}{first['next']}").json()
         assert [image["id"] for image in rest["images"]] == ["2"]
         assert "next" not in rest
+        assert client.get(f"{served.url}/image{first['next']}").json() == rest
         named = client.get(url, params={"name": "disk1"}).json()
         assert [image["id"] for image in named["images"]] == ["1"]
         image = client.get(f"{url}/1").json()
-        assert (image["status"], image["size"], image["min_disk"]) == ("active", 3 << 30, 3)
-        assert image["created_at"] == "2012-06-27T19:20:35Z"
-        assert fault_of(client.get(f"{url}/9"))[:2] == (404, "itemNotFound")
-        assert fault_of(client.get(url, params={"marker": "9"}))[:2] == (400, "badRequest")
+        assert image == {
+            "id": "1",
+            "name": "disk1",
+            "status": "active",
+            "visibility": "public",
+            "protected": False,
+            "container_format": "bare",
+            "disk_format": "qcow2",
+            "size": 1 << 20,
+            "virtual_size": 3 << 30,
+            "min_disk": 3,
+            "min_ram": 0,
+            "checksum": None,
+            "os_hash_algo": "sha256",
+            "os_hash_value": "ab12",
+            "os_hidden": False,
+            "owner": None,
+            "tags": [],
+            "created_at": "2012-06-27T19:20:35Z",
+            "updated_at": "2012-06-27T19:20:35Z",
+            "self": "/v2/images/1",
+            "file": "/v2/images/1/file",
+            "schema": "/v2/schemas/image",
+        }
+        for path in ("/9", "/1/file", "/9/file", "/..%2f1"):
+            assert fault_of(client.get(f"{url}{path}"))[:2] == (404, "itemNotFound")
+        for bad in ({"marker": "9"}, {"limit": "-1"}, {"limit": "x"}):
+            assert fault_of(client.get(url, params=bad))[:2] == (400, "badRequest")
+
+
+def test_filters_of_images(served: Served, storage: MemoryBlockStorage) -> None:
+    for number in range(3):
+        add_image(storage, f"disk{number % 2}", ImageId(f"{number:x}"))
+    with served.client() as client:
+        url = f"{served.url}/v2/images"
+        for filters, found in (
+            ({"name": "disk0"}, ["0", "2"]),
+            ({"name": "disk0", "id": "2"}, ["2"]),
+            ({"visibility": "private"}, []),
+            ({"visibility": "public", "status": "active", "sort_key": "name"}, ["0", "1", "2"]),
+            ({"os_hash_value": "00"}, []),
+        ):
+            images = client.get(url, params=filters).json()["images"]
+            assert [image["id"] for image in images] == found, filters
+        page = client.get(url, params={"name": "disk0", "limit": "1"}).json()
+        assert [image["id"] for image in page["images"]] == ["0"]
+        rest = client.get(f"{served.url}{page['next']}").json()
+        assert [image["id"] for image in rest["images"]] == ["2"]  # the filter goes on
+
+
+def test_schemas_of_images(served: Served, storage: MemoryBlockStorage) -> None:
+    add_image(storage)
+    with served.client() as client:
+        listed = client.get(f"{served.url}/v2/images").json()
+        (image,) = listed["images"]
+        schema = client.get(f"{served.url}{image['schema']}").json()
+        assert schema["name"] == "image"
+        assert schema["properties"].keys() == image.keys()
+        assert all(about["readOnly"] for about in schema["properties"].values())
+        whole = client.get(f"{served.url}{listed['schema']}").json()
+        assert whole["properties"]["images"]["items"] == schema
+        assert listed.keys() <= whole["properties"].keys()
+
+
+def test_versions_of_the_image_service(served: Served) -> None:
+    found = httpx.get(f"{served.url}/image").json()
+    assert httpx.get(f"{served.url}/image/versions").json() == found
+    (version,) = found["versions"]
+    assert version["status"] == "CURRENT"
+    assert version["id"].startswith("v2.")
+    (link,) = version["links"]
+    with served.client() as client:
+        assert client.get(f"{link['href']}images").json()["images"] == []
 
 
 def test_dates(served: Served) -> None:

@@ -18,6 +18,7 @@ from bockd.errors import BockdError, ConflictError, InUseError, InvalidRequestEr
 from bockd.model import MIB
 
 from .memory_control import MemoryControl
+from .memory_images import MemoryImages
 
 
 async def answers(path: Path) -> bool:
@@ -32,7 +33,7 @@ def serve_briefly(tmp_path: Path, path: Path) -> os.stat_result:
 
     async def run() -> os.stat_result:
         async with trio.open_nursery() as nursery:
-            app = create_app(MemoryControl(tmp_path))
+            app = create_app(MemoryControl(tmp_path), MemoryImages())
             await nursery.start(serve_api, app, path)
             assert await answers(path)
             found = path.lstat()
@@ -47,7 +48,7 @@ def start_only(tmp_path: Path, path: Path) -> None:
 
     async def run() -> None:
         with trio.move_on_after(0):
-            await serve_api(create_app(MemoryControl(tmp_path)), path)
+            await serve_api(create_app(MemoryControl(tmp_path), MemoryImages()), path)
 
     trio.run(run)
 
@@ -115,7 +116,7 @@ def test_shutdown_lets_a_request_finish(tmp_path: Path) -> None:
 
         control = SlowControl(tmp_path)
         await control.create_volume("web", MIB, None)
-        app = create_app(control)
+        app = create_app(control, MemoryImages())
         transport = httpx.AsyncHTTPTransport(uds=str(path))
         async with httpx.AsyncClient(transport=transport) as client, trio.open_nursery() as nursery:
             await nursery.start(
@@ -150,7 +151,7 @@ def test_a_client_that_stops_reading_does_not_keep_us(
         for number in range(3000):  # an answer larger than what the kernel buffers
             await control.create_volume(f"volume{number}", MIB, None)
         async with trio.open_nursery() as nursery:
-            await nursery.start(serve_api, create_app(control), path)
+            await nursery.start(serve_api, create_app(control, MemoryImages()), path)
             stuck = await trio.open_unix_socket(path)
             async with stuck:
                 await stuck.send_all(b"GET /control/v1/volumes HTTP/1.1\r\nhost: x\r\n\r\n")
@@ -166,7 +167,9 @@ def test_garbage_is_refused_and_others_do_not_notice(tmp_path: Path) -> None:
 
     async def run() -> None:
         async with trio.open_nursery() as nursery:
-            await nursery.start(serve_api, create_app(MemoryControl(tmp_path)), path)
+            await nursery.start(
+                serve_api, create_app(MemoryControl(tmp_path), MemoryImages()), path
+            )
             for garbage in (
                 b"\r\n\r\n",
                 bytes(range(256)) * 16,

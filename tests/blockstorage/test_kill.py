@@ -13,10 +13,19 @@ from pathlib import Path
 import pytest
 
 from bockd.blockstorage.attachments import Attachments
-from bockd.blockstorage.contract import NewSnapshot, NewVolume, Status, TenantId, Volume
-from bockd.blockstorage.records import Ledger
+from bockd.blockstorage.contract import (
+    NewImage,
+    NewSnapshot,
+    NewVolume,
+    Status,
+    TenantId,
+    Volume,
+)
+from bockd.blockstorage.images import Images
+from bockd.blockstorage.records import ImageRecord, Ledger
 from bockd.blockstorage.snapshots import Snapshots
 from bockd.blockstorage.volumes import Volumes
+from bockd.model import MIB
 from bockd.steps import Blocking, Steps, run_inline
 from bockd.store.index import Transaction
 from tests.blockstorage.store import Store, running
@@ -39,6 +48,8 @@ CHANGES: dict[str, Change] = {
     ),
     "attach": lambda s, t, v: Attachments(s.around).attach(t, "1", v.id, None),
     "detach": lambda s, t, v: Attachments(s.around).detach(t, "9", _attached(s, t).id),
+    "import": lambda s, t, v: _import(s),
+    "delete image": lambda s, t, v: Images(s.around).delete("old"),
 }
 
 
@@ -47,17 +58,28 @@ def _opened(store: Store, tenant: TenantId, volume: Volume) -> Steps[object]:
     return Snapshots(store.around).create(tenant, NewSnapshot(volume.id, "new"))
 
 
+def _import(store: Store, name: str = "new", checksum: str = "1" * 64) -> Steps[ImageRecord]:
+    """A whole import, in which every step may be the last."""
+    images = Images(store.around)
+    begun = yield from images.begin(NewImage(name, "raw", MIB, 7, checksum))
+    opened = yield from store.pool.use_volume(begun.volume)
+    yield from opened.volume.write(0, memoryview(b"content"))
+    store.pool.leave_volume(begun.volume)
+    return (yield from images.finish(begun.volume))
+
+
 def _attached(store: Store, tenant: TenantId) -> Volume:
     return next(v for v in store.run(lambda s: s.list_volumes(tenant)) if v.attachment)
 
 
 def prepare(store: Store) -> None:
-    """A tenant with a volume, a snapshot of it, and another volume that is attached."""
+    """A tenant with a volume, a snapshot of it, and another volume that is attached; an image."""
     tenant = store.tenant("acme")
     volume = store.volume(tenant, 1, "first")
     store.snapshot(tenant, volume)
     other = store.volume(tenant, 1)
     store.run(lambda s: s.attach(tenant, "9", other.id, None))
+    run_inline(_import(store, "old", "0" * 64))
 
 
 def known(store: Store) -> tuple[TenantId, Volume]:
@@ -71,7 +93,11 @@ def state(store: Store, tenant: TenantId) -> tuple[object, ...]:
     """What the tenant sees, without what differs from run to run."""
     volumes = store.run(lambda s: s.list_volumes(tenant))
     snapshots = store.run(lambda s: s.list_snapshots(tenant))
+    with store.pool.catalogue() as catalogue:
+        nodes = (len(list(catalogue.volumes())), len(list(catalogue.snapshots())))
     return (
+        nodes,  # whatever belongs to nobody is still counted
+        [image.name for image in store.run(lambda s: s.list_images())],
         [(v.id, v.status, v.size_gib, v.attachment and v.attachment.server_id) for v in volumes],
         [(s.id, s.status, s.size_gib) for s in snapshots],
         store.run(lambda s: s.limits(tenant)).used,

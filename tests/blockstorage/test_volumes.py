@@ -351,7 +351,7 @@ def test_a_volume_from_an_image_is_a_clone_of_at_least_its_size(
 ) -> None:
     source = run_inline(store.pool.create_volume("import", 2 * GIB + MIB)).id
     snapshot = run_inline(store.pool.create_snapshot(source, "image"))
-    image = Image(ImageId("img-1"), "debian", 2 * GIB + MIB, 3, "raw", "0" * 64, 0.0)
+    image = Image(ImageId("img-1"), "debian", 2 * GIB + MIB, 3, "raw", "0" * 64, 0.0, 5)
     store.pool.store.index.update(
         lambda txn: Ledger(txn).put_image(ImageRecord(image, SnapshotId(snapshot.id)))
     )
