@@ -12,6 +12,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,9 @@ STALL_TIMEOUT_SECONDS = 60.0
 
 MAX_ATTEMPTS = 5
 """In a row that brought nothing."""
+
+RETRY_SECONDS = 1.0
+"""Between two of those."""
 
 MAX_REDIRECTS = 5
 """Mirrors redirect once or twice; more is a circle."""
@@ -123,6 +127,8 @@ def fetch(download: Download) -> None:
                         f"fetching {download.url} failed after {download.done_bytes} bytes: "
                         f"{str(error) or type(error).__name__}; nothing was imported"
                     ) from error
+                if fruitless:
+                    time.sleep(RETRY_SECONDS)
             except httpx.HTTPError as error:
                 raise UnavailableError(f"fetching {download.url} failed: {error}") from error
 
@@ -145,7 +151,8 @@ def attempt(http: httpx.Client, download: Download) -> None:
     with http.stream("GET", download.url, headers=headers) as response:
         begin(download, response)
         with byte_bar(f"fetching {name_in_url(download.url)}", download.whole_bytes) as show:
-            for chunk in response.iter_raw(CHUNK_BYTES):
+            # Not in larger pieces: httpx forgets an incomplete one when the connection breaks.
+            for chunk in response.iter_raw():
                 download.file.write(chunk)
                 download.digest.update(chunk)
                 download.done_bytes += len(chunk)
