@@ -62,7 +62,7 @@ def check(pool: Path | None, repair: bool, as_json: bool) -> None:
 
 def check_anywhere(path: Path, *, repair: bool) -> CheckReport:
     """Check the pool here, or by the daemon that has it."""
-    from bockd.engine.check import check_pool
+    from bockd.blockstorage.check import check_pool
 
     try:
         return check_pool(path, repair=repair)
