@@ -27,6 +27,7 @@ from bockd.blockstorage.interrupted import resolve_interrupted
 from bockd.blockstorage.running import Surroundings
 from bockd.blockstorage.service import PoolBlockStorage
 from bockd.config import Settings
+from bockd.configured import catalog, surroundings
 from bockd.dataplane.attached import AttachedVolumes
 from bockd.dataplane.control import PoolControl
 from bockd.dataplane.exports import PoolExports
@@ -55,7 +56,9 @@ HASHING_THREADS = 2
 def run(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT. Raises BockdError when it cannot begin."""
     logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s"
+        level=settings.log_level.upper(),
+        stream=sys.stderr,
+        format="%(levelname)s %(name)s: %(message)s",
     )
     _raise_descriptor_limit()
     trio.run(_Daemon(settings).main)
@@ -84,7 +87,7 @@ class _Daemon:
         except OSError as error:
             raise from_os_error(error, f"creating {data_dir}") from error
         self._pool = await trio.to_thread.run_sync(lambda: Pool.open(data_dir, self._spawn))
-        self._around = Surroundings(self._pool, AttachedVolumes(self._server))
+        self._around = surroundings(self._settings, self._pool, AttachedVolumes(self._server))
         try:
             async with trio.open_nursery() as self._background:
                 await self._serve()
@@ -125,8 +128,8 @@ class _Daemon:
         settings = self._settings
         with (
             listening_unix(settings.nbd_socket) as unix,
-            listen_tcp(settings.nbd_listen) if settings.nbd_listen else nullcontext() as tcp,
-            listen_tcp(settings.api_listen) if settings.api_listen else nullcontext() as api,
+            listen_tcp(settings.nbd.listen) if settings.nbd.listen else nullcontext() as tcp,
+            listen_tcp(settings.api.listen) if settings.api.listen else nullcontext() as api,
         ):
             await self._serve_doors(unix, tcp, api)
 
@@ -157,9 +160,12 @@ class _Daemon:
             doors.cancel_scope.cancel()
 
     def _public_app(self) -> FastAPI:
-        pool = self._pool
-        identity = LocalIdentity(pool.store.index, Driver(HASHING_THREADS), pool.clock)
-        return create_public_app(PoolBlockStorage(self._around, self._driver), identity)
+        pool, settings = self._pool, self._settings
+        identity = LocalIdentity(
+            pool.store.index, Driver(HASHING_THREADS), pool.clock, settings.identity.token_seconds
+        )
+        storage = PoolBlockStorage(self._around, self._driver)
+        return create_public_app(storage, identity, catalog(settings.catalog))
 
     async def _close_when_idle(self, key: ExportKey) -> None:
         await trio.sleep(IDLE_SECONDS)
