@@ -1,0 +1,80 @@
+"""An import whose client has died is given up, by a clock that tests may turn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from bockd.blockstorage.images import Images
+from bockd.blockstorage.running import NoExports, Surroundings
+from bockd.config import Settings
+from bockd.dataplane.images import ABANDONED_SECONDS, LOOK_SECONDS, PoolImages
+from bockd.engine.pool import Pool
+from bockd.errors import NotFoundError
+from bockd.model import MIB, VolumeId
+from bockd.server.exports import ExportKey
+from bockd.server.nbd_server import NbdServer
+from bockd.steps import Background, run_inline
+
+
+class Server(NbdServer):
+    """A server whose connections are what the test says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.connected: set[int] = set()
+
+    def connections(self, key: ExportKey) -> int:
+        return int(key.id in self.connected)
+
+
+def test_given_up_when_nobody_has_been_connected_for_long(tmp_path: Path) -> None:
+    pool = Pool.open(tmp_path, Background().spawn)
+    around = Surroundings(pool, NoExports())
+    server = Server()
+    images = PoolImages(around, server, Settings(data_dir=tmp_path))
+    clock = trio.testing.MockClock()
+
+    async def pass_by(seconds: float) -> None:
+        for _ in range(int(seconds / LOOK_SECONDS)):
+            clock.jump(LOOK_SECONDS)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            await trio.to_thread.run_sync(lambda: None)  # whatever runs in a thread has begun
+            await trio.testing.wait_all_tasks_blocked(0.01)
+
+    async def begin(name: str, checksum: str) -> VolumeId:
+        return (await images.begin_import(name, "raw", MIB, 7, checksum * 64)).id
+
+    def under_way() -> set[VolumeId]:
+        return {filling.volume for filling in Images(around).being_imported()}
+
+    async def scenario() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(images.give_up_abandoned)
+            dead, alive = await begin("dead", "0"), await begin("alive", "1")
+            server.connected.add(alive)
+            await pass_by(ABANDONED_SECONDS - LOOK_SECONDS)
+            assert under_way() == {dead, alive}  # a moment too early
+            await pass_by(3 * LOOK_SECONDS)
+            while under_way() != {alive}:
+                await trio.testing.wait_all_tasks_blocked(0.01)
+            server.connected.clear()
+            await pass_by(LOOK_SECONDS)
+            server.connected.add(alive)  # it came back: the time begins anew
+            await pass_by(LOOK_SECONDS)
+            server.connected.clear()
+            await pass_by(ABANDONED_SECONDS - LOOK_SECONDS)
+            assert under_way() == {alive}
+            assert (await images.finish_import(alive)).name == "alive"
+            with pytest.raises(NotFoundError, match="given up"):
+                await images.finish_import(dead)
+            nursery.cancel_scope.cancel()
+
+    try:
+        trio.run(scenario, clock=clock)
+        run_inline(pool.close_all())
+    finally:
+        pool.release()

@@ -1,0 +1,113 @@
+"""Images over the real service: found by a real client, made into volumes that hold their data."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from libcloud.compute.providers import get_driver
+from libcloud.compute.types import Provider
+
+from bockd.blockstorage.contract import NewImage
+from bockd.blockstorage.images import Images
+from bockd.model import GIB, MIB
+from bockd.steps import run_inline
+
+from ..api.public import Served, fault_of, serving
+from ..blockstorage.store import Store
+from .pool_service import on_pool
+from .test_libcloud import REGION
+
+# As in test_libcloud: it forgets connections without closing them.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+
+@pytest.fixture
+def image_ids(tmp_path: Path) -> dict[str, str]:
+    """Images in the pool, by name: a small one with data in it, and one of 3 GiB."""
+    store = Store(tmp_path)
+    images = Images(store.around)
+    found: dict[str, str] = {}
+    for name, size_bytes in (("debian", 40 * MIB), ("large", 2 * GIB + MIB)):
+        checksum = name.encode().hex().ljust(64, "0")
+        begun = run_inline(images.begin(NewImage(name, "qcow2", size_bytes, 7, checksum)))
+        found[name] = run_inline(images.finish(begun.volume)).image.id
+    store.die()
+    return found
+
+
+@pytest.fixture
+def served(tmp_path: Path, image_ids: dict[str, str]) -> Iterator[Served]:
+    assert image_ids  # first
+    with serving(on_pool(tmp_path)) as served:
+        yield served
+    gc.collect()
+
+
+def connect(served: Served) -> Any:
+    """libcloud's driver for OpenStack's later API, whose images are Glance's."""
+    account = served.service.account
+    return get_driver(Provider.OPENSTACK)(
+        account.username,
+        account.password,
+        secure=False,
+        api_version="2.2",
+        ex_force_auth_url=served.url,
+        ex_force_auth_version="2.0_password",
+        ex_tenant_name=account.tenant_name,
+        ex_force_service_type="image",
+        ex_force_service_name="Image Management",
+        ex_force_service_region=REGION,
+    )
+
+
+def test_libcloud_finds_images(served: Served, image_ids: dict[str, str]) -> None:
+    driver = connect(served)
+    images = {image.name: image for image in driver.list_images()}
+    assert {name: image.id for name, image in images.items()} == image_ids
+    found = driver.get_image(image_ids["large"])
+    assert (found.name, found.extra["status"]) == ("large", "active")
+    assert found.extra["minDisk"] == 3
+
+
+def test_volumes_from_images(served: Served, image_ids: dict[str, str]) -> None:
+    image, large = image_ids["debian"], image_ids["large"]
+    with served.client() as client:
+
+        def create(**volume: object) -> Any:
+            return client.post("/os-volumes", json={"volume": volume})
+
+        for wanted, size in (
+            ({"imageRef": image}, 1),
+            ({"imageRef": image, "size": "5"}, 5),
+            ({"image_ref": f"{served.url}/v2/images/{image}", "size": 2}, 2),
+            ({"imageRef": f"http://elsewhere/v1.1/1/images/{image}/"}, 1),
+            ({"imageRef": large}, 3),
+            ({"imageRef": large, "size": 3}, 3),
+        ):
+            volume = create(**wanted).json()["volume"]
+            assert (volume["size"], volume["status"]) == (size, "creating"), wanted
+            assert volume["imageRef"] in (image, large)
+            shown = client.get(f"/os-volumes/{volume['id']}").json()["volume"]
+            assert shown["status"] == "available"
+        listed = client.get("/os-volumes").json()["volumes"]
+        assert len(listed) == 6
+        for bad, status in (
+            ({"imageRef": large, "size": 2}, 400),
+            ({"imageRef": large, "size": 0}, 400),
+            ({"imageRef": 7}, 400),
+            ({"imageRef": "debian"}, 404),  # a name is no id
+            ({"imageRef": image[:-1]}, 404),
+            ({"imageRef": ""}, 404),
+            ({"imageRef": f"{served.url}/v2/images/"}, 404),
+            ({"imageRef": "../" * 50}, 404),
+            ({"imageRef": "x" * 10_000}, 404),
+            ({"imageRef": "\u0000"}, 404),
+        ):
+            assert fault_of(create(**bad))[0] == status, bad
+        assert client.get("/os-volumes").json()["volumes"] == listed
