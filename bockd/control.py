@@ -88,6 +88,8 @@ class ImageInfo:
     created_at: float
     snapshot: SnapshotId
     """What holds it in the pool."""
+    fetched: bool
+    """From Glance, for those whom Glance shows it to."""
     uri: str
     """The NBD URI on the Unix socket, for reading."""
 

@@ -31,6 +31,7 @@ from bockd.configured import catalog, surroundings
 from bockd.dataplane.attached import AttachedVolumes
 from bockd.dataplane.control import PoolControl
 from bockd.dataplane.exports import PoolExports
+from bockd.dataplane.fetching import FetchingBlockStorage
 from bockd.dataplane.images import PoolImages
 from bockd.engine.pool import Pool
 from bockd.engine.reclaim import Reclaimer
@@ -150,7 +151,7 @@ class _Daemon:
             await doors.start(serve_api, create_app(control, images), settings.api_socket)
             doors.start_soon(images.give_up_abandoned)
             if api is not None:
-                await doors.start(serve_public, self._public_app(), api)
+                await doors.start(serve_public, self._public_app(doors), api)
             # What is alive now stays; the collector need not look at it again.
             gc.collect()
             gc.freeze()
@@ -159,12 +160,14 @@ class _Daemon:
             log.info("stopping")
             doors.cancel_scope.cancel()
 
-    def _public_app(self) -> FastAPI:
+    def _public_app(self, fetches: trio.Nursery) -> FastAPI:
         pool, settings = self._pool, self._settings
         identity = LocalIdentity(
             pool.store.index, Driver(HASHING_THREADS), pool.clock, settings.identity.token_seconds
         )
         storage = PoolBlockStorage(self._around, self._driver)
+        if settings.glance.url is not None:
+            storage = FetchingBlockStorage(self._around, self._driver, settings, fetches)
         return create_public_app(storage, identity, catalog(settings.catalog))
 
     async def _close_when_idle(self, key: ExportKey) -> None:

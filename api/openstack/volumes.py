@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fastapi import APIRouter, Response, status
 
-from api.openstack.access import InTenant
+from api.openstack.access import InTenant, Token
 from api.openstack.bodies import CreateVolume
 from api.openstack.media import JsonRoute
 from api.openstack.params import InPage, InVolume
@@ -24,9 +26,10 @@ def volume_router(storage: BlockStorage, prefix: str) -> APIRouter:
         return {"volumes": [list_volume(volume) for volume in volumes]}
 
     @router.post("")
-    async def create_volume(tenant: InTenant, body: CreateVolume) -> OneVolume:
+    async def create_volume(tenant: InTenant, body: CreateVolume, token: Token) -> OneVolume:
         """Create a volume: blank, from a snapshot, or from an image (section 4.4.2.2)."""
-        return {"volume": view_volume(await storage.create_volume(tenant, body.volume.wanted()))}
+        wanted = replace(body.volume.wanted(), token=token)
+        return {"volume": view_volume(await storage.create_volume(tenant, wanted))}
 
     @router.get("/{volume_id:node}")
     async def show_volume(tenant: InTenant, volume: InVolume) -> OneVolume:

@@ -198,6 +198,8 @@ class NewVolume:
     image_id: ImageId | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     availability_zone: str | None = None
+    token: str | None = field(default=None, repr=False)
+    """The caller's, with which an image is fetched that is not here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,6 +290,8 @@ class NewImage:
     size_bytes: int
     file_bytes: int
     checksum: str
+    glance_id: ImageId | None = None
+    """The id it has in Glance, when it is fetched from there; it keeps it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,7 +314,8 @@ class BlockStorage(Protocol):
 
     async def create_volume(self, tenant: TenantId, new: NewVolume) -> Volume:
         """4.4.2.2. The volume returned is "creating", as specified; it is ready nevertheless and
-        the next look at it says so.
+        the next look at it says so. Only a volume whose image is still to be fetched from Glance
+        stays "creating", until it is available or in error.
 
         Raises OverLimitError beyond the tenant's quota, NotFoundError for the snapshot or image,
         InvalidStateError when the snapshot is not available.

@@ -10,6 +10,9 @@ volume that no tenant owns either and turns it into that snapshot:
 A crash in between leaves the ImportRecord, and `sweep` removes it with its volume at the next
 start. The same content is imported once: an image is known by the checksum of its file and the
 format that the file was read as. Names are unique, so that people can use them in place of ids.
+
+An image that was fetched from Glance keeps the id that it has there, and is only for those whom
+Glance shows it to: see `ImageRecord.fetched`.
 """
 
 from __future__ import annotations
@@ -83,7 +86,7 @@ class Images:
         image already; the message says which.
         """
         image = Image(
-            id=self._new_id(),
+            id=new.glance_id or self._new_id(),
             name=check_image_name(new.name),
             size_bytes=new.size_bytes,
             min_size_gib=rules.size_in_gib(new.size_bytes),
@@ -95,17 +98,19 @@ class Images:
         if new.file_bytes < 0:
             raise InvalidRequestError("file_bytes must not be negative")
 
+        fetched = new.glance_id is not None
+
         def also(txn: Transaction, volume: VolumeRecord) -> None:
             ledger = Ledger(txn)
-            refuse_known(ledger, image)
-            ledger.put_import(ImportRecord(volume.id, image))
+            refuse_known(ledger, image, fetched=fetched)
+            ledger.put_import(ImportRecord(volume.id, image, fetched))
 
         with self._pool.store.index.reading() as txn:
-            refuse_known(Ledger(txn), image)  # before any file is made
+            refuse_known(Ledger(txn), image, fetched=fetched)  # before any file is made
         volume = yield from self._pool.create_volume(
             naming(NodeKind.VOLUME, f"import-{image.id}"), new.size_bytes, None, also
         )
-        return ImportRecord(volume.id, image)
+        return ImportRecord(volume.id, image, fetched)
 
     def finish(self, volume: VolumeId) -> Steps[ImageRecord]:
         """Make the filled volume the image, durably; the volume is no more.
@@ -118,10 +123,12 @@ class Images:
         def also(txn: Transaction, snapshot: SnapshotRecord) -> None:
             ledger = Ledger(txn)
             filling = _import_into(ledger, volume)
-            refuse_known(ledger, filling.image)
+            refuse_known(ledger, filling.image, fetched=filling.fetched)
             ledger.remove_import(volume)
             record = ImageRecord(
-                replace(filling.image, created_at=snapshot.created_at), SnapshotId(snapshot.id)
+                replace(filling.image, created_at=snapshot.created_at),
+                SnapshotId(snapshot.id),
+                filling.fetched,
             )
             ledger.put_image(record)
             made[:] = [record]
@@ -166,15 +173,20 @@ class Images:
         return found
 
 
-def refuse_known(ledger: Ledger, image: Image) -> None:
-    """Raise ConflictError when there is an image with this content, or with this name."""
-    for known in (record.image for record in ledger.images()):
-        if (known.checksum, known.disk_format) == (image.checksum, image.disk_format):
+def refuse_known(ledger: Ledger, image: Image, *, fetched: bool) -> None:
+    """Raise ConflictError when there is an image with this content, or with this name.
+
+    Who imports may see all images but those that were fetched: what those hold is not told.
+    """
+    for record in ledger.images():
+        known = record.image
+        same = (known.checksum, known.disk_format) == (image.checksum, image.disk_format)
+        if same and not fetched and not record.fetched:
             raise ConflictError(
                 f"the same content is image {known.id} ({known.name}) already; use that one, "
                 "or delete it first"
             )
-        if known.name == image.name:
+        if known.name == image.name or known.id == image.id:
             raise ConflictError(
                 f"an image named {known.name!r} with other content exists already ({known.id}); "
                 "choose another name, or delete it first"

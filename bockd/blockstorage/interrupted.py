@@ -2,7 +2,7 @@
 
 | caught in   | becomes   | because                                                             |
 |-------------|-----------|---------------------------------------------------------------------|
-| `creating`  | available | the pool has it: volume and record are committed together           |
+| `creating`  | error     | its image was being fetched, and is not in it                       |
 | `attaching` | available | nobody was told of the attachment                                   |
 | `detaching` | available | nothing is connected any more; the client wanted it gone            |
 | `deleting`  | gone      | the client wanted it gone; `error_deleting` when even now it cannot |
@@ -61,7 +61,7 @@ def _settle(txn: Transaction) -> list[tuple[NodeKind, int]]:
             case Status.ATTACHING | Status.DETACHING:
                 ledger.detach(owned.tenant, settled)
             case Status.CREATING:
-                ledger.put_volume(owned.tenant, settled)
+                ledger.put_volume(owned.tenant, replace(settled, status=Status.ERROR))
             case Status.DELETING:
                 deleting.append((NodeKind.VOLUME, settled.id))
             case _:

@@ -115,6 +115,9 @@ class ImageRecord:
 
     image: Image
     snapshot: SnapshotId
+    fetched: bool = False
+    """From Glance, which says who may see it: it is in no list, and nobody gets a volume of it
+    without Glance having been asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +127,7 @@ class ImportRecord:
 
     volume: VolumeId
     image: Image
+    fetched: bool = False
 
 
 R = TypeVar("R")
@@ -309,7 +313,7 @@ class Ledger:
         """One image; NotFoundError."""
         found = self._get(Table.IMAGES, text_key(image), ImageRecord)
         if found is None:
-            raise NotFoundError(f"Image {image[:MAX_KEY_BYTES]} could not be found.")
+            raise no_image(image)
         return found
 
     def images(self) -> Iterator[ImageRecord]:
@@ -361,6 +365,11 @@ class Ledger:
 
     def remove_token(self, digest: bytes) -> bool:
         return self.txn.delete(Table.TOKENS, digest)
+
+
+def no_image(image: str) -> NotFoundError:
+    """The error for an image that is not there, or not for the one who asks."""
+    return NotFoundError(f"Image {image[:MAX_KEY_BYTES]} could not be found.")
 
 
 def owned_key(kind: NodeKind, tenant: TenantId, node: int) -> bytes:

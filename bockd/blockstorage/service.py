@@ -20,7 +20,7 @@ from bockd.blockstorage.contract import (
 from bockd.blockstorage.records import Ledger
 from bockd.blockstorage.running import Driver, Surroundings
 from bockd.blockstorage.snapshots import Snapshots
-from bockd.blockstorage.volumes import Volumes
+from bockd.blockstorage.volumes import Volumes, refuse_fetched
 from bockd.model import SnapshotId, VolumeId
 
 _NAMESPACE = "http://docs.openstack.org/volume/ext/{}/api/v1.1"
@@ -110,12 +110,14 @@ class PoolBlockStorage:
 
     async def list_images(self) -> list[Image]:
         with self._index.reading() as txn:
-            images = [record.image for record in Ledger(txn).images()]
+            images = [record.image for record in Ledger(txn).images() if not record.fetched]
         return sorted(images, key=lambda image: (image.name, image.id))
 
     async def show_image(self, image: ImageId) -> Image:
         with self._index.reading() as txn:
-            return Ledger(txn).image(image).image
+            record = Ledger(txn).image(image)
+        refuse_fetched(record)
+        return record.image
 
     async def list_extensions(self) -> list[Extension]:
         return list(EXTENSIONS)

@@ -20,7 +20,7 @@ from bockd.blockstorage.contract import (
     TenantId,
     Volume,
 )
-from bockd.blockstorage.records import Ledger
+from bockd.blockstorage.records import ImageRecord, Ledger, no_image
 from bockd.blockstorage.running import Surroundings, in_our_terms
 from bockd.engine.pool import Naming
 from bockd.errors import BockdError, InUseError, InvalidRequestError, NotFoundError
@@ -64,14 +64,16 @@ class Volumes:
 
     # -- creating ----------------------------------------------------------------------------
 
-    def create(self, tenant: TenantId, new: NewVolume) -> Steps[Volume]:
+    def create(
+        self, tenant: TenantId, new: NewVolume, *, may_use_fetched: bool = False
+    ) -> Steps[Volume]:
         """4.4.2.2, in one transaction: the pool's volume, its record and the tenant's usage.
 
         There is no moment at which the volume exists and is not ready, so `creating` is what the
-        reply says, as specified, and never what is stored.
+        reply says, as specified, and not what is stored. `may_use_fetched`: Glance was asked.
         """
-        new = self._checked(new)
-        plan = self._plan(tenant, new)
+        new = self.checked(new)
+        plan = self._plan(tenant, new, may_use_fetched=may_use_fetched)
 
         def also(txn: Transaction, record: VolumeRecord) -> None:
             ledger = Ledger(txn)
@@ -88,7 +90,40 @@ class Volumes:
         )
         return replace(_fresh(new, record), status=Status.CREATING)
 
-    def _checked(self, new: NewVolume) -> NewVolume:
+    def create_waiting(self, tenant: TenantId, new: NewVolume) -> Steps[Volume]:
+        """A volume of `new.size_gib` whose image is still to be fetched: blank, and really
+        `creating`, until `fill` or `fail`."""
+        new = self.checked(new)
+        assert new.size_gib is not None
+        with self._pool.store.index.reading() as txn:
+            record = Ledger(txn).tenant(tenant)
+        quota.with_volume(self._around.quota_of(record), record.used, new.size_gib)
+
+        def also(txn: Transaction, record: VolumeRecord) -> None:
+            ledger = Ledger(txn)
+            waiting = replace(_fresh(new, record), status=Status.CREATING)
+            ledger.add_volume(tenant, waiting, self._around.quota_of)
+
+        record_made = yield from self._pool.create_volume(
+            naming(NodeKind.VOLUME, new.display_name), new.size_gib * GIB, None, also
+        )
+        return replace(_fresh(new, record_made), status=Status.CREATING)
+
+    def fill(self, volume: VolumeId, image: ImageRecord) -> Steps[None]:
+        """The image has arrived: the waiting volume becomes a clone of it, and available, in one
+        transaction. InvalidRequestError when it is too small."""
+
+        def also(txn: Transaction, _record: VolumeRecord) -> None:
+            leave_creating(txn, volume, Status.AVAILABLE)
+
+        yield from self._pool.fill_volume(volume, image.snapshot, also)
+
+    def fail(self, volume: VolumeId) -> Steps[None]:
+        """The image will not arrive. Nothing happens to a volume that the operator removed."""
+        yield from self._around.update(lambda txn: leave_creating(txn, volume, Status.ERROR))
+
+    def checked(self, new: NewVolume) -> NewVolume:
+        """`new` as it is kept, without what is not. InvalidRequestError."""
         if new.snapshot_id is not None and new.image_id is not None:
             raise InvalidRequestError("give snapshot_id or imageRef, not both")
         if new.size_gib is not None:
@@ -104,12 +139,14 @@ class Volumes:
             availability_zone=new.availability_zone or self._around.default_zone,
         )
 
-    def _plan(self, tenant: TenantId, new: NewVolume) -> _Plan:
+    def _plan(self, tenant: TenantId, new: NewVolume, *, may_use_fetched: bool) -> _Plan:
         """From what is there now; also refuses early what the transaction would refuse anyway,
         before any file is made."""
         with self._pool.store.index.reading() as txn:
             ledger = Ledger(txn)
             plan = _plan_source(ledger, Catalogue(txn), tenant, new)
+            if new.image_id is not None and not may_use_fetched:
+                refuse_fetched(ledger.image(new.image_id))
             record = ledger.tenant(tenant)
         quota.with_volume(self._around.quota_of(record), record.used, plan.counted_gib)
         return plan
@@ -251,6 +288,21 @@ def _plan_source(ledger: Ledger, catalogue: Catalogue, tenant: TenantId, new: Ne
         return _Plan(size_gib * GIB, found.snapshot, size_gib)
     assert new.size_gib is not None
     return _Plan(new.size_gib * GIB, None, new.size_gib)
+
+
+def refuse_fetched(record: ImageRecord) -> None:
+    """NotFoundError for an image that is here for those only whom Glance shows it to."""
+    if record.fetched:
+        raise no_image(record.image.id)
+
+
+def leave_creating(txn: Transaction, volume: VolumeId, status: Status) -> None:
+    """Out of `creating`, unless the operator has removed it meanwhile."""
+    ledger = Ledger(txn)
+    owned = ledger.owned_volume(volume)
+    if owned is not None:
+        rules.check_move(NodeKind.VOLUME, volume, owned.volume.status, status)
+        ledger.put_volume(owned.tenant, replace(owned.volume, status=status))
 
 
 def _begin_delete(txn: Transaction, tenant: TenantId, volume: VolumeId) -> Status:

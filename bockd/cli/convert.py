@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import IO
 
-from bockd.cli.image import missing_tool, run_tool, tool_message
+from bockd.diskimage import missing_tool, run_tool, tool_message
 from bockd.errors import BockdError
 
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

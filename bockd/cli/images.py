@@ -20,7 +20,6 @@ from bockd.cli.convert import (
     ending_signals_interrupt,
 )
 from bockd.cli.download import CHUNK_BYTES, fetched, is_url, name_in_url
-from bockd.cli.image import IMPORT_FORMATS, Image, check_file, open_image
 from bockd.cli.output import (
     confirm,
     format_time,
@@ -32,6 +31,7 @@ from bockd.cli.output import (
 from bockd.cli.sizes import format_size
 from bockd.cli.transfer import when_released
 from bockd.control import ImageInfo, ImportInfo
+from bockd.diskimage import IMPORT_FORMATS, Image, check_file, open_image
 from bockd.errors import BockdError, ConflictError, NotFoundError
 from bockd.model import NodeKind, check_image_name
 
@@ -155,7 +155,8 @@ def import_source(
     """The image with this content, and whether it is new."""
     found = open_image(source.path, image_format)
     for known in client.list_images():
-        if (known.checksum, known.disk_format) == (source.checksum, found.format):
+        same = (known.checksum, known.disk_format) == (source.checksum, found.format)
+        if same and not known.fetched:
             return known, False
     return fill_new_image(client, source, found, name), True
 

@@ -24,10 +24,10 @@ from bockd.cli.convert import (
     ending_signals_interrupt,
     flush_export,
 )
-from bockd.cli.image import EXPORT_FORMATS, IMPORT_FORMATS, Image, open_image
 from bockd.cli.output import json_option, print_json
 from bockd.cli.sizes import format_size
 from bockd.control import SnapshotInfo, VolumeInfo
+from bockd.diskimage import EXPORT_FORMATS, IMPORT_FORMATS, Image, open_image
 from bockd.errors import BockdError, ConflictError, InUseError
 
 T = TypeVar("T")

@@ -92,6 +92,16 @@ class KeystoneSettings(Section):
 
 
 @dataclass(frozen=True, slots=True)
+class GlanceSettings(Section):
+    """`[glance]`: where images come from that are not here; nowhere without a `url`."""
+
+    url: str | None = key(None, read_url)
+    ca_file: Path | None = key(None, read_path)
+    timeout_seconds: int = key(30, integer(1, 300))
+    max_gigabytes: int = key(1024, integer(1, 16384))
+
+
+@dataclass(frozen=True, slots=True)
 class CatalogSettings(Section):
     """`[catalog]`: what clients are told about where things are."""
 
@@ -138,6 +148,7 @@ class Settings(Section):
     api: ApiSettings = section(ApiSettings)
     identity: IdentitySettings = section(IdentitySettings)
     keystone: KeystoneSettings = section(KeystoneSettings)
+    glance: GlanceSettings = section(GlanceSettings)
     catalog: CatalogSettings = section(CatalogSettings)
     quota: QuotaSettings = section(QuotaSettings)
 

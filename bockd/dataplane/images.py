@@ -83,6 +83,7 @@ class PoolImages:
             min_size_gib=image.min_size_gib,
             created_at=image.created_at,
             snapshot=record.snapshot,
+            fetched=record.fetched,
             uri=export_uri(NodeKind.SNAPSHOT, str(record.snapshot), self._socket),
         )
 

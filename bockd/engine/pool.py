@@ -321,6 +321,24 @@ class Pool(Registry):
             source = catalogue.snapshot(snapshot)
         if source.volume != volume:
             raise ConflictError(f"snapshot {snapshot} is not one of volume {volume}")
+        return (yield from self._show_snapshot(volume, snapshot, nothing_more))
+
+    def fill_volume(
+        self, volume: VolumeId, snapshot: SnapshotId, also: AlsoVolume
+    ) -> Steps[VolumeRecord]:
+        """Make an existing volume a clone of a snapshot, whatever it holds now. InUseError while a
+        client is connected, InvalidRequestError when it is smaller."""
+
+        def steps() -> Steps[VolumeRecord]:
+            with self.catalogue() as catalogue:
+                _clone_size(catalogue.snapshot(snapshot), catalogue.volume(volume).size_bytes)
+            return (yield from self._show_snapshot(volume, snapshot, also))
+
+        return self.exclusive(volume, self.exclusive(snapshot, steps()))
+
+    def _show_snapshot(
+        self, volume: VolumeId, snapshot: SnapshotId, also: AlsoVolume
+    ) -> Steps[VolumeRecord]:
         if volume in self.volumes:
             self.refuse_used(volume)
             yield from self._close_volume(volume)
@@ -338,7 +356,10 @@ class Pool(Registry):
                 reverted = replace(
                     current, map=fresh.id, head=layer, generation=current.generation + 1
                 )
+                if catalogue.snapshot(snapshot).volume != volume:
+                    reverted = replace(reverted, from_snapshot=snapshot)
                 catalogue.put_volume(reverted)
+                also(txn, reverted)
                 return reverted
 
             result: VolumeRecord = yield from self._with_new_layer(record.size_bytes, change)

@@ -47,6 +47,7 @@ class MemoryImages:
             min_size_gib=1,
             created_at=0.0,
             snapshot=SnapshotId(self._last_id),
+            fetched=False,
             uri=f"nbd+unix:///snapshot/{self._last_id}",
         )
         self._imports[VolumeId(self._last_id)] = image

@@ -17,6 +17,7 @@ from bockd.blockstorage.contract import (
     NewImage,
     NewSnapshot,
     NewVolume,
+    Page,
     Status,
     TenantId,
     Volume,
@@ -169,10 +170,52 @@ def test_killed_at_any_step_all_or_nothing(tmp_path: Path, change: str, done: bo
     raise AssertionError("the change has no end")
 
 
+@pytest.mark.parametrize("done", [False, True])
+def test_killed_while_a_fetched_image_arrives(
+    tmp_path: Path, done: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The waiting volume is in error, or it holds the image: never blank and available."""
+    monkeypatch.setitem(CHANGES, "arrive", arrive)
+    seen: set[Status | None] = set()
+    for number in range(1, MOST_STEPS):
+        root = tmp_path / str(number)
+        with running(root) as store:
+            prepare(store)
+        died = killed(root, "arrive", number, done=done)
+        with running(root) as store:
+            seen.add(state_of_waiting(store))
+        if not died:
+            assert seen - {None} == {Status.ERROR, Status.AVAILABLE}
+            return
+    raise AssertionError("the change has no end")
+
+
+def arrive(store: Store, tenant: TenantId, _volume: Volume) -> Steps[object]:
+    """A volume waits for an image, which arrives."""
+    volumes = Volumes(store.around)
+    waiting = yield from volumes.create_waiting(tenant, NewVolume(1, "waiting"))
+    yield from volumes.fill(waiting.id, Images(store.around).find("old"))
+
+
+def state_of_waiting(store: Store) -> Status | None:
+    """The status of the volume that waited, which must fit what it holds; None without one."""
+    tenant, _ = known(store)
+    waited = store.run(lambda s: s.list_volumes(tenant, Page(display_name="waiting")))
+    if not waited:
+        return None
+    (volume,) = waited
+    opened = run_inline(store.pool.use_volume(volume.id))
+    found = bytearray(7)
+    run_inline(opened.volume.read(0, memoryview(found)))
+    store.pool.leave_volume(volume.id)
+    assert found == {Status.AVAILABLE: b"content", Status.ERROR: bytes(7)}[volume.status]
+    return volume.status
+
+
 @pytest.mark.parametrize(
     ("status", "server", "becomes"),
     [
-        (Status.CREATING, None, Status.AVAILABLE),
+        (Status.CREATING, None, Status.ERROR),
         (Status.ATTACHING, "9", Status.AVAILABLE),
         (Status.DETACHING, "9", Status.AVAILABLE),
         (Status.DELETING, None, None),

@@ -1,0 +1,241 @@
+"""Block storage that fetches images from Glance when it does not have them.
+
+A volume of an image that is not here is `creating` while the image is fetched, once for all who
+wait for it: into a file without a name in the data directory, verified, converted by qemu-img in a
+process of its own over the NBD socket, as `bock image import` does it. What goes wrong puts the
+volume into `error`; so does a crash, at the next start. Whether somebody may have an image is asked
+of Glance each time, with their own token, also when the image is here already.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO
+
+import trio
+
+from bockd.blockstorage.contract import ImageId, NewImage, NewVolume, TenantId, Volume
+from bockd.blockstorage.images import Images
+from bockd.blockstorage.records import ImageRecord, Ledger, no_image
+from bockd.blockstorage.running import Surroundings
+from bockd.blockstorage.service import PoolBlockStorage
+from bockd.config import Settings
+from bockd.dataplane.exports import export_uri
+from bockd.dataplane.glance import Glance, GlanceImage
+from bockd.diskimage import Image, open_image, tool_message
+from bockd.errors import (
+    BockdError,
+    DamagedError,
+    InUseError,
+    InvalidRequestError,
+    NoSpaceError,
+    NotFoundError,
+)
+from bockd.model import NodeKind, VolumeId
+from bockd.server.drive import Driver
+
+log = logging.getLogger(__name__)
+
+FETCHES = 2
+"""At once; more would only share the line and the disk."""
+
+RELEASE_SECONDS = 10.0
+"""For the NBD server to notice that qemu-img has gone."""
+
+RELEASE_POLL_SECONDS = 0.05
+
+
+@dataclass(eq=False)
+class _Fetch:
+    """One image on its way, and how that ended for all who wait."""
+
+    ended: trio.Event = field(default_factory=trio.Event)
+    record: ImageRecord | None = None
+    error: BockdError | None = None
+
+
+class FetchingBlockStorage(PoolBlockStorage):
+    """`PoolBlockStorage` with a Glance behind it. Fetches run in `nursery`, and are given up with
+    it."""
+
+    def __init__(
+        self,
+        around: Surroundings,
+        driver: Driver,
+        settings: Settings,
+        nursery: trio.Nursery,
+    ) -> None:
+        super().__init__(around, driver)
+        self._images = Images(around)
+        self._glance = Glance(settings.glance)
+        self._directory = settings.data_dir
+        self._socket = str(settings.nbd_socket)
+        self._nursery = nursery
+        self._fetches: dict[str, _Fetch] = {}
+        self._turns = trio.CapacityLimiter(FETCHES)
+
+    async def create_volume(self, tenant: TenantId, new: NewVolume) -> Volume:
+        """See BlockStorage. UnavailableError when Glance does not answer."""
+        if new.image_id is None or new.token is None or self._is_imported(new.image_id):
+            return await super().create_volume(tenant, new)
+        return await self._create_fetched(tenant, new, new.image_id, new.token)
+
+    async def _create_fetched(
+        self, tenant: TenantId, new: NewVolume, image: ImageId, token: str
+    ) -> Volume:
+        new = self._volumes.checked(new)  # before Glance is troubled
+        found = await self._glance.describe(image, token)
+        if self._record(image) is not None:
+            return await self._driver.run(self._volumes.create(tenant, new, may_use_fetched=True))
+        wanted = replace(new, size_gib=_size(new, found))
+        volume = await self._driver.run(self._volumes.create_waiting(tenant, wanted))
+        self._nursery.start_soon(self._complete, volume.id, found, token)
+        return volume
+
+    def _record(self, image: ImageId) -> ImageRecord | None:
+        with self._index.reading() as txn:
+            try:
+                return Ledger(txn).image(image)
+            except NotFoundError:
+                return None
+
+    def _is_imported(self, image: ImageId) -> bool:
+        """By the operator, for everybody."""
+        record = self._record(image)
+        return record is not None and not record.fetched
+
+    async def _complete(self, volume: VolumeId, image: GlanceImage, token: str) -> None:
+        """Give a waiting volume its content, or a reason to be in error."""
+        try:
+            record = await self._fetched(image, token)
+            await self._driver.run(self._volumes.fill(volume, record))
+        except BockdError as error:
+            log.warning("volume %s from image %s: %s", volume, image.id, error)
+            await self._driver.run(self._volumes.fail(volume))
+
+    async def _fetched(self, image: GlanceImage, token: str) -> ImageRecord:
+        """The image, fetched by the first who needs it."""
+        found = self._record(ImageId(image.id))
+        if found is not None:
+            return found
+        fetch = self._fetches.get(image.id)
+        if fetch is None:
+            fetch = self._fetches[image.id] = _Fetch()
+            try:
+                async with self._turns:
+                    fetch.record = await self._fetch(image, token)
+            except BockdError as error:
+                fetch.error = error
+            except OSError as error:
+                fetch.error = BockdError(f"the image cannot be kept: {error.strerror}")
+            finally:
+                del self._fetches[image.id]
+                fetch.ended.set()
+        await fetch.ended.wait()
+        if fetch.record is None:
+            raise fetch.error or no_image(image.id)
+        return fetch.record
+
+    async def _fetch(self, image: GlanceImage, token: str) -> ImageRecord:
+        free = shutil.disk_usage(self._directory).free
+        if (image.size or 0) > free:
+            raise NoSpaceError(f"image {image.id} has {image.size} bytes, there is room for {free}")
+        # Without a name: nothing is left of it when we die.
+        with tempfile.TemporaryFile(dir=self._directory) as file:
+            checksum = await self._glance.download(image, token, file)
+            opened = await trio.to_thread.run_sync(lambda: _open(image, file))
+            return await self._import(image, opened, checksum)
+
+    async def _import(self, image: GlanceImage, opened: Image, checksum: str) -> ImageRecord:
+        filling = await self._driver.run(
+            self._images.begin(
+                NewImage(
+                    name=f"glance-{image.id}",
+                    disk_format=opened.format,
+                    size_bytes=opened.volume_bytes,
+                    file_bytes=image.size or 0,
+                    checksum=checksum,
+                    glance_id=ImageId(image.id),
+                )
+            )
+        )
+        try:
+            await _convert(
+                opened, export_uri(NodeKind.VOLUME, str(filling.volume), self._socket), image.id
+            )
+            return await self._released(filling.volume)
+        except Exception:  # when we are stopping, the next start sweeps
+            await self._discard(filling.volume)
+            raise
+
+    async def _released(self, volume: VolumeId) -> ImageRecord:
+        """Finish as soon as the server has seen qemu-img go."""
+        deadline = trio.current_time() + RELEASE_SECONDS
+        while True:
+            try:
+                return await self._driver.run(self._images.finish(volume))
+            except InUseError:
+                if trio.current_time() > deadline:
+                    raise
+            await trio.sleep(RELEASE_POLL_SECONDS)
+
+    async def _discard(self, volume: VolumeId) -> None:
+        deadline = trio.current_time() + RELEASE_SECONDS
+        while True:
+            try:
+                return await self._driver.run(self._images.cancel(volume))
+            except InUseError:
+                if trio.current_time() > deadline:
+                    break
+            except BockdError as error:
+                log.warning("the half import into volume %s: %s", volume, error)
+                break
+            await trio.sleep(RELEASE_POLL_SECONDS)
+        # What stays is swept when nobody has been connected for a while, or at the next start.
+
+
+def _size(new: NewVolume, image: GlanceImage) -> int:
+    """The size of the volume, in GiB. InvalidRequestError."""
+    smallest = image.min_size_gib
+    if new.size_gib is None:
+        if smallest is None:
+            raise InvalidRequestError(
+                f"Glance does not say how large image {image.id} is: a volume of it needs a size."
+            )
+        return smallest
+    if smallest is not None and new.size_gib < smallest:
+        raise InvalidRequestError(
+            f"image {image.id} needs {smallest} GiB; "
+            f"a volume of {new.size_gib} GiB is too small for it"
+        )
+    return new.size_gib
+
+
+def _open(image: GlanceImage, file: IO[bytes]) -> Image:
+    """Look at what was fetched, as what Glance says that it is. BockdError."""
+    path = Path(f"/proc/{os.getpid()}/fd/{file.fileno()}")
+    try:
+        return open_image(path, image.disk_format)
+    except BockdError as error:
+        raise type(error)(str(error).replace(str(path), f"image {image.id}")) from error
+
+
+async def _convert(opened: Image, uri: str, image: str) -> None:
+    """Have qemu-img write it to an export. It dies with us."""
+    command = ["qemu-img", "convert", "-n", "--target-is-zero", "-W"]
+    command += ["-f", opened.format, str(opened.path), "-O", "raw", uri]
+    try:
+        ended = await trio.run_process(
+            command, stdin=subprocess.DEVNULL, capture_stdout=True, capture_stderr=True, check=False
+        )
+    except OSError as error:
+        raise BockdError(f"qemu-img cannot be started: {error.strerror}") from error
+    if ended.returncode:
+        reason = tool_message(ended.stderr).replace(str(opened.path), f"image {image}")
+        raise DamagedError(f"qemu-img failed: {reason}")
