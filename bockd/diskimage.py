@@ -21,6 +21,14 @@ from bockd.model import BLOCK_SIZE, MIN_VOLUME_BYTES, check_volume_size
 IMPORT_FORMATS = ("raw", "qcow2", "vmdk", "vdi", "vhdx")
 EXPORT_FORMATS = ("raw", "qcow2")
 
+LOOK_MEMORY_BYTES = 1 << 30
+LOOK_CPU_SECONDS = 30
+"""For looking at an image, which a stranger may have made: a header can ask for any table size. The
+same limits that OpenStack's services set."""
+
+TOOL_MISSING = 127
+"""Exit status of what runs another program and does not find it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Image:
@@ -69,8 +77,13 @@ def check_file(path: Path) -> None:
 def describe(path: Path, image_format: str | None) -> dict[str, Any]:
     """What `qemu-img info` says."""
     chosen = [] if image_format is None else ["-f", image_format]
+    limits = ["prlimit", f"--as={LOOK_MEMORY_BYTES}", f"--cpu={LOOK_CPU_SECONDS}"]
     command = ["qemu-img", "info", "--output=json", *chosen, str(path)]
-    result = run_tool(command)
+    result = run_tool([*limits, *command])
+    if result.returncode == TOOL_MISSING:
+        raise missing_tool("qemu-img")
+    if result.returncode < 0:
+        raise InvalidRequestError(f"{path}: qemu-img took too long to look at it; it is no image")
     if result.returncode:
         raise InvalidRequestError(tool_message(result.stderr))
     found: dict[str, Any] = msgspec.json.decode(result.stdout)

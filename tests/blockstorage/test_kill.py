@@ -195,6 +195,7 @@ def arrive(store: Store, tenant: TenantId, _volume: Volume) -> Steps[object]:
     volumes = Volumes(store.around)
     waiting = yield from volumes.create_waiting(tenant, NewVolume(1, "waiting"))
     yield from volumes.fill(waiting.id, Images(store.around).find("old"))
+    return waiting
 
 
 def state_of_waiting(store: Store) -> Status | None:

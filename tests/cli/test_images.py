@@ -164,6 +164,21 @@ def test_a_file_that_changes_is_refused(daemon: Daemon, tmp_path: Path) -> None:
     assert "moving" not in image_names(daemon)
 
 
+def test_looking_at_a_file_is_limited(daemon: Daemon, tmp_path: Path) -> None:
+    file = make_image(tmp_path / "bomb.qcow2", "qcow2")
+    stand_in = tmp_path / "bin" / "qemu-img"
+    stand_in.parent.mkdir()
+    path = f"{stand_in.parent}:{daemon.environment['PATH']}"
+    stand_in.write_text('#!/bin/bash\necho "limits $(ulimit -v) $(ulimit -t)" >&2; exit 1\n')
+    stand_in.chmod(0o755)
+    result = daemon.run("bock", "image", "import", file, PATH=path)
+    assert (result.status, result.err) == (1, "bock: limits 1048576 30\n")
+    stand_in.write_text("#!/bin/bash\nulimit -t 1; while :; do :; done\n")
+    result = daemon.run("bock", "image", "import", file, PATH=path)
+    assert result.status == 1
+    assert "took too long" in result.err
+
+
 # -- interruptions ------------------------------------------------------------------------------
 
 
