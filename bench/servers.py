@@ -92,6 +92,7 @@ def _program(name: str) -> str:
 def _environment(data_dir: Path) -> dict[str, str]:
     return {
         **os.environ,
+        "BOCKD_CONFIG": "/dev/null",
         "BOCKD_DATA": str(data_dir),
         "BOCKD_NBD_LISTEN": "none",
         "BOCKD_API_LISTEN": "none",

@@ -22,17 +22,20 @@ from api.app import create_app
 from api.openstack.app import create_public_app
 from api.serve import serve_api, serve_public
 from bockd.blockstorage.accounts import CREDENTIALS_FILE, establish
+from bockd.blockstorage.contract import Identity
 from bockd.blockstorage.identity import LocalIdentity
 from bockd.blockstorage.interrupted import resolve_interrupted
 from bockd.blockstorage.running import Surroundings
 from bockd.blockstorage.service import PoolBlockStorage
 from bockd.config import Settings
+from bockd.configured import catalog, one_identity, surroundings
 from bockd.dataplane.attached import AttachedVolumes
 from bockd.dataplane.control import PoolControl
 from bockd.dataplane.exports import PoolExports
 from bockd.engine.pool import Pool
 from bockd.engine.reclaim import Reclaimer
 from bockd.errors import BockdError, from_os_error
+from bockd.keystone.opening import open_keystone
 from bockd.model import NodeKind, SnapshotId, VolumeId
 from bockd.server.drive import Driver
 from bockd.server.exports import ExportKey, NoExports
@@ -54,7 +57,9 @@ HASHING_THREADS = 2
 def run(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT. Raises BockdError when it cannot begin."""
     logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s"
+        level=settings.log_level.upper(),
+        stream=sys.stderr,
+        format="%(levelname)s %(name)s: %(message)s",
     )
     _raise_descriptor_limit()
     trio.run(_Daemon(settings).main)
@@ -72,18 +77,24 @@ class _Daemon:
         self._server = NbdServer()
         self._driver = self._server.driver
         self._background: trio.Nursery
+        self._keystone: Identity | None
         self._pool: Pool
         self._around: Surroundings
         self._reclaimer: Reclaimer
 
     async def main(self) -> None:
+        # First of all: it can fail, and nothing has been touched yet.
+        async with open_keystone(self._settings.keystone) as self._keystone:
+            await self._run()
+
+    async def _run(self) -> None:
         data_dir = self._settings.data_dir
         try:
             os.makedirs(data_dir, mode=0o700, exist_ok=True)
         except OSError as error:
             raise from_os_error(error, f"creating {data_dir}") from error
         self._pool = await trio.to_thread.run_sync(lambda: Pool.open(data_dir, self._spawn))
-        self._around = Surroundings(self._pool, AttachedVolumes(self._server))
+        self._around = surroundings(self._settings, self._pool, AttachedVolumes(self._server))
         try:
             async with trio.open_nursery() as self._background:
                 await self._serve()
@@ -124,8 +135,8 @@ class _Daemon:
         settings = self._settings
         with (
             listening_unix(settings.nbd_socket) as unix,
-            listen_tcp(settings.nbd_listen) if settings.nbd_listen else nullcontext() as tcp,
-            listen_tcp(settings.api_listen) if settings.api_listen else nullcontext() as api,
+            listen_tcp(settings.nbd.listen) if settings.nbd.listen else nullcontext() as tcp,
+            listen_tcp(settings.api.listen) if settings.api.listen else nullcontext() as api,
         ):
             await self._serve_doors(unix, tcp, api)
 
@@ -154,9 +165,13 @@ class _Daemon:
             doors.cancel_scope.cancel()
 
     def _public_app(self) -> FastAPI:
-        pool = self._pool
-        identity = LocalIdentity(pool.store.index, Driver(HASHING_THREADS), pool.clock)
-        return create_public_app(PoolBlockStorage(self._around, self._driver), identity)
+        pool, settings = self._pool, self._settings
+        local = LocalIdentity(
+            pool.store.index, Driver(HASHING_THREADS), pool.clock, settings.identity.token_seconds
+        )
+        identity = one_identity(settings.keystone, local, self._keystone)
+        storage = PoolBlockStorage(self._around, self._driver)
+        return create_public_app(storage, identity, catalog(settings.catalog))
 
     async def _close_when_idle(self, key: ExportKey) -> None:
         await trio.sleep(IDLE_SECONDS)
@@ -177,10 +192,18 @@ class _Daemon:
             f"  NBD, TCP:         {nbd_listen or 'off'}  (attached volumes only)",
             f"  control API:      {settings.api_socket}",
             f"  block storage API: {f'http://{api_listen}/' if api_listen else 'off'}"
-            f"  (credentials: {settings.data_dir / CREDENTIALS_FILE})",
+            f"  ({self._ways_in()})",
             "Next: bock volume create disk1 --size 10GiB",
         ]
         print("\n".join(lines), flush=True)
+
+    def _ways_in(self) -> str:
+        """Who has tokens, for people."""
+        keystone = self._settings.keystone
+        credentials = f"credentials: {self._settings.data_dir / CREDENTIALS_FILE}"
+        if keystone.url is None:
+            return credentials
+        return f"{credentials}, " * keystone.local + f"Keystone: {keystone.url}"
 
 
 async def _signalled() -> None:

@@ -20,7 +20,7 @@ proves it.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -55,8 +55,12 @@ class TenantRecord:
 
     tenant: Tenant
     quota: Quota | None
-    """None: the configured default."""
+    """None: what the configuration says."""
     used: Usage
+
+
+QuotaOf = Callable[[TenantRecord], Quota]
+"""Decides a tenant's quota: the record has a part in it, the configuration another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,10 +188,10 @@ class Ledger:
     def all_volumes(self) -> Iterator[OwnedVolume]:
         return self._all(Table.API_VOLUMES, OwnedVolume)
 
-    def add_volume(self, tenant: TenantId, volume: Volume, default: Quota) -> None:
+    def add_volume(self, tenant: TenantId, volume: Volume, quota_of: QuotaOf) -> None:
         """A new volume, within the tenant's quota. OverLimitError."""
         record = self.tenant(tenant)
-        self._use(record, quota.with_volume(record.quota or default, record.used, volume.size_gib))
+        self._use(record, quota.with_volume(quota_of(record), record.used, volume.size_gib))
         self.put_volume(tenant, volume)
         self.txn.put(Table.OWNED, owned_key(NodeKind.VOLUME, tenant, volume.id), b"")
 
@@ -263,12 +267,10 @@ class Ledger:
     def all_snapshots(self) -> Iterator[OwnedSnapshot]:
         return self._all(Table.API_SNAPSHOTS, OwnedSnapshot)
 
-    def add_snapshot(self, tenant: TenantId, snapshot: Snapshot, default: Quota) -> None:
+    def add_snapshot(self, tenant: TenantId, snapshot: Snapshot, quota_of: QuotaOf) -> None:
         """A new snapshot, within the tenant's quota. OverLimitError."""
         record = self.tenant(tenant)
-        self._use(
-            record, quota.with_snapshot(record.quota or default, record.used, snapshot.volume_id)
-        )
+        self._use(record, quota.with_snapshot(quota_of(record), record.used, snapshot.volume_id))
         self.put_snapshot(tenant, snapshot)
         self.txn.put(Table.OWNED, owned_key(NodeKind.SNAPSHOT, tenant, snapshot.id), b"")
 

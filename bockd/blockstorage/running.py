@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from bockd.blockstorage.contract import Attachment, Quota
 from bockd.blockstorage.quota import DEFAULT_QUOTA
+from bockd.blockstorage.records import TenantRecord
 from bockd.engine.pool import Pool
 from bockd.errors import BockdError, from_os_error
 from bockd.model import NodeKind
@@ -67,6 +68,15 @@ class Surroundings:
     exports: Exports
     default_quota: Quota = DEFAULT_QUOTA
     default_zone: str = DEFAULT_ZONE
+    tenant_quotas: Mapping[str, Quota] = field(default_factory=dict)
+    """Configured for single tenants, by id or name."""
+
+    def quota_of(self, record: TenantRecord) -> Quota:
+        """What the configuration says of the tenant, else what its record says, else the default.
+        By id first, because a tenant may be named like another one's id."""
+        configured = self.tenant_quotas.get(record.tenant.id)
+        configured = configured or self.tenant_quotas.get(record.tenant.name)
+        return configured or record.quota or self.default_quota
 
     def update(self, change: Callable[[Transaction], T]) -> Steps[T]:
         """Run `change` in a transaction of its own; see `Index.update`."""

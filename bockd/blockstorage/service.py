@@ -59,7 +59,7 @@ class PoolBlockStorage:
 
     def __init__(self, around: Surroundings, driver: Driver) -> None:
         self._index = around.pool.store.index
-        self._default_quota = around.default_quota
+        self._quota_of = around.quota_of
         self._driver = driver
         self._volumes = Volumes(around)
         self._snapshots = Snapshots(around)
@@ -106,7 +106,7 @@ class PoolBlockStorage:
     async def limits(self, tenant: TenantId) -> Limits:
         with self._index.reading() as txn:
             record = Ledger(txn).tenant(tenant)
-        return Limits(record.quota or self._default_quota, record.used)
+        return Limits(self._quota_of(record), record.used)
 
     async def list_images(self) -> list[Image]:
         with self._index.reading() as txn:

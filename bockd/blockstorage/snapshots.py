@@ -48,7 +48,7 @@ class Snapshots:
 
         def also(txn: Transaction, record: SnapshotRecord) -> None:
             self._check(txn, tenant, new)
-            Ledger(txn).add_snapshot(tenant, _fresh(new, record), self._around.default_quota)
+            Ledger(txn).add_snapshot(tenant, _fresh(new, record), self._around.quota_of)
 
         record = yield from self._pool.create_snapshot(
             new.volume_id, naming(NodeKind.SNAPSHOT, new.display_name), also
@@ -62,7 +62,7 @@ class Snapshots:
             volume.id, status_now(Catalogue(txn), volume), force=new.force
         )
         record = ledger.tenant(tenant)
-        quota.with_snapshot(record.quota or self._around.default_quota, record.used, volume.id)
+        quota.with_snapshot(self._around.quota_of(record), record.used, volume.id)
 
     def delete(self, tenant: TenantId, snapshot: SnapshotId) -> Steps[None]:
         """4.4.4.4, in the same steps as a volume's deletion."""

@@ -81,7 +81,7 @@ class Volumes:
                 rules.check_can_be_cloned(source.id, source.status)
             if new.image_id is not None:
                 ledger.image(new.image_id)
-            ledger.add_volume(tenant, _fresh(new, record), self._around.default_quota)
+            ledger.add_volume(tenant, _fresh(new, record), self._around.quota_of)
 
         record = yield from self._pool.create_volume(
             naming(NodeKind.VOLUME, new.display_name), plan.size_bytes, plan.source, also
@@ -111,7 +111,7 @@ class Volumes:
             ledger = Ledger(txn)
             plan = _plan_source(ledger, Catalogue(txn), tenant, new)
             record = ledger.tenant(tenant)
-        quota.with_volume(record.quota or self._around.default_quota, record.used, plan.counted_gib)
+        quota.with_volume(self._around.quota_of(record), record.used, plan.counted_gib)
         return plan
 
     # -- deleting ----------------------------------------------------------------------------

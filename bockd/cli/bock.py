@@ -20,8 +20,8 @@ from bockd.cli.volume import volume
 def main() -> None:
     """Work with the volumes and snapshots of a running bockd.
 
-    The daemon is found through its data directory: $BOCKD_DATA, or /var/lib/bockd for root,
-    or ~/.local/share/bockd.
+    The daemon is found through its data directory: $BOCKD_DATA, or data_dir in the configuration
+    file ($BOCKD_CONFIG or the usual one), or /var/lib/bockd for root, or ~/.local/share/bockd.
 
     \b
     bock volume create web --size 10GiB

@@ -13,7 +13,7 @@ import trio
 
 import bockd
 from bockd.blockstorage import snapshots, volumes
-from bockd.blockstorage.recount import find_problems
+from bockd.blockstorage.check import check_everything
 from bockd.config import Settings
 from bockd.control import (
     CheckReport,
@@ -24,7 +24,6 @@ from bockd.control import (
     VolumeStatistics,
 )
 from bockd.dataplane.exports import export_uri
-from bockd.engine.check import check_open_pool
 from bockd.engine.pool import Pool
 from bockd.model import NodeKind, SnapshotId, VolumeId
 from bockd.server.exports import ExportKey
@@ -181,7 +180,4 @@ class PoolControl:
         return await trio.to_thread.run_sync(lambda: self._check(live))
 
     def _check(self, live: frozenset[VolumeId]) -> CheckReport:
-        report = check_open_pool(self._pool.store, live=live, repair=False)
-        with self._pool.store.index.reading() as txn:
-            problems = (*report.problems, *find_problems(txn))
-        return replace(report, clean=not problems, problems=problems)
+        return check_everything(self._pool.store, live=live, repair=False)

@@ -23,6 +23,7 @@ from bockd.blockstorage.contract import (
     Volume,
 )
 from bockd.blockstorage.records import ImageRecord, Ledger
+from bockd.blockstorage.service import PoolBlockStorage
 from bockd.errors import (
     DeviceError,
     InvalidRequestError,
@@ -31,6 +32,7 @@ from bockd.errors import (
     OverLimitError,
 )
 from bockd.model import GIB, MIB, SnapshotId, VolumeId
+from bockd.server.drive import Driver
 from bockd.steps import run_inline
 from tests.blockstorage.store import Store
 
@@ -309,6 +311,23 @@ def test_a_tenant_of_another_identity_service_has_the_default_quota(store: Store
     assert store.run(lambda s: s.limits(tenant)) == Limits(store.quota, Usage())
     store.volume(tenant, 7)
     assert store.run(lambda s: s.limits(tenant)).used == Usage(volumes=1, gigabytes=7)
+
+
+def test_a_configured_quota_counts_before_all_others(store: Store) -> None:
+    by_id, by_name = Quota(1, 1, 0), Quota(2, -1, -1)
+    acme = store.tenant("acme", Quota(5, 5, 5))
+    other = store.tenant("other")
+    configured = {acme: by_id, "acme": by_name, "other": by_name}
+    around = replace(store.around, tenant_quotas=configured)
+    store.service = PoolBlockStorage(around, Driver())
+    assert store.run(lambda s: s.limits(acme)).quota == by_id
+    assert store.run(lambda s: s.limits(other)).quota == by_name
+    volume = store.volume(acme)
+    with pytest.raises(OverLimitError):
+        store.volume(acme)
+    with pytest.raises(OverLimitError):
+        store.snapshot(acme, volume)
+    store.snapshot(other, store.volume(other))
 
 
 @pytest.mark.parametrize(

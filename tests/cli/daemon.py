@@ -37,6 +37,7 @@ class Daemon:
         """What points programs at it."""
         return {
             **os.environ,
+            "BOCKD_CONFIG": "/dev/null",
             "BOCKD_DATA": str(self.data_dir),
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         }

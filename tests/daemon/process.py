@@ -152,6 +152,7 @@ class Bockd:
         """What points programs at it."""
         return {
             **os.environ,
+            "BOCKD_CONFIG": "/dev/null",
             "BOCKD_DATA": str(self.data_dir),
             "BOCKD_NBD_LISTEN": self._nbd_listen,
             "BOCKD_API_LISTEN": "none",
