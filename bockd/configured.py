@@ -1,12 +1,19 @@
-"""What the configuration makes of the parts: quotas, zones and the catalog from the settings."""
+"""What the configuration makes of the parts: quotas, zones, the catalog, the identity service."""
 
 from __future__ import annotations
 
 from api.openstack.catalog import Catalog, Zone
-from bockd.blockstorage.contract import Quota
+from bockd.blockstorage.contract import Identity, Quota
 from bockd.blockstorage.running import Exports, Surroundings
-from bockd.config.sections import CatalogSettings, QuotaSettings, Settings, TenantQuotaSettings
+from bockd.config.sections import (
+    CatalogSettings,
+    KeystoneSettings,
+    QuotaSettings,
+    Settings,
+    TenantQuotaSettings,
+)
 from bockd.engine.pool import Pool
+from bockd.keystone.either import EitherIdentity
 
 
 def surroundings(settings: Settings, pool: Pool, exports: Exports) -> Surroundings:
@@ -36,3 +43,12 @@ def catalog(settings: CatalogSettings) -> Catalog:
     """What clients are told: this daemon's region first, as the one that answers for itself."""
     others = (Zone(region, url) for region, url in settings.zones.items())
     return Catalog((Zone(settings.region, settings.public_url), *others))
+
+
+def one_identity(
+    settings: KeystoneSettings, local: Identity, keystone: Identity | None
+) -> Identity:
+    """Who is asked about tokens: bockd's own accounts, Keystone, or both in this order."""
+    if keystone is None:
+        return local
+    return EitherIdentity(local, keystone) if settings.local else keystone

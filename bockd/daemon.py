@@ -22,12 +22,13 @@ from api.app import create_app
 from api.openstack.app import create_public_app
 from api.serve import serve_api, serve_public
 from bockd.blockstorage.accounts import CREDENTIALS_FILE, establish
+from bockd.blockstorage.contract import Identity
 from bockd.blockstorage.identity import LocalIdentity
 from bockd.blockstorage.interrupted import resolve_interrupted
 from bockd.blockstorage.running import Surroundings
 from bockd.blockstorage.service import PoolBlockStorage
 from bockd.config import Settings
-from bockd.configured import catalog, surroundings
+from bockd.configured import catalog, one_identity, surroundings
 from bockd.dataplane.attached import AttachedVolumes
 from bockd.dataplane.control import PoolControl
 from bockd.dataplane.exports import PoolExports
@@ -36,6 +37,7 @@ from bockd.dataplane.images import PoolImages
 from bockd.engine.pool import Pool
 from bockd.engine.reclaim import Reclaimer
 from bockd.errors import BockdError, from_os_error
+from bockd.keystone.opening import open_keystone
 from bockd.model import NodeKind, SnapshotId, VolumeId
 from bockd.server.drive import Driver
 from bockd.server.exports import ExportKey, NoExports
@@ -77,11 +79,17 @@ class _Daemon:
         self._server = NbdServer()
         self._driver = self._server.driver
         self._background: trio.Nursery
+        self._keystone: Identity | None
         self._pool: Pool
         self._around: Surroundings
         self._reclaimer: Reclaimer
 
     async def main(self) -> None:
+        # First of all: it can fail, and nothing has been touched yet.
+        async with open_keystone(self._settings.keystone) as self._keystone:
+            await self._run()
+
+    async def _run(self) -> None:
         data_dir = self._settings.data_dir
         try:
             os.makedirs(data_dir, mode=0o700, exist_ok=True)
@@ -162,9 +170,10 @@ class _Daemon:
 
     def _public_app(self, fetches: trio.Nursery) -> FastAPI:
         pool, settings = self._pool, self._settings
-        identity = LocalIdentity(
+        local = LocalIdentity(
             pool.store.index, Driver(HASHING_THREADS), pool.clock, settings.identity.token_seconds
         )
+        identity = one_identity(settings.keystone, local, self._keystone)
         storage = PoolBlockStorage(self._around, self._driver)
         if settings.glance.url is not None:
             storage = FetchingBlockStorage(self._around, self._driver, settings, fetches)
@@ -189,10 +198,18 @@ class _Daemon:
             f"  NBD, TCP:         {nbd_listen or 'off'}  (attached volumes only)",
             f"  control API:      {settings.api_socket}",
             f"  block storage API: {f'http://{api_listen}/' if api_listen else 'off'}"
-            f"  (credentials: {settings.data_dir / CREDENTIALS_FILE})",
+            f"  ({self._ways_in()})",
             "Next: bock volume create disk1 --size 10GiB",
         ]
         print("\n".join(lines), flush=True)
+
+    def _ways_in(self) -> str:
+        """Who has tokens, for people."""
+        keystone = self._settings.keystone
+        credentials = f"credentials: {self._settings.data_dir / CREDENTIALS_FILE}"
+        if keystone.url is None:
+            return credentials
+        return f"{credentials}, " * keystone.local + f"Keystone: {keystone.url}"
 
 
 async def _signalled() -> None:

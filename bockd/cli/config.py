@@ -84,4 +84,4 @@ def _written(value: object) -> str:
         return "-"
     if isinstance(value, bool):
         return "true" if value else "false"
-    return str(value)
+    return ", ".join(value) if isinstance(value, list) else str(value)

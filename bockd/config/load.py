@@ -143,4 +143,6 @@ def plain(path: tuple[str, ...], value: object) -> object:
     """A value as TOML has it. A listener that is None is written as a word."""
     if value is None and path[-1] == "listen":
         return "none"
+    if isinstance(value, tuple):
+        return list(value)
     return str(value) if isinstance(value, Address | Path) else value

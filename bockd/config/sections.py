@@ -17,6 +17,7 @@ from bockd.config.values import (
     read_flag,
     read_host_url,
     read_listen,
+    read_names,
     read_path,
     read_text,
     read_url,
@@ -80,6 +81,10 @@ class KeystoneSettings(Section):
     ca_file: Path | None = key(None, read_path)
     timeout_seconds: int = key(10, integer(1, 300))
     cache_seconds: int = key(60, integer(0, 3600))
+    roles: tuple[str, ...] = key(("admin", "manager", "member"), read_names)
+    """One of them is needed in a project, to do everything in it."""
+    client_domain: str = key("Default", read_text)
+    """Of the users and projects that clients of /v2.0/tokens name."""
     local: bool = key(True, read_flag)
 
     def problems(self) -> Iterator[tuple[str, str]]:

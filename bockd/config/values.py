@@ -106,6 +106,15 @@ def read_host_url(value: object) -> str:
     return url
 
 
+def read_names(value: object) -> tuple[str, ...]:
+    """An array of names, at least one."""
+    if not isinstance(value, list):
+        raise wrong_type("an array of strings", value)
+    if not value:
+        raise ValueError("the array is empty")
+    return tuple(read_text(one) for one in value)
+
+
 def integer(minimum: int, maximum: int) -> Callable[[object], int]:
     """Reads an integer in these bounds, both included."""
 

@@ -135,8 +135,11 @@ class Durability:
 
     def _gather_scattered(self) -> None:
         """Scattered blocks so far come before whatever is staged next."""
-        if self._scattered:
-            self._staged.append(self._scattered)
+        scattered = self._scattered
+        if scattered:
+            # One block alone takes a single place as a range.
+            alone = len(scattered) == 1
+            self._staged.append((Kind.REDIRECT, scattered[0], 1) if alone else scattered)
             self._scattered = []
 
     def has_room(self) -> bool:
