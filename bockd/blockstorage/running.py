@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-from bockd.blockstorage.contract import Attachment, Quota
+from bockd.blockstorage.contract import Attachment, Backing, Quota
 from bockd.blockstorage.quota import DEFAULT_QUOTA
 from bockd.blockstorage.records import TenantRecord
 from bockd.engine.pool import Pool
 from bockd.errors import BockdError, from_os_error
-from bockd.model import NodeKind
+from bockd.model import NodeKind, export_name
 from bockd.steps import Blocking, Steps
+from bockd.store.catalogue import SnapshotRecord, VolumeRecord
 from bockd.store.index import Transaction
 
 T = TypeVar("T")
@@ -44,6 +45,10 @@ class Exports(Protocol):
         """The volume or snapshot is gone; so may be what was counted about it."""
         ...
 
+    def connections(self, kind: NodeKind, node: int) -> int:
+        """How many NBD clients use a volume or snapshot now."""
+        ...
+
 
 class NoExports:
     """For tests, and while attachments are records only."""
@@ -58,6 +63,11 @@ class NoExports:
 
     def forget(self, kind: NodeKind, node: int) -> None:
         """Nothing is kept about it."""
+
+    def connections(self, kind: NodeKind, node: int) -> int:
+        """Nobody connects."""
+        del kind, node
+        return 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +87,16 @@ class Surroundings:
         configured = self.tenant_quotas.get(record.tenant.id)
         configured = configured or self.tenant_quotas.get(record.tenant.name)
         return configured or record.quota or self.default_quota
+
+    def backing(self, kind: NodeKind, record: VolumeRecord | SnapshotRecord) -> Backing:
+        """What the pool has behind a volume or snapshot. On the owner thread."""
+        return Backing(
+            name=record.name,
+            export=export_name(kind, record.name),
+            size_bytes=record.size_bytes,
+            connections=self.exports.connections(kind, record.id),
+            error=self.pool.trouble(record) if isinstance(record, VolumeRecord) else None,
+        )
 
     def update(self, change: Callable[[Transaction], T]) -> Steps[T]:
         """Run `change` in a transaction of its own; see `Index.update`."""

@@ -31,12 +31,19 @@ class Snapshots:
         """4.4.4.1."""
         rules.check_page(page)
         with self._pool.store.index.reading() as txn:
-            return rules.cut_page(Ledger(txn).snapshots(tenant, page.marker or 0), page)
+            catalogue = Catalogue(txn)
+            mine = Ledger(txn).snapshots(tenant, page.marker or 0)
+            return [self._as_it_is(catalogue, found) for found in rules.cut_page(mine, page)]
 
     def show(self, tenant: TenantId, snapshot: SnapshotId) -> Snapshot:
         """4.4.4.3."""
         with self._pool.store.index.reading() as txn:
-            return Ledger(txn).snapshot(tenant, snapshot)
+            return self._as_it_is(Catalogue(txn), Ledger(txn).snapshot(tenant, snapshot))
+
+    def _as_it_is(self, catalogue: Catalogue, snapshot: Snapshot) -> Snapshot:
+        """With what the pool knows."""
+        record = catalogue.snapshot(snapshot.id)
+        return replace(snapshot, backing=self._around.backing(NodeKind.SNAPSHOT, record))
 
     def create(self, tenant: TenantId, new: NewSnapshot) -> Steps[Snapshot]:
         """4.4.4.2, in one transaction. `creating` is what the reply says, as for a volume."""
@@ -53,7 +60,8 @@ class Snapshots:
         record = yield from self._pool.create_snapshot(
             new.volume_id, naming(NodeKind.SNAPSHOT, new.display_name), also
         )
-        return replace(_fresh(new, record), status=Status.CREATING)
+        backing = self._around.backing(NodeKind.SNAPSHOT, record)
+        return replace(_fresh(new, record), status=Status.CREATING, backing=backing)
 
     def _check(self, txn: Transaction, tenant: TenantId, new: NewSnapshot) -> None:
         ledger = Ledger(txn)
