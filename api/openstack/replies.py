@@ -14,6 +14,7 @@ from bockd.control import Space
 class BackingView(TypedDict):
     """Our own key, which old clients ignore: what the pool has behind a volume or snapshot."""
 
+    daemon: str
     name: str
     export: str
     size_bytes: int
@@ -135,6 +136,7 @@ def view_backing(backing: Backing | None) -> BackingView:
     """What is under the key "bockd"."""
     assert backing is not None  # only stored records lack it
     return {
+        "daemon": backing.daemon,
         "name": backing.name,
         "export": backing.export,
         "size_bytes": backing.size_bytes,

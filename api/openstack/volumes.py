@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Response, status
 
-from api.openstack.access import InTenant
 from api.openstack import values
+from api.openstack.access import InTenant
 from api.openstack.bodies import CreateVolume, VolumeAction
 from api.openstack.media import JsonRoute
 from api.openstack.params import InPage, InVolume

@@ -155,6 +155,8 @@ class Attachment:
 class Backing:
     """What the pool has behind a volume or snapshot: more than the specification tells."""
 
+    daemon: str
+    """Names the run of the daemon that serves it; see `DaemonInfo.daemon`."""
     name: str
     """Its name in the pool, which no other volume (or snapshot) of any tenant has."""
     export: str
@@ -210,9 +212,9 @@ class NewVolume:
     volume has the snapshot's size, and that is what is recorded and counted (4.4.2, rule 1, without
     its bug). With an image it may be left out, and must not be smaller than the image.
 
-    `size_bytes` (1 MiB to 16 TiB, in whole blocks) is our extension: an exact size, which `size_gib`
-    may repeat rounded up. It does have effect with a snapshot, and must not be smaller than it.
-    Rounded up is what is recorded and counted.
+    `size_bytes` (1 MiB to 16 TiB, in whole blocks) is ours: an exact size, which `size_gib` may
+    repeat rounded up. It does have effect with a snapshot, and must not be smaller than it. Rounded
+    up is what is recorded and counted.
     """
 
     size_gib: int | None
@@ -341,17 +343,15 @@ class BlockStorage(Protocol):
         ...
 
     async def extend_volume(self, tenant: TenantId, volume: VolumeId, size_bytes: int) -> None:
-        """Ours, in the form of Cinder's os-extend: grow a volume, connected clients or not; they see
-        the new size when they connect again.
+        """Ours, in the form of Cinder's os-extend: grow a volume. Connected clients see the new
+        size when they connect again.
 
         Raises InvalidRequestError unless it grows, InvalidStateError unless it is available or in
         use, OverLimitError beyond the quota.
         """
         ...
 
-    async def revert_volume(
-        self, tenant: TenantId, volume: VolumeId, snapshot: SnapshotId
-    ) -> None:
+    async def revert_volume(self, tenant: TenantId, volume: VolumeId, snapshot: SnapshotId) -> None:
         """Ours, in the form of Cinder's revert: the volume holds again exactly what one of its
         snapshots holds. Its size stays; what lies beyond the snapshot's end reads as zeros.
 

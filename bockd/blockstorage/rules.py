@@ -130,7 +130,7 @@ def check_can_be_reopened(volume: int, status: Status, trouble: str | None) -> N
     if status not in (Status.AVAILABLE, Status.IN_USE, Status.ERROR):
         refuse_state(NodeKind.VOLUME, volume, f"it cannot be reopened while it is {status}")
     if trouble is None:
-        refuse_state(NodeKind.VOLUME, volume, "nothing is wrong with it; there is no need to reopen it")
+        refuse_state(NodeKind.VOLUME, volume, "nothing is wrong with it")
 
 
 def check_can_be_cloned(snapshot: int, status: Status) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
@@ -80,6 +81,8 @@ class Surroundings:
     default_zone: str = DEFAULT_ZONE
     tenant_quotas: Mapping[str, Quota] = field(default_factory=dict)
     """Configured for single tenants, by id or name."""
+    daemon: str = field(default_factory=lambda: secrets.token_hex(8))
+    """Names this run, so that who finds a daemon in two ways can tell that it is one."""
 
     def quota_of(self, record: TenantRecord) -> Quota:
         """What the configuration says of the tenant, else what its record says, else the default.
@@ -91,6 +94,7 @@ class Surroundings:
     def backing(self, kind: NodeKind, record: VolumeRecord | SnapshotRecord) -> Backing:
         """What the pool has behind a volume or snapshot. On the owner thread."""
         return Backing(
+            daemon=self.daemon,
             name=record.name,
             export=export_name(kind, record.name),
             size_bytes=record.size_bytes,

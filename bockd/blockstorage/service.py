@@ -54,8 +54,8 @@ EXTENSIONS = (
         "Bockd",
         _NAMESPACE.format("bockd"),
         "2026-11-24T00:00:00+00:00",
-        'The key "bockd" in volumes and snapshots, sizes in bytes, the actions os-extend, revert and '
-        "bockd-reopen of a volume, and bockd-space.",
+        'The key "bockd" in volumes and snapshots, sizes in bytes, exact space, and the actions '
+        "os-extend, revert and bockd-reopen of a volume.",
     ),
 )
 """The three resources of the specification beyond OpenStack Compute 1.1 (4.1), and ours."""
@@ -91,9 +91,7 @@ class PoolBlockStorage:
     async def extend_volume(self, tenant: TenantId, volume: VolumeId, size_bytes: int) -> None:
         await self._driver.run(self._changes.extend(tenant, volume, size_bytes))
 
-    async def revert_volume(
-        self, tenant: TenantId, volume: VolumeId, snapshot: SnapshotId
-    ) -> None:
+    async def revert_volume(self, tenant: TenantId, volume: VolumeId, snapshot: SnapshotId) -> None:
         await self._driver.run(self._changes.revert(tenant, volume, snapshot))
 
     async def reopen_volume(self, tenant: TenantId, volume: VolumeId) -> None:

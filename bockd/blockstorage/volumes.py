@@ -178,8 +178,8 @@ def _is_fit(name: str) -> bool:
 
 
 def status_now(catalogue: Catalogue, volume: Volume) -> Status:
-    """The volume's status for a transaction that changes it: `error` when it is recorded that a sync
-    failed. What this process alone knows is found out by the pool."""
+    """The volume's status for a transaction that changes it: `error` when a failed sync is on
+    record. What this process alone knows is found out by the pool."""
     if volume.status is Status.AVAILABLE and catalogue.volume(volume.id).failed is not None:
         return Status.ERROR
     return volume.status
