@@ -27,6 +27,9 @@ DECIDING = (
 SERVICE_TYPE = "volume"
 """What the catalog calls this API."""
 
+DEFAULT_DOMAIN = "Default"
+"""Keystone's own first domain."""
+
 CREDENTIALS_FILE = "credentials.json"
 """Where the daemon's first start leaves credentials (bockd.blockstorage.accounts)."""
 
@@ -43,8 +46,9 @@ class Login:
     tenant_id: str | None
     tenant_name: str | None
     region: str | None
-    domain: str
-    """Of the user and the project, for Keystone v3."""
+    user_domain: str
+    project_domain: str
+    """For Keystone v3."""
     source: str
     """Where it came from, for the message when it is refused."""
 
@@ -74,7 +78,8 @@ def find_login(environ: Mapping[str, str], settings: Settings) -> Login:
         tenant_id=stored["tenant_id"],
         tenant_name=stored["tenant"],
         region=None,
-        domain="Default",
+        user_domain=DEFAULT_DOMAIN,
+        project_domain=DEFAULT_DOMAIN,
         source=f"the credentials in {settings.data_dir / CREDENTIALS_FILE}",
     )
 
@@ -96,7 +101,8 @@ def _from_environment(given: Mapping[str, str]) -> Login:
         tenant_id=given.get("OS_TENANT_ID") or given.get("OS_PROJECT_ID"),
         tenant_name=given.get("OS_TENANT_NAME") or given.get("OS_PROJECT_NAME"),
         region=given.get("OS_REGION_NAME"),
-        domain=given.get("OS_USER_DOMAIN_NAME", "Default"),
+        user_domain=given.get("OS_USER_DOMAIN_NAME", DEFAULT_DOMAIN),
+        project_domain=given.get("OS_PROJECT_DOMAIN_NAME", DEFAULT_DOMAIN),
         source="OS_TOKEN" if token else "OS_USERNAME and OS_PASSWORD of the environment",
     )
 
@@ -171,12 +177,13 @@ def _v2_endpoints(access: Mapping[str, Any]) -> Iterable[Mapping[str, str]]:
 
 
 def _log_in_v3(http: Http, login: Login, url: str) -> Session:
-    domain = {"name": login.domain}
-    user = {"name": login.username, "password": login.password, "domain": domain}
+    user_domain = {"name": login.user_domain}
+    user = {"name": login.username, "password": login.password, "domain": user_domain}
     auth: dict[str, object] = {"identity": {"methods": ["password"], "password": {"user": user}}}
     if login.tenant_id is not None:
         auth["scope"] = {"project": {"id": login.tenant_id}}
     elif login.tenant_name is not None:
+        domain = {"name": login.project_domain}
         auth["scope"] = {"project": {"name": login.tenant_name, "domain": domain}}
     url = f"{url}/auth/tokens"
     answer = _ask(http, login, "POST", url, {"auth": auth})

@@ -66,6 +66,7 @@ class StorageClient:
         self._session: Session | None = None
         self._neighbour: DaemonInfo | None = None
         self._looked_for_neighbour = False
+        self.page = PAGE
 
     def __enter__(self) -> Self:
         return self
@@ -111,7 +112,7 @@ class StorageClient:
             body["snapshot_id"] = self.find_snapshot(from_snapshot).id
         if size_bytes is not None:
             body |= sized("size", size_bytes)
-        created = self._ask("POST", "os-volumes", {"volume": body})["volume"]
+        created = self.post("os-volumes", {"volume": body})["volume"]
         # The reply says "creating", as specified; it is ready.
         return self.show_volume(created["id"])
 
@@ -162,7 +163,7 @@ class StorageClient:
                 f"a snapshot named {name!r} exists already ({taken[0].id}); choose another name"
             )
         body = {"volume_id": volume, "display_name": name, "force": True}
-        created = self._ask("POST", "os-snapshots", {"snapshot": body})["snapshot"]
+        created = self.post("os-snapshots", {"snapshot": body})["snapshot"]
         return self.show_snapshot(created["id"])
 
     def delete_snapshot(self, snapshot: int) -> None:
@@ -180,7 +181,7 @@ class StorageClient:
     def attach(self, server: str, volume: int, device: str | None) -> Attached:
         """Record that a volume is at a server."""
         body = {"volumeAttachment": {"volumeId": volume, "device": device}}
-        answer = self._ask("POST", f"servers/{segment(server)}/os-volume_attachments", body)
+        answer = self.post(f"servers/{segment(server)}/os-volume_attachments", body)
         return read_attached(answer["volumeAttachment"])
 
     def detach(self, attached: Attached) -> None:
@@ -198,11 +199,16 @@ class StorageClient:
         """Who we are."""
         return self._log_in()[1].tenant_id
 
+    @property
+    def token(self) -> str:
+        """What our requests carry."""
+        return self._log_in()[1].token
+
     # -- requests ----------------------------------------------------------------------------
 
     def _list(self, path: str, key: str, name: str | None) -> list[dict[str, Any]]:
         """All pages."""
-        query = f"limit={PAGE}"
+        query = f"limit={self.page}"
         if name is not None:
             query += f"&display_name={quote(name, safe='', errors='surrogateescape')}"
         found: list[dict[str, Any]] = []
@@ -210,14 +216,15 @@ class StorageClient:
             after = f"&marker={found[-1]['id']}" if found else ""
             page = self._get(f"{path}/detail?{query}{after}")[key]
             found += page
-            if len(page) < PAGE:
+            if len(page) < self.page:
                 return found
 
     def _get(self, path: str) -> Any:
-        return self._ask("GET", path)
+        return decode(self._request("GET", path))
 
-    def _ask(self, method: str, path: str, body: Mapping[str, object] | None = None) -> Any:
-        return decode(self._request(method, path, body))
+    def post(self, path: str, body: Mapping[str, object]) -> Any:
+        """What the API answers, as it is; `path` is below the tenant's."""
+        return decode(self._request("POST", path, body))
 
     def _request(
         self,
