@@ -109,8 +109,8 @@ def _refusals(volume: VolumeId) -> Iterator[None]:
     """What the pool refuses, in the words of block storage."""
     try:
         yield
-    except InUseError:
-        rules.refuse_state(NodeKind.VOLUME, volume, "a client is connected to it")
+    except InUseError as error:
+        raise rules.in_use(NodeKind.VOLUME, error) from None
     except NotFoundError:
         raise rules.not_found(NodeKind.VOLUME, volume) from None
     except OSError as error:

@@ -14,6 +14,7 @@ from typing import NoReturn, Protocol, TypeVar
 from bockd.blockstorage.contract import MAX_PAGE, Page, Status
 from bockd.errors import (
     ConflictError,
+    InUseError,
     InvalidRequestError,
     InvalidStateError,
     NotFoundError,
@@ -144,6 +145,11 @@ def check_can_be_cloned(snapshot: int, status: Status) -> None:
 def refuse_state(kind: NodeKind, node: int, reason: str) -> NoReturn:
     """Raise InvalidStateError in the words that clients know: "Invalid volume: ..."."""
     raise InvalidStateError(f"Invalid {kind}: {kind} {node}: {reason}")
+
+
+def in_use(kind: NodeKind, error: InUseError) -> InvalidStateError:
+    """The pool's refusal, which says who has it and what to do, in the same words."""
+    return InvalidStateError(f"Invalid {kind}: {error}")
 
 
 def not_found(kind: NodeKind, node: int) -> NotFoundError:

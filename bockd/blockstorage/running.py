@@ -99,8 +99,18 @@ class Surroundings:
             export=export_name(kind, record.name),
             size_bytes=record.size_bytes,
             connections=self.exports.connections(kind, record.id),
-            error=self.pool.trouble(record) if isinstance(record, VolumeRecord) else None,
+            error=self._trouble(record) if isinstance(record, VolumeRecord) else None,
         )
+
+    def _trouble(self, record: VolumeRecord) -> str | None:
+        """What is wrong with a volume, without what is not its tenant's business: file names."""
+        failure = self.pool.failure(record)
+        if failure is None and record.id in self.pool.refusals:
+            return (
+                f"volume {record.id} ({record.name}) could not be opened; 'bockd check' on the "
+                "daemon's machine, and its log, say why"
+            )
+        return failure
 
     def update(self, change: Callable[[Transaction], T]) -> Steps[T]:
         """Run `change` in a transaction of its own; see `Index.update`."""

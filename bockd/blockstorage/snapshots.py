@@ -13,7 +13,7 @@ from bockd.blockstorage.contract import NewSnapshot, Page, Snapshot, Status, Ten
 from bockd.blockstorage.records import Ledger
 from bockd.blockstorage.running import Surroundings, in_our_terms
 from bockd.blockstorage.volumes import naming, status_now
-from bockd.errors import BockdError, InUseError, NotFoundError
+from bockd.errors import BockdError, InUseError, InvalidStateError, NotFoundError
 from bockd.model import NodeKind, SnapshotId
 from bockd.steps import Steps
 from bockd.store.catalogue import Catalogue, SnapshotRecord
@@ -52,6 +52,10 @@ class Snapshots:
         with self._pool.store.index.reading() as txn:
             # What is refused here costs no flush of the volume and no file.
             self._check(txn, tenant, new)
+            origin = Catalogue(txn).volume(new.volume_id)
+        # What this process alone knows; in the words that say what to do.
+        if failure := self._pool.failure(origin):
+            raise InvalidStateError(f"Invalid volume: {failure}")
 
         def also(txn: Transaction, record: SnapshotRecord) -> None:
             self._check(txn, tenant, new)
@@ -77,9 +81,9 @@ class Snapshots:
         before = yield from self._around.update(lambda txn: _begin_delete(txn, tenant, snapshot))
         try:
             yield from self._pool.delete_snapshot(snapshot, forget_record)
-        except InUseError:
+        except InUseError as error:
             yield from self._around.update(lambda txn: leave_deleting(txn, snapshot, before))
-            rules.refuse_state(NodeKind.SNAPSHOT, snapshot, "it is being read")
+            raise rules.in_use(NodeKind.SNAPSHOT, error) from None
         except NotFoundError:
             raise rules.not_found(NodeKind.SNAPSHOT, snapshot) from None
         except (BockdError, OSError) as error:

@@ -129,9 +129,9 @@ class Volumes:
         before = yield from self._around.update(lambda txn: _begin_delete(txn, tenant, volume))
         try:
             yield from self._pool.delete_volume(volume, forget_record)
-        except InUseError:
+        except InUseError as error:
             yield from self._around.update(lambda txn: leave_deleting(txn, volume, before))
-            rules.refuse_state(NodeKind.VOLUME, volume, "a client is connected to it")
+            raise rules.in_use(NodeKind.VOLUME, error) from None
         except NotFoundError:
             raise rules.not_found(NodeKind.VOLUME, volume) from None
         except (BockdError, OSError) as error:

@@ -188,14 +188,17 @@ class Registry:
                 name = catalogue.volume(volume).name
             raise volume_failed(volume, name, self.failures[volume])
 
-    def trouble(self, record: VolumeRecord) -> str | None:
-        """Why a volume is refused, and what to do; None when nothing is known against it."""
+    def failure(self, record: VolumeRecord) -> str | None:
+        """Why a volume is refused until it is reopened, and what to do; None when no sync of it
+        has failed."""
         opened = self.volumes.get(record.id)
         failed = opened.volume.durability.failed if opened else record.failed
         failed = failed or self.failures.get(record.id)
-        if failed is not None:
-            return str(volume_failed(record.id, record.name, failed))
-        return self.refusals.get(record.id)
+        return None if failed is None else str(volume_failed(record.id, record.name, failed))
+
+    def trouble(self, record: VolumeRecord) -> str | None:
+        """`failure`, or why the volume could not be opened; that may name the pool's files."""
+        return self.failure(record) or self.refusals.get(record.id)
 
     def _note_refusal(self, volume: VolumeId, error: BockdError) -> None:
         log.error("volume %s cannot be opened: %s", volume, error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import pytest
@@ -19,6 +20,7 @@ from bockd.blockstorage.contract import (
 from bockd.blockstorage.records import Ledger
 from bockd.control import Space
 from bockd.errors import (
+    DamagedError,
     DeviceError,
     InvalidRequestError,
     InvalidStateError,
@@ -239,7 +241,7 @@ def test_reverting_is_refused(store: Store, tenant: TenantId) -> None:
     with pytest.raises(NotFoundError, match=r"^Snapshot 99 could not be found\.$"):
         store.run(lambda s: s.revert_volume(tenant, volume.id, SnapshotId(99)))
     run_inline(store.pool.use_volume(volume.id))
-    with pytest.raises(InvalidStateError, match=r"^Invalid volume: .*connected"):
+    with pytest.raises(InvalidStateError, match=r"^Invalid volume: .*disconnect first"):
         revert(store, tenant, volume, snapshot)
     store.pool.leave_volume(volume.id)
     store.run(lambda s: s.attach(tenant, "1", volume.id, None))
@@ -291,10 +293,40 @@ def test_a_failed_volume_changes_in_no_other_way(store: Store, tenant: TenantId)
     extend(store, tenant, volume, 2 * GIB)
 
 
+def test_a_snapshot_of_an_attached_volume_that_failed_says_what_to_do(
+    store: Store, tenant: TenantId
+) -> None:
+    volume = store.volume(tenant)
+    store.run(lambda s: s.attach(tenant, "1", volume.id, None))
+    fail(store, volume)
+    with pytest.raises(InvalidStateError, match=r"^Invalid volume: .*'bock volume reopen"):
+        store.snapshot(tenant, volume, force=True)
+
+
+def test_a_tenant_is_not_told_of_the_pools_files(store: Store, tenant: TenantId) -> None:
+    """A volume that cannot be opened is in error; which file it wants is the operator's affair."""
+    volume = store.volume(tenant, 1, "hurt")
+    with store.pool.catalogue() as catalogue:
+        record = catalogue.volume(volume.id)
+    path = store.pool.store.layout.root / "layers" / f"{record.head}.0"
+    path.unlink()
+    with pytest.raises(DamagedError, match=str(path)):
+        run_inline(store.pool.use_volume(volume.id))
+    seen = store.look(tenant, volume)
+    assert seen.status is Status.ERROR
+    assert seen.backing is not None
+    assert seen.backing.error is not None
+    assert "could not be opened; 'bockd check'" in seen.backing.error
+    assert str(store.root) not in seen.backing.error
+    assert str(path) in (store.pool.trouble(record) or "")
+    path.touch()
+    os.truncate(path, GIB)  # the pool is whole again: nothing was written
+
+
 def test_a_client_keeps_a_failed_volume_from_being_reopened(store: Store, tenant: TenantId) -> None:
     volume = store.volume(tenant)
     run_inline(store.pool.use_volume(volume.id)).volume.durability.fail("the disk is gone")
-    with pytest.raises(InvalidStateError, match="connected"):
+    with pytest.raises(InvalidStateError, match="disconnect first"):
         reopen(store, tenant, volume)
     store.pool.leave_volume(volume.id)
     reopen(store, tenant, volume)

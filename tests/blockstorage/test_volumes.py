@@ -213,7 +213,7 @@ def test_lists_are_pages_of_ones_own(store: Store, tenant: TenantId) -> None:
 def test_a_volume_with_a_client_is_not_deleted(store: Store, tenant: TenantId) -> None:
     volume = store.volume(tenant)
     run_inline(store.pool.use_volume(volume.id))
-    with pytest.raises(InvalidStateError, match=r"^Invalid volume: .*connected"):
+    with pytest.raises(InvalidStateError, match=r"^Invalid volume: .*disconnect first"):
         store.run(lambda s: s.delete_volume(tenant, volume.id))
     assert store.look(tenant, volume).status is Status.AVAILABLE
     store.pool.leave_volume(volume.id)

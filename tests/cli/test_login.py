@@ -241,7 +241,7 @@ def v3_answer(endpoint: str) -> dict[str, Any]:
 def test_keystone_v3(daemon: Daemon, elsewhere: dict[str, str]) -> None:
     """Also against a server that knows nothing of our key: the GiB are its size."""
     answers: dict[str, Any] = {}
-    volume = {
+    volume: dict[str, Any] = {
         "status": "available",
         "displayDescription": None,
         "availabilityZone": "nova",

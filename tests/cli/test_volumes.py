@@ -115,8 +115,8 @@ def test_attachments(daemon: Daemon) -> None:
     taken = daemon.bock_json("attachment", "create", "moved", "vm-8", "--device", "/dev/vdf")
     assert taken["device"] == "/dev/vdf"
     daemon.bock("attachment", "delete", "moved")
-    for bad, reason in (("vm 7", "server id"), ("..", "server id")):
-        assert reason in daemon.refusal("attachment", "create", "moved", bad)
+    for bad in ("vm 7", "a/b", "v" * 256):
+        assert "malformed server id" in daemon.refusal("attachment", "create", "moved", bad)
     daemon.bock("snapshot", "delete", "moved-then")
     daemon.bock("volume", "delete", "moved")
 
@@ -131,7 +131,7 @@ def test_refusals_say_what_to_do(daemon: Daemon) -> None:
     assert "Volume 99999 could not be found" in daemon.refusal("volume", "delete", "99999")
     assert "empty name" in daemon.refusal("volume", "show", "")
     with daemon.connected(created["uri"], "busy"):
-        assert "a client is connected" in daemon.refusal("volume", "delete", "busy")
+        assert "disconnect" in daemon.refusal("volume", "delete", "busy")
         shown = daemon.bock_json("volume", "show", "busy")["volume"]
         assert (shown["status"], shown["connections"]) == ("available", 1)
     daemon.bock("volume", "delete", "busy")
@@ -208,14 +208,6 @@ def test_help_needs_neither_daemon_nor_heavy_modules(daemon: Daemon) -> None:
     )
     assert daemon.run("python", "-c", code).out == "[]\n"
     out = daemon.bock("--help")
-    for command in (
-        "attachment",
-        "completion",
-        "credentials",
-        "info",
-        "limits",
-        "snapshot",
-        "stat",
-        "volume",
-    ):
+    commands = {"adopt", "attachment", "completion", "credentials", "info", "limits", "snapshot"}
+    for command in (*commands, "stat", "volume"):
         assert command in out
