@@ -36,7 +36,7 @@ class Body(BaseModel):
 
 
 class Adopt(Body):
-    """`tenant` is an id or a name."""
+    """`tenant` is an id."""
 
     tenant: str
 

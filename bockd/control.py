@@ -148,8 +148,8 @@ class Control(Protocol):
         ...
 
     async def adopt(self, kind: NodeKind, ref: str, tenant: str) -> None:
-        """Give a volume or snapshot that belongs to nobody to a tenant, by its id or name. Raises
-        ConflictError for one that has an owner, or is an image."""
+        """Give a volume or snapshot that belongs to nobody to a tenant, by the id that its tokens
+        have. Raises ConflictError for one that has an owner, or is an image."""
         ...
 
     async def space(self, kind: NodeKind, ref: str) -> Space:

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from bockd.blockstorage import rules
 from bockd.blockstorage.contract import UNLIMITED, Quota, Snapshot, Status, TenantId, Volume
-from bockd.blockstorage.records import Ledger
+from bockd.blockstorage.records import Ledger, text_key
 from bockd.blockstorage.running import DEFAULT_ZONE
-from bockd.errors import ConflictError, NotFoundError
+from bockd.errors import ConflictError, InvalidRequestError
 from bockd.model import NodeKind, SnapshotId, VolumeId
 from bockd.store.catalogue import Catalogue, SnapshotRecord, VolumeRecord
 from bockd.store.index import Transaction
 
 _ANY_NUMBER = Quota(UNLIMITED, UNLIMITED, UNLIMITED)
-"""The operator decides, not the default quota. A quota of the tenant's own still holds."""
+"""The operator decides, whatever the tenant's quota."""
 
 
 def find_unowned(txn: Transaction) -> tuple[list[VolumeRecord], list[SnapshotRecord]]:
@@ -31,24 +31,19 @@ def find_unowned(txn: Transaction) -> tuple[list[VolumeRecord], list[SnapshotRec
     )
 
 
-def adopt(txn: Transaction, kind: NodeKind, ref: str, tenant: str) -> None:
-    """Give a volume or snapshot that belongs to nobody to a tenant, named by id or name.
+def adopt(txn: Transaction, kind: NodeKind, ref: str, tenant: TenantId) -> None:
+    """Give a volume or snapshot that belongs to nobody, by its id or its name in the pool, to a
+    tenant, by the id that its tokens have: it may be another identity service's.
 
-    Raises NotFoundError, ConflictError for one that has an owner, OverLimitError.
+    Raises NotFoundError, ConflictError for one that has an owner or is an image.
     """
-    owner = _tenant(Ledger(txn), tenant)
+    if text_key(tenant) is None or "\0" in tenant:
+        raise InvalidRequestError("a tenant's id has 1 to 255 bytes, none of them zero")
     node = Catalogue(txn).find(kind, ref)
     if kind is NodeKind.VOLUME:
-        _adopt_volume(txn, owner, VolumeId(node))
+        _adopt_volume(txn, tenant, VolumeId(node))
     else:
-        _adopt_snapshot(txn, owner, SnapshotId(node))
-
-
-def _tenant(ledger: Ledger, wanted: str) -> TenantId:
-    for record in ledger.tenants():
-        if wanted in (record.tenant.id, record.tenant.name):
-            return record.tenant.id
-    raise NotFoundError(f"there is no tenant {wanted!r}")
+        _adopt_snapshot(txn, tenant, SnapshotId(node))
 
 
 def _adopt_volume(txn: Transaction, tenant: TenantId, volume: VolumeId) -> None:
@@ -69,7 +64,7 @@ def _adopt_volume(txn: Transaction, tenant: TenantId, volume: VolumeId) -> None:
         created_at=record.created_at,
         attachment=None,
     )
-    ledger.add_volume(tenant, adopted, _ANY_NUMBER)
+    ledger.add_volume(tenant, adopted, lambda _: _ANY_NUMBER)
 
 
 def _adopt_snapshot(txn: Transaction, tenant: TenantId, snapshot: SnapshotId) -> None:
@@ -89,4 +84,4 @@ def _adopt_snapshot(txn: Transaction, tenant: TenantId, snapshot: SnapshotId) ->
         display_description=None,
         created_at=record.created_at,
     )
-    ledger.add_snapshot(tenant, adopted, _ANY_NUMBER)
+    ledger.add_snapshot(tenant, adopted, lambda _: _ANY_NUMBER)

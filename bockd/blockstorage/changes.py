@@ -35,17 +35,17 @@ class Changes:
         """Grow a volume, within the quota."""
         check_volume_size(size_bytes)
         size_gib = rules.size_in_gib(size_bytes)
-        default = self._around.default_quota
+        quota_of = self._around.quota_of
         found = self._volumes.show(tenant, volume)
         rules.check_can_be_extended(volume, found.status)
         with self._pool.store.index.reading() as txn:
             # What is refused here has not grown any file.
             record = Ledger(txn).tenant(tenant)
-        quota.with_growth(record.quota or default, record.used, volume, found.size_gib, size_gib)
+        quota.with_growth(quota_of(record), record.used, volume, found.size_gib, size_gib)
 
         def also(txn: Transaction, _record: VolumeRecord) -> None:
             current = _judged(txn, tenant, volume, rules.check_can_be_extended)
-            Ledger(txn).resize_volume(tenant, current, size_gib, default)
+            Ledger(txn).resize_volume(tenant, current, size_gib, quota_of)
 
         with _refusals(volume):
             yield from self._pool.extend_volume(volume, size_bytes, also)

@@ -201,11 +201,11 @@ class Ledger:
         self._put(Table.API_VOLUMES, id_key(volume.id), OwnedVolume(tenant, volume))
 
     def resize_volume(
-        self, tenant: TenantId, volume: Volume, size_gib: int, default: Quota
+        self, tenant: TenantId, volume: Volume, size_gib: int, quota_of: QuotaOf
     ) -> None:
         """A volume that has grown, within the tenant's quota. OverLimitError."""
         record = self.tenant(tenant)
-        allowed = record.quota or default
+        allowed = quota_of(record)
         self._use(
             record, quota.with_growth(allowed, record.used, volume.id, volume.size_gib, size_gib)
         )

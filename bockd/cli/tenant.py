@@ -71,12 +71,15 @@ def print_shell(stored: dict[str, str], url: str | None) -> None:
 
 
 def api_url(settings: Settings) -> str | None:
-    """Where the daemon's API is, over TCP: as it listens, or as it would when it does not run."""
+    """Where the daemon's API is, over TCP: as it says to all clients, else as it listens, or would
+    when it does not run."""
+    if settings.catalog.public_url is not None:
+        return settings.catalog.public_url
     try:
         with ControlClient(settings.api_socket) as control:
             listens = control.info().api_listen
     except UnavailableError:
-        listens = None if settings.api_listen is None else str(settings.api_listen)
+        listens = None if settings.api.listen is None else str(settings.api.listen)
     if listens is None:
         return None
     host, _, port = listens.rpartition(":")

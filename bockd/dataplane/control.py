@@ -12,6 +12,7 @@ import trio
 import bockd
 from bockd.blockstorage.adopting import adopt, find_unowned
 from bockd.blockstorage.check import check_everything
+from bockd.blockstorage.contract import TenantId
 from bockd.blockstorage.running import Surroundings
 from bockd.config import Settings
 from bockd.control import (
@@ -125,7 +126,9 @@ class PoolControl:
         )
 
     async def adopt(self, kind: NodeKind, ref: str, tenant: str) -> None:
-        await self._driver.run(self._around.update(lambda txn: adopt(txn, kind, ref, tenant)))
+        await self._driver.run(
+            self._around.update(lambda txn: adopt(txn, kind, ref, TenantId(tenant)))
+        )
 
     # -- looking -----------------------------------------------------------------------------
 

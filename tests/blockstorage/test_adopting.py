@@ -7,7 +7,7 @@ import pytest
 from bockd.blockstorage.adopting import adopt, find_unowned
 from bockd.blockstorage.contract import Image, ImageId, Status, TenantId, Usage
 from bockd.blockstorage.records import ImageRecord, Ledger
-from bockd.errors import ConflictError, NotFoundError
+from bockd.errors import ConflictError, InvalidRequestError, NotFoundError
 from bockd.model import GIB, MIB, NodeKind
 from bockd.steps import run_inline
 from tests.blockstorage.store import Store
@@ -19,7 +19,7 @@ def unowned(store: Store) -> tuple[list[str], list[str]]:
     return [one.name for one in volumes], [one.name for one in snapshots]
 
 
-def take(store: Store, kind: NodeKind, ref: str, tenant: str) -> None:
+def take(store: Store, kind: NodeKind, ref: str, tenant: TenantId) -> None:
     store.pool.store.index.update(lambda txn: adopt(txn, kind, ref, tenant))
 
 
@@ -28,7 +28,7 @@ def test_an_older_pools_volumes_are_adopted(store: Store, tenant: TenantId) -> N
     then = run_inline(store.pool.create_snapshot(old.id, "then"))
     mine = store.volume(tenant, 1, "mine")
     assert unowned(store) == (["old"], ["then"])
-    take(store, NodeKind.VOLUME, "old", "acme")
+    take(store, NodeKind.VOLUME, "old", tenant)
     take(store, NodeKind.SNAPSHOT, str(then.id), tenant)
     assert unowned(store) == ([], [])
     seen = {volume.display_name: volume for volume in store.run(lambda s: s.list_volumes(tenant))}
@@ -46,18 +46,19 @@ def test_an_older_pools_volumes_are_adopted(store: Store, tenant: TenantId) -> N
 def test_what_has_an_owner_stays_theirs(store: Store, tenant: TenantId) -> None:
     volume = store.volume(tenant, 1, "web")
     snapshot = store.snapshot(tenant, volume)
-    store.tenant("other")
+    other = store.tenant("other")
     for kind, node in ((NodeKind.VOLUME, volume.id), (NodeKind.SNAPSHOT, snapshot.id)):
         with pytest.raises(ConflictError, match="belongs to tenant"):
-            take(store, kind, str(node), "other")
+            take(store, kind, str(node), other)
 
 
 def test_what_is_not_there(store: Store, tenant: TenantId) -> None:
     with pytest.raises(NotFoundError, match="no volume 'none'"):
         take(store, NodeKind.VOLUME, "none", tenant)
     run_inline(store.pool.create_volume("old", MIB))
-    with pytest.raises(NotFoundError, match="no tenant 'none'"):
-        take(store, NodeKind.VOLUME, "old", "none")
+    for bad in ("", "x" * 256, "a\0b"):
+        with pytest.raises(InvalidRequestError, match="tenant's id"):
+            take(store, NodeKind.VOLUME, "old", TenantId(bad))
     assert unowned(store) == (["old"], [])
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bockd.cli.storage import StorageClient
-from bockd.config import load_settings
+from bockd.config.load import load
 
 from ..daemon.process import environment_without_a_cloud
 
@@ -81,7 +81,7 @@ class Daemon:
     @contextmanager
     def storage(self) -> Iterator[StorageClient]:
         """What is behind `bock`, for what `bock` does not do."""
-        with StorageClient(load_settings({"BOCKD_DATA": str(self.data_dir)}), {}) as client:
+        with StorageClient(load(None, self.environment).settings, {}) as client:
             yield client
 
     def names(self) -> set[str]:

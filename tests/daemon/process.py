@@ -26,7 +26,7 @@ import nbd
 
 from bockd.cli.client import ControlClient
 from bockd.cli.storage import StorageClient
-from bockd.config import load_settings
+from bockd.config.load import load
 
 READY_SECONDS = 120.0
 """A start takes about a second; the machine may be busy with other tests."""
@@ -210,8 +210,7 @@ class Bockd:
     @contextmanager
     def storage(self) -> Iterator[StorageClient]:
         """The first tenant's block storage, without a process for each call."""
-        settings = load_settings({"BOCKD_DATA": str(self.data_dir)})
-        with StorageClient(settings, {}) as client:
+        with StorageClient(load(None, self.environment).settings, {}) as client:
             yield client
 
     # -- NBD ---------------------------------------------------------------------------------
