@@ -18,7 +18,7 @@ from contextlib import nullcontext
 import trio
 from fastapi import FastAPI
 
-from api.app import create_app
+from api.app import Together, create_app
 from api.openstack.app import create_public_app
 from api.serve import serve_api, serve_public
 from bockd.blockstorage.accounts import CREDENTIALS_FILE, establish
@@ -155,7 +155,9 @@ class _Daemon:
     ) -> None:
         settings = self._settings
         nbd_listen = str(address_of(tcp)) if tcp else None
-        control = PoolControl(self._pool, self._server, settings, nbd_listen)
+        api_listen = str(address_of(api)) if api else None
+        control = PoolControl(self._around, self._server, settings, nbd_listen, api_listen)
+        public = self._public_app()
         async with trio.open_nursery() as doors:
 
             def on_idle(key: ExportKey) -> None:
@@ -163,13 +165,13 @@ class _Daemon:
 
             exports = PoolExports(self._pool, self._driver, on_idle)
             doors.start_soon(serve_nbd, self._server, unix, exports, tcp, NoExports())
-            await doors.start(serve_api, create_app(control), settings.api_socket)
+            await doors.start(serve_api, Together(create_app(control), public), settings.api_socket)
             if api is not None:
-                await doors.start(serve_public, self._public_app(), api)
+                await doors.start(serve_public, public, api)
             # What is alive now stays; the collector need not look at it again.
             gc.collect()
             gc.freeze()
-            self._announce(nbd_listen, str(address_of(api)) if api else None)
+            self._announce(nbd_listen, api_listen)
             await _signalled()
             log.info("stopping")
             doors.cancel_scope.cancel()
