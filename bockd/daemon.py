@@ -18,7 +18,7 @@ from contextlib import nullcontext
 import trio
 from fastapi import FastAPI
 
-from api.app import create_app
+from api.app import Together, create_app
 from api.openstack.app import create_public_app
 from api.serve import serve_api, serve_public
 from bockd.blockstorage.accounts import CREDENTIALS_FILE, establish
@@ -64,7 +64,17 @@ def run(settings: Settings) -> None:
         format="%(levelname)s %(name)s: %(message)s",
     )
     _raise_descriptor_limit()
-    trio.run(_Daemon(settings).main)
+    try:
+        trio.run(_Daemon(settings).main)
+    except BaseExceptionGroup as group:
+        raise _alone(group) from group
+
+
+def _alone(group: BaseException) -> BaseException:
+    """The one error in a group, which a nursery makes of everything; groups of several stay."""
+    while isinstance(group, BaseExceptionGroup) and len(group.exceptions) == 1:
+        group = group.exceptions[0]
+    return group
 
 
 def _raise_descriptor_limit() -> None:
@@ -147,7 +157,8 @@ class _Daemon:
     ) -> None:
         settings = self._settings
         nbd_listen = str(address_of(tcp)) if tcp else None
-        control = PoolControl(self._pool, self._server, settings, nbd_listen)
+        api_listen = str(address_of(api)) if api else None
+        control = PoolControl(self._around, self._server, settings, nbd_listen, api_listen)
         images = PoolImages(self._around, self._server, settings)
         async with trio.open_nursery() as doors:
 
@@ -156,14 +167,16 @@ class _Daemon:
 
             exports = PoolExports(self._pool, self._driver, on_idle)
             doors.start_soon(serve_nbd, self._server, unix, exports, tcp, NoExports())
-            await doors.start(serve_api, create_app(control, images), settings.api_socket)
+            public = self._public_app(doors)
+            both = Together(create_app(control, images), public)
+            await doors.start(serve_api, both, settings.api_socket)
             doors.start_soon(images.give_up_abandoned)
             if api is not None:
-                await doors.start(serve_public, self._public_app(doors), api)
+                await doors.start(serve_public, public, api)
             # What is alive now stays; the collector need not look at it again.
             gc.collect()
             gc.freeze()
-            self._announce(nbd_listen, str(address_of(api)) if api else None)
+            self._announce(nbd_listen, api_listen)
             await _signalled()
             log.info("stopping")
             doors.cancel_scope.cancel()

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NewType
+from urllib.parse import quote
 
 from bockd.errors import InvalidRequestError
 
@@ -43,6 +44,20 @@ class NodeKind(StrEnum):
 
     VOLUME = "volume"
     SNAPSHOT = "snapshot"
+
+
+SNAPSHOT_PREFIX = "snapshot/"
+"""Of the export name of a snapshot."""
+
+
+def export_name(kind: NodeKind, name: str) -> str:
+    """The NBD export name of a volume or snapshot on the Unix socket."""
+    return name if kind is NodeKind.VOLUME else SNAPSHOT_PREFIX + name
+
+
+def export_uri(export: str, socket: str) -> str:
+    """The NBD URI of an export on a Unix socket."""
+    return f"nbd+unix:///{quote(export)}?socket={quote(socket)}"
 
 
 @dataclass(frozen=True, slots=True)

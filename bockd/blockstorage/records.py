@@ -211,14 +211,19 @@ class Ledger:
 
     def put_volume(self, tenant: TenantId, volume: Volume) -> None:
         """The volume as it is now. Attachments are changed by `attach` and `detach` only."""
+        assert volume.backing is None
         self._put(Table.API_VOLUMES, id_key(volume.id), OwnedVolume(tenant, volume))
 
-    def resize_volume(self, owned: OwnedVolume, size_gib: int) -> None:
-        """The operator made it larger, whatever the quota."""
-        record = self.tenant(owned.tenant)
-        more = size_gib - owned.volume.size_gib
-        self._use(record, replace(record.used, gigabytes=record.used.gigabytes + more))
-        self.put_volume(owned.tenant, replace(owned.volume, size_gib=size_gib))
+    def resize_volume(
+        self, tenant: TenantId, volume: Volume, size_gib: int, quota_of: QuotaOf
+    ) -> None:
+        """A volume that has grown, within the tenant's quota. OverLimitError."""
+        record = self.tenant(tenant)
+        allowed = quota_of(record)
+        self._use(
+            record, quota.with_growth(allowed, record.used, volume.id, volume.size_gib, size_gib)
+        )
+        self.put_volume(tenant, replace(volume, size_gib=size_gib))
 
     def remove_volume(self, owned: OwnedVolume) -> None:
         """A volume that is no longer; it is not attached."""
@@ -290,6 +295,7 @@ class Ledger:
 
     def put_snapshot(self, tenant: TenantId, snapshot: Snapshot) -> None:
         """The snapshot as it is now."""
+        assert snapshot.backing is None
         self._put(Table.API_SNAPSHOTS, id_key(snapshot.id), OwnedSnapshot(tenant, snapshot))
 
     def remove_snapshot(self, owned: OwnedSnapshot) -> None:

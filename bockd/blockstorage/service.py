@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bockd.blockstorage.attachments import Attachments
+from bockd.blockstorage.changes import Changes
 from bockd.blockstorage.contract import (
     EVERYTHING,
     Attachment,
@@ -21,6 +22,7 @@ from bockd.blockstorage.records import Ledger
 from bockd.blockstorage.running import Driver, Surroundings
 from bockd.blockstorage.snapshots import Snapshots
 from bockd.blockstorage.volumes import Volumes, refuse_fetched
+from bockd.control import Space
 from bockd.model import SnapshotId, VolumeId
 
 _NAMESPACE = "http://docs.openstack.org/volume/ext/{}/api/v1.1"
@@ -47,8 +49,16 @@ EXTENSIONS = (
         "2011-03-25T00:00:00+00:00",
         "The volumes attached to a server.",
     ),
+    Extension(
+        "bockd",
+        "Bockd",
+        _NAMESPACE.format("bockd"),
+        "2026-11-24T00:00:00+00:00",
+        'The key "bockd" in volumes and snapshots, sizes in bytes, exact space, and the actions '
+        "os-extend, revert and bockd-reopen of a volume.",
+    ),
 )
-"""The three resources of the specification beyond OpenStack Compute 1.1 (4.1)."""
+"""The three resources of the specification beyond OpenStack Compute 1.1 (4.1), and ours."""
 
 
 class PoolBlockStorage:
@@ -63,6 +73,7 @@ class PoolBlockStorage:
         self._driver = driver
         self._volumes = Volumes(around)
         self._snapshots = Snapshots(around)
+        self._changes = Changes(around, self._volumes)
         self._attachments = Attachments(around)
 
     async def list_volumes(self, tenant: TenantId, page: Page = EVERYTHING) -> list[Volume]:
@@ -76,6 +87,21 @@ class PoolBlockStorage:
 
     async def delete_volume(self, tenant: TenantId, volume: VolumeId) -> None:
         await self._driver.run(self._volumes.delete(tenant, volume))
+
+    async def extend_volume(self, tenant: TenantId, volume: VolumeId, size_bytes: int) -> None:
+        await self._driver.run(self._changes.extend(tenant, volume, size_bytes))
+
+    async def revert_volume(self, tenant: TenantId, volume: VolumeId, snapshot: SnapshotId) -> None:
+        await self._driver.run(self._changes.revert(tenant, volume, snapshot))
+
+    async def reopen_volume(self, tenant: TenantId, volume: VolumeId) -> None:
+        await self._driver.run(self._changes.reopen(tenant, volume))
+
+    async def volume_space(self, tenant: TenantId, volume: VolumeId) -> Space:
+        return await self._driver.run(self._changes.volume_space(tenant, volume))
+
+    async def snapshot_space(self, tenant: TenantId, snapshot: SnapshotId) -> Space:
+        return await self._driver.run(self._changes.snapshot_space(tenant, snapshot))
 
     async def list_snapshots(self, tenant: TenantId, page: Page = EVERYTHING) -> list[Snapshot]:
         return self._snapshots.list(tenant, page)

@@ -6,12 +6,14 @@ and nothing may be printed into the line being typed.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 
 import click
 from click.shell_completion import CompletionItem, get_completion_class
 
 from bockd.cli.client import ControlClient
+from bockd.cli.storage import StorageClient
 from bockd.config import load_settings
 from bockd.errors import BockdError
 
@@ -19,12 +21,11 @@ TIMEOUT_SECONDS = 0.5
 
 
 def offer(
-    fetch: Callable[[ControlClient], Iterable[tuple[str, str]]], incomplete: str
+    fetch: Callable[[StorageClient], Iterable[tuple[str, str]]], incomplete: str
 ) -> list[CompletionItem]:
     """The names that `fetch` finds and that begin with `incomplete`."""
     try:
-        socket = load_settings().api_socket
-        with ControlClient(socket, timeout_seconds=TIMEOUT_SECONDS) as client:
+        with StorageClient(load_settings(), os.environ, within_seconds=TIMEOUT_SECONDS) as client:
             named = list(fetch(client))
     except BockdError:
         return []
@@ -55,10 +56,17 @@ def complete_image(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     """Names of images."""
-    return offer(
-        lambda client: ((found.name, f"image {found.id}") for found in client.list_images()),
-        incomplete,
-    )
+    try:
+        socket = load_settings().api_socket
+        with ControlClient(socket, within_seconds=TIMEOUT_SECONDS) as client:
+            images = client.list_images()
+    except BockdError:
+        return []
+    return [
+        CompletionItem(found.name, help=f"image {found.id}")
+        for found in images
+        if found.name.startswith(incomplete)
+    ]
 
 
 @click.command()

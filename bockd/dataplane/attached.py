@@ -22,3 +22,7 @@ class AttachedVolumes(NoExports):
     def forget(self, kind: NodeKind, node: int) -> None:
         """Drop the counters of a volume or snapshot that was deleted."""
         self._server.forget(ExportKey(kind, node))
+
+    def connections(self, kind: NodeKind, node: int) -> int:
+        """The clients of an export that are open now, on whichever listener."""
+        return self._server.connections(ExportKey(kind, node))

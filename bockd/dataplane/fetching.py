@@ -20,13 +20,13 @@ from typing import IO
 
 import trio
 
+from bockd.blockstorage import rules
 from bockd.blockstorage.contract import ImageId, NewImage, NewVolume, TenantId, Volume
 from bockd.blockstorage.images import Images
 from bockd.blockstorage.records import ImageRecord, Ledger, no_image
 from bockd.blockstorage.running import Surroundings
 from bockd.blockstorage.service import PoolBlockStorage
 from bockd.config import Settings
-from bockd.dataplane.exports import export_uri
 from bockd.dataplane.glance import Glance, GlanceImage
 from bockd.diskimage import Image, open_image, tool_message
 from bockd.errors import (
@@ -37,7 +37,7 @@ from bockd.errors import (
     NoSpaceError,
     NotFoundError,
 )
-from bockd.model import NodeKind, VolumeId
+from bockd.model import VolumeId, export_uri
 from bockd.server.drive import Driver
 
 log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ class FetchingBlockStorage(PoolBlockStorage):
         found = await self._glance.describe(image, token)
         if self._record(image) is not None:
             return await self._driver.run(self._volumes.create(tenant, new, may_use_fetched=True))
-        wanted = replace(new, size_gib=_size(new, found))
+        wanted = _sized(new, found)
         volume = await self._driver.run(self._volumes.create_waiting(tenant, wanted))
         self._nursery.start_soon(self._complete, volume.id, found, token)
         return volume
@@ -166,9 +166,7 @@ class FetchingBlockStorage(PoolBlockStorage):
             )
         )
         try:
-            await _convert(
-                opened, export_uri(NodeKind.VOLUME, str(filling.volume), self._socket), image.id
-            )
+            await _convert(opened, export_uri(str(filling.volume), self._socket), image.id)
             return await self._released(filling.volume)
         except Exception:  # when we are stopping, the next start sweeps
             await self._discard(filling.volume)
@@ -200,21 +198,22 @@ class FetchingBlockStorage(PoolBlockStorage):
         # What stays is swept when nobody has been connected for a while, or at the next start.
 
 
-def _size(new: NewVolume, image: GlanceImage) -> int:
-    """The size of the volume, in GiB. InvalidRequestError."""
+def _sized(new: NewVolume, image: GlanceImage) -> NewVolume:
+    """`new` with a size. InvalidRequestError."""
     smallest = image.min_size_gib
-    if new.size_gib is None:
+    asked = rules.exact_size(new.size_gib, new.size_bytes)
+    if asked is None:
         if smallest is None:
             raise InvalidRequestError(
                 f"Glance does not say how large image {image.id} is: a volume of it needs a size."
             )
-        return smallest
-    if smallest is not None and new.size_gib < smallest:
+        return replace(new, size_gib=smallest)
+    size_gib = rules.size_in_gib(asked)
+    if smallest is not None and size_gib < smallest:
         raise InvalidRequestError(
-            f"image {image.id} needs {smallest} GiB; "
-            f"a volume of {new.size_gib} GiB is too small for it"
+            f"image {image.id} needs {smallest} GiB; a volume of {size_gib} GiB is too small for it"
         )
-    return new.size_gib
+    return new
 
 
 def _open(image: GlanceImage, file: IO[bytes]) -> Image:

@@ -12,9 +12,8 @@ from bockd.blockstorage.records import ImageRecord
 from bockd.blockstorage.running import Surroundings
 from bockd.config import Settings
 from bockd.control import ImageInfo, ImportInfo
-from bockd.dataplane.exports import export_uri
 from bockd.errors import BockdError
-from bockd.model import NodeKind, VolumeId
+from bockd.model import NodeKind, VolumeId, export_uri
 from bockd.server.exports import ExportKey
 from bockd.server.nbd_server import NbdServer
 
@@ -55,7 +54,7 @@ class PoolImages:
             id=filling.volume,
             image=filling.image.id,
             size_bytes=filling.image.size_bytes,
-            uri=export_uri(NodeKind.VOLUME, str(filling.volume), self._socket),
+            uri=export_uri(str(filling.volume), self._socket),
         )
 
     async def finish_import(self, volume: VolumeId) -> ImageInfo:
@@ -84,7 +83,7 @@ class PoolImages:
             created_at=image.created_at,
             snapshot=record.snapshot,
             fetched=record.fetched,
-            uri=export_uri(NodeKind.SNAPSHOT, str(record.snapshot), self._socket),
+            uri=export_uri(f"snapshot/{record.snapshot}", self._socket),
         )
 
     async def give_up_abandoned(self) -> None:

@@ -57,7 +57,7 @@ from bockd.store.locks import FileLock
 T = TypeVar("T")
 
 AlsoVolume = Callable[[Transaction, VolumeRecord], None]
-"""More to do in the transaction that creates, grows or forgets this volume."""
+"""More to do in the transaction that creates, changes or forgets this volume."""
 
 AlsoSnapshot = Callable[[Transaction, SnapshotRecord], None]
 """More to do in the transaction that creates or forgets this snapshot."""
@@ -311,12 +311,16 @@ class Pool(Registry):
         finally:
             lock.release()
 
-    def revert_volume(self, volume: VolumeId, snapshot: SnapshotId) -> Steps[VolumeRecord]:
+    def revert_volume(
+        self, volume: VolumeId, snapshot: SnapshotId, also: AlsoVolume = nothing_more
+    ) -> Steps[VolumeRecord]:
         """Make the volume show its snapshot's content again. The size stays; what lies beyond
         the snapshot's end becomes holes. InUseError while a client is connected."""
-        return self.exclusive(volume, self._revert_volume(volume, snapshot))
+        return self.exclusive(volume, self._revert_volume(volume, snapshot, also))
 
-    def _revert_volume(self, volume: VolumeId, snapshot: SnapshotId) -> Steps[VolumeRecord]:
+    def _revert_volume(
+        self, volume: VolumeId, snapshot: SnapshotId, also: AlsoVolume
+    ) -> Steps[VolumeRecord]:
         with self.catalogue() as catalogue:
             source = catalogue.snapshot(snapshot)
         if source.volume != volume:
@@ -477,11 +481,13 @@ class Pool(Registry):
         finally:
             lock.release()
 
-    def reopen_volume(self, volume: VolumeId) -> Steps[VolumeRecord]:
+    def reopen_volume(
+        self, volume: VolumeId, also: AlsoVolume = nothing_more
+    ) -> Steps[VolumeRecord]:
         """Accept what a failed sync may have lost, and let the volume be opened again."""
-        return self.exclusive(volume, self._reopen_volume(volume))
+        return self.exclusive(volume, self._reopen_volume(volume, also))
 
-    def _reopen_volume(self, volume: VolumeId) -> Steps[VolumeRecord]:
+    def _reopen_volume(self, volume: VolumeId, also: AlsoVolume) -> Steps[VolumeRecord]:
         if volume in self.volumes:
             self.refuse_used(volume)
             yield from self._abandon_volume(volume)
@@ -493,6 +499,7 @@ class Pool(Registry):
                 catalogue = Catalogue(txn)
                 record = replace(catalogue.volume(volume), failed=None)
                 catalogue.put_volume(record)
+                also(txn, record)
                 return record
 
             try:

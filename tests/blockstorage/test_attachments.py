@@ -220,6 +220,9 @@ class BrokenExports:
     def forget(self, kind: NodeKind, node: int) -> None:
         self.calls.append(f"forget {kind} {node}")
 
+    def connections(self, kind: NodeKind, node: int) -> int:
+        return 0
+
     def _do(self, call: str, what: str) -> Steps[None]:
         self.calls.append(call)
         if what in self.failing:
