@@ -51,9 +51,10 @@ class Http:
         ca_file: str | None = None,
     ) -> None:
         """`socket_path` None: to the URLs themselves. `within_seconds` bounds all requests together
-        from now on; else each has `ANSWER_TIMEOUT_SECONDS`."""
+        from the first on; else each has `ANSWER_TIMEOUT_SECONDS`."""
         self._socket_path = socket_path
-        self._deadline = None if within_seconds is None else time.monotonic() + within_seconds
+        self._within = within_seconds
+        self._deadline: float | None = None
         self._ca_file = ca_file
         self._client: httpx.Client | None = None
 
@@ -76,9 +77,7 @@ class Http:
         client = self._open(url)
         import httpx
 
-        seconds = ANSWER_TIMEOUT_SECONDS
-        if self._deadline is not None:
-            seconds = max(0.001, self._deadline - time.monotonic())
+        seconds = self._seconds_left()
         timeout = httpx.Timeout(seconds, read=None if patient else seconds)
         whom = self._whom(url)
         try:
@@ -97,6 +96,15 @@ class Http:
         except httpx.InvalidURL as error:
             raise errors.InvalidRequestError(f"{url!r} is not a URL: {error}") from error
         return Answer(response.status_code, response.content, response.headers)
+
+    def _seconds_left(self) -> float:
+        """For the next request."""
+        if self._within is None:
+            return ANSWER_TIMEOUT_SECONDS
+        now = time.monotonic()
+        if self._deadline is None:
+            self._deadline = now + self._within
+        return max(0.001, self._deadline - now)
 
     def find(self) -> None:
         """Raise UnavailableError when there is no socket at all."""

@@ -7,6 +7,7 @@ UnavailableError when nobody answers. Logging in happens at the first request.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, Self, TypeVar
@@ -272,15 +273,14 @@ class StorageClient:
 
     def _find_neighbour(self) -> DaemonInfo | None:
         """The daemon behind this machine's control socket, if we may use it."""
-        if not self._looked_for_neighbour:
+        # Who is in a hurry wants names.
+        if not self._looked_for_neighbour and self._within is None:
             self._looked_for_neighbour = True
-            try:
-                with ControlClient(
-                    self._settings.api_socket, within_seconds=self._within
-                ) as control:
-                    self._neighbour = control.info()
-            except errors.UnavailableError:
-                pass
+            with (
+                contextlib.suppress(errors.UnavailableError),
+                ControlClient(self._settings.api_socket) as control,
+            ):
+                self._neighbour = control.info()
         return self._neighbour
 
 

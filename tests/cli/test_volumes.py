@@ -9,6 +9,8 @@ import pytest
 
 from .daemon import Daemon, Terminal
 
+MOST_TRIES = 20
+
 
 def test_life_of_a_volume(daemon: Daemon) -> None:
     out = daemon.bock("volume", "create", "life", "--size", "10GiB")
@@ -192,8 +194,13 @@ def test_completion(daemon: Daemon, tmp_path: Path) -> None:
         assert result.err == ""
         return result.out
 
-    assert complete("bock volume show comp") == "plain,completed\n"
-    assert complete("bock snapshot delete comp") == "plain,complete-too\n"
+    def complete_in_time(words: str) -> str:
+        """What is offered once the daemon answers fast enough, which a busy machine's may not."""
+        tries = (complete(words) for _ in range(MOST_TRIES))
+        return next((offered for offered in tries if offered != "\n"), "")
+
+    assert complete_in_time("bock volume show comp") == "plain,completed\n"
+    assert complete_in_time("bock snapshot delete comp") == "plain,complete-too\n"
     assert complete("bock volume ex") == "plain,export\nplain,extend\n"
     assert complete("bock volume show comp", BOCKD_DATA=str(tmp_path)) == "\n"
     for shell in ("bash", "zsh", "fish"):
