@@ -14,7 +14,7 @@ from bockd.cli.failure import Program
 from bockd.cli.output import json_option, print_json
 from bockd.config.load import load
 from bockd.control import CheckReport
-from bockd.errors import InUseError, UnavailableError
+from bockd.errors import GuestsError, InUseError, UnavailableError
 
 
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
@@ -49,7 +49,8 @@ def check(pool: Path | None, repair: bool, config_file: Path | None, as_json: bo
     """Walk everything in POOL and prove that it fits together.
 
     POOL is a data directory; without it, the one that the daemon would use. While a daemon serves
-    the pool, it does the walk. Exit status 0: clean, 1: problems.
+    the pool, it does the walk. What nbdkit has open is walked as far as it can be. Exit status 0:
+    clean, 1: problems.
 
     \b
     bockd check
@@ -70,6 +71,8 @@ def check_anywhere(path: Path, *, repair: bool) -> CheckReport:
 
     try:
         return check_pool(path, repair=repair)
+    except GuestsError:
+        raise
     except InUseError as error:
         if repair:
             raise InUseError(

@@ -34,6 +34,7 @@ from bockd.errors import (
     BockdError,
     DamagedError,
     InUseError,
+    NoSpaceError,
     PoolFormatError,
     VolumeFailedError,
     from_os_error,
@@ -44,7 +45,7 @@ from bockd.steps import Blocking, Steps
 from bockd.store.ballast import Ballast
 from bockd.store.catalogue import FORMAT, Catalogue, PoolRecord, VolumeRecord
 from bockd.store.index import Index, Table, Transaction
-from bockd.store.journal import UNFINISHED_SUFFIX, boot_id
+from bockd.store.journal import boot_id
 from bockd.store.layout import Layout, sync_directory, unlink_if_present
 from bockd.store.locks import FileLock
 
@@ -99,6 +100,34 @@ class Registry:
             lock.release()
             raise
         return cls(store, lock, spawn)
+
+    @classmethod
+    def join(cls, root: Path, spawn: Spawn) -> Self:
+        """Use the pool at `root` beside whoever manages it, or while nobody does: for opening
+        volumes and snapshots, each under its own lock, and nothing else. Blocks.
+
+        Raises InUseError while `check` has the pool, PoolFormatError when there is none or a newer
+        one, DamagedError for a truncated index, DeniedError, NoSpaceError.
+        """
+        layout = Layout(root)
+        if not layout.index_data.exists():
+            raise PoolFormatError(
+                f"there is no pool in {root}: give the data directory of a bockd, or let "
+                "'bockd serve' make one"
+            )
+        lock = FileLock.acquire(
+            layout.guests_lock,
+            shared=True,
+            held_message=f"the pool {root} is being checked: try again when 'bockd check' is done",
+        )
+        try:
+            return cls(_join_store(layout), lock, spawn)
+        except OSError as error:
+            lock.release()
+            raise from_os_error(error, f"opening the pool {root}") from error
+        except BaseException:
+            lock.release()
+            raise
 
     def close_all(self) -> Steps[None]:
         """Close every open volume and snapshot. Raises the first error, after trying all."""
@@ -264,12 +293,15 @@ class Registry:
 
     def recover_volumes(self) -> Steps[None]:
         """Recover every volume that was not closed, so that the index is up to date. A volume
-        that cannot be is reported, and refused when it is opened; the others are served."""
+        that cannot be is reported, and refused when it is opened; the others are served. One that
+        another process has open was not interrupted at all."""
         with self.catalogue() as catalogue:
             unclosed = [v.id for v in catalogue.volumes() if v.opened and v.id not in self.volumes]
         for volume in unclosed:
             try:
                 yield from self.exclusive(volume, self._recover_volume(volume))
+            except InUseError as error:
+                log.info("%s; it is left alone", error)
             except BockdError as error:
                 self._note_refusal(volume, error)
 
@@ -328,13 +360,45 @@ def _open_store(layout: Layout, boot: str) -> StoreAccess:
             log.warning("the file system of %s is full; there is no ballast", layout.root)
         for directory in (layout.root, layout.index, layout.journal):
             sync_directory(directory)
-        for name in os.listdir(layout.journal):
-            if name.endswith(UNFINISHED_SUFFIX):
-                unlink_if_present(layout.journal / name)
+        _remove_unfinished(layout)
     except BaseException:
         index.close()
         raise
     return StoreAccess(layout, index, ballast, boot)
+
+
+def _join_store(layout: Layout) -> StoreAccess:
+    """Open the index of a pool that somebody else has made, and may have open now."""
+    ballast = Ballast(layout.ballast)
+    index = Index.open(layout.index, ballast)
+    try:
+        with index.reading() as txn:
+            _refuse_empty(Catalogue(txn), layout)
+    except BaseException:
+        index.close()
+        raise
+    return StoreAccess(layout, index, ballast, boot_id())
+
+
+def _refuse_empty(catalogue: Catalogue, layout: Layout) -> None:
+    if catalogue.pool() is None:
+        raise PoolFormatError(f"the pool in {layout.root} is not complete; start bockd")
+
+
+def _remove_unfinished(layout: Layout) -> None:
+    """Remove journal segments whose making was interrupted; not those that another process is
+    making this moment for a volume that it has open."""
+    for segment in layout.unfinished_segments():
+        try:
+            lock = FileLock.acquire(
+                layout.volume_lock(segment.volume), shared=False, held_message="open elsewhere"
+            )
+        except (InUseError, NoSpaceError):  # the next start finds it again
+            continue
+        try:
+            unlink_if_present(layout.unfinished_segment(segment))
+        finally:
+            lock.release()
 
 
 def _establish(txn: Transaction) -> None:
