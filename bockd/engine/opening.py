@@ -168,6 +168,21 @@ def _verified(
                 return record, chain
 
 
+def look_at_volume(store: StoreAccess, volume: VolumeId) -> None:
+    """Raise what `open_volume` would, but for recovery's errors; change nothing. Blocks."""
+    record, _ = _verified(store, lambda catalogue: catalogue.volume(volume))
+    refuse_failed(record)
+    if store.layout.volume_lock(volume).exists():
+        lock_volume(store, volume).release()
+
+
+def look_at_snapshot(store: StoreAccess, snapshot: SnapshotId) -> None:
+    """Raise what `open_snapshot` would; change nothing. Blocks."""
+    _verified(store, lambda catalogue: catalogue.snapshot(snapshot))
+    if store.layout.snapshot_lock(snapshot).exists():
+        lock_snapshot(store, snapshot, shared=True).release()
+
+
 def close_volume(opened: OpenVolume) -> Steps[None]:
     """Flush, bring the index up to date, mark the volume closed and give everything back.
 

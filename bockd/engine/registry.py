@@ -23,6 +23,8 @@ from bockd.engine.opening import (
     close_snapshot,
     close_volume,
     lock_volume,
+    look_at_snapshot,
+    look_at_volume,
     open_snapshot,
     open_volume,
     settle,
@@ -47,7 +49,7 @@ from bockd.store.catalogue import FORMAT, Catalogue, PoolRecord, VolumeRecord
 from bockd.store.index import Index, Table, Transaction
 from bockd.store.journal import boot_id
 from bockd.store.layout import Layout, sync_directory, unlink_if_present
-from bockd.store.locks import FileLock
+from bockd.store.locks import FileLock, touch
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -89,6 +91,8 @@ class Registry:
                 shared=False,
                 held_message=f"the pool {root} is in use by another bockd",
             )
+            # Made by whom the pool belongs to: who joins it may begin as another user.
+            touch(layout.guests_lock)
         except OSError as error:
             raise from_os_error(error, f"opening the pool {root}") from error
         try:
@@ -184,6 +188,14 @@ class Registry:
         ]
 
     # -- opening -----------------------------------------------------------------------------
+
+    def foresee(self, kind: NodeKind, node: int) -> None:
+        """Raise what opening a volume or snapshot now would be refused with. Blocks."""
+        if kind is NodeKind.VOLUME:
+            self.refuse_failed(VolumeId(node))
+            look_at_volume(self.store, VolumeId(node))
+        else:
+            look_at_snapshot(self.store, SnapshotId(node))
 
     def use_volume(self, volume: VolumeId) -> Steps[OpenVolume]:
         """Open a volume, or join those who use it; `leave_volume` when done."""

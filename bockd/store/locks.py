@@ -57,6 +57,11 @@ class FileLock:
         self._fd = -1
 
 
+def touch(path: Path) -> None:
+    """Make a lock's file if it is not there. OSError."""
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+
 def is_held(path: Path) -> bool:
     """Whether somebody holds the lock exclusively, here or elsewhere, at this moment. Leaves no
     file behind. DeniedError, DeviceError."""
