@@ -65,6 +65,19 @@ def check(pool: Path | None, repair: bool, config_file: Path | None, as_json: bo
     sys.exit(0 if report.clean else 1)
 
 
+@main.command("nbdkit-plugin")
+def nbdkit_plugin() -> None:
+    """Print where the nbdkit plugin is.
+
+    \b
+    nbdkit -U - python "$(bockd nbdkit-plugin)" pool=/var/lib/bockd volume=disk1 \\
+        --run 'nbdinfo "$uri"'
+    """
+    import nbd_plugin
+
+    click.echo(Path(nbd_plugin.__path__[0]) / "bock.py")
+
+
 def check_anywhere(path: Path, *, repair: bool) -> CheckReport:
     """Check the pool here, or by the daemon that has it."""
     from bockd.blockstorage.check import check_pool
