@@ -114,7 +114,11 @@ class Registry:
         one, DamagedError for a truncated index, DeniedError, NoSpaceError.
         """
         layout = Layout(root)
-        if not layout.index_data.exists():
+        try:
+            there = layout.index_data.exists()
+        except OSError as error:
+            raise from_os_error(error, f"opening the pool {root}") from error
+        if not there:
             raise PoolFormatError(
                 f"there is no pool in {root}: give the data directory of a bockd, or let "
                 "'bockd serve' make one"
