@@ -13,10 +13,10 @@ from pathlib import Path
 from bockd.device import BlockDevice
 from bockd.engine.registry import Registry
 from bockd.errors import InvalidRequestError, NotFoundError
-from bockd.model import NodeKind, SnapshotId, VolumeId
+from bockd.model import NodeKind, SnapshotId, VolumeId, export_name
 from bockd.steps import Background
 from bockd.store.catalogue import SnapshotRecord, VolumeRecord
-from bockd.store.naming import export_description, export_name, find_export
+from bockd.store.naming import export_description, find_export
 from nbd_plugin.owner import Owner
 
 Record = VolumeRecord | SnapshotRecord
