@@ -242,7 +242,7 @@ def test_reclaim_and_merging_behind_open_volumes(pool: PoolDirectory, daemon: Bo
     """The daemon deletes the snapshots below a volume and a snapshot that plugins have open: maps
     are folded, blocks punched, layers merged and removed. Every block stays what it was, whether
     its leaf was in memory before or is read after; and what is then overwritten is given back."""
-    size, layers = 64 * MIB, MAX_DEAD_LAYERS + 6
+    size, layers = 64 * MIB, MAX_DEAD_LAYERS + 3
     daemon.bock("volume", "create", "deep", "--size", str(size))
     choose = random.Random(11)
     content: dict[int, bytes] = {}
