@@ -47,6 +47,13 @@ class InUseError(BockdError):
     errno = errno.EBUSY
 
 
+class GuestsError(InUseError):
+    """Processes beside the daemon (nbdkit with our plugin) have something of the pool open."""
+
+    code = "has-guests"
+    errno = errno.EBUSY
+
+
 class NoSpaceError(BockdError):
     """The file system below the pool is full; nothing acknowledged was lost (promise D5)."""
 

@@ -7,15 +7,16 @@ from pathlib import Path
 
 from bockd.blockstorage.recount import find_problems
 from bockd.control import CheckReport
-from bockd.engine.check import check_open_pool, opened_alone
+from bockd.engine.check import check_open_pool, opened_to_check
 from bockd.engine.durability import StoreAccess
 from bockd.model import VolumeId
 
 
 def check_pool(path: Path, *, repair: bool) -> CheckReport:
-    """Check the pool at `path`, which nobody may have open; raises what `opened_alone` raises."""
-    with opened_alone(path) as pool:
-        return check_everything(pool.store, live=frozenset(), repair=repair)
+    """Check the pool at `path`, which no daemon may have open; raises what `opened_to_check`
+    raises."""
+    with opened_to_check(path, repair=repair) as (store, live):
+        return check_everything(store, live=live, repair=repair)
 
 
 def check_everything(store: StoreAccess, *, live: frozenset[VolumeId], repair: bool) -> CheckReport:

@@ -14,7 +14,7 @@ from bockd.cli.failure import Program
 from bockd.cli.output import json_option, print_json
 from bockd.config.load import load
 from bockd.control import CheckReport
-from bockd.errors import InUseError, UnavailableError
+from bockd.errors import GuestsError, InUseError, UnavailableError
 
 
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
@@ -49,7 +49,8 @@ def check(pool: Path | None, repair: bool, config_file: Path | None, as_json: bo
     """Walk everything in POOL and prove that it fits together.
 
     POOL is a data directory; without it, the one that the daemon would use. While a daemon serves
-    the pool, it does the walk. Exit status 0: clean, 1: problems.
+    the pool, it does the walk. What nbdkit has open is walked as far as it can be. Exit status 0:
+    clean, 1: problems.
 
     \b
     bockd check
@@ -64,12 +65,27 @@ def check(pool: Path | None, repair: bool, config_file: Path | None, as_json: bo
     sys.exit(0 if report.clean else 1)
 
 
+@main.command("nbdkit-plugin")
+def nbdkit_plugin() -> None:
+    """Print where the nbdkit plugin is.
+
+    \b
+    nbdkit -U - python "$(bockd nbdkit-plugin)" pool=/var/lib/bockd volume=disk1 \\
+        --run 'nbdinfo "$uri"'
+    """
+    import nbd_plugin
+
+    click.echo(Path(nbd_plugin.__path__[0]) / "bock.py")
+
+
 def check_anywhere(path: Path, *, repair: bool) -> CheckReport:
     """Check the pool here, or by the daemon that has it."""
     from bockd.blockstorage.check import check_pool
 
     try:
         return check_pool(path, repair=repair)
+    except GuestsError:
+        raise
     except InUseError as error:
         if repair:
             raise InUseError(

@@ -25,6 +25,7 @@ from bockd.control import (
     VolumeInfo,
     VolumeStatistics,
 )
+from bockd.engine.guests import elsewhere
 from bockd.model import NodeKind, SnapshotId, VolumeId, export_name, export_uri
 from bockd.server.exports import ExportKey
 from bockd.server.nbd_server import NbdServer
@@ -158,8 +159,11 @@ class PoolControl:
     async def check(self) -> CheckReport:
         for volume in list(self._pool.volumes):
             await self._driver.run(self._pool.checkpoint(volume))
-        live = frozenset(self._pool.volumes)
-        return await trio.to_thread.run_sync(lambda: self._check(live))
+        # What a process that died left behind is finished; what another one has open is not ours.
+        await self._driver.run(self._pool.recover_volumes())
+        ours = frozenset(self._pool.volumes)
+        return await trio.to_thread.run_sync(lambda: self._check(ours))
 
-    def _check(self, live: frozenset[VolumeId]) -> CheckReport:
+    def _check(self, ours: frozenset[VolumeId]) -> CheckReport:
+        live = ours | elsewhere(self._pool.store, ours)
         return check_everything(self._pool.store, live=live, repair=False)

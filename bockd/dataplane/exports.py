@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from bockd.device import BlockDevice
 from bockd.engine.pool import Pool
-from bockd.errors import NotFoundError
-from bockd.model import SNAPSHOT_PREFIX, NodeKind, SnapshotId, VolumeId, export_name
+from bockd.model import NodeKind, SnapshotId, VolumeId, export_name
 from bockd.nbd.options import ExportInfo
 from bockd.server.drive import Driver
 from bockd.server.exports import ExportKey
-from bockd.store.catalogue import Catalogue, SnapshotRecord, VolumeRecord
+from bockd.store.catalogue import SnapshotRecord, VolumeRecord
+from bockd.store.naming import export_description, find_export
 
 
 @dataclass(eq=False)
@@ -56,12 +56,12 @@ class PoolExports:
     async def describe(self, name: str) -> ExportInfo:
         """What the catalogue says; nothing is opened. NotFoundError."""
         with self._pool.catalogue() as catalogue:
-            return describe(*self._find(catalogue, name))
+            return describe(*find_export(catalogue, name))
 
     async def open(self, name: str) -> Hold:
         """Open the volume or snapshot, or join those who have it open. BockdError."""
         with self._pool.catalogue() as catalogue:
-            kind, record = self._find(catalogue, name)
+            kind, record = find_export(catalogue, name)
         info = describe(kind, record)
         device: BlockDevice
         if kind is NodeKind.VOLUME:
@@ -80,28 +80,12 @@ class PoolExports:
             self._pool.leave_snapshot(SnapshotId(key.id))
         self._on_idle(key)
 
-    def _find(
-        self, catalogue: Catalogue, name: str
-    ) -> tuple[NodeKind, VolumeRecord | SnapshotRecord]:
-        if not name:
-            raise NotFoundError("name an export: there is no default one")
-        # A volume may be called "snapshot/x": a volume's own name comes first.
-        try:
-            volume = VolumeId(catalogue.find(NodeKind.VOLUME, name))
-        except NotFoundError:
-            if not name.startswith(SNAPSHOT_PREFIX):
-                raise
-            ref = name.removeprefix(SNAPSHOT_PREFIX)
-            found = SnapshotId(catalogue.find(NodeKind.SNAPSHOT, ref))
-            return NodeKind.SNAPSHOT, catalogue.snapshot(found)
-        return NodeKind.VOLUME, catalogue.volume(volume)
-
 
 def describe(kind: NodeKind, record: VolumeRecord | SnapshotRecord) -> ExportInfo:
     """An export as LIST and INFO tell of it."""
     return ExportInfo(
         name=export_name(kind, record.name),
-        description=f"{kind} {record.id}",
+        description=export_description(kind, record.id),
         size_bytes=record.size_bytes,
         read_only=kind is NodeKind.SNAPSHOT,
     )

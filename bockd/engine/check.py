@@ -4,6 +4,9 @@ Problems are what should never be: a value that fails its checksum, an entry tha
 layer that nobody owns, a journal that is missing. Strays are legal: blocks in layers that no map
 reaches, left by a crash between a write and its journal record, or by a trim not yet punched.
 
+What other processes have open (bockd.engine.guests) changes meanwhile: its journals and heads are
+not looked at. Repairing needs the pool for itself.
+
 `--repair` returns the strays' space, removes files that nothing names, and accepts the loss of the
 latest writes of a volume whose journal is missing or damaged. It never touches mapped data.
 """
@@ -18,6 +21,7 @@ from pathlib import Path
 from bockd.control import CheckReport
 from bockd.engine.checklayers import LayerCheck
 from bockd.engine.durability import StoreAccess
+from bockd.engine.guests import without_guests
 from bockd.engine.pool import Pool
 from bockd.errors import BockdError, DamagedError, PoolFormatError
 from bockd.model import BLOCK_SIZE, LayerId, MapId, NodeKind, VolumeId
@@ -43,16 +47,20 @@ from bockd.store.leaf import HOLE, LEAF_BLOCKS, Leaf, leaf_key_parts
 
 
 @contextmanager
-def opened_alone(path: Path) -> Iterator[Pool]:
-    """The pool at `path`, opened to be checked, which nobody may have open. InUseError when
-    somebody has; PoolFormatError when there is no pool, or a newer one; DamagedError for an index
-    that cannot be opened at all."""
-    if not (Layout(path).index / "data.mdb").exists():
+def opened_to_check(
+    path: Path, *, repair: bool
+) -> Iterator[tuple[StoreAccess, frozenset[VolumeId]]]:
+    """The pool at `path`, opened to be checked, which no daemon may have open; and the volumes that
+    other processes have open. InUseError when a daemon has it; GuestsError when another process has
+    something open that is to be repaired; PoolFormatError when there is no pool, or a newer one;
+    DamagedError for an index that cannot be opened at all."""
+    if not Layout(path).index_data.exists():
         raise PoolFormatError(f"there is no pool in {path}")
     background = Background()
     pool = Pool.open(path, background.spawn)
     try:
-        yield pool
+        with without_guests(pool.store, needed=repair) as live:
+            yield pool.store, live
     finally:
         pool.release()
 
@@ -268,6 +276,8 @@ class _Checker:
             try:
                 segments = self._segments(volume)
             except DamagedError as error:
+                if self._changed_since(volume):
+                    continue  # another process has it open, or had
                 self.problem(str(error))
                 self.broken_journals.append(volume.id)
                 continue
@@ -275,6 +285,11 @@ class _Checker:
                 for change in segment.changes:
                     if change.kind not in BARRIERS:
                         self.blocks.excuse(volume.head, change.start, change.blocks)
+
+    def _changed_since(self, volume: VolumeRecord) -> bool:
+        with self.store.index.reading() as txn:
+            payload = txn.get(Table.VOLUMES, id_key(volume.id))
+        return payload is None or decode_record(VolumeRecord, payload) != volume
 
     def _segments(self, volume: VolumeRecord) -> list[SegmentContents]:
         names = [

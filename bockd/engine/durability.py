@@ -112,6 +112,8 @@ class Durability:
         self._on_garbage = on_garbage
         self._segment = segment
         self._sealed: list[JournalSegment] = []
+        self.drain_reads: Callable[[], Steps[None]] = _no_reads
+        """Waits for the reads that have begun; given by the volume."""
         self.sequence = segment.next_sequence
         """A sequence not above that of the next change to be appended, and above all earlier
         ones: what the map remembers of when a leaf changed."""
@@ -343,6 +345,9 @@ class Durability:
         sealed = list(self._sealed)
         if not sealed:
             return
+        # A commit tells whoever reclaims, which may be another process, what the volume does not
+        # need any more. Reads that may still need it began before the change and end first.
+        yield from self.drain_reads()
         applied = sealed[-1].last_sequence
         follower = sealed[-1].name.number + 1
 
@@ -472,6 +477,10 @@ class Durability:
         for segment in segments:
             segment.close()
         return [segment.name for segment in segments]
+
+
+def _no_reads() -> Steps[None]:
+    yield from ()
 
 
 def create_segment(store: StoreAccess, name: JournalName) -> JournalSegment:

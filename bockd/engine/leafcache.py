@@ -259,6 +259,20 @@ class LeafCache:
 
     def _read(self, group: int, chain: tuple[MapId, ...], known: frozenset[LayerId]) -> _Loaded:
         """In a thread: the group's leaves, and the layers met in them for the first time."""
+        last_error: str | None = None
+        while True:
+            try:
+                return self._read_once(group, chain, known)
+            except DamagedError as error:
+                # Another process may have merged the layer into another one since the transaction
+                # began. The next one does not name it then; what is really damaged stays so.
+                if str(error) == last_error:
+                    raise
+                last_error = str(error)
+
+    def _read_once(
+        self, group: int, chain: tuple[MapId, ...], known: frozenset[LayerId]
+    ) -> _Loaded:
         first, end = group * GROUP_LEAVES, (group + 1) * GROUP_LEAVES
         layers: dict[LayerId, Layer] = {}
         with self._index.reading() as txn:

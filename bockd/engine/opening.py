@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from bockd.engine.durability import Durability, Spawn, StoreAccess, create_segment
 from bockd.engine.leafcache import LeafCache
@@ -12,15 +13,17 @@ from bockd.engine.recovery import recover, remove_old_segments
 from bockd.engine.snapshot import Snapshot
 from bockd.engine.volume import Volume
 from bockd.engine.waiting import Gate
-from bockd.errors import NoSpaceError, volume_failed
+from bockd.errors import DamagedError, NoSpaceError, volume_failed
 from bockd.model import MapId, SnapshotId, VolumeId
 from bockd.steps import Blocking, Steps
-from bockd.store.catalogue import Catalogue, VolumeRecord
+from bockd.store.catalogue import Catalogue, SnapshotRecord, VolumeRecord
 from bockd.store.index import Transaction
 from bockd.store.journal import JournalSegment
 from bockd.store.layer import Layer, verify_layer
 from bockd.store.layout import JournalName, unlink_if_present
 from bockd.store.locks import FileLock
+
+_Record = TypeVar("_Record", VolumeRecord, SnapshotRecord)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,9 @@ def lock_volume(store: StoreAccess, volume: VolumeId) -> FileLock:
         store,
         store.layout.volume_lock(volume),
         shared=False,
-        held_message=f"volume {volume} is open in another process",
+        held_message=f"volume {volume} is open in another process: use that one's export, or let "
+        "it close the volume (end the nbdkit that has it; a bockd closes it some seconds after "
+        "its last client left)",
     )
 
 
@@ -66,7 +71,8 @@ def lock_snapshot(store: StoreAccess, snapshot: SnapshotId, *, shared: bool) -> 
         store,
         store.layout.snapshot_lock(snapshot),
         shared=shared,
-        held_message=f"snapshot {snapshot} is open in another process",
+        held_message=f"snapshot {snapshot} is being read by another process, or deleted: let its "
+        "readers disconnect first",
     )
 
 
@@ -120,9 +126,7 @@ def open_volume(
 def _open_files(store: StoreAccess, volume: VolumeId) -> _OpenedFiles:
     lock = lock_volume(store, volume)
     try:
-        with store.index.reading() as txn:
-            record = Catalogue(txn).volume(volume)
-            chain = _verified_chain(store, txn, record.map)
+        _, chain = _verified(store, lambda catalogue: catalogue.volume(volume))
         record = settle(store, volume)
         remove_old_segments(store, volume, record.generation)
         head = Layer.open(store.layout, record.head, record.size_bytes, writable=True)
@@ -148,14 +152,43 @@ def _open_files(store: StoreAccess, volume: VolumeId) -> _OpenedFiles:
     return _OpenedFiles(record, chain, head, segment, lock)
 
 
-def _verified_chain(store: StoreAccess, txn: Transaction, map_id: MapId) -> tuple[MapId, ...]:
-    """The chain of a map, every layer that it may lead to being there in full."""
-    catalogue = Catalogue(txn)
-    chain = catalogue.chain(map_id)
-    for member in chain:
-        for layer in catalogue.layers_of(member):
-            verify_layer(store.layout, layer, catalogue.layer(layer).size_bytes)
-    return chain
+def _verified(
+    store: StoreAccess, find: Callable[[Catalogue], _Record]
+) -> tuple[_Record, tuple[MapId, ...]]:
+    """A record and the chain of its map, every layer that it may lead to being there in full."""
+    last_error: str | None = None
+    while True:
+        with store.index.reading() as txn:
+            catalogue = Catalogue(txn)
+            record = find(catalogue)
+            chain = catalogue.chain(record.map)
+            try:
+                for member in chain:
+                    for layer in catalogue.layers_of(member):
+                        verify_layer(store.layout, layer, catalogue.layer(layer).size_bytes)
+            except DamagedError as error:
+                # Another process may have merged the layer into another one since this transaction
+                # began. The next one does not know it then; what is really damaged stays so.
+                if str(error) == last_error:
+                    raise
+                last_error = str(error)
+            else:
+                return record, chain
+
+
+def look_at_volume(store: StoreAccess, volume: VolumeId) -> None:
+    """Raise what `open_volume` would, but for recovery's errors; change nothing. Blocks."""
+    record, _ = _verified(store, lambda catalogue: catalogue.volume(volume))
+    refuse_failed(record)
+    if store.layout.volume_lock(volume).exists():
+        lock_volume(store, volume).release()
+
+
+def look_at_snapshot(store: StoreAccess, snapshot: SnapshotId) -> None:
+    """Raise what `open_snapshot` would; change nothing. Blocks."""
+    _verified(store, lambda catalogue: catalogue.snapshot(snapshot))
+    if store.layout.snapshot_lock(snapshot).exists():
+        lock_snapshot(store, snapshot, shared=True).release()
 
 
 def close_volume(opened: OpenVolume) -> Steps[None]:
@@ -202,9 +235,7 @@ def open_snapshot(store: StoreAccess, snapshot: SnapshotId) -> Steps[OpenSnapsho
     def prepare() -> OpenSnapshot:
         lock = lock_snapshot(store, snapshot, shared=True)
         try:
-            with store.index.reading() as txn:
-                record = Catalogue(txn).snapshot(snapshot)
-                chain = _verified_chain(store, txn, record.map)
+            record, chain = _verified(store, lambda catalogue: catalogue.snapshot(snapshot))
         except BaseException:
             lock.release()
             raise

@@ -23,10 +23,13 @@ from bockd.engine.opening import (
     close_snapshot,
     close_volume,
     lock_volume,
+    look_at_snapshot,
+    look_at_volume,
     open_snapshot,
     open_volume,
     settle,
 )
+from bockd.engine.poolfiles import join_store, open_store
 from bockd.engine.reading import Reader
 from bockd.engine.space import measure_space
 from bockd.engine.waiting import Mutex
@@ -41,12 +44,10 @@ from bockd.errors import (
 )
 from bockd.model import NodeKind, SnapshotId, VolumeId
 from bockd.steps import Blocking, Steps
-from bockd.store.ballast import Ballast
-from bockd.store.catalogue import FORMAT, Catalogue, PoolRecord, VolumeRecord
-from bockd.store.index import Index, Table, Transaction
-from bockd.store.journal import UNFINISHED_SUFFIX, boot_id
-from bockd.store.layout import Layout, sync_directory, unlink_if_present
-from bockd.store.locks import FileLock
+from bockd.store.catalogue import Catalogue, VolumeRecord
+from bockd.store.journal import boot_id
+from bockd.store.layout import Layout
+from bockd.store.locks import FileLock, touch
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -88,10 +89,12 @@ class Registry:
                 shared=False,
                 held_message=f"the pool {root} is in use by another bockd",
             )
+            # Made by whom the pool belongs to: who joins it may begin as another user.
+            touch(layout.guests_lock)
         except OSError as error:
             raise from_os_error(error, f"opening the pool {root}") from error
         try:
-            store = _open_store(layout, boot or boot_id())
+            store = open_store(layout, boot or boot_id())
         except OSError as error:
             lock.release()
             raise from_os_error(error, f"opening the pool {root}") from error
@@ -99,6 +102,38 @@ class Registry:
             lock.release()
             raise
         return cls(store, lock, spawn)
+
+    @classmethod
+    def join(cls, root: Path, spawn: Spawn) -> Self:
+        """Use the pool at `root` beside whoever manages it, or while nobody does: for opening
+        volumes and snapshots, each under its own lock, and nothing else. Blocks.
+
+        Raises InUseError while `check` has the pool, PoolFormatError when there is none or a newer
+        one, DamagedError for a truncated index, DeniedError, NoSpaceError.
+        """
+        layout = Layout(root)
+        try:
+            there = layout.index_data.exists()
+        except OSError as error:
+            raise from_os_error(error, f"opening the pool {root}") from error
+        if not there:
+            raise PoolFormatError(
+                f"there is no pool in {root}: give the data directory of a bockd, or let "
+                "'bockd serve' make one"
+            )
+        lock = FileLock.acquire(
+            layout.guests_lock,
+            shared=True,
+            held_message=f"the pool {root} is being checked: try again when 'bockd check' is done",
+        )
+        try:
+            return cls(join_store(layout), lock, spawn)
+        except OSError as error:
+            lock.release()
+            raise from_os_error(error, f"opening the pool {root}") from error
+        except BaseException:
+            lock.release()
+            raise
 
     def close_all(self) -> Steps[None]:
         """Close every open volume and snapshot. Raises the first error, after trying all."""
@@ -155,6 +190,14 @@ class Registry:
         ]
 
     # -- opening -----------------------------------------------------------------------------
+
+    def foresee(self, kind: NodeKind, node: int) -> None:
+        """Raise what opening a volume or snapshot now would be refused with. Blocks."""
+        if kind is NodeKind.VOLUME:
+            self.refuse_failed(VolumeId(node))
+            look_at_volume(self.store, VolumeId(node))
+        else:
+            look_at_snapshot(self.store, SnapshotId(node))
 
     def use_volume(self, volume: VolumeId) -> Steps[OpenVolume]:
         """Open a volume, or join those who use it; `leave_volume` when done."""
@@ -264,12 +307,15 @@ class Registry:
 
     def recover_volumes(self) -> Steps[None]:
         """Recover every volume that was not closed, so that the index is up to date. A volume
-        that cannot be is reported, and refused when it is opened; the others are served."""
+        that cannot be is reported, and refused when it is opened; the others are served. One that
+        another process has open was not interrupted at all."""
         with self.catalogue() as catalogue:
             unclosed = [v.id for v in catalogue.volumes() if v.opened and v.id not in self.volumes]
         for volume in unclosed:
             try:
                 yield from self.exclusive(volume, self._recover_volume(volume))
+            except InUseError as error:
+                log.info("%s; it is left alone", error)
             except BockdError as error:
                 self._note_refusal(volume, error)
 
@@ -314,34 +360,3 @@ class Registry:
         users = self.volumes[volume].users
         if users:
             raise InUseError(f"volume {volume} has {users} connection(s); disconnect first")
-
-
-def _open_store(layout: Layout, boot: str) -> StoreAccess:
-    """Open the index and see that it is ours before anything else is touched."""
-    ballast = Ballast(layout.ballast)
-    index = Index.open(layout.index, ballast)
-    try:
-        index.update(_establish)
-        for directory in (layout.layers, layout.discarded):
-            os.makedirs(directory, mode=0o700, exist_ok=True)
-        if not ballast.ensure():
-            log.warning("the file system of %s is full; there is no ballast", layout.root)
-        for directory in (layout.root, layout.index, layout.journal):
-            sync_directory(directory)
-        for name in os.listdir(layout.journal):
-            if name.endswith(UNFINISHED_SUFFIX):
-                unlink_if_present(layout.journal / name)
-    except BaseException:
-        index.close()
-        raise
-    return StoreAccess(layout, index, ballast, boot)
-
-
-def _establish(txn: Transaction) -> None:
-    """Give a new index its pool record; refuse one of another format."""
-    catalogue = Catalogue(txn)
-    if catalogue.pool() is not None:
-        return
-    if txn.count(Table.VOLUMES) or txn.count(Table.LAYERS):
-        raise PoolFormatError("the index has volumes but no pool record; restore it from a backup")
-    catalogue.put_pool(PoolRecord(FORMAT, time.time(), next_node=1, next_map=1, next_layer=1))

@@ -58,6 +58,7 @@ class Volume(Reader):
         self._spawn = spawn
         self._punchers: list[Puncher] = []
         self.adopt_head(durability.head)
+        durability.drain_reads = self.drain_reads
 
     def adopt_head(self, head: Layer) -> None:
         """Write to `head` from now on: at opening, and after each snapshot or revert."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from typing import Final
 
-from bockd.errors import InvalidRequestError
+from bockd.errors import BockdError, InvalidRequestError
 from bockd.nbd import constants as nbd
 
 KNOWN_ERRORS: Final = frozenset(
@@ -46,6 +46,23 @@ def nbd_errno(number: int) -> int:
     if number in KNOWN_ERRORS:
         return number
     return SAME_MEANING.get(number, nbd.EIO)
+
+
+def answer(error: Exception) -> tuple[int, str]:
+    """The NBD error value and the text that answer a request which failed with `error`: the one
+    place where errors become NBD's. Of a bug of ours the client is told no more than that."""
+    if isinstance(error, BockdError):
+        return nbd_errno(error.errno), str(error)
+    if isinstance(error, OSError):
+        return nbd_errno(error.errno or nbd.EIO), error.strerror or "input/output error"
+    if isinstance(error, MemoryError):
+        return nbd.ENOMEM, "out of memory"
+    return nbd.EIO, "internal error"
+
+
+def is_bug(error: Exception) -> bool:
+    """Whether `answer` conceals what happened, so that it belongs into the log."""
+    return not isinstance(error, BockdError | OSError | MemoryError)
 
 
 def message_bytes(message: str) -> bytes:

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bockd.device import BlockDevice
-from bockd.errors import BockdError
 from bockd.nbd import constants as nbd
-from bockd.nbd.errors import nbd_errno
+from bockd.nbd.errors import answer, is_bug
 from bockd.nbd.replies import MAX_STATUS_EXTENTS, ReplyEncoder
 from bockd.nbd.transmission import Request
 from bockd.server.channel import Buffer
@@ -92,15 +91,8 @@ def _durably(device: BlockDevice, encoder: ReplyEncoder, request: Request) -> St
 
 
 def error_reply(encoder: ReplyEncoder, requests: Sequence[Request], error: Exception) -> bytes:
-    """The answer to requests that failed: the one place where errors become NBD's."""
-    if isinstance(error, BockdError):
-        number, message = nbd_errno(error.errno), str(error)
-    elif isinstance(error, OSError):
-        number, message = nbd_errno(error.errno or nbd.EIO), error.strerror or "input/output error"
-    elif isinstance(error, MemoryError):
-        number, message = nbd.ENOMEM, "out of memory"
-    else:
-        # A bug of ours: the client is told no more than that, and stays connected.
+    """The answer to requests that failed."""
+    if is_bug(error):
         log.error("a request failed unexpectedly", exc_info=error)
-        number, message = nbd.EIO, "internal error"
+    number, message = answer(error)
     return b"".join([encoder.error(request, number, message) for request in requests])

@@ -241,12 +241,25 @@ class Index:
         Pages freed in the transaction that allocated them are never written, so LMDB may leave
         the file shorter than its meta page says, which `_refuse_truncated` would take for damage.
         """
-        needed = (self._env.info()["last_pgno"] + 1) * _PAGE_BYTES
         try:
-            if os.stat(self._data).st_size < needed + _AHEAD_BYTES // 2:
-                os.truncate(self._data, needed + _AHEAD_BYTES)
-        except OSError as error:
+            if not self._wants_more():
+                return
+            # A process that died while it read would keep pages from being used again.
+            self._env.reader_check()
+            # With the writer's lock: in between, another process may have made the file longer
+            # than we would, and what it had written there would be cut off.
+            with self._env.begin(write=True):
+                if wanted := self._wants_more():
+                    os.truncate(self._data, wanted)
+        except (OSError, lmdb.Error) as error:
             log.warning("%s was not extended: %s", self._data, error)
+
+    def _wants_more(self) -> int:
+        """The length that the file should have, or 0 when it is long enough."""
+        needed: int = (self._env.info()["last_pgno"] + 1) * _PAGE_BYTES
+        if os.stat(self._data).st_size >= needed + _AHEAD_BYTES // 2:
+            return 0
+        return needed + _AHEAD_BYTES
 
 
 def _refuse_truncated(data: Path) -> None:

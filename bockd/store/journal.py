@@ -31,7 +31,6 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from pathlib import Path
 from typing import NamedTuple
 
 from bockd.errors import DamagedError, from_os_error
@@ -51,7 +50,6 @@ _RECORD = struct.Struct("<IIQQQ")
 _BODY = struct.Struct("<IQQQ")
 _SEED = struct.Struct("<QQI")
 _BLOCKS_PER_PLACE = 8
-UNFINISHED_SUFFIX = ".new"
 _PIECE_BYTES = 64 * KIB
 RECORD_BYTES = _RECORD.size
 SEGMENT_RECORDS = (SEGMENT_BYTES - HEADER_BYTES) // RECORD_BYTES
@@ -135,7 +133,7 @@ class JournalSegment:
         """Write a new segment in full, durably. OSError."""
         path = layout.journal_segment(name)
         # Under another name until it is whole: a segment without a header is damage.
-        unfinished = f"{path}{UNFINISHED_SUFFIX}"
+        unfinished = layout.unfinished_segment(name)
         fd = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
@@ -153,7 +151,7 @@ class JournalSegment:
             sync_directory(layout.journal)
         except BaseException:
             os.close(fd)
-            unlink_if_present(Path(unfinished))
+            unlink_if_present(unfinished)
             unlink_if_present(path)
             raise
         return cls(name, fd)

@@ -22,6 +22,7 @@ from pathlib import Path
 from bockd.model import LayerId, SnapshotId, VolumeId
 
 _JOURNAL_NAME = re.compile(r"(\d+)\.(\d+)\.(\d+)")
+_UNFINISHED_SUFFIX = ".new"
 _LAYER_NAME = re.compile(r"(\d+)\.(\d+)")
 
 
@@ -43,6 +44,11 @@ class Layout:
     @property
     def index(self) -> Path:
         return self.root / "index"
+
+    @property
+    def index_data(self) -> Path:
+        """What is there as soon as there is a pool."""
+        return self.index / "data.mdb"
 
     @property
     def layers(self) -> Path:
@@ -68,6 +74,10 @@ class Layout:
     def pool_lock(self) -> Path:
         return self.locks / "pool"
 
+    @property
+    def guests_lock(self) -> Path:
+        return self.locks / "guests"
+
     def volume_lock(self, volume: VolumeId) -> Path:
         return self.locks / f"volume-{volume}"
 
@@ -80,12 +90,23 @@ class Layout:
     def journal_segment(self, name: JournalName) -> Path:
         return self.journal / f"{name.volume}.{name.generation}.{name.number}"
 
+    def unfinished_segment(self, name: JournalName) -> Path:
+        """Where a journal segment is until it is whole."""
+        return self.journal / f"{self.journal_segment(name).name}{_UNFINISHED_SUFFIX}"
+
     def journal_segments(self) -> list[JournalName]:
         """All journal segments on disk, in order."""
+        return self._journal_names("")
+
+    def unfinished_segments(self) -> list[JournalName]:
+        """All journal segments on disk that are being made, or were when their maker died."""
+        return self._journal_names(_UNFINISHED_SUFFIX)
+
+    def _journal_names(self, suffix: str) -> list[JournalName]:
         found = [
             JournalName(VolumeId(int(m[1])), int(m[2]), int(m[3]))
             for entry in os.listdir(self.journal)
-            if (m := _JOURNAL_NAME.fullmatch(entry))
+            if entry.endswith(suffix) and (m := _JOURNAL_NAME.fullmatch(entry.removesuffix(suffix)))
         ]
         return sorted(found, key=lambda n: (n.volume, n.generation, n.number))
 

@@ -1,8 +1,14 @@
 """Who may use what, across processes: flock on small files that go only with what they guard.
 
-The kernel drops a lock with its process, so a SIGKILL leaves nothing stale. The pool lock is held
-by whoever changes the catalogue (a daemon, or `check`); a volume's exclusively by its one writer
-(promise D6); a snapshot's shared by each reader and exclusively by its deletion.
+The kernel drops a lock with its process, so a SIGKILL leaves nothing stale.
+
+| lock         | exclusively                                  | shared                           |
+|--------------|----------------------------------------------|----------------------------------|
+| the pool's   | who changes the catalogue: a daemon, `check` | -                                |
+| guests       | `check`, which needs the pool for itself     | a process beside the daemon: the |
+|              |                                              | nbdkit plugin                    |
+| a volume's   | its one writer (promise D6), whoever it is   | -                                |
+| a snapshot's | its deletion                                 | each process that reads it       |
 """
 
 from __future__ import annotations
@@ -49,3 +55,26 @@ class FileLock:
         """Give the lock back. Once only."""
         os.close(self._fd)
         self._fd = -1
+
+
+def touch(path: Path) -> None:
+    """Make a lock's file if it is not there. OSError."""
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+
+def is_held(path: Path) -> bool:
+    """Whether somebody holds the lock exclusively, here or elsewhere, at this moment. Leaves no
+    file behind. DeniedError, DeviceError."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise from_os_error(error, f"looking at {path}") from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False

@@ -1,0 +1,61 @@
+"""Guests of a pool: processes that open volumes and snapshots beside the daemon, or without one.
+
+The nbdkit plugin is such a process. It holds a shared lock on the pool's guest book as long as it
+lives, and the lock of whatever it has open. It changes nothing but what belongs to those volumes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+
+from bockd.engine.durability import StoreAccess
+from bockd.engine.opening import lock_volume
+from bockd.errors import GuestsError, InUseError
+from bockd.model import VolumeId
+from bockd.store.catalogue import Catalogue
+from bockd.store.locks import FileLock, is_held
+
+
+@contextmanager
+def without_guests(store: StoreAccess, *, needed: bool) -> Iterator[frozenset[VolumeId]]:
+    """Keep every other process out of the pool. Where some are in it: GuestsError if they must not
+    be, otherwise the volumes that they have open; what was left open by a crash stays closed."""
+    held: list[FileLock] = []
+    live: list[VolumeId] = []
+    try:
+        try:
+            held.append(
+                FileLock.acquire(
+                    store.layout.guests_lock,
+                    shared=False,
+                    held_message=f"nbdkit has something of the pool {store.layout.root} open: "
+                    "end it before --repair, or check without it",
+                )
+            )
+        except InUseError as error:
+            if needed:
+                raise GuestsError(str(error)) from None
+            for volume in _unclosed(store):
+                try:
+                    held.append(lock_volume(store, volume))
+                except InUseError:
+                    live.append(volume)
+        yield frozenset(live)
+    finally:
+        for lock in held:
+            lock.release()
+
+
+def elsewhere(store: StoreAccess, ours: Collection[VolumeId]) -> frozenset[VolumeId]:
+    """The volumes that another process has open; `ours` are those of this one. Blocks."""
+    return frozenset(
+        volume
+        for volume in _unclosed(store)
+        if volume not in ours and is_held(store.layout.volume_lock(volume))
+    )
+
+
+def _unclosed(store: StoreAccess) -> list[VolumeId]:
+    with store.index.reading() as txn:
+        return [record.id for record in Catalogue(txn).volumes() if record.opened]

@@ -1,0 +1,81 @@
+"""Opening the files of a pool: its index, its ballast, and what a crash left unfinished."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+
+from bockd.engine.durability import StoreAccess
+from bockd.errors import InUseError, NoSpaceError, PoolFormatError
+from bockd.store.ballast import Ballast
+from bockd.store.catalogue import FORMAT, Catalogue, PoolRecord
+from bockd.store.index import Index, Table, Transaction
+from bockd.store.journal import boot_id
+from bockd.store.layout import Layout, sync_directory, unlink_if_present
+from bockd.store.locks import FileLock
+
+log = logging.getLogger(__name__)
+
+
+def open_store(layout: Layout, boot: str) -> StoreAccess:
+    """Open the index and see that it is ours before anything else is touched."""
+    ballast = Ballast(layout.ballast)
+    index = Index.open(layout.index, ballast)
+    try:
+        index.update(_establish)
+        for directory in (layout.layers, layout.discarded):
+            os.makedirs(directory, mode=0o700, exist_ok=True)
+        if not ballast.ensure():
+            log.warning("the file system of %s is full; there is no ballast", layout.root)
+        for directory in (layout.root, layout.index, layout.journal):
+            sync_directory(directory)
+        _remove_unfinished(layout)
+    except BaseException:
+        index.close()
+        raise
+    return StoreAccess(layout, index, ballast, boot)
+
+
+def join_store(layout: Layout) -> StoreAccess:
+    """Open the index of a pool that somebody else has made, and may have open now."""
+    ballast = Ballast(layout.ballast)
+    index = Index.open(layout.index, ballast)
+    try:
+        with index.reading() as txn:
+            _refuse_empty(Catalogue(txn), layout)
+    except BaseException:
+        index.close()
+        raise
+    return StoreAccess(layout, index, ballast, boot_id())
+
+
+def _refuse_empty(catalogue: Catalogue, layout: Layout) -> None:
+    if catalogue.pool() is None:
+        raise PoolFormatError(f"the pool in {layout.root} is not complete; start bockd")
+
+
+def _remove_unfinished(layout: Layout) -> None:
+    """Remove journal segments whose making was interrupted; not those that another process is
+    making this moment for a volume that it has open."""
+    for segment in layout.unfinished_segments():
+        try:
+            lock = FileLock.acquire(
+                layout.volume_lock(segment.volume), shared=False, held_message="open elsewhere"
+            )
+        except (InUseError, NoSpaceError):  # the next start finds it again
+            continue
+        try:
+            unlink_if_present(layout.unfinished_segment(segment))
+        finally:
+            lock.release()
+
+
+def _establish(txn: Transaction) -> None:
+    """Give a new index its pool record; refuse one of another format."""
+    catalogue = Catalogue(txn)
+    if catalogue.pool() is not None:
+        return
+    if txn.count(Table.VOLUMES) or txn.count(Table.LAYERS):
+        raise PoolFormatError("the index has volumes but no pool record; restore it from a backup")
+    catalogue.put_pool(PoolRecord(FORMAT, time.time(), next_node=1, next_map=1, next_layer=1))
