@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 from contextlib import nullcontext
+from pathlib import Path
 
 import trio
 from fastapi import FastAPI
@@ -32,6 +33,8 @@ from bockd.configured import catalog, one_identity, surroundings
 from bockd.dataplane.attached import AttachedVolumes
 from bockd.dataplane.control import PoolControl
 from bockd.dataplane.exports import PoolExports
+from bockd.dataplane.fileview import FileView
+from bockd.dataplane.nodes import PoolNodes
 from bockd.engine.pool import Pool
 from bockd.engine.reclaim import Reclaimer
 from bockd.errors import BockdError, from_os_error
@@ -54,16 +57,18 @@ HASHING_THREADS = 2
 """For passwords, apart from the device's threads: guessing at the door must not delay a disk."""
 
 
-def run(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT. Raises BockdError when it cannot begin."""
+def run(settings: Settings, mount: Path | None = None) -> None:
+    """Serve until SIGTERM or SIGINT, with the file view at `mount` if that is given. Raises
+    BockdError when it cannot begin."""
     logging.basicConfig(
         level=settings.log_level.upper(),
         stream=sys.stderr,
         format="%(levelname)s %(name)s: %(message)s",
     )
     _raise_descriptor_limit()
+    view = None if mount is None else FileView(mount.absolute(), settings.data_dir)
     try:
-        trio.run(_Daemon(settings).main)
+        trio.run(_Daemon(settings, view).main)
     except BaseExceptionGroup as group:
         raise _alone(group) from group
 
@@ -82,8 +87,9 @@ def _raise_descriptor_limit() -> None:
 
 
 class _Daemon:
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, view: FileView | None) -> None:
         self._settings = settings
+        self._view = view
         self._server = NbdServer()
         self._driver = self._server.driver
         self._background: trio.Nursery
@@ -168,6 +174,9 @@ class _Daemon:
             await doors.start(serve_api, Together(create_app(control), public), settings.api_socket)
             if api is not None:
                 await doors.start(serve_public, public, api)
+            if self._view is not None:
+                nodes = PoolNodes(self._pool, self._driver, exports, self._server)
+                await doors.start(self._view.serve, nodes, self._driver)
             # What is alive now stays; the collector need not look at it again.
             gc.collect()
             gc.freeze()
@@ -202,6 +211,7 @@ class _Daemon:
             f"bockd is ready. Data: {settings.data_dir}",
             f"  NBD, Unix socket: {settings.nbd_socket}",
             f"  NBD, TCP:         {nbd_listen or 'off'}  (attached volumes only)",
+            f"  files:            {self._view.path if self._view else 'off'}",
             f"  control API:      {settings.api_socket}",
             f"  block storage API: {f'http://{api_listen}/' if api_listen else 'off'}"
             f"  ({self._ways_in()})",
