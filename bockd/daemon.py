@@ -180,8 +180,11 @@ class _Daemon:
             # What is alive now stays; the collector need not look at it again.
             gc.collect()
             gc.freeze()
-            self._announce(nbd_listen, api_listen)
-            await _signalled()
+            # Whoever reads that we are ready may stop us at once: so that comes second.
+            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+                self._announce(nbd_listen, api_listen)
+                await anext(signals)
+            # Later signals are let through, to end a slow stop.
             log.info("stopping")
             doors.cancel_scope.cancel()
 
@@ -226,10 +229,3 @@ class _Daemon:
         if keystone.url is None:
             return credentials
         return f"{credentials}, " * keystone.local + f"Keystone: {keystone.url}"
-
-
-async def _signalled() -> None:
-    """Return at the first SIGTERM or SIGINT; later ones are let through, to end a slow stop."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for _ in signals:
-            return

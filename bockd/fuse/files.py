@@ -17,7 +17,6 @@ from pyfuse3 import FUSEError
 
 from bockd.fuse.errors import fuse_errno
 from bockd.fuse.limits import MAX_INLINE_READ_BYTES, MAX_REQUEST_BYTES, MIN_ZERO_BYTES
-from bockd.model import BLOCK_SIZE
 from bockd.server.drive import Driver
 from bockd.server.exports import OpenExport
 from bockd.server.statistics import ExportStatistics
@@ -74,7 +73,7 @@ class OpenFile:
     async def _write(self, offset: int, data: bytes) -> int:
         self._statistics.writes += 1
         self._statistics.written_bytes += len(data)
-        if _makes_holes(offset, data):
+        if _is_zeros(data):
             await self._driver.run(self._device.zero(offset, len(data), allocate=False))
         else:
             view = memoryview(data)
@@ -103,12 +102,7 @@ class OpenFile:
         return result
 
 
-def _makes_holes(offset: int, data: bytes) -> bool:
-    """Whether a write is of whole blocks and all zeros. pyfuse3 passes no fallocate on, so this
-    is how space is given back through a file. Other data differs in its first bytes: cheap."""
-    return (
-        len(data) >= MIN_ZERO_BYTES
-        and not offset % BLOCK_SIZE
-        and not len(data) % BLOCK_SIZE
-        and _ZEROS.startswith(data)
-    )
+def _is_zeros(data: bytes) -> bool:
+    """Whether a write is large and all zeros. pyfuse3 passes no fallocate on, so this is how
+    space is given back through a file. Other data differs in its first bytes: cheap."""
+    return len(data) >= MIN_ZERO_BYTES and _ZEROS.startswith(data)
