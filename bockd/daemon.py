@@ -58,14 +58,15 @@ HASHING_THREADS = 2
 
 
 def run(settings: Settings, mount: Path | None = None) -> None:
-    """Serve until SIGTERM or SIGINT, with the file view at `mount` if that is given. Raises
-    BockdError when it cannot begin."""
+    """Serve until SIGTERM or SIGINT; `mount` overrides the settings'. Raises BockdError when it
+    cannot begin."""
     logging.basicConfig(
         level=settings.log_level.upper(),
         stream=sys.stderr,
         format="%(levelname)s %(name)s: %(message)s",
     )
     _raise_descriptor_limit()
+    mount = mount or settings.fuse.mount
     view = None if mount is None else FileView(mount.absolute(), settings.data_dir)
     try:
         trio.run(_Daemon(settings, view).main)
