@@ -25,7 +25,6 @@ from bockd.control import (
     VolumeStatistics,
 )
 from bockd.model import NodeKind, SnapshotId, VolumeId, export_name, export_uri
-from bockd.server.exports import ExportKey
 from bockd.server.nbd_server import NbdServer
 from bockd.store.catalogue import SnapshotRecord, VolumeRecord
 from bockd.store.index import Table

@@ -128,7 +128,11 @@ def test_what_is_open_is_in_use(daemon: Bockd, mount: Path) -> None:
     daemon.bock("volume", "create", "v", "--size", "1M")
     daemon.bock("snapshot", "create", "v", "s")
     with opened(mount / "volumes" / "v", os.O_RDONLY):
-        assert [v["status"] for v in daemon.bock("volume", "list")] == ["in-use"]
+        with daemon.control() as control:
+            assert (control.show_volume("v").status, control.show_volume("v").connections) == (
+                "in-use",
+                1,
+            )
         assert "1 connection(s)" in daemon.refusal("volume", "delete", "v", "--yes")
         assert "connection" in daemon.refusal("snapshot", "revert", "s", "--yes")
     with opened(mount / "snapshots" / "s", os.O_RDONLY):
@@ -206,8 +210,8 @@ def test_fio_verifies_what_it_wrote(daemon: Bockd, mount: Path) -> None:
         [
             "fio", "--name=verify", f"--filename={mount / 'volumes' / 'v'}", "--ioengine=libaio",
             "--direct=1", "--iodepth=8", "--numjobs=8", "--size=8M", "--offset_increment=8M",
-            "--rw=randwrite", "--bsrange=512-1M", "--verify=crc32c", "--verify_state_save=0", "--verify_fatal=1",
-            "--group_reporting",
+            "--rw=randwrite", "--bsrange=512-1M", "--verify=crc32c", "--verify_fatal=1",
+            "--verify_state_save=0", "--group_reporting",
         ],
         capture_output=True, text=True, timeout=200, check=False,
     )  # fmt: skip
