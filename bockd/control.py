@@ -55,6 +55,7 @@ class VolumeInfo:
     created_at: float
     from_snapshot: SnapshotId | None
     connections: int
+    """NBD clients, and open files of the file view."""
     uri: str
     """The NBD URI on the Unix socket."""
     error: str | None = None

@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 from contextlib import nullcontext
+from pathlib import Path
 
 import trio
 from fastapi import FastAPI
@@ -33,7 +34,9 @@ from bockd.dataplane.attached import AttachedVolumes
 from bockd.dataplane.control import PoolControl
 from bockd.dataplane.exports import PoolExports
 from bockd.dataplane.fetching import FetchingBlockStorage
+from bockd.dataplane.fileview import FileView
 from bockd.dataplane.images import PoolImages
+from bockd.dataplane.nodes import PoolNodes
 from bockd.engine.pool import Pool
 from bockd.engine.reclaim import Reclaimer
 from bockd.errors import BockdError, from_os_error
@@ -56,16 +59,19 @@ HASHING_THREADS = 2
 """For passwords, apart from the device's threads: guessing at the door must not delay a disk."""
 
 
-def run(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT. Raises BockdError when it cannot begin."""
+def run(settings: Settings, mount: Path | None = None) -> None:
+    """Serve until SIGTERM or SIGINT; `mount` overrides the settings'. Raises BockdError when it
+    cannot begin."""
     logging.basicConfig(
         level=settings.log_level.upper(),
         stream=sys.stderr,
         format="%(levelname)s %(name)s: %(message)s",
     )
     _raise_descriptor_limit()
+    mount = mount or settings.fuse.mount
+    view = None if mount is None else FileView(mount.absolute(), settings.data_dir)
     try:
-        trio.run(_Daemon(settings).main)
+        trio.run(_Daemon(settings, view).main)
     except BaseExceptionGroup as group:
         raise _alone(group) from group
 
@@ -84,8 +90,9 @@ def _raise_descriptor_limit() -> None:
 
 
 class _Daemon:
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, view: FileView | None) -> None:
         self._settings = settings
+        self._view = view
         self._server = NbdServer()
         self._driver = self._server.driver
         self._background: trio.Nursery
@@ -173,11 +180,17 @@ class _Daemon:
             doors.start_soon(images.give_up_abandoned)
             if api is not None:
                 await doors.start(serve_public, public, api)
+            if self._view is not None:
+                nodes = PoolNodes(self._pool, self._driver, exports, self._server)
+                await doors.start(self._view.serve, nodes, self._driver)
             # What is alive now stays; the collector need not look at it again.
             gc.collect()
             gc.freeze()
-            self._announce(nbd_listen, api_listen)
-            await _signalled()
+            # Whoever reads that we are ready may stop us at once: so that comes second.
+            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+                self._announce(nbd_listen, api_listen)
+                await anext(signals)
+            # Later signals are let through, to end a slow stop.
             log.info("stopping")
             doors.cancel_scope.cancel()
 
@@ -209,6 +222,7 @@ class _Daemon:
             f"bockd is ready. Data: {settings.data_dir}",
             f"  NBD, Unix socket: {settings.nbd_socket}",
             f"  NBD, TCP:         {nbd_listen or 'off'}  (attached volumes only)",
+            f"  files:            {self._view.path if self._view else 'off'}",
             f"  control API:      {settings.api_socket}",
             f"  block storage API: {f'http://{api_listen}/' if api_listen else 'off'}"
             f"  ({self._ways_in()})",
@@ -223,10 +237,3 @@ class _Daemon:
         if keystone.url is None:
             return credentials
         return f"{credentials}, " * keystone.local + f"Keystone: {keystone.url}"
-
-
-async def _signalled() -> None:
-    """Return at the first SIGTERM or SIGINT; later ones are let through, to end a slow stop."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for _ in signals:
-            return

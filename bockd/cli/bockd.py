@@ -32,12 +32,17 @@ def main() -> None:
 
 @main.command()
 @config_option
-def serve(config_file: Path | None) -> None:
+@click.option(
+    "--mount",
+    type=click.Path(path_type=Path),
+    help="Show volumes and snapshots as files in this directory (FUSE).",
+)
+def serve(config_file: Path | None, mount: Path | None) -> None:
     """Run the daemon until SIGTERM or Ctrl-C."""
     settings = load(config_file).settings
     from bockd.daemon import run
 
-    run(settings)
+    run(settings, mount)
 
 
 @main.command()

@@ -43,8 +43,8 @@ ERROR_OF_CODE = {
 class ControlClient:
     """A connection to the daemon behind one socket. Nothing is opened before the first call."""
 
-    def __init__(self, socket_path: Path) -> None:
-        self._http = Http(socket_path)
+    def __init__(self, socket_path: Path, *, within_seconds: float | None = None) -> None:
+        self._http = Http(socket_path, within_seconds=within_seconds)
 
     def __enter__(self) -> Self:
         return self

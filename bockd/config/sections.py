@@ -62,6 +62,14 @@ class ApiSettings(Section):
 
 
 @dataclass(frozen=True, slots=True)
+class FuseSettings(Section):
+    """`[fuse]`"""
+
+    mount: Path | None = key(None, read_path)
+    """None: no file view."""
+
+
+@dataclass(frozen=True, slots=True)
 class IdentitySettings(Section):
     """`[identity]`: tokens that bockd issues itself."""
 
@@ -151,6 +159,7 @@ class Settings(Section):
     log_level: str = key("info", choice(LOG_LEVELS))
     nbd: NbdSettings = section(NbdSettings)
     api: ApiSettings = section(ApiSettings)
+    fuse: FuseSettings = section(FuseSettings)
     identity: IdentitySettings = section(IdentitySettings)
     keystone: KeystoneSettings = section(KeystoneSettings)
     glance: GlanceSettings = section(GlanceSettings)

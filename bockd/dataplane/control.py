@@ -27,7 +27,6 @@ from bockd.control import (
 )
 from bockd.engine.guests import elsewhere
 from bockd.model import NodeKind, SnapshotId, VolumeId, export_name, export_uri
-from bockd.server.exports import ExportKey
 from bockd.server.nbd_server import NbdServer
 from bockd.store.catalogue import SnapshotRecord, VolumeRecord
 from bockd.store.index import Table
@@ -87,7 +86,8 @@ class PoolControl:
             return self._volume_info(catalogue.volume(volume))
 
     def _volume_info(self, record: VolumeRecord) -> VolumeInfo:
-        connections = self._server.connections(ExportKey(NodeKind.VOLUME, record.id))
+        opened = self._pool.volumes.get(record.id)
+        connections = opened.users if opened else 0
         trouble = self._pool.trouble(record)
         status = "error" if trouble else "in-use" if connections else "available"
         return VolumeInfo(
@@ -115,13 +115,14 @@ class PoolControl:
             ]
 
     def _snapshot_info(self, record: SnapshotRecord) -> SnapshotInfo:
+        opened = self._pool.snapshots.get(record.id)
         return SnapshotInfo(
             id=record.id,
             name=record.name,
             volume=record.volume,
             size_bytes=record.size_bytes,
             created_at=record.created_at,
-            connections=self._server.connections(ExportKey(NodeKind.SNAPSHOT, record.id)),
+            connections=opened.users if opened else 0,
             uri=export_uri(export_name(NodeKind.SNAPSHOT, record.name), self._socket),
         )
 
@@ -148,12 +149,12 @@ class PoolControl:
         entries = []
         with self._pool.catalogue() as catalogue:
             for entry in self._server.statistics():
-                record = (
-                    catalogue.volume(VolumeId(entry.id))
+                info = (
+                    self._volume_info(catalogue.volume(VolumeId(entry.id)))
                     if entry.kind is NodeKind.VOLUME
-                    else catalogue.snapshot(SnapshotId(entry.id))
+                    else self._snapshot_info(catalogue.snapshot(SnapshotId(entry.id)))
                 )
-                entries.append(replace(entry, name=record.name))
+                entries.append(replace(entry, name=info.name, connections=info.connections))
         return sorted(entries, key=lambda entry: entry.id)
 
     async def check(self) -> CheckReport:

@@ -17,7 +17,7 @@ from bockd.store.naming import export_description, find_export
 
 @dataclass(eq=False)
 class Hold:
-    """One connection's hold on an open volume or snapshot (bockd.server.exports.OpenExport)."""
+    """A connection's or open file's hold on a volume or snapshot (server.exports.OpenExport)."""
 
     key: ExportKey
     device: BlockDevice
@@ -62,6 +62,10 @@ class PoolExports:
         """Open the volume or snapshot, or join those who have it open. BockdError."""
         with self._pool.catalogue() as catalogue:
             kind, record = find_export(catalogue, name)
+        return await self.hold(kind, record)
+
+    async def hold(self, kind: NodeKind, record: VolumeRecord | SnapshotRecord) -> Hold:
+        """A hold on a volume or snapshot, for any door. BockdError."""
         info = describe(kind, record)
         device: BlockDevice
         if kind is NodeKind.VOLUME:

@@ -1,17 +1,22 @@
-"""Exact space: a walk over the maps of a family, counting blocks that one or several show.
+"""Space: an exact walk over the maps of a family, and a quick look at the layers' files.
 
+The walk counts blocks that one map or several show.
 A *family* is all maps with the same root; only they can share blocks. A block of a layer is
 exclusive to a map when no other live map of the family shows the same block of the same layer.
 """
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from bockd.control import Space
 from bockd.model import BLOCK_SIZE, MapId
 from bockd.store.catalogue import NO_MAP, Catalogue
 from bockd.store.index import Table
+from bockd.store.layout import Layout
 from bockd.store.leaf import (
     HOLE,
     LEAF_BLOCKS,
@@ -23,6 +28,36 @@ from bockd.store.leaf import (
 
 _WINDOW_LEAVES = 4096
 """Leaves of all maps held in memory at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """What a map's layers take up on disk."""
+
+    allocated_bytes: int
+    modified_at: float
+    """When a file of the map's own layers last changed; 0 when it has none."""
+
+
+def allocation(layout: Layout, catalogue: Catalogue, map_id: MapId) -> Allocation:
+    """The disk space of all layers that a map may refer to, by one `stat` for each file.
+
+    Without snapshots that is exactly what the volume stores. Otherwise it includes blocks of
+    ancestors that were overwritten since: never less than what the map shows. (`tar --sparse` takes
+    a file of no blocks for empty, so less would lose data.)
+    """
+    allocated, modified = 0, 0.0
+    for member in catalogue.chain(map_id):
+        for layer in catalogue.layers_of(member):
+            for number in itertools.count():
+                try:
+                    found = os.stat(layout.layer_segment(layer, number))
+                except FileNotFoundError:
+                    break
+                allocated += found.st_blocks * 512
+                if member == map_id:
+                    modified = max(modified, found.st_mtime)
+    return Allocation(allocated, modified)
 
 
 def measure_space(catalogue: Catalogue, map_id: MapId) -> Space:

@@ -23,6 +23,7 @@ from bockd.server.listener import accept_from
 from bockd.server.negotiation import Entrance, negotiate
 from bockd.server.pace import Pace
 from bockd.server.registry import Registry
+from bockd.server.statistics import ExportStatistics
 
 log = logging.getLogger(__name__)
 
@@ -125,11 +126,15 @@ class NbdServer:
         await self._registry.disconnect(key)
 
     def statistics(self) -> list[VolumeStatistics]:
-        """Counters of each export that has been connected to, by kind and id."""
+        """Counters of each export that has been used, by kind and id."""
         return [
             state.statistics.report(key, state.name, len(state.members))
             for key, state in self._registry
         ]
+
+    def statistics_of(self, key: ExportKey, name: str) -> ExportStatistics:
+        """The counters of one export, for another door to count on."""
+        return self._registry.state(key, name).statistics
 
     def forget(self, key: ExportKey) -> None:
         """Drop the counters of an export without connections: it was closed or deleted."""

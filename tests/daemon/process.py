@@ -47,11 +47,14 @@ class Result:
 class Bockd:
     """A data directory, and the daemon that serves it while it runs."""
 
-    def __init__(self, data_dir: Path, log: Path, *, nbd_listen: str = "none") -> None:
+    def __init__(
+        self, data_dir: Path, log: Path, *, nbd_listen: str = "none", mount: Path | None = None
+    ) -> None:
         self.data_dir = data_dir
         self.log = log
         self.announced: list[str] = []
         self._nbd_listen = nbd_listen
+        self._options = [] if mount is None else ["--mount", str(mount)]
         self._process: subprocess.Popen[bytes] | None = None
         self._expected: list[str] = []
 
@@ -62,7 +65,7 @@ class Bockd:
         assert self._process is None
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [program("bockd"), "serve"],
+                [program("bockd"), "serve", *self._options],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -79,7 +82,7 @@ class Bockd:
 
     def refusal_to_start(self) -> str:
         """Start it where it must refuse: status 1 and one line, which is returned."""
-        result = self.run(program("bockd"), "serve")
+        result = self.run(program("bockd"), "serve", *self._options)
         assert (result.status, result.out) == (1, ""), result
         assert result.err.startswith("bockd: "), result
         assert result.err.count("\n") == 1, result
@@ -311,12 +314,16 @@ def _lines(process: subprocess.Popen[bytes], deadline: float) -> Iterator[str]:
 
 @contextmanager
 def serving(
-    data_dir: Path, *, nbd_listen: str = "none", log: Path | None = None
+    data_dir: Path,
+    *,
+    nbd_listen: str = "none",
+    log: Path | None = None,
+    mount: Path | None = None,
 ) -> Iterator[Bockd]:
     """A running daemon, for the duration. If it still runs at the end, it must stop well. Its log
     is beside the data directory unless it shall be elsewhere."""
     log = log or data_dir.with_name(data_dir.name + ".log")
-    daemon = Bockd(data_dir, log, nbd_listen=nbd_listen)
+    daemon = Bockd(data_dir, log, nbd_listen=nbd_listen, mount=mount)
     daemon.start()
     try:
         yield daemon

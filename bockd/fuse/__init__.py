@@ -1,0 +1,1 @@
+"""The file view: volumes and snapshots as files of a FUSE mount, through the volume contract."""

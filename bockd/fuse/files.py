@@ -1,0 +1,108 @@
+"""Open files: reads, writes and flushes of one volume or snapshot, and their counters.
+
+The kernel caches nothing of these files (direct I/O), so every read and write arrives here and goes
+to the engine that the NBD server uses: both views always agree. A write is answered when the
+engine's contract says so, after `commit`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Coroutine
+from time import perf_counter_ns
+from typing import Any, Final, TypeVar
+
+from pyfuse3 import FUSEError
+
+from bockd.fuse.errors import fuse_errno
+from bockd.fuse.limits import MAX_INLINE_READ_BYTES, MAX_REQUEST_BYTES, MIN_ZERO_BYTES
+from bockd.server.drive import Driver
+from bockd.server.exports import OpenExport
+from bockd.server.statistics import ExportStatistics
+
+T = TypeVar("T")
+
+_ZEROS: Final = bytes(MAX_REQUEST_BYTES)
+
+_ANSWER: Final = memoryview(bytearray(MAX_INLINE_READ_BYTES))
+"""Where inline reads are put. pyfuse3 hands an answer to the kernel before anything else runs."""
+
+
+class OpenFile:
+    """One open file: a hold on its node. All methods raise FUSEError only."""
+
+    def __init__(
+        self, export: OpenExport, driver: Driver, statistics: ExportStatistics, flags: int
+    ) -> None:
+        self.export = export
+        self._device = export.device
+        self._driver = driver
+        self._statistics = statistics
+        # O_SYNC contains O_DSYNC's bit.
+        self._durable = bool(flags & os.O_DSYNC)
+
+    async def read(self, offset: int, length: int) -> memoryview | bytes:
+        """Up to `length` bytes; fewer at the end of the volume, none behind it. To be handed on
+        before anything is awaited."""
+        length = min(length, self._device.size_bytes - offset)
+        if length <= 0:
+            return b""
+        return await self._counted(self._read(offset, length))
+
+    async def _read(self, offset: int, length: int) -> memoryview:
+        self._statistics.reads += 1
+        self._statistics.read_bytes += length
+        if length <= MAX_INLINE_READ_BYTES:
+            into = _ANSWER[:length]
+            if self._device.try_read(offset, into):
+                return into
+        into = memoryview(bytearray(length))
+        await self._driver.run(self._device.read(offset, into))
+        return into
+
+    async def write(self, offset: int, data: bytes) -> int:
+        """Write, and return how much: less than `data` when it crosses the end of the volume.
+        EFBIG when it begins there: a volume does not grow by being written to."""
+        room = self._device.size_bytes - offset
+        if room <= 0 and data:
+            self._statistics.errors += 1
+            raise FUSEError(errno.EFBIG)
+        return await self._counted(self._write(offset, data[:room]))
+
+    async def _write(self, offset: int, data: bytes) -> int:
+        self._statistics.writes += 1
+        self._statistics.written_bytes += len(data)
+        if _is_zeros(data):
+            await self._driver.run(self._device.zero(offset, len(data), allocate=False))
+        else:
+            view = memoryview(data)
+            if data and self._device.try_write(offset, view):
+                self._device.commit()
+            elif data:
+                await self._driver.run(self._device.write(offset, view))
+        if self._durable:
+            self._statistics.flushes += 1
+            await self._driver.run(self._device.flush())
+        return len(data)
+
+    async def sync(self) -> None:
+        """fsync and fdatasync: what was answered before survives power loss."""
+        self._statistics.flushes += 1
+        await self._counted(self._driver.run(self._device.flush()))
+
+    async def _counted(self, operation: Coroutine[Any, Any, T]) -> T:
+        started = perf_counter_ns()
+        try:
+            result = await operation
+        except Exception as error:
+            self._statistics.errors += 1
+            raise FUSEError(fuse_errno(error)) from error
+        self._statistics.latencies.add(perf_counter_ns() - started, 1)
+        return result
+
+
+def _is_zeros(data: bytes) -> bool:
+    """Whether a write is large and all zeros. pyfuse3 passes no fallocate on, so this is how
+    space is given back through a file. Other data differs in its first bytes: cheap."""
+    return len(data) >= MIN_ZERO_BYTES and _ZEROS.startswith(data)
