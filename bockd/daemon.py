@@ -13,6 +13,7 @@ import resource
 import signal
 import socket
 import sys
+from collections.abc import Mapping
 from contextlib import nullcontext
 
 import trio
@@ -20,22 +21,26 @@ from fastapi import FastAPI
 
 from api.app import create_app
 from api.openstack.app import create_public_app
+from api.openstack.nbd import NbdDoors
 from api.serve import serve_api, serve_public
 from bockd.blockstorage.accounts import CREDENTIALS_FILE, establish
 from bockd.blockstorage.identity import LocalIdentity
-from bockd.blockstorage.interrupted import resolve_interrupted
+from bockd.blockstorage.interrupted import detaching, finish_detaching, resolve_interrupted
+from bockd.blockstorage.plugging import DevicePlugger
 from bockd.blockstorage.running import Surroundings
 from bockd.blockstorage.service import PoolBlockStorage
 from bockd.config import Settings
-from bockd.dataplane.attached import AttachedVolumes
+from bockd.dataplane.attached import AttachedExports, AttachedVolumes
+from bockd.dataplane.awaiting import Beside
 from bockd.dataplane.control import PoolControl
 from bockd.dataplane.exports import PoolExports
+from bockd.dataplane.plugged import PluggedDevices
 from bockd.engine.pool import Pool
 from bockd.engine.reclaim import Reclaimer
 from bockd.errors import BockdError, from_os_error
-from bockd.model import NodeKind, SnapshotId, VolumeId
+from bockd.model import NodeKind, ServerKind, SnapshotId, VolumeId
 from bockd.server.drive import Driver
-from bockd.server.exports import ExportKey, NoExports
+from bockd.server.exports import ExportKey
 from bockd.server.listener import address_of, listen_tcp
 from bockd.server.nbd_server import NbdServer, serve_nbd
 from bockd.steps import Steps
@@ -72,6 +77,7 @@ class _Daemon:
         self._server = NbdServer()
         self._driver = self._server.driver
         self._background: trio.Nursery
+        self._doors: trio.Nursery
         self._pool: Pool
         self._around: Surroundings
         self._reclaimer: Reclaimer
@@ -83,12 +89,24 @@ class _Daemon:
         except OSError as error:
             raise from_os_error(error, f"creating {data_dir}") from error
         self._pool = await trio.to_thread.run_sync(lambda: Pool.open(data_dir, self._spawn))
-        self._around = Surroundings(self._pool, AttachedVolumes(self._server))
+        beside = Beside(lambda: self._background)
+        self._around = Surroundings(
+            self._pool,
+            AttachedVolumes(self._pool, self._server, beside, self._on_idle),
+            devices=PluggedDevices(beside, self._pluggers()),
+        )
         try:
             async with trio.open_nursery() as self._background:
                 await self._serve()
         finally:
             self._pool.release()
+
+    def _pluggers(self) -> Mapping[ServerKind, DevicePlugger]:
+        """Hosts and plain servers connect by themselves."""
+        return {}
+
+    def _on_idle(self, key: ExportKey) -> None:
+        self._doors.start_soon(self._close_when_idle, key)
 
     def _spawn(self, steps: Steps[None]) -> None:
         """Background work of the engine; it is finished before the pool is given up."""
@@ -107,6 +125,8 @@ class _Daemon:
         try:
             await self._driver.run(self._pool.recover_volumes())
             await self._driver.run(resolve_interrupted(self._around))
+            for owned in detaching(self._around):
+                self._spawn(finish_detaching(self._around, owned))
             await trio.to_thread.run_sync(
                 lambda: establish(self._pool.store.index, self._settings.data_dir)
             )
@@ -134,17 +154,15 @@ class _Daemon:
     ) -> None:
         settings = self._settings
         nbd_listen = str(address_of(tcp)) if tcp else None
-        control = PoolControl(self._pool, self._server, settings, nbd_listen)
+        control = PoolControl(self._around, self._server, settings, nbd_listen)
+        attached = AttachedExports(self._pool, self._driver, self._on_idle)
+        exports = PoolExports(self._pool, self._driver, self._on_idle, attached)
         async with trio.open_nursery() as doors:
-
-            def on_idle(key: ExportKey) -> None:
-                doors.start_soon(self._close_when_idle, key)
-
-            exports = PoolExports(self._pool, self._driver, on_idle)
-            doors.start_soon(serve_nbd, self._server, unix, exports, tcp, NoExports())
+            self._doors = doors
+            doors.start_soon(serve_nbd, self._server, unix, exports, tcp, attached)
             await doors.start(serve_api, create_app(control), settings.api_socket)
             if api is not None:
-                await doors.start(serve_public, self._public_app(), api)
+                await doors.start(serve_public, self._public_app(tcp), api)
             # What is alive now stays; the collector need not look at it again.
             gc.collect()
             gc.freeze()
@@ -153,10 +171,13 @@ class _Daemon:
             log.info("stopping")
             doors.cancel_scope.cancel()
 
-    def _public_app(self) -> FastAPI:
+    def _public_app(self, tcp: socket.socket | None) -> FastAPI:
         pool = self._pool
         identity = LocalIdentity(pool.store.index, Driver(HASHING_THREADS), pool.clock)
-        return create_public_app(PoolBlockStorage(self._around, self._driver), identity)
+        doors = NbdDoors(str(self._settings.nbd_socket), address_of(tcp) if tcp else None)
+        return create_public_app(
+            PoolBlockStorage(self._around, self._driver), identity, nbd_doors=doors
+        )
 
     async def _close_when_idle(self, key: ExportKey) -> None:
         await trio.sleep(IDLE_SECONDS)

@@ -34,6 +34,8 @@ class VolumeView(TypedDict):
     id: int
     createdAt: str
     metadata: dict[str, str]
+    bockd: NotRequired[VolumeExtra]
+    """Only when something went wrong."""
 
 
 class OneVolume(TypedDict):
@@ -48,6 +50,22 @@ class VolumeList(TypedDict):
     volumes: list[VolumeView]
 
 
+class AttachmentExtra(TypedDict):
+    """What is ours in an attachment: the way in."""
+
+    uri: str | None
+    """Over TCP; null when the daemon does not listen there."""
+    unix_uri: str | None
+    """On the daemon's own machine."""
+    export: str
+    """The export's name, which is a secret: who knows it can read and write the volume."""
+    connections: int
+    kind: str
+    """The server's, when the volume was attached to it."""
+    device_info: dict[str, str]
+    """Of the device that was plugged into a virtual machine."""
+
+
 class AttachmentView(TypedDict):
     """Section 4.4.3.1; the reply of 4.4.3.2 shows the ids only."""
 
@@ -55,6 +73,13 @@ class AttachmentView(TypedDict):
     serverId: int | str
     id: int
     volumeId: int
+    bockd: AttachmentExtra
+
+
+class VolumeExtra(TypedDict):
+    """What is ours in a volume."""
+
+    last_error: str
 
 
 class OneAttachment(TypedDict):
@@ -100,27 +125,28 @@ class SnapshotList(TypedDict):
     snapshots: list[SnapshotView]
 
 
-def view_attachment(attachment: Attachment) -> AttachmentView:
+def view_attachment(attachment: Attachment, extra: AttachmentExtra) -> AttachmentView:
     """One attachment; its id is the volume's."""
     return {
         "device": attachment.device,
         "serverId": server_number(attachment.server_id),
         "id": attachment.id,
         "volumeId": attachment.volume_id,
+        "bockd": extra,
     }
 
 
 def attachments_of(volume: Volume) -> list[AttachmentInVolume]:
     """`[{}]` when there is none, as documented."""
-    if volume.attachment is None:
+    attachment = volume.attachment
+    if attachment is None:
         return [{}]
-    seen = view_attachment(volume.attachment)
     return [
         {
-            "id": seen["id"],
-            "volumeId": seen["volumeId"],
-            "serverId": seen["serverId"],
-            "device": seen["device"],
+            "id": attachment.id,
+            "volumeId": attachment.volume_id,
+            "serverId": server_number(attachment.server_id),
+            "device": attachment.device,
         }
     ]
 
@@ -142,6 +168,8 @@ def view_volume(volume: Volume) -> VolumeView:
     }
     if volume.image_id is not None:
         view["imageRef"] = volume.image_id
+    if volume.last_error is not None:
+        view["bockd"] = {"last_error": volume.last_error}
     return view
 
 

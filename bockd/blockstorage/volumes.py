@@ -194,15 +194,21 @@ def forget_record(txn: Transaction, record: VolumeRecord) -> None:
     """`also` of the pool's deletion: the record goes with the volume, if it has one. InUseError
     while the volume is attached."""
     ledger = Ledger(txn)
+    refuse_attached(txn, record)
     owned = ledger.owned_volume(record.id)
-    if owned is None:
-        return
-    if owned.volume.attachment is not None:
+    if owned is not None:
+        ledger.remove_volume(owned)
+
+
+def refuse_attached(txn: Transaction, record: VolumeRecord) -> None:
+    """`also` of the pool's reverting: InUseError for a volume that a server has, connected or
+    not. What the server still holds in its caches belongs to the old content."""
+    owned = Ledger(txn).owned_volume(record.id)
+    if owned is not None and owned.volume.attachment is not None:
         raise InUseError(
             f"volume {record.id} is attached to server {owned.volume.attachment.server_id}; "
             "detach it first"
         )
-    ledger.remove_volume(owned)
 
 
 def follow_size(txn: Transaction, record: VolumeRecord) -> None:
@@ -214,7 +220,10 @@ def follow_size(txn: Transaction, record: VolumeRecord) -> None:
 
 
 def _as_it_is(catalogue: Catalogue, volume: Volume) -> Volume:
-    return replace(volume, status=status_now(catalogue, volume))
+    failed = catalogue.volume(volume.id).failed
+    return replace(
+        volume, status=status_now(catalogue, volume), last_error=failed or volume.last_error
+    )
 
 
 def _fresh(new: NewVolume, record: VolumeRecord) -> Volume:

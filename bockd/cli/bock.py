@@ -9,6 +9,7 @@ from bockd.cli.client import connect
 from bockd.cli.completion import completion
 from bockd.cli.failure import Program
 from bockd.cli.output import json_option, print_json, print_record
+from bockd.cli.server import server
 from bockd.cli.snapshot import snapshot
 from bockd.cli.stat import stat
 from bockd.cli.transfer import export_snapshot, export_volume, import_image
@@ -57,5 +58,6 @@ volume.add_command(export_volume)
 snapshot.add_command(export_snapshot)
 main.add_command(volume)
 main.add_command(snapshot)
+main.add_command(server)
 main.add_command(stat)
 main.add_command(completion)

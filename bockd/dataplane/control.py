@@ -14,6 +14,8 @@ import trio
 import bockd
 from bockd.blockstorage import snapshots, volumes
 from bockd.blockstorage.recount import find_problems
+from bockd.blockstorage.running import Surroundings
+from bockd.blockstorage.servers import Servers
 from bockd.config import Settings
 from bockd.control import (
     CheckReport,
@@ -25,8 +27,7 @@ from bockd.control import (
 )
 from bockd.dataplane.exports import export_uri
 from bockd.engine.check import check_open_pool
-from bockd.engine.pool import Pool
-from bockd.model import NodeKind, SnapshotId, VolumeId
+from bockd.model import NodeKind, Server, SnapshotId, VolumeId
 from bockd.server.exports import ExportKey
 from bockd.server.nbd_server import NbdServer
 from bockd.store.catalogue import SnapshotRecord, VolumeRecord
@@ -37,9 +38,10 @@ class PoolControl:
     """Implements bockd.control.Control; see there for what each method promises."""
 
     def __init__(
-        self, pool: Pool, server: NbdServer, settings: Settings, nbd_listen: str | None
+        self, around: Surroundings, server: NbdServer, settings: Settings, nbd_listen: str | None
     ) -> None:
-        self._pool = pool
+        self._pool = around.pool
+        self._servers = Servers(around)
         self._server = server
         self._driver = server.driver
         self._socket = str(settings.nbd_socket)
@@ -154,7 +156,25 @@ class PoolControl:
         source = self._pool.find_snapshot(snapshot)
         with self._pool.catalogue() as catalogue:
             volume = catalogue.snapshot(source).volume
-        return self._volume_info(await self._driver.run(self._pool.revert_volume(volume, source)))
+        return self._volume_info(
+            await self._driver.run(
+                self._pool.revert_volume(volume, source, volumes.refuse_attached)
+            )
+        )
+
+    # -- servers -----------------------------------------------------------------------------
+
+    async def list_servers(self) -> list[Server]:
+        return self._servers.all()
+
+    async def show_server(self, name: str) -> Server:
+        return self._servers.registered(name)
+
+    async def add_server(self, server: Server) -> Server:
+        return await self._driver.run(self._servers.add(server))
+
+    async def remove_server(self, name: str) -> None:
+        await self._driver.run(self._servers.remove(name))
 
     # -- looking -----------------------------------------------------------------------------
 

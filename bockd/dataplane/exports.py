@@ -1,11 +1,16 @@
-"""The pool's volumes and snapshots as NBD exports: `<id or name>`, `snapshot/<id or name>`."""
+"""The operator's view of the pool as NBD exports: `<id or name>`, `snapshot/<id or name>`.
+
+It is what the Unix socket serves. Attached volumes are there under their attachments' names too,
+which come first: a server on this machine need not go through TCP.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from urllib.parse import quote
 
+from bockd.dataplane.attached import AttachedExports
+from bockd.dataplane.hold import Hold
 from bockd.device import BlockDevice
 from bockd.engine.pool import Pool
 from bockd.errors import NotFoundError
@@ -28,32 +33,17 @@ def export_uri(kind: NodeKind, name: str, socket: str) -> str:
     return f"nbd+unix:///{quote(export_name(kind, name))}?socket={quote(socket)}"
 
 
-@dataclass(eq=False)
-class Hold:
-    """One connection's hold on an open volume or snapshot (bockd.server.exports.OpenExport)."""
-
-    key: ExportKey
-    device: BlockDevice
-    name: str
-    description: str
-    release: Callable[[ExportKey], None]
-
-    @property
-    def info(self) -> ExportInfo:
-        """With the size as it is now."""
-        return ExportInfo(
-            self.name, self.description, self.device.size_bytes, self.device.read_only
-        )
-
-    async def close(self) -> None:
-        """Give the hold up."""
-        self.release(self.key)
-
-
 class PoolExports:
     """All volumes and snapshots of a pool (bockd.server.exports.ExportTable)."""
 
-    def __init__(self, pool: Pool, driver: Driver, on_idle: Callable[[ExportKey], None]) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        driver: Driver,
+        on_idle: Callable[[ExportKey], None],
+        attached: AttachedExports,
+    ) -> None:
+        self._attached = attached
         self._pool = pool
         self._driver = driver
         self._on_idle = on_idle
@@ -68,11 +58,15 @@ class PoolExports:
 
     async def describe(self, name: str) -> ExportInfo:
         """What the catalogue says; nothing is opened. NotFoundError."""
+        if self._attached.find(name) is not None:
+            return await self._attached.describe(name)
         with self._pool.catalogue() as catalogue:
             return describe(*self._find(catalogue, name))
 
     async def open(self, name: str) -> Hold:
         """Open the volume or snapshot, or join those who have it open. BockdError."""
+        if self._attached.find(name) is not None:
+            return await self._attached.open(name)
         with self._pool.catalogue() as catalogue:
             kind, record = self._find(catalogue, name)
         info = describe(kind, record)

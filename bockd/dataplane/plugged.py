@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from bockd.blockstorage.contract import Attachment, Volume
 from bockd.blockstorage.plugging import DevicePlugger
 from bockd.dataplane.awaiting import Beside
-from bockd.errors import NotSupportedError
+from bockd.errors import BockdError, NotSupportedError, UnavailableError
 from bockd.model import Server, ServerKind
 from bockd.steps import Steps
+
+log = logging.getLogger(__name__)
 
 _NEEDS_A_PLUGGER = frozenset({ServerKind.VM})
 
@@ -34,10 +38,26 @@ class PluggedDevices:
                     "into those; register it as a host or a plain server"
                 )
             return {}
-        return (yield from self._beside.call(lambda: plugger.plug(server, attachment, volume)))
+        with _in_our_terms(server):
+            return (yield from self._beside.call(lambda: plugger.plug(server, attachment, volume)))
 
     def unplug(self, server: Server, attachment: Attachment, *, force: bool) -> Steps[None]:
         """Nothing for a kind that has no plugger."""
         plugger = self._pluggers.get(server.kind)
         if plugger is not None:
-            yield from self._beside.call(lambda: plugger.unplug(server, attachment, force=force))
+            with _in_our_terms(server):
+                yield from self._beside.call(
+                    lambda: plugger.unplug(server, attachment, force=force)
+                )
+
+
+@contextmanager
+def _in_our_terms(server: Server) -> Iterator[None]:
+    """A plugger's bug must not leave a volume between two statuses."""
+    try:
+        yield
+    except BockdError:
+        raise
+    except Exception as error:
+        log.exception("the plugger of server %s failed unexpectedly", server.name)
+        raise UnavailableError(f"server {server.name}: internal error; see the log") from error

@@ -56,7 +56,7 @@ from bockd.store.locks import FileLock
 T = TypeVar("T")
 
 AlsoVolume = Callable[[Transaction, VolumeRecord], None]
-"""More to do in the transaction that creates, grows or forgets this volume."""
+"""More to do in the transaction that creates, grows, reverts or forgets this volume."""
 
 AlsoSnapshot = Callable[[Transaction, SnapshotRecord], None]
 """More to do in the transaction that creates or forgets this snapshot."""
@@ -310,12 +310,16 @@ class Pool(Registry):
         finally:
             lock.release()
 
-    def revert_volume(self, volume: VolumeId, snapshot: SnapshotId) -> Steps[VolumeRecord]:
+    def revert_volume(
+        self, volume: VolumeId, snapshot: SnapshotId, also: AlsoVolume = nothing_more
+    ) -> Steps[VolumeRecord]:
         """Make the volume show its snapshot's content again. The size stays; what lies beyond
         the snapshot's end becomes holes. InUseError while a client is connected."""
-        return self.exclusive(volume, self._revert_volume(volume, snapshot))
+        return self.exclusive(volume, self._revert_volume(volume, snapshot, also))
 
-    def _revert_volume(self, volume: VolumeId, snapshot: SnapshotId) -> Steps[VolumeRecord]:
+    def _revert_volume(
+        self, volume: VolumeId, snapshot: SnapshotId, also: AlsoVolume
+    ) -> Steps[VolumeRecord]:
         with self.catalogue() as catalogue:
             source = catalogue.snapshot(snapshot)
         if source.volume != volume:
@@ -338,6 +342,7 @@ class Pool(Registry):
                     current, map=fresh.id, head=layer, generation=current.generation + 1
                 )
                 catalogue.put_volume(reverted)
+                also(txn, reverted)
                 return reverted
 
             result: VolumeRecord = yield from self._with_new_layer(record.size_bytes, change)
