@@ -14,9 +14,12 @@ import pytest
 
 from bockd.blockstorage.attachments import Attachments
 from bockd.blockstorage.contract import NewSnapshot, NewVolume, Status, TenantId, Volume
+from bockd.blockstorage.interrupted import detaching, finish_detaching
 from bockd.blockstorage.records import Ledger
+from bockd.blockstorage.servers import Servers
 from bockd.blockstorage.snapshots import Snapshots
 from bockd.blockstorage.volumes import Volumes
+from bockd.model import Server, ServerKind
 from bockd.steps import Blocking, Steps, run_inline
 from bockd.store.index import Transaction
 from tests.blockstorage.store import Store, running
@@ -39,6 +42,15 @@ CHANGES: dict[str, Change] = {
     ),
     "attach": lambda s, t, v: Attachments(s.around).attach(t, "1", v.id, None),
     "detach": lambda s, t, v: Attachments(s.around).detach(t, "9", _attached(s, t).id),
+    "force detach": lambda s, t, v: Attachments(s.around).detach(
+        t, "9", _attached(s, t).id, force=True
+    ),
+    "attach to a machine": lambda s, t, v: Attachments(s.around).attach(t, "vm1", v.id, None),
+    "detach from a machine": lambda s, t, v: Attachments(s.around).detach(
+        t, "vm2", _attached(s, t, "vm2").id
+    ),
+    "add a server": lambda s, t, v: Servers(s.around).add(Server("new", ServerKind.HOST)),
+    "remove a server": lambda s, t, v: Servers(s.around).remove("vm1"),
 }
 
 
@@ -47,17 +59,23 @@ def _opened(store: Store, tenant: TenantId, volume: Volume) -> Steps[object]:
     return Snapshots(store.around).create(tenant, NewSnapshot(volume.id, "new"))
 
 
-def _attached(store: Store, tenant: TenantId) -> Volume:
-    return next(v for v in store.run(lambda s: s.list_volumes(tenant)) if v.attachment)
+def _attached(store: Store, tenant: TenantId, server: str = "9") -> Volume:
+    volumes = store.run(lambda s: s.list_volumes(tenant))
+    return next(v for v in volumes if v.attachment and v.attachment.server_id == server)
 
 
 def prepare(store: Store) -> None:
-    """A tenant with a volume, a snapshot of it, and another volume that is attached."""
+    """A tenant with a volume, a snapshot of it, and others that are attached: to a plain server,
+    and to a machine."""
     tenant = store.tenant("acme")
     volume = store.volume(tenant, 1, "first")
     store.snapshot(tenant, volume)
     other = store.volume(tenant, 1)
     store.run(lambda s: s.attach(tenant, "9", other.id, None))
+    for machine in ("vm1", "vm2"):
+        run_inline(Servers(store.around).add(Server(machine, ServerKind.VM, f"/run/{machine}")))
+    third = store.volume(tenant, 1)
+    store.run(lambda s: s.attach(tenant, "vm2", third.id, None))
 
 
 def known(store: Store) -> tuple[TenantId, Volume]:
@@ -75,7 +93,14 @@ def state(store: Store, tenant: TenantId) -> tuple[object, ...]:
         [(v.id, v.status, v.size_gib, v.attachment and v.attachment.server_id) for v in volumes],
         [(s.id, s.status, s.size_gib) for s in snapshots],
         store.run(lambda s: s.limits(tenant)).used,
+        [(server.name, server.kind) for server in Servers(store.around).all()],
     )
+
+
+def pull_devices(store: Store) -> None:
+    """What the daemon does when its doors are open: nothing is left in a transient status."""
+    for owned in detaching(store.around):
+        run_inline(finish_detaching(store.around, owned))
 
 
 def die_at(steps: Steps[object], number: int, *, done: bool) -> None:
@@ -135,6 +160,7 @@ def test_killed_at_any_step_all_or_nothing(tmp_path: Path, change: str, done: bo
             prepare(store)
         died = killed(root, change, number, done=done)
         with running(root) as store:
+            pull_devices(store)
             found = state(store, known(store)[0])
             assert found in (before, after), f"killed at step {number}"
             if not died:
