@@ -1,14 +1,32 @@
-"""The FastAPI application: routes, intake and faults put together."""
+"""The control API's application, and how it shares a socket with the public one.
+
+On the Unix socket the operator and their tenants' programs meet: `bock` looks after volumes through
+the public API there, with a token as everywhere, without a port to find or to leave open.
+"""
 
 from __future__ import annotations
 
 from fastapi import FastAPI
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 import bockd
 from api.control import PREFIX, control_router
 from api.faults import install_faults
 from api.intake import Intake
 from bockd.control import Control
+
+
+class Together:
+    """Both APIs as one application: what is below `PREFIX` is the control API's."""
+
+    def __init__(self, control: ASGIApp, public: ASGIApp) -> None:
+        self._control = control
+        self._public = public
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path: str = scope.get("path", "")
+        ours = path == PREFIX or path.startswith(f"{PREFIX}/")
+        await (self._control if ours else self._public)(scope, receive, send)
 
 
 def create_app(control: Control) -> FastAPI:

@@ -13,13 +13,13 @@ from collections.abc import Awaitable, Callable
 from typing import cast
 
 import trio
-from fastapi import FastAPI
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ASGIFramework, ConnectionState
+from starlette.types import ASGIApp
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def quiet_config() -> Config:
 
 
 async def serve_connections(
-    app: FastAPI,
+    app: ASGIApp,
     listeners: list[trio.SocketListener],
     *,
     shutdown: Callable[[], Awaitable[None]],

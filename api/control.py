@@ -20,6 +20,7 @@ from bockd.control import (
     DaemonInfo,
     SnapshotInfo,
     Space,
+    Unowned,
     VolumeInfo,
     VolumeStatistics,
 )
@@ -34,25 +35,10 @@ class Body(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
 
-class CreateVolume(Body):
-    """A blank volume needs a size; a clone may leave it out."""
+class Adopt(Body):
+    """`tenant` is an id."""
 
-    name: str
-    size_bytes: int | None = None
-    from_snapshot: str | None = None
-
-
-class ExtendVolume(Body):
-    """The new size, not the difference."""
-
-    size_bytes: int
-
-
-class CreateSnapshot(Body):
-    """`volume` is an id or a name, `name` is the snapshot's own."""
-
-    volume: str
-    name: str
+    tenant: str
 
 
 class AddServer(Body):
@@ -106,6 +92,11 @@ def pool_router(control: Control) -> APIRouter:
         """Counters of each open volume and snapshot."""
         return await control.statistics()
 
+    @router.get("/unowned")
+    async def unowned() -> Unowned:
+        """What belongs to no tenant."""
+        return await control.unowned()
+
     @router.post("/check")
     async def check() -> CheckReport:
         """Walk the pool while it serves, without repairing."""
@@ -123,30 +114,15 @@ def volume_router(control: Control) -> APIRouter:
         """All volumes by id."""
         return await control.list_volumes()
 
-    @router.post("", status_code=201)
-    async def create_volume(body: CreateVolume) -> VolumeInfo:
-        """A blank volume, or a clone of a snapshot."""
-        return await control.create_volume(body.name, body.size_bytes, body.from_snapshot)
-
     @router.get("/{ref}")
     async def show_volume(ref: Ref) -> VolumeInfo:
         """One volume."""
         return await control.show_volume(ref)
 
-    @router.delete("/{ref}", status_code=204)
-    async def delete_volume(ref: Ref) -> None:
-        """Forget a volume; refused while a client is connected."""
-        await control.delete_volume(ref)
-
-    @router.post("/{ref}/extend")
-    async def extend_volume(ref: Ref, body: ExtendVolume) -> VolumeInfo:
-        """Grow a volume."""
-        return await control.extend_volume(ref, body.size_bytes)
-
-    @router.post("/{ref}/reopen")
-    async def reopen_volume(ref: Ref) -> VolumeInfo:
-        """Let a failed volume be used again, accepting that its latest writes may be lost."""
-        return await control.reopen_volume(ref)
+    @router.post("/{ref}/adopt", status_code=204)
+    async def adopt_volume(ref: Ref, body: Adopt) -> None:
+        """Give a volume that belongs to nobody to a tenant."""
+        await control.adopt(NodeKind.VOLUME, ref, body.tenant)
 
     @router.get("/{ref}/space")
     async def volume_space(ref: Ref) -> Space:
@@ -165,25 +141,10 @@ def snapshot_router(control: Control) -> APIRouter:
         """All snapshots by id, or those of one volume."""
         return await control.list_snapshots(query.volume)
 
-    @router.post("", status_code=201)
-    async def create_snapshot(body: CreateSnapshot) -> SnapshotInfo:
-        """Freeze what a volume holds now."""
-        return await control.create_snapshot(body.volume, body.name)
-
-    @router.get("/{ref}")
-    async def show_snapshot(ref: Ref) -> SnapshotInfo:
-        """One snapshot."""
-        return await control.show_snapshot(ref)
-
-    @router.delete("/{ref}", status_code=204)
-    async def delete_snapshot(ref: Ref) -> None:
-        """Forget a snapshot; volumes made from it stay."""
-        await control.delete_snapshot(ref)
-
-    @router.post("/{ref}/revert")
-    async def revert_volume(ref: Ref) -> VolumeInfo:
-        """Make the snapshot's volume hold again what the snapshot holds."""
-        return await control.revert_volume(ref)
+    @router.post("/{ref}/adopt", status_code=204)
+    async def adopt_snapshot(ref: Ref, body: Adopt) -> None:
+        """Give a snapshot that belongs to nobody to a tenant."""
+        await control.adopt(NodeKind.SNAPSHOT, ref, body.tenant)
 
     @router.get("/{ref}/space")
     async def snapshot_space(ref: Ref) -> Space:

@@ -1,5 +1,5 @@
-"""Runs the applications inside the daemon's own nursery: the control API on a Unix socket that only
-its owner may use, the public one on a TCP socket.
+"""Runs the applications inside the daemon's own nursery: both APIs on a Unix socket that only its
+owner may use, the public one also on a TCP socket.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import trio
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from api.connections import serve_connections
 from bockd.unixsocket import listening_unix
 
 
 async def serve_api(
-    app: FastAPI,
+    app: ASGIApp,
     socket_path: Path,
     *,
     shutdown: Callable[[], Awaitable[None]] = trio.sleep_forever,
@@ -34,7 +34,7 @@ async def serve_api(
 
 
 async def serve_public(
-    app: FastAPI,
+    app: ASGIApp,
     listener: socket.socket,
     *,
     shutdown: Callable[[], Awaitable[None]] = trio.sleep_forever,

@@ -47,7 +47,7 @@ _NOT_REPEATED = frozenset({"--json", "--directory"})
     "peers",
     multiple=True,
     type=click.Choice(list(PEERS)),
-    help=f"Instead of {' and '.join(DEFAULT_PEERS)}; may be repeated.",
+    help=f"Instead of {', '.join(DEFAULT_PEERS)}; may be repeated.",
 )
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write JSON there.")
 @click.option("--write", "page", type=click.Path(path_type=Path), help="Write the page there.")
@@ -130,8 +130,8 @@ def _measure(
         if chosen:
             section, settings = measure_throughput(chosen, peers, scale, ground)
             sections.append(section)
-        if any(wanted(row, patterns) for row in aftersnapshot.ROWS):
-            sections.append(aftersnapshot.measure_after_snapshot(scale, ground))
+        if after := [row for row in aftersnapshot.ROWS if wanted(row, patterns)]:
+            sections.append(aftersnapshot.measure_after_snapshot(scale, ground, after))
         if any(wanted(row, patterns) for row in snapshotcost.ROWS):
             pairs = SNAPSHOT_PAIRS * scale.rounds
             sections.append(snapshotcost.measure_snapshot_cost(scratch / "cost", pairs, tell))

@@ -8,7 +8,6 @@ written back before the next run begins.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -19,14 +18,11 @@ from bench.fio import Job, run_job
 from bench.processes import BenchError, Placement
 from bench.quiet import MAX_FOREIGN_SHARE, Watch, quiet_rounds
 from bench.results import Comparison, Section, Target
-from bench.servers import PEERS, Peer, Serve, Served, serve_bockd
+from bench.servers import PEERS, QCOW2_IO_URING, QCOW2_THREADS, Serve, Served, serve_bockd
 
 KIB = 1024
 FILL_BLOCK_BYTES = 64 * KIB
 FILL_DEPTH = 4
-TRIAL_ROUNDS = 3
-TRIAL_SECONDS = 0.4
-"""For choosing between the variants of a peer."""
 
 Tell = Callable[[str], None]
 """Takes what is being done, for whoever watches."""
@@ -50,7 +46,8 @@ class Row:
         return "write" in self.mode
 
 
-TWICE_QEMU = {"qemu-nbd qcow2": Target(2.0)}
+TWICE_QEMU = {QCOW2_THREADS: Target(2.0), QCOW2_IO_URING: Target(2.0)}
+"""Whichever way qemu-nbd does its input and output."""
 
 ROWS = (
     Row("4k-randread-qd1", "randread", 1),
@@ -59,8 +56,6 @@ ROWS = (
     Row("4k-randwrite-qd32", "randwrite", 32, targets=TWICE_QEMU),
 )
 """Writes are overwrites: the image is full."""
-
-_TRIAL_ROWS = (Row("trial-read", "randread", 32), Row("trial-write", "randwrite", 32))
 
 
 @dataclass(frozen=True)
@@ -92,7 +87,12 @@ def measure_throughput(
     with ExitStack() as stack:
         contestants = [_enter(stack, serve_bockd, "bockd", scale, ground)]
         for name in peers:
-            contestants.append(_enter_peer(stack, PEERS[name], scale, ground))
+            try:
+                contestants.append(_enter(stack, PEERS[name].serve, name, scale, ground))
+            except BenchError as error:
+                if not PEERS[name].optional:
+                    raise
+                ground.tell(f"{name} does not run here: {error}")
         comparisons = [
             comparison
             for row in rows
@@ -112,9 +112,11 @@ def _method(scale: Scale, ground: Field) -> str:
     )
 
 
-def fill(served: Served, size_bytes: int, placement: Placement) -> None:
-    """Write all of an export, in the way that every server's image is filled."""
-    job = Job("write", FILL_BLOCK_BYTES, FILL_DEPTH, size_bytes, io_bytes=size_bytes)
+def fill(
+    served: Served, size_bytes: int, placement: Placement, block_bytes: int = FILL_BLOCK_BYTES
+) -> None:
+    """Write all of an export; as it is here every server's image is filled."""
+    job = Job("write", block_bytes, FILL_DEPTH, size_bytes, io_bytes=size_bytes)
     run_job(job, served.uri, core=placement.client)
     settle(served.directory)
 
@@ -125,41 +127,6 @@ def _enter(stack: ExitStack, serve: Serve, label: str, scale: Scale, ground: Fie
     served = stack.enter_context(serve(directory, scale.size_bytes, ground.placement))
     fill(served, scale.size_bytes, ground.placement)
     return served
-
-
-def _enter_peer(stack: ExitStack, peer: Peer, scale: Scale, ground: Field) -> Served:
-    """Start a peer; of several variants the fastest, found by a trial, goes on running."""
-    running: list[tuple[ExitStack, Served]] = []
-    with ExitStack() as trial:
-        refusals = []
-        for number, serve in enumerate(peer.variants):
-            own = trial.enter_context(ExitStack())
-            try:
-                served = _enter(own, serve, f"{peer.name} {number}", scale, ground)
-            except BenchError as error:  # a variant that this kernel or build does not have
-                refusals.append(str(error))
-            else:
-                running.append((own, served))
-        if not running:
-            raise BenchError("\n".join(refusals))
-        ground.tell(f"choosing the faster way to run {peer.name}")
-        fastest = _fastest([served for _, served in running], scale, ground)
-        own, served = running[fastest]
-        stack.push(own.pop_all())
-    return served
-
-
-def _fastest(contestants: Sequence[Served], scale: Scale, ground: Field) -> int:
-    """Which does best by the geometric mean of random reads and writes."""
-    if len(contestants) == 1:
-        return 0
-    scores = [0.0] * len(contestants)
-    for row in _TRIAL_ROWS:
-        for number in range(min(TRIAL_ROUNDS, scale.rounds)):
-            job = row.job(scale.size_bytes, TRIAL_SECONDS)
-            values = _one_round(row, job, contestants, ground, Watch(), number)
-            scores = [score + math.log(value) for score, value in zip(scores, values, strict=True)]
-    return scores.index(max(scores))
 
 
 def _measure_row(

@@ -1,5 +1,7 @@
-"""The control interface: all that the API, the command line's server side and, later, the
-attachment logic may ask of volumes.
+"""The control interface: what the operator of a daemon may ask of it, whatever belongs to whom.
+
+It looks, and gives to a tenant what belongs to nobody. What changes volumes and snapshots is block
+storage (bockd.blockstorage), on behalf of a tenant.
 
 Async methods, plain data in and out, nothing else: the data plane behind it can move into other
 processes without its callers noticing. A `ref` is an id in decimal or a name; an unknown one
@@ -25,8 +27,20 @@ class DaemonInfo:
     nbd_socket: str
     nbd_listen: str | None
     """The TCP address in use, as HOST:PORT; None when there is no TCP listener."""
+    api_listen: str | None
+    """The same of the block storage API."""
+    daemon: str
+    """Names this run of the daemon; what it says of a volume's backing names it too."""
     volumes: int
     snapshots: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unowned:
+    """Names of what belongs to no tenant and can be adopted."""
+
+    volumes: tuple[str, ...]
+    snapshots: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,46 +158,17 @@ class Control(ServerControl, Protocol):
 
     async def show_volume(self, ref: str) -> VolumeInfo: ...
 
-    async def create_volume(
-        self, name: str, size_bytes: int | None, from_snapshot: str | None
-    ) -> VolumeInfo:
-        """A blank volume, or a clone of a snapshot (then the size may be None or larger than the
-        snapshot's, never smaller). Raises ConflictError when the name is taken."""
-        ...
-
-    async def extend_volume(self, ref: str, size_bytes: int) -> VolumeInfo:
-        """Grow a volume; connected clients see the new size when they connect again. Raises
-        InvalidRequestError for a smaller size."""
-        ...
-
-    async def delete_volume(self, ref: str) -> None:
-        """Forget a volume; its space returns in the background. Its snapshots stay. Raises
-        InUseError while a client is connected."""
-        ...
-
-    async def reopen_volume(self, ref: str) -> VolumeInfo:
-        """Let a volume in status error be used again, accepting that writes since its last
-        successful flush may be lost."""
-        ...
-
     async def list_snapshots(self, volume: str | None) -> list[SnapshotInfo]:
         """All snapshots, or those of one volume, by id."""
         ...
 
-    async def show_snapshot(self, ref: str) -> SnapshotInfo: ...
-
-    async def create_snapshot(self, volume: str, name: str) -> SnapshotInfo:
-        """Freeze what the volume holds now (promise D4), connected or not."""
+    async def unowned(self) -> Unowned:
+        """What belongs to no tenant, but for images; a walk over all records."""
         ...
 
-    async def delete_snapshot(self, ref: str) -> None:
-        """Forget a snapshot; volumes made from it stay. Raises InUseError while it is read."""
-        ...
-
-    async def revert_volume(self, snapshot: str) -> VolumeInfo:
-        """Make the snapshot's volume hold again exactly what the snapshot holds; its size stays
-        (what lies beyond the snapshot's end reads as zeros). Raises InUseError while a client is
-        connected to the volume."""
+    async def adopt(self, kind: NodeKind, ref: str, tenant: str) -> None:
+        """Give a volume or snapshot that belongs to nobody to a tenant, by the id that its tokens
+        have. Raises ConflictError for one that has an owner, or is an image."""
         ...
 
     async def space(self, kind: NodeKind, ref: str) -> Space:

@@ -19,17 +19,19 @@ from contextlib import nullcontext
 import trio
 from fastapi import FastAPI
 
-from api.app import create_app
+from api.app import Together, create_app
 from api.openstack.app import create_public_app
 from api.openstack.nbd import NbdDoors
 from api.serve import serve_api, serve_public
 from bockd.blockstorage.accounts import CREDENTIALS_FILE, establish
+from bockd.blockstorage.contract import Identity
 from bockd.blockstorage.identity import LocalIdentity
 from bockd.blockstorage.interrupted import detaching, finish_detaching, resolve_interrupted
 from bockd.blockstorage.plugging import DevicePlugger
 from bockd.blockstorage.running import Surroundings
 from bockd.blockstorage.service import PoolBlockStorage
 from bockd.config import Settings
+from bockd.configured import catalog, one_identity, surroundings
 from bockd.dataplane.attached import AttachedExports, AttachedVolumes
 from bockd.dataplane.awaiting import Beside
 from bockd.dataplane.control import PoolControl
@@ -38,6 +40,7 @@ from bockd.dataplane.plugged import PluggedDevices
 from bockd.engine.pool import Pool
 from bockd.engine.reclaim import Reclaimer
 from bockd.errors import BockdError, from_os_error
+from bockd.keystone.opening import open_keystone
 from bockd.model import NodeKind, ServerKind, SnapshotId, VolumeId
 from bockd.server.drive import Driver
 from bockd.server.exports import ExportKey
@@ -59,7 +62,9 @@ HASHING_THREADS = 2
 def run(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT. Raises BockdError when it cannot begin."""
     logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s"
+        level=settings.log_level.upper(),
+        stream=sys.stderr,
+        format="%(levelname)s %(name)s: %(message)s",
     )
     _raise_descriptor_limit()
     trio.run(_Daemon(settings).main)
@@ -77,12 +82,18 @@ class _Daemon:
         self._server = NbdServer()
         self._driver = self._server.driver
         self._background: trio.Nursery
+        self._keystone: Identity | None
         self._doors: trio.Nursery
         self._pool: Pool
         self._around: Surroundings
         self._reclaimer: Reclaimer
 
     async def main(self) -> None:
+        # First of all: it can fail, and nothing has been touched yet.
+        async with open_keystone(self._settings.keystone) as self._keystone:
+            await self._run()
+
+    async def _run(self) -> None:
         data_dir = self._settings.data_dir
         try:
             os.makedirs(data_dir, mode=0o700, exist_ok=True)
@@ -90,10 +101,11 @@ class _Daemon:
             raise from_os_error(error, f"creating {data_dir}") from error
         self._pool = await trio.to_thread.run_sync(lambda: Pool.open(data_dir, self._spawn))
         beside = Beside(lambda: self._background)
-        self._around = Surroundings(
+        self._around = surroundings(
+            self._settings,
             self._pool,
             AttachedVolumes(self._pool, self._server, beside, self._on_idle),
-            devices=PluggedDevices(beside, self._pluggers()),
+            PluggedDevices(beside, self._pluggers()),
         )
         try:
             async with trio.open_nursery() as self._background:
@@ -144,8 +156,8 @@ class _Daemon:
         settings = self._settings
         with (
             listening_unix(settings.nbd_socket) as unix,
-            listen_tcp(settings.nbd_listen) if settings.nbd_listen else nullcontext() as tcp,
-            listen_tcp(settings.api_listen) if settings.api_listen else nullcontext() as api,
+            listen_tcp(settings.nbd.listen) if settings.nbd.listen else nullcontext() as tcp,
+            listen_tcp(settings.api.listen) if settings.api.listen else nullcontext() as api,
         ):
             await self._serve_doors(unix, tcp, api)
 
@@ -154,30 +166,34 @@ class _Daemon:
     ) -> None:
         settings = self._settings
         nbd_listen = str(address_of(tcp)) if tcp else None
-        control = PoolControl(self._around, self._server, settings, nbd_listen)
+        api_listen = str(address_of(api)) if api else None
+        control = PoolControl(self._around, self._server, settings, nbd_listen, api_listen)
+        public = self._public_app(tcp)
         attached = AttachedExports(self._pool, self._driver, self._on_idle)
         exports = PoolExports(self._pool, self._driver, self._on_idle, attached)
         async with trio.open_nursery() as doors:
             self._doors = doors
             doors.start_soon(serve_nbd, self._server, unix, exports, tcp, attached)
-            await doors.start(serve_api, create_app(control), settings.api_socket)
+            await doors.start(serve_api, Together(create_app(control), public), settings.api_socket)
             if api is not None:
-                await doors.start(serve_public, self._public_app(tcp), api)
+                await doors.start(serve_public, public, api)
             # What is alive now stays; the collector need not look at it again.
             gc.collect()
             gc.freeze()
-            self._announce(nbd_listen, str(address_of(api)) if api else None)
+            self._announce(nbd_listen, api_listen)
             await _signalled()
             log.info("stopping")
             doors.cancel_scope.cancel()
 
     def _public_app(self, tcp: socket.socket | None) -> FastAPI:
-        pool = self._pool
-        identity = LocalIdentity(pool.store.index, Driver(HASHING_THREADS), pool.clock)
-        doors = NbdDoors(str(self._settings.nbd_socket), address_of(tcp) if tcp else None)
-        return create_public_app(
-            PoolBlockStorage(self._around, self._driver), identity, nbd_doors=doors
+        pool, settings = self._pool, self._settings
+        local = LocalIdentity(
+            pool.store.index, Driver(HASHING_THREADS), pool.clock, settings.identity.token_seconds
         )
+        identity = one_identity(settings.keystone, local, self._keystone)
+        storage = PoolBlockStorage(self._around, self._driver)
+        doors = NbdDoors(str(settings.nbd_socket), address_of(tcp) if tcp else None)
+        return create_public_app(storage, identity, catalog(settings.catalog), doors)
 
     async def _close_when_idle(self, key: ExportKey) -> None:
         await trio.sleep(IDLE_SECONDS)
@@ -198,10 +214,18 @@ class _Daemon:
             f"  NBD, TCP:         {nbd_listen or 'off'}  (attached volumes only)",
             f"  control API:      {settings.api_socket}",
             f"  block storage API: {f'http://{api_listen}/' if api_listen else 'off'}"
-            f"  (credentials: {settings.data_dir / CREDENTIALS_FILE})",
+            f"  ({self._ways_in()})",
             "Next: bock volume create disk1 --size 10GiB",
         ]
         print("\n".join(lines), flush=True)
+
+    def _ways_in(self) -> str:
+        """Who has tokens, for people."""
+        keystone = self._settings.keystone
+        credentials = f"credentials: {self._settings.data_dir / CREDENTIALS_FILE}"
+        if keystone.url is None:
+            return credentials
+        return f"{credentials}, " * keystone.local + f"Keystone: {keystone.url}"
 
 
 async def _signalled() -> None:

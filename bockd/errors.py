@@ -75,6 +75,14 @@ class VolumeFailedError(BockdError):
     errno = errno.EIO
 
 
+def volume_failed(volume: int, name: str, reason: str) -> VolumeFailedError:
+    """Why a volume is refused, and what to do about it."""
+    return VolumeFailedError(
+        f"volume {volume} ({name}) is refused after an error: {reason}. Writes since its last "
+        f"successful flush may be lost; 'bock volume reopen {volume}' accepts that"
+    )
+
+
 class DamagedError(BockdError):
     """Something on disk is missing, truncated or fails its checksum: refused, never guessed."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NewType
+from urllib.parse import quote
 
 from bockd.errors import InvalidRequestError
 
@@ -64,6 +65,20 @@ class Server:
     tenant: str | None = None
     """The id of the only tenant for which it exists; None: it exists for all."""
     added_at: float = 0.0
+
+
+SNAPSHOT_PREFIX = "snapshot/"
+"""Of the export name of a snapshot."""
+
+
+def export_name(kind: NodeKind, name: str) -> str:
+    """The NBD export name of a volume or snapshot on the Unix socket."""
+    return name if kind is NodeKind.VOLUME else SNAPSHOT_PREFIX + name
+
+
+def export_uri(export: str, socket: str) -> str:
+    """The NBD URI of an export on a Unix socket."""
+    return f"nbd+unix:///{quote(export)}?socket={quote(socket)}"
 
 
 @dataclass(frozen=True, slots=True)

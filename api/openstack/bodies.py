@@ -13,6 +13,9 @@ from pydantic.alias_generators import to_camel, to_snake
 
 from api.openstack import values
 from bockd.blockstorage.contract import NewSnapshot, NewVolume
+from bockd.blockstorage.rules import exact_size
+from bockd.errors import InvalidRequestError
+from bockd.model import BLOCK_SIZE, MAX_VOLUME_BYTES, MIN_VOLUME_BYTES
 
 Id = Annotated[
     int | str,
@@ -39,6 +42,17 @@ Flag = Annotated[
 ]
 
 
+SizeBytes = Annotated[
+    int,
+    WithJsonSchema(
+        {
+            "type": "integer",
+            "minimum": MIN_VOLUME_BYTES,
+            "maximum": MAX_VOLUME_BYTES,
+            "multipleOf": BLOCK_SIZE,
+        }
+    ),
+]
 Text = Annotated[str, WithJsonSchema({"type": "string", "maxLength": 255})]
 
 
@@ -70,6 +84,12 @@ class Body(BaseModel):
         return key
 
 
+class ExactSize(Body):
+    """Our own key in a request: `"bockd": {"size_bytes": 1048576}`."""
+
+    size_bytes: SizeBytes | None = Field(None, description="Exactly; `size` is this rounded up")
+
+
 class VolumeBody(Body):
     """Section 4.4.2.2."""
 
@@ -81,6 +101,7 @@ class VolumeBody(Body):
     metadata: dict[str, str | None] | None = None
     availability_zone: Text | None = None
     volume_type: str | int | None = Field(None, description="Ignored, as specified")
+    bockd: ExactSize | None = Field(None, description="What only bockd understands")
 
     def wanted(self) -> NewVolume:
         """What the service is asked for. Raises InvalidRequestError, or NotFoundError for a
@@ -94,6 +115,7 @@ class VolumeBody(Body):
             image_id=None if self.image_ref is None else values.image_id(self.image_ref),
             metadata={key: value for key, value in given.items() if value is not None},
             availability_zone=self.availability_zone,
+            size_bytes=None if self.bockd is None else self.bockd.size_bytes,
         )
 
 
@@ -101,6 +123,53 @@ class CreateVolume(Body):
     """`{"volume": {...}}`."""
 
     volume: VolumeBody
+
+
+class ExtendBody(Body):
+    """What `os-extend` asks for: GiB as Cinder says it, bytes as only bockd understands."""
+
+    new_size: Size | None = Field(None, description="GiB; the new size, not the difference")
+    bockd: ExactSize | None = None
+
+    def size_bytes(self) -> int:
+        """The new size. Raises InvalidRequestError."""
+        new_size = None if self.new_size is None else values.integer("new_size", self.new_size)
+        wanted = exact_size(new_size, None if self.bockd is None else self.bockd.size_bytes)
+        if wanted is None:
+            raise InvalidRequestError("os-extend.new_size is missing")
+        return wanted
+
+
+class RevertBody(Body):
+    """What `revert` asks for."""
+
+    snapshot_id: Id
+
+
+class ReopenBody(Body):
+    """`bockd-reopen` needs nothing more."""
+
+
+class VolumeAction(Body):
+    """One of Cinder's actions on a volume, or of ours: an object with one key, the action's name.
+    Null stands for an action that needs nothing more."""
+
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
+
+    extend: ExtendBody | None = Field(None, alias="os-extend")
+    revert: RevertBody | None = None
+    reopen: ReopenBody | None = Field(None, alias="bockd-reopen")
+
+    @model_validator(mode="before")
+    @classmethod
+    def read_spellings(cls, given: Any) -> Any:
+        """Exactly one action, whose name has one spelling."""
+        if not isinstance(given, dict):
+            return given
+        if len(given) != 1:
+            raise ValueError("name one action")
+        ((name, wanted),) = given.items()
+        return {name: {} if wanted is None else wanted}
 
 
 class SnapshotBody(Body):

@@ -25,7 +25,9 @@ class NbdDoors:
             return None
         host = self.listen.host
         if _is_wildcard(host):
-            host = request.url.hostname or host
+            # A request on the Unix socket comes from this machine, whatever it calls the host.
+            local = "::1" if ":" in host else "127.0.0.1"
+            host = (request.url.hostname or local) if request.scope.get("server") else local
         return f"nbd://{Address(host, self.listen.port)}/{quote(export)}"
 
     def unix_uri(self, export: str) -> str | None:

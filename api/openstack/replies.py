@@ -7,7 +7,25 @@ from typing import NotRequired
 from typing_extensions import TypedDict
 
 from api.openstack.values import date, precise_date, server_number
-from bockd.blockstorage.contract import Attachment, Snapshot, Volume
+from bockd.blockstorage.contract import Attachment, Backing, Snapshot, Volume
+from bockd.control import Space
+
+
+class BackingView(TypedDict):
+    """Our own key, which old clients ignore: what the pool has behind a volume or snapshot."""
+
+    daemon: str
+    name: str
+    export: str
+    size_bytes: int
+    connections: int
+    error: str | None
+
+
+class VolumeBackingView(BackingView):
+    """The same, and what the latest attaching or detaching has to say."""
+
+    last_error: str | None
 
 
 class AttachmentInVolume(TypedDict, total=False):
@@ -34,8 +52,7 @@ class VolumeView(TypedDict):
     id: int
     createdAt: str
     metadata: dict[str, str]
-    bockd: NotRequired[VolumeExtra]
-    """Only when something went wrong."""
+    bockd: VolumeBackingView
 
 
 class OneVolume(TypedDict):
@@ -76,12 +93,6 @@ class AttachmentView(TypedDict):
     bockd: AttachmentExtra
 
 
-class VolumeExtra(TypedDict):
-    """What is ours in a volume."""
-
-    last_error: str
-
-
 class OneAttachment(TypedDict):
     """Section 4.4.3.2."""
 
@@ -104,6 +115,7 @@ class SnapshotView(TypedDict):
     id: int
     createdAt: str
     size: int
+    bockd: BackingView
 
 
 class NewSnapshotView(TypedDict):
@@ -123,6 +135,37 @@ class SnapshotList(TypedDict):
     """Section 4.4.4.1."""
 
     snapshots: list[SnapshotView]
+
+
+class SpaceView(TypedDict):
+    """What only it reaches, and what others reach too."""
+
+    exclusive_bytes: int
+    shared_bytes: int
+
+
+class OneSpace(TypedDict):
+    """`{"space": {...}}`, ours."""
+
+    space: SpaceView
+
+
+def view_space(space: Space) -> SpaceView:
+    """Exact space."""
+    return {"exclusive_bytes": space.exclusive_bytes, "shared_bytes": space.shared_bytes}
+
+
+def view_backing(backing: Backing | None) -> BackingView:
+    """What is under the key "bockd"."""
+    assert backing is not None  # only stored records lack it
+    return {
+        "daemon": backing.daemon,
+        "name": backing.name,
+        "export": backing.export,
+        "size_bytes": backing.size_bytes,
+        "connections": backing.connections,
+        "error": backing.error,
+    }
 
 
 def view_attachment(attachment: Attachment, extra: AttachmentExtra) -> AttachmentView:
@@ -165,11 +208,10 @@ def view_volume(volume: Volume) -> VolumeView:
         "id": volume.id,
         "createdAt": date(volume.created_at),
         "metadata": dict(volume.metadata),
+        "bockd": {**view_backing(volume.backing), "last_error": volume.last_error},
     }
     if volume.image_id is not None:
         view["imageRef"] = volume.image_id
-    if volume.last_error is not None:
-        view["bockd"] = {"last_error": volume.last_error}
     return view
 
 
@@ -190,6 +232,7 @@ def view_snapshot(snapshot: Snapshot) -> SnapshotView:
         "id": snapshot.id,
         "createdAt": date(snapshot.created_at),
         "size": snapshot.size_gib,
+        "bockd": view_backing(snapshot.backing),
     }
 
 

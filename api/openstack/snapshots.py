@@ -11,9 +11,11 @@ from api.openstack.params import InPage, InSnapshot
 from api.openstack.replies import (
     NewSnapshotView,
     OneSnapshot,
+    OneSpace,
     SnapshotList,
     view_new_snapshot,
     view_snapshot,
+    view_space,
 )
 from bockd.blockstorage.contract import BlockStorage
 
@@ -40,6 +42,11 @@ def snapshot_router(storage: BlockStorage, prefix: str) -> APIRouter:
         """Show a snapshot (section 4.4.4.3)."""
         view = view_snapshot(await storage.show_snapshot(tenant, snapshot))
         return {"snapshot": view, "snapshots": view}
+
+    @router.get("/{snapshot_id:node}/bockd-space")
+    async def snapshot_space(tenant: InTenant, snapshot: InSnapshot) -> OneSpace:
+        """Measure the space that a snapshot takes, by a walk over its maps."""
+        return {"space": view_space(await storage.snapshot_space(tenant, snapshot))}
 
     @router.delete("/{snapshot_id:node}", response_class=Response)
     async def delete_snapshot(tenant: InTenant, snapshot: InSnapshot) -> Response:

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Response, status
 
+from api.openstack import values
 from api.openstack.access import InTenant
-from api.openstack.bodies import CreateVolume
+from api.openstack.bodies import CreateVolume, VolumeAction
 from api.openstack.media import JsonRoute
 from api.openstack.params import InPage, InVolume
-from api.openstack.replies import OneVolume, VolumeList, list_volume, view_volume
+from api.openstack.replies import (
+    OneSpace,
+    OneVolume,
+    VolumeList,
+    list_volume,
+    view_space,
+    view_volume,
+)
 from bockd.blockstorage.contract import BlockStorage
 
 
@@ -32,6 +40,28 @@ def volume_router(storage: BlockStorage, prefix: str) -> APIRouter:
     async def show_volume(tenant: InTenant, volume: InVolume) -> OneVolume:
         """Show a volume (section 4.4.2.3)."""
         return {"volume": view_volume(await storage.show_volume(tenant, volume))}
+
+    @router.post(
+        "/{volume_id:node}/action",
+        status_code=status.HTTP_202_ACCEPTED,
+        response_class=Response,
+    )
+    async def act_on_volume(tenant: InTenant, volume: InVolume, body: VolumeAction) -> Response:
+        """Grow a volume, revert it to a snapshot, or use it again after an error, in the form of
+        Cinder's actions."""
+        if body.extend is not None:
+            await storage.extend_volume(tenant, volume, body.extend.size_bytes())
+        elif body.revert is not None:
+            source = values.snapshot_id(body.revert.snapshot_id)
+            await storage.revert_volume(tenant, volume, source)
+        else:
+            await storage.reopen_volume(tenant, volume)
+        return Response(status_code=status.HTTP_202_ACCEPTED)
+
+    @router.get("/{volume_id:node}/bockd-space")
+    async def volume_space(tenant: InTenant, volume: InVolume) -> OneSpace:
+        """Measure the space that a volume takes, by a walk over its maps."""
+        return {"space": view_space(await storage.volume_space(tenant, volume))}
 
     @router.delete(
         "/{volume_id:node}", status_code=status.HTTP_202_ACCEPTED, response_class=Response

@@ -7,7 +7,7 @@ What holds for all methods:
   docstring says otherwise. A change is durable when its method returns, and a SIGKILL at any
   instant leaves all of it or none of it (what was caught half-way is resolved at the next start).
 * A tenant sees its own only: what belongs to another one, or to none, raises NotFoundError.
-  Volumes that the operator made through the control interface belong to no tenant.
+  Volumes that an older version or another program made belong to no tenant until they are adopted.
 * Arguments have the right types; everything else about them is checked here (InvalidRequestError).
 * Ids of volumes and snapshots are the pool's ids. Sizes are in GiB, times are seconds since the
   epoch.
@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NewType, Protocol
 
+from bockd.control import Space
 from bockd.model import Server, ServerKind, SnapshotId, VolumeId
 
 TenantId = NewType("TenantId", str)
@@ -155,6 +156,23 @@ class Attachment:
 
 
 @dataclass(frozen=True, slots=True)
+class Backing:
+    """What the pool has behind a volume or snapshot: more than the specification tells."""
+
+    daemon: str
+    """Names the run of the daemon that serves it; see `DaemonInfo.daemon`."""
+    name: str
+    """Its name in the pool, which no other volume (or snapshot) of any tenant has."""
+    export: str
+    """Its NBD export name, for clients on the daemon's Unix socket."""
+    size_bytes: int
+    connections: int
+    """NBD clients that use it now."""
+    error: str | None
+    """Why it is refused, and what to do; None when nothing is wrong with it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Volume:
     """A volume as its tenant sees it."""
 
@@ -171,7 +189,9 @@ class Volume:
     created_at: float
     attachment: Attachment | None
     last_error: str | None = None
-    """Why the latest attaching or detaching did not go as asked, or why the volume is in error."""
+    """Why the latest attaching or detaching did not go as asked."""
+    backing: Backing | None = None
+    """None in a stored record only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +206,8 @@ class Snapshot:
     display_name: str | None
     display_description: str | None
     created_at: float
+    backing: Backing | None = None
+    """None in a stored record only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +217,10 @@ class NewVolume:
     `size_gib` (1 to 16384) is required for a blank volume. With a snapshot it has no effect: the
     volume has the snapshot's size, and that is what is recorded and counted (4.4.2, rule 1, without
     its bug). With an image it may be left out, and must not be smaller than the image.
+
+    `size_bytes` (1 MiB to 16 TiB, in whole blocks) is ours: an exact size, which `size_gib` may
+    repeat rounded up. It does have effect with a snapshot, and must not be smaller than it. Rounded
+    up is what is recorded and counted.
     """
 
     size_gib: int | None
@@ -204,6 +230,7 @@ class NewVolume:
     image_id: ImageId | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     availability_zone: str | None = None
+    size_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,6 +346,40 @@ class BlockStorage(Protocol):
         Raises InvalidStateError unless it is available or in error, and while a client is
         connected to it. Another failure leaves it in error_deleting, to be tried again.
         """
+        ...
+
+    async def extend_volume(self, tenant: TenantId, volume: VolumeId, size_bytes: int) -> None:
+        """Ours, in the form of Cinder's os-extend: grow a volume. Connected clients see the new
+        size when they connect again.
+
+        Raises InvalidRequestError unless it grows, InvalidStateError unless it is available or in
+        use, OverLimitError beyond the quota.
+        """
+        ...
+
+    async def revert_volume(self, tenant: TenantId, volume: VolumeId, snapshot: SnapshotId) -> None:
+        """Ours, in the form of Cinder's revert: the volume holds again exactly what one of its
+        snapshots holds. Its size stays; what lies beyond the snapshot's end reads as zeros.
+
+        Raises InvalidRequestError for another volume's snapshot, InvalidStateError unless both are
+        available, and while a client is connected to the volume.
+        """
+        ...
+
+    async def reopen_volume(self, tenant: TenantId, volume: VolumeId) -> None:
+        """Ours: use a volume again that is refused after an error (`Backing.error`), accepting that
+        writes since its last successful flush may be lost.
+
+        Raises InvalidStateError when nothing is wrong with it, and while a client is connected.
+        """
+        ...
+
+    async def volume_space(self, tenant: TenantId, volume: VolumeId) -> Space:
+        """Ours: exact space, by a walk over the volume's maps."""
+        ...
+
+    async def snapshot_space(self, tenant: TenantId, snapshot: SnapshotId) -> Space:
+        """The same of a snapshot."""
         ...
 
     async def list_snapshots(self, tenant: TenantId, page: Page = EVERYTHING) -> list[Snapshot]:

@@ -27,6 +27,16 @@ def with_volume(quota: Quota, used: Usage, size_gib: int) -> Usage:
     return replace(used, volumes=used.volumes + 1, gigabytes=used.gigabytes + size_gib)
 
 
+def with_growth(quota: Quota, used: Usage, volume: int, old_gib: int, new_gib: int) -> Usage:
+    """The usage with a volume that is larger than it was; OverLimitError."""
+    grown = used.gigabytes + new_gib - old_gib
+    if new_gib > old_gib and _exceeds(quota.gigabytes, grown):
+        raise OverLimitError(
+            f"Volume quota exceeded. You cannot extend volume {volume} to a size of {new_gib}G"
+        )
+    return replace(used, gigabytes=grown)
+
+
 def with_snapshot(quota: Quota, used: Usage, volume: int) -> Usage:
     """The usage with one more snapshot; OverLimitError."""
     if _exceeds(quota.snapshots, used.snapshots + 1):

@@ -23,7 +23,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -58,8 +58,12 @@ class TenantRecord:
 
     tenant: Tenant
     quota: Quota | None
-    """None: the configured default."""
+    """None: what the configuration says."""
     used: Usage
+
+
+QuotaOf = Callable[[TenantRecord], Quota]
+"""Decides a tenant's quota: the record has a part in it, the configuration another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,23 +191,28 @@ class Ledger:
     def all_volumes(self) -> Iterator[OwnedVolume]:
         return self._all(Table.API_VOLUMES, OwnedVolume)
 
-    def add_volume(self, tenant: TenantId, volume: Volume, default: Quota) -> None:
+    def add_volume(self, tenant: TenantId, volume: Volume, quota_of: QuotaOf) -> None:
         """A new volume, within the tenant's quota. OverLimitError."""
         record = self.tenant(tenant)
-        self._use(record, quota.with_volume(record.quota or default, record.used, volume.size_gib))
+        self._use(record, quota.with_volume(quota_of(record), record.used, volume.size_gib))
         self.put_volume(tenant, volume)
         self.txn.put(Table.OWNED, owned_key(NodeKind.VOLUME, tenant, volume.id), b"")
 
     def put_volume(self, tenant: TenantId, volume: Volume) -> None:
         """The volume as it is now. Attachments are changed by `attach` and `detach` only."""
+        assert volume.backing is None
         self._put(Table.API_VOLUMES, id_key(volume.id), OwnedVolume(tenant, volume))
 
-    def resize_volume(self, owned: OwnedVolume, size_gib: int) -> None:
-        """The operator made it larger, whatever the quota."""
-        record = self.tenant(owned.tenant)
-        more = size_gib - owned.volume.size_gib
-        self._use(record, replace(record.used, gigabytes=record.used.gigabytes + more))
-        self.put_volume(owned.tenant, replace(owned.volume, size_gib=size_gib))
+    def resize_volume(
+        self, tenant: TenantId, volume: Volume, size_gib: int, quota_of: QuotaOf
+    ) -> None:
+        """A volume that has grown, within the tenant's quota. OverLimitError."""
+        record = self.tenant(tenant)
+        allowed = quota_of(record)
+        self._use(
+            record, quota.with_growth(allowed, record.used, volume.id, volume.size_gib, size_gib)
+        )
+        self.put_volume(tenant, replace(volume, size_gib=size_gib))
 
     def remove_volume(self, owned: OwnedVolume) -> None:
         """A volume that is no longer; it is not attached."""
@@ -291,17 +300,16 @@ class Ledger:
     def all_snapshots(self) -> Iterator[OwnedSnapshot]:
         return self._all(Table.API_SNAPSHOTS, OwnedSnapshot)
 
-    def add_snapshot(self, tenant: TenantId, snapshot: Snapshot, default: Quota) -> None:
+    def add_snapshot(self, tenant: TenantId, snapshot: Snapshot, quota_of: QuotaOf) -> None:
         """A new snapshot, within the tenant's quota. OverLimitError."""
         record = self.tenant(tenant)
-        self._use(
-            record, quota.with_snapshot(record.quota or default, record.used, snapshot.volume_id)
-        )
+        self._use(record, quota.with_snapshot(quota_of(record), record.used, snapshot.volume_id))
         self.put_snapshot(tenant, snapshot)
         self.txn.put(Table.OWNED, owned_key(NodeKind.SNAPSHOT, tenant, snapshot.id), b"")
 
     def put_snapshot(self, tenant: TenantId, snapshot: Snapshot) -> None:
         """The snapshot as it is now."""
+        assert snapshot.backing is None
         self._put(Table.API_SNAPSHOTS, id_key(snapshot.id), OwnedSnapshot(tenant, snapshot))
 
     def remove_snapshot(self, owned: OwnedSnapshot) -> None:

@@ -7,19 +7,20 @@ inside its transaction.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from string import ascii_lowercase
 from typing import NoReturn, Protocol, TypeVar
 
 from bockd.blockstorage.contract import MAX_PAGE, Page, Status
 from bockd.errors import (
     ConflictError,
+    InUseError,
     InvalidRequestError,
     InvalidStateError,
     NotFoundError,
     OverLimitError,
 )
-from bockd.model import GIB, MAX_VOLUME_BYTES, NodeKind
+from bockd.model import GIB, MAX_VOLUME_BYTES, NodeKind, check_volume_size
 
 MIN_SIZE_GIB = 1
 MAX_SIZE_GIB = MAX_VOLUME_BYTES // GIB
@@ -95,6 +96,48 @@ def check_can_be_snapshotted(volume: int, status: Status, *, force: bool) -> Non
         )
 
 
+Check = Callable[[int, Status], None]
+"""Whether the status of a volume allows something; raises InvalidStateError."""
+
+
+def check_can_be_extended(volume: int, status: Status) -> None:
+    """Available or attached: Cinder's rule since version 3.42 of its API."""
+    if status not in (Status.AVAILABLE, Status.IN_USE):
+        refuse_state(
+            NodeKind.VOLUME,
+            volume,
+            f"its status must be available or in-use to be extended; it is {status}",
+        )
+
+
+def check_can_be_reverted(volume: int, status: Status) -> None:
+    """Cinder's rule: nobody is told that what a server has written is gone."""
+    if status is not Status.AVAILABLE:
+        refuse_state(
+            NodeKind.VOLUME, volume, f"its status must be available to be reverted; it is {status}"
+        )
+
+
+def check_can_be_reverted_to(snapshot: int, status: Status, origin: int, volume: int) -> None:
+    """A volume goes back to a finished snapshot of its own."""
+    if origin != volume:
+        raise InvalidRequestError(f"snapshot {snapshot} is not one of volume {volume}")
+    if status is not Status.AVAILABLE:
+        refuse_state(
+            NodeKind.SNAPSHOT,
+            snapshot,
+            f"its status must be available to revert to it; it is {status}",
+        )
+
+
+def check_can_be_reopened(volume: int, status: Status, trouble: str | None) -> None:
+    """Only what is refused is there to be reopened, attached or not."""
+    if status not in (Status.AVAILABLE, Status.IN_USE, Status.ERROR):
+        refuse_state(NodeKind.VOLUME, volume, f"it cannot be reopened while it is {status}")
+    if trouble is None:
+        refuse_state(NodeKind.VOLUME, volume, "nothing is wrong with it")
+
+
 def check_can_be_cloned(snapshot: int, status: Status) -> None:
     """A volume is made from a finished snapshot only."""
     if status is not Status.AVAILABLE:
@@ -106,6 +149,11 @@ def check_can_be_cloned(snapshot: int, status: Status) -> None:
 def refuse_state(kind: NodeKind, node: int, reason: str) -> NoReturn:
     """Raise InvalidStateError in the words that clients know: "Invalid volume: ..."."""
     raise InvalidStateError(f"Invalid {kind}: {kind} {node}: {reason}")
+
+
+def in_use(kind: NodeKind, error: InUseError) -> InvalidStateError:
+    """The pool's refusal, which says who has it and what to do, in the same words."""
+    return InvalidStateError(f"Invalid {kind}: {error}")
 
 
 def not_found(kind: NodeKind, node: int) -> NotFoundError:
@@ -123,6 +171,24 @@ def check_size(size_gib: int) -> int:
             f"size {_shown(size_gib)} is out of range: choose {MIN_SIZE_GIB} to {MAX_SIZE_GIB} GiB"
         )
     return size_gib
+
+
+def exact_size(size_gib: int | None, size_bytes: int | None) -> int | None:
+    """The bytes that a request asks for in one way or the other; None when it says nothing.
+
+    Raises InvalidRequestError when a size is out of range, and when the two contradict each other.
+    """
+    if size_gib is not None:
+        check_size(size_gib)
+    if size_bytes is None:
+        return None if size_gib is None else size_gib * GIB
+    check_volume_size(size_bytes)
+    if size_gib is not None and size_gib != size_in_gib(size_bytes):
+        raise InvalidRequestError(
+            f"size {size_gib} and size_bytes {size_bytes} contradict each other: "
+            f"{size_bytes} bytes are {size_in_gib(size_bytes)} GiB, rounded up"
+        )
+    return size_bytes
 
 
 def size_in_gib(size_bytes: int) -> int:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import secrets
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-from bockd.blockstorage.contract import Attachment, Quota
+from bockd.blockstorage.contract import Attachment, Backing, Quota
 from bockd.blockstorage.plugging import Devices, NoDevices
 from bockd.blockstorage.quota import DEFAULT_QUOTA
+from bockd.blockstorage.records import TenantRecord
 from bockd.engine.pool import Pool
 from bockd.errors import BockdError, from_os_error
-from bockd.model import NodeKind
+from bockd.model import NodeKind, export_name
 from bockd.steps import Blocking, Steps
+from bockd.store.catalogue import SnapshotRecord, VolumeRecord
 from bockd.store.index import Transaction
 
 T = TypeVar("T")
@@ -48,12 +51,16 @@ class Exports(Protocol):
         """
         ...
 
-    def connections(self, attachment: Attachment) -> int:
-        """How many clients there are under the attachment's export name."""
+    def clients(self, attachment: Attachment) -> int:
+        """How many there are under the attachment's export name."""
         ...
 
     def forget(self, kind: NodeKind, node: int) -> None:
         """The volume or snapshot is gone; so may be what was counted about it."""
+        ...
+
+    def connections(self, kind: NodeKind, node: int) -> int:
+        """How many NBD clients use a volume or snapshot now."""
         ...
 
 
@@ -69,12 +76,17 @@ class NoExports:
         yield from ()
         return None
 
-    def connections(self, attachment: Attachment) -> int:
+    def clients(self, attachment: Attachment) -> int:
         del attachment
         return 0
 
     def forget(self, kind: NodeKind, node: int) -> None:
         """Nothing is kept about it."""
+
+    def connections(self, kind: NodeKind, node: int) -> int:
+        """Nobody connects."""
+        del kind, node
+        return 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +97,41 @@ class Surroundings:
     exports: Exports
     default_quota: Quota = DEFAULT_QUOTA
     default_zone: str = DEFAULT_ZONE
+    tenant_quotas: Mapping[str, Quota] = field(default_factory=dict)
+    """Configured for single tenants, by id or name."""
     devices: Devices = field(default_factory=NoDevices)
     strict_servers: bool = False
     """Only registered servers exist."""
+    daemon: str = field(default_factory=lambda: secrets.token_hex(8))
+    """Names this run, so that who finds a daemon in two ways can tell that it is one."""
+
+    def quota_of(self, record: TenantRecord) -> Quota:
+        """What the configuration says of the tenant, else what its record says, else the default.
+        By id first, because a tenant may be named like another one's id."""
+        configured = self.tenant_quotas.get(record.tenant.id)
+        configured = configured or self.tenant_quotas.get(record.tenant.name)
+        return configured or record.quota or self.default_quota
+
+    def backing(self, kind: NodeKind, record: VolumeRecord | SnapshotRecord) -> Backing:
+        """What the pool has behind a volume or snapshot. On the owner thread."""
+        return Backing(
+            daemon=self.daemon,
+            name=record.name,
+            export=export_name(kind, record.name),
+            size_bytes=record.size_bytes,
+            connections=self.exports.connections(kind, record.id),
+            error=self._trouble(record) if isinstance(record, VolumeRecord) else None,
+        )
+
+    def _trouble(self, record: VolumeRecord) -> str | None:
+        """What is wrong with a volume, without what is not its tenant's business: file names."""
+        failure = self.pool.failure(record)
+        if failure is None and record.id in self.pool.refusals:
+            return (
+                f"volume {record.id} ({record.name}) could not be opened; 'bockd check' on the "
+                "daemon's machine, and its log, say why"
+            )
+        return failure
 
     def update(self, change: Callable[[Transaction], T]) -> Steps[T]:
         """Run `change` in a transaction of its own; see `Index.update`."""

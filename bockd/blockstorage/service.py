@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bockd.blockstorage.attachments import Attachments
+from bockd.blockstorage.changes import Changes
 from bockd.blockstorage.contract import (
     EVERYTHING,
     Attachment,
@@ -22,6 +23,7 @@ from bockd.blockstorage.running import Driver, Surroundings
 from bockd.blockstorage.servers import Servers
 from bockd.blockstorage.snapshots import Snapshots
 from bockd.blockstorage.volumes import Volumes
+from bockd.control import Space
 from bockd.model import Server, SnapshotId, VolumeId
 
 _NAMESPACE = "http://docs.openstack.org/volume/ext/{}/api/v1.1"
@@ -48,8 +50,16 @@ EXTENSIONS = (
         "2011-03-25T00:00:00+00:00",
         "The volumes attached to a server.",
     ),
+    Extension(
+        "bockd",
+        "Bockd",
+        _NAMESPACE.format("bockd"),
+        "2026-11-24T00:00:00+00:00",
+        'The key "bockd" in volumes and snapshots, sizes in bytes, exact space, and the actions '
+        "os-extend, revert and bockd-reopen of a volume.",
+    ),
 )
-"""The three resources of the specification beyond OpenStack Compute 1.1 (4.1)."""
+"""The three resources of the specification beyond OpenStack Compute 1.1 (4.1), and ours."""
 
 
 class PoolBlockStorage:
@@ -60,10 +70,11 @@ class PoolBlockStorage:
 
     def __init__(self, around: Surroundings, driver: Driver) -> None:
         self._index = around.pool.store.index
-        self._default_quota = around.default_quota
+        self._quota_of = around.quota_of
         self._driver = driver
         self._volumes = Volumes(around)
         self._snapshots = Snapshots(around)
+        self._changes = Changes(around, self._volumes)
         self._attachments = Attachments(around)
         self._servers = Servers(around)
         self._exports = around.exports
@@ -79,6 +90,21 @@ class PoolBlockStorage:
 
     async def delete_volume(self, tenant: TenantId, volume: VolumeId) -> None:
         await self._driver.run(self._volumes.delete(tenant, volume))
+
+    async def extend_volume(self, tenant: TenantId, volume: VolumeId, size_bytes: int) -> None:
+        await self._driver.run(self._changes.extend(tenant, volume, size_bytes))
+
+    async def revert_volume(self, tenant: TenantId, volume: VolumeId, snapshot: SnapshotId) -> None:
+        await self._driver.run(self._changes.revert(tenant, volume, snapshot))
+
+    async def reopen_volume(self, tenant: TenantId, volume: VolumeId) -> None:
+        await self._driver.run(self._changes.reopen(tenant, volume))
+
+    async def volume_space(self, tenant: TenantId, volume: VolumeId) -> Space:
+        return await self._driver.run(self._changes.volume_space(tenant, volume))
+
+    async def snapshot_space(self, tenant: TenantId, snapshot: SnapshotId) -> Space:
+        return await self._driver.run(self._changes.snapshot_space(tenant, snapshot))
 
     async def list_snapshots(self, tenant: TenantId, page: Page = EVERYTHING) -> list[Snapshot]:
         return self._snapshots.list(tenant, page)
@@ -109,7 +135,7 @@ class PoolBlockStorage:
         await self._driver.run(self._attachments.detach(tenant, server, volume, force=force))
 
     def connections(self, attachment: Attachment) -> int:
-        return self._exports.connections(attachment)
+        return self._exports.clients(attachment)
 
     async def list_servers(self, tenant: TenantId) -> list[Server]:
         return self._servers.of_tenant(tenant)
@@ -120,7 +146,7 @@ class PoolBlockStorage:
     async def limits(self, tenant: TenantId) -> Limits:
         with self._index.reading() as txn:
             record = Ledger(txn).tenant(tenant)
-        return Limits(record.quota or self._default_quota, record.used)
+        return Limits(self._quota_of(record), record.used)
 
     async def list_images(self) -> list[Image]:
         with self._index.reading() as txn:

@@ -13,7 +13,7 @@ from bockd.blockstorage.contract import NewSnapshot, Page, Snapshot, Status, Ten
 from bockd.blockstorage.records import Ledger
 from bockd.blockstorage.running import Surroundings, in_our_terms
 from bockd.blockstorage.volumes import naming, status_now
-from bockd.errors import BockdError, InUseError, NotFoundError
+from bockd.errors import BockdError, InUseError, InvalidStateError, NotFoundError
 from bockd.model import NodeKind, SnapshotId
 from bockd.steps import Steps
 from bockd.store.catalogue import Catalogue, SnapshotRecord
@@ -31,12 +31,19 @@ class Snapshots:
         """4.4.4.1."""
         rules.check_page(page)
         with self._pool.store.index.reading() as txn:
-            return rules.cut_page(Ledger(txn).snapshots(tenant, page.marker or 0), page)
+            catalogue = Catalogue(txn)
+            mine = Ledger(txn).snapshots(tenant, page.marker or 0)
+            return [self._as_it_is(catalogue, found) for found in rules.cut_page(mine, page)]
 
     def show(self, tenant: TenantId, snapshot: SnapshotId) -> Snapshot:
         """4.4.4.3."""
         with self._pool.store.index.reading() as txn:
-            return Ledger(txn).snapshot(tenant, snapshot)
+            return self._as_it_is(Catalogue(txn), Ledger(txn).snapshot(tenant, snapshot))
+
+    def _as_it_is(self, catalogue: Catalogue, snapshot: Snapshot) -> Snapshot:
+        """With what the pool knows."""
+        record = catalogue.snapshot(snapshot.id)
+        return replace(snapshot, backing=self._around.backing(NodeKind.SNAPSHOT, record))
 
     def create(self, tenant: TenantId, new: NewSnapshot) -> Steps[Snapshot]:
         """4.4.4.2, in one transaction. `creating` is what the reply says, as for a volume."""
@@ -45,15 +52,20 @@ class Snapshots:
         with self._pool.store.index.reading() as txn:
             # What is refused here costs no flush of the volume and no file.
             self._check(txn, tenant, new)
+            origin = Catalogue(txn).volume(new.volume_id)
+        # What this process alone knows; in the words that say what to do.
+        if failure := self._pool.failure(origin):
+            raise InvalidStateError(f"Invalid volume: {failure}")
 
         def also(txn: Transaction, record: SnapshotRecord) -> None:
             self._check(txn, tenant, new)
-            Ledger(txn).add_snapshot(tenant, _fresh(new, record), self._around.default_quota)
+            Ledger(txn).add_snapshot(tenant, _fresh(new, record), self._around.quota_of)
 
         record = yield from self._pool.create_snapshot(
             new.volume_id, naming(NodeKind.SNAPSHOT, new.display_name), also
         )
-        return replace(_fresh(new, record), status=Status.CREATING)
+        backing = self._around.backing(NodeKind.SNAPSHOT, record)
+        return replace(_fresh(new, record), status=Status.CREATING, backing=backing)
 
     def _check(self, txn: Transaction, tenant: TenantId, new: NewSnapshot) -> None:
         ledger = Ledger(txn)
@@ -62,16 +74,16 @@ class Snapshots:
             volume.id, status_now(Catalogue(txn), volume), force=new.force
         )
         record = ledger.tenant(tenant)
-        quota.with_snapshot(record.quota or self._around.default_quota, record.used, volume.id)
+        quota.with_snapshot(self._around.quota_of(record), record.used, volume.id)
 
     def delete(self, tenant: TenantId, snapshot: SnapshotId) -> Steps[None]:
         """4.4.4.4, in the same steps as a volume's deletion."""
         before = yield from self._around.update(lambda txn: _begin_delete(txn, tenant, snapshot))
         try:
             yield from self._pool.delete_snapshot(snapshot, forget_record)
-        except InUseError:
+        except InUseError as error:
             yield from self._around.update(lambda txn: leave_deleting(txn, snapshot, before))
-            rules.refuse_state(NodeKind.SNAPSHOT, snapshot, "it is being read")
+            raise rules.in_use(NodeKind.SNAPSHOT, error) from None
         except NotFoundError:
             raise rules.not_found(NodeKind.SNAPSHOT, snapshot) from None
         except (BockdError, OSError) as error:

@@ -1,4 +1,4 @@
-"""Volumes (section 4.4.2): looking, creating, deleting.
+"""Volumes (section 4.4.2): looking, creating, deleting. What changes one is in `changes`.
 
 A volume of the API is a volume of the pool with a record beside it, under the same id; both are
 made and removed in one transaction. Display names may repeat or be absent, the pool's names may
@@ -34,8 +34,7 @@ from bockd.store.index import Transaction
 class _Plan:
     """What is asked of the pool for a new volume."""
 
-    size_bytes: int | None
-    """None: as large as the source."""
+    size_bytes: int
     source: SnapshotId | None
     counted_gib: int
 
@@ -55,12 +54,20 @@ class Volumes:
         with self._pool.store.index.reading() as txn:
             ledger, catalogue = Ledger(txn), Catalogue(txn)
             mine = ledger.volumes(tenant, page.marker or 0)
-            return [_as_it_is(catalogue, volume) for volume in rules.cut_page(mine, page)]
+            return [self._as_it_is(catalogue, volume) for volume in rules.cut_page(mine, page)]
 
     def show(self, tenant: TenantId, volume: VolumeId) -> Volume:
         """4.4.2.3."""
         with self._pool.store.index.reading() as txn:
-            return _as_it_is(Catalogue(txn), Ledger(txn).volume(tenant, volume))
+            return self._as_it_is(Catalogue(txn), Ledger(txn).volume(tenant, volume))
+
+    def _as_it_is(self, catalogue: Catalogue, volume: Volume) -> Volume:
+        """With what the pool knows; `error` when it refuses the volume. One that is attached stays
+        so, and can be detached."""
+        backing = self._around.backing(NodeKind.VOLUME, catalogue.volume(volume.id))
+        refused = volume.status is Status.AVAILABLE and backing.error is not None
+        status = Status.ERROR if refused else volume.status
+        return replace(volume, status=status, backing=backing)
 
     # -- creating ----------------------------------------------------------------------------
 
@@ -81,19 +88,19 @@ class Volumes:
                 rules.check_can_be_cloned(source.id, source.status)
             if new.image_id is not None:
                 ledger.image(new.image_id)
-            ledger.add_volume(tenant, _fresh(new, record), self._around.default_quota)
+            ledger.add_volume(tenant, _fresh(new, record), self._around.quota_of)
 
         record = yield from self._pool.create_volume(
             naming(NodeKind.VOLUME, new.display_name), plan.size_bytes, plan.source, also
         )
-        return replace(_fresh(new, record), status=Status.CREATING)
+        backing = self._around.backing(NodeKind.VOLUME, record)
+        return replace(_fresh(new, record), status=Status.CREATING, backing=backing)
 
     def _checked(self, new: NewVolume) -> NewVolume:
         if new.snapshot_id is not None and new.image_id is not None:
             raise InvalidRequestError("give snapshot_id or imageRef, not both")
-        if new.size_gib is not None:
-            rules.check_size(new.size_gib)
-        elif new.snapshot_id is None and new.image_id is None:
+        size_bytes = rules.exact_size(new.size_gib, new.size_bytes)
+        if size_bytes is None and new.snapshot_id is None and new.image_id is None:
             raise InvalidRequestError("a blank volume needs a size")
         rules.check_text("display_name", new.display_name)
         rules.check_text("display_description", new.display_description)
@@ -111,7 +118,7 @@ class Volumes:
             ledger = Ledger(txn)
             plan = _plan_source(ledger, Catalogue(txn), tenant, new)
             record = ledger.tenant(tenant)
-        quota.with_volume(record.quota or self._around.default_quota, record.used, plan.counted_gib)
+        quota.with_volume(self._around.quota_of(record), record.used, plan.counted_gib)
         return plan
 
     # -- deleting ----------------------------------------------------------------------------
@@ -122,9 +129,9 @@ class Volumes:
         before = yield from self._around.update(lambda txn: _begin_delete(txn, tenant, volume))
         try:
             yield from self._pool.delete_volume(volume, forget_record)
-        except InUseError:
+        except InUseError as error:
             yield from self._around.update(lambda txn: leave_deleting(txn, volume, before))
-            rules.refuse_state(NodeKind.VOLUME, volume, "a client is connected to it")
+            raise rules.in_use(NodeKind.VOLUME, error) from None
         except NotFoundError:
             raise rules.not_found(NodeKind.VOLUME, volume) from None
         except (BockdError, OSError) as error:
@@ -171,8 +178,8 @@ def _is_fit(name: str) -> bool:
 
 
 def status_now(catalogue: Catalogue, volume: Volume) -> Status:
-    """The volume's status, which is `error` when the pool refuses it after a failed sync. One that
-    is attached stays so, and can be detached."""
+    """The volume's status for a transaction that changes it: `error` when a failed sync is on
+    record. What this process alone knows is found out by the pool."""
     if volume.status is Status.AVAILABLE and catalogue.volume(volume.id).failed is not None:
         return Status.ERROR
     return volume.status
@@ -211,21 +218,6 @@ def refuse_attached(txn: Transaction, record: VolumeRecord) -> None:
         )
 
 
-def follow_size(txn: Transaction, record: VolumeRecord) -> None:
-    """`also` of the pool's growing: the record shows and counts the new size, if there is one."""
-    ledger = Ledger(txn)
-    owned = ledger.owned_volume(record.id)
-    if owned is not None:
-        ledger.resize_volume(owned, rules.size_in_gib(record.size_bytes))
-
-
-def _as_it_is(catalogue: Catalogue, volume: Volume) -> Volume:
-    failed = catalogue.volume(volume.id).failed
-    return replace(
-        volume, status=status_now(catalogue, volume), last_error=failed or volume.last_error
-    )
-
-
 def _fresh(new: NewVolume, record: VolumeRecord) -> Volume:
     return Volume(
         id=record.id,
@@ -246,19 +238,21 @@ def _plan_source(ledger: Ledger, catalogue: Catalogue, tenant: TenantId, new: Ne
     if new.snapshot_id is not None:
         source = ledger.snapshot(tenant, new.snapshot_id)
         rules.check_can_be_cloned(source.id, source.status)
-        size_bytes = catalogue.snapshot(source.id).size_bytes
-        return _Plan(None, source.id, rules.size_in_gib(size_bytes))
+        size_bytes = new.size_bytes or catalogue.snapshot(source.id).size_bytes
+        return _Plan(size_bytes, source.id, rules.size_in_gib(size_bytes))
+    wanted = rules.exact_size(new.size_gib, new.size_bytes)
     if new.image_id is not None:
         found = ledger.image(new.image_id)
-        size_gib = new.size_gib or found.image.min_size_gib
+        size_bytes = wanted or found.image.min_size_gib * GIB
+        size_gib = rules.size_in_gib(size_bytes)
         if size_gib < found.image.min_size_gib:
             raise InvalidRequestError(
                 f"image {found.image.id} needs {found.image.min_size_gib} GiB; "
                 f"a volume of {size_gib} GiB is too small for it"
             )
-        return _Plan(size_gib * GIB, found.snapshot, size_gib)
-    assert new.size_gib is not None
-    return _Plan(new.size_gib * GIB, None, new.size_gib)
+        return _Plan(size_bytes, found.snapshot, size_gib)
+    assert wanted is not None
+    return _Plan(wanted, None, rules.size_in_gib(wanted))
 
 
 def _begin_delete(txn: Transaction, tenant: TenantId, volume: VolumeId) -> Status:

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import click
 
 import bockd
-from bockd.cli.client import connect
+from bockd.cli.attachment import attachment
+from bockd.cli.client import ControlClient
 from bockd.cli.completion import completion
 from bockd.cli.failure import Program
 from bockd.cli.output import json_option, print_json, print_record
 from bockd.cli.server import server
 from bockd.cli.snapshot import snapshot
 from bockd.cli.stat import stat
+from bockd.cli.tenant import adopt, credentials, limits
 from bockd.cli.transfer import export_snapshot, export_volume, import_image
 from bockd.cli.volume import volume
+from bockd.config import load_settings
 
 
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(bockd.__version__, prog_name="bock")
 def main() -> None:
-    """Work with the volumes and snapshots of a running bockd.
+    """Work with a tenant's volumes and snapshots on a running bockd.
 
-    The daemon is found through its data directory: $BOCKD_DATA, or /var/lib/bockd for root,
-    or ~/.local/share/bockd.
+    The daemon on this machine, and credentials for it, are found in its data directory:
+    $BOCKD_DATA, or data_dir in the configuration file ($BOCKD_CONFIG or the usual one), or
+    /var/lib/bockd for root, or ~/.local/share/bockd. For a daemon elsewhere set OS_AUTH_URL,
+    OS_USERNAME, OS_PASSWORD and OS_TENANT_NAME.
 
     \b
     bock volume create web --size 10GiB
@@ -36,19 +43,33 @@ def main() -> None:
 @main.command()
 @json_option
 def info(as_json: bool) -> None:
-    """Show which daemon answers and where it listens."""
-    found = connect().info()
+    """Show which daemon runs on this machine, where it listens, and what belongs to no tenant."""
+    with ControlClient(load_settings().api_socket) as control:
+        found, unowned = control.info(), control.unowned()
     if as_json:
-        print_json(found)
+        print_json(
+            {
+                **asdict(found),
+                "unowned_volumes": unowned.volumes,
+                "unowned_snapshots": unowned.snapshots,
+            }
+        )
         return
+    orphans = [
+        (f"{kind}s of no tenant", ", ".join(names) + " (see bock adopt --help)")
+        for kind, names in (("volume", unowned.volumes), ("snapshot", unowned.snapshots))
+        if names
+    ]
     print_record(
         [
             ("version", found.version),
             ("data directory", found.data_dir),
             ("NBD socket", found.nbd_socket),
             ("NBD over TCP", found.nbd_listen or "none"),
+            ("API over TCP", found.api_listen or "none"),
             ("volumes", str(found.volumes)),
             ("snapshots", str(found.snapshots)),
+            *orphans,
         ]
     )
 
@@ -58,6 +79,10 @@ volume.add_command(export_volume)
 snapshot.add_command(export_snapshot)
 main.add_command(volume)
 main.add_command(snapshot)
+main.add_command(attachment)
 main.add_command(server)
+main.add_command(limits)
+main.add_command(credentials)
 main.add_command(stat)
+main.add_command(adopt)
 main.add_command(completion)

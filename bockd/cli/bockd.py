@@ -9,9 +9,10 @@ import click
 
 import bockd
 from bockd.cli.client import ControlClient
+from bockd.cli.config import config, config_option
 from bockd.cli.failure import Program
 from bockd.cli.output import json_option, print_json
-from bockd.config import load_settings
+from bockd.config.load import load
 from bockd.control import CheckReport
 from bockd.errors import InUseError, UnavailableError
 
@@ -22,6 +23,7 @@ def main() -> None:
     """Serve copy-on-write volumes over NBD.
 
     \b
+    BOCKD_CONFIG       the configuration file (see `bockd config --help`)
     BOCKD_DATA         where the pool and the sockets are
     BOCKD_NBD_LISTEN   HOST:PORT for NBD over TCP, or none (127.0.0.1:10809)
     BOCKD_API_LISTEN   HOST:PORT for the API over TCP, or none (127.0.0.1:8776)
@@ -29,9 +31,10 @@ def main() -> None:
 
 
 @main.command()
-def serve() -> None:
+@config_option
+def serve(config_file: Path | None) -> None:
     """Run the daemon until SIGTERM or Ctrl-C."""
-    settings = load_settings()
+    settings = load(config_file).settings
     from bockd.daemon import run
 
     run(settings)
@@ -40,8 +43,9 @@ def serve() -> None:
 @main.command()
 @click.argument("pool", required=False, type=click.Path(path_type=Path, file_okay=False))
 @click.option("--repair", is_flag=True, help="Mend what can be mended; the daemon must be stopped.")
+@config_option
 @json_option
-def check(pool: Path | None, repair: bool, as_json: bool) -> None:
+def check(pool: Path | None, repair: bool, config_file: Path | None, as_json: bool) -> None:
     """Walk everything in POOL and prove that it fits together.
 
     POOL is a data directory; without it, the one that the daemon would use. While a daemon serves
@@ -51,7 +55,7 @@ def check(pool: Path | None, repair: bool, as_json: bool) -> None:
     bockd check
     bockd check /var/lib/bockd --json
     """
-    path = (pool or load_settings().data_dir).absolute()
+    path = (pool or load(config_file).settings.data_dir).absolute()
     report = check_anywhere(path, repair=repair)
     if as_json:
         print_json(report)
@@ -62,7 +66,7 @@ def check(pool: Path | None, repair: bool, as_json: bool) -> None:
 
 def check_anywhere(path: Path, *, repair: bool) -> CheckReport:
     """Check the pool here, or by the daemon that has it."""
-    from bockd.engine.check import check_pool
+    from bockd.blockstorage.check import check_pool
 
     try:
         return check_pool(path, repair=repair)
@@ -90,3 +94,6 @@ def print_report(path: Path, report: CheckReport) -> None:
         f"{report.leaves} leaves, {report.stray_blocks} stray blocks, "
         f"{report.pending_reclaim} waiting for reclaim"
     )
+
+
+main.add_command(config)

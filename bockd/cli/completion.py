@@ -6,12 +6,13 @@ and nothing may be printed into the line being typed.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 
 import click
 from click.shell_completion import CompletionItem, get_completion_class
 
-from bockd.cli.client import ControlClient
+from bockd.cli.storage import StorageClient
 from bockd.config import load_settings
 from bockd.errors import BockdError
 
@@ -19,12 +20,11 @@ TIMEOUT_SECONDS = 0.5
 
 
 def offer(
-    fetch: Callable[[ControlClient], Iterable[tuple[str, str]]], incomplete: str
+    fetch: Callable[[StorageClient], Iterable[tuple[str, str]]], incomplete: str
 ) -> list[CompletionItem]:
     """The names that `fetch` finds and that begin with `incomplete`."""
     try:
-        socket = load_settings().api_socket
-        with ControlClient(socket, timeout_seconds=TIMEOUT_SECONDS) as client:
+        with StorageClient(load_settings(), os.environ, within_seconds=TIMEOUT_SECONDS) as client:
             named = list(fetch(client))
     except BockdError:
         return []

@@ -40,6 +40,15 @@ def print_json(value: object, *, indent: int = 2) -> None:
     click.echo(encoded.decode())
 
 
+def report(value: object, *lines: str, as_json: bool) -> None:
+    """What a command has done: the record for programs, or a few lines for people."""
+    if as_json:
+        print_json(value)
+        return
+    for line in lines:
+        click.echo(line)
+
+
 def make_console() -> Console:
     """Where tables go: standard output."""
     from rich.console import Console
@@ -75,6 +84,11 @@ def print_record(fields: Iterable[tuple[str, str]]) -> None:
     width = max(len(title) for title, _ in shown)
     for title, value in shown:
         click.echo(f"{title:<{width}}  {value}")
+
+
+def format_count(number: int | None) -> str:
+    """A number that the server may not tell."""
+    return "?" if number is None else str(number)
 
 
 def format_time(seconds: float) -> str:

@@ -43,6 +43,11 @@ def format_size(size_bytes: float) -> str:
     return f"{int(value)} {UNITS[scale]}" if exact else f"{value:.1f} {UNITS[scale]}"
 
 
+def format_exact_size(size_bytes: int) -> str:
+    """Both ways: "10 GiB (10737418240 bytes)"."""
+    return f"{format_size(size_bytes)} ({size_bytes} bytes)"
+
+
 def size_option(text: str) -> int:
     """`parse_size` as the type of a click option: a usage error when the text is no size."""
     try:

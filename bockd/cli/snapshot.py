@@ -6,18 +6,21 @@ import time
 
 import click
 
-from bockd.cli.client import ControlClient, connect
 from bockd.cli.completion import complete_snapshot, complete_volume
 from bockd.cli.output import (
     confirm,
+    format_count,
     format_time,
     json_option,
     print_json,
     print_record,
     print_table,
+    report,
 )
-from bockd.cli.sizes import format_size
-from bockd.control import SnapshotInfo
+from bockd.cli.records import Snapshot, Volume
+from bockd.cli.sizes import format_exact_size, format_size
+from bockd.cli.storage import StorageClient, connect
+from bockd.cli.volume import end_fields, space_fields
 from bockd.errors import ConflictError
 from bockd.model import NodeKind
 
@@ -47,24 +50,23 @@ def create(volume: str, name: str | None, as_json: bool) -> None:
     bock snapshot create web before-upgrade
     """
     client = connect()
+    origin = client.find_volume(volume)
     taken = (
-        client.create_snapshot(volume, name) if name is not None else create_unnamed(client, volume)
+        create_unnamed(client, origin) if name is None else client.create_snapshot(origin.id, name)
     )
-    if as_json:
-        print_json(taken)
-        return
-    click.echo(f"created snapshot {taken.id} ({taken.name}) of volume {taken.volume}")
+    report(
+        taken,
+        f"created snapshot {taken.id} ({taken.name}) of volume {taken.volume}",
+        as_json=as_json,
+    )
 
 
-def create_unnamed(client: ControlClient, volume: str) -> SnapshotInfo:
+def create_unnamed(client: StorageClient, origin: Volume) -> Snapshot:
     """A snapshot called VOLUME-DATE-TIME, with a number behind it when that is taken."""
-    origin = client.show_volume(volume)
     name = time.strftime(f"{origin.name.replace('%', '%%')}-%Y%m%d-%H%M%S")
     for attempt in range(1, MAX_NAME_TRIES):
         try:
-            return client.create_snapshot(
-                str(origin.id), name if attempt == 1 else f"{name}-{attempt}"
-            )
+            return client.create_snapshot(origin.id, name if attempt == 1 else f"{name}-{attempt}")
         except ConflictError:
             continue
     raise ConflictError(f"all names like {name} are taken: give the snapshot a name")
@@ -76,20 +78,22 @@ def create_unnamed(client: ControlClient, volume: str) -> SnapshotInfo:
 def list_(volume: str | None, as_json: bool) -> None:
     """List snapshots, all or those of one volume."""
     client = connect()
-    snapshots = client.list_snapshots(volume)
+    origin = None if volume is None else client.find_volume(volume).id
+    snapshots = [one for one in client.list_snapshots() if origin in (None, one.volume)]
     if as_json:
         print_json(snapshots)
         return
     names = {found.id: found.name for found in client.list_volumes()}
     print_table(
-        ("ID>", "NAME", "SIZE>", "VOLUME", "CLIENTS>", "CREATED"),
+        ("ID>", "NAME", "SIZE>", "VOLUME", "STATUS", "CLIENTS>", "CREATED"),
         [
             (
                 str(found.id),
                 found.name,
                 format_size(found.size_bytes),
                 names.get(found.volume, f"{found.volume} (deleted)"),
-                str(found.connections),
+                found.status,
+                format_count(found.connections),
                 format_time(found.created_at),
             )
             for found in snapshots
@@ -103,8 +107,8 @@ def list_(volume: str | None, as_json: bool) -> None:
 def show(snapshot: str, as_json: bool) -> None:
     """Show one snapshot, with the space it takes."""
     client = connect()
-    found = client.show_snapshot(snapshot)
-    space = client.space(NodeKind.SNAPSHOT, str(found.id))
+    found = client.find_snapshot(snapshot)
+    space = client.space(NodeKind.SNAPSHOT, found.id)
     if as_json:
         print_json({"snapshot": found, "space": space})
         return
@@ -112,13 +116,11 @@ def show(snapshot: str, as_json: bool) -> None:
         [
             ("id", str(found.id)),
             ("name", found.name),
-            ("size", f"{format_size(found.size_bytes)} ({found.size_bytes} bytes)"),
+            ("size", format_exact_size(found.size_bytes)),
+            ("status", found.status),
             ("volume", str(found.volume)),
-            ("clients", str(found.connections)),
-            ("created", format_time(found.created_at)),
-            ("uri", found.uri),
-            ("exclusive", format_size(space.exclusive_bytes)),
-            ("shared", format_size(space.shared_bytes)),
+            *end_fields(found),
+            *space_fields(space),
         ]
     )
 
@@ -133,13 +135,10 @@ def delete(snapshot: str, yes: bool, as_json: bool) -> None:
     Asks first when run at a terminal. Refused while a client reads it.
     """
     client = connect()
-    found = client.show_snapshot(snapshot)
+    found = client.find_snapshot(snapshot)
     confirm(f"Delete snapshot {found.id} ({found.name}) of volume {found.volume}?", yes=yes)
-    client.delete_snapshot(str(found.id))
-    if as_json:
-        print_json({"deleted": found})
-        return
-    click.echo(f"deleted snapshot {found.id} ({found.name})")
+    client.delete_snapshot(found.id)
+    report({"deleted": found}, f"deleted snapshot {found.id} ({found.name})", as_json=as_json)
 
 
 @snapshot.command()
@@ -150,19 +149,19 @@ def revert(snapshot: str, yes: bool, as_json: bool) -> None:
     """Make the snapshot's volume hold again exactly what SNAPSHOT holds.
 
     What was written to the volume since is lost; snapshot it first to keep it. Asks first when
-    run at a terminal. Refused while a client is connected to the volume.
+    run at a terminal. Refused while a client is connected to the volume, or it is attached to a
+    server.
     """
     client = connect()
-    found = client.show_snapshot(snapshot)
+    found = client.find_snapshot(snapshot)
     confirm(
         f"Lose what was written to volume {found.volume} since snapshot {found.id} ({found.name})?",
         yes=yes,
     )
-    reverted = client.revert_volume(str(found.id))
-    if as_json:
-        print_json(reverted)
-        return
-    click.echo(
+    reverted = client.revert_volume(found.volume, found.id)
+    report(
+        reverted,
         f"volume {reverted.id} ({reverted.name}) holds what snapshot {found.id} "
-        f"({found.name}) holds"
+        f"({found.name}) holds",
+        as_json=as_json,
     )

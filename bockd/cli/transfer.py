@@ -15,7 +15,6 @@ from pathlib import Path
 
 import click
 
-from bockd.cli.client import ControlClient, connect
 from bockd.cli.completion import complete_snapshot, complete_volume
 from bockd.cli.convert import (
     convert,
@@ -24,10 +23,12 @@ from bockd.cli.convert import (
     flush_export,
 )
 from bockd.cli.image import EXPORT_FORMATS, IMPORT_FORMATS, Image, open_image
-from bockd.cli.output import json_option, print_json
+from bockd.cli.output import json_option, report
+from bockd.cli.records import Snapshot, Volume
 from bockd.cli.sizes import format_size
-from bockd.control import SnapshotInfo, VolumeInfo
-from bockd.errors import BockdError, ConflictError, InUseError
+from bockd.cli.storage import StorageClient, connect
+from bockd.cli.volume import where_to_connect
+from bockd.errors import BockdError, ConflictError, InvalidStateError, NotSupportedError
 
 RELEASE_TIMEOUT_SECONDS = 10.0
 """For the daemon to notice that a killed qemu-img has gone, before its volume can be deleted."""
@@ -57,33 +58,43 @@ def import_image(image: Path, name: str | None, image_format: str | None, as_jso
     """
     source = open_image(image, image_format)
     filled = fill_new_volume(connect(), source, image.stem if name is None else name)
-    if as_json:
-        print_json(filled)
-        return
-    click.echo(
+    report(
+        filled,
         f"imported {source.path.name} ({source.format}) as volume {filled.id} ({filled.name}), "
-        f"{format_size(filled.size_bytes)}"
+        f"{format_size(filled.size_bytes)}",
+        *where_to_connect(filled),
+        as_json=as_json,
     )
-    click.echo(f"connect to it at {filled.uri}")
 
 
-def fill_new_volume(client: ControlClient, source: Image, name: str) -> VolumeInfo:
+def local_uri(found: Volume | Snapshot) -> str:
+    """Where the data moves. NotSupportedError on another machine than the daemon's."""
+    if found.uri is None:
+        raise NotSupportedError(
+            "data moves over the daemon's NBD socket, which cannot be used from here: run this on "
+            "the daemon's machine, as the user who runs it"
+        )
+    return found.uri
+
+
+def fill_new_volume(client: StorageClient, source: Image, name: str) -> Volume:
     """Create the volume `name` with the contents of `source`, or no volume at all."""
-    created: VolumeInfo | None = None
+    created: Volume | None = None
     with ending_signals_interrupt():
         try:
             with ending_signals_held():
                 created = client.create_volume(name, source.volume_bytes)
+            uri = local_uri(created)
             # The volume is new, so zeros need not be written: empty areas stay empty.
             convert(
                 [
                     *("-n", "--target-is-zero", "-W"),
-                    *("-f", source.format, str(source.path), "-O", "raw", created.uri),
+                    *("-f", source.format, str(source.path), "-O", "raw", uri),
                 ],
                 title=f"importing {source.path.name}",
                 size_bytes=source.size_bytes,
             )
-            flush_export(created.uri)
+            flush_export(uri)
         except BaseException as error:
             if created is not None:
                 with ending_signals_held():
@@ -91,23 +102,25 @@ def fill_new_volume(client: ControlClient, source: Image, name: str) -> VolumeIn
             if isinstance(error, KeyboardInterrupt):
                 raise BockdError("interrupted; no volume was left behind") from error
             raise
-    return client.show_volume(str(created.id))
+    return client.show_volume(created.id)
 
 
-def discard(client: ControlClient, volume: VolumeInfo, cause: BaseException) -> None:
+def discard(client: StorageClient, volume: Volume, cause: BaseException) -> None:
     """Delete a half-filled volume, as soon as the daemon sees that qemu-img let go of it."""
     deadline = time.monotonic() + RELEASE_TIMEOUT_SECONDS
     while True:
         try:
-            return client.delete_volume(str(volume.id))
+            client.delete_volume(volume.id)
         except BockdError as error:
-            if isinstance(error, InUseError) and time.monotonic() < deadline:
+            if isinstance(error, InvalidStateError) and time.monotonic() < deadline:
                 time.sleep(RELEASE_POLL_SECONDS)
                 continue
             raise BockdError(
                 f"{str(cause) or 'interrupted'}; volume {volume.id} ({volume.name}) is half filled "
                 f"and could not be deleted: {error}"
             ) from cause
+        else:
+            return
 
 
 def export_options(command: click.decorators.FC) -> click.decorators.FC:
@@ -137,7 +150,7 @@ def export_volume(
     \b
     bock volume export web web.qcow2
     """
-    export(connect().show_volume(volume), image, image_format, force=force, as_json=as_json)
+    export(connect().find_volume(volume), image, image_format, force=force, as_json=as_json)
 
 
 @click.command("export")
@@ -154,11 +167,11 @@ def export_snapshot(
     \b
     bock snapshot export before-upgrade backup.raw
     """
-    export(connect().show_snapshot(snapshot), image, image_format, force=force, as_json=as_json)
+    export(connect().find_snapshot(snapshot), image, image_format, force=force, as_json=as_json)
 
 
 def export(
-    source: VolumeInfo | SnapshotInfo,
+    source: Volume | Snapshot,
     image: Path,
     image_format: str | None,
     *,
@@ -166,18 +179,20 @@ def export(
     as_json: bool,
 ) -> None:
     """Write an export to an image file and say so."""
+    uri = local_uri(source)
     target = image.absolute()
     chosen = image_format or ("qcow2" if target.suffix == ".qcow2" else "raw")
     with ending_signals_interrupt(), written_whole(target, force=force) as partial:
         convert(
-            ["-f", "raw", "-O", chosen, source.uri, str(partial)],
+            ["-f", "raw", "-O", chosen, uri, str(partial)],
             title=f"exporting {source.name}",
             size_bytes=source.size_bytes,
         )
-    if as_json:
-        print_json({"image": str(target), "format": chosen, "size_bytes": source.size_bytes})
-        return
-    click.echo(f"exported {source.name} to {target} ({chosen}, {format_size(source.size_bytes)})")
+    report(
+        {"image": str(target), "format": chosen, "size_bytes": source.size_bytes},
+        f"exported {source.name} to {target} ({chosen}, {format_size(source.size_bytes)})",
+        as_json=as_json,
+    )
 
 
 @contextlib.contextmanager

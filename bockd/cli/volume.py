@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import click
 
-from bockd.cli.client import connect
 from bockd.cli.completion import complete_snapshot, complete_volume
 from bockd.cli.output import (
     confirm,
+    format_count,
     format_time,
     json_option,
     print_json,
     print_record,
     print_table,
+    report,
 )
-from bockd.cli.sizes import format_size, size_option
-from bockd.control import VolumeInfo
+from bockd.cli.records import Snapshot, Volume
+from bockd.cli.sizes import format_exact_size, format_size, size_option
+from bockd.cli.storage import connect
+from bockd.control import Space
 from bockd.model import NodeKind
 
 
@@ -51,17 +54,23 @@ def create(name: str, size: int | None, from_snapshot: str | None, as_json: bool
     if size is None and from_snapshot is None:
         raise click.UsageError("say --size, or --from-snapshot to clone one")
     created = connect().create_volume(name, size, from_snapshot)
-    if as_json:
-        print_json(created)
-        return
-    click.echo(f"created volume {created.id} ({created.name}), {format_size(created.size_bytes)}")
-    click.echo(f"connect to it at {created.uri}")
+    report(
+        created,
+        f"created volume {created.id} ({created.name}), {format_size(created.size_bytes)}",
+        *where_to_connect(created),
+        as_json=as_json,
+    )
+
+
+def where_to_connect(found: Volume) -> list[str]:
+    """A line about a new volume, where there is something to say."""
+    return [] if found.uri is None else [f"connect to it at {found.uri}"]
 
 
 @volume.command("list")
 @json_option
 def list_(as_json: bool) -> None:
-    """List all volumes."""
+    """List all volumes of the tenant."""
     volumes = connect().list_volumes()
     if as_json:
         print_json(volumes)
@@ -74,7 +83,7 @@ def list_(as_json: bool) -> None:
                 found.name,
                 format_size(found.size_bytes),
                 found.status,
-                str(found.connections),
+                format_count(found.connections),
                 format_time(found.created_at),
             )
             for found in volumes
@@ -92,34 +101,51 @@ def show(volume: str, as_json: bool) -> None:
     other volumes.
     """
     client = connect()
-    found = client.show_volume(volume)
-    space = client.space(NodeKind.VOLUME, str(found.id))
+    found = client.find_volume(volume)
+    space = client.space(NodeKind.VOLUME, found.id)
     if as_json:
         print_json({"volume": found, "space": space})
         return
-    print_record(
-        [
-            *volume_fields(found),
-            ("exclusive", format_size(space.exclusive_bytes)),
-            ("shared", format_size(space.shared_bytes)),
-        ]
-    )
+    print_record([*volume_fields(found), *space_fields(space)])
 
 
-def volume_fields(found: VolumeInfo) -> list[tuple[str, str]]:
+def volume_fields(found: Volume) -> list[tuple[str, str]]:
     """What people see of a volume."""
+    at = found.attachment
+    attached = [] if at is None else [("attached to", f"{at.server} as {at.device}")]
     origin = [] if found.from_snapshot is None else [("from snapshot", str(found.from_snapshot))]
+    image = [] if found.from_image is None else [("from image", found.from_image)]
     trouble = [] if found.error is None else [("error", found.error)]
     return [
         ("id", str(found.id)),
         ("name", found.name),
-        ("size", f"{format_size(found.size_bytes)} ({found.size_bytes} bytes)"),
+        ("size", format_exact_size(found.size_bytes)),
         ("status", found.status),
         *trouble,
-        ("clients", str(found.connections)),
-        ("created", format_time(found.created_at)),
+        *attached,
         *origin,
-        ("uri", found.uri),
+        *image,
+        *((f"metadata {key}", value) for key, value in sorted(found.metadata.items())),
+        *end_fields(found),
+    ]
+
+
+def end_fields(found: Volume | Snapshot) -> list[tuple[str, str]]:
+    """What people see at the end of a volume or a snapshot."""
+    described = [] if not found.description else [("description", found.description)]
+    return [
+        *described,
+        ("clients", format_count(found.connections)),
+        ("created", format_time(found.created_at)),
+        *([] if found.uri is None else [("uri", found.uri)]),
+    ]
+
+
+def space_fields(space: Space) -> list[tuple[str, str]]:
+    """What people see of the space that a volume or a snapshot takes."""
+    return [
+        ("exclusive", format_size(space.exclusive_bytes)),
+        ("shared", format_size(space.shared_bytes)),
     ]
 
 
@@ -141,11 +167,13 @@ def extend(volume: str, size: int, as_json: bool) -> None:
     \b
     bock volume extend web --size 20GiB
     """
-    grown = connect().extend_volume(volume, size)
-    if as_json:
-        print_json(grown)
-        return
-    click.echo(f"volume {grown.id} ({grown.name}) now has {format_size(grown.size_bytes)}")
+    client = connect()
+    grown = client.extend_volume(client.find_volume(volume).id, size)
+    report(
+        grown,
+        f"volume {grown.id} ({grown.name}) now has {format_size(grown.size_bytes)}",
+        as_json=as_json,
+    )
 
 
 @volume.command()
@@ -155,19 +183,17 @@ def extend(volume: str, size: int, as_json: bool) -> None:
 def delete(volume: str, yes: bool, as_json: bool) -> None:
     """Delete a volume; its snapshots stay.
 
-    Asks first when run at a terminal. Refused while a client is connected.
+    Asks first when run at a terminal. Refused while a client is connected, or the volume is
+    attached to a server.
     """
     client = connect()
-    found = client.show_volume(volume)
+    found = client.find_volume(volume)
     confirm(
         f"Delete volume {found.id} ({found.name}, {format_size(found.size_bytes)}) and its data?",
         yes=yes,
     )
-    client.delete_volume(str(found.id))
-    if as_json:
-        print_json({"deleted": found})
-        return
-    click.echo(f"deleted volume {found.id} ({found.name})")
+    client.delete_volume(found.id)
+    report({"deleted": found}, f"deleted volume {found.id} ({found.name})", as_json=as_json)
 
 
 @volume.command()
@@ -183,13 +209,12 @@ def reopen(volume: str, yes: bool, as_json: bool) -> None:
     run at a terminal.
     """
     client = connect()
-    found = client.show_volume(volume)
+    found = client.find_volume(volume)
     confirm(
         f"Use volume {found.id} ({found.name}) again, although its latest writes may be lost?",
         yes=yes,
     )
-    reopened = client.reopen_volume(str(found.id))
-    if as_json:
-        print_json(reopened)
-        return
-    click.echo(f"volume {reopened.id} ({reopened.name}) is {reopened.status}")
+    reopened = client.reopen_volume(found.id)
+    report(
+        reopened, f"volume {reopened.id} ({reopened.name}) is {reopened.status}", as_json=as_json
+    )

@@ -71,8 +71,12 @@ class AttachedVolumes:
             yield from self._beside.call(lambda: self._server.wind_up(key, name, DRAIN_SECONDS))
         return (yield from self._pool.flush_volume(attachment.volume_id))
 
-    def connections(self, attachment: Attachment) -> int:
-        """How many clients there are under the attachment's export name."""
+    def connections(self, kind: NodeKind, node: int) -> int:
+        """The clients of an export that are open now, on whichever listener."""
+        return self._server.connections(ExportKey(kind, node))
+
+    def clients(self, attachment: Attachment) -> int:
+        """How many there are under the attachment's export name."""
         return self._server.connections(attachment_key(attachment), attachment.export_name)
 
     def forget(self, kind: NodeKind, node: int) -> None:

@@ -1,8 +1,6 @@
 """The control interface over a pool and its NBD server (bockd.control.Control).
 
-The operator sees and may change everything in the pool, a tenant's volumes and snapshots included:
-their records follow in the same transaction. What the operator makes belongs to no tenant and is
-not visible through block storage.
+The operator sees everything in the pool, whoever it belongs to.
 """
 
 from __future__ import annotations
@@ -12,8 +10,9 @@ from dataclasses import replace
 import trio
 
 import bockd
-from bockd.blockstorage import snapshots, volumes
-from bockd.blockstorage.recount import find_problems
+from bockd.blockstorage.adopting import adopt, find_unowned
+from bockd.blockstorage.check import check_everything
+from bockd.blockstorage.contract import TenantId
 from bockd.blockstorage.running import Surroundings
 from bockd.blockstorage.servers import Servers
 from bockd.config import Settings
@@ -22,12 +21,11 @@ from bockd.control import (
     DaemonInfo,
     SnapshotInfo,
     Space,
+    Unowned,
     VolumeInfo,
     VolumeStatistics,
 )
-from bockd.dataplane.exports import export_uri
-from bockd.engine.check import check_open_pool
-from bockd.model import NodeKind, Server, SnapshotId, VolumeId
+from bockd.model import NodeKind, Server, SnapshotId, VolumeId, export_name, export_uri
 from bockd.server.exports import ExportKey
 from bockd.server.nbd_server import NbdServer
 from bockd.store.catalogue import SnapshotRecord, VolumeRecord
@@ -38,8 +36,14 @@ class PoolControl:
     """Implements bockd.control.Control; see there for what each method promises."""
 
     def __init__(
-        self, around: Surroundings, server: NbdServer, settings: Settings, nbd_listen: str | None
+        self,
+        around: Surroundings,
+        server: NbdServer,
+        settings: Settings,
+        nbd_listen: str | None,
+        api_listen: str | None,
     ) -> None:
+        self._around = around
         self._pool = around.pool
         self._servers = Servers(around)
         self._server = server
@@ -47,6 +51,7 @@ class PoolControl:
         self._socket = str(settings.nbd_socket)
         self._data_dir = str(settings.data_dir)
         self._nbd_listen = nbd_listen
+        self._api_listen = api_listen
 
     async def info(self) -> DaemonInfo:
         with self._pool.catalogue() as catalogue:
@@ -57,6 +62,8 @@ class PoolControl:
             data_dir=self._data_dir,
             nbd_socket=self._socket,
             nbd_listen=self._nbd_listen,
+            api_listen=self._api_listen,
+            daemon=self._around.daemon,
             volumes=volumes,
             snapshots=snapshots,
         )
@@ -76,10 +83,8 @@ class PoolControl:
 
     def _volume_info(self, record: VolumeRecord) -> VolumeInfo:
         connections = self._server.connections(ExportKey(NodeKind.VOLUME, record.id))
-        opened = self._pool.volumes.get(record.id)
-        failed = opened.volume.durability.failed if opened else record.failed
-        failed = failed or self._pool.refusals.get(record.id)
-        status = "error" if failed else "in-use" if connections else "available"
+        trouble = self._pool.trouble(record)
+        status = "error" if trouble else "in-use" if connections else "available"
         return VolumeInfo(
             id=record.id,
             name=record.name,
@@ -88,33 +93,9 @@ class PoolControl:
             created_at=record.created_at,
             from_snapshot=record.from_snapshot,
             connections=connections,
-            uri=export_uri(NodeKind.VOLUME, record.name, self._socket),
-            error=failed,
+            uri=export_uri(export_name(NodeKind.VOLUME, record.name), self._socket),
+            error=trouble,
         )
-
-    async def create_volume(
-        self, name: str, size_bytes: int | None, from_snapshot: str | None
-    ) -> VolumeInfo:
-        source = None if from_snapshot is None else self._pool.find_snapshot(from_snapshot)
-        record = await self._driver.run(self._pool.create_volume(name, size_bytes, source))
-        return self._volume_info(record)
-
-    async def extend_volume(self, ref: str, size_bytes: int) -> VolumeInfo:
-        volume = self._pool.find_volume(ref)
-        return self._volume_info(
-            await self._driver.run(
-                self._pool.extend_volume(volume, size_bytes, volumes.follow_size)
-            )
-        )
-
-    async def delete_volume(self, ref: str) -> None:
-        volume = self._pool.find_volume(ref)
-        await self._driver.run(self._pool.delete_volume(volume, volumes.forget_record))
-        self._server.forget(ExportKey(NodeKind.VOLUME, volume))
-
-    async def reopen_volume(self, ref: str) -> VolumeInfo:
-        volume = self._pool.find_volume(ref)
-        return self._volume_info(await self._driver.run(self._pool.reopen_volume(volume)))
 
     # -- snapshots ---------------------------------------------------------------------------
 
@@ -127,11 +108,6 @@ class PoolControl:
                 if origin is None or record.volume == origin
             ]
 
-    async def show_snapshot(self, ref: str) -> SnapshotInfo:
-        snapshot = self._pool.find_snapshot(ref)
-        with self._pool.catalogue() as catalogue:
-            return self._snapshot_info(catalogue.snapshot(snapshot))
-
     def _snapshot_info(self, record: SnapshotRecord) -> SnapshotInfo:
         return SnapshotInfo(
             id=record.id,
@@ -140,26 +116,20 @@ class PoolControl:
             size_bytes=record.size_bytes,
             created_at=record.created_at,
             connections=self._server.connections(ExportKey(NodeKind.SNAPSHOT, record.id)),
-            uri=export_uri(NodeKind.SNAPSHOT, record.name, self._socket),
+            uri=export_uri(export_name(NodeKind.SNAPSHOT, record.name), self._socket),
         )
 
-    async def create_snapshot(self, volume: str, name: str) -> SnapshotInfo:
-        origin = self._pool.find_volume(volume)
-        return self._snapshot_info(await self._driver.run(self._pool.create_snapshot(origin, name)))
+    async def unowned(self) -> Unowned:
+        with self._pool.store.index.reading() as txn:
+            volumes, snapshots = find_unowned(txn)
+        return Unowned(
+            volumes=tuple(record.name for record in volumes),
+            snapshots=tuple(record.name for record in snapshots),
+        )
 
-    async def delete_snapshot(self, ref: str) -> None:
-        snapshot = self._pool.find_snapshot(ref)
-        await self._driver.run(self._pool.delete_snapshot(snapshot, snapshots.forget_record))
-        self._server.forget(ExportKey(NodeKind.SNAPSHOT, snapshot))
-
-    async def revert_volume(self, snapshot: str) -> VolumeInfo:
-        source = self._pool.find_snapshot(snapshot)
-        with self._pool.catalogue() as catalogue:
-            volume = catalogue.snapshot(source).volume
-        return self._volume_info(
-            await self._driver.run(
-                self._pool.revert_volume(volume, source, volumes.refuse_attached)
-            )
+    async def adopt(self, kind: NodeKind, ref: str, tenant: str) -> None:
+        await self._driver.run(
+            self._around.update(lambda txn: adopt(txn, kind, ref, TenantId(tenant)))
         )
 
     # -- servers -----------------------------------------------------------------------------
@@ -201,7 +171,4 @@ class PoolControl:
         return await trio.to_thread.run_sync(lambda: self._check(live))
 
     def _check(self, live: frozenset[VolumeId]) -> CheckReport:
-        report = check_open_pool(self._pool.store, live=live, repair=False)
-        with self._pool.store.index.reading() as txn:
-            problems = (*report.problems, *find_problems(txn))
-        return replace(report, clean=not problems, problems=problems)
+        return check_everything(self._pool.store, live=live, repair=False)

@@ -7,30 +7,17 @@ which come first: a server on this machine need not go through TCP.
 from __future__ import annotations
 
 from collections.abc import Callable
-from urllib.parse import quote
 
 from bockd.dataplane.attached import AttachedExports
 from bockd.dataplane.hold import Hold
 from bockd.device import BlockDevice
 from bockd.engine.pool import Pool
 from bockd.errors import NotFoundError
-from bockd.model import NodeKind, SnapshotId, VolumeId
+from bockd.model import SNAPSHOT_PREFIX, NodeKind, SnapshotId, VolumeId, export_name
 from bockd.nbd.options import ExportInfo
 from bockd.server.drive import Driver
 from bockd.server.exports import ExportKey
 from bockd.store.catalogue import Catalogue, SnapshotRecord, VolumeRecord
-
-SNAPSHOT_PREFIX = "snapshot/"
-
-
-def export_name(kind: NodeKind, name: str) -> str:
-    """The export name of a volume or snapshot."""
-    return name if kind is NodeKind.VOLUME else SNAPSHOT_PREFIX + name
-
-
-def export_uri(kind: NodeKind, name: str, socket: str) -> str:
-    """The NBD URI of a volume or snapshot on a Unix socket."""
-    return f"nbd+unix:///{quote(export_name(kind, name))}?socket={quote(socket)}"
 
 
 class PoolExports:

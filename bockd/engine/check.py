@@ -10,6 +10,8 @@ latest writes of a volume whose journal is missing or damaged. It never touches 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -40,19 +42,19 @@ from bockd.store.layout import JournalName, Layout, unlink_if_present
 from bockd.store.leaf import HOLE, LEAF_BLOCKS, Leaf, leaf_key_parts
 
 
-def check_pool(path: Path, *, repair: bool) -> CheckReport:
-    """Check the pool at `path`, which nobody may have open. InUseError when somebody has;
-    PoolFormatError when there is no pool, or a newer one; DamagedError for an index that cannot be
-    opened at all."""
+@contextmanager
+def opened_alone(path: Path) -> Iterator[Pool]:
+    """The pool at `path`, opened to be checked, which nobody may have open. InUseError when
+    somebody has; PoolFormatError when there is no pool, or a newer one; DamagedError for an index
+    that cannot be opened at all."""
     if not (Layout(path).index / "data.mdb").exists():
         raise PoolFormatError(f"there is no pool in {path}")
     background = Background()
     pool = Pool.open(path, background.spawn)
     try:
-        report = check_open_pool(pool.store, live=frozenset(), repair=repair)
+        yield pool
     finally:
         pool.release()
-    return report
 
 
 def check_open_pool(store: StoreAccess, *, live: frozenset[VolumeId], repair: bool) -> CheckReport:

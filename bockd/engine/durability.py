@@ -23,7 +23,14 @@ from typing import TypeVar
 
 from bockd.engine.leafcache import LeafCache
 from bockd.engine.waiting import Gate, Mutex
-from bockd.errors import BockdError, DamagedError, NoSpaceError, VolumeFailedError, from_os_error
+from bockd.errors import (
+    BockdError,
+    DamagedError,
+    NoSpaceError,
+    VolumeFailedError,
+    from_os_error,
+    volume_failed,
+)
 from bockd.steps import Blocking, Signal, Steps
 from bockd.store.ballast import Ballast
 from bockd.store.blockmap import MapChanges
@@ -135,8 +142,11 @@ class Durability:
 
     def _gather_scattered(self) -> None:
         """Scattered blocks so far come before whatever is staged next."""
-        if self._scattered:
-            self._staged.append(self._scattered)
+        scattered = self._scattered
+        if scattered:
+            # One block alone takes a single place as a range.
+            alone = len(scattered) == 1
+            self._staged.append((Kind.REDIRECT, scattered[0], 1) if alone else scattered)
             self._scattered = []
 
     def has_room(self) -> bool:
@@ -183,11 +193,7 @@ class Durability:
     def check_usable(self) -> None:
         """VolumeFailedError after a failed sync."""
         if self.failed is not None:
-            raise VolumeFailedError(
-                f"volume {self.record.name!r} is refused after an error: {self.failed}. "
-                "Writes since the last successful flush may be lost; "
-                f"'bock volume reopen {self.record.id}' accepts that"
-            )
+            raise volume_failed(self.record.id, self.record.name, self.failed)
 
     def fail(self, reason: str) -> None:
         """Refuse the volume from now on, and record why."""

@@ -12,7 +12,7 @@ from bockd.engine.recovery import recover, remove_old_segments
 from bockd.engine.snapshot import Snapshot
 from bockd.engine.volume import Volume
 from bockd.engine.waiting import Gate
-from bockd.errors import NoSpaceError, VolumeFailedError
+from bockd.errors import NoSpaceError, volume_failed
 from bockd.model import MapId, SnapshotId, VolumeId
 from bockd.steps import Blocking, Steps
 from bockd.store.catalogue import Catalogue, VolumeRecord
@@ -83,11 +83,7 @@ def _lock(store: StoreAccess, path: Path, *, shared: bool, held_message: str) ->
 def refuse_failed(record: VolumeRecord) -> None:
     """VolumeFailedError for a volume whose last sync failed."""
     if record.failed is not None:
-        raise VolumeFailedError(
-            f"volume {record.id} ({record.name}) is refused after an error: {record.failed}. "
-            "Writes since its last successful flush may be lost; "
-            f"'bock volume reopen {record.id}' accepts that"
-        )
+        raise volume_failed(record.id, record.name, record.failed)
 
 
 def settle(store: StoreAccess, volume: VolumeId) -> VolumeRecord:

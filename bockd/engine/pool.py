@@ -463,11 +463,13 @@ class Pool(Registry):
         finally:
             lock.release()
 
-    def reopen_volume(self, volume: VolumeId) -> Steps[VolumeRecord]:
+    def reopen_volume(
+        self, volume: VolumeId, also: AlsoVolume = nothing_more
+    ) -> Steps[VolumeRecord]:
         """Accept what a failed sync may have lost, and let the volume be opened again."""
-        return self.exclusive(volume, self._reopen_volume(volume))
+        return self.exclusive(volume, self._reopen_volume(volume, also))
 
-    def _reopen_volume(self, volume: VolumeId) -> Steps[VolumeRecord]:
+    def _reopen_volume(self, volume: VolumeId, also: AlsoVolume) -> Steps[VolumeRecord]:
         if volume in self.volumes:
             self.refuse_used(volume)
             yield from self._abandon_volume(volume)
@@ -479,6 +481,7 @@ class Pool(Registry):
                 catalogue = Catalogue(txn)
                 record = replace(catalogue.volume(volume), failed=None)
                 catalogue.put_volume(record)
+                also(txn, record)
                 return record
 
             try:

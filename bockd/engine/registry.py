@@ -37,11 +37,12 @@ from bockd.errors import (
     PoolFormatError,
     VolumeFailedError,
     from_os_error,
+    volume_failed,
 )
 from bockd.model import NodeKind, SnapshotId, VolumeId
 from bockd.steps import Blocking, Steps
 from bockd.store.ballast import Ballast
-from bockd.store.catalogue import FORMAT, Catalogue, PoolRecord
+from bockd.store.catalogue import FORMAT, Catalogue, PoolRecord, VolumeRecord
 from bockd.store.index import Index, Table, Transaction
 from bockd.store.journal import UNFINISHED_SUFFIX, boot_id
 from bockd.store.layout import Layout, sync_directory, unlink_if_present
@@ -183,10 +184,21 @@ class Registry:
     def refuse_failed(self, volume: VolumeId) -> None:
         """VolumeFailedError for a volume that failed here, should the index not know."""
         if volume in self.failures:
-            raise VolumeFailedError(
-                f"volume {volume} is refused after an error: {self.failures[volume]}. "
-                f"'bock volume reopen {volume}' accepts that writes may be lost"
-            )
+            with self.catalogue() as catalogue:
+                name = catalogue.volume(volume).name
+            raise volume_failed(volume, name, self.failures[volume])
+
+    def failure(self, record: VolumeRecord) -> str | None:
+        """Why a volume is refused until it is reopened, and what to do; None when no sync of it
+        has failed."""
+        opened = self.volumes.get(record.id)
+        failed = opened.volume.durability.failed if opened else record.failed
+        failed = failed or self.failures.get(record.id)
+        return None if failed is None else str(volume_failed(record.id, record.name, failed))
+
+    def trouble(self, record: VolumeRecord) -> str | None:
+        """`failure`, or why the volume could not be opened; that may name the pool's files."""
+        return self.failure(record) or self.refusals.get(record.id)
 
     def _note_refusal(self, volume: VolumeId, error: BockdError) -> None:
         log.error("volume %s cannot be opened: %s", volume, error)

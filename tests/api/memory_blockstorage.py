@@ -15,6 +15,7 @@ from bockd.blockstorage import rules
 from bockd.blockstorage.contract import (
     EVERYTHING,
     Attachment,
+    Backing,
     BlockStorage,
     Extension,
     Image,
@@ -30,8 +31,17 @@ from bockd.blockstorage.contract import (
     Usage,
     Volume,
 )
+from bockd.control import Space
 from bockd.errors import InvalidRequestError, NotFoundError, OverLimitError
-from bockd.model import NodeKind, Server, ServerKind, SnapshotId, VolumeId
+from bockd.model import (
+    GIB,
+    NodeKind,
+    Server,
+    ServerKind,
+    SnapshotId,
+    VolumeId,
+    export_name,
+)
 
 EXTENSION = Extension(
     alias="os-volumes",
@@ -40,6 +50,12 @@ EXTENSION = Extension(
     updated="2011-03-25T00:00:00+00:00",
     description="Volumes support",
 )
+
+
+def _backing(kind: NodeKind, node: Volume | Snapshot, size_bytes: int) -> Backing:
+    name = f"{kind}-{node.id}"
+    return Backing("memory", name, export_name(kind, name), size_bytes, 0, None)
+
 
 MODEST = Quota(volumes=1000, gigabytes=1000, snapshots=1000)
 
@@ -84,6 +100,8 @@ class MemoryBlockStorage(BlockStorage):
             created_at=self._clock(),
             attachment=None,
         )
+        size_bytes = new.size_bytes or size_gib * GIB
+        volume = dataclasses.replace(volume, backing=_backing(NodeKind.VOLUME, volume, size_bytes))
         self.volumes_of(tenant)[volume.id] = volume
         return dataclasses.replace(volume, status=Status.CREATING)
 
@@ -92,13 +110,14 @@ class MemoryBlockStorage(BlockStorage):
             raise InvalidRequestError("give snapshot_id or imageRef, not both")
         if new.snapshot_id is not None:
             return (await self.show_snapshot(tenant, new.snapshot_id)).size_gib
+        exact = rules.exact_size(new.size_gib, new.size_bytes)
         smallest = 1 if new.image_id is None else (await self.show_image(new.image_id)).min_size_gib
-        size_gib = new.size_gib
-        if size_gib is None:
+        if exact is None:
             if new.image_id is None:
                 raise InvalidRequestError("a blank volume needs a size")
             return smallest
-        if rules.check_size(size_gib) < smallest:
+        size_gib = rules.size_in_gib(exact)
+        if size_gib < smallest:
             raise InvalidRequestError(f"the image needs {smallest} GiB")
         return size_gib
 
@@ -112,6 +131,35 @@ class MemoryBlockStorage(BlockStorage):
         found = await self.show_volume(tenant, volume)
         rules.check_move(NodeKind.VOLUME, volume, found.status, Status.DELETING)
         del self.volumes_of(tenant)[volume]
+
+    async def extend_volume(self, tenant: TenantId, volume: VolumeId, size_bytes: int) -> None:
+        found = await self.show_volume(tenant, volume)
+        rules.check_can_be_extended(volume, found.status)
+        assert found.backing is not None
+        if size_bytes <= found.backing.size_bytes:
+            raise InvalidRequestError("it can only grow")
+        self.volumes_of(tenant)[volume] = dataclasses.replace(
+            found,
+            size_gib=rules.size_in_gib(size_bytes),
+            backing=dataclasses.replace(found.backing, size_bytes=size_bytes),
+        )
+
+    async def revert_volume(self, tenant: TenantId, volume: VolumeId, snapshot: SnapshotId) -> None:
+        rules.check_can_be_reverted(volume, (await self.show_volume(tenant, volume)).status)
+        source = await self.show_snapshot(tenant, snapshot)
+        rules.check_can_be_reverted_to(snapshot, source.status, source.volume_id, volume)
+
+    async def reopen_volume(self, tenant: TenantId, volume: VolumeId) -> None:
+        found = await self.show_volume(tenant, volume)
+        rules.check_can_be_reopened(volume, found.status, None)
+
+    async def volume_space(self, tenant: TenantId, volume: VolumeId) -> Space:
+        await self.show_volume(tenant, volume)
+        return Space(0, 0)
+
+    async def snapshot_space(self, tenant: TenantId, snapshot: SnapshotId) -> Space:
+        await self.show_snapshot(tenant, snapshot)
+        return Space(0, 0)
 
     async def list_snapshots(self, tenant: TenantId, page: Page = EVERYTHING) -> list[Snapshot]:
         return rules.cut_page(self.snapshots_of(tenant).values(), rules.check_page(page))
@@ -130,6 +178,8 @@ class MemoryBlockStorage(BlockStorage):
             display_description=rules.check_text("display_description", new.display_description),
             created_at=self._clock(),
         )
+        backing = _backing(NodeKind.SNAPSHOT, snapshot, origin.size_gib * GIB)
+        snapshot = dataclasses.replace(snapshot, backing=backing)
         self.snapshots_of(tenant)[snapshot.id] = snapshot
         return dataclasses.replace(snapshot, status=Status.CREATING)
 

@@ -1,7 +1,7 @@
 """A `Control` that keeps its catalogue in memory and no data at all.
 
-It follows the interface to the letter (ids, names, sizes, conflicts, in-use), so that the REST door
-can be tested without an engine.
+It follows the interface to the letter (ids, names, conflicts, owners), so that the REST door can be
+tested without an engine.
 """
 
 from __future__ import annotations
@@ -18,11 +18,20 @@ from bockd.control import (
     DaemonInfo,
     SnapshotInfo,
     Space,
+    Unowned,
     VolumeInfo,
     VolumeStatistics,
 )
-from bockd.errors import ConflictError, InUseError, InvalidRequestError, NotFoundError
-from bockd.model import NodeKind, Server, SnapshotId, VolumeId, check_name, check_volume_size
+from bockd.errors import ConflictError, NotFoundError
+from bockd.model import (
+    MIB,
+    NodeKind,
+    Server,
+    SnapshotId,
+    VolumeId,
+    check_name,
+    check_volume_size,
+)
 
 Connections = Callable[[NodeKind, int], int]
 
@@ -45,6 +54,8 @@ class MemoryControl:
         self.data_dir = data_dir
         self.failed: dict[int, str] = {}
         """Volumes in status error, and why."""
+        self.owners: dict[int, str] = {}
+        """Tenants, by what they have."""
         self.problems: tuple[str, ...] = ()
         self._connections = connections
         self._clock = clock
@@ -59,6 +70,8 @@ class MemoryControl:
             data_dir=str(self.data_dir),
             nbd_socket=str(self.data_dir / "nbd.sock"),
             nbd_listen=None,
+            api_listen=None,
+            daemon="memory",
             volumes=len(self._volumes),
             snapshots=len(self._snapshots),
         )
@@ -69,53 +82,20 @@ class MemoryControl:
     async def show_volume(self, ref: str) -> VolumeInfo:
         return self._volume_now(self._find_volume(ref))
 
-    async def create_volume(
-        self, name: str, size_bytes: int | None, from_snapshot: str | None
-    ) -> VolumeInfo:
-        self._check_new_name(NodeKind.VOLUME, name)
-        origin = None if from_snapshot is None else self._find_snapshot(from_snapshot)
-        if size_bytes is None:
-            if origin is None:
-                raise InvalidRequestError("a blank volume needs a size")
-            size_bytes = origin.size_bytes
-        check_volume_size(size_bytes)
-        if origin is not None and size_bytes < origin.size_bytes:
-            raise InvalidRequestError(
-                f"size {size_bytes} is smaller than the snapshot's {origin.size_bytes}"
-            )
+    def add_volume(self, name: str, size_bytes: int = MIB) -> VolumeInfo:
+        """A volume that is there, and belongs to nobody."""
         volume_id = self._next_id()
         self._volumes[volume_id] = VolumeInfo(
             id=VolumeId(volume_id),
-            name=name,
-            size_bytes=size_bytes,
+            name=check_name(name),
+            size_bytes=check_volume_size(size_bytes),
             status="available",
             created_at=self._clock(),
-            from_snapshot=None if origin is None else origin.id,
+            from_snapshot=None,
             connections=0,
             uri=self._uri(NodeKind.VOLUME, volume_id),
         )
         return self._volumes[volume_id]
-
-    async def extend_volume(self, ref: str, size_bytes: int) -> VolumeInfo:
-        volume = self._find_volume(ref)
-        check_volume_size(size_bytes)
-        if size_bytes < volume.size_bytes:
-            raise InvalidRequestError(
-                f"volume {volume.name} has {volume.size_bytes} bytes: it can only grow"
-            )
-        self._volumes[volume.id] = dataclasses.replace(volume, size_bytes=size_bytes)
-        return self._volume_now(self._volumes[volume.id])
-
-    async def delete_volume(self, ref: str) -> None:
-        volume = self._find_volume(ref)
-        self._refuse_in_use(NodeKind.VOLUME, volume.id, volume.name)
-        del self._volumes[volume.id]
-
-    async def reopen_volume(self, ref: str) -> VolumeInfo:
-        volume = self._find_volume(ref)
-        if self.failed.pop(volume.id, None) is None:
-            raise ConflictError(f"volume {volume.name} is not in status error")
-        return self._volume_now(volume)
 
     async def list_snapshots(self, volume: str | None) -> list[SnapshotInfo]:
         wanted = None if volume is None else self._find_volume(volume).id
@@ -125,16 +105,13 @@ class MemoryControl:
             if wanted is None or snapshot.volume == wanted
         ]
 
-    async def show_snapshot(self, ref: str) -> SnapshotInfo:
-        return self._snapshot_now(self._find_snapshot(ref))
-
-    async def create_snapshot(self, volume: str, name: str) -> SnapshotInfo:
+    def add_snapshot(self, volume: str, name: str) -> SnapshotInfo:
+        """A snapshot that is there, and belongs to nobody."""
         origin = self._find_volume(volume)
-        self._check_new_name(NodeKind.SNAPSHOT, name)
         snapshot_id = self._next_id()
         self._snapshots[snapshot_id] = SnapshotInfo(
             id=SnapshotId(snapshot_id),
-            name=name,
+            name=check_name(name),
             volume=origin.id,
             size_bytes=origin.size_bytes,
             created_at=self._clock(),
@@ -143,16 +120,17 @@ class MemoryControl:
         )
         return self._snapshots[snapshot_id]
 
-    async def delete_snapshot(self, ref: str) -> None:
-        snapshot = self._find_snapshot(ref)
-        self._refuse_in_use(NodeKind.SNAPSHOT, snapshot.id, snapshot.name)
-        del self._snapshots[snapshot.id]
+    async def unowned(self) -> Unowned:
+        return Unowned(
+            tuple(v.name for v in self._volumes.values() if v.id not in self.owners),
+            tuple(s.name for s in self._snapshots.values() if s.id not in self.owners),
+        )
 
-    async def revert_volume(self, snapshot: str) -> VolumeInfo:
-        found = self._find_snapshot(snapshot)
-        volume = self._find_volume(str(found.volume))
-        self._refuse_in_use(NodeKind.VOLUME, volume.id, volume.name)
-        return self._volume_now(volume)
+    async def adopt(self, kind: NodeKind, ref: str, tenant: str) -> None:
+        found = self._find_volume(ref) if kind is NodeKind.VOLUME else self._find_snapshot(ref)
+        if found.id in self.owners:
+            raise ConflictError(f"{kind} {ref} belongs to tenant {self.owners[found.id]} already")
+        self.owners[found.id] = tenant
 
     async def space(self, kind: NodeKind, ref: str) -> Space:
         if kind is NodeKind.VOLUME:
@@ -235,12 +213,6 @@ class MemoryControl:
                 return snapshot
         raise NotFoundError(f"no snapshot {ref}")
 
-    def _check_new_name(self, kind: NodeKind, name: str) -> None:
-        check_name(name)
-        nodes = self._volumes if kind is NodeKind.VOLUME else self._snapshots
-        if any(node.name == name for node in nodes.values()):
-            raise ConflictError(f"a {kind.value} named {name} exists: choose another name")
-
     def _volume_now(self, volume: VolumeInfo) -> VolumeInfo:
         count = self._connections(NodeKind.VOLUME, volume.id)
         error = self.failed.get(volume.id)
@@ -251,7 +223,3 @@ class MemoryControl:
         return dataclasses.replace(
             snapshot, connections=self._connections(NodeKind.SNAPSHOT, snapshot.id)
         )
-
-    def _refuse_in_use(self, kind: NodeKind, node_id: int, name: str) -> None:
-        if self._connections(kind, node_id):
-            raise InUseError(f"{kind.value} {name} is in use: disconnect its clients first")

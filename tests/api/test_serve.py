@@ -15,7 +15,7 @@ import trio
 from api.app import create_app
 from api.serve import serve_api
 from bockd.errors import BockdError, ConflictError, InUseError, InvalidRequestError
-from bockd.model import MIB
+from bockd.model import NodeKind
 
 from .memory_control import MemoryControl
 
@@ -108,13 +108,13 @@ def test_shutdown_lets_a_request_finish(tmp_path: Path) -> None:
         asked, stop = trio.Event(), trio.Event()
 
         class SlowControl(MemoryControl):
-            async def delete_volume(self, ref: str) -> None:
+            async def adopt(self, kind: NodeKind, ref: str, tenant: str) -> None:
                 asked.set()
                 await stop.wait()
-                await super().delete_volume(ref)
+                await super().adopt(kind, ref, tenant)
 
         control = SlowControl(tmp_path)
-        await control.create_volume("web", MIB, None)
+        control.add_volume("web")
         app = create_app(control)
         transport = httpx.AsyncHTTPTransport(uds=str(path))
         async with httpx.AsyncClient(transport=transport) as client, trio.open_nursery() as nursery:
@@ -125,10 +125,11 @@ def test_shutdown_lets_a_request_finish(tmp_path: Path) -> None:
             )
             async with trio.open_nursery() as requests:
                 requests.start_soon(stop_when, asked, stop)
-                answer = await client.delete("http://bockd/control/v1/volumes/web")
+                url = "http://bockd/control/v1/volumes/web/adopt"
+                answer = await client.post(url, json={"tenant": "demo"})
             assert answer.status_code == 204
             await client.aclose()
-        assert await control.list_volumes() == []
+        assert control.owners == {1: "demo"}
 
     trio.run(run)
 
@@ -148,7 +149,7 @@ def test_a_client_that_stops_reading_does_not_keep_us(
     async def run() -> None:
         control = MemoryControl(tmp_path)
         for number in range(3000):  # an answer larger than what the kernel buffers
-            await control.create_volume(f"volume{number}", MIB, None)
+            control.add_volume(f"volume{number}")
         async with trio.open_nursery() as nursery:
             await nursery.start(serve_api, create_app(control), path)
             stuck = await trio.open_unix_socket(path)

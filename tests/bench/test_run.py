@@ -66,19 +66,21 @@ def test_the_json_is_whole(quick: tuple[Any, str, str]) -> None:
         for section in document["sections"]
         for one in section["comparisons"]
     }
-    assert rows == {
+    # The kernel need not have io_uring.
+    assert {one for one in rows if "io_uring" not in one[1]} == {
         ("4k-randread-qd32", "qemu-nbd qcow2"),
         ("4k-randread-qd32", "nbdkit file"),
         ("4k-randwrite-qd32", "qemu-nbd qcow2"),
         ("4k-randwrite-qd32", "nbdkit file"),
-        ("after-snapshot-4k-randwrite-qd32", "before"),
+        ("after-snapshot-4k-randwrite-qd32-fill-64k", "before"),
+        ("after-snapshot-4k-randwrite-qd32-fill-4k", "before"),
         ("after-snapshot-growth", "written"),
     }
     for section in document["sections"]:
         for one in section["comparisons"]:
             assert min(one["subject"]["values"] + one["baseline"]["values"]) > 0
             assert one["ratio"]["low"] <= one["ratio"]["median"] <= one["ratio"]["high"]
-    assert set(document["settings"]) == {"bockd", "qemu-nbd qcow2", "nbdkit file"}
+    assert set(document["settings"]) >= {"bockd", "qemu-nbd qcow2", "nbdkit file"}
     assert document["machine"]["cores"] == len(os.sched_getaffinity(0))
 
 

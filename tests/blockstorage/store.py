@@ -4,22 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 import trio
 
 from bockd.blockstorage.accounts import Accounts
-from bockd.blockstorage.contract import NewSnapshot, NewVolume, Quota, Snapshot, TenantId, Volume
+from bockd.blockstorage.contract import (
+    NewSnapshot,
+    NewVolume,
+    Quota,
+    Snapshot,
+    Status,
+    TenantId,
+    Volume,
+)
 from bockd.blockstorage.interrupted import resolve_interrupted
 from bockd.blockstorage.plugging import Devices, NoDevices
+from bockd.blockstorage.records import Ledger
 from bockd.blockstorage.recount import find_problems
 from bockd.blockstorage.running import Exports, NoExports, Surroundings
 from bockd.blockstorage.service import PoolBlockStorage
 from bockd.engine.check import check_open_pool
 from bockd.engine.pool import Pool
+from bockd.model import BLOCK_SIZE, VolumeId
 from bockd.server.drive import Driver
 from bockd.steps import Background, run_inline
+from bockd.store.index import Transaction
 from tests.engine.process import die
 
 T = TypeVar("T")
@@ -46,7 +58,9 @@ class Store:
     def start(self) -> None:
         self.background = Background()
         self.pool = Pool.open(self.root, self.background.spawn)
-        self.around = Surroundings(self.pool, self.exports, self.quota, devices=self.devices)
+        self.around = Surroundings(
+            self.pool, self.exports, self.quota, devices=self.devices, daemon="test"
+        )
         run_inline(self.pool.recover_volumes())
         run_inline(resolve_interrupted(self.around))
         self.service = PoolBlockStorage(self.around, Driver())
@@ -80,12 +94,52 @@ class Store:
     def look(self, tenant: TenantId, volume: Volume) -> Volume:
         return self.run(lambda s: s.show_volume(tenant, volume.id))
 
+    def force_snapshot_status(self, tenant: TenantId, snapshot: Snapshot, status: Status) -> None:
+        """As if something were under way."""
+
+        def change(txn: Transaction) -> None:
+            ledger = Ledger(txn)
+            ledger.put_snapshot(
+                tenant, replace(ledger.snapshot(tenant, snapshot.id), status=status)
+            )
+
+        self.pool.store.index.update(change)
+
     def assert_sound(self) -> None:
         """The pool's invariants and ours."""
         with self.pool.store.index.reading() as txn:
             assert find_problems(txn) == ()
         report = check_open_pool(self.pool.store, live=frozenset(self.pool.volumes), repair=False)
         assert report.clean, report.problems
+
+
+def force_status(store: Store, tenant: TenantId, volume: Volume, status: Status) -> None:
+    """As if something were under way."""
+
+    def change(txn: Transaction) -> None:
+        ledger = Ledger(txn)
+        ledger.put_volume(tenant, replace(ledger.volume(tenant, volume.id), status=status))
+
+    store.pool.store.index.update(change)
+
+
+def write_first_byte(store: Store, volume: VolumeId, value: int) -> None:
+    """Fill a volume's first block, durably, and close the volume."""
+    opened = run_inline(store.pool.use_volume(volume))
+    run_inline(opened.volume.write(0, memoryview(bytes([value]) * BLOCK_SIZE)))
+    run_inline(opened.volume.flush())
+    store.pool.leave_volume(volume)
+    run_inline(store.pool.close_idle_volume(volume))
+
+
+def first_byte(store: Store, volume: VolumeId) -> int:
+    """What a volume begins with."""
+    opened = run_inline(store.pool.use_volume(volume))
+    data = bytearray(BLOCK_SIZE)
+    run_inline(opened.volume.read(0, memoryview(data)))
+    store.pool.leave_volume(volume)
+    run_inline(store.pool.close_idle_volume(volume))
+    return data[0]
 
 
 @contextmanager

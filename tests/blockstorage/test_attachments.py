@@ -219,12 +219,15 @@ class BrokenExports:
         yield from self._do(f"{what} {attachment.volume_id}", what)
         return "the sync failed" if "flush" in self.failing else None
 
-    def connections(self, attachment: Attachment) -> int:
+    def clients(self, attachment: Attachment) -> int:
         del attachment
         return 0
 
     def forget(self, kind: NodeKind, node: int) -> None:
         self.calls.append(f"forget {kind} {node}")
+
+    def connections(self, kind: NodeKind, node: int) -> int:
+        return 0
 
     def _do(self, call: str, what: str) -> Steps[None]:
         self.calls.append(call)

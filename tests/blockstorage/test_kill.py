@@ -7,22 +7,21 @@ import os
 import signal
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bockd.blockstorage.attachments import Attachments
+from bockd.blockstorage.changes import Changes
 from bockd.blockstorage.contract import NewSnapshot, NewVolume, Status, TenantId, Volume
 from bockd.blockstorage.interrupted import detaching, finish_detaching
 from bockd.blockstorage.records import Ledger
 from bockd.blockstorage.servers import Servers
 from bockd.blockstorage.snapshots import Snapshots
 from bockd.blockstorage.volumes import Volumes
-from bockd.model import Server, ServerKind
+from bockd.model import GIB, Server, ServerKind, SnapshotId
 from bockd.steps import Blocking, Steps, run_inline
-from bockd.store.index import Transaction
-from tests.blockstorage.store import Store, running
+from tests.blockstorage.store import Store, first_byte, force_status, running, write_first_byte
 
 MOST_STEPS = 40
 """No change has as many."""
@@ -40,6 +39,10 @@ CHANGES: dict[str, Change] = {
     "delete snapshot": lambda s, t, v: Snapshots(s.around).delete(
         t, s.run(lambda x: x.list_snapshots(t))[0].id
     ),
+    "extend": lambda s, t, v: _changes(s).extend(t, v.id, 3 * GIB),
+    "extend open": lambda s, t, v: _extend_open(s, t, v),
+    "revert": lambda s, t, v: _changes(s).revert(t, v.id, _snapshot(s, t)),
+    "reopen": lambda s, t, v: _changes(s).reopen(t, _failed(s, t).id),
     "attach": lambda s, t, v: Attachments(s.around).attach(t, "1", v.id, None),
     "detach": lambda s, t, v: Attachments(s.around).detach(t, "9", _attached(s, t).id),
     "force detach": lambda s, t, v: Attachments(s.around).detach(
@@ -59,23 +62,47 @@ def _opened(store: Store, tenant: TenantId, volume: Volume) -> Steps[object]:
     return Snapshots(store.around).create(tenant, NewSnapshot(volume.id, "new"))
 
 
+def _changes(store: Store) -> Changes:
+    return Changes(store.around, Volumes(store.around))
+
+
+def _extend_open(store: Store, tenant: TenantId, volume: Volume) -> Steps[object]:
+    run_inline(store.pool.use_volume(volume.id))
+    return _changes(store).extend(tenant, volume.id, 3 * GIB)
+
+
+def _snapshot(store: Store, tenant: TenantId) -> SnapshotId:
+    return store.run(lambda s: s.list_snapshots(tenant))[0].id
+
+
+def _failed(store: Store, tenant: TenantId) -> Volume:
+    volumes = store.run(lambda s: s.list_volumes(tenant))
+    return next(volume for volume in volumes if volume.status is Status.ERROR)
+
+
 def _attached(store: Store, tenant: TenantId, server: str = "9") -> Volume:
     volumes = store.run(lambda s: s.list_volumes(tenant))
     return next(v for v in volumes if v.attachment and v.attachment.server_id == server)
 
 
 def prepare(store: Store) -> None:
-    """A tenant with a volume, a snapshot of it, and others that are attached: to a plain server,
-    and to a machine."""
+    """A tenant with a volume, a snapshot of it from before it was overwritten, others that are
+    attached, to a plain server and to a machine, and one that has failed."""
     tenant = store.tenant("acme")
     volume = store.volume(tenant, 1, "first")
+    write_first_byte(store, volume.id, 1)
     store.snapshot(tenant, volume)
+    write_first_byte(store, volume.id, 2)
     other = store.volume(tenant, 1)
     store.run(lambda s: s.attach(tenant, "9", other.id, None))
     for machine in ("vm1", "vm2"):
         run_inline(Servers(store.around).add(Server(machine, ServerKind.VM, f"/run/{machine}")))
     third = store.volume(tenant, 1)
     store.run(lambda s: s.attach(tenant, "vm2", third.id, None))
+    failed = store.volume(tenant, 1)
+    run_inline(store.pool.use_volume(failed.id)).volume.durability.fail("the disk is gone")
+    store.background.run()
+    store.pool.leave_volume(failed.id)
 
 
 def known(store: Store) -> tuple[TenantId, Volume]:
@@ -89,7 +116,10 @@ def state(store: Store, tenant: TenantId) -> tuple[object, ...]:
     """What the tenant sees, without what differs from run to run."""
     volumes = store.run(lambda s: s.list_volumes(tenant))
     snapshots = store.run(lambda s: s.list_snapshots(tenant))
+    first = next((v.id for v in volumes if v.display_name == "first"), None)
+    content = None if first is None else first_byte(store, first)
     return (
+        content,
         [(v.id, v.status, v.size_gib, v.attachment and v.attachment.server_id) for v in volumes],
         [(s.id, s.status, s.size_gib) for s in snapshots],
         store.run(lambda s: s.limits(tenant)).used,
@@ -188,18 +218,10 @@ def test_what_a_start_makes_of_each_status(
     volume = store.volume(tenant)
     if server is not None:
         store.run(lambda s: s.attach(tenant, server, volume.id, None))
-    _force_status(store, tenant, volume, status)
+    force_status(store, tenant, volume, status)
     store.restart()
     left = store.run(lambda s: s.list_volumes(tenant))
     assert [v.status for v in left] == ([] if becomes is None else [becomes])
     assert [v.attachment is not None for v in left if server] == (
         [becomes is Status.IN_USE] if server else []
     )
-
-
-def _force_status(store: Store, tenant: TenantId, volume: Volume, status: Status) -> None:
-    def change(txn: Transaction) -> None:
-        ledger = Ledger(txn)
-        ledger.put_volume(tenant, replace(ledger.volume(tenant, volume.id), status=status))
-
-    store.pool.store.index.update(change)

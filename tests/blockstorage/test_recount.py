@@ -26,7 +26,7 @@ def _usage(txn: Transaction, tenant: TenantId, _volume: Volume) -> None:
 
 
 def _status(txn: Transaction, tenant: TenantId, volume: Volume) -> None:
-    Ledger(txn).put_volume(tenant, replace(volume, status=Status.IN_USE))
+    Ledger(txn).put_volume(tenant, replace(volume, status=Status.IN_USE, backing=None))
 
 
 def _all(txn: Transaction, table: Table) -> None:

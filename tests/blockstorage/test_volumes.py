@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 import trio
 
-from bockd.blockstorage import volumes
 from bockd.blockstorage.contract import (
     Image,
     ImageId,
@@ -23,6 +22,7 @@ from bockd.blockstorage.contract import (
     Volume,
 )
 from bockd.blockstorage.records import ImageRecord, Ledger
+from bockd.blockstorage.service import PoolBlockStorage
 from bockd.errors import (
     DeviceError,
     InvalidRequestError,
@@ -31,6 +31,7 @@ from bockd.errors import (
     OverLimitError,
 )
 from bockd.model import GIB, MIB, SnapshotId, VolumeId
+from bockd.server.drive import Driver
 from bockd.steps import run_inline
 from tests.blockstorage.store import Store
 
@@ -212,7 +213,7 @@ def test_lists_are_pages_of_ones_own(store: Store, tenant: TenantId) -> None:
 def test_a_volume_with_a_client_is_not_deleted(store: Store, tenant: TenantId) -> None:
     volume = store.volume(tenant)
     run_inline(store.pool.use_volume(volume.id))
-    with pytest.raises(InvalidStateError, match=r"^Invalid volume: .*connected"):
+    with pytest.raises(InvalidStateError, match=r"^Invalid volume: .*disconnect first"):
         store.run(lambda s: s.delete_volume(tenant, volume.id))
     assert store.look(tenant, volume).status is Status.AVAILABLE
     store.pool.leave_volume(volume.id)
@@ -263,18 +264,6 @@ def test_a_failed_volume_is_in_error_and_only_deletable(store: Store, tenant: Te
     store.run(lambda s: s.delete_volume(tenant, volume.id))
 
 
-def test_what_the_operator_does_to_a_tenants_volume_is_recorded(
-    store: Store, tenant: TenantId
-) -> None:
-    volume, other = store.volume(tenant, 2), store.volume(tenant, 1)
-    run_inline(store.pool.extend_volume(volume.id, 4 * GIB + 4096, volumes.follow_size))
-    assert store.look(tenant, volume).size_gib == 5
-    assert store.run(lambda s: s.limits(tenant)).used.gigabytes == 6
-    run_inline(store.pool.delete_volume(volume.id, volumes.forget_record))
-    assert [v.id for v in store.run(lambda s: s.list_volumes(tenant))] == [other.id]
-    assert store.run(lambda s: s.limits(tenant)).used == Usage(volumes=1, gigabytes=1)
-
-
 # -- quotas ------------------------------------------------------------------------------------
 
 
@@ -309,6 +298,23 @@ def test_a_tenant_of_another_identity_service_has_the_default_quota(store: Store
     assert store.run(lambda s: s.limits(tenant)) == Limits(store.quota, Usage())
     store.volume(tenant, 7)
     assert store.run(lambda s: s.limits(tenant)).used == Usage(volumes=1, gigabytes=7)
+
+
+def test_a_configured_quota_counts_before_all_others(store: Store) -> None:
+    by_id, by_name = Quota(1, 1, 0), Quota(2, -1, -1)
+    acme = store.tenant("acme", Quota(5, 5, 5))
+    other = store.tenant("other")
+    configured = {acme: by_id, "acme": by_name, "other": by_name}
+    around = replace(store.around, tenant_quotas=configured)
+    store.service = PoolBlockStorage(around, Driver())
+    assert store.run(lambda s: s.limits(acme)).quota == by_id
+    assert store.run(lambda s: s.limits(other)).quota == by_name
+    volume = store.volume(acme)
+    with pytest.raises(OverLimitError):
+        store.volume(acme)
+    with pytest.raises(OverLimitError):
+        store.snapshot(acme, volume)
+    store.snapshot(other, store.volume(other))
 
 
 @pytest.mark.parametrize(

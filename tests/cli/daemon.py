@@ -16,6 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bockd.cli.storage import StorageClient
+from bockd.config.load import load
+
+from ..daemon.process import environment_without_a_cloud
+
 
 @dataclass(frozen=True)
 class Result:
@@ -36,7 +41,8 @@ class Daemon:
     def environment(self) -> dict[str, str]:
         """What points programs at it."""
         return {
-            **os.environ,
+            **environment_without_a_cloud(),
+            "BOCKD_CONFIG": "/dev/null",
             "BOCKD_DATA": str(self.data_dir),
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         }
@@ -63,13 +69,20 @@ class Daemon:
         """Run `bock ... --json` and return the document."""
         return json.loads(self.bock(*arguments, "--json"))
 
-    def refusal(self, *arguments: str | Path) -> str:
-        """Run `bock`, which must fail with one line on standard error; returns the line."""
-        result = self.run("bock", *arguments)
+    def refusal(self, *arguments: str | Path, **more: str) -> str:
+        """Run `bock`, which must fail with one line on standard error; returns the line. `more` are
+        environment variables."""
+        result = self.run("bock", *arguments, **more)
         assert (result.status, result.out) == (1, ""), result
         assert result.err.startswith("bock: "), result
         assert result.err.count("\n") == 1, result
         return result.err.strip()
+
+    @contextmanager
+    def storage(self) -> Iterator[StorageClient]:
+        """What is behind `bock`, for what `bock` does not do."""
+        with StorageClient(load(None, self.environment).settings, {}) as client:
+            yield client
 
     def names(self) -> set[str]:
         """The volumes that exist."""
@@ -139,11 +152,11 @@ class Terminal:
 
 
 @contextmanager
-def running_daemon(data_dir: Path) -> Iterator[Daemon]:
+def running_daemon(data_dir: Path, *, api_listen: str = "127.0.0.1:0") -> Iterator[Daemon]:
     """`bockd serve` on `data_dir`, for as long as the context lasts; it must end well."""
     daemon = Daemon(data_dir)
     command = [sys.executable, "-c", "from bockd.cli.bockd import main; main()", "serve"]
-    environment = {**daemon.environment, "BOCKD_NBD_LISTEN": "none", "BOCKD_API_LISTEN": "none"}
+    environment = {**daemon.environment, "BOCKD_NBD_LISTEN": "none", "BOCKD_API_LISTEN": api_listen}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         try:

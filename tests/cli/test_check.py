@@ -32,7 +32,7 @@ BROKEN = dataclasses.replace(CLEAN, clean=False, problems=("layer 3 is missing",
 
 
 class PoolCheck:
-    """Stands for `bockd.engine.check`: answers what it was given, and keeps what it was asked."""
+    """Stands for `bockd.blockstorage.check`: answers what it was given, keeps what it was asked."""
 
     def __init__(self, answer: CheckReport | Exception) -> None:
         self.answer = answer
@@ -48,9 +48,9 @@ class PoolCheck:
 def pool_check(monkeypatch: pytest.MonkeyPatch, answer: CheckReport | Exception) -> PoolCheck:
     """Put a `PoolCheck` where the command will import it from."""
     stand_in = PoolCheck(answer)
-    module = types.ModuleType("bockd.engine.check")
+    module = types.ModuleType("bockd.blockstorage.check")
     module.__dict__["check_pool"] = stand_in.check_pool
-    monkeypatch.setitem(sys.modules, "bockd.engine.check", module)
+    monkeypatch.setitem(sys.modules, "bockd.blockstorage.check", module)
     return stand_in
 
 

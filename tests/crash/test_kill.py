@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from bockd.cli.client import ControlClient
+from bockd.cli.storage import StorageClient
 from bockd.control import VolumeStatistics
 from bockd.errors import BockdError
 
@@ -76,7 +76,7 @@ class Volume:
         return self.history.units * self.history.unit_bytes
 
     def take_snapshot(
-        self, control: ControlClient, *, by_bock: bool
+        self, storage: StorageClient, *, by_bock: bool
     ) -> tuple[Errand, Callable[[], None]]:
         """Ask for a snapshot; the errand, and what to do when it has ended."""
         name = f"{self.name}-{self.taken}"
@@ -88,7 +88,7 @@ class Volume:
             if by_bock:
                 self.daemon.bock("snapshot", "create", self.name, name)
             else:
-                control.create_snapshot(self.name, name)
+                storage.create_snapshot(storage.find_volume(self.name).id, name)
 
         errand = Errand(create)
 
@@ -99,11 +99,11 @@ class Volume:
         return errand, ended
 
     def delete_snapshot(
-        self, control: ControlClient, shot: Shot
+        self, storage: StorageClient, shot: Shot
     ) -> tuple[Errand, Callable[[], None]]:
         """Ask for a snapshot's deletion, which begins background reclaim."""
         shot.deleting = True
-        errand = Errand(lambda: control.delete_snapshot(shot.name))
+        errand = Errand(lambda: storage.delete_snapshot(storage.find_snapshot(shot.name).id))
 
         def ended() -> None:
             if errand.succeeded:
@@ -133,13 +133,13 @@ class Volume:
 def run_until_killed(daemon: Bockd, volumes: list[Volume], choose: random.Random) -> None:
     """Load on every volume, snapshots meanwhile, and the end of the daemon at a random moment:
     some acknowledgements after a snapshot or a deletion began, or after it was done."""
-    with daemon.control() as control:
-        control.info()  # connected, so that an errand reaches the daemon at once
-        _run_until_killed(daemon, control, volumes, choose)
+    with daemon.storage() as storage:
+        storage.list_volumes()  # logged in, so that an errand reaches the daemon at once
+        _run_until_killed(daemon, storage, volumes, choose)
 
 
 def _run_until_killed(
-    daemon: Bockd, control: ControlClient, volumes: list[Volume], choose: random.Random
+    daemon: Bockd, storage: StorageClient, volumes: list[Volume], choose: random.Random
 ) -> None:
     loads = [
         Load(volume.history, [daemon.connect(volume.name) for _ in range(CONNECTIONS)], choose)
@@ -161,9 +161,9 @@ def _run_until_killed(
     for step in range(3):
         volume = choose.choice(volumes)
         if len(volume.snapshots) > KEPT_SNAPSHOTS:
-            errand, ended = volume.delete_snapshot(control, choose.choice(volume.snapshots))
+            errand, ended = volume.delete_snapshot(storage, choose.choice(volume.snapshots))
         else:
-            errand, ended = volume.take_snapshot(control, by_bock=choose.random() < 0.3)
+            errand, ended = volume.take_snapshot(storage, by_bock=choose.random() < 0.3)
         if step == 2 and choose.random() < 0.6:
             # Right in the middle of it.
             acknowledge(choose.randint(1, 150))

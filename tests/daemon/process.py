@@ -25,6 +25,8 @@ from urllib.parse import quote
 import nbd
 
 from bockd.cli.client import ControlClient
+from bockd.cli.storage import StorageClient
+from bockd.config.load import load
 
 READY_SECONDS = 120.0
 """A start takes about a second; the machine may be busy with other tests."""
@@ -154,7 +156,8 @@ class Bockd:
     def environment(self) -> dict[str, str]:
         """What points programs at it."""
         return {
-            **os.environ,
+            **environment_without_a_cloud(),
+            "BOCKD_CONFIG": "/dev/null",
             "BOCKD_DATA": str(self.data_dir),
             "BOCKD_NBD_LISTEN": self._nbd_listen,
             "BOCKD_API_LISTEN": self._api_listen,
@@ -203,8 +206,14 @@ class Bockd:
 
     @contextmanager
     def control(self) -> Iterator[ControlClient]:
-        """The control interface without a process for each call: where a test makes many."""
+        """The control interface without a process for each call: where a test looks often."""
         with ControlClient(self.data_dir / "api.sock") as client:
+            yield client
+
+    @contextmanager
+    def storage(self) -> Iterator[StorageClient]:
+        """The first tenant's block storage, without a process for each call."""
+        with StorageClient(load(None, self.environment).settings, {}) as client:
             yield client
 
     # -- NBD ---------------------------------------------------------------------------------
@@ -276,6 +285,11 @@ def data_bytes(path: Path) -> int:
             at = os.lseek(file.fileno(), start, os.SEEK_HOLE)
             total += at - start
     return total
+
+
+def environment_without_a_cloud() -> dict[str, str]:
+    """Ours, without what points OpenStack's clients elsewhere."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("OS_")}
 
 
 def program(name: str) -> str:

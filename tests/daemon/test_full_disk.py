@@ -11,7 +11,7 @@ from typing import Any
 import nbd
 import pytest
 
-from bockd.errors import NoSpaceError
+from bockd.errors import UnavailableError
 
 from .filesystems import mounted
 from .process import Bockd, serving
@@ -112,8 +112,8 @@ def test_a_full_disk(daemon: Bockd) -> None:
     daemon.bock("volume", "delete", "victim", "--yes")
     until_written(content, client, full, 3)
     full = content.fill(client, full + 1, 3)
-    with daemon.control() as control:
-        while control.show_snapshot("early").connections:
+    with daemon.storage() as storage:
+        while storage.find_snapshot("early").connections:
             pass
     daemon.bock("snapshot", "delete", "early", "--yes")
     until_written(content, client, full, 4)
@@ -170,22 +170,25 @@ def test_creating_on_a_full_disk(daemon: Bockd) -> None:
     daemon.expect_in_log("full")
     daemon.bock("volume", "create", "filled", "--size", "256M")
     content = Content()
-    with daemon.connected("filled") as client, daemon.control() as control:
+    with daemon.connected("filled") as client, daemon.storage() as storage:
+        volume = storage.find_volume("filled").id
         full = content.fill(client, 0, 0)
         made = 0
+        reasons: list[str] = []
         for number in range(20):
             try:
-                control.create_snapshot("filled", f"s{number}")
+                storage.create_snapshot(volume, f"s{number}")
                 made += 1
-            except NoSpaceError:
-                continue
+            except UnavailableError as error:
+                reasons.append(str(error))
+        assert all("the file system is full" in reason for reason in reasons), reasons
         content.verify(client)
-        assert len(control.list_snapshots(None)) == made
+        assert len(storage.list_snapshots()) == made
         client.trim(4 * PIECE, 0)
         for number in range(4):
             del content.pieces[number]
-        for snapshot in control.list_snapshots(None):
-            control.delete_snapshot(snapshot.name)
+        for snapshot in storage.list_snapshots():
+            storage.delete_snapshot(snapshot.id)
         until_written(content, client, full, 1)
         content.verify(client)
     daemon.check()

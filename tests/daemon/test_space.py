@@ -99,10 +99,12 @@ def test_reclaim_goes_on_after_a_kill(daemon: Bockd) -> None:
     daemon.bock("snapshot", "create", "v", "s")
     fill(daemon, "v", b"y", 0, 24 * MIB)
     daemon.bock("volume", "create", "w", "--from-snapshot", "s")
-    with daemon.control() as control:
-        control.delete_volume("v")
-        control.delete_volume("w")
-        control.delete_snapshot("s")
+    with daemon.storage() as storage:
+        doomed = [storage.find_volume(name).id for name in ("v", "w")]
+        snapshot = storage.find_snapshot("s").id
+        for volume in doomed:
+            storage.delete_volume(volume)
+        storage.delete_snapshot(snapshot)
     daemon.kill()
     daemon.check()
     daemon.start()

@@ -108,9 +108,9 @@ def test_several_connections_to_one_volume(daemon: Bockd, tmp_path: Path) -> Non
 def test_many_volumes_at_once(daemon: Bockd, tmp_path: Path) -> None:
     """Twenty volumes, each written and verified by a client of its own at the same time."""
     names = [f"fio-many-{number}" for number in range(20)]
-    with daemon.control() as control:
+    with daemon.storage() as storage:
         for name in names:
-            control.create_volume(name, 4 << 20)
+            storage.create_volume(name, 4 << 20)
     fio(
         daemon,
         tmp_path,

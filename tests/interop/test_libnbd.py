@@ -130,12 +130,13 @@ def test_a_snapshot_while_clients_write(daemon: Bockd) -> None:
     for writer in writers:
         writer.start()
     taken: list[tuple[str, bytes]] = []
-    with daemon.control() as control:
+    with daemon.storage() as storage:
+        volume = storage.find_volume("busy").id
         for number in range(5):
             for writer in writers:
                 writer.wait_for(200)
             before = [writer.acknowledged for writer in writers]
-            control.create_snapshot("busy", f"busy-{number}")
+            storage.create_snapshot(volume, f"busy-{number}")
             after = [writer.sent for writer in writers]
             with daemon.connected(f"snapshot/busy-{number}") as client:
                 content = bytes(client.pread(1 * MIB, 0))
@@ -213,9 +214,9 @@ def test_a_new_connection_sees_a_larger_volume(daemon: Bockd) -> None:
 def test_many_volumes_at_once(daemon: Bockd) -> None:
     """Twenty volumes with a client each, in turns: nobody sees what another one wrote."""
     names = [f"many-{number}" for number in range(20)]
-    with daemon.control() as control:
+    with daemon.storage() as storage:
         for name in names:
-            control.create_volume(name, 1 * MIB)
+            storage.create_volume(name, 1 * MIB)
     clients = [daemon.connect(name) for name in names]
     for turn in range(16):
         cookies = [

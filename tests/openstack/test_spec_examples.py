@@ -1,6 +1,7 @@
 """The specification's curl examples, run by a shell as it prints them, give the bodies it prints.
 
-Substituted are the placeholders, and the ids of volumes and snapshots that its author had.
+Substituted are the placeholders, and the ids of volumes and snapshots that its author had. What the
+bodies have beyond the printed ones is one key of ours, "bockd".
 """
 
 from __future__ import annotations
@@ -95,6 +96,7 @@ def volume_like(seen: Any, **different: object) -> dict[str, object]:
         "id": seen["id"],
         "createdAt": seen["createdAt"],
         "metadata": {},
+        "bockd": {**our_key(seen, 1 << 30), "last_error": None},
         **different,
     }
 
@@ -110,8 +112,16 @@ def snapshot_like(seen: Any, volume: int, **different: object) -> dict[str, obje
         "id": seen["id"],
         "createdAt": seen["createdAt"],
         "size": 1,
+        "bockd": our_key(seen, 1 << 30),
         **different,
     }
+
+
+def our_key(seen: Any, size_bytes: int) -> dict[str, object]:
+    """What is under "bockd"; the names are as seen."""
+    named = {name: seen["bockd"][name] for name in ("daemon", "name", "export")}
+    assert all(isinstance(name, str) and name for name in named.values())
+    return {**named, "size_bytes": size_bytes, "connections": 0, "error": None}
 
 
 def test_version_info(shell: Shell) -> None:

@@ -1,0 +1,117 @@
+"""What the specification cannot say about a volume: growing it, reverting it to a snapshot, using
+it again after an error, and its exact space. The first two have Cinder's form and rules.
+
+Each change is one transaction of the pool, in which the record is judged and follows: there is no
+status in between that a crash could leave behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from bockd.blockstorage import quota, rules
+from bockd.blockstorage.contract import TenantId, Volume
+from bockd.blockstorage.records import Ledger
+from bockd.blockstorage.running import Surroundings, in_our_terms
+from bockd.blockstorage.volumes import Volumes, status_now
+from bockd.control import Space
+from bockd.errors import InUseError, NotFoundError
+from bockd.model import NodeKind, SnapshotId, VolumeId, check_volume_size
+from bockd.steps import Steps
+from bockd.store.catalogue import Catalogue, VolumeRecord
+from bockd.store.index import Transaction
+
+
+class Changes:
+    """The operations of our extension; see bockd.blockstorage.contract.BlockStorage."""
+
+    def __init__(self, around: Surroundings, volumes: Volumes) -> None:
+        self._around = around
+        self._pool = around.pool
+        self._volumes = volumes
+
+    def extend(self, tenant: TenantId, volume: VolumeId, size_bytes: int) -> Steps[None]:
+        """Grow a volume, within the quota."""
+        check_volume_size(size_bytes)
+        size_gib = rules.size_in_gib(size_bytes)
+        quota_of = self._around.quota_of
+        found = self._volumes.show(tenant, volume)
+        rules.check_can_be_extended(volume, found.status)
+        with self._pool.store.index.reading() as txn:
+            # What is refused here has not grown any file.
+            record = Ledger(txn).tenant(tenant)
+        quota.with_growth(quota_of(record), record.used, volume, found.size_gib, size_gib)
+
+        def also(txn: Transaction, _record: VolumeRecord) -> None:
+            current = _judged(txn, tenant, volume, rules.check_can_be_extended)
+            Ledger(txn).resize_volume(tenant, current, size_gib, quota_of)
+
+        with _refusals(volume):
+            yield from self._pool.extend_volume(volume, size_bytes, also)
+
+    def revert(self, tenant: TenantId, volume: VolumeId, snapshot: SnapshotId) -> Steps[None]:
+        """Make a volume hold again what one of its snapshots holds."""
+        rules.check_can_be_reverted(volume, self._volumes.show(tenant, volume).status)
+        with self._pool.store.index.reading() as txn:
+            _check_source(txn, tenant, volume, snapshot)
+
+        def also(txn: Transaction, _record: VolumeRecord) -> None:
+            _judged(txn, tenant, volume, rules.check_can_be_reverted)
+            _check_source(txn, tenant, volume, snapshot)
+
+        with _refusals(volume):
+            yield from self._pool.revert_volume(volume, snapshot, also)
+
+    def reopen(self, tenant: TenantId, volume: VolumeId) -> Steps[None]:
+        """Accept what an error may have lost."""
+        found = self._volumes.show(tenant, volume)
+        assert found.backing is not None
+        trouble = found.backing.error
+        rules.check_can_be_reopened(volume, found.status, trouble)
+
+        def also(txn: Transaction, _record: VolumeRecord) -> None:
+            current = Ledger(txn).volume(tenant, volume)
+            rules.check_can_be_reopened(volume, current.status, trouble)
+
+        with _refusals(volume):
+            yield from self._pool.reopen_volume(volume, also)
+
+    def volume_space(self, tenant: TenantId, volume: VolumeId) -> Steps[Space]:
+        """A walk over the volume's maps."""
+        with self._pool.store.index.reading() as txn:
+            Ledger(txn).volume(tenant, volume)
+        return self._pool.measure(NodeKind.VOLUME, volume)
+
+    def snapshot_space(self, tenant: TenantId, snapshot: SnapshotId) -> Steps[Space]:
+        """A walk over the snapshot's maps."""
+        with self._pool.store.index.reading() as txn:
+            Ledger(txn).snapshot(tenant, snapshot)
+        return self._pool.measure(NodeKind.SNAPSHOT, snapshot)
+
+
+def _judged(txn: Transaction, tenant: TenantId, volume: VolumeId, check: rules.Check) -> Volume:
+    """One of the tenant's volumes, whose status has passed `check`."""
+    found = Ledger(txn).volume(tenant, volume)
+    check(volume, status_now(Catalogue(txn), found))
+    return found
+
+
+def _check_source(
+    txn: Transaction, tenant: TenantId, volume: VolumeId, snapshot: SnapshotId
+) -> None:
+    found = Ledger(txn).snapshot(tenant, snapshot)
+    rules.check_can_be_reverted_to(snapshot, found.status, found.volume_id, volume)
+
+
+@contextmanager
+def _refusals(volume: VolumeId) -> Iterator[None]:
+    """What the pool refuses, in the words of block storage."""
+    try:
+        yield
+    except InUseError as error:
+        raise rules.in_use(NodeKind.VOLUME, error) from None
+    except NotFoundError:
+        raise rules.not_found(NodeKind.VOLUME, volume) from None
+    except OSError as error:
+        raise in_our_terms(error, f"changing volume {volume}") from error

@@ -1,0 +1,139 @@
+"""What `bock` knows of a tenant's volumes and snapshots, as it prints them with `--json`.
+
+Read from the REST API's replies. What only a bockd tells is under the key "bockd"; of another
+server that speaks the same API the rest is known.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from bockd.model import GIB
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """Where a volume is attached."""
+
+    volume: int
+    server: str
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class WayIn:
+    """An attachment, and how its server reaches it. What another server than bockd does not say is
+    None. Who knows a URI can read and write the volume."""
+
+    volume: int
+    server: str
+    device: str
+    kind: str | None
+    """Of the server: host, vm or plain."""
+    uri: str | None
+    """Over TCP."""
+    unix_uri: str | None
+    """On the daemon's own machine."""
+    connections: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """A volume. `uri` is where this machine's NBD clients connect; None from elsewhere."""
+
+    id: int
+    name: str
+    """Its display name; without one, its name in the pool."""
+    size_bytes: int
+    status: str
+    created_at: float
+    description: str | None
+    metadata: dict[str, str]
+    from_snapshot: int | None
+    from_image: str | None
+    attachment: Attached | None
+    connections: int | None
+    """NBD clients; None when the server does not say."""
+    uri: str | None
+    error: str | None
+    last_error: str | None
+    """Why the latest attaching or detaching did not go as asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A snapshot. `volume` is its origin, which may be deleted since."""
+
+    id: int
+    name: str
+    volume: int
+    size_bytes: int
+    status: str
+    created_at: float
+    description: str | None
+    connections: int | None
+    uri: str | None
+
+
+def read_volume(view: dict[str, Any], uri: str | None) -> Volume:
+    """From a reply. Raises KeyError, TypeError or ValueError for what is none."""
+    backing = view.get("bockd", {})
+    attached = next((one for one in view["attachments"] if one), None)
+    return Volume(
+        id=int(view["id"]),
+        name=view["displayName"] or backing.get("name", ""),
+        size_bytes=backing.get("size_bytes", int(view["size"]) * GIB),
+        status=view["status"],
+        created_at=read_time(view["createdAt"]),
+        description=view["displayDescription"],
+        metadata=view["metadata"],
+        from_snapshot=int(view["snapshotId"]) if view["snapshotId"] else None,
+        from_image=view.get("imageRef") or None,
+        attachment=None if attached is None else read_attached(attached),
+        connections=backing.get("connections"),
+        uri=uri,
+        error=backing.get("error"),
+        last_error=backing.get("last_error"),
+    )
+
+
+def read_attached(view: dict[str, Any]) -> Attached:
+    """From a volume's `attachments`, or from a reply about one."""
+    return Attached(int(view["volumeId"]), str(view["serverId"]), view["device"])
+
+
+def read_way_in(view: dict[str, Any]) -> WayIn:
+    """From a reply about one attachment."""
+    at, ours = read_attached(view), view.get("bockd", {})
+    return WayIn(
+        volume=at.volume,
+        server=at.server,
+        device=at.device,
+        kind=ours.get("kind"),
+        uri=ours.get("uri"),
+        unix_uri=ours.get("unix_uri"),
+        connections=ours.get("connections"),
+    )
+
+
+def read_snapshot(view: dict[str, Any], uri: str | None) -> Snapshot:
+    """From a reply. Raises KeyError, TypeError or ValueError for what is none."""
+    backing = view.get("bockd", {})
+    return Snapshot(
+        id=int(view["id"]),
+        name=view["displayName"] or backing.get("name", ""),
+        volume=int(view["volumeId"]),
+        size_bytes=backing.get("size_bytes", int(view["size"]) * GIB),
+        status=view["status"],
+        created_at=read_time(view["createdAt"]),
+        description=view["displayDescription"],
+        connections=backing.get("connections"),
+        uri=uri,
+    )
+
+
+def read_time(text: str) -> float:
+    """Seconds since the epoch; the API writes UTC without saying so."""
+    return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()

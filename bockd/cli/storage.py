@@ -1,0 +1,348 @@
+"""The client side of the REST API: a tenant's volumes, snapshots, attachments and limits.
+
+Volumes and snapshots are named by id or by name. Display names may repeat; one that fits several is
+refused, with their ids. All methods raise the BockdError that the API's fault stands for, and
+UnavailableError when nobody answers. Logging in happens at the first request.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, Self, TypeVar
+from urllib.parse import quote
+
+import click
+
+from bockd import errors
+from bockd.cli.client import ControlClient, segment
+from bockd.cli.faults import error_of_fault
+from bockd.cli.http import Http
+from bockd.cli.login import Session, find_login, log_in
+from bockd.cli.records import (
+    Attached,
+    Snapshot,
+    Volume,
+    WayIn,
+    read_snapshot,
+    read_volume,
+    read_way_in,
+)
+from bockd.config import Settings, load_settings
+from bockd.control import DaemonInfo, Space
+from bockd.model import GIB, NodeKind, check_name, check_volume_size, export_uri
+
+PAGE = 1000
+"""As many as the API gives at once."""
+
+T = TypeVar("T")
+
+
+class Named(Protocol):
+    """What a reference may mean."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def name(self) -> str: ...
+
+
+N = TypeVar("N", bound=Named)
+
+
+class StorageClient:
+    """A tenant's block storage, at the daemon that the environment points to."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        environ: Mapping[str, str],
+        *,
+        within_seconds: float | None = None,
+    ) -> None:
+        self._settings = settings
+        self._environ = environ
+        self._within = within_seconds
+        self._http: Http | None = None
+        self._session: Session | None = None
+        self._neighbour: DaemonInfo | None = None
+        self._looked_for_neighbour = False
+        self.page = PAGE
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hang up."""
+        if self._http is not None:
+            self._http.close()
+
+    # -- volumes -----------------------------------------------------------------------------
+
+    def list_volumes(self, name: str | None = None) -> list[Volume]:
+        """All volumes by id, or those with this display name."""
+        return [self._volume(view) for view in self._list("os-volumes", "volumes", name)]
+
+    def find_volume(self, ref: str) -> Volume:
+        """The volume of an id or a name. NotFoundError, ConflictError for an ambiguous name."""
+        if is_id(ref):
+            return self.show_volume(int(ref))
+        return choose(NodeKind.VOLUME, ref, self.list_volumes(ref), lambda: self.list_volumes())
+
+    def show_volume(self, volume: int) -> Volume:
+        """One volume."""
+        return self._volume(self._get(f"os-volumes/{volume}")["volume"])
+
+    def create_volume(
+        self, name: str, size_bytes: int | None, from_snapshot: str | None = None
+    ) -> Volume:
+        """A blank volume, or a clone of a snapshot. ConflictError when the tenant has a volume of
+        that name: the API allows it, but then the name would fit neither."""
+        check_name(name)
+        if size_bytes is not None:
+            check_volume_size(size_bytes)
+        if taken := self.list_volumes(name):
+            raise errors.ConflictError(
+                f"a volume named {name!r} exists already ({taken[0].id}); choose another name"
+            )
+        body: dict[str, object] = {"display_name": name}
+        if from_snapshot is not None:
+            body["snapshot_id"] = self.find_snapshot(from_snapshot).id
+        if size_bytes is not None:
+            body |= sized("size", size_bytes)
+        created = self.post("os-volumes", {"volume": body})["volume"]
+        # The reply says "creating", as specified; it is ready.
+        return self.show_volume(created["id"])
+
+    def extend_volume(self, volume: int, size_bytes: int) -> Volume:
+        """Grow a volume to `size_bytes`."""
+        check_volume_size(size_bytes)
+        return self._act(volume, {"os-extend": sized("new_size", size_bytes)})
+
+    def revert_volume(self, volume: int, snapshot: int) -> Volume:
+        """Make a volume hold again what one of its snapshots holds."""
+        return self._act(volume, {"revert": {"snapshot_id": snapshot}})
+
+    def reopen_volume(self, volume: int) -> Volume:
+        """Let a volume that is refused be used again."""
+        return self._act(volume, {"bockd-reopen": None})
+
+    def delete_volume(self, volume: int) -> None:
+        """Delete a volume; InvalidStateError while a client is connected."""
+        self._request("DELETE", f"os-volumes/{volume}")
+
+    def _act(self, volume: int, action: Mapping[str, object]) -> Volume:
+        self._request("POST", f"os-volumes/{volume}/action", action)
+        return self.show_volume(volume)
+
+    # -- snapshots ---------------------------------------------------------------------------
+
+    def list_snapshots(self, name: str | None = None) -> list[Snapshot]:
+        """All snapshots by id, or those with this display name."""
+        return [self._snapshot(view) for view in self._list("os-snapshots", "snapshots", name)]
+
+    def find_snapshot(self, ref: str) -> Snapshot:
+        """The snapshot of an id or a name. NotFoundError, ConflictError for an ambiguous name."""
+        if is_id(ref):
+            return self.show_snapshot(int(ref))
+        return choose(
+            NodeKind.SNAPSHOT, ref, self.list_snapshots(ref), lambda: self.list_snapshots()
+        )
+
+    def show_snapshot(self, snapshot: int) -> Snapshot:
+        """One snapshot."""
+        return self._snapshot(self._get(f"os-snapshots/{snapshot}")["snapshot"])
+
+    def create_snapshot(self, volume: int, name: str) -> Snapshot:
+        """Freeze what a volume holds now, attached or not. ConflictError as for a volume."""
+        check_name(name)
+        if taken := self.list_snapshots(name):
+            raise errors.ConflictError(
+                f"a snapshot named {name!r} exists already ({taken[0].id}); choose another name"
+            )
+        body = {"volume_id": volume, "display_name": name, "force": True}
+        created = self.post("os-snapshots", {"snapshot": body})["snapshot"]
+        return self.show_snapshot(created["id"])
+
+    def delete_snapshot(self, snapshot: int) -> None:
+        """Delete a snapshot; InvalidStateError while it is read."""
+        self._request("DELETE", f"os-snapshots/{snapshot}")
+
+    # -- what is beside them -----------------------------------------------------------------
+
+    def space(self, kind: NodeKind, node: int) -> Space:
+        """Exact space; the walk over a large volume takes its time."""
+        path = f"os-{kind.value}s/{node}/bockd-space"
+        space = decode(self._request("GET", path, patient=True))["space"]
+        return Space(space["exclusive_bytes"], space["shared_bytes"])
+
+    def attach(self, server: str, volume: int, device: str | None) -> WayIn:
+        """Open a volume's export for a server; a virtual machine gets the device, too."""
+        body = {"volumeAttachment": {"volumeId": volume, "device": device}}
+        answer = self.post(f"servers/{segment(server)}/os-volume_attachments", body)
+        return read_way_in(answer["volumeAttachment"])
+
+    def way_in(self, attached: Attached) -> WayIn:
+        """How the server reaches the volume. NotFoundError when it has been detached."""
+        return read_way_in(self._get(attachment_path(attached))["volumeAttachment"])
+
+    def detach(self, attached: Attached, *, force: bool = False) -> None:
+        """End the server's connections and close the export, at once with `force`."""
+        self._request("DELETE", attachment_path(attached) + ("?force=true" if force else ""))
+
+    def limits(self) -> dict[str, int]:
+        """Quota and use, by the API's own names."""
+        found = self._get("limits")["limits"]["absolute"]
+        return {str(name): int(number) for name, number in found.items()}
+
+    @property
+    def tenant_id(self) -> str:
+        """Who we are."""
+        return self._log_in()[1].tenant_id
+
+    @property
+    def token(self) -> str:
+        """What our requests carry."""
+        return self._log_in()[1].token
+
+    # -- requests ----------------------------------------------------------------------------
+
+    def _list(self, path: str, key: str, name: str | None) -> list[dict[str, Any]]:
+        """All pages."""
+        query = f"limit={self.page}"
+        if name is not None:
+            query += f"&display_name={quote(name, safe='', errors='surrogateescape')}"
+        found: list[dict[str, Any]] = []
+        while True:
+            after = f"&marker={found[-1]['id']}" if found else ""
+            page = self._get(f"{path}/detail?{query}{after}")[key]
+            found += page
+            if len(page) < self.page:
+                return found
+
+    def _get(self, path: str) -> Any:
+        return decode(self._request("GET", path))
+
+    def post(self, path: str, body: Mapping[str, object]) -> Any:
+        """What the API answers, as it is; `path` is below the tenant's."""
+        return decode(self._request("POST", path, body))
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, object] | None = None,
+        *,
+        patient: bool = False,
+    ) -> bytes:
+        http, session = self._log_in()
+        url = f"{session.url}/{path}"
+        headers = {"X-Auth-Token": session.token}
+        answer = http.request(method, url, body, headers=headers, patient=patient)
+        if answer.is_error:
+            raise error_of_fault(answer, url)
+        return answer.content
+
+    def _log_in(self) -> tuple[Http, Session]:
+        if self._http is None or self._session is None:
+            remote = self._environ.get("OS_AUTH_URL")
+            self._http = Http(
+                None if remote else self._settings.api_socket,
+                within_seconds=self._within,
+                ca_file=self._environ.get("OS_CACERT"),
+            )
+            self._http.find()  # no daemon at all is the first thing to say
+            self._session = log_in(self._http, find_login(self._environ, self._settings))
+        return self._http, self._session
+
+    # -- records -----------------------------------------------------------------------------
+
+    def _volume(self, view: dict[str, Any]) -> Volume:
+        return understood(read_volume, view, self._uri(view))
+
+    def _snapshot(self, view: dict[str, Any]) -> Snapshot:
+        return understood(read_snapshot, view, self._uri(view))
+
+    def _uri(self, view: Mapping[str, Any]) -> str | None:
+        """The NBD URI on this machine, when the daemon that answers is this machine's."""
+        backing = view.get("bockd", {})
+        neighbour = self._find_neighbour() if backing else None
+        if neighbour is None or neighbour.daemon != backing.get("daemon"):
+            return None
+        return export_uri(backing["export"], neighbour.nbd_socket)
+
+    def _find_neighbour(self) -> DaemonInfo | None:
+        """The daemon behind this machine's control socket, if we may use it."""
+        if not self._looked_for_neighbour:
+            self._looked_for_neighbour = True
+            try:
+                with ControlClient(
+                    self._settings.api_socket, within_seconds=self._within
+                ) as control:
+                    self._neighbour = control.info()
+            except errors.UnavailableError:
+                pass
+        return self._neighbour
+
+
+def is_id(ref: str) -> bool:
+    """Whether a reference is an id; a name never consists of digits alone."""
+    if not ref:
+        raise errors.InvalidRequestError("an empty name or id refers to nothing")
+    return ref.isascii() and ref.isdigit() and len(ref) < 20
+
+
+def choose(kind: NodeKind, name: str, found: list[N], everything: Callable[[], list[N]]) -> N:
+    """The only one that `name` fits; what has no display name goes by its name in the pool."""
+    if not found:
+        found = [one for one in everything() if one.name == name]
+    if not found:
+        raise errors.NotFoundError(
+            f"there is no {kind} {name[:300]!r}; 'bock {kind} list' shows what there is"
+        )
+    if len(found) > 1:
+        ids = ", ".join(str(one.id) for one in found)
+        raise errors.ConflictError(f"{len(found)} {kind}s are named {name!r}: give an id ({ids})")
+    return found[0]
+
+
+def sized(key: str, size_bytes: int) -> dict[str, object]:
+    """A size in a request: GiB, rounded up, under the API's key; bytes for a bockd."""
+    return {key: -(-size_bytes // GIB), "bockd": {"size_bytes": size_bytes}}
+
+
+def decode(content: bytes) -> Any:
+    """A JSON reply. UnavailableError when it is none."""
+    import msgspec
+
+    try:
+        return msgspec.json.decode(content)
+    except msgspec.DecodeError as error:
+        raise errors.UnavailableError(f"the answer is not JSON ({error})") from error
+
+
+def understood(
+    read: Callable[[dict[str, Any], str | None], T], view: dict[str, Any], uri: str | None
+) -> T:
+    """A record from a reply. UnavailableError when it is another API's."""
+    try:
+        return read(view, uri)
+    except (KeyError, TypeError, ValueError) as error:
+        raise errors.UnavailableError(
+            f"the answer is not one of the HP Block Storage API ({error!r}): is OS_AUTH_URL right?"
+        ) from error
+
+
+def attachment_path(attached: Attached) -> str:
+    """Of one attachment, below the tenant's."""
+    return f"servers/{segment(attached.server)}/os-volume_attachments/{attached.volume}"
+
+
+def connect() -> StorageClient:
+    """The tenant's storage that the environment points to, until the command ends."""
+    client = StorageClient(load_settings(), os.environ)
+    click.get_current_context().call_on_close(client.close)
+    return client

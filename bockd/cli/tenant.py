@@ -1,0 +1,138 @@
+"""`bock credentials`, `bock limits` and `bock adopt`: about the tenant itself."""
+
+from __future__ import annotations
+
+import shlex
+
+import click
+
+from bockd.cli.client import ControlClient
+from bockd.cli.login import read_credentials
+from bockd.cli.output import json_option, print_json, print_record, print_table, report
+from bockd.cli.storage import connect
+from bockd.config import Settings, load_settings
+from bockd.errors import InvalidRequestError, UnavailableError
+from bockd.model import NodeKind
+
+ANY_HOST = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104 - nothing listens there
+"""Where a daemon that listens everywhere is reached from this machine."""
+
+
+@click.command()
+@click.option("--shell", "as_shell", is_flag=True, help="Print lines that set OS_AUTH_URL etc.")
+@json_option
+def credentials(as_shell: bool, as_json: bool) -> None:
+    """Show the credentials that the daemon's first start made, and where to use them.
+
+    They are those of the tenant demo, kept where only the user who runs the daemon can read them.
+    With them any OpenStack client, and bock on another machine, works on the same volumes.
+
+    \b
+    eval "$(bock credentials --shell)"
+    """
+    settings = load_settings()
+    stored = read_credentials(settings.data_dir)
+    url = api_url(settings)
+    if as_shell:
+        print_shell(stored, url)
+        return
+    endpoints = (
+        {}
+        if url is None
+        else {"identity": f"{url}/v2.0", "volume": f"{url}/v1.1/{stored['tenant_id']}"}
+    )
+    if as_json:
+        print_json({**stored, "endpoints": endpoints})
+        return
+    print_record(
+        [
+            *((key.replace("_", " "), value) for key, value in stored.items()),
+            *((f"{kind} endpoint", address) for kind, address in endpoints.items()),
+            *([] if endpoints else [("endpoints", "none: the daemon's API is on its socket only")]),
+        ]
+    )
+
+
+def print_shell(stored: dict[str, str], url: str | None) -> None:
+    """Lines for `eval`."""
+    if url is None:
+        raise InvalidRequestError(
+            "the daemon's API is on its socket only, so there is no OS_AUTH_URL: let it listen "
+            "with BOCKD_API_LISTEN"
+        )
+    variables = {
+        "OS_AUTH_URL": f"{url}/v2.0",
+        "OS_USERNAME": stored["username"],
+        "OS_PASSWORD": stored["password"],
+        "OS_TENANT_NAME": stored["tenant"],
+    }
+    for name, value in variables.items():
+        click.echo(f"export {name}={shlex.quote(value)}")
+
+
+def api_url(settings: Settings) -> str | None:
+    """Where the daemon's API is, over TCP: as it says to all clients, else as it listens, or would
+    when it does not run."""
+    if settings.catalog.public_url is not None:
+        return settings.catalog.public_url
+    try:
+        with ControlClient(settings.api_socket) as control:
+            listens = control.info().api_listen
+    except UnavailableError:
+        listens = None if settings.api.listen is None else str(settings.api.listen)
+    if listens is None:
+        return None
+    host, _, port = listens.rpartition(":")
+    return f"http://{ANY_HOST.get(host, host)}:{port}"
+
+
+LIMITS = (
+    ("volumes", "totalVolumesUsed", "maxTotalVolumes"),
+    ("gigabytes", "totalGigabytesUsed", "maxTotalVolumeGigabytes"),
+    ("snapshots", "totalSnapshotsUsed", "maxTotalSnapshots"),
+)
+
+
+@click.command()
+@json_option
+def limits(as_json: bool) -> None:
+    """Show the tenant's quota, and how much of it is used.
+
+    Gigabytes are those of volumes as they were asked for, in GiB, each rounded up.
+    """
+    found = connect().limits()
+    if as_json:
+        print_json(found)
+        return
+    print_table(
+        ("", "USED>", "OF>"),
+        [
+            (what, str(found[used]), "unlimited" if found[most] < 0 else str(found[most]))
+            for what, used, most in LIMITS
+        ],
+    )
+
+
+@click.command()
+@click.argument("kind", type=click.Choice([kind.value for kind in NodeKind]))
+@click.argument("refs", metavar="NAME_OR_ID...", nargs=-1, required=True)
+@json_option
+def adopt(kind: str, refs: tuple[str, ...], as_json: bool) -> None:
+    """Take over volumes or snapshots of the pool that belong to no tenant.
+
+    Earlier versions of bock made such volumes; `bock info` names them. This needs the daemon's own
+    user, who may use its control socket.
+
+    \b
+    bock adopt volume web db
+    bock adopt snapshot before-upgrade
+    """
+    tenant = connect().tenant_id
+    with ControlClient(load_settings().api_socket) as control:
+        for ref in refs:
+            control.adopt(NodeKind(kind), ref, tenant)
+    report(
+        {"adopted": refs, "tenant": tenant},
+        *(f"adopted {kind} {ref}" for ref in refs),
+        as_json=as_json,
+    )

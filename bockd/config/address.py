@@ -1,0 +1,39 @@
+"""A TCP address to listen on, and how one is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MAX_PORT = 65535
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A TCP address to listen on. `host` without brackets; `port` 0 lets the kernel choose."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+NO_ADDRESS = "none"
+"""What is written for no listener."""
+
+
+def parse_address(text: str) -> Address | None:
+    """Read "HOST:PORT", "[V6]:PORT" or "none". Raises ValueError."""
+    if text == NO_ADDRESS:
+        return None
+    host, colon, port = text.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if bracketed:
+        host = host[1:-1]
+    digits = port.isascii() and port.isdigit() and len(port) <= len(str(MAX_PORT))
+    if not colon or not host or not digits or int(port) > MAX_PORT:
+        raise ValueError(f"{text!r} is not HOST:PORT, nor the word {NO_ADDRESS}")
+    if ":" in host and not bracketed:
+        raise ValueError(f"{text!r} is ambiguous: write an IPv6 address as [ADDRESS]:PORT")
+    return Address(host, int(port))

@@ -1,0 +1,158 @@
+"""The settings, a record for each table of the file, each key with its default.
+
+What a key means is in `bockd.example.toml`, beside the same default; a test holds both together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from bockd.config.address import Address
+from bockd.config.schema import Section, key, named, section
+from bockd.config.values import (
+    choice,
+    integer,
+    read_flag,
+    read_host_url,
+    read_listen,
+    read_names,
+    read_path,
+    read_text,
+    read_url,
+)
+
+DEFAULT_NBD_LISTEN = Address("127.0.0.1", 10809)
+"""10809 is NBD's registered port; loopback, because NBD without TLS trusts its network."""
+
+DEFAULT_API_LISTEN = Address("127.0.0.1", 8776)
+"""8776 is the port OpenStack clients expect of block storage."""
+
+DEFAULT_DATA_DIR = Path("/var/lib/bockd")
+"""Root's; another user's follows from the environment (bockd.config.load)."""
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+DAY_SECONDS = 24 * 3600
+
+MAX_TOKEN_SECONDS = 366 * DAY_SECONDS
+"""A year: a token is a password that was written into a script."""
+
+UNLIMITED = -1
+MAX_QUOTA = 1 << 53
+"""Beyond this JSON numbers lose their last digits in some clients."""
+
+read_quota = integer(UNLIMITED, MAX_QUOTA)
+
+
+@dataclass(frozen=True, slots=True)
+class NbdSettings(Section):
+    """`[nbd]`"""
+
+    listen: Address | None = key(DEFAULT_NBD_LISTEN, read_listen)
+    """None: no TCP listener."""
+
+
+@dataclass(frozen=True, slots=True)
+class ApiSettings(Section):
+    """`[api]`"""
+
+    listen: Address | None = key(DEFAULT_API_LISTEN, read_listen)
+    strict_servers: bool = key(False, read_flag)
+
+
+@dataclass(frozen=True, slots=True)
+class IdentitySettings(Section):
+    """`[identity]`: tokens that bockd issues itself."""
+
+    token_seconds: int = key(DAY_SECONDS, integer(60, MAX_TOKEN_SECONDS))
+
+
+@dataclass(frozen=True, slots=True)
+class KeystoneSettings(Section):
+    """`[keystone]`: where other tokens are validated; not at all without a `url`."""
+
+    url: str | None = key(None, read_url)
+    username: str | None = key(None, read_text)
+    password_file: Path | None = key(None, read_path)
+    user_domain: str = key("Default", read_text)
+    project: str = key("service", read_text)
+    project_domain: str = key("Default", read_text)
+    ca_file: Path | None = key(None, read_path)
+    timeout_seconds: int = key(10, integer(1, 300))
+    cache_seconds: int = key(60, integer(0, 3600))
+    roles: tuple[str, ...] = key(("admin", "manager", "member"), read_names)
+    """One of them is needed in a project, to do everything in it."""
+    client_domain: str = key("Default", read_text)
+    """Of the users and projects that clients of /v2.0/tokens name."""
+    local: bool = key(True, read_flag)
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.url is not None and self.username is None:
+            yield "url", "keystone.username is needed too: the service user that validates tokens"
+        if self.url is None and self.username is not None:
+            yield "username", "means nothing without keystone.url"
+        if self.url is None and not self.local:
+            yield "local", "nobody could get in: there is no keystone.url either"
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogSettings(Section):
+    """`[catalog]`: what clients are told about where things are."""
+
+    region: str = key("az-1.region-a.geo-1", read_text)
+    availability_zone: str = key("nova", read_text)
+    public_url: str | None = key(None, read_host_url)
+    """None: where the client asked."""
+    zones: Mapping[str, str] = named(read_host_url)
+    """Further regions, and the URLs of the daemons that serve them."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.region in self.zones:
+            yield "zones", f"{self.region!r} is this daemon's own region; it is published anyway"
+
+
+@dataclass(frozen=True, slots=True)
+class TenantQuotaSettings(Section):
+    """`[quota.tenants.NAME]`; None is what `[quota]` says."""
+
+    volumes: int | None = key(None, read_quota)
+    gigabytes: int | None = key(None, read_quota)
+    snapshots: int | None = key(None, read_quota)
+
+
+@dataclass(frozen=True, slots=True)
+class QuotaSettings(Section):
+    """`[quota]`: the most that a tenant may have; UNLIMITED is no limit."""
+
+    volumes: int = key(1000, read_quota)
+    gigabytes: int = key(65536, read_quota)
+    snapshots: int = key(1000, read_quota)
+    tenants: Mapping[str, TenantQuotaSettings] = named(TenantQuotaSettings)
+    """By name (of tenants made here) or by id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings(Section):
+    """The whole file, or what stands for it where it says nothing."""
+
+    data_dir: Path = key(DEFAULT_DATA_DIR, read_path)
+    """The pool directory; the sockets live in it too."""
+    log_level: str = key("info", choice(LOG_LEVELS))
+    nbd: NbdSettings = section(NbdSettings)
+    api: ApiSettings = section(ApiSettings)
+    identity: IdentitySettings = section(IdentitySettings)
+    keystone: KeystoneSettings = section(KeystoneSettings)
+    catalog: CatalogSettings = section(CatalogSettings)
+    quota: QuotaSettings = section(QuotaSettings)
+
+    @property
+    def nbd_socket(self) -> Path:
+        """NBD over a Unix socket; its permissions decide who may use it."""
+        return self.data_dir / "nbd.sock"
+
+    @property
+    def api_socket(self) -> Path:
+        """The control API over a Unix socket, what `bock` talks to."""
+        return self.data_dir / "api.sock"

@@ -1,0 +1,141 @@
+"""Reading single values of the file: each function takes what TOML had and returns what the code
+wants, or raises TypeError or ValueError with a reason that fits behind "KEY: ".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from datetime import date, datetime, time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from bockd.config.address import Address, parse_address
+
+Read = Callable[[object], object]
+
+MAX_TEXT = 255
+"""Characters of a name: what the index and OpenStack's own databases take."""
+
+MAX_SHOWN = 60
+"""Characters of a bad value that are repeated in a message."""
+
+TOML_TYPES: tuple[tuple[type | tuple[type, ...], str], ...] = (
+    (bool, "a Boolean"),
+    (int, "an integer"),
+    (float, "a float"),
+    (str, "a string"),
+    (list, "an array"),
+    (dict, "a table"),
+    ((datetime, date, time), "a date or time"),
+)
+"""In this order: True is an int too, in Python."""
+
+
+def type_of(value: object) -> str:
+    """What TOML calls it."""
+    return next(name for kinds, name in TOML_TYPES if isinstance(value, kinds))
+
+
+def wrong_type(expected: str, value: object) -> TypeError:
+    """For a value of another type."""
+    return TypeError(f"expected {expected}, found {type_of(value)}")
+
+
+def shown(value: object) -> str:
+    """A value, short enough to repeat."""
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+
+
+def read_text(value: object) -> str:
+    """A string that is a name: not empty, and printable."""
+    if not isinstance(value, str):
+        raise wrong_type("a string", value)
+    if not value or len(value) > MAX_TEXT or not value.isprintable():
+        raise ValueError(f"{shown(value)} is not 1 to {MAX_TEXT} printable characters")
+    return value
+
+
+def read_flag(value: object) -> bool:
+    """A Boolean."""
+    if not isinstance(value, bool):
+        raise wrong_type("true or false", value)
+    return value
+
+
+def read_path(value: object) -> Path:
+    """An absolute path: a relative one would mean another file for each working directory."""
+    if not isinstance(value, str):
+        raise wrong_type("a string", value)
+    if "\0" in value:
+        raise ValueError(f"{shown(value)} holds a NUL character, which no path can")
+    if not value.startswith("/"):
+        raise ValueError(f"{shown(value)} is not an absolute path (~ and variables mean nothing)")
+    return Path(value)
+
+
+def read_listen(value: object) -> Address | None:
+    """An address to listen on, or "none"."""
+    if not isinstance(value, str):
+        raise wrong_type("a string", value)
+    return parse_address(value)
+
+
+def read_url(value: object) -> str:
+    """An http or https URL without a query; returned without a slash at its end."""
+    text = read_text(value)
+    try:
+        parts = urlsplit(text)
+        parts.port  # noqa: B018 - raises for a port that is none
+    except ValueError as error:
+        raise ValueError(f"{shown(text)} is not a URL: {error}") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or " " in text:
+        raise ValueError(f"{shown(text)} is not a URL like https://host:5000")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("a URL here must not hold a user name or password")
+    if parts.query or parts.fragment:
+        raise ValueError(f"{shown(text)} must end before any ? or #")
+    return text.rstrip("/")
+
+
+def read_host_url(value: object) -> str:
+    """An http or https URL of a host alone, without a path."""
+    url = read_url(value)
+    if urlsplit(url).path:
+        raise ValueError(f"{shown(url)} must be scheme and host only, as http://host:8776")
+    return url
+
+
+def read_names(value: object) -> tuple[str, ...]:
+    """An array of names, at least one."""
+    if not isinstance(value, list):
+        raise wrong_type("an array of strings", value)
+    if not value:
+        raise ValueError("the array is empty")
+    return tuple(read_text(one) for one in value)
+
+
+def integer(minimum: int, maximum: int) -> Callable[[object], int]:
+    """Reads an integer in these bounds, both included."""
+
+    def read(value: object) -> int:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise wrong_type("an integer", value)
+        if not minimum <= value <= maximum:
+            raise ValueError(f"{shown(value)} is not between {minimum} and {maximum}")
+        return value
+
+    return read
+
+
+def choice(allowed: Collection[str]) -> Callable[[object], str]:
+    """Reads one of these words."""
+
+    def read(value: object) -> str:
+        if not isinstance(value, str):
+            raise wrong_type("a string", value)
+        if value not in allowed:
+            raise ValueError(f"{shown(value)} is none of {', '.join(allowed)}")
+        return value
+
+    return read

@@ -1,0 +1,59 @@
+"""What the configuration makes of the parts: quotas, zones, the catalog, the identity service."""
+
+from __future__ import annotations
+
+from api.openstack.catalog import Catalog, Zone
+from bockd.blockstorage.contract import Identity, Quota
+from bockd.blockstorage.plugging import Devices
+from bockd.blockstorage.running import Exports, Surroundings
+from bockd.config.sections import (
+    CatalogSettings,
+    KeystoneSettings,
+    QuotaSettings,
+    Settings,
+    TenantQuotaSettings,
+)
+from bockd.engine.pool import Pool
+from bockd.keystone.either import EitherIdentity
+
+
+def surroundings(
+    settings: Settings, pool: Pool, exports: Exports, devices: Devices
+) -> Surroundings:
+    """What the operations of block storage run in."""
+    quota = settings.quota
+    return Surroundings(
+        pool,
+        exports,
+        default_quota=Quota(quota.volumes, quota.gigabytes, quota.snapshots),
+        default_zone=settings.catalog.availability_zone,
+        devices=devices,
+        strict_servers=settings.api.strict_servers,
+        tenant_quotas={tenant: _tenant_quota(quota, own) for tenant, own in quota.tenants.items()},
+    )
+
+
+def _tenant_quota(default: QuotaSettings, own: TenantQuotaSettings) -> Quota:
+    def either(mine: int | None, general: int) -> int:
+        return general if mine is None else mine
+
+    return Quota(
+        volumes=either(own.volumes, default.volumes),
+        gigabytes=either(own.gigabytes, default.gigabytes),
+        snapshots=either(own.snapshots, default.snapshots),
+    )
+
+
+def catalog(settings: CatalogSettings) -> Catalog:
+    """What clients are told: this daemon's region first, as the one that answers for itself."""
+    others = (Zone(region, url) for region, url in settings.zones.items())
+    return Catalog((Zone(settings.region, settings.public_url), *others))
+
+
+def one_identity(
+    settings: KeystoneSettings, local: Identity, keystone: Identity | None
+) -> Identity:
+    """Who is asked about tokens: bockd's own accounts, Keystone, or both in this order."""
+    if keystone is None:
+        return local
+    return EitherIdentity(local, keystone) if settings.local else keystone

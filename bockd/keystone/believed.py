@@ -1,0 +1,68 @@
+"""What Keystone said of tokens a moment ago, and is believed still.
+
+Only that a token is valid is kept, and never for longer than it is: a token that becomes valid is
+accepted at once, one that is revoked within the time that the configuration names. Tokens are
+known by their SHA-256 only, so that nothing here can be used by whoever sees it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bockd.blockstorage.contract import Principal
+
+MAX_BELIEVED = 10_000
+"""Tokens: some 10 MB. Beyond, the one that was not used for longest is asked about again."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    principal: Principal
+    until: float
+    """In the time of `elapsed`."""
+
+
+class Believed:
+    """Bounded in number and in time."""
+
+    def __init__(self, seconds: float, elapsed: Callable[[], float]) -> None:
+        """`elapsed` is a clock that never jumps."""
+        self._seconds = seconds
+        self._elapsed = elapsed
+        self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
+
+    def find(self, token: str) -> Principal | None:
+        """Whose token it is, if that is known."""
+        digest = _digest(token)
+        entry = self._entries.get(digest)
+        if entry is None:
+            return None
+        if entry.until <= self._elapsed():
+            del self._entries[digest]
+            return None
+        self._entries.move_to_end(digest)
+        return entry.principal
+
+    def keep(self, token: str, principal: Principal) -> None:
+        """Believe it from now on."""
+        if self._seconds <= 0:
+            return
+        digest = _digest(token)
+        self._entries[digest] = _Entry(principal, self._elapsed() + self._seconds)
+        self._entries.move_to_end(digest)
+        if len(self._entries) > MAX_BELIEVED:
+            self._entries.popitem(last=False)
+
+    def forget(self, token: str) -> None:
+        """Believe nothing of it any more."""
+        self._entries.pop(_digest(token), None)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()

@@ -1,0 +1,43 @@
+"""From the configuration to an `Identity` by Keystone, with its connections."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from bockd.config.sections import KeystoneSettings
+from bockd.keystone.believed import Believed
+from bockd.keystone.client import KeystoneClient, ServiceUser
+from bockd.keystone.exchange import Exchange, open_http
+from bockd.keystone.identity import KeystoneIdentity, Rules
+from bockd.keystone.password import password_source
+
+
+@asynccontextmanager
+async def open_keystone(
+    settings: KeystoneSettings,
+    clock: Callable[[], float] = time.time,
+    elapsed: Callable[[], float] = time.monotonic,
+) -> AsyncIterator[KeystoneIdentity | None]:
+    """The identity that the settings name, or None without a `url`, until the context ends.
+
+    Nothing is asked yet: Keystone may be down when the daemon starts. Raises InvalidRequestError
+    for a password or certificates that cannot be read.
+    """
+    if settings.url is None:
+        yield None
+        return
+    assert settings.username is not None  # the section's own check
+    user = ServiceUser(
+        settings.username,
+        settings.user_domain,
+        settings.project,
+        settings.project_domain,
+        password_source(settings.password_file, os.environ),
+    )
+    rules = Rules(settings.roles, settings.client_domain)
+    async with open_http(settings.url, settings.ca_file, settings.timeout_seconds) as http:
+        client = KeystoneClient(Exchange(http, settings.timeout_seconds), user, elapsed)
+        yield KeystoneIdentity(client, Believed(settings.cache_seconds, elapsed), clock, rules)

@@ -1,0 +1,125 @@
+"""A daemon does what its file says."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.daemon.process import program
+
+FILE = """\
+data_dir = "{data_dir}"
+log_level = "error"
+[nbd]
+listen = "none"
+[api]
+listen = "127.0.0.1:0"
+[identity]
+token_seconds = 3600
+[catalog]
+region = "az-9.region-z.geo-1"
+availability_zone = "shelf-3"
+public_url = "https://volumes.example.org"
+[catalog.zones]
+"az-8.region-z.geo-1" = "http://192.0.2.2:8776"
+[quota]
+volumes = 9
+[quota.tenants.demo]
+volumes = 1
+"""
+
+
+@contextmanager
+def serving(config: Path, log: Path) -> Iterator[str]:
+    """The URL of the API of `bockd serve --config`, for the duration; it must end well."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("BOCKD_")}
+    with (
+        log.open("wb") as errors,
+        subprocess.Popen(
+            [program("bockd"), "serve", "--config", config],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=environ,
+        ) as process,
+    ):
+        assert process.stdout is not None
+        try:
+            announced = ""
+            for line in process.stdout:
+                announced += line
+                if line.startswith("Next: "):
+                    break
+            found = re.search(r"http://127\.0\.0\.1:\d+", announced)
+            assert found, f"{announced}{log.read_text()}"
+            yield found[0]
+        finally:
+            process.terminate()
+    assert process.returncode == 0
+
+
+@pytest.fixture
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("config") / "pool"
+
+
+def token_for(client: httpx.Client, data_dir: Path) -> dict[str, Any]:
+    """The answer of POST /v2.0/tokens to the first tenant."""
+    known = json.loads((data_dir / "credentials.json").read_text())
+    password = {"username": known["username"], "password": known["password"]}
+    answer = client.post(
+        "/v2.0/tokens",
+        json={"auth": {"passwordCredentials": password, "tenantName": known["tenant"]}},
+    )
+    assert answer.status_code == 200, answer.text
+    access: dict[str, Any] = answer.json()["access"]
+    return access
+
+
+def test_everything_in_the_file_counts(data_dir: Path) -> None:
+    config, log = data_dir.with_suffix(".toml"), data_dir.with_suffix(".log")
+    config.write_text(FILE.format(data_dir=data_dir))
+    with serving(config, log) as url, httpx.Client(base_url=url) as client:
+        access = token_for(client, data_dir)
+        expires = datetime.fromisoformat(access["token"]["expires"])
+        assert timedelta(minutes=50) < expires - datetime.now(UTC) <= timedelta(hours=1)
+        client.headers["X-Auth-Token"] = access["token"]["id"]
+        client.base_url = httpx.URL(f"{url}/v1.1/{access['token']['tenant']['id']}")
+        (volumes,) = (s for s in access["serviceCatalog"] if s["type"] == "volume")
+        assert [
+            (e["region"], e["publicURL"].rpartition("/v1.1")[0]) for e in volumes["endpoints"]
+        ] == [
+            ("az-9.region-z.geo-1", "https://volumes.example.org"),
+            ("az-8.region-z.geo-1", "http://192.0.2.2:8776"),
+        ]
+        first = client.post("/os-volumes", json={"volume": {"size": 1}})
+        assert first.status_code == 200, first.text
+        assert first.json()["volume"]["availabilityZone"] == "shelf-3"
+        second = client.post("/os-volumes", json={"volume": {"size": 1}})
+        assert (second.status_code, list(second.json())) == (413, ["overLimit"])
+        limits = client.get("/limits").json()["limits"]["absolute"]
+        assert (limits["maxTotalVolumes"], limits["maxTotalSnapshots"]) == (1, 1000)
+    assert log.read_text() == ""  # at level error a good life leaves no trace
+
+
+def test_a_bad_file_stops_the_daemon_before_it_touches_anything(data_dir: Path) -> None:
+    config = data_dir.with_suffix(".toml")
+    config.write_text(f'data_dir = "{data_dir}"\n[api]\nlisten = "8776"\n')
+    ended = subprocess.run(
+        [program("bockd"), "serve", "--config", config], capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr == (
+        f"bockd: {config}:3: api.listen: '8776' is not HOST:PORT, nor the word none\n"
+    )
+    assert not data_dir.exists()

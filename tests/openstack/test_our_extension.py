@@ -1,0 +1,223 @@
+"""What the API has beyond the specification: the key "bockd", sizes in bytes, actions, space."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from bockd.blockstorage.contract import Quota
+
+from ..api.public import Served, fault_of, serving
+from .pool_service import on_pool
+from .test_rules import attach, create, refuses_state, show, snapshot
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+
+def create_exactly(client: httpx.Client, size_bytes: object, **more: object) -> httpx.Response:
+    """Ask for a volume of so many bytes."""
+    volume = {"bockd": {"size_bytes": size_bytes}, **more}
+    return client.post("/os-volumes", json={"volume": volume})
+
+
+def act(client: httpx.Client, volume: object, **action: object) -> httpx.Response:
+    """One action, whose name has "-" where the keyword has "_"."""
+    body = {name.replace("_", "-"): wanted for name, wanted in action.items()}
+    return client.post(f"/os-volumes/{volume}/action", json=body)
+
+
+def revert(client: httpx.Client, volume: object, source: object) -> httpx.Response:
+    return client.post(f"/os-volumes/{volume}/action", json={"revert": {"snapshot_id": source}})
+
+
+def test_the_key_of_a_volume_and_of_a_snapshot(served: Served) -> None:
+    with served.client() as client:
+        volume = create(client, display_name="web")
+        taken = snapshot(client, volume["id"], display_name="then").json()["snapshot"]
+        nameless = create(client)
+        for view, name, export in (
+            (volume, "web", "web"),
+            (show(client, volume["id"]), "web", "web"),
+            (taken, "then", "snapshot/then"),
+            (nameless, f"volume-{nameless['id']}", f"volume-{nameless['id']}"),
+        ):
+            ours = dict(view["bockd"])
+            assert ours.pop("daemon")
+            assert ours.pop("last_error", None) is None  # of volumes only
+            assert ours == {
+                "name": name,
+                "export": export,
+                "size_bytes": GIB,
+                "connections": 0,
+                "error": None,
+            }
+        listed = client.get("/os-volumes").json()["volumes"]
+        assert [one["bockd"]["name"] for one in listed] == ["web", nameless["bockd"]["name"]]
+
+
+def test_display_names_repeat_and_names_in_the_pool_do_not(served: Served) -> None:
+    """The first gets the name as its export, also of all tenants."""
+    with served.client() as client, served.client(served.service.stranger) as stranger:
+        made = [create(who, display_name="web") for who in (client, client, stranger)]
+        assert [one["displayName"] for one in made] == ["web"] * 3
+        first, second, third = (one["bockd"]["export"] for one in made)
+        assert (first, second, third) == ("web", f"web-{made[1]['id']}", f"web-{made[2]['id']}")
+
+
+def test_sizes_in_bytes(served: Served) -> None:
+    with served.client() as client:
+        small = create_exactly(client, MIB).json()["volume"]
+        assert (small["size"], small["bockd"]["size_bytes"]) == (1, MIB)
+        both = create_exactly(client, GIB + 4096, size="2").json()["volume"]
+        assert (both["size"], both["bockd"]["size_bytes"]) == (2, GIB + 4096)
+        taken = snapshot(client, small["id"]).json()["snapshot"]
+        assert (taken["size"], taken["bockd"]["size_bytes"]) == (1, MIB)
+        larger = create_exactly(client, 2 * MIB, snapshot_id=taken["id"]).json()["volume"]
+        assert larger["bockd"]["size_bytes"] == 2 * MIB
+        limits = client.get("/limits").json()["limits"]["absolute"]
+        assert limits["totalGigabytesUsed"] == 4
+
+
+@pytest.mark.parametrize("size", [0, -MIB, MIB - 4096, MIB + 1, 1 << 70, "1048576", 1e6, True, {}])
+def test_bad_sizes_in_bytes(served: Served, size: object) -> None:
+    with served.client() as client:
+        assert fault_of(create_exactly(client, size))[:2] == (400, "badRequest")
+        volume = create(client)["id"]
+        action = act(client, volume, os_extend={"bockd": {"size_bytes": size}})
+        assert fault_of(action)[:2] == (400, "badRequest")
+        assert len(client.get("/os-volumes").json()["volumes"]) == 1
+
+
+def test_sizes_that_contradict_each_other(served: Served) -> None:
+    with served.client() as client:
+        status, name, message = fault_of(create_exactly(client, GIB + 4096, size=1))
+        assert (status, name) == (400, "badRequest")
+        assert "contradict" in message
+
+
+def test_extend(served: Served) -> None:
+    with served.client() as client:
+        volume = create(client)["id"]
+        for wanted, size_bytes in (
+            ({"new_size": 2}, 2 * GIB),
+            ({"newSize": "3"}, 3 * GIB),
+            ({"bockd": {"size_bytes": 3 * GIB + 4096}}, 3 * GIB + 4096),
+            ({"new_size": 5, "bockd": {"size_bytes": 5 * GIB - 4096}}, 5 * GIB - 4096),
+        ):
+            answer = act(client, volume, os_extend=wanted)
+            assert (answer.status_code, answer.content) == (202, b"")
+            seen = show(client, volume)
+            assert seen["bockd"]["size_bytes"] == size_bytes
+            assert seen["size"] == -(-size_bytes // GIB)
+        for refused in ({"new_size": 5}, {"new_size": 1}, {"new_size": 0}, {"new_size": "x"}, {}):
+            # 5 GiB would be a growth of one block; all others are not.
+            answer = act(client, volume, os_extend=refused)
+            assert answer.status_code == (202 if refused == {"new_size": 5} else 400), answer.text
+        assert client.get("/limits").json()["limits"]["absolute"]["totalGigabytesUsed"] == 5
+
+
+def test_extend_beyond_the_quota(tmp_path: Path) -> None:
+    with (
+        serving(on_pool(tmp_path, Quota(volumes=5, gigabytes=3, snapshots=5))) as served,
+        served.client() as client,
+    ):
+        volume = create(client)["id"]
+        answer = act(client, volume, os_extend={"new_size": 4})
+        assert answer.json() == {
+            "overLimit": {
+                "message": "Volume quota exceeded. You cannot extend volume "
+                f"{volume} to a size of 4G",
+                "code": 413,
+                "retryAfter": 0,
+            }
+        }
+        assert act(client, volume, os_extend={"new_size": 3}).status_code == 202
+
+
+def test_revert(served: Served) -> None:
+    with served.client() as client:
+        volume, other = create(client)["id"], create(client)["id"]
+        source = snapshot(client, volume).json()["snapshot"]["id"]
+        answer = revert(client, volume, str(source))
+        assert (answer.status_code, answer.content) == (202, b"")
+        assert fault_of(revert(client, other, source))[:2] == (400, "badRequest")
+        assert fault_of(revert(client, volume, 99))[:2] == (404, "itemNotFound")
+        assert fault_of(revert(client, volume, "x"))[:2] == (404, "itemNotFound")
+        attach(client, volume)
+        refuses_state(revert(client, volume, source))
+
+
+def test_reopen(served: Served) -> None:
+    with served.client() as client:
+        volume = create(client)["id"]
+        refuses_state(act(client, volume, bockd_reopen=None))
+        refuses_state(act(client, volume, bockd_reopen={}))
+
+
+def test_space(served: Served) -> None:
+    with served.client() as client:
+        volume = create(client)["id"]
+        source = snapshot(client, volume).json()["snapshot"]["id"]
+        for path in (f"/os-volumes/{volume}", f"/os-snapshots/{source}"):
+            answer = client.get(f"{path}/bockd-space")
+            assert answer.json() == {"space": {"exclusive_bytes": 0, "shared_bytes": 0}}
+            assert fault_of(client.post(f"{path}/bockd-space"))[:2] == (405, "badMethod")
+        for path in ("/os-volumes/99", "/os-volumes/x", "/os-snapshots/99"):
+            assert fault_of(client.get(f"{path}/bockd-space"))[:2] == (404, "itemNotFound")
+
+
+BAD_ACTIONS: list[Any] = [
+    {},
+    [],
+    {"os-extend": {"new_size": 2}, "bockd-reopen": None},
+    {"os-extend": None},
+    {"os-extend": 2},
+    {"os-extend": {"new_size": 2, "colour": 1}},
+    {"os_extend": {"new_size": 2}},
+    {"revert": {}},
+    {"revert": None},
+    {"revert": {"snapshot_id": []}},
+    {"bockd-reopen": 1},
+    {"bockd-reopen": {"force": True}},
+    {"os-reset_status": {"status": "available"}},
+]
+
+
+@pytest.mark.parametrize("body", BAD_ACTIONS)
+def test_bad_actions_change_nothing(served: Served, body: object) -> None:
+    with served.client() as client:
+        volume = create(client)["id"]
+        before = show(client, volume)
+        answer = client.post(f"/os-volumes/{volume}/action", json=body)
+        assert fault_of(answer)[:2] == (400, "badRequest")
+        assert show(client, volume) == before
+
+
+def test_strangers_find_nothing(served: Served) -> None:
+    with served.client() as client, served.client(served.service.stranger) as stranger:
+        volume = create(client)["id"]
+        source = snapshot(client, volume).json()["snapshot"]["id"]
+        theirs = create(stranger)["id"]
+        for answer in (
+            act(stranger, volume, os_extend={"new_size": 2}),
+            act(stranger, volume, bockd_reopen=None),
+            revert(stranger, volume, source),
+            revert(stranger, theirs, source),
+            stranger.get(f"/os-volumes/{volume}/bockd-space"),
+            stranger.get(f"/os-snapshots/{source}/bockd-space"),
+        ):
+            assert fault_of(answer)[:2] == (404, "itemNotFound")
+        assert show(client, volume)["size"] == 1
+
+
+def test_it_is_advertised(served: Served) -> None:
+    with served.client() as client:
+        aliases = [one["alias"] for one in client.get("/extensions").json()["extensions"]]
+        assert aliases == ["os-volumes", "os-snapshots", "os-volume_attachments", "bockd"]
+        described = client.get("/extensions/bockd").json()["extension"]["description"]
+        for action in ("os-extend", "revert", "bockd-reopen"):
+            assert action in described
