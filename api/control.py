@@ -12,7 +12,7 @@ from typing import Annotated
 from urllib.parse import unquote
 
 from fastapi import APIRouter, Depends, Path, Query
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from bockd.control import (
     CheckReport,
@@ -24,7 +24,7 @@ from bockd.control import (
     VolumeInfo,
     VolumeStatistics,
 )
-from bockd.model import NodeKind
+from bockd.model import NodeKind, Server, ServerKind
 
 PREFIX = "/control/v1"
 
@@ -39,6 +39,15 @@ class Adopt(Body):
     """`tenant` is an id."""
 
     tenant: str
+
+
+class AddServer(Body):
+    """`tenant` is an id or a name; `qmp_socket` is for a vm."""
+
+    name: str
+    kind: Annotated[ServerKind, Field(strict=False)]
+    qmp_socket: str | None = None
+    tenant: str | None = None
 
 
 class SnapshotFilter(BaseModel):
@@ -65,6 +74,7 @@ def control_router(control: Control) -> APIRouter:
     router.include_router(pool_router(control))
     router.include_router(volume_router(control))
     router.include_router(snapshot_router(control))
+    router.include_router(server_router(control))
     return router
 
 
@@ -140,5 +150,32 @@ def snapshot_router(control: Control) -> APIRouter:
     async def snapshot_space(ref: Ref) -> Space:
         """Exact space, by a walk over the snapshot's maps."""
         return await control.space(NodeKind.SNAPSHOT, ref)
+
+    return router
+
+
+def server_router(control: Control) -> APIRouter:
+    """Servers that volumes are attached to."""
+    router = APIRouter(prefix="/servers", tags=["servers"])
+
+    @router.get("")
+    async def list_servers() -> list[Server]:
+        """All registered servers by name."""
+        return await control.list_servers()
+
+    @router.post("", status_code=201)
+    async def add_server(body: AddServer) -> Server:
+        """Register a server."""
+        return await control.add_server(Server(body.name, body.kind, body.qmp_socket, body.tenant))
+
+    @router.get("/{ref}")
+    async def show_server(ref: Ref) -> Server:
+        """One registered server."""
+        return await control.show_server(ref)
+
+    @router.delete("/{ref}", status_code=204)
+    async def remove_server(ref: Ref) -> None:
+        """Forget a server; refused while a volume is attached to it."""
+        await control.remove_server(ref)
 
     return router

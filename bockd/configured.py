@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from api.openstack.catalog import Catalog, Zone
 from bockd.blockstorage.contract import Identity, Quota
+from bockd.blockstorage.plugging import Devices
 from bockd.blockstorage.running import Exports, Surroundings
 from bockd.config.sections import (
     CatalogSettings,
@@ -16,7 +17,9 @@ from bockd.engine.pool import Pool
 from bockd.keystone.either import EitherIdentity
 
 
-def surroundings(settings: Settings, pool: Pool, exports: Exports) -> Surroundings:
+def surroundings(
+    settings: Settings, pool: Pool, exports: Exports, devices: Devices
+) -> Surroundings:
     """What the operations of block storage run in."""
     quota = settings.quota
     return Surroundings(
@@ -24,6 +27,8 @@ def surroundings(settings: Settings, pool: Pool, exports: Exports) -> Surroundin
         exports,
         default_quota=Quota(quota.volumes, quota.gigabytes, quota.snapshots),
         default_zone=settings.catalog.availability_zone,
+        devices=devices,
+        strict_servers=settings.api.strict_servers,
         tenant_quotas={tenant: _tenant_quota(quota, own) for tenant, own in quota.tenants.items()},
     )
 

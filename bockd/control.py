@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from bockd.model import NodeKind, SnapshotId, VolumeId
+from bockd.model import NodeKind, Server, SnapshotId, VolumeId
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +168,26 @@ class CheckReport:
     power between a trim and the next flush, a fault anywhere else."""
 
 
-class Control(Protocol):
+class ServerControl(Protocol):
+    """Servers that volumes are attached to (bockd.model.Server)."""
+
+    async def list_servers(self) -> list[Server]:
+        """All registered servers, by name."""
+        ...
+
+    async def show_server(self, name: str) -> Server: ...
+
+    async def add_server(self, server: Server) -> Server:
+        """Register a server; its tenant is given by id or name, its time is not. Raises
+        InvalidRequestError, NotFoundError (the tenant), ConflictError when the name is taken."""
+        ...
+
+    async def remove_server(self, name: str) -> None:
+        """Forget a registered server. InUseError while a volume is attached to it."""
+        ...
+
+
+class Control(ServerControl, Protocol):
     """See the module's docstring for what holds for all methods."""
 
     async def info(self) -> DaemonInfo: ...

@@ -13,6 +13,7 @@ import resource
 import signal
 import socket
 import sys
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -21,29 +22,33 @@ from fastapi import FastAPI
 
 from api.app import Together, create_app
 from api.openstack.app import create_public_app
+from api.openstack.nbd import NbdDoors
 from api.serve import serve_api, serve_public
 from bockd.blockstorage.accounts import CREDENTIALS_FILE, establish
 from bockd.blockstorage.contract import Identity
 from bockd.blockstorage.identity import LocalIdentity
-from bockd.blockstorage.interrupted import resolve_interrupted
+from bockd.blockstorage.interrupted import detaching, finish_detaching, resolve_interrupted
+from bockd.blockstorage.plugging import DevicePlugger
 from bockd.blockstorage.running import Surroundings
 from bockd.blockstorage.service import PoolBlockStorage
 from bockd.config import Settings
 from bockd.configured import catalog, one_identity, surroundings
-from bockd.dataplane.attached import AttachedVolumes
+from bockd.dataplane.attached import AttachedExports, AttachedVolumes
+from bockd.dataplane.awaiting import Beside
 from bockd.dataplane.control import PoolControl
 from bockd.dataplane.exports import PoolExports
 from bockd.dataplane.fetching import FetchingBlockStorage
 from bockd.dataplane.fileview import FileView
 from bockd.dataplane.images import PoolImages
 from bockd.dataplane.nodes import PoolNodes
+from bockd.dataplane.plugged import PluggedDevices
 from bockd.engine.pool import Pool
 from bockd.engine.reclaim import Reclaimer
 from bockd.errors import BockdError, from_os_error
 from bockd.keystone.opening import open_keystone
-from bockd.model import NodeKind, SnapshotId, VolumeId
+from bockd.model import NodeKind, ServerKind, SnapshotId, VolumeId
 from bockd.server.drive import Driver
-from bockd.server.exports import ExportKey, NoExports
+from bockd.server.exports import ExportKey
 from bockd.server.listener import address_of, listen_tcp
 from bockd.server.nbd_server import NbdServer, serve_nbd
 from bockd.steps import Steps
@@ -97,6 +102,7 @@ class _Daemon:
         self._driver = self._server.driver
         self._background: trio.Nursery
         self._keystone: Identity | None
+        self._doors: trio.Nursery
         self._pool: Pool
         self._around: Surroundings
         self._reclaimer: Reclaimer
@@ -113,12 +119,25 @@ class _Daemon:
         except OSError as error:
             raise from_os_error(error, f"creating {data_dir}") from error
         self._pool = await trio.to_thread.run_sync(lambda: Pool.open(data_dir, self._spawn))
-        self._around = surroundings(self._settings, self._pool, AttachedVolumes(self._server))
+        beside = Beside(lambda: self._background)
+        self._around = surroundings(
+            self._settings,
+            self._pool,
+            AttachedVolumes(self._pool, self._server, beside, self._on_idle),
+            PluggedDevices(beside, self._pluggers()),
+        )
         try:
             async with trio.open_nursery() as self._background:
                 await self._serve()
         finally:
             self._pool.release()
+
+    def _pluggers(self) -> Mapping[ServerKind, DevicePlugger]:
+        """Hosts and plain servers connect by themselves."""
+        return {}
+
+    def _on_idle(self, key: ExportKey) -> None:
+        self._doors.start_soon(self._close_when_idle, key)
 
     def _spawn(self, steps: Steps[None]) -> None:
         """Background work of the engine; it is finished before the pool is given up."""
@@ -137,6 +156,8 @@ class _Daemon:
         try:
             await self._driver.run(self._pool.recover_volumes())
             await self._driver.run(resolve_interrupted(self._around))
+            for owned in detaching(self._around):
+                self._spawn(finish_detaching(self._around, owned))
             await trio.to_thread.run_sync(
                 lambda: establish(self._pool.store.index, self._settings.data_dir)
             )
@@ -167,14 +188,12 @@ class _Daemon:
         api_listen = str(address_of(api)) if api else None
         control = PoolControl(self._around, self._server, settings, nbd_listen, api_listen)
         images = PoolImages(self._around, self._server, settings)
+        attached = AttachedExports(self._pool, self._driver, self._on_idle)
+        exports = PoolExports(self._pool, self._driver, self._on_idle, attached)
         async with trio.open_nursery() as doors:
-
-            def on_idle(key: ExportKey) -> None:
-                doors.start_soon(self._close_when_idle, key)
-
-            exports = PoolExports(self._pool, self._driver, on_idle)
-            doors.start_soon(serve_nbd, self._server, unix, exports, tcp, NoExports())
-            public = self._public_app(doors)
+            self._doors = doors
+            public = self._public_app(tcp, doors)
+            doors.start_soon(serve_nbd, self._server, unix, exports, tcp, attached)
             both = Together(create_app(control, images), public)
             await doors.start(serve_api, both, settings.api_socket)
             doors.start_soon(images.give_up_abandoned)
@@ -194,7 +213,7 @@ class _Daemon:
             log.info("stopping")
             doors.cancel_scope.cancel()
 
-    def _public_app(self, fetches: trio.Nursery) -> FastAPI:
+    def _public_app(self, tcp: socket.socket | None, fetches: trio.Nursery) -> FastAPI:
         pool, settings = self._pool, self._settings
         local = LocalIdentity(
             pool.store.index, Driver(HASHING_THREADS), pool.clock, settings.identity.token_seconds
@@ -203,7 +222,8 @@ class _Daemon:
         storage = PoolBlockStorage(self._around, self._driver)
         if settings.glance.url is not None:
             storage = FetchingBlockStorage(self._around, self._driver, settings, fetches)
-        return create_public_app(storage, identity, catalog(settings.catalog))
+        doors = NbdDoors(str(settings.nbd_socket), address_of(tcp) if tcp else None)
+        return create_public_app(storage, identity, catalog(settings.catalog), doors)
 
     async def _close_when_idle(self, key: ExportKey) -> None:
         await trio.sleep(IDLE_SECONDS)

@@ -46,6 +46,30 @@ class NodeKind(StrEnum):
     SNAPSHOT = "snapshot"
 
 
+class ServerKind(StrEnum):
+    """What a volume becomes at a server that it is attached to."""
+
+    HOST = "host"
+    """A machine whose own agent or command line connects to the export."""
+    VM = "vm"
+    """A running QEMU: the daemon plugs a device into it through its QMP socket."""
+    PLAIN = "plain"
+    """An export, for whoever holds its URI. Every id that nobody registered is one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server that the operator has registered. `name` is its id in the API."""
+
+    name: str
+    kind: ServerKind
+    qmp_socket: str | None = None
+    """Of a VM: the absolute path of its QMP socket."""
+    tenant: str | None = None
+    """The id of the only tenant for which it exists; None: it exists for all."""
+    added_at: float = 0.0
+
+
 SNAPSHOT_PREFIX = "snapshot/"
 """Of the export name of a snapshot."""
 

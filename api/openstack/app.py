@@ -16,6 +16,7 @@ from api.openstack.faults import NAME_OF_STATUS, SERVER_ERROR, install_faults, r
 from api.openstack.identity import identity_router
 from api.openstack.images import image_root_router, image_router
 from api.openstack.limits import limits_router
+from api.openstack.nbd import NbdDoors
 from api.openstack.paths import DOCS_PATH, IMAGE_ROOT, OPENAPI_PATH, VERSION_PATH
 from api.openstack.servers import attachment_router, server_router
 from api.openstack.snapshots import snapshot_router
@@ -55,9 +56,13 @@ FAULTS: dict[int | str, dict[str, Any]] = {
 
 
 def create_public_app(
-    storage: BlockStorage, identity: Identity, catalog: Catalog | None = None
+    storage: BlockStorage,
+    identity: Identity,
+    catalog: Catalog | None = None,
+    nbd_doors: NbdDoors | None = None,
 ) -> FastAPI:
-    """The HP Block Storage API over `storage`, for whom `identity` lets in.
+    """The HP Block Storage API over `storage`, for whom `identity` lets in; attachments name the
+    URIs of their exports at `nbd_doors`.
 
     Its OpenAPI document is at `/openapi.json`, a page that shows it at `/docs`.
     """
@@ -81,18 +86,21 @@ def create_public_app(
     app.include_router(image_root_router(published))
     app.include_router(image_router(storage))
     app.include_router(image_router(storage), prefix=IMAGE_ROOT, include_in_schema=False)
-    app.include_router(tenant_router(storage, published), prefix=f"{VERSION_PATH}{{tenant}}")
+    app.include_router(
+        tenant_router(storage, published, nbd_doors or NbdDoors()),
+        prefix=f"{VERSION_PATH}{{tenant}}",
+    )
     return app
 
 
-def tenant_router(storage: BlockStorage, catalog: Catalog) -> APIRouter:
+def tenant_router(storage: BlockStorage, catalog: Catalog, nbd_doors: NbdDoors) -> APIRouter:
     """All that a tenant has; `/volumes` and `/snapshots` are what old clients call it."""
     router = APIRouter()
     router.include_router(volume_router(storage, "/os-volumes"))
     router.include_router(snapshot_router(storage, "/os-snapshots"))
     router.include_router(volume_router(storage, "/volumes"), include_in_schema=False)
     router.include_router(snapshot_router(storage, "/snapshots"), include_in_schema=False)
-    router.include_router(attachment_router(storage))
+    router.include_router(attachment_router(storage, nbd_doors))
     router.include_router(server_router(storage, catalog))
     router.include_router(limits_router(storage))
     router.include_router(extension_router(storage))

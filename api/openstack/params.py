@@ -77,6 +77,18 @@ async def page_in_query(
     )
 
 
+async def force_in_query(
+    force: Annotated[
+        str | None,
+        WithJsonSchema({"type": "string", "enum": list(values.FLAGS)}),
+        Query(description="Cut the server's connections at once"),
+    ] = None,
+) -> bool:
+    """`force`. Raises InvalidRequestError."""
+    return force is not None and values.flag("force", force)
+
+
+InForce = Annotated[bool, Depends(force_in_query)]
 InVolume = Annotated[VolumeId, Depends(volume_in_path)]
 InSnapshot = Annotated[SnapshotId, Depends(snapshot_in_path)]
 InServer = Annotated[str, Depends(server_in_path)]

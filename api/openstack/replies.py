@@ -22,6 +22,12 @@ class BackingView(TypedDict):
     error: str | None
 
 
+class VolumeBackingView(BackingView):
+    """The same, and what the latest attaching or detaching has to say."""
+
+    last_error: str | None
+
+
 class AttachmentInVolume(TypedDict, total=False):
     """Where a volume is attached; without any key when it is not (section 4.4.2.1)."""
 
@@ -46,7 +52,7 @@ class VolumeView(TypedDict):
     id: int
     createdAt: str
     metadata: dict[str, str]
-    bockd: BackingView
+    bockd: VolumeBackingView
 
 
 class OneVolume(TypedDict):
@@ -61,6 +67,22 @@ class VolumeList(TypedDict):
     volumes: list[VolumeView]
 
 
+class AttachmentExtra(TypedDict):
+    """What is ours in an attachment: the way in."""
+
+    uri: str | None
+    """Over TCP; null when the daemon does not listen there."""
+    unix_uri: str | None
+    """On the daemon's own machine."""
+    export: str
+    """The export's name, which is a secret: who knows it can read and write the volume."""
+    connections: int
+    kind: str
+    """The server's, when the volume was attached to it."""
+    device_info: dict[str, str]
+    """Of the device that was plugged into a virtual machine."""
+
+
 class AttachmentView(TypedDict):
     """Section 4.4.3.1; the reply of 4.4.3.2 shows the ids only."""
 
@@ -68,6 +90,7 @@ class AttachmentView(TypedDict):
     serverId: int | str
     id: int
     volumeId: int
+    bockd: AttachmentExtra
 
 
 class OneAttachment(TypedDict):
@@ -145,27 +168,28 @@ def view_backing(backing: Backing | None) -> BackingView:
     }
 
 
-def view_attachment(attachment: Attachment) -> AttachmentView:
+def view_attachment(attachment: Attachment, extra: AttachmentExtra) -> AttachmentView:
     """One attachment; its id is the volume's."""
     return {
         "device": attachment.device,
         "serverId": server_number(attachment.server_id),
         "id": attachment.id,
         "volumeId": attachment.volume_id,
+        "bockd": extra,
     }
 
 
 def attachments_of(volume: Volume) -> list[AttachmentInVolume]:
     """`[{}]` when there is none, as documented."""
-    if volume.attachment is None:
+    attachment = volume.attachment
+    if attachment is None:
         return [{}]
-    seen = view_attachment(volume.attachment)
     return [
         {
-            "id": seen["id"],
-            "volumeId": seen["volumeId"],
-            "serverId": seen["serverId"],
-            "device": seen["device"],
+            "id": attachment.id,
+            "volumeId": attachment.volume_id,
+            "serverId": server_number(attachment.server_id),
+            "device": attachment.device,
         }
     ]
 
@@ -184,7 +208,7 @@ def view_volume(volume: Volume) -> VolumeView:
         "id": volume.id,
         "createdAt": date(volume.created_at),
         "metadata": dict(volume.metadata),
-        "bockd": view_backing(volume.backing),
+        "bockd": {**view_backing(volume.backing), "last_error": volume.last_error},
     }
     if volume.image_id is not None:
         view["imageRef"] = volume.image_id

@@ -1,7 +1,7 @@
 """Servers, as far as volumes are attached to them (section 4.4.3).
 
-Servers themselves are not kept here. Old clients look at one before they attach to it, so any id
-that can be a server's is shown as an active server, with what those clients read.
+Of a server no more is known than what the operator has registered, or nothing. Old clients look at
+one before they attach to it, so it is shown as active, with what those clients read.
 """
 
 from __future__ import annotations
@@ -14,13 +14,26 @@ from api.openstack.access import Caller, InTenant
 from api.openstack.bodies import AttachVolume
 from api.openstack.catalog import Catalog
 from api.openstack.media import JsonRoute
-from api.openstack.params import InServer, InVolume
-from api.openstack.replies import AttachmentList, OneAttachment, view_attachment
-from bockd.blockstorage.contract import BlockStorage
+from api.openstack.nbd import NbdDoors
+from api.openstack.params import InForce, InServer, InVolume
+from api.openstack.replies import (
+    AttachmentList,
+    AttachmentView,
+    OneAttachment,
+    view_attachment,
+)
+from bockd.blockstorage.contract import Attachment, BlockStorage
 from bockd.errors import InvalidRequestError
 from bockd.model import VolumeId
 
 Reference = dict[str, str]
+
+
+class ServerExtra(TypedDict):
+    """What is ours in a server."""
+
+    kind: str
+    """host, vm or plain."""
 
 
 class ServerView(TypedDict):
@@ -39,6 +52,7 @@ class ServerView(TypedDict):
     links: list[Reference]
     created: str
     updated: str
+    bockd: ServerExtra
 
 
 class OneServer(TypedDict):
@@ -47,7 +61,7 @@ class OneServer(TypedDict):
     server: ServerView
 
 
-def attachment_router(storage: BlockStorage) -> APIRouter:
+def attachment_router(storage: BlockStorage, nbd_doors: NbdDoors) -> APIRouter:
     """The endpoints below `{tenant}/servers/{server_id}/os-volume_attachments`."""
     router = APIRouter(
         prefix="/servers/{server_id}/os-volume_attachments",
@@ -55,15 +69,30 @@ def attachment_router(storage: BlockStorage) -> APIRouter:
         route_class=JsonRoute,
     )
 
+    def view(attachment: Attachment, request: Request) -> AttachmentView:
+        return view_attachment(
+            attachment,
+            {
+                "uri": nbd_doors.uri(attachment.export_name, request),
+                "unix_uri": nbd_doors.unix_uri(attachment.export_name),
+                "export": attachment.export_name,
+                "connections": storage.connections(attachment),
+                "kind": attachment.server_kind.value,
+                "device_info": dict(attachment.device_info),
+            },
+        )
+
     @router.get("")
-    async def list_attachments(tenant: InTenant, server: InServer) -> AttachmentList:
+    async def list_attachments(
+        request: Request, tenant: InTenant, server: InServer
+    ) -> AttachmentList:
         """List the volumes attached to a server (section 4.4.3.1)."""
         found = await storage.list_attachments(tenant, server)
-        return {"volumeAttachments": [view_attachment(attachment) for attachment in found]}
+        return {"volumeAttachments": [view(attachment, request) for attachment in found]}
 
     @router.post("")
     async def attach_volume(
-        tenant: InTenant, server: InServer, body: AttachVolume
+        request: Request, tenant: InTenant, server: InServer, body: AttachVolume
     ) -> OneAttachment:
         """Attach a volume to a server (section 4.4.3.2)."""
         wanted = body.volume_attachment
@@ -71,29 +100,34 @@ def attachment_router(storage: BlockStorage) -> APIRouter:
             raise InvalidRequestError("volumeAttachment.volumeId is missing")
         volume = values.volume_id(wanted.volume_id)
         attachment = await storage.attach(tenant, server, volume, wanted.device)
-        return {"volumeAttachment": view_attachment(attachment)}
+        return {"volumeAttachment": view(attachment, request)}
 
     @router.post("/{volume_id}")
     async def attach_volume_in_path(
-        tenant: InTenant, server: InServer, volume: InVolume, body: AttachVolume
+        request: Request, tenant: InTenant, server: InServer, volume: InVolume, body: AttachVolume
     ) -> OneAttachment:
         """Attach a volume to a server, under the path that section 4.1 lists."""
         check_same_volume(volume, body)
         attachment = await storage.attach(tenant, server, volume, body.volume_attachment.device)
-        return {"volumeAttachment": view_attachment(attachment)}
+        return {"volumeAttachment": view(attachment, request)}
 
     @router.get("/{volume_id}")
     async def show_attachment(
-        tenant: InTenant, server: InServer, volume: InVolume
+        request: Request, tenant: InTenant, server: InServer, volume: InVolume
     ) -> OneAttachment:
         """Show one attachment."""
         attachment = await storage.show_attachment(tenant, server, volume)
-        return {"volumeAttachment": view_attachment(attachment)}
+        return {"volumeAttachment": view(attachment, request)}
 
     @router.delete("/{volume_id}", status_code=status.HTTP_202_ACCEPTED, response_class=Response)
-    async def detach_volume(tenant: InTenant, server: InServer, volume: InVolume) -> Response:
-        """Detach a volume from a server (section 4.4.3.3)."""
-        await storage.detach(tenant, server, volume)
+    async def detach_volume(
+        tenant: InTenant, server: InServer, volume: InVolume, force: InForce = False
+    ) -> Response:
+        """Detach a volume from a server (section 4.4.3.3).
+
+        With `force=true` its connections are cut at once, for a server that is gone.
+        """
+        await storage.detach(tenant, server, volume, force=force)
         return Response(status_code=status.HTTP_202_ACCEPTED)
 
     return router
@@ -117,9 +151,10 @@ def server_router(storage: BlockStorage, catalog: Catalog) -> APIRouter:
         request: Request, tenant: InTenant, server: InServer, caller: Caller
     ) -> OneServer:
         """Show a server, as old clients do before they attach a volume to it."""
+        found = await storage.show_server(tenant, server)
         attached = await storage.list_attachments(tenant, server)
         here = f"{catalog.own_url(request)}{request.url.path}"
-        since = values.iso_date(max((one.attached_at for one in attached), default=0.0))
+        latest = max((one.attached_at for one in attached), default=found.added_at)
         return {
             "server": {
                 "id": values.server_number(server),
@@ -133,8 +168,9 @@ def server_router(storage: BlockStorage, catalog: Catalog) -> APIRouter:
                 "image": {"id": ""},
                 "flavor": {"id": ""},
                 "links": [{"href": here, "rel": "self"}],
-                "created": since,
-                "updated": since,
+                "created": values.iso_date(found.added_at or latest),
+                "updated": values.iso_date(latest),
+                "bockd": {"kind": found.kind.value},
             }
         }
 

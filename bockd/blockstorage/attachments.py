@@ -1,12 +1,17 @@
-"""Attachments (section 4.4.3): a volume at a server.
+"""Attachments (section 4.4.3): a volume at a server, reached through an export of its own.
 
 Attaching and detaching have three parts: a transaction that moves the volume to `attaching` or
-`detaching`, which keeps everybody else off; the data plane's part (`Exports`); a transaction that
-ends it. What is caught in the middle by a crash is resolved at the next start.
+`detaching`, which keeps everybody else off and decides whether its export takes new connections
+(`rules.REACHABLE`); what the data plane and the server's plugger do; a transaction that ends it.
+What is caught in the middle by a crash is resolved at the next start
+(`bockd.blockstorage.interrupted`).
+
+What fails on the way is undone, and the volume keeps the reason (`Volume.last_error`).
 """
 
 from __future__ import annotations
 
+import logging
 import secrets
 from dataclasses import replace
 
@@ -14,11 +19,15 @@ from bockd.blockstorage import rules
 from bockd.blockstorage.contract import Attachment, Status, TenantId, Volume
 from bockd.blockstorage.records import Ledger
 from bockd.blockstorage.running import Surroundings
+from bockd.blockstorage.servers import find_server
 from bockd.blockstorage.volumes import move_volume
 from bockd.errors import BockdError, NotFoundError
-from bockd.model import NodeKind, VolumeId
+from bockd.model import NodeKind, Server, VolumeId
 from bockd.steps import Steps
+from bockd.store.catalogue import Catalogue
 from bockd.store.index import Transaction
+
+log = logging.getLogger(__name__)
 
 EXPORT_NAME_BYTES = 24
 """Random bytes in an export name: 192 bits are not guessed, and fit where names are typed."""
@@ -33,15 +42,22 @@ class Attachments:
 
     def list(self, tenant: TenantId, server: str) -> list[Attachment]:
         """4.4.3.1."""
-        rules.check_server(server)
         with self._pool.store.index.reading() as txn:
-            return [_attachment(volume) for volume in Ledger(txn).attached(tenant, server)]
+            ledger = Ledger(txn)
+            self._server(ledger, tenant, server)
+            return [attachment_of(volume) for volume in ledger.attached(tenant, server)]
 
     def show(self, tenant: TenantId, server: str, volume: VolumeId) -> Attachment:
         """One attachment."""
-        rules.check_server(server)
         with self._pool.store.index.reading() as txn:
-            return _attachment(_find(Ledger(txn), tenant, server, volume))
+            ledger = Ledger(txn)
+            self._server(ledger, tenant, server)
+            return attachment_of(_find(ledger, tenant, server, volume))
+
+    def _server(self, ledger: Ledger, tenant: TenantId, server: str) -> Server:
+        return find_server(ledger, tenant, server, strict=self._around.strict_servers)
+
+    # -- attaching -----------------------------------------------------------------------------
 
     def attach(
         self, tenant: TenantId, server: str, volume: VolumeId, device: str | None
@@ -51,50 +67,97 @@ class Attachments:
         export_name = secrets.token_urlsafe(EXPORT_NAME_BYTES)
         now = self._pool.clock()
 
-        def begin(txn: Transaction) -> Attachment:
+        def begin(txn: Transaction) -> tuple[Server, Volume]:
             ledger = Ledger(txn)
+            at = self._server(ledger, tenant, server)
             move_volume(txn, tenant, volume, Status.ATTACHING)
-            taken = [_attachment(other).device for other in ledger.attached(tenant, server)]
-            attachment = Attachment(
-                volume, server, rules.choose_device(device, taken), export_name, now
-            )
-            ledger.attach(tenant, ledger.volume(tenant, volume), attachment)
-            return attachment
+            taken = [attachment_of(other).device for other in ledger.attached(tenant, server)]
+            place = rules.choose_device(device, taken)
+            attachment = Attachment(volume, server, place, export_name, now, at.kind)
+            found = replace(ledger.volume(tenant, volume), last_error=None)
+            ledger.attach(tenant, found, attachment)
+            return at, replace(found, attachment=attachment)
 
-        attachment = yield from self._around.update(begin)
+        at, attaching = yield from self._around.update(begin)
+        return (yield from self._open(tenant, at, attaching))
+
+    def _open(self, tenant: TenantId, at: Server, attaching: Volume) -> Steps[Attachment]:
+        """The export, then the device; undone when one of them fails."""
+        attachment = attachment_of(attaching)
+        plugged = False
         try:
             yield from self._around.exports.publish(attachment)
-            yield from self._around.update(
-                lambda txn: _end(txn, tenant, volume, Status.IN_USE, attached=True)
-            )
-        except BockdError:
-            yield from self._around.exports.withdraw(attachment)
-            yield from self._around.update(
-                lambda txn: _end(txn, tenant, volume, Status.AVAILABLE, attached=False)
-            )
+            info = yield from self._around.devices.plug(at, attachment, attaching)
+            plugged = True
+            attachment = replace(attachment, device_info=dict(info))
+            attached = replace(attaching, attachment=attachment)
+            yield from self._around.update(lambda txn: _keep(txn, tenant, attached, None))
+        except BockdError as error:
+            reason = f"attaching to server {at.name} failed: {error}"
+            yield from self._undo(tenant, at if plugged else None, attaching, reason)
             raise
         return attachment
 
-    def detach(self, tenant: TenantId, server: str, volume: VolumeId) -> Steps[None]:
+    def _undo(
+        self, tenant: TenantId, at: Server | None, attaching: Volume, reason: str
+    ) -> Steps[None]:
+        """Back to `available`. New connections are kept out first: the device may have begun to
+        make some."""
+        volume = attaching.id
+        yield from self._around.update(lambda txn: _close(txn, tenant, volume))
+        yield from end_attachment(self._around, tenant, at, attaching, reason)
+
+    # -- detaching -----------------------------------------------------------------------------
+
+    def detach(
+        self, tenant: TenantId, server: str, volume: VolumeId, *, force: bool = False
+    ) -> Steps[None]:
         """4.4.3.3."""
         rules.check_server(server)
 
-        def begin(txn: Transaction) -> Attachment:
-            if Ledger(txn).volume(tenant, volume).attachment is not None:
-                _find(Ledger(txn), tenant, server, volume)
-            return _attachment(move_volume(txn, tenant, volume, Status.DETACHING))
+        def begin(txn: Transaction) -> tuple[Server, Volume]:
+            ledger = Ledger(txn)
+            at = self._server(ledger, tenant, server)
+            if ledger.volume(tenant, volume).attachment is not None:
+                _find(ledger, tenant, server, volume)
+            return at, move_volume(txn, tenant, volume, Status.DETACHING)
 
-        attachment = yield from self._around.update(begin)
+        at, attached = yield from self._around.update(begin)
+        # The kind is what it was when the volume came to the server; it may be registered since.
+        at = replace(at, kind=attachment_of(attached).server_kind)
         try:
-            yield from self._around.exports.withdraw(attachment)
-        except BockdError:
-            yield from self._around.update(
-                lambda txn: _end(txn, tenant, volume, Status.IN_USE, attached=True)
-            )
+            if force:
+                yield from end_attachment(self._around, tenant, at, attached, None)
+            else:
+                yield from self._release(tenant, at, attached)
+        except BockdError as error:
+            reason = f"detaching from server {server} failed: {error}"
+            yield from self._around.update(lambda txn: _keep(txn, tenant, attached, reason))
             raise
-        yield from self._around.update(
-            lambda txn: _end(txn, tenant, volume, Status.AVAILABLE, attached=False)
-        )
+
+    def _release(self, tenant: TenantId, at: Server, attached: Volume) -> Steps[None]:
+        """As the server gives it up: the device first, then the export."""
+        attachment = attachment_of(attached)
+        yield from self._around.devices.unplug(at, attachment, force=False)
+        failed = yield from self._around.exports.withdraw(attachment, force=False)
+        yield from self._around.update(lambda txn: _forget(txn, tenant, attached.id, failed, None))
+
+
+def end_attachment(
+    around: Surroundings, tenant: TenantId, at: Server | None, volume: Volume, reason: str | None
+) -> Steps[None]:
+    """Out of `detaching`, whatever the server does: its connections are cut, then the device is
+    removed from it (None: there is none). What goes wrong there is added to the reason."""
+    attachment = attachment_of(volume)
+    failed = yield from around.exports.withdraw(attachment, force=True)
+    if at is not None:
+        try:
+            yield from around.devices.unplug(at, attachment, force=True)
+        except BockdError as error:
+            log.warning("volume %s at server %s: %s", volume.id, at.name, error)
+            left = f"the device may still be in server {at.name}, where it is dead: {error}"
+            reason = f"{reason}; {left}" if reason else left
+    yield from around.update(lambda txn: _forget(txn, tenant, volume.id, failed, reason))
 
 
 def _find(ledger: Ledger, tenant: TenantId, server: str, volume: VolumeId) -> Volume:
@@ -105,20 +168,41 @@ def _find(ledger: Ledger, tenant: TenantId, server: str, volume: VolumeId) -> Vo
     return found
 
 
-def _attachment(volume: Volume) -> Attachment:
+def attachment_of(volume: Volume) -> Attachment:
+    """The attachment of a volume that has one."""
     assert volume.attachment is not None
     return volume.attachment
 
 
-def _end(
-    txn: Transaction, tenant: TenantId, volume: VolumeId, status: Status, *, attached: bool
-) -> None:
-    """Out of `attaching` or `detaching`."""
+def _close(txn: Transaction, tenant: TenantId, volume: VolumeId) -> None:
+    """From `attaching` to `detaching`: the export takes no new connections. It is no move that a
+    request may make (rule 3), only how an attach that has failed goes back."""
     ledger = Ledger(txn)
     found = ledger.volume(tenant, volume)
-    rules.check_move(NodeKind.VOLUME, volume, found.status, status)
-    settled = replace(found, status=status)
-    if attached:
-        ledger.put_volume(tenant, settled)
-    else:
-        ledger.detach(tenant, settled)
+    assert found.status is Status.ATTACHING
+    ledger.put_volume(tenant, replace(found, status=Status.DETACHING))
+
+
+def _keep(txn: Transaction, tenant: TenantId, attached: Volume, reason: str | None) -> None:
+    """Out of `attaching` or `detaching` into `in-use`."""
+    ledger = Ledger(txn)
+    found = ledger.volume(tenant, attached.id)
+    rules.check_move(NodeKind.VOLUME, found.id, found.status, Status.IN_USE)
+    ledger.put_volume(
+        tenant,
+        replace(found, status=Status.IN_USE, attachment=attached.attachment, last_error=reason),
+    )
+
+
+def _forget(
+    txn: Transaction, tenant: TenantId, volume: VolumeId, failed: str | None, reason: str | None
+) -> None:
+    """Out of `detaching`: the volume is attached no more. One that has failed shows `error` from
+    this moment on, not only when its engine has recorded that."""
+    ledger, catalogue = Ledger(txn), Catalogue(txn)
+    found = ledger.volume(tenant, volume)
+    rules.check_move(NodeKind.VOLUME, volume, found.status, Status.AVAILABLE)
+    ledger.detach(tenant, replace(found, status=Status.AVAILABLE, last_error=reason))
+    record = catalogue.volume(volume)
+    if failed is not None and record.failed is None:
+        catalogue.put_volume(replace(record, failed=failed))

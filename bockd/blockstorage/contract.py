@@ -26,7 +26,7 @@ from enum import StrEnum
 from typing import NewType, Protocol
 
 from bockd.control import Space
-from bockd.model import SnapshotId, VolumeId
+from bockd.model import Server, ServerKind, SnapshotId, VolumeId
 
 TenantId = NewType("TenantId", str)
 UserId = NewType("UserId", str)
@@ -145,6 +145,10 @@ class Attachment:
     export_name: str = field(repr=False)
     """The unguessable name under which the volume can be reached over TCP while attached."""
     attached_at: float
+    server_kind: ServerKind = ServerKind.PLAIN
+    """What the server was when the volume was attached to it."""
+    device_info: Mapping[str, str] = field(default_factory=dict)
+    """What a plugger says of the device that it has made, as {"serial": "..."}."""
 
     @property
     def id(self) -> VolumeId:
@@ -184,6 +188,8 @@ class Volume:
     metadata: Mapping[str, str]
     created_at: float
     attachment: Attachment | None
+    last_error: str | None = None
+    """Why the latest attaching or detaching did not go as asked."""
     backing: Backing | None = None
     """None in a stored record only."""
 
@@ -416,9 +422,8 @@ class BlockStorage(Protocol):
         ...
 
     async def list_attachments(self, tenant: TenantId, server: str) -> list[Attachment]:
-        """4.4.3.1. By volume id; empty for a server that has none. There is no list of servers:
-        any well-formed id (1 to 255 letters, digits, ".", "_", "-") is one, another NotFoundError.
-        """
+        """4.4.3.1. By volume id; empty for a server that has none. NotFoundError for what is no
+        server (see `show_server`)."""
         ...
 
     async def show_attachment(self, tenant: TenantId, server: str, volume: VolumeId) -> Attachment:
@@ -428,17 +433,44 @@ class BlockStorage(Protocol):
     async def attach(
         self, tenant: TenantId, server: str, volume: VolumeId, device: str | None
     ) -> Attachment:
-        """4.4.3.2. Device None is the next free one, from /dev/vdb.
+        """4.4.3.2. Device None is the next free one, from /dev/vdb. The export is open when this
+        returns and, at a VM, the device is plugged in.
 
         Raises InvalidStateError unless the volume is available (rules 1 and 4),
         InvalidRequestError for a device that is not one, ConflictError when the server has
-        something there (rule 6).
+        something there (rule 6). When the export cannot be opened or the device not be plugged in,
+        the volume is available again, and its `last_error` says why, as does what is raised.
         """
         ...
 
-    async def detach(self, tenant: TenantId, server: str, volume: VolumeId) -> None:
-        """4.4.3.3. NotFoundError when it is attached to another server, InvalidStateError unless it
-        is in use (rule 3)."""
+    async def detach(
+        self, tenant: TenantId, server: str, volume: VolumeId, *, force: bool = False
+    ) -> None:
+        """4.4.3.3. When this returns the export is gone, all that was acknowledged through it is
+        flushed, and nothing that its clients still send can land.
+
+        Clients get a moment to have what they sent answered, and a VM to give the device up; when
+        it does not, the volume stays in use, its `last_error` says why, and a BockdError is
+        raised. With `force` the connections are cut at once, and a VM is not waited for. When the
+        flush fails the volume is detached and in error.
+
+        Raises NotFoundError when it is attached to another server, InvalidStateError unless it is
+        in use (rule 3).
+        """
+        ...
+
+    def connections(self, attachment: Attachment) -> int:
+        """How many clients are connected to an attachment's export."""
+        ...
+
+    async def list_servers(self, tenant: TenantId) -> list[Server]:
+        """The registered servers that exist for a tenant, by name."""
+        ...
+
+    async def show_server(self, tenant: TenantId, server: str) -> Server:
+        """One server. NotFoundError for an id that is not 1 to 255 letters, digits, ".", "_" or
+        "-", and for one that is registered for another tenant. One that nobody registered is a
+        plain server, unless servers are strict: then it is not found either."""
         ...
 
     async def limits(self, tenant: TenantId) -> Limits:

@@ -7,6 +7,10 @@
 | `detaching` | available | nothing is connected any more; the client wanted it gone            |
 | `deleting`  | gone      | the client wanted it gone; `error_deleting` when even now it cannot |
 
+A virtual machine may have the device still. Then the volume is `detaching` when the doors open, so
+that its export is closed and nobody else takes it, and `finish_detaching` removes the device: a
+machine that does not answer must not keep the daemon from starting.
+
 An image being imported is gone, with the volume that was to become it: who filled it has lost its
 connection.
 """
@@ -18,12 +22,13 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from bockd.blockstorage import snapshots, volumes
-from bockd.blockstorage.contract import Status
+from bockd.blockstorage.attachments import attachment_of, end_attachment
+from bockd.blockstorage.contract import Status, Volume
 from bockd.blockstorage.images import Images
-from bockd.blockstorage.records import Ledger
+from bockd.blockstorage.records import Ledger, OwnedVolume
 from bockd.blockstorage.running import Surroundings
 from bockd.errors import BockdError
-from bockd.model import NodeKind, SnapshotId, VolumeId
+from bockd.model import NodeKind, ServerKind, SnapshotId, VolumeId
 from bockd.steps import Steps
 from bockd.store.index import Transaction
 
@@ -58,6 +63,8 @@ def _settle(txn: Transaction) -> list[tuple[NodeKind, int]]:
     for owned in list(ledger.all_volumes()):
         settled = replace(owned.volume, status=Status.AVAILABLE)
         match owned.volume.status:
+            case Status.ATTACHING | Status.DETACHING if _has_device(owned.volume):
+                ledger.put_volume(owned.tenant, replace(settled, status=Status.DETACHING))
             case Status.ATTACHING | Status.DETACHING:
                 ledger.detach(owned.tenant, settled)
             case Status.CREATING:
@@ -73,6 +80,26 @@ def _settle(txn: Transaction) -> list[tuple[NodeKind, int]]:
         elif found.snapshot.status is Status.DELETING:
             deleting.append((NodeKind.SNAPSHOT, found.snapshot.id))
     return deleting
+
+
+def _has_device(volume: Volume) -> bool:
+    return volume.attachment is not None and volume.attachment.server_kind is ServerKind.VM
+
+
+def detaching(around: Surroundings) -> list[OwnedVolume]:
+    """What `resolve_interrupted` has left for `finish_detaching`. Ask before the doors open."""
+    with around.pool.store.index.reading() as txn:
+        volumes = Ledger(txn).all_volumes()
+        return [owned for owned in volumes if owned.volume.status is Status.DETACHING]
+
+
+def finish_detaching(around: Surroundings, owned: OwnedVolume) -> Steps[None]:
+    """Remove the device, if the machine can be reached; then the volume is available."""
+    attachment = attachment_of(owned.volume)
+    with around.pool.store.index.reading() as txn:
+        server = Ledger(txn).server(attachment.server_id)
+    reason = "the daemon was stopped while the volume was being attached or detached"
+    yield from end_attachment(around, owned.tenant, server, owned.volume, reason)
 
 
 def _delete(around: Surroundings, kind: NodeKind, node: int) -> Steps[None]:

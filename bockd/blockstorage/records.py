@@ -8,18 +8,21 @@
     API_SNAPSHOTS id:u64                            OwnedSnapshot
     OWNED         kind | tenant | 0 | id:u64        nothing: a tenant's nodes, in order
     ATTACHED      tenant | 0 | server | 0 | id:u64  nothing: a server's volumes, in order
-    EXPORT_NAMES  export name                       id:u64 of the attached volume
+    EXPORTS       SHA-256 of the export name        id:u64 of the attached volume
+    SERVERS       server's name                     Server
     IMAGES        image id                          ImageRecord
     IMPORTS       id:u64 of the volume being filled ImportRecord
 
 Records are JSON objects of the dataclasses. Invariants, each kept by one function of `Ledger`: a
 record in API_VOLUMES, API_SNAPSHOTS, IMAGES or IMPORTS belongs to a node of the pool; OWNED,
-ATTACHED and EXPORT_NAMES follow from those records; a tenant's `used` is their sum.
+ATTACHED and EXPORTS follow from those records; a tenant's `used` is their sum.
 `bockd.blockstorage.recount` proves it.
 """
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -41,7 +44,7 @@ from bockd.blockstorage.contract import (
 )
 from bockd.blockstorage.rules import in_id_range, not_found
 from bockd.errors import DamagedError, NotFoundError
-from bockd.model import NodeKind, SnapshotId, VolumeId
+from bockd.model import NodeKind, Server, SnapshotId, VolumeId
 from bockd.store.catalogue import FIRST_KEY, LAST_KEY, id_key
 from bockd.store.index import Table, Transaction
 
@@ -241,7 +244,7 @@ class Ledger:
         self.put_volume(tenant, replace(volume, attachment=attachment))
         self.txn.put(Table.ATTACHED, attached_key(tenant, attachment.server_id, volume.id), b"")
         self.txn.put(
-            Table.EXPORT_NAMES, attachment.export_name.encode(), id_key(attachment.volume_id)
+            Table.EXPORTS, export_key(attachment.export_name), id_key(attachment.volume_id)
         )
 
     def detach(self, tenant: TenantId, volume: Volume) -> None:
@@ -250,7 +253,7 @@ class Ledger:
         assert attachment is not None
         self.put_volume(tenant, replace(volume, attachment=None))
         self.txn.delete(Table.ATTACHED, attached_key(tenant, attachment.server_id, volume.id))
-        self.txn.delete(Table.EXPORT_NAMES, attachment.export_name.encode())
+        self.txn.delete(Table.EXPORTS, export_key(attachment.export_name))
 
     def attached(self, tenant: TenantId, server: str) -> Iterator[Volume]:
         """The volumes of one server, by id."""
@@ -259,10 +262,35 @@ class Ledger:
             yield self.volume(tenant, VolumeId(_ID.unpack(key[-8:])[0]))
 
     def exported(self, export_name: str) -> OwnedVolume | None:
-        """The volume that is attached under an export name."""
-        key = text_key(export_name)
-        payload = None if key is None else self.txn.get(Table.EXPORT_NAMES, key)
-        return None if payload is None else self.owned_volume(VolumeId(_ID.unpack(payload)[0]))
+        """The volume that is attached under an export name.
+
+        How long the search takes says nothing of the names that exist: it is for a hash.
+        """
+        payload = self.txn.get(Table.EXPORTS, export_key(export_name))
+        if payload is None:
+            return None
+        owned = self.owned_volume(VolumeId(_ID.unpack(payload)[0]))
+        if owned is None or owned.volume.attachment is None:
+            return None
+        recorded = export_key(owned.volume.attachment.export_name)
+        return owned if hmac.compare_digest(recorded, export_key(export_name)) else None
+
+    # -- servers -----------------------------------------------------------------------------
+
+    def server(self, name: str) -> Server | None:
+        return self._get(Table.SERVERS, text_key(name), Server)
+
+    def servers(self) -> Iterator[Server]:
+        """All that are registered, by name."""
+        last = b"\xff" * MAX_KEY_BYTES
+        for _, payload in self.txn.scan(Table.SERVERS, FIRST_KEY, last):
+            yield decode(Server, payload)
+
+    def put_server(self, server: Server) -> None:
+        self._put(Table.SERVERS, server.name.encode(), server)
+
+    def remove_server(self, server: Server) -> None:
+        self.txn.delete(Table.SERVERS, server.name.encode())
 
     # -- snapshots ---------------------------------------------------------------------------
 
@@ -381,6 +409,11 @@ def no_image(image: str) -> NotFoundError:
 def owned_key(kind: NodeKind, tenant: TenantId, node: int) -> bytes:
     """OWNED: a node of a tenant."""
     return kind.value[:1].encode() + tenant.encode() + b"\0" + id_key(node)
+
+
+def export_key(export_name: str) -> bytes:
+    """EXPORTS: a name, whatever a client makes of one."""
+    return hashlib.sha256(export_name.encode("utf-8", "surrogatepass")).digest()
 
 
 def attached_key(tenant: TenantId, server: str, volume: VolumeId) -> bytes:

@@ -6,7 +6,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from bockd.blockstorage.contract import Status, TenantId, Usage
-from bockd.blockstorage.records import Ledger, OwnedSnapshot, OwnedVolume, attached_key, owned_key
+from bockd.blockstorage.records import (
+    Ledger,
+    OwnedSnapshot,
+    OwnedVolume,
+    attached_key,
+    export_key,
+    owned_key,
+)
 from bockd.errors import DamagedError
 from bockd.model import NodeKind
 from bockd.store.catalogue import FIRST_KEY, LAST_KEY, id_key
@@ -59,7 +66,7 @@ def _wrong_keys(
             *(owned_key(NodeKind.SNAPSHOT, o.tenant, o.snapshot.id) for o in snapshots),
         },
         Table.ATTACHED: {attached_key(tenant, a.server_id, a.volume_id) for tenant, a in attached},
-        Table.EXPORT_NAMES: {a.export_name.encode() for _, a in attached},
+        Table.EXPORTS: {export_key(a.export_name) for _, a in attached},
     }
     for table, keys in expected.items():
         if set(txn.keys(table, FIRST_KEY, _ANY_KEY)) != keys:

@@ -57,6 +57,10 @@ VOLUME_MOVES: Mapping[Status, frozenset[Status]] = {
 """4.4.2 and 4.4.3, "Status Lifecycle" and rules 1 to 3: from each status, where a volume may go.
 Back from attaching, detaching and deleting is for what could not be done."""
 
+REACHABLE = frozenset({Status.ATTACHING, Status.IN_USE})
+"""While the export of an attached volume takes new connections. A virtual machine connects while
+its device is being plugged in, which is before the volume is in use."""
+
 SNAPSHOT_MOVES: Mapping[Status, frozenset[Status]] = {
     Status.CREATING: frozenset({Status.AVAILABLE, Status.ERROR}),
     Status.AVAILABLE: frozenset({Status.DELETING}),
@@ -224,9 +228,14 @@ def check_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
 
 def check_server(server: str) -> str:
     """Return a server's id; raise NotFoundError for what cannot be one."""
-    if not _SERVER.fullmatch(server):
+    if not is_server_id(server):
         raise NotFoundError("Instance could not be found: malformed server id.")
     return server
+
+
+def is_server_id(text: str) -> bool:
+    """Whether a server may have that id."""
+    return _SERVER.fullmatch(text) is not None
 
 
 def in_id_range(node: int) -> bool:

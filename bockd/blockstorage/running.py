@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from bockd.blockstorage.contract import Attachment, Backing, Quota
+from bockd.blockstorage.plugging import Devices, NoDevices
 from bockd.blockstorage.quota import DEFAULT_QUOTA
 from bockd.blockstorage.records import TenantRecord
 from bockd.engine.pool import Pool
@@ -30,16 +31,28 @@ class Driver(Protocol):
 
 
 class Exports(Protocol):
-    """What the data plane does about attachments and about what is deleted."""
+    """What the data plane does about attachments and about what is deleted.
+
+    It lets new connections in by what is recorded: those that name the export of a volume whose
+    status is one of `rules.REACHABLE`. So the record is changed before `withdraw` is called.
+    """
 
     def publish(self, attachment: Attachment) -> Steps[None]:
-        """Let the volume be reached under the attachment's export name. A BockdError undoes the
-        attachment."""
+        """See that the volume can be served. A BockdError undoes the attachment."""
         ...
 
-    def withdraw(self, attachment: Attachment) -> Steps[None]:
-        """Let nobody reach it under that name any more: no request that came that way changes the
-        volume after this. A BockdError leaves it attached."""
+    def withdraw(self, attachment: Attachment, *, force: bool) -> Steps[str | None]:
+        """End all connections that came under the attachment's export name, and flush.
+
+        What they have sent is carried out and answered first, within a moment; with `force` only
+        what the engine has begun already. No request that came that way changes the volume after
+        this. Returns why the volume has failed, in this flush or before it; None if it has not.
+        A BockdError leaves the volume attached.
+        """
+        ...
+
+    def clients(self, attachment: Attachment) -> int:
+        """How many there are under the attachment's export name."""
         ...
 
     def forget(self, kind: NodeKind, node: int) -> None:
@@ -52,15 +65,20 @@ class Exports(Protocol):
 
 
 class NoExports:
-    """For tests, and while attachments are records only."""
+    """For tests of what is recorded."""
 
     def publish(self, attachment: Attachment) -> Steps[None]:
         del attachment
         yield from ()
 
-    def withdraw(self, attachment: Attachment) -> Steps[None]:
-        del attachment
+    def withdraw(self, attachment: Attachment, *, force: bool) -> Steps[str | None]:
+        del attachment, force
         yield from ()
+        return None
+
+    def clients(self, attachment: Attachment) -> int:
+        del attachment
+        return 0
 
     def forget(self, kind: NodeKind, node: int) -> None:
         """Nothing is kept about it."""
@@ -81,6 +99,9 @@ class Surroundings:
     default_zone: str = DEFAULT_ZONE
     tenant_quotas: Mapping[str, Quota] = field(default_factory=dict)
     """Configured for single tenants, by id or name."""
+    devices: Devices = field(default_factory=NoDevices)
+    strict_servers: bool = False
+    """Only registered servers exist."""
     daemon: str = field(default_factory=lambda: secrets.token_hex(8))
     """Names this run, so that who finds a daemon in two ways can tell that it is one."""
 

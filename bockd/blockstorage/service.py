@@ -20,10 +20,11 @@ from bockd.blockstorage.contract import (
 )
 from bockd.blockstorage.records import Ledger
 from bockd.blockstorage.running import Driver, Surroundings
+from bockd.blockstorage.servers import Servers
 from bockd.blockstorage.snapshots import Snapshots
 from bockd.blockstorage.volumes import Volumes, refuse_fetched
 from bockd.control import Space
-from bockd.model import SnapshotId, VolumeId
+from bockd.model import Server, SnapshotId, VolumeId
 
 _NAMESPACE = "http://docs.openstack.org/volume/ext/{}/api/v1.1"
 
@@ -75,6 +76,8 @@ class PoolBlockStorage:
         self._snapshots = Snapshots(around)
         self._changes = Changes(around, self._volumes)
         self._attachments = Attachments(around)
+        self._servers = Servers(around)
+        self._exports = around.exports
 
     async def list_volumes(self, tenant: TenantId, page: Page = EVERYTHING) -> list[Volume]:
         return self._volumes.list(tenant, page)
@@ -126,8 +129,19 @@ class PoolBlockStorage:
     ) -> Attachment:
         return await self._driver.run(self._attachments.attach(tenant, server, volume, device))
 
-    async def detach(self, tenant: TenantId, server: str, volume: VolumeId) -> None:
-        await self._driver.run(self._attachments.detach(tenant, server, volume))
+    async def detach(
+        self, tenant: TenantId, server: str, volume: VolumeId, *, force: bool = False
+    ) -> None:
+        await self._driver.run(self._attachments.detach(tenant, server, volume, force=force))
+
+    def connections(self, attachment: Attachment) -> int:
+        return self._exports.clients(attachment)
+
+    async def list_servers(self, tenant: TenantId) -> list[Server]:
+        return self._servers.of_tenant(tenant)
+
+    async def show_server(self, tenant: TenantId, server: str) -> Server:
+        return self._servers.show(tenant, server)
 
     async def limits(self, tenant: TenantId) -> Limits:
         with self._index.reading() as txn:

@@ -241,15 +241,21 @@ def forget_record(txn: Transaction, record: VolumeRecord) -> None:
     the import that fills it. InUseError while the volume is attached."""
     ledger = Ledger(txn)
     ledger.remove_import(record.id)
+    refuse_attached(txn, record)
     owned = ledger.owned_volume(record.id)
-    if owned is None:
-        return
-    if owned.volume.attachment is not None:
+    if owned is not None:
+        ledger.remove_volume(owned)
+
+
+def refuse_attached(txn: Transaction, record: VolumeRecord) -> None:
+    """`also` of the pool's reverting: InUseError for a volume that a server has, connected or
+    not. What the server still holds in its caches belongs to the old content."""
+    owned = Ledger(txn).owned_volume(record.id)
+    if owned is not None and owned.volume.attachment is not None:
         raise InUseError(
             f"volume {record.id} is attached to server {owned.volume.attachment.server_id}; "
             "detach it first"
         )
-    ledger.remove_volume(owned)
 
 
 def _fresh(new: NewVolume, record: VolumeRecord) -> Volume:

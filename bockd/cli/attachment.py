@@ -6,9 +6,11 @@ import click
 
 from bockd.cli.completion import complete_volume
 from bockd.cli.output import json_option, print_json, print_record, print_table, report
-from bockd.cli.records import Attached, Volume
+from bockd.cli.records import Attached, Volume, WayIn
 from bockd.cli.storage import StorageClient, connect
 from bockd.errors import NotFoundError
+
+TITLE_WIDTH = 10
 
 
 @click.group()
@@ -28,13 +30,19 @@ def attachment() -> None:
 def create(volume: str, server: str, device: str | None, as_json: bool) -> None:
     """Attach VOLUME to SERVER.
 
+    Prints the URIs that the server's NBD clients connect to. They are secrets: who knows one can
+    read and write the volume until it is detached.
+
     \b
-    bock attachment create web vm-7
+    bock attachment create web web1
     """
     client = connect()
     made = client.attach(server, client.find_volume(volume).id, device)
     report(
-        made, f"attached volume {made.volume} to {made.server} as {made.device}", as_json=as_json
+        made,
+        f"attached volume {made.volume} to {made.server} as {made.device}",
+        *(f"{title:<{TITLE_WIDTH}}{uri}" for title, uri in ways(made)),
+        as_json=as_json,
     )
 
 
@@ -62,35 +70,55 @@ def list_(server: str | None, as_json: bool) -> None:
 @click.argument("volume", shell_complete=complete_volume)
 @json_option
 def show(volume: str, as_json: bool) -> None:
-    """Show where VOLUME is attached."""
-    found, at = find(connect(), volume)
+    """Show where VOLUME is attached, and how its server reaches it."""
+    client = connect()
+    found, attached = find(client, volume)
+    at = client.way_in(attached)
     if as_json:
         print_json(at)
         return
+    kind = [] if at.kind is None else [("kind", at.kind)]
+    clients = [] if at.connections is None else [("clients", str(at.connections))]
+    trouble = [] if found.last_error is None else [("last error", found.last_error)]
     print_record(
         [
             ("volume", str(found.id)),
             ("name", found.name),
             ("server", at.server),
+            *kind,
             ("device", at.device),
             ("status", found.status),
+            *trouble,
+            *clients,
+            *ways(at),
         ]
     )
 
 
 @attachment.command()
 @click.argument("volume", shell_complete=complete_volume)
+@click.option("--force", is_flag=True, help="Cut the server off at once: it is gone, or hangs.")
 @json_option
-def delete(volume: str, as_json: bool) -> None:
-    """Detach VOLUME from its server."""
+def delete(volume: str, force: bool, as_json: bool) -> None:
+    """Detach VOLUME from its server.
+
+    Unmount it there first. What the server has sent is carried out and made durable; nothing that
+    it sends later reaches the volume.
+    """
     client = connect()
     found, at = find(client, volume)
-    client.detach(at)
+    client.detach(at, force=force)
     report(
         {"deleted": at},
         f"detached volume {found.id} ({found.name}) from {at.server}",
         as_json=as_json,
     )
+
+
+def ways(at: WayIn) -> list[tuple[str, str]]:
+    """The URIs that there are."""
+    found = [("uri", at.uri), ("unix uri", at.unix_uri)]
+    return [(title, uri) for title, uri in found if uri is not None]
 
 
 def find(client: StorageClient, ref: str) -> tuple[Volume, Attached]:

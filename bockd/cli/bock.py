@@ -13,6 +13,7 @@ from bockd.cli.completion import completion
 from bockd.cli.failure import Program
 from bockd.cli.images import image
 from bockd.cli.output import json_option, print_json, print_record
+from bockd.cli.server import server
 from bockd.cli.snapshot import snapshot
 from bockd.cli.stat import stat
 from bockd.cli.tenant import adopt, credentials, limits
@@ -80,6 +81,7 @@ snapshot.add_command(export_snapshot)
 main.add_command(volume)
 main.add_command(snapshot)
 main.add_command(attachment)
+main.add_command(server)
 main.add_command(limits)
 main.add_command(credentials)
 main.add_command(image)

@@ -27,7 +27,7 @@ from bockd.control import (
     VolumeInfo,
     VolumeStatistics,
 )
-from bockd.model import NodeKind, VolumeId
+from bockd.model import NodeKind, Server, ServerKind, VolumeId
 
 T = TypeVar("T")
 
@@ -77,6 +77,25 @@ class ControlClient:
         """Exact space; the walk over a large volume takes its time."""
         path = f"/{kind.value}s/{segment(ref)}/space"
         return decode(self._request("GET", path, patient=True), Space)
+
+    def list_servers(self) -> list[Server]:
+        """All registered servers by name."""
+        return self._get("/servers", list[Server])
+
+    def show_server(self, name: str) -> Server:
+        """One registered server."""
+        return self._get(f"/servers/{segment(name)}", Server)
+
+    def add_server(
+        self, name: str, kind: ServerKind, qmp_socket: str | None, tenant: str | None
+    ) -> Server:
+        """Register a server."""
+        body = {"name": name, "kind": kind.value, "qmp_socket": qmp_socket, "tenant": tenant}
+        return decode(self._request("POST", "/servers", body), Server)
+
+    def remove_server(self, name: str) -> None:
+        """Forget a server; InUseError while a volume is attached to it."""
+        self._request("DELETE", f"/servers/{segment(name)}")
 
     def statistics(self) -> list[VolumeStatistics]:
         """Counters of each open volume and snapshot."""

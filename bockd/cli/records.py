@@ -23,6 +23,23 @@ class Attached:
 
 
 @dataclass(frozen=True, slots=True)
+class WayIn:
+    """An attachment, and how its server reaches it. What another server than bockd does not say is
+    None. Who knows a URI can read and write the volume."""
+
+    volume: int
+    server: str
+    device: str
+    kind: str | None
+    """Of the server: host, vm or plain."""
+    uri: str | None
+    """Over TCP."""
+    unix_uri: str | None
+    """On the daemon's own machine."""
+    connections: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Volume:
     """A volume. `uri` is where this machine's NBD clients connect; None from elsewhere."""
 
@@ -41,6 +58,8 @@ class Volume:
     """NBD clients; None when the server does not say."""
     uri: str | None
     error: str | None
+    last_error: str | None
+    """Why the latest attaching or detaching did not go as asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +95,27 @@ def read_volume(view: dict[str, Any], uri: str | None) -> Volume:
         connections=backing.get("connections"),
         uri=uri,
         error=backing.get("error"),
+        last_error=backing.get("last_error"),
     )
 
 
 def read_attached(view: dict[str, Any]) -> Attached:
     """From a volume's `attachments`, or from a reply about one."""
     return Attached(int(view["volumeId"]), str(view["serverId"]), view["device"])
+
+
+def read_way_in(view: dict[str, Any]) -> WayIn:
+    """From a reply about one attachment."""
+    at, ours = read_attached(view), view.get("bockd", {})
+    return WayIn(
+        volume=at.volume,
+        server=at.server,
+        device=at.device,
+        kind=ours.get("kind"),
+        uri=ours.get("uri"),
+        unix_uri=ours.get("unix_uri"),
+        connections=ours.get("connections"),
+    )
 
 
 def read_snapshot(view: dict[str, Any], uri: str | None) -> Snapshot:

@@ -24,9 +24,10 @@ from bockd.cli.records import (
     Attached,
     Snapshot,
     Volume,
-    read_attached,
+    WayIn,
     read_snapshot,
     read_volume,
+    read_way_in,
 )
 from bockd.config import Settings, load_settings
 from bockd.control import DaemonInfo, Space
@@ -179,16 +180,19 @@ class StorageClient:
         space = decode(self._request("GET", path, patient=True))["space"]
         return Space(space["exclusive_bytes"], space["shared_bytes"])
 
-    def attach(self, server: str, volume: int, device: str | None) -> Attached:
-        """Record that a volume is at a server."""
+    def attach(self, server: str, volume: int, device: str | None) -> WayIn:
+        """Open a volume's export for a server; a virtual machine gets the device, too."""
         body = {"volumeAttachment": {"volumeId": volume, "device": device}}
         answer = self.post(f"servers/{segment(server)}/os-volume_attachments", body)
-        return read_attached(answer["volumeAttachment"])
+        return read_way_in(answer["volumeAttachment"])
 
-    def detach(self, attached: Attached) -> None:
-        """Record that it no longer is."""
-        path = f"servers/{segment(attached.server)}/os-volume_attachments/{attached.volume}"
-        self._request("DELETE", path)
+    def way_in(self, attached: Attached) -> WayIn:
+        """How the server reaches the volume. NotFoundError when it has been detached."""
+        return read_way_in(self._get(attachment_path(attached))["volumeAttachment"])
+
+    def detach(self, attached: Attached, *, force: bool = False) -> None:
+        """End the server's connections and close the export, at once with `force`."""
+        self._request("DELETE", attachment_path(attached) + ("?force=true" if force else ""))
 
     def limits(self) -> dict[str, int]:
         """Quota and use, by the API's own names."""
@@ -330,6 +334,11 @@ def understood(
         raise errors.UnavailableError(
             f"the answer is not one of the HP Block Storage API ({error!r}): is OS_AUTH_URL right?"
         ) from error
+
+
+def attachment_path(attached: Attached) -> str:
+    """Of one attachment, below the tenant's."""
+    return f"servers/{segment(attached.server)}/os-volume_attachments/{attached.volume}"
 
 
 def connect() -> StorageClient:

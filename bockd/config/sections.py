@@ -59,6 +59,7 @@ class ApiSettings(Section):
     """`[api]`"""
 
     listen: Address | None = key(DEFAULT_API_LISTEN, read_listen)
+    strict_servers: bool = key(False, read_flag)
 
 
 @dataclass(frozen=True, slots=True)

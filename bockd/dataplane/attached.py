@@ -1,28 +1,140 @@
-"""What the data plane does about attachments and deletions (bockd.blockstorage.running.Exports).
+"""Attached volumes as exports: who may reach them, and how that ends.
 
-An attachment is a record so far: the TCP listener serves none of them yet, and a client on the Unix
-socket is the operator's, who is not fenced. What will serve them over TCP finds the volume by
-`bockd.blockstorage.records.Ledger.exported`, opens it in `publish` and fences it in `withdraw`.
+An attachment's export takes new connections while its volume's status is one of `rules.REACHABLE`.
+That is looked up in the index for each connection, so it holds after a restart, and nothing has to
+be opened or closed but connections. A client's connection belongs to the attachment when it came
+under the attachment's export name; an operator's, who came under the volume's name or id on the
+Unix socket, does not, and stays when the volume is detached.
+
+No function here logs an export name, nor repeats one in an error.
 """
 
 from __future__ import annotations
 
-from bockd.blockstorage.running import NoExports
-from bockd.model import NodeKind
+import logging
+from collections.abc import Callable
+from typing import NoReturn
+
+from bockd.blockstorage import rules
+from bockd.blockstorage.contract import Attachment
+from bockd.blockstorage.records import Ledger
+from bockd.dataplane.awaiting import Beside
+from bockd.dataplane.hold import Hold
+from bockd.engine.pool import Pool
+from bockd.errors import NotFoundError
+from bockd.model import NodeKind, VolumeId
+from bockd.nbd.options import ExportInfo
+from bockd.server.drive import Driver
 from bockd.server.exports import ExportKey
 from bockd.server.nbd_server import NbdServer
+from bockd.steps import Steps
+from bockd.store.catalogue import Catalogue, VolumeRecord
+
+log = logging.getLogger(__name__)
+
+DRAIN_SECONDS = 10.0
+"""How long a detach waits for clients to have what they sent carried out and answered. A client
+that takes no replies for so long is gone, or hangs; then its connection is cut. What the engine has
+begun is finished in any case."""
+
+OnIdle = Callable[[ExportKey], None]
 
 
-class AttachedVolumes(NoExports):
-    """Publishes nothing yet; keeps the server's statistics free of what is gone."""
+def attachment_key(attachment: Attachment) -> ExportKey:
+    """The volume, as the NBD server knows it."""
+    return ExportKey(NodeKind.VOLUME, attachment.volume_id)
 
-    def __init__(self, server: NbdServer) -> None:
+
+class AttachedVolumes:
+    """Implements bockd.blockstorage.running.Exports."""
+
+    def __init__(self, pool: Pool, server: NbdServer, beside: Beside, on_idle: OnIdle) -> None:
+        self._pool = pool
         self._server = server
+        self._beside = beside
+        self._on_idle = on_idle
+
+    def publish(self, attachment: Attachment) -> Steps[None]:
+        """Open the volume once: one that is damaged, or open in another process, is refused here
+        and not when the server connects."""
+        yield from self._pool.use_volume(attachment.volume_id)
+        self._pool.leave_volume(attachment.volume_id)
+        self._on_idle(attachment_key(attachment))
+
+    def withdraw(self, attachment: Attachment, *, force: bool) -> Steps[str | None]:
+        """See Exports.withdraw. The record keeps new connections out already; those that were
+        being made are refused too (see `AttachedExports.open`)."""
+        key, name = attachment_key(attachment), attachment.export_name
+        if force:
+            yield from self._beside.call(lambda: self._server.disconnect(key, name))
+        else:
+            yield from self._beside.call(lambda: self._server.wind_up(key, name, DRAIN_SECONDS))
+        return (yield from self._pool.flush_volume(attachment.volume_id))
+
+    def connections(self, kind: NodeKind, node: int) -> int:
+        """The clients of an export that are open now, on whichever listener."""
+        return self._server.connections(ExportKey(kind, node))
+
+    def clients(self, attachment: Attachment) -> int:
+        """How many there are under the attachment's export name."""
+        return self._server.connections(attachment_key(attachment), attachment.export_name)
 
     def forget(self, kind: NodeKind, node: int) -> None:
         """Drop the counters of a volume or snapshot that was deleted."""
         self._server.forget(ExportKey(kind, node))
 
-    def connections(self, kind: NodeKind, node: int) -> int:
-        """The clients of an export that are open now, on whichever listener."""
-        return self._server.connections(ExportKey(kind, node))
+
+class AttachedExports:
+    """What TCP serves (bockd.server.exports.ExportTable): attached volumes under the names of their
+    exports, and nothing else. They are not listed."""
+
+    def __init__(self, pool: Pool, driver: Driver, on_idle: OnIdle) -> None:
+        self._pool = pool
+        self._driver = driver
+        self._on_idle = on_idle
+
+    async def list_exports(self) -> tuple[ExportInfo, ...]:
+        """Nothing: who may connect has been told the name."""
+        return ()
+
+    async def describe(self, name: str) -> ExportInfo:
+        """What the catalogue says. NotFoundError."""
+        found = self.find(name)
+        return _info(name, found.size_bytes) if found else _refuse()
+
+    async def open(self, name: str) -> Hold:
+        """Open the volume, or join those who have it open. NotFoundError, BockdError."""
+        found = self.find(name)
+        if found is None:
+            _refuse()
+        opened = await self._driver.run(self._pool.use_volume(found.id))
+        # The volume may have been detached meanwhile. From this look until the connection is among
+        # the server's members nothing is awaited, so a detach that follows finds it there.
+        if self.find(name) is None:
+            self._release(ExportKey(NodeKind.VOLUME, found.id))
+            _refuse()
+        key = ExportKey(NodeKind.VOLUME, found.id)
+        return Hold(key, opened.volume, name, _DESCRIPTION, self._release)
+
+    def find(self, name: str) -> VolumeRecord | None:
+        """The volume that can be reached under an export name now."""
+        with self._pool.store.index.reading() as txn:
+            owned = Ledger(txn).exported(name)
+            if owned is None or owned.volume.status not in rules.REACHABLE:
+                return None
+            return Catalogue(txn).volume(owned.volume.id)
+
+    def _release(self, key: ExportKey) -> None:
+        self._pool.leave_volume(VolumeId(key.id))
+        self._on_idle(key)
+
+
+_DESCRIPTION = "attached volume"
+
+
+def _info(name: str, size_bytes: int) -> ExportInfo:
+    return ExportInfo(name, _DESCRIPTION, size_bytes, read_only=False)
+
+
+def _refuse() -> NoReturn:
+    raise NotFoundError("no such export; a volume is reached over TCP by the URI of its attachment")

@@ -15,6 +15,7 @@ from bockd.blockstorage.check import check_everything
 from bockd.blockstorage.contract import TenantId
 from bockd.blockstorage.records import Ledger
 from bockd.blockstorage.running import Surroundings
+from bockd.blockstorage.servers import Servers
 from bockd.config import Settings
 from bockd.control import (
     CheckReport,
@@ -26,7 +27,7 @@ from bockd.control import (
     VolumeStatistics,
 )
 from bockd.engine.guests import elsewhere
-from bockd.model import NodeKind, SnapshotId, VolumeId, export_name, export_uri
+from bockd.model import NodeKind, Server, SnapshotId, VolumeId, export_name, export_uri
 from bockd.server.nbd_server import NbdServer
 from bockd.store.catalogue import SnapshotRecord, VolumeRecord
 from bockd.store.index import Table
@@ -45,6 +46,7 @@ class PoolControl:
     ) -> None:
         self._around = around
         self._pool = around.pool
+        self._servers = Servers(around)
         self._server = server
         self._driver = server.driver
         self._socket = str(settings.nbd_socket)
@@ -138,6 +140,20 @@ class PoolControl:
         await self._driver.run(
             self._around.update(lambda txn: adopt(txn, kind, ref, TenantId(tenant)))
         )
+
+    # -- servers -----------------------------------------------------------------------------
+
+    async def list_servers(self) -> list[Server]:
+        return self._servers.all()
+
+    async def show_server(self, name: str) -> Server:
+        return self._servers.registered(name)
+
+    async def add_server(self, server: Server) -> Server:
+        return await self._driver.run(self._servers.add(server))
+
+    async def remove_server(self, name: str) -> None:
+        await self._driver.run(self._servers.remove(name))
 
     # -- looking -----------------------------------------------------------------------------
 

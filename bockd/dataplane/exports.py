@@ -1,10 +1,15 @@
-"""The pool's volumes and snapshots as NBD exports: `<id or name>`, `snapshot/<id or name>`."""
+"""The operator's view of the pool as NBD exports: `<id or name>`, `snapshot/<id or name>`.
+
+It is what the Unix socket serves. Attached volumes are there under their attachments' names too,
+which come first: a server on this machine need not go through TCP.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from bockd.dataplane.attached import AttachedExports
+from bockd.dataplane.hold import Hold
 from bockd.device import BlockDevice
 from bockd.engine.pool import Pool
 from bockd.model import NodeKind, SnapshotId, VolumeId, export_name
@@ -15,32 +20,17 @@ from bockd.store.catalogue import SnapshotRecord, VolumeRecord
 from bockd.store.naming import export_description, find_export
 
 
-@dataclass(eq=False)
-class Hold:
-    """A connection's or open file's hold on a volume or snapshot (server.exports.OpenExport)."""
-
-    key: ExportKey
-    device: BlockDevice
-    name: str
-    description: str
-    release: Callable[[ExportKey], None]
-
-    @property
-    def info(self) -> ExportInfo:
-        """With the size as it is now."""
-        return ExportInfo(
-            self.name, self.description, self.device.size_bytes, self.device.read_only
-        )
-
-    async def close(self) -> None:
-        """Give the hold up."""
-        self.release(self.key)
-
-
 class PoolExports:
     """All volumes and snapshots of a pool (bockd.server.exports.ExportTable)."""
 
-    def __init__(self, pool: Pool, driver: Driver, on_idle: Callable[[ExportKey], None]) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        driver: Driver,
+        on_idle: Callable[[ExportKey], None],
+        attached: AttachedExports,
+    ) -> None:
+        self._attached = attached
         self._pool = pool
         self._driver = driver
         self._on_idle = on_idle
@@ -55,11 +45,15 @@ class PoolExports:
 
     async def describe(self, name: str) -> ExportInfo:
         """What the catalogue says; nothing is opened. NotFoundError."""
+        if self._attached.find(name) is not None:
+            return await self._attached.describe(name)
         with self._pool.catalogue() as catalogue:
             return describe(*find_export(catalogue, name))
 
     async def open(self, name: str) -> Hold:
         """Open the volume or snapshot, or join those who have it open. BockdError."""
+        if self._attached.find(name) is not None:
+            return await self._attached.open(name)
         with self._pool.catalogue() as catalogue:
             kind, record = find_export(catalogue, name)
         return await self.hold(kind, record)

@@ -9,7 +9,8 @@ import os
 from collections.abc import Callable
 from typing import TypeVar
 
-from bockd.dataplane.exports import Hold, PoolExports
+from bockd.dataplane.exports import PoolExports
+from bockd.dataplane.hold import Hold
 from bockd.engine.pool import Pool
 from bockd.engine.space import allocation
 from bockd.errors import from_os_error

@@ -57,7 +57,7 @@ from bockd.store.locks import FileLock
 T = TypeVar("T")
 
 AlsoVolume = Callable[[Transaction, VolumeRecord], None]
-"""More to do in the transaction that creates, changes or forgets this volume."""
+"""More to do in the transaction that creates, grows, reverts or forgets this volume."""
 
 AlsoSnapshot = Callable[[Transaction, SnapshotRecord], None]
 """More to do in the transaction that creates or forgets this snapshot."""

@@ -340,6 +340,23 @@ class Registry:
 
         return self.exclusive(volume, steps())
 
+    def flush_volume(self, volume: VolumeId) -> Steps[str | None]:
+        """Make what was acknowledged survive power loss, if the volume is open: a closed one is
+        flushed. Returns why the volume has failed, now or earlier; None if it has not."""
+
+        def steps() -> Steps[str | None]:
+            opened = self.volumes.get(volume)
+            if opened is None:
+                with self.catalogue() as catalogue:
+                    return catalogue.volume(volume).failed or self.failures.get(volume)
+            try:
+                yield from opened.volume.flush()
+            except VolumeFailedError as error:
+                return opened.volume.durability.failed or str(error)
+            return opened.volume.durability.failed
+
+        return self.exclusive(volume, steps())
+
     def measure(self, kind: NodeKind, node: int) -> Steps[Space]:
         """Exact space of a volume or snapshot, after a checkpoint of every open volume: what
         they wrote since may have ended a sharing. One that has failed counts as it was."""

@@ -272,7 +272,8 @@ class Handshake:
         Raises ProtocolError for EXPORT_NAME, which has no error reply.
         """
         if question.option == nbd.OPT_EXPORT_NAME:
-            raise ProtocolError(f"EXPORT_NAME {question.name!r}: {error}")
+            # This goes to the log, and neither the name nor what an error makes of it should.
+            raise ProtocolError(f"EXPORT_NAME was refused ({error.code})")
         kind = nbd.REP_ERR_POLICY
         if isinstance(error, NotFoundError):
             kind = nbd.REP_ERR_UNKNOWN

@@ -9,8 +9,8 @@ import fcntl
 import socket
 import struct
 import termios
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 
 import trio
 
@@ -46,6 +46,7 @@ class Channel:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self.sock = sock
+        self._receive_into: Callable[[memoryview], int] = sock.recv_into
         self._reply_stall_seconds = reply_stall_seconds
         self._sending = trio.Lock()
 
@@ -55,11 +56,17 @@ class Channel:
     def try_receive(self, into: memoryview) -> int | None:
         """Bytes received now; 0 when the peer is gone, None when there is nothing yet."""
         try:
-            return self.sock.recv_into(into)
+            return self._receive_into(into)
         except BlockingIOError:
             return None
         except OSError:
             return 0  # reset: what was in flight is lost either way
+
+    def stop_receiving(self) -> None:
+        """From now on the peer counts as gone for whoever receives; replies can still be sent."""
+        self._receive_into = _end_of_stream
+        with suppress(OSError):  # the peer is gone indeed
+            self.sock.shutdown(socket.SHUT_RD)  # wakes who waits for something to read
 
     async def receive(self, into: memoryview, stall_seconds: float) -> int:
         """At least one byte, waiting no longer than `stall_seconds`; 0 when the peer is gone."""
@@ -139,6 +146,10 @@ class Stream:
     async def send(self, *parts: Buffer) -> None:
         """As `Channel.send`."""
         await self._channel._send(parts)
+
+
+def _end_of_stream(_: memoryview) -> int:
+    return 0
 
 
 def _behind(parts: Sequence[Buffer], sent: int) -> Sequence[Buffer]:

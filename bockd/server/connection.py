@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import mmap
+from collections.abc import Awaitable, Callable
 from time import perf_counter_ns
 
 import trio
@@ -49,6 +50,7 @@ class Connection:
         pace: Pace,
     ) -> None:
         self.closed = trio.Event()
+        self.export_name = ""
         self._channel = channel
         self._account = account
         self._driver = driver
@@ -70,6 +72,7 @@ class Connection:
     ) -> None:
         """Take what the handshake has settled; `leftover` are the first requests' bytes."""
         info = export.info
+        self.export_name = info.name
         encoder = encoder_for(structured=negotiated.structured, extended=negotiated.extended)
         judged_by = RequestLimits(
             size_bytes=info.size_bytes,
@@ -97,6 +100,10 @@ class Connection:
         self._leftover_bytes = self._received_bytes = len(leftover)
 
     # What the registry asks.
+
+    def stop_receiving(self) -> None:
+        """See `registry.Member`."""
+        self._channel.stop_receiving()
 
     def drop(self) -> None:
         """See `registry.Member`."""
@@ -140,10 +147,13 @@ class Connection:
 
     # Its life.
 
-    async def run(self) -> None:
-        """Serve until the client leaves. Raises ProtocolError when it broke the rules or stalled;
-        operations that have begun are finished in any case."""
+    async def run(self, enter: Callable[[], Awaitable[None]]) -> None:
+        """Let the client in with `enter`, and serve until it leaves. Raises ProtocolError when it
+        broke the rules or stalled; operations that have begun are finished in any case."""
         with self._scope:
+            await enter()
+            if self._scope.cancel_called:
+                return  # dropped on the threshold: the requests behind its greeting do not count
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 self._large.nursery = nursery

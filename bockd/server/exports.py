@@ -57,18 +57,22 @@ class ExportTable(Protocol):
         ...
 
     async def open(self, name: str) -> OpenExport:
-        """A hold on the export, for a connection that enters transmission."""
+        """A hold on the export, for a connection that enters transmission.
+
+        `info.name` of the hold tells those who came under one name from the others. Between the
+        return of this and the connection's entry among those of its export nothing is awaited.
+        """
         ...
 
 
 class NoExports:
-    """The table that reaches nothing: what TCP serves while no volume is attached."""
+    """The table that reaches nothing, for a listener that is not used."""
 
     async def list_exports(self) -> Sequence[ExportInfo]:
         return ()
 
     async def describe(self, name: str) -> ExportInfo:
-        raise NotFoundError(f"no export {name!r} here: attach a volume to reach it over TCP")
+        raise NotFoundError(f"no export {name!r} here")
 
     async def open(self, name: str) -> OpenExport:
-        raise NotFoundError(f"no export {name!r} here: attach a volume to reach it over TCP")
+        raise NotFoundError(f"no export {name!r} here")

@@ -100,11 +100,15 @@ class NbdServer:
             channel, Account(self._budget), self._driver, self._limits, self._pace
         )
         connection.prepare(export, entrance.negotiated, state.statistics, entrance.leftover)
+        # Nothing was awaited since the table opened the export: see ExportTable.open.
         state.members[connection] = None
-        try:
+
+        async def enter() -> None:
             await self._registry.fence(connection, export.key)
             await channel.send(entrance.reply)
-            await connection.run()
+
+        try:
+            await connection.run(enter)
         finally:
             del state.members[connection]
             channel.close()
@@ -112,18 +116,25 @@ class NbdServer:
 
     # What the daemon asks.
 
-    def connections(self, key: ExportKey) -> int:
-        """How many clients are in transmission on an export."""
-        return self._registry.connections(key)
+    def connections(self, key: ExportKey, name: str | None = None) -> int:
+        """How many clients are in transmission on an export, or came to it under a name."""
+        return self._registry.connections(key, name)
 
     async def drain(self, key: ExportKey) -> None:
         """Wait until the engine operations that an export's clients have begun are finished.
         Clients may go on and begin others meanwhile."""
         await self._registry.drain(key)
 
-    async def disconnect(self, key: ExportKey) -> None:
-        """Close all clients of an export. What they have begun is finished before this returns."""
-        await self._registry.disconnect(key)
+    async def wind_up(self, key: ExportKey, name: str, seconds: float) -> None:
+        """Close the clients that came to an export under a name, when all that they have sent by
+        now is carried out and answered. For those that do not take their answers within `seconds`,
+        and for nothing else, this is a `disconnect`."""
+        await self._registry.wind_up(key, name, seconds)
+
+    async def disconnect(self, key: ExportKey, name: str | None = None) -> None:
+        """Close all clients of an export, or those that came to it under a name. What they have
+        begun is finished before this returns; what they have sent beyond that is dropped."""
+        await self._registry.disconnect(key, name)
 
     def statistics(self) -> list[VolumeStatistics]:
         """Counters of each export that has been used, by kind and id."""

@@ -20,8 +20,15 @@ from bockd.server.statistics import ExportStatistics
 class Member(Protocol):
     """A connection in transmission, as the registry needs it."""
 
+    export_name: str
+    """The name under which it reached the export."""
+
     closed: trio.Event
     """Set when its last engine operation is finished and its socket is closed."""
+
+    def stop_receiving(self) -> None:
+        """End it when all that it has received is carried out and answered."""
+        ...
 
     def drop(self) -> None:
         """End it without answering more; engine operations that have begun are finished."""
@@ -69,13 +76,14 @@ class Registry:
         if key in self._exports and not self._exports[key].members:
             del self._exports[key]
 
-    def connections(self, key: ExportKey) -> int:
-        """How many clients are connected to an export."""
-        return len(self._members(key))
+    def connections(self, key: ExportKey, name: str | None = None) -> int:
+        """How many clients are connected to an export, or came to it under a name."""
+        return len(self._members(key, name))
 
-    def _members(self, key: ExportKey) -> list[Member]:
+    def _members(self, key: ExportKey, name: str | None = None) -> list[Member]:
         state = self._exports.get(key)
-        return list(state.members) if state else []
+        members = state.members if state else ()
+        return [member for member in members if name in (None, member.export_name)]
 
     async def fence(self, newcomer: Member, key: ExportKey) -> None:
         """Let everything that older connections have sent come to its end."""
@@ -99,10 +107,27 @@ class Registry:
         for member in self._members(key):
             await member.writes_finished()
 
-    async def disconnect(self, key: ExportKey) -> None:
-        """End all connections of an export; what they have begun is finished first."""
-        members = self._members(key)
+    async def wind_up(self, key: ExportKey, name: str, seconds: float) -> None:
+        """End the connections that came to an export under a name, once what they have sent by now
+        is carried out and answered; after `seconds` as `disconnect` does."""
+        with trio.move_on_after(seconds):
+            async with trio.open_nursery() as nursery:
+                for member in self._members(key, name):
+                    nursery.start_soon(_wind_up_one, member)
+        await self.disconnect(key, name)
+
+    async def disconnect(self, key: ExportKey, name: str | None = None) -> None:
+        """End all connections of an export, or those that came to it under a name; what they have
+        begun is finished first."""
+        members = self._members(key, name)
         for member in members:
             member.drop()
         for member in members:
             await member.closed.wait()
+
+
+async def _wind_up_one(member: Member) -> None:
+    # Only what is there now: a client that gets its answers may go on sending for ever.
+    await member.caught_up()
+    member.stop_receiving()
+    await member.closed.wait()

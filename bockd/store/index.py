@@ -81,7 +81,8 @@ class Table(Enum):
     API_SNAPSHOTS = b"api-snapshots"
     OWNED = b"owned"
     ATTACHED = b"attached"
-    EXPORT_NAMES = b"export-names"
+    EXPORTS = b"exports"
+    SERVERS = b"servers"
     IMAGES = b"images"
     IMPORTS = b"imports"
 

@@ -33,7 +33,15 @@ from bockd.blockstorage.contract import (
 )
 from bockd.control import Space
 from bockd.errors import InvalidRequestError, NotFoundError, OverLimitError
-from bockd.model import GIB, NodeKind, SnapshotId, VolumeId, export_name
+from bockd.model import (
+    GIB,
+    NodeKind,
+    Server,
+    ServerKind,
+    SnapshotId,
+    VolumeId,
+    export_name,
+)
 
 EXTENSION = Extension(
     alias="os-volumes",
@@ -203,13 +211,24 @@ class MemoryBlockStorage(BlockStorage):
         found = await self.show_volume(tenant, volume)
         rules.check_move(NodeKind.VOLUME, volume, found.status, Status.ATTACHING)
         chosen = rules.choose_device(device, taken)
-        attachment = Attachment(volume, server, chosen, "secret", self._clock())
+        attachment = Attachment(volume, server, chosen, f"secret-{volume}", self._clock())
         self.volumes_of(tenant)[volume] = dataclasses.replace(
             found, status=Status.IN_USE, attachment=attachment
         )
         return attachment
 
-    async def detach(self, tenant: TenantId, server: str, volume: VolumeId) -> None:
+    def connections(self, attachment: Attachment) -> int:
+        return 0
+
+    async def list_servers(self, tenant: TenantId) -> list[Server]:
+        return []
+
+    async def show_server(self, tenant: TenantId, server: str) -> Server:
+        return Server(rules.check_server(server), ServerKind.PLAIN)
+
+    async def detach(
+        self, tenant: TenantId, server: str, volume: VolumeId, *, force: bool = False
+    ) -> None:
         found = await self.show_volume(tenant, volume)
         await self.show_attachment(tenant, server, volume)
         self.volumes_of(tenant)[volume] = dataclasses.replace(

@@ -23,7 +23,15 @@ from bockd.control import (
     VolumeStatistics,
 )
 from bockd.errors import ConflictError, NotFoundError
-from bockd.model import MIB, NodeKind, SnapshotId, VolumeId, check_name, check_volume_size
+from bockd.model import (
+    MIB,
+    NodeKind,
+    Server,
+    SnapshotId,
+    VolumeId,
+    check_name,
+    check_volume_size,
+)
 
 Connections = Callable[[NodeKind, int], int]
 
@@ -54,6 +62,7 @@ class MemoryControl:
         self._last_id = 0
         self._volumes: dict[int, VolumeInfo] = {}
         self._snapshots: dict[int, SnapshotInfo] = {}
+        self._servers: dict[str, Server] = {}
 
     async def info(self) -> DaemonInfo:
         return DaemonInfo(
@@ -165,6 +174,24 @@ class MemoryControl:
             stray_blocks=0,
             pending_reclaim=0,
         )
+
+    async def list_servers(self) -> list[Server]:
+        return [self._servers[name] for name in sorted(self._servers)]
+
+    async def show_server(self, name: str) -> Server:
+        if name not in self._servers:
+            raise NotFoundError(f"no server {name!r} is registered")
+        return self._servers[name]
+
+    async def add_server(self, server: Server) -> Server:
+        if server.name in self._servers:
+            raise ConflictError(f"there is a server {server.name!r} already")
+        self._servers[server.name] = dataclasses.replace(server, added_at=self._clock())
+        return self._servers[server.name]
+
+    async def remove_server(self, name: str) -> None:
+        await self.show_server(name)
+        del self._servers[name]
 
     def _next_id(self) -> int:
         self._last_id += 1

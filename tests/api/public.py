@@ -116,6 +116,12 @@ def serving(opening: Opening, catalog: Catalog | None = None) -> Iterator[Served
             finished.result()
 
 
+def without_ours(view: dict[str, Any]) -> dict[str, Any]:
+    """An attachment as the documents have it: without our extra key, which must be there."""
+    assert view["bockd"]["export"]
+    return {key: value for key, value in view.items() if key != "bockd"}
+
+
 def fault_of(answer: httpx.Response) -> tuple[int, str, str]:
     """Status, name and message, from a body that is a fault and nothing else."""
     assert answer.headers["content-type"] == "application/json"

@@ -11,7 +11,7 @@ import pytest
 from bockd.blockstorage.contract import Extension, Image, ImageId, Quota
 
 from .memory_blockstorage import MemoryBlockStorage
-from .public import Served, fault_of
+from .public import Served, fault_of, without_ours
 
 DISK = ImageId("0f3c")
 
@@ -132,7 +132,7 @@ def test_ids_are_integers_and_may_come_as_strings(served: Served) -> None:
         copy = create(client, snapshot_id=str(taken["id"]))
         assert copy["snapshotId"] == taken["id"]
         attached = attach(client, "0042", volumeId=str(copy["id"])).json()["volumeAttachment"]
-        assert attached == {
+        assert without_ours(attached) == {
             "id": copy["id"],
             "volumeId": copy["id"],
             "serverId": "0042",
@@ -246,8 +246,8 @@ def test_attachments(served: Served) -> None:
         assert attach(client, 258315, volumeId=one, device="/dev/vdf").status_code == 200
         in_path = client.post(f"{base}/{two}", json={"volumeAttachment": {"device": None}})
         second = {"device": "/dev/vdb", "serverId": 258315, "id": two, "volumeId": two}
-        assert in_path.json() == {"volumeAttachment": second}
-        assert client.get(f"{base}/{two}").json() == {"volumeAttachment": second}
+        assert without_ours(in_path.json()["volumeAttachment"]) == second
+        assert client.get(f"{base}/{two}").json() == in_path.json()
         assert len(client.get(base).json()["volumeAttachments"]) == 2
         status, name, message = fault_of(attach(client, 7, volumeId=one))
         assert (status, name) == (400, "badRequest")

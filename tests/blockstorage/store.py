@@ -21,6 +21,7 @@ from bockd.blockstorage.contract import (
     Volume,
 )
 from bockd.blockstorage.interrupted import resolve_interrupted
+from bockd.blockstorage.plugging import Devices, NoDevices
 from bockd.blockstorage.records import Ledger
 from bockd.blockstorage.recount import find_problems
 from bockd.blockstorage.running import Exports, NoExports, Surroundings
@@ -41,16 +42,25 @@ AMPLE = Quota(volumes=1000, gigabytes=20_000, snapshots=1000)
 class Store:
     """Everything a daemon would have, but for its doors."""
 
-    def __init__(self, root: Path, exports: Exports | None = None, quota: Quota = AMPLE) -> None:
+    def __init__(
+        self,
+        root: Path,
+        exports: Exports | None = None,
+        quota: Quota = AMPLE,
+        devices: Devices | None = None,
+    ) -> None:
         self.root = root
         self.exports = exports or NoExports()
+        self.devices = devices or NoDevices()
         self.quota = quota
         self.start()
 
     def start(self) -> None:
         self.background = Background()
         self.pool = Pool.open(self.root, self.background.spawn)
-        self.around = Surroundings(self.pool, self.exports, self.quota, daemon="test")
+        self.around = Surroundings(
+            self.pool, self.exports, self.quota, devices=self.devices, daemon="test"
+        )
         run_inline(self.pool.recover_volumes())
         run_inline(resolve_interrupted(self.around))
         self.service = PoolBlockStorage(self.around, Driver())
@@ -133,9 +143,14 @@ def first_byte(store: Store, volume: VolumeId) -> int:
 
 
 @contextmanager
-def running(root: Path, exports: Exports | None = None, quota: Quota = AMPLE) -> Iterator[Store]:
+def running(
+    root: Path,
+    exports: Exports | None = None,
+    quota: Quota = AMPLE,
+    devices: Devices | None = None,
+) -> Iterator[Store]:
     """A store that leaves nothing open and nothing unsound."""
-    store = Store(root, exports, quota)
+    store = Store(root, exports, quota, devices)
     try:
         yield store
         store.assert_sound()

@@ -214,8 +214,14 @@ class BrokenExports:
     def publish(self, attachment: Attachment) -> Steps[None]:
         yield from self._do(f"publish {attachment.volume_id}", "publish")
 
-    def withdraw(self, attachment: Attachment) -> Steps[None]:
-        yield from self._do(f"withdraw {attachment.volume_id}", "withdraw")
+    def withdraw(self, attachment: Attachment, *, force: bool) -> Steps[str | None]:
+        what = "cut" if force else "withdraw"
+        yield from self._do(f"{what} {attachment.volume_id}", what)
+        return "the sync failed" if "flush" in self.failing else None
+
+    def clients(self, attachment: Attachment) -> int:
+        del attachment
+        return 0
 
     def forget(self, kind: NodeKind, node: int) -> None:
         self.calls.append(f"forget {kind} {node}")
@@ -248,7 +254,7 @@ def test_what_the_data_plane_cannot_do_is_undone(store: Store, tenant: TenantId)
     store.run(lambda s: s.detach(tenant, "1", volume.id))
     store.run(lambda s: s.delete_volume(tenant, volume.id))
     assert exports.calls == [
-        *(f"{call} {volume.id}" for call in ("publish", "withdraw", "publish", "withdraw")),
+        *(f"{call} {volume.id}" for call in ("publish", "cut", "publish", "withdraw")),
         f"withdraw {volume.id}",
         f"forget volume {volume.id}",
     ]

@@ -23,10 +23,12 @@ from bockd.blockstorage.contract import (
     Volume,
 )
 from bockd.blockstorage.images import Images
+from bockd.blockstorage.interrupted import detaching, finish_detaching
 from bockd.blockstorage.records import ImageRecord, Ledger
+from bockd.blockstorage.servers import Servers
 from bockd.blockstorage.snapshots import Snapshots
 from bockd.blockstorage.volumes import Volumes
-from bockd.model import GIB, MIB, SnapshotId
+from bockd.model import GIB, MIB, Server, ServerKind, SnapshotId
 from bockd.steps import Blocking, Steps, run_inline
 from tests.blockstorage.store import Store, first_byte, force_status, running, write_first_byte
 
@@ -54,6 +56,15 @@ CHANGES: dict[str, Change] = {
     "detach": lambda s, t, v: Attachments(s.around).detach(t, "9", _attached(s, t).id),
     "import": lambda s, t, v: _import(s),
     "delete image": lambda s, t, v: Images(s.around).delete("old"),
+    "force detach": lambda s, t, v: Attachments(s.around).detach(
+        t, "9", _attached(s, t).id, force=True
+    ),
+    "attach to a machine": lambda s, t, v: Attachments(s.around).attach(t, "vm1", v.id, None),
+    "detach from a machine": lambda s, t, v: Attachments(s.around).detach(
+        t, "vm2", _attached(s, t, "vm2").id
+    ),
+    "add a server": lambda s, t, v: Servers(s.around).add(Server("new", ServerKind.HOST)),
+    "remove a server": lambda s, t, v: Servers(s.around).remove("vm1"),
 }
 
 
@@ -90,13 +101,14 @@ def _failed(store: Store, tenant: TenantId) -> Volume:
     return next(volume for volume in volumes if volume.status is Status.ERROR)
 
 
-def _attached(store: Store, tenant: TenantId) -> Volume:
-    return next(v for v in store.run(lambda s: s.list_volumes(tenant)) if v.attachment)
+def _attached(store: Store, tenant: TenantId, server: str = "9") -> Volume:
+    volumes = store.run(lambda s: s.list_volumes(tenant))
+    return next(v for v in volumes if v.attachment and v.attachment.server_id == server)
 
 
 def prepare(store: Store) -> None:
-    """A tenant with a volume, a snapshot of it from before it was overwritten, another volume that
-    is attached, and one that has failed; an image."""
+    """A tenant with a volume, a snapshot of it from before it was overwritten, others that are
+    attached, to a plain server and to a machine, and one that has failed; an image."""
     tenant = store.tenant("acme")
     volume = store.volume(tenant, 1, "first")
     write_first_byte(store, volume.id, 1)
@@ -104,6 +116,10 @@ def prepare(store: Store) -> None:
     write_first_byte(store, volume.id, 2)
     other = store.volume(tenant, 1)
     store.run(lambda s: s.attach(tenant, "9", other.id, None))
+    for machine in ("vm1", "vm2"):
+        run_inline(Servers(store.around).add(Server(machine, ServerKind.VM, f"/run/{machine}")))
+    third = store.volume(tenant, 1)
+    store.run(lambda s: s.attach(tenant, "vm2", third.id, None))
     failed = store.volume(tenant, 1)
     run_inline(store.pool.use_volume(failed.id)).volume.durability.fail("the disk is gone")
     store.background.run()
@@ -133,7 +149,14 @@ def state(store: Store, tenant: TenantId) -> tuple[object, ...]:
         [(v.id, v.status, v.size_gib, v.attachment and v.attachment.server_id) for v in volumes],
         [(s.id, s.status, s.size_gib) for s in snapshots],
         store.run(lambda s: s.limits(tenant)).used,
+        [(server.name, server.kind) for server in Servers(store.around).all()],
     )
+
+
+def pull_devices(store: Store) -> None:
+    """What the daemon does when its doors are open: nothing is left in a transient status."""
+    for owned in detaching(store.around):
+        run_inline(finish_detaching(store.around, owned))
 
 
 def die_at(steps: Steps[object], number: int, *, done: bool) -> None:
@@ -193,6 +216,7 @@ def test_killed_at_any_step_all_or_nothing(tmp_path: Path, change: str, done: bo
             prepare(store)
         died = killed(root, change, number, done=done)
         with running(root) as store:
+            pull_devices(store)
             found = state(store, known(store)[0])
             assert found in (before, after), f"killed at step {number}"
             if not died:

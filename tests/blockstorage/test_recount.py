@@ -39,7 +39,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "status": (_status, "is in-use, attached: False"),
     "owned": (lambda txn, _t, _v: _all(txn, Table.OWNED), "table owned"),
     "attached": (lambda txn, _t, _v: _all(txn, Table.ATTACHED), "table attached"),
-    "export name": (lambda txn, _t, _v: _all(txn, Table.EXPORT_NAMES), "table export-names"),
+    "export name": (lambda txn, _t, _v: _all(txn, Table.EXPORTS), "table exports"),
     "no volume": (
         lambda txn, _t, v: txn.delete(Table.VOLUMES, id_key(v.id)),
         "has no volume in the pool",

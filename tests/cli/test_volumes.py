@@ -100,11 +100,17 @@ def test_attachments(daemon: Daemon) -> None:
     volume = daemon.bock_json("volume", "create", "moved", "--size", "1M")["id"]
     assert "is not attached" in daemon.refusal("attachment", "show", "moved")
     assert "is not attached" in daemon.refusal("attachment", "delete", "moved")
-    assert daemon.bock("attachment", "create", "moved", "vm-7") == (
-        f"attached volume {volume} to vm-7 as /dev/vdb\n"
-    )
+    made = daemon.bock("attachment", "create", "moved", "vm-7").splitlines()
+    assert made[0] == f"attached volume {volume} to vm-7 as /dev/vdb"
+    title, way_in = made[1].rsplit(" ", 1)
+    assert title.strip() == "unix uri"  # this daemon does not listen on TCP
     at = {"volume": volume, "server": "vm-7", "device": "/dev/vdb"}
-    assert daemon.bock_json("attachment", "show", "moved") == at
+    extra = {"kind": "plain", "uri": None, "unix_uri": way_in, "connections": 0}
+    assert daemon.bock_json("attachment", "show", "moved") == at | extra
+    shown = daemon.bock("attachment", "show", "moved")
+    assert f"unix uri  {way_in}\n" in shown
+    with daemon.connected(way_in, "moved"):
+        assert daemon.bock_json("attachment", "show", "moved")["connections"] == 1
     assert daemon.bock_json("attachment", "list") == [at]
     assert daemon.bock_json("attachment", "list", "vm-8") == []
     assert re.search(r"moved +vm-7 +/dev/vdb", daemon.bock("attachment", "list", "vm-7"))
@@ -116,7 +122,8 @@ def test_attachments(daemon: Daemon) -> None:
     assert "detached volume" in daemon.bock("attachment", "delete", "moved")
     taken = daemon.bock_json("attachment", "create", "moved", "vm-8", "--device", "/dev/vdf")
     assert taken["device"] == "/dev/vdf"
-    daemon.bock("attachment", "delete", "moved")
+    with daemon.connected(taken["unix_uri"], "moved"):
+        daemon.bock("attachment", "delete", "moved", "--force")
     for bad in ("vm 7", "a/b", "v" * 256):
         assert "malformed server id" in daemon.refusal("attachment", "create", "moved", bad)
     daemon.bock("snapshot", "delete", "moved-then")

@@ -48,13 +48,20 @@ class Bockd:
     """A data directory, and the daemon that serves it while it runs."""
 
     def __init__(
-        self, data_dir: Path, log: Path, *, nbd_listen: str = "none", mount: Path | None = None
+        self,
+        data_dir: Path,
+        log: Path,
+        *,
+        nbd_listen: str = "none",
+        api_listen: str = "none",
+        mount: Path | None = None,
     ) -> None:
         self.data_dir = data_dir
         self.log = log
         self.announced: list[str] = []
         self._nbd_listen = nbd_listen
         self._options = [] if mount is None else ["--mount", str(mount)]
+        self._api_listen = api_listen
         self._process: subprocess.Popen[bytes] | None = None
         self._expected: list[str] = []
 
@@ -160,7 +167,7 @@ class Bockd:
             "BOCKD_CONFIG": "/dev/null",
             "BOCKD_DATA": str(self.data_dir),
             "BOCKD_NBD_LISTEN": self._nbd_listen,
-            "BOCKD_API_LISTEN": "none",
+            "BOCKD_API_LISTEN": self._api_listen,
         }
 
     def run(self, *arguments: str | Path) -> Result:
@@ -229,6 +236,14 @@ class Bockd:
         found = re.search(r":(\d+) ", line)
         assert found is not None, line
         return int(found[1])
+
+    @property
+    def api_url(self) -> str:
+        """Of the block storage API, as announced."""
+        line = next(line for line in self.announced if "block storage API:" in line)
+        found = re.search(r"(http://[^ ]+)/ ", line)
+        assert found is not None, line
+        return found[1]
 
     def uri(self, export: str) -> str:
         """The NBD URI of an export on the Unix socket."""
@@ -317,13 +332,14 @@ def serving(
     data_dir: Path,
     *,
     nbd_listen: str = "none",
+    api_listen: str = "none",
     log: Path | None = None,
     mount: Path | None = None,
 ) -> Iterator[Bockd]:
     """A running daemon, for the duration. If it still runs at the end, it must stop well. Its log
     is beside the data directory unless it shall be elsewhere."""
     log = log or data_dir.with_name(data_dir.name + ".log")
-    daemon = Bockd(data_dir, log, nbd_listen=nbd_listen, mount=mount)
+    daemon = Bockd(data_dir, log, nbd_listen=nbd_listen, api_listen=api_listen, mount=mount)
     daemon.start()
     try:
         yield daemon

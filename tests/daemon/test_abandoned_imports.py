@@ -27,7 +27,7 @@ class Server(NbdServer):
         super().__init__()
         self.connected: set[int] = set()
 
-    def connections(self, key: ExportKey) -> int:
+    def connections(self, key: ExportKey, name: str | None = None) -> int:
         return int(key.id in self.connected)
 
 

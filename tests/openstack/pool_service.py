@@ -14,10 +14,13 @@ from bockd.blockstorage.accounts import Accounts
 from bockd.blockstorage.contract import Quota
 from bockd.blockstorage.identity import LocalIdentity
 from bockd.blockstorage.quota import DEFAULT_QUOTA
-from bockd.blockstorage.running import NoExports, Surroundings
+from bockd.blockstorage.running import Surroundings
 from bockd.blockstorage.service import PoolBlockStorage
+from bockd.dataplane.attached import AttachedVolumes
+from bockd.dataplane.awaiting import Beside
 from bockd.engine.pool import Pool
 from bockd.server.drive import Driver
+from bockd.server.nbd_server import NbdServer
 from bockd.steps import Steps
 
 from ..api.public import Account, Opening, Service
@@ -37,8 +40,12 @@ def on_pool(root: Path, quota: Quota = DEFAULT_QUOTA) -> Opening:
             pool = Pool.open(root, spawn)
             try:
                 accounts = Accounts(pool.store.index)
+                server = NbdServer(driver=driver)
+                exports = AttachedVolumes(
+                    pool, server, Beside(lambda: background), on_idle=lambda _: None
+                )
                 yield Service(
-                    PoolBlockStorage(Surroundings(pool, NoExports(), quota), driver),
+                    PoolBlockStorage(Surroundings(pool, exports, quota), driver),
                     LocalIdentity(pool.store.index, driver, time.time),
                     new_account(accounts, "demo"),
                     new_account(accounts, "other"),

@@ -73,6 +73,8 @@ class FixedExports:
 
     def __init__(self, devices: dict[str, BlockDevice]) -> None:
         self.devices = devices
+        self.same: dict[str, str] = {}
+        """Names that lead to the export of another name."""
         self.open_holds = 0
 
     def info(self, name: str) -> ExportInfo:
@@ -85,7 +87,7 @@ class FixedExports:
     def _number(self, name: str) -> int:
         if name not in self.devices:
             raise NotFoundError(f"no export {name!r}")
-        return 1 + list(self.devices).index(name)
+        return 1 + list(self.devices).index(self.same.get(name, name))
 
     async def list_exports(self) -> Sequence[ExportInfo]:
         return [self.info(name) for name in self.devices]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import trio
@@ -11,7 +12,7 @@ from bockd.engine.memory import MemoryDevice
 from bockd.server.limits import ServerLimits
 from bockd.steps import Signal
 from tests.nbd import wire
-from tests.server.client import Client
+from tests.server.client import Client, Closed
 from tests.server.serving import FixedExports, in_jumping_time, in_trio, serving
 
 MIB = 1 << 20
@@ -139,6 +140,109 @@ async def test_disconnect_finishes_received_writes(
         assert server.connections(exports.key("disk")) == 0
         assert exports.open_holds == 0
         await client.closes()
+
+
+@in_trio
+async def test_only_those_who_came_by_the_name_are_wound_up_and_what_they_sent_is_answered(
+    path: Path, exports: FixedExports
+) -> None:
+    exports.devices["alias"] = exports.devices["disk"]
+    exports.same = {"alias": "disk"}
+    key = exports.key("disk")
+    async with (
+        serving(exports, path) as server,
+        await Client.go(path) as stays,
+        await Client.go(path, "alias") as goes,
+    ):
+        assert (server.connections(key), server.connections(key, "alias")) == (2, 1)
+        await goes.send(b"".join(wire.write(n, n * 4096, bytes([n]) * 4096) for n in range(50)))
+        await server.wind_up(key, "alias", 10)
+        for n in range(50):
+            assert await goes.simple() == (n, 0)
+        assert await goes.closes() == b""
+        assert await stays.read_data(49 * 4096, 1) == bytes([49])
+        assert server.connections(key) == 1
+
+
+@in_trio
+async def test_winding_up_does_not_wait_for_a_client_that_goes_on_and_on(
+    path: Path, exports: FixedExports, device: MemoryDevice
+) -> None:
+    async with serving(exports, path) as server, trio.open_nursery() as nursery:
+        client = await Client.go(path)
+        started = trio.Event()
+
+        async def write_for_ever() -> None:
+            with suppress(Closed, trio.BrokenResourceError):
+                while True:
+                    assert await client.write(0, bytes(4096)) == 0
+                    started.set()
+
+        nursery.start_soon(write_for_ever)
+        await started.wait()
+        # Of the test's 60 s: it would wait for ever.
+        await server.wind_up(exports.key("disk"), "disk", 1e9)
+        landed = len(device.calls)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(device.calls) == landed
+    await trio.aclose_forcefully(client.stream)
+
+
+@in_trio
+async def test_winding_up_drops_half_a_write(
+    path: Path, exports: FixedExports, device: MemoryDevice
+) -> None:
+    for length in (4096, 3 * MIB):
+        async with serving(exports, path) as server, await Client.go(path) as client:
+            data = wire.write(1, MIB, b"x" * length)
+            await client.send(data[:-1])
+            await server.wind_up(exports.key("disk"), "disk", 1e9)
+            before = list(device.calls)
+            with suppress(trio.BrokenResourceError):
+                await client.send(data[-1:])
+            assert await client.closes() == b""
+            assert device.calls == before
+        path.unlink(missing_ok=True)
+
+
+@in_jumping_time
+async def test_winding_up_cuts_off_who_takes_no_answers(path: Path, exports: FixedExports) -> None:
+    limits = ServerLimits(reply_stall_seconds=1000)
+    async with serving(exports, path, limits) as server, await Client.go(path) as client:
+        with trio.move_on_after(1):
+            while True:
+                await client.send(wire.request(0, 1, 0, 200_000) * 50)
+        begun = trio.current_time()
+        await server.wind_up(exports.key("disk"), "disk", 7)
+        assert 7 <= trio.current_time() - begun < 8
+        assert server.connections(exports.key("disk")) == 0
+
+
+@in_trio
+async def test_who_is_dropped_on_the_threshold_has_written_nothing(
+    path: Path, exports: FixedExports, device: MemoryDevice
+) -> None:
+    gate = device.gate = Signal()
+    device.immediate = False
+    async with serving(exports, path) as server, await Client.go(path) as old:
+        await old.send(wire.write(1, 0, b"slow"))
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        async with trio.open_nursery() as nursery:
+
+            async def enter() -> None:
+                client = await Client.connect(path)
+                behind = wire.write(1, MIB, b"behind")
+                await client.send(wire.FIXED_NEWSTYLE_NO_ZEROES + wire.go("disk") + behind)
+                assert await client.closes() == b""
+                await trio.aclose_forcefully(client.stream)
+
+            nursery.start_soon(enter)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            assert server.connections(exports.key("disk")) == 2
+            nursery.start_soon(server.disconnect, exports.key("disk"))
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            gate.fire()
+        assert device.calls == ["write"]
 
 
 @in_trio

@@ -1,0 +1,44 @@
+"""Where the NBD doors are, and the URIs that lead through them to an attachment's export."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import ip_address
+from urllib.parse import quote
+
+from starlette.requests import Request
+
+from bockd.config import Address
+
+
+@dataclass(frozen=True, slots=True)
+class NbdDoors:
+    """The listeners of the daemon. `listen` is where it listens on TCP, None if it does not."""
+
+    socket: str | None = None
+    listen: Address | None = None
+
+    def uri(self, export: str, request: Request) -> str | None:
+        """The URI over TCP. A daemon that listens on all its addresses is reached by the one that
+        the client has used for its request."""
+        if self.listen is None:
+            return None
+        host = self.listen.host
+        if _is_wildcard(host):
+            # A request on the Unix socket comes from this machine, whatever it calls the host.
+            local = "::1" if ":" in host else "127.0.0.1"
+            host = (request.url.hostname or local) if request.scope.get("server") else local
+        return f"nbd://{Address(host, self.listen.port)}/{quote(export)}"
+
+    def unix_uri(self, export: str) -> str | None:
+        """The URI on the Unix socket, for servers on the daemon's own machine."""
+        if self.socket is None:
+            return None
+        return f"nbd+unix:///{quote(export)}?socket={quote(self.socket)}"
+
+
+def _is_wildcard(host: str) -> bool:
+    try:
+        return ip_address(host).is_unspecified
+    except ValueError:
+        return False

@@ -1,0 +1,32 @@
+"""The hold of a connection or an open file on an open volume or snapshot (bockd.server.exports.OpenExport)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bockd.device import BlockDevice
+from bockd.nbd.options import ExportInfo
+from bockd.server.exports import ExportKey
+
+
+@dataclass(eq=False)
+class Hold:
+    """`name` is the export name that a connection came under."""
+
+    key: ExportKey
+    device: BlockDevice
+    name: str
+    description: str
+    release: Callable[[ExportKey], None]
+
+    @property
+    def info(self) -> ExportInfo:
+        """With the size as it is now."""
+        return ExportInfo(
+            self.name, self.description, self.device.size_bytes, self.device.read_only
+        )
+
+    async def close(self) -> None:
+        """Give the hold up."""
+        self.release(self.key)

@@ -1,0 +1,63 @@
+"""The pluggers of the daemon, by the kind of server (bockd.blockstorage.plugging.Devices)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from bockd.blockstorage.contract import Attachment, Volume
+from bockd.blockstorage.plugging import DevicePlugger
+from bockd.dataplane.awaiting import Beside
+from bockd.errors import BockdError, NotSupportedError, UnavailableError
+from bockd.model import Server, ServerKind
+from bockd.steps import Steps
+
+log = logging.getLogger(__name__)
+
+_NEEDS_A_PLUGGER = frozenset({ServerKind.VM})
+
+
+class PluggedDevices:
+    """Calls the plugger of a server's kind. `beside` is where its methods run."""
+
+    def __init__(self, beside: Beside, pluggers: Mapping[ServerKind, DevicePlugger]) -> None:
+        self._beside = beside
+        self._pluggers = pluggers
+
+    def plug(
+        self, server: Server, attachment: Attachment, volume: Volume
+    ) -> Steps[Mapping[str, str]]:
+        """NotSupportedError for a kind that needs a plugger and has none: nobody must believe that
+        the device is there."""
+        plugger = self._pluggers.get(server.kind)
+        if plugger is None:
+            if server.kind in _NEEDS_A_PLUGGER:
+                raise NotSupportedError(
+                    f"server {server.name} is a {server.kind}, and this daemon plugs no devices "
+                    "into those; register it as a host or a plain server"
+                )
+            return {}
+        with _in_our_terms(server):
+            return (yield from self._beside.call(lambda: plugger.plug(server, attachment, volume)))
+
+    def unplug(self, server: Server, attachment: Attachment, *, force: bool) -> Steps[None]:
+        """Nothing for a kind that has no plugger."""
+        plugger = self._pluggers.get(server.kind)
+        if plugger is not None:
+            with _in_our_terms(server):
+                yield from self._beside.call(
+                    lambda: plugger.unplug(server, attachment, force=force)
+                )
+
+
+@contextmanager
+def _in_our_terms(server: Server) -> Iterator[None]:
+    """A plugger's bug must not leave a volume between two statuses."""
+    try:
+        yield
+    except BockdError:
+        raise
+    except Exception as error:
+        log.exception("the plugger of server %s failed unexpectedly", server.name)
+        raise UnavailableError(f"server {server.name}: internal error; see the log") from error

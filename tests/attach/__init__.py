@@ -1,0 +1,1 @@
+"""Attachments as exports: real clients over TCP and the Unix socket, against the real daemon."""

@@ -1,0 +1,227 @@
+"""The seam to virtual machines: what is called when, and what is left when a call fails."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from bockd.blockstorage.attachments import Attachments
+from bockd.blockstorage.contract import Attachment, Status, TenantId, Volume
+from bockd.blockstorage.interrupted import detaching, finish_detaching
+from bockd.blockstorage.records import Ledger
+from bockd.blockstorage.running import NoExports
+from bockd.blockstorage.servers import Servers
+from bockd.errors import BockdError, InvalidStateError, NoSpaceError, UnavailableError
+from bockd.model import Server, ServerKind
+from bockd.steps import Steps, run_inline
+from tests.blockstorage.store import Store, running
+
+
+class Journal(NoExports):
+    """Exports and devices that write down what is asked of them, and fail when told to."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.failing: set[str] = set()
+        self.store: Store
+
+    def publish(self, attachment: Attachment) -> Steps[None]:
+        yield from self._do("publish", attachment)
+
+    def withdraw(self, attachment: Attachment, *, force: bool) -> Steps[str | None]:
+        yield from self._do("cut" if force else "withdraw", attachment)
+        return "syncing failed" if "flush" in self.failing else None
+
+    def plug(
+        self, server: Server, attachment: Attachment, volume: Volume
+    ) -> Steps[Mapping[str, str]]:
+        assert volume.attachment == attachment
+        assert server.kind is attachment.server_kind
+        yield from self._do("plug", attachment)
+        return {"serial": "bock-1"}
+
+    def unplug(self, server: Server, attachment: Attachment, *, force: bool) -> Steps[None]:
+        assert server.name == attachment.server_id
+        yield from self._do("pull" if force else "unplug", attachment)
+
+    def _do(self, call: str, attachment: Attachment) -> Steps[None]:
+        with self.store.pool.store.index.reading() as txn:
+            found = Ledger(txn).exported(attachment.export_name)
+        assert found is not None
+        self.calls.append(f"{call} while {found.volume.status}")
+        if call in self.failing:
+            raise UnavailableError(f"{call}: nobody answers")
+        yield from ()
+
+
+@pytest.fixture
+def journal() -> Journal:
+    return Journal()
+
+
+@pytest.fixture
+def store(tmp_path: Path, journal: Journal) -> Iterator[Store]:
+    with running(tmp_path, journal, devices=journal) as store:
+        journal.store = store
+        run_inline(Servers(store.around).add(Server("vm1", ServerKind.VM, "/run/vm1.qmp")))
+        yield store
+
+
+def attach(store: Store, tenant: TenantId, volume: Volume) -> Attachment:
+    return store.run(lambda s: s.attach(tenant, "vm1", volume.id, None))
+
+
+def detach(store: Store, tenant: TenantId, volume: Volume, *, force: bool = False) -> None:
+    store.run(lambda s: s.detach(tenant, "vm1", volume.id, force=force))
+
+
+def test_the_export_is_there_before_the_device_and_longer(
+    store: Store, tenant: TenantId, journal: Journal
+) -> None:
+    volume = store.volume(tenant)
+    made = attach(store, tenant, volume)
+    assert made.server_kind is ServerKind.VM
+    assert made.device_info == {"serial": "bock-1"}
+    assert store.look(tenant, volume).attachment == made
+    assert store.run(lambda s: s.show_attachment(tenant, "vm1", volume.id)) == made
+    detach(store, tenant, volume)
+    assert journal.calls == [
+        "publish while attaching",
+        "plug while attaching",
+        "unplug while detaching",
+        "withdraw while detaching",
+    ]
+    seen = store.look(tenant, volume)
+    assert (seen.status, seen.attachment, seen.last_error) == (Status.AVAILABLE, None, None)
+
+
+def test_a_device_that_cannot_be_plugged_in(
+    store: Store, tenant: TenantId, journal: Journal
+) -> None:
+    volume = store.volume(tenant)
+    journal.failing = {"plug"}
+    with pytest.raises(UnavailableError):
+        attach(store, tenant, volume)
+    seen = store.look(tenant, volume)
+    assert (seen.status, seen.attachment) == (Status.AVAILABLE, None)
+    assert seen.last_error == "attaching to server vm1 failed: plug: nobody answers"
+    # No new connection comes while the old ones are cut.
+    assert journal.calls[-1] == "cut while detaching"
+    journal.failing = set()
+    attach(store, tenant, volume)
+    assert store.look(tenant, volume).last_error is None
+
+
+def test_a_device_whose_record_cannot_be_kept_is_pulled_out(
+    store: Store, tenant: TenantId, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = store.volume(tenant)
+    real = Ledger.put_volume
+
+    def full(ledger: Ledger, owner: TenantId, changed: Volume) -> None:
+        if changed.status is Status.IN_USE:
+            raise NoSpaceError("the index is full")
+        real(ledger, owner, changed)
+
+    monkeypatch.setattr(Ledger, "put_volume", full)
+    with pytest.raises(NoSpaceError):
+        attach(store, tenant, volume)
+    assert journal.calls[-2:] == ["cut while detaching", "pull while detaching"]
+    assert store.look(tenant, volume).status is Status.AVAILABLE
+
+
+def test_a_device_that_is_not_given_up(store: Store, tenant: TenantId, journal: Journal) -> None:
+    volume = store.volume(tenant)
+    made = attach(store, tenant, volume)
+    journal.failing = {"unplug"}
+    with pytest.raises(UnavailableError):
+        detach(store, tenant, volume)
+    seen = store.look(tenant, volume)
+    assert (seen.status, seen.attachment) == (Status.IN_USE, made)
+    assert seen.last_error == "detaching from server vm1 failed: unplug: nobody answers"
+    assert "withdraw while detaching" not in journal.calls
+    journal.failing |= {"pull"}
+    detach(store, tenant, volume, force=True)
+    assert journal.calls[-2:] == ["cut while detaching", "pull while detaching"]
+    seen = store.look(tenant, volume)
+    assert (seen.status, seen.attachment) == (Status.AVAILABLE, None)
+    assert seen.last_error is not None
+    assert "may still be in server vm1" in seen.last_error
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_detach_whose_flush_fails_leaves_the_volume_in_error(
+    store: Store, tenant: TenantId, journal: Journal, force: bool
+) -> None:
+    volume = store.volume(tenant)
+    attach(store, tenant, volume)
+    journal.failing = {"flush"}
+    detach(store, tenant, volume, force=force)
+    for _ in range(2):
+        seen = store.look(tenant, volume)
+        assert (seen.status, seen.attachment) == (Status.ERROR, None)
+        assert seen.backing is not None
+        assert "syncing failed" in (seen.backing.error or "")
+        with pytest.raises(InvalidStateError):
+            attach(store, tenant, volume)
+        store.restart()
+    run_inline(store.pool.reopen_volume(volume.id))
+    assert store.look(tenant, volume).status is Status.AVAILABLE
+
+
+def test_a_plain_servers_volume_is_not_unplugged_when_it_becomes_a_machine(
+    store: Store, tenant: TenantId, journal: Journal
+) -> None:
+    volume = store.volume(tenant)
+    made = store.run(lambda s: s.attach(tenant, "vm2", volume.id, None))
+    assert made.server_kind is ServerKind.PLAIN
+    run_inline(Servers(store.around).add(Server("vm2", ServerKind.VM, "/run/vm2.qmp")))
+
+    def kind_of(server: Server, attachment: Attachment, *, force: bool) -> Steps[None]:
+        assert server.kind is ServerKind.PLAIN
+        yield from ()
+
+    journal.unplug = kind_of  # type: ignore[method-assign]
+    store.run(lambda s: s.detach(tenant, "vm2", volume.id))
+
+
+@pytest.mark.parametrize("status", [Status.ATTACHING, Status.DETACHING])
+@pytest.mark.parametrize("answers", [True, False])
+def test_what_a_crash_left_in_a_machine_is_pulled_out_after_the_start(
+    store: Store, tenant: TenantId, journal: Journal, status: Status, answers: bool
+) -> None:
+    volume = store.volume(tenant)
+    steps: Steps[object] = Attachments(store.around).attach(tenant, "vm1", volume.id, None)
+    if status is Status.DETACHING:
+        run_inline(steps)
+        steps = Attachments(store.around).detach(tenant, "vm1", volume.id)
+    begun = next(steps)
+    begun.call()  # type: ignore[union-attr]
+    assert store.look(tenant, volume).status is status
+    steps.close()
+    store.restart()
+    # The doors open now: nobody else takes it, and its export is closed.
+    assert store.look(tenant, volume).status is Status.DETACHING
+    journal.calls.clear()
+    journal.failing = set() if answers else {"pull"}
+    (owned,) = detaching(store.around)
+    run_inline(finish_detaching(store.around, owned))
+    assert journal.calls == ["cut while detaching", "pull while detaching"]
+    seen = store.look(tenant, volume)
+    assert (seen.status, seen.attachment) == (Status.AVAILABLE, None)
+    assert seen.last_error is not None
+    assert ("may still be in server vm1" in seen.last_error) != answers
+    assert detaching(store.around) == []
+
+
+def test_a_failure_that_is_no_errors_of_ours_is_not_swallowed(
+    store: Store, tenant: TenantId, journal: Journal
+) -> None:
+    volume = store.volume(tenant)
+    journal.failing = {"publish"}
+    with pytest.raises(BockdError, match="publish"):
+        attach(store, tenant, volume)
+    assert "plug while attaching" not in journal.calls
+    assert store.look(tenant, volume).status is Status.AVAILABLE

@@ -1,0 +1,126 @@
+"""Servers: what is registered, for whom, and what is a server without that."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from bockd.blockstorage.contract import TenantId, Volume
+from bockd.blockstorage.servers import MAX_SOCKET_PATH_BYTES, Servers
+from bockd.blockstorage.service import PoolBlockStorage
+from bockd.errors import ConflictError, InUseError, InvalidRequestError, NotFoundError
+from bockd.model import Server, ServerKind
+from bockd.server.drive import Driver
+from bockd.steps import run_inline
+from tests.blockstorage.store import Store
+
+
+def add(store: Store, name: str, kind: str = "host", **more: str | None) -> Server:
+    qmp = "/run/qmp.sock" if kind == "vm" else None
+    server = Server(name, ServerKind(kind), qmp)
+    return run_inline(Servers(store.around).add(replace(server, **more)))  # type: ignore[arg-type]
+
+
+def remove(store: Store, name: str) -> None:
+    run_inline(Servers(store.around).remove(name))
+
+
+def strict(store: Store) -> None:
+    """Only registered servers exist from now on."""
+    store.around = replace(store.around, strict_servers=True)
+    store.service = PoolBlockStorage(store.around, Driver())
+
+
+def test_added_listed_shown_removed(store: Store, tenant: TenantId) -> None:
+    vm, host = add(store, "vm1", "vm"), add(store, "host1")
+    assert (vm.qmp_socket, host.qmp_socket) == ("/run/qmp.sock", None)
+    assert vm.added_at > 0
+    store.restart()
+    assert Servers(store.around).all() == [host, vm]
+    assert Servers(store.around).registered("vm1") == vm
+    assert store.run(lambda s: s.list_servers(tenant)) == [host, vm]
+    assert store.run(lambda s: s.show_server(tenant, "vm1")) == vm
+    with pytest.raises(ConflictError, match="already"):
+        add(store, "vm1")
+    remove(store, "vm1")
+    with pytest.raises(NotFoundError):
+        remove(store, "vm1")
+    with pytest.raises(NotFoundError):
+        Servers(store.around).registered("vm1")
+    assert store.run(lambda s: s.show_server(tenant, "vm1")) == Server("vm1", ServerKind.PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "more"),
+    [
+        ("", "host", {}),
+        ("a/b", "host", {}),
+        ("x" * 256, "host", {}),
+        ("vm", "vm", {"qmp_socket": None}),
+        ("vm", "vm", {"qmp_socket": "relative.sock"}),
+        ("vm", "vm", {"qmp_socket": "/run/\0"}),
+        ("vm", "vm", {"qmp_socket": "/" + "x" * MAX_SOCKET_PATH_BYTES}),
+        ("host", "host", {"qmp_socket": "/run/qmp.sock"}),
+    ],
+)
+def test_what_cannot_be_a_server(
+    store: Store, name: str, kind: str, more: dict[str, str | None]
+) -> None:
+    with pytest.raises(InvalidRequestError):
+        add(store, name, kind, **more)
+    assert Servers(store.around).all() == []
+
+
+def test_a_tenants_server_does_not_exist_for_others(store: Store, tenant: TenantId) -> None:
+    other = store.tenant("other")
+    assert add(store, "mine", tenant="acme").tenant == tenant
+    assert add(store, "theirs", tenant=other).tenant == other
+    with pytest.raises(NotFoundError, match="no tenant"):
+        add(store, "nobodys", tenant="nobody")
+    assert [s.name for s in store.run(lambda s: s.list_servers(tenant))] == ["mine"]
+    volume = store.volume(tenant)
+    with pytest.raises(NotFoundError):
+        store.run(lambda s: s.attach(tenant, "theirs", volume.id, None))
+    with pytest.raises(NotFoundError):
+        store.run(lambda s: s.show_server(tenant, "theirs"))
+    store.run(lambda s: s.attach(tenant, "mine", volume.id, None))
+
+
+def test_a_server_with_volumes_is_not_removed(store: Store, tenant: TenantId) -> None:
+    add(store, "host1")
+    volume = store.volume(tenant)
+    store.run(lambda s: s.attach(tenant, "host1", volume.id, None))
+    with pytest.raises(InUseError, match=f"volume {volume.id} is attached"):
+        remove(store, "host1")
+    store.run(lambda s: s.detach(tenant, "host1", volume.id))
+    remove(store, "host1")
+
+
+def test_strict_servers(store: Store, tenant: TenantId) -> None:
+    before, after = store.volume(tenant), store.volume(tenant)
+    store.run(lambda s: s.attach(tenant, "old", before.id, None))
+    add(store, "host1")
+    strict(store)
+    for server in ("new", "258315"):
+        _does_not_exist(store, tenant, server, after)
+    store.run(lambda s: s.attach(tenant, "host1", after.id, None))
+    # What was attached before can be detached; then its server is gone.
+    assert len(store.run(lambda s: s.list_attachments(tenant, "old"))) == 1
+    store.run(lambda s: s.detach(tenant, "old", before.id))
+    with pytest.raises(NotFoundError):
+        store.run(lambda s: s.attach(tenant, "old", before.id, None))
+
+
+def _does_not_exist(store: Store, tenant: TenantId, server: str, volume: Volume) -> None:
+    with pytest.raises(NotFoundError):
+        store.run(lambda s: s.attach(tenant, server, volume.id, None))
+    with pytest.raises(NotFoundError):
+        store.run(lambda s: s.list_attachments(tenant, server))
+    with pytest.raises(NotFoundError):
+        store.run(lambda s: s.show_server(tenant, server))
+
+
+def test_a_name_of_any_allowed_length_is_kept(store: Store) -> None:
+    add(store, "x" * 255)
+    assert [server.name for server in Servers(store.around).all()] == ["x" * 255]
