@@ -15,7 +15,7 @@ from pathlib import Path
 
 KERNEL_DIR = Path(__file__).resolve().parents[2] / ".cache" / "guest-kernel" / "current"
 
-MODULES = ("virtio_pci", "virtio_net", "virtio_console", "nbd", "ext4")
+MODULES = ("virtio_pci", "virtio_net", "virtio_console", "virtio_blk", "nbd", "ext4")
 """What the guest needs of the kernel; what it has built in is not loaded."""
 
 TOOLS = ("nbd-client", "mkfs.ext4", "e2fsck")

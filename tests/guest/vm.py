@@ -11,7 +11,7 @@ import base64
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,18 +111,21 @@ class Guest:
 
 
 @contextmanager
-def boot(initramfs: Path, console: Path) -> Iterator[Guest]:
-    """A guest that is up, for the duration; `console` is the file that gets its messages."""
+def boot(
+    initramfs: Path, console: Path, *arguments: str, pass_fds: Sequence[int] = ()
+) -> Iterator[Guest]:
+    """A guest that is up, for the duration; `console` is the file that gets its messages. QEMU gets
+    more arguments and open files."""
     ours, theirs = socket.socketpair()
     with ours, console.open("wb") as messages:
         with theirs:
-            command = _qemu_command(initramfs, theirs.fileno())
+            command = [*_qemu_command(initramfs, theirs.fileno()), *arguments]
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=messages,
                 stderr=messages,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), *pass_fds],
             )
         with process:
             try:
