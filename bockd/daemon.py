@@ -90,7 +90,9 @@ class _Daemon:
         self._pool: Pool
         self._around: Surroundings
         self._machines = Machines()
-        self._machine_plugger = MachinePlugger(self._machines, str(settings.nbd_socket))
+        self._machine_plugger = MachinePlugger(
+            self._machines, str(settings.nbd_socket), settings.vm_reconnect_seconds
+        )
         self._reclaimer: Reclaimer
 
     async def main(self) -> None:

@@ -23,10 +23,6 @@ from bockd.vm.monitor import Monitor, RefusedError
 
 T = TypeVar("T")
 
-RECONNECT_SECONDS = 60
-"""How long QEMU holds a guest's requests while the daemon is away, before it fails them. A restart
-takes seconds; a file system that meets an I/O error may never recover by itself."""
-
 UNPLUG_SECONDS = 30.0
 """For the guest to let a device go. Linux takes well below a second, an emulated one two or three;
 a guest without an operating system that listens never does."""
@@ -43,6 +39,11 @@ PHYSICAL_BLOCK_BYTES = 4096
 """What the pool's map is made of: a guest's file system then writes whole blocks. The logical size
 stays at 512, which boot loaders and partition tables expect."""
 
+_START_OR_FORCE = (
+    "it may still be starting, or does not support hot-unplug; try again, or detach by force"
+)
+_LATER = "bockd goes on trying to take it out"
+
 # A conventional PCI bus takes devices at any time, a PCI Express one only at ports made for it.
 _ROOT_PORTS = ("pcie-root-port", "ioh3420", "xio3130-downstream")
 
@@ -58,6 +59,8 @@ class Disk:
     export: str
     nbd_socket: str
     """The daemon's Unix socket, as QEMU finds it."""
+    reconnect_seconds: int
+    """How long QEMU holds the guest's requests while the daemon is away, before it fails them."""
 
 
 class _Child(msgspec.Struct):
@@ -93,8 +96,9 @@ async def plug(monitor: Monitor, disk: Disk) -> bool:
     return True
 
 
-async def unplug(monitor: Monitor, name: str, timeout_seconds: float = UNPLUG_SECONDS) -> None:
+async def unplug(monitor: Monitor, name: str, *, force: bool = False) -> None:
     """Take the disk away from the guest and close QEMU's connection; return at once if it is gone.
+    `force`: of a disk that is dead already, so its guest is waited for a moment only.
 
     Raises InUseError when the guest does not let go in time (it may do so later, the disk is then
     gone and this can be repeated), RefusedError, NotRunningError, UnavailableError.
@@ -104,7 +108,7 @@ async def unplug(monitor: Monitor, name: str, timeout_seconds: float = UNPLUG_SE
         # QEMU refuses when it waits for the guest already; then that is what to wait for.
         with suppress(RefusedError):
             await monitor.execute("device_del", {"id": name})
-        await _wait_until_gone(monitor, gone, name, timeout_seconds)
+        await _wait_until_gone(monitor, gone, name, force=force)
     if name in await _nodes(monitor):
         await monitor.execute("blockdev-del", {"node-name": name})
 
@@ -121,7 +125,7 @@ def _node(disk: Disk) -> dict[str, object]:
         "node-name": disk.name,
         "server": {"type": "unix", "path": disk.nbd_socket},
         "export": disk.export,
-        "reconnect-delay": RECONNECT_SECONDS,
+        "reconnect-delay": disk.reconnect_seconds,
         # What the guest trims is given back.
         "discard": "unmap",
     }
@@ -158,14 +162,15 @@ async def _add_device(monitor: Monitor, disk: Disk, devices: Mapping[str, str]) 
 
 
 async def _wait_until_gone(
-    monitor: Monitor, gone: EventListener, name: str, timeout_seconds: float
+    monitor: Monitor, gone: EventListener, name: str, *, force: bool
 ) -> None:
-    deadline = time.monotonic() + timeout_seconds
+    limit = FORCED_UNPLUG_SECONDS if force else UNPLUG_SECONDS
+    deadline = time.monotonic() + limit
     while name in await _devices(monitor):
         if time.monotonic() >= deadline:
             raise InUseError(
-                f"the guest did not let go of the disk within {timeout_seconds:g} s: it may still "
-                "be starting, or does not support hot-unplug; try again, or detach by force"
+                f"the guest did not let go of the disk within {limit:g} s: "
+                + (_LATER if force else _START_OR_FORCE)
             )
         with suppress(TimeoutError):
             async with asyncio.timeout(LOOK_SECONDS):

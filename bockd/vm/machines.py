@@ -66,16 +66,12 @@ class Machines:
         does not run."""
         await self._converse(socket, lambda monitor: disks.plug(monitor, disk))
 
-    async def unplug(
-        self, socket: str, name: str, timeout_seconds: float = disks.UNPLUG_SECONDS
-    ) -> None:
+    async def unplug(self, socket: str, name: str, *, force: bool = False) -> None:
         """Take the disk out of the VM; a VM that is not running has none. See
         `bockd.vm.disks.unplug`."""
         # One that ended meanwhile, too.
         with suppress(NotRunningError):
-            await self._converse(
-                socket, lambda monitor: disks.unplug(monitor, name, timeout_seconds)
-            )
+            await self._converse(socket, lambda monitor: disks.unplug(monitor, name, force=force))
 
     async def reconcile(self, socket: str, prefix: str, wanted: Callable[[], Wanted]) -> Reconciled:
         """Plug in what the VM shall have, and take out what is left over of ours: the disks whose
@@ -134,7 +130,7 @@ async def _reconcile(monitor: Monitor, prefix: str, wanted: Wanted) -> Reconcile
             troubles.append(f"{disk.serial}: {error}")
     for name in sorted(left_over):
         try:
-            await disks.unplug(monitor, name, disks.FORCED_UNPLUG_SECONDS)
+            await disks.unplug(monitor, name, force=True)
             removed.append(name)
         except NotRunningError:
             raise

@@ -8,17 +8,19 @@ from collections.abc import Mapping
 from bockd.blockstorage.contract import Attachment, Volume
 from bockd.errors import InvalidRequestError
 from bockd.model import Server
-from bockd.vm.disks import FORCED_UNPLUG_SECONDS, UNPLUG_SECONDS, Disk
+from bockd.vm.disks import Disk
 from bockd.vm.machines import Machines
 from bockd.vm.names import disk_name, prefix, serial
 
 
 class MachinePlugger:
-    """Plugs volumes into VMs. `nbd_socket` is the daemon's, as QEMU finds it."""
+    """Plugs volumes into VMs. `nbd_socket` is the daemon's, as QEMU finds it; for
+    `reconnect_seconds` see bockd.vm.disks.Disk."""
 
-    def __init__(self, machines: Machines, nbd_socket: str) -> None:
+    def __init__(self, machines: Machines, nbd_socket: str, reconnect_seconds: int) -> None:
         self._machines = machines
         self._nbd_socket = nbd_socket
+        self._reconnect_seconds = reconnect_seconds
         self.prefix = prefix(nbd_socket)
         """How the names of all our disks begin."""
 
@@ -33,9 +35,8 @@ class MachinePlugger:
 
     async def unplug(self, server: Server, attachment: Attachment, *, force: bool) -> None:
         """See DevicePlugger.unplug."""
-        timeout_seconds = FORCED_UNPLUG_SECONDS if force else UNPLUG_SECONDS
         name = self.disk(attachment).name
-        await self._machines.unplug(qmp_socket(server), name, timeout_seconds)
+        await self._machines.unplug(qmp_socket(server), name, force=force)
 
     def disk(self, attachment: Attachment) -> Disk:
         """What a VM has of an attachment."""
@@ -44,6 +45,7 @@ class MachinePlugger:
             serial=serial(attachment.volume_id),
             export=attachment.export_name,
             nbd_socket=self._nbd_socket,
+            reconnect_seconds=self._reconnect_seconds,
         )
 
 

@@ -40,7 +40,7 @@ class Vm:
 
     def disk(self, export: str, volume: int = 1) -> Disk:
         name = disk_name("/nbd", volume, export)
-        return Disk(name, serial(volume), export, str(self.nbd))
+        return Disk(name, serial(volume), export, str(self.nbd), 60)
 
     async def plug(self, disk: Disk) -> None:
         await self.machines.plug(self.socket, disk)
@@ -138,14 +138,21 @@ async def test_without_a_place_to_plug_in_the_reason_says_what_to_start_qemu_wit
 
 
 @in_trio
-async def test_a_guest_that_does_not_let_go_keeps_its_disk(vm: Vm, exports: FixedExports) -> None:
+async def test_a_guest_that_does_not_let_go_keeps_its_disk(
+    vm: Vm, exports: FixedExports, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disks, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(disks, "UNPLUG_SECONDS", 0.1)
+    monkeypatch.setattr(disks, "FORCED_UNPLUG_SECONDS", 0.2)
     one = vm.disk("one")
     async with serving(exports, vm.nbd):
         with qemu(vm.qmp):
             await vm.plug(one)
             for _ in range(2):  # the second finds the first still pending
-                with pytest.raises(InUseError, match=r"did not let go of the disk within 0\.1 s"):
-                    await vm.machines.unplug(vm.socket, one.name, 0.1)
+                with pytest.raises(InUseError, match=r"within 0\.1 s: .*or detach by force"):
+                    await vm.machines.unplug(vm.socket, one.name)
+            with pytest.raises(InUseError, match=r"within 0\.2 s: bockd goes on trying"):
+                await vm.machines.unplug(vm.socket, one.name, force=True)
             assert await vm.present() == {one.name}
             assert exports.open_holds == 1
 
