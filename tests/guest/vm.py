@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from .initramfs import CHANNEL_NAME, find_kernel, find_tool
+from .initramfs import CHANNEL_NAME, KERNEL_ARGUMENTS, find_kernel, find_tool
 
 HOST_ADDRESS = "10.0.2.2"
 """Where QEMU's user networking shows the host's 127.0.0.1."""
@@ -112,10 +112,10 @@ class Guest:
 
 @contextmanager
 def boot(
-    initramfs: Path, console: Path, *arguments: str, pass_fds: Sequence[int] = ()
+    initramfs: Path | None, console: Path, *arguments: str, pass_fds: Sequence[int] = ()
 ) -> Iterator[Guest]:
     """A guest that is up, for the duration; `console` is the file that gets its messages. QEMU gets
-    more arguments and open files."""
+    more arguments and open files. Without an initramfs it boots from its disks."""
     ours, theirs = socket.socketpair()
     with ours, console.open("wb") as messages:
         with theirs:
@@ -134,7 +134,7 @@ def boot(
                 process.kill()
 
 
-def _qemu_command(initramfs: Path, channel: int) -> list[str]:
+def _qemu_command(initramfs: Path | None, channel: int) -> list[str]:
     return [
         find_tool("qemu-system-x86_64"),
         *("-accel", "tcg", "-cpu", "max", "-m", "512M"),
@@ -143,7 +143,12 @@ def _qemu_command(initramfs: Path, channel: int) -> list[str]:
         *("-chardev", f"socket,id=channel,fd={channel}"),
         *("-device", "virtio-serial-pci"),
         *("-device", f"virtserialport,chardev=channel,name={CHANNEL_NAME}"),
+        *([] if initramfs is None else _kernel(initramfs)),
+    ]
+
+
+def _kernel(initramfs: Path) -> list[str]:
+    return [
         *("-kernel", str(find_kernel()), "-initrd", str(initramfs)),
-        # A panic ends QEMU (with -no-reboot), so that the test sees it at once.
-        *("-append", "console=ttyS0 loglevel=5 panic=-1 mitigations=off"),
+        *("-append", KERNEL_ARGUMENTS),
     ]
