@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
@@ -23,6 +24,9 @@ from bockd.errors import ConflictError, DeniedError, UnavailableError
 
 CONNECT_SECONDS = 10.0
 """For the greeting. An idle QEMU takes milliseconds, one that brings up its machine a second."""
+
+TURN_SECONDS = 0.05
+"""Between two tries when other clients wait for QEMU already."""
 
 COMMAND_SECONDS = 30.0
 """For one reply. The slowest command, blockdev-add, connects to the daemon and asks the volume's
@@ -81,7 +85,7 @@ class Monitor:
 
 
 @asynccontextmanager
-async def conversation(socket: str) -> AsyncIterator[Monitor]:
+async def conversation(path: str) -> AsyncIterator[Monitor]:
     """A conversation with the QEMU that listens at a Unix socket's path, for the duration.
 
     Raises NotRunningError, DeniedError, UnavailableError.
@@ -89,7 +93,7 @@ async def conversation(socket: str) -> AsyncIterator[Monitor]:
     client = QMPClient(readbuflen=MAX_LINE_BYTES)
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
-            await client.connect(socket)
+            await client.connect(await _connected(path))
     except TimeoutError as error:
         raise UnavailableError(
             f"QEMU sent no greeting within {CONNECT_SECONDS:g} s: it hangs, or another program "
@@ -97,10 +101,30 @@ async def conversation(socket: str) -> AsyncIterator[Monitor]:
         ) from error
     except ConnectError as error:
         raise _not_connected(error.exc) from error
+    except OSError as error:
+        raise _not_connected(error) from error
     try:
         yield Monitor(client)
     finally:
         await _parting(client)
+
+
+async def _connected(path: str) -> socket.socket:
+    """A socket that is connected to the one at `path`, when it is our turn: the kernel refuses a
+    client for whom QEMU's backlog (of one) has no room, and asyncio takes that for a connection."""
+    client = socket.socket(socket.AF_UNIX)
+    try:
+        client.setblocking(False)
+        while True:
+            try:
+                client.connect(path)
+            except BlockingIOError:
+                await asyncio.sleep(TURN_SECONDS)
+            else:
+                return client
+    except BaseException:
+        client.close()
+        raise
 
 
 async def _parting(client: QMPClient) -> Exception | None:

@@ -64,16 +64,14 @@ class Watch:
             while True:
                 for socket in self._due():
                     self._busy.add(socket)
-                    nursery.start_soon(self._settle, socket)
+                    nursery.start_soon(self._settle, socket, self._seen[socket])
                 await trio.sleep(WATCH_SECONDS)
 
     def _due(self) -> list[str]:
         """The sockets of the VMs that are to be compared with their attachments now."""
-        with self._index.reading() as txn:
-            servers = [server.qmp_socket for server in Ledger(txn).servers()]
         now = trio.current_time()
         due = []
-        for socket in {socket for socket in servers if socket is not None}:
+        for socket in self._sockets():
             identity = _identity(socket)
             if identity is None:
                 self._seen.pop(socket, None)
@@ -88,25 +86,43 @@ class Watch:
                 due.append(socket)
         return due
 
-    async def _settle(self, socket: str) -> None:
-        seen = self._seen[socket]
+    def _sockets(self) -> set[str]:
+        """Of all VMs that are registered."""
         try:
-            done = await self._machines.reconcile(
-                socket, self._plugger.prefix, lambda: self._wanted(socket)
-            )
-        except NotRunningError:
-            done = None
-        except BockdError as error:
-            done = Reconciled(troubles=(str(error),))
+            with self._index.reading() as txn:
+                servers = list(Ledger(txn).servers())
+        except BockdError:
+            # A damaged record: whoever uses it is told.
+            return set()
+        return {server.qmp_socket for server in servers if server.qmp_socket is not None}
+
+    async def _settle(self, socket: str, seen: _Seen) -> None:
+        try:
+            done = await self._reconcile(socket)
         finally:
             self._busy.discard(socket)
-        self._tell(socket, seen, done or Reconciled())
         if done is not None and not done.troubles:
             seen.due_at = math.inf
             seen.pause_seconds = WATCH_SECONDS
         else:
             seen.due_at = trio.current_time() + seen.pause_seconds
             seen.pause_seconds = min(2 * seen.pause_seconds, RETRY_SECONDS)
+        self._tell(socket, seen, done or Reconciled())
+
+    async def _reconcile(self, socket: str) -> Reconciled | None:
+        """What was done; None when the VM does not run."""
+        try:
+            return await self._machines.reconcile(
+                socket, self._plugger.prefix, lambda: self._wanted(socket)
+            )
+        except NotRunningError:
+            return None
+        except BockdError as error:
+            return Reconciled(troubles=(str(error),))
+        except Exception as error:
+            # Trouble with a VM must not end the daemon, which others' disks depend on.
+            log.exception("the VM at %s", socket)
+            return Reconciled(troubles=(f"internal error: {error}",))
 
     def _tell(self, socket: str, seen: _Seen, done: Reconciled) -> None:
         for name in done.plugged:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
+
+from bockd.vm.monitor import Monitor, conversation
 
 from ..guest.initramfs import find_tool
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -28,6 +34,16 @@ def qemu(qmp_socket: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]
             yield process
         finally:
             process.kill()
+
+
+def converse(qmp_socket: Path, talk: Callable[[Monitor], Awaitable[T]]) -> T:
+    """A conversation of the test's own with whoever is at the socket."""
+
+    async def run() -> T:
+        async with conversation(str(qmp_socket)) as monitor:
+            return await talk(monitor)
+
+    return asyncio.run(run())
 
 
 @contextmanager
