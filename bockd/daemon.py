@@ -91,7 +91,7 @@ class _Daemon:
         self._around: Surroundings
         self._machines = Machines()
         self._machine_plugger = MachinePlugger(
-            self._machines, str(settings.nbd_socket), settings.vm_reconnect_seconds
+            self._machines, str(settings.nbd_socket), settings.vm.reconnect_seconds
         )
         self._reclaimer: Reclaimer
 

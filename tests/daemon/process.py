@@ -48,13 +48,20 @@ class Bockd:
     """A data directory, and the daemon that serves it while it runs."""
 
     def __init__(
-        self, data_dir: Path, log: Path, *, nbd_listen: str = "none", api_listen: str = "none"
+        self,
+        data_dir: Path,
+        log: Path,
+        *,
+        nbd_listen: str = "none",
+        api_listen: str = "none",
+        config: Path = Path("/dev/null"),
     ) -> None:
         self.data_dir = data_dir
         self.log = log
         self.announced: list[str] = []
         self._nbd_listen = nbd_listen
         self._api_listen = api_listen
+        self._config = config
         self._process: subprocess.Popen[bytes] | None = None
         self._expected: list[str] = []
 
@@ -157,7 +164,7 @@ class Bockd:
         """What points programs at it."""
         return {
             **environment_without_a_cloud(),
-            "BOCKD_CONFIG": "/dev/null",
+            "BOCKD_CONFIG": str(self._config),
             "BOCKD_DATA": str(self.data_dir),
             "BOCKD_NBD_LISTEN": self._nbd_listen,
             "BOCKD_API_LISTEN": self._api_listen,
@@ -326,12 +333,13 @@ def serving(
     *,
     nbd_listen: str = "none",
     api_listen: str = "none",
+    config: Path = Path("/dev/null"),
     log: Path | None = None,
 ) -> Iterator[Bockd]:
     """A running daemon, for the duration. If it still runs at the end, it must stop well. Its log
     is beside the data directory unless it shall be elsewhere."""
     log = log or data_dir.with_name(data_dir.name + ".log")
-    daemon = Bockd(data_dir, log, nbd_listen=nbd_listen, api_listen=api_listen)
+    daemon = Bockd(data_dir, log, nbd_listen=nbd_listen, api_listen=api_listen, config=config)
     daemon.start()
     try:
         yield daemon

@@ -97,12 +97,11 @@ def test_volumes_come_and_go(daemon: Bockd, tenant: Tenant, initramfs: Path, roo
     daemon.check()
 
 
-def test_a_forced_detach_cuts_a_guest_that_writes(
-    room: Path, initramfs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("BOCKD_VM_RECONNECT_SECONDS", str(FORCED_RECONNECT_SECONDS))
+def test_a_forced_detach_cuts_a_guest_that_writes(room: Path, initramfs: Path) -> None:
+    config = room / "bockd.toml"
+    config.write_text(f"[vm]\nreconnect_seconds = {FORCED_RECONNECT_SECONDS}\n")
     with (
-        serving(room / "data", api_listen="127.0.0.1:0") as daemon,
+        serving(room / "data", api_listen="127.0.0.1:0", config=config) as daemon,
         machine("vm1", initramfs, room) as vm,
     ):
         daemon.bock("server", "add", "vm1", "--kind", "vm", "--qmp", qmp_socket(room, "vm1"))
