@@ -2,16 +2,20 @@
 # What set-up does is in .setup/: one short script for each part.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test setup setup-run check bench lock clean
+.PHONY: help run test test-keystone setup setup-run check bench lock clean
 
 help: ## show this
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 15
 
 run: setup-run ## set up what the daemon needs and start it (Ctrl-C stops it)
 	@exec .venv/bin/bockd serve
 
 test: setup ## set up everything and run the tests (ARGS='-k name' for some of them)
 	@.venv/bin/python -m pytest $(ARGS)
+
+test-keystone: setup ## run the tests that need a real Keystone, which this installs into .cache
+	@.setup/keystone
+	@.venv/bin/python -m pytest tests/keystone -m real_keystone $(ARGS)
 
 setup: ## set up everything: run, tests, benchmarks
 	@.setup/packages .setup/packages-run .setup/packages-test

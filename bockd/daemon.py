@@ -70,7 +70,17 @@ def run(settings: Settings) -> None:
         format="%(levelname)s %(name)s: %(message)s",
     )
     _raise_descriptor_limit()
-    trio.run(_Daemon(settings).main)
+    try:
+        trio.run(_Daemon(settings).main)
+    except BaseExceptionGroup as group:
+        raise _alone(group) from group
+
+
+def _alone(group: BaseException) -> BaseException:
+    """The one error in a group, which a nursery makes of everything; groups of several stay."""
+    while isinstance(group, BaseExceptionGroup) and len(group.exceptions) == 1:
+        group = group.exceptions[0]
+    return group
 
 
 def _raise_descriptor_limit() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -123,3 +124,21 @@ def test_a_bad_file_stops_the_daemon_before_it_touches_anything(data_dir: Path) 
         f"bockd: {config}:3: api.listen: '8776' is not HOST:PORT, nor the word none\n"
     )
     assert not data_dir.exists()
+
+
+def test_a_port_that_is_taken_is_one_line(data_dir: Path) -> None:
+    config = data_dir.with_suffix(".toml")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        config.write_text(
+            f'data_dir = "{data_dir}"\nnbd.listen = "none"\napi.listen = "{address}"\n'
+        )
+        ended = subprocess.run(
+            [program("bockd"), "serve", "--config", config],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr.startswith(f"bockd: cannot listen on {address}: Address already in use")
+    assert ended.stderr.count("\n") == 1
