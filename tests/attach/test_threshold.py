@@ -1,0 +1,52 @@
+"""A client that is being let in while its volume is detached stays outside, and holds nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trio
+
+from bockd.blockstorage.attachments import Attachments
+from bockd.dataplane.attached import AttachedExports
+from bockd.engine.opening import OpenVolume
+from bockd.errors import NotFoundError
+from bockd.model import VolumeId
+from bockd.server.drive import Driver
+from bockd.server.exports import ExportKey
+from bockd.steps import Steps
+from tests.blockstorage.store import Store, running
+
+
+def test_detached_while_the_volume_was_being_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(tmp_path) as store:
+        tenant = store.tenant("acme")
+        volume = store.volume(tenant)
+        attachment = store.run(lambda s: s.attach(tenant, "1", volume.id, None))
+        idle: list[ExportKey] = []
+        table = AttachedExports(store.pool, Driver(), idle.append)
+        hold = trio.run(table.open, attachment.export_name)
+        assert hold.info.name == attachment.export_name
+        assert store.pool.volumes[volume.id].users == 1
+        trio.run(hold.close)
+        monkeypatch.setattr(store.pool, "use_volume", _detached_meanwhile(store, tenant))
+        with pytest.raises(NotFoundError) as refusal:
+            trio.run(table.open, attachment.export_name)
+        assert attachment.export_name not in str(refusal.value)
+        assert store.pool.volumes[volume.id].users == 0
+        assert len(idle) == 2
+        with pytest.raises(NotFoundError):
+            trio.run(table.describe, attachment.export_name)
+
+
+def _detached_meanwhile(store: Store, tenant: object) -> object:
+    real = store.pool.use_volume
+
+    def use_volume(volume: VolumeId) -> Steps[OpenVolume]:
+        opened = yield from real(volume)
+        yield from Attachments(store.around).detach(tenant, "1", volume)  # type: ignore[arg-type]
+        return opened
+
+    return use_volume
