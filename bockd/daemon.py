@@ -53,6 +53,9 @@ from bockd.server.listener import address_of, listen_tcp
 from bockd.server.nbd_server import NbdServer, serve_nbd
 from bockd.steps import Steps
 from bockd.unixsocket import listening_unix
+from bockd.vm.machines import Machines
+from bockd.vm.plugger import MachinePlugger
+from bockd.vm.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +108,10 @@ class _Daemon:
         self._doors: trio.Nursery
         self._pool: Pool
         self._around: Surroundings
+        self._machines = Machines()
+        self._machine_plugger = MachinePlugger(
+            self._machines, str(settings.nbd_socket), settings.vm.reconnect_seconds
+        )
         self._reclaimer: Reclaimer
 
     async def main(self) -> None:
@@ -134,7 +141,7 @@ class _Daemon:
 
     def _pluggers(self) -> Mapping[ServerKind, DevicePlugger]:
         """Hosts and plain servers connect by themselves."""
-        return {}
+        return {ServerKind.VM: self._machine_plugger}
 
     def _on_idle(self, key: ExportKey) -> None:
         self._doors.start_soon(self._close_when_idle, key)
@@ -202,6 +209,8 @@ class _Daemon:
             if self._view is not None:
                 nodes = PoolNodes(self._pool, self._driver, exports, self._server)
                 await doors.start(self._view.serve, nodes, self._driver)
+            watch = Watch(self._machines, self._machine_plugger, self._pool.store.index)
+            doors.start_soon(watch.run)
             # What is alive now stays; the collector need not look at it again.
             gc.collect()
             gc.freeze()

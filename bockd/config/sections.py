@@ -71,6 +71,15 @@ class FuseSettings(Section):
 
 
 @dataclass(frozen=True, slots=True)
+class VmSettings(Section):
+    """`[vm]`: volumes as disks of virtual machines."""
+
+    reconnect_seconds: int = key(60, integer(0, DAY_SECONDS))
+    """A restart takes seconds, or as long as it takes to sync what is dirty; a guest whose file
+    system has met an I/O error may need a person."""
+
+
+@dataclass(frozen=True, slots=True)
 class IdentitySettings(Section):
     """`[identity]`: tokens that bockd issues itself."""
 
@@ -161,6 +170,7 @@ class Settings(Section):
     nbd: NbdSettings = section(NbdSettings)
     api: ApiSettings = section(ApiSettings)
     fuse: FuseSettings = section(FuseSettings)
+    vm: VmSettings = section(VmSettings)
     identity: IdentitySettings = section(IdentitySettings)
     keystone: KeystoneSettings = section(KeystoneSettings)
     glance: GlanceSettings = section(GlanceSettings)

@@ -1,4 +1,4 @@
-"""The hold of a connection or an open file on an open volume or snapshot (bockd.server.exports.OpenExport)."""
+"""A connection's or open file's hold on a volume or snapshot (server.exports.OpenExport)."""
 
 from __future__ import annotations
 

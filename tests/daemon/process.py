@@ -55,6 +55,7 @@ class Bockd:
         nbd_listen: str = "none",
         api_listen: str = "none",
         mount: Path | None = None,
+        config: Path = Path("/dev/null"),
     ) -> None:
         self.data_dir = data_dir
         self.log = log
@@ -62,6 +63,7 @@ class Bockd:
         self._nbd_listen = nbd_listen
         self._options = [] if mount is None else ["--mount", str(mount)]
         self._api_listen = api_listen
+        self._config = config
         self._process: subprocess.Popen[bytes] | None = None
         self._expected: list[str] = []
 
@@ -164,7 +166,7 @@ class Bockd:
         """What points programs at it."""
         return {
             **environment_without_a_cloud(),
-            "BOCKD_CONFIG": "/dev/null",
+            "BOCKD_CONFIG": str(self._config),
             "BOCKD_DATA": str(self.data_dir),
             "BOCKD_NBD_LISTEN": self._nbd_listen,
             "BOCKD_API_LISTEN": self._api_listen,
@@ -333,13 +335,16 @@ def serving(
     *,
     nbd_listen: str = "none",
     api_listen: str = "none",
+    config: Path = Path("/dev/null"),
     log: Path | None = None,
     mount: Path | None = None,
 ) -> Iterator[Bockd]:
     """A running daemon, for the duration. If it still runs at the end, it must stop well. Its log
     is beside the data directory unless it shall be elsewhere."""
     log = log or data_dir.with_name(data_dir.name + ".log")
-    daemon = Bockd(data_dir, log, nbd_listen=nbd_listen, api_listen=api_listen, mount=mount)
+    daemon = Bockd(
+        data_dir, log, nbd_listen=nbd_listen, api_listen=api_listen, mount=mount, config=config
+    )
     daemon.start()
     try:
         yield daemon

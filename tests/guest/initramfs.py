@@ -15,8 +15,11 @@ from pathlib import Path
 
 KERNEL_DIR = Path(__file__).resolve().parents[2] / ".cache" / "guest-kernel" / "current"
 
-MODULES = ("virtio_pci", "virtio_net", "virtio_console", "nbd", "ext4")
+MODULES = ("virtio_pci", "virtio_net", "virtio_console", "virtio_blk", "nbd", "ext4")
 """What the guest needs of the kernel; what it has built in is not loaded."""
+
+KERNEL_ARGUMENTS = "console=ttyS0 loglevel=5 panic=-1 mitigations=off"
+"""A panic ends QEMU (with -no-reboot), so that the test sees it at once."""
 
 TOOLS = ("nbd-client", "mkfs.ext4", "e2fsck")
 """The real programs, in /sbin with their libraries; everything else is busybox's."""

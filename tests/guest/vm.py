@@ -11,13 +11,13 @@ import base64
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from .initramfs import CHANNEL_NAME, find_kernel, find_tool
+from .initramfs import CHANNEL_NAME, KERNEL_ARGUMENTS, find_kernel, find_tool
 
 HOST_ADDRESS = "10.0.2.2"
 """Where QEMU's user networking shows the host's 127.0.0.1."""
@@ -111,18 +111,21 @@ class Guest:
 
 
 @contextmanager
-def boot(initramfs: Path, console: Path) -> Iterator[Guest]:
-    """A guest that is up, for the duration; `console` is the file that gets its messages."""
+def boot(
+    initramfs: Path | None, console: Path, *arguments: str, pass_fds: Sequence[int] = ()
+) -> Iterator[Guest]:
+    """A guest that is up, for the duration; `console` is the file that gets its messages. QEMU gets
+    more arguments and open files. Without an initramfs it boots from its disks."""
     ours, theirs = socket.socketpair()
     with ours, console.open("wb") as messages:
         with theirs:
-            command = _qemu_command(initramfs, theirs.fileno())
+            command = [*_qemu_command(initramfs, theirs.fileno()), *arguments]
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=messages,
                 stderr=messages,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), *pass_fds],
             )
         with process:
             try:
@@ -131,7 +134,7 @@ def boot(initramfs: Path, console: Path) -> Iterator[Guest]:
                 process.kill()
 
 
-def _qemu_command(initramfs: Path, channel: int) -> list[str]:
+def _qemu_command(initramfs: Path | None, channel: int) -> list[str]:
     return [
         find_tool("qemu-system-x86_64"),
         *("-accel", "tcg", "-cpu", "max", "-m", "512M"),
@@ -140,7 +143,12 @@ def _qemu_command(initramfs: Path, channel: int) -> list[str]:
         *("-chardev", f"socket,id=channel,fd={channel}"),
         *("-device", "virtio-serial-pci"),
         *("-device", f"virtserialport,chardev=channel,name={CHANNEL_NAME}"),
+        *([] if initramfs is None else _kernel(initramfs)),
+    ]
+
+
+def _kernel(initramfs: Path) -> list[str]:
+    return [
         *("-kernel", str(find_kernel()), "-initrd", str(initramfs)),
-        # A panic ends QEMU (with -no-reboot), so that the test sees it at once.
-        *("-append", "console=ttyS0 loglevel=5 panic=-1 mitigations=off"),
+        *("-append", KERNEL_ARGUMENTS),
     ]

@@ -1,0 +1,38 @@
+"""What a volume's disk is called in a VM, so that whoever comes later knows whose it is.
+
+`bockd-<daemon>-<volume id>-<attachment>`: the daemon by a digest of its NBD socket's path (several
+may serve one VM), the attachment by a digest of its export name (each attachment has a new one, and
+the name of a disk is no secret). A disk with our beginning that belongs to no attachment is left
+over from one that was undone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+MAX_NAME_LENGTH = 31
+"""QEMU's limit on the name of a block node."""
+
+DIGEST_LENGTH = 6
+"""Hexadecimal digits. A volume is attached once at a time: two of its names need only differ."""
+
+
+def prefix(nbd_socket: str) -> str:
+    """How the names of all disks of one daemon begin."""
+    return f"bockd-{_digest(nbd_socket)}-"
+
+
+def disk_name(nbd_socket: str, volume: int, export_name: str) -> str:
+    """Of the block node and of the device."""
+    name = f"{prefix(nbd_socket)}{volume}-{_digest(export_name)}"
+    assert len(name) <= MAX_NAME_LENGTH  # up to 10^11 volumes
+    return name
+
+
+def serial(volume: int) -> str:
+    """What the guest reads in /sys/block/vdX/serial; /dev/disk/by-id/virtio-<serial> with udev."""
+    return f"bockd-{volume}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:DIGEST_LENGTH]

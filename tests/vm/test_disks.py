@@ -1,0 +1,221 @@
+"""Plugging disks into a real QEMU, served by our own NBD server."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from bockd.engine.memory import MemoryDevice
+from bockd.errors import InUseError
+from bockd.vm import disks
+from bockd.vm.disks import Disk
+from bockd.vm.machines import Machines, Wanted
+from bockd.vm.monitor import Monitor, NotRunningError, RefusedError
+from bockd.vm.names import MAX_NAME_LENGTH, disk_name, prefix, serial
+
+from ..server.serving import FixedExports, in_trio, serving
+from .qemu import qemu
+
+MIB = 1 << 20
+PREFIX = prefix("/nbd")
+
+
+@pytest.fixture
+def exports() -> FixedExports:
+    return FixedExports({"one": MemoryDevice(8 * MIB), "two": MemoryDevice(MIB)})
+
+
+class Vm:
+    """A QEMU under test, and what it can be given."""
+
+    def __init__(self, directory: Path) -> None:
+        self.machines = Machines()
+        self.nbd = directory / "nbd.sock"
+        self.qmp = directory / "qmp.sock"
+        self.socket = str(self.qmp)
+
+    def disk(self, export: str, volume: int = 1) -> Disk:
+        name = disk_name("/nbd", volume, export)
+        return Disk(name, serial(volume), export, str(self.nbd), 60)
+
+    async def plug(self, disk: Disk) -> None:
+        await self.machines.plug(self.socket, disk)
+
+    async def reconcile(self, *wanted: Disk, busy: tuple[str, ...] = ()) -> Any:
+        return await self.machines.reconcile(self.socket, PREFIX, lambda: Wanted(wanted, busy))
+
+    async def present(self) -> set[str]:
+        async def ask(monitor: Monitor) -> set[str]:
+            return await disks.present(monitor, PREFIX)
+
+        return await self.machines._converse(self.socket, ask)
+
+    async def query(self, command: str, **arguments: object) -> Any:
+        async def ask(monitor: Monitor) -> object:
+            return await monitor.execute(command, arguments or None)
+
+        return await self.machines._converse(self.socket, ask)
+
+
+@pytest.fixture
+def vm(tmp_path: Path) -> Vm:
+    return Vm(tmp_path)
+
+
+@in_trio
+async def test_disks_are_plugged_in_once_under_names_of_their_own(
+    vm: Vm, exports: FixedExports
+) -> None:
+    one, two = vm.disk("one", 1), vm.disk("two", 2)
+    async with serving(exports, vm.nbd):
+        with qemu(vm.qmp):
+            for disk in (one, two, one):
+                await vm.plug(disk)
+            assert await vm.present() == {one.name, two.name}
+            assert exports.open_holds == 2
+            path = f"/machine/peripheral/{one.name}"
+            assert await vm.query("qom-get", path=path, property="serial") == "bockd-1"
+            nodes = {
+                node["node-name"]: node["image"]["virtual-size"]
+                for node in await vm.query("query-named-block-nodes", flat=True)
+            }
+            assert (nodes[one.name], nodes[two.name]) == (8 * MIB, MIB)
+
+
+@in_trio
+async def test_half_a_disk_is_made_whole_and_taken_away_whole(
+    vm: Vm, exports: FixedExports
+) -> None:
+    one = vm.disk("one")
+    async with serving(exports, vm.nbd):
+        with qemu(vm.qmp):
+            await vm.query("blockdev-add", **disks._node(one))
+            await vm.plug(one)
+            listed = await vm.query("qom-list", path="/machine/peripheral")
+            assert one.name in {entry["name"] for entry in listed}
+        with qemu(vm.qmp):
+            await vm.query("blockdev-add", **disks._node(one))
+            await vm.machines.unplug(vm.socket, one.name)
+            assert await vm.present() == set()
+            await vm.machines.unplug(vm.socket, one.name)
+
+
+@in_trio
+async def test_an_export_that_cannot_be_reached_leaves_nothing(
+    vm: Vm, exports: FixedExports
+) -> None:
+    async with serving(exports, vm.nbd):
+        with qemu(vm.qmp):
+            with pytest.raises(RefusedError, match="QEMU: Requested export not available"):
+                await vm.plug(vm.disk("gone"))
+            with pytest.raises(RefusedError, match=r"nowhere\.sock.*No such file"):
+                await vm.plug(replace(vm.disk("one"), nbd_socket="/nowhere.sock"))
+            assert await vm.present() == set()
+            assert vm.machines.unsettled == {vm.socket}
+
+
+@in_trio
+async def test_without_a_place_to_plug_in_the_reason_says_what_to_start_qemu_with(
+    vm: Vm, exports: FixedExports
+) -> None:
+    one, two = vm.disk("one", 1), vm.disk("two", 2)
+    async with serving(exports, vm.nbd):
+        with qemu(vm.qmp, "-machine", "q35"):
+            with pytest.raises(RefusedError, match=r"pcie\.0.*-device pcie-root-port,id=port1"):
+                await vm.plug(one)
+            assert await vm.present() == set()
+        ports = [f"pcie-root-port,id=port{n},chassis={n}" for n in (1, 2)]
+        with qemu(vm.qmp, "-machine", "q35", "-device", ports[0], "-device", ports[1]):
+            await vm.plug(one)
+            await vm.plug(two)
+            with pytest.raises(RefusedError, match="none of its 2 PCI Express root ports"):
+                await vm.plug(vm.disk("two", 3))
+            assert await vm.present() == {one.name, two.name}
+
+
+@in_trio
+async def test_a_guest_that_does_not_let_go_keeps_its_disk(
+    vm: Vm, exports: FixedExports, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disks, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(disks, "UNPLUG_SECONDS", 0.1)
+    monkeypatch.setattr(disks, "FORCED_UNPLUG_SECONDS", 0.2)
+    one = vm.disk("one")
+    async with serving(exports, vm.nbd):
+        with qemu(vm.qmp):
+            await vm.plug(one)
+            for _ in range(2):  # the second finds the first still pending
+                with pytest.raises(InUseError, match=r"within 0\.1 s: .*or detach by force"):
+                    await vm.machines.unplug(vm.socket, one.name)
+            with pytest.raises(InUseError, match=r"within 0\.2 s: bockd goes on trying"):
+                await vm.machines.unplug(vm.socket, one.name, force=True)
+            assert await vm.present() == {one.name}
+            assert exports.open_holds == 1
+
+
+@in_trio
+async def test_a_vm_that_does_not_run_has_no_disks_and_gets_none(
+    vm: Vm, exports: FixedExports
+) -> None:
+    one = vm.disk("one")
+    with pytest.raises(NotRunningError, match="the VM is not running"):
+        await vm.plug(one)
+    async with serving(exports, vm.nbd):
+        with qemu(vm.qmp):
+            await vm.plug(one)
+    # The socket's file is there still, and nobody behind it.
+    assert vm.qmp.exists()
+    with pytest.raises(NotRunningError, match="the VM is not running"):
+        await vm.plug(one)
+    await vm.machines.unplug(vm.socket, one.name)
+
+
+@in_trio
+async def test_reconciling_plugs_what_is_missing_and_leaves_what_is_not_ours(
+    vm: Vm, exports: FixedExports
+) -> None:
+    one, two, gone = vm.disk("one", 1), vm.disk("two", 2), vm.disk("gone", 3)
+    foreign = replace(vm.disk("two", 4), name="scratch")
+    async with serving(exports, vm.nbd):
+        with qemu(vm.qmp):
+            await vm.plug(one)
+            await vm.query("blockdev-add", **disks._node(foreign))
+            left_over = replace(two, name=disk_name("/nbd", 2, "an earlier attachment"))
+            at_work = replace(two, name=disk_name("/nbd", 5, "another"))
+            for half in (left_over, at_work):
+                await vm.query("blockdev-add", **disks._node(half))
+            done = await vm.reconcile(one, two, gone, busy=(at_work.name,))
+            assert (done.plugged, done.removed) == ((two.name,), (left_over.name,))
+            assert len(done.troubles) == 1
+            assert done.troubles[0].startswith("bockd-3: QEMU: ")
+            assert await vm.present() == {one.name, two.name, at_work.name}
+            nodes = await vm.query("query-named-block-nodes", flat=True)
+            assert "scratch" in {node["node-name"] for node in nodes}
+
+
+@in_trio
+async def test_operations_on_one_vm_take_turns(vm: Vm) -> None:
+    disks_of_many = {str(n): MemoryDevice(MIB) for n in range(6)}
+    wanted = [vm.disk(name, int(name)) for name in disks_of_many]
+    async with serving(FixedExports({**disks_of_many}), vm.nbd):
+        with qemu(vm.qmp):
+            async with trio.open_nursery() as nursery:
+                for disk in wanted:
+                    nursery.start_soon(vm.plug, disk)
+            assert await vm.present() == {disk.name for disk in wanted}
+
+
+def test_names_fit_and_differ_by_daemon_volume_and_attachment() -> None:
+    names = {
+        disk_name(socket, volume, export)
+        for socket in ("/a/nbd.sock", "/b/nbd.sock")
+        for volume in (1, 10**11 - 1)
+        for export in ("x", "y")
+    }
+    assert len(names) == 8
+    assert max(map(len, names)) == MAX_NAME_LENGTH
+    assert all(name.startswith((prefix("/a/nbd.sock"), prefix("/b/nbd.sock"))) for name in names)
