@@ -148,8 +148,11 @@ class _Daemon:
             # What is alive now stays; the collector need not look at it again.
             gc.collect()
             gc.freeze()
-            self._announce(nbd_listen, str(address_of(api)) if api else None)
-            await _signalled()
+            # Listening for signals first: who is told that it is ready may stop it.
+            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+                self._announce(nbd_listen, str(address_of(api)) if api else None)
+                await anext(aiter(signals))
+            # Later ones are let through, to end a slow stop.
             log.info("stopping")
             doors.cancel_scope.cancel()
 
@@ -181,10 +184,3 @@ class _Daemon:
             "Next: bock volume create disk1 --size 10GiB",
         ]
         print("\n".join(lines), flush=True)
-
-
-async def _signalled() -> None:
-    """Return at the first SIGTERM or SIGINT; later ones are let through, to end a slow stop."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for _ in signals:
-            return

@@ -16,6 +16,7 @@ from bockd.blockstorage.records import Ledger
 from bockd.blockstorage.running import Surroundings
 from bockd.blockstorage.volumes import move_volume
 from bockd.errors import BockdError, NotFoundError
+from bockd.failpoints import Failpoint, hit
 from bockd.model import NodeKind, VolumeId
 from bockd.steps import Steps
 from bockd.store.index import Transaction
@@ -62,8 +63,10 @@ class Attachments:
             return attachment
 
         attachment = yield from self._around.update(begin)
+        hit(Failpoint.API_ATTACHING)
         try:
             yield from self._around.exports.publish(attachment)
+            hit(Failpoint.API_PUBLISHED)
             yield from self._around.update(
                 lambda txn: _end(txn, tenant, volume, Status.IN_USE, attached=True)
             )
@@ -73,6 +76,7 @@ class Attachments:
                 lambda txn: _end(txn, tenant, volume, Status.AVAILABLE, attached=False)
             )
             raise
+        hit(Failpoint.API_ATTACHED)
         return attachment
 
     def detach(self, tenant: TenantId, server: str, volume: VolumeId) -> Steps[None]:
@@ -85,6 +89,7 @@ class Attachments:
             return _attachment(move_volume(txn, tenant, volume, Status.DETACHING))
 
         attachment = yield from self._around.update(begin)
+        hit(Failpoint.API_DETACHING)
         try:
             yield from self._around.exports.withdraw(attachment)
         except BockdError:
@@ -92,9 +97,11 @@ class Attachments:
                 lambda txn: _end(txn, tenant, volume, Status.IN_USE, attached=True)
             )
             raise
+        hit(Failpoint.API_WITHDRAWN)
         yield from self._around.update(
             lambda txn: _end(txn, tenant, volume, Status.AVAILABLE, attached=False)
         )
+        hit(Failpoint.API_DETACHED)
 
 
 def _find(ledger: Ledger, tenant: TenantId, server: str, volume: VolumeId) -> Volume:

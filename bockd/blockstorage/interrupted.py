@@ -19,6 +19,7 @@ from bockd.blockstorage.contract import Status
 from bockd.blockstorage.records import Ledger
 from bockd.blockstorage.running import Surroundings
 from bockd.errors import BockdError
+from bockd.failpoints import Failpoint, hit
 from bockd.model import NodeKind, SnapshotId, VolumeId
 from bockd.steps import Steps
 from bockd.store.index import Transaction
@@ -38,6 +39,7 @@ def resolve_interrupted(around: Surroundings) -> Steps[None]:
     if _TRANSIENT.isdisjoint(states):
         return
     deleting = yield from around.update(_settle)
+    hit(Failpoint.SETTLED)
     for kind, node in deleting:
         try:
             yield from _delete(around, kind, node)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import click
 
 import bockd
+from bockd import failpoints
 from bockd.cli.client import ControlClient
 from bockd.cli.failure import Program
 from bockd.cli.output import json_option, print_json
@@ -32,6 +34,7 @@ def main() -> None:
 def serve() -> None:
     """Run the daemon until SIGTERM or Ctrl-C."""
     settings = load_settings()
+    failpoints.arm(os.environ)
     from bockd.daemon import run
 
     run(settings)

@@ -13,6 +13,7 @@ from bockd.engine.snapshot import Snapshot
 from bockd.engine.volume import Volume
 from bockd.engine.waiting import Gate
 from bockd.errors import NoSpaceError, VolumeFailedError
+from bockd.failpoints import Failpoint, hit
 from bockd.model import MapId, SnapshotId, VolumeId
 from bockd.steps import Blocking, Steps
 from bockd.store.catalogue import Catalogue, VolumeRecord
@@ -125,6 +126,7 @@ def _open_files(store: StoreAccess, volume: VolumeId) -> _OpenedFiles:
         try:
             generation = record.generation + 1
             segment = create_segment(store, JournalName(volume, generation, 0))
+            hit(Failpoint.OPEN_SEGMENT)
 
             def change(txn: Transaction) -> VolumeRecord:
                 catalogue = Catalogue(txn)
@@ -135,6 +137,7 @@ def _open_files(store: StoreAccess, volume: VolumeId) -> _OpenedFiles:
                 return opened
 
             record = store.index.update(change)
+            hit(Failpoint.OPEN_COMMITTED)
         except BaseException:
             head.close()
             raise
@@ -175,6 +178,7 @@ def close_volume(opened: OpenVolume) -> Steps[None]:
         if volume.durability.failed is not None:
             volume.durability.abandon()
     finally:
+        yield from volume.durability.record_failure()
         volume.map.close()
         opened.lock.release()
 
@@ -187,6 +191,7 @@ def abandon_volume(opened: OpenVolume) -> Steps[None]:
     yield from opened.volume.finish_punching()
     yield from opened.volume.drain_reads()
     yield from opened.volume.durability.stop()
+    yield from opened.volume.durability.record_failure()
     opened.volume.durability.abandon()
     opened.volume.map.close()
     opened.lock.release()

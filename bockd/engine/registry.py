@@ -38,6 +38,7 @@ from bockd.errors import (
     VolumeFailedError,
     from_os_error,
 )
+from bockd.failpoints import Failpoint, hit
 from bockd.model import NodeKind, SnapshotId, VolumeId
 from bockd.steps import Blocking, Steps
 from bockd.store.ballast import Ballast
@@ -310,6 +311,7 @@ def _open_store(layout: Layout, boot: str) -> StoreAccess:
     index = Index.open(layout.index, ballast)
     try:
         index.update(_establish)
+        hit(Failpoint.POOL_ESTABLISHED)
         for directory in (layout.layers, layout.discarded):
             os.makedirs(directory, mode=0o700, exist_ok=True)
         if not ballast.ensure():
