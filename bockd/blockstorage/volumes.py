@@ -217,7 +217,9 @@ def follow_size(txn: Transaction, record: VolumeRecord) -> None:
 
 
 def _as_it_is(catalogue: Catalogue, volume: Volume) -> Volume:
-    return replace(volume, status=status_now(catalogue, volume))
+    status = status_now(catalogue, volume)
+    # A list has a thousand of them, nearly all of them as they are stored.
+    return volume if status is volume.status else replace(volume, status=status)
 
 
 def _fresh(new: NewVolume, record: VolumeRecord) -> Volume:
