@@ -15,7 +15,7 @@ from types import FrameType
 import click
 from rich.console import Console
 
-from bench import aftersnapshot, snapshotcost
+from bench import aftersnapshot, apicost, snapshotcost
 from bench.machine import MEMORY_FILE_SYSTEMS, describe_machine, file_system_of
 from bench.processes import BenchError, place
 from bench.report import UNBOUNDED_COLUMNS, Report, print_report, to_json, to_markdown
@@ -77,7 +77,8 @@ def main(
     repeat: bool,
     strict: bool,
 ) -> None:
-    """Measure bockd: against other NBD servers, just after snapshots, and what snapshots cost.
+    """Measure bockd: against other NBD servers, just after snapshots, what snapshots cost, and
+    what its API does and costs.
 
     \b
     python -m bench --quick
@@ -135,6 +136,8 @@ def _measure(
         if any(wanted(row, patterns) for row in snapshotcost.ROWS):
             pairs = SNAPSHOT_PAIRS * scale.rounds
             sections.append(snapshotcost.measure_snapshot_cost(scratch / "cost", pairs, tell))
+        if any(wanted(row, patterns) for row in apicost.ROWS):
+            sections.append(apicost.measure_api_cost(scale, ground))
         if not sections:
             raise BenchError(f"no row matches {' or '.join(patterns)}")
         machine = describe_machine(scratch)

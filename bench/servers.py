@@ -8,14 +8,16 @@ the power, not with the process), so peers run with write-back caching.
 from __future__ import annotations
 
 import os
+import re
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from bench.processes import Placement, run, serving
+from bench.processes import READY_SECONDS, BenchError, Placement, run, serving
 
 EXPORT = "bench"
 """The export's name everywhere; in bockd that of the volume."""
@@ -60,6 +62,17 @@ class Daemon:
 
     pid: int
     data_dir: Path
+    log: Path
+
+    @property
+    def api_port(self) -> int:
+        """Of the block storage API, if it is public: as announced."""
+        deadline = time.monotonic() + READY_SECONDS
+        while time.monotonic() < deadline:
+            found = re.search(r"http://127\.0\.0\.1:(\d+)/", self.log.read_text())
+            if found is not None:
+                return int(found[1])
+        raise BenchError(f"bockd does not say where its API is:\n{self.log.read_text()}")
 
     def bock(self, *arguments: str) -> str:
         """Run `bock` against it and return what it prints; BenchError when it fails."""
@@ -71,17 +84,19 @@ class Daemon:
 
 
 @contextmanager
-def bockd_daemon(data_dir: Path, placement: Placement) -> Iterator[Daemon]:
-    """`bockd serve` on `data_dir`, as a user would start it, without TCP listeners."""
+def bockd_daemon(data_dir: Path, placement: Placement, *, public: bool = False) -> Iterator[Daemon]:
+    """`bockd serve` on `data_dir`, as a user would start it, without TCP listeners but, if it is
+    to be `public`, that of the block storage API."""
     data_dir.mkdir(parents=True, exist_ok=True)
+    log = data_dir.with_suffix(".log")
     with serving(
         [_program("bockd"), "serve"],
         socket_path=data_dir / "api.sock",  # the last door that opens
         core=placement.server,
-        log=data_dir.with_suffix(".log"),
-        environment=_environment(data_dir),
+        log=log,
+        environment=_environment(data_dir, api_listen="127.0.0.1:0" if public else "none"),
     ) as pid:
-        yield Daemon(pid, data_dir)
+        yield Daemon(pid, data_dir, log)
 
 
 def _program(name: str) -> str:
@@ -89,13 +104,13 @@ def _program(name: str) -> str:
     return str(Path(sys.executable).parent / name)
 
 
-def _environment(data_dir: Path) -> dict[str, str]:
+def _environment(data_dir: Path, *, api_listen: str = "none") -> dict[str, str]:
     return {
         **os.environ,
         "BOCKD_CONFIG": "/dev/null",
         "BOCKD_DATA": str(data_dir),
         "BOCKD_NBD_LISTEN": "none",
-        "BOCKD_API_LISTEN": "none",
+        "BOCKD_API_LISTEN": api_listen,
     }
 
 

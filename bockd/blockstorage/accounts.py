@@ -16,6 +16,7 @@ from bockd.blockstorage.contract import Quota, Tenant, TenantId, Usage, UserId
 from bockd.blockstorage.records import AccessKeyRecord, Ledger, TenantRecord, UserRecord
 from bockd.blockstorage.secrethash import hash_secret, new_secret
 from bockd.errors import ConflictError, NotFoundError, from_os_error
+from bockd.failpoints import Failpoint, hit
 from bockd.model import check_name
 from bockd.store.index import Index, Table, Transaction
 from bockd.store.layout import sync_directory
@@ -118,6 +119,8 @@ def establish(index: Index, data_dir: Path, note: Callable[[str], None] = lambda
         },
     )
 
+    hit(Failpoint.CREDENTIALS_WRITTEN)
+
     def change(txn: Transaction) -> None:
         ledger = Ledger(txn)
         ledger.put_tenant(TenantRecord(tenant, None, Usage()))
@@ -125,6 +128,7 @@ def establish(index: Index, data_dir: Path, note: Callable[[str], None] = lambda
         ledger.put_access_key(key.access_key, key_record)
 
     index.update(change)
+    hit(Failpoint.ACCOUNTS_COMMITTED)
     note(str(path))
 
 

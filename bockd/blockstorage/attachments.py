@@ -22,6 +22,7 @@ from bockd.blockstorage.running import Surroundings
 from bockd.blockstorage.servers import find_server
 from bockd.blockstorage.volumes import move_volume
 from bockd.errors import BockdError, NotFoundError
+from bockd.failpoints import Failpoint, hit
 from bockd.model import NodeKind, Server, VolumeId
 from bockd.steps import Steps
 from bockd.store.catalogue import Catalogue
@@ -79,6 +80,7 @@ class Attachments:
             return at, replace(found, attachment=attachment)
 
         at, attaching = yield from self._around.update(begin)
+        hit(Failpoint.API_ATTACHING)
         return (yield from self._open(tenant, at, attaching))
 
     def _open(self, tenant: TenantId, at: Server, attaching: Volume) -> Steps[Attachment]:
@@ -87,6 +89,7 @@ class Attachments:
         plugged = False
         try:
             yield from self._around.exports.publish(attachment)
+            hit(Failpoint.API_PUBLISHED)
             info = yield from self._around.devices.plug(at, attachment, attaching)
             plugged = True
             attachment = replace(attachment, device_info=dict(info))
@@ -96,6 +99,7 @@ class Attachments:
             reason = f"attaching to server {at.name} failed: {error}"
             yield from self._undo(tenant, at if plugged else None, attaching, reason)
             raise
+        hit(Failpoint.API_ATTACHED)
         return attachment
 
     def _undo(
@@ -123,6 +127,7 @@ class Attachments:
             return at, move_volume(txn, tenant, volume, Status.DETACHING)
 
         at, attached = yield from self._around.update(begin)
+        hit(Failpoint.API_DETACHING)
         # The kind is what it was when the volume came to the server; it may be registered since.
         at = replace(at, kind=attachment_of(attached).server_kind)
         try:
@@ -134,12 +139,14 @@ class Attachments:
             reason = f"detaching from server {server} failed: {error}"
             yield from self._around.update(lambda txn: _keep(txn, tenant, attached, reason))
             raise
+        hit(Failpoint.API_DETACHED)
 
     def _release(self, tenant: TenantId, at: Server, attached: Volume) -> Steps[None]:
         """As the server gives it up: the device first, then the export."""
         attachment = attachment_of(attached)
         yield from self._around.devices.unplug(at, attachment, force=False)
         failed = yield from self._around.exports.withdraw(attachment, force=False)
+        hit(Failpoint.API_WITHDRAWN)
         yield from self._around.update(lambda txn: _forget(txn, tenant, attached.id, failed, None))
 
 

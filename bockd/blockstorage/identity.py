@@ -21,6 +21,7 @@ from bockd.blockstorage.records import Ledger, TokenRecord, UserRecord
 from bockd.blockstorage.running import Driver, blocking
 from bockd.blockstorage.secrethash import digest_token, new_secret, verify_secret
 from bockd.errors import ForbiddenError, OverLimitError, UnauthorizedError
+from bockd.failpoints import Failpoint, hit
 from bockd.store.index import Index, Table, Transaction
 
 TOKEN_SECONDS = 24 * 3600.0
@@ -82,6 +83,7 @@ class LocalIdentity:
             return _principal(user, chosen, record)
 
         principal = self._index.update(change)
+        hit(Failpoint.TOKEN_ISSUED)
         if now >= self._next_purge:
             self._next_purge = now + PURGE_SECONDS
         return IssuedToken(token, principal)

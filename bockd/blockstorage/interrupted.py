@@ -28,6 +28,7 @@ from bockd.blockstorage.images import Images
 from bockd.blockstorage.records import Ledger, OwnedVolume
 from bockd.blockstorage.running import Surroundings
 from bockd.errors import BockdError
+from bockd.failpoints import Failpoint, hit
 from bockd.model import NodeKind, ServerKind, SnapshotId, VolumeId
 from bockd.steps import Steps
 from bockd.store.index import Transaction
@@ -48,6 +49,7 @@ def resolve_interrupted(around: Surroundings) -> Steps[None]:
     if _TRANSIENT.isdisjoint(states):
         return
     deleting = yield from around.update(_settle)
+    hit(Failpoint.SETTLED)
     for kind, node in deleting:
         try:
             yield from _delete(around, kind, node)

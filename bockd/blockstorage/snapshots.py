@@ -14,6 +14,7 @@ from bockd.blockstorage.records import Ledger
 from bockd.blockstorage.running import Surroundings, in_our_terms
 from bockd.blockstorage.volumes import naming, status_now
 from bockd.errors import BockdError, InUseError, InvalidStateError, NotFoundError
+from bockd.failpoints import Failpoint, hit
 from bockd.model import NodeKind, SnapshotId
 from bockd.steps import Steps
 from bockd.store.catalogue import Catalogue, SnapshotRecord
@@ -60,6 +61,7 @@ class Snapshots:
         def also(txn: Transaction, record: SnapshotRecord) -> None:
             self._check(txn, tenant, new)
             Ledger(txn).add_snapshot(tenant, _fresh(new, record), self._around.quota_of)
+            hit(Failpoint.API_SNAPSHOT_RECORDED)
 
         record = yield from self._pool.create_snapshot(
             new.volume_id, naming(NodeKind.SNAPSHOT, new.display_name), also
@@ -79,6 +81,7 @@ class Snapshots:
     def delete(self, tenant: TenantId, snapshot: SnapshotId) -> Steps[None]:
         """4.4.4.4, in the same steps as a volume's deletion."""
         before = yield from self._around.update(lambda txn: _begin_delete(txn, tenant, snapshot))
+        hit(Failpoint.API_DELETING_SNAPSHOT)
         try:
             yield from self._pool.delete_snapshot(snapshot, forget_record)
         except InUseError as error:

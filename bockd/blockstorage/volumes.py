@@ -24,6 +24,7 @@ from bockd.blockstorage.records import ImageRecord, Ledger, no_image
 from bockd.blockstorage.running import Surroundings, in_our_terms
 from bockd.engine.pool import Naming
 from bockd.errors import BockdError, InUseError, InvalidRequestError, NotFoundError
+from bockd.failpoints import Failpoint, hit
 from bockd.model import GIB, NodeKind, SnapshotId, VolumeId, check_name
 from bockd.steps import Steps
 from bockd.store.catalogue import Catalogue, VolumeRecord
@@ -91,6 +92,7 @@ class Volumes:
             if new.image_id is not None:
                 ledger.image(new.image_id)
             ledger.add_volume(tenant, _fresh(new, record), self._around.quota_of)
+            hit(Failpoint.API_VOLUME_RECORDED)
 
         record = yield from self._pool.create_volume(
             naming(NodeKind.VOLUME, new.display_name), plan.size_bytes, plan.source, also
@@ -166,6 +168,7 @@ class Volumes:
         """4.4.2.4. `deleting` keeps others off while the pool closes the volume; then the pool's
         volume and the record go in one transaction."""
         before = yield from self._around.update(lambda txn: _begin_delete(txn, tenant, volume))
+        hit(Failpoint.API_DELETING_VOLUME)
         try:
             yield from self._pool.delete_volume(volume, forget_record)
         except InUseError as error:

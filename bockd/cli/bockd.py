@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import click
 
 import bockd
+from bockd import failpoints
 from bockd.cli.client import ControlClient
 from bockd.cli.config import config, config_option
 from bockd.cli.failure import Program
@@ -40,6 +42,7 @@ def main() -> None:
 def serve(config_file: Path | None, mount: Path | None) -> None:
     """Run the daemon until SIGTERM or Ctrl-C."""
     settings = load(config_file).settings
+    failpoints.arm(os.environ)
     from bockd.daemon import run
 
     run(settings, mount)

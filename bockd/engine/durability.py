@@ -31,6 +31,7 @@ from bockd.errors import (
     from_os_error,
     volume_failed,
 )
+from bockd.failpoints import Failpoint, hit
 from bockd.steps import Blocking, Signal, Steps
 from bockd.store.ballast import Ballast
 from bockd.store.blockmap import MapChanges
@@ -125,6 +126,8 @@ class Durability:
         self._durable = 0
         self._turn = Mutex()
         self._maintenance = Mutex()
+        self._recording = Mutex()
+        self._failure_recorded = True
         self._joinable: _Round | None = None
         self._checkpoint_wanted = False
         self._checkpoint_error: BockdError | None = None
@@ -182,11 +185,13 @@ class Durability:
             return
         self.check_usable()
         staged, self._staged = self._staged, []
+        hit(Failpoint.WRITE_REMAPPED)
         try:
             self._segment.append(staged)
         except OSError as error:
             self.fail(f"appending to the journal failed: {error}")
         self.check_usable()
+        hit(Failpoint.JOURNAL_APPENDED)
         self._last_change = self._segment.last_sequence
         self.sequence = self._segment.next_sequence
 
@@ -202,12 +207,25 @@ class Durability:
         if self.failed is not None:
             return
         self.failed = reason
+        self._failure_recorded = False
         log.error("volume %s (%s) failed: %s", self.record.id, self.record.name, reason)
         self._wake_waiting()
-        self._spawn(self._record_failure(reason))
+        self._spawn(self.record_failure())
 
-    def _record_failure(self, reason: str) -> Steps[None]:
-        volume = self.record.id
+    def record_failure(self) -> Steps[None]:
+        """Let the index know of a failure. Done before the volume is closed: a record that came
+        after an operator's reopening would undo it."""
+        yield from self._recording.acquire()
+        try:
+            if not self._failure_recorded:
+                # One attempt: what cannot be recorded is still known to this process.
+                self._failure_recorded = True
+                yield from self._put_failure()
+        finally:
+            self._recording.release()
+
+    def _put_failure(self) -> Steps[None]:
+        volume, reason = self.record.id, self.failed
 
         def change(txn: Transaction) -> None:
             catalogue = Catalogue(txn)
@@ -259,10 +277,12 @@ class Durability:
         self.commit()
         self.check_usable()
         covered = self._last_change
+        hit(Failpoint.FLUSH_BEGUN)
         if self.unsynced:
             # Cleared first: a write that lands during the sync needs another one.
             self.unsynced = False
             yield from self._final(self.head.sync, "syncing the head layer")
+        hit(Failpoint.FLUSH_DATA)
         if covered > self._durable or kind is Kind.SEAL:
             self.check_usable()
             try:
@@ -270,8 +290,10 @@ class Durability:
             except OSError as error:
                 self.fail(f"appending to the journal failed: {error}")
                 self.check_usable()
+            hit(Failpoint.FLUSH_BARRIER)
             yield from self._final(segment.sync, "syncing the journal")
             self._durable = max(self._durable, covered)
+        hit(Failpoint.FLUSH_DONE)
 
     def _final(self, sync: Callable[[], None], doing: str) -> Steps[None]:
         """Run a sync whose failure is final for the volume."""
@@ -287,6 +309,7 @@ class Durability:
     def _want_checkpoint(self) -> None:
         if not self._checkpoint_wanted and self.failed is None:
             self._checkpoint_wanted = True
+            hit(Failpoint.CHECKPOINT_WANTED)
             self._spawn(self._background_checkpoint())
 
     def _background_checkpoint(self) -> Steps[None]:
@@ -324,13 +347,16 @@ class Durability:
             return
         name = replace(old.name, number=old.name.number + 1)
         fresh: JournalSegment = yield Blocking(lambda: create_segment(self._store, name))
+        hit(Failpoint.CHECKPOINT_SEGMENT)
         yield from self._turn.acquire()
         try:
             self.commit()
             self._switch_to(fresh)
             self._sealed.append(old)
             self._wake_waiting()
+            hit(Failpoint.CHECKPOINT_SWITCHED)
             yield from self._sync_all(Kind.SEAL, old)
+            hit(Failpoint.CHECKPOINT_SEALED)
         finally:
             self._turn.release()
 
@@ -355,14 +381,17 @@ class Durability:
             record, garbage = self._apply(txn, sealed)
             record = replace(record, segment=follower)
             Catalogue(txn).put_volume(record)
+            hit(Failpoint.CHECKPOINT_APPLIED)
             return record, garbage
 
         self.record, garbage = yield Blocking(lambda: self._store.index.update(change))
+        hit(Failpoint.CHECKPOINT_COMMITTED)
         if garbage:
             self._on_garbage()
         self._cache.mark_clean(applied)
         del self._sealed[: len(sealed)]
         yield Blocking(lambda: _discard(self._store.layout, sealed))
+        hit(Failpoint.CHECKPOINT_DONE)
 
     def _apply(self, txn: Transaction, segments: list[JournalSegment]) -> tuple[VolumeRecord, bool]:
         """In a thread: apply the records of `segments` to the stored map. Returns the volume's
@@ -399,15 +428,19 @@ class Durability:
         try:
             # Most of the work is done here, while writes go on.
             yield from self.flush()
+            hit(Failpoint.TRANSITION_FLUSHED)
             fresh: JournalSegment | None = None
             if reopen:
                 name = JournalName(self.record.id, self.record.generation + 1, 0)
                 fresh = yield Blocking(lambda: create_segment(self._store, name))
+                hit(Failpoint.TRANSITION_SEGMENT)
             yield from self._gate.close()
+            hit(Failpoint.TRANSITION_CLOSED)
             try:
                 result: T = yield from self._swap(change, adopt, fresh)
             except BaseException:
-                if fresh is not None and self._segment is not fresh:
+                # After a failure the index may name it.
+                if fresh is not None and self._segment is not fresh and self.failed is None:
                     _discard(self._store.layout, [fresh])
                 raise
             finally:
@@ -430,6 +463,7 @@ class Durability:
             if self.unsynced:
                 self.unsynced = False
                 yield from self._final(self.head.sync, "syncing the head layer")
+            hit(Failpoint.TRANSITION_SYNCED)
             old = [*self._sealed, self._segment]
 
             def run(txn: Transaction) -> tuple[VolumeRecord, T, bool]:
@@ -442,9 +476,11 @@ class Durability:
                 )
                 record, result = change(txn, record)
                 Catalogue(txn).put_volume(record)
+                hit(Failpoint.TRANSITION_APPLIED)
                 return record, result, garbage
 
-            self.record, result, garbage = yield Blocking(lambda: self._store.index.update(run))
+            self.record, result, garbage = yield from self._commit_or_find_out(run)
+            hit(Failpoint.TRANSITION_COMMITTED)
             if garbage:
                 self._on_garbage()
             self._cache.mark_clean(self._segment.last_sequence)
@@ -458,8 +494,36 @@ class Durability:
         finally:
             self._turn.release()
         yield Blocking(lambda: _discard(self._store.layout, old))
-        outcome: T = result
-        return outcome
+        hit(Failpoint.TRANSITION_DONE)
+        return result
+
+    def _commit_or_find_out(
+        self, change: Callable[[Transaction], tuple[VolumeRecord, T, bool]]
+    ) -> Steps[tuple[VolumeRecord, T, bool]]:
+        """Run a transition's transaction. One that fails may have been committed all the same (a
+        sync that failed after the last write of it): what the index says then is what counts, for
+        to go on with another head and generation than the index has would lose what follows."""
+        done: list[tuple[VolumeRecord, T, bool]] = []
+
+        def run(txn: Transaction) -> None:
+            done[:] = [change(txn)]
+
+        def stored() -> VolumeRecord:
+            with self._store.index.reading() as txn:
+                return Catalogue(txn).volume(self.record.id)
+
+        try:
+            yield Blocking(lambda: self._store.index.update(run))
+        except Exception as error:
+            try:
+                found: VolumeRecord = yield Blocking(stored)
+            except Exception as unknown:
+                self.fail(f"the index does not say what a failed commit has left: {unknown}")
+                raise error from unknown
+            if not done or found != done[0][0]:
+                raise
+            log.warning("volume %s: a commit was done and reported failure: %s", found.id, error)
+        return done[0]
 
     def stop(self) -> Steps[None]:
         """Wait until no checkpoint, transition or flush is under way, and let none begin."""
@@ -468,6 +532,11 @@ class Durability:
         self.closed = True
         self._turn.release()
         self._maintenance.release()
+
+    def restore_ballast(self) -> Steps[None]:
+        """Space was given back to the file system: the ballast, if it was given up, comes first."""
+        if self._store.ballast.given:
+            yield Blocking(self._store.ballast.restore)
 
     def abandon(self) -> list[JournalName]:
         """Close the journal without applying it, of a volume that is deleted or has failed, and

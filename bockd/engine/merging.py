@@ -19,6 +19,7 @@ from itertools import islice
 from bockd.engine.reading import Reader
 from bockd.engine.registry import Registry
 from bockd.errors import from_os_error
+from bockd.failpoints import Failpoint, hit
 from bockd.model import BLOCK_SIZE, MIB, LayerId, MapId
 from bockd.steps import Blocking, Steps
 from bockd.store import queue
@@ -97,6 +98,7 @@ class LayerMerger:
         devices = self._registry.devices()
         for device in devices:
             yield from self._alias(device, merge)
+        hit(Failpoint.MERGE_ALIASED)
         yield Blocking(lambda: self._forget(merge.source.id))
 
     def _copy(self, merge: Merge) -> None:
@@ -114,7 +116,9 @@ class LayerMerger:
                         if layer == source.id:
                             base = number * LEAF_BLOCKS
                             _copy_blocks(source, target, base + first, base + end)
+            hit(Failpoint.MERGE_COPIED)
             target.sync()
+            hit(Failpoint.MERGE_SYNCED)
         except OSError as error:
             raise from_os_error(error, f"moving layer {source.id} to {target.id}") from error
         finally:
@@ -143,6 +147,7 @@ class LayerMerger:
 
     def _forget(self, layer: LayerId) -> None:
         self._store.index.update(lambda txn: Catalogue(txn).forget_layer(layer))
+        hit(Failpoint.MERGE_DONE)
 
     def _alias(self, device: Reader, merge: Merge) -> Steps[None]:
         """Let a device read the target wherever it remembers the source."""
@@ -187,4 +192,5 @@ def _redirect_batch(
             ]
             txn.put(Table.LEAVES, leaf_key(member, number), Leaf.of(moved).encode())
             changed = True
+    hit(Failpoint.MERGE_REDIRECTED)
     return (batch[-1][0] + 1 if len(batch) == BATCH_LEAVES else None), changed

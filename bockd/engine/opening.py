@@ -14,6 +14,7 @@ from bockd.engine.snapshot import Snapshot
 from bockd.engine.volume import Volume
 from bockd.engine.waiting import Gate
 from bockd.errors import DamagedError, NoSpaceError, volume_failed
+from bockd.failpoints import Failpoint, hit
 from bockd.model import MapId, SnapshotId, VolumeId
 from bockd.steps import Blocking, Steps
 from bockd.store.catalogue import Catalogue, SnapshotRecord, VolumeRecord
@@ -133,6 +134,7 @@ def _open_files(store: StoreAccess, volume: VolumeId) -> _OpenedFiles:
         try:
             generation = record.generation + 1
             segment = create_segment(store, JournalName(volume, generation, 0))
+            hit(Failpoint.OPEN_SEGMENT)
 
             def change(txn: Transaction) -> VolumeRecord:
                 catalogue = Catalogue(txn)
@@ -143,6 +145,7 @@ def _open_files(store: StoreAccess, volume: VolumeId) -> _OpenedFiles:
                 return opened
 
             record = store.index.update(change)
+            hit(Failpoint.OPEN_COMMITTED)
         except BaseException:
             head.close()
             raise
@@ -212,6 +215,7 @@ def close_volume(opened: OpenVolume) -> Steps[None]:
         if volume.durability.failed is not None:
             volume.durability.abandon()
     finally:
+        yield from volume.durability.record_failure()
         volume.map.close()
         opened.lock.release()
 
@@ -224,6 +228,7 @@ def abandon_volume(opened: OpenVolume) -> Steps[None]:
     yield from opened.volume.finish_punching()
     yield from opened.volume.drain_reads()
     yield from opened.volume.durability.stop()
+    yield from opened.volume.durability.record_failure()
     opened.volume.durability.abandon()
     opened.volume.map.close()
     opened.lock.release()

@@ -1,7 +1,6 @@
 """A pool's operations: creating, freezing, cloning, growing, reverting and deleting.
 
-Those that create layers exclude each other pool-wide (`_creating`), because they peek the next
-layer id before they make its files. An operation that raises a BockdError has changed nothing.
+An operation that raises a BockdError has changed nothing.
 
 Who keeps records of its own about volumes and snapshots passes `also`, which changes them inside
 the transaction that changes the catalogue: both happen or neither. It may run twice, so it must
@@ -15,6 +14,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from bockd.engine.durability import Spawn, StoreAccess
+from bockd.engine.newlayers import LayerMaker
 from bockd.engine.opening import (
     abandon_volume,
     close_snapshot,
@@ -25,14 +25,12 @@ from bockd.engine.opening import (
 )
 from bockd.engine.registry import Registry
 from bockd.engine.volume import Volume
-from bockd.engine.waiting import Mutex
 from bockd.errors import (
-    BockdError,
     ConflictError,
     InUseError,
     InvalidRequestError,
-    from_os_error,
 )
+from bockd.failpoints import Failpoint, hit
 from bockd.model import (
     LayerId,
     NodeKind,
@@ -50,7 +48,7 @@ from bockd.store.catalogue import (
     id_key,
 )
 from bockd.store.index import Table, Transaction
-from bockd.store.layer import Layer, create_layer, unlink_layer
+from bockd.store.layer import Layer
 from bockd.store.layout import unlink_if_present
 from bockd.store.locks import FileLock
 
@@ -78,7 +76,7 @@ class Pool(Registry):
 
     def __init__(self, store: StoreAccess, lock: FileLock, spawn: Spawn) -> None:
         super().__init__(store, lock, spawn)
-        self._creating = Mutex()
+        self._layers = LayerMaker(store)
 
     # -- creating ----------------------------------------------------------------------------
 
@@ -110,9 +108,11 @@ class Pool(Registry):
             def change(txn: Transaction, layer: LayerId) -> VolumeRecord:
                 added = self._add_volume(Catalogue(txn), name, size, from_snapshot, layer)
                 also(txn, added)
+                hit(Failpoint.CLONE_CHANGED if source else Failpoint.CREATE_CHANGED)
                 return added
 
-            record: VolumeRecord = yield from self._with_new_layer(size, change)
+            record: VolumeRecord = yield from self._layers.make_with(size, change)
+            hit(Failpoint.CLONE_COMMITTED if source else Failpoint.CREATE_COMMITTED)
             return record
 
         # While it is being cloned a snapshot must not be deleted.
@@ -148,44 +148,6 @@ class Pool(Registry):
         catalogue.put_volume(record)
         return record
 
-    def _with_new_layer(
-        self, size_bytes: int, change: Callable[[Transaction, LayerId], T]
-    ) -> Steps[T]:
-        """Make a layer's files, then name them in a transaction with `change`."""
-        yield from self._creating.acquire()
-        try:
-            result: T = yield Blocking(lambda: self._make_layer_and_commit(size_bytes, change))
-        finally:
-            self._creating.release()
-        return result
-
-    def _make_layer_and_commit(
-        self, size_bytes: int, change: Callable[[Transaction, LayerId], T]
-    ) -> T:
-        layer = self._make_layer(size_bytes)
-        try:
-            return self.store.index.update(lambda txn: change(txn, layer))
-        except BockdError:
-            self._unmake_layer(layer)
-            raise
-
-    def _make_layer(self, size_bytes: int) -> LayerId:
-        with self.catalogue() as catalogue:
-            layer = catalogue.next_layer()
-        try:
-            create_layer(self.store.layout, layer, size_bytes)
-        except OSError as error:
-            unlink_layer(self.store.layout, layer)
-            raise from_os_error(error, f"creating layer {layer}") from error
-        return layer
-
-    def _unmake_layer(self, layer: LayerId) -> None:
-        """Remove the files of a layer that no transaction named (looked up, not assumed)."""
-        with self.catalogue() as catalogue:
-            named = catalogue.txn.get(Table.LAYERS, id_key(layer)) is not None
-        if not named:
-            unlink_layer(self.store.layout, layer)
-
     # -- snapshots ---------------------------------------------------------------------------
 
     def create_snapshot(
@@ -200,6 +162,7 @@ class Pool(Registry):
         ) -> tuple[VolumeRecord, SnapshotRecord]:
             changed, snapshot = self._freeze(Catalogue(txn), record, name, layer)
             also(txn, snapshot)
+            hit(Failpoint.SNAPSHOT_CHANGED)
             return changed, snapshot
 
         return self.exclusive(volume, self._create_snapshot(volume, freeze))
@@ -207,12 +170,15 @@ class Pool(Registry):
     def _create_snapshot(self, volume: VolumeId, freeze: _Freeze) -> Steps[SnapshotRecord]:
         opened = self.volumes.get(volume)
         if opened is None:
-            return (yield from self._snapshot_closed(volume, freeze))
-        yield from self._creating.acquire()
-        try:
-            return (yield from self._snapshot_open(opened.volume, freeze))
-        finally:
-            self._creating.release()
+            snapshot = yield from self._snapshot_closed(volume, freeze)
+        else:
+            yield from self._layers.turn.acquire()
+            try:
+                snapshot = yield from self._snapshot_open(opened.volume, freeze)
+            finally:
+                self._layers.turn.release()
+        hit(Failpoint.SNAPSHOT_COMMITTED)
+        return snapshot
 
     def _snapshot_closed(self, volume: VolumeId, freeze: _Freeze) -> Steps[SnapshotRecord]:
         self.refuse_failed(volume)
@@ -226,7 +192,7 @@ class Pool(Registry):
                 catalogue.put_volume(changed)
                 return snapshot
 
-            result: SnapshotRecord = yield from self._with_new_layer(record.size_bytes, change)
+            result: SnapshotRecord = yield from self._layers.make_with(record.size_bytes, change)
         finally:
             lock.release()
         return result
@@ -235,7 +201,8 @@ class Pool(Registry):
         if volume.map.full:
             raise ConflictError("too many snapshots since the volume was opened; reconnect")
         size = volume.size_bytes
-        layer: LayerId = yield Blocking(lambda: self._make_layer(size))
+        layer: LayerId = yield Blocking(lambda: self._layers.make(size))
+        hit(Failpoint.SNAPSHOT_LAYER)
         head: Layer | None = None
         try:
             head = yield Blocking(lambda: Layer.open(self.store.layout, layer, size, writable=True))
@@ -255,7 +222,7 @@ class Pool(Registry):
             if volume.durability.head is not head:
                 if head is not None:
                     head.close()
-                self._unmake_layer(layer)
+                self._layers.unmake(layer)
             raise
 
     def _freeze(
@@ -304,9 +271,11 @@ class Pool(Registry):
             txn.delete(Table.SNAPSHOTS, id_key(snapshot))
             catalogue.kill_map(record.map)
             also(txn, record)
+            hit(Failpoint.DELETE_SNAPSHOT_CHANGED)
 
         try:
             self.store.index.update(change)
+            hit(Failpoint.DELETE_SNAPSHOT_COMMITTED)
             unlink_if_present(lock.path)
         finally:
             lock.release()
@@ -350,6 +319,7 @@ class Pool(Registry):
         lock: FileLock = yield Blocking(lambda: lock_volume(self.store, volume))
         try:
             record: VolumeRecord = yield Blocking(lambda: settle(self.store, volume))
+            hit(Failpoint.REVERT_CLOSED)
 
             def change(txn: Transaction, layer: LayerId) -> VolumeRecord:
                 catalogue = Catalogue(txn)
@@ -364,11 +334,13 @@ class Pool(Registry):
                     reverted = replace(reverted, from_snapshot=snapshot)
                 catalogue.put_volume(reverted)
                 also(txn, reverted)
+                hit(Failpoint.REVERT_CHANGED)
                 return reverted
 
-            result: VolumeRecord = yield from self._with_new_layer(record.size_bytes, change)
+            result: VolumeRecord = yield from self._layers.make_with(record.size_bytes, change)
         finally:
             lock.release()
+        hit(Failpoint.REVERT_COMMITTED)
         self.on_garbage()
         return result
 
@@ -397,19 +369,21 @@ class Pool(Registry):
             catalogue.put_map(replace(catalogue.map(record.map), size_bytes=size_bytes))
             record = replace(record, size_bytes=size_bytes)
             also(txn, record)
+            hit(Failpoint.EXTEND_CHANGED)
             return record, record
 
         opened = self.volumes.get(volume)
         if opened is None:
             self.refuse_failed(volume)
-            return (yield from self._extend_closed(volume, size_bytes, change))
-        device = opened.volume
-        yield Blocking(lambda: self._grow(device.durability.head, size_bytes))
-        return (
-            yield from device.durability.transition(
+            extended = yield from self._extend_closed(volume, size_bytes, change)
+        else:
+            device = opened.volume
+            yield Blocking(lambda: self._layers.grow(device.durability.head, size_bytes))
+            extended = yield from device.durability.transition(
                 change, lambda _record, _result: device.adopt_size(size_bytes)
             )
-        )
+        hit(Failpoint.EXTEND_COMMITTED)
+        return extended
 
     def _extend_closed(
         self,
@@ -429,7 +403,7 @@ class Pool(Registry):
                 record = settle(self.store, volume)
                 head = Layer.open(self.store.layout, record.head, record.size_bytes, writable=True)
                 try:
-                    self._grow(head, size_bytes)
+                    self._layers.grow(head, size_bytes)
                 finally:
                     head.close()
                 return self.store.index.update(run)
@@ -439,12 +413,6 @@ class Pool(Registry):
         result: VolumeRecord = yield Blocking(extend)
         return result
 
-    def _grow(self, head: Layer, size_bytes: int) -> None:
-        try:
-            head.grow(self.store.layout, size_bytes)
-        except OSError as error:
-            raise from_os_error(error, f"growing layer {head.id}") from error
-
     def delete_volume(self, volume: VolumeId, also: AlsoVolume = nothing_more) -> Steps[None]:
         """Forget a volume; its space returns in the background. InUseError while used."""
         return self.exclusive(volume, self._delete_volume(volume, also))
@@ -453,7 +421,9 @@ class Pool(Registry):
         if volume in self.volumes:
             self.refuse_used(volume)
             yield from self._abandon_volume(volume)
+        hit(Failpoint.DELETE_CLOSED)
         yield Blocking(lambda: self._forget_volume(volume, also))
+        hit(Failpoint.DELETE_DONE)
         self.refusals.pop(volume, None)
         self.failures.pop(volume, None)
         self.on_garbage()
@@ -474,9 +444,11 @@ class Pool(Registry):
             txn.delete(Table.VOLUMES, id_key(volume))
             catalogue.kill_map(record.map)
             also(txn, record)
+            hit(Failpoint.DELETE_CHANGED)
 
         try:
             self.store.index.update(change)
+            hit(Failpoint.DELETE_COMMITTED)
             remove_traces(self.store, volume, lock)
         finally:
             lock.release()
@@ -500,6 +472,7 @@ class Pool(Registry):
                 record = replace(catalogue.volume(volume), failed=None)
                 catalogue.put_volume(record)
                 also(txn, record)
+                hit(Failpoint.REOPEN_CHANGED)
                 return record
 
             try:
@@ -508,6 +481,7 @@ class Pool(Registry):
                 lock.release()
 
         result: VolumeRecord = yield Blocking(reopen)
+        hit(Failpoint.REOPEN_COMMITTED)
         self.refusals.pop(volume, None)
         self.failures.pop(volume, None)
         return result

@@ -8,6 +8,7 @@ import time
 
 from bockd.engine.durability import StoreAccess
 from bockd.errors import InUseError, NoSpaceError, PoolFormatError
+from bockd.failpoints import Failpoint, hit
 from bockd.store.ballast import Ballast
 from bockd.store.catalogue import FORMAT, Catalogue, PoolRecord
 from bockd.store.index import Index, Table, Transaction
@@ -24,6 +25,7 @@ def open_store(layout: Layout, boot: str) -> StoreAccess:
     index = Index.open(layout.index, ballast)
     try:
         index.update(_establish)
+        hit(Failpoint.POOL_ESTABLISHED)
         for directory in (layout.layers, layout.discarded):
             os.makedirs(directory, mode=0o700, exist_ok=True)
         if not ballast.ensure():

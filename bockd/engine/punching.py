@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 
 from bockd.engine.waiting import Mutex, RangeLocks
+from bockd.failpoints import Failpoint, hit
 from bockd.model import BLOCK_SIZE, MIB
 from bockd.steps import Blocking, Steps
 from bockd.store.layer import Layer
@@ -94,4 +95,6 @@ class Puncher:
 
     def _punch(self, ranges: list[tuple[int, int]]) -> None:
         for first, end in ranges:
+            hit(Failpoint.PUNCH_BEGUN)
             self._head.punch(first * BLOCK_SIZE, (end - first) * BLOCK_SIZE)
+            hit(Failpoint.PUNCH_DONE)

@@ -24,6 +24,7 @@ from bockd.engine.merging import LayerMerger, Merge
 from bockd.engine.pool import Pool
 from bockd.engine.waiting import Mutex
 from bockd.errors import BockdError, from_os_error
+from bockd.failpoints import Failpoint, hit
 from bockd.model import BLOCK_SIZE, LayerId, MapId
 from bockd.steps import Blocking, Steps
 from bockd.store import queue
@@ -154,6 +155,8 @@ class Reclaimer:
             finally:
                 layer.close()
 
+        hit(Failpoint.RECLAIM_PUNCHED)
+
         def done(txn: Transaction) -> None:
             for entry in batch:
                 queue.remove_punch(txn, entry)
@@ -183,6 +186,7 @@ class Reclaimer:
             if any(_refers(txn, member, layer_id) for member in catalogue.subtree(record.home)):
                 return
         store.index.update(lambda txn: Catalogue(txn).forget_layer(layer_id))
+        hit(Failpoint.RECLAIM_FORGOT)
 
     # -- unlinking ---------------------------------------------------------------------------
 
@@ -203,6 +207,7 @@ class Reclaimer:
                     unlink_layer(store.layout, layer)
                 except OSError as error:
                     raise from_os_error(error, f"removing layer {layer}") from error
+            hit(Failpoint.RECLAIM_UNLINKED)
 
             def done(txn: Transaction) -> None:
                 for layer in layers:
@@ -240,6 +245,7 @@ def _burial(map_id: MapId) -> Callable[[Transaction], _Outcome]:
             _fold(catalogue, map_id, children[0], batch)
         for number, _ in batch:
             txn.delete(Table.LEAVES, leaf_key(map_id, number))
+        hit(Failpoint.RECLAIM_BURIED)
         if len(batch) == BATCH_LEAVES:
             return _Outcome.MORE
         _remove_map(catalogue, map_id, children[0] if children else None)

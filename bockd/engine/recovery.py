@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 
 from bockd.engine.durability import StoreAccess
 from bockd.errors import DamagedError, from_os_error
+from bockd.failpoints import Failpoint, hit
 from bockd.model import BLOCK_SIZE, VolumeId
 from bockd.store.blockmap import MapChanges
 from bockd.store.catalogue import Catalogue, VolumeRecord
@@ -67,8 +68,10 @@ def recover(store: StoreAccess, record: VolumeRecord) -> VolumeRecord:
             raise from_os_error(error, f"syncing the head of volume {record.id}") from error
     finally:
         head.close()
+    hit(Failpoint.RECOVER_PLANNED)
     if replay.discarded:
         _keep_aside(store, segments)
+        hit(Failpoint.RECOVER_KEPT)
         log.warning(
             "volume %s (%s): %d journal records were never flushed and do not count; "
             "the journal is kept in %s",
@@ -78,9 +81,11 @@ def recover(store: StoreAccess, record: VolumeRecord) -> VolumeRecord:
             store.layout.discarded,
         )
     recovered = store.index.update(lambda txn: _apply(txn, record.id, replay))
+    hit(Failpoint.RECOVER_COMMITTED)
     applied = sum(change.kind not in BARRIERS for change in replay.changes)
     log.info("volume %s (%s): %d map changes replayed", record.id, record.name, applied)
     remove_old_segments(store, record.id, recovered.generation)
+    hit(Failpoint.RECOVER_DONE)
     return recovered
 
 
@@ -161,6 +166,7 @@ def _apply(txn: Transaction, volume: VolumeId, replay: Replay) -> VolumeRecord:
     changes.store()
     record = replace(record, generation=record.generation + 1, segment=0, opened=False)
     catalogue.put_volume(record)
+    hit(Failpoint.RECOVER_APPLIED)
     return record
 
 

@@ -14,12 +14,14 @@ from __future__ import annotations
 import logging
 import os
 
+from bockd import failpoints
 from bockd.engine.durability import Durability, Spawn
 from bockd.engine.leafcache import HOLE_SLOT, LeafCache
 from bockd.engine.punching import PendingPunches, Puncher
 from bockd.engine.reading import BLOCK_SHIFT, Reader
 from bockd.engine.waiting import Gate, RangeLocks
 from bockd.errors import from_os_error
+from bockd.failpoints import Failpoint, hit
 from bockd.model import BLOCK_SIZE, GIB, MIB
 from bockd.steps import Steps
 from bockd.store.journal import Kind
@@ -161,14 +163,17 @@ class Volume(Reader):
     def _write_head(self, offset: int, data: memoryview) -> None:
         # Set first: should the write fail half-way, the next sync must still cover it.
         self.durability.unsynced = True
+        if failpoints.armed is not None:
+            hit(Failpoint.WRITE_BEGUN)
         try:
             length = len(data)
             in_one = length <= IN_ONE_BYTES and offset < SEGMENT_BYTES
-            if in_one and os.pwrite(self._head_descriptor, data, offset) == length:
-                return
-            self.durability.head.write(offset, data)
+            if not (in_one and os.pwrite(self._head_descriptor, data, offset) == length):
+                self.durability.head.write(offset, data)
         except OSError as error:
             raise from_os_error(error, f"writing to volume {self.durability.record.id}") from error
+        if failpoints.armed is not None:
+            hit(Failpoint.WRITE_DATA)
 
     def _redirect(
         self, offset: int, data: memoryview, prefix: memoryview, suffix: memoryview
@@ -179,6 +184,7 @@ class Volume(Reader):
         end = (offset + len(data) + len(suffix)) >> BLOCK_SHIFT
         if len(prefix):
             self._write_head(start, prefix)
+            hit(Failpoint.WRITE_EDGES)
         self._write_head(offset, data)
         if len(suffix):
             self._write_head(offset + len(data), suffix)
@@ -244,6 +250,7 @@ class Volume(Reader):
                 try:
                     yield from self._make_holes_locked(start, stop)
                     self.durability.commit()
+                    hit(Failpoint.TRIM_COMMITTED)
                 finally:
                     self.locks.release(held)
             finally:
@@ -264,6 +271,7 @@ class Volume(Reader):
         low = max(first, changed[0] << LEAF_SHIFT)
         high = min(end, (changed[-1] + 1) << LEAF_SHIFT)
         self.durability.stage(Kind.HOLE, low, high - low)
+        hit(Failpoint.TRIM_REMAPPED)
 
     def _hole_out(self, number: int, first: int, end: int) -> bool:
         """Make a leaf's blocks within first..end-1 holes; False if they all were."""
@@ -289,6 +297,7 @@ class Volume(Reader):
         try:
             yield from puncher.run()
             puncher.scheduled = False
+            yield from self.durability.restore_ballast()
         except OSError as error:
             puncher.scheduled = False
             # Only space is lost, and `check --repair` finds it. What waits is forgotten: layers

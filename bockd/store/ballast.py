@@ -11,6 +11,7 @@ import logging
 import os
 from pathlib import Path
 
+from bockd.failpoints import Failpoint, hit
 from bockd.model import MIB
 
 log = logging.getLogger(__name__)
@@ -20,16 +21,32 @@ BALLAST_BYTES = 8 * MIB
 journal segment needs 2 MiB. Eight MiB leave room for several of each."""
 
 
+ROOM_BYTES = 2 * BALLAST_BYTES
+"""Free before the ballast is taken back while volumes are in use: taking the last of a disk would
+fail a client's write for no gain."""
+
+
 class Ballast:
     """The ballast file of one pool."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self.given = False
+        """The space was given up, by this process, and not taken back."""
+
+    def restore(self) -> None:
+        """Take back what was given up, if there is ample room by now. Blocks."""
+        if not self.given:
+            return
+        status = os.statvfs(self._path.parent)
+        if status.f_bavail * status.f_frsize >= ROOM_BYTES:
+            self.ensure()
 
     def ensure(self) -> bool:
         """Write the ballast in full if it is missing or short; False when there is no room."""
         try:
             if os.stat(self._path).st_size == BALLAST_BYTES:
+                self.given = False
                 return True
         except FileNotFoundError:
             pass
@@ -42,6 +59,7 @@ class Ballast:
             written = 0
             while written < BALLAST_BYTES:
                 written += os.pwrite(fd, bytes(min(MIB, BALLAST_BYTES - written)), written)
+            hit(Failpoint.BALLAST_WRITTEN)
             os.fsync(fd)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -51,6 +69,7 @@ class Ballast:
             return False
         finally:
             os.close(fd)
+        self.given = False
         return True
 
     def release(self) -> bool:
@@ -59,4 +78,5 @@ class Ballast:
             os.unlink(self._path)
         except FileNotFoundError:
             return False
+        self.given = True
         return True

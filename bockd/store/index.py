@@ -28,6 +28,7 @@ from typing import TypeVar
 import lmdb
 
 from bockd.errors import DamagedError, NoSpaceError, PoolFormatError
+from bockd.failpoints import Failpoint, hit
 from bockd.model import MIB, TIB
 from bockd.store.ballast import Ballast
 
@@ -232,9 +233,12 @@ class Index:
     def _attempt(self, change: Callable[[Transaction], T]) -> T:
         try:
             with self._env.begin(write=True) as txn:
-                return change(Transaction(txn, self._tables))
+                result = change(Transaction(txn, self._tables))
+                hit(Failpoint.INDEX_CHANGED)
         except lmdb.Error as error:
             raise _translate(error, self._data) from error
+        hit(Failpoint.INDEX_COMMITTED)
+        return result
 
     def _stay_ahead(self) -> None:
         """Keep the file longer (and sparse there) than it has to be.

@@ -34,6 +34,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from bockd.errors import DamagedError, from_os_error
+from bockd.failpoints import Failpoint, hit
 from bockd.model import KIB, MIB
 from bockd.store.layout import JournalName, Layout, sync_directory, unlink_if_present
 
@@ -146,8 +147,11 @@ class JournalSegment:
             while written < len(image):
                 # In pieces, because large page-cache folios make every later append dearer.
                 written += os.pwrite(fd, image[written : written + _PIECE_BYTES], written)
+            hit(Failpoint.SEGMENT_WRITTEN)
             os.fsync(fd)
+            hit(Failpoint.SEGMENT_SYNCED)
             os.rename(unfinished, path)
+            hit(Failpoint.SEGMENT_NAMED)
             sync_directory(layout.journal)
         except BaseException:
             os.close(fd)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from bockd.errors import DamagedError, from_os_error
+from bockd.failpoints import Failpoint, hit
 from bockd.model import KIB, TIB, LayerId
 from bockd.store.layout import Layout, sync_directory
 
@@ -99,6 +100,7 @@ class Layer:
             while done < len(piece):
                 end = min(done + WRITE_PIECE_BYTES, len(piece))
                 done += os.pwrite(fd, piece[done:end], position + done)
+                hit(Failpoint.WRITE_PIECE)
 
     def sync(self) -> None:
         """fdatasync every segment. OSError: what was not yet on disk may be lost."""
@@ -115,6 +117,7 @@ class Layer:
             try:
                 if os.fstat(fd).st_size < needed:
                     os.ftruncate(fd, needed)
+                    hit(Failpoint.LAYER_GROWN)
                     os.fsync(fd)
                 if number == len(self.descriptors):
                     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
@@ -204,11 +207,13 @@ def create_layer(layout: Layout, layer_id: LayerId, size_bytes: int) -> None:
             os.ftruncate(fd, size)
         if not Layer(layer_id, descriptors, nowait=False).is_empty():
             _refuse_foreign_data(layout, layer_id)
+        hit(Failpoint.LAYER_CREATED)
         for fd in descriptors:
             os.fsync(fd)
     finally:
         _close_all(descriptors)
     sync_directory(layout.layers)
+    hit(Failpoint.LAYER_SYNCED)
 
 
 def _refuse_foreign_data(layout: Layout, layer_id: LayerId) -> NoReturn:
@@ -227,6 +232,8 @@ def unlink_layer(layout: Layout, layer_id: LayerId) -> None:
         except FileNotFoundError:
             if number:
                 return
+        else:
+            hit(Failpoint.LAYER_UNLINKED)
         number += 1
         if number > 2:
             return

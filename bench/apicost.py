@@ -1,0 +1,174 @@
+"""The block storage API: how fast it answers, and what it takes from the volumes meanwhile.
+
+The pool has a thousand volumes of one tenant. NBD throughput is measured in pairs, with a steady
+load of requests on the API and without, in turns.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bench.files import settle
+from bench.fio import Job, run_job
+from bench.http import Api, answers_per_second, authenticate, steady
+from bench.quiet import MAX_FOREIGN_SHARE, Watch, quiet_rounds
+from bench.results import Comparison, Section, Target
+from bench.servers import BOCKD, EXPORT, Daemon, Served, bockd_daemon
+from bench.throughput import Field, Scale, fill
+from bockd.blockstorage.accounts import CREDENTIALS_FILE, Accounts, establish
+from bockd.blockstorage.contract import NewVolume, Quota
+from bockd.blockstorage.records import Ledger
+from bockd.blockstorage.running import NoExports, Surroundings
+from bockd.blockstorage.volumes import Volumes
+from bockd.engine.pool import Pool
+from bockd.model import VolumeId
+from bockd.steps import Background, run_inline
+
+VOLUMES = 1_000
+CONNECTIONS = 4
+"""At once, for what the API can do at most."""
+
+REQUESTS_PER_SECOND = 100
+"""The load besides which volumes are measured."""
+
+WANTED_PER_SECOND = 500
+DEPTH = 32
+BLOCK_BYTES = 4096
+
+SHOW_ROW, LIST_ROW = "api-show", "api-list-1000"
+BESIDE_ROWS = {
+    "api-load-4k-randread-qd32": "randread",
+    "api-load-4k-randwrite-qd32": "randwrite",
+}
+ROWS = (SHOW_ROW, LIST_ROW, *BESIDE_ROWS)
+
+FAST_ENOUGH = Target(1.0)
+KEEPS_MOST = Target(0.85)
+
+
+def measure_api_cost(scale: Scale, ground: Field) -> Section:
+    """All rows: shows and lists, and what a load of shows takes from a volume."""
+    directory = ground.directory / "api"
+    ground.tell(f"making {VOLUMES} volumes")
+    volume = make_pool(directory)
+    with bockd_daemon(directory, ground.placement, public=True) as daemon:
+        daemon.bock("volume", "create", EXPORT, "--size", str(scale.size_bytes))
+        served = Served(BOCKD, daemon.pid, daemon.uri(EXPORT), directory, "bockd serve")
+        fill(served, scale.size_bytes, ground.placement)
+        api = authenticate(daemon.api_port, directory / CREDENTIALS_FILE)
+        show = f"/volumes/{volume}"
+        comparisons = [
+            *_answers(api, show, daemon, scale, ground),
+            *(
+                _beside(row, mode, api, show, served, scale, ground)
+                for row, mode in BESIDE_ROWS.items()
+            ),
+        ]
+    return Section("The block storage API", _method(scale, ground), tuple(comparisons))
+
+
+def _method(scale: Scale, ground: Field) -> str:
+    return (
+        f"{VOLUMES:,} volumes of one tenant, shown one by one and listed (`/volumes/detail`) over "
+        f"{CONNECTIONS} keep-alive connections, {scale.seconds:g} s each; a list counts for all of "
+        f"its volumes. Then fio as above on another volume, beside {REQUESTS_PER_SECOND} "
+        f"shows a second on one connection, and without; {ground.placement}. {scale.rounds} "
+        "rounds, the order reversed each time; a round in which other processes took more than "
+        f"{MAX_FOREIGN_SHARE:.0%} of a core during a run is measured again."
+    )
+
+
+def make_pool(directory: Path, volumes: int = VOLUMES) -> VolumeId:
+    """A pool with so many volumes of its first tenant; one from their middle."""
+    directory.mkdir(parents=True)
+    background = Background()
+    pool = Pool.open(directory, background.spawn)
+    try:
+        index = pool.store.index
+        establish(index, directory)
+        with index.reading() as txn:
+            tenant = Ledger(txn).tenants()[0].tenant.id
+        Accounts(index).set_quota(tenant, Quota(gigabytes=volumes, volumes=volumes, snapshots=1))
+        around = Volumes(Surroundings(pool, NoExports()))
+        made = [
+            run_inline(around.create(tenant, NewVolume(1, f"volume {number}")))
+            for number in range(volumes)
+        ]
+    finally:
+        pool.release()
+    return made[volumes // 2].id
+
+
+def _answers(
+    api: Api, show: str, daemon: Daemon, scale: Scale, ground: Field
+) -> tuple[Comparison, Comparison]:
+    core = ground.placement.client
+
+    def measure(number: int, watch: Watch) -> tuple[float, ...]:
+        ground.tell(f"{SHOW_ROW}, {LIST_ROW}: round {number + 1}")
+        with watch.over(daemon.pid):
+            shows = answers_per_second(api, show, scale.seconds, CONNECTIONS, core)
+            lists = answers_per_second(api, "/volumes/detail", scale.seconds, CONNECTIONS, core)
+        return shows, lists * VOLUMES
+
+    rounds = quiet_rounds(scale.rounds, scale.repeats, measure)
+    shown, listed = zip(*[one.values for one in rounds], strict=True)
+    shares = tuple(one.foreign_share for one in rounds)
+    return (
+        Comparison(
+            row=SHOW_ROW,
+            subject="shows",
+            baseline=f"{WANTED_PER_SECOND} a second",
+            unit="requests/s",
+            subject_values=shown,
+            baseline_values=(float(WANTED_PER_SECOND),) * len(shown),
+            target=FAST_ENOUGH,
+            foreign_shares=shares,
+        ),
+        Comparison(
+            row=LIST_ROW,
+            subject="listed",
+            baseline="shown one by one",
+            unit="volumes/s",
+            subject_values=listed,
+            baseline_values=shown,
+            foreign_shares=shares,
+        ),
+    )
+
+
+def _beside(
+    row: str, mode: str, api: Api, show: str, served: Served, scale: Scale, ground: Field
+) -> Comparison:
+    job = Job(mode, BLOCK_BYTES, DEPTH, scale.size_bytes, seconds=scale.seconds)
+    core = ground.placement.client
+
+    def alone(watch: Watch) -> float:
+        with watch.over(served.pid):
+            return run_job(job, served.uri, core=core).iops
+
+    def beside(watch: Watch) -> float:
+        with steady(api, show, REQUESTS_PER_SECOND, core):
+            return alone(watch)
+
+    def measure(number: int, watch: Watch) -> tuple[float, ...]:
+        ground.tell(f"{row}: round {number + 1}")
+        values = {}
+        order = (beside, alone) if number % 2 else (alone, beside)
+        for run in order:
+            values[run] = run(watch)
+            settle(served.directory)
+        return values[beside], values[alone]
+
+    rounds = quiet_rounds(scale.rounds, scale.repeats, measure)
+    loaded, free = zip(*[one.values for one in rounds], strict=True)
+    return Comparison(
+        row=row,
+        subject=f"{REQUESTS_PER_SECOND} requests/s",
+        baseline="without",
+        unit="IOPS",
+        subject_values=loaded,
+        baseline_values=free,
+        target=KEEPS_MOST,
+        foreign_shares=tuple(one.foreign_share for one in rounds),
+    )

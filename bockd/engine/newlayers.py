@@ -1,0 +1,72 @@
+"""Making a layer: its files first, then the transaction that names it.
+
+The next layer's id is peeked before its files exist, so those who make layers exclude each other,
+pool-wide (`turn`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from bockd.engine.durability import StoreAccess
+from bockd.engine.waiting import Mutex
+from bockd.errors import BockdError, from_os_error
+from bockd.model import LayerId
+from bockd.steps import Blocking, Steps
+from bockd.store.catalogue import Catalogue, id_key
+from bockd.store.index import Table, Transaction
+from bockd.store.layer import Layer, create_layer, unlink_layer
+
+T = TypeVar("T")
+
+
+class LayerMaker:
+    """Makes the layers of one pool."""
+
+    def __init__(self, store: StoreAccess) -> None:
+        self._store = store
+        self.turn = Mutex()
+        """Held from the choice of an id until a transaction has named it."""
+
+    def make_with(self, size_bytes: int, change: Callable[[Transaction, LayerId], T]) -> Steps[T]:
+        """Make a layer's files, then name them in a transaction with `change`. Takes the turn."""
+        yield from self.turn.acquire()
+        try:
+            result: T = yield Blocking(lambda: self._make_and_commit(size_bytes, change))
+        finally:
+            self.turn.release()
+        return result
+
+    def _make_and_commit(self, size_bytes: int, change: Callable[[Transaction, LayerId], T]) -> T:
+        layer = self.make(size_bytes)
+        try:
+            return self._store.index.update(lambda txn: change(txn, layer))
+        except BockdError:
+            self.unmake(layer)
+            raise
+
+    def make(self, size_bytes: int) -> LayerId:
+        """Make the files of a layer, with the turn held. Blocks. BockdError, with nothing made."""
+        with self._store.index.reading() as txn:
+            layer = Catalogue(txn).next_layer()
+        try:
+            create_layer(self._store.layout, layer, size_bytes)
+        except OSError as error:
+            unlink_layer(self._store.layout, layer)
+            raise from_os_error(error, f"creating layer {layer}") from error
+        return layer
+
+    def unmake(self, layer: LayerId) -> None:
+        """Remove the files of a layer that no transaction named (looked up, not assumed)."""
+        with self._store.index.reading() as txn:
+            named = txn.get(Table.LAYERS, id_key(layer)) is not None
+        if not named:
+            unlink_layer(self._store.layout, layer)
+
+    def grow(self, head: Layer, size_bytes: int) -> None:
+        """Make a layer's files as long as a growing volume needs them. Blocks. BockdError."""
+        try:
+            head.grow(self._store.layout, size_bytes)
+        except OSError as error:
+            raise from_os_error(error, f"growing layer {head.id}") from error

@@ -1,0 +1,239 @@
+"""Named places at which a test may kill the process: one at every step of a change.
+
+`BOCKD_FAILPOINT=name` in the environment of `bockd serve` makes the process send itself SIGKILL
+when it comes to that place, `name:n` when it comes there for the n-th time. Nothing else reads it,
+and without it a failpoint does nothing. tests/crash/test_failpoints.py walks the list: a name added
+here is covered, and one that the test's scenario does not reach fails it.
+
+Where a step is made once for each request of a client, the code asks `armed` first, in place: that
+costs a few nanoseconds where a call costs twenty.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import threading
+from collections.abc import Mapping
+from enum import StrEnum
+
+from bockd.errors import InvalidRequestError
+
+VARIABLE = "BOCKD_FAILPOINT"
+
+
+class Failpoint(StrEnum):
+    """Each says what has just been done; if not, what is about to be."""
+
+    # A write, zero or trim of a client.
+    WRITE_BEGUN = "write.begun"
+    """Nothing of a write is in the head yet."""
+    WRITE_PIECE = "write.piece"
+    """One of several pieces of a large write is in the head."""
+    WRITE_DATA = "write.data"
+    """The data is in the head."""
+    WRITE_EDGES = "write.edges"
+    """Of a partial block, what stands before the data is in the head."""
+    WRITE_REMAPPED = "write.remapped"
+    """The data is in the head and the map in memory leads there; the journal does not know."""
+    TRIM_REMAPPED = "trim.remapped"
+    """The map in memory says hole; the journal does not know."""
+    TRIM_COMMITTED = "trim.committed"
+    """The journal says hole; nothing is punched yet."""
+    JOURNAL_APPENDED = "journal.appended"
+    """The journal has the map changes; nobody was told."""
+    PUNCH_BEGUN = "punch.begun"
+    """Trimmed blocks of a head are about to be punched."""
+    PUNCH_DONE = "punch.done"
+    """They are punched."""
+
+    # A flush.
+    FLUSH_BEGUN = "flush.begun"
+    """It is known what the flush covers."""
+    FLUSH_DATA = "flush.data-synced"
+    """The head is synced."""
+    FLUSH_BARRIER = "flush.barrier-appended"
+    """The barrier is in the journal, which is not synced."""
+    FLUSH_DONE = "flush.done"
+    """All of it is on disk; nobody was told."""
+
+    # A journal segment's file.
+    SEGMENT_WRITTEN = "segment.written"
+    """Its content is written under a name that does not count, unsynced."""
+    SEGMENT_SYNCED = "segment.synced"
+    """Its content is synced, its name is not right yet."""
+    SEGMENT_NAMED = "segment.named"
+    """It has its name, in a directory that is not synced."""
+
+    # A checkpoint.
+    CHECKPOINT_WANTED = "checkpoint.wanted"
+    """The journal is half used."""
+    CHECKPOINT_SEGMENT = "checkpoint.segment-made"
+    """The next segment is there; records still go to the old one."""
+    CHECKPOINT_SWITCHED = "checkpoint.switched"
+    """Records go to the next segment; the old one has no seal."""
+    CHECKPOINT_SEALED = "checkpoint.sealed"
+    """The old segment is sealed and on disk."""
+    CHECKPOINT_APPLIED = "checkpoint.applied"
+    """Its records are applied, in a transaction that is not committed."""
+    CHECKPOINT_COMMITTED = "checkpoint.committed"
+    """They are in the index; the segment is still there."""
+    CHECKPOINT_DONE = "checkpoint.done"
+    """The segment is gone."""
+
+    # A snapshot, growth or closing of a volume that is open.
+    TRANSITION_FLUSHED = "transition.flushed"
+    """What was written until now is flushed."""
+    TRANSITION_SEGMENT = "transition.segment-made"
+    """The journal of the next generation is there."""
+    TRANSITION_CLOSED = "transition.gate-closed"
+    """No write is under way, and none begins."""
+    TRANSITION_SYNCED = "transition.synced"
+    """The head is synced once more."""
+    TRANSITION_APPLIED = "transition.applied"
+    """Journal and change are applied, in a transaction that is not committed."""
+    TRANSITION_COMMITTED = "transition.committed"
+    """They are in the index; this process goes on with the old generation."""
+    TRANSITION_DONE = "transition.done"
+    """The old journal is gone."""
+
+    # Opening a volume, and recovering one.
+    OPEN_SEGMENT = "open.segment-made"
+    """The journal of the new generation is there; the index says that the volume is closed."""
+    OPEN_COMMITTED = "open.committed"
+    """The index says that the volume is open."""
+    RECOVER_PLANNED = "recover.planned"
+    """The journal is read, and the head synced."""
+    RECOVER_KEPT = "recover.kept-aside"
+    """A journal that does not count in full has a second name."""
+    RECOVER_APPLIED = "recover.applied"
+    """The records are applied, in a transaction that is not committed."""
+    RECOVER_COMMITTED = "recover.committed"
+    """They are in the index; the old journal is still there."""
+    RECOVER_DONE = "recover.done"
+    """The old journal is gone."""
+
+    # The files of a new layer, and of one that grows.
+    LAYER_CREATED = "layer.created"
+    """The files are there, unsynced."""
+    LAYER_SYNCED = "layer.synced"
+    """They are durable, and named by nobody."""
+    LAYER_GROWN = "layer.grown"
+    """The file is longer than the index says."""
+    LAYER_UNLINKED = "layer.unlinked"
+    """The first of its files is gone."""
+
+    # Transactions of any kind.
+    INDEX_CHANGED = "index.changed"
+    """A transaction is about to be committed."""
+    INDEX_COMMITTED = "index.committed"
+    """It is committed, and nobody was told."""
+
+    # Operations on volumes and snapshots. "changed": in a transaction that is not committed.
+    CREATE_CHANGED = "create.changed"
+    CREATE_COMMITTED = "create.committed"
+    CLONE_CHANGED = "clone.changed"
+    CLONE_COMMITTED = "clone.committed"
+    SNAPSHOT_LAYER = "snapshot.layer-made"
+    """The new head of an open volume is there."""
+    SNAPSHOT_CHANGED = "snapshot.changed"
+    SNAPSHOT_COMMITTED = "snapshot.committed"
+    REVERT_CLOSED = "revert.closed"
+    """The volume is closed and locked."""
+    REVERT_CHANGED = "revert.changed"
+    REVERT_COMMITTED = "revert.committed"
+    EXTEND_CHANGED = "extend.changed"
+    EXTEND_COMMITTED = "extend.committed"
+    REOPEN_CHANGED = "reopen.changed"
+    REOPEN_COMMITTED = "reopen.committed"
+    DELETE_CLOSED = "delete-volume.closed"
+    """The volume is closed without a checkpoint."""
+    DELETE_CHANGED = "delete-volume.changed"
+    DELETE_COMMITTED = "delete-volume.committed"
+    """The index has forgotten it; its journal and lock are still there."""
+    DELETE_DONE = "delete-volume.done"
+    DELETE_SNAPSHOT_CHANGED = "delete-snapshot.changed"
+    DELETE_SNAPSHOT_COMMITTED = "delete-snapshot.committed"
+
+    # Reclaim, and merging of layers.
+    RECLAIM_BURIED = "reclaim.buried"
+    """A batch of a dead map is dropped or folded, in a transaction that is not committed."""
+    RECLAIM_PUNCHED = "reclaim.punched"
+    """Queued blocks are punched, and still queued."""
+    RECLAIM_FORGOT = "reclaim.forgot-empty"
+    """A layer in which nothing is left is forgotten; its files are there."""
+    RECLAIM_UNLINKED = "reclaim.unlinked"
+    """Forgotten layers are gone, and still queued."""
+    MERGE_COPIED = "merge.copied"
+    """The blocks are copied, unsynced."""
+    MERGE_SYNCED = "merge.synced"
+    """They are synced; every map still leads to the old ones."""
+    MERGE_REDIRECTED = "merge.redirected"
+    """A batch of leaves leads to the copies, in a transaction that is not committed."""
+    MERGE_ALIASED = "merge.aliased"
+    """Everything leads to the copies; the old layer is not forgotten."""
+    MERGE_DONE = "merge.done"
+    """The old layer is forgotten; its files are there."""
+
+    # The block storage API, around what it asks of the pool.
+    API_ATTACHING = "api-attach.attaching"
+    API_PUBLISHED = "api-attach.published"
+    API_ATTACHED = "api-attach.attached"
+    API_DETACHING = "api-detach.detaching"
+    API_WITHDRAWN = "api-detach.withdrawn"
+    API_DETACHED = "api-detach.detached"
+    API_DELETING_VOLUME = "api-delete-volume.deleting"
+    API_DELETING_SNAPSHOT = "api-delete-snapshot.deleting"
+    API_VOLUME_RECORDED = "api-create-volume.recorded"
+    """Volume, record and usage, in a transaction that is not committed."""
+    API_SNAPSHOT_RECORDED = "api-create-snapshot.recorded"
+    TOKEN_ISSUED = "token.issued"  # noqa: S105 - a name
+
+    # A start.
+    BALLAST_WRITTEN = "ballast.written"
+    """The ballast is written, unsynced."""
+    POOL_ESTABLISHED = "pool.established"
+    """A new index has its pool record; directories may be missing."""
+    CREDENTIALS_WRITTEN = "first-start.credentials-written"
+    """The first user's credentials are in a file; the index does not know that user."""
+    ACCOUNTS_COMMITTED = "first-start.committed"
+    SETTLED = "settle.committed"
+    """What was caught in a transient status is settled, but for what is still to be deleted."""
+
+
+armed: Failpoint | None = None
+"""The one at which this process dies. Set once, before anything runs."""
+
+_passes = itertools.count(1)
+_deadly = 1
+
+
+def hit(point: Failpoint) -> None:
+    """The process has come to a failpoint; if it is the armed one, and the time has come, it does
+    not return."""
+    if armed is point and next(_passes) == _deadly:
+        os.kill(os.getpid(), signal.SIGKILL)
+        threading.Event().wait()  # a thread may run on for a moment
+
+
+def arm(environ: Mapping[str, str]) -> Failpoint | None:
+    """Arm what the environment names; the failpoint, or None. InvalidRequestError for a name or
+    a number that is none: a test of nothing must not look like a test."""
+    global armed, _deadly
+    text = environ.get(VARIABLE)
+    if text is None:
+        return None
+    name, colon, number = text.partition(":")
+    if name not in Failpoint.__members__.values() or (colon and not _is_count(number)):
+        raise InvalidRequestError(
+            f"{VARIABLE}={text!r} is not NAME or NAME:HIT with a failpoint of bockd/failpoints.py "
+            "and a number from 1 on; it is for tests: unset it"
+        )
+    _deadly = int(number) if colon else 1
+    armed = Failpoint(name)
+    return armed
+
+
+def _is_count(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and int(text) > 0

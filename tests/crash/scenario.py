@@ -1,0 +1,335 @@
+"""A client that does once everything that can be done to a pool, one thing at a time, until the
+daemon dies or all is done.
+
+Every request that changes what exists runs inside `change`, which counts it. So a run that died is
+held against a run that did not: it must have come to what that one listed after as many changes,
+or, for the one under way, after one more. To cover another operation, do it in one of the chapters
+below; to be killed at a second hit, what it reaches must be reached twice, which `ROUNDS` sees to.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nbd
+
+from bockd.blockstorage.accounts import CREDENTIALS_FILE
+from bockd.cli.client import ControlClient
+from bockd.engine.durability import CHECKPOINT_RECORDS
+from bockd.errors import UnavailableError
+from bockd.model import BLOCK_SIZE, MIB, NodeKind
+from bockd.store.journal import SEGMENT_RECORDS
+
+from .content import Disk, GoneError
+from .forked import ForkedDaemon
+from .rest import Rest
+
+ROUNDS = (1, 2)
+SERVER = "258315"
+
+GONE = (OSError, http.client.HTTPException, nbd.Error, UnavailableError, GoneError)
+"""What a client sees when the daemon dies. Of a daemon that lives it is a failure of the test."""
+
+FLUSH_EVERY = 1024
+DEAD_LAYERS = 11
+"""More than one home may have, by three merges."""
+
+
+@dataclass
+class World:
+    """What there should be, and how far the scenario has come."""
+
+    token: str = ""
+    tenant: str = ""
+    disks: dict[str, Disk] = field(default_factory=dict)
+    """Of each volume of the pool, by name; also while it is being made or deleted."""
+    shots: dict[str, bytes] = field(default_factory=dict)
+    """Of each snapshot, likewise."""
+    ids: dict[str, int] = field(default_factory=dict)
+    """Of what the tenant has, by display name."""
+    changes: int = 0
+    """Requests that changed what exists and were answered with success."""
+    under_way: str | None = None
+    """The one that was not answered."""
+
+
+class Client:
+    """The scenario's three doors to one daemon: REST, control and NBD."""
+
+    def __init__(self, pool: Path, daemon: ForkedDaemon, world: World) -> None:
+        self.world = world
+        self.rest = Rest(daemon.api_port, world.token, world.tenant)
+        self.control = ControlClient(pool / "api.sock")
+        self._pool = pool
+        self._socket = str(pool / "nbd.sock")
+        self._handles: list[Any] = []
+
+    def close(self) -> None:
+        self.rest.close()
+        self.control.close()
+        self._handles.clear()  # libnbd hangs up when a handle is collected
+
+    def connect(self, export: str) -> Any:
+        """A libnbd handle; `close` of this client ends it."""
+        handle = nbd.NBD()
+        self._handles.append(handle)
+        handle.set_export_name(export)
+        handle.connect_unix(self._socket)
+        return handle
+
+    def read(self, export: str, length: int) -> bytes:
+        handle = self.connect(export)
+        content = bytes(handle.pread(length, 0))
+        handle.shutdown()
+        return content
+
+    def until_unused(self, name: str) -> None:
+        """The daemon has seen the volume's clients go."""
+        while self.control.show_volume(name).connections:
+            pass
+
+    def until_reclaimed(self) -> None:
+        """Nothing that was deleted waits any more."""
+        while self.control.check().pending_reclaim:
+            pass
+
+    def listing(self) -> dict[str, object]:
+        """Everything that exists, as all doors show it, without what differs from run to run."""
+        limits = self.rest.get("/limits")["limits"]["absolute"]
+        return {
+            "tenant's volumes": _timeless(self.rest.get("/volumes/detail")["volumes"]),
+            "tenant's snapshots": _timeless(self.rest.get("/snapshots/detail")["snapshots"]),
+            "attachments": self.rest.get(f"/servers/{SERVER}/os-volume_attachments"),
+            "used": {name: value for name, value in limits.items() if name.endswith("Used")},
+            "volumes": [
+                (v.id, v.name, v.size_bytes, v.from_snapshot, v.error)
+                for v in self.control.list_volumes()
+            ],
+            "snapshots": [
+                (s.id, s.name, s.volume, s.size_bytes) for s in self.control.list_snapshots()
+            ],
+        }
+
+
+def _timeless(entries: list[dict[str, object]]) -> list[dict[str, object]]:
+    return [{k: v for k, v in entry.items() if k != "createdAt"} for entry in entries]
+
+
+class Scenario(Client):
+    """See the module's docstring. With `record`, the listing after each change is kept."""
+
+    def __init__(
+        self, pool: Path, daemon: ForkedDaemon, world: World, *, record: bool = False
+    ) -> None:
+        super().__init__(pool, daemon, world)
+        self.listings: list[dict[str, object]] = [self.listing()] if record else []
+        self._record = record
+
+    @contextmanager
+    def change(self, what: str) -> Iterator[None]:
+        """While a request is under way that changes what exists."""
+        self.world.under_way = what
+        yield
+        self.world.under_way = None
+        self.world.changes += 1
+        if self._record:
+            self.listings.append(self.listing())
+
+    def run(self) -> None:
+        """All chapters. Raises one of GONE when the daemon dies."""
+        for number in ROUNDS:
+            self.token()
+            self.connected(f"open-{number}")
+            self.unconnected(f"closed-{number}")
+            self.tenants(f"rented-{number}")
+            self.layers(f"layers-{number}")
+        for _ in ROUNDS:
+            self.records()
+
+    # -- what chapters are made of -----------------------------------------------------------
+
+    def create(self, name: str, size_bytes: int) -> Disk:
+        self.world.disks[name] = Disk(size_bytes)
+        with self.change(f"create {name}"):
+            self.control.create_volume(name, size_bytes)
+        return self.world.disks[name]
+
+    def clone(self, name: str, snapshot: str, size_bytes: int) -> Disk:
+        self.world.disks[name] = Disk(size_bytes, self.world.shots[snapshot])
+        with self.change(f"clone {name}"):
+            self.control.create_volume(name, size_bytes, snapshot)
+        return self.world.disks[name]
+
+    def snapshot(self, volume: str, name: str) -> None:
+        self.world.shots[name] = self.world.disks[volume].frozen()
+        with self.change(f"snapshot {name}"):
+            self.control.create_snapshot(volume, name)
+
+    def delete(self, name: str) -> None:
+        self.until_unused(name)
+        with self.change(f"delete {name}"):
+            self.control.delete_volume(name)
+
+    def delete_snapshot(self, name: str) -> None:
+        with self.change(f"delete snapshot {name}"):
+            self.control.delete_snapshot(name)
+
+    def extend(self, name: str, size_bytes: int) -> None:
+        disk = self.world.disks[name]
+        with self.change(f"extend {name}"), disk.becoming(size_bytes, disk.frozen()):
+            self.control.extend_volume(name, size_bytes)
+
+    def revert(self, name: str, snapshot: str, size_bytes: int) -> None:
+        self.until_unused(name)
+        disk = self.world.disks[name]
+        with (
+            self.change(f"revert {name}"),
+            disk.becoming(size_bytes, self.world.shots[snapshot]),
+        ):
+            self.control.revert_volume(snapshot)
+
+    # -- chapters ----------------------------------------------------------------------------
+
+    def token(self) -> None:
+        """Another token; the scenario keeps its own."""
+        another = Rest(self.rest.port)
+        try:
+            another.authenticate(credentials(self._pool))
+        finally:
+            another.close()
+
+    def connected(self, name: str) -> None:
+        """Everything that is done to a volume while a client is connected."""
+        disk = self.create(name, 8 * MIB)
+        client = self.connect(name)
+        disk.batch(client, [(n * 3 * BLOCK_SIZE, _blocks(1, n)) for n in range(64)])
+        disk.write(client, 2 * MIB, _blocks(256, 100))
+        disk.write(client, 12 * BLOCK_SIZE + 1234, b"inside one block")
+        disk.write(client, 3 * MIB - 700, b"across two blocks" * 100)
+        disk.write(client, 3 * MIB + 4 * BLOCK_SIZE, _blocks(2, 101), nbd.CMD_FLAG_FUA)
+        client.flush()
+        disk.trim(client, 2 * MIB + 8 * BLOCK_SIZE, 32 * BLOCK_SIZE)
+        disk.zero(client, BLOCK_SIZE + 100, 6 * BLOCK_SIZE)
+        self.snapshot(name, f"{name}-first")
+        disk.batch(client, [(n * 3 * BLOCK_SIZE, _blocks(1, 200 + n)) for n in range(0, 64, 2)])
+        disk.write(client, 9 * BLOCK_SIZE + 50, b"into a frozen block")
+        disk.trim(client, 0, 3 * BLOCK_SIZE)
+        client.flush()
+        self.control.space(NodeKind.VOLUME, name)  # after a checkpoint
+        disk.write(client, 10 * BLOCK_SIZE, _blocks(5, 102))
+        self.extend(name, 16 * MIB)
+        disk.write(client, 20 * BLOCK_SIZE, _blocks(1, 103))
+        copy = self.clone(f"{name}-copy", f"{name}-first", 12 * MIB)
+        writer = self.connect(f"{name}-copy")
+        copy.write(writer, 30 * BLOCK_SIZE + 512, b"of the copy" * 800)
+        writer.shutdown()
+        client.shutdown()
+        self.revert(name, f"{name}-first", 16 * MIB)
+        client = self.connect(name)
+        disk.write(client, 40 * BLOCK_SIZE, _blocks(1, 104))
+        client.shutdown()
+        self.until_unused(name)
+        with self.change(f"reopen {name}"):
+            self.control.reopen_volume(name)
+        client = self.connect(name)
+        disk.write(client, 41 * BLOCK_SIZE, _blocks(1, 105))
+        client.shutdown()
+        self.delete(f"{name}-copy")
+        self.delete_snapshot(f"{name}-first")
+        self.delete(name)
+        self.until_reclaimed()
+
+    def unconnected(self, name: str) -> None:
+        """What is done to a volume that nobody has opened."""
+        self.create(name, 1 * MIB)
+        self.snapshot(name, f"{name}-first")
+        self.extend(name, 2 * MIB)
+        self.revert(name, f"{name}-first", 2 * MIB)
+        self.delete(name)
+
+    def tenants(self, name: str) -> None:
+        """Every request of the block storage API that changes something."""
+        volume = self._rent(name, {"size": 1})
+        disk = self.world.disks[name]
+        client = self.connect(name)
+        disk.write(client, 0, _blocks(4, 300))
+        attachments = f"/servers/{SERVER}/os-volume_attachments"
+        with self.change(f"attach {name}"):
+            self.rest.post(
+                attachments, {"volumeAttachment": {"volumeId": volume, "device": "/dev/vdf"}}
+            )
+        self.world.shots[f"{name}-shot"] = disk.frozen()
+        document = {"volume_id": volume, "display_name": f"{name}-shot", "force": True}
+        with self.change(f"snapshot {name}-shot"):
+            shot = self.rest.post("/snapshots", {"snapshot": document})["snapshot"]["id"]
+        disk.write(client, BLOCK_SIZE, _blocks(2, 301))
+        self._rent(f"{name}-copy", {"snapshot_id": shot}, self.world.shots[f"{name}-shot"])
+        with self.change(f"detach {name}"):
+            self.rest.delete(f"{attachments}/{volume}")
+        client.shutdown()
+        self.until_unused(name)
+        with self.change(f"delete {name}"):
+            self.rest.delete(f"/volumes/{volume}")
+        with self.change(f"delete snapshot {name}-shot"):
+            self.rest.delete(f"/snapshots/{shot}")
+
+    def _rent(self, name: str, source: dict[str, object], content: bytes = b"") -> int:
+        """A tenant's volume."""
+        self.world.disks[name] = Disk(1 << 30, content)
+        document = {**source, "display_name": name, "metadata": {"of": name}}
+        with self.change(f"create {name}"):
+            made = self.rest.post("/volumes", {"volume": document})["volume"]
+        number: int = made["id"]
+        return number
+
+    def layers(self, name: str) -> None:
+        """Snapshots that come and go: their layers gather, are punched, merged and unlinked."""
+        disk = self.create(name, 1 * MIB)
+        client = self.connect(name)
+        disk.write(client, 0, _blocks(2, 400))
+        for number in range(DEAD_LAYERS):
+            # Two blocks stay, the first ones are overwritten and lost with the snapshot.
+            disk.write(client, (4 + 2 * number) * BLOCK_SIZE, _blocks(2, 401 + number))
+            self.snapshot(name, f"{name}-{number}")
+        disk.write(client, 40 * BLOCK_SIZE, _blocks(2, 440))
+        self.snapshot(name, f"{name}-{DEAD_LAYERS}")
+        # Of the last layer nothing stays.
+        disk.write(client, 40 * BLOCK_SIZE, _blocks(2, 441))
+        disk.write(client, 0, _blocks(4, 450))
+        client.shutdown()
+        self.until_unused(name)
+        for number in range(DEAD_LAYERS + 1):
+            self.delete_snapshot(f"{name}-{number}")
+        self.until_reclaimed()
+
+    def records(self) -> None:
+        """So many changes that the journal asks for a checkpoint: each write of two blocks takes a
+        place of its own there."""
+        name = f"records-{self.world.changes}"
+        disk = self.create(name, SEGMENT_RECORDS * 2 * BLOCK_SIZE)
+        client = self.connect(name)
+        for first in range(0, CHECKPOINT_RECORDS + FLUSH_EVERY, FLUSH_EVERY):
+            writes = range(first, first + FLUSH_EVERY)
+            disk.batch(client, [(n * 2 * BLOCK_SIZE, _blocks(2, n)) for n in writes])
+            # What is flushed recovery need not look for in the file, which tmpfs is slow at.
+            client.flush()
+        client.shutdown()
+        self.delete(name)
+        self.until_reclaimed()
+
+
+def credentials(pool: Path) -> dict[str, str]:
+    """What the first start has written."""
+    written: dict[str, str] = json.loads((pool / CREDENTIALS_FILE).read_text())
+    return written
+
+
+def _blocks(count: int, value: int) -> bytes:
+    """Whole blocks that name what was written there."""
+    return b"%015d\n" % value * (count * BLOCK_SIZE // 16)

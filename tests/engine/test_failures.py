@@ -1,0 +1,132 @@
+"""Failures of the index and of volumes: what they leave, whatever order things come in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bockd.engine.pool import Pool
+from bockd.errors import DamagedError, VolumeFailedError
+from bockd.model import BLOCK_SIZE
+from bockd.steps import Background, run_inline
+from bockd.store import ballast
+from bockd.store.index import Index
+from tests.engine.bench_pool import SIZE, Bench
+from tests.engine.process import die
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    bench = Bench(tmp_path)
+    yield bench
+    die(bench.pool)
+
+
+def reading_after_death(root: Path, bench: Bench, snapshot: str, block: int) -> tuple[bytes, bytes]:
+    """What the volume and a snapshot hold in a block once the process has died; a pool in order."""
+    die(bench.pool)
+    bench.background = Background()
+    bench.pool = Pool.open(root, bench.background.spawn)
+    found = bench.pool.find_snapshot(snapshot)
+    return bench.block(bench.volume, block), bench.block(found, block)
+
+
+@pytest.mark.parametrize("committed", [False, True])
+def test_a_commit_that_reports_failure_is_looked_up(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, committed: bool
+) -> None:
+    """LMDB may fail a commit whose last write was done: the volume goes on with what the index
+    says, be it the new head or the old one, and nothing written afterwards is lost."""
+    bench.write(0, b"a", 4)
+    commit = Index.update
+
+    def fail(index: Index, change: Callable[[Any], Any]) -> Any:
+        monkeypatch.setattr(Index, "update", commit)
+        if committed:
+            commit(index, change)
+        raise DamagedError("the index cannot be used: mdb_txn_commit: Input/output error")
+
+    monkeypatch.setattr(Index, "update", fail)
+    if committed:
+        bench.snapshot("s")
+    else:
+        with pytest.raises(DamagedError):
+            bench.snapshot("s")
+        bench.snapshot("s")
+    bench.write(1, b"b")
+    bench.reclaim()
+    bench.write(2, b"c")
+    assert reading_after_death(tmp_path, bench, "s", 1) == (b"b", b"a")
+    assert bench.block(bench.volume, 2) == b"c"
+    bench.reclaim()
+
+
+def test_a_volume_is_refused_when_nobody_knows_what_a_commit_has_left(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.write(0, b"a")
+
+    def fail(*_: object) -> Any:
+        raise DamagedError("the index cannot be used")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Index, "update", fail)
+        broken.setattr(Index, "reading", fail)
+        with pytest.raises(DamagedError):
+            run_inline(bench.device().durability.checkpoint())
+        with pytest.raises(DamagedError):
+            run_inline(
+                bench.device().durability.transition(
+                    lambda _txn, record: (record, None), lambda _record, _result: None
+                )
+            )
+    with pytest.raises(VolumeFailedError):
+        bench.write(0, b"b")
+
+
+def failed_record(bench: Bench) -> str | None:
+    with bench.pool.catalogue() as catalogue:
+        return catalogue.volume(bench.volume).failed
+
+
+def test_a_failure_that_is_recorded_late_does_not_undo_a_reopening(bench: Bench) -> None:
+    bench.write(0, b"a")
+    bench.pool.volumes[bench.volume].volume.durability.fail("the disk is broken")
+    run_inline(bench.pool.reopen_volume(bench.volume))
+    bench.background.run()
+    assert failed_record(bench) is None
+    bench.write(0, b"b")
+    assert bench.block(bench.volume, 0) == b"b"
+
+
+def test_a_failure_is_recorded_before_the_volume_is_closed(bench: Bench) -> None:
+    bench.write(0, b"a")
+    bench.pool.volumes[bench.volume].volume.durability.fail("the disk is broken")
+    run_inline(bench.pool.close_idle_volume(bench.volume))
+    assert failed_record(bench) == "the disk is broken"
+    bench.background.run()
+    run_inline(bench.pool.reopen_volume(bench.volume))
+    assert failed_record(bench) is None
+
+
+def test_the_ballast_is_taken_back_when_trims_have_made_room(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.write(0, b"a", SIZE // BLOCK_SIZE)
+    given = bench.pool.store.ballast
+    given.release()
+
+    def trim(first: int) -> None:
+        run_inline(bench.device().trim(first * BLOCK_SIZE, 8 * BLOCK_SIZE))
+        bench.background.run()
+
+    with monkeypatch.context() as tight:
+        tight.setattr(ballast, "ROOM_BYTES", 1 << 60)
+        trim(0)
+    assert given.given
+    trim(8)
+    assert not given.given
+    assert bench.pool.store.layout.ballast.stat().st_size == ballast.BALLAST_BYTES
