@@ -156,6 +156,11 @@ class Failpoint(StrEnum):
     DELETE_SNAPSHOT_CHANGED = "delete-snapshot.changed"
     DELETE_SNAPSHOT_COMMITTED = "delete-snapshot.committed"
 
+    FREEZE_CHANGED = "freeze.changed"
+    """A volume has turned into a snapshot, in a transaction that is not committed."""
+    FREEZE_COMMITTED = "freeze.committed"
+    """The index knows it as a snapshot; its journal and lock are still there."""
+
     # Reclaim, and merging of layers.
     RECLAIM_BURIED = "reclaim.buried"
     """A batch of a dead map is dropped or folded, in a transaction that is not committed."""
@@ -182,12 +187,22 @@ class Failpoint(StrEnum):
     API_ATTACHED = "api-attach.attached"
     API_DETACHING = "api-detach.detaching"
     API_WITHDRAWN = "api-detach.withdrawn"
+    API_CUT = "api-detach.cut"
+    """By force: its connections are cut."""
     API_DETACHED = "api-detach.detached"
     API_DELETING_VOLUME = "api-delete-volume.deleting"
     API_DELETING_SNAPSHOT = "api-delete-snapshot.deleting"
     API_VOLUME_RECORDED = "api-create-volume.recorded"
     """Volume, record and usage, in a transaction that is not committed."""
     API_SNAPSHOT_RECORDED = "api-create-snapshot.recorded"
+    IMPORT_RECORDED = "import.recorded"
+    """The volume that an image shall fill, and what it is for, in a transaction."""
+    IMPORT_BEGUN = "import.begun"
+    IMPORT_FINISHED = "import.finished"
+    IMPORT_CANCELLED = "import.cancelled"
+    IMAGE_DELETED = "image.deleted"
+    SERVER_CHANGED = "server.changed"
+    ADOPT_CHANGED = "adopt.changed"
     TOKEN_ISSUED = "token.issued"  # noqa: S105 - a name
 
     # A start.

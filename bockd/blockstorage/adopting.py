@@ -11,6 +11,7 @@ from bockd.blockstorage.contract import UNLIMITED, Quota, Snapshot, Status, Tena
 from bockd.blockstorage.records import Ledger, text_key
 from bockd.blockstorage.running import DEFAULT_ZONE
 from bockd.errors import ConflictError, InvalidRequestError
+from bockd.failpoints import Failpoint, hit
 from bockd.model import NodeKind, SnapshotId, VolumeId
 from bockd.store.catalogue import Catalogue, SnapshotRecord, VolumeRecord
 from bockd.store.index import Transaction
@@ -45,6 +46,7 @@ def adopt(txn: Transaction, kind: NodeKind, ref: str, tenant: TenantId) -> None:
         _adopt_volume(txn, tenant, VolumeId(node))
     else:
         _adopt_snapshot(txn, tenant, SnapshotId(node))
+    hit(Failpoint.ADOPT_CHANGED)
 
 
 def _adopt_volume(txn: Transaction, tenant: TenantId, volume: VolumeId) -> None:

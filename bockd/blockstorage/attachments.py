@@ -157,6 +157,7 @@ def end_attachment(
     removed from it (None: there is none). What goes wrong there is added to the reason."""
     attachment = attachment_of(volume)
     failed = yield from around.exports.withdraw(attachment, force=True)
+    hit(Failpoint.API_CUT)
     if at is not None:
         try:
             yield from around.devices.unplug(at, attachment, force=True)

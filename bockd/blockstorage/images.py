@@ -30,6 +30,7 @@ from bockd.blockstorage.running import Surroundings
 from bockd.blockstorage.volumes import forget_record, naming
 from bockd.engine.freezing import freeze_volume
 from bockd.errors import BockdError, ConflictError, InvalidRequestError, NotFoundError
+from bockd.failpoints import Failpoint, hit
 from bockd.model import NodeKind, SnapshotId, VolumeId, check_image_name
 from bockd.steps import Steps
 from bockd.store.catalogue import SnapshotRecord, VolumeRecord
@@ -104,12 +105,14 @@ class Images:
             ledger = Ledger(txn)
             refuse_known(ledger, image, fetched=fetched)
             ledger.put_import(ImportRecord(volume.id, image, fetched))
+            hit(Failpoint.IMPORT_RECORDED)
 
         with self._pool.store.index.reading() as txn:
             refuse_known(Ledger(txn), image, fetched=fetched)  # before any file is made
         volume = yield from self._pool.create_volume(
             naming(NodeKind.VOLUME, f"import-{image.id}"), new.size_bytes, None, also
         )
+        hit(Failpoint.IMPORT_BEGUN)
         return ImportRecord(volume.id, image, fetched)
 
     def finish(self, volume: VolumeId) -> Steps[ImageRecord]:
@@ -137,6 +140,7 @@ class Images:
             image = _import_into(Ledger(txn), volume).image
         named = naming(NodeKind.SNAPSHOT, f"image-{image.name}")
         yield from freeze_volume(self._pool, volume, named, also)
+        hit(Failpoint.IMPORT_FINISHED)
         self._around.exports.forget(NodeKind.VOLUME, volume)
         return made[0]
 
@@ -146,6 +150,7 @@ class Images:
         with self._pool.store.index.reading() as txn:
             _import_into(Ledger(txn), volume)
         yield from self._pool.delete_volume(volume, forget_record)
+        hit(Failpoint.IMPORT_CANCELLED)
         self._around.exports.forget(NodeKind.VOLUME, volume)
 
     def sweep(self) -> Steps[None]:
@@ -169,6 +174,7 @@ class Images:
             Ledger(txn).remove_image(found)
 
         yield from self._pool.delete_snapshot(found.snapshot, also)
+        hit(Failpoint.IMAGE_DELETED)
         self._around.exports.forget(NodeKind.SNAPSHOT, found.snapshot)
         return found
 

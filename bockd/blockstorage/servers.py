@@ -15,6 +15,7 @@ from bockd.blockstorage.contract import TenantId
 from bockd.blockstorage.records import Ledger
 from bockd.blockstorage.running import Surroundings
 from bockd.errors import ConflictError, InUseError, InvalidRequestError, NotFoundError
+from bockd.failpoints import Failpoint, hit
 from bockd.model import Server, ServerKind
 from bockd.steps import Steps
 from bockd.store.index import Transaction
@@ -80,6 +81,7 @@ class Servers:
             tenant = None if server.tenant is None else _tenant(ledger, server.tenant)
             added = replace(server, tenant=tenant, added_at=now)
             ledger.put_server(added)
+            hit(Failpoint.SERVER_CHANGED)
             return added
 
         return self._around.update(change)
@@ -135,6 +137,7 @@ def _remove(name: str) -> Callable[[Transaction], Server]:
                     f"volume {owned.volume.id} is attached to server {name}; detach it first"
                 )
         ledger.remove_server(server)
+        hit(Failpoint.SERVER_CHANGED)
         return server
 
     return change

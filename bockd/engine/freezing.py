@@ -7,6 +7,7 @@ from __future__ import annotations
 from bockd.engine.opening import lock_volume, remove_traces, settle
 from bockd.engine.pool import AlsoSnapshot, Naming, Pool
 from bockd.errors import InUseError
+from bockd.failpoints import Failpoint, hit
 from bockd.model import NodeKind, SnapshotId, VolumeId
 from bockd.steps import Blocking, Steps
 from bockd.store.catalogue import Catalogue, SnapshotRecord, id_key
@@ -36,6 +37,7 @@ def _freeze(
     def change(txn: Transaction) -> SnapshotRecord:
         snapshot = _become(Catalogue(txn), volume, naming, pool.clock())
         also(txn, snapshot)
+        hit(Failpoint.FREEZE_CHANGED)
         return snapshot
 
     def freeze() -> SnapshotRecord:
@@ -43,6 +45,7 @@ def _freeze(
         try:
             settle(pool.store, volume)
             snapshot = pool.store.index.update(change)
+            hit(Failpoint.FREEZE_COMMITTED)
             remove_traces(pool.store, volume, lock)
         finally:
             lock.release()

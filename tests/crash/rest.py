@@ -42,6 +42,10 @@ class Rest:
     def post(self, path: str, document: object) -> Any:
         return self._send("POST", f"/v1.1/{self.tenant}{path}", document)
 
+    def act(self, volume: int, action: str, wanted: object = None) -> None:
+        """One of the actions on a volume."""
+        self.post(f"/volumes/{volume}/action", {action: wanted})
+
     def delete(self, path: str) -> None:
         self._send("DELETE", f"/v1.1/{self.tenant}{path}")
 

@@ -9,8 +9,10 @@ below; to be killed at a second hit, what it reaches must be reached twice, whic
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,9 +23,10 @@ import nbd
 
 from bockd.blockstorage.accounts import CREDENTIALS_FILE
 from bockd.cli.client import ControlClient
+from bockd.control import ImportInfo
 from bockd.engine.durability import CHECKPOINT_RECORDS
 from bockd.errors import UnavailableError
-from bockd.model import BLOCK_SIZE, MIB, NodeKind
+from bockd.model import BLOCK_SIZE, MIB, NodeKind, ServerKind
 from bockd.store.journal import SEGMENT_RECORDS
 
 from .content import Disk, GoneError
@@ -32,6 +35,7 @@ from .rest import Rest
 
 ROUNDS = (1, 2)
 SERVER = "258315"
+ATTACHMENTS = f"/servers/{SERVER}/os-volume_attachments"
 
 GONE = (OSError, http.client.HTTPException, nbd.Error, UnavailableError, GoneError)
 """What a client sees when the daemon dies. Of a daemon that lives it is a failure of the test."""
@@ -51,8 +55,6 @@ class World:
     """Of each volume of the pool, by name; also while it is being made or deleted."""
     shots: dict[str, bytes] = field(default_factory=dict)
     """Of each snapshot, likewise."""
-    ids: dict[str, int] = field(default_factory=dict)
-    """Of what the tenant has, by display name."""
     changes: int = 0
     """Requests that changed what exists and were answered with success."""
     under_way: str | None = None
@@ -105,20 +107,29 @@ class Client:
         return {
             "tenant's volumes": _timeless(self.rest.get("/volumes/detail")["volumes"]),
             "tenant's snapshots": _timeless(self.rest.get("/snapshots/detail")["snapshots"]),
-            "attachments": self.rest.get(f"/servers/{SERVER}/os-volume_attachments"),
+            "attachments": _timeless(self.rest.get(ATTACHMENTS)["volumeAttachments"]),
             "used": {name: value for name, value in limits.items() if name.endswith("Used")},
             "volumes": [
-                (v.id, v.name, v.size_bytes, v.from_snapshot, v.error)
+                (v.id, _ID.sub("*", v.name), v.size_bytes, v.from_snapshot, v.error)
                 for v in self.control.list_volumes()
             ],
             "snapshots": [
                 (s.id, s.name, s.volume, s.size_bytes) for s in self.control.list_snapshots()
             ],
+            "images": [(i.name, i.size_bytes, i.checksum) for i in self.control.list_images()],
+            "servers": [server.name for server in self.control.list_servers()],
         }
 
 
+_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}")
+"""An image's id, which is random."""
+
+_VARYING = frozenset({"createdAt", "imageRef", "bockd"})
+"""Times, random ids, and an attachment's secret name."""
+
+
 def _timeless(entries: list[dict[str, object]]) -> list[dict[str, object]]:
-    return [{k: v for k, v in entry.items() if k != "createdAt"} for entry in entries]
+    return [{k: v for k, v in entry.items() if k not in _VARYING} for entry in entries]
 
 
 class Scenario(Client):
@@ -147,7 +158,9 @@ class Scenario(Client):
             self.token()
             self.connected(f"open-{number}")
             self.unconnected(f"closed-{number}")
-            self.tenants(f"rented-{number}")
+            self.attached(f"attached-{number}")
+            self.images(f"imported-{number}")
+            self.operator(number)
             self.layers(f"layers-{number}")
         for _ in ROUNDS:
             self.records()
@@ -155,44 +168,61 @@ class Scenario(Client):
     # -- what chapters are made of -----------------------------------------------------------
 
     def create(self, name: str, size_bytes: int) -> Disk:
-        self.world.disks[name] = Disk(size_bytes)
-        with self.change(f"create {name}"):
-            self.control.create_volume(name, size_bytes)
-        return self.world.disks[name]
+        """A blank volume."""
+        return self._make(name, Disk(size_bytes), {"bockd": {"size_bytes": size_bytes}})
 
     def clone(self, name: str, snapshot: str, size_bytes: int) -> Disk:
-        self.world.disks[name] = Disk(size_bytes, self.world.shots[snapshot])
-        with self.change(f"clone {name}"):
-            self.control.create_volume(name, size_bytes, snapshot)
-        return self.world.disks[name]
+        """A volume from a snapshot."""
+        disk = Disk(size_bytes, self.world.shots[snapshot])
+        wanted = {"snapshot_id": self._shot_id(snapshot), "bockd": {"size_bytes": size_bytes}}
+        return self._make(name, disk, wanted)
+
+    def _make(self, name: str, disk: Disk, wanted: dict[str, object]) -> Disk:
+        self.world.disks[name] = disk
+        document = {**wanted, "display_name": name, "metadata": {"of": name}}
+        with self.change(f"create {name}"):
+            self.rest.post("/volumes", {"volume": document})
+        return disk
 
     def snapshot(self, volume: str, name: str) -> None:
         self.world.shots[name] = self.world.disks[volume].frozen()
+        document = {"volume_id": self._id(volume), "display_name": name, "force": True}
         with self.change(f"snapshot {name}"):
-            self.control.create_snapshot(volume, name)
+            self.rest.post("/snapshots", {"snapshot": document})
 
     def delete(self, name: str) -> None:
         self.until_unused(name)
+        number = self._id(name)
         with self.change(f"delete {name}"):
-            self.control.delete_volume(name)
+            self.rest.delete(f"/volumes/{number}")
 
     def delete_snapshot(self, name: str) -> None:
+        number = self._shot_id(name)
         with self.change(f"delete snapshot {name}"):
-            self.control.delete_snapshot(name)
+            self.rest.delete(f"/snapshots/{number}")
 
     def extend(self, name: str, size_bytes: int) -> None:
         disk = self.world.disks[name]
+        number = self._id(name)
+        wanted = {"bockd": {"size_bytes": size_bytes}}
         with self.change(f"extend {name}"), disk.becoming(size_bytes, disk.frozen()):
-            self.control.extend_volume(name, size_bytes)
+            self.rest.act(number, "os-extend", wanted)
 
     def revert(self, name: str, snapshot: str, size_bytes: int) -> None:
         self.until_unused(name)
         disk = self.world.disks[name]
+        number, source = self._id(name), self._shot_id(snapshot)
         with (
             self.change(f"revert {name}"),
             disk.becoming(size_bytes, self.world.shots[snapshot]),
         ):
-            self.control.revert_volume(snapshot)
+            self.rest.act(number, "revert", {"snapshot_id": source})
+
+    def _id(self, volume: str) -> int:
+        return self.control.show_volume(volume).id
+
+    def _shot_id(self, name: str) -> int:
+        return next(shot.id for shot in self.control.list_snapshots() if shot.name == name)
 
     # -- chapters ----------------------------------------------------------------------------
 
@@ -234,12 +264,6 @@ class Scenario(Client):
         client = self.connect(name)
         disk.write(client, 40 * BLOCK_SIZE, _blocks(1, 104))
         client.shutdown()
-        self.until_unused(name)
-        with self.change(f"reopen {name}"):
-            self.control.reopen_volume(name)
-        client = self.connect(name)
-        disk.write(client, 41 * BLOCK_SIZE, _blocks(1, 105))
-        client.shutdown()
         self.delete(f"{name}-copy")
         self.delete_snapshot(f"{name}-first")
         self.delete(name)
@@ -253,40 +277,70 @@ class Scenario(Client):
         self.revert(name, f"{name}-first", 2 * MIB)
         self.delete(name)
 
-    def tenants(self, name: str) -> None:
-        """Every request of the block storage API that changes something."""
-        volume = self._rent(name, {"size": 1})
-        disk = self.world.disks[name]
-        client = self.connect(name)
-        disk.write(client, 0, _blocks(4, 300))
-        attachments = f"/servers/{SERVER}/os-volume_attachments"
-        with self.change(f"attach {name}"):
-            self.rest.post(
-                attachments, {"volumeAttachment": {"volumeId": volume, "device": "/dev/vdf"}}
-            )
-        self.world.shots[f"{name}-shot"] = disk.frozen()
-        document = {"volume_id": volume, "display_name": f"{name}-shot", "force": True}
-        with self.change(f"snapshot {name}-shot"):
-            shot = self.rest.post("/snapshots", {"snapshot": document})["snapshot"]["id"]
-        disk.write(client, BLOCK_SIZE, _blocks(2, 301))
-        self._rent(f"{name}-copy", {"snapshot_id": shot}, self.world.shots[f"{name}-shot"])
-        with self.change(f"detach {name}"):
-            self.rest.delete(f"{attachments}/{volume}")
-        client.shutdown()
-        self.until_unused(name)
-        with self.change(f"delete {name}"):
-            self.rest.delete(f"/volumes/{volume}")
-        with self.change(f"delete snapshot {name}-shot"):
-            self.rest.delete(f"/snapshots/{shot}")
+    def attached(self, name: str) -> None:
+        """What is done to a volume while it is attached, and how that ends: in order, and by
+        force."""
+        disk = self.create(name, 8 * MIB)
+        volume = self._id(name)
+        for ending in ("", "?force=true"):
+            with self.change(f"attach {name}"):
+                self.rest.post(ATTACHMENTS, {"volumeAttachment": {"volumeId": volume}})
+            client = self.connect(name)
+            disk.write(client, 0, _blocks(4, 300))
+            shot = f"{name}-shot{len(ending)}"
+            self.snapshot(name, shot)
+            disk.write(client, BLOCK_SIZE, _blocks(2, 301))
+            with self.change(f"detach {name}{ending}"):
+                self.rest.delete(f"{ATTACHMENTS}/{volume}{ending}")
+            client.shutdown()
+            self.delete_snapshot(shot)
+        self.delete(name)
 
-    def _rent(self, name: str, source: dict[str, object], content: bytes = b"") -> int:
-        """A tenant's volume."""
-        self.world.disks[name] = Disk(1 << 30, content)
-        document = {**source, "display_name": name, "metadata": {"of": name}}
-        with self.change(f"create {name}"):
-            made = self.rest.post("/volumes", {"volume": document})["volume"]
-        number: int = made["id"]
-        return number
+    def images(self, name: str) -> None:
+        """An image is imported, another one is given up, a volume is made from the first. An
+        import that is not finished is gone at the next start, so it is one change."""
+        content = b"%015d\n" % 500 * (MIB // 16)
+        self.world.shots[f"image-{name}"] = content
+        with self.change(f"import {name}"):
+            filling = self._begin_import(name, MIB)
+            writer = self.connect(str(filling.id))
+            writer.pwrite(content, 0)
+            writer.flush()
+            writer.shutdown()
+            self.until_unused(str(filling.id))
+            image = self.control.finish_import(filling.id)
+        with self.change(f"an import beside {name} that is given up"):
+            given_up = self._begin_import(f"{name}-not", MIB)
+            self.control.cancel_import(given_up.id)
+        copy = Disk(1 << 30, content)
+        self._make(f"{name}-copy", copy, {"imageRef": image.id, "size": 1})
+        client = self.connect(f"{name}-copy")
+        copy.write(client, 3 * BLOCK_SIZE, _blocks(2, 501))
+        client.shutdown()
+        self.delete(f"{name}-copy")
+        with self.change(f"delete image {name}"):
+            self.control.delete_image(image.id)
+
+    def _begin_import(self, name: str, size_bytes: int) -> ImportInfo:
+        checksum = hashlib.sha256(name.encode()).hexdigest()
+        return self.control.begin_import(name, "raw", size_bytes, size_bytes, checksum)
+
+    def operator(self, number: int) -> None:
+        """What only the operator does, and what follows an error."""
+        with self.change("add a server"):
+            self.control.add_server(f"server-{number}", ServerKind.HOST, None, None)
+        with self.change("remove a server"):
+            self.control.remove_server(f"server-{number}")
+        with self.change("adopt"):
+            self.control.adopt(NodeKind.VOLUME, f"nobody's-{number}", self.world.tenant)
+        self.delete(f"nobody's-{number}")
+        volume = self._id(f"broken-{number}")
+        with self.change("reopen"):
+            self.rest.act(volume, "bockd-reopen")
+        disk = self.world.disks[f"broken-{number}"]
+        client = self.connect(f"broken-{number}")
+        disk.write(client, 41 * BLOCK_SIZE, _blocks(1, 105))
+        client.shutdown()
 
     def layers(self, name: str) -> None:
         """Snapshots that come and go: their layers gather, are punched, merged and unlinked."""

@@ -17,21 +17,25 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
-from bockd.engine.check import check_pool
+from bockd.blockstorage.check import check_pool
+from bockd.engine.pool import Pool
 from bockd.failpoints import VARIABLE, Failpoint
-from bockd.model import BLOCK_SIZE, MIB
+from bockd.model import BLOCK_SIZE, MIB, NodeKind, VolumeId
+from bockd.steps import Background, run_inline
+from bockd.store.catalogue import Catalogue
+from bockd.store.index import Transaction
 from bockd.store.journal import RECORD_BYTES
 
-from ..daemon.process import Bockd, program
+from ..daemon.process import Bockd, environment_without_a_cloud, program
 from .content import Disk
 from .forked import ForkedDaemon
 from .rest import Rest
-from .scenario import GONE, Client, Scenario, World, credentials
+from .scenario import GONE, ROUNDS, Client, Scenario, World, credentials
 
 LATER = {
     Failpoint.INDEX_CHANGED: (4, 9, 16, 30, 60),
@@ -51,7 +55,9 @@ WITHOUT_POOL = frozenset(
 ONCE_A_START = frozenset({Failpoint.POOL_ESTABLISHED, Failpoint.SETTLED})
 """What no daemon comes to twice; it saves time to know."""
 
-EXPECTED_LOG = re.compile(r"^INFO |never flushed and do not count")
+EXPECTED_LOG = re.compile(
+    r"^INFO |never flushed and do not count|cannot be opened: .* is refused after an error"
+)
 
 
 @dataclass
@@ -70,7 +76,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ground(work: Path) -> Ground:
-    """A pool whose daemon was killed: two volumes in use, with a journal that is torn at its end,
+    """A pool whose daemon was killed: volumes in use, with journals that are torn at their ends,
     and one half deleted. Then one whole run of the scenario."""
     pool, log = work / "ground", work / "log"
     world = World()
@@ -78,15 +84,17 @@ def ground(work: Path) -> Ground:
     client = Client(pool, daemon, world)
     client.rest.authenticate(credentials(pool))
     world.token, world.tenant = client.rest.token, client.rest.tenant
-    for name in ("left", "right"):
+    for name in ("left", "right", *(f"broken-{number}" for number in ROUNDS)):
         disk = world.disks[name] = Disk(1 * MIB)
-        client.control.create_volume(name, 1 * MIB)
+        document = {"bockd": {"size_bytes": 1 * MIB}, "display_name": name}
+        made = client.rest.post("/volumes", {"volume": document})["volume"]["id"]
         writer = client.connect(name)
         disk.write(writer, 0, b"%4d" % len(name) * (4 * BLOCK_SIZE // 4))
         writer.flush()
         disk.write(writer, 8 * BLOCK_SIZE, name.encode() * 1000)
         world.shots[f"shot of {name}"] = disk.frozen()
-        client.control.create_snapshot(name, f"shot of {name}")
+        document = {"volume_id": made, "display_name": f"shot of {name}"}
+        client.rest.post("/snapshots", {"snapshot": document})
         disk.write(writer, 700, name.encode() * 1000)
     doomed = client.rest.post("/volumes", {"volume": {"size": 1, "display_name": "doomed"}})
     world.disks["doomed"] = Disk(1 << 30)
@@ -94,11 +102,33 @@ def ground(work: Path) -> Ground:
         client.rest.delete(f"/volumes/{doomed['volume']['id']}")
     client.close()
     assert daemon.died()
+    add_what_no_client_can(pool, world)
     for segment in (pool / "journal").glob("*.*.*"):
         with segment.open("r+b") as file:  # a record that the kill tore
             file.seek(-RECORD_BYTES, os.SEEK_END)
             file.write(b"torn")
     return Ground(pool, world, whole_run(pool, work, world))
+
+
+def add_what_no_client_can(pool: Path, world: World) -> None:
+    """Volumes that belong to nobody, as older versions made them; and volumes that failed."""
+    opened = Pool.open(pool, Background().spawn)
+
+    def fail(txn: Transaction) -> None:
+        catalogue = Catalogue(txn)
+        for number in ROUNDS:
+            broken = catalogue.find(NodeKind.VOLUME, f"broken-{number}")
+            record = catalogue.volume(VolumeId(broken))
+            catalogue.put_volume(replace(record, failed="the disk was broken"))
+
+    try:
+        for number in ROUNDS:
+            name = f"nobody's-{number}"
+            world.disks[name] = Disk(1 * MIB)
+            run_inline(opened.create_volume(name, 1 * MIB))
+        opened.store.index.update(fail)
+    finally:
+        opened.release()
 
 
 def whole_run(ground: Path, work: Path, world: World) -> list[dict[str, object]]:
@@ -125,7 +155,8 @@ def copy_pool(source: Path, target: Path) -> None:
 
 def start(pool: Path, log: Path, point: Failpoint | None = None, hit: int = 1) -> ForkedDaemon:
     environment = {
-        **os.environ,
+        **environment_without_a_cloud(),
+        "BOCKD_CONFIG": os.devnull,
         "BOCKD_DATA": str(pool),
         "BOCKD_NBD_LISTEN": "none",
         "BOCKD_API_LISTEN": "127.0.0.1:0",
@@ -211,6 +242,8 @@ class Run:
 
     def _verify_content(self, client: Client) -> None:
         for volume in client.control.list_volumes():
+            if volume.error is not None:
+                continue  # it has not been reopened yet
             disk = self.world.disks[volume.name]
             disk.verify(
                 volume.name,
@@ -302,7 +335,8 @@ def test_killed_where_there_was_no_pool(
 def test_the_command_itself_dies_there(work: Path) -> None:
     """Not only a process that a test has forked."""
     environment = {
-        **os.environ,
+        **environment_without_a_cloud(),
+        "BOCKD_CONFIG": os.devnull,
         "BOCKD_DATA": str(work / "real"),
         "BOCKD_NBD_LISTEN": "none",
         "BOCKD_API_LISTEN": "none",
