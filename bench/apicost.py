@@ -16,7 +16,7 @@ from bench.results import Comparison, Section, Target
 from bench.servers import BOCKD, EXPORT, Daemon, Served, bockd_daemon
 from bench.throughput import Field, Scale, fill
 from bockd.blockstorage.accounts import CREDENTIALS_FILE, Accounts, establish
-from bockd.blockstorage.contract import NewVolume, Quota
+from bockd.blockstorage.contract import UNLIMITED, NewVolume, Quota
 from bockd.blockstorage.records import Ledger
 from bockd.blockstorage.running import NoExports, Surroundings
 from bockd.blockstorage.volumes import Volumes
@@ -88,7 +88,7 @@ def make_pool(directory: Path, volumes: int = VOLUMES) -> VolumeId:
         establish(index, directory)
         with index.reading() as txn:
             tenant = Ledger(txn).tenants()[0].tenant.id
-        Accounts(index).set_quota(tenant, Quota(gigabytes=volumes, volumes=volumes, snapshots=1))
+        Accounts(index).set_quota(tenant, Quota(UNLIMITED, UNLIMITED, UNLIMITED))
         around = Volumes(Surroundings(pool, NoExports()))
         made = [
             run_inline(around.create(tenant, NewVolume(1, f"volume {number}")))

@@ -57,26 +57,50 @@ def authenticate(port: int, credentials_file: Path) -> Api:
 
 
 class Connection:
-    """One keep-alive connection."""
+    """A keep-alive connection, made anew when the server ends it between two answers: servers
+    bound how many a connection gets."""
 
     def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), ANSWER_SECONDS)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._port = port
+        self._request = b""
         self._received = b""
+        self._answered = 0
+        self.socket = self._connect()
+
+    def _connect(self) -> socket.socket:
+        made = socket.create_connection(("127.0.0.1", self._port), ANSWER_SECONDS)
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return made
 
     def close(self) -> None:
         self.socket.close()
 
     def ask(self, request: bytes) -> None:
         """Send a request."""
-        self.socket.sendall(request)
+        self._request = request
+        try:
+            self.socket.sendall(request)
+        except (BrokenPipeError, ConnectionResetError) as error:
+            self._ask_again(error)
+
+    def _ask_again(self, error: OSError | None = None) -> None:
+        if self._received or not self._answered:
+            raise BenchError("the API hung up") from error
+        self._answered = 0
+        self.socket.close()
+        self.socket = self._connect()
+        self.socket.sendall(self._request)
 
     def receive(self) -> bytes | None:
-        """The body of the answer, or None when more of it is to come. BenchError when it is not a
-        success."""
-        data = self.socket.recv(1 << 20)
+        """The body of the answer, or None when more of it is to come: the socket to wait for may
+        be another one then. BenchError when it is not a success."""
+        try:
+            data = self.socket.recv(1 << 20)
+        except ConnectionResetError:
+            data = b""
         if not data:
-            raise BenchError("the API hung up")
+            self._ask_again()
+            return None
         self._received += data
         head, found, body = self._received.partition(_END_OF_HEAD)
         if not found:
@@ -86,6 +110,7 @@ class Connection:
         if len(body) < _content_length(head):
             return None
         self._received = b""
+        self._answered += 1
         return body
 
 
@@ -123,6 +148,9 @@ def answers_per_second(api: Api, path: str, seconds: float, count: int, core: in
                 if key.data.receive() is not None:
                     answered += 1
                     key.data.ask(request)
+                if key.data.socket is not key.fileobj:
+                    waiting.unregister(key.fileobj)
+                    waiting.register(key.data.socket, selectors.EVENT_READ, key.data)
         return answered / elapsed
 
 

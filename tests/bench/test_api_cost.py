@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench import apicost
-from bench.http import Api, answers_per_second, steady
+from bench.http import Api, answers_per_second, connections, steady
 from bench.processes import BenchError, place
 from bench.throughput import Field, Scale
 
@@ -39,19 +39,21 @@ def test_all_rows_on_a_small_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @contextmanager
-def answering(answer: bytes) -> Iterator[Api]:
-    """A server that gives everybody the same answer, once."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+def answering(*answers: bytes) -> Iterator[Api]:
+    """A server that gives each connection one answer, and then is gone."""
+    listener = socket.create_server(("127.0.0.1", 0))
 
-        def serve() -> None:
-            with listener.accept()[0] as client:
-                client.recv(65536)
-                client.sendall(answer)
+    def serve() -> None:
+        with listener:
+            for answer in answers:
+                with listener.accept()[0] as client:
+                    client.recv(65536)
+                    client.sendall(answer)
 
-        server = threading.Thread(target=serve)
-        server.start()
-        yield Api(listener.getsockname()[1], "tenant", "token")
-        server.join()
+    server = threading.Thread(target=serve)
+    server.start()
+    yield Api(listener.getsockname()[1], "tenant", "token")
+    server.join()
 
 
 @pytest.mark.parametrize(
@@ -68,13 +70,26 @@ def test_an_answer_that_is_no_success_ends_the_measurement(answer: bytes, messag
         answers_per_second(api, "/volumes/1", 5.0, 1, None)
 
 
+def test_a_connection_that_ends_between_two_answers_is_made_anew() -> None:
+    answer = b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n"
+    with (
+        answering(answer + b"a", answer + b"b") as api,
+        connections(api.port, 1) as (connection,),
+    ):
+        for expected in (b"a", b"b"):
+            connection.ask(api.get("/volumes/1"))
+            while (body := connection.receive()) is None:
+                pass
+            assert body == expected
+
+
 def measure_beside_a_broken_load(api: Api) -> None:
     with steady(api, "/volumes/1", 1000, None) as over:
         assert over.wait(30)
 
 
 def test_a_load_that_the_api_does_not_carry_is_an_error() -> None:
-    """The server hangs up after one answer."""
+    """The server is gone after one answer."""
     answer = b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\na"
     with answering(answer) as api, pytest.raises(BenchError, match="load ended"):
         measure_beside_a_broken_load(api)
