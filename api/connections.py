@@ -29,6 +29,10 @@ GRACE_SECONDS = 3.0
 SEND_TIMEOUT_SECONDS = 10.0
 """For a client to take one piece of an answer; then it is dropped."""
 
+REQUESTS_PER_CONNECTION = 1_000_000_000
+"""No limit: a request costs no more on an old connection, and a client that watches (`bock stat`)
+would find it closed at some moment between its requests."""
+
 
 class Connection(TCPServer):
     """One connection. Sends are bounded; the rest is Hypercorn's."""
@@ -56,6 +60,7 @@ def quiet_config() -> Config:
     config.include_server_header = False
     config.accesslog = None
     config.errorlog = log
+    config.keep_alive_max_requests = REQUESTS_PER_CONNECTION
     return config
 
 

@@ -7,10 +7,13 @@ volume first.
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from types import FrameType
 
 import click
 
@@ -209,13 +212,33 @@ def format_latency(microseconds: float) -> str:
     return f"{microseconds / 1_000_000:.1f} s"
 
 
-def ticks(watch: Watch, interval: float) -> Iterator[tuple[float, list[Activity]]]:
-    """One observation for each interval, for ever."""
+def ticks(
+    watch: Watch, interval: float, interrupted: Callable[[], bool]
+) -> Iterator[tuple[float, list[Activity]]]:
+    """One observation for each interval, until it is interrupted."""
     due = time.monotonic()
-    while True:
+    while not interrupted():
         due = max(due + interval, time.monotonic())
         time.sleep(due - time.monotonic())
         yield watch.next()
+
+
+@contextmanager
+def noticing_interrupts() -> Iterator[Callable[[], bool]]:
+    """Whether SIGINT came. It raises KeyboardInterrupt too, but one that is raised in a finalizer or
+    a callback is printed and forgotten, and then only this tells."""
+    came = False
+
+    def notice(_number: int, _frame: FrameType | None) -> None:
+        nonlocal came
+        came = True
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, notice)
+    try:
+        yield lambda: came
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def document(seconds: float, rows: list[Activity]) -> dict[str, object]:
@@ -246,19 +269,21 @@ def stat(volume: str | None, interval: float, once: bool, as_json: bool) -> None
     bock stat web --interval 5
     bock stat --once --json
     """
-    watch = Watch(connect(), volume, float("inf") if once else SPACE_BUDGET_SECONDS)
-    observed = ticks(watch, interval)
-    if once:
-        show_plain(*next(observed), as_json=as_json)
-        return
-    try:
-        if as_json or not sys.stdout.isatty():
-            for seconds, rows in observed:
-                show_plain(seconds, rows, as_json=as_json)
-        else:
-            show_live(observed)
-    except KeyboardInterrupt:
-        return  # the way to end it
+    with noticing_interrupts() as interrupted:
+        try:
+            watch = Watch(connect(), volume, float("inf") if once else SPACE_BUDGET_SECONDS)
+            observed = ticks(watch, interval, interrupted)
+            if once:
+                show_plain(*next(observed), as_json=as_json)
+            elif as_json or not sys.stdout.isatty():
+                for seconds, rows in observed:
+                    show_plain(seconds, rows, as_json=as_json)
+            else:
+                show_live(observed)
+        except KeyboardInterrupt:
+            if once:
+                raise
+            # It is the way to end it.
 
 
 def show_plain(seconds: float, rows: list[Activity], *, as_json: bool) -> None:

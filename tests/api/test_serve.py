@@ -191,3 +191,27 @@ def test_garbage_is_refused_and_others_do_not_notice(tmp_path: Path) -> None:
             nursery.cancel_scope.cancel()
 
     trio.run(run)
+
+
+def test_a_connection_serves_as_long_as_its_client_asks(tmp_path: Path) -> None:
+    """`bock stat` asks several times a second, for days."""
+    path = tmp_path / "api.sock"
+    ask = b"GET /control/v1/info HTTP/1.1\r\nhost: x\r\n\r\n"
+
+    async def run() -> None:
+        async with trio.open_nursery() as nursery:
+            app = create_app(MemoryControl(tmp_path), MemoryImages())
+            await nursery.start(serve_api, app, path)
+            stream = await trio.open_unix_socket(path)
+            async with stream:
+                for _ in range(1100):
+                    await stream.send_all(ask)
+                    answer = b""
+                    while not answer.endswith(b"}"):
+                        more = await stream.receive_some()
+                        assert more
+                        answer += more
+                    assert b"connection: close" not in answer.lower()
+            nursery.cancel_scope.cancel()
+
+    trio.run(run)
