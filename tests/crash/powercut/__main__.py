@@ -32,12 +32,15 @@ def main() -> None:
     first = int(time.time()) if given.seed is None else given.seed
     runs = given.runs or -(-given.cuts // CUTS_OF_A_RUN)
     total = Counts()
-    with tempfile.TemporaryDirectory(prefix="powercut-") as mount, laboratory():
-        with power_cut_disk(Path(mount)) as disk:
-            for seed in range(first, first + runs):
-                print(f"seed {seed}", end="\r", flush=True)
-                counts = Run(disk, seed).play(CUTS_OF_A_RUN)
-                total = Counts(*map(sum, zip(astuple(total), astuple(counts), strict=True)))
+    with (
+        tempfile.TemporaryDirectory(prefix="powercut-") as mount,
+        laboratory(),
+        power_cut_disk(Path(mount)) as disk,
+    ):
+        for seed in range(first, first + runs):
+            print(f"seed {seed}", end="\r", flush=True)
+            counts = Run(disk, seed).play(CUTS_OF_A_RUN)
+            total = Counts(*map(sum, zip(astuple(total), astuple(counts), strict=True)))
     print(f"seeds {first} to {first + runs - 1}: {total}; no failure")
     # Operations that a death cut off are not to be ended now.
     sys.stdout.flush()

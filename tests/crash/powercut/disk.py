@@ -3,11 +3,11 @@
 The model is POSIX, read strictly, and weaker than any file system in use:
 
 * A file's bytes, holes and size are durable when an fsync or fdatasync of the file has returned (a
-  write through an O_DSYNC descriptor: those bytes, when it has returned). Of what was changed since,
-  any part may be there, each sector of 512 bytes by itself, whatever came first.
+  write through an O_DSYNC descriptor: those bytes, when it has returned). Of what was changed
+  since, any part may be there, each sector of 512 bytes by itself, whatever came first.
 * A directory's entries are durable when an fsync of the directory has returned, and only then: an
-  fsync of the file does not name it. Of what was changed since, any part may be there, whatever came
-  first; a rename is there as a whole or not at all.
+  fsync of the file does not name it. Of what was changed since, any part may be there, whatever
+  came first; a rename is there as a whole or not at all.
 * A punched page may still be there after the cut, in whole.
 
 What is durable is never damaged: a write never harms its neighbour's sectors.

@@ -19,7 +19,7 @@ from bockd.engine import poolfiles, reclaim, recovery
 from bockd.engine.durability import Durability
 from bockd.engine.recovery import Replay
 from bockd.steps import Signal, Steps
-from bockd.store import index, journal, layer
+from bockd.store import journal, layer
 from bockd.store.journal import BARRIERS, Entry, JournalSegment, Kind
 from bockd.store.layer import Layer
 
@@ -88,9 +88,9 @@ def _without_layer_sync(function: str) -> Mutation:
 
 
 def _lmdb_with(**options: bool) -> Mutation:
-    real = lmdb.open
+    real: Any = lmdb.open
     return lambda: mock.patch.object(
-        index.lmdb, "open", lambda *given, **named: real(*given, **named, **options)
+        lmdb, "open", lambda *given, **named: real(*given, **named, **options)
     )
 
 

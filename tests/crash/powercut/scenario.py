@@ -2,8 +2,8 @@
 
 Several volumes are written, trimmed, zeroed, flushed, checkpointed, snapshotted, cloned, reverted,
 extended and deleted, all interleaved (tests/engine/schedule.py), while background work punches,
-merges and unlinks. The power fails at a change of the disk chosen before; a quarter of the recoveries
-are cut too. Everything follows from the seed.
+merges and unlinks. The power fails at a change of the disk chosen before; a quarter of the
+recoveries are cut too. Everything follows from the seed.
 """
 
 from __future__ import annotations
@@ -438,7 +438,11 @@ class Run:
         snapshot.there = There.GOING
         assert snapshot.id is not None
         steps = self.pool.delete_snapshot(snapshot.id)
-        self.start(volume, steps, lambda: self.world.snapshots.pop(snapshot.name) and None)
+
+        def ended() -> None:
+            del self.world.snapshots[snapshot.name]
+
+        self.start(volume, steps, ended)
 
     def make(self) -> None:
         """A blank volume or a clone."""
@@ -525,7 +529,11 @@ class Run:
         volume.there = There.GOING
         assert volume.id is not None
         steps = self.pool.delete_volume(volume.id)
-        self.start(volume, steps, lambda: self.world.volumes.pop(volume.name) and None)
+
+        def ended() -> None:
+            del self.world.volumes[volume.name]
+
+        self.start(volume, steps, ended)
 
 
 def content_of(reader: Reader) -> bytes:
