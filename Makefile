@@ -2,7 +2,7 @@
 # What set-up does is in .setup/: one short script for each part.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-keystone setup setup-run check bench lock clean
+.PHONY: help run test test-keystone soak setup setup-run check bench lock clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 15
@@ -16,6 +16,9 @@ test: setup ## set up everything and run the tests (ARGS='-k name' for some of t
 test-keystone: setup ## run the tests that need a real Keystone, which this installs into .cache
 	@.setup/keystone
 	@.venv/bin/python -m pytest tests/keystone -m real_keystone $(ARGS)
+
+soak: setup ## cut the power 5,000 times (ARGS='--seed 1 --cuts 100'; a failure names its seed)
+	@.venv/bin/python -m tests.crash.powercut $(ARGS)
 
 setup: ## set up everything: run, tests, benchmarks
 	@.setup/packages .setup/packages-run .setup/packages-test

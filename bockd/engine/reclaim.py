@@ -32,6 +32,7 @@ from bockd.store.blockmap import own_leaves, queue_orphans
 from bockd.store.catalogue import NO_MAP, Catalogue, id_key, pair_key
 from bockd.store.index import Table, Transaction
 from bockd.store.layer import Layer, unlink_layer
+from bockd.store.layout import sync_directory
 from bockd.store.leaf import Leaf, leaf_key
 
 log = logging.getLogger(__name__)
@@ -207,6 +208,11 @@ class Reclaimer:
                     unlink_layer(store.layout, layer)
                 except OSError as error:
                     raise from_os_error(error, f"removing layer {layer}") from error
+            try:
+                # Nobody would know a file that comes back after the queue has forgotten it.
+                sync_directory(store.layout.layers)
+            except OSError as error:
+                raise from_os_error(error, "removing layers") from error
             hit(Failpoint.RECLAIM_UNLINKED)
 
             def done(txn: Transaction) -> None:

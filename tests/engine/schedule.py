@@ -53,8 +53,11 @@ class Scheduler:
             if not ready:
                 assert not self.tasks, "operations wait for each other"
                 return
-            self.advance(self.random.choice(ready))
+            self.advance(self.choose(ready))
             events = None if events is None else events - 1
+
+    def choose(self, ready: list[Task]) -> Task:
+        return self.random.choice(ready)
 
     def die(self) -> None:
         """Stop here, for ever."""

@@ -1,0 +1,71 @@
+"""The engine as the laboratory runs it: on a file system without fallocate and SEEK_DATA, with
+small journals, small caches and eager merging, so that a short life sees everything.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest import mock
+
+from bockd.engine import durability, leafcache, merging
+from bockd.store import ballast, index, journal, layer
+from bockd.store.layer import Layer
+
+JOURNAL_RECORDS = 96
+_ZEROS = bytes(64 * 1024)
+
+
+class _Fallocate:
+    """In the place of the C library: punches by the file system's own order."""
+
+    @staticmethod
+    def fallocate(fd: int, _flags: int, offset: int, length: int) -> int:
+        end = min(offset + length, os.fstat(fd).st_size)
+        if offset >= end:
+            return 0
+        # The kernel has the pages cached; the zeros go through it, and on to the file.
+        for at in range(offset, end, len(_ZEROS)):
+            os.pwrite(fd, _ZEROS[: end - at], at)
+        os.setxattr(fd, "user.punch", f"{offset} {end - offset}".encode())
+        return 0
+
+
+def _data_ranges(self: Layer, offset: int, length: int) -> Iterator[tuple[int, int]]:
+    """Layers here have one segment."""
+    words = os.getxattr(self.descriptors[0], "user.ranges").split()
+    numbers = [int(word) for word in words]
+    for start, end in zip(numbers[::2], numbers[1::2], strict=True):
+        if start < offset + length and end > offset:
+            yield max(start, offset), min(end, offset + length)
+
+
+@contextmanager
+def laboratory() -> Iterator[None]:
+    """For the duration, the engine is as described above."""
+    size = journal.HEADER_BYTES + JOURNAL_RECORDS * journal.RECORD_BYTES
+    small = (
+        (journal, "SEGMENT_RECORDS", JOURNAL_RECORDS),
+        (journal, "SEGMENT_BYTES", size),
+        (durability, "SEGMENT_RECORDS", JOURNAL_RECORDS),
+        (durability, "CHECKPOINT_RECORDS", JOURNAL_RECORDS // 3),
+        (durability, "RESERVED_RECORDS", 16),
+        (durability, "ALLOWANCE_BLOCKS", 4),
+        (durability, "CHECKPOINT_DIRTY_LEAVES", 2),
+        (leafcache, "CACHE_BYTES", 500),
+        (leafcache, "GROUP_LEAVES", 1),
+        (merging, "MAX_DEAD_LAYERS", 1),
+        (ballast, "BALLAST_BYTES", 16 * 1024),
+        (index, "_AHEAD_BYTES", 64 * 1024),
+        (layer, "_libc", _Fallocate),
+        (Layer, "data_ranges", _data_ranges),
+    )
+    patches = [mock.patch.object(target, name, value) for target, name, value in small]
+    for patch in patches:
+        patch.start()
+    try:
+        yield
+    finally:
+        for patch in reversed(patches):
+            patch.stop()

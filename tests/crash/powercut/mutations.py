@@ -1,0 +1,169 @@
+"""The engine with one thing left out that its durability rests on: what the laboratory must notice.
+
+Each mutation is a context manager, named for what is missing while it lasts.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+from unittest import mock
+
+import lmdb
+
+from bockd.engine import poolfiles, reclaim, recovery
+from bockd.engine.durability import Durability
+from bockd.engine.recovery import Replay
+from bockd.steps import Signal, Steps
+from bockd.store import journal, layer
+from bockd.store.journal import BARRIERS, Entry, JournalSegment, Kind
+from bockd.store.layer import Layer
+
+Mutation = Callable[[], Any]
+
+
+def _nothing(*_: object) -> None:
+    """In the place of a sync."""
+
+
+class _OsWithoutFsync:
+    """The module `os`, whose fsync does nothing when it is called from `function`."""
+
+    def __init__(self, function: str) -> None:
+        self._function = function
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "fsync" and sys._getframe(1).f_code.co_name == self._function:
+            return _nothing
+        return getattr(os, name)
+
+
+def _without_final(matches: Callable[[FrameType, str], bool]) -> Mutation:
+    """One of the syncs whose failure would be final for the volume."""
+
+    @contextmanager
+    def mutation() -> Generator[None]:
+        real = Durability._final
+
+        def final(self: Durability, sync: Callable[[], None], doing: str) -> Steps[None]:
+            left_out = matches(sys._getframe(1), doing)
+            return real(self, (lambda: None) if left_out else sync, doing)
+
+        with mock.patch.object(Durability, "_final", final):
+            yield
+
+    return mutation
+
+
+def _round(kind: Kind, what: str) -> Mutation:
+    """The sync of the head or of the journal, in a flush or when a segment is sealed."""
+    return _without_final(
+        lambda frame, doing: (
+            frame.f_code.co_name == "_sync_all" and frame.f_locals["kind"] is kind and what in doing
+        )
+    )
+
+
+def _without(module: Any, name: str = "sync_directory") -> Mutation:
+    return lambda: mock.patch.object(module, name, _nothing)
+
+
+def _without_fsync(module: Any, function: str) -> Mutation:
+    return lambda: mock.patch.object(module, "os", _OsWithoutFsync(function))
+
+
+def _without_layer_sync(function: str) -> Mutation:
+    """Layer.sync, when it is called from `function` of whatever module."""
+    real = Layer.sync
+
+    def sync(self: Layer) -> None:
+        if sys._getframe(1).f_code.co_name != function:
+            real(self)
+
+    return lambda: mock.patch.object(Layer, "sync", sync)
+
+
+def _lmdb_with(**options: bool) -> Mutation:
+    real: Any = lmdb.open
+    return lambda: mock.patch.object(
+        lmdb, "open", lambda *given, **named: real(*given, **named, **options)
+    )
+
+
+@contextmanager
+def _late_barrier() -> Generator[None]:
+    """A barrier that covers what came while the head was synced."""
+    real = JournalSegment.append
+
+    def append(self: JournalSegment, entries: list[Entry]) -> None:
+        real(
+            self,
+            [
+                (e[0], self.last_sequence, 0) if isinstance(e, tuple) and e[0] in BARRIERS else e
+                for e in entries
+            ],
+        )
+
+    with mock.patch.object(JournalSegment, "append", append):
+        yield
+
+
+@contextmanager
+def _late_join() -> Generator[None]:
+    """A flush that is content with one that has already begun."""
+    real = Durability.flush
+    running: dict[Durability, Signal] = {}
+
+    def flush(self: Durability) -> Steps[None]:
+        if self in running:
+            yield running[self]
+            return
+        done = running[self] = Signal()
+        try:
+            yield from real(self)
+        finally:
+            del running[self]
+            done.fire()
+
+    with mock.patch.object(Durability, "flush", flush):
+        yield
+
+
+@contextmanager
+def _replay_of_everything() -> Generator[None]:
+    """A recovery that takes what no barrier covers."""
+
+    def plan(segments: list[journal.SegmentContents], _boot: str, _head: Layer) -> Replay:
+        return Replay(tuple(change for segment in segments for change in segment.changes), 0)
+
+    with mock.patch.object(recovery, "plan_replay", plan):
+        yield
+
+
+MUTATIONS: dict[str, Mutation] = {
+    "flush: sync of the head": _round(Kind.BARRIER, "head"),
+    "flush: sync of the journal": _round(Kind.BARRIER, "journal"),
+    "flush: the barrier covers only what came before": _late_barrier,
+    "flush: joins only one that has not begun": _late_join,
+    "seal: sync of the head": _round(Kind.SEAL, "head"),
+    "seal: sync of the journal": _round(Kind.SEAL, "journal"),
+    "snapshot: sync of the old head": _without_final(
+        lambda frame, _doing: frame.f_code.co_name == "_swap"
+    ),
+    "journal segment: fsync": _without_fsync(journal, "create"),
+    "journal segment: fsync of its directory": _without(journal),
+    "new layer: fsync": _without_fsync(layer, "create_layer"),
+    "new layer: fsync of its directory": _without(layer),
+    "grown layer: fsync": _without_fsync(layer, "grow"),
+    "merged layer: sync": _without_layer_sync("_copy"),
+    "index: all of LMDB's syncs": _lmdb_with(sync=False),
+    "index: LMDB's sync of its meta page": _lmdb_with(metasync=False),
+    "new pool: fsync of its directories": _without(poolfiles),
+    "recovery: sync of the head": _without_layer_sync("recover"),
+    "recovery: only what a barrier covers counts": _replay_of_everything,
+    "removed layers: fsync of their directory": _without(reclaim),
+}

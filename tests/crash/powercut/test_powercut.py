@@ -1,0 +1,87 @@
+"""Power cuts: some hundred here, thousands in `make soak`; and proof that they would be noticed.
+
+A failure names its seed: `python -m tests.crash.powercut --seed SEED --runs 1` plays it again.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from bockd.engine.check import check_open_pool
+from bockd.engine.pool import Pool
+from bockd.engine.reclaim import Reclaimer
+from bockd.errors import BockdError
+from bockd.steps import Background, run_inline
+from tests.crash.powercut.disk import Content, File
+from tests.crash.powercut.engine import laboratory
+from tests.crash.powercut.mounted import PowerCutDisk, power_cut_disk
+from tests.crash.powercut.mutations import MUTATIONS
+from tests.crash.powercut.scenario import SIZE, Run
+from tests.engine.process import die
+
+SEEDS = range(22)
+CUTS_OF_A_RUN = 10
+"""22 histories of 10 cuts: some 220 in all."""
+
+MOST_CUTS = 600
+"""In which each mutation must be found out. The seeds are fixed, so it either is or is not."""
+
+
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PowerCutDisk]:
+    with laboratory(), power_cut_disk(tmp_path_factory.mktemp("powercut")) as mounted:
+        yield mounted
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_power_cuts(disk: PowerCutDisk, seed: int) -> None:
+    assert Run(disk, seed).play(CUTS_OF_A_RUN).cuts == CUTS_OF_A_RUN
+
+
+@pytest.mark.parametrize("missing", MUTATIONS)
+def test_the_laboratory_notices_what_is_missing(disk: PowerCutDisk, missing: str) -> None:
+    with MUTATIONS[missing]():
+        for seed in range(MOST_CUTS // CUTS_OF_A_RUN):
+            try:
+                Run(disk, seed).play(CUTS_OF_A_RUN)
+            except (AssertionError, BockdError):
+                return
+    pytest.fail(f"{MOST_CUTS} power cuts without '{missing}', and nothing noticed")
+
+
+def test_removed_layers_stay_removed(disk: PowerCutDisk) -> None:
+    """Reclaim forgot what it had unlinked before that was durable: the file came back, unknown to
+    everybody, and its space was lost."""
+    life = disk.new()
+    disk.arm(life, 0)
+    background = Background()
+    pool = Pool.open(disk.path(life), background.spawn)
+    volume = run_inline(pool.create_volume("v", SIZE))
+    run_inline(pool.delete_volume(volume.id))
+    run_inline(Reclaimer(pool).run())
+    die(pool)
+    for number in range(10):
+        after = disk.restore(life, str(number))
+        pool = Pool.open(disk.path(after), background.spawn)
+        report = check_open_pool(pool.store, live=frozenset(), repair=False)
+        assert report.clean, report.problems
+        die(pool)
+        disk.drop(after)
+    disk.drop(life)
+
+
+def test_the_disk_keeps_what_is_synced_and_any_part_of_the_rest() -> None:
+    """Of two sectors written twice, the second time unsynced, each is old or new by itself."""
+    file = File(1, "life", Content())
+    old, new = b"o" * 512, b"n" * 512
+    for data, synced in ((old + old, True), (new + new, False)):
+        changes = file.write(0, data)
+        file.apply(file.live, changes)
+        file.pending += changes
+        if synced:
+            file.sync()
+    left = {file.after_cut(random.Random(seed)).read(0, 1024) for seed in range(100)}
+    assert left == {old + old, old + new, new + old, new + new}
