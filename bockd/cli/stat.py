@@ -225,8 +225,8 @@ def ticks(
 
 @contextmanager
 def noticing_interrupts() -> Iterator[Callable[[], bool]]:
-    """Whether SIGINT came. It raises KeyboardInterrupt too, but one that is raised in a finalizer or
-    a callback is printed and forgotten, and then only this tells."""
+    """Whether SIGINT came. It raises KeyboardInterrupt too, but one that is raised in a finalizer
+    or a callback is printed and forgotten, and then only this tells."""
     came = False
 
     def notice(_number: int, _frame: FrameType | None) -> None:
