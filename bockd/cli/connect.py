@@ -89,7 +89,9 @@ def render_unit() -> str:
 
 @click.command()
 @click.argument("ref", metavar="VOLUME|DEVICE", shell_complete=complete_volume)
-@click.option("--force", is_flag=True, help="Used or not; what is not written yet is lost.")
+@click.option(
+    "--force", is_flag=True, help="Take it down as it is: what is not written yet is lost."
+)
 @json_option
 def disconnect(ref: str, force: bool, as_json: bool) -> None:
     """Take a volume's block device away from this machine and detach the volume.

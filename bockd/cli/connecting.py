@@ -19,6 +19,7 @@ from bockd.errors import (
     BockdError,
     ConflictError,
     DeniedError,
+    DeviceError,
     InvalidRequestError,
     NotFoundError,
     NotSupportedError,
@@ -77,7 +78,7 @@ class Connector:
     def _connect_again(self, known: Connection, wanted: Wanted) -> Connection:
         """What an earlier connecting has left unfinished, or a reboot has ended."""
         device = find_device(known)
-        if device is not None:
+        if device is not None and not self._is_dead(known):
             raise ConflictError(f"volume {known.volume} ({known.name}) is {device} already")
         if (known.file is not None) != wanted.loop or wanted.device not in (None, known.device):
             raise ConflictError(
@@ -85,7 +86,7 @@ class Connector:
                 f"{known.device or 'a loop device'}, which is gone: 'bock disconnect "
                 f"{known.volume}' first to connect it differently"
             )
-        return self._bring_back(known)
+        return self._restore_one(known)
 
     def _plan(self, volume: Volume, wanted: Wanted) -> Connection:
         """The record to write, once all is there that the machine needs."""
@@ -137,7 +138,7 @@ class Connector:
     def _attach(self, volume: Volume, server: str) -> tuple[WayIn, bool]:
         """The way in, and whether it is we who have attached."""
         if volume.attachment is None:
-            return self._client.attach(server, volume.id, None), True
+            return self._attach_to(server, volume), True
         way = self._client.way_in(volume.attachment)
         if way.connections:
             raise ConflictError(
@@ -146,6 +147,15 @@ class Connector:
                 f"'bock attachment delete {volume.id}'"
             )
         return way, False
+
+    def _attach_to(self, server: str, volume: Volume) -> WayIn:
+        try:
+            return self._client.attach(server, volume.id, None)
+        except NotFoundError as error:
+            raise NotFoundError(
+                f"attaching to the server {server!r}: {error} (--server says what this machine is "
+                "called; 'bock server add' makes a server known)"
+            ) from error
 
     @contextmanager
     def _undone_by(self, planned: Connection, attached_here: bool, way: WayIn) -> Iterator[None]:
@@ -192,10 +202,25 @@ class Connector:
         with self._records.locked():
             for known in self.own():
                 try:
-                    device = find_device(known)
-                    yield known if device else self._bring_back(known)
+                    yield self._restore_one(known)
                 except BockdError as error:
                     yield type(error)(f"volume {known.volume} ({known.name}): {error}")
+
+    def _restore_one(self, known: Connection) -> Connection:
+        device = find_device(known)
+        if device is not None:
+            if not self._is_dead(known):
+                return known
+            end_device(known, lossy=True)
+        return self._bring_back(known)
+
+    def _is_dead(self, known: Connection) -> bool:
+        """Whether an NBD device has lost its connections, as when the daemon was restarted: the
+        kernel keeps it, and fails all that is asked of it."""
+        if known.file is not None:
+            return False
+        attached = self._find_attachment(known)
+        return attached is None or self._client.way_in(attached).connections == 0
 
     def _bring_back(self, known: Connection) -> Connection:
         volume = self._client.show_volume(known.volume)
@@ -206,21 +231,27 @@ class Connector:
         else:
             loopdevices.require()
             file = self._find_file(volume)
-        attached = volume.attachment
-        if attached is not None and self._client.way_in(attached).connections:
-            # They are of this host's life before: cut off, so that nothing of it can still land.
-            self._client.detach(attached, force=True)
-            attached = None
+        way = self._fresh_way(volume, known)
         planned = replace(
             known, boot=current_boot(), pid=None, file=file, device=self._again(known)
         )
         self._records.write(planned)
-        way = (
-            self._client.attach(known.server, volume.id, None)
-            if attached is None
-            else self._client.way_in(attached)
-        )
-        return self._bring_up(planned, volume, way)
+        try:
+            return self._bring_up(planned, volume, way)
+        except BaseException:
+            # The device may be somebody else's later.
+            self._records.write(replace(known, boot=""))
+            raise
+
+    def _fresh_way(self, volume: Volume, known: Connection) -> WayIn:
+        attached = volume.attachment
+        if attached is not None:
+            way = self._client.way_in(attached)
+            if not way.connections:
+                return way
+            # They are of this host's life before: cut off, so that nothing of it can still land.
+            self._client.detach(attached, force=True)
+        return self._attach_to(known.server, volume)
 
     def _again(self, known: Connection) -> str:
         """The same NBD device if it is free."""
@@ -244,12 +275,21 @@ class Connector:
                 # Who cannot be told of the detaching is better not left without the device.
                 self._find_attachment(known)
             if find_device(known) is not None:
-                end_device(known, force=force)
+                end_device(known, used=force, lossy=force)
+            self._detach(known, force=force)
+            self._records.remove(known)
+            return known
+
+    def _detach(self, known: Connection, *, force: bool) -> None:
+        try:
             attached = self._find_attachment(known)
             if attached is not None:
                 self._client.detach(attached, force=force)
-            self._records.remove(known)
-            return known
+        except UnavailableError as error:
+            raise UnavailableError(
+                f"{known.device} is gone, and the volume is still attached: {error}; then "
+                f"'bock disconnect {known.volume}' again"
+            ) from error
 
     def find(self, ref: str) -> Connection:
         """By device, or by the volume's name or id. NotFoundError, ConflictError."""
@@ -330,16 +370,22 @@ def take_down(known: Connection) -> None:
         (kernelnbd if known.file is None else loopdevices).take_down(device)
 
 
-def end_device(known: Connection, *, force: bool) -> None:
-    """End a device. InUseError, and DeviceError when what it holds cannot be flushed, unless
-    `force`d."""
-    if force:
-        take_down(known)
-        return
+def end_device(known: Connection, *, used: bool = False, lossy: bool = False) -> None:
+    """End a device and wait until it has gone. InUseError, unless it may be `used`; DeviceError
+    when it cannot be flushed, unless it may be `lossy`."""
     device = find_device(known)
     assert device is not None
+    if used and known.file is None:
+        # The kernel keeps what is left of it for those who use it, and sends nothing any more.
+        kernelnbd.take_down(device)
+        return
+    # A loop device that is used would live on, and write to a volume that is not attached.
     with blockdevices.claimed(device) as descriptor:
-        blockdevices.flush(device, descriptor)
+        try:
+            blockdevices.flush(device, descriptor)
+        except DeviceError:
+            if not lossy:
+                raise
         take_down(known)
     (kernelnbd if known.file is None else loopdevices).wait_until_gone(device)
 

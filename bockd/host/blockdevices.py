@@ -28,7 +28,7 @@ POLL_SECONDS = 0.05
 WAIT_SECONDS = 30.0
 """For a device to come or to go; it takes milliseconds unless the machine is very busy."""
 
-SETTLE_SECONDS = 5.0
+SETTLE_SECONDS = 3.0
 """udev opens a device for a moment whenever somebody has closed it."""
 
 
@@ -75,7 +75,7 @@ def claimed(device: str) -> Iterator[int]:
     try:
         # Who has merely opened it has no claim.
         if not wait_until(lambda: not users(device), SETTLE_SECONDS):
-            raise InUseError(f"{device} is in use: {'; '.join(users(device)) or 'just now'}")
+            raise in_use(device, users(device))
         yield descriptor
     finally:
         os.close(descriptor)
@@ -92,15 +92,18 @@ def flush(device: str, descriptor: int) -> None:
         ) from error
 
 
+def in_use(device: str, by: list[str]) -> InUseError:
+    """The refusal, with what to end first."""
+    unseen = f"{device} is in use by something that is not seen from here (in a container?)"
+    return InUseError(f"{'; '.join(by) or unseen}: end that first")
+
+
 def _claim(device: str) -> int:
     try:
         return os.open(device, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
     except OSError as error:
         if error.errno == errno.EBUSY:
-            by = (
-                "; ".join(users(device)) or "by something that is not seen from here (a container?)"
-            )
-            raise InUseError(f"{device} is in use: {by}") from error
+            raise in_use(device, users(device)) from error
         raise DeviceError(f"{device} cannot be opened: {error.strerror}") from error
 
 
