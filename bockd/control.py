@@ -31,6 +31,8 @@ class DaemonInfo:
     """The same of the block storage API."""
     daemon: str
     """Names this run of the daemon; what it says of a volume's backing names it too."""
+    mount: str | None
+    """Where the file view is mounted; None without one."""
     volumes: int
     snapshots: int
 

@@ -193,7 +193,8 @@ class _Daemon:
         settings = self._settings
         nbd_listen = str(address_of(tcp)) if tcp else None
         api_listen = str(address_of(api)) if api else None
-        control = PoolControl(self._around, self._server, settings, nbd_listen, api_listen)
+        mount = str(self._view.path) if self._view else None
+        control = PoolControl(self._around, self._server, settings, nbd_listen, api_listen, mount)
         images = PoolImages(self._around, self._server, settings)
         attached = AttachedExports(self._pool, self._driver, self._on_idle)
         exports = PoolExports(self._pool, self._driver, self._on_idle, attached)

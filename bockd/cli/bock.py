@@ -10,6 +10,7 @@ import bockd
 from bockd.cli.attachment import attachment
 from bockd.cli.client import ControlClient
 from bockd.cli.completion import completion
+from bockd.cli.connect import connect, connections, disconnect
 from bockd.cli.failure import Program
 from bockd.cli.images import image
 from bockd.cli.output import json_option, print_json, print_record
@@ -68,6 +69,7 @@ def info(as_json: bool) -> None:
             ("NBD socket", found.nbd_socket),
             ("NBD over TCP", found.nbd_listen or "none"),
             ("API over TCP", found.api_listen or "none"),
+            ("files", found.mount or "none"),
             ("volumes", str(found.volumes)),
             ("snapshots", str(found.snapshots)),
             *orphans,
@@ -82,6 +84,9 @@ main.add_command(volume)
 main.add_command(snapshot)
 main.add_command(attachment)
 main.add_command(server)
+main.add_command(connect)
+main.add_command(disconnect)
+main.add_command(connections)
 main.add_command(limits)
 main.add_command(credentials)
 main.add_command(image)

@@ -200,6 +200,16 @@ class StorageClient:
         return {str(name): int(number) for name, number in found.items()}
 
     @property
+    def address(self) -> str:
+        """Where we ask: OS_AUTH_URL, or the path of the daemon's socket."""
+        return self._environ.get("OS_AUTH_URL") or str(self._settings.api_socket)
+
+    def find_mount(self, volume: Volume) -> str | None:
+        """The file view of the daemon that has a volume, on this machine."""
+        neighbour = self._find_neighbour() if volume.uri else None
+        return None if neighbour is None else neighbour.mount
+
+    @property
     def tenant_id(self) -> str:
         """Who we are."""
         return self._log_in()[1].tenant_id

@@ -43,6 +43,7 @@ class PoolControl:
         settings: Settings,
         nbd_listen: str | None,
         api_listen: str | None,
+        mount: str | None,
     ) -> None:
         self._around = around
         self._pool = around.pool
@@ -53,6 +54,7 @@ class PoolControl:
         self._data_dir = str(settings.data_dir)
         self._nbd_listen = nbd_listen
         self._api_listen = api_listen
+        self._mount = mount
 
     async def info(self) -> DaemonInfo:
         with self._pool.catalogue() as catalogue:
@@ -65,6 +67,7 @@ class PoolControl:
             nbd_listen=self._nbd_listen,
             api_listen=self._api_listen,
             daemon=self._around.daemon,
+            mount=self._mount,
             volumes=volumes,
             snapshots=snapshots,
         )

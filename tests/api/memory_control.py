@@ -72,6 +72,7 @@ class MemoryControl:
             nbd_listen=None,
             api_listen=None,
             daemon="memory",
+            mount=None,
             volumes=len(self._volumes),
             snapshots=len(self._snapshots),
         )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from .initramfs import build_initramfs
+from .pythondisk import build_python_disk
 from .vm import Guest, boot
 
 
@@ -16,6 +18,15 @@ def initramfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     work = tmp_path_factory.mktemp("initramfs")
     image = work / "image.cpio"
     build_initramfs(work / "root", image)
+    return image
+
+
+@pytest.fixture(scope="session")
+def python_disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    work = tmp_path_factory.mktemp("python")
+    image = work / "image"
+    build_python_disk(work / "root", image)
+    shutil.rmtree(work / "root")
     return image
 
 

@@ -1,0 +1,146 @@
+"""`bock connect`, `disconnect`, `connections`: volumes as block devices of this machine."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from dataclasses import asdict
+from importlib.resources import files
+
+import click
+
+from bockd.cli.completion import complete_volume
+from bockd.cli.connecting import Connector, Wanted, find_device
+from bockd.cli.output import format_time, json_option, print_json, print_table, report
+from bockd.cli.storage import connect as connect_to_storage
+from bockd.errors import BockdError, UnavailableError
+from bockd.host.records import Connection, Records
+
+UNIT = "bock-connect@.service"
+
+
+@click.command()
+@click.argument("volume", required=False, shell_complete=complete_volume)
+@click.option("--device", help="Like /dev/nbd0; by default the first free one.")
+@click.option("--loop", is_flag=True, help="A loop device on the daemon's file view, without NBD.")
+@click.option("--server", help="What the API calls this machine; by default its host name.")
+@click.option("--restore", is_flag=True, help="Bring back what was connected before a reboot.")
+@click.option("--print-unit", is_flag=True, help=f"Print the systemd unit {UNIT}, which does that.")
+@json_option
+def connect(
+    volume: str | None,
+    device: str | None,
+    loop: bool,
+    server: str | None,
+    restore: bool,
+    print_unit: bool,
+    as_json: bool,
+) -> None:
+    """Attach VOLUME to this machine and make it a block device; prints the device.
+
+    Needs root, and nbd-client with the kernel's module nbd. Without the module, --loop gives a loop
+    device, if the daemon runs on this machine with --mount. Undo it with bock disconnect.
+
+    \b
+    DEVICE=$(bock connect web)
+    mount $DEVICE /mnt
+    """
+    if (volume is not None) + restore + print_unit != 1:
+        raise click.UsageError("give one of VOLUME, --restore and --print-unit")
+    if print_unit:
+        click.echo(render_unit(), nl=False)
+        return
+    connector = Connector(connect_to_storage(), Records.of_environment(os.environ))
+    if volume is None:
+        bring_back(connector, as_json)
+        return
+    wanted = Wanted(server or socket.gethostname(), device, loop)
+    made = connector.connect(volume, wanted)
+    report(made, made.device, as_json=as_json)
+
+
+def bring_back(connector: Connector, as_json: bool) -> None:
+    """Each in its turn; the failures are told at once, and once more by the exit status."""
+    restored: list[Connection] = []
+    failed = 0
+    for outcome in connector.restore():
+        if isinstance(outcome, BockdError):
+            failed += 1
+            click.echo(f"bock: {outcome}", err=True)
+        else:
+            restored.append(outcome)
+    report(
+        restored,
+        *(f"volume {one.volume} ({one.name}) is {one.device}" for one in restored),
+        as_json=as_json,
+    )
+    if failed:
+        raise UnavailableError(f"{failed} of {failed + len(restored)} volumes are not connected")
+
+
+def render_unit() -> str:
+    """The unit, for the `bock` that runs."""
+    program = os.path.join(os.path.dirname(sys.executable), "bock")
+    if not os.path.exists(program):
+        program = os.path.abspath(sys.argv[0])
+    return files("bockd.host").joinpath(UNIT).read_text().replace("@BOCK@", program)
+
+
+@click.command()
+@click.argument("ref", metavar="VOLUME|DEVICE", shell_complete=complete_volume)
+@click.option(
+    "--force", is_flag=True, help="Take it down as it is: what is not written yet is lost."
+)
+@json_option
+def disconnect(ref: str, force: bool, as_json: bool) -> None:
+    """Take a volume's block device away from this machine and detach the volume.
+
+    Refused while the device is in use, which names what uses it.
+
+    \b
+    bock disconnect web
+    bock disconnect /dev/nbd0
+    """
+    connector = Connector(connect_to_storage(), Records.of_environment(os.environ))
+    ended = connector.disconnect(ref, force=force)
+    report(
+        {"disconnected": ended},
+        f"disconnected volume {ended.volume} ({ended.name})"
+        + (f", which was {ended.device}" if ended.device else ""),
+        as_json=as_json,
+    )
+
+
+@click.command()
+@json_option
+def connections(as_json: bool) -> None:
+    """List the volumes that bock connect has made devices of this machine.
+
+    STATE is "connected", or "gone" for a device that is to come back (bock connect --restore).
+    """
+    found = Records.of_environment(os.environ).list()
+    shown = [(one, find_device(one)) for one in found]
+    if as_json:
+        print_json([{**asdict(one), "state": state(device)} for one, device in shown])
+        return
+    print_table(
+        ("VOLUME>", "NAME", "DEVICE", "SERVER", "STATE", "SINCE", "DAEMON"),
+        [
+            (
+                str(one.volume),
+                one.name,
+                device or one.device,
+                one.server,
+                state(device),
+                format_time(one.connected_at),
+                one.daemon,
+            )
+            for one, device in shown
+        ],
+    )
+
+
+def state(device: str | None) -> str:
+    """Of a connection whose device is that now."""
+    return "connected" if device else "gone"

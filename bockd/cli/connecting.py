@@ -1,0 +1,400 @@
+"""Connecting volumes as block devices of this machine: the order of the steps, and their undoing.
+
+Connecting: attach, record, device. Disconnecting: look that nobody uses the device, flush it, take
+it down, detach, forget the record. Each step of either can be the last one before a death; the
+record tells the next `bock` to carry on (bockd.host.records).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from bockd.cli.records import Attached, Volume, WayIn
+from bockd.cli.storage import StorageClient
+from bockd.errors import (
+    BockdError,
+    ConflictError,
+    DeniedError,
+    DeviceError,
+    InvalidRequestError,
+    NotFoundError,
+    NotSupportedError,
+    UnavailableError,
+)
+from bockd.host import blockdevices, kernelnbd, loopdevices
+from bockd.host.records import Connection, Records, current_boot, new_key
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the user asked for."""
+
+    server: str
+    device: str | None = None
+    """An NBD device; None: any."""
+    loop: bool = False
+
+
+class Connector:
+    """This host's connections to one daemon, on behalf of one tenant."""
+
+    def __init__(self, client: StorageClient, records: Records) -> None:
+        self._client = client
+        self._records = records
+
+    # -- connecting --------------------------------------------------------------------------
+
+    def connect(self, ref: str, wanted: Wanted) -> Connection:
+        """Make a volume a device of this host. ConflictError when it is one already, or is
+        attached elsewhere; whatever fails leaves it as it was."""
+        require_root("connect")
+        volume = self._client.find_volume(ref)
+        with self._records.locked():
+            known = self._find_own(volume.id)
+            if known is not None:
+                return self._connect_again(known, wanted)
+            check_attachable(volume, wanted.server)
+            planned = self._plan(volume, wanted)
+            way, attached_here = self._attach(volume, wanted.server)
+            with self._undone_by(planned, attached_here, way):
+                self._records.write(planned)
+                return self._bring_up(planned, volume, way)
+
+    def _find_own(self, volume: int) -> Connection | None:
+        return next((one for one in self.own() if one.volume == volume), None)
+
+    def own(self) -> list[Connection]:
+        """The records of this daemon and tenant."""
+        return [
+            one
+            for one in self._records.list()
+            if (one.daemon, one.tenant_id) == (self._client.address, self._client.tenant_id)
+        ]
+
+    def _connect_again(self, known: Connection, wanted: Wanted) -> Connection:
+        """What an earlier connecting has left unfinished, or a reboot has ended."""
+        device = find_device(known)
+        if device is not None and not self._is_dead(known):
+            raise ConflictError(f"volume {known.volume} ({known.name}) is {device} already")
+        if (known.file is not None) != wanted.loop or wanted.device not in (None, known.device):
+            raise ConflictError(
+                f"volume {known.volume} ({known.name}) was connected as "
+                f"{known.device or 'a loop device'}, which is gone: 'bock disconnect "
+                f"{known.volume}' first to connect it differently"
+            )
+        return self._restore_one(known)
+
+    def _plan(self, volume: Volume, wanted: Wanted) -> Connection:
+        """The record to write, once all is there that the machine needs."""
+        device, file = "", None
+        if wanted.loop:
+            if wanted.device is not None:
+                raise InvalidRequestError("--device names an NBD device; leave it out with --loop")
+            loopdevices.require()
+            file = self._find_file(volume)
+            if taken := loopdevices.find_device(file):
+                raise ConflictError(f"{file} is behind {taken} already, which bock has not made")
+        else:
+            kernelnbd.require()
+            device = (
+                self._find_free() if wanted.device is None else kernelnbd.check_name(wanted.device)
+            )
+        return Connection(
+            key=new_key(),
+            daemon=self._client.address,
+            tenant_id=self._client.tenant_id,
+            volume=volume.id,
+            name=volume.name,
+            server=wanted.server,
+            device=device,
+            file=file,
+            boot=current_boot(),
+            pid=None,
+            connected_at=time.time(),
+        )
+
+    def _find_file(self, volume: Volume) -> str:
+        if volume.uri is None:
+            raise NotSupportedError(
+                "--loop needs the daemon on this machine, and its control socket "
+                "(BOCKD_DATA says where); the daemon that has the volume is elsewhere"
+            )
+        mount = self._client.find_mount(volume)
+        if mount is None:
+            raise NotSupportedError(
+                "--loop needs the daemon's file view: start it with 'bockd serve --mount "
+                "/run/bockd-view' (docs/fuse.md)"
+            )
+        return os.path.join(mount, "volumes", str(volume.id))
+
+    def _find_free(self) -> str:
+        boot = current_boot()
+        return kernelnbd.find_free([one.device for one in self._records.list() if one.boot == boot])
+
+    def _attach(self, volume: Volume, server: str) -> tuple[WayIn, bool]:
+        """The way in, and whether it is we who have attached."""
+        if volume.attachment is None:
+            return self._attach_to(server, volume), True
+        way = self._client.way_in(volume.attachment)
+        if way.connections:
+            raise ConflictError(
+                f"volume {volume.id} ({volume.name}) is attached to {server}, and has "
+                f"{way.connections} NBD connections that bock has not made: end them, or "
+                f"'bock attachment delete {volume.id}'"
+            )
+        return way, False
+
+    def _attach_to(self, server: str, volume: Volume) -> WayIn:
+        try:
+            return self._client.attach(server, volume.id, None)
+        except NotFoundError as error:
+            raise NotFoundError(
+                f"attaching to the server {server!r}: {error} (--server says what this machine is "
+                "called; 'bock server add' makes a server known)"
+            ) from error
+
+    @contextmanager
+    def _undone_by(self, planned: Connection, attached_here: bool, way: WayIn) -> Iterator[None]:
+        """If it fails inside, the volume is as it was, and the record gone."""
+        try:
+            yield
+        except BaseException as error:
+            try:
+                if attached_here:
+                    # Nobody has it as a device: what is still connected may be cut off.
+                    at = Attached(way.volume, way.server, way.device)
+                    self._client.detach(at, force=True)
+                self._records.remove(planned)
+            except BockdError as second:
+                raise type(second)(
+                    f"{error}; and it could not be undone ({second}): "
+                    f"'bock disconnect {planned.volume}' does when the daemon answers"
+                ) from error
+            raise
+
+    def _bring_up(self, planned: Connection, volume: Volume, way: WayIn) -> Connection:
+        """The device, and its name in the record."""
+        if way.kind == "vm":
+            raise ConflictError(
+                f"server {way.server} is a virtual machine: attaching plugs a disk into it. Give "
+                "this host another name with --server"
+            )
+        if planned.file is not None:
+            up = replace(planned, device=loopdevices.bring_up(planned.file))
+        else:
+            up = replace(planned, pid=kernelnbd.bring_up(planned.device, find_uri(volume, way)))
+        try:
+            self._records.write(up)
+        except BaseException:
+            take_down(up)
+            raise
+        return up
+
+    # -- bringing back -----------------------------------------------------------------------
+
+    def restore(self) -> Iterator[Connection | BockdError]:
+        """Bring back what was connected, each one or why it was not possible."""
+        require_root("connect")
+        with self._records.locked():
+            for known in self.own():
+                try:
+                    yield self._restore_one(known)
+                except BockdError as error:
+                    yield type(error)(f"volume {known.volume} ({known.name}): {error}")
+
+    def _restore_one(self, known: Connection) -> Connection:
+        device = find_device(known)
+        if device is not None:
+            if not self._is_dead(known):
+                return known
+            end_device(known, lossy=True)
+        return self._bring_back(known)
+
+    def _is_dead(self, known: Connection) -> bool:
+        """Whether an NBD device has lost its connections, as when the daemon was restarted: the
+        kernel keeps it, and fails all that is asked of it."""
+        if known.file is not None:
+            return False
+        attached = self._find_attachment(known)
+        return attached is None or self._client.way_in(attached).connections == 0
+
+    def _bring_back(self, known: Connection) -> Connection:
+        volume = self._client.show_volume(known.volume)
+        check_attachable(volume, known.server)
+        file = None
+        if known.file is None:
+            kernelnbd.require()
+        else:
+            loopdevices.require()
+            file = self._find_file(volume)
+        way = self._fresh_way(volume, known)
+        planned = replace(
+            known, boot=current_boot(), pid=None, file=file, device=self._again(known)
+        )
+        self._records.write(planned)
+        try:
+            return self._bring_up(planned, volume, way)
+        except BaseException:
+            # The device may be somebody else's later.
+            self._records.write(replace(known, boot=""))
+            raise
+
+    def _fresh_way(self, volume: Volume, known: Connection) -> WayIn:
+        attached = volume.attachment
+        if attached is not None:
+            way = self._client.way_in(attached)
+            if not way.connections:
+                return way
+            # They are of this host's life before: cut off, so that nothing of it can still land.
+            self._client.detach(attached, force=True)
+        return self._attach_to(known.server, volume)
+
+    def _again(self, known: Connection) -> str:
+        """The same NBD device if it is free."""
+        if known.file is not None:
+            return ""
+        try:
+            return kernelnbd.check_name(known.device)
+        except (ConflictError, InvalidRequestError):
+            return self._find_free()
+
+    # -- disconnecting -----------------------------------------------------------------------
+
+    def disconnect(self, ref: str, *, force: bool = False) -> Connection:
+        """End a device and detach its volume. InUseError while the device is used, unless forced;
+        with `force` what is not written yet is lost."""
+        require_root("disconnect")
+        with self._records.locked():
+            known = self.find(ref)
+            self._check_daemon(known)
+            if not force:
+                # Who cannot be told of the detaching is better not left without the device.
+                self._find_attachment(known)
+            if find_device(known) is not None:
+                end_device(known, used=force, lossy=force)
+            self._detach(known, force=force)
+            self._records.remove(known)
+            return known
+
+    def _detach(self, known: Connection, *, force: bool) -> None:
+        try:
+            attached = self._find_attachment(known)
+            if attached is not None:
+                self._client.detach(attached, force=force)
+        except UnavailableError as error:
+            raise UnavailableError(
+                f"{known.device} is gone, and the volume is still attached: {error}; then "
+                f"'bock disconnect {known.volume}' again"
+            ) from error
+
+    def find(self, ref: str) -> Connection:
+        """By device, or by the volume's name or id. NotFoundError, ConflictError."""
+        found = [one for one in self._records.list() if fits(one, ref)]
+        if len(found) > 1:
+            devices = ", ".join(one.device or "a loop device" for one in found)
+            raise ConflictError(f"{ref!r} fits several connections: name the device ({devices})")
+        if not found:
+            raise NotFoundError(
+                f"{ref!r} is not connected here; 'bock connections' shows what is, and "
+                "'bock attachment delete' detaches what was attached without bock connect"
+            )
+        return found[0]
+
+    def _check_daemon(self, known: Connection) -> None:
+        if known.daemon != self._client.address:
+            setting = "OS_AUTH_URL" if "://" in known.daemon else "BOCKD_DATA"
+            raise ConflictError(
+                f"{known.device or known.name} is a volume of the daemon at {known.daemon}: set "
+                f"{setting} (and credentials) for that one"
+            )
+
+    def _find_attachment(self, known: Connection) -> Attached | None:
+        if known.tenant_id != self._client.tenant_id:
+            raise ConflictError(
+                f"volume {known.volume} ({known.name}) was connected for tenant {known.tenant_id}: "
+                "use its credentials"
+            )
+        try:
+            attached = self._client.show_volume(known.volume).attachment
+        except NotFoundError:
+            return None  # detached and deleted by others
+        return attached if attached is not None and attached.server == known.server else None
+
+
+def require_root(doing: str) -> None:
+    """DeniedError for everybody else."""
+    if os.geteuid() != 0:
+        raise DeniedError(f"block devices need root: sudo bock {doing} ... (see sudo's option -E)")
+
+
+def check_attachable(volume: Volume, server: str) -> None:
+    """ConflictError when a volume is attached to another server."""
+    if volume.attachment is not None and volume.attachment.server != server:
+        raise ConflictError(
+            f"volume {volume.id} ({volume.name}) is attached to {volume.attachment.server}: "
+            "'bock disconnect' it there, or, if that host is gone, "
+            f"'bock attachment delete {volume.id} --force'"
+        )
+
+
+def find_uri(volume: Volume, way: WayIn) -> str:
+    """The Unix socket's if the daemon is on this machine, else that over TCP. UnavailableError."""
+    uri = way.unix_uri if volume.uri is not None and way.unix_uri else way.uri
+    if uri is None:
+        raise UnavailableError(
+            "the daemon is on another machine, and serves NBD on its Unix socket only: let it "
+            "listen with BOCKD_NBD_LISTEN (docs/attachments.md)"
+        )
+    return uri
+
+
+def find_device(known: Connection) -> str | None:
+    """The device of a record, if it is there and still this one's."""
+    if known.file is not None:
+        if known.device and loopdevices.find_file(known.device) == known.file:
+            return known.device
+        return loopdevices.find_device(known.file)
+    pid = kernelnbd.find_pid(known.device)
+    ours = pid is not None and known.boot == current_boot() and known.pid in (None, pid)
+    return known.device if ours else None
+
+
+def take_down(known: Connection) -> None:
+    """End a device, used or not."""
+    device = find_device(known)
+    if device is not None:
+        (kernelnbd if known.file is None else loopdevices).take_down(device)
+
+
+def end_device(known: Connection, *, used: bool = False, lossy: bool = False) -> None:
+    """End a device and wait until it has gone. InUseError, unless it may be `used`; DeviceError
+    when it cannot be flushed, unless it may be `lossy`."""
+    device = find_device(known)
+    assert device is not None
+    if used and known.file is None:
+        # The kernel keeps what is left of it for those who use it, and sends nothing any more.
+        kernelnbd.take_down(device)
+        return
+    # A loop device that is used would live on, and write to a volume that is not attached.
+    with blockdevices.claimed(device) as descriptor:
+        try:
+            blockdevices.flush(device, descriptor)
+        except DeviceError:
+            if not lossy:
+                raise
+        take_down(known)
+    (kernelnbd if known.file is None else loopdevices).wait_until_gone(device)
+
+
+def fits(known: Connection, ref: str) -> bool:
+    """Whether a user may mean a connection by that."""
+    if not ref:
+        raise InvalidRequestError("an empty name refers to nothing")
+    device = find_device(known) or known.device
+    return ref in (str(known.volume), known.name) or (
+        bool(device) and ref in (device, device.removeprefix("/dev/"))
+    )

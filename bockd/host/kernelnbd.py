@@ -1,0 +1,124 @@
+"""The kernel's NBD devices, through nbd-client: /dev/nbdX from its connection to its end."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from contextlib import suppress
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from bockd.errors import (
+    BockdError,
+    ConflictError,
+    DeviceError,
+    InvalidRequestError,
+    NotSupportedError,
+)
+from bockd.host.blockdevices import SYS_BLOCK, read_attribute, size_bytes, wait_until
+from bockd.host.tools import find_tool, run_tool
+
+BLOCK_BYTES = 4096
+"""A volume's own block. nbd-client does not ask the server for it."""
+
+CONNECTIONS = 4
+"""Sockets of one device: the kernel spreads its queues over them."""
+
+MODULE = SYS_BLOCK.parents[1] / "module" / "nbd"
+
+
+def require() -> None:
+    """Load the module, and find nbd-client. NotSupportedError says what to do without them."""
+    if not _is_loaded():
+        reason = "the module was loaded, and there is no /sys/class/block/nbd0"
+        try:
+            run_tool("modprobe", "nbd")
+        except BockdError as error:
+            reason = str(error)
+        if not wait_until(_is_loaded, 0):
+            raise NotSupportedError(
+                f"this machine's kernel has no NBD devices ({reason}). If the daemon runs on this "
+                "machine with --mount, a loop device does the same: bock connect --loop VOLUME"
+            )
+    find_tool("nbd-client")
+
+
+def _is_loaded() -> bool:
+    return MODULE.exists() and (SYS_BLOCK / "nbd0").exists()
+
+
+def check_name(device: str) -> str:
+    """/dev/nbdX, however it was written. InvalidRequestError, ConflictError when it is in use."""
+    name = device.removeprefix("/dev/")
+    if not re.fullmatch(r"nbd[0-9]{1,4}", name):
+        raise InvalidRequestError(f"{device!r} is not an NBD device: give one like /dev/nbd0")
+    if not (SYS_BLOCK / name).exists():
+        raise InvalidRequestError(
+            f"there is no /dev/{name}; the kernel has {len(_names())} NBD devices, and more with "
+            "the module's parameter nbds_max"
+        )
+    if not _is_free(name):
+        raise ConflictError(f"/dev/{name} is connected already; leave --device out for a free one")
+    return f"/dev/{name}"
+
+
+def find_free(taken: Collection[str]) -> str:
+    """The first device that nobody uses and that is not `taken`. ConflictError."""
+    for name in _names():
+        device = f"/dev/{name}"
+        if device not in taken and _is_free(name):
+            return device
+    raise ConflictError(
+        f"all {len(_names())} NBD devices of this machine are in use; the module's parameter "
+        "nbds_max gives more"
+    )
+
+
+def _names() -> list[str]:
+    """By number."""
+    names = [entry.name for entry in SYS_BLOCK.glob("nbd*") if entry.name[3:].isdigit()]
+    return sorted(names, key=lambda name: int(name[3:]))
+
+
+def _is_free(name: str) -> bool:
+    return find_pid(name) is None and size_bytes(name) == 0
+
+
+def find_pid(device: str) -> int | None:
+    """The process that connected a device (it may have ended since); None: not connected."""
+    pid = read_attribute(device, "pid")
+    return None if pid is None else int(pid)
+
+
+def bring_up(device: str, uri: str) -> int:
+    """Connect a device to an export, and wait until it is there; the id that tells this
+    connection from others of the device. DeviceError, with nothing left behind."""
+    # When it fails the device is not ours: somebody else may have connected it just before.
+    run_tool("nbd-client", *_address(uri), device, *_target(uri))
+    if not wait_until(lambda: find_pid(device) is not None and size_bytes(device) > 0):
+        with suppress(BockdError):
+            take_down(device)
+        raise DeviceError(f"nbd-client succeeded, and {device} did not come")
+    return find_pid(device) or 0
+
+
+def take_down(device: str) -> None:
+    """Disconnect a device, also from under those who use it. DeviceError."""
+    run_tool("nbd-client", "-d", device)
+
+
+def wait_until_gone(device: str) -> None:
+    """Return once nothing is connected. DeviceError."""
+    if not wait_until(lambda: find_pid(device) is None):
+        raise DeviceError(f"{device} is still connected after nbd-client -d; who has it open?")
+
+
+def _address(uri: str) -> list[str]:
+    parts = urlsplit(uri)
+    if parts.scheme == "nbd+unix":
+        return ["-unix", parse_qs(parts.query)["socket"][0]]
+    return [str(parts.hostname), str(parts.port)]
+
+
+def _target(uri: str) -> list[str]:
+    name = unquote(urlsplit(uri).path[1:])
+    return ["-N", name, "-b", str(BLOCK_BYTES), "-C", str(CONNECTIONS), "-persist"]

@@ -1,0 +1,48 @@
+"""Loop devices on files of the daemon's file view, for kernels without NBD devices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bockd.errors import DeviceError, NotFoundError
+from bockd.host.blockdevices import SYS_BLOCK, read_attribute, wait_until
+from bockd.host.tools import find_tool, run_tool
+
+
+def require() -> None:
+    """NotSupportedError without losetup."""
+    find_tool("losetup")
+
+
+def find_file(device: str) -> str | None:
+    """What a loop device is on; None when it is on nothing."""
+    return read_attribute(device, "loop/backing_file")
+
+
+def find_device(path: str) -> str | None:
+    """A loop device that is on a file."""
+    found = (entry.name for entry in SYS_BLOCK.glob("loop*") if find_file(entry.name) == path)
+    name = next(found, None)
+    return None if name is None else f"/dev/{name}"
+
+
+def bring_up(path: str) -> str:
+    """A loop device on a file. NotFoundError, DeviceError."""
+    if not Path(path).exists():
+        raise NotFoundError(
+            f"there is no {path}: is the daemon's file view still mounted? The daemon mounts it "
+            "when it starts"
+        )
+    # Direct I/O saves a second copy of everything in the page cache (docs/fuse.md).
+    return run_tool("losetup", "--find", "--show", "--direct-io=on", path).strip()
+
+
+def take_down(device: str) -> None:
+    """Let go of the file, also from under those who use the device. DeviceError."""
+    run_tool("losetup", "--detach", device)
+
+
+def wait_until_gone(device: str) -> None:
+    """Return once the device is on nothing. DeviceError."""
+    if not wait_until(lambda: find_file(device) is None):
+        raise DeviceError(f"{device} is still there after losetup --detach; who has it open?")

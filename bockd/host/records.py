@@ -1,0 +1,155 @@
+"""What this host has connected, on disk: one small JSON file for each connection.
+
+A record is written before its device comes, and removed after its device has gone and its volume
+is detached. So whatever is left by a death in between is known, and `bock disconnect` or
+`bock connect` carries on from there; after a reboot the records say what to bring back. Files are
+replaced by renaming, synced before and after. Whoever changes something here, or on a device,
+holds the directory's lock.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from bockd.errors import DamagedError, from_os_error
+
+STATE_DIR = Path("/var/lib/bock")
+"""Survives a reboot; /run would not."""
+
+STATE_VARIABLE = "BOCK_STATE"
+
+_SUFFIX = ".json"
+_NEW_SUFFIX = ".new"
+_LOCK = "lock"
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """A volume that is, or shall be, a device of this host."""
+
+    key: str
+    """Names the record's file."""
+    daemon: str
+    """Where the block storage API was asked: an OS_AUTH_URL, or the path of a socket."""
+    tenant_id: str
+    volume: int
+    name: str
+    """The volume's, when it was connected."""
+    server: str
+    """What the API calls this host."""
+    device: str
+    """Like /dev/nbd0; empty for a loop device that has not come yet."""
+    file: str | None
+    """What a loop device is on; None for an NBD device."""
+    boot: str
+    """The run of the kernel that `device` and `pid` are of."""
+    pid: int | None
+    """Tells this connection of an NBD device from others; None before it has come."""
+    connected_at: float
+
+
+def current_boot() -> str:
+    """Names this run of the kernel."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+class Records:
+    """The records in one directory, which is made when the first is written."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    @classmethod
+    def of_environment(cls, environ: Mapping[str, str]) -> Records:
+        """$BOCK_STATE, or the usual directory."""
+        return cls(Path(environ.get(STATE_VARIABLE) or STATE_DIR))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """One `bock` at a time changes connections of this host."""
+        try:
+            os.makedirs(self.directory, mode=0o700, exist_ok=True)
+            lock = os.open(self.directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise from_os_error(error, f"opening {self.directory}") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
+
+    def list(self) -> list[Connection]:
+        """In the order they were made. DamagedError for a file that is no record."""
+        try:
+            names = sorted(name for name in os.listdir(self.directory) if name.endswith(_SUFFIX))
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise from_os_error(error, f"reading {self.directory}") from error
+        found = (self._read(name) for name in names)
+        return sorted((one for one in found if one is not None), key=lambda one: one.connected_at)
+
+    def _read(self, name: str) -> Connection | None:
+        import msgspec
+
+        path = self.directory / name
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=Connection)
+        except FileNotFoundError:
+            return None  # it went meanwhile
+        except OSError as error:
+            raise from_os_error(error, f"reading {path}") from error
+        except (msgspec.DecodeError, msgspec.ValidationError) as error:
+            raise DamagedError(
+                f"{path} is not a record of bock ({error}): move it away, and see with "
+                "'bock attachment list' what is attached"
+            ) from error
+
+    def write(self, connection: Connection) -> None:
+        """On disk when this returns. NoSpaceError, DeniedError, DeviceError."""
+        import msgspec
+
+        path = self._path(connection)
+        new = os.fspath(path) + _NEW_SUFFIX
+        try:
+            file = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            try:
+                with os.fdopen(file, "wb", closefd=False) as stream:
+                    stream.write(msgspec.json.format(msgspec.json.encode(connection)))
+                os.fsync(file)
+            finally:
+                os.close(file)
+            os.rename(new, path)
+            self._sync()
+        except OSError as error:
+            raise from_os_error(error, f"writing {path}") from error
+
+    def remove(self, connection: Connection) -> None:
+        """Forget a connection, durably."""
+        path = self._path(connection)
+        try:
+            path.unlink(missing_ok=True)
+            self._sync()
+        except OSError as error:
+            raise from_os_error(error, f"removing {path}") from error
+
+    def _path(self, connection: Connection) -> Path:
+        return self.directory / (connection.key + _SUFFIX)
+
+    def _sync(self) -> None:
+        directory = os.open(self.directory, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+
+def new_key() -> str:
+    """For a record that is new."""
+    return secrets.token_hex(8)

@@ -1,0 +1,59 @@
+"""Running the system's own tools, with errors that say what to install or what they said."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from typing import IO
+
+from bockd.errors import DeviceError, NotSupportedError
+
+SEARCH_PATH = os.pathsep.join(("/usr/local/sbin", "/usr/sbin", "/sbin"))
+"""Searched after PATH: a user's PATH on Debian has no sbin, where these tools are."""
+
+TOOL_SECONDS = 60.0
+"""nbd-client waits for the network; what has not been answered by then will not be."""
+
+PACKAGES = {"nbd-client": "nbd-client", "losetup": "mount", "modprobe": "kmod"}
+"""The Debian package of each tool; other distributions call most of them the same."""
+
+
+def find_tool(name: str) -> str:
+    """The path of a tool. NotSupportedError, which names its package."""
+    path = shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:{SEARCH_PATH}")
+    if path is None:
+        raise NotSupportedError(
+            f"{name} is not installed: install the package {PACKAGES[name]} "
+            f"(apt-get install {PACKAGES[name]})"
+        )
+    return path
+
+
+def run_tool(name: str, *arguments: str) -> str:
+    """What a tool prints. DeviceError with what it said when it fails, or does not end."""
+    command = [find_tool(name), *arguments]
+    # Files, because what a tool leaves in the background would keep a pipe open.
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        try:
+            status = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                timeout=TOOL_SECONDS,
+                check=False,
+            ).returncode
+        except subprocess.TimeoutExpired as error:
+            raise DeviceError(f"{name} did not end within {TOOL_SECONDS:g} seconds") from error
+        printed, complaints = _content(out), _content(err)
+    if status != 0:
+        said = [line.strip() for line in f"{printed}\n{complaints}".splitlines() if line.strip()]
+        raise DeviceError(f"{name} failed: {'; '.join(said) or f'status {status}'}")
+    return printed
+
+
+def _content(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode(errors="replace")
