@@ -46,7 +46,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, str, str]:
     place = tmp_path_factory.mktemp("bench")
     json_file, page = place / "result.json", place / "page.md"
     short = ["--quick", "--rounds", "1", "--seconds", "0.2", "--size-mib", "16", "--no-repeat"]
-    rows = ["--row", "qd32", "--row", "growth"]
+    rows = ["--row", "qd32", "--row", "growth"]  # with the API's, which come together
     before = servers()
     ended = bench(*short, *rows, "--json", json_file, "--write", page)
     assert ended.returncode == 0, ended.stderr
@@ -60,6 +60,7 @@ def test_the_json_is_whole(quick: tuple[Any, str, str]) -> None:
     assert [section["title"] for section in document["sections"]] == [
         "Against other servers",
         "Writes just after a snapshot",
+        "The block storage API",
     ]
     rows = {
         (one["row"], one["baseline"]["name"])
@@ -75,6 +76,10 @@ def test_the_json_is_whole(quick: tuple[Any, str, str]) -> None:
         ("after-snapshot-4k-randwrite-qd32-fill-64k", "before"),
         ("after-snapshot-4k-randwrite-qd32-fill-4k", "before"),
         ("after-snapshot-growth", "written"),
+        ("api-show", "500 a second"),
+        ("api-list-1000", "shown one by one"),
+        ("api-load-4k-randread-qd32", "without"),
+        ("api-load-4k-randwrite-qd32", "without"),
     }
     for section in document["sections"]:
         for one in section["comparisons"]:
