@@ -123,14 +123,14 @@ def test_interrupted_import_leaves_no_volume(
 
 
 def path_with_endless_convert(daemon: Daemon, tmp_path: Path) -> str:
-    """A PATH whose `qemu-img convert` writes a quarter, says so, and stays connected for ever."""
+    """A PATH whose `qemu-img convert` writes a quarter, says so, and stays connected, for five minutes."""
     stand_in = tmp_path / "bin" / "qemu-img"
     stand_in.parent.mkdir()
     stand_in.write_text(
         "#!/bin/bash\n"
         f'[[ $1 == convert ]] || PATH={daemon.environment["PATH"]!r} exec qemu-img "$@"\n'
         "printf '    (25.00/100%%)\\r'\n"
-        "exec qemu-io -f raw -c 'write 0 10M' -c 'sleep 1000000000' \"${@: -1}\" >/dev/null\n"
+        "exec qemu-io -f raw -c 'write 0 10M' -c 'sleep 300000' \"${@: -1}\" >/dev/null\n"
     )
     stand_in.chmod(0o755)
     return f"{stand_in.parent}:{daemon.environment['PATH']}"
