@@ -123,7 +123,7 @@ def test_interrupted_import_leaves_no_volume(
 
 
 def path_with_endless_convert(daemon: Daemon, tmp_path: Path) -> str:
-    """A PATH whose `qemu-img convert` writes a quarter, says so, and stays connected, for five minutes."""
+    """A PATH whose `qemu-img convert` writes a quarter, says so, and stays for five minutes."""
     stand_in = tmp_path / "bin" / "qemu-img"
     stand_in.parent.mkdir()
     stand_in.write_text(
