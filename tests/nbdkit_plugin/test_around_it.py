@@ -100,6 +100,32 @@ def test_filter_cow(pool: PoolDirectory) -> None:
     assert "verification failed" not in said
 
 
+def test_three_filters_at_once(pool: PoolDirectory, tmp_path: Path) -> None:
+    """nbdcopy, qemu-io and fio's verification through a stack of them."""
+    image, back, log = tmp_path / "image", tmp_path / "back", tmp_path / "requests.log"
+    write_sparse_image(image, 8 * MIB, seed=43)
+    disk = pool.create("disk1")
+    fio = (
+        "fio --name=job --ioengine=nbd --rw=randwrite --bs=4k --iodepth=16 --size=2M "
+        f"--verify=crc32c --verify_fatal=1 --verify_state_save=0 --aux-path={tmp_path}"
+    )
+    said = served(
+        f'set -e; nbdcopy {image} "$uri"; nbdcopy "$uri" {back}; '
+        f"qemu-io -f raw -c 'write -P 7 777 9999' -c 'read -P 7 777 9999' \"$uri\"; "
+        f'{fio} --uri="$uri"',
+        pool.parameter,
+        disk,
+        f"logfile={log}",
+        "wdelay=1ms",
+        f"statsfile={tmp_path / 'stats'}",
+        filters=("--filter=log", "--filter=delay", "--filter=stats"),
+    )
+    same_bytes(image, back)
+    assert "verification failed" not in said
+    assert "err= 0" in said
+    assert "Write" in log.read_text()
+
+
 def test_tls_with_a_pre_shared_key(pool: PoolDirectory, tmp_path: Path) -> None:
     """Only who has the key gets in."""
     disk = pool.create("disk1")
@@ -118,6 +144,12 @@ def test_tls_with_a_pre_shared_key(pool: PoolDirectory, tmp_path: Path) -> None:
         good = ask(f"nbds+unix://alice@/?{socket}&tls-psk-file={right}")
         assert good.returncode == 0, good.stderr
         assert '"TLS": true' in good.stdout
+        image, back = tmp_path / "image", tmp_path / "back"
+        write_sparse_image(image, 8 * MIB, seed=42)
+        uri = f"nbds+unix://alice@/?{socket}&tls-psk-file={right}"
+        for source, target in ((str(image), uri), (uri, str(back))):
+            subprocess.run([program("nbdcopy"), source, target], check=True)
+        same_bytes(image, back)
         assert ask(f"nbds+unix://alice@/?{socket}&tls-psk-file={wrong}").returncode != 0
         assert ask(f"nbd+unix:///?{socket}").returncode != 0
 
