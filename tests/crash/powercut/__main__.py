@@ -7,23 +7,20 @@ python -m tests.crash.powercut --seed 17 --runs 1     # one history again
 from __future__ import annotations
 
 import argparse
-import logging
-import os
-import sys
 import tempfile
 import time
 from dataclasses import astuple
 from pathlib import Path
 
+from tests.crash.powercut.apart import play
 from tests.crash.powercut.engine import laboratory
 from tests.crash.powercut.mounted import power_cut_disk
-from tests.crash.powercut.scenario import Counts, Run
+from tests.crash.powercut.scenario import Counts
 
 CUTS_OF_A_RUN = 10
 
 
 def main() -> None:
-    logging.disable()  # what recovery discards, it says
     parser = argparse.ArgumentParser(prog="python -m tests.crash.powercut")
     parser.add_argument("--seed", type=int, default=None, help="the first seed (default: the time)")
     parser.add_argument("--runs", type=int, default=None, help="histories, one for each seed")
@@ -39,12 +36,9 @@ def main() -> None:
     ):
         for seed in range(first, first + runs):
             print(f"seed {seed}", end="\r", flush=True)
-            counts = Run(disk, seed).play(CUTS_OF_A_RUN)
+            counts = play(disk, seed, CUTS_OF_A_RUN).counts
             total = Counts(*map(sum, zip(astuple(total), astuple(counts), strict=True)))
     print(f"seeds {first} to {first + runs - 1}: {total}; no failure")
-    # Operations that a death cut off are not to be ended now.
-    sys.stdout.flush()
-    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest import mock
 
-from bockd.engine import durability, leafcache, merging
+from bockd.engine import durability, leafcache, merging, poolfiles
 from bockd.store import ballast, index, journal, layer
 from bockd.store.layer import Layer
 
@@ -30,6 +30,15 @@ class _Fallocate:
             os.pwrite(fd, _ZEROS[: end - at], at)
         os.setxattr(fd, "user.punch", f"{offset} {end - offset}".encode())
         return 0
+
+
+class _StoppedClock:
+    """In the place of the module: a time that is written shorter or longer would make one seed two
+    histories."""
+
+    @staticmethod
+    def time() -> float:
+        return 1.0
 
 
 def _data_ranges(self: Layer, offset: int, length: int) -> Iterator[tuple[int, int]]:
@@ -58,6 +67,7 @@ def laboratory() -> Iterator[None]:
         (merging, "MAX_DEAD_LAYERS", 1),
         (ballast, "BALLAST_BYTES", 16 * 1024),
         (index, "_AHEAD_BYTES", 64 * 1024),
+        (poolfiles, "time", _StoppedClock),
         (layer, "_libc", _Fallocate),
         (Layer, "data_ranges", _data_ranges),
     )

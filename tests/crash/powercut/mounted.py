@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,6 @@ class PowerCutDisk:
 
     def __init__(self, mount: Path) -> None:
         self._mount = mount
-        self._lives = 0
 
     def path(self, life: str) -> Path:
         return self._mount / life
@@ -53,8 +53,8 @@ class PowerCutDisk:
         return int(os.getxattr(self._mount, "user.power").split()[1])
 
     def _name(self) -> str:
-        self._lives += 1
-        return f"life-{self._lives}"
+        # The kernel remembers names, and histories in several processes make them.
+        return f"life-{time.monotonic_ns()}"
 
     def _order(self, text: str) -> None:
         os.setxattr(self._mount, "user.power", text.encode())

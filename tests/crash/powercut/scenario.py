@@ -166,6 +166,7 @@ class Run:
         self.scheduler = UnevenScheduler(self.random, now=self.now)
         self.pool = Pool.open(self.path, self.scheduler.spawn, boot=f"{self.boot:036}")
         self.reclaimer = Reclaimer(self.pool)
+        self.pool.clock = lambda: 1.0
         self.pool.on_garbage = lambda: self.scheduler.spawn(self.reclaimer.run())
         run_inline(self.pool.recover_volumes())
         assert not self.pool.refusals, self.pool.refusals

@@ -13,13 +13,13 @@ import pytest
 from bockd.engine.check import check_open_pool
 from bockd.engine.pool import Pool
 from bockd.engine.reclaim import Reclaimer
-from bockd.errors import BockdError
 from bockd.steps import Background, run_inline
+from tests.crash.powercut.apart import HistoryFailedError, play
 from tests.crash.powercut.disk import Content, File
 from tests.crash.powercut.engine import laboratory
 from tests.crash.powercut.mounted import PowerCutDisk, power_cut_disk
 from tests.crash.powercut.mutations import MUTATIONS
-from tests.crash.powercut.scenario import SIZE, Run
+from tests.crash.powercut.scenario import SIZE
 from tests.engine.process import die
 
 SEEDS = range(22)
@@ -38,7 +38,12 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PowerCutDisk]:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_power_cuts(disk: PowerCutDisk, seed: int) -> None:
-    assert Run(disk, seed).play(CUTS_OF_A_RUN).cuts == CUTS_OF_A_RUN
+    assert play(disk, seed, CUTS_OF_A_RUN).counts.cuts == CUTS_OF_A_RUN
+
+
+def test_a_seed_is_one_history(disk: PowerCutDisk) -> None:
+    """To the last byte: or a failure could not be played again."""
+    assert play(disk, 5, CUTS_OF_A_RUN) == play(disk, 5, CUTS_OF_A_RUN)
 
 
 @pytest.mark.parametrize("missing", MUTATIONS)
@@ -46,8 +51,8 @@ def test_the_laboratory_notices_what_is_missing(disk: PowerCutDisk, missing: str
     with MUTATIONS[missing]():
         for seed in range(MOST_CUTS // CUTS_OF_A_RUN):
             try:
-                Run(disk, seed).play(CUTS_OF_A_RUN)
-            except (AssertionError, BockdError):
+                play(disk, seed, CUTS_OF_A_RUN)
+            except HistoryFailedError:
                 return
     pytest.fail(f"{MOST_CUTS} power cuts without '{missing}', and nothing noticed")
 
