@@ -120,7 +120,7 @@ def test_three_filters_at_once(pool: PoolDirectory, tmp_path: Path) -> None:
         f"statsfile={tmp_path / 'stats'}",
         filters=("--filter=log", "--filter=delay", "--filter=stats"),
     )
-    same_bytes(image, back)
+    assert same_bytes(image, back)
     assert "verification failed" not in said
     assert "err= 0" in said
     assert "Write" in log.read_text()
@@ -149,7 +149,7 @@ def test_tls_with_a_pre_shared_key(pool: PoolDirectory, tmp_path: Path) -> None:
         uri = f"nbds+unix://alice@/?{socket}&tls-psk-file={right}"
         for source, target in ((str(image), uri), (uri, str(back))):
             subprocess.run([program("nbdcopy"), source, target], check=True)
-        same_bytes(image, back)
+        assert same_bytes(image, back)
         assert ask(f"nbds+unix://alice@/?{socket}&tls-psk-file={wrong}").returncode != 0
         assert ask(f"nbd+unix:///?{socket}").returncode != 0
 
