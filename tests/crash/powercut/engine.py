@@ -9,12 +9,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest import mock
 
-from bockd.engine import durability, leafcache, merging, poolfiles
+from bockd.engine import durability, leafcache, merging, poolfiles, volume
 from bockd.store import ballast, index, journal, layer
 from bockd.store.layer import Layer
 
 JOURNAL_RECORDS = 96
-_ZEROS = bytes(64 * 1024)
+_TOUCHED_ZEROS = b"\0" * volume.WRITE_PIECE_BYTES
+"""The kernel copies a write in two where memory that was never touched begins, in the middle of a
+sector, and hands the file system two writes; the disk would take them for torn. Repeating a byte
+touches the memory, which `bytes(n)` does not."""
+
+_ZEROS = _TOUCHED_ZEROS[: 64 * 1024]
 
 
 class _Fallocate:
@@ -67,6 +72,7 @@ def laboratory() -> Iterator[None]:
         (merging, "MAX_DEAD_LAYERS", 1),
         (ballast, "BALLAST_BYTES", 16 * 1024),
         (index, "_AHEAD_BYTES", 64 * 1024),
+        (volume, "_ZEROS", memoryview(_TOUCHED_ZEROS)),
         (poolfiles, "time", _StoppedClock),
         (layer, "_libc", _Fallocate),
         (Layer, "data_ranges", _data_ranges),
