@@ -14,9 +14,10 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import signal
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 
 import pyfuse3
 import trio
@@ -239,17 +240,24 @@ def _attributes(node: File | Directory) -> EntryAttributes:
 
 
 async def serve(mountpoint: str) -> None:
-    """Serve until standard input ends."""
-    pyfuse3.init(PowerCutFileSystem(), mountpoint, {"fsname=bockd-powercut", *_OPTIONS})
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(pyfuse3.main, 1)
-            sys.stdout.write("mounted\n")
-            sys.stdout.flush()
-            await trio.lowlevel.wait_readable(sys.stdin)
-            nursery.cancel_scope.cancel()
-    finally:
-        pyfuse3.close(unmount=True)
+    """Serve until standard input ends, or a signal says so: the mount must not be left behind."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        pyfuse3.init(PowerCutFileSystem(), mountpoint, {"fsname=bockd-powercut", *_OPTIONS})
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(pyfuse3.main, 1)
+                nursery.start_soon(_end_at_signal, signals, nursery.cancel_scope)
+                sys.stdout.write("mounted\n")
+                sys.stdout.flush()
+                await trio.lowlevel.wait_readable(sys.stdin)
+                nursery.cancel_scope.cancel()
+        finally:
+            pyfuse3.close(unmount=True)
+
+
+async def _end_at_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+    await anext(signals)
+    scope.cancel()
 
 
 _OPTIONS = pyfuse3.default_options - {"default_permissions"}
