@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from types import FrameType
 
 import click
@@ -274,8 +275,8 @@ def stat(volume: str | None, interval: float, once: bool, as_json: bool) -> None
             watch = Watch(connect(), volume, float("inf") if once else SPACE_BUDGET_SECONDS)
             observed = ticks(watch, interval, interrupted)
             if once:
-                show_plain(*next(observed), as_json=as_json)
-            elif as_json or not sys.stdout.isatty():
+                observed = islice(observed, 1)
+            if once or as_json or not sys.stdout.isatty():
                 for seconds, rows in observed:
                     show_plain(seconds, rows, as_json=as_json)
             else:
