@@ -19,8 +19,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bockd.control import CheckReport
+from bockd.engine.access import StoreAccess
 from bockd.engine.checklayers import LayerCheck
-from bockd.engine.durability import StoreAccess
 from bockd.engine.guests import without_guests
 from bockd.engine.pool import Pool
 from bockd.errors import BockdError, DamagedError, PoolFormatError

@@ -1,14 +1,14 @@
 """What makes a volume's writes last: journal appends, flushes, checkpoints and transitions.
 
-    append      a batch's map changes go to the journal before it is acknowledged (promise D1)
-    flush       head synced, then a barrier appended, then the journal synced (promise D2)
+    append      a batch's map changes go to the journal before it is acknowledged (promise D1;
+                bockd.engine.appending)
+    flush       head synced, then a barrier appended, then the journal synced (promise D2;
+                bockd.engine.flushing)
     checkpoint  the journal segment is sealed, its records applied to the index, its file removed
     transition  snapshot, revert, extend, close: the residue of the journal and the change itself in
                 one index transaction, with a new generation
 
 Invariants:
-* A barrier covers only records appended before the data sync began; a flush joins only one that
-  has not begun.
 * Flushes, seals and the swap inside a transition exclude each other (`_turn`); checkpoints and
   transitions exclude each other (`_maintenance`).
 * A failed sync or append is final: `failed` is set, and nothing is acknowledged any more.
@@ -18,291 +18,39 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TypeVar
 
-from bockd.engine.leafcache import LeafCache
-from bockd.engine.waiting import Gate, Mutex
-from bockd.errors import (
-    BockdError,
-    DamagedError,
-    NoSpaceError,
-    VolumeFailedError,
-    from_os_error,
-    volume_failed,
-)
+from bockd.engine.access import create_segment, discard_segments
+from bockd.engine.appending import VolumeParts
+from bockd.engine.flushing import Flushing
+from bockd.engine.waiting import Mutex
+from bockd.errors import BockdError, DamagedError
 from bockd.failpoints import Failpoint, hit
-from bockd.steps import Blocking, Signal, Steps
-from bockd.store.ballast import Ballast
+from bockd.steps import Blocking, Steps
 from bockd.store.blockmap import MapChanges
 from bockd.store.catalogue import Catalogue, VolumeRecord
-from bockd.store.index import Index, Transaction
-from bockd.store.journal import SEGMENT_RECORDS, Entry, JournalSegment, Kind, places, read_segment
-from bockd.store.layer import Layer
-from bockd.store.layout import JournalName, Layout, unlink_if_present
+from bockd.store.index import Transaction
+from bockd.store.journal import SEGMENT_RECORDS, JournalSegment, Kind, read_segment
+from bockd.store.layout import JournalName
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-RESERVED_RECORDS = 64
-"""Kept free in a segment for barriers and the seal."""
 
-RECORDS_PER_OPERATION = 4
-"""More than any one engine operation appends."""
+class Durability(Flushing):
+    """Journal and index of one open volume."""
 
-ALLOWANCE_BLOCKS = 256
-"""Single blocks redirected between two looks at how much room there is; each takes a place of its
-own in the journal at most."""
-
-CHECKPOINT_RECORDS = SEGMENT_RECORDS // 2
-"""A checkpoint begins when half of a segment is used, so that it ends before the other half is."""
-
-CHECKPOINT_DIRTY_LEAVES = 32 * 1024
-"""Or when this many leaves wait to be stored: they are pinned in memory, 0.7 KiB each."""
-
-MAX_DIRTY_LEAVES = 4 * CHECKPOINT_DIRTY_LEAVES
-"""At this many, writes wait for the checkpoint."""
-
-Spawn = Callable[[Steps[None]], None]
-"""Runs steps in the background; given by the edge that drives the engine."""
-
-
-@dataclass(frozen=True, slots=True)
-class StoreAccess:
-    """What an open volume needs of its pool."""
-
-    layout: Layout
-    index: Index
-    ballast: Ballast
-    boot: str
-
-
-@dataclass(eq=False)
-class _Round:
-    """A flush that others may join as long as it has not begun."""
-
-    done: Signal = field(default_factory=Signal)
-    error: BockdError | None = None
-
-
-class Durability:
-    """Journal and index of one open volume. `record` is what the index says of the volume."""
-
-    def __init__(
-        self,
-        store: StoreAccess,
-        record: VolumeRecord,
-        segment: JournalSegment,
-        head: Layer,
-        cache: LeafCache,
-        gate: Gate,
-        spawn: Spawn,
-        on_garbage: Callable[[], None],
-    ) -> None:
-        self.record = record
-        self.head = head
-        self.unsynced = False
-        """The head has writes that no sync has covered."""
-        self.failed: str | None = record.failed
+    def __init__(self, parts: VolumeParts) -> None:
+        super().__init__(parts)
         self.closed = False
         """The journal is closed: there is nothing to bring up to date any more."""
-        self._store = store
-        self._cache = cache
-        self._gate = gate
-        self._spawn = spawn
-        self._on_garbage = on_garbage
-        self._segment = segment
-        self._sealed: list[JournalSegment] = []
         self.drain_reads: Callable[[], Steps[None]] = _no_reads
         """Waits for the reads that have begun; given by the volume."""
-        self.sequence = segment.next_sequence
-        """A sequence not above that of the next change to be appended, and above all earlier
-        ones: what the map remembers of when a leaf changed."""
-        self.allowance = 0
-        """Single blocks that may still be redirected before `has_room` is to be asked."""
-        self._staged: list[Entry] = []
-        self._scattered: list[int] = []
-        self._last_change = 0
-        self._durable = 0
-        self._turn = Mutex()
+        self._on_garbage = parts.on_garbage
+        self._sealed: list[JournalSegment] = []
         self._maintenance = Mutex()
-        self._recording = Mutex()
-        self._failure_recorded = True
-        self._joinable: _Round | None = None
         self._checkpoint_wanted = False
-        self._checkpoint_error: BockdError | None = None
-        self._room = Signal()
-
-    # -- appending ---------------------------------------------------------------------------
-
-    def stage(self, kind: Kind, first: int, count: int) -> None:
-        """Add a change of a range to the batch that `commit` appends."""
-        self._gather_scattered()
-        self._staged.append((kind, first, count))
-
-    def stage_block(self, block: int) -> None:
-        """Add the redirect of one block, for which there is allowance."""
-        self.allowance -= 1
-        self._scattered.append(block)
-
-    def _gather_scattered(self) -> None:
-        """Scattered blocks so far come before whatever is staged next."""
-        scattered = self._scattered
-        if scattered:
-            # One block alone takes a single place as a range.
-            alone = len(scattered) == 1
-            self._staged.append((Kind.REDIRECT, scattered[0], 1) if alone else scattered)
-            self._scattered = []
-
-    def has_room(self) -> bool:
-        """True when one more operation may change the map; asks for a checkpoint in good time."""
-        free = self._segment.free - places(self._staged) - len(self._scattered)
-        dirty = len(self._cache.dirty)
-        if free < SEGMENT_RECORDS - CHECKPOINT_RECORDS or dirty > CHECKPOINT_DIRTY_LEAVES:
-            self._want_checkpoint()
-        inside = RECORDS_PER_OPERATION * (self._gate.inside + 1)
-        needed = RESERVED_RECORDS + inside + ALLOWANCE_BLOCKS
-        self.allowance = ALLOWANCE_BLOCKS
-        if free >= needed and dirty < MAX_DIRTY_LEAVES:
-            return True
-        self.allowance = 0
-        return False
-
-    def wait_for_room(self) -> Steps[None]:
-        """Wait until a checkpoint has made room. Raises what keeps it from doing so."""
-        asked = False
-        while not self.has_room():
-            self.check_usable()
-            if asked and self._checkpoint_error is not None:
-                raise self._checkpoint_error
-            asked = True
-            yield self._room
-
-    def commit(self) -> None:
-        """Append the staged changes. VolumeFailedError: none of them may be acknowledged."""
-        self._gather_scattered()
-        if not self._staged:
-            return
-        self.check_usable()
-        staged, self._staged = self._staged, []
-        hit(Failpoint.WRITE_REMAPPED)
-        try:
-            self._segment.append(staged)
-        except OSError as error:
-            self.fail(f"appending to the journal failed: {error}")
-        self.check_usable()
-        hit(Failpoint.JOURNAL_APPENDED)
-        self._last_change = self._segment.last_sequence
-        self.sequence = self._segment.next_sequence
-
-    # -- failing -----------------------------------------------------------------------------
-
-    def check_usable(self) -> None:
-        """VolumeFailedError after a failed sync."""
-        if self.failed is not None:
-            raise volume_failed(self.record.id, self.record.name, self.failed)
-
-    def fail(self, reason: str) -> None:
-        """Refuse the volume from now on, and record why."""
-        if self.failed is not None:
-            return
-        self.failed = reason
-        self._failure_recorded = False
-        log.error("volume %s (%s) failed: %s", self.record.id, self.record.name, reason)
-        self._wake_waiting()
-        self._spawn(self.record_failure())
-
-    def record_failure(self) -> Steps[None]:
-        """Let the index know of a failure. Done before the volume is closed: a record that came
-        after an operator's reopening would undo it."""
-        yield from self._recording.acquire()
-        try:
-            if not self._failure_recorded:
-                # One attempt: what cannot be recorded is still known to this process.
-                self._failure_recorded = True
-                yield from self._put_failure()
-        finally:
-            self._recording.release()
-
-    def _put_failure(self) -> Steps[None]:
-        volume, reason = self.record.id, self.failed
-
-        def change(txn: Transaction) -> None:
-            catalogue = Catalogue(txn)
-            catalogue.put_volume(replace(catalogue.volume(volume), failed=reason))
-
-        try:
-            yield Blocking(lambda: self._store.index.update(change))
-        except (BockdError, OSError) as error:
-            log.error("the failure of volume %s could not be recorded: %s", volume, error)  # noqa: TRY400
-
-    def _wake_waiting(self) -> None:
-        room, self._room = self._room, Signal()
-        room.fire()
-
-    # -- flushing ----------------------------------------------------------------------------
-
-    def flush(self) -> Steps[None]:
-        """Make what was acknowledged before the call survive power loss."""
-        if (joinable := self._joinable) is not None:
-            yield joinable.done
-            if joinable.error is not None:
-                raise joinable.error
-            return
-        mine = _Round()
-        if self._turn.held:
-            self._joinable = mine
-        try:
-            yield from self._turn.acquire()
-            if self._joinable is mine:
-                self._joinable = None
-            try:
-                yield from self._sync_all(Kind.BARRIER, self._segment)
-            finally:
-                self._turn.release()
-        except BockdError as error:
-            mine.error = error
-            raise
-        except BaseException:
-            mine.error = VolumeFailedError("the flush that this one joined was abandoned")
-            raise
-        finally:
-            if self._joinable is mine:
-                self._joinable = None
-            mine.done.fire()
-
-    def _sync_all(self, kind: Kind, segment: JournalSegment) -> Steps[None]:
-        """Sync the head; if the map changed since the last durable barrier (or to seal), append a
-        barrier to `segment` and sync that. With the turn held."""
-        self.commit()
-        self.check_usable()
-        covered = self._last_change
-        hit(Failpoint.FLUSH_BEGUN)
-        if self.unsynced:
-            # Cleared first: a write that lands during the sync needs another one.
-            self.unsynced = False
-            yield from self._final(self.head.sync, "syncing the head layer")
-        hit(Failpoint.FLUSH_DATA)
-        if covered > self._durable or kind is Kind.SEAL:
-            self.check_usable()
-            try:
-                segment.append([(kind, covered, 0)])
-            except OSError as error:
-                self.fail(f"appending to the journal failed: {error}")
-                self.check_usable()
-            hit(Failpoint.FLUSH_BARRIER)
-            yield from self._final(segment.sync, "syncing the journal")
-            self._durable = max(self._durable, covered)
-        hit(Failpoint.FLUSH_DONE)
-
-    def _final(self, sync: Callable[[], None], doing: str) -> Steps[None]:
-        """Run a sync whose failure is final for the volume."""
-        try:
-            yield Blocking(sync)
-        except OSError as error:
-            self.fail(f"{doing} failed: {error}")
-            self.check_usable()
-        self.check_usable()
 
     # -- checkpoint --------------------------------------------------------------------------
 
@@ -390,7 +138,7 @@ class Durability:
             self._on_garbage()
         self._cache.mark_clean(applied)
         del self._sealed[: len(sealed)]
-        yield Blocking(lambda: _discard(self._store.layout, sealed))
+        yield Blocking(lambda: discard_segments(self._store.layout, sealed))
         hit(Failpoint.CHECKPOINT_DONE)
 
     def _apply(self, txn: Transaction, segments: list[JournalSegment]) -> tuple[VolumeRecord, bool]:
@@ -441,7 +189,7 @@ class Durability:
             except BaseException:
                 # After a failure the index may name it.
                 if fresh is not None and self._segment is not fresh and self.failed is None:
-                    _discard(self._store.layout, [fresh])
+                    discard_segments(self._store.layout, [fresh])
                 raise
             finally:
                 self._gate.open()
@@ -493,7 +241,7 @@ class Durability:
             adopt(self.record, result)
         finally:
             self._turn.release()
-        yield Blocking(lambda: _discard(self._store.layout, old))
+        yield Blocking(lambda: discard_segments(self._store.layout, old))
         hit(Failpoint.TRANSITION_DONE)
         return result
 
@@ -550,29 +298,3 @@ class Durability:
 
 def _no_reads() -> Steps[None]:
     yield from ()
-
-
-def create_segment(store: StoreAccess, name: JournalName) -> JournalSegment:
-    """A new journal segment, giving up the ballast if the disk is full. BockdError."""
-    doing = f"creating journal segment {store.layout.journal_segment(name)}"
-    try:
-        return JournalSegment.create(store.layout, name, store.boot)
-    except OSError as error:
-        translated = from_os_error(error, doing)
-        if not isinstance(translated, NoSpaceError) or not store.ballast.release():
-            raise translated from error
-    try:
-        return JournalSegment.create(store.layout, name, store.boot)
-    except OSError as error:
-        raise from_os_error(error, doing) from error
-
-
-def _discard(layout: Layout, segments: list[JournalSegment]) -> None:
-    """Close and remove segments whose records are in the index. One that cannot be removed is
-    removed at the next opening: its generation is past."""
-    for segment in segments:
-        segment.close()
-        try:
-            unlink_if_present(layout.journal_segment(segment.name))
-        except OSError as error:
-            log.warning("journal segment %s was not removed: %s", segment.name, error)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
-from bockd.engine.durability import StoreAccess
+from bockd.engine.access import StoreAccess
 from bockd.engine.opening import lock_volume
 from bockd.errors import GuestsError, InUseError
 from bockd.model import VolumeId

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from bockd.engine.durability import StoreAccess
+from bockd.engine.access import StoreAccess
 from bockd.engine.waiting import Mutex
 from bockd.errors import BockdError, from_os_error
 from bockd.model import LayerId

@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from bockd.engine.durability import Durability, Spawn, StoreAccess, create_segment
+from bockd.engine.access import Spawn, StoreAccess, create_segment
+from bockd.engine.appending import VolumeParts
+from bockd.engine.durability import Durability
 from bockd.engine.leafcache import LeafCache
 from bockd.engine.recovery import recover, remove_old_segments
 from bockd.engine.snapshot import Snapshot
@@ -118,9 +120,10 @@ def open_volume(
     files: _OpenedFiles = yield Blocking(lambda: _open_files(store, volume))
     gate = Gate()
     leaf_cache = LeafCache(store.index, store.layout, files.chain)
-    durability = Durability(
+    parts = VolumeParts(
         store, files.record, files.segment, files.head, leaf_cache, gate, spawn, on_garbage
     )
+    durability = Durability(parts)
     return OpenVolume(Volume(leaf_cache, durability, gate, spawn), files.lock)
 
 

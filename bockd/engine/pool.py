@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
-from bockd.engine.durability import Spawn, StoreAccess
+from bockd.engine.access import Spawn, StoreAccess
 from bockd.engine.newlayers import LayerMaker
 from bockd.engine.opening import (
     abandon_volume,

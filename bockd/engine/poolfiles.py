@@ -6,7 +6,7 @@ import logging
 import os
 import time
 
-from bockd.engine.durability import StoreAccess
+from bockd.engine.access import StoreAccess
 from bockd.errors import InUseError, NoSpaceError, PoolFormatError
 from bockd.failpoints import Failpoint, hit
 from bockd.store.ballast import Ballast

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from bockd.engine.durability import StoreAccess
+from bockd.engine.access import StoreAccess
 from bockd.errors import DamagedError, from_os_error
 from bockd.failpoints import Failpoint, hit
 from bockd.model import BLOCK_SIZE, VolumeId

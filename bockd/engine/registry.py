@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 from bockd.control import Space
-from bockd.engine.durability import Spawn, StoreAccess
+from bockd.engine.access import Spawn, StoreAccess
 from bockd.engine.opening import (
     OpenSnapshot,
     OpenVolume,

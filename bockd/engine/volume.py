@@ -15,7 +15,8 @@ import logging
 import os
 
 from bockd import failpoints
-from bockd.engine.durability import Durability, Spawn
+from bockd.engine.access import Spawn
+from bockd.engine.durability import Durability
 from bockd.engine.leafcache import HOLE_SLOT, LeafCache
 from bockd.engine.punching import PendingPunches, Puncher
 from bockd.engine.reading import BLOCK_SHIFT, Reader

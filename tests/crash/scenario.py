@@ -24,7 +24,7 @@ import nbd
 from bockd.blockstorage.accounts import CREDENTIALS_FILE
 from bockd.cli.client import ControlClient
 from bockd.control import ImportInfo
-from bockd.engine.durability import CHECKPOINT_RECORDS
+from bockd.engine.appending import CHECKPOINT_RECORDS
 from bockd.errors import UnavailableError
 from bockd.model import BLOCK_SIZE, MIB, NodeKind, ServerKind
 from bockd.store.journal import SEGMENT_RECORDS

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from bockd.engine import durability, leafcache
+from bockd.engine import appending, leafcache
 from bockd.engine.check import check_open_pool
 from bockd.engine.pool import Pool
 from bockd.engine.reading import Reader
@@ -174,7 +174,7 @@ class Run:
 def test_interleaved_operations(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leafcache, "CACHE_BYTES", 500)
     monkeypatch.setattr(leafcache, "GROUP_LEAVES", 1)
-    monkeypatch.setattr(durability, "CHECKPOINT_DIRTY_LEAVES", 2)
+    monkeypatch.setattr(appending, "CHECKPOINT_DIRTY_LEAVES", 2)
     run = Run(tmp_path, seed)
     for _ in range(3):
         run.live()

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest import mock
 
-from bockd.engine import durability, leafcache, merging, poolfiles, volume
+from bockd.engine import appending, durability, leafcache, merging, poolfiles, volume
 from bockd.store import ballast, index, journal, layer
 from bockd.store.layer import Layer
 
@@ -62,11 +62,12 @@ def laboratory() -> Iterator[None]:
     small = (
         (journal, "SEGMENT_RECORDS", JOURNAL_RECORDS),
         (journal, "SEGMENT_BYTES", size),
+        (appending, "SEGMENT_RECORDS", JOURNAL_RECORDS),
         (durability, "SEGMENT_RECORDS", JOURNAL_RECORDS),
-        (durability, "CHECKPOINT_RECORDS", JOURNAL_RECORDS // 3),
-        (durability, "RESERVED_RECORDS", 16),
-        (durability, "ALLOWANCE_BLOCKS", 4),
-        (durability, "CHECKPOINT_DIRTY_LEAVES", 2),
+        (appending, "CHECKPOINT_RECORDS", JOURNAL_RECORDS // 3),
+        (appending, "RESERVED_RECORDS", 16),
+        (appending, "ALLOWANCE_BLOCKS", 4),
+        (appending, "CHECKPOINT_DIRTY_LEAVES", 2),
         (leafcache, "CACHE_BYTES", 500),
         (leafcache, "GROUP_LEAVES", 1),
         (merging, "MAX_DEAD_LAYERS", 1),

@@ -1,0 +1,201 @@
+"""A volume's map changes on their way into its journal, and what ends that: a failure.
+
+    stage       a change joins the batch under way
+    commit      the batch is appended, before it is acknowledged (promise D1)
+    fail        nothing is appended or acknowledged any more; why is recorded in the index
+
+A segment has room for what was let in (`has_room`): nobody has to wait with a change half made.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from bockd.engine.access import Spawn, StoreAccess
+from bockd.engine.leafcache import LeafCache
+from bockd.engine.waiting import Gate, Mutex
+from bockd.errors import BockdError, volume_failed
+from bockd.failpoints import Failpoint, hit
+from bockd.steps import Blocking, Signal, Steps
+from bockd.store.catalogue import Catalogue, VolumeRecord
+from bockd.store.index import Transaction
+from bockd.store.journal import SEGMENT_RECORDS, Entry, JournalSegment, Kind, places
+from bockd.store.layer import Layer
+
+log = logging.getLogger(__name__)
+
+RESERVED_RECORDS = 64
+"""Kept free in a segment for barriers and the seal."""
+
+RECORDS_PER_OPERATION = 4
+"""More than any one engine operation appends."""
+
+ALLOWANCE_BLOCKS = 256
+"""Single blocks redirected between two looks at how much room there is; each takes a place of its
+own in the journal at most."""
+
+CHECKPOINT_RECORDS = SEGMENT_RECORDS // 2
+"""A checkpoint begins when half of a segment is used, so that it ends before the other half is."""
+
+CHECKPOINT_DIRTY_LEAVES = 32 * 1024
+"""Or when this many leaves wait to be stored: they are pinned in memory, 0.7 KiB each."""
+
+MAX_DIRTY_LEAVES = 4 * CHECKPOINT_DIRTY_LEAVES
+"""At this many, writes wait for the checkpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeParts:
+    """What an open volume's journal is made with."""
+
+    store: StoreAccess
+    record: VolumeRecord
+    segment: JournalSegment
+    head: Layer
+    cache: LeafCache
+    gate: Gate
+    spawn: Spawn
+    on_garbage: Callable[[], None]
+    """Called when a commit leaves something to reclaim."""
+
+
+class Appending(ABC):
+    """The journal segment that is appended to. `record` is what the index says of the volume."""
+
+    def __init__(self, parts: VolumeParts) -> None:
+        self.record = parts.record
+        self.head = parts.head
+        self.unsynced = False
+        """The head has writes that no sync has covered."""
+        self.failed: str | None = parts.record.failed
+        self.sequence = parts.segment.next_sequence
+        """A sequence not above that of the next change to be appended, and above all earlier
+        ones: what the map remembers of when a leaf changed."""
+        self.allowance = 0
+        """Single blocks that may still be redirected before `has_room` is to be asked."""
+        self._store = parts.store
+        self._cache = parts.cache
+        self._gate = parts.gate
+        self._spawn = parts.spawn
+        self._segment = parts.segment
+        self._staged: list[Entry] = []
+        self._scattered: list[int] = []
+        self._last_change = 0
+        self._recording = Mutex()
+        self._failure_recorded = True
+        self._checkpoint_error: BockdError | None = None
+        self._room = Signal()
+
+    @abstractmethod
+    def _want_checkpoint(self) -> None:
+        """A checkpoint is due."""
+
+    # -- appending ---------------------------------------------------------------------------
+
+    def stage(self, kind: Kind, first: int, count: int) -> None:
+        """Add a change of a range to the batch that `commit` appends."""
+        self._gather_scattered()
+        self._staged.append((kind, first, count))
+
+    def stage_block(self, block: int) -> None:
+        """Add the redirect of one block, for which there is allowance."""
+        self.allowance -= 1
+        self._scattered.append(block)
+
+    def _gather_scattered(self) -> None:
+        """Scattered blocks so far come before whatever is staged next."""
+        scattered = self._scattered
+        if scattered:
+            # One block alone takes a single place as a range.
+            alone = len(scattered) == 1
+            self._staged.append((Kind.REDIRECT, scattered[0], 1) if alone else scattered)
+            self._scattered = []
+
+    def has_room(self) -> bool:
+        """True when one more operation may change the map; asks for a checkpoint in good time."""
+        free = self._segment.free - places(self._staged) - len(self._scattered)
+        dirty = len(self._cache.dirty)
+        if free < SEGMENT_RECORDS - CHECKPOINT_RECORDS or dirty > CHECKPOINT_DIRTY_LEAVES:
+            self._want_checkpoint()
+        inside = RECORDS_PER_OPERATION * (self._gate.inside + 1)
+        needed = RESERVED_RECORDS + inside + ALLOWANCE_BLOCKS
+        self.allowance = ALLOWANCE_BLOCKS
+        if free >= needed and dirty < MAX_DIRTY_LEAVES:
+            return True
+        self.allowance = 0
+        return False
+
+    def wait_for_room(self) -> Steps[None]:
+        """Wait until a checkpoint has made room. Raises what keeps it from doing so."""
+        asked = False
+        while not self.has_room():
+            self.check_usable()
+            if asked and self._checkpoint_error is not None:
+                raise self._checkpoint_error
+            asked = True
+            yield self._room
+
+    def commit(self) -> None:
+        """Append the staged changes. VolumeFailedError: none of them may be acknowledged."""
+        self._gather_scattered()
+        if not self._staged:
+            return
+        self.check_usable()
+        staged, self._staged = self._staged, []
+        hit(Failpoint.WRITE_REMAPPED)
+        try:
+            self._segment.append(staged)
+        except OSError as error:
+            self.fail(f"appending to the journal failed: {error}")
+        self.check_usable()
+        hit(Failpoint.JOURNAL_APPENDED)
+        self._last_change = self._segment.last_sequence
+        self.sequence = self._segment.next_sequence
+
+    # -- failing -----------------------------------------------------------------------------
+
+    def check_usable(self) -> None:
+        """VolumeFailedError after a failed sync."""
+        if self.failed is not None:
+            raise volume_failed(self.record.id, self.record.name, self.failed)
+
+    def fail(self, reason: str) -> None:
+        """Refuse the volume from now on, and record why."""
+        if self.failed is not None:
+            return
+        self.failed = reason
+        self._failure_recorded = False
+        log.error("volume %s (%s) failed: %s", self.record.id, self.record.name, reason)
+        self._wake_waiting()
+        self._spawn(self.record_failure())
+
+    def record_failure(self) -> Steps[None]:
+        """Let the index know of a failure. Done before the volume is closed: a record that came
+        after an operator's reopening would undo it."""
+        yield from self._recording.acquire()
+        try:
+            if not self._failure_recorded:
+                # One attempt: what cannot be recorded is still known to this process.
+                self._failure_recorded = True
+                yield from self._put_failure()
+        finally:
+            self._recording.release()
+
+    def _put_failure(self) -> Steps[None]:
+        volume, reason = self.record.id, self.failed
+
+        def change(txn: Transaction) -> None:
+            catalogue = Catalogue(txn)
+            catalogue.put_volume(replace(catalogue.volume(volume), failed=reason))
+
+        try:
+            yield Blocking(lambda: self._store.index.update(change))
+        except (BockdError, OSError) as error:
+            log.error("the failure of volume %s could not be recorded: %s", volume, error)  # noqa: TRY400
+
+    def _wake_waiting(self) -> None:
+        room, self._room = self._room, Signal()
+        room.fire()
