@@ -2,7 +2,7 @@
 # What set-up does is in .setup/: one short script for each part.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-keystone soak setup setup-run check bench lock clean
+.PHONY: help run test test-keystone soak soak-cuts soak-kills setup setup-run check bench lock clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 15
@@ -17,7 +17,12 @@ test-keystone: setup ## run the tests that need a real Keystone, which this inst
 	@.setup/keystone
 	@.venv/bin/python -m pytest tests/keystone -m real_keystone $(ARGS)
 
-soak: setup ## cut the power 5,000 times (ARGS='--seed 1 --cuts 100'; a failure names its seed)
+soak: soak-kills soak-cuts ## both of these (ARGS='--seed 1' is for both)
+
+soak-kills: setup ## kill the daemon 1,000 times (ARGS='--seed 1 --kills 100'; a failure names its seed)
+	@.venv/bin/python -m tests.crash.storm $(ARGS)
+
+soak-cuts: setup ## cut the power 5,000 times (ARGS='--seed 1 --cuts 100'; a failure names its seed)
 	@.venv/bin/python -m tests.crash.powercut $(ARGS)
 
 setup: ## set up everything: run, tests, benchmarks

@@ -12,7 +12,7 @@ import os
 import selectors
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -26,21 +26,35 @@ _context = multiprocessing.get_context("forkserver")
 class ForkedDaemon:
     """One life of the daemon, from its start to its end."""
 
-    def __init__(self, environment: Mapping[str, str], log: Path) -> None:
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        log: Path,
+        *,
+        prepare: Callable[[], None] | None = None,
+        patience_seconds: float = START_SECONDS,
+    ) -> None:
+        """Start it, and wait until it is ready, it has ended, or patience has. `prepare` is done in
+        the new process first: what a test changes of the engine. (It must be picklable.)"""
         _context.set_forkserver_preload(["__main__", "bockd.daemon", __name__])
         receiving, sending = _context.Pipe(duplex=False)
         self._announced = receiving
         self._process: ForkServerProcess = _context.Process(
-            target=_serve, args=(dict(environment), str(log), sending), daemon=True
+            target=_serve, args=(dict(environment), str(log), sending, prepare), daemon=True
         )
         self._process.start()
         sending.close()
-        self.announcement = self._read_announcement()
+        self.announcement = self._read_announcement(patience_seconds)
 
     @property
     def ready(self) -> bool:
         """It said that it is ready; otherwise it has ended before."""
         return "Next: " in self.announcement
+
+    @property
+    def running(self) -> bool:
+        """It has not ended."""
+        return self._process.is_alive()
 
     @property
     def api_port(self) -> int:
@@ -68,13 +82,13 @@ class ForkedDaemon:
         self._announced.close()
         return died
 
-    def _read_announcement(self) -> str:
+    def _read_announcement(self, patience_seconds: float) -> str:
         """What it prints, until it is ready or has ended."""
         text = b""
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + patience_seconds
         with selectors.DefaultSelector() as selector:
             selector.register(self._announced, selectors.EVENT_READ)
-            while b"Next: " not in text and selector.select(deadline - time.monotonic()):
+            while b"Next: " not in text and selector.select(max(0.0, deadline - time.monotonic())):
                 data = os.read(self._announced.fileno(), 65536)
                 if not data:
                     break
@@ -82,7 +96,9 @@ class ForkedDaemon:
         return text.decode()
 
 
-def _serve(environment: dict[str, str], log: str, announce: Connection) -> None:
+def _serve(
+    environment: dict[str, str], log: str, announce: Connection, prepare: Callable[[], None] | None
+) -> None:
     """In the new process: become `bockd serve`."""
     os.environ.clear()
     os.environ.update(environment)
@@ -93,4 +109,6 @@ def _serve(environment: dict[str, str], log: str, announce: Connection) -> None:
     announce.close()
     from bockd.cli.bockd import main
 
+    if prepare is not None:
+        prepare()
     main(["serve"])

@@ -46,18 +46,23 @@ class Shot:
 
 @dataclass
 class History:
-    """Of one volume, from its creation as `units` holes of `unit_bytes` on."""
+    """Of one volume, from its creation as `units` holes of `unit_bytes` on; a clone begins as
+    `content`. Its writes are numbered from `first_value` on."""
 
     units: int
     unit_bytes: int
+    first_value: int = 1
+    content: bytes = b""
     clock: int = 0
     shots: list[Shot] = field(default_factory=list)
     """Snapshots that are being taken: what is sent now they may hold, too."""
 
     def __post_init__(self) -> None:
-        start = Operation(ZEROS, 0, self.units, 0, 0)
-        self.candidates: list[list[Operation]] = [[start] for _ in range(self.units)]
-        self._next_value = 1
+        values = self.values(self.content) if self.content else [ZEROS] * self.units
+        self.candidates: list[list[Operation]] = [
+            [Operation(value, unit, 1, 0, 0)] for unit, value in enumerate(values)
+        ]
+        self._next_value = self.first_value
 
     def tick(self) -> int:
         self.clock += 1
@@ -119,9 +124,9 @@ class History:
         for unit, value in enumerate(self.values(content)):
             candidates = self.candidates[unit]
             open_questions += len(candidates) > 1
-            allowed = [(other.value, other.acknowledged) for other in candidates]
-            assert value in {other.value for other in candidates}, (
-                f"unit {unit} holds value {value}; allowed are (value, acknowledged at) {allowed}"
+            assert any(other.value == value for other in candidates), (
+                f"unit {unit} holds value {value}; allowed are (value, acknowledged at) "
+                f"{[(other.value, other.acknowledged) for other in candidates]}"
             )
             self.candidates[unit] = [Operation(value, unit, 1, self.clock, self.clock)]
         return open_questions

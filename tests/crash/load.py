@@ -18,6 +18,9 @@ from .history import ZEROS, History, Operation
 DEPTH = 16
 """Requests under way on each connection."""
 
+LARGE_UNITS = 300
+"""Of blocks, more than the server takes from the socket at once."""
+
 
 class Load:
     """Random operations on one volume, for as long as it is driven."""
@@ -49,7 +52,9 @@ class Load:
         count = self._choose.choice((1, 1, 1, 1, 1, 2, 5, 9, 16))
         # Half of all goes to a few places, so that operations meet.
         span = self._choose.choice((history.units, history.units // 32))
-        first = self._choose.randrange(span - 32)
+        if self._choose.random() < 0.003:
+            count, span = LARGE_UNITS, history.units
+        first = self._choose.randrange(span - count - 2 * per_block)
         if kind < 0.82:
             operation, data = history.write(first, count)
             buffer = nbd.Buffer.from_bytearray(data)

@@ -1,17 +1,18 @@
-"""The engine as the laboratory runs it: on a file system without fallocate and SEEK_DATA, with
-small journals, small caches and eager merging, so that a short life sees everything.
+"""The engine as the laboratory runs it: small (tests/crash/small.py), on a file system without
+fallocate and SEEK_DATA.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from unittest import mock
 
-from bockd.engine import appending, durability, leafcache, merging, poolfiles, volume
-from bockd.store import ballast, index, journal, layer
+from bockd.engine import poolfiles, volume
+from bockd.store import layer
 from bockd.store.layer import Layer
+from tests.crash.small import small_engine
 
 JOURNAL_RECORDS = 96
 _TOUCHED_ZEROS = b"\0" * volume.WRITE_PIECE_BYTES
@@ -58,31 +59,13 @@ def _data_ranges(self: Layer, offset: int, length: int) -> Iterator[tuple[int, i
 @contextmanager
 def laboratory() -> Iterator[None]:
     """For the duration, the engine is as described above."""
-    size = journal.HEADER_BYTES + JOURNAL_RECORDS * journal.RECORD_BYTES
-    small = (
-        (journal, "SEGMENT_RECORDS", JOURNAL_RECORDS),
-        (journal, "SEGMENT_BYTES", size),
-        (appending, "SEGMENT_RECORDS", JOURNAL_RECORDS),
-        (durability, "SEGMENT_RECORDS", JOURNAL_RECORDS),
-        (appending, "CHECKPOINT_RECORDS", JOURNAL_RECORDS // 3),
-        (appending, "RESERVED_RECORDS", 16),
-        (appending, "ALLOWANCE_BLOCKS", 4),
-        (appending, "CHECKPOINT_DIRTY_LEAVES", 2),
-        (leafcache, "CACHE_BYTES", 500),
-        (leafcache, "GROUP_LEAVES", 1),
-        (merging, "MAX_DEAD_LAYERS", 1),
-        (ballast, "BALLAST_BYTES", 16 * 1024),
-        (index, "_AHEAD_BYTES", 64 * 1024),
+    replaced = (
         (volume, "_ZEROS", memoryview(_TOUCHED_ZEROS)),
         (poolfiles, "time", _StoppedClock),
         (layer, "_libc", _Fallocate),
         (Layer, "data_ranges", _data_ranges),
     )
-    patches = [mock.patch.object(target, name, value) for target, name, value in small]
-    for patch in patches:
-        patch.start()
-    try:
+    with small_engine(JOURNAL_RECORDS), ExitStack() as patches:
+        for target, name, value in replaced:
+            patches.enter_context(mock.patch.object(target, name, value))
         yield
-    finally:
-        for patch in reversed(patches):
-            patch.stop()

@@ -1,0 +1,41 @@
+"""The engine with small journals, small caches and eager merging, so that a short life sees all of
+it: segments that change, leaves that are evicted and read again, layers that are merged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+from bockd.engine import appending, durability, leafcache, merging
+from bockd.store import ballast, index, journal
+
+
+def sizes(journal_records: int) -> tuple[tuple[Any, str, int], ...]:
+    """What is small, where its name lives, and its size. A journal needs room for four records of
+    each operation that may be inside the engine at once, and for what is reserved."""
+    return (
+        (journal, "SEGMENT_RECORDS", journal_records),
+        (journal, "SEGMENT_BYTES", journal.HEADER_BYTES + journal_records * journal.RECORD_BYTES),
+        (appending, "SEGMENT_RECORDS", journal_records),
+        (durability, "SEGMENT_RECORDS", journal_records),
+        (appending, "CHECKPOINT_RECORDS", journal_records // 3),
+        (appending, "RESERVED_RECORDS", 16),
+        (appending, "ALLOWANCE_BLOCKS", 4),
+        (appending, "CHECKPOINT_DIRTY_LEAVES", 2),
+        (leafcache, "CACHE_BYTES", 500),
+        (leafcache, "GROUP_LEAVES", 1),
+        (merging, "MAX_DEAD_LAYERS", 1),
+        (ballast, "BALLAST_BYTES", 16 * 1024),
+        (index, "_AHEAD_BYTES", 64 * 1024),
+    )
+
+
+@contextmanager
+def small_engine(journal_records: int) -> Iterator[None]:
+    """For the duration, this process's engine is small."""
+    with ExitStack() as patches:
+        for target, name, value in sizes(journal_records):
+            patches.enter_context(mock.patch.object(target, name, value))
+        yield

@@ -1,0 +1,140 @@
+"""The engine broken in one thing that promise D1 or D4 rests on: what a storm must notice.
+
+Each is a function that breaks the engine of the process that calls it, for good.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from bockd.engine import recovery
+from bockd.engine.durability import Durability
+from bockd.engine.leafcache import LeafCache
+from bockd.engine.punching import PendingPunches
+from bockd.engine.recovery import Replay
+from bockd.engine.volume import Volume
+from bockd.engine.waiting import HeldRange, RangeLocks
+from bockd.steps import Steps
+from bockd.store.blockmap import MapChanges
+from bockd.store.journal import Change, Kind, SegmentContents
+from bockd.store.layer import Layer
+
+EVERY = 3
+"""Of the records of a checkpoint, which are left out."""
+
+APPENDS_OF_COMMITS = 64
+"""Of the commits, which append."""
+
+
+def reply_before_the_journal() -> None:
+    """Of the requests' commits only some append; the others leave it to a later one."""
+    real, calls = Durability.commit, 0
+
+    def commit(self: Durability) -> None:
+        nonlocal calls
+        calls += 1
+        caller = sys._getframe(1).f_code.co_name
+        if caller in ("_sync_all", "_seal", "_swap") or calls % APPENDS_OF_COMMITS == 0:
+            real(self)
+
+    _replace(Durability, "commit", commit)
+
+
+def forget_a_redirect_on_replay() -> None:
+    real = recovery.plan_replay
+
+    def plan(segments: list[SegmentContents], boot: str, head: Layer) -> Replay:
+        replay = real(segments, boot, head)
+        redirects = [c for c in replay.changes if c.kind is Kind.REDIRECT]
+        return Replay(tuple(c for c in replay.changes if c not in redirects[-1:]), 0)
+
+    _replace(recovery, "plan_replay", plan)
+
+
+def skip_a_record_in_a_checkpoint() -> None:
+    real, calls = MapChanges.apply, 0
+
+    def apply(self: MapChanges, change: Change) -> None:
+        nonlocal calls
+        calls += 1
+        if calls % EVERY:
+            real(self, change)
+
+    _replace(MapChanges, "apply", apply)
+
+
+def checkpoint_forgets_what_came_meanwhile() -> None:
+    """Leaves that changed during a checkpoint count as stored, and are dropped from memory."""
+    real = LeafCache.mark_clean
+    _replace(LeafCache, "mark_clean", lambda self, _applied: real(self, 1 << 62))
+
+
+def snapshot_without_freezing() -> None:
+    """The volume goes on writing to the head that has become the snapshot's."""
+    real = Volume.adopt_head
+
+    def adopt_head(self: Volume, head: Layer) -> None:
+        first = not hasattr(self, "_head_slot")
+        kept = None if first else (self._head_slot, self._head_descriptor)
+        real(self, head)
+        if kept is not None:
+            self._head_slot, self._head_descriptor = kept
+
+    _replace(Volume, "adopt_head", adopt_head)
+
+
+def punch_what_was_written_since() -> None:
+    """A write leaves its blocks on the list of what a trim lets be punched."""
+    real = PendingPunches.remove
+
+    def remove(self: PendingPunches, first: int, end: int) -> list[tuple[int, int]]:
+        return real(self, first, end) if sys._getframe(1).f_code.co_name == "_punch_piece" else []
+
+    _replace(PendingPunches, "remove", remove)
+
+
+def copy_up_without_locks() -> None:
+    """Two writes to parts of one frozen block both copy it."""
+
+    def acquire(self: RangeLocks, first: int, end: int) -> Steps[HeldRange]:
+        held = HeldRange(first, end)
+        self.held.append(held)
+        yield from ()
+        return held
+
+    _replace(RangeLocks, "acquire", acquire)
+    _replace(RangeLocks, "busy", lambda *_: False)
+
+
+def partial_write_without_the_rest() -> None:
+    """What a write leaves of a block is not taken over from the block it replaces."""
+
+    def blank(self: Volume, offset: int, end: int) -> tuple[memoryview, memoryview]:
+        before, after = self._edge_lengths(offset, end)
+        return memoryview(bytes(before)), memoryview(bytes(after))
+
+    def edges(self: Volume, offset: int, end: int) -> Steps[tuple[memoryview, memoryview]]:
+        yield from ()
+        return blank(self, offset, end)
+
+    _replace(Volume, "_edges", edges)
+    _replace(Volume, "_try_edges", blank)
+
+
+def _replace(owner: Any, name: str, value: Any) -> None:
+    setattr(owner, name, value)
+
+
+MUTATIONS: dict[str, Callable[[], None]] = {
+    "a reply comes after the journal's append": reply_before_the_journal,
+    "recovery replays every redirect": forget_a_redirect_on_replay,
+    "a checkpoint applies every record": skip_a_record_in_a_checkpoint,
+    "what comes during a checkpoint is not in the index": checkpoint_forgets_what_came_meanwhile,
+    "a snapshot's layer is frozen": snapshot_without_freezing,
+    "a write takes its blocks off the punches": punch_what_was_written_since,
+    "partial writes to one block exclude each other": copy_up_without_locks,
+    "a partial write takes over the rest of its block": partial_write_without_the_rest,
+}
+"""By the rule that is broken."""
