@@ -1,13 +1,16 @@
 """The engine broken in one thing that promise D1 or D4 rests on: what a storm must notice.
 
-Each is a function that breaks the engine of the process that calls it, for good.
+Each says what to put in the place of what. A storm's daemons are broken so for as long as they
+live, a test's own engine for the length of a `with broken(...)`.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest import mock
 
 from bockd.engine import recovery
 from bockd.engine.durability import Durability
@@ -21,6 +24,11 @@ from bockd.store.blockmap import MapChanges
 from bockd.store.journal import Change, Kind, SegmentContents
 from bockd.store.layer import Layer
 
+Replacements = list[tuple[Any, str, Any]]
+"""Where something lives, its name there, and what to put in its place."""
+
+Mutation = Callable[[], Replacements]
+
 EVERY = 3
 """Of the records of a checkpoint, which are left out."""
 
@@ -28,7 +36,7 @@ APPENDS_OF_COMMITS = 64
 """Of the commits, which append."""
 
 
-def reply_before_the_journal() -> None:
+def reply_before_the_journal() -> Replacements:
     """Of the requests' commits only some append; the others leave it to a later one."""
     real, calls = Durability.commit, 0
 
@@ -39,10 +47,10 @@ def reply_before_the_journal() -> None:
         if caller in ("_sync_all", "_seal", "_swap") or calls % APPENDS_OF_COMMITS == 0:
             real(self)
 
-    _replace(Durability, "commit", commit)
+    return [(Durability, "commit", commit)]
 
 
-def forget_a_redirect_on_replay() -> None:
+def forget_a_redirect_on_replay() -> Replacements:
     real = recovery.plan_replay
 
     def plan(segments: list[SegmentContents], boot: str, head: Layer) -> Replay:
@@ -50,10 +58,10 @@ def forget_a_redirect_on_replay() -> None:
         redirects = [c for c in replay.changes if c.kind is Kind.REDIRECT]
         return Replay(tuple(c for c in replay.changes if c not in redirects[-1:]), 0)
 
-    _replace(recovery, "plan_replay", plan)
+    return [(recovery, "plan_replay", plan)]
 
 
-def skip_a_record_in_a_checkpoint() -> None:
+def skip_a_record_in_a_checkpoint() -> Replacements:
     real, calls = MapChanges.apply, 0
 
     def apply(self: MapChanges, change: Change) -> None:
@@ -62,16 +70,16 @@ def skip_a_record_in_a_checkpoint() -> None:
         if calls % EVERY:
             real(self, change)
 
-    _replace(MapChanges, "apply", apply)
+    return [(MapChanges, "apply", apply)]
 
 
-def checkpoint_forgets_what_came_meanwhile() -> None:
+def checkpoint_forgets_what_came_meanwhile() -> Replacements:
     """Leaves that changed during a checkpoint count as stored, and are dropped from memory."""
     real = LeafCache.mark_clean
-    _replace(LeafCache, "mark_clean", lambda self, _applied: real(self, 1 << 62))
+    return [(LeafCache, "mark_clean", lambda self, _applied: real(self, 1 << 62))]
 
 
-def snapshot_without_freezing() -> None:
+def snapshot_without_freezing() -> Replacements:
     """The volume goes on writing to the head that has become the snapshot's."""
     real = Volume.adopt_head
 
@@ -82,20 +90,20 @@ def snapshot_without_freezing() -> None:
         if kept is not None:
             self._head_slot, self._head_descriptor = kept
 
-    _replace(Volume, "adopt_head", adopt_head)
+    return [(Volume, "adopt_head", adopt_head)]
 
 
-def punch_what_was_written_since() -> None:
+def punch_what_was_written_since() -> Replacements:
     """A write leaves its blocks on the list of what a trim lets be punched."""
     real = PendingPunches.remove
 
     def remove(self: PendingPunches, first: int, end: int) -> list[tuple[int, int]]:
         return real(self, first, end) if sys._getframe(1).f_code.co_name == "_punch_piece" else []
 
-    _replace(PendingPunches, "remove", remove)
+    return [(PendingPunches, "remove", remove)]
 
 
-def copy_up_without_locks() -> None:
+def copy_up_without_locks() -> Replacements:
     """Two writes to parts of one frozen block both copy it."""
 
     def acquire(self: RangeLocks, first: int, end: int) -> Steps[HeldRange]:
@@ -104,11 +112,10 @@ def copy_up_without_locks() -> None:
         yield from ()
         return held
 
-    _replace(RangeLocks, "acquire", acquire)
-    _replace(RangeLocks, "busy", lambda *_: False)
+    return [(RangeLocks, "acquire", acquire), (RangeLocks, "busy", lambda *_: False)]
 
 
-def partial_write_without_the_rest() -> None:
+def partial_write_without_the_rest() -> Replacements:
     """What a write leaves of a block is not taken over from the block it replaces."""
 
     def blank(self: Volume, offset: int, end: int) -> tuple[memoryview, memoryview]:
@@ -119,15 +126,10 @@ def partial_write_without_the_rest() -> None:
         yield from ()
         return blank(self, offset, end)
 
-    _replace(Volume, "_edges", edges)
-    _replace(Volume, "_try_edges", blank)
+    return [(Volume, "_edges", edges), (Volume, "_try_edges", blank)]
 
 
-def _replace(owner: Any, name: str, value: Any) -> None:
-    setattr(owner, name, value)
-
-
-MUTATIONS: dict[str, Callable[[], None]] = {
+MUTATIONS: dict[str, Mutation] = {
     "a reply comes after the journal's append": reply_before_the_journal,
     "recovery replays every redirect": forget_a_redirect_on_replay,
     "a checkpoint applies every record": skip_a_record_in_a_checkpoint,
@@ -138,3 +140,18 @@ MUTATIONS: dict[str, Callable[[], None]] = {
     "a partial write takes over the rest of its block": partial_write_without_the_rest,
 }
 """By the rule that is broken."""
+
+
+def break_for_good(mutation: Mutation) -> None:
+    """Break the engine of this process."""
+    for owner, name, value in mutation():
+        setattr(owner, name, value)
+
+
+@contextmanager
+def broken(mutation: Mutation) -> Iterator[None]:
+    """Break the engine of this process for the duration."""
+    with ExitStack() as patches:
+        for owner, name, value in mutation():
+            patches.enter_context(mock.patch.object(owner, name, value))
+        yield

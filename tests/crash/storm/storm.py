@@ -36,6 +36,7 @@ from tests.crash.storm.known import (
     clone_of,
     verify_listing,
 )
+from tests.crash.storm.mutations import Mutation, break_for_good
 from tests.daemon.process import environment_without_a_cloud
 
 JOURNAL_RECORDS = 1024
@@ -53,8 +54,6 @@ MOST_ACKNOWLEDGED = 400
 """On each volume, between two acts of a life."""
 
 EXPECTED_LOG = re.compile(r"^INFO |never flushed and do not count")
-
-Prepare = Callable[[], None]
 
 
 @dataclass
@@ -85,11 +84,11 @@ def make_small() -> None:
         setattr(target, name, value)
 
 
-def _prepare(small: bool, mutation: Prepare | None) -> None:
+def _prepare(small: bool, mutation: Mutation | None) -> None:
     if small:
         make_small()
     if mutation is not None:
-        mutation()
+        break_for_good(mutation)
 
 
 class Storm:
@@ -97,7 +96,7 @@ class Storm:
     first; `small` makes it small."""
 
     def __init__(
-        self, work: Path, seed: int, *, small: bool, mutation: Prepare | None = None
+        self, work: Path, seed: int, *, small: bool, mutation: Mutation | None = None
     ) -> None:
         self.counts = Counts()
         self._pool = work / "pool"
