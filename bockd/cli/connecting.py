@@ -78,7 +78,7 @@ class Connector:
     def _connect_again(self, known: Connection, wanted: Wanted) -> Connection:
         """What an earlier connecting has left unfinished, or a reboot has ended."""
         device = find_device(known)
-        if device is not None and not self._is_dead(known):
+        if device is not None and not self._is_dead(known, device):
             raise ConflictError(f"volume {known.volume} ({known.name}) is {device} already")
         if (known.file is not None) != wanted.loop or wanted.device not in (None, known.device):
             raise ConflictError(
@@ -129,7 +129,8 @@ class Connector:
                 "--loop needs the daemon's file view: start it with 'bockd serve --mount "
                 "/run/bockd-view' (docs/fuse.md)"
             )
-        return os.path.join(mount, "volumes", str(volume.id))
+        # The kernel, which is asked later what a device is on, knows real paths only.
+        return os.path.join(os.path.realpath(mount), "volumes", str(volume.id))
 
     def _find_free(self) -> str:
         boot = current_boot()
@@ -209,16 +210,16 @@ class Connector:
     def _restore_one(self, known: Connection) -> Connection:
         device = find_device(known)
         if device is not None:
-            if not self._is_dead(known):
+            if not self._is_dead(known, device):
                 return known
             end_device(known, lossy=True)
         return self._bring_back(known)
 
-    def _is_dead(self, known: Connection) -> bool:
-        """Whether an NBD device has lost its connections, as when the daemon was restarted: the
-        kernel keeps it, and fails all that is asked of it."""
+    def _is_dead(self, known: Connection, device: str) -> bool:
+        """Whether a device has lost the daemon, as when that was restarted: the kernel keeps it,
+        and fails all that is asked of it."""
         if known.file is not None:
-            return False
+            return loopdevices.is_dead(device, known.file)
         attached = self._find_attachment(known)
         return attached is None or self._client.way_in(attached).connections == 0
 
@@ -355,7 +356,8 @@ def find_uri(volume: Volume, way: WayIn) -> str:
 def find_device(known: Connection) -> str | None:
     """The device of a record, if it is there and still this one's."""
     if known.file is not None:
-        if known.device and loopdevices.find_file(known.device) == known.file:
+        same_boot = known.boot == current_boot()
+        if known.device and same_boot and loopdevices.is_on(known.device, known.file):
             return known.device
         return loopdevices.find_device(known.file)
     pid = kernelnbd.find_pid(known.device)

@@ -33,9 +33,11 @@ SETTLE_SECONDS = 3.0
 
 
 def read_attribute(device: str, attribute: str) -> str | None:
-    """One of the files that /sys has of a device; None when there is none."""
+    """One of the files that /sys has of a device; None when there is none. File names in it may
+    be any bytes."""
     try:
-        return (SYS_BLOCK / device.removeprefix("/dev/") / attribute).read_text().strip()
+        file = SYS_BLOCK / device.removeprefix("/dev/") / attribute
+        return file.read_text(errors="surrogateescape").strip()
     except OSError:
         return None
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from bockd.errors import DeviceError, NotFoundError
 from bockd.host.blockdevices import SYS_BLOCK, read_attribute, wait_until
 from bockd.host.tools import find_tool, run_tool
+
+VIEW_PARTS = 2
+"""Of a file's path within the daemon's view: volumes/<id>."""
 
 
 def require() -> None:
@@ -15,8 +19,20 @@ def require() -> None:
 
 
 def find_file(device: str) -> str | None:
-    """What a loop device is on; None when it is on nothing."""
+    """What a loop device is on, by its real path; None when it is on nothing."""
     return read_attribute(device, "loop/backing_file")
+
+
+def is_on(device: str, path: str) -> bool:
+    """Whether a device is on a file of a view, mounted still or not."""
+    return find_file(device) == path or is_dead(device, path)
+
+
+def is_dead(device: str, path: str) -> bool:
+    """Whether the view is gone that had a device's file at this path: of what is mounted no more
+    the kernel tells the path inside, and it fails all that is asked of the device."""
+    inside = os.path.join("/", *Path(path).parts[-VIEW_PARTS:])
+    return find_file(device) == inside != path
 
 
 def find_device(path: str) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,15 @@ class Host:
     state: Path
     view: Path
     mount_point: Path
+    made: list[str] = field(default_factory=list)
+    """Devices that there were at some time."""
 
     def connect(self, volume: str, *options: str) -> str:
         """The device of a volume that is connected now."""
         device: str = self.daemon.bock("connect", "--loop", "--server", "host1", volume, *options)[
             "device"
         ]
+        self.made.append(device)
         return device
 
     def records(self) -> list[dict[str, Any]]:
@@ -43,7 +46,17 @@ class Host:
         return [
             f"/dev/{entry.parents[1].name}"
             for entry in Path("/sys/block").glob("loop*/loop/backing_file")
-            if entry.read_text().startswith(f"{self.view}/")
+            if entry.read_text(errors="surrogateescape").startswith(f"{self.view}/")
+        ]
+
+    def dead_devices(self) -> list[str]:
+        """Those of `connect` that are on a view that is gone: the kernel tells their paths below
+        it."""
+        backing = {device: Path(f"/sys/block/{device[5:]}/loop/backing_file") for device in self.made}
+        return [
+            device
+            for device, file in backing.items()
+            if file.exists() and file.read_text(errors="surrogateescape").startswith("/volumes/")
         ]
 
     @contextmanager
@@ -57,5 +70,5 @@ class Host:
 
     def clean(self) -> None:
         """However the test ended."""
-        for device in self.devices():
+        for device in [*self.devices(), *self.dead_devices()]:
             subprocess.run(["losetup", "--detach", device], check=False)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from bockd.host.records import Records
-from tests.daemon.process import program
+from tests.daemon.process import program, serving
+from tests.fuse.watchdog import watched
 
 from .host import Host
 
@@ -148,3 +151,61 @@ def test_a_daemon_that_is_gone(host: Host) -> None:
     host.daemon.bock("disconnect", "v")
     assert host.records() == []
     assert host.volume("v")["status"] == "available"
+
+
+def test_a_daemon_that_was_restarted(host: Host) -> None:
+    """The kernel keeps the loop device on the view that is gone, and fails all that is asked of it:
+    it is taken away once nobody uses it, and another one comes."""
+    host.daemon.bock("volume", "create", "v", "--size", "64M")
+    host.daemon.bock("volume", "create", "w", "--size", "16M")
+    mounted, idle = host.connect("v"), host.connect("w")
+    host.daemon.tool("mkfs.ext4", "-q", mounted)
+    restore = (program("bock"), "connect", "--restore")
+    with host.mounted(mounted):
+        host.daemon.kill()
+        host.daemon.start()
+        outcome = host.daemon.run(*restore)
+        assert outcome.status == 1
+        assert f"(v): {mounted} is mounted at {host.mount_point}: end that first" in outcome.err
+        assert [one["name"] for one in host.records() if one["state"] == "connected"] == ["v", "w"]
+    assert host.daemon.run(*restore).status == 0
+    for device in [one["device"] for one in host.records()]:
+        host.daemon.tool("dd", f"if={device}", "of=/dev/null", "bs=4k", "count=1")
+    assert sorted(host.devices()) == sorted(one["device"] for one in host.records())
+    assert Path(f"/sys/block/{idle[5:]}/loop/backing_file").read_text().startswith(f"{host.view}/")
+    for name in ("v", "w"):
+        host.daemon.bock("disconnect", name)
+    assert host.dead_devices() == []
+
+
+def test_a_view_behind_a_symbolic_link(tmp_path: Path, state: Path) -> None:
+    """The kernel names files by their real paths; the device is ours all the same, and ends."""
+    real, link = tmp_path / "real", tmp_path / "link"
+    real.mkdir()
+    link.symlink_to(real)
+    with watched(real / "view"), serving(tmp_path / "pool", mount=link / "view") as daemon:
+        host = Host(daemon, state, real / "view", tmp_path / "inside")
+        try:
+            daemon.bock("volume", "create", "v", "--size", "16M")
+            host.connect("v")
+            assert host.records()[0]["state"] == "connected"
+            assert "already" in daemon.refusal("connect", "--loop", "v")
+            daemon.bock("disconnect", "v")
+            assert host.devices() == []
+        finally:
+            host.clean()
+
+
+def test_other_peoples_loop_devices_may_be_on_anything(host: Host, tmp_path: Path) -> None:
+    """File names are bytes."""
+    other = os.fsencode(tmp_path) + b"/not \xff UTF-8"
+    with open(other, "wb") as file:
+        file.truncate(1 << 20)
+    theirs = host.daemon.tool("losetup", "--find", "--show", os.fsdecode(other)).strip()
+    try:
+        host.daemon.bock("volume", "create", "v", "--size", "16M")
+        device = host.connect("v")
+        assert device != theirs
+        host.daemon.bock("disconnect", "v")
+    finally:
+        host.daemon.tool("losetup", "--detach", theirs)
