@@ -72,8 +72,7 @@ class Attachments:
             ledger = Ledger(txn)
             at = self._server(ledger, tenant, server)
             move_volume(txn, tenant, volume, Status.ATTACHING)
-            taken = [attachment_of(other).device for other in ledger.attached(tenant, server)]
-            place = rules.choose_device(device, taken)
+            place = rules.choose_device(device, _devices_at(ledger, tenant, at))
             attachment = Attachment(volume, server, place, export_name, now, at.kind)
             found = replace(ledger.volume(tenant, volume), last_error=None)
             ledger.attach(tenant, found, attachment)
@@ -174,6 +173,16 @@ def _find(ledger: Ledger, tenant: TenantId, server: str, volume: VolumeId) -> Vo
     if found.attachment is None or found.attachment.server_id != server:
         raise NotFoundError(f"Volume {volume} is not attached to server {server}.")
     return found
+
+
+def _devices_at(ledger: Ledger, tenant: TenantId, at: Server) -> list[str]:
+    """What a server has (rule 6). One that is registered for all tenants is one machine, whoever's
+    volumes it has; an id that nobody has registered is each tenant's own."""
+    shared = at.tenant is None and ledger.server(at.name) is not None
+    tenants = [record.tenant.id for record in ledger.tenants()] if shared else [tenant]
+    return [
+        attachment_of(volume).device for one in tenants for volume in ledger.attached(one, at.name)
+    ]
 
 
 def attachment_of(volume: Volume) -> Attachment:

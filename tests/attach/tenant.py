@@ -76,16 +76,22 @@ class Tenant:
         shown: dict[str, Any] = self._ask("GET", f"/os-volumes/{volume}")["volume"]
         return shown
 
-    def try_attach(self, volume: int, server: str) -> httpx.Response:
+    def try_attach(self, volume: int, server: str, device: str | None = None) -> httpx.Response:
         """An attach that may be refused."""
-        body = {"volumeAttachment": {"volumeId": volume}}
+        body = {"volumeAttachment": {"volumeId": volume, "device": device}}
         return self.request("POST", f"/servers/{server}/os-volume_attachments", body)
 
-    def attach(self, volume: int, server: str = "web1") -> Attached:
+    def attach(self, volume: int, server: str = "web1", device: str | None = None) -> Attached:
         """An attach that succeeds."""
-        answer = self.try_attach(volume, server)
+        answer = self.try_attach(volume, server, device)
         assert answer.status_code == 200, answer.text
         return _attached(volume, server, answer.json()["volumeAttachment"])
+
+    def attachments(self, server: str) -> dict[int, str]:
+        """The volumes of a server, and the device of each."""
+        path = f"/servers/{server}/os-volume_attachments"
+        listed = self._ask("GET", path)["volumeAttachments"]
+        return {one["volumeId"]: one["device"] for one in listed}
 
     def attachment(self, volume: int, server: str = "web1") -> dict[str, Any]:
         """One attachment, with our extra key."""

@@ -87,6 +87,19 @@ def test_a_tenants_server_does_not_exist_for_others(store: Store, tenant: Tenant
     store.run(lambda s: s.attach(tenant, "mine", volume.id, None))
 
 
+def test_a_server_of_all_tenants_has_each_device_once(store: Store, tenant: TenantId) -> None:
+    """Rule 6 of section 4.4.3: it is one machine."""
+    other = store.tenant("other")
+    add(store, "host1")
+    first, second = store.volume(tenant), store.volume(other)
+    assert store.run(lambda s: s.attach(tenant, "host1", first.id, None)).device == "/dev/vdb"
+    with pytest.raises(ConflictError, match="at device /dev/sdb already"):
+        store.run(lambda s: s.attach(other, "host1", second.id, "/dev/sdb"))
+    assert store.run(lambda s: s.attach(other, "host1", second.id, None)).device == "/dev/vdc"
+    # Neither sees the other's.
+    assert len(store.run(lambda s: s.list_attachments(other, "host1"))) == 1
+
+
 def test_a_server_with_volumes_is_not_removed(store: Store, tenant: TenantId) -> None:
     add(store, "host1")
     volume = store.volume(tenant)

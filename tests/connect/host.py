@@ -52,7 +52,9 @@ class Host:
     def dead_devices(self) -> list[str]:
         """Those of `connect` that are on a view that is gone: the kernel tells their paths below
         it."""
-        backing = {device: Path(f"/sys/block/{device[5:]}/loop/backing_file") for device in self.made}
+        backing = {
+            device: Path(f"/sys/block/{device[5:]}/loop/backing_file") for device in self.made
+        }
         return [
             device
             for device, file in backing.items()
