@@ -15,6 +15,7 @@ from bockd.config.sections import (
 )
 from bockd.engine.pool import Pool
 from bockd.keystone.either import EitherIdentity
+from bockd.model import Server
 
 
 def surroundings(
@@ -31,6 +32,11 @@ def surroundings(
         strict_servers=settings.api.strict_servers,
         tenant_quotas={tenant: _tenant_quota(quota, own) for tenant, own in quota.tenants.items()},
     )
+
+
+def servers(settings: Settings) -> list[Server]:
+    """What volumes can be attached to."""
+    return [own.record(name) for name, own in settings.servers.items()]
 
 
 def _tenant_quota(default: QuotaSettings, own: TenantQuotaSettings) -> Quota:

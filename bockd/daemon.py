@@ -30,9 +30,10 @@ from bockd.blockstorage.identity import LocalIdentity
 from bockd.blockstorage.interrupted import detaching, finish_detaching, resolve_interrupted
 from bockd.blockstorage.plugging import DevicePlugger
 from bockd.blockstorage.running import Surroundings
+from bockd.blockstorage.servers import Servers
 from bockd.blockstorage.service import PoolBlockStorage
 from bockd.config import Settings
-from bockd.configured import catalog, one_identity, surroundings
+from bockd.configured import catalog, one_identity, servers, surroundings
 from bockd.dataplane.attached import AttachedExports, AttachedVolumes
 from bockd.dataplane.awaiting import Beside
 from bockd.dataplane.control import PoolControl
@@ -163,11 +164,13 @@ class _Daemon:
         try:
             await self._driver.run(self._pool.recover_volumes())
             await self._driver.run(resolve_interrupted(self._around))
-            for owned in detaching(self._around):
-                self._spawn(finish_detaching(self._around, owned))
             await trio.to_thread.run_sync(
                 lambda: establish(self._pool.store.index, self._settings.data_dir)
             )
+            # Before a machine is looked for at its QMP socket.
+            await self._driver.run(Servers(self._around).configure(servers(self._settings)))
+            for owned in detaching(self._around):
+                self._spawn(finish_detaching(self._around, owned))
             self._reclaim()
             await self._open_doors()
         finally:

@@ -36,6 +36,11 @@ MAX_VOLUME_BYTES = 16 * TIB
 MAX_NAME_BYTES = 255
 """In UTF-8: fits an NBD export name (4096), a file name (255) and the API's display name (255)."""
 
+MAX_SOCKET_PATH_BYTES = 107
+"""What fits the kernel's `sockaddr_un`."""
+
+_SERVER_ID = re.compile(r"[A-Za-z0-9._-]{1,255}")
+
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 
@@ -68,6 +73,35 @@ class Server:
     tenant: str | None = None
     """The id of the only tenant for which it exists; None: it exists for all."""
     added_at: float = 0.0
+    configured: bool = False
+    """It stands in the configuration, and goes from here when it goes from there."""
+
+
+def is_server_id(text: str) -> bool:
+    """Whether a server may have that id."""
+    return _SERVER_ID.fullmatch(text) is not None
+
+
+def check_server_record(server: Server) -> None:
+    """Return if a server can be registered; raise InvalidRequestError otherwise."""
+    if not is_server_id(server.name):
+        raise InvalidRequestError(
+            f"{server.name[:40]!a} cannot be a server's name: use 1 to 255 letters, digits, "
+            "dots, underscores and hyphens"
+        )
+    if server.kind is not ServerKind.VM:
+        if server.qmp_socket is not None:
+            raise InvalidRequestError(f"a {server.kind} has no QMP socket; only a vm has")
+        return
+    if server.qmp_socket is None:
+        raise InvalidRequestError("a vm needs the path of its QMP socket")
+    if not server.qmp_socket.startswith("/") or "\0" in server.qmp_socket:
+        raise InvalidRequestError("the path of the QMP socket must be absolute")
+    if len(server.qmp_socket.encode("utf-8", "surrogatepass")) > MAX_SOCKET_PATH_BYTES:
+        raise InvalidRequestError(
+            f"the path of the QMP socket is longer than {MAX_SOCKET_PATH_BYTES} bytes, "
+            "which no Unix socket's is"
+        )
 
 
 SNAPSHOT_PREFIX = "snapshot/"

@@ -20,7 +20,7 @@ from bockd.errors import (
     NotFoundError,
     OverLimitError,
 )
-from bockd.model import GIB, MAX_VOLUME_BYTES, NodeKind, check_volume_size
+from bockd.model import GIB, MAX_VOLUME_BYTES, NodeKind, check_volume_size, is_server_id
 
 MIN_SIZE_GIB = 1
 MAX_SIZE_GIB = MAX_VOLUME_BYTES // GIB
@@ -38,7 +38,6 @@ MAX_ID = (1 << 63) - 1
 
 MAX_SHOWN_DIGITS = 40
 
-_SERVER = re.compile(r"[A-Za-z0-9._-]{1,255}")
 _DEVICE = re.compile(r"/dev/(?:xvd|vd|sd|hd)([a-z]{1,2})")
 
 
@@ -231,11 +230,6 @@ def check_server(server: str) -> str:
     if not is_server_id(server):
         raise NotFoundError("Instance could not be found: malformed server id.")
     return server
-
-
-def is_server_id(text: str) -> bool:
-    """Whether a server may have that id."""
-    return _SERVER.fullmatch(text) is not None
 
 
 def in_id_range(node: int) -> bool:

@@ -1,4 +1,4 @@
-"""Servers: what the operator has registered, and what is one without that.
+"""Servers: what the operator has registered or configured, and what is one without that.
 
 A registered server exists for its tenant, or for all. Any other well-formed id is a plain server,
 unless only registered ones exist (`Surroundings.strict_servers`); but a server that has a tenant's
@@ -7,21 +7,21 @@ volumes never stops to exist for that tenant, so that they can be detached.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from bockd.blockstorage import rules
-from bockd.blockstorage.contract import TenantId
+from bockd.blockstorage.contract import TenantId, Volume
 from bockd.blockstorage.records import Ledger
 from bockd.blockstorage.running import Surroundings
-from bockd.errors import ConflictError, InUseError, InvalidRequestError, NotFoundError
+from bockd.errors import ConflictError, InUseError, NotFoundError
 from bockd.failpoints import Failpoint, hit
-from bockd.model import Server, ServerKind
+from bockd.model import Server, ServerKind, check_server_record
 from bockd.steps import Steps
 from bockd.store.index import Transaction
 
-MAX_SOCKET_PATH_BYTES = 107
-"""What fits the kernel's `sockaddr_un`."""
+log = logging.getLogger(__name__)
 
 
 def find_server(ledger: Ledger, tenant: TenantId, server: str, *, strict: bool) -> Server:
@@ -69,7 +69,7 @@ class Servers:
     def add(self, server: Server) -> Steps[Server]:
         """Register a server; `server.tenant` is an id or a name. Raises InvalidRequestError,
         NotFoundError (the tenant), ConflictError when the name is registered already."""
-        _check(server)
+        check_server_record(server)
         now = self._around.pool.clock()
 
         def change(txn: Transaction) -> Server:
@@ -87,29 +87,71 @@ class Servers:
         return self._around.update(change)
 
     def remove(self, name: str) -> Steps[Server]:
-        """Forget a registered server. NotFoundError; InUseError while it has volumes."""
+        """Forget a registered server. NotFoundError; InUseError while it has volumes;
+        ConflictError for one that would come back, because it is configured."""
         return self._around.update(_remove(name))
 
+    def configure(self, servers: Sequence[Server]) -> Steps[None]:
+        """Register what the configuration has, at a start, before anybody else changes servers: it
+        prevails over what was registered under the same names, and what it has no longer is
+        forgotten, unless it has volumes."""
+        for server in servers:
+            check_server_record(server)
+        with self._index.reading() as txn:
+            pairs = _configured(Ledger(txn), servers, self._around.pool.clock())
+        changes = [(old, new) for old, new in pairs if old != new]
+        if not changes:
+            return
 
-def _check(server: Server) -> None:
-    if not rules.is_server_id(server.name):
-        raise InvalidRequestError(
-            f"{server.name[:40]!a} cannot be a server's name: use 1 to 255 letters, digits, "
-            "dots, underscores and hyphens"
+        def change(txn: Transaction) -> None:
+            ledger = Ledger(txn)
+            for old, new in changes:
+                if new is not None:
+                    ledger.put_server(new)
+                elif old is not None:
+                    ledger.remove_server(old)
+            hit(Failpoint.SERVER_CHANGED)
+
+        yield from self._around.update(change)
+
+
+def _configured(
+    ledger: Ledger, servers: Sequence[Server], now: float
+) -> list[tuple[Server | None, Server | None]]:
+    """What is registered and what shall be, of the configuration's servers now and before."""
+    pairs: list[tuple[Server | None, Server | None]] = []
+    for server in servers:
+        old = ledger.server(server.name)
+        new = replace(
+            server,
+            tenant=_configured_tenant(ledger, server),
+            added_at=now if old is None else old.added_at,
+            configured=True,
         )
-    if server.kind is not ServerKind.VM:
-        if server.qmp_socket is not None:
-            raise InvalidRequestError(f"a {server.kind} has no QMP socket; only a vm has")
-        return
-    if server.qmp_socket is None:
-        raise InvalidRequestError("a vm needs the path of its QMP socket")
-    if not server.qmp_socket.startswith("/") or "\0" in server.qmp_socket:
-        raise InvalidRequestError("the path of the QMP socket must be absolute")
-    if len(server.qmp_socket.encode("utf-8", "surrogatepass")) > MAX_SOCKET_PATH_BYTES:
-        raise InvalidRequestError(
-            f"the path of the QMP socket is longer than {MAX_SOCKET_PATH_BYTES} bytes, "
-            "which no Unix socket's is"
-        )
+        pairs.append((old, new))
+    names = {server.name for server in servers}
+    for old in [old for old in ledger.servers() if old.configured and old.name not in names]:
+        volume = _volume_at(ledger, old.name)
+        if volume is not None:
+            log.warning(
+                "server %s is not in the configuration any more; it stays registered, because "
+                "volume %s is attached to it",
+                old.name,
+                volume.id,
+            )
+        pairs.append((old, None if volume is None else replace(old, configured=False)))
+    return pairs
+
+
+def _configured_tenant(ledger: Ledger, server: Server) -> TenantId | None:
+    """One who is not known yet may be a project whose first token has not come."""
+    if server.tenant is None:
+        return None
+    try:
+        return _tenant(ledger, server.tenant)
+    except NotFoundError as error:
+        log.warning("server %s: %s yet; until then nobody has this server", server.name, error)
+        return TenantId(server.tenant)
 
 
 def _tenant(ledger: Ledger, ref: str) -> TenantId:
@@ -130,14 +172,25 @@ def _remove(name: str) -> Callable[[Transaction], Server]:
     def change(txn: Transaction) -> Server:
         ledger = Ledger(txn)
         server = _registered(ledger, name)
-        for owned in ledger.all_volumes():
-            attachment = owned.volume.attachment
-            if attachment is not None and attachment.server_id == name:
-                raise InUseError(
-                    f"volume {owned.volume.id} is attached to server {name}; detach it first"
-                )
+        if server.configured:
+            raise ConflictError(
+                f"server {name} stands in the configuration: take it out of [servers] there, and "
+                "restart bockd"
+            )
+        volume = _volume_at(ledger, name)
+        if volume is not None:
+            raise InUseError(f"volume {volume.id} is attached to server {name}; detach it first")
         ledger.remove_server(server)
         hit(Failpoint.SERVER_CHANGED)
         return server
 
     return change
+
+
+def _volume_at(ledger: Ledger, name: str) -> Volume | None:
+    """One that is attached to a server, whoever's it is."""
+    for owned in ledger.all_volumes():
+        attachment = owned.volume.attachment
+        if attachment is not None and attachment.server_id == name:
+            return owned.volume
+    return None

@@ -85,6 +85,7 @@ def server_fields(found: Server) -> list[tuple[str, str]]:
         *qmp,
         ("tenant", found.tenant or "all"),
         ("added", format_time(found.added_at)),
+        *([("from", "the configuration")] if found.configured else []),
     ]
 
 

@@ -22,6 +22,8 @@ from bockd.config.values import (
     read_text,
     read_url,
 )
+from bockd.errors import InvalidRequestError
+from bockd.model import Server, ServerKind, check_server_record, is_server_id
 
 DEFAULT_NBD_LISTEN = Address("127.0.0.1", 10809)
 """10809 is NBD's registered port; loopback, because NBD without TLS trusts its network."""
@@ -77,6 +79,32 @@ class VmSettings(Section):
     reconnect_seconds: int = key(60, integer(0, DAY_SECONDS))
     """A restart takes seconds, or as long as it takes to sync what is dirty; a guest whose file
     system has met an I/O error may need a person."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings(Section):
+    """`[servers.NAME]`: what volumes are attached to."""
+
+    kind: str | None = key(None, choice(tuple(ServerKind)))
+    qmp: Path | None = key(None, read_path)
+    tenant: str | None = key(None, read_text)
+    """None: all have it."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.kind is None:
+            yield "kind", f"is missing: {', '.join(ServerKind)}"
+            return
+        try:
+            # Its name is looked at by who knows it.
+            check_server_record(self.record("name"))
+        except InvalidRequestError as error:
+            yield "kind" if self.qmp is None else "qmp", str(error)
+
+    def record(self, name: str) -> Server:
+        """The server that is meant."""
+        assert self.kind is not None
+        qmp = None if self.qmp is None else str(self.qmp)
+        return Server(name, ServerKind(self.kind), qmp, self.tenant)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,11 +199,17 @@ class Settings(Section):
     api: ApiSettings = section(ApiSettings)
     fuse: FuseSettings = section(FuseSettings)
     vm: VmSettings = section(VmSettings)
+    servers: Mapping[str, ServerSettings] = named(ServerSettings)
     identity: IdentitySettings = section(IdentitySettings)
     keystone: KeystoneSettings = section(KeystoneSettings)
     glance: GlanceSettings = section(GlanceSettings)
     catalog: CatalogSettings = section(CatalogSettings)
     quota: QuotaSettings = section(QuotaSettings)
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        for name in self.servers:
+            if not is_server_id(name):
+                yield "servers", f"{name!r} is not 1 to 255 letters, digits, '.', '_' and '-'"
 
     @property
     def nbd_socket(self) -> Path:

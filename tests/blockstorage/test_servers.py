@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from bockd.blockstorage.contract import TenantId, Volume
-from bockd.blockstorage.servers import MAX_SOCKET_PATH_BYTES, Servers
+from bockd.blockstorage.servers import Servers
 from bockd.blockstorage.service import PoolBlockStorage
 from bockd.errors import ConflictError, InUseError, InvalidRequestError, NotFoundError
-from bockd.model import Server, ServerKind
+from bockd.model import MAX_SOCKET_PATH_BYTES, Server, ServerKind
 from bockd.server.drive import Driver
 from bockd.steps import run_inline
 from tests.blockstorage.store import Store
@@ -70,6 +70,45 @@ def test_what_cannot_be_a_server(
     with pytest.raises(InvalidRequestError):
         add(store, name, kind, **more)
     assert Servers(store.around).all() == []
+
+
+def configure(store: Store, *servers: Server) -> None:
+    """What a start does."""
+    run_inline(Servers(store.around).configure(servers))
+
+
+def test_the_configuration_prevails_and_takes_back(store: Store, tenant: TenantId) -> None:
+    by_hand, stays = add(store, "web1"), add(store, "host1")
+    vm = Server("web1", ServerKind.VM, "/run/qmp.sock", "acme")
+    configure(store, vm, Server("new", ServerKind.PLAIN))
+    store.restart()
+    found = {one.name: one for one in Servers(store.around).all()}
+    assert found["host1"] == stays
+    assert found["web1"] == replace(vm, tenant=tenant, added_at=by_hand.added_at, configured=True)
+    assert found["new"].added_at > 0
+    with pytest.raises(ConflictError, match="stands in the configuration"):
+        remove(store, "new")
+    moved = replace(vm, qmp_socket="/run/other.sock")
+    configure(store, moved)
+    assert [one.name for one in Servers(store.around).all()] == ["host1", "web1"]
+    assert Servers(store.around).registered("web1").qmp_socket == "/run/other.sock"
+    # One that has volumes is kept, and is then like one that was added by hand.
+    volume = store.volume(tenant)
+    store.run(lambda s: s.attach(tenant, "web1", volume.id, None))
+    configure(store)
+    assert not Servers(store.around).registered("web1").configured
+    store.run(lambda s: s.detach(tenant, "web1", volume.id))
+    remove(store, "web1")
+    assert Servers(store.around).all() == [stays]
+
+
+def test_a_configured_server_of_somebody_who_is_not_known_yet(
+    store: Store, tenant: TenantId, caplog: pytest.LogCaptureFixture
+) -> None:
+    configure(store, Server("web1", ServerKind.HOST, tenant="a-project"))
+    assert "no tenant has the id or name 'a-project' yet" in caplog.text
+    with pytest.raises(NotFoundError):
+        store.run(lambda s: s.show_server(tenant, "web1"))
 
 
 def test_a_tenants_server_does_not_exist_for_others(store: Store, tenant: TenantId) -> None:

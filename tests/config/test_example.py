@@ -27,8 +27,8 @@ COMMENTED_OUT = re.compile(r'^#(?=["\w\[])', re.MULTILINE)
 WITHOUT_DEFAULT = {"data_dir"}
 """Its default depends on who runs the daemon."""
 
-CHOSEN_BY_THE_USER = {("quota", "tenants"), ("catalog", "zones")}
-"""Tables whose keys are names."""
+CHOSEN_BY_THE_USER = {("quota", "tenants"), ("catalog", "zones"), ("servers", "web1")}
+"""Tables with one comment for all that stands below."""
 
 
 def keys_of(kind: type[Section], path: str = "") -> Iterator[tuple[str, bool]]:

@@ -33,6 +33,10 @@ availability_zone = "shelf-3"
 public_url = "https://volumes.example.org"
 [catalog.zones]
 "az-8.region-z.geo-1" = "http://192.0.2.2:8776"
+[servers.vm1]
+kind = "vm"
+qmp = "/run/vm1.sock"
+tenant = "demo"
 [quota]
 volumes = 9
 [quota.tenants.demo]
@@ -108,6 +112,8 @@ def test_everything_in_the_file_counts(data_dir: Path) -> None:
         assert first.json()["volume"]["availabilityZone"] == "shelf-3"
         second = client.post("/os-volumes", json={"volume": {"size": 1}})
         assert (second.status_code, list(second.json())) == (413, ["overLimit"])
+        server = client.get("/servers/vm1").json()["server"]
+        assert server["bockd"]["kind"] == "vm"
         limits = client.get("/limits").json()["limits"]["absolute"]
         assert (limits["maxTotalVolumes"], limits["maxTotalSnapshots"]) == (1, 1000)
     assert log.read_text() == ""  # at level error a good life leaves no trace
