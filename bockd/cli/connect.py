@@ -11,10 +11,11 @@ from importlib.resources import files
 import click
 
 from bockd.cli.completion import complete_volume
-from bockd.cli.connecting import Connector, Wanted, find_device
+from bockd.cli.connecting import Connector, Wanted
 from bockd.cli.output import format_time, json_option, print_json, print_table, report
 from bockd.cli.storage import connect as connect_to_storage
 from bockd.errors import BockdError, UnavailableError
+from bockd.host.devices import find_device
 from bockd.host.records import Connection, Records
 
 UNIT = "bock-connect@.service"

@@ -19,13 +19,13 @@ from bockd.errors import (
     BockdError,
     ConflictError,
     DeniedError,
-    DeviceError,
     InvalidRequestError,
     NotFoundError,
     NotSupportedError,
     UnavailableError,
 )
-from bockd.host import blockdevices, kernelnbd, loopdevices
+from bockd.host import kernelnbd, loopdevices
+from bockd.host.devices import end_device, find_device, take_down
 from bockd.host.records import Connection, Records, current_boot, new_key
 
 
@@ -141,6 +141,7 @@ class Connector:
         if volume.attachment is None:
             return self._attach_to(server, volume), True
         way = self._client.way_in(volume.attachment)
+        check_is_host(server, way.kind)
         if way.connections:
             raise ConflictError(
                 f"volume {volume.id} ({volume.name}) is attached to {server}, and has "
@@ -151,6 +152,7 @@ class Connector:
 
     def _attach_to(self, server: str, volume: Volume) -> WayIn:
         try:
+            check_is_host(server, self._client.server_kind(server))
             return self._client.attach(server, volume.id, None)
         except NotFoundError as error:
             raise NotFoundError(
@@ -179,11 +181,6 @@ class Connector:
 
     def _bring_up(self, planned: Connection, volume: Volume, way: WayIn) -> Connection:
         """The device, and its name in the record."""
-        if way.kind == "vm":
-            raise ConflictError(
-                f"server {way.server} is a virtual machine: attaching plugs a disk into it. Give "
-                "this host another name with --server"
-            )
         if planned.file is not None:
             up = replace(planned, device=loopdevices.bring_up(planned.file))
         else:
@@ -342,6 +339,15 @@ def check_attachable(volume: Volume, server: str) -> None:
         )
 
 
+def check_is_host(server: str, kind: str | None) -> None:
+    """ConflictError for a server that gets its device by being attached to."""
+    if kind == "vm":
+        raise ConflictError(
+            f"server {server} is a virtual machine: attaching plugs a disk into it. Give this host "
+            "another name with --server"
+        )
+
+
 def find_uri(volume: Volume, way: WayIn) -> str:
     """The Unix socket's if the daemon is on this machine, else that over TCP. UnavailableError."""
     uri = way.unix_uri if volume.uri is not None and way.unix_uri else way.uri
@@ -351,45 +357,6 @@ def find_uri(volume: Volume, way: WayIn) -> str:
             "listen with BOCKD_NBD_LISTEN (docs/attachments.md)"
         )
     return uri
-
-
-def find_device(known: Connection) -> str | None:
-    """The device of a record, if it is there and still this one's."""
-    if known.file is not None:
-        same_boot = known.boot == current_boot()
-        if known.device and same_boot and loopdevices.is_on(known.device, known.file):
-            return known.device
-        return loopdevices.find_device(known.file)
-    pid = kernelnbd.find_pid(known.device)
-    ours = pid is not None and known.boot == current_boot() and known.pid in (None, pid)
-    return known.device if ours else None
-
-
-def take_down(known: Connection) -> None:
-    """End a device, used or not."""
-    device = find_device(known)
-    if device is not None:
-        (kernelnbd if known.file is None else loopdevices).take_down(device)
-
-
-def end_device(known: Connection, *, used: bool = False, lossy: bool = False) -> None:
-    """End a device and wait until it has gone. InUseError, unless it may be `used`; DeviceError
-    when it cannot be flushed, unless it may be `lossy`."""
-    device = find_device(known)
-    assert device is not None
-    if used and known.file is None:
-        # The kernel keeps what is left of it for those who use it, and sends nothing any more.
-        kernelnbd.take_down(device)
-        return
-    # A loop device that is used would live on, and write to a volume that is not attached.
-    with blockdevices.claimed(device) as descriptor:
-        try:
-            blockdevices.flush(device, descriptor)
-        except DeviceError:
-            if not lossy:
-                raise
-        take_down(known)
-    (kernelnbd if known.file is None else loopdevices).wait_until_gone(device)
 
 
 def fits(known: Connection, ref: str) -> bool:

@@ -180,6 +180,12 @@ class StorageClient:
         space = decode(self._request("GET", path, patient=True))["space"]
         return Space(space["exclusive_bytes"], space["shared_bytes"])
 
+    def server_kind(self, server: str) -> str | None:
+        """host, vm or plain; None where that is not told. NotFoundError."""
+        view = self._get(f"servers/{segment(server)}")["server"]
+        kind: str | None = view.get("bockd", {}).get("kind")
+        return kind
+
     def attach(self, server: str, volume: int, device: str | None) -> WayIn:
         """Open a volume's export for a server; a virtual machine gets the device, too."""
         body = {"volumeAttachment": {"volumeId": volume, "device": device}}

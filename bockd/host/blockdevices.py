@@ -10,12 +10,14 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bockd.errors import DeviceError, InUseError, NotFoundError
+from bockd.host.tools import run_within
 
 SYS_BLOCK = Path("/sys/class/block")
 
@@ -30,6 +32,17 @@ WAIT_SECONDS = 30.0
 
 SETTLE_SECONDS = 3.0
 """udev opens a device for a moment whenever somebody has closed it."""
+
+FLUSH_SECONDS = 600.0
+"""Gigabytes may wait to be written to a slow network."""
+
+_FLUSH = """
+import os, sys
+try:
+    os.fsync(int(sys.argv[1]))
+except OSError as error:
+    sys.exit(error.errno)
+"""
 
 
 def read_attribute(device: str, attribute: str) -> str | None:
@@ -84,14 +97,25 @@ def claimed(device: str) -> Iterator[int]:
 
 
 def flush(device: str, descriptor: int) -> None:
-    """Write back what the kernel has cached of a device, and flush the device. DeviceError."""
+    """Write back what the kernel has cached of a device, and flush the device. DeviceError.
+
+    A process of its own does it, because one that waits for a device cannot be ended: not by a
+    limit, nor by who has lost patience.
+    """
     try:
-        os.fsync(descriptor)
-    except OSError as error:
+        status = run_within(
+            FLUSH_SECONDS,
+            [sys.executable, "-I", "-S", "-c", _FLUSH, str(descriptor)],
+            pass_fds=[descriptor],
+        )
+        reason = os.strerror(status) if status > 0 else f"ended by signal {-status}"
+    except TimeoutError:
+        status, reason = 1, f"for {FLUSH_SECONDS:g} seconds"
+    if status != 0:
         raise DeviceError(
-            f"{device} did not take what was still to be written to it ({error.strerror}); is the "
+            f"{device} did not take what was still to be written to it ({reason}); is the "
             "daemon running? --force gives that up"
-        ) from error
+        )
 
 
 def in_use(device: str, by: list[str]) -> InUseError:

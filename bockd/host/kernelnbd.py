@@ -92,13 +92,26 @@ def find_pid(device: str) -> int | None:
 def bring_up(device: str, uri: str) -> int:
     """Connect a device to an export, and wait until it is there; the id that tells this
     connection from others of the device. DeviceError, with nothing left behind."""
-    # When it fails the device is not ours: somebody else may have connected it just before.
-    run_tool("nbd-client", *_address(uri), device, *_target(uri))
-    if not wait_until(lambda: find_pid(device) is not None and size_bytes(device) > 0):
-        with suppress(BockdError):
-            take_down(device)
+    try:
+        run_tool("nbd-client", *_address(uri), device, *_target(uri))
+        came = wait_until(lambda: find_pid(device) is not None and size_bytes(device) > 0)
+    except BockdError:
+        # The device is not ours: somebody else may have connected it just before.
+        raise
+    except BaseException:
+        # Interrupted: it may have come.
+        _end(device)
+        raise
+    if not came:
+        _end(device)
         raise DeviceError(f"nbd-client succeeded, and {device} did not come")
     return find_pid(device) or 0
+
+
+def _end(device: str) -> None:
+    if find_pid(device) is not None:
+        with suppress(BockdError):
+            take_down(device)
 
 
 def take_down(device: str) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
-from bockd.errors import DeviceError, NotFoundError
+from bockd.errors import BockdError, DeviceError, NotFoundError
 from bockd.host.blockdevices import SYS_BLOCK, read_attribute, wait_until
 from bockd.host.tools import find_tool, run_tool
 
@@ -50,7 +51,15 @@ def bring_up(path: str) -> str:
             "when it starts"
         )
     # Direct I/O saves a second copy of everything in the page cache (docs/fuse.md).
-    return run_tool("losetup", "--find", "--show", "--direct-io=on", path).strip()
+    try:
+        return run_tool("losetup", "--find", "--show", "--direct-io=on", path).strip()
+    except BaseException:
+        # Interrupted, it may have come; nobody else has a device on this file.
+        device = find_device(path)
+        if device is not None:
+            with suppress(BockdError):
+                take_down(device)
+        raise
 
 
 def take_down(device: str) -> None:

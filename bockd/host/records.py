@@ -17,7 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bockd.errors import DamagedError, from_os_error
+from bockd.errors import DamagedError, InUseError, from_os_error
+from bockd.host.blockdevices import wait_until
 
 STATE_DIR = Path("/var/lib/bock")
 """Survives a reboot; /run would not."""
@@ -27,6 +28,12 @@ STATE_VARIABLE = "BOCK_STATE"
 _SUFFIX = ".json"
 _NEW_SUFFIX = ".new"
 _LOCK = "lock"
+
+LOCK_SECONDS = 60.0
+"""For another `bock`. Connecting takes a second; one that waits for a network or a device may take
+very long, and whoever wants to do something about that must learn of it."""
+
+MAX_PID_DIGITS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +79,22 @@ class Records:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """One `bock` at a time changes connections of this host."""
+        """One `bock` at a time changes connections of this host. InUseError when another one takes
+        too long."""
         try:
             os.makedirs(self.directory, mode=0o700, exist_ok=True)
             lock = os.open(self.directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise from_os_error(error, f"opening {self.directory}") from error
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not wait_until(lambda: _take(lock), LOCK_SECONDS):
+                holder = os.pread(lock, MAX_PID_DIGITS, 0).decode(errors="replace").strip()
+                raise InUseError(
+                    f"another bock (process {holder or 'unknown'}) is connecting or disconnecting "
+                    "here, and waits for something: see what it waits for, or end it"
+                )
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, b"%d\n" % os.getpid(), 0)
             yield
         finally:
             os.close(lock)
@@ -148,6 +163,14 @@ class Records:
             os.fsync(directory)
         finally:
             os.close(directory)
+
+
+def _take(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def new_key() -> str:

@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import IO
 
 from bockd.errors import DeviceError, NotSupportedError
@@ -15,6 +17,9 @@ SEARCH_PATH = os.pathsep.join(("/usr/local/sbin", "/usr/sbin", "/sbin"))
 
 TOOL_SECONDS = 60.0
 """nbd-client waits for the network; what has not been answered by then will not be."""
+
+DEATH_SECONDS = 1.0
+"""For a program that was killed, unless it waits in the kernel."""
 
 PACKAGES = {"nbd-client": "nbd-client", "losetup": "mount", "modprobe": "kmod"}
 """The Debian package of each tool; other distributions call most of them the same."""
@@ -37,21 +42,37 @@ def run_tool(name: str, *arguments: str) -> str:
     # Files, because what a tool leaves in the background would keep a pipe open.
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         try:
-            status = subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-                timeout=TOOL_SECONDS,
-                check=False,
-            ).returncode
-        except subprocess.TimeoutExpired as error:
+            status = run_within(TOOL_SECONDS, command, out, err)
+        except TimeoutError as error:
             raise DeviceError(f"{name} did not end within {TOOL_SECONDS:g} seconds") from error
         printed, complaints = _content(out), _content(err)
     if status != 0:
         said = [line.strip() for line in f"{printed}\n{complaints}".splitlines() if line.strip()]
         raise DeviceError(f"{name} failed: {'; '.join(said) or f'status {status}'}")
     return printed
+
+
+def run_within(
+    seconds: float,
+    command: Sequence[str],
+    out: IO[bytes] | int = subprocess.DEVNULL,
+    err: IO[bytes] | int = subprocess.DEVNULL,
+    pass_fds: Sequence[int] = (),
+) -> int:
+    """The exit status of a program. One that takes too long is killed, and not waited for: in the
+    kernel, at a device that does not answer, it does not even die. TimeoutError."""
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, pass_fds=pass_fds
+    )
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        raise TimeoutError from None
+    finally:
+        if process.returncode is None:
+            process.kill()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(DEATH_SECONDS)
 
 
 def _content(file: IO[bytes]) -> str:

@@ -64,6 +64,16 @@ def test_a_volume_that_is_taken(host: Host) -> None:
     assert host.volume("v")["status"] == "available"
 
 
+def test_a_virtual_machine_is_no_host(host: Host, tmp_path: Path) -> None:
+    """It is told before anything is attached, which would plug a disk into the machine."""
+    host.daemon.bock("volume", "create", "v", "--size", "16M")
+    host.daemon.bock("server", "add", "vm1", "--kind", "vm", "--qmp", tmp_path / "none")
+    refusal = refused(host, "v", "--loop", "--server", "vm1")
+    assert "server vm1 is a virtual machine" in refusal
+    assert "--server" in refusal
+    assert host.volume("v")["last_error"] is None
+
+
 def test_a_failure_undoes_the_attachment(host: Host, tmp_path: Path) -> None:
     """losetup fails, the daemon's view being unmounted."""
     host.daemon.bock("volume", "create", "v", "--size", "16M")

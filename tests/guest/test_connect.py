@@ -85,6 +85,15 @@ def test_connected_used_disconnected_and_connected_again(
             assert tenant.show(volume)["status"] == "available"
         host.bock("disconnect", "disk2")
         assert host.connections() == []
+
+        # Interrupted when nbd-client has made the device and bock does not know that yet.
+        host.guest.run("mv /sbin/nbd-client /sbin/away")
+        script = '#!/bin/sh\\n/sbin/away "$@"\\n[ "$1" = -d ] || kill -INT $PPID; sleep 1\\n'
+        host.guest.run(f"printf '{script}' >/sbin/nbd-client; chmod 755 /sbin/nbd-client")
+        assert host.attempt("connect", "disk1").status != 0
+        assert tenant.show(volume)["status"] == "available"
+        assert host.connections() == []
+        assert host.guest.run("cat /sys/block/nbd0/size") == "0\n"
         daemon.check()
 
 
