@@ -52,7 +52,7 @@ def load(file: Path | None = None, environ: Mapping[str, str] | None = None) -> 
     if "data_dir" not in sources:
         settings = replace(settings, data_dir=default_data_dir(env, as_root=os.geteuid() == 0))
     if given := env.get(DATA_VARIABLE):
-        settings = replace(settings, data_dir=Path(given).absolute())
+        settings = replace(settings, data_dir=_data_dir_from(given))
         sources["data_dir"] = DATA_VARIABLE
     if NBD_LISTEN_VARIABLE in env:
         nbd = replace(settings.nbd, listen=_listen_from(env, NBD_LISTEN_VARIABLE))
@@ -110,6 +110,16 @@ def _read(path: Path) -> bytes:
         reason = f"this is no configuration: it is larger than {MAX_FILE_BYTES >> 20} MiB"
         raise ConfigurationError((Problem(str(path), "", reason),))
     return content
+
+
+def _data_dir_from(given: str) -> Path:
+    path = Path(given).absolute()
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        reason = f"{str(path)!a} is not UTF-8, which a path in a URI must be"
+        raise ConfigurationError((Problem(DATA_VARIABLE, "", reason),)) from None
+    return path
 
 
 def _listen_from(environ: Mapping[str, str], variable: str) -> Address | None:

@@ -190,3 +190,9 @@ def test_the_client_finds_the_daemon_through_the_file(file: Path) -> None:
     result = CliRunner().invoke(bock, ["info"], env={"BOCKD_CONFIG": str(file), "BOCKD_DATA": ""})
     assert result.exit_code == 1
     assert "no daemon answers on /srv/pool/api.sock" in result.stderr
+
+
+def test_a_data_directory_that_no_uri_can_name(tmp_path: Path) -> None:
+    environ = {"BOCKD_CONFIG": "/dev/null", "BOCKD_DATA": f"{tmp_path}/\udcff"}
+    with pytest.raises(ConfigurationError, match=r"^BOCKD_DATA: .*udcff' is not UTF-8"):
+        load(None, environ)
