@@ -12,13 +12,33 @@ from urllib.parse import urlsplit
 
 from tests.daemon.process import Bockd
 
-from .pythondisk import BOCK, PREFIX
+from .pythondisk import BOCK, PREFIX, PYTHON
 from .vm import HOST_ADDRESS, Finished, Guest, boot
 
 NAME = "guest1"
 
 MEMORY = "1G"
 """Python needs more than the shell."""
+
+RELAY = """
+import os, socket, sys, threading
+
+def pump(source, target):
+    while data := source.recv(1 << 16):
+        target.sendall(data)
+    target.shutdown(socket.SHUT_WR)
+
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1] + ".new")
+listener.listen()
+os.rename(sys.argv[1] + ".new", sys.argv[1])
+while True:
+    near, _ = listener.accept()
+    far = socket.create_connection((sys.argv[2], int(sys.argv[3])))
+    for pair in ((near, far), (far, near)):
+        threading.Thread(target=pump, args=pair, daemon=True).start()
+"""
+"""What listens on a Unix socket for a port elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +69,18 @@ class GuestHost:
         assert finished.status == 1, finished
         assert finished.output.startswith("bock: "), finished
         return finished.output.strip()
+
+    def relay(self, path: str, port: int) -> None:
+        """Let a Unix socket in the guest lead to a port of ours."""
+        self.guest.run(
+            f"cat >/tmp/relay.py <<'END'{RELAY}END\n"
+            f"{PYTHON} /tmp/relay.py '{path}' {HOST_ADDRESS} {port} >/dev/null 2>&1 & "
+            f"for try in $(seq 600); do [ -S '{path}' ] && exit; usleep 100000; done; exit 1"
+        )
+
+    def python(self, code: str) -> str:
+        """What a line of Python prints, with bock's packages."""
+        return self.guest.run(f"{PYTHON} -c '{code}'").strip()
 
     def connections(self) -> list[dict[str, Any]]:
         """`bock connections`."""

@@ -30,10 +30,17 @@ ROOM_BYTES = 16 * MIB
 
 LEFT_OUT = ("test", "tests", "idlelib", "tkinter", "lib2to3", "ensurepip", "config-*", "*-packages")
 
+PYTHON = f"{PREFIX}/bin/python"
+"""Python with bock's packages."""
+
 # Python takes its standard library from beside the program, wherever that is.
-BOCK_PROGRAM = f"""#!/bin/sh
+PYTHON_PROGRAM = f"""#!/bin/sh
 export LD_LIBRARY_PATH={PREFIX}/libraries PYTHONPATH={PREFIX}/packages PYTHONDONTWRITEBYTECODE=1
-exec {PREFIX}/bin/python3 -c 'from bockd.cli.bock import main; main(prog_name="bock")' "$@"
+exec {PREFIX}/bin/python3 "$@"
+"""
+
+BOCK_PROGRAM = f"""#!/bin/sh
+exec {PYTHON} -c 'from bockd.cli.bock import main; main(prog_name="bock")' "$@"
 """
 
 
@@ -56,9 +63,10 @@ def build_python_disk(root: Path, image: Path) -> None:
     libraries.mkdir()
     for binary in (program, *root.rglob("*.so")):
         _install_libraries(binary, libraries)
-    bock = root / "bin" / "bock"
-    bock.write_text(BOCK_PROGRAM)
-    bock.chmod(0o755)
+    for name, text in (("python", PYTHON_PROGRAM), ("bock", BOCK_PROGRAM)):
+        script = root / "bin" / name
+        script.write_text(text)
+        script.chmod(0o755)
     used = sum(file.stat().st_size + 4096 for file in root.rglob("*"))
     size = (used + used // 10 + ROOM_BYTES) // MIB
     command = [find_tool("mkfs.ext4"), "-q", "-F", "-O", "^has_journal", "-d", str(root)]

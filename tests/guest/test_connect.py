@@ -86,6 +86,16 @@ def test_connected_used_disconnected_and_connected_again(
         host.bock("disconnect", "disk2")
         assert host.connections() == []
 
+        # By the Unix socket, as when the daemon is on this machine; with an odd name.
+        host.relay("/tmp/n&b d.sock", daemon.nbd_port)
+        uri = f"nbd+unix:///{tenant.attach(other, NAME).export}?socket=/tmp/n%26b%20d.sock"
+        bring_up = f'kernelnbd.bring_up("/dev/nbd3", "{uri}")'
+        host.python(f"from bockd.host import kernelnbd; {bring_up}")
+        assert tenant.attachment(other, NAME)["bockd"]["connections"] == 4
+        host.guest.run("dd if=/dev/zero of=/dev/nbd3 bs=4096 count=8 conv=fsync")
+        host.guest.run("nbd-client -d /dev/nbd3")
+        tenant.detach(other, NAME)
+
         # Interrupted when nbd-client has made the device and bock does not know that yet.
         host.guest.run("mv /sbin/nbd-client /sbin/away")
         script = '#!/bin/sh\\n/sbin/away "$@"\\n[ "$1" = -d ] || kill -INT $PPID; sleep 1\\n'
