@@ -16,6 +16,7 @@ from bockd.cli.output import format_time, json_option, print_json, print_table, 
 from bockd.cli.storage import connect as connect_to_storage
 from bockd.errors import BockdError, UnavailableError
 from bockd.host.devices import find_device
+from bockd.host.loopdevices import is_dead
 from bockd.host.records import Connection, Records
 
 UNIT = "bock-connect@.service"
@@ -26,7 +27,9 @@ UNIT = "bock-connect@.service"
 @click.option("--device", help="Like /dev/nbd0; by default the first free one.")
 @click.option("--loop", is_flag=True, help="A loop device on the daemon's file view, without NBD.")
 @click.option("--server", help="What the API calls this machine; by default its host name.")
-@click.option("--restore", is_flag=True, help="Bring back what was connected before a reboot.")
+@click.option(
+    "--restore", is_flag=True, help="Bring back what a reboot, or the daemon's restart, has ended."
+)
 @click.option("--print-unit", is_flag=True, help=f"Print the systemd unit {UNIT}, which does that.")
 @json_option
 def connect(
@@ -118,12 +121,13 @@ def disconnect(ref: str, force: bool, as_json: bool) -> None:
 def connections(as_json: bool) -> None:
     """List the volumes that bock connect has made devices of this machine.
 
-    STATE is "connected", or "gone" for a device that is to come back (bock connect --restore).
+    STATE is "connected"; "dead" for a loop device whose daemon was restarted; or "gone". What is
+    dead or gone comes back with bock connect --restore.
     """
     found = Records.of_environment(os.environ).list()
     shown = [(one, find_device(one)) for one in found]
     if as_json:
-        print_json([{**asdict(one), "state": state(device)} for one, device in shown])
+        print_json([{**asdict(one), "state": state(one, device)} for one, device in shown])
         return
     print_table(
         ("VOLUME>", "NAME", "DEVICE", "SERVER", "STATE", "SINCE", "DAEMON"),
@@ -133,7 +137,7 @@ def connections(as_json: bool) -> None:
                 one.name,
                 device or one.device,
                 one.server,
-                state(device),
+                state(one, device),
                 format_time(one.connected_at),
                 one.daemon,
             )
@@ -142,6 +146,9 @@ def connections(as_json: bool) -> None:
     )
 
 
-def state(device: str | None) -> str:
-    """Of a connection whose device is that now."""
-    return "connected" if device else "gone"
+def state(one: Connection, device: str | None) -> str:
+    """Of a connection whose device is that now. Of an NBD device only the daemon knows whether it
+    is dead, and this asks no daemon."""
+    if device is None:
+        return "gone"
+    return "dead" if one.file is not None and is_dead(device, one.file) else "connected"

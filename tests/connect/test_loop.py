@@ -167,7 +167,10 @@ def test_a_daemon_that_was_restarted(host: Host) -> None:
         outcome = host.daemon.run(*restore)
         assert outcome.status == 1
         assert f"(v): {mounted} is mounted at {host.mount_point}: end that first" in outcome.err
-        assert [one["name"] for one in host.records() if one["state"] == "connected"] == ["v", "w"]
+        assert {one["name"]: one["state"] for one in host.records()} == {
+            "v": "dead",
+            "w": "connected",
+        }
     assert host.daemon.run(*restore).status == 0
     for device in [one["device"] for one in host.records()]:
         host.daemon.tool("dd", f"if={device}", "of=/dev/null", "bs=4k", "count=1")
