@@ -24,6 +24,9 @@ MAX_STATUS_EXTENTS: Final = 4096
 """Extents in one block status reply: 64 KiB at most. Clients ask again from where it ends, and
 the protocol's advice is to stay below 2^20."""
 
+MAX_STATUS_BYTES: Final = MAX_STATUS_EXTENTS * 160
+"""Memory of a block status under way: its extents, 140 bytes each as objects, and its reply."""
+
 _MAX_PACKED_TOGETHER: Final = 256
 """Simple replies packed by one call, and so the number of formats that are kept compiled."""
 

@@ -14,17 +14,27 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Sequence
+from time import perf_counter_ns
 
 from bockd.device import BlockDevice
 from bockd.nbd import constants as nbd
-from bockd.nbd.replies import ReplyEncoder
+from bockd.nbd.replies import MAX_STATUS_BYTES, ReplyEncoder
 from bockd.nbd.transmission import Request, RequestLimits, refusal
 from bockd.server import work
 from bockd.server.channel import Buffer
-from bockd.server.limits import MAX_INLINE_READ_BYTES, PIECE_BYTES, REPLY_BUFFER_BYTES
+from bockd.server.limits import (
+    MAX_BATCH_REQUESTS,
+    MAX_INLINE_READ_BYTES,
+    MAX_SMALL_REPLY_BYTES,
+    PIECE_BYTES,
+    REPLY_BUFFER_BYTES,
+    TURN_SECONDS,
+)
 from bockd.server.statistics import ExportStatistics
 from bockd.server.work import Work
 from bockd.steps import Steps
+
+_TURN_NS = int(TURN_SECONDS * 1e9)
 
 
 class Batch:
@@ -45,6 +55,7 @@ class Batch:
         self._reply = memoryview(mmap.mmap(-1, REPLY_BUFFER_BYTES))
         self._filled = 0
         self._small: list[Buffer] = []
+        self._small_bytes = 0
         self._staged: list[Request] = []
         self._durable: list[Request] = []
         self._background_bytes = 0
@@ -60,8 +71,9 @@ class Batch:
     ) -> int:
         """Serve requests from `index` on; the index of the first that was not served.
 
-        Stops early when the reply buffer is full, or when `room` operations or a piece's worth of
-        memory have gone to the background.
+        Stops early when the reply buffer is full, when `room` operations or a piece's worth of
+        memory have gone to the background, and behind a request that is neither a plain read nor
+        a plain write when a turn's time is over: a few bytes may ask for milliseconds of work.
         `received` holds the payloads. `finish` must follow before anything is awaited.
         """
         device, limits, reply = self._device, self._limits, self._reply
@@ -72,7 +84,8 @@ class Batch:
         write_flags = nbd.CMD_FLAG_PAYLOAD_LEN if limits.extended else 0
         staged, background, large = self._staged, self.background, self.large_reads
         filled = reads = self._background_bytes = 0
-        count = len(requests)
+        count = min(len(requests), index + MAX_BATCH_REQUESTS)
+        until = perf_counter_ns() + _TURN_NS
         while index < count:
             request = requests[index]
             flags, command, _, offset, length, body = request
@@ -110,7 +123,9 @@ class Batch:
                 self._unusual(request, received)
             if len(background) + len(large) >= room or self._background_bytes > PIECE_BYTES:
                 break
-            if self.disconnect:
+            if self.disconnect or self._small_bytes >= MAX_SMALL_REPLY_BYTES:
+                break
+            if perf_counter_ns() > until:
                 break
         self._filled = filled
         self._statistics.reads += reads
@@ -131,6 +146,7 @@ class Batch:
         if self._small:
             parts.append(b"".join(self._small))
             self._small.clear()
+            self._small_bytes = 0
         self._filled = 0
         return parts
 
@@ -150,7 +166,7 @@ class Batch:
         if durable:  # answered by the flush
             staged = [request for request in staged if not request[0] & nbd.CMD_FLAG_FUA]
         if staged:
-            self._small.append(self._encoder.all_done(staged))
+            self._answer(self._encoder.all_done(staged))
 
     def _unusual(self, request: Request, received: memoryview) -> None:
         """Everything but plain reads and writes: judge it, then do it."""
@@ -159,12 +175,12 @@ class Batch:
             self.disconnect = True
         elif refused := refusal(request, self._limits):
             self._statistics.errors += 1
-            self._small.append(self._encoder.error(request, *refused))
+            self._answer(self._encoder.error(request, *refused))
         elif command == nbd.CMD_FLUSH:
             self._statistics.flushes += 1
             self._durable.append(request)
         elif not length:
-            self._small.append(self._encoder.done(request))
+            self._answer(self._encoder.done(request))
         elif command == nbd.CMD_READ:
             self._unusual_read(request)
         elif command == nbd.CMD_WRITE:
@@ -179,7 +195,7 @@ class Batch:
             if flags & nbd.CMD_FLAG_DF:
                 self._statistics.errors += 1
                 message = f"{length} bytes in one chunk; at most {MAX_INLINE_READ_BYTES}"
-                self._small.append(self._encoder.error(request, nbd.EOVERFLOW, message))
+                self._answer(self._encoder.error(request, nbd.EOVERFLOW, message))
             else:
                 self.large_reads.append(request)
             return
@@ -216,14 +232,17 @@ class Batch:
 
     def _other(self, request: Request) -> None:
         command = request[1]
+        charged_bytes = 0
         if command == nbd.CMD_BLOCK_STATUS:
             operation = work.status
+            charged_bytes = MAX_STATUS_BYTES
         elif command == nbd.CMD_CACHE:
             operation = work.cache
         else:
             operation = work.change
             self._statistics.trims += 1
-        self._begin([request], operation(self._device, self._encoder, request))
+        steps = operation(self._device, self._encoder, request)
+        self._begin([request], steps, charged_bytes=charged_bytes)
 
     def _begin(
         self, requests: Sequence[Request], steps: Steps[Buffer], *, charged_bytes: int = 0
@@ -234,7 +253,7 @@ class Batch:
         try:
             step = next(steps)
         except StopIteration as done:
-            self._small.append(done.value)
+            self._answer(done.value)
         except Exception as error:  # noqa: BLE001 - becomes the requests' answer
             self._fail(requests, error)
         else:
@@ -243,4 +262,8 @@ class Batch:
 
     def _fail(self, requests: Sequence[Request], error: Exception) -> None:
         self._statistics.errors += len(requests)
-        self._small.append(work.error_reply(self._encoder, requests, error))
+        self._answer(work.error_reply(self._encoder, requests, error))
+
+    def _answer(self, reply: Buffer) -> None:
+        self._small.append(reply)
+        self._small_bytes += len(reply)

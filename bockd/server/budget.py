@@ -61,12 +61,17 @@ class Account:
         self._budget = budget
         self._own_lent_bytes = 0
         self._charged_bytes = 0
+        self._turn = trio.Lock()
+        """One at a time waits in the budget, where each release asks all who wait."""
 
     async def acquire(self, length: int) -> None:
         """Wait until `length` bytes (at most `PIECE_BYTES`) may be used."""
         assert 0 < length <= PIECE_BYTES
-        if not self._grab(length):
-            await self._budget.wait(lambda: self._grab(length), lambda: self.release(length))
+        if not self._turn.locked() and self._grab(length):
+            return
+        async with self._turn:
+            if not self._grab(length):
+                await self._budget.wait(lambda: self._grab(length), lambda: self.release(length))
 
     def _grab(self, length: int) -> bool:
         if self._budget.take(length):

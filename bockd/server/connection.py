@@ -94,7 +94,7 @@ class Connection:
             self._account,
             self._driver,
             self._flight,
-            self._limits.payload_stall_seconds,
+            self._limits,
         )
         self._buffer[: len(leftover)] = leftover
         self._leftover_bytes = self._received_bytes = len(leftover)
@@ -185,6 +185,10 @@ class Connection:
                 return
             self._received_bytes += received
             end += received
+            if not requests and self._polling.due():
+                # Who sends a byte at a time keeps us receiving, with no batch to turn after.
+                await trio.lowlevel.checkpoint()
+                self._polling.turned()
 
     async def _serve_batch(self, requests: list[Request], index: int, started: int) -> int:
         """Serve what fits one reply buffer; the index of the first request not served."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
+from time import perf_counter_ns
 from typing import Protocol
 
 import trio
@@ -24,12 +25,14 @@ from bockd.server.budget import Account
 from bockd.server.channel import Channel, HungUpError
 from bockd.server.drive import Driver
 from bockd.server.flight import Flight
-from bockd.server.limits import PIECE_BYTES
+from bockd.server.limits import PIECE_BYTES, TURN_SECONDS, ServerLimits
 from bockd.server.statistics import ExportStatistics
 from bockd.server.work import error_reply
 
 MAX_DISCARDED_BYTES = 2 * MAX_PAYLOAD_BYTES
 """A refused payload is received and forgotten up to here; a longer one closes the connection."""
+
+_TURN_NS = int(TURN_SECONDS * 1e9)
 
 
 def pieces(offset: int, length: int) -> Iterator[tuple[int, int]]:
@@ -67,23 +70,23 @@ class LargeTransfers:
         self,
         device: BlockDevice,
         encoder: ReplyEncoder,
-        limits: RequestLimits,
+        judged_by: RequestLimits,
         statistics: ExportStatistics,
         channel: Channel,
         account: Account,
         driver: Driver,
         flight: Flight,
-        stall_seconds: float,
+        limits: ServerLimits,
     ) -> None:
         self._device = device
         self._encoder = encoder
-        self._limits = limits
+        self._judged_by = judged_by
         self._statistics = statistics
         self._channel = channel
         self._account = account
         self._driver = driver
         self._flight = flight
-        self._stall_seconds = stall_seconds
+        self._limits = limits
 
     # Writes.
 
@@ -96,11 +99,12 @@ class LargeTransfers:
         the buffer, or `end`. Raises ProtocolError when the client stalls, leaves, or sends too
         much.
         """
-        if refused := refusal(request, self._limits):
+        if refused := refusal(request, self._judged_by):
             self._statistics.errors += 1
             position = await self._discard(request, buffer, position, end, counter)
             await self._channel.send(self._encoder.error(request, *refused))
             return position
+        await self._flight.below(self._limits.max_in_flight)
         self._statistics.writes += 1
         self._statistics.written_bytes += request[4]
         write = _LargeWrite(request)
@@ -129,12 +133,16 @@ class LargeTransfers:
             self._flight.land()
 
     async def _fill(self, into: memoryview, counter: Received) -> None:
+        until = perf_counter_ns() + _TURN_NS
         while into:
-            received = await self._channel.receive(into, self._stall_seconds)
+            received = await self._channel.receive(into, self._limits.payload_stall_seconds)
             if not received:
                 raise HungUpError("the client left in the middle of a payload")
             counter.count_received(received)
             into = into[received:]
+            if perf_counter_ns() > until:  # the bytes may come one at a time, and never stop
+                await trio.lowlevel.checkpoint()
+                until = perf_counter_ns() + _TURN_NS
 
     async def _discard(
         self, request: Request, buffer: memoryview, position: int, end: int, counter: Received
@@ -171,14 +179,16 @@ class LargeTransfers:
 
     async def _write_slowly(self, write: _LargeWrite, offset: int, piece: memoryview) -> None:
         try:
-            with self._flight.change():
-                await self._driver.run(self._device.write(offset, piece))
-        except Exception as error:  # noqa: BLE001 - becomes the request's answer
-            write.error = write.error or error
+            try:
+                with self._flight.change():
+                    await self._driver.run(self._device.write(offset, piece))
+            except Exception as error:  # noqa: BLE001 - becomes the request's answer
+                write.error = write.error or error
+            finally:
+                self._account.release(len(piece))
+            await self._piece_done(write)
         finally:
-            self._account.release(len(piece))
-            self._flight.land()
-        await self._piece_done(write)
+            self._flight.land()  # with its answer, if it was the last: who takes none gets no more
 
     async def _piece_done(self, write: _LargeWrite) -> None:
         write.pending -= 1

@@ -16,6 +16,14 @@ RECEIVE_BUFFER_BYTES: Final = 256 * KIB
 REPLY_BUFFER_BYTES: Final = 1 * MIB
 """Replies of one batch, sent by one call. Anonymous memory: pages cost nothing until used."""
 
+MAX_BATCH_REQUESTS: Final = 512
+"""Requests of one batch; more than any client keeps in flight (MAX_IN_FLIGHT below). A receive
+buffer holds 9,000 that carry nothing, and to serve those in one go would hold the loop."""
+
+MAX_SMALL_REPLY_BYTES: Final = 1 * MIB
+"""Replies of a batch beside the data of reads: a block status may take 64 KiB, an error a sentence.
+Once there are so many, they are sent before more is served."""
+
 MAX_INLINE_READ_BYTES: Final = 256 * KIB
 """Reads up to here are answered within their batch. nbdcopy asks for 256 KiB; a larger one would
 hold the loop for longer than the poll does."""
@@ -24,7 +32,12 @@ PIECE_BYTES: Final = 1 * MIB
 """Large payloads are received, written, read and sent in pieces of this, aligned in the volume."""
 
 MAX_CONNECTIONS: Final = 512
-"""Below the usual limit of 1,024 descriptors, which layers and the API share."""
+"""Below the usual limit of 1,024 descriptors, which layers and the API share. The next client takes
+the place of the one that has been in its handshake for longest, so that who connects and says
+nothing keeps nobody out; if all have chosen an export, the next one is refused."""
+
+MAX_LEAVING: Final = 16
+"""Clients beyond MAX_CONNECTIONS that have lost their place and are not closed yet."""
 
 MAX_IN_FLIGHT: Final = 128
 """Requests of one connection that are being served in the background; then nothing more is parsed.

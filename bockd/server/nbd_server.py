@@ -18,7 +18,7 @@ from bockd.server.channel import Channel, StalledError
 from bockd.server.connection import Connection
 from bockd.server.drive import Driver
 from bockd.server.exports import ExportKey, ExportTable
-from bockd.server.limits import ServerLimits
+from bockd.server.limits import MAX_LEAVING, ServerLimits
 from bockd.server.listener import accept_from
 from bockd.server.negotiation import Entrance, negotiate
 from bockd.server.pace import Pace
@@ -38,6 +38,8 @@ class NbdServer:
         self._pace = Pace()
         self._registry = Registry(self._limits.fence_seconds)
         self._clients = 0
+        self._negotiating: dict[trio.CancelScope, None] = {}
+        """Handshakes under way, the oldest first."""
 
     @property
     def driver(self) -> Driver:
@@ -53,7 +55,7 @@ class NbdServer:
             async with trio.open_nursery() as nursery:
 
                 async def greet(client: socket.socket) -> None:
-                    if self._clients >= self._limits.max_connections:
+                    if self._clients >= self._limits.max_connections and not self._made_room():
                         log.warning("refused a client: %d are connected", self._clients)
                         client.close()
                         return
@@ -63,6 +65,15 @@ class NbdServer:
                 await accept_from(listener, greet)
         finally:
             listener.close()
+
+    def _made_room(self) -> bool:
+        """End the oldest handshake for a newcomer; False if there is none."""
+        if not self._negotiating or self._clients >= self._limits.max_connections + MAX_LEAVING:
+            return False
+        oldest = next(iter(self._negotiating))
+        del self._negotiating[oldest]
+        oldest.cancel()
+        return True
 
     async def _serve_client(self, sock: socket.socket, table: ExportTable) -> None:
         channel: Channel | None = None
@@ -82,9 +93,18 @@ class NbdServer:
     async def _talk(self, channel: Channel, table: ExportTable) -> None:
         seconds = self._limits.handshake_seconds
         with trio.move_on_after(seconds) as scope:
-            entrance = await negotiate(channel, table, seconds)
+            self._negotiating[scope] = None
+            try:
+                entrance = await negotiate(channel, table, seconds)
+            finally:
+                gave_way = scope not in self._negotiating
+                self._negotiating.pop(scope, None)
         if scope.cancelled_caught:
-            raise StalledError(f"no export chosen within {seconds} s")
+            raise StalledError(
+                "it gave way to another one before it had chosen an export"
+                if gave_way
+                else f"no export chosen within {seconds} s"
+            )
         if entrance is None:
             return
         try:

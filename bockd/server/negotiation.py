@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import trio
+
 from bockd.errors import BockdError
 from bockd.model import KIB
 from bockd.nbd.handshake import (
@@ -43,6 +45,9 @@ async def negotiate(channel: Channel, table: ExportTable, stall_seconds: float) 
     handshake = Handshake()
     memory = memoryview(bytearray(_RECEIVE_BYTES))
     while True:
+        # Nothing else here need wait while a client goes on sending options: without this it would
+        # keep the loop to itself, and its deadline would never come.
+        await trio.lowlevel.checkpoint()
         match handshake.next_event():
             case None:
                 received = await channel.receive(memory, stall_seconds)

@@ -56,6 +56,10 @@ class Polling:
         self._pace.works(self, now)
         return now - self._turn_ns > _TURN_NS
 
+    def due(self) -> bool:
+        """True when the loop must turn, though nothing was served."""
+        return self._clock() - self._turn_ns > _TURN_NS
+
     def turned(self) -> None:
         """The loop has turned."""
         self._turn_ns = self._clock()

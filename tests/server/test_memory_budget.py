@@ -45,6 +45,23 @@ async def test_a_cancelled_wait_takes_nothing() -> None:
 
 
 @in_trio
+async def test_of_one_connection_one_request_waits_in_the_budget() -> None:
+    """Whoever gives something back asks all who wait there: they must be few."""
+    budget = MemoryBudget(0)
+    greedy, modest = Account(budget), Account(budget)
+    async with trio.open_nursery() as nursery:
+        for _ in range(100):
+            nursery.start_soon(greedy.acquire, PIECE_BYTES)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(budget._waiters) == 1
+        await modest.acquire(PIECE_BYTES)
+        for _ in range(99):
+            greedy.release(PIECE_BYTES)
+            await trio.testing.wait_all_tasks_blocked()
+    assert not budget._waiters
+
+
+@in_trio
 async def test_charges_overdraw_and_settle() -> None:
     budget = MemoryBudget(SHARED)
     account, other = Account(budget), Account(budget)
