@@ -21,8 +21,9 @@ from bockd.errors import ConflictError, InUseError, InvalidRequestError, from_os
 MAX_SOCKET_PATH_BYTES = 107
 """sockaddr_un.sun_path has 108 bytes, one of them for the final NUL."""
 
-BACKLOG = 128
-"""Clients that may wait to be accepted: all connections of a busy host starting at once."""
+BACKLOG = 1024
+"""Clients that may wait to be accepted: more than come between two turns of a busy loop. Beyond it
+a client on TCP tries again after a second, and one on a Unix socket may be told to."""
 
 _TEMPORARY_SUFFIX = ".new"
 

@@ -64,6 +64,11 @@ that has not been read by then (its client does not take its replies) is dropped
 ACCEPT_PAUSE_SECONDS: Final = 0.1
 """After EMFILE and the like, before accepting again: descriptors come back as clients leave."""
 
+ACCEPTS_OF_A_TURN: Final = 8
+"""Clients accepted before the loop turns: a busy loop turns a thousand times a second, and who only
+connects is quicker than that. Fewer than MAX_LEAVING, or one would be refused for want of a turn.
+"""
+
 POLL_TRIES: Final = 60
 """Attempts to receive before a connection parks: under 0.1 ms, longer than a client's turn-around,
 and far shorter than a wake-up through epoll at low queue depth."""

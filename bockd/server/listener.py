@@ -11,7 +11,7 @@ import trio
 
 from bockd.config import Address
 from bockd.errors import InUseError, UnavailableError
-from bockd.server.limits import ACCEPT_PAUSE_SECONDS
+from bockd.server.limits import ACCEPT_PAUSE_SECONDS, ACCEPTS_OF_A_TURN
 from bockd.unixsocket import BACKLOG
 
 log = logging.getLogger(__name__)
@@ -45,6 +45,7 @@ async def accept_from(
     listener: socket.socket, greet: Callable[[socket.socket], Awaitable[None]]
 ) -> None:
     """Accept for ever, handing each client to `greet`, which must not wait for it."""
+    accepted = 0
     while True:
         try:
             client, _ = listener.accept()
@@ -58,4 +59,6 @@ async def accept_from(
                 await trio.lowlevel.checkpoint()
         else:
             await greet(client)
-            await trio.lowlevel.checkpoint()
+            accepted += 1
+            if accepted % ACCEPTS_OF_A_TURN == 0:
+                await trio.lowlevel.checkpoint()
