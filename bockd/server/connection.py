@@ -113,6 +113,14 @@ class Connection:
         """See `registry.Member`."""
         return self.closed.is_set() or self._channel.hung_up()
 
+    def settled(self) -> bool:
+        """See `registry.Member`."""
+        return self.closed.is_set() or (
+            self._consumed_bytes >= self._received_bytes + self._channel.unread_bytes()
+            and not self._flight.changing
+            and not self._channel.hung_up()
+        )
+
     async def caught_up(self) -> None:
         """See `registry.Member`."""
         if self.closed.is_set():

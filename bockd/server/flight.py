@@ -30,6 +30,11 @@ class Flight:
             del self._changes[number]
             self._wake()
 
+    @property
+    def changing(self) -> bool:
+        """Whether a change is under way."""
+        return bool(self._changes)
+
     def _oldest(self) -> int:
         return next(iter(self._changes), self._next)
 

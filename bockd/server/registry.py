@@ -45,6 +45,11 @@ class Member(Protocol):
 
     def hung_up(self) -> bool: ...
 
+    def settled(self) -> bool:
+        """True when a fence has nothing to do here: most connections are idle, and with hundreds a
+        task for each of them at every arrival would cost more than all else."""
+        ...
+
 
 class ExportState:
     """One export's connections and counters."""
@@ -91,7 +96,8 @@ class Registry:
             for member in self._members(key):
                 if member is newcomer:
                     break  # members are in the order they came
-                nursery.start_soon(self._fence_one, member)
+                if not member.settled():
+                    nursery.start_soon(self._fence_one, member)
 
     async def _fence_one(self, member: Member) -> None:
         with trio.move_on_after(self._fence_seconds) as scope:
