@@ -25,6 +25,10 @@ EXTENTS_SCAN_BYTES = 64 * GIB
 EXTENTS_SCAN_LEAVES = 4096
 """How many leaves that hold something one call of `extents` reads."""
 
+CACHE_AHEAD_BYTES = 1 * GIB
+"""How far one call of `cache` reads ahead: the page cache of a machine is not much larger, and a
+hint that names a whole volume of 16 TiB must not bring 16 million leaves into memory."""
+
 _ZEROS = bytes(1 << 20)
 
 ReadPiece = tuple[Layer, int, memoryview]
@@ -112,6 +116,7 @@ class Reader:
 
     def cache(self, offset: int, length: int) -> Steps[None]:
         """See BlockDevice.cache."""
+        length = min(length, CACHE_AHEAD_BYTES)
         first, end = offset >> BLOCK_SHIFT, ((offset + length - 1) >> BLOCK_SHIFT) + 1
         try:
             yield from self.map.load(first, end)
