@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 
@@ -61,6 +63,13 @@ class NoSpaceError(BockdError):
     errno = errno.ENOSPC
 
 
+class IndexFullError(NoSpaceError):
+    """The pool's index has reached the size that it may have, whatever room the disk has."""
+
+    code = "index-full"
+    errno = errno.ENOSPC
+
+
 class ReadOnlyError(BockdError):
     """A write was sent to a snapshot or to a read-only export."""
 
@@ -80,6 +89,16 @@ class VolumeFailedError(BockdError):
 
     code = "volume-failed"
     errno = errno.EIO
+
+
+class SyncFailedError(VolumeFailedError):
+    """A sync has just failed outside an open volume, in recovery: final for the volume, and to be
+    recorded by whoever meets it."""
+
+    def __init__(self, volume: int, name: str, reason: str) -> None:
+        super().__init__(str(volume_failed(volume, name, reason)))
+        self.volume = volume
+        self.reason = reason
 
 
 def volume_failed(volume: int, name: str, reason: str) -> VolumeFailedError:
@@ -168,3 +187,12 @@ def from_os_error(error: OSError, doing: str) -> BockdError:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return DeniedError(f"{doing}: {reason}; check who owns the pool directory")
     return DeviceError(f"{doing}: {reason}")
+
+
+@contextmanager
+def named(doing: str) -> Iterator[None]:
+    """Whatever the operating system refuses inside is raised in our terms (`from_os_error`)."""
+    try:
+        yield
+    except OSError as error:
+        raise from_os_error(error, doing) from error

@@ -38,19 +38,21 @@ class Ballast:
         """Take back what was given up, if there is ample room by now. Blocks."""
         if not self.given:
             return
-        status = os.statvfs(self._path.parent)
+        try:
+            status = os.statvfs(self._path.parent)
+        except OSError as error:
+            log.warning("the ballast was not written: %s", error)
+            return
         if status.f_bavail * status.f_frsize >= ROOM_BYTES:
             self.ensure()
 
     def ensure(self) -> bool:
         """Write the ballast in full if it is missing or short; False when there is no room."""
         try:
-            if os.stat(self._path).st_size == BALLAST_BYTES:
-                self.given = False
-                return True
-        except FileNotFoundError:
-            pass
-        try:
+            with contextlib.suppress(FileNotFoundError):
+                if os.stat(self._path).st_size == BALLAST_BYTES:
+                    self.given = False
+                    return True
             fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         except OSError as error:
             log.warning("the ballast was not written: %s", error)
@@ -64,7 +66,8 @@ class Ballast:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 log.warning("the ballast was not written: %s", error)
-            with contextlib.suppress(FileNotFoundError):
+            # What stays is short, and completed by the next attempt.
+            with contextlib.suppress(OSError):
                 os.unlink(self._path)
             return False
         finally:
@@ -73,10 +76,13 @@ class Ballast:
         return True
 
     def release(self) -> bool:
-        """Give the space back to the file system; False when it was already given."""
+        """Give the space back to the file system; False when it was already given, or cannot be."""
         try:
             os.unlink(self._path)
         except FileNotFoundError:
+            return False
+        except OSError as error:
+            log.warning("the ballast was not given up: %s", error)
             return False
         self.given = True
         return True

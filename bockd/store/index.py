@@ -6,6 +6,8 @@ Invariants:
 * Every value carries a CRC-32 that covers its table, its key and its bytes, because LMDB trusts
   its file: a flipped bit would otherwise come back as data.
 * No LMDB buffer leaves a transaction; values are copied out as bytes.
+* LMDB refuses everything after it could not write its meta page; the environment is opened anew
+  then, so that the pool goes on when the disk does.
 * data.mdb is at least as long as its meta page says before it is mapped, since touching a mapped
   page beyond the end of the file kills the process.
 
@@ -21,13 +23,21 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TypeVar
 
 import lmdb
 
-from bockd.errors import DamagedError, NoSpaceError, PoolFormatError
+from bockd.errors import (
+    DamagedError,
+    DeviceError,
+    IndexFullError,
+    NoSpaceError,
+    PoolFormatError,
+    from_os_error,
+)
 from bockd.failpoints import Failpoint, hit
 from bockd.model import MIB, TIB
 from bockd.store.ballast import Ballast
@@ -50,6 +60,9 @@ _NEARLY_FULL_BYTES = 1 * MIB
 
 _AHEAD_BYTES = 128 * MIB
 """Half of it is more than one of our transactions allocates. Sparse: it costs nothing."""
+
+_UNBORN_BYTES = 1 * MIB
+"""More than LMDB writes before its first sync; any index that was used is longer."""
 
 _META = struct.Struct("<II")
 _META_MAGIC = 0xBEEFC0DE
@@ -160,14 +173,26 @@ class Transaction:
         return int(self._txn.stat(self._tables[table])["entries"])
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Opened:
+    """LMDB's environment, and its handles of our tables."""
+
+    env: lmdb.Environment
+    tables: dict[Table, lmdb._Database]
+
+
 class Index:
     """The open environment. One per process and pool, opened after any fork."""
 
-    def __init__(self, env: lmdb.Environment, directory: Path, ballast: Ballast) -> None:
-        self._env = env
+    def __init__(self, directory: Path, ballast: Ballast) -> None:
+        self._directory = directory
         self._data = directory / "data.mdb"
         self._ballast = ballast
-        self._tables: dict[Table, lmdb._Database] = {}
+        self._opened: _Opened | None = None
+        """None when it could not be opened anew; the next use tries again."""
+        self._users = 0
+        """Threads that may hold a transaction."""
+        self._entering = threading.Lock()
         self._writing = threading.Lock()
 
     @classmethod
@@ -177,11 +202,15 @@ class Index:
         Raises PoolFormatError for a file that is not LMDB's, DamagedError for a truncated one,
         NoSpaceError, and OSError for the directory's own trouble.
         """
-        data = directory / "data.mdb"
-        _refuse_truncated(data)
+        index = cls(directory, ballast)
+        index._opened = index._open()
+        return index
+
+    def _open(self) -> _Opened:
+        _refuse_truncated(self._data)
         try:
             env = lmdb.open(
-                os.fspath(directory),
+                os.fspath(self._directory),
                 map_size=MAP_SIZE_BYTES,
                 max_dbs=len(Table),
                 max_readers=MAX_READERS,
@@ -190,28 +219,70 @@ class Index:
                 lib_version=_LIB_VERSION,
             )
         except lmdb.Error as error:
-            raise _translate(error, data) from error
-        index = cls(env, directory, ballast)
-        env.reader_check()
+            raise _translate(error, self._data) from error
         try:
-            for table in Table:
-                index._tables[table] = env.open_db(table.value)
+            env.reader_check()
+            return _Opened(env, {table: env.open_db(table.value) for table in Table})
         except lmdb.Error as error:
             env.close()
-            raise _translate(error, data) from error
-        return index
+            raise _translate(error, self._data) from error
 
     def close(self) -> None:
-        self._env.close()
+        if self._opened is not None:
+            self._opened.env.close()
 
     @contextmanager
     def reading(self) -> Iterator[Transaction]:
         """A read transaction: one instant of the index, to be left soon, on the same thread."""
         try:
-            with self._env.begin() as txn:
-                yield Transaction(txn, self._tables)
+            with self._using(), self._begin(write=False) as txn:
+                yield txn
         except lmdb.Error as error:
             raise _translate(error, self._data) from error
+
+    @contextmanager
+    def _using(self) -> Iterator[None]:
+        """While this thread may hold a transaction, nobody else closes the environment."""
+        with self._entering:
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._entering:
+                self._users -= 1
+
+    @contextmanager
+    def _begin(self, *, write: bool) -> Iterator[Transaction]:
+        """A transaction of this thread, which is `_using` the environment. lmdb.Error."""
+        opened = self._opened or self._reopened(None)
+        try:
+            begun = opened.env.begin(write=write)
+        except lmdb.PanicError:
+            opened = self._reopened(opened)
+            begun = opened.env.begin(write=write)
+        with begun as txn:
+            yield Transaction(txn, opened.tables)
+
+    def _reopened(self, broken: _Opened | None) -> _Opened:
+        """The environment anew, after LMDB has met what it calls a fatal error: its meta page was
+        not written. (It then goes back to the older one; nothing that was committed is lost.)"""
+        with self._entering:
+            if self._opened is not None and self._opened is not broken:
+                return self._opened
+            if self._users > 1:
+                # Transactions that read on: the environment must not go under them.
+                raise DeviceError(
+                    f"the index {self._data} could not be written and is in use; try again"
+                )
+            if broken is not None:
+                broken.env.close()
+            self._opened = None
+            try:
+                self._opened = self._open()
+            except OSError as error:
+                raise from_os_error(error, f"opening the index {self._data}") from error
+            log.warning("%s was opened anew after an error", self._data)
+            return self._opened
 
     def update(self, change: Callable[[Transaction], T]) -> T:
         """Run `change` in a write transaction and commit it, synced.
@@ -219,10 +290,12 @@ class Index:
         When the disk is full the ballast is given up and `change` runs once more, so it must have
         no effect outside the transaction. An exception from `change` aborts and passes through.
         """
-        with self._writing:
+        with self._writing, self._using():
             try:
                 try:
                     return self._attempt(change)
+                except IndexFullError:
+                    raise  # the ballast would be no help
                 except NoSpaceError:
                     if not self._ballast.release():
                         raise
@@ -232,8 +305,8 @@ class Index:
 
     def _attempt(self, change: Callable[[Transaction], T]) -> T:
         try:
-            with self._env.begin(write=True) as txn:
-                result = change(Transaction(txn, self._tables))
+            with self._begin(write=True) as txn:
+                result = change(txn)
                 hit(Failpoint.INDEX_CHANGED)
         except lmdb.Error as error:
             raise _translate(error, self._data) from error
@@ -246,22 +319,25 @@ class Index:
         Pages freed in the transaction that allocated them are never written, so LMDB may leave
         the file shorter than its meta page says, which `_refuse_truncated` would take for damage.
         """
+        opened = self._opened
+        if opened is None:
+            return
         try:
-            if not self._wants_more():
+            if not self._wants_more(opened.env):
                 return
             # A process that died while it read would keep pages from being used again.
-            self._env.reader_check()
+            opened.env.reader_check()
             # With the writer's lock: in between, another process may have made the file longer
             # than we would, and what it had written there would be cut off.
-            with self._env.begin(write=True):
-                if wanted := self._wants_more():
+            with opened.env.begin(write=True):
+                if wanted := self._wants_more(opened.env):
                     os.truncate(self._data, wanted)
         except (OSError, lmdb.Error) as error:
             log.warning("%s was not extended: %s", self._data, error)
 
-    def _wants_more(self) -> int:
+    def _wants_more(self, env: lmdb.Environment) -> int:
         """The length that the file should have, or 0 when it is long enough."""
-        needed: int = (self._env.info()["last_pgno"] + 1) * _PAGE_BYTES
+        needed: int = (env.info()["last_pgno"] + 1) * _PAGE_BYTES
         if os.stat(self._data).st_size >= needed + _AHEAD_BYTES // 2:
             return 0
         return needed + _AHEAD_BYTES
@@ -279,6 +355,10 @@ def _refuse_truncated(data: Path) -> None:
     finally:
         os.close(fd)
     if size == 0:
+        return
+    if size <= _UNBORN_BYTES and not any(data.read_bytes()):
+        # Made, and then its first sync failed or the power did: it has never held anything.
+        os.truncate(data, 0)
         return
     newest = (-1, 0)
     for page in (0, _PAGE_BYTES):
@@ -299,12 +379,17 @@ def _refuse_truncated(data: Path) -> None:
 def _translate(error: lmdb.Error, data: Path) -> Exception:
     """LMDB's error in our terms."""
     text = str(error)
+    if isinstance(error, lmdb.MapFullError):
+        return IndexFullError(
+            f"the index {data} has reached its greatest size of {MAP_SIZE_BYTES} bytes: what is "
+            "stored can be read; copy volumes to a second pool to go on writing"
+        )
     full = "No space left" in text or "quota" in text.lower()
     if "Input/output error" in text:
         # LMDB reports a short write, which is what a nearly full disk gives, as an I/O error.
         status = os.statvfs(data)
         full = status.f_bavail * status.f_frsize < _NEARLY_FULL_BYTES
-    if isinstance(error, lmdb.MapFullError) or full:
+    if full:
         return NoSpaceError(f"the file system of {data} is full; free some space and try again")
     if isinstance(error, lmdb.VersionMismatchError):
         return PoolFormatError(f"{data} was written by another LMDB format: {text}")

@@ -14,12 +14,15 @@ it; unlink it after the transaction that forgets it. Ids are never used twice.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from bockd.model import LayerId, SnapshotId, VolumeId
+
+log = logging.getLogger(__name__)
 
 _JOURNAL_NAME = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 _UNFINISHED_SUFFIX = ".new"
@@ -134,3 +137,12 @@ def unlink_if_present(path: Path) -> None:
         os.unlink(path)
     except FileNotFoundError:
         return
+
+
+def unlink_leftover(path: Path) -> None:
+    """Remove what nothing needs any more. The operation that it is left of has been done, and does
+    not fail because of it: what stays costs a little space, and says nothing to anybody."""
+    try:
+        unlink_if_present(path)
+    except OSError as error:
+        log.warning("%s was not removed: %s", path, error)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -119,12 +120,12 @@ def test_the_index_is_never_cut_short(bench: Bench, monkeypatch: pytest.MonkeyPa
     really_wants = index._wants_more
     looks: list[int] = []
 
-    def wants_more() -> int:
+    def wants_more(env: Any) -> int:
         if not looks:
-            looks.append(really_wants())
+            looks.append(really_wants(env))
             os.truncate(data, longer)
             return 1 << 20
-        return really_wants()
+        return really_wants(env)
 
     monkeypatch.setattr(index, "_wants_more", wants_more)
     bench.snapshot("s")

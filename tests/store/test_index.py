@@ -107,3 +107,15 @@ def test_the_ballast_is_real_space_and_is_released_once(tmp_path: Path) -> None:
     assert (tmp_path / "ballast").stat().st_blocks * 512 >= BALLAST_BYTES
     assert ballast.release()
     assert not ballast.release()
+
+
+def test_an_index_whose_first_sync_failed_is_begun_anew(tmp_path: Path) -> None:
+    """LMDB has written its pages, and nothing of them has reached the disk but the length."""
+    (tmp_path / "data.mdb").write_bytes(bytes(8 * 4096))
+    index = Index.open(tmp_path, Ballast(tmp_path / "ballast"))
+    index.update(lambda txn: txn.put(Table.META, b"key", b"value"))
+    index.close()
+    again = Index.open(tmp_path, Ballast(tmp_path / "ballast"))
+    with again.reading() as txn:
+        assert txn.get(Table.META, b"key") == b"value"
+    again.close()
