@@ -36,6 +36,9 @@ MAX_TOKENS = 100_000
 PURGE_SECONDS = 600.0
 """Expired tokens are removed this often, while a new one is issued."""
 
+CLOCK_TOLERANCE_SECONDS = 300.0
+"""The clock may be set back by so much without a valid token being refused."""
+
 RETRY_AFTER_SECONDS = 1
 
 
@@ -84,7 +87,7 @@ class LocalIdentity:
 
         principal = self._index.update(change)
         hit(Failpoint.TOKEN_ISSUED)
-        if now >= self._next_purge:
+        if not self._next_purge - PURGE_SECONDS <= now < self._next_purge:
             self._next_purge = now + PURGE_SECONDS
         return IssuedToken(token, principal)
 
@@ -105,12 +108,18 @@ class LocalIdentity:
 
     def _make_room(self, ledger: Ledger, now: float) -> None:
         full = ledger.txn.count(Table.TOKENS) >= MAX_TOKENS
-        if full or now >= self._next_purge:
+        if full or not self._next_purge - PURGE_SECONDS <= now < self._next_purge:
             for digest, record in ledger.tokens():
-                if record.expires_at <= now:
+                if not self._is_valid(record, now):
                     ledger.remove_token(digest)
         if full and ledger.txn.count(Table.TOKENS) >= MAX_TOKENS:
             raise OverLimitError("too many tokens are valid", int(PURGE_SECONDS))
+
+    def _is_valid(self, record: TokenRecord, now: float) -> bool:
+        """A token that was issued in the future, before the clock was set back, would live longer
+        than any should."""
+        latest = now + self._token_seconds + CLOCK_TOLERANCE_SECONDS
+        return now < record.expires_at <= latest
 
     # -- using -------------------------------------------------------------------------------
 
@@ -145,7 +154,7 @@ class LocalIdentity:
             if record is None or not hmac.compare_digest(record.digest, digest.hex()):
                 _refuse_token()
             user = ledger.user(record.username)
-            if record.expires_at <= self._clock() or user is None:
+            if not self._is_valid(record, self._clock()) or user is None:
                 _refuse_token()
             if record.tenant not in user.roles:
                 _refuse_token()

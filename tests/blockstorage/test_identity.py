@@ -20,7 +20,7 @@ from bockd.blockstorage.contract import (
     Quota,
     TenantId,
 )
-from bockd.blockstorage.identity import LocalIdentity
+from bockd.blockstorage.identity import CLOCK_TOLERANCE_SECONDS, LocalIdentity
 from bockd.blockstorage.secrethash import digest_token, hash_secret, verify_secret
 from bockd.errors import (
     ConflictError,
@@ -132,6 +132,25 @@ def test_a_token_expires_and_is_removed(store: Store, desk: Desk) -> None:
     desk.issue(ANN)
     with store.pool.store.index.reading() as txn:
         assert txn.count(Table.TOKENS) == 1
+
+
+def test_the_clock_is_set_back(store: Store, desk: Desk) -> None:
+    """By a little: tokens go on. By a lot: none lives longer than it should for it, old ones are
+    removed as ever, and new ones are issued."""
+    desk.now = 1_000_000.0
+    issued = desk.issue(ANN)
+    desk.now -= CLOCK_TOLERANCE_SECONDS - 1
+    trio.run(desk.identity.validate_token, issued.token)
+    desk.now -= 100_000
+    with pytest.raises(UnauthorizedError):
+        trio.run(desk.identity.validate_token, issued.token)
+    again = desk.issue(ANN)
+    assert trio.run(desk.identity.validate_token, again.token).expires_at == desk.now + 60
+    with store.pool.store.index.reading() as txn:
+        assert txn.count(Table.TOKENS) == 1
+    desk.now += 61
+    with pytest.raises(UnauthorizedError):
+        trio.run(desk.identity.validate_token, again.token)
 
 
 def test_a_token_survives_a_restart_and_is_stored_hashed(store: Store, desk: Desk) -> None:
