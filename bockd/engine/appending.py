@@ -160,6 +160,9 @@ class Appending(ABC):
     def check_usable(self) -> None:
         """VolumeFailedError after a failed sync."""
         if self.failed is not None:
+            if not (self._failure_recorded or self._recording.held):
+                # A disk that fails a sync may fail the record of it too, for a while.
+                self._spawn(self.record_failure())
             raise volume_failed(self.record.id, self.record.name, self.failed)
 
     def fail(self, reason: str) -> None:
@@ -178,8 +181,6 @@ class Appending(ABC):
         yield from self._recording.acquire()
         try:
             if not self._failure_recorded:
-                # One attempt: what cannot be recorded is still known to this process.
-                self._failure_recorded = True
                 yield from self._put_failure()
         finally:
             self._recording.release()
@@ -193,8 +194,11 @@ class Appending(ABC):
 
         try:
             yield Blocking(lambda: self._store.index.update(change))
-        except (BockdError, OSError) as error:
+        except BockdError as error:
+            # Known to this process all the same; whoever is refused next has it tried again.
             log.error("the failure of volume %s could not be recorded: %s", volume, error)  # noqa: TRY400
+        else:
+            self._failure_recorded = True
 
     def _wake_waiting(self) -> None:
         room, self._room = self._room, Signal()

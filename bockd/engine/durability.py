@@ -85,6 +85,7 @@ class Durability(Flushing):
             yield from self._seal()
             yield from self._apply_sealed()
             self._checkpoint_error = None
+            yield from self.restore_ballast()
         finally:
             self._maintenance.release()
 
@@ -145,6 +146,9 @@ class Durability(Flushing):
         """In a thread: apply the records of `segments` to the stored map. Returns the volume's
         record, and whether blocks were queued to be punched."""
         record = Catalogue(txn).volume(self.record.id)
+        if record.generation != self.record.generation:
+            # Whoever has opened the volume since has replayed this journal, and gone on.
+            raise DamagedError(f"volume {record.id} was opened by another process meanwhile")
         changes = MapChanges(txn, record.map, record.head)
         for segment in segments:
             contents = read_segment(self._store.layout, segment.name)
@@ -256,21 +260,27 @@ class Durability(Flushing):
         def run(txn: Transaction) -> None:
             done[:] = [change(txn)]
 
-        def stored() -> VolumeRecord:
-            with self._store.index.reading() as txn:
-                return Catalogue(txn).volume(self.record.id)
+        def was_done() -> bool:
+            index = self._store.index
+            with index.reading() as txn:
+                found = Catalogue(txn).volume(self.record.id)
+            if not done or found != done[0][0]:
+                return False
+            # Seen is not on disk. A commit that goes well makes the one before it last.
+            index.update(lambda txn: Catalogue(txn).put_volume(found))
+            return True
 
         try:
             yield Blocking(lambda: self._store.index.update(run))
         except Exception as error:
             try:
-                found: VolumeRecord = yield Blocking(stored)
+                known: bool = yield Blocking(was_done)
             except Exception as unknown:
                 self.fail(f"the index does not say what a failed commit has left: {unknown}")
                 raise error from unknown
-            if not done or found != done[0][0]:
+            if not known:
                 raise
-            log.warning("volume %s: a commit was done and reported failure: %s", found.id, error)
+            log.warning("volume %s: a commit was done but failed: %s", self.record.id, error)
         return done[0]
 
     def stop(self) -> Steps[None]:
@@ -282,7 +292,7 @@ class Durability(Flushing):
         self._maintenance.release()
 
     def restore_ballast(self) -> Steps[None]:
-        """Space was given back to the file system: the ballast, if it was given up, comes first."""
+        """There may be space again: the ballast, if it was given up, comes first."""
         if self._store.ballast.given:
             yield Blocking(self._store.ballast.restore)
 

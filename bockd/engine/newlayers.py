@@ -6,6 +6,7 @@ pool-wide (`turn`).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -18,6 +19,7 @@ from bockd.store.catalogue import Catalogue, id_key
 from bockd.store.index import Table, Transaction
 from bockd.store.layer import Layer, create_layer, unlink_layer
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -53,16 +55,24 @@ class LayerMaker:
         try:
             create_layer(self._store.layout, layer, size_bytes)
         except OSError as error:
-            unlink_layer(self._store.layout, layer)
+            self._remove(layer)
             raise from_os_error(error, f"creating layer {layer}") from error
         return layer
+
+    def _remove(self, layer: LayerId) -> None:
+        """Remove the files of a layer that was never named. Those that stay are taken over by the
+        next one, which gets the same id."""
+        try:
+            unlink_layer(self._store.layout, layer)
+        except OSError as error:
+            log.warning("layer %s was not removed: %s", layer, error)
 
     def unmake(self, layer: LayerId) -> None:
         """Remove the files of a layer that no transaction named (looked up, not assumed)."""
         with self._store.index.reading() as txn:
             named = txn.get(Table.LAYERS, id_key(layer)) is not None
         if not named:
-            unlink_layer(self._store.layout, layer)
+            self._remove(layer)
 
     def grow(self, head: Layer, size_bytes: int) -> None:
         """Make a layer's files as long as a growing volume needs them. Blocks. BockdError."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from bockd.engine.recovery import recover, remove_old_segments
 from bockd.engine.snapshot import Snapshot
 from bockd.engine.volume import Volume
 from bockd.engine.waiting import Gate
-from bockd.errors import DamagedError, NoSpaceError, volume_failed
+from bockd.errors import BockdError, DamagedError, NoSpaceError, SyncFailedError, volume_failed
 from bockd.failpoints import Failpoint, hit
 from bockd.model import MapId, SnapshotId, VolumeId
 from bockd.steps import Blocking, Steps
@@ -23,8 +24,10 @@ from bockd.store.catalogue import Catalogue, SnapshotRecord, VolumeRecord
 from bockd.store.index import Transaction
 from bockd.store.journal import JournalSegment
 from bockd.store.layer import Layer, verify_layer
-from bockd.store.layout import JournalName, unlink_if_present
+from bockd.store.layout import JournalName, unlink_leftover
 from bockd.store.locks import FileLock
+
+log = logging.getLogger(__name__)
 
 _Record = TypeVar("_Record", VolumeRecord, SnapshotRecord)
 
@@ -101,15 +104,35 @@ def settle(store: StoreAccess, volume: VolumeId) -> VolumeRecord:
     with store.index.reading() as txn:
         record = Catalogue(txn).volume(volume)
     refuse_failed(record)
-    return recover(store, record) if record.opened else record
+    if not record.opened:
+        return record
+    try:
+        return recover(store, record)
+    except SyncFailedError as error:
+        record_failure(store, volume, error.reason)
+        raise
+
+
+def record_failure(store: StoreAccess, volume: VolumeId, reason: str) -> None:
+    """Let the index know that a sync of a volume has failed. Should that fail too, whoever has seen
+    the failure has to remember it. Blocks."""
+
+    def change(txn: Transaction) -> None:
+        catalogue = Catalogue(txn)
+        catalogue.put_volume(replace(catalogue.volume(volume), failed=reason))
+
+    try:
+        store.index.update(change)
+    except BockdError as error:
+        log.error("the failure of volume %s could not be recorded: %s", volume, error)  # noqa: TRY400
 
 
 def remove_traces(store: StoreAccess, volume: VolumeId, lock: FileLock) -> None:
     """Remove the journal and the lock file of a volume that the index has forgotten."""
     for name in store.layout.journal_segments():
         if name.volume == volume:
-            unlink_if_present(store.layout.journal_segment(name))
-    unlink_if_present(lock.path)
+            unlink_leftover(store.layout.journal_segment(name))
+    unlink_leftover(lock.path)
 
 
 def open_volume(
@@ -129,6 +152,7 @@ def open_volume(
 
 def _open_files(store: StoreAccess, volume: VolumeId) -> _OpenedFiles:
     lock = lock_volume(store, volume)
+    segment: JournalSegment | None = None
     try:
         _, chain = _verified(store, lambda catalogue: catalogue.volume(volume))
         record = settle(store, volume)
@@ -151,6 +175,8 @@ def _open_files(store: StoreAccess, volume: VolumeId) -> _OpenedFiles:
             hit(Failpoint.OPEN_COMMITTED)
         except BaseException:
             head.close()
+            if segment is not None:
+                segment.close()
             raise
     except BaseException:
         lock.release()
@@ -211,6 +237,9 @@ def close_volume(opened: OpenVolume) -> Steps[None]:
             yield from volume.durability.transition(
                 lambda _txn, record: (record, None), lambda _record, _result: None, reopen=False
             )
+        else:
+            # A checkpoint that is under way ends before the lock goes to somebody else.
+            yield from volume.durability.stop()
     except BaseException:
         volume.durability.abandon()
         raise

@@ -49,7 +49,7 @@ from bockd.store.catalogue import (
 )
 from bockd.store.index import Table, Transaction
 from bockd.store.layer import Layer
-from bockd.store.layout import unlink_if_present
+from bockd.store.layout import unlink_leftover
 from bockd.store.locks import FileLock
 
 T = TypeVar("T")
@@ -276,7 +276,7 @@ class Pool(Registry):
         try:
             self.store.index.update(change)
             hit(Failpoint.DELETE_SNAPSHOT_COMMITTED)
-            unlink_if_present(lock.path)
+            unlink_leftover(lock.path)
         finally:
             lock.release()
 

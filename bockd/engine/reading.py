@@ -7,6 +7,7 @@ older than a write that came later, but never older than one acknowledged before
 
 from __future__ import annotations
 
+import logging
 import os
 
 from bockd.engine.leafcache import HOLE_SLOT, LeafCache
@@ -15,6 +16,8 @@ from bockd.model import BLOCK_SIZE, GIB, Extent
 from bockd.steps import Blocking, Signal, Steps
 from bockd.store.layer import SEGMENT_BYTES, Layer
 from bockd.store.leaf import LEAF_BYTES, LEAF_MASK, LEAF_SHIFT
+
+log = logging.getLogger(__name__)
 
 BLOCK_SHIFT = 12
 assert 1 << BLOCK_SHIFT == BLOCK_SIZE
@@ -37,8 +40,9 @@ ReadPiece = tuple[Layer, int, memoryview]
 class Reader:
     """The reading half of a device. Offsets and lengths are in bytes, checked by the door."""
 
-    def __init__(self, leaf_cache: LeafCache, size_bytes: int) -> None:
+    def __init__(self, leaf_cache: LeafCache, size_bytes: int, called: str) -> None:
         self.map = leaf_cache
+        self._called = called
         self._size_bytes = size_bytes
         self._reads: set[Signal] = set()
 
@@ -66,17 +70,24 @@ class Reader:
         except BlockingIOError:
             return False
         except OSError as error:
-            raise from_os_error(error, f"reading layer {layer.id}") from error
+            doing = f"reading layer {layer.id} at byte {offset}"
+            raise self._unreadable(from_os_error(error, doing)) from error
+
+    def _unreadable(self, error: BockdError) -> BockdError:
+        """Tell the operator, too: the blocks of a layer are at their places in the volume."""
+        log.error("%s cannot be read: %s", self._called, error)
+        return error
 
     def _try_read_many(self, offset: int, into: memoryview, first: int, end: int) -> bool:
         if self.map.missing(first, end) is not None:
             return False
-        try:
-            for layer, position, piece in self._plan_read(offset, into, first, end):
+        for layer, position, piece in self._plan_read(offset, into, first, end):
+            try:
                 if not layer.try_read(position, piece):
                     return False
-        except OSError as error:
-            raise from_os_error(error, "reading a layer") from error
+            except OSError as error:
+                doing = f"reading layer {layer.id} at bytes {position} to {position + len(piece)}"
+                raise self._unreadable(from_os_error(error, doing)) from error
         return True
 
     def _plan_read(self, offset: int, into: memoryview, first: int, end: int) -> list[ReadPiece]:
@@ -105,7 +116,11 @@ class Reader:
             yield from self.map.load(first, end)
             pieces = self._plan_read(offset, into, first, end)
             if pieces:
-                yield Blocking(lambda: _read_pieces(pieces))
+                try:
+                    yield Blocking(lambda: _read_pieces(pieces))
+                except BockdError as error:
+                    self._unreadable(error)
+                    raise
         finally:
             self._reads.remove(finished)
             finished.fire()
@@ -181,7 +196,4 @@ def _fill_zeros(view: memoryview) -> None:
 
 def _read_pieces(pieces: list[ReadPiece]) -> None:
     for layer, position, piece in pieces:
-        try:
-            layer.read(position, piece)
-        except OSError as error:
-            raise from_os_error(error, f"reading layer {layer.id}") from error
+        layer.read(position, piece)

@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from bockd.engine.access import StoreAccess
-from bockd.errors import DamagedError, from_os_error
+from bockd.errors import DamagedError, SyncFailedError
 from bockd.failpoints import Failpoint, hit
 from bockd.model import BLOCK_SIZE, VolumeId
 from bockd.store.blockmap import MapChanges
@@ -35,7 +35,7 @@ from bockd.store.journal import (
     read_segment,
 )
 from bockd.store.layer import Layer
-from bockd.store.layout import JournalName, sync_directory, unlink_if_present
+from bockd.store.layout import JournalName, sync_directory, unlink_leftover
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,8 @@ class Replay:
 
 def recover(store: StoreAccess, record: VolumeRecord) -> VolumeRecord:
     """Bring the index up to date from the journal of a volume that was not closed, and mark it
-    closed. Returns the new record. Raises DamagedError when the journal is missing or damaged.
+    closed. Returns the new record. Raises DamagedError when the journal is missing or damaged,
+    SyncFailedError.
 
     Blocks; the volume's lock is held.
     """
@@ -65,7 +66,9 @@ def recover(store: StoreAccess, record: VolumeRecord) -> VolumeRecord:
             # What is about to be in the index for good must not point at unsynced data.
             head.sync()
         except OSError as error:
-            raise from_os_error(error, f"syncing the head of volume {record.id}") from error
+            # Final, as everywhere: the next one would succeed, and what was acknowledged is gone.
+            reason = f"syncing the head layer in recovery failed: {error}"
+            raise SyncFailedError(record.id, record.name, reason) from error
     finally:
         head.close()
     hit(Failpoint.RECOVER_PLANNED)
@@ -184,4 +187,4 @@ def remove_old_segments(store: StoreAccess, volume: VolumeId, before: int) -> No
     """Remove the journal of generations below `before`, which the index contains."""
     for name in store.layout.journal_segments():
         if name.volume == volume and name.generation < before:
-            unlink_if_present(store.layout.journal_segment(name))
+            unlink_leftover(store.layout.journal_segment(name))

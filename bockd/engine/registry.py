@@ -27,6 +27,7 @@ from bockd.engine.opening import (
     look_at_volume,
     open_snapshot,
     open_volume,
+    record_failure,
     settle,
 )
 from bockd.engine.poolfiles import join_store, open_store
@@ -38,8 +39,10 @@ from bockd.errors import (
     DamagedError,
     InUseError,
     PoolFormatError,
+    SyncFailedError,
     VolumeFailedError,
     from_os_error,
+    named,
     volume_failed,
 )
 from bockd.model import NodeKind, SnapshotId, VolumeId
@@ -89,11 +92,11 @@ class Registry:
                 shared=False,
                 held_message=f"the pool {root} is in use by another bockd",
             )
-            # Made by whom the pool belongs to: who joins it may begin as another user.
-            touch(layout.guests_lock)
         except OSError as error:
             raise from_os_error(error, f"opening the pool {root}") from error
         try:
+            # Made by whom the pool belongs to: who joins it may begin as another user.
+            touch(layout.guests_lock)
             store = open_store(layout, boot or boot_id())
         except OSError as error:
             lock.release()
@@ -171,11 +174,16 @@ class Registry:
             return SnapshotId(catalogue.find(NodeKind.SNAPSHOT, ref))
 
     def exclusive(self, node: int, steps: Steps[T]) -> Steps[T]:
-        """Run an operation while no other one runs on the same volume or snapshot."""
+        """Run an operation while no other one runs on the same volume or snapshot. What the
+        operating system refuses, and no part of it has named, is named here."""
         mutex = self._busy.setdefault(node, Mutex())
         yield from mutex.acquire()
         try:
-            result: T = yield from steps
+            with named(f"using the files of {node}"):
+                result: T = yield from steps
+        except SyncFailedError as error:
+            self.failures[VolumeId(error.volume)] = error.reason
+            raise
         finally:
             mutex.release()
             if not mutex.held:
@@ -228,8 +236,16 @@ class Registry:
         """VolumeFailedError for a volume that failed here, should the index not know."""
         if volume in self.failures:
             with self.catalogue() as catalogue:
-                name = catalogue.volume(volume).name
-            raise volume_failed(volume, name, self.failures[volume])
+                record = catalogue.volume(volume)
+            if record.failed is None:
+                self._spawn(self.exclusive(volume, self._record_failure(volume)))
+            raise volume_failed(volume, record.name, self.failures[volume])
+
+    def _record_failure(self, volume: VolumeId) -> Steps[None]:
+        """What could not be recorded when it happened, for the disk had failed, is now."""
+        reason = self.failures.get(volume)
+        if reason is not None:  # or else it was reopened or deleted meanwhile
+            yield Blocking(lambda: record_failure(self.store, volume, reason))
 
     def failure(self, record: VolumeRecord) -> str | None:
         """Why a volume is refused until it is reopened, and what to do; None when no sync of it

@@ -54,7 +54,8 @@ class Volume(Reader):
     def __init__(
         self, leaf_cache: LeafCache, durability: Durability, gate: Gate, spawn: Spawn
     ) -> None:
-        super().__init__(leaf_cache, durability.record.size_bytes)
+        record = durability.record
+        super().__init__(leaf_cache, record.size_bytes, f"volume {record.id} ({record.name})")
         self.durability = durability
         self.locks = RangeLocks()
         self.gate = gate
@@ -156,10 +157,15 @@ class Volume(Reader):
         while True:
             yield from self.durability.wait_for_room()
             yield from self.gate.enter()
-            self.durability.check_usable()
-            if self.durability.has_room():
+            ready = False
+            try:
+                self.durability.check_usable()
+                ready = self.durability.has_room()
+            finally:
+                if not ready:
+                    self.gate.leave()
+            if ready:
                 return
-            self.gate.leave()
 
     def _write_head(self, offset: int, data: memoryview) -> None:
         # Set first: should the write fail half-way, the next sync must still cover it.

@@ -48,7 +48,8 @@ class Layer:
 
     @classmethod
     def open(cls, layout: Layout, layer_id: LayerId, size_bytes: int, *, writable: bool) -> Layer:
-        """Open all segments. DamagedError if one is missing or shorter than `size_bytes` needs."""
+        """Open all segments. DamagedError if one is missing or shorter than `size_bytes` needs;
+        DeviceError, DeniedError."""
         descriptors: list[int] = []
         try:
             for number, needed in enumerate(segment_sizes(size_bytes)):
@@ -59,10 +60,14 @@ class Layer:
                 _refuse_short(path, os.fstat(fd).st_size, needed)
                 # Requests are random; reading ahead and large folios only cost.
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+            nowait = _supports_nowait(descriptors[0])
+        except OSError as error:
+            _close_all(descriptors)
+            raise from_os_error(error, f"opening layer {layer_id}") from error
         except BaseException:
             _close_all(descriptors)
             raise
-        return cls(layer_id, descriptors, nowait=_supports_nowait(descriptors[0]))
+        return cls(layer_id, descriptors, nowait=nowait)
 
     def close(self) -> None:
         """Close the files; the layer is of no further use."""
@@ -70,14 +75,20 @@ class Layer:
         _close_all(descriptors)
 
     def read(self, offset: int, into: memoryview) -> None:
-        """Fill `into`, waiting for the disk if need be. OSError; DamagedError at end of file."""
+        """Fill `into`, waiting for the disk if need be. DeviceError; DamagedError at end of file.
+        Both name the byte."""
+        at = offset
         for fd, position, piece in self._pieces(offset, into):
             done = 0
             while done < len(piece):
-                count = os.preadv(fd, (piece[done:],), position + done)
+                try:
+                    count = os.preadv(fd, (piece[done:],), position + done)
+                except OSError as error:
+                    raise from_os_error(error, f"reading layer {self.id} at byte {at}") from error
                 if count == 0:
-                    raise DamagedError(f"layer {self.id} ends before byte {offset + done}")
+                    raise DamagedError(f"layer {self.id} ends before byte {at}")
                 done += count
+                at += count
 
     def try_read(self, offset: int, into: memoryview) -> bool:
         """Fill `into` from the page cache alone; False when some of it is not there."""
@@ -118,7 +129,8 @@ class Layer:
                 if os.fstat(fd).st_size < needed:
                     os.ftruncate(fd, needed)
                     hit(Failpoint.LAYER_GROWN)
-                    os.fsync(fd)
+                # Whatever its length: an earlier attempt may have failed here.
+                os.fsync(fd)
                 if number == len(self.descriptors):
                     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
                     self.descriptors.append(os.dup(fd))

@@ -130,3 +130,72 @@ def test_the_ballast_is_taken_back_when_trims_have_made_room(
     trim(8)
     assert not given.given
     assert bench.pool.store.layout.ballast.stat().st_size == ballast.BALLAST_BYTES
+
+
+def test_what_a_failed_volume_refuses_does_not_keep_it_from_being_reopened(bench: Bench) -> None:
+    """Writes and trims that were refused have left the gate."""
+    bench.write(0, b"a")
+    bench.pool.volumes[bench.volume].volume.durability.fail("the disk is broken")
+    for refused in (
+        bench.device().trim(0, BLOCK_SIZE),
+        bench.device().write(0, memoryview(bytes(BLOCK_SIZE))),
+    ):
+        with pytest.raises(VolumeFailedError):
+            run_inline(refused)
+    while bench.pool.volumes[bench.volume].users:
+        bench.pool.leave_volume(bench.volume)
+    run_inline(bench.pool.reopen_volume(bench.volume))
+    bench.write(0, b"b")
+    assert bench.block(bench.volume, 0) == b"b"
+
+
+def test_a_failure_is_recorded_as_soon_as_the_index_can_be_written(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk that failed a sync fails the record of that, too; a death must not undo it."""
+    bench.write(0, b"a")
+
+    def fail(*_: object) -> Any:
+        raise DamagedError("the index cannot be used")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Index, "update", fail)
+        bench.pool.volumes[bench.volume].volume.durability.fail("the disk is broken")
+        bench.background.run()
+        with pytest.raises(VolumeFailedError):
+            bench.write(0, b"b")
+        bench.background.run()
+    assert failed_record(bench) is None
+    with pytest.raises(VolumeFailedError):
+        bench.write(0, b"b")
+    bench.background.run()
+    assert failed_record(bench) == "the disk is broken"
+
+
+def test_a_failure_is_recorded_after_the_volume_was_closed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.write(0, b"a")
+
+    def fail(*_: object) -> Any:
+        raise DamagedError("the index cannot be used")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Index, "update", fail)
+        bench.pool.volumes[bench.volume].volume.durability.fail("the disk is broken")
+        run_inline(bench.pool.close_idle_volume(bench.volume))
+        bench.background.run()
+    assert failed_record(bench) is None
+    with pytest.raises(VolumeFailedError):
+        bench.device()
+    bench.background.run()
+    assert failed_record(bench) == "the disk is broken"
+
+
+def test_the_ballast_is_taken_back_when_others_have_made_room(bench: Bench) -> None:
+    """Without a trim or a deletion: the next checkpoint looks."""
+    bench.write(0, b"a")
+    bench.pool.store.ballast.release()
+    run_inline(bench.device().durability.checkpoint())
+    assert not bench.pool.store.ballast.given
+    assert bench.pool.store.layout.ballast.stat().st_size == ballast.BALLAST_BYTES
