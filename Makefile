@@ -2,7 +2,7 @@
 # What set-up does is in .setup/: one short script for each part.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-keystone soak soak-cuts soak-kills setup setup-run check bench lock clean
+.PHONY: help run test test-keystone soak faults soak-cuts soak-kills setup setup-run check bench lock clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 15
@@ -24,6 +24,9 @@ soak-kills: setup ## kill the daemon 1,000 times (ARGS='--seed 1 --kills 100'; a
 
 soak-cuts: setup ## cut the power 5,000 times (ARGS='--seed 1 --cuts 100'; a failure names its seed)
 	@.venv/bin/python -m tests.crash.powercut $(ARGS)
+
+faults: setup ## let every write and sync of a pool's life fail (ARGS='--each 2' for some of each kind)
+	@.venv/bin/python -m tests.crash.faults $(ARGS)
 
 setup: ## set up everything: run, tests, benchmarks
 	@.setup/packages .setup/packages-run .setup/packages-test

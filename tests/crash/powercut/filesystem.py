@@ -42,7 +42,7 @@ class PowerCutFileSystem(pyfuse3.Operations):
     def __init__(self) -> None:
         super().__init__()
         self.disk = Disk(pyfuse3.ROOT_INODE)
-        self._open: dict[int, tuple[File, bool]] = {}
+        self.opened: dict[int, tuple[File, bool]] = {}
         self._handles = itertools.count(1)
 
     def _file(self, number: int) -> File:
@@ -180,7 +180,7 @@ class PowerCutFileSystem(pyfuse3.Operations):
 
     def _opened(self, file: File, flags: int) -> FileInfo:
         handle = next(self._handles)
-        self._open[handle] = file, bool(flags & os.O_DSYNC)
+        self.opened[handle] = file, bool(flags & os.O_DSYNC)
         return FileInfo(fh=handle, direct_io=False, keep_cache=True)
 
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
@@ -190,21 +190,21 @@ class PowerCutFileSystem(pyfuse3.Operations):
         return self._opened(file, flags)
 
     async def release(self, fh: int) -> None:
-        del self._open[fh]
+        del self.opened[fh]
 
     async def flush(self, fh: int) -> None:
         """Closing syncs nothing."""
 
     async def read(self, fh: int, off: int, size: int) -> bytes:
-        return self._open[fh][0].live.read(off, size)
+        return self.opened[fh][0].live.read(off, size)
 
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        file, synced = self._open[fh]
+        file, synced = self.opened[fh]
         self.disk.change_file(file, file.write(off, bytes(buf)), synced=synced)
         return len(buf)
 
     async def fsync(self, fh: int, datasync: bool) -> None:
-        file, synced = self._open[fh]
+        file, synced = self.opened[fh]
         # The kernel asks for one after each write through O_DSYNC, which concerns that write alone.
         if not synced:
             self.disk.sync(file)
@@ -239,10 +239,10 @@ def _attributes(node: File | Directory) -> EntryAttributes:
     return entry
 
 
-async def serve(mountpoint: str) -> None:
+async def serve(mountpoint: str, operations: PowerCutFileSystem) -> None:
     """Serve until standard input ends, or a signal says so: the mount must not be left behind."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        pyfuse3.init(PowerCutFileSystem(), mountpoint, {"fsname=bockd-powercut", *_OPTIONS})
+        pyfuse3.init(operations, mountpoint, {"fsname=bockd-powercut", *_OPTIONS})
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(pyfuse3.main, 1)
@@ -263,4 +263,4 @@ async def _end_at_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -
 _OPTIONS = pyfuse3.default_options - {"default_permissions"}
 
 if __name__ == "__main__":
-    trio.run(serve, sys.argv[1])
+    trio.run(serve, sys.argv[1], PowerCutFileSystem())

@@ -17,10 +17,10 @@ class PowerCutDisk:
     """Pools live in directories of it, each of which is one life of a pool."""
 
     def __init__(self, mount: Path) -> None:
-        self._mount = mount
+        self.mount = mount
 
     def path(self, life: str) -> Path:
-        return self._mount / life
+        return self.mount / life
 
     def new(self) -> str:
         """An empty life."""
@@ -45,26 +45,33 @@ class PowerCutDisk:
     @property
     def cut(self) -> bool:
         """The power has failed."""
-        return os.getxattr(self._mount, "user.power").startswith(b"1")
+        return os.getxattr(self.mount, "user.power").startswith(b"1")
 
     @property
     def changes(self) -> int:
         """Changes since `arm`."""
-        return int(os.getxattr(self._mount, "user.power").split()[1])
+        return int(os.getxattr(self.mount, "user.power").split()[1])
 
     def _name(self) -> str:
         # The kernel remembers names, and histories in several processes make them.
         return f"life-{time.monotonic_ns()}"
 
     def _order(self, text: str) -> None:
-        os.setxattr(self._mount, "user.power", text.encode())
+        os.setxattr(self.mount, "user.power", text.encode())
 
 
 @contextmanager
 def power_cut_disk(mount: Path) -> Iterator[PowerCutDisk]:
     """Mount one at an empty directory."""
+    with mounted_by("tests.crash.powercut.filesystem", mount):
+        yield PowerCutDisk(mount)
+
+
+@contextmanager
+def mounted_by(module: str, mount: Path) -> Iterator[None]:
+    """Let a process that runs `module` serve `mount`, for the duration."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.crash.powercut.filesystem", str(mount)],
+        [sys.executable, "-m", module, str(mount)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         cwd=_REPOSITORY,
@@ -73,7 +80,7 @@ def power_cut_disk(mount: Path) -> Iterator[PowerCutDisk]:
     assert process.stdout is not None
     try:
         assert process.stdout.readline() == b"mounted\n", "the file system was not mounted"
-        yield PowerCutDisk(mount)
+        yield
     finally:
         process.stdin.close()
         process.wait()

@@ -1,0 +1,113 @@
+"""No descriptor is left: clients that are connected go on, those that come wait, and what needs a
+file says so; when some are free again, so is everything."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import resource
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import nbd
+import pytest
+
+from .process import Bockd
+
+MIB = 1 << 20
+BLOCK = 4096
+GREETING = b"NBDMAGIC"
+SNAPSHOTS = 6
+FAR = 128 * MIB
+"""Where the map is read on its own."""
+
+LINES_PER_SECOND = 20
+"""Of the log, while nothing can be accepted: it is tried ten times a second."""
+
+
+@contextmanager
+def left(daemon: Bockd, count: int) -> Iterator[None]:
+    """The daemon finds no more than so many descriptors, for the duration."""
+    used = {int(number) for number in os.listdir(f"/proc/{daemon.pid}/fd")}
+    free = (number for number in itertools.count() if number not in used)
+    limit = next(itertools.islice(free, count, None))
+    _, hard = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def greeted(client: socket.socket) -> bool:
+    """Whether the server has said hello; False when it has not within a second."""
+    client.settimeout(1)
+    try:
+        return client.recv(len(GREETING)) == GREETING
+    except TimeoutError:
+        return False
+
+
+@pytest.fixture
+def layered(daemon: Bockd) -> Bockd:
+    """A daemon with a volume whose blocks are in many layers, none of them open."""
+    daemon.bock("volume", "create", "v", "--size", "256M")
+    with daemon.connected("v") as client, daemon.storage() as storage:
+        volume = storage.find_volume("v").id
+        for number in range(SNAPSHOTS):
+            client.pwrite(b"%d" % number * BLOCK, number * BLOCK)
+            storage.create_snapshot(volume, f"s{number}")
+    daemon.restart()
+    return daemon
+
+
+def test_connections_take_the_last_descriptor(daemon: Bockd) -> None:
+    daemon.expect_in_log("cannot accept a client now")
+    daemon.bock("volume", "create", "v", "--size", "16M")
+    client = daemon.connect("v")
+    client.pwrite(b"a" * BLOCK, 0)
+    with ExitStack() as sockets, left(daemon, 4):
+        waiting = []
+        for _ in range(12):
+            late = sockets.enter_context(socket.socket(socket.AF_UNIX))
+            late.connect(str(daemon.nbd_socket))
+            waiting.append(late)
+        before = len(daemon.log.read_text().splitlines())
+        began = time.monotonic()
+        assert not greeted(waiting[-1])
+        for number in range(200):
+            client.pwrite(b"%d" % (number % 10) * BLOCK, number * BLOCK)
+            assert client.pread(BLOCK, number * BLOCK) == b"%d" % (number % 10) * BLOCK
+        client.flush()
+        lines = len(daemon.log.read_text().splitlines()) - before
+        assert 0 < lines <= LINES_PER_SECOND * (time.monotonic() - began + 1)
+        for late in waiting[:-1]:
+            late.close()
+        # As those leave, the last one comes in.
+        waiting[-1].settimeout(60)
+        assert waiting[-1].recv(len(GREETING)) == GREETING
+    with daemon.connected("v") as another:
+        assert another.pread(BLOCK, 3 * BLOCK) == b"3" * BLOCK
+    client.shutdown()
+    daemon.check()
+
+
+def test_layers_that_cannot_be_opened(layered: Bockd) -> None:
+    """Reading from them fails, and only that; when descriptors are free again, nothing does."""
+    daemon = layered
+    daemon.expect_in_log("Too many open files")
+    with daemon.connected("v") as client:
+        client.pwrite(b"n" * BLOCK, FAR)
+        with left(daemon, 0):
+            with pytest.raises(nbd.Error) as refused:
+                client.pread(SNAPSHOTS * BLOCK, 0)
+            assert refused.value.errnum == errno.EIO
+            client.pwrite(b"m" * BLOCK, FAR)
+            assert client.pread(BLOCK, FAR) == b"m" * BLOCK
+            client.flush()
+        for number in range(SNAPSHOTS):
+            assert client.pread(BLOCK, number * BLOCK) == b"%d" % number * BLOCK
+    daemon.check()
