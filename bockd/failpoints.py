@@ -174,6 +174,8 @@ class Failpoint(StrEnum):
     """The blocks are copied, unsynced."""
     MERGE_SYNCED = "merge.synced"
     """They are synced; every map still leads to the old ones."""
+    MERGE_BEGUN = "merge.begun"
+    """The index knows of the copies; every map still leads to the old ones."""
     MERGE_REDIRECTED = "merge.redirected"
     """A batch of leaves leads to the copies, in a transaction that is not committed."""
     MERGE_ALIASED = "merge.aliased"

@@ -56,13 +56,16 @@ class LayerMerger:
         self._store = registry.store
 
     def plan(self) -> Merge | None:
-        """A merge that is due, or None. Blocks."""
+        """A merge that was interrupted, or is due, or None. Blocks."""
         with self._store.index.reading() as txn:
             catalogue = Catalogue(txn)
-            heads = {volume.head for volume in catalogue.volumes()}
             # Looked up in the same transaction: what is frozen by now and yet queued would hit
             # what is moved there. Nothing that the home shows in `source` can be queued later.
             waiting = queue.punched_layers(txn)
+            for begun, into in queue.begun_merges(txn):
+                source, target = catalogue.layer(begun), catalogue.layer(into)
+                return None if into in waiting else Merge(source.home, source, target)
+            heads = {volume.head for volume in catalogue.volumes()}
             homes: dict[MapId, list[LayerRecord]] = {}
             for layer in catalogue.layers():
                 if layer.id not in heads:
@@ -89,11 +92,13 @@ class LayerMerger:
             opened.close()
 
     def run(self, merge: Merge) -> Steps[None]:
-        """Carry a merge out. A crash at any point leaves both layers valid."""
+        """Carry a merge out. A crash at any point leaves both layers valid; the next plan is to go
+        on with it."""
         for opened in list(self._registry.volumes.values()):
             # A former head may still be punched where the other layer's blocks are to go.
             yield from opened.volume.finish_punching()
         yield Blocking(lambda: self._copy(merge))
+        yield Blocking(lambda: self._begin(merge))
         yield Blocking(lambda: self._redirect(merge))
         devices = self._registry.devices()
         for device in devices:
@@ -124,6 +129,12 @@ class LayerMerger:
         finally:
             source.close()
             target.close()
+
+    def _begin(self, merge: Merge) -> None:
+        """From now on the home may show copies, and a descendant what was copied."""
+        source, target = merge.source.id, merge.target.id
+        self._store.index.update(lambda txn: queue.begin_merge(txn, source, target))
+        hit(Failpoint.MERGE_BEGUN)
 
     def _redirect(self, merge: Merge) -> None:
         """Point all leaves of the home and its descendants at the target, in batches."""

@@ -289,6 +289,7 @@ class Catalogue:
         home = self.layer(layer).home
         self.txn.delete(Table.LAYERS, id_key(layer))
         self.txn.delete(Table.HOMES, pair_key(home, layer))
+        queue.end_merge(self.txn, layer)
         queue.add_unlink(self.txn, layer)
 
     def kill_map(self, map_id: MapId) -> None:

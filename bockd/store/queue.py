@@ -3,6 +3,8 @@
 m | map:u64                      a dead map: drop it, or fold it into its only child
 p | layer:u64 | first:u64        payload count:u64 - blocks to punch out of a layer
 f | layer:u64                    a layer that the index has forgotten: unlink its files
+g | layer:u64                    payload target:u64 - a layer whose blocks have been copied to the
+                                 target, and to which leaves may lead already: lead all of them there
 """
 
 from __future__ import annotations
@@ -60,6 +62,22 @@ def punched_layers(txn: Transaction) -> set[LayerId]:
 
 def remove_punch(txn: Transaction, entry: PunchEntry) -> None:
     txn.delete(Table.RECLAIM, b"p" + _PUNCH.pack(entry.layer, entry.first))
+
+
+def begin_merge(txn: Transaction, source: LayerId, target: LayerId) -> None:
+    txn.put(Table.RECLAIM, b"g" + _U64.pack(source), _U64.pack(target))
+
+
+def begun_merges(txn: Transaction) -> list[tuple[LayerId, LayerId]]:
+    """Source and target of merges that have begun: one, at most."""
+    return [
+        (LayerId(_U64.unpack(key[1:])[0]), LayerId(_U64.unpack(payload)[0]))
+        for key, payload in txn.scan(Table.RECLAIM, b"g", b"h")
+    ]
+
+
+def end_merge(txn: Transaction, source: LayerId) -> None:
+    txn.delete(Table.RECLAIM, b"g" + _U64.pack(source))
 
 
 def add_unlink(txn: Transaction, layer: LayerId) -> None:

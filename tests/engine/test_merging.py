@@ -10,8 +10,9 @@ import pytest
 
 from bockd.engine import leafcache, merging
 from bockd.engine.merging import LayerMerger
-from bockd.model import BLOCK_SIZE, MIB
+from bockd.model import BLOCK_SIZE, MIB, MapId
 from bockd.steps import Blocking, run_inline
+from bockd.store.index import Transaction
 from tests.engine.bench_pool import Bench, resume, stepwise
 from tests.engine.process import die
 
@@ -137,3 +138,33 @@ def test_a_leaf_stored_and_evicted_during_a_walk_is_not_overlooked(
     run_inline(device.durability.checkpoint())
     resume(zeroing, stored)
     assert bench.block(bench.volume, 256) == b"\0"
+
+
+def test_an_interrupted_merge_goes_on_where_it_was(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The home already leads to the copies, a descendant does not: it must come to lead to the same
+    ones, although another layer has become the best place by now."""
+    bench.write(240, b"F", 6)
+    gather_layers(bench, 9, monkeypatch)
+    snapshot = bench.snapshot("kept")
+    bench.write(250, b"C")
+    run_inline(bench.device().durability.checkpoint())
+    merger = LayerMerger(bench.pool)
+    merge = merger.plan()
+    assert merge is not None
+    redirect = merging._redirect_batch
+
+    def interrupted(txn: Transaction, member: MapId, *args: Any, **named: Any) -> Any:
+        if member != merge.home:
+            raise InterruptedError
+        return redirect(txn, member, *args, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(merging, "_redirect_batch", interrupted)
+        with pytest.raises(InterruptedError):
+            run_inline(merger.run(merge))
+    bench.reclaim()
+    for number in range(9):
+        for node in (bench.volume, snapshot):
+            assert bench.block(node, number * 8) == bytes([65 + number])
