@@ -55,5 +55,8 @@ class Rest:
         self._connection.request(method, path, body, headers)
         response = self._connection.getresponse()
         content = response.read()
+        # The daemon closes one that is idle for some seconds, which is not to be taken for its
+        # death; the next request opens another one.
+        self._connection.close()
         assert response.status < 300, f"{method} {path}: {response.status} {content!r}"
         return json.loads(content) if content else None
