@@ -18,6 +18,7 @@ from bockd.control import (
     CheckReport,
     Control,
     DaemonInfo,
+    ScrubStatus,
     SnapshotInfo,
     Space,
     Unowned,
@@ -48,6 +49,13 @@ class AddServer(Body):
     kind: Annotated[ServerKind, Field(strict=False)]
     qmp_socket: str | None = None
     tenant: str | None = None
+
+
+class Scrub(Body):
+    """`rate_mib` is a second's, as configured if null; `restart` gives up a pass under way."""
+
+    rate_mib: Annotated[int, Field(ge=1, le=65536)] | None = None
+    restart: bool = False
 
 
 class SnapshotFilter(BaseModel):
@@ -101,6 +109,16 @@ def pool_router(control: Control) -> APIRouter:
     async def check() -> CheckReport:
         """Walk the pool while it serves, without repairing."""
         return await control.check()
+
+    @router.post("/scrub")
+    async def scrub(body: Scrub) -> ScrubStatus:
+        """Verify in the background what snapshots hold."""
+        return await control.scrub(body.rate_mib, body.restart)
+
+    @router.get("/scrub")
+    async def scrub_status() -> ScrubStatus:
+        """How far that came, and what is damaged."""
+        return await control.scrub_status()
 
     return router
 

@@ -168,6 +168,45 @@ class CheckReport:
     hollow_blocks: int = 0
     """Mapped blocks without data in their layer, which read as zeros: legal in a volume that lost
     power between a trim and the next flush, a fault anywhere else."""
+    checksums: int = 0
+    """Blocks of snapshots whose checksum is known."""
+    damaged_blocks: int = 0
+    """Those that did not have it when they were last read; each is among the problems."""
+
+
+@dataclass(frozen=True, slots=True)
+class DamagedBlock:
+    """A block of a frozen layer that does not hold what it held; reading it fails."""
+
+    layer: int
+    offset_bytes: int
+    """In the layer, and in every volume and snapshot that shows it."""
+    found_at: float
+    readable: bool
+    """False: the disk does not give it at all."""
+    volumes: tuple[str, ...]
+    """Names of those that show it; one in use may have overwritten it since."""
+    snapshots: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ScrubStatus:
+    """Of the checksums of what snapshots hold: how far they are written, and verified."""
+
+    unread_layers: int
+    """Layers that have no checksums yet, or not all."""
+    under_way: bool
+    """A pass that verifies them was begun and is not finished."""
+    started_at: float | None
+    """Of the pass under way, or else of the last one."""
+    finished_at: float | None
+    verified_bytes: int
+    leaves_done: int
+    leaves_total: int
+    """Of 1 MiB each, at most; as known when the pass began."""
+    damaged: tuple[DamagedBlock, ...]
+    running: bool = False
+    """Somebody has asked this daemon for a pass, and it is not finished."""
 
 
 class ServerControl(Protocol):
@@ -223,6 +262,15 @@ class Control(ServerControl, Protocol):
 
     async def check(self) -> CheckReport:
         """Walk the pool while it serves, as `bockd check` does, without repairing."""
+        ...
+
+    async def scrub(self, rate_mib: int | None, restart: bool) -> ScrubStatus:
+        """Verify in the background what snapshots hold, at so many MiB a second or as configured:
+        the rest of the pass under way, or all of it."""
+        ...
+
+    async def scrub_status(self) -> ScrubStatus:
+        """How far that came, and what is damaged."""
         ...
 
 

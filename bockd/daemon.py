@@ -43,6 +43,7 @@ from bockd.dataplane.fileview import FileView
 from bockd.dataplane.images import PoolImages
 from bockd.dataplane.nodes import PoolNodes
 from bockd.dataplane.plugged import PluggedDevices
+from bockd.dataplane.scrubbing import Scrubbing
 from bockd.engine.pool import Pool
 from bockd.engine.reclaim import Reclaimer
 from bockd.errors import BockdError, from_os_error
@@ -114,6 +115,7 @@ class _Daemon:
             self._machines, str(settings.nbd_socket), settings.vm.reconnect_seconds
         )
         self._reclaimer: Reclaimer
+        self._scrubbing: Scrubbing
 
     async def main(self) -> None:
         # First of all: it can fail, and nothing has been touched yet.
@@ -161,6 +163,7 @@ class _Daemon:
     async def _serve(self) -> None:
         self._reclaimer = Reclaimer(self._pool)
         self._pool.on_garbage = self._reclaim
+        self._scrubbing = Scrubbing(self._pool, self._settings.checksums)
         try:
             await self._driver.run(self._pool.recover_volumes())
             await self._driver.run(resolve_interrupted(self._around))
@@ -197,7 +200,9 @@ class _Daemon:
         nbd_listen = str(address_of(tcp)) if tcp else None
         api_listen = str(address_of(api)) if api else None
         mount = str(self._view.path) if self._view else None
-        control = PoolControl(self._around, self._server, settings, nbd_listen, api_listen, mount)
+        control = PoolControl(
+            self._around, self._server, settings, nbd_listen, api_listen, mount, self._scrubbing
+        )
         images = PoolImages(self._around, self._server, settings)
         attached = AttachedExports(self._pool, self._driver, self._on_idle)
         exports = PoolExports(self._pool, self._driver, self._on_idle, attached)
@@ -215,6 +220,7 @@ class _Daemon:
                 await doors.start(self._view.serve, nodes, self._driver)
             watch = Watch(self._machines, self._machine_plugger, self._pool.store.index)
             doors.start_soon(watch.run)
+            doors.start_soon(self._scrubbing.run)
             # What is alive now stays; the collector need not look at it again.
             gc.collect()
             gc.freeze()

@@ -168,6 +168,8 @@ class Failpoint(StrEnum):
     """Queued blocks are punched, and still queued."""
     RECLAIM_FORGOT = "reclaim.forgot-empty"
     """A layer in which nothing is left is forgotten; its files are there."""
+    RECLAIM_UNCHECKED = "reclaim.checksums-forgotten"
+    """A batch of a forgotten layer's checksums is gone, in a transaction that is not committed."""
     RECLAIM_UNLINKED = "reclaim.unlinked"
     """Forgotten layers are gone, and still queued."""
     MERGE_COPIED = "merge.copied"
@@ -182,6 +184,16 @@ class Failpoint(StrEnum):
     """Everything leads to the copies; the old layer is not forgotten."""
     MERGE_DONE = "merge.done"
     """The old layer is forgotten; its files are there."""
+
+    # Checksums of frozen layers.
+    SCRUB_READ = "scrub.read"
+    """Blocks have checksums for the first time, in a transaction that is not committed."""
+    SCRUB_BEGUN = "scrub.begun"
+    """A pass over all checksums has begun."""
+    SCRUB_VERIFIED = "scrub.verified"
+    """A batch is verified and its damage marked, in a transaction that is not committed."""
+    SCRUB_MARKED = "scrub.marked"
+    """The index knows what is damaged; open volumes do not."""
 
     # The block storage API, around what it asks of the pool.
     API_ATTACHING = "api-attach.attaching"

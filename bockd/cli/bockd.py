@@ -14,6 +14,7 @@ from bockd.cli.client import ControlClient
 from bockd.cli.config import config, config_option
 from bockd.cli.failure import Program
 from bockd.cli.output import json_option, print_json
+from bockd.cli.scrub import scrub
 from bockd.config.load import load
 from bockd.control import CheckReport
 from bockd.errors import GuestsError, InUseError, UnavailableError
@@ -115,9 +116,10 @@ def print_report(path: Path, report: CheckReport) -> None:
     click.echo(
         f"{path}: {'clean' if report.clean else f'{len(report.problems)} problems'}; "
         f"{report.volumes} volumes, {report.snapshots} snapshots, {report.layers} layers, "
-        f"{report.leaves} leaves, {report.stray_blocks} stray blocks, "
-        f"{report.pending_reclaim} waiting for reclaim"
+        f"{report.leaves} leaves, {report.checksums} checksums, "
+        f"{report.stray_blocks} stray blocks, {report.pending_reclaim} waiting for reclaim"
     )
 
 
 main.add_command(config)
+main.add_command(scrub)

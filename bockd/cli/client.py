@@ -21,6 +21,7 @@ from bockd.control import (
     DaemonInfo,
     ImageInfo,
     ImportInfo,
+    ScrubStatus,
     SnapshotInfo,
     Space,
     Unowned,
@@ -104,6 +105,15 @@ class ControlClient:
     def check(self) -> CheckReport:
         """Walk the pool, however long it takes."""
         return decode(self._request("POST", "/check", patient=True), CheckReport)
+
+    def scrub(self, rate_mib: int | None, restart: bool) -> ScrubStatus:
+        """Let what snapshots hold be verified in the background."""
+        body = {"rate_mib": rate_mib, "restart": restart}
+        return decode(self._request("POST", "/scrub", body), ScrubStatus)
+
+    def scrub_status(self) -> ScrubStatus:
+        """How far that came."""
+        return self._get("/scrub", ScrubStatus)
 
     def unowned(self) -> Unowned:
         """What belongs to no tenant."""

@@ -108,6 +108,17 @@ class ServerSettings(Section):
 
 
 @dataclass(frozen=True, slots=True)
+class ChecksumSettings(Section):
+    """`[checksums]`: of what snapshots hold."""
+
+    enabled: bool = key(True, read_flag)
+    rate_mib: int = key(32, integer(1, 65536))
+    """2 % of a core here (docs/checksums.md)."""
+    interval_days: int = key(30, integer(1, 3650))
+    """From the end of a pass to the next one."""
+
+
+@dataclass(frozen=True, slots=True)
 class IdentitySettings(Section):
     """`[identity]`: tokens that bockd issues itself."""
 
@@ -200,6 +211,7 @@ class Settings(Section):
     fuse: FuseSettings = section(FuseSettings)
     vm: VmSettings = section(VmSettings)
     servers: Mapping[str, ServerSettings] = named(ServerSettings)
+    checksums: ChecksumSettings = section(ChecksumSettings)
     identity: IdentitySettings = section(IdentitySettings)
     keystone: KeystoneSettings = section(KeystoneSettings)
     glance: GlanceSettings = section(GlanceSettings)

@@ -20,12 +20,14 @@ from bockd.config import Settings
 from bockd.control import (
     CheckReport,
     DaemonInfo,
+    ScrubStatus,
     SnapshotInfo,
     Space,
     Unowned,
     VolumeInfo,
     VolumeStatistics,
 )
+from bockd.dataplane.scrubbing import Scrubbing
 from bockd.engine.guests import elsewhere
 from bockd.model import NodeKind, Server, SnapshotId, VolumeId, export_name, export_uri
 from bockd.server.nbd_server import NbdServer
@@ -44,7 +46,9 @@ class PoolControl:
         nbd_listen: str | None,
         api_listen: str | None,
         mount: str | None,
+        scrubbing: Scrubbing,
     ) -> None:
+        self._scrubbing = scrubbing
         self._around = around
         self._pool = around.pool
         self._servers = Servers(around)
@@ -183,6 +187,13 @@ class PoolControl:
         await self._driver.run(self._pool.recover_volumes())
         ours = frozenset(self._pool.volumes)
         return await trio.to_thread.run_sync(lambda: self._check(ours))
+
+    async def scrub(self, rate_mib: int | None, restart: bool) -> ScrubStatus:
+        self._scrubbing.begin(rate_mib, restart=restart)
+        return self._scrubbing.status()
+
+    async def scrub_status(self) -> ScrubStatus:
+        return self._scrubbing.status()
 
     def _check(self, ours: frozenset[VolumeId]) -> CheckReport:
         live = ours | elsewhere(self._pool.store, ours)

@@ -20,13 +20,14 @@ from pathlib import Path
 
 from bockd.control import CheckReport
 from bockd.engine.access import StoreAccess
+from bockd.engine.checkchecksums import ChecksumCheck
 from bockd.engine.checklayers import LayerCheck
 from bockd.engine.guests import without_guests
 from bockd.engine.pool import Pool
 from bockd.errors import BockdError, DamagedError, PoolFormatError
 from bockd.model import BLOCK_SIZE, LayerId, MapId, NodeKind, VolumeId
 from bockd.steps import Background
-from bockd.store import queue
+from bockd.store import checksums, queue
 from bockd.store.catalogue import (
     NO_MAP,
     RECORD_TYPES,
@@ -44,6 +45,9 @@ from bockd.store.journal import BARRIERS, SegmentContents, read_segment
 from bockd.store.layer import verify_layer
 from bockd.store.layout import JournalName, Layout, unlink_if_present
 from bockd.store.leaf import HOLE, LEAF_BLOCKS, Leaf, leaf_key_parts
+
+_LARGE_TABLES = frozenset({Table.LEAVES, Table.CHECKSUMS})
+"""Walked one entry at a time."""
 
 
 @contextmanager
@@ -95,6 +99,8 @@ class _Checker:
     stray_files: list[Path] = field(default_factory=list)
     leaves: int = 0
     pending: int = 0
+    checksums: int = 0
+    damaged: int = 0
 
     def __post_init__(self) -> None:
         self.blocks = LayerCheck(self.store.layout)
@@ -110,6 +116,7 @@ class _Checker:
         self._check_leaves()
         self._check_journals()
         self._check_files()
+        self._check_checksums()
         self._compare_layers()
 
     def report(self) -> CheckReport:
@@ -124,13 +131,15 @@ class _Checker:
             stray_blocks=self.blocks.stray_count,
             pending_reclaim=self.pending,
             hollow_blocks=self.blocks.hollow_count,
+            checksums=self.checksums,
+            damaged_blocks=self.damaged,
         )
 
     # -- reading -----------------------------------------------------------------------------
 
     def _read_tables(self) -> None:
         for table in Table:
-            if table is Table.LEAVES:
+            if table in _LARGE_TABLES:
                 continue
             good = self.keys[table] = {}
             for key, value in self.txn.raw(table):
@@ -325,6 +334,12 @@ class _Checker:
             if volume is None or name.generation < volume.generation or not volume.opened:
                 self.stray_files.append(layout.journal_segment(name))
 
+    def _check_checksums(self) -> None:
+        leaving = queue.unlinks(self.txn)
+        walk = ChecksumCheck(self.txn, self.layers, leaving, self.blocks, self.problem)
+        walk.run()
+        self.checksums, self.damaged = walk.checksums, walk.damaged
+
     def _compare_layers(self) -> None:
         for entry in queue.punches(self.txn, 1 << 62):
             self.blocks.excuse(entry.layer, entry.first, entry.count)
@@ -337,6 +352,8 @@ class _Checker:
             except (DamagedError, OSError) as error:
                 if isinstance(error, OSError):
                     self.problem(f"layer {layer.id} cannot be read: {error}")
+        if count := self.blocks.outlived_count:
+            self.problem(f"{count} checksums are of blocks that are not there any more")
 
 
 def _repair(store: StoreAccess, checker: _Checker) -> tuple[str, ...]:
@@ -357,6 +374,7 @@ def _repair(store: StoreAccess, checker: _Checker) -> tuple[str, ...]:
         unlink_if_present(path)
         done.append(f"removed {path.name}, which nothing names")
     try:
+        _forget_strays(store, checker.blocks)
         punched = checker.blocks.punch_strays(checker.layers)
     except BockdError as error:
         done.append(f"strays were not punched: {error}")
@@ -364,3 +382,20 @@ def _repair(store: StoreAccess, checker: _Checker) -> tuple[str, ...]:
         if punched:
             done.append(f"returned {punched} stray blocks to the file system")
     return tuple(done)
+
+
+def _forget_strays(store: StoreAccess, blocks: LayerCheck) -> None:
+    """Forget the checksums of strays, as an interrupted merge leaves them, before these go."""
+    with store.index.reading() as txn:
+        known = [
+            stray
+            for stray in blocks.strays_by_leaf()
+            if not checksums.stored_sums(txn, stray[0], stray[1]).keys().isdisjoint(stray[2])
+        ]
+    if known:
+
+        def forget(txn: Transaction) -> None:
+            for layer, number, within in known:
+                checksums.forget_blocks(txn, layer, number, within)
+
+        store.index.update(forget)

@@ -29,9 +29,12 @@ class LayerCheck:
     def __init__(self, layout: Layout) -> None:
         self.stray_count = 0
         self.hollow_count = 0
+        self.outlived_count = 0
+        """Checksums of blocks that no map reaches and that are not there."""
         self._layout = layout
         self._mapped: dict[LayerId, dict[int, int]] = {}
         self._excused: dict[LayerId, dict[int, int]] = {}
+        self._checksums: dict[LayerId, dict[int, int]] = {}
         self._strays: list[StrayRun] = []
 
     def reach(self, layer: LayerId, number: int, first: int, end: int) -> None:
@@ -45,6 +48,10 @@ class LayerCheck:
         for number, start, stop in _by_leaf(first, first + count):
             masks[number] = masks.get(number, 0) | _mask(start, stop)
 
+    def expect(self, layer: LayerId, number: int, mask: int) -> None:
+        """Blocks of leaf `number` in `layer`, as a 256-bit number, have checksums."""
+        self._checksums.setdefault(layer, {})[number] = mask
+
     def compare(self, record: LayerRecord) -> None:
         """Compare a layer's allocated blocks with the expected ones. DamagedError, OSError."""
         mapped = self._mapped.pop(record.id, {})
@@ -56,6 +63,9 @@ class LayerCheck:
         for number, mask in mapped.items():
             hollow = mask & ~(present.get(number, 0) | excused.get(number, 0))
             self.hollow_count += hollow.bit_count()
+        for number, mask in self._checksums.pop(record.id, {}).items():
+            gone = mask & ~(mapped.get(number, 0) | present.get(number, 0))
+            self.outlived_count += gone.bit_count()
 
     def _present(self, record: LayerRecord) -> dict[int, int]:
         present: dict[int, int] = {}
@@ -75,6 +85,12 @@ class LayerCheck:
             length = ((loose >> low) ^ ((loose >> low) + 1)).bit_length() - 1
             self._strays.append(StrayRun(layer, number * LEAF_BLOCKS + low, length))
             loose &= ~_mask(low, low + length)
+
+    def strays_by_leaf(self) -> Iterator[tuple[LayerId, int, range]]:
+        """The strays as (layer, leaf number, blocks within the leaf)."""
+        for run in self._strays:
+            for number, first, end in _by_leaf(run.first, run.first + run.count):
+                yield run.layer, number, range(first, end)
 
     def punch_strays(self, layers: Mapping[LayerId, LayerRecord]) -> int:
         """Give the strays back to the file system; the number of blocks. BockdError."""

@@ -52,6 +52,7 @@ def _freeze(
         return snapshot
 
     record: SnapshotRecord = yield Blocking(freeze)
+    pool.on_frozen()
     return record
 
 

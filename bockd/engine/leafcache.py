@@ -1,6 +1,7 @@
 """The live block map of an open device, in memory leaf by leaf.
 
-Layers are known by *slots*: small numbers given out as layers are met, slot 0 meaning hole. A leaf
+Layers are known by *slots*: small numbers given out as layers are met, slot 0 meaning hole and slot
+1 what is damaged. A leaf
 is an array of 256 slots; equal uniform leaves share one, which is copied when a block changes.
 Freezing a head changes no leaf: its slot goes on meaning the same layer.
 
@@ -18,10 +19,11 @@ from typing import TypeAlias
 from bockd.errors import DamagedError
 from bockd.model import KIB, MIB, LayerId, MapId
 from bockd.steps import Blocking, Signal, Steps
+from bockd.store import checksums
 from bockd.store.blockmap import present_leaves, stored_leaves
 from bockd.store.catalogue import Catalogue
-from bockd.store.index import Index
-from bockd.store.layer import Layer
+from bockd.store.index import Index, Table, Transaction
+from bockd.store.layer import DamagedBlocks, Layer
 from bockd.store.layout import Layout
 from bockd.store.leaf import HOLE, LEAF_BLOCKS, LEAF_MASK, LEAF_SHIFT, Leaf, runs_of
 
@@ -29,6 +31,9 @@ SlotLeaf: TypeAlias = "array[int]"
 """256 slots, typecode H."""
 
 HOLE_SLOT = 0
+DAMAGED_SLOT = 1
+"""Of blocks that a scrub has found damaged, whatever layer they are in."""
+
 GROUP_LEAVES = 64
 """Leaves read together: 64 MiB of volume, one cursor walk."""
 
@@ -51,6 +56,8 @@ class _Loaded:
     end: int
     leaves: dict[int, Leaf]
     layers: dict[LayerId, Layer]
+    damaged: dict[int, list[int]]
+    """Leaf number to those of its blocks that are known to be damaged."""
 
 
 class LeafCache:
@@ -58,11 +65,11 @@ class LeafCache:
 
     def __init__(self, index: Index, layout: Layout, chain: tuple[MapId, ...]) -> None:
         self.leaves: dict[int, SlotLeaf] = {}
-        self.slots: list[Layer | None] = [None]
+        self.slots: list[Layer | None] = [None, DamagedBlocks()]
         self.dirty: dict[int, int] = {}
         """Leaf number to the journal sequence of its last change."""
         self.chain = chain
-        self._index = index
+        self.index = index
         self._layout = layout
         self._slot_of: dict[LayerId, int] = {HOLE: HOLE_SLOT}
         self._uniform: dict[int, SlotLeaf] = {}
@@ -136,6 +143,29 @@ class LeafCache:
             assert gone is not None
             self.slots = [None if layer is gone else layer for layer in self.slots]
             gone.close()
+
+    # -- damage ------------------------------------------------------------------------------
+
+    def condemn(self, layer_id: LayerId, block: int) -> None:
+        """A block of a frozen layer is damaged: wherever it is shown, reading it fails."""
+        self._era += 1  # loads under way do not know
+        number, at = block >> LEAF_SHIFT, block & LEAF_MASK
+        slot, leaf = self._slot_of.get(layer_id), self.leaves.get(number)
+        # An alias of the layer has another slot, and the same files.
+        if slot is None or leaf is None or self.slots[leaf[at]] is not self.slots[slot]:
+            return
+        if self._is_shared(leaf):
+            self._private += 1
+            leaf = self.leaves[number] = leaf[:]
+        leaf[at] = DAMAGED_SLOT
+
+    def acquit(self, block: int) -> None:
+        """A block of some layer is in order again. Its leaf is read anew, unless it has changes
+        that the index does not have: then reading fails for as long as the device is open."""
+        self._era += 1
+        number = block >> LEAF_SHIFT
+        if number not in self.dirty and (leaf := self.leaves.pop(number, None)) is not None:
+            self._private -= not self._is_shared(leaf)
 
     def close(self) -> None:
         """Close all layers. (Aliases close theirs more than once; a layer does not mind.)"""
@@ -275,7 +305,7 @@ class LeafCache:
     ) -> _Loaded:
         first, end = group * GROUP_LEAVES, (group + 1) * GROUP_LEAVES
         layers: dict[LayerId, Layer] = {}
-        with self._index.reading() as txn:
+        with self.index.reading() as txn:
             leaves = {
                 number: Leaf.decode(payload)
                 for number, payload in stored_leaves(txn, chain, first, end).items()
@@ -289,7 +319,8 @@ class LeafCache:
                 for layer in layers.values():
                     layer.close()
                 raise
-        return _Loaded(first, end, leaves, layers)
+            damaged = _damaged_in(txn, leaves)
+        return _Loaded(first, end, leaves, layers, damaged)
 
     def _install(self, group: int, loaded: _Loaded) -> None:
         self._evict()
@@ -301,11 +332,14 @@ class LeafCache:
                 self.leaves[number] = self.uniform(HOLE_SLOT)
                 continue
             slots = [self._slot_of[LayerId(layer)] for layer in leaf.palette]
-            if len(slots) == 1:
+            damaged = loaded.damaged.get(number)
+            if len(slots) == 1 and damaged is None:
                 self.leaves[number] = self.uniform(slots[0])
             else:
                 self.leaves[number] = array("H", [slots[code] for code in leaf.index])
                 self._private += 1
+                for block in damaged or ():
+                    self.leaves[number][block] = DAMAGED_SLOT
         self._groups[group] = None
 
     def _evict(self) -> None:
@@ -383,8 +417,22 @@ class LeafCache:
         return {n for n, leaf in self.leaves.items() if first <= n < end and leaf is not hole}
 
     def _present(self, chain: tuple[MapId, ...], first: int, end: int) -> set[int]:
-        with self._index.reading() as txn:
+        with self.index.reading() as txn:
             return present_leaves(txn, chain, first, end)
+
+
+def _damaged_in(txn: Transaction, leaves: dict[int, Leaf]) -> dict[int, list[int]]:
+    if not txn.count(Table.DAMAGED):
+        return {}
+    found: dict[int, list[int]] = {}
+    for number, leaf in leaves.items():
+        base = number << LEAF_SHIFT
+        layers = leaf.layers()
+        for layer in set(leaf.palette) - {HOLE}:
+            for block in checksums.damaged_blocks(txn, LayerId(layer), base, base + LEAF_BLOCKS):
+                if layers[block - base] == layer:
+                    found.setdefault(number, []).append(block - base)
+    return found
 
 
 def _layers_of(leaves: dict[int, Leaf]) -> set[LayerId]:

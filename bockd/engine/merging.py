@@ -4,6 +4,9 @@ Snapshots that come and go leave a layer each: what a deleted one held and other
 of them end up at home in the same map. Merging copies the live blocks of the smallest into its
 neighbour at the same offsets, syncs them, points every leaf there, and only then forgets it.
 
+Checksums, and marks of damage, go with the leaf of the home that leads to the copies; those of the
+source stay until it is removed.
+
 Why the place is free: a home's own view of a block never changes once it is frozen, descendants
 refer to what it shows, and a live home has no descendants. So if the home shows a block in one of
 its layers, nobody refers to that block in another of them. Queued punches are done before, so none
@@ -20,9 +23,9 @@ from bockd.engine.reading import Reader
 from bockd.engine.registry import Registry
 from bockd.errors import from_os_error
 from bockd.failpoints import Failpoint, hit
-from bockd.model import BLOCK_SIZE, MIB, LayerId, MapId
+from bockd.model import BLOCK_SIZE, MIB, MapId
 from bockd.steps import Blocking, Steps
-from bockd.store import queue
+from bockd.store import checksums, queue
 from bockd.store.blockmap import own_leaves
 from bockd.store.catalogue import Catalogue, LayerRecord
 from bockd.store.index import Table, Transaction
@@ -104,7 +107,8 @@ class LayerMerger:
         for device in devices:
             yield from self._alias(device, merge)
         hit(Failpoint.MERGE_ALIASED)
-        yield Blocking(lambda: self._forget(merge.source.id))
+        yield Blocking(lambda: self._forget(merge))
+        self._registry.on_frozen()
 
     def _copy(self, merge: Merge) -> None:
         layout = self._store.layout
@@ -156,8 +160,15 @@ class LayerMerger:
                 changed |= some
         return changed
 
-    def _forget(self, layer: LayerId) -> None:
-        self._store.index.update(lambda txn: Catalogue(txn).forget_layer(layer))
+    def _forget(self, merge: Merge) -> None:
+        def change(txn: Transaction) -> None:
+            read = checksums.reading_of(txn, merge.source.id)
+            if read is None or not read.done:
+                # What has no checksum yet has moved: to where it will be looked for.
+                checksums.forget_reading(txn, merge.target.id)
+            Catalogue(txn).forget_layer(merge.source.id)
+
+        self._store.index.update(change)
         hit(Failpoint.MERGE_DONE)
 
     def _alias(self, device: Reader, merge: Merge) -> Steps[None]:
@@ -198,6 +209,10 @@ def _redirect_batch(
     for number, payload in batch:
         leaf = Leaf.decode(payload)
         if merge.source.id in leaf.palette:
+            if member == merge.home:
+                # Before anybody is led to the copies: the home shows all that anybody shows.
+                blocks = [b for b, layer in enumerate(leaf.layers()) if layer == merge.source.id]
+                checksums.copy_blocks(txn, merge.source.id, merge.target.id, number, blocks)
             moved = [
                 merge.target.id if layer == merge.source.id else layer for layer in leaf.layers()
             ]

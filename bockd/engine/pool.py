@@ -178,6 +178,7 @@ class Pool(Registry):
             finally:
                 self._layers.turn.release()
         hit(Failpoint.SNAPSHOT_COMMITTED)
+        self.on_frozen()
         return snapshot
 
     def _snapshot_closed(self, volume: VolumeId, freeze: _Freeze) -> Steps[SnapshotRecord]:

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 
 from bockd.engine.leafcache import HOLE_SLOT, LeafCache
+from bockd.engine.verifying import DamagedBlockError, verify_read
 from bockd.errors import BockdError, from_os_error
-from bockd.model import BLOCK_SIZE, GIB, Extent
+from bockd.model import BLOCK_SIZE, GIB, Extent, LayerId
 from bockd.steps import Blocking, Signal, Steps
+from bockd.store.index import Index
 from bockd.store.layer import SEGMENT_BYTES, Layer
 from bockd.store.leaf import LEAF_BYTES, LEAF_MASK, LEAF_SHIFT
 
@@ -45,6 +48,8 @@ class Reader:
         self._called = called
         self._size_bytes = size_bytes
         self._reads: set[Signal] = set()
+        self.on_damage: Callable[[LayerId, int], None] = leaf_cache.condemn
+        """Told what a read has found damaged: a layer and a block of it."""
 
     @property
     def size_bytes(self) -> int:
@@ -70,8 +75,7 @@ class Reader:
         except BlockingIOError:
             return False
         except OSError as error:
-            doing = f"reading layer {layer.id} at byte {offset}"
-            raise self._unreadable(from_os_error(error, doing)) from error
+            raise self._unreadable(layer.failure(error, offset)) from error
 
     def _unreadable(self, error: BockdError) -> BockdError:
         """Tell the operator, too: the blocks of a layer are at their places in the volume."""
@@ -115,15 +119,23 @@ class Reader:
         try:
             yield from self.map.load(first, end)
             pieces = self._plan_read(offset, into, first, end)
+            frozen = [piece for piece in pieces if self._is_frozen(piece[0])]
             if pieces:
                 try:
-                    yield Blocking(lambda: _read_pieces(pieces))
+                    yield Blocking(lambda: _read_pieces(self.map.index, pieces, frozen))
+                except DamagedBlockError as error:
+                    self.on_damage(error.layer, error.block)
+                    raise  # the log has it
                 except BockdError as error:
                     self._unreadable(error)
                     raise
         finally:
             self._reads.remove(finished)
             finished.fire()
+
+    def _is_frozen(self, _layer: Layer) -> bool:
+        """Whether a layer's blocks may have checksums."""
+        return True
 
     def drain_reads(self) -> Steps[None]:
         """Wait until every read that has begun by now is finished."""
@@ -194,6 +206,8 @@ def _fill_zeros(view: memoryview) -> None:
         part[:] = _ZEROS[: len(part)]
 
 
-def _read_pieces(pieces: list[ReadPiece]) -> None:
+def _read_pieces(index: Index, pieces: list[ReadPiece], frozen: list[ReadPiece]) -> None:
     for layer, position, piece in pieces:
         layer.read(position, piece)
+    for layer, position, piece in frozen:
+        verify_read(index, layer, position, piece)

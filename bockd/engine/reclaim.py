@@ -8,6 +8,8 @@ several children waits.
 
 Layers that outlive their snapshots are merged when they are many (bockd.engine.merging).
 
+Checksums of blocks go when these are queued, those of a forgotten layer before its files do.
+
 Nothing is punched or unlinked before every read that may have begun with an older map has ended.
 """
 
@@ -22,12 +24,11 @@ from itertools import islice
 
 from bockd.engine.merging import LayerMerger, Merge
 from bockd.engine.pool import Pool
-from bockd.engine.waiting import Mutex
 from bockd.errors import BockdError, from_os_error
 from bockd.failpoints import Failpoint, hit
 from bockd.model import BLOCK_SIZE, LayerId, MapId
 from bockd.steps import Blocking, Steps
-from bockd.store import queue
+from bockd.store import checksums, queue
 from bockd.store.blockmap import own_leaves, queue_orphans
 from bockd.store.catalogue import NO_MAP, Catalogue, id_key, pair_key
 from bockd.store.index import Table, Transaction
@@ -59,7 +60,6 @@ class Reclaimer:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._merger = LayerMerger(pool)
-        self._turn = Mutex()
         self._stopping = False
 
     def stop(self) -> None:
@@ -68,7 +68,7 @@ class Reclaimer:
 
     def run(self) -> Steps[None]:
         """Reclaim until nothing is left that can be done now. Concurrent runs queue up."""
-        yield from self._turn.acquire()
+        yield from self._pool.upkeep.acquire()
         try:
             yield from self._dead_maps()
             yield from self._punches()
@@ -80,7 +80,7 @@ class Reclaimer:
             # The queue is in the index: the next run, or the next start, goes on from here.
             log.warning("reclaim stopped: %s", error)
         finally:
-            self._turn.release()
+            self._pool.upkeep.release()
 
     def _merges(self) -> Steps[None]:
         while not self._stopping:
@@ -191,12 +191,29 @@ class Reclaimer:
 
     # -- unlinking ---------------------------------------------------------------------------
 
+    def _forget_checksums(self, layer: LayerId) -> bool:
+        """Forget a batch of what was known of a layer; True while there is more."""
+        index = self._pool.store.index
+        with index.reading() as txn:
+            if not checksums.knows_layer(txn, layer):
+                return False
+
+        def forget(txn: Transaction) -> bool:
+            more = checksums.forget_some(txn, layer, BATCH_LEAVES)
+            hit(Failpoint.RECLAIM_UNCHECKED)
+            return more
+
+        return index.update(forget)
+
     def _unlinks(self) -> Steps[None]:
         store = self._pool.store
         with store.index.reading() as txn:
             layers = queue.unlinks(txn)
         if not layers:
             return
+        for layer in layers:
+            while (yield Blocking(partial(self._forget_checksums, layer))):
+                pass
         yield from self._drain_reads()
         for device in self._pool.devices():
             for layer in layers:

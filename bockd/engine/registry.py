@@ -45,7 +45,7 @@ from bockd.errors import (
     named,
     volume_failed,
 )
-from bockd.model import NodeKind, SnapshotId, VolumeId
+from bockd.model import LayerId, NodeKind, SnapshotId, VolumeId
 from bockd.steps import Blocking, Steps
 from bockd.store.catalogue import Catalogue, VolumeRecord
 from bockd.store.journal import boot_id
@@ -70,6 +70,11 @@ class Registry:
         self.clock: Callable[[], float] = time.time
         self.on_garbage: Callable[[], None] = lambda: None
         """Called when reclaim has work: something was deleted, or overwritten at last."""
+        self.on_frozen: Callable[[], None] = lambda: None
+        """Called when there are frozen blocks that have no checksums yet."""
+        self.upkeep = Mutex()
+        """Held by whoever punches, merges or removes frozen layers, or reads them through: for the
+        one who has it no byte of a frozen layer changes but by its own doing."""
         self._spawn = spawn
         self.lock = lock
         self._busy: dict[int, Mutex] = {}
@@ -197,6 +202,11 @@ class Registry:
             *(opened.snapshot for opened in self.snapshots.values()),
         ]
 
+    def condemn(self, layer: LayerId, block: int) -> None:
+        """A block of a frozen layer is damaged: no device gives it as data any more."""
+        for device in self.devices():
+            device.map.condemn(layer, block)
+
     # -- opening -----------------------------------------------------------------------------
 
     def foresee(self, kind: NodeKind, node: int) -> None:
@@ -229,6 +239,7 @@ class Registry:
             self._note_refusal(volume, error)
             raise
         self.refusals.pop(volume, None)
+        opened.volume.on_damage = self.condemn
         self.volumes[volume] = opened
         return opened
 
@@ -275,6 +286,7 @@ class Registry:
             opened = self.snapshots.get(snapshot)
             if opened is None:
                 opened = yield from open_snapshot(self.store, snapshot)
+                opened.snapshot.on_damage = self.condemn
                 self.snapshots[snapshot] = opened
             opened.users += 1
             return opened

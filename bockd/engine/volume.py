@@ -78,6 +78,9 @@ class Volume(Reader):
         assert size_bytes >= self._size_bytes
         self._size_bytes = size_bytes
 
+    def _is_frozen(self, layer: Layer) -> bool:
+        return layer is not self.durability.head
+
     # -- writing -----------------------------------------------------------------------------
 
     def try_write(self, offset: int, data: memoryview) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from bockd.model import LayerId, MapId
-from bockd.store import queue
+from bockd.store import checksums, queue
 from bockd.store.catalogue import Catalogue
 from bockd.store.index import Table, Transaction
 from bockd.store.journal import BARRIERS, Change, Kind
@@ -150,14 +150,16 @@ def queue_orphans(
     after: Leaf,
     layers: frozenset[LayerId],
 ) -> bool:
-    """Queue for punching what leaf `number` held in one of `layers` before and not after. True
-    when there was something."""
+    """Queue for punching what leaf `number` held in one of `layers` before and not after, and
+    forget its checksums. True when there was something."""
     found = False
     base = number * LEAF_BLOCKS
     now = after.layers()
+    gone: dict[LayerId, set[int]] = {}
     for first, end, layer in before.runs():
         if layer not in layers:
             continue
+        gone.setdefault(layer, set()).update(b for b in range(first, end) if now[b] != layer)
         start = None
         for block in range(first, end + 1):
             lost = block < end and now[block] != layer
@@ -167,4 +169,7 @@ def queue_orphans(
                 queue.add_punch(txn, queue.PunchEntry(layer, base + start, block - start))
                 found = True
                 start = None
+    for layer, blocks in gone.items():
+        if blocks:
+            checksums.forget_blocks(txn, layer, number, blocks)
     return found

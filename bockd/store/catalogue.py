@@ -20,7 +20,7 @@ import msgspec
 
 from bockd.errors import ConflictError, DamagedError, NotFoundError, PoolFormatError
 from bockd.model import LayerId, MapId, NodeKind, SnapshotId, VolumeId
-from bockd.store import queue
+from bockd.store import checksums, queue
 from bockd.store.index import Table, Transaction
 from bockd.store.leaf import MAX_LAYER_ID
 
@@ -290,6 +290,7 @@ class Catalogue:
         self.txn.delete(Table.LAYERS, id_key(layer))
         self.txn.delete(Table.HOMES, pair_key(home, layer))
         queue.end_merge(self.txn, layer)
+        checksums.forget_reading(self.txn, layer)
         queue.add_unlink(self.txn, layer)
 
     def kill_map(self, map_id: MapId) -> None:

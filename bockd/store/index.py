@@ -86,6 +86,9 @@ class Table(Enum):
     HOMES = b"homes"
     LEAVES = b"leaves"
     RECLAIM = b"reclaim"
+    CHECKSUMS = b"checksums"
+    DAMAGED = b"damaged"
+    SCRUB = b"scrub"
     # What the HP Block Storage API keeps beside the catalogue; codecs in bockd.blockstorage.
     TENANTS = b"tenants"
     USERS = b"users"

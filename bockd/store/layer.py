@@ -18,9 +18,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from bockd.errors import DamagedError, from_os_error
+from bockd.errors import BockdError, DamagedError, from_os_error
 from bockd.failpoints import Failpoint, hit
-from bockd.model import KIB, TIB, LayerId
+from bockd.model import KIB, MIB, TIB, LayerId
 from bockd.store.layout import Layout, sync_directory
 
 SEGMENT_BYTES = 8 * TIB
@@ -29,6 +29,9 @@ SEGMENT_BYTES = 8 * TIB
 WRITE_PIECE_BYTES = 64 * KIB
 """Larger writes build large page-cache folios, which make every later 4 KiB overwrite of them
 several times dearer on ext4."""
+
+LARGEST_FOLIO_BYTES = 2 * MIB
+"""The page cache forgets whole folios only; those of files have this size at most."""
 
 _PUNCH_FLAGS = 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE (linux/falloc.h)
 
@@ -68,6 +71,10 @@ class Layer:
             _close_all(descriptors)
             raise
         return cls(layer_id, descriptors, nowait=nowait)
+
+    def failure(self, error: OSError, offset: int) -> BockdError:
+        """What a failed read of this layer means."""
+        return from_os_error(error, f"reading layer {self.id} at byte {offset}")
 
     def close(self) -> None:
         """Close the files; the layer is of no further use."""
@@ -189,6 +196,10 @@ class Layer:
             os.posix_fadvise(self.descriptors[number], position, count, os.POSIX_FADV_WILLNEED)
             offset += count
 
+    def evict(self, offset: int) -> None:
+        """Let the page cache forget a byte and what is around it."""
+        evict(self.descriptors, offset)
+
     def _pieces(self, offset: int, view: memoryview) -> Iterator[tuple[int, int, memoryview]]:
         number, position = divmod(offset, SEGMENT_BYTES)
         while len(view):
@@ -196,6 +207,41 @@ class Layer:
             yield self.descriptors[number], position, view[:count]
             view = view[count:]
             number, position = number + 1, 0
+
+
+class DamagedBlocks(Layer):
+    """Stands in a live map for blocks that are known to be damaged: reading them fails."""
+
+    def __init__(self) -> None:
+        super().__init__(LayerId(0), [-1], nowait=False)
+
+    def failure(self, _error: OSError, offset: int) -> BockdError:
+        return self._damaged(offset)
+
+    def _damaged(self, offset: int) -> BockdError:
+        return DamagedError(
+            f"what is stored at byte {offset} is damaged ('bockd scrub' shows what else is): write "
+            "it anew, or go back to a snapshot or a backup that has it"
+        )
+
+    def read(self, offset: int, _into: memoryview) -> None:
+        raise self._damaged(offset)
+
+    def try_read(self, offset: int, _into: memoryview) -> bool:
+        raise self._damaged(offset)
+
+    def prefetch(self, _offset: int, _length: int) -> None:
+        """Nothing would be gained."""
+
+    def close(self) -> None:
+        """It has no files."""
+
+
+def evict(descriptors: list[int], offset: int) -> None:
+    """Let the page cache forget a byte of a layer with these files, as far as it can."""
+    number, position = divmod(offset, SEGMENT_BYTES)
+    start = position - position % LARGEST_FOLIO_BYTES
+    os.posix_fadvise(descriptors[number], start, LARGEST_FOLIO_BYTES, os.POSIX_FADV_DONTNEED)
 
 
 def segment_sizes(size_bytes: int) -> list[int]:

@@ -4,7 +4,7 @@ m | map:u64                      a dead map: drop it, or fold it into its only c
 p | layer:u64 | first:u64        payload count:u64 - blocks to punch out of a layer
 f | layer:u64                    a layer that the index has forgotten: unlink its files
 g | layer:u64                    payload target:u64 - a layer whose blocks have been copied to the
-                                 target, and to which leaves may lead already: lead all of them there
+                                 target, where leaves may lead already: all are to lead there
 """
 
 from __future__ import annotations

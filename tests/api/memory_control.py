@@ -16,6 +16,8 @@ import bockd
 from bockd.control import (
     CheckReport,
     DaemonInfo,
+    DamagedBlock,
+    ScrubStatus,
     SnapshotInfo,
     Space,
     Unowned,
@@ -57,6 +59,8 @@ class MemoryControl:
         self.owners: dict[int, str] = {}
         """Tenants, by what they have."""
         self.problems: tuple[str, ...] = ()
+        self.damaged: tuple[DamagedBlock, ...] = ()
+        self.scrubs: list[tuple[int | None, bool]] = []
         self._connections = connections
         self._clock = clock
         self._last_id = 0
@@ -162,6 +166,13 @@ class MemoryControl:
             for volume in await self.list_volumes()
             if volume.connections
         ]
+
+    async def scrub(self, rate_mib: int | None, restart: bool) -> ScrubStatus:
+        self.scrubs.append((rate_mib, restart))
+        return dataclasses.replace(await self.scrub_status(), running=True)
+
+    async def scrub_status(self) -> ScrubStatus:
+        return ScrubStatus(0, False, None, None, 0, 0, 0, damaged=self.damaged)
 
     async def check(self) -> CheckReport:
         return CheckReport(

@@ -60,8 +60,8 @@ def test_clean_pool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert result.exit_code == 0
     assert result.output.splitlines() == [
         "repaired: 2 stray blocks punched",
-        f"{tmp_path}: clean; 1 volumes, 2 snapshots, 3 layers, 4 leaves, 5 stray blocks, "
-        "6 waiting for reclaim",
+        f"{tmp_path}: clean; 1 volumes, 2 snapshots, 3 layers, 4 leaves, 0 checksums, "
+        "5 stray blocks, 6 waiting for reclaim",
     ]
     assert check.asked == [(tmp_path, True)]
 

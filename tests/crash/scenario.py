@@ -9,6 +9,7 @@ below; to be killed at a second hit, what it reaches must be reached twice, whic
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import http.client
 import json
@@ -23,12 +24,13 @@ import nbd
 
 from bockd.blockstorage.accounts import CREDENTIALS_FILE
 from bockd.cli.client import ControlClient
-from bockd.control import ImportInfo
+from bockd.control import ImportInfo, ScrubStatus
 from bockd.engine.appending import CHECKPOINT_RECORDS
 from bockd.errors import UnavailableError
 from bockd.model import BLOCK_SIZE, MIB, NodeKind, ServerKind
 from bockd.store.journal import SEGMENT_RECORDS
 
+from ..engine.test_scrub import flip_bit
 from .content import Disk, GoneError
 from .forked import ForkedDaemon
 from .rest import Rest
@@ -41,6 +43,9 @@ GONE = (OSError, http.client.HTTPException, nbd.Error, UnavailableError, GoneErr
 """What a client sees when the daemon dies. Of a daemon that lives it is a failure of the test."""
 
 FLUSH_EVERY = 1024
+SCRUB_MIB = 65536
+"""A second: without a pause."""
+
 DEAD_LAYERS = 11
 """More than one home may have, by three merges."""
 
@@ -59,6 +64,13 @@ class World:
     """Requests that changed what exists and were answered with success."""
     under_way: str | None = None
     """The one that was not answered."""
+    flipped: tuple[str, int] | None = None
+    """A layer's file and the byte in it of which a bit is wrong, until it is put right."""
+
+    def flip(self, pool: Path, at: tuple[str, int]) -> None:
+        """Flip that bit, or put it right."""
+        self.flipped = None if self.flipped else at
+        flip_bit(pool / "layers" / at[0], at[1])
 
 
 class Client:
@@ -162,6 +174,7 @@ class Scenario(Client):
             self.images(f"imported-{number}")
             self.operator(number)
             self.layers(f"layers-{number}")
+            self.damage(f"damaged-{number}")
         for _ in ROUNDS:
             self.records()
 
@@ -361,6 +374,43 @@ class Scenario(Client):
         for number in range(DEAD_LAYERS + 1):
             self.delete_snapshot(f"{name}-{number}")
         self.until_reclaimed()
+
+    def damage(self, name: str) -> None:
+        """A bit of what a snapshot holds flips, is found, and is put right."""
+        disk = self.create(name, 1 * MIB)
+        layer = max(int(path.name.partition(".")[0]) for path in (self._pool / "layers").iterdir())
+        client = self.connect(name)
+        disk.write(client, 0, _blocks(8, 600))
+        client.shutdown()
+        self.snapshot(name, f"{name}-shot")
+        self.scrub()
+        at = f"{layer}.0", 3 * BLOCK_SIZE + 99
+        self.world.flip(self._pool, at)
+        damaged = self.scrub().damaged
+        assert [block.offset_bytes for block in damaged] == [3 * BLOCK_SIZE]
+        reader = self.connect(f"snapshot/{name}-shot")
+        try:
+            reader.pread(BLOCK_SIZE, 3 * BLOCK_SIZE)
+        except nbd.Error as refused:
+            if refused.errnum != errno.EIO:
+                raise
+        else:
+            raise AssertionError("wrong data was given for right")
+        reader.shutdown()
+        self.world.flip(self._pool, at)
+        assert not self.scrub().damaged
+        while any(shot.connections for shot in self.control.list_snapshots()):
+            pass
+        self.delete_snapshot(f"{name}-shot")
+        self.delete(name)
+        self.until_reclaimed()
+
+    def scrub(self) -> ScrubStatus:
+        """Everything is read and verified."""
+        status = self.control.scrub(SCRUB_MIB, True)
+        while status.running:
+            status = self.control.scrub_status()
+        return status
 
     def records(self) -> None:
         """So many changes that the journal asks for a checkpoint: each write of two blocks takes a

@@ -52,7 +52,7 @@ def merge_elsewhere(bench: Bench) -> LayerId:
     assert merge is not None
     merger._copy(merge)
     merger._redirect(merge)
-    merger._forget(merge.source.id)
+    merger._forget(merge)
     unlink_layer(bench.pool.store.layout, merge.source.id)
     return merge.source.id
 

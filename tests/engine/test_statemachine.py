@@ -24,17 +24,25 @@ from hypothesis.stateful import (
     rule,
 )
 
-from bockd.control import Space
+from bockd.control import DamagedBlock, Space
 from bockd.engine import merging
 from bockd.engine.check import check_open_pool
+from bockd.engine.damage import scrub_status
 from bockd.engine.pool import Pool
 from bockd.engine.reading import Reader
 from bockd.engine.reclaim import Reclaimer
+from bockd.engine.scrub import Scrubber
 from bockd.engine.volume import Volume
-from bockd.model import BLOCK_SIZE, MIB, Extent, NodeKind, SnapshotId, VolumeId
+from bockd.errors import DamagedError
+from bockd.model import BLOCK_SIZE, MIB, Extent, LayerId, NodeKind, SnapshotId, VolumeId
 from bockd.steps import Background, run_inline
+from bockd.store.catalogue import id_key
+from bockd.store.checksums import sums_from
+from bockd.store.index import Table
+from bockd.store.leaf import LEAF_BLOCKS
 from tests.engine.oracle import Node
 from tests.engine.process import die
+from tests.engine.test_scrub import flip_bit
 
 EXAMPLES = 500
 STEPS = 30
@@ -73,6 +81,7 @@ class PoolMachine(RuleBasedStateMachine):
     def start(self) -> None:
         self.background = Background()
         self.pool = Pool.open(self.root, self.background.spawn)
+        self.scrubber = Scrubber(self.pool)
         reclaimer = Reclaimer(self.pool)
         self.pool.on_garbage = lambda: self.background.spawn(reclaimer.run())
         self.background.spawn(reclaimer.run())
@@ -249,6 +258,68 @@ class PoolMachine(RuleBasedStateMachine):
         run_inline(device.read(0, memoryview(found)))
         assert found == expected.content
         assert all_extents(device) == expected.extents()
+
+    # -- checksums ---------------------------------------------------------------------------
+
+    @rule(batches=st.integers(1, 4))
+    def read_frozen(self, batches: int) -> None:
+        for _ in range(batches):
+            run_inline(self.scrubber.read_on())
+
+    @rule()
+    def verify(self) -> None:
+        assert not self.scrub()
+
+    def scrub(self) -> tuple[DamagedBlock, ...]:
+        run_inline(self.scrubber.begin_pass())
+        while run_inline(self.scrubber.verify_on()).more:
+            pass
+        with self.pool.store.index.reading() as txn:
+            return scrub_status(txn).damaged
+
+    @rule(choice=st.integers(0, 1 << 20))
+    def flip_a_bit(self, choice: int) -> None:
+        """It is found, where it is, and whoever shows the block cannot read it until the bit is
+        right again. All else is what it was."""
+        for node in self.live:
+            self.reader(node)  # so that the index knows what was written before a death
+        for volume in list(self.pool.volumes):
+            run_inline(self.pool.checkpoint(volume))
+        with self.pool.store.index.reading() as txn:
+            known = [
+                (layer, number * LEAF_BLOCKS + block)
+                for layer, number, sums in sums_from(txn, LayerId(0), 0)
+                if txn.get(Table.LAYERS, id_key(layer)) is not None
+                for block in sums
+            ]
+        if not known:
+            return
+        layer, block = known[choice % len(known)]
+        path = self.pool.store.layout.layer_segment(layer, 0)
+        flip_bit(path, block * BLOCK_SIZE + choice % BLOCK_SIZE)
+        [damaged] = self.scrub()
+        assert (damaged.layer, damaged.offset_bytes) == (layer, block * BLOCK_SIZE)
+        with self.pool.catalogue() as catalogue:
+            shown = {int(v.id) for v in catalogue.volumes() if v.name in damaged.volumes}
+            shown |= {int(s.id) for s in catalogue.snapshots() if s.name in damaged.snapshots}
+        for node in self.live:
+            assert self.unreadable(node) == ({block} if node in shown else set())
+        flip_bit(path, block * BLOCK_SIZE + choice % BLOCK_SIZE)
+        assert not self.scrub()
+
+    def unreadable(self, node: int) -> set[int]:
+        """The blocks whose reading fails; the others are compared."""
+        expected, device = self.live[node], self.reader(node)
+        failed = set()
+        for block in range(expected.size // BLOCK_SIZE):
+            found, at = bytearray(BLOCK_SIZE), block * BLOCK_SIZE
+            try:
+                run_inline(device.read(at, memoryview(found)))
+            except DamagedError:
+                failed.add(block)
+            else:
+                assert found == expected.content[at : at + BLOCK_SIZE]
+        return failed
 
     @rule()
     def compare_space(self) -> None:

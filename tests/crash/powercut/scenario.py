@@ -19,10 +19,12 @@ from bockd.engine.check import check_open_pool
 from bockd.engine.pool import Pool
 from bockd.engine.reading import Reader
 from bockd.engine.reclaim import Reclaimer
+from bockd.engine.scrub import Scrubber
 from bockd.engine.volume import Volume
 from bockd.errors import BockdError
 from bockd.model import BLOCK_SIZE, MIB
 from bockd.steps import Steps, run_inline
+from bockd.store.checksums import all_damage
 from tests.crash.powercut.known import (
     SECTOR,
     KnownSnapshot,
@@ -166,6 +168,7 @@ class Run:
         self.scheduler = UnevenScheduler(self.random, now=self.now)
         self.pool = Pool.open(self.path, self.scheduler.spawn, boot=f"{self.boot:036}")
         self.reclaimer = Reclaimer(self.pool)
+        self.scrubber = Scrubber(self.pool)
         self.pool.clock = lambda: 1.0
         self.pool.on_garbage = lambda: self.scheduler.spawn(self.reclaimer.run())
         run_inline(self.pool.recover_volumes())
@@ -177,6 +180,7 @@ class Run:
         """D1 to D4."""
         report = check_open_pool(self.pool.store, live=frozenset(), repair=False)
         assert report.clean, report.problems
+        self.verify_checksums()
         with self.pool.catalogue() as catalogue:
             volumes = {volume.name: volume for volume in catalogue.volumes()}
             snapshots = {snapshot.name: snapshot for snapshot in catalogue.snapshots()}
@@ -196,6 +200,14 @@ class Run:
             self.contents[name] = content_of(device)
             since = opened.flushed if self.dead == "cut" else self.now
             opened.verify(self.contents[name], since, self.now)
+
+    def verify_checksums(self) -> None:
+        """None convicts an innocent block."""
+        run_inline(self.scrubber.begin_pass())
+        while run_inline(self.scrubber.verify_on()).more:
+            pass
+        with self.pool.store.index.reading() as txn:
+            assert not all_damage(txn)
 
     def settle(self) -> None:
         """What was compared is what there is. All volumes are open."""
@@ -251,6 +263,7 @@ class Run:
             self.extend: 0.4,
             self.delete: 0.15,
             self.reopen: 0.4,
+            self.scrub: 1.5,
         }
         operation = self.random.choices(list(kinds), list(kinds.values()))[0]
         operation(self.random.choice(usable))
@@ -384,6 +397,17 @@ class Run:
     def checkpoint(self, volume: KnownVolume) -> None:
         assert volume.id is not None
         self.start(volume, self.pool.checkpoint(volume.id), lambda: None)
+
+    def scrub(self, volume: KnownVolume) -> None:
+        """A piece of the first reading, and of a pass; who reads a volume waits for neither."""
+
+        def steps() -> Steps[None]:
+            yield from self.scrubber.read_on()
+            if self.random.random() < 0.3:
+                yield from self.scrubber.begin_pass()
+            yield from self.scrubber.verify_on()
+
+        self.start(volume, steps(), lambda: None)
 
     def extend(self, volume: KnownVolume) -> None:
         assert volume.id is not None
