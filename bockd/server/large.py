@@ -134,6 +134,8 @@ class LargeTransfers:
 
     async def _fill(self, into: memoryview, counter: Received) -> None:
         until = perf_counter_ns() + _TURN_NS
+        if into:
+            counter.count_received(0)  # what came before is taken: a fence need not wait for more
         while into:
             received = await self._channel.receive(into, self._limits.payload_stall_seconds)
             if not received:

@@ -71,6 +71,25 @@ async def test_those_that_hung_up_are_dropped_with_half_a_request(
             assert device.calls == []
 
 
+@in_trio
+async def test_a_fence_does_not_wait_for_the_rest_of_a_payload(
+    path: Path, exports: FixedExports
+) -> None:
+    """Whether it stops at once, or in the middle of a piece: the client may just be slow."""
+    limits = ServerLimits(fence_seconds=1000)
+    request = wire.write(1, 0, b"o" * (2 * MIB))
+    async with serving(exports, path, limits) as server:
+        for sent in (28, 5000, MIB + 5000):
+            async with await Client.go(path) as old:
+                await old.send(request[:sent])
+                await trio.testing.wait_all_tasks_blocked(0.01)
+                async with await Client.go(path) as new:
+                    assert await new.write(0, b"new") == 0
+                    assert server.connections(exports.key("disk")) == 2
+                await old.send(request[sent:])
+                assert await old.simple() == (1, 0)
+
+
 @in_jumping_time
 async def test_an_old_connection_that_cannot_be_read_is_dropped(
     path: Path, exports: FixedExports, device: MemoryDevice
