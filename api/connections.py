@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import ssl
 from collections.abc import Awaitable, Callable
 from typing import cast
 
@@ -28,6 +29,14 @@ GRACE_SECONDS = 3.0
 
 SEND_TIMEOUT_SECONDS = 10.0
 """For a client to take one piece of an answer; then it is dropped."""
+
+HANDSHAKE_SECONDS = 10
+"""For TLS, from a client's connecting to the end of the handshake: as long as for a piece of an
+answer. Hypercorn waits a minute."""
+
+GOODBYE_SECONDS = 1.0
+"""For TLS's last message, which nobody needs to get. Without a bound a client that reads nothing
+would keep the daemon from ending, because Hypercorn shields this too."""
 
 REQUESTS_PER_CONNECTION = 1_000_000_000
 """No limit: a request costs no more on an old connection, and a client that watches (`bock stat`)
@@ -53,6 +62,15 @@ class Connection(TCPServer):
                 await trio.aclose_forcefully(self.stream)
                 await self.protocol.handle(Closed())
 
+    async def _close(self) -> None:
+        with trio.move_on_after(GOODBYE_SECONDS, shield=True):
+            await super()._close()
+        await trio.aclose_forcefully(self.stream)
+
+    async def _initiate_server_close(self) -> None:
+        await self.protocol.handle(Closed())
+        await self._close()
+
 
 def quiet_config() -> Config:
     """Hypercorn's settings: it logs errors only, through our logger, and does not name itself."""
@@ -60,6 +78,7 @@ def quiet_config() -> Config:
     config.include_server_header = False
     config.accesslog = None
     config.errorlog = log
+    config.ssl_handshake_timeout = HANDSHAKE_SECONDS
     config.keep_alive_max_requests = REQUESTS_PER_CONNECTION
     return config
 
@@ -69,9 +88,11 @@ async def serve_connections(
     listeners: list[trio.SocketListener],
     *,
     shutdown: Callable[[], Awaitable[None]],
+    tls: Callable[[], ssl.SSLContext] | None = None,
 ) -> None:
-    """Serve `app` to whoever connects, until `shutdown` returns; then requests get `GRACE_SECONDS`
-    to finish. The caller closes the listeners."""
+    """Serve `app` to whoever connects, over TLS with the context that `tls` gives if there is one,
+    until `shutdown` returns; then requests get `GRACE_SECONDS` to finish. The caller closes the
+    listeners."""
     context = WorkerContext(None)
     connect = functools.partial(
         Connection,
@@ -82,8 +103,12 @@ async def serve_connections(
     )
 
     async def serve_one(stream: trio.SocketStream) -> None:
+        # Hypercorn takes either kind of stream.
+        either: trio.SocketStream | trio.SSLStream[trio.SocketStream] = stream
         try:
-            await connect(cast(trio.SSLStream[trio.SocketStream], stream))  # either will do
+            if tls is not None:
+                either = trio.SSLStream(stream, tls(), server_side=True, https_compatible=True)
+            await connect(cast(trio.SSLStream[trio.SocketStream], either))
         except Exception:
             log.exception("an HTTP connection failed")
 

@@ -5,6 +5,7 @@ owner may use, the public one also on a TCP socket.
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -37,11 +38,12 @@ async def serve_public(
     app: ASGIApp,
     listener: socket.socket,
     *,
+    tls: Callable[[], ssl.SSLContext] | None = None,
     shutdown: Callable[[], Awaitable[None]] = trio.sleep_forever,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve `app` on `listener`, which listens already and which the caller closes; else as
-    `serve_api`."""
+    """Serve `app` on `listener`, which listens already and which the caller closes; over HTTPS if
+    there is `tls`, which gives the context for a client that is there now. Else as `serve_api`."""
     listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(listener))]
     task_status.started()
-    await serve_connections(app, listeners, shutdown=shutdown)
+    await serve_connections(app, listeners, shutdown=shutdown, tls=tls)

@@ -29,6 +29,8 @@ class DaemonInfo:
     """The TCP address in use, as HOST:PORT; None when there is no TCP listener."""
     api_listen: str | None
     """The same of the block storage API."""
+    api_tls: bool
+    """Whether that is https."""
     daemon: str
     """Names this run of the daemon; what it says of a volume's backing names it too."""
     mount: str | None

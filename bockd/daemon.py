@@ -15,6 +15,7 @@ import socket
 import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -32,7 +33,9 @@ from bockd.blockstorage.plugging import DevicePlugger
 from bockd.blockstorage.running import Surroundings
 from bockd.blockstorage.servers import Servers
 from bockd.blockstorage.service import PoolBlockStorage
+from bockd.certificates import Certificates, wanted
 from bockd.config import Settings
+from bockd.config.sections import ApiSettings, NbdSettings
 from bockd.configured import catalog, one_identity, servers, surroundings
 from bockd.dataplane.attached import AttachedExports, AttachedVolumes
 from bockd.dataplane.awaiting import Beside
@@ -48,11 +51,12 @@ from bockd.engine.pool import Pool
 from bockd.engine.reclaim import Reclaimer
 from bockd.errors import BockdError, from_os_error
 from bockd.keystone.opening import open_keystone
-from bockd.model import NodeKind, ServerKind, SnapshotId, VolumeId
+from bockd.model import NodeKind, ServerKind, SnapshotId, TlsMode, VolumeId
 from bockd.server.drive import Driver
 from bockd.server.exports import ExportKey
 from bockd.server.listener import address_of, listen_tcp
 from bockd.server.nbd_server import NbdServer, serve_nbd
+from bockd.server.tls import NO_TLS, DoorTls
 from bockd.steps import Steps
 from bockd.unixsocket import listening_unix
 from bockd.vm.machines import Machines
@@ -64,6 +68,8 @@ log = logging.getLogger(__name__)
 IDLE_SECONDS = 10.0
 """A volume that nobody uses is closed after this: tools like qemu-img connect several times in a
 row, and each opening costs two index commits."""
+
+TLS_NOTE = {TlsMode.OFF: "", TlsMode.ON: ", TLS on demand", TlsMode.REQUIRE: ", TLS only"}
 
 HASHING_THREADS = 2
 """For passwords, apart from the device's threads: guessing at the door must not delay a disk."""
@@ -103,6 +109,8 @@ class _Daemon:
     def __init__(self, settings: Settings, view: FileView | None) -> None:
         self._settings = settings
         self._view = view
+        kinds = wanted(settings)
+        self._certificates = Certificates(settings.tls, kinds) if kinds else None
         self._server = NbdServer()
         self._driver = self._server.driver
         self._background: trio.Nursery
@@ -209,12 +217,16 @@ class _Daemon:
         async with trio.open_nursery() as doors:
             self._doors = doors
             public = self._public_app(tcp, doors)
-            doors.start_soon(serve_nbd, self._server, unix, exports, tcp, attached)
+            doors.start_soon(
+                serve_nbd, self._server, unix, exports, tcp, attached, self._tls(settings.nbd)
+            )
             both = Together(create_app(control, images), public)
             await doors.start(serve_api, both, settings.api_socket)
             doors.start_soon(images.give_up_abandoned)
             if api is not None:
-                await doors.start(serve_public, public, api)
+                tls = self._tls(settings.api)
+                context = None if tls.mode is TlsMode.OFF else tls.context
+                await doors.start(partial(serve_public, public, api, tls=context))
             if self._view is not None:
                 nodes = PoolNodes(self._pool, self._driver, exports, self._server)
                 await doors.start(self._view.serve, nodes, self._driver)
@@ -232,6 +244,13 @@ class _Daemon:
             log.info("stopping")
             doors.cancel_scope.cancel()
 
+    def _tls(self, listener: NbdSettings | ApiSettings) -> DoorTls:
+        """What a listener on TCP offers."""
+        certificates = self._certificates
+        if listener.tls is TlsMode.OFF or certificates is None:
+            return NO_TLS
+        return DoorTls(listener.tls, lambda: certificates.context(listener.client_certificates))
+
     def _public_app(self, tcp: socket.socket | None, fetches: trio.Nursery) -> FastAPI:
         pool, settings = self._pool, self._settings
         local = LocalIdentity(
@@ -241,7 +260,11 @@ class _Daemon:
         storage = PoolBlockStorage(self._around, self._driver)
         if settings.glance.url is not None:
             storage = FetchingBlockStorage(self._around, self._driver, settings, fetches)
-        doors = NbdDoors(str(settings.nbd_socket), address_of(tcp) if tcp else None)
+        doors = NbdDoors(
+            str(settings.nbd_socket),
+            address_of(tcp) if tcp else None,
+            tls_required=settings.nbd.tls is TlsMode.REQUIRE,
+        )
         return create_public_app(storage, identity, catalog(settings.catalog), doors)
 
     async def _close_when_idle(self, key: ExportKey) -> None:
@@ -257,13 +280,15 @@ class _Daemon:
 
     def _announce(self, nbd_listen: str | None, api_listen: str | None) -> None:
         settings = self._settings
+        scheme = "http" if settings.api.tls is TlsMode.OFF else "https"
         lines = [
             f"bockd is ready. Data: {settings.data_dir}",
             f"  NBD, Unix socket: {settings.nbd_socket}",
-            f"  NBD, TCP:         {nbd_listen or 'off'}  (attached volumes only)",
+            f"  NBD, TCP:         {nbd_listen or 'off'}  (attached volumes only"
+            f"{TLS_NOTE[settings.nbd.tls]})",
             f"  files:            {self._view.path if self._view else 'off'}",
             f"  control API:      {settings.api_socket}",
-            f"  block storage API: {f'http://{api_listen}/' if api_listen else 'off'}"
+            f"  block storage API: {f'{scheme}://{api_listen}/' if api_listen else 'off'}"
             f"  ({self._ways_in()})",
             "Next: bock volume create disk1 --size 10GiB",
         ]

@@ -62,6 +62,28 @@ class ServerKind(StrEnum):
     """An export, for whoever holds its URI. Every id that nobody registered is one."""
 
 
+class TlsMode(StrEnum):
+    """What a listener does about TLS."""
+
+    OFF = "off"
+    """It has none."""
+    ON = "on"
+    """A client may ask for it."""
+    REQUIRE = "require"
+    """Nothing is said without it."""
+
+
+class ClientCertificates(StrEnum):
+    """Whether clients show who they are, when they use TLS."""
+
+    NONE = "none"
+    """They are not asked."""
+    OPTIONAL = "optional"
+    """What they show must be valid."""
+    REQUIRED = "required"
+    """Nobody gets in without a valid one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Server:
     """A server that the operator has registered. `name` is its id in the API."""

@@ -17,6 +17,8 @@ class NbdDoors:
 
     socket: str | None = None
     listen: Address | None = None
+    tls_required: bool = False
+    """Over TCP."""
 
     def uri(self, export: str, request: Request) -> str | None:
         """The URI over TCP. A daemon that listens on all its addresses is reached by the one that
@@ -28,7 +30,8 @@ class NbdDoors:
             # A request on the Unix socket comes from this machine, whatever it calls the host.
             local = "::1" if ":" in host else "127.0.0.1"
             host = (request.url.hostname or local) if request.scope.get("server") else local
-        return f"nbd://{Address(host, self.listen.port)}/{quote(export)}"
+        scheme = "nbds" if self.tls_required else "nbd"
+        return f"{scheme}://{Address(host, self.listen.port)}/{quote(export)}"
 
     def unix_uri(self, export: str) -> str | None:
         """The URI on the Unix socket, for servers on the daemon's own machine."""

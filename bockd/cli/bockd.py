@@ -11,7 +11,7 @@ import click
 import bockd
 from bockd import failpoints
 from bockd.cli.client import ControlClient
-from bockd.cli.config import config, config_option
+from bockd.cli.config import config, config_option, load_all
 from bockd.cli.failure import Program
 from bockd.cli.output import json_option, print_json
 from bockd.cli.scrub import scrub
@@ -42,7 +42,7 @@ def main() -> None:
 )
 def serve(config_file: Path | None, mount: Path | None) -> None:
     """Run the daemon until SIGTERM or Ctrl-C."""
-    settings = load(config_file).settings
+    settings = load_all(config_file).settings
     failpoints.arm(os.environ)
     from bockd.daemon import run
 

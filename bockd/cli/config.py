@@ -8,9 +8,10 @@ from pathlib import Path
 
 import click
 
+from bockd.certificates import CertificateError, Certificates, wanted
 from bockd.cli.output import json_option, print_json, print_table
 from bockd.config.load import Loaded, load, walk
-from bockd.config.problems import ConfigurationError
+from bockd.config.problems import ConfigurationError, Problem
 
 EXAMPLE = "bockd.example.toml"
 
@@ -21,6 +22,19 @@ config_option = click.option(
     type=click.Path(path_type=Path),
     help="The configuration, instead of $BOCKD_CONFIG or the usual file.",
 )
+
+
+def load_all(file: Path | None) -> Loaded:
+    """The configuration, and a look at the certificates that it names. ConfigurationError."""
+    loaded = load(file)
+    kinds = wanted(loaded.settings)
+    try:
+        if kinds:
+            Certificates(loaded.settings.tls, kinds)
+    except CertificateError as error:
+        problem = Problem(loaded.source(error.key), error.key, error.reason)
+        raise ConfigurationError((problem,)) from error
+    return loaded
 
 
 @click.group()
@@ -37,7 +51,7 @@ def check(file: Path | None, as_json: bool) -> None:
     Without FILE, the configuration that the daemon would use. Exit status 0: right, 1: problems.
     """
     try:
-        loaded = load(file)
+        loaded = load_all(file)
     except ConfigurationError as error:
         if as_json:
             print_json({"valid": False, "problems": error.problems})

@@ -18,6 +18,7 @@ from bockd.errors import BockdError, UnavailableError
 from bockd.host.devices import find_device
 from bockd.host.loopdevices import is_dead
 from bockd.host.records import Connection, Records
+from bockd.trust import Trust
 
 UNIT = "bock-connect@.service"
 
@@ -55,7 +56,9 @@ def connect(
     if print_unit:
         click.echo(render_unit(), nl=False)
         return
-    connector = Connector(connect_to_storage(), Records.of_environment(os.environ))
+    connector = Connector(
+        connect_to_storage(), Records.of_environment(os.environ), Trust.of_environment(os.environ)
+    )
     if volume is None:
         bring_back(connector, as_json)
         return

@@ -27,6 +27,7 @@ from bockd.errors import (
 from bockd.host import kernelnbd, loopdevices
 from bockd.host.devices import end_device, find_device, take_down
 from bockd.host.records import Connection, Records, current_boot, new_key
+from bockd.trust import Trust
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +43,14 @@ class Wanted:
 class Connector:
     """This host's connections to one daemon, on behalf of one tenant."""
 
-    def __init__(self, client: StorageClient, records: Records) -> None:
+    def __init__(
+        self,
+        client: StorageClient,
+        records: Records,
+        trust: Trust = Trust(),  # noqa: B008 - frozen
+    ) -> None:
         self._client = client
+        self._trust = trust
         self._records = records
 
     # -- connecting --------------------------------------------------------------------------
@@ -184,7 +191,9 @@ class Connector:
         if planned.file is not None:
             up = replace(planned, device=loopdevices.bring_up(planned.file))
         else:
-            up = replace(planned, pid=kernelnbd.bring_up(planned.device, find_uri(volume, way)))
+            up = replace(
+                planned, pid=kernelnbd.bring_up(planned.device, find_uri(volume, way), self._trust)
+            )
         try:
             self._records.write(up)
         except BaseException:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bockd import errors
+from bockd.trust import Trust
 
 if TYPE_CHECKING:
     import ssl
@@ -48,14 +49,14 @@ class Http:
         socket_path: Path | None,
         *,
         within_seconds: float | None = None,
-        ca_file: str | None = None,
+        trust: Trust | None = None,
     ) -> None:
         """`socket_path` None: to the URLs themselves. `within_seconds` bounds all requests together
         from the first on; else each has `ANSWER_TIMEOUT_SECONDS`."""
         self._socket_path = socket_path
         self._within = within_seconds
         self._deadline: float | None = None
-        self._ca_file = ca_file
+        self._trust = trust or Trust()
         self._client: httpx.Client | None = None
 
     def close(self) -> None:
@@ -83,15 +84,15 @@ class Http:
         try:
             response = client.request(method, url, json=body, headers=headers, timeout=timeout)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise self._unreachable(url, _reason(error)) from error
+            raise self._tls_error(url, error) or self._unreachable(url, _reason(error)) from error
         except httpx.ReadTimeout as error:
             raise errors.UnavailableError(
                 f"{whom} took longer than {seconds:g} seconds to answer; the operation may still "
                 "be carried out"
             ) from error
         except httpx.HTTPError as error:
-            raise errors.UnavailableError(
-                f"{whom} went away during the request ({error})"
+            raise self._tls_error(url, error) or errors.UnavailableError(
+                f"{whom} went away during the request ({error}){self._perhaps(url)}"
             ) from error
         except httpx.InvalidURL as error:
             raise errors.InvalidRequestError(f"{url!r} is not a URL: {error}") from error
@@ -127,25 +128,61 @@ class Http:
                     trust_env=False,  # a proxy of the environment must not come between
                 )
             else:
-                self._client = httpx.Client(verify=self._trust(url))
+                self._client = httpx.Client(verify=self._tls(url))
         return self._client
 
-    def _trust(self, url: str) -> ssl.SSLContext | bool:
+    def _tls(self, url: str) -> ssl.SSLContext | bool:
         if not url.startswith("https:"):
             return False
         import ssl
 
+        trust = self._trust
         try:
-            return ssl.create_default_context(cafile=self._ca_file) if self._ca_file else True
+            context = ssl.create_default_context(cafile=trust.ca_file)
         except OSError as error:
             raise errors.InvalidRequestError(
-                f"OS_CACERT: {self._ca_file} cannot be used: {error}"
+                f"OS_CACERT: {trust.ca_file} cannot be used: {error}"
             ) from error
+        if trust.certificate_file is not None:
+            try:
+                context.load_cert_chain(trust.certificate_file, trust.key_file)
+            except OSError as error:
+                files = " and ".join(filter(None, (trust.certificate_file, trust.key_file)))
+                raise errors.InvalidRequestError(
+                    f"OS_CERT, OS_KEY: {files} cannot be used: {error}"
+                ) from error
+        return context
 
     def _whom(self, url: str) -> str:
         if self._socket_path is not None:
             return f"the daemon on {self._socket_path}"
         return f"the server at {url}"
+
+    def _tls_error(self, url: str, error: Exception) -> errors.UnavailableError | None:
+        """What to do about TLS, if that is what failed."""
+        said = str(error)
+        if "CERTIFICATE_VERIFY_FAILED" in said:
+            reason = _without_place(said.partition("certificate verify failed: ")[2])
+            return errors.UnavailableError(
+                f"the certificate of the server at {url} is not trusted ({reason}): set OS_CACERT "
+                "to a file with the certificate of the CA that signed it, and use a host name that "
+                "is in it"
+            )
+        if "WRONG_VERSION_NUMBER" in said or "RECORD_LAYER_FAILURE" in said:
+            return errors.UnavailableError(
+                f"the server at {url} does not speak TLS: is it http rather than https?"
+            )
+        return None
+
+    def _perhaps(self, url: str) -> str:
+        """What may be behind it when a server hangs up, which is all that many do about TLS."""
+        if self._socket_path is not None:
+            return ""
+        if not url.startswith("https:"):
+            return "; if it speaks https, say so in OS_AUTH_URL"
+        if self._trust.certificate_file is None:
+            return "; if it wants a client certificate, set OS_CERT and OS_KEY"
+        return "; perhaps it does not accept the certificate in OS_CERT"
 
     def _unreachable(self, url: str, reason: str) -> errors.UnavailableError:
         if self._socket_path is None:
@@ -162,6 +199,11 @@ class Http:
             "or `make run`, or set BOCKD_DATA to the directory of the one that runs, or "
             "OS_AUTH_URL to the address of one elsewhere"
         )
+
+
+def _without_place(said: str) -> str:
+    """OpenSSL ends with the place in Python's source."""
+    return said.partition(" (_ssl")[0]
 
 
 def _reason(error: Exception) -> str:

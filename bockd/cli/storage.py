@@ -32,6 +32,7 @@ from bockd.cli.records import (
 from bockd.config import Settings, load_settings
 from bockd.control import DaemonInfo, Space
 from bockd.model import GIB, NodeKind, check_name, check_volume_size, export_uri
+from bockd.trust import Trust
 
 PAGE = 1000
 """As many as the API gives at once."""
@@ -269,7 +270,7 @@ class StorageClient:
             self._http = Http(
                 None if remote else self._settings.api_socket,
                 within_seconds=self._within,
-                ca_file=self._environ.get("OS_CACERT"),
+                trust=Trust.of_environment(self._environ),
             )
             self._http.find()  # no daemon at all is the first thing to say
             self._session = log_in(self._http, find_login(self._environ, self._settings))

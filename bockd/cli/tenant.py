@@ -12,7 +12,7 @@ from bockd.cli.output import json_option, print_json, print_record, print_table,
 from bockd.cli.storage import connect
 from bockd.config import Settings, load_settings
 from bockd.errors import InvalidRequestError, UnavailableError
-from bockd.model import NodeKind
+from bockd.model import NodeKind, TlsMode
 
 ANY_HOST = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104 - nothing listens there
 """Where a daemon that listens everywhere is reached from this machine."""
@@ -77,13 +77,16 @@ def api_url(settings: Settings) -> str | None:
         return settings.catalog.public_url
     try:
         with ControlClient(settings.api_socket) as control:
-            listens = control.info().api_listen
+            info = control.info()
+            listens, tls = info.api_listen, info.api_tls
     except UnavailableError:
         listens = None if settings.api.listen is None else str(settings.api.listen)
+        tls = settings.api.tls is not TlsMode.OFF
     if listens is None:
         return None
     host, _, port = listens.rpartition(":")
-    return f"http://{ANY_HOST.get(host, host)}:{port}"
+    scheme = "https" if tls else "http"
+    return f"{scheme}://{ANY_HOST.get(host, host)}:{port}"
 
 
 LIMITS = (

@@ -121,7 +121,7 @@ class _Decoder:
         record = kind(**given)
         if len(self.problems) == before:
             for name, reason in record.problems():
-                self._problem((*path, name), reason)
+                self._problem((*path, *name.split(".")), reason)
         return record
 
     def _named(self, value_kind: Any, table: Mapping[str, Any], path: KeyPath) -> dict[str, Any]:

@@ -21,9 +21,17 @@ from bockd.config.values import (
     read_path,
     read_text,
     read_url,
+    word,
 )
 from bockd.errors import InvalidRequestError
-from bockd.model import Server, ServerKind, check_server_record, is_server_id
+from bockd.model import (
+    ClientCertificates,
+    Server,
+    ServerKind,
+    TlsMode,
+    check_server_record,
+    is_server_id,
+)
 
 DEFAULT_NBD_LISTEN = Address("127.0.0.1", 10809)
 """10809 is NBD's registered port; loopback, because NBD without TLS trusts its network."""
@@ -49,11 +57,30 @@ read_quota = integer(UNLIMITED, MAX_QUOTA)
 
 
 @dataclass(frozen=True, slots=True)
+class TlsSettings(Section):
+    """`[tls]`: the daemon's certificate, for all listeners that use TLS."""
+
+    certificate_file: Path | None = key(None, read_path)
+    key_file: Path | None = key(None, read_path)
+    client_ca_file: Path | None = key(None, read_path)
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if (self.certificate_file is None) != (self.key_file is None):
+            given, missing = "certificate_file", "key_file"
+            if self.certificate_file is None:
+                given, missing = missing, given
+            yield given, f"tls.{missing} is needed too"
+
+
+@dataclass(frozen=True, slots=True)
 class NbdSettings(Section):
     """`[nbd]`"""
 
     listen: Address | None = key(DEFAULT_NBD_LISTEN, read_listen)
     """None: no TCP listener."""
+    tls: TlsMode = key(TlsMode.OFF, word(TlsMode))
+    """Over TCP; the Unix socket has none."""
+    client_certificates: ClientCertificates = key(ClientCertificates.NONE, word(ClientCertificates))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +88,9 @@ class ApiSettings(Section):
     """`[api]`"""
 
     listen: Address | None = key(DEFAULT_API_LISTEN, read_listen)
+    tls: TlsMode = key(TlsMode.OFF, word(TlsMode, TlsMode.OFF, TlsMode.REQUIRE))
+    """One port speaks http or https."""
+    client_certificates: ClientCertificates = key(ClientCertificates.NONE, word(ClientCertificates))
     strict_servers: bool = key(False, read_flag)
 
 
@@ -206,6 +236,7 @@ class Settings(Section):
     data_dir: Path = key(DEFAULT_DATA_DIR, read_path)
     """The pool directory; the sockets live in it too."""
     log_level: str = key("info", choice(LOG_LEVELS))
+    tls: TlsSettings = section(TlsSettings)
     nbd: NbdSettings = section(NbdSettings)
     api: ApiSettings = section(ApiSettings)
     fuse: FuseSettings = section(FuseSettings)
@@ -222,6 +253,15 @@ class Settings(Section):
         for name in self.servers:
             if not is_server_id(name):
                 yield "servers", f"{name!r} is not 1 to 255 letters, digits, '.', '_' and '-'"
+        for name, listener in (("nbd", self.nbd), ("api", self.api)):
+            certificates = f"{name}.client_certificates"
+            if listener.tls is not TlsMode.OFF and self.tls.certificate_file is None:
+                yield f"{name}.tls", "tls.certificate_file and tls.key_file are needed for it"
+            if listener.client_certificates is not ClientCertificates.NONE:
+                if listener.tls is TlsMode.OFF:
+                    yield certificates, f"means nothing without TLS: set {name}.tls"
+                elif self.tls.client_ca_file is None:
+                    yield certificates, "tls.client_ca_file is needed for it"
 
     @property
     def nbd_socket(self) -> Path:

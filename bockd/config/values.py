@@ -6,12 +6,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from datetime import date, datetime, time
+from enum import StrEnum
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from bockd.config.address import Address, parse_address
 
 Read = Callable[[object], object]
+E = TypeVar("E", bound=StrEnum)
 
 MAX_TEXT = 255
 """Characters of a name: what the index and OpenStack's own databases take."""
@@ -137,5 +140,15 @@ def choice(allowed: Collection[str]) -> Callable[[object], str]:
         if value not in allowed:
             raise ValueError(f"{shown(value)} is none of {', '.join(allowed)}")
         return value
+
+    return read
+
+
+def word(kind: type[E], *allowed: E) -> Callable[[object], E]:
+    """Reads one of an enumeration's words, all or those that are `allowed`."""
+    read_one = choice([one.value for one in allowed or kind])
+
+    def read(value: object) -> E:
+        return kind(read_one(value))
 
     return read

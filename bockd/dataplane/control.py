@@ -29,7 +29,15 @@ from bockd.control import (
 )
 from bockd.dataplane.scrubbing import Scrubbing
 from bockd.engine.guests import elsewhere
-from bockd.model import NodeKind, Server, SnapshotId, VolumeId, export_name, export_uri
+from bockd.model import (
+    NodeKind,
+    Server,
+    SnapshotId,
+    TlsMode,
+    VolumeId,
+    export_name,
+    export_uri,
+)
 from bockd.server.nbd_server import NbdServer
 from bockd.store.catalogue import SnapshotRecord, VolumeRecord
 from bockd.store.index import Table
@@ -58,6 +66,7 @@ class PoolControl:
         self._data_dir = str(settings.data_dir)
         self._nbd_listen = nbd_listen
         self._api_listen = api_listen
+        self._api_tls = settings.api.tls is not TlsMode.OFF
         self._mount = mount
 
     async def info(self) -> DaemonInfo:
@@ -70,6 +79,7 @@ class PoolControl:
             nbd_socket=self._socket,
             nbd_listen=self._nbd_listen,
             api_listen=self._api_listen,
+            api_tls=self._api_tls,
             daemon=self._around.daemon,
             mount=self._mount,
             volumes=volumes,

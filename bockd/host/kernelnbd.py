@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection
 from contextlib import suppress
@@ -16,6 +17,7 @@ from bockd.errors import (
 )
 from bockd.host.blockdevices import SYS_BLOCK, read_attribute, size_bytes, wait_until
 from bockd.host.tools import find_tool, run_tool
+from bockd.trust import SYSTEM_CA_FILES, Trust
 
 BLOCK_BYTES = 4096
 """A volume's own block. nbd-client does not ask the server for it."""
@@ -89,11 +91,11 @@ def find_pid(device: str) -> int | None:
     return None if pid is None else int(pid)
 
 
-def bring_up(device: str, uri: str) -> int:
+def bring_up(device: str, uri: str, trust: Trust) -> int:
     """Connect a device to an export, and wait until it is there; the id that tells this
     connection from others of the device. DeviceError, with nothing left behind."""
     try:
-        run_tool("nbd-client", *_address(uri), device, *_target(uri))
+        run_tool("nbd-client", *_address(uri), device, *_target(uri), *_tls(uri, trust))
         came = wait_until(lambda: find_pid(device) is not None and size_bytes(device) > 0)
     except BockdError:
         # The device is not ours: somebody else may have connected it just before.
@@ -135,3 +137,19 @@ def _address(uri: str) -> list[str]:
 def _target(uri: str) -> list[str]:
     name = unquote(urlsplit(uri).path[1:])
     return ["-N", name, "-b", str(BLOCK_BYTES), "-C", str(CONNECTIONS), "-persist"]
+
+
+def _tls(uri: str, trust: Trust) -> list[str]:
+    """nbd-client does TLS in a process beside the kernel's connection. It verifies nothing without
+    a file of CAs."""
+    parts = urlsplit(uri)
+    if parts.scheme != "nbds":
+        return []
+    ca_file = trust.ca_file or next(filter(os.path.exists, SYSTEM_CA_FILES), None)
+    if ca_file is None:
+        raise InvalidRequestError("the daemon requires TLS: set OS_CACERT to its CA's certificate")
+    options = ["-enable-tls", "-tlshostname", str(parts.hostname), "-cacertfile", ca_file]
+    if trust.certificate_file is not None:
+        key_file = trust.key_file or trust.certificate_file
+        options += ["-certfile", trust.certificate_file, "-keyfile", key_file]
+    return options

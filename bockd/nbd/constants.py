@@ -50,6 +50,7 @@ REP_ERR_UNSUP: Final = (1 << 31) + 1
 REP_ERR_POLICY: Final = (1 << 31) + 2
 REP_ERR_INVALID: Final = (1 << 31) + 3
 REP_ERR_PLATFORM: Final = (1 << 31) + 4
+REP_ERR_TLS_REQD: Final = (1 << 31) + 5
 REP_ERR_UNKNOWN: Final = (1 << 31) + 6
 REP_ERR_SHUTDOWN: Final = (1 << 31) + 7
 REP_ERR_TOO_BIG: Final = (1 << 31) + 9

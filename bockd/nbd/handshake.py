@@ -4,11 +4,15 @@
 
 The caller sends `GREETING`, feeds what it receives to `receive()` and takes events from
 `next_event()` until that returns None (more bytes are needed). Of the events, `Reply` is to be
-sent, `Abort` is to be sent before closing, and the others are questions about exports: the caller
-answers each, before it asks for the next event, with one of `listed`, `described`, `accepted` and
-`refused`, which give the bytes to send. `ProtocolError` means close.
+sent, `Abort` is to be sent before closing, `StartTls` is to be sent before TLS begins, after which
+`secured` has to be called, and the others are questions about exports: the caller answers each,
+before it asks for the next event, with one of `listed`, `described`, `accepted` and `refused`,
+which give the bytes to send. `ProtocolError` means close.
 
-proto.md, "Fixed newstyle negotiation" and "Option types".
+What was negotiated before TLS is forgotten, and what was received before it and not understood yet
+must not exist: somebody on the way may have said it.
+
+proto.md, "Fixed newstyle negotiation", "Option types" and "TLS support".
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from bockd.errors import BockdError, InvalidRequestError, NotFoundError, UnavailableError
-from bockd.model import KIB, MIB
+from bockd.model import KIB, MIB, TlsMode
 from bockd.nbd import constants as nbd
 from bockd.nbd import options
 from bockd.nbd.errors import ProtocolError
@@ -39,6 +43,8 @@ GREETING: Final = struct.pack(
 _OPTION: Final = struct.Struct(">QII")
 _CLIENT_FLAGS: Final = struct.Struct(">I")
 _KNOWN_CLIENT_FLAGS: Final = nbd.FLAG_FIXED_NEWSTYLE | nbd.FLAG_NO_ZEROES
+_BEFORE_TLS: Final = frozenset({nbd.OPT_STARTTLS, nbd.OPT_ABORT})
+"""What is answered before TLS when TLS is required."""
 _WITHOUT_DATA: Final = frozenset(
     {nbd.OPT_LIST, nbd.OPT_STARTTLS, nbd.OPT_STRUCTURED_REPLY, nbd.OPT_EXTENDED_HEADERS}
 )
@@ -54,6 +60,13 @@ class Reply:
 @dataclass(frozen=True, slots=True)
 class Abort:
     """The client gives up: send the bytes, then close."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StartTls:
+    """Send the bytes, then do the TLS handshake, then call `secured`."""
 
     data: bytes
 
@@ -82,7 +95,7 @@ class OpenExport:
     asked: frozenset[int] = frozenset()
 
 
-Event = Reply | Abort | ListExports | DescribeExport | OpenExport
+Event = Reply | Abort | StartTls | ListExports | DescribeExport | OpenExport
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +111,9 @@ class Negotiated:
 class Handshake:
     """One connection's handshake; see the module's docstring."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: TlsMode = TlsMode.OFF) -> None:
+        self._tls = tls
+        self._secured = False
         self._buffer = bytearray()
         self._client_flags: int | None = None
         self._skip_bytes = 0
@@ -135,6 +150,13 @@ class Handshake:
         del self._buffer[:end]
         return self._option(option, data)
 
+    def secured(self) -> None:
+        """What is received from now on comes through TLS."""
+        assert not self._buffer
+        self._secured = True
+        self._structured = self._extended = False
+        self._allocation_of = None
+
     def _take_client_flags(self) -> bool:
         if len(self._buffer) < _CLIENT_FLAGS.size:
             return False
@@ -151,7 +173,11 @@ class Handshake:
         del self._buffer[: _OPTION.size]
         self._skip_bytes = length
         message = f"option data of {length} bytes; at most {MAX_OPTION_BYTES} are taken"
-        self._after_skip = Reply(options.error_reply(option, nbd.REP_ERR_TOO_BIG, message))
+        self._after_skip = (
+            _require_tls(option)
+            if self._needs_tls(option)
+            else _refuse(option, nbd.REP_ERR_TOO_BIG, message)
+        )
         return self._finish_skip()
 
     def _finish_skip(self) -> Event | None:
@@ -163,7 +189,14 @@ class Handshake:
         event, self._after_skip = self._after_skip, None
         return event
 
+    def _needs_tls(self, option: int) -> bool:
+        """Whether TLS has to come first."""
+        required = self._tls is TlsMode.REQUIRE and not self._secured
+        return required and option not in _BEFORE_TLS
+
     def _option(self, option: int, data: bytes) -> Event:
+        if self._needs_tls(option):
+            return _require_tls(option)
         if data and option in _WITHOUT_DATA:
             return _refuse(option, nbd.REP_ERR_INVALID, "this option takes no data")
         try:
@@ -175,7 +208,7 @@ class Handshake:
                 case nbd.OPT_LIST:
                     return ListExports()
                 case nbd.OPT_STARTTLS:
-                    return _refuse(option, nbd.REP_ERR_POLICY, "this server has no TLS configured")
+                    return self._starttls()
                 case nbd.OPT_INFO:
                     return DescribeExport(option, *options.parse_info(data))
                 case nbd.OPT_GO:
@@ -192,6 +225,17 @@ class Handshake:
             raise
         except InvalidRequestError as error:
             return _refuse(option, nbd.REP_ERR_INVALID, str(error))
+
+    def _starttls(self) -> Event:
+        option = nbd.OPT_STARTTLS
+        if self._secured:
+            return _refuse(option, nbd.REP_ERR_INVALID, "TLS is in use already")
+        if self._tls is TlsMode.OFF:
+            return _refuse(option, nbd.REP_ERR_POLICY, "there is no TLS on this listener")
+        if self._buffer:
+            # Taken for what comes through TLS they would be the word of anybody on the way.
+            raise ProtocolError(f"{len(self._buffer)} bytes behind STARTTLS came without TLS")
+        return StartTls(options.reply(option, nbd.REP_ACK))
 
     def _export_name(self, data: bytes) -> Event:
         if self._extended:
@@ -286,6 +330,15 @@ class Handshake:
 
 def _refuse(option: int, kind: int, message: str) -> Reply:
     return Reply(options.error_reply(option, kind, message))
+
+
+def _require_tls(option: int) -> Reply:
+    """The answer before TLS, where TLS is required. Raises ProtocolError for EXPORT_NAME, which
+    has no error reply."""
+    if option == nbd.OPT_EXPORT_NAME:
+        raise ProtocolError("EXPORT_NAME without TLS, which is required")
+    message = "this listener requires TLS: begin with STARTTLS"
+    return _refuse(option, nbd.REP_ERR_TLS_REQD, message)
 
 
 def _selects_allocation(option: int, queries: tuple[str, ...]) -> bool:

@@ -47,7 +47,7 @@ class Channel:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self.sock = sock
         self._receive_into: Callable[[memoryview], int] = sock.recv_into
-        self._reply_stall_seconds = reply_stall_seconds
+        self.reply_stall_seconds = reply_stall_seconds
         self._sending = trio.Lock()
 
     def close(self) -> None:
@@ -85,6 +85,10 @@ class Channel:
         count: int = struct.unpack("i", answer)[0]
         return count
 
+    def on_empty(self, report: Callable[[], None]) -> None:
+        """Have `report` called when all that has arrived was received, by a channel that can only
+        say how much it is at most (`unread_bytes`). This one knows exactly, and calls nobody."""
+
     def hung_up(self) -> bool:
         """True when everything was received and the peer is gone."""
         try:
@@ -120,10 +124,10 @@ class Channel:
     async def _send(self, parts: Sequence[Buffer]) -> None:
         left = self._try_send(parts)
         while left:
-            with trio.move_on_after(self._reply_stall_seconds) as scope:
+            with trio.move_on_after(self.reply_stall_seconds) as scope:
                 await trio.lowlevel.wait_writable(self.sock.fileno())
             if scope.cancelled_caught:
-                raise StalledError(f"no reply was taken for {self._reply_stall_seconds} s")
+                raise StalledError(f"no reply was taken for {self.reply_stall_seconds} s")
             left = self._try_send(left)
 
     def _try_send(self, parts: Sequence[Buffer]) -> Sequence[Buffer]:

@@ -96,6 +96,7 @@ class Connection:
             self._flight,
             self._limits,
         )
+        self._channel.on_empty(self._found_empty)
         self._buffer[: len(leftover)] = leftover
         self._leftover_bytes = self._received_bytes = len(leftover)
 
@@ -140,6 +141,12 @@ class Connection:
             if target <= self._consumed_bytes or self.closed.is_set():
                 event.set()
         self._fences = [fence for fence in self._fences if not fence[1].is_set()]
+
+    def _found_empty(self) -> None:
+        """More has not arrived, whatever the targets say: TLS shows only what they are at most."""
+        for _, event in self._fences:
+            event.set()
+        self._fences.clear()
 
     def finished(self) -> None:
         """The socket is closed and nothing runs any more."""

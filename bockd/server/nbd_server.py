@@ -24,6 +24,7 @@ from bockd.server.negotiation import Entrance, negotiate
 from bockd.server.pace import Pace
 from bockd.server.registry import Registry
 from bockd.server.statistics import ExportStatistics
+from bockd.server.tls import NO_TLS, DoorTls
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,9 @@ class NbdServer:
 
     # Serving.
 
-    async def serve(self, listener: socket.socket, table: ExportTable) -> None:
+    async def serve(
+        self, listener: socket.socket, table: ExportTable, tls: DoorTls = NO_TLS
+    ) -> None:
         """Accept and serve clients until cancelled; then in-flight engine work is finished, the
         clients are closed, and so is the listener."""
         try:
@@ -60,7 +63,7 @@ class NbdServer:
                         client.close()
                         return
                     self._clients += 1
-                    nursery.start_soon(self._serve_client, client, table)
+                    nursery.start_soon(self._serve_client, client, table, tls)
 
                 await accept_from(listener, greet)
         finally:
@@ -75,11 +78,11 @@ class NbdServer:
         oldest.cancel()
         return True
 
-    async def _serve_client(self, sock: socket.socket, table: ExportTable) -> None:
+    async def _serve_client(self, sock: socket.socket, table: ExportTable, tls: DoorTls) -> None:
         channel: Channel | None = None
         try:
             channel = Channel(sock, reply_stall_seconds=self._limits.reply_stall_seconds)
-            await self._talk(channel, table)
+            await self._talk(channel, table, tls)
         except* ProtocolError as errors:
             log.info("closed a client: %s", errors.exceptions[0])
         except* OSError as errors:
@@ -90,12 +93,12 @@ class NbdServer:
             sock.close()
             self._clients -= 1
 
-    async def _talk(self, channel: Channel, table: ExportTable) -> None:
+    async def _talk(self, channel: Channel, table: ExportTable, tls: DoorTls) -> None:
         seconds = self._limits.handshake_seconds
         with trio.move_on_after(seconds) as scope:
             self._negotiating[scope] = None
             try:
-                entrance = await negotiate(channel, table, seconds)
+                entrance = await negotiate(channel, table, tls, seconds)
             finally:
                 gave_way = scope not in self._negotiating
                 self._negotiating.pop(scope, None)
@@ -108,13 +111,13 @@ class NbdServer:
         if entrance is None:
             return
         try:
-            await self._transmit(channel, entrance)
+            await self._transmit(entrance)
         finally:
             with trio.CancelScope(shield=True):
                 await entrance.export.close()
 
-    async def _transmit(self, channel: Channel, entrance: Entrance) -> None:
-        export = entrance.export
+    async def _transmit(self, entrance: Entrance) -> None:
+        channel, export = entrance.channel, entrance.export
         state = self._registry.state(export.key, export.info.name)
         connection = Connection(
             channel, Account(self._budget), self._driver, self._limits, self._pace
@@ -178,9 +181,10 @@ async def serve_nbd(
     unix_exports: ExportTable,
     tcp_listener: socket.socket | None,
     tcp_exports: ExportTable,
+    tcp_tls: DoorTls = NO_TLS,
 ) -> None:
     """Serve both doors until cancelled: each listener with its own table."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(server.serve, unix_listener, unix_exports)
         if tcp_listener is not None:
-            nursery.start_soon(server.serve, tcp_listener, tcp_exports)
+            nursery.start_soon(server.serve, tcp_listener, tcp_exports, tcp_tls)

@@ -17,10 +17,12 @@ from bockd.nbd.handshake import (
     Negotiated,
     OpenExport,
     Reply,
+    StartTls,
 )
 from bockd.server.channel import Channel
 from bockd.server.exports import ExportTable
 from bockd.server.exports import OpenExport as ExportHold
+from bockd.server.tls import DoorTls, TlsChannel
 
 _RECEIVE_BYTES = 64 * KIB
 """Also bounds how many bytes of requests may follow the last option."""
@@ -30,19 +32,23 @@ _RECEIVE_BYTES = 64 * KIB
 class Entrance:
     """A client that may enter transmission: `reply` is to be sent when it may."""
 
+    channel: Channel
+    """The one that it came by, or TLS over it."""
     export: ExportHold
     reply: bytes
     negotiated: Negotiated
     leftover: bytes
 
 
-async def negotiate(channel: Channel, table: ExportTable, stall_seconds: float) -> Entrance | None:
+async def negotiate(
+    channel: Channel, table: ExportTable, tls: DoorTls, stall_seconds: float
+) -> Entrance | None:
     """Talk until the client has chosen an export; None when it left before.
 
     Raises ProtocolError when it broke the rules or fell silent; the caller bounds the whole.
     """
     await channel.send(GREETING)
-    handshake = Handshake()
+    handshake = Handshake(tls.mode)
     memory = memoryview(bytearray(_RECEIVE_BYTES))
     while True:
         # Nothing else here need wait while a client goes on sending options: without this it would
@@ -58,7 +64,12 @@ async def negotiate(channel: Channel, table: ExportTable, stall_seconds: float) 
                 await channel.send(data)
             case Abort(data):
                 await channel.send(data)
+                channel.close()
                 return None
+            case StartTls(data):
+                await channel.send(data)
+                channel = await TlsChannel.accept(channel, tls.context(), stall_seconds)
+                handshake.secured()
             case ListExports():
                 await channel.send(handshake.listed(await table.list_exports()))
             case DescribeExport() as question:
@@ -85,4 +96,4 @@ async def _open(
         await channel.send(handshake.refused(question, error))
         return None
     reply, negotiated = handshake.accepted(question, export.info)
-    return Entrance(export, reply, negotiated, handshake.leftover())
+    return Entrance(channel, export, reply, negotiated, handshake.leftover())

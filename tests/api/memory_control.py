@@ -75,6 +75,7 @@ class MemoryControl:
             nbd_socket=str(self.data_dir / "nbd.sock"),
             nbd_listen=None,
             api_listen=None,
+            api_tls=False,
             daemon="memory",
             mount=None,
             volumes=len(self._volumes),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,8 +32,10 @@ class Attached:
 class Tenant:
     """The first tenant, with the credentials that the daemon has made."""
 
-    def __init__(self, daemon: Bockd) -> None:
+    def __init__(self, daemon: Bockd, *, verify: str | None = None) -> None:
+        """`verify`: the CA's certificate, for a daemon that speaks HTTPS."""
         self.daemon = daemon
+        self._verify = ssl.create_default_context(cafile=verify) if verify else False
         credentials = json.loads((daemon.data_dir / "credentials.json").read_text())
         self._auth = {
             "auth": {
@@ -48,7 +51,9 @@ class Tenant:
 
     def request(self, method: str, path: str, body: object = None) -> httpx.Response:
         """One request below the tenant's path; a token is asked for when there is none."""
-        with httpx.Client(base_url=self.daemon.api_url, timeout=ANSWER_SECONDS) as client:
+        with httpx.Client(
+            base_url=self.daemon.api_url, timeout=ANSWER_SECONDS, verify=self._verify
+        ) as client:
             if not self._token:
                 answer = client.post("/v2.0/tokens", json=self._auth)
                 assert answer.status_code == 200, answer.text

@@ -243,7 +243,7 @@ class Bockd:
     def api_url(self) -> str:
         """Of the block storage API, as announced."""
         line = next(line for line in self.announced if "block storage API:" in line)
-        found = re.search(r"(http://[^ ]+)/ ", line)
+        found = re.search(r"(https?://[^ ]+)/ ", line)
         assert found is not None, line
         return found[1]
 

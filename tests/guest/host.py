@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -47,12 +47,16 @@ class GuestHost:
 
     guest: Guest
     daemon: Bockd
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """What else `bock` finds in its environment."""
 
     def attempt(self, *arguments: str) -> Finished:
         """Run `bock`, which may fail."""
+        api = urlsplit(self.daemon.api_url)
         environment = {
-            "OS_AUTH_URL": f"http://{HOST_ADDRESS}:{urlsplit(self.daemon.api_url).port}",
+            "OS_AUTH_URL": f"{api.scheme}://{HOST_ADDRESS}:{api.port}",
             **self._credentials(),
+            **self.variables,
         }
         settings = " ".join(f"{name}='{value}'" for name, value in environment.items())
         return self.guest.attempt(f"env {settings} {BOCK} {' '.join(arguments)}")

@@ -35,7 +35,7 @@ class Closed(Exception):  # noqa: N818 - an event of the test
 class Client:
     """One connection."""
 
-    def __init__(self, stream: trio.SocketStream) -> None:
+    def __init__(self, stream: trio.SocketStream | trio.SSLStream[trio.SocketStream]) -> None:
         self.stream = stream
         self._buffer = b""
 
