@@ -151,7 +151,10 @@ def test_check_says_that_all_is_right(file: Path) -> None:
 def test_check_lists_problems_and_exits_with_1(tmp_path: Path) -> None:
     file = tmp_path / "bockd.toml"
     file.write_text("[nbd]\nlisten = 1\nx = 1\n")
-    reasons = ["expected a string, found an integer", "unknown key; here may stand: listen"]
+    reasons = [
+        "expected a string, found an integer",
+        "unknown key; here may stand: listen, tls, client_certificates",
+    ]
     expected = f"{file}:2: nbd.listen: {reasons[0]}\n{file}:3: nbd.x: {reasons[1]}\n"
     assert run("check", str(file)) == (1, expected)
     status, output = run("check", str(file), "--json")

@@ -133,6 +133,41 @@ async def test_a_fence_does_not_wait_for_what_has_not_been_sent(
 
 
 @in_trio
+async def test_a_fence_passes_when_all_that_has_arrived_is_read(
+    pki: Pki, exports: FixedExports
+) -> None:
+    """How much that is cannot be known before: records wait in the socket, and hold less than they
+    are long."""
+    limits = ServerLimits(
+        fence_seconds=LONGER_THAN_THE_TEST, payload_stall_seconds=LONGER_THAN_THE_TEST
+    )
+    size, count = MIB // 4, 64
+    async with (
+        serving_tls(exports, pki, limits=limits) as served,
+        await served.go() as old,
+        trio.open_nursery() as nursery,
+    ):
+        # The server waits for its replies to be taken, and reads nothing meanwhile.
+        await old.send(b"".join([wire.request(0, n, 0, size) for n in range(count)]))
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        await old.send(wire.write(99, 0, b"half")[:-1])
+        entered = trio.Event()
+
+        async def enter() -> None:
+            async with await served.go() as new:
+                assert await new.write(0, b"new") == 0
+                entered.set()
+
+        nursery.start_soon(enter)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert not entered.is_set()
+        for _ in range(count):
+            _, error = await old.simple()
+            assert (error, len(await old.read(size))) == (0, size)
+        await entered.wait()
+
+
+@in_trio
 async def test_a_fence_passes_a_connection_that_never_stops(
     pki: Pki, exports: FixedExports
 ) -> None:

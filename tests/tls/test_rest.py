@@ -156,8 +156,8 @@ def test_clients_that_do_not_keep_to_tls_hold_up_nobody(daemon: Bockd, pki: Pki)
 
 
 def test_it_stops_whatever_its_clients_do(pki: Pki, tmp_path: Path) -> None:
-    """With one that says nothing, one half-way through its hello, and one that is idle and will
-    not take the goodbye. Client certificates are required."""
+    """With one that says nothing, one half-way through its hello, and one that is idle. Client
+    certificates are required."""
     config = configuration(
         tmp_path / "bockd.toml",
         pki.server,
