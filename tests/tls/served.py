@@ -30,6 +30,8 @@ STARTTLS = wire.option(5)
 def client_context(directory: Path) -> ssl.SSLContext:
     """A client that trusts, and shows, what is in such a directory."""
     context = ssl.create_default_context(cafile=directory / "ca-cert.pem")
+    # Tell a goodbye from a cut, which Python does not by itself.
+    context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF
     if (directory / "client-cert.pem").exists():
         context.load_cert_chain(directory / "client-cert.pem", directory / "client-key.pem")
     return context

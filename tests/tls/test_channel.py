@@ -27,7 +27,7 @@ POLICY = 0x80000002
 TLS_REQD = 0x80000005
 
 LONGER_THAN_THE_TEST = 1000.0
-"""Seconds: a fence that does not pass by itself hangs the test instead of dropping a client."""
+"""Seconds: what ought to happen by itself hangs the test if it waits for a limit."""
 
 
 @pytest.fixture
@@ -462,7 +462,8 @@ async def test_a_client_that_only_asks_for_new_keys_is_closed(
 ) -> None:
     """Each asks for an answer, which nobody takes: they must not pile up. (Python's TLS cannot ask;
     `openssl s_client` can, with a K at the beginning of a line.)"""
-    async with serving_tls(exports, pki) as served:
+    limits = ServerLimits(handshake_seconds=LONGER_THAN_THE_TEST)
+    async with serving_tls(exports, pki, limits=limits) as served:
         ours = await served.begin()
         (relay,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
         port = relay.socket.getsockname()[1]
