@@ -55,6 +55,8 @@ RELEASE_POLL_SECONDS = 0.05
 class _Fetch:
     """One image on its way, and how that ended for all who wait."""
 
+    largest_bytes: int = 0
+    """Of the volumes that wait: an image that fits none of them is not kept."""
     ended: trio.Event = field(default_factory=trio.Event)
     record: ImageRecord | None = None
     error: BockdError | None = None
@@ -95,7 +97,8 @@ class FetchingBlockStorage(PoolBlockStorage):
             return await self._driver.run(self._volumes.create(tenant, new, may_use_fetched=True))
         wanted = _sized(new, found)
         volume = await self._driver.run(self._volumes.create_waiting(tenant, wanted))
-        self._nursery.start_soon(self._complete, volume.id, found, token)
+        size_bytes = rules.exact_size(wanted.size_gib, wanted.size_bytes) or 0
+        self._nursery.start_soon(self._complete, volume.id, size_bytes, found, token)
         return volume
 
     def _record(self, image: ImageId) -> ImageRecord | None:
@@ -110,39 +113,62 @@ class FetchingBlockStorage(PoolBlockStorage):
         record = self._record(image)
         return record is not None and not record.fetched
 
-    async def _complete(self, volume: VolumeId, image: GlanceImage, token: str) -> None:
+    async def _complete(
+        self, volume: VolumeId, size_bytes: int, image: GlanceImage, token: str
+    ) -> None:
         """Give a waiting volume its content, or a reason to be in error."""
         try:
-            record = await self._fetched(image, token)
+            record = await self._fetched(image, token, size_bytes)
             await self._driver.run(self._volumes.fill(volume, record))
         except BockdError as error:
             log.warning("volume %s from image %s: %s", volume, image.id, error)
-            await self._driver.run(self._volumes.fail(volume))
+            await self._fail(volume)
+        except Exception:
+            # Whatever a stranger's image brings about, the daemon goes on.
+            log.exception("volume %s from image %s", volume, image.id)
+            await self._fail(volume)
 
-    async def _fetched(self, image: GlanceImage, token: str) -> ImageRecord:
-        """The image, fetched by the first who needs it."""
+    async def _fail(self, volume: VolumeId) -> None:
+        try:
+            await self._driver.run(self._volumes.fail(volume))
+        except (BockdError, OSError) as error:
+            # It stays `creating` until the next start, which puts it into error.
+            log.error("volume %s: %s", volume, error)  # noqa: TRY400
+
+    async def _fetched(self, image: GlanceImage, token: str, size_bytes: int) -> ImageRecord:
+        """The image, fetched by the first who needs it, for a volume of this size."""
         found = self._record(ImageId(image.id))
         if found is not None:
             return found
         fetch = self._fetches.get(image.id)
+        first = fetch is None
         if fetch is None:
             fetch = self._fetches[image.id] = _Fetch()
-            try:
-                async with self._turns:
-                    fetch.record = await self._fetch(image, token)
-            except BockdError as error:
-                fetch.error = error
-            except OSError as error:
-                fetch.error = BockdError(f"the image cannot be kept: {error.strerror}")
-            finally:
-                del self._fetches[image.id]
-                fetch.ended.set()
+        fetch.largest_bytes = max(fetch.largest_bytes, size_bytes)
+        if first:
+            await self._run(fetch, image, token)
         await fetch.ended.wait()
         if fetch.record is None:
             raise fetch.error or no_image(image.id)
         return fetch.record
 
-    async def _fetch(self, image: GlanceImage, token: str) -> ImageRecord:
+    async def _run(self, fetch: _Fetch, image: GlanceImage, token: str) -> None:
+        """Fetch, and tell those who wait."""
+        try:
+            async with self._turns:
+                fetch.record = await self._fetch(fetch, image, token)
+        except BockdError as error:
+            fetch.error = error
+        except OSError as error:
+            fetch.error = BockdError(f"the image cannot be kept: {error.strerror}")
+        except Exception:
+            fetch.error = BockdError("the image cannot be used")
+            raise
+        finally:
+            del self._fetches[image.id]
+            fetch.ended.set()
+
+    async def _fetch(self, fetch: _Fetch, image: GlanceImage, token: str) -> ImageRecord:
         free = shutil.disk_usage(self._directory).free
         if (image.size or 0) > free:
             raise NoSpaceError(f"image {image.id} has {image.size} bytes, there is room for {free}")
@@ -150,6 +176,13 @@ class FetchingBlockStorage(PoolBlockStorage):
         with tempfile.TemporaryFile(dir=self._directory) as file:
             checksum = await self._glance.download(image, token, file)
             opened = await trio.to_thread.run_sync(lambda: _open(image, file))
+            # A small file may unpack to more than any quota allows. From here to the end of a
+            # fetch that is refused nothing is awaited: nobody larger begins to wait for it.
+            if opened.volume_bytes > fetch.largest_bytes:
+                raise InvalidRequestError(
+                    f"image {image.id} needs {rules.size_in_gib(opened.volume_bytes)} GiB; the "
+                    "volume is too small for it"
+                )
             return await self._import(image, opened, checksum)
 
     async def _import(self, image: GlanceImage, opened: Image, checksum: str) -> ImageRecord:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import re
 import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO
 
@@ -33,6 +35,10 @@ MAX_ANSWER_BYTES = 1 << 20
 
 WRITE_BYTES = 1 << 20
 """What is collected before a thread writes and hashes it."""
+
+SLOWEST_BYTES_PER_SECOND = 64 << 10
+"""A file that comes more slowly on the whole is given up: a Glance that sends a byte now and then
+is never silent, and would keep a fetch and the volumes that wait for it for ever."""
 
 _ID = re.compile(r"[A-Za-z0-9-]{1,64}")
 _HIDDEN = frozenset({401, 403, 404})
@@ -103,21 +109,27 @@ class Glance:
         """
         if not _ID.fullmatch(image):
             raise no_image(image)
+        with _at_most(self._timeout):
+            answer = await self._description(image, token)
+        try:
+            found = msgspec.json.decode(answer, type=GlanceImage)
+        except (ValueError, RecursionError) as error:  # malformed, or nested without end
+            raise UnavailableError(f"Glance's answer is not understood: {error}") from error
+        if found.id != image:
+            raise no_image(image)
+        self._check_usable(found)
+        return found
+
+    async def _description(self, image: ImageId, token: str) -> bytes:
         try:
             async with (
                 self._client() as http,
                 http.stream("GET", image, headers=_headers(token)) as response,
             ):
                 _check_status(response, image)
-                found = msgspec.json.decode(await _short(response), type=GlanceImage)
+                return await _short(response)
         except httpx.HTTPError as error:
             raise _unavailable(error) from error
-        except (msgspec.DecodeError, msgspec.ValidationError) as error:
-            raise UnavailableError(f"Glance's answer is not understood: {error}") from error
-        if found.id != image:
-            raise no_image(image)
-        self._check_usable(found)
-        return found
 
     def _check_usable(self, image: GlanceImage) -> None:
         if image.status != "active":
@@ -144,6 +156,12 @@ class Glance:
         OSError when it cannot be written.
         """
         arrived = _Arrived(image, file)
+        with _at_most(self._timeout + (image.size or 0) / SLOWEST_BYTES_PER_SECOND):
+            await self._receive(image, token, arrived)
+        await trio.to_thread.run_sync(arrived.write)
+        return arrived.verified()
+
+    async def _receive(self, image: GlanceImage, token: str, arrived: _Arrived) -> None:
         try:
             async with (
                 self._client() as http,
@@ -156,8 +174,6 @@ class Glance:
                         await trio.to_thread.run_sync(arrived.write)
         except httpx.HTTPError as error:
             raise _unavailable(error) from error
-        await trio.to_thread.run_sync(arrived.write)
-        return arrived.verified()
 
 
 class _Arrived:
@@ -219,6 +235,15 @@ async def _short(response: httpx.Response) -> bytes:
         if len(body) > MAX_ANSWER_BYTES:
             raise UnavailableError("Glance's answer is longer than any image's description")
     return bytes(body)
+
+
+@contextmanager
+def _at_most(seconds: float) -> Iterator[None]:
+    """UnavailableError when what is inside takes longer."""
+    with trio.move_on_after(seconds) as scope:
+        yield
+    if scope.cancelled_caught:
+        raise UnavailableError(f"Glance is too slow: it is not done after {seconds:.0f} seconds")
 
 
 def _unavailable(error: httpx.HTTPError) -> UnavailableError:

@@ -29,6 +29,8 @@ class Glance:
     """Those that came with requests."""
     hidden_from: set[str] = field(default_factory=set)
     """Tokens that are not shown any image."""
+    answers: dict[str, bytes] = field(default_factory=dict)
+    """What is answered in place of an image's record."""
     broken: bool = False
     """Answers 500 to everything."""
     go_on: threading.Event = field(default_factory=threading.Event)
@@ -80,7 +82,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif image not in glance.records or token in glance.hidden_from:
             self._answer(404, b"<html>No image found</html>", "text/html")
         elif not file:
-            self._answer(200, json.dumps(glance.records[image]).encode(), "application/json")
+            answer = glance.answers.get(image) or json.dumps(glance.records[image]).encode()
+            self._answer(200, answer, "application/json")
         else:
             self._send_file(image)
 

@@ -265,7 +265,7 @@ def test_what_turns_out_bad_is_in_error(
         "more than it announced": glance.add(content, size=len(content) - 1),
         "the difference to another image": glance.add(overlay.read_bytes()),
         "qemu-img failed|not in qcow2 format": glance.add(b"\0" * 5000),
-        "cannot be smaller": glance.add(large.read_bytes()),
+        "needs 2 GiB; the volume is too small": glance.add(large.read_bytes()),
     }
     files = set(os.listdir(bockd.data))
     with bockd.client() as client:
@@ -276,8 +276,43 @@ def test_what_turns_out_bad_is_in_error(
             assert client.delete(f"/os-volumes/{volume}").status_code == 202
         assert client.get("/os-volumes").json() == {"volumes": []}
     assert set(os.listdir(bockd.data)) == files
-    (left,) = bockd.bock("image", "list")  # the large one is whole; the volume was too small
-    assert left["size_bytes"] == 2 << 30
+    # Not even the large one, which is whole: no volume that it fits was there to ask for it.
+    assert bockd.bock("image", "list") == []
+
+
+def test_answers_that_make_no_sense(bockd: Bockd, glance: Glance) -> None:
+    """503, whatever comes."""
+    name = glance.add(b"x")
+    nested = b'{"id": "x", "locations": ' + b"[" * 400_000
+    with bockd.client() as client:
+        for answer in (b"", b"\xff", b"[]", b'{"id": 1}', nested, b"[" * (2 << 20)):
+            glance.answers[name] = answer or b" "
+            assert fault_of(create(client, imageRef=name, size=1))[0] == 503, answer[:20]
+        assert client.get("/os-volumes").json() == {"volumes": []}
+
+
+def test_a_bug_of_a_tool_is_survived(
+    tmp_path: Path, glance: Glance, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever comes of a stranger's image: the volume is in error, the daemon serves."""
+    stand_in = tmp_path / "bin" / "qemu-img"
+    stand_in.parent.mkdir()
+    stand_in.write_text("#!/bin/sh\necho []\n")  # JSON, and no image's
+    stand_in.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{stand_in.parent}:{os.environ['PATH']}")
+    bockd = Bockd(tmp_path, glance)
+    try:
+        name = glance.add(image.read_bytes())
+        with bockd.client() as client:
+            made = [create(client, imageRef=name, size=1).json()["volume"]["id"] for _ in range(3)]
+            assert {settled(client, volume) for volume in made} == {"error"}
+            assert client.delete(f"/os-volumes/{made[0]}").status_code == 202
+        assert bockd.log().count("Traceback") >= 1  # told as what it is
+        bockd.process.send_signal(signal.SIGTERM)
+        assert bockd.process.wait(120) == 0
+    finally:
+        bockd.process.kill()
+        bockd.process.communicate()
 
 
 def test_killed_while_fetching(tmp_path: Path, glance: Glance, image: Path) -> None:
