@@ -55,7 +55,7 @@ def _find_bockd(script: Path) -> None:
 _find_bockd(Path(__file__))
 
 import bockd  # noqa: E402 - only now can it be found
-from bockd.errors import NotSupportedError  # noqa: E402
+from bockd.errors import NotFoundError, NotSupportedError  # noqa: E402
 from bockd.model import BLOCK_SIZE, KIB  # noqa: E402
 from bockd.nbd.errors import answer, is_bug  # noqa: E402
 from bockd.nbd.options import MAX_PAYLOAD_BYTES, MIN_BLOCK_BYTES  # noqa: E402
@@ -184,7 +184,11 @@ def default_export(readonly: bool, is_tls: bool) -> str:
 def open(readonly: bool) -> Held:
     """A client has chosen an export. nbdkit lets none write that is read-only."""
     del readonly
-    return _exports().open(nbdkit.export_name())
+    try:
+        name = nbdkit.export_name()
+    except UnicodeDecodeError:
+        raise NotFoundError("there is no such export: its name is not UTF-8") from None
+    return _exports().open(name)
 
 
 @_answers

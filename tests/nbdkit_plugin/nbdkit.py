@@ -93,7 +93,7 @@ class Nbdkit:
                 pass_fds=[listening.fileno()],
             )
 
-    def uri(self, export: str = "") -> str:
+    def uri(self, export: str | bytes = "") -> str:
         """The NBD URI of an export."""
         return f"nbd+unix:///{quote(export)}?socket={quote(str(self.socket))}"
 

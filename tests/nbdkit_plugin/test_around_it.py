@@ -154,6 +154,52 @@ def test_tls_with_a_pre_shared_key(pool: PoolDirectory, tmp_path: Path) -> None:
         assert ask(f"nbd+unix:///?{socket}").returncode != 0
 
 
+def test_through_tls_and_three_filters(pool: PoolDirectory, tmp_path: Path) -> None:
+    """nbdcopy, qemu-io and fio's verification. fio knows no keys: nbdkit relays for it."""
+    disk, keys, log = pool.create("disk1"), tmp_path / "keys.psk", tmp_path / "requests.log"
+    keys.write_text(f"alice:{secrets.token_hex(32)}\n")
+    keys.chmod(0o600)
+    image = tmp_path / "image"
+    write_sparse_image(image, 8 * MIB, seed=44)
+    around = ("--filter=log", "--filter=rate", "--filter=error", "--tls=require")
+    with Nbdkit(
+        pool.path.parent,
+        *(pool.parameter, disk, f"logfile={log}", "rate=10G", "error-cache=EIO"),
+        filters=(*around, f"--tls-psk={keys}"),
+    ) as nbdkit:
+        uri = f"nbds+unix://alice@/?socket={nbdkit.socket}&tls-psk-file={keys}"
+        options = "driver=nbd,server.type=unix,tls-creds=key,tls-hostname=localhost"
+        commands: list[list[str]] = [
+            ["nbdcopy", str(image), uri],
+            ["nbdcopy", uri, str(tmp_path / "back")],
+            [
+                *("qemu-io", "--object"),
+                f"tls-creds-psk,id=key,endpoint=client,username=alice,dir={tmp_path}",
+                *("-c", "write -P 7 777 9999", "-c", "read -P 7 777 9999"),
+                *("--image-opts", f"{options},server.path={nbdkit.socket}"),
+            ],
+            [
+                *("nbdkit", "-U", "-", "nbd", f"socket={nbdkit.socket}", "tls=require"),
+                *(f"tls-psk={keys}", "tls-username=alice", "--run"),
+                "fio --name=job --ioengine=nbd --rw=randwrite --bs=4k --iodepth=16 --size=2M "
+                f"--verify=crc32c --verify_fatal=1 --verify_state_save=0 --aux-path={tmp_path} "
+                '--uri="$uri"',
+            ],
+        ]
+        for command in commands:
+            done = subprocess.run(
+                [program(command[0]), *command[1:]],
+                capture_output=True,
+                text=True,
+                timeout=PROGRAM_SECONDS,
+                check=False,
+            )
+            assert done.returncode == 0, (command, done.stdout, done.stderr)
+            assert "verification failed" not in done.stdout
+    assert same_bytes(image, tmp_path / "back")
+    assert "Write" in log.read_text()
+
+
 def test_socket_activation(pool: PoolDirectory, tmp_path: Path) -> None:
     """systemd's own starter: nbdkit begins when the first client comes."""
     disk, socket = pool.create("disk1"), tmp_path / "nbd.sock"

@@ -72,6 +72,32 @@ def test_one_volume(pool: PoolDirectory) -> None:
         assert "no export 'disk2' here, only 'disk1'" in nbdkit.connection_refused("disk2")
 
 
+def test_a_snapshot_whose_name_a_volume_has(pool: PoolDirectory) -> None:
+    """A volume may be called like a snapshot's export; `snapshot=` means the snapshot."""
+    pool.create("disk1")
+    snapshot = pool.snapshot("disk1", "x")
+    volume = pool.create("snapshot/x", 4 * MIB)
+    for parameter, size in ((snapshot, 8 * MIB), (volume, 4 * MIB)):
+        assert served('nbdinfo --size "$uri"', pool.parameter, parameter) == f"{size}\n"
+
+
+def test_names_that_no_export_has(pool: PoolDirectory) -> None:
+    """Told in one line each, however odd; nbdkit goes on."""
+    pool.create("disk1")
+    with Nbdkit(pool.path.parent, pool.parameter) as nbdkit:
+        for name in ("x" * 4096, "..", "snapshot/", "a\nb", "\U0001f980" * 1000):
+            assert "there is no" in nbdkit.connection_refused(name), name
+        # libnbd's Python cannot say that this one was refused.
+        told = subprocess.run(
+            [program("nbdinfo"), nbdkit.uri(b"\xff\xfe")], capture_output=True, check=False
+        )
+        assert told.returncode == 1
+        assert "there is no such export: its name is not UTF-8" in nbdkit.messages
+        assert "Traceback" not in nbdkit.messages
+        with nbdkit.connected("disk1") as client:
+            assert client.get_size() == 8 * MIB
+
+
 def test_what_a_volume_and_a_snapshot_can_do(pool: PoolDirectory) -> None:
     pool.create("disk1")
     snapshot = pool.snapshot("disk1", "before")
