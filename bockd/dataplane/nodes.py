@@ -12,7 +12,7 @@ from typing import TypeVar
 from bockd.dataplane.exports import PoolExports
 from bockd.dataplane.hold import Hold
 from bockd.engine.pool import Pool
-from bockd.engine.space import allocation
+from bockd.engine.space import allocated_bytes, changed_at
 from bockd.errors import from_os_error
 from bockd.fuse.nodes import Node
 from bockd.model import NodeKind, SnapshotId, VolumeId
@@ -89,17 +89,18 @@ class PoolNodes:
     def _node(
         self, catalogue: Catalogue, kind: NodeKind, record: VolumeRecord | SnapshotRecord
     ) -> Node:
-        """What is stored, and for a volume when that last changed: its head's time."""
-        stored = allocation(self._pool.store.layout, catalogue, record.map)
-        changed = stored.modified_at if isinstance(record, VolumeRecord) else record.created_at
+        layout = self._pool.store.layout
+        modified_at = record.created_at
+        if isinstance(record, VolumeRecord):
+            modified_at = max(modified_at, changed_at(layout, record.head))
         return Node(
             kind=kind,
             id=record.id,
             name=record.name,
             size_bytes=record.size_bytes,
             created_at=record.created_at,
-            modified_at=max(record.created_at, changed),
-            allocated_bytes=min(record.size_bytes, stored.allocated_bytes),
+            modified_at=modified_at,
+            allocated_bytes=min(record.size_bytes, allocated_bytes(layout, catalogue, record.map)),
         )
 
 

@@ -10,10 +10,9 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from bockd.control import Space
-from bockd.model import BLOCK_SIZE, MapId
+from bockd.model import BLOCK_SIZE, LayerId, MapId
 from bockd.store.catalogue import NO_MAP, Catalogue
 from bockd.store.index import Table
 from bockd.store.layout import Layout
@@ -30,34 +29,34 @@ _WINDOW_LEAVES = 4096
 """Leaves of all maps held in memory at once."""
 
 
-@dataclass(frozen=True, slots=True)
-class Allocation:
-    """What a map's layers take up on disk."""
-
-    allocated_bytes: int
-    modified_at: float
-    """When a file of the map's own layers last changed; 0 when it has none."""
-
-
-def allocation(layout: Layout, catalogue: Catalogue, map_id: MapId) -> Allocation:
+def allocated_bytes(layout: Layout, catalogue: Catalogue, map_id: MapId) -> int:
     """The disk space of all layers that a map may refer to, by one `stat` for each file.
 
     Without snapshots that is exactly what the volume stores. Otherwise it includes blocks of
     ancestors that were overwritten since: never less than what the map shows. (`tar --sparse` takes
     a file of no blocks for empty, so less would lose data.)
     """
-    allocated, modified = 0, 0.0
-    for member in catalogue.chain(map_id):
-        for layer in catalogue.layers_of(member):
-            for number in itertools.count():
-                try:
-                    found = os.stat(layout.layer_segment(layer, number))
-                except FileNotFoundError:
-                    break
-                allocated += found.st_blocks * 512
-                if member == map_id:
-                    modified = max(modified, found.st_mtime)
-    return Allocation(allocated, modified)
+    return sum(
+        found.st_blocks * 512
+        for member in catalogue.chain(map_id)
+        for layer in catalogue.layers_of(member)
+        for found in _files(layout, layer)
+    )
+
+
+def changed_at(layout: Layout, head: LayerId) -> float:
+    """When a volume with this head last changed, in seconds since the epoch; 0 when the head is
+    gone. Every write and trim leaves its time there (`Volume`); a snapshot or revert makes a new
+    head. What is done to the other layers behind the scenes is no change."""
+    return max((found.st_mtime for found in _files(layout, head)), default=0.0)
+
+
+def _files(layout: Layout, layer: LayerId) -> Iterator[os.stat_result]:
+    for number in itertools.count():
+        try:
+            yield os.stat(layout.layer_segment(layer, number))
+        except FileNotFoundError:
+            return
 
 
 def measure_space(catalogue: Catalogue, map_id: MapId) -> Space:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import suppress
 
 from bockd import failpoints
 from bockd.engine.access import Spawn
@@ -281,6 +282,10 @@ class Volume(Reader):
         low = max(first, changed[0] << LEAF_SHIFT)
         high = min(end, (changed[-1] + 1) << LEAF_SHIFT)
         self.durability.stage(Kind.HOLE, low, high - low)
+        # The head's time is the volume's (engine.space), and where its blocks were not the head's
+        # nothing is written there.
+        with suppress(OSError):
+            os.utime(self._head_descriptor)
         hit(Failpoint.TRIM_REMAPPED)
 
     def _hole_out(self, number: int, first: int, end: int) -> bool:

@@ -13,7 +13,9 @@ import errno
 import itertools
 import os
 import stat
+from bisect import bisect_right
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -57,6 +59,14 @@ def _answered(handler: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Corou
     return wrapper
 
 
+@dataclass
+class _OpenDirectory:
+    """What a reader of a directory has been shown: (name, attributes), by inode number."""
+
+    inode: int
+    entries: list[tuple[bytes, EntryAttributes]]
+
+
 class View(pyfuse3.Operations):
     """See the module's docstring. What it does not define, the kernel is told not to ask for."""
 
@@ -68,6 +78,7 @@ class View(pyfuse3.Operations):
         self._nodes = nodes
         self._driver = driver
         self._files: dict[int, OpenFile] = {}
+        self._directories: dict[int, _OpenDirectory] = {}
         self._handles = itertools.count(1)
         self._owner = os.geteuid(), os.getegid()
 
@@ -128,16 +139,25 @@ class View(pyfuse3.Operations):
 
     @_answered
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
-        return inode
+        handle = next(self._handles)
+        self._directories[handle] = _OpenDirectory(inode, [])
+        return handle
 
     @_answered
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        # Positions are inode numbers: they stay right while nodes come and go.
-        for name, entry in await self._entries(fh):
-            if entry.st_ino > start_id and not pyfuse3.readdir_reply(
-                token, name, entry, entry.st_ino
-            ):
+        # The kernel asks piece by piece. All is looked up for the first one: to do so for each
+        # would take the square of the time. Positions are inode numbers, which stay right while
+        # nodes come and go.
+        directory = self._directories[fh]
+        if start_id == 0:
+            directory.entries = await self._entries(directory.inode)
+        first = bisect_right(directory.entries, start_id, key=lambda found: found[1].st_ino)
+        for name, entry in itertools.islice(directory.entries, first, None):
+            if not pyfuse3.readdir_reply(token, name, entry, entry.st_ino):
                 return
+
+    async def releasedir(self, fh: int) -> None:
+        self._directories.pop(fh, None)
 
     async def _entries(self, directory: int) -> list[tuple[bytes, EntryAttributes]]:
         """What a directory holds, by inode number."""

@@ -37,6 +37,8 @@ class MemoryNodes:
         self.counters = ExportStatistics()
         self.call: Callable[[Callable[[], None]], None]
         """Runs something on the server's thread."""
+        self.listings = 0
+        """How often all of a kind were looked up."""
 
     def _nodes(self) -> list[Node]:
         return [
@@ -52,11 +54,25 @@ class MemoryNodes:
             for number, (name, device) in enumerate(self.devices.items())
         ]
 
+    def wait_until(self, holds: Callable[[], bool]) -> None:
+        """Returns when something that the server's thread looks at holds."""
+        held = threading.Event()
+
+        def look() -> None:
+            held.set() if holds() else self.call(look)
+
+        self.call(look)
+        assert held.wait(60)
+
     async def list_nodes(self, kind: NodeKind) -> list[Node]:
+        self.listings += 1
+        return await self._of(kind)
+
+    async def _of(self, kind: NodeKind) -> list[Node]:
         return [node for node in self._nodes() if node.kind is kind]
 
     async def find(self, kind: NodeKind, ref: str) -> Node:
-        for node in await self.list_nodes(kind):
+        for node in await self._of(kind):
             if ref in (node.name, str(node.id)):
                 return node
         raise NotFoundError(ref)

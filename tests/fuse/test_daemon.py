@@ -9,7 +9,7 @@ import random
 import subprocess
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -121,6 +121,62 @@ def test_names_sizes_and_times(daemon: Bockd, mount: Path) -> None:
         saved = archive.extractfile("c")
         assert saved is not None
         assert saved.read() == path.read_bytes()
+
+
+def test_every_change_leaves_its_time(daemon: Bockd, mount: Path) -> None:
+    """Also one that only makes holes where a snapshot's blocks were: nothing is written then."""
+    daemon.bock("volume", "create", "v", "--size", "8M")
+    with opened(mount / "volumes" / "v") as file, daemon.connected("v") as client:
+        os.pwrite(file, b"x" * 4 * MIB, 0)
+        daemon.bock("snapshot", "create", "v", "s")
+        frozen = os.stat(mount / "snapshots" / "s").st_mtime_ns
+        changes: list[Callable[[], object]] = [
+            lambda: client.trim(MIB, 0),
+            lambda: client.zero(MIB, MIB),
+            lambda: os.pwritev(file, [mmap.mmap(-1, MIB)], 2 * MIB),  # zeros, aligned: one request
+            lambda: client.pwrite(b"y", 3 * MIB),
+            lambda: client.trim(BLOCK, 3 * MIB),
+        ]
+        before = os.fstat(file).st_mtime_ns
+        for number, change in enumerate(changes):
+            while time.time_ns() < before + 50_000_000:  # the clock of inodes is coarse
+                pass
+            change()
+            after = os.fstat(file).st_mtime_ns
+            assert after > before, number
+            before = after
+        assert os.pread(file, 3 * MIB, 0) == bytes(3 * MIB)
+        assert os.stat(mount / "snapshots" / "s").st_mtime_ns == frozen
+
+
+def test_both_views_agree_about_holes_and_snapshots(daemon: Bockd, mount: Path) -> None:
+    """Trims, zeros, an extension and a revert are seen through the other view at once."""
+    daemon.bock("volume", "create", "v", "--size", "8M")
+    path = mount / "volumes" / "v"
+    with opened(path) as file, daemon.connected("v") as client:
+        os.pwrite(file, b"x" * 2 * MIB, 0)
+        daemon.bock("snapshot", "create", "v", "s")
+        client.trim(MIB // 2, 0)
+        assert os.pread(file, MIB, 0) == bytes(MIB // 2) + b"x" * (MIB // 2)
+        client.zero(MIB // 4, MIB // 2)
+        assert os.pread(file, MIB // 4, MIB // 2) == bytes(MIB // 4)
+        os.pwritev(file, [mmap.mmap(-1, MIB)], MIB)
+        assert client.pread(MIB, MIB) == bytes(MIB)
+        daemon.bock("volume", "extend", "v", "--size", "16M")
+        os.pwrite(file, b"z", 16 * MIB - 1)
+        with daemon.connected("v") as later:
+            assert later.pread(2, 16 * MIB - 2) == b"\0z"
+        with opened(mount / "snapshots" / "s", os.O_RDONLY) as frozen:
+            with daemon.connected("snapshot/s") as other:
+                assert os.pread(frozen, 2 * MIB, 0) == other.pread(2 * MIB, 0) == b"x" * 2 * MIB
+            assert os.fstat(frozen).st_size == 8 * MIB
+    daemon.wait_until_unused("v")
+    daemon.bock("snapshot", "revert", "s", "--yes")
+    with opened(path) as file, daemon.connected("v") as client:
+        for read in (os.pread(file, 2 * MIB, 0), client.pread(2 * MIB, 0)):
+            assert read == b"x" * 2 * MIB
+        assert os.pread(file, 1, 16 * MIB - 1) == b"\0"
+    daemon.check()
 
 
 def test_what_is_open_is_in_use(daemon: Bockd, mount: Path) -> None:

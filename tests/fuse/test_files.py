@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import threading
+import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -237,10 +238,17 @@ def test_looking(disk: Path) -> None:
 
 
 def test_many_files_are_listed_once(mount: Path) -> None:
-    """More than fit one reply of the kernel's."""
+    """More than fit one reply of the kernel's; they are looked up once, and again for who begins
+    again."""
     names = {f"a rather long name, so that replies fill up, of volume {i}" for i in range(500)}
-    with mounted(MemoryNodes({name: MemoryDevice(MIB) for name in names}), mount):
+    nodes = MemoryNodes({name: MemoryDevice(MIB) for name in names})
+    with mounted(nodes, mount):
         listed = os.listdir(mount / "volumes")
+        assert nodes.listings == 1
+        with opened(mount / "volumes", os.O_RDONLY) as directory:
+            assert len(os.listdir(directory)) == len(names)
+            del nodes.devices[listed[-1]]
+            assert len(os.listdir(directory)) == len(names) - 1  # rewinds first
     assert len(listed) == len(names)
     assert set(listed) == names
 
@@ -287,6 +295,29 @@ def test_direct_and_asynchronous_requests_see_the_same(disk: Path) -> None:
             assert os.pread(file, 4096, 4096) == value.upper() * 4096
 
 
+def test_who_is_killed_in_a_request_holds_up_nobody(disk: Path, nodes: MemoryNodes) -> None:
+    """The kernel interrupts the requests of a killed process, whose engine work is finished all the
+    same: the write is whole, the hold is given up, and the file goes on."""
+    device = nodes.devices["disk"]
+    device.immediate, device.gate = False, Signal()
+    writer = subprocess.Popen(
+        ["dd", "if=/dev/urandom", f"of={disk}", "bs=64k", "count=1", "conv=notrunc"],
+        stderr=subprocess.DEVNULL,
+    )
+    nodes.wait_until(lambda: nodes.counters.writes == 1)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        writer.send_signal(number)
+    with opened(disk.with_name("other")) as other:
+        os.pwrite(other, b"x", 0)
+    assert device.calls == []
+    nodes.call(device.gate.fire)
+    assert writer.wait(60) < 0
+    device.immediate, device.gate = True, None
+    nodes.wait_until(lambda: nodes.exports.open_holds == 0)
+    with opened(disk) as file:
+        assert len(set(os.pread(file, 65536, 0))) > 200
+
+
 def test_slow_requests_hold_up_nobody(disk: Path, nodes: MemoryNodes) -> None:
     """30 reads that wait for a disk, of one file: another file and names are served meanwhile."""
     device = nodes.devices["disk"]
@@ -294,13 +325,7 @@ def test_slow_requests_hold_up_nobody(disk: Path, nodes: MemoryNodes) -> None:
     slow = 30
     with opened(disk) as file, ThreadPoolExecutor(slow) as threads:
         waiting = [threads.submit(os.pread, file, 4096, i * 4096) for i in range(slow)]
-        began = threading.Event()
-
-        def look() -> None:
-            began.set() if nodes.counters.reads >= slow else nodes.call(look)
-
-        nodes.call(look)
-        assert began.wait(60)
+        nodes.wait_until(lambda: nodes.counters.reads >= slow)
         try:
             with opened(disk.with_name("other")) as other:
                 os.pwrite(other, b"x" * 4096, 0)
