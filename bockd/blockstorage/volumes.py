@@ -22,7 +22,7 @@ from bockd.blockstorage.contract import (
 )
 from bockd.blockstorage.records import ImageRecord, Ledger, no_image
 from bockd.blockstorage.running import Surroundings, in_our_terms
-from bockd.engine.pool import Naming
+from bockd.engine.snapshotting import Naming
 from bockd.errors import BockdError, InUseError, InvalidRequestError, NotFoundError
 from bockd.failpoints import Failpoint, hit
 from bockd.model import GIB, NodeKind, SnapshotId, VolumeId, check_name

@@ -5,7 +5,8 @@ more. One transaction, and no layer is made: what an import needs, whose volume 
 from __future__ import annotations
 
 from bockd.engine.opening import lock_volume, remove_traces, settle
-from bockd.engine.pool import AlsoSnapshot, Naming, Pool
+from bockd.engine.pool import Pool
+from bockd.engine.snapshotting import AlsoSnapshot, Naming
 from bockd.errors import InUseError
 from bockd.failpoints import Failpoint, hit
 from bockd.model import NodeKind, SnapshotId, VolumeId

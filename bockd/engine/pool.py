@@ -1,82 +1,34 @@
-"""A pool's operations: creating, freezing, cloning, growing, reverting and deleting.
+"""A pool's operations: creating, cloning, growing, reopening and deleting volumes, and, inherited,
+those on snapshots.
 
-An operation that raises a BockdError has changed nothing.
-
-Who keeps records of its own about volumes and snapshots passes `also`, which changes them inside
-the transaction that changes the catalogue: both happen or neither. It may run twice, so it must
-have no effect outside the transaction; what it raises undoes the operation.
+What engine.snapshotting says about errors and about `also` holds here, too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar
 
-from bockd.engine.access import Spawn, StoreAccess
-from bockd.engine.newlayers import LayerMaker
-from bockd.engine.opening import (
-    abandon_volume,
-    close_snapshot,
-    lock_snapshot,
-    lock_volume,
-    remove_traces,
-    settle,
+from bockd.engine.opening import abandon_volume, lock_volume, remove_traces, settle
+from bockd.engine.snapshotting import (
+    AlsoVolume,
+    Naming,
+    Snapshots,
+    clone_size,
+    name_of,
+    nothing_more,
 )
-from bockd.engine.registry import Registry
-from bockd.engine.volume import Volume
-from bockd.errors import (
-    ConflictError,
-    InUseError,
-    InvalidRequestError,
-)
+from bockd.errors import InvalidRequestError
 from bockd.failpoints import Failpoint, hit
-from bockd.model import (
-    LayerId,
-    NodeKind,
-    SnapshotId,
-    VolumeId,
-    check_name,
-    check_volume_size,
-)
+from bockd.model import LayerId, NodeKind, SnapshotId, VolumeId, check_name, check_volume_size
 from bockd.steps import Blocking, Steps
-from bockd.store.catalogue import (
-    NO_MAP,
-    Catalogue,
-    SnapshotRecord,
-    VolumeRecord,
-    id_key,
-)
+from bockd.store.catalogue import NO_MAP, Catalogue, SnapshotRecord, VolumeRecord, id_key
 from bockd.store.index import Table, Transaction
 from bockd.store.layer import Layer
-from bockd.store.layout import unlink_leftover
-from bockd.store.locks import FileLock
-
-T = TypeVar("T")
-
-AlsoVolume = Callable[[Transaction, VolumeRecord], None]
-"""More to do in the transaction that creates, grows, reverts or forgets this volume."""
-
-AlsoSnapshot = Callable[[Transaction, SnapshotRecord], None]
-"""More to do in the transaction that creates or forgets this snapshot."""
-
-Naming = Callable[[Catalogue, int], str]
-"""Chooses a valid, free name for a node whose id is known now."""
 
 
-_Freeze = Callable[[Transaction, VolumeRecord, LayerId], tuple[VolumeRecord, SnapshotRecord]]
-
-
-def nothing_more(_txn: Transaction, _record: VolumeRecord | SnapshotRecord) -> None:
-    """The `also` of an operation that stands for itself."""
-
-
-class Pool(Registry):
+class Pool(Snapshots):
     """An open pool and all that can be done to its catalogue."""
-
-    def __init__(self, store: StoreAccess, lock: FileLock, spawn: Spawn) -> None:
-        super().__init__(store, lock, spawn)
-        self._layers = LayerMaker(store)
 
     # -- creating ----------------------------------------------------------------------------
 
@@ -103,7 +55,7 @@ class Pool(Registry):
             with self.catalogue() as catalogue:
                 if from_snapshot is not None:
                     source = catalogue.snapshot(from_snapshot)
-            size = _clone_size(source, size_bytes)
+            size = clone_size(source, size_bytes)
 
             def change(txn: Transaction, layer: LayerId) -> VolumeRecord:
                 added = self._add_volume(Catalogue(txn), name, size, from_snapshot, layer)
@@ -128,7 +80,7 @@ class Pool(Registry):
     ) -> VolumeRecord:
         parent = NO_MAP if from_snapshot is None else catalogue.snapshot(from_snapshot).map
         volume = VolumeId(catalogue.new_node())
-        name = _name(naming, catalogue, volume)
+        name = name_of(naming, catalogue, volume)
         catalogue.take_name(NodeKind.VOLUME, name, volume)
         map_record = catalogue.new_map(parent, size)
         catalogue.add_layer(layer, size, map_record.id)
@@ -147,203 +99,6 @@ class Pool(Registry):
         )
         catalogue.put_volume(record)
         return record
-
-    # -- snapshots ---------------------------------------------------------------------------
-
-    def create_snapshot(
-        self, volume: VolumeId, name: str | Naming, also: AlsoSnapshot = nothing_more
-    ) -> Steps[SnapshotRecord]:
-        """Freeze the volume's head and map under a new name (promise D4); O(1)."""
-        if isinstance(name, str):
-            check_name(name)
-
-        def freeze(
-            txn: Transaction, record: VolumeRecord, layer: LayerId
-        ) -> tuple[VolumeRecord, SnapshotRecord]:
-            changed, snapshot = self._freeze(Catalogue(txn), record, name, layer)
-            also(txn, snapshot)
-            hit(Failpoint.SNAPSHOT_CHANGED)
-            return changed, snapshot
-
-        return self.exclusive(volume, self._create_snapshot(volume, freeze))
-
-    def _create_snapshot(self, volume: VolumeId, freeze: _Freeze) -> Steps[SnapshotRecord]:
-        opened = self.volumes.get(volume)
-        if opened is None:
-            snapshot = yield from self._snapshot_closed(volume, freeze)
-        else:
-            yield from self._layers.turn.acquire()
-            try:
-                snapshot = yield from self._snapshot_open(opened.volume, freeze)
-            finally:
-                self._layers.turn.release()
-        hit(Failpoint.SNAPSHOT_COMMITTED)
-        self.on_frozen()
-        return snapshot
-
-    def _snapshot_closed(self, volume: VolumeId, freeze: _Freeze) -> Steps[SnapshotRecord]:
-        self.refuse_failed(volume)
-        lock: FileLock = yield Blocking(lambda: lock_volume(self.store, volume))
-        try:
-            record: VolumeRecord = yield Blocking(lambda: settle(self.store, volume))
-
-            def change(txn: Transaction, layer: LayerId) -> SnapshotRecord:
-                catalogue = Catalogue(txn)
-                changed, snapshot = freeze(txn, catalogue.volume(volume), layer)
-                catalogue.put_volume(changed)
-                return snapshot
-
-            result: SnapshotRecord = yield from self._layers.make_with(record.size_bytes, change)
-        finally:
-            lock.release()
-        return result
-
-    def _snapshot_open(self, volume: Volume, freeze: _Freeze) -> Steps[SnapshotRecord]:
-        if volume.map.full:
-            raise ConflictError("too many snapshots since the volume was opened; reconnect")
-        size = volume.size_bytes
-        layer: LayerId = yield Blocking(lambda: self._layers.make(size))
-        hit(Failpoint.SNAPSHOT_LAYER)
-        head: Layer | None = None
-        try:
-            head = yield Blocking(lambda: Layer.open(self.store.layout, layer, size, writable=True))
-            fresh_head = head
-
-            def change(
-                txn: Transaction, record: VolumeRecord
-            ) -> tuple[VolumeRecord, SnapshotRecord]:
-                return freeze(txn, record, layer)
-
-            def adopt(record: VolumeRecord, _snapshot: SnapshotRecord) -> None:
-                volume.map.chain = (record.map, *volume.map.chain)
-                volume.adopt_head(fresh_head)
-
-            return (yield from volume.durability.transition(change, adopt))
-        except BaseException:
-            if volume.durability.head is not head:
-                if head is not None:
-                    head.close()
-                self._layers.unmake(layer)
-            raise
-
-    def _freeze(
-        self, catalogue: Catalogue, record: VolumeRecord, naming: str | Naming, layer: LayerId
-    ) -> tuple[VolumeRecord, SnapshotRecord]:
-        """Give the volume's map to a new snapshot, and the volume a new map and head."""
-        node = SnapshotId(catalogue.new_node())
-        name = _name(naming, catalogue, node)
-        snapshot = SnapshotRecord(
-            id=node,
-            name=name,
-            volume=record.id,
-            size_bytes=record.size_bytes,
-            map=record.map,
-            created_at=self.clock(),
-        )
-        catalogue.take_name(NodeKind.SNAPSHOT, name, snapshot.id)
-        catalogue.put_snapshot(snapshot)
-        fresh = catalogue.new_map(record.map, record.size_bytes)
-        catalogue.add_layer(layer, record.size_bytes, fresh.id)
-        return replace(record, map=fresh.id, head=layer), snapshot
-
-    def delete_snapshot(
-        self, snapshot: SnapshotId, also: AlsoSnapshot = nothing_more
-    ) -> Steps[None]:
-        """Forget a snapshot; its blocks return in the background. InUseError while it is read."""
-
-        def steps() -> Steps[None]:
-            opened = self.snapshots.get(snapshot)
-            if opened is not None:
-                if opened.users:
-                    raise InUseError(f"snapshot {snapshot} is being read; disconnect first")
-                yield from close_snapshot(self.snapshots.pop(snapshot))
-            yield Blocking(lambda: self._forget_snapshot(snapshot, also))
-            self.on_garbage()
-
-        return self.exclusive(snapshot, steps())
-
-    def _forget_snapshot(self, snapshot: SnapshotId, also: AlsoSnapshot) -> None:
-        lock = lock_snapshot(self.store, snapshot, shared=False)
-
-        def change(txn: Transaction) -> None:
-            catalogue = Catalogue(txn)
-            record = catalogue.snapshot(snapshot)
-            catalogue.free_name(NodeKind.SNAPSHOT, record.name)
-            txn.delete(Table.SNAPSHOTS, id_key(snapshot))
-            catalogue.kill_map(record.map)
-            also(txn, record)
-            hit(Failpoint.DELETE_SNAPSHOT_CHANGED)
-
-        try:
-            self.store.index.update(change)
-            hit(Failpoint.DELETE_SNAPSHOT_COMMITTED)
-            unlink_leftover(lock.path)
-        finally:
-            lock.release()
-
-    def revert_volume(
-        self, volume: VolumeId, snapshot: SnapshotId, also: AlsoVolume = nothing_more
-    ) -> Steps[VolumeRecord]:
-        """Make the volume show its snapshot's content again. The size stays; what lies beyond
-        the snapshot's end becomes holes. InUseError while a client is connected."""
-        return self.exclusive(volume, self._revert_volume(volume, snapshot, also))
-
-    def _revert_volume(
-        self, volume: VolumeId, snapshot: SnapshotId, also: AlsoVolume
-    ) -> Steps[VolumeRecord]:
-        with self.catalogue() as catalogue:
-            source = catalogue.snapshot(snapshot)
-        if source.volume != volume:
-            raise ConflictError(f"snapshot {snapshot} is not one of volume {volume}")
-        return (yield from self._show_snapshot(volume, snapshot, nothing_more))
-
-    def fill_volume(
-        self, volume: VolumeId, snapshot: SnapshotId, also: AlsoVolume
-    ) -> Steps[VolumeRecord]:
-        """Make an existing volume a clone of a snapshot, whatever it holds now. InUseError while a
-        client is connected, InvalidRequestError when it is smaller."""
-
-        def steps() -> Steps[VolumeRecord]:
-            with self.catalogue() as catalogue:
-                _clone_size(catalogue.snapshot(snapshot), catalogue.volume(volume).size_bytes)
-            return (yield from self._show_snapshot(volume, snapshot, also))
-
-        return self.exclusive(volume, self.exclusive(snapshot, steps()))
-
-    def _show_snapshot(
-        self, volume: VolumeId, snapshot: SnapshotId, also: AlsoVolume
-    ) -> Steps[VolumeRecord]:
-        if volume in self.volumes:
-            self.refuse_used(volume)
-            yield from self._close_volume(volume)
-        self.refuse_failed(volume)
-        lock: FileLock = yield Blocking(lambda: lock_volume(self.store, volume))
-        try:
-            record: VolumeRecord = yield Blocking(lambda: settle(self.store, volume))
-            hit(Failpoint.REVERT_CLOSED)
-
-            def change(txn: Transaction, layer: LayerId) -> VolumeRecord:
-                catalogue = Catalogue(txn)
-                current = catalogue.volume(volume)
-                fresh = catalogue.new_map(catalogue.snapshot(snapshot).map, current.size_bytes)
-                catalogue.add_layer(layer, current.size_bytes, fresh.id)
-                catalogue.kill_map(current.map)
-                reverted = replace(
-                    current, map=fresh.id, head=layer, generation=current.generation + 1
-                )
-                if catalogue.snapshot(snapshot).volume != volume:
-                    reverted = replace(reverted, from_snapshot=snapshot)
-                catalogue.put_volume(reverted)
-                also(txn, reverted)
-                hit(Failpoint.REVERT_CHANGED)
-                return reverted
-
-            result: VolumeRecord = yield from self._layers.make_with(record.size_bytes, change)
-        finally:
-            lock.release()
-        hit(Failpoint.REVERT_COMMITTED)
-        self.on_garbage()
-        return result
 
     # -- volumes -----------------------------------------------------------------------------
 
@@ -486,19 +241,3 @@ class Pool(Registry):
         self.refusals.pop(volume, None)
         self.failures.pop(volume, None)
         return result
-
-
-def _name(naming: str | Naming, catalogue: Catalogue, node: int) -> str:
-    return naming if isinstance(naming, str) else check_name(naming(catalogue, node))
-
-
-def _clone_size(source: SnapshotRecord | None, size_bytes: int | None) -> int:
-    if source is None:
-        assert size_bytes is not None
-        return size_bytes
-    if size_bytes is not None and size_bytes < source.size_bytes:
-        raise InvalidRequestError(
-            f"snapshot {source.id} has {source.size_bytes} bytes; a volume made from it "
-            "cannot be smaller"
-        )
-    return size_bytes or source.size_bytes
