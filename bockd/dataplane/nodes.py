@@ -13,7 +13,7 @@ from bockd.dataplane.exports import PoolExports
 from bockd.dataplane.hold import Hold
 from bockd.engine.pool import Pool
 from bockd.engine.space import allocated_bytes, changed_at
-from bockd.errors import from_os_error
+from bockd.errors import DamagedError, from_os_error
 from bockd.fuse.nodes import Node
 from bockd.model import NodeKind, SnapshotId, VolumeId
 from bockd.server.drive import Driver
@@ -22,6 +22,7 @@ from bockd.server.nbd_server import NbdServer
 from bockd.server.statistics import ExportStatistics
 from bockd.steps import Blocking, Steps
 from bockd.store.catalogue import Catalogue, SnapshotRecord, VolumeRecord
+from bockd.store.layout import Layout
 
 T = TypeVar("T")
 
@@ -100,8 +101,16 @@ class PoolNodes:
             size_bytes=record.size_bytes,
             created_at=record.created_at,
             modified_at=modified_at,
-            allocated_bytes=min(record.size_bytes, allocated_bytes(layout, catalogue, record.map)),
+            allocated_bytes=_allocated(layout, catalogue, record),
         )
+
+
+def _allocated(layout: Layout, catalogue: Catalogue, record: VolumeRecord | SnapshotRecord) -> int:
+    try:
+        return min(record.size_bytes, allocated_bytes(layout, catalogue, record.map))
+    except DamagedError:
+        # Opening it says what is wrong; the others are listed.
+        return record.size_bytes
 
 
 def _record(catalogue: Catalogue, kind: NodeKind, node: int) -> VolumeRecord | SnapshotRecord:

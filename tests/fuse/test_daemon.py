@@ -16,6 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from bockd.store.ballast import Ballast
+from bockd.store.catalogue import id_key
+from bockd.store.index import Index, Table
 from tests.daemon.process import Bockd
 
 MIB = 1 << 20
@@ -177,6 +180,24 @@ def test_both_views_agree_about_holes_and_snapshots(daemon: Bockd, mount: Path) 
             assert read == b"x" * 2 * MIB
         assert os.pread(file, 1, 16 * MIB - 1) == b"\0"
     daemon.check()
+
+
+def test_one_damaged_volume_hides_no_other(daemon: Bockd, mount: Path) -> None:
+    """It is listed, and refused when it is opened."""
+    for name in ("bad", "good"):
+        daemon.bock("volume", "create", name, "--size", "1M")
+    daemon.stop()
+    index = Index.open(daemon.data_dir / "index", Ballast(daemon.data_dir / "ballast"))
+    index.update(lambda txn: txn.delete(Table.MAPS, id_key(1)))
+    index.close()
+    daemon.expect_in_log("map 1 is missing")
+    daemon.start()
+    assert sorted(os.listdir(mount / "volumes")) == ["bad", "good"]
+    assert os.stat(mount / "volumes" / "bad").st_size == MIB
+    with opened(mount / "volumes" / "good") as file:
+        assert os.pread(file, 4, 0) == bytes(4)
+    with pytest.raises(OSError, match="Input/output error"):
+        os.open(mount / "volumes" / "bad", os.O_RDONLY)
 
 
 def test_what_is_open_is_in_use(daemon: Bockd, mount: Path) -> None:
