@@ -66,7 +66,12 @@ class RequestParser:
                     break
                 raise ProtocolError(f"a request began with magic {magic:#x}")
             body = start + size
-            if flags & nbd.CMD_FLAG_PAYLOAD_LEN if extended else command == nbd.CMD_WRITE:
+            # Nothing follows a DISC, no payload either: whatever its flags say.
+            if (
+                flags & nbd.CMD_FLAG_PAYLOAD_LEN and command != nbd.CMD_DISC
+                if extended
+                else command == nbd.CMD_WRITE
+            ):
                 if length > MAX_INLINE_PAYLOAD_BYTES:
                     self.large = (flags, command, cookie, offset, length, body)
                     return requests, body

@@ -221,3 +221,12 @@ def test_refusals(
 ) -> None:
     refused = refusal((flags, command, 1, offset, length, 28), limits)
     assert (refused[0] if refused else None) == error
+
+
+@pytest.mark.parametrize("length", [0, 8, MAX_INLINE_PAYLOAD_BYTES + 1])
+def test_nothing_follows_an_extended_disc_that_claims_a_payload(length: int) -> None:
+    stream = wire.extended(2, 1, 0, length, 32) + wire.extended_write(2, 0, bytes(512))
+    parser = RequestParser(extended=True)
+    requests, _ = parser.parse(memoryview(stream), 0, len(stream))
+    assert [request[1] for request in requests] == [2]
+    assert parser.large is None
