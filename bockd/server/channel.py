@@ -46,6 +46,8 @@ class Channel:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self.sock = sock
+        self.peer_gone = False
+        """A reply could not be sent: nobody waits for what is left to be served."""
         self._receive_into: Callable[[memoryview], int] = sock.recv_into
         self.reply_stall_seconds = reply_stall_seconds
         self._sending = trio.Lock()
@@ -137,6 +139,7 @@ class Channel:
         except BlockingIOError:
             return parts
         except OSError as error:
+            self.peer_gone = True
             raise HungUpError(f"the client is gone: {error}") from None
         return _behind(parts, sent)
 

@@ -224,6 +224,8 @@ class Connection:
         if flight.requests:
             await flight.below(self._limits.max_in_flight)
             await self._account.settle()
+            if self._channel.peer_gone:  # a receive buffer asks for terabytes, in large reads
+                raise HungUpError("the client is gone")
         return index
 
     def _move_leftover(self, position: int, end: int) -> int:

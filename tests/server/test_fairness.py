@@ -225,6 +225,31 @@ async def test_large_writes_in_flight_are_limited(
 
 
 @in_trio
+async def test_who_has_gone_is_served_no_more(
+    path: Path, exports: FixedExports, device: MemoryDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However much it has asked for before: what is in flight fails, and nothing follows."""
+    read = device.try_read
+    pieces = 0
+
+    def counted(offset: int, into: memoryview) -> bool:
+        nonlocal pieces
+        pieces += 1
+        return read(offset, into)
+
+    monkeypatch.setattr(device, "try_read", counted)
+    limits = ServerLimits(max_in_flight=8)
+    async with serving(exports, path, limits) as server:
+        async with await Client.go(path) as client:
+            await client.send(wire.request(0, 1, 0, 16 * MIB) * 1000)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            before = pieces
+        while server.connections(exports.key("disk")):
+            await trio.lowlevel.checkpoint()
+        assert pieces - before <= 2 * limits.max_in_flight
+
+
+@in_trio
 async def test_a_newcomer_takes_the_place_of_the_oldest_handshake(
     path: Path, exports: FixedExports
 ) -> None:
