@@ -263,6 +263,7 @@ class LargeTransfers:
             async with self._channel.streaming() as stream:
                 await stream.send(header, data)
                 for offset, length in others:
+                    del data  # one piece at a time is what was acquired
                     data = await self._read_promised(offset, length)
                     await stream.send(data)
         finally:

@@ -82,6 +82,26 @@ TURN_SECONDS: Final = 0.001
 DEVICE_THREADS: Final = 32
 """Blocking device calls at once; a disk's own queue depth."""
 
+TASK_BYTES: Final = 8 * KIB
+"""A request in the background beside its payload: a task of the event loop and what it refers to
+(measured: under 6 KiB)."""
+
+CONNECTION_BYTES: Final = (
+    RECEIVE_BUFFER_BYTES
+    + REPLY_BUFFER_BYTES
+    + MAX_SMALL_REPLY_BYTES
+    + PIECE_BYTES  # its own piece of a large payload
+    + 3 * PIECE_BYTES  # what it may have in the background when the shared part is used up
+    + 2 * MAX_IN_FLIGHT * TASK_BYTES  # the pieces of a large write are tasks, too
+)
+"""The most that one connection may cost beside its use of the shared part."""
+
+
+def memory_bound_bytes(connections: int) -> int:
+    """The most that the server's buffers and payloads take up with so many connections, whatever
+    their clients do."""
+    return SHARED_MEMORY_BYTES + connections * CONNECTION_BYTES
+
 
 @dataclass(frozen=True, slots=True)
 class ServerLimits:
