@@ -28,6 +28,10 @@ soak-cuts: setup ## cut the power 5,000 times (ARGS='--seed 1 --cuts 100'; a fai
 faults: setup ## let every write and sync of a pool's life fail (ARGS='--each 2' for some of each kind)
 	@.venv/bin/python -m tests.crash.faults $(ARGS)
 
+fuzz: setup ## fuzz the NBD protocol for ten minutes (ARGS='--target server --seconds 60')
+	@.setup/atheris
+	@.venv/bin/python -m tests.hostile.fuzz $(ARGS)
+
 setup: ## set up everything: run, tests, benchmarks
 	@.setup/packages .setup/packages-run .setup/packages-test
 	@.setup/python

@@ -1,0 +1,1 @@
+"""Clients that mean harm, or behave like it: what they can do to the server and to others."""
