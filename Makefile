@@ -2,7 +2,7 @@
 # What set-up does is in .setup/: one short script for each part.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-keystone soak faults soak-cuts soak-kills setup setup-run check bench lock clean
+.PHONY: help run test test-keystone soak faults soak-cuts soak-kills fuzz setup setup-run check bench lock clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 15

@@ -237,6 +237,7 @@ class TlsChannel(Channel):
             except BlockingIOError:
                 return False
             except OSError as error:
+                self.peer_gone = True
                 raise HungUpError(f"the client is gone: {error}") from None
             self._unsent = self._unsent[sent:]
         return True
@@ -258,6 +259,7 @@ class TlsChannel(Channel):
         try:
             return self._tls.write(content)
         except ssl.SSLError as error:
+            self.peer_gone = True
             raise HungUpError(f"nothing more can be sent: {_reason(error)}") from None
 
 
