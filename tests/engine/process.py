@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
+from pathlib import Path
+
 from bockd.engine.pool import Pool
 
 
@@ -21,3 +25,11 @@ def die(pool: Pool) -> None:
     pool.snapshots.clear()
     pool.store.index.close()
     pool.lock.release()
+
+
+def close_everything_below(root: Path) -> None:
+    """What operations under way had open is closed too, as the kernel does it."""
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        with suppress(OSError):  # the one that lists
+            if Path(os.readlink(f"/proc/self/fd/{fd}")).is_relative_to(root):
+                os.close(fd)

@@ -8,10 +8,8 @@ recoveries are cut too. Everything follows from the seed.
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,7 +32,7 @@ from tests.crash.powercut.known import (
     history_of,
 )
 from tests.crash.powercut.mounted import PowerCutDisk
-from tests.engine.process import die
+from tests.engine.process import close_everything_below, die
 from tests.engine.schedule import Scheduler, Task
 
 SIZE = MIB + 128 * 1024
@@ -145,10 +143,7 @@ class Run:
     def die(self) -> None:
         """As the kernel ends a process: what operations under way had open is closed too."""
         die(self.pool)
-        for fd in map(int, os.listdir("/proc/self/fd")):
-            with suppress(OSError):  # the one that lists
-                if Path(os.readlink(f"/proc/self/fd/{fd}")).is_relative_to(self.path):
-                    os.close(fd)
+        close_everything_below(self.path)
 
     @property
     def path(self) -> Path:

@@ -1,0 +1,84 @@
+"""The scenarios in the engine by name; and each fails without the rule that it guards.
+
+pytest tests/crash/scenarios -k 'late punch'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from bockd.errors import BockdError
+from tests.crash.powercut.engine import laboratory
+from tests.crash.powercut.mounted import PowerCutDisk, power_cut_disk
+from tests.crash.scenarios import engine, rules
+
+SCENARIOS: dict[str, tuple[engine.Scenario, dict[str, rules.Broken]]] = {
+    "a redirect acknowledged while a flush's data sync runs, then a power cut": (
+        engine.redirect_during_a_flush,
+        {
+            "the barrier covers only what came before": rules.of_the_laboratory(
+                "flush: the barrier covers only what came before"
+            ),
+            "the head is synced": rules.of_the_laboratory("flush: sync of the head"),
+        },
+    ),
+    "a flush that joins a running one": (
+        engine.flush_joins_a_running_one,
+        {
+            "it joins only one that has not begun": rules.of_the_laboratory(
+                "flush: joins only one that has not begun"
+            )
+        },
+    ),
+    "a checkpoint with records arriving during its commit, then SIGKILL": (
+        engine.records_during_a_checkpoint,
+        {"they stay in memory": rules.all_leaves_are_clean_after_a_checkpoint},
+    ),
+    "revert, then SIGKILL before the old journal is gone": (
+        engine.revert_before_the_old_journal_is_gone,
+        {"a journal counts for its generation": rules.recovery_takes_any_generation},
+    ),
+    "two 512-byte writes into one frozen block at once": (
+        engine.two_writes_into_one_frozen_block,
+        {"they exclude each other": rules.locks_exclude_nobody},
+    ),
+    "a trim's late punch against a new write": (
+        engine.late_punch_against_a_new_write,
+        {
+            "a write takes its blocks off the list": rules.writes_leave_their_punches,
+            "a punch and a write exclude each other": rules.locks_exclude_nobody,
+        },
+    ),
+    "a read queued to a stalled socket while its layer is reclaimed": (
+        engine.read_while_its_layer_is_reclaimed,
+        {"reclaim waits for reads that have begun": rules.reclaim_waits_for_no_read},
+    ),
+    "snapshot deletion while a redirect away from it is unflushed, then a power cut": (
+        engine.deletion_while_a_redirect_is_unflushed,
+        {"what reclaim decides from is synced": rules.of_the_laboratory("seal: sync of the head")},
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PowerCutDisk]:
+    with laboratory(), power_cut_disk(tmp_path_factory.mktemp("scenarios")) as mounted:
+        yield mounted
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_scenario(disk: PowerCutDisk, name: str) -> None:
+    scenario, _ = SCENARIOS[name]
+    scenario(disk)
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"), [(name, rule) for name, (_, broken) in SCENARIOS.items() for rule in broken]
+)
+def test_it_fails_without_its_rule(disk: PowerCutDisk, name: str, rule: str) -> None:
+    scenario, broken = SCENARIOS[name]
+    with broken[rule](), pytest.raises((AssertionError, BockdError, LookupError)) as failure:
+        scenario(disk)
+    print(failure.value)
