@@ -41,7 +41,7 @@ from bockd.store.catalogue import (
     pair_key,
 )
 from bockd.store.index import Table, Transaction, unseal
-from bockd.store.journal import BARRIERS, SegmentContents, read_segment
+from bockd.store.journal import BARRIERS, SegmentContents, read_journal
 from bockd.store.layer import verify_layer
 from bockd.store.layout import JournalName, Layout, unlink_if_present
 from bockd.store.leaf import HOLE, LEAF_BLOCKS, Leaf, leaf_key_parts
@@ -301,21 +301,14 @@ class _Checker:
         return payload is None or decode_record(VolumeRecord, payload) != volume
 
     def _segments(self, volume: VolumeRecord) -> list[SegmentContents]:
-        names = [
-            name
-            for name in self.store.layout.journal_segments()
-            if (name.volume, name.generation) == (volume.id, volume.generation)
-            and name.number >= volume.segment
-        ]
-        if not names or [n.number for n in names] != list(
-            range(volume.segment, volume.segment + len(names))
-        ):
-            missing = JournalName(volume.id, volume.generation, volume.segment)
+        first = JournalName(volume.id, volume.generation, volume.segment)
+        segments, missing = read_journal(self.store.layout, first)
+        if missing is not None:
             raise DamagedError(
                 f"volume {volume.id} ({volume.name}) was not closed and its journal "
                 f"{self.store.layout.journal_segment(missing)} is incomplete or missing"
             )
-        return [read_segment(self.store.layout, name) for name in names]
+        return segments
 
     def _check_files(self) -> None:
         layout = self.store.layout

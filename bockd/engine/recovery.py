@@ -32,7 +32,7 @@ from bockd.store.journal import (
     Kind,
     SegmentContents,
     last_barrier,
-    read_segment,
+    read_journal,
 )
 from bockd.store.layer import Layer
 from bockd.store.layout import JournalName, sync_directory, unlink_leftover
@@ -94,25 +94,15 @@ def recover(store: StoreAccess, record: VolumeRecord) -> VolumeRecord:
 
 def _read_segments(store: StoreAccess, record: VolumeRecord) -> list[SegmentContents]:
     """The segments that the index does not contain, in order and without a gap."""
-    names = [
-        name
-        for name in store.layout.journal_segments()
-        if (name.volume, name.generation) == (record.id, record.generation)
-        and name.number >= record.segment
-    ]
-    wanted = [
-        JournalName(record.id, record.generation, record.segment + i) for i in range(len(names))
-    ]
-    if not names or names != wanted:
-        missing = next((n for n in wanted if n not in names), None) or JournalName(
-            record.id, record.generation, record.segment
-        )
+    first = JournalName(record.id, record.generation, record.segment)
+    segments, missing = read_journal(store.layout, first)
+    if missing is not None:
         raise DamagedError(
             f"volume {record.id} ({record.name}) was in use when the daemon stopped, but its "
             f"journal {store.layout.journal_segment(missing)} is missing: put the file back, or "
             "accept the loss of the latest writes with 'bockd check --repair'"
         )
-    return [read_segment(store.layout, name) for name in names]
+    return segments
 
 
 def plan_replay(segments: list[SegmentContents], boot: str, head: Layer) -> Replay:

@@ -29,7 +29,7 @@ import struct
 import zlib
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -199,6 +199,27 @@ class JournalSegment:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def read_journal(
+    layout: Layout, first: JournalName
+) -> tuple[list[SegmentContents], JournalName | None]:
+    """The segments from `first` on, of its volume and generation, in order; and the one that is
+    missing, if one is: `first` itself, one between others, or the one behind a seal, since the next
+    segment is made before one is sealed. DamagedError as of `read_segment`."""
+    there = {
+        name
+        for name in layout.journal_segments()
+        if (name.volume, name.generation) == (first.volume, first.generation)
+        and name.number >= first.number
+    }
+    segments: list[SegmentContents] = []
+    name = first
+    while name in there:
+        segments.append(read_segment(layout, name))
+        name = replace(name, number=name.number + 1)
+    complete = len(segments) == len(there) and segments and not segments[-1].sealed
+    return segments, None if complete else name
 
 
 def read_segment(layout: Layout, name: JournalName) -> SegmentContents:

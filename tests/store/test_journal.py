@@ -21,6 +21,7 @@ from bockd.store.journal import (
     first_sequence,
     last_barrier,
     places,
+    read_journal,
     read_segment,
 )
 from bockd.store.layout import JournalName, Layout
@@ -174,3 +175,26 @@ def test_a_broken_scatter_counts_for_nothing(layout: Layout, byte: int) -> None:
         file.seek(at)
         file.write(bytes([value ^ 0x10]))
     assert read_segment(layout, NAME).changes == (Change(FIRST, Kind.HOLE, 1, 2),)
+
+
+@pytest.mark.parametrize(
+    ("there", "missing"),
+    [("", 2), ("o", None), ("s", 3), ("so", None), ("ss", 4), ("-o", 2), ("s-o", 3), ("oo", None)],
+)
+def test_a_missing_segment_is_noticed(layout: Layout, there: str, missing: int | None) -> None:
+    """From segment 2 on, segments that are open (o), sealed (s) or missing (-). Behind a seal there
+    must be another one; and neither other generations nor earlier segments count."""
+    for number, what in enumerate(f"s{there}", 1):
+        name = JournalName(NAME.volume, NAME.generation, number)
+        if what != "-":
+            segment = JournalSegment.create(layout, name, BOOT)
+            segment.append([(Kind.REDIRECT, number, 1)])
+            if what == "s":
+                segment.append([(Kind.SEAL, segment.last_sequence, 0)])
+            segment.close()
+    JournalSegment.create(layout, JournalName(NAME.volume, NAME.generation + 1, 2), BOOT).close()
+    segments, found = read_journal(layout, NAME)
+    assert (None if found is None else found.number) == missing
+    assert [s.changes[0].start for s in segments] == [s.name.number for s in segments]
+    if missing is None:
+        assert len(segments) == len(there)
