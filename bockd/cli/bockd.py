@@ -88,7 +88,8 @@ def nbdkit_plugin() -> None:
 
 
 def check_anywhere(path: Path, *, repair: bool) -> CheckReport:
-    """Check the pool here, or by the daemon that has it."""
+    """Check the pool here, or by the daemon that has it. InUseError says which process has it: a
+    daemon, or another check."""
     from bockd.blockstorage.check import check_pool
 
     try:
@@ -97,9 +98,7 @@ def check_anywhere(path: Path, *, repair: bool) -> CheckReport:
         raise
     except InUseError as error:
         if repair:
-            raise InUseError(
-                f"a daemon serves {path}: stop it before --repair, or check without it"
-            ) from error
+            raise InUseError(f"{error}: stop it before --repair, or check without it") from error
         try:
             with ControlClient(path / "api.sock") as client:
                 return client.check()
