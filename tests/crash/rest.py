@@ -6,7 +6,8 @@ import http.client
 import json
 from typing import Any
 
-ANSWER_SECONDS = 60.0
+ANSWER_SECONDS = 600.0
+"""An answer takes milliseconds; the machine may be very busy with other tests."""
 
 
 class Rest:

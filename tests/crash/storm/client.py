@@ -15,7 +15,7 @@ from bockd.blockstorage.accounts import CREDENTIALS_FILE
 from bockd.cli.client import ControlClient
 from bockd.errors import UnavailableError
 from tests.crash.forked import ForkedDaemon
-from tests.crash.rest import Rest
+from tests.crash.rest import ANSWER_SECONDS, Rest
 
 GONE = (OSError, http.client.HTTPException, nbd.Error, UnavailableError)
 """What a client sees when the daemon dies. Of a daemon that lives it is a failure."""
@@ -33,7 +33,7 @@ class Client:
         self.rest = Rest(daemon.api_port, token, credentials["tenant_id"])
         if not token:
             self.rest.authenticate(credentials)
-        self.control = ControlClient(pool / "api.sock")
+        self.control = ControlClient(pool / "api.sock", within_seconds=ANSWER_SECONDS)
 
     def another(self) -> Client:
         return Client(self._pool, self._daemon, self.rest.token)
