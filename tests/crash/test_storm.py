@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.crash.storm.mutations import MUTATIONS
-from tests.crash.storm.storm import Storm, is_small, play
+from tests.crash.storm.storm import Storm, is_small, play_apart
 
 # An errand that finds the daemon dead: httpcore leaves the socket to the garbage collector.
 pytestmark = pytest.mark.filterwarnings(
@@ -34,7 +34,7 @@ def test_both_engines_have_a_storm() -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_what_was_acknowledged_survives_kills(tmp_path: Path, seed: int) -> None:
-    counts = play(tmp_path, seed, KILLS_OF_A_RUN)
+    counts = play_apart(tmp_path, seed, KILLS_OF_A_RUN)
     print(f"seed {seed}: {counts}")
     assert counts.kills >= KILLS_OF_A_RUN
     assert counts.acknowledged

@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.crash.storm.storm import Counts, play
+from tests.crash.storm.storm import Counts, play_apart
 
 KILLS_OF_A_RUN = 20
 
@@ -28,7 +28,7 @@ def main() -> None:
     total, began = Counts(), time.monotonic()
     for seed in range(first, first + runs):
         print(f"seed {seed}: {total}", flush=True)
-        total = total.plus(play(work, seed, KILLS_OF_A_RUN))
+        total = total.plus(play_apart(work, seed, KILLS_OF_A_RUN))
     work.rmdir()
     seconds = time.monotonic() - began
     print(f"seeds {first} to {first + runs - 1}: {total}; no failure; {seconds:.0f} s")
