@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 from dataclasses import dataclass, field
 
 import pytest
@@ -20,6 +22,7 @@ from bockd.errors import (
 )
 from bockd.model import NodeKind
 from bockd.steps import Steps, run_inline
+from bockd.store.index import Table, Transaction
 from tests.blockstorage.store import Store
 
 
@@ -128,6 +131,35 @@ def test_export_names_lead_to_what_is_attached(store: Store, tenant: TenantId) -
     store.restart()
     assert _exported(store, second) == volume.id
     assert second not in repr(store.look(tenant, volume))
+
+
+def test_the_time_of_a_search_says_nothing_of_the_name(
+    store: Store, tenant: TenantId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names that share more and more of a valid one are compared as hashes, which share nothing: in
+    the index, and then in constant time."""
+    name = attach(store, tenant, store.volume(tenant)).export_name
+    guesses = [name[:kept] + "x" * (len(name) - kept) for kept in range(len(name))]
+    searched: list[bytes] = []
+    compared: list[tuple[bytes, bytes]] = []
+    get, compare = Transaction.get, hmac.compare_digest
+
+    def noting_get(txn: Transaction, table: Table, key: bytes) -> bytes | None:
+        if table is Table.EXPORTS:
+            searched.append(key)
+        return get(txn, table, key)
+
+    def noting_compare(one: bytes, other: bytes) -> bool:
+        compared.append((one, other))
+        return compare(one, other)
+
+    monkeypatch.setattr(Transaction, "get", noting_get)
+    monkeypatch.setattr(hmac, "compare_digest", noting_compare)
+    for guess in (*guesses, name):
+        _exported(store, guess)
+    hashes = [hashlib.sha256(guess.encode()).digest() for guess in (*guesses, name)]
+    assert searched == hashes
+    assert compared == [(hashes[-1], hashes[-1])]
 
 
 def _exported(store: Store, name: str) -> int | None:
