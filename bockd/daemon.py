@@ -52,6 +52,7 @@ from bockd.engine.reclaim import Reclaimer
 from bockd.errors import BockdError, from_os_error
 from bockd.keystone.opening import open_keystone
 from bockd.model import NodeKind, ServerKind, SnapshotId, TlsMode, VolumeId
+from bockd.readiness import READY, STOPPING, notify
 from bockd.server.drive import Driver
 from bockd.server.exports import ExportKey
 from bockd.server.listener import address_of, listen_tcp
@@ -242,6 +243,7 @@ class _Daemon:
                 await anext(signals)
             # Later signals are let through, to end a slow stop.
             log.info("stopping")
+            notify(STOPPING)
             doors.cancel_scope.cancel()
 
     def _tls(self, listener: NbdSettings | ApiSettings) -> DoorTls:
@@ -293,6 +295,7 @@ class _Daemon:
             "Next: bock volume create disk1 --size 10GiB",
         ]
         print("\n".join(lines), flush=True)
+        notify(READY)
 
     def _ways_in(self) -> str:
         """Who has tokens, for people."""

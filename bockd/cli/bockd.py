@@ -15,9 +15,12 @@ from bockd.cli.config import config, config_option, load_all
 from bockd.cli.failure import Program
 from bockd.cli.output import json_option, print_json
 from bockd.cli.scrub import scrub
+from bockd.cli.unit import render_unit
 from bockd.config.load import load
 from bockd.control import CheckReport
 from bockd.errors import GuestsError, InUseError, UnavailableError
+
+UNIT = "bockd.service"
 
 
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
@@ -40,8 +43,16 @@ def main() -> None:
     type=click.Path(path_type=Path),
     help="Show volumes and snapshots as files in this directory (FUSE).",
 )
-def serve(config_file: Path | None, mount: Path | None) -> None:
+@click.option(
+    "--print-unit", is_flag=True, help=f"Only print the systemd unit {UNIT}, which does that."
+)
+def serve(config_file: Path | None, mount: Path | None, print_unit: bool) -> None:
     """Run the daemon until SIGTERM or Ctrl-C."""
+    if print_unit:
+        if config_file is not None or mount is not None:
+            raise click.UsageError("--print-unit goes without --config and --mount")
+        click.echo(render_unit("bockd.cli", UNIT, "bockd"), nl=False)
+        return
     settings = load_all(config_file).settings
     failpoints.arm(os.environ)
     from bockd.daemon import run

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 from dataclasses import asdict
-from importlib.resources import files
 
 import click
 
@@ -14,6 +12,7 @@ from bockd.cli.completion import complete_volume
 from bockd.cli.connecting import Connector, Wanted
 from bockd.cli.output import format_time, json_option, print_json, print_table, report
 from bockd.cli.storage import connect as connect_to_storage
+from bockd.cli.unit import render_unit
 from bockd.errors import BockdError, UnavailableError
 from bockd.host.devices import find_device
 from bockd.host.loopdevices import is_dead
@@ -54,7 +53,7 @@ def connect(
     if (volume is not None) + restore + print_unit != 1:
         raise click.UsageError("give one of VOLUME, --restore and --print-unit")
     if print_unit:
-        click.echo(render_unit(), nl=False)
+        click.echo(render_unit("bockd.host", UNIT, "bock"), nl=False)
         return
     connector = Connector(
         connect_to_storage(), Records.of_environment(os.environ), Trust.of_environment(os.environ)
@@ -84,14 +83,6 @@ def bring_back(connector: Connector, as_json: bool) -> None:
     )
     if failed:
         raise UnavailableError(f"{failed} of {failed + len(restored)} volumes are not connected")
-
-
-def render_unit() -> str:
-    """The unit, for the `bock` that runs."""
-    program = os.path.join(os.path.dirname(sys.executable), "bock")
-    if not os.path.exists(program):
-        program = os.path.abspath(sys.argv[0])
-    return files("bockd.host").joinpath(UNIT).read_text().replace("@BOCK@", program)
 
 
 @click.command()

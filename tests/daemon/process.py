@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +56,7 @@ class Bockd:
         api_listen: str = "none",
         mount: Path | None = None,
         config: Path = Path("/dev/null"),
+        launcher: Sequence[str | Path] = (),
     ) -> None:
         self.data_dir = data_dir
         self.log = log
@@ -64,6 +65,7 @@ class Bockd:
         self._options = [] if mount is None else ["--mount", str(mount)]
         self._api_listen = api_listen
         self._config = config
+        self._launcher = launcher
         self._process: subprocess.Popen[bytes] | None = None
         self._expected: list[str] = []
 
@@ -74,7 +76,7 @@ class Bockd:
         assert self._process is None
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [program("bockd"), "serve", *self._options],
+                [*self._launcher, program("bockd"), "serve", *self._options],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -338,12 +340,20 @@ def serving(
     config: Path = Path("/dev/null"),
     log: Path | None = None,
     mount: Path | None = None,
+    launcher: Sequence[str | Path] = (),
 ) -> Iterator[Bockd]:
     """A running daemon, for the duration. If it still runs at the end, it must stop well. Its log
-    is beside the data directory unless it shall be elsewhere."""
+    is beside the data directory unless it shall be elsewhere. `launcher` is a command that
+    becomes the one behind it."""
     log = log or data_dir.with_name(data_dir.name + ".log")
     daemon = Bockd(
-        data_dir, log, nbd_listen=nbd_listen, api_listen=api_listen, mount=mount, config=config
+        data_dir,
+        log,
+        nbd_listen=nbd_listen,
+        api_listen=api_listen,
+        mount=mount,
+        config=config,
+        launcher=launcher,
     )
     daemon.start()
     try:

@@ -1,0 +1,33 @@
+"""Telling whoever started the daemon that it is ready, and that it stops (sd_notify(3)).
+
+A service manager that wants to know gives the daemon a datagram socket in $NOTIFY_SOCKET: a path,
+or an abstract name behind an "@". What waits for the daemon can then begin when volumes can be
+reached, and not before.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+
+NOTIFY_VARIABLE = "NOTIFY_SOCKET"
+
+READY = "READY=1"
+STOPPING = "STOPPING=1"
+
+log = logging.getLogger(__name__)
+
+
+def notify(state: str) -> None:
+    """Say it, if anybody wants to know. One who does not listen is no reason to stop serving."""
+    name = os.environ.get(NOTIFY_VARIABLE)
+    if not name:
+        return
+    address = "\0" + name[1:] if name.startswith("@") else name
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.setblocking(False)
+            sender.sendto(state.encode(), address)
+    except OSError as error:
+        log.warning("%s did not reach %s: %s", state, NOTIFY_VARIABLE, error)
