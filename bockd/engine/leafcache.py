@@ -7,7 +7,8 @@ Freezing a head changes no leaf: its slot goes on meaning the same layer.
 
 A leaf with changes that the index does not have is *dirty* and stays; clean ones are evicted in
 groups, oldest first, when the cache outgrows its budget. Leaves are read from the index in a
-thread, a group at a time, because neighbours cost next to nothing once the cursor is there.
+thread, a group at a time, because neighbours cost next to nothing once the cursor is there. What
+the index does not have of a group that was read is all holes, and takes no place in memory.
 """
 
 from __future__ import annotations
@@ -41,6 +42,10 @@ CACHE_BYTES = 40 * MIB
 """Per open device. About 57,000 leaves of scattered blocks (the worst kind), or 400,000 uniform
 ones; below the 64 MiB that an open volume may cost."""
 
+_EVICTED_SHARE = 16
+"""One in so many bytes is made free at once, so that not every load has to look for victims."""
+
+_GROUP_BYTES = 200
 _SHARED_LEAF_BYTES = 104
 _PRIVATE_LEAF_BYTES = _SHARED_LEAF_BYTES + 600
 _SPARE_SLOTS = 1024
@@ -74,7 +79,10 @@ class LeafCache:
         self._slot_of: dict[LayerId, int] = {HOLE: HOLE_SLOT}
         self._uniform: dict[int, SlotLeaf] = {}
         self._groups: dict[int, None] = {}
+        self._whole: set[int] = set()
+        """Groups that were read and have lost no leaf since: what is absent is all holes."""
         self._private = 0
+        self._evict_above = CACHE_BYTES
         self._loading: dict[int, Signal] = {}
         self._pins: dict[int, int] = {}
         self._era = 0
@@ -174,6 +182,7 @@ class LeafCache:
                 layer.close()
         self.slots.clear()
         self.leaves.clear()
+        self._whole.clear()
 
     # -- changing ----------------------------------------------------------------------------
 
@@ -186,7 +195,7 @@ class LeafCache:
             if stop - first == LEAF_BLOCKS:
                 self.replace(number, self.uniform(slot), sequence)
             else:
-                leaf = self.leaves[number][:]
+                leaf = self._at(number)[:]
                 leaf[first - base : stop - base] = self.uniform(slot)[: stop - first]
                 self.replace(number, leaf, sequence)
             first = stop
@@ -194,7 +203,7 @@ class LeafCache:
     def assign_one(self, block: int, slot: int, sequence: int) -> None:
         """`assign` for one block: what random writes do."""
         number = block >> LEAF_SHIFT
-        leaf = self.leaves[number]
+        leaf = self.leaves.get(number) or self._at(number)
         if self._uniform.get(leaf[0]) is leaf:
             self._private += 1
             leaf = self.leaves[number] = leaf[:]
@@ -216,6 +225,7 @@ class LeafCache:
     def mark_clean(self, applied: int) -> None:
         """The index now has all changes up to sequence `applied`."""
         self.dirty = {number: last for number, last in self.dirty.items() if last > applied}
+        self._evict_above = CACHE_BYTES
         self._evict()
 
     def _is_shared(self, leaf: SlotLeaf) -> bool:
@@ -223,11 +233,23 @@ class LeafCache:
 
     # -- loading -----------------------------------------------------------------------------
 
+    def find(self, number: int) -> SlotLeaf | None:
+        """A leaf, for looking at; None if the index must be asked."""
+        leaf = self.leaves.get(number)
+        if leaf is None and number // GROUP_LEAVES in self._whole:
+            return self.uniform(HOLE_SLOT)
+        return leaf
+
+    def _at(self, number: int) -> SlotLeaf:
+        """A leaf that is loaded."""
+        leaf = self.find(number)
+        assert leaf is not None
+        return leaf
+
     def missing(self, first: int, end: int) -> int | None:
         """The number of the first leaf of blocks first..end-1 that is not in memory."""
-        leaves = self.leaves
         for number in range(first >> LEAF_SHIFT, ((end - 1) >> LEAF_SHIFT) + 1):
-            if number not in leaves:
+            if self.find(number) is None:
                 return number
         return None
 
@@ -247,7 +269,7 @@ class LeafCache:
         for group in groups:
             self._pins[group] = self._pins.get(group, 0) + 1
         try:
-            while absent := [number for number in numbers if number not in self.leaves]:
+            while absent := [number for number in numbers if self.find(number) is None]:
                 yield from self._load_group(min(absent) // GROUP_LEAVES)
         finally:
             for group in groups:
@@ -324,12 +346,8 @@ class LeafCache:
 
     def _install(self, group: int, loaded: _Loaded) -> None:
         self._evict()
-        for number in range(loaded.first, loaded.end):
+        for number, leaf in loaded.leaves.items():
             if number in self.leaves:
-                continue
-            leaf = loaded.leaves.get(number)
-            if leaf is None:
-                self.leaves[number] = self.uniform(HOLE_SLOT)
                 continue
             slots = [self._slot_of[LayerId(layer)] for layer in leaf.palette]
             damaged = loaded.damaged.get(number)
@@ -341,25 +359,36 @@ class LeafCache:
                 for block in damaged or ():
                     self.leaves[number][block] = DAMAGED_SLOT
         self._groups[group] = None
+        self._whole.add(group)
 
     def _evict(self) -> None:
         """Drop clean groups, oldest first, until the cache is within its budget."""
-        if self._weight() <= CACHE_BYTES:
+        if self._weight() <= self._evict_above:
             return
-        for group in [group for group in self._groups if group not in self._pins]:
-            if self._weight() <= CACHE_BYTES:
-                return
-            del self._groups[group]
-            for number in range(group * GROUP_LEAVES, (group + 1) * GROUP_LEAVES):
-                if number in self.dirty:
-                    self._groups[group] = None
-                elif (leaf := self.leaves.pop(number, None)) is not None:
-                    self._private -= not self._is_shared(leaf)
+        at_once = CACHE_BYTES // _EVICTED_SHARE
+        for group in list(self._groups):
+            if self._weight() <= CACHE_BYTES - at_once:
+                break
+            if group not in self._pins:
+                self._drop(group)
+        # When all that is left is dirty, looking for more would find nothing each time.
+        self._evict_above = max(CACHE_BYTES, self._weight() + at_once)
+
+    def _drop(self, group: int) -> None:
+        """Forget what is clean of a group; one that has something dirty becomes the newest."""
+        del self._groups[group]
+        self._whole.discard(group)
+        for number in range(group * GROUP_LEAVES, (group + 1) * GROUP_LEAVES):
+            if number in self.dirty:
+                self._groups[group] = None
+            elif (leaf := self.leaves.pop(number, None)) is not None:
+                self._private -= not self._is_shared(leaf)
 
     def _weight(self) -> int:
         """An estimate of the leaves' memory in bytes."""
         private = self._private * (_PRIVATE_LEAF_BYTES - _SHARED_LEAF_BYTES)
-        return len(self.leaves) * _SHARED_LEAF_BYTES + private
+        groups = len(self._groups) * _GROUP_BYTES
+        return len(self.leaves) * _SHARED_LEAF_BYTES + private + groups
 
     # -- looking -----------------------------------------------------------------------------
 
@@ -371,7 +400,7 @@ class LeafCache:
             number = first >> LEAF_SHIFT
             base = number << LEAF_SHIFT
             stop = min(end, base + LEAF_BLOCKS)
-            leaf = self.leaves[number]
+            leaf = self._at(number)
             if self._is_shared(leaf):
                 pieces = [(first - base, stop - base, leaf[0])]
             else:
@@ -390,7 +419,7 @@ class LeafCache:
             number = first >> LEAF_SHIFT
             base = number << LEAF_SHIFT
             stop = min(end, base + LEAF_BLOCKS)
-            leaf, wanted = self.leaves[number], self.uniform(slot)
+            leaf, wanted = self._at(number), self.uniform(slot)
             if leaf is not wanted and leaf[first - base : stop - base] != wanted[: stop - first]:
                 return False
             first = stop

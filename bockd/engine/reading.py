@@ -63,7 +63,8 @@ class Reader:
         last = (offset + length - 1) >> BLOCK_SHIFT
         if first != last or offset >= SEGMENT_BYTES:
             return self._try_read_many(offset, into, first, last + 1)
-        leaf = self.map.leaves.get(first >> LEAF_SHIFT)
+        number = first >> LEAF_SHIFT
+        leaf = self.map.leaves.get(number) or self.map.find(number)
         if leaf is None:
             return False
         layer = self.map.slots[leaf[first & LEAF_MASK]]

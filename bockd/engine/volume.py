@@ -92,7 +92,8 @@ class Volume(Reader):
         length = len(data)
         first = offset >> BLOCK_SHIFT
         last = (offset + length - 1) >> BLOCK_SHIFT
-        leaf = self.map.leaves.get(first >> LEAF_SHIFT)
+        number = first >> LEAF_SHIFT
+        leaf = self.map.leaves.get(number) or self.map.find(number)
         if leaf is None or self.gate.closed:
             return False
         if self.locks.held and self.locks.busy(first, last + 1):
@@ -294,7 +295,8 @@ class Volume(Reader):
         start, stop = max(first, base), min(end, base + LEAF_BLOCKS)
         if self.map.holds_only(start, stop, HOLE_SLOT):
             return False
-        leaf = self.map.leaves[number]
+        leaf = self.map.find(number)
+        assert leaf is not None
         owned = [r for r in runs_of(leaf, start - base, stop - base) if r[2] == self._head_slot]
         self.map.assign(start, stop, HOLE_SLOT, self.durability.sequence)
         if owned:
