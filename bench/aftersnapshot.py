@@ -21,8 +21,10 @@ from bench.fio import Job, run_job
 from bench.processes import BenchError
 from bench.quiet import Watch, quiet_rounds
 from bench.results import Comparison, Section, Target
+from bench.rows import FILL_BLOCK_BYTES
 from bench.servers import Daemon, Served, bockd_daemon
-from bench.throughput import FILL_BLOCK_BYTES, Field, Scale, fill
+from bench.throughput import fill
+from bench.turns import Field, Scale
 from bockd.store.layout import Layout
 
 BLOCK_BYTES = 4096
@@ -108,15 +110,14 @@ class _Windows:
         if outcome.operations != self._blocks:
             raise BenchError(f"fio wrote {outcome.operations} blocks instead of {self._blocks}")
         settle(served.directory)
-        return outcome.iops
+        return outcome.rate
 
     def pair(self, number: int, watch: Watch, fill_bytes: int) -> tuple[float, ...]:
         """After, before, bytes that the new head occupies, bytes written to it."""
         name = f"fill-{fill_bytes}-{number}"
         self._ground.tell(f"after-snapshot: volume {name}")
         daemon = self._daemon
-        daemon.bock("volume", "create", name, "--size", str(self._size_bytes))
-        served = Served("bockd", daemon.pid, daemon.uri(name), daemon.data_dir, "")
+        served = daemon.volume(name, self._size_bytes)
         fill(served, self._size_bytes, self._ground.placement, fill_bytes)
         with watch.over(served.pid):
             before = self._write(served)

@@ -13,8 +13,9 @@ from bench.fio import Job, run_job
 from bench.http import Api, answers_per_second, authenticate, steady
 from bench.quiet import MAX_FOREIGN_SHARE, Watch, quiet_rounds
 from bench.results import Comparison, Section, Target
-from bench.servers import BOCKD, EXPORT, Daemon, Served, bockd_daemon
-from bench.throughput import Field, Scale, fill
+from bench.servers import EXPORT, Daemon, Served, bockd_daemon
+from bench.throughput import fill
+from bench.turns import Field, Scale
 from bockd.blockstorage.accounts import CREDENTIALS_FILE, Accounts, establish
 from bockd.blockstorage.contract import UNLIMITED, NewVolume, Quota
 from bockd.blockstorage.records import Ledger
@@ -52,8 +53,7 @@ def measure_api_cost(scale: Scale, ground: Field) -> Section:
     ground.tell(f"making {VOLUMES} volumes")
     volume = make_pool(directory)
     with bockd_daemon(directory, ground.placement, public=True) as daemon:
-        daemon.bock("volume", "create", EXPORT, "--size", str(scale.size_bytes))
-        served = Served(BOCKD, daemon.pid, daemon.uri(EXPORT), directory, "bockd serve")
+        served = daemon.volume(EXPORT, scale.size_bytes)
         fill(served, scale.size_bytes, ground.placement)
         api = authenticate(daemon.api_port, directory / CREDENTIALS_FILE)
         show = f"/volumes/{volume}"
@@ -145,7 +145,7 @@ def _beside(
 
     def alone(watch: Watch) -> float:
         with watch.over(served.pid):
-            return run_job(job, served.uri, core=core).iops
+            return run_job(job, served.uri, core=core).rate
 
     def beside(watch: Watch) -> float:
         with steady(api, show, REQUESTS_PER_SECOND, core):

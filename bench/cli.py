@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -15,19 +16,27 @@ from types import FrameType
 import click
 from rich.console import Console
 
-from bench import aftersnapshot, apicost, snapshotcost
+from bench import sections
+from bench.chart import chart_of
 from bench.machine import MEMORY_FILE_SYSTEMS, describe_machine, file_system_of
 from bench.processes import BenchError, place
 from bench.report import UNBOUNDED_COLUMNS, Report, print_report, to_json, to_markdown
-from bench.results import Section, wanted
-from bench.servers import DEFAULT_PEERS, PEERS
-from bench.throughput import ROWS, Field, Scale, Tell, measure_throughput
+from bench.servers import PEERS
+from bench.turns import Field, Scale, Tell
 
 MIB = 1 << 20
-FULL = Scale(rounds=5, seconds=2.0, size_bytes=1024 * MIB, repeats=5)
-QUICK = Scale(rounds=3, seconds=1.0, size_bytes=256 * MIB, repeats=2)
-SNAPSHOT_PAIRS = 5
-"""Pairs of snapshots and clones for each round: they are short, and vary."""
+FULL = Scale(rounds=5, seconds=1.0, size_bytes=512 * MIB, repeats=3)
+QUICK = Scale(
+    rounds=1,
+    seconds=0.3,
+    size_bytes=64 * MIB,
+    repeats=0,
+    many_volumes=100,
+    many_snapshots=20,
+    trim_bytes=4096 * MIB,
+    scattered_bytes=16 * MIB,
+)
+"""Enough to see that all of it works; its numbers mean little."""
 
 DEFAULT_DIRECTORY = Path("/var/tmp")
 """On a disk, unlike /tmp on many machines."""
@@ -41,16 +50,20 @@ _NOT_REPEATED = frozenset({"--json", "--directory"})
 @click.option("--rounds", type=click.IntRange(1), help=f"Default: {FULL.rounds}.")
 @click.option("--seconds", type=click.FloatRange(0.1), help="Length of a run.")
 @click.option("--size-mib", type=click.IntRange(16), help="Size of each image.")
+@click.option("--list", "list_rows", is_flag=True, help="Print the names of all rows.")
 @click.option("--row", "rows", multiple=True, help="Only rows that match; may be repeated.")
 @click.option(
     "--peer",
     "peers",
     multiple=True,
     type=click.Choice(list(PEERS)),
-    help=f"Instead of {', '.join(DEFAULT_PEERS)}; may be repeated.",
+    help="Instead of those that each row names; may be repeated.",
 )
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write JSON there.")
 @click.option("--write", "page", type=click.Path(path_type=Path), help="Write the page there.")
+@click.option(
+    "--chart", "chart_file", type=click.Path(path_type=Path), help="Draw the ratios there, as SVG."
+)
 @click.option(
     "--directory",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
@@ -66,6 +79,7 @@ _NOT_REPEATED = frozenset({"--json", "--directory"})
 @click.option("--strict", is_flag=True, help="Exit with status 1 when a target is missed.")
 def main(
     quick: bool,
+    list_rows: bool,
     rounds: int | None,
     seconds: float | None,
     size_mib: int | None,
@@ -73,29 +87,35 @@ def main(
     peers: tuple[str, ...],
     json_file: Path | None,
     page: Path | None,
+    chart_file: Path | None,
     directory: Path,
     repeat: bool,
     strict: bool,
 ) -> None:
-    """Measure bockd: against other NBD servers, just after snapshots, what snapshots cost, and
-    what its API does and costs.
+    """Measure bockd: against other NBD servers, through snapshots and just after them, through
+    each of its doors, from the disk, and what it takes of the machine.
 
     \b
     python -m bench --quick
+    python -m bench --list
     python -m bench --row randwrite --peer 'qemu-nbd qcow2' --rounds 9
     python -m bench --write docs/performance.md
     """
+    if list_rows:
+        click.echo("\n".join(sections.all_rows()))
+        return
     base = QUICK if quick else FULL
-    scale = Scale(
-        rounds or base.rounds,
-        seconds or base.seconds,
-        size_mib * MIB if size_mib else base.size_bytes,
-        base.repeats if repeat else 0,
+    scale = replace(
+        base,
+        rounds=rounds or base.rounds,
+        seconds=seconds or base.seconds,
+        size_bytes=size_mib * MIB if size_mib else base.size_bytes,
+        repeats=base.repeats if repeat else 0,
     )
     signal.signal(signal.SIGTERM, _terminated)
     try:
         _refuse_memory(directory)
-        report = _measure(rows, peers or DEFAULT_PEERS, scale, directory)
+        report = _measure(rows, peers, scale, directory)
     except BenchError as error:
         raise click.ClickException(str(error)) from error
     print_report(report, _console())
@@ -103,6 +123,8 @@ def main(
         json_file.write_text(to_json(report))
     if page is not None:
         page.write_text(to_markdown(report))
+    if chart_file is not None:
+        chart_file.write_text(chart_of(report))
     if strict and report.missed:
         sys.exit(1)
 
@@ -123,26 +145,11 @@ def _refuse_memory(directory: Path) -> None:
 def _measure(
     patterns: Sequence[str], peers: Sequence[str], scale: Scale, directory: Path
 ) -> Report:
-    sections: list[Section] = []
-    settings: dict[str, str] = {}
-    chosen = [row for row in ROWS if wanted(row.name, patterns)]
     with _scratch(directory) as scratch, _telling() as tell:
-        ground = Field(scratch, place(), tell)
-        if chosen:
-            section, settings = measure_throughput(chosen, peers, scale, ground)
-            sections.append(section)
-        if after := [row for row in aftersnapshot.ROWS if wanted(row, patterns)]:
-            sections.append(aftersnapshot.measure_after_snapshot(scale, ground, after))
-        if any(wanted(row, patterns) for row in snapshotcost.ROWS):
-            pairs = SNAPSHOT_PAIRS * scale.rounds
-            sections.append(snapshotcost.measure_snapshot_cost(scratch / "cost", pairs, tell))
-        if any(wanted(row, patterns) for row in apicost.ROWS):
-            sections.append(apicost.measure_api_cost(scale, ground))
-        if not sections:
-            raise BenchError(f"no row matches {' or '.join(patterns)}")
+        found, settings = sections.measure(patterns, peers, scale, Field(scratch, place(), tell))
         machine = describe_machine(scratch)
     date = datetime.now(UTC).isoformat(timespec="seconds")
-    return Report(_command(sys.argv[1:]), date, machine, settings, tuple(sections))
+    return Report(_command(sys.argv[1:]), date, machine, settings, found)
 
 
 @contextmanager

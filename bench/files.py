@@ -21,6 +21,13 @@ def settle(directory: Path) -> None:
             os.close(fd)
 
 
+def drop_from_cache(directory: Path) -> None:
+    """Drop the clean pages of the files below `directory` from the page cache."""
+    for path in _regular_files(directory):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def occupied_bytes(paths: Iterable[Path]) -> int:
     """What files take of their file system, its own bookkeeping for them included."""
     return sum(os.stat(path).st_blocks * 512 for path in paths)

@@ -6,6 +6,7 @@ Each server is the leader of a process group of its own, so that whatever it sta
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -61,16 +62,27 @@ def pinned(core: int | None) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
+Address = Path | tuple[str, int]
+"""A Unix socket, or a host and a TCP port."""
+
+
+def free_port() -> int:
+    """A TCP port of the loopback interface that is free now."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+    return port
+
+
 @contextmanager
 def serving(
     command: Sequence[str],
     *,
-    socket_path: Path,
+    address: Address,
     core: int | None,
     log: Path,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[int]:
-    """Run a server, from the moment it accepts on `socket_path` to the end of the context.
+    """Run a server, from the moment it accepts on `address` to the end of the context.
 
     Gives its process id. Raises BenchError, with the end of its log, when it does not start, or
     when what was done within failed because it had ended.
@@ -85,7 +97,7 @@ def serving(
             env=environment,
         )
     try:
-        _wait_until_ready(process, socket_path, log)
+        _wait_until_ready(process, address, log)
         yield process.pid
     except BenchError as error:
         if process.poll() is not None:
@@ -96,9 +108,32 @@ def serving(
         _end(process)
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], path: Path, log: Path) -> None:
+@contextmanager
+def daemonized(
+    command: Sequence[str], *, pid_file: Path, address: Address, core: int | None
+) -> Iterator[int]:
+    """Like `serving`, for a server that cannot stay in the foreground; it writes `pid_file`."""
+    with pinned(core):
+        run(command)
     deadline = time.monotonic() + READY_SECONDS
-    while not _accepts(path):
+    while not (pid_file.exists() and pid_file.read_text().strip() and _accepts(address)):
+        if time.monotonic() > deadline:
+            raise BenchError(f"{shlex.join(command)} did not start serving")
+        time.sleep(_READY_POLL_SECONDS)
+    pid = int(pid_file.read_text())
+    try:
+        yield pid
+    finally:
+        os.killpg(pid, signal.SIGTERM)
+        while Path(f"/proc/{pid}").exists():
+            if time.monotonic() > deadline + STOP_SECONDS:
+                os.killpg(pid, signal.SIGKILL)
+            time.sleep(_READY_POLL_SECONDS)
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], address: Address, log: Path) -> None:
+    deadline = time.monotonic() + READY_SECONDS
+    while not _accepts(address):
         if process.poll() is not None or time.monotonic() > deadline:
             raise BenchError(f"{process.args!r} did not start serving:\n{_tail(log)}")
         time.sleep(_READY_POLL_SECONDS)
@@ -108,13 +143,24 @@ def _tail(log: Path) -> str:
     return log.read_text(errors="replace")[-2000:] if log.exists() else "(its log is gone)"
 
 
-def _accepts(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX) as probe:
+def _accepts(address: Address) -> bool:
+    with _probe(address) as (probe, where):
         try:
-            probe.connect(str(path))
+            probe.connect(where)
         except (FileNotFoundError, ConnectionRefusedError):
             return False
     return True
+
+
+@contextmanager
+def _probe(address: Address) -> Iterator[tuple[socket.socket, str | tuple[str, int]]]:
+    """A socket of the right kind, and what it connects to."""
+    if isinstance(address, Path):
+        with socket.socket(socket.AF_UNIX) as probe:
+            yield probe, str(address)
+    else:
+        with socket.socket(socket.AF_INET) as probe:
+            yield probe, address
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -145,26 +191,33 @@ def run(command: Sequence[str], *, environment: Mapping[str, str] | None = None)
 
 
 def cpu_seconds(pid: int) -> float:
-    """What a process and its threads have used so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS_PER_SECOND
+    """What a server has used so far: the leader of its session, whoever is in that session (some
+    serve each client in a child), and children that have ended."""
+    total = 0.0
+    for entry in Path("/proc").iterdir():
+        fields = _stat_fields(entry)
+        if fields and int(fields[3]) == pid:
+            ticks = fields[11:15] if entry.name == str(pid) else fields[11:13]
+            total += sum(int(field) for field in ticks) / _TICKS_PER_SECOND
+    return total
 
 
 def kernel_cpu_seconds() -> float:
     """What the kernel's own threads have used so far: they write back what servers wrote."""
-    return sum(_kernel_thread_seconds(entry) for entry in Path("/proc").iterdir())
+    found = [_stat_fields(entry) for entry in Path("/proc").iterdir()]
+    threads = [fields for fields in found if fields and int(fields[6]) & _PF_KTHREAD]
+    return sum(int(fields[11]) + int(fields[12]) for fields in threads) / _TICKS_PER_SECOND
 
 
-def _kernel_thread_seconds(entry: Path) -> float:
+def _stat_fields(entry: Path) -> list[str]:
+    """The fields of a process's `stat` behind its name, from the state on (proc_pid_stat(5));
+    none when it has ended, or for anything else in /proc."""
     if not entry.name.isdigit():
-        return 0.0
+        return []
     try:
-        fields = (entry / "stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):  # it has ended
-        return 0.0
-    if not int(fields[6]) & _PF_KTHREAD:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / _TICKS_PER_SECOND
+        return (entry / "stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
 
 
 def machine_cpu_seconds() -> float:

@@ -7,17 +7,28 @@ the power, not with the process), so peers run with write-back caching.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 from urllib.parse import quote
 
-from bench.processes import READY_SECONDS, BenchError, Placement, run, serving
+from bench.processes import (
+    READY_SECONDS,
+    Address,
+    BenchError,
+    Placement,
+    daemonized,
+    free_port,
+    run,
+    serving,
+)
 
 EXPORT = "bench"
 """The export's name everywhere; in bockd that of the volume."""
@@ -31,6 +42,7 @@ class Served:
 
     name: str
     pid: int
+    """Leader of its session; see `processes.cpu_seconds`."""
     uri: str
     directory: Path
     """Holds all that the server writes."""
@@ -38,8 +50,15 @@ class Served:
     """The options that matter, for the report."""
 
 
-Serve = Callable[[Path, int, Placement], AbstractContextManager[Served]]
-"""Start a server that keeps its data in a directory and has an empty export of some bytes."""
+class Serve(Protocol):
+    """Starts a server."""
+
+    def __call__(
+        self, directory: Path, size_bytes: int, placement: Placement, *, tcp: bool = False
+    ) -> AbstractContextManager[Served]:
+        """A server that keeps its data in `directory`, which is new, and has an empty export of
+        some bytes; on a Unix socket, or on TCP over the loopback interface."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -51,9 +70,14 @@ class Peer:
     """Left out where the kernel does not have what it needs."""
 
 
-def nbd_uri(name: str, socket_path: Path) -> str:
+def unix_uri(name: str, socket_path: Path) -> str:
     """An export on a Unix socket."""
     return f"nbd+unix:///{name}?socket={quote(str(socket_path))}"
+
+
+def tcp_uri(name: str, port: int) -> str:
+    """An export on a port of the loopback interface."""
+    return f"nbd://127.0.0.1:{port}/{name}"
 
 
 @dataclass(frozen=True)
@@ -76,110 +100,215 @@ class Daemon:
 
     def bock(self, *arguments: str) -> str:
         """Run `bock` against it and return what it prints; BenchError when it fails."""
-        return run([_program("bock"), *arguments], environment=_environment(self.data_dir))
+        return run([program("bock"), *arguments], environment=_environment(self.data_dir))
 
     def uri(self, volume: str) -> str:
         """Where a volume is exported."""
-        return nbd_uri(volume, self.data_dir / "nbd.sock")
+        return unix_uri(volume, self.data_dir / "nbd.sock")
+
+    def volume(self, name: str, size_bytes: int, *, tcp: bool = False) -> Served:
+        """A new volume, and the way to it."""
+        self.bock("volume", "create", name, "--size", str(size_bytes))
+        uri = self.attach(name) if tcp else self.uri(name)
+        return Served(BOCKD, self.pid, uri, self.data_dir, "bockd serve")
+
+    def attach(self, volume: str) -> str:
+        """Attach a volume, and return its address on TCP."""
+        attached = json.loads(self.bock("attachment", "create", volume, "bench", "--json"))
+        uri: str = attached["uri"]
+        return uri
 
 
 @contextmanager
-def bockd_daemon(data_dir: Path, placement: Placement, *, public: bool = False) -> Iterator[Daemon]:
-    """`bockd serve` on `data_dir`, as a user would start it, without TCP listeners but, if it is
-    to be `public`, that of the block storage API."""
+def bockd_daemon(
+    data_dir: Path,
+    placement: Placement,
+    *,
+    public: bool = False,
+    tcp: bool = False,
+    mount: Path | None = None,
+) -> Iterator[Daemon]:
+    """`bockd serve` on `data_dir`, as a user would start it, but with TCP listeners for the block
+    storage API only if it is to be `public` and for NBD only with `tcp`; `mount` is where the file
+    view goes."""
     data_dir.mkdir(parents=True, exist_ok=True)
     log = data_dir.with_suffix(".log")
+    environment = _environment(data_dir)
+    if public:
+        environment["BOCKD_API_LISTEN"] = "127.0.0.1:0"
+    if tcp:
+        environment["BOCKD_NBD_LISTEN"] = "127.0.0.1:0"
     with serving(
-        [_program("bockd"), "serve"],
-        socket_path=data_dir / "api.sock",  # the last door that opens
+        [program("bockd"), "serve", *(["--mount", str(mount)] if mount else [])],
+        address=data_dir / "api.sock",  # the last door that opens
         core=placement.server,
         log=log,
-        environment=_environment(data_dir, api_listen="127.0.0.1:0" if public else "none"),
+        environment=environment,
     ) as pid:
         yield Daemon(pid, data_dir, log)
 
 
-def _program(name: str) -> str:
+def program(name: str) -> str:
     """A console script of the environment that runs the benchmark."""
     return str(Path(sys.executable).parent / name)
 
 
-def _environment(data_dir: Path, *, api_listen: str = "none") -> dict[str, str]:
+def _environment(data_dir: Path) -> dict[str, str]:
     return {
         **os.environ,
         "BOCKD_CONFIG": "/dev/null",
         "BOCKD_DATA": str(data_dir),
         "BOCKD_NBD_LISTEN": "none",
-        "BOCKD_API_LISTEN": api_listen,
+        "BOCKD_API_LISTEN": "none",
     }
 
 
 @contextmanager
-def serve_bockd(directory: Path, size_bytes: int, placement: Placement) -> Iterator[Served]:
+def serve_bockd(
+    directory: Path, size_bytes: int, placement: Placement, *, tcp: bool = False
+) -> Iterator[Served]:
     """A daemon with one volume."""
-    with bockd_daemon(directory, placement) as daemon:
-        daemon.bock("volume", "create", EXPORT, "--size", str(size_bytes))
-        yield Served(BOCKD, daemon.pid, daemon.uri(EXPORT), directory, "bockd serve")
+    with bockd_daemon(directory, placement, tcp=tcp) as daemon:
+        yield daemon.volume(EXPORT, size_bytes, tcp=tcp)
 
 
-def qemu_nbd(name: str, image_format: str, aio: str) -> Serve:
+def qemu_nbd(image_format: str, aio: str) -> Serve:
     """`qemu-nbd` with one way of doing its input and output."""
 
     @contextmanager
-    def serve(directory: Path, size_bytes: int, placement: Placement) -> Iterator[Served]:
+    def serve(
+        directory: Path, size_bytes: int, placement: Placement, *, tcp: bool = False
+    ) -> Iterator[Served]:
         directory.mkdir(parents=True)
-        image, socket_path = directory / "image", directory / "nbd.sock"
+        image = directory / "image"
         run(["qemu-img", "create", "-q", "-f", image_format, str(image), str(size_bytes)])
-        options = [f"--format={image_format}", "--cache=writeback", f"--aio={aio}"]
-        command = ["qemu-nbd", "--persistent", "--shared=16", f"--export-name={EXPORT}"]
-        with serving(
-            [*command, *options, f"--socket={socket_path}", str(image)],
-            socket_path=socket_path,
-            core=placement.server,
-            log=directory.with_suffix(".log"),
-        ) as pid:
-            uri = nbd_uri(EXPORT, socket_path)
-            setting = " ".join(["qemu-nbd", *options])
-            yield Served(name, pid, uri, directory, setting)
+        options = (f"--format={image_format}", "--cache=writeback", f"--aio={aio}")
+        with serve_image(image, options, placement, tcp=tcp) as served:
+            yield served
 
     return serve
 
 
+@contextmanager
+def serve_image(
+    image: Path, options: Sequence[str], placement: Placement, *, tcp: bool = False
+) -> Iterator[Served]:
+    """`qemu-nbd` on an image that is there."""
+    port, socket_path = free_port(), image.parent / "nbd.sock"
+    socket_path.unlink(missing_ok=True)
+    address: Address = ("127.0.0.1", port) if tcp else socket_path
+    where = ["--bind=127.0.0.1", f"--port={port}"] if tcp else [f"--socket={socket_path}"]
+    command = ["qemu-nbd", "--persistent", "--shared=16", f"--export-name={EXPORT}"]
+    with serving(
+        [*command, *options, *where, str(image)],
+        address=address,
+        core=placement.server,
+        log=image.parent.with_suffix(".log"),
+    ) as pid:
+        uri = tcp_uri(EXPORT, port) if tcp else unix_uri(EXPORT, socket_path)
+        yield Served("qemu-nbd", pid, uri, image.parent, " ".join(["qemu-nbd", *options]))
+
+
 def nbdkit(plugin: str) -> Serve:
-    """`nbdkit` with its file or memory plugin."""
+    """`nbdkit` with its file or memory plugin, or with ours."""
 
     @contextmanager
-    def serve(directory: Path, size_bytes: int, placement: Placement) -> Iterator[Served]:
+    def serve(
+        directory: Path, size_bytes: int, placement: Placement, *, tcp: bool = False
+    ) -> Iterator[Served]:
         directory.mkdir(parents=True)
-        image, socket_path = directory / "image", directory / "nbd.sock"
-        if plugin == "file":
-            image.touch()
-            os.truncate(image, size_bytes)
-        argument = str(image) if plugin == "file" else str(size_bytes)
+        arguments, setting = _nbdkit_plugin(plugin, directory, size_bytes, placement)
+        port, socket_path = free_port(), directory / "nbdkit.sock"
+        address: Address = ("127.0.0.1", port) if tcp else socket_path
+        where = ["--ipaddr=127.0.0.1", f"--port={port}"] if tcp else [f"--unix={socket_path}"]
         with serving(
-            ["nbdkit", "--foreground", f"--unix={socket_path}", plugin, argument],
-            socket_path=socket_path,
+            ["nbdkit", "--foreground", *where, *arguments],
+            address=address,
             core=placement.server,
             log=directory.with_suffix(".log"),
         ) as pid:
             # These plugins serve the same export under any name.
-            uri = nbd_uri(EXPORT, socket_path)
-            yield Served(f"nbdkit {plugin}", pid, uri, directory, f"nbdkit {plugin}")
+            uri = tcp_uri(EXPORT, port) if tcp else unix_uri(EXPORT, socket_path)
+            yield Served("nbdkit", pid, uri, directory, setting)
 
     return serve
 
 
-QCOW2_THREADS = "qemu-nbd qcow2"
-QCOW2_IO_URING = "qemu-nbd qcow2 io_uring"
+def _nbdkit_plugin(
+    plugin: str, directory: Path, size_bytes: int, placement: Placement
+) -> tuple[list[str], str]:
+    """The plugin and its parameters, and how a report names them."""
+    if plugin == "memory":
+        return ["memory", str(size_bytes)], "nbdkit memory"
+    if plugin == "file":
+        image = directory / "image"
+        image.touch()
+        os.truncate(image, size_bytes)
+        return ["file", str(image)], "nbdkit file"
+    with bockd_daemon(directory, placement) as daemon:  # makes the volume, and goes
+        daemon.volume(EXPORT, size_bytes)
+    path = run([program("bockd"), "nbdkit-plugin"]).strip()
+    parameters = [f"pool={directory}", f"volume={EXPORT}"]
+    return ["python", path, *parameters], f"nbdkit python bock.py volume={EXPORT}"
+
+
+@contextmanager
+def serve_nbd_server(
+    directory: Path, size_bytes: int, placement: Placement, *, tcp: bool = False
+) -> Iterator[Served]:
+    """`nbd-server`, the protocol's own; on a Unix socket only."""
+    assert not tcp
+    directory.mkdir(parents=True)
+    image, settings = directory / "image", directory / "config"
+    socket_path, pid_file = directory / "nbd.sock", directory / "pid"
+    image.touch()
+    os.truncate(image, size_bytes)
+    settings.write_text(
+        f"[generic]\nunixsock = {socket_path}\nport = {free_port()}\nlistenaddr = 127.0.0.1\n"
+        f"[{EXPORT}]\nexportname = {image}\nflush = true\nfua = true\ntrim = true\n"
+    )
+    with daemonized(
+        ["nbd-server", "-C", str(settings), "-p", str(pid_file)],
+        pid_file=pid_file,
+        address=socket_path,
+        core=placement.server,
+    ) as pid:
+        yield Served("nbd-server", pid, unix_uri(EXPORT, socket_path), directory, "nbd-server")
+
+
+@contextmanager
+def serve_lmdb_values(
+    directory: Path, size_bytes: int, placement: Placement, *, tcp: bool = False
+) -> Iterator[Served]:
+    """Our own server on block bytes kept as LMDB values; on a Unix socket only."""
+    assert not tcp
+    directory.mkdir(parents=True)
+    socket_path = directory / "nbd.sock"
+    module = "bench.lmdbvalues"
+    with serving(
+        [sys.executable, "-m", module, str(directory / "data"), str(size_bytes), str(socket_path)],
+        address=socket_path,
+        core=placement.server,
+        log=directory.with_suffix(".log"),
+    ) as pid:
+        uri = unix_uri(EXPORT, socket_path)
+        yield Served("LMDB values", pid, uri, directory, f"python -m {module}, no sync at commit")
+
+
+QCOW2_THREADS, QCOW2_IO_URING = "qemu-nbd qcow2", "qemu-nbd qcow2 io_uring"
+RAW_THREADS, RAW_IO_URING = "qemu-nbd raw", "qemu-nbd raw io_uring"
+NBDKIT_FILE, NBDKIT_MEMORY, NBDKIT_BOCKD = "nbdkit file", "nbdkit memory", "nbdkit bock.py"
+NBD_SERVER, LMDB_VALUES = "nbd-server", "LMDB values"
 
 PEERS: dict[str, Peer] = {
-    QCOW2_THREADS: Peer(qemu_nbd(QCOW2_THREADS, "qcow2", "threads")),
-    QCOW2_IO_URING: Peer(qemu_nbd(QCOW2_IO_URING, "qcow2", "io_uring"), optional=True),
-    "qemu-nbd raw": Peer(qemu_nbd("qemu-nbd raw", "raw", "threads")),
-    "qemu-nbd raw io_uring": Peer(qemu_nbd("qemu-nbd raw io_uring", "raw", "io_uring"), True),
-    "nbdkit file": Peer(nbdkit("file")),
-    "nbdkit memory": Peer(nbdkit("memory")),
+    QCOW2_THREADS: Peer(qemu_nbd("qcow2", "threads")),
+    QCOW2_IO_URING: Peer(qemu_nbd("qcow2", "io_uring"), optional=True),
+    RAW_THREADS: Peer(qemu_nbd("raw", "threads")),
+    RAW_IO_URING: Peer(qemu_nbd("raw", "io_uring"), optional=True),
+    NBDKIT_FILE: Peer(nbdkit("file")),
+    NBDKIT_MEMORY: Peer(nbdkit("memory")),
+    NBDKIT_BOCKD: Peer(nbdkit("bock.py")),
+    NBD_SERVER: Peer(serve_nbd_server),
+    LMDB_VALUES: Peer(serve_lmdb_values),
 }
 """By name, as `--peer` takes them. Threads are what qemu-nbd uses when it is not told otherwise."""
-
-DEFAULT_PEERS = (QCOW2_THREADS, QCOW2_IO_URING, "nbdkit file")

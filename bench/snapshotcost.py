@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from bench.results import Comparison, Section, Target
-from bench.throughput import Tell
+from bench.turns import Field, Scale
 from bockd.engine.pool import Pool
 from bockd.engine.volume import Volume
 from bockd.model import BLOCK_SIZE, GIB, KIB, MIB, TIB, VolumeId
@@ -29,6 +29,9 @@ LARGE_BYTES = 16 * TIB
 WRITTEN_BYTES = 64 * MIB
 SCATTERED_BLOCKS = 100_000
 """One to a leaf, over 98 GiB: more leaves than a snapshot could copy unnoticed."""
+
+PAIRS_PER_ROUND = 5
+"""They are short, and vary."""
 
 SAME_TIME = Target(1.5, at_most=True)
 SAME_COUNT = Target(1.0, at_most=True)
@@ -161,8 +164,9 @@ def count_leaves(root: Path, blocks: int) -> LeafCounts:
         return LeafCounts(before, after_snapshot, pool.leaves())
 
 
-def measure_snapshot_cost(root: Path, pairs: int, tell: Tell) -> Section:
+def measure_snapshot_cost(scale: Scale, ground: Field) -> Section:
     """All rows."""
+    root, tell, pairs = ground.directory, ground.tell, PAIRS_PER_ROUND * scale.rounds
     tell("snapshot-time: volumes of 1 GiB and 16 TiB")
     pairs_of_times = time_copies(root / "times", (SMALL_BYTES, LARGE_BYTES), pairs)
     tell(f"snapshot-leaves: writing {SCATTERED_BLOCKS:,} scattered blocks")

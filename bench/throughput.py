@@ -1,115 +1,23 @@
-"""bockd and its peers under fio, side by side.
+"""bockd and its peers under fio, side by side, row by row.
 
-All servers run at once, each with an image that was filled in the same way; idle ones use no
-processor. In each round every server is measured once, in an order that is reversed from round to
-round, and the ratios are those within a round. After a run that writes, the server's files are
-written back before the next run begins.
+A server with a filled image is started when a row first asks for it and stays; idle ones use no
+processor. After a run that writes, the server's files are written back before the next run begins.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from pathlib import Path
 
 from bench.files import settle
 from bench.fio import Job, run_job
 from bench.processes import BenchError, Placement
-from bench.quiet import MAX_FOREIGN_SHARE, Watch, quiet_rounds
-from bench.results import Comparison, Section, Target
-from bench.servers import PEERS, QCOW2_IO_URING, QCOW2_THREADS, Serve, Served, serve_bockd
+from bench.results import Comparison, Section
+from bench.rows import FILL_BLOCK_BYTES, Row
+from bench.servers import BOCKD, PEERS, Peer, Served, serve_bockd
+from bench.turns import Contestant, Field, Scale, Turns, in_turn, method_of_turns
 
-KIB = 1024
-FILL_BLOCK_BYTES = 64 * KIB
 FILL_DEPTH = 4
-
-Tell = Callable[[str], None]
-"""Takes what is being done, for whoever watches."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One workload, and what bockd should reach against whom."""
-
-    name: str
-    mode: str
-    depth: int
-    block_bytes: int = 4 * KIB
-    targets: Mapping[str, Target] = field(default_factory=dict)
-
-    def job(self, size_bytes: int, seconds: float) -> Job:
-        return Job(self.mode, self.block_bytes, self.depth, size_bytes, seconds=seconds)
-
-    @property
-    def writes(self) -> bool:
-        return "write" in self.mode
-
-
-TWICE_QEMU = {QCOW2_THREADS: Target(2.0), QCOW2_IO_URING: Target(2.0)}
-"""Whichever way qemu-nbd does its input and output."""
-
-ROWS = (
-    Row("4k-randread-qd1", "randread", 1),
-    Row("4k-randread-qd32", "randread", 32, targets=TWICE_QEMU),
-    Row("4k-randwrite-qd1", "randwrite", 1),
-    Row("4k-randwrite-qd32", "randwrite", 32, targets=TWICE_QEMU),
-)
-"""Writes are overwrites: the image is full."""
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How much is measured."""
-
-    rounds: int
-    seconds: float
-    """Of each run."""
-    size_bytes: int
-    """Of each image."""
-    repeats: int
-    """Rounds of each row that may be measured again because others were at work."""
-
-
-@dataclass(frozen=True)
-class Field:
-    """Where it is measured: the directory of the data, and the cores."""
-
-    directory: Path
-    placement: Placement
-    tell: Tell
-
-
-def measure_throughput(
-    rows: Sequence[Row], peers: Sequence[str], scale: Scale, ground: Field
-) -> tuple[Section, dict[str, str]]:
-    """All rows against all peers, and the setting that each server ran with."""
-    with ExitStack() as stack:
-        contestants = [_enter(stack, serve_bockd, "bockd", scale, ground)]
-        for name in peers:
-            try:
-                contestants.append(_enter(stack, PEERS[name].serve, name, scale, ground))
-            except BenchError as error:
-                if not PEERS[name].optional:
-                    raise
-                ground.tell(f"{name} does not run here: {error}")
-        comparisons = [
-            comparison
-            for row in rows
-            for comparison in _measure_row(row, contestants, scale, ground)
-        ]
-        settings = {served.name: served.setting for served in contestants}
-    return Section("Against other servers", _method(scale, ground), tuple(comparisons)), settings
-
-
-def _method(scale: Scale, ground: Field) -> str:
-    return (
-        f"fio's nbd engine over a Unix socket, one connection, {scale.seconds:g} s a run on an "
-        f"image of {scale.size_bytes >> 20} MiB filled by writes of 64 KiB; {ground.placement}. "
-        f"{scale.rounds} rounds with the servers in turn, the order reversed each time; ratios are "
-        "those within a round. A round in which other processes took more than "
-        f"{MAX_FOREIGN_SHARE:.0%} of a core during a run is measured again."
-    )
 
 
 def fill(
@@ -121,51 +29,104 @@ def fill(
     settle(served.directory)
 
 
-def _enter(stack: ExitStack, serve: Serve, label: str, scale: Scale, ground: Field) -> Served:
-    ground.tell(f"starting {label} and filling its image")
-    directory = ground.directory / label.replace(" ", "-")
-    served = stack.enter_context(serve(directory, scale.size_bytes, ground.placement))
-    fill(served, scale.size_bytes, ground.placement)
-    return served
+class Fleet:
+    """Servers with filled images, each started when it is first asked for."""
+
+    def __init__(self, stack: ExitStack, scale: Scale, ground: Field) -> None:
+        self._stack = stack
+        self._scale = scale
+        self._ground = ground
+        self._servers: dict[tuple[str, int, bool], Served | None] = {}
+
+    def get(self, name: str, fill_bytes: int, *, tcp: bool) -> Served | None:
+        """The server, or None if it does not run on this machine."""
+        key = (name, fill_bytes, tcp)
+        if key not in self._servers:
+            self._servers[key] = self._start(name, fill_bytes, tcp)
+        return self._servers[key]
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """How each server ran."""
+        return {name: served.setting for (name, *_), served in self._servers.items() if served}
+
+    def _start(self, name: str, fill_bytes: int, tcp: bool) -> Served | None:
+        ground, size = self._ground, self._scale.size_bytes
+        peer = Peer(serve_bockd) if name == BOCKD else PEERS[name]
+        ground.tell(f"starting {name} and filling its image")
+        # Short: the paths of sockets must be.
+        directory = ground.directory / f"s{len(self._servers)}"
+        try:
+            served = self._stack.enter_context(
+                peer.serve(directory, size, ground.placement, tcp=tcp)
+            )
+        except BenchError as error:
+            if not peer.optional:
+                raise
+            ground.tell(f"{name} does not run here: {error}")
+            return None
+        fill(served, size, ground.placement, fill_bytes)
+        return served
+
+
+def measure_throughput(
+    rows: Sequence[Row], peers: Sequence[str], scale: Scale, ground: Field
+) -> tuple[Section, dict[str, str]]:
+    """All rows, against the peers that each names or, if there are any, against `peers`; and the
+    setting that each server ran with."""
+    with ExitStack() as stack:
+        fleet = Fleet(stack, scale, ground)
+        comparisons = [
+            one for row in rows for one in _measure_row(row, peers, fleet, scale, ground)
+        ]
+        settings = fleet.settings
+    return Section("Against other servers", _method(scale, ground), tuple(comparisons)), settings
+
+
+def _method(scale: Scale, ground: Field) -> str:
+    return (
+        "fio's nbd engine over a Unix socket (in the rows that say so, over TCP on the loopback "
+        f"interface), one connection, {scale.seconds:g} s a run on an image of "
+        f"{scale.size_bytes >> 20} MiB filled by writes of 64 KiB or of the size that the row "
+        "names; writes are overwrites; `flush-32` is a flush after every 32 writes. "
+        f"{method_of_turns(scale, ground)}"
+    )
 
 
 def _measure_row(
-    row: Row, contestants: Sequence[Served], scale: Scale, ground: Field
+    row: Row, peers: Sequence[str], fleet: Fleet, scale: Scale, ground: Field
 ) -> list[Comparison]:
     job = row.job(scale.size_bytes, scale.seconds)
-
-    def measure(number: int, watch: Watch) -> tuple[float, ...]:
-        ground.tell(f"{row.name}: round {number + 1}")
-        return _one_round(row, job, contestants, ground, watch, number)
-
-    rounds = quiet_rounds(scale.rounds, scale.repeats, measure)
-    columns = list(zip(*[one.values for one in rounds], strict=True))
-    ours = contestants[0]
-    return [
-        Comparison(
-            row=row.name,
-            subject=ours.name,
-            baseline=peer.name,
-            unit="IOPS",
-            subject_values=columns[0],
-            baseline_values=column,
-            target=row.targets.get(peer.name),
-            foreign_shares=tuple(one.foreign_share for one in rounds),
-        )
-        for peer, column in zip(contestants[1:], columns[1:], strict=True)
-    ]
+    contestants = []
+    for name in (BOCKD, *(peers or row.peers)):
+        served = fleet.get(name, row.fill_bytes, tcp=row.tcp)
+        if served is not None:
+            contestants.append(_contestant(name, row, job, served, ground.placement))
+    return _comparisons(row, in_turn(row.name, contestants, scale, ground))
 
 
-def _one_round(
-    row: Row, job: Job, contestants: Sequence[Served], ground: Field, watch: Watch, number: int
-) -> tuple[float, ...]:
-    """One run of each, in their order or, in odd rounds, the other way round."""
-    values: dict[int, float] = {}
-    order = range(len(contestants))
-    for index in order if number % 2 == 0 else reversed(order):
-        served = contestants[index]
-        with watch.over(served.pid):
-            values[index] = run_job(job, served.uri, core=ground.placement.client).iops
+def _contestant(name: str, row: Row, job: Job, served: Served, placement: Placement) -> Contestant:
+    def after() -> None:
         if row.writes:
             settle(served.directory)
-    return tuple(values[index] for index in order)
+
+    return Contestant(
+        name,
+        run=lambda _: run_job(job, served.uri, core=placement.client),
+        prepare=lambda: served,
+        after=after,
+    )
+
+
+def _comparisons(row: Row, turns: Turns) -> list[Comparison]:
+    """Each peer beside us; where a target is for the best of some, it stands beside that one."""
+    targets = {}
+    found = []
+    for aim in row.aims:
+        took_part = [name for name in aim.peers if name in turns.rates]
+        if aim.cpu and took_part:
+            found.append(turns.cpu_against(took_part[0], aim.target))
+        elif took_part:
+            targets[turns.best_of(took_part)] = aim.target
+    peers = [name for name in turns.rates if name != turns.subject]
+    return [turns.against(name, targets.get(name)) for name in peers] + found

@@ -13,7 +13,7 @@ import pytest
 from bench import apicost
 from bench.http import Api, answers_per_second, connections, steady
 from bench.processes import BenchError, place
-from bench.throughput import Field, Scale
+from bench.turns import Field, Scale
 
 
 def test_all_rows_on_a_small_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

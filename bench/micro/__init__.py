@@ -1,0 +1,1 @@
+"""Single functions of the hot path, timed: `make bench-micro`."""

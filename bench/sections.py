@@ -1,0 +1,82 @@
+"""All that is measured, in the order of the report, and the choice of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench import (
+    aftersnapshot,
+    apicost,
+    coldreads,
+    copies,
+    fileview,
+    footprint,
+    fresh,
+    several,
+    snapshotcost,
+    snapshotreads,
+)
+from bench.processes import BenchError
+from bench.results import Section, wanted
+from bench.rows import ROWS
+from bench.throughput import measure_throughput
+from bench.turns import Field, Scale
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A section, and the names of its rows."""
+
+    rows: Sequence[str]
+    measure: Callable[[Scale, Field, Sequence[str]], Section]
+    """The rows that are asked for, at least one."""
+
+
+_PARTS = (
+    _Part(aftersnapshot.ROWS, aftersnapshot.measure_after_snapshot),
+    _Part(fresh.ROWS, fresh.measure_fresh),
+    _Part(tuple(snapshotreads.ROWS.values()), snapshotreads.measure_snapshot_reads),
+    _Part(coldreads.ROWS, lambda scale, ground, _: coldreads.measure_cold_reads(scale, ground)),
+    _Part(several.ROWS, several.measure_several),
+    _Part(fileview.ROWS, fileview.measure_file_view),
+    _Part(copies.COPY_ROWS, copies.measure_copies),
+    _Part((copies.TRIM_ROW,), lambda scale, ground, _: copies.measure_trim(scale, ground)),
+    _Part(
+        snapshotcost.ROWS,
+        lambda scale, ground, _: snapshotcost.measure_snapshot_cost(scale, ground),
+    ),
+    _Part(footprint.ROWS, footprint.measure_footprint),
+    _Part(apicost.ROWS, lambda scale, ground, _: apicost.measure_api_cost(scale, ground)),
+)
+
+
+def all_rows() -> list[str]:
+    """The names of all rows."""
+    return [row.name for row in ROWS] + [row for part in _PARTS for row in part.rows]
+
+
+def measure(
+    patterns: Sequence[str], peers: Sequence[str], scale: Scale, ground: Field
+) -> tuple[tuple[Section, ...], dict[str, str]]:
+    """The rows that match, section by section, and the settings of the servers; BenchError when
+    none does. Each part has a directory of its own."""
+    found: list[Section] = []
+    settings: dict[str, str] = {}
+    if chosen := [row for row in ROWS if wanted(row.name, patterns)]:
+        section, settings = measure_throughput(chosen, peers, scale, _below(ground, "t"))
+        found.append(section)
+    for number, part in enumerate(_PARTS):
+        if rows := [row for row in part.rows if wanted(row, patterns)]:
+            found.append(part.measure(scale, _below(ground, f"p{number}"), rows))
+    if not found:
+        raise BenchError(f"no row matches {' or '.join(patterns)}; --list names them")
+    return tuple(found), settings
+
+
+def _below(ground: Field, name: str) -> Field:
+    """A directory for one part. Names are short: socket paths must be."""
+    directory: Path = ground.directory / name
+    directory.mkdir()
+    return Field(directory, ground.placement, ground.tell)

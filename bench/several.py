@@ -1,0 +1,61 @@
+"""Several at once: four connections to one volume, and four volumes of one daemon."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bench.files import settle
+from bench.fio import Job, Outcome, run_jobs
+from bench.results import Comparison, Section, Target
+from bench.servers import Served, bockd_daemon
+from bench.throughput import fill
+from bench.turns import Contestant, Field, Scale, in_turn, method_of_turns
+from bockd.model import KIB
+
+SEVERAL = 4
+DEPTH = 32
+VOLUMES = {"4-volumes-4k-randread-qd32": "randread", "4-volumes-4k-randwrite-qd32": "randwrite"}
+CONNECTIONS = {
+    "4-connections-4k-randread-qd32": "randread",
+    "4-connections-4k-randwrite-qd32": "randwrite",
+}
+ROWS = (*VOLUMES, *CONNECTIONS)
+
+
+def measure_several(scale: Scale, ground: Field, rows: Sequence[str] = ROWS) -> Section:
+    """The rows that are asked for."""
+    directory = ground.directory / "several"
+    size = scale.size_bytes // SEVERAL
+    comparisons: list[Comparison] = []
+    with bockd_daemon(directory, ground.placement) as daemon:
+        volumes = [daemon.volume(f"v{number}", size) for number in range(SEVERAL)]
+        for served in volumes:
+            fill(served, size, ground.placement)
+        uris = [served.uri for served in volumes]
+
+        def many(name: str, job: Job, targets: Sequence[str]) -> Contestant:
+            def run(_: Served) -> Outcome:
+                return run_jobs(job, targets, core=ground.placement.client)
+
+            return Contestant(
+                name, run, prepare=lambda: volumes[0], after=lambda: settle(directory)
+            )
+
+        for row in rows:
+            mode = {**VOLUMES, **CONNECTIONS}[row]
+            one = Job(mode, 4 * KIB, DEPTH, size, seconds=scale.seconds)
+            alone = many("one", one, uris[:1])
+            if row in VOLUMES:
+                found = in_turn(row, [many("four volumes", one, uris), alone], scale, ground)
+                comparisons.append(found.against("one", Target(1.0)))
+            else:
+                four = Job(mode, 4 * KIB, DEPTH, size, seconds=scale.seconds, connections=SEVERAL)
+                found = in_turn(
+                    row, [many("four connections", four, uris[:1]), alone], scale, ground
+                )
+                comparisons.append(found.against("one"))
+    method = (
+        f"The total of {SEVERAL} fio jobs at depth {DEPTH} each, against one job with one "
+        f"connection to one volume. All clients share one core; {method_of_turns(scale, ground)}"
+    )
+    return Section("Several at once", method, tuple(comparisons))
