@@ -2,7 +2,8 @@
 # What set-up does is in .setup/: one short script for each part.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-keystone soak faults soak-cuts soak-kills fuzz setup setup-run check bench lock clean
+.PHONY: help run test test-keystone soak soak-cuts soak-kills faults fuzz setup setup-run setup-bench check
+.PHONY: bench bench-quick bench-micro profile lock clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 15
@@ -45,8 +46,20 @@ setup-run:
 check: setup-run ## format, lint, strict types, import rules
 	@.setup/check
 
-bench: setup ## measure bockd against its peers (ARGS=... goes to the benchmark)
+setup-bench: setup
+	@.setup/packages .setup/packages-bench
+
+bench: setup-bench ## measure bockd against its peers, some 20 minutes (ARGS=... goes to the benchmark)
 	@.venv/bin/python -m bench $(ARGS)
+
+bench-quick: setup-bench ## see that all of the benchmark works; its numbers mean little
+	@.venv/bin/python -m bench --quick $(ARGS)
+
+bench-micro: setup ## time single functions of the hot path
+	@.venv/bin/python -m pytest bench/micro --benchmark-columns=min,median,rounds $(ARGS)
+
+profile: setup ## draw where the daemon's time goes, profile.svg (ARGS='--mode randwrite --depth 1')
+	@.venv/bin/python -m bench.profile $(ARGS)
 
 lock: setup-run ## write requirements.lock from pyproject.toml (ARGS=--upgrade for newer versions)
 	@.setup/lock $(ARGS)

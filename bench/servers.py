@@ -67,7 +67,7 @@ class Peer:
 
     serve: Serve
     optional: bool = False
-    """Left out where the kernel does not have what it needs."""
+    """Left out where it is not installed, or the kernel does not have what it needs."""
 
 
 def unix_uri(name: str, socket_path: Path) -> str:
@@ -308,7 +308,7 @@ PEERS: dict[str, Peer] = {
     NBDKIT_FILE: Peer(nbdkit("file")),
     NBDKIT_MEMORY: Peer(nbdkit("memory")),
     NBDKIT_BOCKD: Peer(nbdkit("bock.py")),
-    NBD_SERVER: Peer(serve_nbd_server),
+    NBD_SERVER: Peer(serve_nbd_server, optional=True),
     LMDB_VALUES: Peer(serve_lmdb_values),
 }
 """By name, as `--peer` takes them. Threads are what qemu-nbd uses when it is not told otherwise."""

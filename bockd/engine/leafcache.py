@@ -174,6 +174,7 @@ class LeafCache:
         number = block >> LEAF_SHIFT
         if number not in self.dirty and (leaf := self.leaves.pop(number, None)) is not None:
             self._private -= not self._is_shared(leaf)
+            self._whole.discard(number // GROUP_LEAVES)
 
     def close(self) -> None:
         """Close all layers. (Aliases close theirs more than once; a layer does not mind.)"""
