@@ -33,6 +33,7 @@ QUICK = Scale(
     repeats=0,
     many_volumes=100,
     many_snapshots=20,
+    most_snapshots=10,
     trim_bytes=4096 * MIB,
     scattered_bytes=16 * MIB,
 )

@@ -36,7 +36,7 @@ def measure_snapshot_reads(scale: Scale, ground: Field, rows: Sequence[str]) -> 
                 row, _volume(daemon, count, scale, ground), plain, KEPT.get(count), scale, ground
             )
             for count, row in ROWS.items()
-            if row in rows
+            if row in rows and count <= scale.most_snapshots
         )
     method = (
         f"4 KiB random reads at depth {DEPTH} of volumes of one daemon; between the snapshots "

@@ -37,6 +37,8 @@ class Scale:
     """In the pool whose daemon is started."""
     many_snapshots: int = 1_000
     """Of the volume that is snapshotted once more."""
+    most_snapshots: int = 100
+    """Through which is read."""
     trim_bytes: int = 100 * GIB
     scattered_bytes: int = 1 * GIB
     """Written in single blocks all over the volume whose memory is measured."""
