@@ -16,8 +16,11 @@ from bench.results import Comparison, Section
 from bench.rows import FILL_BLOCK_BYTES, Row
 from bench.servers import BOCKD, PEERS, Peer, Served, serve_bockd
 from bench.turns import Contestant, Field, Scale, Turns, in_turn, method_of_turns
+from bockd.model import BLOCK_SIZE, MIB
 
 FILL_DEPTH = 4
+VERIFY_DEPTH = 32
+_VERIFIED_BYTES = 64 * MIB
 
 
 def fill(
@@ -49,6 +52,15 @@ class Fleet:
     def settings(self) -> dict[str, str]:
         """How each server ran."""
         return {name: served.setting for (name, *_), served in self._servers.items() if served}
+
+    def verify(self) -> None:
+        """After all that was measured ours still keep what is written; BenchError."""
+        size = min(self._scale.size_bytes, _VERIFIED_BYTES)
+        job = Job("randwrite", BLOCK_SIZE, VERIFY_DEPTH, size, io_bytes=size, verify=True)
+        for (name, *_), served in self._servers.items():
+            if served is not None and name == BOCKD:
+                self._ground.tell(f"verifying {served.uri}")
+                run_job(job, served.uri, core=self._ground.placement.client)
 
     def _start(self, name: str, fill_bytes: int, tcp: bool) -> Served | None:
         ground, size = self._ground, self._scale.size_bytes
