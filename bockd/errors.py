@@ -95,8 +95,8 @@ class SyncFailedError(VolumeFailedError):
     """A sync has just failed outside an open volume, in recovery: final for the volume, and to be
     recorded by whoever meets it."""
 
-    def __init__(self, volume: int, name: str, reason: str) -> None:
-        super().__init__(str(volume_failed(volume, name, reason)))
+    def __init__(self, message: str, *, volume: int = 0, reason: str = "") -> None:
+        super().__init__(message)
         self.volume = volume
         self.reason = reason
 

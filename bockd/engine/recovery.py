@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from bockd.engine.access import StoreAccess
-from bockd.errors import DamagedError, SyncFailedError
+from bockd.errors import DamagedError, SyncFailedError, volume_failed
 from bockd.failpoints import Failpoint, hit
 from bockd.model import BLOCK_SIZE, VolumeId
 from bockd.store.blockmap import MapChanges
@@ -68,7 +68,8 @@ def recover(store: StoreAccess, record: VolumeRecord) -> VolumeRecord:
         except OSError as error:
             # Final, as everywhere: the next one would succeed, and what was acknowledged is gone.
             reason = f"syncing the head layer in recovery failed: {error}"
-            raise SyncFailedError(record.id, record.name, reason) from error
+            refusal = str(volume_failed(record.id, record.name, reason))
+            raise SyncFailedError(refusal, volume=record.id, reason=reason) from error
     finally:
         head.close()
     hit(Failpoint.RECOVER_PLANNED)
