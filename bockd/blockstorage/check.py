@@ -23,7 +23,7 @@ def check_everything(store: StoreAccess, *, live: frozenset[VolumeId], repair: b
     """`check_open_pool`, and the recount of tenants' records. Repairing changes nothing about the
     latter: they say what was promised to whom, so that a person has to look at them."""
     report = check_open_pool(store, live=live, repair=repair)
-    with store.index.reading() as txn:
+    with store.index.examining() as txn:
         recounted = find_problems(txn)
     # A broken value is found by both.
     problems = tuple(dict.fromkeys((*report.problems, *recounted)))

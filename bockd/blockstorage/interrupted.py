@@ -44,8 +44,8 @@ def resolve_interrupted(around: Surroundings) -> Steps[None]:
     yield from Images(around).sweep()
     with around.pool.store.index.reading() as txn:
         ledger = Ledger(txn)
-        states = [*(owned.volume.status for owned in ledger.all_volumes())]
-        states += [owned.snapshot.status for owned in ledger.all_snapshots()]
+        states = [*(owned.volume.status for owned in ledger.sound_volumes())]
+        states += [owned.snapshot.status for owned in ledger.sound_snapshots()]
     if _TRANSIENT.isdisjoint(states):
         return
     deleting = yield from around.update(_settle)
@@ -62,7 +62,7 @@ def _settle(txn: Transaction) -> list[tuple[NodeKind, int]]:
     """Settle what takes no more than a record; return what is still to be deleted."""
     ledger = Ledger(txn)
     deleting: list[tuple[NodeKind, int]] = []
-    for owned in list(ledger.all_volumes()):
+    for owned in list(ledger.sound_volumes()):
         settled = replace(owned.volume, status=Status.AVAILABLE)
         match owned.volume.status:
             case Status.ATTACHING | Status.DETACHING if _has_device(owned.volume):
@@ -76,7 +76,7 @@ def _settle(txn: Transaction) -> list[tuple[NodeKind, int]]:
             case _:
                 continue
         log.info("volume %s was %s when the daemon stopped", settled.id, owned.volume.status)
-    for found in list(ledger.all_snapshots()):
+    for found in list(ledger.sound_snapshots()):
         if found.snapshot.status is Status.CREATING:
             ledger.put_snapshot(found.tenant, replace(found.snapshot, status=Status.AVAILABLE))
         elif found.snapshot.status is Status.DELETING:
@@ -91,7 +91,7 @@ def _has_device(volume: Volume) -> bool:
 def detaching(around: Surroundings) -> list[OwnedVolume]:
     """What `resolve_interrupted` has left for `finish_detaching`. Ask before the doors open."""
     with around.pool.store.index.reading() as txn:
-        volumes = Ledger(txn).all_volumes()
+        volumes = Ledger(txn).sound_volumes()
         return [owned for owned in volumes if owned.volume.status is Status.DETACHING]
 
 

@@ -163,6 +163,11 @@ class Ledger:
         payload = None if key is None else self.txn.get(table, key)
         return None if payload is None else decode(kind, payload)
 
+    def _sound(self, table: Table, kind: type[R]) -> Iterator[R]:
+        """Those that are not damaged, for what must not stop at one that is."""
+        for _, payload in self.txn.sound(table):
+            yield decode(kind, payload)
+
     def _all(self, table: Table, kind: type[R]) -> Iterator[R]:
         for _, payload in self.txn.scan(table, FIRST_KEY, LAST_KEY):
             yield decode(kind, payload)
@@ -201,6 +206,9 @@ class Ledger:
         """The tenant's volumes by id, those after an id."""
         for node in self._owned(NodeKind.VOLUME, tenant, after):
             yield self.volume(tenant, VolumeId(node))
+
+    def sound_volumes(self) -> Iterator[OwnedVolume]:
+        return self._sound(Table.API_VOLUMES, OwnedVolume)
 
     def all_volumes(self) -> Iterator[OwnedVolume]:
         return self._all(Table.API_VOLUMES, OwnedVolume)
@@ -310,6 +318,9 @@ class Ledger:
         """The tenant's snapshots by id, those after an id."""
         for node in self._owned(NodeKind.SNAPSHOT, tenant, after):
             yield self.snapshot(tenant, SnapshotId(node))
+
+    def sound_snapshots(self) -> Iterator[OwnedSnapshot]:
+        return self._sound(Table.API_SNAPSHOTS, OwnedSnapshot)
 
     def all_snapshots(self) -> Iterator[OwnedSnapshot]:
         return self._all(Table.API_SNAPSHOTS, OwnedSnapshot)

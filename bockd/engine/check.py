@@ -24,6 +24,7 @@ from bockd.engine.checkchecksums import ChecksumCheck
 from bockd.engine.checklayers import LayerCheck
 from bockd.engine.guests import without_guests
 from bockd.engine.pool import Pool
+from bockd.engine.recovery import refuse_broken_chain
 from bockd.errors import BockdError, DamagedError, PoolFormatError
 from bockd.model import BLOCK_SIZE, LayerId, MapId, NodeKind, VolumeId
 from bockd.steps import Background
@@ -72,7 +73,7 @@ def opened_to_check(
 def check_open_pool(store: StoreAccess, *, live: frozenset[VolumeId], repair: bool) -> CheckReport:
     """Check a pool that this process has open. Volumes in `live` are changing meanwhile: their
     journals and the strays of their heads are not looked at. Blocks."""
-    with store.index.reading() as txn:
+    with store.index.examining() as txn:
         checker = _Checker(store, txn, live)
         checker.run()
     repaired = _repair(store, checker) if repair else ()
@@ -308,6 +309,7 @@ class _Checker:
                 f"volume {volume.id} ({volume.name}) was not closed and its journal "
                 f"{self.store.layout.journal_segment(missing)} is incomplete or missing"
             )
+        refuse_broken_chain(segments, self.store.boot)
         return segments
 
     def _check_files(self) -> None:

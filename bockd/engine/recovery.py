@@ -18,6 +18,7 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from bockd.engine.access import StoreAccess
 from bockd.errors import DamagedError, SyncFailedError, volume_failed
@@ -107,7 +108,8 @@ def _read_segments(store: StoreAccess, record: VolumeRecord) -> list[SegmentCont
 
 
 def plan_replay(segments: list[SegmentContents], boot: str, head: Layer) -> Replay:
-    """Decide which changes count. Pure, but for looking for holes in the head."""
+    """Decide which changes count. Pure, but for looking for holes in the head. DamagedError."""
+    refuse_broken_chain(segments, boot)
     if all(segment.boot_id == boot for segment in segments):
         return _plan_same_boot(segments, head)
     usable: list[Change] = []
@@ -123,12 +125,6 @@ def plan_replay(segments: list[SegmentContents], boot: str, head: Layer) -> Repl
 
 
 def _plan_same_boot(segments: list[SegmentContents], head: Layer) -> Replay:
-    for segment in segments[:-1]:
-        if segment.torn:
-            raise DamagedError(
-                f"journal segment {segment.name.number} of volume {segment.name.volume} is "
-                "damaged in the middle; restore it, or accept the loss with 'bockd check --repair'"
-            )
     everything = tuple(change for segment in segments for change in segment.changes)
     durable = last_barrier(everything)
     kept: list[Change] = []
@@ -141,6 +137,20 @@ def _plan_same_boot(segments: list[SegmentContents], head: Layer) -> Replay:
         else:
             kept.append(change)
     return Replay(tuple(kept), dropped + sum(segment.torn for segment in segments))
+
+
+def refuse_broken_chain(segments: list[SegmentContents], boot: str) -> None:
+    """DamagedError for a segment whose end is lost though there are later ones, which a crash does
+    not leave: a process that died lost nothing, and nothing is flushed into a segment before those
+    before it are sealed."""
+    same_boot = all(segment.boot_id == boot for segment in segments)
+    for segment, later in pairwise(segments):
+        lost = segment.torn if same_boot else bool(last_barrier(later.changes))
+        if lost and not segment.sealed:
+            raise DamagedError(
+                f"journal segment {segment.name.number} of volume {segment.name.volume} is damaged "
+                "in the middle; restore it, or accept the loss with 'bockd check --repair'"
+            )
 
 
 def _backed(change: Change, head: Layer) -> Iterator[Change]:

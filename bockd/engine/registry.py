@@ -8,7 +8,6 @@ somebody closes it as idle or an operation needs it closed.
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 from bockd.control import Space
+from bockd.directories import make_private
 from bockd.engine.access import Spawn, StoreAccess
 from bockd.engine.opening import (
     OpenSnapshot,
@@ -91,7 +91,7 @@ class Registry:
         layout = Layout(root)
         try:
             for directory in (layout.root, layout.locks, layout.index):
-                os.makedirs(directory, mode=0o700, exist_ok=True)
+                make_private(directory)
             lock = FileLock.acquire(
                 layout.pool_lock,
                 shared=False,
@@ -338,7 +338,9 @@ class Registry:
         that cannot be is reported, and refused when it is opened; the others are served. One that
         another process has open was not interrupted at all."""
         with self.catalogue() as catalogue:
-            unclosed = [v.id for v in catalogue.volumes() if v.opened and v.id not in self.volumes]
+            unclosed = [
+                v.id for v in catalogue.sound_volumes() if v.opened and v.id not in self.volumes
+            ]
         for volume in unclosed:
             try:
                 yield from self.exclusive(volume, self._recover_volume(volume))

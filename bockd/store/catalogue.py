@@ -199,6 +199,11 @@ class Catalogue:
             raise NotFoundError(f"there is no volume {volume}")
         return decode_record(VolumeRecord, payload)
 
+    def sound_volumes(self) -> Iterator[VolumeRecord]:
+        """Those whose records are not damaged, for what must not stop at one that is."""
+        for _, payload in self.txn.sound(Table.VOLUMES):
+            yield decode_record(VolumeRecord, payload)
+
     def put_volume(self, record: VolumeRecord) -> None:
         self.txn.put(Table.VOLUMES, id_key(record.id), msgspec.json.encode(record))
 

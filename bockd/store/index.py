@@ -8,8 +8,10 @@ Invariants:
 * No LMDB buffer leaves a transaction; values are copied out as bytes.
 * LMDB refuses everything after it could not write its meta page; the environment is opened anew
   then, so that the pool goes on when the disk does.
-* data.mdb is at least as long as its meta page says before it is mapped, since touching a mapped
-  page beyond the end of the file kills the process.
+* data.mdb is proved before it is mapped (bockd.store.pages): a broken page would kill the process.
+* Nothing is taken for absent that may be there under a damaged key. An entry that fails its
+  checksum when the index is opened keeps its place, whatever its key was; so between its sound
+  neighbours is a *gap*, where looking is refused. Elsewhere the index is as good as ever.
 
 Stored value: `crc32(table || key || payload)` as 4 little-endian bytes, then the payload.
 """
@@ -21,12 +23,12 @@ import os
 import struct
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import lmdb
 
@@ -41,6 +43,7 @@ from bockd.errors import (
 from bockd.failpoints import Failpoint, hit
 from bockd.model import MIB, TIB
 from bockd.store.ballast import Ballast
+from bockd.store.pages import PAGE_BYTES, Entry, check_metas, read_index
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -64,12 +67,6 @@ _AHEAD_BYTES = 128 * MIB
 _UNBORN_BYTES = 1 * MIB
 """More than LMDB writes before its first sync; any index that was used is longer."""
 
-_META = struct.Struct("<II")
-_META_MAGIC = 0xBEEFC0DE
-_META_AT = 16
-_META_TAIL = struct.Struct("<QQ")
-_META_TAIL_AT = 136
-_PAGE_BYTES = 4096
 _CRC = struct.Struct("<I")
 
 
@@ -125,16 +122,53 @@ def unseal(table: Table, key: bytes, value: bytes) -> bytes:
     return payload
 
 
-class Transaction:
-    """A view of the index; of one instant when reading, of itself when changing."""
+class Gap(NamedTuple):
+    """Where something may be missing: between two sound entries (None: an end of the table) there
+    were some that failed their checksums when the index was opened, whatever their keys were."""
 
-    def __init__(self, txn: lmdb.Transaction, tables: dict[Table, lmdb._Database]) -> None:
+    after: bytes | None
+    before: bytes | None
+    reason: str
+
+    def refuse(self, start: bytes, stop: bytes) -> None:
+        """DamagedError if a key with start <= key < stop may be one of those."""
+        if (self.before is None or start < self.before) and (
+            self.after is None or stop > self.after
+        ):
+            raise DamagedError(self.reason)
+
+
+Gaps = Mapping[Table, Sequence[Gap]]
+_NO_GAPS: Gaps = {}
+
+
+class Transaction:
+    """A view of the index; of one instant when reading, of itself when changing. Looking where the
+    index has a gap raises DamagedError."""
+
+    def __init__(
+        self, txn: lmdb.Transaction, tables: dict[Table, lmdb._Database], gaps: Gaps
+    ) -> None:
         self._txn = txn
         self._tables = tables
+        self._gaps = gaps
+
+    def disregard_gaps(self) -> None:
+        """Look anywhere, from now on."""
+        self._gaps = _NO_GAPS
+
+    def _believe(self, table: Table, start: bytes, stop: bytes) -> None:
+        """Believe that nothing is missing in start <= key < stop, or raise DamagedError."""
+        for gap in self._gaps.get(table, ()):
+            gap.refuse(start, stop)
 
     def get(self, table: Table, key: bytes) -> bytes | None:
         value = self._txn.get(key, db=self._tables[table])
-        return None if value is None else unseal(table, key, bytes(value))
+        if value is not None:
+            return unseal(table, key, bytes(value))
+        if self._gaps:
+            self._believe(table, key, key + b"\0")
+        return None
 
     def put(self, table: Table, key: bytes, payload: bytes) -> None:
         self._txn.put(key, seal(table, key, payload), db=self._tables[table])
@@ -145,6 +179,8 @@ class Transaction:
 
     def scan(self, table: Table, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Entries with start <= key < stop, in order. Do not change the table while scanning."""
+        if self._gaps:
+            self._believe(table, start, stop)
         with self._txn.cursor(db=self._tables[table]) as cursor:
             if not cursor.set_range(start):
                 return
@@ -156,6 +192,8 @@ class Transaction:
 
     def keys(self, table: Table, start: bytes, stop: bytes) -> Iterator[bytes]:
         """Keys with start <= key < stop, in order, values unread."""
+        if self._gaps:
+            self._believe(table, start, stop)
         with self._txn.cursor(db=self._tables[table]) as cursor:
             if not cursor.set_range(start):
                 return
@@ -164,6 +202,17 @@ class Transaction:
                 if key >= stop:
                     return
                 yield key
+
+    def sound(self, table: Table) -> Iterator[tuple[bytes, bytes]]:
+        """All entries but for those that fail their checksums, which are logged: for what must go
+        on with the rest."""
+        for key, value in self.raw(table):
+            try:
+                payload = unseal(table, key, value)
+            except DamagedError as error:
+                log.error("%s", error)  # noqa: TRY400
+            else:
+                yield key, payload
 
     def raw(self, table: Table) -> Iterator[tuple[bytes, bytes]]:
         """All entries as stored, checksums unverified: for `check`."""
@@ -191,6 +240,7 @@ class Index:
         self._directory = directory
         self._data = directory / "data.mdb"
         self._ballast = ballast
+        self._gaps: Gaps = _NO_GAPS
         self._opened: _Opened | None = None
         """None when it could not be opened anew; the next use tries again."""
         self._users = 0
@@ -202,15 +252,17 @@ class Index:
     def open(cls, directory: Path, ballast: Ballast) -> Index:
         """Open or create the environment.
 
-        Raises PoolFormatError for a file that is not LMDB's, DamagedError for a truncated one,
-        NoSpaceError, and OSError for the directory's own trouble.
+        Raises PoolFormatError for a file that is not LMDB's, DamagedError for one whose structure
+        is damaged, NoSpaceError, and OSError for the directory's own trouble.
         """
         index = cls(directory, ballast)
+        _empty_unborn(index._data)
+        index._gaps = read_index(index._data, [table.value for table in Table], _find_gaps)
         index._opened = index._open()
         return index
 
     def _open(self) -> _Opened:
-        _refuse_truncated(self._data)
+        check_metas(self._data)
         try:
             env = lmdb.open(
                 os.fspath(self._directory),
@@ -244,6 +296,13 @@ class Index:
             raise _translate(error, self._data) from error
 
     @contextmanager
+    def examining(self) -> Iterator[Transaction]:
+        """`reading`, for `check`: without regard to gaps, which it finds by itself."""
+        with self.reading() as txn:
+            txn.disregard_gaps()
+            yield txn
+
+    @contextmanager
     def _using(self) -> Iterator[None]:
         """While this thread may hold a transaction, nobody else closes the environment."""
         with self._entering:
@@ -264,7 +323,7 @@ class Index:
             opened = self._reopened(opened)
             begun = opened.env.begin(write=write)
         with begun as txn:
-            yield Transaction(txn, opened.tables)
+            yield Transaction(txn, opened.tables, self._gaps)
 
     def _reopened(self, broken: _Opened | None) -> _Opened:
         """The environment anew, after LMDB has met what it calls a fatal error: its meta page was
@@ -320,7 +379,7 @@ class Index:
         """Keep the file longer (and sparse there) than it has to be.
 
         Pages freed in the transaction that allocated them are never written, so LMDB may leave
-        the file shorter than its meta page says, which `_refuse_truncated` would take for damage.
+        the file shorter than its meta page says, which bockd.store.pages would take for damage.
         """
         opened = self._opened
         if opened is None:
@@ -340,43 +399,43 @@ class Index:
 
     def _wants_more(self, env: lmdb.Environment) -> int:
         """The length that the file should have, or 0 when it is long enough."""
-        needed: int = (env.info()["last_pgno"] + 1) * _PAGE_BYTES
+        needed: int = (env.info()["last_pgno"] + 1) * PAGE_BYTES
         if os.stat(self._data).st_size >= needed + _AHEAD_BYTES // 2:
             return 0
         return needed + _AHEAD_BYTES
 
 
-def _refuse_truncated(data: Path) -> None:
-    """Raise when data.mdb is not LMDB's or ends before its last page. A missing one is new."""
+def _empty_unborn(data: Path) -> None:
+    """Empty a data.mdb that was made, and then its first sync failed or the power did: it has never
+    held anything."""
     try:
-        fd = os.open(data, os.O_RDONLY | os.O_CLOEXEC)
+        size = os.stat(data).st_size
     except FileNotFoundError:
         return
-    try:
-        head = os.pread(fd, 2 * _PAGE_BYTES, 0)
-        size = os.fstat(fd).st_size
-    finally:
-        os.close(fd)
-    if size == 0:
-        return
-    if size <= _UNBORN_BYTES and not any(data.read_bytes()):
-        # Made, and then its first sync failed or the power did: it has never held anything.
+    if 0 < size <= _UNBORN_BYTES and not any(data.read_bytes()):
         os.truncate(data, 0)
-        return
-    newest = (-1, 0)
-    for page in (0, _PAGE_BYTES):
-        meta = head[page : page + _PAGE_BYTES]
-        if len(meta) == _PAGE_BYTES and _META.unpack_from(meta, _META_AT)[0] == _META_MAGIC:
-            last_page, transaction = _META_TAIL.unpack_from(meta, _META_TAIL_AT)
-            newest = max(newest, (transaction, last_page))
-    if newest[0] < 0:
-        raise PoolFormatError(f"{data} is not an LMDB file; this is not a bockd pool")
-    needed = (newest[1] + 1) * _PAGE_BYTES
-    if size < needed:
-        raise DamagedError(
-            f"{data} is truncated: it has {size} bytes and needs {needed}; "
-            "restore it from a backup before starting again"
-        )
+
+
+def _find_gaps(entries: Iterable[Entry]) -> Gaps:
+    """The gaps that entries leave which fail their checksums."""
+    found: dict[Table, list[Gap]] = {}
+    table = Table.META
+    before: bytes | None = None
+    open_gap = False
+    for entry in entries:
+        if entry.table != table.value:
+            table, before, open_gap = Table(entry.table), None, False
+        try:
+            unseal(table, entry.key, entry.value)
+        except DamagedError as error:
+            if not open_gap:
+                found.setdefault(table, []).append(Gap(before, None, str(error)))
+            open_gap = True
+            continue
+        if open_gap:
+            found[table][-1] = found[table][-1]._replace(before=entry.key)
+        before, open_gap = entry.key, False
+    return found
 
 
 def _translate(error: lmdb.Error, data: Path) -> Exception:

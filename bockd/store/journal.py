@@ -19,6 +19,10 @@ life never verifies. Kinds:
     SEAL      a barrier, and the last record of its segment
     SCATTER   `start` single blocks are now in the head: their numbers, u32 each, fill the places of
               the following records (padded with zeros), and the CRC-32 covers them too
+
+A record that does not verify ends the journal where a crash may have left it like that: unwritten,
+or with whole sectors of it unwritten. Anything else is damage (`_find_damage`), and refused: the
+records that follow were acknowledged.
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from pathlib import Path
 from typing import NamedTuple
 
 from bockd.errors import DamagedError, from_os_error
@@ -51,6 +56,9 @@ _RECORD = struct.Struct("<IIQQQ")
 _BODY = struct.Struct("<IQQQ")
 _SEED = struct.Struct("<QQI")
 _BLOCKS_PER_PLACE = 8
+_PLACES_PER_SECTOR = 512 // 32
+"""A disk writes whole sectors of 512 bytes; a place is never in two."""
+
 _PIECE_BYTES = 64 * KIB
 RECORD_BYTES = _RECORD.size
 SEGMENT_RECORDS = (SEGMENT_BYTES - HEADER_BYTES) // RECORD_BYTES
@@ -223,33 +231,107 @@ def read_journal(
 
 
 def read_segment(layout: Layout, name: JournalName) -> SegmentContents:
-    """Read and verify a segment. DamagedError when its header is not what its name says."""
+    """Read and verify a segment. DamagedError when its header is not what its name says, when it
+    is cut short, or when a record fails in a way that no crash leaves."""
+    path = layout.journal_segment(name)
     try:
-        with open(layout.journal_segment(name), "rb") as file:
+        with open(path, "rb") as file:
             image = file.read(SEGMENT_BYTES)
     except OSError as error:
-        raise from_os_error(error, f"reading {layout.journal_segment(name)}") from error
+        raise from_os_error(error, f"reading {path}") from error
+    boot = _read_header(image, name, path)
+    if len(image) < SEGMENT_BYTES:
+        raise DamagedError(f"journal segment {path} is truncated; {_WHAT_TO_DO}")
+    records = image[HEADER_BYTES:]
+    changes, places = _verified(records, _seed(name), first_sequence(name.number))
+    torn = bool(records[places * RECORD_BYTES :].strip(b"\0"))
+    if torn and (damage := _find_damage(records, name, places)):
+        raise DamagedError(f"journal segment {path} is damaged: {damage}; {_WHAT_TO_DO}")
+    return SegmentContents(name, boot, changes, places, torn)
+
+
+_WHAT_TO_DO = "restore it, or accept the loss of the latest writes with 'bockd check --repair'"
+
+
+def _read_header(image: bytes, name: JournalName, path: Path) -> str:
+    """The boot id of a segment that is what its name says; DamagedError for any other."""
     fields = image[: _HEADER.size]
     checksum = image[_HEADER.size : _HEADER.size + 4]
     if len(checksum) < 4 or _CRC.unpack(checksum)[0] != zlib.crc32(fields):
-        raise DamagedError(f"journal segment {layout.journal_segment(name)} has a broken header")
+        raise DamagedError(f"journal segment {path} has a broken header; {_WHAT_TO_DO}")
     magic, form, number, volume, generation, boot = _HEADER.unpack(fields)
     expected = (_MAGIC, _FORMAT, name.number, name.volume, name.generation)
     if (magic, form, number, volume, generation) != expected:
-        raise DamagedError(
-            f"journal segment {layout.journal_segment(name)} belongs to another volume or version"
-        )
-    changes, places = _verified(image[HEADER_BYTES:], _seed(name), first_sequence(name.number))
-    rest = image[HEADER_BYTES + places * RECORD_BYTES :]
-    return SegmentContents(name, boot.decode("ascii"), changes, places, torn=any(rest))
+        raise DamagedError(f"journal segment {path} belongs to another volume or version")
+    written_by: str = boot.decode("ascii")
+    return written_by
 
 
-def _verified(records: bytes, seed: int, first: int) -> tuple[tuple[Change, ...], int]:
-    """Changes from the start, up to the first record that does not verify or is out of order, and
-    the number of places that they take."""
+def _find_damage(records: bytes, name: JournalName, place: int) -> str | None:
+    """Why the record at `place`, the first that fails, was not left like that by a crash."""
+    first = first_sequence(name.number)
+    if _was_written(records, first, place) and not _is_torn(records, place):
+        return f"record {first + place} fails its checksum"
+    later = _verified_after(records, name, place)
+    barriers = [change for change in later if change.kind in BARRIERS]
+    # The second was appended when the first, and what it covers, was on disk.
+    if len(barriers) > 1 and barriers[0].start >= first + place:
+        return f"record {first + place} is missing, and was flushed"
+    return None
+
+
+def _was_written(records: bytes, first: int, place: int) -> bool:
+    """Whether a place holds a record, damaged or not, rather than noise where none was written."""
+    checksum, kind, sequence, _, _ = _RECORD.unpack_from(records, place * RECORD_BYTES)
+    return sequence == first + place or bool(checksum and kind in _KINDS)
+
+
+def _is_torn(records: bytes, place: int) -> bool:
+    """Whether a record may have been written in part: sectors of it are there and sectors are not.
+    Every place of a record has something in it."""
+    _, kind, _, start, _ = _RECORD.unpack_from(records, place * RECORD_BYTES)
+    if kind != Kind.SCATTER:
+        return False
+    end = min(place + 1 + -(-start // _BLOCKS_PER_PLACE), SEGMENT_RECORDS)
+    missing = 0
+    while place < end:
+        stop = min(_next_sector(place), end)
+        there = {
+            any(records[at * RECORD_BYTES : (at + 1) * RECORD_BYTES]) for at in range(place, stop)
+        }
+        if len(there) > 1:
+            return False
+        missing += there == {False}
+        place = stop
+    return missing > 0
+
+
+def _next_sector(place: int) -> int:
+    """The first place of the sector after that of `place`."""
+    return (place // _PLACES_PER_SECTOR + 1) * _PLACES_PER_SECTOR
+
+
+def _verified_after(records: bytes, name: JournalName, place: int) -> list[Change]:
+    """The records that verify after the one at `place`, which does not."""
+    seed, first = _seed(name), first_sequence(name.number)
+    found: list[Change] = []
+    end = -(-len(records.rstrip(b"\0")) // RECORD_BYTES)
+    place += 1
+    while place < end:
+        changes, reached = _verified(records, seed, first, place)
+        found.extend(changes)
+        place = max(reached, place) + 1
+    return found
+
+
+def _verified(
+    records: bytes, seed: int, first: int, place: int = 0
+) -> tuple[tuple[Change, ...], int]:
+    """Changes from `place` on, up to the first record that does not verify or is out of order, and
+    the place of that one."""
     changes: list[Change] = []
     view = memoryview(records)
-    place, places = 0, len(records) // RECORD_BYTES
+    places = len(records) // RECORD_BYTES
     while place < places:
         at = place * RECORD_BYTES
         checksum, kind, sequence, start, count = _RECORD.unpack_from(records, at)

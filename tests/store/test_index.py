@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -119,3 +120,89 @@ def test_an_index_whose_first_sync_failed_is_begun_anew(tmp_path: Path) -> None:
     with again.reading() as txn:
         assert txn.get(Table.META, b"key") == b"value"
     again.close()
+
+
+def leaf_offset(directory: Path, key: bytes) -> int:
+    """Where an entry's key lies in data.mdb: in its only page, after one commit."""
+    image = (directory / "data.mdb").read_bytes()
+    at = image.index(key)
+    assert image.find(key, at + 1) < 0
+    return at
+
+
+def damage(directory: Path, at: int, bits: int) -> None:
+    with (directory / "data.mdb").open("r+b") as file:
+        file.seek(at)
+        value = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([value ^ bits]))
+
+
+def test_what_may_be_under_a_damaged_key_is_not_absent(directory: Path) -> None:
+    """One key is damaged, and keeps its place: between its neighbours nothing is believed."""
+    index = open_index(directory)
+    names = (b"entry-10", b"entry-20", b"entry-30", b"entry-40")
+
+    def fill(txn: Transaction) -> None:
+        for name in names:
+            txn.put(Table.LEAVES, name, b"value")
+
+    index.update(fill)
+    index.close()
+    damage(directory, leaf_offset(directory, b"entry-20") + 7, 0x02)
+    index = open_index(directory)
+    with index.reading() as txn:
+        assert txn.get(Table.LEAVES, b"entry-10") == b"value"
+        assert txn.get(Table.LEAVES, b"entry-40") == b"value"
+        assert txn.get(Table.LEAVES, b"entry-00") is None
+        assert list(txn.keys(Table.LEAVES, b"entry-30", b"entry-99")) == [b"entry-30", b"entry-40"]
+        for missing in (b"entry-11", b"entry-20", b"entry-22", b"entry-29"):
+            with pytest.raises(DamagedError, match="checksum"):
+                txn.get(Table.LEAVES, missing)
+        for looking in (txn.keys, txn.scan):
+            with pytest.raises(DamagedError, match="checksum"):
+                list(looking(Table.LEAVES, b"entry-12", b"entry-19"))
+    with index.examining() as txn:
+        assert txn.get(Table.LEAVES, b"entry-20") is None
+    index.close()
+
+
+def test_a_page_that_is_not_what_it_should_be_is_refused(directory: Path) -> None:
+    index = open_index(directory)
+    index.update(lambda txn: txn.put(Table.LEAVES, b"entry-10", b"value"))
+    index.close()
+    page = leaf_offset(directory, b"entry-10") // 4096 * 4096
+    for offset, bits in ((0, 1), (10, 1), (12, 4), (14, 8), (16, 2)):
+        damage(directory, page + offset, bits)
+        with pytest.raises(DamagedError, match=r"is damaged: .*backup"):
+            open_index(directory)
+        damage(directory, page + offset, bits)
+    open_index(directory).close()
+
+
+def test_an_older_meta_page_is_not_taken_for_the_newest(directory: Path) -> None:
+    """Damage to a transaction's number: what the transaction before it said is history. Not seen
+    is a number that falls by two: LMDB leaves such a one when it can't write the meta page."""
+    index = open_index(directory)
+    index.update(lambda txn: txn.put(Table.LEAVES, b"a", b"value"))
+    index.close()
+    image = (directory / "data.mdb").read_bytes()
+    newest = max(int.from_bytes(image[at : at + 8], "little") for at in (144, 4096 + 144))
+    for meta in (0, 4096):
+        for bit in range(64):
+            if meta == newest % 2 * 4096 and newest ^ 1 << bit == newest - 2:
+                continue
+            damage(directory, meta + 144 + bit // 8, 1 << bit % 8)
+            with pytest.raises(DamagedError, match="transaction"):
+                open_index(directory)
+            damage(directory, meta + 144 + bit // 8, 1 << bit % 8)
+
+
+def test_a_table_of_another_name_is_refused(directory: Path) -> None:
+    index = open_index(directory)
+    index.close()
+    image = (directory / "data.mdb").read_bytes()
+    for match in re.finditer(b"api-snapshots", image):  # on pages of older transactions, too
+        damage(directory, match.start() + 4, 1)
+    with pytest.raises(DamagedError, match="table"):
+        open_index(directory)
