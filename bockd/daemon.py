@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import resource
 import signal
 import socket
@@ -47,6 +46,7 @@ from bockd.dataplane.images import PoolImages
 from bockd.dataplane.nodes import PoolNodes
 from bockd.dataplane.plugged import PluggedDevices
 from bockd.dataplane.scrubbing import Scrubbing
+from bockd.directories import make_private
 from bockd.engine.pool import Pool
 from bockd.engine.reclaim import Reclaimer
 from bockd.errors import BockdError, from_os_error
@@ -134,7 +134,7 @@ class _Daemon:
     async def _run(self) -> None:
         data_dir = self._settings.data_dir
         try:
-            os.makedirs(data_dir, mode=0o700, exist_ok=True)
+            make_private(data_dir)
         except OSError as error:
             raise from_os_error(error, f"creating {data_dir}") from error
         self._pool = await trio.to_thread.run_sync(lambda: Pool.open(data_dir, self._spawn))

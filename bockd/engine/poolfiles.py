@@ -6,8 +6,9 @@ import logging
 import os
 import time
 
+from bockd.directories import make_private
 from bockd.engine.access import StoreAccess
-from bockd.errors import InUseError, NoSpaceError, PoolFormatError
+from bockd.errors import DamagedError, InUseError, NoSpaceError, PoolFormatError
 from bockd.failpoints import Failpoint, hit
 from bockd.store.ballast import Ballast
 from bockd.store.catalogue import FORMAT, Catalogue, PoolRecord
@@ -21,13 +22,14 @@ log = logging.getLogger(__name__)
 
 def open_store(layout: Layout, boot: str) -> StoreAccess:
     """Open the index and see that it is ours before anything else is touched."""
+    _refuse_lost_index(layout)
     ballast = Ballast(layout.ballast)
     index = Index.open(layout.index, ballast)
     try:
         index.update(_establish)
         hit(Failpoint.POOL_ESTABLISHED)
         for directory in (layout.layers, layout.discarded):
-            os.makedirs(directory, mode=0o700, exist_ok=True)
+            make_private(directory)
         if not ballast.ensure():
             log.warning("the file system of %s is full; there is no ballast", layout.root)
         for directory in (layout.root, layout.index, layout.journal):
@@ -50,6 +52,21 @@ def join_store(layout: Layout) -> StoreAccess:
         index.close()
         raise
     return StoreAccess(layout, index, ballast, boot_id())
+
+
+def _refuse_lost_index(layout: Layout) -> None:
+    """DamagedError for layers without an index: making a new one would be the end of them."""
+    try:
+        if os.stat(layout.index_data).st_size:
+            return
+        segments = layout.layer_segments()
+    except FileNotFoundError:
+        segments = layout.layer_segments() if layout.layers.exists() else []
+    if segments:
+        raise DamagedError(
+            f"{layout.index_data} is missing or empty, but {layout.layers} holds layers: "
+            "restore the index from a backup, or choose another data directory"
+        )
 
 
 def _refuse_empty(catalogue: Catalogue, layout: Layout) -> None:

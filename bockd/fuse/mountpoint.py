@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from bockd.directories import make_private
 from bockd.errors import (
     BockdError,
     DeniedError,
@@ -95,7 +96,7 @@ def _prepare(path: Path, data_dir: Path) -> Path:
             f"--mount {path}: the pool {data_dir} is inside; choose a directory beside it"
         )
     _clear_stale(path, source_name(data_dir))
-    os.makedirs(path, mode=0o700, exist_ok=True)
+    make_private(path)
     if os.listdir(path):
         raise InvalidRequestError(f"--mount {path}: the directory is not empty; choose another")
     return path

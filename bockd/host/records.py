@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from bockd.directories import make_private
 from bockd.errors import DamagedError, InUseError, from_os_error
 from bockd.host.blockdevices import wait_until
 
@@ -82,7 +83,7 @@ class Records:
         """One `bock` at a time changes connections of this host. InUseError when another one takes
         too long."""
         try:
-            os.makedirs(self.directory, mode=0o700, exist_ok=True)
+            make_private(self.directory)
             lock = os.open(self.directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise from_os_error(error, f"opening {self.directory}") from error
