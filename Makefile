@@ -2,8 +2,8 @@
 # What set-up does is in .setup/: one short script for each part.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-keystone soak soak-cuts soak-kills faults fuzz setup setup-run setup-bench check
-.PHONY: bench bench-quick bench-micro profile lock clean
+.PHONY: help run test test-keystone soak soak-cuts soak-kills faults damage fuzz setup setup-run setup-bench
+.PHONY: check bench bench-quick bench-micro profile lock clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 15
@@ -32,6 +32,9 @@ faults: setup ## let every write and sync of a pool's life fail (ARGS='--each 2'
 fuzz: setup ## fuzz the NBD protocol for ten minutes (ARGS='--target server --seconds 60')
 	@.setup/atheris
 	@.venv/bin/python -m tests.hostile.fuzz $(ARGS)
+
+damage: setup ## damage every field of a pool, one at a time (ARGS='--seed 1 --each 5')
+	@.venv/bin/python -m tests.corruption $(ARGS)
 
 setup: ## set up everything: run, tests, benchmarks
 	@.setup/packages .setup/packages-run .setup/packages-test
