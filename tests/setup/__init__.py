@@ -1,0 +1,1 @@
+"""What set-up and `make check` do by scripts of their own."""
