@@ -1,5 +1,8 @@
 """HTTP connections: Hypercorn's protocol on listeners that are bound already, inside our nursery.
 
+What one client may cost is bounded: the size of a header and the time for it here, the body's in
+`api.intake`, the number of connections here. Who connects and asks nothing makes room for others.
+
 Hypercorn's own loop (`hypercorn.trio.serve`) shields what it sends from cancellation, without a
 bound: one client that stops reading a long answer keeps the daemon from ever ending. Here a send
 ends within `SEND_TIMEOUT_SECONDS`, and what goes wrong in one connection stays there.
@@ -10,13 +13,14 @@ from __future__ import annotations
 import functools
 import logging
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import cast
 
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
-from hypercorn.events import Closed, Event, RawData
+from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ASGIFramework, ConnectionState
@@ -38,6 +42,20 @@ GOODBYE_SECONDS = 1.0
 """For TLS's last message, which nobody needs to get. Without a bound a client that reads nothing
 would keep the daemon from ending, because Hypercorn shields this too."""
 
+IDLE_SECONDS = 10
+"""Between two requests, and for the whole header of one, however slowly it trickles in."""
+
+MAX_HEADER_BYTES = 16 << 10
+"""Of a request line and its header: a token, a few names, and a proxy's additions."""
+
+MAX_CONNECTIONS = 256
+"""On one listener: a quarter of the usual 1,024 descriptors, which disks and NBD clients share."""
+
+_TOO_MANY = (
+    b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-length: 0\r\n"
+    b"connection: close\r\n\r\n"
+)
+
 REQUESTS_PER_CONNECTION = 1_000_000_000
 """No limit: a request costs no more on an old connection, and a client that watches (`bock stat`)
 would find it closed at some moment between its requests."""
@@ -46,8 +64,16 @@ would find it closed at some moment between its requests."""
 class Connection(TCPServer):
     """One connection. Sends are bounded; the rest is Hypercorn's."""
 
+    asked = False
+    """It has sent a request's header at least once."""
+    busy = False
+    """A request is being received or answered."""
+
     async def protocol_send(self, event: Event) -> None:
         """Send a piece of an answer, or pass on what is not one."""
+        if isinstance(event, Updated):
+            self.busy = not event.idle
+            self.asked = True
         if not isinstance(event, RawData):
             await super().protocol_send(event)
             return
@@ -72,6 +98,38 @@ class Connection(TCPServer):
         await self._close()
 
 
+class Room:
+    """The connections of one listener, oldest first, each with what ends it."""
+
+    def __init__(self) -> None:
+        self._inside: dict[Connection, trio.CancelScope] = {}
+
+    @contextmanager
+    def place_for(self, connection: Connection, scope: trio.CancelScope) -> Iterator[None]:
+        """Let a connection in, if need be in the place of one that is not being served: first of
+        all of one that has never asked. TooManyError when all of them are."""
+        if len(self._inside) >= MAX_CONNECTIONS:
+            idle = [one for one in self._inside if not one.busy]
+            if not idle:
+                raise TooManyError
+            self._inside.pop(min(idle, key=lambda one: one.asked)).cancel()
+        self._inside[connection] = scope
+        try:
+            yield
+        finally:
+            self._inside.pop(connection, None)
+
+
+class TooManyError(Exception):
+    """`MAX_CONNECTIONS` are being served."""
+
+
+async def refuse(stream: trio.SocketStream) -> None:
+    """Say that there are too many, where nobody waits for who does not listen."""
+    with trio.move_on_after(GOODBYE_SECONDS), suppress(trio.BrokenResourceError):
+        await stream.send_all(_TOO_MANY)
+
+
 def quiet_config() -> Config:
     """Hypercorn's settings: it logs errors only, through our logger, and does not name itself."""
     config = Config()
@@ -80,6 +138,8 @@ def quiet_config() -> Config:
     config.errorlog = log
     config.ssl_handshake_timeout = HANDSHAKE_SECONDS
     config.keep_alive_max_requests = REQUESTS_PER_CONNECTION
+    config.keep_alive_timeout = IDLE_SECONDS
+    config.h11_max_incomplete_size = MAX_HEADER_BYTES
     return config
 
 
@@ -102,13 +162,19 @@ async def serve_connections(
         ConnectionState({}),
     )
 
+    room = Room()
+
     async def serve_one(stream: trio.SocketStream) -> None:
         # Hypercorn takes either kind of stream.
         either: trio.SocketStream | trio.SSLStream[trio.SocketStream] = stream
         try:
             if tls is not None:
                 either = trio.SSLStream(stream, tls(), server_side=True, https_compatible=True)
-            await connect(cast(trio.SSLStream[trio.SocketStream], either))
+            connection = connect(cast(trio.SSLStream[trio.SocketStream], either))
+            with trio.CancelScope() as scope, room.place_for(connection, scope):
+                await connection
+        except TooManyError:
+            await refuse(stream)
         except Exception:
             log.exception("an HTTP connection failed")
 

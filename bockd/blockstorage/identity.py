@@ -39,6 +39,10 @@ PURGE_SECONDS = 600.0
 CLOCK_TOLERANCE_SECONDS = 300.0
 """The clock may be set back by so much without a valid token being refused."""
 
+FULL_SECONDS = 10.0
+"""While there are `MAX_TOKENS`, they are looked through this often, and not at each login: that
+takes a good part of a second, with the index's only writer."""
+
 RETRY_AFTER_SECONDS = 1
 
 
@@ -59,6 +63,7 @@ class LocalIdentity:
         self._token_seconds = token_seconds
         self._pending = 0
         self._next_purge = 0.0
+        self._full_since = float("-inf")
 
     # -- issuing -----------------------------------------------------------------------------
 
@@ -108,11 +113,14 @@ class LocalIdentity:
 
     def _make_room(self, ledger: Ledger, now: float) -> None:
         full = ledger.txn.count(Table.TOKENS) >= MAX_TOKENS
+        if full and self._full_since <= now < self._full_since + FULL_SECONDS:
+            raise OverLimitError("too many tokens are valid", int(PURGE_SECONDS))
         if full or not self._next_purge - PURGE_SECONDS <= now < self._next_purge:
             for digest, record in ledger.tokens():
                 if not self._is_valid(record, now):
                     ledger.remove_token(digest)
         if full and ledger.txn.count(Table.TOKENS) >= MAX_TOKENS:
+            self._full_since = now
             raise OverLimitError("too many tokens are valid", int(PURGE_SECONDS))
 
     def _is_valid(self, record: TokenRecord, now: float) -> bool:

@@ -21,6 +21,7 @@ from bockd.blockstorage.contract import (
     TenantId,
 )
 from bockd.blockstorage.identity import CLOCK_TOLERANCE_SECONDS, LocalIdentity
+from bockd.blockstorage.records import Ledger, TokenRecord
 from bockd.blockstorage.secrethash import digest_token, hash_secret, verify_secret
 from bockd.errors import (
     ConflictError,
@@ -208,6 +209,29 @@ def test_too_many_tokens(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
         desk.issue(ANN)
     desk.now += 60
     desk.issue(ANN)
+
+
+def test_a_full_table_is_not_looked_through_at_each_login(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(identity, "MAX_TOKENS", 1)
+    desk.issue(ANN)
+    looks = []
+    real = Ledger.tokens
+
+    def look(ledger: Ledger) -> list[tuple[bytes, TokenRecord]]:
+        looks.append(1)
+        return real(ledger)
+
+    monkeypatch.setattr(Ledger, "tokens", look)
+    for _ in range(3):
+        with pytest.raises(OverLimitError):
+            desk.issue(ANN)
+    assert len(looks) == 1
+    desk.now += identity.FULL_SECONDS
+    with pytest.raises(OverLimitError):
+        desk.issue(ANN)
+    assert len(looks) == 2
 
 
 def test_hashes() -> None:
