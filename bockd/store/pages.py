@@ -56,6 +56,7 @@ _INTEGER_KEYS = 0x08
 _NO_PAGE = (1 << 64) - 1
 _NODE_HEADER = _NODE.size
 _MAX_DEPTH = 32
+_META_PAGES = 2
 
 ATTEMPTS = 5
 """Walks of a file that another process commits to meanwhile: pages are used again under us."""
@@ -215,14 +216,16 @@ class _Walk:
     def _free_pages(self) -> None:
         """Each transaction frees some, those that it replaced."""
         previous = 0
+        reserved = False
         lists = [(_PAGE_NUMBER.unpack(key)[0], ids) for key, ids, _ in self._tree(self._meta.free)]
         for transaction, ids in lists:
             if not previous < transaction <= self._meta.transaction:
                 raise _Damage(f"its list of free pages names transaction {transaction}")
             previous = transaction
-            count = _PAGE_NUMBER.unpack_from(ids)[0] if len(ids) >= 8 else len(ids)
-            if 8 * (count + 1) > len(ids):
-                raise _Damage("a list of free pages is cut off")
+            count = _PAGE_NUMBER.unpack_from(ids)[0] if ids else 0
+            reserved |= not count  # LMDB makes room for a list before it knows how much it needs
+            if count and 8 * (count + 1) != len(ids):
+                raise _Damage("a list of free pages has another length than it says")
             numbers = struct.unpack_from(f"<{count}Q", ids, 8)
             if list(numbers) != sorted(set(numbers), reverse=True):
                 raise _Damage("a list of free pages is out of order")
@@ -230,6 +233,8 @@ class _Walk:
                 self._reach(number)
         if lists and previous != self._meta.transaction:
             raise _Damage(f"transaction {self._meta.transaction} was another one")
+        if reserved and self._reached.count(0) != _META_PAGES:
+            raise _Damage("pages are neither used nor free, and a list of free pages is empty")
 
     def _tree(self, tree: Tree) -> Iterator[tuple[bytes, bytes, int]]:
         """The entries of one tree as (key, data, flags but for where the data is), in order."""
