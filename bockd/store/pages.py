@@ -99,7 +99,7 @@ class _Damage(Exception):  # noqa: N818 - becomes a DamagedError where the file'
 def read_index(data: Path, tables: Collection[bytes], look: Callable[[Iterable[Entry]], T]) -> T:
     """What `look` makes of every entry of the file, table by table and in order, after proving what
     leads to it; a missing or empty file has none. `tables` are those that there may be. `look` may
-    be called again. Blocks, about 3 us an entry.
+    be called again. Blocks, about 2 us an entry.
 
     Raises PoolFormatError for a file that is not LMDB's, DamagedError for one that is damaged.
     """
