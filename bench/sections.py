@@ -64,15 +64,24 @@ def measure(
     none does. Each part has a directory of its own."""
     found: list[Section] = []
     settings: dict[str, str] = {}
-    if chosen := [row for row in ROWS if wanted(row.name, patterns)]:
+    asked = _asked_for(patterns)
+    if chosen := [row for row in ROWS if row.name in asked]:
         section, settings = measure_throughput(chosen, peers, scale, _below(ground, "t"))
         found.append(section)
     for number, part in enumerate(_PARTS):
-        if rows := [row for row in part.rows if wanted(row, patterns)]:
+        if rows := [row for row in part.rows if row in asked]:
             found.append(part.measure(scale, _below(ground, f"p{number}"), rows))
     if not found:
         raise BenchError(f"no row matches {' or '.join(patterns)}; --list names them")
     return tuple(found), settings
+
+
+def _asked_for(patterns: Sequence[str]) -> set[str]:
+    """The rows that match; a row's whole name asks for that one only."""
+    rows = all_rows()
+    whole = [pattern for pattern in patterns if pattern in rows]
+    parts = [pattern for pattern in patterns if pattern not in rows]
+    return set(whole) | {row for row in rows if (parts or not whole) and wanted(row, parts)}
 
 
 def _below(ground: Field, name: str) -> Field:

@@ -643,7 +643,13 @@ class Play:
             self.settle(volume, durable=False)
 
     def death(self) -> None:
-        """As the kernel ends a process."""
+        """As the kernel ends a process. What it knew of failures it had said when it was asked,
+        and had written down when it was asked after the cause was gone."""
+        for volume in self.world.volumes.values():
+            there = volume.id is not None and volume.there is There.YES
+            if there and self.has_failed(volume) and self.cleared:
+                self.stays_refused(volume)
+                self.background.run()
         self.background = Background()
         self.alive, self.died_failing = False, not self.cleared
         die(self.pool)
