@@ -139,7 +139,7 @@ def test_the_time_of_a_search_says_nothing_of_the_name(
     """Names that share more and more of a valid one are compared as hashes, which share nothing: in
     the index, and then in constant time."""
     name = attach(store, tenant, store.volume(tenant)).export_name
-    guesses = [name[:kept] + "x" * (len(name) - kept) for kept in range(len(name))]
+    guesses = [name[:kept] + "." * (len(name) - kept) for kept in range(len(name))]
     searched: list[bytes] = []
     compared: list[tuple[bytes, bytes]] = []
     get, compare = Transaction.get, hmac.compare_digest
