@@ -116,6 +116,15 @@ class DamagedError(BockdError):
     errno = errno.EIO
 
 
+class DamagedBlockError(DamagedError):
+    """A block that was read does not hold what it held: of which layer, and its number there."""
+
+    def __init__(self, message: str, *, layer: int = 0, block: int = 0) -> None:
+        super().__init__(message)
+        self.layer = layer
+        self.block = block
+
+
 class PoolFormatError(BockdError):
     """The directory is not a pool, or a newer bockd wrote it."""
 

@@ -12,8 +12,8 @@ import os
 from collections.abc import Callable
 
 from bockd.engine.leafcache import HOLE_SLOT, LeafCache
-from bockd.engine.verifying import DamagedBlockError, verify_read
-from bockd.errors import BockdError, from_os_error
+from bockd.engine.verifying import verify_read
+from bockd.errors import BockdError, DamagedBlockError, from_os_error
 from bockd.model import BLOCK_SIZE, GIB, Extent, LayerId
 from bockd.steps import Blocking, Signal, Steps
 from bockd.store.index import Index
@@ -125,7 +125,7 @@ class Reader:
                 try:
                     yield Blocking(lambda: _read_pieces(self.map.index, pieces, frozen))
                 except DamagedBlockError as error:
-                    self.on_damage(error.layer, error.block)
+                    self.on_damage(LayerId(error.layer), error.block)
                     raise  # the log has it
                 except BockdError as error:
                     self._unreadable(error)

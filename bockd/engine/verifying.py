@@ -10,8 +10,8 @@ import logging
 import time
 
 from bockd.engine.damage import describe, show_damage
-from bockd.errors import BockdError, DamagedError
-from bockd.model import BLOCK_SIZE, LayerId
+from bockd.errors import BockdError, DamagedBlockError
+from bockd.model import BLOCK_SIZE
 from bockd.store import checksums
 from bockd.store.checksums import DamageRecord, crc_of
 from bockd.store.index import Index, Transaction
@@ -19,15 +19,6 @@ from bockd.store.layer import Layer
 from bockd.store.leaf import LEAF_BLOCKS, LEAF_SHIFT
 
 log = logging.getLogger(__name__)
-
-
-class DamagedBlockError(DamagedError):
-    """A block that was read does not hold what it held."""
-
-    def __init__(self, message: str, layer: LayerId, block: int) -> None:
-        super().__init__(message)
-        self.layer = layer
-        self.block = block
 
 
 def verify_read(index: Index, layer: Layer, position: int, data: memoryview) -> None:
@@ -70,4 +61,4 @@ def _convict(index: Index, record: DamageRecord) -> None:
     except BockdError as error:
         text = f"byte {record.block * BLOCK_SIZE} of layer {record.layer} is damaged ({error})"
     log.error("%s", text)
-    raise DamagedBlockError(text, record.layer, record.block)
+    raise DamagedBlockError(text, layer=record.layer, block=record.block)
