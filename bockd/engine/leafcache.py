@@ -46,6 +46,8 @@ _EVICTED_SHARE = 16
 """One in so many bytes is made free at once, so that not every load has to look for victims."""
 
 _GROUP_BYTES = 200
+"""What a group costs beside its leaves: its entries in a dictionary and a set."""
+
 _SHARED_LEAF_BYTES = 104
 _PRIVATE_LEAF_BYTES = _SHARED_LEAF_BYTES + 600
 _SPARE_SLOTS = 1024
