@@ -12,7 +12,7 @@ run: setup-run ## set up what the daemon needs and start it (Ctrl-C stops it)
 	@exec .venv/bin/bockd serve
 
 test: setup ## set up everything and run the tests (ARGS='-k name' for some of them)
-	@.venv/bin/python -m pytest $(ARGS)
+	@.venv/bin/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 test-keystone: setup ## run the tests that need a real Keystone, which this installs into .cache
 	@.setup/keystone

@@ -175,7 +175,8 @@ def test_every_error_has_an_errno_that_a_file_may_have() -> None:
     while waiting:
         kind = waiting.pop()
         waiting.extend(kind.__subclasses__())
-        number = fuse_errno(kind("x"))
+        # Made without its own __init__, whose fields differ from kind to kind.
+        number = fuse_errno(kind.__new__(kind, "x"))
         assert number in errno.errorcode
         assert number != errno.ENOSYS
 
