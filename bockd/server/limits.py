@@ -94,13 +94,45 @@ CONNECTION_BYTES: Final = (
     + 3 * PIECE_BYTES  # what it may have in the background when the shared part is used up
     + 2 * MAX_IN_FLIGHT * TASK_BYTES  # the pieces of a large write are tasks, too
 )
-"""The most that one connection may cost beside its use of the shared part."""
+"""The most that one connection may cost beside its use of the shared part, and beside TLS."""
+
+TLS_RECORD_BYTES: Final = 16 * KIB
+"""Of content in one TLS record."""
+
+TLS_CIPHER_RECORD_BYTES: Final = TLS_RECORD_BYTES + 2048 + 5
+"""The same with all that TLS 1.2 may add to it: RFC 5246, section 6.2.3."""
+
+TLS_RECEIVE_BYTES: Final = 256 * KIB
+"""Taken from the socket at once, as much as the plain channel's callers ask for. A connection holds
+no more than this, and a record, before it is decrypted."""
+
+TLS_SEND_BYTES: Final = 64 * KIB
+"""Once there are so many, records are handed to the kernel before more is encrypted, and held until
+it has taken them. (With four times as much no more was sent in a second.)"""
+
+TLS_UNASKED_BYTES: Final = 16 * KIB
+"""OpenSSL's own answers (to key updates) that wait for a send. A peer that makes it talk for longer
+without asking for anything is playing."""
+
+TLS_STATE_BYTES: Final = 64 * KIB
+"""What OpenSSL keeps of a connection beside what it is handed (measured: 65 KiB for both
+of its ends)."""
+
+_TLS_RECORDS_BYTES: Final = TLS_SEND_BYTES + TLS_CIPHER_RECORD_BYTES
+
+TLS_BYTES: Final = (
+    (TLS_RECEIVE_BYTES + TLS_CIPHER_RECORD_BYTES) * 4 // 3  # OpenSSL makes its buffers a third
+    + _TLS_RECORDS_BYTES * 4 // 3  # larger than what is in them, and never smaller again
+    + _TLS_RECORDS_BYTES  # what is with the kernel in part
+    + TLS_STATE_BYTES
+)
+"""The most that TLS adds to a connection."""
 
 
-def memory_bound_bytes(connections: int) -> int:
-    """The most that the server's buffers and payloads take up with so many connections, whatever
-    their clients do."""
-    return SHARED_MEMORY_BYTES + connections * CONNECTION_BYTES
+def memory_bound_bytes(plain: int, secured: int = 0) -> int:
+    """The most that the server's buffers and payloads take up with so many connections, without TLS
+    and with it, whatever their clients do."""
+    return SHARED_MEMORY_BYTES + (plain + secured) * CONNECTION_BYTES + secured * TLS_BYTES
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,29 +24,21 @@ from typing import Final, cast
 
 import trio
 
-from bockd.model import KIB, TlsMode
+from bockd.model import TlsMode
 from bockd.nbd.errors import ProtocolError
 from bockd.server.channel import Buffer, Channel, HungUpError, StalledError
+from bockd.server.limits import (
+    TLS_CIPHER_RECORD_BYTES,
+    TLS_RECEIVE_BYTES,
+    TLS_RECORD_BYTES,
+    TLS_SEND_BYTES,
+    TLS_UNASKED_BYTES,
+)
 
-MAX_RECORD_BYTES: Final = 16 * KIB
-"""Of content in one TLS record."""
-
-MAX_CIPHER_RECORD_BYTES: Final = MAX_RECORD_BYTES + 2048 + 5
-"""The same with all that TLS 1.2 may add to it: RFC 5246, section 6.2.3."""
-
-RECEIVE_BYTES: Final = 256 * KIB
-"""Taken from the socket at once, as much as the plain channel's callers ask for. A connection holds
-no more than this, and a record, before it is decrypted."""
-
-SEND_BYTES: Final = 256 * KIB
-"""Encrypted at once, and held until the kernel has taken it."""
-
-MAX_UNASKED_BYTES: Final = 16 * KIB
-"""OpenSSL's own answers (to key updates) that wait for a send. A peer that makes it talk for longer
-without asking for anything is playing."""
-
-_STAGE = memoryview(bytearray(RECEIVE_BYTES))
+_STAGE = memoryview(bytearray(TLS_RECEIVE_BYTES))
 """Between the socket and OpenSSL. Nothing is awaited while something is in it, so one is enough."""
+
+_NOTHING: Final = memoryview(b"")
 
 _ONLY_RECORDS: Final[Sequence[Buffer]] = (b"",)
 """What is left to send when everything is encrypted and not all of it is with the kernel."""
@@ -85,7 +77,7 @@ class TlsChannel(Channel):
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
         # With a buffer to read into, `read` returns a length.
         self._read = cast(Callable[[int, memoryview], int], self._tls.read)
-        self._unsent = memoryview(b"")
+        self._unsent = _NOTHING
         self._empty = True
         """Whether what was taken from the socket is received, but for an unfinished record."""
         self._ended = False
@@ -189,7 +181,7 @@ class TlsChannel(Channel):
             self._ended = True
         except ssl.SSLError as error:
             self._fail(f"TLS failed: {_reason(error)}")
-        if self._outgoing.pending > MAX_UNASKED_BYTES:
+        if self._outgoing.pending > TLS_UNASKED_BYTES:
             self._fail("the client asked for too many new keys")
         return received
 
@@ -207,7 +199,7 @@ class TlsChannel(Channel):
         waiting = super().unread_bytes()
         if self._empty and not waiting:
             return 0
-        return waiting + self._incoming.pending + self._tls.pending() + MAX_CIPHER_RECORD_BYTES
+        return waiting + self._incoming.pending + self._tls.pending() + TLS_CIPHER_RECORD_BYTES
 
     def on_empty(self, report: Callable[[], None]) -> None:
         """See `Channel`."""
@@ -240,19 +232,17 @@ class TlsChannel(Channel):
                 self.peer_gone = True
                 raise HungUpError(f"the client is gone: {error}") from None
             self._unsent = self._unsent[sent:]
+        self._unsent = _NOTHING  # an empty view would keep what it was cut from
         return True
 
     def _encrypt(self, parts: Sequence[Buffer]) -> Sequence[Buffer]:
-        """Encrypt up to `SEND_BYTES`; the rest."""
-        room = SEND_BYTES
+        """Encrypt until there are `TLS_SEND_BYTES` to send; the rest."""
         for index, part in enumerate(parts):
             view = memoryview(part)
             while view:
-                if room <= 0:
+                if self._outgoing.pending >= TLS_SEND_BYTES:
                     return [view, *parts[index + 1 :]]
-                written = self._write(view[:MAX_RECORD_BYTES])
-                view = view[written:]
-                room -= written
+                view = view[self._write(view[:TLS_RECORD_BYTES]) :]
         return ()
 
     def _write(self, content: memoryview) -> int:

@@ -14,6 +14,7 @@ from tests.hostile.innocent import BLOCK, Innocent, innocent
 from tests.hostile.leaks import nothing_leaks
 from tests.hostile.live import Address
 from tests.hostile.sessions import KIB, MIB, Target
+from tests.tls.conftest import Pki, make_pki
 
 VOLUME_BYTES = 8 * MIB
 REACH_BYTES = 2 * MIB
@@ -50,6 +51,11 @@ class Attacked:
             yield
             for client in self.innocents:
                 client.check()
+
+
+@pytest.fixture(scope="session")
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
+    return make_pki(tmp_path_factory.mktemp("certificates") / "all")
 
 
 @pytest.fixture(scope="session")

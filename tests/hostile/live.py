@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+import ssl
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -21,6 +22,8 @@ HANG_SECONDS = 60.0
 """A conversation that takes longer hangs: the largest one takes well under a second."""
 
 RECEIVE_BYTES = 1 << 18
+
+STARTTLS = wire.option(5)
 
 
 def connect(address: Address) -> socket.socket:
@@ -85,24 +88,36 @@ def converse(address: Address, pieces: Sequence[bytes]) -> Heard:
     return Heard(bytes(received), reset)
 
 
-def enter(address: Address, name: str, *options: bytes) -> socket.socket:
-    """A socket in transmission on an export, after some options that are acknowledged."""
+def enter(
+    address: Address, name: str, *options: bytes, tls: ssl.SSLContext | None = None
+) -> socket.socket:
+    """A socket in transmission on an export, through TLS if there is a context for it, after some
+    options that are acknowledged."""
     sock = connect(address)
     try:
         assert received_until(sock, len(GREETING)) == GREETING
-        sock.sendall(wire.FIXED_NEWSTYLE_NO_ZEROES + b"".join(options) + wire.go(name))
+        sock.sendall(wire.FIXED_NEWSTYLE_NO_ZEROES)
+        if tls is not None:
+            sock.sendall(STARTTLS)
+            _acknowledged(sock)
+            sock = tls.wrap_socket(sock, server_hostname="localhost")
+        sock.sendall(b"".join(options) + wire.go(name))
         for _ in range(len(options) + 1):
-            while True:
-                header = received_until(sock, 20)
-                received_until(sock, int.from_bytes(header[16:]))
-                kind = int.from_bytes(header[12:16])
-                assert not kind >> 31, f"option refused: {kind:#x}"
-                if kind == 1:
-                    break
+            _acknowledged(sock)
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def _acknowledged(sock: socket.socket) -> None:
+    """Take the answers to an option, up to the acknowledgement."""
+    kind = 0
+    while kind != 1:
+        header = received_until(sock, 20)
+        received_until(sock, int.from_bytes(header[16:]))
+        kind = int.from_bytes(header[12:16])
+        assert not kind >> 31, f"option refused: {kind:#x}"
 
 
 def received_until(sock: socket.socket, length: int) -> bytes:

@@ -6,17 +6,24 @@ import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
 from bockd.engine.leafcache import CACHE_BYTES
 from bockd.nbd.replies import MAX_STATUS_EXTENTS
-from bockd.server.limits import memory_bound_bytes
+from bockd.server.limits import TLS_BYTES, memory_bound_bytes
+from tests.attach.tenant import Tenant
 from tests.daemon.process import Bockd, serving
 from tests.hostile.live import HANG_SECONDS, enter, received_until, resident_bytes
 from tests.hostile.sessions import MIB, SET_META, STRUCTURED
 from tests.nbd import wire
+from tests.tls.configured import configuration
+from tests.tls.conftest import Pki
+from tests.tls.served import client_context
 
 SIZE = 64 * MIB
 CLIENTS_OF_A_KIND = 12
@@ -24,6 +31,10 @@ SENT_BYTES = 24 * MIB
 """By each client, or less if nobody takes it any more."""
 
 STUCK_SECONDS = 0.5
+
+PAIRS = 60
+ECHO = wire.write(1, 0, bytes(4096)) + wire.request(0, 1, 0, 64 << 10)
+"""Fills what TLS has for receiving, and what it has for sending."""
 
 ROUND = 400
 LEFT_BEHIND_BYTES = 8 << 10
@@ -33,57 +44,99 @@ its tasks and objects several times that."""
 SLACK_BYTES = 64 * MIB
 """The engine's memory beside its leaves, stacks of threads, and what the allocator keeps."""
 
-ALLOCATION = (
-    wire.option(STRUCTURED),
-    wire.option(SET_META, wire.meta_data("v", "base:allocation")),
-)
-
-KINDS = {
-    "large reads": (wire.request(0, 1, 0, SIZE), ()),
-    "large chunked reads": (wire.request(0, 1, 0, SIZE), ALLOCATION[:1]),
-    "reads": (wire.request(0, 1, 0, 256 << 10), ()),
-    "large writes": (wire.request(1, 1, 0, 32 * MIB) + bytes(32 * MIB - 1), ()),
-    "writes": (wire.write(1, 0, bytes(65_537)), ()),
-    "block status": (wire.request(7, 1, 0, SIZE), ALLOCATION),
-    "errors": (wire.request(99, 1), ALLOCATION[:1]),
-}
+Kind = tuple[bytes, tuple[bytes, ...]]
 """What a client sends again and again, and the options that go before."""
 
 
+def kinds(name: str) -> dict[str, Kind]:
+    """On an export."""
+    structured = (wire.option(STRUCTURED),)
+    allocation = (*structured, wire.option(SET_META, wire.meta_data(name, "base:allocation")))
+    return {
+        "large reads": (wire.request(0, 1, 0, SIZE), ()),
+        "large chunked reads": (wire.request(0, 1, 0, SIZE), structured),
+        "reads": (wire.request(0, 1, 0, 256 << 10), ()),
+        "large writes": (wire.request(1, 1, 0, 32 * MIB) + bytes(32 * MIB - 1), ()),
+        "writes": (wire.write(1, 0, bytes(65_537)), ()),
+        "block status": (wire.request(7, 1, 0, SIZE), allocation),
+        "errors": (wire.request(99, 1), structured),
+    }
+
+
+class Enter(Protocol):
+    """Come in by one of the doors, after some options."""
+
+    def __call__(self, *options: bytes) -> socket.socket: ...
+
+
+@dataclass(frozen=True)
+class Running:
+    """A daemon with a volume every second block of which holds something."""
+
+    daemon: Bockd
+    export: str
+    doors: dict[str, Enter]
+
+
 @pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[Bockd]:
-    """With a volume every second block of which holds something."""
-    with serving(tmp_path / "pool") as running:
-        running.bock("volume", "create", "v", "--size", f"{SIZE // MIB}M")
+def running(tmp_path: Path, pki: Pki) -> Iterator[Running]:
+    config = configuration(tmp_path / "bockd.toml", pki.server, pki.ours, nbd="on")
+    here = "127.0.0.1:0"
+    with serving(tmp_path / "pool", nbd_listen=here, api_listen=here, config=config) as daemon:
+        volume = daemon.bock("volume", "create", "v", "--size", f"{SIZE // MIB}M")["id"]
         blocks = range(0, 2 * MAX_STATUS_EXTENTS, 2)
-        with enter(running.nbd_socket, "v") as sock:
+        with enter(daemon.nbd_socket, "v") as sock:
             sock.sendall(b"".join(wire.write(1, block * 4096, b"x") for block in blocks))
             received_until(sock, 16 * len(blocks))
-        yield running
+        name = Tenant(daemon).attach(volume).export
+        tcp = ("127.0.0.1", daemon.nbd_port)
+        doors: dict[str, Enter] = {
+            "unix": partial(enter, daemon.nbd_socket, name),
+            "tcp": partial(enter, tcp, name),
+            "tls": partial(enter, tcp, name, tls=client_context(pki.client)),
+        }
+        yield Running(daemon, name, doors)
 
 
-def test_memory_stays_within_the_limits(daemon: Bockd) -> None:
+@pytest.mark.parametrize("door", ["unix", "tls"])
+def test_memory_stays_within_the_limits(running: Running, door: str) -> None:
+    daemon, come_in = running.daemon, running.doors[door]
     base = resident_bytes(daemon.pid)
+    sent_by = [kind for kind in kinds(running.export).values() for _ in range(CLIENTS_OF_A_KIND)]
     # All come before one is stuck: coming in is a fence, which drops those that are.
-    with ExitStack() as held, ThreadPoolExecutor(len(KINDS) * CLIENTS_OF_A_KIND) as threads:
-        innocent = held.enter_context(enter(daemon.nbd_socket, "v"))
-        senders = [
-            (held.enter_context(enter(daemon.nbd_socket, "v", *options)), request)
-            for request, options in KINDS.values()
-            for _ in range(CLIENTS_OF_A_KIND)
-        ]
+    with ExitStack() as held, ThreadPoolExecutor(len(sent_by)) as threads:
+        innocent = held.enter_context(come_in())
+        senders = [(held.enter_context(come_in(*options)), request) for request, options in sent_by]
         for sent in [threads.submit(_send, *sender) for sender in senders]:
             sent.result()
         innocent.sendall(wire.request(3, 1))
         received_until(innocent, 16)
-    bound = memory_bound_bytes(len(KINDS) * CLIENTS_OF_A_KIND + 1)
+    clients = len(sent_by) + 1
+    bound = memory_bound_bytes(*((0, clients) if door == "tls" else (clients, 0)))
     peak = resident_bytes(daemon.pid, "VmHWM")
     print(f"peak {peak >> 20} MiB, bound {base + bound + CACHE_BYTES + SLACK_BYTES >> 20} MiB")
     assert peak <= base + bound + CACHE_BYTES + SLACK_BYTES
 
 
-def test_those_who_come_and_go_leave_nothing_behind(daemon: Bockd) -> None:
+def test_tls_adds_no_more_than_its_limit(running: Running) -> None:
+    """To clients that send more than is read, and take no replies. The same with and without."""
+    daemon = running.daemon
+    grown = {}
+    for door in ("tcp", "tls"):
+        with ExitStack() as held, ThreadPoolExecutor(PAIRS) as threads:
+            socks = [held.enter_context(running.doors[door]()) for _ in range(PAIRS)]
+            before = resident_bytes(daemon.pid)
+            for sent in [threads.submit(_send, sock, ECHO) for sock in socks]:
+                sent.result()
+            grown[door] = resident_bytes(daemon.pid) - before
+    added = (grown["tls"] - grown["tcp"]) // PAIRS
+    print(f"{added >> 10} KiB a connection, bound {TLS_BYTES >> 10} KiB")
+    assert added <= TLS_BYTES
+
+
+def test_those_who_come_and_go_leave_nothing_behind(running: Running) -> None:
     """Thousands of connections, each with something in flight when it goes."""
+    daemon = running.daemon
 
     def come_and_go() -> int:
         for number in range(ROUND):
