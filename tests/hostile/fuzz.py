@@ -2,18 +2,20 @@
 
 python -m tests.hostile.fuzz --seconds 600                   # what `make fuzz` runs
 python -m tests.hostile.fuzz --target server --seconds 600   # with sockets, and somebody innocent
+python -m tests.hostile.fuzz --target tls --seconds 600      # the same through TLS, tampered with
 
-Atheris makes the choices of which `sessions.py` makes a session. What was worth keeping is in
-.cache/fuzz, where the next run begins. A session that breaks a property is printed, as Python.
+Atheris makes the choices of which `sessions.py` and `tampering.py` make a session. What was worth
+keeping is in .cache/fuzz, where the next run begins. A session that breaks a property is printed.
 """
 
 from __future__ import annotations
 
 import argparse
+import ssl
 import sys
 import tempfile
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 TREE = Path(__file__).parents[2]
@@ -23,51 +25,103 @@ import atheris  # noqa: E402 - `.setup/atheris` puts it there
 
 with atheris.instrument_imports(include=["bockd.nbd", "bockd.server"]):
     from bockd.engine.memory import MemoryDevice
+    from bockd.model import TlsMode
+    from bockd.server.tls import NO_TLS, DoorTls
     from tests.hostile.judge import judge
     from tests.hostile.live import converse, enter, received_until
     from tests.hostile.properties import OFFLINE, protocol_holds
-    from tests.hostile.sessions import Session, session
+    from tests.hostile.sessions import Chooser, session
+    from tests.hostile.tampering import WRITES, attack, carry_out
     from tests.nbd import wire
     from tests.server.serving import FixedExports, served
+    from tests.tls.conftest import make_pki
+    from tests.tls.served import client_context
 
-Property = Callable[[Session], None]
+Play = Callable[[Chooser], None]
+"""Hold one session. What it was is printed when a property breaks."""
 
 
-def protocol(_: ExitStack) -> Property:
+@contextmanager
+def shown(session: object) -> Iterator[None]:
+    """Print it if it breaks a property."""
+    try:
+        yield
+    except BaseException:
+        print(repr(session), flush=True)
+        raise
+
+
+def protocol(_: ExitStack) -> Play:
     """The sans-I/O protocol."""
 
-    def holds(session: Session) -> None:
-        protocol_holds(session)
+    def play(choose: Chooser) -> None:
+        made = session(choose, OFFLINE)
+        with shown(made):
+            protocol_holds(made)
 
-    return holds
+    return play
 
 
-def server(stack: ExitStack) -> Property:
-    """The server, with a device in memory; after each session an innocent client is served."""
-    exports = FixedExports(
-        {OFFLINE.name: MemoryDevice(OFFLINE.size), "innocent": MemoryDevice(1 << 20)}
-    )
-    path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fuzz-"))) / "nbd.sock"
-    stack.enter_context(served(exports, path))
-    innocent = stack.enter_context(enter(path, "innocent"))
-    number = 0
+class Server:
+    """The server, with devices in memory; after each session an innocent client is served."""
 
-    def holds(session: Session) -> None:
-        nonlocal number
-        heard = converse(path, session.pieces())
-        verdict = judge(session.sent, heard.received, OFFLINE)
-        if verdict.at_a_border and not heard.reset:
-            assert not verdict.truncated
-            assert not verdict.unanswered
-        number += 1
-        data = number.to_bytes(8) * 512
-        innocent.sendall(wire.write(1, 4096, data))
-        received_until(innocent, 16)
-        innocent.sendall(wire.request(0, 2, 4096, 4096))
-        assert received_until(innocent, 16 + 4096)[16:] == data
-        assert exports.open_holds <= 2
+    def __init__(self, stack: ExitStack, directory: Path, tls: DoorTls = NO_TLS) -> None:
+        devices = {OFFLINE.name: MemoryDevice(OFFLINE.size), "innocent": MemoryDevice(1 << 20)}
+        self.exports = FixedExports(dict(devices))
+        self.path = directory / "nbd.sock"
+        stack.enter_context(served(self.exports, self.path, tls=tls))
+        self._innocent = stack.enter_context(enter(self.path, "innocent"))
+        self.number = 0
 
-    return holds
+    def serves_the_innocent(self) -> None:
+        self.number += 1
+        data = self.number.to_bytes(8) * 512
+        self._innocent.sendall(wire.write(1, 4096, data))
+        received_until(self._innocent, 16)
+        self._innocent.sendall(wire.request(0, 2, 4096, 4096))
+        assert received_until(self._innocent, 16 + 4096)[16:] == data
+        assert self.exports.open_holds <= 2
+
+
+def _directory(stack: ExitStack) -> Path:
+    return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fuzz-")))
+
+
+def server(stack: ExitStack) -> Play:
+    """Sessions with the server."""
+    running = Server(stack, _directory(stack))
+
+    def play(choose: Chooser) -> None:
+        made = session(choose, OFFLINE)
+        with shown(made):
+            heard = converse(running.path, made.pieces())
+            verdict = judge(made.sent, heard.received, OFFLINE)
+            if verdict.at_a_border and not heard.reset:
+                assert not verdict.truncated
+                assert not verdict.unanswered
+            running.serves_the_innocent()
+
+    return play
+
+
+def tls(stack: ExitStack) -> Play:
+    """Sessions through TLS, tampered with."""
+    directory = _directory(stack)
+    pki = make_pki(directory / "pki")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pki.server.certificate, pki.server.key)
+    running = Server(stack, directory, DoorTls(TlsMode.ON, lambda: context))
+    client = client_context(pki.client)
+
+    def play(choose: Chooser) -> None:
+        made = attack(choose)
+        with shown(made):
+            outcome = carry_out(running.path, client, OFFLINE.name, made, running.number)
+            assert outcome.acknowledged <= outcome.sound
+            assert outcome.acknowledged == WRITES or not outcome.untouched
+            running.serves_the_innocent()
+
+    return play
 
 
 class _Consumed:
@@ -85,7 +139,11 @@ class _Consumed:
         return taken
 
 
-TARGETS: dict[str, Callable[[ExitStack], Property]] = {"protocol": protocol, "server": server}
+TARGETS: dict[str, Callable[[ExitStack], Play]] = {
+    "protocol": protocol,
+    "server": server,
+    "tls": tls,
+}
 
 
 def main() -> None:
@@ -96,15 +154,7 @@ def main() -> None:
     corpus = TREE / ".cache/fuzz" / given_.target
     corpus.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        holds = TARGETS[given_.target](stack)
-
-        def play(data: bytes) -> None:
-            played = session(_Consumed(data), OFFLINE)
-            try:
-                holds(played)
-            except BaseException:
-                print(repr(played), flush=True)
-                raise
+        play = TARGETS[given_.target](stack)
 
         atheris.Setup(
             [
@@ -116,7 +166,7 @@ def main() -> None:
                 "-print_final_stats=1",
                 "-timeout=120",
             ],
-            play,
+            lambda data: play(_Consumed(data)),
         )
         atheris.Fuzz()
 

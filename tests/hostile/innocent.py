@@ -26,6 +26,8 @@ from typing import Any
 
 import nbd
 
+from tests.hostile.live import Address
+
 BLOCK = 4096
 REQUESTS_OF_A_CONNECTION = 100
 CALM_REQUESTS = 300
@@ -78,12 +80,27 @@ class Innocent:
 
 @contextmanager
 def innocent(
-    socket_path: Path, export: str, first: int, blocks: int, *, reconnect: bool = False
+    address: Address,
+    export: str,
+    first: int,
+    blocks: int,
+    *,
+    reconnect: bool = False,
+    tls: Path | None = None,
 ) -> Iterator[Innocent]:
-    """An innocent client at work on an area, which knows what calm times are like."""
-    kind = "reconnect" if reconnect else "stay"
+    """An innocent client at work on an area, which knows what calm times are like. `tls` is the
+    directory of its certificates; then it comes through TLS, over TCP."""
+    where = {"unix": str(address)} if isinstance(address, Path) else {"tcp": address}
+    given = {
+        **where,
+        "export": export,
+        "first": first,
+        "blocks": blocks,
+        "reconnect": reconnect,
+        "tls": None if tls is None else str(tls),
+    }
     process = subprocess.Popen(
-        [sys.executable, "-m", __name__, socket_path, export, str(first), str(blocks), kind],
+        [sys.executable, "-m", __name__, json.dumps(given)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -104,24 +121,26 @@ def innocent(
 
 
 class _Client:
-    def __init__(
-        self, socket_path: str, export: str, first: int, blocks: int, *, reconnect: bool
-    ) -> None:
-        self._socket_path = socket_path
-        self._export = export
-        self._first = first
-        self._versions = [0] * blocks
-        self._reconnect = reconnect
+    def __init__(self, given: dict[str, Any]) -> None:
+        self._given = given
+        self._first = given["first"]
+        self._versions = [0] * given["blocks"]
         self._random = random.Random(1)
         self._handle = self._connected()
-        for block in range(blocks):
+        for block in range(len(self._versions)):
             self._write(block)
 
     def _connected(self) -> Any:
         handle = nbd.NBD()
-        handle.set_export_name(self._export)
+        handle.set_export_name(self._given["export"])
+        if self._given["tls"] is not None:
+            handle.set_tls(nbd.TLS_REQUIRE)
+            handle.set_tls_certificates(self._given["tls"])
+            host, port = self._given["tcp"]
+            handle.connect_tcp(host, str(port))
+            return handle
         sock = socket.socket(socket.AF_UNIX)
-        sock.connect(self._socket_path)  # waits for its turn in a full backlog, as libnbd does not
+        sock.connect(self._given["unix"])  # waits for its turn in a full backlog; libnbd does not
         handle.connect_socket(sock.detach())
         return handle
 
@@ -134,7 +153,7 @@ class _Client:
 
     def request(self, number: int) -> None:
         """One more request; a wrong answer raises."""
-        if self._reconnect and number % REQUESTS_OF_A_CONNECTION == 0:
+        if self._given["reconnect"] and number % REQUESTS_OF_A_CONNECTION == 0:
             self._handle.shutdown()
             self._handle = self._connected()
         block = self._random.randrange(len(self._versions))
@@ -155,8 +174,7 @@ class _Client:
 
 
 def main() -> None:
-    socket_path, export, first, blocks, kind = sys.argv[1:]
-    client = _Client(socket_path, export, int(first), int(blocks), reconnect=kind == "reconnect")
+    client = _Client(json.loads(sys.argv[1]))
     asked: queue.SimpleQueue[bool] = queue.SimpleQueue()
 
     def listen() -> None:

@@ -99,18 +99,18 @@ def enter(
         sock.sendall(wire.FIXED_NEWSTYLE_NO_ZEROES)
         if tls is not None:
             sock.sendall(STARTTLS)
-            _acknowledged(sock)
+            acknowledged(sock)
             sock = tls.wrap_socket(sock, server_hostname="localhost")
         sock.sendall(b"".join(options) + wire.go(name))
         for _ in range(len(options) + 1):
-            _acknowledged(sock)
+            acknowledged(sock)
     except BaseException:
         sock.close()
         raise
     return sock
 
 
-def _acknowledged(sock: socket.socket) -> None:
+def acknowledged(sock: socket.socket) -> None:
     """Take the answers to an option, up to the acknowledgement."""
     kind = 0
     while kind != 1:

@@ -62,7 +62,7 @@ class Chooser(Protocol):
         ...
 
 
-class _Drawn:
+class Drawn:
     """Choices by Hypothesis, which shrinks them."""
 
     def __init__(self, draw: st.DrawFn) -> None:
@@ -78,7 +78,7 @@ class _Drawn:
 @st.composite
 def sessions(draw: st.DrawFn, target: Target) -> Session:
     """Whole sessions, some of them cut off at any byte."""
-    return session(_Drawn(draw), target)
+    return session(Drawn(draw), target)
 
 
 def session(choose: Chooser, target: Target) -> Session:

@@ -19,6 +19,7 @@ from bockd.nbd.options import ExportInfo
 from bockd.server.exports import ExportKey, ExportTable, NoExports
 from bockd.server.limits import ServerLimits
 from bockd.server.nbd_server import NbdServer, serve_nbd
+from bockd.server.tls import NO_TLS, DoorTls
 from bockd.unixsocket import listen_unix
 
 P = ParamSpec("P")
@@ -115,7 +116,9 @@ async def serving(
 
 
 @contextmanager
-def served(table: ExportTable, path: Path, limits: ServerLimits | None = None) -> Iterator[str]:
+def served(
+    table: ExportTable, path: Path, limits: ServerLimits | None = None, tls: DoorTls = NO_TLS
+) -> Iterator[str]:
     """Serve `table` in a thread; yields the socket's path for NBD URIs. The thread ends with the
     block, and what it raised is raised here."""
     listener = listen_unix(path)
@@ -129,7 +132,7 @@ def served(table: ExportTable, path: Path, limits: ServerLimits | None = None) -
             token = trio.lowlevel.current_trio_token()
             stop.append(lambda: token.run_sync_soon(nursery.cancel_scope.cancel))
             started.set()
-            await serve_nbd(server, listener, table, None, NoExports())
+            await server.serve(listener, table, tls)
 
     def run() -> None:
         try:
