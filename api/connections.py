@@ -21,6 +21,7 @@ import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ASGIFramework, ConnectionState
@@ -61,6 +62,15 @@ REQUESTS_PER_CONNECTION = 1_000_000_000
 would find it closed at some moment between its requests."""
 
 
+class Http1(H11Protocol):
+    """HTTP/1.1, which stays it: the limits here are HTTP/1.1's, and so are all the clients."""
+
+    async def _check_protocol(self, event: object) -> None:
+        """Hypercorn would change to HTTP/2 here, where a client asks for it or begins with it, and
+        has no setting against that. Who asks is answered in HTTP/1.1, as the standard has it (RFC
+        9110, section 7.8); who begins with it gets an error."""
+
+
 class Connection(TCPServer):
     """One connection. Sends are bounded; the rest is Hypercorn's."""
 
@@ -87,6 +97,21 @@ class Connection(TCPServer):
             except trio.TooSlowError:
                 await trio.aclose_forcefully(self.stream)
                 await self.protocol.handle(Closed())
+
+    async def _read_data(self) -> None:
+        made = self.protocol
+        self.protocol.protocol = Http1(
+            made.app,
+            made.config,
+            made.context,
+            made.task_group,
+            made.state,
+            made.ssl,
+            made.client,
+            made.server,
+            made.send,
+        )
+        await super()._read_data()
 
     async def _close(self) -> None:
         with trio.move_on_after(GOODBYE_SECONDS, shield=True):

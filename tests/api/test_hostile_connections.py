@@ -173,6 +173,26 @@ def test_pipelined_requests_are_answered_in_turn(port: int) -> None:
             answer += data
 
 
+def test_http_2_is_not_spoken(port: int) -> None:
+    """Neither to who asks for it, who is answered in HTTP/1.1 and may go on, nor to who begins with
+    it, though it be with whole frames."""
+    ask = GET[:-2] + (
+        b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\n"
+        b"http2-settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n\r\n"
+    )
+    with connect(port) as client:
+        client.sendall(ask + GET[:-2] + b"connection: close\r\n\r\n")
+        answer = until_closed(client)
+    assert answer.startswith(b"HTTP/1.1 401")
+    assert answer.count(b"HTTP/1.1 ") == 2
+    settings, ping = b"\0\0\0\4\0\0\0\0\0", b"\0\0\x08\6\0\0\0\0\0" + b"ping" * 2
+    with connect(port) as client:
+        client.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings + ping * 1000)
+        answer = until_closed(client)
+    assert answer.startswith(b"HTTP/1.1 4"), answer
+    assert b"ping" not in answer
+
+
 def test_who_asks_nothing_makes_room(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Many more idle connections than there may be: a client with a question comes in."""
     monkeypatch.setattr("api.connections.MAX_CONNECTIONS", 20)

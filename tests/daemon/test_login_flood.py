@@ -36,15 +36,14 @@ LOGINS = 1000
 AT_ONCE = 32
 """Half of what may wait."""
 
-TOKEN_BYTES = 1 << 10
-"""In the index: a record of some 250 bytes, in pages that are two thirds full, and what LMDB keeps
-of each page that was replaced."""
+TOKEN_BYTES = 512
+"""In the index: a record of some 200 bytes, in pages that are two thirds full."""
 
 SLACK_BYTES = 64 << 20
 """What the allocator keeps of its use."""
 
-SLACK_PAGES_BYTES = 1 << 20
-"""By which the index may grow anyway."""
+SLACK_PAGES_BYTES = 256 << 10
+"""By which the index may grow anyway: LMDB writes no page in place."""
 
 
 class Innocent(threading.Thread):

@@ -69,6 +69,19 @@ def test_curl_is_told_https(daemon: Bockd, pki: Pki) -> None:
     assert (plain.status, plain.out) == (52, ""), plain  # "Empty reply from server"
 
 
+def test_http_2_is_not_offered(daemon: Bockd, pki: Pki) -> None:
+    context = ssl.create_default_context(cafile=ca(pki))
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    where = urlsplit(daemon.api_url)
+    with (
+        socket.create_connection((where.hostname or "", where.port or 0)) as plain,
+        context.wrap_socket(plain, server_hostname=where.hostname) as client,
+    ):
+        assert client.selected_alpn_protocol() is None
+        client.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        assert client.recv(10).startswith(b"HTTP/1.1 4")
+
+
 def test_credentials_name_it(daemon: Bockd) -> None:
     shown = daemon.bock("credentials")["endpoints"]
     assert shown["identity"] == f"{daemon.api_url}/v2.0"
