@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from bockd.blockstorage import quota, rules
 from bockd.blockstorage.contract import TenantId, Volume
 from bockd.blockstorage.records import Ledger
-from bockd.blockstorage.running import Surroundings, in_our_terms
+from bockd.blockstorage.running import Surroundings
 from bockd.blockstorage.volumes import Volumes, status_now
 from bockd.control import Space
 from bockd.errors import InUseError, NotFoundError
@@ -113,5 +113,3 @@ def _refusals(volume: VolumeId) -> Iterator[None]:
         raise rules.in_use(NodeKind.VOLUME, error) from None
     except NotFoundError:
         raise rules.not_found(NodeKind.VOLUME, volume) from None
-    except OSError as error:
-        raise in_our_terms(error, f"changing volume {volume}") from error

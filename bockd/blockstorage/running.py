@@ -12,7 +12,6 @@ from bockd.blockstorage.plugging import Devices, NoDevices
 from bockd.blockstorage.quota import DEFAULT_QUOTA
 from bockd.blockstorage.records import TenantRecord
 from bockd.engine.pool import Pool
-from bockd.errors import BockdError, from_os_error
 from bockd.model import NodeKind, export_name
 from bockd.steps import Blocking, Steps
 from bockd.store.catalogue import SnapshotRecord, VolumeRecord
@@ -136,11 +135,6 @@ class Surroundings:
     def update(self, change: Callable[[Transaction], T]) -> Steps[T]:
         """Run `change` in a transaction of its own; see `Index.update`."""
         return blocking(lambda: self.pool.store.index.update(change))
-
-
-def in_our_terms(error: BockdError | OSError, doing: str) -> BockdError:
-    """What an operation of the pool raised, as a BockdError."""
-    return from_os_error(error, doing) if isinstance(error, OSError) else error
 
 
 def blocking(call: Callable[[], T]) -> Steps[T]:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from bockd.blockstorage import quota, rules
 from bockd.blockstorage.contract import NewSnapshot, Page, Snapshot, Status, TenantId
 from bockd.blockstorage.records import Ledger
-from bockd.blockstorage.running import Surroundings, in_our_terms
+from bockd.blockstorage.running import Surroundings
 from bockd.blockstorage.volumes import naming, status_now
 from bockd.errors import BockdError, InUseError, InvalidStateError, NotFoundError
 from bockd.failpoints import Failpoint, hit
@@ -89,11 +89,11 @@ class Snapshots:
             raise rules.in_use(NodeKind.SNAPSHOT, error) from None
         except NotFoundError:
             raise rules.not_found(NodeKind.SNAPSHOT, snapshot) from None
-        except (BockdError, OSError) as error:
+        except BockdError:
             yield from self._around.update(
                 lambda txn: leave_deleting(txn, snapshot, Status.ERROR_DELETING)
             )
-            raise in_our_terms(error, f"deleting snapshot {snapshot}") from error
+            raise
         self._around.exports.forget(NodeKind.SNAPSHOT, snapshot)
 
 

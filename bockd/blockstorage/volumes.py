@@ -21,7 +21,7 @@ from bockd.blockstorage.contract import (
     Volume,
 )
 from bockd.blockstorage.records import ImageRecord, Ledger, no_image
-from bockd.blockstorage.running import Surroundings, in_our_terms
+from bockd.blockstorage.running import Surroundings
 from bockd.engine.snapshotting import Naming
 from bockd.errors import BockdError, InUseError, InvalidRequestError, NotFoundError
 from bockd.failpoints import Failpoint, hit
@@ -176,11 +176,11 @@ class Volumes:
             raise rules.in_use(NodeKind.VOLUME, error) from None
         except NotFoundError:
             raise rules.not_found(NodeKind.VOLUME, volume) from None
-        except (BockdError, OSError) as error:
+        except BockdError:
             yield from self._around.update(
                 lambda txn: leave_deleting(txn, volume, Status.ERROR_DELETING)
             )
-            raise in_our_terms(error, f"deleting volume {volume}") from error
+            raise
         self._around.exports.forget(NodeKind.VOLUME, volume)
 
 

@@ -23,7 +23,8 @@ def freeze_volume(
     Raises InUseError while a client is connected, NotFoundError, VolumeFailedError.
     """
     yield from pool.close_idle_volume(volume)
-    record = yield from pool.exclusive(volume, _freeze(pool, volume, naming, also))
+    doing = f"making volume {volume} a snapshot"
+    record = yield from pool.exclusive(volume, doing, _freeze(pool, volume, naming, also))
     return record
 
 

@@ -68,7 +68,11 @@ class Pool(Snapshots):
             return record
 
         # While it is being cloned a snapshot must not be deleted.
-        return steps() if from_snapshot is None else self.exclusive(from_snapshot, steps())
+        return (
+            steps()
+            if from_snapshot is None
+            else self.exclusive(from_snapshot, f"cloning snapshot {from_snapshot}", steps())
+        )
 
     def _add_volume(
         self,
@@ -107,7 +111,8 @@ class Pool(Snapshots):
     ) -> Steps[VolumeRecord]:
         """Grow a volume, open or not. InvalidRequestError when it would not grow."""
         check_volume_size(size_bytes)
-        return self.exclusive(volume, self._extend_volume(volume, size_bytes, also))
+        doing = f"extending volume {volume}"
+        return self.exclusive(volume, doing, self._extend_volume(volume, size_bytes, also))
 
     def _extend_volume(
         self, volume: VolumeId, size_bytes: int, also: AlsoVolume
@@ -171,7 +176,8 @@ class Pool(Snapshots):
 
     def delete_volume(self, volume: VolumeId, also: AlsoVolume = nothing_more) -> Steps[None]:
         """Forget a volume; its space returns in the background. InUseError while used."""
-        return self.exclusive(volume, self._delete_volume(volume, also))
+        doing = f"deleting volume {volume}"
+        return self.exclusive(volume, doing, self._delete_volume(volume, also))
 
     def _delete_volume(self, volume: VolumeId, also: AlsoVolume) -> Steps[None]:
         if volume in self.volumes:
@@ -213,7 +219,8 @@ class Pool(Snapshots):
         self, volume: VolumeId, also: AlsoVolume = nothing_more
     ) -> Steps[VolumeRecord]:
         """Accept what a failed sync may have lost, and let the volume be opened again."""
-        return self.exclusive(volume, self._reopen_volume(volume, also))
+        doing = f"reopening volume {volume}"
+        return self.exclusive(volume, doing, self._reopen_volume(volume, also))
 
     def _reopen_volume(self, volume: VolumeId, also: AlsoVolume) -> Steps[VolumeRecord]:
         if volume in self.volumes:

@@ -148,7 +148,9 @@ class Registry:
         first_error: BockdError | None = None
         for volume in list(self.volumes):
             try:
-                yield from self.exclusive(volume, self._close_volume(volume))
+                yield from self.exclusive(
+                    volume, f"closing volume {volume}", self._close_volume(volume)
+                )
             except BockdError as error:
                 log.error("closing volume %s: %s", volume, error)  # noqa: TRY400
                 first_error = first_error or error
@@ -178,13 +180,13 @@ class Registry:
         with self.catalogue() as catalogue:
             return SnapshotId(catalogue.find(NodeKind.SNAPSHOT, ref))
 
-    def exclusive(self, node: int, steps: Steps[T]) -> Steps[T]:
+    def exclusive(self, node: int, doing: str, steps: Steps[T]) -> Steps[T]:
         """Run an operation while no other one runs on the same volume or snapshot. What the
-        operating system refuses, and no part of it has named, is named here."""
+        operating system refuses, and no part of it has named, is named after what it is `doing`."""
         mutex = self._busy.setdefault(node, Mutex())
         yield from mutex.acquire()
         try:
-            with named(f"using the files of {node}"):
+            with named(doing):
                 result: T = yield from steps
         except SyncFailedError as error:
             self.failures[VolumeId(error.volume)] = error.reason
@@ -227,7 +229,7 @@ class Registry:
             opened.users += 1
             return opened
 
-        return self.exclusive(volume, steps())
+        return self.exclusive(volume, f"opening volume {volume}", steps())
 
     def _open_volume(self, volume: VolumeId) -> Steps[OpenVolume]:
         try:
@@ -249,7 +251,8 @@ class Registry:
             with self.catalogue() as catalogue:
                 record = catalogue.volume(volume)
             if record.failed is None:
-                self._spawn(self.exclusive(volume, self._record_failure(volume)))
+                doing = f"recording the failure of volume {volume}"
+                self._spawn(self.exclusive(volume, doing, self._record_failure(volume)))
             raise volume_failed(volume, record.name, self.failures[volume])
 
     def _record_failure(self, volume: VolumeId) -> Steps[None]:
@@ -291,7 +294,7 @@ class Registry:
             opened.users += 1
             return opened
 
-        return self.exclusive(snapshot, steps())
+        return self.exclusive(snapshot, f"opening snapshot {snapshot}", steps())
 
     def leave_snapshot(self, snapshot: SnapshotId) -> None:
         """One user less."""
@@ -305,7 +308,7 @@ class Registry:
             if opened is not None and opened.users == 0:
                 yield from self._close_volume(volume)
 
-        return self.exclusive(volume, steps())
+        return self.exclusive(volume, f"closing volume {volume}", steps())
 
     def close_idle_snapshot(self, snapshot: SnapshotId) -> Steps[None]:
         """Close a snapshot that nobody uses."""
@@ -315,7 +318,7 @@ class Registry:
             if opened is not None and opened.users == 0:
                 yield from close_snapshot(self.snapshots.pop(snapshot))
 
-        return self.exclusive(snapshot, steps())
+        return self.exclusive(snapshot, f"closing snapshot {snapshot}", steps())
 
     def _close_volume(self, volume: VolumeId) -> Steps[None]:
         opened = self.volumes.get(volume)
@@ -343,7 +346,9 @@ class Registry:
             ]
         for volume in unclosed:
             try:
-                yield from self.exclusive(volume, self._recover_volume(volume))
+                yield from self.exclusive(
+                    volume, f"recovering volume {volume}", self._recover_volume(volume)
+                )
             except InUseError as error:
                 log.info("%s; it is left alone", error)
             except BockdError as error:
@@ -368,7 +373,7 @@ class Registry:
             if opened is not None and opened.volume.durability.failed is None:
                 yield from opened.volume.durability.checkpoint()
 
-        return self.exclusive(volume, steps())
+        return self.exclusive(volume, f"making a checkpoint of volume {volume}", steps())
 
     def flush_volume(self, volume: VolumeId) -> Steps[str | None]:
         """Make what was acknowledged survive power loss, if the volume is open: a closed one is
@@ -385,7 +390,7 @@ class Registry:
                 return opened.volume.durability.failed or str(error)
             return opened.volume.durability.failed
 
-        return self.exclusive(volume, steps())
+        return self.exclusive(volume, f"flushing volume {volume}", steps())
 
     def measure(self, kind: NodeKind, node: int) -> Steps[Space]:
         """Exact space of a volume or snapshot, after a checkpoint of every open volume: what

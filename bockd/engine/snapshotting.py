@@ -65,7 +65,8 @@ class Snapshots(Registry):
             hit(Failpoint.SNAPSHOT_CHANGED)
             return changed, snapshot
 
-        return self.exclusive(volume, self._create_snapshot(volume, freeze))
+        doing = f"taking a snapshot of volume {volume}"
+        return self.exclusive(volume, doing, self._create_snapshot(volume, freeze))
 
     def _create_snapshot(self, volume: VolumeId, freeze: _Freeze) -> Steps[SnapshotRecord]:
         opened = self.volumes.get(volume)
@@ -160,7 +161,7 @@ class Snapshots(Registry):
             yield Blocking(lambda: self._forget_snapshot(snapshot, also))
             self.on_garbage()
 
-        return self.exclusive(snapshot, steps())
+        return self.exclusive(snapshot, f"deleting snapshot {snapshot}", steps())
 
     def _forget_snapshot(self, snapshot: SnapshotId, also: AlsoSnapshot) -> None:
         lock = lock_snapshot(self.store, snapshot, shared=False)
@@ -186,7 +187,8 @@ class Snapshots(Registry):
     ) -> Steps[VolumeRecord]:
         """Make the volume show its snapshot's content again. The size stays; what lies beyond
         the snapshot's end becomes holes. InUseError while a client is connected."""
-        return self.exclusive(volume, self._revert_volume(volume, snapshot, also))
+        doing = f"reverting volume {volume} to snapshot {snapshot}"
+        return self.exclusive(volume, doing, self._revert_volume(volume, snapshot, also))
 
     def _revert_volume(
         self, volume: VolumeId, snapshot: SnapshotId, also: AlsoVolume
@@ -208,7 +210,9 @@ class Snapshots(Registry):
                 clone_size(catalogue.snapshot(snapshot), catalogue.volume(volume).size_bytes)
             return (yield from self._show_snapshot(volume, snapshot, also))
 
-        return self.exclusive(volume, self.exclusive(snapshot, steps()))
+        doing = f"filling volume {volume} from snapshot {snapshot}"
+        inner = self.exclusive(snapshot, doing, steps())
+        return self.exclusive(volume, doing, inner)
 
     def _show_snapshot(
         self, volume: VolumeId, snapshot: SnapshotId, also: AlsoVolume

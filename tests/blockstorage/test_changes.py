@@ -209,7 +209,7 @@ def test_a_growth_that_cannot_be_recorded_has_not_happened(
             run_inline(store.pool.use_volume(volume.id))
         with monkeypatch.context() as patch:
             patch.setattr(Ledger, "resize_volume", broken)
-            with pytest.raises(DeviceError, match=r"^using the files of"):
+            with pytest.raises(DeviceError, match=rf"^extending volume {volume.id}: "):
                 extend(store, tenant, volume, 2 * GIB)
         assert size_bytes(store, tenant, volume) == GIB
         assert used(store, tenant).gigabytes == 1

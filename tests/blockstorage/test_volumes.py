@@ -240,7 +240,7 @@ def test_a_deletion_that_fails_shows_and_can_be_tried_again(
     volume = store.volume(tenant)
     with monkeypatch.context() as patch:
         patch.setattr(Ledger, "remove_volume", _io_error)
-        with pytest.raises(DeviceError, match=r"^using the files of"):
+        with pytest.raises(DeviceError, match=rf"^deleting volume {volume.id}: "):
             store.run(lambda s: s.delete_volume(tenant, volume.id))
     assert store.look(tenant, volume).status is Status.ERROR_DELETING
     store.run(lambda s: s.delete_volume(tenant, volume.id))
