@@ -31,10 +31,10 @@ PATIENCE_SECONDS = 120.0
 
 BLOCK = 4096
 
-LOGINS = 1000
-
 AT_ONCE = 32
 """Half of what may wait."""
+
+LOGINS = 30 * AT_ONCE
 
 TOKEN_BYTES = 512
 """In the index: a record of some 200 bytes, in pages that are two thirds full."""
