@@ -91,9 +91,11 @@ def _remove_unfinished(layout: Layout) -> None:
 
 
 def _establish(txn: Transaction) -> None:
-    """Give a new index its pool record; refuse one of another format."""
+    """Give a new index its pool record, an older one our format; refuse one of a newer format."""
     catalogue = Catalogue(txn)
-    if catalogue.pool() is not None:
+    record = catalogue.pool()
+    if record is not None:
+        catalogue.upgrade(record)
         return
     if txn.count(Table.VOLUMES) or txn.count(Table.LAYERS):
         raise PoolFormatError("the index has volumes but no pool record; restore it from a backup")

@@ -24,8 +24,17 @@ from bockd.store import checksums, queue
 from bockd.store.index import Table, Transaction
 from bockd.store.leaf import MAX_LAYER_ID
 
-FORMAT = 1
-"""The on-disk format that this code reads and writes. A pool with a higher one is refused."""
+FORMAT = 2
+"""The on-disk format that this code writes. A pool with a higher one is refused.
+
+1: as it was before blocks had checksums. Its code would drop blocks and keep their checksums, and
+so must refuse a pool that has some.
+2: with checksums (bockd.store.checksums).
+"""
+
+OLDEST_FORMAT = 1
+"""The oldest that this code reads: 2 only adds to it. Whoever manages a pool makes it a `FORMAT` at
+once (`Catalogue.upgrade`)."""
 
 NO_MAP = MapId(0)
 """The parent of a map that falls through to nothing: absent leaves are holes."""
@@ -144,12 +153,17 @@ class Catalogue:
         if payload is None:
             return None
         found = msgspec.json.decode(payload).get("format")
-        if found != FORMAT:
+        if not isinstance(found, int) or not OLDEST_FORMAT <= found <= FORMAT:
             raise PoolFormatError(
                 f"the pool has format {found}, this bockd reads format {FORMAT}; "
                 "use the bockd that wrote it, or a newer one"
             )
         return decode_record(PoolRecord, payload)
+
+    def upgrade(self, record: PoolRecord) -> None:
+        """Make a pool of an older format one of ours; older code refuses it from then on."""
+        if record.format != FORMAT:
+            self.put_pool(replace(record, format=FORMAT))
 
     def put_pool(self, record: PoolRecord) -> None:
         self.txn.put(Table.META, _POOL_KEY, msgspec.json.encode(record))
