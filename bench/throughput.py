@@ -91,6 +91,7 @@ def measure_throughput(
         comparisons = [
             one for row in rows for one in _measure_row(row, peers, fleet, scale, ground)
         ]
+        fleet.verify()
         settings = fleet.settings
     return Section("Against other servers", _method(scale, ground), tuple(comparisons)), settings
 
