@@ -8,7 +8,7 @@ from bench.files import settle
 from bench.fio import Job, Outcome, run_job
 from bench.results import Comparison, Section
 from bench.servers import EXPORT, Served, bockd_daemon
-from bench.throughput import fill
+from bench.throughput import fill, verify
 from bench.turns import Contestant, Field, Scale, in_turn, method_of_turns
 from bockd.model import KIB, MIB
 
@@ -36,6 +36,7 @@ def measure_file_view(scale: Scale, ground: Field, rows: Sequence[str] = ROWS) -
             job = Job(mode, block_bytes, depth, scale.size_bytes, seconds=scale.seconds)
             contestants = [_through(name, to, job, served, ground) for name, to in doors.items()]
             comparisons.append(in_turn(row, contestants, scale, ground).against(NBD))
+        verify(doors[FUSE], scale, ground)
     method = (
         "fio's libaio engine with O_DIRECT on a file of the view, and its nbd engine on the same "
         f"volume's export; {method_of_turns(scale, ground)}"

@@ -36,6 +36,11 @@ class Target:
     def met(self, ratio: float) -> bool:
         return ratio <= self.bound if self.at_most else ratio >= self.bound
 
+    def missed_by(self, ratio: float) -> float:
+        """The part of the bound that is lacking, or, where at most the bound is wanted, that is too
+        much; below zero when the target is met with room to spare."""
+        return (ratio - self.bound if self.at_most else self.bound - ratio) / self.bound
+
     def __str__(self) -> str:
         return f"{'≤' if self.at_most else '≥'} {self.bound:g}"
 
@@ -57,6 +62,8 @@ class Comparison:
     foreign_shares: tuple[float, ...] = ()
     """For each pair, the part of a core that other processes took while it was measured; empty
     where that was not watched."""
+    best_of: tuple[str, ...] = ()
+    """Those that the baseline was the fastest of, where that is what the target is for."""
 
     def __post_init__(self) -> None:
         assert len(self.subject_values) == len(self.baseline_values) > 0
@@ -76,6 +83,13 @@ class Comparison:
         """Whether the target is met; None without one."""
         return None if self.target is None else self.target.met(self.ratio.median)
 
+    @property
+    def held_to(self) -> str:
+        """The baseline, and what it is the fastest of."""
+        if len(self.best_of) < 2:
+            return self.baseline
+        return f"{self.baseline} (fastest of {len(self.best_of)})"
+
 
 @dataclass(frozen=True)
 class Section:
@@ -91,6 +105,14 @@ class Section:
         """The most that other processes took of a core during a pair; None if not watched."""
         shares = [share for one in self.comparisons for share in one.foreign_shares]
         return max(shares, default=None)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Rows that could not be measured."""
+
+    rows: tuple[str, ...]
+    reason: str
 
 
 def wanted(row: str, patterns: Sequence[str]) -> bool:

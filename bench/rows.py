@@ -25,10 +25,11 @@ FILL_BLOCK_BYTES = 64 * KIB
 
 @dataclass(frozen=True)
 class Aim:
-    """What the ratio to the fastest of some peers should be; of CPU time, to the only one."""
+    """What the ratio to the fastest of some peers should be; of CPU time, to the only one, and
+    without a target just measured."""
 
     peers: tuple[str, ...]
-    target: Target
+    target: Target | None
     cpu: bool = False
 
 
@@ -77,6 +78,23 @@ def _aim(names: tuple[str, ...] | str, bound: float) -> Aim:
 DEEP_READS = (_aim(NBDKIT_FILE, 1.5), _aim(NBDKIT_MEMORY, 1.3), _aim(QCOW2, 2.2))
 DEEP_WRITES = (_aim(NBDKIT_FILE, 2.5), _aim(NBDKIT_MEMORY, 0.75), _aim(QCOW2, 2.0))
 LESS_CPU = Aim((NBDKIT_FILE,), Target(0.7, at_most=True), cpu=True)
+CPU_OF_WRITES = Aim((NBDKIT_FILE,), None, cpu=True)
+
+
+def _filled_by(name: str, fill_bytes: int) -> tuple[Row, ...]:
+    """The rows of small writes on an image that was filled by writes of another size."""
+    aims = {1: (), 32: (_aim(NBDKIT_FILE, 2.5),), 128: (_aim(NBDKIT_FILE, 2.5),)}
+    return tuple(
+        Row(
+            f"4k-randwrite-qd{depth}-fill-{name}",
+            "randwrite",
+            depth,
+            aims=aim,
+            fill_bytes=fill_bytes,
+        )
+        for depth, aim in aims.items()
+    )
+
 
 ROWS = (
     Row("4k-randread-qd1", "randread", 1, peers=FILES, aims=(_aim(FILES, 1.8),)),
@@ -87,22 +105,10 @@ ROWS = (
     Row("4k-randwrite-qd1", "randwrite", 1, peers=FILES, aims=(_aim(FILES, 1.8),)),
     Row("4k-randwrite-qd4", "randwrite", 4),
     Row("4k-randwrite-qd8", "randwrite", 8),
-    Row("4k-randwrite-qd32", "randwrite", 32, peers=ALL, aims=DEEP_WRITES),
+    Row("4k-randwrite-qd32", "randwrite", 32, peers=ALL, aims=(*DEEP_WRITES, CPU_OF_WRITES)),
     Row("4k-randwrite-qd128", "randwrite", 128, peers=DEEP, aims=DEEP_WRITES),
-    Row(
-        "4k-randwrite-qd32-fill-1m",
-        "randwrite",
-        32,
-        aims=(_aim(NBDKIT_FILE, 2.5),),
-        fill_bytes=1 * MIB,
-    ),
-    Row(
-        "4k-randwrite-qd32-fill-4k",
-        "randwrite",
-        32,
-        aims=(_aim(NBDKIT_FILE, 2.5),),
-        fill_bytes=4 * KIB,
-    ),
+    *_filled_by("1m", 1 * MIB),
+    *_filled_by("4k", 4 * KIB),
     Row("4k-mixed-70-30-qd32", "randrw", 32),
     Row("64k-randread-qd16", "randread", 16, 64 * KIB, FILES, (_aim(FILES, 1.2),)),
     Row("64k-randwrite-qd16", "randwrite", 16, 64 * KIB, FILES, (_aim(FILES, 1.2),)),

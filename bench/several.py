@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from bench.files import settle
 from bench.fio import Job, Outcome, run_jobs
 from bench.results import Comparison, Section, Target
 from bench.servers import Served, bockd_daemon
-from bench.throughput import fill
+from bench.throughput import fill, verify
 from bench.turns import Contestant, Field, Scale, in_turn, method_of_turns
 from bockd.model import KIB
 
 SEVERAL = 4
+SAME_TOTAL = Target(1.0)
 DEPTH = 32
 VOLUMES = {"4-volumes-4k-randread-qd32": "randread", "4-volumes-4k-randwrite-qd32": "randwrite"}
 CONNECTIONS = {
@@ -47,13 +49,14 @@ def measure_several(scale: Scale, ground: Field, rows: Sequence[str] = ROWS) -> 
             alone = many("one", one, uris[:1])
             if row in VOLUMES:
                 found = in_turn(row, [many("four volumes", one, uris), alone], scale, ground)
-                comparisons.append(found.against("one", Target(1.0)))
+                comparisons.append(found.against("one", SAME_TOTAL))
             else:
                 four = Job(mode, 4 * KIB, DEPTH, size, seconds=scale.seconds, connections=SEVERAL)
                 found = in_turn(
                     row, [many("four connections", four, uris[:1]), alone], scale, ground
                 )
                 comparisons.append(found.against("one"))
+        verify(uris[0], replace(scale, size_bytes=size), ground)
     method = (
         f"The total of {SEVERAL} fio jobs at depth {DEPTH} each, against one job with one "
         f"connection to one volume. All clients share one core; {method_of_turns(scale, ground)}"

@@ -119,7 +119,7 @@ def time_copies(root: Path, sizes: Sequence[int], pairs: int) -> list[tuple[Time
             times = {}
             order = range(len(volumes))
             for index in order if number % 2 == 0 else reversed(order):
-                times[index] = _time_one(pool, volumes[index], f"{index}-{number}")
+                times[index] = time_one(pool, volumes[index], f"{index}-{number}")
             measured.append(tuple(times[index] for index in order))
         return measured
 
@@ -131,7 +131,8 @@ def _write_spread(pool: OpenPool, volume: Volume) -> None:
         pool.write(volume, number * (SMALL_BYTES // pieces), _PIECE)
 
 
-def _time_one(pool: OpenPool, volume: Volume, label: str) -> Times:
+def time_one(pool: OpenPool, volume: Volume, label: str) -> Times:
+    """Snapshot a volume, and clone the snapshot."""
     owner = VolumeId(volume.durability.record.id)
     began = time.perf_counter()
     snapshot = pool.run(pool.pool.create_snapshot(owner, f"snapshot-{label}"))

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from bench.files import settle
 from bench.fio import Job, run_job
 from bench.processes import BenchError, Placement
-from bench.results import Comparison, Section
+from bench.results import Comparison, Section, Target
 from bench.rows import FILL_BLOCK_BYTES, Row
 from bench.servers import BOCKD, PEERS, Peer, Served, serve_bockd
 from bench.turns import Contestant, Field, Scale, Turns, in_turn, method_of_turns
@@ -20,6 +20,7 @@ from bockd.model import BLOCK_SIZE, MIB
 
 FILL_DEPTH = 4
 VERIFY_DEPTH = 32
+VERIFYING = "verifying"
 _VERIFIED_BYTES = 64 * MIB
 
 
@@ -30,6 +31,14 @@ def fill(
     job = Job("write", block_bytes, FILL_DEPTH, size_bytes, io_bytes=size_bytes)
     run_job(job, served.uri, core=placement.client)
     settle(served.directory)
+
+
+def verify(target: str, scale: Scale, ground: Field) -> None:
+    """Write to an export or a file and read all of it back; BenchError if that is not the same."""
+    size = min(scale.size_bytes, _VERIFIED_BYTES)
+    ground.tell(f"{VERIFYING} {target}")
+    job = Job("randwrite", BLOCK_SIZE, VERIFY_DEPTH, size, io_bytes=size, verify=True)
+    run_job(job, target, core=ground.placement.client)
 
 
 class Fleet:
@@ -55,12 +64,9 @@ class Fleet:
 
     def verify(self) -> None:
         """After all that was measured ours still keep what is written; BenchError."""
-        size = min(self._scale.size_bytes, _VERIFIED_BYTES)
-        job = Job("randwrite", BLOCK_SIZE, VERIFY_DEPTH, size, io_bytes=size, verify=True)
         for (name, *_), served in self._servers.items():
             if served is not None and name == BOCKD:
-                self._ground.tell(f"verifying {served.uri}")
-                run_job(job, served.uri, core=self._ground.placement.client)
+                verify(served.uri, self._scale, self._ground)
 
     def _start(self, name: str, fill_bytes: int, tcp: bool) -> Served | None:
         ground, size = self._ground, self._scale.size_bytes
@@ -133,13 +139,17 @@ def _contestant(name: str, row: Row, job: Job, served: Served, placement: Placem
 
 def _comparisons(row: Row, turns: Turns) -> list[Comparison]:
     """Each peer beside us; where a target is for the best of some, it stands beside that one."""
-    targets = {}
+    aims: dict[str, tuple[Target, list[str]]] = {}
     found = []
     for aim in row.aims:
         took_part = [name for name in aim.peers if name in turns.rates]
         if aim.cpu and took_part:
             found.append(turns.cpu_against(took_part[0], aim.target))
-        elif took_part:
-            targets[turns.best_of(took_part)] = aim.target
+        elif took_part and aim.target is not None:
+            aims[turns.best_of(took_part)] = aim.target, took_part
     peers = [name for name in turns.rates if name != turns.subject]
-    return [turns.against(name, targets.get(name)) for name in peers] + found
+    beside = []
+    for name in peers:
+        target, best_of = aims.get(name, (None, []))
+        beside.append(turns.against(name, target, best_of=best_of))
+    return beside + found

@@ -87,19 +87,19 @@ class Turns:
         return next(iter(self.rates))
 
     def against(
-        self, baseline: str, target: Target | None = None, *, subject: str | None = None
+        self, baseline: str, target: Target | None = None, *, best_of: Sequence[str] = ()
     ) -> Comparison:
         """The subject's rates beside another's."""
-        name = subject or self.subject
         return Comparison(
             row=self.row,
-            subject=name,
+            subject=self.subject,
             baseline=baseline,
             unit=self.unit,
-            subject_values=self.rates[name],
+            subject_values=self.rates[self.subject],
             baseline_values=self.rates[baseline],
             target=target,
             foreign_shares=self.foreign_shares,
+            best_of=tuple(best_of),
         )
 
     def best_of(self, names: Sequence[str]) -> str:
