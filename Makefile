@@ -52,8 +52,11 @@ check: setup-run ## format, lint, strict types, import rules
 setup-bench: setup
 	@.setup/packages .setup/packages-bench
 
-bench: setup-bench ## measure bockd against its peers, some 20 minutes (ARGS=... goes to the benchmark)
-	@.venv/bin/python -m bench $(ARGS)
+# Without ARGS, where everything is measured, the result becomes the page.
+BENCH_PAGE = --write docs/performance.md --chart docs/performance.svg --json docs/performance.json
+
+bench: setup-bench ## measure bockd against its peers into docs/performance.md, some 25 minutes (ARGS=... measures less)
+	@.venv/bin/python -m bench $(or $(ARGS),$(BENCH_PAGE))
 
 bench-quick: setup-bench ## see that all of the benchmark works; its numbers mean little
 	@.venv/bin/python -m bench --quick $(ARGS)

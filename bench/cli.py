@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import sys
@@ -18,14 +19,19 @@ from rich.console import Console
 
 from bench import sections
 from bench.chart import chart_of
+from bench.document import read_json, to_json
 from bench.machine import MEMORY_FILE_SYSTEMS, describe_machine, file_system_of
+from bench.page import to_markdown
 from bench.processes import BenchError, place
-from bench.report import UNBOUNDED_COLUMNS, Report, print_report, to_json, to_markdown
+from bench.report import UNBOUNDED_COLUMNS, Report, print_report
+from bench.revision import describe_revision
 from bench.servers import PEERS
 from bench.turns import Field, Scale, Tell
 
 MIB = 1 << 20
-FULL = Scale(rounds=5, seconds=1.0, size_bytes=512 * MIB, repeats=3)
+FULL = Scale(rounds=5, seconds=0.6, size_bytes=512 * MIB, repeats=3)
+"""Some 500 runs against other servers and half as many elsewhere: 25 minutes. More than half of
+that goes into starting fio, filling images, and bringing to the disk what was written."""
 QUICK = Scale(
     rounds=1,
     seconds=0.3,
@@ -66,6 +72,12 @@ _NOT_REPEATED = frozenset({"--json", "--directory"})
     "--chart", "chart_file", type=click.Path(path_type=Path), help="Draw the ratios there, as SVG."
 )
 @click.option(
+    "--from",
+    "saved",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Measure nothing: take what --json wrote there, for --write and --chart.",
+)
+@click.option(
     "--directory",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     default=DEFAULT_DIRECTORY,
@@ -89,6 +101,7 @@ def main(
     json_file: Path | None,
     page: Path | None,
     chart_file: Path | None,
+    saved: Path | None,
     directory: Path,
     repeat: bool,
     strict: bool,
@@ -100,7 +113,8 @@ def main(
     python -m bench --quick
     python -m bench --list
     python -m bench --row randwrite --peer 'qemu-nbd qcow2' --rounds 9
-    python -m bench --write docs/performance.md
+    python -m bench --json result.json
+    python -m bench --from result.json --write page.md --chart chart.svg
     """
     if list_rows:
         click.echo("\n".join(sections.all_rows()))
@@ -115,19 +129,24 @@ def main(
     )
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        _refuse_memory(directory)
-        report = _measure(rows, peers, scale, directory)
+        report = _measure(rows, peers, scale, directory) if saved is None else read_json(saved)
     except BenchError as error:
         raise click.ClickException(str(error)) from error
     print_report(report, _console())
+    _write(report, json_file, page, chart_file)
+    if report.failures or (strict and report.missed):
+        sys.exit(1)
+
+
+def _write(report: Report, json_file: Path | None, page: Path | None, chart: Path | None) -> None:
+    """The JSON first: the others can be made from it."""
     if json_file is not None:
         json_file.write_text(to_json(report))
+    if chart is not None:
+        chart.write_text(chart_of(report))
     if page is not None:
-        page.write_text(to_markdown(report))
-    if chart_file is not None:
-        chart_file.write_text(chart_of(report))
-    if strict and report.missed:
-        sys.exit(1)
+        link = None if chart is None else os.path.relpath(chart, page.parent)
+        page.write_text(to_markdown(report, link))
 
 
 def _terminated(_number: int, _frame: FrameType | None) -> None:
@@ -146,11 +165,13 @@ def _refuse_memory(directory: Path) -> None:
 def _measure(
     patterns: Sequence[str], peers: Sequence[str], scale: Scale, directory: Path
 ) -> Report:
+    _refuse_memory(directory)
+    revision = describe_revision()  # before anything is written
     with _scratch(directory) as scratch, _telling() as tell:
-        found, settings = sections.measure(patterns, peers, scale, Field(scratch, place(), tell))
+        measured = sections.measure(patterns, peers, scale, Field(scratch, place(), tell))
         machine = describe_machine(scratch)
     date = datetime.now(UTC).isoformat(timespec="seconds")
-    return Report(_command(sys.argv[1:]), date, machine, settings, found)
+    return Report(_command(sys.argv[1:]), date, revision, machine, *measured)
 
 
 @contextmanager
@@ -165,7 +186,7 @@ def _telling() -> Iterator[Tell]:
     """What is being done, on standard error: a status line, or lines where there is no terminal."""
     console = Console(stderr=True, highlight=False)
     if not console.is_terminal:
-        yield lambda text: console.print(text, markup=False)
+        yield lambda text: console.print(text, markup=False, soft_wrap=True)
         return
     with console.status("starting") as status:
         yield status.update

@@ -19,7 +19,7 @@ from bench import (
     snapshotreads,
 )
 from bench.processes import BenchError
-from bench.results import Section, wanted
+from bench.results import Failure, Section, wanted
 from bench.rows import ROWS
 from bench.throughput import measure_throughput
 from bench.turns import Field, Scale
@@ -59,21 +59,36 @@ def all_rows() -> list[str]:
 
 def measure(
     patterns: Sequence[str], peers: Sequence[str], scale: Scale, ground: Field
-) -> tuple[tuple[Section, ...], dict[str, str]]:
-    """The rows that match, section by section, and the settings of the servers; BenchError when
-    none does. Each part has a directory of its own."""
-    found: list[Section] = []
-    settings: dict[str, str] = {}
+) -> tuple[dict[str, str], tuple[Section, ...], tuple[Failure, ...]]:
+    """The settings of the servers, the rows that match, section by section, and what could not be
+    measured: a failure in one section leaves the others. BenchError when no row matches. Each part
+    has a directory of its own."""
     asked = _asked_for(patterns)
-    if chosen := [row for row in ROWS if row.name in asked]:
-        section, settings = measure_throughput(chosen, peers, scale, _below(ground, "t"))
-        found.append(section)
-    for number, part in enumerate(_PARTS):
-        if rows := [row for row in part.rows if row in asked]:
-            found.append(part.measure(scale, _below(ground, f"p{number}"), rows))
-    if not found:
+    if not asked:
         raise BenchError(f"no row matches {' or '.join(patterns)}; --list names them")
-    return tuple(found), settings
+    settings: dict[str, str] = {}
+    found: list[Section] = []
+    failures: list[Failure] = []
+    for number, part in enumerate((_against_others(peers, settings), *_PARTS)):
+        if rows := [row for row in part.rows if row in asked]:
+            try:
+                found.append(part.measure(scale, _below(ground, f"p{number}"), rows))
+            except BenchError as error:
+                failures.append(Failure(tuple(rows), str(error)))
+                ground.tell(f"not measured: {', '.join(rows)}: {error}")
+    return settings, tuple(found), tuple(failures)
+
+
+def _against_others(peers: Sequence[str], settings: dict[str, str]) -> _Part:
+    """The first section; fills in how each server ran."""
+
+    def measure_rows(scale: Scale, ground: Field, rows: Sequence[str]) -> Section:
+        chosen = [row for row in ROWS if row.name in rows]
+        section, ran = measure_throughput(chosen, peers, scale, ground)
+        settings.update(ran)
+        return section
+
+    return _Part([row.name for row in ROWS], measure_rows)
 
 
 def _asked_for(patterns: Sequence[str]) -> set[str]:
