@@ -109,7 +109,7 @@ class Daemon:
         ended = CliRunner(env=_environment(self.data_dir)).invoke(bock, arguments)
         if ended.exit_code:
             raise BenchError(f"bock {shlex.join(arguments)} failed:\n{ended.output}")
-        return ended.output
+        return ended.stdout
 
     def uri(self, volume: str) -> str:
         """Where a volume is exported."""
