@@ -16,8 +16,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-READY_SECONDS = 30.0
-"""For a server to accept connections: starting Python takes one second on a slow, busy core."""
+READY_SECONDS = 120.0
+"""For a server to accept connections. Starting Python takes one second on a slow, busy core; where
+memory was short, too, half a minute was not enough."""
 
 STOP_SECONDS = 20.0
 """For a server to end on SIGTERM, before its group is killed: it may have data to flush."""
