@@ -116,10 +116,13 @@ def test_a_missed_target_without_a_text_is_not_yet_explained() -> None:
 
 
 def test_a_reason_goes_when_its_targets_are_met() -> None:
-    page = page_of(compare("read-1", 200, Target(1.5)))
+    """Whether others are missed or none."""
+    met, missed = compare("read-1", 200, Target(1.5)), compare("write-1", 100, Target(1.5))
 
-    assert "What falls short" not in page
-    assert "It is far." not in page
+    assert "What falls short" not in page_of(met)
+    for page in (page_of(met), page_of(met, missed)):
+        assert "It is far." not in page
+        assert "Slow reads" not in page
 
 
 def test_the_first_reason_that_matches_counts_and_may_name_the_peer() -> None:
