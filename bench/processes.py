@@ -26,6 +26,8 @@ STOP_SECONDS = 20.0
 _READY_POLL_SECONDS = 0.01
 _PF_KTHREAD = 0x00200000  # linux/sched.h
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+TICK_SECONDS = 1 / _TICKS_PER_SECOND
+"""What processor time is counted in."""
 
 
 class BenchError(Exception):

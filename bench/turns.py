@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.fio import Outcome
-from bench.processes import Placement, cpu_seconds
+from bench.processes import TICK_SECONDS, Placement, cpu_seconds
 from bench.quiet import MAX_FOREIGN_SHARE, Watch, quiet_rounds
 from bench.results import Comparison, Target
 from bench.servers import Served
@@ -153,7 +153,8 @@ def _run(contestant: Contestant, watch: Watch) -> tuple[float, float]:
     before = cpu_seconds(served.pid)
     with watch.over(served.pid):
         outcome = contestant.run(served)
-    used = cpu_seconds(served.pid) - before
+    # A short run may take less than the kernel's clock tells from nothing.
+    used = max(cpu_seconds(served.pid) - before, TICK_SECONDS)
     contestant.after()
     return outcome.rate, used / outcome.operations * 1e6
 
