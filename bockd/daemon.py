@@ -24,6 +24,7 @@ from api.app import Together, create_app
 from api.openstack.app import create_public_app
 from api.openstack.nbd import NbdDoors
 from api.serve import serve_api, serve_public
+from bockd import heap
 from bockd.blockstorage.accounts import CREDENTIALS_FILE, establish
 from bockd.blockstorage.contract import Identity
 from bockd.blockstorage.identity import LocalIdentity
@@ -40,7 +41,6 @@ from bockd.dataplane.attached import AttachedExports, AttachedVolumes
 from bockd.dataplane.awaiting import Beside
 from bockd.dataplane.control import PoolControl
 from bockd.dataplane.exports import PoolExports
-from bockd.dataplane.fetching import FetchingBlockStorage
 from bockd.dataplane.fileview import FileView
 from bockd.dataplane.images import PoolImages
 from bockd.dataplane.nodes import PoolNodes
@@ -85,6 +85,7 @@ def run(settings: Settings, mount: Path | None = None) -> None:
         format="%(levelname)s %(name)s: %(message)s",
     )
     _raise_descriptor_limit()
+    heap.bound()
     mount = mount or settings.fuse.mount
     view = None if mount is None else FileView(mount.absolute(), settings.data_dir)
     try:
@@ -237,6 +238,7 @@ class _Daemon:
             # What is alive now stays; the collector need not look at it again.
             gc.collect()
             gc.freeze()
+            heap.trim()
             # Whoever reads that we are ready may stop us at once: so that comes second.
             with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
                 self._announce(nbd_listen, api_listen)
@@ -261,6 +263,9 @@ class _Daemon:
         identity = one_identity(settings.keystone, local, self._keystone)
         storage = PoolBlockStorage(self._around, self._driver)
         if settings.glance.url is not None:
+            # An HTTP client is some 10 MiB of memory, which few daemons need.
+            from bockd.dataplane.fetching import FetchingBlockStorage
+
             storage = FetchingBlockStorage(self._around, self._driver, settings, fetches)
         doors = NbdDoors(
             str(settings.nbd_socket),

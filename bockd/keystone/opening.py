@@ -6,13 +6,12 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from bockd.config.sections import KeystoneSettings
-from bockd.keystone.believed import Believed
-from bockd.keystone.client import KeystoneClient, ServiceUser
-from bockd.keystone.exchange import Exchange, open_http
-from bockd.keystone.identity import KeystoneIdentity, Rules
-from bockd.keystone.password import password_source
+
+if TYPE_CHECKING:
+    from bockd.keystone.identity import KeystoneIdentity
 
 
 @asynccontextmanager
@@ -29,6 +28,13 @@ async def open_keystone(
     if settings.url is None:
         yield None
         return
+    # An HTTP client is some 10 MiB of memory, which few daemons need.
+    from bockd.keystone.believed import Believed
+    from bockd.keystone.client import KeystoneClient, ServiceUser
+    from bockd.keystone.exchange import Exchange, open_http
+    from bockd.keystone.identity import KeystoneIdentity, Rules
+    from bockd.keystone.password import password_source
+
     assert settings.username is not None  # the section's own check
     user = ServiceUser(
         settings.username,

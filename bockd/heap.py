@@ -1,0 +1,36 @@
+"""The C library's heap: memory that is free is given back to the system (mallopt(3), malloc_trim(3)).
+
+To hash a password takes 16 MiB for a moment. Left to itself, glibc keeps such pieces once it has
+met one: an idle daemon would hold them for good. Where there is no glibc nothing is done.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Final
+
+from bockd.model import MIB
+
+_M_TRIM_THRESHOLD: Final = -1  # malloc.h
+_M_MMAP_THRESHOLD: Final = -3
+
+LARGE_BYTES: Final = 4 * MIB
+"""Pieces from here on are mapped, and unmapped when they are free. No request takes one."""
+
+FREE_BYTES: Final = 8 * MIB
+"""What may stay free at the heap's end, for the requests that come next."""
+
+_libc = ctypes.CDLL(None)
+
+
+def bound() -> None:
+    """To be called once, before anything large is allocated."""
+    if hasattr(_libc, "mallopt"):
+        _libc.mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES)
+        _libc.mallopt(_M_TRIM_THRESHOLD, FREE_BYTES)
+
+
+def trim() -> None:
+    """Give back what is free now."""
+    if hasattr(_libc, "malloc_trim"):
+        _libc.malloc_trim(0)
