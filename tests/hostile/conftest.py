@@ -58,9 +58,9 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
     return make_pki(tmp_path_factory.mktemp("certificates") / "all")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def attacked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attacked]:
-    """For all tests; at the end it must stop well, with nothing odd in its log."""
+    """For all tests here; at the end it must stop well, with nothing odd in its log."""
     pool = tmp_path_factory.mktemp("hostile") / "pool"
     with serving(pool, nbd_listen="127.0.0.1:0", api_listen="127.0.0.1:0") as daemon:
         size = f"{VOLUME_BYTES // KIB}K"
