@@ -11,7 +11,9 @@ death of the process (promise D1).
 
 from __future__ import annotations
 
-from typing import Protocol
+from array import array
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from bockd.model import Extent
 from bockd.steps import Steps
@@ -76,4 +78,47 @@ class BlockDevice(Protocol):
 
     def cache(self, offset: int, length: int) -> Steps[None]:
         """Ask the operating system to read a range ahead; a hint, it never fails."""
+        ...
+
+
+class OpenLayer(Protocol):
+    """Files that hold blocks, each block at its offset in the device."""
+
+    descriptors: list[int]
+    """The first of them holds what lies within `FastView.reach_bytes`; negative: do not read."""
+    nowait_flag: int
+    """For preadv: fail rather than wait for the disk; 0 where that cannot be had."""
+
+
+class Journal(Protocol):
+    """Where a device notes what the next flush has to do."""
+
+    unsynced: bool
+    """Set before the first write in place."""
+
+
+class FastView(NamedTuple):
+    """What a door may read, and write in place, without asking for each request; valid until
+    anything else is called or awaited. Reading or writing so is as `try_read`, and as `try_write`
+    of blocks that need no `commit`."""
+
+    leaves: dict[int, array[int]]
+    """256 neighbouring blocks each, by the number of the first divided by 256: for each block its
+    slot (typecode H). One that is absent must be asked for by `try_read` or `try_write`."""
+    slots: Sequence[OpenLayer | None]
+    """The layer of each slot; None is all zeros."""
+    head_slot: int
+    """Blocks of this slot may be overwritten; -1 when nothing may be."""
+    journal: Journal | None
+    """None when nothing may be written."""
+    reach_bytes: int
+    """Only requests that end before are served so."""
+
+
+@runtime_checkable
+class FastDevice(Protocol):
+    """A BlockDevice whose blocks lie in files."""
+
+    def fast_view(self) -> FastView:
+        """See FastView."""
         ...

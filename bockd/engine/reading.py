@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Callable
 
+from bockd.device import FastView
 from bockd.engine.leafcache import HOLE_SLOT, LeafCache
 from bockd.engine.verifying import verify_read
 from bockd.errors import BockdError, DamagedBlockError, from_os_error
@@ -77,6 +78,10 @@ class Reader:
             return False
         except OSError as error:
             raise self._unreadable(layer.failure(error, offset)) from error
+
+    def fast_view(self) -> FastView:
+        """See FastDevice.fast_view."""
+        return FastView(self.map.leaves, self.map.slots, -1, None, SEGMENT_BYTES)
 
     def _unreadable(self, error: BockdError) -> BockdError:
         """Tell the operator, too: the blocks of a layer are at their places in the volume."""

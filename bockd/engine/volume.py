@@ -16,6 +16,7 @@ import os
 from contextlib import suppress
 
 from bockd import failpoints
+from bockd.device import FastView
 from bockd.engine.access import Spawn
 from bockd.engine.durability import Durability
 from bockd.engine.leafcache import HOLE_SLOT, LeafCache
@@ -27,24 +28,21 @@ from bockd.failpoints import Failpoint, hit
 from bockd.model import BLOCK_SIZE, GIB, MIB
 from bockd.steps import Steps
 from bockd.store.journal import Kind
-from bockd.store.layer import SEGMENT_BYTES, Layer
+from bockd.store.layer import OVERWRITE_PIECE_BYTES, SEGMENT_BYTES, WRITE_PIECE_BYTES, Layer
 from bockd.store.leaf import LEAF_BLOCKS, LEAF_MASK, LEAF_SHIFT, runs_of
 
 log = logging.getLogger(__name__)
 
 BLOCK_MASK = BLOCK_SIZE - 1
 
-IN_ONE_BYTES = 4 * BLOCK_SIZE
-"""Writes up to here go to the file without a detour through `Layer.write`. (One that crosses the
-end of a segment is short, and then goes there.)"""
 
-WRITE_PIECE_BYTES = 1 * MIB
+PIECE_BYTES = 1 * MIB
 """What one engine write covers: the longest that the owner thread is held up by one."""
 
 HOLE_PIECE_BLOCKS = 4 * GIB // BLOCK_SIZE
 """What one hole record covers: 4,096 leaves, some milliseconds of work on the owner thread."""
 
-_ZEROS = memoryview(bytes(WRITE_PIECE_BYTES))
+_ZEROS = memoryview(bytes(PIECE_BYTES))
 
 
 class Volume(Reader):
@@ -84,6 +82,23 @@ class Volume(Reader):
 
     # -- writing -----------------------------------------------------------------------------
 
+    def fast_view(self) -> FastView:
+        """See FastDevice.fast_view."""
+        durability = self.durability
+        may_write = not (
+            self.gate.closed
+            or self.locks.held
+            or durability.failed is not None
+            or failpoints.armed is not None
+        )
+        return FastView(
+            self.map.leaves,
+            self.map.slots,
+            self._head_slot if may_write else -1,
+            durability,
+            SEGMENT_BYTES,
+        )
+
     def try_write(self, offset: int, data: memoryview) -> bool:
         """See BlockDevice.try_write."""
         durability = self.durability
@@ -117,7 +132,7 @@ class Volume(Reader):
         if self.map.missing(first, end) is not None:
             return False
         if self.map.holds_only(first, end, self._head_slot):
-            self._write_head(offset, data)
+            self._write_head(offset, data, OVERWRITE_PIECE_BYTES)
             return True
         if not self.durability.has_room():
             return False
@@ -133,8 +148,8 @@ class Volume(Reader):
 
     def write(self, offset: int, data: memoryview) -> Steps[None]:
         """See BlockDevice.write."""
-        for start in range(0, len(data), WRITE_PIECE_BYTES):
-            piece = data[start : start + WRITE_PIECE_BYTES]
+        for start in range(0, len(data), PIECE_BYTES):
+            piece = data[start : start + PIECE_BYTES]
             yield from self._write_piece(offset + start, piece)
 
     def _write_piece(self, offset: int, data: memoryview) -> Steps[None]:
@@ -146,7 +161,7 @@ class Volume(Reader):
             try:
                 yield from self.map.load(first, end)
                 if self.map.holds_only(first, end, self._head_slot):
-                    self._write_head(offset, data)
+                    self._write_head(offset, data, OVERWRITE_PIECE_BYTES)
                 else:
                     prefix, suffix = yield from self._edges(offset, offset + len(data))
                     yield from self.map.load(first, end)
@@ -172,16 +187,19 @@ class Volume(Reader):
             if ready:
                 return
 
-    def _write_head(self, offset: int, data: memoryview) -> None:
+    def _write_head(
+        self, offset: int, data: memoryview, piece_bytes: int = WRITE_PIECE_BYTES
+    ) -> None:
         # Set first: should the write fail half-way, the next sync must still cover it.
         self.durability.unsynced = True
         if failpoints.armed is not None:
             hit(Failpoint.WRITE_BEGUN)
         try:
+            # One that crosses the end of a segment is short, and then goes the other way.
             length = len(data)
-            in_one = length <= IN_ONE_BYTES and offset < SEGMENT_BYTES
+            in_one = length <= piece_bytes and offset < SEGMENT_BYTES
             if not (in_one and os.pwrite(self._head_descriptor, data, offset) == length):
-                self.durability.head.write(offset, data)
+                self.durability.head.write(offset, data, piece_bytes)
         except OSError as error:
             raise from_os_error(error, f"writing to volume {self.durability.record.id}") from error
         if failpoints.armed is not None:
@@ -249,7 +267,7 @@ class Volume(Reader):
 
     def _write_zeros(self, offset: int, end: int) -> Steps[None]:
         while offset < end:
-            piece = _ZEROS[: min(end - offset, WRITE_PIECE_BYTES)]
+            piece = _ZEROS[: min(end - offset, PIECE_BYTES)]
             yield from self._write_piece(offset, piece)
             offset += len(piece)
 

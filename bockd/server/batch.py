@@ -8,6 +8,9 @@ connection runs.
 
 Flushes and FUA writes of a batch share one flush, which begins after the commit: all of them were
 received before it.
+
+Where the compiled fast lane is there, `serve_plain` comes first. What it serves changes no map, so
+that it needs no commit; requests in flight have no order, so that the rest may come after it.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from bockd.nbd.replies import MAX_STATUS_BYTES, ReplyEncoder
 from bockd.nbd.transmission import Request, RequestLimits, refusal
 from bockd.server import work
 from bockd.server.channel import Buffer
+from bockd.server.fastlane import lane_for
 from bockd.server.limits import (
     MAX_BATCH_REQUESTS,
     MAX_INLINE_READ_BYTES,
@@ -54,6 +58,7 @@ class Batch:
         # Anonymous memory, so that the pages of a large buffer cost nothing until they are used.
         self._reply = memoryview(mmap.mmap(-1, REPLY_BUFFER_BYTES))
         self._filled = 0
+        self._lane = lane_for(device, encoder, limits)
         self._small: list[Buffer] = []
         self._small_bytes = 0
         self._staged: list[Request] = []
@@ -66,10 +71,34 @@ class Batch:
         self.disconnect = False
         """The client said DISC: nothing follows, what is in flight is finished."""
 
+    def serve_plain(
+        self, received: memoryview, start: int, end: int
+    ) -> tuple[list[Request], int, int]:
+        """Serve what the fast lane can of the requests in received[start:end].
+
+        Returns those that it could not, how many it served, and where it stopped: at the end, at
+        what only the parser may judge, or because the reply buffer is full; `start`, where there is
+        no lane. `serve` and `finish` must follow before anything is awaited.
+        """
+        if self._lane is None:
+            return [], 0, start
+        done = self._lane.serve(received, start, end, self._reply)
+        statistics = self._statistics
+        if done.reads:
+            self._filled = done.filled
+            statistics.reads += done.reads
+            statistics.read_bytes += done.filled - done.reads * self._encoder.data_header_bytes
+        if done.writes:
+            statistics.writes += done.writes
+            statistics.written_bytes += done.written_bytes
+            self._answer(done.acknowledgements)
+        return done.rest, done.reads + done.writes, done.position
+
     def serve(
         self, requests: Sequence[Request], index: int, received: memoryview, room: int
     ) -> int:
-        """Serve requests from `index` on; the index of the first that was not served.
+        """Serve requests from `index` on, behind what `serve_plain` served; the index of the first
+        that was not served.
 
         Stops early when the reply buffer is full, when `room` operations or a piece's worth of
         memory have gone to the background, and behind a request that is neither a plain read nor
@@ -83,7 +112,8 @@ class Batch:
         writable = -1 if limits.read_only else size
         write_flags = nbd.CMD_FLAG_PAYLOAD_LEN if limits.extended else 0
         staged, background, large = self._staged, self.background, self.large_reads
-        filled = reads = self._background_bytes = 0
+        filled = before = self._filled
+        reads = self._background_bytes = 0
         count = min(len(requests), index + MAX_BATCH_REQUESTS)
         until = perf_counter_ns() + _TURN_NS
         while index < count:
@@ -129,7 +159,7 @@ class Batch:
                 break
         self._filled = filled
         self._statistics.reads += reads
-        self._statistics.read_bytes += filled - reads * header
+        self._statistics.read_bytes += filled - before - reads * header
         return index
 
     def finish(self) -> list[Buffer]:

@@ -181,7 +181,10 @@ class Connection:
         end = self._leftover_bytes
         while True:
             started = perf_counter_ns()
-            requests, position = parser.parse(buffer, 0, end)
+            position = await self._serve_plain(end, started)
+            progressed = position > 0
+            requests, position = parser.parse(buffer, position, end)
+            progressed = progressed or bool(requests)
             index = 0
             while index < len(requests):
                 index = await self._serve_batch(requests, index, started)
@@ -190,7 +193,7 @@ class Connection:
             if parser.large is not None:
                 position = await self._large.receive(parser.large, buffer, position, end, self)
             end = self._move_leftover(position, end)
-            if end and (requests or parser.large is not None):
+            if end and (progressed or parser.large is not None):
                 continue  # behind a payload, or bytes that are no request: look before waiting
             self._consumed_bytes = self._received_bytes
             if self._fences:
@@ -200,15 +203,32 @@ class Connection:
                 return
             self._received_bytes += received
             end += received
-            if not requests and self._polling.due():
+            if not progressed and self._polling.due():
                 # Who sends a byte at a time keeps us receiving, with no batch to turn after.
                 await trio.lowlevel.checkpoint()
                 self._polling.turned()
 
-    async def _serve_batch(self, requests: list[Request], index: int, started: int) -> int:
-        """Serve what fits one reply buffer; the index of the first request not served."""
+    async def _serve_plain(self, end: int, started: int) -> int:
+        """Serve what is in the receive buffer, the plain requests in the fast lane; how far it
+        came: from there on the parser must look."""
+        position = 0
+        while position < end:
+            requests, served, stop = self._batch.serve_plain(self._buffer, position, end)
+            if stop == position:
+                break
+            position = stop
+            index = await self._serve_batch(requests, 0, started, served)
+            while index < len(requests):
+                index = await self._serve_batch(requests, index, started)
+        return position
+
+    async def _serve_batch(
+        self, requests: list[Request], index: int, started: int, served: int = 0
+    ) -> int:
+        """Serve what fits one reply buffer, in which `served` requests are answered already; the
+        index of the first request not served."""
         batch, flight = self._batch, self._flight
-        first = index
+        first = index - served
         room = self._limits.max_in_flight - flight.requests
         index = batch.serve(requests, index, self._buffer, room)
         replies = batch.finish()
@@ -243,11 +263,10 @@ class Connection:
             if turn:
                 await trio.lowlevel.checkpoint()
                 polling.turned()
-            for _ in range(tries):
-                received = channel.try_receive(into)
-                if received is not None:
-                    polling.found()
-                    return received
+            received = channel.poll(into, tries)
+            if received is not None:
+                polling.found()
+                return received
         polling.parks()
         received = channel.try_receive(into)
         if received is None and partial:

@@ -72,6 +72,7 @@ class TlsChannel(Channel):
         self, sock: socket.socket, context: ssl.SSLContext, *, reply_stall_seconds: float
     ) -> None:
         super().__init__(sock, reply_stall_seconds=reply_stall_seconds)
+        self._receive_fast = None  # what comes is not what is received
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)

@@ -99,8 +99,9 @@ async def test_a_byte_at_a_time(
     offset: int,
 ) -> None:
     """A sender that is as fast as we are, and sends byte after byte: there is always one more."""
-    receive = Channel.try_receive
+    receive, poll = Channel.try_receive, Channel.poll
     monkeypatch.setattr(Channel, "try_receive", lambda self, into: receive(self, into[:1]))
+    monkeypatch.setattr(Channel, "poll", lambda self, into, tries: poll(self, into[:1], tries))
     async with serving(exports, path):
 
         async def trickle(begun: trio.Event) -> None:

@@ -15,7 +15,7 @@ from bockd.store.layer import Layer
 from tests.crash.small import small_engine
 
 JOURNAL_RECORDS = 96
-_TOUCHED_ZEROS = b"\0" * volume.WRITE_PIECE_BYTES
+_TOUCHED_ZEROS = b"\0" * volume.PIECE_BYTES
 """The kernel copies a write in two where memory that was never touched begins, in the middle of a
 sector, and hands the file system two writes; the disk would take them for torn. Repeating a byte
 touches the memory, which `bytes(n)` does not."""

@@ -1,0 +1,102 @@
+"""The compiled part of the hot path, and what takes its place where it was not compiled.
+
+`_fastlane.c` serves *plain* requests in one call for a whole receive buffer: reads, and writes in
+place, whose blocks lie in one file and whose map is in memory. It hands back what it does not
+serve, in order, for `Batch.serve`: there is nothing that only it can do.
+
+It is built when bockd is installed and a C compiler is there, and left out otherwise.
+`BOCKD_FASTLANE=off` in the environment of the daemon leaves it out, too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import NamedTuple
+
+from bockd.device import BlockDevice, FastDevice
+from bockd.nbd.replies import ExtendedReplies, ReplyEncoder, SimpleReplies, StructuredReplies
+from bockd.nbd.transmission import MAX_INLINE_PAYLOAD_BYTES, Request, RequestLimits
+from bockd.server.limits import MAX_INLINE_READ_BYTES
+
+VARIABLE = "BOCKD_FASTLANE"
+
+_STYLES: dict[type[ReplyEncoder], int] = {
+    SimpleReplies: 0,
+    StructuredReplies: 1,
+    ExtendedReplies: 2,
+}
+
+
+def load(environ: Mapping[str, str]) -> ModuleType | None:
+    """The compiled module; None where it was not built, or is not wanted."""
+    if environ.get(VARIABLE) == "off":
+        return None
+    try:
+        from bockd.server import _fastlane
+    except ImportError:
+        return None
+    return _fastlane
+
+
+compiled = load(os.environ)
+
+
+class Served(NamedTuple):
+    """What one call has done."""
+
+    position: int
+    """Where the first request stands that was not looked at."""
+    filled: int
+    """Bytes of the reply buffer that are replies now: to the reads."""
+    reads: int
+    writes: int
+    written_bytes: int
+    acknowledgements: bytes
+    """Replies to the writes."""
+    rest: list[Request]
+    """Requests before `position` that were not served."""
+
+
+class FastLane:
+    """Serves plain requests of one connection."""
+
+    def __init__(
+        self, module: ModuleType, device: FastDevice, style: int, limits: RequestLimits
+    ) -> None:
+        self._serve = module.serve
+        self._view = device.fast_view
+        self._style = style
+        self._readable = limits.size_bytes
+        self._writable = 0 if limits.read_only else limits.size_bytes
+
+    def serve(self, received: memoryview, start: int, end: int, reply: memoryview) -> Served:
+        """Serve what can be served of received[start:end]."""
+        return Served._make(
+            self._serve(
+                received,
+                start,
+                end,
+                reply,
+                self._style,
+                self._view(),
+                self._readable,
+                self._writable,
+                MAX_INLINE_READ_BYTES,
+                MAX_INLINE_PAYLOAD_BYTES,
+            )
+        )
+
+
+def lane_for(device: BlockDevice, encoder: ReplyEncoder, limits: RequestLimits) -> FastLane | None:
+    """A connection's fast lane; None where there is none."""
+    if compiled is None or not isinstance(device, FastDevice):
+        return None
+    return FastLane(compiled, device, _STYLES[type(encoder)], limits)
+
+
+def receive() -> Callable[[int, memoryview, int], int] | None:
+    """Receive from a descriptor into a buffer, looking again and again for some nanoseconds: the
+    number of bytes, 0 when the peer is gone, -1 when nothing came."""
+    return None if compiled is None else compiled.receive
