@@ -1,4 +1,4 @@
-"""The C library's heap: memory that is free is given back to the system (mallopt(3), malloc_trim(3)).
+"""The C library's heap: what is free is given back to the system (mallopt(3), malloc_trim(3)).
 
 To hash a password takes 16 MiB for a moment. Left to itself, glibc keeps such pieces once it has
 met one: an idle daemon would hold them for good. Where there is no glibc nothing is done.
