@@ -31,7 +31,7 @@
 
 enum style { SIMPLE, STRUCTURED, EXTENDED };
 
-enum { CMD_READ = 0, CMD_WRITE = 1, CMD_DISC = 2 };
+enum { CMD_READ = 0, CMD_WRITE = 1, CMD_DISC = 2, CMD_FLUSH = 3, CMD_CACHE = 5, CMD_BLOCK_STATUS = 7 };
 enum { FLAG_PAYLOAD_LEN = 1 << 5 };
 #define COMPACT_REQUEST_MAGIC 0x25609513u
 #define EXTENDED_REQUEST_MAGIC 0x21E41C71u
@@ -316,6 +316,12 @@ typedef struct {
     unsigned char replies[MAX_REQUESTS * MAX_REPLY_BYTES];
 } Outcome;
 
+static int changes(uint16_t command)
+{
+    return command != CMD_READ && command != CMD_FLUSH && command != CMD_CACHE &&
+           command != CMD_BLOCK_STATUS;
+}
+
 /* Serve from outcome->position on; -1 with an exception set. */
 static int serve_all(
     View *view, const unsigned char *received, Py_ssize_t end, const Py_buffer *reply,
@@ -353,6 +359,10 @@ static int serve_all(
         if (!served) {
             if (PyErr_Occurred() || append_request(rest, &request) < 0)
                 return -1;
+            /* The protocol promises no order among requests in flight. All the same, no write
+             * overtakes a change that was sent before it and is not made yet. */
+            if (changes(request.command))
+                view->head_slot = -1;
         }
         outcome->position = next;
     }

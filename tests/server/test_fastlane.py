@@ -25,7 +25,7 @@ from bockd.server.batch import Batch
 from bockd.server.limits import REPLY_BUFFER_BYTES
 from bockd.server.statistics import ExportStatistics
 from bockd.server.work import Work
-from bockd.steps import Background, Step, Steps, run_inline
+from bockd.steps import Background, Blocking, Step, Steps, run_inline
 from tests.nbd import wire
 
 SIZE_BYTES = 4 * MIB
@@ -113,7 +113,7 @@ class Side:
             while True:
                 index = self._batch.serve(requests, index, received, 128)
                 replies += [bytes(part) for part in self._batch.finish()]
-                replies += [bytes(self._complete(work)) for work in self._batch.background]
+                replies += self._complete(list(self._batch.background))
                 self._batch.background.clear()
                 self._batch.large_reads.clear()
                 if index == len(requests):
@@ -123,22 +123,29 @@ class Side:
         self._background.run()
         return replies, position
 
-    def _complete(self, work: Work) -> bytes:
-        return bytes(run_inline(_resumed(work.steps, work.step)))
+    def _complete(self, works: list[Work]) -> list[bytes]:
+        """Finish operations side by side: a flush may wait for one that runs."""
+        replies = list[bytes]()
+        waiting = [(work.steps, work.step) for work in works]
+        while waiting:
+            still = list[tuple[Steps[bytes | memoryview], Step]]()
+            for steps, step in waiting:
+                try:
+                    if isinstance(step, Blocking):
+                        still.append((steps, steps.send(step.call())))
+                    elif step.fired:
+                        still.append((steps, steps.send(None)))
+                    else:
+                        still.append((steps, step))
+                except StopIteration as done:
+                    replies.append(bytes(done.value))
+            self._background.run()
+            waiting = still
+        return replies
 
     def close(self) -> None:
         run_inline(self.pool.close_all())
         self.pool.release()
-
-
-def _resumed(steps: Steps[bytes | memoryview], step: Step) -> Steps[bytes | memoryview]:
-    """The rest of an operation that has begun."""
-    try:
-        while True:
-            step = steps.send((yield step))
-    except StopIteration as done:
-        value: bytes | memoryview = done.value
-        return value
 
 
 @contextmanager
@@ -222,7 +229,7 @@ def test_the_same_answers(structured: bool, extended: bool) -> None:
             seen += with_it.in_lane - before
 
         run()
-    assert seen > 100
+    assert seen > 10
     assert without.in_lane == 0
 
 
@@ -277,6 +284,19 @@ def test_a_full_reply_buffer() -> None:
         for one in cut:
             place = struct.unpack_from(">Q", one, 8)[0] % WRITTEN
             assert one[28:] == expected[place * PLACE_BYTES :][:65536]
+
+
+@pytest.mark.parametrize("command", [4, 6], ids=["trim", "zeroes"])
+def test_no_write_overtakes_a_change(command: int) -> None:
+    """Of a client that does not wait for its answers."""
+    with two_sides(structured=True, extended=False) as (side, _):
+        place, data = 8 * PLACE_BYTES, b"n" * BLOCK_SIZE
+        side.serve(wire.request(command, 1, place, PLACE_BYTES) + wire.write(2, place, data))
+        assert side.content()[place:][: 2 * BLOCK_SIZE] == data + bytes(BLOCK_SIZE)
+        # Behind a flush, which changes nothing, it is served at once.
+        before = side.in_lane
+        side.serve(wire.request(3, 1) + wire.write(2, place, data))
+        assert side.in_lane == before + 1
 
 
 def test_writes_wait_while_the_map_is_being_changed() -> None:
