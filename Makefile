@@ -55,7 +55,7 @@ setup-bench: setup
 # Without ARGS, where everything is measured, the result becomes the page.
 BENCH_PAGE = --write docs/performance.md --chart docs/performance.svg --json docs/performance.json
 
-bench: setup-bench ## measure bockd against its peers into docs/performance.md, some 25 minutes (ARGS=... measures less)
+bench: setup-bench ## measure bockd against its peers into docs/performance.md, 20 to 25 minutes (ARGS=... measures less)
 	@.venv/bin/python -m bench $(or $(ARGS),$(BENCH_PAGE))
 
 bench-quick: setup-bench ## see that all of the benchmark works; its numbers mean little

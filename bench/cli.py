@@ -29,9 +29,8 @@ from bench.servers import PEERS
 from bench.turns import Field, Scale, Tell
 
 MIB = 1 << 20
-FULL = Scale(rounds=5, seconds=0.6, size_bytes=512 * MIB, repeats=3)
-"""Some 500 runs against other servers and half as many elsewhere: 25 minutes. More than half of
-that goes into starting fio, filling images, and bringing to the disk what was written."""
+FULL = Scale(rounds=5, seconds=1.0, size_bytes=512 * MIB, repeats=3)
+"""Some 500 runs against other servers and half as many elsewhere, in 20 to 25 minutes."""
 QUICK = Scale(
     rounds=1,
     seconds=0.3,
