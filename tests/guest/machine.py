@@ -10,7 +10,7 @@ from pathlib import Path
 from ..vm.qemu import listening, monitor_arguments
 from .vm import Guest, boot
 
-WAIT_SECONDS = 60
+WAIT_SECONDS = 180
 """For what the guest's kernel does by itself, in tenths of which the guest looks."""
 
 

@@ -169,7 +169,7 @@ def _u64(number: int) -> bytes:
 HUGE_BYTES = 16 << 40
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def huge(attacked: Attacked) -> Target:
     """The largest volume there is."""
     attacked.daemon.bock("volume", "create", "huge", "--size", "16T")

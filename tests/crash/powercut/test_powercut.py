@@ -26,7 +26,7 @@ SEEDS = range(22)
 CUTS_OF_A_RUN = 10
 """22 histories of 10 cuts: some 220 in all."""
 
-MOST_CUTS = 600
+MOST_CUTS = 1500
 """In which each mutation must be found out. The seeds are fixed, so it either is or is not."""
 
 
