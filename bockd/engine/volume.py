@@ -35,7 +35,6 @@ log = logging.getLogger(__name__)
 
 BLOCK_MASK = BLOCK_SIZE - 1
 
-
 PIECE_BYTES = 1 * MIB
 """What one engine write covers: the longest that the owner thread is held up by one."""
 
