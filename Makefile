@@ -11,8 +11,14 @@ help: ## show this
 run: setup-run ## set up what the daemon needs and start it (Ctrl-C stops it)
 	@exec .venv/bin/bockd serve
 
+# The hostile tests measure how long others wait: nothing runs beside them.
 test: setup ## set up everything and run the tests (ARGS='-k name' for some of them)
-	@.venv/bin/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+ifeq ($(ARGS),)
+	@.venv/bin/python -m pytest tests/hostile
+	@.venv/bin/python -m pytest --numprocesses 2 --dist loadfile --ignore tests/hostile
+else
+	@.venv/bin/python -m pytest $(ARGS)
+endif
 
 test-keystone: setup ## run the tests that need a real Keystone, which this installs into .cache
 	@.setup/keystone

@@ -236,7 +236,7 @@ class _Session:
         if not untouched and self._attack.reset:
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             return Outcome(untouched, sound, 0)
-        with suppress(ConnectionError):
+        with suppress(OSError):  # it has closed, as it may; then the socket is not connected
             if not untouched:
                 self._sock.shutdown(socket.SHUT_WR)
             while self._hear():
