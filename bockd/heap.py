@@ -13,12 +13,17 @@ from bockd.model import MIB
 
 _M_TRIM_THRESHOLD: Final = -1  # malloc.h
 _M_MMAP_THRESHOLD: Final = -3
+_M_ARENA_MAX: Final = -8
 
 LARGE_BYTES: Final = 4 * MIB
 """Pieces from here on are mapped, and unmapped when they are free. No request takes one."""
 
 FREE_BYTES: Final = 8 * MIB
 """What may stay free at the heap's end, for the requests that come next."""
+
+ARENAS: Final = 1
+"""For all threads together: left to itself, glibc gives each one of its own, and each may keep
+FREE_BYTES. Python's lock lets one thread allocate at a time all but always."""
 
 _libc = ctypes.CDLL(None)
 
@@ -28,6 +33,7 @@ def bound() -> None:
     if hasattr(_libc, "mallopt"):
         _libc.mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES)
         _libc.mallopt(_M_TRIM_THRESHOLD, FREE_BYTES)
+        _libc.mallopt(_M_ARENA_MAX, ARENAS)
 
 
 def trim() -> None:

@@ -40,8 +40,8 @@ own in the journal at most."""
 CHECKPOINT_RECORDS = SEGMENT_RECORDS // 2
 """A checkpoint begins when half of a segment is used, so that it ends before the other half is."""
 
-CHECKPOINT_DIRTY_LEAVES = 32 * 1024
-"""Or when this many leaves wait to be stored: they are pinned in memory, 0.7 KiB each."""
+CHECKPOINT_DIRTY_LEAVES = 16 * 1024
+"""Or when this many leaves wait to be stored: they are pinned in memory, 0.9 KiB each."""
 
 MAX_DIRTY_LEAVES = 4 * CHECKPOINT_DIRTY_LEAVES
 """At this many, writes wait for the checkpoint."""

@@ -38,9 +38,9 @@ DAMAGED_SLOT = 1
 GROUP_LEAVES = 64
 """Leaves read together: 64 MiB of volume, one cursor walk."""
 
-CACHE_BYTES = 40 * MIB
-"""Per open device. About 57,000 leaves of scattered blocks (the worst kind), or 400,000 uniform
-ones; below the 64 MiB that an open volume may cost."""
+CACHE_BYTES = 28 * MIB
+"""Per open device. About 33,000 leaves of scattered blocks (the worst kind), or 280,000 uniform
+ones. With what checkpoints take for a while, an open volume is to cost no more than 64 MiB."""
 
 _EVICTED_SHARE = 16
 """One in so many bytes is made free at once, so that not every load has to look for victims."""
@@ -49,7 +49,7 @@ _GROUP_BYTES = 200
 """What a group costs beside its leaves: its entries in a dictionary and a set."""
 
 _SHARED_LEAF_BYTES = 104
-_PRIVATE_LEAF_BYTES = _SHARED_LEAF_BYTES + 600
+_PRIVATE_LEAF_BYTES = _SHARED_LEAF_BYTES + 740
 _SPARE_SLOTS = 1024
 _MAX_SLOTS = 64 * KIB
 """What a slot's 16 bits hold: layers met by one opening of one device."""
