@@ -81,6 +81,17 @@ class BlockDevice(Protocol):
         ...
 
 
+class Window(Protocol):
+    """A part of a file in memory, for system calls alone: a page that cannot be read kills whoever
+    touches it otherwise."""
+
+    start: int
+    """Its place in the file."""
+    address: int
+    length: int
+    """In bytes."""
+
+
 class OpenLayer(Protocol):
     """Files that hold blocks, each block at its offset in the device."""
 
@@ -88,6 +99,10 @@ class OpenLayer(Protocol):
     """The first of them holds what lies within `FastView.reach_bytes`; negative: do not read."""
     nowait_flag: int
     """For preadv: fail rather than wait for the disk; 0 where that cannot be had."""
+
+    def window(self, offset: int) -> Window | None:
+        """One that a byte of the first file is in, or None."""
+        ...
 
 
 class Journal(Protocol):

@@ -4,8 +4,10 @@
  * plain reads and writes whose blocks lie in one file, and hands every other request back. What
  * fails here is handed back, too, so that Python does it again and meets the error itself.
  *
- * Formats: proto.md, "Request message", "Simple reply message", "Structured reply chunk message",
- * "Extended request message", "Extended reply chunk message".
+ * The data of larger reads is sent from a mapping of the file, if all of it is in the page cache:
+ * so it is copied once and not twice. Nothing here touches what is mapped, where a page that cannot
+ * be read would kill the process; sendmsg fails instead. What the socket does not take at once is
+ * read into the reply buffer, so that nothing is left to be sent from a file that changes.
  */
 
 #define PY_SSIZE_T_CLEAN
@@ -19,202 +21,36 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 
-#define BLOCK_SHIFT 12
-#define LEAF_SHIFT 8
-#define LEAF_BLOCKS (1 << LEAF_SHIFT)
-#define LEAF_MASK (LEAF_BLOCKS - 1)
+#include "_fastlane_wire.h"
 
-enum style { SIMPLE, STRUCTURED, EXTENDED };
+#include "_fastlane_map.h"
 
-enum { CMD_READ = 0, CMD_WRITE = 1, CMD_DISC = 2, CMD_FLUSH = 3, CMD_CACHE = 5, CMD_BLOCK_STATUS = 7 };
-enum { FLAG_PAYLOAD_LEN = 1 << 5 };
-#define COMPACT_REQUEST_MAGIC 0x25609513u
-#define EXTENDED_REQUEST_MAGIC 0x21E41C71u
-#define SIMPLE_REPLY_MAGIC 0x67446698u
-#define STRUCTURED_REPLY_MAGIC 0x668E33EFu
-#define EXTENDED_REPLY_MAGIC 0x6E8A278Cu
-enum { COMPACT_REQUEST_BYTES = 28, EXTENDED_REQUEST_BYTES = 32 };
-enum { REPLY_FLAG_DONE = 1, REPLY_NONE = 0, REPLY_OFFSET_DATA = 1 };
-
-/* Of one call. No request of it is served after this many, so that acknowledgements have room. */
+/* Of one round. No more requests of it are served, so that acknowledgements have room. */
 #define MAX_REQUESTS 512
-#define MAX_REPLY_BYTES 32
 
-/* Files met in one call. Requests that go to more layers than this look them up anew. */
-#define KNOWN_FILES 8
+/* Shorter reads are copied: to see whether a page is there costs as much. */
+#define MIN_MAPPED_BYTES (8 * 1024)
+/* Longer ones are not sent from here. */
+#define MAX_MAPPED_BYTES (1024 * 1024)
+/* Mapped reads of one round: with what lies between them, fewer parts than sendmsg takes. */
+#define MAX_MAPPED 128
+#define PAGE_BYTES 4096
 
-#define HOLE (-1)
-#define UNKNOWN (-2)
-
+/* Data that is in the file and not in the reply buffer, where its place is left empty. */
 typedef struct {
-    uint16_t slot;
-    int fd; /* or HOLE */
-    int flags;
-} File;
+    Py_ssize_t at, length; /* in the reply buffer */
+    unsigned char *data;
+    int fd;
+    off_t offset;
+} Gap;
 
-typedef struct {
-    uint16_t flags, command;
-    uint64_t cookie, offset, length;
-    Py_ssize_t body;
-} Request;
-
-typedef struct {
-    PyObject *leaves, *slots, *journal; /* borrowed */
-    long head_slot;                     /* -1: nothing may be written */
-    uint64_t readable, writable;        /* where reads and writes end at the latest, in bytes */
-    File files[KNOWN_FILES];
-    int known, next;
-    int unsynced; /* the journal knows that the head has unsynced writes */
-} View;
-
-/* -- bytes in network order -------------------------------------------------------------------- */
-
-static uint16_t get16(const unsigned char *p) { return (uint16_t)(p[0] << 8 | p[1]); }
-
-static uint32_t get32(const unsigned char *p)
-{
-    return (uint32_t)get16(p) << 16 | get16(p + 2);
-}
-
-static uint64_t get64(const unsigned char *p) { return (uint64_t)get32(p) << 32 | get32(p + 4); }
-
-static unsigned char *put16(unsigned char *p, uint16_t value)
-{
-    p[0] = (unsigned char)(value >> 8);
-    p[1] = (unsigned char)value;
-    return p + 2;
-}
-
-static unsigned char *put32(unsigned char *p, uint32_t value)
-{
-    return put16(put16(p, (uint16_t)(value >> 16)), (uint16_t)value);
-}
-
-static unsigned char *put64(unsigned char *p, uint64_t value)
-{
-    return put32(put32(p, (uint32_t)(value >> 32)), (uint32_t)value);
-}
-
-/* -- replies ----------------------------------------------------------------------------------- */
-
-static Py_ssize_t data_header_bytes(enum style style)
-{
-    return style == SIMPLE ? 16 : style == STRUCTURED ? 28 : 40;
-}
-
-static void put_data_header(unsigned char *p, enum style style, const Request *request)
-{
-    if (style == SIMPLE) {
-        put64(put32(put32(p, SIMPLE_REPLY_MAGIC), 0), request->cookie);
-        return;
-    }
-    p = put32(p, style == STRUCTURED ? STRUCTURED_REPLY_MAGIC : EXTENDED_REPLY_MAGIC);
-    p = put64(put16(put16(p, REPLY_FLAG_DONE), REPLY_OFFSET_DATA), request->cookie);
-    if (style == STRUCTURED)
-        p = put32(p, (uint32_t)(request->length + 8));
-    else
-        p = put64(put64(p, request->offset), request->length + 8);
-    put64(p, request->offset);
-}
-
-/* Acknowledge a write; where the next one goes. */
-static unsigned char *put_done(unsigned char *p, enum style style, const Request *request)
-{
-    if (style != EXTENDED)
-        return put64(put32(put32(p, SIMPLE_REPLY_MAGIC), 0), request->cookie);
-    p = put16(put16(put32(p, EXTENDED_REPLY_MAGIC), REPLY_FLAG_DONE), REPLY_NONE);
-    return put64(put64(put64(p, request->cookie), request->offset), 0);
-}
-
-/* -- the map ----------------------------------------------------------------------------------- */
-
-/* The slot that all of a request's blocks are in, -1 if there is no such slot in memory. Sets an
- * exception only when something is broken. */
-static long find_slot(View *view, uint64_t offset, uint64_t length)
-{
-    uint64_t first = offset >> BLOCK_SHIFT, last = (offset + length - 1) >> BLOCK_SHIFT;
-    if (first >> LEAF_SHIFT != last >> LEAF_SHIFT)
-        return -1;
-    PyObject *number = PyLong_FromUnsignedLongLong(first >> LEAF_SHIFT);
-    if (number == NULL)
-        return -1;
-    PyObject *leaf = PyDict_GetItemWithError(view->leaves, number);
-    Py_DECREF(number);
-    if (leaf == NULL)
-        return -1;
-    Py_buffer entries;
-    if (PyObject_GetBuffer(leaf, &entries, PyBUF_SIMPLE) < 0)
-        return -1;
-    long slot = -1;
-    if (entries.len == LEAF_BLOCKS * (Py_ssize_t)sizeof(uint16_t)) {
-        const uint16_t *entry = entries.buf;
-        slot = entry[first & LEAF_MASK];
-        for (uint64_t block = first; block <= last; block++)
-            if (entry[block & LEAF_MASK] != slot) {
-                slot = -1;
-                break;
-            }
-    }
-    PyBuffer_Release(&entries);
-    return slot;
-}
-
-static long long_attribute(PyObject *object, const char *name)
-{
-    PyObject *value = PyObject_GetAttrString(object, name);
-    if (value == NULL)
-        return -1;
-    long number = PyLong_AsLong(value);
-    Py_DECREF(value);
-    return number;
-}
-
-/* The first file of a layer: what lies further in than that is not asked for here. */
-static int descriptor_of(PyObject *layer)
-{
-    PyObject *descriptors = PyObject_GetAttrString(layer, "descriptors");
-    if (descriptors == NULL)
-        return UNKNOWN;
-    long fd = UNKNOWN;
-    if (PyList_Check(descriptors) && PyList_Size(descriptors) > 0)
-        fd = PyLong_AsLong(PyList_GetItem(descriptors, 0));
-    Py_DECREF(descriptors);
-    return fd < 0 ? UNKNOWN : (int)fd;
-}
-
-/* The file of a slot, or NULL if there is none that may be read without a further look. */
-static const File *find_file(View *view, long slot)
-{
-    for (int at = 0; at < view->known; at++)
-        if (view->files[at].slot == slot)
-            return &view->files[at];
-    PyObject *layer = PyList_GetItem(view->slots, slot);
-    if (layer == NULL)
-        return NULL;
-    File file = {(uint16_t)slot, HOLE, 0};
-    if (layer != Py_None) {
-        Py_INCREF(layer);
-        file.fd = descriptor_of(layer);
-        long flags = long_attribute(layer, "nowait_flag");
-        Py_DECREF(layer);
-        if (file.fd == UNKNOWN || PyErr_Occurred())
-            return NULL;
-        file.flags = (int)flags;
-    }
-    File *place = &view->files[view->next];
-    view->next = (view->next + 1) % KNOWN_FILES;
-    if (view->known < KNOWN_FILES)
-        view->known++;
-    *place = file;
-    return place;
-}
-
-/* -- the requests ------------------------------------------------------------------------------ */
+/* -- serving ----------------------------------------------------------------------------------- */
 
 /* Read into `into`; false when that is for Python to do, or an exception is set. */
 static int serve_read(View *view, const Request *request, unsigned char *into)
@@ -244,6 +80,41 @@ static int serve_read(View *view, const Request *request, unsigned char *into)
     return count == (ssize_t)request->length;
 }
 
+/* Where a read's data can be sent from; false when it must be copied, or an exception is set. The
+ * window stays in use until the next one is found: `held` keeps it for longer. */
+static int map_read(View *view, const Request *request, Gap *gap, PyObject *held)
+{
+    if (request->offset > view->readable || request->length > view->readable - request->offset)
+        return 0;
+    long slot = find_slot(view, request->offset, request->length);
+    if (slot < 0)
+        return 0;
+    const File *file = find_file(view, slot);
+    if (file == NULL || file->fd == HOLE || !file->flags)
+        return 0;
+    const PyObject *before = view->mapped.window;
+    if (!find_window(view, file, request->offset))
+        return 0;
+    if (view->mapped.window != before && PyList_Append(held, view->mapped.window) < 0)
+        return 0;
+    uint64_t start = request->offset - view->mapped.start;
+    if (request->length > view->mapped.length - start)
+        return 0;
+    unsigned char resident[MAX_MAPPED_BYTES / PAGE_BYTES + 1];
+    uint64_t first = start & ~(uint64_t)(PAGE_BYTES - 1);
+    size_t reach = (size_t)(start + request->length - first);
+    if (mincore(view->mapped.address + first, reach, resident) < 0)
+        return 0;
+    for (size_t page = 0; page < (reach + PAGE_BYTES - 1) / PAGE_BYTES; page++)
+        if (!(resident[page] & 1))
+            return 0;
+    gap->length = (Py_ssize_t)request->length;
+    gap->data = view->mapped.address + start;
+    gap->fd = file->fd;
+    gap->offset = (off_t)request->offset;
+    return 1;
+}
+
 /* Write in place; false when that is for Python to do, or an exception is set. */
 static int serve_write(View *view, const Request *request, const unsigned char *data)
 {
@@ -269,32 +140,7 @@ static int serve_write(View *view, const Request *request, const unsigned char *
     return count == (ssize_t)request->length;
 }
 
-/* Take the request at `at`; where the next one begins, 0 if this one is not there in full, or is
- * one that the parser must see. */
-static Py_ssize_t take(
-    const unsigned char *received, Py_ssize_t at, Py_ssize_t end, int extended,
-    uint64_t max_payload, Request *request)
-{
-    Py_ssize_t header = extended ? EXTENDED_REQUEST_BYTES : COMPACT_REQUEST_BYTES;
-    if (end - at < header)
-        return 0;
-    const unsigned char *p = received + at;
-    if (get32(p) != (extended ? EXTENDED_REQUEST_MAGIC : COMPACT_REQUEST_MAGIC))
-        return 0;
-    request->flags = get16(p + 4);
-    request->command = get16(p + 6);
-    request->cookie = get64(p + 8);
-    request->offset = get64(p + 16);
-    request->length = extended ? get64(p + 24) : get32(p + 24);
-    request->body = at + header;
-    if (request->command == CMD_DISC)
-        return 0;
-    if (!(extended ? request->flags & FLAG_PAYLOAD_LEN : request->command == CMD_WRITE))
-        return request->body;
-    if (request->length > max_payload || request->length > (uint64_t)(end - request->body))
-        return 0;
-    return request->body + (Py_ssize_t)request->length;
-}
+/* -- rounds ------------------------------------------------------------------------------------ */
 
 static int append_request(PyObject *list, const Request *request)
 {
@@ -308,12 +154,33 @@ static int append_request(PyObject *list, const Request *request)
     return failed;
 }
 
+/* What the arguments of a call say. */
 typedef struct {
-    Py_ssize_t position, filled;
-    Py_ssize_t reads, writes;
-    uint64_t written;
-    Py_ssize_t acknowledged; /* bytes */
-    unsigned char replies[MAX_REQUESTS * MAX_REPLY_BYTES];
+    Py_buffer received, reply;
+    enum style style;
+    unsigned long long max_read, max_payload;
+    int sock;
+    long long poll_ns, turn_ns;
+    PyObject *rest; /* requests that were not served */
+    PyObject *held; /* windows in use */
+} Call;
+
+/* Of one round: from receiving to sending. */
+typedef struct {
+    Py_ssize_t filled, acknowledged; /* bytes: replies to reads, and to writes */
+    Py_ssize_t sent;                 /* of both together */
+    Py_ssize_t served;
+    enum { AT_THE_END, FOR_WANT_OF_ROOM, AT_THE_PARSERS } stopped;
+    int gap_count;
+    Gap gaps[MAX_MAPPED];
+    unsigned char acknowledgements[MAX_REQUESTS * MAX_REPLY_BYTES];
+} Round;
+
+typedef struct {
+    Py_ssize_t position, end;
+    int64_t started; /* the last round */
+    uint64_t reads, read_bytes, writes, written_bytes, received_bytes;
+    int polled; /* in vain */
 } Outcome;
 
 static int changes(uint16_t command)
@@ -322,42 +189,63 @@ static int changes(uint16_t command)
            command != CMD_BLOCK_STATUS;
 }
 
-/* Serve from outcome->position on; -1 with an exception set. */
-static int serve_all(
-    View *view, const unsigned char *received, Py_ssize_t end, const Py_buffer *reply,
-    enum style style, uint64_t max_read, uint64_t max_payload, Outcome *outcome, PyObject *rest)
+/* Serve what has been received, from outcome->position on; -1 with an exception set. */
+static int serve_received(View *view, const Call *call, Round *round, Outcome *outcome)
 {
+    enum style style = call->style;
     int extended = style == EXTENDED;
     uint16_t write_flags = extended ? FLAG_PAYLOAD_LEN : 0;
     Py_ssize_t header = data_header_bytes(style);
-    unsigned char *into = reply->buf, *acknowledge = outcome->replies;
-    for (int count = 0; count < MAX_REQUESTS; count++) {
+    const unsigned char *received = call->received.buf;
+    unsigned char *into = call->reply.buf, *acknowledge = round->acknowledgements;
+    for (int count = 0;; count++) {
         Request request;
-        Py_ssize_t next = take(received, outcome->position, end, extended, max_payload, &request);
-        if (!next)
+        Py_ssize_t next = take(
+            received, outcome->position, outcome->end, extended, call->max_payload, &request);
+        if (next <= 0) {
+            round->stopped = next == INCOMPLETE ? AT_THE_END : AT_THE_PARSERS;
             break;
+        }
+        if (count == MAX_REQUESTS) {
+            round->stopped = FOR_WANT_OF_ROOM;
+            break;
+        }
         int served = 0;
+        int may_map = call->sock >= 0 && request.length >= MIN_MAPPED_BYTES &&
+                      request.length <= MAX_MAPPED_BYTES && round->gap_count < MAX_MAPPED;
         if (request.command == CMD_READ && !request.flags && request.length &&
-            request.length <= max_read) {
-            Py_ssize_t data = outcome->filled + header;
-            if (data + (Py_ssize_t)request.length > reply->len)
+            (request.length <= call->max_read || may_map)) {
+            Py_ssize_t data = round->filled + header;
+            if (data + (Py_ssize_t)request.length > call->reply.len) {
+                round->stopped = FOR_WANT_OF_ROOM;
                 break;
-            served = serve_read(view, &request, into + data);
+            }
+            Gap *gap = &round->gaps[round->gap_count];
+            if (may_map && map_read(view, &request, gap, call->held)) {
+                gap->at = data;
+                round->gap_count++;
+                served = 1;
+            } else if (!PyErr_Occurred() && request.length <= call->max_read) {
+                served = serve_read(view, &request, into + data);
+            }
             if (served) {
-                put_data_header(into + outcome->filled, style, &request);
-                outcome->filled = data + (Py_ssize_t)request.length;
+                put_data_header(into + round->filled, style, &request);
+                round->filled = data + (Py_ssize_t)request.length;
                 outcome->reads++;
+                outcome->read_bytes += request.length;
             }
         } else if (request.command == CMD_WRITE && request.flags == write_flags && request.length) {
             served = serve_write(view, &request, received + request.body);
             if (served) {
                 acknowledge = put_done(acknowledge, style, &request);
                 outcome->writes++;
-                outcome->written += request.length;
+                outcome->written_bytes += request.length;
             }
         }
-        if (!served) {
-            if (PyErr_Occurred() || append_request(rest, &request) < 0)
+        if (served) {
+            round->served++;
+        } else {
+            if (PyErr_Occurred() || append_request(call->rest, &request) < 0)
                 return -1;
             /* The protocol promises no order among requests in flight. All the same, no write
              * overtakes a change that was sent before it and is not made yet. */
@@ -366,54 +254,51 @@ static int serve_all(
         }
         outcome->position = next;
     }
-    outcome->acknowledged = acknowledge - outcome->replies;
+    round->acknowledged = acknowledge - round->acknowledgements;
     return 0;
 }
 
-PyDoc_STRVAR(serve_doc,
-"serve(received, start, end, reply, style, view, readable, writable, max_read,\n"
-"max_payload)\n\n"
-"Serve the plain requests in received[start:end]; see fastlane.py.");
-
-static PyObject *serve(PyObject *Py_UNUSED(module), PyObject *args)
+/* Send a round's replies as far as the socket takes them now. Data of the rest that is still in
+ * files is read into the reply buffer; -1 with an exception set when that fails. */
+static int send_replies(const Call *call, Round *round)
 {
-    Py_buffer received, reply;
-    Py_ssize_t start, end;
-    int style;
-    unsigned long long reach, readable, writable, max_read, max_payload;
-    View view = {0};
-    if (!PyArg_ParseTuple(
-            args, "y*nnw*i(O!O!lOK)KKKK:serve", &received, &start, &end, &reply, &style,
-            &PyDict_Type, &view.leaves, &PyList_Type, &view.slots, &view.head_slot, &view.journal,
-            &reach, &readable, &writable, &max_read, &max_payload))
-        return NULL;
-    view.readable = readable < reach ? readable : reach;
-    view.writable = writable < reach ? writable : reach;
-    PyObject *result = NULL, *rest = PyList_New(0);
-    if (rest == NULL)
-        goto done;
-    if (start < 0 || end < start || end > received.len || style < SIMPLE || style > EXTENDED) {
-        PyErr_SetString(PyExc_ValueError, "no such range or style");
-        goto done;
+    unsigned char *reply = call->reply.buf;
+    struct iovec parts[2 * MAX_MAPPED + 2];
+    int count = 0;
+    Py_ssize_t at = 0;
+    for (int number = 0; number < round->gap_count; number++) {
+        const Gap *gap = &round->gaps[number];
+        if (gap->at > at)
+            parts[count++] = (struct iovec){reply + at, (size_t)(gap->at - at)};
+        parts[count++] = (struct iovec){gap->data, (size_t)gap->length};
+        at = gap->at + gap->length;
     }
-    Outcome outcome;
-    memset(&outcome, 0, offsetof(Outcome, replies));
-    outcome.position = start;
-    if (serve_all(
-            &view, received.buf, end, &reply, (enum style)style, max_read, max_payload, &outcome,
-            rest) < 0)
-        goto done;
-    result = Py_BuildValue(
-        "(nnnnKy#O)", outcome.position, outcome.filled, outcome.reads, outcome.writes,
-        (unsigned long long)outcome.written, (char *)outcome.replies, outcome.acknowledged, rest);
-done:
-    Py_XDECREF(rest);
-    PyBuffer_Release(&received);
-    PyBuffer_Release(&reply);
-    return result;
+    if (round->filled > at)
+        parts[count++] = (struct iovec){reply + at, (size_t)(round->filled - at)};
+    if (round->acknowledged)
+        parts[count++] = (struct iovec){round->acknowledgements, (size_t)round->acknowledged};
+    struct msghdr message = {.msg_iov = parts, .msg_iovlen = (size_t)count};
+    ssize_t sent = sendmsg(call->sock, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+    round->sent = sent < 0 ? 0 : sent; /* who sends the rest meets the error */
+    for (int number = 0; number < round->gap_count; number++) {
+        const Gap *gap = &round->gaps[number];
+        Py_ssize_t done = round->sent > gap->at ? round->sent - gap->at : 0;
+        while (done < gap->length) {
+            ssize_t got;
+            Py_BEGIN_ALLOW_THREADS /* should a page be gone since it was seen */
+            got = pread(
+                gap->fd, reply + gap->at + done, (size_t)(gap->length - done), gap->offset + done);
+            Py_END_ALLOW_THREADS
+            if (got <= 0) {
+                errno = got < 0 ? errno : EIO;
+                PyErr_SetFromErrno(PyExc_OSError);
+                return -1;
+            }
+            done += got;
+        }
+    }
+    return 0;
 }
-
-/* -- receiving --------------------------------------------------------------------------------- */
 
 static int64_t now_ns(void)
 {
@@ -421,6 +306,142 @@ static int64_t now_ns(void)
     clock_gettime(CLOCK_MONOTONIC, &time);
     return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
 }
+
+/* Receive, looking again and again for so long; as recv, errno included. */
+static ssize_t poll_socket(int sock, void *into, size_t room, int64_t nanoseconds)
+{
+    ssize_t count;
+    int error;
+    Py_BEGIN_ALLOW_THREADS
+    int64_t until = now_ns() + nanoseconds;
+    do {
+        count = recv(sock, into, room, MSG_DONTWAIT);
+        error = errno;
+    } while (count < 0 && (error == EAGAIN || error == EWOULDBLOCK) && now_ns() < until);
+    Py_END_ALLOW_THREADS
+    errno = error;
+    return count;
+}
+
+/* Receive behind what is left of the last request; whether something came. */
+static int receive_more(const Call *call, Outcome *outcome, int64_t until)
+{
+    unsigned char *received = call->received.buf;
+    Py_ssize_t left = outcome->end - outcome->position;
+    int64_t time = until - now_ns();
+    if (left == call->received.len || time <= 0)
+        return 0;
+    if (left)
+        memmove(received, received + outcome->position, (size_t)left);
+    outcome->position = 0;
+    outcome->end = left;
+    ssize_t count = poll_socket(
+        call->sock, received + left, (size_t)(call->received.len - left),
+        time < call->poll_ns ? time : call->poll_ns);
+    if (count <= 0) { /* whoever receives next meets what it was */
+        outcome->polled = 1;
+        return 0;
+    }
+    outcome->end += count;
+    outcome->received_bytes += (uint64_t)count;
+    return 1;
+}
+
+static int append_latency(PyObject *list, int64_t nanoseconds, Py_ssize_t requests)
+{
+    PyObject *tuple = Py_BuildValue("(Ln)", (long long)nanoseconds, requests);
+    if (tuple == NULL)
+        return -1;
+    int failed = PyList_Append(list, tuple);
+    Py_DECREF(tuple);
+    return failed;
+}
+
+/* Round after round, as long as there is nothing for others to do; -1 with an exception set. */
+static int serve_rounds(
+    View *view, const Call *call, Round *round, Outcome *outcome, PyObject *latencies)
+{
+    int64_t until = now_ns() + call->turn_ns;
+    for (;;) {
+        outcome->started = now_ns();
+        memset(round, 0, offsetof(Round, gaps));
+        if (serve_received(view, call, round, outcome) < 0)
+            return -1;
+        Py_ssize_t replies = round->filled + round->acknowledged, left = PyList_Size(call->rest);
+        if (call->sock >= 0 && replies && (!left || round->gap_count) &&
+            send_replies(call, round) < 0)
+            return -1;
+        if (left || round->sent < replies)
+            return 0;
+        if (round->served) {
+            if (append_latency(latencies, now_ns() - outcome->started, round->served) < 0)
+                return -1;
+            round->served = 0;
+        }
+        if (!call->poll_ns || round->stopped == AT_THE_PARSERS)
+            return 0;
+        if (round->stopped == FOR_WANT_OF_ROOM ? now_ns() > until :
+                                                 !receive_more(call, outcome, until))
+            return 0;
+    }
+}
+
+PyDoc_STRVAR(serve_doc,
+"serve(received, start, end, reply, style, view, readable, writable, max_read, max_payload,\n"
+"sock, poll_ns, turn_ns)\n\n"
+"Serve the plain requests in received[start:end]; see fastlane.py.");
+
+static PyObject *serve(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    Call call = {0};
+    Outcome outcome = {0};
+    Py_ssize_t start, end;
+    int style;
+    unsigned long long reach, readable, writable;
+    View view = {0};
+    if (!PyArg_ParseTuple(
+            args, "w*nnw*i(O!O!lOK)KKKKiLL:serve", &call.received, &start, &end, &call.reply, &style,
+            &PyDict_Type, &view.leaves, &PyList_Type, &view.slots, &view.head_slot, &view.journal,
+            &reach, &readable, &writable, &call.max_read, &call.max_payload, &call.sock,
+            &call.poll_ns, &call.turn_ns))
+        return NULL;
+    view.readable = readable < reach ? readable : reach;
+    view.writable = writable < reach ? writable : reach;
+    call.style = (enum style)style;
+    call.rest = PyList_New(0);
+    call.held = PyList_New(0);
+    PyObject *result = NULL, *latencies = PyList_New(0);
+    if (call.rest == NULL || call.held == NULL || latencies == NULL)
+        goto done;
+    if (start < 0 || end < start || end > call.received.len || style < SIMPLE || style > EXTENDED) {
+        PyErr_SetString(PyExc_ValueError, "no such range or style");
+        goto done;
+    }
+    outcome.position = start;
+    outcome.end = end;
+    Round round;
+    if (serve_rounds(&view, &call, &round, &outcome, latencies) < 0)
+        goto done;
+    Py_ssize_t sent = round.sent < round.filled ? round.sent : round.filled;
+    Py_ssize_t acknowledged = round.sent - sent;
+    result = Py_BuildValue(
+        "(nnKiOnnny#OLKKKK)", outcome.position, outcome.end,
+        (unsigned long long)outcome.received_bytes, outcome.polled, call.rest, round.served, sent,
+        round.filled, (char *)round.acknowledgements + acknowledged,
+        round.acknowledged - acknowledged, latencies, (long long)outcome.started,
+        (unsigned long long)outcome.reads, (unsigned long long)outcome.read_bytes,
+        (unsigned long long)outcome.writes, (unsigned long long)outcome.written_bytes);
+done:
+    Py_XDECREF(view.mapped.window);
+    Py_XDECREF(call.held);
+    Py_XDECREF(call.rest);
+    Py_XDECREF(latencies);
+    PyBuffer_Release(&call.received);
+    PyBuffer_Release(&call.reply);
+    return result;
+}
+
+/* -- receiving --------------------------------------------------------------------------------- */
 
 PyDoc_STRVAR(receive_doc,
 "receive(fd, into, nanoseconds) -> int\n\n"
@@ -434,18 +455,10 @@ static PyObject *receive(PyObject *Py_UNUSED(module), PyObject *args)
     long long nanoseconds;
     if (!PyArg_ParseTuple(args, "iw*L:receive", &fd, &into, &nanoseconds))
         return NULL;
-    ssize_t count;
-    int error;
-    Py_BEGIN_ALLOW_THREADS
-    int64_t until = now_ns() + nanoseconds;
-    do {
-        count = recv(fd, into.buf, (size_t)into.len, MSG_DONTWAIT);
-        error = errno;
-    } while (count < 0 && (error == EAGAIN || error == EWOULDBLOCK) && now_ns() < until);
-    Py_END_ALLOW_THREADS
-    PyBuffer_Release(&into);
+    ssize_t count = poll_socket(fd, into.buf, (size_t)into.len, nanoseconds);
     if (count < 0)
-        count = error == EAGAIN || error == EWOULDBLOCK || error == EINTR ? -1 : 0;
+        count = errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR ? -1 : 0;
+    PyBuffer_Release(&into);
     return PyLong_FromSsize_t(count);
 }
 

@@ -14,6 +14,25 @@ def serve(
     writable: int,
     max_read: int,
     max_payload: int,
+    sock: int,
+    poll_ns: int,
+    turn_ns: int,
     /,
-) -> tuple[int, int, int, int, int, bytes, list[Request]]: ...
+) -> tuple[
+    int,
+    int,
+    int,
+    int,
+    list[Request],
+    int,
+    int,
+    int,
+    bytes,
+    list[tuple[int, int]],
+    int,
+    int,
+    int,
+    int,
+    int,
+]: ...
 def receive(fd: int, into: memoryview, nanoseconds: int, /) -> int: ...

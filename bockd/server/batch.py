@@ -25,8 +25,8 @@ from bockd.nbd import constants as nbd
 from bockd.nbd.replies import MAX_STATUS_BYTES, ReplyEncoder
 from bockd.nbd.transmission import Request, RequestLimits, refusal
 from bockd.server import work
-from bockd.server.channel import Buffer
-from bockd.server.fastlane import lane_for
+from bockd.server.channel import Buffer, reading_failed
+from bockd.server.fastlane import Served, Turn, lane_for
 from bockd.server.limits import (
     MAX_BATCH_REQUESTS,
     MAX_INLINE_READ_BYTES,
@@ -58,7 +58,7 @@ class Batch:
         self._statistics = statistics
         # Anonymous memory, so that the pages of a large buffer cost nothing until they are used.
         self._reply = memoryview(mmap.mmap(-1, REPLY_BUFFER_BYTES))
-        self._filled = 0
+        self._filled = self._sent = 0
         self._lane = lane_for(device, encoder, limits)
         self._small: list[Buffer] = []
         self._small_bytes = 0
@@ -72,28 +72,30 @@ class Batch:
         self.disconnect = False
         """The client said DISC: nothing follows, what is in flight is finished."""
 
-    def serve_plain(
-        self, received: memoryview, start: int, end: int
-    ) -> tuple[list[Request], int, int]:
-        """Serve what the fast lane can of the requests in received[start:end].
+    def serve_plain(self, received: memoryview, start: int, end: int, turn: Turn) -> Served | None:
+        """Serve what the fast lane can of the requests in received[start:end], and of what comes
+        after them. None when there is no lane.
 
-        Returns those that it could not, how many it served, and where it stopped: at the end, at
-        what only the parser may judge, or because the reply buffer is full; `start`, where there is
-        no lane. `serve` and `finish` must follow before anything is awaited.
+        `serve`, with what it left, and `finish` must follow before anything is awaited, if it left
+        anything. Raises ProtocolError when a reply that has begun could not be finished.
         """
         if self._lane is None:
-            return [], 0, start
-        done = self._lane.serve(received, start, end, self._reply)
+            return None
+        try:
+            done = self._lane.serve(received, start, end, self._reply, turn)
+        except OSError as error:
+            raise reading_failed(error) from error
         statistics = self._statistics
-        if done.reads:
-            self._filled = done.filled
-            statistics.reads += done.reads
-            statistics.read_bytes += done.filled - done.reads * self._encoder.data_header_bytes
-        if done.writes:
-            statistics.writes += done.writes
-            statistics.written_bytes += done.written_bytes
+        statistics.reads += done.reads
+        statistics.read_bytes += done.read_bytes
+        statistics.writes += done.writes
+        statistics.written_bytes += done.written_bytes
+        for nanoseconds, requests in done.latencies:
+            statistics.latencies.add(nanoseconds, requests)
+        self._sent, self._filled = done.sent, done.filled
+        if done.acknowledgements:
             self._answer(done.acknowledgements)
-        return done.rest, done.reads + done.writes, done.position
+        return done
 
     def serve(
         self, requests: Sequence[Request], index: int, received: memoryview, room: int
@@ -173,12 +175,14 @@ class Batch:
         if self._durable:
             durable, self._durable = self._durable, []
             self._begin(durable, work.flush(self._device, self._encoder, durable))
-        parts: list[Buffer] = [self._reply[: self._filled]] if self._filled else []
+        parts: list[Buffer] = []
+        if self._filled > self._sent:
+            parts.append(self._reply[self._sent : self._filled])
         if self._small:
             parts.append(b"".join(self._small))
             self._small.clear()
             self._small_bytes = 0
-        self._filled = 0
+        self._filled = self._sent = 0
         return parts
 
     def _commit(self) -> None:

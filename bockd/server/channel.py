@@ -16,6 +16,7 @@ import trio
 
 from bockd.nbd.errors import ProtocolError
 from bockd.server import fastlane
+from bockd.server.fastlane import Turn
 
 Buffer = bytes | memoryview
 
@@ -38,6 +39,11 @@ class HungUpError(ProtocolError):
     """The peer is gone."""
 
     code = "hung-up"
+
+
+def reading_failed(error: Exception) -> ProtocolError:
+    """What ends a connection whose client has been promised data."""
+    return ProtocolError(f"reading failed behind a reply's header: {error}")
 
 
 class Channel:
@@ -117,6 +123,14 @@ class Channel:
             return False
         except OSError:
             return True
+
+    def turn(self, tries: int, turn_ns: int) -> Turn:
+        """What the fast lane may do by itself now, if polling is for so many `tries`."""
+        if self._sending.locked():
+            return Turn()
+        return Turn(
+            self.sock.fileno(), 0 if self._receive_fast is None else tries * TRY_NS, turn_ns
+        )
 
     async def send(self, *parts: Buffer) -> None:
         """Send whole replies, after those that are being sent. Raises HungUpError, StalledError."""

@@ -160,6 +160,16 @@ class Connection:
         if self._fences:
             self._pass_fences()
 
+    async def turn_if_due(self) -> None:
+        """See `large.Received`."""
+        if self._polling.worked(perf_counter_ns()):
+            await trio.lowlevel.checkpoint()
+            self._polling.turned()
+
+    def undisturbed(self) -> int:
+        """See `large.Received`."""
+        return 0 if self._flight.requests else self._polling.undisturbed()
+
     # Its life.
 
     async def run(self, enter: Callable[[], Awaitable[None]]) -> None:
@@ -178,11 +188,10 @@ class Connection:
 
     async def _serve(self) -> None:
         buffer, parser = self._buffer, self._parser
-        end = self._leftover_bytes
+        position, end = 0, self._leftover_bytes
         while True:
             started = perf_counter_ns()
-            position = await self._serve_plain(end, started)
-            progressed = position > 0
+            position, end, progressed, polled = await self._serve_plain(end)
             requests, position = parser.parse(buffer, position, end)
             progressed = progressed or bool(requests)
             index = 0
@@ -198,7 +207,7 @@ class Connection:
             self._consumed_bytes = self._received_bytes
             if self._fences:
                 self._pass_fences()
-            received = await self._receive(buffer[end:], partial=end > 0)
+            received = await self._receive(buffer[end:], partial=end > 0, polled=polled)
             if not received:
                 return
             self._received_bytes += received
@@ -208,19 +217,37 @@ class Connection:
                 await trio.lowlevel.checkpoint()
                 self._polling.turned()
 
-    async def _serve_plain(self, end: int, started: int) -> int:
-        """Serve what is in the receive buffer, the plain requests in the fast lane; how far it
-        came: from there on the parser must look."""
-        position = 0
+    async def _serve_plain(self, end: int) -> tuple[int, int, bool, bool]:
+        """Serve what is in the receive buffer up to `end`, and what comes after it, the plain
+        requests in the fast lane.
+
+        Returns how far it came, from where on the parser must look; the end of what has been
+        received; whether anything was served; and whether it polled for more in vain.
+        """
+        position, progressed, polling = 0, False, self._polling
         while position < end:
-            requests, served, stop = self._batch.serve_plain(self._buffer, position, end)
-            if stop == position:
+            tries = 0 if self._flight.requests else polling.undisturbed()
+            turn = self._channel.turn(tries, polling.left_ns())
+            done = self._batch.serve_plain(self._buffer, position, end, turn)
+            if done is None:
                 break
-            position = stop
-            index = await self._serve_batch(requests, 0, started, served)
-            while index < len(requests):
-                index = await self._serve_batch(requests, index, started)
-        return position
+            position, end = done.position, done.end
+            if not (done.reads or done.writes or done.rest or done.received_bytes):
+                return position, end, progressed, bool(done.polled)
+            progressed = True
+            if done.received_bytes:
+                self._received_bytes += done.received_bytes
+                polling.found()
+            if done.rest or done.served:
+                index = await self._serve_batch(done.rest, 0, done.started, done.served)
+                while index < len(done.rest):
+                    index = await self._serve_batch(done.rest, index, done.started)
+            elif polling.worked(perf_counter_ns()):
+                await trio.lowlevel.checkpoint()
+                polling.turned()
+            if done.polled:
+                return position, end, progressed, True
+        return position, end, progressed, False
 
     async def _serve_batch(
         self, requests: list[Request], index: int, started: int, served: int = 0
@@ -255,10 +282,11 @@ class Connection:
             self._buffer[:leftover] = self._buffer[position:end]
         return leftover
 
-    async def _receive(self, into: memoryview, *, partial: bool) -> int:
-        """Receive at least one byte: poll, then park. 0 when the client is gone."""
+    async def _receive(self, into: memoryview, *, partial: bool, polled: bool) -> int:
+        """Receive at least one byte: poll, unless that was done, then park. 0 when the client is
+        gone."""
         polling, channel = self._polling, self._channel
-        rounds, tries = polling.plan()
+        rounds, tries = (0, 0) if polled else polling.plan()
         for turn in range(rounds):
             if turn:
                 await trio.lowlevel.checkpoint()

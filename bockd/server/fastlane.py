@@ -1,8 +1,10 @@
 """The compiled part of the hot path, and what takes its place where it was not compiled.
 
 `_fastlane.c` serves *plain* requests in one call for a whole receive buffer: reads, and writes in
-place, whose blocks lie in one file and whose map is in memory. It hands back what it does not
-serve, in order, for `Batch.serve`: there is nothing that only it can do.
+place, whose blocks lie in one file and whose map is in memory. While a client asks for nothing
+else and has the loop to itself, it answers and receives, too, until the loop's turn is over. It
+hands back what it does not serve, in order, for `Batch.serve`: there is nothing that only it can
+do.
 
 It is built when bockd is installed and a C compiler is there, and left out otherwise.
 `BOCKD_FASTLANE=off` in the environment of the daemon leaves it out, too.
@@ -43,20 +45,46 @@ def load(environ: Mapping[str, str]) -> ModuleType | None:
 compiled = load(os.environ)
 
 
+class Turn(NamedTuple):
+    """What the fast lane may do beside serving."""
+
+    sock: int = -1
+    """Where replies may be sent at once; -1 for nowhere."""
+    poll_ns: int = 0
+    """How long it may look for more requests, again and again; 0 when it must not receive."""
+    turn_ns: int = 0
+    """When the loop must turn, from now."""
+
+
 class Served(NamedTuple):
-    """What one call has done."""
+    """What one call has done. A *round* goes from receiving to sending; all but the last are done
+    with, and so is that one if nothing of it is left."""
 
     position: int
     """Where the first request stands that was not looked at."""
-    filled: int
-    """Bytes of the reply buffer that are replies now: to the reads."""
-    reads: int
-    writes: int
-    written_bytes: int
-    acknowledgements: bytes
-    """Replies to the writes."""
+    end: int
+    """Where the bytes end that have been received."""
+    received_bytes: int
+    """In further rounds."""
+    polled: int
+    """Whether it looked for more in vain."""
     rest: list[Request]
     """Requests before `position` that were not served."""
+    served: int
+    """Requests of a last round that is not done with."""
+    sent: int
+    filled: int
+    """What is to be sent of the reply buffer: its part from `sent` to `filled`."""
+    acknowledgements: bytes
+    """Replies to writes, to be sent after that."""
+    latencies: list[tuple[int, int]]
+    """Of the rounds that are done with: nanoseconds and requests."""
+    started: int
+    """When the last round began, as `perf_counter_ns` has it."""
+    reads: int
+    read_bytes: int
+    writes: int
+    written_bytes: int
 
 
 class FastLane:
@@ -71,8 +99,12 @@ class FastLane:
         self._readable = limits.size_bytes
         self._writable = 0 if limits.read_only else limits.size_bytes
 
-    def serve(self, received: memoryview, start: int, end: int, reply: memoryview) -> Served:
-        """Serve what can be served of received[start:end]."""
+    def serve(
+        self, received: memoryview, start: int, end: int, reply: memoryview, turn: Turn
+    ) -> Served:
+        """Serve what can be served of received[start:end], and what comes after it, for as long as
+        there is nothing to do for others. OSError when data could not be read whose reply has
+        begun."""
         return Served._make(
             self._serve(
                 received,
@@ -85,6 +117,7 @@ class FastLane:
                 self._writable,
                 MAX_INLINE_READ_BYTES,
                 MAX_INLINE_PAYLOAD_BYTES,
+                *turn,
             )
         )
 

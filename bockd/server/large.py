@@ -22,7 +22,7 @@ from bockd.nbd.options import MAX_PAYLOAD_BYTES
 from bockd.nbd.replies import ReplyEncoder
 from bockd.nbd.transmission import Request, RequestLimits, refusal
 from bockd.server.budget import Account
-from bockd.server.channel import Channel, HungUpError
+from bockd.server.channel import Channel, HungUpError, reading_failed
 from bockd.server.drive import Driver
 from bockd.server.flight import Flight
 from bockd.server.limits import PIECE_BYTES, TURN_SECONDS, ServerLimits
@@ -48,6 +48,14 @@ class Received(Protocol):
     """Who counts what comes off the socket."""
 
     def count_received(self, length: int) -> None: ...
+
+    async def turn_if_due(self) -> None:
+        """Let the loop turn if this connection has had its time."""
+        ...
+
+    def undisturbed(self) -> int:
+        """Attempts to receive that others need not wait for."""
+        ...
 
 
 class _LargeWrite:
@@ -120,7 +128,10 @@ class LargeTransfers:
                 self._account.release(length)
                 raise
             self._write_piece(write, offset, piece)
-            await trio.lowlevel.checkpoint()
+            await counter.turn_if_due()
+        if not request[0] & nbd.CMD_FLAG_FUA:
+            await self._piece_done(write)
+            return position
         # In a task: a FUA write's flush must not hold up the requests behind it.
         self._flight.requests += 1
         self.nursery.start_soon(self._end_receiving, write)
@@ -137,7 +148,9 @@ class LargeTransfers:
         if into:
             counter.count_received(0)  # what came before is taken: a fence need not wait for more
         while into:
-            received = await self._channel.receive(into, self._limits.payload_stall_seconds)
+            received = self._channel.poll(into, counter.undisturbed())
+            if received is None:
+                received = await self._channel.receive(into, self._limits.payload_stall_seconds)
             if not received:
                 raise HungUpError("the client left in the middle of a payload")
             counter.count_received(received)
@@ -275,7 +288,7 @@ class LargeTransfers:
             return await self._read_piece(offset, length)
         except Exception as error:
             self._statistics.errors += 1
-            raise ProtocolError(f"reading failed behind a reply's header: {error}") from error
+            raise reading_failed(error) from error
 
     async def _read_piece(self, offset: int, length: int) -> memoryview:
         data = memoryview(bytearray(length))

@@ -13,8 +13,9 @@ from bockd.model import KIB, MIB
 RECEIVE_BUFFER_BYTES: Final = 256 * KIB
 """One `recv_into` takes up to this: 60 writes of 4 KiB, or what a Unix socket holds at once."""
 
-REPLY_BUFFER_BYTES: Final = 1 * MIB
-"""Replies of one batch, sent by one call. Anonymous memory: pages cost nothing until used."""
+REPLY_BUFFER_BYTES: Final = 1 * MIB + 64 * KIB
+"""Replies of one batch, sent by one call: 1 MiB of data and its headers. Anonymous memory: pages
+cost nothing until used."""
 
 MAX_BATCH_REQUESTS: Final = 512
 """Requests of one batch; more than any client keeps in flight (MAX_IN_FLIGHT below). A receive

@@ -56,6 +56,10 @@ class Polling:
         self._pace.works(self, now)
         return now - self._turn_ns > _TURN_NS
 
+    def left_ns(self) -> int:
+        """How long until the loop must turn."""
+        return self._turn_ns + _TURN_NS - self._clock()
+
     def due(self) -> bool:
         """True when the loop must turn, though nothing was served."""
         return self._clock() - self._turn_ns > _TURN_NS
@@ -63,6 +67,11 @@ class Polling:
     def turned(self) -> None:
         """The loop has turned."""
         self._turn_ns = self._clock()
+
+    def undisturbed(self) -> int:
+        """Attempts to receive that may be made without looking at others in between; 0 when others
+        are at work."""
+        return self._tries if self._pace.alone(self._clock()) else 0
 
     def plan(self) -> tuple[int, int]:
         """Rounds of polling, and attempts in each; the loop turns between rounds."""

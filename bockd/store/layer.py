@@ -22,6 +22,7 @@ from bockd.errors import BockdError, DamagedError, from_os_error
 from bockd.failpoints import Failpoint, hit
 from bockd.model import KIB, MIB, TIB, LayerId
 from bockd.store.layout import Layout, sync_directory
+from bockd.store.windows import Window, Windows
 
 SEGMENT_BYTES = 8 * TIB
 """Half of what ext4 allows, so that two segments hold the largest volume."""
@@ -53,6 +54,7 @@ class Layer:
         self.descriptors = descriptors
         self.nowait_flag = os.RWF_NOWAIT if nowait else 0
         """For preadv: fail rather than wait for the disk; 0 where the file system cannot."""
+        self._windows = Windows()
 
     @classmethod
     def open(cls, layout: Layout, layer_id: LayerId, size_bytes: int, *, writable: bool) -> Layer:
@@ -83,6 +85,7 @@ class Layer:
 
     def close(self) -> None:
         """Close the files; the layer is of no further use."""
+        self._windows.forget()
         descriptors, self.descriptors = self.descriptors, []
         _close_all(descriptors)
 
@@ -111,6 +114,10 @@ class Layer:
         except BlockingIOError:
             return False
         return True
+
+    def window(self, offset: int) -> Window | None:
+        """A part of the first segment to send from: see `Windows.find`."""
+        return self._windows.find(self.descriptors[0], offset)
 
     def write(self, offset: int, data: memoryview, piece_bytes: int = WRITE_PIECE_BYTES) -> None:
         """Write `data` at `offset`. OSError (ENOSPC, EIO): any part of it may have been written."""
@@ -149,6 +156,7 @@ class Layer:
             finally:
                 os.close(fd)
         sync_directory(layout.layers)
+        self._windows.forget()  # they end where the file did
 
     def punch(self, offset: int, length: int) -> None:
         """Give a range back to the file system; it reads as zeros. Where the file system cannot,
@@ -203,6 +211,7 @@ class Layer:
 
     def evict(self, offset: int) -> None:
         """Let the page cache forget a byte and what is around it."""
+        self._windows.forget()  # what is mapped is kept
         evict(self.descriptors, offset)
 
     def _pieces(self, offset: int, view: memoryview) -> Iterator[tuple[int, int, memoryview]]:

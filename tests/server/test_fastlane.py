@@ -2,37 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bockd.engine.pool import Pool
-from bockd.engine.volume import Volume
 from bockd.model import BLOCK_SIZE, MIB
 from bockd.nbd.errors import ProtocolError
-from bockd.nbd.replies import encoder_for
-from bockd.nbd.transmission import RequestLimits, RequestParser
+from bockd.nbd.transmission import RequestParser
 from bockd.server import fastlane
-from bockd.server.batch import Batch
 from bockd.server.limits import REPLY_BUFFER_BYTES
-from bockd.server.statistics import ExportStatistics
-from bockd.server.work import Work
-from bockd.steps import Background, Blocking, Step, Steps, run_inline
+from bockd.steps import run_inline
 from tests.nbd import wire
+from tests.server.sides import PLACE_BYTES, PLACES, SIZE_BYTES, WRITTEN, Line, two_sides
 
-SIZE_BYTES = 4 * MIB
-PLACES = 16
-PLACE_BYTES = SIZE_BYTES // PLACES
-WRITTEN = 11
-"""Places that are in the head or frozen; the rest were never written."""
 STYLES = [(False, False), (True, False), (True, True)]
 """Structured, extended."""
 
@@ -51,113 +40,6 @@ def test_a_daemon_without_it_is_a_daemon() -> None:
     hidden = "import sys; sys.modules['bockd.server._fastlane'] = None\n"
     code = "from bockd.server import fastlane, connection; assert fastlane.compiled is None"
     subprocess.run([sys.executable, "-c", hidden + code], check=True, timeout=60)
-
-
-class Side:
-    """A volume with something in its head, something frozen and something never written, and the
-    server's part above it, with the fast lane or without."""
-
-    def __init__(self, root: Path, *, compiled: bool, structured: bool, extended: bool) -> None:
-        self._background = Background()
-        self.pool = Pool.open(root, self._background.spawn)
-        record = run_inline(self.pool.create_volume("v", SIZE_BYTES, None))
-        self.volume: Volume = run_inline(self.pool.use_volume(record.id)).volume
-        self._write(b"f", [0, 1, 2, 3, 4, 5, 6, 7])
-        run_inline(self.pool.create_snapshot(record.id, "s"))
-        self._write(b"h", list(range(4, WRITTEN)))
-        self.content()  # brings the map into memory
-        self.statistics = ExportStatistics()
-        self._extended = extended
-        encoder = encoder_for(structured=structured, extended=extended)
-        limits = RequestLimits(
-            size_bytes=SIZE_BYTES,
-            read_only=False,
-            extended=extended,
-            chunked=structured,
-            allocation=structured,
-        )
-        with pytest.MonkeyPatch.context() as patch:
-            if not compiled:
-                patch.setattr(fastlane, "compiled", None)
-            self._batch = Batch(self.volume, encoder, limits, self.statistics)
-        self.in_lane = 0
-        """Requests that the fast lane has served."""
-
-    def _write(self, data: bytes, places: list[int]) -> None:
-        for place in places:
-            whole = memoryview(data * PLACE_BYTES)
-            run_inline(self.volume.write(place * PLACE_BYTES, whole))
-            self._background.run()
-
-    def content(self) -> bytes:
-        into = bytearray(SIZE_BYTES)
-        run_inline(self.volume.read(0, memoryview(into)))
-        return bytes(into)
-
-    def serve(self, stream: bytes) -> tuple[list[bytes], int]:
-        """As `Connection` does: the replies, and where what was not served begins. A stream that
-        breaks the protocol ends where it does."""
-        received, replies = memoryview(bytearray(stream)), list[bytes]()
-        parser, position, end = RequestParser(extended=self._extended), 0, len(stream)
-        while position < end and not self._batch.disconnect:
-            requests, served, stop = self._batch.serve_plain(received, position, end)
-            self.in_lane += served
-            if stop == position:
-                try:
-                    requests, stop = parser.parse(received, position, end)
-                except ProtocolError:
-                    break
-                if stop == position:
-                    break
-            position, index = stop, 0
-            while True:
-                index = self._batch.serve(requests, index, received, 128)
-                replies += [bytes(part) for part in self._batch.finish()]
-                replies += self._complete(list(self._batch.background))
-                self._batch.background.clear()
-                self._batch.large_reads.clear()
-                if index == len(requests):
-                    break
-            if parser.large is not None:
-                break
-        self._background.run()
-        return replies, position
-
-    def _complete(self, works: list[Work]) -> list[bytes]:
-        """Finish operations side by side: a flush may wait for one that runs."""
-        replies = list[bytes]()
-        waiting = [(work.steps, work.step) for work in works]
-        while waiting:
-            still = list[tuple[Steps[bytes | memoryview], Step]]()
-            for steps, step in waiting:
-                try:
-                    if isinstance(step, Blocking):
-                        still.append((steps, steps.send(step.call())))
-                    elif step.fired:
-                        still.append((steps, steps.send(None)))
-                    else:
-                        still.append((steps, step))
-                except StopIteration as done:
-                    replies.append(bytes(done.value))
-            self._background.run()
-            waiting = still
-        return replies
-
-    def close(self) -> None:
-        run_inline(self.pool.close_all())
-        self.pool.release()
-
-
-@contextmanager
-def two_sides(*, structured: bool, extended: bool) -> Iterator[tuple[Side, Side]]:
-    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
-        with_it = Side(Path(one), compiled=True, structured=structured, extended=extended)
-        without = Side(Path(other), compiled=False, structured=structured, extended=extended)
-        try:
-            yield with_it, without
-        finally:
-            with_it.close()
-            without.close()
 
 
 offsets = st.one_of(
@@ -206,20 +88,25 @@ def streams(draw: st.DrawFn, extended: bool) -> bytes:
     return stream
 
 
+@pytest.mark.parametrize("send_buffer_bytes", [0, 20_000, 4 * MIB], ids=["none", "small", "large"])
 @pytest.mark.parametrize(("structured", "extended"), STYLES)
-def test_the_same_answers(structured: bool, extended: bool) -> None:
-    """And the same content, statistics and remainder."""
+def test_the_same_answers(structured: bool, extended: bool, send_buffer_bytes: int) -> None:
+    """And the same content, statistics and remainder, whether the lane may send itself, and can
+    send all of it, or not."""
     seen = 0
 
-    with two_sides(structured=structured, extended=extended) as (with_it, without):
+    with (
+        two_sides(structured=structured, extended=extended) as (with_it, without),
+        closing(Line(send_buffer_bytes)) as line,
+    ):
 
-        @settings(max_examples=80, deadline=None)
+        @settings(max_examples=60, deadline=None)
         @given(streams(extended))
         def run(stream: bytes) -> None:
             nonlocal seen
-            with_it._batch.disconnect = without._batch.disconnect = False
+            with_it.batch.disconnect = without.batch.disconnect = False
             before = with_it.in_lane
-            ours, stopped = with_it.serve(stream)
+            ours, stopped = with_it.serve(stream, line if send_buffer_bytes else None)
             theirs, there = without.serve(stream)
             assert stopped == there
             assert sorted(_cut(ours, stream, extended)) == sorted(_cut(theirs, stream, extended))
@@ -331,3 +218,125 @@ def test_a_write_is_noted_for_the_next_flush() -> None:
         side.serve(wire.write(1, 8 * PLACE_BYTES, b"n" * BLOCK_SIZE))
         assert side.in_lane == 2
         assert side.volume.durability.unsynced
+
+
+# -- sending and receiving by itself -------------------------------------------------------------
+
+LONG = 10_000_000_000
+"""Nanoseconds."""
+
+
+def reads(*places: int, length: int = 65_536) -> bytes:
+    """Requests to read from the beginning of places; their cookies are these."""
+    return b"".join(wire.request(0, place, place * PLACE_BYTES, length) for place in places)
+
+
+def test_round_after_round() -> None:
+    """What is there already when the first replies are sent is served in the same call."""
+    with two_sides(structured=True, extended=False) as (side, _), closing(Line(MIB)) as line:
+        data = b"n" * BLOCK_SIZE
+        second = reads(1, length=512) + wire.write(2, 8 * PLACE_BYTES, data)
+        line.say(second[:-100])
+        received = memoryview(bytearray(256 * 1024))
+        first = reads(0, length=512)
+        received[: len(first)] = first
+        before = side.statistics.latencies.percentiles(0.5)
+        turn = fastlane.Turn(line.ours.fileno(), 1_000_000, LONG)
+        done = side.batch.serve_plain(received, 0, len(first), turn)
+        assert done is not None
+        assert (done.reads, done.writes, done.rest) == (2, 0, [])
+        assert done.received_bytes == len(second) - 100
+        assert done.polled
+        assert [requests for _, requests in done.latencies] == [1, 1]
+        assert side.statistics.latencies.percentiles(0.5) != before
+        assert side.batch.finish() == []
+        # The rest of the write comes later: its beginning has moved to the front.
+        assert done.position == 0
+        left = done.end
+        assert received[:left] == second[28:-100]
+        received[left : left + 100] = second[-100:]
+        done = side.batch.serve_plain(received, 0, left + 100, fastlane.Turn(turn.sock))
+        assert done is not None
+        assert (done.writes, done.position, done.end) == (1, left + 100, left + 100)
+        cut = _cut([line.heard()], first + second, extended=False)
+        assert [struct.unpack_from(">Q", one, 8)[0] for one in cut] == [0, 1, 2]
+        assert side.content()[8 * PLACE_BYTES :][:BLOCK_SIZE] == data
+
+
+def test_what_is_for_others_ends_the_rounds() -> None:
+    """A request that only Python serves, or the parser must see, and the end of a turn."""
+    with two_sides(structured=True, extended=False) as (side, _), closing(Line(MIB)) as line:
+        received = memoryview(bytearray(256 * 1024))
+        plain = reads(0, length=512)
+
+        def serve(data: bytes, turn_ns: int) -> fastlane.Served:
+            received[: len(data)] = data
+            turn = fastlane.Turn(line.ours.fileno(), 1_000_000, turn_ns)
+            done = side.batch.serve_plain(received, 0, len(data), turn)
+            assert done is not None
+            side.batch.finish()
+            return done
+
+        line.say(plain)
+        done = serve(plain + wire.request(3, 1), LONG)
+        assert (done.reads, done.served, len(done.rest)) == (1, 1, 1)
+        done = serve(plain + wire.request(2), LONG)
+        assert (done.reads, done.served, done.position) == (1, 0, 28)
+        done = serve(plain, 0)
+        assert (done.reads, done.polled) == (1, 0)
+        done = serve(plain, LONG)
+        assert (done.reads, done.polled) == (2, 1), "what waited was not lost"
+        line.hang_up()
+        done = serve(plain, LONG)
+        assert (done.sent, done.served) == (0, 1), "who sends it meets the error"
+
+
+def test_large_reads_come_from_windows() -> None:
+    """Of the head and of a frozen layer, up to 1 MiB; what no single layer has is for others."""
+    with two_sides(structured=True, extended=False) as (side, _), closing(Line(4 * MIB)) as line:
+        content = side.content()
+        for place in (0, 4):
+            stream = wire.request(0, place, place * PLACE_BYTES, MIB)
+            replies, _ = side.serve(stream, line)
+            assert b"".join(replies)[28:] == content[place * PLACE_BYTES :][:MIB]
+        assert side.in_lane == 2
+        for asked in (wire.request(0, 1, 2 * MIB, MIB), wire.request(0, 1, 0, MIB + 1)):
+            assert side.serve(asked, line)[0] == [b""]
+        assert side.in_lane == 2
+
+
+def test_what_is_not_in_the_page_cache_is_for_others() -> None:
+    with two_sides(structured=True, extended=False) as (side, _), closing(Line(MIB)) as line:
+        expected = side.content()[:65_536]
+        run_inline(side.volume.flush())
+        layer = side.layer(0)
+        os.posix_fadvise(layer.descriptors[0], 0, 0, os.POSIX_FADV_DONTNEED)
+        replies, _ = side.serve(reads(0), line)
+        assert side.in_lane == 0
+        assert b"".join(replies)[28:] == expected
+        side.serve(reads(0), line)
+        assert side.in_lane == 1
+
+
+def test_a_file_that_was_cut_off_is_an_error() -> None:
+    """And does not end the process, although it is mapped."""
+    with two_sides(structured=True, extended=False) as (side, _), closing(Line(MIB)) as line:
+        side.serve(reads(0), line)
+        assert side.in_lane == 1
+        layer = side.layer(0)
+        os.truncate(f"/proc/self/fd/{layer.descriptors[0]}", 4096)
+        replies, _ = side.serve(reads(0), line)
+        assert side.in_lane == 1
+        assert struct.unpack_from(">I", b"".join(replies)[20:])[0] == 5
+
+
+def test_data_that_goes_missing_behind_its_header_ends_the_connection(tmp_path: Path) -> None:
+    """What the socket did not take must be read; here the file turns out to be another, empty."""
+    with two_sides(structured=True, extended=False) as (side, _), closing(Line(20_000)) as line:
+        side.serve(reads(0), line)
+        layer = side.layer(0)
+        with (tmp_path / "empty").open("w+b") as empty:
+            whole, layer.descriptors = layer.descriptors, [empty.fileno()]
+            with pytest.raises(ProtocolError, match="reading failed behind a reply's header"):
+                side.serve(reads(0), line)
+            layer.descriptors = whole

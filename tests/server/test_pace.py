@@ -23,6 +23,7 @@ def test_alone_a_connection_polls_in_one_round() -> None:
     clock.now += 3 * MS
     polling.worked(clock.now)
     assert polling.plan() == (1, POLL_TRIES)
+    assert polling.undisturbed() == POLL_TRIES
 
 
 def test_among_others_it_lets_the_loop_turn_between_a_few_attempts() -> None:
@@ -33,6 +34,7 @@ def test_among_others_it_lets_the_loop_turn_between_a_few_attempts() -> None:
     rounds, tries = one.plan()
     assert tries == SHARED_POLL_TRIES
     assert rounds * tries == POLL_TRIES
+    assert one.undisturbed() == 0
     clock.now += 3 * MS  # the other has fallen silent
     one.worked(clock.now)
     clock.now += 3 * MS
@@ -44,9 +46,12 @@ def test_a_busy_connection_lets_the_loop_turn_every_millisecond() -> None:
     clock = Clock()
     polling = Polling(Pace(), POLL_TRIES, clock)
     assert not polling.worked(clock.now)
+    assert polling.left_ns() == MS
     clock.now += 2 * MS
+    assert polling.left_ns() == -MS
     assert polling.worked(clock.now)
     polling.turned()
+    assert polling.left_ns() == MS
     assert not polling.worked(clock.now)
 
 
