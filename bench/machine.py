@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.processes import BenchError, run
+from bockd.server import fastlane
 
 MEMORY_FILE_SYSTEMS = frozenset({"tmpfs", "ramfs", "overlay"})
 """Not what volumes are kept on. (Overlay: what is behind it is unknown.)"""
@@ -46,6 +47,7 @@ def describe_machine(directory: Path) -> Machine:
         file_system=file_system_of(directory),
         versions={
             "python": platform.python_version(),
+            "bockd's fast lane": "left out" if fastlane.compiled is None else "compiled",
             **{tool: _version(command) for tool, command in _TOOLS.items()},
         },
     )

@@ -98,8 +98,8 @@ static int map_read(View *view, const Request *request, Gap *gap, PyObject *held
     if (view->mapped.window != before && PyList_Append(held, view->mapped.window) < 0)
         return 0;
     uint64_t start = request->offset - view->mapped.start;
-    if (request->length > view->mapped.length - start)
-        return 0;
+    if (start > view->mapped.length || request->length > view->mapped.length - start)
+        return 0; /* the file is shorter than it should be */
     unsigned char resident[MAX_MAPPED_BYTES / PAGE_BYTES + 1];
     uint64_t first = start & ~(uint64_t)(PAGE_BYTES - 1);
     size_t reach = (size_t)(start + request->length - first);

@@ -245,6 +245,9 @@ class Connection:
             elif polling.worked(perf_counter_ns()):
                 await trio.lowlevel.checkpoint()
                 polling.turned()
+            self._consumed_bytes = self._received_bytes - (end - position)
+            if self._fences:  # of others, who need not wait until this client pauses
+                self._pass_fences()
             if done.polled:
                 return position, end, progressed, True
         return position, end, progressed, False

@@ -330,6 +330,15 @@ def test_a_file_that_was_cut_off_is_an_error() -> None:
         assert struct.unpack_from(">I", b"".join(replies)[20:])[0] == 5
 
 
+def test_a_file_that_was_cut_off_before_it_was_mapped_is_an_error() -> None:
+    """Nothing behind what is mapped of it is sent."""
+    with two_sides(structured=True, extended=False) as (side, _), closing(Line(MIB)) as line:
+        os.truncate(f"/proc/self/fd/{side.layer(1).descriptors[0]}", 4096)
+        replies, _ = side.serve(reads(1), line)
+        assert side.in_lane == 0
+        assert struct.unpack_from(">I", b"".join(replies)[20:])[0] == 5
+
+
 def test_data_that_goes_missing_behind_its_header_ends_the_connection(tmp_path: Path) -> None:
     """What the socket did not take must be read; here the file turns out to be another, empty."""
     with two_sides(structured=True, extended=False) as (side, _), closing(Line(20_000)) as line:
