@@ -275,7 +275,8 @@ static int send_replies(const Call *call, Round *round)
     }
     if (round->filled > at)
         parts[count++] = (struct iovec){reply + at, (size_t)(round->filled - at)};
-    if (round->acknowledged)
+    /* Others put more replies to reads in front of these, if there is a rest: they stay whole. */
+    if (round->acknowledged && !PyList_Size(call->rest))
         parts[count++] = (struct iovec){round->acknowledgements, (size_t)round->acknowledged};
     struct msghdr message = {.msg_iov = parts, .msg_iovlen = (size_t)count};
     ssize_t sent = sendmsg(call->sock, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
@@ -339,7 +340,7 @@ static int receive_more(const Call *call, Outcome *outcome, int64_t until)
         call->sock, received + left, (size_t)(call->received.len - left),
         time < call->poll_ns ? time : call->poll_ns);
     if (count <= 0) { /* whoever receives next meets what it was */
-        outcome->polled = 1;
+        outcome->polled = time >= call->poll_ns;
         return 0;
     }
     outcome->end += count;

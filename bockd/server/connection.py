@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import logging
 import mmap
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from time import perf_counter_ns
 
 import trio
@@ -170,6 +171,13 @@ class Connection:
         """See `large.Received`."""
         return 0 if self._flight.requests else self._polling.undisturbed()
 
+    @contextmanager
+    def parked(self) -> Iterator[None]:
+        """See `large.Received`."""
+        self._polling.parks()
+        yield
+        self._polling.woke()
+
     # Its life.
 
     async def run(self, enter: Callable[[], Awaitable[None]]) -> None:
@@ -190,8 +198,8 @@ class Connection:
         buffer, parser = self._buffer, self._parser
         position, end = 0, self._leftover_bytes
         while True:
-            started = perf_counter_ns()
             position, end, progressed, polled = await self._serve_plain(end)
+            started = perf_counter_ns()
             requests, position = parser.parse(buffer, position, end)
             progressed = progressed or bool(requests)
             index = 0
@@ -226,8 +234,7 @@ class Connection:
         """
         position, progressed, polling = 0, False, self._polling
         while position < end:
-            tries = 0 if self._flight.requests else polling.undisturbed()
-            turn = self._channel.turn(tries, polling.left_ns())
+            turn = self._channel.turn(self.undisturbed(), polling.left_ns())
             done = self._batch.serve_plain(self._buffer, position, end, turn)
             if done is None:
                 break
@@ -289,7 +296,8 @@ class Connection:
         """Receive at least one byte: poll, unless that was done, then park. 0 when the client is
         gone."""
         polling, channel = self._polling, self._channel
-        rounds, tries = (0, 0) if polled else polling.plan()
+        # While something is under way, to poll would hold up its end.
+        rounds, tries = (0, 0) if polled or self._flight.requests else polling.plan()
         for turn in range(rounds):
             if turn:
                 await trio.lowlevel.checkpoint()
@@ -315,21 +323,23 @@ class Connection:
         for item in batch.background:
             self._flight.requests += 1
             self._account.charge(item.charged_bytes)
-            self._nursery.start_soon(self._finish, item, started)
+            changes = item.requests[0][1] in work.CHANGES
+            change = self._flight.begin_change() if changes else None
+            self._nursery.start_soon(self._finish, item, started, change)
         for request in batch.large_reads:
             self._flight.requests += 1
             self._nursery.start_soon(self._large.read, request)
         batch.background.clear()
         batch.large_reads.clear()
 
-    async def _finish(self, item: Work, started: int) -> None:
+    async def _finish(self, item: Work, started: int, change: int | None) -> None:
         """Finish an operation that has begun, and answer."""
         try:
-            if item.requests[0][1] in work.CHANGES:
-                with self._flight.change():
-                    reply = await self._outcome(item)
-            else:
+            try:
                 reply = await self._outcome(item)
+            finally:
+                if change is not None:
+                    self._flight.end_change(change)
             now = perf_counter_ns()
             self._statistics.latencies.add(now - started, len(item.requests))
             await self._channel.send(reply)

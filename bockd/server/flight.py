@@ -18,17 +18,29 @@ class Flight:
         self._waiters: list[tuple[int, trio.Event]] = []
         self._landed: trio.Event | None = None
 
-    @contextmanager
-    def change(self) -> Iterator[None]:
-        """Around an engine operation that changes the volume or flushes it."""
+    def begin_change(self) -> int:
+        """An engine operation that changes the volume or flushes it is under way; its number.
+
+        For who hands it to a task: between now and the task's first step, others may ask.
+        """
         number = self._next
         self._next += 1
         self._changes[number] = None
+        return number
+
+    def end_change(self, number: int) -> None:
+        """It is finished, or given up."""
+        del self._changes[number]
+        self._wake()
+
+    @contextmanager
+    def change(self) -> Iterator[None]:
+        """Around such an operation."""
+        number = self.begin_change()
         try:
             yield
         finally:
-            del self._changes[number]
-            self._wake()
+            self.end_change(number)
 
     @property
     def changing(self) -> bool:

@@ -9,7 +9,7 @@ simple reply they follow one header, and an error behind it can only close the c
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from time import perf_counter_ns
 from typing import Protocol
 
@@ -55,6 +55,10 @@ class Received(Protocol):
 
     def undisturbed(self) -> int:
         """Attempts to receive that others need not wait for."""
+        ...
+
+    def parked(self) -> AbstractContextManager[None]:
+        """While it waits for the socket because those attempts were in vain."""
         ...
 
 
@@ -150,7 +154,8 @@ class LargeTransfers:
         while into:
             received = self._channel.poll(into, counter.undisturbed())
             if received is None:
-                received = await self._channel.receive(into, self._limits.payload_stall_seconds)
+                with counter.parked():
+                    received = await self._channel.receive(into, self._limits.payload_stall_seconds)
             if not received:
                 raise HungUpError("the client left in the middle of a payload")
             counter.count_received(received)
@@ -185,21 +190,24 @@ class LargeTransfers:
                 if not self._device.try_write(offset, piece):
                     write.pending += 1
                     self._flight.requests += 1
-                    self.nursery.start_soon(self._write_slowly, write, offset, piece)
+                    change = self._flight.begin_change()
+                    self.nursery.start_soon(self._write_slowly, write, offset, piece, change)
                     return
                 self._device.commit()
             except Exception as error:  # noqa: BLE001 - becomes the request's answer
                 write.error = error
         self._account.release(len(piece))
 
-    async def _write_slowly(self, write: _LargeWrite, offset: int, piece: memoryview) -> None:
+    async def _write_slowly(
+        self, write: _LargeWrite, offset: int, piece: memoryview, change: int
+    ) -> None:
         try:
             try:
-                with self._flight.change():
-                    await self._driver.run(self._device.write(offset, piece))
+                await self._driver.run(self._device.write(offset, piece))
             except Exception as error:  # noqa: BLE001 - becomes the request's answer
                 write.error = write.error or error
             finally:
+                self._flight.end_change(change)
                 self._account.release(len(piece))
             await self._piece_done(write)
         finally:

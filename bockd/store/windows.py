@@ -15,7 +15,7 @@ from collections import OrderedDict
 from bockd.model import MIB
 
 WINDOW_BYTES = 256 * MIB
-"""Of address space, and at most 512 KiB of page tables."""
+"""Of address space, and at most 512 KiB of page tables, which are nowhere counted."""
 
 MAX_WINDOWS = 8
 """Of one file; the one that was not used for longest makes room. A volume whose large reads go all
@@ -32,6 +32,7 @@ _libc.mmap.argtypes = (
 )
 _libc.mmap.restype = ctypes.c_void_p
 _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 _FAILED = ctypes.c_void_p(-1).value
 
@@ -51,6 +52,8 @@ class Window:
             raise OSError(code, os.strerror(code))
         self.address: int = address
         self.length = length
+        # Of a page that is gone when it is sent, the kernel would read 2 MiB around it.
+        _libc.madvise(address, length, mmap.MADV_RANDOM)
 
     def __del__(self) -> None:
         if self.length:

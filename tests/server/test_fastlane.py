@@ -305,6 +305,21 @@ def test_large_reads_come_from_windows() -> None:
         assert side.in_lane == 2
 
 
+@pytest.mark.parametrize("length", range(8_196, 65_536, 7_001))
+def test_a_send_that_stops_within_an_acknowledgement(length: int) -> None:
+    """Replies that others make come in front of the acknowledgements: none may be cut in two."""
+    writes = [wire.write(100 + n, 4 * PLACE_BYTES + 512 * n, b"w" * 16) for n in range(400)]
+    between = wire.request(0, 2, 4 * PLACE_BYTES - BLOCK_SIZE, 2 * BLOCK_SIZE)  # of two layers
+    stream = wire.request(0, 1, 0, length) + b"".join(writes) + between
+    with two_sides(structured=False, extended=False) as (side, _):
+        for send_buffer_bytes in (4_608, 12_000, 20_000, 40_000, 65_536):
+            with closing(Line(send_buffer_bytes)) as line:
+                replies, _ = side.serve(stream, line)
+            cut = _cut(replies, stream, extended=False)
+            cookies = [struct.unpack_from(">Q", one, 8)[0] for one in cut]
+            assert sorted(cookies) == [1, 2, *range(100, 500)]
+
+
 def test_what_is_not_in_the_page_cache_is_for_others() -> None:
     with two_sides(structured=True, extended=False) as (side, _), closing(Line(MIB)) as line:
         expected = side.content()[:65_536]

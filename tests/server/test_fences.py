@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from contextlib import suppress
 from pathlib import Path
 
@@ -9,7 +10,14 @@ import trio
 import trio.testing
 
 from bockd.engine.memory import MemoryDevice
+from bockd.nbd.handshake import Negotiated
+from bockd.server.budget import Account, MemoryBudget
+from bockd.server.channel import Channel
+from bockd.server.connection import Connection
+from bockd.server.drive import Driver
 from bockd.server.limits import ServerLimits
+from bockd.server.pace import Pace
+from bockd.server.statistics import ExportStatistics
 from bockd.steps import Signal
 from tests.nbd import wire
 from tests.server.client import Client, Closed
@@ -57,6 +65,43 @@ async def test_a_new_connection_waits_for_writes_in_the_engine(
             assert not entered
             gate.fire()
         assert entered
+
+
+@in_trio
+async def test_a_write_that_has_just_gone_to_the_engine_counts(
+    exports: FixedExports, device: MemoryDevice
+) -> None:
+    """The fence that waited for its bytes may go on before the write's own task does."""
+    device.immediate = False
+    negotiated = Negotiated(structured=False, extended=False, allocation=False)
+    for _ in range(40):
+        gate = device.gate = Signal()
+        ours, theirs = socket.socketpair()
+        connection = Connection(
+            Channel(ours, reply_stall_seconds=60),
+            Account(MemoryBudget(64 * MIB)),
+            Driver(),
+            ServerLimits(),
+            Pace(),
+        )
+        export = await exports.open("disk")
+        connection.prepare(export, negotiated, ExportStatistics(), b"")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(connection.run, trio.lowlevel.checkpoint)
+            await trio.testing.wait_all_tasks_blocked()
+            theirs.sendall(wire.write(1, 0, b"old"))
+            passed = False
+            with trio.move_on_after(0.02):  # what `Registry` awaits before it lets a client in
+                await connection.caught_up()
+                await connection.writes_finished()
+                passed = True
+            assert not passed
+            gate.fire()
+            await connection.writes_finished()
+            assert device.calls[-1] == "write"
+            connection.drop()
+        ours.close()
+        theirs.close()
 
 
 @in_trio
