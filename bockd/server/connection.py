@@ -196,7 +196,7 @@ class Connection:
 
     async def _serve(self) -> None:
         buffer, parser = self._buffer, self._parser
-        position, end = 0, self._leftover_bytes
+        end = self._leftover_bytes
         while True:
             position, end, progressed, polled = await self._serve_plain(end)
             started = perf_counter_ns()

@@ -19,7 +19,7 @@ WINDOW_BYTES = 256 * MIB
 
 MAX_WINDOWS = 8
 """Of one file; the one that was not used for longest makes room. A volume whose large reads go all
-over more than 2 GiB pays some 5 us for a new one, about what the copy would have cost."""
+over more than 2 GiB pays for new ones all the time (not measured)."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.argtypes = (
