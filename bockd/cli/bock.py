@@ -7,19 +7,9 @@ from dataclasses import asdict
 import click
 
 import bockd
-from bockd.cli.attachment import attachment
 from bockd.cli.client import ControlClient
-from bockd.cli.completion import completion
-from bockd.cli.connect import connect, connections, disconnect
 from bockd.cli.failure import Program
-from bockd.cli.images import image
 from bockd.cli.output import json_option, print_json, print_record
-from bockd.cli.server import server
-from bockd.cli.snapshot import snapshot
-from bockd.cli.stat import stat
-from bockd.cli.tenant import adopt, credentials, limits
-from bockd.cli.transfer import export_snapshot, export_volume, import_image
-from bockd.cli.volume import volume
 from bockd.config import load_settings
 
 
@@ -77,19 +67,21 @@ def info(as_json: bool) -> None:
     )
 
 
-volume.add_command(import_image)
-volume.add_command(export_volume)
-snapshot.add_command(export_snapshot)
-main.add_command(volume)
-main.add_command(snapshot)
-main.add_command(attachment)
-main.add_command(server)
-main.add_command(connect)
-main.add_command(disconnect)
-main.add_command(connections)
-main.add_command(limits)
-main.add_command(credentials)
-main.add_command(image)
-main.add_command(stat)
-main.add_command(adopt)
-main.add_command(completion)
+COMMANDS = {
+    "volume": "bockd.cli.volume:volume",
+    "snapshot": "bockd.cli.snapshot:snapshot",
+    "attachment": "bockd.cli.attachment:attachment",
+    "server": "bockd.cli.server:server",
+    "connect": "bockd.cli.connect:connect",
+    "disconnect": "bockd.cli.connect:disconnect",
+    "connections": "bockd.cli.connect:connections",
+    "limits": "bockd.cli.tenant:limits",
+    "credentials": "bockd.cli.tenant:credentials",
+    "image": "bockd.cli.images:image",
+    "stat": "bockd.cli.stat:stat",
+    "adopt": "bockd.cli.tenant:adopt",
+    "completion": "bockd.cli.completion:completion",
+}
+
+for _name, _place in COMMANDS.items():
+    main.add_lazily(_name, _place)

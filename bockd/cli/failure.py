@@ -9,6 +9,7 @@ from typing import IO, Any
 
 import click
 
+from bockd.cli.lazy import LazyGroup
 from bockd.errors import BockdError
 
 
@@ -24,7 +25,7 @@ class Failure(click.ClickException):
         click.echo(f"{self.program}: {self.message}", file=file, err=file is None)
 
 
-class Program(click.Group):
+class Program(LazyGroup):
     """The outermost group: the one place that turns a BockdError into an exit status."""
 
     def invoke(self, ctx: click.Context) -> object:

@@ -6,6 +6,7 @@ Whatever goes wrong below HTTP is an UnavailableError that says whom we tried an
 from __future__ import annotations
 
 import errno
+import http.client
 import os
 import time
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bockd import errors
+from bockd.cli.overunix import UnixConnection
 from bockd.trust import Trust
 
 if TYPE_CHECKING:
@@ -57,10 +59,14 @@ class Http:
         self._within = within_seconds
         self._deadline: float | None = None
         self._trust = trust or Trust()
+        self._local: UnixConnection | None = None
         self._client: httpx.Client | None = None
 
     def close(self) -> None:
         """Hang up."""
+        if self._local is not None:
+            self._local.close()
+            self._local = None
         if self._client is not None:
             self._client.close()
             self._client = None
@@ -75,28 +81,79 @@ class Http:
         patient: bool = False,
     ) -> Answer:
         """One request, whatever its answer says. `patient`: however long the answer takes."""
-        client = self._open(url)
+        content, sent = None, dict(headers or {})
+        if body is not None:
+            content = _encoded(body)
+            sent["Content-Type"] = "application/json"
+        if self._socket_path is not None:
+            return self._request_local(self._socket_path, method, url, content, sent, patient)
+        return self._request_remote(method, url, content, sent, patient)
+
+    def _request_local(
+        self,
+        path: Path,
+        method: str,
+        url: str,
+        content: bytes | None,
+        headers: Mapping[str, str],
+        patient: bool,
+    ) -> Answer:
+        seconds = self._seconds_left()
+        if self._local is None:
+            self._local = UnixConnection(path)
+        try:
+            self._local.prepare(seconds)
+        except OSError as error:
+            late = isinstance(error, TimeoutError)
+            reason = "it took too long" if late else error.strerror or str(error)
+            raise self._unreachable(url, reason) from error
+        target = url.removeprefix(SOCKET_URL)
+        try:
+            answer = self._local.exchange(method, target, content, headers, patient=patient)
+        except TimeoutError as error:
+            raise self._too_late(url, seconds) from error
+        except (OSError, http.client.HTTPException) as error:
+            raise self._went_away(url, error) from error
+        return Answer(*answer)
+
+    def _request_remote(
+        self,
+        method: str,
+        url: str,
+        content: bytes | None,
+        headers: Mapping[str, str],
+        patient: bool,
+    ) -> Answer:
+        # Imported late: it takes longer than all that a command on the daemon's machine does.
         import httpx
 
+        client = self._open(url)
         seconds = self._seconds_left()
         timeout = httpx.Timeout(seconds, read=None if patient else seconds)
-        whom = self._whom(url)
         try:
-            response = client.request(method, url, json=body, headers=headers, timeout=timeout)
+            response = client.request(
+                method, url, content=content, headers=headers, timeout=timeout
+            )
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise self._tls_error(url, error) or self._unreachable(url, _reason(error)) from error
         except httpx.ReadTimeout as error:
-            raise errors.UnavailableError(
-                f"{whom} took longer than {seconds:g} seconds to answer; the operation may still "
-                "be carried out"
-            ) from error
+            raise self._too_late(url, seconds) from error
         except httpx.HTTPError as error:
-            raise self._tls_error(url, error) or errors.UnavailableError(
-                f"{whom} went away during the request ({error}){self._perhaps(url)}"
-            ) from error
+            raise self._tls_error(url, error) or self._went_away(url, error) from error
         except httpx.InvalidURL as error:
             raise errors.InvalidRequestError(f"{url!r} is not a URL: {error}") from error
         return Answer(response.status_code, response.content, response.headers)
+
+    def _too_late(self, url: str, seconds: float) -> errors.UnavailableError:
+        return errors.UnavailableError(
+            f"{self._whom(url)} took longer than {seconds:g} seconds to answer; the operation may "
+            "still be carried out"
+        )
+
+    def _went_away(self, url: str, error: Exception) -> errors.UnavailableError:
+        return errors.UnavailableError(
+            f"{self._whom(url)} went away during the request ({error}){self._perhaps(url)}"
+        )
 
     def _seconds_left(self) -> float:
         """For the next request."""
@@ -117,18 +174,9 @@ class Http:
 
     def _open(self, url: str) -> httpx.Client:
         if self._client is None:
-            self.find()
-            # Imported late: --help, and the shell's completion without a daemon, must not wait.
             import httpx
 
-            if self._socket_path is not None:
-                self._client = httpx.Client(
-                    # There is no TLS on a socket; without `verify` no certificates are loaded.
-                    transport=httpx.HTTPTransport(uds=str(self._socket_path), verify=False),
-                    trust_env=False,  # a proxy of the environment must not come between
-                )
-            else:
-                self._client = httpx.Client(verify=self._tls(url))
+            self._client = httpx.Client(verify=self._tls(url))
         return self._client
 
     def _tls(self, url: str) -> ssl.SSLContext | bool:
@@ -199,6 +247,18 @@ class Http:
             "or `make run`, or set BOCKD_DATA to the directory of the one that runs, or "
             "OS_AUTH_URL to the address of one elsewhere"
         )
+
+
+def _encoded(body: Mapping[str, object]) -> bytes:
+    """A request's JSON. InvalidRequestError for text that no JSON can hold."""
+    import msgspec
+
+    try:
+        return msgspec.json.encode(body)
+    except UnicodeEncodeError as error:
+        raise errors.InvalidRequestError(
+            f"{error.object!r} is not valid Unicode text, which all names are"
+        ) from error
 
 
 def _without_place(said: str) -> str:

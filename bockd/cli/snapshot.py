@@ -7,6 +7,7 @@ import time
 import click
 
 from bockd.cli.completion import complete_snapshot, complete_volume
+from bockd.cli.lazy import LazyGroup
 from bockd.cli.output import (
     confirm,
     format_count,
@@ -28,7 +29,7 @@ MAX_NAME_TRIES = 100
 """Snapshots that one second may give the same default name before we stop counting up."""
 
 
-@click.group()
+@click.group(cls=LazyGroup)
 def snapshot() -> None:
     """Take, list, export, revert to and delete snapshots.
 
@@ -165,3 +166,6 @@ def revert(snapshot: str, yes: bool, as_json: bool) -> None:
         f"({found.name}) holds",
         as_json=as_json,
     )
+
+
+snapshot.add_lazily("export", "bockd.cli.transfer:export_snapshot")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from bockd.cli.completion import complete_snapshot, complete_volume
+from bockd.cli.lazy import LazyGroup
 from bockd.cli.output import (
     confirm,
     format_count,
@@ -22,7 +23,7 @@ from bockd.control import Space
 from bockd.model import NodeKind
 
 
-@click.group()
+@click.group(cls=LazyGroup)
 def volume() -> None:
     """Create, list, grow, import, export and delete volumes.
 
@@ -218,3 +219,7 @@ def reopen(volume: str, yes: bool, as_json: bool) -> None:
     report(
         reopened, f"volume {reopened.id} ({reopened.name}) is {reopened.status}", as_json=as_json
     )
+
+
+volume.add_lazily("import", "bockd.cli.transfer:import_image")
+volume.add_lazily("export", "bockd.cli.transfer:export_volume")

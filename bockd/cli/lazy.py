@@ -1,0 +1,36 @@
+"""Commands that are imported when they are asked for.
+
+A command that shows one volume must not wait for what an import of an image needs.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import click
+
+
+class LazyGroup(click.Group):
+    """A group that knows some of its commands only by where they are."""
+
+    def __init__(self, *args: object, **attributes: object) -> None:
+        super().__init__(*args, **attributes)  # type: ignore[arg-type]
+        self._places: dict[str, str] = {}
+
+    def add_lazily(self, name: str, place: str) -> None:
+        """Have the command `name` be the one that a module has, as "bockd.cli.stat:stat"."""
+        self._places[name] = place
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names of all commands, in order."""
+        return sorted({*self.commands, *self._places})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of a name, imported if need be; None when there is none."""
+        place = self._places.get(cmd_name)
+        if place is None:
+            return super().get_command(ctx, cmd_name)
+        module, _, attribute = place.partition(":")
+        command = getattr(import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
