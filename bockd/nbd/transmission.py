@@ -35,15 +35,21 @@ class RequestParser:
     After `parse`, `large` is the request whose payload is over `MAX_INLINE_PAYLOAD_BYTES`, if the
     stream has come to one: the caller takes its `length` bytes of payload off the stream, from the
     position that `parse` returned, before it parses on.
+
+    A write carries its payload whether or not its header says so: with extended headers
+    `CMD_FLAG_PAYLOAD_LEN` is required ("Extended request message"), and QEMU 10.0
+    leaves it out, which its own server accepts. The flag is added here, so that nobody behind the
+    parser need know, and `unflagged` is set.
     """
 
-    __slots__ = ("_extended", "_header", "_magic", "large")
+    __slots__ = ("_extended", "_header", "_magic", "large", "unflagged")
 
     def __init__(self, *, extended: bool) -> None:
         self._extended = extended
         self._header = EXTENDED_REQUEST if extended else COMPACT_REQUEST
         self._magic = nbd.EXTENDED_REQUEST_MAGIC if extended else nbd.REQUEST_MAGIC
         self.large: Request | None = None
+        self.unflagged = False
 
     def parse(self, buffer: memoryview, start: int, end: int) -> tuple[list[Request], int]:
         """All complete requests in `buffer[start:end]`, and where the first incomplete one begins.
@@ -66,11 +72,12 @@ class RequestParser:
                     break
                 raise ProtocolError(f"a request began with magic {magic:#x}")
             body = start + size
+            if extended and command == nbd.CMD_WRITE and not flags & nbd.CMD_FLAG_PAYLOAD_LEN:
+                flags |= nbd.CMD_FLAG_PAYLOAD_LEN
+                self.unflagged = True
             # Nothing follows a DISC, no payload either: whatever its flags say.
-            if (
-                flags & nbd.CMD_FLAG_PAYLOAD_LEN and command != nbd.CMD_DISC
-                if extended
-                else command == nbd.CMD_WRITE
+            if command == nbd.CMD_WRITE or (
+                extended and flags & nbd.CMD_FLAG_PAYLOAD_LEN and command != nbd.CMD_DISC
             ):
                 if length > MAX_INLINE_PAYLOAD_BYTES:
                     self.large = (flags, command, cookie, offset, length, body)
@@ -165,6 +172,4 @@ def _flags_problem(command: int, flags: int, rule: _Rule, limits: RequestLimits)
         allowed &= ~nbd.CMD_FLAG_PAYLOAD_LEN
     if flags & ~allowed:
         return f"flags {flags:#x} on command {command}"
-    if limits.extended and command == nbd.CMD_WRITE and not flags & nbd.CMD_FLAG_PAYLOAD_LEN:
-        return "an extended write without NBD_CMD_FLAG_PAYLOAD_LEN"
     return None

@@ -181,6 +181,7 @@ typedef struct {
     int64_t started; /* the last round */
     uint64_t reads, read_bytes, writes, written_bytes, received_bytes;
     int polled; /* in vain */
+    int unflagged; /* whether there was a write whose flags do not mention its payload */
 } Outcome;
 
 static int changes(uint16_t command)
@@ -210,6 +211,7 @@ static int serve_received(View *view, const Call *call, Round *round, Outcome *o
             round->stopped = FOR_WANT_OF_ROOM;
             break;
         }
+        outcome->unflagged |= request.unflagged;
         int served = 0;
         int may_map = call->sock >= 0 && request.length >= MIN_MAPPED_BYTES &&
                       request.length <= MAX_MAPPED_BYTES && round->gap_count < MAX_MAPPED;
@@ -426,12 +428,13 @@ static PyObject *serve(PyObject *Py_UNUSED(module), PyObject *args)
     Py_ssize_t sent = round.sent < round.filled ? round.sent : round.filled;
     Py_ssize_t acknowledged = round.sent - sent;
     result = Py_BuildValue(
-        "(nnKiOnnny#OLKKKK)", outcome.position, outcome.end,
+        "(nnKiOnnny#OLKKKKi)", outcome.position, outcome.end,
         (unsigned long long)outcome.received_bytes, outcome.polled, call.rest, round.served, sent,
         round.filled, (char *)round.acknowledgements + acknowledged,
         round.acknowledged - acknowledged, latencies, (long long)outcome.started,
         (unsigned long long)outcome.reads, (unsigned long long)outcome.read_bytes,
-        (unsigned long long)outcome.writes, (unsigned long long)outcome.written_bytes);
+        (unsigned long long)outcome.writes, (unsigned long long)outcome.written_bytes,
+        outcome.unflagged);
 done:
     Py_XDECREF(view.mapped.window);
     Py_XDECREF(call.held);

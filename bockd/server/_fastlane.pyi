@@ -34,5 +34,6 @@ def serve(
     int,
     int,
     int,
+    int,
 ]: ...
 def receive(fd: int, into: memoryview, nanoseconds: int, /) -> int: ...

@@ -21,6 +21,7 @@ typedef struct {
     uint16_t flags, command;
     uint64_t cookie, offset, length;
     Py_ssize_t body;
+    int unflagged; /* a write that did not say it carries a payload; see transmission.py */
 } Request;
 
 /* -- bytes in network order -------------------------------------------------------------------- */
@@ -103,10 +104,16 @@ static Py_ssize_t take(
     request->offset = get64(p + 16);
     request->length = extended ? get64(p + 24) : get32(p + 24);
     request->body = at + header;
+    request->unflagged = 0;
     if (request->command == CMD_DISC)
         return FOR_THE_PARSER;
-    if (!(extended ? request->flags & FLAG_PAYLOAD_LEN : request->command == CMD_WRITE))
+    if (request->command == CMD_WRITE) {
+        request->unflagged = extended && !(request->flags & FLAG_PAYLOAD_LEN);
+        if (extended)
+            request->flags |= FLAG_PAYLOAD_LEN;
+    } else if (!extended || !(request->flags & FLAG_PAYLOAD_LEN)) {
         return request->body;
+    }
     if (request->length > max_payload)
         return FOR_THE_PARSER;
     if (request->length > (uint64_t)(end - request->body))

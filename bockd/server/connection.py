@@ -151,6 +151,8 @@ class Connection:
 
     def finished(self) -> None:
         """The socket is closed and nothing runs any more."""
+        if self._parser.unflagged:
+            log.debug("a client of %s sent writes without PAYLOAD_LEN", self.export_name)
         self.closed.set()
         self._pass_fences()
 
@@ -239,6 +241,8 @@ class Connection:
             if done is None:
                 break
             position, end = done.position, done.end
+            if done.unflagged:
+                self._parser.unflagged = True
             if not (done.reads or done.writes or done.rest or done.received_bytes):
                 return position, end, progressed, bool(done.polled)
             progressed = True

@@ -85,6 +85,8 @@ class Served(NamedTuple):
     read_bytes: int
     writes: int
     written_bytes: int
+    unflagged: int
+    """1 if there was a write whose flags do not mention its payload; see RequestParser."""
 
 
 class FastLane:

@@ -47,7 +47,17 @@ def extended(
 
 
 def extended_write(cookie: int, offset: int, data: bytes, flags: int = 0) -> bytes:
-    return extended(1, cookie, offset, len(data), flags | 32) + data
+    return unflagged_write(cookie, offset, data, flags | 32)
+
+
+def unflagged_write(cookie: int, offset: int, data: bytes, flags: int = 0) -> bytes:
+    """With extended headers and without NBD_CMD_FLAG_PAYLOAD_LEN, as QEMU 10 writes."""
+    return extended(1, cookie, offset, len(data), flags) + data
+
+
+def extended_done(cookie: int, offset: int) -> bytes:
+    """Success without data: the one chunk of its reply, of type NBD_REPLY_TYPE_NONE."""
+    return struct.pack(">IHHQQQ", 0x6E8A278C, 1, 0, cookie, offset, 0)
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,8 @@ def streams(draw: st.DrawFn, extended: bool) -> bytes:
         command, flag = draw(commands), draw(flags)
         if command == 1:
             data = bytes([cookie + 1]) * length
-            form = wire.extended_write if extended else wire.write
+            forms = [wire.extended_write, wire.unflagged_write] if extended else [wire.write]
+            form = draw(st.sampled_from(forms))
             parts.append(form(cookie, offset, data, flag))
         else:
             ask = wire.extended if extended else wire.request
@@ -171,6 +172,23 @@ def test_a_full_reply_buffer() -> None:
         for one in cut:
             place = struct.unpack_from(">Q", one, 8)[0] % WRITTEN
             assert one[28:] == expected[place * PLACE_BYTES :][:65536]
+
+
+def test_qemu_10s_write_is_served_by_both_lanes() -> None:
+    """With extended headers it does not say that a write carries a payload."""
+    data = b"q" * BLOCK_SIZE
+    with two_sides(structured=True, extended=True) as sides:
+        for side, in_lane in zip(sides, (1, 0), strict=True):
+            place = 8 * PLACE_BYTES
+            run_inline(side.volume.flush())
+            replies, _ = side.serve(wire.unflagged_write(1, place, data))
+            assert b"".join(replies) == wire.extended_done(1, place)
+            assert side.in_lane == in_lane
+            assert side.volume.durability.unsynced, "a plain write was flushed"
+            replies, _ = side.serve(wire.unflagged_write(2, place + BLOCK_SIZE, data, flags=1))
+            assert b"".join(replies) == wire.extended_done(2, place + BLOCK_SIZE)
+            assert not side.volume.durability.unsynced
+            assert side.content()[place:][: 2 * BLOCK_SIZE] == data + data
 
 
 @pytest.mark.parametrize("command", [4, 6], ids=["trim", "zeroes"])

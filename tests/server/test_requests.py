@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import struct
 from pathlib import Path
 
@@ -253,6 +254,36 @@ async def test_extended_headers(path: Path, exports: FixedExports) -> None:
         assert (await client.extended_chunk(0)).error == EINVAL
         await client.send(wire.extended(FLUSH, 6))
         assert (await client.extended_chunk(0)).cookie == 6
+
+
+@pytest.mark.parametrize("length", [0, 512, 65536, 65537, 3 * MIB])
+@pytest.mark.parametrize("way", ["at once", "slow"])
+@in_trio
+async def test_an_extended_write_need_not_say_that_it_has_a_payload(
+    path: Path,
+    exports: FixedExports,
+    device: MemoryDevice,
+    caplog: pytest.LogCaptureFixture,
+    length: int,
+    way: str,
+) -> None:
+    caplog.set_level(logging.DEBUG, "bockd.server")
+    device.immediate = way == "at once"
+    async with serving(exports, path):
+        async with await Client.go(path, "disk", EXTENDED) as client:
+            await client.send(wire.unflagged_write(1, 8192, some(length)))
+            assert (await client.extended_chunk(8192)).kind == 0
+            assert "flush" not in device.calls
+            await client.send(wire.unflagged_write(2, 8192, some(length), FUA))
+            assert (await client.extended_chunk(8192)).kind == 0
+            assert device.calls.count("flush") == (1 if length else 0)
+            await client.send(wire.extended(READ, 3, 8192, 512))
+            assert (await client.extended_chunk(8192)).payload[8:] == (
+                some(length)[:512].ljust(512, b"\0")
+            )
+            await client.send(wire.extended(DISC, 4))
+            await client.closes()
+        assert caplog.text.count("without PAYLOAD_LEN") == 1
 
 
 @in_trio
