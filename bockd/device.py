@@ -134,6 +134,9 @@ class FastView(NamedTuple):
 class FastDevice(Protocol):
     """A BlockDevice whose blocks lie in files."""
 
+    @property
+    def size_bytes(self) -> int: ...
+
     def fast_view(self) -> FastView:
         """See FastView."""
         ...

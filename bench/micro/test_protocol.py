@@ -49,9 +49,7 @@ def test_parse_writes(benchmark: BenchmarkFixture) -> None:
 
 
 def batch_on(device: MemoryDevice) -> Batch:
-    limits = RequestLimits(
-        size_bytes=SIZE_BYTES, read_only=False, extended=False, chunked=False, allocation=False
-    )
+    limits = RequestLimits(read_only=False, extended=False, chunked=False, allocation=False)
     encoder = encoder_for(structured=False, extended=False)
     return Batch(device, encoder, limits, ExportStatistics())
 

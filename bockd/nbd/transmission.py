@@ -123,9 +123,9 @@ RULES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class RequestLimits:
-    """What a connection's requests are judged by; fixed when its handshake ends."""
+    """What a connection's requests are judged by, beside the size of the export, which may grow
+    while they come; fixed when its handshake ends."""
 
-    size_bytes: int
     read_only: bool
     extended: bool
     chunked: bool
@@ -134,10 +134,12 @@ class RequestLimits:
     """BLOCK_STATUS may be asked."""
 
 
-def refusal(request: Request, limits: RequestLimits) -> tuple[int, str] | None:
+def refusal(request: Request, limits: RequestLimits, size_bytes: int) -> tuple[int, str] | None:
     """Why a request is refused, as an NBD error and a text; None if the device may have it.
 
-    This is the one place where requests are validated.
+    `size_bytes` is the size of the device now, not the one that the client was told: a volume that
+    has grown can be used to its end over connections that are open. This is the one place where
+    requests are validated.
     """
     flags, command, _, offset, length, _ = request
     if command == nbd.CMD_FLUSH:
@@ -153,8 +155,8 @@ def refusal(request: Request, limits: RequestLimits) -> tuple[int, str] | None:
         return nbd.EPERM, "the export is read-only"
     if rule.payload and length > MAX_PAYLOAD_BYTES:
         return nbd.EINVAL, f"{length} bytes; a request carries at most {MAX_PAYLOAD_BYTES}"
-    if offset + length > limits.size_bytes:
-        return rule.past_end, f"past the end of the export ({limits.size_bytes} bytes)"
+    if offset + length > size_bytes:
+        return rule.past_end, f"past the end of the export ({size_bytes} bytes)"
     if command == nbd.CMD_BLOCK_STATUS and not limits.allocation:
         return nbd.EINVAL, "no metadata context was negotiated"
     if command == nbd.CMD_BLOCK_STATUS and not length:

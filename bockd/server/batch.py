@@ -111,7 +111,7 @@ class Batch:
         device, limits, reply = self._device, self._limits, self._reply
         try_read, try_write = device.try_read, device.try_write
         pack_read, header = self._encoder.pack_read, self._encoder.data_header_bytes
-        size = limits.size_bytes
+        size = device.size_bytes
         writable = -1 if limits.read_only else size
         write_flags = nbd.CMD_FLAG_PAYLOAD_LEN if limits.extended else 0
         staged, background, large = self._staged, self.background, self.large_reads
@@ -208,7 +208,7 @@ class Batch:
         command, length = request[1], request[4]
         if command == nbd.CMD_DISC:
             self.disconnect = True
-        elif refused := refusal(request, self._limits):
+        elif refused := refusal(request, self._limits, self._device.size_bytes):
             self._statistics.errors += 1
             self._answer(self._encoder.error(request, *refused))
         elif command == nbd.CMD_FLUSH:

@@ -76,7 +76,6 @@ class Connection:
         self.export_name = info.name
         encoder = encoder_for(structured=negotiated.structured, extended=negotiated.extended)
         judged_by = RequestLimits(
-            size_bytes=info.size_bytes,
             read_only=info.read_only,
             extended=negotiated.extended,
             chunked=encoder.chunked,

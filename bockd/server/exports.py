@@ -31,7 +31,7 @@ class OpenExport(Protocol):
 
     @property
     def info(self) -> ExportInfo:
-        """As it is now; the connection keeps this size until it ends."""
+        """As it is now; the client is told this size, and requests are judged by the device's."""
         ...
 
     @property

@@ -96,10 +96,10 @@ class FastLane:
         self, module: ModuleType, device: FastDevice, style: int, limits: RequestLimits
     ) -> None:
         self._serve = module.serve
+        self._device = device
         self._view = device.fast_view
         self._style = style
-        self._readable = limits.size_bytes
-        self._writable = 0 if limits.read_only else limits.size_bytes
+        self._read_only = limits.read_only
 
     def serve(
         self, received: memoryview, start: int, end: int, reply: memoryview, turn: Turn
@@ -107,6 +107,7 @@ class FastLane:
         """Serve what can be served of received[start:end], and what comes after it, for as long as
         there is nothing to do for others. OSError when data could not be read whose reply has
         begun."""
+        size = self._device.size_bytes
         return Served._make(
             self._serve(
                 received,
@@ -115,8 +116,8 @@ class FastLane:
                 reply,
                 self._style,
                 self._view(),
-                self._readable,
-                self._writable,
+                size,
+                0 if self._read_only else size,
                 MAX_INLINE_READ_BYTES,
                 MAX_INLINE_PAYLOAD_BYTES,
                 *turn,

@@ -111,7 +111,7 @@ class LargeTransfers:
         the buffer, or `end`. Raises ProtocolError when the client stalls, leaves, or sends too
         much.
         """
-        if refused := refusal(request, self._judged_by):
+        if refused := refusal(request, self._judged_by, self._device.size_bytes):
             self._statistics.errors += 1
             position = await self._discard(request, buffer, position, end, counter)
             await self._channel.send(self._encoder.error(request, *refused))

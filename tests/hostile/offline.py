@@ -104,7 +104,6 @@ class OfflineServer:
                         structured=negotiated.structured, extended=negotiated.extended
                     )
                     self._limits = RequestLimits(
-                        size_bytes=self._info.size_bytes,
                         read_only=False,
                         extended=negotiated.extended,
                         chunked=self._encoder.chunked,
@@ -124,7 +123,10 @@ class OfflineServer:
                 self._answer(request)
             self._large = large = self._parser.large
             if large is not None:
-                if refusal(large, self._limits) and large[4] > 2 * MAX_PAYLOAD_BYTES:
+                if (
+                    refusal(large, self._limits, self._info.size_bytes)
+                    and large[4] > 2 * MAX_PAYLOAD_BYTES
+                ):
                     raise ProtocolError("too much")
                 self._skip_bytes = large[4]
             elif not requests:
@@ -144,18 +146,20 @@ class OfflineServer:
         if request[1] == DISC:
             self.closed = True
         elif not self.closed:
-            self.replies += answer(request, self._encoder, self._limits)
+            self.replies += answer(request, self._encoder, self._limits, self._info.size_bytes)
 
 
-def answer(request: Request, encoder: ReplyEncoder, limits: RequestLimits) -> bytes:
+def answer(
+    request: Request, encoder: ReplyEncoder, limits: RequestLimits, size_bytes: int
+) -> bytes:
     """The reply to one request; what a device would read is zeros, all of it holes."""
     _, command, _, offset, length, _ = request
-    if refused := refusal(request, limits):
+    if refused := refusal(request, limits, size_bytes):
         return encoder.error(request, *refused)
     if command == BLOCK_STATUS:
         return encoder.status(request, [Extent(offset, length, hole=True)])
     if command != READ or not length:
-        assert command == FLUSH or offset + length <= limits.size_bytes
+        assert command == FLUSH or offset + length <= size_bytes
         return encoder.done(request)
     reply = bytearray(encoder.data_header_bytes + length)
     encoder.pack_read(memoryview(reply), 0, request)

@@ -184,10 +184,10 @@ def test_nothing_is_parsed_behind_a_disconnect() -> None:
 READ, WRITE, FLUSH, TRIM, CACHE, ZEROES, STATUS = 0, 1, 3, 4, 5, 6, 7
 FUA, NO_HOLE, DF, REQ_ONE, FAST, PAYLOAD = 1, 2, 4, 8, 16, 32
 EPERM, EINVAL, ENOSPC, ENOTSUP = 1, 22, 28, 95
-SIMPLE = RequestLimits(100 * MIB, read_only=False, extended=False, chunked=False, allocation=False)
-CHUNKED = RequestLimits(100 * MIB, read_only=False, extended=False, chunked=True, allocation=True)
-EXTENDED = RequestLimits(100 * MIB, read_only=False, extended=True, chunked=True, allocation=True)
-SNAPSHOT = RequestLimits(100 * MIB, read_only=True, extended=False, chunked=True, allocation=True)
+SIMPLE = RequestLimits(read_only=False, extended=False, chunked=False, allocation=False)
+CHUNKED = RequestLimits(read_only=False, extended=False, chunked=True, allocation=True)
+EXTENDED = RequestLimits(read_only=False, extended=True, chunked=True, allocation=True)
+SNAPSHOT = RequestLimits(read_only=True, extended=False, chunked=True, allocation=True)
 
 REFUSALS: list[tuple[RequestLimits, int, int, int, int, int | None]] = [
     # limits, command, flags, offset, length, error
@@ -242,7 +242,7 @@ REFUSALS: list[tuple[RequestLimits, int, int, int, int, int | None]] = [
 def test_refusals(
     limits: RequestLimits, command: int, flags: int, offset: int, length: int, error: int | None
 ) -> None:
-    refused = refusal((flags, command, 1, offset, length, 28), limits)
+    refused = refusal((flags, command, 1, offset, length, 28), limits, 100 * MIB)
     assert (refused[0] if refused else None) == error
 
 

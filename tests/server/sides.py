@@ -76,7 +76,6 @@ class Side:
         self._extended = extended
         self._encoder = encoder = encoder_for(structured=structured, extended=extended)
         limits = RequestLimits(
-            size_bytes=SIZE_BYTES,
             read_only=False,
             extended=extended,
             chunked=structured,

@@ -150,9 +150,7 @@ def fragment(device: MemoryDevice) -> None:
 
 def batch_of(device: MemoryDevice) -> Batch:
     """What serves a connection that has negotiated structured replies and base:allocation."""
-    limits = RequestLimits(
-        size_bytes=device.size_bytes, read_only=False, extended=False, chunked=True, allocation=True
-    )
+    limits = RequestLimits(read_only=False, extended=False, chunked=True, allocation=True)
     return Batch(device, encoder_for(structured=True, extended=False), limits, ExportStatistics())
 
 

@@ -24,6 +24,7 @@ from tests.server.sides import PLACE_BYTES, PLACES, SIZE_BYTES, WRITTEN, Line, t
 
 STYLES = [(False, False), (True, False), (True, True)]
 """Structured, extended."""
+EINVAL, ENOSPC = 22, 28
 
 
 def test_it_is_compiled() -> None:
@@ -236,6 +237,25 @@ def test_a_write_is_noted_for_the_next_flush() -> None:
         side.serve(wire.write(1, 8 * PLACE_BYTES, b"n" * BLOCK_SIZE))
         assert side.in_lane == 2
         assert side.volume.durability.unsynced
+
+
+def test_a_volume_that_has_grown_is_served_to_its_end() -> None:
+    """On the connection that was told the old size, in the lane and without it."""
+    with two_sides(structured=False, extended=False) as sides:
+        for side, in_lane in zip(sides, (2, 0), strict=True):
+            data = b"g" * BLOCK_SIZE
+            stream = wire.write(1, SIZE_BYTES, data) + wire.request(0, 2, SIZE_BYTES, BLOCK_SIZE)
+            refused, _ = side.serve(stream)
+            errors = [error for _, error, _ in struct.iter_unpack(">IIQ", b"".join(refused))]
+            assert sorted(errors) == [EINVAL, ENOSPC]
+            run_inline(side.pool.extend_volume(side.volume.durability.record.id, 2 * SIZE_BYTES))
+            side.serve(wire.write(1, SIZE_BYTES, bytes(BLOCK_SIZE)))  # changes the map
+            before = side.in_lane
+            replies, _ = side.serve(stream)
+            assert data in b"".join(replies)
+            assert side.in_lane - before == in_lane
+            replies, _ = side.serve(wire.write(3, 2 * SIZE_BYTES - 512, data))
+            assert struct.unpack(">IIQ", b"".join(replies))[1] == ENOSPC
 
 
 # -- sending and receiving by itself -------------------------------------------------------------
