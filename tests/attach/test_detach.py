@@ -43,10 +43,11 @@ class Writer(threading.Thread):
         self.acknowledged: dict[int, int] = {}
         self.busy = threading.Event()
         self.ended = False
-        self._handle = connect(uri)
+        # Not `_handle`: since Python 3.13 a Thread keeps its own there.
+        self._client = connect(uri)
 
     def run(self) -> None:
-        handle: Any = self._handle
+        handle: Any = self._client
         flying: dict[int, tuple[int, int]] = {}
         value = 0
         try:
