@@ -31,3 +31,26 @@ class Trust:
         if found.key_file is not None and found.certificate_file is None:
             raise InvalidRequestError(f"{KEY} is set and {CERTIFICATE} is not: set both")
         return found
+
+
+STRICT_CODES = range(80, 94)
+"""OpenSSL's verdicts from X509_V_ERR_PATHLEN_INVALID_FOR_NON_CA to
+X509_V_ERR_EXTENSIONS_REQUIRE_VERSION_3: those of X509_V_FLAG_X509_STRICT alone."""
+
+
+def strictness_advice(error: BaseException) -> str:
+    """Return what to do about certificates that only a strict client refuses; "" for other errors.
+
+    Python's default TLS contexts are strict from 3.13 on: they ask for the extensions that RFC
+    5280 demands, and a CA that was made with a short openssl command has too few of them.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        # Not an import of ssl for its class: `bock` loads it only when it speaks TLS.
+        if getattr(cause, "verify_code", None) in STRICT_CODES:
+            return (
+                "the certificates lack what RFC 5280 demands, and Python 3.13 and newer insist on "
+                "it: make the CA and what it signed anew, as docs/tls.md shows"
+            )
+        cause = cause.__cause__ or cause.__context__
+    return ""

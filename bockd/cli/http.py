@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from bockd import errors
 from bockd.cli.overunix import UnixConnection
-from bockd.trust import Trust
+from bockd.trust import Trust, strictness_advice
 
 if TYPE_CHECKING:
     import ssl
@@ -211,10 +211,12 @@ class Http:
         said = str(error)
         if "CERTIFICATE_VERIFY_FAILED" in said:
             reason = _without_place(said.partition("certificate verify failed: ")[2])
+            advice = strictness_advice(error) or (
+                "set OS_CACERT to a file with the certificate of the CA that signed it, and use a "
+                "host name that is in it"
+            )
             return errors.UnavailableError(
-                f"the certificate of the server at {url} is not trusted ({reason}): set OS_CACERT "
-                "to a file with the certificate of the CA that signed it, and use a host name that "
-                "is in it"
+                f"the certificate of the server at {url} is not trusted ({reason}): {advice}"
             )
         if "WRONG_VERSION_NUMBER" in said or "RECORD_LAYER_FAILURE" in said:
             return errors.UnavailableError(

@@ -29,6 +29,7 @@ from bockd.errors import (
     UnavailableError,
 )
 from bockd.model import GIB
+from bockd.trust import strictness_advice
 
 MAX_ANSWER_BYTES = 1 << 20
 """Of an image's description: a page of JSON."""
@@ -247,4 +248,5 @@ def _at_most(seconds: float) -> Iterator[None]:
 
 
 def _unavailable(error: httpx.HTTPError) -> UnavailableError:
-    return UnavailableError(f"Glance cannot be reached: {str(error) or type(error).__name__}")
+    reason = "; ".join(filter(None, (str(error) or type(error).__name__, strictness_advice(error))))
+    return UnavailableError(f"Glance cannot be reached: {reason}")

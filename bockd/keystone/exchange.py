@@ -21,6 +21,7 @@ import trio
 
 import bockd
 from bockd.errors import InvalidRequestError, OverLimitError, UnavailableError
+from bockd.trust import strictness_advice
 
 log = logging.getLogger(__name__)
 
@@ -163,10 +164,11 @@ def open_http(url: str, ca_file: Path | None, timeout_seconds: float) -> httpx.A
 
 def _reason(error: BaseException) -> str:
     """What went wrong: for some of it httpx has no words of its own, only the cause has."""
+    advice = strictness_advice(error)
     cause: BaseException | None = error
     while cause is not None:
         if str(cause):
-            return str(cause)
+            return f"{cause}; {advice}" if advice else str(cause)
         cause = cause.__cause__ or cause.__context__
     return type(error).__name__
 

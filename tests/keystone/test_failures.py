@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 import ssl
-import subprocess
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from bockd.keystone import exchange
 from bockd.keystone.client import PAUSE_SECONDS
 from bockd.keystone.exchange import MAX_ANSWER_BYTES
 from bockd.keystone.identity import KeystoneIdentity
+from tests.tls.authority import Authority
 
 from .asking import TEST_SECONDS, Clocks, asking
 from .server import SERVICE_PASSWORD, Fault, Handler, Keystone, serving
@@ -297,28 +297,18 @@ def test_too_many_who_wait_are_told_to_come_back(
 # -- TLS -------------------------------------------------------------------------------------------
 
 
-def certificate(directory: Path, name: str) -> tuple[Path, Path]:
-    """A certificate for 127.0.0.1 that signs itself, and its key."""
-    certificate, key = directory / f"{name}.pem", directory / f"{name}.key"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
-    subject = ["-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1"]
-    subprocess.run(
-        [*command, *subject, "-keyout", key, "-out", certificate], check=True, capture_output=True
-    )
-    return certificate, key
-
-
 def test_tls_is_verified(
     settings: KeystoneSettings, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    ours, other = certificate(tmp_path, "ours"), certificate(tmp_path, "other")
+    ours, other = Authority(tmp_path / "ours"), Authority(tmp_path / "other")
+    shown = ours.issue("keystone")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(*ours)
+    context.load_cert_chain(shown.certificate, shown.key)
     with serving(context) as keystone:
         token = keystone.new_token("alice", "acme")
-        trusting = replace(settings, url=keystone.url, ca_file=ours[0])
+        trusting = replace(settings, url=keystone.url, ca_file=ours.ca.certificate)
         asking(trusting, lambda identity, _: identity.validate_token(token))
-        for untrusted in (None, other[0]):
+        for untrusted in (None, other.ca.certificate):
             caplog.clear()
             distrusting = replace(trusting, ca_file=untrusted)
             with pytest.raises(UnavailableError):

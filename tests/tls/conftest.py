@@ -42,7 +42,7 @@ def make_pki(directory: Path) -> Pki:
         stranger=ours.client_directory("stranger", others.issue("mallory")),
         expired=ours.client_directory("expired", ours.issue("late", days=-1)),
         misled=ours.client_directory("misled", None, others.ca),
-        elsewhere=ours.issue("elsewhere", names="DNS:elsewhere.example.org"),
+        elsewhere=ours.issue("elsewhere", names=("elsewhere.example.org",)),
         outdated=ours.issue("outdated", days=-1),
     )
 

@@ -20,7 +20,7 @@ from bockd.model import ClientCertificates
 from tests.attach.tenant import Tenant
 from tests.daemon.process import Bockd, program, serving
 from tests.nbd import wire
-from tests.tls.authority import NEW_KEY, Pair, openssl
+from tests.tls.authority import Authority, Pair, bare_ca, protect
 from tests.tls.configured import configuration
 from tests.tls.conftest import Pki
 
@@ -103,10 +103,7 @@ def expired(pair: Pair, pki: Pki) -> str:
 
 
 def passphrase(pair: Pair, _: Pki) -> str:
-    openssl(
-        *("req", "-x509", *NEW_KEY[:-1], "-passout", "pass:secret", "-subj", "/CN=x"),
-        *("-keyout", pair.key, "-out", pair.certificate),
-    )
+    protect(pair.key, "secret")
     return f"{KEY}{pair.key} has a passphrase, which nobody would enter"
 
 
@@ -303,15 +300,7 @@ def test_an_end_that_is_near_is_warned_of(
 
 
 def test_an_expired_ca_of_clients_is_refused(pki: Pki, pair: Pair, tmp_path: Path) -> None:
-    request, ca = tmp_path / "ca.csr", tmp_path / "ca.pem"
-    openssl(
-        *("req", "-new", "-key", pair.key, "-subj", "/CN=old", "-out", request),
-        *("-addext", "basicConstraints=critical,CA:TRUE"),
-    )
-    openssl(
-        *("x509", "-req", "-in", request, "-days", "-1", "-copy_extensions", "copy"),
-        *("-key", pair.key, "-out", ca),
-    )
+    ca = Authority(tmp_path / "old", made=bare_ca(days=-1)).ca.certificate
     settings = TlsSettings(pair.certificate, pair.key, ca)
     with pytest.raises(CertificateError, match=r"the certificates in .* have expired"):
         Certificates(settings, [ClientCertificates.REQUIRED])

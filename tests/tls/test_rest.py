@@ -9,6 +9,7 @@ import socket
 import ssl
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,7 +19,11 @@ import pytest
 from libcloud.compute.providers import get_driver
 from libcloud.compute.types import Provider
 
+from bockd.cli.http import Http
+from bockd.errors import UnavailableError
+from bockd.trust import Trust
 from tests.daemon.process import Bockd, Result, program, serving
+from tests.tls.authority import Authority, bare_ca
 from tests.tls.configured import configuration
 from tests.tls.conftest import Pki
 
@@ -152,6 +157,33 @@ def test_bock_says_what_to_do(daemon: Bockd, pki: Pki, tmp_path: Path) -> None:
     assert "perhaps it does not accept the certificate in OS_CERT" in refusal(**right, **stranger)
     plain = daemon.api_url.replace("https", "http")
     assert "if it speaks https, say so in OS_AUTH_URL" in refusal(OS_AUTH_URL=plain)
+
+
+def test_bock_says_when_the_ca_is_not_what_strict_clients_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python's default context is strict from 3.13 on; here it is with every Python."""
+    authority = Authority(tmp_path / "ca", made=bare_ca())
+    trusted = authority.ca.certificate
+    server = authority.issue("server")
+    config = configuration(tmp_path / "bockd.toml", server, authority, nbd="off", api="require")
+    lenient = ssl.create_default_context
+
+    def strict(cafile: str) -> ssl.SSLContext:
+        context = lenient(cafile=cafile)
+        context.verify_flags |= ssl.VERIFY_X509_STRICT
+        return context
+
+    monkeypatch.setattr(ssl, "create_default_context", strict)
+    with serving(tmp_path / "data", api_listen="127.0.0.1:0", config=config) as daemon:
+        client = Http(None, trust=Trust(ca_file=str(trusted)))
+        with closing(client), pytest.raises(UnavailableError) as refusal:
+            client.request("GET", f"{daemon.api_url}/")
+        assert "make the CA and what it signed anew, as docs/tls.md shows" in str(refusal.value)
+        assert "set OS_CACERT" not in str(refusal.value)
+        monkeypatch.undo()
+        curled = daemon.tool("curl", "-sS", "--cacert", trusted, f"{daemon.api_url}/")
+        assert "versions" in curled
 
 
 def test_clients_that_do_not_keep_to_tls_hold_up_nobody(daemon: Bockd, pki: Pki) -> None:
