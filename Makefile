@@ -2,11 +2,11 @@
 # What set-up does is in .setup/: one short script for each part.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-keystone soak soak-cuts soak-kills faults damage fuzz setup setup-run setup-bench
+.PHONY: help run test test-debian13 test-keystone soak soak-cuts soak-kills faults damage fuzz setup setup-run setup-check setup-bench
 .PHONY: check bench bench-quick bench-micro profile lock clean
 
 help: ## show this
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 15
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 15
 
 run: setup-run ## set up what the daemon needs and start it (Ctrl-C stops it)
 	@exec .venv/bin/bockd serve
@@ -19,6 +19,9 @@ ifeq ($(ARGS),)
 else
 	@.venv/bin/python -m pytest $(ARGS)
 endif
+
+test-debian13: ## run the tests in a root of Debian 13, made in .cache (as root; ARGS as above)
+	@.setup/tree-in trixie make test ARGS="$(ARGS)"
 
 test-keystone: setup ## run the tests that need a real Keystone, which this installs into .cache
 	@.setup/keystone
@@ -44,15 +47,19 @@ damage: setup ## damage every field of a pool, one at a time (ARGS='--seed 1 --e
 
 setup: ## set up everything: run, tests, benchmarks
 	@.setup/packages .setup/packages-run .setup/packages-test
-	@.setup/python
+	@.setup/python dev
 	@.setup/libnbd
 	@.setup/guest-kernel
 
 setup-run:
 	@.setup/packages .setup/packages-run
-	@.setup/python
+	@.setup/python run
 
-check: setup-run ## format, lint, strict types, import rules
+setup-check:
+	@.setup/packages .setup/packages-run
+	@.setup/python dev
+
+check: setup-check ## format, lint, strict types, import rules
 	@.setup/check
 
 setup-bench: setup
@@ -73,7 +80,7 @@ bench-micro: setup ## time single functions of the hot path
 profile: setup ## draw where the daemon's time goes, profile.svg (ARGS='--mode randwrite --depth 1')
 	@.venv/bin/python -m bench.profile $(ARGS)
 
-lock: setup-run ## write requirements.lock from pyproject.toml (ARGS=--upgrade for newer versions)
+lock: setup-check ## write requirements*.lock from pyproject.toml (ARGS=--upgrade for newer versions)
 	@.setup/lock $(ARGS)
 
 clean: ## remove what set-up and the tools made here; never touches a pool
