@@ -19,6 +19,7 @@ from contextlib import asynccontextmanager
 from qemu.qmp import ConnectError, ExecuteError, QMPClient, QMPError
 from qemu.qmp.error import ProtocolError
 from qemu.qmp.events import EventListener
+from qemu.qmp.message import DeserializationError
 
 from bockd.errors import ConflictError, DeniedError, UnavailableError
 
@@ -159,9 +160,24 @@ def _not_connected(cause: BaseException) -> Exception:
         case EOFError() | ConnectionError():
             return NotRunningError("QEMU hung up at once: the VM has just ended")
         case _:
-            return UnavailableError(
-                f"what listens at the VM's QMP socket does not speak QMP: {_first_line(cause)}"
-            )
+            return UnavailableError(_misspoken(cause))
+
+
+def _misspoken(cause: BaseException) -> str:
+    """Say what is wrong with a first line that is no greeting."""
+    invalid = cause.__cause__
+    received = invalid.raw.strip() if isinstance(invalid, DeserializationError) else b""
+    if received == b"{":
+        return (
+            "the VM's QMP socket is set to indent its JSON over several lines, which bockd cannot "
+            "read: start the VM with -qmp instead of -qmp-pretty (or without pretty=on)"
+        )
+    if received.startswith(b"QEMU "):
+        return (
+            "the VM's QMP socket is QEMU's monitor for people, which does not speak QMP: start the "
+            "VM with -qmp instead of -monitor (or with mode=control)"
+        )
+    return f"what listens at the VM's QMP socket does not speak QMP: {_first_line(cause)}"
 
 
 def _first_line(error: BaseException) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import os
 import socket
 import subprocess
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -19,7 +19,9 @@ T = TypeVar("T")
 
 
 @contextmanager
-def qemu(qmp_socket: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+def qemu(
+    qmp_socket: Path, *arguments: str, pass_fds: Sequence[int] = ()
+) -> Iterator[subprocess.Popen[bytes]]:
     """QEMU with its QMP socket at a path, for the duration. It may be connected to at once."""
     with listening(qmp_socket) as listener:
         command = [
@@ -28,7 +30,7 @@ def qemu(qmp_socket: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]
             *monitor_arguments(listener),
             *arguments,
         ]
-        process = subprocess.Popen(command, pass_fds=[listener.fileno()])
+        process = subprocess.Popen(command, pass_fds=[listener.fileno(), *pass_fds])
     with process:
         try:
             yield process

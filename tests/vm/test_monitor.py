@@ -47,7 +47,7 @@ def test_a_refusal_has_qemus_words(path: Path) -> None:
         pytest.param(
             said(b"QEMU 7.2.22 monitor - type 'help' for more information"),
             UnavailableError,
-            "does not speak QMP",
+            "monitor for people",
             id="human monitor",
         ),
         pytest.param(said(b"{}"), UnavailableError, "does not speak QMP", id="other JSON"),
@@ -68,6 +68,28 @@ def test_a_peer_that_ends_or_is_something_else(
 ) -> None:
     with peer(path, talk), pytest.raises(error, match=reason):
         converse(path, ask)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ("mode=control,pretty=on", "-qmp instead of -qmp-pretty"),
+        ("mode=readline", "-qmp instead of -monitor"),
+    ],
+)
+def test_a_monitor_of_another_kind_is_named(path: Path, options: str, reason: str) -> None:
+    """QEMU's own, started with the wrong option."""
+    with listening(path) as listener:
+        chardev = f"socket,id=other,fd={listener.fileno()},server=on,wait=off"
+        with (
+            qemu(
+                path.with_name("qmp"),
+                *("-chardev", chardev, "-mon", f"chardev=other,{options}"),
+                pass_fds=[listener.fileno()],
+            ),
+            pytest.raises(UnavailableError, match=reason),
+        ):
+            converse(path, ask)
 
 
 def test_a_line_without_end_is_given_up(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
