@@ -68,7 +68,7 @@ class Attachments:
         export_name = secrets.token_urlsafe(EXPORT_NAME_BYTES)
         now = self._pool.clock()
 
-        def begin(txn: Transaction) -> tuple[Server, Volume]:
+        def begin(txn: Transaction) -> tuple[Server, Volume, int]:
             ledger = Ledger(txn)
             at = self._server(ledger, tenant, server)
             move_volume(txn, tenant, volume, Status.ATTACHING)
@@ -76,20 +76,23 @@ class Attachments:
             attachment = Attachment(volume, server, place, export_name, now, at.kind)
             found = replace(ledger.volume(tenant, volume), last_error=None)
             ledger.attach(tenant, found, attachment)
-            return at, replace(found, attachment=attachment)
+            size = Catalogue(txn).volume(volume).size_bytes
+            return at, replace(found, attachment=attachment), size
 
-        at, attaching = yield from self._around.update(begin)
+        at, attaching, size = yield from self._around.update(begin)
         hit(Failpoint.API_ATTACHING)
-        return (yield from self._open(tenant, at, attaching))
+        return (yield from self._open(tenant, at, attaching, size))
 
-    def _open(self, tenant: TenantId, at: Server, attaching: Volume) -> Steps[Attachment]:
+    def _open(
+        self, tenant: TenantId, at: Server, attaching: Volume, size_bytes: int
+    ) -> Steps[Attachment]:
         """The export, then the device; undone when one of them fails."""
         attachment = attachment_of(attaching)
         plugged = False
         try:
             yield from self._around.exports.publish(attachment)
             hit(Failpoint.API_PUBLISHED)
-            info = yield from self._around.devices.plug(at, attachment, attaching)
+            info = yield from self._around.devices.plug(at, attachment, size_bytes)
             plugged = True
             attachment = replace(attachment, device_info=dict(info))
             attached = replace(attaching, attachment=attachment)

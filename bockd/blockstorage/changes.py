@@ -7,20 +7,25 @@ status in between that a crash could leave behind.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from bockd.blockstorage import quota, rules
-from bockd.blockstorage.contract import TenantId, Volume
+from bockd.blockstorage.contract import Attachment, Status, TenantId, Volume
 from bockd.blockstorage.records import Ledger
 from bockd.blockstorage.running import Surroundings
+from bockd.blockstorage.servers import find_server
 from bockd.blockstorage.volumes import Volumes, status_now
 from bockd.control import Space
-from bockd.errors import InUseError, NotFoundError
+from bockd.errors import BockdError, InUseError, NotFoundError
 from bockd.model import NodeKind, SnapshotId, VolumeId, check_volume_size
 from bockd.steps import Steps
 from bockd.store.catalogue import Catalogue, VolumeRecord
 from bockd.store.index import Transaction
+
+log = logging.getLogger(__name__)
 
 
 class Changes:
@@ -49,6 +54,29 @@ class Changes:
 
         with _refusals(volume):
             yield from self._pool.extend_volume(volume, size_bytes, also)
+        yield from self._resize_device(tenant, volume, size_bytes)
+
+    def _resize_device(self, tenant: TenantId, volume: VolumeId, size_bytes: int) -> Steps[None]:
+        """Enlarge the device that a server has of a volume. The volume has grown whatever becomes
+        of that, so trouble is not raised but kept in the volume's `last_error`."""
+        with self._pool.store.index.reading() as txn:
+            ledger = Ledger(txn)
+            found = ledger.volume(tenant, volume)
+            attachment = found.attachment
+            if attachment is None:
+                return
+            at = find_server(ledger, tenant, attachment.server_id, strict=False)
+        at = replace(at, kind=attachment.server_kind)
+        reason = None
+        try:
+            yield from self._around.devices.resize(at, attachment, size_bytes)
+        except BockdError as error:
+            log.warning("volume %s, extended, at server %s: %s", volume, at.name, error)
+            reason = f"the disk in server {at.name} was not enlarged at once: {error}"
+        if reason != found.last_error:
+            yield from self._around.update(
+                lambda txn: _note(txn, tenant, volume, attachment, reason)
+            )
 
     def revert(self, tenant: TenantId, volume: VolumeId, snapshot: SnapshotId) -> Steps[None]:
         """Make a volume hold again what one of its snapshots holds."""
@@ -95,6 +123,16 @@ def _judged(txn: Transaction, tenant: TenantId, volume: VolumeId, check: rules.C
     found = Ledger(txn).volume(tenant, volume)
     check(volume, status_now(Catalogue(txn), found))
     return found
+
+
+def _note(
+    txn: Transaction, tenant: TenantId, volume: VolumeId, at: Attachment, reason: str | None
+) -> None:
+    """Keep what the last operation on an attachment came to, while it is still this one."""
+    ledger = Ledger(txn)
+    found = ledger.volume(tenant, volume)
+    if found.attachment == at and found.status is Status.IN_USE:
+        ledger.put_volume(tenant, replace(found, last_error=reason))
 
 
 def _check_source(

@@ -189,7 +189,8 @@ class Volume:
     created_at: float
     attachment: Attachment | None
     last_error: str | None = None
-    """Why the latest attaching or detaching did not go as asked."""
+    """Why the latest attaching or detaching did not go as asked, or why a device at the server
+    does not have the size that the volume was extended to."""
     backing: Backing | None = None
     """None in a stored record only."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from bockd.blockstorage.contract import Attachment, Volume
+from bockd.blockstorage.contract import Attachment
 from bockd.model import Server
 from bockd.steps import Steps
 
@@ -47,12 +47,21 @@ class DevicePlugger(Protocol):
     """
 
     async def plug(
-        self, server: Server, attachment: Attachment, volume: Volume
+        self, server: Server, attachment: Attachment, size_bytes: int
     ) -> Mapping[str, str]:
-        """Make the device; return what is to be shown of it, as {"serial": "..."}.
+        """Make the device, of a volume of that size; return what is to be shown of it, as
+        {"serial": "..."}.
 
         When this raises, nothing may be left of the device, as far as the server can be reached:
         the volume goes back to `available`, with the reason in its `last_error`.
+        """
+        ...
+
+    async def resize(self, server: Server, attachment: Attachment, size_bytes: int) -> None:
+        """Make the device as large as its volume, which has grown to `size_bytes`.
+
+        Nothing is done where there is no such device. When this raises, the device works on in the
+        size that it has, and the plugger tries again by itself.
         """
         ...
 
@@ -70,9 +79,13 @@ class Devices(Protocol):
     """The pluggers as steps, for the operations on attachments: all kinds behind one face."""
 
     def plug(
-        self, server: Server, attachment: Attachment, volume: Volume
+        self, server: Server, attachment: Attachment, size_bytes: int
     ) -> Steps[Mapping[str, str]]:
         """See `DevicePlugger.plug`; nothing for a kind that has no plugger."""
+        ...
+
+    def resize(self, server: Server, attachment: Attachment, size_bytes: int) -> Steps[None]:
+        """See `DevicePlugger.resize`; nothing for a kind that has no plugger."""
         ...
 
     def unplug(self, server: Server, attachment: Attachment, *, force: bool) -> Steps[None]:
@@ -84,11 +97,15 @@ class NoDevices:
     """For servers that connect by themselves, and for tests."""
 
     def plug(
-        self, server: Server, attachment: Attachment, volume: Volume
+        self, server: Server, attachment: Attachment, size_bytes: int
     ) -> Steps[Mapping[str, str]]:
-        del server, attachment, volume
+        del server, attachment, size_bytes
         yield from ()
         return {}
+
+    def resize(self, server: Server, attachment: Attachment, size_bytes: int) -> Steps[None]:
+        del server, attachment, size_bytes
+        yield from ()
 
     def unplug(self, server: Server, attachment: Attachment, *, force: bool) -> Steps[None]:
         del server, attachment, force

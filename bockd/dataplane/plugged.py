@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from bockd.blockstorage.contract import Attachment, Volume
+from bockd.blockstorage.contract import Attachment
 from bockd.blockstorage.plugging import DevicePlugger
 from bockd.dataplane.awaiting import Beside
 from bockd.errors import BockdError, NotSupportedError, UnavailableError
@@ -26,7 +26,7 @@ class PluggedDevices:
         self._pluggers = pluggers
 
     def plug(
-        self, server: Server, attachment: Attachment, volume: Volume
+        self, server: Server, attachment: Attachment, size_bytes: int
     ) -> Steps[Mapping[str, str]]:
         """NotSupportedError for a kind that needs a plugger and has none: nobody must believe that
         the device is there."""
@@ -39,7 +39,16 @@ class PluggedDevices:
                 )
             return {}
         with _in_our_terms(server):
-            return (yield from self._beside.call(lambda: plugger.plug(server, attachment, volume)))
+            return (
+                yield from self._beside.call(lambda: plugger.plug(server, attachment, size_bytes))
+            )
+
+    def resize(self, server: Server, attachment: Attachment, size_bytes: int) -> Steps[None]:
+        """Nothing for a kind that has no plugger: those connect by themselves."""
+        plugger = self._pluggers.get(server.kind)
+        if plugger is not None:
+            with _in_our_terms(server):
+                yield from self._beside.call(lambda: plugger.resize(server, attachment, size_bytes))
 
     def unplug(self, server: Server, attachment: Attachment, *, force: bool) -> Steps[None]:
         """Nothing for a kind that has no plugger."""

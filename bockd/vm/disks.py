@@ -4,6 +4,9 @@ A disk is two things in QEMU that carry one name: a *block node*, QEMU's NBD con
 volume's export, and a virtio-blk *device*, what the guest sees. The name follows from the
 attachment (`bockd.vm.names`), so both can be found again whatever happened since: every operation
 looks first and does what is missing, and may be repeated.
+
+QEMU's NBD client keeps the size that it was told when it connected. A disk whose volume has grown
+therefore gets a second node, which connects anew, and the device is moved over to it (`_grow`).
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from qemu.qmp.events import EventListener
 
 from bockd.errors import InUseError, UnavailableError
 from bockd.vm.monitor import Monitor, RefusedError
+from bockd.vm.names import disk_of, spare_name
 
 T = TypeVar("T")
 
@@ -57,6 +61,8 @@ class Disk:
     serial: str
     """What the guest reads in /sys/block/vdX/serial; at most 20 characters."""
     export: str
+    size_bytes: int
+    """The volume's."""
     nbd_socket: str
     """The daemon's Unix socket, as QEMU finds it."""
     reconnect_seconds: int
@@ -70,28 +76,36 @@ class _Child(msgspec.Struct):
     type: str
 
 
+class _Image(msgspec.Struct, rename="kebab"):
+    """What a node holds."""
+
+    virtual_size: int
+
+
 class _Node(msgspec.Struct, rename="kebab"):
     """An entry of query-named-block-nodes."""
 
     node_name: str
+    image: _Image
 
 
 async def plug(monitor: Monitor, disk: Disk) -> bool:
-    """Make the guest see the disk; False if it did already.
+    """Make the guest see the disk, in its size; False if it had the disk already.
 
     Raises RefusedError with QEMU's reason (nothing is left behind then), NotRunningError,
     UnavailableError.
     """
     devices = await _devices(monitor)
-    if disk.name not in await _nodes(monitor):
-        await monitor.execute("blockdev-add", _node(disk))
     if disk.name in devices:
+        await _grow(monitor, disk)
         return False
+    await _remove_nodes(monitor, disk.name)
+    await monitor.execute("blockdev-add", _node(disk, disk.name))
     try:
         await _add_device(monitor, disk, devices)
     except RefusedError:
         with suppress(RefusedError):
-            await monitor.execute("blockdev-del", {"node-name": disk.name})
+            await _remove_node(monitor, disk.name)
         raise
     return True
 
@@ -109,20 +123,79 @@ async def unplug(monitor: Monitor, name: str, *, force: bool = False) -> None:
         with suppress(RefusedError):
             await monitor.execute("device_del", {"id": name})
         await _wait_until_gone(monitor, gone, name, force=force)
-    if name in await _nodes(monitor):
-        await monitor.execute("blockdev-del", {"node-name": name})
+    await _remove_nodes(monitor, name)
+
+
+async def resize(monitor: Monitor, disk: Disk) -> None:
+    """Make a disk that the guest has as large as its volume; return at once if the guest does not
+    have the disk.
+
+    Raises RefusedError, NotRunningError, UnavailableError. The disk has its old size then, or its
+    new one, and works; this can be repeated.
+    """
+    if disk.name in await _devices(monitor):
+        await _grow(monitor, disk)
 
 
 async def present(monitor: Monitor, prefix: str) -> set[str]:
     """The names of the disks, or halves of one, that begin with `prefix`."""
-    names = {*await _devices(monitor), *await _nodes(monitor)}
+    names = {*await _devices(monitor), *map(disk_of, await _nodes(monitor))}
     return {name for name in names if name.startswith(prefix)}
 
 
-def _node(disk: Disk) -> dict[str, object]:
+async def _grow(monitor: Monitor, disk: Disk) -> None:
+    """Move the device to a node that knows the volume's size, unless its own does.
+
+    The old node goes last: while there are two, the guest may not have been told.
+    """
+    nodes = await _nodes(monitor)
+    current = await _node_of(monitor, disk)
+    spare = disk.name if current != disk.name else spare_name(disk.name)
+    if nodes[current] >= disk.size_bytes and spare not in nodes:
+        return
+    if nodes[current] < disk.size_bytes:
+        if spare in nodes:
+            await _remove_node(monitor, spare)
+        await monitor.execute("blockdev-add", _node(disk, spare))
+        try:
+            await monitor.execute("qom-set", {**_drive(disk), "value": spare})
+        except RefusedError as error:
+            await _remove_node(monitor, spare)
+            raise RefusedError(
+                f"{error}. This QEMU cannot enlarge a disk in a running VM (7.2 and newer can): "
+                "detach the volume and attach it again"
+            ) from error
+        nodes = await _nodes(monitor)
+        current, spare = spare, current
+    # To the size that the node has: QEMU tells the guest then.
+    await monitor.execute("block_resize", {"node-name": current, "size": nodes[current]})
+    await _remove_node(monitor, spare)
+
+
+def _drive(disk: Disk) -> dict[str, object]:
+    """Where QEMU keeps which node a device is on. It lets the node be changed while the guest uses
+    the device: what is under way is finished on the old one first."""
+    return {"path": f"/machine/peripheral/{disk.name}", "property": "drive"}
+
+
+async def _node_of(monitor: Monitor, disk: Disk) -> str:
+    return _decode(await monitor.execute("qom-get", _drive(disk)), str)
+
+
+async def _remove_nodes(monitor: Monitor, name: str) -> None:
+    """Close all connections of a disk that has no device."""
+    for node in sorted({name, spare_name(name)} & (await _nodes(monitor)).keys()):
+        await _remove_node(monitor, node)
+
+
+async def _remove_node(monitor: Monitor, node: str) -> None:
+    await monitor.execute("blockdev-del", {"node-name": node})
+
+
+def _node(disk: Disk, name: str) -> dict[str, object]:
     return {
         "driver": "nbd",
-        "node-name": disk.name,
+        "node-name": name,
         "server": {"type": "unix", "path": disk.nbd_socket},
         "export": disk.export,
         "reconnect-delay": disk.reconnect_seconds,
@@ -200,9 +273,10 @@ async def _devices(monitor: Monitor) -> dict[str, str]:
     }
 
 
-async def _nodes(monitor: Monitor) -> set[str]:
+async def _nodes(monitor: Monitor) -> dict[str, int]:
+    """The size in bytes of each block node, by name."""
     listed = await monitor.execute("query-named-block-nodes", {"flat": True})
-    return {node.node_name for node in _decode(listed, list[_Node])}
+    return {node.node_name: node.image.virtual_size for node in _decode(listed, list[_Node])}
 
 
 def _decode(reply: object, kind: type[T]) -> T:

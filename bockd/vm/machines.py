@@ -73,9 +73,15 @@ class Machines:
         with suppress(NotRunningError):
             await self._converse(socket, lambda monitor: disks.unplug(monitor, name, force=force))
 
+    async def resize(self, socket: str, disk: Disk) -> None:
+        """Make a disk of the VM as large as its volume; a VM that is not running has none, and gets
+        the right size when it starts. See `bockd.vm.disks.resize`."""
+        with suppress(NotRunningError):
+            await self._converse(socket, lambda monitor: disks.resize(monitor, disk))
+
     async def reconcile(self, socket: str, prefix: str, wanted: Callable[[], Wanted]) -> Reconciled:
-        """Plug in what the VM shall have, and take out what is left over of ours: the disks whose
-        names begin with `prefix`. `wanted` is asked when it is this operation's turn.
+        """Plug in what the VM shall have, in its size, and take out what is left over of ours: the
+        disks whose names begin with `prefix`. `wanted` is asked when it is this operation's turn.
 
         Trouble with one disk does not keep the others; it is raised when there is no conversation.
         """

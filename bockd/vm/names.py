@@ -17,9 +17,15 @@ DIGEST_LENGTH = 6
 """Hexadecimal digits. A volume is attached once at a time: two of its names need only differ."""
 
 
+_NODE = "bockd-"
+
+_SPARE_NODE = "bockd."
+"""As long as the other one: a name may have no more."""
+
+
 def prefix(nbd_socket: str) -> str:
     """How the names of all disks of one daemon begin."""
-    return f"bockd-{_digest(nbd_socket)}-"
+    return f"{_NODE}{_digest(nbd_socket)}-"
 
 
 def disk_name(nbd_socket: str, volume: int, export_name: str) -> str:
@@ -27,6 +33,19 @@ def disk_name(nbd_socket: str, volume: int, export_name: str) -> str:
     name = f"{prefix(nbd_socket)}{volume}-{_digest(export_name)}"
     assert len(name) <= MAX_NAME_LENGTH  # up to 10^11 volumes
     return name
+
+
+def spare_name(name: str) -> str:
+    """Return the other name that a disk's block node may have. A node whose volume has grown is
+    replaced by a fresh one, and QEMU wants two names while there are both."""
+    assert name.startswith(_NODE)
+    return _SPARE_NODE + name.removeprefix(_NODE)
+
+
+def disk_of(node: str) -> str:
+    """Return the name of the disk that a block node belongs to, whichever of the two names it
+    has."""
+    return _NODE + node.removeprefix(_SPARE_NODE) if node.startswith(_SPARE_NODE) else node
 
 
 def serial(volume: int) -> str:

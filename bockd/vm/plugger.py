@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from bockd.blockstorage.contract import Attachment, Volume
+from bockd.blockstorage.contract import Attachment
 from bockd.errors import InvalidRequestError
 from bockd.model import Server
 from bockd.vm.disks import Disk
@@ -25,25 +25,32 @@ class MachinePlugger:
         """How the names of all our disks begin."""
 
     async def plug(
-        self, server: Server, attachment: Attachment, volume: Volume
+        self, server: Server, attachment: Attachment, size_bytes: int
     ) -> Mapping[str, str]:
         """See DevicePlugger.plug."""
-        del volume
-        disk = self.disk(attachment)
+        disk = self.disk(attachment, size_bytes)
         await self._machines.plug(qmp_socket(server), disk)
         return {"serial": disk.serial}
 
     async def unplug(self, server: Server, attachment: Attachment, *, force: bool) -> None:
         """See DevicePlugger.unplug."""
-        name = self.disk(attachment).name
-        await self._machines.unplug(qmp_socket(server), name, force=force)
+        await self._machines.unplug(qmp_socket(server), self.name(attachment), force=force)
 
-    def disk(self, attachment: Attachment) -> Disk:
-        """What a VM has of an attachment."""
+    async def resize(self, server: Server, attachment: Attachment, size_bytes: int) -> None:
+        """See DevicePlugger.resize."""
+        await self._machines.resize(qmp_socket(server), self.disk(attachment, size_bytes))
+
+    def name(self, attachment: Attachment) -> str:
+        """What a VM's disk is called."""
+        return disk_name(self._nbd_socket, attachment.volume_id, attachment.export_name)
+
+    def disk(self, attachment: Attachment, size_bytes: int) -> Disk:
+        """What a VM has of an attachment, whose volume has that size."""
         return Disk(
-            name=disk_name(self._nbd_socket, attachment.volume_id, attachment.export_name),
+            name=self.name(attachment),
             serial=serial(attachment.volume_id),
             export=attachment.export_name,
+            size_bytes=size_bytes,
             nbd_socket=self._nbd_socket,
             reconnect_seconds=self._reconnect_seconds,
         )

@@ -1,4 +1,5 @@
-"""Keeps VMs as their attachments say: a VM that was started anew gets its volumes again.
+"""Keeps VMs as their attachments say: a VM that was started anew gets its volumes again, and one
+that could not be told of a volume's new size is told later.
 
 What a VM has is compared with its attachments when the daemon has started, when the VM has (its QMP
 socket is a new file then, which `stat` tells without a word to QEMU), and again after a while when
@@ -19,6 +20,7 @@ from bockd.blockstorage.contract import Status
 from bockd.blockstorage.records import Ledger
 from bockd.errors import BockdError
 from bockd.model import ServerKind
+from bockd.store.catalogue import Catalogue
 from bockd.store.index import Index
 from bockd.vm.machines import Machines, Reconciled, Wanted
 from bockd.vm.monitor import NotRunningError
@@ -138,7 +140,7 @@ class Watch:
         """What the VM shall have, by what is recorded now."""
         disks, busy = [], []
         with self._index.reading() as txn:
-            ledger = Ledger(txn)
+            ledger, catalogue = Ledger(txn), Catalogue(txn)
             here = {server.name for server in ledger.servers() if server.qmp_socket == socket}
             for owned in ledger.all_volumes():
                 attachment = owned.volume.attachment
@@ -146,11 +148,11 @@ class Watch:
                     continue
                 if attachment.server_kind is not ServerKind.VM:
                     continue
-                disk = self._plugger.disk(attachment)
                 if owned.volume.status is Status.IN_USE:
-                    disks.append(disk)
+                    size = catalogue.volume(owned.volume.id).size_bytes
+                    disks.append(self._plugger.disk(attachment, size))
                 else:
-                    busy.append(disk.name)
+                    busy.append(self._plugger.name(attachment))
         return Wanted(tuple(disks), frozenset(busy))
 
 

@@ -76,6 +76,16 @@ class Tenant:
         volume: int = self._ask("POST", "/os-volumes", body)["volume"]["id"]
         return volume
 
+    def try_extend(self, volume: int, size: int) -> httpx.Response:
+        """Grow a volume to a number of GiB, which may be refused."""
+        path = f"/os-volumes/{volume}/action"
+        return self.request("POST", path, {"os-extend": {"new_size": size}})
+
+    def extend(self, volume: int, size: int) -> None:
+        """An extension that succeeds."""
+        answer = self.try_extend(volume, size)
+        assert answer.status_code == 202, answer.text
+
     def show(self, volume: int) -> dict[str, Any]:
         """One volume."""
         shown: dict[str, Any] = self._ask("GET", f"/os-volumes/{volume}")["volume"]

@@ -14,7 +14,7 @@ from bockd.blockstorage.records import Ledger
 from bockd.blockstorage.running import NoExports
 from bockd.blockstorage.servers import Servers
 from bockd.errors import BockdError, InvalidStateError, NoSpaceError, UnavailableError
-from bockd.model import Server, ServerKind
+from bockd.model import GIB, Server, ServerKind
 from bockd.steps import Steps, run_inline
 from tests.blockstorage.store import Store, running
 
@@ -35,12 +35,16 @@ class Journal(NoExports):
         return "syncing failed" if "flush" in self.failing else None
 
     def plug(
-        self, server: Server, attachment: Attachment, volume: Volume
+        self, server: Server, attachment: Attachment, size_bytes: int
     ) -> Steps[Mapping[str, str]]:
-        assert volume.attachment == attachment
+        assert size_bytes == GIB
         assert server.kind is attachment.server_kind
         yield from self._do("plug", attachment)
         return {"serial": "bock-1"}
+
+    def resize(self, server: Server, attachment: Attachment, size_bytes: int) -> Steps[None]:
+        assert server.kind is attachment.server_kind
+        yield from self._do(f"resize to {size_bytes // GIB} GiB", attachment)
 
     def unplug(self, server: Server, attachment: Attachment, *, force: bool) -> Steps[None]:
         assert server.name == attachment.server_id
@@ -112,6 +116,24 @@ def test_a_device_that_cannot_be_plugged_in(
     journal.failing = set()
     attach(store, tenant, volume)
     assert store.look(tenant, volume).last_error is None
+
+
+def test_a_device_grows_with_its_volume(store: Store, tenant: TenantId, journal: Journal) -> None:
+    """The volume has grown whatever the server says; nobody is asked about one that is free."""
+    volume = store.volume(tenant)
+    store.run(lambda s: s.extend_volume(tenant, volume.id, 2 * GIB))
+    assert journal.calls == []
+    volume = store.volume(tenant)
+    attach(store, tenant, volume)
+    journal.failing = {"resize to 2 GiB"}
+    for size, trouble in (
+        (2, "the disk in server vm1 was not enlarged at once: resize to 2 GiB: nobody answers"),
+        (3, None),
+    ):
+        store.run(lambda s, size=size: s.extend_volume(tenant, volume.id, size * GIB))  # type: ignore[misc]
+        seen = store.look(tenant, volume)
+        assert (seen.size_gib, seen.status, seen.last_error) == (size, Status.IN_USE, trouble)
+        assert journal.calls[-1] == f"resize to {size} GiB while in-use"
 
 
 def test_a_device_whose_record_cannot_be_kept_is_pulled_out(

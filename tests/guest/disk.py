@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from .vm import HOST_ADDRESS, Guest
 
 MIB = 1 << 20
+SECTOR_BYTES = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,21 @@ class Disk:
             yield
         finally:
             self.guest.run(f"umount {self.mount_point}")
+
+    def wait_for_size(self, size_bytes: int) -> None:
+        """Return once the kernel knows that the disk has that size."""
+        size = f"/sys/class/block/{self.device.removeprefix('/dev/')}/size"
+        self.guest.run(
+            f"for try in $(seq 600); do [ $(cat {size}) = {size_bytes // SECTOR_BYTES} ] && exit; "
+            f"usleep 100000; done; cat {size}; exit 1"
+        )
+
+    def grow_file_system(self, size_bytes: int) -> None:
+        """Make the mounted file system as large as its disk, which has that size."""
+        self.wait_for_size(size_bytes)
+        self.guest.run(f"resize2fs {self.device}")
+        blocks, block_bytes = self.guest.run(f"stat -f -c '%b %S' {self.mount_point}").split()
+        assert int(blocks) * int(block_bytes) > size_bytes * 9 // 10
 
     def write_file(self, name: str, size_mib: int) -> None:
         """Fill a file with random bytes, on the disk when this returns."""

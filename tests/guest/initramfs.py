@@ -22,7 +22,7 @@ MODULES = ("virtio_pci", "virtio_net", "virtio_console", "virtio_blk", "nbd", "e
 KERNEL_ARGUMENTS = "console=ttyS0 loglevel=5 panic=-1 mitigations=off no_timer_check"
 """A panic ends QEMU (with -no-reboot), so that the test sees it at once."""
 
-TOOLS = ("nbd-client", "mkfs.ext4", "e2fsck")
+TOOLS = ("nbd-client", "mkfs.ext4", "e2fsck", "resize2fs")
 """The real programs, in /sbin with their libraries; everything else is busybox's."""
 
 CHANNEL_NAME = "bockd.guest"

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from ..attach.tenant import Tenant
@@ -127,6 +128,46 @@ def test_a_forced_detach_cuts_a_guest_that_writes(room: Path, initramfs: Path) -
         fresh = attach(tenant, volume, vm)
         assert checksum(vm, fresh, 32) == left
         tenant.detach(volume, "vm1")
+        daemon.check()
+
+
+def test_a_volume_grows_under_a_mounted_file_system(room: Path, initramfs: Path) -> None:
+    """Extended twice while the guest writes; the second time the daemon dies when the volume has
+    grown, and tells the VM at its next start."""
+    dying = ("env", "BOCKD_FAILPOINT=extend.committed:2")
+    with (
+        serving(room / "data", api_listen="127.0.0.1:0", launcher=dying) as daemon,
+        machine("vm1", initramfs, room) as vm,
+    ):
+        daemon.bock("server", "add", "vm1", "--kind", "vm", "--qmp", qmp_socket(room, "vm1"))
+        tenant = Tenant(daemon)
+        volume = tenant.create()
+        disk = Disk(vm.guest, attach(tenant, volume, vm), "/mnt/0")
+        disk.make_file_system()
+        with disk.mounted():
+            disk.write_file("before", 8)
+            write = "dd if=/dev/urandom of=/mnt/0/during bs=64k count=64 conv=fsync oflag=direct"
+            vm.guest.run("touch /tmp/more")
+            ended = vm.start(f"while [ -e /tmp/more ]; do {write} || exit 1; done")
+            written = disk.checksums()["./before"]
+            tenant.extend(volume, 2)
+            assert tenant.show(volume)["bockd"].get("last_error") is None
+            disk.grow_file_system(2 << 30)
+            with pytest.raises(httpx.HTTPError):
+                tenant.extend(volume, 3)
+            daemon.kill()
+            daemon.start()
+            disk.grow_file_system(3 << 30)
+            vm.guest.run("rm /tmp/more")
+            assert ended() == "0"
+            disk.write_file("after", 8)
+            assert disk.checksums()["./before"] == written
+        disk.check_file_system()
+        assert "I/O error" not in vm.guest.run("dmesg")
+        extra = Tenant(daemon).attachment(volume, "vm1")["bockd"]
+        assert extra["connections"] == 1
+        Tenant(daemon).detach(volume, "vm1")
+        assert vm.disks() == {}
         daemon.check()
 
 

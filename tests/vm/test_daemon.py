@@ -30,7 +30,7 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def daemon(room: Path) -> Iterator[Bockd]:
     with serving(room / "data", api_listen="127.0.0.1:0") as running:
-        for name in ("vm1", "vm2", "vm3"):
+        for name in ("vm1", "vm2", "vm3", "vm4"):
             running.bock("server", "add", name, "--kind", "vm", "--qmp", room / name)
         yield running
 
@@ -38,6 +38,12 @@ def daemon(room: Path) -> Iterator[Bockd]:
 def names_in(socket: Path) -> set[str]:
     """All that the VM has of any daemon."""
     return converse(socket, lambda monitor: disks.present(monitor, "bockd-"))
+
+
+def size_of_disk(socket: Path) -> int:
+    """Of the only node that the VM has."""
+    (size,) = converse(socket, disks._nodes).values()
+    return size
 
 
 def add_node(socket: Path, name: str) -> None:
@@ -83,9 +89,11 @@ def test_after_a_restart_a_vm_has_its_volumes_and_nothing_left_over(
 
 
 def test_a_vm_that_hangs_is_given_up_and_holds_up_no_other(daemon: Bockd, room: Path) -> None:
-    """Its attach ends `available`, its detach `in-use`, both with the reason."""
+    """Its attach ends `available`, its detach `in-use`, a volume that it has grows, each with the
+    reason."""
     tenant = Tenant(daemon)
-    attached, available, other = tenant.create(), tenant.create(), tenant.create()
+    daemon.expect_in_log("no greeting within 10 s")
+    attached, available, other, growing = (tenant.create() for _ in range(4))
     answers: dict[str, httpx.Response] = {}
 
     def ask(name: str, request: Callable[[], httpx.Response]) -> threading.Thread:
@@ -96,13 +104,20 @@ def test_a_vm_that_hangs_is_given_up_and_holds_up_no_other(daemon: Bockd, room: 
         thread.start()
         return thread
 
-    with qemu(room / "vm1") as one, qemu(room / "vm2") as two, qemu(room / "vm3"):
+    with (
+        qemu(room / "vm1") as one,
+        qemu(room / "vm2") as two,
+        qemu(room / "vm3"),
+        qemu(room / "vm4") as four,
+    ):
         tenant.attach(attached, "vm1")
-        for hanging in (one, two):
+        tenant.attach(growing, "vm4")
+        for hanging in (one, two, four):
             hanging.send_signal(signal.SIGSTOP)
         asking = [
             ask("detach", lambda: tenant.try_detach(attached, "vm1")),
             ask("attach", lambda: tenant.try_attach(available, "vm2")),
+            ask("extend", lambda: tenant.try_extend(growing, 2)),
         ]
         tenant.attach(other, "vm3")
         assert answers == {}
@@ -118,12 +133,25 @@ def test_a_vm_that_hangs_is_given_up_and_holds_up_no_other(daemon: Bockd, room: 
             assert shown["status"] == status
             assert "no greeting within 10 s" in shown["bockd"]["last_error"]
 
-        for hanging in (one, two):
+        assert answers["extend"].status_code == 202
+        shown = tenant.show(growing)
+        assert (shown["size"], shown["status"]) == (2, "in-use")
+        assert "was not enlarged at once: QEMU sent no" in shown["bockd"]["last_error"]
+
+        for hanging in (one, two, four):
             hanging.send_signal(signal.SIGCONT)
         assert len(names_in(room / "vm1")) == 1
         assert names_in(room / "vm2") == set()
         tenant.attach(available, "vm2")
-    for volume, server in ((attached, "vm1"), (available, "vm2"), (other, "vm3")):
+        daemon.restart()
+        wait_until(lambda: size_of_disk(room / "vm4") == 2 << 30)
+        tenant = Tenant(daemon)
+    for volume, server in (
+        (attached, "vm1"),
+        (available, "vm2"),
+        (other, "vm3"),
+        (growing, "vm4"),
+    ):
         tenant.detach(volume, server)
         assert tenant.show(volume)["status"] == "available"
 

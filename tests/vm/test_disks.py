@@ -15,18 +15,19 @@ from bockd.vm import disks
 from bockd.vm.disks import Disk
 from bockd.vm.machines import Machines, Wanted
 from bockd.vm.monitor import Monitor, NotRunningError, RefusedError
-from bockd.vm.names import MAX_NAME_LENGTH, disk_name, prefix, serial
+from bockd.vm.names import MAX_NAME_LENGTH, disk_name, disk_of, prefix, serial, spare_name
 
 from ..server.serving import FixedExports, in_trio, serving
 from .qemu import qemu
 
 MIB = 1 << 20
 PREFIX = prefix("/nbd")
+SIZES = {"one": 8 * MIB, "two": MIB} | dict.fromkeys(("gone", *map(str, range(6))), MIB)
 
 
 @pytest.fixture
 def exports() -> FixedExports:
-    return FixedExports({"one": MemoryDevice(8 * MIB), "two": MemoryDevice(MIB)})
+    return FixedExports({name: MemoryDevice(SIZES[name]) for name in ("one", "two")})
 
 
 class Vm:
@@ -40,7 +41,7 @@ class Vm:
 
     def disk(self, export: str, volume: int = 1) -> Disk:
         name = disk_name("/nbd", volume, export)
-        return Disk(name, serial(volume), export, str(self.nbd), 60)
+        return Disk(name, serial(volume), export, SIZES[export], str(self.nbd), 60)
 
     async def plug(self, disk: Disk) -> None:
         await self.machines.plug(self.socket, disk)
@@ -53,6 +54,18 @@ class Vm:
             return await disks.present(monitor, PREFIX)
 
         return await self.machines._converse(self.socket, ask)
+
+    async def nodes(self) -> dict[str, int]:
+        """The sizes of all block nodes, by name."""
+        return {
+            node["node-name"]: node["image"]["virtual-size"]
+            for node in await self.query("query-named-block-nodes", flat=True)
+        }
+
+    async def node_of(self, disk: Disk) -> str:
+        """The node that a device is on."""
+        node: str = await self.query("qom-get", **disks._drive(disk))
+        return node
 
     async def query(self, command: str, **arguments: object) -> Any:
         async def ask(monitor: Monitor) -> object:
@@ -79,10 +92,7 @@ async def test_disks_are_plugged_in_once_under_names_of_their_own(
             assert exports.open_holds == 2
             path = f"/machine/peripheral/{one.name}"
             assert await vm.query("qom-get", path=path, property="serial") == "bockd-1"
-            nodes = {
-                node["node-name"]: node["image"]["virtual-size"]
-                for node in await vm.query("query-named-block-nodes", flat=True)
-            }
+            nodes = await vm.nodes()
             assert (nodes[one.name], nodes[two.name]) == (8 * MIB, MIB)
 
 
@@ -93,12 +103,12 @@ async def test_half_a_disk_is_made_whole_and_taken_away_whole(
     one = vm.disk("one")
     async with serving(exports, vm.nbd):
         with qemu(vm.qmp):
-            await vm.query("blockdev-add", **disks._node(one))
+            await vm.query("blockdev-add", **disks._node(one, one.name))
             await vm.plug(one)
             listed = await vm.query("qom-list", path="/machine/peripheral")
             assert one.name in {entry["name"] for entry in listed}
         with qemu(vm.qmp):
-            await vm.query("blockdev-add", **disks._node(one))
+            await vm.query("blockdev-add", **disks._node(one, one.name))
             await vm.machines.unplug(vm.socket, one.name)
             assert await vm.present() == set()
             await vm.machines.unplug(vm.socket, one.name)
@@ -183,18 +193,84 @@ async def test_reconciling_plugs_what_is_missing_and_leaves_what_is_not_ours(
     async with serving(exports, vm.nbd):
         with qemu(vm.qmp):
             await vm.plug(one)
-            await vm.query("blockdev-add", **disks._node(foreign))
+            await vm.query("blockdev-add", **disks._node(foreign, foreign.name))
             left_over = replace(two, name=disk_name("/nbd", 2, "an earlier attachment"))
             at_work = replace(two, name=disk_name("/nbd", 5, "another"))
             for half in (left_over, at_work):
-                await vm.query("blockdev-add", **disks._node(half))
+                await vm.query("blockdev-add", **disks._node(half, half.name))
             done = await vm.reconcile(one, two, gone, busy=(at_work.name,))
             assert (done.plugged, done.removed) == ((two.name,), (left_over.name,))
             assert len(done.troubles) == 1
             assert done.troubles[0].startswith("bockd-3: QEMU: ")
             assert await vm.present() == {one.name, two.name, at_work.name}
-            nodes = await vm.query("query-named-block-nodes", flat=True)
-            assert "scratch" in {node["node-name"] for node in nodes}
+            assert "scratch" in await vm.nodes()
+
+
+def grown(exports: FixedExports, disk: Disk, mib: int) -> Disk:
+    """The disk that there shall be once its volume has that size."""
+    exports.devices[disk.export] = MemoryDevice(mib * MIB)
+    return replace(disk, size_bytes=mib * MIB)
+
+
+@in_trio
+async def test_a_disk_whose_volume_grows_moves_to_a_new_connection(
+    vm: Vm, exports: FixedExports
+) -> None:
+    """Twice, so that both names of its node have been used; nothing is left over."""
+    one, two = vm.disk("one", 1), vm.disk("two", 2)
+    async with serving(exports, vm.nbd):
+        with qemu(vm.qmp):
+            await vm.machines.resize(vm.socket, one)
+            assert await vm.nodes() == {}
+            for disk in (one, two):
+                await vm.plug(disk)
+            for mib, node in ((16, spare_name(one.name)), (24, one.name), (24, one.name)):
+                larger = grown(exports, one, mib)
+                await vm.machines.resize(vm.socket, larger)
+                assert await vm.nodes() == {node: mib * MIB, two.name: MIB}
+                assert await vm.node_of(one) == node
+                assert await vm.present() == {one.name, two.name}
+                assert exports.open_holds == 2
+    # It gets the right size when it starts.
+    await vm.machines.resize(vm.socket, larger)
+
+
+@in_trio
+@pytest.mark.parametrize("last", ["node added", "device moved", "guest told"])
+async def test_a_growth_that_was_interrupted_is_finished(
+    vm: Vm, exports: FixedExports, last: str
+) -> None:
+    """Whichever step was the last; the guest is told in any case."""
+    one = vm.disk("one")
+    spare = spare_name(one.name)
+    async with serving(exports, vm.nbd):
+        with qemu(vm.qmp):
+            await vm.plug(one)
+            larger = grown(exports, one, 16)
+            await vm.query("blockdev-add", **disks._node(one, spare))
+            if last != "node added":
+                await vm.query("qom-set", **disks._drive(one), value=spare)
+            if last == "guest told":
+                await vm.query("block_resize", **{"node-name": spare, "size": 16 * MIB})
+            done = await vm.reconcile(larger)
+            assert (done.plugged, done.removed, done.troubles) == ((), (), ())
+            assert await vm.nodes() == {spare: 16 * MIB}
+            assert await vm.node_of(one) == spare
+
+
+@in_trio
+async def test_a_volume_that_cannot_be_reached_anew_leaves_the_disk_as_it_was(
+    vm: Vm, exports: FixedExports
+) -> None:
+    one = vm.disk("one")
+    async with serving(exports, vm.nbd):
+        with qemu(vm.qmp):
+            await vm.plug(one)
+            larger = replace(one, size_bytes=16 * MIB, nbd_socket="/nowhere.sock")
+            with pytest.raises(RefusedError, match=r"nowhere\.sock.*No such file"):
+                await vm.machines.resize(vm.socket, larger)
+            assert await vm.nodes() == {one.name: 8 * MIB}
+            assert vm.machines.unsettled == {vm.socket}
 
 
 @in_trio
@@ -218,4 +294,7 @@ def test_names_fit_and_differ_by_daemon_volume_and_attachment() -> None:
     }
     assert len(names) == 8
     assert max(map(len, names)) == MAX_NAME_LENGTH
+    spares = {spare_name(name) for name in names}
+    assert (len(names | spares), max(map(len, spares))) == (16, MAX_NAME_LENGTH)
+    assert {disk_of(name) for name in names | spares} == names
     assert all(name.startswith((prefix("/a/nbd.sock"), prefix("/b/nbd.sock"))) for name in names)
