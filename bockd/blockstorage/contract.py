@@ -307,7 +307,7 @@ class Image:
     min_size_gib: int
     """The smallest volume that holds it."""
     disk_format: str
-    """Of the file it was imported from: raw, qcow2, vmdk, vdi, vhdx."""
+    """Of the file it was imported from: raw, qcow2, vmdk, vdi, vhdx, vhd."""
     checksum: str
     """SHA-256 of that file, in hexadecimal."""
     created_at: float

@@ -38,7 +38,7 @@ from bockd.store.index import Transaction
 
 log = logging.getLogger(__name__)
 
-DISK_FORMATS = frozenset({"raw", "qcow2", "vmdk", "vdi", "vhdx"})
+DISK_FORMATS = frozenset({"raw", "qcow2", "vmdk", "vdi", "vhdx", "vhd"})
 """Glance's names for what qemu-img reads."""
 
 _CHECKSUM = re.compile(r"[0-9a-f]{64}")

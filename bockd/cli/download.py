@@ -9,19 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from bockd.cli.convert import byte_bar
-from bockd.errors import BockdError, InvalidRequestError, NoSpaceError, UnavailableError
-from bockd.model import MAX_VOLUME_BYTES
+from bockd.cli.scratch import MAX_FILE_BYTES, Scratch, check_room, scratch
+from bockd.errors import InvalidRequestError, UnavailableError
 
 if TYPE_CHECKING:
     import httpx
@@ -41,39 +37,28 @@ RETRY_SECONDS = 1.0
 MAX_REDIRECTS = 5
 """Mirrors redirect once or twice; more is a circle."""
 
-MAX_FILE_BYTES = MAX_VOLUME_BYTES
-"""No image's file is larger than the largest disk, however badly it is packed."""
-
-CHUNK_BYTES = 1 << 20
-
-DIRECTORY = "/var/tmp"  # noqa: S108 - a file without a name cannot be guessed or replaced
-"""Not /tmp, which is memory on many machines. TMPDIR says otherwise."""
-
 
 @dataclass(slots=True)
 class Download:
     """A file being fetched."""
 
     url: str
-    file: IO[bytes]
+    kept: Scratch
     digest: hashlib._Hash = field(default_factory=hashlib.sha256)
-    done_bytes: int = 0
     whole_bytes: int | None = None
     """None: the server did not say."""
     version: str | None = None
     """The ETag or date that a later attempt must find again; None when there is none."""
 
     @property
-    def path(self) -> Path:
-        """Where programs that we start find the file, while we live."""
-        return Path(f"/proc/{os.getpid()}/fd/{self.file.fileno()}")
+    def done_bytes(self) -> int:
+        """What has arrived."""
+        return self.kept.done_bytes
 
     def begin_anew(self) -> None:
         """Forget what has arrived."""
-        self.file.seek(0)
-        self.file.truncate()
+        self.kept.begin_anew()
         self.digest = hashlib.sha256()
-        self.done_bytes = 0
 
 
 def is_url(text: str) -> bool:
@@ -93,15 +78,11 @@ def fetched(url: str) -> Iterator[Download]:
     Raises UnavailableError with what the server or the network said, InvalidRequestError for what
     is no URL or too large, NoSpaceError.
     """
-    directory = os.environ.get("TMPDIR", DIRECTORY)
-    try:
-        with tempfile.TemporaryFile(dir=directory) as file:
-            download = Download(url, file)
-            fetch(download)
-            file.flush()
-            yield download
-    except OSError as error:
-        raise BockdError(f"cannot keep {url} in {directory}: {error.strerror}") from error
+    with scratch(url) as kept:
+        download = Download(url, kept)
+        fetch(download)
+        kept.end()
+        yield download
 
 
 def fetch(download: Download) -> None:
@@ -153,10 +134,8 @@ def attempt(http: httpx.Client, download: Download) -> None:
         with byte_bar(f"fetching {name_in_url(download.url)}", download.whole_bytes) as show:
             # Not in larger pieces: httpx forgets an incomplete one when the connection breaks.
             for chunk in response.iter_raw():
-                download.file.write(chunk)
+                download.kept.write(chunk)
                 download.digest.update(chunk)
-                download.done_bytes += len(chunk)
-                check_length(download, download.done_bytes)
                 if show is not None:
                     show(download.done_bytes)
 
@@ -174,11 +153,24 @@ def begin(download: Download, response: httpx.Response) -> None:
     if response.headers.get("Content-Encoding", "identity") != "identity":
         raise UnavailableError(f"{download.url} is sent compressed although we asked for it as is")
     length = response.headers.get("Content-Length", "")
+    refuse_endless(download, response)
     download.whole_bytes = download.done_bytes + int(length) if length.isdigit() else None
     download.version = strong_version(response)
     if download.whole_bytes is not None:
         check_length(download, download.whole_bytes)
-        check_room(download, download.whole_bytes - download.done_bytes)
+        check_room(download.url, download.whole_bytes - download.done_bytes)
+
+
+def refuse_endless(download: Download, response: httpx.Response) -> None:
+    """Raise UnavailableError for an answer that ends when the server hangs up (RFC 9112, 6.3):
+    nobody could tell the whole file from a part of it."""
+    chunked = "chunked" in response.headers.get("Transfer-Encoding", "").lower()
+    if not chunked and not response.headers.get("Content-Length", "").isdigit():
+        raise UnavailableError(
+            f"{download.url} does not say how long the file is, so that a part of it could not be "
+            "told from the whole: download it by other means, compare its checksum, and import the "
+            "file"
+        )
 
 
 def continues(download: Download, response: httpx.Response) -> bool:
@@ -199,14 +191,3 @@ def check_length(download: Download, length_bytes: int) -> None:
     """Raise InvalidRequestError when it is more than any image has."""
     if length_bytes > MAX_FILE_BYTES:
         raise InvalidRequestError(f"{download.url} is larger than {MAX_FILE_BYTES} bytes")
-
-
-def check_room(download: Download, more_bytes: int) -> None:
-    """Raise NoSpaceError rather than fill a file system."""
-    directory = os.environ.get("TMPDIR", DIRECTORY)
-    free = shutil.disk_usage(directory).free
-    if more_bytes > free:
-        raise NoSpaceError(
-            f"{download.url} needs {more_bytes} bytes more, {directory} has {free}; "
-            "set TMPDIR to a directory with room"
-        )

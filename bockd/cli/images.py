@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import os
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-
 import click
 
 from bockd.cli.client import ControlClient, connect
 from bockd.cli.completion import complete_image
 from bockd.cli.convert import (
-    byte_bar,
     convert,
     ending_signals_held,
     ending_signals_interrupt,
 )
-from bockd.cli.download import CHUNK_BYTES, fetched, is_url, name_in_url
 from bockd.cli.output import (
     confirm,
     format_time,
@@ -29,10 +20,11 @@ from bockd.cli.output import (
     print_table,
 )
 from bockd.cli.sizes import format_size
+from bockd.cli.sources import Source, name_of_source, note_dropped, opened_image, opened_source
 from bockd.cli.transfer import when_released
 from bockd.control import ImageInfo, ImportInfo
-from bockd.diskimage import IMPORT_FORMATS, Image, check_file, open_image
-from bockd.errors import BockdError, ConflictError, NotFoundError
+from bockd.diskimage import IMPORT_FORMATS, Image
+from bockd.errors import BockdError, NotFoundError
 from bockd.model import NodeKind, check_image_name
 
 
@@ -45,26 +37,8 @@ def image() -> None:
     """
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A file whose content is known."""
-
-    title: str
-    """What a person calls it: a file's name, or the end of a URL."""
-    path: Path
-    file_bytes: int
-    checksum: str
-    fingerprint: tuple[int, ...] | None = None
-    """Of a file that others may write; see `fingerprint`."""
-
-    def refuse_changed(self) -> None:
-        """Raise ConflictError when the checksum may not be that of what was read after it."""
-        if self.fingerprint is not None and fingerprint(self.path) != self.fingerprint:
-            raise ConflictError(f"{self.path} changed while it was imported")
-
-
 @image.command("import")
-@click.argument("source", metavar="FILE|URL")
+@click.argument("source", metavar="FILE|URL|-")
 @click.option("--name", help="The image's name. By default the file's, without its ending.")
 @click.option(
     "--format",
@@ -74,17 +48,17 @@ class Source:
 )
 @json_option
 def import_(source: str, name: str | None, image_format: str | None, as_json: bool) -> None:
-    """Import a disk image, from a file or from an http or https URL.
+    """Import a disk image: a file, an http or https URL, or - for standard input.
 
-    The same content is imported once: when it is an image already, that one is named and nothing
-    is done. If the import fails or is interrupted, nothing of it is left behind.
+    What is compressed (gzip, xz, zstd, bzip2) is unpacked, and the disk of an OVA taken out. The
+    same content is imported once: when it is an image already, that one is named and nothing is
+    done. If the import fails or is interrupted, nothing of it is left behind.
 
     \b
     bock image import debian-12.qcow2
     bock image import https://example.org/debian-12.qcow2 --name debian-12
     """
-    file_name = name_in_url(source) if is_url(source) else source
-    name = check_image_name(PurePosixPath(file_name).stem if name is None else name)
+    name = check_image_name(name_of_source(source, name))
     client = connect()
     client.list_images()  # before anything that takes long: is there a daemon?
     with ending_signals_interrupt():
@@ -98,67 +72,24 @@ def import_(source: str, name: str | None, image_format: str | None, as_json: bo
         return
     what = "imported" if imported else "not imported again:"
     click.echo(
-        f"{what} {file_name if is_url(source) else Path(source).name} ({found.disk_format}) "
+        f"{what} {opened.title} ({found.disk_format}) "
         f"{'as' if imported else 'is'} image {found.id} ({found.name}), "
         f"{format_size(found.size_bytes)}"
     )
-
-
-@contextlib.contextmanager
-def opened_source(source: str) -> Iterator[Source]:
-    """The file, fetched if it is a URL, with its checksum."""
-    if is_url(source):
-        with fetched(source) as download:
-            try:
-                yield Source(
-                    name_in_url(source) or source,
-                    download.path,
-                    download.done_bytes,
-                    download.digest.hexdigest(),
-                )
-            except BockdError as error:
-                raise type(error)(str(error).replace(str(download.path), source)) from error
-        return
-    path = Path(source).absolute()
-    check_file(path)
-    before = fingerprint(path)
-    file_bytes, checksum = read_through(path)
-    yield Source(path.name, path, file_bytes, checksum, before)
-
-
-def fingerprint(path: Path) -> tuple[int, ...]:
-    """What a file that nobody writes keeps."""
-    found = path.stat()
-    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
-
-
-def read_through(path: Path) -> tuple[int, str]:
-    """Length and SHA-256 of a file. A terminal shows a bar."""
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(CHUNK_BYTES))
-    done = 0
-    with path.open("rb", buffering=0) as file:
-        whole = file.seek(0, os.SEEK_END)
-        file.seek(0)
-        with byte_bar(f"reading {path.name}", whole) as show:
-            while count := file.readinto(buffer):
-                digest.update(buffer[:count])
-                done += count
-                if show is not None:
-                    show(done)
-    return done, digest.hexdigest()
 
 
 def import_source(
     client: ControlClient, source: Source, name: str, image_format: str | None
 ) -> tuple[ImageInfo, bool]:
     """The image with this content, and whether it is new."""
-    found = open_image(source.path, image_format)
-    for known in client.list_images():
-        same = (known.checksum, known.disk_format) == (source.checksum, found.format)
-        if same and not known.fetched:
-            return known, False
-    return fill_new_image(client, source, found, name), True
+    checksum = source.checksum()
+    with opened_image(source, image_format) as found:
+        for known in client.list_images():
+            same = (known.checksum, known.disk_format) == (checksum, found.format)
+            if same and not known.fetched:
+                return known, False
+        note_dropped(found, source.title)
+        return fill_new_image(client, source, found, name), True
 
 
 def fill_new_image(client: ControlClient, source: Source, opened: Image, name: str) -> ImageInfo:
@@ -168,13 +99,13 @@ def fill_new_image(client: ControlClient, source: Source, opened: Image, name: s
     try:
         with ending_signals_held():
             begun = client.begin_import(
-                name, opened.format, opened.volume_bytes, source.file_bytes, source.checksum
+                name, opened.format, opened.volume_bytes, source.file_bytes, source.checksum()
             )
         # The volume is new, so zeros need not be written: empty areas stay empty.
         convert(
             [
                 *("-n", "--target-is-zero", "-W"),
-                *("-f", opened.format, str(opened.path), "-O", "raw", begun.uri),
+                *(*opened.source, "-O", "raw", begun.uri),
             ],
             title=f"importing {source.title}",
             size_bytes=opened.size_bytes,

@@ -26,12 +26,15 @@ from bockd.cli.convert import (
 from bockd.cli.output import json_option, report
 from bockd.cli.records import Snapshot, Volume
 from bockd.cli.sizes import format_size
+from bockd.cli.sources import Source, name_of_source, note_dropped, opened_image, opened_source
 from bockd.cli.storage import StorageClient, connect
 from bockd.cli.volume import where_to_connect
-from bockd.diskimage import EXPORT_FORMATS, IMPORT_FORMATS, Image, open_image
+from bockd.diskimage import IMPORT_FORMATS, Image
 from bockd.errors import BockdError, ConflictError, InUseError, InvalidStateError, NotSupportedError
 
 T = TypeVar("T")
+
+EXPORT_FORMATS = ("raw", "qcow2")
 
 RELEASE_TIMEOUT_SECONDS = 10.0
 """For the daemon to notice that a killed qemu-img has gone, before its volume can be deleted."""
@@ -40,7 +43,7 @@ RELEASE_POLL_SECONDS = 0.05
 
 
 @click.command("import")
-@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("image", metavar="FILE|URL|-")
 @click.option("--name", help="The volume's name. By default the file's, without its ending.")
 @click.option(
     "--format",
@@ -49,21 +52,30 @@ RELEASE_POLL_SECONDS = 0.05
     help="The image's format. By default what its content shows; say raw to take it as it is.",
 )
 @json_option
-def import_image(image: Path, name: str | None, image_format: str | None, as_json: bool) -> None:
-    """Make a volume from a disk image.
+def import_image(image: str, name: str | None, image_format: str | None, as_json: bool) -> None:
+    """Make a volume from a disk image: a file, an http or https URL, or - for standard input.
 
-    Empty areas of the image take no space. The size is rounded up to 4 KiB, and to 1 MiB at
-    least. If the import fails or is interrupted, the volume is deleted again.
+    What is compressed (gzip, xz, zstd, bzip2) is unpacked, and the disk of an OVA taken out. Empty
+    areas of the image take no space. The size is rounded up to 4 KiB, and to 1 MiB at least. If the
+    import fails or is interrupted, the volume is deleted again.
 
     \b
     bock volume import debian-12.qcow2 --name web
     bock volume import /dev/sdb --name old-disk --format raw
     """
-    source = open_image(image, image_format)
-    filled = fill_new_volume(connect(), source, image.stem if name is None else name)
+    name = name_of_source(image, name)
+    client = connect()
+    client.list_volumes(name)  # before anything that takes long: is there a daemon?
+    with ending_signals_interrupt():
+        try:
+            with opened_source(image) as source, opened_image(source, image_format) as opened:
+                note_dropped(opened, source.title)
+                filled = fill_new_volume(client, source, opened, name)
+        except KeyboardInterrupt as error:
+            raise BockdError("interrupted; no volume was left behind") from error
     report(
         filled,
-        f"imported {source.path.name} ({source.format}) as volume {filled.id} ({filled.name}), "
+        f"imported {source.title} ({opened.format}) as volume {filled.id} ({filled.name}), "
         f"{format_size(filled.size_bytes)}",
         *where_to_connect(filled),
         as_json=as_json,
@@ -80,31 +92,26 @@ def local_uri(found: Volume | Snapshot) -> str:
     return found.uri
 
 
-def fill_new_volume(client: StorageClient, source: Image, name: str) -> Volume:
-    """Create the volume `name` with the contents of `source`, or no volume at all."""
+def fill_new_volume(client: StorageClient, source: Source, opened: Image, name: str) -> Volume:
+    """Create the volume `name` with the contents of `opened`, or no volume at all."""
     created: Volume | None = None
-    with ending_signals_interrupt():
-        try:
+    try:
+        with ending_signals_held():
+            created = client.create_volume(name, opened.volume_bytes)
+        uri = local_uri(created)
+        # The volume is new, so zeros need not be written: empty areas stay empty.
+        convert(
+            ["-n", "--target-is-zero", "-W", *opened.source, "-O", "raw", uri],
+            title=f"importing {source.title}",
+            size_bytes=opened.size_bytes,
+        )
+        source.refuse_changed()
+        flush_export(uri)
+    except BaseException as error:
+        if created is not None:
             with ending_signals_held():
-                created = client.create_volume(name, source.volume_bytes)
-            uri = local_uri(created)
-            # The volume is new, so zeros need not be written: empty areas stay empty.
-            convert(
-                [
-                    *("-n", "--target-is-zero", "-W"),
-                    *("-f", source.format, str(source.path), "-O", "raw", uri),
-                ],
-                title=f"importing {source.path.name}",
-                size_bytes=source.size_bytes,
-            )
-            flush_export(uri)
-        except BaseException as error:
-            if created is not None:
-                with ending_signals_held():
-                    discard(client, created, error)
-            if isinstance(error, KeyboardInterrupt):
-                raise BockdError("interrupted; no volume was left behind") from error
-            raise
+                discard(client, created, error)
+        raise
     return client.show_volume(created.id)
 
 

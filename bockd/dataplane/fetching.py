@@ -261,7 +261,7 @@ def _open(image: GlanceImage, file: IO[bytes]) -> Image:
 async def _convert(opened: Image, uri: str, image: str) -> None:
     """Have qemu-img write it to an export. It dies with us."""
     command = ["qemu-img", "convert", "-n", "--target-is-zero", "-W"]
-    command += ["-f", opened.format, str(opened.path), "-O", "raw", uri]
+    command += [*opened.source, "-O", "raw", uri]
     try:
         ended = await trio.run_process(
             command, stdin=subprocess.DEVNULL, capture_stdout=True, capture_stderr=True, check=False

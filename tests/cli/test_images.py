@@ -172,7 +172,7 @@ def test_looking_at_a_file_is_limited(daemon: Daemon, tmp_path: Path) -> None:
     stand_in.write_text('#!/bin/bash\necho "limits $(ulimit -v) $(ulimit -t)" >&2; exit 1\n')
     stand_in.chmod(0o755)
     result = daemon.run("bock", "image", "import", file, PATH=path)
-    assert (result.status, result.err) == (1, "bock: limits 1048576 30\n")
+    assert (result.status, result.err) == (1, f"bock: {file}: limits 1048576 30\n")
     stand_in.write_text("#!/bin/bash\nulimit -t 1; while :; do :; done\n")
     result = daemon.run("bock", "image", "import", file, PATH=path)
     assert result.status == 1

@@ -24,6 +24,10 @@ class Website:
     /circle     a redirect to itself
     /huge       says that it is larger than any disk
     /packed     compressed, though nobody asked for it
+    /endless    the content without a length; the connection's end is its end
+    /endless-cut  the same, and half of it
+    /chunked    the content in chunks
+    /chunked-cut  the same, and the last ones are missing
     """
 
     content: bytes
@@ -52,6 +56,10 @@ class _Handler(BaseHTTPRequestHandler):
         elif kind == "packed":
             self._head(200, 5, "Content-Encoding: gzip")
             self.wfile.write(b"12345")
+        elif kind in ("endless", "endless-cut"):
+            self._unmeasured(site.content if kind == "endless" else site.content[:CUT_BYTES])
+        elif kind in ("chunked", "chunked-cut"):
+            self._chunked(site.content, whole=kind == "chunked")
         elif kind in ("plain", "cut", "deaf", "changing"):
             self._send(kind, site)
         else:
@@ -75,6 +83,24 @@ class _Handler(BaseHTTPRequestHandler):
         # The last attempt at changing content succeeds.
         cut = kind in ("cut", "deaf") or (kind == "changing" and site.requests < 3)
         self.wfile.write(rest[:CUT_BYTES] if cut else rest)
+
+    def _unmeasured(self, content: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(content)
+
+    def _chunked(self, content: bytes, *, whole: bool) -> None:
+        self.protocol_version = "HTTP/1.1"
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        for at in range(0, len(content) if whole else CUT_BYTES, 100_000):
+            chunk = content[at : at + 100_000]
+            self.wfile.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+        if whole:
+            self.wfile.write(b"0\r\n\r\n")
 
     def _head(self, status: int, length: int, *lines: str) -> None:
         self.send_response(status)

@@ -259,12 +259,14 @@ def test_what_turns_out_bad_is_in_error(
     overlay, large = tmp_path / "overlay.qcow2", tmp_path / "large.qcow2"
     tool("qemu-img", "create", "-f", "qcow2", "-b", image, "-F", "qcow2", overlay)
     tool("qemu-img", "create", "-f", "qcow2", large, "2G")
+    half = content[: len(content) // 2]
     bad = {
         "sha512 is wrong": glance.add(content, os_hash_value="0" * 128),
         f"{len(content)} bytes came of": glance.add(content, size=len(content) + 1),
         "more than it announced": glance.add(content, size=len(content) - 1),
         "the difference to another image": glance.add(overlay.read_bytes()),
         "qemu-img failed|not in qcow2 format": glance.add(b"\0" * 5000),
+        "cut short": glance.add(half),  # before it came to Glance
         "needs 2 GiB; the volume is too small": glance.add(large.read_bytes()),
     }
     files = set(os.listdir(bockd.data))
