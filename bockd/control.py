@@ -37,6 +37,8 @@ class DaemonInfo:
     """Where the file view is mounted; None without one."""
     volumes: int
     snapshots: int
+    fast_lane: str
+    """"compiled", or why plain requests are served by Python only."""
 
 
 @dataclass(frozen=True, slots=True)

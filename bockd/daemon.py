@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import resource
 import signal
 import socket
@@ -55,6 +56,7 @@ from bockd.model import NodeKind, ServerKind, SnapshotId, TlsMode, VolumeId
 from bockd.readiness import READY, STOPPING, notify
 from bockd.server.drive import Driver
 from bockd.server.exports import ExportKey
+from bockd.server.fastlane import lane
 from bockd.server.listener import address_of, listen_tcp
 from bockd.server.nbd_server import NbdServer, serve_nbd
 from bockd.server.tls import NO_TLS, DoorTls
@@ -294,6 +296,7 @@ class _Daemon:
             f"  NBD, TCP:         {nbd_listen or 'off'}  (attached volumes only"
             f"{TLS_NOTE[settings.nbd.tls]})",
             f"  files:            {self._view.path if self._view else 'off'}",
+            f"  fast lane:        {lane(os.environ)}",
             f"  control API:      {settings.api_socket}",
             f"  block storage API: {f'{scheme}://{api_listen}/' if api_listen else 'off'}"
             f"  ({self._ways_in()})",

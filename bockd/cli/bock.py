@@ -60,6 +60,7 @@ def info(as_json: bool) -> None:
             ("NBD over TCP", found.nbd_listen or "none"),
             ("API over TCP", found.api_listen or "none"),
             ("files", found.mount or "none"),
+            ("fast lane", found.fast_lane),
             ("volumes", str(found.volumes)),
             ("snapshots", str(found.snapshots)),
             *orphans,

@@ -5,6 +5,7 @@ The operator sees everything in the pool, whoever it belongs to.
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import trio
@@ -38,6 +39,7 @@ from bockd.model import (
     export_name,
     export_uri,
 )
+from bockd.server.fastlane import lane
 from bockd.server.nbd_server import NbdServer
 from bockd.store.catalogue import SnapshotRecord, VolumeRecord
 from bockd.store.index import Table
@@ -84,6 +86,7 @@ class PoolControl:
             mount=self._mount,
             volumes=volumes,
             snapshots=snapshots,
+            fast_lane=lane(os.environ),
         )
 
     # -- volumes -----------------------------------------------------------------------------

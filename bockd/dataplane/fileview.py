@@ -20,7 +20,7 @@ class FileView:
             raise NotSupportedError(
                 "--mount needs pyfuse3, which is not installed: 'make setup', or install the "
                 "packages fuse3, libfuse3-dev, pkg-config, gcc and python3-dev and then "
-                "'pip install bockd[fuse]'"
+                "'pip install .[fuse]' in bockd's directory"
             )
         from bockd.fuse.mountpoint import never_wait_for_own_writeback
 

@@ -45,6 +45,24 @@ def load(environ: Mapping[str, str]) -> ModuleType | None:
 compiled = load(os.environ)
 
 
+def lane(environ: Mapping[str, str]) -> str:
+    """Say for people which lane serves plain requests here, and why if it is not the compiled one.
+
+    Neither pip nor anything else shows that a compiler was missing when bockd was installed."""
+    if environ.get(VARIABLE) == "off":
+        return f"Python only ({VARIABLE}=off)"
+    try:
+        from bockd.server import _fastlane  # noqa: F401
+    except ModuleNotFoundError:
+        return (
+            "Python only: it was not compiled. For full speed install gcc and Python's headers "
+            "(python3-dev), then install bockd again"
+        )
+    except ImportError as error:
+        return f"Python only: it cannot be loaded ({error})"
+    return "compiled"
+
+
 class Turn(NamedTuple):
     """What the fast lane may do beside serving."""
 

@@ -80,6 +80,7 @@ class MemoryControl:
             mount=None,
             volumes=len(self._volumes),
             snapshots=len(self._snapshots),
+            fast_lane="compiled",
         )
 
     async def list_volumes(self) -> list[VolumeInfo]:

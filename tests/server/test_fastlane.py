@@ -36,6 +36,23 @@ def test_it_can_be_left_out() -> None:
     assert fastlane.load({fastlane.VARIABLE: "off"}) is None
 
 
+@pytest.mark.parametrize(
+    ("module", "environ", "said"),
+    [
+        (sys.modules[fastlane.__name__], {}, "compiled"),
+        (None, {}, "Python only: it was not compiled. For full speed install gcc"),
+        (None, {fastlane.VARIABLE: "off"}, "Python only (BOCKD_FASTLANE=off)"),
+    ],
+)
+def test_the_lane_in_use_is_named(
+    module: object, environ: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if module is None:  # as Python has it for a module that is not to be found
+        monkeypatch.delattr("bockd.server._fastlane")
+        monkeypatch.setitem(sys.modules, "bockd.server._fastlane", None)
+    assert fastlane.lane(environ).startswith(said)
+
+
 def test_a_daemon_without_it_is_a_daemon() -> None:
     """As where there is no compiler."""
     hidden = "import sys; sys.modules['bockd.server._fastlane'] = None\n"
