@@ -18,9 +18,11 @@ from bockd.control import (
     CheckReport,
     Control,
     DaemonInfo,
+    PoolInfo,
     ScrubStatus,
     SnapshotInfo,
     Space,
+    SpacePage,
     Unowned,
     VolumeInfo,
     VolumeStatistics,
@@ -66,6 +68,15 @@ class SnapshotFilter(BaseModel):
     volume: str | None = None
 
 
+class SpaceQuery(BaseModel):
+    """Where to begin, and how long to take."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    after: Annotated[int, Field(ge=0)] = 0
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+
+
 def decode_ref(
     ref: Annotated[str, Path(description="An id or a name, percent-encoded")],
 ) -> str:
@@ -99,6 +110,16 @@ def pool_router(control: Control) -> APIRouter:
     async def statistics() -> list[VolumeStatistics]:
         """Counters of each open volume and snapshot."""
         return await control.statistics()
+
+    @router.get("/space")
+    async def spaces(query: Annotated[SpaceQuery, Query()]) -> SpacePage:
+        """Exact space of all volumes, and of the snapshots that are in use."""
+        return await control.spaces(query.after, query.seconds)
+
+    @router.get("/pool")
+    async def pool() -> PoolInfo:
+        """What the pool takes of its file system, and has promised."""
+        return await control.pool()
 
     @router.get("/unowned")
     async def unowned() -> Unowned:

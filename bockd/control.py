@@ -57,7 +57,8 @@ class VolumeInfo:
     name: str
     size_bytes: int
     status: str
-    """available, in-use (connections > 0), or error."""
+    """As the block storage API tells its tenant: in-use means attached. Of what belongs to nobody,
+    available or error."""
     created_at: float
     from_snapshot: SnapshotId | None
     connections: int
@@ -87,6 +88,54 @@ class Space:
 
     exclusive_bytes: int
     shared_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSpace:
+    """The space of one volume or snapshot."""
+
+    kind: NodeKind
+    id: int
+    space: Space
+
+
+@dataclass(frozen=True, slots=True)
+class SpacePage:
+    """The space of some volumes and snapshots."""
+
+    spaces: tuple[NodeSpace, ...]
+    next: int | None
+    """Where to go on; None: that was the last."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolInfo:
+    """What the pool has of its file system, and what it has promised."""
+
+    directory: str
+    size_bytes: int
+    """Of the file system that the pool is on, without what is reserved for root."""
+    used_bytes: int
+    """By the pool's own files: data, index, journals."""
+    others_bytes: int
+    """By whatever else is on that file system, what it needs for itself included."""
+    free_bytes: int
+    files_free: int | None
+    """How many more files the file system takes; None when it has no such limit."""
+    volumes: int
+    snapshots: int
+    images: int
+    promised_bytes: int
+    """The sum of the volumes' sizes, written or not."""
+    volumes_bytes: int | None
+    """Data that volumes show. A block that several show counts once; None: the pool is damaged, and
+    this and the two below cannot be measured."""
+    snapshots_bytes: int | None
+    """Data that snapshots show and no volume: it returns when all snapshots are deleted."""
+    images_bytes: int | None
+    """Data that images show, and neither a volume nor a snapshot."""
+    warn_percent: tuple[int, ...]
+    """How full the file system is, in percent, when the daemon warns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +307,16 @@ class Control(ServerControl, Protocol):
 
     async def space(self, kind: NodeKind, ref: str) -> Space:
         """Exact space of a volume or snapshot, by a walk over its maps."""
+        ...
+
+    async def spaces(self, after: int, seconds: float | None) -> SpacePage:
+        """Exact space of all volumes and of the snapshots that are in use, those behind `after` (0:
+        from the beginning). It ends as soon as `seconds` are over, after one at least; None: with
+        the last. What is damaged is left out."""
+        ...
+
+    async def pool(self) -> PoolInfo:
+        """What the pool takes; a walk over everything in it."""
         ...
 
     async def statistics(self) -> list[VolumeStatistics]:

@@ -40,6 +40,7 @@ from bockd.config.sections import ApiSettings, NbdSettings
 from bockd.configured import catalog, one_identity, servers, surroundings
 from bockd.dataplane.attached import AttachedExports, AttachedVolumes
 from bockd.dataplane.awaiting import Beside
+from bockd.dataplane.capacity import Capacity
 from bockd.dataplane.control import PoolControl
 from bockd.dataplane.exports import PoolExports
 from bockd.dataplane.fileview import FileView
@@ -212,8 +213,16 @@ class _Daemon:
         nbd_listen = str(address_of(tcp)) if tcp else None
         api_listen = str(address_of(api)) if api else None
         mount = str(self._view.path) if self._view else None
+        capacity = Capacity(self._pool, self._driver, settings.data_dir, settings.pool.warn_percent)
         control = PoolControl(
-            self._around, self._server, settings, nbd_listen, api_listen, mount, self._scrubbing
+            self._around,
+            self._server,
+            settings,
+            nbd_listen,
+            api_listen,
+            mount,
+            self._scrubbing,
+            capacity,
         )
         images = PoolImages(self._around, self._server, settings)
         attached = AttachedExports(self._pool, self._driver, self._on_idle)
@@ -237,6 +246,7 @@ class _Daemon:
             watch = Watch(self._machines, self._machine_plugger, self._pool.store.index)
             doors.start_soon(watch.run)
             doors.start_soon(self._scrubbing.run)
+            doors.start_soon(capacity.run)
             # What is alive now stays; the collector need not look at it again.
             gc.collect()
             gc.freeze()

@@ -85,6 +85,12 @@ def check_move(kind: NodeKind, node: int, old: Status, new: Status) -> None:
         refuse_state(kind, node, f"its status must be {needed}; it is {old}")
 
 
+def status_shown(stored: Status, *, refused: bool) -> Status:
+    """The status that everybody is told: `error` when the pool refuses the volume. One that is
+    attached stays so, and can be detached."""
+    return Status.ERROR if refused and stored is Status.AVAILABLE else stored
+
+
 def check_can_be_snapshotted(volume: int, status: Status, *, force: bool) -> None:
     """4.4.4, "Business Rules": not while it is attached, unless forced (4.4.4.2)."""
     if status is Status.IN_USE and not force:

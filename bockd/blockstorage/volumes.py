@@ -63,11 +63,9 @@ class Volumes:
             return self._as_it_is(Catalogue(txn), Ledger(txn).volume(tenant, volume))
 
     def _as_it_is(self, catalogue: Catalogue, volume: Volume) -> Volume:
-        """With what the pool knows; `error` when it refuses the volume. One that is attached stays
-        so, and can be detached."""
+        """With what the pool knows."""
         backing = self._around.backing(NodeKind.VOLUME, catalogue.volume(volume.id))
-        refused = volume.status is Status.AVAILABLE and backing.error is not None
-        status = Status.ERROR if refused else volume.status
+        status = rules.status_shown(volume.status, refused=backing.error is not None)
         return replace(volume, status=status, backing=backing)
 
     # -- creating ----------------------------------------------------------------------------

@@ -61,7 +61,7 @@ def list_(server: str | None, as_json: bool) -> None:
         print_json([at for _, at in found])
         return
     print_table(
-        ("VOLUME>", "NAME", "SERVER", "DEVICE"),
+        ("VOLUME>", "NAME", "SERVER", "DEVICE="),
         [(str(at.volume), name, at.server, at.device) for name, at in found],
     )
 

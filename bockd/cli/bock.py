@@ -79,6 +79,7 @@ COMMANDS = {
     "limits": "bockd.cli.tenant:limits",
     "credentials": "bockd.cli.tenant:credentials",
     "image": "bockd.cli.images:image",
+    "pool": "bockd.cli.pool:pool",
     "stat": "bockd.cli.stat:stat",
     "adopt": "bockd.cli.tenant:adopt",
     "completion": "bockd.cli.completion:completion",

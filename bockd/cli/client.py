@@ -21,9 +21,11 @@ from bockd.control import (
     DaemonInfo,
     ImageInfo,
     ImportInfo,
+    PoolInfo,
     ScrubStatus,
     SnapshotInfo,
     Space,
+    SpacePage,
     Unowned,
     VolumeInfo,
     VolumeStatistics,
@@ -78,6 +80,15 @@ class ControlClient:
         """Exact space; the walk over a large volume takes its time."""
         path = f"/{kind.value}s/{segment(ref)}/space"
         return decode(self._request("GET", path, patient=True), Space)
+
+    def spaces(self, after: int = 0, seconds: float | None = None) -> SpacePage:
+        """Exact space of all volumes and of the snapshots in use; see bockd.control."""
+        query = f"after={after}" if seconds is None else f"after={after}&seconds={seconds}"
+        return decode(self._request("GET", f"/space?{query}", patient=True), SpacePage)
+
+    def pool(self) -> PoolInfo:
+        """What the pool takes, however long the walk over it takes."""
+        return decode(self._request("GET", "/pool", patient=True), PoolInfo)
 
     def list_servers(self) -> list[Server]:
         """All registered servers by name."""

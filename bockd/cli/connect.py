@@ -124,7 +124,7 @@ def connections(as_json: bool) -> None:
         print_json([{**asdict(one), "state": state(one, device)} for one, device in shown])
         return
     print_table(
-        ("VOLUME>", "NAME", "DEVICE", "SERVER", "STATE", "SINCE", "DAEMON"),
+        ("VOLUME>", "NAME", "DEVICE=", "SERVER", "STATE=", "SINCE=", "DAEMON"),
         [
             (
                 str(one.volume),

@@ -146,7 +146,7 @@ def list_(as_json: bool) -> None:
         print_json(images)
         return
     print_table(
-        ("ID", "NAME", "SIZE>", "FORMAT", "FILE>", "IMPORTED"),
+        ("ID=", "NAME", "SIZE>", "FORMAT=", "FILE>", "IMPORTED="),
         [
             (
                 found.id,

@@ -1,15 +1,19 @@
 """What commands print: tables and records for people, JSON for programs.
 
-Names are printed as they are: never taken for markup, never cut short. Without a terminal a line
-is as long as it has to be, so that `grep` and `awk` see whole rows.
+Names are printed as they are: never taken for markup, never cut short. A figure is never cut or
+folded: on a narrow terminal long names take several lines, down to `MIN_TEXT_COLUMNS`, and after
+that lines are longer than the terminal. Without a terminal a line is as long as it has to be, so
+that `grep` and `awk` see whole rows.
 """
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import click
 
@@ -21,6 +25,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 UNBOUNDED_COLUMNS = 10_000
 """Width without a terminal: wider than any row."""
+
+MIN_TEXT_COLUMNS = 12
+"""A name that is folded to less cannot be read."""
+
+GAP = 2
+"""Columns between two cells."""
 
 
 def json_option(command: F) -> F:
@@ -50,32 +60,94 @@ def report(value: object, *lines: str, as_json: bool) -> None:
 
 
 def make_console() -> Console:
-    """Where tables go: standard output."""
+    """Where tables go that must be folded or renewed: standard output."""
     from rich.console import Console
 
+    # A terminal is asked each time: it may be resized.
     width = None if sys.stdout.isatty() else UNBOUNDED_COLUMNS
     return Console(width=width, highlight=False, markup=False, emoji=False)
 
 
-def make_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """A table without lines. A column whose title ends in ">" is aligned to the right."""
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table, from its title: one that ends in ">" is aligned to the right, and its
+    cells are never folded, nor are those of one that ends in "="."""
+
+    title: str
+    right: bool
+    whole: bool
+    widest: int
+    """Of its cells and its title, in columns of the terminal."""
+
+    @classmethod
+    def of(cls, title: str, cells: Iterable[str]) -> Self:
+        """From a title as it is written in the code, and what stands below it."""
+        from rich.cells import cell_len
+
+        shown = title.rstrip(">=")
+        widest = max(map(cell_len, (shown, *cells)))
+        return cls(shown, title.endswith(">"), title.endswith((">", "=")), widest)
+
+    @property
+    def least(self) -> int:
+        """The width that it needs at least."""
+        return self.widest if self.whole else min(self.widest, MIN_TEXT_COLUMNS)
+
+    def padded(self, cell: str) -> str:
+        """A cell as wide as the column."""
+        from rich.cells import cell_len
+
+        missing = " " * (self.widest - cell_len(cell))
+        return missing + cell if self.right else cell + missing
+
+
+def make_columns(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[Column]:
+    """The columns of a table; see `Column` for their titles."""
+    return [Column.of(title, (row[number] for row in rows)) for number, title in enumerate(titles)]
+
+
+def make_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Table:
+    """A table without lines, whose text is folded where it must be."""
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for title in columns:
-        right = title.endswith(">")
+    table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
+    for column in columns:
         table.add_column(
-            title.rstrip(">"), justify="right" if right else "left", overflow="fold", no_wrap=right
+            column.title,
+            justify="right" if column.right else "left",
+            overflow="fold",
+            no_wrap=column.whole,
+            min_width=column.least,
         )
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     return table
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print `make_table`."""
-    make_console().print(make_table(columns, rows))
+def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table; see `Column` for the titles."""
+    rows = list(rows)
+    columns = make_columns(titles, rows)
+    gaps = GAP * (len(columns) - 1)
+    if sum(column.widest for column in columns) + gaps <= terminal_columns():
+        click.secho(_line(columns, [column.title for column in columns]), bold=True)
+        for row in rows:
+            click.echo(_line(columns, row))
+        return
+    console = make_console()
+    console.width = max(console.width, sum(column.least for column in columns) + gaps)
+    console.print(make_table(columns, rows))
+
+
+def _line(columns: Sequence[Column], cells: Sequence[str]) -> str:
+    padded = (column.padded(cell) for column, cell in zip(columns, cells, strict=True))
+    return (" " * GAP).join(padded).rstrip()
+
+
+def terminal_columns() -> int:
+    """How long a line may be."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else UNBOUNDED_COLUMNS
 
 
 def print_record(fields: Iterable[tuple[str, str]]) -> None:

@@ -56,7 +56,7 @@ def list_(as_json: bool) -> None:
         print_json(servers)
         return
     print_table(
-        ("NAME", "KIND", "TENANT", "ADDED"),
+        ("NAME", "KIND=", "TENANT", "ADDED="),
         [
             (found.name, found.kind, found.tenant or "all", format_time(found.added_at))
             for found in servers

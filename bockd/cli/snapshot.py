@@ -86,7 +86,7 @@ def list_(volume: str | None, as_json: bool) -> None:
         return
     names = {found.id: found.name for found in client.list_volumes()}
     print_table(
-        ("ID>", "NAME", "SIZE>", "VOLUME", "STATUS", "CLIENTS>", "CREATED"),
+        ("ID>", "NAME", "SIZE>", "VOLUME", "STATUS=", "CLIENTS>", "CREATED="),
         [
             (
                 str(found.id),

@@ -1,8 +1,8 @@
 """`bock stat`: what each volume does and takes, live.
 
 The daemon counts from the moment a volume is opened; rates are the difference of two samples. Exact
-space is a walk over a volume's maps, so it is asked for within a time budget, the longest unasked
-volume first.
+space is a walk over maps, so it is asked for within a time budget, the longest unasked first. A
+narrow terminal shows fewer columns, never a part of a figure.
 """
 
 from __future__ import annotations
@@ -10,24 +10,38 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from types import FrameType
+from typing import Protocol
 
 import click
 
 from bockd.cli.client import ControlClient, connect
 from bockd.cli.completion import complete_volume
-from bockd.cli.output import json_option, make_console, make_table, print_json
+from bockd.cli.output import (
+    GAP,
+    Column,
+    json_option,
+    make_columns,
+    make_console,
+    make_table,
+    print_json,
+    print_table,
+    terminal_columns,
+)
 from bockd.cli.sizes import format_size
-from bockd.control import Space, VolumeStatistics
+from bockd.control import SnapshotInfo, Space, VolumeInfo, VolumeStatistics
 from bockd.errors import NotFoundError
 from bockd.model import NodeKind
 
-SPACE_BUDGET_SECONDS = 0.3
+SPACE_SECONDS = 0.3
 """How long one refresh of the live table may spend on asking for space."""
+
+HEADER_LINES = 3
+"""Of the terminal's height: titles, what is not shown, and the cursor."""
 
 MIN_INTERVAL_SECONDS = 0.1
 
@@ -107,20 +121,27 @@ def with_rates(
 class Watch:
     """Follows all volumes and open snapshots, or one volume."""
 
-    def __init__(self, client: ControlClient, volume: str | None, space_budget: float) -> None:
+    def __init__(
+        self, client: ControlClient, volume: str | None, space_seconds: float | None
+    ) -> None:
+        """`space_seconds` bounds what one call of `next` spends on asking for space; None: all of
+        it is asked for."""
         self._client = client
         self._only = None if volume is None else int(client.show_volume(volume).id)
-        self._space_budget = space_budget
+        self._space_seconds = space_seconds
         self._space: dict[Key, Space] = {}
-        self._space_asked: dict[Key, float] = {}
+        self._space_after = 0
         self._sample = take_sample(client)
 
     def next(self) -> tuple[float, list[Activity]]:
         """The seconds since the last call, and what happened in them."""
         before, self._sample = self._sample, take_sample(self._client)
         seconds = self._sample.taken_at - before.taken_at
-        idle = self._idle_rows()
-        self._refresh_space([(row.kind, row.id) for row in idle])
+        try:
+            idle = self._idle_rows()
+            self._refresh_space()
+        except NotFoundError as error:
+            raise NotFoundError(f"volume {self._only} was deleted") from error
         rows = []
         for row in idle:
             key = (row.kind, row.id)
@@ -132,53 +153,65 @@ class Watch:
 
     def _idle_rows(self) -> list[Activity]:
         """A row for each volume that is followed, and for each snapshot that is being read."""
-        rows = [
-            Activity(
-                NodeKind.VOLUME,
-                int(found.id),
-                found.name,
-                found.size_bytes,
-                found.status,
-                found.connections,
-                None,
-            )
-            for found in self._client.list_volumes()
-            if self._only is None or found.id == self._only
-        ]
         if self._only is not None:
-            if not rows:
-                raise NotFoundError(f"volume {self._only} was deleted")
-            return rows
-        return rows + [
-            Activity(
-                NodeKind.SNAPSHOT,
-                int(found.id),
-                found.name,
-                found.size_bytes,
-                "read-only",
-                found.connections,
-                None,
-            )
-            for found in self._client.list_snapshots()
-            if found.connections
-        ]
+            return [idle_row(self._client.show_volume(str(self._only)))]
+        snapshots = (one for one in self._client.list_snapshots() if one.connections)
+        return [*map(idle_row, self._client.list_volumes()), *map(idle_row, snapshots)]
 
-    def _refresh_space(self, keys: list[Key]) -> None:
-        deadline = time.monotonic() + self._space_budget
-        for key in sorted(keys, key=lambda key: self._space_asked.get(key, 0.0)):
-            try:
-                self._space[key] = self._client.space(key[0], str(key[1]))
-            except NotFoundError:
-                self._space.pop(key, None)  # deleted since it was listed
-            self._space_asked[key] = time.monotonic()
-            if self._space_asked[key] > deadline:
-                return
+    def _refresh_space(self) -> None:
+        """Ask for the exact space of one volume, or of as many as the time allows, those first
+        that were asked for the longest time ago."""
+        if self._only is not None:
+            key = (NodeKind.VOLUME, self._only)
+            self._space[key] = self._client.space(NodeKind.VOLUME, str(self._only))
+            return
+        page = self._client.spaces(self._space_after, self._space_seconds)
+        self._space_after = page.next or 0
+        self._space.update(((one.kind, one.id), one.space) for one in page.spaces)
 
 
-COLUMNS = (
-    *("ID>", "NAME", "STATUS", "READ/s>", "READ>", "WRITE/s>", "WRITE>", "FLUSH/s>", "TRIM/s>"),
-    *("p50>", "p99>", "p99.9>", "ERR>", "EXCLUSIVE>", "SHARED>"),
+def idle_row(found: VolumeInfo | SnapshotInfo) -> Activity:
+    """A row without requests."""
+    volume = isinstance(found, VolumeInfo)
+    return Activity(
+        NodeKind.VOLUME if volume else NodeKind.SNAPSHOT,
+        int(found.id),
+        found.name,
+        found.size_bytes,
+        found.status if isinstance(found, VolumeInfo) else "read-only",
+        found.connections,
+        None,
+    )
+
+
+COLUMNS: tuple[tuple[str, int], ...] = (
+    ("ID>", 4),
+    ("NAME", 12),
+    ("STATUS=", 9),
+    ("CLIENTS>", 7),
+    ("READ/s>", 6),
+    ("READ>", 11),
+    ("WRITE/s>", 7),
+    ("WRITE>", 11),
+    ("FLUSH/s>", 7),
+    ("TRIM/s>", 6),
+    ("p50>", 7),
+    ("p99>", 7),
+    ("p99.9>", 7),
+    ("ERR>", 3),
+    ("EXCLUSIVE>", 10),
+    ("SHARED>", 10),
 )
+"""Titles (see bockd.cli.output.Column), and how wide their usual figures are: so that a column does
+not come and go with each digit."""
+
+PRIORITY = (
+    *("NAME", "READ/s>", "WRITE/s>", "STATUS=", "READ>", "WRITE>", "p99>", "ERR>", "ID>"),
+    *("EXCLUSIVE>", "CLIENTS>", "p50>", "FLUSH/s>", "SHARED>", "TRIM/s>", "p99.9>"),
+)
+"""Which columns a narrow terminal shows. The first three are always there."""
+
+ALWAYS = 3
 
 
 def table_row(row: Activity) -> tuple[str, ...]:
@@ -187,6 +220,7 @@ def table_row(row: Activity) -> tuple[str, ...]:
         str(row.id),
         row.name if row.kind is NodeKind.VOLUME else f"snapshot/{row.name}",
         row.status,
+        str(row.connections),
         f"{row.reads_per_second:.0f}",
         f"{format_size(round(row.read_bytes_per_second))}/s",
         f"{row.writes_per_second:.0f}",
@@ -202,6 +236,30 @@ def table_row(row: Activity) -> tuple[str, ...]:
     )
 
 
+def choose_columns(rows: Sequence[Sequence[str]], width: int) -> list[int]:
+    """The numbers of the columns that fit, in their order on the screen."""
+    number_of = {title: number for number, (title, _) in enumerate(COLUMNS)}
+    chosen: list[int] = []
+    left = width + GAP
+    for title in PRIORITY:
+        number = number_of[title]
+        usual = COLUMNS[number][1]
+        left -= max(usual, Column.of(title, (row[number] for row in rows)).least) + GAP
+        if left < 0 and len(chosen) >= ALWAYS:
+            break
+        chosen.append(number)
+    return sorted(chosen)
+
+
+def busiest(rows: list[Activity], most: int) -> list[Activity]:
+    """As many rows as fit on the screen, in order: those with the most requests."""
+    if len(rows) <= most:
+        return rows
+    by_requests = sorted(rows, key=lambda row: -(row.reads_per_second + row.writes_per_second))
+    kept = {(row.kind, row.id) for row in by_requests[:most]}
+    return [row for row in rows if (row.kind, row.id) in kept]
+
+
 def format_latency(microseconds: float) -> str:
     """ "41 us", "1.9 ms", "2.1 s"; "-" when there was no request."""
     if microseconds <= 0:
@@ -213,14 +271,23 @@ def format_latency(microseconds: float) -> str:
     return f"{microseconds / 1_000_000:.1f} s"
 
 
+class Observer(Protocol):
+    """What is asked at each interval."""
+
+    def next(self) -> tuple[float, list[Activity]]:
+        """The seconds since the last call, and what happened in them."""
+        ...
+
+
 def ticks(
-    watch: Watch, interval: float, interrupted: Callable[[], bool]
+    watch: Observer, interval: float, interrupted: Callable[[], bool]
 ) -> Iterator[tuple[float, list[Activity]]]:
     """One observation for each interval, until it is interrupted."""
     due = time.monotonic()
     while not interrupted():
+        # One that is late, because it was stopped or the daemon was slow, does not hurry after.
         due = max(due + interval, time.monotonic())
-        time.sleep(due - time.monotonic())
+        time.sleep(max(0.0, due - time.monotonic()))
         yield watch.next()
 
 
@@ -272,11 +339,11 @@ def stat(volume: str | None, interval: float, once: bool, as_json: bool) -> None
     """
     with noticing_interrupts() as interrupted:
         try:
-            watch = Watch(connect(), volume, float("inf") if once else SPACE_BUDGET_SECONDS)
+            watch = Watch(connect(), volume, None if once else SPACE_SECONDS)
             observed = ticks(watch, interval, interrupted)
             if once:
                 observed = islice(observed, 1)
-            if once or as_json or not sys.stdout.isatty():
+            if once or as_json or not can_renew():
                 for seconds, rows in observed:
                     show_plain(seconds, rows, as_json=as_json)
             else:
@@ -287,18 +354,39 @@ def stat(volume: str | None, interval: float, once: bool, as_json: bool) -> None
             # It is the way to end it.
 
 
+def can_renew() -> bool:
+    """Whether a table can be renewed in place: at a terminal that knows how to go up."""
+    return sys.stdout.isatty() and not make_console().is_dumb_terminal
+
+
 def show_plain(seconds: float, rows: list[Activity], *, as_json: bool) -> None:
     """One observation, printed."""
     if as_json:
         print_json(document(seconds, rows), indent=0)
         return
-    make_console().print(make_table(COLUMNS, map(table_row, rows)))
+    cells = [table_row(row) for row in rows]
+    print_table(*fitted(cells, terminal_columns()))
+
+
+def fitted(cells: Sequence[Sequence[str]], width: int) -> tuple[list[str], list[list[str]]]:
+    """The titles of the columns that fit, and their cells."""
+    chosen = choose_columns(cells, width)
+    titles = [COLUMNS[number][0] for number in chosen]
+    return titles, [[row[number] for number in chosen] for row in cells]
 
 
 def show_live(observed: Iterator[tuple[float, list[Activity]]]) -> None:
-    """A table that renews itself in place."""
+    """A table that renews itself in place, with the busiest rows when there are too many."""
+    from rich.console import Group
     from rich.live import Live
+    from rich.text import Text
 
-    with Live(console=make_console(), auto_refresh=False) as live:
+    console = make_console()
+    with Live(console=console, auto_refresh=False) as live:
         for _, rows in observed:
-            live.update(make_table(COLUMNS, map(table_row, rows)), refresh=True)
+            shown = busiest(rows, max(1, console.height - HEADER_LINES))
+            titles, cells = fitted([table_row(row) for row in shown], console.width)
+            table = make_table(make_columns(titles, cells), cells)
+            left = len(rows) - len(shown)
+            more = [Text(f"and {left} with fewer requests")] if left else []
+            live.update(Group(table, *more), refresh=True)

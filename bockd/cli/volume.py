@@ -77,7 +77,7 @@ def list_(as_json: bool) -> None:
         print_json(volumes)
         return
     print_table(
-        ("ID>", "NAME", "SIZE>", "STATUS", "CLIENTS>", "CREATED"),
+        ("ID>", "NAME", "SIZE>", "STATUS=", "CLIENTS>", "CREATED="),
         [
             (
                 str(found.id),

@@ -19,6 +19,7 @@ from bockd.config.values import (
     read_listen,
     read_names,
     read_path,
+    read_percents,
     read_text,
     read_url,
     word,
@@ -138,6 +139,13 @@ class ServerSettings(Section):
 
 
 @dataclass(frozen=True, slots=True)
+class PoolSettings(Section):
+    """`[pool]`: the directory that everything is kept in."""
+
+    warn_percent: tuple[int, ...] = key((80, 90, 95), read_percents)
+
+
+@dataclass(frozen=True, slots=True)
 class ChecksumSettings(Section):
     """`[checksums]`: of what snapshots hold."""
 
@@ -242,6 +250,7 @@ class Settings(Section):
     fuse: FuseSettings = section(FuseSettings)
     vm: VmSettings = section(VmSettings)
     servers: Mapping[str, ServerSettings] = named(ServerSettings)
+    pool: PoolSettings = section(PoolSettings)
     checksums: ChecksumSettings = section(ChecksumSettings)
     identity: IdentitySettings = section(IdentitySettings)
     keystone: KeystoneSettings = section(KeystoneSettings)

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from datetime import date, datetime, time
 from enum import StrEnum
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -118,6 +119,16 @@ def read_names(value: object) -> tuple[str, ...]:
     return tuple(read_text(one) for one in value)
 
 
+def read_percents(value: object) -> tuple[int, ...]:
+    """An array of whole percents, each larger than the one before; it may be empty."""
+    if not isinstance(value, list):
+        raise wrong_type("an array of integers", value)
+    percents = tuple(read_percent(one) for one in value)
+    if any(later <= earlier for earlier, later in pairwise(percents)):
+        raise ValueError(f"{shown(value)} does not rise from each number to the next")
+    return percents
+
+
 def integer(minimum: int, maximum: int) -> Callable[[object], int]:
     """Reads an integer in these bounds, both included."""
 
@@ -152,3 +163,7 @@ def word(kind: type[E], *allowed: E) -> Callable[[object], E]:
         return kind(read_one(value))
 
     return read
+
+
+read_percent = integer(1, 99)
+"""At 100 it is too late for a warning."""

@@ -6,14 +6,16 @@ The operator sees everything in the pool, whoever it belongs to.
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import replace
 
 import trio
 
 import bockd
+from bockd.blockstorage import rules
 from bockd.blockstorage.adopting import adopt, find_unowned
 from bockd.blockstorage.check import check_everything
-from bockd.blockstorage.contract import TenantId
+from bockd.blockstorage.contract import Status, TenantId
 from bockd.blockstorage.records import Ledger
 from bockd.blockstorage.running import Surroundings
 from bockd.blockstorage.servers import Servers
@@ -21,15 +23,20 @@ from bockd.config import Settings
 from bockd.control import (
     CheckReport,
     DaemonInfo,
+    PoolInfo,
     ScrubStatus,
     SnapshotInfo,
     Space,
+    SpacePage,
     Unowned,
     VolumeInfo,
     VolumeStatistics,
 )
+from bockd.dataplane.capacity import Capacity
 from bockd.dataplane.scrubbing import Scrubbing
 from bockd.engine.guests import elsewhere
+from bockd.engine.occupancy import measure_all
+from bockd.errors import DamagedError
 from bockd.model import (
     NodeKind,
     Server,
@@ -41,7 +48,7 @@ from bockd.model import (
 )
 from bockd.server.fastlane import lane
 from bockd.server.nbd_server import NbdServer
-from bockd.store.catalogue import SnapshotRecord, VolumeRecord
+from bockd.store.catalogue import Catalogue, SnapshotRecord, VolumeRecord
 from bockd.store.index import Table
 
 
@@ -57,8 +64,10 @@ class PoolControl:
         api_listen: str | None,
         mount: str | None,
         scrubbing: Scrubbing,
+        capacity: Capacity,
     ) -> None:
         self._scrubbing = scrubbing
+        self._capacity = capacity
         self._around = around
         self._pool = around.pool
         self._servers = Servers(around)
@@ -95,7 +104,7 @@ class PoolControl:
         with self._pool.catalogue() as catalogue:
             filling = {found.volume for found in Ledger(catalogue.txn).imports()}
             return [
-                self._volume_info(record)
+                self._volume_info(catalogue, record)
                 for record in catalogue.volumes()
                 if record.id not in filling
             ]
@@ -105,21 +114,26 @@ class PoolControl:
 
     def _show_volume(self, volume: VolumeId) -> VolumeInfo:
         with self._pool.catalogue() as catalogue:
-            return self._volume_info(catalogue.volume(volume))
+            return self._volume_info(catalogue, catalogue.volume(volume))
 
-    def _volume_info(self, record: VolumeRecord) -> VolumeInfo:
+    def _volume_info(self, catalogue: Catalogue, record: VolumeRecord) -> VolumeInfo:
         opened = self._pool.volumes.get(record.id)
-        connections = opened.users if opened else 0
         trouble = self._pool.trouble(record)
-        status = "error" if trouble else "in-use" if connections else "available"
+        stored = Status.AVAILABLE
+        try:
+            owned = Ledger(catalogue.txn).owned_volume(record.id)
+            if owned is not None:
+                stored = owned.volume.status
+        except DamagedError as error:
+            trouble = trouble or str(error)
         return VolumeInfo(
             id=record.id,
             name=record.name,
             size_bytes=record.size_bytes,
-            status=status,
+            status=rules.status_shown(stored, refused=trouble is not None),
             created_at=record.created_at,
             from_snapshot=record.from_snapshot,
-            connections=connections,
+            connections=opened.users if opened else 0,
             uri=export_uri(export_name(NodeKind.VOLUME, record.name), self._socket),
             error=trouble,
         )
@@ -181,12 +195,23 @@ class PoolControl:
         find = self._pool.find_volume if kind is NodeKind.VOLUME else self._pool.find_snapshot
         return await self._driver.run(self._pool.measure(kind, find(ref)))
 
+    async def spaces(self, after: int, seconds: float | None) -> SpacePage:
+        deadline = None if seconds is None else time.monotonic() + seconds
+
+        def until() -> bool:
+            return deadline is not None and time.monotonic() >= deadline
+
+        return await self._driver.run(measure_all(self._pool, after, until))
+
+    async def pool(self) -> PoolInfo:
+        return await self._capacity.measure()
+
     async def statistics(self) -> list[VolumeStatistics]:
         entries = []
         with self._pool.catalogue() as catalogue:
             for entry in self._server.statistics():
                 info = (
-                    self._volume_info(catalogue.volume(VolumeId(entry.id)))
+                    self._volume_info(catalogue, catalogue.volume(VolumeId(entry.id)))
                     if entry.kind is NodeKind.VOLUME
                     else self._snapshot_info(catalogue.snapshot(SnapshotId(entry.id)))
                 )

@@ -1,6 +1,7 @@
 """Space: an exact walk over the maps of a family, and a quick look at the layers' files.
 
-The walk counts blocks that one map or several show.
+The walk counts blocks that one map or several show. It is a walk over a whole family whatever is
+asked, so it measures all of the family's maps at once.
 A *family* is all maps with the same root; only they can share blocks. A block of a layer is
 exclusive to a map when no other live map of the family shows the same block of the same layer.
 """
@@ -9,24 +10,20 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from heapq import merge
+from operator import itemgetter
 
 from bockd.control import Space
 from bockd.model import BLOCK_SIZE, LayerId, MapId
 from bockd.store.catalogue import NO_MAP, Catalogue
 from bockd.store.index import Table
 from bockd.store.layout import Layout
-from bockd.store.leaf import (
-    HOLE,
-    LEAF_BLOCKS,
-    LEAF_BYTES,
-    Leaf,
-    leaf_key,
-    leaf_key_parts,
-)
+from bockd.store.leaf import HOLE, LEAF_BLOCKS, Leaf, leaf_key, leaf_key_parts
 
-_WINDOW_LEAVES = 4096
-"""Leaves of all maps held in memory at once."""
+Family = Sequence[tuple[MapId, MapId]]
+"""All maps of one family as (map, parent), parents first."""
 
 
 def allocated_bytes(layout: Layout, catalogue: Catalogue, map_id: MapId) -> int:
@@ -59,69 +56,120 @@ def _files(layout: Layout, layer: LayerId) -> Iterator[os.stat_result]:
             return
 
 
+class Tally:
+    """Counts the blocks that a family's live maps show, leaf by leaf.
+
+    `rank` says for each live map which class its blocks are counted for; a block that maps of
+    several classes show counts for the smallest.
+    """
+
+    def __init__(self, live: Mapping[MapId, int]) -> None:
+        self._rank = live
+        self._total: Counter[MapId] = Counter()
+        self._alone: Counter[MapId] = Counter()
+        self._of_class: Counter[int] = Counter()
+
+    def add(self, shown: Mapping[MapId, bytes]) -> None:
+        """Count one leaf: the payload that each map shows there."""
+        showing: dict[bytes, list[MapId]] = {}
+        for member, payload in shown.items():
+            if member in self._rank:
+                showing.setdefault(payload, []).append(member)
+        if len(showing) == 1:
+            ((payload, members),) = showing.items()
+            self._add_same(payload, members)
+        elif showing:
+            self._add_different(showing)
+
+    def _add_same(self, payload: bytes, members: Sequence[MapId]) -> None:
+        blocks = LEAF_BLOCKS - Leaf.decode(payload).layers().count(HOLE)
+        for member in members:
+            self._total[member] += blocks
+        if len(members) == 1:
+            self._alone[members[0]] += blocks
+        self._of_class[min(self._rank[member] for member in members)] += blocks
+
+    def _add_different(self, showing: Mapping[bytes, Sequence[MapId]]) -> None:
+        users: Counter[tuple[int, int]] = Counter()
+        lowest: dict[tuple[int, int], int] = {}
+        placed: list[tuple[Sequence[MapId], list[tuple[int, int]]]] = []
+        for payload, members in showing.items():
+            layers = enumerate(Leaf.decode(payload).layers())
+            places = [place for place in layers if place[1] != HOLE]
+            placed.append((members, places))
+            rank = min(self._rank[member] for member in members)
+            for place in places:
+                users[place] += len(members)
+                lowest[place] = min(rank, lowest.get(place, rank))
+        for members, places in placed:
+            for member in members:
+                self._total[member] += len(places)
+            if len(members) == 1:
+                self._alone[members[0]] += sum(users[place] == 1 for place in places)
+        self._of_class.update(lowest.values())
+
+    def space(self, member: MapId) -> Space:
+        """What one live map shows."""
+        alone = self._alone[member]
+        return Space(alone * BLOCK_SIZE, (self._total[member] - alone) * BLOCK_SIZE)
+
+    def class_bytes(self, rank: int) -> int:
+        """What is counted for one class."""
+        return self._of_class[rank] * BLOCK_SIZE
+
+
 def measure_space(catalogue: Catalogue, map_id: MapId) -> Space:
     """The space of a live map, from what the index holds. DamagedError."""
-    order = list(_family(catalogue, map_id))
-    live = {member for member, _ in order if not catalogue.map(member).dead}
-    size = catalogue.map(map_id).size_bytes
-    total = exclusive = 0
-    for first in range(0, -(-size // LEAF_BYTES), _WINDOW_LEAVES):
-        for stored in _leaves_by_number(catalogue, order, first):
-            shown = _shown(order, stored)
-            mine = shown.get(map_id)
-            if mine is None:
-                continue
-            others = {leaf for member, leaf in shown.items() if member != map_id and member in live}
-            blocks, alone = _count(mine, others)
-            total += blocks
-            exclusive += alone
-    return Space(exclusive * BLOCK_SIZE, (total - exclusive) * BLOCK_SIZE)
+    family = family_of(catalogue, map_id)
+    live = {member: 0 for member, _ in family if not catalogue.map(member).dead}
+    tally = Tally(live)
+    count_family(catalogue, family, tally, lambda shown: map_id in shown)
+    return tally.space(map_id)
 
 
-def _family(catalogue: Catalogue, map_id: MapId) -> Iterator[tuple[MapId, MapId]]:
-    """All maps of the family as (map, parent), parents first."""
-    root = catalogue.chain(map_id)[-1]
-    waiting = [(root, NO_MAP)]
+def count_family(
+    catalogue: Catalogue,
+    family: Family,
+    tally: Tally,
+    wanted: Callable[[Mapping[MapId, bytes]], bool] = bool,
+) -> None:
+    """Add all leaves of a family that are `wanted`. DamagedError."""
+    for stored in _leaves_by_number(catalogue, family):
+        shown = _shown(family, stored)
+        if wanted(shown):
+            tally.add(shown)
+
+
+def family_of(catalogue: Catalogue, map_id: MapId) -> Family:
+    """The family of a map. DamagedError."""
+    found = []
+    waiting = [(catalogue.chain(map_id)[-1], NO_MAP)]
     while waiting:
         member, parent = waiting.pop()
-        yield member, parent
+        found.append((member, parent))
         waiting.extend((child, member) for child in catalogue.children(member))
+    return found
 
 
-def _leaves_by_number(
-    catalogue: Catalogue, order: list[tuple[MapId, MapId]], first: int
-) -> Iterator[dict[MapId, bytes]]:
+def _leaves_by_number(catalogue: Catalogue, family: Family) -> Iterator[dict[MapId, bytes]]:
     """For each leaf number that some map has: the payload in each map that has it."""
-    found: dict[int, dict[MapId, bytes]] = {}
-    for member, _ in order:
-        for key, payload in catalogue.txn.scan(
-            Table.LEAVES, leaf_key(member, first), leaf_key(member, first + _WINDOW_LEAVES)
-        ):
-            found.setdefault(leaf_key_parts(key)[1], {})[member] = payload
-    yield from found.values()
+    by_number = itemgetter(0)
+    stored = merge(*(_leaves_of(catalogue, member) for member, _ in family), key=by_number)
+    for _, same in itertools.groupby(stored, key=by_number):
+        yield {member: payload for _, member, payload in same}
 
 
-def _shown(order: list[tuple[MapId, MapId]], stored: dict[MapId, bytes]) -> dict[MapId, bytes]:
+def _leaves_of(catalogue: Catalogue, member: MapId) -> Iterator[tuple[int, MapId, bytes]]:
+    first, end = leaf_key(member, 0), leaf_key(MapId(member + 1), 0)
+    for key, payload in catalogue.txn.scan(Table.LEAVES, first, end):
+        yield leaf_key_parts(key)[1], member, payload
+
+
+def _shown(family: Family, stored: Mapping[MapId, bytes]) -> dict[MapId, bytes]:
     """The payload that each map shows: its own or its nearest ancestor's."""
     shown: dict[MapId, bytes] = {}
-    for member, parent in order:
+    for member, parent in family:
         payload = stored.get(member) or shown.get(parent)
         if payload is not None:
             shown[member] = payload
     return shown
-
-
-def _count(mine: bytes, others: set[bytes]) -> tuple[int, int]:
-    """(blocks that are stored, those of them that no other leaf has in the same layer)."""
-    entries = Leaf.decode(mine).layers()
-    blocks = LEAF_BLOCKS - entries.count(HOLE)
-    if not others:
-        return blocks, blocks
-    if mine in others:
-        return blocks, 0
-    decoded = [Leaf.decode(other).layers() for other in others]
-    alone = sum(
-        entries[i] != HOLE and all(other[i] != entries[i] for other in decoded)
-        for i in range(LEAF_BLOCKS)
-    )
-    return blocks, alone

@@ -17,9 +17,12 @@ from bockd.control import (
     CheckReport,
     DaemonInfo,
     DamagedBlock,
+    NodeSpace,
+    PoolInfo,
     ScrubStatus,
     SnapshotInfo,
     Space,
+    SpacePage,
     Unowned,
     VolumeInfo,
     VolumeStatistics,
@@ -145,6 +148,32 @@ class MemoryControl:
         else:
             self._find_snapshot(ref)
         return Space(exclusive_bytes=0, shared_bytes=0)
+
+    async def spaces(self, after: int, seconds: float | None) -> SpacePage:
+        """One volume at a time when there is no time; no snapshot is in use."""
+        behind = sorted(found for found in self._volumes if found > after)
+        page = behind if seconds is None else behind[:1]
+        more = page[-1] if len(page) < len(behind) else None
+        space = Space(exclusive_bytes=0, shared_bytes=0)
+        return SpacePage(tuple(NodeSpace(NodeKind.VOLUME, one, space) for one in page), more)
+
+    async def pool(self) -> PoolInfo:
+        return PoolInfo(
+            directory=str(self.data_dir),
+            size_bytes=100 * MIB,
+            used_bytes=10 * MIB,
+            others_bytes=20 * MIB,
+            free_bytes=70 * MIB,
+            files_free=None,
+            volumes=len(self._volumes),
+            snapshots=len(self._snapshots),
+            images=0,
+            promised_bytes=sum(volume.size_bytes for volume in self._volumes.values()),
+            volumes_bytes=0,
+            snapshots_bytes=0,
+            images_bytes=0,
+            warn_percent=(80, 90),
+        )
 
     async def statistics(self) -> list[VolumeStatistics]:
         """Invented counters for each volume that has a client."""

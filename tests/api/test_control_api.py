@@ -120,6 +120,31 @@ def test_pool_wide_answers(tmp_path: Path) -> None:
     with_client(control, scenario)
 
 
+def test_space_of_everything_comes_in_pages_when_time_is_short(tmp_path: Path) -> None:
+    control = MemoryControl(tmp_path)
+    for name in ("a", "b", "c"):
+        control.add_volume(name)
+
+    async def scenario(client: Client) -> None:
+        path = "/control/v1/space"
+        whole = (await client.get(path)).json()
+        assert [one["id"] for one in whole["spaces"]] == [1, 2, 3]
+        assert whole["spaces"][0]["space"] == {"exclusive_bytes": 0, "shared_bytes": 0}
+        found, after = [], 0
+        while after is not None:
+            page = (await client.get(path, params={"after": after, "seconds": 0})).json()
+            found += [one["id"] for one in page["spaces"]]
+            after = page["next"]
+        assert found == [1, 2, 3]
+        for wrong in ({"after": -1}, {"seconds": -1}, {"seconds": "inf"}, {"other": 1}):
+            answer = await client.get(path, params=wrong)
+            assert fault_of(answer)[:2] == (400, "invalid")
+        pool = (await client.get("/control/v1/pool")).json()
+        assert (pool["volumes"], pool["promised_bytes"]) == (3, 3 * MIB)
+
+    with_client(control, scenario)
+
+
 @pytest.mark.parametrize("name", ["a/b", "..", "ä b?c#d", "100%", "%2F", "a/space", "[red]"])
 def test_any_name_is_reachable(tmp_path: Path, name: str) -> None:
     control = MemoryControl(tmp_path)

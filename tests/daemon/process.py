@@ -31,6 +31,9 @@ from bockd.config.load import load
 READY_SECONDS = 120.0
 """A start takes about a second; the machine may be busy with other tests."""
 
+ABOUT_THE_MACHINE = r"^WARNING bockd\.dataplane\.capacity: the file system of "
+"""What the daemon says of a file system that is rather full, which the tests' may be."""
+
 PROGRAM_SECONDS = 240.0
 """No program that a test runs takes this long, unless it hangs."""
 
@@ -158,7 +161,9 @@ class Bockd:
 
     def _check_log(self) -> None:
         for line in self.log.read_text().splitlines():
-            known = any(re.search(pattern, line) for pattern in self._expected)
+            known = any(
+                re.search(pattern, line) for pattern in (ABOUT_THE_MACHINE, *self._expected)
+            )
             assert known or line.startswith("INFO "), f"in the daemon's log: {line}"
 
     # -- programs run against it ---------------------------------------------------------------

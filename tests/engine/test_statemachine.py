@@ -24,10 +24,11 @@ from hypothesis.stateful import (
     rule,
 )
 
-from bockd.control import DamagedBlock, Space
+from bockd.control import DamagedBlock, NodeSpace, Space
 from bockd.engine import merging
 from bockd.engine.check import check_open_pool
 from bockd.engine.damage import scrub_status
+from bockd.engine.occupancy import Shares, measure_all, measure_shares
 from bockd.engine.pool import Pool
 from bockd.engine.reading import Reader
 from bockd.engine.reclaim import Reclaimer
@@ -324,6 +325,7 @@ class PoolMachine(RuleBasedStateMachine):
     @rule()
     def compare_space(self) -> None:
         run_inline(self.pool.recover_volumes())
+        one_by_one: set[NodeSpace] = set()
         for node, expected in self.live.items():
             others = {t for n, o in self.live.items() if n != node for t in o.tokens.values()}
             shared = sum(token in others for token in expected.tokens.values())
@@ -332,6 +334,26 @@ class PoolMachine(RuleBasedStateMachine):
             kind = NodeKind.SNAPSHOT if snapshot else NodeKind.VOLUME
             found = run_inline(self.pool.measure(kind, node))
             assert found == Space(exclusive * BLOCK_SIZE, shared * BLOCK_SIZE)
+            one_by_one.add(NodeSpace(kind, node, found))
+        at_once = run_inline(measure_all(self.pool, 0, lambda: False))
+        assert at_once.next is None
+        assert {one for one in at_once.spaces if one.kind is NodeKind.VOLUME} == {
+            one for one in one_by_one if one.kind is NodeKind.VOLUME
+        }
+
+    @rule()
+    def compare_shares(self) -> None:
+        run_inline(self.pool.recover_volumes())
+        tokens: dict[bool, set[int]] = {True: set(), False: set()}
+        for node, expected in self.live.items():
+            tokens[SnapshotId(node) in self.origin].update(expected.tokens.values())
+        shares = run_inline(measure_shares(self.pool, frozenset()))
+        assert shares.volumes_bytes == len(tokens[False]) * BLOCK_SIZE
+        assert shares.snapshots_bytes == len(tokens[True] - tokens[False]) * BLOCK_SIZE
+        assert shares.images_bytes == 0
+        images = frozenset(map(SnapshotId, self.live)) & frozenset(self.origin)
+        expected_shares = Shares(shares.volumes_bytes, 0, shares.snapshots_bytes)
+        assert run_inline(measure_shares(self.pool, images)) == expected_shares
 
     @invariant()
     def check_finds_nothing(self) -> None:

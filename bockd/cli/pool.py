@@ -1,0 +1,73 @@
+"""`bock pool`: the room that the pool has, and who has how much of it."""
+
+from __future__ import annotations
+
+import click
+
+from bockd.cli.client import connect
+from bockd.cli.output import json_option, print_json, print_record
+from bockd.cli.sizes import format_size
+from bockd.control import PoolInfo
+
+
+@click.group()
+def pool() -> None:
+    """Show what the pool on this machine takes."""
+
+
+@pool.command()
+@json_option
+def show(as_json: bool) -> None:
+    """Show the pool's size, what is used and free, and what is promised.
+
+    The size is that of the file system that the pool is on. Volumes take only what was written to
+    them, so more can be promised than there is. Data that several volumes, snapshots and images
+    share counts once: for volumes, else for snapshots, else for images. What stands at snapshots
+    returns when all of them are deleted.
+    """
+    found = connect().pool()
+    if as_json:
+        print_json(found)
+        return
+    print_record(pool_fields(found))
+
+
+def pool_fields(found: PoolInfo) -> list[tuple[str, str]]:
+    """What people see of the pool."""
+    volumes, snapshots, images = (
+        ("unknown, the pool is damaged: run 'bockd check'" if part is None else format_size(part))
+        for part in (found.volumes_bytes, found.snapshots_bytes, found.images_bytes)
+    )
+    files = [] if found.files_free is None else [("files free", str(found.files_free))]
+    return [
+        ("directory", found.directory),
+        ("size", format_size(found.size_bytes)),
+        ("used by the pool", part_of(found.used_bytes, found.size_bytes)),
+        ("used by others", part_of(found.others_bytes, found.size_bytes)),
+        ("free", part_of(found.free_bytes, found.size_bytes)),
+        *files,
+        ("promised", f"{promised(found)} to {counted(found.volumes, 'volume')}"),
+        ("data of volumes", volumes),
+        ("only in snapshots", f"{snapshots} ({counted(found.snapshots, 'snapshot')})"),
+        ("only in images", f"{images} ({counted(found.images, 'image')})"),
+        ("warns at", ", ".join(f"{one} %" for one in found.warn_percent) or "never"),
+    ]
+
+
+def part_of(part: int, whole: int) -> str:
+    """ "10 GiB (25 %)"."""
+    return f"{format_size(part)} ({100 * part / max(1, whole):.0f} %)"
+
+
+def promised(found: PoolInfo) -> str:
+    """What was promised, and whether it is more than volumes could ever have."""
+    text = format_size(found.promised_bytes)
+    has = found.used_bytes + found.free_bytes
+    if found.promised_bytes <= has:
+        return text
+    return f"{text} ({found.promised_bytes / max(1, has):.1f} times what there is)"
+
+
+def counted(number: int, what: str) -> str:
+    """ "1 volume", "2 volumes"."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
