@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterable
 from dataclasses import asdict
 
 import click
@@ -15,7 +16,9 @@ from bockd.cli.storage import connect as connect_to_storage
 from bockd.cli.unit import render_unit
 from bockd.errors import BockdError, UnavailableError
 from bockd.host.devices import find_device
+from bockd.host.devices import sector_bytes as sector_bytes_of
 from bockd.host.loopdevices import is_dead
+from bockd.host.partitions import scan
 from bockd.host.records import Connection, Records
 from bockd.trust import Trust
 
@@ -26,9 +29,20 @@ UNIT = "bock-connect@.service"
 @click.argument("volume", required=False, shell_complete=complete_volume)
 @click.option("--device", help="Like /dev/nbd0; by default the first free one.")
 @click.option("--loop", is_flag=True, help="A loop device on the daemon's file view, without NBD.")
+@click.option(
+    "--sector-size",
+    type=click.Choice(["512", "4096"]),
+    help="Logical sectors of the device. 4096 is for a partition table that was made on such a "
+    "device; everything else uses 512.",
+)
 @click.option("--server", help="What the API calls this machine; by default its host name.")
 @click.option(
     "--restore", is_flag=True, help="Bring back what a reboot, or the daemon's restart, has ended."
+)
+@click.option(
+    "--refresh",
+    is_flag=True,
+    help="Let the devices that are connected, or VOLUME's, have the size of their volumes.",
 )
 @click.option("--print-unit", is_flag=True, help=f"Print the systemd unit {UNIT}, which does that.")
 @json_option
@@ -36,8 +50,10 @@ def connect(
     volume: str | None,
     device: str | None,
     loop: bool,
+    sector_size: str | None,
     server: str | None,
     restore: bool,
+    refresh: bool,
     print_unit: bool,
     as_json: bool,
 ) -> None:
@@ -50,39 +66,61 @@ def connect(
     DEVICE=$(bock connect web)
     mount $DEVICE /mnt
     """
-    if (volume is not None) + restore + print_unit != 1:
-        raise click.UsageError("give one of VOLUME, --restore and --print-unit")
+    if (volume is not None and not refresh) + restore + refresh + print_unit != 1:
+        raise click.UsageError("give one of VOLUME, --restore, --refresh and --print-unit")
     if print_unit:
         click.echo(render_unit("bockd.host", UNIT, "bock"), nl=False)
         return
     connector = Connector(
         connect_to_storage(), Records.of_environment(os.environ), Trust.of_environment(os.environ)
     )
-    if volume is None:
-        bring_back(connector, as_json)
+    if restore:
+        done, failed = each(connector.restore())
+        for one in done:
+            find_partitions(one)
+        told = [f"volume {one.volume} ({one.name}) is {one.device}" for one in done]
+        report(done, *told, as_json=as_json)
+        if failed:
+            raise UnavailableError(f"{failed} of {failed + len(done)} volumes are not connected")
         return
-    wanted = Wanted(server or socket.gethostname(), device, loop)
+    if refresh:
+        done, failed = each(connector.refresh(volume))
+        told = [f"{one.device} has the size of volume {one.volume} ({one.name})" for one in done]
+        report(done, *told, as_json=as_json)
+        if failed:
+            raise UnavailableError(f"{failed} devices do not have the size of their volumes")
+        return
+    assert volume is not None
+    sector_bytes = None if sector_size is None else int(sector_size)
+    wanted = Wanted(server or socket.gethostname(), device, loop, sector_bytes)
     made = connector.connect(volume, wanted)
+    find_partitions(made)
     report(made, made.device, as_json=as_json)
 
 
-def bring_back(connector: Connector, as_json: bool) -> None:
-    """Each in its turn; the failures are told at once, and once more by the exit status."""
-    restored: list[Connection] = []
+def each(outcomes: Iterable[Connection | BockdError]) -> tuple[list[Connection], int]:
+    """Tell the failures at once; return what succeeded, and how many failed."""
+    done: list[Connection] = []
     failed = 0
-    for outcome in connector.restore():
+    for outcome in outcomes:
         if isinstance(outcome, BockdError):
             failed += 1
             click.echo(f"bock: {outcome}", err=True)
         else:
-            restored.append(outcome)
-    report(
-        restored,
-        *(f"volume {one.volume} ({one.name}) is {one.device}" for one in restored),
-        as_json=as_json,
-    )
-    if failed:
-        raise UnavailableError(f"{failed} of {failed + len(restored)} volumes are not connected")
+            done.append(outcome)
+    return done, failed
+
+
+def find_partitions(made: Connection) -> None:
+    """Make the partitions of a new device known, and say it if they are hidden by its sectors."""
+    table = scan(made.device)
+    if table not in (None, sector_bytes_of(made)):
+        click.echo(
+            f"bock: the partition table of {made.device} was made for sectors of {table} bytes, "
+            f"so the kernel does not see it: 'bock disconnect {made.volume}', then "
+            f"'bock connect --sector-size {table} {made.volume}'",
+            err=True,
+        )
 
 
 @click.command()

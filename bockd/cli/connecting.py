@@ -25,7 +25,14 @@ from bockd.errors import (
     UnavailableError,
 )
 from bockd.host import kernelnbd, loopdevices
-from bockd.host.devices import end_device, find_device, take_down
+from bockd.host.devices import (
+    bring_up,
+    end_device,
+    find_device,
+    grow,
+    sector_bytes,
+    take_down,
+)
 from bockd.host.records import Connection, Records, current_boot, new_key
 from bockd.trust import Trust
 
@@ -38,6 +45,8 @@ class Wanted:
     device: str | None = None
     """An NBD device; None: any."""
     loop: bool = False
+    sector_bytes: int | None = None
+    """The device's logical sectors; None: the usual ones, or what they were before."""
 
 
 class Connector:
@@ -87,7 +96,12 @@ class Connector:
         device = find_device(known)
         if device is not None and not self._is_dead(known, device):
             raise ConflictError(f"volume {known.volume} ({known.name}) is {device} already")
-        if (known.file is not None) != wanted.loop or wanted.device not in (None, known.device):
+        differs = (
+            (known.file is not None) != wanted.loop
+            or wanted.device not in (None, known.device)
+            or wanted.sector_bytes not in (None, sector_bytes(known))
+        )
+        if differs:
             raise ConflictError(
                 f"volume {known.volume} ({known.name}) was connected as "
                 f"{known.device or 'a loop device'}, which is gone: 'bock disconnect "
@@ -122,6 +136,7 @@ class Connector:
             boot=current_boot(),
             pid=None,
             connected_at=time.time(),
+            sector_bytes=wanted.sector_bytes or kernelnbd.SECTOR_BYTES,
         )
 
     def _find_file(self, volume: Volume) -> str:
@@ -188,12 +203,8 @@ class Connector:
 
     def _bring_up(self, planned: Connection, volume: Volume, way: WayIn) -> Connection:
         """The device, and its name in the record."""
-        if planned.file is not None:
-            up = replace(planned, device=loopdevices.bring_up(planned.file))
-        else:
-            up = replace(
-                planned, pid=kernelnbd.bring_up(planned.device, find_uri(volume, way), self._trust)
-            )
+        uri = "" if planned.file is not None else find_uri(volume, way)
+        up = bring_up(planned, uri, self._trust)
         try:
             self._records.write(up)
         except BaseException:
@@ -269,6 +280,35 @@ class Connector:
         except (ConflictError, InvalidRequestError):
             return self._find_free()
 
+    # -- growing -----------------------------------------------------------------------------
+
+    def refresh(self, ref: str | None = None) -> Iterator[Connection | BockdError]:
+        """Let the devices of this daemon and tenant, or one volume's, have the sizes that their
+        volumes have now, whether they are used or not. Yield each that has grown, or why one could
+        not."""
+        require_root("connect --refresh")
+        with self._records.locked():
+            for known in self._chosen(ref):
+                try:
+                    if self._refresh_one(known):
+                        yield known
+                except BockdError as error:
+                    yield type(error)(f"volume {known.volume} ({known.name}): {error}")
+
+    def _chosen(self, ref: str | None) -> list[Connection]:
+        chosen = [one for one in self.own() if ref is None or fits(one, ref)]
+        if ref is not None and not chosen:
+            known = self.find(ref)
+            self._check_daemon(known)
+            self._check_tenant(known)
+        return chosen
+
+    def _refresh_one(self, known: Connection) -> bool:
+        device = find_device(known)
+        if device is None or self._is_dead(known, device):
+            raise UnavailableError("it is not connected now; 'bock connect --restore' does that")
+        return grow(known, device, self._client.show_volume(known.volume).size_bytes)
+
     # -- disconnecting -----------------------------------------------------------------------
 
     def disconnect(self, ref: str, *, force: bool = False) -> Connection:
@@ -319,12 +359,15 @@ class Connector:
                 f"{setting} (and credentials) for that one"
             )
 
-    def _find_attachment(self, known: Connection) -> Attached | None:
+    def _check_tenant(self, known: Connection) -> None:
         if known.tenant_id != self._client.tenant_id:
             raise ConflictError(
                 f"volume {known.volume} ({known.name}) was connected for tenant {known.tenant_id}: "
                 "use its credentials"
             )
+
+    def _find_attachment(self, known: Connection) -> Attached | None:
+        self._check_tenant(known)
         try:
             attached = self._client.show_volume(known.volume).attachment
         except NotFoundError:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import socket
+from collections.abc import Iterator
+
 import click
 
 from bockd.cli.completion import complete_snapshot, complete_volume
@@ -18,8 +22,9 @@ from bockd.cli.output import (
 )
 from bockd.cli.records import Snapshot, Volume
 from bockd.cli.sizes import format_exact_size, format_size, size_option
-from bockd.cli.storage import connect
+from bockd.cli.storage import StorageClient, connect
 from bockd.control import Space
+from bockd.errors import BockdError, DeniedError
 from bockd.model import NodeKind
 
 
@@ -163,7 +168,9 @@ def space_fields(space: Space) -> list[tuple[str, str]]:
 def extend(volume: str, size: int, as_json: bool) -> None:
     """Grow a volume to a new size; what is added reads as zeros.
 
-    Connected clients see the new size when they connect again.
+    A virtual machine that it is plugged into, and a device that bock connect has made of it on this
+    machine, are larger at once, used or not; on another machine after bock connect --refresh. Other
+    NBD clients see the new size when they connect again.
 
     \b
     bock volume extend web --size 20GiB
@@ -175,6 +182,32 @@ def extend(volume: str, size: int, as_json: bool) -> None:
         f"volume {grown.id} ({grown.name}) now has {format_size(grown.size_bytes)}",
         as_json=as_json,
     )
+    for trouble in enlarge_devices(client, grown):
+        click.echo(f"bock: {trouble}", err=True)
+
+
+def enlarge_devices(client: StorageClient, grown: Volume) -> Iterator[str]:
+    """Let a device of this machine have the size of its volume, which has grown. Yield what stands
+    in the way, here or in the virtual machine that has the volume."""
+    if grown.attachment is None:
+        return
+    if grown.last_error is not None:
+        yield grown.last_error
+    # Few volumes are devices of this machine, and this is much to import.
+    from bockd.cli.connecting import Connector
+    from bockd.host.records import Records
+
+    connector = Connector(client, Records.of_environment(os.environ))
+    try:
+        if any(one.volume == grown.id for one in connector.own()):
+            for outcome in connector.refresh(str(grown.id)):
+                if isinstance(outcome, BockdError):
+                    yield str(outcome)
+    except DeniedError:
+        if grown.attachment.server == socket.gethostname():
+            yield f"its device has its old size still: sudo bock connect --refresh {grown.id}"
+    except BockdError as error:
+        yield f"its device has its old size still: {error}"
 
 
 @volume.command()

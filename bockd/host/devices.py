@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from bockd.errors import DeviceError
 from bockd.host import blockdevices, kernelnbd, loopdevices
 from bockd.host.records import Connection, current_boot
+from bockd.trust import Trust
 
 
 def find_device(known: Connection) -> str | None:
@@ -17,6 +20,31 @@ def find_device(known: Connection) -> str | None:
     pid = kernelnbd.find_pid(known.device)
     ours = pid is not None and known.boot == current_boot() and known.pid in (None, pid)
     return known.device if ours else None
+
+
+def bring_up(planned: Connection, uri: str, trust: Trust) -> Connection:
+    """Make the device of a record; returns the record with what tells the device from others. A
+    loop device needs no `uri`. NotFoundError, DeviceError, with nothing left behind."""
+    if planned.file is not None:
+        made = loopdevices.bring_up(planned.file, sector_bytes(planned))
+        return replace(planned, device=made)
+    pid = kernelnbd.bring_up(planned.device, uri, trust, sector_bytes(planned))
+    return replace(planned, pid=pid)
+
+
+def sector_bytes(known: Connection) -> int:
+    """The logical sectors that a device has, or shall have again."""
+    if known.sector_bytes is not None:
+        return known.sector_bytes
+    return kernelnbd.OLD_SECTOR_BYTES if known.file is None else loopdevices.SECTOR_BYTES
+
+
+def grow(known: Connection, device: str, size: int) -> bool:
+    """Give a device the size in bytes that its volume has; False if it has it. DeviceError."""
+    if blockdevices.size_bytes(device) == size:
+        return False
+    (kernelnbd if known.file is None else loopdevices).set_size(device, size)
+    return True
 
 
 def take_down(known: Connection) -> None:

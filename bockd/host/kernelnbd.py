@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 from collections.abc import Collection
@@ -15,15 +16,23 @@ from bockd.errors import (
     InvalidRequestError,
     NotSupportedError,
 )
+from bockd.host import nbdnetlink, partitions
 from bockd.host.blockdevices import SYS_BLOCK, read_attribute, size_bytes, wait_until
 from bockd.host.tools import find_tool, run_tool
 from bockd.trust import SYSTEM_CA_FILES, Trust
 
-BLOCK_BYTES = 4096
-"""A volume's own block. nbd-client does not ask the server for it."""
+SECTOR_BYTES = 512
+"""A volume is a disk of such sectors wherever it is used: partition tables and some file systems
+count in them. nbd-client tells the kernel one number, the logical sector and the physical one."""
+
+OLD_SECTOR_BYTES = 4096
+"""Of what bock connected before it could be chosen."""
 
 CONNECTIONS = 4
 """Sockets of one device: the kernel spreads its queues over them."""
+
+_NBD_SET_SIZE = 0xAB02
+"""linux/nbd.h."""
 
 MODULE = SYS_BLOCK.parents[1] / "module" / "nbd"
 
@@ -91,11 +100,13 @@ def find_pid(device: str) -> int | None:
     return None if pid is None else int(pid)
 
 
-def bring_up(device: str, uri: str, trust: Trust) -> int:
+def bring_up(device: str, uri: str, trust: Trust, sector_bytes: int = SECTOR_BYTES) -> int:
     """Connect a device to an export, and wait until it is there; the id that tells this
     connection from others of the device. DeviceError, with nothing left behind."""
     try:
-        run_tool("nbd-client", *_address(uri), device, *_target(uri), *_tls(uri, trust))
+        run_tool(
+            "nbd-client", *_address(uri), device, *_target(uri, sector_bytes), *_tls(uri, trust)
+        )
         came = wait_until(lambda: find_pid(device) is not None and size_bytes(device) > 0)
     except BockdError:
         # The device is not ours: somebody else may have connected it just before.
@@ -116,6 +127,31 @@ def _end(device: str) -> None:
             take_down(device)
 
 
+def set_size(device: str, size: int) -> None:
+    """Give a device, which may be used, a new size in bytes. DeviceError."""
+    try:
+        nbdnetlink.set_size(int(device.removeprefix("/dev/nbd")), size)
+    except NotSupportedError:
+        # An nbd-client that was built without netlink has connected it.
+        _set_size_by_ioctl(device, size)
+    if not wait_until(lambda: size_bytes(device) == size):
+        raise DeviceError(f"{device} has {size_bytes(device)} bytes still, not {size}")
+
+
+def _set_size_by_ioctl(device: str, size: int) -> None:
+    try:
+        descriptor = os.open(device, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            # fcntl.ioctl takes numbers of 31 bits.
+            libc = ctypes.CDLL(None, use_errno=True)
+            if libc.ioctl(descriptor, ctypes.c_ulong(_NBD_SET_SIZE), ctypes.c_ulong(size)) != 0:
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise DeviceError(f"the kernel did not resize {device}: {error.strerror}") from error
+
+
 def take_down(device: str) -> None:
     """Disconnect a device, also from under those who use it. DeviceError."""
     run_tool("nbd-client", "-d", device)
@@ -125,6 +161,8 @@ def wait_until_gone(device: str) -> None:
     """Return once nothing is connected. DeviceError."""
     if not wait_until(lambda: find_pid(device) is None):
         raise DeviceError(f"{device} is still connected after nbd-client -d; who has it open?")
+    # The kernel keeps the partitions of a device that has gone until somebody looks.
+    partitions.scan(device)
 
 
 def _address(uri: str) -> list[str]:
@@ -134,9 +172,9 @@ def _address(uri: str) -> list[str]:
     return [str(parts.hostname), str(parts.port)]
 
 
-def _target(uri: str) -> list[str]:
+def _target(uri: str, sector_bytes: int) -> list[str]:
     name = unquote(urlsplit(uri).path[1:])
-    return ["-N", name, "-b", str(BLOCK_BYTES), "-C", str(CONNECTIONS), "-persist"]
+    return ["-N", name, "-b", str(sector_bytes), "-C", str(CONNECTIONS), "-persist"]
 
 
 def _tls(uri: str, trust: Trust) -> list[str]:

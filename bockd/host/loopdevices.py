@@ -7,8 +7,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from bockd.errors import BockdError, DeviceError, NotFoundError
-from bockd.host.blockdevices import SYS_BLOCK, read_attribute, wait_until
+from bockd.host.blockdevices import SYS_BLOCK, read_attribute, size_bytes, wait_until
 from bockd.host.tools import find_tool, run_tool
+
+SECTOR_BYTES = 512
+"""See bockd.host.kernelnbd.SECTOR_BYTES. A kernel may choose another one for direct I/O."""
 
 VIEW_PARTS = 2
 """Of a file's path within the daemon's view: volumes/<id>."""
@@ -43,8 +46,8 @@ def find_device(path: str) -> str | None:
     return None if name is None else f"/dev/{name}"
 
 
-def bring_up(path: str) -> str:
-    """A loop device on a file. NotFoundError, DeviceError."""
+def bring_up(path: str, sector_bytes: int = SECTOR_BYTES) -> str:
+    """A loop device on a file, with its partitions. NotFoundError, DeviceError."""
     if not Path(path).exists():
         raise NotFoundError(
             f"there is no {path}: is the daemon's file view still mounted? The daemon mounts it "
@@ -52,7 +55,12 @@ def bring_up(path: str) -> str:
         )
     # Direct I/O saves a second copy of everything in the page cache (docs/fuse.md).
     try:
-        return run_tool("losetup", "--find", "--show", "--direct-io=on", path).strip()
+        return run_tool(
+            "losetup",
+            *("--find", "--show", "--direct-io=on", "--partscan"),
+            *("--sector-size", str(sector_bytes)),
+            path,
+        ).strip()
     except BaseException:
         # Interrupted, it may have come; nobody else has a device on this file.
         device = find_device(path)
@@ -60,6 +68,18 @@ def bring_up(path: str) -> str:
             with suppress(BockdError):
                 take_down(device)
         raise
+
+
+def set_size(device: str, size: int) -> None:
+    """Let a device, which may be used, see the size in bytes that its file has now. DeviceError."""
+    file = find_file(device)
+    if file is not None:
+        # The kernel knows a size that it was told when somebody asked for it.
+        with suppress(OSError):
+            os.stat(file)
+    run_tool("losetup", "--set-capacity", device)
+    if not wait_until(lambda: size_bytes(device) == size):
+        raise DeviceError(f"{device} has {size_bytes(device)} bytes still, not {size}")
 
 
 def take_down(device: str) -> None:

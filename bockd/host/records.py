@@ -60,6 +60,9 @@ class Connection:
     pid: int | None
     """Tells this connection of an NBD device from others; None before it has come."""
     connected_at: float
+    sector_bytes: int | None = None
+    """The device's logical sectors. None in a record of an older bock, which chose 4096 for NBD
+    devices and 512 for loop devices: what they hold may count in those."""
 
 
 def current_boot() -> str:

@@ -38,7 +38,7 @@ def test_wrong_requests(host: Host) -> None:
     assert "'v' is not connected here" in host.daemon.refusal("disconnect", "v")
     wrong = host.daemon.run(program("bock"), "connect")
     assert (wrong.status, wrong.out) == (2, "")
-    assert "give one of VOLUME, --restore and --print-unit" in wrong.err
+    assert "give one of VOLUME, --restore, --refresh and --print-unit" in wrong.err
 
 
 def test_a_volume_that_is_taken(host: Host) -> None:

@@ -105,8 +105,18 @@ def guest_host(
     initramfs: Path, python_disk: Path, console: Path, daemon: Bockd
 ) -> Iterator[GuestHost]:
     """A guest that is up and has its Python, for the duration."""
+    with boot(initramfs, console, *with_python(python_disk)) as guest:
+        yield host_in(guest, daemon)
+
+
+def with_python(python_disk: Path) -> tuple[str, ...]:
+    """What else a guest is started with, that shall be a host."""
     drive = f"file={python_disk},format=raw,if=virtio,readonly=on"
-    with boot(initramfs, console, "-m", MEMORY, "-drive", drive) as guest:
-        guest.run(f"mkdir -p {PREFIX} && mount -t ext4 -o ro /dev/vda {PREFIX}")
-        guest.run(f"hostname {NAME}")
-        yield GuestHost(guest, daemon)
+    return ("-m", MEMORY, "-drive", drive)
+
+
+def host_in(guest: Guest, daemon: Bockd) -> GuestHost:
+    """The host that a guest is that was started `with_python`."""
+    guest.run(f"mkdir -p {PREFIX} && mount -t ext4 -o ro /dev/vda {PREFIX}")
+    guest.run(f"hostname {NAME}")
+    return GuestHost(guest, daemon)

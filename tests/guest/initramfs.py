@@ -18,6 +18,9 @@ KERNEL_DIR = Path(__file__).resolve().parents[2] / ".cache" / "guest-kernel" / "
 MODULES = ("virtio_pci", "virtio_net", "virtio_console", "virtio_blk", "nbd", "ext4")
 """What the guest needs of the kernel; what it has built in is not loaded."""
 
+LATER_MODULES = ("xfs",)
+"""What a test loads when it needs it, with `load_module`."""
+
 # On a busy host the timer's interrupts come late, which the kernel would take for a broken one.
 KERNEL_ARGUMENTS = "console=ttyS0 loglevel=5 panic=-1 mitigations=off no_timer_check"
 """A panic ends QEMU (with -no-reboot), so that the test sees it at once."""
@@ -64,6 +67,13 @@ poweroff -f
 """
 
 MODULE_ARGUMENTS = {"nbd": "nbds_max=4"}
+
+
+def load_module(name: str) -> str:
+    """The guest's command that loads one of LATER_MODULES."""
+    return (
+        f"while read -r module; do insmod /modules/$module || exit 1; done </modules/order.{name}"
+    )
 
 
 def find_tool(name: str) -> str:
@@ -128,10 +138,17 @@ def _install_modules(target: Path) -> None:
         (target / name).write_bytes(image)
         order.append(name)
 
+    def write_order(name: str, names: list[str]) -> None:
+        lines = (f"{name} {MODULE_ARGUMENTS.get(name, '')}\n" for name in names)
+        (target / name).write_text("".join(lines))
+
     for name in MODULES:
         install(name)
-    lines = (f"{name} {MODULE_ARGUMENTS.get(name, '')}\n" for name in order)
-    (target / "order").write_text("".join(lines))
+    write_order("order", order)
+    for name in LATER_MODULES:
+        loaded = len(order)
+        install(name)
+        write_order(f"order.{name}", order[loaded:])
 
 
 def _module_name(path: Path) -> str:

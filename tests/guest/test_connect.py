@@ -10,6 +10,7 @@ from tests.daemon.process import serving
 
 from .disk import Disk
 from .host import NAME, guest_host
+from .vm import HOST_ADDRESS
 
 
 def free_port() -> int:
@@ -40,7 +41,7 @@ def test_connected_used_disconnected_and_connected_again(
         assert (shown["status"], shown["attachments"][0]["serverId"]) == ("in-use", NAME)
         assert tenant.attachment(volume, NAME)["bockd"]["connections"] == 4
         assert int(host.guest.run("cat /sys/block/nbd0/size")) == 1 << 21
-        assert host.guest.run("cat /sys/block/nbd0/queue/logical_block_size").strip() == "4096"
+        assert host.guest.run("cat /sys/block/nbd0/queue/logical_block_size").strip() == "512"
         assert "is /dev/nbd0 already" in host.refusal("connect", "disk1")
 
         disk = Disk(host.guest, "/dev/nbd0", "/mnt/0")
@@ -67,6 +68,14 @@ def test_connected_used_disconnected_and_connected_again(
         again.check_file_system()
         with again.mounted():
             assert again.checksums() == written
+            # Grown in use: by the host itself, then by somebody elsewhere.
+            host.bock("volume", "extend", "disk1", "--size", "2GiB")
+            again.grow_file_system(2 << 30)
+            daemon.bock("volume", "extend", "disk1", "--size", "3GiB")
+            assert host.bock("connect", "--refresh") == "/dev/nbd1 has the size of volume 1 (disk1)"
+            again.grow_file_system(3 << 30)
+            assert again.checksums() == written
+        again.check_file_system()
 
         # The kernel keeps a device whose connections are gone, and fails what it is asked.
         daemon.kill()
@@ -93,6 +102,13 @@ def test_connected_used_disconnected_and_connected_again(
         host.python(f"from bockd.host import kernelnbd; from bockd.trust import Trust; {bring_up}")
         assert tenant.attachment(other, NAME)["bockd"]["connections"] == 4
         host.guest.run("dd if=/dev/zero of=/dev/nbd3 bs=4096 count=8 conv=fsync")
+        host.guest.run("nbd-client -d /dev/nbd3")
+        # As an nbd-client does that was built without netlink.
+        export = tenant.attachment(other, NAME)["bockd"]["export"]
+        way = f"{HOST_ADDRESS} {daemon.nbd_port} /dev/nbd3 -N {export} -nonetlink"
+        host.guest.run(f"nbd-client {way}")
+        tenant.extend(other, 2)
+        host.python('from bockd.host import kernelnbd; kernelnbd.set_size("/dev/nbd3", 2 << 30)')
         host.guest.run("nbd-client -d /dev/nbd3")
         tenant.detach(other, NAME)
 
