@@ -10,11 +10,10 @@ import gc
 import logging
 import os
 import resource
-import signal
 import socket
 import sys
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -49,6 +48,7 @@ from bockd.dataplane.nodes import PoolNodes
 from bockd.dataplane.plugged import PluggedDevices
 from bockd.dataplane.scrubbing import Scrubbing
 from bockd.directories import make_private
+from bockd.ending import ending_signals
 from bockd.engine.pool import Pool
 from bockd.engine.reclaim import Reclaimer
 from bockd.errors import BockdError, from_os_error
@@ -80,8 +80,8 @@ HASHING_THREADS = 2
 
 
 def run(settings: Settings, mount: Path | None = None) -> None:
-    """Serve until SIGTERM or SIGINT; `mount` overrides the settings'. Raises BockdError when it
-    cannot begin."""
+    """Serve until a signal ends it (bockd.ending); `mount` overrides the settings'. Raises
+    BockdError when it cannot begin."""
     logging.basicConfig(
         level=settings.log_level.upper(),
         stream=sys.stderr,
@@ -200,15 +200,22 @@ class _Daemon:
     async def _open_doors(self) -> None:
         settings = self._settings
         with (
+            ExitStack() as signals,
             listening_unix(settings.nbd_socket) as unix,
             listen_tcp(settings.nbd.listen) if settings.nbd.listen else nullcontext() as tcp,
             listen_tcp(settings.api.listen) if settings.api.listen else nullcontext() as api,
         ):
-            await self._serve_doors(unix, tcp, api)
+            await self._serve_doors(unix, tcp, api, signals)
 
     async def _serve_doors(
-        self, unix: socket.socket, tcp: socket.socket | None, api: socket.socket | None
+        self,
+        unix: socket.socket,
+        tcp: socket.socket | None,
+        api: socket.socket | None,
+        signals: ExitStack,
     ) -> None:
+        # First: one that comes while the view is being mounted must not leave that behind.
+        ended = signals.enter_context(ending_signals())
         settings = self._settings
         nbd_listen = str(address_of(tcp)) if tcp else None
         api_listen = str(address_of(api)) if api else None
@@ -251,11 +258,10 @@ class _Daemon:
             gc.collect()
             gc.freeze()
             heap.trim()
-            # Whoever reads that we are ready may stop us at once: so that comes second.
-            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-                self._announce(nbd_listen, api_listen)
-                await anext(signals)
+            self._announce(nbd_listen, api_listen)
+            await ended()
             # Later signals are let through, to end a slow stop.
+            signals.close()
             log.info("stopping")
             notify(STOPPING)
             doors.cancel_scope.cancel()

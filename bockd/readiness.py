@@ -19,6 +19,11 @@ STOPPING = "STOPPING=1"
 log = logging.getLogger(__name__)
 
 
+def has_manager() -> bool:
+    """Whether a service manager has started the daemon."""
+    return bool(os.environ.get(NOTIFY_VARIABLE))
+
+
 def notify(state: str) -> None:
     """Say it, if anybody wants to know. One who does not listen is no reason to stop serving."""
     name = os.environ.get(NOTIFY_VARIABLE)

@@ -1,17 +1,23 @@
-"""Stopping: SIGTERM and SIGINT are clean ends, whatever goes on."""
+"""Stopping: SIGTERM, SIGINT and SIGHUP are clean ends, whatever goes on."""
 
 from __future__ import annotations
 
 import os
+import pty
 import signal
+import subprocess
 import threading
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import nbd
 import pytest
 
-from .process import Bockd
+from bockd.fuse.mountpoint import mounted_at
+from tests.fuse.watchdog import watched
+
+from .process import READY_SECONDS, Bockd, program, serving
 
 MIB = 1 << 20
 BLOCK = 4096
@@ -50,7 +56,7 @@ class Writer(threading.Thread):
             assert value in (number, number + self._blocks)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_stop_under_load_is_clean(daemon: Bockd, number: signal.Signals) -> None:
     """Eight clients write to two volumes, one of them over a snapshot, when the signal comes. The
     daemon ends with status 0 and says nothing but that, every journal is applied and removed, the
@@ -98,6 +104,49 @@ def test_a_stop_while_idle(daemon: Bockd) -> None:
     daemon.start()
     with daemon.connected("v") as client:
         assert client.pread(512, 0) == bytes(512)
+
+
+def test_a_terminal_that_is_closed_ends_the_daemon_and_its_view(tmp_path: Path) -> None:
+    """The kernel sends SIGHUP, and what is written to the terminal fails; nothing stays mounted."""
+    data, view = tmp_path / "pool", tmp_path / "view"
+    ours, terminal = pty.openpty()
+    command = ["setsid", "--ctty", program("bockd"), "serve", "--mount", str(view)]
+    with watched(view):
+        process = subprocess.Popen(
+            command,
+            stdin=terminal,
+            stdout=terminal,
+            stderr=terminal,
+            env=Bockd(data, tmp_path / "log").environment,
+        )
+        os.close(terminal)
+        try:
+            said = b""
+            while b"Next: " not in said:
+                said += os.read(ours, 4096)
+            assert mounted_at(view) is not None
+            os.close(ours)
+            assert process.wait(READY_SECONDS) == 0
+            assert mounted_at(view) is None
+        finally:
+            process.kill()
+            process.wait()
+    assert list((data / "journal").glob("*.*.*")) == []
+
+
+@pytest.mark.parametrize("launcher", [("nohup",), ("env", "NOTIFY_SOCKET=/nowhere")])
+def test_a_hangup_does_not_end_what_outlives_its_terminal(
+    tmp_path: Path, launcher: tuple[str, ...]
+) -> None:
+    """Started with nohup, or by a service manager: it serves on, and stops when it is told to."""
+    with serving(tmp_path / "pool", launcher=launcher) as daemon:
+        daemon.expect_in_log("did not reach NOTIFY_SOCKET|^nohup: ")
+        os.kill(daemon.pid, signal.SIGHUP)
+        daemon.bock("volume", "create", "v", "--size", "1M")
+        assert [volume["name"] for volume in daemon.bock("volume", "list")] == ["v"]
+        daemon.stop()
+        said = daemon.log.read_text()
+        assert ("SIGHUP is ignored" in said) == (launcher[0] == "env")
 
 
 def test_sockets_of_a_dead_daemon_are_no_hindrance(daemon: Bockd) -> None:
