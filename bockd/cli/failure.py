@@ -10,6 +10,7 @@ from typing import IO, Any
 import click
 
 from bockd.cli.lazy import LazyGroup
+from bockd.cli.output import never_fail_to_print, printable
 from bockd.errors import BockdError
 
 
@@ -22,11 +23,17 @@ class Failure(click.ClickException):
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Print the one line."""
-        click.echo(f"{self.program}: {self.message}", file=file, err=file is None)
+        message = f"{self.program}: {printable(self.message)}"
+        click.echo(message, file=file, err=file is None)
 
 
 class Program(LazyGroup):
     """The outermost group: the one place that turns a BockdError into an exit status."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run the program; completion in the shell is a part of it."""
+        never_fail_to_print()
+        return super().main(*args, **extra)
 
     def invoke(self, ctx: click.Context) -> object:
         """Run the chosen command."""

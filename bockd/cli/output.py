@@ -1,6 +1,7 @@
 """What commands print: tables and records for people, JSON for programs.
 
-Names are printed as they are: never taken for markup, never cut short. A figure is never cut or
+Names are never taken for markup and never cut short, and no name makes a command fail: JSON is
+ASCII, and elsewhere what cannot be shown is replaced (`printable`). A figure is never cut or
 folded: on a narrow terminal long names take several lines, down to `MIN_TEXT_COLUMNS`, and after
 that lines are longer than the terminal. Without a terminal a line is as long as it has to be, so
 that `grep` and `awk` see whole rows.
@@ -8,6 +9,7 @@ that `grep` and `awk` see whole rows.
 
 from __future__ import annotations
 
+import io
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -41,13 +43,38 @@ def json_option(command: F) -> F:
 
 
 def print_json(value: object, *, indent: int = 2) -> None:
-    """Print records, or lists and dictionaries of them, as JSON; `indent` 0 gives one line."""
+    """Print records, or lists and dictionaries of them, as JSON; `indent` 0 gives one line.
+
+    In ASCII, so that it is the same document in every locale; and file names may hold bytes that
+    are no text, which UTF-8 cannot carry.
+    """
+    import json
+
     import msgspec
 
-    encoded = msgspec.json.encode(value)
-    if indent:
-        encoded = msgspec.json.format(encoded, indent=indent)
-    click.echo(encoded.decode())
+    plain = msgspec.to_builtins(value)
+    separators = (",", ": ") if indent else (",", ":")
+    click.echo(json.dumps(plain, indent=indent or None, separators=separators))
+
+
+def printable(text: str) -> str:
+    """Return text for one line of the terminal: control characters and what is no text escaped,
+    and "?" for what its character set does not have."""
+    if text.isascii() and text.isprintable():
+        return text
+    kept = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    encoding = sys.stdout.encoding or "utf-8"
+    return "".join(kept).encode(encoding, "replace").decode(encoding)
+
+
+def never_fail_to_print() -> None:
+    """Have standard output and standard error replace what they cannot encode.
+
+    A name may hold any character, whatever the locale is; a path any bytes.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def report(value: object, *lines: str, as_json: bool) -> None:
@@ -56,7 +83,7 @@ def report(value: object, *lines: str, as_json: bool) -> None:
         print_json(value)
         return
     for line in lines:
-        click.echo(line)
+        click.echo(printable(line))
 
 
 def make_console() -> Console:
@@ -127,7 +154,7 @@ def make_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Tabl
 
 def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table; see `Column` for the titles."""
-    rows = list(rows)
+    rows = [[printable(cell) for cell in row] for row in rows]
     columns = make_columns(titles, rows)
     gaps = GAP * (len(columns) - 1)
     if sum(column.widest for column in columns) + gaps <= terminal_columns():
@@ -152,7 +179,7 @@ def terminal_columns() -> int:
 
 def print_record(fields: Iterable[tuple[str, str]]) -> None:
     """Print one thing, a field on each line."""
-    shown = list(fields)
+    shown = [(printable(title), printable(value)) for title, value in fields]
     width = max(len(title) for title, _ in shown)
     for title, value in shown:
         click.echo(f"{title:<{width}}  {value}")

@@ -30,6 +30,7 @@ from bockd.cli.output import (
     make_table,
     print_json,
     print_table,
+    printable,
     terminal_columns,
 )
 from bockd.cli.sizes import format_size
@@ -218,7 +219,7 @@ def table_row(row: Activity) -> tuple[str, ...]:
     """A row as people read it."""
     return (
         str(row.id),
-        row.name if row.kind is NodeKind.VOLUME else f"snapshot/{row.name}",
+        printable(row.name if row.kind is NodeKind.VOLUME else f"snapshot/{row.name}"),
         row.status,
         str(row.connections),
         f"{row.reads_per_second:.0f}",

@@ -168,7 +168,10 @@ def _unescape(path: str) -> str:
 
 def _swaps(numbers: dict[str, str]) -> list[str]:
     with suppress(OSError):
-        paths = [line.split()[0] for line in Path("/proc/swaps").read_text().splitlines()[1:]]
+        paths = [
+            line.split()[0]
+            for line in Path("/proc/swaps").read_text(errors="surrogateescape").splitlines()[1:]
+        ]
         return [f"{path} is swap space" for path in paths if _number_of(path) in numbers]
     return []
 
@@ -212,7 +215,7 @@ def _openers(numbers: dict[str, str]) -> list[str]:
                 path = os.readlink(descriptor)
                 name = numbers.get(_number_of(path) or "") if path.startswith("/dev/") else None
                 if name is not None:
-                    comm = (process / "comm").read_text().strip()
+                    comm = (process / "comm").read_text(errors="replace").strip()
                     found.append(f"/dev/{name} is open in process {process.name} ({comm})")
                     break
     return found
