@@ -27,6 +27,8 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ASGIFramework, ConnectionState
 from starlette.types import ASGIApp
 
+from api.requestline import RequestLine
+
 log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 3.0
@@ -181,7 +183,7 @@ async def serve_connections(
     context = WorkerContext(None)
     connect = functools.partial(
         Connection,
-        ASGIWrapper(cast(ASGIFramework, app)),
+        ASGIWrapper(cast(ASGIFramework, RequestLine(app))),
         quiet_config(),
         context,
         ConnectionState({}),

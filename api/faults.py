@@ -75,7 +75,7 @@ def explain_validation(problems: list[dict[str, Any]]) -> str:
             reasons.append(f"the body is not JSON: {detail}")
         else:
             place = ".".join(str(part) for part in problem["loc"])
-            reasons.append(f"{place}: {problem['msg']}")
+            reasons.append(f"{place}: {problem['msg'].removeprefix('Value error, ')}")
     if len(problems) > MAX_REASONS:
         reasons.append(f"and {len(problems) - MAX_REASONS} more")
     return "; ".join(reasons)

@@ -1,5 +1,6 @@
-"""Who may pass: every request outside `OPEN_PATHS` carries a valid token in `X-Auth-Token`, and a
-path of a tenant needs a token of that tenant (section 4.2).
+"""Who may pass: where there is anything but version documents (`api.openstack.paths`), a request
+carries a valid token in `X-Auth-Token`, and a path of a tenant needs a token of that tenant
+(section 4.2).
 
 It is checked before anything else about a request, so that a stranger learns nothing from how
 the rest is refused.
@@ -15,7 +16,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.openstack.faults import fault_of_error
-from api.openstack.paths import OPEN_PATHS, tenant_of, tidy
+from api.openstack.paths import needs_token, tenant_of, tidy
 from bockd.blockstorage.contract import Identity, Principal, TenantId
 from bockd.errors import BockdError, UnauthorizedError
 
@@ -41,7 +42,7 @@ class Access:
             return
         path = tidy(scope["path"])
         state = dict(scope.get("state", {}))
-        if path not in OPEN_PATHS:
+        if needs_token(path):
             token = Headers(scope=scope).get(TOKEN_HEADER, "")
             try:
                 state["principal"] = await self._admit(token, path)

@@ -16,12 +16,21 @@ from api.openstack.faults import NAME_OF_STATUS, SERVER_ERROR, install_faults, r
 from api.openstack.identity import identity_router
 from api.openstack.images import image_root_router, image_router
 from api.openstack.limits import limits_router
+from api.openstack.metadata import metadata_router
 from api.openstack.nbd import NbdDoors
-from api.openstack.paths import DOCS_PATH, IMAGE_ROOT, OPENAPI_PATH, VERSION_PATH
+from api.openstack.paths import (
+    DOCS_PATH,
+    IDENTITY_ROOT,
+    IMAGE_ROOT,
+    OPENAPI_PATH,
+    VERSION_PATH,
+)
+from api.openstack.replies import as_cinder_does
 from api.openstack.servers import attachment_router, server_router
 from api.openstack.snapshots import snapshot_router
-from api.openstack.versions import version_router
+from api.openstack.versions import identity_version_router, version_router
 from api.openstack.volumes import volume_router
+from api.openstack.volumetypes import volume_type_router
 from bockd.blockstorage.contract import BlockStorage, Identity
 
 FAULT_SCHEMA = {
@@ -82,7 +91,11 @@ def create_public_app(
     app.add_middleware(Access, identity=identity)
     app.add_middleware(Intake, refuse=refuse_body)
     app.include_router(version_router(published))
+    app.include_router(identity_version_router(published))
     app.include_router(identity_router(identity, published))
+    app.include_router(
+        identity_router(identity, published), prefix=IDENTITY_ROOT, include_in_schema=False
+    )
     app.include_router(image_root_router(published))
     app.include_router(image_router(storage))
     app.include_router(image_router(storage), prefix=IMAGE_ROOT, include_in_schema=False)
@@ -94,12 +107,21 @@ def create_public_app(
 
 
 def tenant_router(storage: BlockStorage, catalog: Catalog, nbd_doors: NbdDoors) -> APIRouter:
-    """All that a tenant has; `/volumes` and `/snapshots` are what old clients call it."""
+    """All that a tenant has. `/volumes` and `/snapshots` are what Cinder's clients call it, so the
+    replies have Cinder's keys there, too."""
     router = APIRouter()
     router.include_router(volume_router(storage, "/os-volumes"))
     router.include_router(snapshot_router(storage, "/os-snapshots"))
-    router.include_router(volume_router(storage, "/volumes"), include_in_schema=False)
-    router.include_router(snapshot_router(storage, "/snapshots"), include_in_schema=False)
+    router.include_router(
+        volume_router(storage, "/volumes", as_cinder_does), include_in_schema=False
+    )
+    router.include_router(
+        snapshot_router(storage, "/snapshots", as_cinder_does), include_in_schema=False
+    )
+    router.include_router(metadata_router(storage, "/os-volumes"))
+    router.include_router(metadata_router(storage, "/volumes"), include_in_schema=False)
+    router.include_router(volume_type_router("/os-volume-types"))
+    router.include_router(volume_type_router("/types"), include_in_schema=False)
     router.include_router(attachment_router(storage, nbd_doors))
     router.include_router(server_router(storage, catalog))
     router.include_router(limits_router(storage))

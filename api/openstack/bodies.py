@@ -1,18 +1,21 @@
 """What clients send: the objects of sections 4.4.2.2, 4.4.3.2 and 4.4.4.2.
 
-Each key may be written in snake_case or camelCase, an explicit null is the same as an absent
-key, and a key that is not documented is refused. Shape and types are checked here, values are not.
+Each key may be written in snake_case or camelCase, and an explicit null is the same as an absent
+key. A key that nobody here knows is ignored, as the servers of 2012 did: clients send what later
+APIs know, and what they have just read. The exceptions are `ASKS_FOR_MORE`, an action, and what is
+ours. Shape and types are checked here, values are not.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 from pydantic.alias_generators import to_camel, to_snake
 
 from api.openstack import values
-from bockd.blockstorage.contract import NewSnapshot, NewVolume
+from bockd.blockstorage.contract import Edit, NewSnapshot, NewVolume
 from bockd.blockstorage.rules import exact_size
 from bockd.errors import InvalidRequestError
 from bockd.model import BLOCK_SIZE, MAX_VOLUME_BYTES, MIN_VOLUME_BYTES
@@ -42,6 +45,14 @@ Flag = Annotated[
 ]
 
 
+OptionalId = Annotated[
+    int | str,
+    WithJsonSchema(
+        {"anyOf": [{"type": "integer"}, {"type": "string", "pattern": "^[0-9]{0,19}$"}]}
+    ),
+]
+"""Where "" is the same as null: so our own replies say that there is none (section 4.4.2.1)."""
+
 SizeBytes = Annotated[
     int,
     WithJsonSchema(
@@ -54,12 +65,28 @@ SizeBytes = Annotated[
     ),
 ]
 Text = Annotated[str, WithJsonSchema({"type": "string", "maxLength": 255})]
+Metadata = dict[str, str | None]
+
+
+ANY_DEVICE = ("", "auto")
+"""What clients write for the next free device besides null; libcloud sends "auto"."""
+
+ASKS_FOR_MORE = {
+    "source_volid": "make a snapshot of the volume, and give its id as snapshot_id",
+    "source_replica": "make a snapshot of the volume, and give its id as snapshot_id",
+    "backup_id": "there are no backups",
+}
+"""Keys of later APIs that name what a volume is to hold, and what to do. If they were ignored, the
+volume would hold zeros instead."""
 
 
 class Body(BaseModel):
     """A JSON object of the dialect."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", populate_by_name=False)
+    model_config = ConfigDict(strict=True, extra="ignore", populate_by_name=False)
+
+    later_names: ClassVar[Mapping[str, str]] = {}
+    """What later APIs call a key, where the key itself is not given."""
 
     @model_validator(mode="before")
     @classmethod
@@ -74,6 +101,9 @@ class Body(BaseModel):
             name = cls._documented_key(key)
             if kept.setdefault(name, value) != value:
                 raise ValueError(f"{name} is given twice, with different values")
+        for later, name in cls.later_names.items():
+            if later in kept:
+                kept.setdefault(name, kept[later])
         return kept
 
     @classmethod
@@ -84,45 +114,109 @@ class Body(BaseModel):
         return key
 
 
+class Described(Body):
+    """What has a name and a description."""
+
+    later_names = {"name": "display_name", "description": "display_description"}
+
+    display_name: Text | None = None
+    display_description: Text | None = None
+
+
 class ExactSize(Body):
-    """Our own key in a request: `"bockd": {"size_bytes": 1048576}`."""
+    """Our own key in a request: `"bockd": {"size_bytes": 1048576}`. What it does not know is
+    refused: if a size were overlooked, the volume would have another."""
+
+    model_config = ConfigDict(extra="forbid")
 
     size_bytes: SizeBytes | None = Field(None, description="Exactly; `size` is this rounded up")
 
 
-class VolumeBody(Body):
+class VolumeBody(Described):
     """Section 4.4.2.2."""
 
     size: Size | None = Field(None, description="GiB; required unless made from something")
-    display_name: Text | None = None
-    display_description: Text | None = None
-    snapshot_id: Id | None = Field(None, description="A snapshot to copy")
+    snapshot_id: OptionalId | None = Field(None, description="A snapshot to copy")
     image_ref: str | None = Field(None, alias="imageRef", description="An image to copy")
-    metadata: dict[str, str | None] | None = None
+    metadata: Metadata | None = None
     availability_zone: Text | None = None
     volume_type: str | int | None = Field(None, description="Ignored, as specified")
     bockd: ExactSize | None = Field(None, description="What only bockd understands")
 
+    @model_validator(mode="before")
+    @classmethod
+    def refuse_other_content(cls, given: Any) -> Any:
+        """Refuse `ASKS_FOR_MORE`, unless they are empty."""
+        if isinstance(given, dict):
+            for key, instead in ASKS_FOR_MORE.items():
+                if given.get(key):
+                    raise ValueError(f"{key} is not supported: {instead}")
+        return given
+
     def wanted(self) -> NewVolume:
         """What the service is asked for. Raises InvalidRequestError, or NotFoundError for a
         snapshot that cannot be."""
-        given = self.metadata or {}
+        source, image = self.snapshot_id, self.image_ref
         return NewVolume(
             size_gib=None if self.size is None else values.integer("size", self.size),
             display_name=self.display_name,
             display_description=self.display_description,
-            snapshot_id=None if self.snapshot_id is None else values.snapshot_id(self.snapshot_id),
-            image_id=None if self.image_ref is None else values.image_id(self.image_ref),
-            metadata={key: value for key, value in given.items() if value is not None},
+            snapshot_id=None if source in (None, "") else values.snapshot_id(source),
+            image_id=None if image in (None, "") else values.image_id(image),
+            metadata=without_nulls(self.metadata or {}),
             availability_zone=self.availability_zone,
             size_bytes=None if self.bockd is None else self.bockd.size_bytes,
         )
+
+
+def without_nulls(metadata: Metadata) -> dict[str, str]:
+    """A null is the same as an absent key here too."""
+    return {key: value for key, value in metadata.items() if value is not None}
 
 
 class CreateVolume(Body):
     """`{"volume": {...}}`."""
 
     volume: VolumeBody
+
+
+class EditBody(Described):
+    """What a volume is to be called from now on. "" is no name."""
+
+    metadata: Metadata | None = Field(None, description="All that it has then")
+
+    def wanted(self) -> Edit:
+        """What the service is asked for."""
+        metadata = None if self.metadata is None else without_nulls(self.metadata)
+        return Edit(self.display_name, self.display_description, metadata)
+
+
+class EditVolume(Body):
+    """`{"volume": {...}}`, in the form of Cinder's update."""
+
+    volume: EditBody
+
+
+class EditSnapshot(Body):
+    """`{"snapshot": {...}}`, in the form of Cinder's update."""
+
+    snapshot: Described
+
+    def wanted(self) -> Edit:
+        """What the service is asked for."""
+        return Edit(self.snapshot.display_name, self.snapshot.display_description)
+
+
+class MetadataBody(Body):
+    """`{"metadata": {...}}`."""
+
+    metadata: Metadata
+
+
+class OneItemBody(Body):
+    """`{"meta": {key: value}}`, with the key of the path."""
+
+    meta: dict[str, str]
 
 
 class ExtendBody(Body):
@@ -154,7 +248,9 @@ class VolumeAction(Body):
     """One of Cinder's actions on a volume, or of ours: an object with one key, the action's name.
     Null stands for an action that needs nothing more."""
 
-    model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"minProperties": 1, "maxProperties": 1}
+    )
 
     extend: ExtendBody | None = Field(None, alias="os-extend")
     revert: RevertBody | None = None
@@ -172,12 +268,10 @@ class VolumeAction(Body):
         return {name: {} if wanted is None else wanted}
 
 
-class SnapshotBody(Body):
+class SnapshotBody(Described):
     """Section 4.4.4.2."""
 
     volume_id: Id
-    display_name: Text | None = None
-    display_description: Text | None = None
     force: Flag | None = Field(None, description="Of an attached volume too; false unless given")
 
     def wanted(self) -> NewSnapshot:
@@ -201,7 +295,13 @@ class AttachmentBody(Body):
     """Section 4.4.3.2. The volume may stand in the path instead (section 4.1)."""
 
     volume_id: Id | None = Field(None, alias="volumeId")
-    device: str | None = Field(None, description="As /dev/vdf; the next free one unless given")
+    device: str | None = Field(
+        None, description='As /dev/vdf; null, "" and "auto" are the next free one'
+    )
+
+    def wanted_device(self) -> str | None:
+        """The device by name; None for the next free one."""
+        return None if self.device in ANY_DEVICE else self.device
 
 
 class AttachVolume(Body):

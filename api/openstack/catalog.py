@@ -2,6 +2,8 @@
 
 There is one endpoint for each availability zone. Old novaclients look for volumes under
 type `compute` only, and libcloud there by the name nova, so the same endpoints stand there too.
+HP's fog looks by the name Compute and at no type; novaclients of 2012 refuse a catalog with two
+services of type `compute` as ambiguous. So what has that name has a type of its own.
 """
 
 from __future__ import annotations
@@ -11,11 +13,15 @@ from dataclasses import dataclass
 from starlette.requests import Request
 from typing_extensions import TypedDict
 
-from api.openstack.paths import IMAGE_ROOT, VERSION, VERSION_PATH
+from api.openstack.paths import IDENTITY_PATH, IMAGE_ROOT, VERSION, VERSION_PATH
 from bockd.blockstorage.contract import TenantId
 
 DEFAULT_REGION = "az-1.region-a.geo-1"
 """As section 3.2 names them: an availability zone in a region in a geography."""
+
+
+FOG_TYPE = "compute-by-name"
+"""A type that no client looks for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +101,7 @@ def services(catalog: Catalog, request: Request, tenant: TenantId) -> list[Servi
     return [
         service("Block Storage", "volume", "1.1", f"/{VERSION}/{tenant}"),
         service("nova", "compute", "1.1", f"/{VERSION}/{tenant}"),
+        service("Compute", FOG_TYPE, "1.1", f"/{VERSION}/{tenant}"),
         service("Image Management", "image", "2", IMAGE_ROOT),
-        service("Identity", "identity", "2.0", "/v2.0"),
+        service("Identity", "identity", "2.0", IDENTITY_PATH),
     ]

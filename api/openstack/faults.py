@@ -108,7 +108,9 @@ def allowed_methods(request: Request) -> str:
         scope = {**request.scope, "method": method}
         return any(route.matches(dict(scope))[0] is Match.FULL for route in request.app.routes)
 
-    return ", ".join(method for method in METHODS if serves(method))
+    # Where there is GET there is HEAD (`api.requestline`).
+    asked_for = {method: "GET" if method == "HEAD" else method for method in METHODS}
+    return ", ".join(method for method, served in asked_for.items() if serves(served))
 
 
 def install_faults(app: FastAPI) -> None:

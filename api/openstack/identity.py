@@ -10,7 +10,7 @@ from api.openstack.access import Token
 from api.openstack.bodies import Body
 from api.openstack.catalog import Catalog, Service, services
 from api.openstack.media import JsonRoute
-from api.openstack.paths import TOKENS_PATH
+from api.openstack.paths import IDENTITY_PATH, TOKENS_PATH
 from api.openstack.values import iso_date
 from bockd.blockstorage.contract import (
     AccessKeyCredentials,
@@ -144,11 +144,12 @@ def identity_router(identity: Identity, catalog: Catalog) -> APIRouter:
     async def create_token(request: Request, body: CreateToken) -> OneAccess:
         """A token and the service catalog (section 3.3), for credentials."""
         auth = body.auth
-        issued = await identity.issue_token(auth.credentials(), auth.tenant_id or auth.tenant_name)
+        wanted = auth.tenant_id or auth.tenant_name or None
+        issued = await identity.issue_token(auth.credentials(), wanted)
         tenant = issued.principal.tenant.id
         return {"access": view_access(issued, services(catalog, request, tenant))}
 
-    @router.get("/v2.0/tenants")
+    @router.get(f"{IDENTITY_PATH}/tenants")
     async def list_tenants(token: Token) -> TenantList:
         """The tenants of the token's user."""
         return {"tenants": [view_tenant(one) for one in await identity.list_tenants(token)]}

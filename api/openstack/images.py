@@ -19,7 +19,7 @@ from api.openstack.catalog import Catalog
 from api.openstack.params import QueryNumber, count
 from api.openstack.paths import IMAGE_ROOT, IMAGE_VERSIONS_PATH
 from api.openstack.values import iso_date, shown
-from bockd.blockstorage.contract import MAX_PAGE, BlockStorage, Image, ImageId
+from bockd.blockstorage.contract import BlockStorage, Image, ImageId
 from bockd.errors import InvalidRequestError, NotFoundError
 
 IMAGES_PATH = "/v2/images"
@@ -148,14 +148,13 @@ def image_router(storage: BlockStorage) -> APIRouter:
     ) -> ImageList:
         """List the images that volumes can be made from."""
         del name  # for the OpenAPI document; it is one of the filters
-        asked = MAX_PAGE if limit is None else count("limit", limit) or MAX_PAGE
-        wanted = min(asked, MAX_PAGE)
+        wanted = None if limit is None else count("limit", limit) or None
         filters = {key: value for key, value in request.query_params.items() if key in FILTERS}
         images = chosen(await storage.list_images(), filters)
         if marker is not None:
             images = after(images, marker)
         page = images[:wanted]
-        first = {**filters, "limit": str(wanted)} if limit is not None else filters
+        first = filters if wanted is None else {**filters, "limit": str(wanted)}
         answer: ImageList = {
             "images": page,
             "first": f"{IMAGES_PATH}?{urlencode(first)}" if first else IMAGES_PATH,

@@ -14,7 +14,7 @@ from pydantic import WithJsonSchema
 from starlette.convertors import StringConvertor, register_url_convertor
 
 from api.openstack import values
-from bockd.blockstorage.contract import MAX_PAGE, Page
+from bockd.blockstorage.contract import Page
 from bockd.errors import InvalidRequestError
 from bockd.model import SnapshotId, VolumeId
 
@@ -68,9 +68,8 @@ async def page_in_query(
     display_name: Annotated[str | None, Query(description="Only what has this name")] = None,
 ) -> Page:
     """`limit`, `marker`, `offset` and `display_name`. Raises InvalidRequestError."""
-    wanted = MAX_PAGE if limit is None else count("limit", limit)
     return Page(
-        limit=wanted if 0 < wanted < MAX_PAGE else MAX_PAGE,
+        limit=None if limit is None else count("limit", limit),
         marker=None if marker is None else count("marker", marker),
         offset=0 if offset is None else count("offset", offset),
         display_name=display_name,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NotRequired
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any, NotRequired, TypeVar, cast
 
+from pydantic.alias_generators import to_snake
 from typing_extensions import TypedDict
 
 from api.openstack.values import date, precise_date, server_number
@@ -35,9 +38,19 @@ class AttachmentInVolume(TypedDict, total=False):
     volumeId: int
     serverId: int | str
     device: str
+    volume_id: int
+    server_id: int | str
 
 
-class VolumeView(TypedDict):
+class CinderKeys(TypedDict):
+    """What Cinder's version 1 calls keys of ours, under its own paths only."""
+
+    display_name: NotRequired[str | None]
+    display_description: NotRequired[str | None]
+    created_at: NotRequired[str]
+
+
+class VolumeView(CinderKeys):
     """Section 4.4.2.3. `imageRef` is there in lists (section 4.4.2.1), and where there is one."""
 
     status: str
@@ -53,6 +66,9 @@ class VolumeView(TypedDict):
     createdAt: str
     metadata: dict[str, str]
     bockd: VolumeBackingView
+    availability_zone: NotRequired[str]
+    snapshot_id: NotRequired[int | str]
+    volume_type: NotRequired[None]
 
 
 class OneVolume(TypedDict):
@@ -105,7 +121,7 @@ class AttachmentList(TypedDict):
     volumeAttachments: list[AttachmentView]
 
 
-class SnapshotView(TypedDict):
+class SnapshotView(CinderKeys):
     """Section 4.4.4.1."""
 
     status: str
@@ -116,6 +132,7 @@ class SnapshotView(TypedDict):
     createdAt: str
     size: int
     bockd: BackingView
+    volume_id: NotRequired[int]
 
 
 class NewSnapshotView(TypedDict):
@@ -135,6 +152,18 @@ class SnapshotList(TypedDict):
     """Section 4.4.4.1."""
 
     snapshots: list[SnapshotView]
+
+
+class MetadataView(TypedDict):
+    """All of a volume's metadata."""
+
+    metadata: dict[str, str]
+
+
+class OneItem(TypedDict):
+    """One item of it."""
+
+    meta: dict[str, str]
 
 
 class SpaceView(TypedDict):
@@ -241,3 +270,28 @@ def view_new_snapshot(snapshot: Snapshot) -> SnapshotView:
     view = view_snapshot(snapshot)
     view["createdAt"] = precise_date(snapshot.created_at)
     return view
+
+
+V = TypeVar("V", VolumeView, SnapshotView)
+Spelling = Callable[[V], V]
+
+
+def as_documented(view: V) -> V:
+    """The keys of HP's document, and no others."""
+    return view
+
+
+def as_cinder_does(view: V) -> V:
+    """Each key also in snake_case. Clients of Cinder look for volumes by `display_name`."""
+    both = _in_snake_case(view)
+    if "attachments" in both:
+        both["attachments"] = [_in_snake_case(one) for one in both["attachments"]]
+    return cast(V, both)
+
+
+_snake = cache(to_snake)
+"""The same few keys a thousand times."""
+
+
+def _in_snake_case(view: Mapping[str, Any]) -> dict[str, Any]:
+    return {**view, **{_snake(key): value for key, value in view.items() if key != "imageRef"}}

@@ -99,7 +99,7 @@ def attachment_router(storage: BlockStorage, nbd_doors: NbdDoors) -> APIRouter:
         if wanted.volume_id is None:
             raise InvalidRequestError("volumeAttachment.volumeId is missing")
         volume = values.volume_id(wanted.volume_id)
-        attachment = await storage.attach(tenant, server, volume, wanted.device)
+        attachment = await storage.attach(tenant, server, volume, wanted.wanted_device())
         return {"volumeAttachment": view(attachment, request)}
 
     @router.post("/{volume_id}")
@@ -108,7 +108,8 @@ def attachment_router(storage: BlockStorage, nbd_doors: NbdDoors) -> APIRouter:
     ) -> OneAttachment:
         """Attach a volume to a server, under the path that section 4.1 lists."""
         check_same_volume(volume, body)
-        attachment = await storage.attach(tenant, server, volume, body.volume_attachment.device)
+        device = body.volume_attachment.wanted_device()
+        attachment = await storage.attach(tenant, server, volume, device)
         return {"volumeAttachment": view(attachment, request)}
 
     @router.get("/{volume_id}")

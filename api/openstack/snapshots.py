@@ -5,7 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter, Response, status
 
 from api.openstack.access import InTenant
-from api.openstack.bodies import CreateSnapshot
+from api.openstack.bodies import CreateSnapshot, EditSnapshot
+from api.openstack.listing import answer_list
 from api.openstack.media import JsonRoute
 from api.openstack.params import InPage, InSnapshot
 from api.openstack.replies import (
@@ -13,35 +14,51 @@ from api.openstack.replies import (
     OneSnapshot,
     OneSpace,
     SnapshotList,
+    SnapshotView,
+    Spelling,
+    as_documented,
     view_new_snapshot,
     view_snapshot,
     view_space,
 )
-from bockd.blockstorage.contract import BlockStorage
+from bockd.blockstorage.contract import BlockStorage, Page, Snapshot
 
 
-def snapshot_router(storage: BlockStorage, prefix: str) -> APIRouter:
-    """The endpoints below `{tenant}` + `prefix`."""
+def snapshot_router(
+    storage: BlockStorage, prefix: str, spelled: Spelling[SnapshotView] = as_documented
+) -> APIRouter:
+    """The endpoints below `{tenant}` + `prefix`, with the keys that `spelled` gives replies."""
     router = APIRouter(prefix=prefix, tags=["snapshots"], route_class=JsonRoute)
 
-    @router.get("")
-    @router.get("/detail")
-    async def list_snapshots(tenant: InTenant, page: InPage) -> SnapshotList:
+    @router.get("", response_model=SnapshotList)
+    @router.get("/detail", response_model=SnapshotList)
+    async def list_snapshots(tenant: InTenant, page: InPage) -> Response:
         """List snapshots (section 4.4.4.1)."""
-        snapshots = await storage.list_snapshots(tenant, page)
-        return {"snapshots": [view_snapshot(snapshot) for snapshot in snapshots]}
+
+        async def fetch(part: Page) -> list[Snapshot]:
+            return await storage.list_snapshots(tenant, part)
+
+        return await answer_list("snapshots", page, fetch, lambda one: spelled(view_snapshot(one)))
 
     @router.post("")
     async def create_snapshot(tenant: InTenant, body: CreateSnapshot) -> NewSnapshotView:
         """Create a snapshot of a volume (section 4.4.4.2)."""
         snapshot = await storage.create_snapshot(tenant, body.snapshot.wanted())
-        return {"snapshot": view_new_snapshot(snapshot)}
+        return {"snapshot": spelled(view_new_snapshot(snapshot))}
 
     @router.get("/{snapshot_id:node}")
     async def show_snapshot(tenant: InTenant, snapshot: InSnapshot) -> OneSnapshot:
         """Show a snapshot (section 4.4.4.3)."""
-        view = view_snapshot(await storage.show_snapshot(tenant, snapshot))
+        view = spelled(view_snapshot(await storage.show_snapshot(tenant, snapshot)))
         return {"snapshot": view, "snapshots": view}
+
+    @router.put("/{snapshot_id:node}")
+    async def edit_snapshot(
+        tenant: InTenant, snapshot: InSnapshot, body: EditSnapshot
+    ) -> NewSnapshotView:
+        """Change a snapshot's name and description, in the form of Cinder's update."""
+        edited = await storage.edit_snapshot(tenant, snapshot, body.wanted())
+        return {"snapshot": spelled(view_snapshot(edited))}
 
     @router.get("/{snapshot_id:node}/bockd-space")
     async def snapshot_space(tenant: InTenant, snapshot: InSnapshot) -> OneSpace:

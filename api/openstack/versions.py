@@ -1,14 +1,21 @@
-"""The version documents (section 4.4.1); they need no token."""
+"""The version documents (section 4.4.1), and those of the identity service, which today's clients
+read before they ask for a token. None needs one."""
 
 from __future__ import annotations
 
 from typing import NotRequired
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, status
 from typing_extensions import TypedDict
 
 from api.openstack.catalog import Catalog
-from api.openstack.paths import VERSION, VERSION_PATH
+from api.openstack.paths import (
+    IDENTITY_PATH,
+    IDENTITY_ROOT,
+    IDENTITY_VERSION,
+    VERSION,
+    VERSION_PATH,
+)
 
 UPDATED = "2011-01-21T11:33:21Z"
 GUIDE = "http://docs.rackspacecloud.com/servers/api/v1.1/"
@@ -52,6 +59,25 @@ class VersionList(TypedDict):
 
     versions: list[Version]
 
+
+class Versions(TypedDict):
+    """Keystone's list of versions has one more level than that of section 4.4.1.2."""
+
+    values: list[Version]
+
+
+class IdentityVersions(TypedDict):
+    """What is at the root of the identity service."""
+
+    versions: Versions
+
+
+IDENTITY_UPDATED = "2014-04-17T00:00:00Z"
+"""When Keystone's version 2.0 was last changed."""
+
+IDENTITY_MEDIA_TYPES: list[MediaType] = [
+    {"base": "application/json", "type": "application/vnd.openstack.identity-v2.0+json"}
+]
 
 MEDIA_TYPES: list[MediaType] = [
     {"base": f"application/{kind}", "type": f"application/vnd.openstack.compute-{VERSION}+{kind}"}
@@ -105,5 +131,35 @@ def version_router(catalog: Catalog) -> APIRouter:
                 "links": [self_link(catalog.own_url(request), VERSION), *DESCRIPTIONS],
             }
         }
+
+    return router
+
+
+def identity_version(url: str) -> Version:
+    """The only version of the identity service. "stable" is Keystone's word for current."""
+    return {
+        "status": "stable",
+        "updated": IDENTITY_UPDATED,
+        "media-types": IDENTITY_MEDIA_TYPES,
+        "id": IDENTITY_VERSION,
+        "links": [self_link(url, IDENTITY_VERSION)],
+    }
+
+
+def identity_version_router(catalog: Catalog) -> APIRouter:
+    """`/v2.0` and `/identity`. Clients that are given either read it to learn which versions there
+    are; what answers with 404 (`/v3`) is none."""
+    router = APIRouter(tags=["versions"])
+
+    @router.get(f"{IDENTITY_ROOT}{IDENTITY_PATH}", include_in_schema=False)
+    @router.get(IDENTITY_PATH)
+    async def show_identity_version(request: Request) -> OneVersion:
+        """Describe version 2.0 of the identity service, as Keystone does."""
+        return {"version": identity_version(catalog.own_url(request))}
+
+    @router.get(IDENTITY_ROOT, status_code=status.HTTP_300_MULTIPLE_CHOICES)
+    async def list_identity_versions(request: Request) -> IdentityVersions:
+        """List the versions of the identity service, as Keystone does."""
+        return {"versions": {"values": [identity_version(catalog.own_url(request))]}}
 
     return router

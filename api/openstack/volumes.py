@@ -8,41 +8,56 @@ from fastapi import APIRouter, Response, status
 
 from api.openstack import values
 from api.openstack.access import InTenant, Token
-from api.openstack.bodies import CreateVolume, VolumeAction
+from api.openstack.bodies import CreateVolume, EditVolume, VolumeAction
+from api.openstack.listing import answer_list
 from api.openstack.media import JsonRoute
 from api.openstack.params import InPage, InVolume
 from api.openstack.replies import (
     OneSpace,
     OneVolume,
+    Spelling,
     VolumeList,
+    VolumeView,
+    as_documented,
     list_volume,
     view_space,
     view_volume,
 )
-from bockd.blockstorage.contract import BlockStorage
+from bockd.blockstorage.contract import BlockStorage, Page, Volume
 
 
-def volume_router(storage: BlockStorage, prefix: str) -> APIRouter:
-    """The endpoints below `{tenant}` + `prefix`."""
+def volume_router(
+    storage: BlockStorage, prefix: str, spelled: Spelling[VolumeView] = as_documented
+) -> APIRouter:
+    """The endpoints below `{tenant}` + `prefix`, with the keys that `spelled` gives replies."""
     router = APIRouter(prefix=prefix, tags=["volumes"], route_class=JsonRoute)
 
-    @router.get("")
-    @router.get("/detail")
-    async def list_volumes(tenant: InTenant, page: InPage) -> VolumeList:
+    @router.get("", response_model=VolumeList)
+    @router.get("/detail", response_model=VolumeList)
+    async def list_volumes(tenant: InTenant, page: InPage) -> Response:
         """List volumes (section 4.4.2.1)."""
-        volumes = await storage.list_volumes(tenant, page)
-        return {"volumes": [list_volume(volume) for volume in volumes]}
+
+        async def fetch(part: Page) -> list[Volume]:
+            return await storage.list_volumes(tenant, part)
+
+        return await answer_list("volumes", page, fetch, lambda one: spelled(list_volume(one)))
 
     @router.post("")
     async def create_volume(tenant: InTenant, body: CreateVolume, token: Token) -> OneVolume:
         """Create a volume: blank, from a snapshot, or from an image (section 4.4.2.2)."""
         wanted = replace(body.volume.wanted(), token=token)
-        return {"volume": view_volume(await storage.create_volume(tenant, wanted))}
+        return {"volume": spelled(view_volume(await storage.create_volume(tenant, wanted)))}
 
     @router.get("/{volume_id:node}")
     async def show_volume(tenant: InTenant, volume: InVolume) -> OneVolume:
         """Show a volume (section 4.4.2.3)."""
-        return {"volume": view_volume(await storage.show_volume(tenant, volume))}
+        return {"volume": spelled(view_volume(await storage.show_volume(tenant, volume)))}
+
+    @router.put("/{volume_id:node}")
+    async def edit_volume(tenant: InTenant, volume: InVolume, body: EditVolume) -> OneVolume:
+        """Change a volume's name, description and metadata, in the form of Cinder's update."""
+        edited = await storage.edit_volume(tenant, volume, body.volume.wanted())
+        return {"volume": spelled(view_volume(edited))}
 
     @router.post(
         "/{volume_id:node}/action",

@@ -32,9 +32,6 @@ TenantId = NewType("TenantId", str)
 UserId = NewType("UserId", str)
 ImageId = NewType("ImageId", str)
 
-MAX_PAGE = 1000
-"""Items in one answer to a list; a limit of 0 or above this means this."""
-
 
 class Status(StrEnum):
     """What a volume or snapshot is doing (sections 4.4.2 to 4.4.4, "Status Lifecycle").
@@ -247,6 +244,22 @@ class NewSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class Edit:
+    """What a volume or snapshot is to be called from now on; None leaves what is there. An empty
+    name or description is none.
+
+    Its name in the pool, and so the name of its export, stays.
+    """
+
+    display_name: str | None = None
+    display_description: str | None = None
+    metadata: Mapping[str, str | None] | None = None
+    """Of a volume: items to set; one whose value is None goes. It must be there."""
+    keeps_other_metadata: bool = False
+    """Whether items stay that `metadata` does not name."""
+
+
+@dataclass(frozen=True, slots=True)
 class Page:
     """Which part of a list, in the order of ids.
 
@@ -254,7 +267,8 @@ class Page:
     what comes after id `marker`, then without the first `offset`, then at most `limit`.
     """
 
-    limit: int = MAX_PAGE
+    limit: int | None = None
+    """None or 0: all."""
     marker: int | None = None
     offset: int = 0
     display_name: str | None = None
@@ -358,6 +372,18 @@ class BlockStorage(Protocol):
 
     async def show_volume(self, tenant: TenantId, volume: VolumeId) -> Volume:
         """4.4.2.3."""
+        ...
+
+    async def edit_volume(self, tenant: TenantId, volume: VolumeId, edit: Edit) -> Volume:
+        """Ours, in the form of Cinder's update. Returns the volume as it is then.
+
+        Raises InvalidRequestError for texts that cannot be kept, NotFoundError for a metadata item
+        that is to go and is not there.
+        """
+        ...
+
+    async def edit_snapshot(self, tenant: TenantId, snapshot: SnapshotId, edit: Edit) -> Snapshot:
+        """The same of a snapshot, which has no metadata."""
         ...
 
     async def delete_volume(self, tenant: TenantId, volume: VolumeId) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from string import ascii_lowercase
 from typing import NoReturn, Protocol, TypeVar
 
-from bockd.blockstorage.contract import MAX_PAGE, Page, Status
+from bockd.blockstorage.contract import Edit, Page, Status
 from bockd.errors import (
     ConflictError,
     InUseError,
@@ -231,6 +231,30 @@ def check_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
     return dict(metadata)
 
 
+def edited_text(what: str, old: str | None, new: str | None) -> str | None:
+    """Return a display text after an edit; raise InvalidRequestError for one that cannot be."""
+    return old if new is None else check_text(what, new) or None
+
+
+def edited_metadata(old: Mapping[str, str], edit: Edit) -> dict[str, str]:
+    """Return metadata after an edit.
+
+    Raises InvalidRequestError for what cannot be kept, NotFoundError for an item that is to go and
+    is not there.
+    """
+    if edit.metadata is None:
+        return dict(old)
+    result = dict(old) if edit.keeps_other_metadata else {}
+    for key, value in edit.metadata.items():
+        if value is not None:
+            result[key] = value
+        elif key in old:
+            result.pop(key, None)
+        else:
+            raise NotFoundError(f"Metadata item {key[:MAX_TEXT_LENGTH]} could not be found.")
+    return check_metadata(result)
+
+
 def check_server(server: str) -> str:
     """Return a server's id; raise NotFoundError for what cannot be one."""
     if not is_server_id(server):
@@ -310,7 +334,7 @@ def check_page(page: Page) -> Page:
 
 def cut_page(items: Iterable[L], page: Page) -> list[L]:
     """The part of `items`, which are in the order of their ids, that `page` names."""
-    limit = page.limit if 0 < page.limit <= MAX_PAGE else MAX_PAGE
+    limit = page.limit or None
     left_out = 0
     found: list[L] = []
     for item in items:

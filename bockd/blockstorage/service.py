@@ -7,6 +7,7 @@ from bockd.blockstorage.changes import Changes
 from bockd.blockstorage.contract import (
     EVERYTHING,
     Attachment,
+    Edit,
     Extension,
     Image,
     ImageId,
@@ -18,6 +19,7 @@ from bockd.blockstorage.contract import (
     TenantId,
     Volume,
 )
+from bockd.blockstorage.editing import edit_snapshot, edit_volume
 from bockd.blockstorage.records import Ledger
 from bockd.blockstorage.running import Driver, Surroundings
 from bockd.blockstorage.servers import Servers
@@ -69,6 +71,7 @@ class PoolBlockStorage:
     """
 
     def __init__(self, around: Surroundings, driver: Driver) -> None:
+        self.around = around
         self._index = around.pool.store.index
         self._quota_of = around.quota_of
         self._driver = driver
@@ -87,6 +90,14 @@ class PoolBlockStorage:
 
     async def show_volume(self, tenant: TenantId, volume: VolumeId) -> Volume:
         return self._volumes.show(tenant, volume)
+
+    async def edit_volume(self, tenant: TenantId, volume: VolumeId, edit: Edit) -> Volume:
+        await self._driver.run(self.around.update(edit_volume(tenant, volume, edit)))
+        return self._volumes.show(tenant, volume)
+
+    async def edit_snapshot(self, tenant: TenantId, snapshot: SnapshotId, edit: Edit) -> Snapshot:
+        await self._driver.run(self.around.update(edit_snapshot(tenant, snapshot, edit)))
+        return self._snapshots.show(tenant, snapshot)
 
     async def delete_volume(self, tenant: TenantId, volume: VolumeId) -> None:
         await self._driver.run(self._volumes.delete(tenant, volume))

@@ -65,6 +65,7 @@ def print_shell(stored: dict[str, str], url: str | None) -> None:
         "OS_USERNAME": stored["username"],
         "OS_PASSWORD": stored["password"],
         "OS_TENANT_NAME": stored["tenant"],
+        "OS_IDENTITY_API_VERSION": "2.0",
     }
     for name, value in variables.items():
         click.echo(f"export {name}={shlex.quote(value)}")

@@ -17,6 +17,7 @@ from bockd.blockstorage.contract import (
     Attachment,
     Backing,
     BlockStorage,
+    Edit,
     Extension,
     Image,
     ImageId,
@@ -126,6 +127,31 @@ class MemoryBlockStorage(BlockStorage):
         if found is None:
             raise rules.not_found(NodeKind.VOLUME, volume)
         return found
+
+    async def edit_volume(self, tenant: TenantId, volume: VolumeId, edit: Edit) -> Volume:
+        found = await self.show_volume(tenant, volume)
+        edited = dataclasses.replace(
+            found,
+            display_name=rules.edited_text("name", found.display_name, edit.display_name),
+            display_description=rules.edited_text(
+                "description", found.display_description, edit.display_description
+            ),
+            metadata=rules.edited_metadata(found.metadata, edit),
+        )
+        self.volumes_of(tenant)[volume] = edited
+        return edited
+
+    async def edit_snapshot(self, tenant: TenantId, snapshot: SnapshotId, edit: Edit) -> Snapshot:
+        found = await self.show_snapshot(tenant, snapshot)
+        edited = dataclasses.replace(
+            found,
+            display_name=rules.edited_text("name", found.display_name, edit.display_name),
+            display_description=rules.edited_text(
+                "description", found.display_description, edit.display_description
+            ),
+        )
+        self.snapshots_of(tenant)[snapshot] = edited
+        return edited
 
     async def delete_volume(self, tenant: TenantId, volume: VolumeId) -> None:
         found = await self.show_volume(tenant, volume)

@@ -287,7 +287,7 @@ def test_a_bug_is_an_internal_error_and_is_logged(
 
 
 def test_the_socket_is_shared_with_the_public_api(tmp_path: Path) -> None:
-    """What is not below the control API's prefix is the other one's, and asks for a token there."""
+    """What is not below the control API's prefix is the other one's, and says so in its way."""
 
     async def run() -> None:
         socket = tmp_path / "api.sock"
@@ -300,9 +300,11 @@ def test_the_socket_is_shared_with_the_public_api(tmp_path: Path) -> None:
                 assert (await client.get("/control/v1/volumes")).json() == []
                 assert fault_of(await client.get("/control/v1/nothing"))[0] == 404
                 assert (await client.get("/")).json()["versions"][0]["id"] == "v1.1"
-                for path in ("/v1.1/x/os-volumes", "/control/v10/volumes", "/control"):
-                    refused = await client.get(path)
-                    assert (refused.status_code, list(refused.json())) == (401, ["unauthorized"])
+                refused = await client.get("/v1.1/x/os-volumes")
+                assert (refused.status_code, list(refused.json())) == (401, ["unauthorized"])
+                for path in ("/control/v10/volumes", "/control"):
+                    missing = await client.get(path)
+                    assert (missing.status_code, list(missing.json())) == (404, ["itemNotFound"])
             nursery.cancel_scope.cancel()
 
     trio.run(run)

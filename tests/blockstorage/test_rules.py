@@ -8,7 +8,7 @@ from itertools import product
 import pytest
 
 from bockd.blockstorage import rules
-from bockd.blockstorage.contract import MAX_PAGE, Page, Status
+from bockd.blockstorage.contract import Page, Status
 from bockd.errors import (
     BockdError,
     ConflictError,
@@ -174,9 +174,10 @@ def test_pages(page: Page, ids: list[int]) -> None:
 
 
 def test_a_page_has_an_end() -> None:
-    items = [Item(n, None) for n in range(MAX_PAGE + 5)]
-    assert len(rules.cut_page(items, Page())) == MAX_PAGE
-    assert len(rules.cut_page(items, Page(limit=MAX_PAGE + 1))) == MAX_PAGE
+    items = [Item(n, None) for n in range(2000)]
+    for limit in (None, 0, 2000, 3000):
+        assert len(rules.cut_page(items, Page(limit=limit))) == 2000
+    assert len(rules.cut_page(items, Page(limit=1500))) == 1500
 
 
 @pytest.mark.parametrize("page", [Page(limit=-1), Page(offset=-1), Page(marker=-1)])

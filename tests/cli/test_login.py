@@ -33,6 +33,7 @@ def elsewhere(tmp_path: Path) -> dict[str, str]:
 def test_credentials(daemon: Daemon, variables: dict[str, str]) -> None:
     shown = daemon.bock_json("credentials")
     url = variables["OS_AUTH_URL"].removesuffix("/v2.0")
+    assert variables["OS_IDENTITY_API_VERSION"] == "2.0"
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+", url)
     assert shown.pop("endpoints") == {
         "identity": f"{url}/v2.0",

@@ -103,7 +103,7 @@ def test_volumes_from_images(served: Served, image_ids: dict[str, str]) -> None:
             ({"imageRef": 7}, 400),
             ({"imageRef": "debian"}, 404),  # a name is no id
             ({"imageRef": image[:-1]}, 404),
-            ({"imageRef": ""}, 404),
+            ({"imageRef": ""}, 400),  # none, and no size
             ({"imageRef": f"{served.url}/v2/images/"}, 404),
             ({"imageRef": "../" * 50}, 404),
             ({"imageRef": "x" * 10_000}, 404),

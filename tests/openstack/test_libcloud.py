@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,8 +17,16 @@ from libcloud.compute.base import Node
 from libcloud.compute.providers import get_driver
 from libcloud.compute.types import NodeState, Provider, StorageVolumeState
 
+from bockd.blockstorage.contract import UNLIMITED, Quota, TenantId
+from bockd.blockstorage.records import Ledger
+from bockd.blockstorage.service import PoolBlockStorage
+from bockd.model import VolumeId
+from bockd.store.catalogue import Catalogue
+from bockd.store.index import Transaction
+
 from ..api.public import Served, without_ours
 
+EVERYTHING = Quota(UNLIMITED, UNLIMITED, UNLIMITED)
 REGION = "az-1.region-a.geo-1"
 
 
@@ -102,6 +111,35 @@ def test_the_whole_life(served: Served) -> None:
 def test_volumes_are_found_under_type_compute_too(served: Served) -> None:
     driver = connect(served, ex_force_service_type="compute", ex_force_service_name=None)
     assert driver.create_volume(1, "a").name == "a"
+
+
+def test_a_list_is_whole(served: Served) -> None:
+    """libcloud knows no pages; Nova's ended at 1,000."""
+    driver = connect(served)
+    first = driver.create_volume(1, "first")
+    multiply(served, VolumeId(first.id), 3000)
+    listed = driver.list_volumes()
+    assert [one.id for one in listed] == list(range(first.id, first.id + 3000))
+    last = driver.ex_get_volume(listed[-1].id)
+    assert (last.name, last.size) == ("first", 1)
+
+
+def multiply(served: Served, volume: VolumeId, count: int) -> None:
+    """Record a volume so many times, in one transaction. The others have no files of their own:
+    they are only looked at."""
+    storage = served.service.storage
+    assert isinstance(storage, PoolBlockStorage)
+    tenant = TenantId(served.service.account.tenant_id)
+
+    def change(txn: Transaction) -> None:
+        ledger, catalogue = Ledger(txn), Catalogue(txn)
+        mine, record = ledger.volume(tenant, volume), catalogue.volume(volume)
+        for number in range(volume + 1, volume + count):
+            node = VolumeId(number)
+            catalogue.put_volume(replace(record, id=node, name=f"volume-{node}"))
+            ledger.add_volume(tenant, replace(mine, id=node), lambda _: EVERYTHING)
+
+    storage.around.pool.store.index.update(change)
 
 
 def test_wrong_password(served: Served) -> None:

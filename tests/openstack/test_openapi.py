@@ -27,11 +27,11 @@ CHECKS = (
     "ignored_auth",
 )
 
-EXAMPLES = 40
+EXAMPLES = 20
 """For each operation, besides those that cover each constraint of the document."""
 
-RUN_SECONDS = 60
-"""A bound; the number of examples ends it earlier."""
+RUN_SECONDS = 300
+"""A bound for machines with other things to do; the number of examples ends it earlier."""
 
 
 def test_every_answer_is_in_the_document(served: Served, tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_every_answer_is_in_the_document(served: Served, tmp_path: Path) -> None
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=2 * RUN_SECONDS,
+        timeout=RUN_SECONDS,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

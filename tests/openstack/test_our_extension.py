@@ -176,13 +176,12 @@ BAD_ACTIONS: list[Any] = [
     {"os-extend": {"new_size": 2}, "bockd-reopen": None},
     {"os-extend": None},
     {"os-extend": 2},
-    {"os-extend": {"new_size": 2, "colour": 1}},
+    {"os-extend": {"bockd": {"size_bytes": 2 << 30, "colour": 1}}},
     {"os_extend": {"new_size": 2}},
     {"revert": {}},
     {"revert": None},
     {"revert": {"snapshot_id": []}},
     {"bockd-reopen": 1},
-    {"bockd-reopen": {"force": True}},
     {"os-reset_status": {"status": "available"}},
 ]
 

@@ -44,8 +44,8 @@ WRONG: list[Any] = [
     {"volume": "x"},
     {"volume": {}},
     {"size": 1},
-    {"volume": {"size": 1}, "more": 1},
-    {"volume": {"size": 1, "colour": "red"}},
+    {"volume": {"size": 1, "source_volid": 7}},
+    {"volume": {"size": 1, "bockd": {"size": 1}}},
     {"volume": {"size": 1, "display_name": 7}},
     {"volume": {"size": 1, "display_name": "x" * 256}},
     {"volume": {"size": 1, "display_description": ["x"]}},
@@ -79,7 +79,7 @@ def test_malformed_json(served: Served) -> None:
         assert_nothing_there(client)
 
 
-def test_wrong_types_and_missing_and_unknown_keys(served: Served) -> None:
+def test_wrong_types_and_missing_keys(served: Served) -> None:
     with served.client() as client:
         for body in WRONG:
             answer = client.post("/os-volumes", content=json.dumps(body), headers=JSON)
@@ -121,7 +121,7 @@ def test_ids_that_name_nothing(served: Served) -> None:
             assert fault_of(client.delete(attached))[:2] == (404, "itemNotFound"), bad
 
 
-@pytest.mark.parametrize("bad", ["abc", "", "-1", -1, 10**40, "9" * 400, "1 ", "\u0661", "../1"])
+@pytest.mark.parametrize("bad", ["abc", "-1", -1, 10**40, "9" * 400, "1 ", "\u0661", "../1"])
 def test_ids_in_bodies_that_name_nothing(served: Served, bad: object) -> None:
     with served.client() as client:
         for path, body in [
@@ -136,14 +136,14 @@ def test_ids_in_bodies_that_name_nothing(served: Served, bad: object) -> None:
 def test_wrong_methods(served: Served) -> None:
     with served.client() as client:
         for method, path, allowed in [
-            ("PUT", "/os-volumes", "GET, POST"),
-            ("POST", "/os-volumes/1", "DELETE, GET"),
-            ("DELETE", "/os-volumes/detail", "GET"),
-            ("PATCH", "/os-snapshots/1", "DELETE, GET"),
-            ("PUT", "/servers/1/os-volume_attachments/1", "DELETE, GET, POST"),
-            ("DELETE", "/limits", "GET"),
-            ("POST", f"{served.url}/", "GET"),
-            ("DELETE", f"{served.url}/v1.1/", "GET"),
+            ("PUT", "/os-volumes", "GET, HEAD, POST"),
+            ("POST", "/os-volumes/1", "DELETE, GET, HEAD, PUT"),
+            ("DELETE", "/os-volumes/detail", "GET, HEAD"),
+            ("PATCH", "/os-snapshots/1", "DELETE, GET, HEAD, PUT"),
+            ("PUT", "/servers/1/os-volume_attachments/1", "DELETE, GET, HEAD, POST"),
+            ("DELETE", "/limits", "GET, HEAD"),
+            ("POST", f"{served.url}/", "GET, HEAD"),
+            ("DELETE", f"{served.url}/v1.1/", "GET, HEAD"),
             ("GET", f"{served.url}/v2.0/tokens", "POST"),
         ]:
             answer = client.request(method, path)

@@ -103,7 +103,7 @@ def test_a_server_has_many_volumes_each_with_its_device(served: Served) -> None:
         one, two, three = (create(client)["id"] for _ in range(3))
         assert attach(client, one, device="/dev/vdf").status_code == 200
         assert fault_of(attach(client, two, device="/dev/vdf"))[:2] == (409, "conflictingRequest")
-        for invalid in ("", "vdf", "/dev/", "/dev/../sda", "/dev/vdf1", "/etc/passwd", "x" * 999):
+        for invalid in ("vdf", "/dev/", "/dev/../sda", "/dev/vdf1", "/etc/passwd", "x" * 999):
             assert fault_of(attach(client, two, device=invalid))[:2] == (400, "badRequest")
         assert show(client, two)["status"] == "available"
         assert attach(client, two).json()["volumeAttachment"]["device"] == "/dev/vdb"
