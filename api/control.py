@@ -158,6 +158,11 @@ def volume_router(control: Control) -> APIRouter:
         """One volume."""
         return await control.show_volume(ref)
 
+    @router.post("/{ref}/release", status_code=204)
+    async def release_volume(ref: Ref) -> None:
+        """Close a volume that nobody uses, so that another process can open it at once."""
+        await control.release_volume(ref)
+
     @router.post("/{ref}/adopt", status_code=204)
     async def adopt_volume(ref: Ref, body: Adopt) -> None:
         """Give a volume that belongs to nobody to a tenant."""

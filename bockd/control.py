@@ -292,6 +292,12 @@ class Control(ServerControl, Protocol):
 
     async def show_volume(self, ref: str) -> VolumeInfo: ...
 
+    async def release_volume(self, ref: str) -> None:
+        """Close a volume that nobody uses, so that another process can open it at once.
+
+        Raises: InUseError while it has users."""
+        ...
+
     async def list_snapshots(self, volume: str | None) -> list[SnapshotInfo]:
         """All snapshots, or those of one volume, by id."""
         ...

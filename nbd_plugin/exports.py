@@ -17,6 +17,7 @@ from bockd.model import NodeKind, SnapshotId, VolumeId, export_name
 from bockd.steps import Background
 from bockd.store.catalogue import SnapshotRecord, VolumeRecord
 from bockd.store.naming import export_description, find_export
+from nbd_plugin.neighbour import take_over
 from nbd_plugin.owner import Owner
 
 Record = VolumeRecord | SnapshotRecord
@@ -84,8 +85,13 @@ class Selection:
         registry = Registry.join(self.pool, Background().spawn)
         try:
             record = self.record(registry)
-            if record is not None:
+            if record is None:
+                return
+            if self.kind is NodeKind.SNAPSHOT:
                 registry.foresee(self.kind, record.id)
+                return
+            node = record.id
+            take_over(self.pool, VolumeId(node), lambda: registry.foresee(NodeKind.VOLUME, node))
         finally:
             registry.release()
 
@@ -109,6 +115,7 @@ class Exports:
 
     def __init__(self, selection: Selection) -> None:
         self.owner = Owner()
+        self._pool = selection.pool
         self._registry = Registry.join(selection.pool, self.owner.spawn)
         self._kind = selection.kind
         self._only: Record | None = None
@@ -159,7 +166,11 @@ class Exports:
 
     def _hold(self, kind: NodeKind, node: int) -> Held:
         if kind is NodeKind.VOLUME:
-            volume = self.owner.run(self._registry.use_volume(VolumeId(node)))
+            volume = take_over(
+                self._pool,
+                VolumeId(node),
+                lambda: self.owner.run(self._registry.use_volume(VolumeId(node))),
+            )
             return Held(kind, node, volume.volume)
         snapshot = self.owner.run(self._registry.use_snapshot(SnapshotId(node)))
         return Held(kind, node, snapshot.snapshot)

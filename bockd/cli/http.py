@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bockd import errors
-from bockd.cli.overunix import UnixConnection
+from bockd.overunix import UnixConnection
 from bockd.trust import Trust, strictness_advice
 
 if TYPE_CHECKING:

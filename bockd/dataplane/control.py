@@ -36,7 +36,7 @@ from bockd.dataplane.capacity import Capacity
 from bockd.dataplane.scrubbing import Scrubbing
 from bockd.engine.guests import elsewhere
 from bockd.engine.occupancy import measure_all
-from bockd.errors import DamagedError
+from bockd.errors import DamagedError, InUseError
 from bockd.model import (
     NodeKind,
     Server,
@@ -111,6 +111,12 @@ class PoolControl:
 
     async def show_volume(self, ref: str) -> VolumeInfo:
         return self._show_volume(self._pool.find_volume(ref))
+
+    async def release_volume(self, ref: str) -> None:
+        volume = self._pool.find_volume(ref)
+        await self._driver.run(self._pool.close_idle_volume(volume))
+        if volume in self._pool.volumes:
+            raise InUseError(f"volume {volume} is in use here")
 
     def _show_volume(self, volume: VolumeId) -> VolumeInfo:
         with self._pool.catalogue() as catalogue:

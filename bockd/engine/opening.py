@@ -66,8 +66,7 @@ def lock_volume(store: StoreAccess, volume: VolumeId) -> FileLock:
         store.layout.volume_lock(volume),
         shared=False,
         held_message=f"volume {volume} is open in another process: use that one's export, or let "
-        "it close the volume (end the nbdkit that has it; a bockd closes it some seconds after "
-        "its last client left)",
+        "it close the volume (end the nbdkit that has it, or disconnect the clients of bockd)",
     )
 
 

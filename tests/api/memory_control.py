@@ -27,7 +27,7 @@ from bockd.control import (
     VolumeInfo,
     VolumeStatistics,
 )
-from bockd.errors import ConflictError, NotFoundError
+from bockd.errors import ConflictError, InUseError, NotFoundError
 from bockd.model import (
     MIB,
     NodeKind,
@@ -91,6 +91,10 @@ class MemoryControl:
 
     async def show_volume(self, ref: str) -> VolumeInfo:
         return self._volume_now(self._find_volume(ref))
+
+    async def release_volume(self, ref: str) -> None:
+        if self._volume_now(self._find_volume(ref)).connections:
+            raise InUseError(f"volume {ref} is in use here")
 
     def add_volume(self, name: str, size_bytes: int = MIB) -> VolumeInfo:
         """A volume that is there, and belongs to nobody."""

@@ -60,6 +60,24 @@ def test_the_daemon_has_it(pool: PoolDirectory, daemon: Bockd) -> None:
         assert second.pread(4096, 0) == KNOWN[::-1]
 
 
+def test_what_the_daemon_keeps_open_for_nobody_is_handed_over_at_once(
+    pool: PoolDirectory, daemon: Bockd
+) -> None:
+    """The daemon keeps a volume open for some seconds after its last client, unless it is asked."""
+    with daemon.connected("disk1") as first:
+        first.pwrite(KNOWN, 0)
+    with (
+        Nbdkit(pool.path.parent, pool.parameter, "volume=disk1") as nbdkit,
+        nbdkit.connected() as second,
+    ):
+        assert second.pread(4096, 0) == KNOWN
+    with Nbdkit(pool.path.parent, pool.parameter) as nbdkit:
+        with daemon.connected("disk1") as third:
+            third.pwrite(KNOWN, 4096)
+        with nbdkit.connected("disk1") as fourth:
+            assert fourth.pread(8192, 0) == KNOWN * 2
+
+
 def test_the_plugin_has_it(pool: PoolDirectory, daemon: Bockd) -> None:
     """The daemon refuses that volume to clients and to every operation that needs it; it serves the
     rest of the pool. When the plugin has ended, all goes on in the daemon."""
