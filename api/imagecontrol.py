@@ -25,6 +25,7 @@ class BeginImport(Body):
     size_bytes: int
     file_bytes: int
     checksum: str
+    content_bytes: int | None = None
 
 
 def import_in_path(volume: str) -> VolumeId:
@@ -60,7 +61,12 @@ def image_control_router(images: ImageControl) -> APIRouter:
     async def begin_import(body: BeginImport) -> ImportInfo:
         """A volume to be filled with an image's content."""
         return await images.begin_import(
-            body.name, body.disk_format, body.size_bytes, body.file_bytes, body.checksum
+            body.name,
+            body.disk_format,
+            body.size_bytes,
+            body.file_bytes,
+            body.checksum,
+            body.content_bytes,
         )
 
     @router.post("/imports/{volume}/finish")

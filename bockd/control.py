@@ -152,7 +152,9 @@ class ImageInfo:
     checksum: str
     """SHA-256 of that file, in hexadecimal."""
     size_bytes: int
-    """Of the disk that it is."""
+    """Of the disk that it is, in whole blocks."""
+    content_bytes: int
+    """The same as its file had it."""
     min_size_gib: int
     """The smallest volume that the API makes from it."""
     created_at: float
@@ -357,9 +359,16 @@ class ImageControl(Protocol):
     async def show_image(self, ref: str) -> ImageInfo: ...
 
     async def begin_import(
-        self, name: str, disk_format: str, size_bytes: int, file_bytes: int, checksum: str
+        self,
+        name: str,
+        disk_format: str,
+        size_bytes: int,
+        file_bytes: int,
+        checksum: str,
+        content_bytes: int | None = None,
     ) -> ImportInfo:
-        """A volume to be filled with an image's content. Raises ConflictError when the name is
+        """A volume to be filled with an image's content, of `content_bytes`, of which `size_bytes`
+        are whole blocks. Raises ConflictError when the name is
         taken, and when there is an image with this checksum and format already.
 
         An import that nobody is connected to for some minutes is given up, and so is every one

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NewType
-from urllib.parse import quote
+from urllib.parse import quote, unquote, urlsplit
 
 from bockd.errors import InvalidRequestError
 
@@ -140,6 +140,12 @@ def export_uri(export: str, socket: str) -> str:
     return f"nbd+unix:///{quote(export)}?socket={quote(socket)}"
 
 
+def split_export_uri(uri: str) -> tuple[str, str]:
+    """The export and the socket of what `export_uri` made."""
+    parts = urlsplit(uri)
+    return unquote(parts.path.removeprefix("/")), unquote(parts.query.removeprefix("socket="))
+
+
 @dataclass(frozen=True, slots=True)
 class Extent:
     """A run of a volume that is all hole or all data. Offsets and lengths in bytes."""
@@ -148,6 +154,22 @@ class Extent:
     length_bytes: int
     hole: bool
     """True: no data is stored here and it reads as zeros."""
+
+
+def size_of_volume_for(content_bytes: int) -> int:
+    """The size of the volume that takes an image: whole blocks, at least the minimum."""
+    return max(-(-content_bytes // BLOCK_SIZE) * BLOCK_SIZE, MIN_VOLUME_BYTES)
+
+
+def check_content_size(content_bytes: int, size_bytes: int | None) -> int | None:
+    """Return what is recorded of an image's size for a volume of `size_bytes`; None when it says
+    nothing more. InvalidRequestError unless the volume is what such an image needs."""
+    if size_bytes is None or content_bytes <= 0 or size_of_volume_for(content_bytes) != size_bytes:
+        raise InvalidRequestError(
+            f"content_bytes {content_bytes} does not fit: a volume of that content has "
+            f"{size_of_volume_for(max(content_bytes, 1))} bytes"
+        )
+    return content_bytes if content_bytes != size_bytes else None
 
 
 def check_volume_size(size_bytes: int) -> int:
@@ -187,6 +209,11 @@ def check_name(name: str) -> str:
     return name
 
 
+def is_uuid(text: str) -> bool:
+    """Whether a text looks like an image's id."""
+    return _UUID.fullmatch(text) is not None
+
+
 def check_image_name(name: str) -> str:
     """Return `name` if an image may carry it; raise InvalidRequestError otherwise.
 
@@ -198,6 +225,6 @@ def check_image_name(name: str) -> str:
         raise InvalidRequestError(
             f"image name {name!r} has a slash in it or begins with a dot; choose another one"
         )
-    if _UUID.fullmatch(name):
+    if is_uuid(name):
         raise InvalidRequestError(f"image name {name!r} looks like an id; choose another one")
     return name

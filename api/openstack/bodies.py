@@ -132,6 +132,14 @@ class ExactSize(Body):
     size_bytes: SizeBytes | None = Field(None, description="Exactly; `size` is this rounded up")
 
 
+class NewSize(ExactSize):
+    """The same, with the size of the image that will be written to the volume."""
+
+    content_bytes: int | None = Field(
+        None, description="Of which `size_bytes` is whole blocks; what an export gives"
+    )
+
+
 class VolumeBody(Described):
     """Section 4.4.2.2."""
 
@@ -141,7 +149,7 @@ class VolumeBody(Described):
     metadata: Metadata | None = None
     availability_zone: Text | None = None
     volume_type: str | int | None = Field(None, description="Ignored, as specified")
-    bockd: ExactSize | None = Field(None, description="What only bockd understands")
+    bockd: NewSize | None = Field(None, description="What only bockd understands")
 
     @model_validator(mode="before")
     @classmethod
@@ -166,6 +174,7 @@ class VolumeBody(Described):
             metadata=without_nulls(self.metadata or {}),
             availability_zone=self.availability_zone,
             size_bytes=None if self.bockd is None else self.bockd.size_bytes,
+            content_bytes=None if self.bockd is None else self.bockd.content_bytes,
         )
 
 

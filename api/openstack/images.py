@@ -82,7 +82,7 @@ def view_image(image: Image) -> ImageView:
         "container_format": "bare",
         "disk_format": image.disk_format,
         "size": image.file_bytes,
-        "virtual_size": image.size_bytes,
+        "virtual_size": image.content_bytes or image.size_bytes,
         "min_disk": image.min_size_gib,
         "min_ram": 0,
         "checksum": None,

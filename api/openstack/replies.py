@@ -21,6 +21,7 @@ class BackingView(TypedDict):
     name: str
     export: str
     size_bytes: int
+    content_bytes: int
     connections: int
     error: str | None
 
@@ -192,6 +193,7 @@ def view_backing(backing: Backing | None) -> BackingView:
         "name": backing.name,
         "export": backing.export,
         "size_bytes": backing.size_bytes,
+        "content_bytes": backing.content_bytes or backing.size_bytes,
         "connections": backing.connections,
         "error": backing.error,
     }

@@ -167,6 +167,8 @@ class Backing:
     """NBD clients that use it now."""
     error: str | None
     """Why it is refused, and what to do; None when nothing is wrong with it."""
+    content_bytes: int | None = None
+    """The size of the image that it holds, when that is smaller; see `NewVolume`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +221,10 @@ class NewVolume:
     `size_bytes` (1 MiB to 16 TiB, in whole blocks) is ours: an exact size, which `size_gib` may
     repeat rounded up. It does have effect with a snapshot, and must not be smaller than it. Rounded
     up is what is recorded and counted.
+
+    `content_bytes` is ours too: the size of the image that will be written to a blank volume, of
+    which `size_bytes` is then whole blocks, and 1 MiB at least. An export gives so much. Snapshots
+    have it, clones and reverted volumes of the same size too; one that is extended has it no more.
     """
 
     size_gib: int | None
@@ -231,6 +237,7 @@ class NewVolume:
     token: str | None = field(default=None, repr=False)
     """The caller's, with which an image is fetched that is not here."""
     size_bytes: int | None = None
+    content_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,6 +334,8 @@ class Image:
     created_at: float
     file_bytes: int
     """The length of that file."""
+    content_bytes: int | None = None
+    """The disk's size as its file has it, when `size_bytes` is larger."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,6 +349,7 @@ class NewImage:
     checksum: str
     glance_id: ImageId | None = None
     """The id it has in Glance, when it is fetched from there; it keeps it."""
+    content_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ from bockd.blockstorage.volumes import forget_record, naming
 from bockd.engine.freezing import freeze_volume
 from bockd.errors import BockdError, ConflictError, InvalidRequestError, NotFoundError
 from bockd.failpoints import Failpoint, hit
-from bockd.model import NodeKind, SnapshotId, VolumeId, check_image_name
+from bockd.model import NodeKind, SnapshotId, VolumeId, check_content_size, check_image_name
 from bockd.steps import Steps
 from bockd.store.catalogue import SnapshotRecord, VolumeRecord
 from bockd.store.index import Transaction
@@ -86,6 +86,9 @@ class Images:
         Raises InvalidRequestError, and ConflictError when the name is taken or the content is an
         image already; the message says which.
         """
+        content_bytes = new.content_bytes
+        if content_bytes is not None:
+            content_bytes = check_content_size(content_bytes, new.size_bytes)
         image = Image(
             id=new.glance_id or self._new_id(),
             name=check_image_name(new.name),
@@ -95,6 +98,7 @@ class Images:
             checksum=_check_checksum(new.checksum),
             created_at=self._pool.clock(),
             file_bytes=new.file_bytes,
+            content_bytes=content_bytes,
         )
         if new.file_bytes < 0:
             raise InvalidRequestError("file_bytes must not be negative")
@@ -110,7 +114,11 @@ class Images:
         with self._pool.store.index.reading() as txn:
             refuse_known(Ledger(txn), image, fetched=fetched)  # before any file is made
         volume = yield from self._pool.create_volume(
-            naming(NodeKind.VOLUME, f"import-{image.id}"), new.size_bytes, None, also
+            naming(NodeKind.VOLUME, f"import-{image.id}"),
+            new.size_bytes,
+            None,
+            also,
+            content_bytes,
         )
         hit(Failpoint.IMPORT_BEGUN)
         return ImportRecord(volume.id, image, fetched)

@@ -120,6 +120,7 @@ class Surroundings:
             size_bytes=record.size_bytes,
             connections=self.exports.connections(kind, record.id),
             error=self._trouble(record) if isinstance(record, VolumeRecord) else None,
+            content_bytes=record.content_bytes,
         )
 
     def _trouble(self, record: VolumeRecord) -> str | None:

@@ -25,7 +25,7 @@ from bockd.blockstorage.running import Surroundings
 from bockd.engine.snapshotting import Naming
 from bockd.errors import BockdError, InUseError, InvalidRequestError, NotFoundError
 from bockd.failpoints import Failpoint, hit
-from bockd.model import GIB, NodeKind, SnapshotId, VolumeId, check_name
+from bockd.model import GIB, NodeKind, SnapshotId, VolumeId, check_content_size, check_name
 from bockd.steps import Steps
 from bockd.store.catalogue import Catalogue, VolumeRecord
 from bockd.store.index import Transaction
@@ -93,7 +93,11 @@ class Volumes:
             hit(Failpoint.API_VOLUME_RECORDED)
 
         record = yield from self._pool.create_volume(
-            naming(NodeKind.VOLUME, new.display_name), plan.size_bytes, plan.source, also
+            naming(NodeKind.VOLUME, new.display_name),
+            plan.size_bytes,
+            plan.source,
+            also,
+            new.content_bytes,
         )
         backing = self._around.backing(NodeKind.VOLUME, record)
         return replace(_fresh(new, record), status=Status.CREATING, backing=backing)
@@ -139,11 +143,17 @@ class Volumes:
         size_bytes = rules.exact_size(new.size_gib, new.size_bytes)
         if size_bytes is None and new.snapshot_id is None and new.image_id is None:
             raise InvalidRequestError("a blank volume needs a size")
+        content_bytes = new.content_bytes
+        if content_bytes is not None:
+            if new.snapshot_id is not None or new.image_id is not None:
+                raise InvalidRequestError("content_bytes is for a blank volume")
+            content_bytes = check_content_size(content_bytes, new.size_bytes)
         rules.check_text("display_name", new.display_name)
         rules.check_text("display_description", new.display_description)
         rules.check_text("availability_zone", new.availability_zone)
         return replace(
             new,
+            content_bytes=content_bytes,
             metadata=rules.check_metadata(new.metadata),
             availability_zone=new.availability_zone or self._around.default_zone,
         )

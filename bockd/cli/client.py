@@ -147,13 +147,20 @@ class ControlClient:
         self._request("DELETE", f"/images/{segment(ref)}")
 
     def begin_import(
-        self, name: str, disk_format: str, size_bytes: int, file_bytes: int, checksum: str
+        self,
+        name: str,
+        disk_format: str,
+        size_bytes: int,
+        file_bytes: int,
+        checksum: str,
+        content_bytes: int | None = None,
     ) -> ImportInfo:
         """A volume to be filled with an image's content."""
         body = {
             "name": name,
             "disk_format": disk_format,
             "size_bytes": size_bytes,
+            "content_bytes": content_bytes,
             "file_bytes": file_bytes,
             "checksum": checksum,
         }

@@ -99,7 +99,12 @@ def fill_new_image(client: ControlClient, source: Source, opened: Image, name: s
     try:
         with ending_signals_held():
             begun = client.begin_import(
-                name, opened.format, opened.volume_bytes, source.file_bytes, source.checksum()
+                name,
+                opened.format,
+                opened.volume_bytes,
+                source.file_bytes,
+                source.checksum(),
+                opened.size_bytes,
             )
         # The volume is new, so zeros need not be written: empty areas stay empty.
         convert(

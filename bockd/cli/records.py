@@ -47,6 +47,8 @@ class Volume:
     name: str
     """Its display name; without one, its name in the pool."""
     size_bytes: int
+    content_bytes: int
+    """The size of the image that was imported into it; `size_bytes` without one."""
     status: str
     created_at: float
     description: str | None
@@ -70,6 +72,7 @@ class Snapshot:
     name: str
     volume: int
     size_bytes: int
+    content_bytes: int
     status: str
     created_at: float
     description: str | None
@@ -84,7 +87,8 @@ def read_volume(view: dict[str, Any], uri: str | None) -> Volume:
     return Volume(
         id=int(view["id"]),
         name=view["displayName"] or backing.get("name", ""),
-        size_bytes=backing.get("size_bytes", int(view["size"]) * GIB),
+        size_bytes=(size := backing.get("size_bytes", int(view["size"]) * GIB)),
+        content_bytes=backing.get("content_bytes", size),
         status=view["status"],
         created_at=read_time(view["createdAt"]),
         description=view["displayDescription"],
@@ -125,7 +129,8 @@ def read_snapshot(view: dict[str, Any], uri: str | None) -> Snapshot:
         id=int(view["id"]),
         name=view["displayName"] or backing.get("name", ""),
         volume=int(view["volumeId"]),
-        size_bytes=backing.get("size_bytes", int(view["size"]) * GIB),
+        size_bytes=(size := backing.get("size_bytes", int(view["size"]) * GIB)),
+        content_bytes=backing.get("content_bytes", size),
         status=view["status"],
         created_at=read_time(view["createdAt"]),
         description=view["displayDescription"],

@@ -192,6 +192,7 @@ class FetchingBlockStorage(PoolBlockStorage):
                     name=f"glance-{image.id}",
                     disk_format=opened.format,
                     size_bytes=opened.volume_bytes,
+                    content_bytes=opened.size_bytes,
                     file_bytes=image.size or 0,
                     checksum=checksum,
                     glance_id=ImageId(image.id),

@@ -46,9 +46,17 @@ class PoolImages:
         return self._info(self._images.find(ref))
 
     async def begin_import(
-        self, name: str, disk_format: str, size_bytes: int, file_bytes: int, checksum: str
+        self,
+        name: str,
+        disk_format: str,
+        size_bytes: int,
+        file_bytes: int,
+        checksum: str,
+        content_bytes: int | None = None,
     ) -> ImportInfo:
-        new = NewImage(name, disk_format, size_bytes, file_bytes, checksum)
+        new = NewImage(
+            name, disk_format, size_bytes, file_bytes, checksum, content_bytes=content_bytes
+        )
         filling = await self._driver.run(self._images.begin(new))
         return ImportInfo(
             id=filling.volume,
@@ -79,6 +87,7 @@ class PoolImages:
             file_bytes=image.file_bytes,
             checksum=image.checksum,
             size_bytes=image.size_bytes,
+            content_bytes=image.content_bytes or image.size_bytes,
             min_size_gib=image.min_size_gib,
             created_at=image.created_at,
             snapshot=record.snapshot,

@@ -33,7 +33,7 @@ from bockd.errors import (
     NotFoundError,
     NotSupportedError,
 )
-from bockd.model import BLOCK_SIZE, GIB, MIN_VOLUME_BYTES, check_volume_size
+from bockd.model import GIB, check_volume_size, size_of_volume_for
 
 IMPORT_FORMATS = ("raw", "qcow2", "vmdk", "vdi", "vhdx", "vhd")
 """As Glance calls them; QEMU calls a VHD `vpc`."""
@@ -62,7 +62,7 @@ class Image:
     @property
     def volume_bytes(self) -> int:
         """The size of the volume that takes it: whole blocks, at least the minimum."""
-        return max(-(-self.size_bytes // BLOCK_SIZE) * BLOCK_SIZE, MIN_VOLUME_BYTES)
+        return size_of_volume_for(self.size_bytes)
 
     def needed_bytes(self, enough_bytes: int) -> int:
         """Return how much of it has to be stored. When there is room for `enough_bytes` only, a
@@ -106,7 +106,9 @@ def _open(path: Path, image_format: str | None, name: str) -> Image:
     chosen = "vhd" if vhd is not None else image_format
     found = describe(path, chosen)
     image_format = chosen or str(found["format"])
-    image = Image(path, image_format, found["virtual-size"], arguments_of(path, image_format))
+    # QEMU rounds a raw image up to whole sectors.
+    size_bytes = ends.length_bytes if image_format == "raw" else found["virtual-size"]
+    image = Image(path, image_format, size_bytes, arguments_of(path, image_format))
     if reason := refusal(image, found):
         raise NotSupportedError(reason)
     if chosen is None:

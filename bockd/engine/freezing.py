@@ -73,6 +73,7 @@ def _become(
         size_bytes=record.size_bytes,
         map=record.map,
         created_at=created_at,
+        content_bytes=record.content_bytes,
     )
     catalogue.take_name(NodeKind.SNAPSHOT, snapshot.name, node)
     catalogue.put_snapshot(snapshot)

@@ -15,6 +15,7 @@ from bockd.engine.snapshotting import (
     Naming,
     Snapshots,
     clone_size,
+    content_of,
     name_of,
     nothing_more,
 )
@@ -38,8 +39,10 @@ class Pool(Snapshots):
         size_bytes: int | None,
         from_snapshot: SnapshotId | None = None,
         also: AlsoVolume = nothing_more,
+        content_bytes: int | None = None,
     ) -> Steps[VolumeRecord]:
         """A blank volume, or a clone of a snapshot, of at least its size and by default exactly.
+        `content_bytes` is the size of what will be imported into a blank one.
 
         Raises InvalidRequestError, ConflictError (the name), NotFoundError (the snapshot).
         """
@@ -58,7 +61,8 @@ class Pool(Snapshots):
             size = clone_size(source, size_bytes)
 
             def change(txn: Transaction, layer: LayerId) -> VolumeRecord:
-                added = self._add_volume(Catalogue(txn), name, size, from_snapshot, layer)
+                content = content_of(source, size) if source else content_bytes
+                added = self._add_volume(Catalogue(txn), name, size, from_snapshot, layer, content)
                 also(txn, added)
                 hit(Failpoint.CLONE_CHANGED if source else Failpoint.CREATE_CHANGED)
                 return added
@@ -81,6 +85,7 @@ class Pool(Snapshots):
         size: int,
         from_snapshot: SnapshotId | None,
         layer: LayerId,
+        content_bytes: int | None,
     ) -> VolumeRecord:
         parent = NO_MAP if from_snapshot is None else catalogue.snapshot(from_snapshot).map
         volume = VolumeId(catalogue.new_node())
@@ -100,6 +105,7 @@ class Pool(Snapshots):
             segment=0,
             opened=False,
             failed=None,
+            content_bytes=content_bytes,
         )
         catalogue.put_volume(record)
         return record
@@ -128,7 +134,7 @@ class Pool(Snapshots):
             catalogue = Catalogue(txn)
             catalogue.put_layer(replace(catalogue.layer(record.head), size_bytes=size_bytes))
             catalogue.put_map(replace(catalogue.map(record.map), size_bytes=size_bytes))
-            record = replace(record, size_bytes=size_bytes)
+            record = replace(record, size_bytes=size_bytes, content_bytes=None)
             also(txn, record)
             hit(Failpoint.EXTEND_CHANGED)
             return record, record

@@ -140,6 +140,7 @@ class Snapshots(Registry):
             size_bytes=record.size_bytes,
             map=record.map,
             created_at=self.clock(),
+            content_bytes=record.content_bytes,
         )
         catalogue.take_name(NodeKind.SNAPSHOT, name, snapshot.id)
         catalogue.put_snapshot(snapshot)
@@ -229,13 +230,18 @@ class Snapshots(Registry):
             def change(txn: Transaction, layer: LayerId) -> VolumeRecord:
                 catalogue = Catalogue(txn)
                 current = catalogue.volume(volume)
-                fresh = catalogue.new_map(catalogue.snapshot(snapshot).map, current.size_bytes)
+                source = catalogue.snapshot(snapshot)
+                fresh = catalogue.new_map(source.map, current.size_bytes)
                 catalogue.add_layer(layer, current.size_bytes, fresh.id)
                 catalogue.kill_map(current.map)
                 reverted = replace(
-                    current, map=fresh.id, head=layer, generation=current.generation + 1
+                    current,
+                    map=fresh.id,
+                    head=layer,
+                    generation=current.generation + 1,
+                    content_bytes=content_of(source, current.size_bytes),
                 )
-                if catalogue.snapshot(snapshot).volume != volume:
+                if source.volume != volume:
                     reverted = replace(reverted, from_snapshot=snapshot)
                 catalogue.put_volume(reverted)
                 also(txn, reverted)
@@ -252,6 +258,12 @@ class Snapshots(Registry):
 
 def name_of(naming: str | Naming, catalogue: Catalogue, node: int) -> str:
     return naming if isinstance(naming, str) else check_name(naming(catalogue, node))
+
+
+def content_of(source: SnapshotRecord, size_bytes: int) -> int | None:
+    """The `content_bytes` of a volume of `size_bytes` that shows a snapshot: one that is larger
+    than the snapshot was made for more than the image."""
+    return source.content_bytes if source.size_bytes == size_bytes else None
 
 
 def clone_size(source: SnapshotRecord | None, size_bytes: int | None) -> int:

@@ -78,6 +78,9 @@ class VolumeRecord:
     """True while a journal of this generation may hold what the map does not."""
     failed: str | None
     """Why the volume is refused until an operator reopens it."""
+    content_bytes: int | None = None
+    """The size of the image that was imported into it, when it is smaller than `size_bytes`. Code
+    that does not know this drops it, and then exports what was added to make whole blocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,8 @@ class SnapshotRecord:
     size_bytes: int
     map: MapId
     created_at: float
+    content_bytes: int | None = None
+    """As the volume's."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,13 @@ class MemoryImages:
         raise NotFoundError(f"there is no image {ref!r}")
 
     async def begin_import(
-        self, name: str, disk_format: str, size_bytes: int, file_bytes: int, checksum: str
+        self,
+        name: str,
+        disk_format: str,
+        size_bytes: int,
+        file_bytes: int,
+        checksum: str,
+        content_bytes: int | None = None,
     ) -> ImportInfo:
         check_image_name(name)
         check_volume_size(size_bytes)
@@ -44,6 +50,7 @@ class MemoryImages:
             file_bytes=file_bytes,
             checksum=checksum,
             size_bytes=size_bytes,
+            content_bytes=content_bytes or size_bytes,
             min_size_gib=1,
             created_at=0.0,
             snapshot=SnapshotId(self._last_id),

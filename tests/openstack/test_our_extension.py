@@ -52,6 +52,7 @@ def test_the_key_of_a_volume_and_of_a_snapshot(served: Served) -> None:
                 "name": name,
                 "export": export,
                 "size_bytes": GIB,
+                "content_bytes": GIB,
                 "connections": 0,
                 "error": None,
             }

@@ -121,7 +121,8 @@ def our_key(seen: Any, size_bytes: int) -> dict[str, object]:
     """What is under "bockd"; the names are as seen."""
     named = {name: seen["bockd"][name] for name in ("daemon", "name", "export")}
     assert all(isinstance(name, str) and name for name in named.values())
-    return {**named, "size_bytes": size_bytes, "connections": 0, "error": None}
+    sizes = {"size_bytes": size_bytes, "content_bytes": size_bytes}
+    return {**named, **sizes, "connections": 0, "error": None}
 
 
 def test_version_info(shell: Shell) -> None:
