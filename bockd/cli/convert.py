@@ -49,7 +49,13 @@ def convert(arguments: list[str], *, title: str, size_bytes: int) -> None:
 
     Raises BockdError with what qemu-img says when it fails. It never outlives this call.
     """
-    with progress_bar(title, size_bytes) as show, tempfile.TemporaryFile() as complaints:
+    with progress_bar(title, size_bytes) as show:
+        run_convert(arguments, show)
+
+
+def run_convert(arguments: list[str], show: Callable[[float], None] | None) -> None:
+    """Run `qemu-img convert`, and tell `show` the fraction done. See `convert`."""
+    with tempfile.TemporaryFile() as complaints:
         command = ["qemu-img", "convert", *([] if show is None else ["-p"]), *arguments]
         try:
             process = subprocess.Popen(

@@ -168,4 +168,4 @@ def revert(snapshot: str, yes: bool, as_json: bool) -> None:
     )
 
 
-snapshot.add_lazily("export", "bockd.cli.transfer:export_snapshot")
+snapshot.add_lazily("export", "bockd.cli.export:export_snapshot")

@@ -11,7 +11,7 @@ import contextlib
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, Self, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import click
 
@@ -31,7 +31,7 @@ from bockd.cli.records import (
 )
 from bockd.config import Settings, load_settings
 from bockd.control import DaemonInfo, Space
-from bockd.model import GIB, NodeKind, check_name, check_volume_size, export_uri
+from bockd.model import GIB, NodeKind, check_name, check_volume_size, export_uri, is_uuid
 from bockd.trust import Trust
 
 PAGE = 1000
@@ -99,10 +99,17 @@ class StorageClient:
         return self._volume(self._get(f"os-volumes/{volume}")["volume"])
 
     def create_volume(
-        self, name: str, size_bytes: int | None, from_snapshot: str | None = None
+        self,
+        name: str,
+        size_bytes: int | None,
+        from_snapshot: str | None = None,
+        *,
+        from_image: str | None = None,
+        content_bytes: int | None = None,
     ) -> Volume:
-        """A blank volume, or a clone of a snapshot. ConflictError when the tenant has a volume of
-        that name: the API allows it, but then the name would fit neither."""
+        """A blank volume, or a copy of a snapshot or an image. `content_bytes`: of the image that
+        will be written to a blank one. ConflictError when the tenant has a volume of that name: the
+        API allows it, but then the name would fit neither."""
         check_name(name)
         if size_bytes is not None:
             check_volume_size(size_bytes)
@@ -113,11 +120,38 @@ class StorageClient:
         body: dict[str, object] = {"display_name": name}
         if from_snapshot is not None:
             body["snapshot_id"] = self.find_snapshot(from_snapshot).id
+        if from_image is not None:
+            body["imageRef"] = self.find_image(from_image)
         if size_bytes is not None:
-            body |= sized("size", size_bytes)
+            body |= sized("size", size_bytes, content_bytes)
         created = self.post("os-volumes", {"volume": body})["volume"]
         # The reply says "creating", as specified; it is ready.
         return self.show_volume(created["id"])
+
+    def find_image(self, ref: str) -> str:
+        """The id of an image, given by name or by id. NotFoundError, ConflictError."""
+        if is_uuid(ref):
+            return ref
+        if not ref:
+            raise errors.InvalidRequestError("an empty name or id refers to nothing")
+        _, session = self._log_in()
+        host = urlsplit(session.url)
+        asked = quote(ref, safe="", errors="surrogateescape")
+        try:
+            url = f"{host.scheme}://{host.netloc}/v2/images?name={asked}"
+            found = decode(self._ask("GET", url))["images"]
+        except errors.NotFoundError as error:
+            raise errors.NotFoundError(
+                f"images have no names there: give its id ({error})"
+            ) from error
+        if not found:
+            raise errors.NotFoundError(
+                f"there is no image {ref[:300]!r}; 'bock image list' shows what there is"
+            )
+        if len(found) > 1:
+            ids = ", ".join(str(one["id"]) for one in found)
+            raise errors.ConflictError(f"{len(found)} images are named {ref!r}: give an id ({ids})")
+        return str(found[0]["id"])
 
     def extend_volume(self, volume: int, size_bytes: int) -> Volume:
         """Grow a volume to `size_bytes`."""
@@ -256,8 +290,18 @@ class StorageClient:
         *,
         patient: bool = False,
     ) -> bytes:
+        _, session = self._log_in()
+        return self._ask(method, f"{session.url}/{path}", body, patient=patient)
+
+    def _ask(
+        self,
+        method: str,
+        url: str,
+        body: Mapping[str, object] | None = None,
+        *,
+        patient: bool = False,
+    ) -> bytes:
         http, session = self._log_in()
-        url = f"{session.url}/{path}"
         headers = {"X-Auth-Token": session.token}
         answer = http.request(method, url, body, headers=headers, patient=patient)
         if answer.is_error:
@@ -326,9 +370,12 @@ def choose(kind: NodeKind, name: str, found: list[N], everything: Callable[[], l
     return found[0]
 
 
-def sized(key: str, size_bytes: int) -> dict[str, object]:
+def sized(key: str, size_bytes: int, content_bytes: int | None = None) -> dict[str, object]:
     """A size in a request: GiB, rounded up, under the API's key; bytes for a bockd."""
-    return {key: -(-size_bytes // GIB), "bockd": {"size_bytes": size_bytes}}
+    exactly = {"size_bytes": size_bytes}
+    if content_bytes not in (None, size_bytes):
+        exactly["content_bytes"] = content_bytes
+    return {key: -(-size_bytes // GIB), "bockd": exactly}
 
 
 def decode(content: bytes) -> Any:

@@ -1,4 +1,4 @@
-"""`bock volume`: create, list, show, extend, delete, reopen. Images are in `transfer`."""
+"""`bock volume`: create, list, show, extend, delete, reopen. See also `transfer` and `export`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import click
 
-from bockd.cli.completion import complete_snapshot, complete_volume
+from bockd.cli.completion import complete_image, complete_snapshot, complete_volume
 from bockd.cli.lazy import LazyGroup
 from bockd.cli.output import (
     confirm,
@@ -47,22 +47,34 @@ def volume() -> None:
     shell_complete=complete_snapshot,
     help="Begin with what this snapshot holds; --size may then be larger or absent.",
 )
+@click.option(
+    "--image",
+    metavar="IMAGE",
+    shell_complete=complete_image,
+    help="Begin with what this image holds; --size may then be larger or absent.",
+)
 @json_option
-def create(name: str, size: int | None, from_snapshot: str | None, as_json: bool) -> None:
-    """Create the volume NAME, blank or as a clone of a snapshot.
+def create(
+    name: str, size: int | None, from_snapshot: str | None, image: str | None, as_json: bool
+) -> None:
+    """Create the volume NAME, blank, or as a copy of a snapshot or an image.
 
     It takes no space until it is written.
 
     \b
     bock volume create web --size 10GiB
     bock volume create web-test --from-snapshot before-upgrade
+    bock volume create web --image debian-12
     """
-    if size is None and from_snapshot is None:
-        raise click.UsageError("say --size, or --from-snapshot to clone one")
-    created = connect().create_volume(name, size, from_snapshot)
+    if from_snapshot is not None and image is not None:
+        raise click.UsageError("say --from-snapshot or --image, not both")
+    if size is None and from_snapshot is None and image is None:
+        raise click.UsageError("say --size, or --from-snapshot or --image to copy one")
+    created = connect().create_volume(name, size, from_snapshot, from_image=image)
+    waiting = ", which is being fetched" if created.status == "creating" else ""
     report(
         created,
-        f"created volume {created.id} ({created.name}), {format_size(created.size_bytes)}",
+        f"created volume {created.id} ({created.name}), {format_size(created.size_bytes)}{waiting}",
         *where_to_connect(created),
         as_json=as_json,
     )
@@ -126,6 +138,7 @@ def volume_fields(found: Volume) -> list[tuple[str, str]]:
         ("id", str(found.id)),
         ("name", found.name),
         ("size", format_exact_size(found.size_bytes)),
+        *imported_fields(found),
         ("status", found.status),
         *trouble,
         *attached,
@@ -134,6 +147,13 @@ def volume_fields(found: Volume) -> list[tuple[str, str]]:
         *((f"metadata {key}", value) for key, value in sorted(found.metadata.items())),
         *end_fields(found),
     ]
+
+
+def imported_fields(found: Volume | Snapshot) -> list[tuple[str, str]]:
+    """What people see of the size that an export has, where it is another one."""
+    if found.content_bytes == found.size_bytes:
+        return []
+    return [("imported size", format_exact_size(found.content_bytes))]
 
 
 def end_fields(found: Volume | Snapshot) -> list[tuple[str, str]]:
@@ -255,4 +275,4 @@ def reopen(volume: str, yes: bool, as_json: bool) -> None:
 
 
 volume.add_lazily("import", "bockd.cli.transfer:import_image")
-volume.add_lazily("export", "bockd.cli.transfer:export_volume")
+volume.add_lazily("export", "bockd.cli.export:export_volume")

@@ -68,7 +68,7 @@ def test_by_the_variables_from_another_machine(
     refused = daemon.refusal("volume", "export", "remote", "/nowhere/x", **there)
     assert "on the daemon's machine" in refused
     image = Path(elsewhere["BOCKD_DATA"]).with_name("new.raw")
-    image.write_bytes(b"x" * 4096)
+    image.write_bytes(b"\1" * 4096)
     assert "on the daemon's machine" in daemon.refusal("volume", "import", image, **there)
     assert "new" not in daemon.names()
     bock("snapshot", "delete", "remote-then")

@@ -1,0 +1,306 @@
+"""`bock volume export` and `bock snapshot export`: disk images out.
+
+An export that fails or is interrupted leaves no file, and never half of one under the name that was
+asked for. What was imported comes back in its own size: what was added to make whole blocks is left
+out, as long as nothing was written there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+import msgspec
+
+from bockd.cli.completion import complete_snapshot, complete_volume
+from bockd.cli.convert import byte_bar, convert, ending_signals_interrupt, run_convert
+from bockd.cli.output import json_option, report
+from bockd.cli.records import Snapshot, Volume
+from bockd.cli.scratch import scratch
+from bockd.cli.sizes import format_size
+from bockd.cli.storage import connect
+from bockd.cli.transfer import local_uri
+from bockd.diskimage import run_tool
+from bockd.diskimage.kinds import SECTOR_BYTES, promised_format
+from bockd.errors import BockdError, ConflictError
+from bockd.model import MIB, split_export_uri
+
+EXPORT_FORMATS = ("raw", "qcow2", "vmdk", "vdi", "vhdx", "vhd")
+
+QEMU_FORMATS = {"vhd": ["vpc", "-o", "force_size=on"]}
+"""QEMU's name for a format, and what keeps it from rounding the size up to a geometry."""
+
+RAW_ENDINGS = frozenset({"", ".img", ".bin", ".dd", ".iso"})
+"""Of names that stand for the disk's bytes as they are, besides `.raw`."""
+
+STANDARD_OUTPUT = "-"
+
+WINDOW_BYTES = 256 * MIB
+"""What is kept on disk of a raw export that goes to standard output."""
+
+COPY_BYTES = 1 << 20
+
+
+def format_for(image: str, chosen: str | None) -> str:
+    """The format of an export, by its name's ending unless it is said. Raises UsageError."""
+    if chosen is not None:
+        return chosen
+    if image == STANDARD_OUTPUT:
+        return "raw"
+    ending = Path(image).suffix.lower()
+    found = "raw" if ending in RAW_ENDINGS else promised_format(image)
+    if found is None:
+        raise click.UsageError(
+            f"no format is known by the ending {ending!r}: say --format "
+            f"({', '.join(EXPORT_FORMATS)})"
+        )
+    return found
+
+
+def export_options(command: click.decorators.FC) -> click.decorators.FC:
+    """The options that both exports have."""
+    command = json_option(command)
+    command = click.option("--force", is_flag=True, help="Replace IMAGE if it exists.")(command)
+    command = click.option(
+        "--padded", is_flag=True, help="With what an import added to make whole blocks of 4 KiB."
+    )(command)
+    return click.option(
+        "--format",
+        "image_format",
+        type=click.Choice(EXPORT_FORMATS),
+        help="By default what IMAGE's ending says: .qcow2, .vmdk, ...; raw without one.",
+    )(command)
+
+
+@click.command("export")
+@click.argument("volume", shell_complete=complete_volume)
+@click.argument("image")
+@export_options
+def export_volume(
+    volume: str,
+    image: str,
+    image_format: str | None,
+    padded: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Write a volume to the disk image IMAGE; - is standard output.
+
+    Empty areas stay empty. Export a snapshot instead while the volume is being written. IMAGE
+    appears under its name only when it is complete and on disk.
+
+    \b
+    bock volume export web web.qcow2
+    bock volume export web - | gzip > web.raw.gz
+    """
+    image_format = format_for(image, image_format)
+    check_output(image, as_json=as_json)
+    with ending_signals_interrupt():
+        export(
+            connect().find_volume(volume),
+            image,
+            image_format,
+            padded=padded,
+            force=force,
+            as_json=as_json,
+        )
+
+
+@click.command("export")
+@click.argument("snapshot", shell_complete=complete_snapshot)
+@click.argument("image")
+@export_options
+def export_snapshot(
+    snapshot: str,
+    image: str,
+    image_format: str | None,
+    padded: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Write a snapshot to the disk image IMAGE; - is standard output.
+
+    IMAGE appears under its name only when it is complete and on disk.
+
+    \b
+    bock snapshot export before-upgrade backup.raw
+    """
+    image_format = format_for(image, image_format)
+    check_output(image, as_json=as_json)
+    with ending_signals_interrupt():
+        export(
+            connect().find_snapshot(snapshot),
+            image,
+            image_format,
+            padded=padded,
+            force=force,
+            as_json=as_json,
+        )
+
+
+def check_output(image: str, *, as_json: bool) -> None:
+    """Raise UsageError for what cannot be written to standard output."""
+    if image != STANDARD_OUTPUT:
+        return
+    if as_json:
+        raise click.UsageError("--json has no place when the image itself goes to standard output")
+    if sys.stdout.isatty():
+        raise click.UsageError("standard output is a terminal: redirect it to a file or a program")
+
+
+def export(
+    source: Volume | Snapshot,
+    image: str,
+    image_format: str,
+    *,
+    padded: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Write an export to an image file and say so, or to standard output."""
+    uri = local_uri(source)
+    length = source.size_bytes if padded else length_given_back(source, uri)
+    title = f"exporting {source.name}"
+    if image == STANDARD_OUTPUT:
+        try:
+            write_out(uri, length, image_format, title)
+        except BrokenPipeError as error:
+            discard_output()
+            raise BockdError("nobody reads standard output any more") from error
+        return
+    target = Path(image).absolute()
+    with written_whole(target, force=force) as partial:
+        convert(
+            [*part_of(uri, 0, length), *target_options(image_format), str(partial)],
+            title=title,
+            size_bytes=length,
+        )
+        if image_format == "raw":
+            os.truncate(partial, length)
+    report(
+        {"image": str(target), "format": image_format, "size_bytes": length},
+        f"exported {source.name} to {target} ({image_format}, {format_size(length)})",
+        as_json=as_json,
+    )
+
+
+def length_given_back(source: Volume | Snapshot, uri: str) -> int:
+    """The size of what was imported, if there is nothing but zeros behind it; else the whole size.
+
+    Raises NotFoundError without QEMU's tools.
+    """
+    rest = source.size_bytes - source.content_bytes
+    if not rest:
+        return source.size_bytes
+    look = f"read -q -P 0 {source.content_bytes} {rest}"
+    looked = run_tool(["qemu-io", "-f", "raw", "-r", "-c", look, uri])
+    return source.size_bytes if looked.returncode else source.content_bytes
+
+
+def part_of(uri: str, offset: int, length: int) -> list[str]:
+    """qemu-img's arguments for a part of an export, in whole sectors."""
+    name, socket = split_export_uri(uri)
+    server = {"type": "unix", "path": socket}
+    options = {
+        "driver": "raw",
+        "offset": offset,
+        "size": -(-length // SECTOR_BYTES) * SECTOR_BYTES,
+        "file": {"driver": "nbd", "export": name, "server": server},
+    }
+    return [f"json:{msgspec.json.encode(options).decode()}"]
+
+
+def target_options(image_format: str) -> list[str]:
+    """qemu-img's arguments for the format that is written."""
+    return ["-O", *QEMU_FORMATS.get(image_format, [image_format])]
+
+
+def write_out(uri: str, length: int, image_format: str, title: str) -> None:
+    """Write an export to standard output: raw piece by piece, other formats when they are
+    complete, since qemu-img goes back in what it writes. Raises BockdError, BrokenPipeError."""
+    window = WINDOW_BYTES if image_format == "raw" else length
+    with byte_bar(title, length) as show:
+        for offset in range(0, length, window):
+            part = min(window, length - offset)
+            with scratch(title) as kept:
+                run_convert(
+                    [*part_of(uri, offset, part), *target_options(image_format), str(kept.path)],
+                    None if show is None else moved(show, offset, part),
+                )
+                kept.file.seek(0)
+                if image_format == "raw":
+                    kept.file.truncate(part)
+                while chunk := kept.file.read(COPY_BYTES):
+                    sys.stdout.buffer.write(chunk)
+    sys.stdout.buffer.flush()
+
+
+def moved(show: Callable[[int], None], offset: int, length: int) -> Callable[[float], None]:
+    """A progress function for a part of what `show` shows."""
+    return lambda fraction: show(offset + int(fraction * length))
+
+
+def discard_output() -> None:
+    """Keep Python from complaining at its end about what nobody has read."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextlib.contextmanager
+def written_whole(target: Path, *, force: bool) -> Iterator[Path]:
+    """A file that takes the place of `target` when the body has succeeded, durably; if the body
+    fails, nothing is left. Raises ConflictError when `target` exists, without `force`.
+
+    It has the name of `target` already, in a directory beside it: a vmdk names itself.
+    """
+    refuse_existing(target, force=force)
+    try:
+        made = tempfile.mkdtemp(prefix=f".{target.name[:200]}.", dir=target.parent)
+    except OSError as error:
+        raise BockdError(f"cannot write in {target.parent}: {error.strerror}") from error
+    directory = Path(made)
+    partial = directory / target.name
+    try:
+        yield partial
+        settle(partial, target, force=force)
+    except KeyboardInterrupt as error:
+        raise BockdError(f"interrupted; {target} was not written") from error
+    except OSError as error:
+        raise BockdError(f"cannot write {target}: {error.strerror}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+        directory.rmdir()
+
+
+def refuse_existing(target: Path, *, force: bool) -> None:
+    """Raise unless `target` may be written."""
+    if not os.path.lexists(target):
+        return
+    if not target.is_file():
+        raise ConflictError(f"{target} exists and is not a regular file")
+    if not force:
+        raise ConflictError(f"{target} exists: say --force to replace it")
+
+
+def settle(partial: Path, target: Path, *, force: bool) -> None:
+    """Make a complete file durable and give it its name and the usual permissions."""
+    umask = os.umask(0)
+    os.umask(umask)
+    partial.chmod(0o666 & ~umask)
+    sync(partial)
+    refuse_existing(target, force=force)  # it may have appeared meanwhile
+    partial.replace(target)
+    sync(target.parent)
+
+
+def sync(path: Path) -> None:
+    """fsync a file or a directory."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
