@@ -1,7 +1,7 @@
 """What a file is, by its name and by its first and last bytes.
 
 "raw" fits every file, so it is believed only when nothing contradicts it: a name that promises
-another format, the magic number of something that is no disk, text, or a length that is no multiple
+another format, the magic number of something that is no disk, a page of markup, or a length that is no multiple
 of a disk's sector.
 """
 
@@ -165,7 +165,7 @@ def why_not_raw(ends: Ends, name: str) -> str | None:
         return (
             f"its name promises {packing}, but it holds {_seen(ends)}; get it again, or rename it"
         )
-    if _is_text(ends.head):
+    if ends.head.lstrip().startswith(b"<") and _is_text(ends.head):
         return f"it holds {_seen(ends)}, not a disk; look for the image itself"
     if ends.length_bytes % SECTOR_BYTES:
         return (
@@ -186,5 +186,5 @@ def _seen(ends: Ends) -> str:
 
 
 def _is_text(head: bytes) -> bool:
-    """Whether the first sector is text; a disk's first sector has bytes that no text has."""
+    """Whether the first sector is text."""
     return not head[:SECTOR_BYTES].translate(None, _TEXT)

@@ -181,7 +181,7 @@ def test_what_is_no_disk_is_refused(tmp_path: Path) -> None:
     for name, content, reason in [
         ("debian-12.qcow2", b"<!DOCTYPE html>\n<html><body>Log in</body></html>\n", "an HTML page"),
         ("login.img", b"<html>" + b" " * 506, "an HTML page"),
-        ("notes.raw", b"a few words\n" * 512, "holds text"),
+        ("error.img", b'<?xml version="1.0"?>' + b"<a></a> " * 200, "holds text"),
         ("empty.raw", b"", "is empty"),
         ("noise.vmdk", noise, "its name promises vmdk"),
         ("noise.xz", noise, "its name promises xz"),
