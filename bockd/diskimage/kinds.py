@@ -1,8 +1,8 @@
 """What a file is, by its name and by its first and last bytes.
 
 "raw" fits every file, so it is believed only when nothing contradicts it: a name that promises
-another format, the magic number of something that is no disk, a page of markup, or a length that is no multiple
-of a disk's sector.
+another format, the magic number of something that is no disk, a page of markup, or a length that is
+no multiple of a disk's sector.
 """
 
 from __future__ import annotations
