@@ -128,6 +128,8 @@ class FastView(NamedTuple):
     """None when nothing may be written."""
     reach_bytes: int
     """Only requests that end before are served so."""
+    minds_zeros: bool = False
+    """A write that leaves a block, or the part of it that it covers, all zeros is none of these."""
 
 
 @runtime_checkable

@@ -37,6 +37,8 @@ class Failpoint(StrEnum):
     """Of a partial block, what stands before the data is in the head."""
     WRITE_REMAPPED = "write.remapped"
     """The data is in the head and the map in memory leads there; the journal does not know."""
+    ZEROS_FORETOLD = "zeros.foretold"
+    """The journal says which blocks of the head will be zeros; the head does not have them yet."""
     TRIM_REMAPPED = "trim.remapped"
     """The map in memory says hole; the journal does not know."""
     TRIM_COMMITTED = "trim.committed"

@@ -22,7 +22,7 @@ from bockd.failpoints import Failpoint, hit
 from bockd.steps import Blocking, Signal, Steps
 from bockd.store.catalogue import Catalogue, VolumeRecord
 from bockd.store.index import Transaction
-from bockd.store.journal import SEGMENT_RECORDS, Entry, JournalSegment, Kind, places
+from bockd.store.journal import SEGMENT_RECORDS, Entry, JournalSegment, Kind, ZeroBlocks, places
 from bockd.store.layer import Layer
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,8 @@ RESERVED_RECORDS = 64
 """Kept free in a segment for barriers and the seal."""
 
 RECORDS_PER_OPERATION = 4
-"""More than any one engine operation appends."""
+"""No engine operation appends more: one record of a change, and up to three places that say which
+of its blocks, 257 at most, are zeros."""
 
 ALLOWANCE_BLOCKS = 256
 """Single blocks redirected between two looks at how much room there is; each takes a place of its
@@ -84,6 +85,8 @@ class Appending(ABC):
         self._staged: list[Entry] = []
         self._scattered: list[int] = []
         self._last_change = 0
+        self.durable = 0
+        """The last sequence that a durable barrier covers."""
         self._recording = Mutex()
         self._failure_recorded = True
         self._checkpoint_error: BockdError | None = None
@@ -92,6 +95,10 @@ class Appending(ABC):
     @abstractmethod
     def _want_checkpoint(self) -> None:
         """A checkpoint is due."""
+
+    def exposed(self) -> bool:
+        """True when the map changed since the last durable barrier."""
+        return self._last_change > self.durable or bool(self._staged or self._scattered)
 
     # -- appending ---------------------------------------------------------------------------
 
@@ -104,6 +111,12 @@ class Appending(ABC):
         """Add the redirect of one block, for which there is allowance."""
         self.allowance -= 1
         self._scattered.append(block)
+
+    def stage_zeros(self, blocks: list[int]) -> None:
+        """Add to the batch that these blocks of the head, in order, may be all zeros from now on;
+        of what one engine write covers."""
+        self._gather_scattered()
+        self._staged.append(ZeroBlocks(blocks))
 
     def _gather_scattered(self) -> None:
         """Scattered blocks so far come before whatever is staged next."""
@@ -144,13 +157,14 @@ class Appending(ABC):
         if not self._staged:
             return
         self.check_usable()
-        staged, self._staged = self._staged, []
         hit(Failpoint.WRITE_REMAPPED)
         try:
-            self._segment.append(staged)
+            self._segment.append(self._staged)
         except OSError as error:
+            # What is staged stays: those whose changes these are must not succeed later.
             self.fail(f"appending to the journal failed: {error}")
         self.check_usable()
+        self._staged = []
         hit(Failpoint.JOURNAL_APPENDED)
         self._last_change = self._segment.last_sequence
         self.sequence = self._segment.next_sequence

@@ -24,7 +24,7 @@ from bockd.engine.checkchecksums import ChecksumCheck
 from bockd.engine.checklayers import LayerCheck
 from bockd.engine.guests import without_guests
 from bockd.engine.pool import Pool
-from bockd.engine.recovery import refuse_broken_chain
+from bockd.engine.recovery import pages_survived, refuse_broken_chain
 from bockd.errors import BockdError, DamagedError, PoolFormatError
 from bockd.model import BLOCK_SIZE, LayerId, MapId, NodeKind, VolumeId
 from bockd.steps import Background
@@ -42,8 +42,8 @@ from bockd.store.catalogue import (
     pair_key,
 )
 from bockd.store.index import Table, Transaction, unseal
-from bockd.store.journal import BARRIERS, SegmentContents, read_journal
-from bockd.store.layer import verify_layer
+from bockd.store.journal import MAP_CHANGES, SegmentContents, read_journal
+from bockd.store.layer import Layer, verify_layer
 from bockd.store.layout import JournalName, Layout, unlink_if_present
 from bockd.store.leaf import HOLE, LEAF_BLOCKS, Leaf, leaf_key_parts
 
@@ -293,7 +293,7 @@ class _Checker:
                 continue
             for segment in segments:
                 for change in segment.changes:
-                    if change.kind not in BARRIERS:
+                    if change.kind in MAP_CHANGES:
                         self.blocks.excuse(volume.head, change.start, change.blocks)
 
     def _changed_since(self, volume: VolumeRecord) -> bool:
@@ -309,8 +309,17 @@ class _Checker:
                 f"volume {volume.id} ({volume.name}) was not closed and its journal "
                 f"{self.store.layout.journal_segment(missing)} is incomplete or missing"
             )
-        refuse_broken_chain(segments, self.store.boot)
+        if len(segments) > 1:
+            refuse_broken_chain(segments, survived=self._survived(volume, segments))
         return segments
+
+    def _survived(self, volume: VolumeRecord, segments: list[SegmentContents]) -> bool:
+        size = self.layers[volume.head].size_bytes if volume.head in self.layers else 0
+        head = Layer.open(self.store.layout, volume.head, size, writable=False)
+        try:
+            return pages_survived(segments, self.store.boot, head)
+        finally:
+            head.close()
 
     def _check_files(self) -> None:
         layout = self.store.layout

@@ -241,7 +241,7 @@ class Durability(Flushing):
                 self._switch_to(fresh)
             else:
                 self.closed = True
-            self._last_change = self._durable = 0
+            self._last_change = self.durable = 0
             adopt(self.record, result)
         finally:
             self._turn.release()

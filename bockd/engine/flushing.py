@@ -33,7 +33,6 @@ class Flushing(Appending):
 
     def __init__(self, parts: VolumeParts) -> None:
         super().__init__(parts)
-        self._durable = 0
         self._turn = Mutex()
         self._joinable: _Round | None = None
 
@@ -78,7 +77,7 @@ class Flushing(Appending):
             self.unsynced = False
             yield from self._final(self.head.sync, "syncing the head layer")
         hit(Failpoint.FLUSH_DATA)
-        if covered > self._durable or kind is Kind.SEAL:
+        if covered > self.durable or kind is Kind.SEAL:
             self.check_usable()
             try:
                 segment.append([(kind, covered, 0)])
@@ -87,7 +86,7 @@ class Flushing(Appending):
                 self.check_usable()
             hit(Failpoint.FLUSH_BARRIER)
             yield from self._final(segment.sync, "syncing the journal")
-            self._durable = max(self._durable, covered)
+            self.durable = max(self.durable, covered)
         hit(Failpoint.FLUSH_DONE)
 
     def _final(self, sync: Callable[[], None], doing: str) -> Steps[None]:

@@ -1,11 +1,18 @@
 """Opening after a crash: what the journal says that the index does not.
 
-Same boot (the process died, the page cache lived): every verified record counts, in order. But a
-redirect that no barrier covers, whose block is a hole in the head, is dropped: then the file
-system was remounted under us, and the data went with it.
+Same boot, and no page was lost (the process died): every verified record counts, in order.
 
-Another boot (the machine died): only records that the last valid barrier covers count, for only
-their data is known to be on disk. A segment counts only if those before it are sealed.
+Another boot, or pages were lost (the machine died, or the file system was remounted without its
+unsynced pages): only records that the last valid barrier covers count, for only their data is known
+to be on disk. A segment counts only if those before it are sealed.
+
+Whether pages were lost, the pool's own bytes say, so that any copy of them is recovered like the
+original: a block that must hold data (bockd.store.journal) and holds zeros has lost it. Neither a
+hole, nor a device or inode number, nor the boot id proves as much. Where the kernel has had the
+head in memory since it was opened for writing, there is no need to look.
+
+Journals of older code do not say which blocks may be zeros. With these a hole counts for lost data,
+block by block.
 
 Recovery writes to no old journal and punches nothing. It may be killed and run again: all it does
 is one index transaction. What it could not use is kept in journal/discarded and reported.
@@ -21,6 +28,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from bockd.engine.access import StoreAccess
+from bockd.engine.lostpages import find_lost_pages
 from bockd.errors import DamagedError, SyncFailedError, volume_failed
 from bockd.failpoints import Failpoint, hit
 from bockd.model import BLOCK_SIZE, VolumeId
@@ -28,7 +36,7 @@ from bockd.store.blockmap import MapChanges
 from bockd.store.catalogue import Catalogue, VolumeRecord
 from bockd.store.index import Transaction
 from bockd.store.journal import (
-    BARRIERS,
+    MAP_CHANGES,
     Change,
     Kind,
     SegmentContents,
@@ -87,7 +95,7 @@ def recover(store: StoreAccess, record: VolumeRecord) -> VolumeRecord:
         )
     recovered = store.index.update(lambda txn: _apply(txn, record.id, replay))
     hit(Failpoint.RECOVER_COMMITTED)
-    applied = sum(change.kind not in BARRIERS for change in replay.changes)
+    applied = sum(change.kind in MAP_CHANGES for change in replay.changes)
     log.info("volume %s (%s): %d map changes replayed", record.id, record.name, applied)
     remove_old_segments(store, record.id, recovered.generation)
     hit(Failpoint.RECOVER_DONE)
@@ -108,24 +116,37 @@ def _read_segments(store: StoreAccess, record: VolumeRecord) -> list[SegmentCont
 
 
 def plan_replay(segments: list[SegmentContents], boot: str, head: Layer) -> Replay:
-    """Decide which changes count. Pure, but for looking for holes in the head. DamagedError."""
-    refuse_broken_chain(segments, boot)
-    if all(segment.boot_id == boot for segment in segments):
-        return _plan_same_boot(segments, head)
+    """Decide which changes count. Changes nothing; reads the head. DamagedError."""
+    survived = pages_survived(segments, boot, head)
+    refuse_broken_chain(segments, survived=survived)
+    if survived:
+        return _plan_survived(segments, head)
     usable: list[Change] = []
     for segment in segments:
         usable.extend(segment.changes)
         if not segment.sealed:
             break
     durable = last_barrier(tuple(usable))
-    total = sum(c.kind not in BARRIERS for s in segments for c in s.changes)
+    total = sum(c.kind in MAP_CHANGES for s in segments for c in s.changes)
     kept = tuple(c for c in usable if c.sequence <= durable)
     torn = sum(segment.torn for segment in segments)
-    return Replay(kept, total - sum(c.kind not in BARRIERS for c in kept) + torn)
+    return Replay(kept, total - sum(c.kind in MAP_CHANGES for c in kept) + torn)
 
 
-def _plan_same_boot(segments: list[SegmentContents], head: Layer) -> Replay:
+def pages_survived(segments: list[SegmentContents], boot: str, head: Layer) -> bool:
+    """Return whether what was written is there, synced or not, as far as can be told."""
+    if any(segment.boot_id != boot for segment in segments):
+        return False
+    if head.stayed_in_memory() or not all(segment.notes_zeros for segment in segments):
+        return True
+    return not find_lost_pages(segments, head)
+
+
+def _plan_survived(segments: list[SegmentContents], head: Layer) -> Replay:
     everything = tuple(change for segment in segments for change in segment.changes)
+    torn = sum(segment.torn for segment in segments)
+    if head.stayed_in_memory() or all(segment.notes_zeros for segment in segments):
+        return Replay(everything, torn)
     durable = last_barrier(everything)
     kept: list[Change] = []
     dropped = 0
@@ -136,16 +157,15 @@ def _plan_same_boot(segments: list[SegmentContents], head: Layer) -> Replay:
             kept.extend(present)
         else:
             kept.append(change)
-    return Replay(tuple(kept), dropped + sum(segment.torn for segment in segments))
+    return Replay(tuple(kept), dropped + torn)
 
 
-def refuse_broken_chain(segments: list[SegmentContents], boot: str) -> None:
+def refuse_broken_chain(segments: list[SegmentContents], *, survived: bool) -> None:
     """DamagedError for a segment whose end is lost though there are later ones, which a crash does
-    not leave: a process that died lost nothing, and nothing is flushed into a segment before those
-    before it are sealed."""
-    same_boot = all(segment.boot_id == boot for segment in segments)
+    not leave: where the pages survived nothing is lost, and nothing is flushed into a segment
+    before those before it are sealed."""
     for segment, later in pairwise(segments):
-        lost = segment.torn if same_boot else bool(last_barrier(later.changes))
+        lost = segment.torn if survived else bool(last_barrier(later.changes))
         if lost and not segment.sealed:
             raise DamagedError(
                 f"journal segment {segment.name.number} of volume {segment.name.volume} is damaged "
@@ -154,7 +174,7 @@ def refuse_broken_chain(segments: list[SegmentContents], boot: str) -> None:
 
 
 def _backed(change: Change, head: Layer) -> Iterator[Change]:
-    """The parts of a redirect whose blocks hold data in the head."""
+    """The parts of a redirect whose blocks are no holes in the head."""
     start = change.start * BLOCK_SIZE
     for low, high in head.data_ranges(start, change.blocks * BLOCK_SIZE):
         first, end = low // BLOCK_SIZE, -(-high // BLOCK_SIZE)

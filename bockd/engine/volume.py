@@ -4,6 +4,10 @@ A write to blocks that the head holds goes there in place. Any other is a *redir
 are written into the head (a partial one is completed from its old layer first), the map is changed
 in memory, and the change is staged for the journal. Zero and trim change the map to holes at once.
 
+A block that a write leaves all zeros is named in the journal (`_foretell_zeros`), if no barrier
+covers its redirect yet: recovery would take it for data that was lost. In place, the journal comes
+first: between a write and its record a death would leave zeros that nobody explains.
+
 Who excludes whom: an operation that finishes without a step needs no lock, it only refuses to run
 into blocks that are locked. One that spans steps is inside the gate and holds its block range. So a
 partial write never copies up what another is copying, and a punch never meets a new write.
@@ -23,6 +27,7 @@ from bockd.engine.leafcache import HOLE_SLOT, LeafCache
 from bockd.engine.punching import PendingPunches, Puncher
 from bockd.engine.reading import BLOCK_SHIFT, Reader
 from bockd.engine.waiting import Gate, RangeLocks
+from bockd.engine.zeros import is_zeros, zero_blocks, zero_pieces
 from bockd.errors import from_os_error
 from bockd.failpoints import Failpoint, hit
 from bockd.model import BLOCK_SIZE, GIB, MIB
@@ -65,6 +70,7 @@ class Volume(Reader):
     def adopt_head(self, head: Layer) -> None:
         """Write to `head` from now on: at opening, and after each snapshot or revert."""
         self._head_slot = self.map.add_layer(head)
+        head.mark_in_memory()  # not sooner: recovery looks for the mark of an earlier opening
         self.durability.head = head
         self._head_descriptor = head.descriptors[0]
         self._puncher = Puncher(head, self.locks)
@@ -96,6 +102,7 @@ class Volume(Reader):
             self._head_slot if may_write else -1,
             durability,
             SEGMENT_BYTES,
+            durability.exposed(),
         )
 
     def try_write(self, offset: int, data: memoryview) -> bool:
@@ -114,10 +121,17 @@ class Volume(Reader):
             return False
         if first != last:
             return self._try_write_many(offset, data, first, last + 1)
+        # Most data begins or ends with a byte that says that it is no block of zeros.
         if leaf[first & LEAF_MASK] == self._head_slot:
+            if not (data[0] or data[-1]) and durability.exposed():
+                return self._try_overwrite(offset, data)
             self._write_head(offset, data)
             return True
-        if length == BLOCK_SIZE and (durability.allowance or durability.has_room()):
+        if (
+            length == BLOCK_SIZE
+            and (data[0] or data[-1] or not is_zeros(data))
+            and (durability.allowance or durability.has_room())
+        ):
             # A redirect of one whole block: what random writes do after a snapshot.
             self._write_head(offset, data)
             if self._puncher.pending:
@@ -131,8 +145,7 @@ class Volume(Reader):
         if self.map.missing(first, end) is not None:
             return False
         if self.map.holds_only(first, end, self._head_slot):
-            self._write_head(offset, data, OVERWRITE_PIECE_BYTES)
-            return True
+            return self._try_overwrite(offset, data)
         if not self.durability.has_room():
             return False
         edges = self._try_edges(offset, offset + len(data))
@@ -140,6 +153,26 @@ class Volume(Reader):
             return False
         self._redirect(offset, data, *edges)
         return True
+
+    def _try_overwrite(self, offset: int, data: memoryview) -> bool:
+        """Write where the head holds the blocks; False if that must wait."""
+        if self.durability.exposed() and zero_pieces(offset, data):
+            edges = self._try_edges(offset, offset + len(data))
+            if edges is None or not self.durability.has_room():
+                return False
+            self._foretell_zeros(zero_blocks(offset, data, *edges))
+        self._write_head(offset, data, OVERWRITE_PIECE_BYTES)
+        return True
+
+    def _foretell_zeros(self, blocks: list[int]) -> None:
+        """Let the journal say that blocks of the head will be all zeros, before they are. There is
+        room. VolumeFailedError."""
+        durable, dirty = self.durability.durable, self.map.dirty
+        blocks = [block for block in blocks if dirty.get(block >> LEAF_SHIFT, 0) > durable]
+        if blocks:
+            self.durability.stage_zeros(blocks)
+            self.durability.commit()
+            hit(Failpoint.ZEROS_FORETOLD)
 
     def commit(self) -> None:
         """See BlockDevice.commit."""
@@ -160,6 +193,9 @@ class Volume(Reader):
             try:
                 yield from self.map.load(first, end)
                 if self.map.holds_only(first, end, self._head_slot):
+                    if self.durability.exposed() and zero_pieces(offset, data):
+                        edges = yield from self._edges(offset, offset + len(data))
+                        self._foretell_zeros(zero_blocks(offset, data, *edges))
                     self._write_head(offset, data, OVERWRITE_PIECE_BYTES)
                 else:
                     prefix, suffix = yield from self._edges(offset, offset + len(data))
@@ -221,6 +257,8 @@ class Volume(Reader):
             self._puncher.pending.remove(first, end)
         self.map.assign(first, end, self._head_slot, self.durability.sequence)
         self.durability.stage(Kind.REDIRECT, first, end - first)
+        if zeros := zero_blocks(offset, data, prefix, suffix):
+            self.durability.stage_zeros(zeros)
 
     def _edge_lengths(self, offset: int, end: int) -> tuple[int, int]:
         """Bytes of the first block before `offset` and of the last block after `end`."""

@@ -123,6 +123,8 @@ static int serve_write(View *view, const Request *request, const unsigned char *
         return 0;
     if (find_slot(view, request->offset, request->length) != view->head_slot)
         return 0;
+    if (view->minds_zeros && covers_zeros(data, request->offset, request->length))
+        return 0;
     const File *file = find_file(view, view->head_slot);
     if (file == NULL || file->fd < 0)
         return 0;
@@ -403,10 +405,10 @@ static PyObject *serve(PyObject *Py_UNUSED(module), PyObject *args)
     unsigned long long reach, readable, writable;
     View view = {0};
     if (!PyArg_ParseTuple(
-            args, "w*nnw*i(O!O!lOK)KKKKiLL:serve", &call.received, &start, &end, &call.reply, &style,
+            args, "w*nnw*i(O!O!lOKp)KKKKiLL:serve", &call.received, &start, &end, &call.reply, &style,
             &PyDict_Type, &view.leaves, &PyList_Type, &view.slots, &view.head_slot, &view.journal,
-            &reach, &readable, &writable, &call.max_read, &call.max_payload, &call.sock,
-            &call.poll_ns, &call.turn_ns))
+            &reach, &view.minds_zeros, &readable, &writable, &call.max_read, &call.max_payload,
+            &call.sock, &call.poll_ns, &call.turn_ns))
         return NULL;
     view.readable = readable < reach ? readable : reach;
     view.writable = writable < reach ? writable : reach;

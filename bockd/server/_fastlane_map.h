@@ -36,6 +36,7 @@ typedef struct {
     int known, next;
     Mapped mapped; /* the last that was asked for */
     int unsynced;  /* the journal knows that the head has unsynced writes */
+    int minds_zeros; /* blocks must not become zeros without a word to the journal */
 } View;
 
 /* The slot that all of a request's blocks are in, -1 if there is no such slot in memory. Sets an
@@ -67,6 +68,22 @@ static long find_slot(View *view, uint64_t offset, uint64_t length)
     }
     PyBuffer_Release(&entries);
     return slot;
+}
+
+/* Whether what a write holds of some block is nothing but zeros. */
+static int covers_zeros(const unsigned char *data, uint64_t offset, uint64_t length)
+{
+    while (length) {
+        uint64_t piece = (1 << BLOCK_SHIFT) - (offset & ((1 << BLOCK_SHIFT) - 1));
+        if (piece > length)
+            piece = length;
+        if (!data[0] && (piece == 1 || !memcmp(data, data + 1, piece - 1)))
+            return 1;
+        data += piece;
+        offset += piece;
+        length -= piece;
+    }
+    return 0;
 }
 
 static long long_attribute(PyObject *object, const char *name)

@@ -13,7 +13,7 @@ from bockd.model import LayerId, MapId
 from bockd.store import checksums, queue
 from bockd.store.catalogue import Catalogue
 from bockd.store.index import Table, Transaction
-from bockd.store.journal import BARRIERS, Change, Kind
+from bockd.store.journal import MAP_CHANGES, Change, Kind
 from bockd.store.leaf import (
     HOLE,
     LEAF_BLOCKS,
@@ -78,8 +78,8 @@ class MapChanges:
         self._homed = frozenset(catalogue.layers_of(self.map_id)) - {self.head}
 
     def apply(self, change: Change) -> None:
-        """Apply a REDIRECT or HOLE record; a barrier changes nothing."""
-        if change.kind in BARRIERS:
+        """Apply a REDIRECT or HOLE record; any other changes nothing."""
+        if change.kind not in MAP_CHANGES:
             return
         target = self.head if change.kind is Kind.REDIRECT else HOLE
         if change.blocks == 1:

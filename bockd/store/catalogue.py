@@ -24,17 +24,19 @@ from bockd.store import checksums, queue
 from bockd.store.index import Table, Transaction
 from bockd.store.leaf import MAX_LAYER_ID
 
-FORMAT = 2
+FORMAT = 3
 """The on-disk format that this code writes. A pool with a higher one is refused.
 
 1: as it was before blocks had checksums. Its code would drop blocks and keep their checksums, and
 so must refuse a pool that has some.
 2: with checksums (bockd.store.checksums).
+3: journals say which blocks may be zeros (bockd.store.journal, format 2 of a segment). Older code
+would take such a journal for damaged, and `check --repair` of it would drop it.
 """
 
 OLDEST_FORMAT = 1
-"""The oldest that this code reads: 2 only adds to it. Whoever manages a pool makes it a `FORMAT` at
-once (`Catalogue.upgrade`)."""
+"""The oldest that this code reads: 2 and 3 only add to it. Whoever manages a pool makes it a
+`FORMAT` at once (`Catalogue.upgrade`)."""
 
 NO_MAP = MapId(0)
 """The parent of a map that falls through to nothing: absent leaves are holes."""

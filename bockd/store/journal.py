@@ -19,6 +19,18 @@ life never verifies. Kinds:
     SEAL      a barrier, and the last record of its segment
     SCATTER   `start` single blocks are now in the head: their numbers, u32 each, fill the places of
               the following records (padded with zeros), and the CRC-32 covers them too
+    ZEROS     of the blocks start..start+count-1 in the head, those whose bits are set may hold
+              nothing but zeros from now on. The bits fill the places of the following records,
+              lowest bit first; the first and the last are set, and the CRC-32 covers them too
+
+A block whose latest redirect no barrier covers, and of which no later ZEROS record speaks, holds a
+byte that is not zero. Where one holds none, the page cache was lost (bockd.engine.recovery). A hole
+proves nothing without that: copies and some file systems store zeros as holes.
+
+Formats of a segment:
+
+    1: no ZEROS records
+    2: with them
 
 A record that does not verify ends the journal where a crash may have left it like that: unwritten,
 or with whole sectors of it unwritten. Anything else is damage (`_find_damage`), and refused: the
@@ -32,7 +44,7 @@ import os
 import struct
 import zlib
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from pathlib import Path
@@ -49,13 +61,15 @@ their index work is done in bulk, little enough that recovery replays them in a 
 
 HEADER_BYTES = 4096
 _MAGIC = b"bockdjnl"
-_FORMAT = 1
+_FORMAT = 2
+_FORMAT_WITHOUT_ZEROS = 1
 _HEADER = struct.Struct("<8sIIQQ36s")
 _CRC = struct.Struct("<I")
 _RECORD = struct.Struct("<IIQQQ")
 _BODY = struct.Struct("<IQQQ")
 _SEED = struct.Struct("<QQI")
 _BLOCKS_PER_PLACE = 8
+_BITS_PER_PLACE = 256
 _PLACES_PER_SECTOR = 512 // 32
 """A disk writes whole sectors of 512 bytes; a place is never in two."""
 
@@ -73,19 +87,30 @@ class Kind(IntEnum):
     BARRIER = 3
     SEAL = 4
     SCATTER = 5
+    ZEROS = 6
 
 
 BARRIERS = (Kind.BARRIER, Kind.SEAL)
+MAP_CHANGES = (Kind.REDIRECT, Kind.HOLE)
+"""The kinds of `Change` that change a map."""
+
 _KINDS = {int(kind): kind for kind in Kind}
 
 
-Entry = tuple[Kind, int, int] | list[int]
-"""What is appended: (kind, start, count), or a list of single blocks redirected to the head."""
+class ZeroBlocks(NamedTuple):
+    """What a ZEROS record is made of: at least one block, in ascending order."""
+
+    blocks: Sequence[int]
+
+
+Entry = tuple[Kind, int, int] | list[int] | ZeroBlocks
+"""What is appended: (kind, start, count), a list of single blocks redirected to the head, or blocks
+that may hold nothing but zeros."""
 
 
 class Change(NamedTuple):
-    """A verified record: `blocks` blocks from `start` on. For a barrier `start` is the sequence it
-    covers, and `blocks` is 0."""
+    """A verified record, or a run of blocks of one: `blocks` blocks from `start` on. For a barrier
+    `start` is the sequence it covers, and `blocks` is 0."""
 
     sequence: int
     kind: Kind
@@ -104,6 +129,8 @@ class SegmentContents:
     """Record places that verified."""
     torn: bool
     """Something that is not zeros follows the last verified record."""
+    notes_zeros: bool = True
+    """Its writer appended ZEROS records where they are due (format 2)."""
 
     @property
     def sealed(self) -> bool:
@@ -183,6 +210,12 @@ class JournalSegment:
                 numbers = array("I", entry).tobytes()
                 body += numbers + bytes(-len(numbers) % RECORD_BYTES)
                 sequence += len(body) // RECORD_BYTES
+            elif isinstance(entry, ZeroBlocks):
+                first, span = entry.blocks[0], _span(entry)
+                body = _BODY.pack(Kind.ZEROS, sequence, first, span)
+                bits = sum(1 << (block - first) for block in entry.blocks)
+                body += bits.to_bytes(_following(Kind.ZEROS, first, span) * RECORD_BYTES, "little")
+                sequence += len(body) // RECORD_BYTES
             else:
                 kind, start, count = entry
                 body = _BODY.pack(kind, sequence, start, count)
@@ -239,7 +272,7 @@ def read_segment(layout: Layout, name: JournalName) -> SegmentContents:
             image = file.read(SEGMENT_BYTES)
     except OSError as error:
         raise from_os_error(error, f"reading {path}") from error
-    boot = _read_header(image, name, path)
+    boot, form = _read_header(image, name, path)
     if len(image) < SEGMENT_BYTES:
         raise DamagedError(f"journal segment {path} is truncated; {_WHAT_TO_DO}")
     records = image[HEADER_BYTES:]
@@ -247,24 +280,25 @@ def read_segment(layout: Layout, name: JournalName) -> SegmentContents:
     torn = bool(records[places * RECORD_BYTES :].strip(b"\0"))
     if torn and (damage := _find_damage(records, name, places)):
         raise DamagedError(f"journal segment {path} is damaged: {damage}; {_WHAT_TO_DO}")
-    return SegmentContents(name, boot, changes, places, torn)
+    return SegmentContents(name, boot, changes, places, torn, form != _FORMAT_WITHOUT_ZEROS)
 
 
 _WHAT_TO_DO = "restore it, or accept the loss of the latest writes with 'bockd check --repair'"
 
 
-def _read_header(image: bytes, name: JournalName, path: Path) -> str:
-    """The boot id of a segment that is what its name says; DamagedError for any other."""
+def _read_header(image: bytes, name: JournalName, path: Path) -> tuple[str, int]:
+    """The boot id and the format of a segment that is what its name says; DamagedError for any
+    other."""
     fields = image[: _HEADER.size]
     checksum = image[_HEADER.size : _HEADER.size + 4]
     if len(checksum) < 4 or _CRC.unpack(checksum)[0] != zlib.crc32(fields):
         raise DamagedError(f"journal segment {path} has a broken header; {_WHAT_TO_DO}")
     magic, form, number, volume, generation, boot = _HEADER.unpack(fields)
-    expected = (_MAGIC, _FORMAT, name.number, name.volume, name.generation)
-    if (magic, form, number, volume, generation) != expected:
+    expected = (_MAGIC, name.number, name.volume, name.generation)
+    known = form in (_FORMAT, _FORMAT_WITHOUT_ZEROS)
+    if not known or (magic, number, volume, generation) != expected:
         raise DamagedError(f"journal segment {path} belongs to another volume or version")
-    written_by: str = boot.decode("ascii")
-    return written_by
+    return boot.decode("ascii"), form
 
 
 def _find_damage(records: bytes, name: JournalName, place: int) -> str | None:
@@ -289,10 +323,11 @@ def _was_written(records: bytes, first: int, place: int) -> bool:
 def _is_torn(records: bytes, place: int) -> bool:
     """Whether a record may have been written in part: sectors of it are there and sectors are not.
     Every place of a record has something in it."""
-    _, kind, _, start, _ = _RECORD.unpack_from(records, place * RECORD_BYTES)
-    if kind != Kind.SCATTER:
+    _, kind, _, start, count = _RECORD.unpack_from(records, place * RECORD_BYTES)
+    following = _following(kind, start, count)
+    if not following:
         return False
-    end = min(place + 1 + -(-start // _BLOCKS_PER_PLACE), SEGMENT_RECORDS)
+    end = min(place + 1 + following, SEGMENT_RECORDS)
     missing = 0
     while place < end:
         stop = min(_next_sector(place), end)
@@ -338,25 +373,56 @@ def _verified(
         known = _KINDS.get(kind)
         if known is None or sequence != first + place:
             break
-        scattered = -(-start // _BLOCKS_PER_PLACE) if known is Kind.SCATTER else 0
-        end = at + (1 + scattered) * RECORD_BYTES
+        following = _following(kind, start, count)
+        end = at + (1 + following) * RECORD_BYTES
         if end > len(records) or checksum != zlib.crc32(view[at + 4 : end], seed):
             break
         if known is Kind.SCATTER:
             numbers = array("I", records[at + RECORD_BYTES : at + RECORD_BYTES + 4 * start])
             changes.extend([Change(sequence, Kind.REDIRECT, block, 1) for block in numbers])
+        elif known is Kind.ZEROS:
+            bits = int.from_bytes(view[at + RECORD_BYTES : end], "little")
+            runs = _runs_of_bits(bits)
+            changes.extend([Change(sequence, known, start + low, n) for low, n in runs])
         else:
             changes.append(Change(sequence, known, start, count))
-        place += 1 + scattered
+        place += 1 + following
     return tuple(changes), place
+
+
+def _following(kind: int, start: int, count: int) -> int:
+    """Places that a record takes beside its own."""
+    if kind == Kind.SCATTER:
+        return -(-start // _BLOCKS_PER_PLACE)
+    return -(-count // _BITS_PER_PLACE) if kind == Kind.ZEROS else 0
+
+
+def _span(zeros: ZeroBlocks) -> int:
+    """Blocks from the first to the last."""
+    return zeros.blocks[-1] - zeros.blocks[0] + 1
+
+
+def _runs_of_bits(bits: int) -> Iterator[tuple[int, int]]:
+    """Runs of set bits as (lowest, number)."""
+    base = 0
+    while bits:
+        low = (bits & -bits).bit_length() - 1
+        bits >>= low
+        length = (~bits & (bits + 1)).bit_length() - 1
+        yield base + low, length
+        bits >>= length
+        base += low + length
 
 
 def places(entries: Sequence[Entry]) -> int:
     """Record places that entries take."""
-    return sum(
-        1 + -(-len(entry) // _BLOCKS_PER_PLACE) if isinstance(entry, list) else 1
-        for entry in entries
-    )
+    total = len(entries)
+    for entry in entries:
+        if isinstance(entry, list):
+            total += _following(Kind.SCATTER, len(entry), 0)
+        elif isinstance(entry, ZeroBlocks):
+            total += _following(Kind.ZEROS, 0, _span(entry))
+    return total
 
 
 def last_barrier(changes: tuple[Change, ...]) -> int:

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
+import struct
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -38,6 +40,15 @@ not, this bounds them."""
 
 LARGEST_FOLIO_BYTES = 2 * MIB
 """The page cache forgets whole folios only; those of files have this size at most."""
+
+_F_GET_RW_HINT, _F_SET_RW_HINT = 1035, 1036
+"""An inode's expected write life (linux/fcntl.h), which the kernel keeps in memory alone."""
+
+_WRITE_LIFE_NONE = 1
+"""RWH_WRITE_LIFE_NONE: explicitly no hint. It changes nothing for the device, and differs from 0,
+what an inode has that was just read from the disk."""
+
+_HINT = struct.Struct("=Q")
 
 _PUNCH_FLAGS = 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE (linux/falloc.h)
 
@@ -195,6 +206,26 @@ class Layer:
     def allocated_bytes(self) -> int:
         """What the files occupy."""
         return sum(os.fstat(fd).st_blocks for fd in self.descriptors) * 512
+
+    def mark_in_memory(self) -> None:
+        """Leave a mark on the files that lasts as long as the kernel has their inodes in memory: a
+        write-life hint. Where it is not to be had, nothing happens."""
+        for fd in self.descriptors:
+            with suppress(OSError):
+                fcntl.fcntl(fd, _F_SET_RW_HINT, _HINT.pack(_WRITE_LIFE_NONE))
+
+    def stayed_in_memory(self) -> bool:
+        """True when all files have been in memory since they were marked: whatever was written to
+        them is there. That they are not proves nothing: the kernel drops inodes that are clean, and
+        a copy has others."""
+        try:
+            return all(
+                _HINT.unpack(fcntl.fcntl(fd, _F_GET_RW_HINT, bytes(_HINT.size)))[0]
+                == _WRITE_LIFE_NONE
+                for fd in self.descriptors
+            )
+        except OSError:
+            return False
 
     def is_empty(self) -> bool:
         """True when nothing is allocated."""

@@ -56,7 +56,11 @@ class Load:
             count, span = LARGE_UNITS, history.units
         first = self._choose.randrange(span - count - 2 * per_block)
         if kind < 0.82:
-            operation, data = history.write(first, count)
+            if self._choose.random() < 0.1:
+                operation = history.send(ZEROS, first, count)
+                data = bytearray(count * history.unit_bytes)
+            else:
+                operation, data = history.write(first, count)
             buffer = nbd.Buffer.from_bytearray(data)
             flags = nbd.CMD_FLAG_FUA if self._choose.random() < 0.01 else 0
             completion = self._completion(number, operation)

@@ -255,6 +255,7 @@ class Scenario(Client):
         disk.write(client, 2 * MIB, _blocks(256, 100))
         disk.write(client, 12 * BLOCK_SIZE + 1234, b"inside one block")
         disk.write(client, 3 * MIB - 700, b"across two blocks" * 100)
+        disk.write(client, 2 * MIB, bytes(3 * BLOCK_SIZE))  # no barrier covers what was there
         disk.write(client, 3 * MIB + 4 * BLOCK_SIZE, _blocks(2, 101), nbd.CMD_FLAG_FUA)
         client.flush()
         disk.trim(client, 2 * MIB + 8 * BLOCK_SIZE, 32 * BLOCK_SIZE)

@@ -88,7 +88,7 @@ def streams(draw: st.DrawFn, extended: bool) -> bytes:
             offset = draw(faraway)
         command, flag = draw(commands), draw(flags)
         if command == 1:
-            data = bytes([cookie + 1]) * length
+            data = draw(st.sampled_from([bytes([cookie + 1]) * length] * 3 + [bytes(length)]))
             forms = [wire.extended_write, wire.unflagged_write] if extended else [wire.write]
             form = draw(st.sampled_from(forms))
             parts.append(form(cookie, offset, data, flag))
@@ -243,6 +243,28 @@ def test_writes_wait_while_the_map_is_being_changed() -> None:
         side.serve(stream)
         assert side.content() == before
         assert side.in_lane == 0
+
+
+@pytest.mark.parametrize("inside", [0, 512], ids=["whole", "part"])
+def test_zeros_in_a_block_that_no_barrier_covers_are_not_the_lanes(inside: int) -> None:
+    """The journal must be told of them first. Zeros among other bytes are nothing to it, and after
+    a flush these are not either."""
+    with two_sides(structured=True, extended=False) as (side, _):
+        place = 8 * PLACE_BYTES
+        length = BLOCK_SIZE - inside
+        zeros = wire.write(1, place + inside, bytes(length))
+        others = wire.write(2, place + inside, bytes(length - 1) + b"x")
+        run_inline(side.volume.flush())
+        served = []
+        for _ in range(2):
+            for stream in (zeros, others):
+                before = side.in_lane
+                side.serve(stream)
+                served.append(side.in_lane - before)
+            # Another block, so that the map has changed.
+            run_inline(side.volume.trim(0, BLOCK_SIZE))
+            side.serve(wire.write(3, 0, b"n" * BLOCK_SIZE))
+        assert served == [1, 1, 0, 1]
 
 
 def test_a_write_is_noted_for_the_next_flush() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from bockd.store.journal import (
     Entry,
     JournalSegment,
     Kind,
+    ZeroBlocks,
     first_sequence,
     last_barrier,
     places,
@@ -104,6 +106,54 @@ def test_noise_where_nothing_was_written_changes_nothing(
         assert contents.changes == RECORDS
         assert contents.torn
         flip(path, HEADER_BYTES + place * RECORD_BYTES + byte, 0x80)
+
+
+def test_blocks_that_may_be_zeros_come_back(layout: Layout) -> None:
+    """As runs, in the order of the journal; alone, far apart, and as many as one write covers."""
+    zeros = ZeroBlocks([9]), ZeroBlocks([7, 8, 10, 262]), ZeroBlocks([*range(100, 357)])
+    segment = JournalSegment.create(layout, NAME, BOOT)
+    segment.append([(Kind.REDIRECT, 7, 400), *zeros, (Kind.HOLE, 1, 1)])
+    segment.close()
+    contents = read_segment(layout, NAME)
+    assert contents.notes_zeros
+    assert contents.places == 1 + 2 + 2 + 3 + 1 == places([*zeros]) + 2
+    assert [change[1:] for change in contents.changes] == [
+        (Kind.REDIRECT, 7, 400),
+        (Kind.ZEROS, 9, 1),
+        (Kind.ZEROS, 7, 2),
+        (Kind.ZEROS, 10, 1),
+        (Kind.ZEROS, 262, 1),
+        (Kind.ZEROS, 100, 257),
+        (Kind.HOLE, 1, 1),
+    ]
+    numbers = [change.sequence - FIRST for change in contents.changes]
+    assert numbers == [0, 1, 3, 3, 3, 5, 8]
+
+
+def test_a_torn_record_of_zeros_ends_the_journal_there(layout: Layout) -> None:
+    """Whichever of its two sectors is missing."""
+    for missing in (0, 1):
+        segment = JournalSegment.create(layout, NAME, BOOT)
+        segment.append([(Kind.HOLE, 1, 1)] * 14)
+        segment.append([ZeroBlocks([0, 300])])  # two places in the first sector, one in the second
+        segment.close()
+        path = layout.journal_segment(NAME)
+        with path.open("r+b") as file:
+            file.seek(HEADER_BYTES + (14 * RECORD_BYTES, 512)[missing])
+            file.write(bytes(512 - (14 * RECORD_BYTES, 0)[missing]))
+        contents = read_segment(layout, NAME)
+        assert (len(contents.changes), contents.torn) == (14, True)
+
+
+def test_a_segment_of_the_first_format_is_read(layout: Layout, path: Path) -> None:
+    image = bytearray(path.read_bytes())
+    image[8:12] = (1).to_bytes(4, "little")
+    header = 8 + 4 + 4 + 8 + 8 + 36
+    image[header : header + 4] = zlib.crc32(image[:header]).to_bytes(4, "little")
+    path.write_bytes(image)
+    contents = read_segment(layout, NAME)
+    assert contents.changes == RECORDS
+    assert not contents.notes_zeros
 
 
 @pytest.mark.parametrize("sectors", range(5))

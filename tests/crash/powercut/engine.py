@@ -64,6 +64,8 @@ def laboratory() -> Iterator[None]:
         (poolfiles, "time", _StoppedClock),
         (layer, "_libc", _Fallocate),
         (Layer, "data_ranges", _data_ranges),
+        # After a death recovery decides from the head's content, as it does for a copy.
+        (Layer, "stayed_in_memory", lambda _: False),
     )
     with small_engine(JOURNAL_RECORDS), ExitStack() as patches:
         for target, name, value in replaced:

@@ -15,9 +15,10 @@ from unittest import mock
 
 import lmdb
 
-from bockd.engine import poolfiles, reclaim, recovery
+from bockd.engine import poolfiles, reclaim, recovery, volume
 from bockd.engine.durability import Durability
 from bockd.engine.recovery import Replay
+from bockd.engine.volume import Volume
 from bockd.steps import Signal, Steps
 from bockd.store import journal, layer
 from bockd.store.journal import BARRIERS, Entry, JournalSegment, Kind
@@ -165,5 +166,11 @@ MUTATIONS: dict[str, Mutation] = {
     "new pool: fsync of its directories": _without(poolfiles),
     "recovery: sync of the head": _without_layer_sync("recover"),
     "recovery: only what a barrier covers counts": _replay_of_everything,
+    "journal: where a redirect has zeros": lambda: mock.patch.object(
+        volume, "zero_blocks", return_value=[]
+    ),
+    "journal: where a write in place will leave zeros": lambda: mock.patch.object(
+        Volume, "_foretell_zeros", _nothing
+    ),
     "removed layers: fsync of their directory": _without(reclaim),
 }

@@ -289,12 +289,21 @@ class Run:
         return self.random.randrange((room - length) // alignment + 1) * alignment, length
 
     def data(self, length: int) -> bytes:
-        """Each sector names the write and its own place."""
+        """Each sector names the write and its own place; but one write in five has zeros, in all of
+        it or in a part."""
         self.values += 1
         value = self.values.to_bytes(8, "big")
-        return b"".join(
-            (value + at.to_bytes(8, "big")) * (SECTOR // 16) for at in range(length // SECTOR)
+        data = bytearray(
+            b"".join(
+                (value + at.to_bytes(8, "big")) * (SECTOR // 16) for at in range(length // SECTOR)
+            )
         )
+        if self.random.random() < 0.2:
+            first = self.random.choice((0, self.random.randrange(length // SECTOR))) * SECTOR
+            end = self.random.choice((length, min(length, first + 2 * BLOCK_SIZE)))
+            # Repeated, as in tests/crash/powercut/engine.py.
+            data[first:end] = b"\0" * (end - first)
+        return bytes(data)
 
     def tick(self) -> int:
         self.scheduler.now += 1
