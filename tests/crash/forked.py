@@ -11,6 +11,7 @@ import multiprocessing.forkserver
 import os
 import selectors
 import signal
+import sys
 import time
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
@@ -107,6 +108,9 @@ def _serve(
     os.dup2(written, 2)
     os.close(written)
     announce.close()
+    # Those of the server that this process was forked from believe that they can seek.
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     from bockd.cli.bockd import main
 
     if prepare is not None:
