@@ -10,11 +10,12 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import bockd
+from api.accountcontrol import account_control_router
 from api.control import PREFIX, control_router
 from api.faults import install_faults
 from api.imagecontrol import image_control_router
 from api.intake import Intake
-from bockd.control import Control, ImageControl
+from bockd.control import AccountControl, Control, ImageControl
 
 
 class Together:
@@ -30,8 +31,10 @@ class Together:
         await (self._control if ours else self._public)(scope, receive, send)
 
 
-def create_app(control: Control, images: ImageControl) -> FastAPI:
-    """The control API over both. Its OpenAPI document is at `/control/v1/openapi.json`."""
+def create_app(
+    control: Control, images: ImageControl, accounts: AccountControl | None = None
+) -> FastAPI:
+    """The control API over these. Its OpenAPI document is at `/control/v1/openapi.json`."""
     app = FastAPI(
         title="bockd control API",
         version=bockd.__version__,
@@ -44,4 +47,6 @@ def create_app(control: Control, images: ImageControl) -> FastAPI:
     app.add_middleware(Intake)
     app.include_router(control_router(control))
     app.include_router(image_control_router(images), prefix=PREFIX)
+    if accounts is not None:
+        app.include_router(account_control_router(accounts), prefix=PREFIX)
     return app

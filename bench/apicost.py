@@ -16,8 +16,9 @@ from bench.results import Comparison, Section, Target
 from bench.servers import EXPORT, Daemon, Served, bockd_daemon
 from bench.throughput import fill
 from bench.turns import Field, Scale
-from bockd.blockstorage.accounts import CREDENTIALS_FILE, Accounts, establish
+from bockd.blockstorage.accounts import Accounts
 from bockd.blockstorage.contract import UNLIMITED, NewVolume, Quota
+from bockd.blockstorage.credentialsfile import CREDENTIALS_FILE, establish
 from bockd.blockstorage.records import Ledger
 from bockd.blockstorage.running import NoExports, Surroundings
 from bockd.blockstorage.volumes import Volumes

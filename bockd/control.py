@@ -12,7 +12,7 @@ epoch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from bockd.model import NodeKind, Server, SnapshotId, VolumeId
@@ -262,6 +262,122 @@ class ScrubStatus:
     damaged: tuple[DamagedBlock, ...]
     running: bool = False
     """Somebody has asked this daemon for a pass, and it is not finished."""
+
+
+@dataclass(frozen=True, slots=True)
+class TenantInfo:
+    """A tenant, what it has and how much it may have; -1 is no limit."""
+
+    id: str
+    name: str
+    volumes: int
+    gigabytes: int
+    snapshots: int
+    max_volumes: int
+    max_gigabytes: int
+    max_snapshots: int
+    quota_from: str
+    """configuration (which prevails), tenant (its own), or default."""
+
+
+@dataclass(frozen=True, slots=True)
+class UserInfo:
+    """A user, without any secret."""
+
+    id: str
+    name: str
+    tenants: tuple[str, ...]
+    """By name."""
+    access_keys: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NewQuota:
+    """What a tenant may have from now on; None leaves a number as it is, -1 is no limit."""
+
+    volumes: int | None = None
+    gigabytes: int | None = None
+    snapshots: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewPassword:
+    """A user's new password, which is shown here once."""
+
+    username: str
+    password: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class NewAccessKey:
+    """A user's new access key, whose secret is shown here once."""
+
+    username: str
+    access_key: str
+    secret_key: str = field(repr=False)
+
+
+class AccountControl(Protocol):
+    """Tenants, users and their secrets, in bockd's own identity service; those of a Keystone are
+    made there. A tenant is named by its id or its name. What the module's docstring says holds here
+    too."""
+
+    async def list_tenants(self) -> list[TenantInfo]:
+        """All tenants by name; of Keystone's, those that have or had something here."""
+        ...
+
+    async def show_tenant(self, ref: str) -> TenantInfo: ...
+
+    async def create_tenant(self, name: str, quota: NewQuota) -> TenantInfo:
+        """Raises InvalidRequestError, ConflictError when the name is taken."""
+        ...
+
+    async def set_quota(self, ref: str, quota: NewQuota | None) -> TenantInfo:
+        """Give a tenant a quota of its own; None takes it away. Raises ConflictError when the
+        configuration has one for it, which would prevail."""
+        ...
+
+    async def delete_tenant(self, ref: str) -> None:
+        """Forget a tenant. Raises InUseError while it has volumes, snapshots or servers."""
+        ...
+
+    async def list_users(self) -> list[UserInfo]:
+        """All users by name."""
+        ...
+
+    async def show_user(self, name: str) -> UserInfo: ...
+
+    async def create_user(
+        self, name: str, tenants: tuple[str, ...], password: str | None
+    ) -> NewPassword:
+        """A user in these tenants; None: with a random password. Raises InvalidRequestError,
+        ConflictError when the name is taken, NotFoundError (a tenant)."""
+        ...
+
+    async def delete_user(self, name: str) -> None:
+        """Forget a user, at once also for who has a token."""
+        ...
+
+    async def grant(self, name: str, tenant: str) -> UserInfo:
+        """Let a user into a tenant."""
+        ...
+
+    async def revoke(self, name: str, tenant: str) -> UserInfo:
+        """Take a user out of a tenant. NotFoundError when it is not in it."""
+        ...
+
+    async def set_password(self, name: str, password: str | None) -> NewPassword:
+        """Another password, None: a random one. The old one and all tokens are invalid."""
+        ...
+
+    async def replace_access_keys(self, name: str) -> NewAccessKey:
+        """A new access key in the place of all others; they and all tokens are invalid."""
+        ...
+
+    async def rotate_credentials(self) -> str:
+        """New secrets for the user of the credentials file, which is written anew; the old ones
+        and all tokens are invalid. Returns where it is."""
+        ...
 
 
 class ServerControl(Protocol):

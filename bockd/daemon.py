@@ -25,8 +25,8 @@ from api.openstack.app import create_public_app
 from api.openstack.nbd import NbdDoors
 from api.serve import serve_api, serve_public
 from bockd import heap
-from bockd.blockstorage.accounts import CREDENTIALS_FILE, establish
 from bockd.blockstorage.contract import Identity
+from bockd.blockstorage.credentialsfile import CREDENTIALS_FILE, establish
 from bockd.blockstorage.identity import LocalIdentity
 from bockd.blockstorage.interrupted import detaching, finish_detaching, resolve_interrupted
 from bockd.blockstorage.plugging import DevicePlugger
@@ -37,6 +37,7 @@ from bockd.certificates import Certificates, wanted
 from bockd.config import Settings
 from bockd.config.sections import ApiSettings, NbdSettings
 from bockd.configured import catalog, one_identity, servers, surroundings
+from bockd.dataplane.accounts import PoolAccounts
 from bockd.dataplane.attached import AttachedExports, AttachedVolumes
 from bockd.dataplane.awaiting import Beside
 from bockd.dataplane.capacity import Capacity
@@ -232,6 +233,7 @@ class _Daemon:
             capacity,
         )
         images = PoolImages(self._around, self._server, settings)
+        accounts = PoolAccounts(self._around, self._driver, settings.data_dir)
         attached = AttachedExports(self._pool, self._driver, self._on_idle)
         exports = PoolExports(self._pool, self._driver, self._on_idle, attached)
         async with trio.open_nursery() as doors:
@@ -240,7 +242,7 @@ class _Daemon:
             doors.start_soon(
                 serve_nbd, self._server, unix, exports, tcp, attached, self._tls(settings.nbd)
             )
-            both = Together(create_app(control, images), public)
+            both = Together(create_app(control, images, accounts), public)
             await doors.start(serve_api, both, settings.api_socket)
             doors.start_soon(images.give_up_abandoned)
             if api is not None:

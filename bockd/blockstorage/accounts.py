@@ -1,34 +1,36 @@
-"""Tenants, users and access keys: made by the operator, and the first ones at the first start.
+"""Tenants, users and access keys, as the operator makes and changes them.
 
 All functions block (on scrypt and on a synced commit) and are not for the event loop.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import secrets
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from bockd.blockstorage.contract import Quota, Tenant, TenantId, Usage, UserId
 from bockd.blockstorage.records import AccessKeyRecord, Ledger, TenantRecord, UserRecord
 from bockd.blockstorage.secrethash import hash_secret, new_secret
-from bockd.errors import ConflictError, NotFoundError, from_os_error
-from bockd.failpoints import Failpoint, hit
+from bockd.errors import ConflictError, InUseError, NotFoundError
 from bockd.model import check_name
-from bockd.store.index import Index, Table, Transaction
-from bockd.store.layout import sync_directory
-
-CREDENTIALS_FILE = "credentials.json"
-"""In the data directory, readable by its owner only."""
-
-DEMO = "demo"
-"""The tenant and the user of the first start."""
+from bockd.store.index import Index, Transaction
 
 DEFAULT_ROLES = ("admin",)
 """A user may do everything in its tenants. "admin" is what clients look for."""
+
+
+MAX_SHOWN = 64
+"""Characters of a name that does not exist, in a message."""
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """A user as the operator sees one: tenants by name, without any secret."""
+
+    id: UserId
+    name: str
+    tenants: tuple[str, ...]
+    access_keys: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +42,23 @@ class AccessKey:
 
 
 class Accounts:
-    """What the operator may do about tenants and users."""
+    """What the operator may do about tenants and users. A tenant is named by its id or its name, a
+    user by its name; NotFoundError for one that is not there."""
 
     def __init__(self, index: Index) -> None:
         self._index = index
+
+    # -- tenants -----------------------------------------------------------------------------
+
+    def tenants(self) -> list[TenantRecord]:
+        """All tenants by name, those of Keystone that have or had something here too."""
+        with self._index.reading() as txn:
+            return sorted(Ledger(txn).tenants(), key=lambda record: record.tenant.name)
+
+    def tenant(self, ref: str) -> TenantRecord:
+        """One tenant."""
+        with self._index.reading() as txn:
+            return _tenant(Ledger(txn), ref)
 
     def create_tenant(self, name: str, quota: Quota | None = None) -> Tenant:
         """A tenant with a new id; ConflictError when the name is taken."""
@@ -59,107 +74,200 @@ class Accounts:
         self._index.update(change)
         return tenant
 
-    def set_quota(self, tenant: TenantId, quota: Quota | None) -> None:
+    def set_quota(self, ref: str, quota: Quota | None) -> TenantRecord:
         """Give a tenant a quota of its own, or None for the default. What it has already stays,
-        though it be more. NotFoundError."""
+        though it be more."""
+
+        def change(txn: Transaction) -> TenantRecord:
+            ledger = Ledger(txn)
+            record = replace(_tenant(ledger, ref), quota=quota)
+            ledger.put_tenant(record)
+            return record
+
+        return self._index.update(change)
+
+    def delete_tenant(self, ref: str) -> TenantRecord:
+        """Forget a tenant, and that users are in it. InUseError while it has volumes, snapshots,
+        or servers of its own."""
+
+        def change(txn: Transaction) -> TenantRecord:
+            ledger = Ledger(txn)
+            record = _tenant(ledger, ref)
+            _refuse_with_belongings(ledger, record)
+            tenant = record.tenant.id
+            for user in [user for user in ledger.users() if tenant in user.roles]:
+                ledger.put_user(_without_tenant(user, tenant))
+            ledger.remove_tenant(tenant)
+            return record
+
+        return self._index.update(change)
+
+    # -- users -------------------------------------------------------------------------------
+
+    def users(self) -> list[User]:
+        """All users by name."""
+        with self._index.reading() as txn:
+            ledger = Ledger(txn)
+            return [_seen(ledger, record) for record in ledger.users()]
+
+    def user(self, name: str) -> User:
+        """One user."""
+        with self._index.reading() as txn:
+            ledger = Ledger(txn)
+            return _seen(ledger, _user(ledger, name))
+
+    def create_user(self, name: str, password: str, tenants: tuple[str, ...]) -> UserId:
+        """A user in these tenants; ConflictError when the name is taken."""
+        user = new_user(name, password, ())
 
         def change(txn: Transaction) -> None:
             ledger = Ledger(txn)
-            known = {record.tenant.id: record for record in ledger.tenants()}
-            if tenant not in known:
-                raise NotFoundError(f"there is no tenant {tenant}")
-            ledger.put_tenant(replace(known[tenant], quota=quota))
+            inside = [_tenant(ledger, ref).tenant.id for ref in tenants]
+            add_user(ledger, replace(user, roles=dict.fromkeys(inside, DEFAULT_ROLES)))
+
+        self._index.update(change)
+        return user.id
+
+    def delete_user(self, name: str) -> None:
+        """Forget a user; tokens and access keys are invalid from now on."""
+
+        def change(txn: Transaction) -> None:
+            ledger = Ledger(txn)
+            ledger.remove_user(_user(ledger, name).name)
 
         self._index.update(change)
 
-    def create_user(self, name: str, password: str, tenants: tuple[TenantId, ...]) -> UserId:
-        """A user in these tenants; ConflictError when the name is taken."""
-        user = _new_user(name, password, tenants)
-        self._index.update(lambda txn: _add_user(Ledger(txn), user))
-        return user.id
+    def grant(self, name: str, ref: str) -> User:
+        """Let a user into a tenant."""
 
-    def create_access_key(self, username: str) -> AccessKey:
-        """Another way in for a user; NotFoundError."""
-        key, record = _new_access_key(username)
+        def change(txn: Transaction) -> User:
+            ledger = Ledger(txn)
+            user, tenant = _user(ledger, name), _tenant(ledger, ref).tenant.id
+            user = replace(user, roles={**user.roles, tenant: DEFAULT_ROLES})
+            ledger.put_user(user)
+            return _seen(ledger, user)
+
+        return self._index.update(change)
+
+    def revoke(self, name: str, ref: str) -> User:
+        """Take a user out of a tenant; tokens for it are invalid from now on."""
+
+        def change(txn: Transaction) -> User:
+            ledger = Ledger(txn)
+            user, tenant = _user(ledger, name), _tenant(ledger, ref).tenant.id
+            if tenant not in user.roles:
+                raise NotFoundError(f"user {name!r} is not in tenant {ref!r}")
+            user = _without_tenant(user, tenant)
+            ledger.put_user(user)
+            return _seen(ledger, user)
+
+        return self._index.update(change)
+
+    # -- secrets -----------------------------------------------------------------------------
+
+    def set_password(self, name: str, password: str) -> None:
+        """Give a user another password; tokens are invalid from now on."""
+        hashed = hash_secret(password)
 
         def change(txn: Transaction) -> None:
             ledger = Ledger(txn)
-            if ledger.user(username) is None:
-                raise NotFoundError(f"there is no user {username!r}")
+            ledger.put_user(replace(_user(ledger, name), password=hashed, epoch=new_epoch()))
+
+        self._index.update(change)
+
+    def create_access_key(self, username: str) -> AccessKey:
+        """Another way in for a user."""
+        key, record = new_access_key(username)
+
+        def change(txn: Transaction) -> None:
+            ledger = Ledger(txn)
+            _user(ledger, username)
             ledger.put_access_key(key.access_key, record)
 
         self._index.update(change)
         return key
 
+    def replace_access_keys(self, username: str) -> AccessKey:
+        """The same, in the place of all others; they are invalid from now on, and so are tokens."""
+        key, record = new_access_key(username)
+        self._index.update(lambda txn: replace_keys(Ledger(txn), username, key, record))
+        return key
 
-def establish(index: Index, data_dir: Path, note: Callable[[str], None] = lambda _: None) -> None:
-    """At the first start, make the tenant and user `demo` and write their credentials to
-    `CREDENTIALS_FILE`, mode 0600.
 
-    The file comes first, then the commit: who dies in between finds no user at the next start and
-    begins again, with new secrets in a new file. `note` is told where the file is.
-    """
-    with index.reading() as txn:
-        if txn.count(Table.USERS):
-            return
-    tenant = Tenant(TenantId(secrets.token_hex(16)), DEMO)
-    password = new_secret()
-    user = _new_user(DEMO, password, (tenant.id,))
-    key, key_record = _new_access_key(DEMO)
-    path = data_dir / CREDENTIALS_FILE
-    _write_private(
-        path,
-        {
-            "tenant": tenant.name,
-            "tenant_id": tenant.id,
-            "username": user.name,
-            "password": password,
-            "access_key": key.access_key,
-            "secret_key": key.secret_key,
-        },
+def _tenant(ledger: Ledger, ref: str) -> TenantRecord:
+    """By id first, because a tenant may be named like another one's id."""
+    known = ledger.tenants()
+    for found in (*(r for r in known if r.tenant.id == ref), *known):
+        if ref in (found.tenant.id, found.tenant.name):
+            return found
+    raise NotFoundError(f"there is no tenant {ref[:MAX_SHOWN]!r}; 'bock tenant list' shows all")
+
+
+def _user(ledger: Ledger, name: str) -> UserRecord:
+    found = ledger.user(name)
+    if found is None:
+        raise NotFoundError(f"there is no user {name[:MAX_SHOWN]!r}; 'bock user list' shows all")
+    return found
+
+
+def _seen(ledger: Ledger, record: UserRecord) -> User:
+    names = sorted(ledger.tenant(tenant).tenant.name for tenant in record.roles)
+    return User(record.id, record.name, tuple(names), tuple(ledger.access_keys_of(record.name)))
+
+
+def _without_tenant(user: UserRecord, tenant: TenantId) -> UserRecord:
+    return replace(user, roles={one: roles for one, roles in user.roles.items() if one != tenant})
+
+
+def _refuse_with_belongings(ledger: Ledger, record: TenantRecord) -> None:
+    tenant = record.tenant
+    volumes = [volume.id for volume in ledger.volumes(tenant.id)]
+    snapshots = [snapshot.id for snapshot in ledger.snapshots(tenant.id)]
+    if volumes or snapshots:
+        raise InUseError(
+            f"tenant {tenant.name!r} has {_counted(len(volumes), 'volume')} and "
+            f"{_counted(len(snapshots), 'snapshot')}; delete them first, as one of its users"
+        )
+    servers = [server.name for server in ledger.servers() if server.tenant == tenant.id]
+    if servers:
+        raise InUseError(
+            f"server {servers[0]} is registered for tenant {tenant.name!r}; remove it first, with "
+            f"'bock server remove {servers[0]}'"
+        )
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def replace_keys(ledger: Ledger, username: str, key: AccessKey, record: AccessKeyRecord) -> None:
+    ledger.put_user(replace(_user(ledger, username), epoch=new_epoch()))
+    for old in ledger.access_keys_of(username):
+        ledger.remove_access_key(old)
+    ledger.put_access_key(key.access_key, record)
+
+
+def new_epoch() -> str:
+    return secrets.token_hex(8)
+
+
+def new_user(name: str, password: str, tenants: tuple[TenantId, ...]) -> UserRecord:
+    roles = dict.fromkeys(tenants, DEFAULT_ROLES)
+    return UserRecord(
+        UserId(secrets.token_hex(16)),
+        check_name(name),
+        hash_secret(password),
+        roles,
+        new_epoch(),
     )
 
-    hit(Failpoint.CREDENTIALS_WRITTEN)
 
-    def change(txn: Transaction) -> None:
-        ledger = Ledger(txn)
-        ledger.put_tenant(TenantRecord(tenant, None, Usage()))
-        _add_user(ledger, user)
-        ledger.put_access_key(key.access_key, key_record)
-
-    index.update(change)
-    hit(Failpoint.ACCOUNTS_COMMITTED)
-    note(str(path))
-
-
-def _new_user(name: str, password: str, tenants: tuple[TenantId, ...]) -> UserRecord:
-    roles = dict.fromkeys(tenants, DEFAULT_ROLES)
-    return UserRecord(UserId(secrets.token_hex(16)), check_name(name), hash_secret(password), roles)
-
-
-def _new_access_key(username: str) -> tuple[AccessKey, AccessKeyRecord]:
+def new_access_key(username: str) -> tuple[AccessKey, AccessKeyRecord]:
     key = AccessKey(secrets.token_hex(10).upper(), new_secret())
     return key, AccessKeyRecord(username, hash_secret(key.secret_key))
 
 
-def _add_user(ledger: Ledger, user: UserRecord) -> None:
+def add_user(ledger: Ledger, user: UserRecord) -> None:
     if ledger.user(user.name) is not None:
         raise ConflictError(f"a user named {user.name!r} exists already")
     ledger.put_user(user)
-
-
-def _write_private(path: Path, content: dict[str, str]) -> None:
-    """Replace a file by one that only its owner reads, all or nothing, durably."""
-    new = path.with_name(f".{path.name}.new")
-    try:
-        new.unlink(missing_ok=True)
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with open(fd, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=2)
-            file.write("\n")
-            file.flush()
-            os.fsync(fd)
-        os.replace(new, path)
-        sync_directory(path.parent)
-    except OSError as error:
-        raise from_os_error(error, f"writing {path}") from error

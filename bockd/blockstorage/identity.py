@@ -86,7 +86,9 @@ class LocalIdentity:
             ledger = Ledger(txn)
             self._make_room(ledger, now)
             chosen = _choose_tenant(_tenants_of(ledger, user), tenant)
-            record = TokenRecord(digest.hex(), user.name, chosen.id, now + self._token_seconds)
+            record = TokenRecord(
+                digest.hex(), user.name, chosen.id, now + self._token_seconds, user.epoch
+            )
             ledger.put_token(digest, record)
             return _principal(user, chosen, record)
 
@@ -164,7 +166,7 @@ class LocalIdentity:
             user = ledger.user(record.username)
             if not self._is_valid(record, self._clock()) or user is None:
                 _refuse_token()
-            if record.tenant not in user.roles:
+            if record.tenant not in user.roles or record.epoch != user.epoch:
                 _refuse_token()
             return _principal(user, ledger.tenant(record.tenant).tenant, record)
 

@@ -76,6 +76,8 @@ class UserRecord:
     password: str
     roles: Mapping[TenantId, tuple[str, ...]]
     """In each tenant that the user is in."""
+    epoch: str = ""
+    """Random, and another one after each change of a secret: tokens are valid in their epoch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,8 @@ class TokenRecord:
     username: str
     tenant: TenantId
     expires_at: float
+    epoch: str = ""
+    """The user's when it was issued; an earlier one makes it invalid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +188,10 @@ class Ledger:
 
     def put_tenant(self, record: TenantRecord) -> None:
         self._put(Table.TENANTS, record.tenant.id.encode(), record)
+
+    def remove_tenant(self, tenant: TenantId) -> None:
+        """A tenant that has nothing any more."""
+        self.txn.delete(Table.TENANTS, tenant.encode())
 
     def _use(self, record: TenantRecord, used: Usage) -> None:
         self.put_tenant(replace(record, used=used))
@@ -389,11 +397,34 @@ class Ledger:
     def user(self, name: str) -> UserRecord | None:
         return self._get(Table.USERS, text_key(name), UserRecord)
 
+    def users(self) -> Iterator[UserRecord]:
+        """All users, by name."""
+        for _, payload in self.txn.scan(Table.USERS, FIRST_KEY, b"\xff" * MAX_KEY_BYTES):
+            yield decode(UserRecord, payload)
+
     def put_user(self, record: UserRecord) -> None:
         self._put(Table.USERS, record.name.encode(), record)
 
+    def remove_user(self, name: str) -> None:
+        """A user, and the user's access keys. The tokens are invalid without the user."""
+        for key in self.access_keys_of(name):
+            self.remove_access_key(key)
+        self.txn.delete(Table.USERS, name.encode())
+
     def access_key(self, access_key: str) -> AccessKeyRecord | None:
         return self._get(Table.ACCESS_KEYS, text_key(access_key), AccessKeyRecord)
+
+    def access_keys_of(self, username: str) -> list[str]:
+        """The access keys of a user."""
+        found = self.txn.scan(Table.ACCESS_KEYS, FIRST_KEY, b"\xff" * MAX_KEY_BYTES)
+        return [
+            key.decode()
+            for key, payload in found
+            if decode(AccessKeyRecord, payload).username == username
+        ]
+
+    def remove_access_key(self, access_key: str) -> None:
+        self.txn.delete(Table.ACCESS_KEYS, access_key.encode())
 
     def put_access_key(self, access_key: str, record: AccessKeyRecord) -> None:
         self._put(Table.ACCESS_KEYS, access_key.encode(), record)

@@ -76,6 +76,8 @@ COMMANDS = {
     "connect": "bockd.cli.connect:connect",
     "disconnect": "bockd.cli.connect:disconnect",
     "connections": "bockd.cli.connect:connections",
+    "tenant": "bockd.cli.accounts:tenant",
+    "user": "bockd.cli.accounts:user",
     "limits": "bockd.cli.tenant:limits",
     "credentials": "bockd.cli.tenant:credentials",
     "image": "bockd.cli.images:image",

@@ -61,90 +61,90 @@ class ControlClient:
 
     def info(self) -> DaemonInfo:
         """Who answers, and where its doors are."""
-        return self._get("/info", DaemonInfo)
+        return self.get("/info", DaemonInfo)
 
     def list_volumes(self) -> list[VolumeInfo]:
         """All volumes by id."""
-        return self._get("/volumes", list[VolumeInfo])
+        return self.get("/volumes", list[VolumeInfo])
 
     def show_volume(self, ref: str) -> VolumeInfo:
         """One volume by id or name in the pool."""
-        return self._get(f"/volumes/{segment(ref)}", VolumeInfo)
+        return self.get(f"/volumes/{segment(ref)}", VolumeInfo)
 
     def list_snapshots(self, volume: str | None = None) -> list[SnapshotInfo]:
         """All snapshots by id, or those of one volume."""
         query = "" if volume is None else f"?volume={segment(volume)}"
-        return self._get(f"/snapshots{query}", list[SnapshotInfo])
+        return self.get(f"/snapshots{query}", list[SnapshotInfo])
 
     def space(self, kind: NodeKind, ref: str) -> Space:
         """Exact space; the walk over a large volume takes its time."""
         path = f"/{kind.value}s/{segment(ref)}/space"
-        return decode(self._request("GET", path, patient=True), Space)
+        return decode(self.request("GET", path, patient=True), Space)
 
     def spaces(self, after: int = 0, seconds: float | None = None) -> SpacePage:
         """Exact space of all volumes and of the snapshots in use; see bockd.control."""
         query = f"after={after}" if seconds is None else f"after={after}&seconds={seconds}"
-        return decode(self._request("GET", f"/space?{query}", patient=True), SpacePage)
+        return decode(self.request("GET", f"/space?{query}", patient=True), SpacePage)
 
     def pool(self) -> PoolInfo:
         """What the pool takes, however long the walk over it takes."""
-        return decode(self._request("GET", "/pool", patient=True), PoolInfo)
+        return decode(self.request("GET", "/pool", patient=True), PoolInfo)
 
     def list_servers(self) -> list[Server]:
         """All registered servers by name."""
-        return self._get("/servers", list[Server])
+        return self.get("/servers", list[Server])
 
     def show_server(self, name: str) -> Server:
         """One registered server."""
-        return self._get(f"/servers/{segment(name)}", Server)
+        return self.get(f"/servers/{segment(name)}", Server)
 
     def add_server(
         self, name: str, kind: ServerKind, qmp_socket: str | None, tenant: str | None
     ) -> Server:
         """Register a server."""
         body = {"name": name, "kind": kind.value, "qmp_socket": qmp_socket, "tenant": tenant}
-        return decode(self._request("POST", "/servers", body), Server)
+        return decode(self.request("POST", "/servers", body), Server)
 
     def remove_server(self, name: str) -> None:
         """Forget a server; InUseError while a volume is attached to it."""
-        self._request("DELETE", f"/servers/{segment(name)}")
+        self.request("DELETE", f"/servers/{segment(name)}")
 
     def statistics(self) -> list[VolumeStatistics]:
         """Counters of each open volume and snapshot."""
-        return self._get("/statistics", list[VolumeStatistics])
+        return self.get("/statistics", list[VolumeStatistics])
 
     def check(self) -> CheckReport:
         """Walk the pool, however long it takes."""
-        return decode(self._request("POST", "/check", patient=True), CheckReport)
+        return decode(self.request("POST", "/check", patient=True), CheckReport)
 
     def scrub(self, rate_mib: int | None, restart: bool) -> ScrubStatus:
         """Let what snapshots hold be verified in the background."""
         body = {"rate_mib": rate_mib, "restart": restart}
-        return decode(self._request("POST", "/scrub", body), ScrubStatus)
+        return decode(self.request("POST", "/scrub", body), ScrubStatus)
 
     def scrub_status(self) -> ScrubStatus:
         """How far that came."""
-        return self._get("/scrub", ScrubStatus)
+        return self.get("/scrub", ScrubStatus)
 
     def unowned(self) -> Unowned:
         """What belongs to no tenant."""
-        return self._get("/unowned", Unowned)
+        return self.get("/unowned", Unowned)
 
     def adopt(self, kind: NodeKind, ref: str, tenant: str) -> None:
         """Give what belongs to nobody to a tenant."""
-        self._request("POST", f"/{kind.value}s/{segment(ref)}/adopt", {"tenant": tenant})
+        self.request("POST", f"/{kind.value}s/{segment(ref)}/adopt", {"tenant": tenant})
 
     def list_images(self) -> list[ImageInfo]:
         """All images by name."""
-        return self._get("/images", list[ImageInfo])
+        return self.get("/images", list[ImageInfo])
 
     def show_image(self, ref: str) -> ImageInfo:
         """One image by id or name."""
-        return self._get(f"/images/{segment(ref)}", ImageInfo)
+        return self.get(f"/images/{segment(ref)}", ImageInfo)
 
     def delete_image(self, ref: str) -> None:
         """Forget an image; InUseError while it is read."""
-        self._request("DELETE", f"/images/{segment(ref)}")
+        self.request("DELETE", f"/images/{segment(ref)}")
 
     def begin_import(
         self,
@@ -164,21 +164,22 @@ class ControlClient:
             "file_bytes": file_bytes,
             "checksum": checksum,
         }
-        return decode(self._request("POST", "/imports", body), ImportInfo)
+        return decode(self.request("POST", "/imports", body), ImportInfo)
 
     def finish_import(self, volume: VolumeId) -> ImageInfo:
         """Make what was written an image, however long its flush takes."""
         path = f"/imports/{volume}/finish"
-        return decode(self._request("POST", path, patient=True), ImageInfo)
+        return decode(self.request("POST", path, patient=True), ImageInfo)
 
     def cancel_import(self, volume: VolumeId) -> None:
         """Forget what was written; InUseError while a client is connected."""
-        self._request("DELETE", f"/imports/{volume}")
+        self.request("DELETE", f"/imports/{volume}")
 
-    def _get(self, path: str, answer: type[T]) -> T:
-        return decode(self._request("GET", path), answer)
+    def get(self, path: str, answer: type[T]) -> T:
+        """The record at a path below `PREFIX`."""
+        return decode(self.request("GET", path), answer)
 
-    def _request(
+    def request(
         self,
         method: str,
         path: str,
@@ -186,6 +187,7 @@ class ControlClient:
         *,
         patient: bool = False,
     ) -> bytes:
+        """What one endpoint answers; its error, of the class it had there."""
         answer = self._http.request(method, SOCKET_URL + PREFIX + path, body, patient=patient)
         if answer.is_error:
             raise error_of_answer(answer.content)

@@ -6,6 +6,7 @@ import shlex
 
 import click
 
+from bockd.cli.accountclient import connect as connect_accounts
 from bockd.cli.client import ControlClient
 from bockd.cli.login import read_credentials
 from bockd.cli.output import json_option, print_json, print_record, print_table, report
@@ -18,10 +19,11 @@ ANY_HOST = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104 - nothing lis
 """Where a daemon that listens everywhere is reached from this machine."""
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @click.option("--shell", "as_shell", is_flag=True, help="Print lines that set OS_AUTH_URL etc.")
 @json_option
-def credentials(as_shell: bool, as_json: bool) -> None:
+@click.pass_context
+def credentials(ctx: click.Context, as_shell: bool, as_json: bool) -> None:
     """Show the credentials that the daemon's first start made, and where to use them.
 
     They are those of the tenant demo, kept where only the user who runs the daemon can read them.
@@ -29,7 +31,12 @@ def credentials(as_shell: bool, as_json: bool) -> None:
 
     \b
     eval "$(bock credentials --shell)"
+    bock credentials rotate
     """
+    if ctx.invoked_subcommand is not None:
+        if as_shell or as_json:
+            raise click.UsageError(f"options go behind {ctx.invoked_subcommand!r}")
+        return
     settings = load_settings()
     stored = read_credentials(settings.data_dir)
     url = api_url(settings)
@@ -51,6 +58,18 @@ def credentials(as_shell: bool, as_json: bool) -> None:
             *([] if endpoints else [("endpoints", "none: the daemon's API is on its socket only")]),
         ]
     )
+
+
+@credentials.command()
+@json_option
+def rotate(as_json: bool) -> None:
+    """Make a new password and access key, and write the credentials file anew.
+
+    The old ones are invalid from now on, and so are all tokens of that user: programs that have
+    them must get the new ones. A file that is lost is made again.
+    """
+    path = connect_accounts().rotate_credentials()
+    report({"path": path}, f"wrote new credentials to {path}", as_json=as_json)
 
 
 def print_shell(stored: dict[str, str], url: str | None) -> None:

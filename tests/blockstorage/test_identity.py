@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from bockd.blockstorage import accounts, identity
-from bockd.blockstorage.accounts import CREDENTIALS_FILE, establish
+from bockd.blockstorage import credentialsfile, identity
 from bockd.blockstorage.contract import (
     AccessKeyCredentials,
     Credentials,
@@ -19,6 +18,12 @@ from bockd.blockstorage.contract import (
     PasswordCredentials,
     Quota,
     TenantId,
+)
+from bockd.blockstorage.credentialsfile import (
+    CREDENTIALS_FILE,
+    PENDING_FILE,
+    establish,
+    rotate,
 )
 from bockd.blockstorage.identity import CLOCK_TOLERANCE_SECONDS, LocalIdentity
 from bockd.blockstorage.records import Ledger, TokenRecord
@@ -28,6 +33,7 @@ from bockd.errors import (
     DamagedError,
     ForbiddenError,
     InvalidRequestError,
+    NoSpaceError,
     NotFoundError,
     OverLimitError,
     UnauthorizedError,
@@ -303,7 +309,7 @@ def test_a_first_start_that_dies_before_its_commit_begins_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(accounts, "_add_user", die)
+        patch.setattr(credentialsfile, "add_user", die)
         with pytest.raises(KeyboardInterrupt):
             establish(index, tmp_path)
     first = json.loads((tmp_path / CREDENTIALS_FILE).read_text())
@@ -315,6 +321,77 @@ def test_a_first_start_that_dies_before_its_commit_begins_again(
     Desk(store).issue(PasswordCredentials("demo", second["password"]), "demo")
     with pytest.raises(UnauthorizedError):
         Desk(store).issue(PasswordCredentials("demo", first["password"]), "demo")
+
+
+def test_a_rotation_that_dies_leaves_credentials_that_work(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed at each of its steps, and started again."""
+    index = store.pool.store.index
+    establish(index, tmp_path)
+    path = tmp_path / CREDENTIALS_FILE
+
+    def works(content: str) -> bool:
+        stored = json.loads(content)
+        keys = AccessKeyCredentials(stored["access_key"], stored["secret_key"])
+        try:
+            for given in (PasswordCredentials("demo", stored["password"]), keys):
+                Desk(store).issue(given, "demo")
+        except UnauthorizedError:
+            return False
+        return True
+
+    def dies_in(name: str, *, after: bool) -> bool:
+        """Whether the new credentials are those that count in the end."""
+        before = path.read_text()
+        original = getattr(credentialsfile, name)
+
+        def die(*arguments: object) -> None:
+            if after:
+                original(*arguments)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(credentialsfile, name, die)
+            with pytest.raises(KeyboardInterrupt):
+                rotate(index, tmp_path)
+        establish(index, tmp_path)
+        assert works(path.read_text())
+        assert [one.name for one in tmp_path.iterdir() if "credentials" in one.name] == [path.name]
+        changed = path.read_text() != before
+        assert works(before) is not changed
+        return changed
+
+    assert not dies_in("_prepare", after=False)
+    assert not dies_in("_prepare", after=True)
+    assert dies_in("_put_in_place", after=False)
+    assert dies_in("_put_in_place", after=True)
+    assert not dies_in("replace_keys", after=True)  # in the transaction
+    for torn in (b"", b"{", b"{}", b"\xff"):
+        (tmp_path / PENDING_FILE).write_bytes(torn)
+        establish(index, tmp_path)
+        assert works(path.read_text())
+        assert not (tmp_path / PENDING_FILE).exists()
+
+
+def test_a_rotation_on_a_full_disk_changes_nothing(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = store.pool.store.index
+    establish(index, tmp_path)
+    before = (tmp_path / CREDENTIALS_FILE).read_text()
+
+    def full(*_: object) -> None:
+        raise NoSpaceError("the index is full")
+
+    for broken, name in ((index, "update"), (credentialsfile, "_prepare")):
+        with monkeypatch.context() as patch:
+            patch.setattr(broken, name, full)
+            with pytest.raises(NoSpaceError):
+                rotate(index, tmp_path)
+        assert (tmp_path / CREDENTIALS_FILE).read_text() == before
+        assert not (tmp_path / PENDING_FILE).exists()
+    Desk(store).issue(PasswordCredentials("demo", json.loads(before)["password"]), "demo")
 
 
 def _nothing(txn: Transaction) -> bool:

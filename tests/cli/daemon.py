@@ -152,11 +152,15 @@ class Terminal:
 
 
 @contextmanager
-def running_daemon(data_dir: Path, *, api_listen: str = "127.0.0.1:0") -> Iterator[Daemon]:
-    """`bockd serve` on `data_dir`, for as long as the context lasts; it must end well."""
+def running_daemon(
+    data_dir: Path, *, api_listen: str = "127.0.0.1:0", **more: str
+) -> Iterator[Daemon]:
+    """`bockd serve` on `data_dir`, for as long as the context lasts; it must end well. `more` are
+    environment variables."""
     daemon = Daemon(data_dir)
     command = [sys.executable, "-c", "from bockd.cli.bockd import main; main()", "serve"]
     environment = {**daemon.environment, "BOCKD_NBD_LISTEN": "none", "BOCKD_API_LISTEN": api_listen}
+    environment |= more
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         try:

@@ -194,9 +194,9 @@ class Counted(ControlClient):
 
     asked = 0
 
-    def _request(self, *arguments: Any, **more: Any) -> bytes:
+    def request(self, *arguments: Any, **more: Any) -> bytes:
         self.asked += 1
-        return super()._request(*arguments, **more)
+        return super().request(*arguments, **more)
 
 
 def test_space_is_asked_for_all_volumes_at_once(daemon: Daemon) -> None:

@@ -16,7 +16,6 @@ from random import Random
 
 import trio
 
-from bockd.blockstorage.accounts import CREDENTIALS_FILE, establish
 from bockd.blockstorage.contract import (
     NewImage,
     NewVolume,
@@ -25,6 +24,7 @@ from bockd.blockstorage.contract import (
     TenantId,
     Volume,
 )
+from bockd.blockstorage.credentialsfile import CREDENTIALS_FILE, establish
 from bockd.blockstorage.identity import LocalIdentity
 from bockd.blockstorage.images import Images
 from bockd.blockstorage.records import Ledger

@@ -22,7 +22,7 @@ from typing import Any
 
 import nbd
 
-from bockd.blockstorage.accounts import CREDENTIALS_FILE
+from bockd.blockstorage.credentialsfile import CREDENTIALS_FILE
 from bockd.cli.client import ControlClient
 from bockd.control import ImportInfo, ScrubStatus
 from bockd.engine.appending import CHECKPOINT_RECORDS

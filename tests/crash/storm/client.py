@@ -11,7 +11,7 @@ from typing import Any
 
 import nbd
 
-from bockd.blockstorage.accounts import CREDENTIALS_FILE
+from bockd.blockstorage.credentialsfile import CREDENTIALS_FILE
 from bockd.cli.client import ControlClient
 from bockd.errors import UnavailableError
 from tests.crash.forked import ForkedDaemon

@@ -1,0 +1,84 @@
+"""The client side of the control API's accounts (`bockd.control.AccountControl`)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+
+from bockd.cli.client import ControlClient, decode, segment
+from bockd.config import load_settings
+from bockd.control import NewAccessKey, NewPassword, NewQuota, TenantInfo, UserInfo
+
+
+class AccountClient(ControlClient):
+    """See `ControlClient` for what holds for all methods."""
+
+    def list_tenants(self) -> list[TenantInfo]:
+        """All tenants by name."""
+        return self.get("/tenants", list[TenantInfo])
+
+    def show_tenant(self, ref: str) -> TenantInfo:
+        """One tenant by id or name."""
+        return self.get(f"/tenants/{segment(ref)}", TenantInfo)
+
+    def create_tenant(self, name: str, quota: NewQuota) -> TenantInfo:
+        """A new tenant."""
+        body = {"name": name, "quota": asdict(quota)}
+        return decode(self.request("POST", "/tenants", body), TenantInfo)
+
+    def set_quota(self, ref: str, quota: NewQuota | None) -> TenantInfo:
+        """Change a tenant's quota; None: the default again."""
+        body = {"quota": None if quota is None else asdict(quota)}
+        return decode(self.request("PUT", f"/tenants/{segment(ref)}/quota", body), TenantInfo)
+
+    def delete_tenant(self, ref: str) -> None:
+        """Forget a tenant; InUseError while it has anything."""
+        self.request("DELETE", f"/tenants/{segment(ref)}")
+
+    def list_users(self) -> list[UserInfo]:
+        """All users by name."""
+        return self.get("/users", list[UserInfo])
+
+    def show_user(self, name: str) -> UserInfo:
+        """One user."""
+        return self.get(f"/users/{segment(name)}", UserInfo)
+
+    def create_user(self, name: str, tenants: tuple[str, ...], password: str | None) -> NewPassword:
+        """A new user."""
+        body = {"name": name, "tenants": list(tenants), "password": password}
+        return decode(self.request("POST", "/users", body), NewPassword)
+
+    def delete_user(self, name: str) -> None:
+        """Forget a user."""
+        self.request("DELETE", f"/users/{segment(name)}")
+
+    def grant(self, name: str, tenant: str) -> UserInfo:
+        """Let a user into a tenant."""
+        path = f"/users/{segment(name)}/tenants/{segment(tenant)}"
+        return decode(self.request("PUT", path), UserInfo)
+
+    def revoke(self, name: str, tenant: str) -> UserInfo:
+        """Take a user out of a tenant."""
+        path = f"/users/{segment(name)}/tenants/{segment(tenant)}"
+        return decode(self.request("DELETE", path), UserInfo)
+
+    def set_password(self, name: str, password: str | None) -> NewPassword:
+        """Another password."""
+        body = {"password": password}
+        return decode(self.request("POST", f"/users/{segment(name)}/password", body), NewPassword)
+
+    def replace_access_keys(self, name: str) -> NewAccessKey:
+        """A new access key in the place of all others."""
+        return decode(self.request("POST", f"/users/{segment(name)}/access-key"), NewAccessKey)
+
+    def rotate_credentials(self) -> str:
+        """New secrets in the credentials file; returns its path."""
+        return decode(self.request("POST", "/credentials/rotate"), dict[str, str])["path"]
+
+
+def connect() -> AccountClient:
+    """The daemon that the environment points to, until the command ends."""
+    client = AccountClient(load_settings().api_socket)
+    click.get_current_context().call_on_close(client.close)
+    return client
