@@ -59,6 +59,7 @@ from bockd.readiness import READY, STOPPING, notify
 from bockd.server.drive import Driver
 from bockd.server.exports import ExportKey
 from bockd.server.fastlane import lane
+from bockd.server.limits import ServerLimits
 from bockd.server.listener import address_of, listen_tcp
 from bockd.server.nbd_server import NbdServer, serve_nbd
 from bockd.server.tls import NO_TLS, DoorTls
@@ -117,7 +118,12 @@ class _Daemon:
         self._view = view
         kinds = wanted(settings)
         self._certificates = Certificates(settings.tls, kinds) if kinds else None
-        self._server = NbdServer()
+        self._server = NbdServer(
+            ServerLimits(
+                keepalive_seconds=settings.nbd.keepalive_seconds,
+                tcp_user_timeout_seconds=settings.nbd.tcp_user_timeout_seconds,
+            )
+        )
         self._driver = self._server.driver
         self._background: trio.Nursery
         self._keystone: Identity | None

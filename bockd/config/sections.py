@@ -82,6 +82,10 @@ class NbdSettings(Section):
     tls: TlsMode = key(TlsMode.OFF, word(TlsMode))
     """Over TCP; the Unix socket has none."""
     client_certificates: ClientCertificates = key(ClientCertificates.NONE, word(ClientCertificates))
+    keepalive_seconds: int = key(900, integer(10, DAY_SECONDS))
+    """A switch that restarts takes minutes."""
+    tcp_user_timeout_seconds: int = key(0, integer(0, DAY_SECONDS))
+    """0: the kernel's own limit, which spares clients that are alive and take no replies."""
 
 
 @dataclass(frozen=True, slots=True)

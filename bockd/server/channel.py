@@ -29,8 +29,12 @@ TRY_NS = 1_500
 """What one attempt to receive takes in Python: the fast lane tries for as long, more often."""
 
 
+KEEPALIVE_PROBES = 10
+"""Unanswered ones after which the kernel takes a peer for dead."""
+
+
 class StalledError(ProtocolError):
-    """The peer has neither taken nor sent a byte for too long."""
+    """The peer has not chosen an export in time."""
 
     code = "stalled"
 
@@ -46,22 +50,38 @@ def reading_failed(error: Exception) -> ProtocolError:
     return ProtocolError(f"reading failed behind a reply's header: {error}")
 
 
-class Channel:
-    """One connected socket."""
+def find_dead_peers(
+    sock: socket.socket, *, keepalive_seconds: int, user_timeout_seconds: int
+) -> None:
+    """Have the kernel close a TCP connection whose peer's machine does not answer: tcp(7)."""
+    if sock.family == socket.AF_UNIX:
+        return
+    half = max(1, keepalive_seconds // 2)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, half)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, half // KEEPALIVE_PROBES))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, user_timeout_seconds * 1000)
 
-    def __init__(self, sock: socket.socket, *, reply_stall_seconds: float) -> None:
+
+class Channel:
+    """One connected socket.
+
+    Nothing here has a time limit: the caller bounds the handshake, and a client in transmission may
+    stop for as long as it likes.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         if sock.family == socket.AF_UNIX:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
         else:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self.sock = sock
         self.peer_gone = False
         """A reply could not be sent: nobody waits for what is left to be served."""
         self._receive_into: Callable[[memoryview], int] = sock.recv_into
         self._receive_fast: Callable[[int, memoryview, int], int] | None = fastlane.receive()
-        self.reply_stall_seconds = reply_stall_seconds
         self._sending = trio.Lock()
 
     def close(self) -> None:
@@ -94,14 +114,11 @@ class Channel:
         with suppress(OSError):  # the peer is gone indeed
             self.sock.shutdown(socket.SHUT_RD)  # wakes who waits for something to read
 
-    async def receive(self, into: memoryview, stall_seconds: float) -> int:
-        """At least one byte, waiting no longer than `stall_seconds`; 0 when the peer is gone."""
+    async def receive(self, into: memoryview) -> int:
+        """Receive at least one byte, waiting for it; 0 when the peer is gone."""
         received = self.try_receive(into)
         while received is None:
-            with trio.move_on_after(stall_seconds) as scope:
-                await trio.lowlevel.wait_readable(self.sock.fileno())
-            if scope.cancelled_caught:
-                raise StalledError(f"nothing received for {stall_seconds} s")
+            await trio.lowlevel.wait_readable(self.sock.fileno())
             received = self.try_receive(into)
         return received
 
@@ -133,7 +150,7 @@ class Channel:
         )
 
     async def send(self, *parts: Buffer) -> None:
-        """Send whole replies, after those that are being sent. Raises HungUpError, StalledError."""
+        """Send whole replies, after those that are being sent. Raises HungUpError."""
         left: Sequence[Buffer] = parts
         if not self._sending.locked():
             left = self._try_send(parts)
@@ -158,10 +175,7 @@ class Channel:
     async def _send(self, parts: Sequence[Buffer]) -> None:
         left = self._try_send(parts)
         while left:
-            with trio.move_on_after(self.reply_stall_seconds) as scope:
-                await trio.lowlevel.wait_writable(self.sock.fileno())
-            if scope.cancelled_caught:
-                raise StalledError(f"no reply was taken for {self.reply_stall_seconds} s")
+            await trio.lowlevel.wait_writable(self.sock.fileno())
             left = self._try_send(left)
 
     def _try_send(self, parts: Sequence[Buffer]) -> Sequence[Buffer]:

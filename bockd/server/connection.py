@@ -183,7 +183,7 @@ class Connection:
 
     async def run(self, enter: Callable[[], Awaitable[None]]) -> None:
         """Let the client in with `enter`, and serve until it leaves. Raises ProtocolError when it
-        broke the rules or stalled; operations that have begun are finished in any case."""
+        broke the rules; operations that have begun are finished in any case."""
         with self._scope:
             await enter()
             if self._scope.cancel_called:
@@ -216,7 +216,7 @@ class Connection:
             self._consumed_bytes = self._received_bytes
             if self._fences:
                 self._pass_fences()
-            received = await self._receive(buffer[end:], partial=end > 0, polled=polled)
+            received = await self._receive(buffer[end:], polled=polled)
             if not received:
                 return
             self._received_bytes += received
@@ -295,7 +295,7 @@ class Connection:
             self._buffer[:leftover] = self._buffer[position:end]
         return leftover
 
-    async def _receive(self, into: memoryview, *, partial: bool, polled: bool) -> int:
+    async def _receive(self, into: memoryview, *, polled: bool) -> int:
         """Receive at least one byte: poll, unless that was done, then park. 0 when the client is
         gone."""
         polling, channel = self._polling, self._channel
@@ -310,12 +310,7 @@ class Connection:
                 polling.found()
                 return received
         polling.parks()
-        received = channel.try_receive(into)
-        if received is None and partial:
-            received = await channel.receive(into, self._limits.payload_stall_seconds)
-        while received is None:
-            await trio.lowlevel.wait_readable(channel.sock.fileno())
-            received = channel.try_receive(into)
+        received = await channel.receive(into)
         polling.woke()
         return received
 

@@ -155,7 +155,7 @@ class LargeTransfers:
             received = self._channel.poll(into, counter.undisturbed())
             if received is None:
                 with counter.parked():
-                    received = await self._channel.receive(into, self._limits.payload_stall_seconds)
+                    received = await self._channel.receive(into)
             if not received:
                 raise HungUpError("the client left in the middle of a payload")
             counter.count_received(received)

@@ -51,12 +51,16 @@ HANDSHAKE_SECONDS: Final = 30.0
 """A client that has not chosen an export by then is closed; people type into telnet more slowly
 than programs negotiate, and nothing else waits for it."""
 
-PAYLOAD_STALL_SECONDS: Final = 30.0
-"""Without a further byte of a half-sent request for this long, the connection is closed."""
+KEEPALIVE_SECONDS: Final = 900
+"""How long a TCP client that says nothing may leave the kernel's probes unanswered. Who is in
+transmission and stops, even in the middle of a request or of a reply, is kept for as long as its
+machine answers: it may have been suspended, and what it costs is bounded. A switch that restarts
+takes minutes; a quarter of an hour is also how long the kernel goes on to send what is not
+acknowledged (`net.ipv4.tcp_retries2`)."""
 
-REPLY_STALL_SECONDS: Final = 60.0
-"""When a client takes no byte of its replies for this long, it is closed; a suspended laptop or a
-paused guest is given a minute."""
+TCP_USER_TIMEOUT_SECONDS: Final = 0
+"""TCP_USER_TIMEOUT, for who wants dead clients found earlier; 0 leaves it to the kernel. It also
+ends a client that is alive and takes no replies, since a window that stays closed counts, too."""
 
 FENCE_SECONDS: Final = 10.0
 """How long a new connection waits for what older ones of its export had sent before; an older one
@@ -144,7 +148,7 @@ class ServerLimits:
     max_in_flight: int = MAX_IN_FLIGHT
     shared_memory_bytes: int = SHARED_MEMORY_BYTES
     handshake_seconds: float = HANDSHAKE_SECONDS
-    payload_stall_seconds: float = PAYLOAD_STALL_SECONDS
-    reply_stall_seconds: float = REPLY_STALL_SECONDS
+    keepalive_seconds: int = KEEPALIVE_SECONDS
+    tcp_user_timeout_seconds: int = TCP_USER_TIMEOUT_SECONDS
     fence_seconds: float = FENCE_SECONDS
     poll_tries: int = POLL_TRIES

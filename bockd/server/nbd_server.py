@@ -14,7 +14,7 @@ import trio
 from bockd.control import VolumeStatistics
 from bockd.nbd.errors import ProtocolError
 from bockd.server.budget import Account, MemoryBudget
-from bockd.server.channel import Channel, StalledError
+from bockd.server.channel import Channel, StalledError, find_dead_peers
 from bockd.server.connection import Connection
 from bockd.server.drive import Driver
 from bockd.server.exports import ExportKey, ExportTable
@@ -81,7 +81,12 @@ class NbdServer:
     async def _serve_client(self, sock: socket.socket, table: ExportTable, tls: DoorTls) -> None:
         channel: Channel | None = None
         try:
-            channel = Channel(sock, reply_stall_seconds=self._limits.reply_stall_seconds)
+            find_dead_peers(
+                sock,
+                keepalive_seconds=self._limits.keepalive_seconds,
+                user_timeout_seconds=self._limits.tcp_user_timeout_seconds,
+            )
+            channel = Channel(sock)
             await self._talk(channel, table, tls)
         except* ProtocolError as errors:
             log.info("closed a client: %s", errors.exceptions[0])
@@ -98,7 +103,7 @@ class NbdServer:
         with trio.move_on_after(seconds) as scope:
             self._negotiating[scope] = None
             try:
-                entrance = await negotiate(channel, table, tls, seconds)
+                entrance = await negotiate(channel, table, tls)
             finally:
                 gave_way = scope not in self._negotiating
                 self._negotiating.pop(scope, None)

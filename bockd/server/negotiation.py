@@ -40,12 +40,10 @@ class Entrance:
     leftover: bytes
 
 
-async def negotiate(
-    channel: Channel, table: ExportTable, tls: DoorTls, stall_seconds: float
-) -> Entrance | None:
+async def negotiate(channel: Channel, table: ExportTable, tls: DoorTls) -> Entrance | None:
     """Talk until the client has chosen an export; None when it left before.
 
-    Raises ProtocolError when it broke the rules or fell silent; the caller bounds the whole.
+    Raises ProtocolError when it broke the rules; the caller bounds the time that it takes.
     """
     await channel.send(GREETING)
     handshake = Handshake(tls.mode)
@@ -56,7 +54,7 @@ async def negotiate(
         await trio.lowlevel.checkpoint()
         match handshake.next_event():
             case None:
-                received = await channel.receive(memory, stall_seconds)
+                received = await channel.receive(memory)
                 if not received:
                     return None
                 handshake.receive(memory[:received])
@@ -68,7 +66,7 @@ async def negotiate(
                 return None
             case StartTls(data):
                 await channel.send(data)
-                channel = await TlsChannel.accept(channel, tls.context(), stall_seconds)
+                channel = await TlsChannel.accept(channel, tls.context())
                 handshake.secured()
             case ListExports():
                 await channel.send(handshake.listed(await table.list_exports()))

@@ -26,7 +26,7 @@ import trio
 
 from bockd.model import TlsMode
 from bockd.nbd.errors import ProtocolError
-from bockd.server.channel import Buffer, Channel, HungUpError, StalledError
+from bockd.server.channel import Buffer, Channel, HungUpError
 from bockd.server.fastlane import Turn
 from bockd.server.limits import (
     TLS_CIPHER_RECORD_BYTES,
@@ -69,10 +69,8 @@ NO_TLS: Final = DoorTls(TlsMode.OFF, _no_context)
 class TlsChannel(Channel):
     """See the module's docstring; its methods promise what `Channel`'s do."""
 
-    def __init__(
-        self, sock: socket.socket, context: ssl.SSLContext, *, reply_stall_seconds: float
-    ) -> None:
-        super().__init__(sock, reply_stall_seconds=reply_stall_seconds)
+    def __init__(self, sock: socket.socket, context: ssl.SSLContext) -> None:
+        super().__init__(sock)
         self._receive_fast = None  # what comes is not what is received
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
@@ -88,23 +86,17 @@ class TlsChannel(Channel):
         self._report_empty: Callable[[], None] | None = None
 
     @classmethod
-    async def accept(
-        cls, plain: Channel, context: ssl.SSLContext, stall_seconds: float
-    ) -> TlsChannel:
-        """TLS over a channel, once the client has done its part. Raises TlsError, HungUpError,
-        StalledError."""
-        channel = cls(plain.sock, context, reply_stall_seconds=plain.reply_stall_seconds)
-        await channel._handshake(stall_seconds)
+    async def accept(cls, plain: Channel, context: ssl.SSLContext) -> TlsChannel:
+        """TLS over a channel, once the client has done its part. Raises TlsError, HungUpError."""
+        channel = cls(plain.sock, context)
+        await channel._handshake()
         return channel
 
-    async def _handshake(self, stall_seconds: float) -> None:
+    async def _handshake(self) -> None:
         while not self._advance():
             await self.send()
             while (taken := self._take()) is None:
-                with trio.move_on_after(stall_seconds) as scope:
-                    await trio.lowlevel.wait_readable(self.sock.fileno())
-                if scope.cancelled_caught:
-                    raise StalledError(f"nothing of TLS received for {stall_seconds} s")
+                await trio.lowlevel.wait_readable(self.sock.fileno())
             if not taken:
                 raise HungUpError("the client left during the TLS handshake")
         self._empty = False  # the first option may have come with the last record

@@ -153,7 +153,8 @@ def test_check_lists_problems_and_exits_with_1(tmp_path: Path) -> None:
     file.write_text("[nbd]\nlisten = 1\nx = 1\n")
     reasons = [
         "expected a string, found an integer",
-        "unknown key; here may stand: listen, tls, client_certificates",
+        "unknown key; here may stand: listen, tls, client_certificates, keepalive_seconds, "
+        "tcp_user_timeout_seconds",
     ]
     expected = f"{file}:2: nbd.listen: {reasons[0]}\n{file}:3: nbd.x: {reasons[1]}\n"
     assert run("check", str(file)) == (1, expected)

@@ -78,7 +78,7 @@ async def test_a_write_that_has_just_gone_to_the_engine_counts(
         gate = device.gate = Signal()
         ours, theirs = socket.socketpair()
         connection = Connection(
-            Channel(ours, reply_stall_seconds=60),
+            Channel(ours),
             Account(MemoryBudget(64 * MIB)),
             Driver(),
             ServerLimits(),
@@ -139,7 +139,7 @@ async def test_a_fence_does_not_wait_for_the_rest_of_a_payload(
 async def test_an_old_connection_that_cannot_be_read_is_dropped(
     path: Path, exports: FixedExports, device: MemoryDevice
 ) -> None:
-    limits = ServerLimits(fence_seconds=3, reply_stall_seconds=1000)
+    limits = ServerLimits(fence_seconds=3)
     async with serving(exports, path, limits) as server, await Client.go(path) as old:
         with trio.move_on_after(1):
             while True:
@@ -271,8 +271,7 @@ async def test_winding_up_drops_half_a_write(
 
 @in_jumping_time
 async def test_winding_up_cuts_off_who_takes_no_answers(path: Path, exports: FixedExports) -> None:
-    limits = ServerLimits(reply_stall_seconds=1000)
-    async with serving(exports, path, limits) as server, await Client.go(path) as client:
+    async with serving(exports, path) as server, await Client.go(path) as client:
         with trio.move_on_after(1):
             while True:
                 await client.send(wire.request(0, 1, 0, 200_000) * 50)

@@ -11,6 +11,7 @@ from typing import cast
 
 import pytest
 import trio
+import trio.testing
 
 from bockd.config import Address
 from bockd.errors import (
@@ -21,8 +22,9 @@ from bockd.errors import (
     InvalidRequestError,
     UnavailableError,
 )
+from bockd.server.channel import find_dead_peers
 from bockd.server.exports import NoExports
-from bockd.server.limits import ACCEPT_PAUSE_SECONDS
+from bockd.server.limits import ACCEPT_PAUSE_SECONDS, ServerLimits
 from bockd.server.listener import accept_from, address_of, listen_tcp
 from bockd.server.nbd_server import NbdServer
 from bockd.unixsocket import listen_unix
@@ -116,6 +118,60 @@ async def test_tcp_serves_its_own_table(exports: FixedExports) -> None:
         assert await client.closes() == b""
         await trio.aclose_forcefully(client.stream)
         nursery.cancel_scope.cancel()
+
+
+@in_trio
+async def test_the_kernel_probes_clients_that_say_nothing(exports: FixedExports) -> None:
+    """proc_pid_net(5): the server's side of the connection has a keepalive timer, which goes off
+    within half of the limit; the other half is for its probes."""
+    listener = listen_tcp(Address("127.0.0.1", 0))
+    port = address_of(listener).port
+    async with trio.open_nursery() as nursery:
+        limits = ServerLimits(keepalive_seconds=200)
+        nursery.start_soon(NbdServer(limits).serve, listener, exports)
+        client = Client(await trio.open_tcp_stream("127.0.0.1", port))
+        await client.read(18)
+        await client.send(wire.FIXED_NEWSTYLE_NO_ZEROES + wire.go("disk"))
+        assert [(await client.option_reply()).kind for _ in range(2)] == [3, 1]
+        theirs = client.stream.socket.getsockname()[1]
+        while (timer := _timer(port, theirs))[0] != KEEPALIVE:
+            await trio.testing.wait_all_tasks_blocked(0.01)  # something is not acknowledged yet
+        assert 0 < timer[1] <= 100 * os.sysconf("SC_CLK_TCK")
+        await trio.aclose_forcefully(client.stream)
+        nursery.cancel_scope.cancel()
+
+
+def test_dead_peers_are_found_in_time() -> None:
+    with listen_tcp(Address("127.0.0.1", 0)) as listener:
+        listener.setblocking(True)
+        with socket.create_connection(listener.getsockname()), listener.accept()[0] as ours:
+            for keepalive, user_timeout in [(900, 0), (10, 7)]:
+                find_dead_peers(
+                    ours, keepalive_seconds=keepalive, user_timeout_seconds=user_timeout
+                )
+                idle, interval, probes = (
+                    ours.getsockopt(socket.IPPROTO_TCP, option)
+                    for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+                )
+                assert keepalive / 2 <= idle + interval * probes <= keepalive * 1.5
+                found = ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+                assert found == user_timeout * 1000
+
+
+KEEPALIVE = 2
+"""A kind of timer in /proc/net/tcp."""
+
+
+def _timer(local_port: int, remote_port: int) -> tuple[int, int]:
+    """The timer of a TCP connection on the loopback interface: its kind, and the clock ticks until
+    it goes off."""
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, local, remote, _, _, timer, *_ = line.split()
+        ports = [int(address.split(":")[1], 16) for address in (local, remote)]
+        if ports == [local_port, remote_port]:
+            kind, ticks = timer.split(":")
+            return int(kind, 16), int(ticks, 16)
+    raise AssertionError("there is no such connection")
 
 
 class FailingListener:
