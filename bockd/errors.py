@@ -195,7 +195,17 @@ def from_os_error(error: OSError, doing: str) -> BockdError:
         return NoSpaceError(f"{doing}: the file system is full; free some space and try again")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return DeniedError(f"{doing}: {reason}; check who owns the pool directory")
-    return DeviceError(f"{doing}: {reason}")
+    advice = _ADVICE.get(error.errno or 0, "")
+    return DeviceError(f"{doing}: {reason}{advice}")
+
+
+_ADVICE = {
+    errno.EMFILE: "; raise the limit of open files (LimitNOFILE= of the unit, ulimit -n), or use "
+    "fewer volumes at a time",
+    errno.ENFILE: "; raise fs.file-max, the machine's limit of open files",
+    errno.EIO: "; the kernel's log says what the disk reported",
+}
+"""What to do, where the error's own text does not say it."""
 
 
 @contextmanager

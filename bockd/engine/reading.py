@@ -7,7 +7,6 @@ older than a write that came later, but never older than one acknowledged before
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable
 
@@ -20,8 +19,6 @@ from bockd.steps import Blocking, Signal, Steps
 from bockd.store.index import Index
 from bockd.store.layer import SEGMENT_BYTES, Layer
 from bockd.store.leaf import LEAF_BYTES, LEAF_MASK, LEAF_SHIFT
-
-log = logging.getLogger(__name__)
 
 BLOCK_SHIFT = 12
 assert 1 << BLOCK_SHIFT == BLOCK_SIZE
@@ -44,9 +41,8 @@ ReadPiece = tuple[Layer, int, memoryview]
 class Reader:
     """The reading half of a device. Offsets and lengths are in bytes, checked by the door."""
 
-    def __init__(self, leaf_cache: LeafCache, size_bytes: int, called: str) -> None:
+    def __init__(self, leaf_cache: LeafCache, size_bytes: int) -> None:
         self.map = leaf_cache
-        self._called = called
         self._size_bytes = size_bytes
         self._reads: set[Signal] = set()
         self.on_damage: Callable[[LayerId, int], None] = leaf_cache.condemn
@@ -77,16 +73,11 @@ class Reader:
         except BlockingIOError:
             return False
         except OSError as error:
-            raise self._unreadable(layer.failure(error, offset)) from error
+            raise layer.failure(error, offset) from error
 
     def fast_view(self) -> FastView:
         """See FastDevice.fast_view."""
         return FastView(self.map.leaves, self.map.slots, -1, None, SEGMENT_BYTES)
-
-    def _unreadable(self, error: BockdError) -> BockdError:
-        """Tell the operator, too: the blocks of a layer are at their places in the volume."""
-        log.error("%s cannot be read: %s", self._called, error)
-        return error
 
     def _try_read_many(self, offset: int, into: memoryview, first: int, end: int) -> bool:
         if self.map.missing(first, end) is not None:
@@ -97,7 +88,7 @@ class Reader:
                     return False
             except OSError as error:
                 doing = f"reading layer {layer.id} at bytes {position} to {position + len(piece)}"
-                raise self._unreadable(from_os_error(error, doing)) from error
+                raise from_os_error(error, doing) from error
         return True
 
     def _plan_read(self, offset: int, into: memoryview, first: int, end: int) -> list[ReadPiece]:
@@ -131,9 +122,6 @@ class Reader:
                     yield Blocking(lambda: _read_pieces(self.map.index, pieces, frozen))
                 except DamagedBlockError as error:
                     self.on_damage(LayerId(error.layer), error.block)
-                    raise  # the log has it
-                except BockdError as error:
-                    self._unreadable(error)
                     raise
         finally:
             self._reads.remove(finished)

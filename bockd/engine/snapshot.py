@@ -17,7 +17,7 @@ class Snapshot(Reader):
     read_only = True
 
     def __init__(self, leaf_cache: LeafCache, record: SnapshotRecord) -> None:
-        super().__init__(leaf_cache, record.size_bytes, f"snapshot {record.id} ({record.name})")
+        super().__init__(leaf_cache, record.size_bytes)
         self.record = record
 
     def try_write(self, offset: int, data: memoryview) -> bool:

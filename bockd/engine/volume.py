@@ -58,7 +58,7 @@ class Volume(Reader):
         self, leaf_cache: LeafCache, durability: Durability, gate: Gate, spawn: Spawn
     ) -> None:
         record = durability.record
-        super().__init__(leaf_cache, record.size_bytes, f"volume {record.id} ({record.name})")
+        super().__init__(leaf_cache, record.size_bytes)
         self.durability = durability
         self.locks = RangeLocks()
         self.gate = gate

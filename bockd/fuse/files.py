@@ -48,7 +48,7 @@ class OpenFile:
         length = min(length, self._device.size_bytes - offset)
         if length <= 0:
             return b""
-        return await self._counted(self._read(offset, length))
+        return await self._counted("read", self._read(offset, length))
 
     async def _read(self, offset: int, length: int) -> memoryview:
         self._statistics.reads += 1
@@ -68,7 +68,7 @@ class OpenFile:
         if room <= 0 and data:
             self._statistics.errors += 1
             raise FUSEError(errno.EFBIG)
-        return await self._counted(self._write(offset, data[:room]))
+        return await self._counted("write", self._write(offset, data[:room]))
 
     async def _write(self, offset: int, data: bytes) -> int:
         self._statistics.writes += 1
@@ -89,14 +89,14 @@ class OpenFile:
     async def sync(self) -> None:
         """fsync and fdatasync: what was answered before survives power loss."""
         self._statistics.flushes += 1
-        await self._counted(self._driver.run(self._device.flush()))
+        await self._counted("flush", self._driver.run(self._device.flush()))
 
-    async def _counted(self, operation: Coroutine[Any, Any, T]) -> T:
+    async def _counted(self, called: str, operation: Coroutine[Any, Any, T]) -> T:
         started = perf_counter_ns()
         try:
             result = await operation
         except Exception as error:
-            self._statistics.errors += 1
+            self._statistics.failed(called, error)
             raise FUSEError(fuse_errno(error)) from error
         self._statistics.latencies.add(perf_counter_ns() - started, 1)
         return result

@@ -84,6 +84,7 @@ class Batch:
         try:
             done = self._lane.serve(received, start, end, self._reply, turn)
         except OSError as error:
+            self._statistics.failed("read", error)
             raise reading_failed(error) from error
         statistics = self._statistics
         statistics.reads += done.reads
@@ -296,8 +297,7 @@ class Batch:
             self._background_bytes += charged_bytes
 
     def _fail(self, requests: Sequence[Request], error: Exception) -> None:
-        self._statistics.errors += len(requests)
-        self._answer(work.error_reply(self._encoder, requests, error))
+        self._answer(work.failed(self._encoder, self._statistics, requests, error))
 
     def _answer(self, reply: Buffer) -> None:
         self._small.append(reply)

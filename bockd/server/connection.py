@@ -351,5 +351,4 @@ class Connection:
         try:
             return await self._driver.finish(item.steps, item.step)
         except Exception as error:  # noqa: BLE001 - becomes the requests' answer
-            self._statistics.errors += len(item.requests)
-            return work.error_reply(self._encoder, item.requests, error)
+            return work.failed(self._encoder, self._statistics, item.requests, error)

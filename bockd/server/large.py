@@ -27,7 +27,7 @@ from bockd.server.drive import Driver
 from bockd.server.flight import Flight
 from bockd.server.limits import PIECE_BYTES, TURN_SECONDS, ServerLimits
 from bockd.server.statistics import ExportStatistics
-from bockd.server.work import error_reply
+from bockd.server.work import failed
 
 MAX_DISCARDED_BYTES = 2 * MAX_PAYLOAD_BYTES
 """A refused payload is received and forgotten up to here; a longer one closes the connection."""
@@ -226,8 +226,7 @@ class LargeTransfers:
         if write.error is None:
             reply = self._encoder.done(write.request)
         else:
-            self._statistics.errors += 1
-            reply = error_reply(self._encoder, [write.request], write.error)
+            reply = failed(self._encoder, self._statistics, [write.request], write.error)
         await self._send_if_there(reply)
 
     async def _send_if_there(self, reply: bytes) -> None:
@@ -262,8 +261,8 @@ class LargeTransfers:
             except ProtocolError:
                 raise
             except Exception as error:  # noqa: BLE001 - becomes the request's answer
-                self._statistics.errors += 1
-                await self._channel.send(error_reply(self._encoder, [request], error))
+                reply = failed(self._encoder, self._statistics, [request], error)
+                await self._channel.send(reply)
                 return
             finally:
                 self._account.release(length)
@@ -277,8 +276,8 @@ class LargeTransfers:
             try:
                 data = await self._read_piece(*first)
             except Exception as error:  # noqa: BLE001 - becomes the request's answer
-                self._statistics.errors += 1
-                await self._channel.send(error_reply(self._encoder, [request], error))
+                reply = failed(self._encoder, self._statistics, [request], error)
+                await self._channel.send(reply)
                 return
             header = self._encoder.data_header(request, *first, last=False)
             async with self._channel.streaming() as stream:
@@ -295,7 +294,7 @@ class LargeTransfers:
         try:
             return await self._read_piece(offset, length)
         except Exception as error:
-            self._statistics.errors += 1
+            self._statistics.failed("read", error)
             raise reading_failed(error) from error
 
     async def _read_piece(self, offset: int, length: int) -> memoryview:

@@ -74,6 +74,10 @@ ACCEPTS_OF_A_TURN: Final = 8
 connects is quicker than that. Fewer than MAX_LEAVING, or one would be refused for want of a turn.
 """
 
+FAILURE_LOG_SECONDS: Final = 15.0
+"""How often is looked for failures that are to be logged: what FailureLog holds back for a minute
+comes at most so much later."""
+
 POLL_TRIES: Final = 60
 """Attempts to receive before a connection parks: under 0.1 ms, longer than a client's turn-around,
 and far shorter than a wake-up through epoll at low queue depth."""

@@ -12,13 +12,14 @@ import socket
 import trio
 
 from bockd.control import VolumeStatistics
+from bockd.failurelog import FailureLog
 from bockd.nbd.errors import ProtocolError
 from bockd.server.budget import Account, MemoryBudget
 from bockd.server.channel import Channel, StalledError, find_dead_peers
 from bockd.server.connection import Connection
 from bockd.server.drive import Driver
 from bockd.server.exports import ExportKey, ExportTable
-from bockd.server.limits import MAX_LEAVING, ServerLimits
+from bockd.server.limits import FAILURE_LOG_SECONDS, MAX_LEAVING, ServerLimits
 from bockd.server.listener import accept_from
 from bockd.server.negotiation import Entrance, negotiate
 from bockd.server.pace import Pace
@@ -37,7 +38,8 @@ class NbdServer:
         self._driver = driver or Driver()
         self._budget = MemoryBudget(self._limits.shared_memory_bytes)
         self._pace = Pace()
-        self._registry = Registry(self._limits.fence_seconds)
+        self._failures = FailureLog()
+        self._registry = Registry(self._limits.fence_seconds, self._failures)
         self._clients = 0
         self._negotiating: dict[trio.CancelScope, None] = {}
         """Handshakes under way, the oldest first."""
@@ -48,6 +50,15 @@ class NbdServer:
         return self._driver
 
     # Serving.
+
+    async def log_failures(self) -> None:
+        """Log failed requests that were held back (see FailureLog), until cancelled."""
+        try:
+            while True:
+                await trio.sleep(FAILURE_LOG_SECONDS)
+                self._failures.log_due()
+        finally:
+            self._failures.close()
 
     async def serve(
         self, listener: socket.socket, table: ExportTable, tls: DoorTls = NO_TLS
@@ -190,6 +201,7 @@ async def serve_nbd(
 ) -> None:
     """Serve both doors until cancelled: each listener with its own table."""
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.log_failures)
         nursery.start_soon(server.serve, unix_listener, unix_exports)
         if tcp_listener is not None:
             nursery.start_soon(server.serve, tcp_listener, tcp_exports, tcp_tls)

@@ -9,10 +9,12 @@ data. What is still on its way through a network is fenced only by detaching.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Protocol
 
 import trio
 
+from bockd.failurelog import FailureLog
 from bockd.server.exports import ExportKey
 from bockd.server.statistics import ExportStatistics
 
@@ -54,17 +56,18 @@ class Member(Protocol):
 class ExportState:
     """One export's connections and counters."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, statistics: ExportStatistics) -> None:
         self.name = name
         self.members: dict[Member, None] = {}
-        self.statistics = ExportStatistics()
+        self.statistics = statistics
 
 
 class Registry:
     """All exports that have, or had, connections."""
 
-    def __init__(self, fence_seconds: float) -> None:
+    def __init__(self, fence_seconds: float, failures: FailureLog) -> None:
         self._fence_seconds = fence_seconds
+        self._failures = failures
         self._exports: dict[ExportKey, ExportState] = {}
 
     def __iter__(self) -> Iterator[tuple[ExportKey, ExportState]]:
@@ -72,7 +75,11 @@ class Registry:
 
     def state(self, key: ExportKey, name: str) -> ExportState:
         """The state of an export, made when it is first asked for."""
-        state = self._exports.setdefault(key, ExportState(name))
+        state = self._exports.get(key)
+        if state is None:
+            # Not by the name: that of an attachment is a secret.
+            note = partial(self._failures.note, f"{key.kind} {key.id}")
+            state = self._exports[key] = ExportState(name, ExportStatistics(note))
         state.name = name
         return state
 

@@ -7,6 +7,8 @@ off), and the two most recent ones are read, so that percentiles are of recent r
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from bockd.control import VolumeStatistics
 from bockd.server.exports import ExportKey
 
@@ -69,6 +71,7 @@ class ExportStatistics:
     """What one export has served since its first connection."""
 
     __slots__ = (
+        "_note",
         "errors",
         "flushes",
         "latencies",
@@ -79,7 +82,9 @@ class ExportStatistics:
         "written_bytes",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, note: Callable[[str, Exception, int], None] | None = None) -> None:
+        """`note` is told of failed operations: what they were, why and how many."""
+        self._note = note
         self.reads = 0
         self.read_bytes = 0
         self.writes = 0
@@ -88,6 +93,12 @@ class ExportStatistics:
         self.trims = 0
         self.errors = 0
         self.latencies = Latencies()
+
+    def failed(self, operation: str, error: Exception, count: int = 1) -> None:
+        """Count operations that failed in the device, and have the operator told."""
+        self.errors += count
+        if self._note is not None:
+            self._note(operation, error, count)
 
     def report(self, key: ExportKey, name: str, connections: int) -> VolumeStatistics:
         """The counters as the control interface gives them."""

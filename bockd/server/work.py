@@ -6,22 +6,33 @@ has judged them.
 
 from __future__ import annotations
 
-import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bockd.device import BlockDevice
 from bockd.nbd import constants as nbd
-from bockd.nbd.errors import answer, is_bug
+from bockd.nbd.errors import answer
 from bockd.nbd.replies import MAX_STATUS_EXTENTS, ReplyEncoder
 from bockd.nbd.transmission import Request
 from bockd.server.channel import Buffer
+from bockd.server.statistics import ExportStatistics
 from bockd.steps import Step, Steps
-
-log = logging.getLogger(__name__)
 
 CHANGES = frozenset({nbd.CMD_WRITE, nbd.CMD_TRIM, nbd.CMD_WRITE_ZEROES, nbd.CMD_FLUSH})
 """Commands that a fence or a drain has to wait for."""
+
+
+OPERATIONS = {
+    nbd.CMD_READ: "read",
+    nbd.CMD_WRITE: "write",
+    nbd.CMD_FLUSH: "flush",
+    nbd.CMD_TRIM: "trim",
+    nbd.CMD_CACHE: "read-ahead",
+    nbd.CMD_WRITE_ZEROES: "write of zeroes",
+    nbd.CMD_BLOCK_STATUS: "block status request",
+}
+"""Commands as the operator's log names them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,9 +101,14 @@ def _durably(device: BlockDevice, encoder: ReplyEncoder, request: Request) -> St
     return encoder.done(request)
 
 
-def error_reply(encoder: ReplyEncoder, requests: Sequence[Request], error: Exception) -> bytes:
-    """The answer to requests that failed."""
-    if is_bug(error):
-        log.error("a request failed unexpectedly", exc_info=error)
+def failed(
+    encoder: ReplyEncoder,
+    statistics: ExportStatistics,
+    requests: Sequence[Request],
+    error: Exception,
+) -> bytes:
+    """Count requests that failed and have the operator told; the answer to them."""
+    for command, count in Counter([request[1] for request in requests]).items():
+        statistics.failed(OPERATIONS[command], error, count)
     number, message = answer(error)
     return b"".join([encoder.error(request, number, message) for request in requests])

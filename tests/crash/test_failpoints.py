@@ -58,7 +58,7 @@ ONCE_A_START = frozenset({Failpoint.POOL_ESTABLISHED, Failpoint.SETTLED})
 """What no daemon comes to twice; it saves time to know."""
 
 EXPECTED_LOG = re.compile(
-    r"^INFO |differs from what it held|cannot be read: .* is damaged|"
+    r"^INFO |differs from what it held|failed with EIO: .* is damaged|"
     r"never flushed and do not count|cannot be opened: .* is refused after an error"
 )
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import re
 import resource
 import socket
 import time
@@ -15,6 +16,8 @@ from contextlib import ExitStack, contextmanager
 import nbd
 import pytest
 
+from bockd.failurelog import PERIOD_SECONDS
+
 from .process import Bockd
 
 MIB = 1 << 20
@@ -23,6 +26,9 @@ GREETING = b"NBDMAGIC"
 SNAPSHOTS = 6
 FAR = 128 * MIB
 """Where the map is read on its own."""
+
+TRIES = 20
+"""Requests of a kind, all of which fail."""
 
 LINES_PER_SECOND = 20
 """Of the log, while nothing can be accepted: it is tried ten times a second."""
@@ -102,12 +108,29 @@ def test_layers_that_cannot_be_opened(layered: Bockd) -> None:
     with daemon.connected("v") as client:
         client.pwrite(b"n" * BLOCK, FAR)
         with left(daemon, 0):
-            with pytest.raises(nbd.Error) as refused:
-                client.pread(SNAPSHOTS * BLOCK, 0)
-            assert refused.value.errnum == errno.EIO
+            began = time.monotonic()
+            for _ in range(TRIES):
+                for operation in (
+                    lambda: client.pread(SNAPSHOTS * BLOCK, 0),
+                    lambda: client.pwrite(b"part of a block", 8),
+                    lambda: client.zero(100, BLOCK + 8),
+                ):
+                    with pytest.raises(nbd.Error) as refused:
+                        operation()  # type: ignore[no-untyped-call]
+                    assert refused.value.errnum == errno.EIO
             client.pwrite(b"m" * BLOCK, FAR)
             assert client.pread(BLOCK, FAR) == b"m" * BLOCK
             client.flush()
         for number in range(SNAPSHOTS):
             assert client.pread(BLOCK, number * BLOCK) == b"%d" % number * BLOCK
     daemon.check()
+    # Each kind is in the log once a minute, with what to do, and at last every one is counted.
+    daemon.stop()
+    said = [line for line in daemon.log.read_text().splitlines() if "EMFILE" in line]
+    assert all("LimitNOFILE" in line for line in said)
+    for kind in ("read", "write", "write of zeroes"):
+        pattern = rf"volume \d+: (a|\d+) {kind}s? failed with EMFILE: "
+        found = [match[1] for line in said if (match := re.search(pattern, line))]
+        assert found[0] == "a"
+        assert sum(1 if count == "a" else int(count) for count in found) == TRIES
+        assert len(found) <= 2 + (time.monotonic() - began) / PERIOD_SECONDS

@@ -4,6 +4,7 @@ trimming and deleting still work; then so does writing."""
 from __future__ import annotations
 
 import errno
+import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -93,6 +94,8 @@ def test_a_full_disk(daemon: Bockd) -> None:
     full = content.fill(client, 16, 1)
     assert full * PIECE > 20 * MIB
     assert not content.write(client, full + 1, 1)
+    said = r"volume \d+: (a|\d+) writes? failed with ENOSPC: .*full"
+    assert re.search(said, daemon.log.read_text())
 
     content.verify(client)
     client.flush()

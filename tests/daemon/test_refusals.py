@@ -222,7 +222,9 @@ def test_a_damaged_layer(daemon: Bockd, harm: str, unclean: bool) -> None:
     """A layer file that is missing or too short: the volume, its snapshot and a clone that need it
     are refused, the file named; other volumes are served; `check` tells; and with the file put back
     all is well. So it is after a clean stop, and when the volume's journal awaits recovery."""
-    daemon.expect_in_log("(cannot be opened|cannot be read): layer file .* is (missing|truncated)")
+    daemon.expect_in_log(
+        "(cannot be opened|cannot be read|failed with EIO): layer file .* is (missing|truncated)"
+    )
     before = set(daemon.layer_files())
     daemon.bock("volume", "create", "hurt", "--size", "1M")
     (name,) = set(daemon.layer_files()) - before

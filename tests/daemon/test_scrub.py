@@ -65,8 +65,8 @@ def test_a_flipped_bit_is_reported_and_never_served(daemon: Bockd) -> None:
         "byte 20480 of layer 1 differs from what it held: it is at the same byte of volume disk, "
         "snapshot kept"
     )
-    daemon.expect_in_log("volume .* cannot be read: .* byte 2[0-9]{4} is damaged")
-    daemon.expect_in_log("snapshot .* cannot be read: .* byte 2[0-9]{4} is damaged")
+    daemon.expect_in_log("volume .* failed with EIO: .* byte 2[0-9]{4} is damaged")
+    daemon.expect_in_log("snapshot .* failed with EIO: .* byte 2[0-9]{4} is damaged")
     [found] = scrub(daemon, status=1)["damaged"]
     assert (found["offset_bytes"], found["volumes"]) == (DAMAGED * BLOCK, ["disk"])
     assert found["snapshots"] == ["kept"]
@@ -107,7 +107,7 @@ def test_who_opens_the_pool_later_knows(daemon: Bockd) -> None:
     daemon.kill()
     flip(daemon)
     assert len(scrub(daemon, "--rate", "1000", status=1)["damaged"]) == 1
-    daemon.expect_in_log("differs from what it held|cannot be read: .* is damaged")
+    daemon.expect_in_log("differs from what it held|failed with EIO: .* is damaged")
     daemon.start()
     daemon.bock("volume", "create", "clone", "--from-snapshot", "kept")
     exports = ("disk", "snapshot/kept", "clone")

@@ -25,7 +25,7 @@ def test_a_damaged_block_is_eio_and_its_neighbours_are_read(
     scrub(daemon)
     flip(daemon)
     scrub(daemon, status=1)
-    daemon.expect_in_log("differs from what it held|cannot be read: .* is damaged")
+    daemon.expect_in_log("differs from what it held|failed with EIO: .* is damaged")
     if restarted:
         daemon.restart()
     own = content(2, 4)

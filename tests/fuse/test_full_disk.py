@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import re
 from pathlib import Path
 
 from tests.daemon.filesystems import mounted
@@ -51,6 +52,8 @@ def test_a_full_disk(tmp_path: Path, mount: Path) -> None:
             daemon.bock("snapshot", "create", "v", "s")
             count = fill(file, 0)
             assert count > 50
+            said = r"volume \d+: (a|\d+) writes? failed with ENOSPC: .*full"
+            assert re.search(said, log.read_text())
             os.fsync(file)
             for number in range(count):
                 assert os.pread(file, PIECE, number * PIECE) == piece(number)

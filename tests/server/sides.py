@@ -20,7 +20,7 @@ from bockd.nbd.transmission import RequestLimits, RequestParser
 from bockd.server import fastlane
 from bockd.server.batch import Batch
 from bockd.server.statistics import ExportStatistics
-from bockd.server.work import Work, error_reply
+from bockd.server.work import Work, failed
 from bockd.steps import Background, Blocking, Step, Steps, run_inline
 from bockd.store.layer import Layer
 from bockd.store.leaf import LEAF_BLOCKS
@@ -158,7 +158,7 @@ class Side:
                 except StopIteration as done:
                     replies.append(bytes(done.value))
                 except BockdError as error:
-                    replies.append(error_reply(self._encoder, works[0].requests, error))
+                    replies.append(failed(self._encoder, self.statistics, works[0].requests, error))
             self._background.run()
             waiting = still
         return replies
