@@ -2,7 +2,7 @@
 # What set-up does is in .setup/: one short script for each part.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-debian13 test-keystone soak soak-cuts soak-kills faults damage fuzz setup setup-run setup-check setup-bench
+.PHONY: help run test test-clients test-debian13 test-keystone soak soak-cuts soak-kills faults damage fuzz setup setup-run setup-check setup-bench
 .PHONY: check bench bench-quick bench-micro profile lock clean
 
 help: ## show this
@@ -26,6 +26,9 @@ test-debian13: ## run the tests in a root of Debian 13, made in .cache (as root;
 test-keystone: setup ## run the tests that need a real Keystone, which this installs into .cache
 	@.setup/keystone
 	@.venv/bin/python -m pytest tests/keystone -m real_keystone $(ARGS)
+
+test-clients: setup ## run each release of each NBD client against a daemon (roots of other releases in .cache)
+	@.venv/bin/python -m pytest tests/clients -m released_clients $(ARGS)
 
 soak: soak-kills soak-cuts ## both of these (ARGS='--seed 1' is for both)
 

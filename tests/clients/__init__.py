@@ -1,0 +1,1 @@
+"""The NBD clients that people have, each in its own release, against a running daemon."""
