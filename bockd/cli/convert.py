@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import IO
 
-from bockd.diskimage import missing_tool, run_tool, tool_message
+from bockd.diskimage import missing_tool, run_tool, tool_failure, tool_message
 from bockd.errors import BockdError
 
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -71,7 +71,7 @@ def run_convert(arguments: list[str], show: Callable[[float], None] | None) -> N
                 process.kill()
         if process.returncode:
             complaints.seek(0)
-            raise BockdError(f"qemu-img failed: {tool_message(complaints.read())}")
+            raise tool_failure(complaints.read())
 
 
 def follow(stdout: IO[bytes] | None, show: Callable[[float], None] | None) -> None:

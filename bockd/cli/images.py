@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from bockd.cli.client import ControlClient, connect
@@ -24,6 +26,7 @@ from bockd.cli.sources import Source, name_of_source, note_dropped, opened_image
 from bockd.cli.transfer import when_released
 from bockd.control import ImageInfo, ImportInfo
 from bockd.diskimage import IMPORT_FORMATS, Image
+from bockd.diskimage.room import room_for
 from bockd.errors import BockdError, NotFoundError
 from bockd.model import NodeKind, check_image_name
 
@@ -106,19 +109,17 @@ def fill_new_image(client: ControlClient, source: Source, opened: Image, name: s
                 source.checksum(),
                 opened.size_bytes,
             )
-        # The volume is new, so zeros need not be written: empty areas stay empty.
-        convert(
-            [
-                *("-n", "--target-is-zero", "-W"),
-                *(*opened.source, "-O", "raw", begun.uri),
-            ],
-            title=f"importing {source.title}",
-            size_bytes=opened.size_bytes,
-        )
-        source.refuse_changed()
         filled = begun.id
-        with ending_signals_held():
-            made = when_released(lambda: client.finish_import(filled))
+        with room_for(opened, Path(client.info().data_dir), source.title):
+            # The volume is new, so zeros need not be written: empty areas stay empty.
+            convert(
+                ["-n", "--target-is-zero", "-W", *opened.source, "-O", "raw", begun.uri],
+                title=f"importing {source.title}",
+                size_bytes=opened.size_bytes,
+            )
+            source.refuse_changed()
+            with ending_signals_held():
+                made = when_released(lambda: client.finish_import(filled))
     except BaseException as error:
         with ending_signals_held():
             if made is not None:  # interrupted at the last moment

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 from urllib.parse import quote, urlsplit
 
@@ -249,6 +250,12 @@ class StorageClient:
         """The file view of the daemon that has a volume, on this machine."""
         neighbour = self._find_neighbour() if volume.uri else None
         return None if neighbour is None else neighbour.mount
+
+    @property
+    def pool_directory(self) -> Path:
+        """Where this machine's daemon keeps its pool."""
+        neighbour = self._find_neighbour()
+        return self._settings.data_dir if neighbour is None else Path(neighbour.data_dir)
 
     @property
     def tenant_id(self) -> str:

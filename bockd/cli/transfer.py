@@ -21,6 +21,7 @@ from bockd.cli.sources import Source, name_of_source, note_dropped, opened_image
 from bockd.cli.storage import StorageClient, connect
 from bockd.cli.volume import where_to_connect
 from bockd.diskimage import IMPORT_FORMATS, Image
+from bockd.diskimage.room import room_for
 from bockd.errors import BockdError, InUseError, InvalidStateError, NotSupportedError
 
 T = TypeVar("T")
@@ -91,13 +92,14 @@ def fill_new_volume(client: StorageClient, source: Source, opened: Image, name: 
             )
         uri = local_uri(created)
         # The volume is new, so zeros need not be written: empty areas stay empty.
-        convert(
-            ["-n", "--target-is-zero", "-W", *opened.source, "-O", "raw", uri],
-            title=f"importing {source.title}",
-            size_bytes=opened.size_bytes,
-        )
-        source.refuse_changed()
-        flush_export(uri)
+        with room_for(opened, client.pool_directory, source.title):
+            convert(
+                ["-n", "--target-is-zero", "-W", *opened.source, "-O", "raw", uri],
+                title=f"importing {source.title}",
+                size_bytes=opened.size_bytes,
+            )
+            source.refuse_changed()
+            flush_export(uri)
     except BaseException as error:
         if created is not None:
             with ending_signals_held():

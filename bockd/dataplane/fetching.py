@@ -28,10 +28,10 @@ from bockd.blockstorage.running import Surroundings
 from bockd.blockstorage.service import PoolBlockStorage
 from bockd.config import Settings
 from bockd.dataplane.glance import Glance, GlanceImage
-from bockd.diskimage import Image, open_image, tool_message
+from bockd.diskimage import Image, open_image, tool_failure
+from bockd.diskimage.room import room_for
 from bockd.errors import (
     BockdError,
-    DamagedError,
     InUseError,
     InvalidRequestError,
     NoSpaceError,
@@ -200,11 +200,21 @@ class FetchingBlockStorage(PoolBlockStorage):
             )
         )
         try:
+            await self._check_room(opened, image)
             await _convert(opened, export_uri(str(filling.volume), self._socket), image.id)
             return await self._released(filling.volume)
         except Exception:  # when we are stopping, the next start sweeps
             await self._discard(filling.volume)
             raise
+
+    async def _check_room(self, opened: Image, image: GlanceImage) -> None:
+        """Raise NoSpaceError when the pool's disk has no room for what the image holds."""
+
+        def look() -> None:
+            with room_for(opened, self._directory, f"image {image.id}"):
+                pass
+
+        await trio.to_thread.run_sync(look)
 
     async def _released(self, volume: VolumeId) -> ImageRecord:
         """Finish as soon as the server has seen qemu-img go."""
@@ -270,5 +280,5 @@ async def _convert(opened: Image, uri: str, image: str) -> None:
     except OSError as error:
         raise BockdError(f"qemu-img cannot be started: {error.strerror}") from error
     if ended.returncode:
-        reason = tool_message(ended.stderr).replace(str(opened.path), f"image {image}")
-        raise DamagedError(f"qemu-img failed: {reason}")
+        called = ended.stderr.replace(str(opened.path).encode(), f"image {image}".encode())
+        raise tool_failure(called)

@@ -6,10 +6,12 @@ for tables of any size.
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import subprocess
 
-from bockd.errors import NotFoundError
+from bockd.errors import BockdError, DamagedError, NoSpaceError, NotFoundError
 
 LOOK_MEMORY_BYTES = 1 << 30
 LOOK_CPU_SECONDS = 30
@@ -44,6 +46,14 @@ def run_limited(
 def missing_tool(name: str) -> NotFoundError:
     """The error that says how to get a tool."""
     return NotFoundError(f"{name} is not installed: apt install qemu-utils")
+
+
+def tool_failure(stderr: bytes) -> BockdError:
+    """The error for a conversion that failed: NoSpaceError if that was the reason."""
+    told = f"qemu-img failed: {tool_message(stderr)}"
+    # The kernel's words, from whoever writes; and ours, from a daemon that cannot open a volume.
+    full = os.strerror(errno.ENOSPC) in told or "is full" in told
+    return NoSpaceError(told) if full else DamagedError(told)
 
 
 def tool_message(stderr: bytes) -> str:
