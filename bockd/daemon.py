@@ -52,7 +52,7 @@ from bockd.directories import make_private
 from bockd.ending import ending_signals
 from bockd.engine.pool import Pool
 from bockd.engine.reclaim import Reclaimer
-from bockd.errors import BockdError, from_os_error
+from bockd.errors import BockdError, InUseError, from_os_error
 from bockd.keystone.opening import open_keystone
 from bockd.model import NodeKind, ServerKind, SnapshotId, TlsMode, VolumeId
 from bockd.readiness import READY, STOPPING, notify
@@ -148,7 +148,12 @@ class _Daemon:
             make_private(data_dir)
         except OSError as error:
             raise from_os_error(error, f"creating {data_dir}") from error
-        self._pool = await trio.to_thread.run_sync(lambda: Pool.open(data_dir, self._spawn))
+        try:
+            self._pool = await trio.to_thread.run_sync(lambda: Pool.open(data_dir, self._spawn))
+        except InUseError as error:
+            raise InUseError(
+                f"{error}: stop that one first, or serve another directory (BOCKD_DATA)"
+            ) from error
         beside = Beside(lambda: self._background)
         self._around = surroundings(
             self._settings,

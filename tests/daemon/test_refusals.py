@@ -49,6 +49,7 @@ def test_a_second_daemon_on_one_pool(daemon: Bockd) -> None:
         error = daemon.refusal_to_start()
         assert f"the pool {daemon.data_dir} is in use by another bockd" in error
         assert f"process {daemon.pid}" in error
+        assert "stop that one first, or serve another directory (BOCKD_DATA)" in error
         assert client.pread(4096, 0) == b"kept" * 1024
     holds_what_was_kept(daemon)
     daemon.check()

@@ -1,0 +1,1 @@
+"""README.md's walk, line by line."""
