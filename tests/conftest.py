@@ -1,10 +1,16 @@
-"""What all tests share: reports that can travel from the process that ran the test."""
+"""What all tests share: reports that can travel from the process that ran the test, and examples
+that may take as long as a busy machine takes for them."""
 
 from __future__ import annotations
 
 from collections.abc import Generator
 
 import pytest
+from hypothesis import settings
+
+# Hypothesis allows 200 ms an example by default, which a loaded machine exceeds.
+settings.register_profile("bockd", deadline=None)
+settings.load_profile("bockd")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -114,7 +114,8 @@ class Glance:
             answer = await self._description(image, token)
         try:
             found = msgspec.json.decode(answer, type=GlanceImage)
-        except (ValueError, RecursionError) as error:  # malformed, or nested without end
+        # Malformed, or nested without end. (msgspec's errors are ValueErrors in newer releases only.)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise UnavailableError(f"Glance's answer is not understood: {error}") from error
         if found.id != image:
             raise no_image(image)
