@@ -13,7 +13,7 @@ import resource
 import socket
 import sys
 from collections.abc import Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -34,7 +34,8 @@ from bockd.blockstorage.running import Surroundings
 from bockd.blockstorage.servers import Servers
 from bockd.blockstorage.service import PoolBlockStorage
 from bockd.certificates import Certificates, wanted
-from bockd.config import Settings
+from bockd.config import Address, Settings
+from bockd.config.load import API_LISTEN_VARIABLE, NBD_LISTEN_VARIABLE
 from bockd.config.sections import ApiSettings, NbdSettings
 from bockd.configured import catalog, one_identity, servers, surroundings
 from bockd.dataplane.accounts import PoolAccounts
@@ -110,6 +111,15 @@ def _raise_descriptor_limit() -> None:
     """A volume needs a descriptor for each layer it reads, a client one."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def listening(
+    address: Address | None, variable: str
+) -> AbstractContextManager[socket.socket | None]:
+    """A listener on TCP, or none. The error says which variable chooses another address."""
+    if address is None:
+        return nullcontext()
+    return listen_tcp(address, f"set {variable} to another HOST:PORT, or to none")
 
 
 class _Daemon:
@@ -214,8 +224,8 @@ class _Daemon:
         with (
             ExitStack() as signals,
             listening_unix(settings.nbd_socket) as unix,
-            listen_tcp(settings.nbd.listen) if settings.nbd.listen else nullcontext() as tcp,
-            listen_tcp(settings.api.listen) if settings.api.listen else nullcontext() as api,
+            listening(settings.nbd.listen, NBD_LISTEN_VARIABLE) as tcp,
+            listening(settings.api.listen, API_LISTEN_VARIABLE) as api,
         ):
             await self._serve_doors(unix, tcp, api, signals)
 

@@ -172,16 +172,31 @@ def check_content_size(content_bytes: int, size_bytes: int | None) -> int | None
     return content_bytes if content_bytes != size_bytes else None
 
 
+SIZE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+
+
+def format_size(size_bytes: float) -> str:
+    """The largest unit that leaves at least 1: "10 GiB"; one decimal when it is not exact."""
+    scale = 0
+    # The second bound keeps what would round up to "1024.0 MiB" out of the smaller unit.
+    while scale + 1 < len(SIZE_UNITS) and size_bytes >= 1024 ** (scale + 1) - 1024**scale / 20:
+        scale += 1
+    value = size_bytes / 1024**scale
+    exact = value == int(value)
+    return f"{int(value)} {SIZE_UNITS[scale]}" if exact else f"{value:.1f} {SIZE_UNITS[scale]}"
+
+
 def check_volume_size(size_bytes: int) -> int:
     """Return `size_bytes` if a volume may have it; raise InvalidRequestError otherwise."""
     if not MIN_VOLUME_BYTES <= size_bytes <= MAX_VOLUME_BYTES:
         raise InvalidRequestError(
-            f"size {size_bytes} bytes is out of range: choose between 1 MiB and 16 TiB"
+            f"a volume of {format_size(size_bytes)} is out of range: choose between 1 MiB and "
+            "16 TiB"
         )
     if size_bytes % BLOCK_SIZE:
         raise InvalidRequestError(
-            f"size {size_bytes} bytes is not a multiple of {BLOCK_SIZE}; "
-            f"the next larger size is {-(-size_bytes // BLOCK_SIZE) * BLOCK_SIZE}"
+            f"a size of {size_bytes} bytes is not a multiple of {format_size(BLOCK_SIZE)}; the "
+            f"next larger size is {-(-size_bytes // BLOCK_SIZE) * BLOCK_SIZE} bytes"
         )
     return size_bytes
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from bockd.cli.accountclient import AccountClient, connect
+from bockd.cli.lazy import LazyGroup
 from bockd.cli.output import (
     confirm,
     json_option,
@@ -52,7 +53,7 @@ def shown_limit(number: int) -> str:
 # -- tenants -----------------------------------------------------------------------------------
 
 
-@click.group()
+@click.group(cls=LazyGroup)
 def tenant() -> None:
     """Make, change and delete tenants, to whom volumes belong.
 
@@ -171,7 +172,7 @@ def delete_tenant(tenant: str, yes: bool, as_json: bool) -> None:
 # -- users -------------------------------------------------------------------------------------
 
 
-@click.group()
+@click.group(cls=LazyGroup)
 def user() -> None:
     """Make, change and delete users, who act for tenants.
 

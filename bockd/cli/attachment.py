@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import click
 
+from bockd.cli.arguments import reference, server_name
 from bockd.cli.completion import complete_volume
+from bockd.cli.lazy import LazyGroup
+from bockd.cli.obstacles import explained
 from bockd.cli.output import json_option, print_json, print_record, print_table, report
 from bockd.cli.records import Attached, Volume, WayIn
 from bockd.cli.storage import StorageClient, connect
@@ -13,7 +16,7 @@ from bockd.errors import NotFoundError
 TITLE_WIDTH = 10
 
 
-@click.group()
+@click.group(cls=LazyGroup)
 def attachment() -> None:
     """Attach volumes to servers and detach them.
 
@@ -23,8 +26,8 @@ def attachment() -> None:
 
 
 @attachment.command()
-@click.argument("volume", shell_complete=complete_volume)
-@click.argument("server")
+@click.argument("volume", type=reference, shell_complete=complete_volume)
+@click.argument("server", type=server_name)
 @click.option("--device", help="Like /dev/vdf; by default the next free one.")
 @json_option
 def create(volume: str, server: str, device: str | None, as_json: bool) -> None:
@@ -37,7 +40,9 @@ def create(volume: str, server: str, device: str | None, as_json: bool) -> None:
     bock attachment create web web1
     """
     client = connect()
-    made = client.attach(server, client.find_volume(volume).id, device)
+    found = client.find_volume(volume)
+    with explained(client, found):
+        made = client.attach(server, found.id, device)
     report(
         made,
         f"attached volume {made.volume} to {made.server} as {made.device}",
@@ -47,27 +52,26 @@ def create(volume: str, server: str, device: str | None, as_json: bool) -> None:
 
 
 @attachment.command("list")
-@click.argument("server", required=False)
+@click.argument("server", type=server_name, required=False)
 @json_option
 def list_(server: str | None, as_json: bool) -> None:
     """List attachments, all or those of one server."""
-    volumes = connect().list_volumes()
     found = [
-        (volume.name, volume.attachment)
-        for volume in volumes
+        (volume, volume.attachment)
+        for volume in connect().list_volumes()
         if volume.attachment is not None and server in (None, volume.attachment.server)
     ]
     if as_json:
-        print_json([at for _, at in found])
+        print_json([way_unasked(volume, at) for volume, at in found])
         return
     print_table(
         ("VOLUME>", "NAME", "SERVER", "DEVICE="),
-        [(str(at.volume), name, at.server, at.device) for name, at in found],
+        [(str(at.volume), volume.name, at.server, at.device) for volume, at in found],
     )
 
 
 @attachment.command()
-@click.argument("volume", shell_complete=complete_volume)
+@click.argument("volume", type=reference, shell_complete=complete_volume)
 @json_option
 def show(volume: str, as_json: bool) -> None:
     """Show where VOLUME is attached, and how its server reaches it."""
@@ -96,7 +100,7 @@ def show(volume: str, as_json: bool) -> None:
 
 
 @attachment.command()
-@click.argument("volume", shell_complete=complete_volume)
+@click.argument("volume", type=reference, shell_complete=complete_volume)
 @click.option("--force", is_flag=True, help="Cut the server off at once: it is gone, or hangs.")
 @json_option
 def delete(volume: str, force: bool, as_json: bool) -> None:
@@ -113,6 +117,11 @@ def delete(volume: str, force: bool, as_json: bool) -> None:
         f"detached volume {found.id} ({found.name}) from {at.server}",
         as_json=as_json,
     )
+
+
+def way_unasked(volume: Volume, at: Attached) -> WayIn:
+    """What is known of an attachment without asking for each one: no URIs."""
+    return WayIn(at.volume, at.server, at.device, None, None, None, volume.connections)
 
 
 def ways(at: WayIn) -> list[tuple[str, str]]:

@@ -13,7 +13,7 @@ from bockd.cli.output import json_option, print_json, print_record
 from bockd.config import load_settings
 
 
-@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group("bock", cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(bockd.__version__, prog_name="bock")
 def main() -> None:
     """Work with a tenant's volumes and snapshots on a running bockd.

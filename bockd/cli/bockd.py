@@ -23,7 +23,7 @@ from bockd.errors import GuestsError, InUseError, UnavailableError
 UNIT = "bockd.service"
 
 
-@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group("bockd", cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(bockd.__version__, prog_name="bockd")
 def main() -> None:
     """Serve copy-on-write volumes over NBD.

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from bockd.certificates import CertificateError, Certificates, wanted
+from bockd.cli.lazy import LazyGroup
 from bockd.cli.output import json_option, print_json, print_table
 from bockd.config.load import Loaded, load, walk
 from bockd.config.problems import ConfigurationError, Problem
@@ -37,7 +38,7 @@ def load_all(file: Path | None) -> Loaded:
     return loaded
 
 
-@click.group()
+@click.group(cls=LazyGroup)
 def config() -> None:
     """Check and show the configuration."""
 

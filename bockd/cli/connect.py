@@ -9,8 +9,10 @@ from dataclasses import asdict
 
 import click
 
+from bockd.cli.arguments import reference, server_name
 from bockd.cli.completion import complete_volume
 from bockd.cli.connecting import Connector, Wanted
+from bockd.cli.failure import tell
 from bockd.cli.output import format_time, json_option, print_json, print_table, report
 from bockd.cli.storage import connect as connect_to_storage
 from bockd.cli.unit import render_unit
@@ -26,7 +28,7 @@ UNIT = "bock-connect@.service"
 
 
 @click.command()
-@click.argument("volume", required=False, shell_complete=complete_volume)
+@click.argument("volume", type=reference, required=False, shell_complete=complete_volume)
 @click.option("--device", help="Like /dev/nbd0; by default the first free one.")
 @click.option("--loop", is_flag=True, help="A loop device on the daemon's file view, without NBD.")
 @click.option(
@@ -35,7 +37,12 @@ UNIT = "bock-connect@.service"
     help="Logical sectors of the device. 4096 is for a partition table that was made on such a "
     "device; everything else uses 512.",
 )
-@click.option("--server", help="What the API calls this machine; by default its host name.")
+@click.option(
+    "--server",
+    type=server_name,
+    metavar="NAME",
+    help="What the API calls this machine; by default its host name.",
+)
 @click.option(
     "--restore", is_flag=True, help="Bring back what a reboot, or the daemon's restart, has ended."
 )
@@ -66,6 +73,8 @@ def connect(
     DEVICE=$(bock connect web)
     mount $DEVICE /mnt
     """
+    if device is not None and loop:
+        raise click.UsageError("--device names an NBD device; leave it out with --loop")
     if (volume is not None and not refresh) + restore + refresh + print_unit != 1:
         raise click.UsageError("give one of VOLUME, --restore, --refresh and --print-unit")
     if print_unit:
@@ -75,18 +84,18 @@ def connect(
         connect_to_storage(), Records.of_environment(os.environ), Trust.of_environment(os.environ)
     )
     if restore:
-        done, failed = each(connector.restore())
+        done, failed = each(connector.restore(), as_json)
         for one in done:
             find_partitions(one)
         told = [f"volume {one.volume} ({one.name}) is {one.device}" for one in done]
-        report(done, *told, as_json=as_json)
+        report([record(one, find_device(one)) for one in done], *told, as_json=as_json)
         if failed:
             raise UnavailableError(f"{failed} of {failed + len(done)} volumes are not connected")
         return
     if refresh:
-        done, failed = each(connector.refresh(volume))
+        done, failed = each(connector.refresh(volume), as_json)
         told = [f"{one.device} has the size of volume {one.volume} ({one.name})" for one in done]
-        report(done, *told, as_json=as_json)
+        report([record(one, find_device(one)) for one in done], *told, as_json=as_json)
         if failed:
             raise UnavailableError(f"{failed} devices do not have the size of their volumes")
         return
@@ -95,17 +104,19 @@ def connect(
     wanted = Wanted(server or socket.gethostname(), device, loop, sector_bytes)
     made = connector.connect(volume, wanted)
     find_partitions(made)
-    report(made, made.device, as_json=as_json)
+    report(record(made, find_device(made)), made.device, as_json=as_json)
 
 
-def each(outcomes: Iterable[Connection | BockdError]) -> tuple[list[Connection], int]:
+def each(
+    outcomes: Iterable[Connection | BockdError], as_json: bool
+) -> tuple[list[Connection], int]:
     """Tell the failures at once; return what succeeded, and how many failed."""
     done: list[Connection] = []
     failed = 0
     for outcome in outcomes:
         if isinstance(outcome, BockdError):
             failed += 1
-            click.echo(f"bock: {outcome}", err=True)
+            tell("bock", outcome.code, str(outcome), as_json=as_json)
         else:
             done.append(outcome)
     return done, failed
@@ -124,7 +135,7 @@ def find_partitions(made: Connection) -> None:
 
 
 @click.command()
-@click.argument("ref", metavar="VOLUME|DEVICE", shell_complete=complete_volume)
+@click.argument("ref", metavar="VOLUME|DEVICE", type=reference, shell_complete=complete_volume)
 @click.option(
     "--force", is_flag=True, help="Take it down as it is: what is not written yet is lost."
 )
@@ -141,7 +152,7 @@ def disconnect(ref: str, force: bool, as_json: bool) -> None:
     connector = Connector(connect_to_storage(), Records.of_environment(os.environ))
     ended = connector.disconnect(ref, force=force)
     report(
-        {"disconnected": ended},
+        {"disconnected": record(ended, find_device(ended))},
         f"disconnected volume {ended.volume} ({ended.name})"
         + (f", which was {ended.device}" if ended.device else ""),
         as_json=as_json,
@@ -159,7 +170,7 @@ def connections(as_json: bool) -> None:
     found = Records.of_environment(os.environ).list()
     shown = [(one, find_device(one)) for one in found]
     if as_json:
-        print_json([{**asdict(one), "state": state(one, device)} for one, device in shown])
+        print_json([record(one, device) for one, device in shown])
         return
     print_table(
         ("VOLUME>", "NAME", "DEVICE=", "SERVER", "STATE=", "SINCE=", "DAEMON"),
@@ -176,6 +187,11 @@ def connections(as_json: bool) -> None:
             for one, device in shown
         ],
     )
+
+
+def record(one: Connection, device: str | None) -> dict[str, object]:
+    """A connection as JSON has it everywhere; `device` is the one that it has now."""
+    return {**asdict(one), "state": state(one, device)}
 
 
 def state(one: Connection, device: str | None) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 import click
 import msgspec
 
+from bockd.cli.arguments import reference
 from bockd.cli.completion import complete_snapshot, complete_volume
 from bockd.cli.convert import byte_bar, convert, ending_signals_interrupt, run_convert
 from bockd.cli.output import json_option, report
@@ -78,7 +79,7 @@ def export_options(command: click.decorators.FC) -> click.decorators.FC:
 
 
 @click.command("export")
-@click.argument("volume", shell_complete=complete_volume)
+@click.argument("volume", type=reference, shell_complete=complete_volume)
 @click.argument("image")
 @export_options
 def export_volume(
@@ -112,7 +113,7 @@ def export_volume(
 
 
 @click.command("export")
-@click.argument("snapshot", shell_complete=complete_snapshot)
+@click.argument("snapshot", type=reference, shell_complete=complete_snapshot)
 @click.argument("image")
 @export_options
 def export_snapshot(

@@ -1,43 +1,95 @@
-"""How a command fails: one line on standard error that says what to do, exit status 1.
+"""How a command fails: one line on standard error that says what to do, or JSON, and a status.
 
-Usage errors are click's own: they show the usage and exit with 2.
+Exit status 2: the command line itself is wrong, and nobody was asked. 1: it was refused or failed.
+130: it was interrupted. With `--json` the error is `{"error": {"code", "message"}}`, on standard
+error too; `code` is the error's stable word (bockd.errors), or "usage" or "interrupted".
 """
 
 from __future__ import annotations
 
-from typing import IO, Any
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
 import click
 
 from bockd.cli.lazy import LazyGroup
 from bockd.cli.output import never_fail_to_print, printable
-from bockd.errors import BockdError
+from bockd.errors import BockdError, InvalidRequestError
 
+REFUSED, USAGE, INTERRUPTED = 1, 2, 130
 
-class Failure(click.ClickException):
-    """Ends the program with "PROGRAM: message" and exit status 1."""
-
-    def __init__(self, program: str, message: str) -> None:
-        super().__init__(" ".join(message.split("\n")))
-        self.program = program
-
-    def show(self, file: IO[Any] | None = None) -> None:
-        """Print the one line."""
-        message = f"{self.program}: {printable(self.message)}"
-        click.echo(message, file=file, err=file is None)
+USAGE_CODE, INTERRUPTED_CODE = "usage", "interrupted"
 
 
 class Program(LazyGroup):
-    """The outermost group: the one place that turns a BockdError into an exit status."""
+    """The outermost group: the one place that turns an error into an exit status."""
 
-    def main(self, *args: Any, **extra: Any) -> Any:
-        """Run the program; completion in the shell is a part of it."""
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run the chosen command and exit; without `standalone_mode` raise what it raises."""
         never_fail_to_print()
-        return super().main(*args, **extra)
-
-    def invoke(self, ctx: click.Context) -> object:
-        """Run the chosen command."""
+        given = sys.argv[1:] if args is None else list(args)
+        if not standalone_mode:
+            return super().main(given, prog_name, complete_var, False, **extra)
+        # Looked for by hand: the line may be too wrong to be parsed.
+        as_json = "--json" in given
+        program = prog_name or self.name or "bockd"
         try:
-            return super().invoke(ctx)
+            status = super().main(given, prog_name, complete_var, False, **extra)
+        except click.Abort:
+            end(program, INTERRUPTED_CODE, "interrupted", INTERRUPTED, as_json=as_json)
+        except click.UsageError as error:
+            if not as_json:
+                error.show()
+                sys.exit(USAGE)
+            end(program, USAGE_CODE, error.format_message(), USAGE, as_json=True)
+        except click.ClickException as error:
+            end(program, "failed", error.format_message(), REFUSED, as_json=as_json)
         except BockdError as error:
-            raise Failure(ctx.info_name or "bockd", str(error)) from error
+            if was_interrupted(error):
+                end(program, INTERRUPTED_CODE, str(error), INTERRUPTED, as_json=as_json)
+            end(program, error.code, str(error), REFUSED, as_json=as_json)
+        sys.exit(status if isinstance(status, int) else 0)
+
+
+def end(program: str, code: str, message: str, status: int, *, as_json: bool) -> NoReturn:
+    """Say what happened, and exit."""
+    tell(program, code, message, as_json=as_json)
+    sys.exit(status)
+
+
+def tell(program: str, code: str, message: str, *, as_json: bool) -> None:
+    """One error on standard error."""
+    if as_json:
+        import json
+
+        click.echo(json.dumps({"error": {"code": code, "message": message}}), err=True)
+    else:
+        click.echo(f"{program}: {printable(' '.join(message.splitlines()))}", err=True)
+
+
+def was_interrupted(error: BaseException) -> bool:
+    """Whether a signal is at the bottom of it, as for a half-done import that was given up."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, KeyboardInterrupt):
+            return True
+        cause = cause.__cause__
+    return False
+
+
+@contextmanager
+def judging_arguments() -> Iterator[None]:
+    """What is found invalid inside, before anybody is asked, is wrong usage."""
+    try:
+        yield
+    except InvalidRequestError as error:
+        raise click.UsageError(str(error)) from error

@@ -17,7 +17,8 @@ ERROR_OF_FAULT: dict[str, type[errors.BockdError]] = {
 }
 
 STATE_WORDS = ("Invalid volume: ", "Invalid snapshot: ")
-"""How the message of a state error begins, which is a badRequest too."""
+"""How the message of a state error begins, which is a badRequest too. They are for clients of the
+API, not for people."""
 
 
 def error_of_fault(answer: Answer, url: str) -> errors.BockdError:
@@ -33,8 +34,11 @@ def error_of_fault(answer: Answer, url: str) -> errors.BockdError:
         return errors.UnavailableError(
             f"{url} answered with status {answer.status} and no fault: is it a block storage API?"
         )
-    if name == "badRequest" and message.startswith(STATE_WORDS):
-        return errors.InvalidStateError(message)
+    for words in STATE_WORDS:
+        if name == "badRequest" and message.startswith(words):
+            return errors.InvalidStateError(message.removeprefix(words))
+    if name == "overLimit" and "quota" in message:
+        message += "; 'bock limits' shows the quota and what is used of it"
     family = ERROR_OF_FAULT.get(name)
     if family is not None:
         return family(message)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
+from bockd.cli.arguments import reference
 from bockd.cli.client import ControlClient, connect
 from bockd.cli.completion import complete_image
 from bockd.cli.convert import (
@@ -13,6 +15,7 @@ from bockd.cli.convert import (
     ending_signals_held,
     ending_signals_interrupt,
 )
+from bockd.cli.lazy import LazyGroup
 from bockd.cli.output import (
     confirm,
     format_time,
@@ -21,17 +24,17 @@ from bockd.cli.output import (
     print_record,
     print_table,
 )
-from bockd.cli.sizes import format_size
+from bockd.cli.sizes import format_exact_size, format_size
 from bockd.cli.sources import Source, name_of_source, note_dropped, opened_image, opened_source
 from bockd.cli.transfer import when_released
-from bockd.control import ImageInfo, ImportInfo
+from bockd.control import ImageInfo, ImportInfo, Space
 from bockd.diskimage import IMPORT_FORMATS, Image
 from bockd.diskimage.room import room_for
 from bockd.errors import BockdError, NotFoundError
 from bockd.model import NodeKind, check_image_name
 
 
-@click.group()
+@click.group(cls=LazyGroup)
 def image() -> None:
     """Import, list and delete the images that volumes are made from.
 
@@ -71,7 +74,7 @@ def import_(source: str, name: str | None, image_format: str | None, as_json: bo
         except KeyboardInterrupt as error:
             raise BockdError("interrupted; no image was left behind") from error
     if as_json:
-        print_json({"image": found, "imported": imported})
+        print_json({**shaped(found), "imported": imported})
         return
     what = "imported" if imported else "not imported again:"
     click.echo(
@@ -143,13 +146,18 @@ def cancel(client: ControlClient, begun: ImportInfo, cause: BaseException) -> No
         ) from cause
 
 
+def shaped(found: ImageInfo, space: Space | None = None) -> dict[str, object]:
+    """An image as JSON has it everywhere; only `show` measures its space."""
+    return {**asdict(found), "space": space}
+
+
 @image.command("list")
 @json_option
 def list_(as_json: bool) -> None:
     """List images."""
     images = connect().list_images()
     if as_json:
-        print_json(images)
+        print_json([shaped(found) for found in images])
         return
     print_table(
         ("ID=", "NAME", "SIZE>", "FORMAT=", "FILE>", "IMPORTED="),
@@ -168,7 +176,7 @@ def list_(as_json: bool) -> None:
 
 
 @image.command()
-@click.argument("image", shell_complete=complete_image)
+@click.argument("image", type=reference, shell_complete=complete_image)
 @json_option
 def show(image: str, as_json: bool) -> None:
     """Show one image, with the space it takes."""
@@ -176,16 +184,16 @@ def show(image: str, as_json: bool) -> None:
     found = client.show_image(image)
     space = client.space(NodeKind.SNAPSHOT, str(found.snapshot))
     if as_json:
-        print_json({"image": found, "space": space})
+        print_json(shaped(found, space))
         return
     print_record(
         [
             ("id", found.id),
             ("name", found.name),
-            ("size", f"{format_size(found.size_bytes)} ({found.size_bytes} bytes)"),
+            ("size", format_exact_size(found.size_bytes)),
             ("smallest volume", f"{found.min_size_gib} GiB"),
             ("format", found.disk_format),
-            ("file", f"{format_size(found.file_bytes)} ({found.file_bytes} bytes)"),
+            ("file", format_exact_size(found.file_bytes)),
             ("sha256", found.checksum),
             ("imported", format_time(found.created_at)),
             ("uri", found.uri),
@@ -196,7 +204,7 @@ def show(image: str, as_json: bool) -> None:
 
 
 @image.command()
-@click.argument("image", shell_complete=complete_image)
+@click.argument("image", type=reference, shell_complete=complete_image)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
 def delete(image: str, yes: bool, as_json: bool) -> None:
@@ -209,6 +217,6 @@ def delete(image: str, yes: bool, as_json: bool) -> None:
     confirm(f"Delete image {found.id} ({found.name})?", yes=yes)
     client.delete_image(found.id)
     if as_json:
-        print_json({"deleted": found})
+        print_json({"deleted": shaped(found)})
         return
     click.echo(f"deleted image {found.id} ({found.name})")

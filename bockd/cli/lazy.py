@@ -1,4 +1,4 @@
-"""Commands that are imported when they are asked for.
+"""Groups of commands: imported when they are asked for, and listed in whole sentences.
 
 A command that shows one volume must not wait for what an import of an image needs.
 """
@@ -8,6 +8,9 @@ from __future__ import annotations
 from importlib import import_module
 
 import click
+
+WHOLE = 1000
+"""Characters: longer than any sentence."""
 
 
 class LazyGroup(click.Group):
@@ -34,3 +37,14 @@ class LazyGroup(click.Group):
         command = getattr(import_module(module), attribute)
         assert isinstance(command, click.Command)
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands, each with the first sentence of its help, however long."""
+        found = ((name, self.get_command(ctx, name)) for name in self.list_commands(ctx))
+        rows = [
+            (name, command.get_short_help_str(limit=WHOLE))
+            for name, command in found
+            if command is not None and not command.hidden
+        ]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)

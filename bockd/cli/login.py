@@ -24,6 +24,27 @@ DECIDING = (
 )
 """When one of them is set, the environment is where credentials come from, and it must be whole."""
 
+NOT_HONOURED = {
+    "OS_CLOUD": "bock does not read clouds.yaml",
+    "OS_APPLICATION_CREDENTIAL_ID": "bock has no application credentials",
+    "OS_APPLICATION_CREDENTIAL_NAME": "bock has no application credentials",
+    "OS_DOMAIN_ID": "bock acts for a tenant, not for a domain",
+    "OS_DOMAIN_NAME": "bock acts for a tenant, not for a domain",
+    "OS_SYSTEM_SCOPE": "bock acts for a tenant, not for a system",
+    "OS_TRUST_ID": "bock knows no trusts",
+    "OS_USER_ID": "bock logs in by name",
+    "OS_ENDPOINT": "bock finds the volumes in the catalog",
+    "OS_URL": "bock finds the volumes in the catalog",
+}
+"""Variables that say whom an OpenStack client acts for, or where, in ways that bock has not."""
+
+PASSWORD_TYPES = {"password", "v2password", "v3password"}
+TOKEN_TYPES = {"token", "v2token"}
+"""OS_AUTH_TYPE: how to log in."""
+
+INTERFACES = {"public": "publicURL", "internal": "internalURL", "admin": "adminURL"}
+"""OS_INTERFACE, and what Keystone v2 calls it."""
+
 SERVICE_TYPE = "volume"
 """What the catalog calls this API."""
 
@@ -46,9 +67,11 @@ class Login:
     tenant_id: str | None
     tenant_name: str | None
     region: str | None
-    user_domain: str
-    project_domain: str
-    """For Keystone v3."""
+    interface: str
+    """Which of an endpoint's URLs: public, internal or admin."""
+    user_domain: Mapping[str, str]
+    project_domain: Mapping[str, str]
+    """For Keystone v3: `{"name": ...}` or `{"id": ...}`."""
     source: str
     """Where it came from, for the message when it is refused."""
 
@@ -65,8 +88,17 @@ class Session:
 
 def find_login(environ: Mapping[str, str], settings: Settings) -> Login:
     """From the environment, or from the credentials file. Raises InvalidRequestError when the
-    environment says a part of it only."""
-    given = {name: value for name, value in environ.items() if name.startswith("OS_") and value}
+    environment says a part of it only, or what bock cannot do: it never acts for somebody else
+    than the variables name."""
+    given = openstack_variables(environ)
+    refuse_not_honoured(given)
+    if "OS_AUTH_URL" not in given:
+        region, own = given.get("OS_REGION_NAME"), settings.catalog.region
+        if region not in (None, own):
+            raise errors.InvalidRequestError(
+                f"OS_REGION_NAME is {region!r}, the daemon on this machine is in {own!r}: set "
+                "OS_AUTH_URL to where that region is known, or unset OS_REGION_NAME"
+            )
     if any(name in given for name in DECIDING):
         return _from_environment(given)
     stored = read_credentials(settings.data_dir)
@@ -78,10 +110,67 @@ def find_login(environ: Mapping[str, str], settings: Settings) -> Login:
         tenant_id=stored["tenant_id"],
         tenant_name=stored["tenant"],
         region=None,
-        user_domain=DEFAULT_DOMAIN,
-        project_domain=DEFAULT_DOMAIN,
+        interface="public",
+        user_domain={"name": DEFAULT_DOMAIN},
+        project_domain={"name": DEFAULT_DOMAIN},
         source=f"the credentials in {settings.data_dir / CREDENTIALS_FILE}",
     )
+
+
+def openstack_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """Those that are set; an empty one is not."""
+    return {name: value for name, value in environ.items() if name.startswith("OS_") and value}
+
+
+def refuse_not_honoured(given: Mapping[str, str]) -> None:
+    """Raise InvalidRequestError for a variable that other clients would follow elsewhere. With a
+    whole set of other variables OS_CLOUD adds nothing for them either."""
+    whole = {"OS_AUTH_URL", "OS_USERNAME", "OS_PASSWORD"} <= given.keys()
+    for name, reason in NOT_HONOURED.items():
+        if name in given and not (name == "OS_CLOUD" and whole):
+            raise errors.InvalidRequestError(
+                f"{name} is set, and {reason}: unset it, and set OS_AUTH_URL, OS_USERNAME, "
+                "OS_PASSWORD and OS_TENANT_NAME, or none of them for the daemon on this machine"
+            )
+    kind = given.get("OS_AUTH_TYPE") or given.get("OS_AUTH_PLUGIN")
+    allowed = TOKEN_TYPES if "OS_TOKEN" in given else PASSWORD_TYPES
+    if kind is not None and kind not in allowed:
+        raise errors.InvalidRequestError(
+            f"OS_AUTH_TYPE is {kind!r}: bock logs in by password (OS_USERNAME and OS_PASSWORD) or "
+            "shows OS_TOKEN; unset OS_AUTH_TYPE"
+        )
+    if _interface(given) not in INTERFACES:
+        raise errors.InvalidRequestError(
+            f"OS_INTERFACE is {_interface(given)!r}, and is one of {', '.join(INTERFACES)}"
+        )
+
+
+def _interface(given: Mapping[str, str]) -> str:
+    """The older variable has Keystone v2's names."""
+    named = given.get("OS_INTERFACE") or given.get("OS_ENDPOINT_TYPE") or "public"
+    return named.removesuffix("URL")
+
+
+def _domain(given: Mapping[str, str], whose: str) -> Mapping[str, str]:
+    """Of a user or a project, by its own variables or the default's."""
+    for prefix in (f"OS_{whose}_DOMAIN", "OS_DEFAULT_DOMAIN"):
+        if found := given.get(f"{prefix}_ID"):
+            return {"id": found}
+        if found := given.get(f"{prefix}_NAME"):
+            return {"name": found}
+    if found := given.get("OS_DEFAULT_DOMAIN"):
+        return {"id": found}
+    return {"name": DEFAULT_DOMAIN}
+
+
+def _auth_url(given: Mapping[str, str]) -> str | None:
+    """With the version that OS_IDENTITY_API_VERSION asks for, where the URL says none."""
+    url = given.get("OS_AUTH_URL")
+    version = given.get("OS_IDENTITY_API_VERSION", "").removeprefix("v").partition(".")[0]
+    if url is None or version != "3":
+        return url
+    url = url.rstrip("/")
+    return url if url.endswith(("/v2.0", "/v3")) else f"{url}/v3"
 
 
 def _from_environment(given: Mapping[str, str]) -> Login:
@@ -94,15 +183,16 @@ def _from_environment(given: Mapping[str, str]) -> Login:
             "or unset all OS_ variables to use the daemon's own credentials file"
         )
     return Login(
-        auth_url=given.get("OS_AUTH_URL"),
+        auth_url=_auth_url(given),
         username=given.get("OS_USERNAME", ""),
         password=given.get("OS_PASSWORD", ""),
         token=token,
         tenant_id=given.get("OS_TENANT_ID") or given.get("OS_PROJECT_ID"),
         tenant_name=given.get("OS_TENANT_NAME") or given.get("OS_PROJECT_NAME"),
         region=given.get("OS_REGION_NAME"),
-        user_domain=given.get("OS_USER_DOMAIN_NAME", DEFAULT_DOMAIN),
-        project_domain=given.get("OS_PROJECT_DOMAIN_NAME", DEFAULT_DOMAIN),
+        interface=_interface(given),
+        user_domain=_domain(given, "USER"),
+        project_domain=_domain(given, "PROJECT"),
         source="OS_TOKEN" if token else "OS_USERNAME and OS_PASSWORD of the environment",
     )
 
@@ -161,7 +251,10 @@ def _log_in_v2(http: Http, login: Login, url: str) -> Session:
         # The catalog names addresses for clients elsewhere; here we are connected already.
         endpoint = f"{SOCKET_URL}/v1.1/{tenant_id}"
     else:
-        endpoint = _endpoint(login, ((e["region"], e["publicURL"]) for e in _v2_endpoints(access)))
+        kind = INTERFACES[login.interface]
+        endpoint = _endpoint(
+            login, ((e["region"], e[kind]) for e in _v2_endpoints(access) if kind in e)
+        )
     return Session(str(access["token"]["id"]), tenant_id, endpoint)
 
 
@@ -177,14 +270,13 @@ def _v2_endpoints(access: Mapping[str, Any]) -> Iterable[Mapping[str, str]]:
 
 
 def _log_in_v3(http: Http, login: Login, url: str) -> Session:
-    user_domain = {"name": login.user_domain}
-    user = {"name": login.username, "password": login.password, "domain": user_domain}
+    user = {"name": login.username, "password": login.password, "domain": login.user_domain}
     auth: dict[str, object] = {"identity": {"methods": ["password"], "password": {"user": user}}}
     if login.tenant_id is not None:
         auth["scope"] = {"project": {"id": login.tenant_id}}
     elif login.tenant_name is not None:
-        domain = {"name": login.project_domain}
-        auth["scope"] = {"project": {"name": login.tenant_name, "domain": domain}}
+        project = {"name": login.tenant_name, "domain": login.project_domain}
+        auth["scope"] = {"project": project}
     url = f"{url}/auth/tokens"
     answer = _ask(http, login, "POST", url, {"auth": auth})
     token = _decode(answer, url)["token"]
@@ -193,7 +285,7 @@ def _log_in_v3(http: Http, login: Login, url: str) -> Session:
         for service in token.get("catalog", ())
         if service["type"] == SERVICE_TYPE
         for endpoint in service["endpoints"]
-        if endpoint["interface"] == "public"
+        if endpoint["interface"] == login.interface
     )
     return Session(
         answer.headers["x-subject-token"], str(token["project"]["id"]), _endpoint(login, endpoints)
@@ -212,7 +304,8 @@ def _endpoint(login: Login, offered: Iterable[tuple[str, str]]) -> str:
             f"there is no region {login.region!r} (OS_REGION_NAME); there is: {', '.join(regions)}"
         )
     raise errors.NotFoundError(
-        f"the catalog of {login.auth_url} has no service of type {SERVICE_TYPE!r}"
+        f"the catalog of {login.auth_url} has no service of type {SERVICE_TYPE!r} with a "
+        f"{login.interface} URL"
     )
 
 

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import click
 
+from bockd.errors import ConflictError
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -202,4 +204,5 @@ def confirm(question: str, *, yes: bool) -> None:
     """
     if yes or not sys.stdin.isatty():
         return
-    click.confirm(question, abort=True, err=True)
+    if not click.confirm(question, err=True):
+        raise ConflictError("not confirmed; nothing was done")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import click
 
 from bockd.cli.client import connect
+from bockd.cli.lazy import LazyGroup
 from bockd.cli.output import json_option, print_json, print_record
 from bockd.cli.sizes import format_size
 from bockd.control import PoolInfo
 
 
-@click.group()
+@click.group(cls=LazyGroup)
 def pool() -> None:
     """Show what the pool on this machine takes."""
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from bockd.control import Space
 from bockd.model import GIB
 
 
@@ -62,6 +63,8 @@ class Volume:
     error: str | None
     last_error: str | None
     """Why the latest attaching or detaching did not go as asked."""
+    space: Space | None = None
+    """None: not asked for; only `show` does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,8 @@ class Snapshot:
     description: str | None
     connections: int | None
     uri: str | None
+    space: Space | None = None
+    """None: not asked for; only `show` does."""
 
 
 def read_volume(view: dict[str, Any], uri: str | None) -> Volume:

@@ -6,12 +6,15 @@ import os
 
 import click
 
+from bockd.cli.arguments import server_name
 from bockd.cli.client import connect
+from bockd.cli.failure import judging_arguments
+from bockd.cli.lazy import LazyGroup
 from bockd.cli.output import format_time, json_option, print_json, print_record, print_table
-from bockd.model import Server, ServerKind
+from bockd.model import Server, ServerKind, check_server_record
 
 
-@click.group()
+@click.group(cls=LazyGroup)
 def server() -> None:
     """Register the servers that volumes are attached to.
 
@@ -21,7 +24,7 @@ def server() -> None:
 
 
 @server.command()
-@click.argument("name")
+@click.argument("name", type=server_name)
 @click.option(
     "--kind",
     type=click.Choice([kind.value for kind in ServerKind]),
@@ -40,6 +43,8 @@ def add(name: str, kind: str, qmp: str | None, tenant: str | None, as_json: bool
     bock server add vm7 --kind vm --qmp /run/vm7/qmp.sock --tenant demo
     """
     path = None if qmp is None else os.path.abspath(qmp)
+    with judging_arguments():
+        check_server_record(Server(name, ServerKind(kind), path))
     added = connect().add_server(name, ServerKind(kind), path, tenant)
     if as_json:
         print_json(added)
@@ -65,7 +70,7 @@ def list_(as_json: bool) -> None:
 
 
 @server.command()
-@click.argument("server")
+@click.argument("server", type=server_name)
 @json_option
 def show(server: str, as_json: bool) -> None:
     """Show one registered server."""
@@ -90,7 +95,7 @@ def server_fields(found: Server) -> list[tuple[str, str]]:
 
 
 @server.command()
-@click.argument("server")
+@click.argument("server", type=server_name)
 @json_option
 def remove(server: str, as_json: bool) -> None:
     """Forget a registered server. Refused while a volume is attached to it."""

@@ -1,6 +1,7 @@
-"""Sizes as people write and read them: "10GiB", "512M", "1.5 TiB". Units are binary.
+"""Sizes as people write and read them: "10GiB", "512M", "1.5 TiB". Units are binary: 10G is 10GiB.
 
-"GB" and its like are refused: half the world means 10^9 by it and the other half 2^30.
+"GB" and its like are refused: half the world means 10^9 by it and the other half 2^30. Whatever is
+wrong with a size on the command line is wrong usage.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ from fractions import Fraction
 
 import click
 
-UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+from bockd.cli.arguments import volume_size
+from bockd.model import format_size
+
+__all__ = ["format_exact_size", "format_size", "parse_size", "size_option"]
 
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(?:([KMGTPE])(i?B)?|B)?", re.IGNORECASE)
 
@@ -32,25 +36,14 @@ def parse_size(text: str) -> int:
     return int(size)
 
 
-def format_size(size_bytes: float) -> str:
-    """The largest unit that leaves at least 1: "10 GiB"; one decimal when it is not exact."""
-    scale = 0
-    # The second bound keeps what would round up to "1024.0 MiB" out of the smaller unit.
-    while scale + 1 < len(UNITS) and size_bytes >= 1024 ** (scale + 1) - 1024**scale / 20:
-        scale += 1
-    value = size_bytes / 1024**scale
-    exact = value == int(value)
-    return f"{int(value)} {UNITS[scale]}" if exact else f"{value:.1f} {UNITS[scale]}"
-
-
 def format_exact_size(size_bytes: int) -> str:
     """Both ways: "10 GiB (10737418240 bytes)"."""
     return f"{format_size(size_bytes)} ({size_bytes} bytes)"
 
 
 def size_option(text: str) -> int:
-    """`parse_size` as the type of a click option: a usage error when the text is no size."""
+    """A volume's size, as the type of a click option: a usage error when the text is none."""
     try:
-        return parse_size(text)
+        return volume_size(parse_size(text))
     except ValueError as error:
         raise click.BadParameter(str(error)) from error

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import click
 
+from bockd.cli.arguments import new_name, reference
 from bockd.cli.completion import complete_snapshot, complete_volume
 from bockd.cli.lazy import LazyGroup
+from bockd.cli.obstacles import explained
 from bockd.cli.output import (
     confirm,
     format_count,
@@ -38,8 +41,8 @@ def snapshot() -> None:
 
 
 @snapshot.command()
-@click.argument("volume", shell_complete=complete_volume)
-@click.argument("name", required=False)
+@click.argument("volume", type=reference, shell_complete=complete_volume)
+@click.argument("name", type=new_name, required=False)
 @json_option
 def create(volume: str, name: str | None, as_json: bool) -> None:
     """Freeze what VOLUME holds now as the snapshot NAME.
@@ -74,7 +77,13 @@ def create_unnamed(client: StorageClient, origin: Volume) -> Snapshot:
 
 
 @snapshot.command("list")
-@click.option("--volume", shell_complete=complete_volume, help="Only those of this volume.")
+@click.option(
+    "--volume",
+    metavar="VOLUME",
+    type=reference,
+    shell_complete=complete_volume,
+    help="Only those of this volume.",
+)
 @json_option
 def list_(volume: str | None, as_json: bool) -> None:
     """List snapshots, all or those of one volume."""
@@ -103,7 +112,7 @@ def list_(volume: str | None, as_json: bool) -> None:
 
 
 @snapshot.command()
-@click.argument("snapshot", shell_complete=complete_snapshot)
+@click.argument("snapshot", type=reference, shell_complete=complete_snapshot)
 @json_option
 def show(snapshot: str, as_json: bool) -> None:
     """Show one snapshot, with the space it takes."""
@@ -111,7 +120,7 @@ def show(snapshot: str, as_json: bool) -> None:
     found = client.find_snapshot(snapshot)
     space = client.space(NodeKind.SNAPSHOT, found.id)
     if as_json:
-        print_json({"snapshot": found, "space": space})
+        print_json(replace(found, space=space))
         return
     print_record(
         [
@@ -127,7 +136,7 @@ def show(snapshot: str, as_json: bool) -> None:
 
 
 @snapshot.command()
-@click.argument("snapshot", shell_complete=complete_snapshot)
+@click.argument("snapshot", type=reference, shell_complete=complete_snapshot)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
 def delete(snapshot: str, yes: bool, as_json: bool) -> None:
@@ -138,12 +147,13 @@ def delete(snapshot: str, yes: bool, as_json: bool) -> None:
     client = connect()
     found = client.find_snapshot(snapshot)
     confirm(f"Delete snapshot {found.id} ({found.name}) of volume {found.volume}?", yes=yes)
-    client.delete_snapshot(found.id)
+    with explained(client, found):
+        client.delete_snapshot(found.id)
     report({"deleted": found}, f"deleted snapshot {found.id} ({found.name})", as_json=as_json)
 
 
 @snapshot.command()
-@click.argument("snapshot", shell_complete=complete_snapshot)
+@click.argument("snapshot", type=reference, shell_complete=complete_snapshot)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
 def revert(snapshot: str, yes: bool, as_json: bool) -> None:
@@ -159,7 +169,8 @@ def revert(snapshot: str, yes: bool, as_json: bool) -> None:
         f"Lose what was written to volume {found.volume} since snapshot {found.id} ({found.name})?",
         yes=yes,
     )
-    reverted = client.revert_volume(found.volume, found.id)
+    with explained(client, client.show_volume(found.volume)):
+        reverted = client.revert_volume(found.volume, found.id)
     report(
         reverted,
         f"volume {reverted.id} ({reverted.name}) holds what snapshot {found.id} "

@@ -19,6 +19,7 @@ from typing import Protocol
 
 import click
 
+from bockd.cli.arguments import reference
 from bockd.cli.client import ControlClient, connect
 from bockd.cli.completion import complete_volume
 from bockd.cli.output import (
@@ -316,7 +317,7 @@ def document(seconds: float, rows: list[Activity]) -> dict[str, object]:
 
 
 @click.command()
-@click.argument("volume", required=False, shell_complete=complete_volume)
+@click.argument("volume", type=reference, required=False, shell_complete=complete_volume)
 @click.option(
     "--interval",
     type=click.FloatRange(min=MIN_INTERVAL_SECONDS),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 from urllib.parse import quote, urlsplit
@@ -20,7 +20,13 @@ from bockd import errors
 from bockd.cli.client import ControlClient, segment
 from bockd.cli.faults import error_of_fault
 from bockd.cli.http import Http
-from bockd.cli.login import Session, find_login, log_in
+from bockd.cli.login import (
+    Session,
+    find_login,
+    log_in,
+    openstack_variables,
+    refuse_not_honoured,
+)
 from bockd.cli.records import (
     Attached,
     Snapshot,
@@ -92,7 +98,8 @@ class StorageClient:
     def find_volume(self, ref: str) -> Volume:
         """The volume of an id or a name. NotFoundError, ConflictError for an ambiguous name."""
         if is_id(ref):
-            return self.show_volume(int(ref))
+            with looked_for(NodeKind.VOLUME, ref):
+                return self.show_volume(int(ref))
         return choose(NodeKind.VOLUME, ref, self.list_volumes(ref), lambda: self.list_volumes())
 
     def show_volume(self, volume: int) -> Volume:
@@ -184,7 +191,8 @@ class StorageClient:
     def find_snapshot(self, ref: str) -> Snapshot:
         """The snapshot of an id or a name. NotFoundError, ConflictError for an ambiguous name."""
         if is_id(ref):
-            return self.show_snapshot(int(ref))
+            with looked_for(NodeKind.SNAPSHOT, ref):
+                return self.show_snapshot(int(ref))
         return choose(
             NodeKind.SNAPSHOT, ref, self.list_snapshots(ref), lambda: self.list_snapshots()
         )
@@ -317,6 +325,7 @@ class StorageClient:
 
     def _log_in(self) -> tuple[Http, Session]:
         if self._http is None or self._session is None:
+            refuse_not_honoured(openstack_variables(self._environ))
             remote = self._environ.get("OS_AUTH_URL")
             self._http = Http(
                 None if remote else self._settings.api_socket,
@@ -363,14 +372,28 @@ def is_id(ref: str) -> bool:
     return ref.isascii() and ref.isdigit() and len(ref) < 20
 
 
+@contextlib.contextmanager
+def looked_for(kind: NodeKind, ref: str) -> Iterator[None]:
+    """An id that is not there is told as a name is."""
+    try:
+        yield
+    except errors.NotFoundError as error:
+        raise not_there(kind, ref) from error
+
+
+def not_there(kind: NodeKind, ref: str) -> errors.NotFoundError:
+    """There is none of this name or id."""
+    return errors.NotFoundError(
+        f"there is no {kind} {ref[:300]!r}; 'bock {kind} list' shows what there is"
+    )
+
+
 def choose(kind: NodeKind, name: str, found: list[N], everything: Callable[[], list[N]]) -> N:
     """The only one that `name` fits; what has no display name goes by its name in the pool."""
     if not found:
         found = [one for one in everything() if one.name == name]
     if not found:
-        raise errors.NotFoundError(
-            f"there is no {kind} {name[:300]!r}; 'bock {kind} list' shows what there is"
-        )
+        raise not_there(kind, name)
     if len(found) > 1:
         ids = ", ".join(str(one.id) for one in found)
         raise errors.ConflictError(f"{len(found)} {kind}s are named {name!r}: give an id ({ids})")

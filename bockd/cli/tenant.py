@@ -8,6 +8,7 @@ import click
 
 from bockd.cli.accountclient import connect as connect_accounts
 from bockd.cli.client import ControlClient
+from bockd.cli.lazy import LazyGroup
 from bockd.cli.login import read_credentials
 from bockd.cli.output import json_option, print_json, print_record, print_table, report
 from bockd.cli.storage import connect
@@ -19,7 +20,7 @@ ANY_HOST = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104 - nothing lis
 """Where a daemon that listens everywhere is reached from this machine."""
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=LazyGroup, invoke_without_command=True)
 @click.option("--shell", "as_shell", is_flag=True, help="Print lines that set OS_AUTH_URL etc.")
 @json_option
 @click.pass_context

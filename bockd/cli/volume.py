@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 
 import click
 
+from bockd.cli.arguments import new_name, reference
 from bockd.cli.completion import complete_image, complete_snapshot, complete_volume
 from bockd.cli.lazy import LazyGroup
+from bockd.cli.obstacles import explained
 from bockd.cli.output import (
     confirm,
     format_count,
@@ -37,13 +40,17 @@ def volume() -> None:
 
 
 @volume.command()
-@click.argument("name")
+@click.argument("name", type=new_name)
 @click.option(
-    "--size", type=size_option, metavar="SIZE", help="Like 10GiB, 512M or 1TiB: 1 MiB to 16 TiB."
+    "--size",
+    type=size_option,
+    metavar="SIZE",
+    help="Like 10GiB, 512M or 1T, from 1 MiB to 16 TiB. 10G is 10GiB, and 10GB is refused.",
 )
 @click.option(
     "--from-snapshot",
     metavar="SNAPSHOT",
+    type=reference,
     shell_complete=complete_snapshot,
     help="Begin with what this snapshot holds; --size may then be larger or absent.",
 )
@@ -110,7 +117,7 @@ def list_(as_json: bool) -> None:
 
 
 @volume.command()
-@click.argument("volume", shell_complete=complete_volume)
+@click.argument("volume", type=reference, shell_complete=complete_volume)
 @json_option
 def show(volume: str, as_json: bool) -> None:
     """Show one volume, with the space it takes.
@@ -122,7 +129,7 @@ def show(volume: str, as_json: bool) -> None:
     found = client.find_volume(volume)
     space = client.space(NodeKind.VOLUME, found.id)
     if as_json:
-        print_json({"volume": found, "space": space})
+        print_json(replace(found, space=space))
         return
     print_record([*volume_fields(found), *space_fields(space)])
 
@@ -176,13 +183,13 @@ def space_fields(space: Space) -> list[tuple[str, str]]:
 
 
 @volume.command()
-@click.argument("volume", shell_complete=complete_volume)
+@click.argument("volume", type=reference, shell_complete=complete_volume)
 @click.option(
     "--size",
     type=size_option,
     metavar="SIZE",
     required=True,
-    help="The new size, larger than the old one.",
+    help="The new size, larger than the old one. 10G is 10GiB, and 10GB is refused.",
 )
 @json_option
 def extend(volume: str, size: int, as_json: bool) -> None:
@@ -196,7 +203,8 @@ def extend(volume: str, size: int, as_json: bool) -> None:
     bock volume extend web --size 20GiB
     """
     client = connect()
-    grown = client.extend_volume(client.find_volume(volume).id, size)
+    found = client.find_volume(volume)
+    grown = client.extend_volume(found.id, size)
     report(
         grown,
         f"volume {grown.id} ({grown.name}) now has {format_size(grown.size_bytes)}",
@@ -231,7 +239,7 @@ def enlarge_devices(client: StorageClient, grown: Volume) -> Iterator[str]:
 
 
 @volume.command()
-@click.argument("volume", shell_complete=complete_volume)
+@click.argument("volume", type=reference, shell_complete=complete_volume)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
 def delete(volume: str, yes: bool, as_json: bool) -> None:
@@ -246,12 +254,13 @@ def delete(volume: str, yes: bool, as_json: bool) -> None:
         f"Delete volume {found.id} ({found.name}, {format_size(found.size_bytes)}) and its data?",
         yes=yes,
     )
-    client.delete_volume(found.id)
+    with explained(client, found):
+        client.delete_volume(found.id)
     report({"deleted": found}, f"deleted volume {found.id} ({found.name})", as_json=as_json)
 
 
 @volume.command()
-@click.argument("volume", shell_complete=complete_volume)
+@click.argument("volume", type=reference, shell_complete=complete_volume)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
 def reopen(volume: str, yes: bool, as_json: bool) -> None:

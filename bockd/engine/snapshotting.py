@@ -19,7 +19,7 @@ from bockd.engine.registry import Registry
 from bockd.engine.volume import Volume
 from bockd.errors import ConflictError, InUseError, InvalidRequestError
 from bockd.failpoints import Failpoint, hit
-from bockd.model import LayerId, NodeKind, SnapshotId, VolumeId, check_name
+from bockd.model import LayerId, NodeKind, SnapshotId, VolumeId, check_name, format_size
 from bockd.steps import Blocking, Steps
 from bockd.store.catalogue import Catalogue, SnapshotRecord, VolumeRecord, id_key
 from bockd.store.index import Table, Transaction
@@ -272,7 +272,7 @@ def clone_size(source: SnapshotRecord | None, size_bytes: int | None) -> int:
         return size_bytes
     if size_bytes is not None and size_bytes < source.size_bytes:
         raise InvalidRequestError(
-            f"snapshot {source.id} has {source.size_bytes} bytes; a volume made from it "
+            f"snapshot {source.id} has {format_size(source.size_bytes)}; a volume made from it "
             "cannot be smaller"
         )
     return size_bytes or source.size_bytes

@@ -19,9 +19,9 @@ log = logging.getLogger(__name__)
 _OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
-def listen_tcp(address: Address) -> socket.socket:
+def listen_tcp(address: Address, elsewhere: str = "") -> socket.socket:
     """A listening TCP socket. Raises InUseError for a port that is taken, UnavailableError for an
-    address that is not ours."""
+    address that is not ours; `elsewhere` tells in their message how to choose another address."""
     try:
         found = socket.getaddrinfo(
             address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -30,7 +30,10 @@ def listen_tcp(address: Address) -> socket.socket:
         listener = socket.create_server(where, family=family, backlog=BACKLOG)
     except OSError as error:
         kind = InUseError if error.errno == errno.EADDRINUSE else UnavailableError
-        raise kind(f"cannot listen on {address}: {error.strerror or error}") from error
+        # Python adds the address, which is told already.
+        reason = (error.strerror or str(error)).partition(" (while ")[0]
+        hint = f"; {elsewhere}" if elsewhere else ""
+        raise kind(f"cannot listen on {address}: {reason}{hint}") from error
     listener.setblocking(False)
     return listener
 

@@ -158,7 +158,7 @@ def test_an_attached_volume_is_not_reverted_nor_deleted_while_nobody_is_connecte
     attached = tenant.attach(volume)
     with connected(attached.uri) as client:
         client.pwrite(b"kept", 0)
-    assert "it is in-use" in daemon.refusal("snapshot", "revert", "frozen")
-    assert "it is in-use" in daemon.refusal("volume", "delete", "disk1")
+    assert "is in-use" in daemon.refusal("snapshot", "revert", "frozen")
+    assert "is in-use" in daemon.refusal("volume", "delete", "disk1")
     tenant.detach(volume)
     daemon.bock("snapshot", "revert", "frozen")

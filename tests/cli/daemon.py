@@ -78,6 +78,14 @@ class Daemon:
         assert result.err.count("\n") == 1, result
         return result.err.strip()
 
+    def misuse(self, *arguments: str | Path) -> str:
+        """Run `bock`, which must say that it was called wrongly; returns what it says, without the
+        line breaks."""
+        result = self.run("bock", *arguments)
+        assert (result.status, result.out) == (2, ""), result
+        assert result.err.startswith("Usage: bock "), result
+        return " ".join(result.err.split())
+
     @contextmanager
     def storage(self) -> Iterator[StorageClient]:
         """What is behind `bock`, for what `bock` does not do."""
@@ -102,7 +110,7 @@ class Daemon:
             client.stdout.readline()  # it has connected and read
             yield
             client.communicate(b"quit\n")
-        while self.bock_json("volume", "show", volume)["volume"]["connections"]:
+        while self.bock_json("volume", "show", volume)["connections"]:
             pass
 
 

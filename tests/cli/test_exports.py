@@ -41,7 +41,7 @@ def virtual_size(image: Path, image_format: str) -> int:
 
 def shown(daemon: Daemon, name: str) -> Any:
     """A volume's record."""
-    return daemon.bock_json("volume", "show", name)["volume"]
+    return daemon.bock_json("volume", "show", name)
 
 
 def test_export_gives_the_imported_size_back(daemon: Daemon, tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def daemon_python(daemon: Daemon, script: str) -> bytes:
 def test_volume_of_an_image(daemon: Daemon, tmp_path: Path) -> None:
     file = make_image(tmp_path / "base-image.qcow2", "qcow2")
     tool("qemu-io", "-f", "qcow2", "-c", "write -P 77 20M 4k", file)
-    image = daemon.bock_json("image", "import", file)["image"]
+    image = daemon.bock_json("image", "import", file)
     for number, ref in enumerate(("base-image", image["id"])):
         volume = daemon.bock_json("volume", "create", f"of-image-{number}", "--image", ref)
         assert (volume["from_image"], volume["status"]) == (image["id"], "available")
@@ -221,6 +221,6 @@ def test_volume_of_an_image(daemon: Daemon, tmp_path: Path) -> None:
 
 def test_image_keeps_the_size_of_its_file(daemon: Daemon, tmp_path: Path) -> None:
     file = odd_image(tmp_path / "odd-image.img", ODD_BYTES + 512)
-    image = daemon.bock_json("image", "import", file)["image"]
+    image = daemon.bock_json("image", "import", file)
     assert (image["size_bytes"], image["content_bytes"]) == (ODD_BYTES + 3584, ODD_BYTES + 512)
     same(file, "raw", image["uri"])

@@ -64,7 +64,7 @@ def test_by_the_variables_from_another_machine(
     bock("snapshot", "create", "remote", "remote-then")
     bock("volume", "extend", "remote", "--size", "2M")
     bock("snapshot", "revert", "remote-then")
-    assert daemon.bock_json("volume", "show", "remote")["volume"]["size_bytes"] == 2 << 20
+    assert daemon.bock_json("volume", "show", "remote")["size_bytes"] == 2 << 20
     refused = daemon.refusal("volume", "export", "remote", "/nowhere/x", **there)
     assert "on the daemon's machine" in refused
     image = Path(elsewhere["BOCKD_DATA"]).with_name("new.raw")
@@ -88,7 +88,7 @@ def test_another_daemons_volume_is_not_taken_for_ours(
             "volume", "export", "same", target, **variables
         )
         shown = other.run("bock", "volume", "show", "same", "--json", **variables)
-        assert json.loads(shown.out)["volume"]["uri"] is None
+        assert json.loads(shown.out)["uri"] is None
         other.bock("volume", "export", "same", target)
         assert "socket only" in other.refusal("credentials", "--shell")
         assert other.bock_json("credentials")["endpoints"] == {}
@@ -99,7 +99,7 @@ def test_by_the_variables_beside_the_daemon(daemon: Daemon, variables: dict[str,
     """The daemon behind OS_AUTH_URL is found to be the one behind the socket."""
     here = daemon.bock_json("volume", "create", "both", "--size", "1M")
     shown = daemon.run("bock", "volume", "show", "both", "--json", **variables)
-    assert json.loads(shown.out)["volume"]["uri"] == here["uri"]
+    assert json.loads(shown.out)["uri"] == here["uri"]
     daemon.bock("volume", "delete", "both")
 
 
@@ -114,6 +114,10 @@ def test_by_the_variables_beside_the_daemon(daemon: Daemon, variables: dict[str,
         lambda v, t: {"OS_TENANT_NAME": "", "OS_PROJECT_ID": t},
         lambda v, _: {"OS_REGION_NAME": "az-1.region-a.geo-1"},
         lambda v, _: {"OS_AUTH_URL": ""},
+        lambda v, _: {"OS_CLOUD": "prod"},
+        lambda v, _: {"OS_AUTH_TYPE": "password", "OS_IDENTITY_API_VERSION": "2.0"},
+        lambda v, _: {"OS_INTERFACE": "public", "OS_PROJECT_DOMAIN_ID": "default"},
+        lambda v, _: {"OS_ENDPOINT_TYPE": "publicURL", "OS_DEFAULT_DOMAIN": "default"},
     ],
 )
 def test_spellings(daemon: Daemon, variables: dict[str, str], spelling: Any) -> None:
@@ -135,6 +139,12 @@ def test_spellings(daemon: Daemon, variables: dict[str, str], spelling: Any) -> 
         ({"OS_AUTH_URL": "nowhere"}, ["nowhere"]),
         ({"OS_AUTH_URL": "https://x", "OS_CACERT": "/nowhere"}, ["OS_CACERT", "/nowhere"]),
         ({"OS_TOKEN": "x"}, ["OS_TOKEN is refused", "expired"]),
+        ({"OS_AUTH_TYPE": "v3applicationcredential"}, ["OS_AUTH_TYPE", "OS_PASSWORD"]),
+        ({"OS_AUTH_PLUGIN": "token"}, ["OS_AUTH_TYPE is 'token'"]),
+        ({"OS_TOKEN": "x", "OS_AUTH_TYPE": "password"}, ["OS_AUTH_TYPE is 'password'"]),
+        ({"OS_INTERFACE": "outer"}, ["OS_INTERFACE is 'outer'", "internal"]),
+        ({"OS_SYSTEM_SCOPE": "all"}, ["OS_SYSTEM_SCOPE is set"]),
+        ({"OS_IDENTITY_API_VERSION": "3", "OS_AUTH_URL": "http://127.0.0.1:1"}, [":1/v3/auth"]),
     ],
 )
 def test_what_is_wrong_is_said(
@@ -143,6 +153,26 @@ def test_what_is_wrong_is_said(
     told = daemon.refusal("volume", "list", **{**variables, **wrong})
     for reason in reasons:
         assert reason in told
+
+
+@pytest.mark.parametrize(
+    "set_",
+    [
+        *("OS_CLOUD", "OS_APPLICATION_CREDENTIAL_ID", "OS_APPLICATION_CREDENTIAL_NAME"),
+        *("OS_DOMAIN_NAME", "OS_TRUST_ID", "OS_USER_ID", "OS_ENDPOINT", "OS_REGION_NAME"),
+    ],
+)
+def test_a_variable_that_names_another_place_never_leads_here(daemon: Daemon, set_: str) -> None:
+    """Other clients go elsewhere for it, so the demo tenant of this machine is not meant."""
+    told = daemon.refusal("volume", "create", "stray", "--size", "1M", **{set_: "prod"})
+    assert set_ in told
+    assert "OS_AUTH_URL" in told
+    assert "stray" not in daemon.names()
+
+
+def test_no_daemon_is_not_blamed_for_a_variable(daemon: Daemon, elsewhere: dict[str, str]) -> None:
+    told = daemon.refusal("volume", "list", OS_CLOUD="prod", **elsewhere)
+    assert "OS_CLOUD is set" in told
 
 
 def test_wrong_credentials_in_the_file(daemon: Daemon, tmp_path: Path) -> None:

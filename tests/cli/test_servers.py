@@ -24,9 +24,9 @@ def test_added_listed_shown_removed(daemon: Daemon) -> None:
 def test_refusals(daemon: Daemon) -> None:
     daemon.bock("server", "add", "one", "--kind", "host")
     assert "already" in daemon.refusal("server", "add", "one", "--kind", "plain")
-    assert "needs the path" in daemon.refusal("server", "add", "two", "--kind", "vm")
-    assert "has no QMP" in daemon.refusal("server", "add", "t", "--kind", "host", "--qmp", "/q")
-    assert "cannot be" in daemon.refusal("server", "add", "a b", "--kind", "host")
+    assert "needs the path" in daemon.misuse("server", "add", "two", "--kind", "vm")
+    assert "has no QMP" in daemon.misuse("server", "add", "t", "--kind", "host", "--qmp", "/q")
+    assert "is no server" in daemon.misuse("server", "add", "a b", "--kind", "host")
     assert "no tenant" in daemon.refusal("server", "add", "t", "--kind", "host", "--tenant", "x")
     assert "no server" in daemon.refusal("server", "show", "three")
     daemon.bock("volume", "create", "held", "--size", "1M")

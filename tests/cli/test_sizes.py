@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bockd.cli.sizes import UNITS, format_size, parse_size
+from bockd.cli.sizes import format_size, parse_size
 from bockd.model import GIB, KIB, MIB, TIB
+from bockd.model import SIZE_UNITS as UNITS
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def check_limits(daemon: Daemon) -> None:
     assert "Volume quota exceeded" in told
     told = daemon.refusal("volume", "extend", "counted", "--size", "16T")
     assert "Volume quota exceeded" in told
-    assert daemon.bock_json("volume", "show", "counted")["volume"]["size_bytes"] == 1025 << 20
+    assert daemon.bock_json("volume", "show", "counted")["size_bytes"] == 1025 << 20
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_adopting_what_an_older_version_made(old_pool: Path) -> None:
         daemon.bock("adopt", "snapshot", "old-then")
         assert "belongs to tenant" in daemon.refusal("adopt", "volume", "old")
         assert "no volume 'none'" in daemon.refusal("adopt", "volume", "none")
-        shown = daemon.bock_json("volume", "show", "old")["volume"]
+        shown = daemon.bock_json("volume", "show", "old")
         assert (shown["size_bytes"], shown["status"]) == (2 * MIB, "available")
         daemon.bock("snapshot", "revert", "old-then")
         assert "no tenant" not in daemon.bock("info")

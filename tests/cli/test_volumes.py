@@ -18,9 +18,9 @@ def test_life_of_a_volume(daemon: Daemon) -> None:
         r"created volume \d+ \(life\), 10 GiB\nconnect to it at nbd\+unix://\S+\n", out
     )
     shown = daemon.bock_json("volume", "show", "life")
-    assert shown["volume"]["size_bytes"] == 10 << 30
+    assert shown["size_bytes"] == 10 << 30
     assert shown["space"] == {"exclusive_bytes": 0, "shared_bytes": 0}
-    by_id = daemon.bock("volume", "show", str(shown["volume"]["id"]))
+    by_id = daemon.bock("volume", "show", str(shown["id"]))
     assert re.search(r"^size +10 GiB \(10737418240 bytes\)$", by_id, re.MULTILINE)
     assert daemon.bock("volume", "extend", "life", "--size", "11G").endswith("now has 11 GiB\n")
     assert re.search(r"life +11 GiB +available", daemon.bock("volume", "list"))
@@ -52,7 +52,7 @@ def test_life_of_a_snapshot(daemon: Daemon) -> None:
 def test_awkward_names(daemon: Daemon, name: str) -> None:
     daemon.bock("volume", "create", name, "--size", "1M")
     assert name in daemon.bock("volume", "list")
-    assert daemon.bock_json("volume", "show", name)["volume"]["name"] == name
+    assert daemon.bock_json("volume", "show", name)["name"] == name
     assert daemon.bock_json("snapshot", "list", "--volume", name) == []
     daemon.bock("volume", "delete", name)
 
@@ -66,13 +66,13 @@ def test_a_name_that_fits_several(daemon: Daemon) -> None:
     told = daemon.refusal("volume", "delete", "twin")
     assert told == f"bock: 2 volumes are named 'twin': give an id ({twins[0]}, {twins[1]})"
     assert "exists already" in daemon.refusal("volume", "create", "twin", "--size", "1M")
-    uris = [daemon.bock_json("volume", "show", str(id_))["volume"]["uri"] for id_ in twins]
+    uris = [daemon.bock_json("volume", "show", str(id_))["uri"] for id_ in twins]
     assert [uri.partition("?")[0] for uri in uris] == [
         "nbd+unix:///twin",
         f"nbd+unix:///twin-{twins[1]}",
     ]
     daemon.bock("volume", "delete", str(twins[0]))
-    assert daemon.bock_json("volume", "show", "twin")["volume"]["id"] == twins[1]
+    assert daemon.bock_json("volume", "show", "twin")["id"] == twins[1]
     daemon.bock("volume", "delete", "twin")
 
 
@@ -81,7 +81,7 @@ def test_a_volume_without_a_display_name(daemon: Daemon) -> None:
         volume = storage.post("os-volumes", {"volume": {"size": 1}})["volume"]["id"]
     name = f"volume-{volume}"
     assert name in daemon.names()
-    assert daemon.bock_json("volume", "show", name)["volume"]["id"] == volume
+    assert daemon.bock_json("volume", "show", name)["id"] == volume
     daemon.bock("volume", "delete", name)
 
 
@@ -111,21 +111,28 @@ def test_attachments(daemon: Daemon) -> None:
     assert f"unix uri  {way_in}\n" in shown
     with daemon.connected(way_in, "moved"):
         assert daemon.bock_json("attachment", "show", "moved")["connections"] == 1
-    assert daemon.bock_json("attachment", "list") == [at]
+    unasked = {"kind": None, "uri": None, "unix_uri": None, "connections": 0}
+    assert daemon.bock_json("attachment", "list") == [at | unasked]
     assert daemon.bock_json("attachment", "list", "vm-8") == []
     assert re.search(r"moved +vm-7 +/dev/vdb", daemon.bock("attachment", "list", "vm-7"))
     assert re.search(r"attached to +vm-7 as /dev/vdb", daemon.bock("volume", "show", "moved"))
-    assert "it is in-use" in daemon.refusal("attachment", "create", "moved", "vm-8")
-    assert "it is in-use" in daemon.refusal("volume", "delete", "moved")
     daemon.bock("snapshot", "create", "moved", "moved-then")
-    assert "it is in-use" in daemon.refusal("snapshot", "revert", "moved-then")
+    for refused in (
+        ("attachment", "create", "moved", "vm-8"),
+        ("volume", "delete", "moved"),
+        ("snapshot", "revert", "moved-then"),
+    ):
+        told = daemon.refusal(*refused)
+        assert f"volume {volume} (moved) is in-use, attached to vm-7 as /dev/vdb" in told
+        assert f"'bock attachment delete {volume}'" in told
+        assert "Invalid" not in told
     assert "detached volume" in daemon.bock("attachment", "delete", "moved")
     taken = daemon.bock_json("attachment", "create", "moved", "vm-8", "--device", "/dev/vdf")
     assert taken["device"] == "/dev/vdf"
     with daemon.connected(taken["unix_uri"], "moved"):
         daemon.bock("attachment", "delete", "moved", "--force")
     for bad in ("vm 7", "a/b", "v" * 256):
-        assert "malformed server id" in daemon.refusal("attachment", "create", "moved", bad)
+        assert "is no server" in daemon.misuse("attachment", "create", "moved", bad)
     daemon.bock("snapshot", "delete", "moved-then")
     daemon.bock("volume", "delete", "moved")
 
@@ -133,30 +140,17 @@ def test_attachments(daemon: Daemon) -> None:
 def test_refusals_say_what_to_do(daemon: Daemon) -> None:
     created = daemon.bock_json("volume", "create", "busy", "--size", "2M")
     assert "'busy' exists" in daemon.refusal("volume", "create", "busy", "--size", "1M")
-    assert "looks like an id" in daemon.refusal("volume", "create", "77", "--size", "1M")
-    assert "between 1 MiB and 16 TiB" in daemon.refusal("volume", "create", "b", "--size", "1k")
     assert "only grow" in daemon.refusal("volume", "extend", "busy", "--size", "1M")
     assert "no volume 'nobody'" in daemon.refusal("volume", "delete", "nobody")
-    assert "Volume 99999 could not be found" in daemon.refusal("volume", "delete", "99999")
-    assert "empty name" in daemon.refusal("volume", "show", "")
+    assert "no volume '99999'; 'bock volume list'" in daemon.refusal("volume", "delete", "99999")
+    assert "no snapshot '9'; 'bock snapshot list'" in daemon.refusal("snapshot", "show", "9")
     with daemon.connected(created["uri"], "busy"):
-        assert "disconnect" in daemon.refusal("volume", "delete", "busy")
-        shown = daemon.bock_json("volume", "show", "busy")["volume"]
+        told = daemon.refusal("volume", "delete", "busy")
+        assert f"volume {created['id']} (busy) is used by 1 client" in told
+        assert f"'bock stat {created['id']}'" in told
+        shown = daemon.bock_json("volume", "show", "busy")
         assert (shown["status"], shown["connections"]) == ("available", 1)
     daemon.bock("volume", "delete", "busy")
-
-
-def test_usage_errors_exit_with_2(daemon: Daemon) -> None:
-    for arguments, reason in [
-        (["volume", "create", "x"], "--from-snapshot"),
-        (["volume", "create", "x", "--size", "10GB"], "write 10GiB"),
-        (["volume", "create"], "Missing argument"),
-        (["stat", "--interval", "0"], "0.1"),
-        (["colour"], "No such command"),
-    ]:
-        result = daemon.run("bock", *arguments)
-        assert (result.status, result.out) == (2, "")
-        assert reason in result.err
 
 
 def test_no_daemon(daemon: Daemon, tmp_path: Path) -> None:

@@ -256,7 +256,7 @@ def test_compressed_image_is_unpacked(daemon: Daemon, tmp_path: Path, ending: st
     volume = daemon.bock_json("volume", "import", packed)
     assert volume["name"] == f"inner-{ending}"
     same(image, "qcow2", volume["uri"])
-    made = daemon.bock_json("image", "import", packed)["image"]
+    made = daemon.bock_json("image", "import", packed)
     assert (made["name"], made["disk_format"]) == (f"inner-{ending}", "qcow2")
     assert made["checksum"] == hashlib.sha256(packed.read_bytes()).hexdigest()
     assert made["file_bytes"] == packed.stat().st_size
@@ -342,7 +342,7 @@ def test_vhd_is_read_as_one(daemon: Daemon, tmp_path: Path, subformat: str) -> N
             footer[64:68] = struct.pack(">I", ~sum(footer) & 0xFFFF_FFFF)
             file.seek(place, 0 if place == 0 else 2)
             file.write(footer)
-    answer = daemon.bock_json("image", "import", image)["image"]
+    answer = daemon.bock_json("image", "import", image)
     assert answer["disk_format"] == "vhd"
     volume = daemon.bock_json("volume", "import", image)
     assert volume["size_bytes"] == 40 * MIB + 4096
@@ -393,7 +393,7 @@ def test_answer_without_a_length(daemon: Daemon, tmp_path: Path) -> None:
         told = daemon.refusal("image", "import", f"{site.url}/chunked-cut/x.raw")
         assert "failed after" in told
         assert image_names(daemon) == before
-        made = daemon.bock_json("image", "import", f"{site.url}/chunked/chunky.raw")["image"]
+        made = daemon.bock_json("image", "import", f"{site.url}/chunked/chunky.raw")
         assert made["checksum"] == hashlib.sha256(site.content).hexdigest()
         volume = daemon.bock_json("volume", "import", f"{site.url}/plain/from-afar.raw")
         assert volume["name"] == "from-afar"

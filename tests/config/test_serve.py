@@ -146,5 +146,7 @@ def test_a_port_that_is_taken_is_one_line(data_dir: Path) -> None:
             check=False,
         )
     assert (ended.returncode, ended.stdout) == (1, "")
-    assert ended.stderr.startswith(f"bockd: cannot listen on {address}: Address already in use")
+    assert ended.stderr.startswith(
+        f"bockd: cannot listen on {address}: Address already in use; set BOCKD_"
+    )
     assert ended.stderr.count("\n") == 1

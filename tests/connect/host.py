@@ -38,7 +38,7 @@ class Host:
 
     def volume(self, name: str) -> dict[str, Any]:
         """What the API says of a volume."""
-        shown: dict[str, Any] = self.daemon.bock("volume", "show", name)["volume"]
+        shown: dict[str, Any] = self.daemon.bock("volume", "show", name)
         return shown
 
     def devices(self) -> list[str]:

@@ -31,14 +31,15 @@ def test_without_the_kernels_module(host: Host) -> None:
 def test_wrong_requests(host: Host) -> None:
     host.daemon.bock("volume", "create", "v", "--size", "16M")
     assert "there is no volume 'w'" in refused(host, "w", "--loop")
-    assert "leave it out with --loop" in refused(host, "v", "--loop", "--device", "/dev/nbd0")
-    refusal = refused(host, "v", "--loop", "--server", "(host)")
-    assert "malformed server id" in refusal
-    assert "--server" in refusal
+    for wrong, reason in (
+        (("--device", "/dev/nbd0"), "leave it out with --loop"),
+        (("--server", "(host)"), "'--server': '(host)' is no server"),
+    ):
+        assert reason in host.daemon.misuse("connect", "v", "--loop", *wrong)
+        assert (host.records(), host.devices()) == ([], [])
     assert "'v' is not connected here" in host.daemon.refusal("disconnect", "v")
-    wrong = host.daemon.run(program("bock"), "connect")
-    assert (wrong.status, wrong.out) == (2, "")
-    assert "give one of VOLUME, --restore, --refresh and --print-unit" in wrong.err
+    told = host.daemon.misuse("connect")
+    assert "give one of VOLUME, --restore, --refresh and --print-unit" in told
 
 
 def test_a_volume_that_is_taken(host: Host) -> None:

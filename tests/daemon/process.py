@@ -211,6 +211,13 @@ class Bockd:
         assert result.err.count("\n") == 1, result
         return result.err.strip()
 
+    def misuse(self, *arguments: str | Path) -> str:
+        """Run `bock`, which must say that it was called wrongly; returns what it says, without the
+        line breaks."""
+        result = self.run(program("bock"), *arguments)
+        assert (result.status, result.out) == (2, ""), result
+        return " ".join(result.err.split())
+
     def check(self) -> dict[str, Any]:
         """`bockd check`, by the daemon if it runs; the report, which must be clean."""
         result = self.run(program("bockd"), "check", "--json")

@@ -316,9 +316,9 @@ def test_names_and_sizes_out_of_range(daemon: Bockd) -> None:
             with pytest.raises(Exception, match=r"size|range|valid"):
                 storage.create_volume("sized", size)
         assert storage.list_volumes() == []
-    assert "1 MiB and 16 TiB" in daemon.refusal("volume", "create", "v", "--size", "512K")
-    assert "1 MiB and 16 TiB" in daemon.refusal("volume", "create", "v", "--size", "17T")
-    assert "255" in daemon.refusal("volume", "create", too_long, "--size", "1M")
+    assert "1 MiB and 16 TiB" in daemon.misuse("volume", "create", "v", "--size", "512K")
+    assert "1 MiB and 16 TiB" in daemon.misuse("volume", "create", "v", "--size", "17T")
+    assert "255" in daemon.misuse("volume", "create", too_long, "--size", "1M")
     assert digest(daemon.data_dir / "layers") == before
     longest = "é" * 127 + "n"
     daemon.bock("volume", "create", longest, "--size", "1M")
@@ -340,7 +340,7 @@ def test_deleting_and_reverting_what_is_in_use(daemon: Bockd) -> None:
             ("snapshot", "delete", "used-1", "--yes"),
         ):
             error = daemon.refusal(*command)
-            assert "disconnect first" in error
+            assert "end them first" in error
         client.pwrite(b"more" * 1024, 4096)
         assert client.pread(8192, 0) == b"used" * 1024 + b"more" * 1024
         assert reader.pread(8192, 0) == bytes(8192)
