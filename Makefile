@@ -2,7 +2,9 @@
 # What set-up does is in .setup/: one short script for each part.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast test-floors test-walk test-clients test-debian13 test-keystone soak soak-cuts soak-kills faults damage fuzz setup setup-run setup-check setup-test setup-bench
+.PHONY: help run test test-fast test-floors test-walk test-clients test-openstack-clients
+.PHONY: test-debian13 test-keystone soak soak-cuts soak-kills faults damage fuzz setup setup-run
+.PHONY: setup-check setup-test setup-bench
 .PHONY: check bench bench-quick bench-micro profile lock clean
 
 help: ## show this
@@ -43,6 +45,10 @@ test-keystone: setup ## run the tests that need a real Keystone, which this inst
 
 test-clients: setup ## run each release of each NBD client against a daemon (roots of other releases in .cache)
 	@.venv/bin/python -m pytest tests/clients -m released_clients $(ARGS)
+
+test-openstack-clients: setup ## run openstack, cinder and pkgcloud, which this installs into .cache
+	@.setup/openstack-clients
+	@.venv/bin/python -m pytest tests/openstack -m openstack_clients $(ARGS)
 
 soak: soak-kills soak-cuts ## both of these (ARGS='--seed 1' is for both)
 

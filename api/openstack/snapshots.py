@@ -65,10 +65,14 @@ def snapshot_router(
         """Measure the space that a snapshot takes, by a walk over its maps."""
         return {"space": view_space(await storage.snapshot_space(tenant, snapshot))}
 
-    @router.delete("/{snapshot_id:node}", response_class=Response)
+    # Cinder's clients expect Cinder's status, under Cinder's path: HP's document says 200.
+    cinder = spelled is not as_documented
+    deleted = status.HTTP_202_ACCEPTED if cinder else status.HTTP_200_OK
+
+    @router.delete("/{snapshot_id:node}", status_code=deleted, response_class=Response)
     async def delete_snapshot(tenant: InTenant, snapshot: InSnapshot) -> Response:
         """Delete a snapshot (section 4.4.4.4)."""
         await storage.delete_snapshot(tenant, snapshot)
-        return Response(status_code=status.HTTP_200_OK)
+        return Response(status_code=deleted)
 
     return router

@@ -28,7 +28,7 @@ def credentials(ctx: click.Context, as_shell: bool, as_json: bool) -> None:
     """Show the credentials that the daemon's first start made, and where to use them.
 
     They are those of the tenant demo, kept where only the user who runs the daemon can read them.
-    With them any OpenStack client, and bock on another machine, works on the same volumes.
+    With them OpenStack's clients, and bock on another machine, work on the same volumes.
 
     \b
     eval "$(bock credentials --shell)"

@@ -137,6 +137,11 @@ def test_replies_under_cinders_paths_have_cinders_keys(served: Served) -> None:
             "attachments": documented["attachments"]
         }
         assert not any("_" in key for key in documented)
+        again = client.post(
+            "/os-snapshots", json={"snapshot": {"volume_id": volume, "force": True}}
+        )
+        assert client.delete(f"/os-snapshots/{again.json()['snapshot']['id']}").status_code == 200
+        assert client.delete(f"/snapshots/{taken.json()['snapshot']['id']}").status_code == 202
 
 
 # -- lists -------------------------------------------------------------------------------------
