@@ -114,7 +114,7 @@ class Glance:
             answer = await self._description(image, token)
         try:
             found = msgspec.json.decode(answer, type=GlanceImage)
-        # Malformed, or nested without end. msgspec's errors are ValueErrors from 0.20 on only.
+        # Malformed, or nested without end. msgspec's errors are ValueErrors in newer releases only.
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise UnavailableError(f"Glance's answer is not understood: {error}") from error
         if found.id != image:
