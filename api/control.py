@@ -18,6 +18,7 @@ from bockd.control import (
     CheckReport,
     Control,
     DaemonInfo,
+    FrozenPool,
     PoolInfo,
     ScrubStatus,
     SnapshotInfo,
@@ -130,6 +131,16 @@ def pool_router(control: Control) -> APIRouter:
     async def check() -> CheckReport:
         """Walk the pool while it serves, without repairing."""
         return await control.check()
+
+    @router.post("/backup")
+    async def begin_backup() -> FrozenPool:
+        """Freeze the pool for who holds its backup lock."""
+        return await control.begin_backup()
+
+    @router.post("/backup/{backup}/end", status_code=204)
+    async def end_backup(backup: str) -> None:
+        """Let the pool go again; an error if it was not frozen all the time."""
+        await control.end_backup(backup)
 
     @router.post("/scrub")
     async def scrub(body: Scrub) -> ScrubStatus:

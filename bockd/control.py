@@ -380,6 +380,15 @@ class AccountControl(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class FrozenPool:
+    """A pool whose frozen layers stay as they are, for a backup, until that ends."""
+
+    id: str
+    snapshots: dict[VolumeId, SnapshotId]
+    """Taken of each volume, to be forgotten when the backup ends."""
+
+
 class ServerControl(Protocol):
     """Servers that volumes are attached to (bockd.model.Server)."""
 
@@ -449,6 +458,18 @@ class Control(ServerControl, Protocol):
 
     async def check(self) -> CheckReport:
         """Walk the pool while it serves, as `bockd check` does, without repairing."""
+        ...
+
+    async def begin_backup(self) -> FrozenPool:
+        """Freeze all volumes, and keep frozen layers as they are for as long as the caller holds
+        the lock `backup` of the pool.
+
+        Raises: InvalidRequestError if nobody holds it, InUseError for a second backup at once, and
+        if a volume cannot be frozen."""
+        ...
+
+    async def end_backup(self, backup: str) -> None:
+        """End a backup. NotFoundError if it was not kept: then what was copied is worth nothing."""
         ...
 
     async def scrub(self, rate_mib: int | None, restart: bool) -> ScrubStatus:

@@ -41,6 +41,7 @@ from bockd.configured import catalog, one_identity, servers, surroundings
 from bockd.dataplane.accounts import PoolAccounts
 from bockd.dataplane.attached import AttachedExports, AttachedVolumes
 from bockd.dataplane.awaiting import Beside
+from bockd.dataplane.backups import Backups
 from bockd.dataplane.capacity import Capacity
 from bockd.dataplane.control import PoolControl
 from bockd.dataplane.exports import PoolExports
@@ -243,6 +244,7 @@ class _Daemon:
         api_listen = str(address_of(api)) if api else None
         mount = str(self._view.path) if self._view else None
         capacity = Capacity(self._pool, self._driver, settings.data_dir, settings.pool.warn_percent)
+        backups = Backups(self._pool, self._driver)
         control = PoolControl(
             self._around,
             self._server,
@@ -252,6 +254,7 @@ class _Daemon:
             mount,
             self._scrubbing,
             capacity,
+            backups,
         )
         images = PoolImages(self._around, self._server, settings)
         accounts = PoolAccounts(self._around, self._driver, settings.data_dir)
@@ -277,6 +280,7 @@ class _Daemon:
             doors.start_soon(watch.run)
             doors.start_soon(self._scrubbing.run)
             doors.start_soon(capacity.run)
+            doors.start_soon(backups.run)
             # What is alive now stays; the collector need not look at it again.
             gc.collect()
             gc.freeze()

@@ -10,6 +10,7 @@ import click
 
 import bockd
 from bockd import failpoints
+from bockd.cli.backup import backup
 from bockd.cli.client import ControlClient
 from bockd.cli.config import config, config_option, load_all
 from bockd.cli.failure import Program
@@ -131,5 +132,6 @@ def print_report(path: Path, report: CheckReport) -> None:
     )
 
 
+main.add_command(backup)
 main.add_command(config)
 main.add_command(scrub)

@@ -19,6 +19,7 @@ from bockd.config import load_settings
 from bockd.control import (
     CheckReport,
     DaemonInfo,
+    FrozenPool,
     ImageInfo,
     ImportInfo,
     PoolInfo,
@@ -116,6 +117,14 @@ class ControlClient:
     def check(self) -> CheckReport:
         """Walk the pool, however long it takes."""
         return decode(self.request("POST", "/check", patient=True), CheckReport)
+
+    def begin_backup(self) -> FrozenPool:
+        """Have all volumes frozen, however many there are."""
+        return decode(self.request("POST", "/backup", patient=True), FrozenPool)
+
+    def end_backup(self, backup: str) -> None:
+        """NotFoundError if the pool was not kept as it was."""
+        self.request("POST", f"/backup/{segment(backup)}/end", patient=True)
 
     def scrub(self, rate_mib: int | None, restart: bool) -> ScrubStatus:
         """Let what snapshots hold be verified in the background."""

@@ -23,6 +23,7 @@ from bockd.config import Settings
 from bockd.control import (
     CheckReport,
     DaemonInfo,
+    FrozenPool,
     PoolInfo,
     ScrubStatus,
     SnapshotInfo,
@@ -32,6 +33,7 @@ from bockd.control import (
     VolumeInfo,
     VolumeStatistics,
 )
+from bockd.dataplane.backups import Backups
 from bockd.dataplane.capacity import Capacity
 from bockd.dataplane.scrubbing import Scrubbing
 from bockd.engine.guests import elsewhere
@@ -65,7 +67,9 @@ class PoolControl:
         mount: str | None,
         scrubbing: Scrubbing,
         capacity: Capacity,
+        backups: Backups,
     ) -> None:
+        self._backups = backups
         self._scrubbing = scrubbing
         self._capacity = capacity
         self._around = around
@@ -231,6 +235,12 @@ class PoolControl:
         await self._driver.run(self._pool.recover_volumes())
         ours = frozenset(self._pool.volumes)
         return await trio.to_thread.run_sync(lambda: self._check(ours))
+
+    async def begin_backup(self) -> FrozenPool:
+        return await self._backups.begin()
+
+    async def end_backup(self, backup: str) -> None:
+        await self._backups.end(backup)
 
     async def scrub(self, rate_mib: int | None, restart: bool) -> ScrubStatus:
         self._scrubbing.begin(rate_mib, restart=restart)

@@ -352,7 +352,14 @@ class _Checker:
             if layer.id in heads:
                 continue
             try:
-                self.blocks.compare(layer)
+                lost = self.blocks.compare(layer)
+                if lost:
+                    self.problem(
+                        f"{lost} blocks of layer {layer.id} are holes, and held data when their "
+                        "checksums were taken: the file is older than the index, as in a copy made "
+                        "while the pool was in use ('bockd backup' makes one that is whole), or "
+                        "was damaged"
+                    )
             except (DamagedError, OSError) as error:
                 if isinstance(error, OSError):
                     self.problem(f"layer {layer.id} cannot be read: {error}")

@@ -14,6 +14,8 @@ from bockd.store.checksums import LeafSums
 from bockd.store.index import Table, Transaction, unseal
 from bockd.store.leaf import LEAF_BLOCKS
 
+_CRC_OF_ZEROS = checksums.crc_of(memoryview(bytes(BLOCK_SIZE)))
+
 
 @dataclass
 class ChecksumCheck:
@@ -52,7 +54,8 @@ class ChecksumCheck:
         elif (number * LEAF_BLOCKS + max(sums) + 1) * BLOCK_SIZE > record.size_bytes:
             self.problem(f"layer {layer} has checksums beyond its end in leaf {number}")
         else:
-            self.blocks.expect(layer, number, sum(1 << block for block in sums))
+            data = sum(1 << block for block, crc in sums.items() if crc != _CRC_OF_ZEROS)
+            self.blocks.expect(layer, number, sum(1 << block for block in sums), data)
 
     def _check_damage(self) -> None:
         counts: dict[LayerId, int] = {}

@@ -35,6 +35,7 @@ class LayerCheck:
         self._mapped: dict[LayerId, dict[int, int]] = {}
         self._excused: dict[LayerId, dict[int, int]] = {}
         self._checksums: dict[LayerId, dict[int, int]] = {}
+        self._data: dict[LayerId, dict[int, int]] = {}
         self._strays: list[StrayRun] = []
 
     def reach(self, layer: LayerId, number: int, first: int, end: int) -> None:
@@ -48,12 +49,15 @@ class LayerCheck:
         for number, start, stop in _by_leaf(first, first + count):
             masks[number] = masks.get(number, 0) | _mask(start, stop)
 
-    def expect(self, layer: LayerId, number: int, mask: int) -> None:
-        """Blocks of leaf `number` in `layer`, as a 256-bit number, have checksums."""
+    def expect(self, layer: LayerId, number: int, mask: int, data: int) -> None:
+        """Blocks of leaf `number` in `layer`, as a 256-bit number, have checksums; of those in
+        `data` they say that the block is not all zeros."""
         self._checksums.setdefault(layer, {})[number] = mask
+        self._data.setdefault(layer, {})[number] = data
 
-    def compare(self, record: LayerRecord) -> None:
-        """Compare a layer's allocated blocks with the expected ones. DamagedError, OSError."""
+    def compare(self, record: LayerRecord) -> int:
+        """Compare a layer's allocated blocks with the expected ones. Return how many are shown, and
+        are holes though their checksums are of data. DamagedError, OSError."""
         mapped = self._mapped.pop(record.id, {})
         excused = self._excused.pop(record.id, {})
         present = self._present(record)
@@ -66,6 +70,10 @@ class LayerCheck:
         for number, mask in self._checksums.pop(record.id, {}).items():
             gone = mask & ~(mapped.get(number, 0) | present.get(number, 0))
             self.outlived_count += gone.bit_count()
+        return sum(
+            (mask & mapped.get(number, 0) & ~present.get(number, 0)).bit_count()
+            for number, mask in self._data.pop(record.id, {}).items()
+        )
 
     def _present(self, record: LayerRecord) -> dict[int, int]:
         present: dict[int, int] = {}

@@ -56,6 +56,10 @@ def join_store(layout: Layout) -> StoreAccess:
 
 def _refuse_lost_index(layout: Layout) -> None:
     """DamagedError for layers without an index: making a new one would be the end of them."""
+    if layout.unfinished_index.exists() and not layout.index_data.exists():
+        raise DamagedError(
+            f"{layout.root} is a backup that was not finished: let 'bockd backup' finish it"
+        )
     try:
         if os.stat(layout.index_data).st_size:
             return

@@ -102,6 +102,7 @@ class Registry:
         try:
             # Made by whom the pool belongs to: who joins it may begin as another user.
             touch(layout.guests_lock)
+            touch(layout.backup_lock)
             store = open_store(layout, boot or boot_id())
         except OSError as error:
             lock.release()

@@ -295,6 +295,18 @@ class Index:
         except lmdb.Error as error:
             raise _translate(error, self._data) from error
 
+    def copy_to(self, path: Path) -> None:
+        """Write one instant of the index to a new file, which is not synced. OSError."""
+        opened = self._opened or self._reopened(None)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with self._using():
+                opened.env.copyfd(fd)
+        except lmdb.Error as error:
+            raise _translate(error, path) from error
+        finally:
+            os.close(fd)
+
     @contextmanager
     def examining(self) -> Iterator[Transaction]:
         """`reading`, for `check`: without regard to gaps, which it finds by itself."""

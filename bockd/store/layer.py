@@ -176,11 +176,8 @@ class Layer:
         while offset < end:
             number, position = divmod(offset, SEGMENT_BYTES)
             count = min(end - offset, SEGMENT_BYTES - position)
-            fd = self.descriptors[number]
-            if _libc.fallocate(fd, _PUNCH_FLAGS, position, count) != 0:
-                code = ctypes.get_errno()
-                if code not in (errno.EOPNOTSUPP, errno.ENOSYS):
-                    raise OSError(code, os.strerror(code))
+            with suppress(NotImplementedError):
+                punch_range(self.descriptors[number], position, count)
             offset += count
 
     def data_ranges(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
@@ -280,6 +277,15 @@ class DamagedBlocks(Layer):
 
     def close(self) -> None:
         """It has no files."""
+
+
+def punch_range(fd: int, offset: int, length: int) -> None:
+    """Make a hole in a file. OSError; NotImplementedError where the file system cannot."""
+    if _libc.fallocate(fd, _PUNCH_FLAGS, offset, length) != 0:
+        code = ctypes.get_errno()
+        if code in (errno.EOPNOTSUPP, errno.ENOSYS):
+            raise NotImplementedError
+        raise OSError(code, os.strerror(code))
 
 
 def evict(descriptors: list[int], offset: int) -> None:

@@ -6,6 +6,7 @@
       journal/<v>.<g>.<n>   segment n of generation g of volume v's journal (bockd.store.journal)
       journal/discarded/    records that recovery could not use, kept for inspection
       locks/            files to flock, one for each thing that may be open (bockd.store.locks)
+      index.new/        in a backup that is not complete: its index
       ballast           space given up when the disk is full (bockd.store.ballast)
 
 Rule for every file: create, size and sync it and its directory before the transaction that names
@@ -80,6 +81,15 @@ class Layout:
     @property
     def guests_lock(self) -> Path:
         return self.locks / "guests"
+
+    @property
+    def backup_lock(self) -> Path:
+        return self.locks / "backup"
+
+    @property
+    def unfinished_index(self) -> Path:
+        """The index of a backup (bockd.engine.backup) until that is complete."""
+        return self.root / "index.new"
 
     def volume_lock(self, volume: VolumeId) -> Path:
         return self.locks / f"volume-{volume}"

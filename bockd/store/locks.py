@@ -8,6 +8,7 @@ The kernel drops a lock with its process, so a SIGKILL leaves nothing stale.
 | guests       | `check`, which needs the pool for itself     | a process beside the daemon: the |
 |              |                                              | nbdkit plugin                    |
 | a volume's   | its one writer (promise D6), whoever it is   | -                                |
+| backup       | who copies a pool that a daemon serves       | -                                |
 | a snapshot's | its deletion                                 | each process that reads it       |
 """
 

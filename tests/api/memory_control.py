@@ -17,6 +17,7 @@ from bockd.control import (
     CheckReport,
     DaemonInfo,
     DamagedBlock,
+    FrozenPool,
     NodeSpace,
     PoolInfo,
     ScrubStatus,
@@ -201,6 +202,13 @@ class MemoryControl:
             for volume in await self.list_volumes()
             if volume.connections
         ]
+
+    async def begin_backup(self) -> FrozenPool:
+        return FrozenPool("b1", {VolumeId(1): SnapshotId(2)})
+
+    async def end_backup(self, backup: str) -> None:
+        if backup != "b1":
+            raise NotFoundError(f"no backup {backup}")
 
     async def scrub(self, rate_mib: int | None, restart: bool) -> ScrubStatus:
         self.scrubs.append((rate_mib, restart))

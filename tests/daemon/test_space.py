@@ -125,4 +125,4 @@ def test_locks_and_journals_go_with_their_volumes(daemon: Bockd) -> None:
             for folder in ("layers", "journal", "locks")
             for path in Path(daemon.data_dir / folder).rglob("*")
         )
-        assert left == ["journal/discarded", "locks/guests", "locks/pool"]
+        assert left == ["journal/discarded", "locks/backup", "locks/guests", "locks/pool"]

@@ -1,0 +1,135 @@
+"""`bockd backup`: a copy of a pool, with or without a daemon that serves it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from bockd.cli.client import ControlClient
+from bockd.cli.output import json_option, print_json
+from bockd.cli.sizes import format_size
+from bockd.errors import DamagedError, InUseError, PoolFormatError, UnavailableError
+from bockd.model import SnapshotId, VolumeId
+
+if TYPE_CHECKING:
+    from bockd.engine.access import StoreAccess
+    from bockd.engine.backup import BackupReport, Show
+
+
+@click.command()
+@click.argument("pool", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("target", type=click.Path(path_type=Path, file_okay=False))
+@json_option
+def backup(pool: Path, target: Path, as_json: bool) -> None:
+    """Copy POOL to TARGET, while it is served or not.
+
+    Each volume is in it as at one moment after the command began, with every write answered before.
+    TARGET is a new directory, or an earlier backup of the same pool: then only what changed is
+    read and written. It is a pool itself: serve it, or a copy of it, to restore. Until the
+    command has succeeded it is none, and after an interruption the next one goes on.
+
+    \b
+    bockd backup /var/lib/bockd /mnt/backup/bockd
+    """
+    with _progress(quiet=as_json) as show:
+        report = back_up(pool.absolute(), target.absolute(), show)
+    if as_json:
+        print_json(report)
+        return
+    click.echo(
+        f"{target}: complete and clean; {report.copied_files} of {report.files} layer files had "
+        f"changed, {format_size(report.written_bytes)} written, {report.shared_files} files shared"
+    )
+
+
+def back_up(path: Path, target: Path, show: Show) -> BackupReport:
+    """Make the backup and check it. Raises what Backup raises, DamagedError if it is not clean."""
+    from bockd.engine.guests import without_guests
+    from bockd.engine.pool import Pool
+    from bockd.steps import Background, run_inline
+    from bockd.store.layout import Layout
+
+    if not Layout(path).index_data.exists():
+        raise PoolFormatError(f"there is no pool in {path}")
+    try:
+        pool = Pool.open(path, Background().spawn)
+    except InUseError as error:
+        return _online(path, target, show, error)
+    try:
+        with without_guests(pool.store, needed=True):
+            run_inline(pool.recover_volumes())
+            return _make(pool.store, target, None, show, lambda: None)
+    finally:
+        pool.release()
+
+
+def _online(path: Path, target: Path, show: Show, in_use: InUseError) -> BackupReport:
+    from bockd.engine.pool import Pool
+    from bockd.steps import Background
+    from bockd.store.layout import Layout
+    from bockd.store.locks import FileLock
+
+    lock = FileLock.acquire(
+        Layout(path).backup_lock, shared=False, held_message=f"{path} is being backed up"
+    )
+    try:
+        with ControlClient(path / "api.sock") as client:
+            frozen = client.begin_backup()
+            pool = Pool.join(path, Background().spawn)
+            try:
+                return _make(
+                    pool.store, target, frozen.snapshots, show, lambda: client.end_backup(frozen.id)
+                )
+            finally:
+                pool.release()
+    except UnavailableError as silence:
+        raise InUseError(f"{in_use}, and it cannot be asked: {silence}") from silence
+    finally:
+        lock.release()
+
+
+def _make(
+    store: StoreAccess,
+    target: Path,
+    frozen: Mapping[VolumeId, SnapshotId] | None,
+    show: Show,
+    was_kept: Callable[[], None],
+) -> BackupReport:
+    from bockd.blockstorage.check import check_pool
+    from bockd.engine.backup import Backup
+
+    made = Backup(store, target, show)
+    try:
+        made.begin(frozen)
+        made.copy()
+        was_kept()
+        report = made.complete()
+    finally:
+        made.end()
+    checked = check_pool(target, repair=False)
+    if not checked.clean:
+        raise DamagedError(
+            f"the backup {target} has {len(checked.problems)} problems, the first: "
+            f"{checked.problems[0]}; 'bockd check' shows whether the pool has them too"
+        )
+    return report
+
+
+@contextmanager
+def _progress(*, quiet: bool) -> Iterator[Show]:
+    """A bar on standard error, if that is a terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda _done, _total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
+
+    columns = (BarColumn(), DownloadColumn(binary_units=True), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("backup", total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=max(total, 1))
