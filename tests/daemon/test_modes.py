@@ -71,7 +71,7 @@ def modes(root: Path) -> dict[str, str]:
 @pytest.mark.parametrize("bits", [0, 0o077])
 def test_everything_is_its_owners_alone(tmp_path: Path, bits: int) -> None:
     image = tmp_path / "image.raw"
-    image.write_bytes(b"image" * 100_000)
+    image.write_bytes(b"image..." * 65_536)
     place = tmp_path / "state"
     with (
         umask(bits),

@@ -184,7 +184,7 @@ def give_images(directory: Path) -> None:
     """The files that the walk takes for granted."""
     image = directory / "debian-12.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", image, "3M"], check=True)
-    (directory / "image.raw").write_bytes(b"image" * 100_000)
+    (directory / "image.raw").write_bytes(b"image..." * 65_536)
 
 
 @contextmanager
