@@ -75,7 +75,7 @@ log = logging.getLogger(__name__)
 
 IDLE_SECONDS = 10.0
 """A volume that nobody uses is closed after this: tools like qemu-img connect several times in a
-row, and each opening costs two index commits."""
+row, and the first change after an opening costs an index commit, and closing another."""
 
 TLS_NOTE = {TlsMode.OFF: "", TlsMode.ON: ", TLS on demand", TlsMode.REQUIRE: ", TLS only"}
 

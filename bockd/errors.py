@@ -63,6 +63,13 @@ class NoSpaceError(BockdError):
     errno = errno.ENOSPC
 
 
+class NoInodesError(NoSpaceError):
+    """The file system below the pool can hold no more files, whatever space it has."""
+
+    code = "no-inodes"
+    errno = errno.ENOSPC
+
+
 class IndexFullError(NoSpaceError):
     """The pool's index has reached the size that it may have, whatever room the disk has."""
 
@@ -192,7 +199,7 @@ def from_os_error(error: OSError, doing: str) -> BockdError:
     "writing to layer 3"."""
     reason = os.strerror(error.errno) if error.errno else str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return NoSpaceError(f"{doing}: the file system is full; free some space and try again")
+        return _full(error, doing)
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return DeniedError(f"{doing}: {reason}; check who owns the pool directory")
     advice = _ADVICE.get(error.errno or 0, "")
@@ -206,6 +213,24 @@ _ADVICE = {
     errno.EIO: "; the kernel's log says what the disk reported",
 }
 """What to do, where the error's own text does not say it."""
+
+
+def _full(error: OSError, doing: str) -> NoSpaceError:
+    """What there is none left of, and what to do. A file that cannot be made is named by its error;
+    bytes that cannot be written are not."""
+    if error.errno == errno.EDQUOT:
+        return NoSpaceError(f"{doing}: the disk quota is used up; free some space and try again")
+    if error.filename is not None:
+        try:
+            status = os.statvfs(os.path.dirname(error.filename) or ".")
+        except OSError:
+            status = None
+        if status is not None and status.f_files and not status.f_favail:
+            return NoInodesError(
+                f"{doing}: the file system has no inodes left ('df -i' shows it), whatever space "
+                "it has; remove some files and try again"
+            )
+    return NoSpaceError(f"{doing}: the file system is full; free some space and try again")
 
 
 @contextmanager

@@ -100,11 +100,11 @@ class Failpoint(StrEnum):
     TRANSITION_DONE = "transition.done"
     """The old journal is gone."""
 
-    # Opening a volume, and recovering one.
+    # The first change of an open volume, and recovering one.
     OPEN_SEGMENT = "open.segment-made"
     """The journal of the new generation is there; the index says that the volume is closed."""
     OPEN_COMMITTED = "open.committed"
-    """The index says that the volume is open."""
+    """The index says that the volume is open for writing."""
     RECOVER_PLANNED = "recover.planned"
     """The journal is read, and the head synced."""
     RECOVER_KEPT = "recover.kept-aside"
@@ -224,6 +224,8 @@ class Failpoint(StrEnum):
     # A start.
     BALLAST_WRITTEN = "ballast.written"
     """The ballast is written, unsynced."""
+    SPARE_WRITTEN = "spare.written"
+    """A spare journal segment is written, unsynced."""
     POOL_ESTABLISHED = "pool.established"
     """A new index has its pool record; directories may be missing."""
     CREDENTIALS_WRITTEN = "first-start.credentials-written"

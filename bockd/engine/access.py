@@ -6,12 +6,13 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bockd.errors import NoSpaceError, from_os_error
+from bockd.errors import NoInodesError, NoSpaceError, from_os_error
 from bockd.steps import Steps
 from bockd.store.ballast import Ballast
 from bockd.store.index import Index
 from bockd.store.journal import JournalSegment
-from bockd.store.layout import JournalName, Layout, unlink_if_present
+from bockd.store.layout import JournalName, Layout
+from bockd.store.spares import SpareSegments
 
 log = logging.getLogger(__name__)
 
@@ -26,30 +27,56 @@ class StoreAccess:
     layout: Layout
     index: Index
     ballast: Ballast
+    spares: SpareSegments
     boot: str
 
+    @property
+    def reserve_wanted(self) -> bool:
+        """Some of what is kept in reserve for a full disk was used up."""
+        return self.ballast.given or self.spares.wanted
 
-def create_segment(store: StoreAccess, name: JournalName) -> JournalSegment:
-    """A new journal segment, giving up the ballast if the disk is full. BockdError."""
+    def restore_reserve(self) -> None:
+        """Take back what was used up of the reserve, if there is ample room by now. Blocks."""
+        self.spares.restore()
+        self.ballast.restore()
+
+    def ensure_reserve(self) -> bool:
+        """Make the reserve whole; False when there is no room. Blocks."""
+        spares = self.spares.ensure()
+        return self.ballast.ensure() and spares
+
+
+def create_segment(store: StoreAccess, name: JournalName, *, reserve: bool) -> JournalSegment:
+    """A new journal segment. On a full disk it comes from the reserve, or NoSpaceError if that is
+    not to be used (but for want of inodes, which writes do not need) or is used up. BockdError."""
     doing = f"creating journal segment {store.layout.journal_segment(name)}"
     try:
         return JournalSegment.create(store.layout, name, store.boot)
     except OSError as error:
         translated = from_os_error(error, doing)
-        if not isinstance(translated, NoSpaceError) or not store.ballast.release():
+        wanting = NoSpaceError if reserve else NoInodesError
+        if not isinstance(translated, wanting):
+            raise translated from error
+        spare = store.spares.take(store.layout.unfinished_segment(name))
+        if not (spare or store.ballast.release()):
             raise translated from error
     try:
-        return JournalSegment.create(store.layout, name, store.boot)
+        return JournalSegment.create(store.layout, name, store.boot, reuse=spare)
     except OSError as error:
         raise from_os_error(error, doing) from error
 
 
-def discard_segments(layout: Layout, segments: list[JournalSegment]) -> None:
-    """Close and remove segments whose records are in the index. One that cannot be removed is
-    removed at the next opening: its generation is past."""
+def discard_segments(store: StoreAccess, segments: list[JournalSegment]) -> None:
+    """Close segments whose records are in the index, and keep or remove their files. One that
+    cannot be removed is removed at the next opening: its generation is past."""
     for segment in segments:
         segment.close()
-        try:
-            unlink_if_present(layout.journal_segment(segment.name))
-        except OSError as error:
-            log.warning("journal segment %s was not removed: %s", segment.name, error)
+        discard_segment(store, segment.name)
+
+
+def discard_segment(store: StoreAccess, name: JournalName) -> None:
+    """Keep or remove the file of a segment that nothing needs any more."""
+    try:
+        store.spares.keep_or_unlink(store.layout.journal_segment(name), name)
+    except OSError as error:
+        log.warning("journal segment %s was not removed: %s", name, error)

@@ -24,6 +24,7 @@ from bockd.store.catalogue import Catalogue, VolumeRecord
 from bockd.store.index import Transaction
 from bockd.store.journal import SEGMENT_RECORDS, Entry, JournalSegment, Kind, ZeroBlocks, places
 from bockd.store.layer import Layer
+from bockd.store.layout import JournalName
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +55,6 @@ class VolumeParts:
 
     store: StoreAccess
     record: VolumeRecord
-    segment: JournalSegment
-    head: Layer
     cache: LeafCache
     gate: Gate
     spawn: Spawn
@@ -68,11 +67,14 @@ class Appending(ABC):
 
     def __init__(self, parts: VolumeParts) -> None:
         self.record = parts.record
-        self.head = parts.head
+        self.begun = False
+        """Something may have been changed since the volume was opened: it has a journal, and the
+        index knows. Until then there is no head to write to."""
+        self.head = Layer(parts.record.head, [], nowait=False)
         self.unsynced = False
         """The head has writes that no sync has covered."""
         self.failed: str | None = parts.record.failed
-        self.sequence = parts.segment.next_sequence
+        self.sequence = 0
         """A sequence not above that of the next change to be appended, and above all earlier
         ones: what the map remembers of when a leaf changed."""
         self.allowance = 0
@@ -81,7 +83,7 @@ class Appending(ABC):
         self._cache = parts.cache
         self._gate = parts.gate
         self._spawn = parts.spawn
-        self._segment = parts.segment
+        self._segment = no_segment(parts.record)
         self._staged: list[Entry] = []
         self._scattered: list[int] = []
         self._last_change = 0
@@ -95,6 +97,10 @@ class Appending(ABC):
     @abstractmethod
     def _want_checkpoint(self) -> None:
         """A checkpoint is due."""
+
+    @abstractmethod
+    def begin(self, *, reserve: bool) -> Steps[None]:
+        """Make the volume ready for its first change."""
 
     def exposed(self) -> bool:
         """True when the map changed since the last durable barrier."""
@@ -129,6 +135,8 @@ class Appending(ABC):
 
     def has_room(self) -> bool:
         """True when one more operation may change the map; asks for a checkpoint in good time."""
+        if not self.begun:
+            return False
         free = self._segment.free - places(self._staged) - len(self._scattered)
         dirty = len(self._cache.dirty)
         if free < SEGMENT_RECORDS - CHECKPOINT_RECORDS or dirty > CHECKPOINT_DIRTY_LEAVES:
@@ -141,8 +149,21 @@ class Appending(ABC):
         self.allowance = 0
         return False
 
-    def wait_for_room(self) -> Steps[None]:
-        """Wait until a checkpoint has made room. Raises what keeps it from doing so."""
+    def may_redirect(self) -> bool:
+        """`has_room`, for an operation that may take new space, in the index too."""
+        return not self._store.index.short and self.has_room()
+
+    def wait_for_index(self) -> Steps[None]:
+        """Return when the index may take more space. NoSpaceError: what it has left is for what
+        makes room."""
+        if self._store.index.short:
+            yield Blocking(self._store.index.replenish)
+
+    def wait_for_room(self, *, reserve: bool) -> Steps[None]:
+        """Wait until a checkpoint has made room in the journal, which is made first if there is
+        none, from the `reserve` if the disk is full. Raises what keeps it from doing so."""
+        if not self.begun:
+            yield from self.begin(reserve=reserve)
         asked = False
         while not self.has_room():
             self.check_usable()
@@ -217,3 +238,10 @@ class Appending(ABC):
     def _wake_waiting(self) -> None:
         room, self._room = self._room, Signal()
         room.fire()
+
+
+def no_segment(record: VolumeRecord) -> JournalSegment:
+    """Stands for the journal of a volume that has none yet."""
+    segment = JournalSegment(JournalName(record.id, record.generation, record.segment), -1)
+    segment.free = 0
+    return segment

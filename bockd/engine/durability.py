@@ -4,6 +4,7 @@
                 bockd.engine.appending)
     flush       head synced, then a barrier appended, then the journal synced (promise D2;
                 bockd.engine.flushing)
+    begin       before the first change: a journal, and a mark in the index that the volume is open
     checkpoint  the journal segment is sealed, its records applied to the index, its file removed
     transition  snapshot, revert, extend, close: the residue of the journal and the change itself in
                 one index transaction, with a new generation
@@ -25,13 +26,14 @@ from bockd.engine.access import create_segment, discard_segments
 from bockd.engine.appending import VolumeParts
 from bockd.engine.flushing import Flushing
 from bockd.engine.waiting import Mutex
-from bockd.errors import BockdError, DamagedError
+from bockd.errors import BockdError, DamagedError, UnavailableError
 from bockd.failpoints import Failpoint, hit
 from bockd.steps import Blocking, Steps
 from bockd.store.blockmap import MapChanges
 from bockd.store.catalogue import Catalogue, VolumeRecord
 from bockd.store.index import Transaction
 from bockd.store.journal import SEGMENT_RECORDS, JournalSegment, Kind, read_segment
+from bockd.store.layer import Layer
 from bockd.store.layout import JournalName
 
 log = logging.getLogger(__name__)
@@ -47,10 +49,67 @@ class Durability(Flushing):
         """The journal is closed: there is nothing to bring up to date any more."""
         self.drain_reads: Callable[[], Steps[None]] = _no_reads
         """Waits for the reads that have begun; given by the volume."""
+        self.on_begun: Callable[[Layer], None] = _no_head
+        """Told the head that is written to from now on; given by the volume."""
         self._on_garbage = parts.on_garbage
         self._sealed: list[JournalSegment] = []
         self._maintenance = Mutex()
         self._checkpoint_wanted = False
+
+    # -- beginning ---------------------------------------------------------------------------
+
+    def begin(self, *, reserve: bool) -> Steps[None]:
+        """Make the volume ready for its first change; again does no harm. On a full disk its
+        journal comes from the reserve, or NoSpaceError. BockdError, with nothing changed."""
+        yield from self._maintenance.acquire()
+        try:
+            if not self.begun:
+                yield from self._begin(reserve=reserve)
+        finally:
+            self._maintenance.release()
+
+    def _begin(self, *, reserve: bool) -> Steps[None]:
+        self.check_usable()
+        if self.closed:
+            raise UnavailableError(f"volume {self.record.id} was closed; connect again")
+        head: Layer = yield Blocking(self._open_head)
+        segment: JournalSegment | None = None
+        try:
+            name = JournalName(self.record.id, self.record.generation + 1, 0)
+            segment = yield Blocking(lambda: create_segment(self._store, name, reserve=reserve))
+            hit(Failpoint.OPEN_SEGMENT)
+            self.record, _, _ = yield from self._commit_or_find_out(self._mark_opened)
+            hit(Failpoint.OPEN_COMMITTED)
+        except BaseException:
+            head.close()
+            if segment is not None:
+                segment.close()
+                # Otherwise the index may name it.
+                if self.failed is None:
+                    discard_segments(self._store, [segment])
+            raise
+        self._switch_to(segment)
+        self.begun = True
+        self.on_begun(head)
+
+    def _open_head(self) -> Layer:
+        record = self.record
+        return Layer.open(self._store.layout, record.head, record.size_bytes, writable=True)
+
+    def _mark_opened(self, txn: Transaction) -> tuple[VolumeRecord, None, bool]:
+        catalogue = Catalogue(txn)
+        found = self._still_ours(catalogue)
+        record = replace(found, generation=found.generation + 1, segment=0, opened=True)
+        catalogue.put_volume(record)
+        return record, None, False
+
+    def _still_ours(self, catalogue: Catalogue) -> VolumeRecord:
+        """The volume's record. DamagedError when another process has opened it meanwhile, replayed
+        its journal and gone on."""
+        record = catalogue.volume(self.record.id)
+        if record.generation != self.record.generation:
+            raise DamagedError(f"volume {record.id} was opened by another process meanwhile")
+        return record
 
     # -- checkpoint --------------------------------------------------------------------------
 
@@ -78,14 +137,14 @@ class Durability(Flushing):
         """
         yield from self._maintenance.acquire()
         try:
-            if self.closed:
+            if self.closed or not self.begun:
                 return
             # What an earlier attempt left comes first, so that failures do not pile up segments.
             yield from self._apply_sealed()
             yield from self._seal()
             yield from self._apply_sealed()
             self._checkpoint_error = None
-            yield from self.restore_ballast()
+            yield from self.restore_reserve()
         finally:
             self._maintenance.release()
 
@@ -95,7 +154,9 @@ class Durability(Flushing):
         if old.free == SEGMENT_RECORDS and not self._staged and not self._scattered:
             return
         name = replace(old.name, number=old.name.number + 1)
-        fresh: JournalSegment = yield Blocking(lambda: create_segment(self._store, name))
+        fresh: JournalSegment = yield Blocking(
+            lambda: create_segment(self._store, name, reserve=True)
+        )
         hit(Failpoint.CHECKPOINT_SEGMENT)
         yield from self._turn.acquire()
         try:
@@ -139,16 +200,13 @@ class Durability(Flushing):
             self._on_garbage()
         self._cache.mark_clean(applied)
         del self._sealed[: len(sealed)]
-        yield Blocking(lambda: discard_segments(self._store.layout, sealed))
+        yield Blocking(lambda: discard_segments(self._store, sealed))
         hit(Failpoint.CHECKPOINT_DONE)
 
     def _apply(self, txn: Transaction, segments: list[JournalSegment]) -> tuple[VolumeRecord, bool]:
         """In a thread: apply the records of `segments` to the stored map. Returns the volume's
         record, and whether blocks were queued to be punched."""
-        record = Catalogue(txn).volume(self.record.id)
-        if record.generation != self.record.generation:
-            # Whoever has opened the volume since has replayed this journal, and gone on.
-            raise DamagedError(f"volume {record.id} was opened by another process meanwhile")
+        record = self._still_ours(Catalogue(txn))
         changes = MapChanges(txn, record.map, record.head)
         for segment in segments:
             contents = read_segment(self._store.layout, segment.name)
@@ -178,13 +236,15 @@ class Durability(Flushing):
         """
         yield from self._maintenance.acquire()
         try:
+            if not self.begun:
+                yield from self._begin(reserve=False)
             # Most of the work is done here, while writes go on.
             yield from self.flush()
             hit(Failpoint.TRANSITION_FLUSHED)
             fresh: JournalSegment | None = None
             if reopen:
                 name = JournalName(self.record.id, self.record.generation + 1, 0)
-                fresh = yield Blocking(lambda: create_segment(self._store, name))
+                fresh = yield Blocking(lambda: create_segment(self._store, name, reserve=True))
                 hit(Failpoint.TRANSITION_SEGMENT)
             yield from self._gate.close()
             hit(Failpoint.TRANSITION_CLOSED)
@@ -193,7 +253,7 @@ class Durability(Flushing):
             except BaseException:
                 # After a failure the index may name it.
                 if fresh is not None and self._segment is not fresh and self.failed is None:
-                    discard_segments(self._store.layout, [fresh])
+                    discard_segments(self._store, [fresh])
                 raise
             finally:
                 self._gate.open()
@@ -245,7 +305,7 @@ class Durability(Flushing):
             adopt(self.record, result)
         finally:
             self._turn.release()
-        yield Blocking(lambda: discard_segments(self._store.layout, old))
+        yield Blocking(lambda: discard_segments(self._store, old))
         hit(Failpoint.TRANSITION_DONE)
         return result
 
@@ -291,10 +351,10 @@ class Durability(Flushing):
         self._turn.release()
         self._maintenance.release()
 
-    def restore_ballast(self) -> Steps[None]:
-        """There may be space again: the ballast, if it was given up, comes first."""
-        if self._store.ballast.given:
-            yield Blocking(self._store.ballast.restore)
+    def restore_reserve(self) -> Steps[None]:
+        """There may be space again: the reserve, if some of it was used up, comes first."""
+        if self._store.reserve_wanted:
+            yield Blocking(self._store.restore_reserve)
 
     def abandon(self) -> list[JournalName]:
         """Close the journal without applying it, of a volume that is deleted or has failed, and
@@ -308,3 +368,7 @@ class Durability(Flushing):
 
 def _no_reads() -> Steps[None]:
     yield from ()
+
+
+def _no_head(_head: Layer) -> None:
+    """Nobody writes."""

@@ -38,6 +38,9 @@ class Flushing(Appending):
 
     def flush(self) -> Steps[None]:
         """Make what was acknowledged before the call survive power loss."""
+        if not self.begun:
+            # Nothing was written, and what was before the volume was opened has been synced.
+            return
         if (joinable := self._joinable) is not None:
             yield joinable.done
             if joinable.error is not None:

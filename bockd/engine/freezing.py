@@ -13,6 +13,7 @@ from bockd.model import NodeKind, SnapshotId, VolumeId
 from bockd.steps import Blocking, Steps
 from bockd.store.catalogue import Catalogue, SnapshotRecord, id_key
 from bockd.store.index import Table, Transaction
+from bockd.store.locks import touch_if_possible
 
 
 def freeze_volume(
@@ -54,6 +55,8 @@ def _freeze(
         return snapshot
 
     record: SnapshotRecord = yield Blocking(freeze)
+    # Made now: when it is read the file system may have no file to give.
+    yield Blocking(lambda: touch_if_possible(pool.store.layout.snapshot_lock(record.id)))
     pool.on_frozen()
     return record
 

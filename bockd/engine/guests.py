@@ -36,11 +36,14 @@ def without_guests(store: StoreAccess, *, needed: bool) -> Iterator[frozenset[Vo
         except InUseError as error:
             if needed:
                 raise GuestsError(str(error)) from None
-            for volume in _unclosed(store):
-                try:
-                    held.append(lock_volume(store, volume))
-                except InUseError:
-                    live.append(volume)
+            for volume, opened in _volumes(store):
+                if opened:
+                    try:
+                        held.append(lock_volume(store, volume))
+                    except InUseError:
+                        live.append(volume)
+                elif is_held(store.layout.volume_lock(volume)):
+                    live.append(volume)  # read so far, and perhaps written in a moment
         yield frozenset(live)
     finally:
         for lock in held:
@@ -51,11 +54,12 @@ def elsewhere(store: StoreAccess, ours: Collection[VolumeId]) -> frozenset[Volum
     """The volumes that another process has open; `ours` are those of this one. Blocks."""
     return frozenset(
         volume
-        for volume in _unclosed(store)
+        for volume, _ in _volumes(store)
         if volume not in ours and is_held(store.layout.volume_lock(volume))
     )
 
 
-def _unclosed(store: StoreAccess) -> list[VolumeId]:
+def _volumes(store: StoreAccess) -> list[tuple[VolumeId, bool]]:
+    """All volumes, and whether they were written and not closed."""
     with store.index.reading() as txn:
-        return [record.id for record in Catalogue(txn).volumes() if record.opened]
+        return [(record.id, record.opened) for record in Catalogue(txn).volumes()]

@@ -99,6 +99,22 @@ class LeafCache:
         self._slot_of[layer.id] = slot
         return slot
 
+    def slot_of(self, layer: Layer) -> int:
+        """The slot of an open layer, which gets one if it has none."""
+        slot = self._slot_of.get(layer.id)
+        return self.add_layer(layer) if slot is None else slot
+
+    def take_over(self, layer: Layer) -> Layer | None:
+        """Let `layer` stand where the same layer does that was opened otherwise; the one that
+        goes, to be closed when no read uses it any more."""
+        slot = self._slot_of.get(layer.id)
+        if slot is None:
+            return None
+        replaced = self.slots[slot]
+        # Aliases share the files: all of the slots go together.
+        self.slots = [layer if other is replaced else other for other in self.slots]
+        return replaced
+
     @property
     def full(self) -> bool:
         """True when another layer may find no slot."""

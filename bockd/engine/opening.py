@@ -1,4 +1,7 @@
-"""Opening and closing volumes and snapshots: locks, layer files, recovery, a journal."""
+"""Opening and closing volumes and snapshots: locks, layer files, recovery.
+
+An open volume changes nothing on disk before its first change (`Durability.begin`).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from bockd.engine.access import Spawn, StoreAccess, create_segment
+from bockd.engine.access import Spawn, StoreAccess, discard_segment
 from bockd.engine.appending import VolumeParts
 from bockd.engine.durability import Durability
 from bockd.engine.leafcache import LeafCache
@@ -17,14 +20,12 @@ from bockd.engine.snapshot import Snapshot
 from bockd.engine.volume import Volume
 from bockd.engine.waiting import Gate
 from bockd.errors import BockdError, DamagedError, NoSpaceError, SyncFailedError, volume_failed
-from bockd.failpoints import Failpoint, hit
 from bockd.model import MapId, SnapshotId, VolumeId
 from bockd.steps import Blocking, Steps
 from bockd.store.catalogue import Catalogue, SnapshotRecord, VolumeRecord
 from bockd.store.index import Transaction
-from bockd.store.journal import JournalSegment
-from bockd.store.layer import Layer, verify_layer
-from bockd.store.layout import JournalName, unlink_leftover
+from bockd.store.layer import verify_layer
+from bockd.store.layout import unlink_leftover
 from bockd.store.locks import FileLock
 
 log = logging.getLogger(__name__)
@@ -36,8 +37,6 @@ _Record = TypeVar("_Record", VolumeRecord, SnapshotRecord)
 class _OpenedFiles:
     record: VolumeRecord
     chain: tuple[MapId, ...]
-    head: Layer
-    segment: JournalSegment
     lock: FileLock
 
 
@@ -130,7 +129,7 @@ def remove_traces(store: StoreAccess, volume: VolumeId, lock: FileLock) -> None:
     """Remove the journal and the lock file of a volume that the index has forgotten."""
     for name in store.layout.journal_segments():
         if name.volume == volume:
-            unlink_leftover(store.layout.journal_segment(name))
+            discard_segment(store, name)
     unlink_leftover(lock.path)
 
 
@@ -142,45 +141,21 @@ def open_volume(
     files: _OpenedFiles = yield Blocking(lambda: _open_files(store, volume))
     gate = Gate()
     leaf_cache = LeafCache(store.index, store.layout, files.chain)
-    parts = VolumeParts(
-        store, files.record, files.segment, files.head, leaf_cache, gate, spawn, on_garbage
-    )
+    parts = VolumeParts(store, files.record, leaf_cache, gate, spawn, on_garbage)
     durability = Durability(parts)
     return OpenVolume(Volume(leaf_cache, durability, gate, spawn), files.lock)
 
 
 def _open_files(store: StoreAccess, volume: VolumeId) -> _OpenedFiles:
     lock = lock_volume(store, volume)
-    segment: JournalSegment | None = None
     try:
         _, chain = _verified(store, lambda catalogue: catalogue.volume(volume))
         record = settle(store, volume)
         remove_old_segments(store, volume, record.generation)
-        head = Layer.open(store.layout, record.head, record.size_bytes, writable=True)
-        try:
-            generation = record.generation + 1
-            segment = create_segment(store, JournalName(volume, generation, 0))
-            hit(Failpoint.OPEN_SEGMENT)
-
-            def change(txn: Transaction) -> VolumeRecord:
-                catalogue = Catalogue(txn)
-                opened = replace(
-                    catalogue.volume(volume), generation=generation, segment=0, opened=True
-                )
-                catalogue.put_volume(opened)
-                return opened
-
-            record = store.index.update(change)
-            hit(Failpoint.OPEN_COMMITTED)
-        except BaseException:
-            head.close()
-            if segment is not None:
-                segment.close()
-            raise
     except BaseException:
         lock.release()
         raise
-    return _OpenedFiles(record, chain, head, segment, lock)
+    return _OpenedFiles(record, chain, lock)
 
 
 def _verified(
@@ -232,7 +207,7 @@ def close_volume(opened: OpenVolume) -> Steps[None]:
     try:
         yield from volume.finish_punching()
         yield from volume.drain_reads()
-        if volume.durability.failed is None:
+        if volume.durability.failed is None and volume.durability.begun:
             yield from volume.durability.transition(
                 lambda _txn, record: (record, None), lambda _record, _result: None, reopen=False
             )
@@ -243,8 +218,7 @@ def close_volume(opened: OpenVolume) -> Steps[None]:
         volume.durability.abandon()
         raise
     else:
-        if volume.durability.failed is not None:
-            volume.durability.abandon()
+        volume.durability.abandon()
     finally:
         yield from volume.durability.record_failure()
         volume.map.close()

@@ -26,6 +26,7 @@ from bockd.steps import Blocking, Steps
 from bockd.store.catalogue import NO_MAP, Catalogue, SnapshotRecord, VolumeRecord, id_key
 from bockd.store.index import Table, Transaction
 from bockd.store.layer import Layer
+from bockd.store.locks import touch_if_possible
 
 
 class Pool(Snapshots):
@@ -69,6 +70,8 @@ class Pool(Snapshots):
 
             record: VolumeRecord = yield from self._layers.make_with(size, change)
             hit(Failpoint.CLONE_COMMITTED if source else Failpoint.CREATE_COMMITTED)
+            # Made now: when it is opened the file system may have no file to give.
+            yield Blocking(lambda: touch_if_possible(self.store.layout.volume_lock(record.id)))
             return record
 
         # While it is being cloned a snapshot must not be deleted.
@@ -145,6 +148,7 @@ class Pool(Snapshots):
             extended = yield from self._extend_closed(volume, size_bytes, change)
         else:
             device = opened.volume
+            yield from device.durability.begin(reserve=False)
             yield Blocking(lambda: self._layers.grow(device.durability.head, size_bytes))
             extended = yield from device.durability.transition(
                 change, lambda _record, _result: device.adopt_size(size_bytes)

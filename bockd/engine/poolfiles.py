@@ -14,8 +14,9 @@ from bockd.store.ballast import Ballast
 from bockd.store.catalogue import FORMAT, Catalogue, PoolRecord
 from bockd.store.index import Index, Table, Transaction
 from bockd.store.journal import boot_id
-from bockd.store.layout import Layout, sync_directory, unlink_if_present
-from bockd.store.locks import FileLock
+from bockd.store.layout import Layout, sync_directory
+from bockd.store.locks import FileLock, touch_if_possible
+from bockd.store.spares import SpareSegments
 
 log = logging.getLogger(__name__)
 
@@ -30,15 +31,20 @@ def open_store(layout: Layout, boot: str) -> StoreAccess:
         hit(Failpoint.POOL_ESTABLISHED)
         for directory in (layout.layers, layout.discarded):
             make_private(directory)
-        if not ballast.ensure():
-            log.warning("the file system of %s is full; there is no ballast", layout.root)
+        store = StoreAccess(layout, index, ballast, SpareSegments(layout), boot)
+        if not store.ensure_reserve():
+            log.warning(
+                "the file system of %s is full: what is kept in reserve for that is not complete",
+                layout.root,
+            )
         for directory in (layout.root, layout.index, layout.journal):
             sync_directory(directory)
-        _remove_unfinished(layout)
+        _remove_unfinished(store)
+        _make_lock_files(store)
     except BaseException:
         index.close()
         raise
-    return StoreAccess(layout, index, ballast, boot)
+    return store
 
 
 def join_store(layout: Layout) -> StoreAccess:
@@ -51,7 +57,7 @@ def join_store(layout: Layout) -> StoreAccess:
     except BaseException:
         index.close()
         raise
-    return StoreAccess(layout, index, ballast, boot_id())
+    return StoreAccess(layout, index, ballast, SpareSegments(layout), boot_id())
 
 
 def _refuse_lost_index(layout: Layout) -> None:
@@ -78,9 +84,10 @@ def _refuse_empty(catalogue: Catalogue, layout: Layout) -> None:
         raise PoolFormatError(f"the pool in {layout.root} is not complete; start bockd")
 
 
-def _remove_unfinished(layout: Layout) -> None:
+def _remove_unfinished(store: StoreAccess) -> None:
     """Remove journal segments whose making was interrupted; not those that another process is
     making this moment for a volume that it has open."""
+    layout = store.layout
     for segment in layout.unfinished_segments():
         try:
             lock = FileLock.acquire(
@@ -89,9 +96,22 @@ def _remove_unfinished(layout: Layout) -> None:
         except (InUseError, NoSpaceError):  # the next start finds it again
             continue
         try:
-            unlink_if_present(layout.unfinished_segment(segment))
+            store.spares.keep_or_unlink(layout.unfinished_segment(segment), segment)
         finally:
             lock.release()
+
+
+def _make_lock_files(store: StoreAccess) -> None:
+    """Make the lock files that are not there (older versions made them at the first opening), so
+    that opening something needs no file: a full file system may have none to give."""
+    with store.index.reading() as txn:
+        catalogue = Catalogue(txn)
+        paths = [store.layout.volume_lock(record.id) for record in catalogue.sound_volumes()]
+        paths += [store.layout.snapshot_lock(record.id) for record in catalogue.sound_snapshots()]
+    there = set(os.listdir(store.layout.locks))
+    for path in paths:
+        if path.name not in there:
+            touch_if_possible(path)
 
 
 def _establish(txn: Transaction) -> None:

@@ -74,8 +74,8 @@ class Reclaimer:
             yield from self._punches()
             yield from self._unlinks()
             yield from self._merges()
-            # Whatever was given up for a full disk is taken back now that there is room.
-            yield Blocking(self._pool.store.ballast.ensure)
+            # What was used up of the reserve is taken back now that there is room.
+            yield Blocking(self._pool.store.ensure_reserve)
         except (BockdError, OSError) as error:
             # The queue is in the index: the next run, or the next start, goes on from here.
             log.warning("reclaim stopped: %s", error)

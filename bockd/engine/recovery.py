@@ -27,7 +27,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from bockd.engine.access import StoreAccess
+from bockd.engine.access import StoreAccess, discard_segment
 from bockd.engine.lostpages import find_lost_pages
 from bockd.errors import DamagedError, SyncFailedError, volume_failed
 from bockd.failpoints import Failpoint, hit
@@ -44,7 +44,7 @@ from bockd.store.journal import (
     read_journal,
 )
 from bockd.store.layer import Layer
-from bockd.store.layout import JournalName, sync_directory, unlink_leftover
+from bockd.store.layout import JournalName, sync_directory
 
 log = logging.getLogger(__name__)
 
@@ -208,4 +208,4 @@ def remove_old_segments(store: StoreAccess, volume: VolumeId, before: int) -> No
     """Remove the journal of generations below `before`, which the index contains."""
     for name in store.layout.journal_segments():
         if name.volume == volume and name.generation < before:
-            unlink_leftover(store.layout.journal_segment(name))
+            discard_segment(store, name)

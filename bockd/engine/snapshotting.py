@@ -25,7 +25,7 @@ from bockd.store.catalogue import Catalogue, SnapshotRecord, VolumeRecord, id_ke
 from bockd.store.index import Table, Transaction
 from bockd.store.layer import Layer
 from bockd.store.layout import unlink_leftover
-from bockd.store.locks import FileLock
+from bockd.store.locks import FileLock, touch_if_possible
 
 AlsoVolume = Callable[[Transaction, VolumeRecord], None]
 """More to do in the transaction that creates, grows, reverts or forgets this volume."""
@@ -79,6 +79,8 @@ class Snapshots(Registry):
             finally:
                 self._layers.turn.release()
         hit(Failpoint.SNAPSHOT_COMMITTED)
+        # Made now: when it is read the file system may have no file to give.
+        yield Blocking(lambda: touch_if_possible(self.store.layout.snapshot_lock(snapshot.id)))
         self.on_frozen()
         return snapshot
 

@@ -46,6 +46,9 @@ PIECE_BYTES = 1 * MIB
 HOLE_PIECE_BLOCKS = 4 * GIB // BLOCK_SIZE
 """What one hole record covers: 4,096 leaves, some milliseconds of work on the owner thread."""
 
+NO_SLOT = -1
+"""Where no leaf has a block: that of the head before the first change."""
+
 _ZEROS = memoryview(bytes(PIECE_BYTES))
 
 
@@ -64,12 +67,26 @@ class Volume(Reader):
         self.gate = gate
         self._spawn = spawn
         self._punchers: list[Puncher] = []
-        self.adopt_head(durability.head)
+        self._head_slot = NO_SLOT
+        self._head_descriptor = -1
         durability.drain_reads = self.drain_reads
+        durability.on_begun = self._adopt_first_head
+
+    def _adopt_first_head(self, head: Layer) -> None:
+        """Write to `head` from now on, which may have been read until now."""
+        replaced = self.map.take_over(head)
+        self.adopt_head(head)
+        if replaced is not None:
+            self._spawn(self._close_unread(replaced))
+
+    def _close_unread(self, layer: Layer) -> Steps[None]:
+        """Close a layer that reads under way may still use."""
+        yield from self.drain_reads()
+        layer.close()
 
     def adopt_head(self, head: Layer) -> None:
-        """Write to `head` from now on: at opening, and after each snapshot or revert."""
-        self._head_slot = self.map.add_layer(head)
+        """Write to `head` from now on: at the first change, and after each snapshot."""
+        self._head_slot = self.map.slot_of(head)
         head.mark_in_memory()  # not sooner: recovery looks for the mark of an earlier opening
         self.durability.head = head
         self._head_descriptor = head.descriptors[0]
@@ -83,7 +100,7 @@ class Volume(Reader):
         self._size_bytes = size_bytes
 
     def _is_frozen(self, layer: Layer) -> bool:
-        return layer is not self.durability.head
+        return layer.id != self.durability.head.id
 
     # -- writing -----------------------------------------------------------------------------
 
@@ -130,7 +147,7 @@ class Volume(Reader):
         if (
             length == BLOCK_SIZE
             and (data[0] or data[-1] or not is_zeros(data))
-            and (durability.allowance or durability.has_room())
+            and (durability.allowance or durability.may_redirect())
         ):
             # A redirect of one whole block: what random writes do after a snapshot.
             self._write_head(offset, data)
@@ -142,11 +159,11 @@ class Volume(Reader):
         return self._try_write_many(offset, data, first, last + 1)
 
     def _try_write_many(self, offset: int, data: memoryview, first: int, end: int) -> bool:
-        if self.map.missing(first, end) is not None:
+        if self._head_slot == NO_SLOT or self.map.missing(first, end) is not None:
             return False
         if self.map.holds_only(first, end, self._head_slot):
             return self._try_overwrite(offset, data)
-        if not self.durability.has_room():
+        if not self.durability.may_redirect():
             return False
         edges = self._try_edges(offset, offset + len(data))
         if edges is None:
@@ -187,7 +204,7 @@ class Volume(Reader):
     def _write_piece(self, offset: int, data: memoryview) -> Steps[None]:
         first = offset >> BLOCK_SHIFT
         end = ((offset + len(data) - 1) >> BLOCK_SHIFT) + 1
-        yield from self._enter()
+        yield from self._enter(reserve=False)
         try:
             held = yield from self.locks.acquire(first, end)
             try:
@@ -198,6 +215,7 @@ class Volume(Reader):
                         self._foretell_zeros(zero_blocks(offset, data, *edges))
                     self._write_head(offset, data, OVERWRITE_PIECE_BYTES)
                 else:
+                    yield from self.durability.wait_for_index()
                     prefix, suffix = yield from self._edges(offset, offset + len(data))
                     yield from self.map.load(first, end)
                     self._redirect(offset, data, prefix, suffix)
@@ -207,10 +225,10 @@ class Volume(Reader):
         finally:
             self.gate.leave()
 
-    def _enter(self) -> Steps[None]:
+    def _enter(self, *, reserve: bool) -> Steps[None]:
         """Go in, with room for what the operation will append to the journal."""
         while True:
-            yield from self.durability.wait_for_room()
+            yield from self.durability.wait_for_room(reserve=reserve)
             yield from self.gate.enter()
             ready = False
             try:
@@ -311,7 +329,8 @@ class Volume(Reader):
     def _make_holes(self, first: int, end: int) -> Steps[None]:
         for start in range(first, end, HOLE_PIECE_BLOCKS):
             stop = min(end, start + HOLE_PIECE_BLOCKS)
-            yield from self._enter()
+            # What makes room may use what is kept in reserve for a full disk.
+            yield from self._enter(reserve=True)
             try:
                 held = yield from self.locks.acquire(start, stop)
                 try:
@@ -369,7 +388,7 @@ class Volume(Reader):
         try:
             yield from puncher.run()
             puncher.scheduled = False
-            yield from self.durability.restore_ballast()
+            yield from self.durability.restore_reserve()
         except OSError as error:
             puncher.scheduled = False
             # Only space is lost, and `check --repair` finds it. What waits is forgotten: layers

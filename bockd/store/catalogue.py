@@ -225,6 +225,11 @@ class Catalogue:
         for _, payload in self.txn.sound(Table.VOLUMES):
             yield decode_record(VolumeRecord, payload)
 
+    def sound_snapshots(self) -> Iterator[SnapshotRecord]:
+        """As `sound_volumes`, of snapshots."""
+        for _, payload in self.txn.sound(Table.SNAPSHOTS):
+            yield decode_record(SnapshotRecord, payload)
+
     def put_volume(self, record: VolumeRecord) -> None:
         self.txn.put(Table.VOLUMES, id_key(record.id), msgspec.json.encode(record))
 

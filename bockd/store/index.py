@@ -18,6 +18,7 @@ Stored value: `crc32(table || key || payload)` as 4 little-endian bytes, then th
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import struct
@@ -42,6 +43,7 @@ from bockd.errors import (
 )
 from bockd.failpoints import Failpoint, hit
 from bockd.model import MIB, TIB
+from bockd.store.allocation import allocate
 from bockd.store.ballast import Ballast
 from bockd.store.pages import PAGE_BYTES, Entry, check_metas, read_index
 
@@ -63,6 +65,13 @@ _NEARLY_FULL_BYTES = 1 * MIB
 
 _AHEAD_BYTES = 128 * MIB
 """Half of it is more than one of our transactions allocates. Sparse: it costs nothing."""
+
+RESERVE_BYTES = 8 * MIB
+"""Blocks of the file system that the file has beyond its last page. What frees space takes them
+when the disk is full; a large deletion needs tens of pages."""
+
+RESERVE_LEAST_BYTES = RESERVE_BYTES // 2
+"""With less than this left, what takes new space is refused."""
 
 _UNBORN_BYTES = 1 * MIB
 """More than LMDB writes before its first sync; any index that was used is longer."""
@@ -240,6 +249,10 @@ class Index:
         self._directory = directory
         self._data = directory / "data.mdb"
         self._ballast = ballast
+        self.short = False
+        """The disk is full, and what the file has in reserve is only for what makes room."""
+        self._allocated_bytes = 0
+        """Up to here the file has its blocks, but for what it never needed."""
         self._gaps: Gaps = _NO_GAPS
         self._opened: _Opened | None = None
         """None when it could not be opened anew; the next use tries again."""
@@ -396,6 +409,7 @@ class Index:
         opened = self._opened
         if opened is None:
             return
+        self._reserve(opened.env)
         try:
             if not self._wants_more(opened.env):
                 return
@@ -408,6 +422,36 @@ class Index:
                     os.truncate(self._data, wanted)
         except (OSError, lmdb.Error) as error:
             log.warning("%s was not extended: %s", self._data, error)
+
+    def replenish(self) -> None:
+        """Try to have the reserve again. NoSpaceError while the disk has no room for it. Blocks."""
+        with self._writing, self._using():
+            if self._opened is not None:
+                self._reserve(self._opened.env)
+        if self.short:
+            raise NoSpaceError(
+                f"{self._data}: the file system is full, and what the index has in reserve is for "
+                "trims and deletions; free some space and try again"
+            )
+
+    def _reserve(self, env: lmdb.Environment) -> None:
+        """Have blocks beyond the last page, which nobody else can take when the disk is full."""
+        needed: int = (env.info()["last_pgno"] + 1) * PAGE_BYTES
+        left = self._allocated_bytes - needed
+        if left >= RESERVE_LEAST_BYTES and not self.short:
+            return
+        for length in (RESERVE_BYTES, RESERVE_LEAST_BYTES):
+            try:
+                allocate(self._data, needed, length)
+            except OSError as error:
+                self.short = error.errno in (errno.ENOSPC, errno.EDQUOT)
+                if not self.short:
+                    log.warning("%s has no space in reserve: %s", self._data, error)
+                    return
+            else:
+                self.short = False
+                self._allocated_bytes = needed + length
+                return
 
     def _wants_more(self, env: lmdb.Environment) -> int:
         """The length that the file should have, or 0 when it is long enough."""

@@ -165,12 +165,16 @@ class JournalSegment:
         self._seed = _seed(name)
 
     @classmethod
-    def create(cls, layout: Layout, name: JournalName, boot: str) -> JournalSegment:
-        """Write a new segment in full, durably. OSError."""
+    def create(
+        cls, layout: Layout, name: JournalName, boot: str, *, reuse: bool = False
+    ) -> JournalSegment:
+        """Write a new segment in full, durably; with `reuse`, over the file that is there under
+        the name of an unfinished one, in its blocks. OSError."""
         path = layout.journal_segment(name)
         # Under another name until it is whole: a segment without a header is damage.
         unfinished = layout.unfinished_segment(name)
-        fd = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        flags = 0 if reuse else os.O_CREAT | os.O_TRUNC
+        fd = os.open(unfinished, os.O_RDWR | flags | os.O_CLOEXEC, 0o600)
         try:
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
             header = _HEADER.pack(

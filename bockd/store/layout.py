@@ -4,6 +4,7 @@
       index/            LMDB: the only authority on what exists
       layers/<id>.<n>   segment n of a layer (bockd.store.layer)
       journal/<v>.<g>.<n>   segment n of generation g of volume v's journal (bockd.store.journal)
+      journal/<v>.<g>.<n>.spare   a segment kept in reserve for a full disk (bockd.store.spares)
       journal/discarded/    records that recovery could not use, kept for inspection
       locks/            files to flock, one for each thing that may be open (bockd.store.locks)
       index.new/        in a backup that is not complete: its index
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 
 _JOURNAL_NAME = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 _UNFINISHED_SUFFIX = ".new"
+_SPARE_SUFFIX = ".spare"
 _LAYER_NAME = re.compile(r"(\d+)\.(\d+)")
 
 
@@ -106,6 +108,14 @@ class Layout:
     def unfinished_segment(self, name: JournalName) -> Path:
         """Where a journal segment is until it is whole."""
         return self.journal / f"{self.journal_segment(name).name}{_UNFINISHED_SUFFIX}"
+
+    def spare_segment(self, name: JournalName) -> Path:
+        """Where a journal segment is that was done with, and is kept in reserve."""
+        return self.journal / f"{self.journal_segment(name).name}{_SPARE_SUFFIX}"
+
+    def spare_segments(self) -> list[JournalName]:
+        """All journal segments kept in reserve, by what they were called when last used."""
+        return self._journal_names(_SPARE_SUFFIX)
 
     def journal_segments(self) -> list[JournalName]:
         """All journal segments on disk, in order."""

@@ -15,11 +15,15 @@ The kernel drops a lock with its process, so a SIGKILL leaves nothing stale.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import logging
 import os
 from pathlib import Path
 
 from bockd.errors import InUseError, from_os_error
+
+log = logging.getLogger(__name__)
 
 
 class FileLock:
@@ -34,7 +38,7 @@ class FileLock:
         """Take the lock, or raise InUseError(`held_message` and, where known, the holder),
         NoSpaceError, DeniedError or DeviceError."""
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fd = _open(path)
         except OSError as error:
             raise from_os_error(error, f"locking {path}") from error
         try:
@@ -56,6 +60,25 @@ class FileLock:
         """Give the lock back. Once only."""
         os.close(self._fd)
         self._fd = -1
+
+
+def _open(path: Path) -> int:
+    """Open a lock's file, which is made if it is not there. OSError."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+    # What is there can be locked without being written.
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def touch_if_possible(path: Path) -> None:
+    """Make a lock's file if it is not there. Where that fails it is made when it is needed."""
+    try:
+        touch(path)
+    except OSError as error:
+        log.warning("the lock file %s was not made: %s", path, error)
 
 
 def touch(path: Path) -> None:

@@ -12,6 +12,7 @@ from random import Random
 
 from bockd.model import VolumeId
 from bockd.store.journal import HEADER_BYTES, RECORD_BYTES, SEGMENT_BYTES
+from bockd.store.layout import Layout
 from tests.corruption.btree import PAGE, fields_of_index
 from tests.corruption.specimen import Truth
 
@@ -102,7 +103,8 @@ _RECORD_FIELDS = {
 
 
 def _journal_flips(truth: Truth, random: Random) -> Iterator[Damage]:
-    for path in sorted((truth.root / "journal").glob("*.*.*")):
+    layout = Layout(truth.root)
+    for path in map(layout.journal_segment, layout.journal_segments()):
         name = f"journal/{path.name}"
         volume = VolumeId(int(path.name.split(".")[0]))
         for field, (start, length) in _HEADER_FIELDS.items():

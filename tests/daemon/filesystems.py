@@ -14,8 +14,8 @@ MIB = 1 << 20
 
 
 @contextmanager
-def mounted(kind: str, work: Path, size_bytes: int) -> Iterator[Path]:
-    """A new file system (ext4 or tmpfs) of about that size, for the duration."""
+def mounted(kind: str, work: Path, size_bytes: int, *how: str) -> Iterator[Path]:
+    """A new file system (ext4, made with `how`, or tmpfs) of about that size, for the duration."""
     assert os.geteuid() == 0, "mounting a file system to fill needs root"
     mount_point = work / kind
     mount_point.mkdir()
@@ -26,7 +26,7 @@ def mounted(kind: str, work: Path, size_bytes: int) -> Iterator[Path]:
         with image.open("wb") as file:
             file.truncate(size_bytes)
         # No blocks kept for root, who these tests are.
-        subprocess.run([program("mkfs.ext4"), "-q", "-m", "0", image], check=True)
+        subprocess.run([program("mkfs.ext4"), "-q", "-m", "0", *how, image], check=True)
         options = ["-o", "loop", str(image)]
     subprocess.run([program("mount"), *options, str(mount_point)], check=True)
     try:

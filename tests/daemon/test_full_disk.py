@@ -5,13 +5,17 @@ from __future__ import annotations
 
 import errno
 import re
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from random import Random
 from typing import Any
 
 import nbd
 import pytest
 
+from bockd.cli.storage import StorageClient
 from bockd.errors import UnavailableError
 
 from .filesystems import mounted
@@ -28,10 +32,21 @@ RETURN_SECONDS = 20.0
 def daemon(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Bockd]:
-    """A daemon whose pool is alone on a file system of 64 MiB."""
+    """A daemon whose pool is alone on a file system of 80 MiB."""
     work = tmp_path_factory.mktemp("full")
     with (
-        mounted(request.param, work, 64 * MIB) as root,
+        mounted(request.param, work, 80 * MIB) as root,
+        serving(root / "pool", log=work / "log") as running,
+    ):
+        yield running
+
+
+@pytest.fixture
+def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bockd]:
+    """A daemon whose pool is on an ext4 of 96 MiB that the test fills."""
+    work = tmp_path_factory.mktemp("full")
+    with (
+        mounted("ext4", work, 96 * MIB) as root,
         serving(root / "pool", log=work / "log") as running,
     ):
         yield running
@@ -198,4 +213,165 @@ def test_creating_on_a_full_disk(daemon: Bockd) -> None:
     daemon.restart()
     with daemon.connected("filled") as client:
         content.verify(client)
+    daemon.check()
+
+
+CLOSED = 8
+"""More volumes than there are spare journal segments."""
+
+WRITERS = 10
+
+LOGINS = 5
+
+PATIENCE_SECONDS = 120.0
+
+
+def create(storage: StorageClient, name: str) -> int:
+    return storage.create_volume(name, 64 * MIB).id
+
+
+def fill_file_system(daemon: Bockd) -> None:
+    """Take what is free, as any other program may."""
+    with (daemon.data_dir.parent / "filler").open("wb", buffering=0) as filler:
+        for size in (MIB, 4096):
+            with suppress(OSError):
+                while filler.write(bytes(size)):
+                    pass
+
+
+def test_closed_volumes_can_be_used_on_a_full_disk(full: Bockd) -> None:
+    """All volumes that nobody has open can be read and trimmed, before and after a restart; what
+    needs space is refused."""
+    daemon = full
+    daemon.expect_in_log("full")
+    names = [f"v{number}" for number in range(CLOSED)]
+    with daemon.storage() as storage:
+        for name in names:
+            create(storage, name)
+            with daemon.connected(name) as client:
+                client.pwrite(name.encode() * (2 * PIECE // len(name)), 0)
+    daemon.restart()
+    fill_file_system(daemon)
+    for restarts in range(2):
+        with ExitStack() as stack:
+            clients = [stack.enter_context(daemon.connected(name)) for name in names]
+            for name, client in zip(names, clients, strict=True):
+                assert client.pread(PIECE, 0) == name.encode() * (PIECE // len(name))
+            with pytest.raises(nbd.Error) as refused:
+                clients[0].pwrite(bytes(PIECE), 8 * MIB)
+            assert refused.value.errnum == errno.ENOSPC
+            if restarts:
+                clients[0].trim(2 * PIECE, 0)
+                clients[0].flush()
+        daemon.restart()
+    with daemon.connected(names[0]) as client:
+        assert client.pread(2 * PIECE, 0) == bytes(2 * PIECE)
+    daemon.check()
+
+
+def test_no_inodes_left(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Volumes that nobody has open are read and written; what needs a file is refused by that."""
+    work = tmp_path_factory.mktemp("inodes")
+    with (
+        mounted("ext4", work, 64 * MIB, "-N", "128") as root,
+        serving(root / "pool", log=work / "log") as daemon,
+    ):
+        daemon.expect_in_log("no inodes left")
+        names = [f"v{number}" for number in range(4)]
+        with daemon.storage() as storage:
+            for name in names:
+                create(storage, name)
+        daemon.restart()
+        with suppress(OSError):
+            for number in range(1000):
+                (root / f"filler{number}").touch()
+        for name in names:
+            with daemon.connected(name) as client:
+                assert client.pread(PIECE, 0) == bytes(PIECE)
+        with daemon.connected(names[0]) as client:
+            client.pwrite(b"x" * PIECE, 0)
+            client.flush()
+        with daemon.storage() as storage, pytest.raises(UnavailableError, match="no inodes left"):
+            create(storage, "more")
+        daemon.check()
+
+
+class Writer(threading.Thread):
+    """Writes scattered blocks on a full disk until it is told to stop."""
+
+    def __init__(self, daemon: Bockd, volume: str) -> None:
+        super().__init__()
+        self.refused = threading.Event()
+        """Set whenever a write finds no space."""
+        self.wrong: BaseException | None = None
+        self._daemon = daemon
+        self._volume = volume
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        random = Random(self._volume)
+        try:
+            with self._daemon.connected(self._volume) as client:
+                while not self._over.is_set():
+                    self._write(client, random.randrange(64 * MIB // 4096) * 4096)
+        except BaseException as error:  # noqa: BLE001 - shown by the test
+            self.wrong = error
+        self.refused.set()
+
+    def _write(self, client: Any, offset: int) -> None:
+        try:
+            client.pwrite(b"w" * 4096, offset)
+        except nbd.Error as error:
+            if error.errnum != errno.ENOSPC:
+                raise
+            self.refused.set()
+
+    def end(self) -> None:
+        self._over.set()
+        self.join(PATIENCE_SECONDS)
+        assert self.wrong is None, self.wrong
+
+
+def until_refused(writers: list[Writer]) -> None:
+    """Return when each of them has met the full disk once more."""
+    for writer in writers:
+        writer.refused.clear()
+    for writer in writers:
+        assert writer.refused.wait(PATIENCE_SECONDS)
+
+
+def test_ten_writers_do_not_take_the_reserve(full: Bockd) -> None:
+    """While they keep a full disk full, people log in, list, trim and delete."""
+    daemon = full
+    daemon.expect_in_log("full")
+    names = [f"w{number}" for number in range(WRITERS)]
+    with daemon.storage() as storage:
+        for name in (*names, "trimmed"):
+            create(storage, name)
+        gone = create(storage, "gone")
+        for name in ("gone", "trimmed"):
+            with daemon.connected(name) as client:
+                client.pwrite(b"g" * MIB, 0)
+        snapshot = storage.create_snapshot(gone, "also-gone").id
+    daemon.wait_until_unused("gone")
+    fill_file_system(daemon)
+    writers = [Writer(daemon, name) for name in names]
+    for writer in writers:
+        writer.start()
+    try:
+        until_refused(writers)
+        for _ in range(LOGINS):
+            with daemon.storage() as storage:
+                assert len(storage.list_volumes()) == WRITERS + 2
+        with daemon.connected("trimmed") as client:
+            client.trim(MIB, 0)
+            client.flush()
+        with daemon.storage() as storage:
+            storage.delete_snapshot(snapshot)
+            storage.delete_volume(gone)
+            until_refused(writers)
+            assert {volume.name for volume in storage.list_volumes()} == {*names, "trimmed"}
+    finally:
+        for writer in writers:
+            writer.end()
     daemon.check()

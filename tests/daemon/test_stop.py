@@ -15,6 +15,7 @@ import nbd
 import pytest
 
 from bockd.fuse.mountpoint import mounted_at
+from bockd.store.layout import Layout
 from tests.fuse.watchdog import watched
 
 from .process import READY_SECONDS, Bockd, program, serving
@@ -77,8 +78,7 @@ def test_a_stop_under_load_is_clean(daemon: Bockd, number: signal.Signals) -> No
     for _, writer in writers:
         writer.join()
 
-    left = [path.name for path in (daemon.data_dir / "journal").iterdir() if path.is_file()]
-    assert left == []
+    assert Layout(daemon.data_dir).journal_segments() == []
     report = daemon.check()
     assert report["volumes"] == 2
     daemon.start()

@@ -74,8 +74,10 @@ class Bench:
             return sum(1 for _ in Catalogue(txn).maps())
 
     def device(self) -> Volume:
-        """The open volume; it stays open."""
-        return run_inline(self.pool.use_volume(self.volume)).volume
+        """The open volume, ready to be written; it stays open."""
+        volume = run_inline(self.pool.use_volume(self.volume)).volume
+        run_inline(volume.durability.begin(reserve=False))
+        return volume
 
 
 def stepwise(steps: Steps[None]) -> Iterator[Step]:

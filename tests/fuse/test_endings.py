@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from bockd.fuse.mountpoint import FILE_SYSTEM_TYPE, mounts, source_name
+from bockd.store.layout import Layout
 from tests.daemon.process import Bockd
 
 from .watchdog import is_mounted, watched
@@ -64,7 +65,7 @@ def test_a_stop_with_files_open(daemon: Bockd, mount: Path) -> None:
         os.pread(file, 1, 0)
     abandon(file)
     assert os.listdir(mount) == []
-    assert [p for p in (daemon.data_dir / "journal").iterdir() if p.is_file()] == []
+    assert Layout(daemon.data_dir).journal_segments() == []
     daemon.start()
     assert read(path, 8) == b"keptlast"
 

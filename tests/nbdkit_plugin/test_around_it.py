@@ -13,6 +13,8 @@ from pathlib import Path
 import nbd
 import pytest
 
+from bockd.store.layout import Layout
+
 from ..daemon.process import PROGRAM_SECONDS, program
 from ..interop.images import same_bytes, write_sparse_image
 from .conftest import MIB, PoolDirectory, serving
@@ -233,11 +235,11 @@ def test_a_clean_stop_closes_the_volume(pool: PoolDirectory) -> None:
     nbdkit = Nbdkit(pool.path.parent, pool.parameter, disk)
     client = nbdkit.connect()
     client.pwrite(KNOWN * 2, 4096)
-    assert [p for p in (pool.path / "journal").iterdir() if p.is_file()]
+    assert Layout(pool.path).journal_segments()
     nbdkit.process.send_signal(signal.SIGTERM)
     del client
     nbdkit.stop()
-    assert not [p for p in (pool.path / "journal").iterdir() if p.is_file()]
+    assert not Layout(pool.path).journal_segments()
     assert pool.daemon.check()["stray_blocks"] == 0
     with Nbdkit(pool.path.parent, pool.parameter, disk) as again, again.connected() as client:
         assert client.pread(8192, 4096) == KNOWN * 2

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bockd.failpoints import VARIABLE, Failpoint
 from bockd.model import BLOCK_SIZE, MIB
+from bockd.store.layout import Layout
 from tests.crash.forked import ForkedDaemon
 from tests.crash.storm.client import Client
 from tests.daemon.process import environment_without_a_cloud
@@ -92,4 +93,5 @@ class Serving:
 
     def journals(self) -> list[Path]:
         """Of volumes that were not closed, in order."""
-        return sorted((self.pool / "journal").glob("*.*.*"))
+        layout = Layout(self.pool)
+        return [layout.journal_segment(name) for name in layout.journal_segments()]
