@@ -33,6 +33,7 @@ from bockd.blockstorage.plugging import DevicePlugger
 from bockd.blockstorage.running import Surroundings
 from bockd.blockstorage.servers import Servers
 from bockd.blockstorage.service import PoolBlockStorage
+from bockd.blockstorage.tokens import load_key
 from bockd.certificates import Certificates, wanted
 from bockd.config import Address, Settings
 from bockd.config.load import API_LISTEN_VARIABLE, NBD_LISTEN_VARIABLE
@@ -303,7 +304,11 @@ class _Daemon:
     def _public_app(self, tcp: socket.socket | None, fetches: trio.Nursery) -> FastAPI:
         pool, settings = self._pool, self._settings
         local = LocalIdentity(
-            pool.store.index, Driver(HASHING_THREADS), pool.clock, settings.identity.token_seconds
+            pool.store.index,
+            Driver(HASHING_THREADS),
+            pool.clock,
+            load_key(settings.data_dir),
+            settings.identity.token_seconds,
         )
         identity = one_identity(settings.keystone, local, self._keystone)
         storage = PoolBlockStorage(self._around, self._driver)

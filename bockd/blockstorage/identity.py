@@ -1,12 +1,12 @@
 """Identity from the pool's own accounts: tokens issued, validated, revoked.
 
-A token is looked up by its hash, so its text is nowhere on disk, and whoever reads the index
-cannot use it. What it allows is looked up in the user's record each time it is used.
+A token proves itself (bockd.blockstorage.tokens): issuing and using one changes nothing on disk, so
+both go on when the disk is full or read-only. What it allows is looked up in the user's record each
+time it is used. The index knows those that were revoked, by their hashes, until they expire.
 """
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -19,8 +19,9 @@ from bockd.blockstorage.contract import (
 )
 from bockd.blockstorage.records import Ledger, TokenRecord, UserRecord
 from bockd.blockstorage.running import Driver, blocking
-from bockd.blockstorage.secrethash import digest_token, new_secret, verify_secret
-from bockd.errors import ForbiddenError, OverLimitError, UnauthorizedError
+from bockd.blockstorage.secrethash import digest_token, verify_secret
+from bockd.blockstorage.tokens import Claims, parse, sign
+from bockd.errors import BockdError, ForbiddenError, OverLimitError, UnauthorizedError
 from bockd.failpoints import Failpoint, hit
 from bockd.store.index import Index, Table, Transaction
 
@@ -30,18 +31,18 @@ TOKEN_SECONDS = 24 * 3600.0
 MAX_PENDING = 64
 """Authentications at once, waiting included: each costs 16 MiB and 40 ms of a core."""
 
-MAX_TOKENS = 100_000
-"""Valid tokens at once: a bound on what clients that never keep a token may fill."""
+MAX_REVOKED = 100_000
+"""Revoked tokens that are remembered at once: a bound on what clients may fill by revoking."""
 
 PURGE_SECONDS = 600.0
-"""Expired tokens are removed this often, while a new one is issued."""
+"""Revoked tokens that have expired are forgotten this often, while another one is revoked."""
 
 CLOCK_TOLERANCE_SECONDS = 300.0
 """The clock may be set back by so much without a valid token being refused."""
 
 FULL_SECONDS = 10.0
-"""While there are `MAX_TOKENS`, they are looked through this often, and not at each login: that
-takes a good part of a second, with the index's only writer."""
+"""While there are `MAX_REVOKED`, they are looked through this often, and not at each revocation:
+that takes a good part of a second, with the index's only writer."""
 
 RETRY_AFTER_SECONDS = 1
 
@@ -54,13 +55,18 @@ class LocalIdentity:
         index: Index,
         driver: Driver,
         clock: Callable[[], float],
+        key: bytes,
         token_seconds: float = TOKEN_SECONDS,
     ) -> None:
-        """`driver` should have threads of its own: hashing must not keep block I/O waiting."""
+        """`key` signs the tokens. `driver` should have threads of its own: hashing must not keep
+        block I/O waiting."""
         self._index = index
         self._driver = driver
         self._clock = clock
+        self._key = key
         self._token_seconds = token_seconds
+        self._revoked_here: set[bytes] = set()
+        """Those whose revocation the index could not take."""
         self._pending = 0
         self._next_purge = 0.0
         self._full_since = float("-inf")
@@ -78,25 +84,11 @@ class LocalIdentity:
 
     def _issue(self, credentials: Credentials, tenant: str | None) -> IssuedToken:
         user = self._authenticate(credentials)
-        token = new_secret()
-        digest = digest_token(token)
-        now = self._clock()
-
-        def change(txn: Transaction) -> Principal:
-            ledger = Ledger(txn)
-            self._make_room(ledger, now)
-            chosen = _choose_tenant(_tenants_of(ledger, user), tenant)
-            record = TokenRecord(
-                digest.hex(), user.name, chosen.id, now + self._token_seconds, user.epoch
-            )
-            ledger.put_token(digest, record)
-            return _principal(user, chosen, record)
-
-        principal = self._index.update(change)
-        hit(Failpoint.TOKEN_ISSUED)
-        if not self._next_purge - PURGE_SECONDS <= now < self._next_purge:
-            self._next_purge = now + PURGE_SECONDS
-        return IssuedToken(token, principal)
+        with self._index.reading() as txn:
+            chosen = _choose_tenant(_tenants_of(Ledger(txn), user), tenant)
+        claims = Claims(user.name, chosen.id, self._clock() + self._token_seconds)
+        token = sign(claims, self._key, state_of(user))
+        return IssuedToken(token, _principal(user, chosen, claims))
 
     def _authenticate(self, credentials: Credentials) -> UserRecord:
         """The user whose credentials they are. Takes as long for a user that does not exist."""
@@ -113,24 +105,6 @@ class LocalIdentity:
             raise UnauthorizedError("the credentials are wrong, or not for this tenant")
         return user
 
-    def _make_room(self, ledger: Ledger, now: float) -> None:
-        full = ledger.txn.count(Table.TOKENS) >= MAX_TOKENS
-        if full and self._full_since <= now < self._full_since + FULL_SECONDS:
-            raise OverLimitError("too many tokens are valid", int(PURGE_SECONDS))
-        if full or not self._next_purge - PURGE_SECONDS <= now < self._next_purge:
-            for digest, record in ledger.tokens():
-                if not self._is_valid(record, now):
-                    ledger.remove_token(digest)
-        if full and ledger.txn.count(Table.TOKENS) >= MAX_TOKENS:
-            self._full_since = now
-            raise OverLimitError("too many tokens are valid", int(PURGE_SECONDS))
-
-    def _is_valid(self, record: TokenRecord, now: float) -> bool:
-        """A token that was issued in the future, before the clock was set back, would live longer
-        than any should."""
-        latest = now + self._token_seconds + CLOCK_TOLERANCE_SECONDS
-        return now < record.expires_at <= latest
-
     # -- using -------------------------------------------------------------------------------
 
     async def validate_token(self, token: str) -> Principal:
@@ -143,11 +117,43 @@ class LocalIdentity:
         return principal
 
     async def revoke_token(self, token: str) -> None:
-        self._validate(token)
+        principal = self._validate(token)
+        await self._driver.run(blocking(lambda: self._revoke(token, principal)))
+
+    def _revoke(self, token: str, principal: Principal) -> None:
         digest = digest_token(token)
-        await self._driver.run(
-            blocking(lambda: self._index.update(lambda txn: Ledger(txn).remove_token(digest)))
-        )
+        now = self._clock()
+        # A negative time: versions that stored the tokens they issued take it for an expired one.
+        expires_at = -principal.expires_at
+        record = TokenRecord(digest.hex(), principal.username, principal.tenant.id, expires_at)
+
+        def change(txn: Transaction) -> None:
+            ledger = Ledger(txn)
+            self._make_room(ledger, now)
+            ledger.put_token(digest, record)
+
+        try:
+            self._index.update(change)
+        except BockdError:
+            # It holds for as long as this process lives, and the caller is told that it may end.
+            if len(self._revoked_here) < MAX_REVOKED:
+                self._revoked_here.add(digest)
+            raise
+        hit(Failpoint.TOKEN_REVOKED)
+        if not self._next_purge - PURGE_SECONDS <= now < self._next_purge:
+            self._next_purge = now + PURGE_SECONDS
+
+    def _make_room(self, ledger: Ledger, now: float) -> None:
+        full = ledger.txn.count(Table.TOKENS) >= MAX_REVOKED
+        if full and self._full_since <= now < self._full_since + FULL_SECONDS:
+            raise OverLimitError("too many tokens were revoked", int(PURGE_SECONDS))
+        if full or not self._next_purge - PURGE_SECONDS <= now < self._next_purge:
+            for digest, record in ledger.tokens():
+                if not self._is_valid(abs(record.expires_at), now):
+                    ledger.remove_token(digest)
+        if full and ledger.txn.count(Table.TOKENS) >= MAX_REVOKED:
+            self._full_since = now
+            raise OverLimitError("too many tokens were revoked", int(PURGE_SECONDS))
 
     async def list_tenants(self, token: str) -> list[Tenant]:
         principal = self._validate(token)
@@ -157,18 +163,34 @@ class LocalIdentity:
             return _tenants_of(ledger, user) if user else []
 
     def _validate(self, token: str) -> Principal:
+        presented = parse(token)
+        if presented is None:
+            _refuse_token()
+        claims = presented.claims
         digest = digest_token(token)
         with self._index.reading() as txn:
             ledger = Ledger(txn)
-            record = ledger.token(digest)
-            if record is None or not hmac.compare_digest(record.digest, digest.hex()):
+            user = ledger.user(claims.username)
+            if user is None or not presented.is_genuine(self._key, state_of(user)):
                 _refuse_token()
-            user = ledger.user(record.username)
-            if not self._is_valid(record, self._clock()) or user is None:
+            if not self._is_valid(claims.expires_at, self._clock()):
                 _refuse_token()
-            if record.tenant not in user.roles or record.epoch != user.epoch:
+            if digest in self._revoked_here or ledger.token(digest) is not None:
                 _refuse_token()
-            return _principal(user, ledger.tenant(record.tenant).tenant, record)
+            if claims.tenant not in user.roles:
+                _refuse_token()
+            return _principal(user, ledger.tenant(claims.tenant).tenant, claims)
+
+    def _is_valid(self, expires_at: float, now: float) -> bool:
+        """A token that was issued in the future, before the clock was set back, would live longer
+        than any should."""
+        latest = now + self._token_seconds + CLOCK_TOLERANCE_SECONDS
+        return now < expires_at <= latest
+
+
+def state_of(user: UserRecord) -> str:
+    """What is part of the key of a user's tokens: they end when it changes."""
+    return f"{user.id}:{user.epoch}:{user.password}"
 
 
 def _refuse_token() -> NoReturn:
@@ -195,5 +217,5 @@ def _choose_tenant(tenants: list[Tenant], wanted: str | None) -> Tenant:
     return candidates[0]
 
 
-def _principal(user: UserRecord, tenant: Tenant, record: TokenRecord) -> Principal:
-    return Principal(user.id, user.name, tenant, tuple(user.roles[tenant.id]), record.expires_at)
+def _principal(user: UserRecord, tenant: Tenant, claims: Claims) -> Principal:
+    return Principal(user.id, user.name, tenant, tuple(user.roles[tenant.id]), claims.expires_at)

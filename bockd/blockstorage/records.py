@@ -3,7 +3,7 @@
     TENANTS       tenant id                         TenantRecord
     USERS         user name                         UserRecord
     ACCESS_KEYS   access key                        AccessKeyRecord
-    TOKENS        SHA-256 of the token              TokenRecord
+    TOKENS        SHA-256 of a revoked token        TokenRecord
     API_VOLUMES   id:u64                            OwnedVolume
     API_SNAPSHOTS id:u64                            OwnedSnapshot
     OWNED         kind | tenant | 0 | id:u64        nothing: a tenant's nodes, in order
@@ -90,14 +90,15 @@ class AccessKeyRecord:
 
 @dataclass(frozen=True, slots=True)
 class TokenRecord:
-    """TOKENS/<SHA-256 of the token>; the digest stands here again, to be compared."""
+    """TOKENS/<SHA-256 of a token that was revoked>; the digest stands here again."""
 
     digest: str
     username: str
     tenant: TenantId
     expires_at: float
+    """Negative; positive where an older version has issued the token."""
     epoch: str = ""
-    """The user's when it was issued; an earlier one makes it invalid."""
+    """The user's when it was issued, by an older version."""
 
 
 @dataclass(frozen=True, slots=True)

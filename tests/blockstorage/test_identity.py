@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,9 +26,10 @@ from bockd.blockstorage.credentialsfile import (
     establish,
     rotate,
 )
-from bockd.blockstorage.identity import CLOCK_TOLERANCE_SECONDS, LocalIdentity
+from bockd.blockstorage.identity import CLOCK_TOLERANCE_SECONDS, LocalIdentity, state_of
 from bockd.blockstorage.records import Ledger, TokenRecord
 from bockd.blockstorage.secrethash import digest_token, hash_secret, verify_secret
+from bockd.blockstorage.tokens import KEY_FILE, Claims, load_key, sign
 from bockd.errors import (
     ConflictError,
     DamagedError,
@@ -42,14 +44,17 @@ from bockd.server.drive import Driver
 from bockd.store.index import Table, Transaction
 from tests.blockstorage.store import Store
 
+KEY = b"k" * 32
+
 
 class Desk:
     """An identity service with a clock that the test sets."""
 
     def __init__(self, store: Store) -> None:
         self.now = 1000.0
+        self.store = store
         self.identity = LocalIdentity(
-            store.pool.store.index, Driver(2), lambda: self.now, token_seconds=60
+            store.pool.store.index, Driver(2), lambda: self.now, KEY, token_seconds=60
         )
 
     def issue(self, credentials: Credentials, tenant: str | None = None) -> IssuedToken:
@@ -73,7 +78,6 @@ def test_a_password_gives_a_token_that_tells_who(desk: Desk, tenant: TenantId) -
         assert (who.roles, who.expires_at) == (("admin",), 1060.0)
         assert trio.run(desk.identity.validate_token, issued.token) == who
         assert trio.run(desk.identity.authorize, issued.token, tenant) == who
-        assert len(issued.token) == 43
         assert issued.token not in repr(issued)
 
 
@@ -128,22 +132,69 @@ def test_tokens_that_are_none(desk: Desk) -> None:
             trio.run(desk.identity.validate_token, wrong)
 
 
-def test_a_token_expires_and_is_removed(store: Store, desk: Desk) -> None:
+def test_a_token_that_was_changed_or_forged_is_none(desk: Desk, tenant: TenantId) -> None:
+    """Of a token, no bit can be changed, and another key makes none."""
+    token = desk.issue(ANN).token
+    for at, was in enumerate(token):
+        for other in "A_z.":
+            if other != was:
+                with pytest.raises(UnauthorizedError):
+                    trio.run(desk.identity.validate_token, token[:at] + other + token[at + 1 :])
+    with desk.store.pool.store.index.reading() as txn:
+        user = Ledger(txn).user("ann")
+    assert user is not None
+    claims = Claims("ann", tenant, desk.now + 30)
+    trio.run(desk.identity.validate_token, sign(claims, KEY, state_of(user)))
+    for forged in (sign(claims, b"x" * 32, state_of(user)), sign(claims, KEY, "")):
+        with pytest.raises(UnauthorizedError):
+            trio.run(desk.identity.validate_token, forged)
+
+
+def test_a_new_password_ends_a_users_tokens(store: Store, desk: Desk) -> None:
+    token = desk.issue(ANN).token
+
+    def change(txn: Transaction) -> None:
+        ledger = Ledger(txn)
+        user = ledger.user("ann")
+        assert user is not None
+        ledger.put_user(replace(user, password=hash_secret("right")))
+
+    store.pool.store.index.update(change)
+    with pytest.raises(UnauthorizedError):
+        trio.run(desk.identity.validate_token, token)
+    desk.issue(ANN)
+
+
+def test_a_token_expires(desk: Desk) -> None:
     token = desk.issue(ANN).token
     desk.now += 59.9
     trio.run(desk.identity.validate_token, token)
     desk.now += 0.1
     with pytest.raises(UnauthorizedError, match="expired"):
         trio.run(desk.identity.validate_token, token)
-    desk.now += identity.PURGE_SECONDS
-    desk.issue(ANN)
-    with store.pool.store.index.reading() as txn:
-        assert txn.count(Table.TOKENS) == 1
 
 
-def test_the_clock_is_set_back(store: Store, desk: Desk) -> None:
-    """By a little: tokens go on. By a lot: none lives longer than it should for it, old ones are
-    removed as ever, and new ones are issued."""
+def test_logging_in_and_using_a_token_writes_nothing(store: Store, desk: Desk) -> None:
+    """Both go on when the disk is full or read-only."""
+    index = store.root / "index" / "data.mdb"
+    before = index.read_bytes()
+    issued = desk.issue(ANN)
+    trio.run(desk.identity.validate_token, issued.token)
+    assert index.read_bytes() == before
+
+
+def test_the_key_is_kept_and_private(tmp_path: Path) -> None:
+    key = load_key(tmp_path)
+    assert len(key) == 32
+    assert load_key(tmp_path) == key
+    assert stat.S_IMODE((tmp_path / KEY_FILE).stat().st_mode) == 0o600
+    (tmp_path / KEY_FILE).write_bytes(b"short")
+    assert load_key(tmp_path) not in (key, b"short")
+
+
+def test_the_clock_is_set_back(desk: Desk) -> None:
+    """By a little: tokens go on. By a lot: none lives longer than it should for it, and new ones
+    are issued."""
     desk.now = 1_000_000.0
     issued = desk.issue(ANN)
     desk.now -= CLOCK_TOLERANCE_SECONDS - 1
@@ -153,29 +204,68 @@ def test_the_clock_is_set_back(store: Store, desk: Desk) -> None:
         trio.run(desk.identity.validate_token, issued.token)
     again = desk.issue(ANN)
     assert trio.run(desk.identity.validate_token, again.token).expires_at == desk.now + 60
-    with store.pool.store.index.reading() as txn:
-        assert txn.count(Table.TOKENS) == 1
     desk.now += 61
     with pytest.raises(UnauthorizedError):
         trio.run(desk.identity.validate_token, again.token)
 
 
-def test_a_token_survives_a_restart_and_is_stored_hashed(store: Store, desk: Desk) -> None:
-    token = desk.issue(ANN).token
+def test_a_token_survives_a_restart_and_is_not_stored(store: Store, desk: Desk) -> None:
+    token, revoked = desk.issue(ANN).token, desk.issue(ANN).token
+    trio.run(desk.identity.revoke_token, revoked)
     store.restart()
     assert trio.run(Desk(store).identity.validate_token, token).username == "ann"
     stored = (store.root / "index" / "data.mdb").read_bytes()
     assert token.encode() not in stored
+    assert revoked.encode() not in stored
     assert b"right" not in stored
-    assert digest_token(token) in stored
+    assert digest_token(revoked) in stored
 
 
-def test_a_token_is_revoked_at_once(desk: Desk) -> None:
-    token = desk.issue(ANN).token
+def test_a_token_is_revoked_at_once_and_for_good(store: Store, desk: Desk) -> None:
+    token, other = desk.issue(ANN).token, desk.issue(ANN).token
     trio.run(desk.identity.revoke_token, token)
     for call in (desk.identity.validate_token, desk.identity.revoke_token):
         with pytest.raises(UnauthorizedError):
             trio.run(call, token)
+    store.restart()
+    again = Desk(store).identity
+    with pytest.raises(UnauthorizedError):
+        trio.run(again.validate_token, token)
+    trio.run(again.validate_token, other)
+
+
+def test_a_revocation_that_cannot_be_stored_holds_here(
+    store: Store, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caller is told."""
+
+    def full(*_: object) -> None:
+        raise NoSpaceError("full")
+
+    token = desk.issue(ANN).token
+    with monkeypatch.context() as patch:
+        patch.setattr(store.pool.store.index, "update", full)
+        with pytest.raises(NoSpaceError):
+            trio.run(desk.identity.revoke_token, token)
+    with pytest.raises(UnauthorizedError):
+        trio.run(desk.identity.validate_token, token)
+
+
+def test_what_older_versions_stored_of_a_token_lets_nobody_in(store: Store, desk: Desk) -> None:
+    """And what is stored of a revoked one is not valid to them: it has expired long ago."""
+    token = desk.issue(ANN).token
+    trio.run(desk.identity.revoke_token, token)
+    with store.pool.store.index.reading() as txn:
+        ((_, record),) = Ledger(txn).tokens()
+    assert record.expires_at == -1060.0
+
+    def issue_as_before(txn: Transaction) -> None:
+        issued = replace(record, digest=digest_token("old").hex(), expires_at=1060.0)
+        Ledger(txn).put_token(digest_token("old"), issued)
+
+    store.pool.store.index.update(issue_as_before)
+    with pytest.raises(UnauthorizedError):
+        trio.run(desk.identity.validate_token, "old")
 
 
 def test_a_token_is_for_one_tenant(store: Store, desk: Desk) -> None:
@@ -207,21 +297,30 @@ def test_too_many_authentications_at_once(desk: Desk, monkeypatch: pytest.Monkey
     desk.issue(ANN)
 
 
-def test_too_many_tokens(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(identity, "MAX_TOKENS", 2)
-    desk.issue(ANN)
-    desk.issue(ANN)
+def revoke_one(desk: Desk) -> None:
+    trio.run(desk.identity.revoke_token, desk.issue(ANN).token)
+
+
+def test_revoked_tokens_are_limited_and_forgotten_when_they_have_expired(
+    store: Store, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(identity, "MAX_REVOKED", 2)
+    revoke_one(desk)
+    revoke_one(desk)
     with pytest.raises(OverLimitError):
-        desk.issue(ANN)
-    desk.now += 60
+        revoke_one(desk)
     desk.issue(ANN)
+    desk.now += 60
+    revoke_one(desk)
+    with store.pool.store.index.reading() as txn:
+        assert txn.count(Table.TOKENS) == 1
 
 
-def test_a_full_table_is_not_looked_through_at_each_login(
+def test_a_full_table_is_not_looked_through_at_each_revocation(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(identity, "MAX_TOKENS", 1)
-    desk.issue(ANN)
+    monkeypatch.setattr(identity, "MAX_REVOKED", 1)
+    revoke_one(desk)
     looks = []
     real = Ledger.tokens
 
@@ -232,11 +331,11 @@ def test_a_full_table_is_not_looked_through_at_each_login(
     monkeypatch.setattr(Ledger, "tokens", look)
     for _ in range(3):
         with pytest.raises(OverLimitError):
-            desk.issue(ANN)
+            revoke_one(desk)
     assert len(looks) == 1
     desk.now += identity.FULL_SECONDS
     with pytest.raises(OverLimitError):
-        desk.issue(ANN)
+        revoke_one(desk)
     assert len(looks) == 2
 
 

@@ -211,7 +211,7 @@ async def log_in(store: Store) -> str:
 
 
 def identity_of(store: Store) -> LocalIdentity:
-    return LocalIdentity(store.pool.store.index, Driver(), lambda: 1000.0)
+    return LocalIdentity(store.pool.store.index, Driver(), lambda: 1000.0, b"k" * 32)
 
 
 def read_node(store: Store, node: Node) -> bytes:

@@ -46,7 +46,7 @@ def on_pool(root: Path, quota: Quota = DEFAULT_QUOTA) -> Opening:
                 )
                 yield Service(
                     PoolBlockStorage(Surroundings(pool, exports, quota), driver),
-                    LocalIdentity(pool.store.index, driver, time.time),
+                    LocalIdentity(pool.store.index, driver, time.time, b"k" * 32),
                     new_account(accounts, "demo"),
                     new_account(accounts, "other"),
                 )
