@@ -23,6 +23,7 @@ STATUS_OF_ERROR: dict[type[errors.BockdError], HTTPStatus] = {
     errors.InUseError: HTTPStatus.CONFLICT,
     errors.NoSpaceError: HTTPStatus.INSUFFICIENT_STORAGE,
     errors.ReadOnlyError: HTTPStatus.FORBIDDEN,
+    errors.ReadOnlyFileSystemError: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.NotSupportedError: HTTPStatus.NOT_IMPLEMENTED,
     errors.VolumeFailedError: HTTPStatus.INTERNAL_SERVER_ERROR,
     errors.DeniedError: HTTPStatus.INTERNAL_SERVER_ERROR,

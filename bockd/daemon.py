@@ -78,6 +78,9 @@ IDLE_SECONDS = 10.0
 """A volume that nobody uses is closed after this: tools like qemu-img connect several times in a
 row, and the first change after an opening costs an index commit, and closing another."""
 
+RETRY_SECONDS = 60.0
+"""Until what could not be closed is tried again: a full disk is not emptied in a moment."""
+
 TLS_NOTE = {TlsMode.OFF: "", TlsMode.ON: ", TLS on demand", TlsMode.REQUIRE: ", TLS only"}
 
 HASHING_THREADS = 2
@@ -326,6 +329,11 @@ class _Daemon:
 
     async def _close_when_idle(self, key: ExportKey) -> None:
         await trio.sleep(IDLE_SECONDS)
+        while not await self._close_if_idle(key):
+            await trio.sleep(RETRY_SECONDS)
+
+    async def _close_if_idle(self, key: ExportKey) -> bool:
+        """Close what nobody uses; False when it is to be tried again."""
         try:
             if key.kind is NodeKind.VOLUME:
                 await self._driver.run(self._pool.close_idle_volume(VolumeId(key.id)))
@@ -334,6 +342,8 @@ class _Daemon:
         except BockdError as error:
             # Nothing is lost: what the index did not take is still in the journal.
             log.error("closing %s %s: %s", key.kind, key.id, error)  # noqa: TRY400
+            return VolumeId(key.id) not in self._pool.volumes
+        return True
 
     def _announce(self, nbd_listen: str | None, api_listen: str | None) -> None:
         settings = self._settings

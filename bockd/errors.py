@@ -146,6 +146,19 @@ class DeniedError(BockdError):
     errno = errno.EACCES
 
 
+class ReadOnlyFileSystemError(DeniedError):
+    """The file system below the pool takes no changes any more; what is stored can be read."""
+
+    code = "read-only-file-system"
+    errno = errno.EROFS
+
+    def __init__(self, doing: str) -> None:
+        super().__init__(
+            f"{doing}: read-only file system; find out why ('dmesg' tells of an error), repair it, "
+            "mount it for writing, and start bockd again"
+        )
+
+
 class DeviceError(BockdError):
     """The file system below the pool failed a read, a write or a sync."""
 
@@ -200,7 +213,9 @@ def from_os_error(error: OSError, doing: str) -> BockdError:
     reason = os.strerror(error.errno) if error.errno else str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return _full(error, doing)
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if error.errno == errno.EROFS:
+        return ReadOnlyFileSystemError(doing)
+    if error.errno in (errno.EACCES, errno.EPERM):
         return DeniedError(f"{doing}: {reason}; check who owns the pool directory")
     advice = _ADVICE.get(error.errno or 0, "")
     return DeviceError(f"{doing}: {reason}{advice}")

@@ -58,6 +58,11 @@ STATUS_OF_ERROR: dict[type[errors.BockdError], HTTPStatus] = {
 SERVER_ERROR_MESSAGE = "Server Error, please try again later."
 """Section 4.4.1.1. The reason may name paths, which are not a tenant's business."""
 
+READ_ONLY_MESSAGE = (
+    "Read-only file system: what is stored can be read, and nothing changed until the service's "
+    "operator has repaired the disk."
+)
+
 METHODS = ("DELETE", "GET", "HEAD", "POST", "PUT", "PATCH", "OPTIONS")
 
 OVER_LIMIT = (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.TOO_MANY_REQUESTS)
@@ -91,6 +96,8 @@ def fault_of_error(error: errors.BockdError) -> JSONResponse:
         if isinstance(error, family):
             return fault(status, str(error))
     log.error("a request failed: %s: %s", type(error).__name__, error)
+    if isinstance(error, errors.ReadOnlyFileSystemError):
+        return fault(HTTPStatus.SERVICE_UNAVAILABLE, READ_ONLY_MESSAGE)
     return server_error()
 
 

@@ -230,7 +230,7 @@ class PoolControl:
 
     async def check(self) -> CheckReport:
         for volume in list(self._pool.volumes):
-            await self._driver.run(self._pool.checkpoint(volume))
+            await self._driver.run(self._pool.try_checkpoint(volume))
         # What a process that died left behind is finished; what another one has open is not ours.
         await self._driver.run(self._pool.recover_volumes())
         ours = frozenset(self._pool.volumes)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from bockd.engine.access import Spawn, StoreAccess
 from bockd.engine.leafcache import LeafCache
 from bockd.engine.waiting import Gate, Mutex
-from bockd.errors import BockdError, volume_failed
+from bockd.errors import BockdError, ReadOnlyFileSystemError, volume_failed
 from bockd.failpoints import Failpoint, hit
 from bockd.steps import Blocking, Signal, Steps
 from bockd.store.catalogue import Catalogue, VolumeRecord
@@ -90,7 +90,10 @@ class Appending(ABC):
         self.durable = 0
         """The last sequence that a durable barrier covers."""
         self._recording = Mutex()
-        self._failure_recorded = True
+        self.failure_recorded = True
+        """The index knows that the volume has failed, if it has."""
+        self.read_only: ReadOnlyFileSystemError | None = None
+        """The volume has failed, and the index could not be told because of this."""
         self._checkpoint_error: BockdError | None = None
         self._room = Signal()
 
@@ -195,7 +198,7 @@ class Appending(ABC):
     def check_usable(self) -> None:
         """VolumeFailedError after a failed sync."""
         if self.failed is not None:
-            if not (self._failure_recorded or self._recording.held):
+            if not (self.failure_recorded or self._recording.held):
                 # A disk that fails a sync may fail the record of it too, for a while.
                 self._spawn(self.record_failure())
             raise volume_failed(self.record.id, self.record.name, self.failed)
@@ -205,7 +208,7 @@ class Appending(ABC):
         if self.failed is not None:
             return
         self.failed = reason
-        self._failure_recorded = False
+        self.failure_recorded = False
         log.error("volume %s (%s) failed: %s", self.record.id, self.record.name, reason)
         self._wake_waiting()
         self._spawn(self.record_failure())
@@ -215,7 +218,7 @@ class Appending(ABC):
         after an operator's reopening would undo it."""
         yield from self._recording.acquire()
         try:
-            if not self._failure_recorded:
+            if not self.failure_recorded:
                 yield from self._put_failure()
         finally:
             self._recording.release()
@@ -230,10 +233,12 @@ class Appending(ABC):
         try:
             yield Blocking(lambda: self._store.index.update(change))
         except BockdError as error:
+            self.read_only = error if isinstance(error, ReadOnlyFileSystemError) else None
             # Known to this process all the same; whoever is refused next has it tried again.
             log.error("the failure of volume %s could not be recorded: %s", volume, error)  # noqa: TRY400
         else:
-            self._failure_recorded = True
+            self.failure_recorded = True
+            self.read_only = None
 
     def _wake_waiting(self) -> None:
         room, self._room = self._room, Signal()

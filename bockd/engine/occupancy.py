@@ -56,7 +56,7 @@ def measure_shares(pool: Registry, images: frozenset[SnapshotId]) -> Steps[Share
 def _checkpoint_all(pool: Registry) -> Steps[None]:
     """What open volumes wrote may have ended a sharing."""
     for volume in list(pool.volumes):
-        yield from pool.checkpoint(volume)
+        yield from pool.try_checkpoint(volume)
 
 
 def _measure_page(

@@ -197,32 +197,45 @@ def look_at_snapshot(store: StoreAccess, snapshot: SnapshotId) -> None:
         lock_snapshot(store, snapshot, shared=True).release()
 
 
-def close_volume(opened: OpenVolume) -> Steps[None]:
+def close_volume(opened: OpenVolume, *, give_up: bool) -> Steps[None]:
     """Flush, bring the index up to date, mark the volume closed and give everything back.
 
     A volume that has failed, or whose index cannot be written, keeps its journal; the next
-    opening finds it. Raises what kept it from closing properly, after everything is given back.
+    opening finds it. Raises what kept it from closing properly: with `give_up`, after everything
+    is given back. Without it the volume stays open, and can be read, where the next opening would
+    fail for the same reason.
     """
-    volume = opened.volume
+    volume, durability = opened.volume, opened.volume.durability
+    if not give_up and durability.read_only is not None:
+        raise durability.read_only
     try:
         yield from volume.finish_punching()
         yield from volume.drain_reads()
-        if volume.durability.failed is None and volume.durability.begun:
-            yield from volume.durability.transition(
+        if durability.failed is None and durability.begun:
+            yield from durability.transition(
                 lambda _txn, record: (record, None), lambda _record, _result: None, reopen=False
             )
         else:
             # A checkpoint that is under way ends before the lock goes to somebody else.
-            yield from volume.durability.stop()
-    except BaseException:
-        volume.durability.abandon()
+            yield from durability.stop()
+    except BockdError:
+        yield from durability.record_failure()
+        unharmed = durability.failed is None or durability.read_only is not None
+        if unharmed and not give_up and not durability.closed:
+            raise
+        yield from _give_back(opened)
         raise
-    else:
-        volume.durability.abandon()
-    finally:
-        yield from volume.durability.record_failure()
-        volume.map.close()
-        opened.lock.release()
+    except BaseException:
+        yield from _give_back(opened)
+        raise
+    yield from _give_back(opened)
+
+
+def _give_back(opened: OpenVolume) -> Steps[None]:
+    opened.volume.durability.abandon()
+    yield from opened.volume.durability.record_failure()
+    opened.volume.map.close()
+    opened.lock.release()
 
 
 def abandon_volume(opened: OpenVolume) -> Steps[None]:
@@ -233,10 +246,7 @@ def abandon_volume(opened: OpenVolume) -> Steps[None]:
     yield from opened.volume.finish_punching()
     yield from opened.volume.drain_reads()
     yield from opened.volume.durability.stop()
-    yield from opened.volume.durability.record_failure()
-    opened.volume.durability.abandon()
-    opened.volume.map.close()
-    opened.lock.release()
+    yield from _give_back(opened)
 
 
 def open_snapshot(store: StoreAccess, snapshot: SnapshotId) -> Steps[OpenSnapshot]:

@@ -109,7 +109,7 @@ class Reclaimer:
         held it, and not only after some later checkpoint."""
         for volume, opened in list(self._pool.volumes.items()):
             if not dead.isdisjoint(opened.volume.map.chain):
-                yield from self._pool.checkpoint(volume)
+                yield from self._pool.try_checkpoint(volume)
 
     def _bury(self, map_id: MapId) -> Steps[_Outcome]:
         outcome = _Outcome.MORE

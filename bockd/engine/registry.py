@@ -150,7 +150,7 @@ class Registry:
         for volume in list(self.volumes):
             try:
                 yield from self.exclusive(
-                    volume, f"closing volume {volume}", self._close_volume(volume)
+                    volume, f"closing volume {volume}", self._close_volume(volume, give_up=True)
                 )
             except BockdError as error:
                 log.error("closing volume %s: %s", volume, error)  # noqa: TRY400
@@ -302,12 +302,13 @@ class Registry:
         self.snapshots[snapshot].users -= 1
 
     def close_idle_volume(self, volume: VolumeId) -> Steps[None]:
-        """Close a volume that nobody uses; nothing happens when somebody does."""
+        """Close a volume that nobody uses; nothing happens when somebody does. BockdError: it may
+        be open still, and is to be closed later then."""
 
         def steps() -> Steps[None]:
             opened = self.volumes.get(volume)
             if opened is not None and opened.users == 0:
-                yield from self._close_volume(volume)
+                yield from self._close_volume(volume, give_up=False)
 
         return self.exclusive(volume, f"closing volume {volume}", steps())
 
@@ -321,15 +322,16 @@ class Registry:
 
         return self.exclusive(snapshot, f"closing snapshot {snapshot}", steps())
 
-    def _close_volume(self, volume: VolumeId) -> Steps[None]:
+    def _close_volume(self, volume: VolumeId, *, give_up: bool) -> Steps[None]:
         opened = self.volumes.get(volume)
         if opened is None:
             return
         # It stays known until it is closed: reclaim must see that it may still be punching.
         try:
-            yield from close_volume(opened)
+            yield from close_volume(opened, give_up=give_up)
         finally:
-            self._forget_open(volume)
+            if opened.volume.durability.closed:
+                self._forget_open(volume)
 
     def _forget_open(self, volume: VolumeId) -> None:
         """A volume was closed; a failure outlives that, recorded in the index or not."""
@@ -376,6 +378,14 @@ class Registry:
 
         return self.exclusive(volume, f"making a checkpoint of volume {volume}", steps())
 
+    def try_checkpoint(self, volume: VolumeId) -> Steps[None]:
+        """`checkpoint`, for what goes on without it: on a disk that is full or read-only the index
+        says what it said before."""
+        try:
+            yield from self.checkpoint(volume)
+        except BockdError as error:
+            log.warning("the checkpoint of volume %s is put off: %s", volume, error)
+
     def flush_volume(self, volume: VolumeId) -> Steps[str | None]:
         """Make what was acknowledged survive power loss, if the volume is open: a closed one is
         flushed. Returns why the volume has failed, now or earlier; None if it has not."""
@@ -397,7 +407,7 @@ class Registry:
         """Exact space of a volume or snapshot, after a checkpoint of every open volume: what
         they wrote since may have ended a sharing. One that has failed counts as it was."""
         for volume in list(self.volumes):
-            yield from self.checkpoint(volume)
+            yield from self.try_checkpoint(volume)
 
         def walk() -> Space:
             with self.catalogue() as catalogue:

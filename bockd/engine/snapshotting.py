@@ -222,7 +222,7 @@ class Snapshots(Registry):
     ) -> Steps[VolumeRecord]:
         if volume in self.volumes:
             self.refuse_used(volume)
-            yield from self._close_volume(volume)
+            yield from self._close_volume(volume, give_up=False)
         self.refuse_failed(volume)
         lock: FileLock = yield Blocking(lambda: lock_volume(self.store, volume))
         try:

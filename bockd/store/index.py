@@ -39,6 +39,7 @@ from bockd.errors import (
     IndexFullError,
     NoSpaceError,
     PoolFormatError,
+    ReadOnlyFileSystemError,
     from_os_error,
 )
 from bockd.failpoints import Failpoint, hit
@@ -445,7 +446,7 @@ class Index:
                 allocate(self._data, needed, length)
             except OSError as error:
                 self.short = error.errno in (errno.ENOSPC, errno.EDQUOT)
-                if not self.short:
+                if not self.short and error.errno != errno.EROFS:  # a commit says that
                     log.warning("%s has no space in reserve: %s", self._data, error)
                     return
             else:
@@ -509,6 +510,8 @@ def _translate(error: lmdb.Error, data: Path) -> Exception:
         full = status.f_bavail * status.f_frsize < _NEARLY_FULL_BYTES
     if full:
         return NoSpaceError(f"the file system of {data} is full; free some space and try again")
+    if "Read-only file system" in text:
+        return ReadOnlyFileSystemError(f"changing the index {data}")
     if isinstance(error, lmdb.VersionMismatchError):
         return PoolFormatError(f"{data} was written by another LMDB format: {text}")
     return DamagedError(f"the index {data} cannot be used: {text}")

@@ -119,11 +119,16 @@ class Bockd:
 
     def stop_by(self, number: signal.Signals) -> None:
         """Like `stop`, by another signal."""
+        status = self.status_of_stop_by(number)
+        assert status == 0, f"the daemon ended with status {status}:\n{self.log.read_text()}"
+
+    def status_of_stop_by(self, number: signal.Signals) -> int:
+        """End it by a signal; it must have logged nothing that was not expected."""
         assert self._process is not None
         self._process.send_signal(number)
         status = self._forget()
-        assert status == 0, f"the daemon ended with status {status}:\n{self.log.read_text()}"
         self._check_log()
+        return status
 
     def restart(self) -> None:
         """Stop it cleanly and start it again."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bockd.engine.pool import Pool
-from bockd.errors import DamagedError, VolumeFailedError
+from bockd.errors import DamagedError, NoSpaceError, ReadOnlyFileSystemError, VolumeFailedError
 from bockd.model import BLOCK_SIZE
 from bockd.steps import Background, run_inline
 from bockd.store import ballast
@@ -199,3 +199,89 @@ def test_the_ballast_is_taken_back_when_others_have_made_room(bench: Bench) -> N
     run_inline(bench.device().durability.checkpoint())
     assert not bench.pool.store.ballast.given
     assert bench.pool.store.layout.ballast.stat().st_size == ballast.BALLAST_BYTES
+
+
+def test_what_cannot_be_closed_stays_open_and_is_closed_later(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The index takes nothing: an idle volume can be read as before, and written when it does."""
+    bench.write(0, b"a")
+
+    def fail(*_: object) -> Any:
+        raise NoSpaceError("full")
+
+    with monkeypatch.context() as full:
+        full.setattr(Index, "update", fail)
+        with pytest.raises(NoSpaceError):
+            run_inline(bench.pool.close_idle_volume(bench.volume))
+        assert bench.block(bench.volume, 0) == b"a"
+    bench.write(1, b"b")
+    run_inline(bench.pool.close_idle_volume(bench.volume))
+    assert not bench.pool.volumes
+    assert bench.block(bench.volume, 0) == b"a"
+    assert bench.block(bench.volume, 1) == b"b"
+
+
+def test_a_volume_that_failed_on_a_read_only_file_system_can_be_read(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.write(0, b"a")
+
+    def fail(*_: object) -> Any:
+        raise ReadOnlyFileSystemError("changing the index")
+
+    with monkeypatch.context() as full:
+        full.setattr(Index, "update", fail)
+        bench.pool.volumes[bench.volume].volume.durability.fail("read-only file system")
+        bench.background.run()
+        with pytest.raises(ReadOnlyFileSystemError):
+            run_inline(bench.pool.close_idle_volume(bench.volume))
+        assert bench.block(bench.volume, 0) == b"a"
+        with pytest.raises(VolumeFailedError):
+            bench.write(0, b"b")
+        bench.pool.leave_volume(bench.volume)
+    run_inline(bench.pool.reopen_volume(bench.volume))
+    assert bench.block(bench.volume, 0) == b"a"
+
+
+def test_a_volume_that_is_only_read_changes_nothing_on_disk(bench: Bench) -> None:
+    bench.write(0, b"a")
+    run_inline(bench.pool.close_idle_volume(bench.volume))
+    layout = bench.pool.store.layout
+    before = layout.index_data.read_bytes(), layout.journal_segments()
+    assert bench.block(bench.volume, 0) == b"a"
+    reader = run_inline(bench.pool.use_volume(bench.volume)).volume
+    run_inline(reader.flush())
+    bench.pool.leave_volume(bench.volume)
+    run_inline(bench.pool.close_idle_volume(bench.volume))
+    assert (layout.index_data.read_bytes(), layout.journal_segments()) == before
+
+
+def test_a_first_change_that_fails_leaves_the_volume_as_it_was(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the commit was done or not: it is looked up."""
+    bench.write(0, b"a")
+    run_inline(bench.pool.close_idle_volume(bench.volume))
+    commit = Index.update
+    for committed in (False, True):
+
+        def fail(index: Index, change: Callable[[Any], Any], done: bool = committed) -> Any:
+            monkeypatch.setattr(Index, "update", commit)
+            if done:
+                commit(index, change)
+            raise NoSpaceError("full")
+
+        monkeypatch.setattr(Index, "update", fail)
+        if not committed:
+            with pytest.raises(NoSpaceError):
+                bench.write(0, b"b")
+            assert bench.block(bench.volume, 0) == b"a"
+            assert not bench.pool.store.layout.journal_segments()
+        else:
+            bench.write(0, b"b")
+    bench.reclaim()
+    die(bench.pool)
+    bench.background = Background()
+    bench.pool = Pool.open(bench.pool.store.layout.root, bench.background.spawn)
+    assert bench.block(bench.volume, 0) == b"b"
