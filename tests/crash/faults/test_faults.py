@@ -19,7 +19,7 @@ SEED = random.randrange(1 << 16)
 KINDS = (
     *("create index", "create journal", "create layers", "create locks", "create root"),
     *("mkdir discarded", "mkdir index", "mkdir journal", "mkdir layers", "mkdir locks"),
-    *("punch layers", "rename new-journal"),
+    *("punch layers", "rename journal", "rename new-journal"),
     *("sync ballast", "sync data.mdb", "sync data.mdb-meta", "sync journal", "sync layers"),
     *("sync new-journal", "syncdir index", "syncdir journal", "syncdir layers", "syncdir root"),
     *("truncate data.mdb", "truncate layers", "truncate lock.mdb", "truncate locks"),

@@ -1,5 +1,5 @@
 """The engine as the laboratory runs it: small (tests/crash/small.py), on a file system without
-fallocate and SEEK_DATA.
+fallocate and SEEK_DATA. Every other journal segment is made of a spare, as on a full disk.
 """
 
 from __future__ import annotations
@@ -9,9 +9,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from unittest import mock
 
-from bockd.engine import poolfiles, volume
+from bockd.engine import access, durability, poolfiles, volume
+from bockd.engine.access import StoreAccess
 from bockd.store import layer
+from bockd.store.journal import JournalSegment
 from bockd.store.layer import Layer
+from bockd.store.layout import JournalName
+from bockd.store.spares import SpareSegments
 from tests.crash.small import small_engine
 
 JOURNAL_RECORDS = 96
@@ -56,6 +60,24 @@ def _data_ranges(self: Layer, offset: int, length: int) -> Iterator[tuple[int, i
             yield max(start, offset), min(end, offset + length)
 
 
+def _create_segment(store: StoreAccess, name: JournalName, *, reserve: bool) -> JournalSegment:
+    """As on a full disk, every other time."""
+    unfinished = store.layout.unfinished_segment(name)
+    if (name.generation + name.number) % 2 and store.spares.take(unfinished):
+        return JournalSegment.create(store.layout, name, store.boot, reuse=True)
+    return access.create_segment(store, name, reserve=reserve)
+
+
+class _AlwaysWanted:
+    """In the place of an attribute: what is done with becomes a spare as long as there are few."""
+
+    def __get__(self, *_: object) -> bool:
+        return True
+
+    def __set__(self, *_: object) -> None:
+        """It stays true."""
+
+
 @contextmanager
 def laboratory() -> Iterator[None]:
     """For the duration, the engine is as described above."""
@@ -66,8 +88,12 @@ def laboratory() -> Iterator[None]:
         (Layer, "data_ranges", _data_ranges),
         # After a death recovery decides from the head's content, as it does for a copy.
         (Layer, "stayed_in_memory", lambda _: False),
+        (durability, "create_segment", _create_segment),
     )
     with small_engine(JOURNAL_RECORDS), ExitStack() as patches:
         for target, name, value in replaced:
             patches.enter_context(mock.patch.object(target, name, value))
+        patches.enter_context(
+            mock.patch.object(SpareSegments, "wanted", _AlwaysWanted(), create=True)
+        )
         yield
