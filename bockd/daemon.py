@@ -30,6 +30,7 @@ from bockd.blockstorage.credentialsfile import CREDENTIALS_FILE, establish
 from bockd.blockstorage.identity import LocalIdentity
 from bockd.blockstorage.interrupted import detaching, finish_detaching, resolve_interrupted
 from bockd.blockstorage.plugging import DevicePlugger
+from bockd.blockstorage.records import OwnedVolume
 from bockd.blockstorage.running import Surroundings
 from bockd.blockstorage.servers import Servers
 from bockd.blockstorage.service import PoolBlockStorage
@@ -50,6 +51,7 @@ from bockd.dataplane.fileview import FileView
 from bockd.dataplane.images import PoolImages
 from bockd.dataplane.nodes import PoolNodes
 from bockd.dataplane.plugged import PluggedDevices
+from bockd.dataplane.retrying import Retrying
 from bockd.dataplane.scrubbing import Scrubbing
 from bockd.directories import make_private
 from bockd.ending import ending_signals
@@ -77,9 +79,6 @@ log = logging.getLogger(__name__)
 IDLE_SECONDS = 10.0
 """A volume that nobody uses is closed after this: tools like qemu-img connect several times in a
 row, and the first change after an opening costs an index commit, and closing another."""
-
-RETRY_SECONDS = 60.0
-"""Until what could not be closed is tried again: a full disk is not emptied in a moment."""
 
 TLS_NOTE = {TlsMode.OFF: "", TlsMode.ON: ", TLS on demand", TlsMode.REQUIRE: ", TLS only"}
 
@@ -149,6 +148,7 @@ class _Daemon:
         self._machine_plugger = MachinePlugger(
             self._machines, str(settings.nbd_socket), settings.vm.reconnect_seconds
         )
+        self._retrying = Retrying(self._spawn)
         self._reclaimer: Reclaimer
         self._scrubbing: Scrubbing
 
@@ -213,7 +213,10 @@ class _Daemon:
             # Before a machine is looked for at its QMP socket.
             await self._driver.run(Servers(self._around).configure(servers(self._settings)))
             for owned in detaching(self._around):
-                self._spawn(finish_detaching(self._around, owned))
+                self._retrying.start(
+                    f"detaching volume {owned.volume.id}",
+                    partial(self._finish_detaching, owned),
+                )
             self._reclaim()
             await self._open_doors()
         finally:
@@ -222,7 +225,23 @@ class _Daemon:
                 await self._driver.run(self._pool.close_all())
 
     def _reclaim(self) -> None:
-        self._spawn(self._reclaimer.run())
+        self._retrying.start("reclaim", self._run_reclaim)
+
+    def _run_reclaim(self) -> Steps[None]:
+        yield from self._reclaimer.run()
+        if self._reclaimer.put_off is not None:
+            raise self._reclaimer.put_off
+
+    def _finish_detaching(self, owned: OwnedVolume) -> Steps[None]:
+        """Finish it, unless somebody has done so since it was put off."""
+        if owned in detaching(self._around):
+            yield from finish_detaching(self._around, owned)
+
+    def _waiting(self) -> tuple[str, ...]:
+        """Background work that was put off."""
+        put_off = self._scrubbing.put_off
+        scrub = () if put_off is None else (f"reading frozen layers: {put_off}",)
+        return (*self._retrying.waiting, *scrub)
 
     async def _open_doors(self) -> None:
         settings = self._settings
@@ -259,6 +278,7 @@ class _Daemon:
             self._scrubbing,
             capacity,
             backups,
+            self._waiting,
         )
         images = PoolImages(self._around, self._server, settings)
         accounts = PoolAccounts(self._around, self._driver, settings.data_dir)
@@ -285,6 +305,7 @@ class _Daemon:
             doors.start_soon(self._scrubbing.run)
             doors.start_soon(capacity.run)
             doors.start_soon(backups.run)
+            doors.start_soon(self._retrying.run)
             # What is alive now stays; the collector need not look at it again.
             gc.collect()
             gc.freeze()
@@ -329,21 +350,20 @@ class _Daemon:
 
     async def _close_when_idle(self, key: ExportKey) -> None:
         await trio.sleep(IDLE_SECONDS)
-        while not await self._close_if_idle(key):
-            await trio.sleep(RETRY_SECONDS)
+        self._retrying.start(f"closing {key.kind} {key.id}", lambda: self._close_idle(key))
 
-    async def _close_if_idle(self, key: ExportKey) -> bool:
-        """Close what nobody uses; False when it is to be tried again."""
+    def _close_idle(self, key: ExportKey) -> Steps[None]:
+        """Close what nobody uses. Raises BockdError when it is open still."""
+        if key.kind is not NodeKind.VOLUME:
+            yield from self._pool.close_idle_snapshot(SnapshotId(key.id))
+            return
         try:
-            if key.kind is NodeKind.VOLUME:
-                await self._driver.run(self._pool.close_idle_volume(VolumeId(key.id)))
-            else:
-                await self._driver.run(self._pool.close_idle_snapshot(SnapshotId(key.id)))
+            yield from self._pool.close_idle_volume(VolumeId(key.id))
         except BockdError as error:
+            if VolumeId(key.id) in self._pool.volumes:
+                raise
             # Nothing is lost: what the index did not take is still in the journal.
             log.error("closing %s %s: %s", key.kind, key.id, error)  # noqa: TRY400
-            return VolumeId(key.id) not in self._pool.volumes
-        return True
 
     def _announce(self, nbd_listen: str | None, api_listen: str | None) -> None:
         settings = self._settings

@@ -63,6 +63,7 @@ def info(as_json: bool) -> None:
             ("fast lane", found.fast_lane),
             ("volumes", str(found.volumes)),
             ("snapshots", str(found.snapshots)),
+            *(("waiting", waiting) for waiting in found.waiting),
             *orphans,
         ]
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import trio
@@ -68,8 +69,10 @@ class PoolControl:
         scrubbing: Scrubbing,
         capacity: Capacity,
         backups: Backups,
+        waiting: Callable[[], tuple[str, ...]],
     ) -> None:
         self._backups = backups
+        self._waiting = waiting
         self._scrubbing = scrubbing
         self._capacity = capacity
         self._around = around
@@ -100,6 +103,7 @@ class PoolControl:
             volumes=volumes,
             snapshots=snapshots,
             fast_lane=lane(os.environ),
+            waiting=self._waiting(),
         )
 
     # -- volumes -----------------------------------------------------------------------------

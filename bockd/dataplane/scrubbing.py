@@ -50,6 +50,8 @@ class Scrubbing:
         self._restart = False
         self._wanted = False
         """Somebody has asked for a pass that is not finished."""
+        self.put_off: str | None = None
+        """Why the last batch failed; None when it went well."""
         pool.on_frozen = self._on_frozen
 
     def _on_frozen(self) -> None:
@@ -80,21 +82,24 @@ class Scrubbing:
             try:
                 batch = await self._work()
             except BockdError as error:
-                log.warning("reading frozen layers is put off: %s", error)
-                await self._put_off()
+                if str(error) != self.put_off:
+                    log.warning("reading frozen layers is put off: %s", error)
+                await self._wait_after(str(error))
                 continue
             except Exception:
                 # It is nobody else's trouble: volumes are served.
                 log.exception("reading frozen layers failed")
-                await self._put_off()
+                await self._wait_after("an error of bockd's own; the log has it")
                 continue
+            self.put_off = None
             if batch.more:
                 await trio.sleep_until(began + batch.read_bytes / self._rate_bytes)
             else:
                 await self._rest()
 
-    async def _put_off(self) -> None:
+    async def _wait_after(self, reason: str) -> None:
         self._wanted = False
+        self.put_off = reason
         with trio.move_on_after(RETRY_SECONDS):
             await self._asked.wait()
 

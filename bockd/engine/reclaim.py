@@ -24,7 +24,7 @@ from itertools import islice
 
 from bockd.engine.merging import LayerMerger, Merge
 from bockd.engine.pool import Pool
-from bockd.errors import BockdError, from_os_error
+from bockd.errors import BockdError, NoSpaceError, from_os_error
 from bockd.failpoints import Failpoint, hit
 from bockd.model import BLOCK_SIZE, LayerId, MapId
 from bockd.steps import Blocking, Steps
@@ -48,6 +48,9 @@ PUNCH_PIECE_BYTES = 16 * 1024 * 1024
 """Given back in one call: bounds how long the file system's locks are held."""
 
 
+_NO_RESERVE = "the file system is full: what is kept in reserve for that is not complete"
+
+
 class _Outcome(Enum):
     WAITING = "several maps fall through to it"
     MORE = "a batch was done, there are more"
@@ -61,6 +64,8 @@ class Reclaimer:
         self._pool = pool
         self._merger = LayerMerger(pool)
         self._stopping = False
+        self.put_off: BockdError | None = None
+        """What the last run ended with, when it left something to do."""
 
     def stop(self) -> None:
         """End after the batch under way; the queue in the index remembers the rest."""
@@ -75,10 +80,13 @@ class Reclaimer:
             yield from self._unlinks()
             yield from self._merges()
             # What was used up of the reserve is taken back now that there is room.
-            yield Blocking(self._pool.store.ensure_reserve)
+            whole: bool = yield Blocking(self._pool.store.ensure_reserve)
+            self.put_off = None if whole else NoSpaceError(_NO_RESERVE)
         except (BockdError, OSError) as error:
             # The queue is in the index: the next run, or the next start, goes on from here.
-            log.warning("reclaim stopped: %s", error)
+            log.info("reclaim stopped: %s", error)
+            failed = error if isinstance(error, BockdError) else from_os_error(error, "reclaim")
+            self.put_off = failed
         finally:
             self._pool.upkeep.release()
 

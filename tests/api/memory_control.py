@@ -85,6 +85,7 @@ class MemoryControl:
             volumes=len(self._volumes),
             snapshots=len(self._snapshots),
             fast_lane="compiled",
+            waiting=(),
         )
 
     async def list_volumes(self) -> list[VolumeInfo]:

@@ -7,7 +7,7 @@ import errno
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from random import Random
 from typing import Any
@@ -294,6 +294,33 @@ def test_no_inodes_left(tmp_path_factory: pytest.TempPathFactory) -> None:
         with daemon.storage() as storage, pytest.raises(UnavailableError, match="no inodes left"):
             create(storage, "more")
         daemon.check()
+
+
+def test_what_is_put_off_waits_for_space_and_says_so(full: Bockd) -> None:
+    """Reclaim ends with making the reserve whole, for which there is no room when the daemon
+    starts. It is tried again when there is, without a deletion."""
+    daemon = full
+    daemon.expect_in_log("full|put off")
+    daemon.stop()
+    reserve = daemon.data_dir / "ballast"
+    size = reserve.stat().st_size
+    reserve.unlink()
+    fill_file_system(daemon)
+    daemon.start()
+    with daemon.control() as control:
+        until(lambda: control.info().waiting)
+        (waiting,) = control.info().waiting
+        assert waiting.startswith("reclaim: the file system is full")
+        assert waiting in daemon.bock("info")["waiting"]
+        (daemon.data_dir.parent / "filler").unlink()
+        until(lambda: not control.info().waiting)
+    assert reserve.stat().st_size == size
+
+
+def until(seen: Callable[[], object]) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not seen():
+        assert time.monotonic() < deadline
 
 
 class Writer(threading.Thread):
