@@ -55,6 +55,7 @@ from bockd.dataplane.retrying import Retrying
 from bockd.dataplane.scrubbing import Scrubbing
 from bockd.directories import make_private
 from bockd.ending import ending_signals
+from bockd.engine.newpool import check_start
 from bockd.engine.pool import Pool
 from bockd.engine.reclaim import Reclaimer
 from bockd.errors import BockdError, InUseError, from_os_error
@@ -86,9 +87,9 @@ HASHING_THREADS = 2
 """For passwords, apart from the device's threads: guessing at the door must not delay a disk."""
 
 
-def run(settings: Settings, mount: Path | None = None) -> None:
-    """Serve until a signal ends it (bockd.ending); `mount` overrides the settings'. Raises
-    BockdError when it cannot begin."""
+def run(settings: Settings, mount: Path | None = None, *, is_default: bool = False) -> None:
+    """Serve until a signal ends it (bockd.ending); `mount` overrides the settings'. `is_default`:
+    nobody has named the data directory. Raises BockdError when it cannot begin."""
     logging.basicConfig(
         level=settings.log_level.upper(),
         stream=sys.stderr,
@@ -99,6 +100,7 @@ def run(settings: Settings, mount: Path | None = None) -> None:
     mount = mount or settings.fuse.mount
     view = None if mount is None else FileView(mount.absolute(), settings.data_dir)
     try:
+        check_start(settings.data_dir, is_default=is_default)
         trio.run(_Daemon(settings, view).main)
     except BaseExceptionGroup as group:
         raise _alone(group) from group

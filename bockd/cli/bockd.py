@@ -14,10 +14,10 @@ from bockd.cli.backup import backup
 from bockd.cli.client import ControlClient
 from bockd.cli.config import config, config_option, load_all
 from bockd.cli.failure import Program
-from bockd.cli.output import json_option, print_json
+from bockd.cli.output import json_option, print_json, report
 from bockd.cli.scrub import scrub
 from bockd.cli.unit import render_unit
-from bockd.config.load import load
+from bockd.config.load import DEFAULT, load
 from bockd.control import CheckReport
 from bockd.errors import GuestsError, InUseError, UnavailableError
 
@@ -54,11 +54,40 @@ def serve(config_file: Path | None, mount: Path | None, print_unit: bool) -> Non
             raise click.UsageError("--print-unit goes without --config and --mount")
         click.echo(render_unit("bockd.cli", UNIT, "bockd"), nl=False)
         return
-    settings = load_all(config_file).settings
+    loaded = load_all(config_file)
     failpoints.arm(os.environ)
     from bockd.daemon import run
 
-    run(settings, mount)
+    run(loaded.settings, mount, is_default=loaded.source("data_dir") == DEFAULT)
+
+
+@main.command()
+@click.argument("directory", required=False, type=click.Path(path_type=Path, file_okay=False))
+@config_option
+@json_option
+def init(directory: Path | None, config_file: Path | None, as_json: bool) -> None:
+    """Make a new, empty pool in DIRECTORY, which must be empty or not exist.
+
+    Without it, in the directory that the daemon would use. `bockd serve` makes a pool by itself
+    where there is no directory yet. It does not in an empty one that was named, because that may be
+    where a file system has not been mounted.
+
+    
+    bockd init /srv/bockd
+    BOCKD_DATA=/srv/bockd bockd serve
+    """
+    from bockd.engine.newpool import make_pool
+
+    loaded = load(config_file)
+    path = (directory or loaded.settings.data_dir).absolute()
+    make_pool(path)
+    served = path == loaded.settings.data_dir
+    report(
+        {"data_dir": str(path)},
+        f"made a pool in {path}",
+        f"Next: {'' if served else f'BOCKD_DATA={path} '}bockd serve",
+        as_json=as_json,
+    )
 
 
 @main.command()

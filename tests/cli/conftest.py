@@ -12,5 +12,5 @@ from .daemon import Daemon, running_daemon
 @pytest.fixture(scope="session")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """A running daemon with an empty pool in a directory whose name is awkward on purpose."""
-    with running_daemon(tmp_path_factory.mktemp("a pool")) as running:
+    with running_daemon(tmp_path_factory.mktemp("a pool") / "a pool") as running:
         yield running

@@ -33,4 +33,8 @@ def state() -> Iterator[Path]:
         path = Path(parent) / "bockd"
         path.mkdir(mode=0o700)
         shutil.chown(path, NOBODY, NOBODY)
+        # The service's is the default directory, where a pool is made by itself; a test names it.
+        subprocess.run(
+            [program("bockd"), "init", path], user=NOBODY, group=NOBODY, check=True, umask=0o077
+        )
         yield path

@@ -176,7 +176,8 @@ def test_the_view_with_its_drop_in(unit: Path, state: Path, tmp_path: Path) -> N
     """As root with two capabilities: volumes are files, seen by the machine's other processes."""
     dropin = tmp_path / "view.conf"
     dropin.write_text(view_dropin())
-    os.chown(state, 0, 0)
+    for path in (state, *state.rglob("*")):
+        os.chown(path, 0, 0)
     view = tmp_path / "view"
     with serving(
         state, mount=view, log=tmp_path / "log", launcher=launcher(unit, state, dropin)
