@@ -379,7 +379,7 @@ def test_from_standard_input(daemon: Daemon, tmp_path: Path, kind: str) -> None:
         command += ["--name", f"piped-{kind}"]
         ended = subprocess.run(command, stdin=file, capture_output=True, env=daemon.environment)
     assert ended.returncode == 0, ended.stderr
-    found = daemon.bock_json(kind, "show", f"piped-{kind}")[kind]
+    found = daemon.bock_json(kind, "show", f"piped-{kind}")
     same(image, "qcow2", found["uri"])
 
 
