@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from bockd.errors import InvalidRequestError
-from bockd.model import check_name, check_volume_size, is_server_id
+from bockd.model import check_image_name, check_name, check_volume_size, is_server_id
 
 
 def reference(text: str) -> str:
@@ -19,6 +19,14 @@ def new_name(text: str) -> str:
     """A name for a volume or a snapshot."""
     try:
         return check_name(text)
+    except InvalidRequestError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def new_image_name(text: str) -> str:
+    """A name for an image."""
+    try:
+        return check_image_name(text)
     except InvalidRequestError as error:
         raise click.BadParameter(str(error)) from error
 

@@ -8,7 +8,7 @@ error too; `code` is the error's stable word (bockd.errors), or "usage" or "inte
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -39,6 +39,19 @@ class Program(LazyGroup):
         given = sys.argv[1:] if args is None else list(args)
         if not standalone_mode:
             return super().main(given, prog_name, complete_var, False, **extra)
+        try:
+            self._run(given, prog_name, complete_var, extra)
+        except KeyboardInterrupt:
+            # It came while the end of the command was being told.
+            sys.exit(INTERRUPTED)
+
+    def _run(
+        self,
+        given: list[str],
+        prog_name: str | None,
+        complete_var: str | None,
+        extra: Mapping[str, Any],
+    ) -> NoReturn:
         # Looked for by hand: the line may be too wrong to be parsed.
         as_json = "--json" in given
         program = prog_name or self.name or "bockd"

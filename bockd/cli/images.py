@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from bockd.cli.arguments import reference
+from bockd.cli.arguments import new_image_name, reference
 from bockd.cli.client import ControlClient, connect
 from bockd.cli.completion import complete_image
 from bockd.cli.convert import (
@@ -45,7 +45,12 @@ def image() -> None:
 
 @image.command("import")
 @click.argument("source", metavar="FILE|URL|-")
-@click.option("--name", help="The image's name. By default the file's, without its ending.")
+@click.option(
+    "--name",
+    type=new_image_name,
+    metavar="NAME",
+    help="The image's name. By default the file's, without its ending.",
+)
 @click.option(
     "--format",
     "image_format",

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import click
 
+from bockd.cli.arguments import new_name
 from bockd.cli.convert import (
     convert,
     ending_signals_held,
@@ -34,7 +35,12 @@ RELEASE_POLL_SECONDS = 0.05
 
 @click.command("import")
 @click.argument("image", metavar="FILE|URL|-")
-@click.option("--name", help="The volume's name. By default the file's, without its ending.")
+@click.option(
+    "--name",
+    type=new_name,
+    metavar="NAME",
+    help="The volume's name. By default the file's, without its ending.",
+)
 @click.option(
     "--format",
     "image_format",

@@ -115,7 +115,7 @@ def test_a_question_before_deleting(daemon: Daemon, tmp_path: Path) -> None:
 def test_bad_names(daemon: Daemon, tmp_path: Path, name: str) -> None:
     file = make_image(tmp_path / "named.qcow2", "qcow2")
     before = image_names(daemon)
-    assert "name" in daemon.refusal("image", "import", file, "--name", name)
+    assert "name" in daemon.misuse("image", "import", file, "--name", name)
     for command in ("show", "delete"):
         if name:
             assert "no image" in daemon.refusal("image", command, name)

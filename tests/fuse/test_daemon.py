@@ -210,10 +210,10 @@ def test_what_is_open_is_in_use(daemon: Bockd, mount: Path) -> None:
                 "available",
                 1,
             )
-        assert "is used by 1 client" in daemon.refusal("volume", "delete", "v", "--yes")
-        assert "is used by 1 client" in daemon.refusal("snapshot", "revert", "s", "--yes")
+        assert "1 connection(s)" in daemon.refusal("volume", "delete", "v", "--yes")
+        assert "connection" in daemon.refusal("snapshot", "revert", "s", "--yes")
     with opened(mount / "snapshots" / "s", os.O_RDONLY):
-        assert "is being read by 1 client" in daemon.refusal("snapshot", "delete", "s", "--yes")
+        assert "disconnect" in daemon.refusal("snapshot", "delete", "s", "--yes")
     daemon.wait_until_unused("v")
     daemon.bock("volume", "delete", "v", "--yes")
     assert os.listdir(mount / "volumes") == []
