@@ -92,6 +92,7 @@ class Walker:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
+            errors="replace",
             check=False,
             timeout=SETUP_SECONDS if "apt-get" in command else COMMAND_SECONDS,
         )
