@@ -250,6 +250,7 @@ def test_new_files_are_taken_while_it_runs(daemon: Bockd, pki: Pki, pair: Pair) 
     tenant = Tenant(daemon, verify=str(pki.ours.ca.certificate))
     at = tenant.attach(tenant.create())
     early = nbd.NBD()
+    early.set_tls_certificates(str(pki.nobody))
     early.connect_uri(at.uri)
     old = der(pair)
     assert shown_by_nbd(daemon, pki) == shown_by_the_api(daemon, pki) == old
