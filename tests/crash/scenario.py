@@ -117,8 +117,8 @@ class Client:
         """Everything that exists, as all doors show it, without what differs from run to run."""
         limits = self.rest.get("/limits")["limits"]["absolute"]
         return {
-            "tenant's volumes": _timeless(self.rest.get("/volumes/detail")["volumes"]),
-            "tenant's snapshots": _timeless(self.rest.get("/snapshots/detail")["snapshots"]),
+            "tenant's volumes": _timeless(self.rest.get("/os-volumes/detail")["volumes"]),
+            "tenant's snapshots": _timeless(self.rest.get("/os-snapshots/detail")["snapshots"]),
             "attachments": _timeless(self.rest.get(ATTACHMENTS)["volumeAttachments"]),
             "used": {name: value for name, value in limits.items() if name.endswith("Used")},
             "volumes": [
