@@ -232,10 +232,10 @@ _ADVICE = {
 
 def _full(error: OSError, doing: str) -> NoSpaceError:
     """What there is none left of, and what to do. A file that cannot be made is named by its error;
-    bytes that cannot be written are not."""
+    where bytes cannot be written there is no name, or a descriptor's number."""
     if error.errno == errno.EDQUOT:
         return NoSpaceError(f"{doing}: the disk quota is used up; free some space and try again")
-    if error.filename is not None:
+    if isinstance(error.filename, str):
         try:
             status = os.statvfs(os.path.dirname(error.filename) or ".")
         except OSError:

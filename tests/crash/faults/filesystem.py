@@ -106,6 +106,8 @@ class FaultyFileSystem(PowerCutFileSystem):
         label = own if where in ("root", "") or own.startswith(("data", "lock")) else where
         if own.endswith(".new"):
             label = "new-journal"
+        if own.endswith(".spare"):
+            label = "spare-journal"
         self._labels[node.number] = label
         return label
 

@@ -20,6 +20,7 @@ KINDS = (
     *("create index", "create journal", "create layers", "create locks", "create root"),
     *("mkdir discarded", "mkdir index", "mkdir journal", "mkdir layers", "mkdir locks"),
     *("punch layers", "rename journal", "rename new-journal"),
+    *("rename spare-journal", "sync spare-journal", "write spare-journal"),
     *("sync ballast", "sync data.mdb", "sync data.mdb-meta", "sync journal", "sync layers"),
     *("sync new-journal", "syncdir index", "syncdir journal", "syncdir layers", "syncdir root"),
     *("truncate data.mdb", "truncate layers", "truncate lock.mdb", "truncate locks"),

@@ -11,6 +11,7 @@ from unittest import mock
 
 from bockd.engine import access, durability, poolfiles, volume
 from bockd.engine.access import StoreAccess
+from bockd.errors import named
 from bockd.store import layer
 from bockd.store.journal import JournalSegment
 from bockd.store.layer import Layer
@@ -64,7 +65,8 @@ def _create_segment(store: StoreAccess, name: JournalName, *, reserve: bool) -> 
     """As on a full disk, every other time."""
     unfinished = store.layout.unfinished_segment(name)
     if (name.generation + name.number) % 2 and store.spares.take(unfinished):
-        return JournalSegment.create(store.layout, name, store.boot, reuse=True)
+        with named(f"creating journal segment {name}"):
+            return JournalSegment.create(store.layout, name, store.boot, reuse=True)
     return access.create_segment(store, name, reserve=reserve)
 
 
