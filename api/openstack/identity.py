@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response, status
 from pydantic import Field
 from typing_extensions import TypedDict
 
@@ -20,7 +20,7 @@ from bockd.blockstorage.contract import (
     PasswordCredentials,
     Tenant,
 )
-from bockd.errors import InvalidRequestError
+from bockd.errors import InvalidRequestError, NotFoundError, UnauthorizedError
 
 
 class PasswordBody(Body):
@@ -148,6 +148,15 @@ def identity_router(identity: Identity, catalog: Catalog) -> APIRouter:
         issued = await identity.issue_token(auth.credentials(), wanted)
         tenant = issued.principal.tenant.id
         return {"access": view_access(issued, services(catalog, request, tenant))}
+
+    @router.delete(f"{TOKENS_PATH}/{{token}}", status_code=status.HTTP_204_NO_CONTENT)
+    async def revoke_token(token: str) -> Response:
+        """Make a token invalid at once. Whoever has its text may do that, as in Keystone."""
+        try:
+            await identity.revoke_token(token)
+        except UnauthorizedError as error:
+            raise NotFoundError("there is no such token") from error
+        return Response(status_code=status.HTTP_204_NO_CONTENT)
 
     @router.get(f"{IDENTITY_PATH}/tenants")
     async def list_tenants(token: Token) -> TenantList:

@@ -40,6 +40,19 @@ def test_tokens(served: Served, credentials: dict[str, Any], tenant: dict[str, A
     assert tenants == {"tenants": [{"id": DEMO.id, "name": "demo", "enabled": True}]}
 
 
+def test_a_revoked_token_is_refused(served: Served) -> None:
+    auth = {"passwordCredentials": PASSWORD}
+    token, other = (ask(served, auth).json()["access"]["token"]["id"] for _ in range(2))
+    revoked = f"{served.url}/v2.0/tokens/{token}"
+    assert httpx.delete(revoked).status_code == 401
+    headers = {"X-Auth-Token": other}
+    assert httpx.delete(revoked, headers=headers).status_code == 204
+    assert fault_of(httpx.delete(revoked, headers=headers))[:2] == (404, "itemNotFound")
+    tenants = f"{served.url}/v2.0/tenants"
+    assert httpx.get(tenants, headers={"X-Auth-Token": token}).status_code == 401
+    assert httpx.get(tenants, headers=headers).status_code == 200
+
+
 def test_wrong_credentials(served: Served) -> None:
     attempts: list[dict[str, Any]] = [
         {"passwordCredentials": {**PASSWORD, "password": "x"}},

@@ -37,6 +37,10 @@ class Rest:
         answer = self._send("POST", "/v2.0/tokens", document)
         self.token = answer["access"]["token"]["id"]
 
+    def revoke(self) -> None:
+        """End the token that is used."""
+        self._send("DELETE", f"/v2.0/tokens/{self.token}")
+
     def get(self, path: str) -> Any:
         return self._send("GET", f"/v1.1/{self.tenant}{path}")
 

@@ -240,10 +240,11 @@ class Scenario(Client):
     # -- chapters ----------------------------------------------------------------------------
 
     def token(self) -> None:
-        """Another token; the scenario keeps its own."""
+        """Issue another token and revoke it; the scenario keeps its own."""
         another = Rest(self.rest.port)
         try:
             another.authenticate(credentials(self._pool))
+            another.revoke()
         finally:
             another.close()
 
