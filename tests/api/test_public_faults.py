@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from api.openstack.faults import STATUS_OF_ERROR
+from api.openstack.faults import READ_ONLY_MESSAGE, STATUS_OF_ERROR
 from bockd import errors
 from bockd.blockstorage.contract import EVERYTHING, Page, TenantId, Volume
 
@@ -49,6 +49,8 @@ def test_every_error_has_its_fault(
         answer = client.get("/os-volumes")
         if expected:
             assert fault_of(answer)[0::2] == (expected, "why \\udc80")
+        elif family is errors.ReadOnlyFileSystemError:
+            assert fault_of(answer)[0::2] == (503, READ_ONLY_MESSAGE)
         else:
             assert (answer.status_code, answer.json()) == (500, SERVER_ERROR)
 
