@@ -190,8 +190,8 @@ def check_volume_size(size_bytes: int) -> int:
     """Return `size_bytes` if a volume may have it; raise InvalidRequestError otherwise."""
     if not MIN_VOLUME_BYTES <= size_bytes <= MAX_VOLUME_BYTES:
         raise InvalidRequestError(
-            f"a volume of {format_size(size_bytes)} is out of range: choose between 1 MiB and "
-            "16 TiB"
+            f"a size of {format_size(size_bytes)} ({size_bytes} bytes) is out of range: choose "
+            "between 1 MiB and 16 TiB"
         )
     if size_bytes % BLOCK_SIZE:
         raise InvalidRequestError(

@@ -19,8 +19,11 @@ USAGE = [
     (["volume", "create", "x"], "--from-snapshot"),
     (["volume", "create", "x", "--size", "10GB"], "write 10GiB (binary)"),
     (["volume", "create", "x", "--size", "0"], "between 1 MiB and 16 TiB"),
-    (["volume", "create", "x", "--size", "1k"], "a volume of 1 KiB is out of range"),
-    (["volume", "create", "x", "--size", "17T"], "a volume of 17 TiB is out of range"),
+    (["volume", "create", "x", "--size", "1k"], "a size of 1 KiB (1024 bytes) is out of range"),
+    (
+        ["volume", "create", "x", "--size", "17T"],
+        "a size of 17 TiB (18691697672192 bytes) is out of range",
+    ),
     (["volume", "create", "x", "--size", "1048577"], "1052672"),
     (["volume", "create", "x", "--size", "much"], "10GiB"),
     (["volume", "extend", "x", "--size", "0"], "between 1 MiB and 16 TiB"),

@@ -59,7 +59,8 @@ ONCE_A_START = frozenset({Failpoint.POOL_ESTABLISHED, Failpoint.SETTLED})
 
 EXPECTED_LOG = re.compile(
     r"^INFO |differs from what it held|failed with EIO: .* is damaged|"
-    r"never flushed and do not count|cannot be opened: .* is refused after an error"
+    r"never flushed and do not count|cannot be opened: .* is refused after an error|"
+    rf"{ABOUT_THE_MACHINE}"
 )
 
 
