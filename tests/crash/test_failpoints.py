@@ -33,7 +33,7 @@ from bockd.store.catalogue import Catalogue
 from bockd.store.index import Transaction
 from bockd.store.journal import RECORD_BYTES
 
-from ..daemon.process import Bockd, environment_without_a_cloud, program
+from ..daemon.process import ABOUT_THE_MACHINE, Bockd, environment_without_a_cloud, program
 from .content import Disk
 from .forked import ForkedDaemon
 from .rest import Rest
