@@ -50,7 +50,12 @@ LATER = {
 """Hits to die at besides the first; two of most."""
 
 WITHOUT_POOL = frozenset(
-    {Failpoint.BALLAST_WRITTEN, Failpoint.CREDENTIALS_WRITTEN, Failpoint.ACCOUNTS_COMMITTED}
+    {
+        Failpoint.BALLAST_WRITTEN,
+        Failpoint.SPARE_WRITTEN,
+        Failpoint.CREDENTIALS_WRITTEN,
+        Failpoint.ACCOUNTS_COMMITTED,
+    }
 )
 """What only the first start comes to."""
 
