@@ -60,7 +60,7 @@ from bockd.engine.pool import Pool
 from bockd.engine.reclaim import Reclaimer
 from bockd.errors import BockdError, InUseError, from_os_error
 from bockd.keystone.opening import open_keystone
-from bockd.model import NodeKind, ServerKind, SnapshotId, TlsMode, VolumeId
+from bockd.model import GIB, NodeKind, ServerKind, SnapshotId, TlsMode, VolumeId
 from bockd.readiness import READY, STOPPING, notify
 from bockd.server.drive import Driver
 from bockd.server.exports import ExportKey
@@ -166,7 +166,7 @@ class _Daemon:
         except OSError as error:
             raise from_os_error(error, f"creating {data_dir}") from error
         try:
-            self._pool = await trio.to_thread.run_sync(lambda: Pool.open(data_dir, self._spawn))
+            self._pool = await trio.to_thread.run_sync(self._open_pool)
         except InUseError as error:
             raise InUseError(
                 f"{error}: stop that one first, or serve another directory (BOCKD_DATA)"
@@ -183,6 +183,10 @@ class _Daemon:
                 await self._serve()
         finally:
             self._pool.release()
+
+    def _open_pool(self) -> Pool:
+        map_size_bytes = self._settings.pool.index_map_gib * GIB
+        return Pool.open(self._settings.data_dir, self._spawn, map_size_bytes=map_size_bytes)
 
     def _pluggers(self) -> Mapping[ServerKind, DevicePlugger]:
         """Hosts and plain servers connect by themselves."""

@@ -147,6 +147,8 @@ class PoolSettings(Section):
     """`[pool]`: the directory that everything is kept in."""
 
     warn_percent: tuple[int, ...] = key((80, 90, 95), read_percents)
+    index_map_gib: int = key(1024, integer(1, 16 * 1024))
+    """Address space for the index (bockd.store.mapsize)."""
 
 
 @dataclass(frozen=True, slots=True)

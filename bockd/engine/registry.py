@@ -51,6 +51,7 @@ from bockd.store.catalogue import Catalogue, VolumeRecord
 from bockd.store.journal import boot_id
 from bockd.store.layout import Layout
 from bockd.store.locks import FileLock, touch
+from bockd.store.mapsize import write_map_size
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -82,8 +83,16 @@ class Registry:
     # -- the pool itself ---------------------------------------------------------------------
 
     @classmethod
-    def open(cls, root: Path, spawn: Spawn, *, boot: str | None = None) -> Self:
-        """Open the pool at `root`, creating it in a new or empty place. Blocks.
+    def open(
+        cls,
+        root: Path,
+        spawn: Spawn,
+        *,
+        boot: str | None = None,
+        map_size_bytes: int | None = None,
+    ) -> Self:
+        """Open the pool at `root`, creating it in a new or empty place. Blocks. From now on its
+        index is mapped with `map_size_bytes`; None leaves it as it is.
 
         Raises InUseError when another process has it, PoolFormatError for a newer format,
         DamagedError for a truncated index, DeniedError, NoSpaceError.
@@ -103,6 +112,8 @@ class Registry:
             # Made by whom the pool belongs to: who joins it may begin as another user.
             touch(layout.guests_lock)
             touch(layout.backup_lock)
+            if map_size_bytes is not None:
+                write_map_size(layout.index, map_size_bytes)
             store = open_store(layout, boot or boot_id())
         except OSError as error:
             lock.release()

@@ -35,6 +35,7 @@ import lmdb
 
 from bockd.errors import (
     DamagedError,
+    DeniedError,
     DeviceError,
     IndexFullError,
     NoSpaceError,
@@ -43,17 +44,14 @@ from bockd.errors import (
     from_os_error,
 )
 from bockd.failpoints import Failpoint, hit
-from bockd.model import MIB, TIB
+from bockd.model import MIB
 from bockd.store.allocation import allocate
 from bockd.store.ballast import Ballast
+from bockd.store.mapsize import read_map_size
 from bockd.store.pages import PAGE_BYTES, Entry, check_metas, read_index
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-
-MAP_SIZE_BYTES = 1 * TIB
-"""Address space only. Fixed and generous, because growing a map under another process fails
-there; a pool's index needs about 1.3 KiB for each MiB written at random in the worst case."""
 
 MAX_READERS = 512
 """Read transactions at once, over all processes: threads of the daemon, tools, plugins."""
@@ -280,7 +278,7 @@ class Index:
         try:
             env = lmdb.open(
                 os.fspath(self._directory),
-                map_size=MAP_SIZE_BYTES,
+                map_size=read_map_size(self._directory),
                 max_dbs=len(Table),
                 max_readers=MAX_READERS,
                 mode=0o600,
@@ -500,8 +498,9 @@ def _translate(error: lmdb.Error, data: Path) -> Exception:
     text = str(error)
     if isinstance(error, lmdb.MapFullError):
         return IndexFullError(
-            f"the index {data} has reached its greatest size of {MAP_SIZE_BYTES} bytes: what is "
-            "stored can be read; copy volumes to a second pool to go on writing"
+            f"the index {data} has reached its greatest size of {read_map_size(data.parent)} "
+            "bytes: what is stored can be read; allow it more (index_map_gib in [pool] of the "
+            "configuration), or copy volumes to a second pool to go on writing"
         )
     full = "No space left" in text or "quota" in text.lower()
     if "Input/output error" in text:
@@ -510,6 +509,12 @@ def _translate(error: lmdb.Error, data: Path) -> Exception:
         full = status.f_bavail * status.f_frsize < _NEARLY_FULL_BYTES
     if full:
         return NoSpaceError(f"the file system of {data} is full; free some space and try again")
+    if "Cannot allocate memory" in text or isinstance(error, lmdb.MemoryError):
+        return DeniedError(
+            f"the index {data} is mapped with {read_map_size(data.parent) >> 30} GiB of address "
+            "space, which this process may not have ('ulimit -v', LimitAS=): allow it as much and "
+            "4 GiB for the rest, or set index_map_gib in [pool] of bockd's configuration"
+        )
     if "Read-only file system" in text:
         return ReadOnlyFileSystemError(f"changing the index {data}")
     if isinstance(error, lmdb.VersionMismatchError):

@@ -96,7 +96,7 @@ class Bockd:
 
     def refusal_to_start(self) -> str:
         """Start it where it must refuse: status 1 and one line, which is returned."""
-        result = self.run(program("bockd"), "serve", *self._options)
+        result = self.run(*self._launcher, program("bockd"), "serve", *self._options)
         assert (result.status, result.out) == (1, ""), result
         assert result.err.startswith("bockd: "), result
         assert result.err.count("\n") == 1, result

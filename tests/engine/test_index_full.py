@@ -12,7 +12,7 @@ from bockd.engine.reclaim import Reclaimer
 from bockd.errors import IndexFullError
 from bockd.model import BLOCK_SIZE, MIB
 from bockd.steps import Background, run_inline
-from bockd.store import index
+from bockd.store import mapsize
 from bockd.store.leaf import LEAF_BLOCKS
 from tests.engine.bench_pool import Bench
 from tests.engine.process import die
@@ -25,7 +25,7 @@ SIZE = 4096 * MIB
 
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    monkeypatch.setattr(index, "MAP_SIZE_BYTES", MAP_BYTES)
+    monkeypatch.setattr(mapsize, "MAP_SIZE_BYTES", MAP_BYTES)
     bench = Bench(tmp_path)
     yield bench
     die(bench.pool)
@@ -80,7 +80,7 @@ def test_a_larger_map_goes_on(
     run_inline(bench.pool.extend_volume(bench.volume, SIZE))
     written, _ = fill(bench)
     die(bench.pool)
-    monkeypatch.setattr(index, "MAP_SIZE_BYTES", 2 * MAP_BYTES)
+    monkeypatch.setattr(mapsize, "MAP_SIZE_BYTES", 2 * MAP_BYTES)
     bench.background = Background()
     bench.pool = Pool.open(tmp_path, bench.background.spawn)
     run_inline(bench.pool.recover_volumes())
