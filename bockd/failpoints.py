@@ -219,7 +219,6 @@ class Failpoint(StrEnum):
     IMAGE_DELETED = "image.deleted"
     SERVER_CHANGED = "server.changed"
     ADOPT_CHANGED = "adopt.changed"
-    TOKEN_REVOKED = "token.revoked"  # noqa: S105 - a name
 
     # A start.
     BALLAST_WRITTEN = "ballast.written"

@@ -40,7 +40,7 @@ from tests.crash.storm.known import (
     verify_listing,
 )
 from tests.crash.storm.mutations import Mutation, break_for_good
-from tests.daemon.process import environment_without_a_cloud
+from tests.daemon.process import ABOUT_THE_MACHINE, environment_without_a_cloud
 
 JOURNAL_RECORDS = 1024
 """Of a small engine. Room for four records of each request that may be under way on a volume."""
@@ -56,7 +56,7 @@ MOST_ACTS = 4
 MOST_ACKNOWLEDGED = 400
 """On each volume, between two acts of a life."""
 
-EXPECTED_LOG = re.compile(r"^INFO |never flushed and do not count")
+EXPECTED_LOG = re.compile(r"^INFO |never flushed and do not count|" + ABOUT_THE_MACHINE)
 
 
 @dataclass
