@@ -211,7 +211,9 @@ def test_an_extended_volume_is_usable_to_its_end_on_every_connection(daemon: Boc
             old.cache(MIB, 2 * MIB)
             assert new.pread(4 * BLOCK, 2 * MIB) == b"o" * BLOCK + bytes(2 * BLOCK) + b"l" * BLOCK
             found: list[int] = []
-            old.block_status(MIB, 2 * MIB, lambda *status: found.extend(status[2]))
+            # libnbd 1.22 takes extents past the size that it knows for a server's mistake.
+            asking = old if old.get_version().startswith("1.14.") else new
+            asking.block_status(MIB, 2 * MIB, lambda *status: found.extend(status[2]))
             assert found[:4] == [BLOCK, 0, 2 * BLOCK, nbd.STATE_HOLE | nbd.STATE_ZERO]
             assert refused(old.pread, BLOCK, 3 * MIB) == "EINVAL"
             assert refused(old.pwrite, b"x" * BLOCK, 3 * MIB - 512) == "ENOSPC"
