@@ -219,6 +219,7 @@ class Failpoint(StrEnum):
     IMAGE_DELETED = "image.deleted"
     SERVER_CHANGED = "server.changed"
     ADOPT_CHANGED = "adopt.changed"
+    TOKEN_REVOKED = "token.revoked"  # noqa: S105 - a name
 
     # A start.
     BALLAST_WRITTEN = "ballast.written"

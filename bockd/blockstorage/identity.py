@@ -22,6 +22,7 @@ from bockd.blockstorage.running import Driver, blocking
 from bockd.blockstorage.secrethash import digest_token, verify_secret
 from bockd.blockstorage.tokens import Claims, parse, sign
 from bockd.errors import BockdError, ForbiddenError, OverLimitError, UnauthorizedError
+from bockd.failpoints import Failpoint, hit
 from bockd.store.index import Index, Table, Transaction
 
 TOKEN_SECONDS = 24 * 3600.0
@@ -138,6 +139,7 @@ class LocalIdentity:
             if len(self._revoked_here) < MAX_REVOKED:
                 self._revoked_here.add(digest)
             raise
+        hit(Failpoint.TOKEN_REVOKED)
         if not self._next_purge - PURGE_SECONDS <= now < self._next_purge:
             self._next_purge = now + PURGE_SECONDS
 
