@@ -142,7 +142,7 @@ def test_a_directory_that_cannot_be_written(stopped: Bockd) -> None:
     before = digest(stopped.data_dir)
     with read_only(stopped.data_dir):
         error = stopped.refusal_to_start()
-        assert "Read-only file system" in error
+        assert "read-only file system" in error
         assert str(stopped.data_dir) in error
     assert digest(stopped.data_dir) == before
     stopped.start()
@@ -154,7 +154,7 @@ def test_a_new_pool_where_none_can_be_made(tmp_path: Path) -> None:
     (tmp_path / "outer").mkdir()
     with read_only(tmp_path / "outer"):
         daemon = Bockd(tmp_path / "outer" / "pool", tmp_path / "log")
-        assert "Read-only file system" in daemon.refusal_to_start()
+        assert "read-only file system" in daemon.refusal_to_start()
     assert digest(tmp_path / "outer") == {}
     (tmp_path / "file").write_text("mine")
     daemon = Bockd(tmp_path / "file", tmp_path / "log")
