@@ -131,7 +131,7 @@ def test_a_terminal_that_is_closed_ends_the_daemon_and_its_view(tmp_path: Path) 
         finally:
             process.kill()
             process.wait()
-    assert list((data / "journal").glob("*.*.*")) == []
+    assert Layout(data).journal_segments() == []
 
 
 @pytest.mark.parametrize("launcher", [("nohup",), ("env", "NOTIFY_SOCKET=/nowhere")])
