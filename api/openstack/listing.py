@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import msgspec
 import trio
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from bockd.blockstorage.contract import Page
 
@@ -38,14 +38,14 @@ View = Callable[[T], Mapping[str, object]]
 async def answer_list(key: str, page: Page, fetch: Fetch[T], view: View[T]) -> Response:
     """Return the answer `{key: [...]}` with what `page` names of what `fetch` finds.
 
-    A list of one piece comes as a whole, with its length. The first piece is there before the
-    answer begins, so that what is wrong with the request is a fault.
+    It comes as a whole and with its length, so that what goes wrong on the way is a fault.
     """
     pieces = _Pieces(key, page, fetch, view)
-    first = await pieces.make()
-    if pieces.ended:
-        return Response(first, media_type=JSON)
-    return StreamingResponse(_After(first, pieces), media_type=JSON)
+    made = [await pieces.make()]
+    while not pieces.ended:
+        await trio.lowlevel.checkpoint()
+        made.append(await pieces.make())
+    return Response(b"".join(made), media_type=JSON)
 
 
 class _Pieces(Generic[T]):
@@ -77,24 +77,3 @@ class _Pieces(Generic[T]):
             return piece + b"]}"
         self._page = replace(self._page, marker=found[-1].id, offset=0)
         return piece
-
-
-class _After(Generic[T]):
-    """A first piece, and those that follow it: an asynchronous iterator, which, unlike a generator,
-    may be left alone by whoever stops half-way."""
-
-    def __init__(self, first: bytes, pieces: _Pieces[T]) -> None:
-        self._first = first
-        self._pieces = pieces
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> bytes:
-        if self._first:
-            first, self._first = self._first, b""
-            return first
-        if self._pieces.ended:
-            raise StopAsyncIteration
-        await trio.lowlevel.checkpoint()
-        return await self._pieces.make()

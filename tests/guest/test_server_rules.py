@@ -171,7 +171,7 @@ def test_rule_6_device_names_are_valid_and_not_repeated(tenant: Tenant, vm: Mach
         tenant.attach(first, server, "/dev/vdc")
         for taken in ("/dev/vdc", "/dev/sdc", "/dev/xvdc"):
             assert tenant.try_attach(second, server, taken).status_code == 409, taken
-        for invalid in ("", "vdd", "/dev/", "/dev/vd", "/dev/vd1", "/dev/vdd1", "/dev/nbd0", "/x"):
+        for invalid in ("vdd", "/dev/", "/dev/vd", "/dev/vd1", "/dev/vdd1", "/dev/nbd0", "/x"):
             assert tenant.try_attach(second, server, invalid).status_code == 400, invalid
         assert tenant.show(second)["status"] == "available"
         assert tenant.attachments(server) == {first: "/dev/vdc"}
