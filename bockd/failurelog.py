@@ -58,6 +58,13 @@ class FailureLog:
         self._clock = clock
         self._kinds: dict[tuple[str, str, str], _Kind] = {}
         self._lock = threading.Lock()
+        self.on_first: Callable[[], None] = _nothing
+        """Called, on the thread of the failure, when `watching` becomes true."""
+
+    @property
+    def watching(self) -> bool:
+        """Whether there is a kind that `log_due` is to look at."""
+        return bool(self._kinds)
 
     def note(self, called: str, operation: str, error: Exception, count: int = 1) -> None:
         """Log `count` operations of what is `called` so that failed with an error, or remember them
@@ -74,7 +81,10 @@ class FailureLog:
                 kind.text = _text(operation, error)
                 return
             held_back = kind.held_back if kind is not None else 0
+            first = not self._kinds
             self._kinds[key] = _Kind(now)
+        if first:
+            self.on_first()
         unexpected = not isinstance(error, BockdError | OSError | MemoryError)
         _log_line(
             called,
@@ -108,6 +118,10 @@ class FailureLog:
         for (called, operation, name), kind in kinds.items():
             if kind.held_back:
                 _log_line(called, operation, name, kind.held_back, kind.text)
+
+
+def _nothing() -> None:
+    """Nobody wants to know."""
 
 
 def _log_line(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import socket
+from contextlib import suppress
 
 import trio
 
@@ -52,11 +53,24 @@ class NbdServer:
     # Serving.
 
     async def log_failures(self) -> None:
-        """Log failed requests that were held back (see FailureLog), until cancelled."""
+        """Log failed requests that were held back (see FailureLog), until cancelled.
+
+        Without any, it waits for one: a daemon that has nothing to log does not wake up for it."""
+        token = trio.lowlevel.current_trio_token()
+        noted = trio.Event()
+
+        def wake() -> None:
+            with suppress(trio.RunFinishedError):
+                token.run_sync_soon(lambda: noted.set())
+
+        self._failures.on_first = wake
         try:
             while True:
-                await trio.sleep(FAILURE_LOG_SECONDS)
-                self._failures.log_due()
+                while self._failures.watching:
+                    await trio.sleep(FAILURE_LOG_SECONDS)
+                    self._failures.log_due()
+                await noted.wait()
+                noted = trio.Event()
         finally:
             self._failures.close()
 

@@ -125,3 +125,18 @@ def test_an_error_of_ours_brings_its_traceback_once(
         "volume 1: a flush failed with ZeroDivisionError: oh",
         "volume 1: a flush failed with MemoryError: MemoryError",
     ]
+
+
+def test_it_says_when_there_is_something_to_look_at(failures: FailureLog, time: Time) -> None:
+    """So that nobody looks where nothing has failed."""
+    called: list[bool] = []
+    failures.on_first = lambda: called.append(failures.watching)
+    assert not failures.watching
+    failures.note("volume 3", "write", system(errno.ENOSPC))
+    failures.note("volume 3", "read", system(errno.EIO))
+    assert called == [True]
+    time.now += PERIOD_SECONDS
+    failures.log_due()
+    assert not failures.watching
+    failures.note("volume 3", "write", system(errno.ENOSPC))
+    assert called == [True, True]
