@@ -140,7 +140,7 @@ def bockd_daemon(
     """`bockd serve` on `data_dir`, as a user would start it, but with TCP listeners for the block
     storage API only if it is to be `public` and for NBD only with `tcp`; `mount` is where the file
     view goes."""
-    data_dir.mkdir(parents=True, exist_ok=True)
+    data_dir.parent.mkdir(parents=True, exist_ok=True)
     log = data_dir.with_suffix(".log")
     environment = _environment(data_dir)
     if public:
