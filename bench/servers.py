@@ -254,10 +254,11 @@ def _nbdkit_plugin(
         image.touch()
         os.truncate(image, size_bytes)
         return ["file", str(image)], "nbdkit file"
-    with bockd_daemon(directory, placement) as daemon:  # makes the volume, and goes
+    pool = directory / "pool"
+    with bockd_daemon(pool, placement) as daemon:  # makes the volume, and goes
         daemon.volume(EXPORT, size_bytes)
     path = run([program("bockd"), "nbdkit-plugin"]).strip()
-    parameters = [f"pool={directory}", f"volume={EXPORT}"]
+    parameters = [f"pool={pool}", f"volume={EXPORT}"]
     return ["python", path, *parameters], f"nbdkit python bock.py volume={EXPORT}"
 
 

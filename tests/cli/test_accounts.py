@@ -18,7 +18,7 @@ from .daemon import Daemon, running_daemon
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """A daemon whose credentials may change."""
-    with running_daemon(tmp_path_factory.mktemp("accounts")) as daemon:
+    with running_daemon(tmp_path_factory.mktemp("accounts") / "pool") as daemon:
         yield daemon
 
 

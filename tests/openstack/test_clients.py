@@ -127,7 +127,7 @@ class Cloud:
 @pytest.fixture(scope="module")
 def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
     assert PLACE.exists(), "the clients are not installed; run: make test-openstack-clients"
-    with running_daemon(tmp_path_factory.mktemp("cloud")) as daemon:
+    with running_daemon(tmp_path_factory.mktemp("cloud") / "pool") as daemon:
         lines = daemon.bock("credentials", "--shell").splitlines()
         variables = dict(line.removeprefix("export ").split("=", 1) for line in lines)
         yield Cloud(daemon, variables)
