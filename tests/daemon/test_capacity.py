@@ -26,7 +26,7 @@ def wait_for_log(daemon: Bockd, text: str) -> None:
 
 @pytest.mark.parametrize("kind", ["ext4", "tmpfs"])
 def test_a_file_system_that_others_fill_is_warned_of(tmp_path: Path, kind: str) -> None:
-    with mounted(kind, tmp_path, 128 * MIB) as root:
+    with mounted(kind, tmp_path, 320 * MIB) as root:
         found = os.statvfs(root)
         whole = (found.f_blocks - found.f_bfree + found.f_bavail) * found.f_frsize
         wanted = int(found.f_blocks * found.f_frsize * 0.83)
@@ -45,9 +45,9 @@ def test_no_threshold_no_warning(tmp_path: Path) -> None:
     """A daemon with other thresholds says nothing of these."""
     config = tmp_path / "bockd.toml"
     config.write_text("[pool]\nwarn_percent = []\n")
-    with mounted("tmpfs", tmp_path, 64 * MIB) as root:
+    with mounted("tmpfs", tmp_path, 192 * MIB) as root:
         with (root / "others").open("wb") as others:
-            os.posix_fallocate(others.fileno(), 0, 48 * MIB)
+            os.posix_fallocate(others.fileno(), 0, 144 * MIB)
         with serving(root / "pool", log=tmp_path / "log", config=config) as daemon:
             assert daemon.bock("pool", "show")["warn_percent"] == []
         assert "the file system of" not in daemon.log.read_text()
