@@ -50,6 +50,12 @@ class Backups:
             try:
                 await self._sweep()
                 snapshots = await self._freeze()
+            except BockdError:
+                self._pool.upkeep.release()
+                # What was frozen before a volume that cannot be would take space until the next
+                # backup.
+                await self._sweep()
+                raise
             except BaseException:
                 self._pool.upkeep.release()
                 raise

@@ -40,6 +40,7 @@ from bockd.store.layer import punch_range, segment_sizes
 from bockd.store.layout import Layout, sync_directory, unlink_if_present
 from bockd.store.leaf import leaf_key
 from bockd.store.locks import FileLock
+from bockd.store.mapsize import read_map_size, write_map_size
 
 STAMPS = "backup.json"
 CREDENTIALS_FILE = "credentials.json"
@@ -204,6 +205,10 @@ class Backup:
         directory = self._target.unfinished_index
         shutil.rmtree(directory, ignore_errors=True)
         make_private(directory)
+        # As large a map as the pool's: who has limited its address space has limited ours.
+        map_size = read_map_size(self._source.index)
+        for place in (directory, self._target.index):
+            write_map_size(place, map_size)
         self._store.index.copy_to(directory / "data.mdb")
         index = Index.open(directory, Ballast(self._target.ballast))
         try:

@@ -26,3 +26,7 @@ def test_a_limit_on_address_space(pool: Path, tmp_path: Path) -> None:
         # Whoever comes beside it has no configuration, and maps as much.
         result = daemon.run(*limited, program("bockd"), "check")
         assert result.status == 0, result
+        backup = (program("bockd"), "backup", str(pool), str(tmp_path / "backup"))
+        assert daemon.run(*limited, *backup).status == 0
+        result = daemon.run(*limited, program("bockd"), "check", str(tmp_path / "backup"))
+        assert result.status == 0, result

@@ -130,6 +130,24 @@ def test_a_backup_whose_maker_dies_lets_the_pool_go(serving: Serving) -> None:
         pass
 
 
+def test_a_volume_that_cannot_be_frozen_leaves_nothing_frozen(
+    serving: Serving, tmp_path: Path
+) -> None:
+    """The backup is refused, and what it had frozen before is let go at once."""
+    client = serving.prepared("v")
+    client.create("elsewhere", SIZE)
+    elsewhere = next(one.id for one in client.control.list_volumes() if one.name == "elsewhere")
+    layout = Layout(serving.pool)
+    lock = FileLock.acquire(layout.volume_lock(elsewhere), shared=False, held_message="held")
+    try:
+        with pytest.raises(InUseError):
+            back_up(serving.pool, tmp_path / "backup", lambda _done, _total: None)
+        assert [shot.name for shot in client.control.list_snapshots()] == ["v-s"]
+    finally:
+        lock.release()
+    backed_up(serving.pool, tmp_path / "backup")
+
+
 def test_nothing_is_punched_or_removed_while_a_backup_is_made(serving: Serving) -> None:
     client = serving.prepared("v")
     layer = serving.pool / "layers" / "1.0"
