@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import resource
 import socket
 import sys
 from collections.abc import Mapping
@@ -24,7 +23,7 @@ from api.app import Together, create_app
 from api.openstack.app import create_public_app
 from api.openstack.nbd import NbdDoors
 from api.serve import serve_api, serve_public
-from bockd import heap
+from bockd import descriptors, heap
 from bockd.blockstorage.contract import Identity
 from bockd.blockstorage.credentialsfile import CREDENTIALS_FILE, establish
 from bockd.blockstorage.identity import LocalIdentity
@@ -48,24 +47,26 @@ from bockd.dataplane.capacity import Capacity
 from bockd.dataplane.control import PoolControl
 from bockd.dataplane.exports import PoolExports
 from bockd.dataplane.fileview import FileView
+from bockd.dataplane.idle import IdleExports
 from bockd.dataplane.images import PoolImages
 from bockd.dataplane.nodes import PoolNodes
 from bockd.dataplane.plugged import PluggedDevices
 from bockd.dataplane.retrying import Retrying
 from bockd.dataplane.scrubbing import Scrubbing
+from bockd.descriptors import CLIENTS_SHARE, portion
 from bockd.directories import make_private
 from bockd.ending import ending_signals
 from bockd.engine.newpool import check_start
 from bockd.engine.pool import Pool
 from bockd.engine.reclaim import Reclaimer
-from bockd.errors import BockdError, InUseError, from_os_error
+from bockd.errors import InUseError, from_os_error
 from bockd.keystone.opening import open_keystone
-from bockd.model import GIB, NodeKind, ServerKind, SnapshotId, TlsMode, VolumeId
+from bockd.model import GIB, ServerKind, TlsMode
 from bockd.readiness import READY, STOPPING, notify
 from bockd.server.drive import Driver
 from bockd.server.exports import ExportKey
 from bockd.server.fastlane import lane
-from bockd.server.limits import ServerLimits
+from bockd.server.limits import MAX_CONNECTIONS, ServerLimits
 from bockd.server.listener import address_of, listen_tcp
 from bockd.server.nbd_server import NbdServer, serve_nbd
 from bockd.server.tls import NO_TLS, DoorTls
@@ -76,10 +77,6 @@ from bockd.vm.plugger import MachinePlugger
 from bockd.vm.watch import Watch
 
 log = logging.getLogger(__name__)
-
-IDLE_SECONDS = 10.0
-"""A volume that nobody uses is closed after this: tools like qemu-img connect several times in a
-row, and the first change after an opening costs an index commit, and closing another."""
 
 TLS_NOTE = {TlsMode.OFF: "", TlsMode.ON: ", TLS on demand", TlsMode.REQUIRE: ", TLS only"}
 
@@ -95,7 +92,7 @@ def run(settings: Settings, mount: Path | None = None, *, is_default: bool = Fal
         stream=sys.stderr,
         format="%(levelname)s %(name)s: %(message)s",
     )
-    _raise_descriptor_limit()
+    descriptors.raise_limit()
     heap.bound()
     mount = mount or settings.fuse.mount
     view = None if mount is None else FileView(mount.absolute(), settings.data_dir)
@@ -111,12 +108,6 @@ def _alone(group: BaseException) -> BaseException:
     while isinstance(group, BaseExceptionGroup) and len(group.exceptions) == 1:
         group = group.exceptions[0]
     return group
-
-
-def _raise_descriptor_limit() -> None:
-    """A volume needs a descriptor for each layer it reads, a client one."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def listening(
@@ -136,6 +127,7 @@ class _Daemon:
         self._certificates = Certificates(settings.tls, kinds) if kinds else None
         self._server = NbdServer(
             ServerLimits(
+                max_connections=portion(CLIENTS_SHARE, MAX_CONNECTIONS),
                 keepalive_seconds=settings.nbd.keepalive_seconds,
                 tcp_user_timeout_seconds=settings.nbd.tcp_user_timeout_seconds,
             )
@@ -143,7 +135,6 @@ class _Daemon:
         self._driver = self._server.driver
         self._background: trio.Nursery
         self._keystone: Identity | None
-        self._doors: trio.Nursery
         self._pool: Pool
         self._around: Surroundings
         self._machines = Machines()
@@ -153,6 +144,7 @@ class _Daemon:
         self._retrying = Retrying(self._spawn)
         self._reclaimer: Reclaimer
         self._scrubbing: Scrubbing
+        self._idle: IdleExports
 
     async def main(self) -> None:
         # First of all: it can fail, and nothing has been touched yet.
@@ -193,7 +185,7 @@ class _Daemon:
         return {ServerKind.VM: self._machine_plugger}
 
     def _on_idle(self, key: ExportKey) -> None:
-        self._doors.start_soon(self._close_when_idle, key)
+        self._idle.add(key)
 
     def _spawn(self, steps: Steps[None]) -> None:
         """Background work of the engine; it is finished before the pool is given up."""
@@ -210,6 +202,7 @@ class _Daemon:
         self._reclaimer = Reclaimer(self._pool)
         self._pool.on_garbage = self._reclaim
         self._scrubbing = Scrubbing(self._pool, self._settings.checksums)
+        self._idle = IdleExports(self._pool, self._retrying)
         try:
             await self._driver.run(self._pool.recover_volumes())
             await self._driver.run(resolve_interrupted(self._around))
@@ -291,7 +284,6 @@ class _Daemon:
         attached = AttachedExports(self._pool, self._driver, self._on_idle)
         exports = PoolExports(self._pool, self._driver, self._on_idle, attached)
         async with trio.open_nursery() as doors:
-            self._doors = doors
             public = self._public_app(tcp, doors)
             doors.start_soon(
                 serve_nbd, self._server, unix, exports, tcp, attached, self._tls(settings.nbd)
@@ -312,6 +304,7 @@ class _Daemon:
             doors.start_soon(capacity.run)
             doors.start_soon(backups.run)
             doors.start_soon(self._retrying.run)
+            doors.start_soon(self._idle.run)
             # What is alive now stays; the collector need not look at it again.
             gc.collect()
             gc.freeze()
@@ -353,23 +346,6 @@ class _Daemon:
             tls_required=settings.nbd.tls is TlsMode.REQUIRE,
         )
         return create_public_app(storage, identity, catalog(settings.catalog), doors)
-
-    async def _close_when_idle(self, key: ExportKey) -> None:
-        await trio.sleep(IDLE_SECONDS)
-        self._retrying.start(f"closing {key.kind} {key.id}", lambda: self._close_idle(key))
-
-    def _close_idle(self, key: ExportKey) -> Steps[None]:
-        """Close what nobody uses. Raises BockdError when it is open still."""
-        if key.kind is not NodeKind.VOLUME:
-            yield from self._pool.close_idle_snapshot(SnapshotId(key.id))
-            return
-        try:
-            yield from self._pool.close_idle_volume(VolumeId(key.id))
-        except BockdError as error:
-            if VolumeId(key.id) in self._pool.volumes:
-                raise
-            # Nothing is lost: what the index did not take is still in the journal.
-            log.error("closing %s %s: %s", key.kind, key.id, error)  # noqa: TRY400
 
     def _announce(self, nbd_listen: str | None, api_listen: str | None) -> None:
         settings = self._settings

@@ -96,9 +96,13 @@ class OpenLayer(Protocol):
     """Files that hold blocks, each block at its offset in the device."""
 
     descriptors: list[int]
-    """The first of them holds what lies within `FastView.reach_bytes`; negative: do not read."""
+    """The first of them holds what lies within `FastView.reach_bytes`; none, or a negative one: do
+    not read."""
     nowait_flag: int
     """For preadv: fail rather than wait for the disk; 0 where that cannot be had."""
+
+    used: bool
+    """To be set by whoever reads."""
 
     def window(self, offset: int) -> Window | None:
         """One that a byte of the first file is in, or None."""

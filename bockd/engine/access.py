@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from bockd.errors import NoInodesError, NoSpaceError, from_os_error
 from bockd.steps import Steps
 from bockd.store.ballast import Ballast
+from bockd.store.frozenlayer import OpenFiles
 from bockd.store.index import Index
 from bockd.store.journal import JournalSegment
 from bockd.store.layout import JournalName, Layout
@@ -28,6 +29,7 @@ class StoreAccess:
     index: Index
     ballast: Ballast
     spares: SpareSegments
+    files: OpenFiles
     boot: str
 
     @property

@@ -23,6 +23,7 @@ from bockd.steps import Blocking, Signal, Steps
 from bockd.store import checksums
 from bockd.store.blockmap import present_leaves, stored_leaves
 from bockd.store.catalogue import Catalogue
+from bockd.store.frozenlayer import FrozenLayer, OpenFiles
 from bockd.store.index import Index, Table, Transaction
 from bockd.store.layer import DamagedBlocks, Layer
 from bockd.store.layout import Layout
@@ -62,7 +63,7 @@ class _Loaded:
     first: int
     end: int
     leaves: dict[int, Leaf]
-    layers: dict[LayerId, Layer]
+    layers: dict[LayerId, FrozenLayer]
     damaged: dict[int, list[int]]
     """Leaf number to those of its blocks that are known to be damaged."""
 
@@ -70,13 +71,17 @@ class _Loaded:
 class LeafCache:
     """Leaves, slots and layers of one open device. For the owner thread, but for `_read`."""
 
-    def __init__(self, index: Index, layout: Layout, chain: tuple[MapId, ...]) -> None:
+    def __init__(
+        self, index: Index, layout: Layout, files: OpenFiles, chain: tuple[MapId, ...]
+    ) -> None:
         self.leaves: dict[int, SlotLeaf] = {}
         self.slots: list[Layer | None] = [None, DamagedBlocks()]
         self.dirty: dict[int, int] = {}
         """Leaf number to the journal sequence of its last change."""
         self.chain = chain
         self.index = index
+        self.files = files
+        """Those of frozen layers; for all open devices together."""
         self._layout = layout
         self._slot_of: dict[LayerId, int] = {HOLE: HOLE_SLOT}
         self._uniform: dict[int, SlotLeaf] = {}
@@ -98,6 +103,10 @@ class LeafCache:
         self.slots.append(layer)
         self._slot_of[layer.id] = slot
         return slot
+
+    def frozen_layer(self, layer_id: LayerId, size_bytes: int) -> FrozenLayer:
+        """A layer to read from, not open yet, and without a slot."""
+        return FrozenLayer(self._layout, layer_id, size_bytes, self.files)
 
     def slot_of(self, layer: Layer) -> int:
         """The slot of an open layer, which gets one if it has none."""
@@ -324,6 +333,7 @@ class LeafCache:
             # What was not in memory has not changed since it was read: the group is pinned, so
             # no leaf of it was changed, stored and evicted meanwhile.
             self._install(group, loaded)
+            self.files.make_room()
         finally:
             del self._loading[group]
             done.fire()
@@ -345,7 +355,7 @@ class LeafCache:
         self, group: int, chain: tuple[MapId, ...], known: frozenset[LayerId]
     ) -> _Loaded:
         first, end = group * GROUP_LEAVES, (group + 1) * GROUP_LEAVES
-        layers: dict[LayerId, Layer] = {}
+        layers: dict[LayerId, FrozenLayer] = {}
         with self.index.reading() as txn:
             leaves = {
                 number: Leaf.decode(payload)
@@ -355,7 +365,8 @@ class LeafCache:
             try:
                 for layer_id in _layers_of(leaves) - known:
                     size = catalogue.layer(layer_id).size_bytes
-                    layers[layer_id] = Layer.open(self._layout, layer_id, size, writable=False)
+                    layers[layer_id] = self.frozen_layer(layer_id, size)
+                    layers[layer_id].prepare()
             except BaseException:
                 for layer in layers.values():
                     layer.close()

@@ -176,11 +176,8 @@ class LayerMerger:
         device.map.outdate_loads()
         if not device.map.knows(merge.source.id):
             return
-        target: Layer = yield Blocking(
-            lambda: Layer.open(
-                self._store.layout, merge.target.id, merge.target.size_bytes, writable=False
-            )
-        )
+        target = device.map.frozen_layer(merge.target.id, merge.target.size_bytes)
+        yield Blocking(target.prepare)
         if device not in self._registry.devices():  # closed meanwhile
             target.close()
             return

@@ -140,7 +140,7 @@ def open_volume(
     called when one of its checkpoints leaves something to reclaim."""
     files: _OpenedFiles = yield Blocking(lambda: _open_files(store, volume))
     gate = Gate()
-    leaf_cache = LeafCache(store.index, store.layout, files.chain)
+    leaf_cache = LeafCache(store.index, store.layout, store.files, files.chain)
     parts = VolumeParts(store, files.record, leaf_cache, gate, spawn, on_garbage)
     durability = Durability(parts)
     return OpenVolume(Volume(leaf_cache, durability, gate, spawn), files.lock)
@@ -259,7 +259,7 @@ def open_snapshot(store: StoreAccess, snapshot: SnapshotId) -> Steps[OpenSnapsho
         except BaseException:
             lock.release()
             raise
-        leaf_cache = LeafCache(store.index, store.layout, chain)
+        leaf_cache = LeafCache(store.index, store.layout, store.files, chain)
         return OpenSnapshot(Snapshot(leaf_cache, record), lock)
 
     opened: OpenSnapshot = yield Blocking(prepare)

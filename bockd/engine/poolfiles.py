@@ -12,6 +12,7 @@ from bockd.errors import DamagedError, InUseError, NoSpaceError, PoolFormatError
 from bockd.failpoints import Failpoint, hit
 from bockd.store.ballast import Ballast
 from bockd.store.catalogue import FORMAT, Catalogue, PoolRecord
+from bockd.store.frozenlayer import OpenFiles
 from bockd.store.index import Index, Table, Transaction
 from bockd.store.journal import boot_id
 from bockd.store.layout import Layout, sync_directory
@@ -31,7 +32,9 @@ def open_store(layout: Layout, boot: str) -> StoreAccess:
         hit(Failpoint.POOL_ESTABLISHED)
         for directory in (layout.layers, layout.discarded):
             make_private(directory)
-        store = StoreAccess(layout, index, ballast, SpareSegments(layout), boot)
+        store = StoreAccess(
+            layout, index, ballast, SpareSegments(layout), OpenFiles.of_process(), boot
+        )
         if not store.ensure_reserve():
             log.warning(
                 "the file system of %s is full: what is kept in reserve for that is not complete",
@@ -57,7 +60,8 @@ def join_store(layout: Layout) -> StoreAccess:
     except BaseException:
         index.close()
         raise
-    return StoreAccess(layout, index, ballast, SpareSegments(layout), boot_id())
+    # Whoever manages the pool may remove a layer's file while it is read here.
+    return StoreAccess(layout, index, ballast, SpareSegments(layout), OpenFiles(None), boot_id())
 
 
 def _refuse_lost_index(layout: Layout) -> None:

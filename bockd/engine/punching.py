@@ -67,7 +67,7 @@ class Puncher:
         self.pending = PendingPunches()
         self.scheduled = False
         """A run was spawned and has not ended."""
-        self._head = head
+        self.head = head
         self._locks = locks
         self._turn = Mutex()
 
@@ -96,5 +96,5 @@ class Puncher:
     def _punch(self, ranges: list[tuple[int, int]]) -> None:
         for first, end in ranges:
             hit(Failpoint.PUNCH_BEGUN)
-            self._head.punch(first * BLOCK_SIZE, (end - first) * BLOCK_SIZE)
+            self.head.punch(first * BLOCK_SIZE, (end - first) * BLOCK_SIZE)
             hit(Failpoint.PUNCH_DONE)

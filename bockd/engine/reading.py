@@ -68,8 +68,12 @@ class Reader:
         if layer is None:
             into[:] = _ZEROS[:length]
             return True
+        descriptors = layer.descriptors
+        if not descriptors:
+            return False
+        layer.used = True
         try:
-            return os.preadv(layer.descriptors[0], (into,), offset, layer.nowait_flag) == length
+            return os.preadv(descriptors[0], (into,), offset, layer.nowait_flag) == length
         except BlockingIOError:
             return False
         except OSError as error:
@@ -118,11 +122,15 @@ class Reader:
             pieces = self._plan_read(offset, into, first, end)
             frozen = [piece for piece in pieces if self._is_frozen(piece[0])]
             if pieces:
+                _hold(pieces)
                 try:
                     yield Blocking(lambda: _read_pieces(self.map.index, pieces, frozen))
                 except DamagedBlockError as error:
                     self.on_damage(LayerId(error.layer), error.block)
                     raise
+                finally:
+                    _let_go(pieces)
+                    self.map.files.make_room()
         finally:
             self._reads.remove(finished)
             finished.fire()
@@ -198,6 +206,18 @@ def _fill_zeros(view: memoryview) -> None:
     for start in range(0, len(view), len(_ZEROS)):
         part = view[start : start + len(_ZEROS)]
         part[:] = _ZEROS[: len(part)]
+
+
+def _hold(pieces: list[ReadPiece]) -> None:
+    """Keep layers from being closed while a thread reads from them."""
+    for layer, _, _ in pieces:
+        layer.used = True
+        layer.readers += 1
+
+
+def _let_go(pieces: list[ReadPiece]) -> None:
+    for layer, _, _ in pieces:
+        layer.readers -= 1
 
 
 def _read_pieces(index: Index, pieces: list[ReadPiece], frozen: list[ReadPiece]) -> None:

@@ -28,10 +28,10 @@ from bockd.engine.punching import PendingPunches, Puncher
 from bockd.engine.reading import BLOCK_SHIFT, Reader
 from bockd.engine.waiting import Gate, RangeLocks
 from bockd.engine.zeros import is_zeros, zero_blocks, zero_pieces
-from bockd.errors import from_os_error
+from bockd.errors import BockdError, from_os_error
 from bockd.failpoints import Failpoint, hit
 from bockd.model import BLOCK_SIZE, GIB, MIB
-from bockd.steps import Steps
+from bockd.steps import Blocking, Steps
 from bockd.store.journal import Kind
 from bockd.store.layer import OVERWRITE_PIECE_BYTES, SEGMENT_BYTES, WRITE_PIECE_BYTES, Layer
 from bockd.store.leaf import LEAF_BLOCKS, LEAF_MASK, LEAF_SHIFT, runs_of
@@ -91,8 +91,35 @@ class Volume(Reader):
         self.durability.head = head
         self._head_descriptor = head.descriptors[0]
         self._puncher = Puncher(head, self.locks)
-        self._punchers = [p for p in self._punchers if p.pending or p.running]
-        self._punchers.append(self._puncher)
+        former, self._punchers = self._punchers, [*self._punchers, self._puncher]
+        for puncher in former:
+            self._retire(puncher)
+
+    def _retire(self, puncher: Puncher) -> None:
+        """Read a former head as any other frozen layer, once nothing of it is to be punched."""
+        if puncher is self._puncher or puncher.pending or puncher.running:
+            return
+        if puncher in self._punchers:
+            self._punchers.remove(puncher)
+            self._spawn(self._freeze(puncher.head))
+
+    def _freeze(self, head: Layer) -> Steps[None]:
+        """Let a layer that may be closed for want of descriptors stand where a former head does."""
+        if not head.descriptors:  # closed, with the volume or because no map leads to it any more
+            return
+        frozen = self.map.frozen_layer(head.id, head.length_bytes())
+        try:
+            yield Blocking(frozen.prepare)
+        except BockdError as error:
+            if head.descriptors:
+                volume = self.durability.record.id
+                log.warning("a former head of volume %s stays open: %s", volume, error)
+            return
+        replaced = None if self.durability.closed else self.map.take_over(frozen)
+        if replaced is None:
+            frozen.close()
+        else:
+            yield from self._close_unread(replaced)
 
     def adopt_size(self, size_bytes: int) -> None:
         """The volume has grown."""
@@ -388,6 +415,7 @@ class Volume(Reader):
         try:
             yield from puncher.run()
             puncher.scheduled = False
+            self._retire(puncher)
             yield from self.durability.restore_reserve()
         except OSError as error:
             puncher.scheduled = False
@@ -398,7 +426,7 @@ class Volume(Reader):
 
     def finish_punching(self) -> Steps[None]:
         """Wait until nothing that was trimmed waits to be punched."""
-        for puncher in self._punchers:
+        for puncher in list(self._punchers):
             yield from self._punch(puncher)
 
     def cancel_punching(self) -> None:

@@ -123,6 +123,8 @@ static const File *find_file(View *view, long slot)
         Py_INCREF(layer);
         file.fd = descriptor_of(layer);
         long flags = long_attribute(layer, "nowait_flag");
+        if (slot != view->head_slot && PyObject_SetAttrString(layer, "used", Py_True) < 0)
+            file.fd = UNKNOWN;
         Py_DECREF(layer);
         if (file.fd == UNKNOWN || PyErr_Occurred())
             return NULL;

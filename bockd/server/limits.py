@@ -33,7 +33,7 @@ PIECE_BYTES: Final = 1 * MIB
 """Large payloads are received, written, read and sent in pieces of this, aligned in the volume."""
 
 MAX_CONNECTIONS: Final = 512
-"""Below the usual limit of 1,024 descriptors, which layers and the API share. The next client takes
+"""Fewer where the process may have few descriptors (bockd.descriptors). The next client takes
 the place of the one that has been in its handshake for longest, so that who connects and says
 nothing keeps nobody out; if all have chosen an export, the next one is refused."""
 

@@ -65,6 +65,10 @@ class Layer:
         self.descriptors = descriptors
         self.nowait_flag = os.RWF_NOWAIT if nowait else 0
         """For preadv: fail rather than wait for the disk; 0 where the file system cannot."""
+        self.used = False
+        """Set by whoever reads: `FrozenLayer` closes what was not used for longest."""
+        self.readers = 0
+        """Reads in threads that are under way; the owner thread counts them."""
         self._windows = Windows()
 
     @classmethod
@@ -117,7 +121,11 @@ class Layer:
                 at += count
 
     def try_read(self, offset: int, into: memoryview) -> bool:
-        """Fill `into` from the page cache alone; False when some of it is not there."""
+        """Fill `into` from the page cache alone; False when some of it is not there, or the files
+        are closed."""
+        if not self.descriptors:
+            return False
+        self.used = True
         try:
             for fd, position, piece in self._pieces(offset, into):
                 if os.preadv(fd, (piece,), position, self.nowait_flag) != len(piece):
@@ -199,6 +207,10 @@ class Layer:
             stop = base + os.lseek(fd, start - base, os.SEEK_HOLE)
             yield start, min(stop, end)
             offset = stop if stop - base < os.fstat(fd).st_size else base + SEGMENT_BYTES
+
+    def length_bytes(self) -> int:
+        """How long the files are together."""
+        return sum(os.fstat(fd).st_size for fd in self.descriptors)
 
     def allocated_bytes(self) -> int:
         """What the files occupy."""

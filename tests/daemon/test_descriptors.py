@@ -12,18 +12,21 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import nbd
 import pytest
 
 from bockd.failurelog import PERIOD_SECONDS
 
-from .process import Bockd
+from .process import Bockd, program, serving
 
 MIB = 1 << 20
 BLOCK = 4096
 GREETING = b"NBDMAGIC"
 SNAPSHOTS = 6
+CLONES = 250
+FEW_DESCRIPTORS = 256
 FAR = 128 * MIB
 """Where the map is read on its own."""
 
@@ -99,6 +102,33 @@ def test_connections_take_the_last_descriptor(daemon: Bockd) -> None:
         assert another.pread(BLOCK, 3 * BLOCK) == b"3" * BLOCK
     client.shutdown()
     daemon.check()
+
+
+def test_clones_of_clones_with_few_descriptors(pool: Path) -> None:
+    """Each clone reads all layers before its own; together they would need 31,000 descriptors. What
+    was closed to make room for others is read as before."""
+    few = f"--nofile={FEW_DESCRIPTORS}:{FEW_DESCRIPTORS}"
+    with serving(pool, launcher=[program("prlimit"), few]) as daemon:
+        with daemon.storage() as storage:
+            volume = storage.create_volume("c0", MIB)
+            for number in range(CLONES):
+                with daemon.connected(f"c{number}") as client:
+                    client.pwrite(bytes([number]) * BLOCK, number * BLOCK)
+                snapshot = storage.create_snapshot(volume.id, f"s{number}")
+                volume = storage.create_volume(f"c{number + 1}", None, str(snapshot.id))
+        written = b"".join(bytes([number]) * BLOCK for number in range(CLONES))
+        for number in (CLONES, 1, CLONES // 2, CLONES):
+            with daemon.connected(f"c{number}") as client:
+                expected = written[: (number + 1) * BLOCK].ljust(len(written), b"\0")
+                assert client.pread(len(written), 0) == expected
+                for block in range(0, CLONES, 10):
+                    assert client.pread(BLOCK, block * BLOCK) == expected[block * BLOCK :][:BLOCK]
+                client.pwrite(b"new!" * 1024, 0)
+                assert client.pread(BLOCK, 0) == b"new!" * 1024
+                client.pwrite(expected[:BLOCK], 0)
+        held = len(os.listdir(f"/proc/{daemon.pid}/fd"))
+        assert held < FEW_DESCRIPTORS * 3 // 4, held
+        daemon.check()
 
 
 def test_layers_that_cannot_be_opened(layered: Bockd) -> None:

@@ -77,11 +77,13 @@ class PoolMachine(RuleBasedStateMachine):
         self.origin: dict[SnapshotId, VolumeId] = {}
         self.usual_dead_layers = merging.MAX_DEAD_LAYERS
         merging.MAX_DEAD_LAYERS = 1  # so that small pools merge layers, too
+        self.most_open = 1
         self.start()
 
     def start(self) -> None:
         self.background = Background()
         self.pool = Pool.open(self.root, self.background.spawn)
+        self.pool.store.files.limit = self.most_open
         self.scrubber = Scrubber(self.pool)
         reclaimer = Reclaimer(self.pool)
         self.pool.on_garbage = lambda: self.background.spawn(reclaimer.run())
@@ -108,8 +110,9 @@ class PoolMachine(RuleBasedStateMachine):
 
     # -- the catalogue -----------------------------------------------------------------------
 
-    @initialize(target=volumes, size=block_sizes)
-    def first_volume(self, size: int) -> VolumeId:
+    @initialize(target=volumes, size=block_sizes, most_open=st.sampled_from((1, 2, 4096)))
+    def first_volume(self, size: int, most_open: int) -> VolumeId:
+        self.most_open = self.pool.store.files.limit = most_open
         return self.new_volume(size)
 
     @rule(target=volumes, size=block_sizes)
@@ -354,6 +357,10 @@ class PoolMachine(RuleBasedStateMachine):
         images = frozenset(map(SnapshotId, self.live)) & frozenset(self.origin)
         expected_shares = Shares(shares.volumes_bytes, 0, shares.snapshots_bytes)
         assert run_inline(measure_shares(self.pool, images)) == expected_shares
+
+    @invariant()
+    def no_more_files_are_open_than_may_be(self) -> None:
+        assert self.pool.store.files.count <= self.most_open
 
     @invariant()
     def check_finds_nothing(self) -> None:

@@ -1,0 +1,34 @@
+"""How file descriptors are shared out, so that a low limit of them (`ulimit -n`) still serves.
+
+A client costs one descriptor. A volume that is open costs one for its lock and, once it was
+written, three for its head and its journal. What is left is for the index, the sockets and the API.
+"""
+
+from __future__ import annotations
+
+import resource
+from typing import Final
+
+CLIENTS_SHARE: Final = 8
+"""One descriptor in so many is for a client: each may have a volume of its own, which is written.
+"""
+
+LAYERS_SHARE: Final = 8
+"""One in so many is for a frozen layer."""
+
+IDLE_SHARE: Final = 32
+"""For one in so many, a volume may stay open that nobody uses."""
+
+
+def raise_limit() -> None:
+    """Let this process have as many descriptors as it may give itself."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def portion(share: int, most: int) -> int:
+    """One in `share` of the descriptors that this process may have; at least 1, at most `most`."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY:
+        return most
+    return max(1, min(most, limit // share))
