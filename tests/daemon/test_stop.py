@@ -7,6 +7,7 @@ import pty
 import signal
 import subprocess
 import threading
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,14 @@ from .process import READY_SECONDS, Bockd, program, serving
 
 MIB = 1 << 20
 BLOCK = 4096
+
+
+@pytest.fixture(autouse=True)
+def hangups_count() -> Iterator[None]:
+    """Even where the tests were started with nohup, whose children ignore SIGHUP like it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 class Writer(threading.Thread):
