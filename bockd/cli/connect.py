@@ -17,9 +17,8 @@ from bockd.cli.output import format_time, json_option, print_json, print_table, 
 from bockd.cli.storage import connect as connect_to_storage
 from bockd.cli.unit import render_unit
 from bockd.errors import BockdError, UnavailableError
-from bockd.host.devices import find_device
+from bockd.host.devices import find_device, is_dead
 from bockd.host.devices import sector_bytes as sector_bytes_of
-from bockd.host.loopdevices import is_dead
 from bockd.host.partitions import scan
 from bockd.host.records import Connection, Records
 from bockd.trust import Trust
@@ -199,4 +198,4 @@ def state(one: Connection, device: str | None) -> str:
     is dead, and this asks no daemon."""
     if device is None:
         return "gone"
-    return "dead" if one.file is not None and is_dead(device, one.file) else "connected"
+    return "dead" if is_dead(one, device) else "connected"

@@ -30,6 +30,7 @@ from bockd.host.devices import (
     end_device,
     find_device,
     grow,
+    is_dead,
     sector_bytes,
     take_down,
 )
@@ -236,7 +237,7 @@ class Connector:
         """Whether a device has lost the daemon, as when that was restarted: the kernel keeps it,
         and fails all that is asked of it."""
         if known.file is not None:
-            return loopdevices.is_dead(device, known.file)
+            return is_dead(known, device)
         attached = self._find_attachment(known)
         return attached is None or self._client.way_in(attached).connections == 0
 

@@ -14,7 +14,11 @@ def find_device(known: Connection) -> str | None:
     """The device of a record, if it is there and still this one's."""
     if known.file is not None:
         same_boot = known.boot == current_boot()
-        if known.device and same_boot and loopdevices.is_on(known.device, known.file):
+        if (
+            known.device
+            and same_boot
+            and loopdevices.is_on(known.device, known.file, known.disk_sequence)
+        ):
             return known.device
         return loopdevices.find_device(known.file)
     pid = kernelnbd.find_pid(known.device)
@@ -22,12 +26,17 @@ def find_device(known: Connection) -> str | None:
     return known.device if ours else None
 
 
+def is_dead(known: Connection, device: str) -> bool:
+    """Whether the daemon's view is gone that the loop device of a record is on."""
+    return known.file is not None and loopdevices.is_dead(device, known.file, known.disk_sequence)
+
+
 def bring_up(planned: Connection, uri: str, trust: Trust) -> Connection:
     """Make the device of a record; returns the record with what tells the device from others. A
     loop device needs no `uri`. NotFoundError, DeviceError, with nothing left behind."""
     if planned.file is not None:
         made = loopdevices.bring_up(planned.file, sector_bytes(planned))
-        return replace(planned, device=made)
+        return replace(planned, device=made, disk_sequence=loopdevices.disk_sequence(made))
     pid = kernelnbd.bring_up(planned.device, uri, trust, sector_bytes(planned))
     return replace(planned, pid=pid)
 

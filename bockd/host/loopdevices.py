@@ -27,14 +27,31 @@ def find_file(device: str) -> str | None:
     return read_attribute(device, "loop/backing_file")
 
 
-def is_on(device: str, path: str) -> bool:
-    """Whether a device is on a file of a view, mounted still or not."""
-    return find_file(device) == path or is_dead(device, path)
+def disk_sequence(device: str) -> int | None:
+    """The number that the kernel gave what is in a device now; it gives none twice before the next
+    boot. None where it counts none (before Linux 5.15)."""
+    number = read_attribute(device, "diskseq")
+    return None if number is None else int(number)
 
 
-def is_dead(device: str, path: str) -> bool:
-    """Whether the view is gone that had a device's file at this path: of what is mounted no more
-    the kernel tells the path inside, and it fails all that is asked of the device."""
+def is_on(device: str, path: str, sequence: int | None) -> bool:
+    """Whether a device is on a file of a view, mounted still or not; `sequence` is what it had."""
+    return _is_same(device, sequence) and (find_file(device) == path or _is_lost(device, path))
+
+
+def is_dead(device: str, path: str, sequence: int | None) -> bool:
+    """Whether the view is gone that had a device's file at this path. All that is asked of the
+    device fails."""
+    return _is_same(device, sequence) and _is_lost(device, path)
+
+
+def _is_same(device: str, sequence: int | None) -> bool:
+    return sequence is None or disk_sequence(device) in (None, sequence)
+
+
+def _is_lost(device: str, path: str) -> bool:
+    """Whether the kernel tells the path inside a view instead of `path`. So it does when the view
+    is not mounted any more, and also for another daemon's in another mount namespace."""
     inside = os.path.join("/", *Path(path).parts[-VIEW_PARTS:])
     return find_file(device) == inside != path
 

@@ -63,6 +63,9 @@ class Connection:
     sector_bytes: int | None = None
     """The device's logical sectors. None in a record of an older bock, which chose 4096 for NBD
     devices and 512 for loop devices: what they hold may count in those."""
+    disk_sequence: int | None = None
+    """Tells this use of a loop device from others: see `loopdevices.disk_sequence`. None before it
+    has come, in a record of an older bock, and where the kernel counts none."""
 
 
 def current_boot() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -179,6 +180,33 @@ def test_a_daemon_that_was_restarted(host: Host) -> None:
     for name in ("v", "w"):
         host.daemon.bock("disconnect", name)
     assert host.dead_devices() == []
+
+
+def test_a_device_that_is_somebody_elses_by_now(host: Host, tmp_path: Path) -> None:
+    """The number of a device that went was given to another daemon's, whose view is gone, too: of
+    both the kernel says "/volumes/1". It is not taken for ours, and nothing happens to it."""
+    host.daemon.bock("volume", "create", "v", "--size", "16M")
+    ours = host.connect("v")
+    host.daemon.kill()
+    host.daemon.tool("losetup", "--detach", ours)
+    view = tmp_path / "their view"
+    with watched(view), serving(tmp_path / "their pool", mount=view) as other:
+        other.bock("volume", "create", "theirs", "--size", "16M")
+        theirs = other.tool("losetup", "--find", "--show", str(view / "volumes" / "1")).strip()
+        try:
+            other.kill()
+            other.tool("umount", "--lazy", view)
+            (record,) = Records(host.state).list()
+            Records(host.state).write(replace(record, device=theirs))
+            assert [one["state"] for one in host.records()] == ["gone"]
+            host.daemon.start()
+            assert host.daemon.run(program("bock"), "connect", "--restore").status == 0
+            assert host.records()[0]["device"] != theirs
+            backing = Path(f"/sys/block/{theirs[5:]}/loop/backing_file")
+            assert backing.read_text().strip() == "/volumes/1"
+        finally:
+            host.daemon.tool("losetup", "--detach", theirs)
+    host.daemon.bock("disconnect", "v")
 
 
 def test_a_view_behind_a_symbolic_link(tmp_path: Path, state: Path) -> None:
