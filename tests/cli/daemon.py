@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import select
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from typing import Any
 from bockd.cli.storage import StorageClient
 from bockd.config.load import load
 
-from ..daemon.process import environment_without_a_cloud
+from ..daemon.process import PROGRAM_SECONDS, environment_without_a_cloud
 
 
 @dataclass(frozen=True)
@@ -148,9 +149,11 @@ class Terminal:
         while self._read():
             pass
         os.close(self._main)
-        return self._process.wait()
+        return self._process.wait(PROGRAM_SECONDS)
 
     def _read(self) -> bool:
+        ready, _, _ = select.select([self._main], [], [], PROGRAM_SECONDS)
+        assert ready, f"it hangs after {self.seen!r}"
         try:
             chunk = os.read(self._main, 65536)
         except OSError:  # EIO: the last process at this terminal has gone
