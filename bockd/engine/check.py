@@ -314,8 +314,10 @@ class _Checker:
         return segments
 
     def _survived(self, volume: VolumeRecord, segments: list[SegmentContents]) -> bool:
-        size = self.layers[volume.head].size_bytes if volume.head in self.layers else 0
-        head = Layer.open(self.store.layout, volume.head, size, writable=False)
+        known = self.layers.get(volume.head)
+        if known is None:  # a problem that is reported by now
+            return False
+        head = Layer.open(self.store.layout, known.id, known.size_bytes, writable=False)
         try:
             return pages_survived(segments, self.store.boot, head)
         finally:
