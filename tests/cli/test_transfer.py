@@ -129,6 +129,7 @@ def path_with_endless_convert(daemon: Daemon, tmp_path: Path) -> str:
     stand_in.write_text(
         "#!/bin/bash\n"
         f'[[ $1 == convert ]] || PATH={daemon.environment["PATH"]!r} exec qemu-img "$@"\n'
+        '[[ ${@: -1} != /* ]] || : >"${@: -1}"\n'  # qemu-io makes no file
         "printf '    (25.00/100%%)\\r'\n"
         "exec qemu-io -f raw -c 'write 0 10M' -c 'sleep 300000' \"${@: -1}\" >/dev/null\n"
     )

@@ -159,7 +159,8 @@ def test_a_daemon_that_was_restarted(host: Host) -> None:
     it is taken away once nobody uses it, and another one comes."""
     host.daemon.bock("volume", "create", "v", "--size", "64M")
     host.daemon.bock("volume", "create", "w", "--size", "16M")
-    mounted, idle = host.connect("v"), host.connect("w")
+    mounted = host.connect("v")
+    host.connect("w")
     host.daemon.tool("mkfs.ext4", "-q", mounted)
     restore = (program("bock"), "connect", "--restore")
     with host.mounted(mounted):
@@ -176,7 +177,6 @@ def test_a_daemon_that_was_restarted(host: Host) -> None:
     for device in [one["device"] for one in host.records()]:
         host.daemon.tool("dd", f"if={device}", "of=/dev/null", "bs=4k", "count=1")
     assert sorted(host.devices()) == sorted(one["device"] for one in host.records())
-    assert Path(f"/sys/block/{idle[5:]}/loop/backing_file").read_text().startswith(f"{host.view}/")
     for name in ("v", "w"):
         host.daemon.bock("disconnect", name)
     assert host.dead_devices() == []

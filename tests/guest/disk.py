@@ -77,8 +77,8 @@ def attached(guest: Guest, port: int, export: str, *, number: int = 0) -> Iterat
     """The export of the host's server at `port` as /dev/nbd`number`, for the duration."""
     device = f"/dev/nbd{number}"
     # The kernel's client takes its block size from this option, never from the server.
-    guest.run(f"nbd-client {HOST_ADDRESS} {port} {device} -N '{export}' -b 512")
+    guest.run(f"/sbin/nbd-client {HOST_ADDRESS} {port} {device} -N '{export}' -b 512")
     try:
         yield Disk(guest, device, f"/mnt/{number}")
     finally:
-        guest.run(f"nbd-client -d {device}")
+        guest.run(f"/sbin/nbd-client -d {device}")

@@ -26,7 +26,8 @@ KERNEL_ARGUMENTS = "console=ttyS0 loglevel=5 panic=-1 mitigations=off no_timer_c
 """A panic ends QEMU (with -no-reboot), so that the test sees it at once."""
 
 TOOLS = ("nbd-client", "mkfs.ext4", "e2fsck", "resize2fs")
-"""The real programs, in /sbin with their libraries; everything else is busybox's."""
+"""The real programs, in /sbin with their libraries; everything else is busybox's. Its shell may
+prefer one of its own of that name: there they are called by their paths."""
 
 CHANNEL_NAME = "bockd.guest"
 """The virtio-serial port on which the guest takes commands."""
@@ -42,6 +43,7 @@ INIT = f"""#!/bin/busybox sh
 /bin/busybox mount -t devtmpfs devtmpfs /dev
 exec </dev/console >/dev/console 2>&1
 /bin/busybox --install -s /bin
+for program in /sbin/*; do rm -f /bin/${{program##*/}}; done
 export PATH=/sbin:/bin
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys

@@ -36,7 +36,7 @@ def test_attached_detached_and_attached_again(guest: Guest, tmp_path: Path) -> N
             with disk.mounted(read_only=True):
                 assert disk.checksums() == written
         # Cut off while its device is there: the kernel gets errors, and nothing more lands.
-        guest.run(f"nbd-client 10.0.2.2 {port} /dev/nbd2 -N '{again}' -b 4096")
+        guest.run(f"/sbin/nbd-client 10.0.2.2 {port} /dev/nbd2 -N '{again}' -b 4096")
         tenant.detach(volume, "guest", force=True)
         with pytest.raises(GuestError):
             guest.run("dd if=/dev/zero of=/dev/nbd2 bs=1M count=1 oflag=direct")

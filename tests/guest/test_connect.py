@@ -80,7 +80,7 @@ def test_connected_used_disconnected_and_connected_again(
         # The kernel keeps a device whose connections are gone, and fails what it is asked.
         daemon.kill()
         daemon.start()
-        host.guest.run("nbd-client -d /dev/nbd0")
+        host.guest.run("/sbin/nbd-client -d /dev/nbd0")
         assert host.guest.attempt("dd if=/dev/nbd1 of=/dev/null count=8 bs=4096").status != 0
         restored = host.bock("connect", "--restore").splitlines()
         assert restored == [
@@ -102,14 +102,14 @@ def test_connected_used_disconnected_and_connected_again(
         host.python(f"from bockd.host import kernelnbd; from bockd.trust import Trust; {bring_up}")
         assert tenant.attachment(other, NAME)["bockd"]["connections"] == 4
         host.guest.run("dd if=/dev/zero of=/dev/nbd3 bs=4096 count=8 conv=fsync")
-        host.guest.run("nbd-client -d /dev/nbd3")
+        host.guest.run("/sbin/nbd-client -d /dev/nbd3")
         # As an nbd-client does that was built without netlink.
         export = tenant.attachment(other, NAME)["bockd"]["export"]
         way = f"{HOST_ADDRESS} {daemon.nbd_port} /dev/nbd3 -N {export} -nonetlink"
-        host.guest.run(f"nbd-client {way}")
+        host.guest.run(f"/sbin/nbd-client {way}")
         tenant.extend(other, 2)
         host.python('from bockd.host import kernelnbd; kernelnbd.set_size("/dev/nbd3", 2 << 30)')
-        host.guest.run("nbd-client -d /dev/nbd3")
+        host.guest.run("/sbin/nbd-client -d /dev/nbd3")
         tenant.detach(other, NAME)
 
         # Interrupted when nbd-client has made the device and bock does not know that yet.

@@ -152,10 +152,10 @@ def served_by_nbdkit(vm: Machine, daemon: Bockd, work: Path) -> Iterator[Seen]:
         Nbdkit(work, f"pool={daemon.data_dir}", "volume=disk") as server,
         forward_to(server.socket) as port,
     ):
-        vm.guest.run(f"nbd-client {HOST_ADDRESS} {port} /dev/nbd1 -b 512")
+        vm.guest.run(f"/sbin/nbd-client {HOST_ADDRESS} {port} /dev/nbd1 -b 512")
         vm.guest.run("blockdev --rereadpt /dev/nbd1")
         yield in_guest(vm, "/dev/nbd1")
-        vm.guest.run("nbd-client -d /dev/nbd1")
+        vm.guest.run("/sbin/nbd-client -d /dev/nbd1")
     daemon.start()
 
 

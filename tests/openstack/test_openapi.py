@@ -27,6 +27,20 @@ CHECKS = (
     "ignored_auth",
 )
 
+SETTINGS = """
+[parameters]
+"path.tenant" = "{tenant}"
+
+[checks]
+enabled = false
+{checks}
+
+# A volume that was just made is not found by a snapshot's id that was made up.
+[[operations]]
+include-path = "/v1.1/{{tenant}}/os-volumes/{{volume_id}}/action"
+checks.ensure_resource_availability.enabled = false
+"""
+
 EXAMPLES = 20
 """For each operation, besides those that cover each constraint of the document."""
 
@@ -37,14 +51,18 @@ RUN_SECONDS = 300
 def test_every_answer_is_in_the_document(served: Served, tmp_path: Path) -> None:
     account = served.service.account
     settings = tmp_path / "schemathesis.toml"
-    settings.write_text(f'[parameters]\n"path.tenant" = "{account.tenant_id}"\n')
+    settings.write_text(
+        SETTINGS.format(
+            tenant=account.tenant_id, checks="\n".join(f"{c}.enabled = true" for c in CHECKS)
+        )
+    )
     with served.client() as client:
         token = client.headers["X-Auth-Token"]
     done = subprocess.run(
         [
             *(sys.executable, "-m", "schemathesis.cli", "--config-file", str(settings)),
             *("run", f"{served.url}/openapi.json", "--header", f"X-Auth-Token:{token}"),
-            *("--checks", ",".join(CHECKS), "--phases", "examples,coverage,fuzzing,stateful"),
+            *("--phases", "examples,coverage,fuzzing,stateful"),
             *("--max-examples", str(EXAMPLES), "--continue-on-failure", "--no-shrink"),
             *("--generation-database", "none", "--no-color", "--suppress-health-check", "all"),
         ],
