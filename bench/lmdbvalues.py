@@ -22,7 +22,6 @@ from bockd.model import BLOCK_SIZE, Extent, NodeKind
 from bockd.nbd.options import ExportInfo
 from bockd.server.exports import ExportKey
 from bockd.server.nbd_server import NbdServer
-from bockd.steps import Steps
 from bockd.unixsocket import listen_unix
 
 _ZEROS = bytes(BLOCK_SIZE)
@@ -83,34 +82,29 @@ class LmdbDevice:
             self._writing.commit()
             self._writing = None
 
-    def read(self, offset: int, into: memoryview) -> Steps[None]:
+    async def read(self, offset: int, into: memoryview) -> None:
         self.try_read(offset, into)
-        yield from ()
 
-    def write(self, offset: int, data: memoryview) -> Steps[None]:
+    async def write(self, offset: int, data: memoryview) -> None:
         self.try_write(offset, data)
         self.commit()
-        yield from ()
 
-    def zero(self, offset: int, length: int, *, allocate: bool) -> Steps[None]:
-        yield from self.write(offset, memoryview(bytes(length)))
+    async def zero(self, offset: int, length: int, *, allocate: bool) -> None:
+        await self.write(offset, memoryview(bytes(length)))
 
-    def trim(self, offset: int, length: int) -> Steps[None]:
+    async def trim(self, offset: int, length: int) -> None:
         for number in range(-(-offset // BLOCK_SIZE), (offset + length) // BLOCK_SIZE):
             self._begin().delete(number.to_bytes(8, "big"))
         self.commit()
-        yield from ()
 
-    def flush(self) -> Steps[None]:
+    async def flush(self) -> None:
         self._environment.sync(True)
-        yield from ()
 
-    def extents(self, offset: int, length: int, limit: int) -> Steps[list[Extent]]:
-        yield from ()
+    async def extents(self, offset: int, length: int, limit: int) -> list[Extent]:
         return [Extent(offset, length, hole=False)]
 
-    def cache(self, offset: int, length: int) -> Steps[None]:
-        yield from ()
+    async def cache(self, offset: int, length: int) -> None:
+        pass
 
 
 class _OneExport:

@@ -226,15 +226,15 @@ class _Daemon:
     def _reclaim(self) -> None:
         self._retrying.start("reclaim", self._run_reclaim)
 
-    def _run_reclaim(self) -> Steps[None]:
-        yield from self._reclaimer.run()
+    async def _run_reclaim(self) -> None:
+        await self._reclaimer.run()
         if self._reclaimer.put_off is not None:
             raise self._reclaimer.put_off
 
-    def _finish_detaching(self, owned: OwnedVolume) -> Steps[None]:
+    async def _finish_detaching(self, owned: OwnedVolume) -> None:
         """Finish it, unless somebody has done so since it was put off."""
         if owned in detaching(self._around):
-            yield from finish_detaching(self._around, owned)
+            await finish_detaching(self._around, owned)
 
     def _waiting(self) -> tuple[str, ...]:
         """Background work that was put off."""

@@ -5,7 +5,7 @@ read-only (the boundary checks, the inside asserts). Offsets and lengths are in 
 alignment. Everything is called on the owner thread.
 
 A write is *acknowledged* when the door may answer its client. That is after `commit()` for the
-`try_*` forms and when the generator has finished for the others; from then on it survives the
+`try_*` forms and when the coroutine has finished for the others; from then on it survives the
 death of the process (promise D1).
 """
 

@@ -12,7 +12,7 @@ import logging
 import threading
 from typing import TypeVar
 
-from bockd.steps import Signal, Step, Steps
+from bockd.steps import Blocking, Step, Steps
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -33,7 +33,7 @@ class Owner:
     def finish(self, steps: Steps[T]) -> T:
         """`run` for who holds the lock, who holds it again at the end."""
         try:
-            step = next(steps)
+            step = steps.send(None)
             while True:
                 try:
                     result = self._do(step)
@@ -47,11 +47,11 @@ class Owner:
 
     def _do(self, step: Step) -> object:
         fired = threading.Event()
-        if isinstance(step, Signal):
+        if not isinstance(step, Blocking):
             step.subscribe(fired.set)
         self.lock.release()
         try:
-            if isinstance(step, Signal):
+            if not isinstance(step, Blocking):
                 fired.wait()
                 return None
             result: object = step.call()

@@ -24,7 +24,6 @@ from bockd.blockstorage.volumes import move_volume
 from bockd.errors import BockdError, NotFoundError
 from bockd.failpoints import Failpoint, hit
 from bockd.model import NodeKind, Server, VolumeId
-from bockd.steps import Steps
 from bockd.store.catalogue import Catalogue
 from bockd.store.index import Transaction
 
@@ -60,9 +59,9 @@ class Attachments:
 
     # -- attaching -----------------------------------------------------------------------------
 
-    def attach(
+    async def attach(
         self, tenant: TenantId, server: str, volume: VolumeId, device: str | None
-    ) -> Steps[Attachment]:
+    ) -> Attachment:
         """4.4.3.2."""
         rules.check_server(server)
         export_name = secrets.token_urlsafe(EXPORT_NAME_BYTES)
@@ -79,45 +78,45 @@ class Attachments:
             size = Catalogue(txn).volume(volume).size_bytes
             return at, replace(found, attachment=attachment), size
 
-        at, attaching, size = yield from self._around.update(begin)
+        at, attaching, size = await self._around.update(begin)
         hit(Failpoint.API_ATTACHING)
-        return (yield from self._open(tenant, at, attaching, size))
+        return await self._open(tenant, at, attaching, size)
 
-    def _open(
+    async def _open(
         self, tenant: TenantId, at: Server, attaching: Volume, size_bytes: int
-    ) -> Steps[Attachment]:
+    ) -> Attachment:
         """The export, then the device; undone when one of them fails."""
         attachment = attachment_of(attaching)
         plugged = False
         try:
-            yield from self._around.exports.publish(attachment)
+            await self._around.exports.publish(attachment)
             hit(Failpoint.API_PUBLISHED)
-            info = yield from self._around.devices.plug(at, attachment, size_bytes)
+            info = await self._around.devices.plug(at, attachment, size_bytes)
             plugged = True
             attachment = replace(attachment, device_info=dict(info))
             attached = replace(attaching, attachment=attachment)
-            yield from self._around.update(lambda txn: _keep(txn, tenant, attached, None))
+            await self._around.update(lambda txn: _keep(txn, tenant, attached, None))
         except BockdError as error:
             reason = f"attaching to server {at.name} failed: {error}"
-            yield from self._undo(tenant, at if plugged else None, attaching, reason)
+            await self._undo(tenant, at if plugged else None, attaching, reason)
             raise
         hit(Failpoint.API_ATTACHED)
         return attachment
 
-    def _undo(
+    async def _undo(
         self, tenant: TenantId, at: Server | None, attaching: Volume, reason: str
-    ) -> Steps[None]:
+    ) -> None:
         """Back to `available`. New connections are kept out first: the device may have begun to
         make some."""
         volume = attaching.id
-        yield from self._around.update(lambda txn: _close(txn, tenant, volume))
-        yield from end_attachment(self._around, tenant, at, attaching, reason)
+        await self._around.update(lambda txn: _close(txn, tenant, volume))
+        await end_attachment(self._around, tenant, at, attaching, reason)
 
     # -- detaching -----------------------------------------------------------------------------
 
-    def detach(
+    async def detach(
         self, tenant: TenantId, server: str, volume: VolumeId, *, force: bool = False
-    ) -> Steps[None]:
+    ) -> None:
         """4.4.3.3."""
         rules.check_server(server)
 
@@ -128,46 +127,46 @@ class Attachments:
                 _find(ledger, tenant, server, volume)
             return at, move_volume(txn, tenant, volume, Status.DETACHING)
 
-        at, attached = yield from self._around.update(begin)
+        at, attached = await self._around.update(begin)
         hit(Failpoint.API_DETACHING)
         # The kind is what it was when the volume came to the server; it may be registered since.
         at = replace(at, kind=attachment_of(attached).server_kind)
         try:
             if force:
-                yield from end_attachment(self._around, tenant, at, attached, None)
+                await end_attachment(self._around, tenant, at, attached, None)
             else:
-                yield from self._release(tenant, at, attached)
+                await self._release(tenant, at, attached)
         except BockdError as error:
             reason = f"detaching from server {server} failed: {error}"
-            yield from self._around.update(lambda txn: _keep(txn, tenant, attached, reason))
+            await self._around.update(lambda txn: _keep(txn, tenant, attached, reason))
             raise
         hit(Failpoint.API_DETACHED)
 
-    def _release(self, tenant: TenantId, at: Server, attached: Volume) -> Steps[None]:
+    async def _release(self, tenant: TenantId, at: Server, attached: Volume) -> None:
         """As the server gives it up: the device first, then the export."""
         attachment = attachment_of(attached)
-        yield from self._around.devices.unplug(at, attachment, force=False)
-        failed = yield from self._around.exports.withdraw(attachment, force=False)
+        await self._around.devices.unplug(at, attachment, force=False)
+        failed = await self._around.exports.withdraw(attachment, force=False)
         hit(Failpoint.API_WITHDRAWN)
-        yield from self._around.update(lambda txn: _forget(txn, tenant, attached.id, failed, None))
+        await self._around.update(lambda txn: _forget(txn, tenant, attached.id, failed, None))
 
 
-def end_attachment(
+async def end_attachment(
     around: Surroundings, tenant: TenantId, at: Server | None, volume: Volume, reason: str | None
-) -> Steps[None]:
+) -> None:
     """Out of `detaching`, whatever the server does: its connections are cut, then the device is
     removed from it (None: there is none). What goes wrong there is added to the reason."""
     attachment = attachment_of(volume)
-    failed = yield from around.exports.withdraw(attachment, force=True)
+    failed = await around.exports.withdraw(attachment, force=True)
     hit(Failpoint.API_CUT)
     if at is not None:
         try:
-            yield from around.devices.unplug(at, attachment, force=True)
+            await around.devices.unplug(at, attachment, force=True)
         except BockdError as error:
             log.warning("volume %s at server %s: %s", volume.id, at.name, error)
             left = f"the device may still be in server {at.name}, where it is dead: {error}"
             reason = f"{reason}; {left}" if reason else left
-    yield from around.update(lambda txn: _forget(txn, tenant, volume.id, failed, reason))
+    await around.update(lambda txn: _forget(txn, tenant, volume.id, failed, reason))
 
 
 def _find(ledger: Ledger, tenant: TenantId, server: str, volume: VolumeId) -> Volume:

@@ -36,7 +36,7 @@ class Changes:
         self._pool = around.pool
         self._volumes = volumes
 
-    def extend(self, tenant: TenantId, volume: VolumeId, size_bytes: int) -> Steps[None]:
+    async def extend(self, tenant: TenantId, volume: VolumeId, size_bytes: int) -> None:
         """Grow a volume, within the quota."""
         check_volume_size(size_bytes)
         size_gib = rules.size_in_gib(size_bytes)
@@ -53,10 +53,10 @@ class Changes:
             Ledger(txn).resize_volume(tenant, current, size_gib, quota_of)
 
         with _refusals(volume):
-            yield from self._pool.extend_volume(volume, size_bytes, also)
-        yield from self._resize_device(tenant, volume, size_bytes)
+            await self._pool.extend_volume(volume, size_bytes, also)
+        await self._resize_device(tenant, volume, size_bytes)
 
-    def _resize_device(self, tenant: TenantId, volume: VolumeId, size_bytes: int) -> Steps[None]:
+    async def _resize_device(self, tenant: TenantId, volume: VolumeId, size_bytes: int) -> None:
         """Enlarge the device that a server has of a volume. The volume has grown whatever becomes
         of that, so trouble is not raised but kept in the volume's `last_error`."""
         with self._pool.store.index.reading() as txn:
@@ -69,16 +69,14 @@ class Changes:
         at = replace(at, kind=attachment.server_kind)
         reason = None
         try:
-            yield from self._around.devices.resize(at, attachment, size_bytes)
+            await self._around.devices.resize(at, attachment, size_bytes)
         except BockdError as error:
             log.warning("volume %s, extended, at server %s: %s", volume, at.name, error)
             reason = f"the disk in server {at.name} was not enlarged at once: {error}"
         if reason != found.last_error:
-            yield from self._around.update(
-                lambda txn: _note(txn, tenant, volume, attachment, reason)
-            )
+            await self._around.update(lambda txn: _note(txn, tenant, volume, attachment, reason))
 
-    def revert(self, tenant: TenantId, volume: VolumeId, snapshot: SnapshotId) -> Steps[None]:
+    async def revert(self, tenant: TenantId, volume: VolumeId, snapshot: SnapshotId) -> None:
         """Make a volume hold again what one of its snapshots holds."""
         rules.check_can_be_reverted(volume, self._volumes.show(tenant, volume).status)
         with self._pool.store.index.reading() as txn:
@@ -89,9 +87,9 @@ class Changes:
             _check_source(txn, tenant, volume, snapshot)
 
         with _refusals(volume):
-            yield from self._pool.revert_volume(volume, snapshot, also)
+            await self._pool.revert_volume(volume, snapshot, also)
 
-    def reopen(self, tenant: TenantId, volume: VolumeId) -> Steps[None]:
+    async def reopen(self, tenant: TenantId, volume: VolumeId) -> None:
         """Accept what an error may have lost."""
         found = self._volumes.show(tenant, volume)
         assert found.backing is not None
@@ -103,7 +101,7 @@ class Changes:
             rules.check_can_be_reopened(volume, current.status, trouble)
 
         with _refusals(volume):
-            yield from self._pool.reopen_volume(volume, also)
+            await self._pool.reopen_volume(volume, also)
 
     def volume_space(self, tenant: TenantId, volume: VolumeId) -> Steps[Space]:
         """A walk over the volume's maps."""

@@ -18,11 +18,12 @@ from bockd.blockstorage.contract import (
     Tenant,
 )
 from bockd.blockstorage.records import Ledger, TokenRecord, UserRecord
-from bockd.blockstorage.running import Driver, blocking
+from bockd.blockstorage.running import Driver
 from bockd.blockstorage.secrethash import digest_token, verify_secret
 from bockd.blockstorage.tokens import Claims, parse, sign
 from bockd.errors import BockdError, ForbiddenError, OverLimitError, UnauthorizedError
 from bockd.failpoints import Failpoint, hit
+from bockd.steps import call_blocking
 from bockd.store.index import Index, Table, Transaction
 
 TOKEN_SECONDS = 24 * 3600.0
@@ -78,7 +79,7 @@ class LocalIdentity:
             raise OverLimitError("too many authentications at once", RETRY_AFTER_SECONDS)
         self._pending += 1
         try:
-            return await self._driver.run(blocking(lambda: self._issue(credentials, tenant)))
+            return await self._driver.run(call_blocking(self._issue, credentials, tenant))
         finally:
             self._pending -= 1
 
@@ -118,7 +119,7 @@ class LocalIdentity:
 
     async def revoke_token(self, token: str) -> None:
         principal = self._validate(token)
-        await self._driver.run(blocking(lambda: self._revoke(token, principal)))
+        await self._driver.run(call_blocking(self._revoke, token, principal))
 
     def _revoke(self, token: str, principal: Principal) -> None:
         digest = digest_token(token)

@@ -32,7 +32,6 @@ from bockd.engine.freezing import freeze_volume
 from bockd.errors import BockdError, ConflictError, InvalidRequestError, NotFoundError
 from bockd.failpoints import Failpoint, hit
 from bockd.model import NodeKind, SnapshotId, VolumeId, check_content_size, check_image_name
-from bockd.steps import Steps
 from bockd.store.catalogue import SnapshotRecord, VolumeRecord
 from bockd.store.index import Transaction
 
@@ -80,7 +79,7 @@ class Images:
 
     # -- importing ---------------------------------------------------------------------------
 
-    def begin(self, new: NewImage) -> Steps[ImportRecord]:
+    async def begin(self, new: NewImage) -> ImportRecord:
         """The volume to be filled, empty, of `new.size_bytes`.
 
         Raises InvalidRequestError, and ConflictError when the name is taken or the content is an
@@ -113,7 +112,7 @@ class Images:
 
         with self._pool.store.index.reading() as txn:
             refuse_known(Ledger(txn), image, fetched=fetched)  # before any file is made
-        volume = yield from self._pool.create_volume(
+        volume = await self._pool.create_volume(
             naming(NodeKind.VOLUME, f"import-{image.id}"),
             new.size_bytes,
             None,
@@ -123,7 +122,7 @@ class Images:
         hit(Failpoint.IMPORT_BEGUN)
         return ImportRecord(volume.id, image, fetched)
 
-    def finish(self, volume: VolumeId) -> Steps[ImageRecord]:
+    async def finish(self, volume: VolumeId) -> ImageRecord:
         """Make the filled volume the image, durably; the volume is no more.
 
         Raises InUseError while a client is connected to it, NotFoundError when it is not being
@@ -147,26 +146,26 @@ class Images:
         with self._pool.store.index.reading() as txn:
             image = _import_into(Ledger(txn), volume).image
         named = naming(NodeKind.SNAPSHOT, f"image-{image.name}")
-        yield from freeze_volume(self._pool, volume, named, also)
+        await freeze_volume(self._pool, volume, named, also)
         hit(Failpoint.IMPORT_FINISHED)
         self._around.exports.forget(NodeKind.VOLUME, volume)
         return made[0]
 
-    def cancel(self, volume: VolumeId) -> Steps[None]:
+    async def cancel(self, volume: VolumeId) -> None:
         """Forget an import and what it has written. InUseError while a client is connected,
         NotFoundError when there is no such import."""
         with self._pool.store.index.reading() as txn:
             _import_into(Ledger(txn), volume)
-        yield from self._pool.delete_volume(volume, forget_record)
+        await self._pool.delete_volume(volume, forget_record)
         hit(Failpoint.IMPORT_CANCELLED)
         self._around.exports.forget(NodeKind.VOLUME, volume)
 
-    def sweep(self) -> Steps[None]:
+    async def sweep(self) -> None:
         """At the start: cancel what a crash interrupted. What cannot be is reported and kept for
         the next start."""
         for filling in self.being_imported():
             try:
-                yield from self._pool.delete_volume(filling.volume, forget_record)
+                await self._pool.delete_volume(filling.volume, forget_record)
             except (BockdError, OSError) as error:
                 log.error("the half import of image %s: %s", filling.image.name, error)  # noqa: TRY400
             else:
@@ -174,14 +173,14 @@ class Images:
 
     # -- deleting ----------------------------------------------------------------------------
 
-    def delete(self, ref: str) -> Steps[ImageRecord]:
+    async def delete(self, ref: str) -> ImageRecord:
         """Forget an image; volumes made from it stay. InUseError while it is read."""
         found = self.find(ref)
 
         def also(txn: Transaction, _snapshot: SnapshotRecord) -> None:
             Ledger(txn).remove_image(found)
 
-        yield from self._pool.delete_snapshot(found.snapshot, also)
+        await self._pool.delete_snapshot(found.snapshot, also)
         hit(Failpoint.IMAGE_DELETED)
         self._around.exports.forget(NodeKind.SNAPSHOT, found.snapshot)
         return found

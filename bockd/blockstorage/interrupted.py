@@ -38,24 +38,24 @@ log = logging.getLogger(__name__)
 _TRANSIENT = frozenset({Status.CREATING, Status.ATTACHING, Status.DETACHING, Status.DELETING})
 
 
-def resolve_interrupted(around: Surroundings) -> Steps[None]:
+async def resolve_interrupted(around: Surroundings) -> None:
     """Leave nothing in a transient status. One that cannot be deleted is reported; the others are
     resolved."""
-    yield from Images(around).sweep()
+    await Images(around).sweep()
     with around.pool.store.index.reading() as txn:
         ledger = Ledger(txn)
         states = [*(owned.volume.status for owned in ledger.sound_volumes())]
         states += [owned.snapshot.status for owned in ledger.sound_snapshots()]
     if _TRANSIENT.isdisjoint(states):
         return
-    deleting = yield from around.update(_settle)
+    deleting = await around.update(_settle)
     hit(Failpoint.SETTLED)
     for kind, node in deleting:
         try:
-            yield from _delete(around, kind, node)
+            await _delete(around, kind, node)
         except (BockdError, OSError) as error:
             log.error("%s %s, being deleted when the daemon stopped: %s", kind, node, error)  # noqa: TRY400
-            yield from around.update(_give_up(kind, node))
+            await around.update(_give_up(kind, node))
 
 
 def _settle(txn: Transaction) -> list[tuple[NodeKind, int]]:
@@ -95,13 +95,13 @@ def detaching(around: Surroundings) -> list[OwnedVolume]:
         return [owned for owned in volumes if owned.volume.status is Status.DETACHING]
 
 
-def finish_detaching(around: Surroundings, owned: OwnedVolume) -> Steps[None]:
+async def finish_detaching(around: Surroundings, owned: OwnedVolume) -> None:
     """Remove the device, if the machine can be reached; then the volume is available."""
     attachment = attachment_of(owned.volume)
     with around.pool.store.index.reading() as txn:
         server = Ledger(txn).server(attachment.server_id)
     reason = "the daemon was stopped while the volume was being attached or detached"
-    yield from end_attachment(around, owned.tenant, server, owned.volume, reason)
+    await end_attachment(around, owned.tenant, server, owned.volume, reason)
 
 
 def _delete(around: Surroundings, kind: NodeKind, node: int) -> Steps[None]:

@@ -96,17 +96,14 @@ class Devices(Protocol):
 class NoDevices:
     """For servers that connect by themselves, and for tests."""
 
-    def plug(
+    async def plug(
         self, server: Server, attachment: Attachment, size_bytes: int
-    ) -> Steps[Mapping[str, str]]:
+    ) -> Mapping[str, str]:
         del server, attachment, size_bytes
-        yield from ()
         return {}
 
-    def resize(self, server: Server, attachment: Attachment, size_bytes: int) -> Steps[None]:
+    async def resize(self, server: Server, attachment: Attachment, size_bytes: int) -> None:
         del server, attachment, size_bytes
-        yield from ()
 
-    def unplug(self, server: Server, attachment: Attachment, *, force: bool) -> Steps[None]:
+    async def unplug(self, server: Server, attachment: Attachment, *, force: bool) -> None:
         del server, attachment, force
-        yield from ()

@@ -13,7 +13,7 @@ from bockd.blockstorage.quota import DEFAULT_QUOTA
 from bockd.blockstorage.records import TenantRecord
 from bockd.engine.pool import Pool
 from bockd.model import NodeKind, export_name
-from bockd.steps import Blocking, Steps
+from bockd.steps import Steps, blocking
 from bockd.store.catalogue import SnapshotRecord, VolumeRecord
 from bockd.store.index import Transaction
 
@@ -66,13 +66,11 @@ class Exports(Protocol):
 class NoExports:
     """For tests of what is recorded."""
 
-    def publish(self, attachment: Attachment) -> Steps[None]:
+    async def publish(self, attachment: Attachment) -> None:
         del attachment
-        yield from ()
 
-    def withdraw(self, attachment: Attachment, *, force: bool) -> Steps[str | None]:
+    async def withdraw(self, attachment: Attachment, *, force: bool) -> str | None:
         del attachment, force
-        yield from ()
         return None
 
     def clients(self, attachment: Attachment) -> int:
@@ -133,12 +131,6 @@ class Surroundings:
             )
         return failure
 
-    def update(self, change: Callable[[Transaction], T]) -> Steps[T]:
+    async def update(self, change: Callable[[Transaction], T]) -> T:
         """Run `change` in a transaction of its own; see `Index.update`."""
-        return blocking(lambda: self.pool.store.index.update(change))
-
-
-def blocking(call: Callable[[], T]) -> Steps[T]:
-    """An operation that is one blocking call."""
-    result: T = yield Blocking(call)
-    return result
+        return await blocking(self.pool.store.index.update, change)

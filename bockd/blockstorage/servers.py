@@ -91,7 +91,7 @@ class Servers:
         ConflictError for one that would come back, because it is configured."""
         return self._around.update(_remove(name))
 
-    def configure(self, servers: Sequence[Server]) -> Steps[None]:
+    async def configure(self, servers: Sequence[Server]) -> None:
         """Register what the configuration has, at a start, before anybody else changes servers: it
         prevails over what was registered under the same names, and what it has no longer is
         forgotten, unless it has volumes."""
@@ -112,7 +112,7 @@ class Servers:
                     ledger.remove_server(old)
             hit(Failpoint.SERVER_CHANGED)
 
-        yield from self._around.update(change)
+        await self._around.update(change)
 
 
 def _configured(

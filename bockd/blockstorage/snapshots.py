@@ -16,7 +16,6 @@ from bockd.blockstorage.volumes import naming, status_now
 from bockd.errors import BockdError, InUseError, InvalidStateError, NotFoundError
 from bockd.failpoints import Failpoint, hit
 from bockd.model import NodeKind, SnapshotId
-from bockd.steps import Steps
 from bockd.store.catalogue import Catalogue, SnapshotRecord
 from bockd.store.index import Transaction
 
@@ -46,7 +45,7 @@ class Snapshots:
         record = catalogue.snapshot(snapshot.id)
         return replace(snapshot, backing=self._around.backing(NodeKind.SNAPSHOT, record))
 
-    def create(self, tenant: TenantId, new: NewSnapshot) -> Steps[Snapshot]:
+    async def create(self, tenant: TenantId, new: NewSnapshot) -> Snapshot:
         """4.4.4.2, in one transaction. `creating` is what the reply says, as for a volume."""
         rules.check_text("display_name", new.display_name)
         rules.check_text("display_description", new.display_description)
@@ -63,7 +62,7 @@ class Snapshots:
             Ledger(txn).add_snapshot(tenant, _fresh(new, record), self._around.quota_of)
             hit(Failpoint.API_SNAPSHOT_RECORDED)
 
-        record = yield from self._pool.create_snapshot(
+        record = await self._pool.create_snapshot(
             new.volume_id, naming(NodeKind.SNAPSHOT, new.display_name), also
         )
         backing = self._around.backing(NodeKind.SNAPSHOT, record)
@@ -78,19 +77,19 @@ class Snapshots:
         record = ledger.tenant(tenant)
         quota.with_snapshot(self._around.quota_of(record), record.used, volume.id)
 
-    def delete(self, tenant: TenantId, snapshot: SnapshotId) -> Steps[None]:
+    async def delete(self, tenant: TenantId, snapshot: SnapshotId) -> None:
         """4.4.4.4, in the same steps as a volume's deletion."""
-        before = yield from self._around.update(lambda txn: _begin_delete(txn, tenant, snapshot))
+        before = await self._around.update(lambda txn: _begin_delete(txn, tenant, snapshot))
         hit(Failpoint.API_DELETING_SNAPSHOT)
         try:
-            yield from self._pool.delete_snapshot(snapshot, forget_record)
+            await self._pool.delete_snapshot(snapshot, forget_record)
         except InUseError as error:
-            yield from self._around.update(lambda txn: leave_deleting(txn, snapshot, before))
+            await self._around.update(lambda txn: leave_deleting(txn, snapshot, before))
             raise rules.in_use(NodeKind.SNAPSHOT, error) from None
         except NotFoundError:
             raise rules.not_found(NodeKind.SNAPSHOT, snapshot) from None
         except BockdError:
-            yield from self._around.update(
+            await self._around.update(
                 lambda txn: leave_deleting(txn, snapshot, Status.ERROR_DELETING)
             )
             raise

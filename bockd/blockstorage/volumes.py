@@ -26,7 +26,6 @@ from bockd.engine.snapshotting import Naming
 from bockd.errors import BockdError, InUseError, InvalidRequestError, NotFoundError
 from bockd.failpoints import Failpoint, hit
 from bockd.model import GIB, NodeKind, SnapshotId, VolumeId, check_content_size, check_name
-from bockd.steps import Steps
 from bockd.store.catalogue import Catalogue, VolumeRecord
 from bockd.store.index import Transaction
 
@@ -70,9 +69,9 @@ class Volumes:
 
     # -- creating ----------------------------------------------------------------------------
 
-    def create(
+    async def create(
         self, tenant: TenantId, new: NewVolume, *, may_use_fetched: bool = False
-    ) -> Steps[Volume]:
+    ) -> Volume:
         """4.4.2.2, in one transaction: the pool's volume, its record and the tenant's usage.
 
         There is no moment at which the volume exists and is not ready, so `creating` is what the
@@ -92,7 +91,7 @@ class Volumes:
             ledger.add_volume(tenant, _fresh(new, record), self._around.quota_of)
             hit(Failpoint.API_VOLUME_RECORDED)
 
-        record = yield from self._pool.create_volume(
+        record = await self._pool.create_volume(
             naming(NodeKind.VOLUME, new.display_name),
             plan.size_bytes,
             plan.source,
@@ -102,7 +101,7 @@ class Volumes:
         backing = self._around.backing(NodeKind.VOLUME, record)
         return replace(_fresh(new, record), status=Status.CREATING, backing=backing)
 
-    def create_waiting(self, tenant: TenantId, new: NewVolume) -> Steps[Volume]:
+    async def create_waiting(self, tenant: TenantId, new: NewVolume) -> Volume:
         """A volume of the size of `new` whose image is still to be fetched: blank, and really
         `creating`, until `fill` or `fail`."""
         new = self.checked(new)
@@ -117,24 +116,24 @@ class Volumes:
             waiting = replace(_fresh(new, record), status=Status.CREATING)
             ledger.add_volume(tenant, waiting, self._around.quota_of)
 
-        record_made = yield from self._pool.create_volume(
+        record_made = await self._pool.create_volume(
             naming(NodeKind.VOLUME, new.display_name), size_bytes, None, also
         )
         backing = self._around.backing(NodeKind.VOLUME, record_made)
         return replace(_fresh(new, record_made), status=Status.CREATING, backing=backing)
 
-    def fill(self, volume: VolumeId, image: ImageRecord) -> Steps[None]:
+    async def fill(self, volume: VolumeId, image: ImageRecord) -> None:
         """The image has arrived: the waiting volume becomes a clone of it, and available, in one
         transaction. InvalidRequestError when it is too small."""
 
         def also(txn: Transaction, _record: VolumeRecord) -> None:
             leave_creating(txn, volume, Status.AVAILABLE)
 
-        yield from self._pool.fill_volume(volume, image.snapshot, also)
+        await self._pool.fill_volume(volume, image.snapshot, also)
 
-    def fail(self, volume: VolumeId) -> Steps[None]:
+    async def fail(self, volume: VolumeId) -> None:
         """The image will not arrive. Nothing happens to a volume that the operator removed."""
-        yield from self._around.update(lambda txn: leave_creating(txn, volume, Status.ERROR))
+        await self._around.update(lambda txn: leave_creating(txn, volume, Status.ERROR))
 
     def checked(self, new: NewVolume) -> NewVolume:
         """`new` as it is kept, without what is not. InvalidRequestError."""
@@ -172,20 +171,20 @@ class Volumes:
 
     # -- deleting ----------------------------------------------------------------------------
 
-    def delete(self, tenant: TenantId, volume: VolumeId) -> Steps[None]:
+    async def delete(self, tenant: TenantId, volume: VolumeId) -> None:
         """4.4.2.4. `deleting` keeps others off while the pool closes the volume; then the pool's
         volume and the record go in one transaction."""
-        before = yield from self._around.update(lambda txn: _begin_delete(txn, tenant, volume))
+        before = await self._around.update(lambda txn: _begin_delete(txn, tenant, volume))
         hit(Failpoint.API_DELETING_VOLUME)
         try:
-            yield from self._pool.delete_volume(volume, forget_record)
+            await self._pool.delete_volume(volume, forget_record)
         except InUseError as error:
-            yield from self._around.update(lambda txn: leave_deleting(txn, volume, before))
+            await self._around.update(lambda txn: leave_deleting(txn, volume, before))
             raise rules.in_use(NodeKind.VOLUME, error) from None
         except NotFoundError:
             raise rules.not_found(NodeKind.VOLUME, volume) from None
         except BockdError:
-            yield from self._around.update(
+            await self._around.update(
                 lambda txn: leave_deleting(txn, volume, Status.ERROR_DELETING)
             )
             raise

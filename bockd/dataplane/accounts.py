@@ -10,10 +10,11 @@ from bockd.blockstorage import credentialsfile
 from bockd.blockstorage.accounts import Accounts, User
 from bockd.blockstorage.contract import UNLIMITED, Quota
 from bockd.blockstorage.records import TenantRecord
-from bockd.blockstorage.running import Driver, Surroundings, blocking
+from bockd.blockstorage.running import Driver, Surroundings
 from bockd.blockstorage.secrethash import MAX_SECRET_CHARACTERS, new_secret
 from bockd.control import NewAccessKey, NewPassword, NewQuota, TenantInfo, UserInfo
 from bockd.errors import ConflictError, InvalidRequestError
+from bockd.steps import call_blocking
 
 T = TypeVar("T")
 
@@ -33,7 +34,7 @@ class PoolAccounts:
 
     async def _run(self, call: Callable[[], T]) -> T:
         """Everything here hashes or commits."""
-        return await self._driver.run(blocking(call))
+        return await self._driver.run(call_blocking(call))
 
     # -- tenants -----------------------------------------------------------------------------
 

@@ -27,7 +27,6 @@ from bockd.nbd.options import ExportInfo
 from bockd.server.drive import Driver
 from bockd.server.exports import ExportKey
 from bockd.server.nbd_server import NbdServer
-from bockd.steps import Steps
 from bockd.store.catalogue import Catalogue, VolumeRecord
 
 log = logging.getLogger(__name__)
@@ -54,22 +53,22 @@ class AttachedVolumes:
         self._beside = beside
         self._on_idle = on_idle
 
-    def publish(self, attachment: Attachment) -> Steps[None]:
+    async def publish(self, attachment: Attachment) -> None:
         """Open the volume once: one that is damaged, or open in another process, is refused here
         and not when the server connects."""
-        yield from self._pool.use_volume(attachment.volume_id)
+        await self._pool.use_volume(attachment.volume_id)
         self._pool.leave_volume(attachment.volume_id)
         self._on_idle(attachment_key(attachment))
 
-    def withdraw(self, attachment: Attachment, *, force: bool) -> Steps[str | None]:
+    async def withdraw(self, attachment: Attachment, *, force: bool) -> str | None:
         """See Exports.withdraw. The record keeps new connections out already; those that were
         being made are refused too (see `AttachedExports.open`)."""
         key, name = attachment_key(attachment), attachment.export_name
         if force:
-            yield from self._beside.call(lambda: self._server.disconnect(key, name))
+            await self._beside.call(lambda: self._server.disconnect(key, name))
         else:
-            yield from self._beside.call(lambda: self._server.wind_up(key, name, DRAIN_SECONDS))
-        return (yield from self._pool.flush_volume(attachment.volume_id))
+            await self._beside.call(lambda: self._server.wind_up(key, name, DRAIN_SECONDS))
+        return await self._pool.flush_volume(attachment.volume_id)
 
     def connections(self, kind: NodeKind, node: int) -> int:
         """The clients of an export that are open now, on whichever listener."""

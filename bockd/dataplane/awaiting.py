@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 import trio
 
-from bockd.steps import Signal, Steps
+from bockd.steps import Signal
 
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ class Beside:
     def __init__(self, nursery: Callable[[], trio.Nursery]) -> None:
         self._nursery = nursery
 
-    def call(self, call: Callable[[], Awaitable[T]]) -> Steps[T]:
+    async def call(self, call: Callable[[], Awaitable[T]]) -> T:
         """The call's result, or what it raised."""
         outcome: _Outcome[T] = _Outcome(Signal(), [])
 
@@ -42,7 +42,7 @@ class Beside:
                 outcome.done.fire()
 
         self._nursery().start_soon(run)
-        yield outcome.done
+        await outcome.done
         if outcome.error is not None:
             raise outcome.error
         if not outcome.value:

@@ -18,7 +18,6 @@ from bockd.engine.pool import Pool
 from bockd.errors import BockdError
 from bockd.model import NodeKind, SnapshotId, VolumeId
 from bockd.server.exports import ExportKey
-from bockd.steps import Steps
 
 log = logging.getLogger(__name__)
 
@@ -63,13 +62,13 @@ class IdleExports:
         del self._left_at[key]
         self._retrying.start(f"closing {key.kind} {key.id}", lambda: self._close_idle(key))
 
-    def _close_idle(self, key: ExportKey) -> Steps[None]:
+    async def _close_idle(self, key: ExportKey) -> None:
         """Close what nobody uses. Raises BockdError when it is open still."""
         if key.kind is not NodeKind.VOLUME:
-            yield from self._pool.close_idle_snapshot(SnapshotId(key.id))
+            await self._pool.close_idle_snapshot(SnapshotId(key.id))
             return
         try:
-            yield from self._pool.close_idle_volume(VolumeId(key.id))
+            await self._pool.close_idle_volume(VolumeId(key.id))
         except BockdError as error:
             if VolumeId(key.id) in self._pool.volumes:
                 raise

@@ -20,7 +20,7 @@ from bockd.server.drive import Driver
 from bockd.server.exports import OpenExport
 from bockd.server.nbd_server import NbdServer
 from bockd.server.statistics import ExportStatistics
-from bockd.steps import Blocking, Steps
+from bockd.steps import blocking
 from bockd.store.catalogue import Catalogue, SnapshotRecord, VolumeRecord
 from bockd.store.layout import Layout
 
@@ -78,9 +78,8 @@ class PoolNodes:
         return await self._run(call)
 
     async def _run(self, call: Callable[[], T]) -> T:
-        def steps() -> Steps[T]:
-            result: T = yield Blocking(call)
-            return result
+        async def steps() -> T:
+            return await blocking(call)
 
         return await self._driver.run(steps())
 

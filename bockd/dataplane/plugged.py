@@ -11,7 +11,6 @@ from bockd.blockstorage.plugging import DevicePlugger
 from bockd.dataplane.awaiting import Beside
 from bockd.errors import BockdError, NotSupportedError, UnavailableError
 from bockd.model import Server, ServerKind
-from bockd.steps import Steps
 
 log = logging.getLogger(__name__)
 
@@ -25,9 +24,9 @@ class PluggedDevices:
         self._beside = beside
         self._pluggers = pluggers
 
-    def plug(
+    async def plug(
         self, server: Server, attachment: Attachment, size_bytes: int
-    ) -> Steps[Mapping[str, str]]:
+    ) -> Mapping[str, str]:
         """NotSupportedError for a kind that needs a plugger and has none: nobody must believe that
         the device is there."""
         plugger = self._pluggers.get(server.kind)
@@ -39,25 +38,21 @@ class PluggedDevices:
                 )
             return {}
         with _in_our_terms(server):
-            return (
-                yield from self._beside.call(lambda: plugger.plug(server, attachment, size_bytes))
-            )
+            return await self._beside.call(lambda: plugger.plug(server, attachment, size_bytes))
 
-    def resize(self, server: Server, attachment: Attachment, size_bytes: int) -> Steps[None]:
+    async def resize(self, server: Server, attachment: Attachment, size_bytes: int) -> None:
         """Nothing for a kind that has no plugger: those connect by themselves."""
         plugger = self._pluggers.get(server.kind)
         if plugger is not None:
             with _in_our_terms(server):
-                yield from self._beside.call(lambda: plugger.resize(server, attachment, size_bytes))
+                await self._beside.call(lambda: plugger.resize(server, attachment, size_bytes))
 
-    def unplug(self, server: Server, attachment: Attachment, *, force: bool) -> Steps[None]:
+    async def unplug(self, server: Server, attachment: Attachment, *, force: bool) -> None:
         """Nothing for a kind that has no plugger."""
         plugger = self._pluggers.get(server.kind)
         if plugger is not None:
             with _in_our_terms(server):
-                yield from self._beside.call(
-                    lambda: plugger.unplug(server, attachment, force=force)
-                )
+                await self._beside.call(lambda: plugger.unplug(server, attachment, force=force))
 
 
 @contextmanager

@@ -50,9 +50,9 @@ class Retrying:
         """Run `work` in the background, now and until it does not fail for want of something."""
         self._spawn(self._attempt(what, work))
 
-    def _attempt(self, what: str, work: Work) -> Steps[None]:
+    async def _attempt(self, what: str, work: Work) -> None:
         try:
-            yield from work()
+            await work()
         except MAY_PASS as error:
             self._put_off(what, _Waiting(str(error), work))
         except BockdError as error:

@@ -19,7 +19,7 @@ from bockd.engine.leafcache import LeafCache
 from bockd.engine.waiting import Gate, Mutex
 from bockd.errors import BockdError, ReadOnlyFileSystemError, volume_failed
 from bockd.failpoints import Failpoint, hit
-from bockd.steps import Blocking, Signal, Steps
+from bockd.steps import Signal, Steps, blocking
 from bockd.store.catalogue import Catalogue, VolumeRecord
 from bockd.store.index import Transaction
 from bockd.store.journal import SEGMENT_RECORDS, Entry, JournalSegment, Kind, ZeroBlocks, places
@@ -156,24 +156,24 @@ class Appending(ABC):
         """`has_room`, for an operation that may take new space, in the index too."""
         return not self._store.index.short and self.has_room()
 
-    def wait_for_index(self) -> Steps[None]:
+    async def wait_for_index(self) -> None:
         """Return when the index may take more space. NoSpaceError: what it has left is for what
         makes room."""
         if self._store.index.short:
-            yield Blocking(self._store.index.replenish)
+            await blocking(self._store.index.replenish)
 
-    def wait_for_room(self, *, reserve: bool) -> Steps[None]:
+    async def wait_for_room(self, *, reserve: bool) -> None:
         """Wait until a checkpoint has made room in the journal, which is made first if there is
         none, from the `reserve` if the disk is full. Raises what keeps it from doing so."""
         if not self.begun:
-            yield from self.begin(reserve=reserve)
+            await self.begin(reserve=reserve)
         asked = False
         while not self.has_room():
             self.check_usable()
             if asked and self._checkpoint_error is not None:
                 raise self._checkpoint_error
             asked = True
-            yield self._room
+            await self._room
 
     def commit(self) -> None:
         """Append the staged changes. VolumeFailedError: none of them may be acknowledged."""
@@ -213,17 +213,14 @@ class Appending(ABC):
         self._wake_waiting()
         self._spawn(self.record_failure())
 
-    def record_failure(self) -> Steps[None]:
+    async def record_failure(self) -> None:
         """Let the index know of a failure. Done before the volume is closed: a record that came
         after an operator's reopening would undo it."""
-        yield from self._recording.acquire()
-        try:
+        async with self._recording:
             if not self.failure_recorded:
-                yield from self._put_failure()
-        finally:
-            self._recording.release()
+                await self._put_failure()
 
-    def _put_failure(self) -> Steps[None]:
+    async def _put_failure(self) -> None:
         volume, reason = self.record.id, self.failed
 
         def change(txn: Transaction) -> None:
@@ -231,7 +228,7 @@ class Appending(ABC):
             catalogue.put_volume(replace(catalogue.volume(volume), failed=reason))
 
         try:
-            yield Blocking(lambda: self._store.index.update(change))
+            await blocking(self._store.index.update, change)
         except BockdError as error:
             self.read_only = error if isinstance(error, ReadOnlyFileSystemError) else None
             # Known to this process all the same; whoever is refused next has it tried again.

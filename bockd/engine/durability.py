@@ -28,7 +28,7 @@ from bockd.engine.flushing import Flushing
 from bockd.engine.waiting import Mutex
 from bockd.errors import BockdError, DamagedError, UnavailableError
 from bockd.failpoints import Failpoint, hit
-from bockd.steps import Blocking, Steps
+from bockd.steps import Steps, blocking
 from bockd.store.blockmap import MapChanges
 from bockd.store.catalogue import Catalogue, VolumeRecord
 from bockd.store.index import Transaction
@@ -58,27 +58,24 @@ class Durability(Flushing):
 
     # -- beginning ---------------------------------------------------------------------------
 
-    def begin(self, *, reserve: bool) -> Steps[None]:
+    async def begin(self, *, reserve: bool) -> None:
         """Make the volume ready for its first change; again does no harm. On a full disk its
         journal comes from the reserve, or NoSpaceError. BockdError, with nothing changed."""
-        yield from self._maintenance.acquire()
-        try:
+        async with self._maintenance:
             if not self.begun:
-                yield from self._begin(reserve=reserve)
-        finally:
-            self._maintenance.release()
+                await self._begin(reserve=reserve)
 
-    def _begin(self, *, reserve: bool) -> Steps[None]:
+    async def _begin(self, *, reserve: bool) -> None:
         self.check_usable()
         if self.closed:
             raise UnavailableError(f"volume {self.record.id} was closed; connect again")
-        head: Layer = yield Blocking(self._open_head)
+        head = await blocking(self._open_head)
         segment: JournalSegment | None = None
         try:
             name = JournalName(self.record.id, self.record.generation + 1, 0)
-            segment = yield Blocking(lambda: create_segment(self._store, name, reserve=reserve))
+            segment = await blocking(create_segment, self._store, name, reserve=reserve)
             hit(Failpoint.OPEN_SEGMENT)
-            self.record, _, _ = yield from self._commit_or_find_out(self._mark_opened)
+            self.record, _, _ = await self._commit_or_find_out(self._mark_opened)
             hit(Failpoint.OPEN_COMMITTED)
         except BaseException:
             head.close()
@@ -119,9 +116,9 @@ class Durability(Flushing):
             hit(Failpoint.CHECKPOINT_WANTED)
             self._spawn(self._background_checkpoint())
 
-    def _background_checkpoint(self) -> Steps[None]:
+    async def _background_checkpoint(self) -> None:
         try:
-            yield from self.checkpoint()
+            await self.checkpoint()
         except BockdError as error:
             self._checkpoint_error = error
             log.warning("checkpoint of volume %s failed: %s", self.record.id, error)
@@ -129,46 +126,38 @@ class Durability(Flushing):
             self._checkpoint_wanted = False
             self._wake_waiting()
 
-    def checkpoint(self) -> Steps[None]:
+    async def checkpoint(self) -> None:
         """Bring the index up to date with everything acknowledged before the call.
 
         Raises BockdError with the volume unharmed (but for a failed sync): the journal keeps
         what the index could not take.
         """
-        yield from self._maintenance.acquire()
-        try:
+        async with self._maintenance:
             if self.closed or not self.begun:
                 return
             # What an earlier attempt left comes first, so that failures do not pile up segments.
-            yield from self._apply_sealed()
-            yield from self._seal()
-            yield from self._apply_sealed()
+            await self._apply_sealed()
+            await self._seal()
+            await self._apply_sealed()
             self._checkpoint_error = None
-            yield from self.restore_reserve()
-        finally:
-            self._maintenance.release()
+            await self.restore_reserve()
 
-    def _seal(self) -> Steps[None]:
+    async def _seal(self) -> None:
         """Direct new records to a new segment, and complete the old one durably."""
         old = self._segment
         if old.free == SEGMENT_RECORDS and not self._staged and not self._scattered:
             return
         name = replace(old.name, number=old.name.number + 1)
-        fresh: JournalSegment = yield Blocking(
-            lambda: create_segment(self._store, name, reserve=True)
-        )
+        fresh = await blocking(create_segment, self._store, name, reserve=True)
         hit(Failpoint.CHECKPOINT_SEGMENT)
-        yield from self._turn.acquire()
-        try:
+        async with self._turn:
             self.commit()
             self._switch_to(fresh)
             self._sealed.append(old)
             self._wake_waiting()
             hit(Failpoint.CHECKPOINT_SWITCHED)
-            yield from self._sync_all(Kind.SEAL, old)
+            await self._sync_all(Kind.SEAL, old)
             hit(Failpoint.CHECKPOINT_SEALED)
-        finally:
-            self._turn.release()
 
     def _switch_to(self, segment: JournalSegment) -> None:
         """Append to another segment from now on. Nothing is staged."""
@@ -176,14 +165,14 @@ class Durability(Flushing):
         self.sequence = segment.next_sequence
         self.allowance = 0
 
-    def _apply_sealed(self) -> Steps[None]:
+    async def _apply_sealed(self) -> None:
         """Store what sealed segments hold, and remove them."""
         sealed = list(self._sealed)
         if not sealed:
             return
         # A commit tells whoever reclaims, which may be another process, what the volume does not
         # need any more. Reads that may still need it began before the change and end first.
-        yield from self.drain_reads()
+        await self.drain_reads()
         applied = sealed[-1].last_sequence
         follower = sealed[-1].name.number + 1
 
@@ -194,13 +183,13 @@ class Durability(Flushing):
             hit(Failpoint.CHECKPOINT_APPLIED)
             return record, garbage
 
-        self.record, garbage = yield Blocking(lambda: self._store.index.update(change))
+        self.record, garbage = await blocking(self._store.index.update, change)
         hit(Failpoint.CHECKPOINT_COMMITTED)
         if garbage:
             self._on_garbage()
         self._cache.mark_clean(applied)
         del self._sealed[: len(sealed)]
-        yield Blocking(lambda: discard_segments(self._store, sealed))
+        await blocking(discard_segments, self._store, sealed)
         hit(Failpoint.CHECKPOINT_DONE)
 
     def _apply(self, txn: Transaction, segments: list[JournalSegment]) -> tuple[VolumeRecord, bool]:
@@ -220,13 +209,13 @@ class Durability(Flushing):
 
     # -- transitions -------------------------------------------------------------------------
 
-    def transition(
+    async def transition(
         self,
         change: Callable[[Transaction, VolumeRecord], tuple[VolumeRecord, T]],
         adopt: Callable[[VolumeRecord, T], None],
         *,
         reopen: bool = True,
-    ) -> Steps[T]:
+    ) -> T:
         """Change the volume's record together with the residue of its journal.
 
         `change` runs in a thread, inside the transaction, on the record that the residue gave,
@@ -234,22 +223,21 @@ class Durability(Flushing):
         under way. With `reopen`, a journal of a new generation takes over, otherwise the volume is
         marked closed. Raises with everything as it was, but for a failed sync.
         """
-        yield from self._maintenance.acquire()
-        try:
+        async with self._maintenance:
             if not self.begun:
-                yield from self._begin(reserve=False)
+                await self._begin(reserve=False)
             # Most of the work is done here, while writes go on.
-            yield from self.flush()
+            await self.flush()
             hit(Failpoint.TRANSITION_FLUSHED)
             fresh: JournalSegment | None = None
             if reopen:
                 name = JournalName(self.record.id, self.record.generation + 1, 0)
-                fresh = yield Blocking(lambda: create_segment(self._store, name, reserve=True))
+                fresh = await blocking(create_segment, self._store, name, reserve=True)
                 hit(Failpoint.TRANSITION_SEGMENT)
-            yield from self._gate.close()
+            await self._gate.close()
             hit(Failpoint.TRANSITION_CLOSED)
             try:
-                result: T = yield from self._swap(change, adopt, fresh)
+                result = await self._swap(change, adopt, fresh)
             except BaseException:
                 # After a failure the index may name it.
                 if fresh is not None and self._segment is not fresh and self.failed is None:
@@ -258,23 +246,20 @@ class Durability(Flushing):
             finally:
                 self._gate.open()
                 self._wake_waiting()
-        finally:
-            self._maintenance.release()
         return result
 
-    def _swap(
+    async def _swap(
         self,
         change: Callable[[Transaction, VolumeRecord], tuple[VolumeRecord, T]],
         adopt: Callable[[VolumeRecord, T], None],
         fresh: JournalSegment | None,
-    ) -> Steps[T]:
-        yield from self._turn.acquire()
-        try:
+    ) -> T:
+        async with self._turn:
             self.commit()
             self.check_usable()
             if self.unsynced:
                 self.unsynced = False
-                yield from self._final(self.head.sync, "syncing the head layer")
+                await self._final(self.head.sync, "syncing the head layer")
             hit(Failpoint.TRANSITION_SYNCED)
             old = [*self._sealed, self._segment]
 
@@ -291,7 +276,7 @@ class Durability(Flushing):
                 hit(Failpoint.TRANSITION_APPLIED)
                 return record, result, garbage
 
-            self.record, result, garbage = yield from self._commit_or_find_out(run)
+            self.record, result, garbage = await self._commit_or_find_out(run)
             hit(Failpoint.TRANSITION_COMMITTED)
             if garbage:
                 self._on_garbage()
@@ -303,15 +288,13 @@ class Durability(Flushing):
                 self.closed = True
             self._last_change = self.durable = 0
             adopt(self.record, result)
-        finally:
-            self._turn.release()
-        yield Blocking(lambda: discard_segments(self._store, old))
+        await blocking(discard_segments, self._store, old)
         hit(Failpoint.TRANSITION_DONE)
         return result
 
-    def _commit_or_find_out(
+    async def _commit_or_find_out(
         self, change: Callable[[Transaction], tuple[VolumeRecord, T, bool]]
-    ) -> Steps[tuple[VolumeRecord, T, bool]]:
+    ) -> tuple[VolumeRecord, T, bool]:
         """Run a transition's transaction. One that fails may have been committed all the same (a
         sync that failed after the last write of it): what the index says then is what counts, for
         to go on with another head and generation than the index has would lose what follows."""
@@ -331,10 +314,10 @@ class Durability(Flushing):
             return True
 
         try:
-            yield Blocking(lambda: self._store.index.update(run))
+            await blocking(self._store.index.update, run)
         except Exception as error:
             try:
-                known: bool = yield Blocking(was_done)
+                known = await blocking(was_done)
             except Exception as unknown:
                 self.fail(f"the index does not say what a failed commit has left: {unknown}")
                 raise error from unknown
@@ -343,18 +326,18 @@ class Durability(Flushing):
             log.warning("volume %s: a commit was done but failed: %s", self.record.id, error)
         return done[0]
 
-    def stop(self) -> Steps[None]:
+    async def stop(self) -> None:
         """Wait until no checkpoint, transition or flush is under way, and let none begin."""
-        yield from self._maintenance.acquire()
-        yield from self._turn.acquire()
+        await self._maintenance.acquire()
+        await self._turn.acquire()
         self.closed = True
         self._turn.release()
         self._maintenance.release()
 
-    def restore_reserve(self) -> Steps[None]:
+    async def restore_reserve(self) -> None:
         """There may be space again: the reserve, if some of it was used up, comes first."""
         if self._store.reserve_wanted:
-            yield Blocking(self._store.restore_reserve)
+            await blocking(self._store.restore_reserve)
 
     def abandon(self) -> list[JournalName]:
         """Close the journal without applying it, of a volume that is deleted or has failed, and
@@ -366,8 +349,8 @@ class Durability(Flushing):
         return [segment.name for segment in segments]
 
 
-def _no_reads() -> Steps[None]:
-    yield from ()
+async def _no_reads() -> None:
+    pass
 
 
 def _no_head(_head: Layer) -> None:

@@ -16,7 +16,7 @@ from bockd.engine.appending import Appending, VolumeParts
 from bockd.engine.waiting import Mutex
 from bockd.errors import BockdError, VolumeFailedError
 from bockd.failpoints import Failpoint, hit
-from bockd.steps import Blocking, Signal, Steps
+from bockd.steps import Signal, blocking
 from bockd.store.journal import JournalSegment, Kind
 
 
@@ -36,13 +36,13 @@ class Flushing(Appending):
         self._turn = Mutex()
         self._joinable: _Round | None = None
 
-    def flush(self) -> Steps[None]:
+    async def flush(self) -> None:
         """Make what was acknowledged before the call survive power loss."""
         if not self.begun:
             # Nothing was written, and what was before the volume was opened has been synced.
             return
         if (joinable := self._joinable) is not None:
-            yield joinable.done
+            await joinable.done
             if joinable.error is not None:
                 raise joinable.error
             return
@@ -50,13 +50,10 @@ class Flushing(Appending):
         if self._turn.held:
             self._joinable = mine
         try:
-            yield from self._turn.acquire()
-            if self._joinable is mine:
-                self._joinable = None
-            try:
-                yield from self._sync_all(Kind.BARRIER, self._segment)
-            finally:
-                self._turn.release()
+            async with self._turn:
+                if self._joinable is mine:
+                    self._joinable = None
+                await self._sync_all(Kind.BARRIER, self._segment)
         except BockdError as error:
             mine.error = error
             raise
@@ -68,7 +65,7 @@ class Flushing(Appending):
                 self._joinable = None
             mine.done.fire()
 
-    def _sync_all(self, kind: Kind, segment: JournalSegment) -> Steps[None]:
+    async def _sync_all(self, kind: Kind, segment: JournalSegment) -> None:
         """Sync the head; if the map changed since the last durable barrier (or to seal), append a
         barrier to `segment` and sync that. With the turn held."""
         self.commit()
@@ -78,7 +75,7 @@ class Flushing(Appending):
         if self.unsynced:
             # Cleared first: a write that lands during the sync needs another one.
             self.unsynced = False
-            yield from self._final(self.head.sync, "syncing the head layer")
+            await self._final(self.head.sync, "syncing the head layer")
         hit(Failpoint.FLUSH_DATA)
         if covered > self.durable or kind is Kind.SEAL:
             self.check_usable()
@@ -88,14 +85,14 @@ class Flushing(Appending):
                 self.fail(f"appending to the journal failed: {error}")
                 self.check_usable()
             hit(Failpoint.FLUSH_BARRIER)
-            yield from self._final(segment.sync, "syncing the journal")
+            await self._final(segment.sync, "syncing the journal")
             self.durable = max(self.durable, covered)
         hit(Failpoint.FLUSH_DONE)
 
-    def _final(self, sync: Callable[[], None], doing: str) -> Steps[None]:
+    async def _final(self, sync: Callable[[], None], doing: str) -> None:
         """Run a sync whose failure is final for the volume."""
         try:
-            yield Blocking(sync)
+            await blocking(sync)
         except OSError as error:
             self.fail(f"{doing} failed: {error}")
             self.check_usable()

@@ -10,28 +10,27 @@ from bockd.engine.snapshotting import AlsoSnapshot, Naming
 from bockd.errors import InUseError
 from bockd.failpoints import Failpoint, hit
 from bockd.model import NodeKind, SnapshotId, VolumeId
-from bockd.steps import Blocking, Steps
+from bockd.steps import blocking
 from bockd.store.catalogue import Catalogue, SnapshotRecord, id_key
 from bockd.store.index import Table, Transaction
 from bockd.store.locks import touch_if_possible
 
 
-def freeze_volume(
+async def freeze_volume(
     pool: Pool, volume: VolumeId, naming: Naming, also: AlsoSnapshot
-) -> Steps[SnapshotRecord]:
+) -> SnapshotRecord:
     """Make a volume that nobody uses a snapshot, which is durable when this returns.
 
     Raises InUseError while a client is connected, NotFoundError, VolumeFailedError.
     """
-    yield from pool.close_idle_volume(volume)
+    await pool.close_idle_volume(volume)
     doing = f"making volume {volume} a snapshot"
-    record = yield from pool.exclusive(volume, doing, _freeze(pool, volume, naming, also))
-    return record
+    return await pool.exclusive(volume, doing, _freeze(pool, volume, naming, also))
 
 
-def _freeze(
+async def _freeze(
     pool: Pool, volume: VolumeId, naming: Naming, also: AlsoSnapshot
-) -> Steps[SnapshotRecord]:
+) -> SnapshotRecord:
     if volume in pool.volumes:
         pool.refuse_used(volume)
         raise InUseError(f"volume {volume} has been used until now; try again")
@@ -54,9 +53,9 @@ def _freeze(
             lock.release()
         return snapshot
 
-    record: SnapshotRecord = yield Blocking(freeze)
+    record = await blocking(freeze)
     # Made now: when it is read the file system may have no file to give.
-    yield Blocking(lambda: touch_if_possible(pool.store.layout.snapshot_lock(record.id)))
+    await blocking(lambda: touch_if_possible(pool.store.layout.snapshot_lock(record.id)))
     pool.on_frozen()
     return record
 

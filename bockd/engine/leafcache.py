@@ -19,7 +19,7 @@ from typing import TypeAlias
 
 from bockd.errors import DamagedError
 from bockd.model import KIB, MIB, LayerId, MapId
-from bockd.steps import Blocking, Signal, Steps
+from bockd.steps import Signal, blocking
 from bockd.store import checksums
 from bockd.store.blockmap import present_leaves, stored_leaves
 from bockd.store.catalogue import Catalogue
@@ -281,15 +281,15 @@ class LeafCache:
                 return number
         return None
 
-    def load(self, first: int, end: int) -> Steps[None]:
+    async def load(self, first: int, end: int) -> None:
         """Bring the leaves of blocks first..end-1 into memory. On return they are there, and stay
         until the next step."""
         if self.missing(first, end) is None:
             return
         numbers = range(first >> LEAF_SHIFT, ((end - 1) >> LEAF_SHIFT) + 1)
-        yield from self.load_leaves(set(numbers))
+        await self.load_leaves(set(numbers))
 
-    def load_leaves(self, numbers: set[int]) -> Steps[None]:
+    async def load_leaves(self, numbers: set[int]) -> None:
         """Bring some leaves into memory, as `load` does."""
         groups = {number // GROUP_LEAVES for number in numbers}
         # What one operation needs at once must not be evicted while it loads the rest, or two
@@ -298,16 +298,16 @@ class LeafCache:
             self._pins[group] = self._pins.get(group, 0) + 1
         try:
             while absent := [number for number in numbers if self.find(number) is None]:
-                yield from self._load_group(min(absent) // GROUP_LEAVES)
+                await self._load_group(min(absent) // GROUP_LEAVES)
         finally:
             for group in groups:
                 self._pins[group] -= 1
                 if not self._pins[group]:
                     del self._pins[group]
 
-    def _load_group(self, group: int) -> Steps[None]:
+    async def _load_group(self, group: int) -> None:
         if (running := self._loading.get(group)) is not None:
-            yield running
+            await running
             return
         done = self._loading[group] = Signal()
         try:
@@ -316,7 +316,7 @@ class LeafCache:
             chain, known = self.chain, frozenset(self._slot_of)
             era = self._era
             try:
-                loaded: _Loaded = yield Blocking(lambda: self._read(group, chain, known))
+                loaded = await blocking(self._read, group, chain, known)
             except DamagedError:
                 if era == self._era:
                     raise
@@ -455,14 +455,14 @@ class LeafCache:
             first = stop
         return True
 
-    def present(self, first: int, end: int) -> Steps[list[int]]:
+    async def present(self, first: int, end: int) -> list[int]:
         """Numbers of leaves within first..end-1 that may hold something, in order; all others
         are holes. Found without walking the absent ones."""
         chain = self.chain
         # Taken before, too: a leaf may be stored after the thread's transaction began, and
         # evicted before it returns.
         before = self._filled(first, end)
-        stored: set[int] = yield Blocking(lambda: self._present(chain, first, end))
+        stored = await blocking(self._present, chain, first, end)
         stored |= before | self._filled(first, end)
         hole = self.uniform(HOLE_SLOT)
         return sorted(number for number in stored if self.leaves.get(number) is not hole)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from bockd.errors import BockdError
 from bockd.model import BLOCK_SIZE, Extent
-from bockd.steps import Blocking, Signal, Steps
+from bockd.steps import Signal, blocking
 
 _ZEROES = bytes(BLOCK_SIZE)
 
@@ -38,9 +38,9 @@ class MemoryDevice:
         self.immediate = True
         """Switch: False makes `try_read` and `try_write` say that they would have to wait."""
         self.blocking = False
-        """Switch: True makes generators do their work through a `Blocking` step."""
+        """Switch: True makes operations do their work in a blocking call."""
         self.gate: Signal | None = None
-        """Switch: generators wait for this signal before they do anything."""
+        """Switch: operations wait for this signal before they do anything."""
         self.failures: dict[str, Exception] = {}
         """Switch: method name to the error it raises ("read", "write", "commit", "flush", ...);
         "read" and "write" cover the immediate forms, too."""
@@ -82,16 +82,16 @@ class MemoryDevice:
 
     # The forms that may wait.
 
-    def read(self, offset: int, into: memoryview) -> Steps[None]:
-        yield from self._pause("read")
+    async def read(self, offset: int, into: memoryview) -> None:
+        await self._pause("read")
         self._read(offset, into)
 
-    def write(self, offset: int, data: memoryview) -> Steps[None]:
-        yield from self._pause("write")
+    async def write(self, offset: int, data: memoryview) -> None:
+        await self._pause("write")
         self._write(offset, data)
 
-    def zero(self, offset: int, length: int, *, allocate: bool) -> Steps[None]:
-        yield from self._pause("zero")
+    async def zero(self, offset: int, length: int, *, allocate: bool) -> None:
+        await self._pause("zero")
         for number, start, stop, _ in _blocks(offset, length):
             if allocate:
                 block = self._blocks.setdefault(number, bytearray(BLOCK_SIZE))
@@ -102,20 +102,20 @@ class MemoryDevice:
                 self._blocks[number][start:stop] = _ZEROES[start:stop]
         self.calls.append("zero")
 
-    def trim(self, offset: int, length: int) -> Steps[None]:
-        yield from self._pause("trim")
+    async def trim(self, offset: int, length: int) -> None:
+        await self._pause("trim")
         for number, start, stop, _ in _blocks(offset, length):
             if stop - start == BLOCK_SIZE:
                 self._blocks.pop(number, None)
         self.calls.append("trim")
 
-    def flush(self) -> Steps[None]:
+    async def flush(self) -> None:
         assert not self.uncommitted, "a flush began while writes were staged"
-        yield from self._pause("flush")
+        await self._pause("flush")
         self.calls.append("flush")
 
-    def extents(self, offset: int, length: int, limit: int) -> Steps[list[Extent]]:
-        yield from self._pause("extents")
+    async def extents(self, offset: int, length: int, limit: int) -> list[Extent]:
+        await self._pause("extents")
         found: list[Extent] = []
         for number, start, stop, position in _blocks(offset, length):
             hole = number not in self._blocks
@@ -128,8 +128,8 @@ class MemoryDevice:
                 found.append(Extent(offset + position, stop - start, hole))
         return found
 
-    def cache(self, offset: int, length: int) -> Steps[None]:
-        yield from self._pause("cache")
+    async def cache(self, offset: int, length: int) -> None:
+        await self._pause("cache")
         self.calls.append("cache")
 
     # What they share.
@@ -138,11 +138,11 @@ class MemoryDevice:
         if operation in self.failures:
             raise self.failures[operation]
 
-    def _pause(self, operation: str) -> Steps[None]:
+    async def _pause(self, operation: str) -> None:
         if self.gate is not None:
-            yield self.gate
+            await self.gate
         if self.blocking:
-            yield Blocking(lambda: None)
+            await blocking(lambda: None)
         self._check(operation)
 
     def _read(self, offset: int, into: memoryview) -> None:

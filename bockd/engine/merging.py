@@ -24,7 +24,7 @@ from bockd.engine.registry import Registry
 from bockd.errors import from_os_error
 from bockd.failpoints import Failpoint, hit
 from bockd.model import BLOCK_SIZE, MIB, MapId
-from bockd.steps import Blocking, Steps
+from bockd.steps import blocking
 from bockd.store import checksums, queue
 from bockd.store.blockmap import own_leaves
 from bockd.store.catalogue import Catalogue, LayerRecord
@@ -94,20 +94,20 @@ class LayerMerger:
         finally:
             opened.close()
 
-    def run(self, merge: Merge) -> Steps[None]:
+    async def run(self, merge: Merge) -> None:
         """Carry a merge out. A crash at any point leaves both layers valid; the next plan is to go
         on with it."""
         for opened in list(self._registry.volumes.values()):
             # A former head may still be punched where the other layer's blocks are to go.
-            yield from opened.volume.finish_punching()
-        yield Blocking(lambda: self._copy(merge))
-        yield Blocking(lambda: self._begin(merge))
-        yield Blocking(lambda: self._redirect(merge))
+            await opened.volume.finish_punching()
+        await blocking(self._copy, merge)
+        await blocking(self._begin, merge)
+        await blocking(self._redirect, merge)
         devices = self._registry.devices()
         for device in devices:
-            yield from self._alias(device, merge)
+            await self._alias(device, merge)
         hit(Failpoint.MERGE_ALIASED)
-        yield Blocking(lambda: self._forget(merge))
+        await blocking(self._forget, merge)
         self._registry.on_frozen()
 
     def _copy(self, merge: Merge) -> None:
@@ -171,18 +171,18 @@ class LayerMerger:
         self._store.index.update(change)
         hit(Failpoint.MERGE_DONE)
 
-    def _alias(self, device: Reader, merge: Merge) -> Steps[None]:
+    async def _alias(self, device: Reader, merge: Merge) -> None:
         """Let a device read the target wherever it remembers the source."""
         device.map.outdate_loads()
         if not device.map.knows(merge.source.id):
             return
         target = device.map.frozen_layer(merge.target.id, merge.target.size_bytes)
-        yield Blocking(target.prepare)
+        await blocking(target.prepare)
         if device not in self._registry.devices():  # closed meanwhile
             target.close()
             return
         old = device.map.alias(merge.source.id, target)
-        yield from device.drain_reads()
+        await device.drain_reads()
         if old is not None:
             old.close()
 

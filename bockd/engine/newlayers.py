@@ -14,7 +14,7 @@ from bockd.engine.access import StoreAccess
 from bockd.engine.waiting import Mutex
 from bockd.errors import BockdError, from_os_error
 from bockd.model import LayerId
-from bockd.steps import Blocking, Steps
+from bockd.steps import blocking
 from bockd.store.catalogue import Catalogue, id_key
 from bockd.store.index import Table, Transaction
 from bockd.store.layer import Layer, create_layer, unlink_layer
@@ -31,14 +31,10 @@ class LayerMaker:
         self.turn = Mutex()
         """Held from the choice of an id until a transaction has named it."""
 
-    def make_with(self, size_bytes: int, change: Callable[[Transaction, LayerId], T]) -> Steps[T]:
+    async def make_with(self, size_bytes: int, change: Callable[[Transaction, LayerId], T]) -> T:
         """Make a layer's files, then name them in a transaction with `change`. Takes the turn."""
-        yield from self.turn.acquire()
-        try:
-            result: T = yield Blocking(lambda: self._make_and_commit(size_bytes, change))
-        finally:
-            self.turn.release()
-        return result
+        async with self.turn:
+            return await blocking(self._make_and_commit, size_bytes, change)
 
     def _make_and_commit(self, size_bytes: int, change: Callable[[Transaction, LayerId], T]) -> T:
         layer = self.make(size_bytes)

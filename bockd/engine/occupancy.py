@@ -16,7 +16,7 @@ from bockd.engine.registry import Registry
 from bockd.engine.space import Family, Tally, count_family
 from bockd.errors import DamagedError
 from bockd.model import MapId, NodeKind, SnapshotId
-from bockd.steps import Blocking, Steps
+from bockd.steps import blocking
 from bockd.store.catalogue import NO_MAP, Catalogue
 from bockd.store.layout import Layout
 
@@ -36,27 +36,25 @@ class Shares:
     """What neither a volume nor a snapshot shows."""
 
 
-def measure_all(pool: Registry, after: int, until: Callable[[], bool]) -> Steps[SpacePage]:
+async def measure_all(pool: Registry, after: int, until: Callable[[], bool]) -> SpacePage:
     """The exact space of all volumes, and of the snapshots that are in use: family by family,
     those whose root is above `after`, until `until` says so or all are done. A family with a
     damaged map is left out."""
-    yield from _checkpoint_all(pool)
+    await _checkpoint_all(pool)
     used = frozenset(pool.snapshots)
-    page: SpacePage = yield Blocking(lambda: _measure_page(pool, used, after, until))
-    return page
+    return await blocking(_measure_page, pool, used, after, until)
 
 
-def measure_shares(pool: Registry, images: frozenset[SnapshotId]) -> Steps[Shares]:
+async def measure_shares(pool: Registry, images: frozenset[SnapshotId]) -> Shares:
     """Who has how much of the pool. DamagedError."""
-    yield from _checkpoint_all(pool)
-    shares: Shares = yield Blocking(lambda: _measure_shares(pool, images))
-    return shares
+    await _checkpoint_all(pool)
+    return await blocking(_measure_shares, pool, images)
 
 
-def _checkpoint_all(pool: Registry) -> Steps[None]:
+async def _checkpoint_all(pool: Registry) -> None:
     """What open volumes wrote may have ended a sharing."""
     for volume in list(pool.volumes):
-        yield from pool.try_checkpoint(volume)
+        await pool.try_checkpoint(volume)
 
 
 def _measure_page(

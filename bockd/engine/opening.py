@@ -21,7 +21,7 @@ from bockd.engine.volume import Volume
 from bockd.engine.waiting import Gate
 from bockd.errors import BockdError, DamagedError, NoSpaceError, SyncFailedError, volume_failed
 from bockd.model import MapId, SnapshotId, VolumeId
-from bockd.steps import Blocking, Steps
+from bockd.steps import blocking
 from bockd.store.catalogue import Catalogue, SnapshotRecord, VolumeRecord
 from bockd.store.index import Transaction
 from bockd.store.layer import verify_layer
@@ -133,12 +133,12 @@ def remove_traces(store: StoreAccess, volume: VolumeId, lock: FileLock) -> None:
     unlink_leftover(lock.path)
 
 
-def open_volume(
+async def open_volume(
     store: StoreAccess, volume: VolumeId, spawn: Spawn, on_garbage: Callable[[], None]
-) -> Steps[OpenVolume]:
+) -> OpenVolume:
     """Lock, verify, recover and open a volume. BockdError, with nothing held. `on_garbage` is
     called when one of its checkpoints leaves something to reclaim."""
-    files: _OpenedFiles = yield Blocking(lambda: _open_files(store, volume))
+    files = await blocking(_open_files, store, volume)
     gate = Gate()
     leaf_cache = LeafCache(store.index, store.layout, store.files, files.chain)
     parts = VolumeParts(store, files.record, leaf_cache, gate, spawn, on_garbage)
@@ -197,7 +197,7 @@ def look_at_snapshot(store: StoreAccess, snapshot: SnapshotId) -> None:
         lock_snapshot(store, snapshot, shared=True).release()
 
 
-def close_volume(opened: OpenVolume, *, give_up: bool) -> Steps[None]:
+async def close_volume(opened: OpenVolume, *, give_up: bool) -> None:
     """Flush, bring the index up to date, mark the volume closed and give everything back.
 
     A volume that has failed, or whose index cannot be written, keeps its journal; the next
@@ -209,47 +209,47 @@ def close_volume(opened: OpenVolume, *, give_up: bool) -> Steps[None]:
     if not give_up and durability.read_only is not None:
         raise durability.read_only
     try:
-        yield from volume.finish_punching()
-        yield from volume.drain_reads()
+        await volume.finish_punching()
+        await volume.drain_reads()
         if durability.failed is None and durability.begun:
-            yield from durability.transition(
+            await durability.transition(
                 lambda _txn, record: (record, None), lambda _record, _result: None, reopen=False
             )
         else:
             # A checkpoint that is under way ends before the lock goes to somebody else.
-            yield from durability.stop()
+            await durability.stop()
     except BockdError:
-        yield from durability.record_failure()
+        await durability.record_failure()
         unharmed = durability.failed is None or durability.read_only is not None
         if unharmed and not give_up and not durability.closed:
             raise
-        yield from _give_back(opened)
+        await _give_back(opened)
         raise
     except BaseException:
-        yield from _give_back(opened)
+        await _give_back(opened)
         raise
-    yield from _give_back(opened)
+    await _give_back(opened)
 
 
-def _give_back(opened: OpenVolume) -> Steps[None]:
+async def _give_back(opened: OpenVolume) -> None:
     opened.volume.durability.abandon()
-    yield from opened.volume.durability.record_failure()
+    await opened.volume.durability.record_failure()
     opened.volume.map.close()
     opened.lock.release()
 
 
-def abandon_volume(opened: OpenVolume) -> Steps[None]:
+async def abandon_volume(opened: OpenVolume) -> None:
     """Close a volume without bringing the index up to date: it has failed, or it is about to be
     deleted. Its journal stays on disk."""
-    yield from opened.volume.gate.close()
+    await opened.volume.gate.close()
     opened.volume.cancel_punching()
-    yield from opened.volume.finish_punching()
-    yield from opened.volume.drain_reads()
-    yield from opened.volume.durability.stop()
-    yield from _give_back(opened)
+    await opened.volume.finish_punching()
+    await opened.volume.drain_reads()
+    await opened.volume.durability.stop()
+    await _give_back(opened)
 
 
-def open_snapshot(store: StoreAccess, snapshot: SnapshotId) -> Steps[OpenSnapshot]:
+async def open_snapshot(store: StoreAccess, snapshot: SnapshotId) -> OpenSnapshot:
     """Lock and verify a snapshot for reading. BockdError, with nothing held."""
 
     def prepare() -> OpenSnapshot:
@@ -262,12 +262,11 @@ def open_snapshot(store: StoreAccess, snapshot: SnapshotId) -> Steps[OpenSnapsho
         leaf_cache = LeafCache(store.index, store.layout, store.files, chain)
         return OpenSnapshot(Snapshot(leaf_cache, record), lock)
 
-    opened: OpenSnapshot = yield Blocking(prepare)
-    return opened
+    return await blocking(prepare)
 
 
-def close_snapshot(opened: OpenSnapshot) -> Steps[None]:
+async def close_snapshot(opened: OpenSnapshot) -> None:
     """Give everything back once the reads under way are finished."""
-    yield from opened.snapshot.drain_reads()
+    await opened.snapshot.drain_reads()
     opened.snapshot.map.close()
     opened.lock.release()

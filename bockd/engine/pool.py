@@ -22,7 +22,7 @@ from bockd.engine.snapshotting import (
 from bockd.errors import InvalidRequestError
 from bockd.failpoints import Failpoint, hit
 from bockd.model import LayerId, NodeKind, SnapshotId, VolumeId, check_name, check_volume_size
-from bockd.steps import Blocking, Steps
+from bockd.steps import Steps, blocking
 from bockd.store.catalogue import NO_MAP, Catalogue, SnapshotRecord, VolumeRecord, id_key
 from bockd.store.index import Table, Transaction
 from bockd.store.layer import Layer
@@ -54,7 +54,7 @@ class Pool(Snapshots):
         elif from_snapshot is None:
             raise InvalidRequestError("a blank volume needs a size")
 
-        def steps() -> Steps[VolumeRecord]:
+        async def steps() -> VolumeRecord:
             source: SnapshotRecord | None = None
             with self.catalogue() as catalogue:
                 if from_snapshot is not None:
@@ -68,10 +68,10 @@ class Pool(Snapshots):
                 hit(Failpoint.CLONE_CHANGED if source else Failpoint.CREATE_CHANGED)
                 return added
 
-            record: VolumeRecord = yield from self._layers.make_with(size, change)
+            record = await self._layers.make_with(size, change)
             hit(Failpoint.CLONE_COMMITTED if source else Failpoint.CREATE_COMMITTED)
             # Made now: when it is opened the file system may have no file to give.
-            yield Blocking(lambda: touch_if_possible(self.store.layout.volume_lock(record.id)))
+            await blocking(lambda: touch_if_possible(self.store.layout.volume_lock(record.id)))
             return record
 
         # While it is being cloned a snapshot must not be deleted.
@@ -123,9 +123,9 @@ class Pool(Snapshots):
         doing = f"extending volume {volume}"
         return self.exclusive(volume, doing, self._extend_volume(volume, size_bytes, also))
 
-    def _extend_volume(
+    async def _extend_volume(
         self, volume: VolumeId, size_bytes: int, also: AlsoVolume
-    ) -> Steps[VolumeRecord]:
+    ) -> VolumeRecord:
         with self.catalogue() as catalogue:
             current = catalogue.volume(volume).size_bytes
         if size_bytes <= current:
@@ -145,23 +145,23 @@ class Pool(Snapshots):
         opened = self.volumes.get(volume)
         if opened is None:
             self.refuse_failed(volume)
-            extended = yield from self._extend_closed(volume, size_bytes, change)
+            extended = await self._extend_closed(volume, size_bytes, change)
         else:
             device = opened.volume
-            yield from device.durability.begin(reserve=False)
-            yield Blocking(lambda: self._layers.grow(device.durability.head, size_bytes))
-            extended = yield from device.durability.transition(
+            await device.durability.begin(reserve=False)
+            await blocking(self._layers.grow, device.durability.head, size_bytes)
+            extended = await device.durability.transition(
                 change, lambda _record, _result: device.adopt_size(size_bytes)
             )
         hit(Failpoint.EXTEND_COMMITTED)
         return extended
 
-    def _extend_closed(
+    async def _extend_closed(
         self,
         volume: VolumeId,
         size_bytes: int,
         change: Callable[[Transaction, VolumeRecord], tuple[VolumeRecord, VolumeRecord]],
-    ) -> Steps[VolumeRecord]:
+    ) -> VolumeRecord:
         def run(txn: Transaction) -> VolumeRecord:
             catalogue = Catalogue(txn)
             record, result = change(txn, catalogue.volume(volume))
@@ -181,28 +181,27 @@ class Pool(Snapshots):
             finally:
                 lock.release()
 
-        result: VolumeRecord = yield Blocking(extend)
-        return result
+        return await blocking(extend)
 
     def delete_volume(self, volume: VolumeId, also: AlsoVolume = nothing_more) -> Steps[None]:
         """Forget a volume; its space returns in the background. InUseError while used."""
         doing = f"deleting volume {volume}"
         return self.exclusive(volume, doing, self._delete_volume(volume, also))
 
-    def _delete_volume(self, volume: VolumeId, also: AlsoVolume) -> Steps[None]:
+    async def _delete_volume(self, volume: VolumeId, also: AlsoVolume) -> None:
         if volume in self.volumes:
             self.refuse_used(volume)
-            yield from self._abandon_volume(volume)
+            await self._abandon_volume(volume)
         hit(Failpoint.DELETE_CLOSED)
-        yield Blocking(lambda: self._forget_volume(volume, also))
+        await blocking(self._forget_volume, volume, also)
         hit(Failpoint.DELETE_DONE)
         self.refusals.pop(volume, None)
         self.failures.pop(volume, None)
         self.on_garbage()
 
-    def _abandon_volume(self, volume: VolumeId) -> Steps[None]:
+    async def _abandon_volume(self, volume: VolumeId) -> None:
         try:
-            yield from abandon_volume(self.volumes[volume])
+            await abandon_volume(self.volumes[volume])
         finally:
             self._forget_open(volume)
 
@@ -232,10 +231,10 @@ class Pool(Snapshots):
         doing = f"reopening volume {volume}"
         return self.exclusive(volume, doing, self._reopen_volume(volume, also))
 
-    def _reopen_volume(self, volume: VolumeId, also: AlsoVolume) -> Steps[VolumeRecord]:
+    async def _reopen_volume(self, volume: VolumeId, also: AlsoVolume) -> VolumeRecord:
         if volume in self.volumes:
             self.refuse_used(volume)
-            yield from self._abandon_volume(volume)
+            await self._abandon_volume(volume)
 
         def reopen() -> VolumeRecord:
             lock = lock_volume(self.store, volume)
@@ -253,7 +252,7 @@ class Pool(Snapshots):
             finally:
                 lock.release()
 
-        result: VolumeRecord = yield Blocking(reopen)
+        result = await blocking(reopen)
         hit(Failpoint.REOPEN_COMMITTED)
         self.refusals.pop(volume, None)
         self.failures.pop(volume, None)

@@ -11,7 +11,7 @@ from bisect import bisect_left, bisect_right
 from bockd.engine.waiting import Mutex, RangeLocks
 from bockd.failpoints import Failpoint, hit
 from bockd.model import BLOCK_SIZE, MIB
-from bockd.steps import Blocking, Steps
+from bockd.steps import blocking
 from bockd.store.layer import Layer
 
 PIECE_BLOCKS = 16 * MIB // BLOCK_SIZE
@@ -75,21 +75,18 @@ class Puncher:
     def running(self) -> bool:
         return self._turn.held
 
-    def run(self) -> Steps[None]:
+    async def run(self) -> None:
         """Punch until nothing waits; if that goes on already, wait for its end. OSError."""
-        yield from self._turn.acquire()
-        try:
+        async with self._turn:
             while (piece := self.pending.next_piece()) is not None:
-                yield from self._punch_piece(*piece)
-        finally:
-            self._turn.release()
+                await self._punch_piece(*piece)
 
-    def _punch_piece(self, first: int, end: int) -> Steps[None]:
-        held = yield from self._locks.acquire(first, end)
+    async def _punch_piece(self, first: int, end: int) -> None:
+        held = await self._locks.acquire(first, end)
         try:
             # Writes may have taken blocks back while the lock was waited for.
             ranges = self.pending.remove(first, end)
-            yield Blocking(lambda: self._punch(ranges))
+            await blocking(self._punch, ranges)
         finally:
             self._locks.release(held)
 

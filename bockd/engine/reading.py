@@ -15,7 +15,7 @@ from bockd.engine.leafcache import HOLE_SLOT, LeafCache
 from bockd.engine.verifying import verify_read
 from bockd.errors import BockdError, DamagedBlockError, from_os_error
 from bockd.model import BLOCK_SIZE, GIB, Extent, LayerId
-from bockd.steps import Blocking, Signal, Steps
+from bockd.steps import Signal, blocking
 from bockd.store.index import Index
 from bockd.store.layer import SEGMENT_BYTES, Layer
 from bockd.store.leaf import LEAF_BYTES, LEAF_MASK, LEAF_SHIFT
@@ -109,7 +109,7 @@ class Reader:
                 pieces.append((layer, start, part))
         return pieces
 
-    def read(self, offset: int, into: memoryview) -> Steps[None]:
+    async def read(self, offset: int, into: memoryview) -> None:
         """See BlockDevice.read."""
         first = offset >> BLOCK_SHIFT
         end = ((offset + len(into) - 1) >> BLOCK_SHIFT) + 1
@@ -118,13 +118,13 @@ class Reader:
         finished = Signal()
         self._reads.add(finished)
         try:
-            yield from self.map.load(first, end)
+            await self.map.load(first, end)
             pieces = self._plan_read(offset, into, first, end)
             frozen = [piece for piece in pieces if self._is_frozen(piece[0])]
             if pieces:
                 _hold(pieces)
                 try:
-                    yield Blocking(lambda: _read_pieces(self.map.index, pieces, frozen))
+                    await blocking(_read_pieces, self.map.index, pieces, frozen)
                 except DamagedBlockError as error:
                     self.on_damage(LayerId(error.layer), error.block)
                     raise
@@ -139,16 +139,17 @@ class Reader:
         """Whether a layer's blocks may have checksums."""
         return True
 
-    def drain_reads(self) -> Steps[None]:
+    async def drain_reads(self) -> None:
         """Wait until every read that has begun by now is finished."""
-        yield from list(self._reads)
+        for finished in list(self._reads):
+            await finished
 
-    def cache(self, offset: int, length: int) -> Steps[None]:
+    async def cache(self, offset: int, length: int) -> None:
         """See BlockDevice.cache."""
         length = min(length, CACHE_AHEAD_BYTES)
         first, end = offset >> BLOCK_SHIFT, ((offset + length - 1) >> BLOCK_SHIFT) + 1
         try:
-            yield from self.map.load(first, end)
+            await self.map.load(first, end)
         except BockdError:
             return
         for run_first, run_end, slot in self.map.runs(first, end):
@@ -156,10 +157,10 @@ class Reader:
             if layer is not None:
                 layer.prefetch(run_first << BLOCK_SHIFT, (run_end - run_first) << BLOCK_SHIFT)
 
-    def extents(self, offset: int, length: int, limit: int) -> Steps[list[Extent]]:
+    async def extents(self, offset: int, length: int, limit: int) -> list[Extent]:
         """See BlockDevice.extents."""
         stop = min(offset + length, offset + EXTENTS_SCAN_BYTES)
-        numbers = yield from self.map.present(offset // LEAF_BYTES, -(-stop // LEAF_BYTES))
+        numbers = await self.map.present(offset // LEAF_BYTES, -(-stop // LEAF_BYTES))
         found = _ExtentList(offset, limit)
         if len(numbers) > EXTENTS_SCAN_LEAVES:
             stop = numbers[EXTENTS_SCAN_LEAVES] * LEAF_BYTES
@@ -170,7 +171,7 @@ class Reader:
             if found.full:
                 break
             first = number << LEAF_SHIFT
-            yield from self.map.load(first, first + 1)
+            await self.map.load(first, first + 1)
             for _, run_end, slot in self.map.runs(first, first + LEAF_MASK + 1):
                 found.extend_to(min(stop, run_end << BLOCK_SHIFT), hole=slot == HOLE_SLOT)
         found.extend_to(stop, hole=True)

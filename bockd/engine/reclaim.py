@@ -19,15 +19,14 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from enum import Enum
-from functools import partial
 from itertools import islice
 
-from bockd.engine.merging import LayerMerger, Merge
+from bockd.engine.merging import LayerMerger
 from bockd.engine.pool import Pool
 from bockd.errors import BockdError, NoSpaceError, from_os_error
 from bockd.failpoints import Failpoint, hit
 from bockd.model import BLOCK_SIZE, LayerId, MapId
-from bockd.steps import Blocking, Steps
+from bockd.steps import blocking
 from bockd.store import checksums, queue
 from bockd.store.blockmap import own_leaves, queue_orphans
 from bockd.store.catalogue import NO_MAP, Catalogue, id_key, pair_key
@@ -71,67 +70,65 @@ class Reclaimer:
         """End after the batch under way; the queue in the index remembers the rest."""
         self._stopping = True
 
-    def run(self) -> Steps[None]:
+    async def run(self) -> None:
         """Reclaim until nothing is left that can be done now. Concurrent runs queue up."""
-        yield from self._pool.upkeep.acquire()
-        try:
-            yield from self._dead_maps()
-            yield from self._punches()
-            yield from self._unlinks()
-            yield from self._merges()
-            # What was used up of the reserve is taken back now that there is room.
-            whole: bool = yield Blocking(self._pool.store.ensure_reserve)
-            self.put_off = None if whole else NoSpaceError(_NO_RESERVE)
-        except (BockdError, OSError) as error:
-            # The queue is in the index: the next run, or the next start, goes on from here.
-            log.info("reclaim stopped: %s", error)
-            failed = error if isinstance(error, BockdError) else from_os_error(error, "reclaim")
-            self.put_off = failed
-        finally:
-            self._pool.upkeep.release()
+        async with self._pool.upkeep:
+            try:
+                await self._dead_maps()
+                await self._punches()
+                await self._unlinks()
+                await self._merges()
+                # What was used up of the reserve is taken back now that there is room.
+                whole = await blocking(self._pool.store.ensure_reserve)
+                self.put_off = None if whole else NoSpaceError(_NO_RESERVE)
+            except (BockdError, OSError) as error:
+                # The queue is in the index: the next run, or the next start, goes on from here.
+                log.info("reclaim stopped: %s", error)
+                failed = error if isinstance(error, BockdError) else from_os_error(error, "reclaim")
+                self.put_off = failed
 
-    def _merges(self) -> Steps[None]:
+    async def _merges(self) -> None:
         while not self._stopping:
-            yield from self._punches()
-            merge: Merge | None = yield Blocking(self._merger.plan)
+            await self._punches()
+            merge = await blocking(self._merger.plan)
             if merge is None:
                 return
-            yield from self._merger.run(merge)
-            yield from self._unlinks()
+            await self._merger.run(merge)
+            await self._unlinks()
 
-    def _dead_maps(self) -> Steps[None]:
+    async def _dead_maps(self) -> None:
         progress = True
         while progress and not self._stopping:
             progress = False
             with self._pool.store.index.reading() as txn:
                 dead = queue.dead_maps(txn)
-            yield from self._checkpoint_heirs(set(dead))
+            await self._checkpoint_heirs(set(dead))
             for map_id in dead:
-                if (yield from self._bury(map_id)) is _Outcome.GONE:
+                if (await self._bury(map_id)) is _Outcome.GONE:
                     progress = True
                     for device in self._pool.devices():
                         device.map.forget_map(map_id)
 
-    def _checkpoint_heirs(self, dead: set[MapId]) -> Steps[None]:
+    async def _checkpoint_heirs(self, dead: set[MapId]) -> None:
         """Let the index know what open volumes have overwritten: then it goes with the map that
         held it, and not only after some later checkpoint."""
         for volume, opened in list(self._pool.volumes.items()):
             if not dead.isdisjoint(opened.volume.map.chain):
-                yield from self._pool.try_checkpoint(volume)
+                await self._pool.try_checkpoint(volume)
 
-    def _bury(self, map_id: MapId) -> Steps[_Outcome]:
+    async def _bury(self, map_id: MapId) -> _Outcome:
         outcome = _Outcome.MORE
         while outcome is _Outcome.MORE and not self._stopping:
-            outcome = yield Blocking(lambda: self._pool.store.index.update(_burial(map_id)))
+            outcome = await blocking(lambda: self._pool.store.index.update(_burial(map_id)))
         return outcome
 
-    def _drain_reads(self) -> Steps[None]:
+    async def _drain_reads(self) -> None:
         for device in self._pool.devices():
-            yield from device.drain_reads()
+            await device.drain_reads()
 
     # -- punching ----------------------------------------------------------------------------
 
-    def _punches(self) -> Steps[None]:
+    async def _punches(self) -> None:
         store = self._pool.store
         touched: set[LayerId] = set()
         while True:
@@ -139,11 +136,11 @@ class Reclaimer:
                 batch = queue.punches(txn, BATCH_PUNCHES)
             if not batch or self._stopping:
                 break
-            yield from self._drain_reads()
-            yield Blocking(partial(self._punch, batch))
+            await self._drain_reads()
+            await blocking(self._punch, batch)
             touched.update(entry.layer for entry in batch)
         for layer in sorted(touched):
-            yield Blocking(partial(self._forget_if_empty, layer))
+            await blocking(self._forget_if_empty, layer)
 
     def _punch(self, batch: list[queue.PunchEntry]) -> None:
         store = self._pool.store
@@ -213,16 +210,16 @@ class Reclaimer:
 
         return index.update(forget)
 
-    def _unlinks(self) -> Steps[None]:
+    async def _unlinks(self) -> None:
         store = self._pool.store
         with store.index.reading() as txn:
             layers = queue.unlinks(txn)
         if not layers:
             return
         for layer in layers:
-            while (yield Blocking(partial(self._forget_checksums, layer))):
+            while await blocking(self._forget_checksums, layer):
                 pass
-        yield from self._drain_reads()
+        await self._drain_reads()
         for device in self._pool.devices():
             for layer in layers:
                 device.map.forget_layer(layer)
@@ -246,7 +243,7 @@ class Reclaimer:
 
             store.index.update(done)
 
-        yield Blocking(unlink)
+        await blocking(unlink)
 
 
 def _punch_run(layer: Layer, entry: queue.PunchEntry) -> None:

@@ -46,7 +46,7 @@ from bockd.errors import (
     volume_failed,
 )
 from bockd.model import LayerId, NodeKind, SnapshotId, VolumeId
-from bockd.steps import Blocking, Steps
+from bockd.steps import Steps, blocking
 from bockd.store.catalogue import Catalogue, VolumeRecord
 from bockd.store.journal import boot_id
 from bockd.store.layout import Layout
@@ -155,19 +155,19 @@ class Registry:
             lock.release()
             raise
 
-    def close_all(self) -> Steps[None]:
+    async def close_all(self) -> None:
         """Close every open volume and snapshot. Raises the first error, after trying all."""
         first_error: BockdError | None = None
         for volume in list(self.volumes):
             try:
-                yield from self.exclusive(
+                await self.exclusive(
                     volume, f"closing volume {volume}", self._close_volume(volume, give_up=True)
                 )
             except BockdError as error:
                 log.error("closing volume %s: %s", volume, error)  # noqa: TRY400
                 first_error = first_error or error
         for snapshot in list(self.snapshots):
-            yield from close_snapshot(self.snapshots.pop(snapshot))
+            await close_snapshot(self.snapshots.pop(snapshot))
         if first_error is not None:
             raise first_error
 
@@ -192,22 +192,21 @@ class Registry:
         with self.catalogue() as catalogue:
             return SnapshotId(catalogue.find(NodeKind.SNAPSHOT, ref))
 
-    def exclusive(self, node: int, doing: str, steps: Steps[T]) -> Steps[T]:
+    async def exclusive(self, node: int, doing: str, steps: Steps[T]) -> T:
         """Run an operation while no other one runs on the same volume or snapshot. What the
         operating system refuses, and no part of it has named, is named after what it is `doing`."""
         mutex = self._busy.setdefault(node, Mutex())
-        yield from mutex.acquire()
         try:
-            with named(doing):
-                result: T = yield from steps
+            async with mutex:
+                with named(doing):
+                    return await steps
         except SyncFailedError as error:
             self.failures[VolumeId(error.volume)] = error.reason
             raise
         finally:
-            mutex.release()
+            steps.close()  # it has not begun where the mutex was not to be had
             if not mutex.held:
                 self._busy.pop(node, None)
-        return result
 
     def devices(self) -> list[Reader]:
         """All open volumes and snapshots."""
@@ -234,21 +233,19 @@ class Registry:
     def use_volume(self, volume: VolumeId) -> Steps[OpenVolume]:
         """Open a volume, or join those who use it; `leave_volume` when done."""
 
-        def steps() -> Steps[OpenVolume]:
+        async def steps() -> OpenVolume:
             opened = self.volumes.get(volume)
             if opened is None:
-                opened = yield from self._open_volume(volume)
+                opened = await self._open_volume(volume)
             opened.users += 1
             return opened
 
         return self.exclusive(volume, f"opening volume {volume}", steps())
 
-    def _open_volume(self, volume: VolumeId) -> Steps[OpenVolume]:
+    async def _open_volume(self, volume: VolumeId) -> OpenVolume:
         try:
             self.refuse_failed(volume)
-            opened = yield from open_volume(
-                self.store, volume, self._spawn, lambda: self.on_garbage()
-            )
+            opened = await open_volume(self.store, volume, self._spawn, lambda: self.on_garbage())
         except BockdError as error:
             self._note_refusal(volume, error)
             raise
@@ -267,11 +264,11 @@ class Registry:
                 self._spawn(self.exclusive(volume, doing, self._record_failure(volume)))
             raise volume_failed(volume, record.name, self.failures[volume])
 
-    def _record_failure(self, volume: VolumeId) -> Steps[None]:
+    async def _record_failure(self, volume: VolumeId) -> None:
         """What could not be recorded when it happened, for the disk had failed, is now."""
         reason = self.failures.get(volume)
         if reason is not None:  # or else it was reopened or deleted meanwhile
-            yield Blocking(lambda: record_failure(self.store, volume, reason))
+            await blocking(record_failure, self.store, volume, reason)
 
     def failure(self, record: VolumeRecord) -> str | None:
         """Why a volume is refused until it is reopened, and what to do; None when no sync of it
@@ -297,10 +294,10 @@ class Registry:
     def use_snapshot(self, snapshot: SnapshotId) -> Steps[OpenSnapshot]:
         """Open a snapshot for reading, or join; `leave_snapshot` when done."""
 
-        def steps() -> Steps[OpenSnapshot]:
+        async def steps() -> OpenSnapshot:
             opened = self.snapshots.get(snapshot)
             if opened is None:
-                opened = yield from open_snapshot(self.store, snapshot)
+                opened = await open_snapshot(self.store, snapshot)
                 opened.snapshot.on_damage = self.condemn
                 self.snapshots[snapshot] = opened
             opened.users += 1
@@ -316,30 +313,30 @@ class Registry:
         """Close a volume that nobody uses; nothing happens when somebody does. BockdError: it may
         be open still, and is to be closed later then."""
 
-        def steps() -> Steps[None]:
+        async def steps() -> None:
             opened = self.volumes.get(volume)
             if opened is not None and opened.users == 0:
-                yield from self._close_volume(volume, give_up=False)
+                await self._close_volume(volume, give_up=False)
 
         return self.exclusive(volume, f"closing volume {volume}", steps())
 
     def close_idle_snapshot(self, snapshot: SnapshotId) -> Steps[None]:
         """Close a snapshot that nobody uses."""
 
-        def steps() -> Steps[None]:
+        async def steps() -> None:
             opened = self.snapshots.get(snapshot)
             if opened is not None and opened.users == 0:
-                yield from close_snapshot(self.snapshots.pop(snapshot))
+                await close_snapshot(self.snapshots.pop(snapshot))
 
         return self.exclusive(snapshot, f"closing snapshot {snapshot}", steps())
 
-    def _close_volume(self, volume: VolumeId, *, give_up: bool) -> Steps[None]:
+    async def _close_volume(self, volume: VolumeId, *, give_up: bool) -> None:
         opened = self.volumes.get(volume)
         if opened is None:
             return
         # It stays known until it is closed: reclaim must see that it may still be punching.
         try:
-            yield from close_volume(opened, give_up=give_up)
+            await close_volume(opened, give_up=give_up)
         finally:
             if opened.volume.durability.closed:
                 self._forget_open(volume)
@@ -350,7 +347,7 @@ class Registry:
         if failed is not None:
             self.failures[volume] = failed
 
-    def recover_volumes(self) -> Steps[None]:
+    async def recover_volumes(self) -> None:
         """Recover every volume that was not closed, so that the index is up to date. A volume
         that cannot be is reported, and refused when it is opened; the others are served. One that
         another process has open was not interrupted at all."""
@@ -360,7 +357,7 @@ class Registry:
             ]
         for volume in unclosed:
             try:
-                yield from self.exclusive(
+                await self.exclusive(
                     volume, f"recovering volume {volume}", self._recover_volume(volume)
                 )
             except InUseError as error:
@@ -368,7 +365,7 @@ class Registry:
             except BockdError as error:
                 self._note_refusal(volume, error)
 
-    def _recover_volume(self, volume: VolumeId) -> Steps[None]:
+    async def _recover_volume(self, volume: VolumeId) -> None:
         def run() -> None:
             lock = lock_volume(self.store, volume)
             try:
@@ -377,23 +374,23 @@ class Registry:
                 lock.release()
 
         if volume not in self.volumes:
-            yield Blocking(run)
+            await blocking(run)
 
     def checkpoint(self, volume: VolumeId) -> Steps[None]:
         """Bring the index up to date with a volume, if it is open and has not failed."""
 
-        def steps() -> Steps[None]:
+        async def steps() -> None:
             opened = self.volumes.get(volume)
             if opened is not None and opened.volume.durability.failed is None:
-                yield from opened.volume.durability.checkpoint()
+                await opened.volume.durability.checkpoint()
 
         return self.exclusive(volume, f"making a checkpoint of volume {volume}", steps())
 
-    def try_checkpoint(self, volume: VolumeId) -> Steps[None]:
+    async def try_checkpoint(self, volume: VolumeId) -> None:
         """`checkpoint`, for what goes on without it: on a disk that is full or read-only the index
         says what it said before."""
         try:
-            yield from self.checkpoint(volume)
+            await self.checkpoint(volume)
         except BockdError as error:
             log.warning("the checkpoint of volume %s is put off: %s", volume, error)
 
@@ -401,24 +398,24 @@ class Registry:
         """Make what was acknowledged survive power loss, if the volume is open: a closed one is
         flushed. Returns why the volume has failed, now or earlier; None if it has not."""
 
-        def steps() -> Steps[str | None]:
+        async def steps() -> str | None:
             opened = self.volumes.get(volume)
             if opened is None:
                 with self.catalogue() as catalogue:
                     return catalogue.volume(volume).failed or self.failures.get(volume)
             try:
-                yield from opened.volume.flush()
+                await opened.volume.flush()
             except VolumeFailedError as error:
                 return opened.volume.durability.failed or str(error)
             return opened.volume.durability.failed
 
         return self.exclusive(volume, f"flushing volume {volume}", steps())
 
-    def measure(self, kind: NodeKind, node: int) -> Steps[Space]:
+    async def measure(self, kind: NodeKind, node: int) -> Space:
         """Exact space of a volume or snapshot, after a checkpoint of every open volume: what
         they wrote since may have ended a sharing. One that has failed counts as it was."""
         for volume in list(self.volumes):
-            yield from self.try_checkpoint(volume)
+            await self.try_checkpoint(volume)
 
         def walk() -> Space:
             with self.catalogue() as catalogue:
@@ -426,8 +423,7 @@ class Registry:
                     return measure_space(catalogue, catalogue.volume(VolumeId(node)).map)
                 return measure_space(catalogue, catalogue.snapshot(SnapshotId(node)).map)
 
-        space: Space = yield Blocking(walk)
-        return space
+        return await blocking(walk)
 
     def refuse_used(self, volume: VolumeId) -> None:
         """InUseError while an open volume has users."""

@@ -28,7 +28,7 @@ from bockd.engine.registry import Registry
 from bockd.errors import DamagedError
 from bockd.failpoints import Failpoint, hit
 from bockd.model import BLOCK_SIZE, LayerId
-from bockd.steps import Blocking, Steps
+from bockd.steps import Steps, blocking
 from bockd.store import checksums
 from bockd.store.blockmap import own_leaves
 from bockd.store.catalogue import Catalogue, LayerRecord
@@ -82,7 +82,7 @@ class Scrubber:
         """True while somebody else is at work on frozen layers, which may take long."""
         return self._pool.upkeep.held
 
-    def begin_pass(self) -> Steps[None]:
+    async def begin_pass(self) -> None:
         """Verify everything from the beginning, whatever pass is under way."""
 
         def begin(txn: Transaction) -> None:
@@ -91,16 +91,12 @@ class Scrubber:
             checksums.put_pass(txn, PassRecord(now, None, LayerId(0), 0, 0, total, 0))
 
         # Not between what a batch of another pass has read and what it stores.
-        yield from self._undisturbed(lambda: self._store.index.update(begin))
+        await self._undisturbed(lambda: self._store.index.update(begin))
         hit(Failpoint.SCRUB_BEGUN)
 
-    def _undisturbed(self, call: Callable[[], T]) -> Steps[T]:
-        yield from self._pool.upkeep.acquire()
-        try:
-            result: T = yield Blocking(call)
-        finally:
-            self._pool.upkeep.release()
-        return result
+    async def _undisturbed(self, call: Callable[[], T]) -> T:
+        async with self._pool.upkeep:
+            return await blocking(call)
 
     # -- the first reading -------------------------------------------------------------------
 
@@ -165,16 +161,16 @@ class Scrubber:
 
     # -- passes ------------------------------------------------------------------------------
 
-    def verify_on(self) -> Steps[Batch]:
+    async def verify_on(self) -> Batch:
         """Verify the next blocks of the pass under way, if there is one. BockdError."""
-        verdicts: _Verdicts | None = yield from self._undisturbed(self._verify_batch)
+        verdicts = await self._undisturbed(self._verify_batch)
         if verdicts is None:
             return Batch(more=False)
         for record in verdicts.bad:
             self._pool.condemn(record.layer, record.block)
         for volume in list(self._pool.volumes) if verdicts.good else ():
             # What the index does not have keeps its leaf from being read anew.
-            yield from self._pool.checkpoint(volume)
+            await self._pool.checkpoint(volume)
         for _, block in verdicts.good:
             for device in self._pool.devices():
                 device.map.acquit(block)

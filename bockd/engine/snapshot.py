@@ -39,6 +39,5 @@ class Snapshot(Reader):
         """Raises ReadOnlyError."""
         raise ReadOnlyError(_MESSAGE)
 
-    def flush(self) -> Steps[None]:
+    async def flush(self) -> None:
         """A snapshot is durable from its creation on."""
-        yield from ()

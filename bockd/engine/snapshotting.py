@@ -20,7 +20,7 @@ from bockd.engine.volume import Volume
 from bockd.errors import ConflictError, InUseError, InvalidRequestError
 from bockd.failpoints import Failpoint, hit
 from bockd.model import LayerId, NodeKind, SnapshotId, VolumeId, check_name, format_size
-from bockd.steps import Blocking, Steps
+from bockd.steps import Steps, blocking
 from bockd.store.catalogue import Catalogue, SnapshotRecord, VolumeRecord, id_key
 from bockd.store.index import Table, Transaction
 from bockd.store.layer import Layer
@@ -68,27 +68,24 @@ class Snapshots(Registry):
         doing = f"taking a snapshot of volume {volume}"
         return self.exclusive(volume, doing, self._create_snapshot(volume, freeze))
 
-    def _create_snapshot(self, volume: VolumeId, freeze: _Freeze) -> Steps[SnapshotRecord]:
+    async def _create_snapshot(self, volume: VolumeId, freeze: _Freeze) -> SnapshotRecord:
         opened = self.volumes.get(volume)
         if opened is None:
-            snapshot = yield from self._snapshot_closed(volume, freeze)
+            snapshot = await self._snapshot_closed(volume, freeze)
         else:
-            yield from self._layers.turn.acquire()
-            try:
-                snapshot = yield from self._snapshot_open(opened.volume, freeze)
-            finally:
-                self._layers.turn.release()
+            async with self._layers.turn:
+                snapshot = await self._snapshot_open(opened.volume, freeze)
         hit(Failpoint.SNAPSHOT_COMMITTED)
         # Made now: when it is read the file system may have no file to give.
-        yield Blocking(lambda: touch_if_possible(self.store.layout.snapshot_lock(snapshot.id)))
+        await blocking(lambda: touch_if_possible(self.store.layout.snapshot_lock(snapshot.id)))
         self.on_frozen()
         return snapshot
 
-    def _snapshot_closed(self, volume: VolumeId, freeze: _Freeze) -> Steps[SnapshotRecord]:
+    async def _snapshot_closed(self, volume: VolumeId, freeze: _Freeze) -> SnapshotRecord:
         self.refuse_failed(volume)
-        lock: FileLock = yield Blocking(lambda: lock_volume(self.store, volume))
+        lock = await blocking(lock_volume, self.store, volume)
         try:
-            record: VolumeRecord = yield Blocking(lambda: settle(self.store, volume))
+            record = await blocking(settle, self.store, volume)
 
             def change(txn: Transaction, layer: LayerId) -> SnapshotRecord:
                 catalogue = Catalogue(txn)
@@ -96,20 +93,20 @@ class Snapshots(Registry):
                 catalogue.put_volume(changed)
                 return snapshot
 
-            result: SnapshotRecord = yield from self._layers.make_with(record.size_bytes, change)
+            result = await self._layers.make_with(record.size_bytes, change)
         finally:
             lock.release()
         return result
 
-    def _snapshot_open(self, volume: Volume, freeze: _Freeze) -> Steps[SnapshotRecord]:
+    async def _snapshot_open(self, volume: Volume, freeze: _Freeze) -> SnapshotRecord:
         if volume.map.full:
             raise ConflictError("too many snapshots since the volume was opened; reconnect")
         size = volume.size_bytes
-        layer: LayerId = yield Blocking(lambda: self._layers.make(size))
+        layer = await blocking(self._layers.make, size)
         hit(Failpoint.SNAPSHOT_LAYER)
         head: Layer | None = None
         try:
-            head = yield Blocking(lambda: Layer.open(self.store.layout, layer, size, writable=True))
+            head = await blocking(Layer.open, self.store.layout, layer, size, writable=True)
             fresh_head = head
 
             def change(
@@ -121,7 +118,7 @@ class Snapshots(Registry):
                 volume.map.chain = (record.map, *volume.map.chain)
                 volume.adopt_head(fresh_head)
 
-            return (yield from volume.durability.transition(change, adopt))
+            return await volume.durability.transition(change, adopt)
         except BaseException:
             if volume.durability.head is not head:
                 if head is not None:
@@ -155,13 +152,13 @@ class Snapshots(Registry):
     ) -> Steps[None]:
         """Forget a snapshot; its blocks return in the background. InUseError while it is read."""
 
-        def steps() -> Steps[None]:
+        async def steps() -> None:
             opened = self.snapshots.get(snapshot)
             if opened is not None:
                 if opened.users:
                     raise InUseError(f"snapshot {snapshot} is being read; disconnect first")
-                yield from close_snapshot(self.snapshots.pop(snapshot))
-            yield Blocking(lambda: self._forget_snapshot(snapshot, also))
+                await close_snapshot(self.snapshots.pop(snapshot))
+            await blocking(self._forget_snapshot, snapshot, also)
             self.on_garbage()
 
         return self.exclusive(snapshot, f"deleting snapshot {snapshot}", steps())
@@ -193,14 +190,14 @@ class Snapshots(Registry):
         doing = f"reverting volume {volume} to snapshot {snapshot}"
         return self.exclusive(volume, doing, self._revert_volume(volume, snapshot, also))
 
-    def _revert_volume(
+    async def _revert_volume(
         self, volume: VolumeId, snapshot: SnapshotId, also: AlsoVolume
-    ) -> Steps[VolumeRecord]:
+    ) -> VolumeRecord:
         with self.catalogue() as catalogue:
             source = catalogue.snapshot(snapshot)
         if source.volume != volume:
             raise ConflictError(f"snapshot {snapshot} is not one of volume {volume}")
-        return (yield from self._show_snapshot(volume, snapshot, nothing_more))
+        return await self._show_snapshot(volume, snapshot, nothing_more)
 
     def fill_volume(
         self, volume: VolumeId, snapshot: SnapshotId, also: AlsoVolume
@@ -208,25 +205,25 @@ class Snapshots(Registry):
         """Make an existing volume a clone of a snapshot, whatever it holds now. InUseError while a
         client is connected, InvalidRequestError when it is smaller."""
 
-        def steps() -> Steps[VolumeRecord]:
+        async def steps() -> VolumeRecord:
             with self.catalogue() as catalogue:
                 clone_size(catalogue.snapshot(snapshot), catalogue.volume(volume).size_bytes)
-            return (yield from self._show_snapshot(volume, snapshot, also))
+            return await self._show_snapshot(volume, snapshot, also)
 
         doing = f"filling volume {volume} from snapshot {snapshot}"
         inner = self.exclusive(snapshot, doing, steps())
         return self.exclusive(volume, doing, inner)
 
-    def _show_snapshot(
+    async def _show_snapshot(
         self, volume: VolumeId, snapshot: SnapshotId, also: AlsoVolume
-    ) -> Steps[VolumeRecord]:
+    ) -> VolumeRecord:
         if volume in self.volumes:
             self.refuse_used(volume)
-            yield from self._close_volume(volume, give_up=False)
+            await self._close_volume(volume, give_up=False)
         self.refuse_failed(volume)
-        lock: FileLock = yield Blocking(lambda: lock_volume(self.store, volume))
+        lock = await blocking(lock_volume, self.store, volume)
         try:
-            record: VolumeRecord = yield Blocking(lambda: settle(self.store, volume))
+            record = await blocking(settle, self.store, volume)
             hit(Failpoint.REVERT_CLOSED)
 
             def change(txn: Transaction, layer: LayerId) -> VolumeRecord:
@@ -250,7 +247,7 @@ class Snapshots(Registry):
                 hit(Failpoint.REVERT_CHANGED)
                 return reverted
 
-            result: VolumeRecord = yield from self._layers.make_with(record.size_bytes, change)
+            result = await self._layers.make_with(record.size_bytes, change)
         finally:
             lock.release()
         hit(Failpoint.REVERT_COMMITTED)

@@ -31,7 +31,7 @@ from bockd.engine.zeros import is_zeros, zero_blocks, zero_pieces
 from bockd.errors import BockdError, from_os_error
 from bockd.failpoints import Failpoint, hit
 from bockd.model import BLOCK_SIZE, GIB, MIB
-from bockd.steps import Blocking, Steps
+from bockd.steps import Steps, blocking
 from bockd.store.journal import Kind
 from bockd.store.layer import OVERWRITE_PIECE_BYTES, SEGMENT_BYTES, WRITE_PIECE_BYTES, Layer
 from bockd.store.leaf import LEAF_BLOCKS, LEAF_MASK, LEAF_SHIFT, runs_of
@@ -79,9 +79,9 @@ class Volume(Reader):
         if replaced is not None:
             self._spawn(self._close_unread(replaced))
 
-    def _close_unread(self, layer: Layer) -> Steps[None]:
+    async def _close_unread(self, layer: Layer) -> None:
         """Close a layer that reads under way may still use."""
-        yield from self.drain_reads()
+        await self.drain_reads()
         layer.close()
 
     def adopt_head(self, head: Layer) -> None:
@@ -103,13 +103,13 @@ class Volume(Reader):
             self._punchers.remove(puncher)
             self._spawn(self._freeze(puncher.head))
 
-    def _freeze(self, head: Layer) -> Steps[None]:
+    async def _freeze(self, head: Layer) -> None:
         """Let a layer that may be closed for want of descriptors stand where a former head does."""
         if not head.descriptors:  # closed, with the volume or because no map leads to it any more
             return
         frozen = self.map.frozen_layer(head.id, head.length_bytes())
         try:
-            yield Blocking(frozen.prepare)
+            await blocking(frozen.prepare)
         except BockdError as error:
             if head.descriptors:
                 volume = self.durability.record.id
@@ -119,7 +119,7 @@ class Volume(Reader):
         if replaced is None:
             frozen.close()
         else:
-            yield from self._close_unread(replaced)
+            await self._close_unread(replaced)
 
     def adopt_size(self, size_bytes: int) -> None:
         """The volume has grown."""
@@ -222,29 +222,29 @@ class Volume(Reader):
         """See BlockDevice.commit."""
         self.durability.commit()
 
-    def write(self, offset: int, data: memoryview) -> Steps[None]:
+    async def write(self, offset: int, data: memoryview) -> None:
         """See BlockDevice.write."""
         for start in range(0, len(data), PIECE_BYTES):
             piece = data[start : start + PIECE_BYTES]
-            yield from self._write_piece(offset + start, piece)
+            await self._write_piece(offset + start, piece)
 
-    def _write_piece(self, offset: int, data: memoryview) -> Steps[None]:
+    async def _write_piece(self, offset: int, data: memoryview) -> None:
         first = offset >> BLOCK_SHIFT
         end = ((offset + len(data) - 1) >> BLOCK_SHIFT) + 1
-        yield from self._enter(reserve=False)
+        await self._enter(reserve=False)
         try:
-            held = yield from self.locks.acquire(first, end)
+            held = await self.locks.acquire(first, end)
             try:
-                yield from self.map.load(first, end)
+                await self.map.load(first, end)
                 if self.map.holds_only(first, end, self._head_slot):
                     if self.durability.exposed() and zero_pieces(offset, data):
-                        edges = yield from self._edges(offset, offset + len(data))
+                        edges = await self._edges(offset, offset + len(data))
                         self._foretell_zeros(zero_blocks(offset, data, *edges))
                     self._write_head(offset, data, OVERWRITE_PIECE_BYTES)
                 else:
-                    yield from self.durability.wait_for_index()
-                    prefix, suffix = yield from self._edges(offset, offset + len(data))
-                    yield from self.map.load(first, end)
+                    await self.durability.wait_for_index()
+                    prefix, suffix = await self._edges(offset, offset + len(data))
+                    await self.map.load(first, end)
                     self._redirect(offset, data, prefix, suffix)
                 self.durability.commit()
             finally:
@@ -252,11 +252,11 @@ class Volume(Reader):
         finally:
             self.gate.leave()
 
-    def _enter(self, *, reserve: bool) -> Steps[None]:
+    async def _enter(self, *, reserve: bool) -> None:
         """Go in, with room for what the operation will append to the journal."""
         while True:
-            yield from self.durability.wait_for_room(reserve=reserve)
-            yield from self.gate.enter()
+            await self.durability.wait_for_room(reserve=reserve)
+            await self.gate.enter()
             ready = False
             try:
                 self.durability.check_usable()
@@ -319,49 +319,49 @@ class Volume(Reader):
             return None
         return prefix, suffix
 
-    def _edges(self, offset: int, end: int) -> Steps[tuple[memoryview, memoryview]]:
+    async def _edges(self, offset: int, end: int) -> tuple[memoryview, memoryview]:
         before, after = self._edge_lengths(offset, end)
         prefix, suffix = memoryview(bytearray(before)), memoryview(bytearray(after))
         if before:
-            yield from self.read(offset - before, prefix)
+            await self.read(offset - before, prefix)
         if after:
-            yield from self.read(end, suffix)
+            await self.read(end, suffix)
         return prefix, suffix
 
     # -- zero and trim -----------------------------------------------------------------------
 
-    def zero(self, offset: int, length: int, *, allocate: bool) -> Steps[None]:
+    async def zero(self, offset: int, length: int, *, allocate: bool) -> None:
         """See BlockDevice.zero."""
         end = offset + length
         first_whole, end_whole = -(-offset // BLOCK_SIZE), end // BLOCK_SIZE
         if allocate or first_whole >= end_whole:
-            yield from self._write_zeros(offset, end)
+            await self._write_zeros(offset, end)
             return
-        yield from self._write_zeros(offset, first_whole << BLOCK_SHIFT)
-        yield from self._write_zeros(end_whole << BLOCK_SHIFT, end)
-        yield from self._make_holes(first_whole, end_whole)
+        await self._write_zeros(offset, first_whole << BLOCK_SHIFT)
+        await self._write_zeros(end_whole << BLOCK_SHIFT, end)
+        await self._make_holes(first_whole, end_whole)
 
-    def trim(self, offset: int, length: int) -> Steps[None]:
+    async def trim(self, offset: int, length: int) -> None:
         """See BlockDevice.trim."""
         first_whole, end_whole = -(-offset // BLOCK_SIZE), (offset + length) // BLOCK_SIZE
         if first_whole < end_whole:
-            yield from self._make_holes(first_whole, end_whole)
+            await self._make_holes(first_whole, end_whole)
 
-    def _write_zeros(self, offset: int, end: int) -> Steps[None]:
+    async def _write_zeros(self, offset: int, end: int) -> None:
         while offset < end:
             piece = _ZEROS[: min(end - offset, PIECE_BYTES)]
-            yield from self._write_piece(offset, piece)
+            await self._write_piece(offset, piece)
             offset += len(piece)
 
-    def _make_holes(self, first: int, end: int) -> Steps[None]:
+    async def _make_holes(self, first: int, end: int) -> None:
         for start in range(first, end, HOLE_PIECE_BLOCKS):
             stop = min(end, start + HOLE_PIECE_BLOCKS)
             # What makes room may use what is kept in reserve for a full disk.
-            yield from self._enter(reserve=True)
+            await self._enter(reserve=True)
             try:
-                held = yield from self.locks.acquire(start, stop)
+                held = await self.locks.acquire(start, stop)
                 try:
-                    yield from self._make_holes_locked(start, stop)
+                    await self._make_holes_locked(start, stop)
                     self.durability.commit()
                     hit(Failpoint.TRIM_COMMITTED)
                 finally:
@@ -369,14 +369,14 @@ class Volume(Reader):
             finally:
                 self.gate.leave()
 
-    def _make_holes_locked(self, first: int, end: int) -> Steps[None]:
+    async def _make_holes_locked(self, first: int, end: int) -> None:
         first_leaf, end_leaf = first >> LEAF_SHIFT, ((end - 1) >> LEAF_SHIFT) + 1
         numbers: list[int] | range = range(first_leaf, end_leaf)
         if self.map.missing(first, min(end, first + 4 * LEAF_BLOCKS)) is not None or (
             len(numbers) > 4
         ):
-            numbers = yield from self.map.present(first_leaf, end_leaf)
-            yield from self.map.load_leaves(set(numbers))
+            numbers = await self.map.present(first_leaf, end_leaf)
+            await self.map.load_leaves(set(numbers))
         changed = [n for n in numbers if self._hole_out(n, first, end)]
         if not changed:
             return
@@ -411,12 +411,12 @@ class Volume(Reader):
             self._puncher.scheduled = True
             self._spawn(self._punch(self._puncher))
 
-    def _punch(self, puncher: Puncher) -> Steps[None]:
+    async def _punch(self, puncher: Puncher) -> None:
         try:
-            yield from puncher.run()
+            await puncher.run()
             puncher.scheduled = False
             self._retire(puncher)
-            yield from self.durability.restore_reserve()
+            await self.durability.restore_reserve()
         except OSError as error:
             puncher.scheduled = False
             # Only space is lost, and `check --repair` finds it. What waits is forgotten: layers
@@ -424,10 +424,10 @@ class Volume(Reader):
             puncher.pending = PendingPunches()
             log.warning("punching in volume %s failed: %s", self.durability.record.id, error)
 
-    def finish_punching(self) -> Steps[None]:
+    async def finish_punching(self) -> None:
         """Wait until nothing that was trimmed waits to be punched."""
         for puncher in list(self._punchers):
-            yield from self._punch(puncher)
+            await self._punch(puncher)
 
     def cancel_punching(self) -> None:
         """Forget what waits to be punched: the volume is about to be deleted."""

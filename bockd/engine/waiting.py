@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from bockd.steps import Signal, Steps
+from bockd.steps import Signal
 
 
 class Mutex:
-    """One holder at a time. `yield from mutex.acquire()`, then `release()` in a finally."""
+    """One holder at a time: `async with mutex`."""
 
     def __init__(self) -> None:
         self._held = False
@@ -23,7 +23,7 @@ class Mutex:
     def held(self) -> bool:
         return self._held
 
-    def acquire(self) -> Steps[None]:
+    async def acquire(self) -> None:
         """Wait for the mutex. It is handed over, never free for a moment in between."""
         if not self._held:
             self._held = True
@@ -31,13 +31,19 @@ class Mutex:
         turn = Signal()
         self._queue.append(turn)
         try:
-            yield turn
+            await turn
         except BaseException:
             if turn.fired:
                 self.release()
             else:
                 self._queue.remove(turn)
             raise
+
+    async def __aenter__(self) -> None:
+        await self.acquire()
+
+    async def __aexit__(self, *_raised: object) -> None:
+        self.release()
 
     def release(self) -> None:
         """Hand the mutex to the next in line."""
@@ -65,10 +71,10 @@ class Gate:
         """Operations that entered and have not left."""
         return self._inside
 
-    def enter(self) -> Steps[None]:
+    async def enter(self) -> None:
         """Wait until the gate is open, and go in; `leave` in a finally."""
         while self.closed:
-            yield self._opened
+            await self._opened
         self._inside += 1
 
     def leave(self) -> None:
@@ -76,14 +82,14 @@ class Gate:
         if self._inside == 0 and self.closed:
             self._empty.fire()
 
-    def close(self) -> Steps[None]:
+    async def close(self) -> None:
         """Let nobody in any more, and wait until nobody is inside."""
         assert not self.closed
         self.closed = True
         self._opened = Signal()
         if self._inside:
             self._empty = Signal()
-            yield self._empty
+            await self._empty
 
     def open(self) -> None:
         """Let everybody in again."""
@@ -118,14 +124,14 @@ class RangeLocks:
         """True when somebody holds or waits for some of these blocks."""
         return any(held.overlaps(first, end) for held in self.held)
 
-    def acquire(self, first: int, end: int) -> Steps[HeldRange]:
+    async def acquire(self, first: int, end: int) -> HeldRange:
         """Wait for the blocks and hold them."""
         mine = HeldRange(first, end)
         earlier = [held for held in self.held if held.overlaps(first, end)]
         self.held.append(mine)
         try:
             for held in earlier:
-                yield held.released
+                await held.released
         except BaseException:
             self.release(mine)
             raise

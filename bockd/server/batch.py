@@ -287,7 +287,7 @@ class Batch:
         if self._staged:  # an operation may flush or commit: what is staged must not be in between
             self._commit()
         try:
-            step = next(steps)
+            step = steps.send(None)
         except StopIteration as done:
             self._answer(done.value)
         except Exception as error:  # noqa: BLE001 - becomes the requests' answer

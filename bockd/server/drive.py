@@ -1,4 +1,4 @@
-"""Runs the engine's steps under trio: blocking calls in threads, signals as events.
+"""Runs the engine's steps under trio: blocking calls in threads, all else as events.
 
 Engine work that has begun is always finished, whatever happens to the client: driving is shielded
 from cancellation.
@@ -11,7 +11,7 @@ from typing import TypeVar
 import trio
 
 from bockd.server.limits import DEVICE_THREADS
-from bockd.steps import Blocking, Signal, Step, Steps
+from bockd.steps import Blocking, Completion, Signal, Step, Steps
 
 T = TypeVar("T")
 
@@ -25,7 +25,7 @@ class Driver:
     async def run(self, steps: Steps[T]) -> T:
         """Run an operation to its end; raises what it raises."""
         try:
-            step = next(steps)
+            step = steps.send(None)
         except StopIteration as done:
             value: T = done.value
             return value
@@ -49,14 +49,22 @@ class Driver:
             if not step.fired:
                 await _fired(step)
             return None, None
+        if isinstance(step, Completion):
+            await _ended(step)
+            return None, None
         try:
             return await self._call(step), None
         except Exception as error:  # noqa: BLE001 - handed to the operation, its rightful owner
             return None, error
 
-    async def _call(self, step: Blocking) -> object:
-        result: object = await trio.to_thread.run_sync(step.call, limiter=self._device_threads)
-        return result
+    async def _call(self, step: Blocking[T]) -> T:
+        return await trio.to_thread.run_sync(step.call, limiter=self._device_threads)
+
+
+async def _ended(completion: Completion[object]) -> None:
+    event, token = trio.Event(), trio.lowlevel.current_trio_token()
+    completion.subscribe(lambda: token.run_sync_soon(event.set))
+    await event.wait()
 
 
 async def _fired(signal: Signal) -> None:

@@ -47,57 +47,57 @@ class Work:
     """Memory the connection's account was charged with for it."""
 
 
-def read(device: BlockDevice, encoder: ReplyEncoder, request: Request) -> Steps[Buffer]:
+async def read(device: BlockDevice, encoder: ReplyEncoder, request: Request) -> Buffer:
     """A read that fits one reply: header and data in one buffer."""
     offset, length = request[3], request[4]
     header = encoder.data_header_bytes
     reply = memoryview(bytearray(header + length))
-    yield from device.read(offset, reply[header:])
+    await device.read(offset, reply[header:])
     encoder.pack_read(reply, 0, request)
     return reply
 
 
-def write(
+async def write(
     device: BlockDevice, encoder: ReplyEncoder, request: Request, payload: bytes
-) -> Steps[Buffer]:
+) -> Buffer:
     """A write whose payload is in memory of its own."""
-    yield from device.write(request[3], memoryview(payload))
-    return (yield from _durably(device, encoder, request))
+    await device.write(request[3], memoryview(payload))
+    return await _durably(device, encoder, request)
 
 
-def change(device: BlockDevice, encoder: ReplyEncoder, request: Request) -> Steps[Buffer]:
+async def change(device: BlockDevice, encoder: ReplyEncoder, request: Request) -> Buffer:
     """TRIM and WRITE_ZEROES."""
     flags, command, _, offset, length, _ = request
     if command == nbd.CMD_TRIM:
-        yield from device.trim(offset, length)
+        await device.trim(offset, length)
     else:
-        yield from device.zero(offset, length, allocate=bool(flags & nbd.CMD_FLAG_NO_HOLE))
-    return (yield from _durably(device, encoder, request))
+        await device.zero(offset, length, allocate=bool(flags & nbd.CMD_FLAG_NO_HOLE))
+    return await _durably(device, encoder, request)
 
 
-def cache(device: BlockDevice, encoder: ReplyEncoder, request: Request) -> Steps[Buffer]:
+async def cache(device: BlockDevice, encoder: ReplyEncoder, request: Request) -> Buffer:
     """CACHE: a hint."""
-    yield from device.cache(request[3], request[4])
+    await device.cache(request[3], request[4])
     return encoder.done(request)
 
 
-def status(device: BlockDevice, encoder: ReplyEncoder, request: Request) -> Steps[Buffer]:
+async def status(device: BlockDevice, encoder: ReplyEncoder, request: Request) -> Buffer:
     """BLOCK_STATUS of base:allocation."""
     flags, _, _, offset, length, _ = request
     limit = 1 if flags & nbd.CMD_FLAG_REQ_ONE else MAX_STATUS_EXTENTS
-    extents = yield from device.extents(offset, length, limit)
+    extents = await device.extents(offset, length, limit)
     return encoder.status(request, extents)
 
 
-def flush(device: BlockDevice, encoder: ReplyEncoder, requests: Sequence[Request]) -> Steps[Buffer]:
+async def flush(device: BlockDevice, encoder: ReplyEncoder, requests: Sequence[Request]) -> Buffer:
     """One flush that answers several requests: all were received before it begins."""
-    yield from device.flush()
+    await device.flush()
     return encoder.all_done(requests)
 
 
-def _durably(device: BlockDevice, encoder: ReplyEncoder, request: Request) -> Steps[Buffer]:
+async def _durably(device: BlockDevice, encoder: ReplyEncoder, request: Request) -> Buffer:
     if request[0] & nbd.CMD_FLAG_FUA:
-        yield from device.flush()
+        await device.flush()
     return encoder.done(request)
 
 

@@ -14,7 +14,6 @@ from bockd.errors import NotFoundError
 from bockd.model import VolumeId
 from bockd.server.drive import Driver
 from bockd.server.exports import ExportKey
-from bockd.steps import Steps
 from tests.blockstorage.store import Store, running
 
 
@@ -44,9 +43,9 @@ def test_detached_while_the_volume_was_being_opened(
 def _detached_meanwhile(store: Store, tenant: object) -> object:
     real = store.pool.use_volume
 
-    def use_volume(volume: VolumeId) -> Steps[OpenVolume]:
-        opened = yield from real(volume)
-        yield from Attachments(store.around).detach(tenant, "1", volume)  # type: ignore[arg-type]
+    async def use_volume(volume: VolumeId) -> OpenVolume:
+        opened = await real(volume)
+        await Attachments(store.around).detach(tenant, "1", volume)  # type: ignore[arg-type]
         return opened
 
     return use_volume

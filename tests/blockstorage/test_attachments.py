@@ -21,7 +21,7 @@ from bockd.errors import (
     NotFoundError,
 )
 from bockd.model import NodeKind
-from bockd.steps import Steps, run_inline
+from bockd.steps import run_inline
 from bockd.store.index import Table, Transaction
 from tests.blockstorage.store import Store
 
@@ -243,12 +243,12 @@ class BrokenExports:
     failing: set[str] = field(default_factory=set)
     calls: list[str] = field(default_factory=list)
 
-    def publish(self, attachment: Attachment) -> Steps[None]:
-        yield from self._do(f"publish {attachment.volume_id}", "publish")
+    async def publish(self, attachment: Attachment) -> None:
+        await self._do(f"publish {attachment.volume_id}", "publish")
 
-    def withdraw(self, attachment: Attachment, *, force: bool) -> Steps[str | None]:
+    async def withdraw(self, attachment: Attachment, *, force: bool) -> str | None:
         what = "cut" if force else "withdraw"
-        yield from self._do(f"{what} {attachment.volume_id}", what)
+        await self._do(f"{what} {attachment.volume_id}", what)
         return "the sync failed" if "flush" in self.failing else None
 
     def clients(self, attachment: Attachment) -> int:
@@ -261,11 +261,10 @@ class BrokenExports:
     def connections(self, kind: NodeKind, node: int) -> int:
         return 0
 
-    def _do(self, call: str, what: str) -> Steps[None]:
+    async def _do(self, call: str, what: str) -> None:
         self.calls.append(call)
         if what in self.failing:
             raise DeviceError(f"{what} failed")
-        yield from ()
 
 
 def test_what_the_data_plane_cannot_do_is_undone(store: Store, tenant: TenantId) -> None:

@@ -73,14 +73,14 @@ def _opened(store: Store, tenant: TenantId, volume: Volume) -> Steps[object]:
     return Snapshots(store.around).create(tenant, NewSnapshot(volume.id, "new"))
 
 
-def _import(store: Store, name: str = "new", checksum: str = "1" * 64) -> Steps[ImageRecord]:
+async def _import(store: Store, name: str = "new", checksum: str = "1" * 64) -> ImageRecord:
     """A whole import, in which every step may be the last."""
     images = Images(store.around)
-    begun = yield from images.begin(NewImage(name, "raw", MIB, 7, checksum))
-    opened = yield from store.pool.use_volume(begun.volume)
-    yield from opened.volume.write(0, memoryview(b"content"))
+    begun = await images.begin(NewImage(name, "raw", MIB, 7, checksum))
+    opened = await store.pool.use_volume(begun.volume)
+    await opened.volume.write(0, memoryview(b"content"))
     store.pool.leave_volume(begun.volume)
-    return (yield from images.finish(begun.volume))
+    return await images.finish(begun.volume)
 
 
 def _changes(store: Store) -> Changes:
@@ -163,7 +163,7 @@ def die_at(steps: Steps[object], number: int, *, done: bool) -> None:
     """Kill this process at a blocking call, done or not begun; return when there are not so
     many."""
     try:
-        step = next(steps)
+        step = steps.send(None)
         while True:
             if not isinstance(step, Blocking):
                 step = steps.send(None)
@@ -245,11 +245,11 @@ def test_killed_while_a_fetched_image_arrives(
     raise AssertionError("the change has no end")
 
 
-def arrive(store: Store, tenant: TenantId, _volume: Volume) -> Steps[object]:
+async def arrive(store: Store, tenant: TenantId, _volume: Volume) -> object:
     """A volume waits for an image, which arrives."""
     volumes = Volumes(store.around)
-    waiting = yield from volumes.create_waiting(tenant, NewVolume(1, "waiting"))
-    yield from volumes.fill(waiting.id, Images(store.around).find("old"))
+    waiting = await volumes.create_waiting(tenant, NewVolume(1, "waiting"))
+    await volumes.fill(waiting.id, Images(store.around).find("old"))
     return waiting
 
 

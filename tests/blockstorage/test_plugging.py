@@ -15,7 +15,7 @@ from bockd.blockstorage.running import NoExports
 from bockd.blockstorage.servers import Servers
 from bockd.errors import BockdError, InvalidStateError, NoSpaceError, UnavailableError
 from bockd.model import GIB, Server, ServerKind
-from bockd.steps import Steps, run_inline
+from bockd.steps import Blocking, Steps, run_inline
 from tests.blockstorage.store import Store, running
 
 
@@ -27,37 +27,36 @@ class Journal(NoExports):
         self.failing: set[str] = set()
         self.store: Store
 
-    def publish(self, attachment: Attachment) -> Steps[None]:
-        yield from self._do("publish", attachment)
+    async def publish(self, attachment: Attachment) -> None:
+        await self._do("publish", attachment)
 
-    def withdraw(self, attachment: Attachment, *, force: bool) -> Steps[str | None]:
-        yield from self._do("cut" if force else "withdraw", attachment)
+    async def withdraw(self, attachment: Attachment, *, force: bool) -> str | None:
+        await self._do("cut" if force else "withdraw", attachment)
         return "syncing failed" if "flush" in self.failing else None
 
-    def plug(
+    async def plug(
         self, server: Server, attachment: Attachment, size_bytes: int
-    ) -> Steps[Mapping[str, str]]:
+    ) -> Mapping[str, str]:
         assert size_bytes == GIB
         assert server.kind is attachment.server_kind
-        yield from self._do("plug", attachment)
+        await self._do("plug", attachment)
         return {"serial": "bock-1"}
 
-    def resize(self, server: Server, attachment: Attachment, size_bytes: int) -> Steps[None]:
+    async def resize(self, server: Server, attachment: Attachment, size_bytes: int) -> None:
         assert server.kind is attachment.server_kind
-        yield from self._do(f"resize to {size_bytes // GIB} GiB", attachment)
+        await self._do(f"resize to {size_bytes // GIB} GiB", attachment)
 
-    def unplug(self, server: Server, attachment: Attachment, *, force: bool) -> Steps[None]:
+    async def unplug(self, server: Server, attachment: Attachment, *, force: bool) -> None:
         assert server.name == attachment.server_id
-        yield from self._do("pull" if force else "unplug", attachment)
+        await self._do("pull" if force else "unplug", attachment)
 
-    def _do(self, call: str, attachment: Attachment) -> Steps[None]:
+    async def _do(self, call: str, attachment: Attachment) -> None:
         with self.store.pool.store.index.reading() as txn:
             found = Ledger(txn).exported(attachment.export_name)
         assert found is not None
         self.calls.append(f"{call} while {found.volume.status}")
         if call in self.failing:
             raise UnavailableError(f"{call}: nobody answers")
-        yield from ()
 
 
 @pytest.fixture
@@ -201,9 +200,8 @@ def test_a_plain_servers_volume_is_not_unplugged_when_it_becomes_a_machine(
     assert made.server_kind is ServerKind.PLAIN
     run_inline(Servers(store.around).add(Server("vm2", ServerKind.VM, "/run/vm2.qmp")))
 
-    def kind_of(server: Server, attachment: Attachment, *, force: bool) -> Steps[None]:
+    async def kind_of(server: Server, attachment: Attachment, *, force: bool) -> None:
         assert server.kind is ServerKind.PLAIN
-        yield from ()
 
     journal.unplug = kind_of  # type: ignore[method-assign]
     store.run(lambda s: s.detach(tenant, "vm2", volume.id))
@@ -219,8 +217,9 @@ def test_what_a_crash_left_in_a_machine_is_pulled_out_after_the_start(
     if status is Status.DETACHING:
         run_inline(steps)
         steps = Attachments(store.around).detach(tenant, "vm1", volume.id)
-    begun = next(steps)
-    begun.call()  # type: ignore[union-attr]
+    begun = steps.send(None)
+    assert isinstance(begun, Blocking)
+    begun.call()
     assert store.look(tenant, volume).status is status
     steps.close()
     store.restart()

@@ -82,8 +82,11 @@ class Bench:
 
 def stepwise(steps: Steps[None]) -> Iterator[Step]:
     """An operation's steps, each before it is done; asking for the next one does it."""
-    step = next(steps, None)
-    while step is not None:
+    try:
+        step = steps.send(None)
+    except StopIteration:
+        return
+    while True:
         yield step
         try:
             if isinstance(step, Signal):
@@ -105,10 +108,10 @@ def resume(steps: Steps[None], result: object) -> None:
     run_inline(steps_from(step, steps))
 
 
-def steps_from(step: Step, steps: Steps[None]) -> Steps[None]:
+async def steps_from(step: Step, steps: Steps[None]) -> None:
     """An operation that has yielded `step` already, from there on."""
     try:
         while True:
-            step = steps.send((yield step))
+            step = steps.send(await step)
     except StopIteration:
         return

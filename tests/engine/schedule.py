@@ -11,10 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from bockd.steps import Blocking, Signal, Step, Steps
+from bockd.steps import Blocking, Step, Steps
 
 GRAVEYARD: list[Task] = []
-"""Operations that a death cut off. They are kept, for a generator that is collected would run its
+"""Operations that a death cut off. They are kept, for a coroutine that is collected would run its
 `finally` clauses, and a process that is killed runs nothing."""
 
 
@@ -26,7 +26,7 @@ class Task:
     on_end: Callable[[], None]
     resume: tuple[Any, BaseException | None] | None = (None, None)
     """What to send or throw next; None while a call is to be run or a signal to be awaited."""
-    call: Blocking | None = None
+    call: Blocking[Any] | None = None
     error: BaseException | None = None
 
 
@@ -87,7 +87,7 @@ class Scheduler:
             self.suspend(task, step)
 
     def suspend(self, task: Task, step: Step) -> None:
-        if isinstance(step, Signal):
+        if not isinstance(step, Blocking):
 
             def wake() -> None:
                 task.resume = (None, None)

@@ -106,11 +106,11 @@ def test_a_load_under_way_does_not_bring_a_merged_layer_back(
         device.map.mark_clean(1 << 60)
         assert device.map.find(256 >> LEAF_SHIFT) is None
     reading = device.read(256 * BLOCK_SIZE, memoryview(buffer))
-    step = next(reading)
+    step = reading.send(None)
     assert isinstance(step, Blocking)
     loaded = step.call()
     reclaiming = bench.reclaimer.run()
-    waiting = next(reclaiming)
+    waiting = reclaiming.send(None)
     while isinstance(waiting, Blocking):
         waiting = reclaiming.send(waiting.call())
     resume(reading, loaded)
@@ -134,7 +134,7 @@ def test_a_leaf_stored_and_evicted_during_a_walk_is_not_overlooked(
     device.map.mark_clean(0)  # evicts what is clean: there are cold leaves, so the index is asked
     assert device.map.find(0) is None
     zeroing = device.zero(0, 2 * MIB, allocate=False)
-    step = next(zeroing)
+    step = zeroing.send(None)
     assert isinstance(step, Blocking)
     stored = step.call()
     run_inline(device.durability.checkpoint())

@@ -106,13 +106,13 @@ def test_a_read_that_has_begun_gets_its_old_data_before_anything_is_punched(
     device = run_inline(bench.pool.use_volume(bench.volume)).volume
     buffer = bytearray(BLOCK_SIZE)
     reading = device.read(0, memoryview(buffer))
-    step = next(reading)  # the read knows the old layer now, and has not read yet
+    step = reading.send(None)  # the read knows the old layer now, and has not read yet
     assert isinstance(step, Blocking)
     bench.write(0, b"b")
     # The index does not tell that the old block is unused before the read has ended, for whoever
     # reclaims may be another process and knows nothing of this one's reads.
     checkpointing = device.durability.checkpoint()
-    waiting = next(checkpointing)
+    waiting = checkpointing.send(None)
     while isinstance(waiting, Blocking):
         waiting = checkpointing.send(waiting.call())
     assert not waiting.fired

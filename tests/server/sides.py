@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ from bockd.server import fastlane
 from bockd.server.batch import Batch
 from bockd.server.statistics import ExportStatistics
 from bockd.server.work import Work, failed
-from bockd.steps import Background, Blocking, Step, Steps, run_inline
+from bockd.steps import Background, Blocking, Signal, Step, Steps, run_inline
 from bockd.store.layer import Layer
 from bockd.store.leaf import LEAF_BLOCKS
 
@@ -151,7 +152,7 @@ class Side:
                 try:
                     if isinstance(step, Blocking):
                         still.append((steps, _stepped(steps, step)))
-                    elif step.fired:
+                    elif not isinstance(step, Signal) or step.fired:
                         still.append((steps, steps.send(None)))
                     else:
                         still.append((steps, step))
@@ -168,7 +169,7 @@ class Side:
         self.pool.release()
 
 
-def _stepped(steps: Steps[bytes | memoryview], step: Blocking) -> Step:
+def _stepped(steps: Steps[bytes | memoryview], step: Blocking[Any]) -> Step:
     """As a driver does."""
     try:
         result = step.call()

@@ -10,7 +10,7 @@ import trio.testing
 
 from bockd.errors import NoSpaceError
 from bockd.server.drive import Driver
-from bockd.steps import Blocking, Signal, Steps
+from bockd.steps import Signal, blocking
 from tests.server.serving import in_trio
 
 
@@ -22,21 +22,20 @@ def fail() -> None:
     raise NoSpaceError("full")
 
 
-def nothing() -> Steps[int]:
+async def nothing() -> int:
     return 7
-    yield
 
 
-def several(signal: Signal) -> Steps[list[object]]:
+async def several(signal: Signal) -> list[object]:
     main = thread_name()
-    elsewhere = yield Blocking(thread_name)
+    elsewhere = await blocking(thread_name)
     assert thread_name() == main
-    waited = yield signal
-    again = yield signal
+    await signal
+    await signal
     try:
-        yield Blocking(fail)
+        await blocking(fail)
     except NoSpaceError as error:
-        return [elsewhere != main, waited, again, str(error)]
+        return [elsewhere != main, str(error)]
     return []
 
 
@@ -47,7 +46,7 @@ async def test_an_operation_runs_to_its_end() -> None:
     async with trio.open_nursery() as nursery:
 
         async def run() -> None:
-            assert await driver.run(several(signal)) == [True, None, None, "full"]
+            assert await driver.run(several(signal)) == [True, "full"]
 
         nursery.start_soon(run)
         await trio.testing.wait_all_tasks_blocked(0.01)
@@ -56,8 +55,8 @@ async def test_an_operation_runs_to_its_end() -> None:
 
 @in_trio
 async def test_what_an_operation_raises_is_raised() -> None:
-    def steps() -> Steps[None]:
-        yield Blocking(fail)
+    async def steps() -> None:
+        await blocking(fail)
 
     with pytest.raises(NoSpaceError):
         await Driver().run(steps())
@@ -68,9 +67,9 @@ async def test_what_has_begun_is_finished_in_spite_of_cancellation() -> None:
     done = []
     signal = Signal()
 
-    def steps() -> Steps[None]:
-        yield signal
-        yield Blocking(lambda: None)
+    async def steps() -> None:
+        await signal
+        await blocking(lambda: None)
         done.append(True)
 
     async with trio.open_nursery() as nursery:

@@ -119,13 +119,13 @@ def _late_join() -> Generator[None]:
     real = Durability.flush
     running: dict[Durability, Signal] = {}
 
-    def flush(self: Durability) -> Steps[None]:
+    async def flush(self: Durability) -> None:
         if self in running:
-            yield running[self]
+            await running[self]
             return
         done = running[self] = Signal()
         try:
-            yield from real(self)
+            await real(self)
         finally:
             del running[self]
             done.fire()

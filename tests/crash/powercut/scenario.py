@@ -349,11 +349,11 @@ class Run:
         device = self.device(volume)
         written = 0
 
-        def steps() -> Steps[None]:
+        async def steps() -> None:
             nonlocal written
-            yield from device.write(offset, memoryview(data))
+            await device.write(offset, memoryview(data))
             written = self.tick()
-            yield from device.flush()
+            await device.flush()
 
         def ended() -> None:
             for span in spans:
@@ -405,11 +405,11 @@ class Run:
     def scrub(self, volume: KnownVolume) -> None:
         """A piece of the first reading, and of a pass; who reads a volume waits for neither."""
 
-        def steps() -> Steps[None]:
-            yield from self.scrubber.read_on()
+        async def steps() -> None:
+            await self.scrubber.read_on()
             if self.random.random() < 0.3:
-                yield from self.scrubber.begin_pass()
-            yield from self.scrubber.verify_on()
+                await self.scrubber.begin_pass()
+            await self.scrubber.verify_on()
 
         self.start(volume, steps(), lambda: None)
 
@@ -419,9 +419,9 @@ class Run:
             return
         volume.growing = volume.size + self.random.randrange(1, 40) * BLOCK_SIZE
 
-        def steps() -> Steps[None]:
+        async def steps() -> None:
             assert volume.id is not None
-            yield from self.pool.extend_volume(volume.id, volume.growing)
+            await self.pool.extend_volume(volume.id, volume.growing)
 
         def ended() -> None:
             more = history_of(bytes(volume.growing - volume.size))
@@ -441,15 +441,15 @@ class Run:
         )
         self.world.snapshots[known.name] = known
 
-        def steps() -> Steps[None]:
+        async def steps() -> None:
             assert volume.id is not None
-            known.id = (yield from self.pool.create_snapshot(volume.id, known.name)).id
+            known.id = (await self.pool.create_snapshot(volume.id, known.name)).id
             if self.disk.cut:
                 return
             known.there, known.ended = There.YES, self.tick()
-            reader = (yield from self.pool.use_snapshot(known.id)).snapshot
+            reader = (await self.pool.use_snapshot(known.id)).snapshot
             found = bytearray(reader.size_bytes)
-            yield from reader.read(0, memoryview(found))
+            await reader.read(0, memoryview(found))
             self.pool.leave_snapshot(known.id)
             known.verify(bytes(found), self.tick())
             known.content = bytes(found)
@@ -485,14 +485,14 @@ class Run:
         if source:
             source.users += 1
 
-        def steps() -> Steps[None]:
-            made = yield from self.pool.create_volume(
+        async def steps() -> None:
+            made = await self.pool.create_volume(
                 volume.name, None if source else SIZE, source.id if source else None
             )
             if self.disk.cut:
                 return
             volume.id = made.id
-            yield from self.pool.use_volume(made.id)
+            await self.pool.use_volume(made.id)
             if source:
                 source.users -= 1
 
@@ -511,9 +511,9 @@ class Run:
             self.advance(1)
         self.pool.leave_volume(volume.id)
 
-    def use_again(self, volume: KnownVolume) -> Steps[None]:
+    async def use_again(self, volume: KnownVolume) -> None:
         assert volume.id is not None
-        yield from self.pool.use_volume(volume.id)
+        await self.pool.use_volume(volume.id)
         volume.reserved = False
 
     def revert(self, volume: KnownVolume) -> None:
@@ -528,10 +528,10 @@ class Run:
         assert snapshot.content is not None
         volume.instead = snapshot.content.ljust(volume.size, b"\0")
 
-        def steps() -> Steps[None]:
+        async def steps() -> None:
             assert volume.id is not None
             assert snapshot.id is not None
-            yield from self.pool.revert_volume(volume.id, snapshot.id)
+            await self.pool.revert_volume(volume.id, snapshot.id)
             if self.disk.cut:
                 return
             assert volume.instead is not None
@@ -539,17 +539,17 @@ class Run:
             volume.history.sectors[:] = history_of(volume.instead).sectors
             volume.flushed, volume.instead = -1, None
             snapshot.users -= 1
-            yield from self.use_again(volume)
+            await self.use_again(volume)
 
         self.start(volume, steps(), lambda: None)
 
     def reopen(self, volume: KnownVolume) -> None:
         self.alone(volume)
 
-        def steps() -> Steps[None]:
+        async def steps() -> None:
             assert volume.id is not None
-            yield from self.pool.close_idle_volume(volume.id)
-            yield from self.use_again(volume)
+            await self.pool.close_idle_volume(volume.id)
+            await self.use_again(volume)
 
         self.start(volume, steps(), lambda: None)
 

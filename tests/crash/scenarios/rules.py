@@ -11,7 +11,6 @@ from bockd.engine import recovery
 from bockd.engine.access import StoreAccess
 from bockd.engine.leafcache import LeafCache
 from bockd.engine.reading import Reader
-from bockd.steps import Steps
 from bockd.store.catalogue import VolumeRecord
 from bockd.store.journal import SegmentContents, read_segment
 from tests.crash.powercut.mutations import MUTATIONS as CUT_MUTATIONS
@@ -56,8 +55,8 @@ def recovery_takes_any_generation() -> Generator[None]:
 
 @contextmanager
 def reclaim_waits_for_no_read() -> Generator[None]:
-    def drain(_: Reader) -> Steps[None]:
-        yield from ()
+    async def drain(_: Reader) -> None:
+        pass
 
     with mock.patch.object(Reader, "drain_reads", drain):
         yield

@@ -19,7 +19,6 @@ from bockd.engine.punching import PendingPunches
 from bockd.engine.recovery import Replay
 from bockd.engine.volume import Volume
 from bockd.engine.waiting import HeldRange, RangeLocks
-from bockd.steps import Steps
 from bockd.store.blockmap import MapChanges
 from bockd.store.journal import Change, Kind, SegmentContents
 from bockd.store.layer import Layer
@@ -106,10 +105,9 @@ def punch_what_was_written_since() -> Replacements:
 def copy_up_without_locks() -> Replacements:
     """Two writes to parts of one frozen block both copy it."""
 
-    def acquire(self: RangeLocks, first: int, end: int) -> Steps[HeldRange]:
+    async def acquire(self: RangeLocks, first: int, end: int) -> HeldRange:
         held = HeldRange(first, end)
         self.held.append(held)
-        yield from ()
         return held
 
     return [(RangeLocks, "acquire", acquire), (RangeLocks, "busy", lambda *_: False)]
@@ -122,8 +120,7 @@ def partial_write_without_the_rest() -> Replacements:
         before, after = self._edge_lengths(offset, end)
         return memoryview(bytes(before)), memoryview(bytes(after))
 
-    def edges(self: Volume, offset: int, end: int) -> Steps[tuple[memoryview, memoryview]]:
-        yield from ()
+    async def edges(self: Volume, offset: int, end: int) -> tuple[memoryview, memoryview]:
         return blank(self, offset, end)
 
     return [(Volume, "_edges", edges), (Volume, "_try_edges", blank)]
