@@ -1,6 +1,6 @@
 """The control API: `/control/v1/...`, one endpoint for each method of `bockd.control.Control`.
 
-It is the operator's door: served on a Unix socket whose permissions are the guard, never on TCP.
+It is the operator's frontend: served on a Unix socket whose permissions are the guard, not on TCP.
 A `{ref}` in a path is an id in decimal or a name, percent-encoded as one segment. Sizes are in
 bytes, times in seconds since the epoch. Answers are the records of `bockd.control` as JSON objects;
 errors are those of `api.faults`.
@@ -104,7 +104,7 @@ def pool_router(control: Control) -> APIRouter:
 
     @router.get("/info")
     async def info() -> DaemonInfo:
-        """Who answers, and where its doors are."""
+        """Who answers, and where its frontends are."""
         return await control.info()
 
     @router.get("/statistics")

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.files import occupied_bytes, settle
+from bench.files import occupied_bytes, write_back
 from bench.fio import Job, run_job
 from bench.processes import BenchError
 from bench.quiet import Watch, quiet_rounds
@@ -24,7 +24,7 @@ from bench.results import Comparison, Section, Target
 from bench.rows import FILL_BLOCK_BYTES
 from bench.servers import Daemon, Served, bockd_daemon
 from bench.throughput import fill
-from bench.turns import Field, Scale
+from bench.turns import BenchContext, Scale
 from bockd.store.layout import Layout
 
 BLOCK_BYTES = 4096
@@ -41,12 +41,14 @@ WINDOW_SHARE = 4
 """A window writes one block in so many: enough that most leaves have old and new blocks."""
 
 
-def measure_after_snapshot(scale: Scale, ground: Field, rows: Sequence[str] = ROWS) -> Section:
+def measure_after_snapshot(
+    scale: Scale, context: BenchContext, rows: Sequence[str] = ROWS
+) -> Section:
     """The rows that are asked for; growth comes from the same windows as the first fill's speed."""
-    directory = ground.directory / "after-snapshot"
+    directory = context.directory / "after-snapshot"
     comparisons: list[Comparison] = []
-    with bockd_daemon(directory, ground.placement) as daemon:
-        windows = _Windows(daemon, scale.size_bytes, ground)
+    with bockd_daemon(directory, context.placement) as daemon:
+        windows = _Windows(daemon, scale.size_bytes, context)
         for fill_bytes, row in SPEED_ROWS.items():
             asked = {row, SPACE_ROW} if fill_bytes == FILLS_BYTES[0] else {row}
             asked.intersection_update(rows)
@@ -97,11 +99,11 @@ def _window_blocks(size_bytes: int) -> int:
 class _Windows:
     """Volumes of one daemon, and windows of writes to them."""
 
-    def __init__(self, daemon: Daemon, size_bytes: int, ground: Field) -> None:
+    def __init__(self, daemon: Daemon, size_bytes: int, context: BenchContext) -> None:
         self._daemon = daemon
         self._size_bytes = size_bytes
         self._layout = Layout(daemon.data_dir)
-        self._ground = ground
+        self._ground = context
         self._blocks = _window_blocks(size_bytes)
         self._job = Job(
             "randwrite", BLOCK_BYTES, DEPTH, size_bytes, io_bytes=self._blocks * BLOCK_BYTES
@@ -112,7 +114,7 @@ class _Windows:
         outcome = run_job(self._job, served.uri, core=self._ground.placement.client)
         if outcome.operations != self._blocks:
             raise BenchError(f"fio wrote {outcome.operations} blocks instead of {self._blocks}")
-        settle(served.directory)
+        write_back(served.directory)
         return outcome.rate
 
     def pair(self, number: int, watch: Watch, fill_bytes: int) -> tuple[float, ...]:

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.files import settle
+from bench.files import write_back
 from bench.fio import Job, run_job
 from bench.http import Api, answers_per_second, authenticate, steady
 from bench.quiet import MAX_FOREIGN_SHARE, Watch, quiet_rounds
 from bench.results import Comparison, Section, Target
 from bench.servers import EXPORT, Daemon, Served, bockd_daemon
 from bench.throughput import fill
-from bench.turns import Field, Scale
+from bench.turns import BenchContext, Scale
 from bockd.blockstorage.accounts import Accounts
 from bockd.blockstorage.contract import UNLIMITED, NewVolume, Quota
 from bockd.blockstorage.credentialsfile import CREDENTIALS_FILE, establish
 from bockd.blockstorage.records import Ledger
-from bockd.blockstorage.running import NoExports, Surroundings
+from bockd.blockstorage.running import NoPublisher, StorageContext
 from bockd.blockstorage.volumes import Volumes
 from bockd.engine.pool import Pool
 from bockd.model import VolumeId
@@ -48,32 +48,32 @@ FAST_ENOUGH = Target(1.0)
 KEEPS_MOST = Target(0.85)
 
 
-def measure_api_cost(scale: Scale, ground: Field) -> Section:
+def measure_api_cost(scale: Scale, context: BenchContext) -> Section:
     """All rows: shows and lists, and what a load of shows takes from a volume."""
-    directory = ground.directory / "api"
-    ground.tell(f"making {VOLUMES} volumes")
+    directory = context.directory / "api"
+    context.tell(f"making {VOLUMES} volumes")
     volume = make_pool(directory)
-    with bockd_daemon(directory, ground.placement, public=True) as daemon:
+    with bockd_daemon(directory, context.placement, public=True) as daemon:
         served = daemon.volume(EXPORT, scale.size_bytes)
-        fill(served, scale.size_bytes, ground.placement)
+        fill(served, scale.size_bytes, context.placement)
         api = authenticate(daemon.api_port, directory / CREDENTIALS_FILE)
         show = f"/volumes/{volume}"
         comparisons = [
-            *_answers(api, show, daemon, scale, ground),
+            *_answers(api, show, daemon, scale, context),
             *(
-                _beside(row, mode, api, show, served, scale, ground)
+                _beside(row, mode, api, show, served, scale, context)
                 for row, mode in BESIDE_ROWS.items()
             ),
         ]
-    return Section("The block storage API", _method(scale, ground), tuple(comparisons))
+    return Section("The block storage API", _method(scale, context), tuple(comparisons))
 
 
-def _method(scale: Scale, ground: Field) -> str:
+def _method(scale: Scale, context: BenchContext) -> str:
     return (
         f"{VOLUMES:,} volumes of one tenant, shown one by one and listed (`/volumes/detail`) over "
         f"{CONNECTIONS} keep-alive connections, {scale.seconds:g} s each; a list counts for all of "
         f"its volumes. Then fio as above on another volume, beside {REQUESTS_PER_SECOND} "
-        f"shows a second on one connection, and without; {ground.placement}. {scale.rounds} "
+        f"shows a second on one connection, and without; {context.placement}. {scale.rounds} "
         "rounds, the order reversed each time; a round in which other processes took more than "
         f"{MAX_FOREIGN_SHARE:.0%} of a core during a run is measured again."
     )
@@ -90,9 +90,9 @@ def make_pool(directory: Path, volumes: int = VOLUMES) -> VolumeId:
         with index.reading() as txn:
             tenant = Ledger(txn).tenants()[0].tenant.id
         Accounts(index).set_quota(tenant, Quota(UNLIMITED, UNLIMITED, UNLIMITED))
-        around = Volumes(Surroundings(pool, NoExports()))
+        context = Volumes(StorageContext(pool, NoPublisher()))
         made = [
-            run_inline(around.create(tenant, NewVolume(1, f"volume {number}")))
+            run_inline(context.create(tenant, NewVolume(1, f"volume {number}")))
             for number in range(volumes)
         ]
     finally:
@@ -101,12 +101,12 @@ def make_pool(directory: Path, volumes: int = VOLUMES) -> VolumeId:
 
 
 def _answers(
-    api: Api, show: str, daemon: Daemon, scale: Scale, ground: Field
+    api: Api, show: str, daemon: Daemon, scale: Scale, context: BenchContext
 ) -> tuple[Comparison, Comparison]:
-    core = ground.placement.client
+    core = context.placement.client
 
     def measure(number: int, watch: Watch) -> tuple[float, ...]:
-        ground.tell(f"{SHOW_ROW}, {LIST_ROW}: round {number + 1}")
+        context.tell(f"{SHOW_ROW}, {LIST_ROW}: round {number + 1}")
         with watch.over(daemon.pid):
             shows = answers_per_second(api, show, scale.seconds, CONNECTIONS, core)
             lists = answers_per_second(api, "/volumes/detail", scale.seconds, CONNECTIONS, core)
@@ -139,10 +139,10 @@ def _answers(
 
 
 def _beside(
-    row: str, mode: str, api: Api, show: str, served: Served, scale: Scale, ground: Field
+    row: str, mode: str, api: Api, show: str, served: Served, scale: Scale, context: BenchContext
 ) -> Comparison:
     job = Job(mode, BLOCK_BYTES, DEPTH, scale.size_bytes, seconds=scale.seconds)
-    core = ground.placement.client
+    core = context.placement.client
 
     def alone(watch: Watch) -> float:
         with watch.over(served.pid):
@@ -153,12 +153,12 @@ def _beside(
             return alone(watch)
 
     def measure(number: int, watch: Watch) -> tuple[float, ...]:
-        ground.tell(f"{row}: round {number + 1}")
+        context.tell(f"{row}: round {number + 1}")
         values = {}
         order = (beside, alone) if number % 2 else (alone, beside)
         for run in order:
             values[run] = run(watch)
-            settle(served.directory)
+            write_back(served.directory)
         return values[beside], values[alone]
 
     rounds = quiet_rounds(scale.rounds, scale.repeats, measure)

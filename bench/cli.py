@@ -26,7 +26,7 @@ from bench.processes import BenchError, place
 from bench.report import UNBOUNDED_COLUMNS, Report, print_report
 from bench.revision import describe_revision
 from bench.servers import PEERS
-from bench.turns import Field, Scale, Tell
+from bench.turns import BenchContext, Scale, Tell
 
 MIB = 1 << 20
 FULL = Scale(rounds=5, seconds=1.0, size_bytes=512 * MIB, repeats=3)
@@ -106,7 +106,7 @@ def main(
     strict: bool,
 ) -> None:
     """Measure bockd: against other NBD servers, through snapshots and just after them, through
-    each of its doors, from the disk, and what it takes of the machine.
+    each of its frontends, from the disk, and what it takes of the machine.
 
     \b
     python -m bench --quick
@@ -167,7 +167,7 @@ def _measure(
     _refuse_memory(directory)
     revision = describe_revision()  # before anything is written
     with _scratch(directory) as scratch, _telling() as tell:
-        measured = sections.measure(patterns, peers, scale, Field(scratch, place(), tell))
+        measured = sections.measure(patterns, peers, scale, BenchContext(scratch, place(), tell))
         machine = describe_machine(scratch)
     date = datetime.now(UTC).isoformat(timespec="seconds")
     return Report(_command(sys.argv[1:]), date, revision, machine, *measured)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 
-def settle(directory: Path) -> None:
+def write_back(directory: Path) -> None:
     """Write back all dirty pages of the files below `directory`, so that the kernel does not do it
     while something else is measured."""
     for path in _regular_files(directory):

@@ -1,15 +1,15 @@
-"""The file view beside NBD: the same volume of one daemon through both doors."""
+"""The file view beside NBD: the same volume of one daemon through both frontends."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bench.files import settle
+from bench.files import write_back
 from bench.fio import Job, Outcome, run_job
 from bench.results import Comparison, Section
 from bench.servers import EXPORT, Served, bockd_daemon
 from bench.throughput import fill, verify
-from bench.turns import Contestant, Field, Scale, in_turn, method_of_turns
+from bench.turns import BenchContext, Contestant, Scale, in_turn, method_of_turns
 from bockd.model import KIB, MIB
 
 FUSE, NBD = "bockd file view", "bockd"
@@ -23,29 +23,31 @@ JOBS = {
 ROWS = tuple(JOBS)
 
 
-def measure_file_view(scale: Scale, ground: Field, rows: Sequence[str] = ROWS) -> Section:
+def measure_file_view(scale: Scale, context: BenchContext, rows: Sequence[str] = ROWS) -> Section:
     """The rows that are asked for."""
-    directory, mount = ground.directory / "fuse", ground.directory / "view"
+    directory, mount = context.directory / "fuse", context.directory / "view"
     comparisons: list[Comparison] = []
-    with bockd_daemon(directory, ground.placement, mount=mount) as daemon:
+    with bockd_daemon(directory, context.placement, mount=mount) as daemon:
         served = daemon.volume(EXPORT, scale.size_bytes)
-        fill(served, scale.size_bytes, ground.placement)
-        doors = {FUSE: str(mount / "volumes" / EXPORT), NBD: served.uri}
+        fill(served, scale.size_bytes, context.placement)
+        frontends = {FUSE: str(mount / "volumes" / EXPORT), NBD: served.uri}
         for row in rows:
             mode, block_bytes, depth = JOBS[row]
             job = Job(mode, block_bytes, depth, scale.size_bytes, seconds=scale.seconds)
-            contestants = [_through(name, to, job, served, ground) for name, to in doors.items()]
-            comparisons.append(in_turn(row, contestants, scale, ground).against(NBD))
-        verify(doors[FUSE], scale, ground)
+            contestants = [
+                _through(name, to, job, served, context) for name, to in frontends.items()
+            ]
+            comparisons.append(in_turn(row, contestants, scale, context).against(NBD))
+        verify(frontends[FUSE], scale, context)
     method = (
         "fio's libaio engine with O_DIRECT on a file of the view, and its nbd engine on the same "
-        f"volume's export; {method_of_turns(scale, ground)}"
+        f"volume's export; {method_of_turns(scale, context)}"
     )
     return Section("The file view", method, tuple(comparisons))
 
 
-def _through(name: str, target: str, job: Job, served: Served, ground: Field) -> Contestant:
+def _through(name: str, target: str, job: Job, served: Served, context: BenchContext) -> Contestant:
     def run(_: Served) -> Outcome:
-        return run_job(job, target, core=ground.placement.client)
+        return run_job(job, target, core=context.placement.client)
 
-    return Contestant(name, run, prepare=lambda: served, after=lambda: settle(served.directory))
+    return Contestant(name, run, prepare=lambda: served, after=lambda: write_back(served.directory))

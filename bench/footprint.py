@@ -15,7 +15,7 @@ from bench.rows import FILL_BLOCK_BYTES
 from bench.servers import BOCKD, NBDKIT_FILE, RAW_THREADS, bockd_daemon
 from bench.snapshotcost import SAME_TIME, OpenPool, open_pool, time_one
 from bench.throughput import Fleet
-from bench.turns import Field, Scale
+from bench.turns import BenchContext, Scale
 from bockd.engine.volume import Volume
 from bockd.model import BLOCK_SIZE, GIB, KIB, MIB, TIB, VolumeId
 
@@ -34,17 +34,17 @@ STARTS = 3
 _PIECE = memoryview(bytes(range(1, 256)) * 17)[:BLOCK_SIZE]
 
 
-def measure_footprint(scale: Scale, ground: Field, rows: Sequence[str] = ROWS) -> Section:
+def measure_footprint(scale: Scale, context: BenchContext, rows: Sequence[str] = ROWS) -> Section:
     """The rows that are asked for."""
     found: list[Comparison] = []
     if IDLE_ROW in rows or OPEN_ROW in rows:
-        found += _memory(scale, ground)
+        found += _memory(scale, context)
     if PEAK_ROW in rows:
-        found += _peak(scale, ground)
+        found += _peak(scale, context)
     if START_ROW in rows:
-        found.append(_start(scale, ground))
+        found.append(_start(scale, context))
     if SNAPSHOT_ROW in rows or CLONE_ROW in rows:
-        found += _copies(scale.many_snapshots, ground)
+        found += _copies(scale.many_snapshots, context)
     method = (
         "Memory is what the daemon's process has for itself (RssAnon and RssShmem); pages of "
         "files, the index among them, belong to the page cache. The volume of 1 TiB has "
@@ -73,17 +73,17 @@ def peak_memory_mib(pid: int) -> float:
     return int(found[1]) / 1024
 
 
-def _memory(scale: Scale, ground: Field) -> list[Comparison]:
-    ground.tell(f"{IDLE_ROW}, {OPEN_ROW}")
+def _memory(scale: Scale, context: BenchContext) -> list[Comparison]:
+    context.tell(f"{IDLE_ROW}, {OPEN_ROW}")
     size = 1 * TIB
     job = Job("randwrite", BLOCK_SIZE, 32, size, io_bytes=scale.scattered_bytes)
     idle = []
     for number in range(min(scale.rounds, STARTS)):
-        with bockd_daemon(ground.directory / f"memory-{number}", ground.placement) as daemon:
+        with bockd_daemon(context.directory / f"memory-{number}", context.placement) as daemon:
             idle.append(own_memory_mib(daemon.pid))
             if number == 0:  # it varies little, and takes a while
                 served = daemon.volume("large", size)
-                run_job(job, served.uri, core=ground.placement.client)
+                run_job(job, served.uri, core=context.placement.client)
                 opened = own_memory_mib(daemon.pid) - idle[0]
                 daemon.bock("volume", "delete", "large")
     return [
@@ -98,15 +98,15 @@ def _allowed(row: str, what: str, values: Sequence[float], most: float) -> Compa
     return Comparison(row, what, f"{most:g} MiB", "MiB", tuple(values), allowed, target)
 
 
-def _peak(scale: Scale, ground: Field) -> list[Comparison]:
+def _peak(scale: Scale, context: BenchContext) -> list[Comparison]:
     """Ours beside servers of a raw file."""
     peaks: dict[str, float] = {}
     with ExitStack() as stack:
-        fleet = Fleet(stack, scale, ground)
+        fleet = Fleet(stack, scale, context)
         for name in (BOCKD, NBDKIT_FILE, RAW_THREADS):
             served = fleet.get(name, FILL_BLOCK_BYTES, tcp=False)
             assert served is not None
-            ground.tell(f"{PEAK_ROW}: {name}")
+            context.tell(f"{PEAK_ROW}: {name}")
             for mode, block_bytes, depth in PEAK_JOBS:
                 job = Job(
                     mode,
@@ -116,7 +116,7 @@ def _peak(scale: Scale, ground: Field) -> list[Comparison]:
                     seconds=scale.seconds,
                     connections=PEAK_CONNECTIONS,
                 )
-                run_job(job, served.uri, core=ground.placement.client)
+                run_job(job, served.uri, core=context.placement.client)
             peaks[name] = peak_memory_mib(served.pid)
     return [
         Comparison(PEAK_ROW, BOCKD, name, "MiB", (peaks[BOCKD],), (peaks[name],))
@@ -124,26 +124,26 @@ def _peak(scale: Scale, ground: Field) -> list[Comparison]:
     ]
 
 
-def _start(scale: Scale, ground: Field) -> Comparison:
+def _start(scale: Scale, context: BenchContext) -> Comparison:
     volumes = scale.many_volumes
-    ground.tell(f"{START_ROW}: making {volumes:,} volumes")
-    full, empty = ground.directory / "many", ground.directory / "none"
+    context.tell(f"{START_ROW}: making {volumes:,} volumes")
+    full, empty = context.directory / "many", context.directory / "none"
     make_pool(full, volumes)
     times: dict[Path, list[float]] = {full: [], empty: []}
     for _ in range(min(scale.rounds, STARTS)):
         for directory, found in times.items():
             began = time.perf_counter()
-            with bockd_daemon(directory, ground.placement):
+            with bockd_daemon(directory, context.placement):
                 found.append((time.perf_counter() - began) * 1000)
     return Comparison(
         START_ROW, f"{volumes:,} volumes", "none", "ms", tuple(times[full]), tuple(times[empty])
     )
 
 
-def _copies(snapshots: int, ground: Field) -> list[Comparison]:
+def _copies(snapshots: int, context: BenchContext) -> list[Comparison]:
     """Snapshots, and clones of them, of a volume that has many and of one that has few."""
-    ground.tell(f"{SNAPSHOT_ROW}: making {snapshots:,} snapshots")
-    with open_pool(ground.directory / "snapshots") as pool:
+    context.tell(f"{SNAPSHOT_ROW}: making {snapshots:,} snapshots")
+    with open_pool(context.directory / "snapshots") as pool:
         many, few = pool.volume("many", 1 * GIB), pool.volume("few", 1 * GIB)
         owner = VolumeId(many.durability.record.id)
         for number in range(snapshots):
@@ -166,7 +166,7 @@ def _copies(snapshots: int, ground: Field) -> list[Comparison]:
 def _change(pool: OpenPool, volume: Volume) -> None:
     """Write a block and flush, so that the next snapshot freezes something and flushes nothing."""
     pool.write(volume, 0, _PIECE)
-    pool.settle(volume)
+    pool.checkpoint(volume)
 
 
 def _beside(row: str, snapshots: int, pairs: Sequence[tuple[float, float]]) -> Comparison:

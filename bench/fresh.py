@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from bench.files import occupied_bytes, settle
+from bench.files import occupied_bytes, write_back
 from bench.fio import Job, Outcome, run_job
 from bench.processes import run
 from bench.results import Comparison, Section, Target
@@ -33,7 +33,7 @@ from bench.servers import (
     serve_image,
 )
 from bench.throughput import fill
-from bench.turns import Contestant, Field, Scale, in_turn, method_of_turns
+from bench.turns import BenchContext, Contestant, Scale, in_turn, method_of_turns
 from bockd.model import BLOCK_SIZE
 
 DEPTH = 32
@@ -50,19 +50,19 @@ FASTER, SMALLER = Target(8.0), Target(0.1, at_most=True)
 """Than the overlay: the writes, and the space that they take."""
 
 
-def measure_fresh(scale: Scale, ground: Field, rows: Sequence[str] = ROWS) -> Section:
+def measure_fresh(scale: Scale, context: BenchContext, rows: Sequence[str] = ROWS) -> Section:
     """The rows that are asked for."""
     comparisons: list[Comparison] = []
     job = _job(scale.size_bytes, EMPTY_SHARE)
     overlay_job = _job(scale.size_bytes * OVERLAY_SIZES, OVERLAY_SHARE)
-    with bockd_daemon(ground.directory / "fresh", ground.placement) as daemon:
+    with bockd_daemon(context.directory / "fresh", context.placement) as daemon:
         if EMPTY_ROW in rows:
-            contestants: list[_Fresh] = [_EmptyVolume(daemon, job, ground)]
-            contestants += [_EmptyPeer(name, job, ground) for name in (NBDKIT_FILE, QCOW2_THREADS)]
-            turns = in_turn(EMPTY_ROW, [one.contestant() for one in contestants], scale, ground)
+            contestants: list[_Fresh] = [_EmptyVolume(daemon, job, context)]
+            contestants += [_EmptyPeer(name, job, context) for name in (NBDKIT_FILE, QCOW2_THREADS)]
+            turns = in_turn(EMPTY_ROW, [one.contestant() for one in contestants], scale, context)
             comparisons += [turns.against(NBDKIT_FILE), turns.against(QCOW2_THREADS)]
         if OVERLAY_ROW in rows or SPACE_ROW in rows:
-            comparisons += _against_overlay(daemon, overlay_job, scale, ground)
+            comparisons += _against_overlay(daemon, overlay_job, scale, context)
     method = (
         f"Random 4 KiB writes at depth {DEPTH}, each block once: to one block in {EMPTY_SHARE} of "
         f"an empty image of {job.size_bytes >> 20} MiB; and to one block in {OVERLAY_SHARE} of a "
@@ -70,7 +70,7 @@ def measure_fresh(scale: Scale, ground: Field, rows: Sequence[str] = ROWS) -> Se
         "qcow2 overlay just made on a full qcow2 image. Space is what all files occupy more after "
         "the writes. An overlay takes and copies 64 KiB for the first write to a cluster of as "
         "much, and nothing for the next ones: where more blocks are written, it takes less for "
-        f"each. {method_of_turns(scale, ground)}"
+        f"each. {method_of_turns(scale, context)}"
     )
     found = tuple(one for one in comparisons if one.row in rows)
     return Section("Writes where nothing is yet", method, found)
@@ -81,11 +81,13 @@ def _job(size_bytes: int, share: int) -> Job:
     return Job("randwrite", BLOCK_SIZE, DEPTH, size_bytes, io_bytes=written)
 
 
-def _against_overlay(daemon: Daemon, job: Job, scale: Scale, ground: Field) -> list[Comparison]:
-    with _overlay(job, ground) as theirs:
-        ours = _JustSnapshotted(daemon, job, ground)
+def _against_overlay(
+    daemon: Daemon, job: Job, scale: Scale, context: BenchContext
+) -> list[Comparison]:
+    with _overlay(job, context) as theirs:
+        ours = _JustSnapshotted(daemon, job, context)
         contestants = [ours.contestant(), theirs.contestant()]
-        turns = in_turn(OVERLAY_ROW, contestants, scale, ground)
+        turns = in_turn(OVERLAY_ROW, contestants, scale, context)
     rounds = min(len(ours.grown), len(theirs.grown))
     return [
         turns.against(OVERLAY, FASTER),
@@ -106,9 +108,9 @@ class _Fresh:
 
     name: str
 
-    def __init__(self, job: Job, ground: Field) -> None:
+    def __init__(self, job: Job, context: BenchContext) -> None:
         self._job = job
-        self._ground = ground
+        self._ground = context
         self._numbers = count()
         self._before = 0
         self.served: Served | None = None
@@ -136,7 +138,7 @@ class _Fresh:
 
     def _after(self) -> None:
         assert self.served is not None
-        settle(self.served.directory)
+        write_back(self.served.directory)
         self.grown.append(_occupied(self.served.directory) - self._before)
         self.dispose()
 
@@ -144,8 +146,8 @@ class _Fresh:
 class _EmptyVolume(_Fresh):
     name = BOCKD
 
-    def __init__(self, daemon: Daemon, job: Job, ground: Field) -> None:
-        super().__init__(job, ground)
+    def __init__(self, daemon: Daemon, job: Job, context: BenchContext) -> None:
+        super().__init__(job, context)
         self._daemon = daemon
         self._volume = ""
 
@@ -158,8 +160,8 @@ class _EmptyVolume(_Fresh):
 
 
 class _EmptyPeer(_Fresh):
-    def __init__(self, name: str, job: Job, ground: Field) -> None:
-        super().__init__(job, ground)
+    def __init__(self, name: str, job: Job, context: BenchContext) -> None:
+        super().__init__(job, context)
         self.name = name
         self._serve: Serve = PEERS[name].serve
         self._stack = ExitStack()
@@ -178,11 +180,11 @@ class _EmptyPeer(_Fresh):
 class _JustSnapshotted(_Fresh):
     name = BOCKD
 
-    def __init__(self, daemon: Daemon, job: Job, ground: Field) -> None:
-        super().__init__(job, ground)
+    def __init__(self, daemon: Daemon, job: Job, context: BenchContext) -> None:
+        super().__init__(job, context)
         self._daemon = daemon
         self._volume = daemon.volume("snapshotted", job.size_bytes)
-        fill(self._volume, job.size_bytes, ground.placement)
+        fill(self._volume, job.size_bytes, context.placement)
 
     def renew(self, number: int) -> Served:
         self._daemon.bock("snapshot", "create", "snapshotted", f"before-{number}")
@@ -201,8 +203,8 @@ class _OverlayImage:
 class _FreshOverlay(_Fresh):
     name = OVERLAY
 
-    def __init__(self, images: _OverlayImage, job: Job, ground: Field) -> None:
-        super().__init__(job, ground)
+    def __init__(self, images: _OverlayImage, job: Job, context: BenchContext) -> None:
+        super().__init__(job, context)
         self._images = images
         self._stack = ExitStack()
 
@@ -220,15 +222,15 @@ class _FreshOverlay(_Fresh):
 
 
 @contextmanager
-def _overlay(job: Job, ground: Field) -> Iterator[_FreshOverlay]:
+def _overlay(job: Job, context: BenchContext) -> Iterator[_FreshOverlay]:
     """Overlays on a qcow2 image that is filled as ours is."""
-    directory = ground.directory / "overlay"
+    directory = context.directory / "overlay"
     directory.mkdir()
-    base = ground.directory / "overlay-base"
+    base = context.directory / "overlay-base"
     peer = PEERS[QCOW2_THREADS]
-    with peer.serve(base, job.size_bytes, ground.placement) as served:
-        fill(served, job.size_bytes, ground.placement, FILL_BLOCK_BYTES)
-    overlay = _FreshOverlay(_OverlayImage(base / "image", directory), job, ground)
+    with peer.serve(base, job.size_bytes, context.placement) as served:
+        fill(served, job.size_bytes, context.placement, FILL_BLOCK_BYTES)
+    overlay = _FreshOverlay(_OverlayImage(base / "image", directory), job, context)
     try:
         yield overlay
     finally:

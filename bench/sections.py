@@ -22,7 +22,7 @@ from bench.processes import BenchError
 from bench.results import Failure, Section, wanted
 from bench.rows import ROWS
 from bench.throughput import measure_throughput
-from bench.turns import Field, Scale
+from bench.turns import BenchContext, Scale
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class _Part:
     """A section, and the names of its rows."""
 
     rows: Sequence[str]
-    measure: Callable[[Scale, Field, Sequence[str]], Section]
+    measure: Callable[[Scale, BenchContext, Sequence[str]], Section]
     """The rows that are asked for, at least one."""
 
 
@@ -38,17 +38,17 @@ _PARTS = (
     _Part(aftersnapshot.ROWS, aftersnapshot.measure_after_snapshot),
     _Part(fresh.ROWS, fresh.measure_fresh),
     _Part(tuple(snapshotreads.ROWS.values()), snapshotreads.measure_snapshot_reads),
-    _Part(coldreads.ROWS, lambda scale, ground, _: coldreads.measure_cold_reads(scale, ground)),
+    _Part(coldreads.ROWS, lambda scale, context, _: coldreads.measure_cold_reads(scale, context)),
     _Part(several.ROWS, several.measure_several),
     _Part(fileview.ROWS, fileview.measure_file_view),
     _Part(copies.COPY_ROWS, copies.measure_copies),
-    _Part((copies.TRIM_ROW,), lambda scale, ground, _: copies.measure_trim(scale, ground)),
+    _Part((copies.TRIM_ROW,), lambda scale, context, _: copies.measure_trim(scale, context)),
     _Part(
         snapshotcost.ROWS,
-        lambda scale, ground, _: snapshotcost.measure_snapshot_cost(scale, ground),
+        lambda scale, context, _: snapshotcost.measure_snapshot_cost(scale, context),
     ),
     _Part(footprint.ROWS, footprint.measure_footprint),
-    _Part(apicost.ROWS, lambda scale, ground, _: apicost.measure_api_cost(scale, ground)),
+    _Part(apicost.ROWS, lambda scale, context, _: apicost.measure_api_cost(scale, context)),
 )
 
 
@@ -58,7 +58,7 @@ def all_rows() -> list[str]:
 
 
 def measure(
-    patterns: Sequence[str], peers: Sequence[str], scale: Scale, ground: Field
+    patterns: Sequence[str], peers: Sequence[str], scale: Scale, context: BenchContext
 ) -> tuple[dict[str, str], tuple[Section, ...], tuple[Failure, ...]]:
     """The settings of the servers, the rows that match, section by section, and what could not be
     measured: a failure in one section leaves the others. BenchError when no row matches. Each part
@@ -72,19 +72,19 @@ def measure(
     for number, part in enumerate((_against_others(peers, settings), *_PARTS)):
         if rows := [row for row in part.rows if row in asked]:
             try:
-                found.append(part.measure(scale, _below(ground, f"p{number}"), rows))
+                found.append(part.measure(scale, _below(context, f"p{number}"), rows))
             except BenchError as error:
                 failures.append(Failure(tuple(rows), str(error)))
-                ground.tell(f"not measured: {', '.join(rows)}: {error}")
+                context.tell(f"not measured: {', '.join(rows)}: {error}")
     return settings, tuple(found), tuple(failures)
 
 
 def _against_others(peers: Sequence[str], settings: dict[str, str]) -> _Part:
     """The first section; fills in how each server ran."""
 
-    def measure_rows(scale: Scale, ground: Field, rows: Sequence[str]) -> Section:
+    def measure_rows(scale: Scale, context: BenchContext, rows: Sequence[str]) -> Section:
         chosen = [row for row in ROWS if row.name in rows]
-        section, ran = measure_throughput(chosen, peers, scale, ground)
+        section, ran = measure_throughput(chosen, peers, scale, context)
         settings.update(ran)
         return section
 
@@ -99,8 +99,8 @@ def _asked_for(patterns: Sequence[str]) -> set[str]:
     return set(whole) | {row for row in rows if (parts or not whole) and wanted(row, parts)}
 
 
-def _below(ground: Field, name: str) -> Field:
+def _below(context: BenchContext, name: str) -> BenchContext:
     """A directory for one part. Names are short: socket paths must be."""
-    directory: Path = ground.directory / name
+    directory: Path = context.directory / name
     directory.mkdir()
-    return Field(directory, ground.placement, ground.tell)
+    return BenchContext(directory, context.placement, context.tell)

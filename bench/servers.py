@@ -149,7 +149,7 @@ def bockd_daemon(
         environment["BOCKD_NBD_LISTEN"] = "127.0.0.1:0"
     with serving(
         [program("bockd"), "serve", *(["--mount", str(mount)] if mount else [])],
-        address=data_dir / "api.sock",  # the last door that opens
+        address=data_dir / "api.sock",  # the last frontend that opens
         core=placement.server,
         log=log,
         environment=environment,

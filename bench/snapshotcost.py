@@ -1,7 +1,7 @@
 """What a snapshot and a clone cost: the same time for any size of volume, and no copied leaf.
 
-Measured on the engine itself, in this process, since the door in front of it adds the same to both
-sides of a ratio. Times are taken in pairs of a small and a large volume that hold the same data;
+Measured on the engine itself, in this process, since a frontend would add the same to both sides of
+a ratio. Times are taken in pairs of a small and a large volume that hold the same data;
 before each pair both are written to and flushed, so that every snapshot freezes a head that holds
 something, and none is charged for the flush of data.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from bench.results import Comparison, Section, Target
-from bench.turns import Field, Scale
+from bench.turns import BenchContext, Scale
 from bockd.engine.pool import Pool
 from bockd.engine.volume import Volume
 from bockd.model import BLOCK_SIZE, GIB, KIB, MIB, TIB, VolumeId
@@ -66,7 +66,7 @@ class OpenPool:
         self.run(volume.write(offset, data))
         self._background.run()
 
-    def settle(self, volume: Volume) -> None:
+    def checkpoint(self, volume: Volume) -> None:
         """Flush a volume and bring the index up to date."""
         self.run(volume.durability.checkpoint())
         self._background.run()
@@ -115,7 +115,7 @@ def time_copies(root: Path, sizes: Sequence[int], pairs: int) -> list[tuple[Time
         for number in range(pairs):
             for volume in volumes:
                 pool.write(volume, number * MIB, _PIECE)
-                pool.settle(volume)
+                pool.checkpoint(volume)
             times = {}
             order = range(len(volumes))
             for index in order if number % 2 == 0 else reversed(order):
@@ -156,7 +156,7 @@ def count_leaves(root: Path, blocks: int) -> LeafCounts:
         volume = pool.volume("scattered", blocks * LEAF_BYTES)
         for number in range(blocks):
             pool.write(volume, number * LEAF_BYTES, _BLOCK)
-        pool.settle(volume)  # so that only the snapshot itself is seen
+        pool.checkpoint(volume)  # so that only the snapshot itself is seen
         before = pool.leaves()
         owner = VolumeId(volume.durability.record.id)
         snapshot = pool.run(pool.pool.create_snapshot(owner, "snapshot"))
@@ -165,9 +165,9 @@ def count_leaves(root: Path, blocks: int) -> LeafCounts:
         return LeafCounts(before, after_snapshot, pool.leaves())
 
 
-def measure_snapshot_cost(scale: Scale, ground: Field) -> Section:
+def measure_snapshot_cost(scale: Scale, context: BenchContext) -> Section:
     """All rows."""
-    root, tell, pairs = ground.directory, ground.tell, PAIRS_PER_ROUND * scale.rounds
+    root, tell, pairs = context.directory, context.tell, PAIRS_PER_ROUND * scale.rounds
     tell("snapshot-time: volumes of 1 GiB and 16 TiB")
     pairs_of_times = time_copies(root / "times", (SMALL_BYTES, LARGE_BYTES), pairs)
     tell(f"snapshot-leaves: writing {SCATTERED_BLOCKS:,} scattered blocks")

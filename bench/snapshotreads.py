@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bench.files import settle
+from bench.files import write_back
 from bench.fio import Job, Outcome, run_job
 from bench.results import Comparison, Section, Target
 from bench.servers import Daemon, Served, bockd_daemon
 from bench.throughput import fill
-from bench.turns import Contestant, Field, Scale, in_turn, method_of_turns
+from bench.turns import BenchContext, Contestant, Scale, in_turn, method_of_turns
 from bockd.model import BLOCK_SIZE
 
 DEPTH = 32
@@ -26,14 +26,14 @@ REWRITTEN = 0.5
 """Of the blocks, between the first snapshot and the last."""
 
 
-def measure_snapshot_reads(scale: Scale, ground: Field, rows: Sequence[str]) -> Section:
+def measure_snapshot_reads(scale: Scale, context: BenchContext, rows: Sequence[str]) -> Section:
     """The rows that are asked for."""
-    directory = ground.directory / "through"
-    with bockd_daemon(directory, ground.placement) as daemon:
-        plain = _volume(daemon, 0, scale, ground)
+    directory = context.directory / "through"
+    with bockd_daemon(directory, context.placement) as daemon:
+        plain = _volume(daemon, 0, scale, context)
         comparisons = tuple(
             _compare(
-                row, _volume(daemon, count, scale, ground), plain, KEPT.get(count), scale, ground
+                row, _volume(daemon, count, scale, context), plain, KEPT.get(count), scale, context
             )
             for count, row in ROWS.items()
             if row in rows and count <= scale.most_snapshots
@@ -41,16 +41,16 @@ def measure_snapshot_reads(scale: Scale, ground: Field, rows: Sequence[str]) -> 
     method = (
         f"4 KiB random reads at depth {DEPTH} of volumes of one daemon; between the snapshots "
         f"{REWRITTEN:.0%} of the blocks were written again, spread over the volume; "
-        f"{method_of_turns(scale, ground)}"
+        f"{method_of_turns(scale, context)}"
     )
     return Section("Reads through snapshots", method, comparisons)
 
 
-def _volume(daemon: Daemon, snapshots: int, scale: Scale, ground: Field) -> Served:
+def _volume(daemon: Daemon, snapshots: int, scale: Scale, context: BenchContext) -> Served:
     name = f"under-{snapshots}"
-    ground.tell(f"making a volume with {snapshots} snapshots")
+    context.tell(f"making a volume with {snapshots} snapshots")
     served = daemon.volume(name, scale.size_bytes)
-    fill(served, scale.size_bytes, ground.placement)
+    fill(served, scale.size_bytes, context.placement)
     blocks = int(scale.size_bytes // BLOCK_SIZE * REWRITTEN)
     for number in range(snapshots):
         daemon.bock("snapshot", "create", name, f"{name}-{number}")
@@ -58,22 +58,27 @@ def _volume(daemon: Daemon, snapshots: int, scale: Scale, ground: Field) -> Serv
         run_job(
             Job("randwrite", BLOCK_SIZE, DEPTH, scale.size_bytes, io_bytes=share, seed=number + 1),
             served.uri,
-            core=ground.placement.client,
+            core=context.placement.client,
         )
-    settle(served.directory)
+    write_back(served.directory)
     return served
 
 
 def _compare(
-    row: str, served: Served, plain: Served, target: Target | None, scale: Scale, ground: Field
+    row: str,
+    served: Served,
+    plain: Served,
+    target: Target | None,
+    scale: Scale,
+    context: BenchContext,
 ) -> Comparison:
     job = Job("randread", BLOCK_SIZE, DEPTH, scale.size_bytes, seconds=scale.seconds)
 
     def reader(name: str, volume: Served) -> Contestant:
         def run(_: Served) -> Outcome:
-            return run_job(job, volume.uri, core=ground.placement.client)
+            return run_job(job, volume.uri, core=context.placement.client)
 
         return Contestant(name, run, prepare=lambda: volume)
 
-    turns = in_turn(row, [reader("with them", served), reader(NONE, plain)], scale, ground)
+    turns = in_turn(row, [reader("with them", served), reader(NONE, plain)], scale, context)
     return turns.against(NONE, target)

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from bench.files import settle
+from bench.files import write_back
 from bench.fio import Job, run_job
 from bench.processes import BenchError, Placement
 from bench.results import Comparison, Section, Target
 from bench.rows import FILL_BLOCK_BYTES, Row
 from bench.servers import BOCKD, PEERS, Peer, Served, serve_bockd
-from bench.turns import Contestant, Field, Scale, Turns, in_turn, method_of_turns
+from bench.turns import BenchContext, Contestant, Scale, Turns, in_turn, method_of_turns
 from bockd.model import BLOCK_SIZE, MIB
 
 FILL_DEPTH = 4
@@ -30,24 +30,24 @@ def fill(
     """Write all of an export; as it is here every server's image is filled."""
     job = Job("write", block_bytes, FILL_DEPTH, size_bytes, io_bytes=size_bytes)
     run_job(job, served.uri, core=placement.client)
-    settle(served.directory)
+    write_back(served.directory)
 
 
-def verify(target: str, scale: Scale, ground: Field) -> None:
+def verify(target: str, scale: Scale, context: BenchContext) -> None:
     """Write to an export or a file and read all of it back; BenchError if that is not the same."""
     size = min(scale.size_bytes, _VERIFIED_BYTES)
-    ground.tell(f"{VERIFYING} {target}")
+    context.tell(f"{VERIFYING} {target}")
     job = Job("randwrite", BLOCK_SIZE, VERIFY_DEPTH, size, io_bytes=size, verify=True)
-    run_job(job, target, core=ground.placement.client)
+    run_job(job, target, core=context.placement.client)
 
 
 class Fleet:
     """Servers with filled images, each started when it is first asked for."""
 
-    def __init__(self, stack: ExitStack, scale: Scale, ground: Field) -> None:
+    def __init__(self, stack: ExitStack, scale: Scale, context: BenchContext) -> None:
         self._stack = stack
         self._scale = scale
-        self._ground = ground
+        self._ground = context
         self._servers: dict[tuple[str, int, bool], Served | None] = {}
 
     def get(self, name: str, fill_bytes: int, *, tcp: bool) -> Served | None:
@@ -69,65 +69,65 @@ class Fleet:
                 verify(served.uri, self._scale, self._ground)
 
     def _start(self, name: str, fill_bytes: int, tcp: bool) -> Served | None:
-        ground, size = self._ground, self._scale.size_bytes
+        context, size = self._ground, self._scale.size_bytes
         peer = Peer(serve_bockd) if name == BOCKD else PEERS[name]
-        ground.tell(f"starting {name} and filling its image")
+        context.tell(f"starting {name} and filling its image")
         # Short: the paths of sockets must be.
-        directory = ground.directory / f"s{len(self._servers)}"
+        directory = context.directory / f"s{len(self._servers)}"
         try:
             served = self._stack.enter_context(
-                peer.serve(directory, size, ground.placement, tcp=tcp)
+                peer.serve(directory, size, context.placement, tcp=tcp)
             )
         except BenchError as error:
             if not peer.optional:
                 raise
-            ground.tell(f"{name} does not run here: {error}")
+            context.tell(f"{name} does not run here: {error}")
             return None
-        fill(served, size, ground.placement, fill_bytes)
+        fill(served, size, context.placement, fill_bytes)
         return served
 
 
 def measure_throughput(
-    rows: Sequence[Row], peers: Sequence[str], scale: Scale, ground: Field
+    rows: Sequence[Row], peers: Sequence[str], scale: Scale, context: BenchContext
 ) -> tuple[Section, dict[str, str]]:
     """All rows, against the peers that each names or, if there are any, against `peers`; and the
     setting that each server ran with."""
     with ExitStack() as stack:
-        fleet = Fleet(stack, scale, ground)
+        fleet = Fleet(stack, scale, context)
         comparisons = [
-            one for row in rows for one in _measure_row(row, peers, fleet, scale, ground)
+            one for row in rows for one in _measure_row(row, peers, fleet, scale, context)
         ]
         fleet.verify()
         settings = fleet.settings
-    return Section("Against other servers", _method(scale, ground), tuple(comparisons)), settings
+    return Section("Against other servers", _method(scale, context), tuple(comparisons)), settings
 
 
-def _method(scale: Scale, ground: Field) -> str:
+def _method(scale: Scale, context: BenchContext) -> str:
     return (
         "fio's nbd engine over a Unix socket (in the rows that say so, over TCP on the loopback "
         f"interface), one connection, {scale.seconds:g} s a run on an image of "
         f"{scale.size_bytes >> 20} MiB filled by writes of 64 KiB or of the size that the row "
         "names; writes are overwrites; `flush-32` is a flush after every 32 writes. "
-        f"{method_of_turns(scale, ground)}"
+        f"{method_of_turns(scale, context)}"
     )
 
 
 def _measure_row(
-    row: Row, peers: Sequence[str], fleet: Fleet, scale: Scale, ground: Field
+    row: Row, peers: Sequence[str], fleet: Fleet, scale: Scale, context: BenchContext
 ) -> list[Comparison]:
     job = row.job(scale.size_bytes, scale.seconds)
     contestants = []
     for name in (BOCKD, *(peers or row.peers)):
         served = fleet.get(name, row.fill_bytes, tcp=row.tcp)
         if served is not None:
-            contestants.append(_contestant(name, row, job, served, ground.placement))
-    return _comparisons(row, in_turn(row.name, contestants, scale, ground))
+            contestants.append(_contestant(name, row, job, served, context.placement))
+    return _comparisons(row, in_turn(row.name, contestants, scale, context))
 
 
 def _contestant(name: str, row: Row, job: Job, served: Served, placement: Placement) -> Contestant:
     def after() -> None:
         if row.writes:
-            settle(served.directory)
+            write_back(served.directory)
 
     return Contestant(
         name,

@@ -45,7 +45,7 @@ class Scale:
 
 
 @dataclass(frozen=True)
-class Field:
+class BenchContext:
     """Where it is measured: the directory of the data, and the cores."""
 
     directory: Path
@@ -124,12 +124,16 @@ class Turns:
 
 
 def in_turn(
-    row: str, contestants: Sequence[Contestant], scale: Scale, ground: Field, unit: str = "IOPS"
+    row: str,
+    contestants: Sequence[Contestant],
+    scale: Scale,
+    context: BenchContext,
+    unit: str = "IOPS",
 ) -> Turns:
     """Measure all contestants in each round."""
 
     def measure(number: int, watch: Watch) -> tuple[float, ...]:
-        ground.tell(f"{row}: round {number + 1}")
+        context.tell(f"{row}: round {number + 1}")
         found: dict[str, tuple[float, float]] = {}
         for one in contestants if number % 2 == 0 else reversed(contestants):
             found[one.name] = _run(one, watch)
@@ -159,10 +163,10 @@ def _run(contestant: Contestant, watch: Watch) -> tuple[float, float]:
     return outcome.rate, used / outcome.operations * 1e6
 
 
-def method_of_turns(scale: Scale, ground: Field) -> str:
+def method_of_turns(scale: Scale, context: BenchContext) -> str:
     """How `in_turn` measures, in sentences, for a report."""
     return (
-        f"{ground.placement}. {scale.rounds} rounds with the contestants in turn, the order "
+        f"{context.placement}. {scale.rounds} rounds with the contestants in turn, the order "
         "reversed each time; ratios are those within a round. A round in which other processes "
         f"took more than {MAX_FOREIGN_SHARE:.0%} of a core during a run is measured again."
     )

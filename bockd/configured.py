@@ -5,7 +5,7 @@ from __future__ import annotations
 from api.openstack.catalog import Catalog, Zone
 from bockd.blockstorage.contract import Identity, Quota
 from bockd.blockstorage.plugging import Devices
-from bockd.blockstorage.running import Exports, Surroundings
+from bockd.blockstorage.running import ExportPublisher, StorageContext
 from bockd.config.sections import (
     CatalogSettings,
     KeystoneSettings,
@@ -14,16 +14,16 @@ from bockd.config.sections import (
     TenantQuotaSettings,
 )
 from bockd.engine.pool import Pool
-from bockd.keystone.either import EitherIdentity
+from bockd.keystone.fallback import FallbackIdentity
 from bockd.model import Server
 
 
-def surroundings(
-    settings: Settings, pool: Pool, exports: Exports, devices: Devices
-) -> Surroundings:
+def storage_context(
+    settings: Settings, pool: Pool, exports: ExportPublisher, devices: Devices
+) -> StorageContext:
     """What the operations of block storage run in."""
     quota = settings.quota
-    return Surroundings(
+    return StorageContext(
         pool,
         exports,
         default_quota=Quota(quota.volumes, quota.gigabytes, quota.snapshots),
@@ -62,4 +62,4 @@ def one_identity(
     """Who is asked about tokens: bockd's own accounts, Keystone, or both in this order."""
     if keystone is None:
         return local
-    return EitherIdentity(local, keystone) if settings.local else keystone
+    return FallbackIdentity(local, keystone) if settings.local else keystone

@@ -20,7 +20,7 @@ from bockd.model import NodeKind, Server, SnapshotId, VolumeId
 
 @dataclass(frozen=True, slots=True)
 class DaemonInfo:
-    """Who answers, and where its doors are."""
+    """Who answers, and where its frontends are."""
 
     version: str
     data_dir: str

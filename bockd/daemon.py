@@ -1,6 +1,6 @@
 """The daemon: everything wired together in one nursery, until a signal ends it.
 
-Order matters at the end: the doors close first, then the engine finishes what was begun, then
+Order matters at the end: the frontends close first, then the engine finishes what was begun, then
 volumes are closed (flushed, their journals applied), and the pool last.
 """
 
@@ -21,7 +21,7 @@ from fastapi import FastAPI
 
 from api.app import Together, create_app
 from api.openstack.app import create_public_app
-from api.openstack.nbd import NbdDoors
+from api.openstack.nbd import NbdFrontends
 from api.serve import serve_api, serve_public
 from bockd import descriptors, heap
 from bockd.blockstorage.contract import Identity
@@ -30,7 +30,7 @@ from bockd.blockstorage.identity import LocalIdentity
 from bockd.blockstorage.interrupted import detaching, finish_detaching, resolve_interrupted
 from bockd.blockstorage.plugging import DevicePlugger
 from bockd.blockstorage.records import OwnedVolume
-from bockd.blockstorage.running import Surroundings
+from bockd.blockstorage.running import StorageContext
 from bockd.blockstorage.servers import Servers
 from bockd.blockstorage.service import PoolBlockStorage
 from bockd.blockstorage.tokens import load_key
@@ -38,10 +38,10 @@ from bockd.certificates import Certificates, wanted
 from bockd.config import Address, Settings
 from bockd.config.load import API_LISTEN_VARIABLE, NBD_LISTEN_VARIABLE
 from bockd.config.sections import ApiSettings, NbdSettings
-from bockd.configured import catalog, one_identity, servers, surroundings
+from bockd.configured import catalog, one_identity, servers, storage_context
 from bockd.dataplane.accounts import PoolAccounts
+from bockd.dataplane.asyncbridge import AsyncBridge
 from bockd.dataplane.attached import AttachedExports, AttachedVolumes
-from bockd.dataplane.awaiting import Beside
 from bockd.dataplane.backups import Backups
 from bockd.dataplane.capacity import Capacity
 from bockd.dataplane.control import PoolControl
@@ -63,13 +63,13 @@ from bockd.errors import InUseError, from_os_error
 from bockd.keystone.opening import open_keystone
 from bockd.model import GIB, ServerKind, TlsMode
 from bockd.readiness import READY, STOPPING, notify
-from bockd.server.drive import Driver
 from bockd.server.exports import ExportKey
 from bockd.server.fastlane import lane
 from bockd.server.limits import MAX_CONNECTIONS, ServerLimits
 from bockd.server.listener import address_of, listen_tcp
 from bockd.server.nbd_server import NbdServer, serve_nbd
-from bockd.server.tls import NO_TLS, DoorTls
+from bockd.server.steprunner import StepRunner
+from bockd.server.tls import NO_TLS, FrontendTls
 from bockd.steps import Steps
 from bockd.unixsocket import listening_unix
 from bockd.vm.machines import Machines
@@ -81,7 +81,7 @@ log = logging.getLogger(__name__)
 TLS_NOTE = {TlsMode.OFF: "", TlsMode.ON: ", TLS on demand", TlsMode.REQUIRE: ", TLS only"}
 
 HASHING_THREADS = 2
-"""For passwords, apart from the device's threads: guessing at the door must not delay a disk."""
+"""For passwords, apart from the device's threads: guessing must not delay a disk."""
 
 
 def run(settings: Settings, mount: Path | None = None, *, is_default: bool = False) -> None:
@@ -132,11 +132,11 @@ class _Daemon:
                 tcp_user_timeout_seconds=settings.nbd.tcp_user_timeout_seconds,
             )
         )
-        self._driver = self._server.driver
+        self._runner = self._server.runner
         self._background: trio.Nursery
         self._keystone: Identity | None
         self._pool: Pool
-        self._around: Surroundings
+        self._context: StorageContext
         self._machines = Machines()
         self._machine_plugger = MachinePlugger(
             self._machines, str(settings.nbd_socket), settings.vm.reconnect_seconds
@@ -163,12 +163,12 @@ class _Daemon:
             raise InUseError(
                 f"{error}: stop that one first, or serve another directory (BOCKD_DATA)"
             ) from error
-        beside = Beside(lambda: self._background)
-        self._around = surroundings(
+        bridge = AsyncBridge(lambda: self._background)
+        self._context = storage_context(
             self._settings,
             self._pool,
-            AttachedVolumes(self._pool, self._server, beside, self._on_idle),
-            PluggedDevices(beside, self._pluggers()),
+            AttachedVolumes(self._pool, self._server, bridge, self._on_idle),
+            PluggedDevices(bridge, self._pluggers()),
         )
         try:
             async with trio.open_nursery() as self._background:
@@ -194,7 +194,7 @@ class _Daemon:
     async def _finish(self, steps: Steps[None]) -> None:
         """One background operation's trouble is logged, and is nobody else's."""
         try:
-            await self._driver.run(steps)
+            await self._runner.run(steps)
         except Exception:
             log.exception("background work failed")
 
@@ -204,24 +204,24 @@ class _Daemon:
         self._scrubbing = Scrubbing(self._pool, self._settings.checksums)
         self._idle = IdleExports(self._pool, self._retrying)
         try:
-            await self._driver.run(self._pool.recover_volumes())
-            await self._driver.run(resolve_interrupted(self._around))
+            await self._runner.run(self._pool.recover_volumes())
+            await self._runner.run(resolve_interrupted(self._context))
             await trio.to_thread.run_sync(
                 lambda: establish(self._pool.store.index, self._settings.data_dir)
             )
             # Before a machine is looked for at its QMP socket.
-            await self._driver.run(Servers(self._around).configure(servers(self._settings)))
-            for owned in detaching(self._around):
+            await self._runner.run(Servers(self._context).configure(servers(self._settings)))
+            for owned in detaching(self._context):
                 self._retrying.start(
                     f"detaching volume {owned.volume.id}",
                     partial(self._finish_detaching, owned),
                 )
             self._reclaim()
-            await self._open_doors()
+            await self._open_frontends()
         finally:
             self._reclaimer.stop()
             with trio.CancelScope(shield=True):
-                await self._driver.run(self._pool.close_all())
+                await self._runner.run(self._pool.close_all())
 
     def _reclaim(self) -> None:
         self._retrying.start("reclaim", self._run_reclaim)
@@ -233,8 +233,8 @@ class _Daemon:
 
     async def _finish_detaching(self, owned: OwnedVolume) -> None:
         """Finish it, unless somebody has done so since it was put off."""
-        if owned in detaching(self._around):
-            await finish_detaching(self._around, owned)
+        if owned in detaching(self._context):
+            await finish_detaching(self._context, owned)
 
     def _waiting(self) -> tuple[str, ...]:
         """Background work that was put off."""
@@ -242,7 +242,7 @@ class _Daemon:
         scrub = () if put_off is None else (f"reading frozen layers: {put_off}",)
         return (*self._retrying.waiting, *scrub)
 
-    async def _open_doors(self) -> None:
+    async def _open_frontends(self) -> None:
         settings = self._settings
         with (
             ExitStack() as signals,
@@ -250,9 +250,9 @@ class _Daemon:
             listening(settings.nbd.listen, NBD_LISTEN_VARIABLE) as tcp,
             listening(settings.api.listen, API_LISTEN_VARIABLE) as api,
         ):
-            await self._serve_doors(unix, tcp, api, signals)
+            await self._serve_frontends(unix, tcp, api, signals)
 
-    async def _serve_doors(
+    async def _serve_frontends(
         self,
         unix: socket.socket,
         tcp: socket.socket | None,
@@ -265,10 +265,10 @@ class _Daemon:
         nbd_listen = str(address_of(tcp)) if tcp else None
         api_listen = str(address_of(api)) if api else None
         mount = str(self._view.path) if self._view else None
-        capacity = Capacity(self._pool, self._driver, settings.data_dir, settings.pool.warn_percent)
-        backups = Backups(self._pool, self._driver)
+        capacity = Capacity(self._pool, self._runner, settings.data_dir, settings.pool.warn_percent)
+        backups = Backups(self._pool, self._runner)
         control = PoolControl(
-            self._around,
+            self._context,
             self._server,
             settings,
             nbd_listen,
@@ -279,32 +279,32 @@ class _Daemon:
             backups,
             self._waiting,
         )
-        images = PoolImages(self._around, self._server, settings)
-        accounts = PoolAccounts(self._around, self._driver, settings.data_dir)
-        attached = AttachedExports(self._pool, self._driver, self._on_idle)
-        exports = PoolExports(self._pool, self._driver, self._on_idle, attached)
-        async with trio.open_nursery() as doors:
-            public = self._public_app(tcp, doors)
-            doors.start_soon(
+        images = PoolImages(self._context, self._server, settings)
+        accounts = PoolAccounts(self._context, self._runner, settings.data_dir)
+        attached = AttachedExports(self._pool, self._runner, self._on_idle)
+        exports = PoolExports(self._pool, self._runner, self._on_idle, attached)
+        async with trio.open_nursery() as frontends:
+            public = self._public_app(tcp, frontends)
+            frontends.start_soon(
                 serve_nbd, self._server, unix, exports, tcp, attached, self._tls(settings.nbd)
             )
             both = Together(create_app(control, images, accounts), public)
-            await doors.start(serve_api, both, settings.api_socket)
-            doors.start_soon(images.give_up_abandoned)
+            await frontends.start(serve_api, both, settings.api_socket)
+            frontends.start_soon(images.give_up_abandoned)
             if api is not None:
                 tls = self._tls(settings.api)
                 context = None if tls.mode is TlsMode.OFF else tls.context
-                await doors.start(partial(serve_public, public, api, tls=context))
+                await frontends.start(partial(serve_public, public, api, tls=context))
             if self._view is not None:
-                nodes = PoolNodes(self._pool, self._driver, exports, self._server)
-                await doors.start(self._view.serve, nodes, self._driver)
+                nodes = PoolNodes(self._pool, self._runner, exports, self._server)
+                await frontends.start(self._view.serve, nodes, self._runner)
             watch = Watch(self._machines, self._machine_plugger, self._pool.store.index)
-            doors.start_soon(watch.run)
-            doors.start_soon(self._scrubbing.run)
-            doors.start_soon(capacity.run)
-            doors.start_soon(backups.run)
-            doors.start_soon(self._retrying.run)
-            doors.start_soon(self._idle.run)
+            frontends.start_soon(watch.run)
+            frontends.start_soon(self._scrubbing.run)
+            frontends.start_soon(capacity.run)
+            frontends.start_soon(backups.run)
+            frontends.start_soon(self._retrying.run)
+            frontends.start_soon(self._idle.run)
             # What is alive now stays; the collector need not look at it again.
             gc.collect()
             gc.freeze()
@@ -315,37 +315,37 @@ class _Daemon:
             signals.close()
             log.info("stopping")
             notify(STOPPING)
-            doors.cancel_scope.cancel()
+            frontends.cancel_scope.cancel()
 
-    def _tls(self, listener: NbdSettings | ApiSettings) -> DoorTls:
+    def _tls(self, listener: NbdSettings | ApiSettings) -> FrontendTls:
         """What a listener on TCP offers."""
         certificates = self._certificates
         if listener.tls is TlsMode.OFF or certificates is None:
             return NO_TLS
-        return DoorTls(listener.tls, lambda: certificates.context(listener.client_certificates))
+        return FrontendTls(listener.tls, lambda: certificates.context(listener.client_certificates))
 
     def _public_app(self, tcp: socket.socket | None, fetches: trio.Nursery) -> FastAPI:
         pool, settings = self._pool, self._settings
         local = LocalIdentity(
             pool.store.index,
-            Driver(HASHING_THREADS),
+            StepRunner(HASHING_THREADS),
             pool.clock,
             load_key(settings.data_dir),
             settings.identity.token_seconds,
         )
         identity = one_identity(settings.keystone, local, self._keystone)
-        storage = PoolBlockStorage(self._around, self._driver)
+        storage = PoolBlockStorage(self._context, self._runner)
         if settings.glance.url is not None:
             # An HTTP client is some 10 MiB of memory, which few daemons need.
             from bockd.dataplane.fetching import FetchingBlockStorage
 
-            storage = FetchingBlockStorage(self._around, self._driver, settings, fetches)
-        doors = NbdDoors(
+            storage = FetchingBlockStorage(self._context, self._runner, settings, fetches)
+        frontends = NbdFrontends(
             str(settings.nbd_socket),
             address_of(tcp) if tcp else None,
             tls_required=settings.nbd.tls is TlsMode.REQUIRE,
         )
-        return create_public_app(storage, identity, catalog(settings.catalog), doors)
+        return create_public_app(storage, identity, catalog(settings.catalog), frontends)
 
     def _announce(self, nbd_listen: str | None, api_listen: str | None) -> None:
         settings = self._settings

@@ -1,10 +1,10 @@
-"""The volume contract: all that a door (NBD, FUSE, nbdkit) may ask of an open volume or snapshot.
+"""The volume contract: all that a frontend (NBD, FUSE, nbdkit) may ask of a volume or snapshot.
 
 Requests arrive here validated: inside the device, within its size, not a write to something
 read-only (the boundary checks, the inside asserts). Offsets and lengths are in bytes and need no
 alignment. Everything is called on the owner thread.
 
-A write is *acknowledged* when the door may answer its client. That is after `commit()` for the
+A write is *acknowledged* when the frontend may answer its client. That is after `commit()` for the
 `try_*` forms and when the coroutine has finished for the others; from then on it survives the
 death of the process (promise D1).
 """
@@ -81,7 +81,7 @@ class BlockDevice(Protocol):
         ...
 
 
-class Window(Protocol):
+class MappedWindow(Protocol):
     """A part of a file in memory, for system calls alone: a page that cannot be read kills whoever
     touches it otherwise."""
 
@@ -104,7 +104,7 @@ class OpenLayer(Protocol):
     used: bool
     """To be set by whoever reads."""
 
-    def window(self, offset: int) -> Window | None:
+    def window(self, offset: int) -> MappedWindow | None:
         """One that a byte of the first file is in, or None."""
         ...
 
@@ -117,7 +117,7 @@ class Journal(Protocol):
 
 
 class FastView(NamedTuple):
-    """What a door may read, and write in place, without asking for each request; valid until
+    """What a frontend may read, and write in place, without asking for each request; valid until
     anything else is called or awaited. Reading or writing so is as `try_read`, and as `try_write`
     of blocks that need no `commit`."""
 

@@ -1,6 +1,6 @@
 """Every error a caller may meet, in one family.
 
-A door (NBD, HTTP, command line) has one place that turns a `BockdError` into its own language:
+A frontend (NBD, HTTP, command line) has one place that turns a `BockdError` into its own language:
 `errno` is what a block protocol answers, `code` is the stable word a script may match, and the
 message is written for a person: what happened, to what, and what to do about it.
 """
@@ -49,7 +49,7 @@ class InUseError(BockdError):
     errno = errno.EBUSY
 
 
-class GuestsError(InUseError):
+class CoOpenersError(InUseError):
     """Processes beside the daemon (nbdkit with our plugin) have something of the pool open."""
 
     code = "has-guests"

@@ -9,7 +9,7 @@ that changes maps and journals; a step is what the owner must not do or cannot d
 * `await completion`: the same for what ends in a thread of somebody else's.
 
 A coroutine that finishes without a step has completed at once, which is what the hot path hopes
-for. `bockd.server.drive` runs coroutines under trio, `nbd_plugin.owner` in nbdkit's threads;
+for. `bockd.server.steprunner` runs coroutines under trio, `nbd_plugin.owner` in nbdkit's threads;
 `run_inline` runs them on the spot, for tools, tests and anything else with one thread and nothing
 else to do.
 """

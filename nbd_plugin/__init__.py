@@ -1,1 +1,1 @@
-"""The nbdkit door: `nbdkit python nbd_plugin/bock.py pool=DIRECTORY`. See docs/nbdkit.md."""
+"""The nbdkit frontend: `nbdkit python nbd_plugin/bock.py pool=DIRECTORY`. See docs/nbdkit.md."""

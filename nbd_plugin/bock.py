@@ -60,7 +60,7 @@ from bockd.model import BLOCK_SIZE, KIB  # noqa: E402
 from bockd.nbd.errors import answer, is_bug  # noqa: E402
 from bockd.nbd.options import MAX_PAYLOAD_BYTES, MIN_BLOCK_BYTES  # noqa: E402
 from bockd.nbd.replies import MAX_STATUS_EXTENTS  # noqa: E402
-from nbd_plugin.exports import Exports, Held, Parameters, Selection  # noqa: E402
+from nbd_plugin.exports import Held, Parameters, PluginExports, Selection  # noqa: E402
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -77,10 +77,10 @@ class _Served:
 
     parameters = Parameters()
     selection: Selection
-    exports: Exports | None = None
+    exports: PluginExports | None = None
 
 
-def _exports() -> Exports:
+def _exports() -> PluginExports:
     assert _Served.exports is not None
     return _Served.exports
 
@@ -146,13 +146,13 @@ def config_complete() -> None:
 def get_ready() -> None:
     """The last chance to refuse where somebody sees it."""
     logging.basicConfig(level=logging.INFO, handlers=[_Log()], format="%(message)s")
-    _Served.selection.foresee()
+    _Served.selection.check_openable()
 
 
 @_answers
 def after_fork() -> None:
     """This is the process that serves."""
-    _Served.exports = Exports(_Served.selection)
+    _Served.exports = PluginExports(_Served.selection)
 
 
 @_answers

@@ -78,20 +78,22 @@ class Selection:
                 return catalogue.volume(VolumeId(catalogue.find(self.kind, self.ref)))
             return catalogue.snapshot(SnapshotId(catalogue.find(self.kind, self.ref)))
 
-    def foresee(self) -> None:
-        """Raise what `Exports` would, as far as it can be told without opening anything for good:
-        before nbdkit goes into the background, where nobody would see it. Everything is closed
-        again, for LMDB must not be open across a fork."""
+    def check_openable(self) -> None:
+        """Raise what `PluginExports` would, as far as it can be told without opening anything for
+        good: before nbdkit goes into the background, where nobody would see it. Everything is
+        closed again, for LMDB must not be open across a fork."""
         registry = Registry.join(self.pool, Background().spawn)
         try:
             record = self.record(registry)
             if record is None:
                 return
             if self.kind is NodeKind.SNAPSHOT:
-                registry.foresee(self.kind, record.id)
+                registry.check_openable(self.kind, record.id)
                 return
             node = record.id
-            take_over(self.pool, VolumeId(node), lambda: registry.foresee(NodeKind.VOLUME, node))
+            take_over(
+                self.pool, VolumeId(node), lambda: registry.check_openable(NodeKind.VOLUME, node)
+            )
         finally:
             registry.release()
 
@@ -110,7 +112,7 @@ class Held:
         return export_description(self.kind, self.node)
 
 
-class Exports:
+class PluginExports:
     """The open pool. Every method is for who does not hold the owner's lock."""
 
     def __init__(self, selection: Selection) -> None:

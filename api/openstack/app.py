@@ -17,7 +17,7 @@ from api.openstack.identity import identity_router
 from api.openstack.images import image_root_router, image_router
 from api.openstack.limits import limits_router
 from api.openstack.metadata import metadata_router
-from api.openstack.nbd import NbdDoors
+from api.openstack.nbd import NbdFrontends
 from api.openstack.paths import (
     DOCS_PATH,
     IDENTITY_ROOT,
@@ -68,10 +68,10 @@ def create_public_app(
     storage: BlockStorage,
     identity: Identity,
     catalog: Catalog | None = None,
-    nbd_doors: NbdDoors | None = None,
+    nbd_frontends: NbdFrontends | None = None,
 ) -> FastAPI:
     """The HP Block Storage API over `storage`, for whom `identity` lets in; attachments name the
-    URIs of their exports at `nbd_doors`.
+    URIs of their exports at `nbd_frontends`.
 
     Its OpenAPI document is at `/openapi.json`, a page that shows it at `/docs`.
     """
@@ -100,13 +100,15 @@ def create_public_app(
     app.include_router(image_router(storage))
     app.include_router(image_router(storage), prefix=IMAGE_ROOT, include_in_schema=False)
     app.include_router(
-        tenant_router(storage, published, nbd_doors or NbdDoors()),
+        tenant_router(storage, published, nbd_frontends or NbdFrontends()),
         prefix=f"{VERSION_PATH}{{tenant}}",
     )
     return app
 
 
-def tenant_router(storage: BlockStorage, catalog: Catalog, nbd_doors: NbdDoors) -> APIRouter:
+def tenant_router(
+    storage: BlockStorage, catalog: Catalog, nbd_frontends: NbdFrontends
+) -> APIRouter:
     """All that a tenant has. `/volumes` and `/snapshots` are what Cinder's clients call it, so the
     replies have Cinder's keys there, too."""
     router = APIRouter()
@@ -122,7 +124,7 @@ def tenant_router(storage: BlockStorage, catalog: Catalog, nbd_doors: NbdDoors) 
     router.include_router(metadata_router(storage, "/volumes"), include_in_schema=False)
     router.include_router(volume_type_router("/os-volume-types"))
     router.include_router(volume_type_router("/types"), include_in_schema=False)
-    router.include_router(attachment_router(storage, nbd_doors))
+    router.include_router(attachment_router(storage, nbd_frontends))
     router.include_router(server_router(storage, catalog))
     router.include_router(limits_router(storage))
     router.include_router(extension_router(storage))

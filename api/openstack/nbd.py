@@ -1,4 +1,4 @@
-"""Where the NBD doors are, and the URIs that lead through them to an attachment's export."""
+"""Where the NBD frontends are, and the URIs that lead through them to an attachment's export."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bockd.config import Address
 
 
 @dataclass(frozen=True, slots=True)
-class NbdDoors:
+class NbdFrontends:
     """The listeners of the daemon. `listen` is where it listens on TCP, None if it does not."""
 
     socket: str | None = None

@@ -14,7 +14,7 @@ from api.openstack.access import Caller, InTenant
 from api.openstack.bodies import AttachVolume
 from api.openstack.catalog import Catalog
 from api.openstack.media import JsonRoute
-from api.openstack.nbd import NbdDoors
+from api.openstack.nbd import NbdFrontends
 from api.openstack.params import InForce, InServer, InVolume
 from api.openstack.replies import (
     AttachmentList,
@@ -61,7 +61,7 @@ class OneServer(TypedDict):
     server: ServerView
 
 
-def attachment_router(storage: BlockStorage, nbd_doors: NbdDoors) -> APIRouter:
+def attachment_router(storage: BlockStorage, nbd_frontends: NbdFrontends) -> APIRouter:
     """The endpoints below `{tenant}/servers/{server_id}/os-volume_attachments`."""
     router = APIRouter(
         prefix="/servers/{server_id}/os-volume_attachments",
@@ -73,8 +73,8 @@ def attachment_router(storage: BlockStorage, nbd_doors: NbdDoors) -> APIRouter:
         return view_attachment(
             attachment,
             {
-                "uri": nbd_doors.uri(attachment.export_name, request),
-                "unix_uri": nbd_doors.unix_uri(attachment.export_name),
+                "uri": nbd_frontends.uri(attachment.export_name, request),
+                "unix_uri": nbd_frontends.unix_uri(attachment.export_name),
                 "export": attachment.export_name,
                 "connections": storage.connections(attachment),
                 "kind": attachment.server_kind.value,

@@ -18,7 +18,7 @@ from dataclasses import replace
 from bockd.blockstorage import rules
 from bockd.blockstorage.contract import Attachment, Status, TenantId, Volume
 from bockd.blockstorage.records import Ledger
-from bockd.blockstorage.running import Surroundings
+from bockd.blockstorage.running import StorageContext
 from bockd.blockstorage.servers import find_server
 from bockd.blockstorage.volumes import move_volume
 from bockd.errors import BockdError, NotFoundError
@@ -36,9 +36,9 @@ EXPORT_NAME_BYTES = 24
 class Attachments:
     """The operations on attachments; see bockd.blockstorage.contract.BlockStorage."""
 
-    def __init__(self, around: Surroundings) -> None:
-        self._around = around
-        self._pool = around.pool
+    def __init__(self, context: StorageContext) -> None:
+        self._context = context
+        self._pool = context.pool
 
     def list(self, tenant: TenantId, server: str) -> list[Attachment]:
         """4.4.3.1."""
@@ -55,7 +55,7 @@ class Attachments:
             return attachment_of(_find(ledger, tenant, server, volume))
 
     def _server(self, ledger: Ledger, tenant: TenantId, server: str) -> Server:
-        return find_server(ledger, tenant, server, strict=self._around.strict_servers)
+        return find_server(ledger, tenant, server, strict=self._context.strict_servers)
 
     # -- attaching -----------------------------------------------------------------------------
 
@@ -78,7 +78,7 @@ class Attachments:
             size = Catalogue(txn).volume(volume).size_bytes
             return at, replace(found, attachment=attachment), size
 
-        at, attaching, size = await self._around.update(begin)
+        at, attaching, size = await self._context.update(begin)
         hit(Failpoint.API_ATTACHING)
         return await self._open(tenant, at, attaching, size)
 
@@ -89,13 +89,13 @@ class Attachments:
         attachment = attachment_of(attaching)
         plugged = False
         try:
-            await self._around.exports.publish(attachment)
+            await self._context.exports.publish(attachment)
             hit(Failpoint.API_PUBLISHED)
-            info = await self._around.devices.plug(at, attachment, size_bytes)
+            info = await self._context.devices.plug(at, attachment, size_bytes)
             plugged = True
             attachment = replace(attachment, device_info=dict(info))
             attached = replace(attaching, attachment=attachment)
-            await self._around.update(lambda txn: _keep(txn, tenant, attached, None))
+            await self._context.update(lambda txn: _keep(txn, tenant, attached, None))
         except BockdError as error:
             reason = f"attaching to server {at.name} failed: {error}"
             await self._undo(tenant, at if plugged else None, attaching, reason)
@@ -109,8 +109,8 @@ class Attachments:
         """Back to `available`. New connections are kept out first: the device may have begun to
         make some."""
         volume = attaching.id
-        await self._around.update(lambda txn: _close(txn, tenant, volume))
-        await end_attachment(self._around, tenant, at, attaching, reason)
+        await self._context.update(lambda txn: _close(txn, tenant, volume))
+        await end_attachment(self._context, tenant, at, attaching, reason)
 
     # -- detaching -----------------------------------------------------------------------------
 
@@ -127,46 +127,46 @@ class Attachments:
                 _find(ledger, tenant, server, volume)
             return at, move_volume(txn, tenant, volume, Status.DETACHING)
 
-        at, attached = await self._around.update(begin)
+        at, attached = await self._context.update(begin)
         hit(Failpoint.API_DETACHING)
         # The kind is what it was when the volume came to the server; it may be registered since.
         at = replace(at, kind=attachment_of(attached).server_kind)
         try:
             if force:
-                await end_attachment(self._around, tenant, at, attached, None)
+                await end_attachment(self._context, tenant, at, attached, None)
             else:
                 await self._release(tenant, at, attached)
         except BockdError as error:
             reason = f"detaching from server {server} failed: {error}"
-            await self._around.update(lambda txn: _keep(txn, tenant, attached, reason))
+            await self._context.update(lambda txn: _keep(txn, tenant, attached, reason))
             raise
         hit(Failpoint.API_DETACHED)
 
     async def _release(self, tenant: TenantId, at: Server, attached: Volume) -> None:
         """As the server gives it up: the device first, then the export."""
         attachment = attachment_of(attached)
-        await self._around.devices.unplug(at, attachment, force=False)
-        failed = await self._around.exports.withdraw(attachment, force=False)
+        await self._context.devices.unplug(at, attachment, force=False)
+        failed = await self._context.exports.withdraw(attachment, force=False)
         hit(Failpoint.API_WITHDRAWN)
-        await self._around.update(lambda txn: _forget(txn, tenant, attached.id, failed, None))
+        await self._context.update(lambda txn: _forget(txn, tenant, attached.id, failed, None))
 
 
 async def end_attachment(
-    around: Surroundings, tenant: TenantId, at: Server | None, volume: Volume, reason: str | None
+    context: StorageContext, tenant: TenantId, at: Server | None, volume: Volume, reason: str | None
 ) -> None:
     """Out of `detaching`, whatever the server does: its connections are cut, then the device is
     removed from it (None: there is none). What goes wrong there is added to the reason."""
     attachment = attachment_of(volume)
-    failed = await around.exports.withdraw(attachment, force=True)
+    failed = await context.exports.withdraw(attachment, force=True)
     hit(Failpoint.API_CUT)
     if at is not None:
         try:
-            await around.devices.unplug(at, attachment, force=True)
+            await context.devices.unplug(at, attachment, force=True)
         except BockdError as error:
             log.warning("volume %s at server %s: %s", volume.id, at.name, error)
             left = f"the device may still be in server {at.name}, where it is dead: {error}"
             reason = f"{reason}; {left}" if reason else left
-    await around.update(lambda txn: _forget(txn, tenant, volume.id, failed, reason))
+    await context.update(lambda txn: _forget(txn, tenant, volume.id, failed, reason))
 
 
 def _find(ledger: Ledger, tenant: TenantId, server: str, volume: VolumeId) -> Volume:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from bockd.blockstorage import quota, rules
 from bockd.blockstorage.contract import Attachment, Status, TenantId, Volume
 from bockd.blockstorage.records import Ledger
-from bockd.blockstorage.running import Surroundings
+from bockd.blockstorage.running import StorageContext
 from bockd.blockstorage.servers import find_server
 from bockd.blockstorage.volumes import Volumes, status_now
 from bockd.control import Space
@@ -31,16 +31,16 @@ log = logging.getLogger(__name__)
 class Changes:
     """The operations of our extension; see bockd.blockstorage.contract.BlockStorage."""
 
-    def __init__(self, around: Surroundings, volumes: Volumes) -> None:
-        self._around = around
-        self._pool = around.pool
+    def __init__(self, context: StorageContext, volumes: Volumes) -> None:
+        self._context = context
+        self._pool = context.pool
         self._volumes = volumes
 
     async def extend(self, tenant: TenantId, volume: VolumeId, size_bytes: int) -> None:
         """Grow a volume, within the quota."""
         check_volume_size(size_bytes)
         size_gib = rules.size_in_gib(size_bytes)
-        quota_of = self._around.quota_of
+        quota_of = self._context.quota_of
         found = self._volumes.show(tenant, volume)
         rules.check_can_be_extended(volume, found.status)
         with self._pool.store.index.reading() as txn:
@@ -48,12 +48,12 @@ class Changes:
             record = Ledger(txn).tenant(tenant)
         quota.with_growth(quota_of(record), record.used, volume, found.size_gib, size_gib)
 
-        def also(txn: Transaction, _record: VolumeRecord) -> None:
+        def in_transaction(txn: Transaction, _record: VolumeRecord) -> None:
             current = _judged(txn, tenant, volume, rules.check_can_be_extended)
             Ledger(txn).resize_volume(tenant, current, size_gib, quota_of)
 
         with _refusals(volume):
-            await self._pool.extend_volume(volume, size_bytes, also)
+            await self._pool.extend_volume(volume, size_bytes, in_transaction)
         await self._resize_device(tenant, volume, size_bytes)
 
     async def _resize_device(self, tenant: TenantId, volume: VolumeId, size_bytes: int) -> None:
@@ -69,12 +69,12 @@ class Changes:
         at = replace(at, kind=attachment.server_kind)
         reason = None
         try:
-            await self._around.devices.resize(at, attachment, size_bytes)
+            await self._context.devices.resize(at, attachment, size_bytes)
         except BockdError as error:
             log.warning("volume %s, extended, at server %s: %s", volume, at.name, error)
             reason = f"the disk in server {at.name} was not enlarged at once: {error}"
         if reason != found.last_error:
-            await self._around.update(lambda txn: _note(txn, tenant, volume, attachment, reason))
+            await self._context.update(lambda txn: _note(txn, tenant, volume, attachment, reason))
 
     async def revert(self, tenant: TenantId, volume: VolumeId, snapshot: SnapshotId) -> None:
         """Make a volume hold again what one of its snapshots holds."""
@@ -82,12 +82,12 @@ class Changes:
         with self._pool.store.index.reading() as txn:
             _check_source(txn, tenant, volume, snapshot)
 
-        def also(txn: Transaction, _record: VolumeRecord) -> None:
+        def in_transaction(txn: Transaction, _record: VolumeRecord) -> None:
             _judged(txn, tenant, volume, rules.check_can_be_reverted)
             _check_source(txn, tenant, volume, snapshot)
 
         with _refusals(volume):
-            await self._pool.revert_volume(volume, snapshot, also)
+            await self._pool.revert_volume(volume, snapshot, in_transaction)
 
     async def reopen(self, tenant: TenantId, volume: VolumeId) -> None:
         """Accept what an error may have lost."""
@@ -96,12 +96,12 @@ class Changes:
         trouble = found.backing.error
         rules.check_can_be_reopened(volume, found.status, trouble)
 
-        def also(txn: Transaction, _record: VolumeRecord) -> None:
+        def in_transaction(txn: Transaction, _record: VolumeRecord) -> None:
             current = Ledger(txn).volume(tenant, volume)
             rules.check_can_be_reopened(volume, current.status, trouble)
 
         with _refusals(volume):
-            await self._pool.reopen_volume(volume, also)
+            await self._pool.reopen_volume(volume, in_transaction)
 
     def volume_space(self, tenant: TenantId, volume: VolumeId) -> Steps[Space]:
         """A walk over the volume's maps."""

@@ -1,5 +1,5 @@
-"""What a door may ask of block storage: the operations of the HP Block Storage API as async
-methods with plain data in and out. A door translates between these and its own language.
+"""What a frontend may ask of block storage: the operations of the HP Block Storage API as async
+methods with plain data in and out. A frontend translates between these and its own language.
 
 What holds for all methods:
 

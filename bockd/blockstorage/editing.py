@@ -20,7 +20,7 @@ N = TypeVar("N", Volume, Snapshot)
 
 
 def edit_volume(tenant: TenantId, volume: VolumeId, edit: Edit) -> Callable[[Transaction], None]:
-    """Return a change for `Surroundings.update`; see bockd.blockstorage.contract.BlockStorage."""
+    """Return a change for `StorageContext.update`; see bockd.blockstorage.contract.BlockStorage."""
 
     def change(txn: Transaction) -> None:
         ledger = Ledger(txn)

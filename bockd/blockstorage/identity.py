@@ -18,7 +18,7 @@ from bockd.blockstorage.contract import (
     Tenant,
 )
 from bockd.blockstorage.records import Ledger, TokenRecord, UserRecord
-from bockd.blockstorage.running import Driver
+from bockd.blockstorage.running import StepRunner
 from bockd.blockstorage.secrethash import digest_token, verify_secret
 from bockd.blockstorage.tokens import Claims, parse, sign
 from bockd.errors import BockdError, ForbiddenError, OverLimitError, UnauthorizedError
@@ -54,15 +54,15 @@ class LocalIdentity:
     def __init__(
         self,
         index: Index,
-        driver: Driver,
+        runner: StepRunner,
         clock: Callable[[], float],
         key: bytes,
         token_seconds: float = TOKEN_SECONDS,
     ) -> None:
-        """`key` signs the tokens. `driver` should have threads of its own: hashing must not keep
+        """`key` signs the tokens. `runner` should have threads of its own: hashing must not keep
         block I/O waiting."""
         self._index = index
-        self._driver = driver
+        self._runner = runner
         self._clock = clock
         self._key = key
         self._token_seconds = token_seconds
@@ -79,7 +79,7 @@ class LocalIdentity:
             raise OverLimitError("too many authentications at once", RETRY_AFTER_SECONDS)
         self._pending += 1
         try:
-            return await self._driver.run(call_blocking(self._issue, credentials, tenant))
+            return await self._runner.run(call_blocking(self._issue, credentials, tenant))
         finally:
             self._pending -= 1
 
@@ -119,7 +119,7 @@ class LocalIdentity:
 
     async def revoke_token(self, token: str) -> None:
         principal = self._validate(token)
-        await self._driver.run(call_blocking(self._revoke, token, principal))
+        await self._runner.run(call_blocking(self._revoke, token, principal))
 
     def _revoke(self, token: str, principal: Principal) -> None:
         digest = digest_token(token)

@@ -26,7 +26,7 @@ from dataclasses import replace
 from bockd.blockstorage import rules
 from bockd.blockstorage.contract import Image, ImageId, NewImage
 from bockd.blockstorage.records import ImageRecord, ImportRecord, Ledger
-from bockd.blockstorage.running import Surroundings
+from bockd.blockstorage.running import StorageContext
 from bockd.blockstorage.volumes import forget_record, naming
 from bockd.engine.freezing import freeze_volume
 from bockd.errors import BockdError, ConflictError, InvalidRequestError, NotFoundError
@@ -51,9 +51,9 @@ def random_id() -> ImageId:
 class Images:
     """The operations on images. Those that change something are steps."""
 
-    def __init__(self, around: Surroundings, new_id: Callable[[], ImageId] = random_id) -> None:
-        self._around = around
-        self._pool = around.pool
+    def __init__(self, context: StorageContext, new_id: Callable[[], ImageId] = random_id) -> None:
+        self._context = context
+        self._pool = context.pool
         self._new_id = new_id
 
     # -- looking -----------------------------------------------------------------------------
@@ -104,7 +104,7 @@ class Images:
 
         fetched = new.glance_id is not None
 
-        def also(txn: Transaction, volume: VolumeRecord) -> None:
+        def in_transaction(txn: Transaction, volume: VolumeRecord) -> None:
             ledger = Ledger(txn)
             refuse_known(ledger, image, fetched=fetched)
             ledger.put_import(ImportRecord(volume.id, image, fetched))
@@ -116,7 +116,7 @@ class Images:
             naming(NodeKind.VOLUME, f"import-{image.id}"),
             new.size_bytes,
             None,
-            also,
+            in_transaction,
             content_bytes,
         )
         hit(Failpoint.IMPORT_BEGUN)
@@ -130,7 +130,7 @@ class Images:
         """
         made: list[ImageRecord] = []
 
-        def also(txn: Transaction, snapshot: SnapshotRecord) -> None:
+        def in_transaction(txn: Transaction, snapshot: SnapshotRecord) -> None:
             ledger = Ledger(txn)
             filling = _import_into(ledger, volume)
             refuse_known(ledger, filling.image, fetched=filling.fetched)
@@ -146,9 +146,9 @@ class Images:
         with self._pool.store.index.reading() as txn:
             image = _import_into(Ledger(txn), volume).image
         named = naming(NodeKind.SNAPSHOT, f"image-{image.name}")
-        await freeze_volume(self._pool, volume, named, also)
+        await freeze_volume(self._pool, volume, named, in_transaction)
         hit(Failpoint.IMPORT_FINISHED)
-        self._around.exports.forget(NodeKind.VOLUME, volume)
+        self._context.exports.forget(NodeKind.VOLUME, volume)
         return made[0]
 
     async def cancel(self, volume: VolumeId) -> None:
@@ -158,7 +158,7 @@ class Images:
             _import_into(Ledger(txn), volume)
         await self._pool.delete_volume(volume, forget_record)
         hit(Failpoint.IMPORT_CANCELLED)
-        self._around.exports.forget(NodeKind.VOLUME, volume)
+        self._context.exports.forget(NodeKind.VOLUME, volume)
 
     async def sweep(self) -> None:
         """At the start: cancel what a crash interrupted. What cannot be is reported and kept for
@@ -177,12 +177,12 @@ class Images:
         """Forget an image; volumes made from it stay. InUseError while it is read."""
         found = self.find(ref)
 
-        def also(txn: Transaction, _snapshot: SnapshotRecord) -> None:
+        def in_transaction(txn: Transaction, _snapshot: SnapshotRecord) -> None:
             Ledger(txn).remove_image(found)
 
-        await self._pool.delete_snapshot(found.snapshot, also)
+        await self._pool.delete_snapshot(found.snapshot, in_transaction)
         hit(Failpoint.IMAGE_DELETED)
-        self._around.exports.forget(NodeKind.SNAPSHOT, found.snapshot)
+        self._context.exports.forget(NodeKind.SNAPSHOT, found.snapshot)
         return found
 
 

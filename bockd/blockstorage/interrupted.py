@@ -1,4 +1,4 @@
-"""What a crash left in a transient status, resolved at the next start, before any door opens.
+"""What a crash left in a transient status, resolved at the next start, before any frontend opens.
 
 | caught in   | becomes   | because                                                             |
 |-------------|-----------|---------------------------------------------------------------------|
@@ -7,8 +7,8 @@
 | `detaching` | available | nothing is connected any more; the client wanted it gone            |
 | `deleting`  | gone      | the client wanted it gone; `error_deleting` when even now it cannot |
 
-A virtual machine may have the device still. Then the volume is `detaching` when the doors open, so
-that its export is closed and nobody else takes it, and `finish_detaching` removes the device: a
+A virtual machine may have the device still. Then the volume is `detaching` when the frontends open,
+so that its export is closed and nobody else takes it, and `finish_detaching` removes the device: a
 machine that does not answer must not keep the daemon from starting.
 
 An image being imported is gone, with the volume that was to become it: who filled it has lost its
@@ -26,7 +26,7 @@ from bockd.blockstorage.attachments import attachment_of, end_attachment
 from bockd.blockstorage.contract import Status, Volume
 from bockd.blockstorage.images import Images
 from bockd.blockstorage.records import Ledger, OwnedVolume
-from bockd.blockstorage.running import Surroundings
+from bockd.blockstorage.running import StorageContext
 from bockd.errors import BockdError
 from bockd.failpoints import Failpoint, hit
 from bockd.model import NodeKind, ServerKind, SnapshotId, VolumeId
@@ -38,24 +38,24 @@ log = logging.getLogger(__name__)
 _TRANSIENT = frozenset({Status.CREATING, Status.ATTACHING, Status.DETACHING, Status.DELETING})
 
 
-async def resolve_interrupted(around: Surroundings) -> None:
+async def resolve_interrupted(context: StorageContext) -> None:
     """Leave nothing in a transient status. One that cannot be deleted is reported; the others are
     resolved."""
-    await Images(around).sweep()
-    with around.pool.store.index.reading() as txn:
+    await Images(context).sweep()
+    with context.pool.store.index.reading() as txn:
         ledger = Ledger(txn)
         states = [*(owned.volume.status for owned in ledger.sound_volumes())]
         states += [owned.snapshot.status for owned in ledger.sound_snapshots()]
     if _TRANSIENT.isdisjoint(states):
         return
-    deleting = await around.update(_settle)
+    deleting = await context.update(_settle)
     hit(Failpoint.SETTLED)
     for kind, node in deleting:
         try:
-            await _delete(around, kind, node)
+            await _delete(context, kind, node)
         except (BockdError, OSError) as error:
             log.error("%s %s, being deleted when the daemon stopped: %s", kind, node, error)  # noqa: TRY400
-            await around.update(_give_up(kind, node))
+            await context.update(_give_up(kind, node))
 
 
 def _settle(txn: Transaction) -> list[tuple[NodeKind, int]]:
@@ -88,26 +88,26 @@ def _has_device(volume: Volume) -> bool:
     return volume.attachment is not None and volume.attachment.server_kind is ServerKind.VM
 
 
-def detaching(around: Surroundings) -> list[OwnedVolume]:
-    """What `resolve_interrupted` has left for `finish_detaching`. Ask before the doors open."""
-    with around.pool.store.index.reading() as txn:
+def detaching(context: StorageContext) -> list[OwnedVolume]:
+    """What `resolve_interrupted` has left for `finish_detaching`. Ask before the frontends open."""
+    with context.pool.store.index.reading() as txn:
         volumes = Ledger(txn).sound_volumes()
         return [owned for owned in volumes if owned.volume.status is Status.DETACHING]
 
 
-async def finish_detaching(around: Surroundings, owned: OwnedVolume) -> None:
+async def finish_detaching(context: StorageContext, owned: OwnedVolume) -> None:
     """Remove the device, if the machine can be reached; then the volume is available."""
     attachment = attachment_of(owned.volume)
-    with around.pool.store.index.reading() as txn:
+    with context.pool.store.index.reading() as txn:
         server = Ledger(txn).server(attachment.server_id)
     reason = "the daemon was stopped while the volume was being attached or detached"
-    await end_attachment(around, owned.tenant, server, owned.volume, reason)
+    await end_attachment(context, owned.tenant, server, owned.volume, reason)
 
 
-def _delete(around: Surroundings, kind: NodeKind, node: int) -> Steps[None]:
+def _delete(context: StorageContext, kind: NodeKind, node: int) -> Steps[None]:
     if kind is NodeKind.VOLUME:
-        return around.pool.delete_volume(VolumeId(node), volumes.forget_record)
-    return around.pool.delete_snapshot(SnapshotId(node), snapshots.forget_record)
+        return context.pool.delete_volume(VolumeId(node), volumes.forget_record)
+    return context.pool.delete_snapshot(SnapshotId(node), snapshots.forget_record)
 
 
 def _give_up(kind: NodeKind, node: int) -> Callable[[Transaction], None]:

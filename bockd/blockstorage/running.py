@@ -23,13 +23,13 @@ DEFAULT_ZONE = "nova"
 """`availabilityZone` of a volume that asks for none, as the specification prints it (4.4.2.1)."""
 
 
-class Driver(Protocol):
+class StepRunner(Protocol):
     """Runs an operation to its end, whatever happens to who asked for it."""
 
     async def run(self, steps: Steps[T]) -> T: ...
 
 
-class Exports(Protocol):
+class ExportPublisher(Protocol):
     """What the data plane does about attachments and about what is deleted.
 
     It lets new connections in by what is recorded: those that name the export of a volume whose
@@ -63,7 +63,7 @@ class Exports(Protocol):
         ...
 
 
-class NoExports:
+class NoPublisher:
     """For tests of what is recorded."""
 
     async def publish(self, attachment: Attachment) -> None:
@@ -87,11 +87,11 @@ class NoExports:
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class StorageContext:
     """What all operations share."""
 
     pool: Pool
-    exports: Exports
+    exports: ExportPublisher
     default_quota: Quota = DEFAULT_QUOTA
     default_zone: str = DEFAULT_ZONE
     tenant_quotas: Mapping[str, Quota] = field(default_factory=dict)

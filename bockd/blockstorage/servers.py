@@ -1,8 +1,8 @@
 """Servers: what the operator has registered or configured, and what is one without that.
 
 A registered server exists for its tenant, or for all. Any other well-formed id is a plain server,
-unless only registered ones exist (`Surroundings.strict_servers`); but a server that has a tenant's
-volumes never stops to exist for that tenant, so that they can be detached.
+unless only registered ones exist (`StorageContext.strict_servers`); but a server that has a
+tenant's volumes never stops to exist for that tenant, so that they can be detached.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import replace
 from bockd.blockstorage import rules
 from bockd.blockstorage.contract import TenantId, Volume
 from bockd.blockstorage.records import Ledger
-from bockd.blockstorage.running import Surroundings
+from bockd.blockstorage.running import StorageContext
 from bockd.errors import ConflictError, InUseError, NotFoundError
 from bockd.failpoints import Failpoint, hit
 from bockd.model import Server, ServerKind, check_server_record
@@ -39,9 +39,9 @@ class Servers:
     """The operations on servers: a tenant's (bockd.blockstorage.contract), and the operator's
     (bockd.control)."""
 
-    def __init__(self, around: Surroundings) -> None:
-        self._around = around
-        self._index = around.pool.store.index
+    def __init__(self, context: StorageContext) -> None:
+        self._context = context
+        self._index = context.pool.store.index
 
     # -- what a tenant sees --------------------------------------------------------------------
 
@@ -52,7 +52,7 @@ class Servers:
     def show(self, tenant: TenantId, server: str) -> Server:
         """One of them, registered or not."""
         with self._index.reading() as txn:
-            return find_server(Ledger(txn), tenant, server, strict=self._around.strict_servers)
+            return find_server(Ledger(txn), tenant, server, strict=self._context.strict_servers)
 
     # -- what the operator does ----------------------------------------------------------------
 
@@ -70,7 +70,7 @@ class Servers:
         """Register a server; `server.tenant` is an id or a name. Raises InvalidRequestError,
         NotFoundError (the tenant), ConflictError when the name is registered already."""
         check_server_record(server)
-        now = self._around.pool.clock()
+        now = self._context.pool.clock()
 
         def change(txn: Transaction) -> Server:
             ledger = Ledger(txn)
@@ -84,12 +84,12 @@ class Servers:
             hit(Failpoint.SERVER_CHANGED)
             return added
 
-        return self._around.update(change)
+        return self._context.update(change)
 
     def remove(self, name: str) -> Steps[Server]:
         """Forget a registered server. NotFoundError; InUseError while it has volumes;
         ConflictError for one that would come back, because it is configured."""
-        return self._around.update(_remove(name))
+        return self._context.update(_remove(name))
 
     async def configure(self, servers: Sequence[Server]) -> None:
         """Register what the configuration has, at a start, before anybody else changes servers: it
@@ -98,7 +98,7 @@ class Servers:
         for server in servers:
             check_server_record(server)
         with self._index.reading() as txn:
-            pairs = _configured(Ledger(txn), servers, self._around.pool.clock())
+            pairs = _configured(Ledger(txn), servers, self._context.pool.clock())
         changes = [(old, new) for old, new in pairs if old != new]
         if not changes:
             return
@@ -112,7 +112,7 @@ class Servers:
                     ledger.remove_server(old)
             hit(Failpoint.SERVER_CHANGED)
 
-        await self._around.update(change)
+        await self._context.update(change)
 
 
 def _configured(

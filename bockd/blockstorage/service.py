@@ -21,7 +21,7 @@ from bockd.blockstorage.contract import (
 )
 from bockd.blockstorage.editing import edit_snapshot, edit_volume
 from bockd.blockstorage.records import Ledger
-from bockd.blockstorage.running import Driver, Surroundings
+from bockd.blockstorage.running import StepRunner, StorageContext
 from bockd.blockstorage.servers import Servers
 from bockd.blockstorage.snapshots import Snapshots
 from bockd.blockstorage.volumes import Volumes, refuse_fetched
@@ -70,64 +70,64 @@ class PoolBlockStorage:
     Looking is done on the spot: a few index lookups, in memory.
     """
 
-    def __init__(self, around: Surroundings, driver: Driver) -> None:
-        self.around = around
-        self._index = around.pool.store.index
-        self._quota_of = around.quota_of
-        self._driver = driver
-        self._volumes = Volumes(around)
-        self._snapshots = Snapshots(around)
-        self._changes = Changes(around, self._volumes)
-        self._attachments = Attachments(around)
-        self._servers = Servers(around)
-        self._exports = around.exports
+    def __init__(self, context: StorageContext, runner: StepRunner) -> None:
+        self.context = context
+        self._index = context.pool.store.index
+        self._quota_of = context.quota_of
+        self._runner = runner
+        self._volumes = Volumes(context)
+        self._snapshots = Snapshots(context)
+        self._changes = Changes(context, self._volumes)
+        self._attachments = Attachments(context)
+        self._servers = Servers(context)
+        self._exports = context.exports
 
     async def list_volumes(self, tenant: TenantId, page: Page = EVERYTHING) -> list[Volume]:
         return self._volumes.list(tenant, page)
 
     async def create_volume(self, tenant: TenantId, new: NewVolume) -> Volume:
-        return await self._driver.run(self._volumes.create(tenant, new))
+        return await self._runner.run(self._volumes.create(tenant, new))
 
     async def show_volume(self, tenant: TenantId, volume: VolumeId) -> Volume:
         return self._volumes.show(tenant, volume)
 
     async def edit_volume(self, tenant: TenantId, volume: VolumeId, edit: Edit) -> Volume:
-        await self._driver.run(self.around.update(edit_volume(tenant, volume, edit)))
+        await self._runner.run(self.context.update(edit_volume(tenant, volume, edit)))
         return self._volumes.show(tenant, volume)
 
     async def edit_snapshot(self, tenant: TenantId, snapshot: SnapshotId, edit: Edit) -> Snapshot:
-        await self._driver.run(self.around.update(edit_snapshot(tenant, snapshot, edit)))
+        await self._runner.run(self.context.update(edit_snapshot(tenant, snapshot, edit)))
         return self._snapshots.show(tenant, snapshot)
 
     async def delete_volume(self, tenant: TenantId, volume: VolumeId) -> None:
-        await self._driver.run(self._volumes.delete(tenant, volume))
+        await self._runner.run(self._volumes.delete(tenant, volume))
 
     async def extend_volume(self, tenant: TenantId, volume: VolumeId, size_bytes: int) -> None:
-        await self._driver.run(self._changes.extend(tenant, volume, size_bytes))
+        await self._runner.run(self._changes.extend(tenant, volume, size_bytes))
 
     async def revert_volume(self, tenant: TenantId, volume: VolumeId, snapshot: SnapshotId) -> None:
-        await self._driver.run(self._changes.revert(tenant, volume, snapshot))
+        await self._runner.run(self._changes.revert(tenant, volume, snapshot))
 
     async def reopen_volume(self, tenant: TenantId, volume: VolumeId) -> None:
-        await self._driver.run(self._changes.reopen(tenant, volume))
+        await self._runner.run(self._changes.reopen(tenant, volume))
 
     async def volume_space(self, tenant: TenantId, volume: VolumeId) -> Space:
-        return await self._driver.run(self._changes.volume_space(tenant, volume))
+        return await self._runner.run(self._changes.volume_space(tenant, volume))
 
     async def snapshot_space(self, tenant: TenantId, snapshot: SnapshotId) -> Space:
-        return await self._driver.run(self._changes.snapshot_space(tenant, snapshot))
+        return await self._runner.run(self._changes.snapshot_space(tenant, snapshot))
 
     async def list_snapshots(self, tenant: TenantId, page: Page = EVERYTHING) -> list[Snapshot]:
         return self._snapshots.list(tenant, page)
 
     async def create_snapshot(self, tenant: TenantId, new: NewSnapshot) -> Snapshot:
-        return await self._driver.run(self._snapshots.create(tenant, new))
+        return await self._runner.run(self._snapshots.create(tenant, new))
 
     async def show_snapshot(self, tenant: TenantId, snapshot: SnapshotId) -> Snapshot:
         return self._snapshots.show(tenant, snapshot)
 
     async def delete_snapshot(self, tenant: TenantId, snapshot: SnapshotId) -> None:
-        await self._driver.run(self._snapshots.delete(tenant, snapshot))
+        await self._runner.run(self._snapshots.delete(tenant, snapshot))
 
     async def list_attachments(self, tenant: TenantId, server: str) -> list[Attachment]:
         return self._attachments.list(tenant, server)
@@ -138,12 +138,12 @@ class PoolBlockStorage:
     async def attach(
         self, tenant: TenantId, server: str, volume: VolumeId, device: str | None
     ) -> Attachment:
-        return await self._driver.run(self._attachments.attach(tenant, server, volume, device))
+        return await self._runner.run(self._attachments.attach(tenant, server, volume, device))
 
     async def detach(
         self, tenant: TenantId, server: str, volume: VolumeId, *, force: bool = False
     ) -> None:
-        await self._driver.run(self._attachments.detach(tenant, server, volume, force=force))
+        await self._runner.run(self._attachments.detach(tenant, server, volume, force=force))
 
     def connections(self, attachment: Attachment) -> int:
         return self._exports.clients(attachment)

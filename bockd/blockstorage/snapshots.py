@@ -11,7 +11,7 @@ from dataclasses import replace
 from bockd.blockstorage import quota, rules
 from bockd.blockstorage.contract import NewSnapshot, Page, Snapshot, Status, TenantId
 from bockd.blockstorage.records import Ledger
-from bockd.blockstorage.running import Surroundings
+from bockd.blockstorage.running import StorageContext
 from bockd.blockstorage.volumes import naming, status_now
 from bockd.errors import BockdError, InUseError, InvalidStateError, NotFoundError
 from bockd.failpoints import Failpoint, hit
@@ -23,9 +23,9 @@ from bockd.store.index import Transaction
 class Snapshots:
     """The operations on snapshots; see bockd.blockstorage.contract.BlockStorage."""
 
-    def __init__(self, around: Surroundings) -> None:
-        self._around = around
-        self._pool = around.pool
+    def __init__(self, context: StorageContext) -> None:
+        self._context = context
+        self._pool = context.pool
 
     def list(self, tenant: TenantId, page: Page) -> list[Snapshot]:
         """4.4.4.1."""
@@ -43,7 +43,7 @@ class Snapshots:
     def _as_it_is(self, catalogue: Catalogue, snapshot: Snapshot) -> Snapshot:
         """With what the pool knows."""
         record = catalogue.snapshot(snapshot.id)
-        return replace(snapshot, backing=self._around.backing(NodeKind.SNAPSHOT, record))
+        return replace(snapshot, backing=self._context.backing(NodeKind.SNAPSHOT, record))
 
     async def create(self, tenant: TenantId, new: NewSnapshot) -> Snapshot:
         """4.4.4.2, in one transaction. `creating` is what the reply says, as for a volume."""
@@ -57,15 +57,15 @@ class Snapshots:
         if failure := self._pool.failure(origin):
             raise InvalidStateError(f"Invalid volume: {failure}")
 
-        def also(txn: Transaction, record: SnapshotRecord) -> None:
+        def in_transaction(txn: Transaction, record: SnapshotRecord) -> None:
             self._check(txn, tenant, new)
-            Ledger(txn).add_snapshot(tenant, _fresh(new, record), self._around.quota_of)
+            Ledger(txn).add_snapshot(tenant, _fresh(new, record), self._context.quota_of)
             hit(Failpoint.API_SNAPSHOT_RECORDED)
 
         record = await self._pool.create_snapshot(
-            new.volume_id, naming(NodeKind.SNAPSHOT, new.display_name), also
+            new.volume_id, naming(NodeKind.SNAPSHOT, new.display_name), in_transaction
         )
-        backing = self._around.backing(NodeKind.SNAPSHOT, record)
+        backing = self._context.backing(NodeKind.SNAPSHOT, record)
         return replace(_fresh(new, record), status=Status.CREATING, backing=backing)
 
     def _check(self, txn: Transaction, tenant: TenantId, new: NewSnapshot) -> None:
@@ -75,30 +75,30 @@ class Snapshots:
             volume.id, status_now(Catalogue(txn), volume), force=new.force
         )
         record = ledger.tenant(tenant)
-        quota.with_snapshot(self._around.quota_of(record), record.used, volume.id)
+        quota.with_snapshot(self._context.quota_of(record), record.used, volume.id)
 
     async def delete(self, tenant: TenantId, snapshot: SnapshotId) -> None:
         """4.4.4.4, in the same steps as a volume's deletion."""
-        before = await self._around.update(lambda txn: _begin_delete(txn, tenant, snapshot))
+        before = await self._context.update(lambda txn: _begin_delete(txn, tenant, snapshot))
         hit(Failpoint.API_DELETING_SNAPSHOT)
         try:
             await self._pool.delete_snapshot(snapshot, forget_record)
         except InUseError as error:
-            await self._around.update(lambda txn: leave_deleting(txn, snapshot, before))
+            await self._context.update(lambda txn: leave_deleting(txn, snapshot, before))
             raise rules.in_use(NodeKind.SNAPSHOT, error) from None
         except NotFoundError:
             raise rules.not_found(NodeKind.SNAPSHOT, snapshot) from None
         except BockdError:
-            await self._around.update(
+            await self._context.update(
                 lambda txn: leave_deleting(txn, snapshot, Status.ERROR_DELETING)
             )
             raise
-        self._around.exports.forget(NodeKind.SNAPSHOT, snapshot)
+        self._context.exports.forget(NodeKind.SNAPSHOT, snapshot)
 
 
 def forget_record(txn: Transaction, record: SnapshotRecord) -> None:
-    """`also` of the pool's deletion: the record goes with the snapshot, if it has one. InUseError
-    for a snapshot that is an image."""
+    """`in_transaction` of the pool's deletion: the record goes with the snapshot, if it has one.
+    InUseError for a snapshot that is an image."""
     ledger = Ledger(txn)
     for found in ledger.images():
         if found.snapshot == record.id:

@@ -21,7 +21,7 @@ from bockd.blockstorage.contract import (
     Volume,
 )
 from bockd.blockstorage.records import ImageRecord, Ledger, no_image
-from bockd.blockstorage.running import Surroundings
+from bockd.blockstorage.running import StorageContext
 from bockd.engine.snapshotting import Naming
 from bockd.errors import BockdError, InUseError, InvalidRequestError, NotFoundError
 from bockd.failpoints import Failpoint, hit
@@ -42,9 +42,9 @@ class _Plan:
 class Volumes:
     """The operations on volumes; see bockd.blockstorage.contract.BlockStorage."""
 
-    def __init__(self, around: Surroundings) -> None:
-        self._around = around
-        self._pool = around.pool
+    def __init__(self, context: StorageContext) -> None:
+        self._context = context
+        self._pool = context.pool
 
     # -- looking -----------------------------------------------------------------------------
 
@@ -63,7 +63,7 @@ class Volumes:
 
     def _as_it_is(self, catalogue: Catalogue, volume: Volume) -> Volume:
         """With what the pool knows."""
-        backing = self._around.backing(NodeKind.VOLUME, catalogue.volume(volume.id))
+        backing = self._context.backing(NodeKind.VOLUME, catalogue.volume(volume.id))
         status = rules.status_shown(volume.status, refused=backing.error is not None)
         return replace(volume, status=status, backing=backing)
 
@@ -80,7 +80,7 @@ class Volumes:
         new = self.checked(new)
         plan = self._plan(tenant, new, may_use_fetched=may_use_fetched)
 
-        def also(txn: Transaction, record: VolumeRecord) -> None:
+        def in_transaction(txn: Transaction, record: VolumeRecord) -> None:
             ledger = Ledger(txn)
             # Both may have gone since the plan was made.
             if new.snapshot_id is not None:
@@ -88,17 +88,17 @@ class Volumes:
                 rules.check_can_be_cloned(source.id, source.status)
             if new.image_id is not None:
                 ledger.image(new.image_id)
-            ledger.add_volume(tenant, _fresh(new, record), self._around.quota_of)
+            ledger.add_volume(tenant, _fresh(new, record), self._context.quota_of)
             hit(Failpoint.API_VOLUME_RECORDED)
 
         record = await self._pool.create_volume(
             naming(NodeKind.VOLUME, new.display_name),
             plan.size_bytes,
             plan.source,
-            also,
+            in_transaction,
             new.content_bytes,
         )
-        backing = self._around.backing(NodeKind.VOLUME, record)
+        backing = self._context.backing(NodeKind.VOLUME, record)
         return replace(_fresh(new, record), status=Status.CREATING, backing=backing)
 
     async def create_waiting(self, tenant: TenantId, new: NewVolume) -> Volume:
@@ -109,31 +109,33 @@ class Volumes:
         assert size_bytes is not None
         with self._pool.store.index.reading() as txn:
             record = Ledger(txn).tenant(tenant)
-        quota.with_volume(self._around.quota_of(record), record.used, rules.size_in_gib(size_bytes))
+        quota.with_volume(
+            self._context.quota_of(record), record.used, rules.size_in_gib(size_bytes)
+        )
 
-        def also(txn: Transaction, record: VolumeRecord) -> None:
+        def in_transaction(txn: Transaction, record: VolumeRecord) -> None:
             ledger = Ledger(txn)
             waiting = replace(_fresh(new, record), status=Status.CREATING)
-            ledger.add_volume(tenant, waiting, self._around.quota_of)
+            ledger.add_volume(tenant, waiting, self._context.quota_of)
 
         record_made = await self._pool.create_volume(
-            naming(NodeKind.VOLUME, new.display_name), size_bytes, None, also
+            naming(NodeKind.VOLUME, new.display_name), size_bytes, None, in_transaction
         )
-        backing = self._around.backing(NodeKind.VOLUME, record_made)
+        backing = self._context.backing(NodeKind.VOLUME, record_made)
         return replace(_fresh(new, record_made), status=Status.CREATING, backing=backing)
 
     async def fill(self, volume: VolumeId, image: ImageRecord) -> None:
         """The image has arrived: the waiting volume becomes a clone of it, and available, in one
         transaction. InvalidRequestError when it is too small."""
 
-        def also(txn: Transaction, _record: VolumeRecord) -> None:
+        def in_transaction(txn: Transaction, _record: VolumeRecord) -> None:
             leave_creating(txn, volume, Status.AVAILABLE)
 
-        await self._pool.fill_volume(volume, image.snapshot, also)
+        await self._pool.fill_volume(volume, image.snapshot, in_transaction)
 
     async def fail(self, volume: VolumeId) -> None:
         """The image will not arrive. Nothing happens to a volume that the operator removed."""
-        await self._around.update(lambda txn: leave_creating(txn, volume, Status.ERROR))
+        await self._context.update(lambda txn: leave_creating(txn, volume, Status.ERROR))
 
     def checked(self, new: NewVolume) -> NewVolume:
         """`new` as it is kept, without what is not. InvalidRequestError."""
@@ -154,7 +156,7 @@ class Volumes:
             new,
             content_bytes=content_bytes,
             metadata=rules.check_metadata(new.metadata),
-            availability_zone=new.availability_zone or self._around.default_zone,
+            availability_zone=new.availability_zone or self._context.default_zone,
         )
 
     def _plan(self, tenant: TenantId, new: NewVolume, *, may_use_fetched: bool) -> _Plan:
@@ -166,7 +168,7 @@ class Volumes:
             if new.image_id is not None and not may_use_fetched:
                 refuse_fetched(ledger.image(new.image_id))
             record = ledger.tenant(tenant)
-        quota.with_volume(self._around.quota_of(record), record.used, plan.counted_gib)
+        quota.with_volume(self._context.quota_of(record), record.used, plan.counted_gib)
         return plan
 
     # -- deleting ----------------------------------------------------------------------------
@@ -174,21 +176,21 @@ class Volumes:
     async def delete(self, tenant: TenantId, volume: VolumeId) -> None:
         """4.4.2.4. `deleting` keeps others off while the pool closes the volume; then the pool's
         volume and the record go in one transaction."""
-        before = await self._around.update(lambda txn: _begin_delete(txn, tenant, volume))
+        before = await self._context.update(lambda txn: _begin_delete(txn, tenant, volume))
         hit(Failpoint.API_DELETING_VOLUME)
         try:
             await self._pool.delete_volume(volume, forget_record)
         except InUseError as error:
-            await self._around.update(lambda txn: leave_deleting(txn, volume, before))
+            await self._context.update(lambda txn: leave_deleting(txn, volume, before))
             raise rules.in_use(NodeKind.VOLUME, error) from None
         except NotFoundError:
             raise rules.not_found(NodeKind.VOLUME, volume) from None
         except BockdError:
-            await self._around.update(
+            await self._context.update(
                 lambda txn: leave_deleting(txn, volume, Status.ERROR_DELETING)
             )
             raise
-        self._around.exports.forget(NodeKind.VOLUME, volume)
+        self._context.exports.forget(NodeKind.VOLUME, volume)
 
 
 def naming(kind: NodeKind, display_name: str | None) -> Naming:
@@ -247,8 +249,8 @@ def move_volume(txn: Transaction, tenant: TenantId, volume: VolumeId, new: Statu
 
 
 def forget_record(txn: Transaction, record: VolumeRecord) -> None:
-    """`also` of the pool's deletion: the record goes with the volume, if it has one, and so does
-    the import that fills it. InUseError while the volume is attached."""
+    """`in_transaction` of the pool's deletion: the record goes with the volume, if it has one, and
+    so does the import that fills it. InUseError while the volume is attached."""
     ledger = Ledger(txn)
     ledger.remove_import(record.id)
     refuse_attached(txn, record)
@@ -258,8 +260,8 @@ def forget_record(txn: Transaction, record: VolumeRecord) -> None:
 
 
 def refuse_attached(txn: Transaction, record: VolumeRecord) -> None:
-    """`also` of the pool's reverting: InUseError for a volume that a server has, connected or
-    not. What the server still holds in its caches belongs to the old content."""
+    """`in_transaction` of the pool's reverting: InUseError for a volume that a server has,
+    connected or not. What the server still holds in its caches belongs to the old content."""
     owned = Ledger(txn).owned_volume(record.id)
     if owned is not None and owned.volume.attachment is not None:
         raise InUseError(

@@ -49,7 +49,7 @@ def backup(pool: Path, target: Path, as_json: bool) -> None:
 
 def back_up(path: Path, target: Path, show: Show) -> BackupReport:
     """Make the backup and check it. Raises what Backup raises, DamagedError if it is not clean."""
-    from bockd.engine.guests import without_guests
+    from bockd.engine.coopeners import without_co_openers
     from bockd.engine.pool import Pool
     from bockd.steps import Background, run_inline
     from bockd.store.layout import Layout
@@ -61,7 +61,7 @@ def back_up(path: Path, target: Path, show: Show) -> BackupReport:
     except InUseError as error:
         return _online(path, target, show, error)
     try:
-        with without_guests(pool.store, needed=True):
+        with without_co_openers(pool.store, needed=True):
             run_inline(pool.recover_volumes())
             return _make(pool.store, target, None, show, lambda: None)
     finally:

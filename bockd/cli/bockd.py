@@ -19,7 +19,7 @@ from bockd.cli.scrub import scrub
 from bockd.cli.unit import render_unit
 from bockd.config.load import DEFAULT, load
 from bockd.control import CheckReport
-from bockd.errors import GuestsError, InUseError, UnavailableError
+from bockd.errors import CoOpenersError, InUseError, UnavailableError
 
 UNIT = "bockd.service"
 
@@ -135,7 +135,7 @@ def check_anywhere(path: Path, *, repair: bool) -> CheckReport:
 
     try:
         return check_pool(path, repair=repair)
-    except GuestsError:
+    except CoOpenersError:
         raise
     except InUseError as error:
         if repair:

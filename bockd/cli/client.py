@@ -61,7 +61,7 @@ class ControlClient:
         self._http.close()
 
     def info(self) -> DaemonInfo:
-        """Who answers, and where its doors are."""
+        """Who answers, and where its frontends are."""
         return self.get("/info", DaemonInfo)
 
     def list_volumes(self) -> list[VolumeInfo]:

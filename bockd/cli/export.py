@@ -267,7 +267,7 @@ def written_whole(target: Path, *, force: bool) -> Iterator[Path]:
     partial = directory / target.name
     try:
         yield partial
-        settle(partial, target, force=force)
+        put_in_place(partial, target, force=force)
     except KeyboardInterrupt as error:
         raise BockdError(f"interrupted; {target} was not written") from error
     except OSError as error:
@@ -287,7 +287,7 @@ def refuse_existing(target: Path, *, force: bool) -> None:
         raise ConflictError(f"{target} exists: say --force to replace it")
 
 
-def settle(partial: Path, target: Path, *, force: bool) -> None:
+def put_in_place(partial: Path, target: Path, *, force: bool) -> None:
     """Make a complete file durable and give it its name and the usual permissions."""
     umask = os.umask(0)
     os.umask(umask)

@@ -10,7 +10,7 @@ from bockd.blockstorage import credentialsfile
 from bockd.blockstorage.accounts import Accounts, User
 from bockd.blockstorage.contract import UNLIMITED, Quota
 from bockd.blockstorage.records import TenantRecord
-from bockd.blockstorage.running import Driver, Surroundings
+from bockd.blockstorage.running import StepRunner, StorageContext
 from bockd.blockstorage.secrethash import MAX_SECRET_CHARACTERS, new_secret
 from bockd.control import NewAccessKey, NewPassword, NewQuota, TenantInfo, UserInfo
 from bockd.errors import ConflictError, InvalidRequestError
@@ -25,16 +25,16 @@ MAX_QUOTA = 1 << 53
 class PoolAccounts:
     """Implements bockd.control.AccountControl; see there for what each method promises."""
 
-    def __init__(self, around: Surroundings, driver: Driver, data_dir: Path) -> None:
-        self._around = around
-        self._driver = driver
-        self._index = around.pool.store.index
+    def __init__(self, context: StorageContext, runner: StepRunner, data_dir: Path) -> None:
+        self._context = context
+        self._runner = runner
+        self._index = context.pool.store.index
         self._accounts = Accounts(self._index)
         self._data_dir = data_dir
 
     async def _run(self, call: Callable[[], T]) -> T:
         """Everything here hashes or commits."""
-        return await self._driver.run(call_blocking(call))
+        return await self._runner.run(call_blocking(call))
 
     # -- tenants -----------------------------------------------------------------------------
 
@@ -45,7 +45,7 @@ class PoolAccounts:
         return self._tenant(await self._run(lambda: self._accounts.tenant(ref)))
 
     async def create_tenant(self, name: str, quota: NewQuota) -> TenantInfo:
-        own = None if quota == NewQuota() else changed(self._around.default_quota, quota)
+        own = None if quota == NewQuota() else changed(self._context.default_quota, quota)
         made = await self._run(lambda: self._accounts.create_tenant(name, own))
         return await self.show_tenant(made.id)
 
@@ -56,7 +56,7 @@ class PoolAccounts:
                 f"the configuration has the quota of tenant {record.tenant.name!r}, under "
                 "[quota.tenants]: change it there, and restart bockd"
             )
-        own = None if quota is None else changed(self._around.quota_of(record), quota)
+        own = None if quota is None else changed(self._context.quota_of(record), quota)
         tenant = record.tenant.id
         return self._tenant(await self._run(lambda: self._accounts.set_quota(tenant, own)))
 
@@ -64,10 +64,10 @@ class PoolAccounts:
         await self._run(lambda: self._accounts.delete_tenant(ref))
 
     def _configured(self, record: TenantRecord) -> bool:
-        return bool({record.tenant.id, record.tenant.name} & self._around.tenant_quotas.keys())
+        return bool({record.tenant.id, record.tenant.name} & self._context.tenant_quotas.keys())
 
     def _tenant(self, record: TenantRecord) -> TenantInfo:
-        quota = self._around.quota_of(record)
+        quota = self._context.quota_of(record)
         source = "default" if record.quota is None else "tenant"
         return TenantInfo(
             id=record.tenant.id,

@@ -18,15 +18,15 @@ from typing import NoReturn
 from bockd.blockstorage import rules
 from bockd.blockstorage.contract import Attachment
 from bockd.blockstorage.records import Ledger
-from bockd.dataplane.awaiting import Beside
-from bockd.dataplane.hold import Hold
+from bockd.dataplane.asyncbridge import AsyncBridge
+from bockd.dataplane.exporthandle import ExportHandle
 from bockd.engine.pool import Pool
 from bockd.errors import NotFoundError
 from bockd.model import NodeKind, VolumeId
 from bockd.nbd.options import ExportInfo
-from bockd.server.drive import Driver
 from bockd.server.exports import ExportKey
 from bockd.server.nbd_server import NbdServer
+from bockd.server.steprunner import StepRunner
 from bockd.store.catalogue import Catalogue, VolumeRecord
 
 log = logging.getLogger(__name__)
@@ -47,10 +47,10 @@ def attachment_key(attachment: Attachment) -> ExportKey:
 class AttachedVolumes:
     """Implements bockd.blockstorage.running.Exports."""
 
-    def __init__(self, pool: Pool, server: NbdServer, beside: Beside, on_idle: OnIdle) -> None:
+    def __init__(self, pool: Pool, server: NbdServer, bridge: AsyncBridge, on_idle: OnIdle) -> None:
         self._pool = pool
         self._server = server
-        self._beside = beside
+        self._bridge = bridge
         self._on_idle = on_idle
 
     async def publish(self, attachment: Attachment) -> None:
@@ -65,9 +65,9 @@ class AttachedVolumes:
         being made are refused too (see `AttachedExports.open`)."""
         key, name = attachment_key(attachment), attachment.export_name
         if force:
-            await self._beside.call(lambda: self._server.disconnect(key, name))
+            await self._bridge.call(lambda: self._server.disconnect(key, name))
         else:
-            await self._beside.call(lambda: self._server.wind_up(key, name, DRAIN_SECONDS))
+            await self._bridge.call(lambda: self._server.drain_and_close(key, name, DRAIN_SECONDS))
         return await self._pool.flush_volume(attachment.volume_id)
 
     def connections(self, kind: NodeKind, node: int) -> int:
@@ -87,9 +87,9 @@ class AttachedExports:
     """What TCP serves (bockd.server.exports.ExportTable): attached volumes under the names of their
     exports, and nothing else. They are not listed."""
 
-    def __init__(self, pool: Pool, driver: Driver, on_idle: OnIdle) -> None:
+    def __init__(self, pool: Pool, runner: StepRunner, on_idle: OnIdle) -> None:
         self._pool = pool
-        self._driver = driver
+        self._runner = runner
         self._on_idle = on_idle
 
     async def list_exports(self) -> tuple[ExportInfo, ...]:
@@ -101,19 +101,19 @@ class AttachedExports:
         found = self.find(name)
         return _info(name, found.size_bytes) if found else _refuse()
 
-    async def open(self, name: str) -> Hold:
+    async def open(self, name: str) -> ExportHandle:
         """Open the volume, or join those who have it open. NotFoundError, BockdError."""
         found = self.find(name)
         if found is None:
             _refuse()
-        opened = await self._driver.run(self._pool.use_volume(found.id))
+        opened = await self._runner.run(self._pool.use_volume(found.id))
         # The volume may have been detached meanwhile. From this look until the connection is among
         # the server's members nothing is awaited, so a detach that follows finds it there.
         if self.find(name) is None:
             self._release(ExportKey(NodeKind.VOLUME, found.id))
             _refuse()
         key = ExportKey(NodeKind.VOLUME, found.id)
-        return Hold(key, opened.volume, name, _DESCRIPTION, self._release)
+        return ExportHandle(key, opened.volume, name, _DESCRIPTION, self._release)
 
     def find(self, name: str) -> VolumeRecord | None:
         """The volume that can be reached under an export name now."""

@@ -17,7 +17,7 @@ from bockd.control import FrozenPool
 from bockd.engine.pool import Pool
 from bockd.errors import BockdError, InUseError, InvalidRequestError, NotFoundError
 from bockd.model import SnapshotId, VolumeId
-from bockd.server.drive import Driver
+from bockd.server.steprunner import StepRunner
 from bockd.store.locks import is_held
 
 log = logging.getLogger(__name__)
@@ -32,9 +32,9 @@ POLL_SECONDS = 1.0
 class Backups:
     """At most one at a time. `run` ends what was begun."""
 
-    def __init__(self, pool: Pool, driver: Driver) -> None:
+    def __init__(self, pool: Pool, runner: StepRunner) -> None:
         self._pool = pool
-        self._driver = driver
+        self._runner = runner
         self._running: FrozenPool | None = None
         self._begun = trio.Event()
         self._turn = trio.Lock()
@@ -46,18 +46,18 @@ class Backups:
         async with self._turn:
             if self._running is not None:
                 raise InUseError("another backup of the pool ends this moment; try again")
-            await self._driver.run(self._pool.upkeep.acquire())
+            await self._runner.run(self._pool.maintenance_lock.acquire())
             try:
                 await self._sweep()
                 snapshots = await self._freeze()
             except BockdError:
-                self._pool.upkeep.release()
+                self._pool.maintenance_lock.release()
                 # What was frozen before a volume that cannot be would take space until the next
                 # backup.
                 await self._sweep()
                 raise
             except BaseException:
-                self._pool.upkeep.release()
+                self._pool.maintenance_lock.release()
                 raise
             self._running = FrozenPool(secrets.token_hex(16), snapshots)
             self._begun.set()
@@ -85,12 +85,12 @@ class Backups:
         finally:
             if self._running is not None:
                 self._running = None
-                self._pool.upkeep.release()
+                self._pool.maintenance_lock.release()
 
     async def _finish(self) -> None:
         self._running = None
         self._begun = trio.Event()
-        self._pool.upkeep.release()
+        self._pool.maintenance_lock.release()
         await self._sweep()
 
     async def _freeze(self) -> dict[VolumeId, SnapshotId]:
@@ -100,7 +100,7 @@ class Backups:
         snapshots: dict[VolumeId, SnapshotId] = {}
         for volume in volumes:
             try:
-                taken = await self._driver.run(
+                taken = await self._runner.run(
                     self._pool.create_snapshot(volume, f"{PREFIX}{volume}")
                 )
             except NotFoundError:
@@ -116,6 +116,6 @@ class Backups:
         for record in unowned:
             if record.name.startswith(PREFIX):
                 try:
-                    await self._driver.run(self._pool.delete_snapshot(record.id))
+                    await self._runner.run(self._pool.delete_snapshot(record.id))
                 except BockdError as error:
                     log.warning("snapshot %s was not deleted: %s", record.name, error)

@@ -19,7 +19,7 @@ from bockd.control import PoolInfo
 from bockd.engine.occupancy import Shares, measure_shares, pool_files_bytes
 from bockd.engine.registry import Registry
 from bockd.errors import DamagedError, named
-from bockd.server.drive import Driver
+from bockd.server.steprunner import StepRunner
 
 log = logging.getLogger(__name__)
 
@@ -55,10 +55,10 @@ class Capacity:
     """The room of one pool."""
 
     def __init__(
-        self, pool: Registry, driver: Driver, directory: Path, warn_percent: tuple[int, ...]
+        self, pool: Registry, runner: StepRunner, directory: Path, warn_percent: tuple[int, ...]
     ) -> None:
         self._pool = pool
-        self._driver = driver
+        self._runner = runner
         self._directory = directory
         self._warn_percent = warn_percent
         self._space = Threshold(warn_percent)
@@ -109,7 +109,7 @@ class Capacity:
             snapshots = sum(one.id not in images for one in catalogue.snapshots())
         shares: Shares | None
         try:
-            shares = await self._driver.run(measure_shares(self._pool, images))
+            shares = await self._runner.run(measure_shares(self._pool, images))
         except DamagedError as error:
             log.warning("what the pool's data belongs to cannot be measured: %s", error)
             shares = None

@@ -18,7 +18,7 @@ from bockd.blockstorage.adopting import adopt, find_unowned
 from bockd.blockstorage.check import check_everything
 from bockd.blockstorage.contract import Status, TenantId
 from bockd.blockstorage.records import Ledger
-from bockd.blockstorage.running import Surroundings
+from bockd.blockstorage.running import StorageContext
 from bockd.blockstorage.servers import Servers
 from bockd.config import Settings
 from bockd.control import (
@@ -37,7 +37,7 @@ from bockd.control import (
 from bockd.dataplane.backups import Backups
 from bockd.dataplane.capacity import Capacity
 from bockd.dataplane.scrubbing import Scrubbing
-from bockd.engine.guests import elsewhere
+from bockd.engine.coopeners import elsewhere
 from bockd.engine.occupancy import measure_all
 from bockd.errors import DamagedError, InUseError
 from bockd.model import (
@@ -60,7 +60,7 @@ class PoolControl:
 
     def __init__(
         self,
-        around: Surroundings,
+        context: StorageContext,
         server: NbdServer,
         settings: Settings,
         nbd_listen: str | None,
@@ -75,11 +75,11 @@ class PoolControl:
         self._waiting = waiting
         self._scrubbing = scrubbing
         self._capacity = capacity
-        self._around = around
-        self._pool = around.pool
-        self._servers = Servers(around)
+        self._context = context
+        self._pool = context.pool
+        self._servers = Servers(context)
         self._server = server
-        self._driver = server.driver
+        self._runner = server.runner
         self._socket = str(settings.nbd_socket)
         self._data_dir = str(settings.data_dir)
         self._nbd_listen = nbd_listen
@@ -98,7 +98,7 @@ class PoolControl:
             nbd_listen=self._nbd_listen,
             api_listen=self._api_listen,
             api_tls=self._api_tls,
-            daemon=self._around.daemon,
+            daemon=self._context.daemon,
             mount=self._mount,
             volumes=volumes,
             snapshots=snapshots,
@@ -122,7 +122,7 @@ class PoolControl:
 
     async def release_volume(self, ref: str) -> None:
         volume = self._pool.find_volume(ref)
-        await self._driver.run(self._pool.close_idle_volume(volume))
+        await self._runner.run(self._pool.close_idle_volume(volume))
         if volume in self._pool.volumes:
             raise InUseError(f"volume {volume} is in use here")
 
@@ -185,8 +185,8 @@ class PoolControl:
         )
 
     async def adopt(self, kind: NodeKind, ref: str, tenant: str) -> None:
-        await self._driver.run(
-            self._around.update(lambda txn: adopt(txn, kind, ref, TenantId(tenant)))
+        await self._runner.run(
+            self._context.update(lambda txn: adopt(txn, kind, ref, TenantId(tenant)))
         )
 
     # -- servers -----------------------------------------------------------------------------
@@ -198,16 +198,16 @@ class PoolControl:
         return self._servers.registered(name)
 
     async def add_server(self, server: Server) -> Server:
-        return await self._driver.run(self._servers.add(server))
+        return await self._runner.run(self._servers.add(server))
 
     async def remove_server(self, name: str) -> None:
-        await self._driver.run(self._servers.remove(name))
+        await self._runner.run(self._servers.remove(name))
 
     # -- looking -----------------------------------------------------------------------------
 
     async def space(self, kind: NodeKind, ref: str) -> Space:
         find = self._pool.find_volume if kind is NodeKind.VOLUME else self._pool.find_snapshot
-        return await self._driver.run(self._pool.measure(kind, find(ref)))
+        return await self._runner.run(self._pool.measure(kind, find(ref)))
 
     async def spaces(self, after: int, seconds: float | None) -> SpacePage:
         deadline = None if seconds is None else time.monotonic() + seconds
@@ -215,7 +215,7 @@ class PoolControl:
         def until() -> bool:
             return deadline is not None and time.monotonic() >= deadline
 
-        return await self._driver.run(measure_all(self._pool, after, until))
+        return await self._runner.run(measure_all(self._pool, after, until))
 
     async def pool(self) -> PoolInfo:
         return await self._capacity.measure()
@@ -234,9 +234,9 @@ class PoolControl:
 
     async def check(self) -> CheckReport:
         for volume in list(self._pool.volumes):
-            await self._driver.run(self._pool.try_checkpoint(volume))
+            await self._runner.run(self._pool.try_checkpoint(volume))
         # What a process that died left behind is finished; what another one has open is not ours.
-        await self._driver.run(self._pool.recover_volumes())
+        await self._runner.run(self._pool.recover_volumes())
         ours = frozenset(self._pool.volumes)
         return await trio.to_thread.run_sync(lambda: self._check(ours))
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bockd.dataplane.attached import AttachedExports
-from bockd.dataplane.hold import Hold
+from bockd.dataplane.exporthandle import ExportHandle
 from bockd.device import BlockDevice
 from bockd.engine.pool import Pool
 from bockd.model import NodeKind, SnapshotId, VolumeId, export_name
 from bockd.nbd.options import ExportInfo
-from bockd.server.drive import Driver
 from bockd.server.exports import ExportKey
+from bockd.server.steprunner import StepRunner
 from bockd.store.catalogue import SnapshotRecord, VolumeRecord
 from bockd.store.naming import export_description, find_export
 
@@ -26,13 +26,13 @@ class PoolExports:
     def __init__(
         self,
         pool: Pool,
-        driver: Driver,
+        runner: StepRunner,
         on_idle: Callable[[ExportKey], None],
         attached: AttachedExports,
     ) -> None:
         self._attached = attached
         self._pool = pool
-        self._driver = driver
+        self._runner = runner
         self._on_idle = on_idle
 
     async def list_exports(self) -> list[ExportInfo]:
@@ -50,7 +50,7 @@ class PoolExports:
         with self._pool.catalogue() as catalogue:
             return describe(*find_export(catalogue, name))
 
-    async def open(self, name: str) -> Hold:
+    async def open(self, name: str) -> ExportHandle:
         """Open the volume or snapshot, or join those who have it open. BockdError."""
         if self._attached.find(name) is not None:
             return await self._attached.open(name)
@@ -58,18 +58,18 @@ class PoolExports:
             kind, record = find_export(catalogue, name)
         return await self.hold(kind, record)
 
-    async def hold(self, kind: NodeKind, record: VolumeRecord | SnapshotRecord) -> Hold:
-        """A hold on a volume or snapshot, for any door. BockdError."""
+    async def hold(self, kind: NodeKind, record: VolumeRecord | SnapshotRecord) -> ExportHandle:
+        """A hold on a volume or snapshot, for any frontend. BockdError."""
         info = describe(kind, record)
         device: BlockDevice
         if kind is NodeKind.VOLUME:
-            volume = await self._driver.run(self._pool.use_volume(VolumeId(record.id)))
+            volume = await self._runner.run(self._pool.use_volume(VolumeId(record.id)))
             device = volume.volume
         else:
-            snapshot = await self._driver.run(self._pool.use_snapshot(SnapshotId(record.id)))
+            snapshot = await self._runner.run(self._pool.use_snapshot(SnapshotId(record.id)))
             device = snapshot.snapshot
         key = ExportKey(kind, record.id)
-        return Hold(key, device, info.name, info.description, self._release)
+        return ExportHandle(key, device, info.name, info.description, self._release)
 
     def _release(self, key: ExportKey) -> None:
         if key.kind is NodeKind.VOLUME:

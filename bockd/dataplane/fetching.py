@@ -24,7 +24,7 @@ from bockd.blockstorage import rules
 from bockd.blockstorage.contract import ImageId, NewImage, NewVolume, TenantId, Volume
 from bockd.blockstorage.images import Images
 from bockd.blockstorage.records import ImageRecord, Ledger, no_image
-from bockd.blockstorage.running import Surroundings
+from bockd.blockstorage.running import StorageContext
 from bockd.blockstorage.service import PoolBlockStorage
 from bockd.config import Settings
 from bockd.dataplane.glance import Glance, GlanceImage
@@ -38,7 +38,7 @@ from bockd.errors import (
     NotFoundError,
 )
 from bockd.model import VolumeId, export_uri
-from bockd.server.drive import Driver
+from bockd.server.steprunner import StepRunner
 
 log = logging.getLogger(__name__)
 
@@ -68,13 +68,13 @@ class FetchingBlockStorage(PoolBlockStorage):
 
     def __init__(
         self,
-        around: Surroundings,
-        driver: Driver,
+        context: StorageContext,
+        runner: StepRunner,
         settings: Settings,
         nursery: trio.Nursery,
     ) -> None:
-        super().__init__(around, driver)
-        self._images = Images(around)
+        super().__init__(context, runner)
+        self._images = Images(context)
         self._glance = Glance(settings.glance)
         self._directory = settings.data_dir
         self._socket = str(settings.nbd_socket)
@@ -94,9 +94,9 @@ class FetchingBlockStorage(PoolBlockStorage):
         new = self._volumes.checked(new)  # before Glance is troubled
         found = await self._glance.describe(image, token)
         if self._record(image) is not None:
-            return await self._driver.run(self._volumes.create(tenant, new, may_use_fetched=True))
+            return await self._runner.run(self._volumes.create(tenant, new, may_use_fetched=True))
         wanted = _sized(new, found)
-        volume = await self._driver.run(self._volumes.create_waiting(tenant, wanted))
+        volume = await self._runner.run(self._volumes.create_waiting(tenant, wanted))
         size_bytes = rules.exact_size(wanted.size_gib, wanted.size_bytes) or 0
         self._nursery.start_soon(self._complete, volume.id, size_bytes, found, token)
         return volume
@@ -119,7 +119,7 @@ class FetchingBlockStorage(PoolBlockStorage):
         """Give a waiting volume its content, or a reason to be in error."""
         try:
             record = await self._fetched(image, token, size_bytes)
-            await self._driver.run(self._volumes.fill(volume, record))
+            await self._runner.run(self._volumes.fill(volume, record))
         except BockdError as error:
             log.warning("volume %s from image %s: %s", volume, image.id, error)
             await self._fail(volume)
@@ -130,7 +130,7 @@ class FetchingBlockStorage(PoolBlockStorage):
 
     async def _fail(self, volume: VolumeId) -> None:
         try:
-            await self._driver.run(self._volumes.fail(volume))
+            await self._runner.run(self._volumes.fail(volume))
         except (BockdError, OSError) as error:
             # It stays `creating` until the next start, which puts it into error.
             log.error("volume %s: %s", volume, error)  # noqa: TRY400
@@ -186,7 +186,7 @@ class FetchingBlockStorage(PoolBlockStorage):
             return await self._import(image, opened, checksum)
 
     async def _import(self, image: GlanceImage, opened: Image, checksum: str) -> ImageRecord:
-        filling = await self._driver.run(
+        filling = await self._runner.run(
             self._images.begin(
                 NewImage(
                     name=f"glance-{image.id}",
@@ -221,7 +221,7 @@ class FetchingBlockStorage(PoolBlockStorage):
         deadline = trio.current_time() + RELEASE_SECONDS
         while True:
             try:
-                return await self._driver.run(self._images.finish(volume))
+                return await self._runner.run(self._images.finish(volume))
             except InUseError:
                 if trio.current_time() > deadline:
                     raise
@@ -231,7 +231,7 @@ class FetchingBlockStorage(PoolBlockStorage):
         deadline = trio.current_time() + RELEASE_SECONDS
         while True:
             try:
-                return await self._driver.run(self._images.cancel(volume))
+                return await self._runner.run(self._images.cancel(volume))
             except InUseError:
                 if trio.current_time() > deadline:
                     break

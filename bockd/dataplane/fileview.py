@@ -9,7 +9,7 @@ import trio
 
 from bockd.errors import NotSupportedError
 from bockd.fuse.nodes import NodeTable
-from bockd.server.drive import Driver
+from bockd.server.steprunner import StepRunner
 
 
 class FileView:
@@ -31,7 +31,7 @@ class FileView:
     async def serve(
         self,
         nodes: NodeTable,
-        driver: Driver,
+        runner: StepRunner,
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
@@ -39,5 +39,5 @@ class FileView:
         from bockd.fuse.serving import serve_view
         from bockd.fuse.view import View
 
-        view = View(nodes, driver)
+        view = View(nodes, runner)
         await serve_view(view, self.path, self._data_dir, task_status=task_status)

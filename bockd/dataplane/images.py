@@ -9,7 +9,7 @@ import trio
 from bockd.blockstorage.contract import NewImage
 from bockd.blockstorage.images import Images
 from bockd.blockstorage.records import ImageRecord
-from bockd.blockstorage.running import Surroundings
+from bockd.blockstorage.running import StorageContext
 from bockd.config import Settings
 from bockd.control import ImageInfo, ImportInfo
 from bockd.errors import BockdError
@@ -30,11 +30,11 @@ LOOK_SECONDS = 30.0
 class PoolImages:
     """Implements bockd.control.ImageControl; see there for what each method promises."""
 
-    def __init__(self, around: Surroundings, server: NbdServer, settings: Settings) -> None:
-        self._pool = around.pool
-        self._images = Images(around)
+    def __init__(self, context: StorageContext, server: NbdServer, settings: Settings) -> None:
+        self._pool = context.pool
+        self._images = Images(context)
         self._server = server
-        self._driver = server.driver
+        self._runner = server.runner
         self._socket = str(settings.nbd_socket)
         self._finishing: set[VolumeId] = set()
         """A flush may take long, and is no reason to give up."""
@@ -57,7 +57,7 @@ class PoolImages:
         new = NewImage(
             name, disk_format, size_bytes, file_bytes, checksum, content_bytes=content_bytes
         )
-        filling = await self._driver.run(self._images.begin(new))
+        filling = await self._runner.run(self._images.begin(new))
         return ImportInfo(
             id=filling.volume,
             image=filling.image.id,
@@ -68,15 +68,15 @@ class PoolImages:
     async def finish_import(self, volume: VolumeId) -> ImageInfo:
         self._finishing.add(volume)
         try:
-            return self._info(await self._driver.run(self._images.finish(volume)))
+            return self._info(await self._runner.run(self._images.finish(volume)))
         finally:
             self._finishing.discard(volume)
 
     async def cancel_import(self, volume: VolumeId) -> None:
-        await self._driver.run(self._images.cancel(volume))
+        await self._runner.run(self._images.cancel(volume))
 
     async def delete_image(self, ref: str) -> None:
-        await self._driver.run(self._images.delete(ref))
+        await self._runner.run(self._images.delete(ref))
 
     def _info(self, record: ImageRecord) -> ImageInfo:
         image = record.image
@@ -115,7 +115,7 @@ class PoolImages:
 
     async def _give_up(self, volume: VolumeId) -> None:
         try:
-            await self._driver.run(self._images.cancel(volume))
+            await self._runner.run(self._images.cancel(volume))
         except BockdError as error:
             log.warning("the abandoned import into volume %s: %s", volume, error)
         else:

@@ -9,17 +9,17 @@ import os
 from collections.abc import Callable
 from typing import TypeVar
 
+from bockd.dataplane.exporthandle import ExportHandle
 from bockd.dataplane.exports import PoolExports
-from bockd.dataplane.hold import Hold
 from bockd.engine.pool import Pool
 from bockd.engine.space import allocated_bytes, changed_at
 from bockd.errors import DamagedError, from_os_error
 from bockd.fuse.nodes import Node
 from bockd.model import NodeKind, SnapshotId, VolumeId
-from bockd.server.drive import Driver
 from bockd.server.exports import OpenExport
 from bockd.server.nbd_server import NbdServer
 from bockd.server.statistics import ExportStatistics
+from bockd.server.steprunner import StepRunner
 from bockd.steps import blocking
 from bockd.store.catalogue import Catalogue, SnapshotRecord, VolumeRecord
 from bockd.store.layout import Layout
@@ -30,9 +30,11 @@ T = TypeVar("T")
 class PoolNodes:
     """Implements NodeTable; holds are those that NBD connections have, too."""
 
-    def __init__(self, pool: Pool, driver: Driver, exports: PoolExports, server: NbdServer) -> None:
+    def __init__(
+        self, pool: Pool, runner: StepRunner, exports: PoolExports, server: NbdServer
+    ) -> None:
         self._pool = pool
-        self._driver = driver
+        self._runner = runner
         self._exports = exports
         self._server = server
 
@@ -53,7 +55,7 @@ class PoolNodes:
     async def show(self, kind: NodeKind, node: int) -> Node:
         return await self._read(lambda catalogue: self._show(catalogue, kind, node))
 
-    async def open(self, kind: NodeKind, node: int) -> Hold:
+    async def open(self, kind: NodeKind, node: int) -> ExportHandle:
         with self._pool.catalogue() as catalogue:
             record = _record(catalogue, kind, node)
         return await self._exports.hold(kind, record)
@@ -81,7 +83,7 @@ class PoolNodes:
         async def steps() -> T:
             return await blocking(call)
 
-        return await self._driver.run(steps())
+        return await self._runner.run(steps())
 
     def _show(self, catalogue: Catalogue, kind: NodeKind, node: int) -> Node:
         return self._node(catalogue, kind, _record(catalogue, kind, node))

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from bockd.blockstorage.contract import Attachment
 from bockd.blockstorage.plugging import DevicePlugger
-from bockd.dataplane.awaiting import Beside
+from bockd.dataplane.asyncbridge import AsyncBridge
 from bockd.errors import BockdError, NotSupportedError, UnavailableError
 from bockd.model import Server, ServerKind
 
@@ -18,10 +18,10 @@ _NEEDS_A_PLUGGER = frozenset({ServerKind.VM})
 
 
 class PluggedDevices:
-    """Calls the plugger of a server's kind. `beside` is where its methods run."""
+    """Calls the plugger of a server's kind. `bridge` is where its methods run."""
 
-    def __init__(self, beside: Beside, pluggers: Mapping[ServerKind, DevicePlugger]) -> None:
-        self._beside = beside
+    def __init__(self, bridge: AsyncBridge, pluggers: Mapping[ServerKind, DevicePlugger]) -> None:
+        self._bridge = bridge
         self._pluggers = pluggers
 
     async def plug(
@@ -38,21 +38,21 @@ class PluggedDevices:
                 )
             return {}
         with _in_our_terms(server):
-            return await self._beside.call(lambda: plugger.plug(server, attachment, size_bytes))
+            return await self._bridge.call(lambda: plugger.plug(server, attachment, size_bytes))
 
     async def resize(self, server: Server, attachment: Attachment, size_bytes: int) -> None:
         """Nothing for a kind that has no plugger: those connect by themselves."""
         plugger = self._pluggers.get(server.kind)
         if plugger is not None:
             with _in_our_terms(server):
-                await self._beside.call(lambda: plugger.resize(server, attachment, size_bytes))
+                await self._bridge.call(lambda: plugger.resize(server, attachment, size_bytes))
 
     async def unplug(self, server: Server, attachment: Attachment, *, force: bool) -> None:
         """Nothing for a kind that has no plugger."""
         plugger = self._pluggers.get(server.kind)
         if plugger is not None:
             with _in_our_terms(server):
-                await self._beside.call(lambda: plugger.unplug(server, attachment, force=force))
+                await self._bridge.call(lambda: plugger.unplug(server, attachment, force=force))
 
 
 @contextmanager

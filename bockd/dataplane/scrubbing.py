@@ -14,10 +14,10 @@ from bockd.config.sections import ChecksumSettings
 from bockd.control import ScrubStatus
 from bockd.engine.damage import scrub_status
 from bockd.engine.registry import Registry
-from bockd.engine.scrub import Batch, Scrubber
+from bockd.engine.scrub import ScrubBatch, Scrubber
 from bockd.errors import BockdError
 from bockd.model import MIB
-from bockd.server.drive import Driver
+from bockd.server.steprunner import StepRunner
 from bockd.store import checksums
 from bockd.store.index import Table
 
@@ -43,7 +43,7 @@ class Scrubbing:
         self._settings = settings
         self._scrubber = Scrubber(pool)
         # One thread of its own: clients' reads never wait for it.
-        self._driver = Driver(1)
+        self._runner = StepRunner(1)
         self._asked = trio.Event()
         self._frozen = trio.Event()
         self._rate_bytes = settings.rate_mib * MIB
@@ -133,20 +133,20 @@ class Scrubbing:
         due = latest.finished_at + self._settings.interval_days * DAY_SECONDS
         return max(0.0, due - self._pool.clock())
 
-    async def _work(self) -> Batch:
+    async def _work(self) -> ScrubBatch:
         """One batch of what is most urgent."""
         if not (self._settings.enabled or self._wanted):
-            return Batch(more=False)
+            return ScrubBatch(more=False)
         if self._scrubber.must_wait:
             await trio.sleep(BUSY_SECONDS)
-            return Batch(more=True)
-        batch = await self._driver.run(self._scrubber.read_on())
+            return ScrubBatch(more=True)
+        batch = await self._runner.run(self._scrubber.read_on())
         if batch.more:
             return batch
         if self._restart or (self._seconds_to_next() == 0 and not self._under_way()):
             self._restart = False
-            await self._driver.run(self._scrubber.begin_pass())
-        batch = await self._driver.run(self._scrubber.verify_on())
+            await self._runner.run(self._scrubber.begin_pass())
+        batch = await self._runner.run(self._scrubber.verify_on())
         if not batch.more and not self._restart:
             self._wanted = False
             self._rate_bytes = self._settings.rate_mib * MIB

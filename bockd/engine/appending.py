@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from bockd.engine.access import Spawn, StoreAccess
 from bockd.engine.leafcache import LeafCache
-from bockd.engine.waiting import Gate, Mutex
+from bockd.engine.waiting import Mutex, WriteGate
 from bockd.errors import BockdError, ReadOnlyFileSystemError, volume_failed
 from bockd.failpoints import Failpoint, hit
 from bockd.steps import Signal, Steps, blocking
@@ -56,7 +56,7 @@ class VolumeParts:
     store: StoreAccess
     record: VolumeRecord
     cache: LeafCache
-    gate: Gate
+    gate: WriteGate
     spawn: Spawn
     on_garbage: Callable[[], None]
     """Called when a commit leaves something to reclaim."""

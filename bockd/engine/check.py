@@ -4,8 +4,8 @@ Problems are what should never be: a value that fails its checksum, an entry tha
 layer that nobody owns, a journal that is missing. Strays are legal: blocks in layers that no map
 reaches, left by a crash between a write and its journal record, or by a trim not yet punched.
 
-What other processes have open (bockd.engine.guests) changes meanwhile: its journals and heads are
-not looked at. Repairing needs the pool for itself.
+What other processes have open (bockd.engine.coopeners) changes meanwhile: its journals and heads
+are not looked at. Repairing needs the pool for itself.
 
 `--repair` returns the strays' space, removes files that nothing names, and accepts the loss of the
 latest writes of a volume whose journal is missing or damaged. It never touches mapped data.
@@ -22,7 +22,7 @@ from bockd.control import CheckReport
 from bockd.engine.access import StoreAccess
 from bockd.engine.checkchecksums import ChecksumCheck
 from bockd.engine.checklayers import LayerCheck
-from bockd.engine.guests import without_guests
+from bockd.engine.coopeners import without_co_openers
 from bockd.engine.pool import Pool
 from bockd.engine.recovery import pages_survived, refuse_broken_chain
 from bockd.errors import BockdError, DamagedError, PoolFormatError
@@ -64,7 +64,7 @@ def opened_to_check(
     background = Background()
     pool = Pool.open(path, background.spawn)
     try:
-        with without_guests(pool.store, needed=repair) as live:
+        with without_co_openers(pool.store, needed=repair) as live:
             yield pool.store, live
     finally:
         pool.release()

@@ -11,7 +11,7 @@
 
 Invariants:
 * Flushes, seals and the swap inside a transition exclude each other (`_turn`); checkpoints and
-  transitions exclude each other (`_maintenance`).
+  transitions exclude each other (`_checkpoint_lock`).
 * A failed sync or append is final: `failed` is set, and nothing is acknowledged any more.
 """
 
@@ -53,7 +53,7 @@ class Durability(Flushing):
         """Told the head that is written to from now on; given by the volume."""
         self._on_garbage = parts.on_garbage
         self._sealed: list[JournalSegment] = []
-        self._maintenance = Mutex()
+        self._checkpoint_lock = Mutex()
         self._checkpoint_wanted = False
 
     # -- beginning ---------------------------------------------------------------------------
@@ -61,7 +61,7 @@ class Durability(Flushing):
     async def begin(self, *, reserve: bool) -> None:
         """Make the volume ready for its first change; again does no harm. On a full disk its
         journal comes from the reserve, or NoSpaceError. BockdError, with nothing changed."""
-        async with self._maintenance:
+        async with self._checkpoint_lock:
             if not self.begun:
                 await self._begin(reserve=reserve)
 
@@ -132,7 +132,7 @@ class Durability(Flushing):
         Raises BockdError with the volume unharmed (but for a failed sync): the journal keeps
         what the index could not take.
         """
-        async with self._maintenance:
+        async with self._checkpoint_lock:
             if self.closed or not self.begun:
                 return
             # What an earlier attempt left comes first, so that failures do not pile up segments.
@@ -209,7 +209,7 @@ class Durability(Flushing):
 
     # -- transitions -------------------------------------------------------------------------
 
-    async def transition(
+    async def quiesced_commit(
         self,
         change: Callable[[Transaction, VolumeRecord], tuple[VolumeRecord, T]],
         adopt: Callable[[VolumeRecord, T], None],
@@ -223,7 +223,7 @@ class Durability(Flushing):
         under way. With `reopen`, a journal of a new generation takes over, otherwise the volume is
         marked closed. Raises with everything as it was, but for a failed sync.
         """
-        async with self._maintenance:
+        async with self._checkpoint_lock:
             if not self.begun:
                 await self._begin(reserve=False)
             # Most of the work is done here, while writes go on.
@@ -234,7 +234,7 @@ class Durability(Flushing):
                 name = JournalName(self.record.id, self.record.generation + 1, 0)
                 fresh = await blocking(create_segment, self._store, name, reserve=True)
                 hit(Failpoint.TRANSITION_SEGMENT)
-            await self._gate.close()
+            await self._gate.quiesce()
             hit(Failpoint.TRANSITION_CLOSED)
             try:
                 result = await self._swap(change, adopt, fresh)
@@ -328,11 +328,11 @@ class Durability(Flushing):
 
     async def stop(self) -> None:
         """Wait until no checkpoint, transition or flush is under way, and let none begin."""
-        await self._maintenance.acquire()
+        await self._checkpoint_lock.acquire()
         await self._turn.acquire()
         self.closed = True
         self._turn.release()
-        self._maintenance.release()
+        self._checkpoint_lock.release()
 
     async def restore_reserve(self) -> None:
         """There may be space again: the reserve, if some of it was used up, comes first."""

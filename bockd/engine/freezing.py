@@ -4,7 +4,7 @@ more. One transaction, and no layer is made: what an import needs, whose volume 
 
 from __future__ import annotations
 
-from bockd.engine.opening import lock_volume, remove_traces, settle
+from bockd.engine.opening import lock_volume, recover_if_needed, remove_traces
 from bockd.engine.pool import Pool
 from bockd.engine.snapshotting import AlsoSnapshot, Naming
 from bockd.errors import InUseError
@@ -17,7 +17,7 @@ from bockd.store.locks import touch_if_possible
 
 
 async def freeze_volume(
-    pool: Pool, volume: VolumeId, naming: Naming, also: AlsoSnapshot
+    pool: Pool, volume: VolumeId, naming: Naming, in_transaction: AlsoSnapshot
 ) -> SnapshotRecord:
     """Make a volume that nobody uses a snapshot, which is durable when this returns.
 
@@ -25,11 +25,11 @@ async def freeze_volume(
     """
     await pool.close_idle_volume(volume)
     doing = f"making volume {volume} a snapshot"
-    return await pool.exclusive(volume, doing, _freeze(pool, volume, naming, also))
+    return await pool.exclusive(volume, doing, _freeze(pool, volume, naming, in_transaction))
 
 
 async def _freeze(
-    pool: Pool, volume: VolumeId, naming: Naming, also: AlsoSnapshot
+    pool: Pool, volume: VolumeId, naming: Naming, in_transaction: AlsoSnapshot
 ) -> SnapshotRecord:
     if volume in pool.volumes:
         pool.refuse_used(volume)
@@ -38,14 +38,14 @@ async def _freeze(
 
     def change(txn: Transaction) -> SnapshotRecord:
         snapshot = _become(Catalogue(txn), volume, naming, pool.clock())
-        also(txn, snapshot)
+        in_transaction(txn, snapshot)
         hit(Failpoint.FREEZE_CHANGED)
         return snapshot
 
     def freeze() -> SnapshotRecord:
         lock = lock_volume(pool.store, volume)
         try:
-            settle(pool.store, volume)
+            recover_if_needed(pool.store, volume)
             snapshot = pool.store.index.update(change)
             hit(Failpoint.FREEZE_COMMITTED)
             remove_traces(pool.store, volume, lock)

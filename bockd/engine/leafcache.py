@@ -181,7 +181,7 @@ class LeafCache:
 
     # -- damage ------------------------------------------------------------------------------
 
-    def condemn(self, layer_id: LayerId, block: int) -> None:
+    def mark_damaged(self, layer_id: LayerId, block: int) -> None:
         """A block of a frozen layer is damaged: wherever it is shown, reading it fails."""
         self._era += 1  # loads under way do not know
         number, at = block >> LEAF_SHIFT, block & LEAF_MASK
@@ -194,7 +194,7 @@ class LeafCache:
             leaf = self.leaves[number] = leaf[:]
         leaf[at] = DAMAGED_SLOT
 
-    def acquit(self, block: int) -> None:
+    def clear_damaged(self, block: int) -> None:
         """A block of some layer is in order again. Its leaf is read anew, unless it has changes
         that the index does not have: then reading fails for as long as the device is open."""
         self._era += 1

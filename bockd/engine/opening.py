@@ -18,7 +18,7 @@ from bockd.engine.leafcache import LeafCache
 from bockd.engine.recovery import recover, remove_old_segments
 from bockd.engine.snapshot import Snapshot
 from bockd.engine.volume import Volume
-from bockd.engine.waiting import Gate
+from bockd.engine.waiting import WriteGate
 from bockd.errors import BockdError, DamagedError, NoSpaceError, SyncFailedError, volume_failed
 from bockd.model import MapId, SnapshotId, VolumeId
 from bockd.steps import blocking
@@ -42,7 +42,7 @@ class _OpenedFiles:
 
 @dataclass(eq=False)
 class OpenVolume:
-    """A volume open in this process, and how many doors use it."""
+    """A volume open in this process, and how many frontends use it."""
 
     volume: Volume
     lock: FileLock
@@ -51,7 +51,7 @@ class OpenVolume:
 
 @dataclass(eq=False)
 class OpenSnapshot:
-    """A snapshot open in this process, and how many doors use it."""
+    """A snapshot open in this process, and how many frontends use it."""
 
     snapshot: Snapshot
     lock: FileLock
@@ -96,7 +96,7 @@ def refuse_failed(record: VolumeRecord) -> None:
         raise volume_failed(record.id, record.name, record.failed)
 
 
-def settle(store: StoreAccess, volume: VolumeId) -> VolumeRecord:
+def recover_if_needed(store: StoreAccess, volume: VolumeId) -> VolumeRecord:
     """The record of a volume that nobody has open, recovered if it was not closed. The volume's
     lock is held. Blocks."""
     with store.index.reading() as txn:
@@ -139,7 +139,7 @@ async def open_volume(
     """Lock, verify, recover and open a volume. BockdError, with nothing held. `on_garbage` is
     called when one of its checkpoints leaves something to reclaim."""
     files = await blocking(_open_files, store, volume)
-    gate = Gate()
+    gate = WriteGate()
     leaf_cache = LeafCache(store.index, store.layout, store.files, files.chain)
     parts = VolumeParts(store, files.record, leaf_cache, gate, spawn, on_garbage)
     durability = Durability(parts)
@@ -150,7 +150,7 @@ def _open_files(store: StoreAccess, volume: VolumeId) -> _OpenedFiles:
     lock = lock_volume(store, volume)
     try:
         _, chain = _verified(store, lambda catalogue: catalogue.volume(volume))
-        record = settle(store, volume)
+        record = recover_if_needed(store, volume)
         remove_old_segments(store, volume, record.generation)
     except BaseException:
         lock.release()
@@ -212,7 +212,7 @@ async def close_volume(opened: OpenVolume, *, give_up: bool) -> None:
         await volume.finish_punching()
         await volume.drain_reads()
         if durability.failed is None and durability.begun:
-            await durability.transition(
+            await durability.quiesced_commit(
                 lambda _txn, record: (record, None), lambda _record, _result: None, reopen=False
             )
         else:
@@ -241,7 +241,7 @@ async def _give_back(opened: OpenVolume) -> None:
 async def abandon_volume(opened: OpenVolume) -> None:
     """Close a volume without bringing the index up to date: it has failed, or it is about to be
     deleted. Its journal stays on disk."""
-    await opened.volume.gate.close()
+    await opened.volume.gate.quiesce()
     opened.volume.cancel_punching()
     await opened.volume.finish_punching()
     await opened.volume.drain_reads()

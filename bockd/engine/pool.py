@@ -1,7 +1,7 @@
 """A pool's operations: creating, cloning, growing, reopening and deleting volumes, and, inherited,
 those on snapshots.
 
-What engine.snapshotting says about errors and about `also` holds here, too.
+What engine.snapshotting says about errors and about `in_transaction` holds here, too.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from bockd.engine.opening import abandon_volume, lock_volume, remove_traces, settle
+from bockd.engine.opening import abandon_volume, lock_volume, recover_if_needed, remove_traces
 from bockd.engine.snapshotting import (
     AlsoVolume,
     Naming,
-    Snapshots,
+    SnapshotOperations,
     clone_size,
     content_of,
     name_of,
@@ -29,7 +29,7 @@ from bockd.store.layer import Layer
 from bockd.store.locks import touch_if_possible
 
 
-class Pool(Snapshots):
+class Pool(SnapshotOperations):
     """An open pool and all that can be done to its catalogue."""
 
     # -- creating ----------------------------------------------------------------------------
@@ -39,7 +39,7 @@ class Pool(Snapshots):
         name: str | Naming,
         size_bytes: int | None,
         from_snapshot: SnapshotId | None = None,
-        also: AlsoVolume = nothing_more,
+        in_transaction: AlsoVolume = nothing_more,
         content_bytes: int | None = None,
     ) -> Steps[VolumeRecord]:
         """A blank volume, or a clone of a snapshot, of at least its size and by default exactly.
@@ -64,7 +64,7 @@ class Pool(Snapshots):
             def change(txn: Transaction, layer: LayerId) -> VolumeRecord:
                 content = content_of(source, size) if source else content_bytes
                 added = self._add_volume(Catalogue(txn), name, size, from_snapshot, layer, content)
-                also(txn, added)
+                in_transaction(txn, added)
                 hit(Failpoint.CLONE_CHANGED if source else Failpoint.CREATE_CHANGED)
                 return added
 
@@ -116,15 +116,17 @@ class Pool(Snapshots):
     # -- volumes -----------------------------------------------------------------------------
 
     def extend_volume(
-        self, volume: VolumeId, size_bytes: int, also: AlsoVolume = nothing_more
+        self, volume: VolumeId, size_bytes: int, in_transaction: AlsoVolume = nothing_more
     ) -> Steps[VolumeRecord]:
         """Grow a volume, open or not. InvalidRequestError when it would not grow."""
         check_volume_size(size_bytes)
         doing = f"extending volume {volume}"
-        return self.exclusive(volume, doing, self._extend_volume(volume, size_bytes, also))
+        return self.exclusive(
+            volume, doing, self._extend_volume(volume, size_bytes, in_transaction)
+        )
 
     async def _extend_volume(
-        self, volume: VolumeId, size_bytes: int, also: AlsoVolume
+        self, volume: VolumeId, size_bytes: int, in_transaction: AlsoVolume
     ) -> VolumeRecord:
         with self.catalogue() as catalogue:
             current = catalogue.volume(volume).size_bytes
@@ -138,7 +140,7 @@ class Pool(Snapshots):
             catalogue.put_layer(replace(catalogue.layer(record.head), size_bytes=size_bytes))
             catalogue.put_map(replace(catalogue.map(record.map), size_bytes=size_bytes))
             record = replace(record, size_bytes=size_bytes, content_bytes=None)
-            also(txn, record)
+            in_transaction(txn, record)
             hit(Failpoint.EXTEND_CHANGED)
             return record, record
 
@@ -150,7 +152,7 @@ class Pool(Snapshots):
             device = opened.volume
             await device.durability.begin(reserve=False)
             await blocking(self._layers.grow, device.durability.head, size_bytes)
-            extended = await device.durability.transition(
+            extended = await device.durability.quiesced_commit(
                 change, lambda _record, _result: device.adopt_size(size_bytes)
             )
         hit(Failpoint.EXTEND_COMMITTED)
@@ -171,7 +173,7 @@ class Pool(Snapshots):
         def extend() -> VolumeRecord:
             lock = lock_volume(self.store, volume)
             try:
-                record = settle(self.store, volume)
+                record = recover_if_needed(self.store, volume)
                 head = Layer.open(self.store.layout, record.head, record.size_bytes, writable=True)
                 try:
                     self._layers.grow(head, size_bytes)
@@ -183,17 +185,19 @@ class Pool(Snapshots):
 
         return await blocking(extend)
 
-    def delete_volume(self, volume: VolumeId, also: AlsoVolume = nothing_more) -> Steps[None]:
+    def delete_volume(
+        self, volume: VolumeId, in_transaction: AlsoVolume = nothing_more
+    ) -> Steps[None]:
         """Forget a volume; its space returns in the background. InUseError while used."""
         doing = f"deleting volume {volume}"
-        return self.exclusive(volume, doing, self._delete_volume(volume, also))
+        return self.exclusive(volume, doing, self._delete_volume(volume, in_transaction))
 
-    async def _delete_volume(self, volume: VolumeId, also: AlsoVolume) -> None:
+    async def _delete_volume(self, volume: VolumeId, in_transaction: AlsoVolume) -> None:
         if volume in self.volumes:
             self.refuse_used(volume)
             await self._abandon_volume(volume)
         hit(Failpoint.DELETE_CLOSED)
-        await blocking(self._forget_volume, volume, also)
+        await blocking(self._forget_volume, volume, in_transaction)
         hit(Failpoint.DELETE_DONE)
         self.refusals.pop(volume, None)
         self.failures.pop(volume, None)
@@ -205,7 +209,7 @@ class Pool(Snapshots):
         finally:
             self._forget_open(volume)
 
-    def _forget_volume(self, volume: VolumeId, also: AlsoVolume) -> None:
+    def _forget_volume(self, volume: VolumeId, in_transaction: AlsoVolume) -> None:
         lock = lock_volume(self.store, volume)
 
         def change(txn: Transaction) -> None:
@@ -214,7 +218,7 @@ class Pool(Snapshots):
             catalogue.free_name(NodeKind.VOLUME, record.name)
             txn.delete(Table.VOLUMES, id_key(volume))
             catalogue.kill_map(record.map)
-            also(txn, record)
+            in_transaction(txn, record)
             hit(Failpoint.DELETE_CHANGED)
 
         try:
@@ -225,13 +229,13 @@ class Pool(Snapshots):
             lock.release()
 
     def reopen_volume(
-        self, volume: VolumeId, also: AlsoVolume = nothing_more
+        self, volume: VolumeId, in_transaction: AlsoVolume = nothing_more
     ) -> Steps[VolumeRecord]:
         """Accept what a failed sync may have lost, and let the volume be opened again."""
         doing = f"reopening volume {volume}"
-        return self.exclusive(volume, doing, self._reopen_volume(volume, also))
+        return self.exclusive(volume, doing, self._reopen_volume(volume, in_transaction))
 
-    async def _reopen_volume(self, volume: VolumeId, also: AlsoVolume) -> VolumeRecord:
+    async def _reopen_volume(self, volume: VolumeId, in_transaction: AlsoVolume) -> VolumeRecord:
         if volume in self.volumes:
             self.refuse_used(volume)
             await self._abandon_volume(volume)
@@ -243,7 +247,7 @@ class Pool(Snapshots):
                 catalogue = Catalogue(txn)
                 record = replace(catalogue.volume(volume), failed=None)
                 catalogue.put_volume(record)
-                also(txn, record)
+                in_transaction(txn, record)
                 hit(Failpoint.REOPEN_CHANGED)
                 return record
 

@@ -39,13 +39,13 @@ ReadPiece = tuple[Layer, int, memoryview]
 
 
 class Reader:
-    """The reading half of a device. Offsets and lengths are in bytes, checked by the door."""
+    """The reading half of a device. Offsets and lengths are in bytes, checked by the frontend."""
 
     def __init__(self, leaf_cache: LeafCache, size_bytes: int) -> None:
         self.map = leaf_cache
         self._size_bytes = size_bytes
         self._reads: set[Signal] = set()
-        self.on_damage: Callable[[LayerId, int], None] = leaf_cache.condemn
+        self.on_damage: Callable[[LayerId, int], None] = leaf_cache.mark_damaged
         """Told what a read has found damaged: a layer and a block of it."""
 
     @property

@@ -72,7 +72,7 @@ class Reclaimer:
 
     async def run(self) -> None:
         """Reclaim until nothing is left that can be done now. Concurrent runs queue up."""
-        async with self._pool.upkeep:
+        async with self._pool.maintenance_lock:
             try:
                 await self._dead_maps()
                 await self._punches()
@@ -104,7 +104,7 @@ class Reclaimer:
                 dead = queue.dead_maps(txn)
             await self._checkpoint_heirs(set(dead))
             for map_id in dead:
-                if (await self._bury(map_id)) is _Outcome.GONE:
+                if (await self._drop_or_fold(map_id)) is _Outcome.GONE:
                     progress = True
                     for device in self._pool.devices():
                         device.map.forget_map(map_id)
@@ -116,7 +116,7 @@ class Reclaimer:
             if not dead.isdisjoint(opened.volume.map.chain):
                 await self._pool.try_checkpoint(volume)
 
-    async def _bury(self, map_id: MapId) -> _Outcome:
+    async def _drop_or_fold(self, map_id: MapId) -> _Outcome:
         outcome = _Outcome.MORE
         while outcome is _Outcome.MORE and not self._stopping:
             outcome = await blocking(lambda: self._pool.store.index.update(_burial(map_id)))
@@ -297,24 +297,24 @@ def _fold(
             queue_orphans(txn, number, Leaf.decode(payload), Leaf.decode(own), layers)
 
 
-def _remove_map(catalogue: Catalogue, map_id: MapId, heir: MapId | None) -> None:
+def _remove_map(catalogue: Catalogue, map_id: MapId, child: MapId | None) -> None:
     """Remove a map without leaves. Its layers and its parent go to the heir; without one the
     layers are forgotten, for nothing else refers to them."""
     txn = catalogue.txn
     record = catalogue.map(map_id)
     for layer_id in catalogue.layers_of(map_id):
-        if heir is None:
+        if child is None:
             catalogue.forget_layer(layer_id)
         else:
             txn.delete(Table.HOMES, pair_key(map_id, layer_id))
-            catalogue.put_layer(replace(catalogue.layer(layer_id), home=heir))
-            txn.put(Table.HOMES, pair_key(heir, layer_id), b"")
-    if heir is not None:
-        txn.delete(Table.CHILDREN, pair_key(map_id, heir))
-        catalogue.put_map(replace(catalogue.map(heir), parent=record.parent))
+            catalogue.put_layer(replace(catalogue.layer(layer_id), home=child))
+            txn.put(Table.HOMES, pair_key(child, layer_id), b"")
+    if child is not None:
+        txn.delete(Table.CHILDREN, pair_key(map_id, child))
+        catalogue.put_map(replace(catalogue.map(child), parent=record.parent))
     if record.parent != NO_MAP:
         txn.delete(Table.CHILDREN, pair_key(record.parent, map_id))
-        if heir is not None:
-            txn.put(Table.CHILDREN, pair_key(record.parent, heir), b"")
+        if child is not None:
+            txn.put(Table.CHILDREN, pair_key(record.parent, child), b"")
     txn.delete(Table.MAPS, id_key(map_id))
     queue.remove_dead_map(txn, map_id)

@@ -28,7 +28,7 @@ from bockd.engine.opening import (
     open_snapshot,
     open_volume,
     record_failure,
-    settle,
+    recover_if_needed,
 )
 from bockd.engine.poolfiles import join_store, open_store
 from bockd.engine.reading import Reader
@@ -73,7 +73,7 @@ class Registry:
         """Called when reclaim has work: something was deleted, or overwritten at last."""
         self.on_frozen: Callable[[], None] = lambda: None
         """Called when there are frozen blocks that have no checksums yet."""
-        self.upkeep = Mutex()
+        self.maintenance_lock = Mutex()
         """Held by whoever punches, merges or removes frozen layers, or reads them through: for the
         one who has it no byte of a frozen layer changes but by its own doing."""
         self._spawn = spawn
@@ -110,7 +110,7 @@ class Registry:
             raise from_os_error(error, f"opening the pool {root}") from error
         try:
             # Made by whom the pool belongs to: who joins it may begin as another user.
-            touch(layout.guests_lock)
+            touch(layout.co_openers_lock)
             touch(layout.backup_lock)
             if map_size_bytes is not None:
                 write_map_size(layout.index, map_size_bytes)
@@ -142,7 +142,7 @@ class Registry:
                 "'bockd serve' make one"
             )
         lock = FileLock.acquire(
-            layout.guests_lock,
+            layout.co_openers_lock,
             shared=True,
             held_message=f"the pool {root} is being checked: try again when 'bockd check' is done",
         )
@@ -215,14 +215,14 @@ class Registry:
             *(opened.snapshot for opened in self.snapshots.values()),
         ]
 
-    def condemn(self, layer: LayerId, block: int) -> None:
+    def mark_damaged(self, layer: LayerId, block: int) -> None:
         """A block of a frozen layer is damaged: no device gives it as data any more."""
         for device in self.devices():
-            device.map.condemn(layer, block)
+            device.map.mark_damaged(layer, block)
 
     # -- opening -----------------------------------------------------------------------------
 
-    def foresee(self, kind: NodeKind, node: int) -> None:
+    def check_openable(self, kind: NodeKind, node: int) -> None:
         """Raise what opening a volume or snapshot now would be refused with. Blocks."""
         if kind is NodeKind.VOLUME:
             self.refuse_failed(VolumeId(node))
@@ -250,7 +250,7 @@ class Registry:
             self._note_refusal(volume, error)
             raise
         self.refusals.pop(volume, None)
-        opened.volume.on_damage = self.condemn
+        opened.volume.on_damage = self.mark_damaged
         self.volumes[volume] = opened
         return opened
 
@@ -298,7 +298,7 @@ class Registry:
             opened = self.snapshots.get(snapshot)
             if opened is None:
                 opened = await open_snapshot(self.store, snapshot)
-                opened.snapshot.on_damage = self.condemn
+                opened.snapshot.on_damage = self.mark_damaged
                 self.snapshots[snapshot] = opened
             opened.users += 1
             return opened
@@ -369,7 +369,7 @@ class Registry:
         def run() -> None:
             lock = lock_volume(self.store, volume)
             try:
-                settle(self.store, volume)
+                recover_if_needed(self.store, volume)
             finally:
                 lock.release()
 

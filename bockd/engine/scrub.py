@@ -48,7 +48,7 @@ BATCH_LOOKS = 1024
 
 
 @dataclass(slots=True)
-class Batch:
+class ScrubBatch:
     """What one step did. With nothing left to do it did nothing."""
 
     more: bool
@@ -80,7 +80,7 @@ class Scrubber:
     @property
     def must_wait(self) -> bool:
         """True while somebody else is at work on frozen layers, which may take long."""
-        return self._pool.upkeep.held
+        return self._pool.maintenance_lock.held
 
     async def begin_pass(self) -> None:
         """Verify everything from the beginning, whatever pass is under way."""
@@ -95,20 +95,20 @@ class Scrubber:
         hit(Failpoint.SCRUB_BEGUN)
 
     async def _undisturbed(self, call: Callable[[], T]) -> T:
-        async with self._pool.upkeep:
+        async with self._pool.maintenance_lock:
             return await blocking(call)
 
     # -- the first reading -------------------------------------------------------------------
 
-    def read_on(self) -> Steps[Batch]:
+    def read_on(self) -> Steps[ScrubBatch]:
         """Give checksums to the next blocks that have none. BockdError."""
         return self._undisturbed(self._read_batch)
 
-    def _read_batch(self) -> Batch:
+    def _read_batch(self) -> ScrubBatch:
         with self._store.index.reading() as txn:
             unread = self._next_unread(txn)
             if unread is None:
-                return Batch(more=False)
+                return ScrubBatch(more=False)
             layer, reading = unread
             looked = list(islice(own_leaves(txn, layer.home, reading.next_leaf), BATCH_LOOKS))
             wanted = list(islice(_without_sums(txn, layer.id, looked), BATCH_LEAVES))
@@ -121,7 +121,7 @@ class Scrubber:
         except (OSError, DamagedError) as error:
             self._unreadable.add(layer.id)
             log.error("layer %s has no checksums, for it cannot be read: %s", layer.id, error)  # noqa: TRY400
-            return Batch(more=True)
+            return ScrubBatch(more=True)
 
         def store(txn: Transaction) -> None:
             for number, sums in found.items():
@@ -132,7 +132,7 @@ class Scrubber:
             hit(Failpoint.SCRUB_READ)
 
         self._store.index.update(store)
-        return Batch(more=True, read_bytes=sum(map(len, found.values())) * BLOCK_SIZE)
+        return ScrubBatch(more=True, read_bytes=sum(map(len, found.values())) * BLOCK_SIZE)
 
     def _next_unread(self, txn: Transaction) -> tuple[LayerRecord, ReadingRecord] | None:
         for layer in frozen_layers(txn):
@@ -161,20 +161,20 @@ class Scrubber:
 
     # -- passes ------------------------------------------------------------------------------
 
-    async def verify_on(self) -> Batch:
+    async def verify_on(self) -> ScrubBatch:
         """Verify the next blocks of the pass under way, if there is one. BockdError."""
         verdicts = await self._undisturbed(self._verify_batch)
         if verdicts is None:
-            return Batch(more=False)
+            return ScrubBatch(more=False)
         for record in verdicts.bad:
-            self._pool.condemn(record.layer, record.block)
+            self._pool.mark_damaged(record.layer, record.block)
         for volume in list(self._pool.volumes) if verdicts.good else ():
             # What the index does not have keeps its leaf from being read anew.
             await self._pool.checkpoint(volume)
         for _, block in verdicts.good:
             for device in self._pool.devices():
-                device.map.acquit(block)
-        return Batch(more=True, read_bytes=verdicts.blocks * BLOCK_SIZE)
+                device.map.clear_damaged(block)
+        return ScrubBatch(more=True, read_bytes=verdicts.blocks * BLOCK_SIZE)
 
     def _verify_batch(self) -> _Verdicts | None:
         with self._store.index.reading() as txn:

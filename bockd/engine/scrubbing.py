@@ -9,7 +9,7 @@ from pathlib import Path
 from bockd.control import ScrubStatus
 from bockd.engine.damage import scrub_status
 from bockd.engine.pool import Pool
-from bockd.engine.scrub import Batch, Scrubber
+from bockd.engine.scrub import ScrubBatch, Scrubber
 from bockd.errors import PoolFormatError
 from bockd.steps import Background, Steps, run_inline
 from bockd.store.layout import Layout
@@ -35,7 +35,7 @@ def scrub_pool(
         with pool.store.index.reading() as txn:
             return scrub_status(txn)
 
-    def work(batch: Callable[[], Steps[Batch]]) -> None:
+    def work(batch: Callable[[], Steps[ScrubBatch]]) -> None:
         more = True
         while more:
             began = time.monotonic()

@@ -2,9 +2,9 @@
 
 An operation that raises a BockdError has changed nothing.
 
-Who keeps records of its own about volumes and snapshots passes `also`, which changes them inside
-the transaction that changes the catalogue: both happen or neither. It may run twice, so it must
-have no effect outside the transaction; what it raises undoes the operation.
+Who keeps records of its own about volumes and snapshots passes `in_transaction`, which changes
+them inside the transaction that changes the catalogue: both happen or neither. It may run twice, so
+it must have no effect outside the transaction; what it raises undoes the operation.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from bockd.engine.access import Spawn, StoreAccess
 from bockd.engine.newlayers import LayerMaker
-from bockd.engine.opening import close_snapshot, lock_snapshot, lock_volume, settle
+from bockd.engine.opening import close_snapshot, lock_snapshot, lock_volume, recover_if_needed
 from bockd.engine.registry import Registry
 from bockd.engine.volume import Volume
 from bockd.errors import ConflictError, InUseError, InvalidRequestError
@@ -40,10 +40,10 @@ _Freeze = Callable[[Transaction, VolumeRecord, LayerId], tuple[VolumeRecord, Sna
 
 
 def nothing_more(_txn: Transaction, _record: VolumeRecord | SnapshotRecord) -> None:
-    """The `also` of an operation that stands for itself."""
+    """The `in_transaction` of an operation that stands for itself."""
 
 
-class Snapshots(Registry):
+class SnapshotOperations(Registry):
     """An open pool, and what can be done to its snapshots."""
 
     def __init__(self, store: StoreAccess, lock: FileLock, spawn: Spawn) -> None:
@@ -51,7 +51,7 @@ class Snapshots(Registry):
         self._layers = LayerMaker(store)
 
     def create_snapshot(
-        self, volume: VolumeId, name: str | Naming, also: AlsoSnapshot = nothing_more
+        self, volume: VolumeId, name: str | Naming, in_transaction: AlsoSnapshot = nothing_more
     ) -> Steps[SnapshotRecord]:
         """Freeze the volume's head and map under a new name (promise D4); O(1)."""
         if isinstance(name, str):
@@ -61,7 +61,7 @@ class Snapshots(Registry):
             txn: Transaction, record: VolumeRecord, layer: LayerId
         ) -> tuple[VolumeRecord, SnapshotRecord]:
             changed, snapshot = self._freeze(Catalogue(txn), record, name, layer)
-            also(txn, snapshot)
+            in_transaction(txn, snapshot)
             hit(Failpoint.SNAPSHOT_CHANGED)
             return changed, snapshot
 
@@ -85,7 +85,7 @@ class Snapshots(Registry):
         self.refuse_failed(volume)
         lock = await blocking(lock_volume, self.store, volume)
         try:
-            record = await blocking(settle, self.store, volume)
+            record = await blocking(recover_if_needed, self.store, volume)
 
             def change(txn: Transaction, layer: LayerId) -> SnapshotRecord:
                 catalogue = Catalogue(txn)
@@ -118,7 +118,7 @@ class Snapshots(Registry):
                 volume.map.chain = (record.map, *volume.map.chain)
                 volume.adopt_head(fresh_head)
 
-            return await volume.durability.transition(change, adopt)
+            return await volume.durability.quiesced_commit(change, adopt)
         except BaseException:
             if volume.durability.head is not head:
                 if head is not None:
@@ -148,7 +148,7 @@ class Snapshots(Registry):
         return replace(record, map=fresh.id, head=layer), snapshot
 
     def delete_snapshot(
-        self, snapshot: SnapshotId, also: AlsoSnapshot = nothing_more
+        self, snapshot: SnapshotId, in_transaction: AlsoSnapshot = nothing_more
     ) -> Steps[None]:
         """Forget a snapshot; its blocks return in the background. InUseError while it is read."""
 
@@ -158,12 +158,12 @@ class Snapshots(Registry):
                 if opened.users:
                     raise InUseError(f"snapshot {snapshot} is being read; disconnect first")
                 await close_snapshot(self.snapshots.pop(snapshot))
-            await blocking(self._forget_snapshot, snapshot, also)
+            await blocking(self._forget_snapshot, snapshot, in_transaction)
             self.on_garbage()
 
         return self.exclusive(snapshot, f"deleting snapshot {snapshot}", steps())
 
-    def _forget_snapshot(self, snapshot: SnapshotId, also: AlsoSnapshot) -> None:
+    def _forget_snapshot(self, snapshot: SnapshotId, in_transaction: AlsoSnapshot) -> None:
         lock = lock_snapshot(self.store, snapshot, shared=False)
 
         def change(txn: Transaction) -> None:
@@ -172,7 +172,7 @@ class Snapshots(Registry):
             catalogue.free_name(NodeKind.SNAPSHOT, record.name)
             txn.delete(Table.SNAPSHOTS, id_key(snapshot))
             catalogue.kill_map(record.map)
-            also(txn, record)
+            in_transaction(txn, record)
             hit(Failpoint.DELETE_SNAPSHOT_CHANGED)
 
         try:
@@ -183,15 +183,15 @@ class Snapshots(Registry):
             lock.release()
 
     def revert_volume(
-        self, volume: VolumeId, snapshot: SnapshotId, also: AlsoVolume = nothing_more
+        self, volume: VolumeId, snapshot: SnapshotId, in_transaction: AlsoVolume = nothing_more
     ) -> Steps[VolumeRecord]:
         """Make the volume show its snapshot's content again. The size stays; what lies beyond
         the snapshot's end becomes holes. InUseError while a client is connected."""
         doing = f"reverting volume {volume} to snapshot {snapshot}"
-        return self.exclusive(volume, doing, self._revert_volume(volume, snapshot, also))
+        return self.exclusive(volume, doing, self._revert_volume(volume, snapshot, in_transaction))
 
     async def _revert_volume(
-        self, volume: VolumeId, snapshot: SnapshotId, also: AlsoVolume
+        self, volume: VolumeId, snapshot: SnapshotId, in_transaction: AlsoVolume
     ) -> VolumeRecord:
         with self.catalogue() as catalogue:
             source = catalogue.snapshot(snapshot)
@@ -200,7 +200,7 @@ class Snapshots(Registry):
         return await self._show_snapshot(volume, snapshot, nothing_more)
 
     def fill_volume(
-        self, volume: VolumeId, snapshot: SnapshotId, also: AlsoVolume
+        self, volume: VolumeId, snapshot: SnapshotId, in_transaction: AlsoVolume
     ) -> Steps[VolumeRecord]:
         """Make an existing volume a clone of a snapshot, whatever it holds now. InUseError while a
         client is connected, InvalidRequestError when it is smaller."""
@@ -208,14 +208,14 @@ class Snapshots(Registry):
         async def steps() -> VolumeRecord:
             with self.catalogue() as catalogue:
                 clone_size(catalogue.snapshot(snapshot), catalogue.volume(volume).size_bytes)
-            return await self._show_snapshot(volume, snapshot, also)
+            return await self._show_snapshot(volume, snapshot, in_transaction)
 
         doing = f"filling volume {volume} from snapshot {snapshot}"
         inner = self.exclusive(snapshot, doing, steps())
         return self.exclusive(volume, doing, inner)
 
     async def _show_snapshot(
-        self, volume: VolumeId, snapshot: SnapshotId, also: AlsoVolume
+        self, volume: VolumeId, snapshot: SnapshotId, in_transaction: AlsoVolume
     ) -> VolumeRecord:
         if volume in self.volumes:
             self.refuse_used(volume)
@@ -223,7 +223,7 @@ class Snapshots(Registry):
         self.refuse_failed(volume)
         lock = await blocking(lock_volume, self.store, volume)
         try:
-            record = await blocking(settle, self.store, volume)
+            record = await blocking(recover_if_needed, self.store, volume)
             hit(Failpoint.REVERT_CLOSED)
 
             def change(txn: Transaction, layer: LayerId) -> VolumeRecord:
@@ -243,7 +243,7 @@ class Snapshots(Registry):
                 if source.volume != volume:
                     reverted = replace(reverted, from_snapshot=snapshot)
                 catalogue.put_volume(reverted)
-                also(txn, reverted)
+                in_transaction(txn, reverted)
                 hit(Failpoint.REVERT_CHANGED)
                 return reverted
 

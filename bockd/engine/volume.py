@@ -26,7 +26,7 @@ from bockd.engine.durability import Durability
 from bockd.engine.leafcache import HOLE_SLOT, LeafCache
 from bockd.engine.punching import PendingPunches, Puncher
 from bockd.engine.reading import BLOCK_SHIFT, Reader
-from bockd.engine.waiting import Gate, RangeLocks
+from bockd.engine.waiting import RangeLocks, WriteGate
 from bockd.engine.zeros import is_zeros, zero_blocks, zero_pieces
 from bockd.errors import BockdError, from_os_error
 from bockd.failpoints import Failpoint, hit
@@ -58,7 +58,7 @@ class Volume(Reader):
     read_only = False
 
     def __init__(
-        self, leaf_cache: LeafCache, durability: Durability, gate: Gate, spawn: Spawn
+        self, leaf_cache: LeafCache, durability: Durability, gate: WriteGate, spawn: Spawn
     ) -> None:
         record = durability.record
         super().__init__(leaf_cache, record.size_bytes)

@@ -54,7 +54,7 @@ class Mutex:
             self._held = False
 
 
-class Gate:
+class WriteGate:
     """Lets operations through until it is closed; closing waits for those inside.
 
     A snapshot closes its volume's gate for the moment in which the head changes.
@@ -82,7 +82,7 @@ class Gate:
         if self._inside == 0 and self.closed:
             self._empty.fire()
 
-    async def close(self) -> None:
+    async def quiesce(self) -> None:
         """Let nobody in any more, and wait until nobody is inside."""
         assert not self.closed
         self.closed = True

@@ -17,9 +17,9 @@ from pyfuse3 import FUSEError
 
 from bockd.fuse.errors import fuse_errno
 from bockd.fuse.limits import MAX_INLINE_READ_BYTES, MAX_REQUEST_BYTES, MIN_ZERO_BYTES
-from bockd.server.drive import Driver
 from bockd.server.exports import OpenExport
 from bockd.server.statistics import ExportStatistics
+from bockd.server.steprunner import StepRunner
 
 T = TypeVar("T")
 
@@ -33,11 +33,11 @@ class OpenFile:
     """One open file: a hold on its node. All methods raise FUSEError only."""
 
     def __init__(
-        self, export: OpenExport, driver: Driver, statistics: ExportStatistics, flags: int
+        self, export: OpenExport, runner: StepRunner, statistics: ExportStatistics, flags: int
     ) -> None:
         self.export = export
         self._device = export.device
-        self._driver = driver
+        self._runner = runner
         self._statistics = statistics
         # O_SYNC contains O_DSYNC's bit.
         self._durable = bool(flags & os.O_DSYNC)
@@ -58,7 +58,7 @@ class OpenFile:
             if self._device.try_read(offset, into):
                 return into
         into = memoryview(bytearray(length))
-        await self._driver.run(self._device.read(offset, into))
+        await self._runner.run(self._device.read(offset, into))
         return into
 
     async def write(self, offset: int, data: bytes) -> int:
@@ -74,22 +74,22 @@ class OpenFile:
         self._statistics.writes += 1
         self._statistics.written_bytes += len(data)
         if _is_zeros(data):
-            await self._driver.run(self._device.zero(offset, len(data), allocate=False))
+            await self._runner.run(self._device.zero(offset, len(data), allocate=False))
         else:
             view = memoryview(data)
             if data and self._device.try_write(offset, view):
                 self._device.commit()
             elif data:
-                await self._driver.run(self._device.write(offset, view))
+                await self._runner.run(self._device.write(offset, view))
         if self._durable:
             self._statistics.flushes += 1
-            await self._driver.run(self._device.flush())
+            await self._runner.run(self._device.flush())
         return len(data)
 
     async def sync(self) -> None:
         """fsync and fdatasync: what was answered before survives power loss."""
         self._statistics.flushes += 1
-        await self._counted("flush", self._driver.run(self._device.flush()))
+        await self._counted("flush", self._runner.run(self._device.flush()))
 
     async def _counted(self, called: str, operation: Coroutine[Any, Any, T]) -> T:
         started = perf_counter_ns()

@@ -55,7 +55,7 @@ class NodeTable(Protocol):
         ...
 
     def statistics(self, export: OpenExport) -> ExportStatistics:
-        """The counters that all doors to an open node share."""
+        """The counters that all frontends to an open node share."""
         ...
 
     async def space(self) -> os.statvfs_result:

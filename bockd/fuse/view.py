@@ -34,7 +34,7 @@ from bockd.fuse.inodes import (
 )
 from bockd.fuse.nodes import Node, NodeTable
 from bockd.model import BLOCK_SIZE, MAX_NAME_BYTES, NodeKind
-from bockd.server.drive import Driver
+from bockd.server.steprunner import StepRunner
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -73,10 +73,10 @@ class View(pyfuse3.Operations):
     supports_dot_lookup = False
     enable_writeback_cache = False
 
-    def __init__(self, nodes: NodeTable, driver: Driver) -> None:
+    def __init__(self, nodes: NodeTable, runner: StepRunner) -> None:
         super().__init__()
         self._nodes = nodes
-        self._driver = driver
+        self._runner = runner
         self._files: dict[int, OpenFile] = {}
         self._directories: dict[int, _OpenDirectory] = {}
         self._handles = itertools.count(1)
@@ -193,7 +193,7 @@ class View(pyfuse3.Operations):
             raise FUSEError(errno.EPERM)
         export = await self._nodes.open(kind, node)
         handle = next(self._handles)
-        self._files[handle] = OpenFile(export, self._driver, self._nodes.statistics(export), flags)
+        self._files[handle] = OpenFile(export, self._runner, self._nodes.statistics(export), flags)
         return FileInfo(fh=handle, direct_io=True, keep_cache=False)
 
     async def read(self, fh: int, off: int, size: int) -> bytes:

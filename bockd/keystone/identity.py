@@ -23,7 +23,6 @@ from bockd.blockstorage.contract import (
     UserId,
 )
 from bockd.errors import BockdError, ForbiddenError, UnauthorizedError
-from bockd.keystone.believed import Believed
 from bockd.keystone.client import (
     Issued,
     KeystoneClient,
@@ -39,6 +38,7 @@ from bockd.keystone.documents import (
     by_token,
     in_project,
 )
+from bockd.keystone.tokencache import TokenCache
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class KeystoneIdentity:
     def __init__(
         self,
         client: KeystoneClient,
-        believed: Believed,
+        believed: TokenCache,
         clock: Callable[[], float],
         rules: Rules,
     ) -> None:

@@ -29,11 +29,11 @@ async def open_keystone(
         yield None
         return
     # An HTTP client is some 10 MiB of memory, which few daemons need.
-    from bockd.keystone.believed import Believed
     from bockd.keystone.client import KeystoneClient, ServiceUser
     from bockd.keystone.exchange import Exchange, open_http
     from bockd.keystone.identity import KeystoneIdentity, Rules
     from bockd.keystone.password import password_source
+    from bockd.keystone.tokencache import TokenCache
 
     assert settings.username is not None  # the section's own check
     user = ServiceUser(
@@ -46,4 +46,4 @@ async def open_keystone(
     rules = Rules(settings.roles, settings.client_domain)
     async with open_http(settings.url, settings.ca_file, settings.timeout_seconds) as http:
         client = KeystoneClient(Exchange(http, settings.timeout_seconds), user, elapsed)
-        yield KeystoneIdentity(client, Believed(settings.cache_seconds, elapsed), clock, rules)
+        yield KeystoneIdentity(client, TokenCache(settings.cache_seconds, elapsed), clock, rules)

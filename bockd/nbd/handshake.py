@@ -87,7 +87,7 @@ class DescribeExport:
 
 
 @dataclass(frozen=True, slots=True)
-class OpenExport:
+class ChooseExport:
     """The client enters transmission. Answer with `accepted` or `refused`."""
 
     option: int
@@ -95,7 +95,7 @@ class OpenExport:
     asked: frozenset[int] = frozenset()
 
 
-Event = Reply | Abort | StartTls | ListExports | DescribeExport | OpenExport
+Event = Reply | Abort | StartTls | ListExports | DescribeExport | ChooseExport
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +212,7 @@ class Handshake:
                 case nbd.OPT_INFO:
                     return DescribeExport(option, *options.parse_info(data))
                 case nbd.OPT_GO:
-                    return OpenExport(option, *options.parse_info(data))
+                    return ChooseExport(option, *options.parse_info(data))
                 case nbd.OPT_STRUCTURED_REPLY:
                     return self._structured_reply()
                 case nbd.OPT_EXTENDED_HEADERS:
@@ -241,7 +241,7 @@ class Handshake:
         if self._extended:
             raise ProtocolError("EXPORT_NAME after extended headers were negotiated")
         try:
-            return OpenExport(nbd.OPT_EXPORT_NAME, options.decode_string(data))
+            return ChooseExport(nbd.OPT_EXPORT_NAME, options.decode_string(data))
         except InvalidRequestError as error:
             # EXPORT_NAME has no error reply: "the server MUST terminate the session".
             raise ProtocolError(f"EXPORT_NAME: {error}") from None
@@ -294,8 +294,8 @@ class Handshake:
             self._allocation_of = question.name
         return options.meta_context_replies(option, allocation=allocation)
 
-    def accepted(self, question: OpenExport, info: ExportInfo) -> tuple[bytes, Negotiated]:
-        """The answer to `OpenExport` when the export is open; the handshake is over."""
+    def accepted(self, question: ChooseExport, info: ExportInfo) -> tuple[bytes, Negotiated]:
+        """The answer to `ChooseExport` when the export is open; the handshake is over."""
         negotiated = Negotiated(
             structured=self._structured,
             extended=self._extended,
@@ -310,7 +310,7 @@ class Handshake:
             )
         return data, negotiated
 
-    def refused(self, question: DescribeExport | OpenExport, error: BockdError) -> bytes:
+    def refused(self, question: DescribeExport | ChooseExport, error: BockdError) -> bytes:
         """The answer when there is no such export, or it cannot be opened.
 
         Raises ProtocolError for EXPORT_NAME, which has no error reply.

@@ -90,7 +90,7 @@ class Account:
         self._budget.serve()
 
     def charge(self, length: int) -> None:
-        """Use `length` bytes now, for payloads that are here already; `settle` before more."""
+        """Use `length` bytes now, for payloads that are here already; `repay` before more."""
         self._budget.free_bytes -= length
         self._charged_bytes += length
 
@@ -100,7 +100,7 @@ class Account:
         self._charged_bytes -= length
         self._budget.serve()
 
-    async def settle(self) -> None:
+    async def repay(self) -> None:
         """Wait while the budget is overdrawn and this connection has more than its own piece."""
         if not self._settled():
             await self._budget.wait(self._settled, lambda: None)

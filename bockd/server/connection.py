@@ -24,13 +24,13 @@ from bockd.server import work
 from bockd.server.batch import Batch
 from bockd.server.budget import Account
 from bockd.server.channel import Buffer, Channel, HungUpError
-from bockd.server.drive import Driver
 from bockd.server.exports import OpenExport
-from bockd.server.flight import Flight
+from bockd.server.flight import InFlight
 from bockd.server.large import LargeTransfers
 from bockd.server.limits import RECEIVE_BUFFER_BYTES, ServerLimits
 from bockd.server.pace import Pace, Polling
 from bockd.server.statistics import ExportStatistics
+from bockd.server.steprunner import StepRunner
 from bockd.server.work import Work
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class Connection:
         self,
         channel: Channel,
         account: Account,
-        driver: Driver,
+        runner: StepRunner,
         limits: ServerLimits,
         pace: Pace,
     ) -> None:
@@ -54,11 +54,11 @@ class Connection:
         self.export_name = ""
         self._channel = channel
         self._account = account
-        self._driver = driver
+        self._runner = runner
         self._limits = limits
         self._scope = trio.CancelScope()
         self._polling = Polling(pace, limits.poll_tries)
-        self._flight = Flight()
+        self._flight = InFlight()
         self._buffer = memoryview(mmap.mmap(-1, RECEIVE_BUFFER_BYTES))
         self._received_bytes = 0
         self._consumed_bytes = 0
@@ -92,7 +92,7 @@ class Connection:
             statistics,
             self._channel,
             self._account,
-            self._driver,
+            self._runner,
             self._flight,
             self._limits,
         )
@@ -114,7 +114,7 @@ class Connection:
         """See `registry.Member`."""
         return self.closed.is_set() or self._channel.hung_up()
 
-    def settled(self) -> bool:
+    def idle(self) -> bool:
         """See `registry.Member`."""
         return self.closed.is_set() or (
             self._consumed_bytes >= self._received_bytes + self._channel.unread_bytes()
@@ -122,7 +122,7 @@ class Connection:
             and not self._channel.hung_up()
         )
 
-    async def caught_up(self) -> None:
+    async def received_all(self) -> None:
         """See `registry.Member`."""
         if self.closed.is_set():
             return
@@ -162,7 +162,7 @@ class Connection:
         if self._fences:
             self._pass_fences()
 
-    async def turn_if_due(self) -> None:
+    async def yield_if_due(self) -> None:
         """See `large.Received`."""
         if self._polling.worked(perf_counter_ns()):
             await trio.lowlevel.checkpoint()
@@ -282,8 +282,8 @@ class Connection:
             await trio.lowlevel.checkpoint()
             self._polling.turned()
         if flight.requests:
-            await flight.below(self._limits.max_in_flight)
-            await self._account.settle()
+            await flight.wait_below(self._limits.max_in_flight)
+            await self._account.repay()
             if self._channel.peer_gone:  # a receive buffer asks for terabytes, in large reads
                 raise HungUpError("the client is gone")
         return index
@@ -345,10 +345,10 @@ class Connection:
             log.debug("a reply had no one to go to")
         finally:
             self._account.discharge(item.charged_bytes)
-            self._flight.land()
+            self._flight.done()
 
     async def _outcome(self, item: Work) -> Buffer:
         try:
-            return await self._driver.finish(item.steps, item.step)
+            return await self._runner.finish(item.steps, item.step)
         except Exception as error:  # noqa: BLE001 - becomes the requests' answer
             return work.failed(self._encoder, self._statistics, item.requests, error)

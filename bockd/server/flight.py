@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import trio
 
 
-class Flight:
+class InFlight:
     """Counts background requests; remembers, in order, the engine changes among them."""
 
     def __init__(self) -> None:
@@ -64,14 +64,14 @@ class Flight:
             self._waiters.append((self._next, event))
             await event.wait()
 
-    def land(self) -> None:
+    def done(self) -> None:
         """One background request has been answered or given up."""
         self.requests -= 1
         if self._landed is not None:
             self._landed.set()
             self._landed = None
 
-    async def below(self, requests: int) -> None:
+    async def wait_below(self, requests: int) -> None:
         """Wait until fewer than `requests` background requests are in flight."""
         while self.requests >= requests:
             if self._landed is None:

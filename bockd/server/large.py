@@ -23,10 +23,10 @@ from bockd.nbd.replies import ReplyEncoder
 from bockd.nbd.transmission import Request, RequestLimits, refusal
 from bockd.server.budget import Account
 from bockd.server.channel import Channel, HungUpError, reading_failed
-from bockd.server.drive import Driver
-from bockd.server.flight import Flight
+from bockd.server.flight import InFlight
 from bockd.server.limits import PIECE_BYTES, TURN_SECONDS, ServerLimits
 from bockd.server.statistics import ExportStatistics
+from bockd.server.steprunner import StepRunner
 from bockd.server.work import failed
 
 MAX_DISCARDED_BYTES = 2 * MAX_PAYLOAD_BYTES
@@ -49,7 +49,7 @@ class Received(Protocol):
 
     def count_received(self, length: int) -> None: ...
 
-    async def turn_if_due(self) -> None:
+    async def yield_if_due(self) -> None:
         """Let the loop turn if this connection has had its time."""
         ...
 
@@ -86,8 +86,8 @@ class LargeTransfers:
         statistics: ExportStatistics,
         channel: Channel,
         account: Account,
-        driver: Driver,
-        flight: Flight,
+        runner: StepRunner,
+        flight: InFlight,
         limits: ServerLimits,
     ) -> None:
         self._device = device
@@ -96,7 +96,7 @@ class LargeTransfers:
         self._statistics = statistics
         self._channel = channel
         self._account = account
-        self._driver = driver
+        self._runner = runner
         self._flight = flight
         self._limits = limits
 
@@ -116,7 +116,7 @@ class LargeTransfers:
             position = await self._discard(request, buffer, position, end, counter)
             await self._channel.send(self._encoder.error(request, *refused))
             return position
-        await self._flight.below(self._limits.max_in_flight)
+        await self._flight.wait_below(self._limits.max_in_flight)
         self._statistics.writes += 1
         self._statistics.written_bytes += request[4]
         write = _LargeWrite(request)
@@ -132,7 +132,7 @@ class LargeTransfers:
                 self._account.release(length)
                 raise
             self._write_piece(write, offset, piece)
-            await counter.turn_if_due()
+            await counter.yield_if_due()
         if not request[0] & nbd.CMD_FLAG_FUA:
             await self._piece_done(write)
             return position
@@ -145,7 +145,7 @@ class LargeTransfers:
         try:
             await self._piece_done(write)
         finally:
-            self._flight.land()
+            self._flight.done()
 
     async def _fill(self, into: memoryview, counter: Received) -> None:
         until = perf_counter_ns() + _TURN_NS
@@ -203,7 +203,7 @@ class LargeTransfers:
     ) -> None:
         try:
             try:
-                await self._driver.run(self._device.write(offset, piece))
+                await self._runner.run(self._device.write(offset, piece))
             except Exception as error:  # noqa: BLE001 - becomes the request's answer
                 write.error = write.error or error
             finally:
@@ -211,7 +211,7 @@ class LargeTransfers:
                 self._account.release(len(piece))
             await self._piece_done(write)
         finally:
-            self._flight.land()  # with its answer, if it was the last: who takes none gets no more
+            self._flight.done()  # with its answer, if it was the last: who takes none gets no more
 
     async def _piece_done(self, write: _LargeWrite) -> None:
         write.pending -= 1
@@ -220,7 +220,7 @@ class LargeTransfers:
         if write.request[0] & nbd.CMD_FLAG_FUA and write.error is None:
             try:
                 with self._flight.change():
-                    await self._driver.run(self._device.flush())
+                    await self._runner.run(self._device.flush())
             except Exception as error:  # noqa: BLE001 - becomes the request's answer
                 write.error = error
         if write.error is None:
@@ -246,7 +246,7 @@ class LargeTransfers:
                 else:
                     await self._stream(request)
         finally:
-            self._flight.land()
+            self._flight.done()
 
     async def _read_in_chunks(self, request: Request) -> None:
         end = request[3] + request[4]
@@ -300,5 +300,5 @@ class LargeTransfers:
     async def _read_piece(self, offset: int, length: int) -> memoryview:
         data = memoryview(bytearray(length))
         if not self._device.try_read(offset, data):
-            await self._driver.run(self._device.read(offset, data))
+            await self._runner.run(self._device.read(offset, data))
         return data

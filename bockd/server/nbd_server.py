@@ -18,7 +18,6 @@ from bockd.nbd.errors import ProtocolError
 from bockd.server.budget import Account, MemoryBudget
 from bockd.server.channel import Channel, StalledError, find_dead_peers
 from bockd.server.connection import Connection
-from bockd.server.drive import Driver
 from bockd.server.exports import ExportKey, ExportTable
 from bockd.server.limits import FAILURE_LOG_SECONDS, MAX_LEAVING, ServerLimits
 from bockd.server.listener import accept_from
@@ -26,7 +25,8 @@ from bockd.server.negotiation import Entrance, negotiate
 from bockd.server.pace import Pace
 from bockd.server.registry import Registry
 from bockd.server.statistics import ExportStatistics
-from bockd.server.tls import NO_TLS, DoorTls
+from bockd.server.steprunner import StepRunner
+from bockd.server.tls import NO_TLS, FrontendTls
 
 log = logging.getLogger(__name__)
 
@@ -34,9 +34,11 @@ log = logging.getLogger(__name__)
 class NbdServer:
     """See the module's docstring. All methods are for the loop's thread."""
 
-    def __init__(self, limits: ServerLimits | None = None, driver: Driver | None = None) -> None:
+    def __init__(
+        self, limits: ServerLimits | None = None, runner: StepRunner | None = None
+    ) -> None:
         self._limits = limits or ServerLimits()
-        self._driver = driver or Driver()
+        self._runner = runner or StepRunner()
         self._budget = MemoryBudget(self._limits.shared_memory_bytes)
         self._pace = Pace()
         self._failures = FailureLog()
@@ -46,9 +48,9 @@ class NbdServer:
         """Handshakes under way, the oldest first."""
 
     @property
-    def driver(self) -> Driver:
+    def runner(self) -> StepRunner:
         """Runs engine operations; the daemon's own may go through it, too."""
-        return self._driver
+        return self._runner
 
     # Serving.
 
@@ -75,7 +77,7 @@ class NbdServer:
             self._failures.close()
 
     async def serve(
-        self, listener: socket.socket, table: ExportTable, tls: DoorTls = NO_TLS
+        self, listener: socket.socket, table: ExportTable, tls: FrontendTls = NO_TLS
     ) -> None:
         """Accept and serve clients until cancelled; then in-flight engine work is finished, the
         clients are closed, and so is the listener."""
@@ -103,7 +105,9 @@ class NbdServer:
         oldest.cancel()
         return True
 
-    async def _serve_client(self, sock: socket.socket, table: ExportTable, tls: DoorTls) -> None:
+    async def _serve_client(
+        self, sock: socket.socket, table: ExportTable, tls: FrontendTls
+    ) -> None:
         channel: Channel | None = None
         try:
             find_dead_peers(
@@ -123,7 +127,7 @@ class NbdServer:
             sock.close()
             self._clients -= 1
 
-    async def _talk(self, channel: Channel, table: ExportTable, tls: DoorTls) -> None:
+    async def _talk(self, channel: Channel, table: ExportTable, tls: FrontendTls) -> None:
         seconds = self._limits.handshake_seconds
         with trio.move_on_after(seconds) as scope:
             self._negotiating[scope] = None
@@ -150,7 +154,7 @@ class NbdServer:
         channel, export = entrance.channel, entrance.export
         state = self._registry.state(export.key, export.info.name)
         connection = Connection(
-            channel, Account(self._budget), self._driver, self._limits, self._pace
+            channel, Account(self._budget), self._runner, self._limits, self._pace
         )
         connection.prepare(export, entrance.negotiated, state.statistics, entrance.leftover)
         # Nothing was awaited since the table opened the export: see ExportTable.open.
@@ -178,11 +182,11 @@ class NbdServer:
         Clients may go on and begin others meanwhile."""
         await self._registry.drain(key)
 
-    async def wind_up(self, key: ExportKey, name: str, seconds: float) -> None:
+    async def drain_and_close(self, key: ExportKey, name: str, seconds: float) -> None:
         """Close the clients that came to an export under a name, when all that they have sent by
         now is carried out and answered. For those that do not take their answers within `seconds`,
         and for nothing else, this is a `disconnect`."""
-        await self._registry.wind_up(key, name, seconds)
+        await self._registry.drain_and_close(key, name, seconds)
 
     async def disconnect(self, key: ExportKey, name: str | None = None) -> None:
         """Close all clients of an export, or those that came to it under a name. What they have
@@ -197,7 +201,7 @@ class NbdServer:
         ]
 
     def statistics_of(self, key: ExportKey, name: str) -> ExportStatistics:
-        """The counters of one export, for another door to count on."""
+        """The counters of one export, for another frontend to count on."""
         return self._registry.state(key, name).statistics
 
     def forget(self, key: ExportKey) -> None:
@@ -211,9 +215,9 @@ async def serve_nbd(
     unix_exports: ExportTable,
     tcp_listener: socket.socket | None,
     tcp_exports: ExportTable,
-    tcp_tls: DoorTls = NO_TLS,
+    tcp_tls: FrontendTls = NO_TLS,
 ) -> None:
-    """Serve both doors until cancelled: each listener with its own table."""
+    """Serve both frontends until cancelled: each listener with its own table."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(server.log_failures)
         nursery.start_soon(server.serve, unix_listener, unix_exports)

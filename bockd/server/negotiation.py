@@ -11,18 +11,17 @@ from bockd.model import KIB
 from bockd.nbd.handshake import (
     GREETING,
     Abort,
+    ChooseExport,
     DescribeExport,
     Handshake,
     ListExports,
     Negotiated,
-    OpenExport,
     Reply,
     StartTls,
 )
 from bockd.server.channel import Channel
-from bockd.server.exports import ExportTable
-from bockd.server.exports import OpenExport as ExportHold
-from bockd.server.tls import DoorTls, TlsChannel
+from bockd.server.exports import ExportTable, OpenExport
+from bockd.server.tls import FrontendTls, TlsChannel
 
 _RECEIVE_BYTES = 64 * KIB
 """Also bounds how many bytes of requests may follow the last option."""
@@ -34,13 +33,13 @@ class Entrance:
 
     channel: Channel
     """The one that it came by, or TLS over it."""
-    export: ExportHold
+    export: OpenExport
     reply: bytes
     negotiated: Negotiated
     leftover: bytes
 
 
-async def negotiate(channel: Channel, table: ExportTable, tls: DoorTls) -> Entrance | None:
+async def negotiate(channel: Channel, table: ExportTable, tls: FrontendTls) -> Entrance | None:
     """Talk until the client has chosen an export; None when it left before.
 
     Raises ProtocolError when it broke the rules; the caller bounds the time that it takes.
@@ -72,7 +71,7 @@ async def negotiate(channel: Channel, table: ExportTable, tls: DoorTls) -> Entra
                 await channel.send(handshake.listed(await table.list_exports()))
             case DescribeExport() as question:
                 await channel.send(await _describe(handshake, table, question))
-            case OpenExport() as question:
+            case ChooseExport() as question:
                 if entrance := await _open(channel, handshake, table, question):
                     return entrance
 
@@ -86,7 +85,7 @@ async def _describe(handshake: Handshake, table: ExportTable, question: Describe
 
 
 async def _open(
-    channel: Channel, handshake: Handshake, table: ExportTable, question: OpenExport
+    channel: Channel, handshake: Handshake, table: ExportTable, question: ChooseExport
 ) -> Entrance | None:
     try:
         export = await table.open(question.name)

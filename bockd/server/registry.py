@@ -36,7 +36,7 @@ class Member(Protocol):
         """End it without answering more; engine operations that have begun are finished."""
         ...
 
-    async def caught_up(self) -> None:
+    async def received_all(self) -> None:
         """Return when all that its socket holds now was received and handed to the engine, or when
         it has closed."""
         ...
@@ -47,7 +47,7 @@ class Member(Protocol):
 
     def hung_up(self) -> bool: ...
 
-    def settled(self) -> bool:
+    def idle(self) -> bool:
         """True when a fence has nothing to do here: most connections are idle, and with hundreds a
         task for each of them at every arrival would cost more than all else."""
         ...
@@ -103,12 +103,12 @@ class Registry:
             for member in self._members(key):
                 if member is newcomer:
                     break  # members are in the order they came
-                if not member.settled():
+                if not member.idle():
                     nursery.start_soon(self._fence_one, member)
 
     async def _fence_one(self, member: Member) -> None:
         with trio.move_on_after(self._fence_seconds) as scope:
-            await member.caught_up()
+            await member.received_all()
         if scope.cancelled_caught or member.hung_up():
             member.drop()
             await member.closed.wait()
@@ -120,7 +120,7 @@ class Registry:
         for member in self._members(key):
             await member.writes_finished()
 
-    async def wind_up(self, key: ExportKey, name: str, seconds: float) -> None:
+    async def drain_and_close(self, key: ExportKey, name: str, seconds: float) -> None:
         """End the connections that came to an export under a name, once what they have sent by now
         is carried out and answered; after `seconds` as `disconnect` does."""
         with trio.move_on_after(seconds):
@@ -141,6 +141,6 @@ class Registry:
 
 async def _wind_up_one(member: Member) -> None:
     # Only what is there now: a client that gets its answers may go on sending for ever.
-    await member.caught_up()
+    await member.received_all()
     member.stop_receiving()
     await member.closed.wait()

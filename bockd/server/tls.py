@@ -52,7 +52,7 @@ class TlsError(ProtocolError):
 
 
 @dataclass(frozen=True, slots=True)
-class DoorTls:
+class FrontendTls:
     """What a listener offers. `context` gives the one for a client that is there now."""
 
     mode: TlsMode
@@ -63,7 +63,7 @@ def _no_context() -> ssl.SSLContext:
     raise AssertionError("STARTTLS is refused here")
 
 
-NO_TLS: Final = DoorTls(TlsMode.OFF, _no_context)
+NO_TLS: Final = FrontendTls(TlsMode.OFF, _no_context)
 
 
 class TlsChannel(Channel):

@@ -81,7 +81,7 @@ class Layout:
         return self.locks / "pool"
 
     @property
-    def guests_lock(self) -> Path:
+    def co_openers_lock(self) -> Path:
         return self.locks / "guests"
 
     @property

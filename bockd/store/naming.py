@@ -1,4 +1,4 @@
-"""What the doors call a pool's volumes and snapshots: `<id or name>`, `snapshot/<id or name>`."""
+"""What frontends call a pool's volumes and snapshots: `<id or name>`, `snapshot/<id or name>`."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Tests of the REST door, over real sockets and an in-memory `Control`."""
+"""Tests of the REST frontend, over real sockets and an in-memory `Control`."""

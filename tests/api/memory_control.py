@@ -1,6 +1,6 @@
 """A `Control` that keeps its catalogue in memory and no data at all.
 
-It follows the interface to the letter (ids, names, conflicts, owners), so that the REST door can be
+It follows the interface to the letter (ids, names, conflicts, owners), so that the REST API can be
 tested without an engine.
 """
 

@@ -1,4 +1,4 @@
-"""A daemon with both TCP doors open, and its first tenant."""
+"""A daemon with both TCP frontends open, and its first tenant."""
 
 from __future__ import annotations
 

@@ -53,17 +53,17 @@ def test_over_tcp_nothing_else_is_reached(daemon: Bockd, tenant: Tenant) -> None
     volume = tenant.create("disk1")
     other = tenant.create("disk2")
     daemon.bock("snapshot", "create", "disk1", "frozen")
-    door = f"nbd://127.0.0.1:{daemon.nbd_port}"
+    frontend = f"nbd://127.0.0.1:{daemon.nbd_port}"
     names = ["", "disk1", str(volume), "disk2", str(other), "snapshot/frozen", "x" * 32, "\u00fc"]
     for attached in (False, True):
         if attached:
             name = tenant.attach(volume).export
             names += [name[:-1], name + "x", name.swapcase(), f"/{name}", f" {name}"]
         for wrong in names:
-            assert is_refused(f"{door}/{quote(wrong)}"), wrong
+            assert is_refused(f"{frontend}/{quote(wrong)}"), wrong
             assert _export_name_is_refused(daemon.nbd_port, wrong), wrong
-        assert _listed(door) == []
-    assert not is_refused(f"{door}/{name}")
+        assert _listed(frontend) == []
+    assert not is_refused(f"{frontend}/{name}")
     assert not is_refused(daemon.uri("disk1"))
     assert name not in daemon.log.read_text()
 

@@ -12,8 +12,8 @@ from bockd.dataplane.attached import AttachedExports
 from bockd.engine.opening import OpenVolume
 from bockd.errors import NotFoundError
 from bockd.model import VolumeId
-from bockd.server.drive import Driver
 from bockd.server.exports import ExportKey
+from bockd.server.steprunner import StepRunner
 from tests.blockstorage.store import Store, running
 
 
@@ -25,7 +25,7 @@ def test_detached_while_the_volume_was_being_opened(
         volume = store.volume(tenant)
         attachment = store.run(lambda s: s.attach(tenant, "1", volume.id, None))
         idle: list[ExportKey] = []
-        table = AttachedExports(store.pool, Driver(), idle.append)
+        table = AttachedExports(store.pool, StepRunner(), idle.append)
         hold = trio.run(table.open, attachment.export_name)
         assert hold.info.name == attachment.export_name
         assert store.pool.volumes[volume.id].users == 1
@@ -45,7 +45,7 @@ def _detached_meanwhile(store: Store, tenant: object) -> object:
 
     async def use_volume(volume: VolumeId) -> OpenVolume:
         opened = await real(volume)
-        await Attachments(store.around).detach(tenant, "1", volume)  # type: ignore[arg-type]
+        await Attachments(store.context).detach(tenant, "1", volume)  # type: ignore[arg-type]
         return opened
 
     return use_volume

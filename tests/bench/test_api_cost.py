@@ -13,7 +13,7 @@ import pytest
 from bench import apicost
 from bench.http import Api, answers_per_second, connections, steady
 from bench.processes import BenchError, place
-from bench.turns import Field, Scale
+from bench.turns import BenchContext, Scale
 
 
 def test_all_rows_on_a_small_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,7 +22,7 @@ def test_all_rows_on_a_small_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     scale = Scale(rounds=2, seconds=0.3, size_bytes=16 << 20, repeats=0)
     told: list[str] = []
 
-    section = apicost.measure_api_cost(scale, Field(tmp_path, place(), told.append))
+    section = apicost.measure_api_cost(scale, BenchContext(tmp_path, place(), told.append))
 
     assert [one.row for one in section.comparisons] == list(apicost.ROWS)
     for one in section.comparisons:

@@ -9,7 +9,7 @@ import pytest
 from bench.processes import BenchError, place, serving
 from bench.servers import unix_uri
 from bench.throughput import verify
-from bench.turns import Field, Scale
+from bench.turns import BenchContext, Scale
 from bockd.model import MIB
 
 SCALE = Scale(rounds=1, seconds=0.1, size_bytes=1 * MIB, repeats=0)
@@ -20,7 +20,7 @@ def verify_plugin(plugin: str, directory: Path) -> None:
     address = directory / "nbd.sock"
     command = ["nbdkit", "--foreground", f"--unix={address}", plugin, str(SCALE.size_bytes)]
     with serving(command, address=address, core=None, log=directory / "log"):
-        verify(unix_uri("", address), SCALE, Field(directory, place(), lambda _: None))
+        verify(unix_uri("", address), SCALE, BenchContext(directory, place(), lambda _: None))
 
 
 def test_what_is_kept_is_verified(tmp_path: Path) -> None:

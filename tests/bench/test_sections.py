@@ -15,18 +15,18 @@ from bench.machine import Machine
 from bench.processes import BenchError, place
 from bench.report import Report
 from bench.results import Comparison, Failure, Section
-from bench.turns import Field, Scale
+from bench.turns import BenchContext, Scale
 
 SCALE = Scale(rounds=1, seconds=0.1, size_bytes=1 << 20, repeats=0)
 GOOD, BAD = "good-row", "bad-row"
 
 
-def good(_scale: Scale, _ground: Field, rows: Sequence[str]) -> Section:
+def good(_scale: Scale, _ground: BenchContext, rows: Sequence[str]) -> Section:
     found = (Comparison(row, "us", "them", "IOPS", (1.0,), (1.0,)) for row in rows)
     return Section("Good", "Somehow.", tuple(found))
 
 
-def bad(_scale: Scale, _ground: Field, _rows: Sequence[str]) -> Section:
+def bad(_scale: Scale, _ground: BenchContext, _rows: Sequence[str]) -> Section:
     raise BenchError("fio failed")
 
 
@@ -38,7 +38,7 @@ def test_a_section_that_fails_leaves_the_others(
     told: list[str] = []
 
     _, found, failures = sections.measure(
-        (BAD, GOOD), (), SCALE, Field(tmp_path, place(), told.append)
+        (BAD, GOOD), (), SCALE, BenchContext(tmp_path, place(), told.append)
     )
 
     assert [one.row for section in found for one in section.comparisons] == [GOOD]
@@ -52,7 +52,7 @@ def test_a_failure_is_on_the_page_and_in_the_status(
 ) -> None:
     """A result that was kept, made into a page without measuring."""
     machine = Machine("Some CPU", 2, 1.0, "virtual", "6.1", "ext4", {})
-    found = good(SCALE, Field(tmp_path, place(), print), (GOOD,))
+    found = good(SCALE, BenchContext(tmp_path, place(), print), (GOOD,))
     report = Report("python -m bench", "2026-01-02", "bockd 1", machine, {}, (found,), failures)
     result, page = tmp_path / "result.json", tmp_path / "page.md"
     result.write_text(to_json(report))

@@ -9,7 +9,7 @@ import pytest
 from bench.fio import Outcome
 from bench.processes import TICK_SECONDS, place, serving
 from bench.servers import Served
-from bench.turns import Contestant, Field, Scale, in_turn
+from bench.turns import BenchContext, Contestant, Scale, in_turn
 from bockd.model import MIB
 
 SCALE = Scale(rounds=2, seconds=0.1, size_bytes=1 * MIB, repeats=0)
@@ -27,7 +27,7 @@ def test_a_server_whose_time_is_too_short_to_tell_has_used_a_tick(tmp_path: Path
             return Contestant(name, lambda _: Outcome(OPERATIONS, 1.0), prepare=lambda: idle)
 
         contestants = [contestant("one"), contestant("other")]
-        turns = in_turn("row", contestants, SCALE, Field(tmp_path, place(), lambda _: None))
+        turns = in_turn("row", contestants, SCALE, BenchContext(tmp_path, place(), lambda _: None))
 
     found = turns.cpu_against("other")
     assert found.ratio.median == 1.0

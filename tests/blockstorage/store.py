@@ -24,12 +24,12 @@ from bockd.blockstorage.interrupted import resolve_interrupted
 from bockd.blockstorage.plugging import Devices, NoDevices
 from bockd.blockstorage.records import Ledger
 from bockd.blockstorage.recount import find_problems
-from bockd.blockstorage.running import Exports, NoExports, Surroundings
+from bockd.blockstorage.running import ExportPublisher, NoPublisher, StorageContext
 from bockd.blockstorage.service import PoolBlockStorage
 from bockd.engine.check import check_open_pool
 from bockd.engine.pool import Pool
 from bockd.model import BLOCK_SIZE, VolumeId
-from bockd.server.drive import Driver
+from bockd.server.steprunner import StepRunner
 from bockd.steps import Background, run_inline
 from bockd.store.index import Transaction
 from tests.engine.process import die
@@ -40,17 +40,17 @@ AMPLE = Quota(volumes=1000, gigabytes=20_000, snapshots=1000)
 
 
 class Store:
-    """Everything a daemon would have, but for its doors."""
+    """Everything a daemon would have, but for its frontends."""
 
     def __init__(
         self,
         root: Path,
-        exports: Exports | None = None,
+        exports: ExportPublisher | None = None,
         quota: Quota = AMPLE,
         devices: Devices | None = None,
     ) -> None:
         self.root = root
-        self.exports = exports or NoExports()
+        self.exports = exports or NoPublisher()
         self.devices = devices or NoDevices()
         self.quota = quota
         self.start()
@@ -58,12 +58,12 @@ class Store:
     def start(self) -> None:
         self.background = Background()
         self.pool = Pool.open(self.root, self.background.spawn)
-        self.around = Surroundings(
+        self.context = StorageContext(
             self.pool, self.exports, self.quota, devices=self.devices, daemon="test"
         )
         run_inline(self.pool.recover_volumes())
-        run_inline(resolve_interrupted(self.around))
-        self.service = PoolBlockStorage(self.around, Driver())
+        run_inline(resolve_interrupted(self.context))
+        self.service = PoolBlockStorage(self.context, StepRunner())
         self.accounts = Accounts(self.pool.store.index)
 
     def die(self) -> None:
@@ -145,7 +145,7 @@ def first_byte(store: Store, volume: VolumeId) -> int:
 @contextmanager
 def running(
     root: Path,
-    exports: Exports | None = None,
+    exports: ExportPublisher | None = None,
     quota: Quota = AMPLE,
     devices: Devices | None = None,
 ) -> Iterator[Store]:

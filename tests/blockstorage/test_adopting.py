@@ -76,7 +76,7 @@ def test_an_image_is_nobodys_and_stays_so(store: Store, tenant: TenantId) -> Non
 
 def test_a_volume_that_an_import_fills_is_not_to_be_had(store: Store, tenant: TenantId) -> None:
     new = NewImage("debian", "raw", MIB, 7, "a" * 64)
-    begun = run_inline(Images(store.around).begin(new))
+    begun = run_inline(Images(store.context).begin(new))
     assert unowned(store) == ([], [])
     with pytest.raises(ConflictError, match="to become image"):
         take(store, NodeKind.VOLUME, str(begun.volume), tenant)

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from bockd.blockstorage.contract import Attachment, Edit, NewSnapshot, NewVolume, Status, TenantId
 from bockd.blockstorage.editing import edit_volume
-from bockd.blockstorage.running import NoExports
+from bockd.blockstorage.running import NoPublisher
 from bockd.steps import Steps
 
 from .store import Store, running
 
 
-class Interrupting(NoExports):
+class Interrupting(NoPublisher):
     """Something else happens while an attachment is on its way in, and out."""
 
     happening: Callable[[str], None]

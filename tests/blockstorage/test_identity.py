@@ -40,7 +40,7 @@ from bockd.errors import (
     OverLimitError,
     UnauthorizedError,
 )
-from bockd.server.drive import Driver
+from bockd.server.steprunner import StepRunner
 from bockd.store.index import Table, Transaction
 from tests.blockstorage.store import Store
 
@@ -54,7 +54,7 @@ class Desk:
         self.now = 1000.0
         self.store = store
         self.identity = LocalIdentity(
-            store.pool.store.index, Driver(2), lambda: self.now, KEY, token_seconds=60
+            store.pool.store.index, StepRunner(2), lambda: self.now, KEY, token_seconds=60
         )
 
     def issue(self, credentials: Credentials, tenant: str | None = None) -> IssuedToken:

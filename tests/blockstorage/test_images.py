@@ -38,14 +38,14 @@ def content(store: Store, volume: VolumeId, length: int) -> bytes:
 
 def imported(store: Store, new: NewImage = NEW, text: bytes = b"bootable") -> ImageRecord:
     """An image with a little in it."""
-    images = Images(store.around)
+    images = Images(store.context)
     begun = run_inline(images.begin(new))
     fill(store, begun.volume, text)
     return run_inline(images.finish(begun.volume))
 
 
 def test_an_import(store: Store, tenant: TenantId) -> None:
-    images = Images(store.around)
+    images = Images(store.context)
     store.pool.clock = lambda: 10.0
     begun = run_inline(images.begin(NEW))
     assert images.being_imported() == [begun]
@@ -66,7 +66,7 @@ def test_an_import(store: Store, tenant: TenantId) -> None:
     assert list(store.pool.store.layout.journal_segments()) == []
     store.assert_sound()
     store.restart()  # durable, and nothing to sweep
-    assert Images(store.around).all() == [record]
+    assert Images(store.context).all() == [record]
     made = store.run(lambda s: s.create_volume(tenant, NewVolume(None, image_id=image.id)))
     assert (made.size_gib, made.image_id) == (3, image.id)
     assert content(store, made.id, 8) == b"bootable"
@@ -74,7 +74,7 @@ def test_an_import(store: Store, tenant: TenantId) -> None:
 
 def test_found_by_id_or_name(store: Store) -> None:
     record = imported(store)
-    images = Images(store.around)
+    images = Images(store.context)
     for ref in (record.image.id, "debian"):
         assert images.find(ref) == record
     for ref in ("Debian", "", "../debian", "\ud800", "x" * 5000, str(record.snapshot)):
@@ -84,7 +84,7 @@ def test_found_by_id_or_name(store: Store) -> None:
 
 def test_the_same_content_is_imported_once(store: Store) -> None:
     first = imported(store)
-    images = Images(store.around)
+    images = Images(store.context)
     with pytest.raises(ConflictError, match=f"the same content is image {first.image.id}"):
         run_inline(images.begin(replace(NEW, name="debian-again")))
     # The same file, taken as raw bytes, is another disk.
@@ -95,7 +95,7 @@ def test_the_same_content_is_imported_once(store: Store) -> None:
 
 
 def test_the_first_of_two_imports_of_the_same_wins(store: Store) -> None:
-    images = Images(store.around)
+    images = Images(store.context)
     one, two = run_inline(images.begin(NEW)), run_inline(images.begin(NEW))
     first = run_inline(images.finish(two.volume))
     with pytest.raises(ConflictError, match="the same content"):
@@ -126,12 +126,12 @@ def test_the_first_of_two_imports_of_the_same_wins(store: Store) -> None:
 )
 def test_refused(store: Store, wrong: NewImage) -> None:
     with pytest.raises(InvalidRequestError):
-        run_inline(Images(store.around).begin(wrong))
-    assert Images(store.around).being_imported() == []
+        run_inline(Images(store.context).begin(wrong))
+    assert Images(store.context).being_imported() == []
 
 
 def test_not_finished_while_somebody_writes(store: Store) -> None:
-    images = Images(store.around)
+    images = Images(store.context)
     begun = run_inline(images.begin(NEW))
     opened = run_inline(store.pool.use_volume(begun.volume))
     run_inline(opened.volume.write(4096, memoryview(b"half")))
@@ -146,7 +146,7 @@ def test_not_finished_while_somebody_writes(store: Store) -> None:
 
 
 def test_cancelled(store: Store) -> None:
-    images = Images(store.around)
+    images = Images(store.context)
     begun = run_inline(images.begin(NEW))
     fill(store, begun.volume, b"half")
     run_inline(images.cancel(begun.volume))
@@ -161,7 +161,7 @@ def test_cancelled(store: Store) -> None:
 @pytest.mark.parametrize("volume", [0, -1, 1, 10**30])
 def test_a_volume_that_no_import_fills(store: Store, tenant: TenantId, volume: int) -> None:
     assert store.volume(tenant).id == 1
-    images = Images(store.around)
+    images = Images(store.context)
     for operation in (images.finish, images.cancel):
         with pytest.raises(NotFoundError):
             run_inline(operation(VolumeId(volume)))
@@ -170,13 +170,13 @@ def test_a_volume_that_no_import_fills(store: Store, tenant: TenantId, volume: i
 
 def test_a_crash_sweeps_half_imports(store: Store, tenant: TenantId) -> None:
     whole = imported(store)
-    images = Images(store.around)
+    images = Images(store.context)
     untouched = run_inline(images.begin(OTHER))
     half = run_inline(images.begin(replace(OTHER, name="third", checksum="c" * 64)))
     fill(store, half.volume, b"half")
     mine = store.volume(tenant)
     store.restart()
-    images = Images(store.around)
+    images = Images(store.context)
     assert (images.all(), images.being_imported()) == ([whole], [])
     with store.pool.catalogue() as catalogue:
         assert [volume.id for volume in catalogue.volumes()] == [mine.id]
@@ -187,7 +187,7 @@ def test_deleting(store: Store, tenant: TenantId) -> None:
     record = imported(store)
     image = record.image.id
     made = store.run(lambda s: s.create_volume(tenant, NewVolume(4, image_id=image)))
-    images = Images(store.around)
+    images = Images(store.context)
     run_inline(store.pool.use_snapshot(record.snapshot))
     with pytest.raises(InUseError):
         run_inline(images.delete("debian"))
@@ -206,7 +206,7 @@ def test_an_images_snapshot_is_deleted_with_it_only(store: Store) -> None:
     record = imported(store)
     with pytest.raises(InUseError, match="delete the image instead"):
         run_inline(store.pool.delete_snapshot(record.snapshot, forget_record))
-    assert Images(store.around).all() == [record]
+    assert Images(store.context).all() == [record]
 
 
 def test_the_recount_sees_what_should_never_be(store: Store) -> None:

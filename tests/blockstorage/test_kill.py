@@ -38,44 +38,44 @@ MOST_STEPS = 40
 Change = Callable[[Store, TenantId, Volume], Steps[object]]
 
 CHANGES: dict[str, Change] = {
-    "create": lambda s, t, v: Volumes(s.around).create(t, NewVolume(2, "new")),
-    "clone": lambda s, t, v: Volumes(s.around).create(
+    "create": lambda s, t, v: Volumes(s.context).create(t, NewVolume(2, "new")),
+    "clone": lambda s, t, v: Volumes(s.context).create(
         t, NewVolume(None, snapshot_id=s.run(lambda x: x.list_snapshots(t))[0].id)
     ),
-    "delete": lambda s, t, v: Volumes(s.around).delete(t, v.id),
-    "snapshot": lambda s, t, v: Snapshots(s.around).create(t, NewSnapshot(v.id, "new")),
+    "delete": lambda s, t, v: Volumes(s.context).delete(t, v.id),
+    "snapshot": lambda s, t, v: Snapshots(s.context).create(t, NewSnapshot(v.id, "new")),
     "snapshot open": lambda s, t, v: _opened(s, t, v),
-    "delete snapshot": lambda s, t, v: Snapshots(s.around).delete(
+    "delete snapshot": lambda s, t, v: Snapshots(s.context).delete(
         t, s.run(lambda x: x.list_snapshots(t))[0].id
     ),
     "extend": lambda s, t, v: _changes(s).extend(t, v.id, 3 * GIB),
     "extend open": lambda s, t, v: _extend_open(s, t, v),
     "revert": lambda s, t, v: _changes(s).revert(t, v.id, _snapshot(s, t)),
     "reopen": lambda s, t, v: _changes(s).reopen(t, _failed(s, t).id),
-    "attach": lambda s, t, v: Attachments(s.around).attach(t, "1", v.id, None),
-    "detach": lambda s, t, v: Attachments(s.around).detach(t, "9", _attached(s, t).id),
+    "attach": lambda s, t, v: Attachments(s.context).attach(t, "1", v.id, None),
+    "detach": lambda s, t, v: Attachments(s.context).detach(t, "9", _attached(s, t).id),
     "import": lambda s, t, v: _import(s),
-    "delete image": lambda s, t, v: Images(s.around).delete("old"),
-    "force detach": lambda s, t, v: Attachments(s.around).detach(
+    "delete image": lambda s, t, v: Images(s.context).delete("old"),
+    "force detach": lambda s, t, v: Attachments(s.context).detach(
         t, "9", _attached(s, t).id, force=True
     ),
-    "attach to a machine": lambda s, t, v: Attachments(s.around).attach(t, "vm1", v.id, None),
-    "detach from a machine": lambda s, t, v: Attachments(s.around).detach(
+    "attach to a machine": lambda s, t, v: Attachments(s.context).attach(t, "vm1", v.id, None),
+    "detach from a machine": lambda s, t, v: Attachments(s.context).detach(
         t, "vm2", _attached(s, t, "vm2").id
     ),
-    "add a server": lambda s, t, v: Servers(s.around).add(Server("new", ServerKind.HOST)),
-    "remove a server": lambda s, t, v: Servers(s.around).remove("vm1"),
+    "add a server": lambda s, t, v: Servers(s.context).add(Server("new", ServerKind.HOST)),
+    "remove a server": lambda s, t, v: Servers(s.context).remove("vm1"),
 }
 
 
 def _opened(store: Store, tenant: TenantId, volume: Volume) -> Steps[object]:
     run_inline(store.pool.use_volume(volume.id))
-    return Snapshots(store.around).create(tenant, NewSnapshot(volume.id, "new"))
+    return Snapshots(store.context).create(tenant, NewSnapshot(volume.id, "new"))
 
 
 async def _import(store: Store, name: str = "new", checksum: str = "1" * 64) -> ImageRecord:
     """A whole import, in which every step may be the last."""
-    images = Images(store.around)
+    images = Images(store.context)
     begun = await images.begin(NewImage(name, "raw", MIB, 7, checksum))
     opened = await store.pool.use_volume(begun.volume)
     await opened.volume.write(0, memoryview(b"content"))
@@ -84,7 +84,7 @@ async def _import(store: Store, name: str = "new", checksum: str = "1" * 64) -> 
 
 
 def _changes(store: Store) -> Changes:
-    return Changes(store.around, Volumes(store.around))
+    return Changes(store.context, Volumes(store.context))
 
 
 def _extend_open(store: Store, tenant: TenantId, volume: Volume) -> Steps[object]:
@@ -117,7 +117,7 @@ def prepare(store: Store) -> None:
     other = store.volume(tenant, 1)
     store.run(lambda s: s.attach(tenant, "9", other.id, None))
     for machine in ("vm1", "vm2"):
-        run_inline(Servers(store.around).add(Server(machine, ServerKind.VM, f"/run/{machine}")))
+        run_inline(Servers(store.context).add(Server(machine, ServerKind.VM, f"/run/{machine}")))
     third = store.volume(tenant, 1)
     store.run(lambda s: s.attach(tenant, "vm2", third.id, None))
     failed = store.volume(tenant, 1)
@@ -149,14 +149,14 @@ def state(store: Store, tenant: TenantId) -> tuple[object, ...]:
         [(v.id, v.status, v.size_gib, v.attachment and v.attachment.server_id) for v in volumes],
         [(s.id, s.status, s.size_gib) for s in snapshots],
         store.run(lambda s: s.limits(tenant)).used,
-        [(server.name, server.kind) for server in Servers(store.around).all()],
+        [(server.name, server.kind) for server in Servers(store.context).all()],
     )
 
 
 def pull_devices(store: Store) -> None:
-    """What the daemon does when its doors are open: nothing is left in a transient status."""
-    for owned in detaching(store.around):
-        run_inline(finish_detaching(store.around, owned))
+    """What the daemon does when its frontends are open: nothing is left in a transient status."""
+    for owned in detaching(store.context):
+        run_inline(finish_detaching(store.context, owned))
 
 
 def die_at(steps: Steps[object], number: int, *, done: bool) -> None:
@@ -247,9 +247,9 @@ def test_killed_while_a_fetched_image_arrives(
 
 async def arrive(store: Store, tenant: TenantId, _volume: Volume) -> object:
     """A volume waits for an image, which arrives."""
-    volumes = Volumes(store.around)
+    volumes = Volumes(store.context)
     waiting = await volumes.create_waiting(tenant, NewVolume(1, "waiting"))
-    await volumes.fill(waiting.id, Images(store.around).find("old"))
+    await volumes.fill(waiting.id, Images(store.context).find("old"))
     return waiting
 
 

@@ -11,7 +11,7 @@ from bockd.blockstorage.attachments import Attachments
 from bockd.blockstorage.contract import Attachment, Status, TenantId, Volume
 from bockd.blockstorage.interrupted import detaching, finish_detaching
 from bockd.blockstorage.records import Ledger
-from bockd.blockstorage.running import NoExports
+from bockd.blockstorage.running import NoPublisher
 from bockd.blockstorage.servers import Servers
 from bockd.errors import BockdError, InvalidStateError, NoSpaceError, UnavailableError
 from bockd.model import GIB, Server, ServerKind
@@ -19,7 +19,7 @@ from bockd.steps import Blocking, Steps, run_inline
 from tests.blockstorage.store import Store, running
 
 
-class Journal(NoExports):
+class Journal(NoPublisher):
     """Exports and devices that write down what is asked of them, and fail when told to."""
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ def journal() -> Journal:
 def store(tmp_path: Path, journal: Journal) -> Iterator[Store]:
     with running(tmp_path, journal, devices=journal) as store:
         journal.store = store
-        run_inline(Servers(store.around).add(Server("vm1", ServerKind.VM, "/run/vm1.qmp")))
+        run_inline(Servers(store.context).add(Server("vm1", ServerKind.VM, "/run/vm1.qmp")))
         yield store
 
 
@@ -198,7 +198,7 @@ def test_a_plain_servers_volume_is_not_unplugged_when_it_becomes_a_machine(
     volume = store.volume(tenant)
     made = store.run(lambda s: s.attach(tenant, "vm2", volume.id, None))
     assert made.server_kind is ServerKind.PLAIN
-    run_inline(Servers(store.around).add(Server("vm2", ServerKind.VM, "/run/vm2.qmp")))
+    run_inline(Servers(store.context).add(Server("vm2", ServerKind.VM, "/run/vm2.qmp")))
 
     async def kind_of(server: Server, attachment: Attachment, *, force: bool) -> None:
         assert server.kind is ServerKind.PLAIN
@@ -213,28 +213,28 @@ def test_what_a_crash_left_in_a_machine_is_pulled_out_after_the_start(
     store: Store, tenant: TenantId, journal: Journal, status: Status, answers: bool
 ) -> None:
     volume = store.volume(tenant)
-    steps: Steps[object] = Attachments(store.around).attach(tenant, "vm1", volume.id, None)
+    steps: Steps[object] = Attachments(store.context).attach(tenant, "vm1", volume.id, None)
     if status is Status.DETACHING:
         run_inline(steps)
-        steps = Attachments(store.around).detach(tenant, "vm1", volume.id)
+        steps = Attachments(store.context).detach(tenant, "vm1", volume.id)
     begun = steps.send(None)
     assert isinstance(begun, Blocking)
     begun.call()
     assert store.look(tenant, volume).status is status
     steps.close()
     store.restart()
-    # The doors open now: nobody else takes it, and its export is closed.
+    # The frontends open now: nobody else takes it, and its export is closed.
     assert store.look(tenant, volume).status is Status.DETACHING
     journal.calls.clear()
     journal.failing = set() if answers else {"pull"}
-    (owned,) = detaching(store.around)
-    run_inline(finish_detaching(store.around, owned))
+    (owned,) = detaching(store.context)
+    run_inline(finish_detaching(store.context, owned))
     assert journal.calls == ["cut while detaching", "pull while detaching"]
     seen = store.look(tenant, volume)
     assert (seen.status, seen.attachment) == (Status.AVAILABLE, None)
     assert seen.last_error is not None
     assert ("may still be in server vm1" in seen.last_error) != answers
-    assert detaching(store.around) == []
+    assert detaching(store.context) == []
 
 
 def test_a_failure_that_is_no_errors_of_ours_is_not_swallowed(

@@ -11,7 +11,7 @@ from bockd.blockstorage.servers import Servers
 from bockd.blockstorage.service import PoolBlockStorage
 from bockd.errors import ConflictError, InUseError, InvalidRequestError, NotFoundError
 from bockd.model import MAX_SOCKET_PATH_BYTES, Server, ServerKind
-from bockd.server.drive import Driver
+from bockd.server.steprunner import StepRunner
 from bockd.steps import run_inline
 from tests.blockstorage.store import Store
 
@@ -19,17 +19,17 @@ from tests.blockstorage.store import Store
 def add(store: Store, name: str, kind: str = "host", **more: str | None) -> Server:
     qmp = "/run/qmp.sock" if kind == "vm" else None
     server = Server(name, ServerKind(kind), qmp)
-    return run_inline(Servers(store.around).add(replace(server, **more)))  # type: ignore[arg-type]
+    return run_inline(Servers(store.context).add(replace(server, **more)))  # type: ignore[arg-type]
 
 
 def remove(store: Store, name: str) -> None:
-    run_inline(Servers(store.around).remove(name))
+    run_inline(Servers(store.context).remove(name))
 
 
 def strict(store: Store) -> None:
     """Only registered servers exist from now on."""
-    store.around = replace(store.around, strict_servers=True)
-    store.service = PoolBlockStorage(store.around, Driver())
+    store.context = replace(store.context, strict_servers=True)
+    store.service = PoolBlockStorage(store.context, StepRunner())
 
 
 def test_added_listed_shown_removed(store: Store, tenant: TenantId) -> None:
@@ -37,8 +37,8 @@ def test_added_listed_shown_removed(store: Store, tenant: TenantId) -> None:
     assert (vm.qmp_socket, host.qmp_socket) == ("/run/qmp.sock", None)
     assert vm.added_at > 0
     store.restart()
-    assert Servers(store.around).all() == [host, vm]
-    assert Servers(store.around).registered("vm1") == vm
+    assert Servers(store.context).all() == [host, vm]
+    assert Servers(store.context).registered("vm1") == vm
     assert store.run(lambda s: s.list_servers(tenant)) == [host, vm]
     assert store.run(lambda s: s.show_server(tenant, "vm1")) == vm
     with pytest.raises(ConflictError, match="already"):
@@ -47,7 +47,7 @@ def test_added_listed_shown_removed(store: Store, tenant: TenantId) -> None:
     with pytest.raises(NotFoundError):
         remove(store, "vm1")
     with pytest.raises(NotFoundError):
-        Servers(store.around).registered("vm1")
+        Servers(store.context).registered("vm1")
     assert store.run(lambda s: s.show_server(tenant, "vm1")) == Server("vm1", ServerKind.PLAIN)
 
 
@@ -69,12 +69,12 @@ def test_what_cannot_be_a_server(
 ) -> None:
     with pytest.raises(InvalidRequestError):
         add(store, name, kind, **more)
-    assert Servers(store.around).all() == []
+    assert Servers(store.context).all() == []
 
 
 def configure(store: Store, *servers: Server) -> None:
     """What a start does."""
-    run_inline(Servers(store.around).configure(servers))
+    run_inline(Servers(store.context).configure(servers))
 
 
 def test_the_configuration_prevails_and_takes_back(store: Store, tenant: TenantId) -> None:
@@ -82,7 +82,7 @@ def test_the_configuration_prevails_and_takes_back(store: Store, tenant: TenantI
     vm = Server("web1", ServerKind.VM, "/run/qmp.sock", "acme")
     configure(store, vm, Server("new", ServerKind.PLAIN))
     store.restart()
-    found = {one.name: one for one in Servers(store.around).all()}
+    found = {one.name: one for one in Servers(store.context).all()}
     assert found["host1"] == stays
     assert found["web1"] == replace(vm, tenant=tenant, added_at=by_hand.added_at, configured=True)
     assert found["new"].added_at > 0
@@ -90,16 +90,16 @@ def test_the_configuration_prevails_and_takes_back(store: Store, tenant: TenantI
         remove(store, "new")
     moved = replace(vm, qmp_socket="/run/other.sock")
     configure(store, moved)
-    assert [one.name for one in Servers(store.around).all()] == ["host1", "web1"]
-    assert Servers(store.around).registered("web1").qmp_socket == "/run/other.sock"
+    assert [one.name for one in Servers(store.context).all()] == ["host1", "web1"]
+    assert Servers(store.context).registered("web1").qmp_socket == "/run/other.sock"
     # One that has volumes is kept, and is then like one that was added by hand.
     volume = store.volume(tenant)
     store.run(lambda s: s.attach(tenant, "web1", volume.id, None))
     configure(store)
-    assert not Servers(store.around).registered("web1").configured
+    assert not Servers(store.context).registered("web1").configured
     store.run(lambda s: s.detach(tenant, "web1", volume.id))
     remove(store, "web1")
-    assert Servers(store.around).all() == [stays]
+    assert Servers(store.context).all() == [stays]
 
 
 def test_a_configured_server_of_somebody_who_is_not_known_yet(
@@ -175,4 +175,4 @@ def _does_not_exist(store: Store, tenant: TenantId, server: str, volume: Volume)
 
 def test_a_name_of_any_allowed_length_is_kept(store: Store) -> None:
     add(store, "x" * 255)
-    assert [server.name for server in Servers(store.around).all()] == ["x" * 255]
+    assert [server.name for server in Servers(store.context).all()] == ["x" * 255]

@@ -31,7 +31,7 @@ from bockd.errors import (
     OverLimitError,
 )
 from bockd.model import GIB, MIB, SnapshotId, VolumeId
-from bockd.server.drive import Driver
+from bockd.server.steprunner import StepRunner
 from bockd.steps import run_inline
 from tests.blockstorage.store import Store
 
@@ -305,8 +305,8 @@ def test_a_configured_quota_counts_before_all_others(store: Store) -> None:
     acme = store.tenant("acme", Quota(5, 5, 5))
     other = store.tenant("other")
     configured = {acme: by_id, "acme": by_name, "other": by_name}
-    around = replace(store.around, tenant_quotas=configured)
-    store.service = PoolBlockStorage(around, Driver())
+    context = replace(store.context, tenant_quotas=configured)
+    store.service = PoolBlockStorage(context, StepRunner())
     assert store.run(lambda s: s.limits(acme)).quota == by_id
     assert store.run(lambda s: s.limits(other)).quota == by_name
     volume = store.volume(acme)

@@ -11,7 +11,7 @@ import pytest
 from bockd.dataplane.capacity import Capacity, Threshold
 from bockd.engine.pool import Pool
 from bockd.model import MIB
-from bockd.server.drive import Driver
+from bockd.server.steprunner import StepRunner
 from bockd.steps import Background
 
 from .daemon import Daemon, running_daemon
@@ -76,7 +76,7 @@ def test_the_daemon_warns_of_space_and_of_files(
     caplog.set_level(logging.WARNING, logger="bockd.dataplane.capacity")
     pool = Pool.open(tmp_path / "pool", Background().spawn)
     try:
-        capacity = Capacity(pool, Driver(1), tmp_path, (80, 90))
+        capacity = Capacity(pool, StepRunner(1), tmp_path, (80, 90))
         for seen, words in (
             (filled(79, 10), None),
             (filled(81, 10), "81 % full, 19 MiB are free"),

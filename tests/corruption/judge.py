@@ -269,7 +269,7 @@ def questions(truth: Truth) -> dict[str, Question]:
         "the token": lambda store: trio.run(identity_of(store).validate_token, truth.token),
         "the export": lambda store: _exported(store, truth.export),
         "the images": lambda store: store.run(lambda s: s.list_images()),
-        "the image's snapshot": lambda store: [r.snapshot for r in Images(store.around).all()],
+        "the image's snapshot": lambda store: [r.snapshot for r in Images(store.context).all()],
         "the server": lambda store: store.run(lambda s: s.show_server(first, SERVER)),
         "the attachments": lambda store: store.run(lambda s: s.list_attachments(first, SERVER)),
         "the names": _names,

@@ -30,7 +30,7 @@ from bockd.blockstorage.images import Images
 from bockd.blockstorage.records import Ledger
 from bockd.engine.reclaim import _burial
 from bockd.model import BLOCK_SIZE, KIB, MIB, NodeKind, Server, ServerKind, SnapshotId, VolumeId
-from bockd.server.drive import Driver
+from bockd.server.steprunner import StepRunner
 from bockd.steps import run_inline
 from tests.blockstorage.store import Store
 
@@ -185,7 +185,7 @@ class _Maker:
             self.store.pool.store.index.update(_burial(map_id))
 
     def _image(self) -> None:
-        images = Images(self.store.around)
+        images = Images(self.store.context)
         begun = run_inline(images.begin(NewImage("debian", "raw", 2 * MIB, 2 * MIB, "a" * 64)))
         opened = run_inline(self.store.pool.use_volume(begun.volume))
         self._write(begun.volume, [1, 2, 100])
@@ -211,7 +211,7 @@ async def log_in(store: Store) -> str:
 
 
 def identity_of(store: Store) -> LocalIdentity:
-    return LocalIdentity(store.pool.store.index, Driver(), lambda: 1000.0, b"k" * 32)
+    return LocalIdentity(store.pool.store.index, StepRunner(), lambda: 1000.0, b"k" * 32)
 
 
 def read_node(store: Store, node: Node) -> bytes:

@@ -74,7 +74,7 @@ class World:
 
 
 class Client:
-    """The scenario's three doors to one daemon: REST, control and NBD."""
+    """The scenario's three frontends to one daemon: REST, control and NBD."""
 
     def __init__(self, pool: Path, daemon: ForkedDaemon, world: World) -> None:
         self.world = world
@@ -114,7 +114,7 @@ class Client:
             pass
 
     def listing(self) -> dict[str, object]:
-        """Everything that exists, as all doors show it, without what differs from run to run."""
+        """Everything that exists, as all frontends show it, but what differs from run to run."""
         limits = self.rest.get("/limits")["limits"]["absolute"]
         return {
             "tenant's volumes": _timeless(self.rest.get("/os-volumes/detail")["volumes"]),

@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from bockd.blockstorage.images import Images
-from bockd.blockstorage.running import NoExports, Surroundings
+from bockd.blockstorage.running import NoPublisher, StorageContext
 from bockd.config import Settings
 from bockd.dataplane.images import ABANDONED_SECONDS, LOOK_SECONDS, PoolImages
 from bockd.engine.pool import Pool
@@ -33,9 +33,9 @@ class Server(NbdServer):
 
 def test_given_up_when_nobody_has_been_connected_for_long(tmp_path: Path) -> None:
     pool = Pool.open(tmp_path, Background().spawn)
-    around = Surroundings(pool, NoExports())
+    context = StorageContext(pool, NoPublisher())
     server = Server()
-    images = PoolImages(around, server, Settings(data_dir=tmp_path))
+    images = PoolImages(context, server, Settings(data_dir=tmp_path))
     clock = trio.testing.MockClock()
 
     async def pass_by(seconds: float) -> None:
@@ -49,7 +49,7 @@ def test_given_up_when_nobody_has_been_connected_for_long(tmp_path: Path) -> Non
         return (await images.begin_import(name, "raw", MIB, 7, checksum * 64)).id
 
     def under_way() -> set[VolumeId]:
-        return {filling.volume for filling in Images(around).being_imported()}
+        return {filling.volume for filling in Images(context).being_imported()}
 
     async def scenario() -> None:
         async with trio.open_nursery() as nursery:

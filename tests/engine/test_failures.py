@@ -79,7 +79,7 @@ def test_a_volume_is_refused_when_nobody_knows_what_a_commit_has_left(
             run_inline(bench.device().durability.checkpoint())
         with pytest.raises(DamagedError):
             run_inline(
-                bench.device().durability.transition(
+                bench.device().durability.quiesced_commit(
                     lambda _txn, record: (record, None), lambda _record, _result: None
                 )
             )

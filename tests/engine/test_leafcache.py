@@ -47,7 +47,7 @@ def test_a_leaf_that_left_memory_is_not_taken_for_a_hole(bench: Bench) -> None:
     device = bench.device()
     run_inline(device.read(0, memoryview(bytearray(BLOCK_SIZE))))
 
-    device.map.acquit(256)
+    device.map.clear_damaged(256)
 
     assert device.map.find(1) is None
     assert bench.block(bench.volume, 256) == b"D"

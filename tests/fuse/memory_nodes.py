@@ -20,9 +20,9 @@ from bockd.fuse.nodes import Node
 from bockd.fuse.serving import serve_view
 from bockd.fuse.view import View
 from bockd.model import NodeKind
-from bockd.server.drive import Driver
 from bockd.server.exports import OpenExport
 from bockd.server.statistics import ExportStatistics
+from bockd.server.steprunner import StepRunner
 from tests.server.serving import FixedExports
 
 from .watchdog import watched
@@ -105,8 +105,8 @@ def _mounted(nodes: MemoryNodes, mount: Path) -> Iterator[None]:
 
     async def serve() -> None:
         async with trio.open_nursery() as nursery:
-            driver = Driver()
-            view = View(nodes, driver)
+            runner = StepRunner()
+            view = View(nodes, runner)
             token = trio.lowlevel.current_trio_token()
             nodes.call = token.run_sync_soon
             await nursery.start(serve_view, view, mount, mount.with_name("no pool"))

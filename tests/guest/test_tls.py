@@ -23,8 +23,8 @@ def put(guest: Guest, path: str, content: Path) -> None:
 
 
 def test_a_host_connects_over_tls(initramfs: Path, python_disk: Path, tmp_path: Path) -> None:
-    """Both doors require TLS and client certificates. Without them the host is told what to set;
-    with them it gets a device that holds a file system."""
+    """Both frontends require TLS and client certificates. Without them the host is told what to
+    set; with them it gets a device that holds a file system."""
     authority = Authority(tmp_path / "ca")
     client = authority.issue("guest1")
     config = configuration(

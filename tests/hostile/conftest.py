@@ -25,7 +25,7 @@ TOP_BYTES = 64 * KIB
 
 @dataclass(frozen=True)
 class Attacked:
-    """The daemon, its doors, and the export behind them that attackers know."""
+    """The daemon, its frontends, and the export behind them that attackers know."""
 
     daemon: Bockd
     target: Target
@@ -34,7 +34,7 @@ class Attacked:
     comes again."""
 
     @property
-    def doors(self) -> dict[str, Address]:
+    def frontends(self) -> dict[str, Address]:
         return {"unix": self.daemon.nbd_socket, "tcp": ("127.0.0.1", self.daemon.nbd_port)}
 
     @property

@@ -26,7 +26,7 @@ import atheris  # noqa: E402 - `.setup/atheris` puts it there
 with atheris.instrument_imports(include=["bockd.nbd", "bockd.server"]):
     from bockd.engine.memory import MemoryDevice
     from bockd.model import TlsMode
-    from bockd.server.tls import NO_TLS, DoorTls
+    from bockd.server.tls import NO_TLS, FrontendTls
     from tests.hostile.judge import judge
     from tests.hostile.live import converse, enter, received_until
     from tests.hostile.properties import OFFLINE, protocol_holds
@@ -65,7 +65,7 @@ def protocol(_: ExitStack) -> Play:
 class Server:
     """The server, with devices in memory; after each session an innocent client is served."""
 
-    def __init__(self, stack: ExitStack, directory: Path, tls: DoorTls = NO_TLS) -> None:
+    def __init__(self, stack: ExitStack, directory: Path, tls: FrontendTls = NO_TLS) -> None:
         devices = {OFFLINE.name: MemoryDevice(OFFLINE.size), "innocent": MemoryDevice(1 << 20)}
         self.exports = FixedExports(dict(devices))
         self.path = directory / "nbd.sock"
@@ -110,7 +110,7 @@ def tls(stack: ExitStack) -> Play:
     pki = make_pki(directory / "pki")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(pki.server.certificate, pki.server.key)
-    running = Server(stack, directory, DoorTls(TlsMode.ON, lambda: context))
+    running = Server(stack, directory, FrontendTls(TlsMode.ON, lambda: context))
     client = client_context(pki.client)
 
     def play(choose: Chooser) -> None:

@@ -14,10 +14,10 @@ from bockd.nbd.handshake import (
     GREETING,
     MAX_OPTION_BYTES,
     Abort,
+    ChooseExport,
     DescribeExport,
     Handshake,
     ListExports,
-    OpenExport,
     Reply,
 )
 from bockd.nbd.options import MAX_PAYLOAD_BYTES, ExportInfo
@@ -92,7 +92,7 @@ class OfflineServer:
                         self.replies += handshake.described(question, self._info)
                     else:
                         self.replies += handshake.refused(question, NotFoundError("no"))
-                case OpenExport() as question:
+                case ChooseExport() as question:
                     if question.name != self._info.name:
                         self.replies += handshake.refused(question, NotFoundError("no"))
                         continue

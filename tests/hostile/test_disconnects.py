@@ -44,9 +44,9 @@ def read(sock: socket.socket, offset: int, length: int) -> bytes:
     return received_until(sock, 16 + length)[16:]
 
 
-@pytest.mark.parametrize("door", ["unix", "tcp"])
-def test_at_every_byte_of_a_session(attacked: Attacked, door: str) -> None:
-    name, address = attacked.target.name, attacked.doors[door]
+@pytest.mark.parametrize("frontend", ["unix", "tcp"])
+def test_at_every_byte_of_a_session(attacked: Attacked, frontend: str) -> None:
+    name, address = attacked.target.name, attacked.frontends[frontend]
     length = len(the_session(name, 0)[0])
     with attacked.under_attack(), enter(attacked.unix, name) as observer:
         legal = [{read(observer, *write[:2])} for write in WRITES]
@@ -67,7 +67,7 @@ def test_in_the_middle_of_a_large_write(attacked: Attacked) -> None:
     """Its pieces are writes of their own: those that came whole may be there, no others."""
     first, length = 2 * MIB - 65_536, 2 * MIB + 65_536
     pieces = [(first, 65_536), (2 * MIB, MIB), (3 * MIB, MIB)]
-    cuts = list(_around([0, 65_536, 65_536 + PIECE_BYTES, length]))
+    cuts = list(_context([0, 65_536, 65_536 + PIECE_BYTES, length]))
     with attacked.under_attack(), enter(attacked.unix, "elsewhere") as observer:
         legal = [set(_blocks(observer, *piece)) for piece in pieces]
         for tag, cut in enumerate(cuts, 1):
@@ -83,7 +83,7 @@ def test_in_the_middle_of_a_large_write(attacked: Attacked) -> None:
     attacked.daemon.check()
 
 
-def _around(places: list[int]) -> Iterator[int]:
+def _context(places: list[int]) -> Iterator[int]:
     for place in places:
         yield from (cut for cut in (place - 4096, place - 1, place, place + 1) if cut >= 0)
 

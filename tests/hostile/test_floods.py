@@ -30,9 +30,9 @@ OPTIONS = 20_000
 """A second's work and more, were nobody else served meanwhile."""
 
 
-@pytest.mark.parametrize("door", ["unix", "tcp"])
-def test_connections_opened_and_dropped(attacked: Attacked, door: str) -> None:
-    """Ten thousand, over both doors together, left at various points."""
+@pytest.mark.parametrize("frontend", ["unix", "tcp"])
+def test_connections_opened_and_dropped(attacked: Attacked, frontend: str) -> None:
+    """Ten thousand, over both frontends together, left at various points."""
     name = attacked.target.name
     openings = [
         b"",
@@ -45,17 +45,17 @@ def test_connections_opened_and_dropped(attacked: Attacked, door: str) -> None:
     ]
     with attacked.under_attack():
         for number in range(DROPPED // 2):
-            with connect(attacked.doors[door]) as sock, suppress(BrokenPipeError):
+            with connect(attacked.frontends[frontend]) as sock, suppress(BrokenPipeError):
                 sock.sendall(openings[number % len(openings)])
 
 
-@pytest.mark.parametrize("door", ["unix", "tcp"])
-def test_half_open_handshakes(attacked: Attacked, door: str) -> None:
+@pytest.mark.parametrize("frontend", ["unix", "tcp"])
+def test_half_open_handshakes(attacked: Attacked, frontend: str) -> None:
     """More than there may be connections; innocent clients come and go all the same."""
     attacked.daemon.expect_in_log("WARNING .*refused a client")
     with attacked.under_attack(), ExitStack() as held:
         for number in range(MAX_CONNECTIONS + 100):
-            sock = held.enter_context(connect(attacked.doors[door]))
+            sock = held.enter_context(connect(attacked.frontends[frontend]))
             if number % 2:
                 with suppress(OSError):  # it has had to make room already
                     sock.sendall(wire.FIXED_NEWSTYLE_NO_ZEROES + wire.go("nowhere")[:-1])
@@ -126,10 +126,10 @@ SLOW_CLIENTS = {
 def test_slow_clients(attacked: Attacked, kind: str) -> None:
     """Forty of a kind at once, until the server takes nothing more from them."""
     slow, name = SLOW_CLIENTS[kind], attacked.target.name
-    doors = list(attacked.doors.values())
+    frontends = list(attacked.frontends.values())
     with attacked.under_attack(), ExitStack() as held, ThreadPoolExecutor(SLOW) as threads:
         # All come before one is stuck: coming in is a fence, which drops those that are.
-        socks = [held.enter_context(enter(doors[number % 2], name)) for number in range(SLOW)]
+        socks = [held.enter_context(enter(frontends[number % 2], name)) for number in range(SLOW)]
         for sent in [threads.submit(_send_until_stuck, sock, slow) for sock in socks]:
             sent.result()
 
@@ -150,7 +150,7 @@ def test_a_byte_at_a_time(attacked: Attacked, length: int) -> None:
     stream = b"".join(
         wire.write(number, number * length, bytes([number + 1]) * length) for number in range(count)
     )
-    with attacked.under_attack(), enter(attacked.doors["tcp"], attacked.target.name) as sock:
+    with attacked.under_attack(), enter(attacked.frontends["tcp"], attacked.target.name) as sock:
         for position in range(len(stream)):
             sock.send(stream[position : position + 1])
         for number in range(count):

@@ -64,7 +64,7 @@ def kinds(name: str) -> dict[str, Kind]:
 
 
 class Enter(Protocol):
-    """Come in by one of the doors, after some options."""
+    """Come in by one of the frontends, after some options."""
 
     def __call__(self, *options: bytes) -> socket.socket: ...
 
@@ -75,7 +75,7 @@ class Running:
 
     daemon: Bockd
     export: str
-    doors: dict[str, Enter]
+    frontends: dict[str, Enter]
 
 
 @pytest.fixture
@@ -90,17 +90,17 @@ def running(tmp_path: Path, pki: Pki) -> Iterator[Running]:
             received_until(sock, 16 * len(blocks))
         name = Tenant(daemon).attach(volume).export
         tcp = ("127.0.0.1", daemon.nbd_port)
-        doors: dict[str, Enter] = {
+        frontends: dict[str, Enter] = {
             "unix": partial(enter, daemon.nbd_socket, name),
             "tcp": partial(enter, tcp, name),
             "tls": partial(enter, tcp, name, tls=client_context(pki.client)),
         }
-        yield Running(daemon, name, doors)
+        yield Running(daemon, name, frontends)
 
 
-@pytest.mark.parametrize("door", ["unix", "tls"])
-def test_memory_stays_within_the_limits(running: Running, door: str) -> None:
-    daemon, come_in = running.daemon, running.doors[door]
+@pytest.mark.parametrize("frontend", ["unix", "tls"])
+def test_memory_stays_within_the_limits(running: Running, frontend: str) -> None:
+    daemon, come_in = running.daemon, running.frontends[frontend]
     base = resident_bytes(daemon.pid)
     sent_by = [kind for kind in kinds(running.export).values() for _ in range(CLIENTS_OF_A_KIND)]
     # All come before one is stuck: coming in is a fence, which drops those that are.
@@ -112,7 +112,7 @@ def test_memory_stays_within_the_limits(running: Running, door: str) -> None:
         innocent.sendall(wire.request(3, 1))
         received_until(innocent, 16)
     clients = len(sent_by) + 1
-    bound = memory_bound_bytes(*((0, clients) if door == "tls" else (clients, 0)))
+    bound = memory_bound_bytes(*((0, clients) if frontend == "tls" else (clients, 0)))
     peak = resident_bytes(daemon.pid, "VmHWM")
     print(f"peak {peak >> 20} MiB, bound {base + bound + CACHE_BYTES + SLACK_BYTES >> 20} MiB")
     assert peak <= base + bound + CACHE_BYTES + SLACK_BYTES
@@ -122,13 +122,13 @@ def test_tls_adds_no_more_than_its_limit(running: Running) -> None:
     """To clients that send more than is read, and take no replies. The same with and without."""
     daemon = running.daemon
     grown = {}
-    for door in ("tcp", "tls"):
+    for frontend in ("tcp", "tls"):
         with ExitStack() as held, ThreadPoolExecutor(PAIRS) as threads:
-            socks = [held.enter_context(running.doors[door]()) for _ in range(PAIRS)]
+            socks = [held.enter_context(running.frontends[frontend]()) for _ in range(PAIRS)]
             before = resident_bytes(daemon.pid)
             for sent in [threads.submit(_send, sock, ECHO) for sock in socks]:
                 sent.result()
-            grown[door] = resident_bytes(daemon.pid) - before
+            grown[frontend] = resident_bytes(daemon.pid) - before
     added = (grown["tls"] - grown["tcp"]) // PAIRS
     print(f"{added >> 10} KiB a connection, bound {TLS_BYTES >> 10} KiB")
     assert added <= TLS_BYTES

@@ -14,13 +14,13 @@ from tests.hostile.sessions import Session, sessions
 EXAMPLES = 120
 
 
-def hold_a_session(attacked: Attacked, door: str, session: Session) -> None:
+def hold_a_session(attacked: Attacked, frontend: str, session: Session) -> None:
     """One session; its end comes, and what was said is well-formed."""
     target = attacked.target
     foreseen = judge(session.sent, bytes(played([session.sent], target).replies), target)
     if foreseen.changes_above(target.reach, target.size):
         return  # its requests mean harm to an innocent client's data, and have a right to
-    heard = converse(attacked.doors[door], session.pieces())
+    heard = converse(attacked.frontends[frontend], session.pieces())
     verdict = judge(session.sent, heard.received, target)
     assert verdict.entered == foreseen.entered or heard.reset
     assert not verdict.truncated or not verdict.at_a_border or heard.reset
@@ -28,8 +28,8 @@ def hold_a_session(attacked: Attacked, door: str, session: Session) -> None:
         assert not verdict.unanswered
 
 
-@pytest.mark.parametrize("door", ["unix", "tcp"])
-def test_sessions(attacked: Attacked, door: str) -> None:
+@pytest.mark.parametrize("frontend", ["unix", "tcp"])
+def test_sessions(attacked: Attacked, frontend: str) -> None:
 
     @settings(
         max_examples=EXAMPLES,
@@ -39,7 +39,7 @@ def test_sessions(attacked: Attacked, door: str) -> None:
     )
     @given(session=sessions(attacked.target))
     def attack(session: Session) -> None:
-        hold_a_session(attacked, door, session)
+        hold_a_session(attacked, frontend, session)
 
     with attacked.under_attack():
         attack()

@@ -42,11 +42,11 @@ def secured(pki: Pki, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Atta
         for name in ("attacked", "elsewhere"):
             made = daemon.bock("volume", "create", name, "--size", f"{size // MIB}M")
             names.append(Tenant(daemon).attach(made["id"]).export)
-        door = ("localhost", daemon.nbd_port)
+        frontend = ("localhost", daemon.nbd_port)
         first = size // BLOCK - INNOCENT_BLOCKS
         innocents = (
-            innocent(door, names[0], first, INNOCENT_BLOCKS, tls=pki.client),
-            innocent(door, names[1], 0, INNOCENT_BLOCKS, tls=pki.client, reconnect=True),
+            innocent(frontend, names[0], first, INNOCENT_BLOCKS, tls=pki.client),
+            innocent(frontend, names[1], 0, INNOCENT_BLOCKS, tls=pki.client, reconnect=True),
         )
         entered = tuple(held.enter_context(client) for client in innocents)
         yield Attacked(daemon, Target(names[0], size, first * BLOCK), entered)
@@ -74,8 +74,8 @@ def test_tampering(secured: Attacked, pki: Pki) -> None:
         def tamper(attack: Attack) -> None:
             number = next(numbers)
             context = client_context(pki.client)
-            name, door = secured.target.name, secured.doors["tcp"]
-            outcome = carry_out(door, context, name, attack, number)
+            name, frontend = secured.target.name, secured.frontends["tcp"]
+            outcome = carry_out(frontend, context, name, attack, number)
             assert outcome.acknowledged <= outcome.sound
             if outcome.untouched:
                 assert outcome.acknowledged == WRITES

@@ -13,7 +13,7 @@ from bockd.blockstorage.contract import (
 )
 from bockd.config.sections import KeystoneSettings
 from bockd.errors import ForbiddenError, UnauthorizedError
-from bockd.keystone.either import EitherIdentity
+from bockd.keystone.fallback import FallbackIdentity
 from bockd.keystone.identity import KeystoneIdentity
 from tests.api.memory_identity import ALICE as LOCAL_ALICE
 from tests.api.memory_identity import DEMO, MemoryIdentity
@@ -111,7 +111,7 @@ def test_own_accounts_first_then_keystone(keystone: Keystone, settings: Keystone
     theirs = keystone.new_token("alice", "acme")
 
     async def scenario(identity: KeystoneIdentity, _: Clocks) -> tuple[IssuedToken, Principal]:
-        both = EitherIdentity(local, identity)
+        both = FallbackIdentity(local, identity)
         ours = await both.issue_token(PasswordCredentials("alice", "wonderland"), None)
         assert (await both.validate_token(ours.token)).tenant == DEMO
         assert await both.list_tenants(ours.token) == [DEMO]

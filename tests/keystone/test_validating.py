@@ -12,9 +12,9 @@ from trio.testing import wait_all_tasks_blocked
 from bockd.blockstorage.contract import Principal
 from bockd.config.sections import KeystoneSettings
 from bockd.errors import ForbiddenError, UnauthorizedError
-from bockd.keystone import believed
-from bockd.keystone.believed import Believed
+from bockd.keystone import tokencache
 from bockd.keystone.identity import KeystoneIdentity
+from bockd.keystone.tokencache import TokenCache
 
 from .asking import TEST_SECONDS, Clocks, asking
 from .server import Handler, Keystone
@@ -85,7 +85,7 @@ def test_a_role_is_needed(keystone: Keystone, settings: KeystoneSettings) -> Non
 # -- for how long ----------------------------------------------------------------------------------
 
 
-def test_keystone_is_believed_for_the_configured_time(
+def test_keystone_is_tokencache_for_the_configured_time(
     keystone: Keystone, settings: KeystoneSettings
 ) -> None:
     token = keystone.new_token("alice", "acme")
@@ -105,7 +105,7 @@ def test_keystone_is_believed_for_the_configured_time(
     asking(settings, scenario)
 
 
-def test_nothing_is_believed_when_so_configured(
+def test_nothing_is_tokencache_when_so_configured(
     keystone: Keystone, settings: KeystoneSettings
 ) -> None:
     token = keystone.new_token("alice", "acme")
@@ -133,7 +133,7 @@ def test_never_past_the_end_of_a_token(keystone: Keystone, settings: KeystoneSet
     asking(replace(settings, cache_seconds=3600), scenario)
 
 
-def test_a_token_revoked_here_is_not_believed(
+def test_a_token_revoked_here_is_not_tokencache(
     keystone: Keystone, settings: KeystoneSettings
 ) -> None:
     token = keystone.new_token("alice", "acme")
@@ -150,9 +150,9 @@ def test_a_token_revoked_here_is_not_believed(
     asking(settings, scenario)
 
 
-def test_what_is_believed_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(believed, "MAX_BELIEVED", 3)
-    kept = Believed(10, lambda: 0.0)
+def test_what_is_tokencache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokencache, "MAX_BELIEVED", 3)
+    kept = TokenCache(10, lambda: 0.0)
     who: Principal = object()  # type: ignore[assignment]
     for token in "abc":
         kept.keep(token, who)

@@ -19,12 +19,12 @@ from bockd.nbd.handshake import (
     MAX_OPTION_BYTES,
     MAX_SKIPPED_OPTION_BYTES,
     Abort,
+    ChooseExport,
     DescribeExport,
     Event,
     Handshake,
     ListExports,
     Negotiated,
-    OpenExport,
     Reply,
 )
 from bockd.nbd.options import ExportInfo
@@ -69,10 +69,10 @@ class Server:
                 self.aborted = True
             case ListExports():
                 self.sent += handshake.listed([DISK, SNAPSHOT])
-            case DescribeExport(name=name) | OpenExport(name=name):
+            case DescribeExport(name=name) | ChooseExport(name=name):
                 self._export(event, name)
 
-    def _export(self, event: DescribeExport | OpenExport, name: str) -> None:
+    def _export(self, event: DescribeExport | ChooseExport, name: str) -> None:
         exports = {"disk": DISK, "snapshot/monday": SNAPSHOT, "": DISK}
         if self._error is not None:
             self.sent += self.handshake.refused(event, self._error)

@@ -11,11 +11,11 @@ from bockd.nbd.errors import ProtocolError
 from bockd.nbd.handshake import (
     MAX_OPTION_BYTES,
     Abort,
+    ChooseExport,
     DescribeExport,
     Event,
     Handshake,
     ListExports,
-    OpenExport,
     Reply,
     StartTls,
 )
@@ -114,7 +114,7 @@ def test_what_was_negotiated_before_is_forgotten() -> None:
     assert reply_of(handshake.next_event()).kind == INVALID  # no structured replies any more
     handshake.receive(wire.go("disk"))
     opened = handshake.next_event()
-    assert isinstance(opened, OpenExport)
+    assert isinstance(opened, ChooseExport)
     _, negotiated = handshake.accepted(opened, disk)
     assert (negotiated.structured, negotiated.extended, negotiated.allocation) == (False,) * 3
 
@@ -150,7 +150,7 @@ def test_where_it_is_required_export_name_ends_the_connection() -> None:
     """The option has no error reply."""
     with pytest.raises(ProtocolError, match="without TLS"):
         begun(TlsMode.REQUIRE, wire.option(1, b"disk")).next_event()
-    assert isinstance(secured(TlsMode.REQUIRE, wire.option(1, b"disk")).next_event(), OpenExport)
+    assert isinstance(secured(TlsMode.REQUIRE, wire.option(1, b"disk")).next_event(), ChooseExport)
 
 
 def test_where_it_is_required_a_client_may_leave() -> None:

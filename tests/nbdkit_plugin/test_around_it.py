@@ -163,11 +163,11 @@ def test_through_tls_and_three_filters(pool: PoolDirectory, tmp_path: Path) -> N
     keys.chmod(0o600)
     image = tmp_path / "image"
     write_sparse_image(image, 8 * MIB, seed=44)
-    around = ("--filter=log", "--filter=rate", "--filter=error", "--tls=require")
+    context = ("--filter=log", "--filter=rate", "--filter=error", "--tls=require")
     with Nbdkit(
         pool.path.parent,
         *(pool.parameter, disk, f"logfile={log}", "rate=10G", "error-cache=EIO"),
-        filters=(*around, f"--tls-psk={keys}"),
+        filters=(*context, f"--tls-psk={keys}"),
     ) as nbdkit:
         uri = f"nbds+unix://alice@/?socket={nbdkit.socket}&tls-psk-file={keys}"
         options = "driver=nbd,server.type=unix,tls-creds=key,tls-hostname=localhost"

@@ -228,7 +228,7 @@ def test_check_after_a_plugin_died(pool: PoolDirectory) -> None:
 def test_the_plugin_beside_check(pool: PoolDirectory) -> None:
     """While `check` has the pool nobody joins. (The test holds its lock; a check ends too soon.)"""
     pool.create("disk1")
-    lock = FileLock.acquire(Layout(pool.path).guests_lock, shared=False, held_message="")
+    lock = FileLock.acquire(Layout(pool.path).co_openers_lock, shared=False, held_message="")
     said = refusal(pool.parameter, "volume=disk1")
     assert "is being checked: try again when 'bockd check' is done" in said
     lock.release()

@@ -14,13 +14,13 @@ from bockd.blockstorage.accounts import Accounts
 from bockd.blockstorage.contract import Quota
 from bockd.blockstorage.identity import LocalIdentity
 from bockd.blockstorage.quota import DEFAULT_QUOTA
-from bockd.blockstorage.running import Surroundings
+from bockd.blockstorage.running import StorageContext
 from bockd.blockstorage.service import PoolBlockStorage
+from bockd.dataplane.asyncbridge import AsyncBridge
 from bockd.dataplane.attached import AttachedVolumes
-from bockd.dataplane.awaiting import Beside
 from bockd.engine.pool import Pool
-from bockd.server.drive import Driver
 from bockd.server.nbd_server import NbdServer
+from bockd.server.steprunner import StepRunner
 from bockd.steps import Steps
 
 from ..api.public import Account, Opening, Service
@@ -31,26 +31,26 @@ def on_pool(root: Path, quota: Quota = DEFAULT_QUOTA) -> Opening:
 
     @asynccontextmanager
     async def opening() -> AsyncIterator[Service]:
-        driver = Driver()
+        runner = StepRunner()
         async with trio.open_nursery() as background:
 
             def spawn(steps: Steps[None]) -> None:
-                background.start_soon(driver.run, steps)
+                background.start_soon(runner.run, steps)
 
             pool = Pool.open(root, spawn)
             try:
                 accounts = Accounts(pool.store.index)
-                server = NbdServer(driver=driver)
+                server = NbdServer(runner=runner)
                 exports = AttachedVolumes(
-                    pool, server, Beside(lambda: background), on_idle=lambda _: None
+                    pool, server, AsyncBridge(lambda: background), on_idle=lambda _: None
                 )
                 yield Service(
-                    PoolBlockStorage(Surroundings(pool, exports, quota), driver),
-                    LocalIdentity(pool.store.index, driver, time.time, b"k" * 32),
+                    PoolBlockStorage(StorageContext(pool, exports, quota), runner),
+                    LocalIdentity(pool.store.index, runner, time.time, b"k" * 32),
                     new_account(accounts, "demo"),
                     new_account(accounts, "other"),
                 )
-                await driver.run(pool.close_all())
+                await runner.run(pool.close_all())
             finally:
                 pool.release()
 

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings(
 def image_ids(tmp_path: Path) -> dict[str, str]:
     """Images in the pool, by name: a small one with data in it, and one of 3 GiB."""
     store = Store(tmp_path)
-    images = Images(store.around)
+    images = Images(store.context)
     found: dict[str, str] = {}
     for name, size_bytes in (("debian", 40 * MIB), ("large", 2 * GIB + MIB)):
         checksum = name.encode().hex().ljust(64, "0")

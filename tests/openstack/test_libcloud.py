@@ -139,7 +139,7 @@ def multiply(served: Served, volume: VolumeId, count: int) -> None:
             catalogue.put_volume(replace(record, id=node, name=f"volume-{node}"))
             ledger.add_volume(tenant, replace(mine, id=node), lambda _: EVERYTHING)
 
-    storage.around.pool.store.index.update(change)
+    storage.context.pool.store.index.update(change)
 
 
 def test_wrong_password(served: Served) -> None:

@@ -19,7 +19,7 @@ from bockd.nbd.options import ExportInfo
 from bockd.server.exports import ExportKey, ExportTable, NoExports
 from bockd.server.limits import ServerLimits
 from bockd.server.nbd_server import NbdServer, serve_nbd
-from bockd.server.tls import NO_TLS, DoorTls
+from bockd.server.tls import NO_TLS, FrontendTls
 from bockd.unixsocket import listen_unix
 
 P = ParamSpec("P")
@@ -55,7 +55,7 @@ def in_jumping_time(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P,
     return run
 
 
-class Hold:
+class ExportHandle:
     """One connection's hold on a fixed export."""
 
     def __init__(self, exports: FixedExports, number: int, name: str) -> None:
@@ -83,7 +83,7 @@ class FixedExports:
         return ExportInfo(name, f"test export {name}", device.size_bytes, device.read_only)
 
     def key(self, name: str) -> ExportKey:
-        return Hold(self, self._number(name), name).key
+        return ExportHandle(self, self._number(name), name).key
 
     def _number(self, name: str) -> int:
         if name not in self.devices:
@@ -97,8 +97,8 @@ class FixedExports:
         self._number(name)
         return self.info(name)
 
-    async def open(self, name: str) -> Hold:
-        hold = Hold(self, self._number(name), name)
+    async def open(self, name: str) -> ExportHandle:
+        hold = ExportHandle(self, self._number(name), name)
         self.open_holds += 1
         return hold
 
@@ -117,7 +117,7 @@ async def serving(
 
 @contextmanager
 def served(
-    table: ExportTable, path: Path, limits: ServerLimits | None = None, tls: DoorTls = NO_TLS
+    table: ExportTable, path: Path, limits: ServerLimits | None = None, tls: FrontendTls = NO_TLS
 ) -> Iterator[str]:
     """Serve `table` in a thread; yields the socket's path for NBD URIs. The thread ends with the
     block, and what it raised is raised here."""

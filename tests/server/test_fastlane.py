@@ -230,7 +230,7 @@ def test_writes_wait_while_the_map_is_being_changed() -> None:
         stream = wire.write(1, place, b"n" * BLOCK_SIZE)
         before = side.content()
 
-        run_inline(volume.gate.close())
+        run_inline(volume.gate.quiesce())
         assert volume.fast_view().head_slot == -1
         volume.gate.open()
 

@@ -14,10 +14,10 @@ from bockd.nbd.handshake import Negotiated
 from bockd.server.budget import Account, MemoryBudget
 from bockd.server.channel import Channel
 from bockd.server.connection import Connection
-from bockd.server.drive import Driver
 from bockd.server.limits import ServerLimits
 from bockd.server.pace import Pace
 from bockd.server.statistics import ExportStatistics
+from bockd.server.steprunner import StepRunner
 from bockd.steps import Signal
 from tests.nbd import wire
 from tests.server.client import Client, Closed
@@ -80,7 +80,7 @@ async def test_a_write_that_has_just_gone_to_the_engine_counts(
         connection = Connection(
             Channel(ours),
             Account(MemoryBudget(64 * MIB)),
-            Driver(),
+            StepRunner(),
             ServerLimits(),
             Pace(),
         )
@@ -92,7 +92,7 @@ async def test_a_write_that_has_just_gone_to_the_engine_counts(
             theirs.sendall(wire.write(1, 0, b"old"))
             passed = False
             with trio.move_on_after(0.02):  # what `Registry` awaits before it lets a client in
-                await connection.caught_up()
+                await connection.received_all()
                 await connection.writes_finished()
                 passed = True
             assert not passed
@@ -220,7 +220,7 @@ async def test_only_those_who_came_by_the_name_are_wound_up_and_what_they_sent_i
     ):
         assert (server.connections(key), server.connections(key, "alias")) == (2, 1)
         await goes.send(b"".join(wire.write(n, n * 4096, bytes([n]) * 4096) for n in range(50)))
-        await server.wind_up(key, "alias", 10)
+        await server.drain_and_close(key, "alias", 10)
         for n in range(50):
             assert await goes.simple() == (n, 0)
         assert await goes.closes() == b""
@@ -245,7 +245,7 @@ async def test_winding_up_does_not_wait_for_a_client_that_goes_on_and_on(
         nursery.start_soon(write_for_ever)
         await started.wait()
         # Of the test's 60 s: it would wait for ever.
-        await server.wind_up(exports.key("disk"), "disk", 1e9)
+        await server.drain_and_close(exports.key("disk"), "disk", 1e9)
         landed = len(device.calls)
         await trio.testing.wait_all_tasks_blocked()
         assert len(device.calls) == landed
@@ -260,7 +260,7 @@ async def test_winding_up_drops_half_a_write(
         async with serving(exports, path) as server, await Client.go(path) as client:
             data = wire.write(1, MIB, b"x" * length)
             await client.send(data[:-1])
-            await server.wind_up(exports.key("disk"), "disk", 1e9)
+            await server.drain_and_close(exports.key("disk"), "disk", 1e9)
             before = list(device.calls)
             with suppress(trio.BrokenResourceError):
                 await client.send(data[-1:])
@@ -276,7 +276,7 @@ async def test_winding_up_cuts_off_who_takes_no_answers(path: Path, exports: Fix
             while True:
                 await client.send(wire.request(0, 1, 0, 200_000) * 50)
         begun = trio.current_time()
-        await server.wind_up(exports.key("disk"), "disk", 7)
+        await server.drain_and_close(exports.key("disk"), "disk", 7)
         assert 7 <= trio.current_time() - begun < 8
         assert server.connections(exports.key("disk")) == 0
 

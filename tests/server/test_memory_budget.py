@@ -67,9 +67,9 @@ async def test_charges_overdraw_and_settle() -> None:
     account, other = Account(budget), Account(budget)
     account.charge(2 * SHARED)
     other.charge(100)
-    await other.settle()  # within its own piece
+    await other.repay()  # within its own piece
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(account.settle)
+        nursery.start_soon(account.repay)
         await trio.testing.wait_all_tasks_blocked()
         assert len(nursery.child_tasks) == 1
         account.discharge(SHARED + 100)

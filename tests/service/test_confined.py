@@ -24,7 +24,7 @@ MIB = 1 << 20
 
 @pytest.fixture
 def confined(unit: Path, state: Path, tmp_path: Path) -> Iterator[Bockd]:
-    """A daemon with both TCP doors open."""
+    """A daemon with both TCP frontends open."""
     with serving(
         state,
         nbd_listen="localhost:0",

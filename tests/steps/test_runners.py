@@ -11,13 +11,13 @@ import pytest
 import trio
 
 from bockd.errors import NoSpaceError
-from bockd.server.drive import Driver
+from bockd.server.steprunner import StepRunner
 from bockd.steps import Completion, Steps, blocking, call_blocking, run_inline
 from nbd_plugin.owner import Owner
 
 
 def under_trio(steps: Steps[Any]) -> Any:
-    return trio.run(Driver().run, steps)
+    return trio.run(StepRunner().run, steps)
 
 
 def under_nbdkit(steps: Steps[Any]) -> Any:

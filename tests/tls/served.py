@@ -19,7 +19,7 @@ from bockd.server.exports import ExportTable
 from bockd.server.limits import ServerLimits
 from bockd.server.listener import address_of, listen_tcp
 from bockd.server.nbd_server import NbdServer
-from bockd.server.tls import DoorTls
+from bockd.server.tls import FrontendTls
 from tests.nbd import wire
 from tests.server.client import Client
 from tests.tls.conftest import Pki
@@ -96,8 +96,8 @@ async def serving_tls(
     server = NbdServer(limits)
     listener = listen_tcp(Address("127.0.0.1", 0))
     async with trio.open_nursery() as nursery:
-        door = DoorTls(mode, lambda: certificates.context(clients))
-        nursery.start_soon(server.serve, listener, table, door)
+        frontend = FrontendTls(mode, lambda: certificates.context(clients))
+        nursery.start_soon(server.serve, listener, table, frontend)
         served = Served(server, address_of(listener).port, pki)
         try:
             yield served

@@ -246,7 +246,7 @@ def der(pair: Pair) -> bytes:
 
 
 def test_new_files_are_taken_while_it_runs(daemon: Bockd, pki: Pki, pair: Pair) -> None:
-    """By both doors, for new clients; those that are there go on."""
+    """By both frontends, for new clients; those that are there go on."""
     tenant = Tenant(daemon, verify=str(pki.ours.ca.certificate))
     at = tenant.attach(tenant.create())
     early = nbd.NBD()

@@ -208,7 +208,7 @@ async def test_those_that_hung_up_are_dropped_with_half_a_request(
 async def test_winding_up_answers_what_was_sent(pki: Pki, exports: FixedExports) -> None:
     async with serving_tls(exports, pki) as served, await served.go() as client:
         await client.send(wire.write(1, 0, b"o" * 4096) * 50)
-        await served.server.wind_up(exports.key("disk"), "disk", LONGER_THAN_THE_TEST)
+        await served.server.drain_and_close(exports.key("disk"), "disk", LONGER_THAN_THE_TEST)
         for _ in range(50):
             assert await client.simple() == (1, 0)
         assert await client.closes() == b""

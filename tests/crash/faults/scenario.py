@@ -178,7 +178,7 @@ class Play:
                 assert self.died_failing, f"{name}: its failure is forgotten"
                 content = self.on(volume, content_of)
                 volume.verify(content, volume.flushed, self.tick())
-                volume.settle(content, durable=True)
+                volume.confirm(content, durable=True)
                 self.failed.remove(name)
 
     def resolve(self) -> None:
@@ -197,7 +197,7 @@ class Play:
             volume.id, volume.there = volumes[name], There.YES
             unsettled = volume.instead is not None or volume.growing
             if unsettled and not self.has_failed(volume):
-                self.settle(volume, durable=False)
+                self.confirm(volume, durable=False)
 
     def listing(self) -> tuple[dict[str, VolumeId], dict[str, SnapshotId]]:
         with self.pool.catalogue() as catalogue:
@@ -206,11 +206,11 @@ class Play:
                 {shot.name: shot.id for shot in catalogue.snapshots()},
             )
 
-    def settle(self, volume: KnownVolume, *, durable: bool) -> None:
+    def confirm(self, volume: KnownVolume, *, durable: bool) -> None:
         """What it holds is what it holds."""
         content = self.on(volume, content_of)
         volume.verify(content, self.since(volume), self.tick())
-        volume.settle(content, durable=durable)
+        volume.confirm(content, durable=durable)
 
     def since(self, volume: KnownVolume) -> int:
         """Acknowledged before this, it must be there."""
@@ -614,7 +614,7 @@ class Play:
         run_inline(self.pool.reopen_volume(volume.id))
         content = self.on(volume, content_of)
         volume.verify(content, volume.flushed, self.tick())
-        volume.settle(content, durable=True)
+        volume.confirm(content, durable=True)
         self.failed.remove(volume.name)
 
     def after_death(self) -> None:
@@ -640,7 +640,7 @@ class Play:
         assert report.hollow_blocks == 0 or self.outcome.failed_volumes
         self.resolve()
         for volume in self.world.volumes.values():
-            self.settle(volume, durable=False)
+            self.confirm(volume, durable=False)
 
     def death(self) -> None:
         """As the kernel ends a process. What it knew of failures it had said when it was asked,

@@ -71,7 +71,7 @@ class KnownVolume:
         given = [(s.value[:8].hex(), s.start, s.end) for s in self.history.sectors[sector]]
         return f"sector {sector} holds {found[:8].hex()}; since {since} it may of {given}"
 
-    def settle(self, content: bytes, *, durable: bool) -> None:
+    def confirm(self, content: bytes, *, durable: bool) -> None:
         """What was found after a death is what it holds. If it is durable, nothing else counts."""
         if durable or self.instead == content:
             self.history, self.flushed = history_of(content), -1

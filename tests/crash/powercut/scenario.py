@@ -119,7 +119,7 @@ class Run:
             self.counts.recoveries_cut += 1
             self.cut()
             return
-        self.settle()
+        self.confirm()
         how = self.random.choice(("cut", "cut", "cut", "kill"))
         after = self.random.randint(1, self.random.choice(LIKELY_CHANGES))
         # What is wrong with a sync shows best just after one.
@@ -204,14 +204,14 @@ class Run:
         with self.pool.store.index.reading() as txn:
             assert not all_damage(txn)
 
-    def settle(self) -> None:
+    def confirm(self) -> None:
         """What was compared is what there is. All volumes are open."""
         world, contents = self.world, self.contents
         world.volumes = {n: v for n, v in world.volumes.items() if n in contents}
         world.snapshots = {n: s for n, s in world.snapshots.items() if n in contents}
         for name, volume in world.volumes.items():
             volume.there = There.YES
-            volume.settle(contents[name], durable=self.dead == "cut")
+            volume.confirm(contents[name], durable=self.dead == "cut")
         for name, snapshot in world.snapshots.items():
             snapshot.there, snapshot.users = There.YES, 0
             snapshot.content = contents[name]

@@ -1,4 +1,4 @@
-"""A storm's doors to one life of the daemon: REST and control for operations, NBD for data."""
+"""A storm's frontends to one life of the daemon: REST and control for operations, NBD for data."""
 
 from __future__ import annotations
 

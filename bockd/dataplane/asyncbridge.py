@@ -22,7 +22,7 @@ class _Outcome(Generic[T]):
     error: Exception | None = None
 
 
-class Beside:
+class AsyncBridge:
     """Runs async calls in a nursery that outlives whoever asked for them, so that an operation
     that has begun is finished."""
 

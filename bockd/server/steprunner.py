@@ -16,7 +16,7 @@ from bockd.steps import Blocking, Completion, Signal, Step, Steps
 T = TypeVar("T")
 
 
-class Driver:
+class StepRunner:
     """Runs operations, with at most `threads` blocking calls at once."""
 
     def __init__(self, threads: int = DEVICE_THREADS) -> None:

@@ -11,7 +11,7 @@ from bockd.server.exports import ExportKey
 
 
 @dataclass(eq=False)
-class Hold:
+class ExportHandle:
     """`name` is the export name that a connection came under."""
 
     key: ExportKey

@@ -25,7 +25,7 @@ class _Entry:
     """In the time of `elapsed`."""
 
 
-class Believed:
+class TokenCache:
     """Bounded in number and in time."""
 
     def __init__(self, seconds: float, elapsed: Callable[[], float]) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from bockd.engine import merging, opening
-from bockd.engine.guests import elsewhere, without_guests
+from bockd.engine.coopeners import elsewhere, without_co_openers
 from bockd.engine.merging import LayerMerger
 from bockd.engine.registry import Registry
-from bockd.errors import DamagedError, GuestsError, InUseError, NotFoundError, PoolFormatError
+from bockd.errors import CoOpenersError, DamagedError, InUseError, NotFoundError, PoolFormatError
 from bockd.model import BLOCK_SIZE, LayerId, NodeKind, VolumeId
 from bockd.steps import Background, run_inline
 from bockd.store.layer import Layer, unlink_layer, verify_layer
@@ -164,19 +164,22 @@ def test_what_another_process_has_open(bench: Bench, caplog: pytest.LogCaptureFi
     assert "it is left alone" in caplog.text
     assert bench.pool.refusals == {}
     with pytest.raises(InUseError):
-        bench.pool.foresee(NodeKind.VOLUME, bench.volume)
+        bench.pool.check_openable(NodeKind.VOLUME, bench.volume)
     opened.lock.release()
     assert elsewhere(store, ()) == frozenset()
-    bench.pool.foresee(NodeKind.VOLUME, bench.volume)
-    with without_guests(store, needed=True) as live:
+    bench.pool.check_openable(NodeKind.VOLUME, bench.volume)
+    with without_co_openers(store, needed=True) as live:
         assert live == frozenset()
-    guest = FileLock.acquire(store.layout.guests_lock, shared=True, held_message="")
-    with pytest.raises(GuestsError, match="before --repair"), without_guests(store, needed=True):
+    guest = FileLock.acquire(store.layout.co_openers_lock, shared=True, held_message="")
+    with (
+        pytest.raises(CoOpenersError, match="before --repair"),
+        without_co_openers(store, needed=True),
+    ):
         pass
-    with without_guests(store, needed=False) as live:
+    with without_co_openers(store, needed=False) as live:
         assert live == frozenset()  # it was left open by a crash: now we hold it
         with pytest.raises(InUseError):
-            bench.pool.foresee(NodeKind.VOLUME, bench.volume)
+            bench.pool.check_openable(NodeKind.VOLUME, bench.volume)
     guest.release()
     opened.lock = FileLock.acquire(
         store.layout.volume_lock(bench.volume), shared=False, held_message=""
@@ -192,4 +195,4 @@ def test_joining_makes_no_pool(tmp_path: Path) -> None:
 
 def test_foreseeing_what_is_not_there(bench: Bench) -> None:
     with pytest.raises(NotFoundError):
-        bench.pool.foresee(NodeKind.SNAPSHOT, 99)
+        bench.pool.check_openable(NodeKind.SNAPSHOT, 99)

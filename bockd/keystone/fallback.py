@@ -6,7 +6,7 @@ from bockd.blockstorage.contract import Credentials, Identity, IssuedToken, Prin
 from bockd.errors import UnauthorizedError
 
 
-class EitherIdentity:
+class FallbackIdentity:
     """Implements bockd.blockstorage.contract.Identity. `first` should be quick to say no.
 
     Only UnauthorizedError leads from the first to the second: a token that the first knows is its

@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from bockd.errors import NoSpaceError
-from bockd.server.drive import Driver
+from bockd.server.steprunner import StepRunner
 from bockd.steps import Signal, blocking
 from tests.server.serving import in_trio
 
@@ -41,12 +41,12 @@ async def several(signal: Signal) -> list[object]:
 
 @in_trio
 async def test_an_operation_runs_to_its_end() -> None:
-    driver, signal = Driver(), Signal()
-    assert await driver.run(nothing()) == 7
+    runner, signal = StepRunner(), Signal()
+    assert await runner.run(nothing()) == 7
     async with trio.open_nursery() as nursery:
 
         async def run() -> None:
-            assert await driver.run(several(signal)) == [True, "full"]
+            assert await runner.run(several(signal)) == [True, "full"]
 
         nursery.start_soon(run)
         await trio.testing.wait_all_tasks_blocked(0.01)
@@ -59,7 +59,7 @@ async def test_what_an_operation_raises_is_raised() -> None:
         await blocking(fail)
 
     with pytest.raises(NoSpaceError):
-        await Driver().run(steps())
+        await StepRunner().run(steps())
 
 
 @in_trio
@@ -73,7 +73,7 @@ async def test_what_has_begun_is_finished_in_spite_of_cancellation() -> None:
         done.append(True)
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(Driver().run, steps())
+        nursery.start_soon(StepRunner().run, steps())
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
         signal.fire()

@@ -11,14 +11,14 @@ from contextlib import contextmanager
 
 from bockd.engine.access import StoreAccess
 from bockd.engine.opening import lock_volume
-from bockd.errors import GuestsError, InUseError
+from bockd.errors import CoOpenersError, InUseError
 from bockd.model import VolumeId
 from bockd.store.catalogue import Catalogue
 from bockd.store.locks import FileLock, is_held
 
 
 @contextmanager
-def without_guests(store: StoreAccess, *, needed: bool) -> Iterator[frozenset[VolumeId]]:
+def without_co_openers(store: StoreAccess, *, needed: bool) -> Iterator[frozenset[VolumeId]]:
     """Keep every other process out of the pool. Where some are in it: GuestsError if they must not
     be, otherwise the volumes that they have open; what was left open by a crash stays closed."""
     held: list[FileLock] = []
@@ -27,7 +27,7 @@ def without_guests(store: StoreAccess, *, needed: bool) -> Iterator[frozenset[Vo
         try:
             held.append(
                 FileLock.acquire(
-                    store.layout.guests_lock,
+                    store.layout.co_openers_lock,
                     shared=False,
                     held_message=f"nbdkit has something of the pool {store.layout.root} open: "
                     "end it before --repair, or check without it",
@@ -35,7 +35,7 @@ def without_guests(store: StoreAccess, *, needed: bool) -> Iterator[frozenset[Vo
             )
         except InUseError as error:
             if needed:
-                raise GuestsError(str(error)) from None
+                raise CoOpenersError(str(error)) from None
             for volume, opened in _volumes(store):
                 if opened:
                     try:
