@@ -33,8 +33,8 @@ class Decoded:
 
 
 def decode(content: bytes, name: str) -> Decoded:
-    """The settings that a file's content means; what it leaves out has its default. `name` is the
-    file's, for messages. Raises ConfigurationError."""
+    """Decode the content of a configuration file; a key that it leaves out has its default. `name`
+    is the file's name, for messages. Raises ConfigurationError."""
     text, document = _parse(content, name)
     decoder = _Decoder(name, key_lines(text))
     settings = decoder.section(Settings, document, ())
@@ -44,12 +44,12 @@ def decode(content: bytes, name: str) -> Decoded:
 
 
 def sorted_by_line(problems: list[tuple[int, Problem]]) -> list[tuple[int, Problem]]:
-    """As a reader of the file meets them."""
+    """Sort problems by line, in the order in which a reader of the file meets them."""
     return sorted(problems, key=lambda found: found[0])
 
 
 def dotted(path: KeyPath) -> str:
-    """A path as it would be written: `quota.tenants."my team".volumes`."""
+    """Format a path as it would be written: `quota.tenants."my team".volumes`."""
     parts: list[str] = []
     for part in path:
         if isinstance(part, int):

@@ -30,14 +30,14 @@ _SCALAR = re.compile(r"[^,\]}\n#]*")
 
 
 def key_lines(text: str) -> dict[Path, int]:
-    """The line (from 1) on which each key and each table is first named. `text` must be a document
-    that `tomllib` accepts."""
+    """Return the line (from 1) on which each key and each table is first named. `text` must be a
+    document that `tomllib` accepts."""
     return _Scanner(text.replace("\r\n", "\n")).scan()
 
 
 def line_of(lines: dict[Path, int], path: Path) -> int:
-    """The line of `path`, or of the nearest thing around it that stands on one; 1 for a document
-    without it."""
+    """Return the line of `path`, or of the nearest key or table around it that has one; 1 if none
+    has."""
     while path and path not in lines:
         path = path[:-1]
     return lines.get(path, 1)

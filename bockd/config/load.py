@@ -36,12 +36,13 @@ class Loaded:
     """"FILE:LINE" or a variable's name for each key that was given, by its dotted name."""
 
     def source(self, key: str) -> str:
-        """Where a key's value comes from."""
+        """Return where a key's value comes from: an entry of `sources`, or DEFAULT."""
         return self.sources.get(key, DEFAULT)
 
 
 def load(file: Path | None = None, environ: Mapping[str, str] | None = None) -> Loaded:
-    """The settings: `file`, or the one found by `find_file`, with the environment above it.
+    """Load the settings from `file`, or else from the file that `find_file` finds. Environment
+    variables override the file.
 
     Raises ConfigurationError for whatever is wrong with either.
     """
@@ -66,12 +67,13 @@ def load(file: Path | None = None, environ: Mapping[str, str] | None = None) -> 
 
 
 def load_settings() -> Settings:
-    """The settings in force, for those who do not ask where they come from."""
+    """Load the settings in force, for callers that do not need to know where they come from."""
     return load().settings
 
 
 def find_file(environ: Mapping[str, str]) -> Path | None:
-    """$BOCKD_CONFIG, which must exist then, or the default file if it exists."""
+    """Find the configuration file: $BOCKD_CONFIG if it is set (the file must exist then), else the
+    default file if it exists, else None."""
     if chosen := environ.get(CONFIG_VARIABLE):
         return Path(chosen).absolute()
     usual = default_file(environ, as_root=os.geteuid() == 0)
@@ -80,14 +82,14 @@ def find_file(environ: Mapping[str, str]) -> Path | None:
 
 
 def default_file(environ: Mapping[str, str], *, as_root: bool) -> Path:
-    """/etc/bockd/bockd.toml for root, else $XDG_CONFIG_HOME/bockd/bockd.toml (~/.config)."""
+    """Return /etc/bockd/bockd.toml for root, else $XDG_CONFIG_HOME/bockd/bockd.toml (~/.config)."""
     if as_root:
         return Path("/etc/bockd/bockd.toml")
     return _xdg(environ, "XDG_CONFIG_HOME", ".config") / "bockd" / "bockd.toml"
 
 
 def default_data_dir(environ: Mapping[str, str], *, as_root: bool) -> Path:
-    """/var/lib/bockd for root, else $XDG_DATA_HOME/bockd (~/.local/share/bockd)."""
+    """Return /var/lib/bockd for root, else $XDG_DATA_HOME/bockd (~/.local/share/bockd)."""
     if as_root:
         return DEFAULT_DATA_DIR
     return _xdg(environ, "XDG_DATA_HOME", ".local/share") / "bockd"
@@ -133,7 +135,8 @@ def _listen_from(environ: Mapping[str, str], variable: str) -> Address | None:
 
 
 def walk(section: Section, path: tuple[str, ...] = ()) -> Iterator[tuple[str, object]]:
-    """Every key by its dotted name, with its value as the file would have it; None is unset."""
+    """Yield every key by its dotted name, with its value as the file would have it (None:
+    unset)."""
     for one in fields(section):
         value = getattr(section, one.name)
         here = (*path, one.name)
@@ -150,7 +153,7 @@ def walk(section: Section, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ob
 
 
 def plain(path: tuple[str, ...], value: object) -> object:
-    """A value as TOML has it. A listener that is None is written as a word."""
+    """Convert a value to a type of TOML. A listener that is None is written as the word "none"."""
     if value is None and path[-1] == "listen":
         return "none"
     if isinstance(value, tuple):

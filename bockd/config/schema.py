@@ -25,27 +25,28 @@ class Section:
     """A table of the file."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """What keys that are right one by one are not together: key, as it is written from here
-        on ("nbd.tls"), and reason."""
+        """Yield what is wrong with keys that are each valid alone: the key, as it is written from
+        this section on ("nbd.tls"), and the reason."""
         yield from ()
 
 
 def key(default: T, read: Callable[[object], U]) -> T | U:
-    """A key with one value."""
+    """Declare a key with one value. `read` checks and converts what TOML had."""
     # To the type checker this is the field's default, which is what it is.
     return field(default=default, metadata={READ: read})
 
 
 def section(kind: type[S]) -> S:
-    """A table within: `[name]`. Left out, it has the defaults of its keys."""
+    """Declare a nested table, `[name]`. If it is left out, its keys have their defaults."""
     return field(default_factory=kind, metadata={SECTION: kind})
 
 
 def named(value: type[T] | Callable[[object], T]) -> Mapping[str, T]:
-    """A table whose keys the user chooses, for values of one kind: a `Section` or one value."""
+    """Declare a table whose keys the user chooses. All its values are of one kind: a `Section`, or
+    one value."""
     return field(default_factory=dict, metadata={NAMED: value})
 
 
 def section_fields(kind: type[Section]) -> dict[str, Field[Any]]:
-    """The fields of a section by name."""
+    """Return the fields of a section by name."""
     return {one.name: one for one in fields(kind)}

@@ -75,7 +75,7 @@ class TlsSettings(Section):
 
 @dataclass(frozen=True, slots=True)
 class NbdSettings(Section):
-    """`[nbd]`"""
+    """`[nbd]`: NBD over TCP."""
 
     listen: Address | None = key(DEFAULT_NBD_LISTEN, read_listen)
     """None: no TCP listener."""
@@ -90,7 +90,7 @@ class NbdSettings(Section):
 
 @dataclass(frozen=True, slots=True)
 class ApiSettings(Section):
-    """`[api]`"""
+    """`[api]`: the OpenStack block storage API."""
 
     listen: Address | None = key(DEFAULT_API_LISTEN, read_listen)
     tls: TlsMode = key(TlsMode.OFF, word(TlsMode, TlsMode.OFF, TlsMode.REQUIRE))
@@ -101,7 +101,7 @@ class ApiSettings(Section):
 
 @dataclass(frozen=True, slots=True)
 class FuseSettings(Section):
-    """`[fuse]`"""
+    """`[fuse]`: volumes and snapshots as files."""
 
     mount: Path | None = key(None, read_path)
     """None: no file view."""
@@ -136,7 +136,7 @@ class ServerSettings(Section):
             yield "kind" if self.qmp is None else "qmp", str(error)
 
     def record(self, name: str) -> Server:
-        """The server that is meant."""
+        """Return the server that this table describes."""
         assert self.kind is not None
         qmp = None if self.qmp is None else str(self.qmp)
         return Server(name, ServerKind(self.kind), qmp, self.tenant)

@@ -36,23 +36,23 @@ TOML_TYPES: tuple[tuple[type | tuple[type, ...], str], ...] = (
 
 
 def type_of(value: object) -> str:
-    """What TOML calls it."""
+    """Return what TOML calls the type of a value."""
     return next(name for kinds, name in TOML_TYPES if isinstance(value, kinds))
 
 
 def wrong_type(expected: str, value: object) -> TypeError:
-    """For a value of another type."""
+    """Return the error for a value of another type."""
     return TypeError(f"expected {expected}, found {type_of(value)}")
 
 
 def shown(value: object) -> str:
-    """A value, short enough to repeat."""
+    """Format a value for a message, cut to `MAX_SHOWN` characters."""
     text = repr(value)
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def read_text(value: object) -> str:
-    """A string that is a name: not empty, and printable."""
+    """Read a string that is a name: not empty, at most `MAX_TEXT` characters, all printable."""
     if not isinstance(value, str):
         raise wrong_type("a string", value)
     if not value or len(value) > MAX_TEXT or not value.isprintable():
@@ -61,14 +61,14 @@ def read_text(value: object) -> str:
 
 
 def read_flag(value: object) -> bool:
-    """A Boolean."""
+    """Read a Boolean."""
     if not isinstance(value, bool):
         raise wrong_type("true or false", value)
     return value
 
 
 def read_path(value: object) -> Path:
-    """An absolute path: a relative one would mean another file for each working directory."""
+    """Read an absolute path. A relative path would mean another file in each working directory."""
     if not isinstance(value, str):
         raise wrong_type("a string", value)
     if "\0" in value:
@@ -79,14 +79,14 @@ def read_path(value: object) -> Path:
 
 
 def read_listen(value: object) -> Address | None:
-    """An address to listen on, or "none"."""
+    """Read an address to listen on, or "none"."""
     if not isinstance(value, str):
         raise wrong_type("a string", value)
     return parse_address(value)
 
 
 def read_url(value: object) -> str:
-    """An http or https URL without a query; returned without a slash at its end."""
+    """Read an http or https URL without a query. It is returned without a slash at its end."""
     text = read_text(value)
     try:
         parts = urlsplit(text)
@@ -103,7 +103,7 @@ def read_url(value: object) -> str:
 
 
 def read_host_url(value: object) -> str:
-    """An http or https URL of a host alone, without a path."""
+    """Read an http or https URL of a host alone, without a path."""
     url = read_url(value)
     if urlsplit(url).path:
         raise ValueError(f"{shown(url)} must be scheme and host only, as http://host:8776")
@@ -111,7 +111,7 @@ def read_host_url(value: object) -> str:
 
 
 def read_names(value: object) -> tuple[str, ...]:
-    """An array of names, at least one."""
+    """Read an array of names, at least one."""
     if not isinstance(value, list):
         raise wrong_type("an array of strings", value)
     if not value:
@@ -120,7 +120,7 @@ def read_names(value: object) -> tuple[str, ...]:
 
 
 def read_percents(value: object) -> tuple[int, ...]:
-    """An array of whole percents, each larger than the one before; it may be empty."""
+    """Read an array of whole percents, each larger than the one before; it may be empty."""
     if not isinstance(value, list):
         raise wrong_type("an array of integers", value)
     percents = tuple(read_percent(one) for one in value)
@@ -130,7 +130,7 @@ def read_percents(value: object) -> tuple[int, ...]:
 
 
 def integer(minimum: int, maximum: int) -> Callable[[object], int]:
-    """Reads an integer in these bounds, both included."""
+    """Return a function that reads an integer in these bounds, both included."""
 
     def read(value: object) -> int:
         if isinstance(value, bool) or not isinstance(value, int):
@@ -143,7 +143,7 @@ def integer(minimum: int, maximum: int) -> Callable[[object], int]:
 
 
 def choice(allowed: Collection[str]) -> Callable[[object], str]:
-    """Reads one of these words."""
+    """Return a function that reads one of these words."""
 
     def read(value: object) -> str:
         if not isinstance(value, str):
@@ -156,7 +156,8 @@ def choice(allowed: Collection[str]) -> Callable[[object], str]:
 
 
 def word(kind: type[E], *allowed: E) -> Callable[[object], E]:
-    """Reads one of an enumeration's words, all or those that are `allowed`."""
+    """Return a function that reads one of an enumeration's words: all of them, or those that are
+    `allowed`."""
     read_one = choice([one.value for one in allowed or kind])
 
     def read(value: object) -> E:

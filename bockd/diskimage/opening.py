@@ -162,10 +162,10 @@ def check_file(path: Path) -> None:
 
 
 def arguments_of(path: Path, image_format: str | None) -> list[str]:
-    """qemu-img's arguments for an image.
+    """Return qemu-img's arguments that name an image.
 
     QEMU takes the size of a VHD from its geometry, which for the disks of most programs is a little
-    less than the size; what the last cylinder does not hold would be missing.
+    less than the size. What the last cylinder does not hold would be missing.
     """
     if image_format != "vhd":
         return [*(() if image_format is None else ("-f", image_format)), str(path)]
@@ -179,7 +179,7 @@ def arguments_of(path: Path, image_format: str | None) -> list[str]:
 
 
 def describe(path: Path, image_format: str | None) -> dict[str, Any]:
-    """What `qemu-img info` says. Raises InvalidRequestError."""
+    """Return what `qemu-img info` reports of an image. Raises InvalidRequestError, DamagedError."""
     command = ["qemu-img", "info", "--output=json", *arguments_of(path, image_format)]
     result = run_limited(command)
     if result.returncode < 0:
@@ -191,7 +191,8 @@ def describe(path: Path, image_format: str | None) -> dict[str, Any]:
 
 
 def unreadable(path: Path, image_format: str | None, told: str) -> BockdError:
-    """The error for what QEMU does not open. VHDX and VHD say themselves when a part is missing."""
+    """Return the error for an image that QEMU cannot open: DamagedError when QEMU says that a part
+    is missing, as it does for VHDX and VHD, else InvalidRequestError."""
     *_, source = arguments_of(path, image_format)
     told = told.replace(source, str(path))
     if "truncated" in told:
@@ -200,7 +201,7 @@ def unreadable(path: Path, image_format: str | None, told: str) -> BockdError:
 
 
 def refusal(image: Image, found: dict[str, Any]) -> str | None:
-    """Why an image cannot be imported, or None."""
+    """Return why an image cannot be imported, or None."""
     details = found.get("format-specific", {}).get("data", {})
     whole_copy = f"make a whole image of it first: qemu-img convert -O qcow2 {image.path} NEW"
     if image.format not in IMPORT_FORMATS:

@@ -22,10 +22,12 @@ def free_bytes(directory: Path) -> int:
 
 @contextlib.contextmanager
 def room_for(image: Image, directory: Path, title: str) -> Iterator[None]:
-    """Within, the image called `title` is written to the pool in `directory`.
+    """Check that the pool in `directory` has room for an image, then run the body, which writes it.
+    `title` names the image in messages.
 
-    Raises NoSpaceError, with what is needed and what is free, before anything is written, and in
-    place of whatever says within that there is no space: others write to the disk, too.
+    Raises NoSpaceError, with what is needed and what is free, before anything is written. A
+    NoSpaceError from the body is replaced by one with the same details, because others write to the
+    disk, too.
     """
     free = free_bytes(directory)
     needed = image.needed_bytes(free)
@@ -45,5 +47,5 @@ def room_for(image: Image, directory: Path, title: str) -> Iterator[None]:
 
 
 def shown(size_bytes: int) -> str:
-    """A size for people, rounded up."""
+    """Format a size for people, in MiB, rounded up."""
     return f"{-(-size_bytes // MIB)} MiB"

@@ -44,12 +44,13 @@ def run_limited(
 
 
 def missing_tool(name: str) -> NotFoundError:
-    """The error that says how to get a tool."""
+    """Return the error that says how to install a tool."""
     return NotFoundError(f"{name} is not installed: apt install qemu-utils")
 
 
 def tool_failure(stderr: bytes) -> BockdError:
-    """The error for a conversion that failed: NoSpaceError if that was the reason."""
+    """Return the error for a conversion that failed: NoSpaceError if the disk was full, else
+    DamagedError."""
     told = f"qemu-img failed: {tool_message(stderr)}"
     # The kernel's words, from whoever writes; and ours, from a daemon that cannot open a volume.
     full = os.strerror(errno.ENOSPC) in told or "is full" in told

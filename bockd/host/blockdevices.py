@@ -46,8 +46,8 @@ except OSError as error:
 
 
 def read_attribute(device: str, attribute: str) -> str | None:
-    """One of the files that /sys has of a device; None when there is none. File names in it may
-    be any bytes."""
+    """Read one of the files that /sys has of a device; None when there is none. File names in its
+    text may be any bytes."""
     try:
         file = SYS_BLOCK / device.removeprefix("/dev/") / attribute
         return file.read_text(errors="surrogateescape").strip()
@@ -56,12 +56,13 @@ def read_attribute(device: str, attribute: str) -> str | None:
 
 
 def size_bytes(device: str) -> int:
-    """0 for a device that is not there, or that nothing is connected to."""
+    """Return the size of a device in bytes; 0 when it does not exist or nothing is connected to
+    it."""
     return int(read_attribute(device, "size") or 0) * SECTOR_BYTES
 
 
 def wait_until(true: Callable[[], bool], seconds: float = WAIT_SECONDS) -> bool:
-    """Whether it became true in time."""
+    """Wait until a condition is true. Return whether that happened in time."""
     deadline = time.monotonic() + seconds
     while not true():
         if time.monotonic() > deadline:
@@ -71,7 +72,7 @@ def wait_until(true: Callable[[], bool], seconds: float = WAIT_SECONDS) -> bool:
 
 
 def users(device: str) -> list[str]:
-    """What uses a device, in words; empty when nothing does."""
+    """List what uses a device, in words; empty when nothing does."""
     numbers = _numbers(device)
     return [
         *_mounts(numbers),
@@ -84,8 +85,8 @@ def users(device: str) -> list[str]:
 
 @contextmanager
 def claimed(device: str) -> Iterator[int]:
-    """A descriptor that nobody can mount or claim the device beside. InUseError, which says what
-    uses it; DeviceError."""
+    """Claim a device exclusively and yield its descriptor, so that nobody else can mount or claim
+    the device meanwhile. Raises InUseError, which says what uses it, and DeviceError."""
     descriptor = _claim(device)
     try:
         # Who has merely opened it has no claim.
@@ -119,7 +120,7 @@ def flush(device: str, descriptor: int) -> None:
 
 
 def in_use(device: str, by: list[str]) -> InUseError:
-    """The refusal, with what to end first."""
+    """Return the error for a device that is in use, which says what to end first."""
     unseen = f"{device} is in use by something that is not seen from here (in a container?)"
     return InUseError(f"{'; '.join(by) or unseen}: end that first")
 

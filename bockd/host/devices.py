@@ -11,7 +11,8 @@ from bockd.trust import Trust
 
 
 def find_device(known: Connection) -> str | None:
-    """The device of a record, if it is there and still this one's."""
+    """Return the device of a record if it exists and still belongs to this connection, else
+    None."""
     if known.file is not None:
         same_boot = known.boot == current_boot()
         if (
@@ -42,7 +43,7 @@ def bring_up(planned: Connection, uri: str, trust: Trust) -> Connection:
 
 
 def sector_bytes(known: Connection) -> int:
-    """The logical sectors that a device has, or shall have again."""
+    """Return the size of the logical sectors that a device has, or must have again."""
     if known.sector_bytes is not None:
         return known.sector_bytes
     return kernelnbd.OLD_SECTOR_BYTES if known.file is None else loopdevices.SECTOR_BYTES

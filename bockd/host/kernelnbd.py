@@ -58,7 +58,11 @@ def _is_loaded() -> bool:
 
 
 def check_name(device: str) -> str:
-    """/dev/nbdX, however it was written. InvalidRequestError, ConflictError when it is in use."""
+    """Return the device as /dev/nbdX, whether it was given with or without /dev/.
+
+    Raises InvalidRequestError when it is not an NBD device of this machine, ConflictError when it
+    is in use.
+    """
     name = device.removeprefix("/dev/")
     if not re.fullmatch(r"nbd[0-9]{1,4}", name):
         raise InvalidRequestError(f"{device!r} is not an NBD device: give one like /dev/nbd0")
@@ -73,7 +77,8 @@ def check_name(device: str) -> str:
 
 
 def find_free(taken: Collection[str]) -> str:
-    """The first device that nobody uses and that is not `taken`. ConflictError."""
+    """Return the first device that nobody uses and that is not in `taken`. Raises ConflictError
+    when there is none."""
     for name in _names():
         device = f"/dev/{name}"
         if device not in taken and _is_free(name):
@@ -95,14 +100,15 @@ def _is_free(name: str) -> bool:
 
 
 def find_pid(device: str) -> int | None:
-    """The process that connected a device (it may have ended since); None: not connected."""
+    """Return the process that connected a device; None when it is not connected. The process may
+    have ended since."""
     pid = read_attribute(device, "pid")
     return None if pid is None else int(pid)
 
 
 def bring_up(device: str, uri: str, trust: Trust, sector_bytes: int = SECTOR_BYTES) -> int:
-    """Connect a device to an export, and wait until it is there; the id that tells this
-    connection from others of the device. DeviceError, with nothing left behind."""
+    """Connect a device to an export, and wait until it is there. Return the id that tells this
+    connection from others of the device. Raises DeviceError, and then leaves nothing behind."""
     try:
         run_tool(
             "nbd-client", *_address(uri), device, *_target(uri, sector_bytes), *_tls(uri, trust)

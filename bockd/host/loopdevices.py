@@ -18,30 +18,31 @@ VIEW_PARTS = 2
 
 
 def require() -> None:
-    """NotSupportedError without losetup."""
+    """Raise NotSupportedError when losetup is not installed."""
     find_tool("losetup")
 
 
 def find_file(device: str) -> str | None:
-    """What a loop device is on, by its real path; None when it is on nothing."""
+    """Return the real path of the file behind a loop device; None when it has none."""
     return read_attribute(device, "loop/backing_file")
 
 
 def disk_sequence(device: str) -> int | None:
-    """The number that the kernel gave what is in a device now; it gives none twice before the next
-    boot. None where it counts none (before Linux 5.15)."""
+    """Return the number that the kernel gave to what is in a device now, and gives to nothing else
+    before the next boot. None where it counts none (before Linux 5.15)."""
     number = read_attribute(device, "diskseq")
     return None if number is None else int(number)
 
 
 def is_on(device: str, path: str, sequence: int | None) -> bool:
-    """Whether a device is on a file of a view, mounted still or not; `sequence` is what it had."""
+    """Return whether a device is on a file of a view, even of one that is no longer mounted.
+    `sequence` is what it had, if that is known."""
     return _is_same(device, sequence) and (find_file(device) == path or _is_lost(device, path))
 
 
 def is_dead(device: str, path: str, sequence: int | None) -> bool:
-    """Whether the view is gone that had a device's file at this path. All that is asked of the
-    device fails."""
+    """Return whether the view that had a device's file at this path is gone. The kernel then fails
+    every request to the device."""
     return _is_same(device, sequence) and _is_lost(device, path)
 
 
@@ -50,21 +51,22 @@ def _is_same(device: str, sequence: int | None) -> bool:
 
 
 def _is_lost(device: str, path: str) -> bool:
-    """Whether the kernel tells the path inside a view instead of `path`. So it does when the view
-    is not mounted any more, and also for another daemon's in another mount namespace."""
+    """Whether the kernel names only the file's path inside the view. So it does when the view is
+    not mounted any more, and also for another daemon's in another mount namespace."""
     inside = os.path.join("/", *Path(path).parts[-VIEW_PARTS:])
     return find_file(device) == inside != path
 
 
 def find_device(path: str) -> str | None:
-    """A loop device that is on a file."""
+    """Return a loop device that is on a file; None when there is none."""
     found = (entry.name for entry in SYS_BLOCK.glob("loop*") if find_file(entry.name) == path)
     name = next(found, None)
     return None if name is None else f"/dev/{name}"
 
 
 def bring_up(path: str, sector_bytes: int = SECTOR_BYTES) -> str:
-    """A loop device on a file, with its partitions. NotFoundError, DeviceError."""
+    """Set up a loop device on a file, with its partitions, and return it. Raises NotFoundError,
+    DeviceError."""
     if not Path(path).exists():
         raise NotFoundError(
             f"there is no {path}: is the daemon's file view still mounted? The daemon mounts it "

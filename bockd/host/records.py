@@ -69,7 +69,7 @@ class Connection:
 
 
 def current_boot() -> str:
-    """Names this run of the kernel."""
+    """Return the kernel's id of this boot."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
@@ -81,13 +81,13 @@ class Records:
 
     @classmethod
     def of_environment(cls, environ: Mapping[str, str]) -> Records:
-        """$BOCK_STATE, or the usual directory."""
+        """Return the records in $BOCK_STATE, or in the usual directory."""
         return cls(Path(environ.get(STATE_VARIABLE) or STATE_DIR))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """One `bock` at a time changes connections of this host. InUseError when another one takes
-        too long."""
+        """Hold the lock, so that only one `bock` at a time changes connections of this host. Raises
+        InUseError when another one holds it for too long."""
         try:
             make_private(self.directory)
             lock = os.open(self.directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -107,7 +107,8 @@ class Records:
             os.close(lock)
 
     def list(self) -> list[Connection]:
-        """In the order they were made. DamagedError for a file that is no record."""
+        """List the connections in the order in which they were made. Raises DamagedError when a
+        file is not a record."""
         try:
             names = sorted(name for name in os.listdir(self.directory) if name.endswith(_SUFFIX))
         except FileNotFoundError:
@@ -134,7 +135,8 @@ class Records:
             ) from error
 
     def write(self, connection: Connection) -> None:
-        """On disk when this returns. NoSpaceError, DeniedError, DeviceError."""
+        """Write a record; it is on disk when this returns. Raises NoSpaceError, DeniedError,
+        DeviceError."""
         import msgspec
 
         path = self._path(connection)
@@ -181,5 +183,5 @@ def _take(lock: int) -> bool:
 
 
 def new_key() -> str:
-    """For a record that is new."""
+    """Generate a random key for a new record."""
     return secrets.token_hex(8)

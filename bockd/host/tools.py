@@ -26,7 +26,7 @@ PACKAGES = {"nbd-client": "nbd-client", "losetup": "mount", "modprobe": "kmod"}
 
 
 def find_tool(name: str) -> str:
-    """The path of a tool. NotSupportedError, which names its package."""
+    """Return the path of a tool. Raises NotSupportedError, which names the package to install."""
     path = shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:{SEARCH_PATH}")
     if path is None:
         raise NotSupportedError(
@@ -37,7 +37,8 @@ def find_tool(name: str) -> str:
 
 
 def run_tool(name: str, *arguments: str) -> str:
-    """What a tool prints. DeviceError with what it said when it fails, or does not end."""
+    """Run a tool and return what it prints. Raises DeviceError with its messages when it fails, or
+    when it does not end in time."""
     command = [find_tool(name), *arguments]
     # Files, because what a tool leaves in the background would keep a pipe open.
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
@@ -59,8 +60,12 @@ def run_within(
     err: IO[bytes] | int = subprocess.DEVNULL,
     pass_fds: Sequence[int] = (),
 ) -> int:
-    """The exit status of a program. One that takes too long is killed, and not waited for: in the
-    kernel, at a device that does not answer, it does not even die. TimeoutError."""
+    """Run a program and return its exit status. Raises TimeoutError when it takes longer than
+    `seconds`.
+
+    It is killed then, and given `DEATH_SECONDS` to end, but no more: in the kernel, at a device
+    that does not answer, a process does not even die.
+    """
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, pass_fds=pass_fds
     )
