@@ -15,15 +15,15 @@ class AccountClient(ControlClient):
     """See `ControlClient` for what holds for all methods."""
 
     def list_tenants(self) -> list[TenantInfo]:
-        """All tenants by name."""
+        """List all tenants by name."""
         return self.get("/tenants", list[TenantInfo])
 
     def show_tenant(self, ref: str) -> TenantInfo:
-        """One tenant by id or name."""
+        """Return one tenant by id or name."""
         return self.get(f"/tenants/{segment(ref)}", TenantInfo)
 
     def create_tenant(self, name: str, quota: NewQuota) -> TenantInfo:
-        """A new tenant."""
+        """Create a tenant."""
         body = {"name": name, "quota": asdict(quota)}
         return decode(self.request("POST", "/tenants", body), TenantInfo)
 
@@ -37,15 +37,15 @@ class AccountClient(ControlClient):
         self.request("DELETE", f"/tenants/{segment(ref)}")
 
     def list_users(self) -> list[UserInfo]:
-        """All users by name."""
+        """List all users by name."""
         return self.get("/users", list[UserInfo])
 
     def show_user(self, name: str) -> UserInfo:
-        """One user."""
+        """Return one user by name."""
         return self.get(f"/users/{segment(name)}", UserInfo)
 
     def create_user(self, name: str, tenants: tuple[str, ...], password: str | None) -> NewPassword:
-        """A new user."""
+        """Create a user in these tenants. With a password of None the daemon makes one."""
         body = {"name": name, "tenants": list(tenants), "password": password}
         return decode(self.request("POST", "/users", body), NewPassword)
 
@@ -64,21 +64,22 @@ class AccountClient(ControlClient):
         return decode(self.request("DELETE", path), UserInfo)
 
     def set_password(self, name: str, password: str | None) -> NewPassword:
-        """Another password."""
+        """Set another password for a user. With a password of None the daemon makes one."""
         body = {"password": password}
         return decode(self.request("POST", f"/users/{segment(name)}/password", body), NewPassword)
 
     def replace_access_keys(self, name: str) -> NewAccessKey:
-        """A new access key in the place of all others."""
+        """Replace all access keys of a user with a new one."""
         return decode(self.request("POST", f"/users/{segment(name)}/access-key"), NewAccessKey)
 
     def rotate_credentials(self) -> str:
-        """New secrets in the credentials file; returns its path."""
+        """Have the daemon put new secrets into the credentials file. Return the file's path."""
         return decode(self.request("POST", "/credentials/rotate"), dict[str, str])["path"]
 
 
 def connect() -> AccountClient:
-    """The daemon that the environment points to, until the command ends."""
+    """Return a client of the daemon that the environment points to. It is closed when the command
+    ends."""
     client = AccountClient(load_settings().api_socket)
     click.get_current_context().call_on_close(client.close)
     return client

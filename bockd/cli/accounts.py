@@ -32,7 +32,8 @@ MAX_DIGITS = 16
 
 
 def read_limit(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    """A number of things, or "unlimited", which is -1 in the API."""
+    """Read the value of a limit option: a number of things, or "unlimited", which is -1 in the
+    API."""
     if value is None or value == UNLIMITED:
         return None if value is None else -1
     if not (value.isascii() and value.isdigit() and len(value) < MAX_DIGITS):
@@ -41,12 +42,12 @@ def read_limit(ctx: click.Context, param: click.Parameter, value: str | None) ->
 
 
 def limit_option(name: str, text: str) -> Callable[[F], F]:
-    """An option for one number of a quota."""
+    """Make an option for one number of a quota."""
     return click.option(name, callback=read_limit, metavar="NUMBER|unlimited", help=text)
 
 
 def shown_limit(number: int) -> str:
-    """As people read it."""
+    """Format a limit for people."""
     return UNLIMITED if number < 0 else str(number)
 
 
@@ -111,7 +112,7 @@ def show_tenant(tenant: str, as_json: bool) -> None:
 
 
 def tenant_fields(found: TenantInfo) -> list[tuple[str, str]]:
-    """What people see of a tenant."""
+    """Return the titles and values that are printed for a tenant."""
     return [
         ("id", found.id),
         ("name", found.name),
@@ -186,7 +187,8 @@ password_option = click.option(
 
 
 def read_password(from_stdin: bool) -> str | None:
-    """The first line of standard input; None: the daemon makes one."""
+    """Read the first line of standard input. Return None when it is not asked for: the daemon makes
+    a password then."""
     if not from_stdin:
         return None
     line = sys.stdin.readline().rstrip("\r\n")
@@ -211,7 +213,7 @@ def create_user(name: str, tenants: tuple[str, ...], password_stdin: bool, as_js
 
 
 def show_secret(made: NewPassword, *, as_json: bool) -> None:
-    """The one time that a password is shown."""
+    """Print a new password. It is shown this one time only."""
     if as_json:
         print_json(made)
         return
@@ -241,7 +243,7 @@ def show_user(user: str, as_json: bool) -> None:
 
 
 def show_one(found: UserInfo, *, as_json: bool) -> None:
-    """A user, as it is now."""
+    """Print a user as it is now."""
     if as_json:
         print_json(found)
         return

@@ -9,14 +9,14 @@ from bockd.model import check_image_name, check_name, check_volume_size, is_serv
 
 
 def reference(text: str) -> str:
-    """A name or an id of something that is there."""
+    """Check a name or an id that refers to something, and return it. Raises click.BadParameter."""
     if not text:
         raise click.BadParameter("an empty name or id refers to nothing")
     return text
 
 
 def new_name(text: str) -> str:
-    """A name for a volume or a snapshot."""
+    """Check a name for a volume or a snapshot, and return it. Raises click.BadParameter."""
     try:
         return check_name(text)
     except InvalidRequestError as error:
@@ -24,7 +24,7 @@ def new_name(text: str) -> str:
 
 
 def new_image_name(text: str) -> str:
-    """A name for an image."""
+    """Check a name for an image, and return it. Raises click.BadParameter."""
     try:
         return check_image_name(text)
     except InvalidRequestError as error:
@@ -32,7 +32,7 @@ def new_image_name(text: str) -> str:
 
 
 def server_name(text: str) -> str:
-    """The id that a server has in the API."""
+    """Check the id that a server has in the API, and return it. Raises click.BadParameter."""
     if not is_server_id(text):
         raise click.BadParameter(
             f"{text[:40]!a} is no server: use 1 to 255 letters, digits, '.', '_' and '-'"
@@ -41,7 +41,7 @@ def server_name(text: str) -> str:
 
 
 def volume_size(size_bytes: int) -> int:
-    """A size that a volume may have."""
+    """Check a volume's size in bytes, and return it. Raises click.BadParameter."""
     try:
         return check_volume_size(size_bytes)
     except InvalidRequestError as error:

@@ -120,18 +120,18 @@ def delete(volume: str, force: bool, as_json: bool) -> None:
 
 
 def way_unasked(volume: Volume, at: Attached) -> WayIn:
-    """What is known of an attachment without asking for each one: no URIs."""
+    """Return what is known of an attachment without a request for each one: no URIs."""
     return WayIn(at.volume, at.server, at.device, None, None, None, volume.connections)
 
 
 def ways(at: WayIn) -> list[tuple[str, str]]:
-    """The URIs that there are."""
+    """Return the URIs of an attachment that are known, each with its title."""
     found = [("uri", at.uri), ("unix uri", at.unix_uri)]
     return [(title, uri) for title, uri in found if uri is not None]
 
 
 def find(client: StorageClient, ref: str) -> tuple[Volume, Attached]:
-    """A volume and where it is attached. NotFoundError."""
+    """Return a volume and where it is attached. Raises NotFoundError when it is not attached."""
     found = client.find_volume(ref)
     if found.attachment is None:
         raise NotFoundError(f"volume {found.id} ({found.name}) is not attached to a server")

@@ -16,7 +16,7 @@ from bockd.config import load_settings
 @click.group("bock", cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(bockd.__version__, prog_name="bock")
 def main() -> None:
-    """Work with a tenant's volumes and snapshots on a running bockd.
+    """Manage a tenant's volumes and snapshots on a running bockd.
 
     The daemon on this machine, and credentials for it, are found in its data directory:
     $BOCKD_DATA, or data_dir in the configuration file ($BOCKD_CONFIG or the usual one), or

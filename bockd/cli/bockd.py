@@ -148,7 +148,7 @@ def check_anywhere(path: Path, *, repair: bool) -> CheckReport:
 
 
 def print_report(path: Path, report: CheckReport) -> None:
-    """The report for people: problems first."""
+    """Print the report for people: problems first."""
     for problem in report.problems:
         click.echo(f"problem: {problem}")
     for repaired in report.repaired:

@@ -57,46 +57,47 @@ class ControlClient:
         self.close()
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._http.close()
 
     def info(self) -> DaemonInfo:
-        """Who answers, and where its frontends are."""
+        """Return which daemon answers, and where its frontends are."""
         return self.get("/info", DaemonInfo)
 
     def list_volumes(self) -> list[VolumeInfo]:
-        """All volumes by id."""
+        """List all volumes by id."""
         return self.get("/volumes", list[VolumeInfo])
 
     def show_volume(self, ref: str) -> VolumeInfo:
-        """One volume by id or name in the pool."""
+        """Return one volume by id or by its name in the pool."""
         return self.get(f"/volumes/{segment(ref)}", VolumeInfo)
 
     def list_snapshots(self, volume: str | None = None) -> list[SnapshotInfo]:
-        """All snapshots by id, or those of one volume."""
+        """List all snapshots by id, or those of one volume."""
         query = "" if volume is None else f"?volume={segment(volume)}"
         return self.get(f"/snapshots{query}", list[SnapshotInfo])
 
     def space(self, kind: NodeKind, ref: str) -> Space:
-        """Exact space; the walk over a large volume takes its time."""
+        """Return the exact space of a volume or snapshot. The walk over a large volume takes its
+        time."""
         path = f"/{kind.value}s/{segment(ref)}/space"
         return decode(self.request("GET", path, patient=True), Space)
 
     def spaces(self, after: int = 0, seconds: float | None = None) -> SpacePage:
-        """Exact space of all volumes and of the snapshots in use; see bockd.control."""
+        """Return the exact space of all volumes and of the snapshots in use; see bockd.control."""
         query = f"after={after}" if seconds is None else f"after={after}&seconds={seconds}"
         return decode(self.request("GET", f"/space?{query}", patient=True), SpacePage)
 
     def pool(self) -> PoolInfo:
-        """What the pool takes, however long the walk over it takes."""
+        """Return what the pool takes, however long the walk over it takes."""
         return decode(self.request("GET", "/pool", patient=True), PoolInfo)
 
     def list_servers(self) -> list[Server]:
-        """All registered servers by name."""
+        """List all registered servers by name."""
         return self.get("/servers", list[Server])
 
     def show_server(self, name: str) -> Server:
-        """One registered server."""
+        """Return one registered server by name."""
         return self.get(f"/servers/{segment(name)}", Server)
 
     def add_server(
@@ -111,32 +112,32 @@ class ControlClient:
         self.request("DELETE", f"/servers/{segment(name)}")
 
     def statistics(self) -> list[VolumeStatistics]:
-        """Counters of each open volume and snapshot."""
+        """Return the counters of each open volume and snapshot."""
         return self.get("/statistics", list[VolumeStatistics])
 
     def check(self) -> CheckReport:
-        """Walk the pool, however long it takes."""
+        """Have the daemon check the pool, however long it takes."""
         return decode(self.request("POST", "/check", patient=True), CheckReport)
 
     def begin_backup(self) -> FrozenPool:
-        """Have all volumes frozen, however many there are."""
+        """Have all volumes frozen for a backup, however many there are."""
         return decode(self.request("POST", "/backup", patient=True), FrozenPool)
 
     def end_backup(self, backup: str) -> None:
-        """NotFoundError if the pool was not kept as it was."""
+        """End a backup. Raises NotFoundError if the pool was not kept as it was."""
         self.request("POST", f"/backup/{segment(backup)}/end", patient=True)
 
     def scrub(self, rate_mib: int | None, restart: bool) -> ScrubStatus:
-        """Let what snapshots hold be verified in the background."""
+        """Have the daemon verify in the background what snapshots hold."""
         body = {"rate_mib": rate_mib, "restart": restart}
         return decode(self.request("POST", "/scrub", body), ScrubStatus)
 
     def scrub_status(self) -> ScrubStatus:
-        """How far that came."""
+        """Return how far the scrub is."""
         return self.get("/scrub", ScrubStatus)
 
     def unowned(self) -> Unowned:
-        """What belongs to no tenant."""
+        """List what belongs to no tenant."""
         return self.get("/unowned", Unowned)
 
     def adopt(self, kind: NodeKind, ref: str, tenant: str) -> None:
@@ -144,11 +145,11 @@ class ControlClient:
         self.request("POST", f"/{kind.value}s/{segment(ref)}/adopt", {"tenant": tenant})
 
     def list_images(self) -> list[ImageInfo]:
-        """All images by name."""
+        """List all images by name."""
         return self.get("/images", list[ImageInfo])
 
     def show_image(self, ref: str) -> ImageInfo:
-        """One image by id or name."""
+        """Return one image by id or name."""
         return self.get(f"/images/{segment(ref)}", ImageInfo)
 
     def delete_image(self, ref: str) -> None:
@@ -164,7 +165,7 @@ class ControlClient:
         checksum: str,
         content_bytes: int | None = None,
     ) -> ImportInfo:
-        """A volume to be filled with an image's content."""
+        """Create a volume to be filled with an image's content. All sizes are in bytes."""
         body = {
             "name": name,
             "disk_format": disk_format,
@@ -185,7 +186,7 @@ class ControlClient:
         self.request("DELETE", f"/imports/{volume}")
 
     def get(self, path: str, answer: type[T]) -> T:
-        """The record at a path below `PREFIX`."""
+        """Return the record at a path below `PREFIX`."""
         return decode(self.request("GET", path), answer)
 
     def request(
@@ -196,7 +197,8 @@ class ControlClient:
         *,
         patient: bool = False,
     ) -> bytes:
-        """What one endpoint answers; its error, of the class it had there."""
+        """Send a request to one endpoint and return its answer. Raises the daemon's error, of the
+        class it had there. With `patient`, wait for the answer as long as it takes."""
         answer = self._http.request(method, SOCKET_URL + PREFIX + path, body, patient=patient)
         if answer.is_error:
             raise error_of_answer(answer.content)
@@ -204,7 +206,7 @@ class ControlClient:
 
 
 def segment(text: str) -> str:
-    """One URL path segment that means exactly `text`."""
+    """Quote `text` as one segment of a URL path."""
     if not text:
         raise errors.InvalidRequestError("an empty name or id refers to nothing")
     if not text.strip("."):
@@ -213,7 +215,7 @@ def segment(text: str) -> str:
 
 
 def decode(content: bytes, answer: type[T]) -> T:
-    """The record in an answer. Raises UnavailableError when it is not what bockd answers."""
+    """Decode the record in an answer. Raises UnavailableError when it is not what bockd answers."""
     import msgspec
 
     try:
@@ -226,14 +228,15 @@ def decode(content: bytes, answer: type[T]) -> T:
 
 
 def error_of_answer(content: bytes) -> errors.BockdError:
-    """The daemon's error, of the class it had there."""
+    """Return the daemon's error, of the class it had there."""
     fault = decode(content, dict[str, dict[str, str]]).get("error", {})
     family = ERROR_OF_CODE.get(fault.get("code", ""), errors.BockdError)
     return family(fault.get("message", "the daemon failed and did not say why"))
 
 
 def connect() -> ControlClient:
-    """The daemon that the environment points to, until the command ends."""
+    """Return a client of the daemon that the environment points to. It is closed when the command
+    ends."""
     client = ControlClient(load_settings().api_socket)
     click.get_current_context().call_on_close(client.close)
     return client

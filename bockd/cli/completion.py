@@ -23,7 +23,7 @@ TIMEOUT_SECONDS = 0.5
 def offer(
     fetch: Callable[[StorageClient], Iterable[tuple[str, str]]], incomplete: str
 ) -> list[CompletionItem]:
-    """The names that `fetch` finds and that begin with `incomplete`."""
+    """Return the names that `fetch` finds and that begin with `incomplete`."""
     try:
         with StorageClient(load_settings(), os.environ, within_seconds=TIMEOUT_SECONDS) as client:
             named = list(fetch(client))
@@ -35,7 +35,7 @@ def offer(
 def complete_volume(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
-    """Names of volumes."""
+    """Complete the name of a volume."""
     return offer(
         lambda client: ((volume.name, f"volume {volume.id}") for volume in client.list_volumes()),
         incomplete,
@@ -45,7 +45,7 @@ def complete_volume(
 def complete_snapshot(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
-    """Names of snapshots."""
+    """Complete the name of a snapshot."""
     return offer(
         lambda client: ((found.name, f"snapshot {found.id}") for found in client.list_snapshots()),
         incomplete,
@@ -55,7 +55,7 @@ def complete_snapshot(
 def complete_image(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
-    """Names of images."""
+    """Complete the name of an image."""
     try:
         socket = load_settings().api_socket
         with ControlClient(socket, within_seconds=TIMEOUT_SECONDS) as client:

@@ -26,7 +26,8 @@ config_option = click.option(
 
 
 def load_all(file: Path | None) -> Loaded:
-    """The configuration, and a look at the certificates that it names. ConfigurationError."""
+    """Load the configuration, and check the certificates that it names. Raises
+    ConfigurationError."""
     loaded = load(file)
     kinds = wanted(loaded.settings)
     try:

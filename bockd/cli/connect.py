@@ -189,13 +189,14 @@ def connections(as_json: bool) -> None:
 
 
 def record(one: Connection, device: str | None) -> dict[str, object]:
-    """A connection as JSON has it everywhere; `device` is the one that it has now."""
+    """Convert a connection to what JSON output has everywhere. `device` is the device that it has
+    now."""
     return {**asdict(one), "state": state(one, device)}
 
 
 def state(one: Connection, device: str | None) -> str:
-    """Of a connection whose device is that now. Of an NBD device only the daemon knows whether it
-    is dead, and this asks no daemon."""
+    """Return the state of a connection whose device is `device` now: connected, dead or gone. Only
+    the daemon knows whether an NBD device is dead, and no daemon is asked here."""
     if device is None:
         return "gone"
     return "dead" if is_dead(one, device) else "connected"

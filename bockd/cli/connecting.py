@@ -85,7 +85,7 @@ class Connector:
         return next((one for one in self.own() if one.volume == volume), None)
 
     def own(self) -> list[Connection]:
-        """The records of this daemon and tenant."""
+        """List the records of this daemon and tenant."""
         return [
             one
             for one in self._records.list()
@@ -340,7 +340,8 @@ class Connector:
             ) from error
 
     def find(self, ref: str) -> Connection:
-        """By device, or by the volume's name or id. NotFoundError, ConflictError."""
+        """Find a connection by its device, or by the volume's name or id. Raises NotFoundError when
+        there is none, ConflictError when several fit."""
         found = [one for one in self._records.list() if fits(one, ref)]
         if len(found) > 1:
             devices = ", ".join(one.device or "a loop device" for one in found)
@@ -377,13 +378,13 @@ class Connector:
 
 
 def require_root(doing: str) -> None:
-    """DeniedError for everybody else."""
+    """Raise DeniedError unless the user is root."""
     if os.geteuid() != 0:
         raise DeniedError(f"block devices need root: sudo bock {doing} ... (see sudo's option -E)")
 
 
 def check_attachable(volume: Volume, server: str) -> None:
-    """ConflictError when a volume is attached to another server."""
+    """Raise ConflictError when a volume is attached to another server."""
     if volume.attachment is not None and volume.attachment.server != server:
         raise ConflictError(
             f"volume {volume.id} ({volume.name}) is attached to {volume.attachment.server}: "
@@ -393,7 +394,7 @@ def check_attachable(volume: Volume, server: str) -> None:
 
 
 def check_is_host(server: str, kind: str | None) -> None:
-    """ConflictError for a server that gets its device by being attached to."""
+    """Raise ConflictError for a virtual machine: attaching a volume to it plugs in a disk."""
     if kind == "vm":
         raise ConflictError(
             f"server {server} is a virtual machine: attaching plugs a disk into it. Give this host "
@@ -402,7 +403,8 @@ def check_is_host(server: str, kind: str | None) -> None:
 
 
 def find_uri(volume: Volume, way: WayIn) -> str:
-    """The Unix socket's if the daemon is on this machine, else that over TCP. UnavailableError."""
+    """Return the URI of the Unix socket if the daemon is on this machine, else the one over TCP.
+    Raises UnavailableError when there is none."""
     uri = way.unix_uri if volume.uri is not None and way.unix_uri else way.uri
     if uri is None:
         raise UnavailableError(
@@ -413,7 +415,7 @@ def find_uri(volume: Volume, way: WayIn) -> str:
 
 
 def fits(known: Connection, ref: str) -> bool:
-    """Whether a user may mean a connection by that."""
+    """Return whether a user may mean this connection by `ref`."""
     if not ref:
         raise InvalidRequestError("an empty name refers to nothing")
     device = find_device(known) or known.device

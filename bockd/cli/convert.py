@@ -22,8 +22,8 @@ _PROGRESS = re.compile(rb"\(([0-9.]+)/100%\)")
 
 @contextlib.contextmanager
 def ending_signals_interrupt() -> Iterator[None]:
-    """Within, SIGTERM and SIGHUP raise KeyboardInterrupt as SIGINT does, so that cleaning up
-    happens whoever ends the program."""
+    """Let SIGTERM and SIGHUP raise KeyboardInterrupt in the body, as SIGINT does, so that the
+    program cleans up whichever signal ends it."""
     before = {number: signal.getsignal(number) for number in ENDING_SIGNALS}
     for number in ENDING_SIGNALS:
         signal.signal(number, signal.default_int_handler)
@@ -36,7 +36,7 @@ def ending_signals_interrupt() -> Iterator[None]:
 
 @contextlib.contextmanager
 def ending_signals_held() -> Iterator[None]:
-    """Within, signals that would end the program wait."""
+    """Block the signals that would end the program while the body runs."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
     try:
         yield
@@ -87,14 +87,16 @@ def follow(stdout: IO[bytes] | None, show: Callable[[float], None] | None) -> No
 
 @contextlib.contextmanager
 def progress_bar(title: str, size_bytes: int) -> Iterator[Callable[[float], None] | None]:
-    """A function that is told the fraction done, or None without a terminal."""
+    """Show a progress bar. Yield a function to call with the fraction done, or None without a
+    terminal."""
     with byte_bar(title, size_bytes) as show:
         yield None if show is None else lambda fraction: show(int(fraction * size_bytes))
 
 
 @contextlib.contextmanager
 def byte_bar(title: str, size_bytes: int | None) -> Iterator[Callable[[int], None] | None]:
-    """A function that is told the bytes done, or None without a terminal. Size None: unknown."""
+    """Show a progress bar. Yield a function to call with the bytes done, or None without a
+    terminal. A size of None is unknown."""
     if not sys.stderr.isatty():
         yield None
         return

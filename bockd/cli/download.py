@@ -62,21 +62,22 @@ class Download:
 
 
 def is_url(text: str) -> bool:
-    """Whether a FILE argument is a URL that is fetched."""
+    """Return whether a FILE argument is a URL to fetch."""
     return text.lower().startswith(("http://", "https://"))
 
 
 def name_in_url(url: str) -> str:
-    """The last part of a URL's path: a file's name, for people."""
+    """Return the last part of a URL's path: the file's name, for people."""
     return unquote(urlsplit(url).path).rpartition("/")[2]
 
 
 @contextlib.contextmanager
 def fetched(url: str) -> Iterator[Download]:
-    """Within, the whole file behind `url`; after it, nothing. A terminal shows a bar.
+    """Fetch the file behind `url` and yield it when it is whole. It is gone after the body. A
+    terminal shows a bar.
 
     Raises UnavailableError with what the server or the network said, InvalidRequestError for what
-    is no URL or too large, NoSpaceError.
+    is not a URL or too large, NoSpaceError.
     """
     with scratch(url) as kept:
         download = Download(url, kept)
@@ -86,7 +87,8 @@ def fetched(url: str) -> Iterator[Download]:
 
 
 def fetch(download: Download) -> None:
-    """Fetch all of it, in as many attempts as bring something."""
+    """Fetch the whole file, with a new attempt whenever one breaks off. Give up when nothing
+    arrives at the beginning, or in `MAX_ATTEMPTS` attempts in a row."""
     import httpx
 
     timeout = httpx.Timeout(STALL_TIMEOUT_SECONDS, connect=CONNECT_TIMEOUT_SECONDS)
@@ -115,7 +117,7 @@ def fetch(download: Download) -> None:
 
 
 def refuse_downgrade(url: str) -> Callable[[httpx.Request], None]:
-    """A hook that keeps a redirect from leading out of TLS."""
+    """Return a hook that refuses a redirect from https to anything else."""
 
     def check(request: httpx.Request) -> None:
         if urlsplit(url).scheme.lower() == "https" and request.url.scheme != "https":
@@ -141,7 +143,7 @@ def attempt(http: httpx.Client, download: Download) -> None:
 
 
 def begin(download: Download, response: httpx.Response) -> None:
-    """Read the answer's head: does it go on where we stopped?"""
+    """Read the head of a response, and begin anew unless it goes on where the download stopped."""
     if response.status_code not in (200, 206):
         raise UnavailableError(
             f"{download.url} answered {response.status_code} {response.reason_phrase}"
@@ -174,13 +176,14 @@ def refuse_endless(download: Download, response: httpx.Response) -> None:
 
 
 def continues(download: Download, response: httpx.Response) -> bool:
-    """Whether a partial answer begins where we stopped."""
+    """Return whether a partial response begins where the download stopped."""
     found = str(response.headers.get("Content-Range", ""))
     return found.startswith(f"bytes {download.done_bytes}-")
 
 
 def strong_version(response: httpx.Response) -> str | None:
-    """What names these very bytes (RFC 9110, 13.1.5): never a weak ETag."""
+    """Return the strong ETag, which identifies exactly these bytes (RFC 9110, section 13.1.5); None
+    when there is none, or a weak one only."""
     etag = str(response.headers.get("ETag", ""))
     if etag and not etag.startswith("W/"):
         return etag

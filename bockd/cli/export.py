@@ -48,7 +48,8 @@ COPY_BYTES = 1 << 20
 
 
 def format_for(image: str, chosen: str | None) -> str:
-    """The format of an export, by its name's ending unless it is said. Raises UsageError."""
+    """Return the format of an export: the chosen one, or what its name's ending says. Raises
+    UsageError."""
     if chosen is not None:
         return chosen
     if image == STANDARD_OUTPUT:
@@ -64,7 +65,7 @@ def format_for(image: str, chosen: str | None) -> str:
 
 
 def export_options(command: click.decorators.FC) -> click.decorators.FC:
-    """The options that both exports have."""
+    """Add the options that both export commands have."""
     command = json_option(command)
     command = click.option("--force", is_flag=True, help="Replace IMAGE if it exists.")(command)
     command = click.option(
@@ -191,9 +192,9 @@ def export(
 
 
 def length_given_back(source: Volume | Snapshot, uri: str) -> int:
-    """The size of what was imported, if there is nothing but zeros behind it; else the whole size.
+    """Return the size in bytes of what was imported, if only zeros follow it; else the whole size.
 
-    Raises NotFoundError without QEMU's tools.
+    Raises NotFoundError when QEMU's tools are not installed.
     """
     rest = source.size_bytes - source.content_bytes
     if not rest:
@@ -204,7 +205,8 @@ def length_given_back(source: Volume | Snapshot, uri: str) -> int:
 
 
 def part_of(uri: str, offset: int, length: int) -> list[str]:
-    """qemu-img's arguments for a part of an export, in whole sectors."""
+    """Return qemu-img's arguments for a part of an export. `length` (bytes) is rounded up to whole
+    sectors."""
     name, socket = split_export_uri(uri)
     server = {"type": "unix", "path": socket}
     options = {
@@ -217,7 +219,7 @@ def part_of(uri: str, offset: int, length: int) -> list[str]:
 
 
 def target_options(image_format: str) -> list[str]:
-    """qemu-img's arguments for the format that is written."""
+    """Return qemu-img's arguments for the format that is written."""
     return ["-O", *QEMU_FORMATS.get(image_format, [image_format])]
 
 
@@ -242,7 +244,8 @@ def write_out(uri: str, length: int, image_format: str, title: str) -> None:
 
 
 def moved(show: Callable[[int], None], offset: int, length: int) -> Callable[[float], None]:
-    """A progress function for a part of what `show` shows."""
+    """Return a progress function for a part of what `show` shows: its fraction becomes bytes of the
+    whole."""
     return lambda fraction: show(offset + int(fraction * length))
 
 
@@ -253,10 +256,12 @@ def discard_output() -> None:
 
 @contextlib.contextmanager
 def written_whole(target: Path, *, force: bool) -> Iterator[Path]:
-    """A file that takes the place of `target` when the body has succeeded, durably; if the body
-    fails, nothing is left. Raises ConflictError when `target` exists, without `force`.
+    """Yield a path to write to. When the body has succeeded, the file takes the place of `target`,
+    durably. If the body fails, nothing is left. Raises ConflictError when `target` exists, without
+    `force`.
 
-    It has the name of `target` already, in a directory beside it: a vmdk names itself.
+    The file already has the name of `target`, in a new directory beside it, because a vmdk contains
+    its own name.
     """
     refuse_existing(target, force=force)
     try:
@@ -299,7 +304,7 @@ def put_in_place(partial: Path, target: Path, *, force: bool) -> None:
 
 
 def sync(path: Path) -> None:
-    """fsync a file or a directory."""
+    """Sync a file or a directory to disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

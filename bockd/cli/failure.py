@@ -80,7 +80,7 @@ def end(program: str, code: str, message: str, status: int, *, as_json: bool) ->
 
 
 def tell(program: str, code: str, message: str, *, as_json: bool) -> None:
-    """One error on standard error."""
+    """Print an error on standard error."""
     if as_json:
         import json
 
@@ -90,7 +90,8 @@ def tell(program: str, code: str, message: str, *, as_json: bool) -> None:
 
 
 def was_interrupted(error: BaseException) -> bool:
-    """Whether a signal is at the bottom of it, as for a half-done import that was given up."""
+    """Return whether a signal is the first cause of an error, as for an import that was interrupted
+    and undone."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, KeyboardInterrupt):
@@ -101,7 +102,8 @@ def was_interrupted(error: BaseException) -> bool:
 
 @contextmanager
 def judging_arguments() -> Iterator[None]:
-    """What is found invalid inside, before anybody is asked, is wrong usage."""
+    """Turn an InvalidRequestError of the body into a usage error, because no daemon has been asked
+    yet."""
     try:
         yield
     except InvalidRequestError as error:

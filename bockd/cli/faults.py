@@ -22,7 +22,7 @@ API, not for people."""
 
 
 def error_of_fault(answer: Answer, url: str) -> errors.BockdError:
-    """The error that an answer tells of."""
+    """Return the error that an answer reports."""
     import msgspec
 
     try:

@@ -80,7 +80,8 @@ class Http:
         headers: Mapping[str, str] | None = None,
         patient: bool = False,
     ) -> Answer:
-        """One request, whatever its answer says. `patient`: however long the answer takes."""
+        """Send one request and return its answer, whatever its status. With `patient`, wait for the
+        answer as long as it takes."""
         content, sent = None, dict(headers or {})
         if body is not None:
             content = _encoded(body)

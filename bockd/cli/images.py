@@ -92,7 +92,8 @@ def import_(source: str, name: str | None, image_format: str | None, as_json: bo
 def import_source(
     client: ControlClient, source: Source, name: str, image_format: str | None
 ) -> tuple[ImageInfo, bool]:
-    """The image with this content, and whether it is new."""
+    """Return the image with this content, and whether it is new. It is imported if there is none
+    yet."""
     checksum = source.checksum()
     with opened_image(source, image_format) as found:
         for known in client.list_images():
@@ -152,7 +153,7 @@ def cancel(client: ControlClient, begun: ImportInfo, cause: BaseException) -> No
 
 
 def shaped(found: ImageInfo, space: Space | None = None) -> dict[str, object]:
-    """An image as JSON has it everywhere; only `show` measures its space."""
+    """Convert an image to what JSON output has everywhere. Only `show` measures its space."""
     return {**asdict(found), "space": space}
 
 

@@ -25,11 +25,11 @@ class LazyGroup(click.Group):
         self._places[name] = place
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names of all commands, in order."""
+        """List the names of all commands, sorted."""
         return sorted({*self.commands, *self._places})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of a name, imported if need be; None when there is none."""
+        """Return the command of a name, imported if need be; None when there is none."""
         place = self._places.get(cmd_name)
         if place is None:
             return super().get_command(ctx, cmd_name)

@@ -87,9 +87,9 @@ class Session:
 
 
 def find_login(environ: Mapping[str, str], settings: Settings) -> Login:
-    """From the environment, or from the credentials file. Raises InvalidRequestError when the
-    environment says a part of it only, or what bock cannot do: it never acts for somebody else
-    than the variables name."""
+    """Find credentials in the environment, or else in the credentials file. Raises
+    InvalidRequestError when the environment has only a part of them, or asks for what bock cannot
+    do: it never acts for anybody else than the variables name."""
     given = openstack_variables(environ)
     refuse_not_honoured(given)
     if "OS_AUTH_URL" not in given:
@@ -118,7 +118,7 @@ def find_login(environ: Mapping[str, str], settings: Settings) -> Login:
 
 
 def openstack_variables(environ: Mapping[str, str]) -> dict[str, str]:
-    """Those that are set; an empty one is not."""
+    """Return the OpenStack variables that are set. An empty one counts as not set."""
     return {name: value for name, value in environ.items() if name.startswith("OS_") and value}
 
 
@@ -198,7 +198,8 @@ def _from_environment(given: Mapping[str, str]) -> Login:
 
 
 def read_credentials(data_dir: Path) -> dict[str, str]:
-    """What the daemon's first start wrote. NotFoundError, ForbiddenError, DamagedError."""
+    """Read the credentials that the daemon's first start wrote. Raises NotFoundError,
+    ForbiddenError, DamagedError."""
     import msgspec
 
     path = data_dir / CREDENTIALS_FILE

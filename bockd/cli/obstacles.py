@@ -12,8 +12,8 @@ from bockd.errors import BockdError, InvalidStateError
 
 @contextmanager
 def explained(client: StorageClient, found: Volume | Snapshot) -> Iterator[None]:
-    """An operation on a volume or snapshot. What its state refuses is told with what has it now,
-    and how to end that."""
+    """Explain a refusal: if the state of a volume or snapshot refuses the operation in the body,
+    the error says who uses it now, and how to end that."""
     try:
         yield
     except InvalidStateError as error:
@@ -27,7 +27,7 @@ def explained(client: StorageClient, found: Volume | Snapshot) -> Iterator[None]
 
 
 def obstacle(client: StorageClient, found: Volume | Snapshot) -> str | None:
-    """Who has a volume or a snapshot; None when nobody has."""
+    """Return who uses a volume or a snapshot, and how to end that; None when nobody does."""
     if isinstance(found, Snapshot):
         clients = client.show_snapshot(found.id).connections
         if not clients:
@@ -54,5 +54,5 @@ def obstacle(client: StorageClient, found: Volume | Snapshot) -> str | None:
 
 
 def counted(clients: int) -> str:
-    """ "1 client", "2 clients"."""
+    """Format a number of clients, as in "1 client" and "2 clients"."""
     return f"{clients} client{'s' * (clients != 1)}"

@@ -38,7 +38,7 @@ GAP = 2
 
 
 def json_option(command: F) -> F:
-    """Adds `--json` to a command, as `as_json`."""
+    """Add the option `--json` to a command, as its argument `as_json`."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(
         command
     )
@@ -80,7 +80,7 @@ def never_fail_to_print() -> None:
 
 
 def report(value: object, *lines: str, as_json: bool) -> None:
-    """What a command has done: the record for programs, or a few lines for people."""
+    """Print what a command has done: the record for programs, or a few lines for people."""
     if as_json:
         print_json(value)
         return
@@ -89,7 +89,7 @@ def report(value: object, *lines: str, as_json: bool) -> None:
 
 
 def make_console() -> Console:
-    """Where tables go that must be folded or renewed: standard output."""
+    """Make the console on standard output, for tables that must be folded or redrawn."""
     from rich.console import Console
 
     # A terminal is asked each time: it may be resized.
@@ -110,7 +110,7 @@ class Column:
 
     @classmethod
     def of(cls, title: str, cells: Iterable[str]) -> Self:
-        """From a title as it is written in the code, and what stands below it."""
+        """Make a column from a title as it is written in the code, and the cells below it."""
         from rich.cells import cell_len
 
         shown = title.rstrip(">=")
@@ -123,7 +123,7 @@ class Column:
         return self.widest if self.whole else min(self.widest, MIN_TEXT_COLUMNS)
 
     def padded(self, cell: str) -> str:
-        """A cell as wide as the column."""
+        """Pad a cell to the width of the column."""
         from rich.cells import cell_len
 
         missing = " " * (self.widest - cell_len(cell))
@@ -131,12 +131,12 @@ class Column:
 
 
 def make_columns(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[Column]:
-    """The columns of a table; see `Column` for their titles."""
+    """Make the columns of a table; see `Column` for their titles."""
     return [Column.of(title, (row[number] for row in rows)) for number, title in enumerate(titles)]
 
 
 def make_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Table:
-    """A table without lines, whose text is folded where it must be."""
+    """Make a table without lines, whose text is folded where it must be."""
     from rich.table import Table
     from rich.text import Text
 
@@ -175,7 +175,7 @@ def _line(columns: Sequence[Column], cells: Sequence[str]) -> str:
 
 
 def terminal_columns() -> int:
-    """How long a line may be."""
+    """Return how long a line may be, in columns."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else UNBOUNDED_COLUMNS
 
 
@@ -188,12 +188,12 @@ def print_record(fields: Iterable[tuple[str, str]]) -> None:
 
 
 def format_count(number: int | None) -> str:
-    """A number that the server may not tell."""
+    """Format a number that the server may not tell."""
     return "?" if number is None else str(number)
 
 
 def format_time(seconds: float) -> str:
-    """Local time, to the second."""
+    """Format a time (seconds since the epoch) as local time, to the second."""
     return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 

@@ -34,7 +34,7 @@ def show(as_json: bool) -> None:
 
 
 def pool_fields(found: PoolInfo) -> list[tuple[str, str]]:
-    """What people see of the pool."""
+    """Return the titles and values that are printed for the pool."""
     volumes, snapshots, images = (
         ("unknown, the pool is damaged: run 'bockd check'" if part is None else format_size(part))
         for part in (found.volumes_bytes, found.snapshots_bytes, found.images_bytes)
@@ -56,12 +56,13 @@ def pool_fields(found: PoolInfo) -> list[tuple[str, str]]:
 
 
 def part_of(part: int, whole: int) -> str:
-    """ "10 GiB (25 %)"."""
+    """Format a part of a whole, both in bytes, as in "10 GiB (25 %)"."""
     return f"{format_size(part)} ({100 * part / max(1, whole):.0f} %)"
 
 
 def promised(found: PoolInfo) -> str:
-    """What was promised, and whether it is more than volumes could ever have."""
+    """Format the sum of the volumes' sizes, with a note when it is more than the pool can ever
+    hold."""
     text = format_size(found.promised_bytes)
     has = found.used_bytes + found.free_bytes
     if found.promised_bytes <= has:
@@ -70,5 +71,5 @@ def promised(found: PoolInfo) -> str:
 
 
 def counted(number: int, what: str) -> str:
-    """ "1 volume", "2 volumes"."""
+    """Format a number of things, as in "1 volume" and "2 volumes"."""
     return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -86,7 +86,7 @@ class Snapshot:
 
 
 def read_volume(view: dict[str, Any], uri: str | None) -> Volume:
-    """From a reply. Raises KeyError, TypeError or ValueError for what is none."""
+    """Read a volume from a reply. Raises KeyError, TypeError or ValueError when it is not one."""
     backing = view.get("bockd", {})
     attached = next((one for one in view["attachments"] if one), None)
     return Volume(
@@ -109,12 +109,12 @@ def read_volume(view: dict[str, Any], uri: str | None) -> Volume:
 
 
 def read_attached(view: dict[str, Any]) -> Attached:
-    """From a volume's `attachments`, or from a reply about one."""
+    """Read an attachment from a volume's `attachments`, or from a reply about one."""
     return Attached(int(view["volumeId"]), str(view["serverId"]), view["device"])
 
 
 def read_way_in(view: dict[str, Any]) -> WayIn:
-    """From a reply about one attachment."""
+    """Read an attachment, and how its server reaches it, from a reply about one."""
     at, ours = read_attached(view), view.get("bockd", {})
     return WayIn(
         volume=at.volume,
@@ -128,7 +128,7 @@ def read_way_in(view: dict[str, Any]) -> WayIn:
 
 
 def read_snapshot(view: dict[str, Any], uri: str | None) -> Snapshot:
-    """From a reply. Raises KeyError, TypeError or ValueError for what is none."""
+    """Read a snapshot from a reply. Raises KeyError, TypeError or ValueError when it is not one."""
     backing = view.get("bockd", {})
     return Snapshot(
         id=int(view["id"]),
@@ -145,5 +145,5 @@ def read_snapshot(view: dict[str, Any], uri: str | None) -> Snapshot:
 
 
 def read_time(text: str) -> float:
-    """Seconds since the epoch; the API writes UTC without saying so."""
+    """Read a time as seconds since the epoch. The API writes UTC without saying so."""
     return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()

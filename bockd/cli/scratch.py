@@ -34,7 +34,7 @@ _ZEROS = bytes(_HOLE_BYTES)
 
 
 def directory() -> str:
-    """Where scratch files are."""
+    """Return the directory of scratch files."""
     return os.environ.get("TMPDIR", DIRECTORY)
 
 
@@ -83,7 +83,8 @@ class Scratch:
 
 @contextlib.contextmanager
 def scratch(called: str) -> Iterator[Scratch]:
-    """Within, a scratch file for what is `called` so; after it, nothing. Raises BockdError."""
+    """Yield a scratch file, which is gone after the body. `called` is its name in messages. Raises
+    BockdError."""
     try:
         with tempfile.TemporaryFile(dir=directory()) as file:
             yield Scratch(file, called)

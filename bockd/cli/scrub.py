@@ -126,7 +126,7 @@ def _progress(*, quiet: bool) -> Iterator[Show]:
 
 
 def print_status(path: Path, status: ScrubStatus) -> None:
-    """The result for people: damage first."""
+    """Print the result for people: damage first."""
     for block in status.damaged:
         click.echo(describe(block))
     verified = format_size(status.verified_bytes)
@@ -139,7 +139,7 @@ def print_status(path: Path, status: ScrubStatus) -> None:
 
 
 def describe(block: DamagedBlock) -> str:
-    """One line about a damaged block."""
+    """Describe a damaged block in one line."""
     shown = [f"volume {name}" for name in block.volumes]
     shown += [f"snapshot {name}" for name in block.snapshots]
     return (

@@ -82,7 +82,7 @@ def show(server: str, as_json: bool) -> None:
 
 
 def server_fields(found: Server) -> list[tuple[str, str]]:
-    """What people see of a server."""
+    """Return the titles and values that are printed for a server."""
     qmp = [] if found.qmp_socket is None else [("QMP socket", found.qmp_socket)]
     return [
         ("name", found.name),

@@ -20,7 +20,8 @@ _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(?:([KMGTPE])(i?B)?|B)?", re.IGNOREC
 
 
 def parse_size(text: str) -> int:
-    """Bytes from a number with an optional binary unit; ValueError says what is wrong."""
+    """Parse a number with an optional binary unit as bytes. Raises ValueError, which says what is
+    wrong."""
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"{text!r} is not a size: write it like 10GiB, 512M or 1048576")
@@ -37,12 +38,13 @@ def parse_size(text: str) -> int:
 
 
 def format_exact_size(size_bytes: int) -> str:
-    """Both ways: "10 GiB (10737418240 bytes)"."""
+    """Format a size both ways, as in "10 GiB (10737418240 bytes)"."""
     return f"{format_size(size_bytes)} ({size_bytes} bytes)"
 
 
 def size_option(text: str) -> int:
-    """A volume's size, as the type of a click option: a usage error when the text is none."""
+    """Parse a volume's size, as the type of a click option. Raises click.BadParameter, a usage
+    error."""
     try:
         return volume_size(parse_size(text))
     except ValueError as error:

@@ -66,7 +66,8 @@ def create(volume: str, name: str | None, as_json: bool) -> None:
 
 
 def create_unnamed(client: StorageClient, origin: Volume) -> Snapshot:
-    """A snapshot called VOLUME-DATE-TIME, with a number behind it when that is taken."""
+    """Create a snapshot called VOLUME-DATE-TIME, with a number behind it when that name is
+    taken."""
     name = time.strftime(f"{origin.name.replace('%', '%%')}-%Y%m%d-%H%M%S")
     for attempt in range(1, MAX_NAME_TRIES):
         try:

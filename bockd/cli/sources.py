@@ -48,7 +48,7 @@ class Source:
     """Of a file that others may write; see `fingerprint_of`."""
 
     def checksum(self) -> str:
-        """SHA-256 of the file. A terminal shows a bar the first time."""
+        """Return the SHA-256 of the file. A terminal shows a bar the first time."""
         if self._checksum is None:
             self._checksum = hash_file(self.path, self.file_bytes, self.title)
         return self._checksum
@@ -60,7 +60,7 @@ class Source:
 
 
 def name_of_source(source: str, name: str | None) -> str:
-    """The name for what is imported: the given one, or the file's without its endings."""
+    """Return the name for what is imported: the given one, or the file's without its endings."""
     if name is not None:
         return name
     if source == STANDARD_INPUT:
@@ -70,8 +70,8 @@ def name_of_source(source: str, name: str | None) -> str:
 
 @contextlib.contextmanager
 def opened_source(source: str) -> Iterator[Source]:
-    """Within, the file that `source` names; fetched if it is a URL, collected if it is standard
-    input. Raises BockdError."""
+    """Open what `source` names and yield it as a file: a URL is fetched, standard input is
+    collected. Raises BockdError."""
     if source == STANDARD_INPUT:
         with collected() as opened, renamed(opened.path, opened.called):
             yield opened
@@ -92,7 +92,7 @@ def opened_source(source: str) -> Iterator[Source]:
 
 @contextlib.contextmanager
 def collected() -> Iterator[Source]:
-    """Within, a file with all that comes from standard input."""
+    """Yield a file with all that comes from standard input."""
     title = "standard input"
     digest = hashlib.sha256()
     with scratch(title) as kept:
@@ -108,8 +108,8 @@ def collected() -> Iterator[Source]:
 
 @contextlib.contextmanager
 def opened_image(source: Source, image_format: str | None) -> Iterator[Image]:
-    """Within, the image that the file is or that is packed in it; see `open_image`. With format
-    raw the file is taken as it is."""
+    """Yield the image that the file is, or that is packed in it; see `open_image`. With format raw
+    the file is taken as it is."""
     if image_format == "raw":
         yield open_image(source.path, image_format, source.title)
         return
@@ -131,7 +131,7 @@ def note_dropped(image: Image, title: str) -> None:
 
 @contextlib.contextmanager
 def renamed(path: Path, called: str) -> Iterator[None]:
-    """Within, errors about the file at `path` speak of what it is `called`."""
+    """Replace `path` with the name `called` in errors that the body raises."""
     try:
         yield
     except BockdError as error:
@@ -141,13 +141,13 @@ def renamed(path: Path, called: str) -> Iterator[None]:
 
 
 def length_of(path: Path) -> int:
-    """The length of a file or a block device."""
+    """Return the length of a file or a block device in bytes."""
     with path.open("rb", buffering=0) as file:
         return file.seek(0, os.SEEK_END)
 
 
 def fingerprint_of(path: Path) -> tuple[int, ...]:
-    """What a file that nobody writes keeps."""
+    """Return what stays the same of a file as long as nobody writes to it."""
     found = path.stat()
     return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 

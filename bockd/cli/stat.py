@@ -90,15 +90,15 @@ def take_sample(client: ControlClient) -> Sample:
 
 
 def per_second(before: int, after: int, seconds: float) -> float:
-    """A rate. A counter that went back began again at 0, when the volume was reopened."""
+    """Calculate a rate. A counter that went back began again at 0, when the volume was reopened."""
     return (after - before if after >= before else after) / seconds
 
 
 def with_rates(
     idle: Activity, before: VolumeStatistics | None, after: VolumeStatistics, seconds: float
 ) -> Activity:
-    """`idle` with what happened between two samples. Without the earlier one the volume was opened
-    within the interval, and its counters are the difference."""
+    """Return `idle` with what happened between two samples. Without the earlier sample the volume
+    was opened within the interval, and its counters are the difference."""
 
     def rate(counter: str) -> float:
         then = 0 if before is None else getattr(before, counter)
@@ -136,7 +136,7 @@ class Watch:
         self._sample = take_sample(client)
 
     def next(self) -> tuple[float, list[Activity]]:
-        """The seconds since the last call, and what happened in them."""
+        """Return the seconds since the last call, and what happened in them."""
         before, self._sample = self._sample, take_sample(self._client)
         seconds = self._sample.taken_at - before.taken_at
         try:
@@ -173,7 +173,7 @@ class Watch:
 
 
 def idle_row(found: VolumeInfo | SnapshotInfo) -> Activity:
-    """A row without requests."""
+    """Make a row without requests."""
     volume = isinstance(found, VolumeInfo)
     return Activity(
         NodeKind.VOLUME if volume else NodeKind.SNAPSHOT,
@@ -217,7 +217,7 @@ ALWAYS = 3
 
 
 def table_row(row: Activity) -> tuple[str, ...]:
-    """A row as people read it."""
+    """Format a row for people."""
     return (
         str(row.id),
         printable(row.name if row.kind is NodeKind.VOLUME else f"snapshot/{row.name}"),
@@ -239,7 +239,7 @@ def table_row(row: Activity) -> tuple[str, ...]:
 
 
 def choose_columns(rows: Sequence[Sequence[str]], width: int) -> list[int]:
-    """The numbers of the columns that fit, in their order on the screen."""
+    """Return the numbers of the columns that fit, in their order on the screen."""
     number_of = {title: number for number, (title, _) in enumerate(COLUMNS)}
     chosen: list[int] = []
     left = width + GAP
@@ -254,7 +254,7 @@ def choose_columns(rows: Sequence[Sequence[str]], width: int) -> list[int]:
 
 
 def busiest(rows: list[Activity], most: int) -> list[Activity]:
-    """As many rows as fit on the screen, in order: those with the most requests."""
+    """Choose the `most` rows that have the most requests, and keep their order."""
     if len(rows) <= most:
         return rows
     by_requests = sorted(rows, key=lambda row: -(row.reads_per_second + row.writes_per_second))
@@ -263,7 +263,7 @@ def busiest(rows: list[Activity], most: int) -> list[Activity]:
 
 
 def format_latency(microseconds: float) -> str:
-    """ "41 us", "1.9 ms", "2.1 s"; "-" when there was no request."""
+    """Format a latency, as in "41 us", "1.9 ms" and "2.1 s"; "-" when there was no request."""
     if microseconds <= 0:
         return "-"
     if microseconds < 1000:
@@ -277,14 +277,14 @@ class Observer(Protocol):
     """What is asked at each interval."""
 
     def next(self) -> tuple[float, list[Activity]]:
-        """The seconds since the last call, and what happened in them."""
+        """Return the seconds since the last call, and what happened in them."""
         ...
 
 
 def ticks(
     watch: Observer, interval: float, interrupted: Callable[[], bool]
 ) -> Iterator[tuple[float, list[Activity]]]:
-    """One observation for each interval, until it is interrupted."""
+    """Yield one observation for each interval (seconds), until it is interrupted."""
     due = time.monotonic()
     while not interrupted():
         # One that is late, because it was stopped or the daemon was slow, does not hurry after.
@@ -295,8 +295,9 @@ def ticks(
 
 @contextmanager
 def noticing_interrupts() -> Iterator[Callable[[], bool]]:
-    """Whether SIGINT came. It raises KeyboardInterrupt too, but one that is raised in a finalizer
-    or a callback is printed and forgotten, and then only this tells."""
+    """Yield a function that returns whether SIGINT came. The signal raises KeyboardInterrupt too,
+    but Python only prints one that is raised in a finalizer or a callback; then only this function
+    tells."""
     came = False
 
     def notice(_number: int, _frame: FrameType | None) -> None:
@@ -312,7 +313,7 @@ def noticing_interrupts() -> Iterator[Callable[[], bool]]:
 
 
 def document(seconds: float, rows: list[Activity]) -> dict[str, object]:
-    """One observation as JSON."""
+    """Convert one observation to a JSON document."""
     return {"time": time.time(), "interval_seconds": seconds, "volumes": rows}
 
 
@@ -357,12 +358,12 @@ def stat(volume: str | None, interval: float, once: bool, as_json: bool) -> None
 
 
 def can_renew() -> bool:
-    """Whether a table can be renewed in place: at a terminal that knows how to go up."""
+    """Return whether a table can be redrawn in place: at a terminal whose cursor can move up."""
     return sys.stdout.isatty() and not make_console().is_dumb_terminal
 
 
 def show_plain(seconds: float, rows: list[Activity], *, as_json: bool) -> None:
-    """One observation, printed."""
+    """Print one observation."""
     if as_json:
         print_json(document(seconds, rows), indent=0)
         return
@@ -371,14 +372,14 @@ def show_plain(seconds: float, rows: list[Activity], *, as_json: bool) -> None:
 
 
 def fitted(cells: Sequence[Sequence[str]], width: int) -> tuple[list[str], list[list[str]]]:
-    """The titles of the columns that fit, and their cells."""
+    """Return the titles of the columns that fit, and their cells."""
     chosen = choose_columns(cells, width)
     titles = [COLUMNS[number][0] for number in chosen]
     return titles, [[row[number] for number in chosen] for row in cells]
 
 
 def show_live(observed: Iterator[tuple[float, list[Activity]]]) -> None:
-    """A table that renews itself in place, with the busiest rows when there are too many."""
+    """Show a table that is redrawn in place, with the busiest rows when there are too many."""
     from rich.console import Group
     from rich.live import Live
     from rich.text import Text

@@ -85,25 +85,26 @@ class StorageClient:
         self.close()
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         if self._http is not None:
             self._http.close()
 
     # -- volumes -----------------------------------------------------------------------------
 
     def list_volumes(self, name: str | None = None) -> list[Volume]:
-        """All volumes by id, or those with this display name."""
+        """List all volumes by id, or those with this display name."""
         return [self._volume(view) for view in self._list("os-volumes", "volumes", name)]
 
     def find_volume(self, ref: str) -> Volume:
-        """The volume of an id or a name. NotFoundError, ConflictError for an ambiguous name."""
+        """Return the volume of an id or a name. Raises NotFoundError, ConflictError for an
+        ambiguous name."""
         if is_id(ref):
             with looked_for(NodeKind.VOLUME, ref):
                 return self.show_volume(int(ref))
         return choose(NodeKind.VOLUME, ref, self.list_volumes(ref), lambda: self.list_volumes())
 
     def show_volume(self, volume: int) -> Volume:
-        """One volume."""
+        """Return one volume by id."""
         return self._volume(self._get(f"os-volumes/{volume}")["volume"])
 
     def create_volume(
@@ -115,9 +116,9 @@ class StorageClient:
         from_image: str | None = None,
         content_bytes: int | None = None,
     ) -> Volume:
-        """A blank volume, or a copy of a snapshot or an image. `content_bytes`: of the image that
-        will be written to a blank one. ConflictError when the tenant has a volume of that name: the
-        API allows it, but then the name would fit neither."""
+        """Create a blank volume, or a copy of a snapshot or an image. `content_bytes` is the size
+        of the image that will be written to a blank one. Raises ConflictError when the tenant has a
+        volume of that name: the API allows it, but then the name would be ambiguous."""
         check_name(name)
         if size_bytes is not None:
             check_volume_size(size_bytes)
@@ -137,7 +138,8 @@ class StorageClient:
         return self.show_volume(created["id"])
 
     def find_image(self, ref: str) -> str:
-        """The id of an image, given by name or by id. NotFoundError, ConflictError."""
+        """Return the id of an image, given by name or by id. Raises NotFoundError,
+        ConflictError."""
         if is_uuid(ref):
             return ref
         if not ref:
@@ -185,11 +187,12 @@ class StorageClient:
     # -- snapshots ---------------------------------------------------------------------------
 
     def list_snapshots(self, name: str | None = None) -> list[Snapshot]:
-        """All snapshots by id, or those with this display name."""
+        """List all snapshots by id, or those with this display name."""
         return [self._snapshot(view) for view in self._list("os-snapshots", "snapshots", name)]
 
     def find_snapshot(self, ref: str) -> Snapshot:
-        """The snapshot of an id or a name. NotFoundError, ConflictError for an ambiguous name."""
+        """Return the snapshot of an id or a name. Raises NotFoundError, ConflictError for an
+        ambiguous name."""
         if is_id(ref):
             with looked_for(NodeKind.SNAPSHOT, ref):
                 return self.show_snapshot(int(ref))
@@ -198,7 +201,7 @@ class StorageClient:
         )
 
     def show_snapshot(self, snapshot: int) -> Snapshot:
-        """One snapshot."""
+        """Return one snapshot by id."""
         return self._snapshot(self._get(f"os-snapshots/{snapshot}")["snapshot"])
 
     def create_snapshot(self, volume: int, name: str) -> Snapshot:
@@ -219,13 +222,15 @@ class StorageClient:
     # -- what is beside them -----------------------------------------------------------------
 
     def space(self, kind: NodeKind, node: int) -> Space:
-        """Exact space; the walk over a large volume takes its time."""
+        """Return the exact space of a volume or snapshot. The walk over a large volume takes its
+        time."""
         path = f"os-{kind.value}s/{node}/bockd-space"
         space = decode(self._request("GET", path, patient=True))["space"]
         return Space(space["exclusive_bytes"], space["shared_bytes"])
 
     def server_kind(self, server: str) -> str | None:
-        """host, vm or plain; None where that is not told. NotFoundError."""
+        """Return the kind of a server: host, vm or plain; None where the API does not tell. Raises
+        NotFoundError."""
         view = self._get(f"servers/{segment(server)}")["server"]
         kind: str | None = view.get("bockd", {}).get("kind")
         return kind
@@ -237,7 +242,8 @@ class StorageClient:
         return read_way_in(answer["volumeAttachment"])
 
     def way_in(self, attached: Attached) -> WayIn:
-        """How the server reaches the volume. NotFoundError when it has been detached."""
+        """Return how the server reaches the volume. Raises NotFoundError when it has been
+        detached."""
         return read_way_in(self._get(attachment_path(attached))["volumeAttachment"])
 
     def detach(self, attached: Attached, *, force: bool = False) -> None:
@@ -245,7 +251,7 @@ class StorageClient:
         self._request("DELETE", attachment_path(attached) + ("?force=true" if force else ""))
 
     def limits(self) -> dict[str, int]:
-        """Quota and use, by the API's own names."""
+        """Return the quota and its use, by the API's own names."""
         found = self._get("limits")["limits"]["absolute"]
         return {str(name): int(number) for name, number in found.items()}
 
@@ -255,7 +261,8 @@ class StorageClient:
         return self._environ.get("OS_AUTH_URL") or str(self._settings.api_socket)
 
     def find_mount(self, volume: Volume) -> str | None:
-        """The file view of the daemon that has a volume, on this machine."""
+        """Return where the daemon that has a volume mounts its file view, if it is on this machine
+        and has one; else None."""
         neighbour = self._find_neighbour() if volume.uri else None
         return None if neighbour is None else neighbour.mount
 
@@ -294,7 +301,7 @@ class StorageClient:
         return decode(self._request("GET", path))
 
     def post(self, path: str, body: Mapping[str, object]) -> Any:
-        """What the API answers, as it is; `path` is below the tenant's."""
+        """Send a POST request and return the decoded answer. `path` is below the tenant's URL."""
         return decode(self._request("POST", path, body))
 
     def _request(
@@ -366,7 +373,7 @@ class StorageClient:
 
 
 def is_id(ref: str) -> bool:
-    """Whether a reference is an id; a name never consists of digits alone."""
+    """Return whether a reference is an id. A name never consists of digits alone."""
     if not ref:
         raise errors.InvalidRequestError("an empty name or id refers to nothing")
     return ref.isascii() and ref.isdigit() and len(ref) < 20
@@ -374,7 +381,7 @@ def is_id(ref: str) -> bool:
 
 @contextlib.contextmanager
 def looked_for(kind: NodeKind, ref: str) -> Iterator[None]:
-    """An id that is not there is told as a name is."""
+    """Report an id that does not exist in the same words as a name that does not."""
     try:
         yield
     except errors.NotFoundError as error:
@@ -382,14 +389,15 @@ def looked_for(kind: NodeKind, ref: str) -> Iterator[None]:
 
 
 def not_there(kind: NodeKind, ref: str) -> errors.NotFoundError:
-    """There is none of this name or id."""
+    """Return the error that there is none of this name or id."""
     return errors.NotFoundError(
         f"there is no {kind} {ref[:300]!r}; 'bock {kind} list' shows what there is"
     )
 
 
 def choose(kind: NodeKind, name: str, found: list[N], everything: Callable[[], list[N]]) -> N:
-    """The only one that `name` fits; what has no display name goes by its name in the pool."""
+    """Choose the only one that `name` fits. What has no display name goes by its name in the
+    pool."""
     if not found:
         found = [one for one in everything() if one.name == name]
     if not found:
@@ -401,7 +409,8 @@ def choose(kind: NodeKind, name: str, found: list[N], everything: Callable[[], l
 
 
 def sized(key: str, size_bytes: int, content_bytes: int | None = None) -> dict[str, object]:
-    """A size in a request: GiB, rounded up, under the API's key; bytes for a bockd."""
+    """Return a size as a request has it: GiB, rounded up, under the API's key; and bytes for a
+    bockd."""
     exactly = {"size_bytes": size_bytes}
     if content_bytes not in (None, size_bytes):
         exactly["content_bytes"] = content_bytes
@@ -409,7 +418,7 @@ def sized(key: str, size_bytes: int, content_bytes: int | None = None) -> dict[s
 
 
 def decode(content: bytes) -> Any:
-    """A JSON reply. UnavailableError when it is none."""
+    """Decode a JSON reply. Raises UnavailableError when it is not JSON."""
     import msgspec
 
     try:
@@ -421,7 +430,7 @@ def decode(content: bytes) -> Any:
 def understood(
     read: Callable[[dict[str, Any], str | None], T], view: dict[str, Any], uri: str | None
 ) -> T:
-    """A record from a reply. UnavailableError when it is another API's."""
+    """Read a record from a reply. Raises UnavailableError when the reply is another API's."""
     try:
         return read(view, uri)
     except (KeyError, TypeError, ValueError) as error:
@@ -431,12 +440,13 @@ def understood(
 
 
 def attachment_path(attached: Attached) -> str:
-    """Of one attachment, below the tenant's."""
+    """Return the path of an attachment, below the tenant's URL."""
     return f"servers/{segment(attached.server)}/os-volume_attachments/{attached.volume}"
 
 
 def connect() -> StorageClient:
-    """The tenant's storage that the environment points to, until the command ends."""
+    """Return a client of the tenant's storage that the environment points to. It is closed when the
+    command ends."""
     client = StorageClient(load_settings(), os.environ)
     click.get_current_context().call_on_close(client.close)
     return client

@@ -74,7 +74,7 @@ def rotate(as_json: bool) -> None:
 
 
 def print_shell(stored: dict[str, str], url: str | None) -> None:
-    """Lines for `eval`."""
+    """Print lines for the shell's `eval`."""
     if url is None:
         raise InvalidRequestError(
             "the daemon's API is on its socket only, so there is no OS_AUTH_URL: let it listen "
@@ -92,8 +92,8 @@ def print_shell(stored: dict[str, str], url: str | None) -> None:
 
 
 def api_url(settings: Settings) -> str | None:
-    """Where the daemon's API is, over TCP: as it says to all clients, else as it listens, or would
-    when it does not run."""
+    """Return the URL of the daemon's API over TCP: the one that it tells all clients, else where it
+    listens, or would listen if it ran; None when it does not listen on TCP."""
     if settings.catalog.public_url is not None:
         return settings.catalog.public_url
     try:

@@ -79,7 +79,8 @@ def import_image(image: str, name: str | None, image_format: str | None, as_json
 
 
 def local_uri(found: Volume | Snapshot) -> str:
-    """Where the data moves. NotSupportedError on another machine than the daemon's."""
+    """Return the NBD URI over which data moves. Raises NotSupportedError on a machine other than
+    the daemon's."""
     if found.uri is None:
         raise NotSupportedError(
             "data moves over the daemon's NBD socket, which cannot be used from here: run this on "

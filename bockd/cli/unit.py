@@ -8,8 +8,8 @@ from importlib.resources import files
 
 
 def render_unit(package: str, unit: str, program: str) -> str:
-    """The text of `unit` in `package`, where @PROGRAM@ stands for the path of `program`: the one of
-    this environment, or else whatever was started."""
+    """Return the text of `unit` in `package`, with the path of `program` in the place of @PROGRAM@:
+    the program of this environment, or else the one that was started."""
     path = os.path.join(os.path.dirname(sys.executable), program)
     if not os.path.exists(path):
         path = os.path.abspath(sys.argv[0])

@@ -50,7 +50,8 @@ class Unpacked:
 
 @contextlib.contextmanager
 def unpacked(path: Path, name: str) -> Iterator[Unpacked]:
-    """Within, what is in the file at `path`, which people call `name`, after all wrappings.
+    """Unpack all wrappings of the file at `path` and yield what is in them. `name` is the file's
+    name in messages.
 
     Raises DamagedError (a wrapping's data is damaged or cut short), InvalidRequestError (no disk is
     in it), NotSupportedError (several are), NoSpaceError, NotFoundError.
@@ -132,7 +133,7 @@ class GzipDecompressor:
 
 
 def decompressor(wrapping: Wrapping) -> tuple[Decompressor, type[Exception]]:
-    """A new decompressor, and what it raises for damaged data."""
+    """Return a new decompressor, and the exception that it raises for damaged data."""
     if wrapping is Wrapping.GZIP:
         import zlib
 
@@ -202,7 +203,8 @@ def take_disk_out(outer: Unpacked, inner: Scratch) -> str:
 
 
 def only_disk(archive: tarfile.TarFile, name: str) -> tarfile.TarInfo:
-    """The archive's disk. Raises InvalidRequestError without one, NotSupportedError for several."""
+    """Return the archive's disk. Raises InvalidRequestError when there is none, NotSupportedError
+    for several."""
     disks = [member for member in archive if member.isreg() and is_disk_name(member.name)]
     if not disks:
         raise InvalidRequestError(f"{name} is an archive without a disk image in it; {INSIST}")
@@ -216,7 +218,7 @@ def only_disk(archive: tarfile.TarFile, name: str) -> tarfile.TarInfo:
 
 
 def is_disk_name(name: str) -> bool:
-    """Whether an archive's member is a disk, by its name."""
+    """Return whether an archive's member is a disk, by its name."""
     path = PurePath(name)
     if path.suffix.lower() in PACKED_ENDINGS:
         path = path.with_suffix("")

@@ -88,7 +88,7 @@ def create(
 
 
 def where_to_connect(found: Volume) -> list[str]:
-    """A line about a new volume, where there is something to say."""
+    """Return a line about a new volume that says where to connect to it, if that is known."""
     return [] if found.uri is None else [f"connect to it at {found.uri}"]
 
 
@@ -135,7 +135,7 @@ def show(volume: str, as_json: bool) -> None:
 
 
 def volume_fields(found: Volume) -> list[tuple[str, str]]:
-    """What people see of a volume."""
+    """Return the titles and values that are printed for a volume."""
     at = found.attachment
     attached = [] if at is None else [("attached to", f"{at.server} as {at.device}")]
     origin = [] if found.from_snapshot is None else [("from snapshot", str(found.from_snapshot))]
@@ -157,14 +157,15 @@ def volume_fields(found: Volume) -> list[tuple[str, str]]:
 
 
 def imported_fields(found: Volume | Snapshot) -> list[tuple[str, str]]:
-    """What people see of the size that an export has, where it is another one."""
+    """Return what is printed for the size that an export has, if it is not the volume's own
+    size."""
     if found.content_bytes == found.size_bytes:
         return []
     return [("imported size", format_exact_size(found.content_bytes))]
 
 
 def end_fields(found: Volume | Snapshot) -> list[tuple[str, str]]:
-    """What people see at the end of a volume or a snapshot."""
+    """Return what is printed at the end for a volume or a snapshot."""
     described = [] if not found.description else [("description", found.description)]
     return [
         *described,
@@ -175,7 +176,7 @@ def end_fields(found: Volume | Snapshot) -> list[tuple[str, str]]:
 
 
 def space_fields(space: Space) -> list[tuple[str, str]]:
-    """What people see of the space that a volume or a snapshot takes."""
+    """Return what is printed for the space that a volume or a snapshot takes."""
     return [
         ("exclusive", format_size(space.exclusive_bytes)),
         ("shared", format_size(space.shared_bytes)),
