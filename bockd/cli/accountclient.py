@@ -28,12 +28,12 @@ class AccountClient(ControlClient):
         return decode(self.request("POST", "/tenants", body), TenantInfo)
 
     def set_quota(self, ref: str, quota: NewQuota | None) -> TenantInfo:
-        """Change a tenant's quota; None: the default again."""
+        """Change a tenant's quota; None restores the default."""
         body = {"quota": None if quota is None else asdict(quota)}
         return decode(self.request("PUT", f"/tenants/{segment(ref)}/quota", body), TenantInfo)
 
     def delete_tenant(self, ref: str) -> None:
-        """Forget a tenant; InUseError while it has anything."""
+        """Delete a tenant. Raises InUseError while it has volumes, snapshots or servers."""
         self.request("DELETE", f"/tenants/{segment(ref)}")
 
     def list_users(self) -> list[UserInfo]:
@@ -50,16 +50,16 @@ class AccountClient(ControlClient):
         return decode(self.request("POST", "/users", body), NewPassword)
 
     def delete_user(self, name: str) -> None:
-        """Forget a user."""
+        """Delete a user."""
         self.request("DELETE", f"/users/{segment(name)}")
 
     def grant(self, name: str, tenant: str) -> UserInfo:
-        """Let a user into a tenant."""
+        """Let a user act for a tenant."""
         path = f"/users/{segment(name)}/tenants/{segment(tenant)}"
         return decode(self.request("PUT", path), UserInfo)
 
     def revoke(self, name: str, tenant: str) -> UserInfo:
-        """Take a user out of a tenant."""
+        """Let a user no longer act for a tenant."""
         path = f"/users/{segment(name)}/tenants/{segment(tenant)}"
         return decode(self.request("DELETE", path), UserInfo)
 

@@ -271,7 +271,7 @@ def grant(user: str, tenant: str, as_json: bool) -> None:
 @click.argument("tenant")
 @json_option
 def revoke(user: str, tenant: str, as_json: bool) -> None:
-    """Let USER act for TENANT no more, with tokens that were given out neither."""
+    """Let USER no longer act for TENANT, not even with tokens that were given out before."""
     show_one(connect().revoke(user, tenant), as_json=as_json)
 
 

@@ -129,8 +129,8 @@ def nbdkit_plugin() -> None:
 
 
 def check_anywhere(path: Path, *, repair: bool) -> CheckReport:
-    """Check the pool here, or by the daemon that has it. InUseError says which process has it: a
-    daemon, or another check."""
+    """Check the pool here, or let the daemon that has it check it. Raises InUseError, which says
+    which process has the pool: a daemon, or another check."""
     from bockd.blockstorage.check import check_pool
 
     try:

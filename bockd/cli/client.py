@@ -108,7 +108,7 @@ class ControlClient:
         return decode(self.request("POST", "/servers", body), Server)
 
     def remove_server(self, name: str) -> None:
-        """Forget a server; InUseError while a volume is attached to it."""
+        """Remove a server. Raises InUseError while a volume is attached to it."""
         self.request("DELETE", f"/servers/{segment(name)}")
 
     def statistics(self) -> list[VolumeStatistics]:
@@ -141,7 +141,7 @@ class ControlClient:
         return self.get("/unowned", Unowned)
 
     def adopt(self, kind: NodeKind, ref: str, tenant: str) -> None:
-        """Give what belongs to nobody to a tenant."""
+        """Give a volume or snapshot that belongs to no tenant to a tenant."""
         self.request("POST", f"/{kind.value}s/{segment(ref)}/adopt", {"tenant": tenant})
 
     def list_images(self) -> list[ImageInfo]:
@@ -153,7 +153,7 @@ class ControlClient:
         return self.get(f"/images/{segment(ref)}", ImageInfo)
 
     def delete_image(self, ref: str) -> None:
-        """Forget an image; InUseError while it is read."""
+        """Delete an image. Raises InUseError while it is read."""
         self.request("DELETE", f"/images/{segment(ref)}")
 
     def begin_import(
@@ -177,12 +177,12 @@ class ControlClient:
         return decode(self.request("POST", "/imports", body), ImportInfo)
 
     def finish_import(self, volume: VolumeId) -> ImageInfo:
-        """Make what was written an image, however long its flush takes."""
+        """Make an image of what was written, however long its flush takes."""
         path = f"/imports/{volume}/finish"
         return decode(self.request("POST", path, patient=True), ImageInfo)
 
     def cancel_import(self, volume: VolumeId) -> None:
-        """Forget what was written; InUseError while a client is connected."""
+        """Discard what was written. Raises InUseError while a client is connected."""
         self.request("DELETE", f"/imports/{volume}")
 
     def get(self, path: str, answer: type[T]) -> T:

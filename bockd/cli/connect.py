@@ -109,7 +109,7 @@ def connect(
 def each(
     outcomes: Iterable[Connection | BockdError], as_json: bool
 ) -> tuple[list[Connection], int]:
-    """Tell the failures at once; return what succeeded, and how many failed."""
+    """Report each failure at once. Return what succeeded, and how many failed."""
     done: list[Connection] = []
     failed = 0
     for outcome in outcomes:

@@ -66,8 +66,8 @@ class Connector:
     # -- connecting --------------------------------------------------------------------------
 
     def connect(self, ref: str, wanted: Wanted) -> Connection:
-        """Make a volume a device of this host. ConflictError when it is one already, or is
-        attached elsewhere; whatever fails leaves it as it was."""
+        """Make a volume a block device of this host. Raises ConflictError when it is one already,
+        or is attached elsewhere. After any failure the volume is as it was before."""
         require_root("connect")
         volume = self._client.find_volume(ref)
         with self._records.locked():
@@ -93,7 +93,7 @@ class Connector:
         ]
 
     def _connect_again(self, known: Connection, wanted: Wanted) -> Connection:
-        """What an earlier connecting has left unfinished, or a reboot has ended."""
+        """Complete what an earlier `bock connect` left unfinished, or what a reboot has ended."""
         device = find_device(known)
         if device is not None and not self._is_dead(known, device):
             raise ConflictError(f"volume {known.volume} ({known.name}) is {device} already")
@@ -111,7 +111,7 @@ class Connector:
         return self._restore_one(known)
 
     def _plan(self, volume: Volume, wanted: Wanted) -> Connection:
-        """The record to write, once all is there that the machine needs."""
+        """Return the record to write, after a check that the machine has all that is needed."""
         device, file = "", None
         if wanted.loop:
             if wanted.device is not None:
@@ -160,7 +160,7 @@ class Connector:
         return kernelnbd.find_free([one.device for one in self._records.list() if one.boot == boot])
 
     def _attach(self, volume: Volume, server: str) -> tuple[WayIn, bool]:
-        """The way in, and whether it is we who have attached."""
+        """Return how the volume is reached, and whether this call has attached it."""
         if volume.attachment is None:
             return self._attach_to(server, volume), True
         way = self._client.way_in(volume.attachment)
@@ -185,7 +185,7 @@ class Connector:
 
     @contextmanager
     def _undone_by(self, planned: Connection, attached_here: bool, way: WayIn) -> Iterator[None]:
-        """If it fails inside, the volume is as it was, and the record gone."""
+        """If the body fails, detach the volume if it was attached here, and remove the record."""
         try:
             yield
         except BaseException as error:
@@ -203,7 +203,7 @@ class Connector:
             raise
 
     def _bring_up(self, planned: Connection, volume: Volume, way: WayIn) -> Connection:
-        """The device, and its name in the record."""
+        """Set up the device, and write its name to the record."""
         uri = "" if planned.file is not None else find_uri(volume, way)
         up = bring_up(planned, uri, self._trust)
         try:
@@ -216,7 +216,8 @@ class Connector:
     # -- bringing back -----------------------------------------------------------------------
 
     def restore(self) -> Iterator[Connection | BockdError]:
-        """Bring back what was connected, each one or why it was not possible."""
+        """Bring back what was connected. Yield each connection, or the error that says why it
+        failed."""
         require_root("connect")
         with self._records.locked():
             for known in self.own():
@@ -273,7 +274,7 @@ class Connector:
         return self._attach_to(known.server, volume)
 
     def _again(self, known: Connection) -> str:
-        """The same NBD device if it is free."""
+        """Return the same NBD device if it is free, else another one; empty for a loop device."""
         if known.file is not None:
             return ""
         try:
@@ -284,9 +285,9 @@ class Connector:
     # -- growing -----------------------------------------------------------------------------
 
     def refresh(self, ref: str | None = None) -> Iterator[Connection | BockdError]:
-        """Let the devices of this daemon and tenant, or one volume's, have the sizes that their
-        volumes have now, whether they are used or not. Yield each that has grown, or why one could
-        not."""
+        """Give the devices of this daemon and tenant, or of one volume, the sizes that their
+        volumes have now, even if they are in use. Yield each connection that has grown, or the
+        error that says why it could not."""
         require_root("connect --refresh")
         with self._records.locked():
             for known in self._chosen(ref):
@@ -313,8 +314,8 @@ class Connector:
     # -- disconnecting -----------------------------------------------------------------------
 
     def disconnect(self, ref: str, *, force: bool = False) -> Connection:
-        """End a device and detach its volume. InUseError while the device is used, unless forced;
-        with `force` what is not written yet is lost."""
+        """End a device and detach its volume. Raises InUseError while the device is used, unless
+        forced. With `force`, what is not written yet is lost."""
         require_root("disconnect")
         with self._records.locked():
             known = self.find(ref)

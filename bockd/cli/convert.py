@@ -45,16 +45,15 @@ def ending_signals_held() -> Iterator[None]:
 
 
 def convert(arguments: list[str], *, title: str, size_bytes: int) -> None:
-    """Run `qemu-img convert` with `arguments`; a bar shows `size_bytes` going by at a terminal.
-
-    Raises BockdError with what qemu-img says when it fails. It never outlives this call.
-    """
+    """Run `qemu-img convert` with `arguments`. At a terminal a progress bar of `size_bytes` is
+    shown. Raises BockdError with what qemu-img says when it fails. qemu-img never outlives this
+    call."""
     with progress_bar(title, size_bytes) as show:
         run_convert(arguments, show)
 
 
 def run_convert(arguments: list[str], show: Callable[[float], None] | None) -> None:
-    """Run `qemu-img convert`, and tell `show` the fraction done. See `convert`."""
+    """Run `qemu-img convert`, and call `show` with the fraction done. See `convert`."""
     with tempfile.TemporaryFile() as complaints:
         command = ["qemu-img", "convert", *([] if show is None else ["-p"]), *arguments]
         try:

@@ -127,7 +127,7 @@ def refuse_downgrade(url: str) -> Callable[[httpx.Request], None]:
 
 
 def attempt(http: httpx.Client, download: Download) -> None:
-    """Fetch what is missing."""
+    """Fetch what is missing, in one attempt."""
     headers = {"Accept-Encoding": "identity"}
     if download.done_bytes and download.version:
         headers |= {"Range": f"bytes={download.done_bytes}-", "If-Range": download.version}
@@ -164,8 +164,8 @@ def begin(download: Download, response: httpx.Response) -> None:
 
 
 def refuse_endless(download: Download, response: httpx.Response) -> None:
-    """Raise UnavailableError for an answer that ends when the server hangs up (RFC 9112, 6.3):
-    nobody could tell the whole file from a part of it."""
+    """Raise UnavailableError for a response that ends when the server closes the connection (RFC
+    9112, section 6.3): a part of the file could not be told from the whole."""
     chunked = "chunked" in response.headers.get("Transfer-Encoding", "").lower()
     if not chunked and not response.headers.get("Content-Length", "").isdigit():
         raise UnavailableError(
@@ -191,6 +191,6 @@ def strong_version(response: httpx.Response) -> str | None:
 
 
 def check_length(download: Download, length_bytes: int) -> None:
-    """Raise InvalidRequestError when it is more than any image has."""
+    """Raise InvalidRequestError when the file is larger than any image may be."""
     if length_bytes > MAX_FILE_BYTES:
         raise InvalidRequestError(f"{download.url} is larger than {MAX_FILE_BYTES} bytes")

@@ -250,7 +250,8 @@ def moved(show: Callable[[int], None], offset: int, length: int) -> Callable[[fl
 
 
 def discard_output() -> None:
-    """Keep Python from complaining at its end about what nobody has read."""
+    """Redirect standard output to /dev/null, so that Python does not complain at its end about data
+    that nobody has read."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

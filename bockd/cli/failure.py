@@ -74,7 +74,7 @@ class Program(LazyGroup):
 
 
 def end(program: str, code: str, message: str, status: int, *, as_json: bool) -> NoReturn:
-    """Say what happened, and exit."""
+    """Print an error and exit with `status`."""
     tell(program, code, message, as_json=as_json)
     sys.exit(status)
 

@@ -63,7 +63,7 @@ class Http:
         self._client: httpx.Client | None = None
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         if self._local is not None:
             self._local.close()
             self._local = None

@@ -140,7 +140,7 @@ def fill_new_image(client: ControlClient, source: Source, opened: Image, name: s
 
 
 def cancel(client: ControlClient, begun: ImportInfo, cause: BaseException) -> None:
-    """Have the daemon forget a half import."""
+    """Have the daemon discard an unfinished import."""
     try:
         when_released(lambda: client.cancel_import(begun.id))
     except NotFoundError:

@@ -70,7 +70,7 @@ class Scratch:
             check_room(self._called, KEEP_FREE_BYTES)
 
     def begin_anew(self) -> None:
-        """Forget what was written. Raises OSError."""
+        """Discard what was written. Raises OSError."""
         self.file.seek(0)
         self.file.truncate()
         self.done_bytes = 0
@@ -96,7 +96,7 @@ def scratch(called: str) -> Iterator[Scratch]:
 
 
 def check_room(called: str, more_bytes: int) -> None:
-    """Raise NoSpaceError rather than fill a file system."""
+    """Raise NoSpaceError when scratch files need more bytes than the file system has free."""
     free = shutil.disk_usage(directory()).free
     if more_bytes > free:
         raise NoSpaceError(

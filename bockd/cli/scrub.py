@@ -72,7 +72,7 @@ def scrub(
 def scrub_anywhere(
     path: Path, rate_mib: int, *, restart: bool, only_look: bool, show: Show
 ) -> ScrubStatus:
-    """Scrub the pool here, or let the daemon do it that has it; how that ended."""
+    """Scrub the pool here, or let the daemon that has it do so. Return how that ended."""
     from bockd.engine.scrubbing import scrub_pool
 
     try:

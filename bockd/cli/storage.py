@@ -173,11 +173,11 @@ class StorageClient:
         return self._act(volume, {"revert": {"snapshot_id": snapshot}})
 
     def reopen_volume(self, volume: int) -> Volume:
-        """Let a volume that is refused be used again."""
+        """Let a volume be used again that was in status error."""
         return self._act(volume, {"bockd-reopen": None})
 
     def delete_volume(self, volume: int) -> None:
-        """Delete a volume; InvalidStateError while a client is connected."""
+        """Delete a volume. Raises InvalidStateError while a client is connected."""
         self._request("DELETE", f"os-volumes/{volume}")
 
     def _act(self, volume: int, action: Mapping[str, object]) -> Volume:
@@ -205,7 +205,8 @@ class StorageClient:
         return self._snapshot(self._get(f"os-snapshots/{snapshot}")["snapshot"])
 
     def create_snapshot(self, volume: int, name: str) -> Snapshot:
-        """Freeze what a volume holds now, attached or not. ConflictError as for a volume."""
+        """Create a snapshot of what a volume holds now, attached or not. Raises ConflictError when
+        the tenant has a snapshot of that name, as for a volume."""
         check_name(name)
         if taken := self.list_snapshots(name):
             raise errors.ConflictError(
@@ -216,7 +217,7 @@ class StorageClient:
         return self.show_snapshot(created["id"])
 
     def delete_snapshot(self, snapshot: int) -> None:
-        """Delete a snapshot; InvalidStateError while it is read."""
+        """Delete a snapshot. Raises InvalidStateError while it is read."""
         self._request("DELETE", f"os-snapshots/{snapshot}")
 
     # -- what is beside them -----------------------------------------------------------------

@@ -116,7 +116,8 @@ def fill_new_volume(client: StorageClient, source: Source, opened: Image, name: 
 
 
 def discard(client: StorageClient, volume: Volume, cause: BaseException) -> None:
-    """Delete a half-filled volume, as soon as the daemon sees that qemu-img let go of it."""
+    """Delete a volume that is not filled completely, as soon as the daemon sees that qemu-img has
+    disconnected."""
     try:
         when_released(lambda: client.delete_volume(volume.id))
     except BockdError as error:
@@ -127,8 +128,8 @@ def discard(client: StorageClient, volume: Volume, cause: BaseException) -> None
 
 
 def when_released(action: Callable[[], T]) -> T:
-    """Do what needs a volume without clients, as soon as the daemon sees that the tool which we
-    ran has let go of it. Raises InUseError when somebody keeps it."""
+    """Run an action that needs a volume without clients, as soon as the daemon sees that the tool
+    which we ran has disconnected. Raises InUseError, InvalidStateError when a client stays."""
     deadline = time.monotonic() + RELEASE_TIMEOUT_SECONDS
     while True:
         try:

@@ -69,7 +69,7 @@ def unpacked(path: Path, name: str) -> Iterator[Unpacked]:
 
 
 def take_off(wrapping: Wrapping, outer: Unpacked, inner: Scratch) -> str:
-    """Write what is in `outer` to `inner`, and return its name."""
+    """Unpack one wrapping: write what is in `outer` to `inner`, and return its name."""
     if wrapping is Wrapping.TAR:
         return take_disk_out(outer, inner)
     with outer.path.open("rb", buffering=0) as file:

@@ -216,8 +216,8 @@ def extend(volume: str, size: int, as_json: bool) -> None:
 
 
 def enlarge_devices(client: StorageClient, grown: Volume) -> Iterator[str]:
-    """Let a device of this machine have the size of its volume, which has grown. Yield what stands
-    in the way, here or in the virtual machine that has the volume."""
+    """Give the device of a volume on this machine the size to which the volume has grown. Yield
+    what stands in the way, here or in the virtual machine that has the volume."""
     if grown.attachment is None:
         return
     if grown.last_error is not None:

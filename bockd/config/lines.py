@@ -152,7 +152,7 @@ class _Scanner:
             self._match(_SCALAR)
 
     def _items(self, end: str) -> Iterator[None]:
-        """Stops at each item up to the closing `end`."""
+        """Yield at each item, up to the closing `end`."""
         while True:
             self._skip()
             if self._take(end):

@@ -67,7 +67,8 @@ def stored_bytes(path: Path, length_bytes: int) -> int:
 
 
 def nonzero_bytes(path: Path, length_bytes: int) -> int:
-    """Return how many bytes are in blocks that are not all zeros; reads all of it. OSError."""
+    """Return how many bytes are in blocks that are not all zeros. All data of the file is read, but
+    no holes. Raises OSError."""
     found = 0
     with path.open("rb", buffering=0) as file:
         for begin, end in data_ranges(file.fileno(), length_bytes):

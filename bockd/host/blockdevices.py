@@ -98,10 +98,10 @@ def claimed(device: str) -> Iterator[int]:
 
 
 def flush(device: str, descriptor: int) -> None:
-    """Write back what the kernel has cached of a device, and flush the device. DeviceError.
+    """Write back what the kernel has cached of a device, and flush the device. Raises DeviceError.
 
-    A process of its own does it, because one that waits for a device cannot be ended: not by a
-    limit, nor by who has lost patience.
+    A separate process does it, because a process that waits for a device cannot be ended: not by a
+    limit, nor by a user who has lost patience.
     """
     try:
         status = run_within(

@@ -33,8 +33,9 @@ def is_dead(known: Connection, device: str) -> bool:
 
 
 def bring_up(planned: Connection, uri: str, trust: Trust) -> Connection:
-    """Make the device of a record; returns the record with what tells the device from others. A
-    loop device needs no `uri`. NotFoundError, DeviceError, with nothing left behind."""
+    """Set up the device of a record. Return the record with what tells the device from others. A
+    loop device needs no `uri`. Raises NotFoundError, DeviceError, and then leaves nothing
+    behind."""
     if planned.file is not None:
         made = loopdevices.bring_up(planned.file, sector_bytes(planned))
         return replace(planned, device=made, disk_sequence=loopdevices.disk_sequence(made))
@@ -50,7 +51,8 @@ def sector_bytes(known: Connection) -> int:
 
 
 def grow(known: Connection, device: str, size: int) -> bool:
-    """Give a device the size in bytes that its volume has; False if it has it. DeviceError."""
+    """Give a device the size in bytes that its volume has. Return False if it already has it.
+    Raises DeviceError."""
     if blockdevices.size_bytes(device) == size:
         return False
     (kernelnbd if known.file is None else loopdevices).set_size(device, size)
@@ -65,8 +67,8 @@ def take_down(known: Connection) -> None:
 
 
 def end_device(known: Connection, *, used: bool = False, lossy: bool = False) -> None:
-    """End a device and wait until it has gone. InUseError, unless it may be `used`; DeviceError
-    when it cannot be flushed, unless it may be `lossy`."""
+    """End a device and wait until it has gone. Raises InUseError, unless it may be `used`;
+    DeviceError when it cannot be flushed, unless it may be `lossy`."""
     device = find_device(known)
     assert device is not None
     if used and known.file is None:

@@ -38,7 +38,8 @@ MODULE = SYS_BLOCK.parents[1] / "module" / "nbd"
 
 
 def require() -> None:
-    """Load the module, and find nbd-client. NotSupportedError says what to do without them."""
+    """Load the module, and find nbd-client. Raises NotSupportedError, which says what to do without
+    them."""
     if not _is_loaded():
         reason = "the module was loaded, and there is no /sys/class/block/nbd0"
         try:
@@ -90,7 +91,7 @@ def find_free(taken: Collection[str]) -> str:
 
 
 def _names() -> list[str]:
-    """By number."""
+    """List the NBD devices by number."""
     names = [entry.name for entry in SYS_BLOCK.glob("nbd*") if entry.name[3:].isdigit()]
     return sorted(names, key=lambda name: int(name[3:]))
 
@@ -134,7 +135,7 @@ def _end(device: str) -> None:
 
 
 def set_size(device: str, size: int) -> None:
-    """Give a device, which may be used, a new size in bytes. DeviceError."""
+    """Give a device, which may be in use, a new size in bytes. Raises DeviceError."""
     try:
         nbdnetlink.set_size(int(device.removeprefix("/dev/nbd")), size)
     except NotSupportedError:
@@ -159,12 +160,12 @@ def _set_size_by_ioctl(device: str, size: int) -> None:
 
 
 def take_down(device: str) -> None:
-    """Disconnect a device, also from under those who use it. DeviceError."""
+    """Disconnect a device, even if it is in use. Raises DeviceError."""
     run_tool("nbd-client", "-d", device)
 
 
 def wait_until_gone(device: str) -> None:
-    """Return once nothing is connected. DeviceError."""
+    """Wait until nothing is connected to the device. Raises DeviceError."""
     if not wait_until(lambda: find_pid(device) is None):
         raise DeviceError(f"{device} is still connected after nbd-client -d; who has it open?")
     # The kernel keeps the partitions of a device that has gone until somebody looks.

@@ -90,7 +90,8 @@ def bring_up(path: str, sector_bytes: int = SECTOR_BYTES) -> str:
 
 
 def set_size(device: str, size: int) -> None:
-    """Let a device, which may be used, see the size in bytes that its file has now. DeviceError."""
+    """Give a device, which may be in use, the size in bytes that its file has now. Raises
+    DeviceError."""
     file = find_file(device)
     if file is not None:
         # The kernel knows a size that it was told when somebody asked for it.
@@ -102,11 +103,11 @@ def set_size(device: str, size: int) -> None:
 
 
 def take_down(device: str) -> None:
-    """Let go of the file, also from under those who use the device. DeviceError."""
+    """Detach a loop device from its file, even if it is in use. Raises DeviceError."""
     run_tool("losetup", "--detach", device)
 
 
 def wait_until_gone(device: str) -> None:
-    """Return once the device is on nothing. DeviceError."""
+    """Wait until the device has no file. Raises DeviceError."""
     if not wait_until(lambda: find_file(device) is None):
         raise DeviceError(f"{device} is still there after losetup --detach; who has it open?")

@@ -155,7 +155,7 @@ class Records:
             raise from_os_error(error, f"writing {path}") from error
 
     def remove(self, connection: Connection) -> None:
-        """Forget a connection, durably."""
+        """Remove a record durably."""
         path = self._path(connection)
         try:
             path.unlink(missing_ok=True)
