@@ -42,8 +42,8 @@ class AccessKey:
 
 
 class Accounts:
-    """What the operator may do about tenants and users. A tenant is named by its id or its name, a
-    user by its name; NotFoundError for one that is not there."""
+    """The operator's operations on tenants and users. A tenant is given by its id or its name, a
+    user by its name. Raises NotFoundError for one that does not exist."""
 
     def __init__(self, index: Index) -> None:
         self._index = index
@@ -51,17 +51,18 @@ class Accounts:
     # -- tenants -----------------------------------------------------------------------------
 
     def tenants(self) -> list[TenantRecord]:
-        """All tenants by name, those of Keystone that have or had something here too."""
+        """Return all tenants by name, with those projects of Keystone that have or had something in
+        the pool."""
         with self._index.reading() as txn:
             return sorted(Ledger(txn).tenants(), key=lambda record: record.tenant.name)
 
     def tenant(self, ref: str) -> TenantRecord:
-        """One tenant."""
+        """Return one tenant's record."""
         with self._index.reading() as txn:
             return _tenant(Ledger(txn), ref)
 
     def create_tenant(self, name: str, quota: Quota | None = None) -> Tenant:
-        """A tenant with a new id; ConflictError when the name is taken."""
+        """Create a tenant with a new id. Raise ConflictError when the name is taken."""
         check_name(name)
         tenant = Tenant(TenantId(secrets.token_hex(16)), name)
 
@@ -75,8 +76,8 @@ class Accounts:
         return tenant
 
     def set_quota(self, ref: str, quota: Quota | None) -> TenantRecord:
-        """Give a tenant a quota of its own, or None for the default. What it has already stays,
-        though it be more."""
+        """Give a tenant a quota of its own; None means the default quota. What the tenant has
+        stays, even if it is more."""
 
         def change(txn: Transaction) -> TenantRecord:
             ledger = Ledger(txn)
@@ -87,8 +88,8 @@ class Accounts:
         return self._index.update(change)
 
     def delete_tenant(self, ref: str) -> TenantRecord:
-        """Forget a tenant, and that users are in it. InUseError while it has volumes, snapshots,
-        or servers of its own."""
+        """Delete a tenant, and take its users out of it. Raise InUseError while it has volumes,
+        snapshots, or servers of its own."""
 
         def change(txn: Transaction) -> TenantRecord:
             ledger = Ledger(txn)
@@ -105,19 +106,20 @@ class Accounts:
     # -- users -------------------------------------------------------------------------------
 
     def users(self) -> list[User]:
-        """All users by name."""
+        """Return all users by name."""
         with self._index.reading() as txn:
             ledger = Ledger(txn)
             return [_seen(ledger, record) for record in ledger.users()]
 
     def user(self, name: str) -> User:
-        """One user."""
+        """Return one user."""
         with self._index.reading() as txn:
             ledger = Ledger(txn)
             return _seen(ledger, _user(ledger, name))
 
     def create_user(self, name: str, password: str, tenants: tuple[str, ...]) -> UserId:
-        """A user in these tenants; ConflictError when the name is taken."""
+        """Create a user in these tenants and return its id. Raise ConflictError when the name is
+        taken."""
         user = new_user(name, password, ())
 
         def change(txn: Transaction) -> None:
@@ -129,7 +131,7 @@ class Accounts:
         return user.id
 
     def delete_user(self, name: str) -> None:
-        """Forget a user; tokens and access keys are invalid from now on."""
+        """Delete a user; tokens and access keys are invalid from now on."""
 
         def change(txn: Transaction) -> None:
             ledger = Ledger(txn)
@@ -138,7 +140,7 @@ class Accounts:
         self._index.update(change)
 
     def grant(self, name: str, ref: str) -> User:
-        """Let a user into a tenant."""
+        """Give a user access to a tenant."""
 
         def change(txn: Transaction) -> User:
             ledger = Ledger(txn)
@@ -166,7 +168,7 @@ class Accounts:
     # -- secrets -----------------------------------------------------------------------------
 
     def set_password(self, name: str, password: str) -> None:
-        """Give a user another password; tokens are invalid from now on."""
+        """Set a new password for a user; tokens are invalid from now on."""
         hashed = hash_secret(password)
 
         def change(txn: Transaction) -> None:
@@ -176,7 +178,7 @@ class Accounts:
         self._index.update(change)
 
     def create_access_key(self, username: str) -> AccessKey:
-        """Another way in for a user."""
+        """Create one more access key for a user. The others stay valid."""
         key, record = new_access_key(username)
 
         def change(txn: Transaction) -> None:
@@ -188,7 +190,8 @@ class Accounts:
         return key
 
     def replace_access_keys(self, username: str) -> AccessKey:
-        """The same, in the place of all others; they are invalid from now on, and so are tokens."""
+        """Create an access key in place of all others of a user. They are invalid from now on, and
+        so are the user's tokens."""
         key, record = new_access_key(username)
         self._index.update(lambda txn: replace_keys(Ledger(txn), username, key, record))
         return key

@@ -21,7 +21,7 @@ _ANY_NUMBER = Quota(UNLIMITED, UNLIMITED, UNLIMITED)
 
 
 def find_unowned(txn: Transaction) -> tuple[list[VolumeRecord], list[SnapshotRecord]]:
-    """What could be adopted, by id."""
+    """Return the volumes and the snapshots that no tenant owns and that can be adopted, by id."""
     ledger, catalogue = Ledger(txn), Catalogue(txn)
     volumes = {owned.volume.id for owned in ledger.all_volumes()}
     volumes |= {filling.volume for filling in ledger.imports()}

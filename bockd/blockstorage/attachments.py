@@ -41,14 +41,14 @@ class Attachments:
         self._pool = context.pool
 
     def list(self, tenant: TenantId, server: str) -> list[Attachment]:
-        """4.4.3.1."""
+        """Return a server's attachments (section 4.4.3.1)."""
         with self._pool.store.index.reading() as txn:
             ledger = Ledger(txn)
             self._server(ledger, tenant, server)
             return [attachment_of(volume) for volume in ledger.attached(tenant, server)]
 
     def show(self, tenant: TenantId, server: str, volume: VolumeId) -> Attachment:
-        """One attachment."""
+        """Return the attachment of one volume to a server."""
         with self._pool.store.index.reading() as txn:
             ledger = Ledger(txn)
             self._server(ledger, tenant, server)
@@ -62,7 +62,7 @@ class Attachments:
     async def attach(
         self, tenant: TenantId, server: str, volume: VolumeId, device: str | None
     ) -> Attachment:
-        """4.4.3.2."""
+        """Attach a volume to a server (section 4.4.3.2)."""
         rules.check_server(server)
         export_name = secrets.token_urlsafe(EXPORT_NAME_BYTES)
         now = self._pool.clock()
@@ -117,7 +117,7 @@ class Attachments:
     async def detach(
         self, tenant: TenantId, server: str, volume: VolumeId, *, force: bool = False
     ) -> None:
-        """4.4.3.3."""
+        """Detach a volume from a server (section 4.4.3.3)."""
         rules.check_server(server)
 
         def begin(txn: Transaction) -> tuple[Server, Volume]:
@@ -154,8 +154,9 @@ class Attachments:
 async def end_attachment(
     context: StorageContext, tenant: TenantId, at: Server | None, volume: Volume, reason: str | None
 ) -> None:
-    """Out of `detaching`, whatever the server does: its connections are cut, then the device is
-    removed from it (None: there is none). What goes wrong there is added to the reason."""
+    """Take a volume out of `detaching`, whatever the server does. First its connections are cut,
+    then the device is removed from the server `at` (None: there is no device). What goes wrong with
+    the device is added to `reason`."""
     attachment = attachment_of(volume)
     failed = await context.exports.withdraw(attachment, force=True)
     hit(Failpoint.API_CUT)
@@ -188,7 +189,7 @@ def _devices_at(ledger: Ledger, tenant: TenantId, at: Server) -> list[str]:
 
 
 def attachment_of(volume: Volume) -> Attachment:
-    """The attachment of a volume that has one."""
+    """Return the attachment of a volume that is attached."""
     assert volume.attachment is not None
     return volume.attachment
 

@@ -77,7 +77,7 @@ class Changes:
             await self._context.update(lambda txn: _note(txn, tenant, volume, attachment, reason))
 
     async def revert(self, tenant: TenantId, volume: VolumeId, snapshot: SnapshotId) -> None:
-        """Make a volume hold again what one of its snapshots holds."""
+        """Revert a volume to one of its snapshots."""
         rules.check_can_be_reverted(volume, self._volumes.show(tenant, volume).status)
         with self._pool.store.index.reading() as txn:
             _check_source(txn, tenant, volume, snapshot)
@@ -90,7 +90,7 @@ class Changes:
             await self._pool.revert_volume(volume, snapshot, in_transaction)
 
     async def reopen(self, tenant: TenantId, volume: VolumeId) -> None:
-        """Accept what an error may have lost."""
+        """Use a volume again after an error, and accept that it may have lost writes."""
         found = self._volumes.show(tenant, volume)
         assert found.backing is not None
         trouble = found.backing.error
@@ -104,13 +104,13 @@ class Changes:
             await self._pool.reopen_volume(volume, in_transaction)
 
     def volume_space(self, tenant: TenantId, volume: VolumeId) -> Steps[Space]:
-        """A walk over the volume's maps."""
+        """Compute a volume's exact space by a walk over its maps."""
         with self._pool.store.index.reading() as txn:
             Ledger(txn).volume(tenant, volume)
         return self._pool.measure(NodeKind.VOLUME, volume)
 
     def snapshot_space(self, tenant: TenantId, snapshot: SnapshotId) -> Steps[Space]:
-        """A walk over the snapshot's maps."""
+        """Compute a snapshot's exact space by a walk over its maps."""
         with self._pool.store.index.reading() as txn:
             Ledger(txn).snapshot(tenant, snapshot)
         return self._pool.measure(NodeKind.SNAPSHOT, snapshot)

@@ -13,15 +13,15 @@ from bockd.model import VolumeId
 
 
 def check_pool(path: Path, *, repair: bool) -> CheckReport:
-    """Check the pool at `path`, which no daemon may have open; raises what `opened_to_check`
+    """Check the pool at `path`, which no daemon may have open. Raises what `opened_to_check`
     raises."""
     with opened_to_check(path, repair=repair) as (store, live):
         return check_everything(store, live=live, repair=repair)
 
 
 def check_everything(store: StoreAccess, *, live: frozenset[VolumeId], repair: bool) -> CheckReport:
-    """`check_open_pool`, and the recount of tenants' records. Repairing changes nothing about the
-    latter: they say what was promised to whom, so that a person has to look at them."""
+    """Check the open pool (see `check_open_pool`) and recount the tenants' records. Repair changes
+    none of these records: they say what was promised to whom, so a person has to look at them."""
     report = check_open_pool(store, live=live, repair=repair)
     with store.index.examining() as txn:
         recounted = find_problems(txn)

@@ -99,32 +99,34 @@ class IssuedToken:
 
 
 class Identity(Protocol):
-    """Who may do what. Another implementation may ask a Keystone instead."""
+    """Authentication and authorization. Another implementation may ask a Keystone instead."""
 
     async def issue_token(self, credentials: Credentials, tenant: str | None) -> IssuedToken:
-        """A token for a tenant, given by id or name; None is the user's only tenant (the first
-        by name when there are several).
+        """Issue a token for a tenant, given by id or name. None means the user's only tenant (the
+        first by name when there are several).
 
         Raises UnauthorizedError for wrong credentials and for a tenant that the user is not in,
-        without saying which; OverLimitError when too many ask at once.
+        without saying which; OverLimitError when too many requests come at once.
         """
         ...
 
     async def validate_token(self, token: str) -> Principal:
-        """Whose token it is. UnauthorizedError when it is unknown or has expired."""
+        """Return the principal whose token it is. Raise UnauthorizedError when the token is unknown
+        or has expired."""
         ...
 
     async def authorize(self, token: str, tenant: str) -> Principal:
-        """The same, for a request to a path of `tenant` (an id): ForbiddenError when the token is
-        valid for another one."""
+        """Validate a token for a request to a path of `tenant` (an id). Raise UnauthorizedError as
+        `validate_token` does, and ForbiddenError when the token is valid for another tenant."""
         ...
 
     async def revoke_token(self, token: str) -> None:
-        """Make a token invalid at once. UnauthorizedError when it is already."""
+        """Make a token invalid at once. Raise UnauthorizedError when it is invalid already."""
         ...
 
     async def list_tenants(self, token: str) -> list[Tenant]:
-        """All tenants of the token's user, by name. UnauthorizedError."""
+        """List all tenants of the token's user, by name. Raise UnauthorizedError for an invalid
+        token."""
         ...
 
 
@@ -212,19 +214,20 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class NewVolume:
-    """What a volume shall be. At most one of `snapshot_id` and `image_id`.
+    """What a new volume should be. At most one of `snapshot_id` and `image_id` is given.
 
     `size_gib` (1 to 16384) is required for a blank volume. With a snapshot it has no effect: the
     volume has the snapshot's size, and that is what is recorded and counted (4.4.2, rule 1, without
     its bug). With an image it may be left out, and must not be smaller than the image.
 
-    `size_bytes` (1 MiB to 16 TiB, in whole blocks) is ours: an exact size, which `size_gib` may
-    repeat rounded up. It does have effect with a snapshot, and must not be smaller than it. Rounded
-    up is what is recorded and counted.
+    `size_bytes` (1 MiB to 16 TiB, in whole blocks) is our extension: an exact size, which
+    `size_gib` may repeat, rounded up. It does have effect with a snapshot, and must not be smaller
+    than it. The size rounded up is what is recorded and counted.
 
-    `content_bytes` is ours too: the size of the image that will be written to a blank volume, of
-    which `size_bytes` is then whole blocks, and 1 MiB at least. An export gives so much. Snapshots
-    have it, clones and reverted volumes of the same size too; one that is extended has it no more.
+    `content_bytes` is our extension too: the size of the image that will be written to a blank
+    volume. `size_bytes` is then that size rounded up to whole blocks, and at least 1 MiB. `bock
+    volume export` writes that many bytes. Snapshots keep it, and so do clones and reverted volumes
+    of the same size; a volume that is extended loses it.
     """
 
     size_gib: int | None
@@ -242,7 +245,7 @@ class NewVolume:
 
 @dataclass(frozen=True, slots=True)
 class NewSnapshot:
-    """What a snapshot shall be. `force`: of an attached volume too."""
+    """What a new snapshot should be. `force`: also of an attached volume."""
 
     volume_id: VolumeId
     display_name: str | None = None
@@ -252,10 +255,10 @@ class NewSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """What a volume or snapshot is to be called from now on; None leaves what is there. An empty
-    name or description is none.
+    """The new name, description and metadata of a volume or snapshot; None leaves what is there. An
+    empty name or description removes it.
 
-    Its name in the pool, and so the name of its export, stays.
+    The name in the pool, and so the name of the export, stays.
     """
 
     display_name: str | None = None
@@ -268,10 +271,11 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Which part of a list, in the order of ids.
+    """Which part of a list to return. Lists are in the order of ids.
 
-    Negative numbers raise InvalidRequestError. First what has `display_name` (when given), then
-    what comes after id `marker`, then without the first `offset`, then at most `limit`.
+    Negative numbers raise InvalidRequestError. The filters apply in this order: only items with
+    `display_name` (when given), then those after id `marker`, then without the first `offset`, then
+    at most `limit`.
     """
 
     limit: int | None = None
@@ -340,7 +344,7 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class NewImage:
-    """What an image shall be; see `Image`."""
+    """What a new image should be; see `Image`."""
 
     name: str
     disk_format: str
@@ -367,13 +371,13 @@ class BlockStorage(Protocol):
     """See the module's docstring for what holds for all methods."""
 
     async def list_volumes(self, tenant: TenantId, page: Page = EVERYTHING) -> list[Volume]:
-        """4.4.2.1."""
+        """List a tenant's volumes (section 4.4.2.1)."""
         ...
 
     async def create_volume(self, tenant: TenantId, new: NewVolume) -> Volume:
-        """4.4.2.2. The volume returned is "creating", as specified; it is ready nevertheless and
-        the next look at it says so. Only a volume whose image is still to be fetched from Glance
-        stays "creating", until it is available or in error.
+        """Create a volume (section 4.4.2.2). The status returned is "creating", as specified,
+        though the volume is ready and the next request shows that. Only a volume whose image is
+        still to be fetched from Glance stays "creating", until it is available or in error.
 
         Raises OverLimitError beyond the tenant's quota, NotFoundError for the snapshot or image,
         InvalidStateError when the snapshot is not available.
@@ -381,32 +385,35 @@ class BlockStorage(Protocol):
         ...
 
     async def show_volume(self, tenant: TenantId, volume: VolumeId) -> Volume:
-        """4.4.2.3."""
+        """Return one volume (section 4.4.2.3)."""
         ...
 
     async def edit_volume(self, tenant: TenantId, volume: VolumeId, edit: Edit) -> Volume:
-        """Ours, in the form of Cinder's update. Returns the volume as it is then.
+        """Change a volume's name, description and metadata: our extension, in the form of Cinder's
+        update. Returns the volume after the change.
 
-        Raises InvalidRequestError for texts that cannot be kept, NotFoundError for a metadata item
-        that is to go and is not there.
+        Raises InvalidRequestError for texts that cannot be stored, NotFoundError for a metadata
+        item that is to be removed and does not exist.
         """
         ...
 
     async def edit_snapshot(self, tenant: TenantId, snapshot: SnapshotId, edit: Edit) -> Snapshot:
-        """The same of a snapshot, which has no metadata."""
+        """Change a snapshot's name and description, as `edit_volume` does. Snapshots have no
+        metadata."""
         ...
 
     async def delete_volume(self, tenant: TenantId, volume: VolumeId) -> None:
-        """4.4.2.4. It is gone when this returns; its snapshots, and volumes made from them, stay.
+        """Delete a volume (section 4.4.2.4). It is gone when this returns; its snapshots, and
+        volumes made from them, stay.
 
-        Raises InvalidStateError unless it is available or in error, and while a client is
-        connected to it. Another failure leaves it in error_deleting, to be tried again.
+        Raises InvalidStateError unless it is available or in error, and while a client is connected
+        to it. After another failure it is in error_deleting, and the deletion can be tried again.
         """
         ...
 
     async def extend_volume(self, tenant: TenantId, volume: VolumeId, size_bytes: int) -> None:
-        """Ours, in the form of Cinder's os-extend: grow a volume. Connected clients see the new
-        size when they connect again.
+        """Grow a volume: our extension, in the form of Cinder's os-extend. Connected clients see
+        the new size when they connect again.
 
         Raises InvalidRequestError unless it grows, InvalidStateError unless it is available or in
         use, OverLimitError beyond the quota.
@@ -414,8 +421,9 @@ class BlockStorage(Protocol):
         ...
 
     async def revert_volume(self, tenant: TenantId, volume: VolumeId, snapshot: SnapshotId) -> None:
-        """Ours, in the form of Cinder's revert: the volume holds again exactly what one of its
-        snapshots holds. Its size stays; what lies beyond the snapshot's end reads as zeros.
+        """Revert a volume to exactly the content of one of its snapshots: our extension, in the
+        form of Cinder's revert. The volume's size stays; what lies beyond the snapshot's end reads
+        as zeros.
 
         Raises InvalidRequestError for another volume's snapshot, InvalidStateError unless both are
         available, and while a client is connected to the volume.
@@ -423,73 +431,77 @@ class BlockStorage(Protocol):
         ...
 
     async def reopen_volume(self, tenant: TenantId, volume: VolumeId) -> None:
-        """Ours: use a volume again that is refused after an error (`Backing.error`), accepting that
-        writes since its last successful flush may be lost.
+        """Use a volume again that is refused after an error (`Backing.error`): our extension. The
+        caller accepts that writes since the last successful flush may be lost.
 
         Raises InvalidStateError when nothing is wrong with it, and while a client is connected.
         """
         ...
 
     async def volume_space(self, tenant: TenantId, volume: VolumeId) -> Space:
-        """Ours: exact space, by a walk over the volume's maps."""
+        """Compute a volume's exact space by a walk over its maps: our extension."""
         ...
 
     async def snapshot_space(self, tenant: TenantId, snapshot: SnapshotId) -> Space:
-        """The same of a snapshot."""
+        """Compute a snapshot's exact space, as `volume_space` does."""
         ...
 
     async def list_snapshots(self, tenant: TenantId, page: Page = EVERYTHING) -> list[Snapshot]:
-        """4.4.4.1."""
+        """List a tenant's snapshots (section 4.4.4.1)."""
         ...
 
     async def create_snapshot(self, tenant: TenantId, new: NewSnapshot) -> Snapshot:
-        """4.4.4.2. What the volume holds now, frozen; "creating" when returned, as a volume is.
+        """Create a snapshot that freezes the volume's present content (section 4.4.4.2). The status
+        returned is "creating", as for a volume.
 
-        Raises InvalidStateError when the volume is attached (unless forced) or not settled,
+        Raises InvalidStateError when the volume is attached (unless forced) or not available,
         OverLimitError beyond the quota.
         """
         ...
 
     async def show_snapshot(self, tenant: TenantId, snapshot: SnapshotId) -> Snapshot:
-        """4.4.4.3."""
+        """Return one snapshot (section 4.4.4.3)."""
         ...
 
     async def delete_snapshot(self, tenant: TenantId, snapshot: SnapshotId) -> None:
-        """4.4.4.4. Volumes made from it stay. InvalidStateError while it is read."""
+        """Delete a snapshot (section 4.4.4.4). Volumes made from it stay. Raise InvalidStateError
+        while it is read."""
         ...
 
     async def list_attachments(self, tenant: TenantId, server: str) -> list[Attachment]:
-        """4.4.3.1. By volume id; empty for a server that has none. NotFoundError for what is no
-        server (see `show_server`)."""
+        """List a server's attachments by volume id (section 4.4.3.1); the list is empty for a
+        server that has none. Raise NotFoundError for an unknown server (see `show_server`)."""
         ...
 
     async def show_attachment(self, tenant: TenantId, server: str, volume: VolumeId) -> Attachment:
-        """One of them. NotFoundError when the volume is not attached to this server."""
+        """Return the attachment of one volume. Raise NotFoundError when the volume is not attached
+        to this server."""
         ...
 
     async def attach(
         self, tenant: TenantId, server: str, volume: VolumeId, device: str | None
     ) -> Attachment:
-        """4.4.3.2. Device None is the next free one, from /dev/vdb. The export is open when this
-        returns and, at a VM, the device is plugged in.
+        """Attach a volume to a server (section 4.4.3.2). Device None means the next free one, from
+        /dev/vdb. When this returns, the export is open and, at a VM, the device is plugged in.
 
-        Raises InvalidStateError unless the volume is available (rules 1 and 4),
-        InvalidRequestError for a device that is not one, ConflictError when the server has
-        something there (rule 6). When the export cannot be opened or the device not be plugged in,
-        the volume is available again, and its `last_error` says why, as does what is raised.
+        Raises InvalidStateError unless the volume is available (rules 1 and 4), InvalidRequestError
+        for a name that is no device's, ConflictError when the server has something at that device
+        (rule 6). When the export cannot be opened or the device cannot be plugged in, the volume is
+        available again, and its `last_error` and the error raised both say why.
         """
         ...
 
     async def detach(
         self, tenant: TenantId, server: str, volume: VolumeId, *, force: bool = False
     ) -> None:
-        """4.4.3.3. When this returns the export is gone, all that was acknowledged through it is
-        flushed, and nothing that its clients still send can land.
+        """Detach a volume from a server (section 4.4.3.3). When this returns the export is gone,
+        all that was acknowledged through it is flushed, and nothing that its clients still send has
+        any effect.
 
-        Clients get a moment to have what they sent answered, and a VM to give the device up; when
-        it does not, the volume stays in use, its `last_error` says why, and a BockdError is
-        raised. With `force` the connections are cut at once, and a VM is not waited for. When the
-        flush fails the volume is detached and in error.
+        Clients get a moment to have their requests answered, and a VM to give the device up; when
+        it does not, the volume stays in use, its `last_error` says why, and a BockdError is raised.
+        With `force` the connections are cut at once, and a VM is not waited for. When the flush
+        fails, the volume is detached and in error.
 
         Raises NotFoundError when it is attached to another server, InvalidStateError unless it is
         in use (rule 3).
@@ -497,29 +509,30 @@ class BlockStorage(Protocol):
         ...
 
     def connections(self, attachment: Attachment) -> int:
-        """How many clients are connected to an attachment's export."""
+        """Return how many clients are connected to an attachment's export."""
         ...
 
     async def list_servers(self, tenant: TenantId) -> list[Server]:
-        """The registered servers that exist for a tenant, by name."""
+        """List the registered servers that exist for a tenant, by name."""
         ...
 
     async def show_server(self, tenant: TenantId, server: str) -> Server:
-        """One server. NotFoundError for an id that is not 1 to 255 letters, digits, ".", "_" or
-        "-", and for one that is registered for another tenant. One that nobody registered is a
-        plain server, unless servers are strict: then it is not found either."""
+        """Return one server. Raise NotFoundError for an id that is not 1 to 255 letters, digits,
+        ".", "_" or "-", and for a server that is registered for another tenant. An id that nobody
+        has registered is a plain server; when servers are strict, it is not found either."""
         ...
 
     async def limits(self, tenant: TenantId) -> Limits:
-        """Section 4.4.2, "Quota Limits"."""
+        """Return the tenant's limits and usage (section 4.4.2, "Quota Limits")."""
         ...
 
     async def list_images(self) -> list[Image]:
-        """All images, by name and id."""
+        """List all images, by name and id."""
         ...
 
     async def show_image(self, image: ImageId) -> Image: ...
 
     async def list_extensions(self) -> list[Extension]:
-        """What this API has beyond OpenStack Compute 1.1, which the specification builds on."""
+        """List what this API has beyond OpenStack Compute 1.1, which the specification builds
+        on."""
         ...

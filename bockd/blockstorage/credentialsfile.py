@@ -46,11 +46,11 @@ DEMO = "demo"
 
 
 def establish(index: Index, data_dir: Path, note: Callable[[str], None] = lambda _: None) -> None:
-    """At the first start, make the tenant and user `demo` and write their credentials to
+    """Create the tenant and user `demo` at the first start, and write their credentials to
     `CREDENTIALS_FILE`, mode 0600.
 
-    The file comes first, then the commit: who dies in between finds no user at the next start and
-    begins again, with new secrets in a new file. `note` is told where the file is.
+    The file comes first, then the commit. After a crash in between, the next start finds no user
+    and begins again, with new secrets in a new file. `note` is called with the path of the file.
 
     At a later start, finish or undo a rotation that was interrupted.
     """
@@ -79,11 +79,11 @@ def establish(index: Index, data_dir: Path, note: Callable[[str], None] = lambda
 
 
 def rotate(index: Index, data_dir: Path) -> dict[str, str]:
-    """Give the user of the credentials file another password and access key, and write the file
-    anew; a file that is lost is made again, for `DEMO`. Returns what is in it.
+    """Give the user of the credentials file a new password and access key, and write the file anew.
+    A file that is lost is written again, for `DEMO`. Returns the file's new content.
 
     All tokens of the user are invalid from now on. Raises NotFoundError when there is no such user
-    or it is in no tenant; what the disk refuses is raised, and nothing has changed.
+    or it is in no tenant. An error of the disk is raised, and nothing has changed then.
     """
     name = _username(data_dir)
     password = new_secret()

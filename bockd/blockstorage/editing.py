@@ -34,7 +34,7 @@ def edit_volume(tenant: TenantId, volume: VolumeId, edit: Edit) -> Callable[[Tra
 def edit_snapshot(
     tenant: TenantId, snapshot: SnapshotId, edit: Edit
 ) -> Callable[[Transaction], None]:
-    """The same of a snapshot."""
+    """Return a change for `StorageContext.update`, for a snapshot; see `edit_volume`."""
 
     def change(txn: Transaction) -> None:
         ledger = Ledger(txn)

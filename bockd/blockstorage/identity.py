@@ -190,7 +190,8 @@ class LocalIdentity:
 
 
 def state_of(user: UserRecord) -> str:
-    """What is part of the key of a user's tokens: they end when it changes."""
+    """Return the user's state, which is part of the key of its tokens (bockd.blockstorage.tokens).
+    The tokens become invalid when it changes."""
     return f"{user.id}:{user.epoch}:{user.password}"
 
 

@@ -44,7 +44,7 @@ _CHECKSUM = re.compile(r"[0-9a-f]{64}")
 
 
 def random_id() -> ImageId:
-    """A new image's id: a UUID, as Glance's are."""
+    """Return a new image's id: a UUID, as Glance's are."""
     return ImageId(str(uuid.uuid4()))
 
 
@@ -59,12 +59,12 @@ class Images:
     # -- looking -----------------------------------------------------------------------------
 
     def all(self) -> list[ImageRecord]:
-        """All images, by name."""
+        """Return all images by name."""
         with self._pool.store.index.reading() as txn:
             return sorted(Ledger(txn).images(), key=lambda found: found.image.name)
 
     def find(self, ref: str) -> ImageRecord:
-        """The image of an id or a name; NotFoundError."""
+        """Return the image of an id or a name. Raise NotFoundError when there is none."""
         for found in self.all():
             if ref in (found.image.id, found.image.name):
                 return found
@@ -73,14 +73,14 @@ class Images:
         )
 
     def being_imported(self) -> list[ImportRecord]:
-        """The imports under way."""
+        """Return the imports in progress."""
         with self._pool.store.index.reading() as txn:
             return list(Ledger(txn).imports())
 
     # -- importing ---------------------------------------------------------------------------
 
     async def begin(self, new: NewImage) -> ImportRecord:
-        """The volume to be filled, empty, of `new.size_bytes`.
+        """Begin an import: create the empty volume to be filled, of `new.size_bytes`.
 
         Raises InvalidRequestError, and ConflictError when the name is taken or the content is an
         image already; the message says which.
@@ -123,10 +123,10 @@ class Images:
         return ImportRecord(volume.id, image, fetched)
 
     async def finish(self, volume: VolumeId) -> ImageRecord:
-        """Make the filled volume the image, durably; the volume is no more.
+        """Make the filled volume the image, durably; the volume no longer exists then.
 
-        Raises InUseError while a client is connected to it, NotFoundError when it is not being
-        filled (any more), ConflictError as `begin` does. The import goes on when it raises.
+        Raises InUseError while a client is connected to it, NotFoundError when it is not (or no
+        longer) being filled, ConflictError as `begin` does. The import goes on when this raises.
         """
         made: list[ImageRecord] = []
 
@@ -152,8 +152,8 @@ class Images:
         return made[0]
 
     async def cancel(self, volume: VolumeId) -> None:
-        """Forget an import and what it has written. InUseError while a client is connected,
-        NotFoundError when there is no such import."""
+        """Cancel an import and delete what it has written. Raise InUseError while a client is
+        connected, NotFoundError when there is no such import."""
         with self._pool.store.index.reading() as txn:
             _import_into(Ledger(txn), volume)
         await self._pool.delete_volume(volume, forget_record)
@@ -161,8 +161,8 @@ class Images:
         self._context.exports.forget(NodeKind.VOLUME, volume)
 
     async def sweep(self) -> None:
-        """At the start: cancel what a crash interrupted. What cannot be is reported and kept for
-        the next start."""
+        """Cancel, at the start, the imports that a crash interrupted. One that cannot be cancelled
+        is logged and kept for the next start."""
         for filling in self.being_imported():
             try:
                 await self._pool.delete_volume(filling.volume, forget_record)
@@ -174,7 +174,7 @@ class Images:
     # -- deleting ----------------------------------------------------------------------------
 
     async def delete(self, ref: str) -> ImageRecord:
-        """Forget an image; volumes made from it stay. InUseError while it is read."""
+        """Delete an image; volumes made from it stay. Raise InUseError while it is read."""
         found = self.find(ref)
 
         def in_transaction(txn: Transaction, _snapshot: SnapshotRecord) -> None:
@@ -187,9 +187,10 @@ class Images:
 
 
 def refuse_known(ledger: Ledger, image: Image, *, fetched: bool) -> None:
-    """Raise ConflictError when there is an image with this content, or with this name.
+    """Raise ConflictError when there is an image with this content or with this name.
 
-    Who imports may see all images but those that were fetched: what those hold is not told.
+    The caller may see all images but those that were fetched, so the error says nothing about the
+    content of those.
     """
     for record in ledger.images():
         known = record.image

@@ -39,8 +39,8 @@ _TRANSIENT = frozenset({Status.CREATING, Status.ATTACHING, Status.DETACHING, Sta
 
 
 async def resolve_interrupted(context: StorageContext) -> None:
-    """Leave nothing in a transient status. One that cannot be deleted is reported; the others are
-    resolved."""
+    """Resolve every transient status that a crash left. A volume or snapshot that cannot be deleted
+    is logged, and the others are resolved."""
     await Images(context).sweep()
     with context.pool.store.index.reading() as txn:
         ledger = Ledger(txn)
@@ -89,7 +89,8 @@ def _has_device(volume: Volume) -> bool:
 
 
 def detaching(context: StorageContext) -> list[OwnedVolume]:
-    """What `resolve_interrupted` has left for `finish_detaching`. Ask before the frontends open."""
+    """Return the volumes that `resolve_interrupted` has left for `finish_detaching`. Call this
+    before the frontends open."""
     with context.pool.store.index.reading() as txn:
         volumes = Ledger(txn).sound_volumes()
         return [owned for owned in volumes if owned.volume.status is Status.DETACHING]

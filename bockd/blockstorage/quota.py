@@ -17,7 +17,8 @@ and a client that runs away, not the disk."""
 
 
 def with_volume(quota: Quota, used: Usage, size_gib: int) -> Usage:
-    """The usage with one more volume; OverLimitError, in the specification's words."""
+    """Return the usage with one more volume. Raise OverLimitError beyond the quota, in the
+    specification's words."""
     if _exceeds(quota.volumes, used.volumes + 1) or _exceeds(
         quota.gigabytes, used.gigabytes + size_gib
     ):
@@ -28,7 +29,8 @@ def with_volume(quota: Quota, used: Usage, size_gib: int) -> Usage:
 
 
 def with_growth(quota: Quota, used: Usage, volume: int, old_gib: int, new_gib: int) -> Usage:
-    """The usage with a volume that is larger than it was; OverLimitError."""
+    """Return the usage after a volume has grown from `old_gib` to `new_gib`. Raise OverLimitError
+    beyond the quota."""
     grown = used.gigabytes + new_gib - old_gib
     if new_gib > old_gib and _exceeds(quota.gigabytes, grown):
         raise OverLimitError(
@@ -38,7 +40,7 @@ def with_growth(quota: Quota, used: Usage, volume: int, old_gib: int, new_gib: i
 
 
 def with_snapshot(quota: Quota, used: Usage, volume: int) -> Usage:
-    """The usage with one more snapshot; OverLimitError."""
+    """Return the usage with one more snapshot. Raise OverLimitError beyond the quota."""
     if _exceeds(quota.snapshots, used.snapshots + 1):
         raise OverLimitError(
             f"Snapshot quota exceeded. You cannot create a snapshot of volume {volume}"
@@ -47,12 +49,12 @@ def with_snapshot(quota: Quota, used: Usage, volume: int) -> Usage:
 
 
 def without_volume(used: Usage, size_gib: int) -> Usage:
-    """The usage with one volume less."""
+    """Return the usage with one volume less."""
     return replace(used, volumes=used.volumes - 1, gigabytes=used.gigabytes - size_gib)
 
 
 def without_snapshot(used: Usage) -> Usage:
-    """The usage with one snapshot less."""
+    """Return the usage with one snapshot less."""
     return replace(used, snapshots=used.snapshots - 1)
 
 

@@ -142,7 +142,7 @@ R = TypeVar("R")
 
 
 def decode(kind: type[R], payload: bytes) -> R:
-    """A record from its JSON; DamagedError when it does not fit its type."""
+    """Decode a record from its JSON. Raise DamagedError when it does not fit its type."""
     try:
         return msgspec.json.decode(payload, type=kind)
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
@@ -150,7 +150,7 @@ def decode(kind: type[R], payload: bytes) -> R:
 
 
 def text_key(text: str) -> bytes | None:
-    """The key of a name that a client sent; None when it cannot be one."""
+    """Return the index key of a name that a client sent, or None when the name cannot be a key."""
     encoded = text.encode("utf-8", "surrogatepass")
     return encoded if 0 < len(encoded) <= MAX_KEY_BYTES else None
 
@@ -180,7 +180,8 @@ class Ledger:
     # -- tenants -----------------------------------------------------------------------------
 
     def tenant(self, tenant: TenantId) -> TenantRecord:
-        """A tenant's record; an empty one for a tenant that another identity service knows."""
+        """Return a tenant's record. A tenant that only another identity service knows gets an empty
+        one."""
         found = self._get(Table.TENANTS, text_key(tenant), TenantRecord)
         return found or TenantRecord(Tenant(tenant, tenant), None, Usage())
 
@@ -191,7 +192,7 @@ class Ledger:
         self._put(Table.TENANTS, record.tenant.id.encode(), record)
 
     def remove_tenant(self, tenant: TenantId) -> None:
-        """A tenant that has nothing any more."""
+        """Remove the record of a tenant that no longer has anything."""
         self.txn.delete(Table.TENANTS, tenant.encode())
 
     def _use(self, record: TenantRecord, used: Usage) -> None:
@@ -200,19 +201,20 @@ class Ledger:
     # -- volumes -----------------------------------------------------------------------------
 
     def owned_volume(self, volume: VolumeId) -> OwnedVolume | None:
-        """A volume whoever it belongs to; None when it belongs to nobody."""
+        """Return a volume with its owner, whichever tenant that is; None when no tenant owns it."""
         key = id_key(volume) if in_id_range(volume) else None
         return self._get(Table.API_VOLUMES, key, OwnedVolume)
 
     def volume(self, tenant: TenantId, volume: VolumeId) -> Volume:
-        """One of the tenant's volumes; NotFoundError."""
+        """Return one of the tenant's volumes. Raise NotFoundError when the tenant has no such
+        volume."""
         found = self.owned_volume(volume)
         if found is None or found.tenant != tenant:
             raise not_found(NodeKind.VOLUME, volume)
         return found.volume
 
     def volumes(self, tenant: TenantId, after: int = 0) -> Iterator[Volume]:
-        """The tenant's volumes by id, those after an id."""
+        """Yield the tenant's volumes whose ids are greater than `after`, by id."""
         for node in self._owned(NodeKind.VOLUME, tenant, after):
             yield self.volume(tenant, VolumeId(node))
 
@@ -223,21 +225,23 @@ class Ledger:
         return self._all(Table.API_VOLUMES, OwnedVolume)
 
     def add_volume(self, tenant: TenantId, volume: Volume, quota_of: QuotaOf) -> None:
-        """A new volume, within the tenant's quota. OverLimitError."""
+        """Add a new volume, within the tenant's quota. Raise OverLimitError beyond it."""
         record = self.tenant(tenant)
         self._use(record, quota.with_volume(quota_of(record), record.used, volume.size_gib))
         self.put_volume(tenant, volume)
         self.txn.put(Table.OWNED, owned_key(NodeKind.VOLUME, tenant, volume.id), b"")
 
     def put_volume(self, tenant: TenantId, volume: Volume) -> None:
-        """The volume as it is now. Attachments are changed by `attach` and `detach` only."""
+        """Write the volume's record as it is now. Attachments are changed by `attach` and `detach`
+        only."""
         assert volume.backing is None
         self._put(Table.API_VOLUMES, id_key(volume.id), OwnedVolume(tenant, volume))
 
     def resize_volume(
         self, tenant: TenantId, volume: Volume, size_gib: int, quota_of: QuotaOf
     ) -> None:
-        """A volume that has grown, within the tenant's quota. OverLimitError."""
+        """Record that a volume has grown, within the tenant's quota. Raise OverLimitError beyond
+        it."""
         record = self.tenant(tenant)
         allowed = quota_of(record)
         self._use(
@@ -246,7 +250,7 @@ class Ledger:
         self.put_volume(tenant, replace(volume, size_gib=size_gib))
 
     def remove_volume(self, owned: OwnedVolume) -> None:
-        """A volume that is no longer; it is not attached."""
+        """Remove the record of a volume that is being deleted. It must not be attached."""
         assert owned.volume.attachment is None
         tenant, volume = owned.tenant, owned.volume
         record = self.tenant(tenant)
@@ -257,7 +261,7 @@ class Ledger:
     # -- attachments -------------------------------------------------------------------------
 
     def attach(self, tenant: TenantId, volume: Volume, attachment: Attachment) -> None:
-        """The volume, as attached."""
+        """Record that the volume is attached."""
         self.put_volume(tenant, replace(volume, attachment=attachment))
         self.txn.put(Table.ATTACHED, attached_key(tenant, attachment.server_id, volume.id), b"")
         self.txn.put(
@@ -265,7 +269,7 @@ class Ledger:
         )
 
     def detach(self, tenant: TenantId, volume: Volume) -> None:
-        """The volume, as no longer attached."""
+        """Record that the volume is no longer attached."""
         attachment = volume.attachment
         assert attachment is not None
         self.put_volume(tenant, replace(volume, attachment=None))
@@ -273,15 +277,16 @@ class Ledger:
         self.txn.delete(Table.EXPORTS, export_key(attachment.export_name))
 
     def attached(self, tenant: TenantId, server: str) -> Iterator[Volume]:
-        """The volumes of one server, by id."""
+        """Yield the volumes of one server, by id."""
         first = attached_key(tenant, server, VolumeId(0))
         for key in self.txn.keys(Table.ATTACHED, first, first[:-8] + b"\xff" * 9):
             yield self.volume(tenant, VolumeId(_ID.unpack(key[-8:])[0]))
 
     def exported(self, export_name: str) -> OwnedVolume | None:
-        """The volume that is attached under an export name.
+        """Return the volume that is attached under an export name, or None.
 
-        How long the search takes says nothing of the names that exist: it is for a hash.
+        How long the search takes says nothing about the names that exist, because it looks for a
+        hash.
         """
         payload = self.txn.get(Table.EXPORTS, export_key(export_name))
         if payload is None:
@@ -298,7 +303,7 @@ class Ledger:
         return self._get(Table.SERVERS, text_key(name), Server)
 
     def servers(self) -> Iterator[Server]:
-        """All that are registered, by name."""
+        """Yield all registered servers, by name."""
         last = b"\xff" * MAX_KEY_BYTES
         for _, payload in self.txn.scan(Table.SERVERS, FIRST_KEY, last):
             yield decode(Server, payload)
@@ -312,19 +317,21 @@ class Ledger:
     # -- snapshots ---------------------------------------------------------------------------
 
     def owned_snapshot(self, snapshot: SnapshotId) -> OwnedSnapshot | None:
-        """A snapshot whoever it belongs to; None when it belongs to nobody."""
+        """Return a snapshot with its owner, whichever tenant that is; None when no tenant owns
+        it."""
         key = id_key(snapshot) if in_id_range(snapshot) else None
         return self._get(Table.API_SNAPSHOTS, key, OwnedSnapshot)
 
     def snapshot(self, tenant: TenantId, snapshot: SnapshotId) -> Snapshot:
-        """One of the tenant's snapshots; NotFoundError."""
+        """Return one of the tenant's snapshots. Raise NotFoundError when the tenant has no such
+        snapshot."""
         found = self.owned_snapshot(snapshot)
         if found is None or found.tenant != tenant:
             raise not_found(NodeKind.SNAPSHOT, snapshot)
         return found.snapshot
 
     def snapshots(self, tenant: TenantId, after: int = 0) -> Iterator[Snapshot]:
-        """The tenant's snapshots by id, those after an id."""
+        """Yield the tenant's snapshots whose ids are greater than `after`, by id."""
         for node in self._owned(NodeKind.SNAPSHOT, tenant, after):
             yield self.snapshot(tenant, SnapshotId(node))
 
@@ -335,19 +342,19 @@ class Ledger:
         return self._all(Table.API_SNAPSHOTS, OwnedSnapshot)
 
     def add_snapshot(self, tenant: TenantId, snapshot: Snapshot, quota_of: QuotaOf) -> None:
-        """A new snapshot, within the tenant's quota. OverLimitError."""
+        """Add a new snapshot, within the tenant's quota. Raise OverLimitError beyond it."""
         record = self.tenant(tenant)
         self._use(record, quota.with_snapshot(quota_of(record), record.used, snapshot.volume_id))
         self.put_snapshot(tenant, snapshot)
         self.txn.put(Table.OWNED, owned_key(NodeKind.SNAPSHOT, tenant, snapshot.id), b"")
 
     def put_snapshot(self, tenant: TenantId, snapshot: Snapshot) -> None:
-        """The snapshot as it is now."""
+        """Write the snapshot's record as it is now."""
         assert snapshot.backing is None
         self._put(Table.API_SNAPSHOTS, id_key(snapshot.id), OwnedSnapshot(tenant, snapshot))
 
     def remove_snapshot(self, owned: OwnedSnapshot) -> None:
-        """A snapshot that is no longer."""
+        """Remove the record of a snapshot that is being deleted."""
         tenant, snapshot = owned.tenant, owned.snapshot
         record = self.tenant(tenant)
         self._use(record, quota.without_snapshot(record.used))
@@ -364,7 +371,7 @@ class Ledger:
     # -- images ------------------------------------------------------------------------------
 
     def image(self, image: str) -> ImageRecord:
-        """One image; NotFoundError."""
+        """Return one image. Raise NotFoundError when there is none with this id."""
         found = self._get(Table.IMAGES, text_key(image), ImageRecord)
         if found is None:
             raise no_image(image)
@@ -383,7 +390,7 @@ class Ledger:
         return self._all(Table.IMPORTS, ImportRecord)
 
     def import_into(self, volume: VolumeId) -> ImportRecord | None:
-        """The import that fills a volume; None when none does."""
+        """Return the import that fills a volume, or None when none does."""
         key = id_key(volume) if in_id_range(volume) else None
         return self._get(Table.IMPORTS, key, ImportRecord)
 
@@ -399,7 +406,7 @@ class Ledger:
         return self._get(Table.USERS, text_key(name), UserRecord)
 
     def users(self) -> Iterator[UserRecord]:
-        """All users, by name."""
+        """Yield all users, by name."""
         for _, payload in self.txn.scan(Table.USERS, FIRST_KEY, b"\xff" * MAX_KEY_BYTES):
             yield decode(UserRecord, payload)
 
@@ -407,7 +414,7 @@ class Ledger:
         self._put(Table.USERS, record.name.encode(), record)
 
     def remove_user(self, name: str) -> None:
-        """A user, and the user's access keys. The tokens are invalid without the user."""
+        """Remove a user and its access keys. Its tokens are invalid without the user."""
         for key in self.access_keys_of(name):
             self.remove_access_key(key)
         self.txn.delete(Table.USERS, name.encode())
@@ -416,7 +423,7 @@ class Ledger:
         return self._get(Table.ACCESS_KEYS, text_key(access_key), AccessKeyRecord)
 
     def access_keys_of(self, username: str) -> list[str]:
-        """The access keys of a user."""
+        """Return the access keys of a user."""
         found = self.txn.scan(Table.ACCESS_KEYS, FIRST_KEY, b"\xff" * MAX_KEY_BYTES)
         return [
             key.decode()
@@ -445,20 +452,21 @@ class Ledger:
 
 
 def no_image(image: str) -> NotFoundError:
-    """The error for an image that is not there, or not for the one who asks."""
+    """Return the error for an image that does not exist, or not for this caller."""
     return NotFoundError(f"Image {image[:MAX_KEY_BYTES]} could not be found.")
 
 
 def owned_key(kind: NodeKind, tenant: TenantId, node: int) -> bytes:
-    """OWNED: a node of a tenant."""
+    """Return the key in OWNED of a tenant's volume or snapshot."""
     return kind.value[:1].encode() + tenant.encode() + b"\0" + id_key(node)
 
 
 def export_key(export_name: str) -> bytes:
-    """EXPORTS: a name, whatever a client makes of one."""
+    """Return the key in EXPORTS of an export name. Any text that a client sends as a name has a
+    key."""
     return hashlib.sha256(export_name.encode("utf-8", "surrogatepass")).digest()
 
 
 def attached_key(tenant: TenantId, server: str, volume: VolumeId) -> bytes:
-    """ATTACHED: a volume at a server of a tenant."""
+    """Return the key in ATTACHED of a volume at a tenant's server."""
     return tenant.encode() + b"\0" + server.encode() + b"\0" + id_key(volume)

@@ -23,7 +23,7 @@ _ANY_KEY = LAST_KEY + b"\xff" * 500
 
 
 def find_problems(txn: Transaction) -> tuple[str, ...]:
-    """One line for each thing that should never be."""
+    """Return one line for each broken invariant."""
     try:
         return _problems(txn)
     except DamagedError as error:

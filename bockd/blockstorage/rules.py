@@ -86,13 +86,14 @@ def check_move(kind: NodeKind, node: int, old: Status, new: Status) -> None:
 
 
 def status_shown(stored: Status, *, refused: bool) -> Status:
-    """The status that everybody is told: `error` when the pool refuses the volume. One that is
-    attached stays so, and can be detached."""
+    """Return the status that clients see: `error` when the pool refuses the volume. A volume that
+    is attached keeps its status, and can be detached."""
     return Status.ERROR if refused and stored is Status.AVAILABLE else stored
 
 
 def check_can_be_snapshotted(volume: int, status: Status, *, force: bool) -> None:
-    """4.4.4, "Business Rules": not while it is attached, unless forced (4.4.4.2)."""
+    """Check that a volume of this status may be snapshotted: while it is attached only with `force`
+    (4.4.4, "Business Rules", and 4.4.4.2). Raise InvalidStateError otherwise."""
     if status is Status.IN_USE and not force:
         refuse_state(NodeKind.VOLUME, volume, "it is attached to a server; detach it or use force")
     if status not in (Status.AVAILABLE, Status.IN_USE):
@@ -106,7 +107,8 @@ Check = Callable[[int, Status], None]
 
 
 def check_can_be_extended(volume: int, status: Status) -> None:
-    """Available or attached: Cinder's rule since version 3.42 of its API."""
+    """Check that a volume is available or attached: Cinder's rule since version 3.42 of its API.
+    Raise InvalidStateError otherwise."""
     if status not in (Status.AVAILABLE, Status.IN_USE):
         refuse_state(
             NodeKind.VOLUME,
@@ -116,7 +118,8 @@ def check_can_be_extended(volume: int, status: Status) -> None:
 
 
 def check_can_be_reverted(volume: int, status: Status) -> None:
-    """Cinder's rule: nobody is told that what a server has written is gone."""
+    """Check that a volume is available: Cinder's rule, because no server would learn that what it
+    has written is gone. Raise InvalidStateError otherwise."""
     if status is not Status.AVAILABLE:
         refuse_state(
             NodeKind.VOLUME, volume, f"its status must be available to be reverted; it is {status}"
@@ -124,7 +127,8 @@ def check_can_be_reverted(volume: int, status: Status) -> None:
 
 
 def check_can_be_reverted_to(snapshot: int, status: Status, origin: int, volume: int) -> None:
-    """A volume goes back to a finished snapshot of its own."""
+    """Check that a snapshot is available and is one of the volume's own. Raises
+    InvalidRequestError, InvalidStateError."""
     if origin != volume:
         raise InvalidRequestError(f"snapshot {snapshot} is not one of volume {volume}")
     if status is not Status.AVAILABLE:
@@ -136,7 +140,8 @@ def check_can_be_reverted_to(snapshot: int, status: Status, origin: int, volume:
 
 
 def check_can_be_reopened(volume: int, status: Status, trouble: str | None) -> None:
-    """Only what is refused is there to be reopened, attached or not."""
+    """Check that a volume, attached or not, is refused after an error: only such a volume can be
+    reopened. Raise InvalidStateError otherwise."""
     if status not in (Status.AVAILABLE, Status.IN_USE, Status.ERROR):
         refuse_state(NodeKind.VOLUME, volume, f"it cannot be reopened while it is {status}")
     if trouble is None:
@@ -144,7 +149,8 @@ def check_can_be_reopened(volume: int, status: Status, trouble: str | None) -> N
 
 
 def check_can_be_cloned(snapshot: int, status: Status) -> None:
-    """A volume is made from a finished snapshot only."""
+    """Check that a snapshot is available, so that a volume can be made from it. Raise
+    InvalidStateError otherwise."""
     if status is not Status.AVAILABLE:
         refuse_state(
             NodeKind.SNAPSHOT, snapshot, f"its status must be available to copy it; it is {status}"
@@ -157,12 +163,13 @@ def refuse_state(kind: NodeKind, node: int, reason: str) -> NoReturn:
 
 
 def in_use(kind: NodeKind, error: InUseError) -> InvalidStateError:
-    """The pool's refusal, which says who has it and what to do, in the same words."""
+    """Return the pool's refusal as InvalidStateError, in the words that clients know. It says who
+    has the volume or snapshot and what to do."""
     return InvalidStateError(f"Invalid {kind}: {error}")
 
 
 def not_found(kind: NodeKind, node: int) -> NotFoundError:
-    """The error of 4.4.4.2: "Volume 18819 could not be found."."""
+    """Return the error of section 4.4.4.2: "Volume 18819 could not be found."."""
     return NotFoundError(f"{kind.capitalize()} {shown_number(node)} could not be found.")
 
 
@@ -180,7 +187,8 @@ def check_size(size_gib: int) -> int:
 
 
 def exact_size(size_gib: int | None, size_bytes: int | None) -> int | None:
-    """The bytes that a request asks for in one way or the other; None when it says nothing.
+    """Return the size in bytes that a request asks for, in GiB or in bytes; None when it gives no
+    size.
 
     Raises InvalidRequestError when a size is out of range, and when the two contradict each other.
     """
@@ -198,12 +206,12 @@ def exact_size(size_gib: int | None, size_bytes: int | None) -> int | None:
 
 
 def size_in_gib(size_bytes: int) -> int:
-    """What is recorded and counted for a pool volume of any size: rounded up."""
+    """Return the size in GiB that is recorded and counted for a pool volume: rounded up."""
     return -(-size_bytes // GIB)
 
 
 def check_text(what: str, text: str | None) -> str | None:
-    """Return a display text that can be kept; raise InvalidRequestError otherwise."""
+    """Return a display text that can be stored; raise InvalidRequestError otherwise."""
     if text is None:
         return None
     if len(text) > MAX_TEXT_LENGTH:
@@ -218,7 +226,7 @@ def check_text(what: str, text: str | None) -> str | None:
 
 
 def check_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
-    """Return metadata that can be kept; raise InvalidRequestError otherwise."""
+    """Return metadata that can be stored; raise InvalidRequestError otherwise."""
     if len(metadata) > MAX_METADATA_ITEMS:
         raise InvalidRequestError(
             f"metadata has {len(metadata)} items; at most {MAX_METADATA_ITEMS} are kept"
@@ -232,15 +240,16 @@ def check_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
 
 
 def edited_text(what: str, old: str | None, new: str | None) -> str | None:
-    """Return a display text after an edit; raise InvalidRequestError for one that cannot be."""
+    """Return a display text after an edit; raise InvalidRequestError for one that cannot be
+    stored."""
     return old if new is None else check_text(what, new) or None
 
 
 def edited_metadata(old: Mapping[str, str], edit: Edit) -> dict[str, str]:
     """Return metadata after an edit.
 
-    Raises InvalidRequestError for what cannot be kept, NotFoundError for an item that is to go and
-    is not there.
+    Raises InvalidRequestError for what cannot be stored, NotFoundError for an item that is to be
+    removed and does not exist.
     """
     if edit.metadata is None:
         return dict(old)
@@ -263,12 +272,13 @@ def check_server(server: str) -> str:
 
 
 def in_id_range(node: int) -> bool:
-    """Whether a number a client sent can be an id at all."""
+    """Return whether a number that a client sent can be an id at all."""
     return 0 < node <= MAX_ID
 
 
 def shown_number(number: int) -> str:
-    """A number for a message. Python refuses to print the largest that a client may send."""
+    """Return a number as text for a message. Python refuses to print the largest that a client may
+    send."""
     return str(number) if abs(number) < 10**MAX_SHOWN_DIGITS else "(huge)"
 
 
@@ -276,11 +286,11 @@ def shown_number(number: int) -> str:
 
 
 def choose_device(wanted: str | None, taken: Collection[str]) -> str:
-    """The device for a new attachment of a server that has `taken` already.
+    """Return the device for a new attachment of a server that has `taken` already.
 
-    /dev/vdf and /dev/sdf are the same place on a server: the guest's driver chooses the prefix,
-    so only the letters count. Raises InvalidRequestError for what is no device, ConflictError when
-    its place is taken, OverLimitError when all are.
+    /dev/vdf and /dev/sdf are the same place on a server: the guest's driver chooses the prefix, so
+    only the letters count. Raises InvalidRequestError for a name that is no device's, ConflictError
+    when its place is taken, OverLimitError when all are.
     """
     places = {_place(device) for device in taken}
     if wanted is not None:
@@ -333,7 +343,7 @@ def check_page(page: Page) -> Page:
 
 
 def cut_page(items: Iterable[L], page: Page) -> list[L]:
-    """The part of `items`, which are in the order of their ids, that `page` names."""
+    """Return the part of `items` that `page` selects. The items are in the order of their ids."""
     limit = page.limit or None
     left_out = 0
     found: list[L] = []

@@ -24,7 +24,7 @@ DEFAULT_ZONE = "nova"
 
 
 class StepRunner(Protocol):
-    """Runs an operation to its end, whatever happens to who asked for it."""
+    """Runs an operation to its end, even if its caller is cancelled."""
 
     async def run(self, steps: Steps[T]) -> T: ...
 
@@ -37,29 +37,29 @@ class ExportPublisher(Protocol):
     """
 
     def publish(self, attachment: Attachment) -> Steps[None]:
-        """See that the volume can be served. A BockdError undoes the attachment."""
+        """Check that the volume can be served. A BockdError undoes the attachment."""
         ...
 
     def withdraw(self, attachment: Attachment, *, force: bool) -> Steps[str | None]:
-        """End all connections that came under the attachment's export name, and flush.
+        """End all connections that came under the attachment's export name, and flush the volume.
 
-        What they have sent is carried out and answered first, within a moment; with `force` only
-        what the engine has begun already. No request that came that way changes the volume after
-        this. Returns why the volume has failed, in this flush or before it; None if it has not.
-        A BockdError leaves the volume attached.
+        Requests that clients have sent are carried out and answered first, within a moment; with
+        `force`, only those that the engine has begun already. No request that came that way changes
+        the volume after this. Returns why the volume has failed, in this flush or before it; None
+        if it has not. A BockdError leaves the volume attached.
         """
         ...
 
     def clients(self, attachment: Attachment) -> int:
-        """How many there are under the attachment's export name."""
+        """Return how many clients are connected under the attachment's export name."""
         ...
 
     def forget(self, kind: NodeKind, node: int) -> None:
-        """The volume or snapshot is gone; so may be what was counted about it."""
+        """Drop the counters of a volume or snapshot that was deleted."""
         ...
 
     def connections(self, kind: NodeKind, node: int) -> int:
-        """How many NBD clients use a volume or snapshot now."""
+        """Return how many NBD clients use a volume or snapshot now."""
         ...
 
 
@@ -78,10 +78,10 @@ class NoPublisher:
         return 0
 
     def forget(self, kind: NodeKind, node: int) -> None:
-        """Nothing is kept about it."""
+        """Do nothing: no counters are kept."""
 
     def connections(self, kind: NodeKind, node: int) -> int:
-        """Nobody connects."""
+        """Return 0: no client connects."""
         del kind, node
         return 0
 
@@ -103,14 +103,15 @@ class StorageContext:
     """Names this run, so that who finds a daemon in two ways can tell that it is one."""
 
     def quota_of(self, record: TenantRecord) -> Quota:
-        """What the configuration says of the tenant, else what its record says, else the default.
-        By id first, because a tenant may be named like another one's id."""
+        """Return the tenant's quota: the configuration's, else that of its record, else the
+        default. In the configuration the id comes first, because a tenant may be named like another
+        one's id."""
         configured = self.tenant_quotas.get(record.tenant.id)
         configured = configured or self.tenant_quotas.get(record.tenant.name)
         return configured or record.quota or self.default_quota
 
     def backing(self, kind: NodeKind, record: VolumeRecord | SnapshotRecord) -> Backing:
-        """What the pool has behind a volume or snapshot. On the owner thread."""
+        """Return what the pool has behind a volume or snapshot. Call this on the owner thread."""
         return Backing(
             daemon=self.daemon,
             name=record.name,

@@ -27,20 +27,21 @@ MAX_SECRET_CHARACTERS: Final = 1024
 
 
 def new_secret() -> str:
-    """A random password, secret key or token, of letters, digits, "-" and "_"."""
+    """Generate a random password, secret key or token, of letters, digits, "-" and "_"."""
     return secrets.token_urlsafe(TOKEN_BYTES)
 
 
 def hash_secret(secret: str) -> str:
-    """What to store of a secret. Takes its time: not for the event loop."""
+    """Hash a secret for storage. This is slow by design: do not call it on the event loop."""
     salt = secrets.token_bytes(SALT_BYTES)
     digest = _scrypt(secret, salt, SCRYPT_LOG2_N, SCRYPT_R, SCRYPT_P)
     return f"scrypt${SCRYPT_LOG2_N}${SCRYPT_R}${SCRYPT_P}${salt.hex()}${digest.hex()}"
 
 
 def verify_secret(secret: str, stored: str | None) -> bool:
-    """Whether `secret` is the stored one, in a time that does not tell; also when nothing is
-    stored, because nobody has that name. Takes its time: not for the event loop."""
+    """Return whether `secret` is the stored one. The time it takes does not tell, also when nothing
+    is stored because nobody has that name. This is slow by design: do not call it on the event
+    loop."""
     fits = len(secret) <= MAX_SECRET_CHARACTERS
     kind, log2_n, r, p, salt, digest = _parts(stored or _NOBODY)
     if kind != "scrypt":
@@ -51,7 +52,7 @@ def verify_secret(secret: str, stored: str | None) -> bool:
 
 
 def digest_token(token: str) -> bytes:
-    """What a token is stored under."""
+    """Return the SHA-256 under which a token is stored."""
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
 
 

@@ -25,7 +25,8 @@ log = logging.getLogger(__name__)
 
 
 def find_server(ledger: Ledger, tenant: TenantId, server: str, *, strict: bool) -> Server:
-    """A tenant's server, which may have volumes already; NotFoundError."""
+    """Return a tenant's server. Raise NotFoundError when it does not exist for the tenant; a server
+    that has volumes of the tenant does exist."""
     found = ledger.server(rules.check_server(server))
     if found is not None and found.tenant in (None, tenant):
         return found
@@ -46,23 +47,24 @@ class Servers:
     # -- what a tenant sees --------------------------------------------------------------------
 
     def of_tenant(self, tenant: TenantId) -> list[Server]:
-        """The registered ones that exist for the tenant."""
+        """Return the registered servers that exist for the tenant."""
         return [server for server in self.all() if server.tenant in (None, tenant)]
 
     def show(self, tenant: TenantId, server: str) -> Server:
-        """One of them, registered or not."""
+        """Return one server of the tenant, registered or not. Raise NotFoundError as `find_server`
+        does."""
         with self._index.reading() as txn:
             return find_server(Ledger(txn), tenant, server, strict=self._context.strict_servers)
 
     # -- what the operator does ----------------------------------------------------------------
 
     def all(self) -> list[Server]:
-        """All registered servers, by name."""
+        """Return all registered servers, by name."""
         with self._index.reading() as txn:
             return list(Ledger(txn).servers())
 
     def registered(self, name: str) -> Server:
-        """One registered server; NotFoundError."""
+        """Return one registered server. Raise NotFoundError when the name is not registered."""
         with self._index.reading() as txn:
             return _registered(Ledger(txn), name)
 
@@ -87,8 +89,8 @@ class Servers:
         return self._context.update(change)
 
     def remove(self, name: str) -> Steps[Server]:
-        """Forget a registered server. NotFoundError; InUseError while it has volumes;
-        ConflictError for one that would come back, because it is configured."""
+        """Remove a registered server. Raises NotFoundError; InUseError while it has volumes;
+        ConflictError for one that is configured, because it would come back."""
         return self._context.update(_remove(name))
 
     async def configure(self, servers: Sequence[Server]) -> None:

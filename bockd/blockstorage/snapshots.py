@@ -1,7 +1,8 @@
-"""Snapshots (section 4.4.4): looking, creating, deleting.
+"""Snapshots (section 4.4.4): listing, creating, deleting.
 
-As with volumes, the pool's snapshot and its record come and go in one transaction. A snapshot and
-the volumes before and after it are independent of each other; the pool's maps see to it.
+As with volumes, the pool's snapshot and its record are made and removed in one transaction. A
+snapshot and the volumes before and after it are independent of each other; the pool's maps ensure
+that.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Snapshots:
         self._pool = context.pool
 
     def list(self, tenant: TenantId, page: Page) -> list[Snapshot]:
-        """4.4.4.1."""
+        """List a tenant's snapshots (section 4.4.4.1)."""
         rules.check_page(page)
         with self._pool.store.index.reading() as txn:
             catalogue = Catalogue(txn)
@@ -36,7 +37,7 @@ class Snapshots:
             return [self._as_it_is(catalogue, found) for found in rules.cut_page(mine, page)]
 
     def show(self, tenant: TenantId, snapshot: SnapshotId) -> Snapshot:
-        """4.4.4.3."""
+        """Return one snapshot (section 4.4.4.3)."""
         with self._pool.store.index.reading() as txn:
             return self._as_it_is(Catalogue(txn), Ledger(txn).snapshot(tenant, snapshot))
 
@@ -46,7 +47,8 @@ class Snapshots:
         return replace(snapshot, backing=self._context.backing(NodeKind.SNAPSHOT, record))
 
     async def create(self, tenant: TenantId, new: NewSnapshot) -> Snapshot:
-        """4.4.4.2, in one transaction. `creating` is what the reply says, as for a volume."""
+        """Create a snapshot in one transaction (section 4.4.4.2). The status in the reply is
+        `creating`, as for a volume."""
         rules.check_text("display_name", new.display_name)
         rules.check_text("display_description", new.display_description)
         with self._pool.store.index.reading() as txn:
@@ -78,7 +80,7 @@ class Snapshots:
         quota.with_snapshot(self._context.quota_of(record), record.used, volume.id)
 
     async def delete(self, tenant: TenantId, snapshot: SnapshotId) -> None:
-        """4.4.4.4, in the same steps as a volume's deletion."""
+        """Delete a snapshot in the same steps as a volume (section 4.4.4.4)."""
         before = await self._context.update(lambda txn: _begin_delete(txn, tenant, snapshot))
         hit(Failpoint.API_DELETING_SNAPSHOT)
         try:
@@ -97,8 +99,8 @@ class Snapshots:
 
 
 def forget_record(txn: Transaction, record: SnapshotRecord) -> None:
-    """`in_transaction` of the pool's deletion: the record goes with the snapshot, if it has one.
-    InUseError for a snapshot that is an image."""
+    """Remove the snapshot's record, if it has one, in the same transaction: `in_transaction` of the
+    pool's deletion. Raise InUseError for a snapshot that is an image."""
     ledger = Ledger(txn)
     for found in ledger.images():
         if found.snapshot == record.id:
@@ -132,7 +134,7 @@ def _begin_delete(txn: Transaction, tenant: TenantId, snapshot: SnapshotId) -> S
 
 
 def leave_deleting(txn: Transaction, snapshot: SnapshotId, status: Status) -> None:
-    """Out of `deleting`, unless the operator has removed it meanwhile."""
+    """Take a snapshot out of `deleting`. Do nothing if the operator has removed it meanwhile."""
     ledger = Ledger(txn)
     owned = ledger.owned_snapshot(snapshot)
     if owned is not None:

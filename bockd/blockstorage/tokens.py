@@ -55,7 +55,7 @@ class _Signed(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
 
 
 def sign(claims: Claims, key: bytes, user_state: str) -> str:
-    """A new token, different from all others."""
+    """Issue a new token, different from all others."""
     nonce = secrets.token_bytes(NONCE_BYTES)
     signed = _Signed(claims.username, claims.tenant, claims.expires_at, nonce)
     body = msgspec.msgpack.encode(signed)
@@ -71,12 +71,12 @@ class Presented:
     _mac: bytes
 
     def is_genuine(self, key: bytes, user_state: str) -> bool:
-        """Whether it was signed with `key`, for a user in this state."""
+        """Return whether the token was signed with `key`, for a user in this state."""
         return hmac.compare_digest(self._mac, _mac(self._body, key, user_state))
 
 
 def parse(token: str) -> Presented | None:
-    """The parts of a token; None for anything that has not exactly the form of one."""
+    """Parse a token into its parts; None for anything that has not exactly the form of a token."""
     if len(token) > MAX_TOKEN_CHARACTERS or not token.isascii():
         return None
     try:
@@ -90,9 +90,9 @@ def parse(token: str) -> Presented | None:
 
 
 def load_key(data_dir: Path) -> bytes:
-    """The key of this data directory, made if there is none. If it cannot be written (the disk is
-    full, or read-only) the key lives as long as this process. Blocks. BockdError when it cannot
-    be read."""
+    """Return the key of this data directory, and create it if there is none. If it cannot be
+    written (the disk is full, or read-only) the key lives as long as this process. Blocks. Raise
+    BockdError when it cannot be read."""
     path = data_dir / KEY_FILE
     try:
         key = path.read_bytes()

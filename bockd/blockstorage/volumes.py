@@ -49,7 +49,7 @@ class Volumes:
     # -- looking -----------------------------------------------------------------------------
 
     def list(self, tenant: TenantId, page: Page) -> list[Volume]:
-        """4.4.2.1."""
+        """List a tenant's volumes (section 4.4.2.1)."""
         rules.check_page(page)
         with self._pool.store.index.reading() as txn:
             ledger, catalogue = Ledger(txn), Catalogue(txn)
@@ -57,7 +57,7 @@ class Volumes:
             return [self._as_it_is(catalogue, volume) for volume in rules.cut_page(mine, page)]
 
     def show(self, tenant: TenantId, volume: VolumeId) -> Volume:
-        """4.4.2.3."""
+        """Return one volume (section 4.4.2.3)."""
         with self._pool.store.index.reading() as txn:
             return self._as_it_is(Catalogue(txn), Ledger(txn).volume(tenant, volume))
 
@@ -72,10 +72,12 @@ class Volumes:
     async def create(
         self, tenant: TenantId, new: NewVolume, *, may_use_fetched: bool = False
     ) -> Volume:
-        """4.4.2.2, in one transaction: the pool's volume, its record and the tenant's usage.
+        """Create a volume (section 4.4.2.2): the pool's volume, its record and the tenant's usage
+        change in one transaction.
 
-        There is no moment at which the volume exists and is not ready, so `creating` is what the
-        reply says, as specified, and not what is stored. `may_use_fetched`: Glance was asked.
+        The volume is ready as soon as it exists, so the status `creating` is only in the reply, as
+        specified, and is not stored. `may_use_fetched`: Glance has confirmed that the tenant may
+        use the image.
         """
         new = self.checked(new)
         plan = self._plan(tenant, new, may_use_fetched=may_use_fetched)
@@ -102,8 +104,8 @@ class Volumes:
         return replace(_fresh(new, record), status=Status.CREATING, backing=backing)
 
     async def create_waiting(self, tenant: TenantId, new: NewVolume) -> Volume:
-        """A volume of the size of `new` whose image is still to be fetched: blank, and really
-        `creating`, until `fill` or `fail`."""
+        """Create a blank volume of the size of `new`, whose image is still to be fetched. Its
+        stored status is `creating`, until `fill` or `fail`."""
         new = self.checked(new)
         size_bytes = rules.exact_size(new.size_gib, new.size_bytes)
         assert size_bytes is not None
@@ -125,8 +127,8 @@ class Volumes:
         return replace(_fresh(new, record_made), status=Status.CREATING, backing=backing)
 
     async def fill(self, volume: VolumeId, image: ImageRecord) -> None:
-        """The image has arrived: the waiting volume becomes a clone of it, and available, in one
-        transaction. InvalidRequestError when it is too small."""
+        """Make the waiting volume a clone of its image, which has arrived, and `available`, in one
+        transaction. Raise InvalidRequestError when the volume is too small."""
 
         def in_transaction(txn: Transaction, _record: VolumeRecord) -> None:
             leave_creating(txn, volume, Status.AVAILABLE)
@@ -134,11 +136,13 @@ class Volumes:
         await self._pool.fill_volume(volume, image.snapshot, in_transaction)
 
     async def fail(self, volume: VolumeId) -> None:
-        """The image will not arrive. Nothing happens to a volume that the operator removed."""
+        """Record that the image of a waiting volume cannot be fetched. Do nothing if the operator
+        has removed the volume."""
         await self._context.update(lambda txn: leave_creating(txn, volume, Status.ERROR))
 
     def checked(self, new: NewVolume) -> NewVolume:
-        """`new` as it is kept, without what is not. InvalidRequestError."""
+        """Return `new` with its values checked, in the form in which they are stored. Raises
+        InvalidRequestError."""
         if new.snapshot_id is not None and new.image_id is not None:
             raise InvalidRequestError("give snapshot_id or imageRef, not both")
         size_bytes = rules.exact_size(new.size_gib, new.size_bytes)
@@ -174,8 +178,9 @@ class Volumes:
     # -- deleting ----------------------------------------------------------------------------
 
     async def delete(self, tenant: TenantId, volume: VolumeId) -> None:
-        """4.4.2.4. `deleting` keeps others off while the pool closes the volume; then the pool's
-        volume and the record go in one transaction."""
+        """Delete a volume (section 4.4.2.4). The status `deleting` excludes other operations while
+        the pool closes the volume. Then the pool's volume and the record are removed in one
+        transaction."""
         before = await self._context.update(lambda txn: _begin_delete(txn, tenant, volume))
         hit(Failpoint.API_DELETING_VOLUME)
         try:
@@ -194,7 +199,8 @@ class Volumes:
 
 
 def naming(kind: NodeKind, display_name: str | None) -> Naming:
-    """How a volume or snapshot is called in the pool; see the module's docstring."""
+    """Return what chooses the name of a volume or snapshot in the pool; see the module's
+    docstring."""
 
     def choose(catalogue: Catalogue, node: int) -> str:
         return next(
@@ -229,17 +235,17 @@ def _is_fit(name: str) -> bool:
 
 
 def status_now(catalogue: Catalogue, volume: Volume) -> Status:
-    """The volume's status for a transaction that changes it: `error` when a failed sync is on
-    record. What this process alone knows is found out by the pool."""
+    """Return the volume's status for a transaction that changes it: `error` when a failed sync is
+    on record. A failure that only this process knows of is found by the pool."""
     if volume.status is Status.AVAILABLE and catalogue.volume(volume.id).failed is not None:
         return Status.ERROR
     return volume.status
 
 
 def move_volume(txn: Transaction, tenant: TenantId, volume: VolumeId, new: Status) -> Volume:
-    """Put one of the tenant's volumes into another status and return it as it was.
+    """Change the status of one of the tenant's volumes, and return the volume as it was before.
 
-    Raises NotFoundError, and InvalidStateError when it cannot go there from where it is.
+    Raises NotFoundError, and InvalidStateError when its present status does not allow that.
     """
     ledger = Ledger(txn)
     found = ledger.volume(tenant, volume)
@@ -249,8 +255,9 @@ def move_volume(txn: Transaction, tenant: TenantId, volume: VolumeId, new: Statu
 
 
 def forget_record(txn: Transaction, record: VolumeRecord) -> None:
-    """`in_transaction` of the pool's deletion: the record goes with the volume, if it has one, and
-    so does the import that fills it. InUseError while the volume is attached."""
+    """Remove the volume's record, if it has one, and the import that fills it, in the same
+    transaction: `in_transaction` of the pool's deletion. Raise InUseError while the volume is
+    attached."""
     ledger = Ledger(txn)
     ledger.remove_import(record.id)
     refuse_attached(txn, record)
@@ -260,8 +267,9 @@ def forget_record(txn: Transaction, record: VolumeRecord) -> None:
 
 
 def refuse_attached(txn: Transaction, record: VolumeRecord) -> None:
-    """`in_transaction` of the pool's reverting: InUseError for a volume that a server has,
-    connected or not. What the server still holds in its caches belongs to the old content."""
+    """Raise InUseError for a volume that is attached to a server, connected or not:
+    `in_transaction` of the pool's reverting. What the server still holds in its caches belongs to
+    the old content."""
     owned = Ledger(txn).owned_volume(record.id)
     if owned is not None and owned.volume.attachment is not None:
         raise InUseError(
@@ -308,13 +316,14 @@ def _plan_source(ledger: Ledger, catalogue: Catalogue, tenant: TenantId, new: Ne
 
 
 def refuse_fetched(record: ImageRecord) -> None:
-    """NotFoundError for an image that is here for those only whom Glance shows it to."""
+    """Raise NotFoundError for an image that was fetched: only users to whom Glance shows it may use
+    it."""
     if record.fetched:
         raise no_image(record.image.id)
 
 
 def leave_creating(txn: Transaction, volume: VolumeId, status: Status) -> None:
-    """Out of `creating`, unless the operator has removed it meanwhile."""
+    """Take a volume out of `creating`. Do nothing if the operator has removed it meanwhile."""
     ledger = Ledger(txn)
     owned = ledger.owned_volume(volume)
     if owned is not None:
@@ -327,7 +336,7 @@ def _begin_delete(txn: Transaction, tenant: TenantId, volume: VolumeId) -> Statu
 
 
 def leave_deleting(txn: Transaction, volume: VolumeId, status: Status) -> None:
-    """Out of `deleting`, unless the operator has removed it meanwhile."""
+    """Take a volume out of `deleting`. Do nothing if the operator has removed it meanwhile."""
     ledger = Ledger(txn)
     owned = ledger.owned_volume(volume)
     if owned is not None:
