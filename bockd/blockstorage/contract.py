@@ -226,8 +226,8 @@ class NewVolume:
 
     `content_bytes` is our extension too: the size of the image that will be written to a blank
     volume. `size_bytes` is then that size rounded up to whole blocks, and at least 1 MiB. `bock
-    volume export` writes that many bytes. Snapshots keep it, and so do clones and reverted volumes
-    of the same size; a volume that is extended loses it.
+    volume export` writes `content_bytes`, if only zeros follow. Snapshots keep it, and so do clones
+    and reverted volumes of the same size; a volume that is extended loses it.
     """
 
     size_gib: int | None

@@ -120,7 +120,7 @@ class PoolAccounts:
 
 
 def seen(user: User) -> UserInfo:
-    """A user as the operator sees one."""
+    """Return a user in the form of the control interface."""
     return UserInfo(user.id, user.name, user.tenants, user.access_keys)
 
 

@@ -23,14 +23,14 @@ class _Outcome(Generic[T]):
 
 
 class AsyncBridge:
-    """Runs async calls in a nursery that outlives whoever asked for them, so that an operation
-    that has begun is finished."""
+    """Runs async calls in a nursery that outlives the caller, so that an operation that has begun
+    is finished."""
 
     def __init__(self, nursery: Callable[[], trio.Nursery]) -> None:
         self._nursery = nursery
 
     async def call(self, call: Callable[[], Awaitable[T]]) -> T:
-        """The call's result, or what it raised."""
+        """Run an async call in the nursery and return its result, or raise what it raised."""
         outcome: _Outcome[T] = _Outcome(Signal(), [])
 
         async def run() -> None:

@@ -40,12 +40,12 @@ OnIdle = Callable[[ExportKey], None]
 
 
 def attachment_key(attachment: Attachment) -> ExportKey:
-    """The volume, as the NBD server knows it."""
+    """Return the key by which the NBD server knows the attachment's volume."""
     return ExportKey(NodeKind.VOLUME, attachment.volume_id)
 
 
 class AttachedVolumes:
-    """Implements bockd.blockstorage.running.Exports."""
+    """Implements bockd.blockstorage.running.ExportPublisher."""
 
     def __init__(self, pool: Pool, server: NbdServer, bridge: AsyncBridge, on_idle: OnIdle) -> None:
         self._pool = pool
@@ -54,15 +54,15 @@ class AttachedVolumes:
         self._on_idle = on_idle
 
     async def publish(self, attachment: Attachment) -> None:
-        """Open the volume once: one that is damaged, or open in another process, is refused here
-        and not when the server connects."""
+        """Open the volume once, so that one that is damaged, or open in another process, is refused
+        here and not when the server connects."""
         await self._pool.use_volume(attachment.volume_id)
         self._pool.leave_volume(attachment.volume_id)
         self._on_idle(attachment_key(attachment))
 
     async def withdraw(self, attachment: Attachment, *, force: bool) -> str | None:
-        """See Exports.withdraw. The record keeps new connections out already; those that were
-        being made are refused too (see `AttachedExports.open`)."""
+        """See ExportPublisher.withdraw. The record keeps new connections out already; those that
+        are being made are refused too (see `AttachedExports.open`)."""
         key, name = attachment_key(attachment), attachment.export_name
         if force:
             await self._bridge.call(lambda: self._server.disconnect(key, name))
@@ -71,11 +71,11 @@ class AttachedVolumes:
         return await self._pool.flush_volume(attachment.volume_id)
 
     def connections(self, kind: NodeKind, node: int) -> int:
-        """The clients of an export that are open now, on whichever listener."""
+        """Return how many clients of an export are connected now, over all listeners."""
         return self._server.connections(ExportKey(kind, node))
 
     def clients(self, attachment: Attachment) -> int:
-        """How many there are under the attachment's export name."""
+        """Return how many clients are connected under the attachment's export name."""
         return self._server.connections(attachment_key(attachment), attachment.export_name)
 
     def forget(self, kind: NodeKind, node: int) -> None:
@@ -93,16 +93,18 @@ class AttachedExports:
         self._on_idle = on_idle
 
     async def list_exports(self) -> tuple[ExportInfo, ...]:
-        """Nothing: who may connect has been told the name."""
+        """Return no exports: clients that may connect have been told the name."""
         return ()
 
     async def describe(self, name: str) -> ExportInfo:
-        """What the catalogue says. NotFoundError."""
+        """Return the export as the catalogue describes it. Raise NotFoundError when nothing can be
+        reached under this name."""
         found = self.find(name)
         return _info(name, found.size_bytes) if found else _refuse()
 
     async def open(self, name: str) -> ExportHandle:
-        """Open the volume, or join those who have it open. NotFoundError, BockdError."""
+        """Open the volume, or share it with those who have it open. Raises NotFoundError,
+        BockdError."""
         found = self.find(name)
         if found is None:
             _refuse()
@@ -116,7 +118,7 @@ class AttachedExports:
         return ExportHandle(key, opened.volume, name, _DESCRIPTION, self._release)
 
     def find(self, name: str) -> VolumeRecord | None:
-        """The volume that can be reached under an export name now."""
+        """Return the volume that can be reached under an export name now, or None."""
         with self._pool.store.index.reading() as txn:
             owned = Ledger(txn).exported(name)
             if owned is None or owned.volume.status not in rules.REACHABLE:

@@ -32,7 +32,7 @@ around it is told once."""
 
 
 class Threshold:
-    """Which of some rising thresholds has been passed, and whether that is news."""
+    """Tells when one of some rising thresholds is passed, once for each."""
 
     def __init__(self, percents: Sequence[int]) -> None:
         self._percents = percents
@@ -40,8 +40,8 @@ class Threshold:
         """How many of them have been told."""
 
     def passed(self, percent: float) -> int | None:
-        """The highest threshold that `percent` has passed since it was last told of one; None when
-        there is nothing new."""
+        """Return the highest threshold that `percent` has passed since the last call that returned
+        one; None when no further one is passed."""
         while self._passed and percent < self._percents[self._passed - 1] - SLACK_PERCENT:
             self._passed -= 1
         reached = sum(percent >= one for one in self._percents)
@@ -65,7 +65,7 @@ class Capacity:
         self._files = Threshold(warn_percent)
 
     async def run(self) -> None:
-        """Look at the file system, again and again; until cancelled."""
+        """Look at the file system at intervals, until cancelled."""
         while self._warn_percent:
             try:
                 self.warn(await trio.to_thread.run_sync(self._look))
@@ -100,7 +100,7 @@ class Capacity:
             )
 
     async def measure(self) -> PoolInfo:
-        """What `bock pool show` shows. Raises BockdError."""
+        """Measure the pool's space, as `bock pool show` shows it. Raises BockdError."""
         with self._pool.catalogue() as catalogue:
             ledger = Ledger(catalogue.txn)
             filling = {found.volume for found in ledger.imports()}
@@ -137,12 +137,13 @@ class Capacity:
 
 
 def filled_percent(found: os.statvfs_result) -> float:
-    """How full a file system is for others than root, as `df` counts it."""
+    """Return how full a file system is in percent, for users other than root, as `df` counts it."""
     used = found.f_blocks - found.f_bfree
     return 100 * used / max(1, used + found.f_bavail)
 
 
 def filled_files_percent(found: os.statvfs_result) -> float:
-    """The same of its inodes; 0 for one that has no limit."""
+    """Return how many of a file system's inodes are used, in percent, counted in the same way; 0
+    for a file system without a limit."""
     used = found.f_files - found.f_ffree
     return 100 * used / (used + found.f_favail) if found.f_files else 0.0

@@ -36,7 +36,7 @@ class PoolExports:
         self._on_idle = on_idle
 
     async def list_exports(self) -> list[ExportInfo]:
-        """Volumes, then snapshots, by id."""
+        """List the volumes by id, then the snapshots by id."""
         with self._pool.catalogue() as catalogue:
             return [
                 *(describe(NodeKind.VOLUME, record) for record in catalogue.volumes()),
@@ -44,14 +44,16 @@ class PoolExports:
             ]
 
     async def describe(self, name: str) -> ExportInfo:
-        """What the catalogue says; nothing is opened. NotFoundError."""
+        """Return an export as the catalogue describes it, without opening it. Raise NotFoundError
+        when there is none of this name."""
         if self._attached.find(name) is not None:
             return await self._attached.describe(name)
         with self._pool.catalogue() as catalogue:
             return describe(*find_export(catalogue, name))
 
     async def open(self, name: str) -> ExportHandle:
-        """Open the volume or snapshot, or join those who have it open. BockdError."""
+        """Open the volume or snapshot, or share it with those who have it open. Raises
+        BockdError."""
         if self._attached.find(name) is not None:
             return await self._attached.open(name)
         with self._pool.catalogue() as catalogue:
@@ -59,7 +61,7 @@ class PoolExports:
         return await self.hold(kind, record)
 
     async def hold(self, kind: NodeKind, record: VolumeRecord | SnapshotRecord) -> ExportHandle:
-        """A hold on a volume or snapshot, for any frontend. BockdError."""
+        """Open a volume or snapshot for any frontend and return the handle. Raises BockdError."""
         info = describe(kind, record)
         device: BlockDevice
         if kind is NodeKind.VOLUME:
@@ -80,7 +82,7 @@ class PoolExports:
 
 
 def describe(kind: NodeKind, record: VolumeRecord | SnapshotRecord) -> ExportInfo:
-    """An export as LIST and INFO tell of it."""
+    """Return an export as NBD_OPT_LIST and NBD_OPT_INFO describe it."""
     return ExportInfo(
         name=export_name(kind, record.name),
         description=export_description(kind, record.id),

@@ -73,7 +73,8 @@ class GlanceImage:
         return max(self.min_disk, size_in_gib(virtual or 0), 1)
 
     def hash(self) -> tuple[hashlib._Hash, str]:
-        """The strongest hash that Glance gives, to be fed, and what must come out."""
+        """Return a new hash object of the strongest kind that Glance gives, and the digest expected
+        of the file. Raise InvalidRequestError when Glance has no checksum of the image."""
         if self.os_hash_algo in _ALGORITHMS and self.os_hash_value:
             return hashlib.new(self.os_hash_algo), self.os_hash_value.lower()
         if self.checksum:
@@ -103,10 +104,11 @@ class Glance:
         )
 
     async def describe(self, image: ImageId, token: str) -> GlanceImage:
-        """What an image is, for the owner of a token.
+        """Return what Glance tells the owner of a token about an image.
 
-        Raises NotFoundError when it is not there for them, InvalidRequestError when no volume can
-        be made of it, UnavailableError when Glance does not answer well.
+        Raises NotFoundError when the owner may not see such an image, InvalidRequestError when no
+        volume can be made from it, UnavailableError when Glance does not answer, or not as it
+        should.
         """
         if not _ID.fullmatch(image):
             raise no_image(image)
@@ -152,7 +154,7 @@ class Glance:
         image.hash()
 
     async def download(self, image: GlanceImage, token: str, file: IO[bytes]) -> str:
-        """The image's file, verified, into `file`; returns its SHA-256.
+        """Download the image's file into `file`, verify it, and return its SHA-256.
 
         Raises DamagedError when it is not what was announced, NotFoundError, UnavailableError,
         OSError when it cannot be written.

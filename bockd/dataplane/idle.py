@@ -29,7 +29,7 @@ MAX_IDLE: Final = 256
 
 
 class IdleExports:
-    """What is open and unused. `run` is to be started once."""
+    """The volumes and snapshots that are open and unused. `run` must be started once."""
 
     def __init__(self, pool: Pool, retrying: Retrying) -> None:
         self._pool = pool
@@ -40,7 +40,8 @@ class IdleExports:
         self._some = trio.Event()
 
     def add(self, key: ExportKey) -> None:
-        """Somebody has left; when nobody else uses it, it is closed in a while."""
+        """Note that a client has left. The volume or snapshot is closed after `IDLE_SECONDS`, if
+        nobody else uses it then."""
         self._left_at.pop(key, None)
         self._left_at[key] = trio.current_time()
         if len(self._left_at) > self._limit:
@@ -48,7 +49,7 @@ class IdleExports:
         self._some.set()
 
     async def run(self) -> None:
-        """Close what has been left for long enough; never ends."""
+        """Close what has been unused for long enough; never ends."""
         while True:
             if not self._left_at:
                 self._some = trio.Event()

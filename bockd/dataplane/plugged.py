@@ -27,8 +27,8 @@ class PluggedDevices:
     async def plug(
         self, server: Server, attachment: Attachment, size_bytes: int
     ) -> Mapping[str, str]:
-        """NotSupportedError for a kind that needs a plugger and has none: nobody must believe that
-        the device is there."""
+        """Plug the device in, with the plugger of the server's kind. Raise NotSupportedError for a
+        kind that needs a plugger and has none, so that nobody believes that the device is there."""
         plugger = self._pluggers.get(server.kind)
         if plugger is None:
             if server.kind in _NEEDS_A_PLUGGER:
@@ -41,14 +41,15 @@ class PluggedDevices:
             return await self._bridge.call(lambda: plugger.plug(server, attachment, size_bytes))
 
     async def resize(self, server: Server, attachment: Attachment, size_bytes: int) -> None:
-        """Nothing for a kind that has no plugger: those connect by themselves."""
+        """Resize the device. Do nothing for a kind that has no plugger: such servers connect by
+        themselves."""
         plugger = self._pluggers.get(server.kind)
         if plugger is not None:
             with _in_our_terms(server):
                 await self._bridge.call(lambda: plugger.resize(server, attachment, size_bytes))
 
     async def unplug(self, server: Server, attachment: Attachment, *, force: bool) -> None:
-        """Nothing for a kind that has no plugger."""
+        """Unplug the device. Do nothing for a kind that has no plugger."""
         plugger = self._pluggers.get(server.kind)
         if plugger is not None:
             with _in_our_terms(server):

@@ -1,6 +1,5 @@
-"""Checksums in the background of the daemon: what is frozen is read for the first time, and all of
-it is verified again at intervals, at a bounded rate, while nobody else works on frozen layers.
-"""
+"""Checksums in the background of the daemon. Frozen layers are read for the first time, and all of
+them are verified again at intervals, at a bounded rate, while nothing else works on them."""
 
 from __future__ import annotations
 
@@ -36,7 +35,7 @@ DAY_SECONDS = 24 * 3600
 
 
 class Scrubbing:
-    """Runs for as long as the daemon does, and does what it is asked to."""
+    """Runs for as long as the daemon does, and carries out what is asked of it."""
 
     def __init__(self, pool: Registry, settings: ChecksumSettings) -> None:
         self._pool = pool
@@ -58,14 +57,14 @@ class Scrubbing:
         self._frozen.set()
 
     def begin(self, rate_mib: int | None, *, restart: bool) -> None:
-        """Finish the pass under way, or begin one; read first what has no checksums."""
+        """Finish the pass in progress, or begin one. What has no checksums is read first."""
         self._rate_bytes = (rate_mib or self._settings.rate_mib) * MIB
         self._restart |= restart or not self._under_way()
         self._wanted = True
         self._asked.set()
 
     def status(self) -> ScrubStatus:
-        """Where it is."""
+        """Return the status of the scrub."""
         with self._pool.store.index.reading() as txn:
             return replace(scrub_status(txn), running=self._wanted)
 
@@ -75,7 +74,7 @@ class Scrubbing:
         return latest is not None and latest.finished_at is None
 
     async def run(self) -> None:
-        """Work when there is something to do; until cancelled."""
+        """Run scrub batches when there is something to do, until cancelled."""
         while True:
             self._asked, self._frozen = trio.Event(), trio.Event()
             began = trio.current_time()

@@ -20,7 +20,8 @@ NOT_FOR_FILES: Final = {
 
 
 def fuse_errno(error: Exception) -> int:
-    """What the system call fails with. A bug of ours is logged, and is EIO outside."""
+    """Return the errno with which the system call fails. An error that is a bug of ours is logged,
+    and becomes EIO."""
     if isinstance(error, ReadOnlyError):
         return errno.EROFS
     if isinstance(error, BockdError):

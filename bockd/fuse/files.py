@@ -43,8 +43,8 @@ class OpenFile:
         self._durable = bool(flags & os.O_DSYNC)
 
     async def read(self, offset: int, length: int) -> memoryview | bytes:
-        """Up to `length` bytes; fewer at the end of the volume, none behind it. To be handed on
-        before anything is awaited."""
+        """Read up to `length` bytes: fewer at the end of the volume, none behind it. The caller
+        must hand the data on before it awaits anything."""
         length = min(length, self._device.size_bytes - offset)
         if length <= 0:
             return b""
@@ -62,8 +62,9 @@ class OpenFile:
         return into
 
     async def write(self, offset: int, data: bytes) -> int:
-        """Write, and return how much: less than `data` when it crosses the end of the volume.
-        EFBIG when it begins there: a volume does not grow by being written to."""
+        """Write, and return the number of bytes written: less than the length of `data` when it
+        crosses the end of the volume. Raise EFBIG when it begins there, because a volume does not
+        grow by being written to."""
         room = self._device.size_bytes - offset
         if room <= 0 and data:
             self._statistics.errors += 1
@@ -87,7 +88,7 @@ class OpenFile:
         return len(data)
 
     async def sync(self) -> None:
-        """fsync and fdatasync: what was answered before survives power loss."""
+        """Flush for fsync and fdatasync: writes that were answered before survive a power loss."""
         self._statistics.flushes += 1
         await self._counted("flush", self._runner.run(self._device.flush()))
 

@@ -19,12 +19,12 @@ KIND_OF_DIRECTORY: Final = {inode: kind for kind, inode in DIRECTORIES.items()}
 
 
 def inode_of(kind: NodeKind, node: int) -> int:
-    """The inode number of a volume's or snapshot's file."""
+    """Return the inode number of a volume's or snapshot's file."""
     return _FIRST + 2 * node + (kind is NodeKind.SNAPSHOT)
 
 
 def node_of(inode: int) -> tuple[NodeKind, int]:
-    """The volume or snapshot whose file has this inode number."""
+    """Return the volume or snapshot whose file has this inode number."""
     assert inode >= _FIRST
     node, is_snapshot = divmod(inode - _FIRST, 2)
     return NodeKind.SNAPSHOT if is_snapshot else NodeKind.VOLUME, node

@@ -46,13 +46,14 @@ class Mounted:
 
 
 def source_name(data_dir: Path) -> str:
-    """What mountinfo shows as the source of the view of a pool: it tells whose mount one is.
-    Percent-encoded, because commas and spaces mean something to mount options."""
+    """Return the mount source of a pool's view in mountinfo. It tells which pool a mount belongs
+    to. It is percent-encoded, because commas and spaces have a meaning in mount options."""
     return f"bockd:{quote(str(data_dir))}"
 
 
 def mounts(mountinfo: str) -> list[Mounted]:
-    """The mounts of a mountinfo (proc_pid_mountinfo(5)), in the order they were made."""
+    """Parse a mountinfo (proc_pid_mountinfo(5)) and return its mounts, in the order they were
+    made."""
     found = []
     for line in mountinfo.splitlines():
         before, _, after = line.partition(" - ")
@@ -68,15 +69,16 @@ def _unescape(field: str) -> str:
 
 
 def mounted_at(path: Path) -> Mounted | None:
-    """What is mounted on exactly this path; the last one, which covers the others."""
+    """Return what is mounted on exactly this path, or None. Of several mounts it is the last one,
+    which covers the others."""
     text = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
     return next((m for m in reversed(mounts(text)) if m.path == str(path)), None)
 
 
 def prepare(path: Path, data_dir: Path) -> Path:
-    """Make `path` ready to be mounted on: an empty directory, made if need be, without the stale
-    mount of a daemon that was killed. The pool's lock is held, so a mount of this pool's view is
-    nobody's any more. Returns the path without symbolic links, as mountinfo has it. Raises
+    """Prepare `path` for mounting: make it an empty directory if it does not exist, and remove the
+    stale mount of a daemon that was killed. The pool's lock is held, so no other daemon uses a
+    mount of this pool's view. Returns the path without symbolic links, as mountinfo has it. Raises
     BockdError."""
     try:
         return _prepare(Path(os.path.realpath(path)), data_dir)
@@ -120,7 +122,7 @@ def _clear_stale(path: Path, source: str) -> None:
 
 
 def detach(path: Path) -> None:
-    """Unmount at once from the tree, whatever is still open in it. Raises BockdError."""
+    """Unmount from the tree at once, even while files are open in it. Raises BockdError."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.umount2(os.fsencode(path), _MNT_DETACH) == 0:
         return

@@ -41,23 +41,24 @@ class NodeTable(Protocol):
     there."""
 
     async def list_nodes(self, kind: NodeKind) -> Sequence[Node]:
-        """All of a kind, by id."""
+        """List all nodes of a kind, by id."""
         ...
 
     async def find(self, kind: NodeKind, ref: str) -> Node:
-        """By name, or by id in decimal."""
+        """Return the node of a name, or of an id in decimal."""
         ...
 
     async def show(self, kind: NodeKind, node: int) -> Node: ...
 
     async def open(self, kind: NodeKind, node: int) -> OpenExport:
-        """A hold on it, for one open file. InUseError when another process has it."""
+        """Open a node for one open file and return the handle. Raise InUseError when another
+        process has the node open."""
         ...
 
     def statistics(self, export: OpenExport) -> ExportStatistics:
-        """The counters that all frontends to an open node share."""
+        """Return the counters of an open node, which all frontends share."""
         ...
 
     async def space(self) -> os.statvfs_result:
-        """What `df` tells: the file system below the pool."""
+        """Return the space of the file system below the pool, for `df`."""
         ...

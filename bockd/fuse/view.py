@@ -85,11 +85,11 @@ class View(pyfuse3.Operations):
     # -- open files, for whoever ends the view -------------------------------------------------
 
     def open_names(self) -> list[str]:
-        """The exports that have files open, each once."""
+        """Return the names of the exports that have files open, each once."""
         return sorted({file.export.info.name for file in self._files.values()})
 
     async def close_files(self) -> None:
-        """Give up all holds: the kernel will not send what releases them any more."""
+        """Release all open files: the kernel will send no more releases."""
         files, self._files = self._files, {}
         for file in files.values():
             await file.export.close()
@@ -180,7 +180,7 @@ class View(pyfuse3.Operations):
         return space
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
-        """Nothing is remembered of an inode."""
+        """Do nothing: no state is kept for an inode."""
 
     # -- files -----------------------------------------------------------------------------------
 
@@ -219,7 +219,8 @@ class View(pyfuse3.Operations):
         fh: int | None,
         ctx: RequestContext,
     ) -> EntryAttributes:
-        """Only a truncation to the size that a file has anyway is allowed."""
+        """Allow only a truncation to the size that the file already has. Any other change fails
+        with EPERM."""
         now = await self.getattr(inode, ctx)
         others = (
             fields.update_mode,

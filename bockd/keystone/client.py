@@ -81,7 +81,8 @@ class KeystoneClient:
         self._pausing_until = float("-inf")
 
     async def validate(self, token: str) -> Token:
-        """What a token means; UnauthorizedError when it is none, or no longer."""
+        """Validate a token and return its meaning. Raise UnauthorizedError when it is not, or no
+        longer, valid."""
         answer = await self._ask_as_service("GET", TOKENS, token)
         if answer.status in (NOT_FOUND, BAD_REQUEST):
             self._exchange.well()
@@ -91,8 +92,8 @@ class KeystoneClient:
         return found
 
     async def authenticate(self, identity: Identity, scope: Scope | None) -> Issued:
-        """A token for somebody's credentials; UnauthorizedError when they, or the scope, are
-        wrong."""
+        """Obtain a token for a client's credentials. Raise UnauthorizedError when they, or the
+        scope, are wrong."""
         try:
             body = request_body(identity, scope)
         except ValueError:
@@ -103,7 +104,8 @@ class KeystoneClient:
         return self._issued(answer)
 
     async def projects(self, token: str) -> tuple[Project, ...]:
-        """The projects that a token's user has a role in; UnauthorizedError."""
+        """Return the projects in which a token's user has a role. Raise UnauthorizedError for an
+        invalid token."""
         answer = await self._exchange.ask("GET", PROJECTS, {AUTH_TOKEN: checked(token)})
         if answer.status == UNAUTHORIZED:
             raise unknown_token()
@@ -115,7 +117,8 @@ class KeystoneClient:
             raise self._exchange.unavailable(str(error)) from error
 
     async def revoke(self, token: str) -> None:
-        """End a token, by its own right; UnauthorizedError when it has ended already."""
+        """Revoke a token with its own authority. Raise UnauthorizedError when it has ended
+        already."""
         headers = {AUTH_TOKEN: checked(token), SUBJECT_TOKEN: token}
         answer = await self._exchange.ask("DELETE", "/auth/tokens", headers)
         if answer.status in (UNAUTHORIZED, NOT_FOUND):
@@ -197,17 +200,18 @@ class KeystoneClient:
 
 
 def checked(token: str) -> str:
-    """A client's token, if a header can carry it; UnauthorizedError."""
+    """Return a client's token if a header can carry it; raise UnauthorizedError otherwise."""
     if not TOKEN_TEXT.fullmatch(token):
         raise unknown_token()
     return token
 
 
 def wrong_credentials() -> UnauthorizedError:
-    """For credentials that Keystone does not take, whatever is wrong with them."""
+    """Return the error for credentials that Keystone does not accept, whatever is wrong with
+    them."""
     return UnauthorizedError("the credentials are wrong, or not for this tenant")
 
 
 def unknown_token() -> UnauthorizedError:
-    """For a token that Keystone does not know, or no longer."""
+    """Return the error for a token that Keystone does not know, or no longer knows."""
     return UnauthorizedError("the token is unknown or has expired; ask for a new one")

@@ -60,19 +60,19 @@ class Token(msgspec.Struct, frozen=True):
 
 
 class OneToken(msgspec.Struct, frozen=True):
-    """`{"token": {...}}`"""
+    """`{"token": {...}}`."""
 
     token: Token
 
 
 class ProjectList(msgspec.Struct, frozen=True):
-    """`{"projects": [...]}`"""
+    """`{"projects": [...]}`."""
 
     projects: tuple[Project, ...]
 
 
 def decode(kind: type[T], content: bytes) -> T:
-    """A document; ValueError when it is none of that kind."""
+    """Decode a document of a kind. Raise ValueError when it is not of that kind."""
     try:
         found = msgspec.json.decode(content, type=kind)
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
@@ -81,7 +81,7 @@ def decode(kind: type[T], content: bytes) -> T:
 
 
 def decode_token(content: bytes) -> Token:
-    """A token's document, of which every part can be relied on; ValueError."""
+    """Decode a token's document and check all its parts. Raises ValueError."""
     token = decode(OneToken, content).token
     _ = token.expires
     if token.project is not None and not PROJECT_ID.fullmatch(token.project.id):
@@ -96,7 +96,7 @@ Scope = dict[str, Any]
 
 
 def by_password(user: str, password: str, domain: str) -> Identity:
-    """Who: a user by name, in a domain by name."""
+    """Return the identity of a user by name and password, in a domain by name."""
     return {
         "methods": ["password"],
         "password": {"user": {"name": user, "domain": {"name": domain}, "password": password}},
@@ -104,7 +104,7 @@ def by_password(user: str, password: str, domain: str) -> Identity:
 
 
 def by_application_credential(credential: str, secret: str) -> Identity:
-    """Who: an application credential by its id. Its project is fixed."""
+    """Return the identity of an application credential by its id. Its project is fixed."""
     return {
         "methods": ["application_credential"],
         "application_credential": {"id": credential, "secret": secret},
@@ -112,20 +112,20 @@ def by_application_credential(credential: str, secret: str) -> Identity:
 
 
 def by_token(token: str) -> Identity:
-    """Who: the user of another token."""
+    """Return the identity of another token's user."""
     return {"methods": ["token"], "token": {"id": token}}
 
 
 def in_project(project: str, domain: str) -> Scope:
-    """Where: a project, by the id that it seems to be or by its name in a domain."""
+    """Return the scope of a project: by id if the text looks like one, else by name in a domain."""
     if OWN_ID.fullmatch(project):
         return {"project": {"id": project}}
     return {"project": {"name": project, "domain": {"name": domain}}}
 
 
 def request_body(identity: Identity, scope: Scope | None) -> bytes:
-    """The body of POST /v3/auth/tokens. ValueError for text that UTF-8 cannot write, which JSON
-    can bring here as half a surrogate pair."""
+    """Return the body of POST /v3/auth/tokens. Raise ValueError for text that UTF-8 cannot encode:
+    JSON may contain half of a surrogate pair."""
     auth: dict[str, Any] = {"identity": identity}
     if scope is not None:
         auth["scope"] = scope

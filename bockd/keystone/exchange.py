@@ -73,7 +73,8 @@ class Exchange:
         headers: Mapping[str, str],
         body: bytes | None = None,
     ) -> Answer:
-        """One answer with a status below 500. Raises UnavailableError, OverLimitError."""
+        """Send one request and return the answer, whose status is below 500. Raises
+        UnavailableError, OverLimitError."""
         if self._pending >= MAX_PENDING:
             raise OverLimitError("too many requests wait for Keystone", RETRY_AFTER_SECONDS)
         self._pending += 1
@@ -120,21 +121,24 @@ class Exchange:
             )
 
     def unavailable(self, reason: str) -> UnavailableError:
-        """The error for what is wrong with Keystone, or with us there; a new reason is logged."""
+        """Return the error for a failure of Keystone, or of our use of it. A new reason is
+        logged."""
         if reason != self._trouble:
             log.warning("Keystone cannot be used: %s", reason)
             self._trouble = reason
         return UnavailableError(NOT_NOW)
 
     def well(self) -> None:
-        """Keystone has done what it is there for."""
+        """Note that Keystone has done its work, and log that it can be used again if it could not
+        before."""
         if self._trouble is not None:
             log.info("Keystone can be used again")
             self._trouble = None
 
 
 def open_http(url: str, ca_file: Path | None, timeout_seconds: float) -> httpx.AsyncClient:
-    """Connections to the Keystone at `url`; certificates are always verified. The caller closes it.
+    """Open connections to the Keystone at `url`; certificates are always verified. The caller
+    closes it.
 
     Raises InvalidRequestError for certificates that cannot be read.
     """
@@ -174,6 +178,7 @@ def _reason(error: BaseException) -> str:
 
 
 def quiet_libraries() -> None:
-    """httpx logs every request, and httpcore, at debug level, headers with tokens in them."""
+    """Suppress what httpx and httpcore log: every request and, at debug level, headers with
+    tokens."""
     for name in ("httpx", "httpcore"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -140,7 +140,8 @@ class KeystoneIdentity:
     # -- issuing -------------------------------------------------------------------------------
 
     async def issue_token(self, credentials: Credentials, tenant: str | None) -> IssuedToken:
-        """With `apiAccessKeyCredentials` an application credential: its id and its secret."""
+        """Issue a token of Keystone for the credentials. `apiAccessKeyCredentials` are an
+        application credential: its id and its secret."""
         domain = self._rules.domain
         if isinstance(credentials, PasswordCredentials):
             scope = None if tenant is None else in_project(tenant, domain)

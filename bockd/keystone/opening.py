@@ -20,7 +20,7 @@ async def open_keystone(
     clock: Callable[[], float] = time.time,
     elapsed: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[KeystoneIdentity | None]:
-    """The identity that the settings name, or None without a `url`, until the context ends.
+    """Open the identity that the settings name, until the context ends; yield None without a `url`.
 
     Nothing is asked yet: Keystone may be down when the daemon starts. Raises InvalidRequestError
     for a password or certificates that cannot be read.

@@ -16,9 +16,9 @@ MAX_BYTES = 4096
 
 
 def password_source(path: Path | None, environ: Mapping[str, str]) -> Callable[[], str]:
-    """What returns the password whenever it is called, from the file if one is configured.
+    """Return a function that returns the password at each call, from the file if one is configured.
 
-    Raises InvalidRequestError, now and from each call, when there is none to be had.
+    Raises InvalidRequestError when there is no password; so does each call of that function.
     """
     if path is None:
         given = environ.get(VARIABLE, "")
@@ -32,7 +32,8 @@ def password_source(path: Path | None, environ: Mapping[str, str]) -> Callable[[
 
 
 def read_password(path: Path) -> str:
-    """The content of the file, without the newline at its end. Raises InvalidRequestError."""
+    """Read the password from the file, without the newline at its end. Raises
+    InvalidRequestError."""
     try:
         # A named pipe must not make us wait.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)

@@ -1,8 +1,8 @@
-"""What Keystone said of tokens a moment ago, and is believed still.
+"""What Keystone said about tokens a moment ago, cached for a short time.
 
-Only that a token is valid is kept, and never for longer than it is: a token that becomes valid is
-accepted at once, one that is revoked within the time that the configuration names. Tokens are
-known by their SHA-256 only, so that nothing here can be used by whoever sees it.
+Only that a token is valid is cached, and never for longer than it is valid: a token that becomes
+valid is accepted at once, and one that is revoked is accepted for no longer than the time that the
+configuration names. Only the SHA-256 of a token is kept, so nobody who sees the cache can use it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class _Entry:
 
 
 class TokenCache:
-    """Bounded in number and in time."""
+    """A cache of valid tokens, bounded in number and in time."""
 
     def __init__(self, seconds: float, elapsed: Callable[[], float]) -> None:
         """`elapsed` is a clock that never jumps."""
@@ -35,7 +35,7 @@ class TokenCache:
         self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
 
     def find(self, token: str) -> Principal | None:
-        """Whose token it is, if that is known."""
+        """Return the principal of a token, or None when the token is not cached."""
         digest = _digest(token)
         entry = self._entries.get(digest)
         if entry is None:
@@ -47,7 +47,7 @@ class TokenCache:
         return entry.principal
 
     def keep(self, token: str, principal: Principal) -> None:
-        """Believe it from now on."""
+        """Cache that the token is this principal's."""
         if self._seconds <= 0:
             return
         digest = _digest(token)
@@ -57,7 +57,7 @@ class TokenCache:
             self._entries.popitem(last=False)
 
     def forget(self, token: str) -> None:
-        """Believe nothing of it any more."""
+        """Remove a token from the cache."""
         self._entries.pop(_digest(token), None)
 
     def __len__(self) -> int:

@@ -54,7 +54,7 @@ _ROOT_PORTS = ("pcie-root-port", "ioh3420", "xio3130-downstream")
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """What a VM shall have."""
+    """A disk that a VM should have."""
 
     name: str
     """Of the block node and of the device; at most 31 characters."""
@@ -112,10 +112,10 @@ async def plug(monitor: Monitor, disk: Disk) -> bool:
 
 async def unplug(monitor: Monitor, name: str, *, force: bool = False) -> None:
     """Take the disk away from the guest and close QEMU's connection; return at once if it is gone.
-    `force`: of a disk that is dead already, so its guest is waited for a moment only.
+    `force`: the disk is dead already, so the guest is waited for only a moment.
 
-    Raises InUseError when the guest does not let go in time (it may do so later, the disk is then
-    gone and this can be repeated), RefusedError, NotRunningError, UnavailableError.
+    Raises InUseError when the guest does not release the disk in time (it may do so later; then the
+    disk is gone and this can be repeated), RefusedError, NotRunningError, UnavailableError.
     """
     gone = monitor.listen("DEVICE_DELETED", "DEVICE_UNPLUG_GUEST_ERROR")
     if name in await _devices(monitor):
@@ -138,7 +138,7 @@ async def resize(monitor: Monitor, disk: Disk) -> None:
 
 
 async def present(monitor: Monitor, prefix: str) -> set[str]:
-    """The names of the disks, or halves of one, that begin with `prefix`."""
+    """Return the names of the disks, complete or half plugged, that begin with `prefix`."""
     names = {*await _devices(monitor), *map(disk_of, await _nodes(monitor))}
     return {name for name in names if name.startswith(prefix)}
 

@@ -58,7 +58,7 @@ class Monitor:
         self._client = client
 
     async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> object:
-        """A command's result.
+        """Execute a QMP command and return its result.
 
         Raises RefusedError with QEMU's reason, NotRunningError when QEMU ends meanwhile,
         UnavailableError when no reply comes.
@@ -79,7 +79,7 @@ class Monitor:
             raise _interrupted(command, await _parting(self._client) or error) from error
 
     def listen(self, *events: str) -> EventListener:
-        """What arrives from now on of these events."""
+        """Return a listener for these events, as they arrive from now on."""
         listener = EventListener(events)
         self._client.register_listener(listener)
         return listener
@@ -87,7 +87,8 @@ class Monitor:
 
 @asynccontextmanager
 async def conversation(path: str) -> AsyncIterator[Monitor]:
-    """A conversation with the QEMU that listens at a Unix socket's path, for the duration.
+    """Open a conversation with the QEMU that listens at a Unix socket's path, until the context
+    ends.
 
     Raises NotRunningError, DeniedError, UnavailableError.
     """

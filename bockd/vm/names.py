@@ -1,9 +1,9 @@
-"""What a volume's disk is called in a VM, so that whoever comes later knows whose it is.
+"""What a volume's disk is called in a VM, so that its volume and attachment can be found later.
 
-`bockd-<daemon>-<volume id>-<attachment>`: the daemon by a digest of its NBD socket's path (several
-may serve one VM), the attachment by a digest of its export name (each attachment has a new one, and
-the name of a disk is no secret). A disk with our beginning that belongs to no attachment is left
-over from one that was undone.
+`bockd-<daemon>-<volume id>-<attachment>`: the daemon is a digest of its NBD socket's path (several
+daemons may serve one VM), the attachment is a digest of its export name (each attachment has a new
+one, and the name of a disk is no secret). A disk whose name has our prefix and belongs to no
+attachment is left over from an attachment that was undone.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _SPARE_NODE = "bockd."
 
 
 def prefix(nbd_socket: str) -> str:
-    """How the names of all disks of one daemon begin."""
+    """Return the prefix of the names of all disks of one daemon."""
     return f"{_NODE}{_digest(nbd_socket)}-"
 
 
 def disk_name(nbd_socket: str, volume: int, export_name: str) -> str:
-    """Of the block node and of the device."""
+    """Return the name of the block node and of the device."""
     name = f"{prefix(nbd_socket)}{volume}-{_digest(export_name)}"
     assert len(name) <= MAX_NAME_LENGTH  # up to 10^11 volumes
     return name
@@ -49,7 +49,8 @@ def disk_of(node: str) -> str:
 
 
 def serial(volume: int) -> str:
-    """What the guest reads in /sys/block/vdX/serial; /dev/disk/by-id/virtio-<serial> with udev."""
+    """Return the serial that the guest reads in /sys/block/vdX/serial; with udev, the disk is at
+    /dev/disk/by-id/virtio-<serial>."""
     return f"bockd-{volume}"
 
 

@@ -41,11 +41,12 @@ class MachinePlugger:
         await self._machines.resize(qmp_socket(server), self.disk(attachment, size_bytes))
 
     def name(self, attachment: Attachment) -> str:
-        """What a VM's disk is called."""
+        """Return the name of the attachment's disk in the VM."""
         return disk_name(self._nbd_socket, attachment.volume_id, attachment.export_name)
 
     def disk(self, attachment: Attachment, size_bytes: int) -> Disk:
-        """What a VM has of an attachment, whose volume has that size."""
+        """Return the disk that a VM should have for an attachment, whose volume has that size in
+        bytes."""
         return Disk(
             name=self.name(attachment),
             serial=serial(attachment.volume_id),
@@ -57,7 +58,8 @@ class MachinePlugger:
 
 
 def qmp_socket(server: Server) -> str:
-    """Where the VM's QEMU listens. InvalidRequestError for a server that is no longer a VM."""
+    """Return the path of the VM's QMP socket. Raise InvalidRequestError for a server that is no
+    longer a VM."""
     if server.qmp_socket is None:
         raise InvalidRequestError(
             f"server {server.name} has no QMP socket any more; register it again as a vm"

@@ -1,10 +1,10 @@
-"""Keeps VMs as their attachments say: a VM that was started anew gets its volumes again, and one
+"""Keeps VMs as their attachments say. A VM that was started anew gets its volumes again, and one
 that could not be told of a volume's new size is told later.
 
 What a VM has is compared with its attachments when the daemon has started, when the VM has (its QMP
-socket is a new file then, which `stat` tells without a word to QEMU), and again after a while when
-something could not be done. Nobody holds a connection to a VM for this: QEMU has one client at
-a time, and that one may be somebody's who looks after it.
+socket is a new file then, which `stat` shows without asking QEMU), and again after a while when
+something could not be done. No connection to a VM is kept open for this: QEMU has one client at a
+time, and an administrator's tool may need that place.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Watch:
         self._busy: set[str] = set()
 
     async def run(self) -> None:
-        """Until cancelled; what is being done with a VM is done to its end."""
+        """Watch the VMs until cancelled; work that has begun on a VM is finished."""
         async with trio.open_nursery() as nursery:
             while True:
                 for socket in self._due():
