@@ -25,26 +25,26 @@ from bockd.control import (
 
 
 class QuotaBody(Body):
-    """The most; null leaves a number as it is, -1 is no limit."""
+    """The limits; null leaves a number as it is, -1 is no limit."""
 
     volumes: int | None = None
     gigabytes: int | None = None
     snapshots: int | None = None
 
     def wanted(self) -> NewQuota:
-        """What is asked for."""
+        """Return the quota that the body asks for."""
         return NewQuota(self.volumes, self.gigabytes, self.snapshots)
 
 
 class CreateTenant(Body):
-    """A tenant, with the default quota but for what is given."""
+    """A new tenant, with the default quota except for the numbers given."""
 
     name: str
     quota: QuotaBody = Field(default_factory=QuotaBody)
 
 
 class SetQuota(Body):
-    """Null: the default again."""
+    """A quota; null restores the default one."""
 
     quota: QuotaBody | None
 
@@ -58,7 +58,7 @@ class CreateUser(Body):
 
 
 class SetPassword(Body):
-    """Null: a random one is made."""
+    """A password; null asks for a random one."""
 
     password: str | None = Field(None, repr=False)
 
@@ -70,7 +70,8 @@ class Rotated(Body):
 
 
 def decode_tenant(tenant: Annotated[str, Path(description="An id or a name, encoded")]) -> str:
-    """The path was routed as it was sent (see `api.intake`), so this segment is still encoded."""
+    """Decode the tenant of the path. Paths are routed as they were sent (see `api.intake`), so this
+    segment is still encoded."""
     return unquote(tenant)
 
 
@@ -78,36 +79,36 @@ Tenant = Annotated[str, Depends(decode_tenant)]
 
 
 def account_control_router(accounts: AccountControl) -> APIRouter:
-    """Tenants, users and credentials."""
+    """Build the router of tenants, users and credentials."""
     router = APIRouter(tags=["accounts"])
     router.include_router(tenant_router(accounts))
     router.include_router(user_router(accounts))
 
     @router.post("/credentials/rotate")
     async def rotate_credentials() -> Rotated:
-        """Write the credentials file anew, with new secrets."""
+        """Write the credentials file with new secrets."""
         return Rotated(path=await accounts.rotate_credentials())
 
     return router
 
 
 def tenant_router(accounts: AccountControl) -> APIRouter:
-    """Tenants and their quotas."""
+    """Build the router of tenants and their quotas."""
     router = APIRouter(prefix="/tenants")
 
     @router.get("")
     async def list_tenants() -> list[TenantInfo]:
-        """All tenants by name."""
+        """List all tenants by name."""
         return await accounts.list_tenants()
 
     @router.post("", status_code=201)
     async def create_tenant(body: CreateTenant) -> TenantInfo:
-        """Make a tenant."""
+        """Create a tenant."""
         return await accounts.create_tenant(body.name, body.quota.wanted())
 
     @router.get("/{ref}")
     async def show_tenant(ref: Ref) -> TenantInfo:
-        """One tenant."""
+        """Show one tenant."""
         return await accounts.show_tenant(ref)
 
     @router.put("/{ref}/quota")
@@ -117,54 +118,54 @@ def tenant_router(accounts: AccountControl) -> APIRouter:
 
     @router.delete("/{ref}", status_code=204)
     async def delete_tenant(ref: Ref) -> None:
-        """Forget a tenant that has nothing any more."""
+        """Delete a tenant that has nothing any more."""
         await accounts.delete_tenant(ref)
 
     return router
 
 
 def user_router(accounts: AccountControl) -> APIRouter:
-    """Users and their secrets."""
+    """Build the router of users and their secrets."""
     router = APIRouter(prefix="/users")
 
     @router.get("")
     async def list_users() -> list[UserInfo]:
-        """All users by name."""
+        """List all users by name."""
         return await accounts.list_users()
 
     @router.post("", status_code=201)
     async def create_user(body: CreateUser) -> NewPassword:
-        """Make a user."""
+        """Create a user."""
         return await accounts.create_user(body.name, tuple(body.tenants), body.password)
 
     @router.get("/{ref}")
     async def show_user(ref: Ref) -> UserInfo:
-        """One user."""
+        """Show one user."""
         return await accounts.show_user(ref)
 
     @router.delete("/{ref}", status_code=204)
     async def delete_user(ref: Ref) -> None:
-        """Forget a user."""
+        """Delete a user."""
         await accounts.delete_user(ref)
 
     @router.put("/{ref}/tenants/{tenant}")
     async def grant(ref: Ref, tenant: Tenant) -> UserInfo:
-        """Let a user into a tenant."""
+        """Give a user access to a tenant."""
         return await accounts.grant(ref, tenant)
 
     @router.delete("/{ref}/tenants/{tenant}")
     async def revoke(ref: Ref, tenant: Tenant) -> UserInfo:
-        """Take a user out of a tenant."""
+        """Take a user's access to a tenant away."""
         return await accounts.revoke(ref, tenant)
 
     @router.post("/{ref}/password")
     async def set_password(ref: Ref, body: SetPassword) -> NewPassword:
-        """Give a user another password."""
+        """Set a new password for a user."""
         return await accounts.set_password(ref, body.password)
 
     @router.post("/{ref}/access-key")
     async def replace_access_keys(ref: Ref) -> NewAccessKey:
-        """Give a user a new access key in the place of all others."""
+        """Give a user a new access key in place of all others."""
         return await accounts.replace_access_keys(ref)
 
     return router

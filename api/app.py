@@ -1,7 +1,7 @@
 """The control API's application, and how it shares a socket with the public one.
 
-On the Unix socket the operator and their tenants' programs meet: `bock` looks after volumes through
-the public API there, with a token as everywhere, without a port to find or to leave open.
+The Unix socket serves both the operator and the tenants' programs: there `bock` manages volumes
+through the public API, with a token as everywhere, without a port to find or to leave open.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class Together:
 def create_app(
     control: Control, images: ImageControl, accounts: AccountControl | None = None
 ) -> FastAPI:
-    """The control API over these. Its OpenAPI document is at `/control/v1/openapi.json`."""
+    """Create the application of the control API. Its OpenAPI document is at
+    `/control/v1/openapi.json`."""
     app = FastAPI(
         title="bockd control API",
         version=bockd.__version__,

@@ -133,8 +133,8 @@ class Room:
 
     @contextmanager
     def place_for(self, connection: Connection, scope: trio.CancelScope) -> Iterator[None]:
-        """Let a connection in, if need be in the place of one that is not being served: first of
-        all of one that has never asked. TooManyError when all of them are."""
+        """Let a connection in. If need be, it replaces one that is not being served, first of all
+        one that has never asked. Raise TooManyError when all are being served."""
         if len(self._inside) >= MAX_CONNECTIONS:
             idle = [one for one in self._inside if not one.busy]
             if not idle:
@@ -152,13 +152,15 @@ class TooManyError(Exception):
 
 
 async def refuse(stream: trio.SocketStream) -> None:
-    """Say that there are too many, where nobody waits for who does not listen."""
+    """Tell the client that there are too many connections. A client that does not read is waited
+    for at most `GOODBYE_SECONDS`."""
     with trio.move_on_after(GOODBYE_SECONDS), suppress(trio.BrokenResourceError):
         await stream.send_all(_TOO_MANY)
 
 
 def quiet_config() -> Config:
-    """Hypercorn's settings: it logs errors only, through our logger, and does not name itself."""
+    """Return Hypercorn's settings: it logs errors only, through our logger, and does not name
+    itself."""
     config = Config()
     config.include_server_header = False
     config.accesslog = None
@@ -177,9 +179,9 @@ async def serve_connections(
     shutdown: Callable[[], Awaitable[None]],
     tls: Callable[[], ssl.SSLContext] | None = None,
 ) -> None:
-    """Serve `app` to whoever connects, over TLS with the context that `tls` gives if there is one,
-    until `shutdown` returns; then requests get `GRACE_SECONDS` to finish. The caller closes the
-    listeners."""
+    """Serve `app` to all clients that connect, over TLS with the context that `tls` gives if there
+    is one, until `shutdown` returns; then requests get `GRACE_SECONDS` to finish. The caller closes
+    the listeners."""
     context = WorkerContext(None)
     connect = functools.partial(
         Connection,

@@ -55,7 +55,8 @@ class AddServer(Body):
 
 
 class Scrub(Body):
-    """`rate_mib` is a second's, as configured if null; `restart` gives up a pass under way."""
+    """`rate_mib` is in MiB per second, as configured if null; `restart` abandons a pass in
+    progress."""
 
     rate_mib: Annotated[int, Field(ge=1, le=65536)] | None = None
     restart: bool = False
@@ -70,7 +71,7 @@ class SnapshotFilter(BaseModel):
 
 
 class SpaceQuery(BaseModel):
-    """Where to begin, and how long to take."""
+    """The id to begin after, and the time to take, in seconds."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -81,7 +82,8 @@ class SpaceQuery(BaseModel):
 def decode_ref(
     ref: Annotated[str, Path(description="An id or a name, percent-encoded")],
 ) -> str:
-    """The path was routed as it was sent (see `api.intake`), so this segment is still encoded."""
+    """Decode the reference of the path. Paths are routed as they were sent (see `api.intake`), so
+    this segment is still encoded."""
     return unquote(ref)
 
 
@@ -89,7 +91,7 @@ Ref = Annotated[str, Depends(decode_ref)]
 
 
 def control_router(control: Control) -> APIRouter:
-    """All endpoints of the control API, answered by `control`."""
+    """Build the router of the control API, answered by `control`."""
     router = APIRouter(prefix=PREFIX)
     router.include_router(pool_router(control))
     router.include_router(volume_router(control))
@@ -99,47 +101,47 @@ def control_router(control: Control) -> APIRouter:
 
 
 def pool_router(control: Control) -> APIRouter:
-    """The daemon and the pool as a whole."""
+    """Build the router of the daemon and the pool as a whole."""
     router = APIRouter(tags=["pool"])
 
     @router.get("/info")
     async def info() -> DaemonInfo:
-        """Who answers, and where its frontends are."""
+        """Show which daemon answers, and where its frontends are."""
         return await control.info()
 
     @router.get("/statistics")
     async def statistics() -> list[VolumeStatistics]:
-        """Counters of each open volume and snapshot."""
+        """Show the counters of each open volume and snapshot."""
         return await control.statistics()
 
     @router.get("/space")
     async def spaces(query: Annotated[SpaceQuery, Query()]) -> SpacePage:
-        """Exact space of all volumes, and of the snapshots that are in use."""
+        """Show the exact space of all volumes, and of the snapshots that are in use."""
         return await control.spaces(query.after, query.seconds)
 
     @router.get("/pool")
     async def pool() -> PoolInfo:
-        """What the pool takes of its file system, and has promised."""
+        """Show what the pool takes of its file system, and what it has promised."""
         return await control.pool()
 
     @router.get("/unowned")
     async def unowned() -> Unowned:
-        """What belongs to no tenant."""
+        """List the volumes and snapshots that belong to no tenant."""
         return await control.unowned()
 
     @router.post("/check")
     async def check() -> CheckReport:
-        """Walk the pool while it serves, without repairing."""
+        """Check the pool while it serves, without repairing."""
         return await control.check()
 
     @router.post("/backup")
     async def begin_backup() -> FrozenPool:
-        """Freeze the pool for who holds its backup lock."""
+        """Freeze the pool for the process that holds its backup lock."""
         return await control.begin_backup()
 
     @router.post("/backup/{backup}/end", status_code=204)
     async def end_backup(backup: str) -> None:
-        """Let the pool go again; an error if it was not frozen all the time."""
+        """End the freeze of a backup; an error if the pool was not frozen all the time."""
         await control.end_backup(backup)
 
     @router.post("/scrub")
@@ -149,24 +151,24 @@ def pool_router(control: Control) -> APIRouter:
 
     @router.get("/scrub")
     async def scrub_status() -> ScrubStatus:
-        """How far that came, and what is damaged."""
+        """Show how far the scrub has come, and what is damaged."""
         return await control.scrub_status()
 
     return router
 
 
 def volume_router(control: Control) -> APIRouter:
-    """Volumes."""
+    """Build the router of volumes."""
     router = APIRouter(prefix="/volumes", tags=["volumes"])
 
     @router.get("")
     async def list_volumes() -> list[VolumeInfo]:
-        """All volumes by id."""
+        """List all volumes by id."""
         return await control.list_volumes()
 
     @router.get("/{ref}")
     async def show_volume(ref: Ref) -> VolumeInfo:
-        """One volume."""
+        """Show one volume."""
         return await control.show_volume(ref)
 
     @router.post("/{ref}/release", status_code=204)
@@ -181,19 +183,19 @@ def volume_router(control: Control) -> APIRouter:
 
     @router.get("/{ref}/space")
     async def volume_space(ref: Ref) -> Space:
-        """Exact space, by a walk over the volume's maps."""
+        """Compute a volume's exact space, by a walk over its maps."""
         return await control.space(NodeKind.VOLUME, ref)
 
     return router
 
 
 def snapshot_router(control: Control) -> APIRouter:
-    """Snapshots."""
+    """Build the router of snapshots."""
     router = APIRouter(prefix="/snapshots", tags=["snapshots"])
 
     @router.get("")
     async def list_snapshots(query: Annotated[SnapshotFilter, Query()]) -> list[SnapshotInfo]:
-        """All snapshots by id, or those of one volume."""
+        """List all snapshots by id, or those of one volume."""
         return await control.list_snapshots(query.volume)
 
     @router.post("/{ref}/adopt", status_code=204)
@@ -203,19 +205,19 @@ def snapshot_router(control: Control) -> APIRouter:
 
     @router.get("/{ref}/space")
     async def snapshot_space(ref: Ref) -> Space:
-        """Exact space, by a walk over the snapshot's maps."""
+        """Compute a snapshot's exact space, by a walk over its maps."""
         return await control.space(NodeKind.SNAPSHOT, ref)
 
     return router
 
 
 def server_router(control: Control) -> APIRouter:
-    """Servers that volumes are attached to."""
+    """Build the router of servers, to which volumes are attached."""
     router = APIRouter(prefix="/servers", tags=["servers"])
 
     @router.get("")
     async def list_servers() -> list[Server]:
-        """All registered servers by name."""
+        """List all registered servers by name."""
         return await control.list_servers()
 
     @router.post("", status_code=201)
@@ -225,12 +227,12 @@ def server_router(control: Control) -> APIRouter:
 
     @router.get("/{ref}")
     async def show_server(ref: Ref) -> Server:
-        """One registered server."""
+        """Show one registered server."""
         return await control.show_server(ref)
 
     @router.delete("/{ref}", status_code=204)
     async def remove_server(ref: Ref) -> None:
-        """Forget a server; refused while a volume is attached to it."""
+        """Remove a server; refused while a volume is attached to it."""
         await control.remove_server(ref)
 
     return router

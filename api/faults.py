@@ -49,18 +49,18 @@ MAX_REASONS = 5
 
 
 def sendable(message: str) -> str:
-    """Text that a client sent may hold lone surrogates, which JSON in UTF-8 cannot carry, so they
-    are shown escaped."""
+    """Escape the lone surrogates in a text that a client sent, because JSON in UTF-8 cannot carry
+    them."""
     return message.encode("utf-8", "backslashreplace").decode()
 
 
 def fault(status: int, code: str, message: str) -> JSONResponse:
-    """The error body."""
+    """Return the response with the error body."""
     return JSONResponse({"error": {"code": code, "message": sendable(message)}}, status)
 
 
 def fault_of_error(error: errors.BockdError) -> JSONResponse:
-    """The answer to a `BockdError`."""
+    """Return the response to a `BockdError`."""
     for family, status in STATUS_OF_ERROR.items():
         if isinstance(error, family):
             return fault(status, error.code, str(error))
@@ -68,7 +68,8 @@ def fault_of_error(error: errors.BockdError) -> JSONResponse:
 
 
 def explain_validation(problems: list[dict[str, Any]]) -> str:
-    """One line from what FastAPI found wrong: "body.size_bytes: Input should be an integer"."""
+    """Return, in one line, what FastAPI found wrong: "body.size_bytes: Input should be an
+    integer"."""
     reasons = []
     for problem in problems[:MAX_REASONS]:
         if problem["type"] == "json_invalid":
@@ -83,7 +84,7 @@ def explain_validation(problems: list[dict[str, Any]]) -> str:
 
 
 def install_faults(app: FastAPI) -> None:
-    """Make `app` answer every error in the one shape."""
+    """Make `app` answer every error in this one form."""
 
     @app.exception_handler(errors.BockdError)
     async def on_error(_: Request, error: errors.BockdError) -> JSONResponse:

@@ -18,7 +18,7 @@ MAX_ID_DIGITS = 18
 
 
 class BeginImport(Body):
-    """What is about to be written, and the file that it comes from."""
+    """The image that is about to be written, and the file that it comes from."""
 
     name: str
     disk_format: str
@@ -29,7 +29,7 @@ class BeginImport(Body):
 
 
 def import_in_path(volume: str) -> VolumeId:
-    """`{volume}`. Raises NotFoundError for what is no id."""
+    """Return the volume of the path's `{volume}`. Raise NotFoundError for what is no id."""
     if not (volume.isascii() and volume.isdigit() and len(volume) <= MAX_ID_DIGITS):
         raise NotFoundError(f"there is no import {volume[:40]!r}")
     return VolumeId(int(volume))
@@ -39,27 +39,27 @@ ImportPath = Annotated[str, Path(description="The id of the volume that the impo
 
 
 def image_control_router(images: ImageControl) -> APIRouter:
-    """Images, and imports of images."""
+    """Build the router of images and of imports."""
     router = APIRouter(tags=["images"])
 
     @router.get("/images")
     async def list_images() -> list[ImageInfo]:
-        """All images by name."""
+        """List all images by name."""
         return await images.list_images()
 
     @router.get("/images/{ref}")
     async def show_image(ref: Ref) -> ImageInfo:
-        """One image."""
+        """Show one image."""
         return await images.show_image(ref)
 
     @router.delete("/images/{ref}", status_code=204)
     async def delete_image(ref: Ref) -> None:
-        """Forget an image; volumes made from it stay."""
+        """Delete an image; volumes made from it stay."""
         await images.delete_image(ref)
 
     @router.post("/imports", status_code=201)
     async def begin_import(body: BeginImport) -> ImportInfo:
-        """A volume to be filled with an image's content."""
+        """Create a volume to be filled with an image's content."""
         return await images.begin_import(
             body.name,
             body.disk_format,
@@ -71,12 +71,12 @@ def image_control_router(images: ImageControl) -> APIRouter:
 
     @router.post("/imports/{volume}/finish")
     async def finish_import(volume: ImportPath) -> ImageInfo:
-        """Make what was written an image."""
+        """Make an image of what was written."""
         return await images.finish_import(import_in_path(volume))
 
     @router.delete("/imports/{volume}", status_code=204)
     async def cancel_import(volume: ImportPath) -> None:
-        """Forget what was written."""
+        """Cancel an import and delete what was written."""
         await images.cancel_import(import_in_path(volume))
 
     return router

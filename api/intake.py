@@ -32,7 +32,7 @@ Refuse = Callable[[HTTPStatus, str], ASGIApp]
 
 
 def refuse_control(status: HTTPStatus, message: str) -> ASGIApp:
-    """The control API's way to say it."""
+    """Return the control API's response to a body that is too large or too slow."""
     return fault(status, CODE_OF_STATUS[status], message)
 
 

@@ -64,7 +64,7 @@ class Access:
 async def principal_of(
     request: Request, _: Annotated[str | None, Security(token_header)] = None
 ) -> Principal:
-    """On whose behalf the request is made."""
+    """Return the principal on whose behalf the request is made."""
     principal: Principal = request.state.principal
     return principal
 
@@ -72,7 +72,7 @@ async def principal_of(
 async def token_of(
     request: Request, _: Annotated[str | None, Security(token_header)] = None
 ) -> str:
-    """The token the request came with."""
+    """Return the token that came with the request."""
     token: str = request.state.token
     return token
 
@@ -81,7 +81,7 @@ async def tenant_in_path(
     principal: Annotated[Principal, Depends(principal_of)],
     tenant: Annotated[str, Path(description="The tenant's id")],
 ) -> TenantId:
-    """The tenant of the path, which the token has been checked against."""
+    """Return the tenant of the path, which the token has been checked against."""
     return principal.tenant.id
 
 

@@ -70,8 +70,8 @@ def create_public_app(
     catalog: Catalog | None = None,
     nbd_frontends: NbdFrontends | None = None,
 ) -> FastAPI:
-    """The HP Block Storage API over `storage`, for whom `identity` lets in; attachments name the
-    URIs of their exports at `nbd_frontends`.
+    """Create the HP Block Storage API over `storage`. Clients get in by the tokens of `identity`.
+    Attachments name the URIs of their exports at `nbd_frontends`.
 
     Its OpenAPI document is at `/openapi.json`, a page that shows it at `/docs`.
     """
@@ -109,8 +109,8 @@ def create_public_app(
 def tenant_router(
     storage: BlockStorage, catalog: Catalog, nbd_frontends: NbdFrontends
 ) -> APIRouter:
-    """All that a tenant has. `/volumes` and `/snapshots` are what Cinder's clients call it, so the
-    replies have Cinder's keys there, too."""
+    """Build the router of all that a tenant has. `/volumes` and `/snapshots` are the paths of
+    Cinder's clients, so the replies there have Cinder's keys, too."""
     router = APIRouter()
     router.include_router(volume_router(storage, "/os-volumes"))
     router.include_router(snapshot_router(storage, "/os-snapshots"))

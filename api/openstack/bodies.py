@@ -124,8 +124,8 @@ class Described(Body):
 
 
 class ExactSize(Body):
-    """Our own key in a request: `"bockd": {"size_bytes": 1048576}`. What it does not know is
-    refused: if a size were overlooked, the volume would have another."""
+    """Our own key in a request: `"bockd": {"size_bytes": 1048576}`. Unknown keys in it are refused:
+    if a size were overlooked, the volume would have another."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -162,8 +162,8 @@ class VolumeBody(Described):
         return given
 
     def wanted(self) -> NewVolume:
-        """What the service is asked for. Raises InvalidRequestError, or NotFoundError for a
-        snapshot that cannot be."""
+        """Return the volume that the service is asked for. Raises InvalidRequestError, or
+        NotFoundError for a snapshot id that cannot be one."""
         source, image = self.snapshot_id, self.image_ref
         return NewVolume(
             size_gib=None if self.size is None else values.integer("size", self.size),
@@ -179,7 +179,8 @@ class VolumeBody(Described):
 
 
 def without_nulls(metadata: Metadata) -> dict[str, str]:
-    """A null is the same as an absent key here too."""
+    """Return metadata without the keys whose value is null: a null is the same as an absent key
+    here too."""
     return {key: value for key, value in metadata.items() if value is not None}
 
 
@@ -190,12 +191,12 @@ class CreateVolume(Body):
 
 
 class EditBody(Described):
-    """What a volume is to be called from now on. "" is no name."""
+    """The new name, description and metadata of a volume. "" removes a name."""
 
     metadata: Metadata | None = Field(None, description="All that it has then")
 
     def wanted(self) -> Edit:
-        """What the service is asked for."""
+        """Return the edit that the service is asked for."""
         metadata = None if self.metadata is None else without_nulls(self.metadata)
         return Edit(self.display_name, self.display_description, metadata)
 
@@ -212,7 +213,7 @@ class EditSnapshot(Body):
     snapshot: Described
 
     def wanted(self) -> Edit:
-        """What the service is asked for."""
+        """Return the edit that the service is asked for."""
         return Edit(self.snapshot.display_name, self.snapshot.display_description)
 
 
@@ -229,13 +230,14 @@ class OneItemBody(Body):
 
 
 class ExtendBody(Body):
-    """What `os-extend` asks for: GiB as Cinder says it, bytes as only bockd understands."""
+    """What `os-extend` asks for: GiB in Cinder's key, bytes in ours, which only bockd
+    understands."""
 
     new_size: Size | None = Field(None, description="GiB; the new size, not the difference")
     bockd: ExactSize | None = None
 
     def size_bytes(self) -> int:
-        """The new size. Raises InvalidRequestError."""
+        """Return the new size in bytes. Raises InvalidRequestError."""
         new_size = None if self.new_size is None else values.integer("new_size", self.new_size)
         wanted = exact_size(new_size, None if self.bockd is None else self.bockd.size_bytes)
         if wanted is None:
@@ -254,8 +256,8 @@ class ReopenBody(Body):
 
 
 class VolumeAction(Body):
-    """One of Cinder's actions on a volume, or of ours: an object with one key, the action's name.
-    Null stands for an action that needs nothing more."""
+    """One of Cinder's actions on a volume, or one of our own: an object with one key, the action's
+    name. Null stands for an action that needs nothing more."""
 
     model_config = ConfigDict(
         extra="forbid", json_schema_extra={"minProperties": 1, "maxProperties": 1}
@@ -268,7 +270,7 @@ class VolumeAction(Body):
     @model_validator(mode="before")
     @classmethod
     def read_spellings(cls, given: Any) -> Any:
-        """Exactly one action, whose name has one spelling."""
+        """Require exactly one action, whose name has one spelling."""
         if not isinstance(given, dict):
             return given
         if len(given) != 1:
@@ -284,8 +286,8 @@ class SnapshotBody(Described):
     force: Flag | None = Field(None, description="Of an attached volume too; false unless given")
 
     def wanted(self) -> NewSnapshot:
-        """What the service is asked for. Raises InvalidRequestError, or NotFoundError for a volume
-        that cannot be."""
+        """Return the snapshot that the service is asked for. Raises InvalidRequestError, or
+        NotFoundError for a volume id that cannot be one."""
         return NewSnapshot(
             force=self.force is not None and values.flag("force", self.force),
             volume_id=values.volume_id(self.volume_id),
@@ -309,7 +311,7 @@ class AttachmentBody(Body):
     )
 
     def wanted_device(self) -> str | None:
-        """The device by name; None for the next free one."""
+        """Return the device by name; None for the next free one."""
         return None if self.device in ANY_DEVICE else self.device
 
 

@@ -40,7 +40,7 @@ class Catalog:
     zones: tuple[Zone, ...] = (Zone(DEFAULT_REGION),)
 
     def own_url(self, request: Request) -> str:
-        """Scheme and host for links to this daemon."""
+        """Return scheme and host for links to this daemon."""
         return url_of(self.zones[0], request)
 
 
@@ -64,14 +64,14 @@ class Service(TypedDict):
 
 
 def url_of(zone: Zone, request: Request) -> str:
-    """Scheme and host of a zone, without a slash at the end."""
+    """Return scheme and host of a zone, without a slash at the end."""
     return (zone.url or f"{request.url.scheme}://{request.url.netloc}").rstrip("/")
 
 
 def endpoints(
     catalog: Catalog, request: Request, tenant: TenantId, version: str, path: str
 ) -> list[Endpoint]:
-    """One for each zone; `path` follows the host."""
+    """Return one endpoint for each zone; `path` follows the host."""
     found: list[Endpoint] = []
     for zone in catalog.zones:
         url = url_of(zone, request)
@@ -89,7 +89,7 @@ def endpoints(
 
 
 def services(catalog: Catalog, request: Request, tenant: TenantId) -> list[Service]:
-    """The whole catalog for `tenant`."""
+    """Return the whole catalog for `tenant`."""
 
     def service(name: str, kind: str, version: str, path: str) -> Service:
         return {

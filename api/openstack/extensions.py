@@ -38,7 +38,7 @@ class ExtensionList(TypedDict):
 
 
 def view_extension(extension: Extension) -> ExtensionView:
-    """One extension."""
+    """Render one extension."""
     return {
         "alias": extension.alias,
         "name": extension.name,
@@ -50,7 +50,7 @@ def view_extension(extension: Extension) -> ExtensionView:
 
 
 def extension_router(storage: BlockStorage) -> APIRouter:
-    """`{tenant}/extensions`."""
+    """Build the router of `{tenant}/extensions`."""
     router = APIRouter(prefix="/extensions", tags=["extensions"])
 
     @router.get("")

@@ -1,7 +1,7 @@
 """How an error looks in the public API: `{"itemNotFound": {"message", "code"}}` (section 4.4).
 
 This is the only place that turns a `BockdError` into that. The name of a fault follows from its
-status. What the daemon did wrong is logged, and told as section 4.4.1.1 does.
+status. An error of the daemon itself is logged, and the client gets the text of section 4.4.1.1.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ OVER_LIMIT = (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.TOO_MANY_REQUESTS)
 
 
 def fault(status: int, message: str, *, retry_after_seconds: int = 0) -> JSONResponse:
-    """The fault for `status`, as a response."""
+    """Return the response with the fault for `status`."""
     detail: dict[str, object] = {"message": sendable(message), "code": int(status)}
     headers = {}
     if status in OVER_LIMIT:
@@ -81,12 +81,12 @@ def fault(status: int, message: str, *, retry_after_seconds: int = 0) -> JSONRes
 
 
 def server_error() -> JSONResponse:
-    """The fault for what the daemon did wrong."""
+    """Return the response with the fault for an error of the daemon itself."""
     return fault(HTTPStatus.INTERNAL_SERVER_ERROR, SERVER_ERROR_MESSAGE)
 
 
 def fault_of_error(error: errors.BockdError) -> JSONResponse:
-    """The answer to a `BockdError`."""
+    """Return the response to a `BockdError`."""
     if isinstance(error, errors.OverLimitError):
         wait = error.retry_after_seconds
         # A quota does not pass by waiting (section 4.4.2: 413); too many requests do.
@@ -102,14 +102,15 @@ def fault_of_error(error: errors.BockdError) -> JSONResponse:
 
 
 def refuse_body(status: HTTPStatus, message: str) -> ASGIApp:
-    """The answer to a body that is too large (413), or too slow: clients here know no 408."""
+    """Return the response to a body that is too large (413) or too slow (400: clients here know no
+    408)."""
     if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
         return fault(status, message)
     return fault(HTTPStatus.BAD_REQUEST, message)
 
 
 def allowed_methods(request: Request) -> str:
-    """All methods of the requested path, for the header of a 405."""
+    """Return all methods of the requested path, for the header of a 405."""
 
     def serves(method: str) -> bool:
         scope = {**request.scope, "method": method}

@@ -46,7 +46,7 @@ class Auth(Body):
     tenant_name: str | None = Field(None, alias="tenantName")
 
     def credentials(self) -> Credentials:
-        """The one kind that is given. Raises InvalidRequestError."""
+        """Return the credentials of the one kind that is given. Raises InvalidRequestError."""
         password, access_key = self.password_credentials, self.access_key_credentials
         if password is not None and access_key is None:
             return PasswordCredentials(password.username, password.password)
@@ -114,12 +114,12 @@ class TenantList(TypedDict):
 
 
 def view_tenant(tenant: Tenant) -> TenantView:
-    """One tenant."""
+    """Render one tenant."""
     return {"id": tenant.id, "name": tenant.name, "enabled": True}
 
 
 def view_access(issued: IssuedToken, catalog: list[Service]) -> AccessView:
-    """A new token and what it opens."""
+    """Render a new token together with the catalog."""
     principal = issued.principal
     return {
         "token": {
@@ -137,12 +137,12 @@ def view_access(issued: IssuedToken, catalog: list[Service]) -> AccessView:
 
 
 def identity_router(identity: Identity, catalog: Catalog) -> APIRouter:
-    """`/v2.0/tokens` and `/v2.0/tenants`."""
+    """Build the router of `/v2.0/tokens` and `/v2.0/tenants`."""
     router = APIRouter(tags=["identity"], route_class=JsonRoute)
 
     @router.post(TOKENS_PATH)
     async def create_token(request: Request, body: CreateToken) -> OneAccess:
-        """A token and the service catalog (section 3.3), for credentials."""
+        """Issue a token for credentials, with the service catalog (section 3.3)."""
         auth = body.auth
         wanted = auth.tenant_id or auth.tenant_name or None
         issued = await identity.issue_token(auth.credentials(), wanted)
@@ -151,7 +151,7 @@ def identity_router(identity: Identity, catalog: Catalog) -> APIRouter:
 
     @router.delete(f"{TOKENS_PATH}/{{token}}", status_code=status.HTTP_204_NO_CONTENT)
     async def revoke_token(token: str) -> Response:
-        """Make a token invalid at once. Whoever has its text may do that, as in Keystone."""
+        """Make a token invalid at once. Anybody who has its text may do that, as in Keystone."""
         try:
             await identity.revoke_token(token)
         except UnauthorizedError as error:
@@ -160,7 +160,7 @@ def identity_router(identity: Identity, catalog: Catalog) -> APIRouter:
 
     @router.get(f"{IDENTITY_PATH}/tenants")
     async def list_tenants(token: Token) -> TenantList:
-        """The tenants of the token's user."""
+        """List the tenants of the token's user."""
         return {"tenants": [view_tenant(one) for one in await identity.list_tenants(token)]}
 
     return router

@@ -70,7 +70,7 @@ class ImageList(TypedDict):
 
 
 def view_image(image: Image) -> ImageView:
-    """One image."""
+    """Render one image."""
     created = iso_date(image.created_at)
     path = f"{IMAGES_PATH}/{quote(image.id, safe='')}"
     return {
@@ -121,7 +121,8 @@ class ImageVersions(TypedDict):
 
 
 def after(images: list[ImageView], marker: str) -> list[ImageView]:
-    """What follows the image with id `marker`. Raises InvalidRequestError when there is none."""
+    """Return what follows the image with id `marker`. Raise InvalidRequestError when there is
+    none."""
     for place, image in enumerate(images):
         if image["id"] == marker:
             return images[place + 1 :]
@@ -129,13 +130,14 @@ def after(images: list[ImageView], marker: str) -> list[ImageView]:
 
 
 def chosen(images: list[Image], filters: dict[str, str]) -> list[ImageView]:
-    """The images whose keys have these values."""
+    """Return the images whose keys have these values."""
     views = [view_image(image) for image in images]
     return [view for view in views if all(view.get(key) == value for key, value in filters.items())]
 
 
 def image_router(storage: BlockStorage) -> APIRouter:
-    """`/v2/images` and `/v2/schemas`, to be put where clients look for them."""
+    """Build the router of `/v2/images` and `/v2/schemas`, to be included where clients look for
+    them."""
     router = APIRouter(tags=["images"])
 
     @router.get(IMAGES_PATH, response_model_exclude_unset=True)
@@ -172,7 +174,7 @@ def image_router(storage: BlockStorage) -> APIRouter:
 
     @router.get(f"{IMAGES_PATH}/{{image_id}}/file", include_in_schema=False)
     async def refuse_file(_: Caller, image_id: Annotated[str, Path()]) -> None:
-        """Where Glance would send the file."""
+        """Refuse to send the file that Glance would send here."""
         found = await storage.show_image(ImageId(unquote(image_id)))
         raise NotFoundError(
             f"The file that image {found.id} was imported from is not kept: make a volume of it."
@@ -192,8 +194,8 @@ def image_router(storage: BlockStorage) -> APIRouter:
 
 
 def read_only(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema, saying of each property that nobody may set it: glanceclient makes options of
-    those that one may."""
+    """Return the schema with each property marked read-only: glanceclient makes options of those
+    that can be set."""
     properties = schema["properties"]
     return {
         **schema,
@@ -215,7 +217,7 @@ LIST_SCHEMA: dict[str, Any] = {
 
 
 def image_root_router(catalog: Catalog) -> APIRouter:
-    """`/image`, and under its other name `/image/versions`; they need no token."""
+    """Build the router of `/image`, and of its other name `/image/versions`; they need no token."""
     router = APIRouter(tags=["images"])
 
     @router.get(IMAGE_VERSIONS_PATH, include_in_schema=False)

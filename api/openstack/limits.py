@@ -10,7 +10,7 @@ from bockd.blockstorage.contract import BlockStorage
 
 
 class AbsoluteLimits(TypedDict):
-    """The most, and what is there; -1 is no limit."""
+    """The quota and what is used of it; -1 is no limit."""
 
     maxTotalVolumes: int
     maxTotalVolumeGigabytes: int
@@ -34,7 +34,7 @@ class OneLimits(TypedDict):
 
 
 def limits_router(storage: BlockStorage) -> APIRouter:
-    """`{tenant}/limits`."""
+    """Build the router of `{tenant}/limits`."""
     router = APIRouter(prefix="/limits", tags=["limits"])
 
     @router.get("")

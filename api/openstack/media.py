@@ -1,9 +1,9 @@
-"""Bodies: JSON objects, under the names that clients give to JSON.
+"""Request bodies: JSON objects, under the media types that clients give to JSON.
 
 curl calls a body of `-d` a form unless told otherwise, and the specification's own example of an
-attach (section 4.4.3.2) does not tell it. So JSON under that name is taken for what it is; a form
-is not. In another example (section 4.4.4.2) the lines within a quoted body end in backslashes,
-which a shell leaves there: these line breaks are read as such.
+attach (section 4.4.3.2) does not tell it. So JSON with that media type is read as JSON; a real form
+is refused. In another example (section 4.4.4.2) the lines within a quoted body end in backslashes,
+which a shell leaves there: such line breaks are read as line breaks.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ class NotJsonError(Exception):
 
 
 def refuse_constant(name: str) -> None:
-    """Python reads NaN and Infinity; JSON has neither."""
+    """Raise ValueError for NaN and Infinity: Python reads them, but JSON has neither."""
     raise ValueError(f"{name} is not a JSON value")
 
 
 def parse_json(body: bytes) -> object:
-    """What `body` holds. Raises NotJsonError."""
+    """Parse `body`. Raises NotJsonError."""
     try:
         return json.loads(body, parse_constant=refuse_constant)
     except json.JSONDecodeError as error:
@@ -53,8 +53,8 @@ def parse_json(body: bytes) -> object:
 
 
 def plain_json(value: object) -> bytes:
-    """`value` as JSON in UTF-8. Raises NotJsonError for text that UTF-8 cannot carry, and for
-    numbers beyond all bounds."""
+    """Encode `value` as JSON in UTF-8. Raise NotJsonError for text that UTF-8 cannot carry, and for
+    numbers that JSON cannot write."""
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
@@ -62,7 +62,7 @@ def plain_json(value: object) -> bytes:
 
 
 def read_body(body: bytes, content_type: str) -> bytes:
-    """`body` as plain JSON. Raises HTTPException: 415, 422 (nothing there) or 400."""
+    """Return `body` as plain JSON. Raises HTTPException: 415, 422 (the body is empty) or 400."""
     media_type = content_type.partition(";")[0].strip().lower()
     if media_type not in ("", JSON, FORM):
         raise unsupported(media_type)
@@ -77,7 +77,7 @@ def read_body(body: bytes, content_type: str) -> bytes:
 
 
 def unsupported(media_type: str) -> HTTPException:
-    """Only JSON is (section 4.1)."""
+    """Return the error for a media type other than JSON: only JSON is supported (section 4.1)."""
     return HTTPException(
         HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"A body is {JSON}; {media_type} is not supported."
     )
@@ -87,7 +87,8 @@ class JsonRoute(APIRoute):
     """A route that reads its body with `read_body`; those without a body ignore one."""
 
     def get_route_handler(self) -> Handler:
-        """FastAPI's handler, given a request whose body is plain JSON and is called so."""
+        """Return a handler that passes on the request to FastAPI's with its body as plain JSON,
+        under JSON's media type."""
         handle = super().get_route_handler()
         if self.body_field is None:
             return handle

@@ -18,7 +18,7 @@ from bockd.errors import InvalidRequestError, NotFoundError
 
 
 async def key_in_path(key: Annotated[str, Path(description="An item's key")]) -> str:
-    """`{key}`, which may hold any character."""
+    """Return the path's `{key}`, which may hold any character."""
     return unquote(key)
 
 
@@ -26,7 +26,7 @@ Key = Annotated[str, Depends(key_in_path)]
 
 
 def metadata_router(storage: BlockStorage, prefix: str) -> APIRouter:
-    """The endpoints below `{tenant}` + `prefix` + `/{volume_id}/metadata`."""
+    """Build the router below `{tenant}` + `prefix` + `/{volume_id}/metadata`."""
     router = APIRouter(
         prefix=f"{prefix}/{{volume_id:node}}/metadata", tags=["volumes"], route_class=JsonRoute
     )
@@ -47,7 +47,7 @@ def metadata_router(storage: BlockStorage, prefix: str) -> APIRouter:
     async def replace_metadata(
         tenant: InTenant, volume: InVolume, body: MetadataBody
     ) -> MetadataView:
-        """Set a volume's metadata; other items go."""
+        """Set a volume's metadata; other items are removed."""
         edit = Edit(metadata=without_nulls(body.metadata))
         return {"metadata": dict((await storage.edit_volume(tenant, volume, edit)).metadata)}
 

@@ -21,8 +21,8 @@ class NbdFrontends:
     """Over TCP."""
 
     def uri(self, export: str, request: Request) -> str | None:
-        """The URI over TCP. A daemon that listens on all its addresses is reached by the one that
-        the client has used for its request."""
+        """Return the URI over TCP, or None. A daemon that listens on all its addresses is reached
+        by the one that the client has used for its request."""
         if self.listen is None:
             return None
         host = self.listen.host
@@ -34,7 +34,7 @@ class NbdFrontends:
         return f"{scheme}://{Address(host, self.listen.port)}/{quote(export)}"
 
     def unix_uri(self, export: str) -> str | None:
-        """The URI on the Unix socket, for servers on the daemon's own machine."""
+        """Return the URI on the Unix socket, for servers on the daemon's own machine, or None."""
         if self.socket is None:
             return None
         return f"nbd+unix:///{quote(export)}?socket={quote(self.socket)}"

@@ -37,24 +37,24 @@ register_url_convertor("node", NodeConvertor())
 
 
 async def volume_in_path(volume_id: PathNumber) -> VolumeId:
-    """`{volume_id}`. Raises NotFoundError for what cannot be one."""
+    """Return the id of the path's `{volume_id}`. Raise NotFoundError for what cannot be one."""
     return values.volume_id(unquote(volume_id))
 
 
 async def snapshot_in_path(snapshot_id: PathNumber) -> SnapshotId:
-    """`{snapshot_id}`. Raises NotFoundError for what cannot be one."""
+    """Return the id of the path's `{snapshot_id}`. Raise NotFoundError for what cannot be one."""
     return values.snapshot_id(unquote(snapshot_id))
 
 
 async def server_in_path(
     server_id: Annotated[str, Path(description="A server's id: an integer, or a UUID")],
 ) -> str:
-    """`{server_id}`; whether it can be a server's is for the service to say."""
+    """Return the path's `{server_id}`; whether it can be a server's is for the service to say."""
     return unquote(server_id)
 
 
 def count(name: str, text: str) -> int:
-    """A number of items, or an id to begin after. Raises InvalidRequestError."""
+    """Read a number of items, or an id to begin after. Raises InvalidRequestError."""
     number = int(text) if text.isascii() and text.isdigit() and len(text) < 4300 else -1
     if number < 0:
         raise InvalidRequestError(f"{name} is not a positive integer: {values.shown(text)!r}")
@@ -67,7 +67,8 @@ async def page_in_query(
     offset: QueryNumber = None,
     display_name: Annotated[str | None, Query(description="Only what has this name")] = None,
 ) -> Page:
-    """`limit`, `marker`, `offset` and `display_name`. Raises InvalidRequestError."""
+    """Read the query's `limit`, `marker`, `offset` and `display_name`. Raises
+    InvalidRequestError."""
     return Page(
         limit=None if limit is None else count("limit", limit),
         marker=None if marker is None else count("marker", marker),
@@ -83,7 +84,7 @@ async def force_in_query(
         Query(description="Cut the server's connections at once"),
     ] = None,
 ) -> bool:
-    """`force`. Raises InvalidRequestError."""
+    """Read the query's `force`. Raises InvalidRequestError."""
     return force is not None and values.flag("force", force)
 
 

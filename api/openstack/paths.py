@@ -73,12 +73,12 @@ def tidy(path: str) -> str:
 
 
 def needs_token(path: str) -> bool:
-    """Whether a tidy path is answered only to who has a token."""
+    """Return whether a request for a tidy path needs a token."""
     return path not in OPEN_PATHS and path.startswith(CLOSED)
 
 
 def tenant_of(path: str) -> str | None:
-    """The tenant's id in `/v1.1/{tenant}/...`; None for paths that belong to no tenant."""
+    """Return the tenant's id of `/v1.1/{tenant}/...`; None for paths that belong to no tenant."""
     first, _, rest = path.removeprefix("/").partition("/")
     if first != VERSION or not rest:
         return None

@@ -44,7 +44,7 @@ class AttachmentInVolume(TypedDict, total=False):
 
 
 class CinderKeys(TypedDict):
-    """What Cinder's version 1 calls keys of ours, under its own paths only."""
+    """What Cinder's version 1 calls some of our keys, under its own paths only."""
 
     display_name: NotRequired[str | None]
     display_description: NotRequired[str | None]
@@ -181,12 +181,12 @@ class OneSpace(TypedDict):
 
 
 def view_space(space: Space) -> SpaceView:
-    """Exact space."""
+    """Render exact space in bytes."""
     return {"exclusive_bytes": space.exclusive_bytes, "shared_bytes": space.shared_bytes}
 
 
 def view_backing(backing: Backing | None) -> BackingView:
-    """What is under the key "bockd"."""
+    """Render what is under the key "bockd"."""
     assert backing is not None  # only stored records lack it
     return {
         "daemon": backing.daemon,
@@ -200,7 +200,7 @@ def view_backing(backing: Backing | None) -> BackingView:
 
 
 def view_attachment(attachment: Attachment, extra: AttachmentExtra) -> AttachmentView:
-    """One attachment; its id is the volume's."""
+    """Render one attachment; its id is the volume's."""
     return {
         "device": attachment.device,
         "serverId": server_number(attachment.server_id),
@@ -211,7 +211,7 @@ def view_attachment(attachment: Attachment, extra: AttachmentExtra) -> Attachmen
 
 
 def attachments_of(volume: Volume) -> list[AttachmentInVolume]:
-    """`[{}]` when there is none, as documented."""
+    """Render a volume's attachment in a list: `[{}]` when there is none, as documented."""
     attachment = volume.attachment
     if attachment is None:
         return [{}]
@@ -226,7 +226,7 @@ def attachments_of(volume: Volume) -> list[AttachmentInVolume]:
 
 
 def view_volume(volume: Volume) -> VolumeView:
-    """One volume."""
+    """Render one volume."""
     view: VolumeView = {
         "status": volume.status.value,
         "displayDescription": volume.display_description,
@@ -247,14 +247,14 @@ def view_volume(volume: Volume) -> VolumeView:
 
 
 def list_volume(volume: Volume) -> VolumeView:
-    """The same in a list, where `imageRef` is always there."""
+    """Render one volume in a list, where `imageRef` is always there."""
     view = view_volume(volume)
     view.setdefault("imageRef", "")
     return view
 
 
 def view_snapshot(snapshot: Snapshot) -> SnapshotView:
-    """One snapshot."""
+    """Render one snapshot."""
     return {
         "status": snapshot.status.value,
         "displayDescription": snapshot.display_description,
@@ -268,7 +268,7 @@ def view_snapshot(snapshot: Snapshot) -> SnapshotView:
 
 
 def view_new_snapshot(snapshot: Snapshot) -> SnapshotView:
-    """The same just made: its date is to the microsecond, as documented."""
+    """Render a snapshot that was just made: its date is to the microsecond, as documented."""
     view = view_snapshot(snapshot)
     view["createdAt"] = precise_date(snapshot.created_at)
     return view
@@ -279,12 +279,13 @@ Spelling = Callable[[V], V]
 
 
 def as_documented(view: V) -> V:
-    """The keys of HP's document, and no others."""
+    """Return the view as it is: the keys of HP's document, and no others."""
     return view
 
 
 def as_cinder_does(view: V) -> V:
-    """Each key also in snake_case. Clients of Cinder look for volumes by `display_name`."""
+    """Return the view with each key also in snake_case. Clients of Cinder look for volumes by
+    `display_name`."""
     both = _in_snake_case(view)
     if "attachments" in both:
         both["attachments"] = [_in_snake_case(one) for one in both["attachments"]]

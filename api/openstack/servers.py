@@ -62,7 +62,7 @@ class OneServer(TypedDict):
 
 
 def attachment_router(storage: BlockStorage, nbd_frontends: NbdFrontends) -> APIRouter:
-    """The endpoints below `{tenant}/servers/{server_id}/os-volume_attachments`."""
+    """Build the router below `{tenant}/servers/{server_id}/os-volume_attachments`."""
     router = APIRouter(
         prefix="/servers/{server_id}/os-volume_attachments",
         tags=["servers"],
@@ -144,7 +144,7 @@ def check_same_volume(in_path: VolumeId, body: AttachVolume) -> None:
 
 
 def server_router(storage: BlockStorage, catalog: Catalog) -> APIRouter:
-    """`{tenant}/servers/{server_id}`."""
+    """Build the router of `{tenant}/servers/{server_id}`."""
     router = APIRouter(prefix="/servers", tags=["servers"])
 
     @router.get("/{server_id}")

@@ -27,7 +27,7 @@ from bockd.blockstorage.contract import BlockStorage, Page, Snapshot
 def snapshot_router(
     storage: BlockStorage, prefix: str, spelled: Spelling[SnapshotView] = as_documented
 ) -> APIRouter:
-    """The endpoints below `{tenant}` + `prefix`, with the keys that `spelled` gives replies."""
+    """Build the router below `{tenant}` + `prefix`, with the keys that `spelled` gives replies."""
     router = APIRouter(prefix=prefix, tags=["snapshots"], route_class=JsonRoute)
 
     @router.get("", response_model=SnapshotList)

@@ -27,12 +27,12 @@ MAX_SHOWN = 64
 
 
 def shown(text: object) -> str:
-    """A client's text, short enough to repeat."""
+    """Return a client's text, short enough to repeat in a message."""
     return str(text)[:MAX_SHOWN]
 
 
 def id_number(value: int | str) -> int | None:
-    """The id that `value` writes, or None when it writes none."""
+    """Return the id that `value` writes, or None when it writes none."""
     if isinstance(value, str):
         if not DIGITS.fullmatch(value):
             return None
@@ -41,7 +41,7 @@ def id_number(value: int | str) -> int | None:
 
 
 def volume_id(value: int | str) -> VolumeId:
-    """A volume's id. Raises NotFoundError for what cannot be one."""
+    """Return a volume's id. Raise NotFoundError for what cannot be one."""
     number = id_number(value)
     if number is None:
         raise NotFoundError(f"Volume {shown(value)} could not be found.")
@@ -49,7 +49,7 @@ def volume_id(value: int | str) -> VolumeId:
 
 
 def snapshot_id(value: int | str) -> SnapshotId:
-    """A snapshot's id. Raises NotFoundError for what cannot be one."""
+    """Return a snapshot's id. Raise NotFoundError for what cannot be one."""
     number = id_number(value)
     if number is None:
         raise NotFoundError(f"Snapshot {shown(value)} could not be found.")
@@ -57,12 +57,12 @@ def snapshot_id(value: int | str) -> SnapshotId:
 
 
 def image_id(value: int | str) -> ImageId:
-    """An image's id; clients may send a link that ends in it."""
+    """Return an image's id; clients may send a link that ends in it."""
     return ImageId(str(value).removesuffix("/").rpartition("/")[2])
 
 
 def integer(name: str, value: int | str) -> int:
-    """A number that may come as a string. Raises InvalidRequestError."""
+    """Return a number, which may come as a string. Raises InvalidRequestError."""
     if isinstance(value, int):
         return value
     if not INTEGER.fullmatch(value):
@@ -71,7 +71,7 @@ def integer(name: str, value: int | str) -> int:
 
 
 def flag(name: str, value: bool | str) -> bool:
-    """A Boolean that may come as a string. Raises InvalidRequestError."""
+    """Return a Boolean, which may come as a string. Raises InvalidRequestError."""
     if isinstance(value, bool):
         return value
     if value.lower() not in FLAGS:
@@ -80,7 +80,7 @@ def flag(name: str, value: bool | str) -> bool:
 
 
 def server_number(server: str) -> int | str:
-    """A server's id as clients expect it: an integer when it is one."""
+    """Return a server's id as clients expect it: an integer when it is one."""
     number = id_number(server)
     return server if number is None or str(number) != server else number
 
@@ -89,16 +89,16 @@ _TO_THE_SECOND = len("2012-06-27 19:20:35")
 
 
 def date(epoch_seconds: float) -> str:
-    """As section 4.4.2.1 writes one: "2012-06-27 19:20:35", in UTC."""
+    """Format a time as section 4.4.2.1 does: "2012-06-27 19:20:35", in UTC."""
     # Five times as fast as strftime, which a list of a thousand volumes notices.
     return datetime.fromtimestamp(epoch_seconds, UTC).isoformat(" ", "seconds")[:_TO_THE_SECOND]
 
 
 def precise_date(epoch_seconds: float) -> str:
-    """As the reply of section 4.4.4.2 writes one: "2012-12-05 14:48:28.643980"."""
+    """Format a time as the reply of section 4.4.4.2 does: "2012-12-05 14:48:28.643980", in UTC."""
     return datetime.fromtimestamp(epoch_seconds, UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
 
 
 def iso_date(epoch_seconds: float) -> str:
-    """As Keystone and Glance write one: "2012-06-27T19:20:35Z"."""
+    """Format a time as Keystone and Glance do: "2012-06-27T19:20:35Z"."""
     return datetime.fromtimestamp(epoch_seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

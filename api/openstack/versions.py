@@ -95,12 +95,12 @@ DESCRIPTIONS: list[Link] = [
 
 
 def self_link(url: str, version: str) -> Link:
-    """Where a version's own document is."""
+    """Return the link to a version's own document."""
     return {"href": f"{url}/{version}/", "rel": "self"}
 
 
 def version_router(catalog: Catalog) -> APIRouter:
-    """`/` and `/v1.1/`."""
+    """Build the router of `/` and `/v1.1/`."""
     router = APIRouter(tags=["versions"])
 
     @router.get("/")
@@ -136,7 +136,7 @@ def version_router(catalog: Catalog) -> APIRouter:
 
 
 def identity_version(url: str) -> Version:
-    """The only version of the identity service. "stable" is Keystone's word for current."""
+    """Return the only version of the identity service. "stable" is Keystone's word for current."""
     return {
         "status": "stable",
         "updated": IDENTITY_UPDATED,
@@ -147,8 +147,8 @@ def identity_version(url: str) -> Version:
 
 
 def identity_version_router(catalog: Catalog) -> APIRouter:
-    """`/v2.0` and `/identity`. Clients that are given either read it to learn which versions there
-    are; what answers with 404 (`/v3`) is none."""
+    """Build the router of `/v2.0` and `/identity`. Clients that are given either of them read it to
+    learn which versions there are; what answers with 404 (`/v3`) is none."""
     router = APIRouter(tags=["versions"])
 
     @router.get(f"{IDENTITY_ROOT}{IDENTITY_PATH}", include_in_schema=False)

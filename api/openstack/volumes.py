@@ -29,7 +29,7 @@ from bockd.blockstorage.contract import BlockStorage, Page, Volume
 def volume_router(
     storage: BlockStorage, prefix: str, spelled: Spelling[VolumeView] = as_documented
 ) -> APIRouter:
-    """The endpoints below `{tenant}` + `prefix`, with the keys that `spelled` gives replies."""
+    """Build the router below `{tenant}` + `prefix`, with the keys that `spelled` gives replies."""
     router = APIRouter(prefix=prefix, tags=["volumes"], route_class=JsonRoute)
 
     @router.get("", response_model=VolumeList)

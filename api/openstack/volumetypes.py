@@ -22,7 +22,7 @@ class VolumeTypeList(TypedDict):
 
 
 def volume_type_router(prefix: str) -> APIRouter:
-    """`{tenant}` + `prefix`, for clients that ask which types there are."""
+    """Build the router of `{tenant}` + `prefix`, for clients that ask which types there are."""
     router = APIRouter(prefix=prefix, tags=["volumes"])
 
     @router.get("")

@@ -1,4 +1,4 @@
-"""Proving a whole pool: what the engine keeps, and what block storage keeps beside it."""
+"""Checking a whole pool: the engine's data and the records of block storage."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """The file with the first user's credentials: made at the first start, and changed by the operator.
 
-It and the index change together, as far as anybody can tell who dies in between. At a first start
-the file comes first: without a user in the index, the next start begins again. At a rotation the
-new credentials are put beside the file (`PENDING_FILE`), durably; then the index is changed in one
-transaction; then the new file takes the place of the old one. A start that finds the one beside
-asks the index which of the two is right.
+The file and the index change together, so that a crash in between leaves them in agreement. At a
+first start the file comes first: without a user in the index, the next start begins again. At a
+rotation the new credentials are written durably to a second file (`PENDING_FILE`); then the index
+is changed in one transaction; then the second file replaces the first. A start that finds the
+second file asks the index which of the two is right.
 
 All functions block (on scrypt and on synced commits) and are not for the event loop.
 """

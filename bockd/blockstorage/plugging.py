@@ -1,8 +1,9 @@
-"""The seam to virtual machines: who makes a device of an export inside a server, and removes it.
+"""The interface to virtual machines: what makes a device of an export inside a server, and removes
+it.
 
 When a volume is attached to a server, its export is opened first, then the plugger of the server's
-kind is called; when it is detached, the plugger first, then the export is closed. Hosts and plain
-servers have no plugger: they connect by themselves.
+kind is called. When it is detached, the plugger comes first, then the export is closed. Hosts and
+plain servers have no plugger: they connect by themselves.
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ class DevicePlugger(Protocol):
 
 
 class Devices(Protocol):
-    """The pluggers as steps, for the operations on attachments: all kinds behind one face."""
+    """The pluggers as steps, for the operations on attachments: one interface for all kinds of
+    server."""
 
     def plug(
         self, server: Server, attachment: Attachment, size_bytes: int

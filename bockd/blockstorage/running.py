@@ -1,4 +1,4 @@
-"""What the operations of block storage run in: a pool, somebody who drives steps, and settings."""
+"""What the operations of block storage run in: a pool, a runner of steps, and settings."""
 
 from __future__ import annotations
 

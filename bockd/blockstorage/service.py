@@ -66,9 +66,7 @@ EXTENSIONS = (
 
 class PoolBlockStorage:
     """Implements bockd.blockstorage.contract.BlockStorage; see there for what each method promises.
-
-    Looking is done on the spot: a few index lookups, in memory.
-    """
+    Operations that only read run at once: a few index lookups, in memory."""
 
     def __init__(self, context: StorageContext, runner: StepRunner) -> None:
         self.context = context

@@ -1,7 +1,7 @@
 """The daemon's part in a backup (bockd.engine.backup): each volume is frozen by a snapshot, and
-reclaim, merging and scrubbing wait until whoever copies has ended.
+reclaim, merging and scrubbing wait until the copying process has ended.
 
-Who copies is another process. It holds the pool's lock `backup` all the time, so its death is seen.
+That process is another one. It holds the pool's lock `backup` all the time, so its death is seen.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The room that the pool has: measured when somebody asks, and looked after while the daemon runs.
+"""The space that the pool has: measured on request, and watched while the daemon runs.
 
-Volumes are thin, so they may be promised more than there is, and other programs may fill the file
+Volumes are thin, so more space may be promised than there is, and other programs may fill the file
 system as well. The daemon therefore looks at the file system at intervals, and logs each threshold
-that is passed once.
+that is passed, once.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Threshold:
 
 
 class Capacity:
-    """The room of one pool."""
+    """The space of one pool."""
 
     def __init__(
         self, pool: Registry, runner: StepRunner, directory: Path, warn_percent: tuple[int, ...]

@@ -1,6 +1,6 @@
 """The control interface over a pool and its NBD server (bockd.control.Control).
 
-The operator sees everything in the pool, whoever it belongs to.
+The operator sees everything in the pool, of all tenants.
 """
 
 from __future__ import annotations

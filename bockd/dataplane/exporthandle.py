@@ -1,4 +1,4 @@
-"""A connection's or open file's hold on a volume or snapshot (server.exports.OpenExport)."""
+"""A connection's or an open file's handle on a volume or snapshot (server.exports.OpenExport)."""
 
 from __future__ import annotations
 
@@ -28,5 +28,5 @@ class ExportHandle:
         )
 
     async def close(self) -> None:
-        """Give the hold up."""
+        """Release the handle."""
         self.release(self.key)

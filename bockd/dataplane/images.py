@@ -96,7 +96,7 @@ class PoolImages:
         )
 
     async def give_up_abandoned(self) -> None:
-        """Cancel imports that nobody fills any more, for ever."""
+        """Cancel imports that no client fills any more; never ends."""
         unused_since: dict[VolumeId, float] = {}
         while True:
             await trio.sleep(LOOK_SECONDS)

@@ -1,7 +1,7 @@
-"""Background work that failed for want of something, tried again until that is back.
+"""Background work that failed for lack of something, tried again until that is back.
 
-What is wanted is space, inodes, a disk that answers, or a file system that can be written. Nobody
-tells when it is back, so all that waits is tried again every `RETRY_SECONDS`.
+What is lacking is space, inodes, a disk that answers, or a file system that can be written. Nothing
+reports when it is back, so all work that waits is tried again every `RETRY_SECONDS`.
 """
 
 from __future__ import annotations
@@ -43,11 +43,12 @@ class Retrying:
 
     @property
     def waiting(self) -> tuple[str, ...]:
-        """What waits, and for what, in words."""
+        """What work waits, and for what, in words."""
         return tuple(f"{what}: {entry.reason}" for what, entry in self._waiting.items())
 
     def start(self, what: str, work: Work) -> None:
-        """Run `work` in the background, now and until it does not fail for want of something."""
+        """Run `work` in the background, and repeat it until it no longer fails for lack of
+        something."""
         self._spawn(self._attempt(what, work))
 
     async def _attempt(self, what: str, work: Work) -> None:
@@ -70,7 +71,7 @@ class Retrying:
         self._some.set()
 
     async def run(self) -> None:
-        """Try again what waits, until cancelled."""
+        """Try again the work that waits, until cancelled."""
         while True:
             await self._some.wait()
             await trio.sleep(RETRY_SECONDS)

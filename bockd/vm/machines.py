@@ -34,7 +34,7 @@ TURN_SECONDS = 90.0
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a VM shall have."""
+    """What a VM should have."""
 
     disks: Sequence[Disk]
     """These are plugged in."""
@@ -80,11 +80,10 @@ class Machines:
             await self._converse(socket, lambda monitor: disks.resize(monitor, disk))
 
     async def reconcile(self, socket: str, prefix: str, wanted: Callable[[], Wanted]) -> Reconciled:
-        """Plug in what the VM shall have, in its size, and take out what is left over of ours: the
-        disks whose names begin with `prefix`. `wanted` is asked when it is this operation's turn.
-
-        Trouble with one disk does not keep the others; it is raised when there is no conversation.
-        """
+        """Plug in what the VM should have, in its size, and take out what is left over of ours: the
+        disks whose names begin with `prefix`. `wanted` is called when it is this operation's turn.
+        Trouble with one disk does not stop the others. An error is raised when there is no
+        conversation."""
         async with self._turn(socket):
             now = wanted()
             return await self._in_thread(socket, lambda monitor: _reconcile(monitor, prefix, now))
