@@ -40,8 +40,8 @@ class IdleExports:
         self._some = trio.Event()
 
     def add(self, key: ExportKey) -> None:
-        """Note that a client has left. The volume or snapshot is closed after `IDLE_SECONDS`, if
-        nobody else uses it then."""
+        """Note that a client has left. If nobody else uses the volume or snapshot, it is closed
+        after `IDLE_SECONDS`, or sooner when too many wait."""
         self._left_at.pop(key, None)
         self._left_at[key] = trio.current_time()
         if len(self._left_at) > self._limit:
