@@ -34,7 +34,7 @@ class StoreAccess:
 
     @property
     def reserve_wanted(self) -> bool:
-        """Some of what is kept in reserve for a full disk was used up."""
+        """True when some of what is kept in reserve for a full disk was used up."""
         return self.ballast.given or self.spares.wanted
 
     def restore_reserve(self) -> None:
@@ -49,8 +49,9 @@ class StoreAccess:
 
 
 def create_segment(store: StoreAccess, name: JournalName, *, reserve: bool) -> JournalSegment:
-    """A new journal segment. On a full disk it comes from the reserve, or NoSpaceError if that is
-    not to be used (but for want of inodes, which writes do not need) or is used up. BockdError."""
+    """Create a journal segment. If the disk is full, its space comes from the reserve: a spare
+    segment or the ballast. Raises NoSpaceError when the reserve is used up, or when `reserve` is
+    false (unless only inodes are missing, which writes do not need), and other BockdErrors."""
     doing = f"creating journal segment {store.layout.journal_segment(name)}"
     try:
         return JournalSegment.create(store.layout, name, store.boot)
@@ -69,8 +70,8 @@ def create_segment(store: StoreAccess, name: JournalName, *, reserve: bool) -> J
 
 
 def discard_segments(store: StoreAccess, segments: list[JournalSegment]) -> None:
-    """Close segments whose records are in the index, and keep or remove their files. One that
-    cannot be removed is removed at the next opening: its generation is past."""
+    """Close segments whose records are in the index, and keep their files as spares or remove them.
+    A file that cannot be removed is removed at the next opening, because its generation is past."""
     for segment in segments:
         segment.close()
         discard_segment(store, segment.name)

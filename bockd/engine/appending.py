@@ -106,7 +106,7 @@ class Appending(ABC):
         """Make the volume ready for its first change."""
 
     def exposed(self) -> bool:
-        """True when the map changed since the last durable barrier."""
+        """Return whether the map changed since the last durable barrier."""
         return self._last_change > self.durable or bool(self._staged or self._scattered)
 
     # -- appending ---------------------------------------------------------------------------
@@ -137,7 +137,8 @@ class Appending(ABC):
             self._scattered = []
 
     def has_room(self) -> bool:
-        """True when one more operation may change the map; asks for a checkpoint in good time."""
+        """Return whether one more operation may change the map. Ask for a checkpoint in good
+        time."""
         if not self.begun:
             return False
         free = self._segment.free - places(self._staged) - len(self._scattered)
@@ -153,7 +154,8 @@ class Appending(ABC):
         return False
 
     def may_redirect(self) -> bool:
-        """`has_room`, for an operation that may take new space, in the index too."""
+        """Return whether an operation may take new space: `has_room`, and the index is not short of
+        space."""
         return not self._store.index.short and self.has_room()
 
     async def wait_for_index(self) -> None:
@@ -196,7 +198,8 @@ class Appending(ABC):
     # -- failing -----------------------------------------------------------------------------
 
     def check_usable(self) -> None:
-        """VolumeFailedError after a failed sync."""
+        """Raise VolumeFailedError after a failed sync or append. If recording the failure in the
+        index has failed, too, try it again."""
         if self.failed is not None:
             if not (self.failure_recorded or self._recording.held):
                 # A disk that fails a sync may fail the record of it too, for a while.
@@ -214,8 +217,8 @@ class Appending(ABC):
         self._spawn(self.record_failure())
 
     async def record_failure(self) -> None:
-        """Let the index know of a failure. Done before the volume is closed: a record that came
-        after an operator's reopening would undo it."""
+        """Record a failure in the index. This is done before the volume is closed: a record that
+        came after an operator has reopened the volume would undo the reopening."""
         async with self._recording:
             if not self.failure_recorded:
                 await self._put_failure()
@@ -243,7 +246,7 @@ class Appending(ABC):
 
 
 def no_segment(record: VolumeRecord) -> JournalSegment:
-    """Stands for the journal of a volume that has none yet."""
+    """Return a stand-in for the journal of a volume that has none yet: a segment without room."""
     segment = JournalSegment(JournalName(record.id, record.generation, record.segment), -1)
     segment.free = 0
     return segment

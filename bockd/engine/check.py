@@ -55,10 +55,15 @@ _LARGE_TABLES = frozenset({Table.LEAVES, Table.CHECKSUMS})
 def opened_to_check(
     path: Path, *, repair: bool
 ) -> Iterator[tuple[StoreAccess, frozenset[VolumeId]]]:
-    """The pool at `path`, opened to be checked, which no daemon may have open; and the volumes that
-    other processes have open. InUseError when a daemon has it; GuestsError when another process has
-    something open that is to be repaired; PoolFormatError when there is no pool, or a newer one;
-    DamagedError for an index that cannot be opened at all."""
+    """Open the pool at `path` to check it, while no daemon has it open. Yield the pool's store, and
+    the volumes that other processes have open.
+
+    Raises:
+        InUseError: a daemon has the pool.
+        GuestsError: another process has something open, and the pool is to be repaired.
+        PoolFormatError: there is no pool, or it has a newer format.
+        DamagedError: the index cannot be opened at all.
+    """
     if not Layout(path).index_data.exists():
         raise PoolFormatError(f"there is no pool in {path}")
     background = Background()

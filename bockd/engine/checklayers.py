@@ -39,25 +39,27 @@ class LayerCheck:
         self._strays: list[StrayRun] = []
 
     def reach(self, layer: LayerId, number: int, first: int, end: int) -> None:
-        """A map reaches blocks first..end-1 of leaf `number` in `layer`."""
+        """Record that a map refers to blocks first..end-1 of leaf `number` in `layer`."""
         masks = self._mapped.setdefault(layer, {})
         masks[number] = masks.get(number, 0) | _mask(first, end)
 
     def excuse(self, layer: LayerId, first: int, count: int) -> None:
-        """Blocks first..first+count-1 of the volume may hold data in `layer`, or not."""
+        """Record that blocks first..first+count-1 of the volume may hold data in `layer`, or
+        not."""
         masks = self._excused.setdefault(layer, {})
         for number, start, stop in _by_leaf(first, first + count):
             masks[number] = masks.get(number, 0) | _mask(start, stop)
 
     def expect(self, layer: LayerId, number: int, mask: int, data: int) -> None:
-        """Blocks of leaf `number` in `layer`, as a 256-bit number, have checksums; of those in
-        `data` they say that the block is not all zeros."""
+        """Record which blocks of leaf `number` in `layer` have checksums, as a 256-bit number. For
+        those in `data` the checksum says that the block is not all zeros."""
         self._checksums.setdefault(layer, {})[number] = mask
         self._data.setdefault(layer, {})[number] = data
 
     def compare(self, record: LayerRecord) -> int:
-        """Compare a layer's allocated blocks with the expected ones. Return how many are shown, and
-        are holes though their checksums are of data. DamagedError, OSError."""
+        """Compare a layer's allocated blocks with the expected ones. Return the number of blocks
+        that a map refers to and that are holes though their checksums are of data. Raises
+        DamagedError, OSError."""
         mapped = self._mapped.pop(record.id, {})
         excused = self._excused.pop(record.id, {})
         present = self._present(record)
@@ -95,13 +97,14 @@ class LayerCheck:
             loose &= ~_mask(low, low + length)
 
     def strays_by_leaf(self) -> Iterator[tuple[LayerId, int, range]]:
-        """The strays as (layer, leaf number, blocks within the leaf)."""
+        """Yield the strays as (layer, leaf number, blocks within the leaf)."""
         for run in self._strays:
             for number, first, end in _by_leaf(run.first, run.first + run.count):
                 yield run.layer, number, range(first, end)
 
     def punch_strays(self, layers: Mapping[LayerId, LayerRecord]) -> int:
-        """Give the strays back to the file system; the number of blocks. BockdError."""
+        """Give the strays back to the file system. Return the number of blocks. Raises
+        BockdError."""
         punched = 0
         opened: dict[LayerId, Layer] = {}
         try:

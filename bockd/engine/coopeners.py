@@ -51,7 +51,8 @@ def without_co_openers(store: StoreAccess, *, needed: bool) -> Iterator[frozense
 
 
 def elsewhere(store: StoreAccess, ours: Collection[VolumeId]) -> frozenset[VolumeId]:
-    """The volumes that another process has open; `ours` are those of this one. Blocks."""
+    """Return the volumes that another process has open. `ours` are those of this process.
+    Blocks."""
     return frozenset(
         volume
         for volume, _ in _volumes(store)

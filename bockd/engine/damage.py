@@ -14,7 +14,7 @@ from bockd.store.leaf import LEAF_BLOCKS, Leaf, leaf_key
 
 
 def frozen_layers(txn: Transaction) -> Iterator[LayerRecord]:
-    """Layers that no volume writes to any more and that somebody may read."""
+    """Yield the layers that no volume writes to any more and that somebody may read."""
     catalogue = Catalogue(txn)
     heads = {volume.head for volume in catalogue.volumes()}
     abandoned: dict[MapId, bool] = {}
@@ -29,7 +29,7 @@ def frozen_layers(txn: Transaction) -> Iterator[LayerRecord]:
 
 
 def scrub_status(txn: Transaction) -> ScrubStatus:
-    """Everything at one instant."""
+    """Return the progress of scrubbing and all damaged blocks, as they are in one transaction."""
     unread = 0
     for layer in frozen_layers(txn):
         reading = checksums.reading_of(txn, layer.id)
@@ -48,8 +48,8 @@ def scrub_status(txn: Transaction) -> ScrubStatus:
 
 
 def show_damage(txn: Transaction, record: DamageRecord) -> DamagedBlock:
-    """A damaged block, and who shows it as far as the index knows: a volume in use may have
-    overwritten it since."""
+    """Return a damaged block with the volumes and snapshots that show it, as far as the index
+    knows. A volume in use may have overwritten it since."""
     catalogue = Catalogue(txn)
     return DamagedBlock(
         layer=record.layer,
@@ -79,7 +79,7 @@ def _shows(catalogue: Catalogue, map_id: MapId, layer: LayerId, block: int) -> b
 
 
 def describe(damage: DamagedBlock) -> str:
-    """One line for the log."""
+    """Describe a damaged block in one line for the log."""
     shown = [f"volume {name}" for name in damage.volumes]
     shown += [f"snapshot {name}" for name in damage.snapshots]
     what = "differs from what it held" if damage.readable else "cannot be read"

@@ -335,7 +335,8 @@ class Durability(Flushing):
         self._checkpoint_lock.release()
 
     async def restore_reserve(self) -> None:
-        """There may be space again: the reserve, if some of it was used up, comes first."""
+        """Make the reserve whole, if some of it was used up. Called when there may be space again,
+        before anything else takes it."""
         if self._store.reserve_wanted:
             await blocking(self._store.restore_reserve)
 

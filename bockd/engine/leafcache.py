@@ -105,17 +105,18 @@ class LeafCache:
         return slot
 
     def frozen_layer(self, layer_id: LayerId, size_bytes: int) -> FrozenLayer:
-        """A layer to read from, not open yet, and without a slot."""
+        """Return a layer to read from that is not open yet and has no slot."""
         return FrozenLayer(self._layout, layer_id, size_bytes, self.files)
 
     def slot_of(self, layer: Layer) -> int:
-        """The slot of an open layer, which gets one if it has none."""
+        """Return the slot of an open layer. A layer without one gets one."""
         slot = self._slot_of.get(layer.id)
         return self.add_layer(layer) if slot is None else slot
 
     def take_over(self, layer: Layer) -> Layer | None:
-        """Let `layer` stand where the same layer does that was opened otherwise; the one that
-        goes, to be closed when no read uses it any more."""
+        """Replace the layer object of the same id, which was opened in another way, by `layer`.
+        Return the replaced one, which the caller closes when no read uses it any more. None if the
+        layer has no slot."""
         slot = self._slot_of.get(layer.id)
         if slot is None:
             return None
@@ -130,22 +131,23 @@ class LeafCache:
         return len(self.slots) >= _MAX_SLOTS - _SPARE_SLOTS
 
     def uniform(self, slot: int) -> SlotLeaf:
-        """The shared leaf with all blocks in one slot."""
+        """Return the shared leaf with all blocks in one slot."""
         leaf = self._uniform.get(slot)
         if leaf is None:
             leaf = self._uniform[slot] = array("H", (slot,)) * LEAF_BLOCKS
         return leaf
 
     def forget_map(self, map_id: MapId) -> None:
-        """A map of the chain was folded into its child: it has no leaves any more."""
+        """Remove a map from the chain. It was folded into its child and has no leaves any more."""
         self.chain = tuple(member for member in self.chain if member != map_id)
 
     def outdate_loads(self) -> None:
-        """What threads are reading from the index now may name a layer that is about to go."""
+        """Invalidate what threads are reading from the index now: it may name a layer that is about
+        to be removed."""
         self._era += 1
 
     def knows(self, layer_id: LayerId) -> bool:
-        """True when the layer has a slot."""
+        """Return whether the layer has a slot."""
         return layer_id in self._slot_of
 
     def alias(self, source: LayerId, target: Layer) -> Layer | None:
@@ -182,7 +184,8 @@ class LeafCache:
     # -- damage ------------------------------------------------------------------------------
 
     def mark_damaged(self, layer_id: LayerId, block: int) -> None:
-        """A block of a frozen layer is damaged: wherever it is shown, reading it fails."""
+        """Mark a block of a frozen layer as damaged. Reading it fails then, wherever it is
+        shown."""
         self._era += 1  # loads under way do not know
         number, at = block >> LEAF_SHIFT, block & LEAF_MASK
         slot, leaf = self._slot_of.get(layer_id), self.leaves.get(number)
@@ -195,8 +198,9 @@ class LeafCache:
         leaf[at] = DAMAGED_SLOT
 
     def clear_damaged(self, block: int) -> None:
-        """A block of some layer is in order again. Its leaf is read anew, unless it has changes
-        that the index does not have: then reading fails for as long as the device is open."""
+        """Drop the leaf of a block that is in order again in some layer, so that it is read from
+        the index again. A leaf with changes that the index does not have stays: then reading the
+        block fails for as long as the device is open."""
         self._era += 1
         number = block >> LEAF_SHIFT
         if number not in self.dirty and (leaf := self.leaves.pop(number, None)) is not None:
@@ -215,7 +219,7 @@ class LeafCache:
     # -- changing ----------------------------------------------------------------------------
 
     def assign(self, first: int, end: int, slot: int, sequence: int) -> None:
-        """Blocks first..end-1 are in `slot` from now on. Their leaves are loaded."""
+        """Assign blocks first..end-1 to `slot`. Their leaves are loaded."""
         while first < end:
             number = first >> LEAF_SHIFT
             stop = min(end, (number + 1) << LEAF_SHIFT)
@@ -229,7 +233,7 @@ class LeafCache:
             first = stop
 
     def assign_one(self, block: int, slot: int, sequence: int) -> None:
-        """`assign` for one block: what random writes do."""
+        """Assign one block to `slot`, as `assign` does. This is the short way for random writes."""
         number = block >> LEAF_SHIFT
         leaf = self.leaves.get(number) or self._at(number)
         if self._uniform.get(leaf[0]) is leaf:
@@ -251,7 +255,7 @@ class LeafCache:
         self.dirty[number] = sequence
 
     def mark_clean(self, applied: int) -> None:
-        """The index now has all changes up to sequence `applied`."""
+        """Mark leaves as clean. The index now has all changes up to sequence `applied`."""
         self.dirty = {number: last for number, last in self.dirty.items() if last > applied}
         self._evict_above = CACHE_BYTES
         self._evict()
@@ -262,7 +266,7 @@ class LeafCache:
     # -- loading -----------------------------------------------------------------------------
 
     def find(self, number: int) -> SlotLeaf | None:
-        """A leaf, for looking at; None if the index must be asked."""
+        """Return a leaf, to be read only. None if it must be loaded from the index."""
         leaf = self.leaves.get(number)
         if leaf is None and number // GROUP_LEAVES in self._whole:
             return self.uniform(HOLE_SLOT)
@@ -275,7 +279,8 @@ class LeafCache:
         return leaf
 
     def missing(self, first: int, end: int) -> int | None:
-        """The number of the first leaf of blocks first..end-1 that is not in memory."""
+        """Return the number of the first leaf of blocks first..end-1 that is not in memory, or
+        None."""
         for number in range(first >> LEAF_SHIFT, ((end - 1) >> LEAF_SHIFT) + 1):
             if self.find(number) is None:
                 return number
@@ -423,8 +428,8 @@ class LeafCache:
     # -- looking -----------------------------------------------------------------------------
 
     def runs(self, first: int, end: int) -> list[tuple[int, int, int]]:
-        """Blocks first..end-1 as runs (first, end, slot); their leaves are loaded. Neighbouring
-        runs differ."""
+        """Return blocks first..end-1 as runs (first, end, slot). Their leaves are loaded.
+        Neighbouring runs have different slots."""
         found: list[tuple[int, int, int]] = []
         while first < end:
             number = first >> LEAF_SHIFT
@@ -444,7 +449,7 @@ class LeafCache:
         return found
 
     def holds_only(self, first: int, end: int, slot: int) -> bool:
-        """True when blocks first..end-1 are all in `slot`; their leaves are loaded."""
+        """Return whether blocks first..end-1 are all in `slot`. Their leaves are loaded."""
         while first < end:
             number = first >> LEAF_SHIFT
             base = number << LEAF_SHIFT
@@ -456,8 +461,8 @@ class LeafCache:
         return True
 
     async def present(self, first: int, end: int) -> list[int]:
-        """Numbers of leaves within first..end-1 that may hold something, in order; all others
-        are holes. Found without walking the absent ones."""
+        """Return the numbers of the leaves of blocks first..end-1 that may hold something, in
+        order. All others are holes. Absent leaves are not visited."""
         chain = self.chain
         # Taken before, too: a leaf may be stored after the thread's transaction began, and
         # evicted before it returns.

@@ -59,7 +59,8 @@ class LayerMerger:
         self._store = registry.store
 
     def plan(self) -> Merge | None:
-        """A merge that was interrupted, or is due, or None. Blocks."""
+        """Choose the next merge: one that was interrupted, or one that is due. None if there is
+        none. Blocks."""
         with self._store.index.reading() as txn:
             catalogue = Catalogue(txn)
             # Looked up in the same transaction: what is frozen by now and yet queued would hit
@@ -95,8 +96,8 @@ class LayerMerger:
             opened.close()
 
     async def run(self, merge: Merge) -> None:
-        """Carry a merge out. A crash at any point leaves both layers valid; the next plan is to go
-        on with it."""
+        """Carry out a merge. A crash at any point leaves both layers valid. The next `plan` then
+        returns the same merge, to be continued."""
         for opened in list(self._registry.volumes.values()):
             # A former head may still be punched where the other layer's blocks are to go.
             await opened.volume.finish_punching()

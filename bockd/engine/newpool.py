@@ -30,7 +30,7 @@ _OF_AN_INTERRUPTED_START = frozenset({"locks", "index"})
 
 
 def has_pool(root: Path) -> bool:
-    """Whether there is an index. OSError other than that there is none."""
+    """Return whether there is an index. Raises OSError, but not for a path that does not exist."""
     try:
         return os.stat(Layout(root).index_data).st_size > 0
     except (FileNotFoundError, NotADirectoryError):

@@ -37,16 +37,16 @@ class Shares:
 
 
 async def measure_all(pool: Registry, after: int, until: Callable[[], bool]) -> SpacePage:
-    """The exact space of all volumes, and of the snapshots that are in use: family by family,
-    those whose root is above `after`, until `until` says so or all are done. A family with a
-    damaged map is left out."""
+    """Measure the exact space of all volumes, and of the snapshots that are in use. Goes family by
+    family, from the first whose root is above `after`, until `until` returns true or all are done.
+    Leaves out a family with a damaged map."""
     await _checkpoint_all(pool)
     used = frozenset(pool.snapshots)
     return await blocking(_measure_page, pool, used, after, until)
 
 
 async def measure_shares(pool: Registry, images: frozenset[SnapshotId]) -> Shares:
-    """Who has how much of the pool. DamagedError."""
+    """Measure who has how much of the pool. Raises DamagedError."""
     await _checkpoint_all(pool)
     return await blocking(_measure_shares, pool, images)
 
@@ -107,8 +107,8 @@ def _tallied(catalogue: Catalogue, family: Family, living: Mapping[MapId, int]) 
 
 
 def families(catalogue: Catalogue) -> Iterator[tuple[MapId, Family, frozenset[MapId]]]:
-    """All families by the id of their root, with those of their maps that nobody shows any more.
-    DamagedError."""
+    """Yield all families, ordered by the id of their root, each with those of its maps that nobody
+    shows any more. Raises DamagedError."""
     children: dict[MapId, list[MapId]] = {}
     dead: set[MapId] = set()
     for record in catalogue.maps():
@@ -126,8 +126,8 @@ def families(catalogue: Catalogue) -> Iterator[tuple[MapId, Family, frozenset[Ma
 
 
 def pool_files_bytes(layout: Layout) -> int:
-    """What the pool's files take of the file system (st_blocks). Files that go meanwhile count
-    nothing. Raises OSError for a directory that cannot be read."""
+    """Sum what the pool's files take of the file system, in bytes (st_blocks). A file that is
+    removed meanwhile counts as nothing. Raises OSError for a directory that cannot be read."""
     return sum(_tree_bytes(layout.root))
 
 

@@ -59,7 +59,8 @@ class OpenSnapshot:
 
 
 def lock_volume(store: StoreAccess, volume: VolumeId) -> FileLock:
-    """The one writer's lock; InUseError when another process has it (promise D6)."""
+    """Lock a volume for its one writer (promise D6). Raises InUseError when another process has the
+    lock."""
     return _lock(
         store,
         store.layout.volume_lock(volume),
@@ -70,7 +71,7 @@ def lock_volume(store: StoreAccess, volume: VolumeId) -> FileLock:
 
 
 def lock_snapshot(store: StoreAccess, snapshot: SnapshotId, *, shared: bool) -> FileLock:
-    """Shared for a reader, exclusive for the deletion; InUseError."""
+    """Lock a snapshot: shared to read it, exclusive to delete it. Raises InUseError."""
     return _lock(
         store,
         store.layout.snapshot_lock(snapshot),
@@ -91,14 +92,14 @@ def _lock(store: StoreAccess, path: Path, *, shared: bool, held_message: str) ->
 
 
 def refuse_failed(record: VolumeRecord) -> None:
-    """VolumeFailedError for a volume whose last sync failed."""
+    """Raise VolumeFailedError for a volume whose last sync failed."""
     if record.failed is not None:
         raise volume_failed(record.id, record.name, record.failed)
 
 
 def recover_if_needed(store: StoreAccess, volume: VolumeId) -> VolumeRecord:
-    """The record of a volume that nobody has open, recovered if it was not closed. The volume's
-    lock is held. Blocks."""
+    """Return the record of a volume that nobody has open, after recovery if it was not closed. The
+    caller holds the volume's lock. Blocks."""
     with store.index.reading() as txn:
         record = Catalogue(txn).volume(volume)
     refuse_failed(record)
@@ -112,8 +113,8 @@ def recover_if_needed(store: StoreAccess, volume: VolumeId) -> VolumeRecord:
 
 
 def record_failure(store: StoreAccess, volume: VolumeId, reason: str) -> None:
-    """Let the index know that a sync of a volume has failed. Should that fail too, whoever has seen
-    the failure has to remember it. Blocks."""
+    """Record in the index that a sync of a volume has failed. If the index cannot be written, the
+    caller that saw the failure must remember it. Blocks."""
 
     def change(txn: Transaction) -> None:
         catalogue = Catalogue(txn)

@@ -42,8 +42,9 @@ class Pool(SnapshotOperations):
         in_transaction: AlsoVolume = nothing_more,
         content_bytes: int | None = None,
     ) -> Steps[VolumeRecord]:
-        """A blank volume, or a clone of a snapshot, of at least its size and by default exactly.
-        `content_bytes` is the size of what will be imported into a blank one.
+        """Create a blank volume, or a clone of a snapshot. A clone is at least as large as the
+        snapshot, and by default as large. `content_bytes` is the size of what will be imported into
+        a blank volume.
 
         Raises InvalidRequestError, ConflictError (the name), NotFoundError (the snapshot).
         """

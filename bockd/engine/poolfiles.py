@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def open_store(layout: Layout, boot: str) -> StoreAccess:
-    """Open the index and see that it is ours before anything else is touched."""
+    """Open the index, and check that it is ours before anything else is touched."""
     _refuse_lost_index(layout)
     ballast = Ballast(layout.ballast)
     index = Index.open(layout.index, ballast)

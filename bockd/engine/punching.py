@@ -54,7 +54,8 @@ class PendingPunches:
         return taken
 
     def next_piece(self) -> tuple[int, int] | None:
-        """The first blocks to punch, at most PIECE_BLOCKS; they stay on the list."""
+        """Return the first blocks to punch, at most PIECE_BLOCKS. They stay on the list. None if it
+        is empty."""
         if not self._firsts:
             return None
         return self._firsts[0], min(self._ends[0], self._firsts[0] + PIECE_BLOCKS)

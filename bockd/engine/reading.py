@@ -188,8 +188,8 @@ class _ExtentList:
         self._limit = limit
 
     def extend_to(self, end: int, *, hole: bool) -> None:
-        """The bytes up to `end` are `hole`, or are not; nothing when they are behind, or when
-        the list is full: what follows is for the next call."""
+        """Add the bytes up to `end` as `hole` or as data. Do nothing when `end` is behind, or when
+        the list is full: the next call reports what follows."""
         if end <= self._at or self.full:
             return
         if self.extents and self.extents[-1].hole == hole:

@@ -110,8 +110,9 @@ class Reclaimer:
                         device.map.forget_map(map_id)
 
     async def _checkpoint_heirs(self, dead: set[MapId]) -> None:
-        """Let the index know what open volumes have overwritten: then it goes with the map that
-        held it, and not only after some later checkpoint."""
+        """Checkpoint the open volumes whose maps descend from a dead map. What they have
+        overwritten is then reclaimed together with that map, and not only after some later
+        checkpoint."""
         for volume, opened in list(self._pool.volumes.items()):
             if not dead.isdisjoint(opened.volume.map.chain):
                 await self._pool.try_checkpoint(volume)
@@ -261,7 +262,7 @@ def _refers(txn: Transaction, map_id: MapId, layer_id: LayerId) -> bool:
 
 
 def _burial(map_id: MapId) -> Callable[[Transaction], _Outcome]:
-    """One batch of dropping or folding a dead map, as a transaction."""
+    """Return a transaction that does one batch of dropping or folding a dead map."""
 
     def step(txn: Transaction) -> _Outcome:
         catalogue = Catalogue(txn)
@@ -298,8 +299,8 @@ def _fold(
 
 
 def _remove_map(catalogue: Catalogue, map_id: MapId, child: MapId | None) -> None:
-    """Remove a map without leaves. Its layers and its parent go to the heir; without one the
-    layers are forgotten, for nothing else refers to them."""
+    """Remove a map without leaves. Its layers and its parent go to its child. Without a child the
+    layers are forgotten, because nothing else refers to them."""
     txn = catalogue.txn
     record = catalogue.map(map_id)
     for layer_id in catalogue.layers_of(map_id):

@@ -161,9 +161,9 @@ def _plan_survived(segments: list[SegmentContents], head: Layer) -> Replay:
 
 
 def refuse_broken_chain(segments: list[SegmentContents], *, survived: bool) -> None:
-    """DamagedError for a segment whose end is lost though there are later ones, which a crash does
-    not leave: where the pages survived nothing is lost, and nothing is flushed into a segment
-    before those before it are sealed."""
+    """Raise DamagedError for a segment whose end is lost though there are later segments. A crash
+    does not leave that: where the pages survived, nothing is lost, and nothing is flushed into a
+    segment before those before it are sealed."""
     for segment, later in pairwise(segments):
         lost = segment.torn if survived else bool(last_barrier(later.changes))
         if lost and not segment.sealed:

@@ -178,17 +178,17 @@ class Registry:
 
     @contextmanager
     def catalogue(self) -> Iterator[Catalogue]:
-        """The catalogue at one instant, for reading."""
+        """Open the catalogue for reading, as it is at one instant."""
         with self.store.index.reading() as txn:
             yield Catalogue(txn)
 
     def find_volume(self, ref: str) -> VolumeId:
-        """The volume of an id or a name; NotFoundError."""
+        """Return the volume of an id or a name. Raises NotFoundError."""
         with self.catalogue() as catalogue:
             return VolumeId(catalogue.find(NodeKind.VOLUME, ref))
 
     def find_snapshot(self, ref: str) -> SnapshotId:
-        """The snapshot of an id or a name; NotFoundError."""
+        """Return the snapshot of an id or a name. Raises NotFoundError."""
         with self.catalogue() as catalogue:
             return SnapshotId(catalogue.find(NodeKind.SNAPSHOT, ref))
 
@@ -209,21 +209,22 @@ class Registry:
                 self._busy.pop(node, None)
 
     def devices(self) -> list[Reader]:
-        """All open volumes and snapshots."""
+        """Return all open volumes and snapshots."""
         return [
             *(opened.volume for opened in self.volumes.values()),
             *(opened.snapshot for opened in self.snapshots.values()),
         ]
 
     def mark_damaged(self, layer: LayerId, block: int) -> None:
-        """A block of a frozen layer is damaged: no device gives it as data any more."""
+        """Mark a block of a frozen layer as damaged, so that no device returns it as data any
+        more."""
         for device in self.devices():
             device.map.mark_damaged(layer, block)
 
     # -- opening -----------------------------------------------------------------------------
 
     def check_openable(self, kind: NodeKind, node: int) -> None:
-        """Raise what opening a volume or snapshot now would be refused with. Blocks."""
+        """Raise the error with which opening a volume or snapshot would be refused now. Blocks."""
         if kind is NodeKind.VOLUME:
             self.refuse_failed(VolumeId(node))
             look_at_volume(self.store, VolumeId(node))
@@ -255,7 +256,8 @@ class Registry:
         return opened
 
     def refuse_failed(self, volume: VolumeId) -> None:
-        """VolumeFailedError for a volume that failed here, should the index not know."""
+        """Raise VolumeFailedError for a volume that failed in this process, even if the index does
+        not know of the failure. In that case try to record it again."""
         if volume in self.failures:
             with self.catalogue() as catalogue:
                 record = catalogue.volume(volume)
@@ -271,15 +273,16 @@ class Registry:
             await blocking(record_failure, self.store, volume, reason)
 
     def failure(self, record: VolumeRecord) -> str | None:
-        """Why a volume is refused until it is reopened, and what to do; None when no sync of it
-        has failed."""
+        """Return why a volume is refused until it is reopened, and what to do. None when no sync of
+        it has failed."""
         opened = self.volumes.get(record.id)
         failed = opened.volume.durability.failed if opened else record.failed
         failed = failed or self.failures.get(record.id)
         return None if failed is None else str(volume_failed(record.id, record.name, failed))
 
     def trouble(self, record: VolumeRecord) -> str | None:
-        """`failure`, or why the volume could not be opened; that may name the pool's files."""
+        """Return `failure`, or why the volume could not be opened, or None. The text may name files
+        of the pool."""
         return self.failure(record) or self.refusals.get(record.id)
 
     def _note_refusal(self, volume: VolumeId, error: BockdError) -> None:
@@ -288,7 +291,8 @@ class Registry:
             self.refusals[volume] = str(error)
 
     def leave_volume(self, volume: VolumeId) -> None:
-        """One user less. The volume stays open until `close_idle` or an operation closes it."""
+        """Count one user less of a volume. It stays open until `close_idle_volume` or an operation
+        closes it."""
         self.volumes[volume].users -= 1
 
     def use_snapshot(self, snapshot: SnapshotId) -> Steps[OpenSnapshot]:
@@ -306,7 +310,7 @@ class Registry:
         return self.exclusive(snapshot, f"opening snapshot {snapshot}", steps())
 
     def leave_snapshot(self, snapshot: SnapshotId) -> None:
-        """One user less."""
+        """Count one user less of a snapshot."""
         self.snapshots[snapshot].users -= 1
 
     def close_idle_volume(self, volume: VolumeId) -> Steps[None]:
@@ -387,16 +391,16 @@ class Registry:
         return self.exclusive(volume, f"making a checkpoint of volume {volume}", steps())
 
     async def try_checkpoint(self, volume: VolumeId) -> None:
-        """`checkpoint`, for what goes on without it: on a disk that is full or read-only the index
-        says what it said before."""
+        """Run `checkpoint`, and log an error instead of raising it, for what can go on without it.
+        On a disk that is full or read-only the index then says what it said before."""
         try:
             await self.checkpoint(volume)
         except BockdError as error:
             log.warning("the checkpoint of volume %s is put off: %s", volume, error)
 
     def flush_volume(self, volume: VolumeId) -> Steps[str | None]:
-        """Make what was acknowledged survive power loss, if the volume is open: a closed one is
-        flushed. Returns why the volume has failed, now or earlier; None if it has not."""
+        """Make what was acknowledged survive power loss, if the volume is open. (A closed volume is
+        flushed already.) Return why the volume has failed, now or earlier, or None."""
 
         async def steps() -> str | None:
             opened = self.volumes.get(volume)
@@ -412,8 +416,9 @@ class Registry:
         return self.exclusive(volume, f"flushing volume {volume}", steps())
 
     async def measure(self, kind: NodeKind, node: int) -> Space:
-        """Exact space of a volume or snapshot, after a checkpoint of every open volume: what
-        they wrote since may have ended a sharing. One that has failed counts as it was."""
+        """Measure the exact space of a volume or snapshot. Every open volume is checkpointed first,
+        because what it wrote since may have ended a sharing. A volume that has failed counts as it
+        was at its last checkpoint."""
         for volume in list(self.volumes):
             await self.try_checkpoint(volume)
 
@@ -426,7 +431,7 @@ class Registry:
         return await blocking(walk)
 
     def refuse_used(self, volume: VolumeId) -> None:
-        """InUseError while an open volume has users."""
+        """Raise InUseError while an open volume has users."""
         users = self.volumes[volume].users
         if users:
             raise InUseError(f"volume {volume} has {users} connection(s); disconnect first")

@@ -49,7 +49,7 @@ BATCH_LOOKS = 1024
 
 @dataclass(slots=True)
 class ScrubBatch:
-    """What one step did. With nothing left to do it did nothing."""
+    """What one step did. When no work was left it read nothing, and `more` is false."""
 
     more: bool
     read_bytes: int = 0

@@ -21,23 +21,23 @@ class Snapshot(Reader):
         self.record = record
 
     def try_write(self, offset: int, data: memoryview) -> bool:
-        """Raises ReadOnlyError."""
+        """Refuse with ReadOnlyError."""
         raise ReadOnlyError(_MESSAGE)
 
     def commit(self) -> None:
-        """Nothing was written."""
+        """Do nothing, because nothing was written."""
 
     def write(self, offset: int, data: memoryview) -> Steps[None]:
-        """Raises ReadOnlyError."""
+        """Refuse with ReadOnlyError."""
         raise ReadOnlyError(_MESSAGE)
 
     def zero(self, offset: int, length: int, *, allocate: bool) -> Steps[None]:
-        """Raises ReadOnlyError."""
+        """Refuse with ReadOnlyError."""
         raise ReadOnlyError(_MESSAGE)
 
     def trim(self, offset: int, length: int) -> Steps[None]:
-        """Raises ReadOnlyError."""
+        """Refuse with ReadOnlyError."""
         raise ReadOnlyError(_MESSAGE)
 
     async def flush(self) -> None:
-        """A snapshot is durable from its creation on."""
+        """Do nothing, because a snapshot is durable from its creation on."""

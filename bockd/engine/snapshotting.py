@@ -40,7 +40,7 @@ _Freeze = Callable[[Transaction, VolumeRecord, LayerId], tuple[VolumeRecord, Sna
 
 
 def nothing_more(_txn: Transaction, _record: VolumeRecord | SnapshotRecord) -> None:
-    """The `in_transaction` of an operation that stands for itself."""
+    """Do nothing: the `in_transaction` of an operation whose caller keeps no records of its own."""
 
 
 class SnapshotOperations(Registry):
@@ -260,8 +260,8 @@ def name_of(naming: str | Naming, catalogue: Catalogue, node: int) -> str:
 
 
 def content_of(source: SnapshotRecord, size_bytes: int) -> int | None:
-    """The `content_bytes` of a volume of `size_bytes` that shows a snapshot: one that is larger
-    than the snapshot was made for more than the image."""
+    """Return the `content_bytes` of a volume of `size_bytes` that shows a snapshot. None if the
+    volume is larger than the snapshot: then it was made for more than the image."""
     return source.content_bytes if source.size_bytes == size_bytes else None
 
 

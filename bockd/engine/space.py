@@ -27,7 +27,8 @@ Family = Sequence[tuple[MapId, MapId]]
 
 
 def allocated_bytes(layout: Layout, catalogue: Catalogue, map_id: MapId) -> int:
-    """The disk space of all layers that a map may refer to, by one `stat` for each file.
+    """Sum the disk space, in bytes, of all layers that a map may refer to, by one `stat` for each
+    file.
 
     Without snapshots that is exactly what the volume stores. Otherwise it includes blocks of
     ancestors that were overwritten since: never less than what the map shows. (`tar --sparse` takes
@@ -42,9 +43,10 @@ def allocated_bytes(layout: Layout, catalogue: Catalogue, map_id: MapId) -> int:
 
 
 def changed_at(layout: Layout, head: LayerId) -> float:
-    """When a volume with this head last changed, in seconds since the epoch; 0 when the head is
-    gone. Every write and trim leaves its time there (`Volume`); a snapshot or revert makes a new
-    head. What is done to the other layers behind the scenes is no change."""
+    """Return when a volume with this head last changed, in seconds since the epoch, or 0 when
+    the head does not exist any more. Every write and trim sets the head's time (`Volume`), and a
+    snapshot or revert makes a new head. What background work does to the other layers is no
+    change."""
     return max((found.st_mtime for found in _files(layout, head)), default=0.0)
 
 
@@ -109,17 +111,17 @@ class Tally:
         self._of_class.update(lowest.values())
 
     def space(self, member: MapId) -> Space:
-        """What one live map shows."""
+        """Return the space that one live map shows."""
         alone = self._alone[member]
         return Space(alone * BLOCK_SIZE, (self._total[member] - alone) * BLOCK_SIZE)
 
     def class_bytes(self, rank: int) -> int:
-        """What is counted for one class."""
+        """Return the bytes that are counted for one class."""
         return self._of_class[rank] * BLOCK_SIZE
 
 
 def measure_space(catalogue: Catalogue, map_id: MapId) -> Space:
-    """The space of a live map, from what the index holds. DamagedError."""
+    """Measure the space of a live map, from what the index holds. Raises DamagedError."""
     family = family_of(catalogue, map_id)
     live = {member: 0 for member, _ in family if not catalogue.map(member).dead}
     tally = Tally(live)
@@ -141,7 +143,7 @@ def count_family(
 
 
 def family_of(catalogue: Catalogue, map_id: MapId) -> Family:
-    """The family of a map. DamagedError."""
+    """Return the family of a map. Raises DamagedError."""
     found = []
     waiting = [(catalogue.chain(map_id)[-1], NO_MAP)]
     while waiting:

@@ -22,8 +22,9 @@ log = logging.getLogger(__name__)
 
 
 def verify_read(index: Index, layer: Layer, position: int, data: memoryview) -> None:
-    """Raise DamagedBlockError, after the index was told, if `data`, just read from byte `position`
-    of a frozen layer, is not what it held. OSError, DamagedError. Blocks."""
+    """Compare `data`, just read from byte `position` of a frozen layer, with its checksums. If they
+    differ, mark the damage in the index and raise DamagedBlockError. Blocks. Also raises OSError,
+    DamagedError."""
     first = position // BLOCK_SIZE
     end = -(-(position + len(data)) // BLOCK_SIZE)
     expected: dict[int, int] = {}

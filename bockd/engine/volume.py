@@ -122,7 +122,7 @@ class Volume(Reader):
             await self._close_unread(replaced)
 
     def adopt_size(self, size_bytes: int) -> None:
-        """The volume has grown."""
+        """Set the new size of a volume that has grown."""
         assert size_bytes >= self._size_bytes
         self._size_bytes = size_bytes
 
@@ -209,8 +209,8 @@ class Volume(Reader):
         return True
 
     def _foretell_zeros(self, blocks: list[int]) -> None:
-        """Let the journal say that blocks of the head will be all zeros, before they are. There is
-        room. VolumeFailedError."""
+        """Stage in the journal, before the write, that these blocks of the head will be all zeros.
+        The journal has room. Raises VolumeFailedError."""
         durable, dirty = self.durability.durable, self.map.dirty
         blocks = [block for block in blocks if dirty.get(block >> LEAF_SHIFT, 0) > durable]
         if blocks:

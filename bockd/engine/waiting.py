@@ -24,7 +24,7 @@ class Mutex:
         return self._held
 
     async def acquire(self) -> None:
-        """Wait for the mutex. It is handed over, never free for a moment in between."""
+        """Wait for the mutex. The previous holder hands it over, so it is never free in between."""
         if not self._held:
             self._held = True
             return
@@ -46,7 +46,7 @@ class Mutex:
         self.release()
 
     def release(self) -> None:
-        """Hand the mutex to the next in line."""
+        """Release the mutex: hand it to the next waiter, if there is one."""
         assert self._held
         if self._queue:
             self._queue.popleft().fire()
@@ -72,7 +72,7 @@ class WriteGate:
         return self._inside
 
     async def enter(self) -> None:
-        """Wait until the gate is open, and go in; `leave` in a finally."""
+        """Wait until the gate is open, and enter. The caller calls `leave` in a `finally`."""
         while self.closed:
             await self._opened
         self._inside += 1
@@ -121,7 +121,7 @@ class RangeLocks:
         self.held: list[HeldRange] = []
 
     def busy(self, first: int, end: int) -> bool:
-        """True when somebody holds or waits for some of these blocks."""
+        """Return whether an operation holds or waits for some of these blocks."""
         return any(held.overlaps(first, end) for held in self.held)
 
     async def acquire(self, first: int, end: int) -> HeldRange:
