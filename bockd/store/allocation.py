@@ -15,9 +15,10 @@ _libc.fallocate.restype = ctypes.c_int
 
 
 def allocate(path: Path, offset: int, length: int) -> None:
-    """Give `length` bytes of a file from `offset` on their blocks; its size and content stay.
-    Does nothing where the file system cannot. (os.posix_fallocate would write there, which is not
-    safe beside other writers.) OSError: some of them may have been allocated."""
+    """Allocate disk blocks for `length` bytes of a file from `offset` on. Its size and content
+    stay. Does nothing where the file system cannot. (os.posix_fallocate would write there, which
+    is not safe while others write.) Raises OSError; part of the blocks may have been allocated
+    then."""
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
         if _libc.fallocate(fd, _KEEP_SIZE, offset, length) != 0:

@@ -28,7 +28,8 @@ from bockd.store.leaf import (
 def stored_leaves(
     txn: Transaction, chain: Iterable[MapId], first: int, end: int
 ) -> dict[int, bytes]:
-    """The payloads of leaves first..end-1 as seen through `chain`; absent ones are all holes."""
+    """Return the payloads of leaves first..end-1 as seen through `chain`. Absent ones are all
+    holes."""
     found: dict[int, bytes] = {}
     for map_id in chain:
         for key, payload in txn.scan(Table.LEAVES, leaf_key(map_id, first), leaf_key(map_id, end)):
@@ -39,8 +40,8 @@ def stored_leaves(
 
 
 def own_leaves(txn: Transaction, map_id: MapId, first: int = 0) -> Iterator[tuple[int, bytes]]:
-    """The leaves from number `first` on that are stored in the map itself, as (number, payload),
-    in order."""
+    """Yield the leaves from number `first` on that are stored in the map itself, as (number,
+    payload), in order."""
     for key, payload in txn.scan(
         Table.LEAVES, leaf_key(map_id, first), leaf_key(MapId(map_id + 1), 0)
     ):
@@ -48,7 +49,7 @@ def own_leaves(txn: Transaction, map_id: MapId, first: int = 0) -> Iterator[tupl
 
 
 def present_leaves(txn: Transaction, chain: Iterable[MapId], first: int, end: int) -> set[int]:
-    """Numbers of leaves within first..end-1 that some map of the chain has."""
+    """Return the numbers of the leaves within first..end-1 that some map of the chain has."""
     return {
         leaf_key_parts(key)[1]
         for map_id in chain
@@ -150,8 +151,8 @@ def queue_orphans(
     after: Leaf,
     layers: frozenset[LayerId],
 ) -> bool:
-    """Queue for punching what leaf `number` held in one of `layers` before and not after, and
-    forget its checksums. True when there was something."""
+    """Queue for punching the blocks of leaf `number` that were in one of `layers` before and are
+    not after, and forget their checksums. Return whether there were any."""
     found = False
     base = number * LEAF_BLOCKS
     now = after.layers()

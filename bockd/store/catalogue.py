@@ -139,7 +139,7 @@ def pair_key(first: int, second: int) -> bytes:
 
 
 def decode_record(kind: type[Record], payload: bytes) -> Record:
-    """A record from its JSON; DamagedError when it does not fit its type."""
+    """Decode a record from its JSON. Raises DamagedError when it does not fit its type."""
     try:
         return msgspec.json.decode(payload, type=kind)
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
@@ -155,7 +155,8 @@ class Catalogue:
     # -- the pool ----------------------------------------------------------------------------
 
     def pool(self) -> PoolRecord | None:
-        """The pool's own record; None in an index without one. PoolFormatError when newer."""
+        """Return the pool's own record; None in an index without one. Raises PoolFormatError for a
+        format that this code does not know."""
         payload = self.txn.get(Table.META, _POOL_KEY)
         if payload is None:
             return None
@@ -168,7 +169,7 @@ class Catalogue:
         return decode_record(PoolRecord, payload)
 
     def upgrade(self, record: PoolRecord) -> None:
-        """Make a pool of an older format one of ours; older code refuses it from then on."""
+        """Convert a pool of an older format to ours. Older code refuses it from then on."""
         if record.format != FORMAT:
             self.put_pool(replace(record, format=FORMAT))
 
@@ -182,13 +183,13 @@ class Catalogue:
         return record
 
     def new_node(self) -> int:
-        """An id for a volume or a snapshot."""
+        """Allocate an id for a volume or a snapshot."""
         pool = self._pool()
         self.put_pool(replace(pool, next_node=pool.next_node + 1))
         return pool.next_node
 
     def new_map(self, parent: MapId, size_bytes: int) -> MapRecord:
-        """A live map without leaves."""
+        """Create a live map without leaves."""
         pool = self._pool()
         self.put_pool(replace(pool, next_map=pool.next_map + 1))
         record = MapRecord(MapId(pool.next_map), parent, size_bytes, dead=False)
@@ -198,7 +199,8 @@ class Catalogue:
         return record
 
     def next_layer(self) -> LayerId:
-        """The id that `add_layer` expects next; peeked before the layer's files are made."""
+        """Return the id that `add_layer` expects next, without allocating it. It is read before the
+        layer's files are made."""
         return LayerId(self._pool().next_layer)
 
     def add_layer(self, layer: LayerId, size_bytes: int, home: MapId) -> None:
@@ -221,12 +223,14 @@ class Catalogue:
         return decode_record(VolumeRecord, payload)
 
     def sound_volumes(self) -> Iterator[VolumeRecord]:
-        """Those whose records are not damaged, for what must not stop at one that is."""
+        """Yield the volumes whose records are not damaged, for callers that must not stop at a
+        damaged one."""
         for _, payload in self.txn.sound(Table.VOLUMES):
             yield decode_record(VolumeRecord, payload)
 
     def sound_snapshots(self) -> Iterator[SnapshotRecord]:
-        """As `sound_volumes`, of snapshots."""
+        """Yield the snapshots whose records are not damaged, as `sound_volumes` does for
+        volumes."""
         for _, payload in self.txn.sound(Table.SNAPSHOTS):
             yield decode_record(SnapshotRecord, payload)
 
@@ -258,14 +262,15 @@ class Catalogue:
         self.txn.put(Table.NAMES, key, id_key(node))
 
     def name_is_free(self, kind: NodeKind, name: str) -> bool:
-        """Whether `take_name` would succeed now."""
+        """Return whether `take_name` would succeed now."""
         return self.txn.get(Table.NAMES, _name_key(kind, name)) is None
 
     def free_name(self, kind: NodeKind, name: str) -> None:
         self.txn.delete(Table.NAMES, _name_key(kind, name))
 
     def find(self, kind: NodeKind, ref: str) -> int:
-        """The id for an id in decimal or a name; NotFoundError. A numeric ref is always an id."""
+        """Return the id for an id in decimal or a name. A numeric ref is always an id. Raises
+        NotFoundError."""
         if ref.isascii() and ref.isdigit():
             table = Table.VOLUMES if kind is NodeKind.VOLUME else Table.SNAPSHOTS
             if len(ref) < 20 and self.txn.get(table, id_key(int(ref))) is not None:
@@ -292,7 +297,7 @@ class Catalogue:
             yield decode_record(MapRecord, payload)
 
     def chain(self, map_id: MapId) -> tuple[MapId, ...]:
-        """The map, its parent, and so on to the root. DamagedError when it runs in a circle."""
+        """Return the map, its parent, and so on to the root. Raises DamagedError for a circle."""
         chain: list[MapId] = []
         seen: set[MapId] = set()
         while map_id != NO_MAP:
@@ -308,7 +313,7 @@ class Catalogue:
         return [MapId(_PAIR.unpack(key)[1]) for key in keys]
 
     def subtree(self, map_id: MapId) -> Iterator[MapId]:
-        """The map and all that fall through to it."""
+        """Yield the map and all its descendants, which look up absent leaves in it."""
         waiting = [map_id]
         while waiting:
             member = waiting.pop()
@@ -316,7 +321,7 @@ class Catalogue:
             waiting.extend(self.children(member))
 
     def forget_layer(self, layer: LayerId) -> None:
-        """A layer that nothing refers to any more: its files are queued to be unlinked."""
+        """Forget a layer that nothing refers to any more, and queue its files to be unlinked."""
         home = self.layer(layer).home
         self.txn.delete(Table.LAYERS, id_key(layer))
         self.txn.delete(Table.HOMES, pair_key(home, layer))
@@ -325,7 +330,7 @@ class Catalogue:
         queue.add_unlink(self.txn, layer)
 
     def kill_map(self, map_id: MapId) -> None:
-        """Nobody shows this map any more: queue it for reclaim."""
+        """Mark a map that nobody shows any more as dead, and queue it for reclaim."""
         self.put_map(replace(self.map(map_id), dead=True))
         self.txn.put(Table.RECLAIM, b"m" + id_key(map_id), b"")
 
@@ -345,7 +350,7 @@ class Catalogue:
             yield decode_record(LayerRecord, payload)
 
     def layers_of(self, home: MapId) -> list[LayerId]:
-        """The layers whose home is this map."""
+        """Return the layers whose home is this map."""
         keys = self.txn.keys(Table.HOMES, pair_key(home, 0), pair_key(home + 1, 0))
         return [LayerId(_PAIR.unpack(key)[1]) for key in keys]
 

@@ -83,12 +83,12 @@ _Record = TypeVar("_Record", DamageRecord, ReadingRecord, PassRecord)
 
 
 def crc_of(block: memoryview) -> int:
-    """The CRC32C of a block."""
+    """Return the CRC32C of a block."""
     return crc32c(block)
 
 
 def sums_of(content: memoryview, blocks: Iterable[int]) -> LeafSums:
-    """The CRC32C of whole blocks that lie one after the other in `content`."""
+    """Return the CRC32C of each of the whole blocks that lie one after the other in `content`."""
     return {
         block: crc32c(content[at : at + BLOCK_SIZE])
         for block, at in zip(blocks, range(0, len(content), BLOCK_SIZE), strict=True)
@@ -96,15 +96,15 @@ def sums_of(content: memoryview, blocks: Iterable[int]) -> LeafSums:
 
 
 def encode_sums(sums: LeafSums) -> bytes:
-    """The stored form."""
+    """Encode checksums in their stored form."""
     mask = sum(1 << block for block in sums)
     ordered = [sums[block] for block in sorted(sums)]
     return mask.to_bytes(_MASK_BYTES, "little") + struct.pack(f"<{len(ordered)}I", *ordered)
 
 
 def decode_sums(payload: bytes, first: int = 0, end: int = LEAF_BLOCKS) -> LeafSums:
-    """The checksums of blocks first..end-1 from the stored form. DamagedError for bytes that
-    `encode_sums` never made."""
+    """Decode the checksums of blocks first..end-1 from the stored form. Raises DamagedError for
+    bytes that `encode_sums` never made."""
     mask = int.from_bytes(payload[:_MASK_BYTES], "little")
     if not mask or len(payload) != _MASK_BYTES + 4 * mask.bit_count():
         raise DamagedError("stored checksums are malformed; run 'bockd check'")
@@ -115,7 +115,7 @@ def decode_sums(payload: bytes, first: int = 0, end: int = LEAF_BLOCKS) -> LeafS
 
 
 def sums_key_parts(key: bytes) -> tuple[LayerId, int]:
-    """(layer, leaf number) of a key of CHECKSUMS."""
+    """Return (layer, leaf number) of a key of CHECKSUMS."""
     layer, number = _LEAF_KEY.unpack(key)
     return LayerId(layer), number
 
@@ -123,7 +123,7 @@ def sums_key_parts(key: bytes) -> tuple[LayerId, int]:
 def stored_sums(
     txn: Transaction, layer: LayerId, number: int, first: int = 0, end: int = LEAF_BLOCKS
 ) -> LeafSums:
-    """What is known of a leaf's blocks first..end-1 in a layer."""
+    """Return the stored checksums of a leaf's blocks first..end-1 in a layer."""
     payload = txn.get(Table.CHECKSUMS, _LEAF_KEY.pack(layer, number))
     return {} if payload is None else decode_sums(payload, first, end)
 
@@ -131,7 +131,7 @@ def stored_sums(
 def sums_from(
     txn: Transaction, layer: LayerId, number: int
 ) -> Iterator[tuple[LayerId, int, LeafSums]]:
-    """All checksums in order from a layer's leaf on, as (layer, leaf number, checksums)."""
+    """Yield all checksums in order from a layer's leaf on, as (layer, leaf number, checksums)."""
     for key, payload in txn.scan(Table.CHECKSUMS, _LEAF_KEY.pack(layer, number), b"\xff" * 13):
         yield *sums_key_parts(key), decode_sums(payload)
 
@@ -145,13 +145,14 @@ def _store(txn: Transaction, layer: LayerId, number: int, sums: LeafSums) -> Non
 
 
 def add_sums(txn: Transaction, layer: LayerId, number: int, sums: LeafSums) -> None:
-    """Keep what was read; a checksum that is there already stays."""
+    """Store checksums of what was read. A checksum that is there already stays."""
     if sums:
         _store(txn, layer, number, {**sums, **stored_sums(txn, layer, number)})
 
 
 def forget_blocks(txn: Transaction, layer: LayerId, number: int, blocks: Collection[int]) -> None:
-    """Some of a leaf's blocks in a layer are shown by no map any more."""
+    """Forget the checksums and marks of damage of some of a leaf's blocks in a layer, which no map
+    shows any more."""
     sums = stored_sums(txn, layer, number)
     left = {block: crc for block, crc in sums.items() if block not in blocks}
     if len(left) != len(sums):
@@ -165,7 +166,8 @@ def forget_blocks(txn: Transaction, layer: LayerId, number: int, blocks: Collect
 def copy_blocks(
     txn: Transaction, source: LayerId, target: LayerId, number: int, blocks: Iterable[int]
 ) -> None:
-    """Some blocks of a leaf were copied from one layer to another: what is known goes with them."""
+    """Copy the checksums and marks of damage of some blocks of a leaf, which were themselves copied
+    from one layer to another."""
     known, sums = stored_sums(txn, source, number), stored_sums(txn, target, number)
     base = number << LEAF_SHIFT
     for block in blocks:
@@ -180,7 +182,8 @@ def copy_blocks(
 
 
 def forget_some(txn: Transaction, layer: LayerId, limit: int) -> bool:
-    """Forget up to `limit` leaves, and marks, of a layer that is no more. False: none is left."""
+    """Forget the checksums of up to `limit` leaves, and as many marks of damage, of a layer that
+    does not exist any more. Return False when none is left."""
     start, stop = _LEAF_KEY.pack(layer, 0), _LEAF_KEY.pack(layer + 1, 0)
     keys = list(islice(txn.keys(Table.CHECKSUMS, start, stop), limit))
     for key in keys:
@@ -193,7 +196,7 @@ def forget_some(txn: Transaction, layer: LayerId, limit: int) -> bool:
 
 
 def knows_layer(txn: Transaction, layer: LayerId) -> bool:
-    """Whether `forget_some` would find something."""
+    """Return whether `forget_some` would find something."""
     start, stop = _LEAF_KEY.pack(layer, 0), _LEAF_KEY.pack(layer + 1, 0)
     marks = _BLOCK_KEY.pack(layer, 0), _BLOCK_KEY.pack(layer + 1, 0)
     return any(txn.keys(Table.CHECKSUMS, start, stop)) or any(txn.keys(Table.DAMAGED, *marks))
@@ -203,24 +206,24 @@ def knows_layer(txn: Transaction, layer: LayerId) -> bool:
 
 
 def mark(txn: Transaction, record: DamageRecord) -> None:
-    """From now on the block is not to be read."""
+    """Mark a block as damaged: it is not to be read from now on."""
     key = _BLOCK_KEY.pack(record.layer, record.block)
     txn.put(Table.DAMAGED, key, msgspec.json.encode(record))
 
 
 def unmark(txn: Transaction, layer: LayerId, block: int) -> None:
-    """The block is in order, or nobody's."""
+    """Remove the mark of damage from a block that is in order, or that no map shows any more."""
     txn.delete(Table.DAMAGED, _BLOCK_KEY.pack(layer, block))
 
 
 def damaged_blocks(txn: Transaction, layer: LayerId, first: int, end: int) -> list[int]:
-    """The damaged ones of a layer's blocks first..end-1."""
+    """Return the damaged ones of a layer's blocks first..end-1."""
     start, stop = _BLOCK_KEY.pack(layer, first), _BLOCK_KEY.pack(layer, end)
     return [_BLOCK_KEY.unpack(key)[1] for key in txn.keys(Table.DAMAGED, start, stop)]
 
 
 def all_damage(txn: Transaction) -> list[DamageRecord]:
-    """Everything that is damaged, by layer and block."""
+    """Return all marks of damage, by layer and block."""
     return [
         _decode(DamageRecord, payload) for _, payload in txn.scan(Table.DAMAGED, b"", b"\xff" * 17)
     ]
@@ -230,13 +233,13 @@ def all_damage(txn: Transaction) -> list[DamageRecord]:
 
 
 def reading_of(txn: Transaction, layer: LayerId) -> ReadingRecord | None:
-    """How far the first reading of a layer came; None: it has not begun."""
+    """Return how far the first reading of a layer came, or None if it has not begun."""
     payload = txn.get(Table.SCRUB, _LAYER_KEY.pack(b"l", layer))
     return None if payload is None else _decode(ReadingRecord, payload)
 
 
 def all_readings(txn: Transaction) -> list[ReadingRecord]:
-    """Those that have begun, by layer."""
+    """Return the first readings that have begun, by layer."""
     scanned = txn.scan(Table.SCRUB, b"l", b"m")
     return [_decode(ReadingRecord, payload) for _, payload in scanned]
 
@@ -246,12 +249,13 @@ def put_reading(txn: Transaction, record: ReadingRecord) -> None:
 
 
 def forget_reading(txn: Transaction, layer: LayerId) -> None:
-    """The layer is no more, or is to be read from its beginning."""
+    """Forget how far the first reading of a layer came: the layer does not exist any more, or is to
+    be read from its beginning."""
     txn.delete(Table.SCRUB, _LAYER_KEY.pack(b"l", layer))
 
 
 def latest_pass(txn: Transaction) -> PassRecord | None:
-    """The pass under way, or the last one; None: there was none."""
+    """Return the pass under way, or the last one, or None if there was none."""
     payload = txn.get(Table.SCRUB, _PASS_KEY)
     return None if payload is None else _decode(PassRecord, payload)
 

@@ -29,7 +29,8 @@ class ColdReader:
 
     @classmethod
     def open(cls, layout: Layout, layer: LayerId, size_bytes: int) -> Self:
-        """DamagedError when a file is missing or too short, OSError."""
+        """Open a layer's files. Raises DamagedError when one is missing or too short, and
+        OSError."""
         verify_layer(layout, layer, size_bytes)
         reader = cls(layer, [])
         try:
@@ -59,8 +60,8 @@ class ColdReader:
         return fd
 
     def read(self, first: int, count: int) -> memoryview:
-        """Blocks first..first+count-1, all of one leaf; valid until the next call. OSError;
-        DamagedError at the end of the file."""
+        """Read blocks first..first+count-1, all of one leaf. The result is valid until the next
+        call. Raises OSError, and DamagedError at the end of the file."""
         number, position = divmod(first * BLOCK_SIZE, SEGMENT_BYTES)
         content = self._buffer[: count * BLOCK_SIZE]
         done = 0

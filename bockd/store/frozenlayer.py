@@ -31,8 +31,8 @@ class OpenFiles:
     """Which frozen layers of a pool are open, and how many files they may have together."""
 
     def __init__(self, limit: int | None) -> None:
-        """At most `limit` files; None is for who must keep what is open, because another process
-        may remove the file."""
+        """Allow at most `limit` open files. None is for a process that must keep open what it has
+        open, because another process may remove the file."""
         self.limit = limit
         self._open: OrderedDict[FrozenLayer, int] = OrderedDict()
         self._count = 0
@@ -42,7 +42,7 @@ class OpenFiles:
 
     @classmethod
     def of_process(cls) -> OpenFiles:
-        """As many as the process's limit of descriptors leaves for them."""
+        """Allow as many open files as the process's limit of descriptors leaves for layers."""
         return cls(portion(LAYERS_SHARE, MAX_OPEN_FILES))
 
     @property
@@ -52,7 +52,7 @@ class OpenFiles:
 
     @property
     def full(self) -> bool:
-        """No further layer finds room."""
+        """True when there is no room for another layer."""
         return self.limit is not None and self._count >= self.limit
 
     def admit(self, layer: FrozenLayer, opened: Layer) -> bool:
@@ -71,7 +71,7 @@ class OpenFiles:
         return True
 
     def forget(self, layer: FrozenLayer) -> None:
-        """A layer is about to be closed."""
+        """Stop counting a layer's files: it is about to be closed."""
         with self._lock:
             self._count -= self._open.pop(layer, 0)
 

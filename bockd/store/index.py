@@ -113,12 +113,13 @@ _SEEDS = {table: zlib.crc32(table.value) for table in Table}
 
 
 def seal(table: Table, key: bytes, payload: bytes) -> bytes:
-    """The stored form of a payload."""
+    """Return a payload in its stored form, with its checksum in front."""
     return _CRC.pack(zlib.crc32(payload, zlib.crc32(key, _SEEDS[table]))) + payload
 
 
 def unseal(table: Table, key: bytes, value: bytes) -> bytes:
-    """The payload of a stored value; DamagedError when its checksum does not hold."""
+    """Return the payload of a stored value. Raises DamagedError when its checksum does not
+    match."""
     payload = value[4:]
     if len(value) < 4 or _CRC.unpack_from(value)[0] != zlib.crc32(
         payload, zlib.crc32(key, _SEEDS[table])
@@ -139,7 +140,8 @@ class Gap(NamedTuple):
     reason: str
 
     def refuse(self, start: bytes, stop: bytes) -> None:
-        """DamagedError if a key with start <= key < stop may be one of those."""
+        """Raise DamagedError if a key with start <= key < stop may be missing because of this
+        gap."""
         if (self.before is None or start < self.before) and (
             self.after is None or stop > self.after
         ):
@@ -162,11 +164,11 @@ class Transaction:
         self._gaps = gaps
 
     def disregard_gaps(self) -> None:
-        """Look anywhere, from now on."""
+        """Allow lookups everywhere from now on, also where the index has a gap."""
         self._gaps = _NO_GAPS
 
     def _believe(self, table: Table, start: bytes, stop: bytes) -> None:
-        """Believe that nothing is missing in start <= key < stop, or raise DamagedError."""
+        """Raise DamagedError if something may be missing in start <= key < stop."""
         for gap in self._gaps.get(table, ()):
             gap.refuse(start, stop)
 
@@ -186,7 +188,8 @@ class Transaction:
         return bool(self._txn.delete(key, db=self._tables[table]))
 
     def scan(self, table: Table, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """Entries with start <= key < stop, in order. Do not change the table while scanning."""
+        """Yield the entries with start <= key < stop, in order. Do not change the table while
+        scanning."""
         if self._gaps:
             self._believe(table, start, stop)
         with self._txn.cursor(db=self._tables[table]) as cursor:
@@ -199,7 +202,7 @@ class Transaction:
                 yield key, unseal(table, key, bytes(value))
 
     def keys(self, table: Table, start: bytes, stop: bytes) -> Iterator[bytes]:
-        """Keys with start <= key < stop, in order, values unread."""
+        """Yield the keys with start <= key < stop, in order, without reading values."""
         if self._gaps:
             self._believe(table, start, stop)
         with self._txn.cursor(db=self._tables[table]) as cursor:
@@ -212,8 +215,8 @@ class Transaction:
                 yield key
 
     def sound(self, table: Table) -> Iterator[tuple[bytes, bytes]]:
-        """All entries but for those that fail their checksums, which are logged: for what must go
-        on with the rest."""
+        """Yield all entries except those that fail their checksums, which are logged. For callers
+        that must go on with the rest."""
         for key, value in self.raw(table):
             try:
                 payload = unseal(table, key, value)
@@ -223,7 +226,7 @@ class Transaction:
                 yield key, payload
 
     def raw(self, table: Table) -> Iterator[tuple[bytes, bytes]]:
-        """All entries as stored, checksums unverified: for `check`."""
+        """Yield all entries as stored, with checksums unverified. For `check`."""
         with self._txn.cursor(db=self._tables[table]) as cursor:
             for key, value in cursor:
                 yield bytes(key), bytes(value)
@@ -300,7 +303,8 @@ class Index:
 
     @contextmanager
     def reading(self) -> Iterator[Transaction]:
-        """A read transaction: one instant of the index, to be left soon, on the same thread."""
+        """Begin a read transaction: a view of the index at one instant. End it soon, on the same
+        thread."""
         try:
             with self._using(), self._begin(write=False) as txn:
                 yield txn
@@ -321,7 +325,8 @@ class Index:
 
     @contextmanager
     def examining(self) -> Iterator[Transaction]:
-        """`reading`, for `check`: without regard to gaps, which it finds by itself."""
+        """Begin a read transaction for `check`, which ignores gaps, because `check` finds them by
+        itself."""
         with self.reading() as txn:
             txn.disregard_gaps()
             yield txn
@@ -423,7 +428,8 @@ class Index:
             log.warning("%s was not extended: %s", self._data, error)
 
     def replenish(self) -> None:
-        """Try to have the reserve again. NoSpaceError while the disk has no room for it. Blocks."""
+        """Try to make the reserve whole again. Raises NoSpaceError while the disk has no room for
+        it. Blocks."""
         with self._writing, self._using():
             if self._opened is not None:
                 self._reserve(self._opened.env)

@@ -139,12 +139,12 @@ class SegmentContents:
 
 
 def first_sequence(number: int) -> int:
-    """The sequence of the first record of segment `number`."""
+    """Return the sequence of the first record of segment `number`."""
     return number * SEGMENT_RECORDS + 1
 
 
 def boot_id() -> str:
-    """The kernel's random name for the time since it booted: 36 characters."""
+    """Return the kernel's random id of the time since it booted: 36 characters."""
     with open(BOOT_ID_PATH, encoding="ascii") as file:
         return file.read().strip()
 
@@ -236,7 +236,7 @@ class JournalSegment:
         self.free -= used
 
     def sync(self) -> None:
-        """fdatasync. OSError."""
+        """Sync the file with fdatasync. Raises OSError."""
         os.fdatasync(self._fd)
 
     def close(self) -> None:
@@ -249,9 +249,12 @@ class JournalSegment:
 def read_journal(
     layout: Layout, first: JournalName
 ) -> tuple[list[SegmentContents], JournalName | None]:
-    """The segments from `first` on, of its volume and generation, in order; and the one that is
-    missing, if one is: `first` itself, one between others, or the one behind a seal, since the next
-    segment is made before one is sealed. DamagedError as of `read_segment`."""
+    """Read the segments from `first` on, of its volume and generation.
+
+    Returns them in order, and the one that is missing, or None: `first` itself, one between others,
+    or the one behind a seal, since the next segment is made before one is sealed. Raises
+    DamagedError as `read_segment` does.
+    """
     there = {
         name
         for name in layout.journal_segments()
@@ -430,5 +433,5 @@ def places(entries: Sequence[Entry]) -> int:
 
 
 def last_barrier(changes: tuple[Change, ...]) -> int:
-    """The sequence covered by the last barrier; 0 when there is none."""
+    """Return the sequence covered by the last barrier, or 0 when there is none."""
     return max((c.start for c in changes if c.kind in BARRIERS), default=0)

@@ -95,7 +95,7 @@ class Layer:
         return cls(layer_id, descriptors, nowait=nowait)
 
     def failure(self, error: OSError, offset: int) -> BockdError:
-        """What a failed read of this layer means."""
+        """Translate the error of a failed read of this layer. The result is to be raised."""
         return from_os_error(error, f"reading layer {self.id} at byte {offset}")
 
     def close(self) -> None:
@@ -135,7 +135,7 @@ class Layer:
         return True
 
     def window(self, offset: int) -> Window | None:
-        """A part of the first segment to send from: see `Windows.find`."""
+        """Return a part of the first segment to send from. See `Windows.find`."""
         return self._windows.find(self.descriptors[0], offset)
 
     def write(self, offset: int, data: memoryview, piece_bytes: int = WRITE_PIECE_BYTES) -> None:
@@ -152,7 +152,8 @@ class Layer:
                 hit(Failpoint.WRITE_PIECE)
 
     def sync(self) -> None:
-        """fdatasync every segment. OSError: what was not yet on disk may be lost."""
+        """Sync every segment with fdatasync. Raises OSError: what was not yet on disk may be lost
+        then."""
         for fd in self.descriptors:
             os.fdatasync(fd)
 
@@ -189,7 +190,7 @@ class Layer:
             offset += count
 
     def data_ranges(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
-        """Allocated ranges as (start, end) within offset..offset+length (SEEK_DATA)."""
+        """Yield the allocated ranges as (start, end) within offset..offset+length (SEEK_DATA)."""
         end = offset + length
         while offset < end:
             number, position = divmod(offset, SEGMENT_BYTES)
@@ -209,11 +210,11 @@ class Layer:
             offset = stop if stop - base < os.fstat(fd).st_size else base + SEGMENT_BYTES
 
     def length_bytes(self) -> int:
-        """How long the files are together."""
+        """Return the sum of the files' lengths in bytes."""
         return sum(os.fstat(fd).st_size for fd in self.descriptors)
 
     def allocated_bytes(self) -> int:
-        """What the files occupy."""
+        """Return the bytes that the files occupy on disk."""
         return sum(os.fstat(fd).st_blocks for fd in self.descriptors) * 512
 
     def mark_in_memory(self) -> None:
@@ -224,9 +225,9 @@ class Layer:
                 fcntl.fcntl(fd, _F_SET_RW_HINT, _HINT.pack(_WRITE_LIFE_NONE))
 
     def stayed_in_memory(self) -> bool:
-        """True when all files have been in memory since they were marked: whatever was written to
-        them is there. That they are not proves nothing: the kernel drops inodes that are clean, and
-        a copy has others."""
+        """Return whether all files have been in memory since they were marked. If so, whatever was
+        written to them is there. If not, that proves nothing: the kernel drops inodes that are
+        clean, and a copy has others."""
         try:
             return all(
                 _HINT.unpack(fcntl.fcntl(fd, _F_GET_RW_HINT, bytes(_HINT.size)))[0]
@@ -237,7 +238,7 @@ class Layer:
             return False
 
     def is_empty(self) -> bool:
-        """True when nothing is allocated."""
+        """Return whether nothing is allocated."""
         return next(self.data_ranges(0, len(self.descriptors) * SEGMENT_BYTES), None) is None
 
     def prefetch(self, offset: int, length: int) -> None:
@@ -285,10 +286,10 @@ class DamagedBlocks(Layer):
         raise self._damaged(offset)
 
     def prefetch(self, _offset: int, _length: int) -> None:
-        """Nothing would be gained."""
+        """Do nothing, because nothing would be gained."""
 
     def close(self) -> None:
-        """It has no files."""
+        """Do nothing, because there are no files."""
 
 
 def punch_range(fd: int, offset: int, length: int) -> None:
@@ -308,7 +309,7 @@ def evict(descriptors: list[int], offset: int) -> None:
 
 
 def segment_sizes(size_bytes: int) -> list[int]:
-    """The sizes of the segment files of a layer, in order."""
+    """Return the sizes in bytes of the segment files of a layer, in order."""
     full, rest = divmod(size_bytes, SEGMENT_BYTES)
     return [SEGMENT_BYTES] * full + ([rest] if rest else [])
 

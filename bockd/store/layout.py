@@ -106,23 +106,25 @@ class Layout:
         return self.journal / f"{name.volume}.{name.generation}.{name.number}"
 
     def unfinished_segment(self, name: JournalName) -> Path:
-        """Where a journal segment is until it is whole."""
+        """Return the path of a journal segment until it is written in full."""
         return self.journal / f"{self.journal_segment(name).name}{_UNFINISHED_SUFFIX}"
 
     def spare_segment(self, name: JournalName) -> Path:
-        """Where a journal segment is that was done with, and is kept in reserve."""
+        """Return the path of a journal segment that is not needed any more and is kept in
+        reserve."""
         return self.journal / f"{self.journal_segment(name).name}{_SPARE_SUFFIX}"
 
     def spare_segments(self) -> list[JournalName]:
-        """All journal segments kept in reserve, by what they were called when last used."""
+        """List all journal segments kept in reserve, by the names that they had when last used."""
         return self._journal_names(_SPARE_SUFFIX)
 
     def journal_segments(self) -> list[JournalName]:
-        """All journal segments on disk, in order."""
+        """List all journal segments on disk, in order."""
         return self._journal_names("")
 
     def unfinished_segments(self) -> list[JournalName]:
-        """All journal segments on disk that are being made, or were when their maker died."""
+        """List all journal segments on disk that are being made, or were when the process making
+        them died."""
         return self._journal_names(_UNFINISHED_SUFFIX)
 
     def _journal_names(self, suffix: str) -> list[JournalName]:
@@ -134,7 +136,7 @@ class Layout:
         return sorted(found, key=lambda n: (n.volume, n.generation, n.number))
 
     def layer_segments(self) -> list[tuple[LayerId, int]]:
-        """All layer segments on disk, as (layer, number), in order."""
+        """List all layer segments on disk, as (layer, number), in order."""
         return sorted(
             (LayerId(int(m[1])), int(m[2]))
             for entry in os.listdir(self.layers)
@@ -160,8 +162,8 @@ def unlink_if_present(path: Path) -> None:
 
 
 def unlink_leftover(path: Path) -> None:
-    """Remove what nothing needs any more. The operation that it is left of has been done, and does
-    not fail because of it: what stays costs a little space, and says nothing to anybody."""
+    """Remove a file that nothing needs any more. The operation that left it has succeeded and does
+    not fail because of it: a file that cannot be removed costs a little space and does no harm."""
     try:
         unlink_if_present(path)
     except OSError as error:

@@ -40,12 +40,12 @@ _SAME = re.compile(rb"(.)\1*", re.DOTALL)
 
 
 def leaf_key(map_id: MapId, number: int) -> bytes:
-    """The index key of leaf `number`; keys of a map sort by leaf."""
+    """Return the index key of leaf `number`. The keys of a map sort by leaf."""
     return _KEY.pack(map_id, number)
 
 
 def leaf_key_parts(key: bytes) -> tuple[MapId, int]:
-    """(map, leaf number) of a key."""
+    """Return (map, leaf number) of a key."""
     map_id, number = _KEY.unpack(key)
     return MapId(map_id), number
 
@@ -64,19 +64,20 @@ class Leaf:
 
     @classmethod
     def uniform(cls, layer: LayerId) -> Leaf:
-        """256 times the same layer."""
+        """Return a leaf with the same layer for all 256 blocks."""
         return cls([layer], bytearray(LEAF_BLOCKS))
 
     @classmethod
     def of(cls, layers: Sequence[int]) -> Leaf:
-        """The leaf of 256 layer ids."""
+        """Return the leaf of 256 layer ids."""
         palette = sorted(set(layers))
         place = {layer: code for code, layer in enumerate(palette)}
         return cls(palette, bytearray([place[layer] for layer in layers]))
 
     @classmethod
     def decode(cls, payload: bytes) -> Leaf:
-        """The leaf of its stored form. DamagedError for bytes that no `encode` made."""
+        """Decode a leaf from its stored form. Raises DamagedError for bytes that no `encode`
+        made."""
         try:
             form = payload[0]
             if form == _FORM_UNIFORM:
@@ -113,7 +114,7 @@ class Leaf:
         return cls(palette, index)
 
     def assign(self, first: int, end: int, layer: LayerId) -> None:
-        """Blocks first..end-1 are in `layer`."""
+        """Assign blocks first..end-1 to `layer`."""
         palette = self.palette
         if layer in palette:
             code = palette.index(layer)
@@ -132,7 +133,7 @@ class Leaf:
             self.index[first:end] = _CODES[code] * (end - first)
 
     def encode(self) -> bytes:
-        """The stored form."""
+        """Encode the leaf in its stored form."""
         codes = set(self.index)
         if len(codes) == 1:
             return _UNIFORM.pack(_FORM_UNIFORM, self.palette[self.index[0]])
@@ -147,8 +148,8 @@ class Leaf:
         )
 
     def runs(self) -> list[tuple[int, int, LayerId]]:
-        """Runs as (first, end, layer), covering blocks 0 to 256, `end` exclusive. Neighbouring
-        runs differ."""
+        """Return runs as (first, end, layer), covering blocks 0 to 256, `end` exclusive.
+        Neighbouring runs have different layers."""
         palette, index = self.palette, self.index
         return [
             (run.start(), run.end(), LayerId(palette[index[run.start()]]))
@@ -156,17 +157,17 @@ class Leaf:
         ]
 
     def layers(self) -> list[int]:
-        """The 256 layer ids."""
+        """Return the 256 layer ids."""
         palette = self.palette
         return [palette[code] for code in self.index]
 
     def is_hole(self) -> bool:
-        """True when no block is stored."""
+        """Return whether no block is stored."""
         return not any(self.palette[code] for code in set(self.index))
 
 
 def runs_of(entries: Sequence[int], first: int, end: int) -> list[tuple[int, int, int]]:
-    """Runs of equal values as (first, end, value) within entries[first:end]."""
+    """Return runs of equal values as (first, end, value) within entries[first:end]."""
     runs = []
     while first < end:
         value = entries[first]

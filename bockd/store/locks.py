@@ -87,8 +87,8 @@ def touch(path: Path) -> None:
 
 
 def is_held(path: Path) -> bool:
-    """Whether somebody holds the lock exclusively, here or elsewhere, at this moment. Leaves no
-    file behind. DeniedError, DeviceError."""
+    """Return whether a process, this one included, holds the lock exclusively at this moment.
+    Leaves no file behind. Raises DeniedError, DeviceError."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:

@@ -21,7 +21,7 @@ _FILE = "map-size"
 
 
 def read_map_size(directory: Path) -> int:
-    """What the index in `directory` is to be mapped with, in bytes. DamagedError, OSError."""
+    """Read the map size of the index in `directory`, in bytes. Raises DamagedError, OSError."""
     path = directory / _FILE
     try:
         text = path.read_text(encoding="ascii", errors="replace")
@@ -33,7 +33,7 @@ def read_map_size(directory: Path) -> int:
 
 
 def write_map_size(directory: Path, size_bytes: int) -> None:
-    """Let everybody map so much from now on. BockdError."""
+    """Set the map size, in bytes, that all processes use from now on. Raises BockdError."""
     path = directory / _FILE
     try:
         if read_map_size(directory) == size_bytes:

@@ -8,12 +8,12 @@ from bockd.store.catalogue import Catalogue, SnapshotRecord, VolumeRecord
 
 
 def export_description(kind: NodeKind, node: int) -> str:
-    """What a list of exports says beside the name."""
+    """Return the description that a list of exports has for an export, next to its name."""
     return f"{kind} {node}"
 
 
 def find_export(catalogue: Catalogue, name: str) -> tuple[NodeKind, VolumeRecord | SnapshotRecord]:
-    """What an export name leads to; NotFoundError."""
+    """Find the volume or snapshot of an export name. Raises NotFoundError."""
     if not name:
         raise NotFoundError("name an export: there is no default one")
     # A volume may be called "snapshot/x": a volume's own name comes first.

@@ -97,9 +97,11 @@ class _Damage(Exception):  # noqa: N818 - becomes a DamagedError where the file'
 
 
 def read_index(data: Path, tables: Collection[bytes], look: Callable[[Iterable[Entry]], T]) -> T:
-    """What `look` makes of every entry of the file, table by table and in order, after proving what
-    leads to it; a missing or empty file has none. `tables` are those that there may be. `look` may
-    be called again. Blocks, about 2 us an entry.
+    """Prove the file's pages, and return what `look` returns for its entries.
+
+    `look` gets every entry of the file, table by table and in order; a missing or empty file has
+    none. It may be called again. `tables` are the tables that there may be. Blocks, about 2 us an
+    entry.
 
     Raises PoolFormatError for a file that is not LMDB's, DamagedError for one that is damaged.
     """
@@ -130,7 +132,7 @@ def _opened(data: Path) -> Iterator[int | None]:
 
 
 def check_metas(data: Path) -> None:
-    """Look at the meta pages and the length of the file alone; raises what `read_index` raises."""
+    """Check the meta pages and the length of the file only. Raises what `read_index` raises."""
     with _opened(data) as fd:
         if fd is not None and os.fstat(fd).st_size:
             _newest(fd, data)
@@ -196,7 +198,7 @@ class _Walk:
         """Branch, leaf and overflow pages of the tree that is being walked."""
 
     def everything(self, known: Collection[bytes]) -> Iterator[Entry]:
-        """All entries of all tables, which are among the known. Raises _Damage."""
+        """Yield all entries of all tables, which must be among the known ones. Raises _Damage."""
         tables = list(self._tree(self._meta.main))
         for name, record, flags in tables:
             if name not in known:

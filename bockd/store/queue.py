@@ -45,7 +45,7 @@ def add_punch(txn: Transaction, entry: PunchEntry) -> None:
 
 
 def punches(txn: Transaction, limit: int) -> list[PunchEntry]:
-    """The first `limit` queued punches."""
+    """Return the first `limit` queued punches."""
     found = []
     for key, payload in txn.scan(Table.RECLAIM, b"p", b"q"):
         layer, first = _PUNCH.unpack(key[1:])
@@ -56,7 +56,7 @@ def punches(txn: Transaction, limit: int) -> list[PunchEntry]:
 
 
 def punched_layers(txn: Transaction) -> set[LayerId]:
-    """Layers with queued punches."""
+    """Return the layers with queued punches."""
     return {LayerId(_PUNCH.unpack(k[1:])[0]) for k in txn.keys(Table.RECLAIM, b"p", b"q")}
 
 
@@ -69,7 +69,7 @@ def begin_merge(txn: Transaction, source: LayerId, target: LayerId) -> None:
 
 
 def begun_merges(txn: Transaction) -> list[tuple[LayerId, LayerId]]:
-    """Source and target of merges that have begun: one, at most."""
+    """Return the source and target of each merge that has begun. There is one at most."""
     return [
         (LayerId(_U64.unpack(key[1:])[0]), LayerId(_U64.unpack(payload)[0]))
         for key, payload in txn.scan(Table.RECLAIM, b"g", b"h")

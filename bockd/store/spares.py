@@ -59,7 +59,8 @@ class SpareSegments:
         return False
 
     def keep_or_unlink(self, path: Path, name: JournalName) -> None:
-        """Do away with a segment that nothing needs any more. OSError."""
+        """Keep a segment that nothing needs any more as a spare, or remove its file. Raises
+        OSError."""
         if self.wanted and self._is_worth_keeping(path):
             if len(self._layout.spare_segments()) < SPARE_SEGMENTS:
                 os.rename(path, self._layout.spare_segment(name))

@@ -67,8 +67,8 @@ class Windows:
         self._windows: OrderedDict[int, Window] = OrderedDict()
 
     def find(self, fd: int, offset: int) -> Window | None:
-        """The window that a byte of the file is in, or None where there can be none. It ends where
-        the file ended when it was made. For one thread."""
+        """Return the window that contains byte `offset` of the file, or None where there can be
+        none. It ends where the file ended when it was made. For one thread."""
         windows, number = self._windows, offset // WINDOW_BYTES
         window = windows.get(number)
         if window is not None:
@@ -88,5 +88,6 @@ class Windows:
         return window
 
     def forget(self) -> None:
-        """Let go of all; one that is being sent from stays until that is done. For any thread."""
+        """Drop all windows. One that is being sent from stays until that is done. For any
+        thread."""
         self._windows = OrderedDict()
