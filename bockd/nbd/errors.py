@@ -42,15 +42,17 @@ class ProtocolError(InvalidRequestError):
 
 
 def nbd_errno(number: int) -> int:
-    """The NBD error value for a system error number; EIO for those NBD does not know."""
+    """Return the NBD error value for a system error number. EIO stands for those that NBD does not
+    know."""
     if number in KNOWN_ERRORS:
         return number
     return SAME_MEANING.get(number, nbd.EIO)
 
 
 def answer(error: Exception) -> tuple[int, str]:
-    """The NBD error value and the text that answer a request which failed with `error`: the one
-    place where errors become NBD's. Of a bug of ours the client is told no more than that."""
+    """Return the NBD error value and the text with which a request is answered that failed with
+    `error`. This is the one place where errors become NBD's. A client is not told the details of a
+    bug of ours."""
     if isinstance(error, BockdError):
         return nbd_errno(error.errno), str(error)
     if isinstance(error, OSError):
@@ -61,11 +63,12 @@ def answer(error: Exception) -> tuple[int, str]:
 
 
 def is_bug(error: Exception) -> bool:
-    """Whether `answer` conceals what happened, so that it belongs into the log."""
+    """Return whether `answer` conceals what happened, so that it must be logged."""
     return not isinstance(error, BockdError | OSError | MemoryError)
 
 
 def message_bytes(message: str) -> bytes:
-    """An error's text as it is sent: UTF-8, no NUL, cut to `MAX_MESSAGE_BYTES` at a character."""
+    """Encode an error's text as it is sent: UTF-8, no NUL, cut to `MAX_MESSAGE_BYTES` at a
+    character."""
     encoded = message.replace("\0", " ").encode(errors="replace")
     return encoded[:MAX_MESSAGE_BYTES].decode(errors="ignore").encode()

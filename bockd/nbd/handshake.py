@@ -127,11 +127,11 @@ class Handshake:
         self._buffer += data
 
     def leftover(self) -> bytes:
-        """What arrived behind the option that ended the handshake: the first requests."""
+        """Return what arrived after the option that ended the handshake: the first requests."""
         return bytes(self._buffer)
 
     def next_event(self) -> Event | None:
-        """The next thing to do, or None if more bytes are needed. Raises ProtocolError."""
+        """Return the next thing to do, or None if more bytes are needed. Raises ProtocolError."""
         if self._client_flags is None and not self._take_client_flags():
             return None
         if self._after_skip is not None:
@@ -151,7 +151,8 @@ class Handshake:
         return self._option(option, data)
 
     def secured(self) -> None:
-        """What is received from now on comes through TLS."""
+        """Continue the handshake after TLS has begun: what is received from now on comes through
+        TLS. What was negotiated before is forgotten."""
         assert not self._buffer
         self._secured = True
         self._structured = self._extended = False
@@ -281,11 +282,11 @@ class Handshake:
         return self._structured or self._extended
 
     def listed(self, exports: Iterable[ExportInfo]) -> bytes:
-        """The answer to `ListExports`."""
+        """Return the answer to `ListExports`."""
         return options.list_replies(exports)
 
     def described(self, question: DescribeExport, info: ExportInfo) -> bytes:
-        """The answer to `DescribeExport` when the export exists."""
+        """Return the answer to `DescribeExport` when the export exists."""
         option = question.option
         if option == nbd.OPT_INFO:
             return options.info_replies(option, info, question.asked, chunked=self._chunked)
@@ -295,7 +296,8 @@ class Handshake:
         return options.meta_context_replies(option, allocation=allocation)
 
     def accepted(self, question: ChooseExport, info: ExportInfo) -> tuple[bytes, Negotiated]:
-        """The answer to `ChooseExport` when the export is open; the handshake is over."""
+        """Return the answer to `ChooseExport` when the export is open, and what was negotiated. The
+        handshake is over."""
         negotiated = Negotiated(
             structured=self._structured,
             extended=self._extended,
@@ -311,7 +313,7 @@ class Handshake:
         return data, negotiated
 
     def refused(self, question: DescribeExport | ChooseExport, error: BockdError) -> bytes:
-        """The answer when there is no such export, or it cannot be opened.
+        """Return the answer when there is no such export, or it cannot be opened.
 
         Raises ProtocolError for EXPORT_NAME, which has no error reply.
         """

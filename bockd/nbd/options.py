@@ -49,7 +49,8 @@ class ExportInfo:
 
 
 def transmission_flags(info: ExportInfo, *, chunked: bool) -> int:
-    """Transmission flags for an export; `chunked`: structured or extended replies negotiated."""
+    """Return the transmission flags of an export. `chunked` says that structured or extended
+    replies were negotiated."""
     flags = (
         nbd.FLAG_HAS_FLAGS
         | nbd.FLAG_SEND_FLUSH
@@ -96,7 +97,7 @@ class _Reader:
 
 
 def decode_string(data: bytes) -> str:
-    """A protocol string: at most 4096 bytes of UTF-8 without NUL ("Conventions")."""
+    """Decode a protocol string: at most 4096 bytes of UTF-8 without NUL ("Conventions")."""
     if len(data) > MAX_EXPORT_NAME_BYTES:
         raise InvalidRequestError(f"a string of {len(data)} bytes; the protocol allows 4096")
     try:
@@ -109,7 +110,7 @@ def decode_string(data: bytes) -> str:
 
 
 def parse_info(data: bytes) -> tuple[str, frozenset[int]]:
-    """Data of INFO and GO: the export's name and the kinds of information asked for."""
+    """Parse the data of INFO and GO: the export's name and the kinds of information asked for."""
     reader = _Reader(data)
     name = reader.string()
     asked = frozenset(reader.u16() for _ in range(reader.u16()))
@@ -118,7 +119,7 @@ def parse_info(data: bytes) -> tuple[str, frozenset[int]]:
 
 
 def parse_meta_context(data: bytes) -> tuple[str, list[str]]:
-    """Data of LIST_META_CONTEXT and SET_META_CONTEXT: the export's name and the queries.
+    """Parse the data of LIST_META_CONTEXT and SET_META_CONTEXT: the export's name and the queries.
 
     All queries are parsed; the caller compares their number with `MAX_META_QUERIES`.
     """
@@ -133,17 +134,17 @@ def parse_meta_context(data: bytes) -> tuple[str, list[str]]:
 
 
 def reply(option: int, kind: int, data: bytes = b"") -> bytes:
-    """One option reply ("Fixed newstyle negotiation")."""
+    """Encode one option reply ("Fixed newstyle negotiation")."""
     return _REPLY.pack(nbd.OPTION_REPLY_MAGIC, option, kind, len(data)) + data
 
 
 def error_reply(option: int, kind: int, message: str) -> bytes:
-    """An error reply with a text for people."""
+    """Encode an error reply with a text for people."""
     return reply(option, kind, message_bytes(message))
 
 
 def list_replies(exports: Iterable[ExportInfo]) -> bytes:
-    """Replies to LIST: one REP_SERVER for each export, then REP_ACK."""
+    """Encode the replies to LIST: one REP_SERVER for each export, then REP_ACK."""
     parts = []
     for info in exports:
         name = info.name.encode()
@@ -153,7 +154,7 @@ def list_replies(exports: Iterable[ExportInfo]) -> bytes:
 
 
 def info_replies(option: int, info: ExportInfo, asked: frozenset[int], *, chunked: bool) -> bytes:
-    """Replies to INFO and GO that accept an export: what was asked for, then REP_ACK."""
+    """Encode the replies to INFO and GO that accept an export: what was asked for, then REP_ACK."""
     flags = transmission_flags(info, chunked=chunked)
     items = [struct.pack(">HQH", nbd.INFO_EXPORT, info.size_bytes, flags)]
     if nbd.INFO_NAME in asked:
@@ -171,13 +172,15 @@ def info_replies(option: int, info: ExportInfo, asked: frozenset[int], *, chunke
 
 
 def export_name_reply(info: ExportInfo, *, chunked: bool, zeroes: bool) -> bytes:
-    """The answer to EXPORT_NAME ("Newstyle negotiation"): size, flags, perhaps 124 zeroes."""
+    """Encode the answer to EXPORT_NAME ("Newstyle negotiation"): size, flags, perhaps 124
+    zeroes."""
     flags = transmission_flags(info, chunked=chunked)
     return struct.pack(">QH", info.size_bytes, flags) + (bytes(124) if zeroes else b"")
 
 
 def meta_context_replies(option: int, *, allocation: bool) -> bytes:
-    """Replies to the meta context options: base:allocation if it matched, then REP_ACK."""
+    """Encode the replies to the meta context options: base:allocation if it matched, then
+    REP_ACK."""
     ack = reply(option, nbd.REP_ACK)
     if not allocation:
         return ack

@@ -52,22 +52,24 @@ class ReplyEncoder(ABC):
 
     @abstractmethod
     def data_header(self, request: Request, offset: int, length: int, *, last: bool) -> bytes:
-        """Header of one piece of a read's data: of every piece when chunked, else of the first."""
+        """Encode the header of one piece of a read's data: of every piece when chunked, else of the
+        first."""
 
     @abstractmethod
     def done(self, request: Request) -> bytes:
-        """Success, without data."""
+        """Encode success, without data."""
 
     @abstractmethod
     def error(self, request: Request, error: int, message: str) -> bytes:
-        """Failure; also the last chunk of a read that had some data."""
+        """Encode a failure. It is also the last chunk of a read that had some data."""
 
     def all_done(self, requests: Sequence[Request]) -> bytes:
-        """`done` for many at once."""
+        """Encode `done` for many requests at once."""
         return b"".join(map(self.done, requests))
 
     def status(self, request: Request, extents: Sequence[Extent]) -> bytes:
-        """Block status; only where chunks exist, which the handshake has seen to."""
+        """Encode a block status. Used only where chunks exist, which the handshake makes sure
+        of."""
         raise AssertionError("block status without structured replies")
 
 
@@ -213,7 +215,7 @@ class ExtendedReplies(ReplyEncoder):
 
 
 def encoder_for(*, structured: bool, extended: bool) -> ReplyEncoder:
-    """The encoder that a handshake's outcome calls for."""
+    """Return the encoder for what the handshake has negotiated."""
     if extended:
         return ExtendedReplies()
     return StructuredReplies() if structured else SimpleReplies()

@@ -52,7 +52,8 @@ class RequestParser:
         self.unflagged = False
 
     def parse(self, buffer: memoryview, start: int, end: int) -> tuple[list[Request], int]:
-        """All complete requests in `buffer[start:end]`, and where the first incomplete one begins.
+        """Parse all complete requests in `buffer[start:end]`. Return them, and where the first
+        incomplete one begins.
 
         Stops behind a DISC and before a large payload. Raises ProtocolError when what stands at
         `start` is no request; one further on is left for the next call, so that the requests before
@@ -135,7 +136,7 @@ class RequestLimits:
 
 
 def refusal(request: Request, limits: RequestLimits, size_bytes: int) -> tuple[int, str] | None:
-    """Why a request is refused, as an NBD error and a text; None if the device may have it.
+    """Return why a request is refused, as an NBD error and a text; None if the device may have it.
 
     `size_bytes` is the size of the device now, not the one that the client was told: a volume that
     has grown can be used to its end over connections that are open. This is the one place where

@@ -31,7 +31,8 @@ class MemoryBudget:
         return True
 
     def serve(self) -> None:
-        """Let those go on who can: call it whenever something was given back."""
+        """Grant memory to the waiters for whom there is enough. Called whenever something was given
+        back."""
         still_waiting: deque[tuple[Callable[[], bool], trio.Event]] = deque()
         for ready, event in self._waiters:
             if ready():

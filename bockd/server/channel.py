@@ -46,7 +46,8 @@ class HungUpError(ProtocolError):
 
 
 def reading_failed(error: Exception) -> ProtocolError:
-    """What ends a connection whose client has been promised data."""
+    """Return the error that ends a connection when reading failed after the client was promised the
+    data."""
     return ProtocolError(f"reading failed behind a reply's header: {error}")
 
 
@@ -88,7 +89,8 @@ class Channel:
         self.sock.close()
 
     def try_receive(self, into: memoryview) -> int | None:
-        """Bytes received now; 0 when the peer is gone, None when there is nothing yet."""
+        """Receive what is there now, without waiting. Return the number of bytes, 0 when the peer
+        is gone, None when there is nothing yet."""
         try:
             return self._receive_into(into)
         except BlockingIOError:
@@ -97,7 +99,7 @@ class Channel:
             return 0  # reset: what was in flight is lost either way
 
     def poll(self, into: memoryview, tries: int) -> int | None:
-        """As `try_receive`, trying several times."""
+        """Poll the socket: `try_receive`, at most `tries` times."""
         if self._receive_fast is not None:
             received = self._receive_fast(self.sock.fileno(), into, tries * TRY_NS)
             return received if received >= 0 else None
@@ -108,7 +110,8 @@ class Channel:
         return None
 
     def stop_receiving(self) -> None:
-        """From now on the peer counts as gone for whoever receives; replies can still be sent."""
+        """Stop receiving: from now on whoever receives finds the peer gone. Replies can still be
+        sent."""
         self._receive_into = _end_of_stream
         self._receive_fast = None
         with suppress(OSError):  # the peer is gone indeed
@@ -123,17 +126,18 @@ class Channel:
         return received
 
     def unread_bytes(self) -> int:
-        """Bytes that have arrived and were not received yet."""
+        """Return the number of bytes that have arrived and were not received yet."""
         answer = fcntl.ioctl(self.sock, termios.FIONREAD, struct.pack("i", 0))
         count: int = struct.unpack("i", answer)[0]
         return count
 
     def on_empty(self, report: Callable[[], None]) -> None:
-        """Have `report` called when all that has arrived was received, by a channel that can only
-        say how much it is at most (`unread_bytes`). This one knows exactly, and calls nobody."""
+        """Register `report`, to be called when all that has arrived was received. Only a channel
+        whose `unread_bytes` is an upper bound calls it. This one knows the exact number, and never
+        does."""
 
     def hung_up(self) -> bool:
-        """True when everything was received and the peer is gone."""
+        """Return whether everything was received and the peer is gone."""
         try:
             return not self.sock.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
@@ -142,7 +146,7 @@ class Channel:
             return True
 
     def turn(self, tries: int, turn_ns: int) -> Turn:
-        """What the fast lane may do by itself now, if polling is for so many `tries`."""
+        """Return what the fast lane may do by itself now, where polling is for `tries` attempts."""
         if self._sending.locked():
             return Turn()
         return Turn(
@@ -179,7 +183,7 @@ class Channel:
             left = self._try_send(left)
 
     def _try_send(self, parts: Sequence[Buffer]) -> Sequence[Buffer]:
-        """Send what can be sent now; the rest."""
+        """Send what can be sent now. Return the rest."""
         try:
             sent = self.sock.send(parts[0]) if len(parts) == 1 else self.sock.sendmsg(parts)
         except BlockingIOError:
@@ -197,7 +201,7 @@ class Stream:
         self._channel = channel
 
     async def send(self, *parts: Buffer) -> None:
-        """As `Channel.send`."""
+        """Send one piece of the reply. Errors are as for `Channel.send`."""
         await self._channel._send(parts)
 
 

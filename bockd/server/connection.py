@@ -71,7 +71,7 @@ class Connection:
         statistics: ExportStatistics,
         leftover: bytes,
     ) -> None:
-        """Take what the handshake has settled; `leftover` are the first requests' bytes."""
+        """Take over what the handshake has negotiated. `leftover` are the first requests' bytes."""
         info = export.info
         self.export_name = info.name
         encoder = encoder_for(structured=negotiated.structured, extended=negotiated.extended)
@@ -149,14 +149,15 @@ class Connection:
         self._fences.clear()
 
     def finished(self) -> None:
-        """The socket is closed and nothing runs any more."""
+        """Mark the connection as closed, and let waiting fences pass. The socket is closed and
+        nothing runs any more."""
         if self._parser.unflagged:
             log.debug("a client of %s sent writes without PAYLOAD_LEN", self.export_name)
         self.closed.set()
         self._pass_fences()
 
     def count_received(self, length: int) -> None:
-        """Payload that went past the receive buffer (see `large.Received`)."""
+        """Count payload that did not go through the receive buffer (see `large.Received`)."""
         self._received_bytes += length
         self._consumed_bytes = self._received_bytes
         if self._fences:
@@ -265,8 +266,8 @@ class Connection:
     async def _serve_batch(
         self, requests: list[Request], index: int, started: int, served: int = 0
     ) -> int:
-        """Serve what fits one reply buffer, in which `served` requests are answered already; the
-        index of the first request not served."""
+        """Serve what fits one reply buffer, in which `served` requests are answered already. Return
+        the index of the first request not served."""
         batch, flight = self._batch, self._flight
         first = index - served
         room = self._limits.max_in_flight - flight.requests
@@ -289,7 +290,7 @@ class Connection:
         return index
 
     def _move_leftover(self, position: int, end: int) -> int:
-        """Move an incomplete request to the front of the buffer; its length."""
+        """Move an incomplete request to the front of the buffer. Return its length in bytes."""
         leftover = end - position
         if leftover and position:
             self._buffer[:leftover] = self._buffer[position:end]

@@ -49,18 +49,19 @@ class ExportTable(Protocol):
     nowhere, another one when the export exists and cannot be served."""
 
     async def list_exports(self) -> Sequence[ExportInfo]:
-        """What NBD_OPT_LIST names."""
+        """List the exports that NBD_OPT_LIST names."""
         ...
 
     async def describe(self, name: str) -> ExportInfo:
-        """What NBD_OPT_INFO tells; opens nothing."""
+        """Describe an export for NBD_OPT_INFO. Opens nothing."""
         ...
 
     async def open(self, name: str) -> OpenExport:
-        """A hold on the export, for a connection that enters transmission.
+        """Open an export for a connection that enters transmission.
 
-        `info.name` of the hold tells those who came under one name from the others. Between the
-        return of this and the connection's entry among those of its export nothing is awaited.
+        `info.name` of the result distinguishes the clients that used one name from those that used
+        another. Nothing is awaited between the return of this and the connection's entry in the
+        registry.
         """
         ...
 

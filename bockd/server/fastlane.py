@@ -32,7 +32,7 @@ _STYLES: dict[type[ReplyEncoder], int] = {
 
 
 def load(environ: Mapping[str, str]) -> ModuleType | None:
-    """The compiled module; None where it was not built, or is not wanted."""
+    """Import the compiled module. None where it was not built, or is not wanted."""
     if environ.get(VARIABLE) == "off":
         return None
     try:
@@ -46,9 +46,11 @@ compiled = load(os.environ)
 
 
 def lane(environ: Mapping[str, str]) -> str:
-    """Say for people which lane serves plain requests here, and why if it is not the compiled one.
+    """Describe for people which lane serves plain requests here, and why if it is not the compiled
+    one.
 
-    Neither pip nor anything else shows that a compiler was missing when bockd was installed."""
+    Neither pip nor anything else shows that a compiler was missing when bockd was installed.
+    """
     if environ.get(VARIABLE) == "off":
         return f"Python only ({VARIABLE}=off)"
     try:
@@ -75,8 +77,8 @@ class Turn(NamedTuple):
 
 
 class Served(NamedTuple):
-    """What one call has done. A *round* goes from receiving to sending; all but the last are done
-    with, and so is that one if nothing of it is left."""
+    """What one call has done. A *round* goes from receiving to sending. All rounds but the last are
+    finished. The last is finished if it left nothing to serve or send."""
 
     position: int
     """Where the first request stands that was not looked at."""
@@ -144,7 +146,7 @@ class FastLane:
 
 
 def lane_for(device: BlockDevice, encoder: ReplyEncoder, limits: RequestLimits) -> FastLane | None:
-    """A connection's fast lane; None where there is none."""
+    """Return a connection's fast lane. None where there is none."""
     if compiled is None or not isinstance(device, FastDevice):
         return None
     return FastLane(compiled, device, _STYLES[type(encoder)], limits)

@@ -19,9 +19,10 @@ class InFlight:
         self._landed: trio.Event | None = None
 
     def begin_change(self) -> int:
-        """An engine operation that changes the volume or flushes it is under way; its number.
+        """Register an engine operation that changes the volume or flushes it. Return its number.
 
-        For who hands it to a task: between now and the task's first step, others may ask.
+        For a caller that hands the operation to a task: until the task's first step, others may ask
+        which changes are under way.
         """
         number = self._next
         self._next += 1
@@ -29,13 +30,13 @@ class InFlight:
         return number
 
     def end_change(self, number: int) -> None:
-        """It is finished, or given up."""
+        """Remove a change that is finished, or given up."""
         del self._changes[number]
         self._wake()
 
     @contextmanager
     def change(self) -> Iterator[None]:
-        """Around such an operation."""
+        """Register a change for the duration of a `with` block."""
         number = self.begin_change()
         try:
             yield
@@ -65,7 +66,7 @@ class InFlight:
             await event.wait()
 
     def done(self) -> None:
-        """One background request has been answered or given up."""
+        """Count one background request less: it has been answered or given up."""
         self.requests -= 1
         if self._landed is not None:
             self._landed.set()

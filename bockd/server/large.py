@@ -36,7 +36,7 @@ _TURN_NS = int(TURN_SECONDS * 1e9)
 
 
 def pieces(offset: int, length: int) -> Iterator[tuple[int, int]]:
-    """Offset and length of the pieces of a range."""
+    """Yield offset and length of the pieces of a range, in bytes."""
     end = offset + length
     while offset < end:
         piece = min(end - offset, PIECE_BYTES - offset % PIECE_BYTES)
@@ -45,7 +45,7 @@ def pieces(offset: int, length: int) -> Iterator[tuple[int, int]]:
 
 
 class Received(Protocol):
-    """Who counts what comes off the socket."""
+    """Counts what is received from the socket; implemented by the connection."""
 
     def count_received(self, length: int) -> None: ...
 
@@ -54,11 +54,12 @@ class Received(Protocol):
         ...
 
     def undisturbed(self) -> int:
-        """Attempts to receive that others need not wait for."""
+        """Return the number of attempts to receive that may be made without letting others run."""
         ...
 
     def parked(self) -> AbstractContextManager[None]:
-        """While it waits for the socket because those attempts were in vain."""
+        """Mark the connection as parked for the duration of a `with` block: it waits for the socket
+        because those attempts were in vain."""
         ...
 
 

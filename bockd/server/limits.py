@@ -139,8 +139,8 @@ TLS_BYTES: Final = (
 
 
 def memory_bound_bytes(plain: int, secured: int = 0) -> int:
-    """The most that the server's buffers and payloads take up with so many connections, without TLS
-    and with it, whatever their clients do."""
+    """Return the most that the server's buffers and payloads take up, in bytes, with so many
+    connections without TLS (`plain`) and with it (`secured`), whatever their clients do."""
     return SHARED_MEMORY_BYTES + (plain + secured) * CONNECTION_BYTES + secured * TLS_BYTES
 
 

@@ -20,8 +20,9 @@ _OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.
 
 
 def listen_tcp(address: Address, elsewhere: str = "") -> socket.socket:
-    """A listening TCP socket. Raises InUseError for a port that is taken, UnavailableError for an
-    address that is not ours; `elsewhere` tells in their message how to choose another address."""
+    """Create a listening TCP socket. Raises InUseError for a port that is taken, UnavailableError
+    for an address that is not ours. `elsewhere` tells in their message how to choose another
+    address."""
     try:
         found = socket.getaddrinfo(
             address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -39,7 +40,7 @@ def listen_tcp(address: Address, elsewhere: str = "") -> socket.socket:
 
 
 def address_of(listener: socket.socket) -> Address:
-    """Where a TCP listener listens, with the port that the kernel chose."""
+    """Return the address of a TCP listener, with the port that the kernel chose."""
     host, port = listener.getsockname()[:2]
     return Address(host, port)
 

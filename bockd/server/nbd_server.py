@@ -174,7 +174,8 @@ class NbdServer:
     # What the daemon asks.
 
     def connections(self, key: ExportKey, name: str | None = None) -> int:
-        """How many clients are in transmission on an export, or came to it under a name."""
+        """Count the clients that are in transmission on an export; with `name`, only those that
+        used it."""
         return self._registry.connections(key, name)
 
     async def drain(self, key: ExportKey) -> None:
@@ -184,8 +185,8 @@ class NbdServer:
 
     async def drain_and_close(self, key: ExportKey, name: str, seconds: float) -> None:
         """Close the clients that came to an export under a name, when all that they have sent by
-        now is carried out and answered. For those that do not take their answers within `seconds`,
-        and for nothing else, this is a `disconnect`."""
+        now is carried out and answered. Those that do not receive their answers within `seconds`
+        are closed as by `disconnect`."""
         await self._registry.drain_and_close(key, name, seconds)
 
     async def disconnect(self, key: ExportKey, name: str | None = None) -> None:
@@ -194,14 +195,14 @@ class NbdServer:
         await self._registry.disconnect(key, name)
 
     def statistics(self) -> list[VolumeStatistics]:
-        """Counters of each export that has been used, by kind and id."""
+        """Return the counters of each export that has been used, with its kind and id."""
         return [
             state.statistics.report(key, state.name, len(state.members))
             for key, state in self._registry
         ]
 
     def statistics_of(self, key: ExportKey, name: str) -> ExportStatistics:
-        """The counters of one export, for another frontend to count on."""
+        """Return the counters of one export, so that another frontend can add to them."""
         return self._registry.state(key, name).statistics
 
     def forget(self, key: ExportKey) -> None:

@@ -40,7 +40,7 @@ class Entrance:
 
 
 async def negotiate(channel: Channel, table: ExportTable, tls: FrontendTls) -> Entrance | None:
-    """Talk until the client has chosen an export; None when it left before.
+    """Run the handshake until the client has chosen an export. None when it left before.
 
     Raises ProtocolError when it broke the rules; the caller bounds the time that it takes.
     """

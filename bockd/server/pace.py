@@ -28,13 +28,13 @@ class Pace:
         self._changed_ns = 0
 
     def works(self, who: object, now: int) -> None:
-        """`who` has just served a batch."""
+        """Record that `who` has just served a batch."""
         if self._last is not who:
             self._last = who
             self._changed_ns = now
 
     def alone(self, now: int) -> bool:
-        """True when only one connection has worked of late."""
+        """Return whether only one connection has worked of late."""
         return now - self._changed_ns > _SHARED_NS
 
 
@@ -52,29 +52,30 @@ class Polling:
         self._parked_ns = 0
 
     def worked(self, now: int) -> bool:
-        """A batch is served; True when the loop must turn before the next."""
+        """Record that a batch was served. Return whether the loop must turn before the next one."""
         self._pace.works(self, now)
         return now - self._turn_ns > _TURN_NS
 
     def left_ns(self) -> int:
-        """How long until the loop must turn."""
+        """Return how long until the loop must turn, in nanoseconds."""
         return self._turn_ns + _TURN_NS - self._clock()
 
     def due(self) -> bool:
-        """True when the loop must turn, though nothing was served."""
+        """Return whether the loop must turn, though nothing was served."""
         return self._clock() - self._turn_ns > _TURN_NS
 
     def turned(self) -> None:
-        """The loop has turned."""
+        """Record that the loop has turned."""
         self._turn_ns = self._clock()
 
     def undisturbed(self) -> int:
-        """Attempts to receive that may be made without looking at others in between; 0 when others
-        are at work."""
+        """Return the number of attempts to receive that may be made without letting others run in
+        between. 0 when others are at work."""
         return self._tries if self._pace.alone(self._clock()) else 0
 
     def plan(self) -> tuple[int, int]:
-        """Rounds of polling, and attempts in each; the loop turns between rounds."""
+        """Return the number of polling rounds, and of attempts in each. The loop turns between
+        rounds."""
         if not self._tries:
             return 0, 0
         if self._pace.alone(self._clock()):
@@ -82,16 +83,17 @@ class Polling:
         return max(1, self._tries // SHARED_POLL_TRIES), SHARED_POLL_TRIES
 
     def found(self) -> None:
-        """Polling paid."""
+        """Record that polling has received something."""
         self._tries = self._full
 
     def parks(self) -> None:
-        """Polling did not pay this time."""
+        """Record that polling was in vain and the connection parks. It polls half as often next
+        time."""
         self._tries //= 2
         self._parked_ns = self._clock()
 
     def woke(self) -> None:
-        """The parked connection has something to receive."""
+        """Record that the parked connection has something to receive."""
         now = self._clock()
         self._turn_ns = now
         if now - self._parked_ns < _PROMPT_NS:

@@ -29,11 +29,12 @@ class Member(Protocol):
     """Set when its last engine operation is finished and its socket is closed."""
 
     def stop_receiving(self) -> None:
-        """End it when all that it has received is carried out and answered."""
+        """End the connection when all that it has received is carried out and answered."""
         ...
 
     def drop(self) -> None:
-        """End it without answering more; engine operations that have begun are finished."""
+        """End the connection without answering more. Engine operations that have begun are
+        finished."""
         ...
 
     async def received_all(self) -> None:
@@ -48,8 +49,8 @@ class Member(Protocol):
     def hung_up(self) -> bool: ...
 
     def idle(self) -> bool:
-        """True when a fence has nothing to do here: most connections are idle, and with hundreds a
-        task for each of them at every arrival would cost more than all else."""
+        """Return whether a fence has nothing to do here. Most connections are idle, and with
+        hundreds of them a task for each at every new connection would cost more than all else."""
         ...
 
 
@@ -74,7 +75,7 @@ class Registry:
         return iter(sorted(self._exports.items()))
 
     def state(self, key: ExportKey, name: str) -> ExportState:
-        """The state of an export, made when it is first asked for."""
+        """Return the state of an export. It is made when it is first asked for."""
         state = self._exports.get(key)
         if state is None:
             # Not by the name: that of an attachment is a secret.
@@ -89,7 +90,8 @@ class Registry:
             del self._exports[key]
 
     def connections(self, key: ExportKey, name: str | None = None) -> int:
-        """How many clients are connected to an export, or came to it under a name."""
+        """Count the clients that are connected to an export; with `name`, only those that used
+        it."""
         return len(self._members(key, name))
 
     def _members(self, key: ExportKey, name: str | None = None) -> list[Member]:
@@ -98,7 +100,8 @@ class Registry:
         return [member for member in members if name in (None, member.export_name)]
 
     async def fence(self, newcomer: Member, key: ExportKey) -> None:
-        """Let everything that older connections have sent come to its end."""
+        """Wait until everything that older connections have sent is received and carried out. Those
+        that hung up, or whose data was not received in time, are dropped."""
         async with trio.open_nursery() as nursery:
             for member in self._members(key):
                 if member is newcomer:

@@ -19,7 +19,7 @@ _WINDOW_REQUESTS = 50_000
 
 
 def bucket_of(nanoseconds: int) -> int:
-    """The histogram bucket of a duration."""
+    """Return the histogram bucket of a duration."""
     exponent = nanoseconds.bit_length()
     if exponent <= 4:
         return nanoseconds
@@ -27,7 +27,7 @@ def bucket_of(nanoseconds: int) -> int:
 
 
 def bucket_microseconds(bucket: int) -> float:
-    """The middle of a bucket."""
+    """Return the middle of a bucket in microseconds."""
     exponent, step = divmod(bucket, _STEPS_PER_DOUBLING)
     if exponent <= 4:
         return bucket / 1000
@@ -53,7 +53,8 @@ class Latencies:
             self._count = 0
 
     def percentiles(self, *fractions: float) -> list[float]:
-        """Microseconds below which each fraction of the requests lies; 0 when there are none."""
+        """Return the microseconds below which each fraction of the requests lies; 0 when there are
+        none."""
         counts = [a + b for a, b in zip(self._earlier, self._recent, strict=True)]
         total = sum(counts)
         return [self._percentile(counts, total * fraction) for fraction in fractions]
@@ -101,7 +102,7 @@ class ExportStatistics:
             self._note(operation, error, count)
 
     def report(self, key: ExportKey, name: str, connections: int) -> VolumeStatistics:
-        """The counters as the control interface gives them."""
+        """Return the counters as the control interface gives them."""
         p50, p99, p999 = self.latencies.percentiles(0.5, 0.99, 0.999)
         return VolumeStatistics(
             id=key.id,

@@ -87,7 +87,8 @@ class TlsChannel(Channel):
 
     @classmethod
     async def accept(cls, plain: Channel, context: ssl.SSLContext) -> TlsChannel:
-        """TLS over a channel, once the client has done its part. Raises TlsError, HungUpError."""
+        """Accept TLS over a channel. Returns once the client has done its part. Raises TlsError,
+        HungUpError."""
         channel = cls(plain.sock, context)
         await channel._handshake()
         return channel
@@ -114,7 +115,7 @@ class TlsChannel(Channel):
         return True
 
     def close(self) -> None:
-        """Says goodbye, if that can be done at once."""
+        """Close the channel. Send TLS's closing alert if that can be done at once."""
         if self._failure is None and self.sock.fileno() >= 0:
             with suppress(OSError, ValueError):  # it may be gone, or never have come so far
                 self._tls.unwrap()
@@ -122,14 +123,15 @@ class TlsChannel(Channel):
         super().close()
 
     def _send_alert(self) -> None:
-        """What OpenSSL still wants to say, as far as the kernel takes it."""
+        """Send what OpenSSL still has to say, as far as the kernel takes it."""
         with suppress(HungUpError):
             self._flush()
 
     # Receiving.
 
     def try_receive(self, into: memoryview) -> int | None:
-        """As `Channel`'s; raises TlsError when the peer does not keep to TLS."""
+        """Receive as `Channel.try_receive` does. Raises TlsError when the peer does not keep to
+        TLS."""
         while not self._ended:
             if self._failure is not None:
                 raise self._failure
@@ -189,7 +191,8 @@ class TlsChannel(Channel):
         super().stop_receiving()
 
     def unread_bytes(self) -> int:
-        """At most so many: what the records hold is known when they are decrypted."""
+        """Return an upper bound: how much the records hold is known only when they are
+        decrypted."""
         waiting = super().unread_bytes()
         if self._empty and not waiting:
             return 0

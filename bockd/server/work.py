@@ -48,7 +48,7 @@ class Work:
 
 
 async def read(device: BlockDevice, encoder: ReplyEncoder, request: Request) -> Buffer:
-    """A read that fits one reply: header and data in one buffer."""
+    """Serve a read that fits one reply: header and data in one buffer."""
     offset, length = request[3], request[4]
     header = encoder.data_header_bytes
     reply = memoryview(bytearray(header + length))
@@ -60,13 +60,13 @@ async def read(device: BlockDevice, encoder: ReplyEncoder, request: Request) -> 
 async def write(
     device: BlockDevice, encoder: ReplyEncoder, request: Request, payload: bytes
 ) -> Buffer:
-    """A write whose payload is in memory of its own."""
+    """Serve a write whose payload is in memory of its own."""
     await device.write(request[3], memoryview(payload))
     return await _durably(device, encoder, request)
 
 
 async def change(device: BlockDevice, encoder: ReplyEncoder, request: Request) -> Buffer:
-    """TRIM and WRITE_ZEROES."""
+    """Serve TRIM and WRITE_ZEROES."""
     flags, command, _, offset, length, _ = request
     if command == nbd.CMD_TRIM:
         await device.trim(offset, length)
@@ -76,13 +76,13 @@ async def change(device: BlockDevice, encoder: ReplyEncoder, request: Request) -
 
 
 async def cache(device: BlockDevice, encoder: ReplyEncoder, request: Request) -> Buffer:
-    """CACHE: a hint."""
+    """Serve CACHE, which is a hint."""
     await device.cache(request[3], request[4])
     return encoder.done(request)
 
 
 async def status(device: BlockDevice, encoder: ReplyEncoder, request: Request) -> Buffer:
-    """BLOCK_STATUS of base:allocation."""
+    """Serve BLOCK_STATUS of base:allocation."""
     flags, _, _, offset, length, _ = request
     limit = 1 if flags & nbd.CMD_FLAG_REQ_ONE else MAX_STATUS_EXTENTS
     extents = await device.extents(offset, length, limit)
@@ -90,7 +90,7 @@ async def status(device: BlockDevice, encoder: ReplyEncoder, request: Request) -
 
 
 async def flush(device: BlockDevice, encoder: ReplyEncoder, requests: Sequence[Request]) -> Buffer:
-    """One flush that answers several requests: all were received before it begins."""
+    """Serve several requests by one flush. All of them were received before it begins."""
     await device.flush()
     return encoder.all_done(requests)
 
@@ -107,7 +107,7 @@ def failed(
     requests: Sequence[Request],
     error: Exception,
 ) -> bytes:
-    """Count requests that failed and have the operator told; the answer to them."""
+    """Count requests that failed, and report them to the operator. Return the answer to them."""
     for command, count in Counter([request[1] for request in requests]).items():
         statistics.failed(OPERATIONS[command], error, count)
     number, message = answer(error)
