@@ -54,7 +54,8 @@ class CertificateError(InvalidRequestError):
 
 
 def wanted(settings: Settings) -> frozenset[ClientCertificates]:
-    """Which kinds of contexts the listeners need; none of them uses TLS if it is empty."""
+    """Return the kinds of contexts that the listeners need. None of them uses TLS if it is
+    empty."""
     listeners = (settings.nbd, settings.api)
     return frozenset(
         one.client_certificates for one in listeners if one.listen and one.tls is not TlsMode.OFF
@@ -65,14 +66,15 @@ class Certificates:
     """See the module's docstring."""
 
     def __init__(self, settings: TlsSettings, kinds: Collection[ClientCertificates]) -> None:
-        """Raises CertificateError when they cannot be used."""
+        """Load the certificate. Raises CertificateError when the files cannot be used."""
         self._settings = settings
         self._kinds = kinds
         self._seen = self._look()
         self._contexts = load(settings, kinds)
 
     def context(self, kind: ClientCertificates) -> ssl.SSLContext:
-        """For a client that is there now."""
+        """Return the TLS context for a client that has just connected. Files that have changed are
+        read first."""
         seen = self._look()
         if seen != self._seen:
             self._seen = seen
@@ -80,7 +82,7 @@ class Certificates:
         return self._contexts[kind]
 
     def _look(self) -> list[tuple[int, ...] | None]:
-        """What changes when a file does."""
+        """Return what changes when a file does."""
         return [_identity(path) for path in _files(self._settings)]
 
     def _renew(self) -> None:
@@ -106,7 +108,7 @@ def _identity(path: Path) -> tuple[int, ...] | None:
 
 
 def load(settings: TlsSettings, kinds: Collection[ClientCertificates]) -> Contexts:
-    """A context of each kind from the files. Raises CertificateError for whatever is wrong."""
+    """Load a context of each kind from the files. Raises CertificateError for whatever is wrong."""
     certificate, key = settings.certificate_file, settings.key_file
     assert certificate is not None  # the settings' own check
     assert key is not None
@@ -143,7 +145,7 @@ def _context(certificate: Path, key: Path) -> ssl.SSLContext:
 
 
 def _refuse_passphrase(key: Path) -> Callable[[], str]:
-    """Instead of OpenSSL's question at the terminal."""
+    """Return what refuses a key with a passphrase. OpenSSL would ask at the terminal."""
 
     def refuse() -> str:
         raise CertificateError("tls.key_file", f"{key} has a passphrase, which nobody would enter")
@@ -218,7 +220,8 @@ class _Pipe:
 
 
 def _try(context: ssl.SSLContext, path: Path) -> None:
-    """A handshake with ourselves: what a client would refuse is found here, expiry above all."""
+    """Run a handshake with ourselves. It finds what a client would refuse, above all an expired
+    certificate."""
     client_side = _scratch()
     # Trust the certificate for what it is: its CA may be anywhere, or nowhere.
     client_side.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN

@@ -21,7 +21,7 @@ from bockd.model import Server
 def storage_context(
     settings: Settings, pool: Pool, exports: ExportPublisher, devices: Devices
 ) -> StorageContext:
-    """What the operations of block storage run in."""
+    """Build the context in which the operations of block storage run."""
     quota = settings.quota
     return StorageContext(
         pool,
@@ -35,7 +35,7 @@ def storage_context(
 
 
 def servers(settings: Settings) -> list[Server]:
-    """What volumes can be attached to."""
+    """Return the configured servers, to which volumes can be attached."""
     return [own.record(name) for name, own in settings.servers.items()]
 
 
@@ -51,7 +51,8 @@ def _tenant_quota(default: QuotaSettings, own: TenantQuotaSettings) -> Quota:
 
 
 def catalog(settings: CatalogSettings) -> Catalog:
-    """What clients are told: this daemon's region first, as the one that answers for itself."""
+    """Build the catalog that clients get. This daemon's region comes first, because the daemon
+    answers for itself."""
     others = (Zone(region, url) for region, url in settings.zones.items())
     return Catalog((Zone(settings.region, settings.public_url), *others))
 
@@ -59,7 +60,7 @@ def catalog(settings: CatalogSettings) -> Catalog:
 def one_identity(
     settings: KeystoneSettings, local: Identity, keystone: Identity | None
 ) -> Identity:
-    """Who is asked about tokens: bockd's own accounts, Keystone, or both in this order."""
+    """Choose who is asked about tokens: bockd's own accounts, Keystone, or both in this order."""
     if keystone is None:
         return local
     return FallbackIdentity(local, keystone) if settings.local else keystone

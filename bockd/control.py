@@ -248,7 +248,7 @@ class DamagedBlock:
 
 @dataclass(frozen=True, slots=True)
 class ScrubStatus:
-    """Of the checksums of what snapshots hold: how far they are written, and verified."""
+    """How far the checksums of what snapshots hold are written, and verified."""
 
     unread_layers: int
     """Layers that have no checksums yet, or not all."""
@@ -325,13 +325,14 @@ class AccountControl(Protocol):
     too."""
 
     async def list_tenants(self) -> list[TenantInfo]:
-        """All tenants by name; of Keystone's, those that have or had something here."""
+        """List all tenants by name. Of Keystone's tenants, only those that have or had something
+        here."""
         ...
 
     async def show_tenant(self, ref: str) -> TenantInfo: ...
 
     async def create_tenant(self, name: str, quota: NewQuota) -> TenantInfo:
-        """Raises InvalidRequestError, ConflictError when the name is taken."""
+        """Create a tenant. Raises InvalidRequestError, ConflictError when the name is taken."""
         ...
 
     async def set_quota(self, ref: str, quota: NewQuota | None) -> TenantInfo:
@@ -344,7 +345,7 @@ class AccountControl(Protocol):
         ...
 
     async def list_users(self) -> list[UserInfo]:
-        """All users by name."""
+        """List all users by name."""
         ...
 
     async def show_user(self, name: str) -> UserInfo: ...
@@ -352,12 +353,12 @@ class AccountControl(Protocol):
     async def create_user(
         self, name: str, tenants: tuple[str, ...], password: str | None
     ) -> NewPassword:
-        """A user in these tenants; None: with a random password. Raises InvalidRequestError,
-        ConflictError when the name is taken, NotFoundError (a tenant)."""
+        """Create a user in these tenants. With None, the password is random. Raises
+        InvalidRequestError, ConflictError when the name is taken, NotFoundError (a tenant)."""
         ...
 
     async def delete_user(self, name: str) -> None:
-        """Forget a user, at once also for who has a token."""
+        """Forget a user. Tokens of the user are invalid at once."""
         ...
 
     async def grant(self, name: str, tenant: str) -> UserInfo:
@@ -369,22 +370,23 @@ class AccountControl(Protocol):
         ...
 
     async def set_password(self, name: str, password: str | None) -> NewPassword:
-        """Another password, None: a random one. The old one and all tokens are invalid."""
+        """Set another password; with None, a random one. The old one and all tokens become
+        invalid."""
         ...
 
     async def replace_access_keys(self, name: str) -> NewAccessKey:
-        """A new access key in the place of all others; they and all tokens are invalid."""
+        """Replace all access keys by a new one. The old ones and all tokens become invalid."""
         ...
 
     async def rotate_credentials(self) -> str:
-        """New secrets for the user of the credentials file, which is written anew; the old ones
-        and all tokens are invalid. Returns where it is."""
+        """Replace the secrets of the user of the credentials file, and write the file again. The
+        old secrets and all tokens become invalid. Returns the path of the file."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class FrozenPool:
-    """A pool whose frozen layers stay as they are, for a backup, until that ends."""
+    """A pool whose frozen layers stay as they are, until its backup ends."""
 
     id: str
     snapshots: dict[VolumeId, SnapshotId]
@@ -395,7 +397,7 @@ class ServerControl(Protocol):
     """Servers that volumes are attached to (bockd.model.Server)."""
 
     async def list_servers(self) -> list[Server]:
-        """All registered servers, by name."""
+        """List all registered servers, by name."""
         ...
 
     async def show_server(self, name: str) -> Server: ...
@@ -416,7 +418,7 @@ class Control(ServerControl, Protocol):
     async def info(self) -> DaemonInfo: ...
 
     async def list_volumes(self) -> list[VolumeInfo]:
-        """All volumes by id."""
+        """List all volumes by id."""
         ...
 
     async def show_volume(self, ref: str) -> VolumeInfo: ...
@@ -428,34 +430,34 @@ class Control(ServerControl, Protocol):
         ...
 
     async def list_snapshots(self, volume: str | None) -> list[SnapshotInfo]:
-        """All snapshots, or those of one volume, by id."""
+        """List all snapshots, or those of one volume, by id."""
         ...
 
     async def unowned(self) -> Unowned:
-        """What belongs to no tenant, but for images; a walk over all records."""
+        """Find what belongs to no tenant, except images, by a walk over all records."""
         ...
 
     async def adopt(self, kind: NodeKind, ref: str, tenant: str) -> None:
-        """Give a volume or snapshot that belongs to nobody to a tenant, by the id that its tokens
-        have. Raises ConflictError for one that has an owner, or is an image."""
+        """Give a volume or snapshot that belongs to nobody to a tenant, which is named by the id in
+        its tokens. Raises ConflictError for one that has an owner, or is an image."""
         ...
 
     async def space(self, kind: NodeKind, ref: str) -> Space:
-        """Exact space of a volume or snapshot, by a walk over its maps."""
+        """Measure the exact space of a volume or snapshot, by a walk over its maps."""
         ...
 
     async def spaces(self, after: int, seconds: float | None) -> SpacePage:
-        """Exact space of all volumes and of the snapshots that are in use, those behind `after` (0:
-        from the beginning). It ends as soon as `seconds` are over, after one at least; None: with
-        the last. What is damaged is left out."""
+        """Measure the exact space of all volumes and of the snapshots that are in use, from those
+        behind `after` on (0: from the beginning). Ends as soon as `seconds` are over, but measures
+        at least one; with None, ends with the last. What is damaged is left out."""
         ...
 
     async def pool(self) -> PoolInfo:
-        """What the pool takes; a walk over everything in it."""
+        """Return what the pool takes, by a walk over everything in it."""
         ...
 
     async def statistics(self) -> list[VolumeStatistics]:
-        """One entry for each open volume and snapshot, by id."""
+        """Return one entry for each open volume and snapshot, by id."""
         ...
 
     async def check(self) -> CheckReport:
@@ -471,16 +473,17 @@ class Control(ServerControl, Protocol):
         ...
 
     async def end_backup(self, backup: str) -> None:
-        """End a backup. NotFoundError if it was not kept: then what was copied is worth nothing."""
+        """End a backup. Raises NotFoundError if its layers were not kept frozen: then the copy
+        cannot be used."""
         ...
 
     async def scrub(self, rate_mib: int | None, restart: bool) -> ScrubStatus:
-        """Verify in the background what snapshots hold, at so many MiB a second or as configured:
-        the rest of the pass under way, or all of it."""
+        """Verify in the background what snapshots hold, at so many MiB a second, or as configured.
+        Does the rest of the pass under way; with `restart`, all of it."""
         ...
 
     async def scrub_status(self) -> ScrubStatus:
-        """How far that came, and what is damaged."""
+        """Return how far scrubbing came, and what is damaged."""
         ...
 
 
@@ -492,7 +495,7 @@ class ImageControl(Protocol):
     """
 
     async def list_images(self) -> list[ImageInfo]:
-        """All images by name."""
+        """List all images by name."""
         ...
 
     async def show_image(self, ref: str) -> ImageInfo: ...
@@ -506,12 +509,12 @@ class ImageControl(Protocol):
         checksum: str,
         content_bytes: int | None = None,
     ) -> ImportInfo:
-        """A volume to be filled with an image's content, of `content_bytes`, of which `size_bytes`
-        are whole blocks. Raises ConflictError when the name is
-        taken, and when there is an image with this checksum and format already.
+        """Create a volume to be filled with an image's content. `size_bytes` is the size of the
+        content, `content_bytes`, in whole blocks. Raises ConflictError when the name is taken, and
+        when there is an image with this checksum and format already.
 
-        An import that nobody is connected to for some minutes is given up, and so is every one
-        when the daemon ends.
+        An import that nobody is connected to for some minutes is given up, and so is every one when
+        the daemon ends.
         """
         ...
 

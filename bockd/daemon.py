@@ -113,7 +113,8 @@ def _alone(group: BaseException) -> BaseException:
 def listening(
     address: Address | None, variable: str
 ) -> AbstractContextManager[socket.socket | None]:
-    """A listener on TCP, or none. The error says which variable chooses another address."""
+    """Open a TCP listener, or none if `address` is None. The error says which variable chooses
+    another address."""
     if address is None:
         return nullcontext()
     return listen_tcp(address, f"set {variable} to another HOST:PORT, or to none")

@@ -27,7 +27,8 @@ def raise_limit() -> None:
 
 
 def portion(share: int, most: int) -> int:
-    """One in `share` of the descriptors that this process may have; at least 1, at most `most`."""
+    """Return one in `share` of the descriptors that this process may have; at least 1, at most
+    `most`."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit == resource.RLIM_INFINITY:
         return most

@@ -105,7 +105,7 @@ class OpenLayer(Protocol):
     """To be set by whoever reads."""
 
     def window(self, offset: int) -> MappedWindow | None:
-        """One that a byte of the first file is in, or None."""
+        """Return the window that contains byte `offset` of the first file, or None."""
         ...
 
 

@@ -109,7 +109,7 @@ class SyncFailedError(VolumeFailedError):
 
 
 def volume_failed(volume: int, name: str, reason: str) -> VolumeFailedError:
-    """Why a volume is refused, and what to do about it."""
+    """Build the error that says why a volume is refused, and what to do about it."""
     return VolumeFailedError(
         f"volume {volume} ({name}) is refused after an error: {reason}. Writes since its last "
         f"successful flush may be lost; 'bock volume reopen {volume}' accepts that"
@@ -208,8 +208,8 @@ class ForbiddenError(BockdError):
 
 
 def from_os_error(error: OSError, doing: str) -> BockdError:
-    """The operating system's error in our terms; `doing` says what was attempted, as in
-    "writing to layer 3"."""
+    """Translate an error of the operating system to a BockdError. `doing` says what was attempted,
+    as in "writing to layer 3"."""
     reason = os.strerror(error.errno) if error.errno else str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return _full(error, doing)
@@ -250,7 +250,7 @@ def _full(error: OSError, doing: str) -> NoSpaceError:
 
 @contextmanager
 def named(doing: str) -> Iterator[None]:
-    """Whatever the operating system refuses inside is raised in our terms (`from_os_error`)."""
+    """Raise an OSError of the `with` block in our terms (`from_os_error`)."""
     try:
         yield
     except OSError as error:

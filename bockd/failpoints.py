@@ -243,16 +243,16 @@ _deadly = 1
 
 
 def hit(point: Failpoint) -> None:
-    """The process has come to a failpoint; if it is the armed one, and the time has come, it does
-    not return."""
+    """Kill the process if this failpoint is the armed one and was passed often enough. The call
+    does not return then."""
     if armed is point and next(_passes) == _deadly:
         os.kill(os.getpid(), signal.SIGKILL)
         threading.Event().wait()  # a thread may run on for a moment
 
 
 def arm(environ: Mapping[str, str]) -> Failpoint | None:
-    """Arm what the environment names; the failpoint, or None. InvalidRequestError for a name or
-    a number that is none: a test of nothing must not look like a test."""
+    """Arm the failpoint that the environment names. Return it, or None. Raises InvalidRequestError
+    for an unknown name or number: a test of nothing must not look like a test."""
     global armed, _deadly
     text = environ.get(VARIABLE)
     if text is None:

@@ -29,7 +29,8 @@ _libc = ctypes.CDLL(None)
 
 
 def bound() -> None:
-    """To be called once, before anything large is allocated."""
+    """Limit what the heap keeps of freed memory. Call it once, before anything large is
+    allocated."""
     if hasattr(_libc, "mallopt"):
         _libc.mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES)
         _libc.mallopt(_M_TRIM_THRESHOLD, FREE_BYTES)

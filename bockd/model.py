@@ -100,7 +100,7 @@ class Server:
 
 
 def is_server_id(text: str) -> bool:
-    """Whether a server may have that id."""
+    """Return whether a server may have that id."""
     return _SERVER_ID.fullmatch(text) is not None
 
 
@@ -131,17 +131,17 @@ SNAPSHOT_PREFIX = "snapshot/"
 
 
 def export_name(kind: NodeKind, name: str) -> str:
-    """The NBD export name of a volume or snapshot on the Unix socket."""
+    """Return the NBD export name of a volume or snapshot on the Unix socket."""
     return name if kind is NodeKind.VOLUME else SNAPSHOT_PREFIX + name
 
 
 def export_uri(export: str, socket: str) -> str:
-    """The NBD URI of an export on a Unix socket."""
+    """Return the NBD URI of an export on a Unix socket."""
     return f"nbd+unix:///{quote(export)}?socket={quote(socket)}"
 
 
 def split_export_uri(uri: str) -> tuple[str, str]:
-    """The export and the socket of what `export_uri` made."""
+    """Split a URI that `export_uri` made into the export and the socket."""
     parts = urlsplit(uri)
     return unquote(parts.path.removeprefix("/")), unquote(parts.query.removeprefix("socket="))
 
@@ -157,7 +157,8 @@ class Extent:
 
 
 def size_of_volume_for(content_bytes: int) -> int:
-    """The size of the volume that takes an image: whole blocks, at least the minimum."""
+    """Return the size in bytes of the volume that takes an image: whole blocks, at least the
+    minimum."""
     return max(-(-content_bytes // BLOCK_SIZE) * BLOCK_SIZE, MIN_VOLUME_BYTES)
 
 
@@ -176,7 +177,8 @@ SIZE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 
 def format_size(size_bytes: float) -> str:
-    """The largest unit that leaves at least 1: "10 GiB"; one decimal when it is not exact."""
+    """Format a size in the largest unit that leaves at least 1, as "10 GiB". It has one decimal
+    when it is not exact."""
     scale = 0
     # The second bound keeps what would round up to "1024.0 MiB" out of the smaller unit.
     while scale + 1 < len(SIZE_UNITS) and size_bytes >= 1024 ** (scale + 1) - 1024**scale / 20:
@@ -225,7 +227,7 @@ def check_name(name: str) -> str:
 
 
 def is_uuid(text: str) -> bool:
-    """Whether a text looks like an image's id."""
+    """Return whether a text has the form of an image's id."""
     return _UUID.fullmatch(text) is not None
 
 

@@ -32,7 +32,8 @@ class UnixConnection(http.client.HTTPConnection):
         self.sock = opened
 
     def prepare(self, seconds: float) -> None:
-        """Be connected, with `seconds` for each wait from now on. Raises OSError."""
+        """Connect, unless that is done already, with a limit of `seconds` for each wait from now
+        on. Raises OSError."""
         if self.sock is not None and self._was_ended():
             self.close()
         self.timeout = seconds

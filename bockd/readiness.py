@@ -20,12 +20,13 @@ log = logging.getLogger(__name__)
 
 
 def has_manager() -> bool:
-    """Whether a service manager has started the daemon."""
+    """Return whether a service manager has started the daemon."""
     return bool(os.environ.get(NOTIFY_VARIABLE))
 
 
 def notify(state: str) -> None:
-    """Say it, if anybody wants to know. One who does not listen is no reason to stop serving."""
+    """Send the state to the service manager, if there is one. If it does not listen, go on
+    serving."""
     name = os.environ.get(NOTIFY_VARIABLE)
     if not name:
         return

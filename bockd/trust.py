@@ -26,7 +26,8 @@ class Trust:
 
     @classmethod
     def of_environment(cls, environ: Mapping[str, str]) -> Self:
-        """InvalidRequestError for a key without a certificate."""
+        """Read the file names from OpenStack's variables. Raises InvalidRequestError for a key
+        without a certificate."""
         found = cls(*(environ.get(name) or None for name in (CA, CERTIFICATE, KEY)))
         if found.key_file is not None and found.certificate_file is None:
             raise InvalidRequestError(f"{KEY} is set and {CERTIFICATE} is not: set both")

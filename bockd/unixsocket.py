@@ -29,7 +29,7 @@ _TEMPORARY_SUFFIX = ".new"
 
 
 def listen_unix(path: Path) -> socket.socket:
-    """A non-blocking listening socket at `path`, mode 0600.
+    """Create a non-blocking listening socket at `path`, mode 0600.
 
     Raises InUseError when somebody listens there, ConflictError when something else has the name,
     InvalidRequestError when the path is too long, DeniedError or DeviceError for the directory.
@@ -54,7 +54,8 @@ def listen_unix(path: Path) -> socket.socket:
 
 @contextlib.contextmanager
 def listening_unix(path: Path) -> Iterator[socket.socket]:
-    """`listen_unix`; at the end the file is removed, if it is still this socket's."""
+    """Listen as `listen_unix` does. At the end the file is removed, if it is still this
+    socket's."""
     listener = listen_unix(path)
     ours = path.lstat()
     try:

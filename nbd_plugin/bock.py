@@ -86,8 +86,8 @@ def _exports() -> PluginExports:
 
 
 def _answers(callback: Callable[P, T]) -> Callable[P, T]:
-    """Give a callback's error to nbdkit in NBD's terms, and its message without a traceback unless
-    it is a fault of ours."""
+    """Translate a callback's error to NBD's terms for nbdkit. Its message comes without a
+    traceback, unless it is a bug of ours."""
 
     @functools.wraps(callback)
     def answering(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -120,44 +120,45 @@ class _Log(logging.Handler):
 
 
 def dump_plugin() -> None:
-    """For `nbdkit python bock.py --dump-plugin`."""
+    """Print the version for `nbdkit python bock.py --dump-plugin`."""
     print(f"bockd_version={bockd.__version__}", flush=True)
 
 
 def thread_model() -> int:
-    """Requests, and clients that are still negotiating, do not wait for each other: with any
-    other model one client that connects and falls silent would stop all the others."""
+    """Let requests, and clients that are still negotiating, run in parallel. With any other model
+    one client that connects and sends nothing would stop all the others."""
     return nbdkit.THREAD_MODEL_PARALLEL
 
 
 @_answers
 def config(key: str, value: str) -> None:
-    """One parameter."""
+    """Take one parameter."""
     _Served.parameters.add(key, value)
 
 
 @_answers
 def config_complete() -> None:
-    """All parameters were given."""
+    """Check the parameters, all of which were given."""
     _Served.selection = _Served.parameters.complete()
 
 
 @_answers
 def get_ready() -> None:
-    """The last chance to refuse where somebody sees it."""
+    """Check that all can be opened. Later nobody would see a refusal, because nbdkit is in the
+    background then."""
     logging.basicConfig(level=logging.INFO, handlers=[_Log()], format="%(message)s")
     _Served.selection.check_openable()
 
 
 @_answers
 def after_fork() -> None:
-    """This is the process that serves."""
+    """Open the pool, in the process that serves."""
     _Served.exports = PluginExports(_Served.selection)
 
 
 @_answers
 def cleanup() -> None:
-    """No client is left."""
+    """Close the pool. No client is left."""
     if _Served.exports is not None:
         exports, _Served.exports = _Served.exports, None
         exports.close()
@@ -168,21 +169,21 @@ def cleanup() -> None:
 
 @_answers
 def list_exports(readonly: bool, is_tls: bool) -> list[tuple[str, str]]:
-    """What `nbdinfo --list` shows."""
+    """List the exports, as `nbdinfo --list` shows them."""
     del readonly, is_tls
     return _exports().list()
 
 
 @_answers
 def default_export(readonly: bool, is_tls: bool) -> str:
-    """What a client gets that names nothing."""
+    """Return the export of a client that names none."""
     del readonly, is_tls
     return _exports().default()
 
 
 @_answers
 def open(readonly: bool) -> Held:
-    """A client has chosen an export. nbdkit lets none write that is read-only."""
+    """Open the export that a client has chosen. nbdkit refuses writes to one that is read-only."""
     del readonly
     try:
         name = nbdkit.export_name()
@@ -193,7 +194,7 @@ def open(readonly: bool) -> Held:
 
 @_answers
 def close(h: Held) -> None:
-    """The client has gone."""
+    """Close the export of a client that has gone."""
     _exports().release(h)
 
 
@@ -201,67 +202,71 @@ def close(h: Held) -> None:
 
 
 def export_description(h: Held) -> str:
-    """As in the list."""
+    """Return the description, which is that of the list."""
     return h.description
 
 
 def get_size(h: Held) -> int:
-    """In bytes."""
+    """Return the size in bytes."""
     return h.device.size_bytes
 
 
 def block_size(_h: Held) -> tuple[int, int, int]:
-    """Minimum, preferred, maximum, as the daemon advertises them."""
+    """Return the minimum, preferred and maximum block size in bytes, as the daemon advertises
+    them."""
     return MIN_BLOCK_BYTES, BLOCK_SIZE, MAX_PAYLOAD_BYTES
 
 
 def is_rotational(_h: Held) -> bool:
-    """Whatever lies below, blocks written one after the other are not neighbours there."""
+    """Return False: whatever the storage is, blocks written one after the other are not neighbours
+    there."""
     return False
 
 
 def can_write(h: Held) -> bool:
-    """A snapshot never changes."""
+    """Return whether the export can be written to. A snapshot never changes."""
     return not h.device.read_only
 
 
 def can_flush(_h: Held) -> bool:
-    """Promise D2; of a snapshot there is nothing to flush."""
+    """Return True, for promise D2. A snapshot has nothing to flush."""
     return True
 
 
 def can_trim(h: Held) -> bool:
-    """Blocks become holes."""
+    """Return whether the export can be trimmed: blocks become holes."""
     return not h.device.read_only
 
 
 def can_zero(h: Held) -> bool:
-    """With or without giving the space back."""
+    """Return whether the export can be zeroed, with or without giving the space back."""
     return not h.device.read_only
 
 
 def can_fast_zero(h: Held) -> bool:
-    """`zero` says so when it would have to write."""
+    """Return whether fast zeroing can be asked for. `zero` refuses it when it would have to
+    write."""
     return not h.device.read_only
 
 
 def can_fua(_h: Held) -> int:
-    """A write is followed by a flush before it is answered."""
+    """Return that FUA is native: a write is followed by a flush before it is answered."""
     return nbdkit.FUA_NATIVE
 
 
 def can_multi_conn(_h: Held) -> bool:
-    """All connections share one engine: a flush on one covers what the others were answered."""
+    """Return True: all connections share one engine, so a flush on one covers what was acknowledged
+    on the others."""
     return True
 
 
 def can_cache(_h: Held) -> int:
-    """The operating system reads ahead."""
+    """Return that caching is native: the operating system reads ahead."""
     return nbdkit.CACHE_NATIVE
 
 
 def can_extents(_h: Held) -> bool:
-    """The map knows the holes."""
+    """Return True: the map knows the holes."""
     return True
 
 
@@ -293,7 +298,7 @@ def pwrite(h: Held, buf: memoryview, offset: int, flags: int) -> None:
 
 @_answers
 def flush(h: Held, flags: int) -> None:
-    """Make durable what was answered."""
+    """Make durable what was acknowledged."""
     del flags
     _exports().owner.run(h.device.flush())
 
@@ -323,7 +328,7 @@ def zero(h: Held, count: int, offset: int, flags: int) -> None:
 
 @_answers
 def extents(h: Held, count: int, offset: int, flags: int) -> list[tuple[int, int, int]]:
-    """Holes and data from `offset` on; what is left out the client asks for again."""
+    """Return holes and data from `offset` on. The client asks again for what is left out."""
     limit = 1 if flags & nbdkit.FLAG_REQ_ONE else MAX_STATUS_EXTENTS
     found = _exports().owner.run(h.device.extents(offset, count, limit))
     hole = nbdkit.EXTENT_HOLE | nbdkit.EXTENT_ZERO
@@ -332,6 +337,6 @@ def extents(h: Held, count: int, offset: int, flags: int) -> list[tuple[int, int
 
 @_answers
 def cache(h: Held, count: int, offset: int, flags: int) -> None:
-    """Read ahead: a hint."""
+    """Read ahead. It is a hint."""
     del flags
     _exports().owner.run(h.device.cache(offset, count))

@@ -46,7 +46,7 @@ class Parameters:
         self.values[key] = str(Path(value).absolute()) if key == "pool" else value
 
     def complete(self) -> Selection:
-        """What is to be served. InvalidRequestError."""
+        """Complete the parameters. Return what is to be served. Raises InvalidRequestError."""
         if "pool" not in self.values:
             raise InvalidRequestError(
                 "pool=DIRECTORY is missing: the data directory of a bockd, as in "
@@ -70,7 +70,7 @@ class Selection:
     ref: str | None = None
 
     def record(self, registry: Registry) -> Record | None:
-        """What `ref` leads to. NotFoundError."""
+        """Return the record of what `ref` names, or None. Raises NotFoundError."""
         if self.ref is None:
             return None
         with registry.catalogue() as catalogue:
@@ -130,7 +130,8 @@ class PluginExports:
             raise
 
     def close(self) -> None:
-        """Close everything: flushed, the journals applied. Raises what kept it from that."""
+        """Close everything: volumes are flushed and their journals applied. Raises what prevented
+        that."""
         try:
             self.owner.wait_for_background()
             self.owner.run(self._registry.close_all())
@@ -139,7 +140,7 @@ class PluginExports:
             self._registry.release()
 
     def list(self) -> list[tuple[str, str]]:
-        """Names and descriptions."""
+        """List names and descriptions."""
         if self._only is not None:
             found: list[tuple[NodeKind, Record]] = [(self._kind, self._only)]
         else:
@@ -152,11 +153,11 @@ class PluginExports:
         ]
 
     def default(self) -> str:
-        """What a client gets that names nothing; empty when all of the pool is served."""
+        """Return the export of a client that names none. Empty when the whole pool is served."""
         return "" if self._only is None else export_name(self._kind, self._only.name)
 
     def open(self, name: str) -> Held:
-        """A hold on what the export name leads to. BockdError."""
+        """Open what the export name leads to. Raises BockdError."""
         if self._only is not None and name == self.default():
             # A snapshot's export name may be a volume's own name, which comes first elsewhere.
             return self._hold(self._kind, self._only.id)
@@ -178,7 +179,8 @@ class PluginExports:
         return Held(kind, node, snapshot.snapshot)
 
     def release(self, held: Held) -> None:
-        """Give a hold up; who was the last closes what was open. BockdError."""
+        """Release an open export. It is closed when no other connection holds it. Raises
+        BockdError."""
         with self.owner.lock:
             if held.kind is NodeKind.VOLUME:
                 self._registry.leave_volume(VolumeId(held.node))

@@ -31,7 +31,8 @@ class Owner:
             return self.finish(steps)
 
     def finish(self, steps: Steps[T]) -> T:
-        """`run` for who holds the lock, who holds it again at the end."""
+        """Run an operation as `run` does, for a caller that holds the lock and holds it again at
+        the end."""
         try:
             step = steps.send(None)
             while True:
