@@ -44,7 +44,8 @@ WINDOW_SHARE = 4
 def measure_after_snapshot(
     scale: Scale, context: BenchContext, rows: Sequence[str] = ROWS
 ) -> Section:
-    """The rows that are asked for; growth comes from the same windows as the first fill's speed."""
+    """Measure the rows that are asked for. Growth comes from the same windows as the first fill's
+    speed."""
     directory = context.directory / "after-snapshot"
     comparisons: list[Comparison] = []
     with bockd_daemon(directory, context.placement) as daemon:
@@ -118,7 +119,8 @@ class _Windows:
         return outcome.rate
 
     def pair(self, number: int, watch: Watch, fill_bytes: int) -> tuple[float, ...]:
-        """After, before, bytes that the new head occupies, bytes written to it."""
+        """Run one pair. Return the IOPS after and before the snapshot, the bytes that the new head
+        occupies, and the bytes written to it."""
         name = f"fill-{fill_bytes}-{number}"
         self._ground.tell(f"after-snapshot: volume {name}")
         daemon = self._daemon

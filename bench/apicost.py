@@ -49,7 +49,7 @@ KEEPS_MOST = Target(0.85)
 
 
 def measure_api_cost(scale: Scale, context: BenchContext) -> Section:
-    """All rows: shows and lists, and what a load of shows takes from a volume."""
+    """Measure all rows: shows and lists, and what a load of shows takes from a volume."""
     directory = context.directory / "api"
     context.tell(f"making {VOLUMES} volumes")
     volume = make_pool(directory)
@@ -80,7 +80,7 @@ def _method(scale: Scale, context: BenchContext) -> str:
 
 
 def make_pool(directory: Path, volumes: int = VOLUMES) -> VolumeId:
-    """A pool with so many volumes of its first tenant; one from their middle."""
+    """Make a pool with so many volumes of its first tenant. Return one from their middle."""
     directory.mkdir(parents=True)
     background = Background()
     pool = Pool.open(directory, background.spawn)

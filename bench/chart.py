@@ -22,9 +22,9 @@ _MET, _MISSED, _QUIET = "#3b7d4f", "#b5523b", "#555555"
 
 
 def chart_of(report: Report) -> str:
-    """One bar for each comparison with a target, section by section: how many times what is wanted
-    was reached. Where at most the target is wanted, the ratio is turned round, so that longer is
-    always better."""
+    """Draw one bar for each comparison with a target, section by section: how many times what is
+    wanted was reached. Where the target is an upper bound, the inverse of the ratio is drawn, so
+    that longer is always better."""
     lines, top = [], _TOP
     for section in report.sections:
         held = [one for one in section.comparisons if one.target is not None]

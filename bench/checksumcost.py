@@ -36,7 +36,7 @@ BATCH_LEAVES = 8192
 
 
 def cost_of_call(function: Callable[[memoryview], int], blocks: Sequence[memoryview]) -> float:
-    """Nanoseconds a call, at best."""
+    """Measure the nanoseconds that a call takes at best."""
     best = float("inf")
     for _ in range(REPEATS):
         began = time.perf_counter()
@@ -47,13 +47,13 @@ def cost_of_call(function: Callable[[memoryview], int], blocks: Sequence[memoryv
 
 
 def written_bytes() -> int:
-    """What this process has had written to disks."""
+    """Return the bytes that this process has had written to disks."""
     fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
     return int(fields["write_bytes"])
 
 
 def cost_of_table(directory: Path) -> tuple[float, float]:
-    """Microseconds and bytes on disk for each leaf of checksums of which one is changed."""
+    """Measure microseconds and bytes on disk for each leaf of checksums of which one is changed."""
     (directory / "index").mkdir()
     index = Index.open(directory / "index", Ballast(directory / "ballast"))
     numbers = random.Random(1)

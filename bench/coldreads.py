@@ -21,7 +21,7 @@ ROWS = (ROW,)
 
 
 def measure_cold_reads(scale: Scale, context: BenchContext) -> Section:
-    """The only row."""
+    """Measure the only row."""
     blocks = scale.size_bytes // BLOCK_SIZE // SHARE
     job = Job("randread", BLOCK_SIZE, DEPTH, scale.size_bytes, io_bytes=blocks * BLOCK_SIZE)
 

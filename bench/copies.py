@@ -42,7 +42,7 @@ TRIM_PIECE_BYTES = 1 * GIB
 
 
 def measure_copies(scale: Scale, context: BenchContext, rows: Sequence[str] = COPY_ROWS) -> Section:
-    """Copies of whole images, out of a server and into it."""
+    """Measure copies of whole images, out of a server and into it."""
     image = context.directory / "copied"
     uris: dict[str, Callable[[Served], list[str]]] = {
         OUT_ROW: lambda served: [served.uri, "null:"],
@@ -88,7 +88,7 @@ def _copying(
 
 
 def measure_trim(scale: Scale, context: BenchContext) -> Section:
-    """A trim of a whole image whose map is full, until it is acknowledged."""
+    """Measure a trim of a whole image whose map is full, until it is acknowledged."""
     size_bytes = scale.trim_bytes
     with ExitStack() as stack:
         ours = stack.enter_context(_full_map(size_bytes, scale.rounds + scale.repeats, context))

@@ -16,7 +16,7 @@ BENCHMARK = "bockd"
 
 
 def to_json(report: Report) -> str:
-    """Everything."""
+    """Encode the whole report."""
     document = {
         "benchmark": BENCHMARK,
         "command": report.command,
@@ -58,7 +58,7 @@ def _side_json(name: str, values: tuple[float, ...]) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> Report:
-    """The report that `to_json` wrote; BenchError for any other file."""
+    """Read the report that `to_json` wrote. Raises BenchError for any other file."""
     try:
         return _report(json.loads(path.read_text()))
     except (OSError, ValueError, LookupError, TypeError) as error:

@@ -29,7 +29,7 @@ def drop_from_cache(directory: Path) -> None:
 
 
 def occupied_bytes(paths: Iterable[Path]) -> int:
-    """What files take of their file system, its own bookkeeping for them included."""
+    """Sum the bytes that files take of their file system, its own bookkeeping for them included."""
     return sum(os.stat(path).st_blocks * 512 for path in paths)
 
 

@@ -24,7 +24,7 @@ ROWS = tuple(JOBS)
 
 
 def measure_file_view(scale: Scale, context: BenchContext, rows: Sequence[str] = ROWS) -> Section:
-    """The rows that are asked for."""
+    """Measure the rows that are asked for."""
     directory, mount = context.directory / "fuse", context.directory / "view"
     comparisons: list[Comparison] = []
     with bockd_daemon(directory, context.placement, mount=mount) as daemon:

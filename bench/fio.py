@@ -56,7 +56,7 @@ def run_job(job: Job, target: str, *, core: int | None = None) -> Outcome:
 
 
 def run_jobs(job: Job, targets: Sequence[str], *, core: int | None = None) -> Outcome:
-    """The same job on several exports at once; the operations of all."""
+    """Run the same job on several exports at once. Return the operations of all."""
     with tempfile.TemporaryDirectory(prefix="bench-fio-") as scratch:
         # fio's standard output may carry other lines than its JSON.
         output = Path(scratch) / "fio.json"

@@ -35,7 +35,7 @@ _PIECE = memoryview(bytes(range(1, 256)) * 17)[:BLOCK_SIZE]
 
 
 def measure_footprint(scale: Scale, context: BenchContext, rows: Sequence[str] = ROWS) -> Section:
-    """The rows that are asked for."""
+    """Measure the rows that are asked for."""
     found: list[Comparison] = []
     if IDLE_ROW in rows or OPEN_ROW in rows:
         found += _memory(scale, context)
@@ -60,14 +60,14 @@ def measure_footprint(scale: Scale, context: BenchContext, rows: Sequence[str] =
 
 
 def own_memory_mib(pid: int) -> float:
-    """Resident memory of a process that is no file's."""
+    """Return the resident memory of a process, in MiB, without pages of files."""
     status = Path(f"/proc/{pid}/status").read_text()
     kibibytes = re.findall(r"^(?:RssAnon|RssShmem):\s+(\d+)", status, re.M)
     return sum(int(one) for one in kibibytes) / 1024
 
 
 def peak_memory_mib(pid: int) -> float:
-    """The most that a process ever had resident, pages of files included."""
+    """Return the most memory that a process ever had resident, in MiB, pages of files included."""
     found = re.search(r"^VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.M)
     assert found is not None
     return int(found[1]) / 1024

@@ -51,7 +51,7 @@ FASTER, SMALLER = Target(8.0), Target(0.1, at_most=True)
 
 
 def measure_fresh(scale: Scale, context: BenchContext, rows: Sequence[str] = ROWS) -> Section:
-    """The rows that are asked for."""
+    """Measure the rows that are asked for."""
     comparisons: list[Comparison] = []
     job = _job(scale.size_bytes, EMPTY_SHARE)
     overlay_job = _job(scale.size_bytes * OVERLAY_SIZES, OVERLAY_SHARE)
@@ -117,7 +117,7 @@ class _Fresh:
         self.grown: list[int] = []
 
     def renew(self, number: int) -> Served:
-        """The server with a new image, the `number`-th."""
+        """Start the server with a new image, the `number`-th."""
         raise NotImplementedError
 
     def dispose(self) -> None:
@@ -125,7 +125,7 @@ class _Fresh:
         raise NotImplementedError
 
     def contestant(self) -> Contestant:
-        """For `in_turn`."""
+        """Return the contestant for `in_turn`."""
         return Contestant(self.name, self._run, self._prepare, self._after)
 
     def _prepare(self) -> Served:

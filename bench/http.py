@@ -32,7 +32,7 @@ class Api:
     token: str
 
     def get(self, path: str) -> bytes:
-        """A request for what the tenant has at `path`, as bytes."""
+        """Build a GET request for what the tenant has at `path`, as bytes."""
         return (
             f"GET /v1.1/{self.tenant}{path} HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\n"
             f"X-Auth-Token: {self.token}\r\nAccept: application/json\r\n\r\n"
@@ -40,7 +40,7 @@ class Api:
 
 
 def authenticate(port: int, credentials_file: Path) -> Api:
-    """A token for the tenant of the first start."""
+    """Get a token for the tenant of the first start."""
     known = json.loads(credentials_file.read_text())
     user = {"username": known["username"], "password": known["password"]}
     body = json.dumps({"auth": {"passwordCredentials": user, "tenantId": known["tenant_id"]}})
@@ -92,8 +92,8 @@ class Connection:
         self.socket.sendall(self._request)
 
     def receive(self) -> bytes | None:
-        """The body of the answer, or None when more of it is to come: the socket to wait for may
-        be another one then. BenchError when it is not a success."""
+        """Receive the body of the answer. Return None when more of it is to come; the socket to
+        wait for may be another one then. Raises BenchError when the answer is not a success."""
         try:
             data = self.socket.recv(1 << 20)
         except ConnectionResetError:
@@ -124,7 +124,7 @@ def _content_length(head: bytes) -> int:
 
 @contextmanager
 def connections(port: int, count: int) -> Iterator[list[Connection]]:
-    """So many of them, for the duration."""
+    """Open so many connections for the duration of the context."""
     with ExitStack() as stack:
         made = [Connection(port) for _ in range(count)]
         for connection in made:
@@ -133,7 +133,8 @@ def connections(port: int, count: int) -> Iterator[list[Connection]]:
 
 
 def answers_per_second(api: Api, path: str, seconds: float, count: int, core: int | None) -> float:
-    """One request after another on each of `count` connections, all at once."""
+    """Measure answers per second, with one request after another on each of `count` connections,
+    all at once."""
     request = api.get(path)
     with pinned(core), connections(api.port, count) as made, selectors.DefaultSelector() as waiting:
         for connection in made:
@@ -156,8 +157,9 @@ def answers_per_second(api: Api, path: str, seconds: float, count: int, core: in
 
 @contextmanager
 def steady(api: Api, path: str, rate: float, core: int | None) -> Iterator[threading.Event]:
-    """Meanwhile, `rate` requests a second on one connection; late ones are made up for. BenchError
-    when the API did not keep up at all. Gives an event that is set once the load is over."""
+    """Send `rate` requests a second on one connection for the duration of the context. Late ones
+    are made up for. Yields an event that is set once the load is over. Raises BenchError when the
+    API did not keep up at all."""
     load = _Steady(api, path, rate, core)
     load.start()
     try:

@@ -35,7 +35,7 @@ class Machine:
 
 
 def describe_machine(directory: Path) -> Machine:
-    """This machine, with `directory` for the data."""
+    """Describe this machine, with `directory` for the data."""
     processor = Path("/proc/cpuinfo").read_text()
     memory = int(_first(r"MemTotal:\s+(\d+)", Path("/proc/meminfo").read_text()))
     return Machine(
@@ -61,7 +61,7 @@ def _version(command: tuple[str, ...]) -> str:
 
 
 def file_system_of(directory: Path) -> str:
-    """The type of the file system that holds `directory`."""
+    """Return the type of the file system that holds `directory`."""
     device = os.stat(directory).st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"
     for line in Path("/proc/self/mountinfo").read_text().splitlines():

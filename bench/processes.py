@@ -48,14 +48,14 @@ class Placement:
 
 
 def place() -> Placement:
-    """One core for servers and another for clients, when there are two."""
+    """Choose one core for servers and another for clients, when there are two."""
     cores = sorted(os.sched_getaffinity(0))
     return Placement(cores[0], cores[1]) if len(cores) > 1 else Placement(None, None)
 
 
 @contextmanager
 def pinned(core: int | None) -> Iterator[None]:
-    """Processes started within inherit the core, with all their threads."""
+    """Pin processes that are started within to the core, with all their threads."""
     before = os.sched_getaffinity(0)
     if core is not None:
         os.sched_setaffinity(0, {core})
@@ -70,7 +70,7 @@ Address = Path | tuple[str, int]
 
 
 def free_port() -> int:
-    """A TCP port of the loopback interface that is free now."""
+    """Find a TCP port of the loopback interface that is free now."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
     return port
@@ -87,7 +87,7 @@ def serving(
 ) -> Iterator[int]:
     """Run a server, from the moment it accepts on `address` to the end of the context.
 
-    Gives its process id. Raises BenchError, with the end of its log, when it does not start, or
+    Yields its process id. Raises BenchError, with the end of its log, when it does not start, or
     when what was done within failed because it had ended.
     """
     with log.open("wb") as output, pinned(core):
@@ -115,7 +115,7 @@ def serving(
 def daemonized(
     command: Sequence[str], *, pid_file: Path, address: Address, core: int | None
 ) -> Iterator[int]:
-    """Like `serving`, for a server that cannot stay in the foreground; it writes `pid_file`."""
+    """Run a server as `serving` does that cannot stay in the foreground. It writes `pid_file`."""
     with pinned(core):
         run(command)
     deadline = time.monotonic() + READY_SECONDS
@@ -194,8 +194,8 @@ def run(command: Sequence[str], *, environment: Mapping[str, str] | None = None)
 
 
 def cpu_seconds(pid: int) -> float:
-    """What a server has used so far: the leader of its session, whoever is in that session (some
-    serve each client in a child), and children that have ended."""
+    """Sum the processor seconds that a server has used so far: the leader of its session, whoever
+    is in that session (some serve each client in a child), and children that have ended."""
     total = 0.0
     for entry in Path("/proc").iterdir():
         fields = _stat_fields(entry)
@@ -206,7 +206,8 @@ def cpu_seconds(pid: int) -> float:
 
 
 def kernel_cpu_seconds() -> float:
-    """What the kernel's own threads have used so far: they write back what servers wrote."""
+    """Sum the processor seconds that the kernel's own threads have used so far. They write back
+    what servers wrote."""
     found = [_stat_fields(entry) for entry in Path("/proc").iterdir()]
     threads = [fields for fields in found if fields and int(fields[6]) & _PF_KTHREAD]
     return sum(int(fields[11]) + int(fields[12]) for fields in threads) / _TICKS_PER_SECOND
@@ -224,7 +225,7 @@ def _stat_fields(entry: Path) -> list[str]:
 
 
 def machine_cpu_seconds() -> float:
-    """What all cores have spent on anything but idling, stolen time included."""
+    """Sum the seconds that all cores have spent on anything but idling, stolen time included."""
     fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
     user, nice, system, _idle, _iowait, irq, softirq, steal = fields
     return (user + nice + system + irq + softirq + steal) / _TICKS_PER_SECOND

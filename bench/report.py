@@ -35,7 +35,7 @@ class Report:
     failures: tuple[Failure, ...] = ()
 
     def held(self) -> Iterator[Comparison]:
-        """The comparisons that have targets."""
+        """Yield the comparisons that have targets."""
         for section in self.sections:
             for one in section.comparisons:
                 if one.target is not None:
@@ -51,7 +51,7 @@ class Report:
 
 
 def number(value: float) -> str:
-    """Three significant digits below a hundred, whole numbers with separators above."""
+    """Format three significant digits below a hundred, whole numbers with separators above."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -62,7 +62,7 @@ def _spread(spread: Spread, values: int) -> str:
 
 
 def ratio_text(comparison: Comparison) -> str:
-    """The ratio, with its extremes if there are any."""
+    """Format the ratio, with its extremes if there are any."""
     ratio = comparison.ratio
     if len(comparison.subject_values) == 1:
         return f"{ratio.median:.2f}"
@@ -70,7 +70,7 @@ def ratio_text(comparison: Comparison) -> str:
 
 
 def missed_by(comparison: Comparison) -> str:
-    """By how much of what is wanted a missed target is missed."""
+    """Describe by which share of what is wanted a missed target is missed."""
     assert comparison.target is not None
     share = comparison.target.missed_by(comparison.ratio.median)
     # A miss by less than the figures show is one all the same.
@@ -79,12 +79,12 @@ def missed_by(comparison: Comparison) -> str:
 
 
 def disturbance(share: float) -> str:
-    """What others took of the machine, in a sentence."""
+    """Describe in a sentence what other processes took of the machine."""
     return f"Other processes took up to {share:.0%} of a core during a round that counts."
 
 
 def cells(comparison: Comparison) -> list[str]:
-    """The columns COLUMNS and RATIO_COLUMNS."""
+    """Format the columns COLUMNS and RATIO_COLUMNS."""
     values = len(comparison.subject_values)
     return [
         comparison.row,
@@ -103,7 +103,7 @@ def cells(comparison: Comparison) -> list[str]:
 
 
 def print_report(report: Report, console: Console) -> None:
-    """Tables, one for each section. Plain text where there is no terminal."""
+    """Print tables, one for each section. Plain text where there is no terminal."""
     for section in report.sections:
         table = Table(title=section.title, title_justify="left", box=None, pad_edge=False)
         for index, title in enumerate((*COLUMNS, *RATIO_COLUMNS)):

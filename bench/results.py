@@ -22,7 +22,7 @@ class Spread:
 
 
 def spread_of(values: Sequence[float]) -> Spread:
-    """`values` is not empty."""
+    """Return the spread of `values`, which are not empty."""
     return Spread(statistics.median(values), min(values), max(values))
 
 
@@ -37,8 +37,8 @@ class Target:
         return ratio <= self.bound if self.at_most else ratio >= self.bound
 
     def missed_by(self, ratio: float) -> float:
-        """The part of the bound that is lacking, or, where at most the bound is wanted, that is too
-        much; below zero when the target is met with room to spare."""
+        """Return the part of the bound that is lacking, or, where the bound is an upper one, that
+        is too much. Below zero when the target is met with room to spare."""
         return (ratio - self.bound if self.at_most else self.bound - ratio) / self.bound
 
     def __str__(self) -> str:
@@ -116,6 +116,6 @@ class Failure:
 
 
 def wanted(row: str, patterns: Sequence[str]) -> bool:
-    """Whether a row is asked for: all are without patterns; "*" matches anything in one, and a
-    plain word matches any row that contains it."""
+    """Return whether a row is asked for. Without patterns all are. "*" matches anything in a
+    pattern, and a plain word matches any row that contains it."""
     return not patterns or any(fnmatch.fnmatchcase(row, f"*{pattern}*") for pattern in patterns)

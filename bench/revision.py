@@ -13,7 +13,7 @@ _MEASURED = ("bockd", "api", "nbd_plugin", "bench", "pyproject.toml", "requireme
 
 
 def describe_revision() -> str:
-    """The version and the commit, and whether anything was changed since."""
+    """Describe the version and the commit, and whether anything was changed since."""
     git = ("git", "-C", str(_ROOT))
     try:
         commit = run([*git, "rev-parse", "--short=12", "HEAD"]).strip()

@@ -53,16 +53,16 @@ _PARTS = (
 
 
 def all_rows() -> list[str]:
-    """The names of all rows."""
+    """Return the names of all rows."""
     return [row.name for row in ROWS] + [row for part in _PARTS for row in part.rows]
 
 
 def measure(
     patterns: Sequence[str], peers: Sequence[str], scale: Scale, context: BenchContext
 ) -> tuple[dict[str, str], tuple[Section, ...], tuple[Failure, ...]]:
-    """The settings of the servers, the rows that match, section by section, and what could not be
-    measured: a failure in one section leaves the others. BenchError when no row matches. Each part
-    has a directory of its own."""
+    """Measure the rows that match. Return the settings of the servers, the sections, and what could
+    not be measured: a failure in one section does not stop the others. Each part has a directory of
+    its own. Raises BenchError when no row matches."""
     asked = _asked_for(patterns)
     if not asked:
         raise BenchError(f"no row matches {' or '.join(patterns)}; --list names them")

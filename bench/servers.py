@@ -60,8 +60,8 @@ class Serve(Protocol):
     def __call__(
         self, directory: Path, size_bytes: int, placement: Placement, *, tcp: bool = False
     ) -> AbstractContextManager[Served]:
-        """A server that keeps its data in `directory`, which is new, and has an empty export of
-        some bytes; on a Unix socket, or on TCP over the loopback interface."""
+        """Start a server that keeps its data in `directory`, which is new. It has an empty export
+        of `size_bytes`, on a Unix socket, or on TCP over the loopback interface."""
         ...
 
 
@@ -75,12 +75,12 @@ class Peer:
 
 
 def unix_uri(name: str, socket_path: Path) -> str:
-    """An export on a Unix socket."""
+    """Return the URI of an export on a Unix socket."""
     return f"nbd+unix:///{name}?socket={quote(str(socket_path))}"
 
 
 def tcp_uri(name: str, port: int) -> str:
-    """An export on a port of the loopback interface."""
+    """Return the URI of an export on a port of the loopback interface."""
     return f"nbd://127.0.0.1:{port}/{name}"
 
 
@@ -103,20 +103,20 @@ class Daemon:
         raise BenchError(f"bockd does not say where its API is:\n{self.log.read_text()}")
 
     def bock(self, *arguments: str) -> str:
-        """Run `bock` against it and return what it prints; BenchError when it fails. In this
-        process: a benchmark gives hundreds of orders, and starting Python for each takes longer
-        than the order."""
+        """Run `bock` against it and return what it prints. Raises BenchError when it fails. It runs
+        in this process: a benchmark runs hundreds of commands, and starting Python for each takes
+        longer than the command."""
         ended = CliRunner(env=_environment(self.data_dir)).invoke(bock, arguments)
         if ended.exit_code:
             raise BenchError(f"bock {shlex.join(arguments)} failed:\n{ended.output}")
         return ended.stdout
 
     def uri(self, volume: str) -> str:
-        """Where a volume is exported."""
+        """Return the URI under which a volume is exported on the Unix socket."""
         return unix_uri(volume, self.data_dir / "nbd.sock")
 
     def volume(self, name: str, size_bytes: int, *, tcp: bool = False) -> Served:
-        """A new volume, and the way to it."""
+        """Create a volume, and return how to reach it."""
         self.bock("volume", "create", name, "--size", str(size_bytes))
         uri = self.attach(name) if tcp else self.uri(name)
         return Served(BOCKD, self.pid, uri, self.data_dir, "bockd serve")
@@ -137,8 +137,8 @@ def bockd_daemon(
     tcp: bool = False,
     mount: Path | None = None,
 ) -> Iterator[Daemon]:
-    """`bockd serve` on `data_dir`, as a user would start it, but with TCP listeners for the block
-    storage API only if it is to be `public` and for NBD only with `tcp`; `mount` is where the file
+    """Run `bockd serve` on `data_dir` as a user would, but with a TCP listener for the block
+    storage API only if it is to be `public`, and for NBD only with `tcp`. `mount` is where the file
     view goes."""
     data_dir.parent.mkdir(parents=True, exist_ok=True)
     log = data_dir.with_suffix(".log")
@@ -158,7 +158,7 @@ def bockd_daemon(
 
 
 def program(name: str) -> str:
-    """A console script of the environment that runs the benchmark."""
+    """Return the path of a console script of the environment that runs the benchmark."""
     return str(Path(sys.executable).parent / name)
 
 
@@ -176,13 +176,13 @@ def _environment(data_dir: Path) -> dict[str, str]:
 def serve_bockd(
     directory: Path, size_bytes: int, placement: Placement, *, tcp: bool = False
 ) -> Iterator[Served]:
-    """A daemon with one volume."""
+    """Run a daemon with one volume."""
     with bockd_daemon(directory, placement, tcp=tcp) as daemon:
         yield daemon.volume(EXPORT, size_bytes, tcp=tcp)
 
 
 def qemu_nbd(image_format: str, aio: str) -> Serve:
-    """`qemu-nbd` with one way of doing its input and output."""
+    """Return what runs `qemu-nbd` with one way of doing its input and output."""
 
     @contextmanager
     def serve(
@@ -202,7 +202,7 @@ def qemu_nbd(image_format: str, aio: str) -> Serve:
 def serve_image(
     image: Path, options: Sequence[str], placement: Placement, *, tcp: bool = False
 ) -> Iterator[Served]:
-    """`qemu-nbd` on an image that is there."""
+    """Run `qemu-nbd` on an image that exists."""
     port, socket_path = free_port(), image.parent / "nbd.sock"
     socket_path.unlink(missing_ok=True)
     address: Address = ("127.0.0.1", port) if tcp else socket_path
@@ -219,7 +219,7 @@ def serve_image(
 
 
 def nbdkit(plugin: str) -> Serve:
-    """`nbdkit` with its file or memory plugin, or with ours."""
+    """Return what runs `nbdkit` with its file or memory plugin, or with ours."""
 
     @contextmanager
     def serve(
@@ -266,7 +266,7 @@ def _nbdkit_plugin(
 def serve_nbd_server(
     directory: Path, size_bytes: int, placement: Placement, *, tcp: bool = False
 ) -> Iterator[Served]:
-    """`nbd-server`, the protocol's own; on a Unix socket only."""
+    """Run `nbd-server`, the protocol's own, on a Unix socket only."""
     assert not tcp
     directory.mkdir(parents=True)
     image, settings = directory / "image", directory / "config"
@@ -290,7 +290,7 @@ def serve_nbd_server(
 def serve_lmdb_values(
     directory: Path, size_bytes: int, placement: Placement, *, tcp: bool = False
 ) -> Iterator[Served]:
-    """Our own server on block bytes kept as LMDB values; on a Unix socket only."""
+    """Run our own server on block bytes kept as LMDB values, on a Unix socket only."""
     assert not tcp
     directory.mkdir(parents=True)
     socket_path = directory / "nbd.sock"

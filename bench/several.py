@@ -25,7 +25,7 @@ ROWS = (*VOLUMES, *CONNECTIONS)
 
 
 def measure_several(scale: Scale, context: BenchContext, rows: Sequence[str] = ROWS) -> Section:
-    """The rows that are asked for."""
+    """Measure the rows that are asked for."""
     directory = context.directory / "several"
     size = scale.size_bytes // SEVERAL
     comparisons: list[Comparison] = []

@@ -25,7 +25,7 @@ class Shortfall:
     """A pattern of the name that is compared with."""
 
     def about(self, row: str, baseline: str) -> bool:
-        """Whether this is the reason for a comparison."""
+        """Return whether this is the reason for a comparison."""
         matches = any(fnmatchcase(row, pattern) for pattern in self.rows)
         return matches and fnmatchcase(baseline, self.against)
 

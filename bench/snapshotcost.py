@@ -72,7 +72,7 @@ class OpenPool:
         self._background.run()
 
     def leaves(self) -> int:
-        """Entries in the index's table of leaves."""
+        """Count the entries in the index's table of leaves."""
         with self.pool.store.index.reading() as txn:
             return txn.count(Table.LEAVES)
 
@@ -88,7 +88,7 @@ class OpenPool:
 
 @contextmanager
 def open_pool(root: Path) -> Iterator[OpenPool]:
-    """A new pool, for as long as the context lasts."""
+    """Open a new pool, for as long as the context lasts."""
     pool = OpenPool(root)
     try:
         yield pool
@@ -166,7 +166,7 @@ def count_leaves(root: Path, blocks: int) -> LeafCounts:
 
 
 def measure_snapshot_cost(scale: Scale, context: BenchContext) -> Section:
-    """All rows."""
+    """Measure all rows."""
     root, tell, pairs = context.directory, context.tell, PAIRS_PER_ROUND * scale.rounds
     tell("snapshot-time: volumes of 1 GiB and 16 TiB")
     pairs_of_times = time_copies(root / "times", (SMALL_BYTES, LARGE_BYTES), pairs)

@@ -27,7 +27,7 @@ REWRITTEN = 0.5
 
 
 def measure_snapshot_reads(scale: Scale, context: BenchContext, rows: Sequence[str]) -> Section:
-    """The rows that are asked for."""
+    """Measure the rows that are asked for."""
     directory = context.directory / "through"
     with bockd_daemon(directory, context.placement) as daemon:
         plain = _volume(daemon, 0, scale, context)

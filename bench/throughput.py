@@ -51,7 +51,7 @@ class Fleet:
         self._servers: dict[tuple[str, int, bool], Served | None] = {}
 
     def get(self, name: str, fill_bytes: int, *, tcp: bool) -> Served | None:
-        """The server, or None if it does not run on this machine."""
+        """Return the server, or None if it does not run on this machine."""
         key = (name, fill_bytes, tcp)
         if key not in self._servers:
             self._servers[key] = self._start(name, fill_bytes, tcp)
@@ -63,7 +63,8 @@ class Fleet:
         return {name: served.setting for (name, *_), served in self._servers.items() if served}
 
     def verify(self) -> None:
-        """After all that was measured ours still keep what is written; BenchError."""
+        """Verify, after all that was measured, that our servers still keep what is written. Raises
+        BenchError."""
         for (name, *_), served in self._servers.items():
             if served is not None and name == BOCKD:
                 verify(served.uri, self._scale, self._ground)
@@ -90,8 +91,8 @@ class Fleet:
 def measure_throughput(
     rows: Sequence[Row], peers: Sequence[str], scale: Scale, context: BenchContext
 ) -> tuple[Section, dict[str, str]]:
-    """All rows, against the peers that each names or, if there are any, against `peers`; and the
-    setting that each server ran with."""
+    """Measure all rows, against the peers that each row names or, if there are any, against
+    `peers`. Return the section, and the setting that each server ran with."""
     with ExitStack() as stack:
         fleet = Fleet(stack, scale, context)
         comparisons = [

@@ -89,7 +89,7 @@ class Turns:
     def against(
         self, baseline: str, target: Target | None = None, *, best_of: Sequence[str] = ()
     ) -> Comparison:
-        """The subject's rates beside another's."""
+        """Compare the subject's rates with another contestant's."""
         return Comparison(
             row=self.row,
             subject=self.subject,
@@ -103,14 +103,14 @@ class Turns:
         )
 
     def best_of(self, names: Sequence[str]) -> str:
-        """The fastest of some, by its median; of those that took part."""
+        """Return the fastest of those of `names` that took part, by its median."""
         return max(
             (name for name in names if name in self.rates),
             key=lambda name: statistics.median(self.rates[name]),
         )
 
     def cpu_against(self, baseline: str, target: Target | None = None) -> Comparison:
-        """The server's processor time for a million operations, beside another's."""
+        """Compare the server's processor time for a million operations with another's."""
         return Comparison(
             row=f"{self.row}-cpu",
             subject=self.subject,
@@ -164,7 +164,7 @@ def _run(contestant: Contestant, watch: Watch) -> tuple[float, float]:
 
 
 def method_of_turns(scale: Scale, context: BenchContext) -> str:
-    """How `in_turn` measures, in sentences, for a report."""
+    """Describe how `in_turn` measures, in sentences, for a report."""
     return (
         f"{context.placement}. {scale.rounds} rounds with the contestants in turn, the order "
         "reversed each time; ratios are those within a round. A round in which other processes "

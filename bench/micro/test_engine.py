@@ -27,7 +27,7 @@ def pool() -> Iterator[OpenPool]:
 
 @pytest.fixture
 def volume(pool: OpenPool) -> Volume:
-    """Written in full by single blocks, its map in memory."""
+    """Create a volume that is written in full by single blocks, with its map in memory."""
     volume = pool.volume("v", SIZE_BYTES)
     for block in range(BLOCKS):
         pool.write(volume, block * BLOCK_SIZE, DATA)
@@ -61,7 +61,7 @@ def test_try_write_in_place(benchmark: BenchmarkFixture, volume: Volume) -> None
 def test_redirects_and_their_commit(
     benchmark: BenchmarkFixture, pool: OpenPool, volume: Volume
 ) -> None:
-    """A batch of 32 first writes after a snapshot, and the journal's append for them."""
+    """Time a batch of 32 first writes after a snapshot, and the journal's append for them."""
     owner = VolumeId(volume.durability.record.id)
     blocks, numbers = Blocks(), iter(range(1 << 20))
 

@@ -19,7 +19,7 @@ SIZE_BYTES = 1 << 30
 
 
 def requests(command: int, payload: bytes = b"") -> memoryview:
-    """Simple requests for `DEPTH` blocks, as they lie in a receive buffer."""
+    """Build simple requests for `DEPTH` blocks, as they lie in a receive buffer."""
     packed = b"".join(
         struct.pack(">IHHQQI", nbd.REQUEST_MAGIC, 0, command, n, n * BLOCK_BYTES, BLOCK_BYTES)
         + payload
