@@ -50,8 +50,8 @@ class Outcome:
 
 
 def run_job(job: Job, target: str, *, core: int | None = None) -> Outcome:
-    """Run one job on an NBD URI or, by O_DIRECT and libaio, on a file; BenchError when fio or one
-    of its requests fails."""
+    """Run one job on an NBD URI or, by O_DIRECT and libaio, on a file. Raises BenchError when fio
+    or one of its requests fails."""
     return run_jobs(job, (target,), core=core)
 
 

@@ -176,7 +176,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def run(command: Sequence[str], *, environment: Mapping[str, str] | None = None) -> str:
-    """Run a tool to its end and return what it prints; BenchError when it fails or is missing."""
+    """Run a tool to its end and return what it prints. Raises BenchError when it fails or is
+    missing."""
     try:
         ended = subprocess.run(
             command,

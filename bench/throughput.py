@@ -34,7 +34,8 @@ def fill(
 
 
 def verify(target: str, scale: Scale, context: BenchContext) -> None:
-    """Write to an export or a file and read all of it back; BenchError if that is not the same."""
+    """Write to an export or a file and read all of it back. Raises BenchError if that is not the
+    same."""
     size = min(scale.size_bytes, _VERIFIED_BYTES)
     context.tell(f"{VERIFYING} {target}")
     job = Job("randwrite", BLOCK_SIZE, VERIFY_DEPTH, size, io_bytes=size, verify=True)

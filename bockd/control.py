@@ -362,11 +362,11 @@ class AccountControl(Protocol):
         ...
 
     async def grant(self, name: str, tenant: str) -> UserInfo:
-        """Let a user into a tenant."""
+        """Add a user to a tenant."""
         ...
 
     async def revoke(self, name: str, tenant: str) -> UserInfo:
-        """Take a user out of a tenant. NotFoundError when it is not in it."""
+        """Take a user out of a tenant. Raises NotFoundError when it is not in it."""
         ...
 
     async def set_password(self, name: str, password: str | None) -> NewPassword:
@@ -408,7 +408,7 @@ class ServerControl(Protocol):
         ...
 
     async def remove_server(self, name: str) -> None:
-        """Forget a registered server. InUseError while a volume is attached to it."""
+        """Forget a registered server. Raises InUseError while a volume is attached to it."""
         ...
 
 

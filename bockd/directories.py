@@ -7,8 +7,8 @@ from pathlib import Path
 
 
 def make_private(path: Path) -> None:
-    """Make a directory and what is missing above it, each with mode 0700. One that is there keeps
-    its mode. OSError."""
+    """Make a directory and what is missing above it, each with mode 0700. One that exists keeps its
+    mode. Raises OSError."""
     # os.makedirs would give its mode to the last one alone.
     missing = []
     while not path.is_dir():

@@ -67,8 +67,8 @@ class FailureLog:
         return bool(self._kinds)
 
     def note(self, called: str, operation: str, error: Exception, count: int = 1) -> None:
-        """Log `count` operations of what is `called` so that failed with an error, or remember them
-        for later. `operation` is a noun that takes an s ("read")."""
+        """Log that `count` operations failed with an error, or count them for later. `called` names
+        the volume or snapshot. `operation` is a noun that takes an s ("read")."""
         if isinstance(error, _ANSWERS):
             return
         name = _error_name(error)

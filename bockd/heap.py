@@ -38,6 +38,6 @@ def bound() -> None:
 
 
 def trim() -> None:
-    """Give back what is free now."""
+    """Give back to the system what is free now."""
     if hasattr(_libc, "malloc_trim"):
         _libc.malloc_trim(0)

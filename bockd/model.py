@@ -163,8 +163,9 @@ def size_of_volume_for(content_bytes: int) -> int:
 
 
 def check_content_size(content_bytes: int, size_bytes: int | None) -> int | None:
-    """Return what is recorded of an image's size for a volume of `size_bytes`; None when it says
-    nothing more. InvalidRequestError unless the volume is what such an image needs."""
+    """Return what is recorded of an image's size for a volume of `size_bytes`, or None when the
+    volume's size says the same. Raises InvalidRequestError unless the volume has the size that such
+    an image needs."""
     if size_bytes is None or content_bytes <= 0 or size_of_volume_for(content_bytes) != size_bytes:
         raise InvalidRequestError(
             f"content_bytes {content_bytes} does not fit: a volume of that content has "

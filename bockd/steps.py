@@ -53,7 +53,7 @@ class Signal:
         self._waiters: list[Callable[[], None]] = []
 
     def fire(self) -> None:
-        """Tell everybody who waits, once. Firing again does nothing."""
+        """Wake all who wait, once. Firing again does nothing."""
         if self.fired:
             return
         self.fired = True

@@ -30,7 +30,7 @@ class Parameters:
     values: dict[str, str] = field(default_factory=dict)
 
     def add(self, key: str, value: str) -> None:
-        """Take one. InvalidRequestError for an unknown key, or one given twice."""
+        """Add a parameter. Raises InvalidRequestError for an unknown key, or one given twice."""
         if key not in ("pool", "volume", "snapshot"):
             raise InvalidRequestError(
                 f"unknown parameter {key!r}: give pool=DIRECTORY, and volume=NAME or snapshot=NAME "
@@ -80,8 +80,8 @@ class Selection:
 
     def check_openable(self) -> None:
         """Raise what `PluginExports` would, as far as it can be told without opening anything for
-        good: before nbdkit goes into the background, where nobody would see it. Everything is
-        closed again, for LMDB must not be open across a fork."""
+        good. This is done before nbdkit goes into the background, where nobody would see it.
+        Everything is closed again, because LMDB must not be open across a fork."""
         registry = Registry.join(self.pool, Background().spawn)
         try:
             record = self.record(registry)

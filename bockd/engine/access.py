@@ -38,12 +38,13 @@ class StoreAccess:
         return self.ballast.given or self.spares.wanted
 
     def restore_reserve(self) -> None:
-        """Take back what was used up of the reserve, if there is ample room by now. Blocks."""
+        """Make the reserve whole again, if some of it was used up and there is ample room by now.
+        Blocks."""
         self.spares.restore()
         self.ballast.restore()
 
     def ensure_reserve(self) -> bool:
-        """Make the reserve whole; False when there is no room. Blocks."""
+        """Make the reserve whole. Return False when there is no room. Blocks."""
         spares = self.spares.ensure()
         return self.ballast.ensure() and spares
 

@@ -122,8 +122,8 @@ class Appending(ABC):
         self._scattered.append(block)
 
     def stage_zeros(self, blocks: list[int]) -> None:
-        """Add to the batch that these blocks of the head, in order, may be all zeros from now on;
-        of what one engine write covers."""
+        """Add to the batch that these blocks of the head, in order, may be all zeros from now on.
+        They are blocks of one engine write."""
         self._gather_scattered()
         self._staged.append(ZeroBlocks(blocks))
 
@@ -159,14 +159,14 @@ class Appending(ABC):
         return not self._store.index.short and self.has_room()
 
     async def wait_for_index(self) -> None:
-        """Return when the index may take more space. NoSpaceError: what it has left is for what
-        makes room."""
+        """Return when the index may take more space. Raises NoSpaceError: what the index has left
+        is kept for operations that make room."""
         if self._store.index.short:
             await blocking(self._store.index.replenish)
 
     async def wait_for_room(self, *, reserve: bool) -> None:
-        """Wait until a checkpoint has made room in the journal, which is made first if there is
-        none, from the `reserve` if the disk is full. Raises what keeps it from doing so."""
+        """Wait until there is room in the journal, which a checkpoint makes. If there is no journal
+        yet, create one, from the `reserve` if the disk is full. Raises what prevents that."""
         if not self.begun:
             await self.begin(reserve=reserve)
         asked = False
@@ -178,7 +178,8 @@ class Appending(ABC):
             await self._room
 
     def commit(self) -> None:
-        """Append the staged changes. VolumeFailedError: none of them may be acknowledged."""
+        """Append the staged changes. Raises VolumeFailedError: none of them may be acknowledged
+        then."""
         self._gather_scattered()
         if not self._staged:
             return

@@ -201,7 +201,7 @@ class Backup:
     # -- the index ---------------------------------------------------------------------------
 
     def _copy_index(self, frozen: Mapping[VolumeId, SnapshotId] | None) -> list[_Wanted]:
-        """Copy the index beside its place; the layers that it names."""
+        """Copy the index next to its final place. Return the layers that it names."""
         directory = self._target.unfinished_index
         shutil.rmtree(directory, ignore_errors=True)
         make_private(directory)

@@ -59,8 +59,9 @@ class Durability(Flushing):
     # -- beginning ---------------------------------------------------------------------------
 
     async def begin(self, *, reserve: bool) -> None:
-        """Make the volume ready for its first change; again does no harm. On a full disk its
-        journal comes from the reserve, or NoSpaceError. BockdError, with nothing changed."""
+        """Make the volume ready for its first change. Repeating it does no harm. On a full disk its
+        journal comes from the reserve. Raises NoSpaceError when that is used up, or another
+        BockdError, with nothing changed."""
         async with self._checkpoint_lock:
             if not self.begun:
                 await self._begin(reserve=reserve)
@@ -295,9 +296,9 @@ class Durability(Flushing):
     async def _commit_or_find_out(
         self, change: Callable[[Transaction], tuple[VolumeRecord, T, bool]]
     ) -> tuple[VolumeRecord, T, bool]:
-        """Run a transition's transaction. One that fails may have been committed all the same (a
-        sync that failed after the last write of it): what the index says then is what counts, for
-        to go on with another head and generation than the index has would lose what follows."""
+        """Run a transition's transaction. One that fails may have been committed all the same, if a
+        sync failed after its last write. Then the index is asked, and what it says counts: to go on
+        with another head and generation than the index has would lose what follows."""
         done: list[tuple[VolumeRecord, T, bool]] = []
 
         def run(txn: Transaction) -> None:
@@ -341,8 +342,8 @@ class Durability(Flushing):
             await blocking(self._store.restore_reserve)
 
     def abandon(self) -> list[JournalName]:
-        """Close the journal without applying it, of a volume that is deleted or has failed, and
-        return the names of its segments."""
+        """Close the journal of a volume that is deleted or has failed, without applying it. Return
+        the names of its segments."""
         self.closed = True
         segments = [*self._sealed, self._segment]
         for segment in segments:

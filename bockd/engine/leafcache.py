@@ -287,15 +287,15 @@ class LeafCache:
         return None
 
     async def load(self, first: int, end: int) -> None:
-        """Bring the leaves of blocks first..end-1 into memory. On return they are there, and stay
-        until the next step."""
+        """Load the leaves of blocks first..end-1 into memory. They stay there until the next
+        step."""
         if self.missing(first, end) is None:
             return
         numbers = range(first >> LEAF_SHIFT, ((end - 1) >> LEAF_SHIFT) + 1)
         await self.load_leaves(set(numbers))
 
     async def load_leaves(self, numbers: set[int]) -> None:
-        """Bring some leaves into memory, as `load` does."""
+        """Load some leaves into memory, as `load` does."""
         groups = {number // GROUP_LEAVES for number in numbers}
         # What one operation needs at once must not be evicted while it loads the rest, or two
         # large operations could evict each other's leaves for ever.

@@ -45,7 +45,8 @@ class LayerMaker:
             raise
 
     def make(self, size_bytes: int) -> LayerId:
-        """Make the files of a layer, with the turn held. Blocks. BockdError, with nothing made."""
+        """Make the files of a layer. The caller holds the turn. Blocks. Raises BockdError, with
+        nothing made."""
         with self._store.index.reading() as txn:
             layer = Catalogue(txn).next_layer()
         try:
@@ -64,14 +65,16 @@ class LayerMaker:
             log.warning("layer %s was not removed: %s", layer, error)
 
     def unmake(self, layer: LayerId) -> None:
-        """Remove the files of a layer that no transaction named (looked up, not assumed)."""
+        """Remove the files of a layer, if no transaction has named it. This is looked up, not
+        assumed."""
         with self._store.index.reading() as txn:
             named = txn.get(Table.LAYERS, id_key(layer)) is not None
         if not named:
             self._remove(layer)
 
     def grow(self, head: Layer, size_bytes: int) -> None:
-        """Make a layer's files as long as a growing volume needs them. Blocks. BockdError."""
+        """Make a layer's files as long as a growing volume needs them. Blocks. Raises
+        BockdError."""
         try:
             head.grow(self._store.layout, size_bytes)
         except OSError as error:

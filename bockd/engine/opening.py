@@ -137,8 +137,8 @@ def remove_traces(store: StoreAccess, volume: VolumeId, lock: FileLock) -> None:
 async def open_volume(
     store: StoreAccess, volume: VolumeId, spawn: Spawn, on_garbage: Callable[[], None]
 ) -> OpenVolume:
-    """Lock, verify, recover and open a volume. BockdError, with nothing held. `on_garbage` is
-    called when one of its checkpoints leaves something to reclaim."""
+    """Lock, verify, recover and open a volume. Raises BockdError, with nothing held. `on_garbage`
+    is called when one of its checkpoints leaves something to reclaim."""
     files = await blocking(_open_files, store, volume)
     gate = WriteGate()
     leaf_cache = LeafCache(store.index, store.layout, store.files, files.chain)
@@ -184,7 +184,7 @@ def _verified(
 
 
 def look_at_volume(store: StoreAccess, volume: VolumeId) -> None:
-    """Raise what `open_volume` would, but for recovery's errors; change nothing. Blocks."""
+    """Raise what `open_volume` would raise, except recovery's errors. Change nothing. Blocks."""
     record, _ = _verified(store, lambda catalogue: catalogue.volume(volume))
     refuse_failed(record)
     if store.layout.volume_lock(volume).exists():
@@ -192,19 +192,19 @@ def look_at_volume(store: StoreAccess, volume: VolumeId) -> None:
 
 
 def look_at_snapshot(store: StoreAccess, snapshot: SnapshotId) -> None:
-    """Raise what `open_snapshot` would; change nothing. Blocks."""
+    """Raise what `open_snapshot` would raise. Change nothing. Blocks."""
     _verified(store, lambda catalogue: catalogue.snapshot(snapshot))
     if store.layout.snapshot_lock(snapshot).exists():
         lock_snapshot(store, snapshot, shared=True).release()
 
 
 async def close_volume(opened: OpenVolume, *, give_up: bool) -> None:
-    """Flush, bring the index up to date, mark the volume closed and give everything back.
+    """Flush, apply the journal to the index, mark the volume closed and release everything.
 
-    A volume that has failed, or whose index cannot be written, keeps its journal; the next
-    opening finds it. Raises what kept it from closing properly: with `give_up`, after everything
-    is given back. Without it the volume stays open, and can be read, where the next opening would
-    fail for the same reason.
+    A volume that has failed, or whose index cannot be written, keeps its journal; the next opening
+    finds it. Raises what prevented a proper close. With `give_up` it raises after everything is
+    released. Without it the volume stays open, and can be read, if the next opening would fail for
+    the same reason.
     """
     volume, durability = opened.volume, opened.volume.durability
     if not give_up and durability.read_only is not None:
@@ -251,7 +251,7 @@ async def abandon_volume(opened: OpenVolume) -> None:
 
 
 async def open_snapshot(store: StoreAccess, snapshot: SnapshotId) -> OpenSnapshot:
-    """Lock and verify a snapshot for reading. BockdError, with nothing held."""
+    """Lock and verify a snapshot for reading. Raises BockdError, with nothing held."""
 
     def prepare() -> OpenSnapshot:
         lock = lock_snapshot(store, snapshot, shared=True)
@@ -267,7 +267,7 @@ async def open_snapshot(store: StoreAccess, snapshot: SnapshotId) -> OpenSnapsho
 
 
 async def close_snapshot(opened: OpenSnapshot) -> None:
-    """Give everything back once the reads under way are finished."""
+    """Release everything once the reads under way are finished."""
     await opened.snapshot.drain_reads()
     opened.snapshot.map.close()
     opened.lock.release()

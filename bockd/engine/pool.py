@@ -119,7 +119,7 @@ class Pool(SnapshotOperations):
     def extend_volume(
         self, volume: VolumeId, size_bytes: int, in_transaction: AlsoVolume = nothing_more
     ) -> Steps[VolumeRecord]:
-        """Grow a volume, open or not. InvalidRequestError when it would not grow."""
+        """Grow a volume, open or not. Raises InvalidRequestError when it would not grow."""
         check_volume_size(size_bytes)
         doing = f"extending volume {volume}"
         return self.exclusive(
@@ -189,7 +189,8 @@ class Pool(SnapshotOperations):
     def delete_volume(
         self, volume: VolumeId, in_transaction: AlsoVolume = nothing_more
     ) -> Steps[None]:
-        """Forget a volume; its space returns in the background. InUseError while used."""
+        """Forget a volume; its space is reclaimed in the background. Raises InUseError while it is
+        used."""
         doing = f"deleting volume {volume}"
         return self.exclusive(volume, doing, self._delete_volume(volume, in_transaction))
 

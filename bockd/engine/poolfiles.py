@@ -51,7 +51,7 @@ def open_store(layout: Layout, boot: str) -> StoreAccess:
 
 
 def join_store(layout: Layout) -> StoreAccess:
-    """Open the index of a pool that somebody else has made, and may have open now."""
+    """Open the index of a pool that another process has made, and may have open now."""
     ballast = Ballast(layout.ballast)
     index = Index.open(layout.index, ballast)
     try:
@@ -65,7 +65,7 @@ def join_store(layout: Layout) -> StoreAccess:
 
 
 def _refuse_lost_index(layout: Layout) -> None:
-    """DamagedError for layers without an index: making a new one would be the end of them."""
+    """Raise DamagedError for layers without an index: a new index would make them unreachable."""
     if layout.unfinished_index.exists() and not layout.index_data.exists():
         raise DamagedError(
             f"{layout.root} is a backup that was not finished: let 'bockd backup' finish it"

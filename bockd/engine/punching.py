@@ -77,7 +77,7 @@ class Puncher:
         return self._turn.held
 
     async def run(self) -> None:
-        """Punch until nothing waits; if that goes on already, wait for its end. OSError."""
+        """Punch until nothing waits. If a punch is under way, wait for its end. Raises OSError."""
         async with self._turn:
             while (piece := self.pending.next_piece()) is not None:
                 await self._punch_piece(*piece)

@@ -116,7 +116,7 @@ def _read_segments(store: StoreAccess, record: VolumeRecord) -> list[SegmentCont
 
 
 def plan_replay(segments: list[SegmentContents], boot: str, head: Layer) -> Replay:
-    """Decide which changes count. Changes nothing; reads the head. DamagedError."""
+    """Decide which changes count. Changes nothing; reads the head. Raises DamagedError."""
     survived = pages_survived(segments, boot, head)
     refuse_broken_chain(segments, survived=survived)
     if survived:

@@ -125,8 +125,8 @@ class Registry:
 
     @classmethod
     def join(cls, root: Path, spawn: Spawn) -> Self:
-        """Use the pool at `root` beside whoever manages it, or while nobody does: for opening
-        volumes and snapshots, each under its own lock, and nothing else. Blocks.
+        """Open the pool at `root` while another process manages it, or none does. Only volumes and
+        snapshots can be opened, each under its own lock. Blocks.
 
         Raises InUseError while `check` has the pool, PoolFormatError when there is none or a newer
         one, DamagedError for a truncated index, DeniedError, NoSpaceError.
@@ -172,7 +172,7 @@ class Registry:
             raise first_error
 
     def release(self) -> None:
-        """Give the index and the pool's lock back. Nothing may be open or under way."""
+        """Release the index and the pool's lock. Nothing may be open or under way."""
         self.store.index.close()
         self.lock.release()
 
@@ -193,8 +193,8 @@ class Registry:
             return SnapshotId(catalogue.find(NodeKind.SNAPSHOT, ref))
 
     async def exclusive(self, node: int, doing: str, steps: Steps[T]) -> T:
-        """Run an operation while no other one runs on the same volume or snapshot. What the
-        operating system refuses, and no part of it has named, is named after what it is `doing`."""
+        """Run an operation while no other one runs on the same volume or snapshot. An OSError that
+        no part of it has translated is described by what it is `doing`."""
         mutex = self._busy.setdefault(node, Mutex())
         try:
             async with mutex:
@@ -296,7 +296,7 @@ class Registry:
         self.volumes[volume].users -= 1
 
     def use_snapshot(self, snapshot: SnapshotId) -> Steps[OpenSnapshot]:
-        """Open a snapshot for reading, or join; `leave_snapshot` when done."""
+        """Open a snapshot for reading, or join those who use it; `leave_snapshot` when done."""
 
         async def steps() -> OpenSnapshot:
             opened = self.snapshots.get(snapshot)
@@ -314,8 +314,8 @@ class Registry:
         self.snapshots[snapshot].users -= 1
 
     def close_idle_volume(self, volume: VolumeId) -> Steps[None]:
-        """Close a volume that nobody uses; nothing happens when somebody does. BockdError: it may
-        be open still, and is to be closed later then."""
+        """Close a volume that nobody uses. Do nothing when it is used. Raises BockdError; then the
+        volume may still be open, and the caller closes it later."""
 
         async def steps() -> None:
             opened = self.volumes.get(volume)
@@ -399,7 +399,7 @@ class Registry:
             log.warning("the checkpoint of volume %s is put off: %s", volume, error)
 
     def flush_volume(self, volume: VolumeId) -> Steps[str | None]:
-        """Make what was acknowledged survive power loss, if the volume is open. (A closed volume is
+        """Make what was acknowledged survive power loss, if the volume is open. (A closed one is
         flushed already.) Return why the volume has failed, now or earlier, or None."""
 
         async def steps() -> str | None:

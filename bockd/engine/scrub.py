@@ -83,7 +83,7 @@ class Scrubber:
         return self._pool.maintenance_lock.held
 
     async def begin_pass(self) -> None:
-        """Verify everything from the beginning, whatever pass is under way."""
+        """Begin a new pass over everything, whatever pass is under way."""
 
         def begin(txn: Transaction) -> None:
             total = txn.count(Table.CHECKSUMS)
@@ -101,7 +101,7 @@ class Scrubber:
     # -- the first reading -------------------------------------------------------------------
 
     def read_on(self) -> Steps[ScrubBatch]:
-        """Give checksums to the next blocks that have none. BockdError."""
+        """Give checksums to the next blocks that have none. Raises BockdError."""
         return self._undisturbed(self._read_batch)
 
     def _read_batch(self) -> ScrubBatch:
@@ -162,7 +162,7 @@ class Scrubber:
     # -- passes ------------------------------------------------------------------------------
 
     async def verify_on(self) -> ScrubBatch:
-        """Verify the next blocks of the pass under way, if there is one. BockdError."""
+        """Verify the next blocks of the pass under way, if there is one. Raises BockdError."""
         verdicts = await self._undisturbed(self._verify_batch)
         if verdicts is None:
             return ScrubBatch(more=False)

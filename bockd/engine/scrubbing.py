@@ -23,9 +23,9 @@ def scrub_pool(
     only_look: bool,
     show: Callable[[ScrubStatus], None],
 ) -> ScrubStatus:
-    """Read what has no checksums, then finish the pass under way or make a new one, at so many
-    bytes a second; `show` is told after each batch. InUseError when a daemon has the pool, and what
-    opening it raises. Blocks."""
+    """Read what has no checksums, then finish the pass under way or make a new one, at `rate_bytes`
+    a second. `show` is called after each batch. Raises InUseError when a daemon has the pool, and
+    what opening it raises. Blocks."""
     if not Layout(path).index_data.exists():
         raise PoolFormatError(f"there is no pool in {path}")
     pool = Pool.open(path, Background().spawn)

@@ -150,7 +150,8 @@ class SnapshotOperations(Registry):
     def delete_snapshot(
         self, snapshot: SnapshotId, in_transaction: AlsoSnapshot = nothing_more
     ) -> Steps[None]:
-        """Forget a snapshot; its blocks return in the background. InUseError while it is read."""
+        """Forget a snapshot; its blocks are reclaimed in the background. Raises InUseError while it
+        is read."""
 
         async def steps() -> None:
             opened = self.snapshots.get(snapshot)
@@ -185,8 +186,8 @@ class SnapshotOperations(Registry):
     def revert_volume(
         self, volume: VolumeId, snapshot: SnapshotId, in_transaction: AlsoVolume = nothing_more
     ) -> Steps[VolumeRecord]:
-        """Make the volume show its snapshot's content again. The size stays; what lies beyond
-        the snapshot's end becomes holes. InUseError while a client is connected."""
+        """Make the volume show its snapshot's content again. The size stays; what lies beyond the
+        snapshot's end becomes holes. Raises InUseError while a client is connected."""
         doing = f"reverting volume {volume} to snapshot {snapshot}"
         return self.exclusive(volume, doing, self._revert_volume(volume, snapshot, in_transaction))
 
@@ -202,8 +203,8 @@ class SnapshotOperations(Registry):
     def fill_volume(
         self, volume: VolumeId, snapshot: SnapshotId, in_transaction: AlsoVolume
     ) -> Steps[VolumeRecord]:
-        """Make an existing volume a clone of a snapshot, whatever it holds now. InUseError while a
-        client is connected, InvalidRequestError when it is smaller."""
+        """Make an existing volume a clone of a snapshot, whatever it holds now. Raises InUseError
+        while a client is connected, InvalidRequestError when it is smaller."""
 
         async def steps() -> VolumeRecord:
             with self.catalogue() as catalogue:

@@ -135,7 +135,7 @@ def count_family(
     tally: Tally,
     wanted: Callable[[Mapping[MapId, bytes]], bool] = bool,
 ) -> None:
-    """Add all leaves of a family that are `wanted`. DamagedError."""
+    """Add all leaves of a family that are `wanted`. Raises DamagedError."""
     for stored in _leaves_by_number(catalogue, family):
         shown = _shown(family, stored)
         if wanted(shown):

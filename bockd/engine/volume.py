@@ -104,7 +104,8 @@ class Volume(Reader):
             self._spawn(self._freeze(puncher.head))
 
     async def _freeze(self, head: Layer) -> None:
-        """Let a layer that may be closed for want of descriptors stand where a former head does."""
+        """Replace a former head in the map by a frozen layer, which may be closed when descriptors
+        run short."""
         if not head.descriptors:  # closed, with the volume or because no map leads to it any more
             return
         frozen = self.map.frozen_layer(head.id, head.length_bytes())

@@ -83,7 +83,7 @@ class WriteGate:
             self._empty.fire()
 
     async def quiesce(self) -> None:
-        """Let nobody in any more, and wait until nobody is inside."""
+        """Close the gate, and wait until no operation is inside."""
         assert not self.closed
         self.closed = True
         self._opened = Signal()
@@ -92,7 +92,7 @@ class WriteGate:
             await self._empty
 
     def open(self) -> None:
-        """Let everybody in again."""
+        """Open the gate again."""
         self.closed = False
         self._opened.fire()
 

@@ -24,7 +24,7 @@ class MemoryBudget:
         self._waiters: deque[tuple[Callable[[], bool], trio.Event]] = deque()
 
     def take(self, length: int) -> bool:
-        """Take `length` bytes if they are there."""
+        """Take `length` bytes if they are free. Return whether they were."""
         if length > self.free_bytes:
             return False
         self.free_bytes -= length
@@ -91,7 +91,8 @@ class Account:
         self._budget.serve()
 
     def charge(self, length: int) -> None:
-        """Use `length` bytes now, for payloads that are here already; `repay` before more."""
+        """Charge `length` bytes for payloads that are in memory already. `repay` before the next
+        ones."""
         self._budget.free_bytes -= length
         self._charged_bytes += length
 

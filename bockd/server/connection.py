@@ -183,8 +183,8 @@ class Connection:
     # Its life.
 
     async def run(self, enter: Callable[[], Awaitable[None]]) -> None:
-        """Let the client in with `enter`, and serve until it leaves. Raises ProtocolError when it
-        broke the rules; operations that have begun are finished in any case."""
+        """Admit the client with `enter`, and serve it until it leaves. Raises ProtocolError when it
+        broke the rules. Operations that have begun are finished in any case."""
         with self._scope:
             await enter()
             if self._scope.cancel_called:

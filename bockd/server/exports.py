@@ -40,7 +40,7 @@ class OpenExport(Protocol):
         ...
 
     async def close(self) -> None:
-        """Give the hold up. Called once, shielded from cancellation, after the last request."""
+        """Release the export. Called once, shielded from cancellation, after the last request."""
         ...
 
 

@@ -125,7 +125,7 @@ class FastLane:
         self, received: memoryview, start: int, end: int, reply: memoryview, turn: Turn
     ) -> Served:
         """Serve what can be served of received[start:end], and what comes after it, for as long as
-        there is nothing to do for others. OSError when data could not be read whose reply has
+        no other connection has work. Raises OSError when data could not be read whose reply has
         begun."""
         size = self._device.size_bytes
         return Served._make(

@@ -96,7 +96,7 @@ class ExportStatistics:
         self.latencies = Latencies()
 
     def failed(self, operation: str, error: Exception, count: int = 1) -> None:
-        """Count operations that failed in the device, and have the operator told."""
+        """Count operations that failed in the device, and report them to the operator."""
         self.errors += count
         if self._note is not None:
             self._note(operation, error, count)

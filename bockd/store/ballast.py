@@ -35,7 +35,7 @@ class Ballast:
         """The space was given up, by this process, and not taken back."""
 
     def restore(self) -> None:
-        """Take back what was given up, if there is ample room by now. Blocks."""
+        """Write again what was given up, if there is ample room by now. Blocks."""
         if not self.given:
             return
         try:
@@ -47,7 +47,8 @@ class Ballast:
             self.ensure()
 
     def ensure(self) -> bool:
-        """Write the ballast in full if it is missing or short; False when there is no room."""
+        """Write the ballast in full if it is missing or short. Return False when there is no
+        room."""
         try:
             with contextlib.suppress(FileNotFoundError):
                 if os.stat(self._path).st_size == BALLAST_BYTES:
@@ -76,7 +77,8 @@ class Ballast:
         return True
 
     def release(self) -> bool:
-        """Give the space back to the file system; False when it was already given, or cannot be."""
+        """Give the space back to the file system. Return False when it was already given, or cannot
+        be."""
         try:
             os.unlink(self._path)
         except FileNotFoundError:

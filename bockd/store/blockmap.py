@@ -126,7 +126,7 @@ class MapChanges:
         return leaf
 
     def store(self) -> bool:
-        """Write the changed leaves. True when blocks were queued to be punched."""
+        """Write the changed leaves. Return whether blocks were queued to be punched."""
         garbage = False
         inherits = len(self._chain) > 1
         for number in sorted(self._work):

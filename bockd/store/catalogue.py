@@ -204,7 +204,8 @@ class Catalogue:
         return LayerId(self._pool().next_layer)
 
     def add_layer(self, layer: LayerId, size_bytes: int, home: MapId) -> None:
-        """Name a layer whose files exist and are synced. ConflictError if the id was taken."""
+        """Record a layer whose files exist and are synced. Raises ConflictError if the id was
+        taken."""
         pool = self._pool()
         if layer != pool.next_layer:
             raise ConflictError("another process changed the pool at the same time; try again")
@@ -255,7 +256,7 @@ class Catalogue:
             yield decode_record(SnapshotRecord, payload)
 
     def take_name(self, kind: NodeKind, name: str, node: int) -> None:
-        """Give `name` to a node; ConflictError when another node of its kind has it."""
+        """Give `name` to a node. Raises ConflictError when another node of its kind has it."""
         key = _name_key(kind, name)
         if self.txn.get(Table.NAMES, key) is not None:
             raise ConflictError(f"a {kind} named {name!r} exists already; choose another name")

@@ -56,8 +56,8 @@ class OpenFiles:
         return self.limit is not None and self._count >= self.limit
 
     def admit(self, layer: FrozenLayer, opened: Layer) -> bool:
-        """Let `layer` take over the descriptors of `opened`; False if there is no room, or if it
-        has some by now. For any thread that has a hold of the layer."""
+        """Move the descriptors of `opened` to `layer`. Return False if there is no room, or if
+        `layer` has some already. For any thread that has a hold of the layer."""
         with self._lock:
             if layer.descriptors:
                 return False
@@ -112,7 +112,8 @@ class FrozenLayer(Layer):
     def prepare(self) -> None:
         """Open the files if there is room, so that reads need not wait. Blocks.
 
-        Raises DamagedError if one is missing or too short, room or not; DeviceError, DeniedError.
+        Raises DamagedError if one is missing or too short, whether there is room or not;
+        DeviceError, DeniedError.
         """
         if self._files.full:
             self._files.crowded = True

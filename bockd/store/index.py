@@ -184,7 +184,7 @@ class Transaction:
         self._txn.put(key, seal(table, key, payload), db=self._tables[table])
 
     def delete(self, table: Table, key: bytes) -> bool:
-        """Remove an entry; False when there was none."""
+        """Remove an entry. Return False when there was none."""
         return bool(self._txn.delete(key, db=self._tables[table]))
 
     def scan(self, table: Table, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -232,7 +232,7 @@ class Transaction:
                 yield bytes(key), bytes(value)
 
     def count(self, table: Table) -> int:
-        """Number of entries."""
+        """Count the entries of a table."""
         return int(self._txn.stat(self._tables[table])["entries"])
 
 
@@ -312,7 +312,8 @@ class Index:
             raise _translate(error, self._data) from error
 
     def copy_to(self, path: Path) -> None:
-        """Write one instant of the index to a new file, which is not synced. OSError."""
+        """Copy the index, as it is at one instant, to a new file, which is not synced. Raises
+        OSError."""
         opened = self._opened or self._reopened(None)
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:

@@ -168,8 +168,8 @@ class JournalSegment:
     def create(
         cls, layout: Layout, name: JournalName, boot: str, *, reuse: bool = False
     ) -> JournalSegment:
-        """Write a new segment in full, durably; with `reuse`, over the file that is there under
-        the name of an unfinished one, in its blocks. OSError."""
+        """Write a new segment in full, durably. With `reuse`, overwrite the file that has the name
+        of an unfinished one, in its blocks. Raises OSError."""
         path = layout.journal_segment(name)
         # Under another name until it is whole: a segment without a header is damage.
         unfinished = layout.unfinished_segment(name)
@@ -204,8 +204,8 @@ class JournalSegment:
         return self.next_sequence - 1
 
     def append(self, entries: Sequence[Entry]) -> None:
-        """Append entries with one write; the segment has room for them (`places`). OSError: none
-        of them counts, and the segment must not be appended to again."""
+        """Append entries with one write. The segment has room for them (`places`). Raises OSError:
+        then none of them counts, and the segment must not be appended to again."""
         seed, sequence = self._seed, self.next_sequence
         records: list[bytes] = []
         for entry in entries:
@@ -240,7 +240,7 @@ class JournalSegment:
         os.fdatasync(self._fd)
 
     def close(self) -> None:
-        """Close the file; again does no harm."""
+        """Close the file. Repeating it does no harm."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -271,8 +271,8 @@ def read_journal(
 
 
 def read_segment(layout: Layout, name: JournalName) -> SegmentContents:
-    """Read and verify a segment. DamagedError when its header is not what its name says, when it
-    is cut short, or when a record fails in a way that no crash leaves."""
+    """Read and verify a segment. Raises DamagedError when its header is not what its name says,
+    when it is cut short, or when a record fails in a way that no crash leaves."""
     path = layout.journal_segment(name)
     try:
         with open(path, "rb") as file:

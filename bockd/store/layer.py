@@ -73,8 +73,8 @@ class Layer:
 
     @classmethod
     def open(cls, layout: Layout, layer_id: LayerId, size_bytes: int, *, writable: bool) -> Layer:
-        """Open all segments. DamagedError if one is missing or shorter than `size_bytes` needs;
-        DeviceError, DeniedError."""
+        """Open all segments. Raises DamagedError if one is missing or shorter than `size_bytes`
+        needs; DeviceError, DeniedError."""
         descriptors: list[int] = []
         try:
             for number, needed in enumerate(segment_sizes(size_bytes)):
@@ -105,8 +105,8 @@ class Layer:
         _close_all(descriptors)
 
     def read(self, offset: int, into: memoryview) -> None:
-        """Fill `into`, waiting for the disk if need be. DeviceError; DamagedError at end of file.
-        Both name the byte."""
+        """Fill `into`, waiting for the disk if need be. Raises DeviceError, and DamagedError at the
+        end of a file. Both name the byte."""
         at = offset
         for fd, position, piece in self._pieces(offset, into):
             done = 0
@@ -121,8 +121,8 @@ class Layer:
                 at += count
 
     def try_read(self, offset: int, into: memoryview) -> bool:
-        """Fill `into` from the page cache alone; False when some of it is not there, or the files
-        are closed."""
+        """Fill `into` from the page cache only. Return False when some of it is not there, or the
+        files are closed."""
         if not self.descriptors:
             return False
         self.used = True
@@ -139,7 +139,8 @@ class Layer:
         return self._windows.find(self.descriptors[0], offset)
 
     def write(self, offset: int, data: memoryview, piece_bytes: int = WRITE_PIECE_BYTES) -> None:
-        """Write `data` at `offset`. OSError (ENOSPC, EIO): any part of it may have been written."""
+        """Write `data` at `offset`. Raises OSError (ENOSPC, EIO): any part of it may have been
+        written then."""
         length = len(data)
         one_piece = length <= piece_bytes and offset + length <= SEGMENT_BYTES
         if one_piece and os.pwrite(self.descriptors[0], data, offset) == length:
@@ -179,8 +180,8 @@ class Layer:
         self._windows.forget()  # they end where the file did
 
     def punch(self, offset: int, length: int) -> None:
-        """Give a range back to the file system; it reads as zeros. Where the file system cannot,
-        nothing happens: no map reaches the range, so only space is lost."""
+        """Give a range back to the file system; it reads as zeros then. Where the file system
+        cannot, nothing happens: no map reaches the range, so only space is lost."""
         end = offset + length
         while offset < end:
             number, position = divmod(offset, SEGMENT_BYTES)
@@ -218,8 +219,8 @@ class Layer:
         return sum(os.fstat(fd).st_blocks for fd in self.descriptors) * 512
 
     def mark_in_memory(self) -> None:
-        """Leave a mark on the files that lasts as long as the kernel has their inodes in memory: a
-        write-life hint. Where it is not to be had, nothing happens."""
+        """Set a mark on the files that lasts as long as the kernel has their inodes in memory: a
+        write-life hint. Do nothing where the kernel has none."""
         for fd in self.descriptors:
             with suppress(OSError):
                 fcntl.fcntl(fd, _F_SET_RW_HINT, _HINT.pack(_WRITE_LIFE_NONE))
@@ -293,7 +294,8 @@ class DamagedBlocks(Layer):
 
 
 def punch_range(fd: int, offset: int, length: int) -> None:
-    """Make a hole in a file. OSError; NotImplementedError where the file system cannot."""
+    """Make a hole in a file. Raises OSError, and NotImplementedError where the file system
+    cannot."""
     if _libc.fallocate(fd, _PUNCH_FLAGS, offset, length) != 0:
         code = ctypes.get_errno()
         if code in (errno.EOPNOTSUPP, errno.ENOSYS):

@@ -57,7 +57,7 @@ class FileLock:
         return cls(fd, path)
 
     def release(self) -> None:
-        """Give the lock back. Once only."""
+        """Release the lock. Once only."""
         os.close(self._fd)
         self._fd = -1
 
@@ -74,7 +74,7 @@ def _open(path: Path) -> int:
 
 
 def touch_if_possible(path: Path) -> None:
-    """Make a lock's file if it is not there. Where that fails it is made when it is needed."""
+    """Make a lock's file if it does not exist. If that fails, it is made when it is needed."""
     try:
         touch(path)
     except OSError as error:
@@ -82,7 +82,7 @@ def touch_if_possible(path: Path) -> None:
 
 
 def touch(path: Path) -> None:
-    """Make a lock's file if it is not there. OSError."""
+    """Make a lock's file if it does not exist. Raises OSError."""
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 

@@ -42,7 +42,7 @@ class SpareSegments:
         """There are too few, as far as this process knows."""
 
     def take(self, path: Path) -> bool:
-        """Rename a spare to `path`, in the journal's directory; False when there is none."""
+        """Rename a spare to `path`, in the journal's directory. Return False when there is none."""
         for name in self._layout.spare_segments():
             spare = self._layout.spare_segment(name)
             try:
@@ -89,7 +89,8 @@ class SpareSegments:
             self.ensure()
 
     def ensure(self) -> bool:
-        """Make the spares that are missing or incomplete; False when there is no room. Blocks."""
+        """Make the spares that are missing or incomplete. Return False when there is no room.
+        Blocks."""
         try:
             whole = 0
             for name in self._layout.spare_segments():

@@ -43,7 +43,7 @@ class Window:
     __slots__ = ("address", "length", "start")
 
     def __init__(self, fd: int, start: int, length: int) -> None:
-        """Map `length` bytes from `start`. OSError."""
+        """Map `length` bytes from `start`. Raises OSError."""
         self.start = start
         self.length = 0
         address = _libc.mmap(None, length, mmap.PROT_READ, mmap.MAP_SHARED, fd, start)
