@@ -1,4 +1,4 @@
-"""The file view beside NBD: the same volume of one daemon through both frontends."""
+"""The file view compared with NBD: the same volume of one daemon through both frontends."""
 
 from __future__ import annotations
 

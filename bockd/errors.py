@@ -50,7 +50,7 @@ class InUseError(BockdError):
 
 
 class CoOpenersError(InUseError):
-    """Processes beside the daemon (nbdkit with our plugin) have something of the pool open."""
+    """Processes other than the daemon (nbdkit with our plugin) have something of the pool open."""
 
     code = "has-guests"
     errno = errno.EBUSY

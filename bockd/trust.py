@@ -1,4 +1,4 @@
-"""What a client over TLS believes and shows: files that OpenStack's variables name."""
+"""What a client over TLS trusts and presents: files that OpenStack's variables name."""
 
 from __future__ import annotations
 

@@ -125,8 +125,9 @@ def dump_plugin() -> None:
 
 
 def thread_model() -> int:
-    """Let requests, and clients that are still negotiating, run in parallel. With any other model
-    one client that connects and sends nothing would stop all the others."""
+    """Return the parallel model: requests, and clients that are still negotiating, do not wait for
+    each other. With any other model one client that connects and sends nothing would stop all the
+    others."""
     return nbdkit.THREAD_MODEL_PARALLEL
 
 
@@ -138,7 +139,7 @@ def config(key: str, value: str) -> None:
 
 @_answers
 def config_complete() -> None:
-    """Check the parameters, all of which were given."""
+    """Check the parameters. All of them were given."""
     _Served.selection = _Served.parameters.complete()
 
 

@@ -100,7 +100,7 @@ class Selection:
 
 @dataclass(eq=False)
 class Held:
-    """One connection's hold on an open volume or snapshot: what nbdkit calls a handle."""
+    """One connection's open volume or snapshot: what nbdkit calls a handle."""
 
     kind: NodeKind
     node: int
@@ -113,7 +113,7 @@ class Held:
 
 
 class PluginExports:
-    """The open pool. Every method is for who does not hold the owner's lock."""
+    """The open pool. Its methods are for callers that do not hold the owner's lock."""
 
     def __init__(self, selection: Selection) -> None:
         self.owner = Owner()

@@ -102,8 +102,8 @@ class Durability(Flushing):
         return record, None, False
 
     def _still_ours(self, catalogue: Catalogue) -> VolumeRecord:
-        """The volume's record. DamagedError when another process has opened it meanwhile, replayed
-        its journal and gone on."""
+        """Return the volume's record. Raises DamagedError when another process has opened it
+        meanwhile, replayed its journal and gone on."""
         record = catalogue.volume(self.record.id)
         if record.generation != self.record.generation:
             raise DamagedError(f"volume {record.id} was opened by another process meanwhile")

@@ -16,7 +16,7 @@ from bockd.server.limits import PIECE_BYTES
 
 
 class MemoryBudget:
-    """The shared part. Those who wait are served in order, as far as what is free will go."""
+    """The shared part. Those who wait are served in order, as far as the free memory allows."""
 
     def __init__(self, shared_bytes: int) -> None:
         self.free_bytes = shared_bytes
@@ -31,8 +31,8 @@ class MemoryBudget:
         return True
 
     def serve(self) -> None:
-        """Grant memory to the waiters for whom there is enough. Called whenever something was given
-        back."""
+        """Grant memory to the waiters for whom there is enough. Call it whenever something was
+        given back."""
         still_waiting: deque[tuple[Callable[[], bool], trio.Event]] = deque()
         for ready, event in self._waiters:
             if ready():

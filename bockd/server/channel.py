@@ -201,7 +201,7 @@ class Stream:
         self._channel = channel
 
     async def send(self, *parts: Buffer) -> None:
-        """Send one piece of the reply. Errors are as for `Channel.send`."""
+        """Send one piece of the reply. Raises HungUpError, as `Channel.send` does."""
         await self._channel._send(parts)
 
 

@@ -24,7 +24,7 @@ class ExportKey(NamedTuple):
 
 
 class OpenExport(Protocol):
-    """One connection's hold on an open volume or snapshot."""
+    """An open volume or snapshot, as one connection uses it."""
 
     @property
     def key(self) -> ExportKey: ...
@@ -45,8 +45,8 @@ class OpenExport(Protocol):
 
 
 class ExportTable(Protocol):
-    """Names to exports. Every method raises BockdError only: NotFoundError for a name that leads
-    nowhere, another one when the export exists and cannot be served."""
+    """Finds exports by name. Every method raises BockdError only: NotFoundError for a name that
+    leads nowhere, another one when the export exists and cannot be served."""
 
     async def list_exports(self) -> Sequence[ExportInfo]:
         """List the exports that NBD_OPT_LIST names."""
@@ -67,7 +67,7 @@ class ExportTable(Protocol):
 
 
 class NoExports:
-    """The table that reaches nothing, for a listener that is not used."""
+    """The table without exports, for a listener that is not used."""
 
     async def list_exports(self) -> Sequence[ExportInfo]:
         return ()

@@ -66,14 +66,14 @@ def lane(environ: Mapping[str, str]) -> str:
 
 
 class Turn(NamedTuple):
-    """What the fast lane may do beside serving."""
+    """What the fast lane may do in addition to serving."""
 
     sock: int = -1
-    """Where replies may be sent at once; -1 for nowhere."""
+    """The descriptor to which replies may be sent at once; -1 for none."""
     poll_ns: int = 0
-    """How long it may look for more requests, again and again; 0 when it must not receive."""
+    """How long it may poll for more requests; 0 when it must not receive."""
     turn_ns: int = 0
-    """When the loop must turn, from now."""
+    """How long until the loop must turn."""
 
 
 class Served(NamedTuple):
@@ -81,17 +81,17 @@ class Served(NamedTuple):
     finished. The last is finished if it left nothing to serve or send."""
 
     position: int
-    """Where the first request stands that was not looked at."""
+    """Where the first request begins that was not looked at."""
     end: int
     """Where the bytes end that have been received."""
     received_bytes: int
     """In further rounds."""
     polled: int
-    """Whether it looked for more in vain."""
+    """Whether it polled for more requests in vain."""
     rest: list[Request]
     """Requests before `position` that were not served."""
     served: int
-    """Requests of a last round that is not done with."""
+    """Requests that the last round has served, if it is unfinished."""
     sent: int
     filled: int
     """What is to be sent of the reply buffer: its part from `sent` to `filled`."""

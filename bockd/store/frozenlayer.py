@@ -103,7 +103,7 @@ class FrozenLayer(Layer):
     def __init__(
         self, layout: Layout, layer_id: LayerId, size_bytes: int, files: OpenFiles
     ) -> None:
-        """Nothing is opened yet."""
+        """Create the layer. Nothing is opened yet."""
         super().__init__(layer_id, [], nowait=False)
         self._layout = layout
         self._size_bytes = size_bytes

@@ -79,7 +79,7 @@ _CRC = struct.Struct("<I")
 
 
 class Table(Enum):
-    """The tables of the index. What a key and a value mean stands with their codec."""
+    """The tables of the index. What a key and a value mean is documented with their codec."""
 
     META = b"meta"
     VOLUMES = b"volumes"
@@ -133,7 +133,7 @@ def unseal(table: Table, key: bytes, value: bytes) -> bytes:
 
 class Gap(NamedTuple):
     """Where something may be missing: between two sound entries (None: an end of the table) there
-    were some that failed their checksums when the index was opened, whatever their keys were."""
+    were some that failed their checksums when the index was opened. Their keys are not known."""
 
     after: bytes | None
     before: bytes | None
