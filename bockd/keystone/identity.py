@@ -68,12 +68,12 @@ class KeystoneIdentity:
     def __init__(
         self,
         client: KeystoneClient,
-        believed: TokenCache,
+        cache: TokenCache,
         clock: Callable[[], float],
         rules: Rules,
     ) -> None:
         self._client = client
-        self._believed = believed
+        self._cache = cache
         self._clock = clock
         self._rules = rules
         self._asked: dict[str, _Question] = {}
@@ -82,9 +82,9 @@ class KeystoneIdentity:
     # -- using ---------------------------------------------------------------------------------
 
     async def validate_token(self, token: str) -> Principal:
-        principal = self._believed.find(checked(token)) or await self._ask(token)
+        principal = self._cache.find(checked(token)) or await self._ask(token)
         if principal.expires_at <= self._clock():
-            self._believed.forget(token)
+            self._cache.forget(token)
             raise unknown_token()
         if not set(principal.roles) & set(self._rules.roles):
             raise ForbiddenError(
@@ -117,14 +117,14 @@ class KeystoneIdentity:
         finally:
             del self._asked[token]
             asked.answered.set()
-        self._believed.keep(token, asked.principal)
+        self._cache.keep(token, asked.principal)
         return asked.principal
 
     async def revoke_token(self, token: str) -> None:
         try:
             await self._client.revoke(token)
         finally:
-            self._believed.forget(token)
+            self._cache.forget(token)
 
     async def list_tenants(self, token: str) -> list[Tenant]:
         await self.validate_token(token)

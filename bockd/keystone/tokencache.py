@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from bockd.blockstorage.contract import Principal
 
-MAX_BELIEVED = 10_000
+MAX_ENTRIES = 10_000
 """Tokens: some 10 MB. Beyond, the one that was not used for longest is asked about again."""
 
 
@@ -53,7 +53,7 @@ class TokenCache:
         digest = _digest(token)
         self._entries[digest] = _Entry(principal, self._elapsed() + self._seconds)
         self._entries.move_to_end(digest)
-        if len(self._entries) > MAX_BELIEVED:
+        if len(self._entries) > MAX_ENTRIES:
             self._entries.popitem(last=False)
 
     def forget(self, token: str) -> None:
