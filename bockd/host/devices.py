@@ -28,7 +28,7 @@ def find_device(known: Connection) -> str | None:
 
 
 def is_dead(known: Connection, device: str) -> bool:
-    """Whether the daemon's view is gone that the loop device of a record is on."""
+    """Return whether the daemon's view is gone that the loop device of a record is on."""
     return known.file is not None and loopdevices.is_dead(device, known.file, known.disk_sequence)
 
 
