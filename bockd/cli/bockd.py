@@ -72,7 +72,7 @@ def init(directory: Path | None, config_file: Path | None, as_json: bool) -> Non
     where there is no directory yet. It does not in an empty one that was named, because that may be
     where a file system has not been mounted.
 
-    
+    \b
     bockd init /srv/bockd
     BOCKD_DATA=/srv/bockd bockd serve
     """

@@ -60,7 +60,7 @@ def opened_to_check(
 
     Raises:
         InUseError: a daemon has the pool.
-        GuestsError: another process has something open, and the pool is to be repaired.
+        CoOpenersError: another process has something open, and the pool is to be repaired.
         PoolFormatError: there is no pool, or it has a newer format.
         DamagedError: the index cannot be opened at all.
     """

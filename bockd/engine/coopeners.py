@@ -19,9 +19,9 @@ from bockd.store.locks import FileLock, is_held
 
 @contextmanager
 def without_co_openers(store: StoreAccess, *, needed: bool) -> Iterator[frozenset[VolumeId]]:
-    """Keep every other process out of the pool. If some have it open, raise GuestsError when they
-    must be out (`needed`); otherwise yield the volumes that they have open. What a crash left open
-    stays closed."""
+    """Keep every other process out of the pool. If some have it open, raise CoOpenersError when
+    they must be out (`needed`); otherwise yield the volumes that they have open. What a crash left
+    open stays closed."""
     held: list[FileLock] = []
     live: list[VolumeId] = []
     try:

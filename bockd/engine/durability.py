@@ -1,4 +1,4 @@
-"""What makes a volume's writes last: journal appends, flushes, checkpoints and transitions.
+"""What makes a volume's writes last: journal appends, flushes, checkpoints and quiesced commits.
 
     append      a batch's map changes go to the journal before it is acknowledged (promise D1;
                 bockd.engine.appending)
@@ -6,12 +6,12 @@
                 bockd.engine.flushing)
     begin       before the first change: a journal, and a mark in the index that the volume is open
     checkpoint  the journal segment is sealed, its records applied to the index, its file removed
-    transition  snapshot, revert, extend, close: the residue of the journal and the change itself in
-                one index transaction, with a new generation
+    quiesced    snapshot, revert, extend, close: what is left of the journal, and the change
+    commit      itself, in one index transaction, with a new generation
 
 Invariants:
-* Flushes, seals and the swap inside a transition exclude each other (`_turn`); checkpoints and
-  transitions exclude each other (`_checkpoint_lock`).
+* Flushes, seals and the swap inside a quiesced commit exclude each other (`_turn`); checkpoints and
+  quiesced commits exclude each other (`_checkpoint_lock`).
 * A failed sync or append is final: `failed` is set, and nothing is acknowledged any more.
 """
 
@@ -296,9 +296,9 @@ class Durability(Flushing):
     async def _commit_or_find_out(
         self, change: Callable[[Transaction], tuple[VolumeRecord, T, bool]]
     ) -> tuple[VolumeRecord, T, bool]:
-        """Run a transition's transaction. One that fails may have been committed all the same, if a
-        sync failed after its last write. Then the index is asked, and what it says counts: to go on
-        with another head and generation than the index has would lose what follows."""
+        """Run a quiesced commit's transaction. One that fails may have been committed all the same,
+        if a sync failed after its last write. Then the index is asked, and what it says counts: to
+        go on with another head and generation than the index has would lose what follows."""
         done: list[tuple[VolumeRecord, T, bool]] = []
 
         def run(txn: Transaction) -> None:
@@ -328,7 +328,7 @@ class Durability(Flushing):
         return done[0]
 
     async def stop(self) -> None:
-        """Wait until no checkpoint, transition or flush is under way, and let none begin."""
+        """Wait until no checkpoint, quiesced commit or flush is under way, and let none begin."""
         await self._checkpoint_lock.acquire()
         await self._turn.acquire()
         self.closed = True

@@ -102,14 +102,14 @@ class Reclaimer:
             progress = False
             with self._pool.store.index.reading() as txn:
                 dead = queue.dead_maps(txn)
-            await self._checkpoint_heirs(set(dead))
+            await self._checkpoint_children(set(dead))
             for map_id in dead:
                 if (await self._drop_or_fold(map_id)) is _Outcome.GONE:
                     progress = True
                     for device in self._pool.devices():
                         device.map.forget_map(map_id)
 
-    async def _checkpoint_heirs(self, dead: set[MapId]) -> None:
+    async def _checkpoint_children(self, dead: set[MapId]) -> None:
         """Checkpoint the open volumes whose maps descend from a dead map. What they have
         overwritten is then reclaimed together with that map, and not only after some later
         checkpoint."""

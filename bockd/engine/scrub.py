@@ -1,8 +1,9 @@
 """Checksums of frozen layers: the first reading, which writes them, and passes that verify them.
 
 Both go in batches, each of which ends with one synced transaction that holds its progress too, so
-that they go on after a restart. A batch has the pool's upkeep to itself: no byte of a frozen layer
-changes meanwhile. What a map ceases to show meanwhile has no checksum when the batch is stored.
+that they go on after a restart. A batch holds the pool's maintenance lock: no byte of a frozen
+layer changes meanwhile. What a map ceases to show meanwhile has no checksum when the batch is
+stored.
 
 Why the first reading is right about what it reads: a layer is frozen by a transaction that follows
 the sync of its last write. (The head of a deleted volume is not frozen but dead; it is left out.)

@@ -44,10 +44,10 @@ def verify_read(index: Index, layer: Layer, position: int, data: memoryview) -> 
         if found != crc:
             # Others do not know yet: what they read is to come from the disk, and here again.
             layer.evict(block * BLOCK_SIZE)
-            _convict(index, DamageRecord(layer.id, block, crc, found, time.time()))
+            _record_damage(index, DamageRecord(layer.id, block, crc, found, time.time()))
 
 
-def _convict(index: Index, record: DamageRecord) -> None:
+def _record_damage(index: Index, record: DamageRecord) -> None:
     number, block = divmod(record.block, LEAF_BLOCKS)
 
     def change(txn: Transaction) -> None:

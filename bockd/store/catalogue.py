@@ -163,7 +163,7 @@ class Catalogue:
         found = msgspec.json.decode(payload).get("format")
         if not isinstance(found, int) or not OLDEST_FORMAT <= found <= FORMAT:
             raise PoolFormatError(
-                f"the pool has format {found}, this bockd reads format {FORMAT}; "
+                f"the pool has format {found}, this bockd reads format {FORMAT} and older; "
                 "use the bockd that wrote it, or a newer one"
             )
         return decode_record(PoolRecord, payload)

@@ -93,7 +93,7 @@ def refuses(root: Path, monkeypatch: pytest.MonkeyPatch, *, ours: int, found: in
     monkeypatch.setattr(catalogue, "FORMAT", ours)
     data = Layout(root).index_data
     before = data.read_bytes()
-    said = f"^the pool has format {found}, this bockd reads format {ours}; use the bockd that"
+    said = f"^the pool has format {found}, this bockd reads format {ours} and older; use the"
     with pytest.raises(PoolFormatError, match=said):
         Pool.open(root, nothing)
     with pytest.raises(PoolFormatError, match=said):
