@@ -25,7 +25,7 @@ async def freeze_volume(
     """
     await pool.close_idle_volume(volume)
     doing = f"making volume {volume} a snapshot"
-    return await pool.exclusive(volume, doing, _freeze(pool, volume, naming, in_transaction))
+    return await pool.exclusive(volume, doing, _freeze, pool, volume, naming, in_transaction)
 
 
 async def _freeze(

@@ -79,7 +79,7 @@ class Pool(SnapshotOperations):
         return (
             steps()
             if from_snapshot is None
-            else self.exclusive(from_snapshot, f"cloning snapshot {from_snapshot}", steps())
+            else self.exclusive(from_snapshot, f"cloning snapshot {from_snapshot}", steps)
         )
 
     def _add_volume(
@@ -123,7 +123,7 @@ class Pool(SnapshotOperations):
         check_volume_size(size_bytes)
         doing = f"extending volume {volume}"
         return self.exclusive(
-            volume, doing, self._extend_volume(volume, size_bytes, in_transaction)
+            volume, doing, self._extend_volume, volume, size_bytes, in_transaction
         )
 
     async def _extend_volume(
@@ -192,7 +192,7 @@ class Pool(SnapshotOperations):
         """Forget a volume; its space is reclaimed in the background. Raises InUseError while it is
         used."""
         doing = f"deleting volume {volume}"
-        return self.exclusive(volume, doing, self._delete_volume(volume, in_transaction))
+        return self.exclusive(volume, doing, self._delete_volume, volume, in_transaction)
 
     async def _delete_volume(self, volume: VolumeId, in_transaction: AlsoVolume) -> None:
         if volume in self.volumes:
@@ -235,7 +235,7 @@ class Pool(SnapshotOperations):
     ) -> Steps[VolumeRecord]:
         """Accept what a failed sync may have lost, and let the volume be opened again."""
         doing = f"reopening volume {volume}"
-        return self.exclusive(volume, doing, self._reopen_volume(volume, in_transaction))
+        return self.exclusive(volume, doing, self._reopen_volume, volume, in_transaction)
 
     async def _reopen_volume(self, volume: VolumeId, in_transaction: AlsoVolume) -> VolumeRecord:
         if volume in self.volumes:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import ParamSpec, Self, TypeVar
 
 from bockd.control import Space
 from bockd.directories import make_private
@@ -54,6 +54,7 @@ from bockd.store.locks import FileLock, touch
 from bockd.store.mapsize import write_map_size
 
 log = logging.getLogger(__name__)
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -161,7 +162,7 @@ class Registry:
         for volume in list(self.volumes):
             try:
                 await self.exclusive(
-                    volume, f"closing volume {volume}", self._close_volume(volume, give_up=True)
+                    volume, f"closing volume {volume}", self._close_volume, volume, give_up=True
                 )
             except BockdError as error:
                 log.error("closing volume %s: %s", volume, error)  # noqa: TRY400
@@ -192,19 +193,25 @@ class Registry:
         with self.catalogue() as catalogue:
             return SnapshotId(catalogue.find(NodeKind.SNAPSHOT, ref))
 
-    async def exclusive(self, node: int, doing: str, steps: Steps[T]) -> T:
+    async def exclusive(
+        self,
+        node: int,
+        doing: str,
+        operation: Callable[P, Steps[T]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
         """Run an operation while no other one runs on the same volume or snapshot. An OSError that
         no part of it has translated is described by what it is `doing`."""
         mutex = self._busy.setdefault(node, Mutex())
         try:
             async with mutex:
                 with named(doing):
-                    return await steps
+                    return await operation(*args, **kwargs)
         except SyncFailedError as error:
             self.failures[VolumeId(error.volume)] = error.reason
             raise
         finally:
-            steps.close()  # it has not begun where the mutex was not to be had
             if not mutex.held:
                 self._busy.pop(node, None)
 
@@ -241,7 +248,7 @@ class Registry:
             opened.users += 1
             return opened
 
-        return self.exclusive(volume, f"opening volume {volume}", steps())
+        return self.exclusive(volume, f"opening volume {volume}", steps)
 
     async def _open_volume(self, volume: VolumeId) -> OpenVolume:
         try:
@@ -263,7 +270,7 @@ class Registry:
                 record = catalogue.volume(volume)
             if record.failed is None:
                 doing = f"recording the failure of volume {volume}"
-                self._spawn(self.exclusive(volume, doing, self._record_failure(volume)))
+                self._spawn(self.exclusive(volume, doing, self._record_failure, volume))
             raise volume_failed(volume, record.name, self.failures[volume])
 
     async def _record_failure(self, volume: VolumeId) -> None:
@@ -307,7 +314,7 @@ class Registry:
             opened.users += 1
             return opened
 
-        return self.exclusive(snapshot, f"opening snapshot {snapshot}", steps())
+        return self.exclusive(snapshot, f"opening snapshot {snapshot}", steps)
 
     def leave_snapshot(self, snapshot: SnapshotId) -> None:
         """Count one user less of a snapshot."""
@@ -322,7 +329,7 @@ class Registry:
             if opened is not None and opened.users == 0:
                 await self._close_volume(volume, give_up=False)
 
-        return self.exclusive(volume, f"closing volume {volume}", steps())
+        return self.exclusive(volume, f"closing volume {volume}", steps)
 
     def close_idle_snapshot(self, snapshot: SnapshotId) -> Steps[None]:
         """Close a snapshot that nobody uses."""
@@ -332,7 +339,7 @@ class Registry:
             if opened is not None and opened.users == 0:
                 await close_snapshot(self.snapshots.pop(snapshot))
 
-        return self.exclusive(snapshot, f"closing snapshot {snapshot}", steps())
+        return self.exclusive(snapshot, f"closing snapshot {snapshot}", steps)
 
     async def _close_volume(self, volume: VolumeId, *, give_up: bool) -> None:
         opened = self.volumes.get(volume)
@@ -362,7 +369,7 @@ class Registry:
         for volume in unclosed:
             try:
                 await self.exclusive(
-                    volume, f"recovering volume {volume}", self._recover_volume(volume)
+                    volume, f"recovering volume {volume}", self._recover_volume, volume
                 )
             except InUseError as error:
                 log.info("%s; it is left alone", error)
@@ -388,7 +395,7 @@ class Registry:
             if opened is not None and opened.volume.durability.failed is None:
                 await opened.volume.durability.checkpoint()
 
-        return self.exclusive(volume, f"making a checkpoint of volume {volume}", steps())
+        return self.exclusive(volume, f"making a checkpoint of volume {volume}", steps)
 
     async def try_checkpoint(self, volume: VolumeId) -> None:
         """Run `checkpoint`, and log an error instead of raising it, for what can go on without it.
@@ -413,7 +420,7 @@ class Registry:
                 return opened.volume.durability.failed or str(error)
             return opened.volume.durability.failed
 
-        return self.exclusive(volume, f"flushing volume {volume}", steps())
+        return self.exclusive(volume, f"flushing volume {volume}", steps)
 
     async def measure(self, kind: NodeKind, node: int) -> Space:
         """Measure the exact space of a volume or snapshot. Every open volume is checkpointed first,

@@ -66,7 +66,7 @@ class SnapshotOperations(Registry):
             return changed, snapshot
 
         doing = f"taking a snapshot of volume {volume}"
-        return self.exclusive(volume, doing, self._create_snapshot(volume, freeze))
+        return self.exclusive(volume, doing, self._create_snapshot, volume, freeze)
 
     async def _create_snapshot(self, volume: VolumeId, freeze: _Freeze) -> SnapshotRecord:
         opened = self.volumes.get(volume)
@@ -162,7 +162,7 @@ class SnapshotOperations(Registry):
             await blocking(self._forget_snapshot, snapshot, in_transaction)
             self.on_garbage()
 
-        return self.exclusive(snapshot, f"deleting snapshot {snapshot}", steps())
+        return self.exclusive(snapshot, f"deleting snapshot {snapshot}", steps)
 
     def _forget_snapshot(self, snapshot: SnapshotId, in_transaction: AlsoSnapshot) -> None:
         lock = lock_snapshot(self.store, snapshot, shared=False)
@@ -189,7 +189,7 @@ class SnapshotOperations(Registry):
         """Make the volume show its snapshot's content again. The size stays; what lies beyond the
         snapshot's end becomes holes. Raises InUseError while a client is connected."""
         doing = f"reverting volume {volume} to snapshot {snapshot}"
-        return self.exclusive(volume, doing, self._revert_volume(volume, snapshot, in_transaction))
+        return self.exclusive(volume, doing, self._revert_volume, volume, snapshot, in_transaction)
 
     async def _revert_volume(
         self, volume: VolumeId, snapshot: SnapshotId, in_transaction: AlsoVolume
@@ -212,8 +212,7 @@ class SnapshotOperations(Registry):
             return await self._show_snapshot(volume, snapshot, in_transaction)
 
         doing = f"filling volume {volume} from snapshot {snapshot}"
-        inner = self.exclusive(snapshot, doing, steps())
-        return self.exclusive(volume, doing, inner)
+        return self.exclusive(volume, doing, self.exclusive, snapshot, doing, steps)
 
     async def _show_snapshot(
         self, volume: VolumeId, snapshot: SnapshotId, in_transaction: AlsoVolume

@@ -6,6 +6,7 @@ between, as with real threads. Every operation gets a start and an end on one cl
 
 from __future__ import annotations
 
+import inspect
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -61,8 +62,15 @@ class Scheduler:
 
     def die(self) -> None:
         """Stop here, for ever."""
-        GRAVEYARD.extend(self.tasks)
+        for task in self.tasks:
+            if inspect.getcoroutinestate(task.steps) == inspect.CORO_CREATED:
+                task.steps.close()  # nothing of it ran
+            else:
+                GRAVEYARD.append(task)
         self.tasks.clear()
+
+    def __del__(self) -> None:
+        self.die()
 
     def advance(self, task: Task) -> None:
         self.now += 1

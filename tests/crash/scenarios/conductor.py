@@ -53,9 +53,9 @@ def where(task: Task) -> str:
     steps: Any = task.steps
     names = []
     doing = ""
-    while steps is not None and hasattr(steps, "gi_frame"):
-        names.append(steps.gi_code.co_name)
-        if steps.gi_frame is not None:
-            doing = steps.gi_frame.f_locals.get("doing", "")
-        steps = steps.gi_yieldfrom
+    while steps is not None and hasattr(steps, "cr_frame"):
+        names.append(steps.cr_code.co_name)
+        if steps.cr_frame is not None:
+            doing = steps.cr_frame.f_locals.get("doing", "")
+        steps = steps.cr_await
     return " > ".join(names) + (f": {doing}" if doing else "")
