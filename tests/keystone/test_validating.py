@@ -85,7 +85,7 @@ def test_a_role_is_needed(keystone: Keystone, settings: KeystoneSettings) -> Non
 # -- for how long ----------------------------------------------------------------------------------
 
 
-def test_keystone_is_tokencache_for_the_configured_time(
+def test_keystone_is_cached_for_the_configured_time(
     keystone: Keystone, settings: KeystoneSettings
 ) -> None:
     token = keystone.new_token("alice", "acme")
@@ -105,7 +105,7 @@ def test_keystone_is_tokencache_for_the_configured_time(
     asking(settings, scenario)
 
 
-def test_nothing_is_tokencache_when_so_configured(
+def test_nothing_is_cached_when_so_configured(
     keystone: Keystone, settings: KeystoneSettings
 ) -> None:
     token = keystone.new_token("alice", "acme")
@@ -133,7 +133,7 @@ def test_never_past_the_end_of_a_token(keystone: Keystone, settings: KeystoneSet
     asking(replace(settings, cache_seconds=3600), scenario)
 
 
-def test_a_token_revoked_here_is_not_tokencache(
+def test_a_token_revoked_here_is_not_cached(
     keystone: Keystone, settings: KeystoneSettings
 ) -> None:
     token = keystone.new_token("alice", "acme")
@@ -150,8 +150,8 @@ def test_a_token_revoked_here_is_not_tokencache(
     asking(settings, scenario)
 
 
-def test_what_is_tokencache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokencache, "MAX_BELIEVED", 3)
+def test_what_is_cached_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokencache, "MAX_ENTRIES", 3)
     kept = TokenCache(10, lambda: 0.0)
     who: Principal = object()  # type: ignore[assignment]
     for token in "abc":
