@@ -6,6 +6,7 @@ from cancellation.
 
 from __future__ import annotations
 
+import logging
 from typing import TypeVar
 
 import trio
@@ -13,6 +14,7 @@ import trio
 from bockd.server.limits import DEVICE_THREADS
 from bockd.steps import Blocking, Completion, Signal, Step, Steps
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -58,7 +60,22 @@ class StepRunner:
             return None, error
 
     async def _call(self, step: Blocking[T]) -> T:
-        return await trio.to_thread.run_sync(step.call, limiter=self._device_threads)
+        begun = False
+
+        def call() -> T:
+            nonlocal begun
+            begun = True
+            return step.call()
+
+        try:
+            return await trio.to_thread.run_sync(call, limiter=self._device_threads)
+        except RuntimeError:
+            if begun:
+                raise
+        # No thread can be started (`ulimit -u`, TasksMax=, RLIMIT_AS): everybody waits for this
+        # call, but it is made. An operation must not take a sync that never ran for a failed one.
+        log.warning("no thread can be started; a call to the disk holds everybody up")
+        return step.call()
 
 
 async def _ended(completion: Completion[object]) -> None:

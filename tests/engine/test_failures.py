@@ -285,3 +285,19 @@ def test_a_first_change_that_fails_leaves_the_volume_as_it_was(
     bench.background = Background()
     bench.pool = Pool.open(bench.pool.store.layout.root, bench.background.spawn)
     assert bench.block(bench.volume, 0) == b"b"
+
+
+def test_a_sync_that_fails_in_any_way_is_final(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it was to cover counts as covered already, so that a later flush would cover nothing."""
+    device = bench.device()
+    bench.write(0, b"a")
+
+    def cannot() -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(device.durability.head, "sync", cannot)
+    for _ in range(2):
+        with pytest.raises(VolumeFailedError, match="can't start new thread"):
+            run_inline(device.flush())

@@ -10,7 +10,7 @@ import trio.testing
 
 from bockd.errors import NoSpaceError
 from bockd.server.steprunner import StepRunner
-from bockd.steps import Signal, blocking
+from bockd.steps import Signal, blocking, call_blocking
 from tests.server.serving import in_trio
 
 
@@ -78,3 +78,31 @@ async def test_what_has_begun_is_finished_in_spite_of_cancellation() -> None:
         nursery.cancel_scope.cancel()
         signal.fire()
     assert done
+
+
+@in_trio
+async def test_a_call_is_made_where_no_thread_can_be_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is not lost: who asked for a sync must not think that one was tried."""
+
+    def refuse(*_arguments: object, **_options: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", refuse)
+    assert await StepRunner().run(call_blocking(thread_name)) == thread_name()
+    with pytest.raises(NoSpaceError):
+        await StepRunner().run(call_blocking(fail))
+
+
+@in_trio
+async def test_a_runtime_error_of_the_call_itself_is_its_own() -> None:
+    calls = []
+
+    def broken() -> None:
+        calls.append(1)
+        raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        await StepRunner().run(call_blocking(broken))
+    assert calls == [1]
