@@ -15,7 +15,13 @@ from bockd.blockstorage.adopting import find_unowned
 from bockd.blockstorage.records import Ledger
 from bockd.control import FrozenPool
 from bockd.engine.pool import Pool
-from bockd.errors import BockdError, InUseError, InvalidRequestError, NotFoundError
+from bockd.errors import (
+    BockdError,
+    InUseError,
+    InvalidRequestError,
+    NotFoundError,
+    UnavailableError,
+)
 from bockd.model import SnapshotId, VolumeId
 from bockd.server.steprunner import StepRunner
 from bockd.store.locks import is_held
@@ -38,6 +44,8 @@ class Backups:
         self._running: FrozenPool | None = None
         self._begun = trio.Event()
         self._turn = trio.Lock()
+        self._over = False
+        """Nobody ends backups any more: the daemon stops."""
 
     async def begin(self) -> FrozenPool:
         """See Control.begin_backup."""
@@ -50,6 +58,7 @@ class Backups:
             try:
                 await self._sweep()
                 snapshots = await self._freeze()
+                self._refuse_at_the_end()
             except BockdError:
                 self._pool.maintenance_lock.release()
                 # What was frozen before a volume that cannot be would take space until the next
@@ -83,6 +92,7 @@ class Backups:
                         log.warning("a backup was given up by who made it")
                         await self._finish()
         finally:
+            self._over = True
             if self._running is not None:
                 self._running = None
                 self._pool.maintenance_lock.release()
@@ -99,6 +109,7 @@ class Backups:
             volumes = [v.id for v in catalogue.volumes() if v.id not in filling]
         snapshots: dict[VolumeId, SnapshotId] = {}
         for volume in volumes:
+            self._refuse_at_the_end()
             try:
                 taken = await self._runner.run(
                     self._pool.create_snapshot(volume, f"{PREFIX}{volume}")
@@ -107,6 +118,10 @@ class Backups:
                 continue  # deleted meanwhile
             snapshots[volume] = taken.id
         return snapshots
+
+    def _refuse_at_the_end(self) -> None:
+        if self._over:
+            raise UnavailableError("the daemon is stopping; make the backup without it")
 
     async def _sweep(self) -> None:
         """Delete the snapshots of a backup that has ended. What cannot be deleted now is found by

@@ -1,0 +1,49 @@
+"""A backup that begins while the daemon stops."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import trio
+
+from bockd.dataplane.backups import Backups
+from bockd.engine.pool import Pool
+from bockd.errors import UnavailableError
+from bockd.model import MIB
+from bockd.server.steprunner import StepRunner
+from bockd.store.locks import FileLock
+from tests.server.serving import in_trio
+
+VOLUMES = 6
+"""To freeze them takes longer than the frontends take to close."""
+
+
+@in_trio
+async def test_a_backup_that_begins_at_the_end_keeps_no_lock(tmp_path: Path) -> None:
+    """Reclaim would wait for it, and the daemon for reclaim."""
+    runner = StepRunner()
+    refused = []
+    async with trio.open_nursery() as background:
+        pool = Pool.open(tmp_path / "pool", lambda steps: background.start_soon(runner.run, steps))
+        for number in range(VOLUMES):
+            await runner.run(pool.create_volume(f"v{number}", 64 * MIB))
+        lock = FileLock.acquire(pool.store.layout.backup_lock, shared=False, held_message="")
+        backups = Backups(pool, runner)
+
+        async def begin() -> None:
+            try:
+                await backups.begin()
+            except UnavailableError as error:
+                refused.append(str(error))
+
+        async with trio.open_nursery() as frontends:
+            frontends.start_soon(backups.run)
+            frontends.start_soon(begin)
+            while not pool.maintenance_lock.held:
+                await trio.sleep(0)
+            frontends.cancel_scope.cancel()
+        assert not pool.maintenance_lock.held
+        assert len(refused) == 1
+        await runner.run(pool.close_all())
+    lock.release()
+    pool.release()
