@@ -134,9 +134,10 @@ def run_inline(steps: Steps[T]) -> T:
         step = steps.send(None)
         while True:
             if isinstance(step, Signal):
-                if not step.fired:
-                    steps.throw(RuntimeError("a single-threaded caller waits for itself"))
-                step = steps.send(None)
+                if step.fired:
+                    step = steps.send(None)
+                else:
+                    step = steps.throw(RuntimeError("a single-threaded caller waits for itself"))
                 continue
             if isinstance(step, Completion):
                 ended = threading.Event()

@@ -63,8 +63,12 @@ class Owner:
     def spawn(self, steps: Steps[None]) -> None:
         """Run an operation in the background: what the engine is given. With the lock."""
         thread = threading.Thread(target=self._work, args=(steps,), name="bockd", daemon=True)
+        try:
+            thread.start()  # it waits for the lock before it ends
+        except RuntimeError:  # there can be no more threads
+            steps.close()
+            raise
         self._background.add(thread)
-        thread.start()
 
     def _work(self, steps: Steps[None]) -> None:
         try:

@@ -26,7 +26,7 @@ from bockd.engine.access import create_segment, discard_segments
 from bockd.engine.appending import VolumeParts
 from bockd.engine.flushing import Flushing
 from bockd.engine.waiting import Mutex
-from bockd.errors import BockdError, DamagedError, UnavailableError
+from bockd.errors import BockdError, DamagedError, DeviceError, UnavailableError
 from bockd.failpoints import Failpoint, hit
 from bockd.steps import Steps, blocking
 from bockd.store.blockmap import MapChanges
@@ -115,7 +115,13 @@ class Durability(Flushing):
         if not self._checkpoint_wanted and self.failed is None:
             self._checkpoint_wanted = True
             hit(Failpoint.CHECKPOINT_WANTED)
-            self._spawn(self._background_checkpoint())
+            try:
+                self._spawn(self._background_checkpoint())
+            except RuntimeError as error:  # there can be no more threads
+                self._checkpoint_wanted = False
+                raise DeviceError(
+                    f"a checkpoint of volume {self.record.id} cannot begin: {error}"
+                ) from error
 
     async def _background_checkpoint(self) -> None:
         try:

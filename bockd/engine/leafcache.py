@@ -372,11 +372,11 @@ class LeafCache:
                     size = catalogue.layer(layer_id).size_bytes
                     layers[layer_id] = self.frozen_layer(layer_id, size)
                     layers[layer_id].prepare()
+                damaged = _damaged_in(txn, leaves)
             except BaseException:
                 for layer in layers.values():
                     layer.close()
                 raise
-            damaged = _damaged_in(txn, leaves)
         return _Loaded(first, end, leaves, layers, damaged)
 
     def _install(self, group: int, loaded: _Loaded) -> None:

@@ -38,7 +38,11 @@ def bring_up(planned: Connection, uri: str, trust: Trust) -> Connection:
     behind."""
     if planned.file is not None:
         made = loopdevices.bring_up(planned.file, sector_bytes(planned))
-        return replace(planned, device=made, disk_sequence=loopdevices.disk_sequence(made))
+        try:
+            return replace(planned, device=made, disk_sequence=loopdevices.disk_sequence(made))
+        except BaseException:
+            loopdevices.take_down(made)
+            raise
     pid = kernelnbd.bring_up(planned.device, uri, trust, sector_bytes(planned))
     return replace(planned, pid=pid)
 

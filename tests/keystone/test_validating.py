@@ -133,9 +133,7 @@ def test_never_past_the_end_of_a_token(keystone: Keystone, settings: KeystoneSet
     asking(replace(settings, cache_seconds=3600), scenario)
 
 
-def test_a_token_revoked_here_is_not_cached(
-    keystone: Keystone, settings: KeystoneSettings
-) -> None:
+def test_a_token_revoked_here_is_not_cached(keystone: Keystone, settings: KeystoneSettings) -> None:
     token = keystone.new_token("alice", "acme")
 
     async def scenario(identity: KeystoneIdentity, _: Clocks) -> None:

@@ -12,7 +12,7 @@ import trio
 
 from bockd.errors import NoSpaceError
 from bockd.server.steprunner import StepRunner
-from bockd.steps import Completion, Steps, blocking, call_blocking, run_inline
+from bockd.steps import Completion, Signal, Steps, blocking, call_blocking, run_inline
 from nbd_plugin.owner import Owner
 
 
@@ -92,3 +92,17 @@ def test_a_completion_that_fails_raises(run: Callable[[Steps[Any]], Any]) -> Non
 
     with pytest.raises(NoSpaceError, match="full"):
         run(steps())
+
+
+def test_who_waits_for_itself_cleans_up() -> None:
+    done: list[str] = []
+
+    async def steps() -> None:
+        try:
+            await Signal()
+        finally:
+            await blocking(done.append, "cleaned up")
+
+    with pytest.raises(RuntimeError, match="waits for itself"):
+        run_inline(steps())
+    assert done == ["cleaned up"]
