@@ -22,13 +22,15 @@ def zero_pieces(offset: int, data: memoryview) -> list[int]:
     zeros. Of the first and the last block it may hold a part only."""
     block, within = divmod(offset, BLOCK_SIZE)
     found = [block] if is_zeros(data[: BLOCK_SIZE - within]) else []
-    starts = range(BLOCK_SIZE - within, len(data), BLOCK_SIZE)
-    if starts and 0 in bytes(data[starts.start :: BLOCK_SIZE]):
-        found += [
-            block + number
-            for number, at in enumerate(starts, 1)
-            if is_zeros(data[at : at + BLOCK_SIZE])
-        ]
+    start = BLOCK_SIZE - within
+    if start < len(data):
+        first_bytes = bytes(data[start::BLOCK_SIZE])
+        number = first_bytes.find(0)
+        while number >= 0:
+            at = start + number * BLOCK_SIZE
+            if is_zeros(data[at : at + BLOCK_SIZE]):
+                found.append(block + 1 + number)
+            number = first_bytes.find(0, number + 1)
     return found
 
 
