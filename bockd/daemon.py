@@ -363,7 +363,12 @@ class _Daemon:
             f"  ({self._ways_in()})",
             "Next: bock volume create disk1 --size 10GiB",
         ]
-        print("\n".join(lines), flush=True)
+        try:
+            print("\n".join(lines), flush=True)
+        except OSError:
+            # Whoever reads this has gone, a terminal even in the middle of it. Python would try
+            # again at its end, and fail.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         notify(READY)
 
     def _ways_in(self) -> str:

@@ -7,6 +7,7 @@ import pty
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -141,6 +142,37 @@ def test_a_terminal_that_is_closed_ends_the_daemon_and_its_view(tmp_path: Path) 
             process.kill()
             process.wait()
     assert Layout(data).journal_segments() == []
+
+
+def test_a_daemon_that_nobody_reads_serves(tmp_path: Path) -> None:
+    """As in `bockd serve | head -1`, or at a terminal that is closed while it says that it is
+    ready."""
+    log = tmp_path / "log"
+    daemon = Bockd(tmp_path / "pool", log)
+    reading, writing = os.pipe()
+    os.close(reading)
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(
+            [program("bockd"), "serve"],
+            stdin=subprocess.DEVNULL,
+            stdout=writing,
+            stderr=stderr,
+            env=daemon.environment,
+        )
+    os.close(writing)
+    try:
+        deadline = time.monotonic() + READY_SECONDS
+        while not (tmp_path / "pool" / "api.sock").exists() and time.monotonic() < deadline:
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.05)
+        daemon.bock("volume", "create", "v", "--size", "1M")
+        process.terminate()
+        assert process.wait(READY_SECONDS) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert "Traceback" not in log.read_text()
+    assert Layout(tmp_path / "pool").journal_segments() == []
 
 
 @pytest.mark.parametrize("launcher", [("nohup",), ("env", "NOTIFY_SOCKET=/nowhere")])
