@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,7 +18,8 @@ from bench.snapshotcost import (
 )
 
 PAIRS = 25
-"""Single times vary by half on a busy machine; medians of this many by a few per cent."""
+"""What else the machine does only adds to a time, so the fastest of this many are compared: on a
+busy machine their medians differed by 1.7."""
 
 
 @pytest.fixture
@@ -33,9 +33,7 @@ def test_snapshot_and_clone_take_the_same_time_for_any_size(disk: Path) -> None:
     pairs = time_copies(disk, (SMALL_BYTES, LARGE_BYTES), PAIRS)
 
     def ratio(times: list[tuple[float, float]]) -> float:
-        small, large = zip(*times, strict=True)
-        slow: float = statistics.median(large) / statistics.median(small)
-        return slow
+        return min(large for _, large in times) / min(small for small, _ in times)
 
     assert ratio([(small.snapshot, large.snapshot) for small, large in pairs]) <= 1.5
     assert ratio([(small.clone, large.clone) for small, large in pairs]) <= 1.5
