@@ -39,7 +39,9 @@ class Flushing(Appending):
     async def flush(self) -> None:
         """Make what was acknowledged before the call survive power loss."""
         if not self.begun:
-            # Nothing was written, and what was before the volume was opened has been synced.
+            # Nothing was written, and what was before the volume was opened has been synced. But
+            # the commit that was to begin may have left the volume failed.
+            self.check_usable()
             return
         if (joinable := self._joinable) is not None:
             await joinable.done

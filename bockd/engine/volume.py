@@ -344,6 +344,8 @@ class Volume(Reader):
 
     async def trim(self, offset: int, length: int) -> None:
         """See BlockDevice.trim."""
+        # For less than a block nothing is done, but a failed volume acknowledges nothing.
+        self.durability.check_usable()
         first_whole, end_whole = -(-offset // BLOCK_SIZE), (offset + length) // BLOCK_SIZE
         if first_whole < end_whole:
             await self._make_holes(first_whole, end_whole)

@@ -87,6 +87,31 @@ def test_a_volume_is_refused_when_nobody_knows_what_a_commit_has_left(
         bench.write(0, b"b")
 
 
+def test_a_volume_that_failed_before_its_first_change_acknowledges_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flush has nothing to sync and a trim of less than a block nothing to do. They are refused
+    all the same, like everything after a failure (design, D3)."""
+
+    def fail(*_: object) -> Any:
+        raise NoSpaceError("full")
+
+    run_inline(bench.pool.close_idle_volume(bench.volume))
+    device = run_inline(bench.pool.use_volume(bench.volume)).volume
+    with monkeypatch.context() as broken:
+        broken.setattr(Index, "update", fail)
+        broken.setattr(Index, "reading", fail)
+        with pytest.raises(NoSpaceError):
+            run_inline(device.write(0, memoryview(b"a" * BLOCK_SIZE)))
+    for operation in (
+        device.flush,
+        lambda: device.trim(1, 1),
+        lambda: device.zero(1, 1, allocate=True),
+    ):
+        with pytest.raises(VolumeFailedError, match="bock volume reopen"):
+            run_inline(operation())
+
+
 def failed_record(bench: Bench) -> str | None:
     with bench.pool.catalogue() as catalogue:
         return catalogue.volume(bench.volume).failed
