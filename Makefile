@@ -41,7 +41,7 @@ test-debian13: ## run the tests in a root of Debian 13, made in .cache (as root;
 
 test-keystone: setup ## run the tests that need a real Keystone, which this installs into .cache
 	@.setup/keystone
-	@.venv/bin/python -m pytest tests/keystone -m real_keystone $(ARGS)
+	@.venv/bin/python -m pytest tests/identity/keystone -m real_keystone $(ARGS)
 
 test-clients: setup ## run each release of each NBD client against a daemon (roots of other releases in .cache)
 	@.venv/bin/python -m pytest tests/clients -m released_clients $(ARGS)

@@ -1,4 +1,4 @@
-"""Compiles bockd/server/_fastlane.c when bockd is built or installed (hatchling calls this).
+"""Compiles bockd/nbd/server/_fastlane.c when bockd is built or installed (hatchling calls this).
 
 Without a C compiler or Python's headers bockd is built without it, and says so: it works the same.
 """
@@ -13,8 +13,8 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCE = "bockd/server/_fastlane.c"
-MODULE = "bockd/server/_fastlane.abi3.so"
+SOURCE = "bockd/nbd/server/_fastlane.c"
+MODULE = "bockd/nbd/server/_fastlane.abi3.so"
 
 
 class FastLaneHook(BuildHookInterface):  # type: ignore[type-arg]

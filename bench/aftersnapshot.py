@@ -25,7 +25,7 @@ from bench.rows import FILL_BLOCK_BYTES
 from bench.servers import Daemon, Served, bockd_daemon
 from bench.throughput import fill
 from bench.turns import BenchContext, Scale
-from bockd.store.layout import Layout
+from bockd.drivers.local.format.layout import Layout
 
 BLOCK_BYTES = 4096
 DEPTH = 32

@@ -16,15 +16,15 @@ from bench.results import Comparison, Section, Target
 from bench.servers import EXPORT, Daemon, Served, bockd_daemon
 from bench.throughput import fill
 from bench.turns import BenchContext, Scale
-from bockd.blockstorage.accounts import Accounts
 from bockd.blockstorage.contract import UNLIMITED, NewVolume, Quota
-from bockd.blockstorage.credentialsfile import CREDENTIALS_FILE, establish
 from bockd.blockstorage.records import Ledger
 from bockd.blockstorage.running import NoPublisher, StorageContext
 from bockd.blockstorage.volumes import Volumes
-from bockd.engine.pool import Pool
+from bockd.drivers.local.pool import Pool
+from bockd.identity.accounts import Accounts
+from bockd.identity.credentialsfile import CREDENTIALS_FILE, establish
 from bockd.model import VolumeId
-from bockd.steps import Background, run_inline
+from bockd.runtime.steps import Background, run_inline
 
 VOLUMES = 1_000
 CONNECTIONS = 4

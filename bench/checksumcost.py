@@ -17,12 +17,12 @@ from pathlib import Path
 
 from crc32c import crc32c
 
+from bockd.drivers.local.format.catalogue import pair_key
+from bockd.drivers.local.format.checksums import encode_sums
+from bockd.drivers.local.format.leaf import LEAF_BLOCKS
+from bockd.index.ballast import Ballast
+from bockd.index.index import Index, Table, Transaction
 from bockd.model import BLOCK_SIZE, MIB
-from bockd.store.ballast import Ballast
-from bockd.store.catalogue import pair_key
-from bockd.store.checksums import encode_sums
-from bockd.store.index import Index, Table, Transaction
-from bockd.store.leaf import LEAF_BLOCKS
 
 SPREAD_BYTES = 64 * MIB
 """More than the processor's caches hold."""

@@ -25,11 +25,11 @@ from bench.servers import (
 from bench.snapshotcost import open_pool
 from bench.throughput import Fleet
 from bench.turns import BenchContext, Contestant, Scale, in_turn, method_of_turns
+from bockd.drivers.local.format.blockmap import MapChanges
+from bockd.drivers.local.format.catalogue import VolumeRecord
+from bockd.drivers.local.format.journal import Change, Kind
+from bockd.index.index import Transaction
 from bockd.model import BLOCK_SIZE, GIB, MIB
-from bockd.store.blockmap import MapChanges
-from bockd.store.catalogue import VolumeRecord
-from bockd.store.index import Transaction
-from bockd.store.journal import Change, Kind
 
 OUT_ROW, IN_ROW = "nbdcopy-out", "nbdcopy-in"
 TRIM_ROW = "trim-full-map"

@@ -16,7 +16,7 @@ from bench.servers import BOCKD, NBDKIT_FILE, RAW_THREADS, bockd_daemon
 from bench.snapshotcost import SAME_TIME, OpenPool, open_pool, time_one
 from bench.throughput import Fleet
 from bench.turns import BenchContext, Scale
-from bockd.engine.volume import Volume
+from bockd.drivers.local.volume.volume import Volume
 from bockd.model import BLOCK_SIZE, GIB, KIB, MIB, TIB, VolumeId
 
 IDLE_ROW, OPEN_ROW, PEAK_ROW = "memory-idle", "memory-1tib-scattered", "memory-peak"

@@ -17,11 +17,11 @@ from pathlib import Path
 import lmdb
 import trio
 
-from bockd.device import BlockDevice
 from bockd.model import BLOCK_SIZE, Extent, NodeKind
-from bockd.nbd.options import ExportInfo
-from bockd.server.exports import ExportKey
-from bockd.server.nbd_server import NbdServer
+from bockd.nbd.protocol.options import ExportInfo
+from bockd.nbd.server.exports import ExportKey
+from bockd.nbd.server.nbd_server import NbdServer
+from bockd.pool.device import BlockDevice
 from bockd.unixsocket import listen_unix
 
 _ZEROS = bytes(BLOCK_SIZE)

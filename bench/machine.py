@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.processes import BenchError, run
-from bockd.server import fastlane
+from bockd.nbd.server import fastlane
 
 MEMORY_FILE_SYSTEMS = frozenset({"tmpfs", "ramfs", "overlay"})
 """Not what volumes are kept on. (Overlay: what is behind it is unknown.)"""

@@ -17,12 +17,12 @@ from typing import TypeVar
 
 from bench.results import Comparison, Section, Target
 from bench.turns import BenchContext, Scale
-from bockd.engine.pool import Pool
-from bockd.engine.volume import Volume
+from bockd.drivers.local.format.leaf import LEAF_BYTES
+from bockd.drivers.local.pool import Pool
+from bockd.drivers.local.volume.volume import Volume
+from bockd.index.index import Table
 from bockd.model import BLOCK_SIZE, GIB, KIB, MIB, TIB, VolumeId
-from bockd.steps import Background, Steps, run_inline
-from bockd.store.index import Table
-from bockd.store.leaf import LEAF_BYTES
+from bockd.runtime.steps import Background, Steps, run_inline
 
 SMALL_BYTES = 1 * GIB
 LARGE_BYTES = 16 * TIB

@@ -1,4 +1,4 @@
-"""Directories that are their owner's alone, whatever the umask."""
+"""Directories: made for their owner alone, whatever the umask, and synced."""
 
 from __future__ import annotations
 
@@ -16,3 +16,12 @@ def make_private(path: Path) -> None:
         path = path.parent
     for directory in reversed(missing):
         os.makedirs(directory, mode=0o700, exist_ok=True)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the directory's entries durable. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,4 +1,4 @@
-"""Runs the engine's steps (bockd.steps) on nbdkit's threads.
+"""Runs the engine's steps (bockd.runtime.steps) on nbdkit's threads.
 
 Whoever holds the lock is the owner thread. It is given up for as long as a blocking call or a
 signal takes, so requests overlap exactly where the engine allows it, and every request runs on the
@@ -12,7 +12,7 @@ import logging
 import threading
 from typing import TypeVar
 
-from bockd.steps import Blocking, Step, Steps
+from bockd.runtime.steps import Blocking, Step, Steps
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

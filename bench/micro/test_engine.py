@@ -11,7 +11,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.cli import DEFAULT_DIRECTORY
 from bench.snapshotcost import OpenPool, open_pool
-from bockd.engine.volume import Volume
+from bockd.drivers.local.volume.volume import Volume
 from bockd.model import BLOCK_SIZE, MIB, VolumeId
 
 SIZE_BYTES = 64 * MIB

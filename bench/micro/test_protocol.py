@@ -6,12 +6,12 @@ import struct
 
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bockd.engine.memory import MemoryDevice
-from bockd.nbd import constants as nbd
-from bockd.nbd.replies import encoder_for
-from bockd.nbd.transmission import RequestLimits, RequestParser
-from bockd.server.batch import Batch
-from bockd.server.statistics import ExportStatistics
+from bockd.drivers.memory.device import MemoryDevice
+from bockd.nbd.protocol import constants as nbd
+from bockd.nbd.protocol.replies import encoder_for
+from bockd.nbd.protocol.transmission import RequestLimits, RequestParser
+from bockd.nbd.server.batch import Batch
+from bockd.nbd.server.statistics import ExportStatistics
 
 DEPTH = 32
 BLOCK_BYTES = 4096

@@ -10,11 +10,11 @@ from bockd.blockstorage import rules
 from bockd.blockstorage.contract import UNLIMITED, Quota, Snapshot, Status, TenantId, Volume
 from bockd.blockstorage.records import Ledger, text_key
 from bockd.blockstorage.running import DEFAULT_ZONE
+from bockd.drivers.local.format.catalogue import Catalogue, SnapshotRecord, VolumeRecord
 from bockd.errors import ConflictError, InvalidRequestError
 from bockd.failpoints import Failpoint, hit
+from bockd.index.index import Transaction
 from bockd.model import NodeKind, SnapshotId, VolumeId
-from bockd.store.catalogue import Catalogue, SnapshotRecord, VolumeRecord
-from bockd.store.index import Transaction
 
 _ANY_NUMBER = Quota(UNLIMITED, UNLIMITED, UNLIMITED)
 """The operator decides, whatever the tenant's quota."""

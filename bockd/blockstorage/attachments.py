@@ -21,11 +21,11 @@ from bockd.blockstorage.records import Ledger
 from bockd.blockstorage.running import StorageContext
 from bockd.blockstorage.servers import find_server
 from bockd.blockstorage.volumes import move_volume
+from bockd.drivers.local.format.catalogue import Catalogue
 from bockd.errors import BockdError, NotFoundError
 from bockd.failpoints import Failpoint, hit
+from bockd.index.index import Transaction
 from bockd.model import NodeKind, Server, VolumeId
-from bockd.store.catalogue import Catalogue
-from bockd.store.index import Transaction
 
 log = logging.getLogger(__name__)
 

@@ -19,11 +19,11 @@ from bockd.blockstorage.running import StorageContext
 from bockd.blockstorage.servers import find_server
 from bockd.blockstorage.volumes import Volumes, status_now
 from bockd.control import Space
+from bockd.drivers.local.format.catalogue import Catalogue, VolumeRecord
 from bockd.errors import BockdError, InUseError, NotFoundError
+from bockd.index.index import Transaction
 from bockd.model import NodeKind, SnapshotId, VolumeId, check_volume_size
-from bockd.steps import Steps
-from bockd.store.catalogue import Catalogue, VolumeRecord
-from bockd.store.index import Transaction
+from bockd.runtime.steps import Steps
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from bockd.blockstorage.recount import find_problems
 from bockd.control import CheckReport
-from bockd.engine.access import StoreAccess
-from bockd.engine.check import check_open_pool, opened_to_check
+from bockd.drivers.local.access import StoreAccess
+from bockd.drivers.local.integrity.check import check_open_pool, opened_to_check
 from bockd.model import VolumeId
 
 

@@ -28,12 +28,12 @@ from bockd.blockstorage.contract import Image, ImageId, NewImage
 from bockd.blockstorage.records import ImageRecord, ImportRecord, Ledger
 from bockd.blockstorage.running import StorageContext
 from bockd.blockstorage.volumes import forget_record, naming
-from bockd.engine.freezing import freeze_volume
+from bockd.drivers.local.format.catalogue import SnapshotRecord, VolumeRecord
+from bockd.drivers.local.freezing import freeze_volume
 from bockd.errors import BockdError, ConflictError, InvalidRequestError, NotFoundError
 from bockd.failpoints import Failpoint, hit
+from bockd.index.index import Transaction
 from bockd.model import NodeKind, SnapshotId, VolumeId, check_content_size, check_image_name
-from bockd.store.catalogue import SnapshotRecord, VolumeRecord
-from bockd.store.index import Transaction
 
 log = logging.getLogger(__name__)
 

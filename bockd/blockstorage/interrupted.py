@@ -29,9 +29,9 @@ from bockd.blockstorage.records import Ledger, OwnedVolume
 from bockd.blockstorage.running import StorageContext
 from bockd.errors import BockdError
 from bockd.failpoints import Failpoint, hit
+from bockd.index.index import Transaction
 from bockd.model import NodeKind, ServerKind, SnapshotId, VolumeId
-from bockd.steps import Steps
-from bockd.store.index import Transaction
+from bockd.runtime.steps import Steps
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from bockd.blockstorage.contract import Attachment
 from bockd.model import Server
-from bockd.steps import Steps
+from bockd.runtime.steps import Steps
 
 
 class DevicePlugger(Protocol):

@@ -43,10 +43,10 @@ from bockd.blockstorage.contract import (
     Volume,
 )
 from bockd.blockstorage.rules import in_id_range, not_found
+from bockd.drivers.local.format.catalogue import FIRST_KEY, LAST_KEY, id_key
 from bockd.errors import DamagedError, NotFoundError
+from bockd.index.index import Table, Transaction
 from bockd.model import NodeKind, Server, SnapshotId, VolumeId
-from bockd.store.catalogue import FIRST_KEY, LAST_KEY, id_key
-from bockd.store.index import Table, Transaction
 
 _ID = struct.Struct(">Q")
 MAX_KEY_BYTES = 255
@@ -69,7 +69,7 @@ QuotaOf = Callable[[TenantRecord], Quota]
 
 @dataclass(frozen=True, slots=True)
 class UserRecord:
-    """USERS/<name>. `password` is a hash (bockd.blockstorage.secrethash)."""
+    """USERS/<name>. `password` is a hash (bockd.identity.secrethash)."""
 
     id: UserId
     name: str

@@ -14,10 +14,10 @@ from bockd.blockstorage.records import (
     export_key,
     owned_key,
 )
+from bockd.drivers.local.format.catalogue import FIRST_KEY, LAST_KEY, id_key
 from bockd.errors import DamagedError
+from bockd.index.index import Table, Transaction
 from bockd.model import NodeKind
-from bockd.store.catalogue import FIRST_KEY, LAST_KEY, id_key
-from bockd.store.index import Table, Transaction
 
 _ANY_KEY = LAST_KEY + b"\xff" * 500
 

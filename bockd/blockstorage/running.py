@@ -11,11 +11,11 @@ from bockd.blockstorage.contract import Attachment, Backing, Quota
 from bockd.blockstorage.plugging import Devices, NoDevices
 from bockd.blockstorage.quota import DEFAULT_QUOTA
 from bockd.blockstorage.records import TenantRecord
-from bockd.engine.pool import Pool
+from bockd.drivers.local.format.catalogue import SnapshotRecord, VolumeRecord
+from bockd.drivers.local.pool import Pool
+from bockd.index.index import Transaction
 from bockd.model import NodeKind, export_name
-from bockd.steps import Steps, blocking
-from bockd.store.catalogue import SnapshotRecord, VolumeRecord
-from bockd.store.index import Transaction
+from bockd.runtime.steps import Steps, blocking
 
 T = TypeVar("T")
 

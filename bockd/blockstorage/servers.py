@@ -17,9 +17,9 @@ from bockd.blockstorage.records import Ledger
 from bockd.blockstorage.running import StorageContext
 from bockd.errors import ConflictError, InUseError, NotFoundError
 from bockd.failpoints import Failpoint, hit
+from bockd.index.index import Transaction
 from bockd.model import Server, ServerKind, check_server_record
-from bockd.steps import Steps
-from bockd.store.index import Transaction
+from bockd.runtime.steps import Steps
 
 log = logging.getLogger(__name__)
 

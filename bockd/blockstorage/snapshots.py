@@ -14,11 +14,11 @@ from bockd.blockstorage.contract import NewSnapshot, Page, Snapshot, Status, Ten
 from bockd.blockstorage.records import Ledger
 from bockd.blockstorage.running import StorageContext
 from bockd.blockstorage.volumes import naming, status_now
+from bockd.drivers.local.format.catalogue import Catalogue, SnapshotRecord
 from bockd.errors import BockdError, InUseError, InvalidStateError, NotFoundError
 from bockd.failpoints import Failpoint, hit
+from bockd.index.index import Transaction
 from bockd.model import NodeKind, SnapshotId
-from bockd.store.catalogue import Catalogue, SnapshotRecord
-from bockd.store.index import Transaction
 
 
 class Snapshots:

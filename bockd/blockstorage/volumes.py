@@ -22,12 +22,12 @@ from bockd.blockstorage.contract import (
 )
 from bockd.blockstorage.records import ImageRecord, Ledger, no_image
 from bockd.blockstorage.running import StorageContext
-from bockd.engine.snapshotting import Naming
+from bockd.drivers.local.format.catalogue import Catalogue, VolumeRecord
+from bockd.drivers.local.snapshotting import Naming
 from bockd.errors import BockdError, InUseError, InvalidRequestError, NotFoundError
 from bockd.failpoints import Failpoint, hit
+from bockd.index.index import Transaction
 from bockd.model import GIB, NodeKind, SnapshotId, VolumeId, check_content_size, check_name
-from bockd.store.catalogue import Catalogue, VolumeRecord
-from bockd.store.index import Transaction
 
 
 @dataclass(frozen=True, slots=True)

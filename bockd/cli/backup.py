@@ -17,8 +17,8 @@ from bockd.errors import DamagedError, InUseError, PoolFormatError, UnavailableE
 from bockd.model import SnapshotId, VolumeId
 
 if TYPE_CHECKING:
-    from bockd.engine.access import StoreAccess
-    from bockd.engine.backup import BackupReport, Show
+    from bockd.drivers.local.access import StoreAccess
+    from bockd.drivers.local.backup import BackupReport, Show
 
 
 @click.command()
@@ -49,10 +49,10 @@ def backup(pool: Path, target: Path, as_json: bool) -> None:
 
 def back_up(path: Path, target: Path, show: Show) -> BackupReport:
     """Make the backup and check it. Raises what Backup raises, DamagedError if it is not clean."""
-    from bockd.engine.coopeners import without_co_openers
-    from bockd.engine.pool import Pool
-    from bockd.steps import Background, run_inline
-    from bockd.store.layout import Layout
+    from bockd.drivers.local.coopeners import without_co_openers
+    from bockd.drivers.local.format.layout import Layout
+    from bockd.drivers.local.pool import Pool
+    from bockd.runtime.steps import Background, run_inline
 
     if not Layout(path).index_data.exists():
         raise PoolFormatError(f"there is no pool in {path}")
@@ -69,10 +69,10 @@ def back_up(path: Path, target: Path, show: Show) -> BackupReport:
 
 
 def _online(path: Path, target: Path, show: Show, in_use: InUseError) -> BackupReport:
-    from bockd.engine.pool import Pool
-    from bockd.steps import Background
-    from bockd.store.layout import Layout
-    from bockd.store.locks import FileLock
+    from bockd.drivers.local.format.layout import Layout
+    from bockd.drivers.local.format.locks import FileLock
+    from bockd.drivers.local.pool import Pool
+    from bockd.runtime.steps import Background
 
     lock = FileLock.acquire(
         Layout(path).backup_lock, shared=False, held_message=f"{path} is being backed up"
@@ -101,7 +101,7 @@ def _make(
     was_kept: Callable[[], None],
 ) -> BackupReport:
     from bockd.blockstorage.check import check_pool
-    from bockd.engine.backup import Backup
+    from bockd.drivers.local.backup import Backup
 
     made = Backup(store, target, show)
     try:

@@ -56,7 +56,7 @@ def serve(config_file: Path | None, mount: Path | None, print_unit: bool) -> Non
         return
     loaded = load_all(config_file)
     failpoints.arm(os.environ)
-    from bockd.daemon import run
+    from bockd.daemon.lifecycle import run
 
     run(loaded.settings, mount, is_default=loaded.source("data_dir") == DEFAULT)
 
@@ -76,7 +76,7 @@ def init(directory: Path | None, config_file: Path | None, as_json: bool) -> Non
     bockd init /srv/bockd
     BOCKD_DATA=/srv/bockd bockd serve
     """
-    from bockd.engine.newpool import make_pool
+    from bockd.drivers.local.newpool import make_pool
 
     loaded = load(config_file)
     path = (directory or loaded.settings.data_dir).absolute()

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import click
 
-from bockd.certificates import CertificateError, Certificates, wanted
 from bockd.cli.lazy import LazyGroup
 from bockd.cli.output import json_option, print_json, print_table
 from bockd.config.load import Loaded, load, walk
 from bockd.config.problems import ConfigurationError, Problem
+from bockd.tls.certificates import CertificateError, Certificates, wanted
 
 EXAMPLE = "bockd.example.toml"
 

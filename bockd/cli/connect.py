@@ -21,7 +21,7 @@ from bockd.host.devices import find_device, is_dead
 from bockd.host.devices import sector_bytes as sector_bytes_of
 from bockd.host.partitions import scan
 from bockd.host.records import Connection, Records
-from bockd.trust import Trust
+from bockd.tls.trust import Trust
 
 UNIT = "bock-connect@.service"
 

@@ -35,7 +35,7 @@ from bockd.host.devices import (
     take_down,
 )
 from bockd.host.records import Connection, Records, current_boot, new_key
-from bockd.trust import Trust
+from bockd.tls.trust import Trust
 
 
 @dataclass(frozen=True, slots=True)

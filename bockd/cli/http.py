@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from bockd import errors
 from bockd.overunix import UnixConnection
-from bockd.trust import Trust, strictness_advice
+from bockd.tls.trust import Trust, strictness_advice
 
 if TYPE_CHECKING:
     import ssl

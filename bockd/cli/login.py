@@ -52,7 +52,7 @@ DEFAULT_DOMAIN = "Default"
 """Keystone's own first domain."""
 
 CREDENTIALS_FILE = "credentials.json"
-"""Where the daemon's first start leaves credentials (bockd.blockstorage.accounts)."""
+"""Where the daemon's first start leaves credentials (bockd.identity.accounts)."""
 
 
 @dataclass(frozen=True, slots=True)

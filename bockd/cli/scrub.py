@@ -73,7 +73,7 @@ def scrub_anywhere(
     path: Path, rate_mib: int, *, restart: bool, only_look: bool, show: Show
 ) -> ScrubStatus:
     """Scrub the pool here, or let the daemon that has it do so. Return how that ended."""
-    from bockd.engine.scrubbing import scrub_pool
+    from bockd.drivers.local.integrity.scrubbing import scrub_pool
 
     try:
         return scrub_pool(path, rate_mib * MIB, restart=restart, only_look=only_look, show=show)

@@ -39,7 +39,7 @@ from bockd.cli.records import (
 from bockd.config import Settings, load_settings
 from bockd.control import DaemonInfo, Space
 from bockd.model import GIB, NodeKind, check_name, check_volume_size, export_uri, is_uuid
-from bockd.trust import Trust
+from bockd.tls.trust import Trust
 
 PAGE = 1000
 """As many as the API gives at once."""

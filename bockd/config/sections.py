@@ -148,7 +148,7 @@ class PoolSettings(Section):
 
     warn_percent: tuple[int, ...] = key((80, 90, 95), read_percents)
     index_map_gib: int = key(1024, integer(1, 16 * 1024))
-    """Address space for the index (bockd.store.mapsize)."""
+    """Address space for the index (bockd.index.mapsize)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,9 +17,9 @@ from pyfuse3 import FUSEError
 
 from bockd.fuse.errors import fuse_errno
 from bockd.fuse.limits import MAX_INLINE_READ_BYTES, MAX_REQUEST_BYTES, MIN_ZERO_BYTES
-from bockd.server.exports import OpenExport
-from bockd.server.statistics import ExportStatistics
-from bockd.server.steprunner import StepRunner
+from bockd.nbd.server.exports import OpenExport
+from bockd.nbd.server.statistics import ExportStatistics
+from bockd.runtime.steprunner import StepRunner
 
 T = TypeVar("T")
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from bockd.model import NodeKind
-from bockd.server.exports import OpenExport
-from bockd.server.statistics import ExportStatistics
+from bockd.nbd.server.exports import OpenExport
+from bockd.nbd.server.statistics import ExportStatistics
 
 
 @dataclass(frozen=True, slots=True)

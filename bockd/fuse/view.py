@@ -34,7 +34,7 @@ from bockd.fuse.inodes import (
 )
 from bockd.fuse.nodes import Node, NodeTable
 from bockd.model import BLOCK_SIZE, MAX_NAME_BYTES, NodeKind
-from bockd.server.steprunner import StepRunner
+from bockd.runtime.steprunner import StepRunner
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -7,7 +7,7 @@ from dataclasses import replace
 from bockd.errors import DeviceError
 from bockd.host import blockdevices, kernelnbd, loopdevices
 from bockd.host.records import Connection, current_boot
-from bockd.trust import Trust
+from bockd.tls.trust import Trust
 
 
 def find_device(known: Connection) -> str | None:

@@ -19,7 +19,7 @@ from bockd.errors import (
 from bockd.host import nbdnetlink, partitions
 from bockd.host.blockdevices import SYS_BLOCK, read_attribute, size_bytes, wait_until
 from bockd.host.tools import find_tool, run_tool
-from bockd.trust import SYSTEM_CA_FILES, Trust
+from bockd.tls.trust import SYSTEM_CA_FILES, Trust
 
 SECTOR_BYTES = 512
 """A volume is a disk of such sectors wherever it is used: partition tables and some file systems

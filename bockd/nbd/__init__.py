@@ -1,1 +1,1 @@
-"""The NBD protocol without I/O: bytes in, events and requests out; replies as bytes."""
+"""The NBD frontend: the protocol without input or output, and the server around it."""

@@ -18,10 +18,10 @@ import trio
 
 from bockd.blockstorage.contract import Status
 from bockd.blockstorage.records import Ledger
+from bockd.drivers.local.format.catalogue import Catalogue
 from bockd.errors import BockdError
+from bockd.index.index import Index
 from bockd.model import ServerKind
-from bockd.store.catalogue import Catalogue
-from bockd.store.index import Index
 from bockd.vm.machines import Machines, Reconciled, Wanted
 from bockd.vm.monitor import NotRunningError
 from bockd.vm.plugger import MachinePlugger

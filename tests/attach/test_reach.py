@@ -13,7 +13,7 @@ import pytest
 
 from tests.attach.tenant import Attached, Tenant, connect, connected, is_refused
 from tests.daemon.process import Bockd, serving
-from tests.nbd import wire
+from tests.nbd.protocol import wire
 
 MIB = 1 << 20
 

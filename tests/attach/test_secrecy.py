@@ -14,7 +14,7 @@ import pytest
 
 from tests.attach.tenant import Tenant, connect, connected, is_refused
 from tests.daemon.process import Bockd, serving
-from tests.nbd import wire
+from tests.nbd.protocol import wire
 from tests.vm.qemu import qemu
 
 

@@ -8,12 +8,12 @@ import pytest
 import trio
 
 from bockd.blockstorage.attachments import Attachments
-from bockd.dataplane.attached import AttachedExports
-from bockd.engine.opening import OpenVolume
+from bockd.daemon.attached import AttachedExports
+from bockd.drivers.local.opening import OpenVolume
 from bockd.errors import NotFoundError
 from bockd.model import VolumeId
-from bockd.server.exports import ExportKey
-from bockd.server.steprunner import StepRunner
+from bockd.nbd.server.exports import ExportKey
+from bockd.runtime.steprunner import StepRunner
 from tests.blockstorage.store import Store, running
 
 

@@ -12,7 +12,7 @@ import struct
 import sys
 from urllib.parse import urlsplit
 
-from tests.nbd import wire
+from tests.nbd.protocol import wire
 
 WRITE_BYTES = 64 * 1024
 PATIENCE_SECONDS = 120.0

@@ -10,7 +10,6 @@ from typing import TypeVar
 
 import trio
 
-from bockd.blockstorage.accounts import Accounts
 from bockd.blockstorage.contract import (
     NewSnapshot,
     NewVolume,
@@ -26,13 +25,14 @@ from bockd.blockstorage.records import Ledger
 from bockd.blockstorage.recount import find_problems
 from bockd.blockstorage.running import ExportPublisher, NoPublisher, StorageContext
 from bockd.blockstorage.service import PoolBlockStorage
-from bockd.engine.check import check_open_pool
-from bockd.engine.pool import Pool
+from bockd.drivers.local.integrity.check import check_open_pool
+from bockd.drivers.local.pool import Pool
+from bockd.identity.accounts import Accounts
+from bockd.index.index import Transaction
 from bockd.model import BLOCK_SIZE, VolumeId
-from bockd.server.steprunner import StepRunner
-from bockd.steps import Background, run_inline
-from bockd.store.index import Transaction
-from tests.engine.process import die
+from bockd.runtime.steprunner import StepRunner
+from bockd.runtime.steps import Background, run_inline
+from tests.drivers.local.process import die
 
 T = TypeVar("T")
 

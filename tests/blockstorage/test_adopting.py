@@ -10,7 +10,7 @@ from bockd.blockstorage.images import Images
 from bockd.blockstorage.records import ImageRecord, Ledger
 from bockd.errors import ConflictError, InvalidRequestError, NotFoundError
 from bockd.model import GIB, MIB, NodeKind
-from bockd.steps import run_inline
+from bockd.runtime.steps import run_inline
 from tests.blockstorage.store import Store
 
 

@@ -20,9 +20,9 @@ from bockd.errors import (
     InvalidStateError,
     NotFoundError,
 )
+from bockd.index.index import Table, Transaction
 from bockd.model import NodeKind
-from bockd.steps import run_inline
-from bockd.store.index import Table, Transaction
+from bockd.runtime.steps import run_inline
 from tests.blockstorage.store import Store
 
 

@@ -28,7 +28,7 @@ from bockd.errors import (
     OverLimitError,
 )
 from bockd.model import GIB, MIB, SnapshotId, VolumeId
-from bockd.steps import run_inline
+from bockd.runtime.steps import run_inline
 from tests.blockstorage.store import Store, first_byte, force_status, write_first_byte
 
 KIB4 = 4096

@@ -8,7 +8,7 @@ from pathlib import Path
 from bockd.blockstorage.contract import Attachment, Edit, NewSnapshot, NewVolume, Status, TenantId
 from bockd.blockstorage.editing import edit_volume
 from bockd.blockstorage.running import NoPublisher
-from bockd.steps import Steps
+from bockd.runtime.steps import Steps
 
 from .store import Store, running
 

@@ -13,7 +13,7 @@ from bockd.blockstorage.recount import find_problems
 from bockd.blockstorage.snapshots import forget_record
 from bockd.errors import ConflictError, InUseError, InvalidRequestError, NotFoundError
 from bockd.model import GIB, MIB, SnapshotId, VolumeId
-from bockd.steps import run_inline
+from bockd.runtime.steps import run_inline
 from tests.blockstorage.store import Store
 
 NEW = NewImage("debian", "qcow2", 2 * GIB + MIB, 12345, "a" * 64)

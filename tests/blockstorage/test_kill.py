@@ -29,7 +29,7 @@ from bockd.blockstorage.servers import Servers
 from bockd.blockstorage.snapshots import Snapshots
 from bockd.blockstorage.volumes import Volumes
 from bockd.model import GIB, MIB, Server, ServerKind, SnapshotId
-from bockd.steps import Blocking, Steps, run_inline
+from bockd.runtime.steps import Blocking, Steps, run_inline
 from tests.blockstorage.store import Store, first_byte, force_status, running, write_first_byte
 
 MOST_STEPS = 40

@@ -15,7 +15,7 @@ from bockd.blockstorage.running import NoPublisher
 from bockd.blockstorage.servers import Servers
 from bockd.errors import BockdError, InvalidStateError, NoSpaceError, UnavailableError
 from bockd.model import GIB, Server, ServerKind
-from bockd.steps import Blocking, Steps, run_inline
+from bockd.runtime.steps import Blocking, Steps, run_inline
 from tests.blockstorage.store import Store, running
 
 

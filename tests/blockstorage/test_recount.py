@@ -12,9 +12,9 @@ from bockd.blockstorage import volumes
 from bockd.blockstorage.contract import NewVolume, Status, TenantId, Usage, Volume
 from bockd.blockstorage.records import Ledger
 from bockd.blockstorage.recount import find_problems
+from bockd.drivers.local.format.catalogue import VolumeRecord, id_key
 from bockd.errors import DeviceError
-from bockd.store.catalogue import VolumeRecord, id_key
-from bockd.store.index import Table, Transaction
+from bockd.index.index import Table, Transaction
 from tests.blockstorage.store import Store
 
 Damage = Callable[[Transaction, TenantId, Volume], object]

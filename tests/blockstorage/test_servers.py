@@ -11,8 +11,8 @@ from bockd.blockstorage.servers import Servers
 from bockd.blockstorage.service import PoolBlockStorage
 from bockd.errors import ConflictError, InUseError, InvalidRequestError, NotFoundError
 from bockd.model import MAX_SOCKET_PATH_BYTES, Server, ServerKind
-from bockd.server.steprunner import StepRunner
-from bockd.steps import run_inline
+from bockd.runtime.steprunner import StepRunner
+from bockd.runtime.steps import run_inline
 from tests.blockstorage.store import Store
 
 

@@ -31,8 +31,8 @@ from bockd.errors import (
     OverLimitError,
 )
 from bockd.model import GIB, MIB, SnapshotId, VolumeId
-from bockd.server.steprunner import StepRunner
-from bockd.steps import run_inline
+from bockd.runtime.steprunner import StepRunner
+from bockd.runtime.steps import run_inline
 from tests.blockstorage.store import Store
 
 

@@ -11,7 +11,7 @@ from .daemon import Daemon
 
 NEVER = {
     *("httpx", "httpcore", "trio", "anyio", "asyncio", "hypercorn", "fastapi", "pydantic"),
-    *("lmdb", "pyfuse3", "subprocess", "tempfile", "urllib.request", "bockd.engine", "api"),
+    *("lmdb", "pyfuse3", "subprocess", "tempfile", "urllib.request", "bockd.drivers", "api"),
 }
 """Not for anything that is asked over the daemon's socket. httpx alone brings trio and takes more
 time than Python, click and the whole command together."""

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from bockd.dataplane.capacity import Capacity, Threshold
-from bockd.engine.pool import Pool
+from bockd.daemon.capacity import Capacity, Threshold
+from bockd.drivers.local.pool import Pool
 from bockd.model import MIB
-from bockd.server.steprunner import StepRunner
-from bockd.steps import Background
+from bockd.runtime.steprunner import StepRunner
+from bockd.runtime.steps import Background
 
 from .daemon import Daemon, running_daemon
 
@@ -73,7 +73,7 @@ def filled(percent: int, files_percent: int) -> os.statvfs_result:
 def test_the_daemon_warns_of_space_and_of_files(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.WARNING, logger="bockd.dataplane.capacity")
+    caplog.set_level(logging.WARNING, logger="bockd.daemon.capacity")
     pool = Pool.open(tmp_path / "pool", Background().spawn)
     try:
         capacity = Capacity(pool, StepRunner(1), tmp_path, (80, 90))

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from bockd.engine.pool import Pool
+from bockd.drivers.local.pool import Pool
 from bockd.model import MIB
-from bockd.steps import Background, run_inline
+from bockd.runtime.steps import Background, run_inline
 
 from .daemon import Daemon, running_daemon
 

@@ -1,6 +1,6 @@
 """The fields of data.mdb, by offset: where a test flips bits.
 
-Written apart from bockd.store.pages, which it is to judge. Only live pages count.
+Written apart from bockd.index.pages, which it is to judge. Only live pages count.
 """
 
 from __future__ import annotations

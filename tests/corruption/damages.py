@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 
+from bockd.drivers.local.format.journal import HEADER_BYTES, RECORD_BYTES, SEGMENT_BYTES
+from bockd.drivers.local.format.layout import Layout
 from bockd.model import VolumeId
-from bockd.store.journal import HEADER_BYTES, RECORD_BYTES, SEGMENT_BYTES
-from bockd.store.layout import Layout
 from tests.corruption.btree import PAGE, fields_of_index
 from tests.corruption.specimen import Truth
 

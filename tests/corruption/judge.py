@@ -25,10 +25,10 @@ from bockd.blockstorage.check import check_pool
 from bockd.blockstorage.contract import Status, TenantId
 from bockd.blockstorage.images import Images
 from bockd.blockstorage.records import Ledger
-from bockd.engine.reclaim import Reclaimer
+from bockd.drivers.local.maintenance.reclaim import Reclaimer
 from bockd.errors import BockdError, DamagedError, PoolFormatError, VolumeFailedError
 from bockd.model import BLOCK_SIZE, NodeKind, VolumeId
-from bockd.steps import run_inline
+from bockd.runtime.steps import run_inline
 from tests.blockstorage.store import Store
 from tests.corruption.damages import Damage
 from tests.corruption.specimen import SERVER, Node, Truth, identity_of, log_in, read_node

@@ -24,14 +24,14 @@ from bockd.blockstorage.contract import (
     TenantId,
     Volume,
 )
-from bockd.blockstorage.credentialsfile import CREDENTIALS_FILE, establish
-from bockd.blockstorage.identity import LocalIdentity
 from bockd.blockstorage.images import Images
 from bockd.blockstorage.records import Ledger
-from bockd.engine.reclaim import _burial
+from bockd.drivers.local.maintenance.reclaim import _burial
+from bockd.identity.credentialsfile import CREDENTIALS_FILE, establish
+from bockd.identity.local import LocalIdentity
 from bockd.model import BLOCK_SIZE, KIB, MIB, NodeKind, Server, ServerKind, SnapshotId, VolumeId
-from bockd.server.steprunner import StepRunner
-from bockd.steps import run_inline
+from bockd.runtime.steprunner import StepRunner
+from bockd.runtime.steps import run_inline
 from tests.blockstorage.store import Store
 
 PASSWORD = "correct horse battery staple"

@@ -22,15 +22,15 @@ from typing import Any
 
 import nbd
 
-from bockd.blockstorage.credentialsfile import CREDENTIALS_FILE
 from bockd.cli.client import ControlClient
 from bockd.control import ImportInfo, ScrubStatus
-from bockd.engine.appending import CHECKPOINT_RECORDS
+from bockd.drivers.local.format.journal import SEGMENT_RECORDS
+from bockd.drivers.local.volume.appending import CHECKPOINT_RECORDS
 from bockd.errors import UnavailableError
+from bockd.identity.credentialsfile import CREDENTIALS_FILE
 from bockd.model import BLOCK_SIZE, MIB, NodeKind, ServerKind
-from bockd.store.journal import SEGMENT_RECORDS
+from tests.drivers.local.test_scrub import flip_bit
 
-from ..engine.test_scrub import flip_bit
 from .content import Disk, GoneError
 from .forked import ForkedDaemon
 from .rest import Rest

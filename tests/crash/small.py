@@ -8,8 +8,10 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
-from bockd.engine import appending, durability, leafcache, merging
-from bockd.store import ballast, index, journal
+from bockd.drivers.local.format import journal
+from bockd.drivers.local.maintenance import merging
+from bockd.drivers.local.volume import appending, durability, leafcache
+from bockd.index import ballast, index
 
 
 def sizes(journal_records: int) -> tuple[tuple[Any, str, int], ...]:

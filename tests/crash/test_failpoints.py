@@ -24,14 +24,14 @@ from pathlib import Path
 import pytest
 
 from bockd.blockstorage.check import check_pool
-from bockd.engine.pool import Pool
-from bockd.engine.scrubbing import scrub_pool
+from bockd.drivers.local.format.catalogue import Catalogue
+from bockd.drivers.local.format.journal import RECORD_BYTES
+from bockd.drivers.local.integrity.scrubbing import scrub_pool
+from bockd.drivers.local.pool import Pool
 from bockd.failpoints import VARIABLE, Failpoint
+from bockd.index.index import Transaction
 from bockd.model import BLOCK_SIZE, GIB, MIB, NodeKind, VolumeId
-from bockd.steps import Background, run_inline
-from bockd.store.catalogue import Catalogue
-from bockd.store.index import Transaction
-from bockd.store.journal import RECORD_BYTES
+from bockd.runtime.steps import Background, run_inline
 
 from ..daemon.process import ABOUT_THE_MACHINE, Bockd, environment_without_a_cloud, program
 from .content import Disk

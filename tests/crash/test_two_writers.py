@@ -30,7 +30,7 @@ WRITTEN = b"kept" * 1024
 CHECK_AND_PAUSE = """
 import sys
 from bockd.cli.bockd import main
-from bockd.engine import check
+from bockd.drivers.local.integrity import check
 real = check._repair
 def pausing(*arguments):
     print("in the middle", flush=True)

@@ -11,13 +11,13 @@ import trio.testing
 from bockd.blockstorage.images import Images
 from bockd.blockstorage.running import NoPublisher, StorageContext
 from bockd.config import Settings
-from bockd.dataplane.images import ABANDONED_SECONDS, LOOK_SECONDS, PoolImages
-from bockd.engine.pool import Pool
+from bockd.daemon.images import ABANDONED_SECONDS, LOOK_SECONDS, PoolImages
+from bockd.drivers.local.pool import Pool
 from bockd.errors import NotFoundError
 from bockd.model import MIB, VolumeId
-from bockd.server.exports import ExportKey
-from bockd.server.nbd_server import NbdServer
-from bockd.steps import Background, run_inline
+from bockd.nbd.server.exports import ExportKey
+from bockd.nbd.server.nbd_server import NbdServer
+from bockd.runtime.steps import Background, run_inline
 
 
 class Server(NbdServer):

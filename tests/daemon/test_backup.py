@@ -15,12 +15,12 @@ import pytest
 from bockd.blockstorage.check import check_pool
 from bockd.cli.backup import back_up
 from bockd.cli.client import ControlClient
-from bockd.engine.pool import Pool
+from bockd.drivers.local.format.layout import Layout
+from bockd.drivers.local.format.locks import FileLock
+from bockd.drivers.local.pool import Pool
 from bockd.errors import BockdError, ConflictError, DamagedError, InUseError, NotFoundError
 from bockd.model import BLOCK_SIZE, MIB
-from bockd.steps import Background, run_inline
-from bockd.store.layout import Layout
-from bockd.store.locks import FileLock
+from bockd.runtime.steps import Background, run_inline
 from tests.crash.scenarios.serving import BLOCKS, SIZE, Serving, block_of
 from tests.daemon.process import program
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import trio
 
-from bockd.dataplane.backups import Backups
-from bockd.engine.pool import Pool
+from bockd.daemon.backups import Backups
+from bockd.drivers.local.format.locks import FileLock
+from bockd.drivers.local.pool import Pool
 from bockd.errors import UnavailableError
 from bockd.model import MIB
-from bockd.server.steprunner import StepRunner
-from bockd.store.locks import FileLock
-from tests.server.serving import in_trio
+from bockd.runtime.steprunner import StepRunner
+from tests.nbd.server.serving import in_trio
 
 VOLUMES = 6
 """To freeze them takes longer than the frontends take to close."""

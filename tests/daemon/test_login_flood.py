@@ -16,9 +16,9 @@ from pathlib import Path
 import httpx
 
 from bockd.blockstorage.records import Ledger
-from bockd.engine.poolfiles import join_store
-from bockd.store.index import Index, Transaction
-from bockd.store.layout import Layout
+from bockd.drivers.local.format.layout import Layout
+from bockd.drivers.local.poolfiles import join_store
+from bockd.index.index import Index, Transaction
 from tests.hostile.live import resident_bytes
 
 from .process import Bockd, serving

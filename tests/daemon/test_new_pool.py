@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bockd.engine import newpool
-from bockd.engine.newpool import check_start, make_pool
+from bockd.drivers.local import newpool
+from bockd.drivers.local.newpool import check_start, make_pool
 from bockd.errors import ConflictError, DamagedError, InvalidRequestError
 
 from .process import Bockd, program, serving

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from bockd.blockstorage.contract import Usage
 from bockd.blockstorage.records import Ledger
-from bockd.engine.pool import Pool
-from bockd.steps import Background
-from bockd.store.index import Transaction
+from bockd.drivers.local.pool import Pool
+from bockd.index.index import Transaction
+from bockd.runtime.steps import Background
 
 from .process import Bockd, program
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import nbd
 import pytest
 
-from bockd.store.ballast import Ballast
-from bockd.store.catalogue import FORMAT
-from bockd.store.index import Index, Table, Transaction
+from bockd.drivers.local.format.catalogue import FORMAT
+from bockd.index.ballast import Ballast
+from bockd.index.index import Index, Table, Transaction
 
 from .process import Bockd, program, serving
 from .tree import digest, lasting

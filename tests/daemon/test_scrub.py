@@ -11,7 +11,8 @@ from typing import Any
 import nbd
 import pytest
 
-from ..engine.test_scrub import flip_bit
+from tests.drivers.local.test_scrub import flip_bit
+
 from ..nbdkit_plugin.nbdkit import Nbdkit
 from .process import Bockd, program, serving
 

@@ -16,8 +16,8 @@ from typing import Any
 import nbd
 import pytest
 
+from bockd.drivers.local.format.layout import Layout
 from bockd.fuse.mountpoint import mounted_at
-from bockd.store.layout import Layout
 from tests.fuse.watchdog import watched
 
 from .process import READY_SECONDS, Bockd, program, serving

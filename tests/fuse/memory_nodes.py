@@ -14,16 +14,16 @@ from pathlib import Path
 
 import trio
 
-from bockd.engine.memory import MemoryDevice
+from bockd.drivers.memory.device import MemoryDevice
 from bockd.errors import NotFoundError
 from bockd.fuse.nodes import Node
 from bockd.fuse.serving import serve_view
 from bockd.fuse.view import View
 from bockd.model import NodeKind
-from bockd.server.exports import OpenExport
-from bockd.server.statistics import ExportStatistics
-from bockd.server.steprunner import StepRunner
-from tests.server.serving import FixedExports
+from bockd.nbd.server.exports import OpenExport
+from bockd.nbd.server.statistics import ExportStatistics
+from bockd.runtime.steprunner import StepRunner
+from tests.nbd.server.serving import FixedExports
 
 from .watchdog import watched
 

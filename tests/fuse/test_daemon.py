@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from bockd.store.ballast import Ballast
-from bockd.store.catalogue import id_key
-from bockd.store.index import Index, Table
+from bockd.drivers.local.format.catalogue import id_key
+from bockd.index.ballast import Ballast
+from bockd.index.index import Index, Table
 from tests.daemon.process import Bockd
 
 MIB = 1 << 20

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from bockd.drivers.local.format.layout import Layout
 from bockd.fuse.mountpoint import FILE_SYSTEM_TYPE, mounts, source_name
-from bockd.store.layout import Layout
 from tests.daemon.process import Bockd
 
 from .watchdog import is_mounted, watched

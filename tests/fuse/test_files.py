@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from bockd.engine.memory import FailedError, MemoryDevice
+from bockd.drivers.memory.device import FailedError, MemoryDevice
 from bockd.errors import (
     BockdError,
     DamagedError,
@@ -24,7 +24,7 @@ from bockd.errors import (
     UnavailableError,
     VolumeFailedError,
 )
-from bockd.steps import Signal
+from bockd.runtime.steps import Signal
 
 from .memory_nodes import MemoryNodes, mounted
 

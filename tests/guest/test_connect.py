@@ -99,7 +99,9 @@ def test_connected_used_disconnected_and_connected_again(
         host.relay("/tmp/n&b d.sock", daemon.nbd_port)
         uri = f"nbd+unix:///{tenant.attach(other, NAME).export}?socket=/tmp/n%26b%20d.sock"
         bring_up = f'kernelnbd.bring_up("/dev/nbd3", "{uri}", Trust())'
-        host.python(f"from bockd.host import kernelnbd; from bockd.trust import Trust; {bring_up}")
+        host.python(
+            f"from bockd.host import kernelnbd; from bockd.tls.trust import Trust; {bring_up}"
+        )
         assert tenant.attachment(other, NAME)["bockd"]["connections"] == 4
         host.guest.run("dd if=/dev/zero of=/dev/nbd3 bs=4096 count=8 conv=fsync")
         host.guest.run("/sbin/nbd-client -d /dev/nbd3")

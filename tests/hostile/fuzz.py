@@ -23,17 +23,17 @@ sys.path.append(str(TREE / ".cache/atheris"))
 
 import atheris  # noqa: E402 - `.setup/atheris` puts it there
 
-with atheris.instrument_imports(include=["bockd.nbd", "bockd.server"]):
-    from bockd.engine.memory import MemoryDevice
+with atheris.instrument_imports(include=["bockd.nbd"]):
+    from bockd.drivers.memory.device import MemoryDevice
     from bockd.model import TlsMode
-    from bockd.server.tls import NO_TLS, FrontendTls
+    from bockd.nbd.server.tls import NO_TLS, FrontendTls
     from tests.hostile.judge import judge
     from tests.hostile.live import converse, enter, received_until
     from tests.hostile.properties import OFFLINE, protocol_holds
     from tests.hostile.sessions import Chooser, session
     from tests.hostile.tampering import WRITES, attack, carry_out
-    from tests.nbd import wire
-    from tests.server.serving import FixedExports, served
+    from tests.nbd.protocol import wire
+    from tests.nbd.server.serving import FixedExports, served
     from tests.tls.conftest import make_pki
     from tests.tls.served import client_context
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.hostile.judge import GREETING
-from tests.nbd import wire
+from tests.nbd.protocol import wire
 
 Address = Path | tuple[str, int]
 """Of a Unix socket, or host and port."""

@@ -1,16 +1,16 @@
 """A server without sockets and without a device: the sans-I/O protocol, from bytes to bytes.
 
-It does with `bockd.nbd` what `bockd.server` does, in the simplest way: each request is answered on
-the spot, reads with zeros. So whole sessions can be played in microseconds, and what the protocol's
-code keeps in memory can be looked at after each piece.
+It does with `bockd.nbd.protocol` what `bockd.nbd.server` does, in the simplest way: each request is
+answered on the spot, reads with zeros. So whole sessions can be played in microseconds, and what
+the protocol's code keeps in memory can be looked at after each piece.
 """
 
 from __future__ import annotations
 
 from bockd.errors import NotFoundError
 from bockd.model import Extent
-from bockd.nbd.errors import ProtocolError
-from bockd.nbd.handshake import (
+from bockd.nbd.protocol.errors import ProtocolError
+from bockd.nbd.protocol.handshake import (
     GREETING,
     MAX_OPTION_BYTES,
     Abort,
@@ -20,9 +20,9 @@ from bockd.nbd.handshake import (
     ListExports,
     Reply,
 )
-from bockd.nbd.options import MAX_PAYLOAD_BYTES, ExportInfo
-from bockd.nbd.replies import ReplyEncoder, encoder_for
-from bockd.nbd.transmission import (
+from bockd.nbd.protocol.options import MAX_PAYLOAD_BYTES, ExportInfo
+from bockd.nbd.protocol.replies import ReplyEncoder, encoder_for
+from bockd.nbd.protocol.transmission import (
     MAX_INLINE_PAYLOAD_BYTES,
     Request,
     RequestLimits,

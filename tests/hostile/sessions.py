@@ -15,7 +15,7 @@ from typing import Protocol, TypeVar
 
 from hypothesis import strategies as st
 
-from tests.nbd import wire
+from tests.nbd.protocol import wire
 
 T = TypeVar("T")
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from tests.hostile.judge import GREETING
 from tests.hostile.live import STARTTLS, Address, acknowledged, connect, received_until
 from tests.hostile.sessions import Chooser, Drawn
-from tests.nbd import wire
+from tests.nbd.protocol import wire
 
 BLOCK = 4096
 WRITES = 3

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from bockd.server.limits import PIECE_BYTES
+from bockd.nbd.server.limits import PIECE_BYTES
 from tests.hostile.conftest import Attacked
 from tests.hostile.live import connect, enter, received_until
 from tests.hostile.sessions import MIB
-from tests.nbd import wire
+from tests.nbd.protocol import wire
 
 WRITES = [(0, 512, 0), (4096, 600, 1), (8192 - 100, 200, 0)]
 """Offset, length and flags: within a block, with FUA, and across two blocks."""

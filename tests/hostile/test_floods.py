@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import pytest
 
-from bockd.server.limits import MAX_CONNECTIONS
+from bockd.nbd.server.limits import MAX_CONNECTIONS
 from tests.hostile.conftest import VOLUME_BYTES, Attacked
 from tests.hostile.judge import GREETING
 from tests.hostile.live import HANG_SECONDS, connect, enter, received_until
 from tests.hostile.sessions import EXTENDED, LIST, MIB, SET_META, STRUCTURED, Target
-from tests.nbd import wire
+from tests.nbd.protocol import wire
 
 DROPPED = 10_000
 SLOW = 40

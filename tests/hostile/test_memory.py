@@ -13,14 +13,14 @@ from typing import Protocol
 
 import pytest
 
-from bockd.engine.leafcache import CACHE_BYTES
-from bockd.nbd.replies import MAX_STATUS_EXTENTS
-from bockd.server.limits import TLS_BYTES, memory_bound_bytes
+from bockd.drivers.local.volume.leafcache import CACHE_BYTES
+from bockd.nbd.protocol.replies import MAX_STATUS_EXTENTS
+from bockd.nbd.server.limits import TLS_BYTES, memory_bound_bytes
 from tests.attach.tenant import Tenant
 from tests.daemon.process import Bockd, serving
 from tests.hostile.live import HANG_SECONDS, enter, received_until, resident_bytes
 from tests.hostile.sessions import MIB, SET_META, STRUCTURED
-from tests.nbd import wire
+from tests.nbd.protocol import wire
 from tests.tls.configured import configuration
 from tests.tls.conftest import Pki
 from tests.tls.served import client_context

@@ -16,7 +16,7 @@ from tests.hostile.innocent import innocent
 from tests.hostile.live import enter, received_until
 from tests.hostile.sessions import MIB, Target
 from tests.hostile.tampering import BLOCK, WRITES, Attack, attacks, carry_out, content
-from tests.nbd import wire
+from tests.nbd.protocol import wire
 from tests.tls.configured import configuration
 from tests.tls.conftest import Pki
 from tests.tls.served import client_context

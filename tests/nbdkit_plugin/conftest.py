@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from bockd.engine.pool import Pool
+from bockd.drivers.local.pool import Pool
 from bockd.model import SnapshotId, VolumeId
-from bockd.steps import Background, run_inline
+from bockd.runtime.steps import Background, run_inline
 
 from ..daemon.process import Bockd
 from .nbdkit import Nbdkit

@@ -13,7 +13,7 @@ from pathlib import Path
 import nbd
 import pytest
 
-from bockd.store.layout import Layout
+from bockd.drivers.local.format.layout import Layout
 
 from ..daemon.process import PROGRAM_SECONDS, program
 from ..interop.images import same_bytes, write_sparse_image

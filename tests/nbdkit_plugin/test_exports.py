@@ -17,11 +17,11 @@ import lmdb
 import nbd
 import pytest
 
-from bockd.engine.pool import Pool
-from bockd.steps import Background
-from bockd.store.ballast import Ballast
-from bockd.store.catalogue import FORMAT, Catalogue
-from bockd.store.index import Index, Table, Transaction
+from bockd.drivers.local.format.catalogue import FORMAT, Catalogue
+from bockd.drivers.local.pool import Pool
+from bockd.index.ballast import Ballast
+from bockd.index.index import Index, Table, Transaction
+from bockd.runtime.steps import Background
 
 from ..daemon.process import program
 from .conftest import MIB, PoolDirectory, serving

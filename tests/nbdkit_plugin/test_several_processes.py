@@ -10,9 +10,9 @@ from collections.abc import Iterator
 import nbd
 import pytest
 
-from bockd.engine.merging import MAX_DEAD_LAYERS
-from bockd.store.layout import Layout
-from bockd.store.locks import FileLock
+from bockd.drivers.local.format.layout import Layout
+from bockd.drivers.local.format.locks import FileLock
+from bockd.drivers.local.maintenance.merging import MAX_DEAD_LAYERS
 
 from ..daemon.process import Bockd, program
 from .conftest import MIB, PoolDirectory

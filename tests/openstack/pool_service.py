@@ -10,18 +10,18 @@ from pathlib import Path
 
 import trio
 
-from bockd.blockstorage.accounts import Accounts
 from bockd.blockstorage.contract import Quota
-from bockd.blockstorage.identity import LocalIdentity
 from bockd.blockstorage.quota import DEFAULT_QUOTA
 from bockd.blockstorage.running import StorageContext
 from bockd.blockstorage.service import PoolBlockStorage
-from bockd.dataplane.asyncbridge import AsyncBridge
-from bockd.dataplane.attached import AttachedVolumes
-from bockd.engine.pool import Pool
-from bockd.server.nbd_server import NbdServer
-from bockd.server.steprunner import StepRunner
-from bockd.steps import Steps
+from bockd.daemon.attached import AttachedVolumes
+from bockd.drivers.local.pool import Pool
+from bockd.identity.accounts import Accounts
+from bockd.identity.local import LocalIdentity
+from bockd.nbd.server.nbd_server import NbdServer
+from bockd.runtime.asyncbridge import AsyncBridge
+from bockd.runtime.steprunner import StepRunner
+from bockd.runtime.steps import Steps
 
 from ..api.public import Account, Opening, Service
 

@@ -14,7 +14,7 @@ from libcloud.compute.types import Provider
 from bockd.blockstorage.contract import NewImage
 from bockd.blockstorage.images import Images
 from bockd.model import GIB, MIB
-from bockd.steps import run_inline
+from bockd.runtime.steps import run_inline
 
 from ..api.public import Served, fault_of, serving
 from ..blockstorage.store import Store

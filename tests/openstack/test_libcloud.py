@@ -20,9 +20,9 @@ from libcloud.compute.types import NodeState, Provider, StorageVolumeState
 from bockd.blockstorage.contract import UNLIMITED, Quota, TenantId
 from bockd.blockstorage.records import Ledger
 from bockd.blockstorage.service import PoolBlockStorage
+from bockd.drivers.local.format.catalogue import Catalogue
+from bockd.index.index import Transaction
 from bockd.model import VolumeId
-from bockd.store.catalogue import Catalogue
-from bockd.store.index import Transaction
 
 from ..api.public import Served, without_ours
 

@@ -12,8 +12,8 @@ import trio.abc
 
 from bockd.blockstorage.contract import ImageId
 from bockd.config.sections import GlanceSettings
-from bockd.dataplane import glance
-from bockd.dataplane.glance import Glance, GlanceImage
+from bockd.daemon import glance
+from bockd.daemon.glance import Glance, GlanceImage
 from bockd.errors import UnavailableError
 
 BOUND_SECONDS = 60

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bockd.readiness import NOTIFY_VARIABLE, READY, notify
+from bockd.daemon.readiness import NOTIFY_VARIABLE, READY, notify
 from tests.daemon.process import READY_SECONDS, Bockd
 
 

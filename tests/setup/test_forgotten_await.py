@@ -12,9 +12,9 @@ ROOT = Path(__file__).parents[2]
 
 WAITED_FOR = """
 import os
-from bockd.device import BlockDevice
-from bockd.engine.waiting import Mutex
-from bockd.steps import Completion, blocking
+from bockd.pool.device import BlockDevice
+from bockd.runtime.waiting import Mutex
+from bockd.runtime.steps import Completion, blocking
 
 async def operation(device: BlockDevice, mutex: Mutex, end: Completion[int]) -> None:
     await mutex.acquire()

@@ -11,17 +11,17 @@ from pathlib import Path
 
 import trio
 
-from bockd.certificates import Certificates
 from bockd.config import Address
 from bockd.config.sections import TlsSettings
 from bockd.model import ClientCertificates, TlsMode
-from bockd.server.exports import ExportTable
-from bockd.server.limits import ServerLimits
-from bockd.server.listener import address_of, listen_tcp
-from bockd.server.nbd_server import NbdServer
-from bockd.server.tls import FrontendTls
-from tests.nbd import wire
-from tests.server.client import Client
+from bockd.nbd.server.exports import ExportTable
+from bockd.nbd.server.limits import ServerLimits
+from bockd.nbd.server.listener import address_of, listen_tcp
+from bockd.nbd.server.nbd_server import NbdServer
+from bockd.nbd.server.tls import FrontendTls
+from bockd.tls.certificates import Certificates
+from tests.nbd.protocol import wire
+from tests.nbd.server.client import Client
 from tests.tls.conftest import Pki
 
 STARTTLS = wire.option(5)

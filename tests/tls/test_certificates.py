@@ -13,13 +13,13 @@ import httpx
 import nbd
 import pytest
 
-from bockd.certificates import CertificateError, Certificates
 from bockd.config.decode import decode
 from bockd.config.sections import TlsSettings
 from bockd.model import ClientCertificates
+from bockd.tls.certificates import CertificateError, Certificates
 from tests.attach.tenant import Tenant
 from tests.daemon.process import Bockd, program, serving
-from tests.nbd import wire
+from tests.nbd.protocol import wire
 from tests.tls.authority import Authority, Pair, bare_ca, protect
 from tests.tls.configured import configuration
 from tests.tls.conftest import Pki
@@ -258,12 +258,14 @@ def test_new_files_are_taken_while_it_runs(daemon: Bockd, pki: Pki, pair: Pair) 
     assert shown_by_nbd(daemon, pki) == shown_by_the_api(daemon, pki) == der(pki.elsewhere) != old
     early.pwrite(b"still here", 0)
     early.shutdown()
-    assert "INFO bockd.certificates: the changed certificate is in use" in daemon.log.read_text()
+    assert (
+        "INFO bockd.tls.certificates: the changed certificate is in use" in daemon.log.read_text()
+    )
 
 
 def test_bad_files_leave_the_old_certificate_in_use(daemon: Bockd, pki: Pki, pair: Pair) -> None:
     """Which the log says once for each change."""
-    daemon.expect_in_log("WARNING bockd.certificates: the changed certificate is not taken")
+    daemon.expect_in_log("WARNING bockd.tls.certificates: the changed certificate is not taken")
     old = der(pair)
     pair.certificate.write_text("hello")
     for _ in range(3):

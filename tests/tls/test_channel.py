@@ -10,14 +10,14 @@ import pytest
 import trio
 import trio.testing
 
-from bockd.engine.memory import MemoryDevice
+from bockd.drivers.memory.device import MemoryDevice
 from bockd.model import ClientCertificates, TlsMode
-from bockd.server.limits import ServerLimits
-from bockd.steps import Signal
+from bockd.nbd.server.limits import ServerLimits
+from bockd.runtime.steps import Signal
 from tests.daemon.process import program
-from tests.nbd import wire
-from tests.server.client import Client, Closed
-from tests.server.serving import FixedExports, in_trio
+from tests.nbd.protocol import wire
+from tests.nbd.server.client import Client, Closed
+from tests.nbd.server.serving import FixedExports, in_trio
 from tests.tls.conftest import Pki
 from tests.tls.served import STARTTLS, client_context, serving_tls
 

@@ -7,9 +7,9 @@ import subprocess
 from pathlib import Path
 from textwrap import dedent
 
-from bockd.certificates import Certificates
 from bockd.config.sections import TlsSettings
 from bockd.model import ClientCertificates
+from bockd.tls.certificates import Certificates
 from tests.tls.served import client_context
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "tls.md"

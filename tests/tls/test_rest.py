@@ -21,7 +21,7 @@ from libcloud.compute.types import Provider
 
 from bockd.cli.http import Http
 from bockd.errors import UnavailableError
-from bockd.trust import Trust
+from bockd.tls.trust import Trust
 from tests.daemon.process import Bockd, Result, program, serving
 from tests.tls.authority import Authority, bare_ca
 from tests.tls.configured import configuration

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import trio
 
-from bockd.engine.memory import MemoryDevice
+from bockd.drivers.memory.device import MemoryDevice
 from bockd.errors import InUseError
 from bockd.vm import disks
 from bockd.vm.disks import Disk
 from bockd.vm.machines import Machines, Wanted
 from bockd.vm.monitor import Monitor, NotRunningError, RefusedError
 from bockd.vm.names import MAX_NAME_LENGTH, disk_name, disk_of, prefix, serial, spare_name
+from tests.nbd.server.serving import FixedExports, in_trio, serving
 
-from ..server.serving import FixedExports, in_trio, serving
 from .qemu import qemu
 
 MIB = 1 << 20

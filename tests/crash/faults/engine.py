@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest import mock
 
+from bockd.drivers.local.format import layer
+from bockd.index import ballast
 from bockd.model import KIB
-from bockd.store import ballast, layer
 from tests.crash.powercut.engine import laboratory
 
 

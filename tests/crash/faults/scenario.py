@@ -15,15 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from bockd.engine.check import check_open_pool
-from bockd.engine.pool import Pool
-from bockd.engine.reading import Reader
-from bockd.engine.reclaim import Reclaimer
-from bockd.engine.volume import Volume
+from bockd.drivers.local.format.catalogue import SnapshotRecord, VolumeRecord
+from bockd.drivers.local.integrity.check import check_open_pool
+from bockd.drivers.local.maintenance.reclaim import Reclaimer
+from bockd.drivers.local.pool import Pool
+from bockd.drivers.local.volume.reading import Reader
+from bockd.drivers.local.volume.volume import Volume
 from bockd.errors import BockdError, NoSpaceError, VolumeFailedError
 from bockd.model import BLOCK_SIZE, KIB, SnapshotId, VolumeId
-from bockd.steps import Background, run_inline
-from bockd.store.catalogue import SnapshotRecord, VolumeRecord
+from bockd.runtime.steps import Background, run_inline
 from tests.crash.faults.mounted import Fault, FaultyDisk, How
 from tests.crash.powercut.known import (
     SECTOR,
@@ -33,8 +33,8 @@ from tests.crash.powercut.known import (
     World,
     history_of,
 )
-from tests.engine.process import die
-from tests.engine.schedule import History
+from tests.drivers.local.process import die
+from tests.drivers.local.schedule import History
 
 T = TypeVar("T")
 

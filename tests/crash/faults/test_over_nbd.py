@@ -11,15 +11,15 @@ from typing import Any
 import nbd
 import pytest
 
-from bockd.device import BlockDevice
-from bockd.engine.volume import Volume
+from bockd.drivers.local.volume.volume import Volume
 from bockd.model import BLOCK_SIZE
-from bockd.steps import run_inline
+from bockd.pool.device import BlockDevice
+from bockd.runtime.steps import run_inline
 from tests.crash.faults.engine import faulty_laboratory
 from tests.crash.faults.mounted import Fault, FaultyDisk, How, faulty_disk
-from tests.engine.bench_pool import Bench
-from tests.engine.process import die
-from tests.server.serving import FixedExports, served
+from tests.drivers.local.bench_pool import Bench
+from tests.drivers.local.process import die
+from tests.nbd.server.serving import FixedExports, served
 
 
 @pytest.fixture(scope="module")

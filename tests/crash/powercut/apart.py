@@ -1,7 +1,7 @@
 """A history played in a process of its own, forked from this one.
 
 Operations that a death cut off are kept, with all they refer to, for as long as their process lives
-(tests/engine/schedule.py): tens of MiB for each history. So each has a process.
+(tests/drivers/local/schedule.py): tens of MiB for each history. So each has a process.
 """
 
 from __future__ import annotations

@@ -9,14 +9,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from unittest import mock
 
-from bockd.engine import access, durability, poolfiles, volume
-from bockd.engine.access import StoreAccess
+from bockd.drivers.local import access, poolfiles
+from bockd.drivers.local.access import StoreAccess
+from bockd.drivers.local.format import layer
+from bockd.drivers.local.format.journal import JournalSegment
+from bockd.drivers.local.format.layer import Layer
+from bockd.drivers.local.format.layout import JournalName
+from bockd.drivers.local.format.spares import SpareSegments
+from bockd.drivers.local.volume import durability, volume
 from bockd.errors import named
-from bockd.store import layer
-from bockd.store.journal import JournalSegment
-from bockd.store.layer import Layer
-from bockd.store.layout import JournalName
-from bockd.store.spares import SpareSegments
 from tests.crash.small import small_engine
 
 JOURNAL_RECORDS = 96

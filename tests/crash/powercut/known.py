@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from bockd.model import SnapshotId, VolumeId
-from tests.engine.schedule import History, Span
+from tests.drivers.local.schedule import History, Span
 
 SECTOR = History.SECTOR
 

@@ -15,14 +15,16 @@ from unittest import mock
 
 import lmdb
 
-from bockd.engine import poolfiles, reclaim, recovery, volume
-from bockd.engine.durability import Durability
-from bockd.engine.recovery import Replay
-from bockd.engine.volume import Volume
-from bockd.steps import Signal, Steps
-from bockd.store import journal, layer
-from bockd.store.journal import BARRIERS, Entry, JournalSegment, Kind
-from bockd.store.layer import Layer
+from bockd.drivers.local import poolfiles
+from bockd.drivers.local.format import journal, layer
+from bockd.drivers.local.format.journal import BARRIERS, Entry, JournalSegment, Kind
+from bockd.drivers.local.format.layer import Layer
+from bockd.drivers.local.maintenance import reclaim
+from bockd.drivers.local.volume import recovery, volume
+from bockd.drivers.local.volume.durability import Durability
+from bockd.drivers.local.volume.recovery import Replay
+from bockd.drivers.local.volume.volume import Volume
+from bockd.runtime.steps import Signal, Steps
 
 Mutation = Callable[[], Any]
 

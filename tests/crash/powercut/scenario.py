@@ -1,8 +1,8 @@
 """A pool's random history, over many lives that end in power cuts, deaths or cleanly.
 
 Several volumes are written, trimmed, zeroed, flushed, checkpointed, snapshotted, cloned, reverted,
-extended and deleted, all interleaved (tests/engine/schedule.py), while background work punches,
-merges and unlinks. The power fails at a change of the disk chosen before; a quarter of the
+extended and deleted, all interleaved (tests/drivers/local/schedule.py), while background work
+punches, merges and unlinks. The power fails at a change of the disk chosen before; a quarter of the
 recoveries are cut too. Everything follows from the seed.
 """
 
@@ -13,16 +13,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bockd.engine.check import check_open_pool
-from bockd.engine.pool import Pool
-from bockd.engine.reading import Reader
-from bockd.engine.reclaim import Reclaimer
-from bockd.engine.scrub import Scrubber
-from bockd.engine.volume import Volume
+from bockd.drivers.local.format.checksums import all_damage
+from bockd.drivers.local.integrity.check import check_open_pool
+from bockd.drivers.local.integrity.scrub import Scrubber
+from bockd.drivers.local.maintenance.reclaim import Reclaimer
+from bockd.drivers.local.pool import Pool
+from bockd.drivers.local.volume.reading import Reader
+from bockd.drivers.local.volume.volume import Volume
 from bockd.errors import BockdError
 from bockd.model import BLOCK_SIZE, MIB
-from bockd.steps import Steps, run_inline
-from bockd.store.checksums import all_damage
+from bockd.runtime.steps import Steps, run_inline
 from tests.crash.powercut.known import (
     SECTOR,
     KnownSnapshot,
@@ -32,8 +32,8 @@ from tests.crash.powercut.known import (
     history_of,
 )
 from tests.crash.powercut.mounted import PowerCutDisk
-from tests.engine.process import close_everything_below, die
-from tests.engine.schedule import Scheduler, Task
+from tests.drivers.local.process import close_everything_below, die
+from tests.drivers.local.schedule import Scheduler, Task
 
 SIZE = MIB + 128 * 1024
 """Two leaves of the block map, the second one small."""

@@ -10,17 +10,17 @@ from collections.abc import Iterator
 
 import pytest
 
-from bockd.engine.check import check_open_pool
-from bockd.engine.pool import Pool
-from bockd.engine.reclaim import Reclaimer
-from bockd.steps import Background, run_inline
+from bockd.drivers.local.integrity.check import check_open_pool
+from bockd.drivers.local.maintenance.reclaim import Reclaimer
+from bockd.drivers.local.pool import Pool
+from bockd.runtime.steps import Background, run_inline
 from tests.crash.powercut.apart import HistoryFailedError, play
 from tests.crash.powercut.disk import Content, File
 from tests.crash.powercut.engine import laboratory
 from tests.crash.powercut.mounted import PowerCutDisk, power_cut_disk
 from tests.crash.powercut.mutations import MUTATIONS
 from tests.crash.powercut.scenario import SIZE
-from tests.engine.process import die
+from tests.drivers.local.process import die
 
 SEEDS = range(22)
 CUTS_OF_A_RUN = 10

@@ -9,8 +9,8 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from bockd.steps import Steps
-from tests.engine.schedule import Scheduler, Task
+from bockd.runtime.steps import Steps
+from tests.drivers.local.schedule import Scheduler, Task
 
 
 class Conductor(Scheduler):

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
+from bockd.drivers.local.format.layer import Layer
 from bockd.model import BLOCK_SIZE
-from bockd.steps import run_inline
-from bockd.store.layer import Layer
+from bockd.runtime.steps import run_inline
 from tests.crash.powercut.mounted import PowerCutDisk
 from tests.crash.scenarios.stage import SECTOR, Stage, block_of
 

@@ -7,12 +7,12 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from unittest import mock
 
-from bockd.engine import recovery
-from bockd.engine.access import StoreAccess
-from bockd.engine.leafcache import LeafCache
-from bockd.engine.reading import Reader
-from bockd.store.catalogue import VolumeRecord
-from bockd.store.journal import SegmentContents, read_segment
+from bockd.drivers.local.access import StoreAccess
+from bockd.drivers.local.format.catalogue import VolumeRecord
+from bockd.drivers.local.format.journal import SegmentContents, read_segment
+from bockd.drivers.local.volume import recovery
+from bockd.drivers.local.volume.leafcache import LeafCache
+from bockd.drivers.local.volume.reading import Reader
 from tests.crash.powercut.mutations import MUTATIONS as CUT_MUTATIONS
 from tests.crash.storm.mutations import (
     broken,

@@ -6,9 +6,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from bockd.drivers.local.format.layout import Layout
 from bockd.failpoints import VARIABLE, Failpoint
 from bockd.model import BLOCK_SIZE, MIB
-from bockd.store.layout import Layout
 from tests.crash.forked import ForkedDaemon
 from tests.crash.storm.client import Client
 from tests.daemon.process import environment_without_a_cloud

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bockd.engine.check import check_open_pool
-from bockd.engine.pool import Pool
-from bockd.engine.reading import Reader
-from bockd.engine.reclaim import Reclaimer
-from bockd.engine.volume import Volume
+from bockd.drivers.local.integrity.check import check_open_pool
+from bockd.drivers.local.maintenance.reclaim import Reclaimer
+from bockd.drivers.local.pool import Pool
+from bockd.drivers.local.volume.reading import Reader
+from bockd.drivers.local.volume.volume import Volume
 from bockd.model import BLOCK_SIZE, MIB, SnapshotId
-from bockd.steps import run_inline
+from bockd.runtime.steps import run_inline
 from tests.crash.powercut.mounted import PowerCutDisk
 from tests.crash.scenarios.conductor import Conductor
-from tests.engine.process import close_everything_below, die
+from tests.drivers.local.process import close_everything_below, die
 
 SIZE = 2 * MIB
 """Two leaves of the block map."""

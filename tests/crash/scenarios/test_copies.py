@@ -13,14 +13,14 @@ from typing import Any
 import nbd
 import pytest
 
-from bockd.engine import recovery
-from bockd.engine.durability import Durability
-from bockd.engine.pool import Pool
-from bockd.engine.volume import Volume
+from bockd.drivers.local.format.journal import SegmentContents
+from bockd.drivers.local.format.layer import Layer
+from bockd.drivers.local.pool import Pool
+from bockd.drivers.local.volume import recovery
+from bockd.drivers.local.volume.durability import Durability
+from bockd.drivers.local.volume.volume import Volume
 from bockd.model import BLOCK_SIZE
-from bockd.steps import Steps, run_inline
-from bockd.store.journal import SegmentContents
-from bockd.store.layer import Layer
+from bockd.runtime.steps import Steps, run_inline
 from tests.crash.scenarios.serving import BLOCKS, SIZE, Serving, block_of
 from tests.crash.storm.mutations import Replacements, break_for_good
 from tests.daemon.process import program

@@ -16,12 +16,12 @@ from typing import Any
 import nbd
 import pytest
 
-from bockd.engine import recovery
-from bockd.engine.access import StoreAccess
+from bockd.drivers.local.access import StoreAccess
+from bockd.drivers.local.format.catalogue import VolumeRecord
+from bockd.drivers.local.format.journal import RECORD_BYTES, SegmentContents
+from bockd.drivers.local.volume import recovery
 from bockd.failpoints import Failpoint
 from bockd.model import BLOCK_SIZE, NodeKind
-from bockd.store.catalogue import VolumeRecord
-from bockd.store.journal import RECORD_BYTES, SegmentContents
 from tests.crash.scenarios.serving import BLOCKS, SIZE, Serving, block_of
 from tests.crash.storm.client import GONE
 from tests.crash.storm.mutations import Replacements, break_for_good

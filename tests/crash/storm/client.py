@@ -11,9 +11,9 @@ from typing import Any
 
 import nbd
 
-from bockd.blockstorage.credentialsfile import CREDENTIALS_FILE
 from bockd.cli.client import ControlClient
 from bockd.errors import UnavailableError
+from bockd.identity.credentialsfile import CREDENTIALS_FILE
 from tests.crash.forked import ForkedDaemon
 from tests.crash.rest import ANSWER_SECONDS, Rest
 

@@ -12,16 +12,16 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
-from bockd.engine import recovery
-from bockd.engine.durability import Durability
-from bockd.engine.leafcache import LeafCache
-from bockd.engine.punching import PendingPunches
-from bockd.engine.recovery import Replay
-from bockd.engine.volume import Volume
-from bockd.engine.waiting import HeldRange, RangeLocks
-from bockd.store.blockmap import MapChanges
-from bockd.store.journal import Change, Kind, SegmentContents
-from bockd.store.layer import Layer
+from bockd.drivers.local.format.blockmap import MapChanges
+from bockd.drivers.local.format.journal import Change, Kind, SegmentContents
+from bockd.drivers.local.format.layer import Layer
+from bockd.drivers.local.volume import recovery
+from bockd.drivers.local.volume.durability import Durability
+from bockd.drivers.local.volume.leafcache import LeafCache
+from bockd.drivers.local.volume.punching import PendingPunches
+from bockd.drivers.local.volume.recovery import Replay
+from bockd.drivers.local.volume.volume import Volume
+from bockd.runtime.waiting import HeldRange, RangeLocks
 
 Replacements = list[tuple[Any, str, Any]]
 """Where something lives, its name there, and what to put in its place."""

@@ -1,0 +1,91 @@
+"""The operator's view of the pool as NBD exports: `<id or name>`, `snapshot/<id or name>`.
+
+It is what the Unix socket serves. Attached volumes are there under their attachments' names too,
+which come first: a server on this machine need not go through TCP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from bockd.daemon.attached import AttachedExports
+from bockd.daemon.exporthandle import ExportHandle
+from bockd.drivers.local.format.catalogue import SnapshotRecord, VolumeRecord
+from bockd.drivers.local.format.naming import export_description, find_export
+from bockd.drivers.local.pool import Pool
+from bockd.model import NodeKind, SnapshotId, VolumeId, export_name
+from bockd.nbd.protocol.options import ExportInfo
+from bockd.nbd.server.exports import ExportKey
+from bockd.pool.device import BlockDevice
+from bockd.runtime.steprunner import StepRunner
+
+
+class PoolExports:
+    """All volumes and snapshots of a pool (bockd.nbd.server.exports.ExportTable)."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        runner: StepRunner,
+        on_idle: Callable[[ExportKey], None],
+        attached: AttachedExports,
+    ) -> None:
+        self._attached = attached
+        self._pool = pool
+        self._runner = runner
+        self._on_idle = on_idle
+
+    async def list_exports(self) -> list[ExportInfo]:
+        """List the volumes by id, then the snapshots by id."""
+        with self._pool.catalogue() as catalogue:
+            return [
+                *(describe(NodeKind.VOLUME, record) for record in catalogue.volumes()),
+                *(describe(NodeKind.SNAPSHOT, record) for record in catalogue.snapshots()),
+            ]
+
+    async def describe(self, name: str) -> ExportInfo:
+        """Return an export as the catalogue describes it, without opening it. Raise NotFoundError
+        when there is none of this name."""
+        if self._attached.find(name) is not None:
+            return await self._attached.describe(name)
+        with self._pool.catalogue() as catalogue:
+            return describe(*find_export(catalogue, name))
+
+    async def open(self, name: str) -> ExportHandle:
+        """Open the volume or snapshot, or share it with those who have it open. Raises
+        BockdError."""
+        if self._attached.find(name) is not None:
+            return await self._attached.open(name)
+        with self._pool.catalogue() as catalogue:
+            kind, record = find_export(catalogue, name)
+        return await self.hold(kind, record)
+
+    async def hold(self, kind: NodeKind, record: VolumeRecord | SnapshotRecord) -> ExportHandle:
+        """Open a volume or snapshot for any frontend and return the handle. Raises BockdError."""
+        info = describe(kind, record)
+        device: BlockDevice
+        if kind is NodeKind.VOLUME:
+            volume = await self._runner.run(self._pool.use_volume(VolumeId(record.id)))
+            device = volume.volume
+        else:
+            snapshot = await self._runner.run(self._pool.use_snapshot(SnapshotId(record.id)))
+            device = snapshot.snapshot
+        key = ExportKey(kind, record.id)
+        return ExportHandle(key, device, info.name, info.description, self._release)
+
+    def _release(self, key: ExportKey) -> None:
+        if key.kind is NodeKind.VOLUME:
+            self._pool.leave_volume(VolumeId(key.id))
+        else:
+            self._pool.leave_snapshot(SnapshotId(key.id))
+        self._on_idle(key)
+
+
+def describe(kind: NodeKind, record: VolumeRecord | SnapshotRecord) -> ExportInfo:
+    """Return an export as NBD_OPT_LIST and NBD_OPT_INFO describe it."""
+    return ExportInfo(
+        name=export_name(kind, record.name),
+        description=export_description(kind, record.id),
+        size_bytes=record.size_bytes,
+        read_only=kind is NodeKind.SNAPSHOT,
+    )

@@ -1,0 +1,381 @@
+"""The daemon: everything wired together in one nursery, until a signal ends it.
+
+Order matters at the end: the frontends close first, then the engine finishes what was begun, then
+volumes are closed (flushed, their journals applied), and the pool last.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import socket
+import sys
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import partial
+from pathlib import Path
+
+import trio
+from fastapi import FastAPI
+
+from api.app import Together, create_app
+from api.openstack.app import create_public_app
+from api.openstack.nbd import NbdFrontends
+from api.serve import serve_api, serve_public
+from bockd import descriptors
+from bockd.blockstorage.contract import Identity
+from bockd.blockstorage.interrupted import detaching, finish_detaching, resolve_interrupted
+from bockd.blockstorage.plugging import DevicePlugger
+from bockd.blockstorage.records import OwnedVolume
+from bockd.blockstorage.running import StorageContext
+from bockd.blockstorage.servers import Servers
+from bockd.blockstorage.service import PoolBlockStorage
+from bockd.config import Address, Settings
+from bockd.config.load import API_LISTEN_VARIABLE, NBD_LISTEN_VARIABLE
+from bockd.config.sections import ApiSettings, NbdSettings
+from bockd.daemon import heap
+from bockd.daemon.accounts import PoolAccounts
+from bockd.daemon.attached import AttachedExports, AttachedVolumes
+from bockd.daemon.backups import Backups
+from bockd.daemon.capacity import Capacity
+from bockd.daemon.configured import catalog, one_identity, servers, storage_context
+from bockd.daemon.control import PoolControl
+from bockd.daemon.ending import ending_signals
+from bockd.daemon.exports import PoolExports
+from bockd.daemon.fileview import FileView
+from bockd.daemon.idle import IdleExports
+from bockd.daemon.images import PoolImages
+from bockd.daemon.nodes import PoolNodes
+from bockd.daemon.plugged import PluggedDevices
+from bockd.daemon.readiness import READY, STOPPING, notify
+from bockd.daemon.retrying import Retrying
+from bockd.daemon.scrubbing import Scrubbing
+from bockd.descriptors import CLIENTS_SHARE, portion
+from bockd.directories import make_private
+from bockd.drivers.local.maintenance.reclaim import Reclaimer
+from bockd.drivers.local.newpool import check_start
+from bockd.drivers.local.pool import Pool
+from bockd.errors import InUseError, from_os_error
+from bockd.identity.credentialsfile import CREDENTIALS_FILE, establish
+from bockd.identity.keystone.opening import open_keystone
+from bockd.identity.local import LocalIdentity
+from bockd.identity.tokens import load_key
+from bockd.model import GIB, ServerKind, TlsMode
+from bockd.nbd.server.exports import ExportKey
+from bockd.nbd.server.fastlane import lane
+from bockd.nbd.server.limits import MAX_CONNECTIONS, ServerLimits
+from bockd.nbd.server.listener import address_of, listen_tcp
+from bockd.nbd.server.nbd_server import NbdServer, serve_nbd
+from bockd.nbd.server.tls import NO_TLS, FrontendTls
+from bockd.runtime.asyncbridge import AsyncBridge
+from bockd.runtime.steprunner import StepRunner
+from bockd.runtime.steps import Steps
+from bockd.tls.certificates import Certificates, wanted
+from bockd.unixsocket import listening_unix
+from bockd.vm.machines import Machines
+from bockd.vm.plugger import MachinePlugger
+from bockd.vm.watch import Watch
+
+log = logging.getLogger(__name__)
+
+TLS_NOTE = {TlsMode.OFF: "", TlsMode.ON: ", TLS on demand", TlsMode.REQUIRE: ", TLS only"}
+
+HASHING_THREADS = 2
+"""For passwords, apart from the device's threads: guessing must not delay a disk."""
+
+
+def run(settings: Settings, mount: Path | None = None, *, is_default: bool = False) -> None:
+    """Serve until a signal ends it (daemon.ending); `mount` overrides the settings'. `is_default`:
+    nobody has named the data directory. Raises BockdError when it cannot begin."""
+    logging.basicConfig(
+        level=settings.log_level.upper(),
+        stream=sys.stderr,
+        format="%(levelname)s %(name)s: %(message)s",
+    )
+    descriptors.raise_limit()
+    heap.bound()
+    mount = mount or settings.fuse.mount
+    view = None if mount is None else FileView(mount.absolute(), settings.data_dir)
+    try:
+        check_start(settings.data_dir, is_default=is_default)
+        trio.run(_Daemon(settings, view).main)
+    except BaseExceptionGroup as group:
+        raise _alone(group) from group
+
+
+def _alone(group: BaseException) -> BaseException:
+    """The one error in a group, which a nursery makes of everything; groups of several stay."""
+    while isinstance(group, BaseExceptionGroup) and len(group.exceptions) == 1:
+        group = group.exceptions[0]
+    return group
+
+
+def listening(
+    address: Address | None, variable: str
+) -> AbstractContextManager[socket.socket | None]:
+    """Open a TCP listener, or none if `address` is None. The error says which variable chooses
+    another address."""
+    if address is None:
+        return nullcontext()
+    return listen_tcp(address, f"set {variable} to another HOST:PORT, or to none")
+
+
+class _Daemon:
+    def __init__(self, settings: Settings, view: FileView | None) -> None:
+        self._settings = settings
+        self._view = view
+        kinds = wanted(settings)
+        self._certificates = Certificates(settings.tls, kinds) if kinds else None
+        self._server = NbdServer(
+            ServerLimits(
+                max_connections=portion(CLIENTS_SHARE, MAX_CONNECTIONS),
+                keepalive_seconds=settings.nbd.keepalive_seconds,
+                tcp_user_timeout_seconds=settings.nbd.tcp_user_timeout_seconds,
+            )
+        )
+        self._runner = self._server.runner
+        self._background: trio.Nursery
+        self._keystone: Identity | None
+        self._pool: Pool
+        self._context: StorageContext
+        self._machines = Machines()
+        self._machine_plugger = MachinePlugger(
+            self._machines, str(settings.nbd_socket), settings.vm.reconnect_seconds
+        )
+        self._retrying = Retrying(self._spawn)
+        self._reclaimer: Reclaimer
+        self._scrubbing: Scrubbing
+        self._idle: IdleExports
+
+    async def main(self) -> None:
+        # First of all: it can fail, and nothing has been touched yet.
+        async with open_keystone(self._settings.keystone) as self._keystone:
+            await self._run()
+
+    async def _run(self) -> None:
+        data_dir = self._settings.data_dir
+        try:
+            make_private(data_dir)
+        except OSError as error:
+            raise from_os_error(error, f"creating {data_dir}") from error
+        try:
+            self._pool = await trio.to_thread.run_sync(self._open_pool)
+        except InUseError as error:
+            raise InUseError(
+                f"{error}: stop that one first, or serve another directory (BOCKD_DATA)"
+            ) from error
+        bridge = AsyncBridge(lambda: self._background)
+        self._context = storage_context(
+            self._settings,
+            self._pool,
+            AttachedVolumes(self._pool, self._server, bridge, self._on_idle),
+            PluggedDevices(bridge, self._pluggers()),
+        )
+        try:
+            async with trio.open_nursery() as self._background:
+                await self._serve()
+        finally:
+            self._pool.release()
+
+    def _open_pool(self) -> Pool:
+        map_size_bytes = self._settings.pool.index_map_gib * GIB
+        return Pool.open(self._settings.data_dir, self._spawn, map_size_bytes=map_size_bytes)
+
+    def _pluggers(self) -> Mapping[ServerKind, DevicePlugger]:
+        """Hosts and plain servers connect by themselves."""
+        return {ServerKind.VM: self._machine_plugger}
+
+    def _on_idle(self, key: ExportKey) -> None:
+        self._idle.add(key)
+
+    def _spawn(self, steps: Steps[None]) -> None:
+        """Background work of the engine; it is finished before the pool is given up."""
+        self._background.start_soon(self._finish, steps)
+
+    async def _finish(self, steps: Steps[None]) -> None:
+        """One background operation's trouble is logged, and is nobody else's."""
+        try:
+            await self._runner.run(steps)
+        except Exception:
+            log.exception("background work failed")
+
+    async def _serve(self) -> None:
+        self._reclaimer = Reclaimer(self._pool)
+        self._pool.on_garbage = self._reclaim
+        self._scrubbing = Scrubbing(self._pool, self._settings.checksums)
+        self._idle = IdleExports(self._pool, self._retrying)
+        try:
+            await self._runner.run(self._pool.recover_volumes())
+            await self._runner.run(resolve_interrupted(self._context))
+            await trio.to_thread.run_sync(
+                lambda: establish(self._pool.store.index, self._settings.data_dir)
+            )
+            # Before a machine is looked for at its QMP socket.
+            await self._runner.run(Servers(self._context).configure(servers(self._settings)))
+            for owned in detaching(self._context):
+                self._retrying.start(
+                    f"detaching volume {owned.volume.id}",
+                    partial(self._finish_detaching, owned),
+                )
+            self._reclaim()
+            await self._open_frontends()
+        finally:
+            self._reclaimer.stop()
+            with trio.CancelScope(shield=True):
+                await self._runner.run(self._pool.close_all())
+
+    def _reclaim(self) -> None:
+        self._retrying.start("reclaim", self._run_reclaim)
+
+    async def _run_reclaim(self) -> None:
+        await self._reclaimer.run()
+        if self._reclaimer.put_off is not None:
+            raise self._reclaimer.put_off
+
+    async def _finish_detaching(self, owned: OwnedVolume) -> None:
+        """Finish it, unless somebody has done so since it was put off."""
+        if owned in detaching(self._context):
+            await finish_detaching(self._context, owned)
+
+    def _waiting(self) -> tuple[str, ...]:
+        """Background work that was put off."""
+        put_off = self._scrubbing.put_off
+        scrub = () if put_off is None else (f"reading frozen layers: {put_off}",)
+        return (*self._retrying.waiting, *scrub)
+
+    async def _open_frontends(self) -> None:
+        settings = self._settings
+        with (
+            ExitStack() as signals,
+            listening_unix(settings.nbd_socket) as unix,
+            listening(settings.nbd.listen, NBD_LISTEN_VARIABLE) as tcp,
+            listening(settings.api.listen, API_LISTEN_VARIABLE) as api,
+        ):
+            await self._serve_frontends(unix, tcp, api, signals)
+
+    async def _serve_frontends(
+        self,
+        unix: socket.socket,
+        tcp: socket.socket | None,
+        api: socket.socket | None,
+        signals: ExitStack,
+    ) -> None:
+        # First: one that comes while the view is being mounted must not leave that behind.
+        ended = signals.enter_context(ending_signals())
+        settings = self._settings
+        nbd_listen = str(address_of(tcp)) if tcp else None
+        api_listen = str(address_of(api)) if api else None
+        mount = str(self._view.path) if self._view else None
+        capacity = Capacity(self._pool, self._runner, settings.data_dir, settings.pool.warn_percent)
+        backups = Backups(self._pool, self._runner)
+        control = PoolControl(
+            self._context,
+            self._server,
+            settings,
+            nbd_listen,
+            api_listen,
+            mount,
+            self._scrubbing,
+            capacity,
+            backups,
+            self._waiting,
+        )
+        images = PoolImages(self._context, self._server, settings)
+        accounts = PoolAccounts(self._context, self._runner, settings.data_dir)
+        attached = AttachedExports(self._pool, self._runner, self._on_idle)
+        exports = PoolExports(self._pool, self._runner, self._on_idle, attached)
+        async with trio.open_nursery() as frontends:
+            public = self._public_app(tcp, frontends)
+            frontends.start_soon(
+                serve_nbd, self._server, unix, exports, tcp, attached, self._tls(settings.nbd)
+            )
+            both = Together(create_app(control, images, accounts), public)
+            await frontends.start(serve_api, both, settings.api_socket)
+            frontends.start_soon(images.give_up_abandoned)
+            if api is not None:
+                tls = self._tls(settings.api)
+                context = None if tls.mode is TlsMode.OFF else tls.context
+                await frontends.start(partial(serve_public, public, api, tls=context))
+            if self._view is not None:
+                nodes = PoolNodes(self._pool, self._runner, exports, self._server)
+                await frontends.start(self._view.serve, nodes, self._runner)
+            watch = Watch(self._machines, self._machine_plugger, self._pool.store.index)
+            frontends.start_soon(watch.run)
+            frontends.start_soon(self._scrubbing.run)
+            frontends.start_soon(capacity.run)
+            frontends.start_soon(backups.run)
+            frontends.start_soon(self._retrying.run)
+            frontends.start_soon(self._idle.run)
+            # What is alive now stays; the collector need not look at it again.
+            gc.collect()
+            gc.freeze()
+            heap.trim()
+            self._announce(nbd_listen, api_listen)
+            await ended()
+            # Later signals are let through, to end a slow stop.
+            signals.close()
+            log.info("stopping")
+            notify(STOPPING)
+            frontends.cancel_scope.cancel()
+
+    def _tls(self, listener: NbdSettings | ApiSettings) -> FrontendTls:
+        """What a listener on TCP offers."""
+        certificates = self._certificates
+        if listener.tls is TlsMode.OFF or certificates is None:
+            return NO_TLS
+        return FrontendTls(listener.tls, lambda: certificates.context(listener.client_certificates))
+
+    def _public_app(self, tcp: socket.socket | None, fetches: trio.Nursery) -> FastAPI:
+        pool, settings = self._pool, self._settings
+        local = LocalIdentity(
+            pool.store.index,
+            StepRunner(HASHING_THREADS),
+            pool.clock,
+            load_key(settings.data_dir),
+            settings.identity.token_seconds,
+        )
+        identity = one_identity(settings.keystone, local, self._keystone)
+        storage = PoolBlockStorage(self._context, self._runner)
+        if settings.glance.url is not None:
+            # An HTTP client is some 10 MiB of memory, which few daemons need.
+            from bockd.daemon.fetching import FetchingBlockStorage
+
+            storage = FetchingBlockStorage(self._context, self._runner, settings, fetches)
+        frontends = NbdFrontends(
+            str(settings.nbd_socket),
+            address_of(tcp) if tcp else None,
+            tls_required=settings.nbd.tls is TlsMode.REQUIRE,
+        )
+        return create_public_app(storage, identity, catalog(settings.catalog), frontends)
+
+    def _announce(self, nbd_listen: str | None, api_listen: str | None) -> None:
+        settings = self._settings
+        scheme = "http" if settings.api.tls is TlsMode.OFF else "https"
+        lines = [
+            f"bockd is ready. Data: {settings.data_dir}",
+            f"  NBD, Unix socket: {settings.nbd_socket}",
+            f"  NBD, TCP:         {nbd_listen or 'off'}  (attached volumes only"
+            f"{TLS_NOTE[settings.nbd.tls]})",
+            f"  files:            {self._view.path if self._view else 'off'}",
+            f"  fast lane:        {lane(os.environ)}",
+            f"  control API:      {settings.api_socket}",
+            f"  block storage API: {f'{scheme}://{api_listen}/' if api_listen else 'off'}"
+            f"  ({self._ways_in()})",
+            "Next: bock volume create disk1 --size 10GiB",
+        ]
+        try:
+            print("\n".join(lines), flush=True)
+        except OSError:
+            # Whoever reads this has gone, a terminal even in the middle of it. Python would try
+            # again at its end, and fail.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        notify(READY)
+
+    def _ways_in(self) -> str:
+        """Who has tokens, for people."""
+        keystone = self._settings.keystone
+        credentials = f"credentials: {self._settings.data_dir / CREDENTIALS_FILE}"
+        if keystone.url is None:
+            return credentials
+        return f"{credentials}, " * keystone.local + f"Keystone: {keystone.url}"

@@ -1,0 +1,1 @@
+"""The kinds of pools. None imports another."""

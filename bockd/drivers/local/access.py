@@ -1,0 +1,86 @@
+"""What an open volume and its journal need of their pool."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bockd.drivers.local.format.frozenlayer import OpenFiles
+from bockd.drivers.local.format.journal import JournalSegment
+from bockd.drivers.local.format.layout import JournalName, Layout
+from bockd.drivers.local.format.spares import SpareSegments
+from bockd.errors import NoInodesError, NoSpaceError, from_os_error
+from bockd.index.ballast import Ballast
+from bockd.index.index import Index
+from bockd.runtime.steps import Steps
+
+log = logging.getLogger(__name__)
+
+Spawn = Callable[[Steps[None]], None]
+"""Runs steps in the background; given by the edge that drives the engine."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreAccess:
+    """What an open volume needs of its pool."""
+
+    layout: Layout
+    index: Index
+    ballast: Ballast
+    spares: SpareSegments
+    files: OpenFiles
+    boot: str
+
+    @property
+    def reserve_wanted(self) -> bool:
+        """True when some of what is kept in reserve for a full disk was used up."""
+        return self.ballast.given or self.spares.wanted
+
+    def restore_reserve(self) -> None:
+        """Make the reserve whole again, if some of it was used up and there is ample room by now.
+        Blocks."""
+        self.spares.restore()
+        self.ballast.restore()
+
+    def ensure_reserve(self) -> bool:
+        """Make the reserve whole. Return False when there is no room. Blocks."""
+        spares = self.spares.ensure()
+        return self.ballast.ensure() and spares
+
+
+def create_segment(store: StoreAccess, name: JournalName, *, reserve: bool) -> JournalSegment:
+    """Create a journal segment. If the disk is full, its space comes from the reserve: a spare
+    segment or the ballast. Raises NoSpaceError when the reserve is used up, or when `reserve` is
+    false (unless only inodes are missing, which writes do not need), and other BockdErrors."""
+    doing = f"creating journal segment {store.layout.journal_segment(name)}"
+    try:
+        return JournalSegment.create(store.layout, name, store.boot)
+    except OSError as error:
+        translated = from_os_error(error, doing)
+        wanting = NoSpaceError if reserve else NoInodesError
+        if not isinstance(translated, wanting):
+            raise translated from error
+        spare = store.spares.take(store.layout.unfinished_segment(name))
+        if not (spare or store.ballast.release()):
+            raise translated from error
+    try:
+        return JournalSegment.create(store.layout, name, store.boot, reuse=spare)
+    except OSError as error:
+        raise from_os_error(error, doing) from error
+
+
+def discard_segments(store: StoreAccess, segments: list[JournalSegment]) -> None:
+    """Close segments whose records are in the index, and keep their files as spares or remove them.
+    A file that cannot be removed is removed at the next opening, because its generation is past."""
+    for segment in segments:
+        segment.close()
+        discard_segment(store, segment.name)
+
+
+def discard_segment(store: StoreAccess, name: JournalName) -> None:
+    """Keep or remove the file of a segment that nothing needs any more."""
+    try:
+        store.spares.keep_or_unlink(store.layout.journal_segment(name), name)
+    except OSError as error:
+        log.warning("journal segment %s was not removed: %s", name, error)

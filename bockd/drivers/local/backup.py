@@ -1,0 +1,369 @@
+"""A backup of a pool: a directory that is a pool itself, complete or not one at all.
+
+Frozen layers never change but for what nothing shows, so they are copied while volumes are in use.
+For a pool that a daemon serves, the daemon freezes each volume first (bockd.daemon.backups); in
+the copy of the index each volume then shows what was frozen, and has an empty head.
+
+Order, each step durable before the next:
+
+    1. the index is copied and edited beside its place; data.mdb of an earlier backup goes
+    2. layer files are made like their originals; of what did not change since, nothing is read
+    3. data.mdb gets its place: the backup is complete
+
+Without data.mdb the directory is refused as a pool. `backup.json` says which files are like which
+originals: a stamp of inode, size and time of change of both. It only saves work.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from bockd.directories import make_private, sync_directory
+from bockd.drivers.local.access import StoreAccess
+from bockd.drivers.local.format.blockmap import own_leaves
+from bockd.drivers.local.format.catalogue import Catalogue, id_key
+from bockd.drivers.local.format.layer import punch_range, segment_sizes
+from bockd.drivers.local.format.layout import Layout, unlink_if_present
+from bockd.drivers.local.format.leaf import leaf_key
+from bockd.drivers.local.format.locks import FileLock
+from bockd.errors import ConflictError, DamagedError, InvalidRequestError, from_os_error
+from bockd.index.ballast import Ballast
+from bockd.index.index import Index, Table, Transaction
+from bockd.index.mapsize import read_map_size, write_map_size
+from bockd.model import MIB, LayerId, NodeKind, SnapshotId, VolumeId
+
+STAMPS = "backup.json"
+CREDENTIALS_FILE = "credentials.json"
+"""What the first start has written (bockd.identity.accounts); it goes with the pool."""
+
+_COPY_BYTES = 1 * MIB
+
+_YOUNG_NS = 2_000_000_000
+"""A file that was changed so shortly before it is looked at may be changed again without getting
+another time; its stamp is not kept."""
+
+_FICLONE = 0x40049409
+"""_IOW(0x94, 9, int) (linux/fs.h)."""
+
+Stamp = tuple[int, int, int]
+"""Inode, size and time of change (ns)."""
+
+Show = Callable[[int, int], None]
+"""Told how many bytes of how many are done."""
+
+
+@dataclass
+class Stamps:
+    """What `backup.json` holds: of which pool it is a backup, and by file name the stamps of the
+    original and of the copy when they were alike."""
+
+    pool_created_at: float
+    files: dict[str, tuple[Stamp, Stamp]]
+
+
+@dataclass(frozen=True, slots=True)
+class BackupReport:
+    """What a backup has done, in layer files and bytes."""
+
+    files: int
+    copied_files: int
+    """Of them, those that were read; the others had not changed since the last backup."""
+    written_bytes: int
+    shared_files: int
+    """Of those that were read, the ones that the file system shares with the pool (reflinks)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    layer: LayerId
+    size_bytes: int
+    blank: bool
+    """A head, of which nothing is shown."""
+
+
+class Backup:
+    """One run into the directory `target`, whose lock is held from `begin` to `end`."""
+
+    def __init__(self, store: StoreAccess, target: Path, show: Show) -> None:
+        self._store = store
+        self._source = store.layout
+        self._target = Layout(target)
+        self._show = show
+        self._done = self._total = self._written = self._copied = self._shared = 0
+        self._lock: FileLock | None = None
+
+    def begin(self, frozen: Mapping[VolumeId, SnapshotId] | None) -> None:
+        """Take over the target, and copy the index. `frozen` has the snapshots that were taken of
+        volumes for this backup; None for a pool whose volumes are all closed.
+
+        Raises ConflictError, InvalidRequestError (the target), InUseError, NoSpaceError.
+        """
+        root = self._target.root
+        self._refuse_target(root)
+        try:
+            for directory in (root, self._target.locks, self._target.layers, self._target.index):
+                make_private(directory)
+            make_private(self._target.discarded)
+            self._lock = FileLock.acquire(
+                self._target.pool_lock, shared=False, held_message=f"the backup {root} is in use"
+            )
+            self._stamps = self._read_stamps()
+            self._wanted = self._copy_index(frozen)
+            unlink_if_present(self._target.index_data)
+            unlink_if_present(self._target.index / "lock.mdb")
+            sync_directory(self._target.index)
+            self._write_stamps()
+        except OSError as error:
+            raise from_os_error(error, f"writing the backup {root}") from error
+
+    def copy(self) -> None:
+        """Make the layer files like their originals. May be interrupted, and begun again later."""
+        try:
+            self._copy_layers()
+            with suppress(FileNotFoundError):
+                copied = self._target.root / CREDENTIALS_FILE
+                shutil.copy2(self._source.root / CREDENTIALS_FILE, copied)
+                _sync_file(copied)
+            for directory in (self._target.layers, self._target.journal, self._target.root):
+                sync_directory(directory)
+        except OSError as error:
+            raise from_os_error(error, f"writing the backup {self._target.root}") from error
+
+    def complete(self) -> BackupReport:
+        """Make the target a whole pool."""
+        fresh = self._target.unfinished_index
+        try:
+            for name in self._target.journal_segments():
+                unlink_if_present(self._target.journal_segment(name))
+            os.rename(fresh / "data.mdb", self._target.index_data)
+            sync_directory(self._target.index)
+            shutil.rmtree(fresh)
+            self._write_stamps()
+        except OSError as error:
+            raise from_os_error(error, f"writing the backup {self._target.root}") from error
+        return BackupReport(len(self._stamps.files), self._copied, self._written, self._shared)
+
+    def end(self) -> None:
+        """Give the target's lock back."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    # -- the target --------------------------------------------------------------------------
+
+    def _refuse_target(self, root: Path) -> None:
+        source = self._source.root.resolve()
+        if root.resolve().is_relative_to(source) or source.is_relative_to(root.resolve()):
+            raise InvalidRequestError(f"{root} and the pool {source} lie in one another")
+        there = root.exists() and any(root.iterdir())
+        if there and not (root / STAMPS).exists():
+            raise ConflictError(f"{root} is not empty and is no backup: choose another directory")
+
+    def _read_stamps(self) -> Stamps:
+        with self._store.index.reading() as txn:
+            record = Catalogue(txn).pool()
+        assert record is not None
+        try:
+            known = msgspec.json.decode((self._target.root / STAMPS).read_bytes(), type=Stamps)
+        except FileNotFoundError:
+            return Stamps(record.created_at, {})
+        except (msgspec.DecodeError, msgspec.ValidationError):
+            raise ConflictError(
+                f"{self._target.root / STAMPS} is damaged: choose another directory, or remove "
+                "this one"
+            ) from None
+        if known.pool_created_at != record.created_at:
+            raise ConflictError(
+                f"{self._target.root} is a backup of another pool: choose another directory"
+            )
+        return known
+
+    def _write_stamps(self) -> None:
+        path = self._target.root / STAMPS
+        fresh = path.with_suffix(".new")
+        with open(fresh, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+            file.write(msgspec.json.encode(self._stamps))
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(fresh, path)
+        sync_directory(self._target.root)
+
+    # -- the index ---------------------------------------------------------------------------
+
+    def _copy_index(self, frozen: Mapping[VolumeId, SnapshotId] | None) -> list[_Wanted]:
+        """Copy the index next to its final place. Return the layers that it names."""
+        directory = self._target.unfinished_index
+        shutil.rmtree(directory, ignore_errors=True)
+        make_private(directory)
+        # As large a map as the pool's: who has limited its address space has limited ours.
+        map_size = read_map_size(self._source.index)
+        for place in (directory, self._target.index):
+            write_map_size(place, map_size)
+        self._store.index.copy_to(directory / "data.mdb")
+        index = Index.open(directory, Ballast(self._target.ballast))
+        try:
+            if frozen is not None:
+                snapshots = dict(frozen)
+                index.update(lambda txn: _show_frozen(txn, snapshots))
+            with index.reading() as txn:
+                catalogue = Catalogue(txn)
+                left_open = [v.name for v in catalogue.volumes() if v.opened]
+                if left_open:
+                    raise DamagedError(
+                        f"volumes cannot be recovered: {', '.join(left_open)}; 'bockd check' says "
+                        "why"
+                    )
+                heads = {v.head for v in catalogue.volumes()} if frozen is not None else set()
+                wanted = [_Wanted(x.id, x.size_bytes, x.id in heads) for x in catalogue.layers()]
+        finally:
+            index.close()
+        unlink_if_present(directory / "lock.mdb")
+        _sync_file(directory / "data.mdb")
+        sync_directory(directory)
+        return wanted
+
+    # -- layers ------------------------------------------------------------------------------
+
+    def _copy_layers(self) -> None:
+        files: list[tuple[Path, Path, int, bool]] = []
+        for wanted in self._wanted:
+            for number, size in enumerate(segment_sizes(wanted.size_bytes)):
+                source = self._source.layer_segment(wanted.layer, number)
+                target = self._target.layer_segment(wanted.layer, number)
+                files.append((source, target, size, wanted.blank))
+        names = {target.name for _, target, _, _ in files}
+        for stray in self._target.layers.iterdir():
+            if stray.name not in names:
+                stray.unlink()
+        self._stamps.files = {k: v for k, v in self._stamps.files.items() if k in names}
+        sizes = [0 if blank else os.stat(source).st_blocks * 512 for source, _, _, blank in files]
+        self._total = sum(sizes)
+        saved = time.monotonic()
+        for (source, target, size, blank), allocated in zip(files, sizes, strict=True):
+            begun_at = self._done
+            if blank:
+                self._blank(target, size)
+            else:
+                self._copy_file(source, target)
+            self._done = begun_at + allocated
+            self._show(self._done, self._total)
+            if time.monotonic() - saved > 5:
+                self._write_stamps()
+                saved = time.monotonic()
+
+    def _blank(self, target: Path, size: int) -> None:
+        self._stamps.files.pop(target.name, None)
+        unlink_if_present(target)
+        with open(target, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+            file.truncate(size)
+            os.fsync(file.fileno())
+
+    def _copy_file(self, source: Path, target: Path) -> None:
+        name = target.name
+        looked_at = time.time_ns()
+        before = _stamp(source)
+        known = self._stamps.files.pop(name, None)
+        if known is not None and known == (before, _stamp_or_none(target)):
+            self._stamps.files[name] = known
+            return
+        self._copied += 1
+        reader = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+        writer = os.open(target, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fresh = os.fstat(writer).st_size == 0
+            if fresh and _share(reader, writer):
+                self._shared += 1
+            else:
+                os.ftruncate(writer, before[1])
+                self._make_alike(reader, writer, before[1], fresh=fresh)
+            os.fsync(writer)
+        finally:
+            os.close(reader)
+            os.close(writer)
+        if looked_at - before[2] > _YOUNG_NS:
+            self._stamps.files[name] = before, _stamp(target)
+
+    def _make_alike(self, reader: int, writer: int, size: int, *, fresh: bool) -> None:
+        """Write what differs. Where the original has a hole, so has the copy."""
+        at, done = 0, self._done
+        while at < size:
+            start = _seek(reader, at, os.SEEK_DATA, size)
+            if not fresh and start > at and _seek(writer, at, os.SEEK_DATA, size) < start:
+                punch_range(writer, at, start - at)
+            stop = _seek(reader, start, os.SEEK_HOLE, size)
+            while start < stop:
+                data = os.pread(reader, min(_COPY_BYTES, stop - start), start)
+                if not data:
+                    raise DamagedError("a layer became shorter while it was copied")
+                if fresh or os.pread(writer, len(data), start) != data:
+                    written = 0
+                    while written < len(data):
+                        written += os.pwrite(writer, data[written:], start + written)
+                    self._written += len(data)
+                start += len(data)
+                done += len(data)
+                self._show(done, self._total)
+            at = stop
+
+
+def _show_frozen(txn: Transaction, snapshots: Mapping[VolumeId, SnapshotId]) -> None:
+    """Let each volume show what its map's parent shows, as if it had just been opened and closed;
+    and forget the snapshots that were taken for the backup."""
+    catalogue = Catalogue(txn)
+    for volume in list(catalogue.volumes()):
+        for number in [number for number, _ in own_leaves(txn, volume.map)]:
+            txn.delete(Table.LEAVES, leaf_key(volume.map, number))
+        catalogue.put_volume(
+            replace(volume, generation=volume.generation + 1, segment=0, opened=False)
+        )
+    for number in snapshots.values():
+        record = catalogue.snapshot(number)
+        catalogue.free_name(NodeKind.SNAPSHOT, record.name)
+        txn.delete(Table.SNAPSHOTS, id_key(number))
+        catalogue.kill_map(record.map)
+
+
+def _share(reader: int, writer: int) -> bool:
+    """Let an empty file share the blocks of another one; False where the file system cannot."""
+    try:
+        fcntl.ioctl(writer, _FICLONE, reader)
+    except OSError:
+        return False
+    return True
+
+
+def _seek(fd: int, at: int, whence: int, end: int) -> int:
+    try:
+        return min(os.lseek(fd, at, whence), end)
+    except OSError:  # nothing but a hole up to the end
+        return end
+
+
+def _stamp(path: Path) -> Stamp:
+    status: Any = os.stat(path)
+    return status.st_ino, status.st_size, status.st_ctime_ns
+
+
+def _stamp_or_none(path: Path) -> Stamp | None:
+    try:
+        return _stamp(path)
+    except FileNotFoundError:
+        return None
+
+
+def _sync_file(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

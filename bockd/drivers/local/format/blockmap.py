@@ -1,0 +1,176 @@
+"""Block maps as stored: looking leaves up through a chain of maps, and applying journal records.
+
+A map's leaf is found in the map itself or, if absent there, in its nearest ancestor that has it;
+absent everywhere means 256 holes. A leaf that is present answers for all of its 256 blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from bockd.drivers.local.format import checksums, queue
+from bockd.drivers.local.format.catalogue import Catalogue
+from bockd.drivers.local.format.journal import MAP_CHANGES, Change, Kind
+from bockd.drivers.local.format.leaf import (
+    HOLE,
+    LEAF_BLOCKS,
+    LEAF_MASK,
+    LEAF_SHIFT,
+    Leaf,
+    leaf_key,
+    leaf_key_parts,
+)
+from bockd.index.index import Table, Transaction
+from bockd.model import LayerId, MapId
+
+
+def stored_leaves(
+    txn: Transaction, chain: Iterable[MapId], first: int, end: int
+) -> dict[int, bytes]:
+    """Return the payloads of leaves first..end-1 as seen through `chain`. Absent ones are all
+    holes."""
+    found: dict[int, bytes] = {}
+    for map_id in chain:
+        for key, payload in txn.scan(Table.LEAVES, leaf_key(map_id, first), leaf_key(map_id, end)):
+            found.setdefault(leaf_key_parts(key)[1], payload)
+        if len(found) == end - first:
+            break
+    return found
+
+
+def own_leaves(txn: Transaction, map_id: MapId, first: int = 0) -> Iterator[tuple[int, bytes]]:
+    """Yield the leaves from number `first` on that are stored in the map itself, as (number,
+    payload), in order."""
+    for key, payload in txn.scan(
+        Table.LEAVES, leaf_key(map_id, first), leaf_key(MapId(map_id + 1), 0)
+    ):
+        yield leaf_key_parts(key)[1], payload
+
+
+def present_leaves(txn: Transaction, chain: Iterable[MapId], first: int, end: int) -> set[int]:
+    """Return the numbers of the leaves within first..end-1 that some map of the chain has."""
+    return {
+        leaf_key_parts(key)[1]
+        for map_id in chain
+        for key in txn.keys(Table.LEAVES, leaf_key(map_id, first), leaf_key(map_id, end))
+    }
+
+
+@dataclass
+class MapChanges:
+    """Journal records applied to one map inside a write transaction.
+
+    Feed records in order with `apply`, then call `store`. Blocks of layers at home in this very
+    map that lose their last reference by it are queued to be punched: only folding moves foreign
+    layers home, and a map under change has no descendants that could still refer to them.
+    """
+
+    txn: Transaction
+    map_id: MapId
+    head: LayerId
+    _chain: tuple[MapId, ...] = field(init=False)
+    _homed: frozenset[LayerId] = field(init=False)
+    _work: dict[int, Leaf] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        catalogue = Catalogue(self.txn)
+        self._chain = catalogue.chain(self.map_id)
+        self._homed = frozenset(catalogue.layers_of(self.map_id)) - {self.head}
+
+    def apply(self, change: Change) -> None:
+        """Apply a REDIRECT or HOLE record; any other changes nothing."""
+        if change.kind not in MAP_CHANGES:
+            return
+        target = self.head if change.kind is Kind.REDIRECT else HOLE
+        if change.blocks == 1:
+            at = change.start & LEAF_MASK
+            self._leaf(change.start >> LEAF_SHIFT).assign(at, at + 1, target)
+            return
+        first, end = change.start, change.start + change.blocks
+        first_whole = -(-first // LEAF_BLOCKS)
+        end_whole = end // LEAF_BLOCKS
+        if first_whole >= end_whole:
+            self._apply_edges(first, end, target)
+            return
+        self._apply_edges(first, first_whole * LEAF_BLOCKS, target)
+        self._apply_edges(end_whole * LEAF_BLOCKS, end, target)
+        numbers: Iterable[int] = range(first_whole, end_whole)
+        if target == HOLE:
+            # Only leaves that hold something need to be told; there may be 16 million others.
+            present = present_leaves(self.txn, self._chain, first_whole, end_whole)
+            present.update(n for n in self._work if first_whole <= n < end_whole)
+            numbers = present
+        for number in numbers:
+            self._work[number] = Leaf.uniform(target)
+
+    def _apply_edges(self, first: int, end: int, target: LayerId) -> None:
+        while first < end:
+            number = first >> LEAF_SHIFT
+            stop = min(end, (number + 1) << LEAF_SHIFT)
+            base = number << LEAF_SHIFT
+            self._leaf(number).assign(first - base, stop - base, target)
+            first = stop
+
+    def _leaf(self, number: int) -> Leaf:
+        leaf = self._work.get(number)
+        if leaf is None:
+            for map_id in self._chain:
+                payload = self.txn.get(Table.LEAVES, leaf_key(map_id, number))
+                if payload is not None:
+                    leaf = Leaf.decode(payload)
+                    break
+            else:
+                leaf = Leaf.uniform(HOLE)
+            self._work[number] = leaf
+        return leaf
+
+    def store(self) -> bool:
+        """Write the changed leaves. Return whether blocks were queued to be punched."""
+        garbage = False
+        inherits = len(self._chain) > 1
+        for number in sorted(self._work):
+            leaf = self._work[number]
+            key = leaf_key(self.map_id, number)
+            if self._homed:
+                before = self.txn.get(Table.LEAVES, key)
+                if before is not None:
+                    layers = self._homed
+                    garbage |= queue_orphans(self.txn, number, Leaf.decode(before), leaf, layers)
+            if not inherits and leaf.is_hole():
+                self.txn.delete(Table.LEAVES, key)
+            else:
+                self.txn.put(Table.LEAVES, key, leaf.encode())
+        return garbage
+
+
+def queue_orphans(
+    txn: Transaction,
+    number: int,
+    before: Leaf,
+    after: Leaf,
+    layers: frozenset[LayerId],
+) -> bool:
+    """Queue for punching the blocks of leaf `number` that were in one of `layers` before and are
+    not after, and forget their checksums. Return whether there were any."""
+    found = False
+    base = number * LEAF_BLOCKS
+    now = after.layers()
+    gone: dict[LayerId, set[int]] = {}
+    for first, end, layer in before.runs():
+        if layer not in layers:
+            continue
+        gone.setdefault(layer, set()).update(b for b in range(first, end) if now[b] != layer)
+        start = None
+        for block in range(first, end + 1):
+            lost = block < end and now[block] != layer
+            if lost and start is None:
+                start = block
+            elif not lost and start is not None:
+                queue.add_punch(txn, queue.PunchEntry(layer, base + start, block - start))
+                found = True
+                start = None
+    for layer, blocks in gone.items():
+        if blocks:
+            checksums.forget_blocks(txn, layer, number, blocks)
+    return found

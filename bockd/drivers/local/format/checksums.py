@@ -1,0 +1,271 @@
+"""Checksums of blocks in frozen layers, which blocks are damaged, and how far reading came.
+
+A frozen block never changes as long as a map shows it, so its checksum is written once and goes
+with it: in the transaction that queues the block to be punched, or that lets maps lead to a copy.
+What is at rest of a layer that the index has forgotten goes in batches, before its files do.
+
+Big-endian keys; CHECKSUMS is little-endian, the other payloads are JSON:
+
+    CHECKSUMS/<layer:u64><leaf number:u32>   blocks: 256 bits | crc32c:u32 for each bit that is set
+    DAMAGED/<layer:u64><block:u64>           DamageRecord
+    SCRUB/l<layer:u64>                       ReadingRecord
+    SCRUB/p                                  PassRecord
+
+A leaf of checksums is 1,056 bytes at most.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import TypeVar
+
+import msgspec
+from crc32c import crc32c
+
+from bockd.drivers.local.format.leaf import LEAF_BLOCKS, LEAF_SHIFT
+from bockd.errors import DamagedError
+from bockd.index.index import Table, Transaction
+from bockd.model import BLOCK_SIZE, LayerId, MapId
+
+_LEAF_KEY = struct.Struct(">QI")
+_BLOCK_KEY = struct.Struct(">QQ")
+_LAYER_KEY = struct.Struct(">cQ")
+_MASK_BYTES = LEAF_BLOCKS // 8
+_PASS_KEY = b"p"
+
+LeafSums = dict[int, int]
+"""Block within the leaf to its CRC32C."""
+
+
+@dataclass(frozen=True, slots=True)
+class DamageRecord:
+    """A block that does not hold what was read at first. `found` is None when it cannot be read."""
+
+    layer: LayerId
+    block: int
+    expected: int
+    found: int | None
+    found_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReadingRecord:
+    """How far the first reading of a layer came: the leaves of `home` before `next_leaf`."""
+
+    layer: LayerId
+    home: MapId
+    """The layer's home then. With another one it begins again, and skips what it has."""
+    next_leaf: int
+    done: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PassRecord:
+    """The latest pass over all checksums, under way or finished."""
+
+    started_at: float
+    finished_at: float | None
+    next_layer: LayerId
+    next_leaf: int
+    leaves_done: int
+    leaves_total: int
+    """When it began; layers come and go meanwhile."""
+    blocks_verified: int
+
+
+_Record = TypeVar("_Record", DamageRecord, ReadingRecord, PassRecord)
+
+
+# -- checksums -----------------------------------------------------------------------------------
+
+
+def crc_of(block: memoryview) -> int:
+    """Return the CRC32C of a block."""
+    return crc32c(block)
+
+
+def sums_of(content: memoryview, blocks: Iterable[int]) -> LeafSums:
+    """Return the CRC32C of each of the whole blocks that lie one after the other in `content`."""
+    return {
+        block: crc32c(content[at : at + BLOCK_SIZE])
+        for block, at in zip(blocks, range(0, len(content), BLOCK_SIZE), strict=True)
+    }
+
+
+def encode_sums(sums: LeafSums) -> bytes:
+    """Encode checksums in their stored form."""
+    mask = sum(1 << block for block in sums)
+    ordered = [sums[block] for block in sorted(sums)]
+    return mask.to_bytes(_MASK_BYTES, "little") + struct.pack(f"<{len(ordered)}I", *ordered)
+
+
+def decode_sums(payload: bytes, first: int = 0, end: int = LEAF_BLOCKS) -> LeafSums:
+    """Decode the checksums of blocks first..end-1 from the stored form. Raises DamagedError for
+    bytes that `encode_sums` never made."""
+    mask = int.from_bytes(payload[:_MASK_BYTES], "little")
+    if not mask or len(payload) != _MASK_BYTES + 4 * mask.bit_count():
+        raise DamagedError("stored checksums are malformed; run 'bockd check'")
+    blocks = [block for block in range(first, end) if mask >> block & 1]
+    before = (mask & ((1 << first) - 1)).bit_count()
+    ordered = struct.unpack_from(f"<{len(blocks)}I", payload, _MASK_BYTES + 4 * before)
+    return dict(zip(blocks, ordered, strict=True))
+
+
+def sums_key_parts(key: bytes) -> tuple[LayerId, int]:
+    """Return (layer, leaf number) of a key of CHECKSUMS."""
+    layer, number = _LEAF_KEY.unpack(key)
+    return LayerId(layer), number
+
+
+def stored_sums(
+    txn: Transaction, layer: LayerId, number: int, first: int = 0, end: int = LEAF_BLOCKS
+) -> LeafSums:
+    """Return the stored checksums of a leaf's blocks first..end-1 in a layer."""
+    payload = txn.get(Table.CHECKSUMS, _LEAF_KEY.pack(layer, number))
+    return {} if payload is None else decode_sums(payload, first, end)
+
+
+def sums_from(
+    txn: Transaction, layer: LayerId, number: int
+) -> Iterator[tuple[LayerId, int, LeafSums]]:
+    """Yield all checksums in order from a layer's leaf on, as (layer, leaf number, checksums)."""
+    for key, payload in txn.scan(Table.CHECKSUMS, _LEAF_KEY.pack(layer, number), b"\xff" * 13):
+        yield *sums_key_parts(key), decode_sums(payload)
+
+
+def _store(txn: Transaction, layer: LayerId, number: int, sums: LeafSums) -> None:
+    key = _LEAF_KEY.pack(layer, number)
+    if sums:
+        txn.put(Table.CHECKSUMS, key, encode_sums(sums))
+    else:
+        txn.delete(Table.CHECKSUMS, key)
+
+
+def add_sums(txn: Transaction, layer: LayerId, number: int, sums: LeafSums) -> None:
+    """Store checksums of what was read. A checksum that is there already stays."""
+    if sums:
+        _store(txn, layer, number, {**sums, **stored_sums(txn, layer, number)})
+
+
+def forget_blocks(txn: Transaction, layer: LayerId, number: int, blocks: Collection[int]) -> None:
+    """Forget the checksums and marks of damage of some of a leaf's blocks in a layer, which no map
+    shows any more."""
+    sums = stored_sums(txn, layer, number)
+    left = {block: crc for block, crc in sums.items() if block not in blocks}
+    if len(left) != len(sums):
+        _store(txn, layer, number, left)
+    base = number << LEAF_SHIFT
+    for block in damaged_blocks(txn, layer, base, base + LEAF_BLOCKS):
+        if block - base in blocks:
+            unmark(txn, layer, block)
+
+
+def copy_blocks(
+    txn: Transaction, source: LayerId, target: LayerId, number: int, blocks: Iterable[int]
+) -> None:
+    """Copy the checksums and marks of damage of some blocks of a leaf, which were themselves copied
+    from one layer to another."""
+    known, sums = stored_sums(txn, source, number), stored_sums(txn, target, number)
+    base = number << LEAF_SHIFT
+    for block in blocks:
+        sums.pop(block, None)
+        if block in known:
+            sums[block] = known[block]
+        unmark(txn, target, base + block)
+        payload = txn.get(Table.DAMAGED, _BLOCK_KEY.pack(source, base + block))
+        if payload is not None:
+            mark(txn, replace(_decode(DamageRecord, payload), layer=target))
+    _store(txn, target, number, sums)
+
+
+def forget_some(txn: Transaction, layer: LayerId, limit: int) -> bool:
+    """Forget the checksums of up to `limit` leaves, and as many marks of damage, of a layer that
+    does not exist any more. Return False when none is left."""
+    start, stop = _LEAF_KEY.pack(layer, 0), _LEAF_KEY.pack(layer + 1, 0)
+    keys = list(islice(txn.keys(Table.CHECKSUMS, start, stop), limit))
+    for key in keys:
+        txn.delete(Table.CHECKSUMS, key)
+    marks = _BLOCK_KEY.pack(layer, 0), _BLOCK_KEY.pack(layer + 1, 0)
+    damaged = list(islice(txn.keys(Table.DAMAGED, *marks), limit))
+    for key in damaged:
+        txn.delete(Table.DAMAGED, key)
+    return len(keys) == limit or len(damaged) == limit
+
+
+def knows_layer(txn: Transaction, layer: LayerId) -> bool:
+    """Return whether `forget_some` would find something."""
+    start, stop = _LEAF_KEY.pack(layer, 0), _LEAF_KEY.pack(layer + 1, 0)
+    marks = _BLOCK_KEY.pack(layer, 0), _BLOCK_KEY.pack(layer + 1, 0)
+    return any(txn.keys(Table.CHECKSUMS, start, stop)) or any(txn.keys(Table.DAMAGED, *marks))
+
+
+# -- damage --------------------------------------------------------------------------------------
+
+
+def mark(txn: Transaction, record: DamageRecord) -> None:
+    """Mark a block as damaged: it is not to be read from now on."""
+    key = _BLOCK_KEY.pack(record.layer, record.block)
+    txn.put(Table.DAMAGED, key, msgspec.json.encode(record))
+
+
+def unmark(txn: Transaction, layer: LayerId, block: int) -> None:
+    """Remove the mark of damage from a block that is in order, or that no map shows any more."""
+    txn.delete(Table.DAMAGED, _BLOCK_KEY.pack(layer, block))
+
+
+def damaged_blocks(txn: Transaction, layer: LayerId, first: int, end: int) -> list[int]:
+    """Return the damaged ones of a layer's blocks first..end-1."""
+    start, stop = _BLOCK_KEY.pack(layer, first), _BLOCK_KEY.pack(layer, end)
+    return [_BLOCK_KEY.unpack(key)[1] for key in txn.keys(Table.DAMAGED, start, stop)]
+
+
+def all_damage(txn: Transaction) -> list[DamageRecord]:
+    """Return all marks of damage, by layer and block."""
+    return [
+        _decode(DamageRecord, payload) for _, payload in txn.scan(Table.DAMAGED, b"", b"\xff" * 17)
+    ]
+
+
+# -- progress ------------------------------------------------------------------------------------
+
+
+def reading_of(txn: Transaction, layer: LayerId) -> ReadingRecord | None:
+    """Return how far the first reading of a layer came, or None if it has not begun."""
+    payload = txn.get(Table.SCRUB, _LAYER_KEY.pack(b"l", layer))
+    return None if payload is None else _decode(ReadingRecord, payload)
+
+
+def all_readings(txn: Transaction) -> list[ReadingRecord]:
+    """Return the first readings that have begun, by layer."""
+    scanned = txn.scan(Table.SCRUB, b"l", b"m")
+    return [_decode(ReadingRecord, payload) for _, payload in scanned]
+
+
+def put_reading(txn: Transaction, record: ReadingRecord) -> None:
+    txn.put(Table.SCRUB, _LAYER_KEY.pack(b"l", record.layer), msgspec.json.encode(record))
+
+
+def forget_reading(txn: Transaction, layer: LayerId) -> None:
+    """Forget how far the first reading of a layer came: the layer does not exist any more, or is to
+    be read from its beginning."""
+    txn.delete(Table.SCRUB, _LAYER_KEY.pack(b"l", layer))
+
+
+def latest_pass(txn: Transaction) -> PassRecord | None:
+    """Return the pass under way, or the last one, or None if there was none."""
+    payload = txn.get(Table.SCRUB, _PASS_KEY)
+    return None if payload is None else _decode(PassRecord, payload)
+
+
+def put_pass(txn: Transaction, record: PassRecord) -> None:
+    txn.put(Table.SCRUB, _PASS_KEY, msgspec.json.encode(record))
+
+
+def _decode(kind: type[_Record], payload: bytes) -> _Record:
+    try:
+        return msgspec.json.decode(payload, type=kind)
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise DamagedError(f"a stored {kind.__name__} is malformed: {error}") from error

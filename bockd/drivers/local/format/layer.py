@@ -1,0 +1,415 @@
+"""A layer: a sparse file that holds some blocks of a volume, each at its own offset.
+
+ext4 files end 4 KiB short of 16 TiB, so a layer is a sequence of segment files of at most 8 TiB.
+A layer knows nothing of maps: which of its bytes mean anything, the map decides.
+
+The head of a volume is written and synced through the one descriptor opened here and never
+closed while it has unsynced writes: a failed write-back is reported once, to those descriptors
+that were open, and must not be missed (`Volume` treats it as final).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import NoReturn
+
+from bockd.directories import sync_directory
+from bockd.drivers.local.format.layout import Layout
+from bockd.drivers.local.format.windows import Window, Windows
+from bockd.errors import BockdError, DamagedError, from_os_error
+from bockd.failpoints import Failpoint, hit
+from bockd.model import KIB, MIB, TIB, LayerId
+
+SEGMENT_BYTES = 8 * TIB
+"""Half of what ext4 allows, so that two segments hold the largest volume."""
+
+WRITE_PIECE_BYTES = 16 * KIB
+"""A larger write builds a larger page-cache folio, which makes every later 4 KiB overwrite of it
+dearer on ext4: 2.9 us of CPU where new blocks came in pieces of 16 KiB, 4.4 with 64 KiB, 10 with
+1 MiB. New data itself costs 0.31 ms a MiB in such pieces, 0.23 in those of 64 KiB (Linux 6.18)."""
+
+OVERWRITE_PIECE_BYTES = 64 * KIB
+"""What is in the page cache keeps its folios, so that only the number of calls counts; where it is
+not, this bounds them."""
+
+LARGEST_FOLIO_BYTES = 2 * MIB
+"""The page cache forgets whole folios only; those of files have this size at most."""
+
+_F_GET_RW_HINT, _F_SET_RW_HINT = 1035, 1036
+"""An inode's expected write life (linux/fcntl.h), which the kernel keeps in memory alone."""
+
+_WRITE_LIFE_NONE = 1
+"""RWH_WRITE_LIFE_NONE: explicitly no hint. It changes nothing for the device, and differs from 0,
+what an inode has that was just read from the disk."""
+
+_HINT = struct.Struct("=Q")
+
+_PUNCH_FLAGS = 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE (linux/falloc.h)
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+_libc.fallocate.restype = ctypes.c_int
+
+
+class Layer:
+    """The open files of one layer. Offsets and lengths are in bytes of the whole layer."""
+
+    def __init__(self, layer_id: LayerId, descriptors: list[int], *, nowait: bool) -> None:
+        self.id = layer_id
+        self.descriptors = descriptors
+        self.nowait_flag = os.RWF_NOWAIT if nowait else 0
+        """For preadv: fail rather than wait for the disk; 0 where the file system cannot."""
+        self.used = False
+        """Set by whoever reads: `FrozenLayer` closes what was not used for longest."""
+        self.readers = 0
+        """Reads in threads that are under way; the owner thread counts them."""
+        self._windows = Windows()
+
+    @classmethod
+    def open(cls, layout: Layout, layer_id: LayerId, size_bytes: int, *, writable: bool) -> Layer:
+        """Open all segments. Raises DamagedError if one is missing or shorter than `size_bytes`
+        needs; DeviceError, DeniedError."""
+        descriptors: list[int] = []
+        try:
+            for number, needed in enumerate(segment_sizes(size_bytes)):
+                path = layout.layer_segment(layer_id, number)
+                flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC
+                fd = _open_segment(path, flags)
+                descriptors.append(fd)
+                _refuse_short(path, os.fstat(fd).st_size, needed)
+                # Requests are random; reading ahead and large folios only cost.
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+            nowait = _supports_nowait(descriptors[0])
+        except OSError as error:
+            _close_all(descriptors)
+            raise from_os_error(error, f"opening layer {layer_id}") from error
+        except BaseException:
+            _close_all(descriptors)
+            raise
+        return cls(layer_id, descriptors, nowait=nowait)
+
+    def failure(self, error: OSError, offset: int) -> BockdError:
+        """Translate the error of a failed read of this layer. The result is to be raised."""
+        return from_os_error(error, f"reading layer {self.id} at byte {offset}")
+
+    def close(self) -> None:
+        """Close the files; the layer is of no further use."""
+        self._windows.forget()
+        descriptors, self.descriptors = self.descriptors, []
+        _close_all(descriptors)
+
+    def read(self, offset: int, into: memoryview) -> None:
+        """Fill `into`, waiting for the disk if need be. Raises DeviceError, and DamagedError at the
+        end of a file. Both name the byte."""
+        at = offset
+        for fd, position, piece in self._pieces(offset, into):
+            done = 0
+            while done < len(piece):
+                try:
+                    count = os.preadv(fd, (piece[done:],), position + done)
+                except OSError as error:
+                    raise from_os_error(error, f"reading layer {self.id} at byte {at}") from error
+                if count == 0:
+                    raise DamagedError(f"layer {self.id} ends before byte {at}")
+                done += count
+                at += count
+
+    def try_read(self, offset: int, into: memoryview) -> bool:
+        """Fill `into` from the page cache only. Return False when some of it is not there, or the
+        files are closed."""
+        if not self.descriptors:
+            return False
+        self.used = True
+        try:
+            for fd, position, piece in self._pieces(offset, into):
+                if os.preadv(fd, (piece,), position, self.nowait_flag) != len(piece):
+                    return False
+        except BlockingIOError:
+            return False
+        return True
+
+    def window(self, offset: int) -> Window | None:
+        """Return a part of the first segment to send from. See `Windows.find`."""
+        return self._windows.find(self.descriptors[0], offset)
+
+    def write(self, offset: int, data: memoryview, piece_bytes: int = WRITE_PIECE_BYTES) -> None:
+        """Write `data` at `offset`. Raises OSError (ENOSPC, EIO): any part of it may have been
+        written then."""
+        length = len(data)
+        one_piece = length <= piece_bytes and offset + length <= SEGMENT_BYTES
+        if one_piece and os.pwrite(self.descriptors[0], data, offset) == length:
+            return
+        for fd, position, piece in self._pieces(offset, data):
+            done = 0
+            while done < len(piece):
+                end = min(done + piece_bytes, len(piece))
+                done += os.pwrite(fd, piece[done:end], position + done)
+                hit(Failpoint.WRITE_PIECE)
+
+    def sync(self) -> None:
+        """Sync every segment with fdatasync. Raises OSError: what was not yet on disk may be lost
+        then."""
+        for fd in self.descriptors:
+            os.fdatasync(fd)
+
+    def grow(self, layout: Layout, size_bytes: int) -> None:
+        """Extend to `size_bytes`, adding segments as needed, durably. Never shrinks."""
+        for number, needed in enumerate(segment_sizes(size_bytes)):
+            # Not through the descriptor that is written through: a failed write-back is reported
+            # to it once, and is to be met by a flush.
+            path = layout.layer_segment(self.id, number)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                if os.fstat(fd).st_size < needed:
+                    os.ftruncate(fd, needed)
+                    hit(Failpoint.LAYER_GROWN)
+                # Whatever its length: an earlier attempt may have failed here.
+                os.fsync(fd)
+                if number == len(self.descriptors):
+                    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+                    self.descriptors.append(os.dup(fd))
+            finally:
+                os.close(fd)
+        sync_directory(layout.layers)
+        self._windows.forget()  # they end where the file did
+
+    def punch(self, offset: int, length: int) -> None:
+        """Give a range back to the file system; it reads as zeros then. Where the file system
+        cannot, nothing happens: no map reaches the range, so only space is lost."""
+        end = offset + length
+        while offset < end:
+            number, position = divmod(offset, SEGMENT_BYTES)
+            count = min(end - offset, SEGMENT_BYTES - position)
+            with suppress(NotImplementedError):
+                punch_range(self.descriptors[number], position, count)
+            offset += count
+
+    def data_ranges(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        """Yield the allocated ranges as (start, end) within offset..offset+length (SEEK_DATA)."""
+        end = offset + length
+        while offset < end:
+            number, position = divmod(offset, SEGMENT_BYTES)
+            base = number * SEGMENT_BYTES
+            fd = self.descriptors[number]
+            try:
+                start = base + os.lseek(fd, position, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    raise
+                offset = base + SEGMENT_BYTES
+                continue
+            if start >= end:
+                return
+            stop = base + os.lseek(fd, start - base, os.SEEK_HOLE)
+            yield start, min(stop, end)
+            offset = stop if stop - base < os.fstat(fd).st_size else base + SEGMENT_BYTES
+
+    def length_bytes(self) -> int:
+        """Return the sum of the files' lengths in bytes."""
+        return sum(os.fstat(fd).st_size for fd in self.descriptors)
+
+    def allocated_bytes(self) -> int:
+        """Return the bytes that the files occupy on disk."""
+        return sum(os.fstat(fd).st_blocks for fd in self.descriptors) * 512
+
+    def mark_in_memory(self) -> None:
+        """Set a mark on the files that lasts as long as the kernel has their inodes in memory: a
+        write-life hint. Do nothing where the kernel has none."""
+        for fd in self.descriptors:
+            with suppress(OSError):
+                fcntl.fcntl(fd, _F_SET_RW_HINT, _HINT.pack(_WRITE_LIFE_NONE))
+
+    def stayed_in_memory(self) -> bool:
+        """Return whether all files have been in memory since they were marked. If so, whatever was
+        written to them is there. If not, that proves nothing: the kernel drops inodes that are
+        clean, and a copy has others."""
+        try:
+            return all(
+                _HINT.unpack(fcntl.fcntl(fd, _F_GET_RW_HINT, bytes(_HINT.size)))[0]
+                == _WRITE_LIFE_NONE
+                for fd in self.descriptors
+            )
+        except OSError:
+            return False
+
+    def is_empty(self) -> bool:
+        """Return whether nothing is allocated."""
+        return next(self.data_ranges(0, len(self.descriptors) * SEGMENT_BYTES), None) is None
+
+    def prefetch(self, offset: int, length: int) -> None:
+        """Ask the kernel to read a range ahead."""
+        end = offset + length
+        while offset < end:
+            number, position = divmod(offset, SEGMENT_BYTES)
+            count = min(end - offset, SEGMENT_BYTES - position)
+            os.posix_fadvise(self.descriptors[number], position, count, os.POSIX_FADV_WILLNEED)
+            offset += count
+
+    def evict(self, offset: int) -> None:
+        """Let the page cache forget a byte and what is around it."""
+        self._windows.forget()  # what is mapped is kept
+        evict(self.descriptors, offset)
+
+    def _pieces(self, offset: int, view: memoryview) -> Iterator[tuple[int, int, memoryview]]:
+        number, position = divmod(offset, SEGMENT_BYTES)
+        while len(view):
+            count = min(len(view), SEGMENT_BYTES - position)
+            yield self.descriptors[number], position, view[:count]
+            view = view[count:]
+            number, position = number + 1, 0
+
+
+class DamagedBlocks(Layer):
+    """Stands in a live map for blocks that are known to be damaged: reading them fails."""
+
+    def __init__(self) -> None:
+        super().__init__(LayerId(0), [-1], nowait=False)
+
+    def failure(self, _error: OSError, offset: int) -> BockdError:
+        return self._damaged(offset)
+
+    def _damaged(self, offset: int) -> BockdError:
+        return DamagedError(
+            f"what is stored at byte {offset} is damaged ('bockd scrub' shows what else is): write "
+            "it anew, or go back to a snapshot or a backup that has it"
+        )
+
+    def read(self, offset: int, _into: memoryview) -> None:
+        raise self._damaged(offset)
+
+    def try_read(self, offset: int, _into: memoryview) -> bool:
+        raise self._damaged(offset)
+
+    def prefetch(self, _offset: int, _length: int) -> None:
+        """Do nothing, because nothing would be gained."""
+
+    def close(self) -> None:
+        """Do nothing, because there are no files."""
+
+
+def punch_range(fd: int, offset: int, length: int) -> None:
+    """Make a hole in a file. Raises OSError, and NotImplementedError where the file system
+    cannot."""
+    if _libc.fallocate(fd, _PUNCH_FLAGS, offset, length) != 0:
+        code = ctypes.get_errno()
+        if code in (errno.EOPNOTSUPP, errno.ENOSYS):
+            raise NotImplementedError
+        raise OSError(code, os.strerror(code))
+
+
+def evict(descriptors: list[int], offset: int) -> None:
+    """Let the page cache forget a byte of a layer with these files, as far as it can."""
+    number, position = divmod(offset, SEGMENT_BYTES)
+    start = position - position % LARGEST_FOLIO_BYTES
+    os.posix_fadvise(descriptors[number], start, LARGEST_FOLIO_BYTES, os.POSIX_FADV_DONTNEED)
+
+
+def segment_sizes(size_bytes: int) -> list[int]:
+    """Return the sizes in bytes of the segment files of a layer, in order."""
+    full, rest = divmod(size_bytes, SEGMENT_BYTES)
+    return [SEGMENT_BYTES] * full + ([rest] if rest else [])
+
+
+def create_layer(layout: Layout, layer_id: LayerId, size_bytes: int) -> None:
+    """Make the files of an empty layer, durably. They are named by nobody yet.
+
+    A file that is there already is the remains of a creation that no transaction followed; it is
+    taken over if it is empty, and DamagedError if it holds data (an index older than its files).
+    """
+    descriptors: list[int] = []
+    try:
+        for number, size in enumerate(segment_sizes(size_bytes)):
+            path = layout.layer_segment(layer_id, number)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptors.append(fd)
+            os.ftruncate(fd, size)
+        if not Layer(layer_id, descriptors, nowait=False).is_empty():
+            _refuse_foreign_data(layout, layer_id)
+        hit(Failpoint.LAYER_CREATED)
+        for fd in descriptors:
+            os.fsync(fd)
+    finally:
+        _close_all(descriptors)
+    sync_directory(layout.layers)
+    hit(Failpoint.LAYER_SYNCED)
+
+
+def _refuse_foreign_data(layout: Layout, layer_id: LayerId) -> NoReturn:
+    raise DamagedError(
+        f"{layout.layer_segment(layer_id, 0)} holds data, but the index does not know it: "
+        "the index is older than the layers; restore both from the same backup"
+    )
+
+
+def unlink_layer(layout: Layout, layer_id: LayerId) -> None:
+    """Remove the files of a layer that the index has forgotten; repeating it does no harm."""
+    number = 0
+    while True:
+        try:
+            os.unlink(layout.layer_segment(layer_id, number))
+        except FileNotFoundError:
+            if number:
+                return
+        else:
+            hit(Failpoint.LAYER_UNLINKED)
+        number += 1
+        if number > 2:
+            return
+
+
+def verify_layer(layout: Layout, layer_id: LayerId, size_bytes: int) -> None:
+    """Raise DamagedError if a segment file is missing or too short; without opening any."""
+    for number, needed in enumerate(segment_sizes(size_bytes)):
+        path = layout.layer_segment(layer_id, number)
+        try:
+            found = os.stat(path).st_size
+        except FileNotFoundError:
+            raise _missing(path) from None
+        _refuse_short(path, found, needed)
+
+
+def _open_segment(path: Path, flags: int) -> int:
+    try:
+        return os.open(path, flags)
+    except FileNotFoundError:
+        raise _missing(path) from None
+    except OSError as error:
+        raise from_os_error(error, f"opening {path}") from error
+
+
+def _missing(path: Path) -> DamagedError:
+    return DamagedError(f"layer file {path} is missing; put it back, or delete what needs it")
+
+
+def _refuse_short(path: Path, found: int, needed: int) -> None:
+    if found < needed:
+        raise DamagedError(
+            f"layer file {path} is truncated: it has {found} bytes and needs {needed}; "
+            "restore it, or delete what needs it"
+        )
+
+
+def _supports_nowait(fd: int) -> bool:
+    """Whether preadv accepts RWF_NOWAIT here (ext4, xfs and btrfs do, tmpfs does not)."""
+    try:
+        os.preadv(fd, (bytearray(1),), 0, os.RWF_NOWAIT)
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):
+            return False
+        raise
+    return True
+
+
+def _close_all(descriptors: list[int]) -> None:
+    for fd in descriptors:
+        with suppress(OSError):
+            os.close(fd)

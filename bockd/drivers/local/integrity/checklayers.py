@@ -1,0 +1,137 @@
+"""Which blocks of which layers are reached, and which hold data that nothing reaches (strays)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from bockd.drivers.local.format.catalogue import LayerRecord
+from bockd.drivers.local.format.layer import Layer
+from bockd.drivers.local.format.layout import Layout
+from bockd.drivers.local.format.leaf import LEAF_BLOCKS
+from bockd.errors import from_os_error
+from bockd.model import BLOCK_SIZE, LayerId
+
+
+@dataclass(frozen=True, slots=True)
+class StrayRun:
+    """Blocks first..first+count-1 of a layer that hold data nobody reaches."""
+
+    layer: LayerId
+    first: int
+    count: int
+
+
+class LayerCheck:
+    """Blocks as one 256-bit number for each (layer, leaf number): those that maps reach, and
+    those that something else (a journal, the punch queue) accounts for."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.stray_count = 0
+        self.hollow_count = 0
+        self.outlived_count = 0
+        """Checksums of blocks that no map reaches and that are not there."""
+        self._layout = layout
+        self._mapped: dict[LayerId, dict[int, int]] = {}
+        self._excused: dict[LayerId, dict[int, int]] = {}
+        self._checksums: dict[LayerId, dict[int, int]] = {}
+        self._data: dict[LayerId, dict[int, int]] = {}
+        self._strays: list[StrayRun] = []
+
+    def reach(self, layer: LayerId, number: int, first: int, end: int) -> None:
+        """Record that a map refers to blocks first..end-1 of leaf `number` in `layer`."""
+        masks = self._mapped.setdefault(layer, {})
+        masks[number] = masks.get(number, 0) | _mask(first, end)
+
+    def excuse(self, layer: LayerId, first: int, count: int) -> None:
+        """Record that blocks first..first+count-1 of the volume may hold data in `layer`, or
+        not."""
+        masks = self._excused.setdefault(layer, {})
+        for number, start, stop in _by_leaf(first, first + count):
+            masks[number] = masks.get(number, 0) | _mask(start, stop)
+
+    def expect(self, layer: LayerId, number: int, mask: int, data: int) -> None:
+        """Record which blocks of leaf `number` in `layer` have checksums, as a 256-bit number. For
+        those in `data` the checksum says that the block is not all zeros."""
+        self._checksums.setdefault(layer, {})[number] = mask
+        self._data.setdefault(layer, {})[number] = data
+
+    def compare(self, record: LayerRecord) -> int:
+        """Compare a layer's allocated blocks with the expected ones. Return the number of blocks
+        that a map refers to and that are holes though their checksums are of data. Raises
+        DamagedError, OSError."""
+        mapped = self._mapped.pop(record.id, {})
+        excused = self._excused.pop(record.id, {})
+        present = self._present(record)
+        for number, mask in present.items():
+            loose = mask & ~(mapped.get(number, 0) | excused.get(number, 0))
+            self._add_strays(record.id, number, loose)
+        for number, mask in mapped.items():
+            hollow = mask & ~(present.get(number, 0) | excused.get(number, 0))
+            self.hollow_count += hollow.bit_count()
+        for number, mask in self._checksums.pop(record.id, {}).items():
+            gone = mask & ~(mapped.get(number, 0) | present.get(number, 0))
+            self.outlived_count += gone.bit_count()
+        return sum(
+            (mask & mapped.get(number, 0) & ~present.get(number, 0)).bit_count()
+            for number, mask in self._data.pop(record.id, {}).items()
+        )
+
+    def _present(self, record: LayerRecord) -> dict[int, int]:
+        present: dict[int, int] = {}
+        layer = Layer.open(self._layout, record.id, record.size_bytes, writable=False)
+        try:
+            for start, stop in layer.data_ranges(0, record.size_bytes):
+                for number, first, end in _by_leaf(start // BLOCK_SIZE, -(-stop // BLOCK_SIZE)):
+                    present[number] = present.get(number, 0) | _mask(first, end)
+        finally:
+            layer.close()
+        return present
+
+    def _add_strays(self, layer: LayerId, number: int, loose: int) -> None:
+        self.stray_count += loose.bit_count()
+        while loose:
+            low = (loose & -loose).bit_length() - 1
+            length = ((loose >> low) ^ ((loose >> low) + 1)).bit_length() - 1
+            self._strays.append(StrayRun(layer, number * LEAF_BLOCKS + low, length))
+            loose &= ~_mask(low, low + length)
+
+    def strays_by_leaf(self) -> Iterator[tuple[LayerId, int, range]]:
+        """Yield the strays as (layer, leaf number, blocks within the leaf)."""
+        for run in self._strays:
+            for number, first, end in _by_leaf(run.first, run.first + run.count):
+                yield run.layer, number, range(first, end)
+
+    def punch_strays(self, layers: Mapping[LayerId, LayerRecord]) -> int:
+        """Give the strays back to the file system. Return the number of blocks. Raises
+        BockdError."""
+        punched = 0
+        opened: dict[LayerId, Layer] = {}
+        try:
+            for run in self._strays:
+                layer = opened.get(run.layer)
+                if layer is None:
+                    size = layers[run.layer].size_bytes
+                    layer = Layer.open(self._layout, run.layer, size, writable=True)
+                    opened[run.layer] = layer
+                layer.punch(run.first * BLOCK_SIZE, run.count * BLOCK_SIZE)
+                punched += run.count
+        except OSError as error:
+            raise from_os_error(error, "punching strays") from error
+        finally:
+            for layer in opened.values():
+                layer.close()
+        return punched
+
+
+def _mask(first: int, end: int) -> int:
+    return (1 << end) - (1 << first)
+
+
+def _by_leaf(first: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Blocks first..end-1 as (leaf number, first, end) within each leaf."""
+    while first < end:
+        number, start = divmod(first, LEAF_BLOCKS)
+        stop = min(LEAF_BLOCKS, start + end - first)
+        yield number, start, stop
+        first += stop - start

@@ -1,0 +1,1 @@
+"""Work in the background: removing what nothing refers to any more, and merging layers."""

@@ -1,0 +1,220 @@
+"""Keeping the number of layers small: the smallest dead layer of a map moves into another one.
+
+Snapshots that come and go leave a layer each: what a deleted one held and others still show. All
+of them end up at home in the same map. Merging copies the live blocks of the smallest into its
+neighbour at the same offsets, syncs them, points every leaf there, and only then forgets it.
+
+Checksums, and marks of damage, go with the leaf of the home that leads to the copies; those of the
+source stay until it is removed.
+
+Why the place is free: a home's own view of a block never changes once it is frozen, descendants
+refer to what it shows, and a live home has no descendants. So if the home shows a block in one of
+its layers, nobody refers to that block in another of them. Queued punches are done before, so none
+of them hits what was moved.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+
+from bockd.drivers.local.format import checksums, queue
+from bockd.drivers.local.format.blockmap import own_leaves
+from bockd.drivers.local.format.catalogue import Catalogue, LayerRecord
+from bockd.drivers.local.format.layer import Layer
+from bockd.drivers.local.format.leaf import LEAF_BLOCKS, Leaf, leaf_key
+from bockd.drivers.local.registry import Registry
+from bockd.drivers.local.volume.reading import Reader
+from bockd.errors import from_os_error
+from bockd.failpoints import Failpoint, hit
+from bockd.index.index import Table, Transaction
+from bockd.model import BLOCK_SIZE, MIB, MapId
+from bockd.runtime.steps import blocking
+
+MAX_DEAD_LAYERS = 8
+"""Of one home, besides a live head. Each costs a descriptor in every device that reads it, and a
+file; merging costs the smallest one's bytes once."""
+
+BATCH_LEAVES = 512
+"""Leaves looked at in one transaction."""
+
+_COPY_BYTES = 1 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """The live blocks of `source` move into `target`; both are at home in `home`."""
+
+    home: MapId
+    source: LayerRecord
+    target: LayerRecord
+
+
+class LayerMerger:
+    """Plans and carries out merges of one pool; for the reclaimer, one at a time."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._store = registry.store
+
+    def plan(self) -> Merge | None:
+        """Choose the next merge: one that was interrupted, or one that is due. None if there is
+        none. Blocks."""
+        with self._store.index.reading() as txn:
+            catalogue = Catalogue(txn)
+            # Looked up in the same transaction: what is frozen by now and yet queued would hit
+            # what is moved there. Nothing that the home shows in `source` can be queued later.
+            waiting = queue.punched_layers(txn)
+            for begun, into in queue.begun_merges(txn):
+                source, target = catalogue.layer(begun), catalogue.layer(into)
+                return None if into in waiting else Merge(source.home, source, target)
+            heads = {volume.head for volume in catalogue.volumes()}
+            homes: dict[MapId, list[LayerRecord]] = {}
+            for layer in catalogue.layers():
+                if layer.id not in heads:
+                    homes.setdefault(layer.home, []).append(layer)
+        for home, layers in homes.items():
+            if len(layers) <= MAX_DEAD_LAYERS:
+                continue
+            layers.sort(key=self._allocated)
+            for source in layers:
+                for target in layers:
+                    if (
+                        target is not source
+                        and target.size_bytes >= source.size_bytes
+                        and target.id not in waiting
+                    ):
+                        return Merge(home, source, target)
+        return None
+
+    def _allocated(self, layer: LayerRecord) -> int:
+        opened = Layer.open(self._store.layout, layer.id, layer.size_bytes, writable=False)
+        try:
+            return opened.allocated_bytes()
+        finally:
+            opened.close()
+
+    async def run(self, merge: Merge) -> None:
+        """Carry out a merge. A crash at any point leaves both layers valid. The next `plan` then
+        returns the same merge, to be continued."""
+        for opened in list(self._registry.volumes.values()):
+            # A former head may still be punched where the other layer's blocks are to go.
+            await opened.volume.finish_punching()
+        await blocking(self._copy, merge)
+        await blocking(self._begin, merge)
+        await blocking(self._redirect, merge)
+        devices = self._registry.devices()
+        for device in devices:
+            await self._alias(device, merge)
+        hit(Failpoint.MERGE_ALIASED)
+        await blocking(self._forget, merge)
+        self._registry.on_frozen()
+
+    def _copy(self, merge: Merge) -> None:
+        layout = self._store.layout
+        source = Layer.open(layout, merge.source.id, merge.source.size_bytes, writable=False)
+        try:
+            target = Layer.open(layout, merge.target.id, merge.target.size_bytes, writable=True)
+        except BaseException:
+            source.close()
+            raise
+        try:
+            with self._store.index.reading() as txn:
+                for number, payload in own_leaves(txn, merge.home):
+                    for first, end, layer in Leaf.decode(payload).runs():
+                        if layer == source.id:
+                            base = number * LEAF_BLOCKS
+                            _copy_blocks(source, target, base + first, base + end)
+            hit(Failpoint.MERGE_COPIED)
+            target.sync()
+            hit(Failpoint.MERGE_SYNCED)
+        except OSError as error:
+            raise from_os_error(error, f"moving layer {source.id} to {target.id}") from error
+        finally:
+            source.close()
+            target.close()
+
+    def _begin(self, merge: Merge) -> None:
+        """From now on the home may show copies, and a descendant what was copied."""
+        source, target = merge.source.id, merge.target.id
+        self._store.index.update(lambda txn: queue.begin_merge(txn, source, target))
+        hit(Failpoint.MERGE_BEGUN)
+
+    def _redirect(self, merge: Merge) -> None:
+        """Point all leaves of the home and its descendants at the target, in batches."""
+        # A map that is made meanwhile copies leaves of one that this has not come to yet: only a
+        # whole pass that finds nothing to change says that nothing refers to the source.
+        while self._redirect_pass(merge):
+            pass
+
+    def _redirect_pass(self, merge: Merge) -> bool:
+        with self._store.index.reading() as txn:
+            members = list(Catalogue(txn).subtree(merge.home))
+        changed = False
+        for member in members:
+            position: int | None = 0
+            while position is not None:
+                position, some = self._store.index.update(
+                    partial(_redirect_batch, member=member, start=position, merge=merge)
+                )
+                changed |= some
+        return changed
+
+    def _forget(self, merge: Merge) -> None:
+        def change(txn: Transaction) -> None:
+            read = checksums.reading_of(txn, merge.source.id)
+            if read is None or not read.done:
+                # What has no checksum yet has moved: to where it will be looked for.
+                checksums.forget_reading(txn, merge.target.id)
+            Catalogue(txn).forget_layer(merge.source.id)
+
+        self._store.index.update(change)
+        hit(Failpoint.MERGE_DONE)
+
+    async def _alias(self, device: Reader, merge: Merge) -> None:
+        """Let a device read the target wherever it remembers the source."""
+        device.map.outdate_loads()
+        if not device.map.knows(merge.source.id):
+            return
+        target = device.map.frozen_layer(merge.target.id, merge.target.size_bytes)
+        await blocking(target.prepare)
+        if device not in self._registry.devices():  # closed meanwhile
+            target.close()
+            return
+        old = device.map.alias(merge.source.id, target)
+        await device.drain_reads()
+        if old is not None:
+            old.close()
+
+
+def _copy_blocks(source: Layer, target: Layer, first: int, end: int) -> None:
+    start, stop = first * BLOCK_SIZE, end * BLOCK_SIZE
+    buffer = memoryview(bytearray(min(_COPY_BYTES, stop - start)))
+    while start < stop:
+        piece = buffer[: min(len(buffer), stop - start)]
+        source.read(start, piece)
+        target.write(start, piece)
+        start += len(piece)
+
+
+def _redirect_batch(
+    txn: Transaction, member: MapId, start: int, merge: Merge
+) -> tuple[int | None, bool]:
+    """Redirect up to BATCH_LEAVES leaves from number `start` on; where to go on, or None."""
+    batch = list(islice(own_leaves(txn, member, start), BATCH_LEAVES))
+    changed = False
+    for number, payload in batch:
+        leaf = Leaf.decode(payload)
+        if merge.source.id in leaf.palette:
+            if member == merge.home:
+                # Before anybody is led to the copies: the home shows all that anybody shows.
+                blocks = [b for b, layer in enumerate(leaf.layers()) if layer == merge.source.id]
+                checksums.copy_blocks(txn, merge.source.id, merge.target.id, number, blocks)
+            moved = [
+                merge.target.id if layer == merge.source.id else layer for layer in leaf.layers()
+            ]
+            txn.put(Table.LEAVES, leaf_key(member, number), Leaf.of(moved).encode())
+            changed = True
+    hit(Failpoint.MERGE_REDIRECTED)
+    return (batch[-1][0] + 1 if len(batch) == BATCH_LEAVES else None), changed

@@ -1,0 +1,102 @@
+"""Making what was acknowledged survive power loss: head synced, then a barrier appended, then the
+journal synced (promise D2).
+
+Invariants:
+* A barrier covers only records appended before the data sync began; a flush joins only one that
+  has not begun.
+* A failed sync is final: the volume has failed, and nothing is acknowledged any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from bockd.drivers.local.format.journal import JournalSegment, Kind
+from bockd.drivers.local.volume.appending import Appending, VolumeParts
+from bockd.errors import BockdError, VolumeFailedError
+from bockd.failpoints import Failpoint, hit
+from bockd.runtime.steps import Signal, blocking
+from bockd.runtime.waiting import Mutex
+
+
+@dataclass(eq=False)
+class _Round:
+    """A flush that others may join as long as it has not begun."""
+
+    done: Signal = field(default_factory=Signal)
+    error: BockdError | None = None
+
+
+class Flushing(Appending):
+    """An open volume's journal that can be flushed."""
+
+    def __init__(self, parts: VolumeParts) -> None:
+        super().__init__(parts)
+        self._turn = Mutex()
+        self._joinable: _Round | None = None
+
+    async def flush(self) -> None:
+        """Make what was acknowledged before the call survive power loss."""
+        if not self.begun:
+            # Nothing was written, and what was before the volume was opened has been synced. But
+            # the commit that was to begin may have left the volume failed.
+            self.check_usable()
+            return
+        if (joinable := self._joinable) is not None:
+            await joinable.done
+            if joinable.error is not None:
+                raise joinable.error
+            return
+        mine = _Round()
+        if self._turn.held:
+            self._joinable = mine
+        try:
+            async with self._turn:
+                if self._joinable is mine:
+                    self._joinable = None
+                await self._sync_all(Kind.BARRIER, self._segment)
+        except BockdError as error:
+            mine.error = error
+            raise
+        except BaseException:
+            mine.error = VolumeFailedError("the flush that this one joined was abandoned")
+            raise
+        finally:
+            if self._joinable is mine:
+                self._joinable = None
+            mine.done.fire()
+
+    async def _sync_all(self, kind: Kind, segment: JournalSegment) -> None:
+        """Sync the head; if the map changed since the last durable barrier (or to seal), append a
+        barrier to `segment` and sync that. With the turn held."""
+        self.commit()
+        self.check_usable()
+        covered = self._last_change
+        hit(Failpoint.FLUSH_BEGUN)
+        if self.unsynced:
+            # Cleared first: a write that lands during the sync needs another one.
+            self.unsynced = False
+            await self._final(self.head.sync, "syncing the head layer")
+        hit(Failpoint.FLUSH_DATA)
+        if covered > self.durable or kind is Kind.SEAL:
+            self.check_usable()
+            try:
+                segment.append([(kind, covered, 0)])
+            except OSError as error:
+                self.fail(f"appending to the journal failed: {error}")
+                self.check_usable()
+            hit(Failpoint.FLUSH_BARRIER)
+            await self._final(segment.sync, "syncing the journal")
+            self.durable = max(self.durable, covered)
+        hit(Failpoint.FLUSH_DONE)
+
+    async def _final(self, sync: Callable[[], None], doing: str) -> None:
+        """Run a sync whose failure is final for the volume, whatever it failed with: what it was to
+        cover counts as covered already."""
+        try:
+            await blocking(sync)
+        except Exception as error:  # noqa: BLE001 - the volume has failed
+            self.fail(f"{doing} failed: {error}")
+            self.check_usable()
+        self.check_usable()

@@ -1,0 +1,449 @@
+"""An open volume: the writing half of the volume contract.
+
+A write to blocks that the head holds goes there in place. Any other is a *redirect*: whole blocks
+are written into the head (a partial one is completed from its old layer first), the map is changed
+in memory, and the change is staged for the journal. Zero and trim change the map to holes at once.
+
+A block that a write leaves all zeros is named in the journal (`_foretell_zeros`), if no barrier
+covers its redirect yet: recovery would take it for data that was lost. In place, the journal comes
+first: between a write and its record a death would leave zeros that nobody explains.
+
+Who excludes whom: an operation that finishes without a step needs no lock, it only refuses to run
+into blocks that are locked. One that spans steps is inside the gate and holds its block range. So a
+partial write never copies up what another is copying, and a punch never meets a new write.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import suppress
+
+from bockd import failpoints
+from bockd.drivers.local.access import Spawn
+from bockd.drivers.local.format.journal import Kind
+from bockd.drivers.local.format.layer import (
+    OVERWRITE_PIECE_BYTES,
+    SEGMENT_BYTES,
+    WRITE_PIECE_BYTES,
+    Layer,
+)
+from bockd.drivers.local.format.leaf import LEAF_BLOCKS, LEAF_MASK, LEAF_SHIFT, runs_of
+from bockd.drivers.local.volume.durability import Durability
+from bockd.drivers.local.volume.leafcache import HOLE_SLOT, LeafCache
+from bockd.drivers.local.volume.punching import PendingPunches, Puncher
+from bockd.drivers.local.volume.reading import BLOCK_SHIFT, Reader
+from bockd.drivers.local.volume.zeros import is_zeros, zero_blocks, zero_pieces
+from bockd.errors import BockdError, from_os_error
+from bockd.failpoints import Failpoint, hit
+from bockd.model import BLOCK_SIZE, GIB, MIB
+from bockd.pool.device import FastView
+from bockd.runtime.steps import Steps, blocking
+from bockd.runtime.waiting import RangeLocks, WriteGate
+
+log = logging.getLogger(__name__)
+
+BLOCK_MASK = BLOCK_SIZE - 1
+
+PIECE_BYTES = 1 * MIB
+"""What one engine write covers: the longest that the owner thread is held up by one."""
+
+HOLE_PIECE_BLOCKS = 4 * GIB // BLOCK_SIZE
+"""What one hole record covers: 4,096 leaves, some milliseconds of work on the owner thread."""
+
+NO_SLOT = -1
+"""Where no leaf has a block: that of the head before the first change."""
+
+_ZEROS = memoryview(bytes(PIECE_BYTES))
+
+
+class Volume(Reader):
+    """Implements bockd.pool.device.BlockDevice for a volume."""
+
+    read_only = False
+
+    def __init__(
+        self, leaf_cache: LeafCache, durability: Durability, gate: WriteGate, spawn: Spawn
+    ) -> None:
+        record = durability.record
+        super().__init__(leaf_cache, record.size_bytes)
+        self.durability = durability
+        self.locks = RangeLocks()
+        self.gate = gate
+        self._spawn = spawn
+        self._punchers: list[Puncher] = []
+        self._head_slot = NO_SLOT
+        self._head_descriptor = -1
+        durability.drain_reads = self.drain_reads
+        durability.on_begun = self._adopt_first_head
+
+    def _adopt_first_head(self, head: Layer) -> None:
+        """Write to `head` from now on, which may have been read until now."""
+        replaced = self.map.take_over(head)
+        self.adopt_head(head)
+        if replaced is not None:
+            self._spawn(self._close_unread(replaced))
+
+    async def _close_unread(self, layer: Layer) -> None:
+        """Close a layer that reads under way may still use."""
+        await self.drain_reads()
+        layer.close()
+
+    def adopt_head(self, head: Layer) -> None:
+        """Write to `head` from now on: at the first change, and after each snapshot."""
+        self._head_slot = self.map.slot_of(head)
+        head.mark_in_memory()  # not sooner: recovery looks for the mark of an earlier opening
+        self.durability.head = head
+        self._head_descriptor = head.descriptors[0]
+        self._puncher = Puncher(head, self.locks)
+        former, self._punchers = self._punchers, [*self._punchers, self._puncher]
+        for puncher in former:
+            self._retire(puncher)
+
+    def _retire(self, puncher: Puncher) -> None:
+        """Read a former head as any other frozen layer, once nothing of it is to be punched."""
+        if puncher is self._puncher or puncher.pending or puncher.running:
+            return
+        if puncher in self._punchers:
+            self._punchers.remove(puncher)
+            self._spawn(self._freeze(puncher.head))
+
+    async def _freeze(self, head: Layer) -> None:
+        """Replace a former head in the map by a frozen layer, which may be closed when descriptors
+        run short."""
+        if not head.descriptors:  # closed, with the volume or because no map leads to it any more
+            return
+        frozen = self.map.frozen_layer(head.id, head.length_bytes())
+        try:
+            await blocking(frozen.prepare)
+        except BockdError as error:
+            if head.descriptors:
+                volume = self.durability.record.id
+                log.warning("a former head of volume %s stays open: %s", volume, error)
+            return
+        replaced = None if self.durability.closed else self.map.take_over(frozen)
+        if replaced is None:
+            frozen.close()
+        else:
+            await self._close_unread(replaced)
+
+    def adopt_size(self, size_bytes: int) -> None:
+        """Set the new size of a volume that has grown."""
+        assert size_bytes >= self._size_bytes
+        self._size_bytes = size_bytes
+
+    def _is_frozen(self, layer: Layer) -> bool:
+        return layer.id != self.durability.head.id
+
+    # -- writing -----------------------------------------------------------------------------
+
+    def fast_view(self) -> FastView:
+        """See FastDevice.fast_view."""
+        durability = self.durability
+        may_write = not (
+            self.gate.closed
+            or self.locks.held
+            or durability.failed is not None
+            or failpoints.armed is not None
+        )
+        return FastView(
+            self.map.leaves,
+            self.map.slots,
+            self._head_slot if may_write else -1,
+            durability,
+            SEGMENT_BYTES,
+            durability.exposed(),
+        )
+
+    def try_write(self, offset: int, data: memoryview) -> bool:
+        """See BlockDevice.try_write."""
+        durability = self.durability
+        if durability.failed is not None:
+            durability.check_usable()
+        length = len(data)
+        first = offset >> BLOCK_SHIFT
+        last = (offset + length - 1) >> BLOCK_SHIFT
+        number = first >> LEAF_SHIFT
+        leaf = self.map.leaves.get(number) or self.map.find(number)
+        if leaf is None or self.gate.closed:
+            return False
+        if self.locks.held and self.locks.busy(first, last + 1):
+            return False
+        if first != last:
+            return self._try_write_many(offset, data, first, last + 1)
+        # Most data begins or ends with a byte that says that it is no block of zeros.
+        if leaf[first & LEAF_MASK] == self._head_slot:
+            if not (data[0] or data[-1]) and durability.exposed():
+                return self._try_overwrite(offset, data)
+            self._write_head(offset, data)
+            return True
+        if (
+            length == BLOCK_SIZE
+            and (data[0] or data[-1] or not is_zeros(data))
+            and (durability.allowance or durability.may_redirect())
+        ):
+            # A redirect of one whole block: what random writes do after a snapshot.
+            self._write_head(offset, data)
+            if self._puncher.pending:
+                self._puncher.pending.remove(first, last + 1)
+            self.map.assign_one(first, self._head_slot, durability.sequence)
+            durability.stage_block(first)
+            return True
+        return self._try_write_many(offset, data, first, last + 1)
+
+    def _try_write_many(self, offset: int, data: memoryview, first: int, end: int) -> bool:
+        if self._head_slot == NO_SLOT or self.map.missing(first, end) is not None:
+            return False
+        if self.map.holds_only(first, end, self._head_slot):
+            return self._try_overwrite(offset, data)
+        if not self.durability.may_redirect():
+            return False
+        edges = self._try_edges(offset, offset + len(data))
+        if edges is None:
+            return False
+        self._redirect(offset, data, *edges)
+        return True
+
+    def _try_overwrite(self, offset: int, data: memoryview) -> bool:
+        """Write where the head holds the blocks; False if that must wait."""
+        if self.durability.exposed() and zero_pieces(offset, data):
+            edges = self._try_edges(offset, offset + len(data))
+            if edges is None or not self.durability.has_room():
+                return False
+            self._foretell_zeros(zero_blocks(offset, data, *edges))
+        self._write_head(offset, data, OVERWRITE_PIECE_BYTES)
+        return True
+
+    def _foretell_zeros(self, blocks: list[int]) -> None:
+        """Stage in the journal, before the write, that these blocks of the head will be all zeros.
+        The journal has room. Raises VolumeFailedError."""
+        durable, dirty = self.durability.durable, self.map.dirty
+        blocks = [block for block in blocks if dirty.get(block >> LEAF_SHIFT, 0) > durable]
+        if blocks:
+            self.durability.stage_zeros(blocks)
+            self.durability.commit()
+            hit(Failpoint.ZEROS_FORETOLD)
+
+    def commit(self) -> None:
+        """See BlockDevice.commit."""
+        self.durability.commit()
+
+    async def write(self, offset: int, data: memoryview) -> None:
+        """See BlockDevice.write."""
+        for start in range(0, len(data), PIECE_BYTES):
+            piece = data[start : start + PIECE_BYTES]
+            await self._write_piece(offset + start, piece)
+
+    async def _write_piece(self, offset: int, data: memoryview) -> None:
+        first = offset >> BLOCK_SHIFT
+        end = ((offset + len(data) - 1) >> BLOCK_SHIFT) + 1
+        await self._enter(reserve=False)
+        try:
+            held = await self.locks.acquire(first, end)
+            try:
+                await self.map.load(first, end)
+                if self.map.holds_only(first, end, self._head_slot):
+                    if self.durability.exposed() and zero_pieces(offset, data):
+                        edges = await self._edges(offset, offset + len(data))
+                        self._foretell_zeros(zero_blocks(offset, data, *edges))
+                    self._write_head(offset, data, OVERWRITE_PIECE_BYTES)
+                else:
+                    await self.durability.wait_for_index()
+                    prefix, suffix = await self._edges(offset, offset + len(data))
+                    await self.map.load(first, end)
+                    self._redirect(offset, data, prefix, suffix)
+                self.durability.commit()
+            finally:
+                self.locks.release(held)
+        finally:
+            self.gate.leave()
+
+    async def _enter(self, *, reserve: bool) -> None:
+        """Go in, with room for what the operation will append to the journal."""
+        while True:
+            await self.durability.wait_for_room(reserve=reserve)
+            await self.gate.enter()
+            ready = False
+            try:
+                self.durability.check_usable()
+                ready = self.durability.has_room()
+            finally:
+                if not ready:
+                    self.gate.leave()
+            if ready:
+                return
+
+    def _write_head(
+        self, offset: int, data: memoryview, piece_bytes: int = WRITE_PIECE_BYTES
+    ) -> None:
+        # Set first: should the write fail half-way, the next sync must still cover it.
+        self.durability.unsynced = True
+        if failpoints.armed is not None:
+            hit(Failpoint.WRITE_BEGUN)
+        try:
+            # One that crosses the end of a segment is short, and then goes the other way.
+            length = len(data)
+            in_one = length <= piece_bytes and offset < SEGMENT_BYTES
+            if not (in_one and os.pwrite(self._head_descriptor, data, offset) == length):
+                self.durability.head.write(offset, data, piece_bytes)
+        except OSError as error:
+            raise from_os_error(error, f"writing to volume {self.durability.record.id}") from error
+        if failpoints.armed is not None:
+            hit(Failpoint.WRITE_DATA)
+
+    def _redirect(
+        self, offset: int, data: memoryview, prefix: memoryview, suffix: memoryview
+    ) -> None:
+        """Write whole blocks into the head and let the map point there. The leaves are loaded."""
+        start = offset - len(prefix)
+        first = start >> BLOCK_SHIFT
+        end = (offset + len(data) + len(suffix)) >> BLOCK_SHIFT
+        if len(prefix):
+            self._write_head(start, prefix)
+            hit(Failpoint.WRITE_EDGES)
+        self._write_head(offset, data)
+        if len(suffix):
+            self._write_head(offset + len(data), suffix)
+        if self._puncher.pending:
+            self._puncher.pending.remove(first, end)
+        self.map.assign(first, end, self._head_slot, self.durability.sequence)
+        self.durability.stage(Kind.REDIRECT, first, end - first)
+        if zeros := zero_blocks(offset, data, prefix, suffix):
+            self.durability.stage_zeros(zeros)
+
+    def _edge_lengths(self, offset: int, end: int) -> tuple[int, int]:
+        """Bytes of the first block before `offset` and of the last block after `end`."""
+        return offset & BLOCK_MASK, -end & BLOCK_MASK
+
+    def _try_edges(self, offset: int, end: int) -> tuple[memoryview, memoryview] | None:
+        """What the first and last block hold outside the write, or None if that must wait."""
+        before, after = self._edge_lengths(offset, end)
+        prefix, suffix = memoryview(bytearray(before)), memoryview(bytearray(after))
+        if before and not self.try_read(offset - before, prefix):
+            return None
+        if after and not self.try_read(end, suffix):
+            return None
+        return prefix, suffix
+
+    async def _edges(self, offset: int, end: int) -> tuple[memoryview, memoryview]:
+        before, after = self._edge_lengths(offset, end)
+        prefix, suffix = memoryview(bytearray(before)), memoryview(bytearray(after))
+        if before:
+            await self.read(offset - before, prefix)
+        if after:
+            await self.read(end, suffix)
+        return prefix, suffix
+
+    # -- zero and trim -----------------------------------------------------------------------
+
+    async def zero(self, offset: int, length: int, *, allocate: bool) -> None:
+        """See BlockDevice.zero."""
+        end = offset + length
+        first_whole, end_whole = -(-offset // BLOCK_SIZE), end // BLOCK_SIZE
+        if allocate or first_whole >= end_whole:
+            await self._write_zeros(offset, end)
+            return
+        await self._write_zeros(offset, first_whole << BLOCK_SHIFT)
+        await self._write_zeros(end_whole << BLOCK_SHIFT, end)
+        await self._make_holes(first_whole, end_whole)
+
+    async def trim(self, offset: int, length: int) -> None:
+        """See BlockDevice.trim."""
+        # For less than a block nothing is done, but a failed volume acknowledges nothing.
+        self.durability.check_usable()
+        first_whole, end_whole = -(-offset // BLOCK_SIZE), (offset + length) // BLOCK_SIZE
+        if first_whole < end_whole:
+            await self._make_holes(first_whole, end_whole)
+
+    async def _write_zeros(self, offset: int, end: int) -> None:
+        while offset < end:
+            piece = _ZEROS[: min(end - offset, PIECE_BYTES)]
+            await self._write_piece(offset, piece)
+            offset += len(piece)
+
+    async def _make_holes(self, first: int, end: int) -> None:
+        for start in range(first, end, HOLE_PIECE_BLOCKS):
+            stop = min(end, start + HOLE_PIECE_BLOCKS)
+            # What makes room may use what is kept in reserve for a full disk.
+            await self._enter(reserve=True)
+            try:
+                held = await self.locks.acquire(start, stop)
+                try:
+                    await self._make_holes_locked(start, stop)
+                    self.durability.commit()
+                    hit(Failpoint.TRIM_COMMITTED)
+                finally:
+                    self.locks.release(held)
+            finally:
+                self.gate.leave()
+
+    async def _make_holes_locked(self, first: int, end: int) -> None:
+        first_leaf, end_leaf = first >> LEAF_SHIFT, ((end - 1) >> LEAF_SHIFT) + 1
+        numbers: list[int] | range = range(first_leaf, end_leaf)
+        if self.map.missing(first, min(end, first + 4 * LEAF_BLOCKS)) is not None or (
+            len(numbers) > 4
+        ):
+            numbers = await self.map.present(first_leaf, end_leaf)
+            await self.map.load_leaves(set(numbers))
+        changed = [n for n in numbers if self._hole_out(n, first, end)]
+        if not changed:
+            return
+        # One record for the whole range: where nothing was, it changes nothing.
+        low = max(first, changed[0] << LEAF_SHIFT)
+        high = min(end, (changed[-1] + 1) << LEAF_SHIFT)
+        self.durability.stage(Kind.HOLE, low, high - low)
+        # The head's time is the volume's (engine.space), and where its blocks were not the head's
+        # nothing is written there.
+        with suppress(OSError):
+            os.utime(self._head_descriptor)
+        hit(Failpoint.TRIM_REMAPPED)
+
+    def _hole_out(self, number: int, first: int, end: int) -> bool:
+        """Make a leaf's blocks within first..end-1 holes; False if they all were."""
+        base = number << LEAF_SHIFT
+        start, stop = max(first, base), min(end, base + LEAF_BLOCKS)
+        if self.map.holds_only(start, stop, HOLE_SLOT):
+            return False
+        leaf = self.map.find(number)
+        assert leaf is not None
+        owned = [r for r in runs_of(leaf, start - base, stop - base) if r[2] == self._head_slot]
+        self.map.assign(start, stop, HOLE_SLOT, self.durability.sequence)
+        if owned:
+            # The whole of it is holes now, so punching between the owned runs harms nobody.
+            self._puncher.pending.add(base + owned[0][0], base + owned[-1][1])
+            self._start_punching()
+        return True
+
+    def _start_punching(self) -> None:
+        if not self._puncher.scheduled:
+            self._puncher.scheduled = True
+            self._spawn(self._punch(self._puncher))
+
+    async def _punch(self, puncher: Puncher) -> None:
+        try:
+            await puncher.run()
+            puncher.scheduled = False
+            self._retire(puncher)
+            await self.durability.restore_reserve()
+        except OSError as error:
+            puncher.scheduled = False
+            # Only space is lost, and `check --repair` finds it. What waits is forgotten: layers
+            # may be merged where it lies.
+            puncher.pending = PendingPunches()
+            log.warning("punching in volume %s failed: %s", self.durability.record.id, error)
+
+    async def finish_punching(self) -> None:
+        """Wait until nothing that was trimmed waits to be punched."""
+        for puncher in list(self._punchers):
+            await self._punch(puncher)
+
+    def cancel_punching(self) -> None:
+        """Forget what waits to be punched: the volume is about to be deleted."""
+        for puncher in self._punchers:
+            puncher.pending = PendingPunches()
+
+    # -- flush -------------------------------------------------------------------------------
+
+    def flush(self) -> Steps[None]:
+        """See BlockDevice.flush."""
+        return self.durability.flush()

@@ -1,0 +1,1 @@
+"""Volumes in memory, for tests and benchmarks of what stands above a pool."""

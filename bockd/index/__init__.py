@@ -1,0 +1,1 @@
+"""The index: an LMDB environment with checksums, proved before it is mapped."""

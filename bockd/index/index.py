@@ -1,0 +1,529 @@
+"""The pool's LMDB environment: opened safely, read and changed through checksummed values.
+
+Invariants:
+* A change begins and commits inside one call of `Index.update`, on one thread. It is fully synced
+  when `update` returns; when it raises, nothing was changed.
+* Every value carries a CRC-32 that covers its table, its key and its bytes, because LMDB trusts
+  its file: a flipped bit would otherwise come back as data.
+* No LMDB buffer leaves a transaction; values are copied out as bytes.
+* LMDB refuses everything after it could not write its meta page; the environment is opened anew
+  then, so that the pool goes on when the disk does.
+* data.mdb is proved before it is mapped (bockd.index.pages): a broken page would kill the process.
+* Nothing is taken for absent that may be there under a damaged key. An entry that fails its
+  checksum when the index is opened keeps its place, whatever its key was; so between its sound
+  neighbours is a *gap*, where looking is refused. Elsewhere the index is as good as ever.
+
+Stored value: `crc32(table || key || payload)` as 4 little-endian bytes, then the payload.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import struct
+import threading
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import lmdb
+
+from bockd.errors import (
+    DamagedError,
+    DeniedError,
+    DeviceError,
+    IndexFullError,
+    NoSpaceError,
+    PoolFormatError,
+    ReadOnlyFileSystemError,
+    from_os_error,
+)
+from bockd.failpoints import Failpoint, hit
+from bockd.index.allocation import allocate
+from bockd.index.ballast import Ballast
+from bockd.index.mapsize import read_map_size
+from bockd.index.pages import PAGE_BYTES, Entry, check_metas, read_index
+from bockd.model import MIB
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+MAX_READERS = 512
+"""Read transactions at once, over all processes: threads of the daemon, tools, plugins."""
+
+_LIB_VERSION = 0
+"""LMDB's 0.9 file format: the one every installed LMDB tool reads."""
+
+_NEARLY_FULL_BYTES = 1 * MIB
+"""More than LMDB writes at once in one of our transactions' commits, but for the largest."""
+
+_AHEAD_BYTES = 128 * MIB
+"""Half of it is more than one of our transactions allocates. Sparse: it costs nothing."""
+
+RESERVE_BYTES = 8 * MIB
+"""Blocks of the file system that the file has beyond its last page. What frees space takes them
+when the disk is full; a large deletion needs tens of pages."""
+
+RESERVE_LEAST_BYTES = RESERVE_BYTES // 2
+"""With less than this left, what takes new space is refused."""
+
+_UNBORN_BYTES = 1 * MIB
+"""More than LMDB writes before its first sync; any index that was used is longer."""
+
+_CRC = struct.Struct("<I")
+
+
+class Table(Enum):
+    """The tables of the index. What a key and a value mean is documented with their codec."""
+
+    META = b"meta"
+    VOLUMES = b"volumes"
+    SNAPSHOTS = b"snapshots"
+    NAMES = b"names"
+    MAPS = b"maps"
+    CHILDREN = b"children"
+    LAYERS = b"layers"
+    HOMES = b"homes"
+    LEAVES = b"leaves"
+    RECLAIM = b"reclaim"
+    CHECKSUMS = b"checksums"
+    DAMAGED = b"damaged"
+    SCRUB = b"scrub"
+    # What the HP Block Storage API keeps beside the catalogue; codecs in bockd.blockstorage.
+    TENANTS = b"tenants"
+    USERS = b"users"
+    ACCESS_KEYS = b"access-keys"
+    TOKENS = b"tokens"
+    API_VOLUMES = b"api-volumes"
+    API_SNAPSHOTS = b"api-snapshots"
+    OWNED = b"owned"
+    ATTACHED = b"attached"
+    EXPORTS = b"exports"
+    SERVERS = b"servers"
+    IMAGES = b"images"
+    IMPORTS = b"imports"
+
+
+_SEEDS = {table: zlib.crc32(table.value) for table in Table}
+
+
+def seal(table: Table, key: bytes, payload: bytes) -> bytes:
+    """Return a payload in its stored form, with its checksum in front."""
+    return _CRC.pack(zlib.crc32(payload, zlib.crc32(key, _SEEDS[table]))) + payload
+
+
+def unseal(table: Table, key: bytes, value: bytes) -> bytes:
+    """Return the payload of a stored value. Raises DamagedError when its checksum does not
+    match."""
+    payload = value[4:]
+    if len(value) < 4 or _CRC.unpack_from(value)[0] != zlib.crc32(
+        payload, zlib.crc32(key, _SEEDS[table])
+    ):
+        raise DamagedError(
+            f"the index entry {table.value.decode()}/{key.hex()} fails its checksum; "
+            "run 'bockd check' to see what else is affected"
+        )
+    return payload
+
+
+class Gap(NamedTuple):
+    """Where something may be missing: between two sound entries (None: an end of the table) there
+    were some that failed their checksums when the index was opened. Their keys are not known."""
+
+    after: bytes | None
+    before: bytes | None
+    reason: str
+
+    def refuse(self, start: bytes, stop: bytes) -> None:
+        """Raise DamagedError if a key with start <= key < stop may be missing because of this
+        gap."""
+        if (self.before is None or start < self.before) and (
+            self.after is None or stop > self.after
+        ):
+            raise DamagedError(self.reason)
+
+
+Gaps = Mapping[Table, Sequence[Gap]]
+_NO_GAPS: Gaps = {}
+
+
+class Transaction:
+    """A view of the index; of one instant when reading, of itself when changing. Looking where the
+    index has a gap raises DamagedError."""
+
+    def __init__(
+        self, txn: lmdb.Transaction, tables: dict[Table, lmdb._Database], gaps: Gaps
+    ) -> None:
+        self._txn = txn
+        self._tables = tables
+        self._gaps = gaps
+
+    def disregard_gaps(self) -> None:
+        """Allow lookups everywhere from now on, also where the index has a gap."""
+        self._gaps = _NO_GAPS
+
+    def _believe(self, table: Table, start: bytes, stop: bytes) -> None:
+        """Raise DamagedError if something may be missing in start <= key < stop."""
+        for gap in self._gaps.get(table, ()):
+            gap.refuse(start, stop)
+
+    def get(self, table: Table, key: bytes) -> bytes | None:
+        value = self._txn.get(key, db=self._tables[table])
+        if value is not None:
+            return unseal(table, key, bytes(value))
+        if self._gaps:
+            self._believe(table, key, key + b"\0")
+        return None
+
+    def put(self, table: Table, key: bytes, payload: bytes) -> None:
+        self._txn.put(key, seal(table, key, payload), db=self._tables[table])
+
+    def delete(self, table: Table, key: bytes) -> bool:
+        """Remove an entry. Return False when there was none."""
+        return bool(self._txn.delete(key, db=self._tables[table]))
+
+    def scan(self, table: Table, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Yield the entries with start <= key < stop, in order. Do not change the table while
+        scanning."""
+        if self._gaps:
+            self._believe(table, start, stop)
+        with self._txn.cursor(db=self._tables[table]) as cursor:
+            if not cursor.set_range(start):
+                return
+            for raw_key, value in cursor.iternext():
+                key = bytes(raw_key)
+                if key >= stop:
+                    return
+                yield key, unseal(table, key, bytes(value))
+
+    def keys(self, table: Table, start: bytes, stop: bytes) -> Iterator[bytes]:
+        """Yield the keys with start <= key < stop, in order, without reading values."""
+        if self._gaps:
+            self._believe(table, start, stop)
+        with self._txn.cursor(db=self._tables[table]) as cursor:
+            if not cursor.set_range(start):
+                return
+            for raw_key in cursor.iternext(keys=True, values=False):
+                key = bytes(raw_key)
+                if key >= stop:
+                    return
+                yield key
+
+    def sound(self, table: Table) -> Iterator[tuple[bytes, bytes]]:
+        """Yield all entries except those that fail their checksums, which are logged. For callers
+        that must go on with the rest."""
+        for key, value in self.raw(table):
+            try:
+                payload = unseal(table, key, value)
+            except DamagedError as error:
+                log.error("%s", error)  # noqa: TRY400
+            else:
+                yield key, payload
+
+    def raw(self, table: Table) -> Iterator[tuple[bytes, bytes]]:
+        """Yield all entries as stored, with checksums unverified. For `check`."""
+        with self._txn.cursor(db=self._tables[table]) as cursor:
+            for key, value in cursor:
+                yield bytes(key), bytes(value)
+
+    def count(self, table: Table) -> int:
+        """Count the entries of a table."""
+        return int(self._txn.stat(self._tables[table])["entries"])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Opened:
+    """LMDB's environment, and its handles of our tables."""
+
+    env: lmdb.Environment
+    tables: dict[Table, lmdb._Database]
+
+
+class Index:
+    """The open environment. One per process and pool, opened after any fork."""
+
+    def __init__(self, directory: Path, ballast: Ballast) -> None:
+        self._directory = directory
+        self._data = directory / "data.mdb"
+        self._ballast = ballast
+        self.short = False
+        """The disk is full, and what the file has in reserve is only for what makes room."""
+        self._allocated_bytes = 0
+        """Up to here the file has its blocks, but for what it never needed."""
+        self._gaps: Gaps = _NO_GAPS
+        self._opened: _Opened | None = None
+        """None when it could not be opened anew; the next use tries again."""
+        self._users = 0
+        """Threads that may hold a transaction."""
+        self._entering = threading.Lock()
+        self._writing = threading.Lock()
+
+    @classmethod
+    def open(cls, directory: Path, ballast: Ballast) -> Index:
+        """Open or create the environment.
+
+        Raises PoolFormatError for a file that is not LMDB's, DamagedError for one whose structure
+        is damaged, NoSpaceError, and OSError for the directory's own trouble.
+        """
+        index = cls(directory, ballast)
+        _empty_unborn(index._data)
+        index._gaps = read_index(index._data, [table.value for table in Table], _find_gaps)
+        index._opened = index._open()
+        return index
+
+    def _open(self) -> _Opened:
+        check_metas(self._data)
+        try:
+            env = lmdb.open(
+                os.fspath(self._directory),
+                map_size=read_map_size(self._directory),
+                max_dbs=len(Table),
+                max_readers=MAX_READERS,
+                mode=0o600,
+                readahead=False,  # lookups are scattered; reading ahead evicts block data
+                lib_version=_LIB_VERSION,
+            )
+        except lmdb.Error as error:
+            raise _translate(error, self._data) from error
+        try:
+            env.reader_check()
+            return _Opened(env, {table: env.open_db(table.value) for table in Table})
+        except lmdb.Error as error:
+            env.close()
+            raise _translate(error, self._data) from error
+
+    def close(self) -> None:
+        if self._opened is not None:
+            self._opened.env.close()
+
+    @contextmanager
+    def reading(self) -> Iterator[Transaction]:
+        """Begin a read transaction: a view of the index at one instant. End it soon, on the same
+        thread."""
+        try:
+            with self._using(), self._begin(write=False) as txn:
+                yield txn
+        except lmdb.Error as error:
+            raise _translate(error, self._data) from error
+
+    def copy_to(self, path: Path) -> None:
+        """Copy the index, as it is at one instant, to a new file, which is not synced. Raises
+        OSError."""
+        opened = self._opened or self._reopened(None)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with self._using():
+                opened.env.copyfd(fd)
+        except lmdb.Error as error:
+            raise _translate(error, path) from error
+        finally:
+            os.close(fd)
+
+    @contextmanager
+    def examining(self) -> Iterator[Transaction]:
+        """Begin a read transaction for `check`, which ignores gaps, because `check` finds them by
+        itself."""
+        with self.reading() as txn:
+            txn.disregard_gaps()
+            yield txn
+
+    @contextmanager
+    def _using(self) -> Iterator[None]:
+        """While this thread may hold a transaction, nobody else closes the environment."""
+        with self._entering:
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._entering:
+                self._users -= 1
+
+    @contextmanager
+    def _begin(self, *, write: bool) -> Iterator[Transaction]:
+        """A transaction of this thread, which is `_using` the environment. lmdb.Error."""
+        opened = self._opened or self._reopened(None)
+        try:
+            begun = opened.env.begin(write=write)
+        except lmdb.PanicError:
+            opened = self._reopened(opened)
+            begun = opened.env.begin(write=write)
+        with begun as txn:
+            yield Transaction(txn, opened.tables, self._gaps)
+
+    def _reopened(self, broken: _Opened | None) -> _Opened:
+        """The environment anew, after LMDB has met what it calls a fatal error: its meta page was
+        not written. (It then goes back to the older one; nothing that was committed is lost.)"""
+        with self._entering:
+            if self._opened is not None and self._opened is not broken:
+                return self._opened
+            if self._users > 1:
+                # Transactions that read on: the environment must not go under them.
+                raise DeviceError(
+                    f"the index {self._data} could not be written and is in use; try again"
+                )
+            if broken is not None:
+                broken.env.close()
+            self._opened = None
+            try:
+                self._opened = self._open()
+            except OSError as error:
+                raise from_os_error(error, f"opening the index {self._data}") from error
+            log.warning("%s was opened anew after an error", self._data)
+            return self._opened
+
+    def update(self, change: Callable[[Transaction], T]) -> T:
+        """Run `change` in a write transaction and commit it, synced.
+
+        When the disk is full the ballast is given up and `change` runs once more, so it must have
+        no effect outside the transaction. An exception from `change` aborts and passes through.
+        """
+        with self._writing, self._using():
+            try:
+                try:
+                    return self._attempt(change)
+                except IndexFullError:
+                    raise  # the ballast would be no help
+                except NoSpaceError:
+                    if not self._ballast.release():
+                        raise
+                    return self._attempt(change)
+            finally:
+                self._stay_ahead()
+
+    def _attempt(self, change: Callable[[Transaction], T]) -> T:
+        try:
+            with self._begin(write=True) as txn:
+                result = change(txn)
+                hit(Failpoint.INDEX_CHANGED)
+        except lmdb.Error as error:
+            raise _translate(error, self._data) from error
+        hit(Failpoint.INDEX_COMMITTED)
+        return result
+
+    def _stay_ahead(self) -> None:
+        """Keep the file longer (and sparse there) than it has to be.
+
+        Pages freed in the transaction that allocated them are never written, so LMDB may leave
+        the file shorter than its meta page says, which bockd.index.pages would take for damage.
+        """
+        opened = self._opened
+        if opened is None:
+            return
+        self._reserve(opened.env)
+        try:
+            if not self._wants_more(opened.env):
+                return
+            # A process that died while it read would keep pages from being used again.
+            opened.env.reader_check()
+            # With the writer's lock: in between, another process may have made the file longer
+            # than we would, and what it had written there would be cut off.
+            with opened.env.begin(write=True):
+                if wanted := self._wants_more(opened.env):
+                    os.truncate(self._data, wanted)
+        except (OSError, lmdb.Error) as error:
+            log.warning("%s was not extended: %s", self._data, error)
+
+    def replenish(self) -> None:
+        """Try to make the reserve whole again. Raises NoSpaceError while the disk has no room for
+        it. Blocks."""
+        with self._writing, self._using():
+            if self._opened is not None:
+                self._reserve(self._opened.env)
+        if self.short:
+            raise NoSpaceError(
+                f"{self._data}: the file system is full, and what the index has in reserve is for "
+                "trims and deletions; free some space and try again"
+            )
+
+    def _reserve(self, env: lmdb.Environment) -> None:
+        """Have blocks beyond the last page, which nobody else can take when the disk is full."""
+        needed: int = (env.info()["last_pgno"] + 1) * PAGE_BYTES
+        left = self._allocated_bytes - needed
+        if left >= RESERVE_LEAST_BYTES and not self.short:
+            return
+        for length in (RESERVE_BYTES, RESERVE_LEAST_BYTES):
+            try:
+                allocate(self._data, needed, length)
+            except OSError as error:
+                self.short = error.errno in (errno.ENOSPC, errno.EDQUOT)
+                if not self.short and error.errno != errno.EROFS:  # a commit says that
+                    log.warning("%s has no space in reserve: %s", self._data, error)
+                    return
+            else:
+                self.short = False
+                self._allocated_bytes = needed + length
+                return
+
+    def _wants_more(self, env: lmdb.Environment) -> int:
+        """The length that the file should have, or 0 when it is long enough."""
+        needed: int = (env.info()["last_pgno"] + 1) * PAGE_BYTES
+        if os.stat(self._data).st_size >= needed + _AHEAD_BYTES // 2:
+            return 0
+        return needed + _AHEAD_BYTES
+
+
+def _empty_unborn(data: Path) -> None:
+    """Empty a data.mdb that was made, and then its first sync failed or the power did: it has never
+    held anything."""
+    try:
+        size = os.stat(data).st_size
+    except FileNotFoundError:
+        return
+    if 0 < size <= _UNBORN_BYTES and not any(data.read_bytes()):
+        os.truncate(data, 0)
+
+
+def _find_gaps(entries: Iterable[Entry]) -> Gaps:
+    """The gaps that entries leave which fail their checksums."""
+    found: dict[Table, list[Gap]] = {}
+    table = Table.META
+    before: bytes | None = None
+    open_gap = False
+    for entry in entries:
+        if entry.table != table.value:
+            table, before, open_gap = Table(entry.table), None, False
+        try:
+            unseal(table, entry.key, entry.value)
+        except DamagedError as error:
+            if not open_gap:
+                found.setdefault(table, []).append(Gap(before, None, str(error)))
+            open_gap = True
+            continue
+        if open_gap:
+            found[table][-1] = found[table][-1]._replace(before=entry.key)
+        before, open_gap = entry.key, False
+    return found
+
+
+def _translate(error: lmdb.Error, data: Path) -> Exception:
+    """LMDB's error in our terms."""
+    text = str(error)
+    if isinstance(error, lmdb.MapFullError):
+        return IndexFullError(
+            f"the index {data} has reached its greatest size of {read_map_size(data.parent)} "
+            "bytes: what is stored can be read; allow it more (index_map_gib in [pool] of the "
+            "configuration), or copy volumes to a second pool to go on writing"
+        )
+    full = "No space left" in text or "quota" in text.lower()
+    if "Input/output error" in text:
+        # LMDB reports a short write, which is what a nearly full disk gives, as an I/O error.
+        status = os.statvfs(data)
+        full = status.f_bavail * status.f_frsize < _NEARLY_FULL_BYTES
+    if full:
+        return NoSpaceError(f"the file system of {data} is full; free some space and try again")
+    if "Cannot allocate memory" in text or isinstance(error, lmdb.MemoryError):
+        return DeniedError(
+            f"the index {data} is mapped with {read_map_size(data.parent) >> 30} GiB of address "
+            "space, which this process may not have ('ulimit -v', LimitAS=): allow it as much and "
+            "4 GiB for the rest, or set index_map_gib in [pool] of bockd's configuration"
+        )
+    if "Read-only file system" in text:
+        return ReadOnlyFileSystemError(f"changing the index {data}")
+    if isinstance(error, lmdb.VersionMismatchError):
+        return PoolFormatError(f"{data} was written by another LMDB format: {text}")
+    return DamagedError(f"the index {data} cannot be used: {text}")

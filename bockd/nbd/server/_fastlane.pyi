@@ -1,0 +1,39 @@
+"""Types of the compiled module; fastlane.py says what it is for."""
+
+from bockd.nbd.protocol.transmission import Request
+from bockd.pool.device import FastView
+
+def serve(
+    received: memoryview,
+    start: int,
+    end: int,
+    reply: memoryview,
+    style: int,
+    view: FastView,
+    readable: int,
+    writable: int,
+    max_read: int,
+    max_payload: int,
+    sock: int,
+    poll_ns: int,
+    turn_ns: int,
+    /,
+) -> tuple[
+    int,
+    int,
+    int,
+    int,
+    list[Request],
+    int,
+    int,
+    int,
+    bytes,
+    list[tuple[int, int]],
+    int,
+    int,
+    int,
+    int,
+    int,
+    int,
+]: ...
+def receive(fd: int, into: memoryview, nanoseconds: int, /) -> int: ...

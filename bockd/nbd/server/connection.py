@@ -1,0 +1,355 @@
+"""One client in the transmission phase: receive, serve the batch, send, poll, park.
+
+The loop runs plain calls from one batch to the next; it awaits only when a socket would block, when
+something must wait, and once per turn, so that other connections get theirs. What a batch could not
+do at once runs in tasks of this connection's nursery and is answered out of order.
+
+proto.md, "Transmission", "Ordering of messages and writes", "Terminating the transmission phase".
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from time import perf_counter_ns
+
+import trio
+
+from bockd.nbd.protocol.handshake import Negotiated
+from bockd.nbd.protocol.replies import encoder_for
+from bockd.nbd.protocol.transmission import Request, RequestLimits, RequestParser
+from bockd.nbd.server import work
+from bockd.nbd.server.batch import Batch
+from bockd.nbd.server.budget import Account
+from bockd.nbd.server.channel import Buffer, Channel, HungUpError
+from bockd.nbd.server.exports import OpenExport
+from bockd.nbd.server.flight import InFlight
+from bockd.nbd.server.large import LargeTransfers
+from bockd.nbd.server.limits import RECEIVE_BUFFER_BYTES, ServerLimits
+from bockd.nbd.server.pace import Pace, Polling
+from bockd.nbd.server.statistics import ExportStatistics
+from bockd.nbd.server.work import Work
+from bockd.runtime.steprunner import StepRunner
+
+log = logging.getLogger(__name__)
+
+_ALL = 1 << 63
+"""More bytes than any connection receives."""
+
+
+class Connection:
+    """A `registry.Member`; `run` is its life."""
+
+    def __init__(
+        self,
+        channel: Channel,
+        account: Account,
+        runner: StepRunner,
+        limits: ServerLimits,
+        pace: Pace,
+    ) -> None:
+        self.closed = trio.Event()
+        self.export_name = ""
+        self._channel = channel
+        self._account = account
+        self._runner = runner
+        self._limits = limits
+        self._scope = trio.CancelScope()
+        self._polling = Polling(pace, limits.poll_tries)
+        self._flight = InFlight()
+        self._buffer = memoryview(mmap.mmap(-1, RECEIVE_BUFFER_BYTES))
+        self._received_bytes = 0
+        self._consumed_bytes = 0
+        self._fences: list[tuple[int, trio.Event]] = []
+
+    def prepare(
+        self,
+        export: OpenExport,
+        negotiated: Negotiated,
+        statistics: ExportStatistics,
+        leftover: bytes,
+    ) -> None:
+        """Take over what the handshake has negotiated. `leftover` are the first requests' bytes."""
+        info = export.info
+        self.export_name = info.name
+        encoder = encoder_for(structured=negotiated.structured, extended=negotiated.extended)
+        judged_by = RequestLimits(
+            read_only=info.read_only,
+            extended=negotiated.extended,
+            chunked=encoder.chunked,
+            allocation=negotiated.allocation,
+        )
+        self._encoder = encoder
+        self._statistics = statistics
+        self._parser = RequestParser(extended=negotiated.extended)
+        self._batch = Batch(export.device, encoder, judged_by, statistics)
+        self._large = LargeTransfers(
+            export.device,
+            encoder,
+            judged_by,
+            statistics,
+            self._channel,
+            self._account,
+            self._runner,
+            self._flight,
+            self._limits,
+        )
+        self._channel.on_empty(self._found_empty)
+        self._buffer[: len(leftover)] = leftover
+        self._leftover_bytes = self._received_bytes = len(leftover)
+
+    # What the registry asks.
+
+    def stop_receiving(self) -> None:
+        """See `registry.Member`."""
+        self._channel.stop_receiving()
+
+    def drop(self) -> None:
+        """See `registry.Member`."""
+        self._scope.cancel()
+
+    def hung_up(self) -> bool:
+        """See `registry.Member`."""
+        return self.closed.is_set() or self._channel.hung_up()
+
+    def idle(self) -> bool:
+        """See `registry.Member`."""
+        return self.closed.is_set() or (
+            self._consumed_bytes >= self._received_bytes + self._channel.unread_bytes()
+            and not self._flight.changing
+            and not self._channel.hung_up()
+        )
+
+    async def received_all(self) -> None:
+        """See `registry.Member`."""
+        if self.closed.is_set():
+            return
+        target = self._received_bytes + self._channel.unread_bytes()
+        if self._consumed_bytes < target:
+            event = trio.Event()
+            self._fences.append((target, event))
+            await event.wait()
+
+    async def writes_finished(self) -> None:
+        """See `registry.Member`."""
+        await self._flight.changes_finished()
+
+    def _pass_fences(self) -> None:
+        for target, event in self._fences:
+            if target <= self._consumed_bytes or self.closed.is_set():
+                event.set()
+        self._fences = [fence for fence in self._fences if not fence[1].is_set()]
+
+    def _found_empty(self) -> None:
+        """More has not arrived, whatever the targets say: TLS shows only what they are at most."""
+        for _, event in self._fences:
+            event.set()
+        self._fences.clear()
+
+    def finished(self) -> None:
+        """Mark the connection as closed, and let waiting fences pass. The socket is closed and
+        nothing runs any more."""
+        if self._parser.unflagged:
+            log.debug("a client of %s sent writes without PAYLOAD_LEN", self.export_name)
+        self.closed.set()
+        self._pass_fences()
+
+    def count_received(self, length: int) -> None:
+        """Count payload that did not go through the receive buffer (see `large.Received`)."""
+        self._received_bytes += length
+        self._consumed_bytes = self._received_bytes
+        if self._fences:
+            self._pass_fences()
+
+    async def yield_if_due(self) -> None:
+        """See `large.Received`."""
+        if self._polling.worked(perf_counter_ns()):
+            await trio.lowlevel.checkpoint()
+            self._polling.turned()
+
+    def undisturbed(self) -> int:
+        """See `large.Received`."""
+        return 0 if self._flight.requests else self._polling.undisturbed()
+
+    @contextmanager
+    def parked(self) -> Iterator[None]:
+        """See `large.Received`."""
+        self._polling.parks()
+        yield
+        self._polling.woke()
+
+    # Its life.
+
+    async def run(self, enter: Callable[[], Awaitable[None]]) -> None:
+        """Admit the client with `enter`, and serve it until it leaves. Raises ProtocolError when it
+        broke the rules. Operations that have begun are finished in any case."""
+        with self._scope:
+            await enter()
+            if self._scope.cancel_called:
+                return  # dropped on the threshold: the requests behind its greeting do not count
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                self._large.nursery = nursery
+                await self._serve()
+                self._consumed_bytes = _ALL  # nothing more is read: nobody need wait for it
+                self._pass_fences()
+
+    async def _serve(self) -> None:
+        buffer, parser = self._buffer, self._parser
+        end = self._leftover_bytes
+        while True:
+            position, end, progressed, polled = await self._serve_plain(end)
+            started = perf_counter_ns()
+            requests, position = parser.parse(buffer, position, end)
+            progressed = progressed or bool(requests)
+            index = 0
+            while index < len(requests):
+                index = await self._serve_batch(requests, index, started)
+            if self._batch.disconnect:
+                return
+            if parser.large is not None:
+                position = await self._large.receive(parser.large, buffer, position, end, self)
+            end = self._move_leftover(position, end)
+            if end and (progressed or parser.large is not None):
+                continue  # behind a payload, or bytes that are no request: look before waiting
+            self._consumed_bytes = self._received_bytes
+            if self._fences:
+                self._pass_fences()
+            received = await self._receive(buffer[end:], polled=polled)
+            if not received:
+                return
+            self._received_bytes += received
+            end += received
+            if not progressed and self._polling.due():
+                # Who sends a byte at a time keeps us receiving, with no batch to turn after.
+                await trio.lowlevel.checkpoint()
+                self._polling.turned()
+
+    async def _serve_plain(self, end: int) -> tuple[int, int, bool, bool]:
+        """Serve what is in the receive buffer up to `end`, and what comes after it, the plain
+        requests in the fast lane.
+
+        Returns how far it came, from where on the parser must look; the end of what has been
+        received; whether anything was served; and whether it polled for more in vain.
+        """
+        position, progressed, polling = 0, False, self._polling
+        while position < end:
+            turn = self._channel.turn(self.undisturbed(), polling.left_ns())
+            done = self._batch.serve_plain(self._buffer, position, end, turn)
+            if done is None:
+                break
+            position, end = done.position, done.end
+            if done.unflagged:
+                self._parser.unflagged = True
+            if not (done.reads or done.writes or done.rest or done.received_bytes):
+                return position, end, progressed, bool(done.polled)
+            progressed = True
+            if done.received_bytes:
+                self._received_bytes += done.received_bytes
+                polling.found()
+            if done.rest or done.served:
+                index = await self._serve_batch(done.rest, 0, done.started, done.served)
+                while index < len(done.rest):
+                    index = await self._serve_batch(done.rest, index, done.started)
+            elif polling.worked(perf_counter_ns()):
+                await trio.lowlevel.checkpoint()
+                polling.turned()
+            self._consumed_bytes = self._received_bytes - (end - position)
+            if self._fences:  # of others, who need not wait until this client pauses
+                self._pass_fences()
+            if done.polled:
+                return position, end, progressed, True
+        return position, end, progressed, False
+
+    async def _serve_batch(
+        self, requests: list[Request], index: int, started: int, served: int = 0
+    ) -> int:
+        """Serve what fits one reply buffer, in which `served` requests are answered already. Return
+        the index of the first request not served."""
+        batch, flight = self._batch, self._flight
+        first = index - served
+        room = self._limits.max_in_flight - flight.requests
+        index = batch.serve(requests, index, self._buffer, room)
+        replies = batch.finish()
+        now = perf_counter_ns()
+        self._statistics.latencies.add(now - started, index - first)
+        if batch.background or batch.large_reads:
+            self._start_background(started)
+        if replies:
+            await self._channel.send(*replies)
+        if self._polling.worked(now):
+            await trio.lowlevel.checkpoint()
+            self._polling.turned()
+        if flight.requests:
+            await flight.wait_below(self._limits.max_in_flight)
+            await self._account.repay()
+            if self._channel.peer_gone:  # a receive buffer asks for terabytes, in large reads
+                raise HungUpError("the client is gone")
+        return index
+
+    def _move_leftover(self, position: int, end: int) -> int:
+        """Move an incomplete request to the front of the buffer. Return its length in bytes."""
+        leftover = end - position
+        if leftover and position:
+            self._buffer[:leftover] = self._buffer[position:end]
+        return leftover
+
+    async def _receive(self, into: memoryview, *, polled: bool) -> int:
+        """Receive at least one byte: poll, unless that was done, then park. 0 when the client is
+        gone."""
+        polling, channel = self._polling, self._channel
+        # While something is under way, to poll would hold up its end.
+        rounds, tries = (0, 0) if polled or self._flight.requests else polling.plan()
+        for turn in range(rounds):
+            if turn:
+                await trio.lowlevel.checkpoint()
+                polling.turned()
+            received = channel.poll(into, tries)
+            if received is not None:
+                polling.found()
+                return received
+        polling.parks()
+        received = await channel.receive(into)
+        polling.woke()
+        return received
+
+    # What runs beside the loop.
+
+    def _start_background(self, started: int) -> None:
+        batch = self._batch
+        for item in batch.background:
+            self._flight.requests += 1
+            self._account.charge(item.charged_bytes)
+            changes = item.requests[0][1] in work.CHANGES
+            change = self._flight.begin_change() if changes else None
+            self._nursery.start_soon(self._finish, item, started, change)
+        for request in batch.large_reads:
+            self._flight.requests += 1
+            self._nursery.start_soon(self._large.read, request)
+        batch.background.clear()
+        batch.large_reads.clear()
+
+    async def _finish(self, item: Work, started: int, change: int | None) -> None:
+        """Finish an operation that has begun, and answer."""
+        try:
+            try:
+                reply = await self._outcome(item)
+            finally:
+                if change is not None:
+                    self._flight.end_change(change)
+            now = perf_counter_ns()
+            self._statistics.latencies.add(now - started, len(item.requests))
+            await self._channel.send(reply)
+        except HungUpError:
+            log.debug("a reply had no one to go to")
+        finally:
+            self._account.discharge(item.charged_bytes)
+            self._flight.done()
+
+    async def _outcome(self, item: Work) -> Buffer:
+        try:
+            return await self._runner.finish(item.steps, item.step)
+        except Exception as error:  # noqa: BLE001 - becomes the requests' answer
+            return work.failed(self._encoder, self._statistics, item.requests, error)

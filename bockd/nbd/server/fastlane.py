@@ -1,0 +1,163 @@
+"""The compiled part of the hot path, and what takes its place where it was not compiled.
+
+`_fastlane.c` serves *plain* requests in one call for a whole receive buffer: reads, and writes in
+place, whose blocks lie in one file and whose map is in memory. While a client asks for nothing
+else and has the loop to itself, it answers and receives, too, until the loop's turn is over. It
+hands back what it does not serve, in order, for `Batch.serve`: there is nothing that only it can
+do.
+
+It is built when bockd is installed and a C compiler is there, and left out otherwise.
+`BOCKD_FASTLANE=off` in the environment of the daemon leaves it out, too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import NamedTuple
+
+from bockd.nbd.protocol.replies import (
+    ExtendedReplies,
+    ReplyEncoder,
+    SimpleReplies,
+    StructuredReplies,
+)
+from bockd.nbd.protocol.transmission import MAX_INLINE_PAYLOAD_BYTES, Request, RequestLimits
+from bockd.nbd.server.limits import MAX_INLINE_READ_BYTES
+from bockd.pool.device import BlockDevice, FastDevice
+
+VARIABLE = "BOCKD_FASTLANE"
+
+_STYLES: dict[type[ReplyEncoder], int] = {
+    SimpleReplies: 0,
+    StructuredReplies: 1,
+    ExtendedReplies: 2,
+}
+
+
+def load(environ: Mapping[str, str]) -> ModuleType | None:
+    """Import the compiled module. None where it was not built, or is not wanted."""
+    if environ.get(VARIABLE) == "off":
+        return None
+    try:
+        from bockd.nbd.server import _fastlane
+    except ImportError:
+        return None
+    return _fastlane
+
+
+compiled = load(os.environ)
+
+
+def lane(environ: Mapping[str, str]) -> str:
+    """Describe for people which lane serves plain requests here, and why if it is not the compiled
+    one.
+
+    Neither pip nor anything else shows that a compiler was missing when bockd was installed.
+    """
+    if environ.get(VARIABLE) == "off":
+        return f"Python only ({VARIABLE}=off)"
+    try:
+        from bockd.nbd.server import _fastlane  # noqa: F401
+    except ModuleNotFoundError:
+        return (
+            "Python only: it was not compiled. For full speed install gcc and Python's headers "
+            "(python3-dev), then install bockd again"
+        )
+    except ImportError as error:
+        return f"Python only: it cannot be loaded ({error})"
+    return "compiled"
+
+
+class Turn(NamedTuple):
+    """What the fast lane may do in addition to serving."""
+
+    sock: int = -1
+    """The descriptor to which replies may be sent at once; -1 for none."""
+    poll_ns: int = 0
+    """How long it may poll for more requests; 0 when it must not receive."""
+    turn_ns: int = 0
+    """How long until the loop must turn."""
+
+
+class Served(NamedTuple):
+    """What one call has done. A *round* goes from receiving to sending. All rounds but the last are
+    finished. The last is finished if it left nothing to serve or send."""
+
+    position: int
+    """Where the first request begins that was not looked at."""
+    end: int
+    """Where the bytes end that have been received."""
+    received_bytes: int
+    """In further rounds."""
+    polled: int
+    """Whether it polled for more requests in vain."""
+    rest: list[Request]
+    """Requests before `position` that were not served."""
+    served: int
+    """Requests that the last round has served, if it is unfinished."""
+    sent: int
+    filled: int
+    """What is to be sent of the reply buffer: its part from `sent` to `filled`."""
+    acknowledgements: bytes
+    """Replies to writes, to be sent after that."""
+    latencies: list[tuple[int, int]]
+    """Of the rounds that are done with: nanoseconds and requests."""
+    started: int
+    """When the last round began, as `perf_counter_ns` has it."""
+    reads: int
+    read_bytes: int
+    writes: int
+    written_bytes: int
+    unflagged: int
+    """1 if there was a write whose flags do not mention its payload; see RequestParser."""
+
+
+class FastLane:
+    """Serves plain requests of one connection."""
+
+    def __init__(
+        self, module: ModuleType, device: FastDevice, style: int, limits: RequestLimits
+    ) -> None:
+        self._serve = module.serve
+        self._device = device
+        self._view = device.fast_view
+        self._style = style
+        self._read_only = limits.read_only
+
+    def serve(
+        self, received: memoryview, start: int, end: int, reply: memoryview, turn: Turn
+    ) -> Served:
+        """Serve what can be served of received[start:end], and what comes after it, for as long as
+        no other connection has work. Raises OSError when data could not be read whose reply has
+        begun."""
+        size = self._device.size_bytes
+        return Served._make(
+            self._serve(
+                received,
+                start,
+                end,
+                reply,
+                self._style,
+                self._view(),
+                size,
+                0 if self._read_only else size,
+                MAX_INLINE_READ_BYTES,
+                MAX_INLINE_PAYLOAD_BYTES,
+                *turn,
+            )
+        )
+
+
+def lane_for(device: BlockDevice, encoder: ReplyEncoder, limits: RequestLimits) -> FastLane | None:
+    """Return a connection's fast lane. None where there is none."""
+    if compiled is None or not isinstance(device, FastDevice):
+        return None
+    return FastLane(compiled, device, _STYLES[type(encoder)], limits)
+
+
+def receive() -> Callable[[int, memoryview, int], int] | None:
+    """Receive from a descriptor into a buffer, looking again and again for some nanoseconds: the
+    number of bytes, 0 when the peer is gone, -1 when nothing came."""
+    return None if compiled is None else compiled.receive

@@ -1,0 +1,305 @@
+"""Requests too large for a batch: payloads received, and reads sent, in pieces of at most 1 MiB.
+
+A piece ends where a multiple of `PIECE_BYTES` in the volume does. A write's piece arrives in memory
+of its own and is one engine write; a snapshot or a fence waits for engine writes, never for the
+socket between them. A read's pieces are chunks of their own where chunks were negotiated; in a
+simple reply they follow one header, and an error behind it can only close the connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, suppress
+from time import perf_counter_ns
+from typing import Protocol
+
+import trio
+
+from bockd.nbd.protocol import constants as nbd
+from bockd.nbd.protocol.errors import ProtocolError
+from bockd.nbd.protocol.options import MAX_PAYLOAD_BYTES
+from bockd.nbd.protocol.replies import ReplyEncoder
+from bockd.nbd.protocol.transmission import Request, RequestLimits, refusal
+from bockd.nbd.server.budget import Account
+from bockd.nbd.server.channel import Channel, HungUpError, reading_failed
+from bockd.nbd.server.flight import InFlight
+from bockd.nbd.server.limits import PIECE_BYTES, TURN_SECONDS, ServerLimits
+from bockd.nbd.server.statistics import ExportStatistics
+from bockd.nbd.server.work import failed
+from bockd.pool.device import BlockDevice
+from bockd.runtime.steprunner import StepRunner
+
+MAX_DISCARDED_BYTES = 2 * MAX_PAYLOAD_BYTES
+"""A refused payload is received and forgotten up to here; a longer one closes the connection."""
+
+_TURN_NS = int(TURN_SECONDS * 1e9)
+
+
+def pieces(offset: int, length: int) -> Iterator[tuple[int, int]]:
+    """Yield offset and length of the pieces of a range, in bytes."""
+    end = offset + length
+    while offset < end:
+        piece = min(end - offset, PIECE_BYTES - offset % PIECE_BYTES)
+        yield offset, piece
+        offset += piece
+
+
+class Received(Protocol):
+    """Counts what is received from the socket; implemented by the connection."""
+
+    def count_received(self, length: int) -> None: ...
+
+    async def yield_if_due(self) -> None:
+        """Let the loop turn if this connection has had its time."""
+        ...
+
+    def undisturbed(self) -> int:
+        """Return the number of attempts to receive that may be made without letting others run."""
+        ...
+
+    def parked(self) -> AbstractContextManager[None]:
+        """Mark the connection as parked for the duration of a `with` block: it waits for the socket
+        because those attempts were in vain."""
+        ...
+
+
+class _LargeWrite:
+    """One write whose pieces are under way; answered when the last is done."""
+
+    __slots__ = ("error", "pending", "request")
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.pending = 1  # the receiving itself
+        self.error: Exception | None = None
+
+
+class LargeTransfers:
+    """The large requests of one connection."""
+
+    nursery: trio.Nursery
+
+    def __init__(
+        self,
+        device: BlockDevice,
+        encoder: ReplyEncoder,
+        judged_by: RequestLimits,
+        statistics: ExportStatistics,
+        channel: Channel,
+        account: Account,
+        runner: StepRunner,
+        flight: InFlight,
+        limits: ServerLimits,
+    ) -> None:
+        self._device = device
+        self._encoder = encoder
+        self._judged_by = judged_by
+        self._statistics = statistics
+        self._channel = channel
+        self._account = account
+        self._runner = runner
+        self._flight = flight
+        self._limits = limits
+
+    # Writes.
+
+    async def receive(
+        self, request: Request, buffer: memoryview, position: int, end: int, counter: Received
+    ) -> int:
+        """Take a request's payload off the stream and write it.
+
+        Its first bytes are in `buffer[position:end]`. Returns the position behind the payload in
+        the buffer, or `end`. Raises ProtocolError when the client stalls, leaves, or sends too
+        much.
+        """
+        if refused := refusal(request, self._judged_by, self._device.size_bytes):
+            self._statistics.errors += 1
+            position = await self._discard(request, buffer, position, end, counter)
+            await self._channel.send(self._encoder.error(request, *refused))
+            return position
+        await self._flight.wait_below(self._limits.max_in_flight)
+        self._statistics.writes += 1
+        self._statistics.written_bytes += request[4]
+        write = _LargeWrite(request)
+        for offset, length in pieces(request[3], request[4]):
+            await self._account.acquire(length)
+            try:
+                piece = memoryview(bytearray(length))
+                here = min(length, end - position)
+                piece[:here] = buffer[position : position + here]
+                position += here
+                await self._fill(piece[here:], counter)
+            except BaseException:
+                self._account.release(length)
+                raise
+            self._write_piece(write, offset, piece)
+            await counter.yield_if_due()
+        if not request[0] & nbd.CMD_FLAG_FUA:
+            await self._piece_done(write)
+            return position
+        # In a task: a FUA write's flush must not hold up the requests behind it.
+        self._flight.requests += 1
+        self.nursery.start_soon(self._end_receiving, write)
+        return position
+
+    async def _end_receiving(self, write: _LargeWrite) -> None:
+        try:
+            await self._piece_done(write)
+        finally:
+            self._flight.done()
+
+    async def _fill(self, into: memoryview, counter: Received) -> None:
+        until = perf_counter_ns() + _TURN_NS
+        if into:
+            counter.count_received(0)  # what came before is taken: a fence need not wait for more
+        while into:
+            received = self._channel.poll(into, counter.undisturbed())
+            if received is None:
+                with counter.parked():
+                    received = await self._channel.receive(into)
+            if not received:
+                raise HungUpError("the client left in the middle of a payload")
+            counter.count_received(received)
+            into = into[received:]
+            if perf_counter_ns() > until:  # the bytes may come one at a time, and never stop
+                await trio.lowlevel.checkpoint()
+                until = perf_counter_ns() + _TURN_NS
+
+    async def _discard(
+        self, request: Request, buffer: memoryview, position: int, end: int, counter: Received
+    ) -> int:
+        left = request[4] - (end - position)
+        if request[4] > MAX_DISCARDED_BYTES:
+            raise ProtocolError(f"a payload of {request[4]} bytes")
+        if left <= 0:
+            return position + request[4]
+        await self._account.acquire(PIECE_BYTES)
+        try:
+            scratch = memoryview(bytearray(PIECE_BYTES))
+            while left:
+                await self._fill(scratch[: min(left, PIECE_BYTES)], counter)
+                left -= min(left, PIECE_BYTES)
+                await trio.lowlevel.checkpoint()
+        finally:
+            self._account.release(PIECE_BYTES)
+        return end
+
+    def _write_piece(self, write: _LargeWrite, offset: int, piece: memoryview) -> None:
+        """One engine write: at once, or in a task that gives the memory back when it is done."""
+        if write.error is None:
+            try:
+                if not self._device.try_write(offset, piece):
+                    write.pending += 1
+                    self._flight.requests += 1
+                    change = self._flight.begin_change()
+                    self.nursery.start_soon(self._write_slowly, write, offset, piece, change)
+                    return
+                self._device.commit()
+            except Exception as error:  # noqa: BLE001 - becomes the request's answer
+                write.error = error
+        self._account.release(len(piece))
+
+    async def _write_slowly(
+        self, write: _LargeWrite, offset: int, piece: memoryview, change: int
+    ) -> None:
+        try:
+            try:
+                await self._runner.run(self._device.write(offset, piece))
+            except Exception as error:  # noqa: BLE001 - becomes the request's answer
+                write.error = write.error or error
+            finally:
+                self._flight.end_change(change)
+                self._account.release(len(piece))
+            await self._piece_done(write)
+        finally:
+            self._flight.done()  # with its answer, if it was the last: who takes none gets no more
+
+    async def _piece_done(self, write: _LargeWrite) -> None:
+        write.pending -= 1
+        if write.pending:
+            return
+        if write.request[0] & nbd.CMD_FLAG_FUA and write.error is None:
+            try:
+                with self._flight.change():
+                    await self._runner.run(self._device.flush())
+            except Exception as error:  # noqa: BLE001 - becomes the request's answer
+                write.error = error
+        if write.error is None:
+            reply = self._encoder.done(write.request)
+        else:
+            reply = failed(self._encoder, self._statistics, [write.request], write.error)
+        await self._send_if_there(reply)
+
+    async def _send_if_there(self, reply: bytes) -> None:
+        with suppress(HungUpError):  # the loop finds out by itself
+            await self._channel.send(reply)
+
+    # Reads.
+
+    async def read(self, request: Request) -> None:
+        """Serve a read in pieces. Raises ProtocolError when that has to end the connection."""
+        self._statistics.reads += 1
+        self._statistics.read_bytes += request[4]
+        try:
+            with suppress(HungUpError):  # the loop finds out by itself
+                if self._encoder.chunked:
+                    await self._read_in_chunks(request)
+                else:
+                    await self._stream(request)
+        finally:
+            self._flight.done()
+
+    async def _read_in_chunks(self, request: Request) -> None:
+        end = request[3] + request[4]
+        for offset, length in pieces(request[3], request[4]):
+            await self._account.acquire(length)
+            try:
+                data = await self._read_piece(offset, length)
+                header = self._encoder.data_header(
+                    request, offset, length, last=offset + length == end
+                )
+                await self._channel.send(header, data)
+            except ProtocolError:
+                raise
+            except Exception as error:  # noqa: BLE001 - becomes the request's answer
+                reply = failed(self._encoder, self._statistics, [request], error)
+                await self._channel.send(reply)
+                return
+            finally:
+                self._account.release(length)
+
+    async def _stream(self, request: Request) -> None:
+        """One simple reply in pieces: nothing else may be sent between them."""
+        first, *others = pieces(request[3], request[4])
+        memory = min(request[4], PIECE_BYTES)  # one piece at a time
+        await self._account.acquire(memory)
+        try:
+            try:
+                data = await self._read_piece(*first)
+            except Exception as error:  # noqa: BLE001 - becomes the request's answer
+                reply = failed(self._encoder, self._statistics, [request], error)
+                await self._channel.send(reply)
+                return
+            header = self._encoder.data_header(request, *first, last=False)
+            async with self._channel.streaming() as stream:
+                await stream.send(header, data)
+                for offset, length in others:
+                    del data  # one piece at a time is what was acquired
+                    data = await self._read_promised(offset, length)
+                    await stream.send(data)
+        finally:
+            self._account.release(memory)
+
+    async def _read_promised(self, offset: int, length: int) -> memoryview:
+        """A further piece of a reply whose header said success."""
+        try:
+            return await self._read_piece(offset, length)
+        except Exception as error:
+            self._statistics.failed("read", error)
+            raise reading_failed(error) from error
+
+    async def _read_piece(self, offset: int, length: int) -> memoryview:
+        data = memoryview(bytearray(length))
+        if not self._device.try_read(offset, data):
+            await self._runner.run(self._device.read(offset, data))
+        return data

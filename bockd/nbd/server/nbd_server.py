@@ -1,0 +1,226 @@
+"""The NBD server: what the daemon runs in its nursery, and asks about its connections.
+
+One `NbdServer` serves all listeners, each with an export table of its own. It knows nothing of what
+an export is, but counts its connections, fences them, drains them and ends them.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from contextlib import suppress
+
+import trio
+
+from bockd.control import VolumeStatistics
+from bockd.failurelog import FailureLog
+from bockd.nbd.protocol.errors import ProtocolError
+from bockd.nbd.server.budget import Account, MemoryBudget
+from bockd.nbd.server.channel import Channel, StalledError, find_dead_peers
+from bockd.nbd.server.connection import Connection
+from bockd.nbd.server.exports import ExportKey, ExportTable
+from bockd.nbd.server.limits import FAILURE_LOG_SECONDS, MAX_LEAVING, ServerLimits
+from bockd.nbd.server.listener import accept_from
+from bockd.nbd.server.negotiation import Entrance, negotiate
+from bockd.nbd.server.pace import Pace
+from bockd.nbd.server.registry import Registry
+from bockd.nbd.server.statistics import ExportStatistics
+from bockd.nbd.server.tls import NO_TLS, FrontendTls
+from bockd.runtime.steprunner import StepRunner
+
+log = logging.getLogger(__name__)
+
+
+class NbdServer:
+    """See the module's docstring. All methods are for the loop's thread."""
+
+    def __init__(
+        self, limits: ServerLimits | None = None, runner: StepRunner | None = None
+    ) -> None:
+        self._limits = limits or ServerLimits()
+        self._runner = runner or StepRunner()
+        self._budget = MemoryBudget(self._limits.shared_memory_bytes)
+        self._pace = Pace()
+        self._failures = FailureLog()
+        self._registry = Registry(self._limits.fence_seconds, self._failures)
+        self._clients = 0
+        self._negotiating: dict[trio.CancelScope, None] = {}
+        """Handshakes under way, the oldest first."""
+
+    @property
+    def runner(self) -> StepRunner:
+        """Runs engine operations; the daemon's own may go through it, too."""
+        return self._runner
+
+    # Serving.
+
+    async def log_failures(self) -> None:
+        """Log failed requests that were held back (see FailureLog), until cancelled.
+
+        Without any, it waits for one: a daemon that has nothing to log does not wake up for it."""
+        token = trio.lowlevel.current_trio_token()
+        noted = trio.Event()
+
+        def wake() -> None:
+            with suppress(trio.RunFinishedError):
+                token.run_sync_soon(lambda: noted.set())
+
+        self._failures.on_first = wake
+        try:
+            while True:
+                while self._failures.watching:
+                    await trio.sleep(FAILURE_LOG_SECONDS)
+                    self._failures.log_due()
+                await noted.wait()
+                noted = trio.Event()
+        finally:
+            self._failures.close()
+
+    async def serve(
+        self, listener: socket.socket, table: ExportTable, tls: FrontendTls = NO_TLS
+    ) -> None:
+        """Accept and serve clients until cancelled; then in-flight engine work is finished, the
+        clients are closed, and so is the listener."""
+        try:
+            async with trio.open_nursery() as nursery:
+
+                async def greet(client: socket.socket) -> None:
+                    if self._clients >= self._limits.max_connections and not self._made_room():
+                        log.warning("refused a client: %d are connected", self._clients)
+                        client.close()
+                        return
+                    self._clients += 1
+                    nursery.start_soon(self._serve_client, client, table, tls)
+
+                await accept_from(listener, greet)
+        finally:
+            listener.close()
+
+    def _made_room(self) -> bool:
+        """End the oldest handshake for a newcomer; False if there is none."""
+        if not self._negotiating or self._clients >= self._limits.max_connections + MAX_LEAVING:
+            return False
+        oldest = next(iter(self._negotiating))
+        del self._negotiating[oldest]
+        oldest.cancel()
+        return True
+
+    async def _serve_client(
+        self, sock: socket.socket, table: ExportTable, tls: FrontendTls
+    ) -> None:
+        channel: Channel | None = None
+        try:
+            find_dead_peers(
+                sock,
+                keepalive_seconds=self._limits.keepalive_seconds,
+                user_timeout_seconds=self._limits.tcp_user_timeout_seconds,
+            )
+            channel = Channel(sock)
+            await self._talk(channel, table, tls)
+        except* ProtocolError as errors:
+            log.info("closed a client: %s", errors.exceptions[0])
+        except* OSError as errors:
+            log.info("lost a client: %s", errors.exceptions[0])
+        except* Exception:  # one client's trouble must not become another's
+            log.exception("a connection failed unexpectedly")
+        finally:
+            sock.close()
+            self._clients -= 1
+
+    async def _talk(self, channel: Channel, table: ExportTable, tls: FrontendTls) -> None:
+        seconds = self._limits.handshake_seconds
+        with trio.move_on_after(seconds) as scope:
+            self._negotiating[scope] = None
+            try:
+                entrance = await negotiate(channel, table, tls)
+            finally:
+                gave_way = scope not in self._negotiating
+                self._negotiating.pop(scope, None)
+        if scope.cancelled_caught:
+            raise StalledError(
+                "it gave way to another one before it had chosen an export"
+                if gave_way
+                else f"no export chosen within {seconds} s"
+            )
+        if entrance is None:
+            return
+        try:
+            await self._transmit(entrance)
+        finally:
+            with trio.CancelScope(shield=True):
+                await entrance.export.close()
+
+    async def _transmit(self, entrance: Entrance) -> None:
+        channel, export = entrance.channel, entrance.export
+        state = self._registry.state(export.key, export.info.name)
+        connection = Connection(
+            channel, Account(self._budget), self._runner, self._limits, self._pace
+        )
+        connection.prepare(export, entrance.negotiated, state.statistics, entrance.leftover)
+        # Nothing was awaited since the table opened the export: see ExportTable.open.
+        state.members[connection] = None
+
+        async def enter() -> None:
+            await self._registry.fence(connection, export.key)
+            await channel.send(entrance.reply)
+
+        try:
+            await connection.run(enter)
+        finally:
+            del state.members[connection]
+            channel.close()
+            connection.finished()
+
+    # What the daemon asks.
+
+    def connections(self, key: ExportKey, name: str | None = None) -> int:
+        """Count the clients that are in transmission on an export; with `name`, only those that
+        used it."""
+        return self._registry.connections(key, name)
+
+    async def drain(self, key: ExportKey) -> None:
+        """Wait until the engine operations that an export's clients have begun are finished.
+        Clients may go on and begin others meanwhile."""
+        await self._registry.drain(key)
+
+    async def drain_and_close(self, key: ExportKey, name: str, seconds: float) -> None:
+        """Close the clients that came to an export under a name, when all that they have sent by
+        now is carried out and answered. Those that do not receive their answers within `seconds`
+        are closed as by `disconnect`."""
+        await self._registry.drain_and_close(key, name, seconds)
+
+    async def disconnect(self, key: ExportKey, name: str | None = None) -> None:
+        """Close all clients of an export, or those that came to it under a name. What they have
+        begun is finished before this returns; what they have sent beyond that is dropped."""
+        await self._registry.disconnect(key, name)
+
+    def statistics(self) -> list[VolumeStatistics]:
+        """Return the counters of each export that has been used, with its kind and id."""
+        return [
+            state.statistics.report(key, state.name, len(state.members))
+            for key, state in self._registry
+        ]
+
+    def statistics_of(self, key: ExportKey, name: str) -> ExportStatistics:
+        """Return the counters of one export, so that another frontend can add to them."""
+        return self._registry.state(key, name).statistics
+
+    def forget(self, key: ExportKey) -> None:
+        """Drop the counters of an export without connections: it was closed or deleted."""
+        self._registry.forget(key)
+
+
+async def serve_nbd(
+    server: NbdServer,
+    unix_listener: socket.socket,
+    unix_exports: ExportTable,
+    tcp_listener: socket.socket | None,
+    tcp_exports: ExportTable,
+    tcp_tls: FrontendTls = NO_TLS,
+) -> None:
+    """Serve both frontends until cancelled: each listener with its own table."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.log_failures)
+        nursery.start_soon(server.serve, unix_listener, unix_exports)
+        if tcp_listener is not None:
+            nursery.start_soon(server.serve, tcp_listener, tcp_exports, tcp_tls)

@@ -1,0 +1,114 @@
+"""Requests as engine operations: what a request does when it cannot be served on the spot.
+
+Each function here is an operation that ends with the reply's bytes. Requests are valid: the batch
+has judged them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bockd.nbd.protocol import constants as nbd
+from bockd.nbd.protocol.errors import answer
+from bockd.nbd.protocol.replies import MAX_STATUS_EXTENTS, ReplyEncoder
+from bockd.nbd.protocol.transmission import Request
+from bockd.nbd.server.channel import Buffer
+from bockd.nbd.server.statistics import ExportStatistics
+from bockd.pool.device import BlockDevice
+from bockd.runtime.steps import Step, Steps
+
+CHANGES = frozenset({nbd.CMD_WRITE, nbd.CMD_TRIM, nbd.CMD_WRITE_ZEROES, nbd.CMD_FLUSH})
+"""Commands that a fence or a drain has to wait for."""
+
+
+OPERATIONS = {
+    nbd.CMD_READ: "read",
+    nbd.CMD_WRITE: "write",
+    nbd.CMD_FLUSH: "flush",
+    nbd.CMD_TRIM: "trim",
+    nbd.CMD_CACHE: "read-ahead",
+    nbd.CMD_WRITE_ZEROES: "write of zeroes",
+    nbd.CMD_BLOCK_STATUS: "block status request",
+}
+"""Commands as the operator's log names them."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Work:
+    """An operation that has begun and waits for `step`."""
+
+    requests: Sequence[Request]
+    """Those it answers: one, or all the flushes and FUA writes of a batch."""
+    steps: Steps[Buffer]
+    step: Step
+    charged_bytes: int = 0
+    """Memory the connection's account was charged with for it."""
+
+
+async def read(device: BlockDevice, encoder: ReplyEncoder, request: Request) -> Buffer:
+    """Serve a read that fits one reply: header and data in one buffer."""
+    offset, length = request[3], request[4]
+    header = encoder.data_header_bytes
+    reply = memoryview(bytearray(header + length))
+    await device.read(offset, reply[header:])
+    encoder.pack_read(reply, 0, request)
+    return reply
+
+
+async def write(
+    device: BlockDevice, encoder: ReplyEncoder, request: Request, payload: bytes
+) -> Buffer:
+    """Serve a write whose payload is in memory of its own."""
+    await device.write(request[3], memoryview(payload))
+    return await _durably(device, encoder, request)
+
+
+async def change(device: BlockDevice, encoder: ReplyEncoder, request: Request) -> Buffer:
+    """Serve TRIM and WRITE_ZEROES."""
+    flags, command, _, offset, length, _ = request
+    if command == nbd.CMD_TRIM:
+        await device.trim(offset, length)
+    else:
+        await device.zero(offset, length, allocate=bool(flags & nbd.CMD_FLAG_NO_HOLE))
+    return await _durably(device, encoder, request)
+
+
+async def cache(device: BlockDevice, encoder: ReplyEncoder, request: Request) -> Buffer:
+    """Serve CACHE, which is a hint."""
+    await device.cache(request[3], request[4])
+    return encoder.done(request)
+
+
+async def status(device: BlockDevice, encoder: ReplyEncoder, request: Request) -> Buffer:
+    """Serve BLOCK_STATUS of base:allocation."""
+    flags, _, _, offset, length, _ = request
+    limit = 1 if flags & nbd.CMD_FLAG_REQ_ONE else MAX_STATUS_EXTENTS
+    extents = await device.extents(offset, length, limit)
+    return encoder.status(request, extents)
+
+
+async def flush(device: BlockDevice, encoder: ReplyEncoder, requests: Sequence[Request]) -> Buffer:
+    """Serve several requests by one flush. All of them were received before it begins."""
+    await device.flush()
+    return encoder.all_done(requests)
+
+
+async def _durably(device: BlockDevice, encoder: ReplyEncoder, request: Request) -> Buffer:
+    if request[0] & nbd.CMD_FLAG_FUA:
+        await device.flush()
+    return encoder.done(request)
+
+
+def failed(
+    encoder: ReplyEncoder,
+    statistics: ExportStatistics,
+    requests: Sequence[Request],
+    error: Exception,
+) -> bytes:
+    """Count requests that failed, and report them to the operator. Return the answer to them."""
+    for command, count in Counter([request[1] for request in requests]).items():
+        statistics.failed(OPERATIONS[command], error, count)
+    number, message = answer(error)
+    return b"".join([encoder.error(request, number, message) for request in requests])

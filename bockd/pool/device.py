@@ -1,0 +1,148 @@
+"""The volume contract: all that a frontend (NBD, FUSE, nbdkit) may ask of a volume or snapshot.
+
+Requests arrive here validated: inside the device, within its size, not a write to something
+read-only (the boundary checks, the inside asserts). Offsets and lengths are in bytes and need no
+alignment. Everything is called on the owner thread.
+
+A write is *acknowledged* when the frontend may answer its client. That is after `commit()` for the
+`try_*` forms and when the coroutine has finished for the others; from then on it survives the
+death of the process (promise D1).
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from bockd.model import Extent
+from bockd.runtime.steps import Steps
+
+
+class BlockDevice(Protocol):
+    """An open volume (writable) or snapshot (read-only)."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Size now; a volume may be extended while it is open."""
+        ...
+
+    @property
+    def read_only(self) -> bool:
+        """True for a snapshot: only reads, extents, cache and flush are allowed."""
+        ...
+
+    def try_read(self, offset: int, into: memoryview) -> bool:
+        """Fill `into` from `offset` if that needs no waiting; False if it would, with `into` in
+        an undefined state. Raises BockdError on an I/O error."""
+        ...
+
+    def try_write(self, offset: int, data: memoryview) -> bool:
+        """Write `data` at `offset` if that needs no waiting; False, with nothing changed, if it
+        would. Not acknowledged before `commit()`. Raises BockdError (NoSpaceError, ...)."""
+        ...
+
+    def commit(self) -> None:
+        """Make what `try_write` did since the last commit safe against the death of the process:
+        one journal append for the whole batch. Costs nothing when no map entry changed. Raises
+        VolumeFailedError when that failed: then nothing since the last commit may be
+        acknowledged."""
+        ...
+
+    def read(self, offset: int, into: memoryview) -> Steps[None]:
+        """Fill `into` from `offset`."""
+        ...
+
+    def write(self, offset: int, data: memoryview) -> Steps[None]:
+        """Write `data` at `offset`. `data` must not change before the end."""
+        ...
+
+    def zero(self, offset: int, length: int, *, allocate: bool) -> Steps[None]:
+        """Make a range read as zeros; with `allocate`, keep it backed by disk space (NBD's
+        NO_HOLE), otherwise give the space of whole blocks back."""
+        ...
+
+    def trim(self, offset: int, length: int) -> Steps[None]:
+        """Give back whole blocks inside a range; they read as zeros. Partial ones at the edges
+        are left alone."""
+        ...
+
+    def flush(self) -> Steps[None]:
+        """Make every write acknowledged before the call survive power loss (promise D2)."""
+        ...
+
+    def extents(self, offset: int, length: int, limit: int) -> Steps[list[Extent]]:
+        """Describe the range from `offset` on as alternating extents: at least one, at most
+        `limit`; may stop short of `length` (the caller asks again from there)."""
+        ...
+
+    def cache(self, offset: int, length: int) -> Steps[None]:
+        """Ask the operating system to read a range ahead; a hint, it never fails."""
+        ...
+
+
+class MappedWindow(Protocol):
+    """A part of a file in memory, for system calls alone: a page that cannot be read kills whoever
+    touches it otherwise."""
+
+    start: int
+    """Its place in the file."""
+    address: int
+    length: int
+    """In bytes."""
+
+
+class OpenLayer(Protocol):
+    """Files that hold blocks, each block at its offset in the device."""
+
+    descriptors: list[int]
+    """The first of them holds what lies within `FastView.reach_bytes`; none, or a negative one: do
+    not read."""
+    nowait_flag: int
+    """For preadv: fail rather than wait for the disk; 0 where that cannot be had."""
+
+    used: bool
+    """To be set by whoever reads."""
+
+    def window(self, offset: int) -> MappedWindow | None:
+        """Return the window that contains byte `offset` of the first file, or None."""
+        ...
+
+
+class Journal(Protocol):
+    """Where a device notes what the next flush has to do."""
+
+    unsynced: bool
+    """Set before the first write in place."""
+
+
+class FastView(NamedTuple):
+    """What a frontend may read, and write in place, without asking for each request; valid until
+    anything else is called or awaited. Reading or writing so is as `try_read`, and as `try_write`
+    of blocks that need no `commit`."""
+
+    leaves: dict[int, array[int]]
+    """256 neighbouring blocks each, by the number of the first divided by 256: for each block its
+    slot (typecode H). One that is absent must be asked for by `try_read` or `try_write`."""
+    slots: Sequence[OpenLayer | None]
+    """The layer of each slot; None is all zeros."""
+    head_slot: int
+    """Blocks of this slot may be overwritten; -1 when nothing may be."""
+    journal: Journal | None
+    """None when nothing may be written."""
+    reach_bytes: int
+    """Only requests that end before are served so."""
+    minds_zeros: bool = False
+    """A write that leaves a block, or the part of it that it covers, all zeros is none of these."""
+
+
+@runtime_checkable
+class FastDevice(Protocol):
+    """A BlockDevice whose blocks lie in files."""
+
+    @property
+    def size_bytes(self) -> int: ...
+
+    def fast_view(self) -> FastView:
+        """See FastView."""
+        ...

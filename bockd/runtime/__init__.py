@@ -1,0 +1,1 @@
+"""How operations wait, whatever drives them: steps, locks and their runners."""

@@ -1,0 +1,92 @@
+"""Runs the engine's steps under trio: blocking calls in threads, all else as events.
+
+Engine work that has begun is always finished, whatever happens to the client: driving is shielded
+from cancellation.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TypeVar
+
+import trio
+
+from bockd.runtime.steps import Blocking, Completion, Signal, Step, Steps
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+DEVICE_THREADS = 32
+"""Blocking device calls at once; a disk's own queue depth."""
+
+
+class StepRunner:
+    """Runs operations, with at most `threads` blocking calls at once."""
+
+    def __init__(self, threads: int = DEVICE_THREADS) -> None:
+        self._device_threads = trio.CapacityLimiter(threads)
+
+    async def run(self, steps: Steps[T]) -> T:
+        """Run an operation to its end; raises what it raises."""
+        try:
+            step = steps.send(None)
+        except StopIteration as done:
+            value: T = done.value
+            return value
+        return await self.finish(steps, step)
+
+    async def finish(self, steps: Steps[T], step: Step) -> T:
+        """Run the rest of an operation that has yielded `step`."""
+        while True:
+            with trio.CancelScope(shield=True):
+                result, error = await self._do(step)
+            # Not in a function of its own: StopIteration cannot leave a coroutine.
+            try:
+                step = steps.send(result) if error is None else steps.throw(error)
+            except StopIteration as done:
+                value: T = done.value
+                return value
+
+    async def _do(self, step: Step) -> tuple[object, Exception | None]:
+        """Do one step; its result, or the error that belongs to the operation."""
+        if isinstance(step, Signal):
+            if not step.fired:
+                await _fired(step)
+            return None, None
+        if isinstance(step, Completion):
+            await _ended(step)
+            return None, None
+        try:
+            return await self._call(step), None
+        except Exception as error:  # noqa: BLE001 - handed to the operation, its rightful owner
+            return None, error
+
+    async def _call(self, step: Blocking[T]) -> T:
+        begun = False
+
+        def call() -> T:
+            nonlocal begun
+            begun = True
+            return step.call()
+
+        try:
+            return await trio.to_thread.run_sync(call, limiter=self._device_threads)
+        except RuntimeError:
+            if begun:
+                raise
+        # No thread can be started (`ulimit -u`, TasksMax=, RLIMIT_AS): everybody waits for this
+        # call, but it is made. An operation must not take a sync that never ran for a failed one.
+        log.warning("no thread can be started; a call to the disk holds everybody up")
+        return step.call()
+
+
+async def _ended(completion: Completion[object]) -> None:
+    event, token = trio.Event(), trio.lowlevel.current_trio_token()
+    completion.subscribe(lambda: token.run_sync_soon(event.set))
+    await event.wait()
+
+
+async def _fired(signal: Signal) -> None:
+    event = trio.Event()
+    signal.subscribe(event.set)
+    await event.wait()

@@ -1,0 +1,182 @@
+"""Operations that may have to wait, written without an event loop.
+
+An engine operation is a coroutine. Between two steps it runs on the *owner thread*, the only one
+that changes maps and journals; a step is what the owner must not do or cannot do yet:
+
+* `await blocking(function, *arguments)`: call the function elsewhere (it does I/O and touches no
+  engine state); the result, or the exception, comes back;
+* `await signal`: go on when it has fired;
+* `await completion`: the same for what ends in a thread of somebody else's.
+
+A coroutine that finishes without a step has completed at once, which is what the hot path hopes
+for. `bockd.runtime.steprunner` runs coroutines under trio, `nbd_plugin.owner` in nbdkit's threads;
+`run_inline` runs them on the spot, for tools, tests and anything else with one thread and nothing
+else to do.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Coroutine, Generator
+from functools import partial
+from typing import Any, Generic, ParamSpec, TypeAlias, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Blocking(Generic[T]):
+    """A call that may block on a device: to be made in a thread, its result sent back."""
+
+    __slots__ = ("call",)
+
+    def __init__(self, call: Callable[[], T]) -> None:
+        self.call = call
+
+    def __await__(self) -> Generator[Step, Any, T]:
+        result: T = yield self
+        return result
+
+
+def blocking(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Blocking[T]:
+    """Let a runner call `function` where it may block. The arguments are evaluated now."""
+    return Blocking(partial(function, *args, **kwargs) if args or kwargs else function)
+
+
+class Signal:
+    """Something that happens once; those who wait are called on the owner thread when it does."""
+
+    __slots__ = ("_waiters", "fired")
+
+    def __init__(self) -> None:
+        self.fired = False
+        self._waiters: list[Callable[[], None]] = []
+
+    def fire(self) -> None:
+        """Wake all who wait, once. Firing again does nothing."""
+        if self.fired:
+            return
+        self.fired = True
+        waiters, self._waiters = self._waiters, []
+        for wake in waiters:
+            wake()
+
+    def __await__(self) -> Generator[Step, Any, None]:
+        yield self
+
+    def subscribe(self, wake: Callable[[], None]) -> None:
+        """Call `wake` when the signal fires, or at once if it has."""
+        if self.fired:
+            wake()
+        else:
+            self._waiters.append(wake)
+
+
+class Completion(Generic[T]):
+    """The result of something that another library does in its own threads.
+
+    `finish` and `fail` may be called in any thread, one of them once. All else is for the owner
+    thread: whoever waits goes on there.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._ended = False
+        self._result: T
+        self._error: BaseException | None = None
+        self._wake: Callable[[], None] | None = None
+
+    def finish(self, result: T) -> None:
+        """End with a result. For any thread."""
+        self._result = result
+        self._end()
+
+    def fail(self, error: BaseException) -> None:
+        """End with an error, which is raised where this is awaited. For any thread."""
+        self._error = error
+        self._end()
+
+    def _end(self) -> None:
+        with self._lock:
+            assert not self._ended
+            self._ended = True
+            wake = self._wake
+        if wake is not None:
+            wake()
+
+    def subscribe(self, wake: Callable[[], None]) -> None:
+        """Call `wake` when this ends, in the thread that ends it; at once if it has ended. For the
+        one runner of the one operation that waits."""
+        with self._lock:
+            ended = self._ended
+            self._wake = wake
+        if ended:
+            wake()
+
+    def __await__(self) -> Generator[Step, Any, T]:
+        yield self
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+
+Step: TypeAlias = "Blocking[Any] | Signal | Completion[Any]"
+Steps: TypeAlias = Coroutine[Step, Any, T]
+
+
+def run_inline(steps: Steps[T]) -> T:
+    """Run an operation to its end on this thread and return its result.
+
+    Raises whatever the operation raises; RuntimeError if it waits for a signal that nobody is
+    left to fire.
+    """
+    try:
+        step = steps.send(None)
+        while True:
+            if isinstance(step, Signal):
+                if step.fired:
+                    step = steps.send(None)
+                else:
+                    step = steps.throw(RuntimeError("a single-threaded caller waits for itself"))
+                continue
+            if isinstance(step, Completion):
+                ended = threading.Event()
+                step.subscribe(ended.set)
+                ended.wait()
+                step = steps.send(None)
+                continue
+            try:
+                result = step.call()
+            except BaseException as error:  # noqa: BLE001 - handed to its rightful owner
+                step = steps.throw(error)
+            else:
+                step = steps.send(result)
+    except StopIteration as done:
+        value: T = done.value
+        return value
+
+
+async def call_blocking(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run an operation that is one blocking call."""
+    return await blocking(function, *args, **kwargs)
+
+
+class Background:
+    """Collects background operations for a caller without an event loop, to be run when it
+    chooses: `spawn` is what the engine is given, `run` empties the list."""
+
+    def __init__(self) -> None:
+        self._waiting: list[Steps[None]] = []
+
+    def spawn(self, steps: Steps[None]) -> None:
+        self._waiting.append(steps)
+
+    def __del__(self) -> None:
+        """Give up what was never run; Python would take it for a forgotten `await`."""
+        for steps in self._waiting:
+            steps.close()
+
+    def run(self) -> None:
+        """Run everything that was spawned, and what that spawns."""
+        while self._waiting:
+            run_inline(self._waiting.pop(0))

@@ -1,0 +1,295 @@
+"""Journal segments: what was appended is read back, and nothing that was not."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from pathlib import Path
+
+import pytest
+
+from bockd.drivers.local.format.journal import (
+    HEADER_BYTES,
+    RECORD_BYTES,
+    SEGMENT_BYTES,
+    SEGMENT_RECORDS,
+    Change,
+    Entry,
+    JournalSegment,
+    Kind,
+    ZeroBlocks,
+    first_sequence,
+    last_barrier,
+    places,
+    read_journal,
+    read_segment,
+)
+from bockd.drivers.local.format.layout import JournalName, Layout
+from bockd.errors import DamagedError
+from bockd.model import VolumeId
+
+BOOT = "0" * 36
+NAME = JournalName(VolumeId(7), 3, 2)
+FIRST = first_sequence(2)
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    layout = Layout(tmp_path)
+    os.makedirs(layout.discarded)
+    return layout
+
+
+@pytest.fixture
+def path(layout: Layout) -> Path:
+    """A segment with three records in two batches."""
+    segment = JournalSegment.create(layout, NAME, BOOT)
+    segment.append([(Kind.REDIRECT, 10, 5), (Kind.HOLE, 0, 1 << 32)])
+    segment.append([(Kind.BARRIER, FIRST + 1, 0)])
+    segment.close()
+    return layout.journal_segment(NAME)
+
+
+RECORDS = (
+    Change(FIRST, Kind.REDIRECT, 10, 5),
+    Change(FIRST + 1, Kind.HOLE, 0, 1 << 32),
+    Change(FIRST + 2, Kind.BARRIER, FIRST + 1, 0),
+)
+
+
+def test_records_come_back_in_order(layout: Layout, path: Path) -> None:
+    contents = read_segment(layout, NAME)
+    assert contents.changes == RECORDS
+    assert contents.boot_id == BOOT
+    assert not contents.torn
+    assert not contents.sealed
+    assert last_barrier(contents.changes) == FIRST + 1
+
+
+def test_a_segment_is_written_in_full_when_it_is_made(path: Path) -> None:
+    status = path.stat()
+    assert status.st_size == SEGMENT_BYTES
+    assert status.st_blocks * 512 >= SEGMENT_BYTES
+
+
+def test_a_segment_holds_as_many_records_as_it_says(layout: Layout) -> None:
+    segment = JournalSegment.create(layout, NAME, BOOT)
+    assert segment.free == SEGMENT_RECORDS
+    segment.append([(Kind.REDIRECT, block, 1) for block in range(SEGMENT_RECORDS - 1)])
+    segment.append([(Kind.SEAL, FIRST, 0)])
+    assert segment.free == 0
+    segment.close()
+    assert layout.journal_segment(NAME).stat().st_size == SEGMENT_BYTES
+    contents = read_segment(layout, NAME)
+    assert len(contents.changes) == SEGMENT_RECORDS
+    assert contents.sealed
+
+
+@pytest.mark.parametrize("record", range(3))
+@pytest.mark.parametrize("byte", range(RECORD_BYTES))
+def test_any_flipped_bit_is_damage(layout: Layout, path: Path, record: int, byte: int) -> None:
+    """In the last record too: a crash leaves sectors unwritten, not a record half right."""
+    for bit in range(8):
+        flip(path, HEADER_BYTES + record * RECORD_BYTES + byte, 1 << bit)
+        with pytest.raises(DamagedError, match="fails its checksum"):
+            read_segment(layout, NAME)
+        flip(path, HEADER_BYTES + record * RECORD_BYTES + byte, 1 << bit)
+
+
+@pytest.mark.parametrize("place", [3, 4, 15, 16, 5000, SEGMENT_RECORDS - 1])
+def test_noise_where_nothing_was_written_changes_nothing(
+    layout: Layout, path: Path, place: int
+) -> None:
+    for byte in range(RECORD_BYTES):
+        flip(path, HEADER_BYTES + place * RECORD_BYTES + byte, 0x80)
+        contents = read_segment(layout, NAME)
+        assert contents.changes == RECORDS
+        assert contents.torn
+        flip(path, HEADER_BYTES + place * RECORD_BYTES + byte, 0x80)
+
+
+def test_blocks_that_may_be_zeros_come_back(layout: Layout) -> None:
+    """As runs, in the order of the journal; alone, far apart, and as many as one write covers."""
+    zeros = ZeroBlocks([9]), ZeroBlocks([7, 8, 10, 262]), ZeroBlocks([*range(100, 357)])
+    segment = JournalSegment.create(layout, NAME, BOOT)
+    segment.append([(Kind.REDIRECT, 7, 400), *zeros, (Kind.HOLE, 1, 1)])
+    segment.close()
+    contents = read_segment(layout, NAME)
+    assert contents.notes_zeros
+    assert contents.places == 1 + 2 + 2 + 3 + 1 == places([*zeros]) + 2
+    assert [change[1:] for change in contents.changes] == [
+        (Kind.REDIRECT, 7, 400),
+        (Kind.ZEROS, 9, 1),
+        (Kind.ZEROS, 7, 2),
+        (Kind.ZEROS, 10, 1),
+        (Kind.ZEROS, 262, 1),
+        (Kind.ZEROS, 100, 257),
+        (Kind.HOLE, 1, 1),
+    ]
+    numbers = [change.sequence - FIRST for change in contents.changes]
+    assert numbers == [0, 1, 3, 3, 3, 5, 8]
+
+
+def test_a_torn_record_of_zeros_ends_the_journal_there(layout: Layout) -> None:
+    """Whichever of its two sectors is missing."""
+    for missing in (0, 1):
+        segment = JournalSegment.create(layout, NAME, BOOT)
+        segment.append([(Kind.HOLE, 1, 1)] * 14)
+        segment.append([ZeroBlocks([0, 300])])  # two places in the first sector, one in the second
+        segment.close()
+        path = layout.journal_segment(NAME)
+        with path.open("r+b") as file:
+            file.seek(HEADER_BYTES + (14 * RECORD_BYTES, 512)[missing])
+            file.write(bytes(512 - (14 * RECORD_BYTES, 0)[missing]))
+        contents = read_segment(layout, NAME)
+        assert (len(contents.changes), contents.torn) == (14, True)
+
+
+def test_a_segment_of_the_first_format_is_read(layout: Layout, path: Path) -> None:
+    image = bytearray(path.read_bytes())
+    image[8:12] = (1).to_bytes(4, "little")
+    header = 8 + 4 + 4 + 8 + 8 + 36
+    image[header : header + 4] = zlib.crc32(image[:header]).to_bytes(4, "little")
+    path.write_bytes(image)
+    contents = read_segment(layout, NAME)
+    assert contents.changes == RECORDS
+    assert not contents.notes_zeros
+
+
+@pytest.mark.parametrize("sectors", range(5))
+def test_a_torn_append_ends_the_journal_there(layout: Layout, sectors: int) -> None:
+    segment = JournalSegment.create(layout, NAME, BOOT)
+    segment.append([(Kind.HOLE, 1, 1)] * 14)
+    segment.append([[*range(300)]])  # in sectors 0 to 3
+    segment.close()
+    path = layout.journal_segment(NAME)
+    os.truncate(path, HEADER_BYTES + sectors * 512)
+    os.truncate(path, SEGMENT_BYTES)
+    contents = read_segment(layout, NAME)
+    assert len(contents.changes) == (0, 14, 14, 14, 314)[sectors]
+    assert contents.torn == (0 < sectors < 4)
+
+
+def test_a_truncated_segment_is_refused(layout: Layout, path: Path) -> None:
+    """Who knows what was there."""
+    os.truncate(path, SEGMENT_BYTES - 1)
+    with pytest.raises(DamagedError, match="truncated"):
+        read_segment(layout, NAME)
+
+
+def test_sectors_lost_before_their_flush_are_no_damage_and_after_it_they_are(
+    layout: Layout,
+) -> None:
+    """A barrier that got to disk before what it covers: its flush was never acknowledged."""
+    segment = JournalSegment.create(layout, NAME, BOOT)
+    segment.append([(Kind.HOLE, 1, 1)] * 20)
+    segment.append([(Kind.BARRIER, FIRST + 19, 0)])
+    path = layout.journal_segment(NAME)
+    zero(path, HEADER_BYTES, 512)
+    assert read_segment(layout, NAME).changes == ()
+    segment.append([(Kind.HOLE, 1, 1), (Kind.BARRIER, FIRST + 21, 0)])
+    segment.close()
+    with pytest.raises(DamagedError, match="was flushed"):
+        read_segment(layout, NAME)
+
+
+def flip(path: Path, at: int, bits: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(at)
+        value = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([value ^ bits]))
+
+
+def zero(path: Path, at: int, length: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(bytes(length))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        JournalName(VolumeId(8), 3, 2),
+        JournalName(VolumeId(7), 4, 2),
+        JournalName(VolumeId(7), 3, 1),
+    ],
+)
+def test_a_segment_under_another_name_is_refused(
+    layout: Layout, path: Path, other: JournalName
+) -> None:
+    os.rename(path, layout.journal_segment(other))
+    with pytest.raises(DamagedError, match="another volume"):
+        read_segment(layout, other)
+
+
+@pytest.mark.parametrize("byte", range(0, 72, 3))
+def test_a_broken_header_is_refused(layout: Layout, path: Path, byte: int) -> None:
+    flip(path, byte, 1)
+    with pytest.raises(DamagedError):
+        read_segment(layout, NAME)
+
+
+def test_records_of_another_segment_do_not_verify(layout: Layout, path: Path) -> None:
+    """The bytes of one segment's records, copied into another: not one of them counts."""
+    other = JournalName(VolumeId(7), 4, 2)
+    JournalSegment.create(layout, other, BOOT).close()
+    records = path.read_bytes()[HEADER_BYTES:]
+    with layout.journal_segment(other).open("r+b") as file:
+        file.seek(HEADER_BYTES)
+        file.write(records)
+    with pytest.raises(DamagedError, match="fails its checksum"):
+        read_segment(layout, other)
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 32, 5000])
+def test_scattered_blocks_come_back_one_by_one(layout: Layout, count: int) -> None:
+    blocks = [(n * 7919) % (1 << 32) for n in range(count)]
+    segment = JournalSegment.create(layout, NAME, BOOT)
+    entries: list[Entry] = [(Kind.HOLE, 1, 2), blocks, (Kind.BARRIER, FIRST, 0)]
+    segment.append(entries)
+    assert segment.free == SEGMENT_RECORDS - places(entries)
+    segment.close()
+    contents = read_segment(layout, NAME)
+    assert contents.places == places(entries)
+    assert contents.changes == (
+        Change(FIRST, Kind.HOLE, 1, 2),
+        *(Change(FIRST + 1, Kind.REDIRECT, block, 1) for block in blocks),
+        Change(FIRST + places(entries) - 1, Kind.BARRIER, FIRST, 0),
+    )
+
+
+@pytest.mark.parametrize("byte", range(4 * RECORD_BYTES))
+def test_a_broken_scatter_is_damage(layout: Layout, byte: int) -> None:
+    segment = JournalSegment.create(layout, NAME, BOOT)
+    segment.append([(Kind.HOLE, 1, 2), [0x01010101 * n for n in range(1, 25)]])
+    segment.close()
+    path = layout.journal_segment(NAME)
+    for bit in range(8):
+        flip(path, HEADER_BYTES + RECORD_BYTES + byte, 1 << bit)
+        with pytest.raises(DamagedError, match="fails its checksum"):
+            read_segment(layout, NAME)
+        flip(path, HEADER_BYTES + RECORD_BYTES + byte, 1 << bit)
+
+
+@pytest.mark.parametrize(
+    ("there", "missing"),
+    [("", 2), ("o", None), ("s", 3), ("so", None), ("ss", 4), ("-o", 2), ("s-o", 3), ("oo", None)],
+)
+def test_a_missing_segment_is_noticed(layout: Layout, there: str, missing: int | None) -> None:
+    """From segment 2 on, segments that are open (o), sealed (s) or missing (-). Behind a seal there
+    must be another one; and neither other generations nor earlier segments count."""
+    for number, what in enumerate(f"s{there}", 1):
+        name = JournalName(NAME.volume, NAME.generation, number)
+        if what != "-":
+            segment = JournalSegment.create(layout, name, BOOT)
+            segment.append([(Kind.REDIRECT, number, 1)])
+            if what == "s":
+                segment.append([(Kind.SEAL, segment.last_sequence, 0)])
+            segment.close()
+    JournalSegment.create(layout, JournalName(NAME.volume, NAME.generation + 1, 2), BOOT).close()
+    segments, found = read_journal(layout, NAME)
+    assert (None if found is None else found.number) == missing
+    assert [s.changes[0].start for s in segments] == [s.name.number for s in segments]
+    if missing is None:
+        assert len(segments) == len(there)

@@ -1,0 +1,101 @@
+"""The pool's format: an older one is taken over at once, a newer one is refused and left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bockd.drivers.local.format import catalogue
+from bockd.drivers.local.format.catalogue import FORMAT, Catalogue, PoolRecord
+from bockd.drivers.local.format.layout import Layout
+from bockd.drivers.local.pool import Pool
+from bockd.drivers.local.poolfiles import join_store
+from bockd.errors import PoolFormatError
+from bockd.index.index import Transaction
+from bockd.model import MIB
+from bockd.runtime.steps import Steps, run_inline
+
+
+def nothing(_steps: Steps[None]) -> None:
+    raise AssertionError("nothing runs in the background here")
+
+
+@contextmanager
+def opened(root: Path) -> Iterator[Pool]:
+    pool = Pool.open(root, nothing)
+    try:
+        yield pool
+        run_inline(pool.close_all())
+    finally:
+        pool.release()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A pool with a volume in it."""
+    with opened(tmp_path / "pool") as pool:
+        run_inline(pool.create_volume("kept", MIB))
+    return tmp_path / "pool"
+
+
+def record_of(root: Path) -> PoolRecord:
+    """As a process that joins the pool reads it."""
+    store = join_store(Layout(root))
+    try:
+        with store.index.reading() as txn:
+            record = Catalogue(txn).pool()
+    finally:
+        store.index.close()
+    assert record is not None
+    return record
+
+
+def put_format(root: Path, number: int) -> PoolRecord:
+    """Make it one of another format; its record."""
+
+    def change(txn: Transaction) -> PoolRecord:
+        record = Catalogue(txn).pool()
+        assert record is not None
+        changed = replace(record, format=number)
+        Catalogue(txn).put_pool(changed)
+        return changed
+
+    store = join_store(Layout(root))
+    try:
+        return store.index.update(change)
+    finally:
+        store.index.close()
+
+
+def test_a_pool_of_format_1_becomes_ours(root: Path) -> None:
+    before = put_format(root, 1)
+    assert record_of(root) == before  # who only joins it changes nothing
+    with opened(root) as pool:
+        assert pool.find_volume("kept")
+    assert record_of(root) == replace(before, format=FORMAT)
+
+
+def test_code_of_format_1_refuses_ours(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuses(root, monkeypatch, ours=1, found=FORMAT)
+
+
+def test_a_newer_pool_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_format(root, FORMAT + 1)
+    refuses(root, monkeypatch, ours=FORMAT, found=FORMAT + 1)
+
+
+def refuses(root: Path, monkeypatch: pytest.MonkeyPatch, *, ours: int, found: int) -> None:
+    """By name, and without touching it."""
+    monkeypatch.setattr(catalogue, "FORMAT", ours)
+    data = Layout(root).index_data
+    before = data.read_bytes()
+    said = f"^the pool has format {found}, this bockd reads format {ours} and older; use the"
+    with pytest.raises(PoolFormatError, match=said):
+        Pool.open(root, nothing)
+    with pytest.raises(PoolFormatError, match=said):
+        join_store(Layout(root))
+    assert data.read_bytes() == before

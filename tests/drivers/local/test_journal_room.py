@@ -1,0 +1,48 @@
+"""When the journal is full and the index cannot take it: an error, and not a wait without end."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bockd.drivers.local.format.journal import Kind
+from bockd.drivers.local.pool import Pool
+from bockd.errors import NoSpaceError
+from bockd.model import BLOCK_SIZE, MIB
+from bockd.runtime.steps import run_inline
+from tests.drivers.local.process import die
+from tests.drivers.local.schedule import Scheduler
+
+
+def test_a_write_that_finds_no_room_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler = Scheduler(random.Random(1))
+    pool = Pool.open(tmp_path, scheduler.spawn)
+    volume = run_inline(pool.create_volume("v", 2 * MIB)).id
+    device = run_inline(pool.use_volume(volume)).volume
+    data = memoryview(b"a" * BLOCK_SIZE)
+    run_inline(device.write(0, data))
+
+    def full(change: Callable[[Any], Any]) -> object:
+        raise NoSpaceError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pool.store.index, "update", full)
+        # A first checkpoint turns to a new segment before it fails; a second one cannot.
+        for _ in range(2):
+            assert scheduler.errors == []
+            while device.durability.has_room():
+                device.durability.stage(Kind.REDIRECT, 0, 1)
+                device.durability.commit()
+            scheduler.start(device.write(BLOCK_SIZE, data), lambda: None)
+            scheduler.run()
+        assert [type(error) for error in scheduler.errors] == [NoSpaceError]
+    scheduler.errors.clear()
+    ended: list[str] = []
+    scheduler.start(device.write(BLOCK_SIZE, data), lambda: ended.append("written"))
+    scheduler.run()
+    assert ended == ["written"]
+    die(pool)

@@ -1,0 +1,69 @@
+"""Polling: how long, and when the loop has to turn."""
+
+from __future__ import annotations
+
+from bockd.nbd.server.limits import POLL_TRIES, SHARED_POLL_TRIES
+from bockd.nbd.server.pace import Pace, Polling
+
+MS = 1_000_000
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 10 * MS
+
+    def __call__(self) -> int:
+        return self.now
+
+
+def test_alone_a_connection_polls_in_one_round() -> None:
+    clock, pace = Clock(), Pace()
+    polling = Polling(pace, POLL_TRIES, clock)
+    polling.worked(clock.now)
+    clock.now += 3 * MS
+    polling.worked(clock.now)
+    assert polling.plan() == (1, POLL_TRIES)
+    assert polling.undisturbed() == POLL_TRIES
+
+
+def test_among_others_it_lets_the_loop_turn_between_a_few_attempts() -> None:
+    clock, pace = Clock(), Pace()
+    one, other = Polling(pace, POLL_TRIES, clock), Polling(pace, POLL_TRIES, clock)
+    one.worked(clock.now)
+    other.worked(clock.now)
+    rounds, tries = one.plan()
+    assert tries == SHARED_POLL_TRIES
+    assert rounds * tries == POLL_TRIES
+    assert one.undisturbed() == 0
+    clock.now += 3 * MS  # the other has fallen silent
+    one.worked(clock.now)
+    clock.now += 3 * MS
+    one.worked(clock.now)
+    assert one.plan() == (1, POLL_TRIES)
+
+
+def test_a_busy_connection_lets_the_loop_turn_every_millisecond() -> None:
+    clock = Clock()
+    polling = Polling(Pace(), POLL_TRIES, clock)
+    assert not polling.worked(clock.now)
+    assert polling.left_ns() == MS
+    clock.now += 2 * MS
+    assert polling.left_ns() == -MS
+    assert polling.worked(clock.now)
+    polling.turned()
+    assert polling.left_ns() == MS
+    assert not polling.worked(clock.now)
+
+
+def test_polls_that_fail_end_polling_until_the_client_is_prompt_again() -> None:
+    clock = Clock()
+    polling = Polling(Pace(), POLL_TRIES, clock)
+    for _ in range(7):
+        polling.parks()
+        clock.now += 100 * MS
+        polling.woke()
+    assert polling.plan() == (0, 0)
+    polling.parks()
+    clock.now += MS // 10
+    polling.woke()
+    assert polling.plan() == (1, POLL_TRIES)

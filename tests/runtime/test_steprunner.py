@@ -1,0 +1,108 @@
+"""Steps under trio."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import trio
+import trio.testing
+
+from bockd.errors import NoSpaceError
+from bockd.runtime.steprunner import StepRunner
+from bockd.runtime.steps import Signal, blocking, call_blocking
+from tests.nbd.server.serving import in_trio
+
+
+def thread_name() -> str:
+    return threading.current_thread().name
+
+
+def fail() -> None:
+    raise NoSpaceError("full")
+
+
+async def nothing() -> int:
+    return 7
+
+
+async def several(signal: Signal) -> list[object]:
+    main = thread_name()
+    elsewhere = await blocking(thread_name)
+    assert thread_name() == main
+    await signal
+    await signal
+    try:
+        await blocking(fail)
+    except NoSpaceError as error:
+        return [elsewhere != main, str(error)]
+    return []
+
+
+@in_trio
+async def test_an_operation_runs_to_its_end() -> None:
+    runner, signal = StepRunner(), Signal()
+    assert await runner.run(nothing()) == 7
+    async with trio.open_nursery() as nursery:
+
+        async def run() -> None:
+            assert await runner.run(several(signal)) == [True, "full"]
+
+        nursery.start_soon(run)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        signal.fire()
+
+
+@in_trio
+async def test_what_an_operation_raises_is_raised() -> None:
+    async def steps() -> None:
+        await blocking(fail)
+
+    with pytest.raises(NoSpaceError):
+        await StepRunner().run(steps())
+
+
+@in_trio
+async def test_what_has_begun_is_finished_in_spite_of_cancellation() -> None:
+    done = []
+    signal = Signal()
+
+    async def steps() -> None:
+        await signal
+        await blocking(lambda: None)
+        done.append(True)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(StepRunner().run, steps())
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+        signal.fire()
+    assert done
+
+
+@in_trio
+async def test_a_call_is_made_where_no_thread_can_be_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is not lost: who asked for a sync must not think that one was tried."""
+
+    def refuse(*_arguments: object, **_options: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", refuse)
+    assert await StepRunner().run(call_blocking(thread_name)) == thread_name()
+    with pytest.raises(NoSpaceError):
+        await StepRunner().run(call_blocking(fail))
+
+
+@in_trio
+async def test_a_runtime_error_of_the_call_itself_is_its_own() -> None:
+    calls = []
+
+    def broken() -> None:
+        calls.append(1)
+        raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        await StepRunner().run(call_blocking(broken))
+    assert calls == [1]
