@@ -15,20 +15,17 @@ from fastapi import APIRouter, Depends, Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from bockd.control import (
-    CheckReport,
     Control,
     DaemonInfo,
     FrozenPool,
     PoolInfo,
-    ScrubStatus,
     SnapshotInfo,
-    Space,
-    SpacePage,
     Unowned,
     VolumeInfo,
     VolumeStatistics,
 )
 from bockd.model import NodeKind, Server, ServerKind
+from bockd.pool.reports import CheckReport, ScrubStatus, Space, SpacePage
 
 PREFIX = "/control/v1"
 

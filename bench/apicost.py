@@ -85,7 +85,7 @@ def make_pool(directory: Path, volumes: int = VOLUMES) -> VolumeId:
     background = Background()
     pool = Pool.open(directory, background.spawn)
     try:
-        index = pool.store.index
+        index = pool.index
         establish(index, directory)
         with index.reading() as txn:
             tenant = Ledger(txn).tenants()[0].tenant.id

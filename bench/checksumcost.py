@@ -17,12 +17,13 @@ from pathlib import Path
 
 from crc32c import crc32c
 
-from bockd.drivers.local.format.catalogue import pair_key
-from bockd.drivers.local.format.checksums import encode_sums
+from bockd.drivers.local.format.checksums import CHECKSUMS, encode_sums
 from bockd.drivers.local.format.leaf import LEAF_BLOCKS
 from bockd.index.ballast import Ballast
-from bockd.index.index import Index, Table, Transaction
+from bockd.index.index import Index
+from bockd.index.keys import pair_key
 from bockd.model import BLOCK_SIZE, MIB
+from bockd.pool.index import Transaction
 
 SPREAD_BYTES = 64 * MIB
 """More than the processor's caches hold."""
@@ -63,7 +64,7 @@ def cost_of_table(directory: Path) -> tuple[float, float]:
     def write(leaves: Sequence[int]) -> None:
         def change(txn: Transaction) -> None:
             for number in leaves:
-                txn.put(Table.CHECKSUMS, pair_key(1, number), payload)
+                txn.put(CHECKSUMS, pair_key(1, number), payload)
 
         index.update(change)
 
@@ -71,7 +72,7 @@ def cost_of_table(directory: Path) -> tuple[float, float]:
         for first in range(0, LEAVES, BATCH_LEAVES):
             write(range(first, first + BATCH_LEAVES))
         with index.reading() as txn:
-            assert txn.count(Table.CHECKSUMS) == LEAVES
+            assert txn.count(CHECKSUMS) == LEAVES
         before, began = written_bytes(), time.perf_counter()
         for _ in range(REPEATS):
             write(sorted(numbers.sample(range(LEAVES), BATCH_LEAVES)))

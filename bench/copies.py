@@ -26,10 +26,10 @@ from bench.snapshotcost import open_pool
 from bench.throughput import Fleet
 from bench.turns import BenchContext, Contestant, Scale, in_turn, method_of_turns
 from bockd.drivers.local.format.blockmap import MapChanges
-from bockd.drivers.local.format.catalogue import VolumeRecord
+from bockd.drivers.local.format.catalogue import LocalVolumeRecord
 from bockd.drivers.local.format.journal import Change, Kind
-from bockd.index.index import Transaction
 from bockd.model import BLOCK_SIZE, GIB, MIB
+from bockd.pool.index import Transaction
 
 OUT_ROW, IN_ROW = "nbdcopy-out", "nbdcopy-in"
 TRIM_ROW = "trim-full-map"
@@ -120,8 +120,10 @@ def _full_map(size_bytes: int, count: int, context: BenchContext) -> Iterator[Ca
     names = [f"full-{number}" for number in range(count)]
     with open_pool(directory) as pool:
         for name in names:
-            record = pool.run(pool.pool.create_volume(name, size_bytes, None))
-            pool.pool.store.index.update(partial(_map_all, record=record))
+            made = pool.run(pool.pool.create_volume(name, size_bytes, None))
+            with pool.pool.nodes() as nodes:
+                record = nodes.volume(made.id)
+            pool.pool.index.update(partial(_map_all, record=record))
     with bockd_daemon(directory, context.placement) as daemon:
         waiting = iter(names)
 
@@ -132,7 +134,7 @@ def _full_map(size_bytes: int, count: int, context: BenchContext) -> Iterator[Ca
         yield next_one
 
 
-def _map_all(txn: Transaction, record: VolumeRecord) -> None:
+def _map_all(txn: Transaction, record: LocalVolumeRecord) -> None:
     """The head owns every block, as if all had been written."""
     changes = MapChanges(txn, record.map, record.head)
     changes.apply(Change(1, Kind.REDIRECT, 0, record.size_bytes // BLOCK_SIZE))

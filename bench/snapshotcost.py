@@ -17,10 +17,9 @@ from typing import TypeVar
 
 from bench.results import Comparison, Section, Target
 from bench.turns import BenchContext, Scale
-from bockd.drivers.local.format.leaf import LEAF_BYTES
+from bockd.drivers.local.format.leaf import LEAF_BYTES, LEAVES
 from bockd.drivers.local.pool import Pool
 from bockd.drivers.local.volume.volume import Volume
-from bockd.index.index import Table
 from bockd.model import BLOCK_SIZE, GIB, KIB, MIB, TIB, VolumeId
 from bockd.runtime.steps import Background, Steps, run_inline
 
@@ -59,7 +58,7 @@ class OpenPool:
     def volume(self, name: str, size_bytes: int) -> Volume:
         """Create a volume and open it."""
         record = self.run(self.pool.create_volume(name, size_bytes, None))
-        return self.run(self.pool.use_volume(record.id)).volume
+        return self.run(self.pool.registry.use_volume(record.id)).volume
 
     def write(self, volume: Volume, offset: int, data: memoryview) -> None:
         """Write, and do what that gave the background to do."""
@@ -73,8 +72,8 @@ class OpenPool:
 
     def leaves(self) -> int:
         """Count the entries in the index's table of leaves."""
-        with self.pool.store.index.reading() as txn:
-            return txn.count(Table.LEAVES)
+        with self.pool.index.reading() as txn:
+            return txn.count(LEAVES)
 
     def close(self) -> None:
         """Close everything."""

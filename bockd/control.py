@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from bockd.model import NodeKind, Server, SnapshotId, VolumeId
+from bockd.pool.reports import CheckReport, ScrubStatus, Space, SpacePage
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,32 +83,6 @@ class SnapshotInfo:
     created_at: float
     connections: int
     uri: str
-
-
-@dataclass(frozen=True, slots=True)
-class Space:
-    """What a volume or snapshot stores: blocks only it reaches, and blocks others reach too."""
-
-    exclusive_bytes: int
-    shared_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class NodeSpace:
-    """The space of one volume or snapshot."""
-
-    kind: NodeKind
-    id: int
-    space: Space
-
-
-@dataclass(frozen=True, slots=True)
-class SpacePage:
-    """The space of some volumes and snapshots."""
-
-    spaces: tuple[NodeSpace, ...]
-    next: int | None
-    """Where to go on; None: that was the last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,66 +179,6 @@ class VolumeStatistics:
     latency_p50_us: float
     latency_p99_us: float
     latency_p999_us: float
-
-
-@dataclass(frozen=True, slots=True)
-class CheckReport:
-    """What `check` found. `clean` decides the exit status."""
-
-    clean: bool
-    problems: tuple[str, ...]
-    """One line each: what is wrong, with what, and what it means."""
-    repaired: tuple[str, ...]
-    volumes: int
-    snapshots: int
-    layers: int
-    leaves: int
-    stray_blocks: int
-    """Blocks in layers that no map reaches: legal after a crash, space that `--repair` returns."""
-    pending_reclaim: int
-    """Maps, layers and block runs that wait for background reclaim."""
-    hollow_blocks: int = 0
-    """Mapped blocks without data in their layer, which read as zeros: legal in a volume that lost
-    power between a trim and the next flush, a fault anywhere else."""
-    checksums: int = 0
-    """Blocks of snapshots whose checksum is known."""
-    damaged_blocks: int = 0
-    """Those that did not have it when they were last read; each is among the problems."""
-
-
-@dataclass(frozen=True, slots=True)
-class DamagedBlock:
-    """A block of a frozen layer that does not hold what it held; reading it fails."""
-
-    layer: int
-    offset_bytes: int
-    """In the layer, and in every volume and snapshot that shows it."""
-    found_at: float
-    readable: bool
-    """False: the disk does not give it at all."""
-    volumes: tuple[str, ...]
-    """Names of those that show it; one in use may have overwritten it since."""
-    snapshots: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ScrubStatus:
-    """How far the checksums of what snapshots hold are written, and verified."""
-
-    unread_layers: int
-    """Layers that have no checksums yet, or not all."""
-    under_way: bool
-    """A pass that verifies them was begun and is not finished."""
-    started_at: float | None
-    """Of the pass under way, or else of the last one."""
-    finished_at: float | None
-    verified_bytes: int
-    leaves_done: int
-    leaves_total: int
-    """Of 1 MiB each, at most; as known when the pass began."""
-    damaged: tuple[DamagedBlock, ...]
-    running: bool = False
-    """Somebody has asked this daemon for a pass, and it is not finished."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bockd.drivers.local.format.catalogue import SnapshotRecord, VolumeRecord
-from bockd.drivers.local.format.naming import export_description, find_export
 from bockd.drivers.local.registry import Registry
 from bockd.errors import InvalidRequestError, NotFoundError
 from bockd.model import NodeKind, SnapshotId, VolumeId, export_name
 from bockd.pool.device import BlockDevice
+from bockd.pool.naming import export_description, find_export
+from bockd.pool.records import SnapshotRecord, VolumeRecord
 from bockd.runtime.steps import Background
 from nbd_plugin.neighbour import take_over
 from nbd_plugin.owner import Owner

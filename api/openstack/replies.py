@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 
 from api.openstack.values import date, precise_date, server_number
 from bockd.blockstorage.contract import Attachment, Backing, Snapshot, Volume
-from bockd.control import Space
+from bockd.pool.reports import Space
 
 
 class BackingView(TypedDict):

@@ -10,11 +10,12 @@ from bockd.blockstorage import rules
 from bockd.blockstorage.contract import UNLIMITED, Quota, Snapshot, Status, TenantId, Volume
 from bockd.blockstorage.records import Ledger, text_key
 from bockd.blockstorage.running import DEFAULT_ZONE
-from bockd.drivers.local.format.catalogue import Catalogue, SnapshotRecord, VolumeRecord
 from bockd.errors import ConflictError, InvalidRequestError
 from bockd.failpoints import Failpoint, hit
-from bockd.index.index import Transaction
 from bockd.model import NodeKind, SnapshotId, VolumeId
+from bockd.pool.index import Transaction
+from bockd.pool.nodes import Nodes
+from bockd.pool.records import SnapshotRecord, VolumeRecord
 
 _ANY_NUMBER = Quota(UNLIMITED, UNLIMITED, UNLIMITED)
 """The operator decides, whatever the tenant's quota."""
@@ -22,14 +23,14 @@ _ANY_NUMBER = Quota(UNLIMITED, UNLIMITED, UNLIMITED)
 
 def find_unowned(txn: Transaction) -> tuple[list[VolumeRecord], list[SnapshotRecord]]:
     """Return the volumes and the snapshots that no tenant owns and that can be adopted, by id."""
-    ledger, catalogue = Ledger(txn), Catalogue(txn)
+    ledger, nodes = Ledger(txn), Nodes(txn)
     volumes = {owned.volume.id for owned in ledger.all_volumes()}
     volumes |= {filling.volume for filling in ledger.imports()}
     snapshots = {owned.snapshot.id for owned in ledger.all_snapshots()}
     snapshots |= {image.snapshot for image in ledger.images()}
     return (
-        [record for record in catalogue.volumes() if record.id not in volumes],
-        [record for record in catalogue.snapshots() if record.id not in snapshots],
+        [record for record in nodes.volumes() if record.id not in volumes],
+        [record for record in nodes.snapshots() if record.id not in snapshots],
     )
 
 
@@ -41,7 +42,7 @@ def adopt(txn: Transaction, kind: NodeKind, ref: str, tenant: TenantId) -> None:
     """
     if text_key(tenant) is None or "\0" in tenant:
         raise InvalidRequestError("a tenant's id has 1 to 255 bytes, none of them zero")
-    node = Catalogue(txn).find(kind, ref)
+    node = Nodes(txn).find(kind, ref)
     if kind is NodeKind.VOLUME:
         _adopt_volume(txn, tenant, VolumeId(node))
     else:
@@ -55,7 +56,7 @@ def _adopt_volume(txn: Transaction, tenant: TenantId, volume: VolumeId) -> None:
         raise ConflictError(f"volume {volume} belongs to tenant {owned.tenant} already")
     if (filling := ledger.import_into(volume)) is not None:
         raise ConflictError(f"volume {volume} is to become image {filling.image.id}")
-    record = Catalogue(txn).volume(volume)
+    record = Nodes(txn).volume(volume)
     adopted = Volume(
         id=volume,
         status=Status.AVAILABLE,
@@ -79,7 +80,7 @@ def _adopt_snapshot(txn: Transaction, tenant: TenantId, snapshot: SnapshotId) ->
     for image in ledger.images():
         if image.snapshot == snapshot:
             raise ConflictError(f"snapshot {snapshot} is image {image.image.id}; it serves all")
-    record = Catalogue(txn).snapshot(snapshot)
+    record = Nodes(txn).snapshot(snapshot)
     adopted = Snapshot(
         id=snapshot,
         volume_id=record.volume,

@@ -21,11 +21,11 @@ from bockd.blockstorage.records import Ledger
 from bockd.blockstorage.running import StorageContext
 from bockd.blockstorage.servers import find_server
 from bockd.blockstorage.volumes import move_volume
-from bockd.drivers.local.format.catalogue import Catalogue
 from bockd.errors import BockdError, NotFoundError
 from bockd.failpoints import Failpoint, hit
-from bockd.index.index import Transaction
 from bockd.model import NodeKind, Server, VolumeId
+from bockd.pool.index import Transaction
+from bockd.pool.nodes import Nodes
 
 log = logging.getLogger(__name__)
 
@@ -42,14 +42,14 @@ class Attachments:
 
     def list(self, tenant: TenantId, server: str) -> list[Attachment]:
         """Return a server's attachments (section 4.4.3.1)."""
-        with self._pool.store.index.reading() as txn:
+        with self._pool.index.reading() as txn:
             ledger = Ledger(txn)
             self._server(ledger, tenant, server)
             return [attachment_of(volume) for volume in ledger.attached(tenant, server)]
 
     def show(self, tenant: TenantId, server: str, volume: VolumeId) -> Attachment:
         """Return the attachment of one volume to a server."""
-        with self._pool.store.index.reading() as txn:
+        with self._pool.index.reading() as txn:
             ledger = Ledger(txn)
             self._server(ledger, tenant, server)
             return attachment_of(_find(ledger, tenant, server, volume))
@@ -75,7 +75,7 @@ class Attachments:
             attachment = Attachment(volume, server, place, export_name, now, at.kind)
             found = replace(ledger.volume(tenant, volume), last_error=None)
             ledger.attach(tenant, found, attachment)
-            size = Catalogue(txn).volume(volume).size_bytes
+            size = Nodes(txn).volume(volume).size_bytes
             return at, replace(found, attachment=attachment), size
 
         at, attaching, size = await self._context.update(begin)
@@ -219,10 +219,10 @@ def _forget(
 ) -> None:
     """Out of `detaching`: the volume is attached no more. One that has failed shows `error` from
     this moment on, not only when its engine has recorded that."""
-    ledger, catalogue = Ledger(txn), Catalogue(txn)
+    ledger, nodes = Ledger(txn), Nodes(txn)
     found = ledger.volume(tenant, volume)
     rules.check_move(NodeKind.VOLUME, volume, found.status, Status.AVAILABLE)
     ledger.detach(tenant, replace(found, status=Status.AVAILABLE, last_error=reason))
-    record = catalogue.volume(volume)
+    record = nodes.volume(volume)
     if failed is not None and record.failed is None:
-        catalogue.put_volume(replace(record, failed=failed))
+        nodes.fail_volume(volume, failed)

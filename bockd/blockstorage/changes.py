@@ -18,11 +18,12 @@ from bockd.blockstorage.records import Ledger
 from bockd.blockstorage.running import StorageContext
 from bockd.blockstorage.servers import find_server
 from bockd.blockstorage.volumes import Volumes, status_now
-from bockd.control import Space
-from bockd.drivers.local.format.catalogue import Catalogue, VolumeRecord
 from bockd.errors import BockdError, InUseError, NotFoundError
-from bockd.index.index import Transaction
 from bockd.model import NodeKind, SnapshotId, VolumeId, check_volume_size
+from bockd.pool.index import Transaction
+from bockd.pool.nodes import Nodes
+from bockd.pool.records import VolumeRecord
+from bockd.pool.reports import Space
 from bockd.runtime.steps import Steps
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ class Changes:
         quota_of = self._context.quota_of
         found = self._volumes.show(tenant, volume)
         rules.check_can_be_extended(volume, found.status)
-        with self._pool.store.index.reading() as txn:
+        with self._pool.index.reading() as txn:
             # What is refused here has not grown any file.
             record = Ledger(txn).tenant(tenant)
         quota.with_growth(quota_of(record), record.used, volume, found.size_gib, size_gib)
@@ -59,7 +60,7 @@ class Changes:
     async def _resize_device(self, tenant: TenantId, volume: VolumeId, size_bytes: int) -> None:
         """Enlarge the device that a server has of a volume. The volume has grown whatever becomes
         of that, so trouble is not raised but kept in the volume's `last_error`."""
-        with self._pool.store.index.reading() as txn:
+        with self._pool.index.reading() as txn:
             ledger = Ledger(txn)
             found = ledger.volume(tenant, volume)
             attachment = found.attachment
@@ -79,7 +80,7 @@ class Changes:
     async def revert(self, tenant: TenantId, volume: VolumeId, snapshot: SnapshotId) -> None:
         """Revert a volume to one of its snapshots."""
         rules.check_can_be_reverted(volume, self._volumes.show(tenant, volume).status)
-        with self._pool.store.index.reading() as txn:
+        with self._pool.index.reading() as txn:
             _check_source(txn, tenant, volume, snapshot)
 
         def in_transaction(txn: Transaction, _record: VolumeRecord) -> None:
@@ -105,13 +106,13 @@ class Changes:
 
     def volume_space(self, tenant: TenantId, volume: VolumeId) -> Steps[Space]:
         """Compute a volume's exact space by a walk over its maps."""
-        with self._pool.store.index.reading() as txn:
+        with self._pool.index.reading() as txn:
             Ledger(txn).volume(tenant, volume)
         return self._pool.measure(NodeKind.VOLUME, volume)
 
     def snapshot_space(self, tenant: TenantId, snapshot: SnapshotId) -> Steps[Space]:
         """Compute a snapshot's exact space by a walk over its maps."""
-        with self._pool.store.index.reading() as txn:
+        with self._pool.index.reading() as txn:
             Ledger(txn).snapshot(tenant, snapshot)
         return self._pool.measure(NodeKind.SNAPSHOT, snapshot)
 
@@ -119,7 +120,7 @@ class Changes:
 def _judged(txn: Transaction, tenant: TenantId, volume: VolumeId, check: rules.Check) -> Volume:
     """One of the tenant's volumes, whose status has passed `check`."""
     found = Ledger(txn).volume(tenant, volume)
-    check(volume, status_now(Catalogue(txn), found))
+    check(volume, status_now(Nodes(txn), found))
     return found
 
 

@@ -25,8 +25,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NewType, Protocol
 
-from bockd.control import Space
 from bockd.model import Server, ServerKind, SnapshotId, VolumeId
+from bockd.pool.reports import Space
 
 TenantId = NewType("TenantId", str)
 UserId = NewType("UserId", str)

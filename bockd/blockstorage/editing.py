@@ -13,8 +13,8 @@ from typing import TypeVar
 from bockd.blockstorage import rules
 from bockd.blockstorage.contract import Edit, Snapshot, TenantId, Volume
 from bockd.blockstorage.records import Ledger
-from bockd.index.index import Transaction
 from bockd.model import SnapshotId, VolumeId
+from bockd.pool.index import Transaction
 
 N = TypeVar("N", Volume, Snapshot)
 

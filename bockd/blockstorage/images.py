@@ -28,12 +28,11 @@ from bockd.blockstorage.contract import Image, ImageId, NewImage
 from bockd.blockstorage.records import ImageRecord, ImportRecord, Ledger
 from bockd.blockstorage.running import StorageContext
 from bockd.blockstorage.volumes import forget_record, naming
-from bockd.drivers.local.format.catalogue import SnapshotRecord, VolumeRecord
-from bockd.drivers.local.freezing import freeze_volume
 from bockd.errors import BockdError, ConflictError, InvalidRequestError, NotFoundError
 from bockd.failpoints import Failpoint, hit
-from bockd.index.index import Transaction
 from bockd.model import NodeKind, SnapshotId, VolumeId, check_content_size, check_image_name
+from bockd.pool.index import Transaction
+from bockd.pool.records import SnapshotRecord, VolumeRecord
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +59,7 @@ class Images:
 
     def all(self) -> list[ImageRecord]:
         """Return all images by name."""
-        with self._pool.store.index.reading() as txn:
+        with self._pool.index.reading() as txn:
             return sorted(Ledger(txn).images(), key=lambda found: found.image.name)
 
     def find(self, ref: str) -> ImageRecord:
@@ -74,7 +73,7 @@ class Images:
 
     def being_imported(self) -> list[ImportRecord]:
         """Return the imports in progress."""
-        with self._pool.store.index.reading() as txn:
+        with self._pool.index.reading() as txn:
             return list(Ledger(txn).imports())
 
     # -- importing ---------------------------------------------------------------------------
@@ -110,7 +109,7 @@ class Images:
             ledger.put_import(ImportRecord(volume.id, image, fetched))
             hit(Failpoint.IMPORT_RECORDED)
 
-        with self._pool.store.index.reading() as txn:
+        with self._pool.index.reading() as txn:
             refuse_known(Ledger(txn), image, fetched=fetched)  # before any file is made
         volume = await self._pool.create_volume(
             naming(NodeKind.VOLUME, f"import-{image.id}"),
@@ -143,10 +142,10 @@ class Images:
             ledger.put_image(record)
             made[:] = [record]
 
-        with self._pool.store.index.reading() as txn:
+        with self._pool.index.reading() as txn:
             image = _import_into(Ledger(txn), volume).image
         named = naming(NodeKind.SNAPSHOT, f"image-{image.name}")
-        await freeze_volume(self._pool, volume, named, in_transaction)
+        await self._pool.freeze_volume(volume, named, in_transaction)
         hit(Failpoint.IMPORT_FINISHED)
         self._context.exports.forget(NodeKind.VOLUME, volume)
         return made[0]
@@ -154,7 +153,7 @@ class Images:
     async def cancel(self, volume: VolumeId) -> None:
         """Cancel an import and delete what it has written. Raise InUseError while a client is
         connected, NotFoundError when there is no such import."""
-        with self._pool.store.index.reading() as txn:
+        with self._pool.index.reading() as txn:
             _import_into(Ledger(txn), volume)
         await self._pool.delete_volume(volume, forget_record)
         hit(Failpoint.IMPORT_CANCELLED)

@@ -29,8 +29,8 @@ from bockd.blockstorage.records import Ledger, OwnedVolume
 from bockd.blockstorage.running import StorageContext
 from bockd.errors import BockdError
 from bockd.failpoints import Failpoint, hit
-from bockd.index.index import Transaction
 from bockd.model import NodeKind, ServerKind, SnapshotId, VolumeId
+from bockd.pool.index import Transaction
 from bockd.runtime.steps import Steps
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ async def resolve_interrupted(context: StorageContext) -> None:
     """Resolve every transient status that a crash left. A volume or snapshot that cannot be deleted
     is logged, and the others are resolved."""
     await Images(context).sweep()
-    with context.pool.store.index.reading() as txn:
+    with context.pool.index.reading() as txn:
         ledger = Ledger(txn)
         states = [*(owned.volume.status for owned in ledger.sound_volumes())]
         states += [owned.snapshot.status for owned in ledger.sound_snapshots()]
@@ -91,7 +91,7 @@ def _has_device(volume: Volume) -> bool:
 def detaching(context: StorageContext) -> list[OwnedVolume]:
     """Return the volumes that `resolve_interrupted` has left for `finish_detaching`. Call this
     before the frontends open."""
-    with context.pool.store.index.reading() as txn:
+    with context.pool.index.reading() as txn:
         volumes = Ledger(txn).sound_volumes()
         return [owned for owned in volumes if owned.volume.status is Status.DETACHING]
 
@@ -99,7 +99,7 @@ def detaching(context: StorageContext) -> list[OwnedVolume]:
 async def finish_detaching(context: StorageContext, owned: OwnedVolume) -> None:
     """Remove the device, if the machine can be reached; then the volume is available."""
     attachment = attachment_of(owned.volume)
-    with context.pool.store.index.reading() as txn:
+    with context.pool.index.reading() as txn:
         server = Ledger(txn).server(attachment.server_id)
     reason = "the daemon was stopped while the volume was being attached or detached"
     await end_attachment(context, owned.tenant, server, owned.volume, reason)

@@ -1,4 +1,4 @@
-"""What block storage keeps beside the pool's catalogue, in the same index.
+"""What block storage keeps beside the pool's records, in the same index.
 
     TENANTS       tenant id                         TenantRecord
     USERS         user name                         UserRecord
@@ -43,10 +43,24 @@ from bockd.blockstorage.contract import (
     Volume,
 )
 from bockd.blockstorage.rules import in_id_range, not_found
-from bockd.drivers.local.format.catalogue import FIRST_KEY, LAST_KEY, id_key
 from bockd.errors import DamagedError, NotFoundError
-from bockd.index.index import Table, Transaction
+from bockd.index.keys import FIRST_KEY, LAST_KEY, id_key
+from bockd.index.tables import Table
 from bockd.model import NodeKind, Server, SnapshotId, VolumeId
+from bockd.pool.index import Transaction
+
+TENANTS = Table(b"tenants")
+USERS = Table(b"users")
+ACCESS_KEYS = Table(b"access-keys")
+TOKENS = Table(b"tokens")
+API_VOLUMES = Table(b"api-volumes")
+API_SNAPSHOTS = Table(b"api-snapshots")
+OWNED = Table(b"owned")
+ATTACHED = Table(b"attached")
+EXPORTS = Table(b"exports")
+SERVERS = Table(b"servers")
+IMAGES = Table(b"images")
+IMPORTS = Table(b"imports")
 
 _ID = struct.Struct(">Q")
 MAX_KEY_BYTES = 255
@@ -182,18 +196,18 @@ class Ledger:
     def tenant(self, tenant: TenantId) -> TenantRecord:
         """Return a tenant's record. A tenant that only another identity service knows gets an empty
         one."""
-        found = self._get(Table.TENANTS, text_key(tenant), TenantRecord)
+        found = self._get(TENANTS, text_key(tenant), TenantRecord)
         return found or TenantRecord(Tenant(tenant, tenant), None, Usage())
 
     def tenants(self) -> list[TenantRecord]:
-        return list(self._all(Table.TENANTS, TenantRecord))
+        return list(self._all(TENANTS, TenantRecord))
 
     def put_tenant(self, record: TenantRecord) -> None:
-        self._put(Table.TENANTS, record.tenant.id.encode(), record)
+        self._put(TENANTS, record.tenant.id.encode(), record)
 
     def remove_tenant(self, tenant: TenantId) -> None:
         """Remove the record of a tenant that no longer has anything."""
-        self.txn.delete(Table.TENANTS, tenant.encode())
+        self.txn.delete(TENANTS, tenant.encode())
 
     def _use(self, record: TenantRecord, used: Usage) -> None:
         self.put_tenant(replace(record, used=used))
@@ -203,7 +217,7 @@ class Ledger:
     def owned_volume(self, volume: VolumeId) -> OwnedVolume | None:
         """Return a volume with its owner, whichever tenant that is; None when no tenant owns it."""
         key = id_key(volume) if in_id_range(volume) else None
-        return self._get(Table.API_VOLUMES, key, OwnedVolume)
+        return self._get(API_VOLUMES, key, OwnedVolume)
 
     def volume(self, tenant: TenantId, volume: VolumeId) -> Volume:
         """Return one of the tenant's volumes. Raise NotFoundError when the tenant has no such
@@ -219,23 +233,23 @@ class Ledger:
             yield self.volume(tenant, VolumeId(node))
 
     def sound_volumes(self) -> Iterator[OwnedVolume]:
-        return self._sound(Table.API_VOLUMES, OwnedVolume)
+        return self._sound(API_VOLUMES, OwnedVolume)
 
     def all_volumes(self) -> Iterator[OwnedVolume]:
-        return self._all(Table.API_VOLUMES, OwnedVolume)
+        return self._all(API_VOLUMES, OwnedVolume)
 
     def add_volume(self, tenant: TenantId, volume: Volume, quota_of: QuotaOf) -> None:
         """Add a new volume, within the tenant's quota. Raise OverLimitError beyond it."""
         record = self.tenant(tenant)
         self._use(record, quota.with_volume(quota_of(record), record.used, volume.size_gib))
         self.put_volume(tenant, volume)
-        self.txn.put(Table.OWNED, owned_key(NodeKind.VOLUME, tenant, volume.id), b"")
+        self.txn.put(OWNED, owned_key(NodeKind.VOLUME, tenant, volume.id), b"")
 
     def put_volume(self, tenant: TenantId, volume: Volume) -> None:
         """Write the volume's record as it is now. Attachments are changed by `attach` and `detach`
         only."""
         assert volume.backing is None
-        self._put(Table.API_VOLUMES, id_key(volume.id), OwnedVolume(tenant, volume))
+        self._put(API_VOLUMES, id_key(volume.id), OwnedVolume(tenant, volume))
 
     def resize_volume(
         self, tenant: TenantId, volume: Volume, size_gib: int, quota_of: QuotaOf
@@ -255,31 +269,29 @@ class Ledger:
         tenant, volume = owned.tenant, owned.volume
         record = self.tenant(tenant)
         self._use(record, quota.without_volume(record.used, volume.size_gib))
-        self.txn.delete(Table.API_VOLUMES, id_key(volume.id))
-        self.txn.delete(Table.OWNED, owned_key(NodeKind.VOLUME, tenant, volume.id))
+        self.txn.delete(API_VOLUMES, id_key(volume.id))
+        self.txn.delete(OWNED, owned_key(NodeKind.VOLUME, tenant, volume.id))
 
     # -- attachments -------------------------------------------------------------------------
 
     def attach(self, tenant: TenantId, volume: Volume, attachment: Attachment) -> None:
         """Record that the volume is attached."""
         self.put_volume(tenant, replace(volume, attachment=attachment))
-        self.txn.put(Table.ATTACHED, attached_key(tenant, attachment.server_id, volume.id), b"")
-        self.txn.put(
-            Table.EXPORTS, export_key(attachment.export_name), id_key(attachment.volume_id)
-        )
+        self.txn.put(ATTACHED, attached_key(tenant, attachment.server_id, volume.id), b"")
+        self.txn.put(EXPORTS, export_key(attachment.export_name), id_key(attachment.volume_id))
 
     def detach(self, tenant: TenantId, volume: Volume) -> None:
         """Record that the volume is no longer attached."""
         attachment = volume.attachment
         assert attachment is not None
         self.put_volume(tenant, replace(volume, attachment=None))
-        self.txn.delete(Table.ATTACHED, attached_key(tenant, attachment.server_id, volume.id))
-        self.txn.delete(Table.EXPORTS, export_key(attachment.export_name))
+        self.txn.delete(ATTACHED, attached_key(tenant, attachment.server_id, volume.id))
+        self.txn.delete(EXPORTS, export_key(attachment.export_name))
 
     def attached(self, tenant: TenantId, server: str) -> Iterator[Volume]:
         """Yield the volumes of one server, by id."""
         first = attached_key(tenant, server, VolumeId(0))
-        for key in self.txn.keys(Table.ATTACHED, first, first[:-8] + b"\xff" * 9):
+        for key in self.txn.keys(ATTACHED, first, first[:-8] + b"\xff" * 9):
             yield self.volume(tenant, VolumeId(_ID.unpack(key[-8:])[0]))
 
     def exported(self, export_name: str) -> OwnedVolume | None:
@@ -288,7 +300,7 @@ class Ledger:
         How long the search takes says nothing about the names that exist, because it looks for a
         hash.
         """
-        payload = self.txn.get(Table.EXPORTS, export_key(export_name))
+        payload = self.txn.get(EXPORTS, export_key(export_name))
         if payload is None:
             return None
         owned = self.owned_volume(VolumeId(_ID.unpack(payload)[0]))
@@ -300,19 +312,19 @@ class Ledger:
     # -- servers -----------------------------------------------------------------------------
 
     def server(self, name: str) -> Server | None:
-        return self._get(Table.SERVERS, text_key(name), Server)
+        return self._get(SERVERS, text_key(name), Server)
 
     def servers(self) -> Iterator[Server]:
         """Yield all registered servers, by name."""
         last = b"\xff" * MAX_KEY_BYTES
-        for _, payload in self.txn.scan(Table.SERVERS, FIRST_KEY, last):
+        for _, payload in self.txn.scan(SERVERS, FIRST_KEY, last):
             yield decode(Server, payload)
 
     def put_server(self, server: Server) -> None:
-        self._put(Table.SERVERS, server.name.encode(), server)
+        self._put(SERVERS, server.name.encode(), server)
 
     def remove_server(self, server: Server) -> None:
-        self.txn.delete(Table.SERVERS, server.name.encode())
+        self.txn.delete(SERVERS, server.name.encode())
 
     # -- snapshots ---------------------------------------------------------------------------
 
@@ -320,7 +332,7 @@ class Ledger:
         """Return a snapshot with its owner, whichever tenant that is; None when no tenant owns
         it."""
         key = id_key(snapshot) if in_id_range(snapshot) else None
-        return self._get(Table.API_SNAPSHOTS, key, OwnedSnapshot)
+        return self._get(API_SNAPSHOTS, key, OwnedSnapshot)
 
     def snapshot(self, tenant: TenantId, snapshot: SnapshotId) -> Snapshot:
         """Return one of the tenant's snapshots. Raise NotFoundError when the tenant has no such
@@ -336,95 +348,95 @@ class Ledger:
             yield self.snapshot(tenant, SnapshotId(node))
 
     def sound_snapshots(self) -> Iterator[OwnedSnapshot]:
-        return self._sound(Table.API_SNAPSHOTS, OwnedSnapshot)
+        return self._sound(API_SNAPSHOTS, OwnedSnapshot)
 
     def all_snapshots(self) -> Iterator[OwnedSnapshot]:
-        return self._all(Table.API_SNAPSHOTS, OwnedSnapshot)
+        return self._all(API_SNAPSHOTS, OwnedSnapshot)
 
     def add_snapshot(self, tenant: TenantId, snapshot: Snapshot, quota_of: QuotaOf) -> None:
         """Add a new snapshot, within the tenant's quota. Raise OverLimitError beyond it."""
         record = self.tenant(tenant)
         self._use(record, quota.with_snapshot(quota_of(record), record.used, snapshot.volume_id))
         self.put_snapshot(tenant, snapshot)
-        self.txn.put(Table.OWNED, owned_key(NodeKind.SNAPSHOT, tenant, snapshot.id), b"")
+        self.txn.put(OWNED, owned_key(NodeKind.SNAPSHOT, tenant, snapshot.id), b"")
 
     def put_snapshot(self, tenant: TenantId, snapshot: Snapshot) -> None:
         """Write the snapshot's record as it is now."""
         assert snapshot.backing is None
-        self._put(Table.API_SNAPSHOTS, id_key(snapshot.id), OwnedSnapshot(tenant, snapshot))
+        self._put(API_SNAPSHOTS, id_key(snapshot.id), OwnedSnapshot(tenant, snapshot))
 
     def remove_snapshot(self, owned: OwnedSnapshot) -> None:
         """Remove the record of a snapshot that is being deleted."""
         tenant, snapshot = owned.tenant, owned.snapshot
         record = self.tenant(tenant)
         self._use(record, quota.without_snapshot(record.used))
-        self.txn.delete(Table.API_SNAPSHOTS, id_key(snapshot.id))
-        self.txn.delete(Table.OWNED, owned_key(NodeKind.SNAPSHOT, tenant, snapshot.id))
+        self.txn.delete(API_SNAPSHOTS, id_key(snapshot.id))
+        self.txn.delete(OWNED, owned_key(NodeKind.SNAPSHOT, tenant, snapshot.id))
 
     def _owned(self, kind: NodeKind, tenant: TenantId, after: int) -> Iterator[int]:
         if not in_id_range(after + 1):
             return
         first = owned_key(kind, tenant, after + 1)
-        for key in self.txn.keys(Table.OWNED, first, first[:-8] + b"\xff" * 9):
+        for key in self.txn.keys(OWNED, first, first[:-8] + b"\xff" * 9):
             yield _ID.unpack(key[-8:])[0]
 
     # -- images ------------------------------------------------------------------------------
 
     def image(self, image: str) -> ImageRecord:
         """Return one image. Raise NotFoundError when there is none with this id."""
-        found = self._get(Table.IMAGES, text_key(image), ImageRecord)
+        found = self._get(IMAGES, text_key(image), ImageRecord)
         if found is None:
             raise no_image(image)
         return found
 
     def images(self) -> Iterator[ImageRecord]:
-        return self._all(Table.IMAGES, ImageRecord)
+        return self._all(IMAGES, ImageRecord)
 
     def put_image(self, record: ImageRecord) -> None:
-        self._put(Table.IMAGES, record.image.id.encode(), record)
+        self._put(IMAGES, record.image.id.encode(), record)
 
     def remove_image(self, record: ImageRecord) -> None:
-        self.txn.delete(Table.IMAGES, record.image.id.encode())
+        self.txn.delete(IMAGES, record.image.id.encode())
 
     def imports(self) -> Iterator[ImportRecord]:
-        return self._all(Table.IMPORTS, ImportRecord)
+        return self._all(IMPORTS, ImportRecord)
 
     def import_into(self, volume: VolumeId) -> ImportRecord | None:
         """Return the import that fills a volume, or None when none does."""
         key = id_key(volume) if in_id_range(volume) else None
-        return self._get(Table.IMPORTS, key, ImportRecord)
+        return self._get(IMPORTS, key, ImportRecord)
 
     def put_import(self, record: ImportRecord) -> None:
-        self._put(Table.IMPORTS, id_key(record.volume), record)
+        self._put(IMPORTS, id_key(record.volume), record)
 
     def remove_import(self, volume: VolumeId) -> bool:
-        return self.txn.delete(Table.IMPORTS, id_key(volume))
+        return self.txn.delete(IMPORTS, id_key(volume))
 
     # -- users -------------------------------------------------------------------------------
 
     def user(self, name: str) -> UserRecord | None:
-        return self._get(Table.USERS, text_key(name), UserRecord)
+        return self._get(USERS, text_key(name), UserRecord)
 
     def users(self) -> Iterator[UserRecord]:
         """Yield all users, by name."""
-        for _, payload in self.txn.scan(Table.USERS, FIRST_KEY, b"\xff" * MAX_KEY_BYTES):
+        for _, payload in self.txn.scan(USERS, FIRST_KEY, b"\xff" * MAX_KEY_BYTES):
             yield decode(UserRecord, payload)
 
     def put_user(self, record: UserRecord) -> None:
-        self._put(Table.USERS, record.name.encode(), record)
+        self._put(USERS, record.name.encode(), record)
 
     def remove_user(self, name: str) -> None:
         """Remove a user and its access keys. Its tokens are invalid without the user."""
         for key in self.access_keys_of(name):
             self.remove_access_key(key)
-        self.txn.delete(Table.USERS, name.encode())
+        self.txn.delete(USERS, name.encode())
 
     def access_key(self, access_key: str) -> AccessKeyRecord | None:
-        return self._get(Table.ACCESS_KEYS, text_key(access_key), AccessKeyRecord)
+        return self._get(ACCESS_KEYS, text_key(access_key), AccessKeyRecord)
 
     def access_keys_of(self, username: str) -> list[str]:
         """Return the access keys of a user."""
-        found = self.txn.scan(Table.ACCESS_KEYS, FIRST_KEY, b"\xff" * MAX_KEY_BYTES)
+        found = self.txn.scan(ACCESS_KEYS, FIRST_KEY, b"\xff" * MAX_KEY_BYTES)
         return [
             key.decode()
             for key, payload in found
@@ -432,23 +444,23 @@ class Ledger:
         ]
 
     def remove_access_key(self, access_key: str) -> None:
-        self.txn.delete(Table.ACCESS_KEYS, access_key.encode())
+        self.txn.delete(ACCESS_KEYS, access_key.encode())
 
     def put_access_key(self, access_key: str, record: AccessKeyRecord) -> None:
-        self._put(Table.ACCESS_KEYS, access_key.encode(), record)
+        self._put(ACCESS_KEYS, access_key.encode(), record)
 
     def token(self, digest: bytes) -> TokenRecord | None:
-        return self._get(Table.TOKENS, digest, TokenRecord)
+        return self._get(TOKENS, digest, TokenRecord)
 
     def tokens(self) -> list[tuple[bytes, TokenRecord]]:
-        found = self.txn.scan(Table.TOKENS, FIRST_KEY, b"\xff" * 33)
+        found = self.txn.scan(TOKENS, FIRST_KEY, b"\xff" * 33)
         return [(key, decode(TokenRecord, payload)) for key, payload in found]
 
     def put_token(self, digest: bytes, record: TokenRecord) -> None:
-        self._put(Table.TOKENS, digest, record)
+        self._put(TOKENS, digest, record)
 
     def remove_token(self, digest: bytes) -> bool:
-        return self.txn.delete(Table.TOKENS, digest)
+        return self.txn.delete(TOKENS, digest)
 
 
 def no_image(image: str) -> NotFoundError:

@@ -7,6 +7,9 @@ from dataclasses import replace
 
 from bockd.blockstorage.contract import Status, TenantId, Usage
 from bockd.blockstorage.records import (
+    ATTACHED,
+    EXPORTS,
+    OWNED,
     Ledger,
     OwnedSnapshot,
     OwnedVolume,
@@ -14,10 +17,11 @@ from bockd.blockstorage.records import (
     export_key,
     owned_key,
 )
-from bockd.drivers.local.format.catalogue import FIRST_KEY, LAST_KEY, id_key
 from bockd.errors import DamagedError
-from bockd.index.index import Table, Transaction
+from bockd.index.keys import FIRST_KEY, LAST_KEY, id_key
 from bockd.model import NodeKind
+from bockd.pool.index import Transaction
+from bockd.pool.nodes import SNAPSHOTS, VOLUMES
 
 _ANY_KEY = LAST_KEY + b"\xff" * 500
 
@@ -47,10 +51,10 @@ def _without_node(
     txn: Transaction, volumes: list[OwnedVolume], snapshots: list[OwnedSnapshot]
 ) -> Iterator[str]:
     for owned in volumes:
-        if txn.get(Table.VOLUMES, id_key(owned.volume.id)) is None:
+        if txn.get(VOLUMES, id_key(owned.volume.id)) is None:
             yield f"the record of volume {owned.volume.id} has no volume in the pool"
     for found in snapshots:
-        if txn.get(Table.SNAPSHOTS, id_key(found.snapshot.id)) is None:
+        if txn.get(SNAPSHOTS, id_key(found.snapshot.id)) is None:
             yield f"the record of snapshot {found.snapshot.id} has no snapshot in the pool"
 
 
@@ -61,16 +65,16 @@ def _wrong_keys(
         (owned.tenant, owned.volume.attachment) for owned in volumes if owned.volume.attachment
     ]
     expected = {
-        Table.OWNED: {
+        OWNED: {
             *(owned_key(NodeKind.VOLUME, o.tenant, o.volume.id) for o in volumes),
             *(owned_key(NodeKind.SNAPSHOT, o.tenant, o.snapshot.id) for o in snapshots),
         },
-        Table.ATTACHED: {attached_key(tenant, a.server_id, a.volume_id) for tenant, a in attached},
-        Table.EXPORTS: {export_key(a.export_name) for _, a in attached},
+        ATTACHED: {attached_key(tenant, a.server_id, a.volume_id) for tenant, a in attached},
+        EXPORTS: {export_key(a.export_name) for _, a in attached},
     }
     for table, keys in expected.items():
         if set(txn.keys(table, FIRST_KEY, _ANY_KEY)) != keys:
-            yield f"table {table.value.decode()} does not say what the volumes' records say"
+            yield f"table {table} does not say what the volumes' records say"
 
 
 def _wrong_attachments(volumes: list[OwnedVolume]) -> Iterator[str]:
@@ -101,10 +105,10 @@ def _wrong_usage(
 
 def _wrong_images(txn: Transaction, ledger: Ledger) -> Iterator[str]:
     for record in ledger.images():
-        if txn.get(Table.SNAPSHOTS, id_key(record.snapshot)) is None:
+        if txn.get(SNAPSHOTS, id_key(record.snapshot)) is None:
             yield f"image {record.image.id} has no snapshot {record.snapshot} in the pool"
         if ledger.owned_snapshot(record.snapshot) is not None:
             yield f"snapshot {record.snapshot} is an image and yet a tenant's"
     for filling in ledger.imports():
-        if txn.get(Table.VOLUMES, id_key(filling.volume)) is None:
+        if txn.get(VOLUMES, id_key(filling.volume)) is None:
             yield f"the import of image {filling.image.id} has no volume {filling.volume}"

@@ -11,10 +11,10 @@ from bockd.blockstorage.contract import Attachment, Backing, Quota
 from bockd.blockstorage.plugging import Devices, NoDevices
 from bockd.blockstorage.quota import DEFAULT_QUOTA
 from bockd.blockstorage.records import TenantRecord
-from bockd.drivers.local.format.catalogue import SnapshotRecord, VolumeRecord
-from bockd.drivers.local.pool import Pool
-from bockd.index.index import Transaction
 from bockd.model import NodeKind, export_name
+from bockd.pool.index import Transaction
+from bockd.pool.pool import Pool
+from bockd.pool.records import SnapshotRecord, VolumeRecord
 from bockd.runtime.steps import Steps, blocking
 
 T = TypeVar("T")
@@ -125,7 +125,7 @@ class StorageContext:
     def _trouble(self, record: VolumeRecord) -> str | None:
         """What is wrong with a volume, without what is not its tenant's business: file names."""
         failure = self.pool.failure(record)
-        if failure is None and record.id in self.pool.refusals:
+        if failure is None and self.pool.trouble(record) is not None:
             return (
                 f"volume {record.id} ({record.name}) could not be opened; 'bockd check' on the "
                 "daemon's machine, and its log, say why"
@@ -134,4 +134,4 @@ class StorageContext:
 
     async def update(self, change: Callable[[Transaction], T]) -> T:
         """Run `change` in a transaction of its own; see `Index.update`."""
-        return await blocking(self.pool.store.index.update, change)
+        return await blocking(self.pool.index.update, change)

@@ -17,8 +17,8 @@ from bockd.blockstorage.records import Ledger
 from bockd.blockstorage.running import StorageContext
 from bockd.errors import ConflictError, InUseError, NotFoundError
 from bockd.failpoints import Failpoint, hit
-from bockd.index.index import Transaction
 from bockd.model import Server, ServerKind, check_server_record
+from bockd.pool.index import Transaction
 from bockd.runtime.steps import Steps
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class Servers:
 
     def __init__(self, context: StorageContext) -> None:
         self._context = context
-        self._index = context.pool.store.index
+        self._index = context.pool.index
 
     # -- what a tenant sees --------------------------------------------------------------------
 

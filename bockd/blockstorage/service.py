@@ -25,8 +25,8 @@ from bockd.blockstorage.running import StepRunner, StorageContext
 from bockd.blockstorage.servers import Servers
 from bockd.blockstorage.snapshots import Snapshots
 from bockd.blockstorage.volumes import Volumes, refuse_fetched
-from bockd.control import Space
 from bockd.model import Server, SnapshotId, VolumeId
+from bockd.pool.reports import Space
 
 _NAMESPACE = "http://docs.openstack.org/volume/ext/{}/api/v1.1"
 
@@ -70,7 +70,7 @@ class PoolBlockStorage:
 
     def __init__(self, context: StorageContext, runner: StepRunner) -> None:
         self.context = context
-        self._index = context.pool.store.index
+        self._index = context.pool.index
         self._quota_of = context.quota_of
         self._runner = runner
         self._volumes = Volumes(context)

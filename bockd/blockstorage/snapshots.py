@@ -14,11 +14,12 @@ from bockd.blockstorage.contract import NewSnapshot, Page, Snapshot, Status, Ten
 from bockd.blockstorage.records import Ledger
 from bockd.blockstorage.running import StorageContext
 from bockd.blockstorage.volumes import naming, status_now
-from bockd.drivers.local.format.catalogue import Catalogue, SnapshotRecord
 from bockd.errors import BockdError, InUseError, InvalidStateError, NotFoundError
 from bockd.failpoints import Failpoint, hit
-from bockd.index.index import Transaction
 from bockd.model import NodeKind, SnapshotId
+from bockd.pool.index import Transaction
+from bockd.pool.nodes import Nodes
+from bockd.pool.records import SnapshotRecord
 
 
 class Snapshots:
@@ -31,19 +32,19 @@ class Snapshots:
     def list(self, tenant: TenantId, page: Page) -> list[Snapshot]:
         """List a tenant's snapshots (section 4.4.4.1)."""
         rules.check_page(page)
-        with self._pool.store.index.reading() as txn:
-            catalogue = Catalogue(txn)
+        with self._pool.index.reading() as txn:
+            nodes = Nodes(txn)
             mine = Ledger(txn).snapshots(tenant, page.marker or 0)
-            return [self._as_it_is(catalogue, found) for found in rules.cut_page(mine, page)]
+            return [self._as_it_is(nodes, found) for found in rules.cut_page(mine, page)]
 
     def show(self, tenant: TenantId, snapshot: SnapshotId) -> Snapshot:
         """Return one snapshot (section 4.4.4.3)."""
-        with self._pool.store.index.reading() as txn:
-            return self._as_it_is(Catalogue(txn), Ledger(txn).snapshot(tenant, snapshot))
+        with self._pool.index.reading() as txn:
+            return self._as_it_is(Nodes(txn), Ledger(txn).snapshot(tenant, snapshot))
 
-    def _as_it_is(self, catalogue: Catalogue, snapshot: Snapshot) -> Snapshot:
+    def _as_it_is(self, nodes: Nodes, snapshot: Snapshot) -> Snapshot:
         """With what the pool knows."""
-        record = catalogue.snapshot(snapshot.id)
+        record = nodes.snapshot(snapshot.id)
         return replace(snapshot, backing=self._context.backing(NodeKind.SNAPSHOT, record))
 
     async def create(self, tenant: TenantId, new: NewSnapshot) -> Snapshot:
@@ -51,10 +52,10 @@ class Snapshots:
         `creating`, as for a volume."""
         rules.check_text("display_name", new.display_name)
         rules.check_text("display_description", new.display_description)
-        with self._pool.store.index.reading() as txn:
+        with self._pool.index.reading() as txn:
             # What is refused here costs no flush of the volume and no file.
             self._check(txn, tenant, new)
-            origin = Catalogue(txn).volume(new.volume_id)
+            origin = Nodes(txn).volume(new.volume_id)
         # What this process alone knows; in the words that say what to do.
         if failure := self._pool.failure(origin):
             raise InvalidStateError(f"Invalid volume: {failure}")
@@ -73,9 +74,7 @@ class Snapshots:
     def _check(self, txn: Transaction, tenant: TenantId, new: NewSnapshot) -> None:
         ledger = Ledger(txn)
         volume = ledger.volume(tenant, new.volume_id)
-        rules.check_can_be_snapshotted(
-            volume.id, status_now(Catalogue(txn), volume), force=new.force
-        )
+        rules.check_can_be_snapshotted(volume.id, status_now(Nodes(txn), volume), force=new.force)
         record = ledger.tenant(tenant)
         quota.with_snapshot(self._context.quota_of(record), record.used, volume.id)
 

@@ -22,12 +22,13 @@ from bockd.blockstorage.contract import (
 )
 from bockd.blockstorage.records import ImageRecord, Ledger, no_image
 from bockd.blockstorage.running import StorageContext
-from bockd.drivers.local.format.catalogue import Catalogue, VolumeRecord
-from bockd.drivers.local.snapshotting import Naming
 from bockd.errors import BockdError, InUseError, InvalidRequestError, NotFoundError
 from bockd.failpoints import Failpoint, hit
-from bockd.index.index import Transaction
 from bockd.model import GIB, NodeKind, SnapshotId, VolumeId, check_content_size, check_name
+from bockd.pool.index import Transaction
+from bockd.pool.nodes import Nodes
+from bockd.pool.pool import Naming
+from bockd.pool.records import VolumeRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +52,19 @@ class Volumes:
     def list(self, tenant: TenantId, page: Page) -> list[Volume]:
         """List a tenant's volumes (section 4.4.2.1)."""
         rules.check_page(page)
-        with self._pool.store.index.reading() as txn:
-            ledger, catalogue = Ledger(txn), Catalogue(txn)
+        with self._pool.index.reading() as txn:
+            ledger, nodes = Ledger(txn), Nodes(txn)
             mine = ledger.volumes(tenant, page.marker or 0)
-            return [self._as_it_is(catalogue, volume) for volume in rules.cut_page(mine, page)]
+            return [self._as_it_is(nodes, volume) for volume in rules.cut_page(mine, page)]
 
     def show(self, tenant: TenantId, volume: VolumeId) -> Volume:
         """Return one volume (section 4.4.2.3)."""
-        with self._pool.store.index.reading() as txn:
-            return self._as_it_is(Catalogue(txn), Ledger(txn).volume(tenant, volume))
+        with self._pool.index.reading() as txn:
+            return self._as_it_is(Nodes(txn), Ledger(txn).volume(tenant, volume))
 
-    def _as_it_is(self, catalogue: Catalogue, volume: Volume) -> Volume:
+    def _as_it_is(self, nodes: Nodes, volume: Volume) -> Volume:
         """With what the pool knows."""
-        backing = self._context.backing(NodeKind.VOLUME, catalogue.volume(volume.id))
+        backing = self._context.backing(NodeKind.VOLUME, nodes.volume(volume.id))
         status = rules.status_shown(volume.status, refused=backing.error is not None)
         return replace(volume, status=status, backing=backing)
 
@@ -109,7 +110,7 @@ class Volumes:
         new = self.checked(new)
         size_bytes = rules.exact_size(new.size_gib, new.size_bytes)
         assert size_bytes is not None
-        with self._pool.store.index.reading() as txn:
+        with self._pool.index.reading() as txn:
             record = Ledger(txn).tenant(tenant)
         quota.with_volume(
             self._context.quota_of(record), record.used, rules.size_in_gib(size_bytes)
@@ -166,9 +167,9 @@ class Volumes:
     def _plan(self, tenant: TenantId, new: NewVolume, *, may_use_fetched: bool) -> _Plan:
         """From what is there now; also refuses early what the transaction would refuse anyway,
         before any file is made."""
-        with self._pool.store.index.reading() as txn:
+        with self._pool.index.reading() as txn:
             ledger = Ledger(txn)
-            plan = _plan_source(ledger, Catalogue(txn), tenant, new)
+            plan = _plan_source(ledger, Nodes(txn), tenant, new)
             if new.image_id is not None and not may_use_fetched:
                 refuse_fetched(ledger.image(new.image_id))
             record = ledger.tenant(tenant)
@@ -202,11 +203,11 @@ def naming(kind: NodeKind, display_name: str | None) -> Naming:
     """Return what chooses the name of a volume or snapshot in the pool; see the module's
     docstring."""
 
-    def choose(catalogue: Catalogue, node: int) -> str:
+    def choose(nodes: Nodes, node: int) -> str:
         return next(
             name
             for name in _names(kind, display_name, node)
-            if _is_fit(name) and catalogue.name_is_free(kind, name)
+            if _is_fit(name) and nodes.name_is_free(kind, name)
         )
 
     return choose
@@ -234,10 +235,10 @@ def _is_fit(name: str) -> bool:
     return True
 
 
-def status_now(catalogue: Catalogue, volume: Volume) -> Status:
+def status_now(nodes: Nodes, volume: Volume) -> Status:
     """Return the volume's status for a transaction that changes it: `error` when a failed sync is
     on record. A failure that only this process knows of is found by the pool."""
-    if volume.status is Status.AVAILABLE and catalogue.volume(volume.id).failed is not None:
+    if volume.status is Status.AVAILABLE and nodes.volume(volume.id).failed is not None:
         return Status.ERROR
     return volume.status
 
@@ -249,7 +250,7 @@ def move_volume(txn: Transaction, tenant: TenantId, volume: VolumeId, new: Statu
     """
     ledger = Ledger(txn)
     found = ledger.volume(tenant, volume)
-    rules.check_move(NodeKind.VOLUME, volume, status_now(Catalogue(txn), found), new)
+    rules.check_move(NodeKind.VOLUME, volume, status_now(Nodes(txn), found), new)
     ledger.put_volume(tenant, replace(found, status=new))
     return found
 
@@ -294,11 +295,11 @@ def _fresh(new: NewVolume, record: VolumeRecord) -> Volume:
     )
 
 
-def _plan_source(ledger: Ledger, catalogue: Catalogue, tenant: TenantId, new: NewVolume) -> _Plan:
+def _plan_source(ledger: Ledger, nodes: Nodes, tenant: TenantId, new: NewVolume) -> _Plan:
     if new.snapshot_id is not None:
         source = ledger.snapshot(tenant, new.snapshot_id)
         rules.check_can_be_cloned(source.id, source.status)
-        size_bytes = new.size_bytes or catalogue.snapshot(source.id).size_bytes
+        size_bytes = new.size_bytes or nodes.snapshot(source.id).size_bytes
         return _Plan(size_bytes, source.id, rules.size_in_gib(size_bytes))
     wanted = rules.exact_size(new.size_gib, new.size_bytes)
     if new.image_id is not None:

@@ -51,13 +51,13 @@ def back_up(path: Path, target: Path, show: Show) -> BackupReport:
     """Make the backup and check it. Raises what Backup raises, DamagedError if it is not clean."""
     from bockd.drivers.local.coopeners import without_co_openers
     from bockd.drivers.local.format.layout import Layout
-    from bockd.drivers.local.pool import Pool
+    from bockd.drivers.local.registry import Registry
     from bockd.runtime.steps import Background, run_inline
 
     if not Layout(path).index_data.exists():
         raise PoolFormatError(f"there is no pool in {path}")
     try:
-        pool = Pool.open(path, Background().spawn)
+        pool = Registry.open(path, Background().spawn)
     except InUseError as error:
         return _online(path, target, show, error)
     try:
@@ -71,7 +71,7 @@ def back_up(path: Path, target: Path, show: Show) -> BackupReport:
 def _online(path: Path, target: Path, show: Show, in_use: InUseError) -> BackupReport:
     from bockd.drivers.local.format.layout import Layout
     from bockd.drivers.local.format.locks import FileLock
-    from bockd.drivers.local.pool import Pool
+    from bockd.drivers.local.registry import Registry
     from bockd.runtime.steps import Background
 
     lock = FileLock.acquire(
@@ -80,7 +80,7 @@ def _online(path: Path, target: Path, show: Show, in_use: InUseError) -> BackupR
     try:
         with ControlClient(path / "api.sock") as client:
             frozen = client.begin_backup()
-            pool = Pool.join(path, Background().spawn)
+            pool = Registry.join(path, Background().spawn)
             try:
                 return _make(
                     pool.store, target, frozen.snapshots, show, lambda: client.end_backup(frozen.id)
@@ -100,7 +100,7 @@ def _make(
     show: Show,
     was_kept: Callable[[], None],
 ) -> BackupReport:
-    from bockd.blockstorage.check import check_pool
+    from bockd.cli.checking import check_pool
     from bockd.drivers.local.backup import Backup
 
     made = Backup(store, target, show)

@@ -18,8 +18,8 @@ from bockd.cli.output import json_option, print_json, report
 from bockd.cli.scrub import scrub
 from bockd.cli.unit import render_unit
 from bockd.config.load import DEFAULT, load
-from bockd.control import CheckReport
 from bockd.errors import CoOpenersError, InUseError, UnavailableError
+from bockd.pool.reports import CheckReport
 
 UNIT = "bockd.service"
 
@@ -131,7 +131,7 @@ def nbdkit_plugin() -> None:
 def check_anywhere(path: Path, *, repair: bool) -> CheckReport:
     """Check the pool here, or let the daemon that has it check it. Raises InUseError, which says
     which process has the pool: a daemon, or another check."""
-    from bockd.blockstorage.check import check_pool
+    from bockd.cli.checking import check_pool
 
     try:
         return check_pool(path, repair=repair)

@@ -17,21 +17,18 @@ from bockd import errors
 from bockd.cli.http import SOCKET_URL, Http
 from bockd.config import load_settings
 from bockd.control import (
-    CheckReport,
     DaemonInfo,
     FrozenPool,
     ImageInfo,
     ImportInfo,
     PoolInfo,
-    ScrubStatus,
     SnapshotInfo,
-    Space,
-    SpacePage,
     Unowned,
     VolumeInfo,
     VolumeStatistics,
 )
 from bockd.model import NodeKind, Server, ServerKind, VolumeId
+from bockd.pool.reports import CheckReport, ScrubStatus, Space, SpacePage
 
 T = TypeVar("T")
 

@@ -27,11 +27,12 @@ from bockd.cli.output import (
 from bockd.cli.sizes import format_exact_size, format_size
 from bockd.cli.sources import Source, name_of_source, note_dropped, opened_image, opened_source
 from bockd.cli.transfer import when_released
-from bockd.control import ImageInfo, ImportInfo, Space
+from bockd.control import ImageInfo, ImportInfo
 from bockd.diskimage import IMPORT_FORMATS, Image
 from bockd.diskimage.room import room_for
 from bockd.errors import BockdError, NotFoundError
 from bockd.model import NodeKind, check_image_name
+from bockd.pool.reports import Space
 
 
 @click.group(cls=LazyGroup)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from bockd.control import Space
 from bockd.model import GIB
+from bockd.pool.reports import Space
 
 
 @dataclass(frozen=True, slots=True)

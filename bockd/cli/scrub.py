@@ -15,9 +15,9 @@ from bockd.cli.config import config_option
 from bockd.cli.output import json_option, print_json
 from bockd.cli.sizes import format_size
 from bockd.config.load import load
-from bockd.control import DamagedBlock, ScrubStatus
 from bockd.errors import InUseError, UnavailableError
 from bockd.model import MIB
+from bockd.pool.reports import DamagedBlock, ScrubStatus
 
 POLL_SECONDS = 0.3
 """Between two looks at a daemon's progress."""

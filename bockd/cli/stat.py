@@ -35,9 +35,10 @@ from bockd.cli.output import (
     terminal_columns,
 )
 from bockd.cli.sizes import format_size
-from bockd.control import SnapshotInfo, Space, VolumeInfo, VolumeStatistics
+from bockd.control import SnapshotInfo, VolumeInfo, VolumeStatistics
 from bockd.errors import NotFoundError
 from bockd.model import NodeKind
+from bockd.pool.reports import Space
 
 SPACE_SECONDS = 0.3
 """How long one refresh of the live table may spend on asking for space."""

@@ -37,8 +37,9 @@ from bockd.cli.records import (
     read_way_in,
 )
 from bockd.config import Settings, load_settings
-from bockd.control import DaemonInfo, Space
+from bockd.control import DaemonInfo
 from bockd.model import GIB, NodeKind, check_name, check_volume_size, export_uri, is_uuid
+from bockd.pool.reports import Space
 from bockd.tls.trust import Trust
 
 PAGE = 1000

@@ -26,9 +26,9 @@ from bockd.cli.output import (
 from bockd.cli.records import Snapshot, Volume
 from bockd.cli.sizes import format_exact_size, format_size, size_option
 from bockd.cli.storage import StorageClient, connect
-from bockd.control import Space
 from bockd.errors import BockdError, DeniedError
 from bockd.model import NodeKind
+from bockd.pool.reports import Space
 
 
 @click.group(cls=LazyGroup)

@@ -28,7 +28,7 @@ class PoolAccounts:
     def __init__(self, context: StorageContext, runner: StepRunner, data_dir: Path) -> None:
         self._context = context
         self._runner = runner
-        self._index = context.pool.store.index
+        self._index = context.pool.index
         self._accounts = Accounts(self._index)
         self._data_dir = data_dir
 

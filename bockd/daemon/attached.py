@@ -19,13 +19,14 @@ from bockd.blockstorage import rules
 from bockd.blockstorage.contract import Attachment
 from bockd.blockstorage.records import Ledger
 from bockd.daemon.exporthandle import ExportHandle
-from bockd.drivers.local.format.catalogue import Catalogue, VolumeRecord
-from bockd.drivers.local.pool import Pool
 from bockd.errors import NotFoundError
-from bockd.model import NodeKind, VolumeId
+from bockd.model import NodeKind
 from bockd.nbd.protocol.options import ExportInfo
 from bockd.nbd.server.exports import ExportKey
 from bockd.nbd.server.nbd_server import NbdServer
+from bockd.pool.nodes import Nodes
+from bockd.pool.pool import Pool
+from bockd.pool.records import VolumeRecord
 from bockd.runtime.asyncbridge import AsyncBridge
 from bockd.runtime.steprunner import StepRunner
 
@@ -56,8 +57,8 @@ class AttachedVolumes:
     async def publish(self, attachment: Attachment) -> None:
         """Open the volume once, so that one that is damaged, or open in another process, is refused
         here and not when the server connects."""
-        await self._pool.use_volume(attachment.volume_id)
-        self._pool.leave_volume(attachment.volume_id)
+        await self._pool.use(NodeKind.VOLUME, attachment.volume_id)
+        self._pool.leave(NodeKind.VOLUME, attachment.volume_id)
         self._on_idle(attachment_key(attachment))
 
     async def withdraw(self, attachment: Attachment, *, force: bool) -> str | None:
@@ -97,7 +98,7 @@ class AttachedExports:
         return ()
 
     async def describe(self, name: str) -> ExportInfo:
-        """Return the export as the catalogue describes it. Raise NotFoundError when nothing can be
+        """Return the export as its record describes it. Raise NotFoundError when nothing can be
         reached under this name."""
         found = self.find(name)
         return _info(name, found.size_bytes) if found else _refuse()
@@ -108,25 +109,25 @@ class AttachedExports:
         found = self.find(name)
         if found is None:
             _refuse()
-        opened = await self._runner.run(self._pool.use_volume(found.id))
+        device = await self._runner.run(self._pool.use(NodeKind.VOLUME, found.id))
         # The volume may have been detached meanwhile. From this look until the connection is among
         # the server's members nothing is awaited, so a detach that follows finds it there.
         if self.find(name) is None:
             self._release(ExportKey(NodeKind.VOLUME, found.id))
             _refuse()
         key = ExportKey(NodeKind.VOLUME, found.id)
-        return ExportHandle(key, opened.volume, name, _DESCRIPTION, self._release)
+        return ExportHandle(key, device, name, _DESCRIPTION, self._release)
 
     def find(self, name: str) -> VolumeRecord | None:
         """Return the volume that can be reached under an export name now, or None."""
-        with self._pool.store.index.reading() as txn:
+        with self._pool.index.reading() as txn:
             owned = Ledger(txn).exported(name)
             if owned is None or owned.volume.status not in rules.REACHABLE:
                 return None
-            return Catalogue(txn).volume(owned.volume.id)
+            return Nodes(txn).volume(owned.volume.id)
 
     def _release(self, key: ExportKey) -> None:
-        self._pool.leave_volume(VolumeId(key.id))
+        self._pool.leave(key.kind, key.id)
         self._on_idle(key)
 
 

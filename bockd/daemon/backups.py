@@ -40,6 +40,7 @@ class Backups:
 
     def __init__(self, pool: Pool, runner: StepRunner) -> None:
         self._pool = pool
+        self._registry = pool.registry
         self._runner = runner
         self._running: FrozenPool | None = None
         self._begun = trio.Event()
@@ -49,24 +50,24 @@ class Backups:
 
     async def begin(self) -> FrozenPool:
         """See Control.begin_backup."""
-        if not is_held(self._pool.store.layout.backup_lock):
+        if not is_held(self._registry.store.layout.backup_lock):
             raise InvalidRequestError("who makes a backup holds the pool's lock for it")
         async with self._turn:
             if self._running is not None:
                 raise InUseError("another backup of the pool ends this moment; try again")
-            await self._runner.run(self._pool.maintenance_lock.acquire())
+            await self._runner.run(self._registry.maintenance_lock.acquire())
             try:
                 await self._sweep()
                 snapshots = await self._freeze()
                 self._refuse_at_the_end()
             except BockdError:
-                self._pool.maintenance_lock.release()
+                self._registry.maintenance_lock.release()
                 # What was frozen before a volume that cannot be would take space until the next
                 # backup.
                 await self._sweep()
                 raise
             except BaseException:
-                self._pool.maintenance_lock.release()
+                self._registry.maintenance_lock.release()
                 raise
             self._running = FrozenPool(secrets.token_hex(16), snapshots)
             self._begun.set()
@@ -81,7 +82,7 @@ class Backups:
 
     async def run(self) -> None:
         """End backups whose makers are gone; until cancelled."""
-        lock = self._pool.store.layout.backup_lock
+        lock = self._registry.store.layout.backup_lock
         await self._sweep()
         try:
             while True:
@@ -95,18 +96,18 @@ class Backups:
             self._over = True
             if self._running is not None:
                 self._running = None
-                self._pool.maintenance_lock.release()
+                self._registry.maintenance_lock.release()
 
     async def _finish(self) -> None:
         self._running = None
         self._begun = trio.Event()
-        self._pool.maintenance_lock.release()
+        self._registry.maintenance_lock.release()
         await self._sweep()
 
     async def _freeze(self) -> dict[VolumeId, SnapshotId]:
-        with self._pool.catalogue() as catalogue:
-            filling = {found.volume for found in Ledger(catalogue.txn).imports()}
-            volumes = [v.id for v in catalogue.volumes() if v.id not in filling]
+        with self._pool.nodes() as nodes:
+            filling = {found.volume for found in Ledger(nodes.txn).imports()}
+            volumes = [v.id for v in nodes.volumes() if v.id not in filling]
         snapshots: dict[VolumeId, SnapshotId] = {}
         for volume in volumes:
             self._refuse_at_the_end()
@@ -126,7 +127,7 @@ class Backups:
     async def _sweep(self) -> None:
         """Delete the snapshots of a backup that has ended. What cannot be deleted now is found by
         the next backup, and by the next start."""
-        with self._pool.store.index.reading() as txn:
+        with self._pool.index.reading() as txn:
             _, unowned = find_unowned(txn)
         for record in unowned:
             if record.name.startswith(PREFIX):

@@ -16,9 +16,9 @@ import trio
 
 from bockd.blockstorage.records import Ledger
 from bockd.control import PoolInfo
-from bockd.drivers.local.occupancy import Shares, measure_shares, pool_files_bytes
-from bockd.drivers.local.registry import Registry
-from bockd.errors import DamagedError, named
+from bockd.errors import BockdError, DamagedError
+from bockd.pool.pool import Pool
+from bockd.pool.reports import Shares
 from bockd.runtime.steprunner import StepRunner
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class Capacity:
     """The space of one pool."""
 
     def __init__(
-        self, pool: Registry, runner: StepRunner, directory: Path, warn_percent: tuple[int, ...]
+        self, pool: Pool, runner: StepRunner, directory: Path, warn_percent: tuple[int, ...]
     ) -> None:
         self._pool = pool
         self._runner = runner
@@ -68,13 +68,10 @@ class Capacity:
         """Look at the file system at intervals, until cancelled."""
         while self._warn_percent:
             try:
-                self.warn(await trio.to_thread.run_sync(self._look))
-            except OSError as error:
+                self.warn(await trio.to_thread.run_sync(self._pool.room))
+            except BockdError as error:
                 log.warning("the room on %s is not known: %s", self._directory, error)
             await trio.sleep(LOOK_SECONDS)
-
-    def _look(self) -> os.statvfs_result:
-        return os.statvfs(self._directory)
 
     def warn(self, found: os.statvfs_result) -> None:
         """Log a threshold that has been passed since the last look."""
@@ -101,21 +98,20 @@ class Capacity:
 
     async def measure(self) -> PoolInfo:
         """Measure the pool's space, as `bock pool show` shows it. Raises BockdError."""
-        with self._pool.catalogue() as catalogue:
-            ledger = Ledger(catalogue.txn)
+        with self._pool.nodes() as nodes:
+            ledger = Ledger(nodes.txn)
             filling = {found.volume for found in ledger.imports()}
             images = frozenset(found.snapshot for found in ledger.images())
-            sizes = [one.size_bytes for one in catalogue.volumes() if one.id not in filling]
-            snapshots = sum(one.id not in images for one in catalogue.snapshots())
+            sizes = [one.size_bytes for one in nodes.volumes() if one.id not in filling]
+            snapshots = sum(one.id not in images for one in nodes.snapshots())
         shares: Shares | None
         try:
-            shares = await self._runner.run(measure_shares(self._pool, images))
+            shares = await self._runner.run(self._pool.shares(images))
         except DamagedError as error:
             log.warning("what the pool's data belongs to cannot be measured: %s", error)
             shares = None
-        with named(f"looking at {self._directory}"):
-            found = await trio.to_thread.run_sync(self._look)
-            used = await trio.to_thread.run_sync(lambda: pool_files_bytes(self._pool.store.layout))
+        found = await trio.to_thread.run_sync(self._pool.room)
+        used = await trio.to_thread.run_sync(self._pool.used_bytes)
         free = found.f_bavail * found.f_frsize
         size = (found.f_blocks - found.f_bfree + found.f_bavail) * found.f_frsize
         return PoolInfo(

@@ -13,9 +13,9 @@ from bockd.config.sections import (
     Settings,
     TenantQuotaSettings,
 )
-from bockd.drivers.local.pool import Pool
 from bockd.identity.keystone.fallback import FallbackIdentity
 from bockd.model import Server
+from bockd.pool.pool import Pool
 
 
 def storage_context(

@@ -15,33 +15,24 @@ import trio
 import bockd
 from bockd.blockstorage import rules
 from bockd.blockstorage.adopting import adopt, find_unowned
-from bockd.blockstorage.check import check_everything
+from bockd.blockstorage.check import with_records
 from bockd.blockstorage.contract import Status, TenantId
 from bockd.blockstorage.records import Ledger
 from bockd.blockstorage.running import StorageContext
 from bockd.blockstorage.servers import Servers
 from bockd.config import Settings
 from bockd.control import (
-    CheckReport,
     DaemonInfo,
     FrozenPool,
     PoolInfo,
-    ScrubStatus,
     SnapshotInfo,
-    Space,
-    SpacePage,
     Unowned,
     VolumeInfo,
     VolumeStatistics,
 )
-from bockd.daemon.backups import Backups
+from bockd.daemon.backend import Backend, BackupControl, ScrubControl
 from bockd.daemon.capacity import Capacity
-from bockd.daemon.scrubbing import Scrubbing
-from bockd.drivers.local.coopeners import elsewhere
-from bockd.drivers.local.format.catalogue import Catalogue, SnapshotRecord, VolumeRecord
-from bockd.drivers.local.occupancy import measure_all
-from bockd.errors import DamagedError, InUseError
-from bockd.index.index import Table
+from bockd.errors import DamagedError, InUseError, InvalidRequestError
 from bockd.model import (
     NodeKind,
     Server,
@@ -53,6 +44,9 @@ from bockd.model import (
 )
 from bockd.nbd.server.fastlane import lane
 from bockd.nbd.server.nbd_server import NbdServer
+from bockd.pool.nodes import SNAPSHOTS, VOLUMES, Nodes
+from bockd.pool.records import SnapshotRecord, VolumeRecord
+from bockd.pool.reports import CheckReport, ScrubStatus, Space, SpacePage
 
 
 class PoolControl:
@@ -66,17 +60,16 @@ class PoolControl:
         nbd_listen: str | None,
         api_listen: str | None,
         mount: str | None,
-        scrubbing: Scrubbing,
+        backend: Backend,
         capacity: Capacity,
-        backups: Backups,
         waiting: Callable[[], tuple[str, ...]],
     ) -> None:
-        self._backups = backups
         self._waiting = waiting
-        self._scrubbing = scrubbing
+        self._backend = backend
         self._capacity = capacity
         self._context = context
         self._pool = context.pool
+        self._driver = context.pool.features.driver
         self._servers = Servers(context)
         self._server = server
         self._runner = server.runner
@@ -88,9 +81,9 @@ class PoolControl:
         self._mount = mount
 
     async def info(self) -> DaemonInfo:
-        with self._pool.catalogue() as catalogue:
-            volumes = catalogue.txn.count(Table.VOLUMES)
-            snapshots = catalogue.txn.count(Table.SNAPSHOTS)
+        with self._pool.nodes() as nodes:
+            volumes = nodes.txn.count(VOLUMES)
+            snapshots = nodes.txn.count(SNAPSHOTS)
         return DaemonInfo(
             version=bockd.__version__,
             data_dir=self._data_dir,
@@ -109,33 +102,32 @@ class PoolControl:
     # -- volumes -----------------------------------------------------------------------------
 
     async def list_volumes(self) -> list[VolumeInfo]:
-        with self._pool.catalogue() as catalogue:
-            filling = {found.volume for found in Ledger(catalogue.txn).imports()}
+        with self._pool.nodes() as nodes:
+            filling = {found.volume for found in Ledger(nodes.txn).imports()}
             return [
-                self._volume_info(catalogue, record)
-                for record in catalogue.volumes()
+                self._volume_info(nodes, record)
+                for record in nodes.volumes()
                 if record.id not in filling
             ]
 
     async def show_volume(self, ref: str) -> VolumeInfo:
-        return self._show_volume(self._pool.find_volume(ref))
+        return self._show_volume(VolumeId(self._pool.find(NodeKind.VOLUME, ref)))
 
     async def release_volume(self, ref: str) -> None:
-        volume = self._pool.find_volume(ref)
-        await self._runner.run(self._pool.close_idle_volume(volume))
-        if volume in self._pool.volumes:
+        volume = self._pool.find(NodeKind.VOLUME, ref)
+        await self._runner.run(self._pool.close_idle(NodeKind.VOLUME, volume))
+        if self._pool.is_open(NodeKind.VOLUME, volume):
             raise InUseError(f"volume {volume} is in use here")
 
     def _show_volume(self, volume: VolumeId) -> VolumeInfo:
-        with self._pool.catalogue() as catalogue:
-            return self._volume_info(catalogue, catalogue.volume(volume))
+        with self._pool.nodes() as nodes:
+            return self._volume_info(nodes, nodes.volume(volume))
 
-    def _volume_info(self, catalogue: Catalogue, record: VolumeRecord) -> VolumeInfo:
-        opened = self._pool.volumes.get(record.id)
+    def _volume_info(self, nodes: Nodes, record: VolumeRecord) -> VolumeInfo:
         trouble = self._pool.trouble(record)
         stored = Status.AVAILABLE
         try:
-            owned = Ledger(catalogue.txn).owned_volume(record.id)
+            owned = Ledger(nodes.txn).owned_volume(record.id)
             if owned is not None:
                 stored = owned.volume.status
         except DamagedError as error:
@@ -147,7 +139,7 @@ class PoolControl:
             status=rules.status_shown(stored, refused=trouble is not None),
             created_at=record.created_at,
             from_snapshot=record.from_snapshot,
-            connections=opened.users if opened else 0,
+            connections=self._pool.users(NodeKind.VOLUME, record.id),
             uri=export_uri(export_name(NodeKind.VOLUME, record.name), self._socket),
             error=trouble,
         )
@@ -155,29 +147,28 @@ class PoolControl:
     # -- snapshots ---------------------------------------------------------------------------
 
     async def list_snapshots(self, volume: str | None) -> list[SnapshotInfo]:
-        origin = None if volume is None else self._pool.find_volume(volume)
-        with self._pool.catalogue() as catalogue:
-            images = {found.snapshot for found in Ledger(catalogue.txn).images()}
+        origin = None if volume is None else self._pool.find(NodeKind.VOLUME, volume)
+        with self._pool.nodes() as nodes:
+            images = {found.snapshot for found in Ledger(nodes.txn).images()}
             return [
                 self._snapshot_info(record)
-                for record in catalogue.snapshots()
+                for record in nodes.snapshots()
                 if record.id not in images and (origin is None or record.volume == origin)
             ]
 
     def _snapshot_info(self, record: SnapshotRecord) -> SnapshotInfo:
-        opened = self._pool.snapshots.get(record.id)
         return SnapshotInfo(
             id=record.id,
             name=record.name,
             volume=record.volume,
             size_bytes=record.size_bytes,
             created_at=record.created_at,
-            connections=opened.users if opened else 0,
+            connections=self._pool.users(NodeKind.SNAPSHOT, record.id),
             uri=export_uri(export_name(NodeKind.SNAPSHOT, record.name), self._socket),
         )
 
     async def unowned(self) -> Unowned:
-        with self._pool.store.index.reading() as txn:
+        with self._pool.index.reading() as txn:
             volumes, snapshots = find_unowned(txn)
         return Unowned(
             volumes=tuple(record.name for record in volumes),
@@ -206,8 +197,7 @@ class PoolControl:
     # -- looking -----------------------------------------------------------------------------
 
     async def space(self, kind: NodeKind, ref: str) -> Space:
-        find = self._pool.find_volume if kind is NodeKind.VOLUME else self._pool.find_snapshot
-        return await self._runner.run(self._pool.measure(kind, find(ref)))
+        return await self._runner.run(self._pool.measure(kind, self._pool.find(kind, ref)))
 
     async def spaces(self, after: int, seconds: float | None) -> SpacePage:
         deadline = None if seconds is None else time.monotonic() + seconds
@@ -215,44 +205,46 @@ class PoolControl:
         def until() -> bool:
             return deadline is not None and time.monotonic() >= deadline
 
-        return await self._runner.run(measure_all(self._pool, after, until))
+        return await self._runner.run(self._pool.measure_all(after, until))
 
     async def pool(self) -> PoolInfo:
         return await self._capacity.measure()
 
     async def statistics(self) -> list[VolumeStatistics]:
         entries = []
-        with self._pool.catalogue() as catalogue:
+        with self._pool.nodes() as nodes:
             for entry in self._server.statistics():
                 info = (
-                    self._volume_info(catalogue, catalogue.volume(VolumeId(entry.id)))
+                    self._volume_info(nodes, nodes.volume(VolumeId(entry.id)))
                     if entry.kind is NodeKind.VOLUME
-                    else self._snapshot_info(catalogue.snapshot(SnapshotId(entry.id)))
+                    else self._snapshot_info(nodes.snapshot(SnapshotId(entry.id)))
                 )
                 entries.append(replace(entry, name=info.name, connections=info.connections))
         return sorted(entries, key=lambda entry: entry.id)
 
     async def check(self) -> CheckReport:
-        for volume in list(self._pool.volumes):
-            await self._runner.run(self._pool.try_checkpoint(volume))
-        # What a process that died left behind is finished; what another one has open is not ours.
-        await self._runner.run(self._pool.recover_volumes())
-        ours = frozenset(self._pool.volumes)
-        return await trio.to_thread.run_sync(lambda: self._check(ours))
+        report = await self._runner.run(self._pool.check())
+        return await trio.to_thread.run_sync(with_records, report, self._pool.index)
 
     async def begin_backup(self) -> FrozenPool:
-        return await self._backups.begin()
+        return await self._backups().begin()
 
     async def end_backup(self, backup: str) -> None:
-        await self._backups.end(backup)
+        await self._backups().end(backup)
 
     async def scrub(self, rate_mib: int | None, restart: bool) -> ScrubStatus:
-        self._scrubbing.begin(rate_mib, restart=restart)
-        return self._scrubbing.status()
+        self._scrubbing().begin(rate_mib, restart=restart)
+        return self._scrubbing().status()
 
     async def scrub_status(self) -> ScrubStatus:
-        return self._scrubbing.status()
+        return self._scrubbing().status()
 
-    def _check(self, ours: frozenset[VolumeId]) -> CheckReport:
-        live = ours | elsewhere(self._pool.store, ours)
-        return check_everything(self._pool.store, live=live, repair=False)
+    def _backups(self) -> BackupControl:
+        if self._backend.backups is None:
+            raise InvalidRequestError(f"a pool on {self._driver} is not backed up by bockd")
+        return self._backend.backups
+
+    def _scrubbing(self) -> ScrubControl:
+        if self._backend.scrubbing is None:
+            raise InvalidRequestError(f"a pool on {self._driver} has no checksums of bockd's")
+        return self._backend.scrubbing

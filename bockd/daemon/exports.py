@@ -10,13 +10,12 @@ from collections.abc import Callable
 
 from bockd.daemon.attached import AttachedExports
 from bockd.daemon.exporthandle import ExportHandle
-from bockd.drivers.local.format.catalogue import SnapshotRecord, VolumeRecord
-from bockd.drivers.local.format.naming import export_description, find_export
-from bockd.drivers.local.pool import Pool
-from bockd.model import NodeKind, SnapshotId, VolumeId, export_name
+from bockd.model import NodeKind, export_name
 from bockd.nbd.protocol.options import ExportInfo
 from bockd.nbd.server.exports import ExportKey
-from bockd.pool.device import BlockDevice
+from bockd.pool.naming import export_description, find_export
+from bockd.pool.pool import Pool
+from bockd.pool.records import SnapshotRecord, VolumeRecord
 from bockd.runtime.steprunner import StepRunner
 
 
@@ -37,47 +36,38 @@ class PoolExports:
 
     async def list_exports(self) -> list[ExportInfo]:
         """List the volumes by id, then the snapshots by id."""
-        with self._pool.catalogue() as catalogue:
+        with self._pool.nodes() as nodes:
             return [
-                *(describe(NodeKind.VOLUME, record) for record in catalogue.volumes()),
-                *(describe(NodeKind.SNAPSHOT, record) for record in catalogue.snapshots()),
+                *(describe(NodeKind.VOLUME, record) for record in nodes.volumes()),
+                *(describe(NodeKind.SNAPSHOT, record) for record in nodes.snapshots()),
             ]
 
     async def describe(self, name: str) -> ExportInfo:
-        """Return an export as the catalogue describes it, without opening it. Raise NotFoundError
+        """Return an export as its record describes it, without opening it. Raise NotFoundError
         when there is none of this name."""
         if self._attached.find(name) is not None:
             return await self._attached.describe(name)
-        with self._pool.catalogue() as catalogue:
-            return describe(*find_export(catalogue, name))
+        with self._pool.nodes() as nodes:
+            return describe(*find_export(nodes, name))
 
     async def open(self, name: str) -> ExportHandle:
         """Open the volume or snapshot, or share it with those who have it open. Raises
         BockdError."""
         if self._attached.find(name) is not None:
             return await self._attached.open(name)
-        with self._pool.catalogue() as catalogue:
-            kind, record = find_export(catalogue, name)
+        with self._pool.nodes() as nodes:
+            kind, record = find_export(nodes, name)
         return await self.hold(kind, record)
 
     async def hold(self, kind: NodeKind, record: VolumeRecord | SnapshotRecord) -> ExportHandle:
         """Open a volume or snapshot for any frontend and return the handle. Raises BockdError."""
         info = describe(kind, record)
-        device: BlockDevice
-        if kind is NodeKind.VOLUME:
-            volume = await self._runner.run(self._pool.use_volume(VolumeId(record.id)))
-            device = volume.volume
-        else:
-            snapshot = await self._runner.run(self._pool.use_snapshot(SnapshotId(record.id)))
-            device = snapshot.snapshot
+        device = await self._runner.run(self._pool.use(kind, record.id))
         key = ExportKey(kind, record.id)
         return ExportHandle(key, device, info.name, info.description, self._release)
 
     def _release(self, key: ExportKey) -> None:
-        if key.kind is NodeKind.VOLUME:
-            self._pool.leave_volume(VolumeId(key.id))
-        else:
-            self._pool.leave_snapshot(SnapshotId(key.id))
+        self._pool.leave(key.kind, key.id)
         self._on_idle(key)
 
 

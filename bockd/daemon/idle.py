@@ -14,10 +14,9 @@ import trio
 
 from bockd.daemon.retrying import Retrying
 from bockd.descriptors import IDLE_SHARE, portion
-from bockd.drivers.local.pool import Pool
 from bockd.errors import BockdError
-from bockd.model import NodeKind, SnapshotId, VolumeId
 from bockd.nbd.server.exports import ExportKey
+from bockd.pool.pool import Pool
 
 log = logging.getLogger(__name__)
 
@@ -65,13 +64,10 @@ class IdleExports:
 
     async def _close_idle(self, key: ExportKey) -> None:
         """Close what nobody uses. Raises BockdError when it is open still."""
-        if key.kind is not NodeKind.VOLUME:
-            await self._pool.close_idle_snapshot(SnapshotId(key.id))
-            return
         try:
-            await self._pool.close_idle_volume(VolumeId(key.id))
+            await self._pool.close_idle(key.kind, key.id)
         except BockdError as error:
-            if VolumeId(key.id) in self._pool.volumes:
+            if self._pool.is_open(key.kind, key.id):
                 raise
             # Nothing is lost: what the index did not take is still in the journal.
             log.error("closing %s %s: %s", key.kind, key.id, error)  # noqa: TRY400

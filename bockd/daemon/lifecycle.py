@@ -37,7 +37,7 @@ from bockd.config.sections import ApiSettings, NbdSettings
 from bockd.daemon import heap
 from bockd.daemon.accounts import PoolAccounts
 from bockd.daemon.attached import AttachedExports, AttachedVolumes
-from bockd.daemon.backups import Backups
+from bockd.daemon.backend import Backend
 from bockd.daemon.capacity import Capacity
 from bockd.daemon.configured import catalog, one_identity, servers, storage_context
 from bockd.daemon.control import PoolControl
@@ -46,28 +46,27 @@ from bockd.daemon.exports import PoolExports
 from bockd.daemon.fileview import FileView
 from bockd.daemon.idle import IdleExports
 from bockd.daemon.images import PoolImages
+from bockd.daemon.localbackend import LocalBackend, open_local_pool
 from bockd.daemon.nodes import PoolNodes
 from bockd.daemon.plugged import PluggedDevices
 from bockd.daemon.readiness import READY, STOPPING, notify
 from bockd.daemon.retrying import Retrying
-from bockd.daemon.scrubbing import Scrubbing
 from bockd.descriptors import CLIENTS_SHARE, portion
 from bockd.directories import make_private
-from bockd.drivers.local.maintenance.reclaim import Reclaimer
 from bockd.drivers.local.newpool import check_start
-from bockd.drivers.local.pool import Pool
 from bockd.errors import InUseError, from_os_error
 from bockd.identity.credentialsfile import CREDENTIALS_FILE, establish
 from bockd.identity.keystone.opening import open_keystone
 from bockd.identity.local import LocalIdentity
 from bockd.identity.tokens import load_key
-from bockd.model import GIB, ServerKind, TlsMode
+from bockd.model import ServerKind, TlsMode
 from bockd.nbd.server.exports import ExportKey
 from bockd.nbd.server.fastlane import lane
 from bockd.nbd.server.limits import MAX_CONNECTIONS, ServerLimits
 from bockd.nbd.server.listener import address_of, listen_tcp
 from bockd.nbd.server.nbd_server import NbdServer, serve_nbd
 from bockd.nbd.server.tls import NO_TLS, FrontendTls
+from bockd.pool.pool import Pool
 from bockd.runtime.asyncbridge import AsyncBridge
 from bockd.runtime.steprunner import StepRunner
 from bockd.runtime.steps import Steps
@@ -137,6 +136,7 @@ class _Daemon:
         self._runner = self._server.runner
         self._background: trio.Nursery
         self._keystone: Identity | None
+        self._backend: Backend
         self._pool: Pool
         self._context: StorageContext
         self._machines = Machines()
@@ -144,8 +144,6 @@ class _Daemon:
             self._machines, str(settings.nbd_socket), settings.vm.reconnect_seconds
         )
         self._retrying = Retrying(self._spawn)
-        self._reclaimer: Reclaimer
-        self._scrubbing: Scrubbing
         self._idle: IdleExports
 
     async def main(self) -> None:
@@ -160,11 +158,13 @@ class _Daemon:
         except OSError as error:
             raise from_os_error(error, f"creating {data_dir}") from error
         try:
-            self._pool = await trio.to_thread.run_sync(self._open_pool)
+            pool = await trio.to_thread.run_sync(open_local_pool, self._settings, self._spawn)
         except InUseError as error:
             raise InUseError(
                 f"{error}: stop that one first, or serve another directory (BOCKD_DATA)"
             ) from error
+        self._pool = pool
+        self._backend = LocalBackend(pool, self._settings, self._runner, self._retrying)
         bridge = AsyncBridge(lambda: self._background)
         self._context = storage_context(
             self._settings,
@@ -177,10 +177,6 @@ class _Daemon:
                 await self._serve()
         finally:
             self._pool.release()
-
-    def _open_pool(self) -> Pool:
-        map_size_bytes = self._settings.pool.index_map_gib * GIB
-        return Pool.open(self._settings.data_dir, self._spawn, map_size_bytes=map_size_bytes)
 
     def _pluggers(self) -> Mapping[ServerKind, DevicePlugger]:
         """Hosts and plain servers connect by themselves."""
@@ -201,15 +197,12 @@ class _Daemon:
             log.exception("background work failed")
 
     async def _serve(self) -> None:
-        self._reclaimer = Reclaimer(self._pool)
-        self._pool.on_garbage = self._reclaim
-        self._scrubbing = Scrubbing(self._pool, self._settings.checksums)
         self._idle = IdleExports(self._pool, self._retrying)
         try:
-            await self._runner.run(self._pool.recover_volumes())
+            await self._backend.prepare()
             await self._runner.run(resolve_interrupted(self._context))
             await trio.to_thread.run_sync(
-                lambda: establish(self._pool.store.index, self._settings.data_dir)
+                lambda: establish(self._pool.index, self._settings.data_dir)
             )
             # Before a machine is looked for at its QMP socket.
             await self._runner.run(Servers(self._context).configure(servers(self._settings)))
@@ -218,20 +211,10 @@ class _Daemon:
                     f"detaching volume {owned.volume.id}",
                     partial(self._finish_detaching, owned),
                 )
-            self._reclaim()
+            self._backend.begin_background()
             await self._open_frontends()
         finally:
-            self._reclaimer.stop()
-            with trio.CancelScope(shield=True):
-                await self._runner.run(self._pool.close_all())
-
-    def _reclaim(self) -> None:
-        self._retrying.start("reclaim", self._run_reclaim)
-
-    async def _run_reclaim(self) -> None:
-        await self._reclaimer.run()
-        if self._reclaimer.put_off is not None:
-            raise self._reclaimer.put_off
+            await self._backend.close()
 
     async def _finish_detaching(self, owned: OwnedVolume) -> None:
         """Finish it, unless somebody has done so since it was put off."""
@@ -240,9 +223,7 @@ class _Daemon:
 
     def _waiting(self) -> tuple[str, ...]:
         """Background work that was put off."""
-        put_off = self._scrubbing.put_off
-        scrub = () if put_off is None else (f"reading frozen layers: {put_off}",)
-        return (*self._retrying.waiting, *scrub)
+        return (*self._retrying.waiting, *self._backend.waiting())
 
     async def _open_frontends(self) -> None:
         settings = self._settings
@@ -268,7 +249,6 @@ class _Daemon:
         api_listen = str(address_of(api)) if api else None
         mount = str(self._view.path) if self._view else None
         capacity = Capacity(self._pool, self._runner, settings.data_dir, settings.pool.warn_percent)
-        backups = Backups(self._pool, self._runner)
         control = PoolControl(
             self._context,
             self._server,
@@ -276,9 +256,8 @@ class _Daemon:
             nbd_listen,
             api_listen,
             mount,
-            self._scrubbing,
+            self._backend,
             capacity,
-            backups,
             self._waiting,
         )
         images = PoolImages(self._context, self._server, settings)
@@ -300,11 +279,10 @@ class _Daemon:
             if self._view is not None:
                 nodes = PoolNodes(self._pool, self._runner, exports, self._server)
                 await frontends.start(self._view.serve, nodes, self._runner)
-            watch = Watch(self._machines, self._machine_plugger, self._pool.store.index)
+            watch = Watch(self._machines, self._machine_plugger, self._pool.index)
             frontends.start_soon(watch.run)
-            frontends.start_soon(self._scrubbing.run)
+            frontends.start_soon(self._backend.run)
             frontends.start_soon(capacity.run)
-            frontends.start_soon(backups.run)
             frontends.start_soon(self._retrying.run)
             frontends.start_soon(self._idle.run)
             # What is alive now stays; the collector need not look at it again.
@@ -329,7 +307,7 @@ class _Daemon:
     def _public_app(self, tcp: socket.socket | None, fetches: trio.Nursery) -> FastAPI:
         pool, settings = self._pool, self._settings
         local = LocalIdentity(
-            pool.store.index,
+            pool.index,
             StepRunner(HASHING_THREADS),
             pool.clock,
             load_key(settings.data_dir),

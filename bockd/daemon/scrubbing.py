@@ -10,14 +10,14 @@ from dataclasses import replace
 import trio
 
 from bockd.config.sections import ChecksumSettings
-from bockd.control import ScrubStatus
 from bockd.drivers.local.format import checksums
+from bockd.drivers.local.format.checksums import CHECKSUMS
 from bockd.drivers.local.integrity.damage import scrub_status
 from bockd.drivers.local.integrity.scrub import ScrubBatch, Scrubber
 from bockd.drivers.local.registry import Registry
 from bockd.errors import BockdError
-from bockd.index.index import Table
 from bockd.model import MIB
+from bockd.pool.reports import ScrubStatus
 from bockd.runtime.steprunner import StepRunner
 
 log = logging.getLogger(__name__)
@@ -37,10 +37,10 @@ DAY_SECONDS = 24 * 3600
 class Scrubbing:
     """Runs for as long as the daemon does, and carries out what is asked of it."""
 
-    def __init__(self, pool: Registry, settings: ChecksumSettings) -> None:
-        self._pool = pool
+    def __init__(self, registry: Registry, settings: ChecksumSettings) -> None:
+        self._registry = registry
         self._settings = settings
-        self._scrubber = Scrubber(pool)
+        self._scrubber = Scrubber(registry)
         # One thread of its own: clients' reads never wait for it.
         self._runner = StepRunner(1)
         self._asked = trio.Event()
@@ -51,7 +51,7 @@ class Scrubbing:
         """Somebody has asked for a pass that is not finished."""
         self.put_off: str | None = None
         """Why the last batch failed; None when it went well."""
-        pool.on_frozen = self._on_frozen
+        registry.on_frozen = self._on_frozen
 
     def _on_frozen(self) -> None:
         self._frozen.set()
@@ -65,11 +65,11 @@ class Scrubbing:
 
     def status(self) -> ScrubStatus:
         """Return the status of the scrub."""
-        with self._pool.store.index.reading() as txn:
+        with self._registry.store.index.reading() as txn:
             return replace(scrub_status(txn), running=self._wanted)
 
     def _under_way(self) -> bool:
-        with self._pool.store.index.reading() as txn:
+        with self._registry.store.index.reading() as txn:
             latest = checksums.latest_pass(txn)
         return latest is not None and latest.finished_at is None
 
@@ -122,15 +122,15 @@ class Scrubbing:
         """Until a pass is due by itself."""
         if not self._settings.enabled:
             return math.inf
-        with self._pool.store.index.reading() as txn:
+        with self._registry.store.index.reading() as txn:
             latest = checksums.latest_pass(txn)
-            nothing = not txn.count(Table.CHECKSUMS)
+            nothing = not txn.count(CHECKSUMS)
         if nothing and latest is None:
             return math.inf
         if latest is None or latest.finished_at is None:
             return 0.0
         due = latest.finished_at + self._settings.interval_days * DAY_SECONDS
-        return max(0.0, due - self._pool.clock())
+        return max(0.0, due - self._registry.clock())
 
     async def _work(self) -> ScrubBatch:
         """One batch of what is most urgent."""

@@ -21,7 +21,7 @@ from pathlib import Path
 import msgspec
 
 from bockd.blockstorage.contract import Tenant, TenantId, Usage
-from bockd.blockstorage.records import Ledger, TenantRecord
+from bockd.blockstorage.records import USERS, Ledger, TenantRecord
 from bockd.directories import sync_directory
 from bockd.errors import NotFoundError, from_os_error
 from bockd.failpoints import Failpoint, hit
@@ -34,7 +34,7 @@ from bockd.identity.accounts import (
     replace_keys,
 )
 from bockd.identity.secrethash import hash_secret, new_secret, verify_secret
-from bockd.index.index import Index, Table, Transaction
+from bockd.pool.index import Index, Transaction
 
 CREDENTIALS_FILE = "credentials.json"
 """In the data directory, readable by its owner only."""
@@ -55,7 +55,7 @@ def establish(index: Index, data_dir: Path, note: Callable[[str], None] = lambda
     At a later start, finish or undo a rotation that was interrupted.
     """
     with index.reading() as txn:
-        has_users = txn.count(Table.USERS) > 0
+        has_users = txn.count(USERS) > 0
     if has_users:
         _settle(index, data_dir)
         return

@@ -17,13 +17,13 @@ from bockd.blockstorage.contract import (
     Principal,
     Tenant,
 )
-from bockd.blockstorage.records import Ledger, TokenRecord, UserRecord
+from bockd.blockstorage.records import TOKENS, Ledger, TokenRecord, UserRecord
 from bockd.blockstorage.running import StepRunner
 from bockd.errors import BockdError, ForbiddenError, OverLimitError, UnauthorizedError
 from bockd.failpoints import Failpoint, hit
 from bockd.identity.secrethash import digest_token, verify_secret
 from bockd.identity.tokens import Claims, parse, sign
-from bockd.index.index import Index, Table, Transaction
+from bockd.pool.index import Index, Transaction
 from bockd.runtime.steps import call_blocking
 
 TOKEN_SECONDS = 24 * 3600.0
@@ -145,14 +145,14 @@ class LocalIdentity:
             self._next_purge = now + PURGE_SECONDS
 
     def _make_room(self, ledger: Ledger, now: float) -> None:
-        full = ledger.txn.count(Table.TOKENS) >= MAX_REVOKED
+        full = ledger.txn.count(TOKENS) >= MAX_REVOKED
         if full and self._full_since <= now < self._full_since + FULL_SECONDS:
             raise OverLimitError("too many tokens were revoked", int(PURGE_SECONDS))
         if full or not self._next_purge - PURGE_SECONDS <= now < self._next_purge:
             for digest, record in ledger.tokens():
                 if not self._is_valid(abs(record.expires_at), now):
                     ledger.remove_token(digest)
-        if full and ledger.txn.count(Table.TOKENS) >= MAX_REVOKED:
+        if full and ledger.txn.count(TOKENS) >= MAX_REVOKED:
             self._full_since = now
             raise OverLimitError("too many tokens were revoked", int(PURGE_SECONDS))
 

@@ -27,7 +27,6 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -48,6 +47,7 @@ from bockd.index.allocation import allocate
 from bockd.index.ballast import Ballast
 from bockd.index.mapsize import read_map_size
 from bockd.index.pages import PAGE_BYTES, Entry, check_metas, read_index
+from bockd.index.tables import Table, declared_tables
 from bockd.model import MIB
 
 log = logging.getLogger(__name__)
@@ -78,43 +78,9 @@ _UNBORN_BYTES = 1 * MIB
 _CRC = struct.Struct("<I")
 
 
-class Table(Enum):
-    """The tables of the index. What a key and a value mean is documented with their codec."""
-
-    META = b"meta"
-    VOLUMES = b"volumes"
-    SNAPSHOTS = b"snapshots"
-    NAMES = b"names"
-    MAPS = b"maps"
-    CHILDREN = b"children"
-    LAYERS = b"layers"
-    HOMES = b"homes"
-    LEAVES = b"leaves"
-    RECLAIM = b"reclaim"
-    CHECKSUMS = b"checksums"
-    DAMAGED = b"damaged"
-    SCRUB = b"scrub"
-    # What the HP Block Storage API keeps beside the catalogue; codecs in bockd.blockstorage.
-    TENANTS = b"tenants"
-    USERS = b"users"
-    ACCESS_KEYS = b"access-keys"
-    TOKENS = b"tokens"
-    API_VOLUMES = b"api-volumes"
-    API_SNAPSHOTS = b"api-snapshots"
-    OWNED = b"owned"
-    ATTACHED = b"attached"
-    EXPORTS = b"exports"
-    SERVERS = b"servers"
-    IMAGES = b"images"
-    IMPORTS = b"imports"
-
-
-_SEEDS = {table: zlib.crc32(table.value) for table in Table}
-
-
 def seal(table: Table, key: bytes, payload: bytes) -> bytes:
     """Return a payload in its stored form, with its checksum in front."""
-    return _CRC.pack(zlib.crc32(payload, zlib.crc32(key, _SEEDS[table]))) + payload
+    return _CRC.pack(zlib.crc32(payload, zlib.crc32(key, table.seed))) + payload
 
 
 def unseal(table: Table, key: bytes, value: bytes) -> bytes:
@@ -122,10 +88,10 @@ def unseal(table: Table, key: bytes, value: bytes) -> bytes:
     match."""
     payload = value[4:]
     if len(value) < 4 or _CRC.unpack_from(value)[0] != zlib.crc32(
-        payload, zlib.crc32(key, _SEEDS[table])
+        payload, zlib.crc32(key, table.seed)
     ):
         raise DamagedError(
-            f"the index entry {table.value.decode()}/{key.hex()} fails its checksum; "
+            f"the index entry {table}/{key.hex()} fails its checksum; "
             "run 'bockd check' to see what else is affected"
         )
     return payload
@@ -255,6 +221,8 @@ class Index:
         """The disk is full, and what the file has in reserve is only for what makes room."""
         self._allocated_bytes = 0
         """Up to here the file has its blocks, but for what it never needed."""
+        self.tables = declared_tables()
+        """Those that were declared when it was opened. Others that the file has are left alone."""
         self._gaps: Gaps = _NO_GAPS
         self._opened: _Opened | None = None
         """None when it could not be opened anew; the next use tries again."""
@@ -265,16 +233,41 @@ class Index:
 
     @classmethod
     def open(cls, directory: Path, ballast: Ballast) -> Index:
-        """Open or create the environment.
+        """Open or create the environment, with the tables that have been declared so far. A process
+        that knows fewer than others do leaves theirs alone.
 
         Raises PoolFormatError for a file that is not LMDB's, DamagedError for one whose structure
         is damaged, NoSpaceError, and OSError for the directory's own trouble.
         """
         index = cls(directory, ballast)
         _empty_unborn(index._data)
-        index._gaps = read_index(index._data, [table.value for table in Table], _find_gaps)
+        names = list(index.tables)
+        index._gaps = read_index(index._data, names, index._find_gaps)
         index._opened = index._open()
         return index
+
+    def _find_gaps(self, entries: Iterable[Entry]) -> Gaps:
+        """The gaps that entries of our tables leave which fail their checksums."""
+        found: dict[Table, list[Gap]] = {}
+        table: Table | None = None
+        before: bytes | None = None
+        open_gap = False
+        for entry in entries:
+            if table is None or entry.table != table.name:
+                table, before, open_gap = self.tables.get(entry.table), None, False
+                if table is None:
+                    continue
+            try:
+                unseal(table, entry.key, entry.value)
+            except DamagedError as error:
+                if not open_gap:
+                    found.setdefault(table, []).append(Gap(before, None, str(error)))
+                open_gap = True
+                continue
+            if open_gap:
+                found[table][-1] = found[table][-1]._replace(before=entry.key)
+            before, open_gap = entry.key, False
+        return found
 
     def _open(self) -> _Opened:
         check_metas(self._data)
@@ -282,7 +275,7 @@ class Index:
             env = lmdb.open(
                 os.fspath(self._directory),
                 map_size=read_map_size(self._directory),
-                max_dbs=len(Table),
+                max_dbs=len(self.tables),
                 max_readers=MAX_READERS,
                 mode=0o600,
                 readahead=False,  # lookups are scattered; reading ahead evicts block data
@@ -292,7 +285,7 @@ class Index:
             raise _translate(error, self._data) from error
         try:
             env.reader_check()
-            return _Opened(env, {table: env.open_db(table.value) for table in Table})
+            return _Opened(env, {table: env.open_db(table.name) for table in self.tables.values()})
         except lmdb.Error as error:
             env.close()
             raise _translate(error, self._data) from error
@@ -476,28 +469,6 @@ def _empty_unborn(data: Path) -> None:
         return
     if 0 < size <= _UNBORN_BYTES and not any(data.read_bytes()):
         os.truncate(data, 0)
-
-
-def _find_gaps(entries: Iterable[Entry]) -> Gaps:
-    """The gaps that entries leave which fail their checksums."""
-    found: dict[Table, list[Gap]] = {}
-    table = Table.META
-    before: bytes | None = None
-    open_gap = False
-    for entry in entries:
-        if entry.table != table.value:
-            table, before, open_gap = Table(entry.table), None, False
-        try:
-            unseal(table, entry.key, entry.value)
-        except DamagedError as error:
-            if not open_gap:
-                found.setdefault(table, []).append(Gap(before, None, str(error)))
-            open_gap = True
-            continue
-        if open_gap:
-            found[table][-1] = found[table][-1]._replace(before=entry.key)
-        before, open_gap = entry.key, False
-    return found
 
 
 def _translate(error: lmdb.Error, data: Path) -> Exception:

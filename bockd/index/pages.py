@@ -100,8 +100,8 @@ def read_index(data: Path, tables: Collection[bytes], look: Callable[[Iterable[E
     """Prove the file's pages, and return what `look` returns for its entries.
 
     `look` gets every entry of the file, table by table and in order; a missing or empty file has
-    none. It may be called again. `tables` are the tables that there may be. Blocks, about 2 us an
-    entry.
+    none. It may be called again. `tables` are the names of the caller's tables: the file may have
+    others if it has all of these, or none at all. Blocks, about 2 us an entry.
 
     Raises PoolFormatError for a file that is not LMDB's, DamagedError for one that is damaged.
     """
@@ -198,12 +198,14 @@ class _Walk:
         """Branch, leaf and overflow pages of the tree that is being walked."""
 
     def everything(self, known: Collection[bytes]) -> Iterator[Entry]:
-        """Yield all entries of all tables, which must be among the known ones. Raises _Damage."""
+        """Yield all entries of all tables. Raises _Damage."""
         tables = list(self._tree(self._meta.main))
+        names = {name for name, _, _ in tables}
+        foreign, missing = names.difference(known), set(known) - names
+        if foreign and missing:
+            # A foreign name may be one of ours, damaged; ours would then seem to be empty.
+            raise _Damage(f"it has a table {min(foreign)!r}, and none named {min(missing)!r}")
         for name, record, flags in tables:
-            if name not in known:
-                # It may be one of ours, which would then seem to be empty.
-                raise _Damage(f"it has a table {name!r}, which is damaged or of a newer bockd")
             if flags != _SUB_DATA or len(record) != _TREE.size:
                 raise _Damage(f"the record of table {name!r} is not one")
             tree = Tree(*_TREE.unpack(record))

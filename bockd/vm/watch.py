@@ -18,10 +18,10 @@ import trio
 
 from bockd.blockstorage.contract import Status
 from bockd.blockstorage.records import Ledger
-from bockd.drivers.local.format.catalogue import Catalogue
 from bockd.errors import BockdError
-from bockd.index.index import Index
 from bockd.model import ServerKind
+from bockd.pool.index import Index
+from bockd.pool.nodes import Nodes
 from bockd.vm.machines import Machines, Reconciled, Wanted
 from bockd.vm.monitor import NotRunningError
 from bockd.vm.plugger import MachinePlugger
@@ -140,7 +140,7 @@ class Watch:
         """What the VM shall have, by what is recorded now."""
         disks, busy = [], []
         with self._index.reading() as txn:
-            ledger, catalogue = Ledger(txn), Catalogue(txn)
+            ledger, nodes = Ledger(txn), Nodes(txn)
             here = {server.name for server in ledger.servers() if server.qmp_socket == socket}
             for owned in ledger.all_volumes():
                 attachment = owned.volume.attachment
@@ -149,7 +149,7 @@ class Watch:
                 if attachment.server_kind is not ServerKind.VM:
                     continue
                 if owned.volume.status is Status.IN_USE:
-                    size = catalogue.volume(owned.volume.id).size_bytes
+                    size = nodes.volume(owned.volume.id).size_bytes
                     disks.append(self._plugger.disk(attachment, size))
                 else:
                     busy.append(self._plugger.name(attachment))

@@ -32,7 +32,6 @@ from bockd.blockstorage.contract import (
     Usage,
     Volume,
 )
-from bockd.control import Space
 from bockd.errors import InvalidRequestError, NotFoundError, OverLimitError
 from bockd.model import (
     GIB,
@@ -43,6 +42,7 @@ from bockd.model import (
     VolumeId,
     export_name,
 )
+from bockd.pool.reports import Space
 
 EXTENSION = Extension(
     alias="os-volumes",

@@ -14,16 +14,10 @@ from urllib.parse import quote
 
 import bockd
 from bockd.control import (
-    CheckReport,
     DaemonInfo,
-    DamagedBlock,
     FrozenPool,
-    NodeSpace,
     PoolInfo,
-    ScrubStatus,
     SnapshotInfo,
-    Space,
-    SpacePage,
     Unowned,
     VolumeInfo,
     VolumeStatistics,
@@ -38,6 +32,7 @@ from bockd.model import (
     check_name,
     check_volume_size,
 )
+from bockd.pool.reports import CheckReport, DamagedBlock, NodeSpace, ScrubStatus, Space, SpacePage
 
 Connections = Callable[[NodeKind, int], int]
 

@@ -28,20 +28,20 @@ def test_detached_while_the_volume_was_being_opened(
         table = AttachedExports(store.pool, StepRunner(), idle.append)
         hold = trio.run(table.open, attachment.export_name)
         assert hold.info.name == attachment.export_name
-        assert store.pool.volumes[volume.id].users == 1
+        assert store.pool.registry.volumes[volume.id].users == 1
         trio.run(hold.close)
         monkeypatch.setattr(store.pool, "use_volume", _detached_meanwhile(store, tenant))
         with pytest.raises(NotFoundError) as refusal:
             trio.run(table.open, attachment.export_name)
         assert attachment.export_name not in str(refusal.value)
-        assert store.pool.volumes[volume.id].users == 0
+        assert store.pool.registry.volumes[volume.id].users == 0
         assert len(idle) == 2
         with pytest.raises(NotFoundError):
             trio.run(table.describe, attachment.export_name)
 
 
 def _detached_meanwhile(store: Store, tenant: object) -> object:
-    real = store.pool.use_volume
+    real = store.pool.registry.use_volume
 
     async def use_volume(volume: VolumeId) -> OpenVolume:
         opened = await real(volume)

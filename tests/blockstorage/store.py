@@ -28,8 +28,8 @@ from bockd.blockstorage.service import PoolBlockStorage
 from bockd.drivers.local.integrity.check import check_open_pool
 from bockd.drivers.local.pool import Pool
 from bockd.identity.accounts import Accounts
-from bockd.index.index import Transaction
 from bockd.model import BLOCK_SIZE, VolumeId
+from bockd.pool.index import Transaction
 from bockd.runtime.steprunner import StepRunner
 from bockd.runtime.steps import Background, run_inline
 from tests.drivers.local.process import die
@@ -61,10 +61,10 @@ class Store:
         self.context = StorageContext(
             self.pool, self.exports, self.quota, devices=self.devices, daemon="test"
         )
-        run_inline(self.pool.recover_volumes())
+        run_inline(self.pool.registry.recover_volumes())
         run_inline(resolve_interrupted(self.context))
         self.service = PoolBlockStorage(self.context, StepRunner())
-        self.accounts = Accounts(self.pool.store.index)
+        self.accounts = Accounts(self.pool.index)
 
     def die(self) -> None:
         die(self.pool)
@@ -103,13 +103,15 @@ class Store:
                 tenant, replace(ledger.snapshot(tenant, snapshot.id), status=status)
             )
 
-        self.pool.store.index.update(change)
+        self.pool.index.update(change)
 
     def assert_sound(self) -> None:
         """The pool's invariants and ours."""
-        with self.pool.store.index.reading() as txn:
+        with self.pool.index.reading() as txn:
             assert find_problems(txn) == ()
-        report = check_open_pool(self.pool.store, live=frozenset(self.pool.volumes), repair=False)
+        report = check_open_pool(
+            self.pool.registry.store, live=frozenset(self.pool.registry.volumes), repair=False
+        )
         assert report.clean, report.problems
 
 
@@ -120,25 +122,25 @@ def force_status(store: Store, tenant: TenantId, volume: Volume, status: Status)
         ledger = Ledger(txn)
         ledger.put_volume(tenant, replace(ledger.volume(tenant, volume.id), status=status))
 
-    store.pool.store.index.update(change)
+    store.pool.index.update(change)
 
 
 def write_first_byte(store: Store, volume: VolumeId, value: int) -> None:
     """Fill a volume's first block, durably, and close the volume."""
-    opened = run_inline(store.pool.use_volume(volume))
+    opened = run_inline(store.pool.registry.use_volume(volume))
     run_inline(opened.volume.write(0, memoryview(bytes([value]) * BLOCK_SIZE)))
     run_inline(opened.volume.flush())
-    store.pool.leave_volume(volume)
-    run_inline(store.pool.close_idle_volume(volume))
+    store.pool.registry.leave_volume(volume)
+    run_inline(store.pool.registry.close_idle_volume(volume))
 
 
 def first_byte(store: Store, volume: VolumeId) -> int:
     """What a volume begins with."""
-    opened = run_inline(store.pool.use_volume(volume))
+    opened = run_inline(store.pool.registry.use_volume(volume))
     data = bytearray(BLOCK_SIZE)
     run_inline(opened.volume.read(0, memoryview(data)))
-    store.pool.leave_volume(volume)
-    run_inline(store.pool.close_idle_volume(volume))
+    store.pool.registry.leave_volume(volume)
+    run_inline(store.pool.registry.close_idle_volume(volume))
     return data[0]
 
 

@@ -15,13 +15,13 @@ from tests.blockstorage.store import Store
 
 
 def unowned(store: Store) -> tuple[list[str], list[str]]:
-    with store.pool.store.index.reading() as txn:
+    with store.pool.index.reading() as txn:
         volumes, snapshots = find_unowned(txn)
     return [one.name for one in volumes], [one.name for one in snapshots]
 
 
 def take(store: Store, kind: NodeKind, ref: str, tenant: TenantId) -> None:
-    store.pool.store.index.update(lambda txn: adopt(txn, kind, ref, tenant))
+    store.pool.index.update(lambda txn: adopt(txn, kind, ref, tenant))
 
 
 def test_an_older_pools_volumes_are_adopted(store: Store, tenant: TenantId) -> None:
@@ -68,7 +68,7 @@ def test_an_image_is_nobodys_and_stays_so(store: Store, tenant: TenantId) -> Non
     snapshot = run_inline(store.pool.create_snapshot(volume.id, "image"))
     image = Image(ImageId("a"), "debian", MIB, 1, "raw", "ab", 0.0, 5)
     record = ImageRecord(image, snapshot.id)
-    store.pool.store.index.update(lambda txn: Ledger(txn).put_image(record))
+    store.pool.index.update(lambda txn: Ledger(txn).put_image(record))
     assert unowned(store) == (["loading"], [])
     with pytest.raises(ConflictError, match="is image a"):
         take(store, NodeKind.SNAPSHOT, "image", tenant)

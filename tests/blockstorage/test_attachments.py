@@ -11,7 +11,7 @@ import trio
 
 from bockd.blockstorage import volumes
 from bockd.blockstorage.contract import Attachment, NewSnapshot, Status, TenantId, Volume
-from bockd.blockstorage.records import Ledger
+from bockd.blockstorage.records import EXPORTS, Ledger
 from bockd.errors import (
     ConflictError,
     DeviceError,
@@ -20,7 +20,8 @@ from bockd.errors import (
     InvalidStateError,
     NotFoundError,
 )
-from bockd.index.index import Table, Transaction
+from bockd.index.index import Transaction
+from bockd.index.tables import Table
 from bockd.model import NodeKind
 from bockd.runtime.steps import run_inline
 from tests.blockstorage.store import Store
@@ -145,7 +146,7 @@ def test_the_time_of_a_search_says_nothing_of_the_name(
     get, compare = Transaction.get, hmac.compare_digest
 
     def noting_get(txn: Transaction, table: Table, key: bytes) -> bytes | None:
-        if table is Table.EXPORTS:
+        if table is EXPORTS:
             searched.append(key)
         return get(txn, table, key)
 
@@ -163,7 +164,7 @@ def test_the_time_of_a_search_says_nothing_of_the_name(
 
 
 def _exported(store: Store, name: str) -> int | None:
-    with store.pool.store.index.reading() as txn:
+    with store.pool.index.reading() as txn:
         owned = Ledger(txn).exported(name)
     return owned.volume.id if owned else None
 

@@ -18,7 +18,6 @@ from bockd.blockstorage.contract import (
     Volume,
 )
 from bockd.blockstorage.records import Ledger
-from bockd.control import Space
 from bockd.errors import (
     DamagedError,
     DeviceError,
@@ -28,6 +27,7 @@ from bockd.errors import (
     OverLimitError,
 )
 from bockd.model import GIB, MIB, SnapshotId, VolumeId
+from bockd.pool.reports import Space
 from bockd.runtime.steps import run_inline
 from tests.blockstorage.store import Store, first_byte, force_status, write_first_byte
 
@@ -58,9 +58,9 @@ def size_bytes(store: Store, tenant: TenantId, volume: Volume) -> int:
 
 def fail(store: Store, volume: Volume) -> None:
     """As after a failed sync."""
-    run_inline(store.pool.use_volume(volume.id)).volume.durability.fail("the disk is gone")
+    run_inline(store.pool.registry.use_volume(volume.id)).volume.durability.fail("the disk is gone")
     store.background.run()
-    store.pool.leave_volume(volume.id)
+    store.pool.registry.leave_volume(volume.id)
 
 
 # -- exact sizes -------------------------------------------------------------------------------
@@ -116,7 +116,7 @@ def test_a_clone_may_be_larger_by_bytes_and_never_smaller(store: Store, tenant: 
 def test_growing_is_counted(store: Store, tenant: TenantId, opened: bool) -> None:
     volume = store.volume(tenant, 1)
     if opened:
-        run_inline(store.pool.use_volume(volume.id))
+        run_inline(store.pool.registry.use_volume(volume.id))
     extend(store, tenant, volume, 2 * GIB + KIB4)
     assert store.look(tenant, volume).size_gib == 3
     assert size_bytes(store, tenant, volume) == 2 * GIB + KIB4
@@ -124,7 +124,7 @@ def test_growing_is_counted(store: Store, tenant: TenantId, opened: bool) -> Non
     extend(store, tenant, volume, 3 * GIB)
     assert used(store, tenant) == Usage(volumes=1, gigabytes=3)
     if opened:
-        store.pool.leave_volume(volume.id)
+        store.pool.registry.leave_volume(volume.id)
     store.restart()
     assert size_bytes(store, tenant, volume) == 3 * GIB
 
@@ -206,14 +206,14 @@ def test_a_growth_that_cannot_be_recorded_has_not_happened(
 
     for opened in (False, True):
         if opened:
-            run_inline(store.pool.use_volume(volume.id))
+            run_inline(store.pool.registry.use_volume(volume.id))
         with monkeypatch.context() as patch:
             patch.setattr(Ledger, "resize_volume", broken)
             with pytest.raises(DeviceError, match=rf"^extending volume {volume.id}: "):
                 extend(store, tenant, volume, 2 * GIB)
         assert size_bytes(store, tenant, volume) == GIB
         assert used(store, tenant).gigabytes == 1
-    store.pool.leave_volume(volume.id)
+    store.pool.registry.leave_volume(volume.id)
     extend(store, tenant, volume, 2 * GIB)
 
 
@@ -240,10 +240,10 @@ def test_reverting_is_refused(store: Store, tenant: TenantId) -> None:
         revert(store, tenant, other, snapshot)
     with pytest.raises(NotFoundError, match=r"^Snapshot 99 could not be found\.$"):
         store.run(lambda s: s.revert_volume(tenant, volume.id, SnapshotId(99)))
-    run_inline(store.pool.use_volume(volume.id))
+    run_inline(store.pool.registry.use_volume(volume.id))
     with pytest.raises(InvalidStateError, match=r"^Invalid volume: .*disconnect first"):
         revert(store, tenant, volume, snapshot)
-    store.pool.leave_volume(volume.id)
+    store.pool.registry.leave_volume(volume.id)
     store.run(lambda s: s.attach(tenant, "1", volume.id, None))
     with pytest.raises(InvalidStateError, match=r"^Invalid volume: .*it is in-use$"):
         revert(store, tenant, volume, snapshot)
@@ -277,8 +277,8 @@ def test_reopening(store: Store, tenant: TenantId, attached: bool) -> None:
     assert again.status is (Status.IN_USE if attached else Status.AVAILABLE)
     assert again.backing is not None
     assert again.backing.error is None
-    run_inline(store.pool.use_volume(volume.id))
-    store.pool.leave_volume(volume.id)
+    run_inline(store.pool.registry.use_volume(volume.id))
+    store.pool.registry.leave_volume(volume.id)
 
 
 def test_a_failed_volume_changes_in_no_other_way(store: Store, tenant: TenantId) -> None:
@@ -306,12 +306,12 @@ def test_a_snapshot_of_an_attached_volume_that_failed_says_what_to_do(
 def test_a_tenant_is_not_told_of_the_pools_files(store: Store, tenant: TenantId) -> None:
     """A volume that cannot be opened is in error; which file it wants is the operator's affair."""
     volume = store.volume(tenant, 1, "hurt")
-    with store.pool.catalogue() as catalogue:
+    with store.pool.registry.catalogue() as catalogue:
         record = catalogue.volume(volume.id)
-    path = store.pool.store.layout.root / "layers" / f"{record.head}.0"
+    path = store.pool.registry.store.layout.root / "layers" / f"{record.head}.0"
     path.unlink()
     with pytest.raises(DamagedError, match=str(path)):
-        run_inline(store.pool.use_volume(volume.id))
+        run_inline(store.pool.registry.use_volume(volume.id))
     seen = store.look(tenant, volume)
     assert seen.status is Status.ERROR
     assert seen.backing is not None
@@ -325,10 +325,10 @@ def test_a_tenant_is_not_told_of_the_pools_files(store: Store, tenant: TenantId)
 
 def test_a_client_keeps_a_failed_volume_from_being_reopened(store: Store, tenant: TenantId) -> None:
     volume = store.volume(tenant)
-    run_inline(store.pool.use_volume(volume.id)).volume.durability.fail("the disk is gone")
+    run_inline(store.pool.registry.use_volume(volume.id)).volume.durability.fail("the disk is gone")
     with pytest.raises(InvalidStateError, match="disconnect first"):
         reopen(store, tenant, volume)
-    store.pool.leave_volume(volume.id)
+    store.pool.registry.leave_volume(volume.id)
     reopen(store, tenant, volume)
 
 

@@ -35,7 +35,7 @@ def test_edits_and_attachments_do_not_undo_each_other(tmp_path: Path) -> None:
 
         def edit(moment: str) -> None:
             wanted = Edit(moment, None, {moment: "1"}, keeps_other_metadata=True)
-            store.pool.store.index.update(edit_volume(tenant, volume.id, wanted))
+            store.pool.index.update(edit_volume(tenant, volume.id, wanted))
 
         exports.happening = edit
         store.run(lambda s: s.attach(tenant, "1", volume.id, None))

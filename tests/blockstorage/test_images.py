@@ -22,17 +22,17 @@ OTHER = replace(NEW, name="other", checksum="b" * 64)
 
 def fill(store: Store, volume: VolumeId, text: bytes) -> None:
     """Write something to a volume, as a client of NBD does, and leave."""
-    opened = run_inline(store.pool.use_volume(volume))
+    opened = run_inline(store.pool.registry.use_volume(volume))
     run_inline(opened.volume.write(4096, memoryview(text)))
-    store.pool.leave_volume(volume)
+    store.pool.registry.leave_volume(volume)
 
 
 def content(store: Store, volume: VolumeId, length: int) -> bytes:
     """What is where `fill` writes."""
-    opened = run_inline(store.pool.use_volume(volume))
+    opened = run_inline(store.pool.registry.use_volume(volume))
     found = bytearray(length)
     run_inline(opened.volume.read(4096, memoryview(found)))
-    store.pool.leave_volume(volume)
+    store.pool.registry.leave_volume(volume)
     return bytes(found)
 
 
@@ -46,24 +46,24 @@ def imported(store: Store, new: NewImage = NEW, text: bytes = b"bootable") -> Im
 
 def test_an_import(store: Store, tenant: TenantId) -> None:
     images = Images(store.context)
-    store.pool.clock = lambda: 10.0
+    store.pool.registry.clock = lambda: 10.0
     begun = run_inline(images.begin(NEW))
     assert images.being_imported() == [begun]
     assert images.all() == []
     assert store.run(lambda s: s.list_volumes(tenant)) == []
     fill(store, begun.volume, b"bootable")
-    store.pool.clock = lambda: 20.0
+    store.pool.registry.clock = lambda: 20.0
     record = run_inline(images.finish(begun.volume))
     image = record.image
     assert (image.name, image.disk_format, image.checksum) == ("debian", "qcow2", "a" * 64)
     assert (image.size_bytes, image.min_size_gib, image.file_bytes) == (2 * GIB + MIB, 3, 12345)
     assert (image.id, image.created_at) == (begun.image.id, 20.0)
     assert images.being_imported() == []
-    with store.pool.catalogue() as catalogue:
+    with store.pool.registry.catalogue() as catalogue:
         assert list(catalogue.volumes()) == []
         (snapshot,) = catalogue.snapshots()
         assert (snapshot.id, snapshot.name) == (record.snapshot, "image-debian")
-    assert list(store.pool.store.layout.journal_segments()) == []
+    assert list(store.pool.registry.store.layout.journal_segments()) == []
     store.assert_sound()
     store.restart()  # durable, and nothing to sweep
     assert Images(store.context).all() == [record]
@@ -133,13 +133,13 @@ def test_refused(store: Store, wrong: NewImage) -> None:
 def test_not_finished_while_somebody_writes(store: Store) -> None:
     images = Images(store.context)
     begun = run_inline(images.begin(NEW))
-    opened = run_inline(store.pool.use_volume(begun.volume))
+    opened = run_inline(store.pool.registry.use_volume(begun.volume))
     run_inline(opened.volume.write(4096, memoryview(b"half")))
     for operation in (images.finish, images.cancel):
         with pytest.raises(InUseError):
             run_inline(operation(begun.volume))
     run_inline(opened.volume.write(4100, memoryview(b"whole")))
-    store.pool.leave_volume(begun.volume)
+    store.pool.registry.leave_volume(begun.volume)
     assert run_inline(images.finish(begun.volume)).image == images.find("debian").image
     with pytest.raises(NotFoundError):
         run_inline(images.finish(begun.volume))
@@ -153,7 +153,7 @@ def test_cancelled(store: Store) -> None:
     for operation in (images.finish, images.cancel):
         with pytest.raises(NotFoundError):
             run_inline(operation(begun.volume))
-    with store.pool.catalogue() as catalogue:
+    with store.pool.registry.catalogue() as catalogue:
         assert list(catalogue.volumes()) == []
     assert imported(store).image.name == "debian"  # the name is free again
 
@@ -178,7 +178,7 @@ def test_a_crash_sweeps_half_imports(store: Store, tenant: TenantId) -> None:
     store.restart()
     images = Images(store.context)
     assert (images.all(), images.being_imported()) == ([whole], [])
-    with store.pool.catalogue() as catalogue:
+    with store.pool.registry.catalogue() as catalogue:
         assert [volume.id for volume in catalogue.volumes()] == [mine.id]
     assert untouched.volume != mine.id
 
@@ -188,10 +188,10 @@ def test_deleting(store: Store, tenant: TenantId) -> None:
     image = record.image.id
     made = store.run(lambda s: s.create_volume(tenant, NewVolume(4, image_id=image)))
     images = Images(store.context)
-    run_inline(store.pool.use_snapshot(record.snapshot))
+    run_inline(store.pool.registry.use_snapshot(record.snapshot))
     with pytest.raises(InUseError):
         run_inline(images.delete("debian"))
-    store.pool.leave_snapshot(record.snapshot)
+    store.pool.registry.leave_snapshot(record.snapshot)
     assert run_inline(images.delete("debian")) == record
     with pytest.raises(NotFoundError):
         run_inline(images.delete(image))
@@ -212,7 +212,7 @@ def test_an_images_snapshot_is_deleted_with_it_only(store: Store) -> None:
 def test_the_recount_sees_what_should_never_be(store: Store) -> None:
     record = imported(store)
     lost = ImageRecord(replace(record.image, name="lost"), SnapshotId(77))
-    index = store.pool.store.index
+    index = store.pool.index
     index.update(lambda txn: Ledger(txn).put_image(lost))
     index.update(lambda txn: Ledger(txn).put_import(ImportRecord(VolumeId(78), record.image)))
     with index.reading() as txn:

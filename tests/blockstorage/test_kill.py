@@ -69,7 +69,7 @@ CHANGES: dict[str, Change] = {
 
 
 def _opened(store: Store, tenant: TenantId, volume: Volume) -> Steps[object]:
-    run_inline(store.pool.use_volume(volume.id))
+    run_inline(store.pool.registry.use_volume(volume.id))
     return Snapshots(store.context).create(tenant, NewSnapshot(volume.id, "new"))
 
 
@@ -77,9 +77,9 @@ async def _import(store: Store, name: str = "new", checksum: str = "1" * 64) -> 
     """A whole import, in which every step may be the last."""
     images = Images(store.context)
     begun = await images.begin(NewImage(name, "raw", MIB, 7, checksum))
-    opened = await store.pool.use_volume(begun.volume)
+    opened = await store.pool.registry.use_volume(begun.volume)
     await opened.volume.write(0, memoryview(b"content"))
-    store.pool.leave_volume(begun.volume)
+    store.pool.registry.leave_volume(begun.volume)
     return await images.finish(begun.volume)
 
 
@@ -88,7 +88,7 @@ def _changes(store: Store) -> Changes:
 
 
 def _extend_open(store: Store, tenant: TenantId, volume: Volume) -> Steps[object]:
-    run_inline(store.pool.use_volume(volume.id))
+    run_inline(store.pool.registry.use_volume(volume.id))
     return _changes(store).extend(tenant, volume.id, 3 * GIB)
 
 
@@ -121,15 +121,15 @@ def prepare(store: Store) -> None:
     third = store.volume(tenant, 1)
     store.run(lambda s: s.attach(tenant, "vm2", third.id, None))
     failed = store.volume(tenant, 1)
-    run_inline(store.pool.use_volume(failed.id)).volume.durability.fail("the disk is gone")
+    run_inline(store.pool.registry.use_volume(failed.id)).volume.durability.fail("the disk is gone")
     store.background.run()
-    store.pool.leave_volume(failed.id)
+    store.pool.registry.leave_volume(failed.id)
     run_inline(_import(store, "old", "0" * 64))
 
 
 def known(store: Store) -> tuple[TenantId, Volume]:
     """What `prepare` made: the tenant and its first volume."""
-    with store.pool.store.index.reading() as txn:
+    with store.pool.index.reading() as txn:
         tenant = Ledger(txn).tenants()[0].tenant.id
         return tenant, next(Ledger(txn).volumes(tenant))
 
@@ -140,7 +140,7 @@ def state(store: Store, tenant: TenantId) -> tuple[object, ...]:
     snapshots = store.run(lambda s: s.list_snapshots(tenant))
     first = next((v.id for v in volumes if v.display_name == "first"), None)
     content = None if first is None else first_byte(store, first)
-    with store.pool.catalogue() as catalogue:
+    with store.pool.registry.catalogue() as catalogue:
         nodes = (len(list(catalogue.volumes())), len(list(catalogue.snapshots())))
     return (
         nodes,  # whatever belongs to nobody is still counted
@@ -260,10 +260,10 @@ def state_of_waiting(store: Store) -> Status | None:
     if not waited:
         return None
     (volume,) = waited
-    opened = run_inline(store.pool.use_volume(volume.id))
+    opened = run_inline(store.pool.registry.use_volume(volume.id))
     found = bytearray(7)
     run_inline(opened.volume.read(0, memoryview(found)))
-    store.pool.leave_volume(volume.id)
+    store.pool.registry.leave_volume(volume.id)
     assert found == {Status.AVAILABLE: b"content", Status.ERROR: bytes(7)}[volume.status]
     return volume.status
 

@@ -51,7 +51,7 @@ class Journal(NoPublisher):
         await self._do("pull" if force else "unplug", attachment)
 
     async def _do(self, call: str, attachment: Attachment) -> None:
-        with self.store.pool.store.index.reading() as txn:
+        with self.store.pool.index.reading() as txn:
             found = Ledger(txn).exported(attachment.export_name)
         assert found is not None
         self.calls.append(f"{call} while {found.volume.status}")

@@ -10,11 +10,14 @@ import trio
 
 from bockd.blockstorage import volumes
 from bockd.blockstorage.contract import NewVolume, Status, TenantId, Usage, Volume
-from bockd.blockstorage.records import Ledger
+from bockd.blockstorage.records import API_VOLUMES, ATTACHED, EXPORTS, OWNED, Ledger
 from bockd.blockstorage.recount import find_problems
-from bockd.drivers.local.format.catalogue import VolumeRecord, id_key
+from bockd.drivers.local.format.catalogue import LocalVolumeRecord
 from bockd.errors import DeviceError
-from bockd.index.index import Table, Transaction
+from bockd.index.keys import id_key
+from bockd.index.tables import Table
+from bockd.pool.index import Transaction
+from bockd.pool.nodes import SNAPSHOTS, VOLUMES
 from tests.blockstorage.store import Store
 
 Damage = Callable[[Transaction, TenantId, Volume], object]
@@ -37,16 +40,16 @@ def _all(txn: Transaction, table: Table) -> None:
 DAMAGES: dict[str, tuple[Damage, str]] = {
     "usage": (_usage, "recorded is"),
     "status": (_status, "is in-use, attached: False"),
-    "owned": (lambda txn, _t, _v: _all(txn, Table.OWNED), "table owned"),
-    "attached": (lambda txn, _t, _v: _all(txn, Table.ATTACHED), "table attached"),
-    "export name": (lambda txn, _t, _v: _all(txn, Table.EXPORTS), "table exports"),
+    "owned": (lambda txn, _t, _v: _all(txn, OWNED), "table owned"),
+    "attached": (lambda txn, _t, _v: _all(txn, ATTACHED), "table attached"),
+    "export name": (lambda txn, _t, _v: _all(txn, EXPORTS), "table exports"),
     "no volume": (
-        lambda txn, _t, v: txn.delete(Table.VOLUMES, id_key(v.id)),
+        lambda txn, _t, v: txn.delete(VOLUMES, id_key(v.id)),
         "has no volume in the pool",
     ),
-    "no snapshot": (lambda txn, _t, _v: _all(txn, Table.SNAPSHOTS), "no snapshot in the pool"),
+    "no snapshot": (lambda txn, _t, _v: _all(txn, SNAPSHOTS), "no snapshot in the pool"),
     "malformed": (
-        lambda txn, _t, v: txn.put(Table.API_VOLUMES, id_key(v.id), b"{}"),
+        lambda txn, _t, v: txn.put(API_VOLUMES, id_key(v.id), b"{}"),
         "a stored OwnedVolume is malformed",
     ),
 }
@@ -71,7 +74,7 @@ def test_damage_is_found(store: Store, tenant: TenantId, damage: str) -> None:
         raise UndoError
 
     with pytest.raises(UndoError):
-        store.pool.store.index.update(look)
+        store.pool.index.update(look)
     assert any(expected in problem for problem in found), found
 
 
@@ -91,10 +94,10 @@ def test_what_cannot_be_deleted_at_a_start_does_not_keep_the_others(
         found = ledger.snapshot(tenant, snapshot.id)
         ledger.put_snapshot(tenant, replace(found, status=Status.DELETING))
 
-    store.pool.store.index.update(interrupt)
+    store.pool.index.update(interrupt)
     forget = volumes.forget_record
 
-    def fail_one(txn: Transaction, record: VolumeRecord) -> None:
+    def fail_one(txn: Transaction, record: LocalVolumeRecord) -> None:
         if record.id == stuck.id:
             raise DeviceError("broken")
         forget(txn, record)

@@ -47,7 +47,7 @@ def test_a_volume_is_creating_in_the_reply_and_available_after(
     assert (made.availability_zone, made.snapshot_id, made.attachment) == ("nova", None, None)
     seen = store.look(tenant, made)
     assert seen == replace(made, status=Status.AVAILABLE)
-    with store.pool.catalogue() as catalogue:
+    with store.pool.registry.catalogue() as catalogue:
         assert catalogue.volume(made.id).size_bytes == 3 * GIB
         assert catalogue.volume(made.id).created_at == made.created_at
     store.restart()
@@ -80,7 +80,7 @@ def test_display_names_may_repeat_be_absent_or_be_no_names(store: Store, tenant:
     names = ["web", "web", None, None, "", "7", " x ", "x" * 255, "a\nb", "snapshot/s"]
     made = [store.volume(tenant, 1, name) for name in names]
     made.append(store.volume(other, 1, "web"))
-    with store.pool.catalogue() as catalogue:
+    with store.pool.registry.catalogue() as catalogue:
         in_pool = [catalogue.volume(volume.id).name for volume in made]
     ids = [volume.id for volume in made]
     assert [volume.display_name for volume in made] == [*names, "web"]
@@ -102,7 +102,7 @@ def test_display_names_may_repeat_be_absent_or_be_no_names(store: Store, tenant:
 def test_a_pool_name_taken_in_advance_is_stepped_around(store: Store, tenant: TenantId) -> None:
     run_inline(store.pool.create_volume("volume-2", MIB))
     volume = store.volume(tenant)
-    with store.pool.catalogue() as catalogue:
+    with store.pool.registry.catalogue() as catalogue:
         assert catalogue.volume(volume.id).name == "volume-2-2"
 
 
@@ -114,7 +114,7 @@ def test_a_volume_from_a_snapshot_has_its_size_whatever_is_asked(
         new = NewVolume(asked, snapshot_id=snapshot.id)
         clone = store.run(lambda s, new=new: s.create_volume(tenant, new))  # type: ignore[misc]
         assert (clone.size_gib, clone.snapshot_id) == (5, snapshot.id)
-        with store.pool.catalogue() as catalogue:
+        with store.pool.registry.catalogue() as catalogue:
             assert catalogue.volume(clone.id).size_bytes == 5 * GIB
     used = store.run(lambda s: s.limits(tenant)).used
     assert used == Usage(volumes=4, gigabytes=20, snapshots=1)
@@ -212,11 +212,11 @@ def test_lists_are_pages_of_ones_own(store: Store, tenant: TenantId) -> None:
 
 def test_a_volume_with_a_client_is_not_deleted(store: Store, tenant: TenantId) -> None:
     volume = store.volume(tenant)
-    run_inline(store.pool.use_volume(volume.id))
+    run_inline(store.pool.registry.use_volume(volume.id))
     with pytest.raises(InvalidStateError, match=r"^Invalid volume: .*disconnect first"):
         store.run(lambda s: s.delete_volume(tenant, volume.id))
     assert store.look(tenant, volume).status is Status.AVAILABLE
-    store.pool.leave_volume(volume.id)
+    store.pool.registry.leave_volume(volume.id)
     store.run(lambda s: s.delete_volume(tenant, volume.id))
     with pytest.raises(NotFoundError):
         store.look(tenant, volume)
@@ -224,12 +224,12 @@ def test_a_volume_with_a_client_is_not_deleted(store: Store, tenant: TenantId) -
 
 def test_a_snapshot_that_is_read_is_not_deleted(store: Store, tenant: TenantId) -> None:
     snapshot = store.snapshot(tenant, store.volume(tenant))
-    run_inline(store.pool.use_snapshot(snapshot.id))
+    run_inline(store.pool.registry.use_snapshot(snapshot.id))
     with pytest.raises(InvalidStateError, match=r"^Invalid snapshot: "):
         store.run(lambda s: s.delete_snapshot(tenant, snapshot.id))
     seen = store.run(lambda s: s.show_snapshot(tenant, snapshot.id))
     assert seen.status is Status.AVAILABLE
-    store.pool.leave_snapshot(snapshot.id)
+    store.pool.registry.leave_snapshot(snapshot.id)
     store.run(lambda s: s.delete_snapshot(tenant, snapshot.id))
     assert store.run(lambda s: s.list_snapshots(tenant)) == []
 
@@ -253,9 +253,9 @@ def _io_error(*_: object) -> None:
 
 def test_a_failed_volume_is_in_error_and_only_deletable(store: Store, tenant: TenantId) -> None:
     volume = store.volume(tenant)
-    run_inline(store.pool.use_volume(volume.id)).volume.durability.fail("the disk is gone")
+    run_inline(store.pool.registry.use_volume(volume.id)).volume.durability.fail("the disk is gone")
     store.background.run()
-    store.pool.leave_volume(volume.id)
+    store.pool.registry.leave_volume(volume.id)
     assert store.look(tenant, volume).status is Status.ERROR
     assert [v.status for v in store.run(lambda s: s.list_volumes(tenant))] == [Status.ERROR]
     for attempt in ("attach", "snapshot"):
@@ -343,7 +343,7 @@ def test_of_200_concurrent_creates_exactly_the_quota_is_admitted(
     trio.run(main)
     assert (outcomes.count(True), outcomes.count(False)) == (50, 150)
     assert len(store.run(lambda s: s.list_volumes(tenant))) == 50
-    with store.pool.catalogue() as catalogue:
+    with store.pool.registry.catalogue() as catalogue:
         assert len(list(catalogue.volumes())) == 50
     store.restart()
     assert store.run(lambda s: s.limits(tenant)).used == Usage(volumes=50, gigabytes=50)
@@ -358,7 +358,7 @@ def test_a_volume_from_an_image_is_a_clone_of_at_least_its_size(
     source = run_inline(store.pool.create_volume("import", 2 * GIB + MIB)).id
     snapshot = run_inline(store.pool.create_snapshot(source, "image"))
     image = Image(ImageId("img-1"), "debian", 2 * GIB + MIB, 3, "raw", "0" * 64, 0.0, 5)
-    store.pool.store.index.update(
+    store.pool.index.update(
         lambda txn: Ledger(txn).put_image(ImageRecord(image, SnapshotId(snapshot.id)))
     )
     assert store.run(lambda s: s.list_images()) == [image]

@@ -13,8 +13,8 @@ import pytest
 from click.testing import CliRunner
 
 from bockd.cli.bockd import main
-from bockd.control import CheckReport
 from bockd.errors import InUseError, PoolFormatError
+from bockd.pool.reports import CheckReport
 
 from .daemon import Daemon, running_daemon
 
@@ -33,7 +33,7 @@ BROKEN = dataclasses.replace(CLEAN, clean=False, problems=("layer 3 is missing",
 
 
 class PoolCheck:
-    """Stands for `bockd.blockstorage.check`: answers what it was given, keeps what it was asked."""
+    """Stands for `bockd.cli.checking`: answers what it was given, keeps what it was asked."""
 
     def __init__(self, answer: CheckReport | Exception) -> None:
         self.answer = answer
@@ -49,9 +49,9 @@ class PoolCheck:
 def pool_check(monkeypatch: pytest.MonkeyPatch, answer: CheckReport | Exception) -> PoolCheck:
     """Put a `PoolCheck` where the command will import it from."""
     stand_in = PoolCheck(answer)
-    module = types.ModuleType("bockd.blockstorage.check")
+    module = types.ModuleType("bockd.cli.checking")
     module.__dict__["check_pool"] = stand_in.check_pool
-    monkeypatch.setitem(sys.modules, "bockd.blockstorage.check", module)
+    monkeypatch.setitem(sys.modules, "bockd.cli.checking", module)
     return stand_in
 
 

@@ -28,8 +28,9 @@ from bockd.cli.stat import (
     ticks,
     with_rates,
 )
-from bockd.control import Space, VolumeStatistics
+from bockd.control import VolumeStatistics
 from bockd.model import NodeKind
+from bockd.pool.reports import Space
 
 from .daemon import Daemon, Terminal
 

@@ -21,10 +21,10 @@ from typing import TypeVar
 
 import trio
 
-from bockd.blockstorage.check import check_pool
 from bockd.blockstorage.contract import Status, TenantId
 from bockd.blockstorage.images import Images
 from bockd.blockstorage.records import Ledger
+from bockd.cli.checking import check_pool
 from bockd.drivers.local.maintenance.reclaim import Reclaimer
 from bockd.errors import BockdError, DamagedError, PoolFormatError, VolumeFailedError
 from bockd.model import BLOCK_SIZE, NodeKind, VolumeId
@@ -183,7 +183,7 @@ class _Judge:
             self._try("the password", lambda: trio.run(log_in, store))
             for node in right:
                 self._write(store, node)
-        self._try("reclaim", lambda: run_inline(Reclaimer(store.pool).run()))
+        self._try("reclaim", lambda: run_inline(Reclaimer(store.pool.registry).run()))
         right = [node for node in right if self._content_is_right(store, node)]
         self._try("closing", lambda: run_inline(store.pool.close_all()))
         store.pool.release()
@@ -213,7 +213,7 @@ class _Judge:
             return
 
         def change() -> None:
-            opened = run_inline(store.pool.use_volume(VolumeId(number))).volume
+            opened = run_inline(store.pool.registry.use_volume(VolumeId(number))).volume
             try:
                 for block in (0, 33, 299, 500):
                     data = bytes([block % 251]) * BLOCK_SIZE
@@ -223,7 +223,7 @@ class _Judge:
                 self._remember(node, 100, bytes(BLOCK_SIZE))
                 run_inline(opened.flush())
             finally:
-                store.pool.leave_volume(VolumeId(number))
+                store.pool.registry.leave_volume(VolumeId(number))
 
         self._try(f"writing to volume {number}", change)
 
@@ -294,13 +294,13 @@ def _questions_of(tenant: TenantId, which: str) -> dict[str, Question]:
 
 
 def _exported(store: Store, name: str) -> int | None:
-    with store.pool.store.index.reading() as txn:
+    with store.pool.index.reading() as txn:
         owned = Ledger(txn).exported(name)
     return None if owned is None else owned.volume.id
 
 
 def _names(store: Store) -> dict[str, int]:
     """What an operator or a client on the Unix socket finds by name."""
-    with store.pool.catalogue() as catalogue:
+    with store.pool.registry.catalogue() as catalogue:
         names = [volume.name for volume in catalogue.volumes()]
-    return {name: store.pool.find_volume(name) for name in names}
+    return {name: store.pool.registry.find_volume(name) for name in names}

@@ -86,7 +86,7 @@ class _Maker:
     def fill(self) -> None:
         """Everything that a closed pool can hold."""
         store, (first, second) = self.store, self.tenants
-        establish(store.pool.store.index, store.root)
+        establish(store.pool.index, store.root)
         assert (store.root / CREDENTIALS_FILE).exists()
         self._accounts()
         plain = self._volume("plain", first, 5 * MIB)
@@ -103,7 +103,7 @@ class _Maker:
         self._folded(second)
         self._image()
         server = Server(SERVER, ServerKind.PLAIN, added_at=1.0)
-        store.pool.store.index.update(lambda txn: Ledger(txn).put_server(server))
+        store.pool.index.update(lambda txn: Ledger(txn).put_server(server))
         self._attach(plain)
         assert newer.id
 
@@ -111,7 +111,7 @@ class _Maker:
         """Two volumes with journals that were not applied."""
         dirty = [self.volumes["deep"].id, self.volumes["other"].id]
         for volume in dirty:
-            opened = run_inline(self.store.pool.use_volume(volume)).volume
+            opened = run_inline(self.store.pool.registry.use_volume(volume)).volume
             self._write(volume, [0, 1, 5, 9, 300, 301, 302])
             run_inline(opened.trim(3 * BLOCK_SIZE, 2 * BLOCK_SIZE))
             run_inline(opened.flush())
@@ -127,10 +127,10 @@ class _Maker:
             self._write(volume, self.random.sample(range(700), 12))
         for node in self.nodes():
             self.read(node)  # and so all are open
-        return frozenset(self.store.pool.volumes)
+        return frozenset(self.store.pool.registry.volumes)
 
     def nodes(self) -> list[Node]:
-        with self.store.pool.catalogue() as catalogue:
+        with self.store.pool.registry.catalogue() as catalogue:
             return [
                 *((NodeKind.VOLUME, v.id) for v in catalogue.volumes()),
                 *((NodeKind.SNAPSHOT, s.id) for s in catalogue.snapshots()),
@@ -154,16 +154,16 @@ class _Maker:
 
     def _scribble(self, volume: Volume) -> None:
         """Runs and single blocks all over, and holes."""
-        opened = run_inline(self.store.pool.use_volume(volume.id)).volume
+        opened = run_inline(self.store.pool.registry.use_volume(volume.id)).volume
         blocks = opened.size_bytes // BLOCK_SIZE
         self._write(volume.id, [*range(40, 90)])
         self._write(volume.id, self.random.sample(range(blocks), blocks // 3))
         run_inline(opened.trim(60 * BLOCK_SIZE, 9 * BLOCK_SIZE))
-        self.store.pool.leave_volume(volume.id)
-        run_inline(self.store.pool.close_idle_volume(volume.id))
+        self.store.pool.registry.leave_volume(volume.id)
+        run_inline(self.store.pool.registry.close_idle_volume(volume.id))
 
     def _write(self, volume: VolumeId, blocks: list[int]) -> None:
-        device = self.store.pool.volumes[volume].volume
+        device = self.store.pool.registry.volumes[volume].volume
         for block in blocks:
             if (block + 1) * BLOCK_SIZE <= device.size_bytes:
                 data = self.random.randbytes(BLOCK_SIZE)
@@ -177,20 +177,20 @@ class _Maker:
         snapshot = self.store.snapshot(tenant, volume)
         self._scribble(volume)
         gone = self._clone("gone", tenant, snapshot.id)
-        with self.store.pool.catalogue() as catalogue:
+        with self.store.pool.registry.catalogue() as catalogue:
             maps = [catalogue.volume(gone.id).map, catalogue.snapshot(snapshot.id).map]
         self.store.run(lambda s: s.delete_volume(tenant, gone.id))
         self.store.run(lambda s: s.delete_snapshot(tenant, snapshot.id))
         for map_id in maps:
-            self.store.pool.store.index.update(_burial(map_id))
+            self.store.pool.index.update(_burial(map_id))
 
     def _image(self) -> None:
         images = Images(self.store.context)
         begun = run_inline(images.begin(NewImage("debian", "raw", 2 * MIB, 2 * MIB, "a" * 64)))
-        opened = run_inline(self.store.pool.use_volume(begun.volume))
+        opened = run_inline(self.store.pool.registry.use_volume(begun.volume))
         self._write(begun.volume, [1, 2, 100])
         assert opened.users
-        self.store.pool.leave_volume(begun.volume)
+        self.store.pool.registry.leave_volume(begun.volume)
         run_inline(images.finish(begun.volume))
 
     def _accounts(self) -> None:
@@ -211,24 +211,24 @@ async def log_in(store: Store) -> str:
 
 
 def identity_of(store: Store) -> LocalIdentity:
-    return LocalIdentity(store.pool.store.index, StepRunner(), lambda: 1000.0, b"k" * 32)
+    return LocalIdentity(store.pool.index, StepRunner(), lambda: 1000.0, b"k" * 32)
 
 
 def read_node(store: Store, node: Node) -> bytes:
     """All of a volume or snapshot, through the engine."""
     kind, number = node
     if kind is NodeKind.VOLUME:
-        opened = run_inline(store.pool.use_volume(VolumeId(number))).volume
+        opened = run_inline(store.pool.registry.use_volume(VolumeId(number))).volume
         try:
             data = bytearray(opened.size_bytes)
             run_inline(opened.read(0, memoryview(data)))
         finally:
-            store.pool.leave_volume(VolumeId(number))
+            store.pool.registry.leave_volume(VolumeId(number))
         return bytes(data)
-    snapshot = run_inline(store.pool.use_snapshot(SnapshotId(number))).snapshot
+    snapshot = run_inline(store.pool.registry.use_snapshot(SnapshotId(number))).snapshot
     try:
         data = bytearray(snapshot.size_bytes)
         run_inline(snapshot.read(0, memoryview(data)))
     finally:
-        store.pool.leave_snapshot(SnapshotId(number))
+        store.pool.registry.leave_snapshot(SnapshotId(number))
     return bytes(data)

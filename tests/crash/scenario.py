@@ -23,12 +23,13 @@ from typing import Any
 import nbd
 
 from bockd.cli.client import ControlClient
-from bockd.control import ImportInfo, ScrubStatus
+from bockd.control import ImportInfo
 from bockd.drivers.local.format.journal import SEGMENT_RECORDS
 from bockd.drivers.local.volume.appending import CHECKPOINT_RECORDS
 from bockd.errors import UnavailableError
 from bockd.identity.credentialsfile import CREDENTIALS_FILE
 from bockd.model import BLOCK_SIZE, MIB, NodeKind, ServerKind
+from bockd.pool.reports import ScrubStatus
 from tests.drivers.local.test_scrub import flip_bit
 
 from .content import Disk, GoneError

@@ -23,14 +23,14 @@ from pathlib import Path
 
 import pytest
 
-from bockd.blockstorage.check import check_pool
+from bockd.cli.checking import check_pool
 from bockd.drivers.local.format.catalogue import Catalogue
 from bockd.drivers.local.format.journal import RECORD_BYTES
 from bockd.drivers.local.integrity.scrubbing import scrub_pool
 from bockd.drivers.local.pool import Pool
 from bockd.failpoints import VARIABLE, Failpoint
-from bockd.index.index import Transaction
 from bockd.model import BLOCK_SIZE, GIB, MIB, NodeKind, VolumeId
+from bockd.pool.index import Transaction
 from bockd.runtime.steps import Background, run_inline
 
 from ..daemon.process import ABOUT_THE_MACHINE, Bockd, environment_without_a_cloud, program
@@ -138,7 +138,7 @@ def add_what_no_client_can(pool: Path, world: World) -> None:
             name = f"nobody's-{number}"
             world.disks[name] = Disk(1 * MIB)
             run_inline(opened.create_volume(name, 1 * MIB))
-        opened.store.index.update(fail)
+        opened.index.update(fail)
     finally:
         opened.release()
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from bockd.blockstorage.check import check_pool
 from bockd.cli.backup import back_up
+from bockd.cli.checking import check_pool
 from bockd.cli.client import ControlClient
 from bockd.drivers.local.format.layout import Layout
 from bockd.drivers.local.format.locks import FileLock
@@ -47,7 +47,7 @@ def content(root: Path, name: str = "v") -> bytes:
     """Of a volume of a pool, on another machine."""
     pool = Pool.open(root, Background().spawn, boot=ANOTHER_BOOT)
     try:
-        volume = run_inline(pool.use_volume(pool.find_volume(name))).volume
+        volume = run_inline(pool.registry.use_volume(pool.registry.find_volume(name))).volume
         buffer = bytearray(SIZE)
         run_inline(volume.read(0, memoryview(buffer)))
         run_inline(pool.close_all())

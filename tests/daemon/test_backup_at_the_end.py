@@ -27,7 +27,9 @@ async def test_a_backup_that_begins_at_the_end_keeps_no_lock(tmp_path: Path) -> 
         pool = Pool.open(tmp_path / "pool", lambda steps: background.start_soon(runner.run, steps))
         for number in range(VOLUMES):
             await runner.run(pool.create_volume(f"v{number}", 64 * MIB))
-        lock = FileLock.acquire(pool.store.layout.backup_lock, shared=False, held_message="")
+        lock = FileLock.acquire(
+            pool.registry.store.layout.backup_lock, shared=False, held_message=""
+        )
         backups = Backups(pool, runner)
 
         async def begin() -> None:
@@ -39,10 +41,10 @@ async def test_a_backup_that_begins_at_the_end_keeps_no_lock(tmp_path: Path) -> 
         async with trio.open_nursery() as frontends:
             frontends.start_soon(backups.run)
             frontends.start_soon(begin)
-            while not pool.maintenance_lock.held:
+            while not pool.registry.maintenance_lock.held:
                 await trio.sleep(0)
             frontends.cancel_scope.cancel()
-        assert not pool.maintenance_lock.held
+        assert not pool.registry.maintenance_lock.held
         assert len(refused) == 1
         await runner.run(pool.close_all())
     lock.release()

@@ -18,7 +18,8 @@ import httpx
 from bockd.blockstorage.records import Ledger
 from bockd.drivers.local.format.layout import Layout
 from bockd.drivers.local.poolfiles import join_store
-from bockd.index.index import Index, Transaction
+from bockd.index.index import Index
+from bockd.pool.index import Transaction
 from tests.hostile.live import resident_bytes
 
 from .process import Bockd, serving

@@ -9,7 +9,7 @@ from pathlib import Path
 from bockd.blockstorage.contract import Usage
 from bockd.blockstorage.records import Ledger
 from bockd.drivers.local.pool import Pool
-from bockd.index.index import Transaction
+from bockd.pool.index import Transaction
 from bockd.runtime.steps import Background
 
 from .process import Bockd, program
@@ -25,7 +25,7 @@ def plant(data_dir: Path, used: Usage) -> None:
 
     pool = Pool.open(data_dir, Background().spawn)
     try:
-        pool.store.index.update(change)
+        pool.index.update(change)
     finally:
         pool.release()
 

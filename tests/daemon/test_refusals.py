@@ -13,9 +13,10 @@ from pathlib import Path
 import nbd
 import pytest
 
-from bockd.drivers.local.format.catalogue import FORMAT
+from bockd.drivers.local.format.catalogue import FORMAT, META
 from bockd.index.ballast import Ballast
-from bockd.index.index import Index, Table, Transaction
+from bockd.index.index import Index
+from bockd.pool.index import Transaction
 
 from .process import Bockd, program, serving
 from .tree import digest, lasting
@@ -60,10 +61,10 @@ def replace_pool_record(pool: Path, payload: bytes | None) -> bytes:
     index = Index.open(pool / "index", Ballast(pool / "ballast"))
 
     def change(txn: Transaction) -> bytes:
-        former = txn.get(Table.META, b"pool")
+        former = txn.get(META, b"pool")
         assert former is not None
         newer = {**json.loads(former), "format": FORMAT + 1}
-        txn.put(Table.META, b"pool", payload or json.dumps(newer).encode())
+        txn.put(META, b"pool", payload or json.dumps(newer).encode())
         return former
 
     former = index.update(change)

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from bockd.drivers.local.format.catalogue import id_key
+from bockd.drivers.local.format.catalogue import MAPS
 from bockd.index.ballast import Ballast
-from bockd.index.index import Index, Table
+from bockd.index.index import Index
+from bockd.index.keys import id_key
 from tests.daemon.process import Bockd
 
 MIB = 1 << 20
@@ -188,7 +189,7 @@ def test_one_damaged_volume_hides_no_other(daemon: Bockd, mount: Path) -> None:
         daemon.bock("volume", "create", name, "--size", "1M")
     daemon.stop()
     index = Index.open(daemon.data_dir / "index", Ballast(daemon.data_dir / "ballast"))
-    index.update(lambda txn: txn.delete(Table.MAPS, id_key(1)))
+    index.update(lambda txn: txn.delete(MAPS, id_key(1)))
     index.close()
     daemon.expect_in_log("map 1 is missing")
     daemon.start()

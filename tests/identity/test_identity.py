@@ -19,7 +19,7 @@ from bockd.blockstorage.contract import (
     Quota,
     TenantId,
 )
-from bockd.blockstorage.records import Ledger, TokenRecord
+from bockd.blockstorage.records import ACCESS_KEYS, TENANTS, TOKENS, USERS, Ledger, TokenRecord
 from bockd.errors import (
     ConflictError,
     DamagedError,
@@ -41,7 +41,7 @@ from bockd.identity.credentialsfile import (
 from bockd.identity.local import CLOCK_TOLERANCE_SECONDS, LocalIdentity, state_of
 from bockd.identity.secrethash import digest_token, hash_secret, verify_secret
 from bockd.identity.tokens import KEY_FILE, Claims, load_key, sign
-from bockd.index.index import Table, Transaction
+from bockd.pool.index import Transaction
 from bockd.runtime.steprunner import StepRunner
 from tests.blockstorage.store import Store
 
@@ -55,7 +55,7 @@ class Desk:
         self.now = 1000.0
         self.store = store
         self.identity = LocalIdentity(
-            store.pool.store.index, StepRunner(2), lambda: self.now, KEY, token_seconds=60
+            store.pool.index, StepRunner(2), lambda: self.now, KEY, token_seconds=60
         )
 
     def issue(self, credentials: Credentials, tenant: str | None = None) -> IssuedToken:
@@ -141,7 +141,7 @@ def test_a_token_that_was_changed_or_forged_is_none(desk: Desk, tenant: TenantId
             if other != was:
                 with pytest.raises(UnauthorizedError):
                     trio.run(desk.identity.validate_token, token[:at] + other + token[at + 1 :])
-    with desk.store.pool.store.index.reading() as txn:
+    with desk.store.pool.index.reading() as txn:
         user = Ledger(txn).user("ann")
     assert user is not None
     claims = Claims("ann", tenant, desk.now + 30)
@@ -160,7 +160,7 @@ def test_a_new_password_ends_a_users_tokens(store: Store, desk: Desk) -> None:
         assert user is not None
         ledger.put_user(replace(user, password=hash_secret("right")))
 
-    store.pool.store.index.update(change)
+    store.pool.index.update(change)
     with pytest.raises(UnauthorizedError):
         trio.run(desk.identity.validate_token, token)
     desk.issue(ANN)
@@ -245,7 +245,7 @@ def test_a_revocation_that_cannot_be_stored_holds_here(
 
     token = desk.issue(ANN).token
     with monkeypatch.context() as patch:
-        patch.setattr(store.pool.store.index, "update", full)
+        patch.setattr(store.pool.index, "update", full)
         with pytest.raises(NoSpaceError):
             trio.run(desk.identity.revoke_token, token)
     with pytest.raises(UnauthorizedError):
@@ -256,7 +256,7 @@ def test_what_older_versions_stored_of_a_token_lets_nobody_in(store: Store, desk
     """And what is stored of a revoked one is not valid to them: it has expired long ago."""
     token = desk.issue(ANN).token
     trio.run(desk.identity.revoke_token, token)
-    with store.pool.store.index.reading() as txn:
+    with store.pool.index.reading() as txn:
         ((_, record),) = Ledger(txn).tokens()
     assert record.expires_at == -1060.0
 
@@ -264,7 +264,7 @@ def test_what_older_versions_stored_of_a_token_lets_nobody_in(store: Store, desk
         issued = replace(record, digest=digest_token("old").hex(), expires_at=1060.0)
         Ledger(txn).put_token(digest_token("old"), issued)
 
-    store.pool.store.index.update(issue_as_before)
+    store.pool.index.update(issue_as_before)
     with pytest.raises(UnauthorizedError):
         trio.run(desk.identity.validate_token, "old")
 
@@ -313,8 +313,8 @@ def test_revoked_tokens_are_limited_and_forgotten_when_they_have_expired(
     desk.issue(ANN)
     desk.now += 60
     revoke_one(desk)
-    with store.pool.store.index.reading() as txn:
-        assert txn.count(Table.TOKENS) == 1
+    with store.pool.index.reading() as txn:
+        assert txn.count(TOKENS) == 1
 
 
 def test_a_full_table_is_not_looked_through_at_each_revocation(
@@ -380,7 +380,7 @@ def test_a_quota_can_be_changed(store: Store, tenant: TenantId) -> None:
 
 
 def test_the_first_start_makes_demo_and_only_the_first(store: Store, tmp_path: Path) -> None:
-    index = store.pool.store.index
+    index = store.pool.index
     establish(index, tmp_path)
     path = tmp_path / CREDENTIALS_FILE
     written = path.read_bytes()
@@ -402,7 +402,7 @@ def test_the_first_start_makes_demo_and_only_the_first(store: Store, tmp_path: P
 def test_a_first_start_that_dies_before_its_commit_begins_again(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    index = store.pool.store.index
+    index = store.pool.index
     (tmp_path / f".{CREDENTIALS_FILE}.new").write_text("half")
 
     def die(*_: object) -> None:
@@ -427,7 +427,7 @@ def test_a_rotation_that_dies_leaves_credentials_that_work(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed at each of its steps, and started again."""
-    index = store.pool.store.index
+    index = store.pool.index
     establish(index, tmp_path)
     path = tmp_path / CREDENTIALS_FILE
 
@@ -477,7 +477,7 @@ def test_a_rotation_that_dies_leaves_credentials_that_work(
 def test_a_rotation_on_a_full_disk_changes_nothing(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    index = store.pool.store.index
+    index = store.pool.index
     establish(index, tmp_path)
     before = (tmp_path / CREDENTIALS_FILE).read_text()
 
@@ -495,4 +495,4 @@ def test_a_rotation_on_a_full_disk_changes_nothing(
 
 
 def _nothing(txn: Transaction) -> bool:
-    return not any(txn.count(t) for t in (Table.TENANTS, Table.USERS, Table.ACCESS_KEYS))
+    return not any(txn.count(t) for t in (TENANTS, USERS, ACCESS_KEYS))

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from bockd.drivers.local.format.catalogue import MAPS, META
+from bockd.drivers.local.format.leaf import LEAVES
 from bockd.errors import DamagedError, PoolFormatError
 from bockd.index.ballast import BALLAST_BYTES, Ballast
-from bockd.index.index import Index, Table, Transaction, seal, unseal
+from bockd.index.index import Index, Transaction, seal, unseal
 
 
 @pytest.fixture
@@ -26,41 +28,41 @@ def open_index(directory: Path) -> Index:
 
 def test_values_come_back(directory: Path) -> None:
     index = open_index(directory)
-    index.update(lambda txn: txn.put(Table.LEAVES, b"key", b"value"))
+    index.update(lambda txn: txn.put(LEAVES, b"key", b"value"))
     with index.reading() as txn:
-        assert txn.get(Table.LEAVES, b"key") == b"value"
-        assert txn.get(Table.MAPS, b"key") is None
-        assert list(txn.scan(Table.LEAVES, b"", b"\xff")) == [(b"key", b"value")]
+        assert txn.get(LEAVES, b"key") == b"value"
+        assert txn.get(MAPS, b"key") is None
+        assert list(txn.scan(LEAVES, b"", b"\xff")) == [(b"key", b"value")]
     index.close()
 
 
 @pytest.mark.parametrize("bit", range(8 * 9))
 def test_each_flipped_bit_is_noticed(bit: int) -> None:
-    stored = bytearray(seal(Table.LEAVES, b"key", b"value"))
+    stored = bytearray(seal(LEAVES, b"key", b"value"))
     stored[bit // 8] ^= 1 << bit % 8
     with pytest.raises(DamagedError, match="checksum"):
-        unseal(Table.LEAVES, b"key", bytes(stored))
+        unseal(LEAVES, b"key", bytes(stored))
 
 
 def test_a_value_under_another_key_or_table_is_noticed() -> None:
-    stored = seal(Table.LEAVES, b"key", b"value")
+    stored = seal(LEAVES, b"key", b"value")
     with pytest.raises(DamagedError):
-        unseal(Table.LEAVES, b"kez", stored)
+        unseal(LEAVES, b"kez", stored)
     with pytest.raises(DamagedError):
-        unseal(Table.MAPS, b"key", stored)
+        unseal(MAPS, b"key", stored)
 
 
 def test_an_exception_changes_nothing(directory: Path) -> None:
     index = open_index(directory)
 
     def change(txn: Transaction) -> None:
-        txn.put(Table.MAPS, b"a", b"1")
+        txn.put(MAPS, b"a", b"1")
         raise RuntimeError("no")
 
     with pytest.raises(RuntimeError, match="no"):
         index.update(change)
     with index.reading() as txn:
-        assert txn.get(Table.MAPS, b"a") is None
+        assert txn.get(MAPS, b"a") is None
     index.close()
 
 
@@ -69,7 +71,7 @@ def test_a_truncated_file_is_refused_before_it_is_mapped(directory: Path) -> Non
 
     def fill(txn: Transaction) -> None:
         for i in range(500):
-            txn.put(Table.LEAVES, str(i).encode(), bytes(500))
+            txn.put(LEAVES, str(i).encode(), bytes(500))
 
     index.update(fill)
     index.close()
@@ -86,9 +88,9 @@ def test_the_file_is_never_shorter_than_its_meta_page_says(directory: Path) -> N
 
         def change(txn: Transaction, n: int = round_number) -> None:
             for i in range(300):
-                txn.put(Table.LEAVES, f"{n}/{i}".encode(), bytes(900))
+                txn.put(LEAVES, f"{n}/{i}".encode(), bytes(900))
             for i in range(0, 300, 2):
-                txn.delete(Table.LEAVES, f"{n}/{i}".encode())
+                txn.delete(LEAVES, f"{n}/{i}".encode())
 
         index.update(change)
         index.close()
@@ -114,11 +116,11 @@ def test_an_index_whose_first_sync_failed_is_begun_anew(tmp_path: Path) -> None:
     """LMDB has written its pages, and nothing of them has reached the disk but the length."""
     (tmp_path / "data.mdb").write_bytes(bytes(8 * 4096))
     index = Index.open(tmp_path, Ballast(tmp_path / "ballast"))
-    index.update(lambda txn: txn.put(Table.META, b"key", b"value"))
+    index.update(lambda txn: txn.put(META, b"key", b"value"))
     index.close()
     again = Index.open(tmp_path, Ballast(tmp_path / "ballast"))
     with again.reading() as txn:
-        assert txn.get(Table.META, b"key") == b"value"
+        assert txn.get(META, b"key") == b"value"
     again.close()
 
 
@@ -145,31 +147,31 @@ def test_what_may_be_under_a_damaged_key_is_not_absent(directory: Path) -> None:
 
     def fill(txn: Transaction) -> None:
         for name in names:
-            txn.put(Table.LEAVES, name, b"value")
+            txn.put(LEAVES, name, b"value")
 
     index.update(fill)
     index.close()
     damage(directory, leaf_offset(directory, b"entry-20") + 7, 0x02)
     index = open_index(directory)
     with index.reading() as txn:
-        assert txn.get(Table.LEAVES, b"entry-10") == b"value"
-        assert txn.get(Table.LEAVES, b"entry-40") == b"value"
-        assert txn.get(Table.LEAVES, b"entry-00") is None
-        assert list(txn.keys(Table.LEAVES, b"entry-30", b"entry-99")) == [b"entry-30", b"entry-40"]
+        assert txn.get(LEAVES, b"entry-10") == b"value"
+        assert txn.get(LEAVES, b"entry-40") == b"value"
+        assert txn.get(LEAVES, b"entry-00") is None
+        assert list(txn.keys(LEAVES, b"entry-30", b"entry-99")) == [b"entry-30", b"entry-40"]
         for missing in (b"entry-11", b"entry-20", b"entry-22", b"entry-29"):
             with pytest.raises(DamagedError, match="checksum"):
-                txn.get(Table.LEAVES, missing)
+                txn.get(LEAVES, missing)
         for looking in (txn.keys, txn.scan):
             with pytest.raises(DamagedError, match="checksum"):
-                list(looking(Table.LEAVES, b"entry-12", b"entry-19"))
+                list(looking(LEAVES, b"entry-12", b"entry-19"))
     with index.examining() as txn:
-        assert txn.get(Table.LEAVES, b"entry-20") is None
+        assert txn.get(LEAVES, b"entry-20") is None
     index.close()
 
 
 def test_a_page_that_is_not_what_it_should_be_is_refused(directory: Path) -> None:
     index = open_index(directory)
-    index.update(lambda txn: txn.put(Table.LEAVES, b"entry-10", b"value"))
+    index.update(lambda txn: txn.put(LEAVES, b"entry-10", b"value"))
     index.close()
     page = leaf_offset(directory, b"entry-10") // 4096 * 4096
     for offset, bits in ((0, 1), (10, 1), (12, 4), (14, 8), (16, 2)):
@@ -184,7 +186,7 @@ def test_an_older_meta_page_is_not_taken_for_the_newest(directory: Path) -> None
     """Damage to a transaction's number: what the transaction before it said is history. Not seen
     is a number that falls by two: LMDB leaves such a one when it can't write the meta page."""
     index = open_index(directory)
-    index.update(lambda txn: txn.put(Table.LEAVES, b"a", b"value"))
+    index.update(lambda txn: txn.put(LEAVES, b"a", b"value"))
     index.close()
     image = (directory / "data.mdb").read_bytes()
     newest = max(int.from_bytes(image[at : at + 8], "little") for at in (144, 4096 + 144))

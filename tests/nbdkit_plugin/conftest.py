@@ -42,7 +42,7 @@ class PoolDirectory:
         """A snapshot of a volume that nobody has open; the parameter that serves it."""
         pool, background = self._open()
         try:
-            run_inline(pool.create_snapshot(pool.find_volume(volume), name))
+            run_inline(pool.create_snapshot(pool.registry.find_volume(volume), name))
             background.run()
         finally:
             pool.release()
@@ -51,14 +51,14 @@ class PoolDirectory:
     def volume_id(self, name: str) -> VolumeId:
         pool, _ = self._open()
         try:
-            return pool.find_volume(name)
+            return pool.registry.find_volume(name)
         finally:
             pool.release()
 
     def snapshot_id(self, name: str) -> SnapshotId:
         pool, _ = self._open()
         try:
-            return pool.find_snapshot(name)
+            return pool.registry.find_snapshot(name)
         finally:
             pool.release()
 

@@ -17,10 +17,11 @@ import lmdb
 import nbd
 import pytest
 
-from bockd.drivers.local.format.catalogue import FORMAT, Catalogue
+from bockd.drivers.local.format.catalogue import FORMAT, META, Catalogue
 from bockd.drivers.local.pool import Pool
 from bockd.index.ballast import Ballast
-from bockd.index.index import Index, Table, Transaction
+from bockd.index.index import Index
+from bockd.pool.index import Transaction
 from bockd.runtime.steps import Background
 
 from ..daemon.process import program
@@ -170,8 +171,8 @@ def test_a_pool_of_a_newer_format(pool: PoolDirectory) -> None:
 
     def set_format(number: int) -> None:
         def change(txn: Transaction) -> None:
-            record = json.loads(txn.get(Table.META, b"pool") or b"")
-            txn.put(Table.META, b"pool", json.dumps({**record, "format": number}).encode())
+            record = json.loads(txn.get(META, b"pool") or b"")
+            txn.put(META, b"pool", json.dumps({**record, "format": number}).encode())
 
         index.update(change)
 
@@ -185,14 +186,16 @@ def test_a_volume_that_failed(pool: PoolDirectory) -> None:
     """Refused until it is reopened; the others are served."""
     pool.create("disk1")
     pool.create("disk2")
-    store = Pool.open(pool.path, Background().spawn)
+    opened = Pool.open(pool.path, Background().spawn)
 
     def fail(txn: Transaction) -> None:
         catalogue = Catalogue(txn)
-        catalogue.put_volume(replace(catalogue.volume(store.find_volume("disk1")), failed="EIO"))
+        catalogue.put_volume(
+            replace(catalogue.volume(opened.registry.find_volume("disk1")), failed="EIO")
+        )
 
-    store.store.index.update(fail)
-    store.release()
+    opened.index.update(fail)
+    opened.release()
     said = refusal(pool.parameter, "volume=disk1")
     assert "is refused after an error: EIO" in said
     assert "'bock volume reopen 1'" in said

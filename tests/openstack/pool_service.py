@@ -39,14 +39,14 @@ def on_pool(root: Path, quota: Quota = DEFAULT_QUOTA) -> Opening:
 
             pool = Pool.open(root, spawn)
             try:
-                accounts = Accounts(pool.store.index)
+                accounts = Accounts(pool.index)
                 server = NbdServer(runner=runner)
                 exports = AttachedVolumes(
                     pool, server, AsyncBridge(lambda: background), on_idle=lambda _: None
                 )
                 yield Service(
                     PoolBlockStorage(StorageContext(pool, exports, quota), runner),
-                    LocalIdentity(pool.store.index, runner, time.time, b"k" * 32),
+                    LocalIdentity(pool.index, runner, time.time, b"k" * 32),
                     new_account(accounts, "demo"),
                     new_account(accounts, "other"),
                 )

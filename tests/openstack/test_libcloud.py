@@ -21,8 +21,8 @@ from bockd.blockstorage.contract import UNLIMITED, Quota, TenantId
 from bockd.blockstorage.records import Ledger
 from bockd.blockstorage.service import PoolBlockStorage
 from bockd.drivers.local.format.catalogue import Catalogue
-from bockd.index.index import Transaction
 from bockd.model import VolumeId
+from bockd.pool.index import Transaction
 
 from ..api.public import Served, without_ours
 
@@ -139,7 +139,7 @@ def multiply(served: Served, volume: VolumeId, count: int) -> None:
             catalogue.put_volume(replace(record, id=node, name=f"volume-{node}"))
             ledger.add_volume(tenant, replace(mine, id=node), lambda _: EVERYTHING)
 
-    storage.context.pool.store.index.update(change)
+    storage.context.pool.index.update(change)
 
 
 def test_wrong_password(served: Served) -> None:

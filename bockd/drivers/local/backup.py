@@ -31,16 +31,19 @@ import msgspec
 from bockd.directories import make_private, sync_directory
 from bockd.drivers.local.access import StoreAccess
 from bockd.drivers.local.format.blockmap import own_leaves
-from bockd.drivers.local.format.catalogue import Catalogue, id_key
+from bockd.drivers.local.format.catalogue import Catalogue
 from bockd.drivers.local.format.layer import punch_range, segment_sizes
 from bockd.drivers.local.format.layout import Layout, unlink_if_present
-from bockd.drivers.local.format.leaf import leaf_key
+from bockd.drivers.local.format.leaf import LEAVES, leaf_key
 from bockd.drivers.local.format.locks import FileLock
 from bockd.errors import ConflictError, DamagedError, InvalidRequestError, from_os_error
 from bockd.index.ballast import Ballast
-from bockd.index.index import Index, Table, Transaction
+from bockd.index.index import Index
+from bockd.index.keys import id_key
 from bockd.index.mapsize import read_map_size, write_map_size
 from bockd.model import MIB, LayerId, NodeKind, SnapshotId, VolumeId
+from bockd.pool.index import Transaction
+from bockd.pool.nodes import SNAPSHOTS
 
 STAMPS = "backup.json"
 CREDENTIALS_FILE = "credentials.json"
@@ -322,14 +325,14 @@ def _show_frozen(txn: Transaction, snapshots: Mapping[VolumeId, SnapshotId]) -> 
     catalogue = Catalogue(txn)
     for volume in list(catalogue.volumes()):
         for number in [number for number, _ in own_leaves(txn, volume.map)]:
-            txn.delete(Table.LEAVES, leaf_key(volume.map, number))
+            txn.delete(LEAVES, leaf_key(volume.map, number))
         catalogue.put_volume(
             replace(volume, generation=volume.generation + 1, segment=0, opened=False)
         )
     for number in snapshots.values():
         record = catalogue.snapshot(number)
         catalogue.free_name(NodeKind.SNAPSHOT, record.name)
-        txn.delete(Table.SNAPSHOTS, id_key(number))
+        txn.delete(SNAPSHOTS, id_key(number))
         catalogue.kill_map(record.map)
 
 

@@ -4,71 +4,75 @@ more. One transaction, and no layer is made: what an import needs, whose volume 
 
 from __future__ import annotations
 
-from bockd.drivers.local.format.catalogue import Catalogue, SnapshotRecord, id_key
+from bockd.drivers.local.format.catalogue import Catalogue, LocalSnapshotRecord
 from bockd.drivers.local.format.locks import touch_if_possible
 from bockd.drivers.local.opening import lock_volume, recover_if_needed, remove_traces
-from bockd.drivers.local.pool import Pool
-from bockd.drivers.local.snapshotting import AlsoSnapshot, Naming
+from bockd.drivers.local.registry import Registry
 from bockd.errors import InUseError
 from bockd.failpoints import Failpoint, hit
-from bockd.index.index import Table, Transaction
+from bockd.index.keys import id_key
 from bockd.model import NodeKind, SnapshotId, VolumeId
+from bockd.pool.index import Transaction
+from bockd.pool.nodes import VOLUMES
+from bockd.pool.pool import Naming, WithSnapshot
 from bockd.runtime.steps import blocking
 
 
 async def freeze_volume(
-    pool: Pool, volume: VolumeId, naming: Naming, in_transaction: AlsoSnapshot
-) -> SnapshotRecord:
+    registry: Registry, volume: VolumeId, naming: Naming, in_transaction: WithSnapshot
+) -> LocalSnapshotRecord:
     """Make a volume that nobody uses a snapshot, which is durable when this returns.
 
     Raises InUseError while a client is connected, NotFoundError, VolumeFailedError.
     """
-    await pool.close_idle_volume(volume)
+    await registry.close_idle_volume(volume)
     doing = f"making volume {volume} a snapshot"
-    return await pool.exclusive(volume, doing, _freeze, pool, volume, naming, in_transaction)
+    return await registry.exclusive(
+        volume, doing, _freeze, registry, volume, naming, in_transaction
+    )
 
 
 async def _freeze(
-    pool: Pool, volume: VolumeId, naming: Naming, in_transaction: AlsoSnapshot
-) -> SnapshotRecord:
-    if volume in pool.volumes:
-        pool.refuse_used(volume)
+    registry: Registry, volume: VolumeId, naming: Naming, in_transaction: WithSnapshot
+) -> LocalSnapshotRecord:
+    if volume in registry.volumes:
+        registry.refuse_used(volume)
         raise InUseError(f"volume {volume} has been used until now; try again")
-    pool.refuse_failed(volume)
+    registry.refuse_failed(volume)
 
-    def change(txn: Transaction) -> SnapshotRecord:
-        snapshot = _become(Catalogue(txn), volume, naming, pool.clock())
+    def change(txn: Transaction) -> LocalSnapshotRecord:
+        snapshot = _become(Catalogue(txn), volume, naming, registry.clock())
         in_transaction(txn, snapshot)
         hit(Failpoint.FREEZE_CHANGED)
         return snapshot
 
-    def freeze() -> SnapshotRecord:
-        lock = lock_volume(pool.store, volume)
+    def freeze() -> LocalSnapshotRecord:
+        lock = lock_volume(registry.store, volume)
         try:
-            recover_if_needed(pool.store, volume)
-            snapshot = pool.store.index.update(change)
+            recover_if_needed(registry.store, volume)
+            snapshot = registry.store.index.update(change)
             hit(Failpoint.FREEZE_COMMITTED)
-            remove_traces(pool.store, volume, lock)
+            remove_traces(registry.store, volume, lock)
         finally:
             lock.release()
         return snapshot
 
     record = await blocking(freeze)
     # Made now: when it is read the file system may have no file to give.
-    await blocking(lambda: touch_if_possible(pool.store.layout.snapshot_lock(record.id)))
-    pool.on_frozen()
+    await blocking(lambda: touch_if_possible(registry.store.layout.snapshot_lock(record.id)))
+    registry.on_frozen()
     return record
 
 
 def _become(
     catalogue: Catalogue, volume: VolumeId, naming: Naming, created_at: float
-) -> SnapshotRecord:
+) -> LocalSnapshotRecord:
     """Forget the volume and give its map to a new snapshot."""
     record = catalogue.volume(volume)
     catalogue.free_name(NodeKind.VOLUME, record.name)
-    catalogue.txn.delete(Table.VOLUMES, id_key(volume))
+    catalogue.txn.delete(VOLUMES, id_key(volume))
     node = SnapshotId(catalogue.new_node())
-    snapshot = SnapshotRecord(
+    snapshot = LocalSnapshotRecord(
         id=node,
         name=naming(catalogue, node),
         volume=volume,

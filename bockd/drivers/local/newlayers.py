@@ -11,11 +11,12 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from bockd.drivers.local.access import StoreAccess
-from bockd.drivers.local.format.catalogue import Catalogue, id_key
+from bockd.drivers.local.format.catalogue import LAYERS, Catalogue
 from bockd.drivers.local.format.layer import Layer, create_layer, unlink_layer
 from bockd.errors import BockdError, from_os_error
-from bockd.index.index import Table, Transaction
+from bockd.index.keys import id_key
 from bockd.model import LayerId
+from bockd.pool.index import Transaction
 from bockd.runtime.steps import blocking
 from bockd.runtime.waiting import Mutex
 
@@ -68,7 +69,7 @@ class LayerMaker:
         """Remove the files of a layer, if no transaction has named it. This is looked up, not
         assumed."""
         with self._store.index.reading() as txn:
-            named = txn.get(Table.LAYERS, id_key(layer)) is not None
+            named = txn.get(LAYERS, id_key(layer)) is not None
         if not named:
             self._remove(layer)
 

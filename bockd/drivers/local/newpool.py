@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bockd.drivers.local.format.layout import Layout
-from bockd.drivers.local.pool import Pool
+from bockd.drivers.local.registry import Registry
 from bockd.errors import ConflictError, DamagedError, InvalidRequestError, from_os_error
 from bockd.runtime.steps import Background
 
@@ -85,7 +85,7 @@ def make_pool(root: Path) -> None:
             f"{root} is not empty (there is {sorted(content)[0]!r}): give an empty directory, or "
             "one that does not exist yet"
         )
-    Pool.open(root, Background().spawn).release()
+    Registry.open(root, Background().spawn).release()
 
 
 def _content(root: Path) -> set[str]:

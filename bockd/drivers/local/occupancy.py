@@ -9,59 +9,72 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 
-from bockd.control import NodeSpace, SpacePage
-from bockd.drivers.local.format.catalogue import NO_MAP, Catalogue
+from bockd.drivers.local.format.catalogue import (
+    NO_MAP,
+    Catalogue,
+    LocalSnapshotRecord,
+    LocalVolumeRecord,
+)
 from bockd.drivers.local.format.layout import Layout
 from bockd.drivers.local.registry import Registry
-from bockd.drivers.local.space import Family, Tally, count_family
+from bockd.drivers.local.space import (
+    Family,
+    Tally,
+    allocated_bytes,
+    changed_at,
+    count_family,
+    measure_space,
+)
 from bockd.errors import DamagedError
-from bockd.model import MapId, NodeKind, SnapshotId
+from bockd.model import MapId, NodeKind, SnapshotId, VolumeId
+from bockd.pool.reports import Attributes, NodeSpace, Shares, Space, SpacePage
 from bockd.runtime.steps import blocking
 
 VOLUMES, SNAPSHOTS, IMAGES = range(3)
 """Classes of maps. A block counts for the first one that shows it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Shares:
-    """Bytes of a pool's data by who keeps them. A block that several show counts once, for the
-    first of these."""
+async def measure_one(registry: Registry, kind: NodeKind, node: int) -> Space:
+    """Measure the exact space of a volume or snapshot. A volume that has failed counts as it was at
+    its last checkpoint."""
+    await _checkpoint_all(registry)
 
-    volumes_bytes: int
-    snapshots_bytes: int
-    """What no volume shows: it returns when all snapshots are deleted."""
-    images_bytes: int
-    """What neither a volume nor a snapshot shows."""
+    def walk() -> Space:
+        with registry.catalogue() as catalogue:
+            if kind is NodeKind.VOLUME:
+                return measure_space(catalogue, catalogue.volume(VolumeId(node)).map)
+            return measure_space(catalogue, catalogue.snapshot(SnapshotId(node)).map)
+
+    return await blocking(walk)
 
 
-async def measure_all(pool: Registry, after: int, until: Callable[[], bool]) -> SpacePage:
+async def measure_all(registry: Registry, after: int, until: Callable[[], bool]) -> SpacePage:
     """Measure the exact space of all volumes, and of the snapshots that are in use. Goes family by
     family, from the first whose root is above `after`, until `until` returns true or all are done.
     Leaves out a family with a damaged map."""
-    await _checkpoint_all(pool)
-    used = frozenset(pool.snapshots)
-    return await blocking(_measure_page, pool, used, after, until)
+    await _checkpoint_all(registry)
+    used = frozenset(registry.snapshots)
+    return await blocking(_measure_page, registry, used, after, until)
 
 
-async def measure_shares(pool: Registry, images: frozenset[SnapshotId]) -> Shares:
+async def measure_shares(registry: Registry, images: frozenset[SnapshotId]) -> Shares:
     """Measure who has how much of the pool. Raises DamagedError."""
-    await _checkpoint_all(pool)
-    return await blocking(_measure_shares, pool, images)
+    await _checkpoint_all(registry)
+    return await blocking(_measure_shares, registry, images)
 
 
-async def _checkpoint_all(pool: Registry) -> None:
+async def _checkpoint_all(registry: Registry) -> None:
     """What open volumes wrote may have ended a sharing."""
-    for volume in list(pool.volumes):
-        await pool.try_checkpoint(volume)
+    for volume in list(registry.volumes):
+        await registry.try_checkpoint(volume)
 
 
 def _measure_page(
-    pool: Registry, used: frozenset[SnapshotId], after: int, until: Callable[[], bool]
+    registry: Registry, used: frozenset[SnapshotId], after: int, until: Callable[[], bool]
 ) -> SpacePage:
     found: list[NodeSpace] = []
-    with pool.catalogue() as catalogue:
+    with registry.catalogue() as catalogue:
         nodes: dict[MapId, tuple[NodeKind, int]] = {}
         for snapshot in catalogue.snapshots():
             if snapshot.id in used:
@@ -82,9 +95,9 @@ def _measure_page(
     return SpacePage(tuple(found), None)
 
 
-def _measure_shares(pool: Registry, images: frozenset[SnapshotId]) -> Shares:
+def _measure_shares(registry: Registry, images: frozenset[SnapshotId]) -> Shares:
     sums = [0, 0, 0]
-    with pool.catalogue() as catalogue:
+    with registry.catalogue() as catalogue:
         ranks = {volume.map: VOLUMES for volume in catalogue.volumes()}
         for snapshot in catalogue.snapshots():
             ranks[snapshot.map] = IMAGES if snapshot.id in images else SNAPSHOTS
@@ -123,6 +136,25 @@ def families(catalogue: Catalogue) -> Iterator[tuple[MapId, Family, frozenset[Ma
             family.append((member, parent))
             waiting.extend((child, member) for child in children.get(member, ()))
         yield root, family, frozenset(member for member, _ in family if member in dead)
+
+
+def node_attributes(registry: Registry, kind: NodeKind, node: int) -> Attributes:
+    """Return what a file view shows of a volume or snapshot, from its layers' files. Blocks."""
+    layout = registry.store.layout
+    record: LocalVolumeRecord | LocalSnapshotRecord
+    with registry.catalogue() as catalogue:
+        if kind is NodeKind.VOLUME:
+            record = volume = catalogue.volume(VolumeId(node))
+            modified_at = max(record.created_at, changed_at(layout, volume.head))
+        else:
+            record = catalogue.snapshot(SnapshotId(node))
+            modified_at = record.created_at
+        try:
+            allocated = min(record.size_bytes, allocated_bytes(layout, catalogue, record.map))
+        except DamagedError:
+            # Opening it says what is wrong.
+            allocated = record.size_bytes
+    return Attributes(allocated, modified_at)
 
 
 def pool_files_bytes(layout: Layout) -> int:

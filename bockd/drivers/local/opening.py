@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from bockd.drivers.local.access import Spawn, StoreAccess, discard_segment
-from bockd.drivers.local.format.catalogue import Catalogue, SnapshotRecord, VolumeRecord
+from bockd.drivers.local.format.catalogue import Catalogue, LocalSnapshotRecord, LocalVolumeRecord
 from bockd.drivers.local.format.layer import verify_layer
 from bockd.drivers.local.format.layout import unlink_leftover
 from bockd.drivers.local.format.locks import FileLock
@@ -23,19 +23,19 @@ from bockd.drivers.local.volume.recovery import recover, remove_old_segments
 from bockd.drivers.local.volume.snapshot import Snapshot
 from bockd.drivers.local.volume.volume import Volume
 from bockd.errors import BockdError, DamagedError, NoSpaceError, SyncFailedError, volume_failed
-from bockd.index.index import Transaction
 from bockd.model import MapId, SnapshotId, VolumeId
+from bockd.pool.index import Transaction
 from bockd.runtime.steps import blocking
 from bockd.runtime.waiting import WriteGate
 
 log = logging.getLogger(__name__)
 
-_Record = TypeVar("_Record", VolumeRecord, SnapshotRecord)
+_Record = TypeVar("_Record", LocalVolumeRecord, LocalSnapshotRecord)
 
 
 @dataclass(frozen=True, slots=True)
 class _OpenedFiles:
-    record: VolumeRecord
+    record: LocalVolumeRecord
     chain: tuple[MapId, ...]
     lock: FileLock
 
@@ -91,13 +91,13 @@ def _lock(store: StoreAccess, path: Path, *, shared: bool, held_message: str) ->
     return FileLock.acquire(path, shared=shared, held_message=held_message)
 
 
-def refuse_failed(record: VolumeRecord) -> None:
+def refuse_failed(record: LocalVolumeRecord) -> None:
     """Raise VolumeFailedError for a volume whose last sync failed."""
     if record.failed is not None:
         raise volume_failed(record.id, record.name, record.failed)
 
 
-def recover_if_needed(store: StoreAccess, volume: VolumeId) -> VolumeRecord:
+def recover_if_needed(store: StoreAccess, volume: VolumeId) -> LocalVolumeRecord:
     """Return the record of a volume that nobody has open, after recovery if it was not closed. The
     caller holds the volume's lock. Blocks."""
     with store.index.reading() as txn:

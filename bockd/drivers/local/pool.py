@@ -1,276 +1,243 @@
-"""A pool's operations: creating, cloning, growing, reopening and deleting volumes, and, inherited,
-those on snapshots.
-
-What engine.snapshotting says about errors and about `in_transaction` holds here, too.
-"""
+"""The local pool as the pool contract (bockd.pool.pool): who does what of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
 
-from bockd.drivers.local.format.catalogue import (
-    NO_MAP,
-    Catalogue,
-    SnapshotRecord,
-    VolumeRecord,
-    id_key,
+from bockd.drivers.local.access import Spawn
+from bockd.drivers.local.coopeners import elsewhere
+from bockd.drivers.local.format.catalogue import Catalogue
+from bockd.drivers.local.freezing import freeze_volume
+from bockd.drivers.local.integrity.check import check_open_pool
+from bockd.drivers.local.newlayers import LayerMaker
+from bockd.drivers.local.occupancy import (
+    measure_all,
+    measure_one,
+    measure_shares,
+    node_attributes,
+    pool_files_bytes,
 )
-from bockd.drivers.local.format.layer import Layer
-from bockd.drivers.local.format.locks import touch_if_possible
-from bockd.drivers.local.opening import (
-    abandon_volume,
-    lock_volume,
-    recover_if_needed,
-    remove_traces,
-)
-from bockd.drivers.local.snapshotting import (
-    AlsoVolume,
-    Naming,
-    SnapshotOperations,
-    clone_size,
-    content_of,
-    name_of,
-    nothing_more,
-)
-from bockd.errors import InvalidRequestError
-from bockd.failpoints import Failpoint, hit
-from bockd.index.index import Table, Transaction
-from bockd.model import LayerId, NodeKind, SnapshotId, VolumeId, check_name, check_volume_size
+from bockd.drivers.local.registry import Registry
+from bockd.drivers.local.snapshots import SnapshotOperations
+from bockd.drivers.local.volumes import VolumeOperations
+from bockd.errors import named
+from bockd.index.index import Index
+from bockd.model import BLOCK_SIZE, NodeKind, SnapshotId, VolumeId
+from bockd.pool.device import BlockDevice
+from bockd.pool.features import Features
+from bockd.pool.pool import Naming, WithSnapshot, WithVolume, nothing_more
+from bockd.pool.records import SnapshotRecord, VolumeRecord
+from bockd.pool.reports import Attributes, CheckReport, Shares, Space, SpacePage
 from bockd.runtime.steps import Steps, blocking
 
+FEATURES = Features(driver="local", durable=True, hole_bytes=BLOCK_SIZE, shares_blocks=True)
 
-class Pool(SnapshotOperations):
-    """An open pool and all that can be done to its catalogue."""
 
-    # -- creating ----------------------------------------------------------------------------
+class Pool:
+    """An open local pool. `registry` has what is open, and is for this driver and its wiring."""
+
+    features = FEATURES
+
+    def __init__(self, registry: Registry) -> None:
+        self.registry = registry
+        layers = LayerMaker(registry.store)
+        self._volumes = VolumeOperations(registry, layers)
+        self._snapshots = SnapshotOperations(registry, layers)
+
+    # -- the pool itself ---------------------------------------------------------------------
+
+    @classmethod
+    def open(
+        cls,
+        root: Path,
+        spawn: Spawn,
+        *,
+        boot: str | None = None,
+        map_size_bytes: int | None = None,
+    ) -> Self:
+        """Open the pool at `root`, creating it in a new or empty place; see `Registry.open`.
+        Blocks."""
+        return cls(Registry.open(root, spawn, boot=boot, map_size_bytes=map_size_bytes))
+
+    @property
+    def index(self) -> Index:
+        """See the contract."""
+        return self.registry.store.index
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """See the contract."""
+        return self.registry.clock
+
+    def close_all(self) -> Steps[None]:
+        """See the contract."""
+        return self.registry.close_all()
+
+    def release(self) -> None:
+        """See the contract."""
+        self.registry.release()
+
+    # -- looking -----------------------------------------------------------------------------
+
+    @contextmanager
+    def nodes(self) -> Iterator[Catalogue]:
+        """See the contract."""
+        with self.registry.catalogue() as catalogue:
+            yield catalogue
+
+    def find(self, kind: NodeKind, ref: str) -> int:
+        """See the contract."""
+        with self.nodes() as nodes:
+            return nodes.find(kind, ref)
+
+    def failure(self, record: VolumeRecord) -> str | None:
+        """See the contract."""
+        return self.registry.failure(record)
+
+    def trouble(self, record: VolumeRecord) -> str | None:
+        """See the contract."""
+        return self.registry.trouble(record)
+
+    # -- opening -----------------------------------------------------------------------------
+
+    async def use(self, kind: NodeKind, node: int) -> BlockDevice:
+        """See the contract."""
+        if kind is NodeKind.VOLUME:
+            return (await self.registry.use_volume(VolumeId(node))).volume
+        return (await self.registry.use_snapshot(SnapshotId(node))).snapshot
+
+    def leave(self, kind: NodeKind, node: int) -> None:
+        """See the contract."""
+        if kind is NodeKind.VOLUME:
+            self.registry.leave_volume(VolumeId(node))
+        else:
+            self.registry.leave_snapshot(SnapshotId(node))
+
+    def users(self, kind: NodeKind, node: int) -> int:
+        """See the contract."""
+        return self.registry.users(kind, node)
+
+    def is_open(self, kind: NodeKind, node: int) -> bool:
+        """See the contract."""
+        return self.registry.is_open(kind, node)
+
+    def close_idle(self, kind: NodeKind, node: int) -> Steps[None]:
+        """See the contract."""
+        if kind is NodeKind.VOLUME:
+            return self.registry.close_idle_volume(VolumeId(node))
+        return self.registry.close_idle_snapshot(SnapshotId(node))
+
+    def flush_volume(self, volume: VolumeId) -> Steps[str | None]:
+        """See the contract."""
+        return self.registry.flush_volume(volume)
+
+    # -- changing ----------------------------------------------------------------------------
 
     def create_volume(
         self,
         name: str | Naming,
         size_bytes: int | None,
         from_snapshot: SnapshotId | None = None,
-        in_transaction: AlsoVolume = nothing_more,
+        in_transaction: WithVolume = nothing_more,
         content_bytes: int | None = None,
     ) -> Steps[VolumeRecord]:
-        """Create a blank volume, or a clone of a snapshot. A clone is at least as large as the
-        snapshot, and by default as large. `content_bytes` is the size of what will be imported into
-        a blank volume.
-
-        Raises InvalidRequestError, ConflictError (the name), NotFoundError (the snapshot).
-        """
-        if isinstance(name, str):
-            check_name(name)
-        if size_bytes is not None:
-            check_volume_size(size_bytes)
-        elif from_snapshot is None:
-            raise InvalidRequestError("a blank volume needs a size")
-
-        async def steps() -> VolumeRecord:
-            source: SnapshotRecord | None = None
-            with self.catalogue() as catalogue:
-                if from_snapshot is not None:
-                    source = catalogue.snapshot(from_snapshot)
-            size = clone_size(source, size_bytes)
-
-            def change(txn: Transaction, layer: LayerId) -> VolumeRecord:
-                content = content_of(source, size) if source else content_bytes
-                added = self._add_volume(Catalogue(txn), name, size, from_snapshot, layer, content)
-                in_transaction(txn, added)
-                hit(Failpoint.CLONE_CHANGED if source else Failpoint.CREATE_CHANGED)
-                return added
-
-            record = await self._layers.make_with(size, change)
-            hit(Failpoint.CLONE_COMMITTED if source else Failpoint.CREATE_COMMITTED)
-            # Made now: when it is opened the file system may have no file to give.
-            await blocking(lambda: touch_if_possible(self.store.layout.volume_lock(record.id)))
-            return record
-
-        # While it is being cloned a snapshot must not be deleted.
-        return (
-            steps()
-            if from_snapshot is None
-            else self.exclusive(from_snapshot, f"cloning snapshot {from_snapshot}", steps)
-        )
-
-    def _add_volume(
-        self,
-        catalogue: Catalogue,
-        naming: str | Naming,
-        size: int,
-        from_snapshot: SnapshotId | None,
-        layer: LayerId,
-        content_bytes: int | None,
-    ) -> VolumeRecord:
-        parent = NO_MAP if from_snapshot is None else catalogue.snapshot(from_snapshot).map
-        volume = VolumeId(catalogue.new_node())
-        name = name_of(naming, catalogue, volume)
-        catalogue.take_name(NodeKind.VOLUME, name, volume)
-        map_record = catalogue.new_map(parent, size)
-        catalogue.add_layer(layer, size, map_record.id)
-        record = VolumeRecord(
-            id=volume,
-            name=name,
-            size_bytes=size,
-            map=map_record.id,
-            head=layer,
-            created_at=self.clock(),
-            from_snapshot=from_snapshot,
-            generation=0,
-            segment=0,
-            opened=False,
-            failed=None,
-            content_bytes=content_bytes,
-        )
-        catalogue.put_volume(record)
-        return record
-
-    # -- volumes -----------------------------------------------------------------------------
+        """See the contract."""
+        return self._volumes.create(name, size_bytes, from_snapshot, in_transaction, content_bytes)
 
     def extend_volume(
-        self, volume: VolumeId, size_bytes: int, in_transaction: AlsoVolume = nothing_more
+        self, volume: VolumeId, size_bytes: int, in_transaction: WithVolume = nothing_more
     ) -> Steps[VolumeRecord]:
-        """Grow a volume, open or not. Raises InvalidRequestError when it would not grow."""
-        check_volume_size(size_bytes)
-        doing = f"extending volume {volume}"
-        return self.exclusive(
-            volume, doing, self._extend_volume, volume, size_bytes, in_transaction
-        )
+        """See the contract."""
+        return self._volumes.extend(volume, size_bytes, in_transaction)
 
-    async def _extend_volume(
-        self, volume: VolumeId, size_bytes: int, in_transaction: AlsoVolume
-    ) -> VolumeRecord:
-        with self.catalogue() as catalogue:
-            current = catalogue.volume(volume).size_bytes
-        if size_bytes <= current:
-            raise InvalidRequestError(
-                f"volume {volume} has {current} bytes already; it can only grow"
-            )
+    def revert_volume(
+        self, volume: VolumeId, snapshot: SnapshotId, in_transaction: WithVolume = nothing_more
+    ) -> Steps[VolumeRecord]:
+        """See the contract."""
+        return self._volumes.revert(volume, snapshot, in_transaction)
 
-        def change(txn: Transaction, record: VolumeRecord) -> tuple[VolumeRecord, VolumeRecord]:
-            catalogue = Catalogue(txn)
-            catalogue.put_layer(replace(catalogue.layer(record.head), size_bytes=size_bytes))
-            catalogue.put_map(replace(catalogue.map(record.map), size_bytes=size_bytes))
-            record = replace(record, size_bytes=size_bytes, content_bytes=None)
-            in_transaction(txn, record)
-            hit(Failpoint.EXTEND_CHANGED)
-            return record, record
+    def fill_volume(
+        self, volume: VolumeId, snapshot: SnapshotId, in_transaction: WithVolume
+    ) -> Steps[VolumeRecord]:
+        """See the contract."""
+        return self._volumes.fill(volume, snapshot, in_transaction)
 
-        opened = self.volumes.get(volume)
-        if opened is None:
-            self.refuse_failed(volume)
-            extended = await self._extend_closed(volume, size_bytes, change)
-        else:
-            device = opened.volume
-            await device.durability.begin(reserve=False)
-            await blocking(self._layers.grow, device.durability.head, size_bytes)
-            extended = await device.durability.quiesced_commit(
-                change, lambda _record, _result: device.adopt_size(size_bytes)
-            )
-        hit(Failpoint.EXTEND_COMMITTED)
-        return extended
-
-    async def _extend_closed(
-        self,
-        volume: VolumeId,
-        size_bytes: int,
-        change: Callable[[Transaction, VolumeRecord], tuple[VolumeRecord, VolumeRecord]],
-    ) -> VolumeRecord:
-        def run(txn: Transaction) -> VolumeRecord:
-            catalogue = Catalogue(txn)
-            record, result = change(txn, catalogue.volume(volume))
-            catalogue.put_volume(record)
-            return result
-
-        def extend() -> VolumeRecord:
-            lock = lock_volume(self.store, volume)
-            try:
-                record = recover_if_needed(self.store, volume)
-                head = Layer.open(self.store.layout, record.head, record.size_bytes, writable=True)
-                try:
-                    self._layers.grow(head, size_bytes)
-                finally:
-                    head.close()
-                return self.store.index.update(run)
-            finally:
-                lock.release()
-
-        return await blocking(extend)
-
-    def delete_volume(
-        self, volume: VolumeId, in_transaction: AlsoVolume = nothing_more
-    ) -> Steps[None]:
-        """Forget a volume; its space is reclaimed in the background. Raises InUseError while it is
-        used."""
-        doing = f"deleting volume {volume}"
-        return self.exclusive(volume, doing, self._delete_volume, volume, in_transaction)
-
-    async def _delete_volume(self, volume: VolumeId, in_transaction: AlsoVolume) -> None:
-        if volume in self.volumes:
-            self.refuse_used(volume)
-            await self._abandon_volume(volume)
-        hit(Failpoint.DELETE_CLOSED)
-        await blocking(self._forget_volume, volume, in_transaction)
-        hit(Failpoint.DELETE_DONE)
-        self.refusals.pop(volume, None)
-        self.failures.pop(volume, None)
-        self.on_garbage()
-
-    async def _abandon_volume(self, volume: VolumeId) -> None:
-        try:
-            await abandon_volume(self.volumes[volume])
-        finally:
-            self._forget_open(volume)
-
-    def _forget_volume(self, volume: VolumeId, in_transaction: AlsoVolume) -> None:
-        lock = lock_volume(self.store, volume)
-
-        def change(txn: Transaction) -> None:
-            catalogue = Catalogue(txn)
-            record = catalogue.volume(volume)
-            catalogue.free_name(NodeKind.VOLUME, record.name)
-            txn.delete(Table.VOLUMES, id_key(volume))
-            catalogue.kill_map(record.map)
-            in_transaction(txn, record)
-            hit(Failpoint.DELETE_CHANGED)
-
-        try:
-            self.store.index.update(change)
-            hit(Failpoint.DELETE_COMMITTED)
-            remove_traces(self.store, volume, lock)
-        finally:
-            lock.release()
+    def freeze_volume(
+        self, volume: VolumeId, naming: Naming, in_transaction: WithSnapshot
+    ) -> Steps[SnapshotRecord]:
+        """See the contract."""
+        return freeze_volume(self.registry, volume, naming, in_transaction)
 
     def reopen_volume(
-        self, volume: VolumeId, in_transaction: AlsoVolume = nothing_more
+        self, volume: VolumeId, in_transaction: WithVolume = nothing_more
     ) -> Steps[VolumeRecord]:
-        """Accept what a failed sync may have lost, and let the volume be opened again."""
-        doing = f"reopening volume {volume}"
-        return self.exclusive(volume, doing, self._reopen_volume, volume, in_transaction)
+        """See the contract."""
+        return self._volumes.reopen(volume, in_transaction)
 
-    async def _reopen_volume(self, volume: VolumeId, in_transaction: AlsoVolume) -> VolumeRecord:
-        if volume in self.volumes:
-            self.refuse_used(volume)
-            await self._abandon_volume(volume)
+    def delete_volume(
+        self, volume: VolumeId, in_transaction: WithVolume = nothing_more
+    ) -> Steps[None]:
+        """See the contract."""
+        return self._volumes.delete(volume, in_transaction)
 
-        def reopen() -> VolumeRecord:
-            lock = lock_volume(self.store, volume)
+    def create_snapshot(
+        self, volume: VolumeId, name: str | Naming, in_transaction: WithSnapshot = nothing_more
+    ) -> Steps[SnapshotRecord]:
+        """See the contract."""
+        return self._snapshots.create(volume, name, in_transaction)
 
-            def change(txn: Transaction) -> VolumeRecord:
-                catalogue = Catalogue(txn)
-                record = replace(catalogue.volume(volume), failed=None)
-                catalogue.put_volume(record)
-                in_transaction(txn, record)
-                hit(Failpoint.REOPEN_CHANGED)
-                return record
+    def delete_snapshot(
+        self, snapshot: SnapshotId, in_transaction: WithSnapshot = nothing_more
+    ) -> Steps[None]:
+        """See the contract."""
+        return self._snapshots.delete(snapshot, in_transaction)
 
-            try:
-                return self.store.index.update(change)
-            finally:
-                lock.release()
+    # -- measuring ---------------------------------------------------------------------------
 
-        result = await blocking(reopen)
-        hit(Failpoint.REOPEN_COMMITTED)
-        self.refusals.pop(volume, None)
-        self.failures.pop(volume, None)
-        return result
+    def measure(self, kind: NodeKind, node: int) -> Steps[Space]:
+        """See the contract. Every open volume is checkpointed first, because what it wrote since
+        may have ended a sharing."""
+        return measure_one(self.registry, kind, node)
+
+    def measure_all(self, after: int, until: Callable[[], bool]) -> Steps[SpacePage]:
+        """See the contract. Goes family by family, and leaves out one with a damaged map."""
+        return measure_all(self.registry, after, until)
+
+    def shares(self, images: frozenset[SnapshotId]) -> Steps[Shares]:
+        """See the contract."""
+        return measure_shares(self.registry, images)
+
+    def attributes(self, kind: NodeKind, node: int) -> Attributes:
+        """See the contract."""
+        return node_attributes(self.registry, kind, node)
+
+    def room(self) -> os.statvfs_result:
+        """See the contract."""
+        root = self.registry.store.layout.root
+        with named(f"asking for the space of {root}"):
+            return os.statvfs(root)
+
+    def used_bytes(self) -> int:
+        """See the contract."""
+        layout = self.registry.store.layout
+        with named(f"looking at {layout.root}"):
+            return pool_files_bytes(layout)
+
+    async def check(self) -> CheckReport:
+        """See the contract. What a process that died left behind is finished first; what another
+        one has open is not ours to look at."""
+        registry = self.registry
+        for volume in list(registry.volumes):
+            await registry.try_checkpoint(volume)
+        await registry.recover_volumes()
+        ours = frozenset(registry.volumes)
+
+        def walk() -> CheckReport:
+            live = ours | elsewhere(registry.store, ours)
+            return check_open_pool(registry.store, live=live, repair=False)
+
+        return await blocking(walk)

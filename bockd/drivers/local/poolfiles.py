@@ -8,7 +8,7 @@ import time
 
 from bockd.directories import make_private, sync_directory
 from bockd.drivers.local.access import StoreAccess
-from bockd.drivers.local.format.catalogue import FORMAT, Catalogue, PoolRecord
+from bockd.drivers.local.format.catalogue import FORMAT, LAYERS, Catalogue, PoolRecord
 from bockd.drivers.local.format.frozenlayer import OpenFiles
 from bockd.drivers.local.format.journal import boot_id
 from bockd.drivers.local.format.layout import Layout
@@ -17,7 +17,9 @@ from bockd.drivers.local.format.spares import SpareSegments
 from bockd.errors import DamagedError, InUseError, NoSpaceError, PoolFormatError
 from bockd.failpoints import Failpoint, hit
 from bockd.index.ballast import Ballast
-from bockd.index.index import Index, Table, Transaction
+from bockd.index.index import Index
+from bockd.pool.index import Transaction
+from bockd.pool.nodes import VOLUMES
 
 log = logging.getLogger(__name__)
 
@@ -125,6 +127,6 @@ def _establish(txn: Transaction) -> None:
     if record is not None:
         catalogue.upgrade(record)
         return
-    if txn.count(Table.VOLUMES) or txn.count(Table.LAYERS):
+    if txn.count(VOLUMES) or txn.count(LAYERS):
         raise PoolFormatError("the index has volumes but no pool record; restore it from a backup")
     catalogue.put_pool(PoolRecord(FORMAT, time.time(), next_node=1, next_map=1, next_layer=1))

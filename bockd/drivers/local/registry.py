@@ -14,10 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import ParamSpec, Self, TypeVar
 
-from bockd.control import Space
 from bockd.directories import make_private
 from bockd.drivers.local.access import Spawn, StoreAccess
-from bockd.drivers.local.format.catalogue import Catalogue, VolumeRecord
+from bockd.drivers.local.format.catalogue import Catalogue
 from bockd.drivers.local.format.journal import boot_id
 from bockd.drivers.local.format.layout import Layout
 from bockd.drivers.local.format.locks import FileLock, touch
@@ -35,7 +34,6 @@ from bockd.drivers.local.opening import (
     recover_if_needed,
 )
 from bockd.drivers.local.poolfiles import join_store, open_store
-from bockd.drivers.local.space import measure_space
 from bockd.drivers.local.volume.reading import Reader
 from bockd.errors import (
     BockdError,
@@ -50,6 +48,7 @@ from bockd.errors import (
 )
 from bockd.index.mapsize import write_map_size
 from bockd.model import LayerId, NodeKind, SnapshotId, VolumeId
+from bockd.pool.records import VolumeRecord
 from bockd.runtime.steps import Steps, blocking
 from bockd.runtime.waiting import Mutex
 
@@ -162,7 +161,7 @@ class Registry:
         for volume in list(self.volumes):
             try:
                 await self.exclusive(
-                    volume, f"closing volume {volume}", self._close_volume, volume, give_up=True
+                    volume, f"closing volume {volume}", self.close_volume, volume, give_up=True
                 )
             except BockdError as error:
                 log.error("closing volume %s: %s", volume, error)  # noqa: TRY400
@@ -320,6 +319,21 @@ class Registry:
         """Count one user less of a snapshot."""
         self.snapshots[snapshot].users -= 1
 
+    def users(self, kind: NodeKind, node: int) -> int:
+        """Return how many use a volume or snapshot in this process."""
+        opened: OpenVolume | OpenSnapshot | None
+        if kind is NodeKind.VOLUME:
+            opened = self.volumes.get(VolumeId(node))
+        else:
+            opened = self.snapshots.get(SnapshotId(node))
+        return 0 if opened is None else opened.users
+
+    def is_open(self, kind: NodeKind, node: int) -> bool:
+        """Return whether a volume or snapshot is open in this process."""
+        if kind is NodeKind.VOLUME:
+            return VolumeId(node) in self.volumes
+        return SnapshotId(node) in self.snapshots
+
     def close_idle_volume(self, volume: VolumeId) -> Steps[None]:
         """Close a volume that nobody uses. Do nothing when it is used. Raises BockdError; then the
         volume may still be open, and the caller closes it later."""
@@ -327,7 +341,7 @@ class Registry:
         async def steps() -> None:
             opened = self.volumes.get(volume)
             if opened is not None and opened.users == 0:
-                await self._close_volume(volume, give_up=False)
+                await self.close_volume(volume, give_up=False)
 
         return self.exclusive(volume, f"closing volume {volume}", steps)
 
@@ -341,7 +355,7 @@ class Registry:
 
         return self.exclusive(snapshot, f"closing snapshot {snapshot}", steps)
 
-    async def _close_volume(self, volume: VolumeId, *, give_up: bool) -> None:
+    async def close_volume(self, volume: VolumeId, *, give_up: bool) -> None:
         opened = self.volumes.get(volume)
         if opened is None:
             return
@@ -350,10 +364,10 @@ class Registry:
             await close_volume(opened, give_up=give_up)
         finally:
             if opened.volume.durability.closed:
-                self._forget_open(volume)
+                self.forget_open(volume)
 
-    def _forget_open(self, volume: VolumeId) -> None:
-        """A volume was closed; a failure outlives that, recorded in the index or not."""
+    def forget_open(self, volume: VolumeId) -> None:
+        """Note that a volume was closed. A failure outlives that, recorded in the index or not."""
         failed = self.volumes.pop(volume).volume.durability.failed
         if failed is not None:
             self.failures[volume] = failed
@@ -421,21 +435,6 @@ class Registry:
             return opened.volume.durability.failed
 
         return self.exclusive(volume, f"flushing volume {volume}", steps)
-
-    async def measure(self, kind: NodeKind, node: int) -> Space:
-        """Measure the exact space of a volume or snapshot. Every open volume is checkpointed first,
-        because what it wrote since may have ended a sharing. A volume that has failed counts as it
-        was at its last checkpoint."""
-        for volume in list(self.volumes):
-            await self.try_checkpoint(volume)
-
-        def walk() -> Space:
-            with self.catalogue() as catalogue:
-                if kind is NodeKind.VOLUME:
-                    return measure_space(catalogue, catalogue.volume(VolumeId(node)).map)
-                return measure_space(catalogue, catalogue.snapshot(SnapshotId(node)).map)
-
-        return await blocking(walk)
 
     def refuse_used(self, volume: VolumeId) -> None:
         """Raise InUseError while an open volume has users."""

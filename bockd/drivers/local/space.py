@@ -15,12 +15,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from heapq import merge
 from operator import itemgetter
 
-from bockd.control import Space
 from bockd.drivers.local.format.catalogue import NO_MAP, Catalogue
 from bockd.drivers.local.format.layout import Layout
-from bockd.drivers.local.format.leaf import HOLE, LEAF_BLOCKS, Leaf, leaf_key, leaf_key_parts
-from bockd.index.index import Table
+from bockd.drivers.local.format.leaf import (
+    HOLE,
+    LEAF_BLOCKS,
+    LEAVES,
+    Leaf,
+    leaf_key,
+    leaf_key_parts,
+)
 from bockd.model import BLOCK_SIZE, LayerId, MapId
+from bockd.pool.reports import Space
 
 Family = Sequence[tuple[MapId, MapId]]
 """All maps of one family as (map, parent), parents first."""
@@ -163,7 +169,7 @@ def _leaves_by_number(catalogue: Catalogue, family: Family) -> Iterator[dict[Map
 
 def _leaves_of(catalogue: Catalogue, member: MapId) -> Iterator[tuple[int, MapId, bytes]]:
     first, end = leaf_key(member, 0), leaf_key(MapId(member + 1), 0)
-    for key, payload in catalogue.txn.scan(Table.LEAVES, first, end):
+    for key, payload in catalogue.txn.scan(LEAVES, first, end):
         yield leaf_key_parts(key)[1], member, payload
 
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from bockd.drivers.local.format.catalogue import SnapshotRecord, VolumeRecord
 from bockd.drivers.local.integrity.check import check_open_pool
 from bockd.drivers.local.maintenance.reclaim import Reclaimer
 from bockd.drivers.local.pool import Pool
@@ -23,6 +22,7 @@ from bockd.drivers.local.volume.reading import Reader
 from bockd.drivers.local.volume.volume import Volume
 from bockd.errors import BockdError, NoSpaceError, VolumeFailedError
 from bockd.model import BLOCK_SIZE, KIB, SnapshotId, VolumeId
+from bockd.pool.records import SnapshotRecord, VolumeRecord
 from bockd.runtime.steps import Background, run_inline
 from tests.crash.faults.mounted import Fault, FaultyDisk, How
 from tests.crash.powercut.known import (
@@ -167,10 +167,10 @@ class Play:
             pool = self.attempt("open the pool again", attempt)
         assert pool is not None, "it cannot be opened any more"
         self.pool, self.alive = pool, True
-        self.reclaimer = Reclaimer(pool)
-        pool.clock = lambda: 1.0
-        pool.on_garbage = lambda: self.background.spawn(self.reclaimer.run())
-        self.attempt("recover", lambda: run_inline(pool.recover_volumes()))
+        self.reclaimer = Reclaimer(pool.registry)
+        pool.registry.clock = lambda: 1.0
+        pool.registry.on_garbage = lambda: self.background.spawn(self.reclaimer.run())
+        self.attempt("recover", lambda: run_inline(pool.registry.recover_volumes()))
         for name in self.failed & set(self.world.volumes):
             volume = self.world.volumes[name]
             if not self.has_failed(volume):
@@ -200,7 +200,7 @@ class Play:
                 self.confirm(volume, durable=False)
 
     def listing(self) -> tuple[dict[str, VolumeId], dict[str, SnapshotId]]:
-        with self.pool.catalogue() as catalogue:
+        with self.pool.registry.catalogue() as catalogue:
             return (
                 {volume.name: volume.id for volume in catalogue.volumes()},
                 {shot.name: shot.id for shot in catalogue.snapshots()},
@@ -220,7 +220,7 @@ class Play:
         """Of every open volume, everything acknowledged can be read; those that have failed say
         so."""
         for volume in self.world.volumes.values():
-            opened = None if volume.id is None else self.pool.volumes.get(volume.id)
+            opened = None if volume.id is None else self.pool.registry.volumes.get(volume.id)
             if opened is None:
                 continue
             if opened.volume.durability.failed is not None and volume.name not in self.failed:
@@ -232,15 +232,15 @@ class Play:
                 volume.verify(content, self.since(volume), self.tick())
         for shot in self.world.ready():
             assert shot.id is not None
-            if shot.id in self.pool.snapshots:
-                shot.verify(content_of(self.pool.snapshots[shot.id].snapshot), self.tick())
+            if shot.id in self.pool.registry.snapshots:
+                shot.verify(content_of(self.pool.registry.snapshots[shot.id].snapshot), self.tick())
 
     def read_snapshot(self, shot: KnownSnapshot) -> None:
         """It holds what it held, or what it was made of."""
         assert shot.id is not None
-        opened = run_inline(self.pool.use_snapshot(shot.id))
+        opened = run_inline(self.pool.registry.use_snapshot(shot.id))
         content = content_of(opened.snapshot)
-        self.pool.leave_snapshot(shot.id)
+        self.pool.registry.leave_snapshot(shot.id)
         shot.verify(content, self.tick())
         shot.content = content
 
@@ -249,11 +249,11 @@ class Play:
     def on(self, volume: KnownVolume, operation: Callable[[Volume], T]) -> T:
         """As a client that connects, does one thing, and leaves. BockdError."""
         assert volume.id is not None
-        opened = run_inline(self.pool.use_volume(volume.id))
+        opened = run_inline(self.pool.registry.use_volume(volume.id))
         try:
             return operation(opened.volume)
         finally:
-            self.pool.leave_volume(volume.id)
+            self.pool.registry.leave_volume(volume.id)
 
     def change(
         self,
@@ -306,13 +306,15 @@ class Play:
     def checkpoint(self, volume: KnownVolume) -> None:
         assert volume.id is not None
         number = volume.id
-        self.attempt(f"checkpoint {volume.name}", lambda: run_inline(self.pool.checkpoint(number)))
+        self.attempt(
+            f"checkpoint {volume.name}", lambda: run_inline(self.pool.registry.checkpoint(number))
+        )
 
     def close(self, volume: KnownVolume) -> None:
         assert volume.id is not None
         number = volume.id
         self.attempt(
-            f"close {volume.name}", lambda: run_inline(self.pool.close_idle_volume(number))
+            f"close {volume.name}", lambda: run_inline(self.pool.registry.close_idle_volume(number))
         )
 
     # -- of the catalogue --------------------------------------------------------------------
@@ -564,7 +566,9 @@ class Play:
         self.reclaim()
         self.background.run()
         self.verify()
-        report = check_open_pool(self.pool.store, live=frozenset(self.pool.volumes), repair=False)
+        report = check_open_pool(
+            self.pool.registry.store, live=frozenset(self.pool.registry.volumes), repair=False
+        )
         assert report.clean, report.problems
         assert report.pending_reclaim == 0
 
@@ -576,7 +580,7 @@ class Play:
                 self.reopen(volume)
 
     def has_failed(self, volume: KnownVolume) -> bool:
-        with self.pool.catalogue() as catalogue:
+        with self.pool.registry.catalogue() as catalogue:
             assert volume.id is not None
             failed = self.pool.failure(catalogue.volume(volume.id)) is not None
         if failed:
@@ -633,8 +637,8 @@ class Play:
 
     def compare(self) -> None:
         """The pool is in order and has everything."""
-        assert not self.pool.refusals, self.pool.refusals
-        report = check_open_pool(self.pool.store, live=frozenset(), repair=False)
+        assert not self.pool.registry.refusals, self.pool.registry.refusals
+        report = check_open_pool(self.pool.registry.store, live=frozenset(), repair=False)
         assert report.clean, report.problems
         # Where a sync has lost data, blocks without any are what is left.
         assert report.hollow_blocks == 0 or self.outcome.failed_volumes

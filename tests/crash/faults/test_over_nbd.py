@@ -70,9 +70,9 @@ def test_a_read_error_in_one_layer(
     bench.write(0, b"f", 8)
     shot = bench.snapshot("s")
     bench.write(2, b"h")
-    snapshot = run_inline(bench.pool.use_snapshot(shot)).snapshot
+    snapshot = run_inline(bench.pool.registry.use_snapshot(shot)).snapshot
     run_inline(bench.device().flush())
-    frozen = bench.pool.store.layout.layer_segment(snapshot_layer(bench), 0)
+    frozen = bench.pool.registry.store.layout.layer_segment(snapshot_layer(bench), 0)
     disk.unreadable(frozen, 5 * BLOCK_SIZE, BLOCK_SIZE)
     with connected(tmp_path / "nbd", v=bench.device(), s=snapshot) as clients:
         v, s = clients["v"], clients["s"]
@@ -103,7 +103,7 @@ def test_a_read_error_in_one_layer(
 
 def snapshot_layer(bench: Bench) -> Any:
     """The one layer that is no volume's head."""
-    with bench.pool.catalogue() as catalogue:
+    with bench.pool.registry.catalogue() as catalogue:
         heads = {volume.head for volume in catalogue.volumes()}
         (layer,) = (layer.id for layer in catalogue.layers() if layer.id not in heads)
     return layer
@@ -121,7 +121,7 @@ def test_the_flush_after_a_failed_sync_is_refused(
     """The second sync would succeed, for Linux forgets what the first could not write. Other
     volumes go on; reopening serves what was flushed."""
     other = bench.pool.create_volume("other", 1 << 20)
-    neighbour = run_inline(bench.pool.use_volume(run_inline(other).id)).volume
+    neighbour = run_inline(bench.pool.registry.use_volume(run_inline(other).id)).volume
     bench.write(0, b"a", 4)
     run_inline(bench.device().flush())
     with connected(tmp_path / "nbd", v=bench.device(), other=neighbour) as clients:
@@ -156,6 +156,6 @@ def test_the_flush_after_a_failed_sync_is_refused(
 
 def reopen(bench: Bench) -> None:
     bench.background.run()
-    while bench.pool.volumes[bench.volume].users:
-        bench.pool.leave_volume(bench.volume)
+    while bench.pool.registry.volumes[bench.volume].users:
+        bench.pool.registry.leave_volume(bench.volume)
     run_inline(bench.pool.reopen_volume(bench.volume))

@@ -162,21 +162,21 @@ class Run:
         meanwhile, to no effect on what is known."""
         self.scheduler = UnevenScheduler(self.random, now=self.now)
         self.pool = Pool.open(self.path, self.scheduler.spawn, boot=f"{self.boot:036}")
-        self.reclaimer = Reclaimer(self.pool)
-        self.scrubber = Scrubber(self.pool)
-        self.pool.clock = lambda: 1.0
-        self.pool.on_garbage = lambda: self.scheduler.spawn(self.reclaimer.run())
-        run_inline(self.pool.recover_volumes())
-        assert not self.pool.refusals, self.pool.refusals
+        self.reclaimer = Reclaimer(self.pool.registry)
+        self.scrubber = Scrubber(self.pool.registry)
+        self.pool.registry.clock = lambda: 1.0
+        self.pool.registry.on_garbage = lambda: self.scheduler.spawn(self.reclaimer.run())
+        run_inline(self.pool.registry.recover_volumes())
+        assert not self.pool.registry.refusals, self.pool.registry.refusals
         if not self.disk.cut:
             self.compare()
 
     def compare(self) -> None:
         """D1 to D4."""
-        report = check_open_pool(self.pool.store, live=frozenset(), repair=False)
+        report = check_open_pool(self.pool.registry.store, live=frozenset(), repair=False)
         assert report.clean, report.problems
         self.verify_checksums()
-        with self.pool.catalogue() as catalogue:
+        with self.pool.registry.catalogue() as catalogue:
             volumes = {volume.name: volume for volume in catalogue.volumes()}
             snapshots = {snapshot.name: snapshot for snapshot in catalogue.snapshots()}
         self.world.verify_listing(set(volumes), set(snapshots))
@@ -184,14 +184,14 @@ class Run:
         for name, snapshot in snapshots.items():
             known = self.world.snapshots[name]
             known.id = snapshot.id
-            reader = run_inline(self.pool.use_snapshot(snapshot.id)).snapshot
+            reader = run_inline(self.pool.registry.use_snapshot(snapshot.id)).snapshot
             self.contents[name] = content_of(reader)
-            self.pool.leave_snapshot(snapshot.id)
+            self.pool.registry.leave_snapshot(snapshot.id)
             known.verify(self.contents[name], self.now)
         for name, volume in volumes.items():
             opened = self.world.volumes[name]
             opened.id = volume.id
-            device = run_inline(self.pool.use_volume(volume.id)).volume
+            device = run_inline(self.pool.registry.use_volume(volume.id)).volume
             self.contents[name] = content_of(device)
             since = opened.flushed if self.dead == "cut" else self.now
             opened.verify(self.contents[name], since, self.now)
@@ -201,7 +201,7 @@ class Run:
         run_inline(self.scrubber.begin_pass())
         while run_inline(self.scrubber.verify_on()).more:
             pass
-        with self.pool.store.index.reading() as txn:
+        with self.pool.index.reading() as txn:
             assert not all_damage(txn)
 
     def confirm(self) -> None:
@@ -280,7 +280,7 @@ class Run:
 
     def device(self, volume: KnownVolume) -> Volume:
         assert volume.id is not None
-        return self.pool.volumes[volume.id].volume
+        return self.pool.registry.volumes[volume.id].volume
 
     def span(self, volume: KnownVolume, alignment: int, most: int) -> tuple[int, int]:
         """Half of all operations meet in one small place."""
@@ -400,7 +400,7 @@ class Run:
 
     def checkpoint(self, volume: KnownVolume) -> None:
         assert volume.id is not None
-        self.start(volume, self.pool.checkpoint(volume.id), lambda: None)
+        self.start(volume, self.pool.registry.checkpoint(volume.id), lambda: None)
 
     def scrub(self, volume: KnownVolume) -> None:
         """A piece of the first reading, and of a pass; who reads a volume waits for neither."""
@@ -447,10 +447,10 @@ class Run:
             if self.disk.cut:
                 return
             known.there, known.ended = There.YES, self.tick()
-            reader = (await self.pool.use_snapshot(known.id)).snapshot
+            reader = (await self.pool.registry.use_snapshot(known.id)).snapshot
             found = bytearray(reader.size_bytes)
             await reader.read(0, memoryview(found))
-            self.pool.leave_snapshot(known.id)
+            self.pool.registry.leave_snapshot(known.id)
             known.verify(bytes(found), self.tick())
             known.content = bytes(found)
 
@@ -492,7 +492,7 @@ class Run:
             if self.disk.cut:
                 return
             volume.id = made.id
-            await self.pool.use_volume(made.id)
+            await self.pool.registry.use_volume(made.id)
             if source:
                 source.users -= 1
 
@@ -509,11 +509,11 @@ class Run:
         volume.reserved = True
         while volume.active:
             self.advance(1)
-        self.pool.leave_volume(volume.id)
+        self.pool.registry.leave_volume(volume.id)
 
     async def use_again(self, volume: KnownVolume) -> None:
         assert volume.id is not None
-        await self.pool.use_volume(volume.id)
+        await self.pool.registry.use_volume(volume.id)
         volume.reserved = False
 
     def revert(self, volume: KnownVolume) -> None:
@@ -548,7 +548,7 @@ class Run:
 
         async def steps() -> None:
             assert volume.id is not None
-            await self.pool.close_idle_volume(volume.id)
+            await self.pool.registry.close_idle_volume(volume.id)
             await self.use_again(volume)
 
         self.start(volume, steps(), lambda: None)

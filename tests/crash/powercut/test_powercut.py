@@ -66,12 +66,12 @@ def test_removed_layers_stay_removed(disk: PowerCutDisk) -> None:
     pool = Pool.open(disk.path(life), background.spawn)
     volume = run_inline(pool.create_volume("v", SIZE))
     run_inline(pool.delete_volume(volume.id))
-    run_inline(Reclaimer(pool).run())
+    run_inline(Reclaimer(pool.registry).run())
     die(pool)
     for number in range(10):
         after = disk.restore(life, str(number))
         pool = Pool.open(disk.path(after), background.spawn)
-        report = check_open_pool(pool.store, live=frozenset(), repair=False)
+        report = check_open_pool(pool.registry.store, live=frozenset(), repair=False)
         assert report.clean, report.problems
         die(pool)
         disk.drop(after)

@@ -109,7 +109,7 @@ def revert_before_the_old_journal_is_gone(disk: PowerCutDisk) -> None:
     events, ended = 0, False
     while not ended:
         stage = prepared(disk)
-        snapshot = stage.pool.find_snapshot("s")
+        snapshot = stage.pool.registry.find_snapshot("s")
         stage.write(5, b"new")
         stage.flush()
         stage.leave()
@@ -196,7 +196,7 @@ def read_while_its_layer_is_reclaimed(disk: PowerCutDisk) -> None:
     """A read that has planned to use a layer finds its bytes there, whatever is deleted, punched
     and unlinked meanwhile."""
     stage = prepared(disk)
-    snapshot = stage.pool.find_snapshot("s")
+    snapshot = stage.pool.registry.find_snapshot("s")
     buffer = bytearray(BLOCK_SIZE)
     run_inline(stage.device.map.load(5, 6))
     read = stage.conductor.begin(stage.device.read(5 * BLOCK_SIZE, memoryview(buffer)))
@@ -210,7 +210,7 @@ def read_while_its_layer_is_reclaimed(disk: PowerCutDisk) -> None:
     stage.conductor.run()
     assert buffer == block_of(b"old")
     stage.assert_block(5, b"new")
-    layers = list(stage.pool.store.layout.layers.iterdir())
+    layers = list(stage.pool.registry.store.layout.layers.iterdir())
     assert len(layers) == 1, "nothing was reclaimed"
     stage.end()
     stage.drop()
@@ -222,7 +222,7 @@ def deletion_while_a_redirect_is_unflushed(disk: PowerCutDisk) -> None:
     cuts, ended = 0, False
     while not ended:
         stage = prepared(disk)
-        snapshot = stage.pool.find_snapshot("s")
+        snapshot = stage.pool.registry.find_snapshot("s")
         disk.arm(stage.life, 1 + 3 * cuts)
         stage.write(5, b"new")
         stage.conductor.begin(stage.pool.delete_snapshot(snapshot))

@@ -8,7 +8,7 @@ from dataclasses import replace
 from unittest import mock
 
 from bockd.drivers.local.access import StoreAccess
-from bockd.drivers.local.format.catalogue import VolumeRecord
+from bockd.drivers.local.format.catalogue import LocalVolumeRecord
 from bockd.drivers.local.format.journal import SegmentContents, read_segment
 from bockd.drivers.local.volume import recovery
 from bockd.drivers.local.volume.leafcache import LeafCache
@@ -44,7 +44,7 @@ def all_leaves_are_clean_after_a_checkpoint() -> AbstractContextManager[object]:
 def recovery_takes_any_generation() -> Generator[None]:
     """Of the volume's journals, all that are there."""
 
-    def read(store: StoreAccess, record: VolumeRecord) -> list[SegmentContents]:
+    def read(store: StoreAccess, record: LocalVolumeRecord) -> list[SegmentContents]:
         names = [n for n in store.layout.journal_segments() if n.volume == record.id]
         names.sort(key=lambda name: (name.generation, name.number), reverse=True)
         return [replace(read_segment(store.layout, name)) for name in names]

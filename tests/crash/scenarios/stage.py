@@ -40,25 +40,25 @@ class Stage:
         self._open()
         if life is None:
             run_inline(self.pool.create_volume("v", SIZE))
-        self.volume = self.pool.find_volume("v")
-        run_inline(self.pool.recover_volumes())
-        assert not self.pool.refusals, self.pool.refusals
-        report = check_open_pool(self.pool.store, live=frozenset(), repair=False)
+        self.volume = self.pool.registry.find_volume("v")
+        run_inline(self.pool.registry.recover_volumes())
+        assert not self.pool.registry.refusals, self.pool.registry.refusals
+        report = check_open_pool(self.pool.registry.store, live=frozenset(), repair=False)
         assert report.clean, report.problems
 
     def _open(self) -> None:
         self.conductor = Conductor()
         path = self.disk.path(self.life)
         self.pool = Pool.open(path, self.conductor.spawn, boot=f"{self._boot:036}")
-        self.reclaimer = Reclaimer(self.pool)
-        self.pool.on_garbage = lambda: self.conductor.spawn(self.reclaimer.run())
+        self.reclaimer = Reclaimer(self.pool.registry)
+        self.pool.registry.on_garbage = lambda: self.conductor.spawn(self.reclaimer.run())
 
     @property
     def device(self) -> Volume:
         """The open volume."""
-        if self.volume not in self.pool.volumes:
-            run_inline(self.pool.use_volume(self.volume))
-        return self.pool.volumes[self.volume].volume
+        if self.volume not in self.pool.registry.volumes:
+            run_inline(self.pool.registry.use_volume(self.volume))
+        return self.pool.registry.volumes[self.volume].volume
 
     # -- what is acknowledged when it returns --------------------------------------------------
 
@@ -73,7 +73,7 @@ class Stage:
 
     def leave(self) -> None:
         """The volume's only client has gone."""
-        self.pool.leave_volume(self.volume)
+        self.pool.registry.leave_volume(self.volume)
 
     def read(self, block: int, node: Reader | None = None) -> bytes:
         buffer = bytearray(BLOCK_SIZE)

@@ -132,11 +132,11 @@ def contents(pool_path: Path) -> dict[str, bytes]:
     pool = Pool.open(pool_path, background.append)
     found: dict[str, bytes] = {}
     try:
-        with pool.catalogue() as catalogue:
+        with pool.registry.catalogue() as catalogue:
             volumes = {record.name: record.id for record in catalogue.volumes()}
         for name, number in volumes.items():
             buffer = bytearray(SIZE)
-            volume = run_inline(pool.use_volume(number)).volume
+            volume = run_inline(pool.registry.use_volume(number)).volume
             run_inline(volume.read(0, memoryview(buffer)))
             found[name] = bytes(buffer)
         run_inline(pool.close_all())

@@ -17,7 +17,7 @@ import nbd
 import pytest
 
 from bockd.drivers.local.access import StoreAccess
-from bockd.drivers.local.format.catalogue import VolumeRecord
+from bockd.drivers.local.format.catalogue import LocalVolumeRecord
 from bockd.drivers.local.format.journal import RECORD_BYTES, SegmentContents
 from bockd.drivers.local.volume import recovery
 from bockd.failpoints import Failpoint
@@ -79,7 +79,7 @@ def test_recovery_killed_half_way_and_started_again(make: Make, point: Failpoint
 def journal_goes_before_it_is_in_the_index() -> Replacements:
     real = recovery._read_segments
 
-    def read(store: StoreAccess, record: VolumeRecord) -> list[SegmentContents]:
+    def read(store: StoreAccess, record: LocalVolumeRecord) -> list[SegmentContents]:
         segments = real(store, record)
         for segment in segments:
             os.unlink(store.layout.journal_segment(segment.name))

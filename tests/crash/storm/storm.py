@@ -26,7 +26,7 @@ from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
 
-from bockd.blockstorage.check import check_pool
+from bockd.cli.checking import check_pool
 from tests.crash.forked import START_SECONDS, ForkedDaemon
 from tests.crash.history import History, Shot
 from tests.crash.load import Load, drive, read_last_replies

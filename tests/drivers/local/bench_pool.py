@@ -23,13 +23,13 @@ class Bench:
     def __init__(self, root: Path) -> None:
         self.background = Background()
         self.pool = Pool.open(root, self.background.spawn)
-        self.reclaimer = Reclaimer(self.pool)
+        self.reclaimer = Reclaimer(self.pool.registry)
         self.volume = VolumeId(run_inline(self.pool.create_volume("v", SIZE)).id)
 
     def write(self, block: int, value: bytes, count: int = 1) -> None:
-        device = run_inline(self.pool.use_volume(self.volume)).volume
+        device = run_inline(self.pool.registry.use_volume(self.volume)).volume
         run_inline(device.write(block * BLOCK_SIZE, memoryview(value * BLOCK_SIZE * count)))
-        self.pool.leave_volume(self.volume)
+        self.pool.registry.leave_volume(self.volume)
 
     def snapshot(self, name: str) -> SnapshotId:
         return SnapshotId(run_inline(self.pool.create_snapshot(self.volume, name)).id)
@@ -38,11 +38,13 @@ class Bench:
         run_inline(self.pool.delete_snapshot(snapshot))
 
     def reclaim(self) -> None:
-        for opened in self.pool.volumes.values():
+        for opened in self.pool.registry.volumes.values():
             run_inline(opened.volume.durability.checkpoint())
         run_inline(self.reclaimer.run())
         self.background.run()
-        report = check_open_pool(self.pool.store, live=frozenset(self.pool.volumes), repair=False)
+        report = check_open_pool(
+            self.pool.registry.store, live=frozenset(self.pool.registry.volumes), repair=False
+        )
         assert report.clean, report.problems
         assert report.hollow_blocks == 0
         assert report.pending_reclaim == 0
@@ -51,31 +53,31 @@ class Bench:
         buffer = bytearray(BLOCK_SIZE)
         if node == self.volume:
             run_inline(
-                run_inline(self.pool.use_volume(self.volume)).volume.read(
+                run_inline(self.pool.registry.use_volume(self.volume)).volume.read(
                     block * BLOCK_SIZE, memoryview(buffer)
                 )
             )
-            self.pool.leave_volume(self.volume)
+            self.pool.registry.leave_volume(self.volume)
         else:
-            reader = run_inline(self.pool.use_snapshot(SnapshotId(node))).snapshot
+            reader = run_inline(self.pool.registry.use_snapshot(SnapshotId(node))).snapshot
             run_inline(reader.read(block * BLOCK_SIZE, memoryview(buffer)))
-            self.pool.leave_snapshot(SnapshotId(node))
-            run_inline(self.pool.close_idle_snapshot(SnapshotId(node)))
+            self.pool.registry.leave_snapshot(SnapshotId(node))
+            run_inline(self.pool.registry.close_idle_snapshot(SnapshotId(node)))
         assert len(set(buffer)) == 1
         return bytes(buffer[:1])
 
     def allocated(self) -> int:
         """Bytes that the layers' files occupy."""
-        layers = self.pool.store.layout.layers
+        layers = self.pool.registry.store.layout.layers
         return sum((layers / name).stat().st_blocks * 512 for name in os.listdir(layers))
 
     def maps(self) -> int:
-        with self.pool.store.index.reading() as txn:
+        with self.pool.index.reading() as txn:
             return sum(1 for _ in Catalogue(txn).maps())
 
     def device(self) -> Volume:
         """The open volume, ready to be written; it stays open."""
-        volume = run_inline(self.pool.use_volume(self.volume)).volume
+        volume = run_inline(self.pool.registry.use_volume(self.volume)).volume
         run_inline(volume.durability.begin(reserve=False))
         return volume
 

@@ -14,17 +14,17 @@ def die(pool: Pool) -> None:
 
     What was written to files stays (the page cache survives a process), and nothing else does.
     """
-    for opened in pool.volumes.values():
+    for opened in pool.registry.volumes.values():
         opened.volume.durability.abandon()
         opened.volume.map.close()
         opened.lock.release()
-    for reader in pool.snapshots.values():
+    for reader in pool.registry.snapshots.values():
         reader.snapshot.map.close()
         reader.lock.release()
-    pool.volumes.clear()
-    pool.snapshots.clear()
-    pool.store.index.close()
-    pool.lock.release()
+    pool.registry.volumes.clear()
+    pool.registry.snapshots.clear()
+    pool.index.close()
+    pool.registry.lock.release()
 
 
 def close_everything_below(root: Path) -> None:

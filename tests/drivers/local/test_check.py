@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bockd.drivers.local.format.catalogue import Catalogue, id_key
+from bockd.drivers.local.format.catalogue import LAYERS, Catalogue
 from bockd.drivers.local.integrity.check import check_open_pool
 from bockd.drivers.local.pool import Pool
-from bockd.index.index import Table
+from bockd.index.keys import id_key
 from bockd.runtime.steps import Background, run_inline
 from tests.drivers.local.bench_pool import Bench
 from tests.drivers.local.process import die
@@ -22,9 +22,9 @@ def test_an_unclosed_volume_whose_head_is_in_no_record(tmp_path: Path) -> None:
     bench.write(1, b"b")
     die(bench.pool)
     pool = Pool.open(tmp_path, Background().spawn)
-    with pool.store.index.reading() as txn:
+    with pool.index.reading() as txn:
         head = Catalogue(txn).volume(bench.volume).head
-    pool.store.index.update(lambda txn: txn.delete(Table.LAYERS, id_key(head)))
-    report = check_open_pool(pool.store, live=frozenset(), repair=False)
+    pool.index.update(lambda txn: txn.delete(LAYERS, id_key(head)))
+    report = check_open_pool(pool.registry.store, live=frozenset(), repair=False)
     assert f"volume {bench.volume} writes to layer {head}, which is missing" in report.problems
     die(pool)

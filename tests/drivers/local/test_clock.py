@@ -15,22 +15,22 @@ def test_a_pool_whose_clock_is_set_back(tmp_path: Path) -> None:
     and after it."""
     bench = Bench(tmp_path)
     for number, now in enumerate((2e9, 1e9, 0.0, -5e8)):
-        bench.pool.clock = lambda now=now: now  # type: ignore[misc]
+        bench.pool.registry.clock = lambda now=now: now  # type: ignore[misc]
         bench.write(0, b"%d" % number)
         shot = bench.snapshot(f"s{number}")
-        with bench.pool.catalogue() as catalogue:
+        with bench.pool.registry.catalogue() as catalogue:
             assert catalogue.snapshot(shot).created_at == now
     bench.write(0, b"n")
-    with bench.pool.catalogue() as catalogue:
+    with bench.pool.registry.catalogue() as catalogue:
         shots = [shot.name for shot in catalogue.snapshots()]
     assert shots == ["s0", "s1", "s2", "s3"]
     die(bench.pool)
     bench.background = Background()
     bench.pool = Pool.open(tmp_path, bench.background.spawn)
     for number in range(4):
-        shot = bench.pool.find_snapshot(f"s{number}")
+        shot = bench.pool.registry.find_snapshot(f"s{number}")
         assert bench.block(shot, 0) == b"%d" % number
     assert bench.block(bench.volume, 0) == b"n"
-    bench.delete(bench.pool.find_snapshot("s1"))
-    run_inline(bench.pool.close_idle_volume(bench.volume))
+    bench.delete(bench.pool.registry.find_snapshot("s1"))
+    run_inline(bench.pool.registry.close_idle_volume(bench.volume))
     die(bench.pool)

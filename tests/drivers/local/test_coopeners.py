@@ -48,13 +48,13 @@ def ready_to_merge(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> dict[int, b
 
 def merge_elsewhere(bench: Bench) -> LayerId:
     """Merge as another process would: devices open here keep what they know."""
-    merger = LayerMerger(bench.pool)
+    merger = LayerMerger(bench.pool.registry)
     merge = merger.plan()
     assert merge is not None
     merger._copy(merge)
     merger._redirect(merge)
     merger._forget(merge)
-    unlink_layer(bench.pool.store.layout, merge.source.id)
+    unlink_layer(bench.pool.registry.store.layout, merge.source.id)
     return merge.source.id
 
 
@@ -64,7 +64,7 @@ def test_a_layer_goes_while_its_leaves_are_loaded(
     """The leaves were read, and the layer that they name is merged into another one before its file
     is opened: they are read again."""
     expected = ready_to_merge(bench, monkeypatch)
-    run_inline(bench.pool.close_idle_volume(bench.volume))
+    run_inline(bench.pool.registry.close_idle_volume(bench.volume))
     device = bench.device()
     opened: list[LayerId] = []
     really_open = Layer.open
@@ -83,14 +83,14 @@ def test_a_layer_goes_while_its_leaves_are_loaded(
         run_inline(device.read(block * BLOCK_SIZE, memoryview(buffer)))
         assert buffer == value * BLOCK_SIZE
     assert opened
-    bench.pool.leave_volume(bench.volume)
+    bench.pool.registry.leave_volume(bench.volume)
 
 
 def test_a_layer_goes_while_a_volume_is_opened(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = ready_to_merge(bench, monkeypatch)
-    run_inline(bench.pool.close_idle_volume(bench.volume))
+    run_inline(bench.pool.registry.close_idle_volume(bench.volume))
     merged: list[LayerId] = []
 
     def verify_late(layout: Layout, layer: LayerId, size: int) -> None:
@@ -108,15 +108,15 @@ def test_a_layer_goes_while_a_volume_is_opened(
 def test_what_is_really_missing_is_said_so(bench: Bench) -> None:
     bench.write(0, b"a")
     bench.snapshot("s")
-    run_inline(bench.pool.close_idle_volume(bench.volume))
-    os.unlink(bench.pool.store.layout.layer_segment(LayerId(1), 0))
+    run_inline(bench.pool.registry.close_idle_volume(bench.volume))
+    os.unlink(bench.pool.registry.store.layout.layer_segment(LayerId(1), 0))
     with pytest.raises(DamagedError, match=r"layers/1\.0 is missing"):
         bench.device()
 
 
 def test_the_index_is_never_cut_short(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between our look and our change another process has made data.mdb longer than we would."""
-    index, data = bench.pool.store.index, bench.pool.store.layout.index_data
+    index, data = bench.pool.index, bench.pool.registry.store.layout.index_data
     longer = data.stat().st_size + (1 << 30)
     really_wants = index._wants_more
     looks: list[int] = []
@@ -137,7 +137,7 @@ def test_the_index_is_never_cut_short(bench: Bench, monkeypatch: pytest.MonkeyPa
 def test_a_segment_being_made_elsewhere_is_left(tmp_path: Path) -> None:
     """At the start, what is unfinished goes, but not what the holder of a volume's lock makes."""
     bench = Bench(tmp_path)
-    layout, volume = bench.pool.store.layout, bench.volume
+    layout, volume = bench.pool.registry.store.layout, bench.volume
     die(bench.pool)
     segments = [JournalName(volume, 7, 0), JournalName(VolumeId(volume + 1), 7, 0)]
     for segment in segments:
@@ -155,20 +155,20 @@ def test_a_segment_being_made_elsewhere_is_left(tmp_path: Path) -> None:
 def test_what_another_process_has_open(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     """It is told from what a dead one left, neither recovered nor refused for good."""
     bench.write(0, b"a")
-    store = bench.pool.store
+    store = bench.pool.registry.store
     assert elsewhere(store, {bench.volume}) == frozenset()
     # As if this process had not opened it: the lock is held, whoever holds it.
-    opened = bench.pool.volumes.pop(bench.volume)
+    opened = bench.pool.registry.volumes.pop(bench.volume)
     assert elsewhere(store, ()) == {bench.volume}
     with caplog.at_level("INFO"):
-        run_inline(bench.pool.recover_volumes())
+        run_inline(bench.pool.registry.recover_volumes())
     assert "it is left alone" in caplog.text
-    assert bench.pool.refusals == {}
+    assert bench.pool.registry.refusals == {}
     with pytest.raises(InUseError):
-        bench.pool.check_openable(NodeKind.VOLUME, bench.volume)
+        bench.pool.registry.check_openable(NodeKind.VOLUME, bench.volume)
     opened.lock.release()
     assert elsewhere(store, ()) == frozenset()
-    bench.pool.check_openable(NodeKind.VOLUME, bench.volume)
+    bench.pool.registry.check_openable(NodeKind.VOLUME, bench.volume)
     with without_co_openers(store, needed=True) as live:
         assert live == frozenset()
     guest = FileLock.acquire(store.layout.co_openers_lock, shared=True, held_message="")
@@ -180,12 +180,12 @@ def test_what_another_process_has_open(bench: Bench, caplog: pytest.LogCaptureFi
     with without_co_openers(store, needed=False) as live:
         assert live == frozenset()  # it was left open by a crash: now we hold it
         with pytest.raises(InUseError):
-            bench.pool.check_openable(NodeKind.VOLUME, bench.volume)
+            bench.pool.registry.check_openable(NodeKind.VOLUME, bench.volume)
     guest.release()
     opened.lock = FileLock.acquire(
         store.layout.volume_lock(bench.volume), shared=False, held_message=""
     )
-    bench.pool.volumes[bench.volume] = opened
+    bench.pool.registry.volumes[bench.volume] = opened
 
 
 def test_joining_makes_no_pool(tmp_path: Path) -> None:
@@ -196,4 +196,4 @@ def test_joining_makes_no_pool(tmp_path: Path) -> None:
 
 def test_foreseeing_what_is_not_there(bench: Bench) -> None:
     with pytest.raises(NotFoundError):
-        bench.pool.check_openable(NodeKind.SNAPSHOT, 99)
+        bench.pool.registry.check_openable(NodeKind.SNAPSHOT, 99)

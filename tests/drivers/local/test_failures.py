@@ -30,7 +30,7 @@ def reading_after_death(root: Path, bench: Bench, snapshot: str, block: int) -> 
     die(bench.pool)
     bench.background = Background()
     bench.pool = Pool.open(root, bench.background.spawn)
-    found = bench.pool.find_snapshot(snapshot)
+    found = bench.pool.registry.find_snapshot(snapshot)
     return bench.block(bench.volume, block), bench.block(found, block)
 
 
@@ -96,8 +96,8 @@ def test_a_volume_that_failed_before_its_first_change_acknowledges_nothing(
     def fail(*_: object) -> Any:
         raise NoSpaceError("full")
 
-    run_inline(bench.pool.close_idle_volume(bench.volume))
-    device = run_inline(bench.pool.use_volume(bench.volume)).volume
+    run_inline(bench.pool.registry.close_idle_volume(bench.volume))
+    device = run_inline(bench.pool.registry.use_volume(bench.volume)).volume
     with monkeypatch.context() as broken:
         broken.setattr(Index, "update", fail)
         broken.setattr(Index, "reading", fail)
@@ -113,13 +113,13 @@ def test_a_volume_that_failed_before_its_first_change_acknowledges_nothing(
 
 
 def failed_record(bench: Bench) -> str | None:
-    with bench.pool.catalogue() as catalogue:
+    with bench.pool.registry.catalogue() as catalogue:
         return catalogue.volume(bench.volume).failed
 
 
 def test_a_failure_that_is_recorded_late_does_not_undo_a_reopening(bench: Bench) -> None:
     bench.write(0, b"a")
-    bench.pool.volumes[bench.volume].volume.durability.fail("the disk is broken")
+    bench.pool.registry.volumes[bench.volume].volume.durability.fail("the disk is broken")
     run_inline(bench.pool.reopen_volume(bench.volume))
     bench.background.run()
     assert failed_record(bench) is None
@@ -129,8 +129,8 @@ def test_a_failure_that_is_recorded_late_does_not_undo_a_reopening(bench: Bench)
 
 def test_a_failure_is_recorded_before_the_volume_is_closed(bench: Bench) -> None:
     bench.write(0, b"a")
-    bench.pool.volumes[bench.volume].volume.durability.fail("the disk is broken")
-    run_inline(bench.pool.close_idle_volume(bench.volume))
+    bench.pool.registry.volumes[bench.volume].volume.durability.fail("the disk is broken")
+    run_inline(bench.pool.registry.close_idle_volume(bench.volume))
     assert failed_record(bench) == "the disk is broken"
     bench.background.run()
     run_inline(bench.pool.reopen_volume(bench.volume))
@@ -141,7 +141,7 @@ def test_the_ballast_is_taken_back_when_trims_have_made_room(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench.write(0, b"a", SIZE // BLOCK_SIZE)
-    given = bench.pool.store.ballast
+    given = bench.pool.registry.store.ballast
     given.release()
 
     def trim(first: int) -> None:
@@ -154,21 +154,21 @@ def test_the_ballast_is_taken_back_when_trims_have_made_room(
     assert given.given
     trim(8)
     assert not given.given
-    assert bench.pool.store.layout.ballast.stat().st_size == ballast.BALLAST_BYTES
+    assert bench.pool.registry.store.layout.ballast.stat().st_size == ballast.BALLAST_BYTES
 
 
 def test_what_a_failed_volume_refuses_does_not_keep_it_from_being_reopened(bench: Bench) -> None:
     """Writes and trims that were refused have left the gate."""
     bench.write(0, b"a")
-    bench.pool.volumes[bench.volume].volume.durability.fail("the disk is broken")
+    bench.pool.registry.volumes[bench.volume].volume.durability.fail("the disk is broken")
     for refused in (
         bench.device().trim(0, BLOCK_SIZE),
         bench.device().write(0, memoryview(bytes(BLOCK_SIZE))),
     ):
         with pytest.raises(VolumeFailedError):
             run_inline(refused)
-    while bench.pool.volumes[bench.volume].users:
-        bench.pool.leave_volume(bench.volume)
+    while bench.pool.registry.volumes[bench.volume].users:
+        bench.pool.registry.leave_volume(bench.volume)
     run_inline(bench.pool.reopen_volume(bench.volume))
     bench.write(0, b"b")
     assert bench.block(bench.volume, 0) == b"b"
@@ -185,7 +185,7 @@ def test_a_failure_is_recorded_as_soon_as_the_index_can_be_written(
 
     with monkeypatch.context() as broken:
         broken.setattr(Index, "update", fail)
-        bench.pool.volumes[bench.volume].volume.durability.fail("the disk is broken")
+        bench.pool.registry.volumes[bench.volume].volume.durability.fail("the disk is broken")
         bench.background.run()
         with pytest.raises(VolumeFailedError):
             bench.write(0, b"b")
@@ -207,8 +207,8 @@ def test_a_failure_is_recorded_after_the_volume_was_closed(
 
     with monkeypatch.context() as broken:
         broken.setattr(Index, "update", fail)
-        bench.pool.volumes[bench.volume].volume.durability.fail("the disk is broken")
-        run_inline(bench.pool.close_idle_volume(bench.volume))
+        bench.pool.registry.volumes[bench.volume].volume.durability.fail("the disk is broken")
+        run_inline(bench.pool.registry.close_idle_volume(bench.volume))
         bench.background.run()
     assert failed_record(bench) is None
     with pytest.raises(VolumeFailedError):
@@ -220,10 +220,10 @@ def test_a_failure_is_recorded_after_the_volume_was_closed(
 def test_the_ballast_is_taken_back_when_others_have_made_room(bench: Bench) -> None:
     """Without a trim or a deletion: the next checkpoint looks."""
     bench.write(0, b"a")
-    bench.pool.store.ballast.release()
+    bench.pool.registry.store.ballast.release()
     run_inline(bench.device().durability.checkpoint())
-    assert not bench.pool.store.ballast.given
-    assert bench.pool.store.layout.ballast.stat().st_size == ballast.BALLAST_BYTES
+    assert not bench.pool.registry.store.ballast.given
+    assert bench.pool.registry.store.layout.ballast.stat().st_size == ballast.BALLAST_BYTES
 
 
 def test_what_cannot_be_closed_stays_open_and_is_closed_later(
@@ -238,11 +238,11 @@ def test_what_cannot_be_closed_stays_open_and_is_closed_later(
     with monkeypatch.context() as full:
         full.setattr(Index, "update", fail)
         with pytest.raises(NoSpaceError):
-            run_inline(bench.pool.close_idle_volume(bench.volume))
+            run_inline(bench.pool.registry.close_idle_volume(bench.volume))
         assert bench.block(bench.volume, 0) == b"a"
     bench.write(1, b"b")
-    run_inline(bench.pool.close_idle_volume(bench.volume))
-    assert not bench.pool.volumes
+    run_inline(bench.pool.registry.close_idle_volume(bench.volume))
+    assert not bench.pool.registry.volumes
     assert bench.block(bench.volume, 0) == b"a"
     assert bench.block(bench.volume, 1) == b"b"
 
@@ -257,28 +257,28 @@ def test_a_volume_that_failed_on_a_read_only_file_system_can_be_read(
 
     with monkeypatch.context() as full:
         full.setattr(Index, "update", fail)
-        bench.pool.volumes[bench.volume].volume.durability.fail("read-only file system")
+        bench.pool.registry.volumes[bench.volume].volume.durability.fail("read-only file system")
         bench.background.run()
         with pytest.raises(ReadOnlyFileSystemError):
-            run_inline(bench.pool.close_idle_volume(bench.volume))
+            run_inline(bench.pool.registry.close_idle_volume(bench.volume))
         assert bench.block(bench.volume, 0) == b"a"
         with pytest.raises(VolumeFailedError):
             bench.write(0, b"b")
-        bench.pool.leave_volume(bench.volume)
+        bench.pool.registry.leave_volume(bench.volume)
     run_inline(bench.pool.reopen_volume(bench.volume))
     assert bench.block(bench.volume, 0) == b"a"
 
 
 def test_a_volume_that_is_only_read_changes_nothing_on_disk(bench: Bench) -> None:
     bench.write(0, b"a")
-    run_inline(bench.pool.close_idle_volume(bench.volume))
-    layout = bench.pool.store.layout
+    run_inline(bench.pool.registry.close_idle_volume(bench.volume))
+    layout = bench.pool.registry.store.layout
     before = layout.index_data.read_bytes(), layout.journal_segments()
     assert bench.block(bench.volume, 0) == b"a"
-    reader = run_inline(bench.pool.use_volume(bench.volume)).volume
+    reader = run_inline(bench.pool.registry.use_volume(bench.volume)).volume
     run_inline(reader.flush())
-    bench.pool.leave_volume(bench.volume)
-    run_inline(bench.pool.close_idle_volume(bench.volume))
+    bench.pool.registry.leave_volume(bench.volume)
+    run_inline(bench.pool.registry.close_idle_volume(bench.volume))
     assert (layout.index_data.read_bytes(), layout.journal_segments()) == before
 
 
@@ -287,7 +287,7 @@ def test_a_first_change_that_fails_leaves_the_volume_as_it_was(
 ) -> None:
     """Whether the commit was done or not: it is looked up."""
     bench.write(0, b"a")
-    run_inline(bench.pool.close_idle_volume(bench.volume))
+    run_inline(bench.pool.registry.close_idle_volume(bench.volume))
     commit = Index.update
     for committed in (False, True):
 
@@ -302,13 +302,13 @@ def test_a_first_change_that_fails_leaves_the_volume_as_it_was(
             with pytest.raises(NoSpaceError):
                 bench.write(0, b"b")
             assert bench.block(bench.volume, 0) == b"a"
-            assert not bench.pool.store.layout.journal_segments()
+            assert not bench.pool.registry.store.layout.journal_segments()
         else:
             bench.write(0, b"b")
     bench.reclaim()
     die(bench.pool)
     bench.background = Background()
-    bench.pool = Pool.open(bench.pool.store.layout.root, bench.background.spawn)
+    bench.pool = Pool.open(bench.pool.registry.store.layout.root, bench.background.spawn)
     assert bench.block(bench.volume, 0) == b"b"
 
 

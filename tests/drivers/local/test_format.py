@@ -15,8 +15,8 @@ from bockd.drivers.local.format.layout import Layout
 from bockd.drivers.local.pool import Pool
 from bockd.drivers.local.poolfiles import join_store
 from bockd.errors import PoolFormatError
-from bockd.index.index import Transaction
 from bockd.model import MIB
+from bockd.pool.index import Transaction
 from bockd.runtime.steps import Steps, run_inline
 
 
@@ -75,7 +75,7 @@ def test_a_pool_of_format_1_becomes_ours(root: Path) -> None:
     before = put_format(root, 1)
     assert record_of(root) == before  # who only joins it changes nothing
     with opened(root) as pool:
-        assert pool.find_volume("kept")
+        assert pool.registry.find_volume("kept")
     assert record_of(root) == replace(before, format=FORMAT)
 
 

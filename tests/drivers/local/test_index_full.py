@@ -56,7 +56,7 @@ def test_a_full_index(bench: Bench, tmp_path: Path) -> None:
     written, refusal = fill(bench)
     assert "greatest size" in refusal
     assert "second pool" in refusal
-    assert bench.pool.store.layout.ballast.exists()
+    assert bench.pool.registry.store.layout.ballast.exists()
     run_inline(bench.device().flush())
     run_inline(bench.device().trim(0, LEAF_BLOCKS * BLOCK_SIZE))
     for block in range(LEAF_BLOCKS):
@@ -68,7 +68,7 @@ def test_a_full_index(bench: Bench, tmp_path: Path) -> None:
     die(bench.pool)
     bench.background = Background()
     bench.pool = Pool.open(tmp_path, bench.background.spawn)
-    run_inline(bench.pool.recover_volumes())
+    run_inline(bench.pool.registry.recover_volumes())
     with pytest.raises(IndexFullError):
         bench.device()  # what the index lacks is in the journal, and stays there
 
@@ -83,9 +83,9 @@ def test_a_larger_map_goes_on(
     monkeypatch.setattr(mapsize, "MAP_SIZE_BYTES", 2 * MAP_BYTES)
     bench.background = Background()
     bench.pool = Pool.open(tmp_path, bench.background.spawn)
-    run_inline(bench.pool.recover_volumes())
+    run_inline(bench.pool.registry.recover_volumes())
     verify(bench, written)
-    bench.reclaimer = Reclaimer(bench.pool)
+    bench.reclaimer = Reclaimer(bench.pool.registry)
     bench.reclaim()
 
 

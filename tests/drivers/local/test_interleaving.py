@@ -49,7 +49,7 @@ class Run:
         scheduler = Scheduler(self.random, now=self.clock)
         self.scheduler = scheduler
         self.pool = Pool.open(self.root, scheduler.spawn)
-        device = run_inline(self.pool.use_volume(self.volume)).volume
+        device = run_inline(self.pool.registry.use_volume(self.volume)).volume
         self.compare(device)
         for _ in range(OPERATIONS):
             self.begin(device)
@@ -139,7 +139,7 @@ class Run:
         pool = self.pool
 
         def remember() -> None:
-            ref = pool.find_snapshot(name)
+            ref = pool.registry.find_snapshot(name)
             self.snapshots.append((ref, began, self.scheduler.now))
 
         self.scheduler.start(pool.create_snapshot(self.volume, name), remember)
@@ -157,15 +157,15 @@ class Run:
         """Everything is where it belongs, and the pool is whole."""
         background = Background()
         pool = Pool.open(self.root, background.spawn)
-        run_inline(pool.recover_volumes())
+        run_inline(pool.registry.recover_volumes())
         for snapshot, began, ended in self.snapshots:
-            reader = run_inline(pool.use_snapshot(snapshot)).snapshot
+            reader = run_inline(pool.registry.use_snapshot(snapshot)).snapshot
             assert self.history.violations(self.content(reader), began, ended) == []
-        report = check_open_pool(pool.store, live=frozenset(), repair=True)
+        report = check_open_pool(pool.registry.store, live=frozenset(), repair=True)
         assert report.clean, report.problems
         assert report.hollow_blocks == 0
         assert report.stray_blocks == 0
-        device = run_inline(pool.use_volume(self.volume)).volume
+        device = run_inline(pool.registry.use_volume(self.volume)).volume
         self.compare(device)
         die(pool)
 

@@ -22,7 +22,7 @@ def test_a_write_that_finds_no_room_fails(tmp_path: Path, monkeypatch: pytest.Mo
     scheduler = Scheduler(random.Random(1))
     pool = Pool.open(tmp_path, scheduler.spawn)
     volume = run_inline(pool.create_volume("v", 2 * MIB)).id
-    device = run_inline(pool.use_volume(volume)).volume
+    device = run_inline(pool.registry.use_volume(volume)).volume
     data = memoryview(b"a" * BLOCK_SIZE)
     run_inline(device.write(0, data))
 
@@ -30,7 +30,7 @@ def test_a_write_that_finds_no_room_fails(tmp_path: Path, monkeypatch: pytest.Mo
         raise NoSpaceError("the disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(pool.store.index, "update", full)
+        patch.setattr(pool.index, "update", full)
         # A first checkpoint turns to a new segment before it fails; a second one cannot.
         for _ in range(2):
             assert scheduler.errors == []

@@ -24,7 +24,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 def test_holes_that_were_read_take_no_place_and_can_be_written(bench: Bench) -> None:
     """The volume has two leaves, read together; only the second has a block."""
     bench.write(256, b"D")
-    run_inline(bench.pool.close_idle_volume(bench.volume))
+    run_inline(bench.pool.registry.close_idle_volume(bench.volume))
     device = bench.device()
     into = memoryview(bytearray(BLOCK_SIZE))
 
@@ -43,7 +43,7 @@ def test_holes_that_were_read_take_no_place_and_can_be_written(bench: Bench) -> 
 
 def test_a_leaf_that_left_memory_is_not_taken_for_a_hole(bench: Bench) -> None:
     bench.write(256, b"D")
-    run_inline(bench.pool.close_idle_volume(bench.volume))
+    run_inline(bench.pool.registry.close_idle_volume(bench.volume))
     device = bench.device()
     run_inline(device.read(0, memoryview(bytearray(BLOCK_SIZE))))
 

@@ -12,8 +12,8 @@ from bockd.drivers.local.format.leaf import LEAF_SHIFT
 from bockd.drivers.local.maintenance import merging
 from bockd.drivers.local.maintenance.merging import LayerMerger
 from bockd.drivers.local.volume import leafcache
-from bockd.index.index import Transaction
 from bockd.model import BLOCK_SIZE, MIB, MapId
+from bockd.pool.index import Transaction
 from bockd.runtime.steps import Blocking, run_inline
 from tests.drivers.local.bench_pool import Bench, resume, stepwise
 from tests.drivers.local.process import die
@@ -69,10 +69,10 @@ def test_a_map_made_during_the_merge_is_redirected_too(
     bench.write(256, b"S", 2)
     device = bench.device()
     gather_layers(bench, 9, monkeypatch)
-    merger = LayerMerger(bench.pool)
+    merger = LayerMerger(bench.pool.registry)
     merge = merger.plan()
     assert merge is not None
-    index = bench.pool.store.index
+    index = bench.pool.index
     update: Callable[[Any], Any] = index.update
 
     def meanwhile(change: Callable[[Any], Any]) -> object:
@@ -86,8 +86,8 @@ def test_a_map_made_during_the_merge_is_redirected_too(
     monkeypatch.setattr(index, "update", meanwhile)
     run_inline(merger.run(merge))
     bench.reclaim()
-    bench.pool.leave_volume(bench.volume)
-    run_inline(bench.pool.close_idle_volume(bench.volume))
+    bench.pool.registry.leave_volume(bench.volume)
+    run_inline(bench.pool.registry.close_idle_volume(bench.volume))
     assert bench.block(bench.volume, 256) == b"S"
     assert bench.block(bench.volume, 300) == b"W"
 
@@ -98,7 +98,7 @@ def test_a_load_under_way_does_not_bring_a_merged_layer_back(
 ) -> None:
     bench.write(256, b"S", 2)
     gather_layers(bench, 9, monkeypatch)
-    run_inline(bench.pool.close_idle_volume(bench.volume))
+    run_inline(bench.pool.registry.close_idle_volume(bench.volume))
     device = bench.device()
     buffer = bytearray(BLOCK_SIZE)
     if known:
@@ -153,7 +153,7 @@ def test_an_interrupted_merge_goes_on_where_it_was(
     snapshot = bench.snapshot("kept")
     bench.write(250, b"C")
     run_inline(bench.device().durability.checkpoint())
-    merger = LayerMerger(bench.pool)
+    merger = LayerMerger(bench.pool.registry)
     merge = merger.plan()
     assert merge is not None
     redirect = merging._redirect_batch

@@ -57,14 +57,14 @@ def test_a_layer_that_came_home_is_punched_by_later_writes_and_goes_when_empty(
     bench.write(0, b"a", 10)
     bench.delete(bench.snapshot("s"))
     bench.reclaim()
-    layers = len(os.listdir(bench.pool.store.layout.layers))
+    layers = len(os.listdir(bench.pool.registry.store.layout.layers))
     bench.write(0, b"b", 5)
     bench.reclaim()
     assert bench.allocated() == 10 * BLOCK_SIZE
     bench.write(5, b"b", 5)
     bench.reclaim()
     assert bench.allocated() == 10 * BLOCK_SIZE
-    assert len(os.listdir(bench.pool.store.layout.layers)) == layers - 1
+    assert len(os.listdir(bench.pool.registry.store.layout.layers)) == layers - 1
 
 
 def test_a_map_with_two_children_waits_until_one_is_gone(bench: Bench) -> None:
@@ -73,7 +73,7 @@ def test_a_map_with_two_children_waits_until_one_is_gone(bench: Bench) -> None:
     clone = run_inline(bench.pool.create_volume("c", None, snapshot)).id
     bench.write(0, b"b", 10)
     bench.delete(snapshot)
-    with bench.pool.store.index.reading() as txn:
+    with bench.pool.index.reading() as txn:
         assert len([m for m in Catalogue(txn).maps() if m.dead]) == 1
     run_inline(bench.reclaimer.run())
     assert bench.maps() == 3
@@ -91,9 +91,9 @@ def test_a_deleted_volume_leaves_nothing(bench: Bench) -> None:
     run_inline(bench.pool.delete_volume(bench.volume))
     run_inline(bench.reclaimer.run())
     assert bench.allocated() == 200 * BLOCK_SIZE
-    run_inline(bench.pool.delete_snapshot(bench.pool.find_snapshot("s")))
+    run_inline(bench.pool.delete_snapshot(bench.pool.registry.find_snapshot("s")))
     run_inline(bench.reclaimer.run())
-    assert os.listdir(bench.pool.store.layout.layers) == []
+    assert os.listdir(bench.pool.registry.store.layout.layers) == []
     assert bench.maps() == 0
 
 
@@ -103,7 +103,7 @@ def test_a_read_that_has_begun_gets_its_old_data_before_anything_is_punched(
     bench.write(0, b"a", 4)
     bench.delete(bench.snapshot("s"))
     bench.reclaim()
-    device = run_inline(bench.pool.use_volume(bench.volume)).volume
+    device = run_inline(bench.pool.registry.use_volume(bench.volume)).volume
     buffer = bytearray(BLOCK_SIZE)
     reading = device.read(0, memoryview(buffer))
     step = reading.send(None)  # the read knows the old layer now, and has not read yet
@@ -122,10 +122,10 @@ def test_a_read_that_has_begun_gets_its_old_data_before_anything_is_punched(
     assert buffer == b"a" * BLOCK_SIZE
     assert waiting.fired
     run_inline(checkpointing)
-    with bench.pool.store.index.reading() as txn:
+    with bench.pool.index.reading() as txn:
         assert queue.punches(txn, 1)
     run_inline(bench.reclaimer.run())
-    bench.pool.leave_volume(bench.volume)
+    bench.pool.registry.leave_volume(bench.volume)
 
 
 def test_layers_of_a_rotation_of_snapshots_stay_few(bench: Bench) -> None:
@@ -140,11 +140,11 @@ def test_layers_of_a_rotation_of_snapshots_stay_few(bench: Bench) -> None:
             expected[block] = value
         kept.append((bench.snapshot(f"day {day}"), dict(expected)))
         if day == 20:  # a device that stays open through all the merging
-            reader = run_inline(bench.pool.use_volume(bench.volume)).volume
+            reader = run_inline(bench.pool.registry.use_volume(bench.volume)).volume
         if len(kept) > 3:
             bench.delete(kept.pop(0)[0])
             bench.reclaim()
-        files = len(os.listdir(bench.pool.store.layout.layers))
+        files = len(os.listdir(bench.pool.registry.store.layout.layers))
         assert files <= MAX_DEAD_LAYERS + len(kept) + 2
         for snapshot, content in kept:
             for block in (0, day, 100 + day // 2):
@@ -152,7 +152,7 @@ def test_layers_of_a_rotation_of_snapshots_stay_few(bench: Bench) -> None:
     assert reader is not None
     for block, value in expected.items():
         assert bench.block(bench.volume, block) == value
-    bench.pool.leave_volume(bench.volume)
+    bench.pool.registry.leave_volume(bench.volume)
     for snapshot, content in kept:
         for block, value in content.items():
             assert bench.block(snapshot, block) == value

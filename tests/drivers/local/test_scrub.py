@@ -17,8 +17,8 @@ from bockd.drivers.local.integrity.scrub import Scrubber
 from bockd.drivers.local.maintenance.merging import LayerMerger
 from bockd.drivers.local.volume.reading import Reader
 from bockd.errors import DamagedError
-from bockd.index.index import Transaction
 from bockd.model import BLOCK_SIZE, LayerId, SnapshotId, VolumeId
+from bockd.pool.index import Transaction
 from bockd.runtime.steps import run_inline
 from tests.drivers.local.bench_pool import Bench
 from tests.drivers.local.process import die
@@ -30,7 +30,7 @@ class ScrubBench(Bench):
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
-        self.scrubber = Scrubber(self.pool)
+        self.scrubber = Scrubber(self.pool.registry)
 
     def read_all(self) -> int:
         """The first reading to its end; the number of blocks read."""
@@ -44,7 +44,7 @@ class ScrubBench(Bench):
         run_inline(self.scrubber.begin_pass())
         while run_inline(self.scrubber.verify_on()).more:
             pass
-        with self.pool.store.index.reading() as txn:
+        with self.pool.index.reading() as txn:
             status = scrub_status(txn)
         assert not status.under_way
         return len(status.damaged)
@@ -63,16 +63,16 @@ class ScrubBench(Bench):
 
     def reader(self, node: VolumeId | SnapshotId) -> Reader:
         if node == self.volume:
-            opened = run_inline(self.pool.use_volume(self.volume))
-            self.pool.leave_volume(self.volume)
+            opened = run_inline(self.pool.registry.use_volume(self.volume))
+            self.pool.registry.leave_volume(self.volume)
             return opened.volume
-        snapshot = run_inline(self.pool.use_snapshot(SnapshotId(node)))
-        self.pool.leave_snapshot(SnapshotId(node))
+        snapshot = run_inline(self.pool.registry.use_snapshot(SnapshotId(node)))
+        self.pool.registry.leave_snapshot(SnapshotId(node))
         return snapshot.snapshot
 
     def flip(self, layer: LayerId, block: int) -> None:
         """Flip a bit on the disk; a second time flips it back."""
-        flip_bit(self.pool.store.layout.layer_segment(layer, 0), block * BLOCK_SIZE + 1000)
+        flip_bit(self.pool.registry.store.layout.layer_segment(layer, 0), block * BLOCK_SIZE + 1000)
 
     def assert_unreadable(self, node: VolumeId | SnapshotId, block: int) -> None:
         device, buffer = self.reader(node), memoryview(bytearray(BLOCK_SIZE))
@@ -113,7 +113,9 @@ def test_what_is_frozen_is_read_once(bench: ScrubBench) -> None:
     assert bench.read_all() == 2
     assert bench.read_all() == 0
     assert bench.verify_all() == 0
-    report = check_open_pool(bench.pool.store, live=frozenset(bench.pool.volumes), repair=False)
+    report = check_open_pool(
+        bench.pool.registry.store, live=frozenset(bench.pool.registry.volumes), repair=False
+    )
     assert (report.clean, report.checksums) == (True, 8)
 
 
@@ -126,14 +128,16 @@ def test_a_flipped_bit_is_never_given_as_data(bench: ScrubBench) -> None:
         assert bench.block(node, 9) == b"A"
     bench.flip(layer, 9)
     assert bench.verify_all() == 1
-    with bench.pool.store.index.reading() as txn:
+    with bench.pool.index.reading() as txn:
         [damaged] = scrub_status(txn).damaged
     assert (damaged.layer, damaged.offset_bytes) == (layer, 9 * BLOCK_SIZE)
     assert (damaged.volumes, damaged.snapshots) == (("v",), ("kept",))
     for node in (bench.volume, snapshot):
         bench.assert_unreadable(node, 9)
         assert bench.block(node, 10) == b"A"
-    report = check_open_pool(bench.pool.store, live=frozenset(bench.pool.volumes), repair=False)
+    report = check_open_pool(
+        bench.pool.registry.store, live=frozenset(bench.pool.registry.volumes), repair=False
+    )
     assert report.damaged_blocks == 1
     assert not report.clean
 
@@ -144,8 +148,8 @@ def test_damage_is_remembered_by_who_opens_later(bench: ScrubBench) -> None:
     bench.read_all()
     bench.flip(bench.layer_of(snapshot, 9), 9)
     bench.verify_all()
-    run_inline(bench.pool.close_idle_volume(bench.volume))
-    run_inline(bench.pool.close_idle_snapshot(snapshot))
+    run_inline(bench.pool.registry.close_idle_volume(bench.volume))
+    run_inline(bench.pool.registry.close_idle_snapshot(snapshot))
     for node in (bench.volume, snapshot):
         bench.assert_unreadable(node, 9)
 
@@ -194,7 +198,7 @@ def test_a_read_from_the_disk_is_verified(bench: ScrubBench) -> None:
         run_inline(device.read(9 * BLOCK_SIZE + 700, memoryview(bytearray(10))))
     for node in (bench.volume, snapshot):
         bench.assert_unreadable(node, 9)
-    with bench.pool.store.index.reading() as txn:
+    with bench.pool.index.reading() as txn:
         assert len(checksums.all_damage(txn)) == 1
 
 
@@ -216,13 +220,13 @@ def test_checksums_and_damage_move_with_merged_blocks(
     for node in (bench.volume, kept):
         bench.assert_unreadable(node, 1)
         assert bench.block(node, 2) == b"A"
-    run_inline(bench.pool.close_idle_volume(bench.volume))
-    run_inline(bench.pool.close_idle_snapshot(kept))
+    run_inline(bench.pool.registry.close_idle_volume(bench.volume))
+    run_inline(bench.pool.registry.close_idle_snapshot(kept))
     for node in (bench.volume, kept):
         bench.assert_unreadable(node, 1)
     bench.read_all()
     assert bench.verify_all() == 1
-    with bench.pool.store.index.reading() as txn:
+    with bench.pool.index.reading() as txn:
         known = sum(len(sums) for *_, sums in checksums.sums_from(txn, LayerId(0), 0))
     assert known == 6 + 9 * 5
 
@@ -233,7 +237,7 @@ def test_what_moves_before_it_is_read_is_read_where_it_went(
     bench.write(200, b"F", 6)
     gather_layers(bench, 10, monkeypatch)
     bench.read_all()
-    merger = LayerMerger(bench.pool)
+    merger = LayerMerger(bench.pool.registry)
     merge = merger.plan()
     assert merge is not None
 
@@ -241,7 +245,7 @@ def test_what_moves_before_it_is_read_is_read_where_it_went(
         checksums.forget_some(txn, merge.source.id, 10)
         checksums.forget_reading(txn, merge.source.id)
 
-    bench.pool.store.index.update(unread)
+    bench.pool.index.update(unread)
     run_inline(merger.run(merge))
     assert bench.read_all() == 5
     assert bench.verify_all() == 0
@@ -259,12 +263,12 @@ def test_a_block_given_up_while_it_is_read_gets_no_checksum(
 
     def meanwhile(*args: Any) -> Any:
         found = read(*args)
-        run_inline(bench.pool.checkpoint(bench.volume))
+        run_inline(bench.pool.registry.checkpoint(bench.volume))
         return found
 
     monkeypatch.setattr(scrub, "_read_blocks", meanwhile)
     run_inline(bench.scrubber.read_on())
-    with bench.pool.store.index.reading() as txn:
+    with bench.pool.index.reading() as txn:
         [(_, _, sums)] = checksums.sums_from(txn, LayerId(0), 0)
     assert set(sums) == {3, 4, 5, 6, 7}
     bench.reclaim()
@@ -276,17 +280,17 @@ def test_a_pass_goes_on_after_a_death(bench: ScrubBench, monkeypatch: pytest.Mon
     bench.write(0, b"A", 300)
     bench.snapshot("kept")
     run_inline(bench.scrubber.read_on())
-    root = bench.pool.store.layout.root
+    root = bench.pool.registry.store.layout.root
     die(bench.pool)
     bench.pool = type(bench.pool).open(root, bench.background.spawn)
-    bench.scrubber = Scrubber(bench.pool)
+    bench.scrubber = Scrubber(bench.pool.registry)
     assert bench.read_all() == 300 - 256
     run_inline(bench.scrubber.begin_pass())
     run_inline(bench.scrubber.verify_on())
     die(bench.pool)
     bench.pool = type(bench.pool).open(root, bench.background.spawn)
-    bench.scrubber = Scrubber(bench.pool)
+    bench.scrubber = Scrubber(bench.pool.registry)
     assert run_inline(bench.scrubber.verify_on()).read_bytes == (300 - 256) * BLOCK_SIZE
-    with bench.pool.store.index.reading() as txn:
+    with bench.pool.index.reading() as txn:
         status = scrub_status(txn)
     assert (status.verified_bytes, status.leaves_done) == (300 * BLOCK_SIZE, 2)

@@ -24,8 +24,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from bockd.control import DamagedBlock, NodeSpace, Space
-from bockd.drivers.local.format.catalogue import id_key
+from bockd.drivers.local.format.catalogue import LAYERS
 from bockd.drivers.local.format.checksums import sums_from
 from bockd.drivers.local.format.leaf import LEAF_BLOCKS
 from bockd.drivers.local.integrity.check import check_open_pool
@@ -33,13 +32,14 @@ from bockd.drivers.local.integrity.damage import scrub_status
 from bockd.drivers.local.integrity.scrub import Scrubber
 from bockd.drivers.local.maintenance import merging
 from bockd.drivers.local.maintenance.reclaim import Reclaimer
-from bockd.drivers.local.occupancy import Shares, measure_all, measure_shares
+from bockd.drivers.local.occupancy import measure_all, measure_shares
 from bockd.drivers.local.pool import Pool
 from bockd.drivers.local.volume.reading import Reader
 from bockd.drivers.local.volume.volume import Volume
 from bockd.errors import DamagedError
-from bockd.index.index import Table
+from bockd.index.keys import id_key
 from bockd.model import BLOCK_SIZE, MIB, Extent, LayerId, NodeKind, SnapshotId, VolumeId
+from bockd.pool.reports import DamagedBlock, NodeSpace, Shares, Space
 from bockd.runtime.steps import Background, run_inline
 from tests.drivers.local.oracle import Node
 from tests.drivers.local.process import die
@@ -83,10 +83,10 @@ class PoolMachine(RuleBasedStateMachine):
     def start(self) -> None:
         self.background = Background()
         self.pool = Pool.open(self.root, self.background.spawn)
-        self.pool.store.files.limit = self.most_open
-        self.scrubber = Scrubber(self.pool)
-        reclaimer = Reclaimer(self.pool)
-        self.pool.on_garbage = lambda: self.background.spawn(reclaimer.run())
+        self.pool.registry.store.files.limit = self.most_open
+        self.scrubber = Scrubber(self.pool.registry)
+        reclaimer = Reclaimer(self.pool.registry)
+        self.pool.registry.on_garbage = lambda: self.background.spawn(reclaimer.run())
         self.background.spawn(reclaimer.run())
 
     def teardown(self) -> None:
@@ -104,15 +104,15 @@ class PoolMachine(RuleBasedStateMachine):
         return f"node {self.names}"
 
     def device(self, volume: VolumeId) -> Volume:
-        opened = run_inline(self.pool.use_volume(volume))
-        self.pool.leave_volume(volume)
+        opened = run_inline(self.pool.registry.use_volume(volume))
+        self.pool.registry.leave_volume(volume)
         return opened.volume
 
     # -- the catalogue -----------------------------------------------------------------------
 
     @initialize(target=volumes, size=block_sizes, most_open=st.sampled_from((1, 2, 4096)))
     def first_volume(self, size: int, most_open: int) -> VolumeId:
-        self.most_open = self.pool.store.files.limit = most_open
+        self.most_open = self.pool.registry.store.files.limit = most_open
         return self.new_volume(size)
 
     @rule(target=volumes, size=block_sizes)
@@ -224,7 +224,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule(volume=volumes)
     def close_idle(self, volume: VolumeId) -> None:
-        run_inline(self.pool.close_idle_volume(volume))
+        run_inline(self.pool.registry.close_idle_volume(volume))
 
     @rule()
     def reopen(self) -> None:
@@ -242,8 +242,8 @@ class PoolMachine(RuleBasedStateMachine):
 
     def reader(self, node: int) -> Reader:
         if SnapshotId(node) in self.origin:
-            opened = run_inline(self.pool.use_snapshot(SnapshotId(node)))
-            self.pool.leave_snapshot(SnapshotId(node))
+            opened = run_inline(self.pool.registry.use_snapshot(SnapshotId(node)))
+            self.pool.registry.leave_snapshot(SnapshotId(node))
             return opened.snapshot
         return self.device(VolumeId(node))
 
@@ -278,7 +278,7 @@ class PoolMachine(RuleBasedStateMachine):
         run_inline(self.scrubber.begin_pass())
         while run_inline(self.scrubber.verify_on()).more:
             pass
-        with self.pool.store.index.reading() as txn:
+        with self.pool.index.reading() as txn:
             return scrub_status(txn).damaged
 
     @rule(choice=st.integers(0, 1 << 20))
@@ -287,23 +287,23 @@ class PoolMachine(RuleBasedStateMachine):
         right again. All else is what it was."""
         for node in self.live:
             self.reader(node)  # so that the index knows what was written before a death
-        for volume in list(self.pool.volumes):
-            run_inline(self.pool.checkpoint(volume))
-        with self.pool.store.index.reading() as txn:
+        for volume in list(self.pool.registry.volumes):
+            run_inline(self.pool.registry.checkpoint(volume))
+        with self.pool.index.reading() as txn:
             known = [
                 (layer, number * LEAF_BLOCKS + block)
                 for layer, number, sums in sums_from(txn, LayerId(0), 0)
-                if txn.get(Table.LAYERS, id_key(layer)) is not None
+                if txn.get(LAYERS, id_key(layer)) is not None
                 for block in sums
             ]
         if not known:
             return
         layer, block = known[choice % len(known)]
-        path = self.pool.store.layout.layer_segment(layer, 0)
+        path = self.pool.registry.store.layout.layer_segment(layer, 0)
         flip_bit(path, block * BLOCK_SIZE + choice % BLOCK_SIZE)
         [damaged] = self.scrub()
         assert (damaged.layer, damaged.offset_bytes) == (layer, block * BLOCK_SIZE)
-        with self.pool.catalogue() as catalogue:
+        with self.pool.registry.catalogue() as catalogue:
             shown = {int(v.id) for v in catalogue.volumes() if v.name in damaged.volumes}
             shown |= {int(s.id) for s in catalogue.snapshots() if s.name in damaged.snapshots}
         for node in self.live:
@@ -327,7 +327,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule()
     def compare_space(self) -> None:
-        run_inline(self.pool.recover_volumes())
+        run_inline(self.pool.registry.recover_volumes())
         one_by_one: set[NodeSpace] = set()
         for node, expected in self.live.items():
             others = {t for n, o in self.live.items() if n != node for t in o.tokens.values()}
@@ -338,7 +338,7 @@ class PoolMachine(RuleBasedStateMachine):
             found = run_inline(self.pool.measure(kind, node))
             assert found == Space(exclusive * BLOCK_SIZE, shared * BLOCK_SIZE)
             one_by_one.add(NodeSpace(kind, node, found))
-        at_once = run_inline(measure_all(self.pool, 0, lambda: False))
+        at_once = run_inline(measure_all(self.pool.registry, 0, lambda: False))
         assert at_once.next is None
         assert {one for one in at_once.spaces if one.kind is NodeKind.VOLUME} == {
             one for one in one_by_one if one.kind is NodeKind.VOLUME
@@ -346,25 +346,27 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule()
     def compare_shares(self) -> None:
-        run_inline(self.pool.recover_volumes())
+        run_inline(self.pool.registry.recover_volumes())
         tokens: dict[bool, set[int]] = {True: set(), False: set()}
         for node, expected in self.live.items():
             tokens[SnapshotId(node) in self.origin].update(expected.tokens.values())
-        shares = run_inline(measure_shares(self.pool, frozenset()))
+        shares = run_inline(measure_shares(self.pool.registry, frozenset()))
         assert shares.volumes_bytes == len(tokens[False]) * BLOCK_SIZE
         assert shares.snapshots_bytes == len(tokens[True] - tokens[False]) * BLOCK_SIZE
         assert shares.images_bytes == 0
         images = frozenset(map(SnapshotId, self.live)) & frozenset(self.origin)
         expected_shares = Shares(shares.volumes_bytes, 0, shares.snapshots_bytes)
-        assert run_inline(measure_shares(self.pool, images)) == expected_shares
+        assert run_inline(measure_shares(self.pool.registry, images)) == expected_shares
 
     @invariant()
     def no_more_files_are_open_than_may_be(self) -> None:
-        assert self.pool.store.files.count <= self.most_open
+        assert self.pool.registry.store.files.count <= self.most_open
 
     @invariant()
     def check_finds_nothing(self) -> None:
-        report = check_open_pool(self.pool.store, live=frozenset(self.pool.volumes), repair=False)
+        report = check_open_pool(
+            self.pool.registry.store, live=frozenset(self.pool.registry.volumes), repair=False
+        )
         assert report.clean, report.problems
         assert report.hollow_blocks == 0
 

@@ -68,7 +68,7 @@ class Side:
         self._background = Background()
         self.pool = Pool.open(root, self._background.spawn)
         record = run_inline(self.pool.create_volume("v", SIZE_BYTES, None))
-        self.volume: Volume = run_inline(self.pool.use_volume(record.id)).volume
+        self.volume: Volume = run_inline(self.pool.registry.use_volume(record.id)).volume
         self._write(b"f", [0, 1, 2, 3, 4, 5, 6, 7])
         run_inline(self.pool.create_snapshot(record.id, "s"))
         self._write(b"h", list(range(4, WRITTEN)))

@@ -17,12 +17,13 @@ from bockd.drivers.local.format.leaf import (
     LEAF_BLOCKS,
     LEAF_MASK,
     LEAF_SHIFT,
+    LEAVES,
     Leaf,
     leaf_key,
     leaf_key_parts,
 )
-from bockd.index.index import Table, Transaction
 from bockd.model import LayerId, MapId
+from bockd.pool.index import Transaction
 
 
 def stored_leaves(
@@ -32,7 +33,7 @@ def stored_leaves(
     holes."""
     found: dict[int, bytes] = {}
     for map_id in chain:
-        for key, payload in txn.scan(Table.LEAVES, leaf_key(map_id, first), leaf_key(map_id, end)):
+        for key, payload in txn.scan(LEAVES, leaf_key(map_id, first), leaf_key(map_id, end)):
             found.setdefault(leaf_key_parts(key)[1], payload)
         if len(found) == end - first:
             break
@@ -42,9 +43,7 @@ def stored_leaves(
 def own_leaves(txn: Transaction, map_id: MapId, first: int = 0) -> Iterator[tuple[int, bytes]]:
     """Yield the leaves from number `first` on that are stored in the map itself, as (number,
     payload), in order."""
-    for key, payload in txn.scan(
-        Table.LEAVES, leaf_key(map_id, first), leaf_key(MapId(map_id + 1), 0)
-    ):
+    for key, payload in txn.scan(LEAVES, leaf_key(map_id, first), leaf_key(MapId(map_id + 1), 0)):
         yield leaf_key_parts(key)[1], payload
 
 
@@ -53,7 +52,7 @@ def present_leaves(txn: Transaction, chain: Iterable[MapId], first: int, end: in
     return {
         leaf_key_parts(key)[1]
         for map_id in chain
-        for key in txn.keys(Table.LEAVES, leaf_key(map_id, first), leaf_key(map_id, end))
+        for key in txn.keys(LEAVES, leaf_key(map_id, first), leaf_key(map_id, end))
     }
 
 
@@ -116,7 +115,7 @@ class MapChanges:
         leaf = self._work.get(number)
         if leaf is None:
             for map_id in self._chain:
-                payload = self.txn.get(Table.LEAVES, leaf_key(map_id, number))
+                payload = self.txn.get(LEAVES, leaf_key(map_id, number))
                 if payload is not None:
                     leaf = Leaf.decode(payload)
                     break
@@ -133,14 +132,14 @@ class MapChanges:
             leaf = self._work[number]
             key = leaf_key(self.map_id, number)
             if self._homed:
-                before = self.txn.get(Table.LEAVES, key)
+                before = self.txn.get(LEAVES, key)
                 if before is not None:
                     layers = self._homed
                     garbage |= queue_orphans(self.txn, number, Leaf.decode(before), leaf, layers)
             if not inherits and leaf.is_hole():
-                self.txn.delete(Table.LEAVES, key)
+                self.txn.delete(LEAVES, key)
             else:
-                self.txn.put(Table.LEAVES, key, leaf.encode())
+                self.txn.put(LEAVES, key, leaf.encode())
         return garbage
 
 

@@ -11,18 +11,26 @@ and an empty payload. Records are JSON objects of the dataclasses below.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import msgspec
 
 from bockd.drivers.local.format import checksums, queue
 from bockd.drivers.local.format.leaf import MAX_LAYER_ID
-from bockd.errors import ConflictError, DamagedError, NotFoundError, PoolFormatError
-from bockd.index.index import Table, Transaction
+from bockd.drivers.local.format.queue import RECLAIM
+from bockd.errors import ConflictError, DamagedError, PoolFormatError
+from bockd.index.keys import FIRST_KEY, LAST_KEY, id_key, pair_key, second_of_pair
+from bockd.index.tables import Table
 from bockd.model import LayerId, MapId, NodeKind, SnapshotId, VolumeId
+from bockd.pool.nodes import SNAPSHOTS, VOLUMES, Nodes, decode_record
+from bockd.pool.records import SnapshotRecord, VolumeRecord
+
+META = Table(b"meta")
+MAPS = Table(b"maps")
+CHILDREN = Table(b"children")
+LAYERS = Table(b"layers")
+HOMES = Table(b"homes")
 
 FORMAT = 3
 """The on-disk format that this code writes. A pool with a higher one is refused.
@@ -41,11 +49,7 @@ OLDEST_FORMAT = 1
 NO_MAP = MapId(0)
 """The parent of a map that falls through to nothing: absent leaves are holes."""
 
-_ID = struct.Struct(">Q")
-_PAIR = struct.Struct(">QQ")
 _POOL_KEY = b"pool"
-FIRST_KEY = b""
-LAST_KEY = b"\xff" * 17
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +64,12 @@ class PoolRecord:
     next_layer: int
 
 
-@dataclass(frozen=True, slots=True)
-class VolumeRecord:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalVolumeRecord(VolumeRecord):
     """VOLUMES/<id>."""
 
-    id: VolumeId
-    name: str
-    size_bytes: int
     map: MapId
     head: LayerId
-    created_at: float
-    from_snapshot: SnapshotId | None
     generation: int
     """Of the journal; a number is used for one opening or one head only."""
     segment: int
@@ -78,25 +77,13 @@ class VolumeRecord:
     records before it are applied."""
     opened: bool
     """True while a journal of this generation may hold what the map does not."""
-    failed: str | None
-    """Why the volume is refused until an operator reopens it."""
-    content_bytes: int | None = None
-    """The size of the image that was imported into it, when it is smaller than `size_bytes`. Code
-    that does not know this drops it, and then exports what was added to make whole blocks."""
 
 
-@dataclass(frozen=True, slots=True)
-class SnapshotRecord:
-    """SNAPSHOTS/<id>. `volume` is the origin, which may be gone."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalSnapshotRecord(SnapshotRecord):
+    """SNAPSHOTS/<id>."""
 
-    id: SnapshotId
-    name: str
-    volume: VolumeId
-    size_bytes: int
     map: MapId
-    created_at: float
-    content_bytes: int | None = None
-    """As the volume's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,45 +106,24 @@ class LayerRecord:
     home: MapId
 
 
-Record = TypeVar("Record", PoolRecord, VolumeRecord, SnapshotRecord, MapRecord, LayerRecord)
-
 RECORD_TYPES: dict[Table, type] = {
-    Table.META: PoolRecord,
-    Table.VOLUMES: VolumeRecord,
-    Table.SNAPSHOTS: SnapshotRecord,
-    Table.MAPS: MapRecord,
-    Table.LAYERS: LayerRecord,
+    META: PoolRecord,
+    VOLUMES: LocalVolumeRecord,
+    SNAPSHOTS: LocalSnapshotRecord,
+    MAPS: MapRecord,
+    LAYERS: LayerRecord,
 }
 
 
-def id_key(number: int) -> bytes:
-    return _ID.pack(number)
-
-
-def pair_key(first: int, second: int) -> bytes:
-    return _PAIR.pack(first, second)
-
-
-def decode_record(kind: type[Record], payload: bytes) -> Record:
-    """Decode a record from its JSON. Raises DamagedError when it does not fit its type."""
-    try:
-        return msgspec.json.decode(payload, type=kind)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
-        raise DamagedError(f"a stored {kind.__name__} is malformed: {error}") from error
-
-
-class Catalogue:
+class Catalogue(Nodes):
     """The records of one transaction, typed."""
-
-    def __init__(self, txn: Transaction) -> None:
-        self.txn = txn
 
     # -- the pool ----------------------------------------------------------------------------
 
     def pool(self) -> PoolRecord | None:
         """Return the pool's own record; None in an index without one. Raises PoolFormatError for a
         format that this code does not know."""
-        payload = self.txn.get(Table.META, _POOL_KEY)
+        payload = self.txn.get(META, _POOL_KEY)
         if payload is None:
             return None
         found = msgspec.json.decode(payload).get("format")
@@ -174,7 +140,7 @@ class Catalogue:
             self.put_pool(replace(record, format=FORMAT))
 
     def put_pool(self, record: PoolRecord) -> None:
-        self.txn.put(Table.META, _POOL_KEY, msgspec.json.encode(record))
+        self.txn.put(META, _POOL_KEY, msgspec.json.encode(record))
 
     def _pool(self) -> PoolRecord:
         record = self.pool()
@@ -195,7 +161,7 @@ class Catalogue:
         record = MapRecord(MapId(pool.next_map), parent, size_bytes, dead=False)
         self.put_map(record)
         if parent != NO_MAP:
-            self.txn.put(Table.CHILDREN, pair_key(parent, record.id), b"")
+            self.txn.put(CHILDREN, pair_key(parent, record.id), b"")
         return record
 
     def next_layer(self) -> LayerId:
@@ -213,88 +179,55 @@ class Catalogue:
             raise ConflictError("the pool has used up its layer ids; copy it to a new one")
         self.put_pool(replace(pool, next_layer=layer + 1))
         self.put_layer(LayerRecord(layer, size_bytes, home))
-        self.txn.put(Table.HOMES, pair_key(home, layer), b"")
+        self.txn.put(HOMES, pair_key(home, layer), b"")
 
-    # -- volumes and snapshots ---------------------------------------------------------------
+    # -- volumes and snapshots, with what is the local pool's own ---------------------------
 
-    def volume(self, volume: VolumeId) -> VolumeRecord:
-        payload = self.txn.get(Table.VOLUMES, id_key(volume))
-        if payload is None:
-            raise NotFoundError(f"there is no volume {volume}")
-        return decode_record(VolumeRecord, payload)
+    def volume(self, volume: VolumeId) -> LocalVolumeRecord:
+        """See Nodes."""
+        return decode_record(LocalVolumeRecord, self._payload(NodeKind.VOLUME, volume))
 
-    def sound_volumes(self) -> Iterator[VolumeRecord]:
-        """Yield the volumes whose records are not damaged, for callers that must not stop at a
-        damaged one."""
-        for _, payload in self.txn.sound(Table.VOLUMES):
-            yield decode_record(VolumeRecord, payload)
+    def volumes(self) -> Iterator[LocalVolumeRecord]:
+        """See Nodes."""
+        return self._all(VOLUMES, LocalVolumeRecord)
 
-    def sound_snapshots(self) -> Iterator[SnapshotRecord]:
-        """Yield the snapshots whose records are not damaged, as `sound_volumes` does for
-        volumes."""
-        for _, payload in self.txn.sound(Table.SNAPSHOTS):
-            yield decode_record(SnapshotRecord, payload)
+    def sound_volumes(self) -> Iterator[LocalVolumeRecord]:
+        """See Nodes."""
+        return self._sound(VOLUMES, LocalVolumeRecord)
 
-    def put_volume(self, record: VolumeRecord) -> None:
-        self.txn.put(Table.VOLUMES, id_key(record.id), msgspec.json.encode(record))
+    def put_volume(self, record: LocalVolumeRecord) -> None:
+        """Store the record of a volume."""
+        self.txn.put(VOLUMES, id_key(record.id), msgspec.json.encode(record))
 
-    def volumes(self) -> Iterator[VolumeRecord]:
-        for _, payload in self.txn.scan(Table.VOLUMES, FIRST_KEY, LAST_KEY):
-            yield decode_record(VolumeRecord, payload)
+    def snapshot(self, snapshot: SnapshotId) -> LocalSnapshotRecord:
+        """See Nodes."""
+        return decode_record(LocalSnapshotRecord, self._payload(NodeKind.SNAPSHOT, snapshot))
 
-    def snapshot(self, snapshot: SnapshotId) -> SnapshotRecord:
-        payload = self.txn.get(Table.SNAPSHOTS, id_key(snapshot))
-        if payload is None:
-            raise NotFoundError(f"there is no snapshot {snapshot}")
-        return decode_record(SnapshotRecord, payload)
+    def snapshots(self) -> Iterator[LocalSnapshotRecord]:
+        """See Nodes."""
+        return self._all(SNAPSHOTS, LocalSnapshotRecord)
 
-    def put_snapshot(self, record: SnapshotRecord) -> None:
-        self.txn.put(Table.SNAPSHOTS, id_key(record.id), msgspec.json.encode(record))
+    def sound_snapshots(self) -> Iterator[LocalSnapshotRecord]:
+        """See Nodes."""
+        return self._sound(SNAPSHOTS, LocalSnapshotRecord)
 
-    def snapshots(self) -> Iterator[SnapshotRecord]:
-        for _, payload in self.txn.scan(Table.SNAPSHOTS, FIRST_KEY, LAST_KEY):
-            yield decode_record(SnapshotRecord, payload)
-
-    def take_name(self, kind: NodeKind, name: str, node: int) -> None:
-        """Give `name` to a node. Raises ConflictError when another node of its kind has it."""
-        key = _name_key(kind, name)
-        if self.txn.get(Table.NAMES, key) is not None:
-            raise ConflictError(f"a {kind} named {name!r} exists already; choose another name")
-        self.txn.put(Table.NAMES, key, id_key(node))
-
-    def name_is_free(self, kind: NodeKind, name: str) -> bool:
-        """Return whether `take_name` would succeed now."""
-        return self.txn.get(Table.NAMES, _name_key(kind, name)) is None
-
-    def free_name(self, kind: NodeKind, name: str) -> None:
-        self.txn.delete(Table.NAMES, _name_key(kind, name))
-
-    def find(self, kind: NodeKind, ref: str) -> int:
-        """Return the id for an id in decimal or a name. A numeric ref is always an id. Raises
-        NotFoundError."""
-        if ref.isascii() and ref.isdigit():
-            table = Table.VOLUMES if kind is NodeKind.VOLUME else Table.SNAPSHOTS
-            if len(ref) < 20 and self.txn.get(table, id_key(int(ref))) is not None:
-                return int(ref)
-        elif (payload := self.txn.get(Table.NAMES, _name_key(kind, ref))) is not None:
-            return int(_ID.unpack(payload)[0])
-        raise NotFoundError(
-            f"there is no {kind} {ref[:300]!r}; 'bock {kind} list' shows what there is"
-        )
+    def put_snapshot(self, record: LocalSnapshotRecord) -> None:
+        """Store the record of a snapshot."""
+        self.txn.put(SNAPSHOTS, id_key(record.id), msgspec.json.encode(record))
 
     # -- maps --------------------------------------------------------------------------------
 
     def map(self, map_id: MapId) -> MapRecord:
-        payload = self.txn.get(Table.MAPS, id_key(map_id))
+        payload = self.txn.get(MAPS, id_key(map_id))
         if payload is None:
             raise DamagedError(f"map {map_id} is missing from the index; run 'bockd check'")
         return decode_record(MapRecord, payload)
 
     def put_map(self, record: MapRecord) -> None:
-        self.txn.put(Table.MAPS, id_key(record.id), msgspec.json.encode(record))
+        self.txn.put(MAPS, id_key(record.id), msgspec.json.encode(record))
 
     def maps(self) -> Iterator[MapRecord]:
-        for _, payload in self.txn.scan(Table.MAPS, FIRST_KEY, LAST_KEY):
+        for _, payload in self.txn.scan(MAPS, FIRST_KEY, LAST_KEY):
             yield decode_record(MapRecord, payload)
 
     def chain(self, map_id: MapId) -> tuple[MapId, ...]:
@@ -310,8 +243,8 @@ class Catalogue:
         return tuple(chain)
 
     def children(self, map_id: MapId) -> list[MapId]:
-        keys = self.txn.keys(Table.CHILDREN, pair_key(map_id, 0), pair_key(map_id + 1, 0))
-        return [MapId(_PAIR.unpack(key)[1]) for key in keys]
+        keys = self.txn.keys(CHILDREN, pair_key(map_id, 0), pair_key(map_id + 1, 0))
+        return [MapId(second_of_pair(key)) for key in keys]
 
     def subtree(self, map_id: MapId) -> Iterator[MapId]:
         """Yield the map and all its descendants, which look up absent leaves in it."""
@@ -324,8 +257,8 @@ class Catalogue:
     def forget_layer(self, layer: LayerId) -> None:
         """Forget a layer that nothing refers to any more, and queue its files to be unlinked."""
         home = self.layer(layer).home
-        self.txn.delete(Table.LAYERS, id_key(layer))
-        self.txn.delete(Table.HOMES, pair_key(home, layer))
+        self.txn.delete(LAYERS, id_key(layer))
+        self.txn.delete(HOMES, pair_key(home, layer))
         queue.end_merge(self.txn, layer)
         checksums.forget_reading(self.txn, layer)
         queue.add_unlink(self.txn, layer)
@@ -333,28 +266,24 @@ class Catalogue:
     def kill_map(self, map_id: MapId) -> None:
         """Mark a map that nobody shows any more as dead, and queue it for reclaim."""
         self.put_map(replace(self.map(map_id), dead=True))
-        self.txn.put(Table.RECLAIM, b"m" + id_key(map_id), b"")
+        self.txn.put(RECLAIM, b"m" + id_key(map_id), b"")
 
     # -- layers ------------------------------------------------------------------------------
 
     def layer(self, layer: LayerId) -> LayerRecord:
-        payload = self.txn.get(Table.LAYERS, id_key(layer))
+        payload = self.txn.get(LAYERS, id_key(layer))
         if payload is None:
             raise DamagedError(f"layer {layer} is missing from the index; run 'bockd check'")
         return decode_record(LayerRecord, payload)
 
     def put_layer(self, record: LayerRecord) -> None:
-        self.txn.put(Table.LAYERS, id_key(record.id), msgspec.json.encode(record))
+        self.txn.put(LAYERS, id_key(record.id), msgspec.json.encode(record))
 
     def layers(self) -> Iterator[LayerRecord]:
-        for _, payload in self.txn.scan(Table.LAYERS, FIRST_KEY, LAST_KEY):
+        for _, payload in self.txn.scan(LAYERS, FIRST_KEY, LAST_KEY):
             yield decode_record(LayerRecord, payload)
 
     def layers_of(self, home: MapId) -> list[LayerId]:
         """Return the layers whose home is this map."""
-        keys = self.txn.keys(Table.HOMES, pair_key(home, 0), pair_key(home + 1, 0))
-        return [LayerId(_PAIR.unpack(key)[1]) for key in keys]
-
-
-def _name_key(kind: NodeKind, name: str) -> bytes:
-    return kind.value[:1].encode() + b"/" + name.encode()
+        keys = self.txn.keys(HOMES, pair_key(home, 0), pair_key(home + 1, 0))
+        return [LayerId(second_of_pair(key)) for key in keys]

@@ -27,8 +27,13 @@ from crc32c import crc32c
 
 from bockd.drivers.local.format.leaf import LEAF_BLOCKS, LEAF_SHIFT
 from bockd.errors import DamagedError
-from bockd.index.index import Table, Transaction
+from bockd.index.tables import Table
 from bockd.model import BLOCK_SIZE, LayerId, MapId
+from bockd.pool.index import Transaction
+
+CHECKSUMS = Table(b"checksums")
+DAMAGED = Table(b"damaged")
+SCRUB = Table(b"scrub")
 
 _LEAF_KEY = struct.Struct(">QI")
 _BLOCK_KEY = struct.Struct(">QQ")
@@ -124,7 +129,7 @@ def stored_sums(
     txn: Transaction, layer: LayerId, number: int, first: int = 0, end: int = LEAF_BLOCKS
 ) -> LeafSums:
     """Return the stored checksums of a leaf's blocks first..end-1 in a layer."""
-    payload = txn.get(Table.CHECKSUMS, _LEAF_KEY.pack(layer, number))
+    payload = txn.get(CHECKSUMS, _LEAF_KEY.pack(layer, number))
     return {} if payload is None else decode_sums(payload, first, end)
 
 
@@ -132,16 +137,16 @@ def sums_from(
     txn: Transaction, layer: LayerId, number: int
 ) -> Iterator[tuple[LayerId, int, LeafSums]]:
     """Yield all checksums in order from a layer's leaf on, as (layer, leaf number, checksums)."""
-    for key, payload in txn.scan(Table.CHECKSUMS, _LEAF_KEY.pack(layer, number), b"\xff" * 13):
+    for key, payload in txn.scan(CHECKSUMS, _LEAF_KEY.pack(layer, number), b"\xff" * 13):
         yield *sums_key_parts(key), decode_sums(payload)
 
 
 def _store(txn: Transaction, layer: LayerId, number: int, sums: LeafSums) -> None:
     key = _LEAF_KEY.pack(layer, number)
     if sums:
-        txn.put(Table.CHECKSUMS, key, encode_sums(sums))
+        txn.put(CHECKSUMS, key, encode_sums(sums))
     else:
-        txn.delete(Table.CHECKSUMS, key)
+        txn.delete(CHECKSUMS, key)
 
 
 def add_sums(txn: Transaction, layer: LayerId, number: int, sums: LeafSums) -> None:
@@ -175,7 +180,7 @@ def copy_blocks(
         if block in known:
             sums[block] = known[block]
         unmark(txn, target, base + block)
-        payload = txn.get(Table.DAMAGED, _BLOCK_KEY.pack(source, base + block))
+        payload = txn.get(DAMAGED, _BLOCK_KEY.pack(source, base + block))
         if payload is not None:
             mark(txn, replace(_decode(DamageRecord, payload), layer=target))
     _store(txn, target, number, sums)
@@ -185,13 +190,13 @@ def forget_some(txn: Transaction, layer: LayerId, limit: int) -> bool:
     """Forget the checksums of up to `limit` leaves, and as many marks of damage, of a layer that
     does not exist any more. Return False when none is left."""
     start, stop = _LEAF_KEY.pack(layer, 0), _LEAF_KEY.pack(layer + 1, 0)
-    keys = list(islice(txn.keys(Table.CHECKSUMS, start, stop), limit))
+    keys = list(islice(txn.keys(CHECKSUMS, start, stop), limit))
     for key in keys:
-        txn.delete(Table.CHECKSUMS, key)
+        txn.delete(CHECKSUMS, key)
     marks = _BLOCK_KEY.pack(layer, 0), _BLOCK_KEY.pack(layer + 1, 0)
-    damaged = list(islice(txn.keys(Table.DAMAGED, *marks), limit))
+    damaged = list(islice(txn.keys(DAMAGED, *marks), limit))
     for key in damaged:
-        txn.delete(Table.DAMAGED, key)
+        txn.delete(DAMAGED, key)
     return len(keys) == limit or len(damaged) == limit
 
 
@@ -199,7 +204,7 @@ def knows_layer(txn: Transaction, layer: LayerId) -> bool:
     """Return whether `forget_some` would find something."""
     start, stop = _LEAF_KEY.pack(layer, 0), _LEAF_KEY.pack(layer + 1, 0)
     marks = _BLOCK_KEY.pack(layer, 0), _BLOCK_KEY.pack(layer + 1, 0)
-    return any(txn.keys(Table.CHECKSUMS, start, stop)) or any(txn.keys(Table.DAMAGED, *marks))
+    return any(txn.keys(CHECKSUMS, start, stop)) or any(txn.keys(DAMAGED, *marks))
 
 
 # -- damage --------------------------------------------------------------------------------------
@@ -208,25 +213,23 @@ def knows_layer(txn: Transaction, layer: LayerId) -> bool:
 def mark(txn: Transaction, record: DamageRecord) -> None:
     """Mark a block as damaged: it is not to be read from now on."""
     key = _BLOCK_KEY.pack(record.layer, record.block)
-    txn.put(Table.DAMAGED, key, msgspec.json.encode(record))
+    txn.put(DAMAGED, key, msgspec.json.encode(record))
 
 
 def unmark(txn: Transaction, layer: LayerId, block: int) -> None:
     """Remove the mark of damage from a block that is in order, or that no map shows any more."""
-    txn.delete(Table.DAMAGED, _BLOCK_KEY.pack(layer, block))
+    txn.delete(DAMAGED, _BLOCK_KEY.pack(layer, block))
 
 
 def damaged_blocks(txn: Transaction, layer: LayerId, first: int, end: int) -> list[int]:
     """Return the damaged ones of a layer's blocks first..end-1."""
     start, stop = _BLOCK_KEY.pack(layer, first), _BLOCK_KEY.pack(layer, end)
-    return [_BLOCK_KEY.unpack(key)[1] for key in txn.keys(Table.DAMAGED, start, stop)]
+    return [_BLOCK_KEY.unpack(key)[1] for key in txn.keys(DAMAGED, start, stop)]
 
 
 def all_damage(txn: Transaction) -> list[DamageRecord]:
     """Return all marks of damage, by layer and block."""
-    return [
-        _decode(DamageRecord, payload) for _, payload in txn.scan(Table.DAMAGED, b"", b"\xff" * 17)
-    ]
+    return [_decode(DamageRecord, payload) for _, payload in txn.scan(DAMAGED, b"", b"\xff" * 17)]
 
 
 # -- progress ------------------------------------------------------------------------------------
@@ -234,34 +237,34 @@ def all_damage(txn: Transaction) -> list[DamageRecord]:
 
 def reading_of(txn: Transaction, layer: LayerId) -> ReadingRecord | None:
     """Return how far the first reading of a layer came, or None if it has not begun."""
-    payload = txn.get(Table.SCRUB, _LAYER_KEY.pack(b"l", layer))
+    payload = txn.get(SCRUB, _LAYER_KEY.pack(b"l", layer))
     return None if payload is None else _decode(ReadingRecord, payload)
 
 
 def all_readings(txn: Transaction) -> list[ReadingRecord]:
     """Return the first readings that have begun, by layer."""
-    scanned = txn.scan(Table.SCRUB, b"l", b"m")
+    scanned = txn.scan(SCRUB, b"l", b"m")
     return [_decode(ReadingRecord, payload) for _, payload in scanned]
 
 
 def put_reading(txn: Transaction, record: ReadingRecord) -> None:
-    txn.put(Table.SCRUB, _LAYER_KEY.pack(b"l", record.layer), msgspec.json.encode(record))
+    txn.put(SCRUB, _LAYER_KEY.pack(b"l", record.layer), msgspec.json.encode(record))
 
 
 def forget_reading(txn: Transaction, layer: LayerId) -> None:
     """Forget how far the first reading of a layer came: the layer does not exist any more, or is to
     be read from its beginning."""
-    txn.delete(Table.SCRUB, _LAYER_KEY.pack(b"l", layer))
+    txn.delete(SCRUB, _LAYER_KEY.pack(b"l", layer))
 
 
 def latest_pass(txn: Transaction) -> PassRecord | None:
     """Return the pass under way, or the last one, or None if there was none."""
-    payload = txn.get(Table.SCRUB, _PASS_KEY)
+    payload = txn.get(SCRUB, _PASS_KEY)
     return None if payload is None else _decode(PassRecord, payload)
 
 
 def put_pass(txn: Transaction, record: PassRecord) -> None:
-    txn.put(Table.SCRUB, _PASS_KEY, msgspec.json.encode(record))
+    txn.put(SCRUB, _PASS_KEY, msgspec.json.encode(record))
 
 
 def _decode(kind: type[_Record], payload: bytes) -> _Record:

@@ -15,7 +15,10 @@ import struct
 from collections.abc import Sequence
 
 from bockd.errors import DamagedError
+from bockd.index.tables import Table
 from bockd.model import BLOCK_SIZE, LayerId, MapId
+
+LEAVES = Table(b"leaves")
 
 LEAF_BLOCKS = 256
 """Blocks in a leaf: 1 MiB of volume. Larger leaves cost memory for scattered writes, smaller ones

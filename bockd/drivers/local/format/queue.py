@@ -12,8 +12,11 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from bockd.index.index import Table, Transaction
+from bockd.index.tables import Table
 from bockd.model import LayerId, MapId
+from bockd.pool.index import Transaction
+
+RECLAIM = Table(b"reclaim")
 
 _U64 = struct.Struct(">Q")
 _PUNCH = struct.Struct(">QQ")
@@ -29,25 +32,25 @@ class PunchEntry:
 
 
 def dead_maps(txn: Transaction) -> list[MapId]:
-    return [MapId(_U64.unpack(k[1:])[0]) for k in txn.keys(Table.RECLAIM, b"m", b"n")]
+    return [MapId(_U64.unpack(k[1:])[0]) for k in txn.keys(RECLAIM, b"m", b"n")]
 
 
 def remove_dead_map(txn: Transaction, map_id: MapId) -> None:
-    txn.delete(Table.RECLAIM, b"m" + _U64.pack(map_id))
+    txn.delete(RECLAIM, b"m" + _U64.pack(map_id))
 
 
 def add_punch(txn: Transaction, entry: PunchEntry) -> None:
     """Queue a punch; of two that begin at the same block the longer one counts."""
     key = b"p" + _PUNCH.pack(entry.layer, entry.first)
-    old = txn.get(Table.RECLAIM, key)
+    old = txn.get(RECLAIM, key)
     count = max(entry.count, _U64.unpack(old)[0] if old else 0)
-    txn.put(Table.RECLAIM, key, _U64.pack(count))
+    txn.put(RECLAIM, key, _U64.pack(count))
 
 
 def punches(txn: Transaction, limit: int) -> list[PunchEntry]:
     """Return the first `limit` queued punches."""
     found = []
-    for key, payload in txn.scan(Table.RECLAIM, b"p", b"q"):
+    for key, payload in txn.scan(RECLAIM, b"p", b"q"):
         layer, first = _PUNCH.unpack(key[1:])
         found.append(PunchEntry(LayerId(layer), first, _U64.unpack(payload)[0]))
         if len(found) == limit:
@@ -57,36 +60,36 @@ def punches(txn: Transaction, limit: int) -> list[PunchEntry]:
 
 def punched_layers(txn: Transaction) -> set[LayerId]:
     """Return the layers with queued punches."""
-    return {LayerId(_PUNCH.unpack(k[1:])[0]) for k in txn.keys(Table.RECLAIM, b"p", b"q")}
+    return {LayerId(_PUNCH.unpack(k[1:])[0]) for k in txn.keys(RECLAIM, b"p", b"q")}
 
 
 def remove_punch(txn: Transaction, entry: PunchEntry) -> None:
-    txn.delete(Table.RECLAIM, b"p" + _PUNCH.pack(entry.layer, entry.first))
+    txn.delete(RECLAIM, b"p" + _PUNCH.pack(entry.layer, entry.first))
 
 
 def begin_merge(txn: Transaction, source: LayerId, target: LayerId) -> None:
-    txn.put(Table.RECLAIM, b"g" + _U64.pack(source), _U64.pack(target))
+    txn.put(RECLAIM, b"g" + _U64.pack(source), _U64.pack(target))
 
 
 def begun_merges(txn: Transaction) -> list[tuple[LayerId, LayerId]]:
     """Return the source and target of each merge that has begun. There is one at most."""
     return [
         (LayerId(_U64.unpack(key[1:])[0]), LayerId(_U64.unpack(payload)[0]))
-        for key, payload in txn.scan(Table.RECLAIM, b"g", b"h")
+        for key, payload in txn.scan(RECLAIM, b"g", b"h")
     ]
 
 
 def end_merge(txn: Transaction, source: LayerId) -> None:
-    txn.delete(Table.RECLAIM, b"g" + _U64.pack(source))
+    txn.delete(RECLAIM, b"g" + _U64.pack(source))
 
 
 def add_unlink(txn: Transaction, layer: LayerId) -> None:
-    txn.put(Table.RECLAIM, b"f" + _U64.pack(layer), b"")
+    txn.put(RECLAIM, b"f" + _U64.pack(layer), b"")
 
 
 def unlinks(txn: Transaction) -> list[LayerId]:
-    return [LayerId(_U64.unpack(k[1:])[0]) for k in txn.keys(Table.RECLAIM, b"f", b"g")]
+    return [LayerId(_U64.unpack(k[1:])[0]) for k in txn.keys(RECLAIM, b"f", b"g")]
 
 
 def remove_unlink(txn: Transaction, layer: LayerId) -> None:
-    txn.delete(Table.RECLAIM, b"f" + _U64.pack(layer))
+    txn.delete(RECLAIM, b"f" + _U64.pack(layer))

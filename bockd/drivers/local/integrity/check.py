@@ -18,36 +18,42 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from bockd.control import CheckReport
 from bockd.drivers.local.access import StoreAccess
 from bockd.drivers.local.coopeners import without_co_openers
 from bockd.drivers.local.format import checksums, queue
 from bockd.drivers.local.format.catalogue import (
+    CHILDREN,
+    HOMES,
+    LAYERS,
+    MAPS,
     NO_MAP,
     RECORD_TYPES,
     Catalogue,
     LayerRecord,
+    LocalSnapshotRecord,
+    LocalVolumeRecord,
     MapRecord,
-    SnapshotRecord,
-    VolumeRecord,
-    decode_record,
-    id_key,
-    pair_key,
 )
+from bockd.drivers.local.format.checksums import CHECKSUMS
 from bockd.drivers.local.format.journal import MAP_CHANGES, SegmentContents, read_journal
 from bockd.drivers.local.format.layer import Layer, verify_layer
 from bockd.drivers.local.format.layout import JournalName, Layout, unlink_if_present
-from bockd.drivers.local.format.leaf import HOLE, LEAF_BLOCKS, Leaf, leaf_key_parts
+from bockd.drivers.local.format.leaf import HOLE, LEAF_BLOCKS, LEAVES, Leaf, leaf_key_parts
+from bockd.drivers.local.format.queue import RECLAIM
 from bockd.drivers.local.integrity.checkchecksums import ChecksumCheck
 from bockd.drivers.local.integrity.checklayers import LayerCheck
-from bockd.drivers.local.pool import Pool
+from bockd.drivers.local.registry import Registry
 from bockd.drivers.local.volume.recovery import pages_survived, refuse_broken_chain
 from bockd.errors import BockdError, DamagedError, PoolFormatError
-from bockd.index.index import Table, Transaction, unseal
+from bockd.index.index import Transaction, unseal
+from bockd.index.keys import id_key, pair_key
+from bockd.index.tables import Table
 from bockd.model import BLOCK_SIZE, LayerId, MapId, NodeKind, VolumeId
+from bockd.pool.nodes import NAMES, SNAPSHOTS, VOLUMES, decode_record
+from bockd.pool.reports import CheckReport
 from bockd.runtime.steps import Background
 
-_LARGE_TABLES = frozenset({Table.LEAVES, Table.CHECKSUMS})
+_LARGE_TABLES = frozenset({LEAVES, CHECKSUMS})
 """Walked one entry at a time."""
 
 
@@ -67,12 +73,12 @@ def opened_to_check(
     if not Layout(path).index_data.exists():
         raise PoolFormatError(f"there is no pool in {path}")
     background = Background()
-    pool = Pool.open(path, background.spawn)
+    registry = Registry.open(path, background.spawn)
     try:
-        with without_co_openers(pool.store, needed=repair) as live:
-            yield pool.store, live
+        with without_co_openers(registry.store, needed=repair) as live:
+            yield registry.store, live
     finally:
-        pool.release()
+        registry.release()
 
 
 def check_open_pool(store: StoreAccess, *, live: frozenset[VolumeId], repair: bool) -> CheckReport:
@@ -96,8 +102,8 @@ class _Checker:
     txn: Transaction
     live: frozenset[VolumeId]
     problems: list[str] = field(default_factory=list)
-    volumes: dict[VolumeId, VolumeRecord] = field(default_factory=dict)
-    snapshots: list[SnapshotRecord] = field(default_factory=list)
+    volumes: dict[VolumeId, LocalVolumeRecord] = field(default_factory=dict)
+    snapshots: list[LocalSnapshotRecord] = field(default_factory=list)
     maps: dict[MapId, MapRecord] = field(default_factory=dict)
     layers: dict[LayerId, LayerRecord] = field(default_factory=dict)
     keys: dict[Table, dict[bytes, bytes]] = field(default_factory=dict)
@@ -144,7 +150,7 @@ class _Checker:
     # -- reading -----------------------------------------------------------------------------
 
     def _read_tables(self) -> None:
-        for table in Table:
+        for table in self.store.index.tables.values():
             if table in _LARGE_TABLES:
                 continue
             good = self.keys[table] = {}
@@ -156,15 +162,15 @@ class _Checker:
                 except DamagedError as error:
                     self.problem(str(error))
                     good.pop(key, None)
-        for payload in self.keys[Table.VOLUMES].values():
-            record = decode_record(VolumeRecord, payload)
+        for payload in self.keys[VOLUMES].values():
+            record = decode_record(LocalVolumeRecord, payload)
             self.volumes[record.id] = record
-        for payload in self.keys[Table.SNAPSHOTS].values():
-            self.snapshots.append(decode_record(SnapshotRecord, payload))
-        for payload in self.keys[Table.MAPS].values():
+        for payload in self.keys[SNAPSHOTS].values():
+            self.snapshots.append(decode_record(LocalSnapshotRecord, payload))
+        for payload in self.keys[MAPS].values():
             map_record = decode_record(MapRecord, payload)
             self.maps[map_record.id] = map_record
-        for payload in self.keys[Table.LAYERS].values():
+        for payload in self.keys[LAYERS].values():
             layer = decode_record(LayerRecord, payload)
             self.layers[layer.id] = layer
 
@@ -172,9 +178,9 @@ class _Checker:
 
     def _check_nodes(self) -> None:
         shown: dict[MapId, str] = {}
-        names = self.keys[Table.NAMES]
+        names = self.keys[NAMES]
         expected: dict[bytes, bytes] = {}
-        nodes: list[tuple[NodeKind, VolumeRecord | SnapshotRecord]] = [
+        nodes: list[tuple[NodeKind, LocalVolumeRecord | LocalSnapshotRecord]] = [
             *((NodeKind.VOLUME, v) for v in self.volumes.values()),
             *((NodeKind.SNAPSHOT, s) for s in self.snapshots),
         ]
@@ -203,7 +209,7 @@ class _Checker:
 
     def _check_maps(self) -> None:
         children = {pair_key(m.parent, m.id) for m in self.maps.values() if m.parent != NO_MAP}
-        if children != set(self.keys[Table.CHILDREN]):
+        if children != set(self.keys[CHILDREN]):
             self.problem("the table of children does not match the maps' parents")
         dead = set(queue.dead_maps(self.txn))
         for map_id, record in self.maps.items():
@@ -212,7 +218,7 @@ class _Checker:
             if record.dead != (map_id in dead):
                 self.problem(f"map {map_id} is dead and not queued for reclaim, or the reverse")
             self._ancestors(map_id)
-        self.pending = len(self.keys[Table.RECLAIM])
+        self.pending = len(self.keys[RECLAIM])
 
     def _ancestors(self, map_id: MapId) -> set[MapId]:
         """The map and its ancestors; a circle is a problem and ends the walk."""
@@ -227,7 +233,7 @@ class _Checker:
 
     def _check_layers(self) -> None:
         homes = {pair_key(layer.home, layer.id) for layer in self.layers.values()}
-        if homes != set(self.keys[Table.HOMES]):
+        if homes != set(self.keys[HOMES]):
             self.problem("the table of homes does not match the layers")
         for layer in self.layers.values():
             if layer.home not in self.maps:
@@ -242,11 +248,11 @@ class _Checker:
     def _check_leaves(self) -> None:
         current: MapId | None = None
         allowed: set[LayerId] = set()
-        for key, value in self.txn.raw(Table.LEAVES):
+        for key, value in self.txn.raw(LEAVES):
             self.leaves += 1
             try:
                 map_id, number = leaf_key_parts(key)
-                runs = Leaf.decode(unseal(Table.LEAVES, key, value)).runs()
+                runs = Leaf.decode(unseal(LEAVES, key, value)).runs()
             except DamagedError as error:
                 self.problem(str(error))
                 continue
@@ -301,12 +307,12 @@ class _Checker:
                     if change.kind in MAP_CHANGES:
                         self.blocks.excuse(volume.head, change.start, change.blocks)
 
-    def _changed_since(self, volume: VolumeRecord) -> bool:
+    def _changed_since(self, volume: LocalVolumeRecord) -> bool:
         with self.store.index.reading() as txn:
-            payload = txn.get(Table.VOLUMES, id_key(volume.id))
-        return payload is None or decode_record(VolumeRecord, payload) != volume
+            payload = txn.get(VOLUMES, id_key(volume.id))
+        return payload is None or decode_record(LocalVolumeRecord, payload) != volume
 
-    def _segments(self, volume: VolumeRecord) -> list[SegmentContents]:
+    def _segments(self, volume: LocalVolumeRecord) -> list[SegmentContents]:
         first = JournalName(volume.id, volume.generation, volume.segment)
         segments, missing = read_journal(self.store.layout, first)
         if missing is not None:
@@ -318,7 +324,7 @@ class _Checker:
             refuse_broken_chain(segments, survived=self._survived(volume, segments))
         return segments
 
-    def _survived(self, volume: VolumeRecord, segments: list[SegmentContents]) -> bool:
+    def _survived(self, volume: LocalVolumeRecord, segments: list[SegmentContents]) -> bool:
         known = self.layers.get(volume.head)
         if known is None:  # a problem that is reported by now
             return False

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from bockd.drivers.local.format import checksums
 from bockd.drivers.local.format.catalogue import LayerRecord
-from bockd.drivers.local.format.checksums import LeafSums
+from bockd.drivers.local.format.checksums import CHECKSUMS, LeafSums
 from bockd.drivers.local.format.leaf import LEAF_BLOCKS
 from bockd.drivers.local.integrity.checklayers import LayerCheck
 from bockd.errors import DamagedError
-from bockd.index.index import Table, Transaction, unseal
+from bockd.index.index import Transaction, unseal
 from bockd.model import BLOCK_SIZE, LayerId
 
 _CRC_OF_ZEROS = checksums.crc_of(memoryview(bytes(BLOCK_SIZE)))
@@ -31,10 +31,10 @@ class ChecksumCheck:
     damaged: int = 0
 
     def run(self) -> None:
-        for key, value in self.txn.raw(Table.CHECKSUMS):
+        for key, value in self.txn.raw(CHECKSUMS):
             try:
                 layer, number = checksums.sums_key_parts(key)
-                sums = checksums.decode_sums(unseal(Table.CHECKSUMS, key, value))
+                sums = checksums.decode_sums(unseal(CHECKSUMS, key, value))
             except DamagedError as error:
                 self.problem(str(error))
                 continue

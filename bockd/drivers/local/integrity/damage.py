@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bockd.control import DamagedBlock, ScrubStatus
 from bockd.drivers.local.format import checksums
 from bockd.drivers.local.format.catalogue import Catalogue, LayerRecord
-from bockd.drivers.local.format.checksums import DamageRecord
-from bockd.drivers.local.format.leaf import LEAF_BLOCKS, Leaf, leaf_key
-from bockd.index.index import Table, Transaction
+from bockd.drivers.local.format.checksums import CHECKSUMS, DamageRecord
+from bockd.drivers.local.format.leaf import LEAF_BLOCKS, LEAVES, Leaf, leaf_key
 from bockd.model import BLOCK_SIZE, LayerId, MapId
+from bockd.pool.index import Transaction
+from bockd.pool.reports import DamagedBlock, ScrubStatus
 
 
 def frozen_layers(txn: Transaction) -> Iterator[LayerRecord]:
@@ -42,7 +42,7 @@ def scrub_status(txn: Transaction) -> ScrubStatus:
         finished_at=latest.finished_at if latest else None,
         verified_bytes=latest.blocks_verified * BLOCK_SIZE if latest else 0,
         leaves_done=latest.leaves_done if latest else 0,
-        leaves_total=latest.leaves_total if latest else txn.count(Table.CHECKSUMS),
+        leaves_total=latest.leaves_total if latest else txn.count(CHECKSUMS),
         damaged=tuple(show_damage(txn, record) for record in checksums.all_damage(txn)),
     )
 
@@ -72,7 +72,7 @@ def show_damage(txn: Transaction, record: DamageRecord) -> DamagedBlock:
 def _shows(catalogue: Catalogue, map_id: MapId, layer: LayerId, block: int) -> bool:
     number, at = divmod(block, LEAF_BLOCKS)
     for member in catalogue.chain(map_id):
-        payload = catalogue.txn.get(Table.LEAVES, leaf_key(member, number))
+        payload = catalogue.txn.get(LEAVES, leaf_key(member, number))
         if payload is not None:
             return Leaf.decode(payload).layers()[at] == layer
     return False

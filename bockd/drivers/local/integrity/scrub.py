@@ -28,6 +28,7 @@ from bockd.drivers.local.format import checksums
 from bockd.drivers.local.format.blockmap import own_leaves
 from bockd.drivers.local.format.catalogue import Catalogue, LayerRecord
 from bockd.drivers.local.format.checksums import (
+    CHECKSUMS,
     DamageRecord,
     LeafSums,
     PassRecord,
@@ -35,13 +36,13 @@ from bockd.drivers.local.format.checksums import (
     sums_of,
 )
 from bockd.drivers.local.format.coldreads import ColdReader
-from bockd.drivers.local.format.leaf import LEAF_BLOCKS, Leaf, leaf_key
+from bockd.drivers.local.format.leaf import LEAF_BLOCKS, LEAVES, Leaf, leaf_key
 from bockd.drivers.local.integrity.damage import describe, frozen_layers, show_damage
 from bockd.drivers.local.registry import Registry
 from bockd.errors import DamagedError
 from bockd.failpoints import Failpoint, hit
-from bockd.index.index import Table, Transaction
 from bockd.model import BLOCK_SIZE, LayerId
+from bockd.pool.index import Transaction
 from bockd.runtime.steps import Steps, blocking
 
 log = logging.getLogger(__name__)
@@ -78,23 +79,23 @@ class _Verdicts:
 class Scrubber:
     """Reads and verifies the frozen layers of one pool, a batch at a time."""
 
-    def __init__(self, pool: Registry) -> None:
-        self._pool = pool
-        self._store = pool.store
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._store = registry.store
         self._unreadable: set[LayerId] = set()
         """Layers whose files are missing: told once."""
 
     @property
     def must_wait(self) -> bool:
         """True while somebody else is at work on frozen layers, which may take long."""
-        return self._pool.maintenance_lock.held
+        return self._registry.maintenance_lock.held
 
     async def begin_pass(self) -> None:
         """Begin a new pass over everything, whatever pass is under way."""
 
         def begin(txn: Transaction) -> None:
-            total = txn.count(Table.CHECKSUMS)
-            now = self._pool.clock()
+            total = txn.count(CHECKSUMS)
+            now = self._registry.clock()
             checksums.put_pass(txn, PassRecord(now, None, LayerId(0), 0, 0, total, 0))
 
         # Not between what a batch of another pass has read and what it stores.
@@ -102,7 +103,7 @@ class Scrubber:
         hit(Failpoint.SCRUB_BEGUN)
 
     async def _undisturbed(self, call: Callable[[], T]) -> T:
-        async with self._pool.maintenance_lock:
+        async with self._registry.maintenance_lock:
             return await blocking(call)
 
     # -- the first reading -------------------------------------------------------------------
@@ -174,12 +175,12 @@ class Scrubber:
         if verdicts is None:
             return ScrubBatch(more=False)
         for record in verdicts.bad:
-            self._pool.mark_damaged(record.layer, record.block)
-        for volume in list(self._pool.volumes) if verdicts.good else ():
+            self._registry.mark_damaged(record.layer, record.block)
+        for volume in list(self._registry.volumes) if verdicts.good else ():
             # What the index does not have keeps its leaf from being read anew.
-            await self._pool.checkpoint(volume)
+            await self._registry.checkpoint(volume)
         for _, block in verdicts.good:
-            for device in self._pool.devices():
+            for device in self._registry.devices():
                 device.map.clear_damaged(block)
         return ScrubBatch(more=True, read_bytes=verdicts.blocks * BLOCK_SIZE)
 
@@ -235,7 +236,7 @@ class Scrubber:
                         # the disk, where it is verified.
                         reader.evict(at)
                         verdicts.bad.append(
-                            DamageRecord(layer.id, at, expected, found, self._pool.clock())
+                            DamageRecord(layer.id, at, expected, found, self._registry.clock())
                         )
                     elif (layer.id, at) in marked:
                         verdicts.good.append((layer.id, at))
@@ -263,7 +264,7 @@ class Scrubber:
         following = verdicts.following or (LayerId(0), 0)
         return replace(
             current,
-            finished_at=None if verdicts.following else self._pool.clock(),
+            finished_at=None if verdicts.following else self._registry.clock(),
             next_layer=following[0],
             next_leaf=following[1],
             leaves_done=current.leaves_done + verdicts.leaves,
@@ -290,7 +291,7 @@ def _without_sums(
 
 def _shown_in(txn: Transaction, layer: LayerRecord, number: int) -> frozenset[int]:
     """The blocks of a leaf that the layer's home shows in it."""
-    payload = txn.get(Table.LEAVES, leaf_key(layer.home, number))
+    payload = txn.get(LEAVES, leaf_key(layer.home, number))
     return frozenset() if payload is None else frozenset(_blocks_in(payload, layer.id))
 
 

@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bockd.control import ScrubStatus
 from bockd.drivers.local.format.layout import Layout
 from bockd.drivers.local.integrity.damage import scrub_status
 from bockd.drivers.local.integrity.scrub import ScrubBatch, Scrubber
-from bockd.drivers.local.pool import Pool
+from bockd.drivers.local.registry import Registry
 from bockd.errors import PoolFormatError
+from bockd.pool.reports import ScrubStatus
 from bockd.runtime.steps import Background, Steps, run_inline
 
 
@@ -28,11 +28,11 @@ def scrub_pool(
     what opening it raises. Blocks."""
     if not Layout(path).index_data.exists():
         raise PoolFormatError(f"there is no pool in {path}")
-    pool = Pool.open(path, Background().spawn)
-    scrubber = Scrubber(pool)
+    registry = Registry.open(path, Background().spawn)
+    scrubber = Scrubber(registry)
 
     def status() -> ScrubStatus:
-        with pool.store.index.reading() as txn:
+        with registry.store.index.reading() as txn:
             return scrub_status(txn)
 
     def work(batch: Callable[[], Steps[ScrubBatch]]) -> None:
@@ -54,4 +54,4 @@ def scrub_pool(
             work(scrubber.verify_on)
         return status()
     finally:
-        pool.release()
+        registry.release()

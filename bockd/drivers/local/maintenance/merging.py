@@ -23,13 +23,13 @@ from bockd.drivers.local.format import checksums, queue
 from bockd.drivers.local.format.blockmap import own_leaves
 from bockd.drivers.local.format.catalogue import Catalogue, LayerRecord
 from bockd.drivers.local.format.layer import Layer
-from bockd.drivers.local.format.leaf import LEAF_BLOCKS, Leaf, leaf_key
+from bockd.drivers.local.format.leaf import LEAF_BLOCKS, LEAVES, Leaf, leaf_key
 from bockd.drivers.local.registry import Registry
 from bockd.drivers.local.volume.reading import Reader
 from bockd.errors import from_os_error
 from bockd.failpoints import Failpoint, hit
-from bockd.index.index import Table, Transaction
 from bockd.model import BLOCK_SIZE, MIB, MapId
+from bockd.pool.index import Transaction
 from bockd.runtime.steps import blocking
 
 MAX_DEAD_LAYERS = 8
@@ -214,7 +214,7 @@ def _redirect_batch(
             moved = [
                 merge.target.id if layer == merge.source.id else layer for layer in leaf.layers()
             ]
-            txn.put(Table.LEAVES, leaf_key(member, number), Leaf.of(moved).encode())
+            txn.put(LEAVES, leaf_key(member, number), Leaf.of(moved).encode())
             changed = True
     hit(Failpoint.MERGE_REDIRECTED)
     return (batch[-1][0] + 1 if len(batch) == BATCH_LEAVES else None), changed

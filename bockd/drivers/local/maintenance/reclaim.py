@@ -24,15 +24,16 @@ from itertools import islice
 from bockd.directories import sync_directory
 from bockd.drivers.local.format import checksums, queue
 from bockd.drivers.local.format.blockmap import own_leaves, queue_orphans
-from bockd.drivers.local.format.catalogue import NO_MAP, Catalogue, id_key, pair_key
+from bockd.drivers.local.format.catalogue import CHILDREN, HOMES, LAYERS, MAPS, NO_MAP, Catalogue
 from bockd.drivers.local.format.layer import Layer, unlink_layer
-from bockd.drivers.local.format.leaf import Leaf, leaf_key
+from bockd.drivers.local.format.leaf import LEAVES, Leaf, leaf_key
 from bockd.drivers.local.maintenance.merging import LayerMerger
-from bockd.drivers.local.pool import Pool
+from bockd.drivers.local.registry import Registry
 from bockd.errors import BockdError, NoSpaceError, from_os_error
 from bockd.failpoints import Failpoint, hit
-from bockd.index.index import Table, Transaction
+from bockd.index.keys import id_key, pair_key
 from bockd.model import BLOCK_SIZE, LayerId, MapId
+from bockd.pool.index import Transaction
 from bockd.runtime.steps import blocking
 
 log = logging.getLogger(__name__)
@@ -59,9 +60,9 @@ class _Outcome(Enum):
 class Reclaimer:
     """Background reclaim of one pool. `run` is spawned when something was deleted."""
 
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
-        self._merger = LayerMerger(pool)
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._merger = LayerMerger(registry)
         self._stopping = False
         self.put_off: BockdError | None = None
         """What the last run ended with, when it left something to do."""
@@ -72,14 +73,14 @@ class Reclaimer:
 
     async def run(self) -> None:
         """Reclaim until nothing is left that can be done now. Concurrent runs queue up."""
-        async with self._pool.maintenance_lock:
+        async with self._registry.maintenance_lock:
             try:
                 await self._dead_maps()
                 await self._punches()
                 await self._unlinks()
                 await self._merges()
                 # What was used up of the reserve is taken back now that there is room.
-                whole = await blocking(self._pool.store.ensure_reserve)
+                whole = await blocking(self._registry.store.ensure_reserve)
                 self.put_off = None if whole else NoSpaceError(_NO_RESERVE)
             except (BockdError, OSError) as error:
                 # The queue is in the index: the next run, or the next start, goes on from here.
@@ -100,37 +101,37 @@ class Reclaimer:
         progress = True
         while progress and not self._stopping:
             progress = False
-            with self._pool.store.index.reading() as txn:
+            with self._registry.store.index.reading() as txn:
                 dead = queue.dead_maps(txn)
             await self._checkpoint_children(set(dead))
             for map_id in dead:
                 if (await self._drop_or_fold(map_id)) is _Outcome.GONE:
                     progress = True
-                    for device in self._pool.devices():
+                    for device in self._registry.devices():
                         device.map.forget_map(map_id)
 
     async def _checkpoint_children(self, dead: set[MapId]) -> None:
         """Checkpoint the open volumes whose maps descend from a dead map. What they have
         overwritten is then reclaimed together with that map, and not only after some later
         checkpoint."""
-        for volume, opened in list(self._pool.volumes.items()):
+        for volume, opened in list(self._registry.volumes.items()):
             if not dead.isdisjoint(opened.volume.map.chain):
-                await self._pool.try_checkpoint(volume)
+                await self._registry.try_checkpoint(volume)
 
     async def _drop_or_fold(self, map_id: MapId) -> _Outcome:
         outcome = _Outcome.MORE
         while outcome is _Outcome.MORE and not self._stopping:
-            outcome = await blocking(lambda: self._pool.store.index.update(_burial(map_id)))
+            outcome = await blocking(lambda: self._registry.store.index.update(_burial(map_id)))
         return outcome
 
     async def _drain_reads(self) -> None:
-        for device in self._pool.devices():
+        for device in self._registry.devices():
             await device.drain_reads()
 
     # -- punching ----------------------------------------------------------------------------
 
     async def _punches(self) -> None:
-        store = self._pool.store
+        store = self._registry.store
         touched: set[LayerId] = set()
         while True:
             with store.index.reading() as txn:
@@ -144,11 +145,11 @@ class Reclaimer:
             await blocking(self._forget_if_empty, layer)
 
     def _punch(self, batch: list[queue.PunchEntry]) -> None:
-        store = self._pool.store
+        store = self._registry.store
         sizes: dict[LayerId, int] = {}
         with store.index.reading() as txn:
             for entry in batch:
-                payload = txn.get(Table.LAYERS, id_key(entry.layer))
+                payload = txn.get(LAYERS, id_key(entry.layer))
                 if payload is not None:
                     sizes[entry.layer] = Catalogue(txn).layer(entry.layer).size_bytes
         for layer_id, size in sizes.items():
@@ -176,10 +177,10 @@ class Reclaimer:
         Only frozen layers are punched by reclaim, and no reference to a frozen layer is ever made
         but by copying another one, so a walk that finds none stays true.
         """
-        store = self._pool.store
+        store = self._registry.store
         with store.index.reading() as txn:
             catalogue = Catalogue(txn)
-            if txn.get(Table.LAYERS, id_key(layer_id)) is None:
+            if txn.get(LAYERS, id_key(layer_id)) is None:
                 return
             record = catalogue.layer(layer_id)
             if any(volume.head == layer_id for volume in catalogue.volumes()):
@@ -199,7 +200,7 @@ class Reclaimer:
 
     def _forget_checksums(self, layer: LayerId) -> bool:
         """Forget a batch of what was known of a layer; True while there is more."""
-        index = self._pool.store.index
+        index = self._registry.store.index
         with index.reading() as txn:
             if not checksums.knows_layer(txn, layer):
                 return False
@@ -212,7 +213,7 @@ class Reclaimer:
         return index.update(forget)
 
     async def _unlinks(self) -> None:
-        store = self._pool.store
+        store = self._registry.store
         with store.index.reading() as txn:
             layers = queue.unlinks(txn)
         if not layers:
@@ -221,7 +222,7 @@ class Reclaimer:
             while await blocking(self._forget_checksums, layer):
                 pass
         await self._drain_reads()
-        for device in self._pool.devices():
+        for device in self._registry.devices():
             for layer in layers:
                 device.map.forget_layer(layer)
 
@@ -273,7 +274,7 @@ def _burial(map_id: MapId) -> Callable[[Transaction], _Outcome]:
         if children:
             _fold(catalogue, map_id, children[0], batch)
         for number, _ in batch:
-            txn.delete(Table.LEAVES, leaf_key(map_id, number))
+            txn.delete(LEAVES, leaf_key(map_id, number))
         hit(Failpoint.RECLAIM_BURIED)
         if len(batch) == BATCH_LEAVES:
             return _Outcome.MORE
@@ -291,9 +292,9 @@ def _fold(
     layers = frozenset(catalogue.layers_of(map_id))
     for number, payload in batch:
         key = leaf_key(child, number)
-        own = txn.get(Table.LEAVES, key)
+        own = txn.get(LEAVES, key)
         if own is None:
-            txn.put(Table.LEAVES, key, payload)
+            txn.put(LEAVES, key, payload)
         else:
             queue_orphans(txn, number, Leaf.decode(payload), Leaf.decode(own), layers)
 
@@ -307,15 +308,15 @@ def _remove_map(catalogue: Catalogue, map_id: MapId, child: MapId | None) -> Non
         if child is None:
             catalogue.forget_layer(layer_id)
         else:
-            txn.delete(Table.HOMES, pair_key(map_id, layer_id))
+            txn.delete(HOMES, pair_key(map_id, layer_id))
             catalogue.put_layer(replace(catalogue.layer(layer_id), home=child))
-            txn.put(Table.HOMES, pair_key(child, layer_id), b"")
+            txn.put(HOMES, pair_key(child, layer_id), b"")
     if child is not None:
-        txn.delete(Table.CHILDREN, pair_key(map_id, child))
+        txn.delete(CHILDREN, pair_key(map_id, child))
         catalogue.put_map(replace(catalogue.map(child), parent=record.parent))
     if record.parent != NO_MAP:
-        txn.delete(Table.CHILDREN, pair_key(record.parent, map_id))
+        txn.delete(CHILDREN, pair_key(record.parent, map_id))
         if child is not None:
-            txn.put(Table.CHILDREN, pair_key(record.parent, child), b"")
-    txn.delete(Table.MAPS, id_key(map_id))
+            txn.put(CHILDREN, pair_key(record.parent, child), b"")
+    txn.delete(MAPS, id_key(map_id))
     queue.remove_dead_map(txn, map_id)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from bockd.drivers.local.access import Spawn, StoreAccess
-from bockd.drivers.local.format.catalogue import Catalogue, VolumeRecord
+from bockd.drivers.local.format.catalogue import Catalogue, LocalVolumeRecord
 from bockd.drivers.local.format.journal import (
     SEGMENT_RECORDS,
     Entry,
@@ -29,7 +29,7 @@ from bockd.drivers.local.format.layout import JournalName
 from bockd.drivers.local.volume.leafcache import LeafCache
 from bockd.errors import BockdError, ReadOnlyFileSystemError, volume_failed
 from bockd.failpoints import Failpoint, hit
-from bockd.index.index import Transaction
+from bockd.pool.index import Transaction
 from bockd.runtime.steps import Signal, Steps, blocking
 from bockd.runtime.waiting import Mutex, WriteGate
 
@@ -61,7 +61,7 @@ class VolumeParts:
     """What an open volume's journal is made with."""
 
     store: StoreAccess
-    record: VolumeRecord
+    record: LocalVolumeRecord
     cache: LeafCache
     gate: WriteGate
     spawn: Spawn
@@ -253,7 +253,7 @@ class Appending(ABC):
         room.fire()
 
 
-def no_segment(record: VolumeRecord) -> JournalSegment:
+def no_segment(record: LocalVolumeRecord) -> JournalSegment:
     """Return a stand-in for the journal of a volume that has none yet: a segment without room."""
     segment = JournalSegment(JournalName(record.id, record.generation, record.segment), -1)
     segment.free = 0

@@ -24,7 +24,7 @@ from typing import TypeVar
 
 from bockd.drivers.local.access import create_segment, discard_segments
 from bockd.drivers.local.format.blockmap import MapChanges
-from bockd.drivers.local.format.catalogue import Catalogue, VolumeRecord
+from bockd.drivers.local.format.catalogue import Catalogue, LocalVolumeRecord
 from bockd.drivers.local.format.journal import SEGMENT_RECORDS, JournalSegment, Kind, read_segment
 from bockd.drivers.local.format.layer import Layer
 from bockd.drivers.local.format.layout import JournalName
@@ -32,7 +32,7 @@ from bockd.drivers.local.volume.appending import VolumeParts
 from bockd.drivers.local.volume.flushing import Flushing
 from bockd.errors import BockdError, DamagedError, DeviceError, UnavailableError
 from bockd.failpoints import Failpoint, hit
-from bockd.index.index import Transaction
+from bockd.pool.index import Transaction
 from bockd.runtime.steps import Steps, blocking
 from bockd.runtime.waiting import Mutex
 
@@ -94,14 +94,14 @@ class Durability(Flushing):
         record = self.record
         return Layer.open(self._store.layout, record.head, record.size_bytes, writable=True)
 
-    def _mark_opened(self, txn: Transaction) -> tuple[VolumeRecord, None, bool]:
+    def _mark_opened(self, txn: Transaction) -> tuple[LocalVolumeRecord, None, bool]:
         catalogue = Catalogue(txn)
         found = self._still_ours(catalogue)
         record = replace(found, generation=found.generation + 1, segment=0, opened=True)
         catalogue.put_volume(record)
         return record, None, False
 
-    def _still_ours(self, catalogue: Catalogue) -> VolumeRecord:
+    def _still_ours(self, catalogue: Catalogue) -> LocalVolumeRecord:
         """Return the volume's record. Raises DamagedError when another process has opened it
         meanwhile, replayed its journal and gone on."""
         record = catalogue.volume(self.record.id)
@@ -183,7 +183,7 @@ class Durability(Flushing):
         applied = sealed[-1].last_sequence
         follower = sealed[-1].name.number + 1
 
-        def change(txn: Transaction) -> tuple[VolumeRecord, bool]:
+        def change(txn: Transaction) -> tuple[LocalVolumeRecord, bool]:
             record, garbage = self._apply(txn, sealed)
             record = replace(record, segment=follower)
             Catalogue(txn).put_volume(record)
@@ -199,7 +199,9 @@ class Durability(Flushing):
         await blocking(discard_segments, self._store, sealed)
         hit(Failpoint.CHECKPOINT_DONE)
 
-    def _apply(self, txn: Transaction, segments: list[JournalSegment]) -> tuple[VolumeRecord, bool]:
+    def _apply(
+        self, txn: Transaction, segments: list[JournalSegment]
+    ) -> tuple[LocalVolumeRecord, bool]:
         """In a thread: apply the records of `segments` to the stored map. Returns the volume's
         record, and whether blocks were queued to be punched."""
         record = self._still_ours(Catalogue(txn))
@@ -218,8 +220,8 @@ class Durability(Flushing):
 
     async def quiesced_commit(
         self,
-        change: Callable[[Transaction, VolumeRecord], tuple[VolumeRecord, T]],
-        adopt: Callable[[VolumeRecord, T], None],
+        change: Callable[[Transaction, LocalVolumeRecord], tuple[LocalVolumeRecord, T]],
+        adopt: Callable[[LocalVolumeRecord, T], None],
         *,
         reopen: bool = True,
     ) -> T:
@@ -257,8 +259,8 @@ class Durability(Flushing):
 
     async def _swap(
         self,
-        change: Callable[[Transaction, VolumeRecord], tuple[VolumeRecord, T]],
-        adopt: Callable[[VolumeRecord, T], None],
+        change: Callable[[Transaction, LocalVolumeRecord], tuple[LocalVolumeRecord, T]],
+        adopt: Callable[[LocalVolumeRecord, T], None],
         fresh: JournalSegment | None,
     ) -> T:
         async with self._turn:
@@ -270,7 +272,7 @@ class Durability(Flushing):
             hit(Failpoint.TRANSITION_SYNCED)
             old = [*self._sealed, self._segment]
 
-            def run(txn: Transaction) -> tuple[VolumeRecord, T, bool]:
+            def run(txn: Transaction) -> tuple[LocalVolumeRecord, T, bool]:
                 applied, garbage = self._apply(txn, old)
                 record = replace(
                     applied,
@@ -300,12 +302,12 @@ class Durability(Flushing):
         return result
 
     async def _commit_or_find_out(
-        self, change: Callable[[Transaction], tuple[VolumeRecord, T, bool]]
-    ) -> tuple[VolumeRecord, T, bool]:
+        self, change: Callable[[Transaction], tuple[LocalVolumeRecord, T, bool]]
+    ) -> tuple[LocalVolumeRecord, T, bool]:
         """Run a quiesced commit's transaction. One that fails may have been committed all the same,
         if a sync failed after its last write. Then the index is asked, and what it says counts: to
         go on with another head and generation than the index has would lose what follows."""
-        done: list[tuple[VolumeRecord, T, bool]] = []
+        done: list[tuple[LocalVolumeRecord, T, bool]] = []
 
         def run(txn: Transaction) -> None:
             done[:] = [change(txn)]

@@ -20,13 +20,15 @@ from typing import TypeAlias
 from bockd.drivers.local.format import checksums
 from bockd.drivers.local.format.blockmap import present_leaves, stored_leaves
 from bockd.drivers.local.format.catalogue import Catalogue
+from bockd.drivers.local.format.checksums import DAMAGED
 from bockd.drivers.local.format.frozenlayer import FrozenLayer, OpenFiles
 from bockd.drivers.local.format.layer import DamagedBlocks, Layer
 from bockd.drivers.local.format.layout import Layout
 from bockd.drivers.local.format.leaf import HOLE, LEAF_BLOCKS, LEAF_MASK, LEAF_SHIFT, Leaf, runs_of
 from bockd.errors import DamagedError
-from bockd.index.index import Index, Table, Transaction
+from bockd.index.index import Index
 from bockd.model import KIB, MIB, LayerId, MapId
+from bockd.pool.index import Transaction
 from bockd.runtime.steps import Signal, blocking
 
 SlotLeaf: TypeAlias = "array[int]"
@@ -486,7 +488,7 @@ class LeafCache:
 
 
 def _damaged_in(txn: Transaction, leaves: dict[int, Leaf]) -> dict[int, list[int]]:
-    if not txn.count(Table.DAMAGED):
+    if not txn.count(DAMAGED):
         return {}
     found: dict[int, list[int]] = {}
     for number, leaf in leaves.items():

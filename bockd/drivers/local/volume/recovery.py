@@ -30,7 +30,7 @@ from itertools import pairwise
 from bockd.directories import sync_directory
 from bockd.drivers.local.access import StoreAccess, discard_segment
 from bockd.drivers.local.format.blockmap import MapChanges
-from bockd.drivers.local.format.catalogue import Catalogue, VolumeRecord
+from bockd.drivers.local.format.catalogue import Catalogue, LocalVolumeRecord
 from bockd.drivers.local.format.journal import (
     MAP_CHANGES,
     Change,
@@ -44,8 +44,8 @@ from bockd.drivers.local.format.layout import JournalName
 from bockd.drivers.local.volume.lostpages import find_lost_pages
 from bockd.errors import DamagedError, SyncFailedError, volume_failed
 from bockd.failpoints import Failpoint, hit
-from bockd.index.index import Transaction
 from bockd.model import BLOCK_SIZE, VolumeId
+from bockd.pool.index import Transaction
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Replay:
     """Map changes that are verified or torn but do not count."""
 
 
-def recover(store: StoreAccess, record: VolumeRecord) -> VolumeRecord:
+def recover(store: StoreAccess, record: LocalVolumeRecord) -> LocalVolumeRecord:
     """Bring the index up to date from the journal of a volume that was not closed, and mark it
     closed. Returns the new record. Raises DamagedError when the journal is missing or damaged,
     SyncFailedError.
@@ -103,7 +103,7 @@ def recover(store: StoreAccess, record: VolumeRecord) -> VolumeRecord:
     return recovered
 
 
-def _read_segments(store: StoreAccess, record: VolumeRecord) -> list[SegmentContents]:
+def _read_segments(store: StoreAccess, record: LocalVolumeRecord) -> list[SegmentContents]:
     """The segments that the index does not contain, in order and without a gap."""
     first = JournalName(record.id, record.generation, record.segment)
     segments, missing = read_journal(store.layout, first)
@@ -182,7 +182,7 @@ def _backed(change: Change, head: Layer) -> Iterator[Change]:
         yield change._replace(start=first, blocks=end - first)
 
 
-def _apply(txn: Transaction, volume: VolumeId, replay: Replay) -> VolumeRecord:
+def _apply(txn: Transaction, volume: VolumeId, replay: Replay) -> LocalVolumeRecord:
     catalogue = Catalogue(txn)
     record = catalogue.volume(volume)
     changes = MapChanges(txn, record.map, record.head)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bockd.drivers.local.format.catalogue import SnapshotRecord
+from bockd.drivers.local.format.catalogue import LocalSnapshotRecord
 from bockd.drivers.local.volume.leafcache import LeafCache
 from bockd.drivers.local.volume.reading import Reader
 from bockd.errors import ReadOnlyError
@@ -16,7 +16,7 @@ class Snapshot(Reader):
 
     read_only = True
 
-    def __init__(self, leaf_cache: LeafCache, record: SnapshotRecord) -> None:
+    def __init__(self, leaf_cache: LeafCache, record: LocalSnapshotRecord) -> None:
         super().__init__(leaf_cache, record.size_bytes)
         self.record = record
 

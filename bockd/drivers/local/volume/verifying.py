@@ -15,8 +15,9 @@ from bockd.drivers.local.format.layer import Layer
 from bockd.drivers.local.format.leaf import LEAF_BLOCKS, LEAF_SHIFT
 from bockd.drivers.local.integrity.damage import describe, show_damage
 from bockd.errors import BockdError, DamagedBlockError
-from bockd.index.index import Index, Transaction
+from bockd.index.index import Index
 from bockd.model import BLOCK_SIZE
+from bockd.pool.index import Transaction
 
 log = logging.getLogger(__name__)
 

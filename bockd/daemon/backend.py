@@ -1,0 +1,72 @@
+"""What the daemon needs of a kind of pool beside the pool contract: preparing, background, end."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from bockd.control import FrozenPool
+from bockd.pool.pool import Pool
+from bockd.pool.reports import ScrubStatus
+
+
+class ScrubControl(Protocol):
+    """Verifying checksums while the pool is served."""
+
+    def begin(self, rate_mib: int | None, *, restart: bool) -> None:
+        """Finish the pass in progress, or begin one."""
+        ...
+
+    def status(self) -> ScrubStatus:
+        """Return how far it is."""
+        ...
+
+
+class BackupControl(Protocol):
+    """Holding a pool still while another process copies it."""
+
+    async def begin(self) -> FrozenPool:
+        """See Control.begin_backup."""
+        ...
+
+    async def end(self, backup: str) -> None:
+        """See Control.end_backup."""
+        ...
+
+
+class Backend(Protocol):
+    """An open pool of some kind, as the daemon runs it."""
+
+    @property
+    def pool(self) -> Pool:
+        """The pool."""
+        ...
+
+    @property
+    def scrubbing(self) -> ScrubControl | None:
+        """None: this kind of pool has no checksums of its own."""
+        ...
+
+    @property
+    def backups(self) -> BackupControl | None:
+        """None: this kind of pool is not copied file by file."""
+        ...
+
+    async def prepare(self) -> None:
+        """Finish what an earlier run left behind, before any frontend opens. Raises BockdError."""
+        ...
+
+    def begin_background(self) -> None:
+        """Begin the work that an earlier run left in the queue."""
+        ...
+
+    async def run(self) -> None:
+        """Do the background work that lasts, until cancelled."""
+        ...
+
+    async def close(self) -> None:
+        """End background work and close what is open. Nobody uses the pool any more."""
+        ...
+
+    def waiting(self) -> tuple[str, ...]:
+        """Return what background work was put off, and why, in words."""
+        ...

@@ -1,0 +1,64 @@
+"""The index contract: tables of records that are read at one instant and changed in one step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Protocol, TypeVar
+
+from bockd.index.tables import Table
+
+T = TypeVar("T")
+
+
+class Transaction(Protocol):
+    """A view of the index; of one instant when reading, of itself when changing. Looking where
+    something may have been lost raises DamagedError."""
+
+    def get(self, table: Table, key: bytes) -> bytes | None:
+        """Return what is stored under a key, or None. Raises DamagedError."""
+        ...
+
+    def put(self, table: Table, key: bytes, payload: bytes) -> None:
+        """Store a value, in place of one that is there."""
+        ...
+
+    def delete(self, table: Table, key: bytes) -> bool:
+        """Remove an entry. Return False when there was none."""
+        ...
+
+    def scan(self, table: Table, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Yield the entries with start <= key < stop, in order. Do not change the table while
+        scanning."""
+        ...
+
+    def keys(self, table: Table, start: bytes, stop: bytes) -> Iterator[bytes]:
+        """Yield the keys with start <= key < stop, in order, without reading values."""
+        ...
+
+    def sound(self, table: Table) -> Iterator[tuple[bytes, bytes]]:
+        """Yield all entries but damaged ones, which are logged."""
+        ...
+
+    def count(self, table: Table) -> int:
+        """Count the entries of a table."""
+        ...
+
+
+class Index(Protocol):
+    """The records of a pool, and of whoever keeps some beside them."""
+
+    def reading(self) -> AbstractContextManager[Transaction]:
+        """Begin a read transaction: a view of the index at one instant. End it soon, on the same
+        thread."""
+        ...
+
+    def examining(self) -> AbstractContextManager[Transaction]:
+        """Begin a read transaction that passes over what was lost, for a check that reports it."""
+        ...
+
+    def update(self, change: Callable[[Transaction], T]) -> T:
+        """Run `change` in a write transaction and commit it; it is durable when this returns, if
+        the pool is. Blocks. `change` may run twice, so it must have no effect outside the
+        transaction; an exception from it aborts and passes through."""
+        ...

@@ -1,0 +1,123 @@
+"""The volumes and snapshots of a pool as records of its index, the same for every driver.
+
+VOLUMES and SNAPSHOTS have a JSON object for each id, NAMES the id for each name. A driver adds
+fields of its own to the objects; here they are passed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TypeVar
+
+import msgspec
+
+from bockd.errors import ConflictError, DamagedError, NotFoundError
+from bockd.index.keys import FIRST_KEY, LAST_KEY, id_key, key_id
+from bockd.index.tables import Table
+from bockd.model import NodeKind, SnapshotId, VolumeId
+from bockd.pool.index import Transaction
+from bockd.pool.records import SnapshotRecord, VolumeRecord
+
+R = TypeVar("R")
+
+VOLUMES = Table(b"volumes")
+SNAPSHOTS = Table(b"snapshots")
+NAMES = Table(b"names")
+
+_TABLES = {NodeKind.VOLUME: VOLUMES, NodeKind.SNAPSHOT: SNAPSHOTS}
+
+
+def decode_record(kind: type[R], payload: bytes) -> R:
+    """Decode a record from its JSON. Raises DamagedError when it does not fit its type."""
+    try:
+        return msgspec.json.decode(payload, type=kind)
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise DamagedError(f"a stored {kind.__name__} is malformed: {error}") from error
+
+
+class Nodes:
+    """The volumes and snapshots of one transaction."""
+
+    def __init__(self, txn: Transaction) -> None:
+        self.txn = txn
+
+    # -- records -----------------------------------------------------------------------------
+
+    def volume(self, volume: VolumeId) -> VolumeRecord:
+        """Return the record of a volume. Raises NotFoundError, DamagedError."""
+        return decode_record(VolumeRecord, self._payload(NodeKind.VOLUME, volume))
+
+    def volumes(self) -> Iterator[VolumeRecord]:
+        """Yield all volumes by id. Raises DamagedError."""
+        return self._all(VOLUMES, VolumeRecord)
+
+    def sound_volumes(self) -> Iterator[VolumeRecord]:
+        """Yield the volumes whose records are not damaged, for callers that must not stop at a
+        damaged one."""
+        return self._sound(VOLUMES, VolumeRecord)
+
+    def snapshot(self, snapshot: SnapshotId) -> SnapshotRecord:
+        """Return the record of a snapshot. Raises NotFoundError, DamagedError."""
+        return decode_record(SnapshotRecord, self._payload(NodeKind.SNAPSHOT, snapshot))
+
+    def snapshots(self) -> Iterator[SnapshotRecord]:
+        """Yield all snapshots by id. Raises DamagedError."""
+        return self._all(SNAPSHOTS, SnapshotRecord)
+
+    def sound_snapshots(self) -> Iterator[SnapshotRecord]:
+        """Yield the snapshots whose records are not damaged, as `sound_volumes` does for
+        volumes."""
+        return self._sound(SNAPSHOTS, SnapshotRecord)
+
+    def _payload(self, kind: NodeKind, node: int) -> bytes:
+        payload = self.txn.get(_TABLES[kind], id_key(node))
+        if payload is None:
+            raise NotFoundError(f"there is no {kind} {node}")
+        return payload
+
+    def _all(self, table: Table, kind: type[R]) -> Iterator[R]:
+        for _, payload in self.txn.scan(table, FIRST_KEY, LAST_KEY):
+            yield decode_record(kind, payload)
+
+    def _sound(self, table: Table, kind: type[R]) -> Iterator[R]:
+        for _, payload in self.txn.sound(table):
+            yield decode_record(kind, payload)
+
+    def fail_volume(self, volume: VolumeId, reason: str) -> None:
+        """Record why a volume is refused until an operator reopens it."""
+        fields = msgspec.json.decode(self._payload(NodeKind.VOLUME, volume))
+        fields["failed"] = reason
+        self.txn.put(VOLUMES, id_key(volume), msgspec.json.encode(fields))
+
+    # -- names -------------------------------------------------------------------------------
+
+    def take_name(self, kind: NodeKind, name: str, node: int) -> None:
+        """Give `name` to a node. Raises ConflictError when another node of its kind has it."""
+        key = _name_key(kind, name)
+        if self.txn.get(NAMES, key) is not None:
+            raise ConflictError(f"a {kind} named {name!r} exists already; choose another name")
+        self.txn.put(NAMES, key, id_key(node))
+
+    def name_is_free(self, kind: NodeKind, name: str) -> bool:
+        """Return whether `take_name` would succeed now."""
+        return self.txn.get(NAMES, _name_key(kind, name)) is None
+
+    def free_name(self, kind: NodeKind, name: str) -> None:
+        """Let a name be taken again."""
+        self.txn.delete(NAMES, _name_key(kind, name))
+
+    def find(self, kind: NodeKind, ref: str) -> int:
+        """Return the id for an id in decimal or a name. A numeric ref is always an id. Raises
+        NotFoundError."""
+        if ref.isascii() and ref.isdigit():
+            if len(ref) < 20 and self.txn.get(_TABLES[kind], id_key(int(ref))) is not None:
+                return int(ref)
+        elif (payload := self.txn.get(NAMES, _name_key(kind, ref))) is not None:
+            return key_id(payload)
+        raise NotFoundError(
+            f"there is no {kind} {ref[:300]!r}; 'bock {kind} list' shows what there is"
+        )
+
+
+def _name_key(kind: NodeKind, name: str) -> bytes:
+    return kind.value[:1].encode() + b"/" + name.encode()

@@ -1,0 +1,219 @@
+"""The pool contract: all that block storage and the daemon may ask of any kind of pool.
+
+An operation that raises a BockdError has changed nothing, unless its docstring says otherwise.
+Operations that return steps (bockd.runtime.steps) are called and driven on the owner thread, and
+those on one volume or snapshot exclude each other. What *blocks* is called on a thread.
+
+Who keeps records of its own about volumes and snapshots passes `in_transaction`, which changes
+them inside the transaction that changes the pool: both happen or neither. It may run twice, so
+it must have no effect outside the transaction; what it raises undoes the operation.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from bockd.model import NodeKind, SnapshotId, VolumeId
+from bockd.pool.device import BlockDevice
+from bockd.pool.features import Features
+from bockd.pool.index import Index, Transaction
+from bockd.pool.nodes import Nodes
+from bockd.pool.records import SnapshotRecord, VolumeRecord
+from bockd.pool.reports import Attributes, CheckReport, Shares, Space, SpacePage
+from bockd.runtime.steps import Steps
+
+WithVolume = Callable[[Transaction, VolumeRecord], None]
+"""More to do in the transaction that creates, changes or forgets this volume."""
+
+WithSnapshot = Callable[[Transaction, SnapshotRecord], None]
+"""More to do in the transaction that creates or forgets this snapshot."""
+
+Naming = Callable[[Nodes, int], str]
+"""Chooses a valid, free name for a node whose id is known now."""
+
+
+def nothing_more(_txn: Transaction, _record: VolumeRecord | SnapshotRecord) -> None:
+    """Do nothing: the `in_transaction` of an operation whose caller keeps no records of its own."""
+
+
+class Pool(Protocol):
+    """An open pool. For the owner thread; ended by `close_all` and then `release`."""
+
+    @property
+    def features(self) -> Features:
+        """What this kind of pool can do."""
+        ...
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """Gives the time of what is created, in seconds since the epoch."""
+        ...
+
+    @property
+    def index(self) -> Index:
+        """The records of the pool, and of whoever keeps some beside them."""
+        ...
+
+    # -- looking -----------------------------------------------------------------------------
+
+    def nodes(self) -> AbstractContextManager[Nodes]:
+        """Open the volumes' and snapshots' records for reading, as they are at one instant."""
+        ...
+
+    def find(self, kind: NodeKind, ref: str) -> int:
+        """Return the id of what an id in decimal or a name leads to. Raises NotFoundError."""
+        ...
+
+    def failure(self, record: VolumeRecord) -> str | None:
+        """Return why a volume is refused until it is reopened, and what to do. None when no sync of
+        it has failed."""
+        ...
+
+    def trouble(self, record: VolumeRecord) -> str | None:
+        """Return `failure`, or why the volume could not be opened when that was last tried, or
+        None. The text may name files of the pool."""
+        ...
+
+    # -- opening -----------------------------------------------------------------------------
+
+    def use(self, kind: NodeKind, node: int) -> Steps[BlockDevice]:
+        """Open a volume or snapshot, or join those who use it; `leave` when done. Raises
+        NotFoundError, InUseError (another process has it), VolumeFailedError, DamagedError."""
+        ...
+
+    def leave(self, kind: NodeKind, node: int) -> None:
+        """Count one user less. It stays open until `close_idle` or an operation closes it."""
+        ...
+
+    def users(self, kind: NodeKind, node: int) -> int:
+        """Return how many use it in this process now."""
+        ...
+
+    def is_open(self, kind: NodeKind, node: int) -> bool:
+        """Return whether it is open in this process, used or not."""
+        ...
+
+    def close_idle(self, kind: NodeKind, node: int) -> Steps[None]:
+        """Close what nobody uses. Do nothing when it is used. Raises BockdError; then it may still
+        be open, and the caller closes it later."""
+        ...
+
+    def flush_volume(self, volume: VolumeId) -> Steps[str | None]:
+        """Make what was acknowledged survive power loss, if the volume is open. (A closed one is
+        flushed already.) Return why the volume has failed, now or earlier, or None."""
+        ...
+
+    def close_all(self) -> Steps[None]:
+        """Close every open volume and snapshot. Raises the first error, after trying all."""
+        ...
+
+    def release(self) -> None:
+        """Give the pool up. Nothing may be open or under way."""
+        ...
+
+    # -- changing ----------------------------------------------------------------------------
+
+    def create_volume(
+        self,
+        name: str | Naming,
+        size_bytes: int | None,
+        from_snapshot: SnapshotId | None = None,
+        in_transaction: WithVolume = nothing_more,
+        content_bytes: int | None = None,
+    ) -> Steps[VolumeRecord]:
+        """Create a blank volume, or a clone of a snapshot. A clone is at least as large as the
+        snapshot, and by default as large. `content_bytes` is the size of what will be imported into
+        a blank volume.
+
+        Raises InvalidRequestError, ConflictError (the name), NotFoundError (the snapshot).
+        """
+        ...
+
+    def extend_volume(
+        self, volume: VolumeId, size_bytes: int, in_transaction: WithVolume = nothing_more
+    ) -> Steps[VolumeRecord]:
+        """Grow a volume, open or not. Raises InvalidRequestError when it would not grow."""
+        ...
+
+    def revert_volume(
+        self, volume: VolumeId, snapshot: SnapshotId, in_transaction: WithVolume = nothing_more
+    ) -> Steps[VolumeRecord]:
+        """Make the volume show its snapshot's content again. The size stays; what lies beyond the
+        snapshot's end becomes holes. Raises InUseError while a client is connected, ConflictError
+        for a snapshot of another volume."""
+        ...
+
+    def fill_volume(
+        self, volume: VolumeId, snapshot: SnapshotId, in_transaction: WithVolume
+    ) -> Steps[VolumeRecord]:
+        """Make an existing volume a clone of a snapshot, whatever it holds now. Raises InUseError
+        while a client is connected, InvalidRequestError when it is smaller."""
+        ...
+
+    def freeze_volume(
+        self, volume: VolumeId, naming: Naming, in_transaction: WithSnapshot
+    ) -> Steps[SnapshotRecord]:
+        """Turn a volume that nobody uses into a snapshot, which is durable when this ends. Raises
+        InUseError while a client is connected, NotFoundError, VolumeFailedError."""
+        ...
+
+    def reopen_volume(
+        self, volume: VolumeId, in_transaction: WithVolume = nothing_more
+    ) -> Steps[VolumeRecord]:
+        """Accept what a failed sync may have lost, and let the volume be opened again. Raises
+        InUseError while a client is connected."""
+        ...
+
+    def delete_volume(
+        self, volume: VolumeId, in_transaction: WithVolume = nothing_more
+    ) -> Steps[None]:
+        """Forget a volume; its space is reclaimed in the background. Raises InUseError while it is
+        used."""
+        ...
+
+    def create_snapshot(
+        self, volume: VolumeId, name: str | Naming, in_transaction: WithSnapshot = nothing_more
+    ) -> Steps[SnapshotRecord]:
+        """Freeze what the volume holds under a new name (promise D4)."""
+        ...
+
+    def delete_snapshot(
+        self, snapshot: SnapshotId, in_transaction: WithSnapshot = nothing_more
+    ) -> Steps[None]:
+        """Forget a snapshot; volumes made from it stay. Raises InUseError while it is read."""
+        ...
+
+    # -- measuring ---------------------------------------------------------------------------
+
+    def measure(self, kind: NodeKind, node: int) -> Steps[Space]:
+        """Measure the exact space of a volume or snapshot. A volume that has failed counts as it
+        was before."""
+        ...
+
+    def measure_all(self, after: int, until: Callable[[], bool]) -> Steps[SpacePage]:
+        """Measure the exact space of all volumes, and of the snapshots that are in use, from where
+        an earlier page ended (0: from the start) until `until` returns true or all are done."""
+        ...
+
+    def shares(self, images: frozenset[SnapshotId]) -> Steps[Shares]:
+        """Measure who has how much of the pool. Raises DamagedError."""
+        ...
+
+    def attributes(self, kind: NodeKind, node: int) -> Attributes:
+        """Return what a file view shows. Blocks. Raises NotFoundError."""
+        ...
+
+    def room(self) -> os.statvfs_result:
+        """Return the space of what the pool stands on. Blocks. Raises BockdError."""
+        ...
+
+    def used_bytes(self) -> int:
+        """Sum what the pool takes of that. Blocks. Raises BockdError."""
+        ...
+
+    def check(self) -> Steps[CheckReport]:
+        """Check the pool as it is, while it is used. Nothing is repaired."""
+        ...

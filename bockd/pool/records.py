@@ -1,0 +1,36 @@
+"""What every kind of pool knows of its volumes and snapshots. A driver's own records add to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bockd.model import SnapshotId, VolumeId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeRecord:
+    """A volume. Stored as a JSON object of these fields and the driver's own."""
+
+    id: VolumeId
+    name: str
+    size_bytes: int
+    created_at: float
+    from_snapshot: SnapshotId | None
+    failed: str | None
+    """Why the volume is refused until an operator reopens it."""
+    content_bytes: int | None = None
+    """The size of the image that was imported into it, when it is smaller than `size_bytes`. Code
+    that does not know this drops it, and then exports what was added to make whole blocks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotRecord:
+    """A snapshot. `volume` is the origin, which may be gone."""
+
+    id: SnapshotId
+    name: str
+    volume: VolumeId
+    size_bytes: int
+    created_at: float
+    content_bytes: int | None = None
+    """As the volume's."""

@@ -1,0 +1,118 @@
+"""What a pool says of itself: space, room, how whole it is. Plain data, for whoever shows it.
+
+Sizes are in bytes, times are seconds since the epoch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bockd.model import NodeKind
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """What a volume or snapshot stores: blocks only it reaches, and blocks others reach too."""
+
+    exclusive_bytes: int
+    shared_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSpace:
+    """The space of one volume or snapshot."""
+
+    kind: NodeKind
+    id: int
+    space: Space
+
+
+@dataclass(frozen=True, slots=True)
+class SpacePage:
+    """The space of some volumes and snapshots."""
+
+    spaces: tuple[NodeSpace, ...]
+    next: int | None
+    """Where to go on; None: that was the last."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """What `check` found. `clean` decides the exit status."""
+
+    clean: bool
+    problems: tuple[str, ...]
+    """One line each: what is wrong, with what, and what it means."""
+    repaired: tuple[str, ...]
+    volumes: int
+    snapshots: int
+    layers: int
+    leaves: int
+    stray_blocks: int
+    """Blocks in layers that no map reaches: legal after a crash, space that `--repair` returns."""
+    pending_reclaim: int
+    """Maps, layers and block runs that wait for background reclaim."""
+    hollow_blocks: int = 0
+    """Mapped blocks without data in their layer, which read as zeros: legal in a volume that lost
+    power between a trim and the next flush, a fault anywhere else."""
+    checksums: int = 0
+    """Blocks of snapshots whose checksum is known."""
+    damaged_blocks: int = 0
+    """Those that did not have it when they were last read; each is among the problems."""
+
+
+@dataclass(frozen=True, slots=True)
+class DamagedBlock:
+    """A block of a frozen layer that does not hold what it held; reading it fails."""
+
+    layer: int
+    offset_bytes: int
+    """In the layer, and in every volume and snapshot that shows it."""
+    found_at: float
+    readable: bool
+    """False: the disk does not give it at all."""
+    volumes: tuple[str, ...]
+    """Names of those that show it; one in use may have overwritten it since."""
+    snapshots: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ScrubStatus:
+    """How far the checksums of what snapshots hold are written, and verified."""
+
+    unread_layers: int
+    """Layers that have no checksums yet, or not all."""
+    under_way: bool
+    """A pass that verifies them was begun and is not finished."""
+    started_at: float | None
+    """Of the pass under way, or else of the last one."""
+    finished_at: float | None
+    verified_bytes: int
+    leaves_done: int
+    leaves_total: int
+    """Of 1 MiB each, at most; as known when the pass began."""
+    damaged: tuple[DamagedBlock, ...]
+    running: bool = False
+    """Somebody has asked this daemon for a pass, and it is not finished."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """Bytes of a pool's data by who keeps them. A block that several show counts once, for the
+    first of these."""
+
+    volumes_bytes: int
+    snapshots_bytes: int
+    """What no volume shows: it returns when all snapshots are deleted."""
+    images_bytes: int
+    """What neither a volume nor a snapshot shows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attributes:
+    """What a file view shows of a volume or snapshot, beside its record."""
+
+    allocated_bytes: int
+    """The space that it takes. At least what it shows: a file of no blocks is taken for empty."""
+    modified_at: float
+    """Of its content."""
