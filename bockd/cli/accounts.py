@@ -12,15 +12,9 @@ from typing import Any, TypeVar
 import click
 
 from bockd.cli.accountclient import AccountClient, connect
+from bockd.cli.asking import confirm
 from bockd.cli.lazy import LazyGroup
-from bockd.cli.output import (
-    confirm,
-    json_option,
-    print_json,
-    print_record,
-    print_table,
-    report,
-)
+from bockd.cli.output import json_option, print_json, print_record, print_table, report
 from bockd.control import NewPassword, NewQuota, TenantInfo, UserInfo
 from bockd.errors import InvalidRequestError
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from bockd.cli.arguments import new_image_name, reference
+from bockd.cli.asking import confirm
 from bockd.cli.client import ControlClient, connect
 from bockd.cli.completion import complete_image
 from bockd.cli.convert import (
@@ -16,14 +17,7 @@ from bockd.cli.convert import (
     ending_signals_interrupt,
 )
 from bockd.cli.lazy import LazyGroup
-from bockd.cli.output import (
-    confirm,
-    format_time,
-    json_option,
-    print_json,
-    print_record,
-    print_table,
-)
+from bockd.cli.output import format_time, json_option, print_json, print_record, print_table
 from bockd.cli.sizes import format_exact_size, format_size
 from bockd.cli.sources import Source, name_of_source, note_dropped, opened_image, opened_source
 from bockd.cli.transfer import when_released

@@ -19,8 +19,6 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import click
 
-from bockd.errors import ConflictError
-
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -195,14 +193,3 @@ def format_count(number: int | None) -> str:
 def format_time(seconds: float) -> str:
     """Format a time (seconds since the epoch) as local time, to the second."""
     return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-
-
-def confirm(question: str, *, yes: bool) -> None:
-    """Ask before something that cannot be undone; ends the program unless the answer is yes.
-
-    Only a person at a terminal is asked: a script has decided already.
-    """
-    if yes or not sys.stdin.isatty():
-        return
-    if not click.confirm(question, err=True):
-        raise ConflictError("not confirmed; nothing was done")

@@ -10,11 +10,11 @@ from dataclasses import replace
 import click
 
 from bockd.cli.arguments import new_name, reference
+from bockd.cli.asking import confirm
 from bockd.cli.completion import complete_image, complete_snapshot, complete_volume
 from bockd.cli.lazy import LazyGroup
 from bockd.cli.obstacles import explained
 from bockd.cli.output import (
-    confirm,
     format_count,
     format_time,
     json_option,
