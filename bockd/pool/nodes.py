@@ -89,6 +89,11 @@ class Nodes:
         fields["failed"] = reason
         self.txn.put(VOLUMES, id_key(volume), msgspec.json.encode(fields))
 
+    def forget(self, kind: NodeKind, node: int, name: str) -> None:
+        """Remove a record and free its name."""
+        self.free_name(kind, name)
+        self.txn.delete(_TABLES[kind], id_key(node))
+
     # -- names -------------------------------------------------------------------------------
 
     def take_name(self, kind: NodeKind, name: str, node: int) -> None:

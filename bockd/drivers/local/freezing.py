@@ -10,10 +10,8 @@ from bockd.drivers.local.opening import lock_volume, recover_if_needed, remove_t
 from bockd.drivers.local.registry import Registry
 from bockd.errors import InUseError
 from bockd.failpoints import Failpoint, hit
-from bockd.index.keys import id_key
 from bockd.model import NodeKind, SnapshotId, VolumeId
 from bockd.pool.index import Transaction
-from bockd.pool.nodes import VOLUMES
 from bockd.pool.pool import Naming, WithSnapshot
 from bockd.runtime.steps import blocking
 
@@ -69,8 +67,7 @@ def _become(
 ) -> LocalSnapshotRecord:
     """Forget the volume and give its map to a new snapshot."""
     record = catalogue.volume(volume)
-    catalogue.free_name(NodeKind.VOLUME, record.name)
-    catalogue.txn.delete(VOLUMES, id_key(volume))
+    catalogue.forget(NodeKind.VOLUME, volume, record.name)
     node = SnapshotId(catalogue.new_node())
     snapshot = LocalSnapshotRecord(
         id=node,

@@ -23,10 +23,9 @@ from bockd.drivers.local.registry import Registry
 from bockd.drivers.local.volume.volume import Volume
 from bockd.errors import ConflictError, InUseError
 from bockd.failpoints import Failpoint, hit
-from bockd.index.keys import id_key
 from bockd.model import LayerId, NodeKind, SnapshotId, VolumeId, check_name
+from bockd.pool.choices import name_of
 from bockd.pool.index import Transaction
-from bockd.pool.nodes import SNAPSHOTS
 from bockd.pool.pool import Naming, WithSnapshot, nothing_more
 from bockd.runtime.steps import Steps, blocking
 
@@ -163,8 +162,7 @@ class SnapshotOperations:
         def change(txn: Transaction) -> None:
             catalogue = Catalogue(txn)
             record = catalogue.snapshot(snapshot)
-            catalogue.free_name(NodeKind.SNAPSHOT, record.name)
-            txn.delete(SNAPSHOTS, id_key(snapshot))
+            catalogue.forget(NodeKind.SNAPSHOT, snapshot, record.name)
             catalogue.kill_map(record.map)
             in_transaction(txn, record)
             hit(Failpoint.DELETE_SNAPSHOT_CHANGED)
@@ -175,8 +173,3 @@ class SnapshotOperations:
             unlink_leftover(lock.path)
         finally:
             lock.release()
-
-
-def name_of(naming: str | Naming, catalogue: Catalogue, node: int) -> str:
-    """Return the name that a node is to have. Raises InvalidRequestError."""
-    return naming if isinstance(naming, str) else check_name(naming(catalogue, node))

@@ -24,21 +24,17 @@ from bockd.drivers.local.opening import (
     remove_traces,
 )
 from bockd.drivers.local.registry import Registry
-from bockd.drivers.local.snapshots import name_of
 from bockd.errors import ConflictError, InvalidRequestError
 from bockd.failpoints import Failpoint, hit
-from bockd.index.keys import id_key
 from bockd.model import (
     LayerId,
     NodeKind,
     SnapshotId,
     VolumeId,
-    check_name,
     check_volume_size,
-    format_size,
 )
+from bockd.pool.choices import check_new_volume, content_of, name_of, size_of
 from bockd.pool.index import Transaction
-from bockd.pool.nodes import VOLUMES
 from bockd.pool.pool import Naming, WithVolume, nothing_more
 from bockd.runtime.steps import Steps, blocking
 
@@ -67,19 +63,14 @@ class VolumeOperations:
 
         Raises InvalidRequestError, ConflictError (the name), NotFoundError (the snapshot).
         """
-        if isinstance(name, str):
-            check_name(name)
-        if size_bytes is not None:
-            check_volume_size(size_bytes)
-        elif from_snapshot is None:
-            raise InvalidRequestError("a blank volume needs a size")
+        check_new_volume(name, size_bytes, is_clone=from_snapshot is not None)
 
         async def steps() -> LocalVolumeRecord:
             source: LocalSnapshotRecord | None = None
             with self._registry.catalogue() as catalogue:
                 if from_snapshot is not None:
                     source = catalogue.snapshot(from_snapshot)
-            size = clone_size(source, size_bytes)
+            size = size_of(source, size_bytes)
 
             def change(txn: Transaction, layer: LayerId) -> LocalVolumeRecord:
                 content = content_of(source, size) if source else content_bytes
@@ -238,8 +229,7 @@ class VolumeOperations:
         def change(txn: Transaction) -> None:
             catalogue = Catalogue(txn)
             record = catalogue.volume(volume)
-            catalogue.free_name(NodeKind.VOLUME, record.name)
-            txn.delete(VOLUMES, id_key(volume))
+            catalogue.forget(NodeKind.VOLUME, volume, record.name)
             catalogue.kill_map(record.map)
             in_transaction(txn, record)
             hit(Failpoint.DELETE_CHANGED)
@@ -314,7 +304,7 @@ class VolumeOperations:
 
         async def steps() -> LocalVolumeRecord:
             with self._registry.catalogue() as catalogue:
-                clone_size(catalogue.snapshot(snapshot), catalogue.volume(volume).size_bytes)
+                size_of(catalogue.snapshot(snapshot), catalogue.volume(volume).size_bytes)
             return await self._show_snapshot(volume, snapshot, in_transaction)
 
         doing = f"filling volume {volume} from snapshot {snapshot}"
@@ -361,23 +351,3 @@ class VolumeOperations:
         hit(Failpoint.REVERT_COMMITTED)
         self._registry.on_garbage()
         return result
-
-
-def content_of(source: LocalSnapshotRecord, size_bytes: int) -> int | None:
-    """Return the `content_bytes` of a volume of `size_bytes` that shows a snapshot. None if the
-    volume is larger than the snapshot: then it was made for more than the image."""
-    return source.content_bytes if source.size_bytes == size_bytes else None
-
-
-def clone_size(source: LocalSnapshotRecord | None, size_bytes: int | None) -> int:
-    """Return the size of a clone, or of a blank volume. Raises InvalidRequestError for a clone that
-    would be smaller than its snapshot."""
-    if source is None:
-        assert size_bytes is not None
-        return size_bytes
-    if size_bytes is not None and size_bytes < source.size_bytes:
-        raise InvalidRequestError(
-            f"snapshot {source.id} has {format_size(source.size_bytes)}; a volume made from it "
-            "cannot be smaller"
-        )
-    return size_bytes or source.size_bytes

@@ -1,4 +1,4 @@
-"""The in-memory twin of the volume contract: what tests put in the engine's place.
+"""The volume contract in memory: what tests put in a local volume's place.
 
 Sparse, in blocks of 4 KiB; nothing is kept but what was written. The switches make it behave as a
 device in trouble or in a hurry: refuse the immediate forms, keep operations waiting until a signal
@@ -7,6 +7,7 @@ fires, run them as blocking calls, or raise.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 from bockd.errors import BockdError
@@ -48,6 +49,8 @@ class MemoryDevice:
         """Names of the operations that took effect, in order, without the immediate reads."""
         self.uncommitted = 0
         """Immediate writes since the last commit."""
+        self.modified_at = 0.0
+        """When its content last changed, in seconds since the epoch."""
 
     @property
     def size_bytes(self) -> int:
@@ -56,6 +59,21 @@ class MemoryDevice:
     @property
     def read_only(self) -> bool:
         return self._read_only
+
+    @property
+    def stored_bytes(self) -> int:
+        """What has been written, in whole blocks."""
+        return len(self._blocks) * BLOCK_SIZE
+
+    def grow(self, size_bytes: int) -> None:
+        """Make the device larger; what is new reads as zeros."""
+        assert size_bytes >= self._size_bytes
+        self._size_bytes = size_bytes
+
+    def show(self, other: MemoryDevice) -> None:
+        """Take over what another device, which is no larger, holds now."""
+        self._blocks = {number: bytearray(block) for number, block in other._blocks.items()}
+        self.modified_at = time.time()
 
     # The immediate forms.
 
@@ -100,6 +118,7 @@ class MemoryDevice:
                 self._blocks.pop(number, None)
             elif number in self._blocks:
                 self._blocks[number][start:stop] = _ZEROES[start:stop]
+        self.modified_at = time.time()
         self.calls.append("zero")
 
     async def trim(self, offset: int, length: int) -> None:
@@ -107,6 +126,7 @@ class MemoryDevice:
         for number, start, stop, _ in _blocks(offset, length):
             if stop - start == BLOCK_SIZE:
                 self._blocks.pop(number, None)
+        self.modified_at = time.time()
         self.calls.append("trim")
 
     async def flush(self) -> None:
@@ -159,6 +179,7 @@ class MemoryDevice:
             if block is None:
                 block = self._blocks[number] = bytearray(BLOCK_SIZE)
             block[start:stop] = data[position : position + stop - start]
+        self.modified_at = time.time()
         self.calls.append("write")
 
 

@@ -1,0 +1,17 @@
+"""A pool of each kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.pool.drivers import DRIVERS, OpenDriver
+
+
+@pytest.fixture(params=sorted(DRIVERS))
+def driver(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OpenDriver]:
+    opened = DRIVERS[request.param](tmp_path / "pool")
+    yield opened
+    opened.close()

@@ -1,0 +1,91 @@
+"""What a pool says of itself."""
+
+from __future__ import annotations
+
+from bockd.model import BLOCK_SIZE, NodeKind
+from bockd.pool.reports import Space
+from tests.pool.drivers import OpenDriver
+
+
+def total(space: Space) -> int:
+    return space.exclusive_bytes + space.shared_bytes
+
+
+def test_space_is_what_was_written(driver: OpenDriver) -> None:
+    volume = driver.volume("one").id
+    assert total(driver.run(driver.pool.measure(NodeKind.VOLUME, volume))) == 0
+    for block in (0, 7, 9):
+        driver.write(volume, block, b"x")
+    snapshot = driver.run(driver.pool.create_snapshot(volume, "s")).id
+    driver.write(volume, 0, b"y")
+    for kind, node in ((NodeKind.VOLUME, volume), (NodeKind.SNAPSHOT, snapshot)):
+        space = driver.run(driver.pool.measure(kind, node))
+        assert total(space) == 3 * BLOCK_SIZE
+        if driver.pool.features.shares_blocks:
+            assert space == Space(BLOCK_SIZE, 2 * BLOCK_SIZE)
+
+
+def test_the_pages_of_a_measurement_have_every_volume_once(driver: OpenDriver) -> None:
+    volumes = [driver.volume(f"v{number}").id for number in range(5)]
+    for number, volume in enumerate(volumes):
+        for block in range(number):
+            driver.write(volume, block, b"x")
+    found = {}
+    after: int | None = 0
+    while after is not None:
+        page = driver.run(driver.pool.measure_all(after, lambda: True))
+        for one in page.spaces:
+            assert one.id not in found
+            found[one.id] = total(one.space)
+        after = page.next
+    assert found == {volume: number * BLOCK_SIZE for number, volume in enumerate(volumes)}
+    whole = driver.run(driver.pool.measure_all(0, lambda: False))
+    assert (len(whole.spaces), whole.next) == (5, None)
+
+
+def test_who_has_how_much(driver: OpenDriver) -> None:
+    volume = driver.volume("one").id
+    driver.write(volume, 0, b"x")
+    image = driver.run(driver.pool.create_snapshot(volume, "image")).id
+    driver.write(volume, 0, b"y")
+    driver.run(driver.pool.create_snapshot(volume, "s"))
+    driver.write(volume, 0, b"z")
+    shares = driver.run(driver.pool.shares(frozenset([image])))
+    assert (shares.volumes_bytes, shares.snapshots_bytes, shares.images_bytes) == (
+        BLOCK_SIZE,
+        BLOCK_SIZE,
+        BLOCK_SIZE,
+    )
+
+
+def test_attributes_say_size_and_time(driver: OpenDriver) -> None:
+    made = driver.volume("one")
+    driver.write(made.id, 0, b"x", flush=True)
+    driver.run(driver.pool.close_idle(NodeKind.VOLUME, made.id))
+    found = driver.pool.attributes(NodeKind.VOLUME, made.id)
+    assert BLOCK_SIZE <= found.allocated_bytes <= made.size_bytes
+    assert found.modified_at >= made.created_at
+    snapshot = driver.run(driver.pool.create_snapshot(made.id, "s"))
+    assert driver.pool.attributes(NodeKind.SNAPSHOT, snapshot.id).modified_at >= snapshot.created_at
+
+
+def test_room_is_that_of_what_the_pool_stands_on(driver: OpenDriver) -> None:
+    driver.write(driver.volume("one").id, 0, b"x", flush=True)
+    room = driver.pool.room()
+    assert 0 < room.f_bavail <= room.f_blocks
+    assert driver.pool.used_bytes() >= BLOCK_SIZE
+
+
+def test_a_check_counts_what_is_there_and_finds_it_clean(driver: OpenDriver) -> None:
+    volume = driver.volume("one").id
+    driver.write(volume, 0, b"x")
+    driver.run(driver.pool.create_snapshot(volume, "s"))
+    report = driver.run(driver.pool.check())
+    assert (report.clean, report.problems) == (True, ())
+    assert (report.volumes, report.snapshots) == (1, 1)
+
+
+def test_features_name_the_driver(driver: OpenDriver) -> None:
+    features = driver.pool.features
+    assert type(driver).__name__.lower().startswith(features.driver)
+    assert features.hole_bytes >= BLOCK_SIZE
