@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from bockd.drivers.local.format.frozenlayer import OpenFiles
@@ -13,12 +12,8 @@ from bockd.drivers.local.format.spares import SpareSegments
 from bockd.errors import NoInodesError, NoSpaceError, from_os_error
 from bockd.index.ballast import Ballast
 from bockd.index.index import Index
-from bockd.runtime.steps import Steps
 
 log = logging.getLogger(__name__)
-
-Spawn = Callable[[Steps[None]], None]
-"""Runs steps in the background; given by the edge that drives the engine."""
 
 
 @dataclass(frozen=True, slots=True)

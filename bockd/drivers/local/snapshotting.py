@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from bockd.drivers.local.access import Spawn, StoreAccess
+from bockd.drivers.local.access import StoreAccess
 from bockd.drivers.local.format.catalogue import Catalogue, SnapshotRecord, VolumeRecord, id_key
 from bockd.drivers.local.format.layer import Layer
 from bockd.drivers.local.format.layout import unlink_leftover
@@ -30,7 +30,7 @@ from bockd.errors import ConflictError, InUseError, InvalidRequestError
 from bockd.failpoints import Failpoint, hit
 from bockd.index.index import Table, Transaction
 from bockd.model import LayerId, NodeKind, SnapshotId, VolumeId, check_name, format_size
-from bockd.runtime.steps import Steps, blocking
+from bockd.runtime.steps import Spawn, Steps, blocking
 
 AlsoVolume = Callable[[Transaction, VolumeRecord], None]
 """More to do in the transaction that creates, grows, reverts or forgets this volume."""

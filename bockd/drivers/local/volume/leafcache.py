@@ -256,7 +256,10 @@ class LeafCache:
 
     def mark_clean(self, applied: int) -> None:
         """Mark leaves as clean. The index now has all changes up to sequence `applied`."""
-        self.dirty = {number: last for number, last in self.dirty.items() if last > applied}
+        later = {number: last for number, last in self.dirty.items() if last > applied}
+        # The same dictionary: `JournalRoom` looks at it, too.
+        self.dirty.clear()
+        self.dirty.update(later)
         self._evict_above = CACHE_BYTES
         self._evict()
 
