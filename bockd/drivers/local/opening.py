@@ -19,7 +19,9 @@ from bockd.drivers.local.format.locks import FileLock
 from bockd.drivers.local.volume.durability import Durability, VolumeParts
 from bockd.drivers.local.volume.indexed import store_failure
 from bockd.drivers.local.volume.leafcache import LeafCache
+from bockd.drivers.local.volume.loading import LeafLoader
 from bockd.drivers.local.volume.recovery import recover, remove_old_segments
+from bockd.drivers.local.volume.slots import LayerSlots
 from bockd.drivers.local.volume.snapshot import Snapshot
 from bockd.drivers.local.volume.volume import Volume
 from bockd.errors import BockdError, DamagedError, NoSpaceError, SyncFailedError, volume_failed
@@ -135,10 +137,15 @@ async def open_volume(
     is called when one of its checkpoints leaves something to reclaim."""
     files = await blocking(_open_files, store, volume)
     gate = WriteGate()
-    leaf_cache = LeafCache(store.index, store.layout, store.files, files.chain)
-    parts = VolumeParts(store, files.record, leaf_cache, gate, spawn, on_garbage)
-    durability = Durability(parts)
-    return OpenVolume(Volume(leaf_cache, durability, gate, spawn), files.lock)
+    loader = _loader(store, files.chain)
+    parts = VolumeParts(store, files.record, loader.cache, gate, spawn, on_garbage)
+    device = Volume(store, loader, Durability(parts), gate, spawn)
+    return OpenVolume(device, files.lock)
+
+
+def _loader(store: StoreAccess, chain: tuple[MapId, ...]) -> LeafLoader:
+    layers = LayerSlots()
+    return LeafLoader(store, chain, layers, LeafCache(layers))
 
 
 def _open_files(store: StoreAccess, volume: VolumeId) -> _OpenedFiles:
@@ -255,8 +262,7 @@ async def open_snapshot(store: StoreAccess, snapshot: SnapshotId) -> OpenSnapsho
         except BaseException:
             lock.release()
             raise
-        leaf_cache = LeafCache(store.index, store.layout, store.files, chain)
-        return OpenSnapshot(Snapshot(leaf_cache, record), lock)
+        return OpenSnapshot(Snapshot(store, _loader(store, chain), record), lock)
 
     return await blocking(prepare)
 

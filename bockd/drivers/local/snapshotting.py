@@ -104,7 +104,7 @@ class SnapshotOperations(Registry):
         return result
 
     async def _snapshot_open(self, volume: Volume, freeze: _Freeze) -> SnapshotRecord:
-        if volume.map.full:
+        if volume.layers.full:
             raise ConflictError("too many snapshots since the volume was opened; reconnect")
         size = volume.size_bytes
         layer = await blocking(self._layers.make, size)
@@ -120,7 +120,7 @@ class SnapshotOperations(Registry):
                 return freeze(txn, record, layer)
 
             def adopt(record: VolumeRecord, _snapshot: SnapshotRecord) -> None:
-                volume.map.chain = (record.map, *volume.map.chain)
+                volume.loader.chain = (record.map, *volume.loader.chain)
                 volume.adopt_head(fresh_head)
 
             return await volume.durability.quiesced_commit(change, adopt)

@@ -174,15 +174,15 @@ class LayerMerger:
 
     async def _alias(self, device: Reader, merge: Merge) -> None:
         """Let a device read the target wherever it remembers the source."""
-        device.map.outdate_loads()
-        if not device.map.knows(merge.source.id):
+        device.layers.outdate_loads()
+        if not device.layers.knows(merge.source.id):
             return
-        target = device.map.frozen_layer(merge.target.id, merge.target.size_bytes)
+        target = self._store.frozen_layer(merge.target.id, merge.target.size_bytes)
         await blocking(target.prepare)
         if device not in self._registry.devices():  # closed meanwhile
             target.close()
             return
-        old = device.map.alias(merge.source.id, target)
+        old = device.layers.alias(merge.source.id, target)
         await device.drain_reads()
         if old is not None:
             old.close()

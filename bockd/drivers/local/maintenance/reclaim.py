@@ -107,14 +107,14 @@ class Reclaimer:
                 if (await self._drop_or_fold(map_id)) is _Outcome.GONE:
                     progress = True
                     for device in self._pool.devices():
-                        device.map.forget_map(map_id)
+                        device.loader.forget_map(map_id)
 
     async def _checkpoint_children(self, dead: set[MapId]) -> None:
         """Checkpoint the open volumes whose maps descend from a dead map. What they have
         overwritten is then reclaimed together with that map, and not only after some later
         checkpoint."""
         for volume, opened in list(self._pool.volumes.items()):
-            if not dead.isdisjoint(opened.volume.map.chain):
+            if not dead.isdisjoint(opened.volume.loader.chain):
                 await self._pool.try_checkpoint(volume)
 
     async def _drop_or_fold(self, map_id: MapId) -> _Outcome:
@@ -223,7 +223,7 @@ class Reclaimer:
         await self._drain_reads()
         for device in self._pool.devices():
             for layer in layers:
-                device.map.forget_layer(layer)
+                device.layers.forget(layer)
 
         def unlink() -> None:
             for layer in layers:

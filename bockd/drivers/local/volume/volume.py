@@ -20,6 +20,7 @@ import os
 from contextlib import suppress
 
 from bockd import failpoints
+from bockd.drivers.local.access import StoreAccess
 from bockd.drivers.local.format.journal import Kind
 from bockd.drivers.local.format.layer import (
     OVERWRITE_PIECE_BYTES,
@@ -29,9 +30,10 @@ from bockd.drivers.local.format.layer import (
 )
 from bockd.drivers.local.format.leaf import LEAF_BLOCKS, LEAF_MASK, LEAF_SHIFT, runs_of
 from bockd.drivers.local.volume.durability import Durability
-from bockd.drivers.local.volume.leafcache import HOLE_SLOT, LeafCache
+from bockd.drivers.local.volume.loading import LeafLoader
 from bockd.drivers.local.volume.punching import PendingPunches, Puncher
 from bockd.drivers.local.volume.reading import BLOCK_SHIFT, Reader
+from bockd.drivers.local.volume.slots import HOLE_SLOT
 from bockd.drivers.local.volume.zeros import is_zeros, zero_blocks, zero_pieces
 from bockd.errors import BockdError, from_os_error
 from bockd.failpoints import Failpoint, hit
@@ -62,10 +64,14 @@ class Volume(Reader):
     read_only = False
 
     def __init__(
-        self, leaf_cache: LeafCache, durability: Durability, gate: WriteGate, spawn: Spawn
+        self,
+        store: StoreAccess,
+        loader: LeafLoader,
+        durability: Durability,
+        gate: WriteGate,
+        spawn: Spawn,
     ) -> None:
-        record = durability.record
-        super().__init__(leaf_cache, record.size_bytes)
+        super().__init__(store, loader, durability.record.size_bytes)
         self.durability = durability
         # What each request needs, without a way through others.
         self._failure = durability.failure
@@ -83,7 +89,7 @@ class Volume(Reader):
 
     def _adopt_first_head(self, head: Layer) -> None:
         """Write to `head` from now on, which may have been read until now."""
-        replaced = self.map.take_over(head)
+        replaced = self.layers.take_over(head)
         self.adopt_head(head)
         if replaced is not None:
             self._spawn(self._close_unread(replaced))
@@ -95,7 +101,7 @@ class Volume(Reader):
 
     def adopt_head(self, head: Layer) -> None:
         """Write to `head` from now on: at the first change, and after each snapshot."""
-        self._head_slot = self.map.slot_of(head)
+        self._head_slot = self.layers.slot_of(head)
         head.mark_in_memory()  # not sooner: recovery looks for the mark of an earlier opening
         self._flusher.head = head
         self._head_descriptor = head.descriptors[0]
@@ -117,7 +123,7 @@ class Volume(Reader):
         run short."""
         if not head.descriptors:  # closed, with the volume or because no map leads to it any more
             return
-        frozen = self.map.frozen_layer(head.id, head.length_bytes())
+        frozen = self._store.frozen_layer(head.id, head.length_bytes())
         try:
             await blocking(frozen.prepare)
         except BockdError as error:
@@ -125,7 +131,7 @@ class Volume(Reader):
                 volume = self.durability.record.id
                 log.warning("a former head of volume %s stays open: %s", volume, error)
             return
-        replaced = None if self.durability.closed else self.map.take_over(frozen)
+        replaced = None if self.durability.closed else self.layers.take_over(frozen)
         if replaced is None:
             frozen.close()
         else:
@@ -150,8 +156,8 @@ class Volume(Reader):
             or failpoints.armed is not None
         )
         return FastView(
-            self.map.leaves,
-            self.map.slots,
+            self._leaves,
+            self._slots,
             self._head_slot if may_write else -1,
             self._flusher,
             SEGMENT_BYTES,
@@ -166,7 +172,7 @@ class Volume(Reader):
         first = offset >> BLOCK_SHIFT
         last = (offset + length - 1) >> BLOCK_SHIFT
         number = first >> LEAF_SHIFT
-        leaf = self.map.leaves.get(number) or self.map.find(number)
+        leaf = self._leaves.get(number) or self.map.find(number)
         if leaf is None or self.gate.closed:
             return False
         if self.locks.held and self.locks.busy(first, last + 1):
@@ -244,7 +250,7 @@ class Volume(Reader):
         try:
             held = await self.locks.acquire(first, end)
             try:
-                await self.map.load(first, end)
+                await self.loader.load(first, end)
                 if self.map.holds_only(first, end, self._head_slot):
                     if self._tail.exposed() and zero_pieces(offset, data):
                         edges = await self._edges(offset, offset + len(data))
@@ -253,7 +259,7 @@ class Volume(Reader):
                 else:
                     await self._room.wait_for_index()
                     prefix, suffix = await self._edges(offset, offset + len(data))
-                    await self.map.load(first, end)
+                    await self.loader.load(first, end)
                     self._redirect(offset, data, prefix, suffix)
                 self._tail.commit()
             finally:
@@ -386,8 +392,8 @@ class Volume(Reader):
         if self.map.missing(first, min(end, first + 4 * LEAF_BLOCKS)) is not None or (
             len(numbers) > 4
         ):
-            numbers = await self.map.present(first_leaf, end_leaf)
-            await self.map.load_leaves(set(numbers))
+            numbers = await self.loader.present(first_leaf, end_leaf)
+            await self.loader.load_leaves(set(numbers))
         changed = [n for n in numbers if self._hole_out(n, first, end)]
         if not changed:
             return
