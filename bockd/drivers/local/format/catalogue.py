@@ -18,7 +18,6 @@ from typing import TypeVar
 
 import msgspec
 
-from bockd.drivers.local.format import checksums, queue
 from bockd.drivers.local.format.leaf import MAX_LAYER_ID
 from bockd.errors import ConflictError, DamagedError, NotFoundError, PoolFormatError
 from bockd.index.index import Table, Transaction
@@ -321,15 +320,6 @@ class Catalogue:
             yield member
             waiting.extend(self.children(member))
 
-    def forget_layer(self, layer: LayerId) -> None:
-        """Forget a layer that nothing refers to any more, and queue its files to be unlinked."""
-        home = self.layer(layer).home
-        self.txn.delete(Table.LAYERS, id_key(layer))
-        self.txn.delete(Table.HOMES, pair_key(home, layer))
-        queue.end_merge(self.txn, layer)
-        checksums.forget_reading(self.txn, layer)
-        queue.add_unlink(self.txn, layer)
-
     def kill_map(self, map_id: MapId) -> None:
         """Mark a map that nobody shows any more as dead, and queue it for reclaim."""
         self.put_map(replace(self.map(map_id), dead=True))
@@ -345,6 +335,12 @@ class Catalogue:
 
     def put_layer(self, record: LayerRecord) -> None:
         self.txn.put(Table.LAYERS, id_key(record.id), msgspec.json.encode(record))
+
+    def remove_layer(self, layer: LayerId) -> None:
+        """Remove the record of a layer; see `format.forgetting` for what goes with it."""
+        home = self.layer(layer).home
+        self.txn.delete(Table.LAYERS, id_key(layer))
+        self.txn.delete(Table.HOMES, pair_key(home, layer))
 
     def layers(self) -> Iterator[LayerRecord]:
         for _, payload in self.txn.scan(Table.LAYERS, FIRST_KEY, LAST_KEY):

@@ -22,6 +22,7 @@ from itertools import islice
 from bockd.drivers.local.format import checksums, queue
 from bockd.drivers.local.format.blockmap import own_leaves
 from bockd.drivers.local.format.catalogue import Catalogue, LayerRecord
+from bockd.drivers.local.format.forgetting import forget_layer
 from bockd.drivers.local.format.layer import Layer
 from bockd.drivers.local.format.leaf import LEAF_BLOCKS, Leaf, leaf_key
 from bockd.drivers.local.registry import Registry
@@ -167,7 +168,7 @@ class LayerMerger:
             if read is None or not read.done:
                 # What has no checksum yet has moved: to where it will be looked for.
                 checksums.forget_reading(txn, merge.target.id)
-            Catalogue(txn).forget_layer(merge.source.id)
+            forget_layer(txn, merge.source.id)
 
         self._store.index.update(change)
         hit(Failpoint.MERGE_DONE)

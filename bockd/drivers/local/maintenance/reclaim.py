@@ -25,6 +25,7 @@ from bockd.directories import sync_directory
 from bockd.drivers.local.format import checksums, queue
 from bockd.drivers.local.format.blockmap import own_leaves, queue_orphans
 from bockd.drivers.local.format.catalogue import NO_MAP, Catalogue, id_key, pair_key
+from bockd.drivers.local.format.forgetting import forget_layer
 from bockd.drivers.local.format.layer import Layer, unlink_layer
 from bockd.drivers.local.format.leaf import Leaf, leaf_key
 from bockd.drivers.local.maintenance.merging import LayerMerger
@@ -192,7 +193,7 @@ class Reclaimer:
                 layer.close()
             if any(_refers(txn, member, layer_id) for member in catalogue.subtree(record.home)):
                 return
-        store.index.update(lambda txn: Catalogue(txn).forget_layer(layer_id))
+        store.index.update(lambda txn: forget_layer(txn, layer_id))
         hit(Failpoint.RECLAIM_FORGOT)
 
     # -- unlinking ---------------------------------------------------------------------------
@@ -305,7 +306,7 @@ def _remove_map(catalogue: Catalogue, map_id: MapId, child: MapId | None) -> Non
     record = catalogue.map(map_id)
     for layer_id in catalogue.layers_of(map_id):
         if child is None:
-            catalogue.forget_layer(layer_id)
+            forget_layer(txn, layer_id)
         else:
             txn.delete(Table.HOMES, pair_key(map_id, layer_id))
             catalogue.put_layer(replace(catalogue.layer(layer_id), home=child))
