@@ -210,7 +210,7 @@ class Backup:
         for place in (directory, self._target.index):
             write_map_size(place, map_size)
         self._store.index.copy_to(directory / "data.mdb")
-        index = Index.open(directory, Ballast(self._target.ballast))
+        index = Index.open(directory, Ballast(self._target.ballast).release)
         try:
             if frozen is not None:
                 snapshots = dict(frozen)
