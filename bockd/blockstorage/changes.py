@@ -22,8 +22,9 @@ from bockd.control import Space
 from bockd.drivers.local.format.catalogue import Catalogue, VolumeRecord
 from bockd.errors import BockdError, InUseError, NotFoundError
 from bockd.index.index import Transaction
-from bockd.model import NodeKind, SnapshotId, VolumeId, check_volume_size
+from bockd.model import NodeKind, SnapshotId, VolumeId
 from bockd.runtime.steps import Steps
+from bockd.validation import check_volume_size
 
 log = logging.getLogger(__name__)
 

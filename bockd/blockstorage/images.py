@@ -33,7 +33,8 @@ from bockd.drivers.local.freezing import freeze_volume
 from bockd.errors import BockdError, ConflictError, InvalidRequestError, NotFoundError
 from bockd.failpoints import Failpoint, hit
 from bockd.index.index import Transaction
-from bockd.model import NodeKind, SnapshotId, VolumeId, check_content_size, check_image_name
+from bockd.model import NodeKind, SnapshotId, VolumeId
+from bockd.validation import check_content_size, check_image_name
 
 log = logging.getLogger(__name__)
 

@@ -27,7 +27,8 @@ from bockd.drivers.local.snapshotting import Naming
 from bockd.errors import BockdError, InUseError, InvalidRequestError, NotFoundError
 from bockd.failpoints import Failpoint, hit
 from bockd.index.index import Transaction
-from bockd.model import GIB, NodeKind, SnapshotId, VolumeId, check_content_size, check_name
+from bockd.model import GIB, NodeKind, SnapshotId, VolumeId
+from bockd.validation import check_content_size, check_name
 
 
 @dataclass(frozen=True, slots=True)

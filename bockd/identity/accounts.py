@@ -13,7 +13,7 @@ from bockd.blockstorage.records import AccessKeyRecord, Ledger, TenantRecord, Us
 from bockd.errors import ConflictError, InUseError, NotFoundError
 from bockd.identity.secrethash import hash_secret, new_secret
 from bockd.index.index import Index, Transaction
-from bockd.model import check_name
+from bockd.validation import check_name
 
 DEFAULT_ROLES = ("admin",)
 """A user may do everything in its tenants. "admin" is what clients look for."""

@@ -29,15 +29,8 @@ from bockd.control import (
     VolumeStatistics,
 )
 from bockd.errors import ConflictError, InUseError, NotFoundError
-from bockd.model import (
-    MIB,
-    NodeKind,
-    Server,
-    SnapshotId,
-    VolumeId,
-    check_name,
-    check_volume_size,
-)
+from bockd.model import MIB, NodeKind, Server, SnapshotId, VolumeId
+from bockd.validation import check_name, check_volume_size
 
 Connections = Callable[[NodeKind, int], int]
 

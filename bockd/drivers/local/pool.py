@@ -36,8 +36,9 @@ from bockd.drivers.local.snapshotting import (
 from bockd.errors import InvalidRequestError
 from bockd.failpoints import Failpoint, hit
 from bockd.index.index import Table, Transaction
-from bockd.model import LayerId, NodeKind, SnapshotId, VolumeId, check_name, check_volume_size
+from bockd.model import LayerId, NodeKind, SnapshotId, VolumeId
 from bockd.runtime.steps import Steps, blocking
+from bockd.validation import check_name, check_volume_size
 
 
 class Pool(SnapshotOperations):

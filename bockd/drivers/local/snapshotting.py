@@ -29,8 +29,9 @@ from bockd.drivers.local.volume.volume import Volume
 from bockd.errors import ConflictError, InUseError, InvalidRequestError
 from bockd.failpoints import Failpoint, hit
 from bockd.index.index import Table, Transaction
-from bockd.model import LayerId, NodeKind, SnapshotId, VolumeId, check_name, format_size
+from bockd.model import LayerId, NodeKind, SnapshotId, VolumeId, format_size
 from bockd.runtime.steps import Spawn, Steps, blocking
+from bockd.validation import check_name
 
 AlsoVolume = Callable[[Transaction, VolumeRecord], None]
 """More to do in the transaction that creates, grows, reverts or forgets this volume."""
