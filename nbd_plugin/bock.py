@@ -58,7 +58,7 @@ import bockd  # noqa: E402 - only now can it be found
 from bockd.errors import NotFoundError, NotSupportedError  # noqa: E402
 from bockd.model import BLOCK_SIZE, KIB  # noqa: E402
 from bockd.nbd.protocol.errors import answer, is_bug  # noqa: E402
-from bockd.nbd.protocol.options import MAX_PAYLOAD_BYTES, MIN_BLOCK_BYTES  # noqa: E402
+from bockd.nbd.protocol.limits import MAX_PAYLOAD_BYTES, MIN_BLOCK_BYTES  # noqa: E402
 from bockd.nbd.protocol.replies import MAX_STATUS_EXTENTS  # noqa: E402
 from nbd_plugin.exports import Held, Parameters, PluginExports, Selection  # noqa: E402
 

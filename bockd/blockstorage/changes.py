@@ -19,12 +19,13 @@ from bockd.blockstorage.running import StorageContext
 from bockd.blockstorage.servers import find_server
 from bockd.blockstorage.volumes import Volumes, status_now
 from bockd.errors import BockdError, InUseError, NotFoundError
-from bockd.model import NodeKind, SnapshotId, VolumeId, check_volume_size
+from bockd.model import NodeKind, SnapshotId, VolumeId
 from bockd.pool.index import Transaction
 from bockd.pool.nodes import Nodes
 from bockd.pool.records import VolumeRecord
 from bockd.pool.reports import Space
 from bockd.runtime.steps import Steps
+from bockd.validation import check_volume_size
 
 log = logging.getLogger(__name__)
 

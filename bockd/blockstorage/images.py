@@ -30,9 +30,10 @@ from bockd.blockstorage.running import StorageContext
 from bockd.blockstorage.volumes import forget_record, naming
 from bockd.errors import BockdError, ConflictError, InvalidRequestError, NotFoundError
 from bockd.failpoints import Failpoint, hit
-from bockd.model import NodeKind, SnapshotId, VolumeId, check_content_size, check_image_name
+from bockd.model import NodeKind, SnapshotId, VolumeId
 from bockd.pool.index import Transaction
 from bockd.pool.records import SnapshotRecord, VolumeRecord
+from bockd.validation import check_content_size, check_image_name
 
 log = logging.getLogger(__name__)
 

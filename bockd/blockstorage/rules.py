@@ -20,7 +20,8 @@ from bockd.errors import (
     NotFoundError,
     OverLimitError,
 )
-from bockd.model import GIB, MAX_VOLUME_BYTES, NodeKind, check_volume_size, is_server_id
+from bockd.model import GIB, MAX_VOLUME_BYTES, NodeKind, is_server_id
+from bockd.validation import check_volume_size
 
 MIN_SIZE_GIB = 1
 MAX_SIZE_GIB = MAX_VOLUME_BYTES // GIB

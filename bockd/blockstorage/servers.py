@@ -17,9 +17,10 @@ from bockd.blockstorage.records import Ledger
 from bockd.blockstorage.running import StorageContext
 from bockd.errors import ConflictError, InUseError, NotFoundError
 from bockd.failpoints import Failpoint, hit
-from bockd.model import Server, ServerKind, check_server_record
+from bockd.model import Server, ServerKind
 from bockd.pool.index import Transaction
 from bockd.runtime.steps import Steps
+from bockd.validation import check_server_record
 
 log = logging.getLogger(__name__)
 

@@ -24,11 +24,12 @@ from bockd.blockstorage.records import ImageRecord, Ledger, no_image
 from bockd.blockstorage.running import StorageContext
 from bockd.errors import BockdError, InUseError, InvalidRequestError, NotFoundError
 from bockd.failpoints import Failpoint, hit
-from bockd.model import GIB, NodeKind, SnapshotId, VolumeId, check_content_size, check_name
+from bockd.model import GIB, NodeKind, SnapshotId, VolumeId
 from bockd.pool.index import Transaction
 from bockd.pool.nodes import Nodes
 from bockd.pool.pool import Naming
 from bockd.pool.records import VolumeRecord
+from bockd.validation import check_content_size, check_name
 
 
 @dataclass(frozen=True, slots=True)

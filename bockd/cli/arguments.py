@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 
 from bockd.errors import InvalidRequestError
-from bockd.model import check_image_name, check_name, check_volume_size, is_server_id
+from bockd.model import is_server_id
+from bockd.validation import check_image_name, check_name, check_volume_size
 
 
 def reference(text: str) -> str:

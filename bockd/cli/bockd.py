@@ -57,8 +57,10 @@ def serve(config_file: Path | None, mount: Path | None, print_unit: bool) -> Non
     loaded = load_all(config_file)
     failpoints.arm(os.environ)
     from bockd.daemon.lifecycle import run
+    from bockd.daemon.localbackend import LocalBackend
 
-    run(loaded.settings, mount, is_default=loaded.source("data_dir") == DEFAULT)
+    is_default = loaded.source("data_dir") == DEFAULT
+    run(LocalBackend, loaded.settings, mount, is_default=is_default)
 
 
 @main.command()

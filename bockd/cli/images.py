@@ -25,8 +25,9 @@ from bockd.control import ImageInfo, ImportInfo
 from bockd.diskimage import IMPORT_FORMATS, Image
 from bockd.diskimage.room import room_for
 from bockd.errors import BockdError, NotFoundError
-from bockd.model import NodeKind, check_image_name
+from bockd.model import NodeKind
 from bockd.pool.reports import Space
+from bockd.validation import check_image_name
 
 
 @click.group(cls=LazyGroup)

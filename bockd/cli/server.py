@@ -11,7 +11,8 @@ from bockd.cli.client import connect
 from bockd.cli.failure import judging_arguments
 from bockd.cli.lazy import LazyGroup
 from bockd.cli.output import format_time, json_option, print_json, print_record, print_table
-from bockd.model import Server, ServerKind, check_server_record
+from bockd.model import Server, ServerKind
+from bockd.validation import check_server_record
 
 
 @click.group(cls=LazyGroup)

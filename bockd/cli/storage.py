@@ -38,9 +38,10 @@ from bockd.cli.records import (
 )
 from bockd.config import Settings, load_settings
 from bockd.control import DaemonInfo
-from bockd.model import GIB, NodeKind, check_name, check_volume_size, export_uri, is_uuid
+from bockd.model import GIB, NodeKind, export_uri, is_uuid
 from bockd.pool.reports import Space
 from bockd.tls.trust import Trust
+from bockd.validation import check_name, check_volume_size
 
 PAGE = 1000
 """As many as the API gives at once."""

@@ -25,14 +25,8 @@ from bockd.config.values import (
     word,
 )
 from bockd.errors import InvalidRequestError
-from bockd.model import (
-    ClientCertificates,
-    Server,
-    ServerKind,
-    TlsMode,
-    check_server_record,
-    is_server_id,
-)
+from bockd.model import ClientCertificates, Server, ServerKind, TlsMode, is_server_id
+from bockd.validation import check_server_record
 
 DEFAULT_NBD_LISTEN = Address("127.0.0.1", 10809)
 """10809 is NBD's registered port; loopback, because NBD without TLS trusts its network."""

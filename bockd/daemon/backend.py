@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from bockd.config import Settings
 from bockd.control import FrozenPool
+from bockd.daemon.retrying import Retrying
 from bockd.pool.pool import Pool
 from bockd.pool.reports import ScrubStatus
+from bockd.runtime.steprunner import StepRunner
+from bockd.runtime.steps import Spawn
 
 
 class ScrubControl(Protocol):
@@ -30,6 +34,22 @@ class BackupControl(Protocol):
 
     async def end(self, backup: str) -> None:
         """See Control.end_backup."""
+        ...
+
+
+class BackendKind(Protocol):
+    """A kind of pool that a daemon may serve."""
+
+    def check_start(self, settings: Settings, *, is_default: bool) -> None:
+        """Return if a daemon may begin: there is a pool, or one may be made. `is_default`: nobody
+        has named the data directory. Blocks. Raises BockdError."""
+        ...
+
+    async def open(
+        self, settings: Settings, spawn: Spawn, runner: StepRunner, retrying: Retrying
+    ) -> Backend:
+        """Open the pool, creating it where that may be. `spawn` runs background work to its end.
+        Raises InUseError when another daemon has it, BockdError."""
         ...
 
 

@@ -15,7 +15,7 @@ from bockd.blockstorage.adopting import find_unowned
 from bockd.blockstorage.records import Ledger
 from bockd.control import FrozenPool
 from bockd.drivers.local.format.locks import is_held
-from bockd.drivers.local.pool import Pool
+from bockd.drivers.local.registry import Registry
 from bockd.errors import (
     BockdError,
     InUseError,
@@ -24,6 +24,7 @@ from bockd.errors import (
     UnavailableError,
 )
 from bockd.model import SnapshotId, VolumeId
+from bockd.pool.pool import Pool
 from bockd.runtime.steprunner import StepRunner
 
 log = logging.getLogger(__name__)
@@ -38,9 +39,9 @@ POLL_SECONDS = 1.0
 class Backups:
     """At most one at a time. `run` ends what was begun."""
 
-    def __init__(self, pool: Pool, runner: StepRunner) -> None:
+    def __init__(self, pool: Pool, registry: Registry, runner: StepRunner) -> None:
         self._pool = pool
-        self._registry = pool.registry
+        self._registry = registry
         self._runner = runner
         self._running: FrozenPool | None = None
         self._begun = trio.Event()

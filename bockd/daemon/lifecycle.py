@@ -37,7 +37,7 @@ from bockd.config.sections import ApiSettings, NbdSettings
 from bockd.daemon import heap
 from bockd.daemon.accounts import PoolAccounts
 from bockd.daemon.attached import AttachedExports, AttachedVolumes
-from bockd.daemon.backend import Backend
+from bockd.daemon.backend import Backend, BackendKind
 from bockd.daemon.capacity import Capacity
 from bockd.daemon.configured import catalog, one_identity, servers, storage_context
 from bockd.daemon.control import PoolControl
@@ -46,14 +46,12 @@ from bockd.daemon.exports import PoolExports
 from bockd.daemon.fileview import FileView
 from bockd.daemon.idle import IdleExports
 from bockd.daemon.images import PoolImages
-from bockd.daemon.localbackend import LocalBackend, open_local_pool
 from bockd.daemon.nodes import PoolNodes
 from bockd.daemon.plugged import PluggedDevices
 from bockd.daemon.readiness import READY, STOPPING, notify
 from bockd.daemon.retrying import Retrying
 from bockd.descriptors import CLIENTS_SHARE, portion
 from bockd.directories import make_private
-from bockd.drivers.local.newpool import check_start
 from bockd.errors import InUseError, from_os_error
 from bockd.identity.credentialsfile import CREDENTIALS_FILE, establish
 from bockd.identity.keystone.opening import open_keystone
@@ -84,9 +82,12 @@ HASHING_THREADS = 2
 """For passwords, apart from the device's threads: guessing must not delay a disk."""
 
 
-def run(settings: Settings, mount: Path | None = None, *, is_default: bool = False) -> None:
-    """Serve until a signal ends it (daemon.ending); `mount` overrides the settings'. `is_default`:
-    nobody has named the data directory. Raises BockdError when it cannot begin."""
+def run(
+    kind: BackendKind, settings: Settings, mount: Path | None = None, *, is_default: bool = False
+) -> None:
+    """Serve a pool of some kind until a signal ends it (daemon.ending); `mount` overrides the
+    settings'. `is_default`: nobody has named the data directory. Raises BockdError when it cannot
+    begin."""
     logging.basicConfig(
         level=settings.log_level.upper(),
         stream=sys.stderr,
@@ -97,8 +98,8 @@ def run(settings: Settings, mount: Path | None = None, *, is_default: bool = Fal
     mount = mount or settings.fuse.mount
     view = None if mount is None else FileView(mount.absolute(), settings.data_dir)
     try:
-        check_start(settings.data_dir, is_default=is_default)
-        trio.run(_Daemon(settings, view).main)
+        kind.check_start(settings, is_default=is_default)
+        trio.run(_Daemon(kind, settings, view).main)
     except BaseExceptionGroup as group:
         raise _alone(group) from group
 
@@ -121,7 +122,8 @@ def listening(
 
 
 class _Daemon:
-    def __init__(self, settings: Settings, view: FileView | None) -> None:
+    def __init__(self, kind: BackendKind, settings: Settings, view: FileView | None) -> None:
+        self._kind = kind
         self._settings = settings
         self._view = view
         kinds = wanted(settings)
@@ -158,13 +160,14 @@ class _Daemon:
         except OSError as error:
             raise from_os_error(error, f"creating {data_dir}") from error
         try:
-            pool = await trio.to_thread.run_sync(open_local_pool, self._settings, self._spawn)
+            self._backend = await self._kind.open(
+                self._settings, self._spawn, self._runner, self._retrying
+            )
         except InUseError as error:
             raise InUseError(
                 f"{error}: stop that one first, or serve another directory (BOCKD_DATA)"
             ) from error
-        self._pool = pool
-        self._backend = LocalBackend(pool, self._settings, self._runner, self._retrying)
+        self._pool = self._backend.pool
         bridge = AsyncBridge(lambda: self._background)
         self._context = storage_context(
             self._settings,

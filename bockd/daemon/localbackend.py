@@ -2,39 +2,53 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 import trio
 
 from bockd.config import Settings
 from bockd.daemon.backups import Backups
 from bockd.daemon.retrying import Retrying
 from bockd.daemon.scrubbing import Scrubbing
-from bockd.drivers.local.access import Spawn
 from bockd.drivers.local.maintenance.reclaim import Reclaimer
+from bockd.drivers.local.newpool import check_start
 from bockd.drivers.local.pool import Pool
 from bockd.model import GIB
 from bockd.runtime.steprunner import StepRunner
-
-
-def open_local_pool(settings: Settings, spawn: Spawn) -> Pool:
-    """Open the pool in the data directory, creating it in a new or empty place. Blocks. Raises what
-    `Registry.open` raises."""
-    map_size_bytes = settings.pool.index_map_gib * GIB
-    return Pool.open(settings.data_dir, spawn, map_size_bytes=map_size_bytes)
+from bockd.runtime.steps import Spawn
 
 
 class LocalBackend:
-    """Implements Backend."""
+    """Implements Backend; the class is a BackendKind."""
 
     def __init__(
         self, pool: Pool, settings: Settings, runner: StepRunner, retrying: Retrying
     ) -> None:
         self.pool = pool
         self.scrubbing = Scrubbing(pool.registry, settings.checksums)
-        self.backups = Backups(pool, runner)
+        self.backups = Backups(pool, pool.registry, runner)
         self._runner = runner
         self._retrying = retrying
         self._reclaimer = Reclaimer(pool.registry)
         pool.registry.on_garbage = self.begin_background
+
+    @staticmethod
+    def check_start(settings: Settings, *, is_default: bool) -> None:
+        """See BackendKind, and `newpool.check_start` for what is raised."""
+        check_start(settings.data_dir, is_default=is_default)
+
+    @classmethod
+    async def open(
+        cls, settings: Settings, spawn: Spawn, runner: StepRunner, retrying: Retrying
+    ) -> Self:
+        """See BackendKind. The pool is in the data directory."""
+        map_size_bytes = settings.pool.index_map_gib * GIB
+
+        def open_pool() -> Pool:
+            return Pool.open(settings.data_dir, spawn, map_size_bytes=map_size_bytes)
+
+        pool = await trio.to_thread.run_sync(open_pool)
+        return cls(pool, settings, runner, retrying)
 
     async def prepare(self) -> None:
         """Recover the volumes that were not closed."""

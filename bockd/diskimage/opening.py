@@ -33,7 +33,8 @@ from bockd.errors import (
     NotFoundError,
     NotSupportedError,
 )
-from bockd.model import GIB, check_volume_size, size_of_volume_for
+from bockd.model import GIB, size_of_volume_for
+from bockd.validation import check_volume_size
 
 IMPORT_FORMATS = ("raw", "qcow2", "vmdk", "vdi", "vhdx", "vhd")
 """As Glance calls them; QEMU calls a VHD `vpc`."""

@@ -12,8 +12,8 @@ from bockd.blockstorage.contract import Quota, Tenant, TenantId, Usage, UserId
 from bockd.blockstorage.records import AccessKeyRecord, Ledger, TenantRecord, UserRecord
 from bockd.errors import ConflictError, InUseError, NotFoundError
 from bockd.identity.secrethash import hash_secret, new_secret
-from bockd.model import check_name
 from bockd.pool.index import Index, Transaction
+from bockd.validation import check_name
 
 DEFAULT_ROLES = ("admin",)
 """A user may do everything in its tenants. "admin" is what clients look for."""

@@ -44,7 +44,6 @@ from bockd.errors import (
 )
 from bockd.failpoints import Failpoint, hit
 from bockd.index.allocation import allocate
-from bockd.index.ballast import Ballast
 from bockd.index.mapsize import read_map_size
 from bockd.index.pages import PAGE_BYTES, Entry, check_metas, read_index
 from bockd.index.tables import Table, declared_tables
@@ -213,10 +212,10 @@ class _Opened:
 class Index:
     """The open environment. One per process and pool, opened after any fork."""
 
-    def __init__(self, directory: Path, ballast: Ballast) -> None:
+    def __init__(self, directory: Path, make_room: Callable[[], bool]) -> None:
         self._directory = directory
         self._data = directory / "data.mdb"
-        self._ballast = ballast
+        self._make_room = make_room
         self.short = False
         """The disk is full, and what the file has in reserve is only for what makes room."""
         self._allocated_bytes = 0
@@ -232,14 +231,15 @@ class Index:
         self._writing = threading.Lock()
 
     @classmethod
-    def open(cls, directory: Path, ballast: Ballast) -> Index:
+    def open(cls, directory: Path, make_room: Callable[[], bool]) -> Index:
         """Open or create the environment, with the tables that have been declared so far. A process
-        that knows fewer than others do leaves theirs alone.
+        that knows fewer than others do leaves theirs alone. On a full disk `make_room` is to give
+        some back, or to return False.
 
         Raises PoolFormatError for a file that is not LMDB's, DamagedError for one whose structure
         is damaged, NoSpaceError, and OSError for the directory's own trouble.
         """
-        index = cls(directory, ballast)
+        index = cls(directory, make_room)
         _empty_unborn(index._data)
         names = list(index.tables)
         index._gaps = read_index(index._data, names, index._find_gaps)
@@ -372,7 +372,7 @@ class Index:
     def update(self, change: Callable[[Transaction], T]) -> T:
         """Run `change` in a write transaction and commit it, synced.
 
-        When the disk is full the ballast is given up and `change` runs once more, so it must have
+        When the disk is full some room is made and `change` runs once more, so it must have
         no effect outside the transaction. An exception from `change` aborts and passes through.
         """
         with self._writing, self._using():
@@ -380,9 +380,9 @@ class Index:
                 try:
                     return self._attempt(change)
                 except IndexFullError:
-                    raise  # the ballast would be no help
+                    raise  # room on the disk would be no help
                 except NoSpaceError:
-                    if not self._ballast.release():
+                    if not self._make_room():
                         raise
                     return self._attempt(change)
             finally:

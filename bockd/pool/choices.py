@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from bockd.errors import InvalidRequestError
-from bockd.model import check_name, check_volume_size, format_size
+from bockd.model import format_size
 from bockd.pool.nodes import Nodes
 from bockd.pool.pool import Naming
 from bockd.pool.records import SnapshotRecord
+from bockd.validation import check_name, check_volume_size
 
 
 def check_new_volume(name: str | Naming, size_bytes: int | None, *, is_clone: bool) -> None:

@@ -123,6 +123,9 @@ class Completion(Generic[T]):
 Step: TypeAlias = "Blocking[Any] | Signal | Completion[Any]"
 Steps: TypeAlias = Coroutine[Step, Any, T]
 
+Spawn: TypeAlias = Callable[[Steps[None]], None]
+"""Runs steps in the background; given by the edge that drives the engine."""
+
 
 def run_inline(steps: Steps[T]) -> T:
     """Run an operation to its end on this thread and return its result.

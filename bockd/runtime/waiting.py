@@ -1,4 +1,4 @@
-"""Waiting inside the engine: a mutex, a gate and locks on block ranges, in steps.
+"""Waiting inside the engine: a mutex, a pulse, a gate and locks on block ranges, in steps.
 
 All state is touched on the owner thread only, between two steps, so nothing here is atomic in the
 processor's sense and nothing needs to be. Waiters are served in order of arrival.
@@ -52,6 +52,22 @@ class Mutex:
             self._queue.popleft().fire()
         else:
             self._held = False
+
+
+class Pulse:
+    """Wakes all who wait, as often as it fires, to look again at what they wait for."""
+
+    def __init__(self) -> None:
+        self._next = Signal()
+
+    async def wait(self) -> None:
+        """Wait until it fires the next time."""
+        await self._next
+
+    def fire(self) -> None:
+        """Wake all who wait now."""
+        passed, self._next = self._next, Signal()
+        passed.fire()
 
 
 class WriteGate:

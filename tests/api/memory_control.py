@@ -23,16 +23,9 @@ from bockd.control import (
     VolumeStatistics,
 )
 from bockd.errors import ConflictError, InUseError, NotFoundError
-from bockd.model import (
-    MIB,
-    NodeKind,
-    Server,
-    SnapshotId,
-    VolumeId,
-    check_name,
-    check_volume_size,
-)
+from bockd.model import MIB, NodeKind, Server, SnapshotId, VolumeId
 from bockd.pool.reports import CheckReport, DamagedBlock, NodeSpace, ScrubStatus, Space, SpacePage
+from bockd.validation import check_name, check_volume_size
 
 Connections = Callable[[NodeKind, int], int]
 

@@ -6,7 +6,8 @@ import uuid
 
 from bockd.control import ImageInfo, ImportInfo
 from bockd.errors import ConflictError, InUseError, NotFoundError
-from bockd.model import SnapshotId, VolumeId, check_image_name, check_volume_size
+from bockd.model import SnapshotId, VolumeId
+from bockd.validation import check_image_name, check_volume_size
 
 
 class MemoryImages:

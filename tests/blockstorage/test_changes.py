@@ -58,7 +58,9 @@ def size_bytes(store: Store, tenant: TenantId, volume: Volume) -> int:
 
 def fail(store: Store, volume: Volume) -> None:
     """As after a failed sync."""
-    run_inline(store.pool.registry.use_volume(volume.id)).volume.durability.fail("the disk is gone")
+    run_inline(store.pool.registry.use_volume(volume.id)).volume.durability.failure.declare(
+        "the disk is gone"
+    )
     store.background.run()
     store.pool.registry.leave_volume(volume.id)
 
@@ -325,7 +327,9 @@ def test_a_tenant_is_not_told_of_the_pools_files(store: Store, tenant: TenantId)
 
 def test_a_client_keeps_a_failed_volume_from_being_reopened(store: Store, tenant: TenantId) -> None:
     volume = store.volume(tenant)
-    run_inline(store.pool.registry.use_volume(volume.id)).volume.durability.fail("the disk is gone")
+    run_inline(store.pool.registry.use_volume(volume.id)).volume.durability.failure.declare(
+        "the disk is gone"
+    )
     with pytest.raises(InvalidStateError, match="disconnect first"):
         reopen(store, tenant, volume)
     store.pool.registry.leave_volume(volume.id)

@@ -121,7 +121,9 @@ def prepare(store: Store) -> None:
     third = store.volume(tenant, 1)
     store.run(lambda s: s.attach(tenant, "vm2", third.id, None))
     failed = store.volume(tenant, 1)
-    run_inline(store.pool.registry.use_volume(failed.id)).volume.durability.fail("the disk is gone")
+    run_inline(store.pool.registry.use_volume(failed.id)).volume.durability.failure.declare(
+        "the disk is gone"
+    )
     store.background.run()
     store.pool.registry.leave_volume(failed.id)
     run_inline(_import(store, "old", "0" * 64))

@@ -253,7 +253,9 @@ def _io_error(*_: object) -> None:
 
 def test_a_failed_volume_is_in_error_and_only_deletable(store: Store, tenant: TenantId) -> None:
     volume = store.volume(tenant)
-    run_inline(store.pool.registry.use_volume(volume.id)).volume.durability.fail("the disk is gone")
+    run_inline(store.pool.registry.use_volume(volume.id)).volume.durability.failure.declare(
+        "the disk is gone"
+    )
     store.background.run()
     store.pool.registry.leave_volume(volume.id)
     assert store.look(tenant, volume).status is Status.ERROR

@@ -37,7 +37,9 @@ class ForkedDaemon:
     ) -> None:
         """Start it, and wait until it is ready, it has ended, or patience has. `prepare` is done in
         the new process first: what a test changes of the engine. (It must be picklable.)"""
-        _context.set_forkserver_preload(["__main__", "bockd.daemon.lifecycle", __name__])
+        _context.set_forkserver_preload(
+            ["__main__", "bockd.daemon.lifecycle", "bockd.daemon.localbackend", __name__]
+        )
         receiving, sending = _context.Pipe(duplex=False)
         self._announced = receiving
         self._process: ForkServerProcess = _context.Process(

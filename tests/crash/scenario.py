@@ -25,7 +25,7 @@ import nbd
 from bockd.cli.client import ControlClient
 from bockd.control import ImportInfo
 from bockd.drivers.local.format.journal import SEGMENT_RECORDS
-from bockd.drivers.local.volume.appending import CHECKPOINT_RECORDS
+from bockd.drivers.local.volume.room import CHECKPOINT_RECORDS
 from bockd.errors import UnavailableError
 from bockd.identity.credentialsfile import CREDENTIALS_FILE
 from bockd.model import BLOCK_SIZE, MIB, NodeKind, ServerKind

@@ -10,7 +10,7 @@ from unittest import mock
 
 from bockd.drivers.local.format import journal
 from bockd.drivers.local.maintenance import merging
-from bockd.drivers.local.volume import appending, durability, leafcache
+from bockd.drivers.local.volume import leafcache, room
 from bockd.index import ballast, index
 
 
@@ -20,12 +20,11 @@ def sizes(journal_records: int) -> tuple[tuple[Any, str, int], ...]:
     return (
         (journal, "SEGMENT_RECORDS", journal_records),
         (journal, "SEGMENT_BYTES", journal.HEADER_BYTES + journal_records * journal.RECORD_BYTES),
-        (appending, "SEGMENT_RECORDS", journal_records),
-        (durability, "SEGMENT_RECORDS", journal_records),
-        (appending, "CHECKPOINT_RECORDS", journal_records // 3),
-        (appending, "RESERVED_RECORDS", 16),
-        (appending, "ALLOWANCE_BLOCKS", 4),
-        (appending, "CHECKPOINT_DIRTY_LEAVES", 2),
+        (room, "SEGMENT_RECORDS", journal_records),
+        (room, "CHECKPOINT_RECORDS", journal_records // 3),
+        (room, "RESERVED_RECORDS", 16),
+        (room, "ALLOWANCE_BLOCKS", 4),
+        (room, "CHECKPOINT_DIRTY_LEAVES", 2),
         (leafcache, "CACHE_BYTES", 500),
         (leafcache, "GROUP_LEAVES", 1),
         (merging, "MAX_DEAD_LAYERS", 1),

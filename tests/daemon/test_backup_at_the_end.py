@@ -30,7 +30,7 @@ async def test_a_backup_that_begins_at_the_end_keeps_no_lock(tmp_path: Path) -> 
         lock = FileLock.acquire(
             pool.registry.store.layout.backup_lock, shared=False, held_message=""
         )
-        backups = Backups(pool, runner)
+        backups = Backups(pool, pool.registry, runner)
 
         async def begin() -> None:
             try:

@@ -58,7 +58,7 @@ def test_a_second_daemon_on_one_pool(daemon: Bockd) -> None:
 
 def replace_pool_record(pool: Path, payload: bytes | None) -> bytes:
     """Give the pool another record, by default one of the next format; returns the former."""
-    index = Index.open(pool / "index", Ballast(pool / "ballast"))
+    index = Index.open(pool / "index", Ballast(pool / "ballast").release)
 
     def change(txn: Transaction) -> bytes:
         former = txn.get(META, b"pool")

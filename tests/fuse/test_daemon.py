@@ -188,7 +188,7 @@ def test_one_damaged_volume_hides_no_other(daemon: Bockd, mount: Path) -> None:
     for name in ("bad", "good"):
         daemon.bock("volume", "create", name, "--size", "1M")
     daemon.stop()
-    index = Index.open(daemon.data_dir / "index", Ballast(daemon.data_dir / "ballast"))
+    index = Index.open(daemon.data_dir / "index", Ballast(daemon.data_dir / "ballast").release)
     index.update(lambda txn: txn.delete(MAPS, id_key(1)))
     index.close()
     daemon.expect_in_log("map 1 is missing")

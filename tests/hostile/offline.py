@@ -20,7 +20,8 @@ from bockd.nbd.protocol.handshake import (
     ListExports,
     Reply,
 )
-from bockd.nbd.protocol.options import MAX_PAYLOAD_BYTES, ExportInfo
+from bockd.nbd.protocol.limits import MAX_PAYLOAD_BYTES
+from bockd.nbd.protocol.options import ExportInfo
 from bockd.nbd.protocol.replies import ReplyEncoder, encoder_for
 from bockd.nbd.protocol.transmission import (
     MAX_INLINE_PAYLOAD_BYTES,

@@ -23,7 +23,7 @@ def directory(tmp_path: Path) -> Path:
 
 
 def open_index(directory: Path) -> Index:
-    return Index.open(directory, Ballast(directory.parent / "ballast"))
+    return Index.open(directory, Ballast(directory.parent / "ballast").release)
 
 
 def test_values_come_back(directory: Path) -> None:
@@ -115,10 +115,10 @@ def test_the_ballast_is_real_space_and_is_released_once(tmp_path: Path) -> None:
 def test_an_index_whose_first_sync_failed_is_begun_anew(tmp_path: Path) -> None:
     """LMDB has written its pages, and nothing of them has reached the disk but the length."""
     (tmp_path / "data.mdb").write_bytes(bytes(8 * 4096))
-    index = Index.open(tmp_path, Ballast(tmp_path / "ballast"))
+    index = Index.open(tmp_path, Ballast(tmp_path / "ballast").release)
     index.update(lambda txn: txn.put(META, b"key", b"value"))
     index.close()
-    again = Index.open(tmp_path, Ballast(tmp_path / "ballast"))
+    again = Index.open(tmp_path, Ballast(tmp_path / "ballast").release)
     with again.reading() as txn:
         assert txn.get(META, b"key") == b"value"
     again.close()

@@ -167,7 +167,7 @@ def test_a_relative_pool_in_the_background(
 
 def test_a_pool_of_a_newer_format(pool: PoolDirectory) -> None:
     pool.create("disk1")
-    index = Index.open(pool.path / "index", Ballast(pool.path / "ballast"))
+    index = Index.open(pool.path / "index", Ballast(pool.path / "ballast").release)
 
     def set_format(number: int) -> None:
         def change(txn: Transaction) -> None:

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from bockd.drivers.local.format.frozenlayer import OpenFiles
+from bockd.drivers.local.format.frozenlayer import FrozenLayer, OpenFiles
 from bockd.drivers.local.format.journal import JournalSegment
 from bockd.drivers.local.format.layout import JournalName, Layout
 from bockd.drivers.local.format.spares import SpareSegments
 from bockd.errors import NoInodesError, NoSpaceError, from_os_error
 from bockd.index.ballast import Ballast
 from bockd.index.index import Index
-from bockd.runtime.steps import Steps
+from bockd.model import LayerId
 
 log = logging.getLogger(__name__)
-
-Spawn = Callable[[Steps[None]], None]
-"""Runs steps in the background; given by the edge that drives the engine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +27,10 @@ class StoreAccess:
     spares: SpareSegments
     files: OpenFiles
     boot: str
+
+    def frozen_layer(self, layer: LayerId, size_bytes: int) -> FrozenLayer:
+        """Return a layer to read from that is not open yet."""
+        return FrozenLayer(self.layout, layer, size_bytes, self.files)
 
     @property
     def reserve_wanted(self) -> bool:

@@ -32,6 +32,7 @@ from bockd.directories import make_private, sync_directory
 from bockd.drivers.local.access import StoreAccess
 from bockd.drivers.local.format.blockmap import own_leaves
 from bockd.drivers.local.format.catalogue import Catalogue
+from bockd.drivers.local.format.forgetting import kill_map
 from bockd.drivers.local.format.layer import punch_range, segment_sizes
 from bockd.drivers.local.format.layout import Layout, unlink_if_present
 from bockd.drivers.local.format.leaf import LEAVES, leaf_key
@@ -213,7 +214,7 @@ class Backup:
         for place in (directory, self._target.index):
             write_map_size(place, map_size)
         self._store.index.copy_to(directory / "data.mdb")
-        index = Index.open(directory, Ballast(self._target.ballast))
+        index = Index.open(directory, Ballast(self._target.ballast).release)
         try:
             if frozen is not None:
                 snapshots = dict(frozen)
@@ -333,7 +334,7 @@ def _show_frozen(txn: Transaction, snapshots: Mapping[VolumeId, SnapshotId]) -> 
         record = catalogue.snapshot(number)
         catalogue.free_name(NodeKind.SNAPSHOT, record.name)
         txn.delete(SNAPSHOTS, id_key(number))
-        catalogue.kill_map(record.map)
+        kill_map(txn, record.map)
 
 
 def _share(reader: int, writer: int) -> bool:

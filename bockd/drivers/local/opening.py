@@ -7,25 +7,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from bockd.drivers.local.access import Spawn, StoreAccess, discard_segment
+from bockd.drivers.local.access import StoreAccess, discard_segment
 from bockd.drivers.local.format.catalogue import Catalogue, LocalSnapshotRecord, LocalVolumeRecord
 from bockd.drivers.local.format.layer import verify_layer
 from bockd.drivers.local.format.layout import unlink_leftover
 from bockd.drivers.local.format.locks import FileLock
-from bockd.drivers.local.volume.appending import VolumeParts
-from bockd.drivers.local.volume.durability import Durability
+from bockd.drivers.local.volume.durability import Durability, VolumeParts
+from bockd.drivers.local.volume.indexed import store_failure
 from bockd.drivers.local.volume.leafcache import LeafCache
+from bockd.drivers.local.volume.loading import LeafLoader
 from bockd.drivers.local.volume.recovery import recover, remove_old_segments
+from bockd.drivers.local.volume.slots import LayerSlots
 from bockd.drivers.local.volume.snapshot import Snapshot
 from bockd.drivers.local.volume.volume import Volume
 from bockd.errors import BockdError, DamagedError, NoSpaceError, SyncFailedError, volume_failed
 from bockd.model import MapId, SnapshotId, VolumeId
-from bockd.pool.index import Transaction
-from bockd.runtime.steps import blocking
+from bockd.runtime.steps import Spawn, blocking
 from bockd.runtime.waiting import WriteGate
 
 log = logging.getLogger(__name__)
@@ -115,13 +116,8 @@ def recover_if_needed(store: StoreAccess, volume: VolumeId) -> LocalVolumeRecord
 def record_failure(store: StoreAccess, volume: VolumeId, reason: str) -> None:
     """Record in the index that a sync of a volume has failed. If the index cannot be written, the
     caller that saw the failure must remember it. Blocks."""
-
-    def change(txn: Transaction) -> None:
-        catalogue = Catalogue(txn)
-        catalogue.put_volume(replace(catalogue.volume(volume), failed=reason))
-
     try:
-        store.index.update(change)
+        store_failure(store.index, volume, reason)
     except BockdError as error:
         log.error("the failure of volume %s could not be recorded: %s", volume, error)  # noqa: TRY400
 
@@ -141,10 +137,15 @@ async def open_volume(
     is called when one of its checkpoints leaves something to reclaim."""
     files = await blocking(_open_files, store, volume)
     gate = WriteGate()
-    leaf_cache = LeafCache(store.index, store.layout, store.files, files.chain)
-    parts = VolumeParts(store, files.record, leaf_cache, gate, spawn, on_garbage)
-    durability = Durability(parts)
-    return OpenVolume(Volume(leaf_cache, durability, gate, spawn), files.lock)
+    loader = _loader(store, files.chain)
+    parts = VolumeParts(store, files.record, loader.cache, gate, spawn, on_garbage)
+    device = Volume(store, loader, Durability(parts), gate, spawn)
+    return OpenVolume(device, files.lock)
+
+
+def _loader(store: StoreAccess, chain: tuple[MapId, ...]) -> LeafLoader:
+    layers = LayerSlots()
+    return LeafLoader(store, chain, layers, LeafCache(layers))
 
 
 def _open_files(store: StoreAccess, volume: VolumeId) -> _OpenedFiles:
@@ -207,12 +208,13 @@ async def close_volume(opened: OpenVolume, *, give_up: bool) -> None:
     the same reason.
     """
     volume, durability = opened.volume, opened.volume.durability
-    if not give_up and durability.read_only is not None:
-        raise durability.read_only
+    failure = durability.failure
+    if not give_up and failure.read_only is not None:
+        raise failure.read_only
     try:
         await volume.finish_punching()
         await volume.drain_reads()
-        if durability.failed is None and durability.begun:
+        if failure.reason is None and durability.tail.begun:
             await durability.quiesced_commit(
                 lambda _txn, record: (record, None), lambda _record, _result: None, reopen=False
             )
@@ -220,8 +222,8 @@ async def close_volume(opened: OpenVolume, *, give_up: bool) -> None:
             # A checkpoint that is under way ends before the lock goes to somebody else.
             await durability.stop()
     except BockdError:
-        await durability.record_failure()
-        unharmed = durability.failed is None or durability.read_only is not None
+        await failure.record()
+        unharmed = failure.reason is None or failure.read_only is not None
         if unharmed and not give_up and not durability.closed:
             raise
         await _give_back(opened)
@@ -234,7 +236,7 @@ async def close_volume(opened: OpenVolume, *, give_up: bool) -> None:
 
 async def _give_back(opened: OpenVolume) -> None:
     opened.volume.durability.abandon()
-    await opened.volume.durability.record_failure()
+    await opened.volume.durability.failure.record()
     opened.volume.map.close()
     opened.lock.release()
 
@@ -260,8 +262,7 @@ async def open_snapshot(store: StoreAccess, snapshot: SnapshotId) -> OpenSnapsho
         except BaseException:
             lock.release()
             raise
-        leaf_cache = LeafCache(store.index, store.layout, store.files, chain)
-        return OpenSnapshot(Snapshot(leaf_cache, record), lock)
+        return OpenSnapshot(Snapshot(store, _loader(store, chain), record), lock)
 
     return await blocking(prepare)
 

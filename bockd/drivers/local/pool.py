@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
-from bockd.drivers.local.access import Spawn
 from bockd.drivers.local.coopeners import elsewhere
 from bockd.drivers.local.format.catalogue import Catalogue
 from bockd.drivers.local.freezing import freeze_volume
@@ -32,7 +31,7 @@ from bockd.pool.features import Features
 from bockd.pool.pool import Naming, WithSnapshot, WithVolume, nothing_more
 from bockd.pool.records import SnapshotRecord, VolumeRecord
 from bockd.pool.reports import Attributes, CheckReport, Shares, Space, SpacePage
-from bockd.runtime.steps import Steps, blocking
+from bockd.runtime.steps import Spawn, Steps, blocking
 
 FEATURES = Features(driver="local", durable=True, hole_bytes=BLOCK_SIZE, shares_blocks=True)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import ParamSpec, Self, TypeVar
 
 from bockd.directories import make_private
-from bockd.drivers.local.access import Spawn, StoreAccess
+from bockd.drivers.local.access import StoreAccess
 from bockd.drivers.local.format.catalogue import Catalogue
 from bockd.drivers.local.format.journal import boot_id
 from bockd.drivers.local.format.layout import Layout
@@ -49,7 +49,7 @@ from bockd.errors import (
 from bockd.index.mapsize import write_map_size
 from bockd.model import LayerId, NodeKind, SnapshotId, VolumeId
 from bockd.pool.records import VolumeRecord
-from bockd.runtime.steps import Steps, blocking
+from bockd.runtime.steps import Spawn, Steps, blocking
 from bockd.runtime.waiting import Mutex
 
 log = logging.getLogger(__name__)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from bockd.drivers.local.format.catalogue import Catalogue, LocalSnapshotRecord, LocalVolumeRecord
+from bockd.drivers.local.format.forgetting import kill_map
 from bockd.drivers.local.format.layer import Layer
 from bockd.drivers.local.format.layout import unlink_leftover
 from bockd.drivers.local.format.locks import touch_if_possible
@@ -23,11 +24,12 @@ from bockd.drivers.local.registry import Registry
 from bockd.drivers.local.volume.volume import Volume
 from bockd.errors import ConflictError, InUseError
 from bockd.failpoints import Failpoint, hit
-from bockd.model import LayerId, NodeKind, SnapshotId, VolumeId, check_name
+from bockd.model import LayerId, NodeKind, SnapshotId, VolumeId
 from bockd.pool.choices import name_of
 from bockd.pool.index import Transaction
 from bockd.pool.pool import Naming, WithSnapshot, nothing_more
 from bockd.runtime.steps import Steps, blocking
+from bockd.validation import check_name
 
 _Freeze = Callable[
     [Transaction, LocalVolumeRecord, LayerId], tuple[LocalVolumeRecord, LocalSnapshotRecord]
@@ -91,7 +93,7 @@ class SnapshotOperations:
         return result
 
     async def _snapshot_open(self, volume: Volume, freeze: _Freeze) -> LocalSnapshotRecord:
-        if volume.map.full:
+        if volume.layers.full:
             raise ConflictError("too many snapshots since the volume was opened; reconnect")
         size = volume.size_bytes
         layer = await blocking(self._layers.make, size)
@@ -107,7 +109,7 @@ class SnapshotOperations:
                 return freeze(txn, record, layer)
 
             def adopt(record: LocalVolumeRecord, _snapshot: LocalSnapshotRecord) -> None:
-                volume.map.chain = (record.map, *volume.map.chain)
+                volume.loader.chain = (record.map, *volume.loader.chain)
                 volume.adopt_head(fresh_head)
 
             return await volume.durability.quiesced_commit(change, adopt)
@@ -163,7 +165,7 @@ class SnapshotOperations:
             catalogue = Catalogue(txn)
             record = catalogue.snapshot(snapshot)
             catalogue.forget(NodeKind.SNAPSHOT, snapshot, record.name)
-            catalogue.kill_map(record.map)
+            kill_map(txn, record.map)
             in_transaction(txn, record)
             hit(Failpoint.DELETE_SNAPSHOT_CHANGED)
 

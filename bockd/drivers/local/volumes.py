@@ -14,6 +14,7 @@ from bockd.drivers.local.format.catalogue import (
     LocalSnapshotRecord,
     LocalVolumeRecord,
 )
+from bockd.drivers.local.format.forgetting import kill_map
 from bockd.drivers.local.format.layer import Layer
 from bockd.drivers.local.format.locks import touch_if_possible
 from bockd.drivers.local.newlayers import LayerMaker
@@ -26,17 +27,12 @@ from bockd.drivers.local.opening import (
 from bockd.drivers.local.registry import Registry
 from bockd.errors import ConflictError, InvalidRequestError
 from bockd.failpoints import Failpoint, hit
-from bockd.model import (
-    LayerId,
-    NodeKind,
-    SnapshotId,
-    VolumeId,
-    check_volume_size,
-)
+from bockd.model import LayerId, NodeKind, SnapshotId, VolumeId
 from bockd.pool.choices import check_new_volume, content_of, name_of, size_of
 from bockd.pool.index import Transaction
 from bockd.pool.pool import Naming, WithVolume, nothing_more
 from bockd.runtime.steps import Steps, blocking
+from bockd.validation import check_volume_size
 
 
 class VolumeOperations:
@@ -230,7 +226,7 @@ class VolumeOperations:
             catalogue = Catalogue(txn)
             record = catalogue.volume(volume)
             catalogue.forget(NodeKind.VOLUME, volume, record.name)
-            catalogue.kill_map(record.map)
+            kill_map(txn, record.map)
             in_transaction(txn, record)
             hit(Failpoint.DELETE_CHANGED)
 
@@ -330,7 +326,7 @@ class VolumeOperations:
                 source = catalogue.snapshot(snapshot)
                 fresh = catalogue.new_map(source.map, current.size_bytes)
                 catalogue.add_layer(layer, current.size_bytes, fresh.id)
-                catalogue.kill_map(current.map)
+                kill_map(txn, current.map)
                 reverted = replace(
                     current,
                     map=fresh.id,

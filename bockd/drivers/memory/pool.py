@@ -23,15 +23,7 @@ from bockd.errors import (
     volume_failed,
 )
 from bockd.index.keys import id_key
-from bockd.model import (
-    BLOCK_SIZE,
-    GIB,
-    NodeKind,
-    SnapshotId,
-    VolumeId,
-    check_name,
-    check_volume_size,
-)
+from bockd.model import BLOCK_SIZE, GIB, NodeKind, SnapshotId, VolumeId
 from bockd.pool.choices import check_new_volume, content_of, name_of, size_of
 from bockd.pool.device import BlockDevice
 from bockd.pool.features import Features
@@ -42,6 +34,7 @@ from bockd.pool.records import SnapshotRecord, VolumeRecord
 from bockd.pool.reports import Attributes, CheckReport, NodeSpace, Shares, Space, SpacePage
 from bockd.runtime.steps import Steps
 from bockd.runtime.waiting import Mutex
+from bockd.validation import check_name, check_volume_size
 
 FEATURES = Features(driver="memory", durable=False, hole_bytes=BLOCK_SIZE, shares_blocks=False)
 

@@ -25,7 +25,7 @@ from typing import Final
 from bockd.errors import BockdError, InvalidRequestError, NotFoundError, UnavailableError
 from bockd.model import KIB, MIB, TlsMode
 from bockd.nbd.protocol import constants as nbd
-from bockd.nbd.protocol import options
+from bockd.nbd.protocol import limits, options
 from bockd.nbd.protocol.errors import ProtocolError
 from bockd.nbd.protocol.options import ExportInfo
 
@@ -272,8 +272,8 @@ class Handshake:
             message = "negotiate structured replies or extended headers first"
             return _refuse(option, nbd.REP_ERR_INVALID, message)
         name, queries = options.parse_meta_context(data)
-        if len(queries) > options.MAX_META_QUERIES:
-            message = f"{len(queries)} queries; at most {options.MAX_META_QUERIES} are taken"
+        if len(queries) > limits.MAX_META_QUERIES:
+            message = f"{len(queries)} queries; at most {limits.MAX_META_QUERIES} are taken"
             return _refuse(option, nbd.REP_ERR_TOO_BIG, message)
         return DescribeExport(option, name, queries=tuple(queries))
 

@@ -12,25 +12,15 @@ from dataclasses import dataclass
 from typing import Final
 
 from bockd.errors import InvalidRequestError
-from bockd.model import BLOCK_SIZE, MIB
+from bockd.model import BLOCK_SIZE
 from bockd.nbd.protocol import constants as nbd
 from bockd.nbd.protocol.errors import message_bytes
-
-MAX_EXPORT_NAME_BYTES: Final = 4096
-"""proto.md, "Conventions": no string is longer."""
-
-MAX_META_QUERIES: Final = 64
-"""There is one context to ask for; a client that sends more than this is not asking."""
-
-MIN_BLOCK_BYTES: Final = 1
-"""The kernel's client never asks for block sizes, so every alignment has to be served."""
-
-MAX_PAYLOAD_BYTES: Final = 64 * MIB
-"""The largest read or write: what nbdkit takes, and more than the 50 MB that the reference
-implementation's own test client sends."""
-
-ALLOCATION_CONTEXT_ID: Final = 1
-"""What block status replies carry for base:allocation."""
+from bockd.nbd.protocol.limits import (
+    ALLOCATION_CONTEXT_ID,
+    MAX_EXPORT_NAME_BYTES,
+    MAX_PAYLOAD_BYTES,
+    MIN_BLOCK_BYTES,
+)
 
 _REPLY: Final = struct.Struct(">QIII")
 _U32: Final = struct.Struct(">I")

@@ -17,8 +17,11 @@ from typing import Final
 from bockd.model import Extent
 from bockd.nbd.protocol import constants as nbd
 from bockd.nbd.protocol.errors import message_bytes
-from bockd.nbd.protocol.options import ALLOCATION_CONTEXT_ID
+from bockd.nbd.protocol.limits import ALLOCATION_CONTEXT_ID
 from bockd.nbd.protocol.transmission import Request
+
+Buffer = bytes | memoryview
+"""Something to be sent: headers, or data."""
 
 MAX_STATUS_EXTENTS: Final = 4096
 """Extents in one block status reply: 64 KiB at most. Clients ask again from where it ends, and

@@ -15,7 +15,7 @@ from typing import Final
 from bockd.model import KIB
 from bockd.nbd.protocol import constants as nbd
 from bockd.nbd.protocol.errors import ProtocolError
-from bockd.nbd.protocol.options import MAX_PAYLOAD_BYTES
+from bockd.nbd.protocol.limits import MAX_PAYLOAD_BYTES
 
 Request = tuple[int, int, int, int, int, int]
 """flags, command, cookie, offset in bytes, length in bytes, position of the payload."""

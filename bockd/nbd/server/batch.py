@@ -21,10 +21,10 @@ from collections.abc import Sequence
 from time import perf_counter_ns
 
 from bockd.nbd.protocol import constants as nbd
-from bockd.nbd.protocol.replies import MAX_STATUS_BYTES, ReplyEncoder
+from bockd.nbd.protocol.replies import MAX_STATUS_BYTES, Buffer, ReplyEncoder
 from bockd.nbd.protocol.transmission import Request, RequestLimits, refusal
 from bockd.nbd.server import work
-from bockd.nbd.server.channel import Buffer, reading_failed
+from bockd.nbd.server.channel import reading_failed
 from bockd.nbd.server.fastlane import Served, Turn, lane_for
 from bockd.nbd.server.limits import (
     MAX_BATCH_REQUESTS,

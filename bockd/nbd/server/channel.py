@@ -15,10 +15,9 @@ from contextlib import asynccontextmanager, suppress
 import trio
 
 from bockd.nbd.protocol.errors import ProtocolError
+from bockd.nbd.protocol.replies import Buffer
 from bockd.nbd.server import fastlane
 from bockd.nbd.server.fastlane import Turn
-
-Buffer = bytes | memoryview
 
 SOCKET_BUFFER_BYTES = 4 << 20
 """Asked for on Unix sockets, whose default holds no batch of 64 replies; the kernel grants at most

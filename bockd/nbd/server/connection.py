@@ -18,12 +18,12 @@ from time import perf_counter_ns
 import trio
 
 from bockd.nbd.protocol.handshake import Negotiated
-from bockd.nbd.protocol.replies import encoder_for
+from bockd.nbd.protocol.replies import Buffer, encoder_for
 from bockd.nbd.protocol.transmission import Request, RequestLimits, RequestParser
 from bockd.nbd.server import work
 from bockd.nbd.server.batch import Batch
 from bockd.nbd.server.budget import Account
-from bockd.nbd.server.channel import Buffer, Channel, HungUpError
+from bockd.nbd.server.channel import Channel, HungUpError
 from bockd.nbd.server.exports import OpenExport
 from bockd.nbd.server.flight import InFlight
 from bockd.nbd.server.large import LargeTransfers

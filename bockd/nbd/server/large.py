@@ -17,7 +17,7 @@ import trio
 
 from bockd.nbd.protocol import constants as nbd
 from bockd.nbd.protocol.errors import ProtocolError
-from bockd.nbd.protocol.options import MAX_PAYLOAD_BYTES
+from bockd.nbd.protocol.limits import MAX_PAYLOAD_BYTES
 from bockd.nbd.protocol.replies import ReplyEncoder
 from bockd.nbd.protocol.transmission import Request, RequestLimits, refusal
 from bockd.nbd.server.budget import Account

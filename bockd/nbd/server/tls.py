@@ -26,7 +26,8 @@ import trio
 
 from bockd.model import TlsMode
 from bockd.nbd.protocol.errors import ProtocolError
-from bockd.nbd.server.channel import Buffer, Channel, HungUpError
+from bockd.nbd.protocol.replies import Buffer
+from bockd.nbd.server.channel import Channel, HungUpError
 from bockd.nbd.server.fastlane import Turn
 from bockd.nbd.server.limits import (
     TLS_CIPHER_RECORD_BYTES,

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 
 from bockd.nbd.protocol import constants as nbd
 from bockd.nbd.protocol.errors import answer
-from bockd.nbd.protocol.replies import MAX_STATUS_EXTENTS, ReplyEncoder
+from bockd.nbd.protocol.replies import MAX_STATUS_EXTENTS, Buffer, ReplyEncoder
 from bockd.nbd.protocol.transmission import Request
-from bockd.nbd.server.channel import Buffer
 from bockd.nbd.server.statistics import ExportStatistics
 from bockd.pool.device import BlockDevice
 from bockd.runtime.steps import Step, Steps

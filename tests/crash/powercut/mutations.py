@@ -21,7 +21,7 @@ from bockd.drivers.local.format.journal import BARRIERS, Entry, JournalSegment, 
 from bockd.drivers.local.format.layer import Layer
 from bockd.drivers.local.maintenance import reclaim
 from bockd.drivers.local.volume import recovery, volume
-from bockd.drivers.local.volume.durability import Durability
+from bockd.drivers.local.volume.flushing import Flusher
 from bockd.drivers.local.volume.recovery import Replay
 from bockd.drivers.local.volume.volume import Volume
 from bockd.runtime.steps import Signal, Steps
@@ -45,18 +45,25 @@ class _OsWithoutFsync:
         return getattr(os, name)
 
 
+def _caller_of(function: str, frame: FrameType) -> FrameType:
+    """The frame that called `function`, if that is what the given one runs; else the given one."""
+    caller = frame.f_back if frame.f_code.co_name == function else frame
+    assert caller is not None
+    return caller
+
+
 def _without_final(matches: Callable[[FrameType, str], bool]) -> Mutation:
     """One of the syncs whose failure would be final for the volume."""
 
     @contextmanager
     def mutation() -> Generator[None]:
-        real = Durability._final
+        real = Flusher._final
 
-        def final(self: Durability, sync: Callable[[], None], doing: str) -> Steps[None]:
-            left_out = matches(sys._getframe(1), doing)
+        def final(self: Flusher, sync: Callable[[], None], doing: str) -> Steps[None]:
+            left_out = matches(_caller_of("sync_head", sys._getframe(1)), doing)
             return real(self, (lambda: None) if left_out else sync, doing)
 
-        with mock.patch.object(Durability, "_final", final):
+        with mock.patch.object(Flusher, "_final", final):
             yield
 
     return mutation
@@ -66,7 +73,7 @@ def _round(kind: Kind, what: str) -> Mutation:
     """The sync of the head or of the journal, in a flush or when a segment is sealed."""
     return _without_final(
         lambda frame, doing: (
-            frame.f_code.co_name == "_sync_all" and frame.f_locals["kind"] is kind and what in doing
+            frame.f_code.co_name == "sync_all" and frame.f_locals["kind"] is kind and what in doing
         )
     )
 
@@ -118,10 +125,10 @@ def _late_barrier() -> Generator[None]:
 @contextmanager
 def _late_join() -> Generator[None]:
     """A flush that is content with one that has already begun."""
-    real = Durability.flush
-    running: dict[Durability, Signal] = {}
+    real = Flusher.flush
+    running: dict[Flusher, Signal] = {}
 
-    async def flush(self: Durability) -> None:
+    async def flush(self: Flusher) -> None:
         if self in running:
             await running[self]
             return
@@ -132,7 +139,7 @@ def _late_join() -> Generator[None]:
             del running[self]
             done.fire()
 
-    with mock.patch.object(Durability, "flush", flush):
+    with mock.patch.object(Flusher, "flush", flush):
         yield
 
 

@@ -198,7 +198,7 @@ def read_while_its_layer_is_reclaimed(disk: PowerCutDisk) -> None:
     stage = prepared(disk)
     snapshot = stage.pool.registry.find_snapshot("s")
     buffer = bytearray(BLOCK_SIZE)
-    run_inline(stage.device.map.load(5, 6))
+    run_inline(stage.device.loader.load(5, 6))
     read = stage.conductor.begin(stage.device.read(5 * BLOCK_SIZE, memoryview(buffer)))
     stage.conductor.before(read, "read")
     for block in (5, 300):

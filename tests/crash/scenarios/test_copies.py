@@ -17,7 +17,7 @@ from bockd.drivers.local.format.journal import SegmentContents
 from bockd.drivers.local.format.layer import Layer
 from bockd.drivers.local.pool import Pool
 from bockd.drivers.local.volume import recovery
-from bockd.drivers.local.volume.durability import Durability
+from bockd.drivers.local.volume.appending import JournalTail
 from bockd.drivers.local.volume.volume import Volume
 from bockd.model import BLOCK_SIZE
 from bockd.runtime.steps import Steps, run_inline
@@ -187,13 +187,13 @@ def test_files_that_stayed_in_memory_are_not_searched_for_zeros(
 
 
 def redirects_do_not_say_zeros() -> Replacements:
-    real = Durability.stage_zeros
+    real = JournalTail.stage_zeros
 
-    def stage(self: Durability, blocks: list[int]) -> None:
+    def stage(self: JournalTail, blocks: list[int]) -> None:
         if sys._getframe(1).f_code.co_name != "_redirect":
             real(self, blocks)
 
-    return [(Durability, "stage_zeros", stage)]
+    return [(JournalTail, "stage_zeros", stage)]
 
 
 def overwrites_do_not_say_zeros() -> Replacements:

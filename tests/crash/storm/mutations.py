@@ -16,7 +16,7 @@ from bockd.drivers.local.format.blockmap import MapChanges
 from bockd.drivers.local.format.journal import Change, Kind, SegmentContents
 from bockd.drivers.local.format.layer import Layer
 from bockd.drivers.local.volume import recovery
-from bockd.drivers.local.volume.durability import Durability
+from bockd.drivers.local.volume.appending import JournalTail
 from bockd.drivers.local.volume.leafcache import LeafCache
 from bockd.drivers.local.volume.punching import PendingPunches
 from bockd.drivers.local.volume.recovery import Replay
@@ -37,16 +37,16 @@ APPENDS_OF_COMMITS = 64
 
 def reply_before_the_journal() -> Replacements:
     """Of the requests' commits only some append; the others leave it to a later one."""
-    real, calls = Durability.commit, 0
+    real, calls = JournalTail.commit, 0
 
-    def commit(self: Durability) -> None:
+    def commit(self: JournalTail) -> None:
         nonlocal calls
         calls += 1
         caller = sys._getframe(1).f_code.co_name
-        if caller in ("_sync_all", "_seal", "_swap") or calls % APPENDS_OF_COMMITS == 0:
+        if caller in ("sync_all", "_seal", "_swap") or calls % APPENDS_OF_COMMITS == 0:
             real(self)
 
-    return [(Durability, "commit", commit)]
+    return [(JournalTail, "commit", commit)]
 
 
 def forget_a_redirect_on_replay() -> Replacements:

@@ -112,6 +112,10 @@ def test_a_volume_that_failed_before_its_first_change_acknowledges_nothing(
             run_inline(operation())
 
 
+def declare_failed(bench: Bench, reason: str) -> None:
+    bench.pool.registry.volumes[bench.volume].volume.durability.failure.declare(reason)
+
+
 def failed_record(bench: Bench) -> str | None:
     with bench.pool.registry.catalogue() as catalogue:
         return catalogue.volume(bench.volume).failed
@@ -119,7 +123,7 @@ def failed_record(bench: Bench) -> str | None:
 
 def test_a_failure_that_is_recorded_late_does_not_undo_a_reopening(bench: Bench) -> None:
     bench.write(0, b"a")
-    bench.pool.registry.volumes[bench.volume].volume.durability.fail("the disk is broken")
+    declare_failed(bench, "the disk is broken")
     run_inline(bench.pool.reopen_volume(bench.volume))
     bench.background.run()
     assert failed_record(bench) is None
@@ -129,7 +133,7 @@ def test_a_failure_that_is_recorded_late_does_not_undo_a_reopening(bench: Bench)
 
 def test_a_failure_is_recorded_before_the_volume_is_closed(bench: Bench) -> None:
     bench.write(0, b"a")
-    bench.pool.registry.volumes[bench.volume].volume.durability.fail("the disk is broken")
+    declare_failed(bench, "the disk is broken")
     run_inline(bench.pool.registry.close_idle_volume(bench.volume))
     assert failed_record(bench) == "the disk is broken"
     bench.background.run()
@@ -160,7 +164,7 @@ def test_the_ballast_is_taken_back_when_trims_have_made_room(
 def test_what_a_failed_volume_refuses_does_not_keep_it_from_being_reopened(bench: Bench) -> None:
     """Writes and trims that were refused have left the gate."""
     bench.write(0, b"a")
-    bench.pool.registry.volumes[bench.volume].volume.durability.fail("the disk is broken")
+    declare_failed(bench, "the disk is broken")
     for refused in (
         bench.device().trim(0, BLOCK_SIZE),
         bench.device().write(0, memoryview(bytes(BLOCK_SIZE))),
@@ -185,7 +189,7 @@ def test_a_failure_is_recorded_as_soon_as_the_index_can_be_written(
 
     with monkeypatch.context() as broken:
         broken.setattr(Index, "update", fail)
-        bench.pool.registry.volumes[bench.volume].volume.durability.fail("the disk is broken")
+        declare_failed(bench, "the disk is broken")
         bench.background.run()
         with pytest.raises(VolumeFailedError):
             bench.write(0, b"b")
@@ -207,7 +211,7 @@ def test_a_failure_is_recorded_after_the_volume_was_closed(
 
     with monkeypatch.context() as broken:
         broken.setattr(Index, "update", fail)
-        bench.pool.registry.volumes[bench.volume].volume.durability.fail("the disk is broken")
+        declare_failed(bench, "the disk is broken")
         run_inline(bench.pool.registry.close_idle_volume(bench.volume))
         bench.background.run()
     assert failed_record(bench) is None
@@ -257,7 +261,7 @@ def test_a_volume_that_failed_on_a_read_only_file_system_can_be_read(
 
     with monkeypatch.context() as full:
         full.setattr(Index, "update", fail)
-        bench.pool.registry.volumes[bench.volume].volume.durability.fail("read-only file system")
+        declare_failed(bench, "read-only file system")
         bench.background.run()
         with pytest.raises(ReadOnlyFileSystemError):
             run_inline(bench.pool.registry.close_idle_volume(bench.volume))

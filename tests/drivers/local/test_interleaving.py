@@ -15,7 +15,7 @@ import pytest
 
 from bockd.drivers.local.integrity.check import check_open_pool
 from bockd.drivers.local.pool import Pool
-from bockd.drivers.local.volume import appending, leafcache
+from bockd.drivers.local.volume import leafcache, room
 from bockd.drivers.local.volume.reading import Reader
 from bockd.drivers.local.volume.volume import Volume
 from bockd.model import BLOCK_SIZE, MIB, SnapshotId, VolumeId
@@ -174,7 +174,7 @@ class Run:
 def test_interleaved_operations(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leafcache, "CACHE_BYTES", 500)
     monkeypatch.setattr(leafcache, "GROUP_LEAVES", 1)
-    monkeypatch.setattr(appending, "CHECKPOINT_DIRTY_LEAVES", 2)
+    monkeypatch.setattr(room, "CHECKPOINT_DIRTY_LEAVES", 2)
     run = Run(tmp_path, seed)
     for _ in range(3):
         run.live()

@@ -34,9 +34,9 @@ def test_a_write_that_finds_no_room_fails(tmp_path: Path, monkeypatch: pytest.Mo
         # A first checkpoint turns to a new segment before it fails; a second one cannot.
         for _ in range(2):
             assert scheduler.errors == []
-            while device.durability.has_room():
-                device.durability.stage(Kind.REDIRECT, 0, 1)
-                device.durability.commit()
+            while device.durability.room.has_room():
+                device.durability.tail.stage(Kind.REDIRECT, 0, 1)
+                device.durability.tail.commit()
             scheduler.start(device.write(BLOCK_SIZE, data), lambda: None)
             scheduler.run()
         assert [type(error) for error in scheduler.errors] == [NoSpaceError]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bockd.drivers.local.volume.leafcache import HOLE_SLOT
+from bockd.drivers.local.volume.slots import HOLE_SLOT
 from bockd.model import BLOCK_SIZE
 from bockd.runtime.steps import run_inline
 from tests.drivers.local.bench_pool import Bench

@@ -56,8 +56,8 @@ class ScrubBench(Bench):
 
     def layer_of(self, node: VolumeId | SnapshotId, block: int) -> LayerId:
         device = self.reader(node)
-        run_inline(device.map.load(block, block + 1))
-        layer = device.map.slots[device.map.runs(block, block + 1)[0][2]]
+        run_inline(device.loader.load(block, block + 1))
+        layer = device.layers.slots[device.map.runs(block, block + 1)[0][2]]
         assert layer is not None
         return layer.id
 
@@ -76,7 +76,7 @@ class ScrubBench(Bench):
 
     def assert_unreadable(self, node: VolumeId | SnapshotId, block: int) -> None:
         device, buffer = self.reader(node), memoryview(bytearray(BLOCK_SIZE))
-        run_inline(device.map.load(block, block + 1))
+        run_inline(device.loader.load(block, block + 1))
         with pytest.raises(DamagedError):
             device.try_read(block * BLOCK_SIZE, buffer)
         with pytest.raises(DamagedError):

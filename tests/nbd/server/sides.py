@@ -98,7 +98,7 @@ class Side:
     def layer(self, place: int) -> Layer:
         """Where a place's blocks are."""
         number, block = divmod(place * PLACE_BYTES // BLOCK_SIZE, LEAF_BLOCKS)
-        layer = self.volume.map.slots[self.volume.map.leaves[number][block]]
+        layer = self.volume.layers.slots[self.volume.map.leaves[number][block]]
         assert layer is not None
         return layer
 

@@ -202,10 +202,10 @@ def test_qemu_10s_write_is_served_by_both_lanes() -> None:
             replies, _ = side.serve(wire.unflagged_write(1, place, data))
             assert b"".join(replies) == wire.extended_done(1, place)
             assert side.in_lane == in_lane
-            assert side.volume.durability.unsynced, "a plain write was flushed"
+            assert side.volume.durability.flusher.unsynced, "a plain write was flushed"
             replies, _ = side.serve(wire.unflagged_write(2, place + BLOCK_SIZE, data, flags=1))
             assert b"".join(replies) == wire.extended_done(2, place + BLOCK_SIZE)
-            assert not side.volume.durability.unsynced
+            assert not side.volume.durability.flusher.unsynced
             assert side.content()[place:][: 2 * BLOCK_SIZE] == data + data
 
 
@@ -238,7 +238,7 @@ def test_writes_wait_while_the_map_is_being_changed() -> None:
         assert volume.fast_view().head_slot == -1
         volume.locks.release(held)
 
-        volume.durability.fail("for a test")
+        volume.durability.failure.declare("for a test")
         assert volume.fast_view().head_slot == -1
         side.serve(stream)
         assert side.content() == before
@@ -270,12 +270,12 @@ def test_zeros_in_a_block_that_no_barrier_covers_are_not_the_lanes(inside: int) 
 def test_a_write_is_noted_for_the_next_flush() -> None:
     with two_sides(structured=True, extended=False) as (side, _):
         run_inline(side.volume.flush())
-        assert not side.volume.durability.unsynced
+        assert not side.volume.durability.flusher.unsynced
         side.serve(wire.request(0, 1, 8 * PLACE_BYTES, BLOCK_SIZE))
-        assert not side.volume.durability.unsynced, "a read was taken for a write"
+        assert not side.volume.durability.flusher.unsynced, "a read was taken for a write"
         side.serve(wire.write(1, 8 * PLACE_BYTES, b"n" * BLOCK_SIZE))
         assert side.in_lane == 2
-        assert side.volume.durability.unsynced
+        assert side.volume.durability.flusher.unsynced
 
 
 def test_a_volume_that_has_grown_is_served_to_its_end() -> None:

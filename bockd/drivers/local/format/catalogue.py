@@ -16,9 +16,7 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
-from bockd.drivers.local.format import checksums, queue
 from bockd.drivers.local.format.leaf import MAX_LAYER_ID
-from bockd.drivers.local.format.queue import RECLAIM
 from bockd.errors import ConflictError, DamagedError, PoolFormatError
 from bockd.index.keys import FIRST_KEY, LAST_KEY, id_key, pair_key, second_of_pair
 from bockd.index.tables import Table
@@ -254,20 +252,6 @@ class Catalogue(Nodes):
             yield member
             waiting.extend(self.children(member))
 
-    def forget_layer(self, layer: LayerId) -> None:
-        """Forget a layer that nothing refers to any more, and queue its files to be unlinked."""
-        home = self.layer(layer).home
-        self.txn.delete(LAYERS, id_key(layer))
-        self.txn.delete(HOMES, pair_key(home, layer))
-        queue.end_merge(self.txn, layer)
-        checksums.forget_reading(self.txn, layer)
-        queue.add_unlink(self.txn, layer)
-
-    def kill_map(self, map_id: MapId) -> None:
-        """Mark a map that nobody shows any more as dead, and queue it for reclaim."""
-        self.put_map(replace(self.map(map_id), dead=True))
-        self.txn.put(RECLAIM, b"m" + id_key(map_id), b"")
-
     # -- layers ------------------------------------------------------------------------------
 
     def layer(self, layer: LayerId) -> LayerRecord:
@@ -278,6 +262,12 @@ class Catalogue(Nodes):
 
     def put_layer(self, record: LayerRecord) -> None:
         self.txn.put(LAYERS, id_key(record.id), msgspec.json.encode(record))
+
+    def remove_layer(self, layer: LayerId) -> None:
+        """Remove the record of a layer; see `format.forgetting` for what goes with it."""
+        home = self.layer(layer).home
+        self.txn.delete(LAYERS, id_key(layer))
+        self.txn.delete(HOMES, pair_key(home, layer))
 
     def layers(self) -> Iterator[LayerRecord]:
         for _, payload in self.txn.scan(LAYERS, FIRST_KEY, LAST_KEY):

@@ -236,6 +236,11 @@ class JournalSegment:
         self.next_sequence = sequence
         self.free -= used
 
+    @property
+    def used(self) -> int:
+        """Record places that are not empty any more."""
+        return SEGMENT_RECORDS - self.free
+
     def sync(self) -> None:
         """Sync the file with fdatasync. Raises OSError."""
         os.fdatasync(self._fd)

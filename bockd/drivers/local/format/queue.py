@@ -35,6 +35,11 @@ def dead_maps(txn: Transaction) -> list[MapId]:
     return [MapId(_U64.unpack(k[1:])[0]) for k in txn.keys(RECLAIM, b"m", b"n")]
 
 
+def add_dead_map(txn: Transaction, map_id: MapId) -> None:
+    """Queue a map that nobody shows any more."""
+    txn.put(RECLAIM, b"m" + _U64.pack(map_id), b"")
+
+
 def remove_dead_map(txn: Transaction, map_id: MapId) -> None:
     txn.delete(RECLAIM, b"m" + _U64.pack(map_id))
 

@@ -22,6 +22,7 @@ from itertools import islice
 from bockd.drivers.local.format import checksums, queue
 from bockd.drivers.local.format.blockmap import own_leaves
 from bockd.drivers.local.format.catalogue import Catalogue, LayerRecord
+from bockd.drivers.local.format.forgetting import forget_layer
 from bockd.drivers.local.format.layer import Layer
 from bockd.drivers.local.format.leaf import LEAF_BLOCKS, LEAVES, Leaf, leaf_key
 from bockd.drivers.local.registry import Registry
@@ -167,22 +168,22 @@ class LayerMerger:
             if read is None or not read.done:
                 # What has no checksum yet has moved: to where it will be looked for.
                 checksums.forget_reading(txn, merge.target.id)
-            Catalogue(txn).forget_layer(merge.source.id)
+            forget_layer(txn, merge.source.id)
 
         self._store.index.update(change)
         hit(Failpoint.MERGE_DONE)
 
     async def _alias(self, device: Reader, merge: Merge) -> None:
         """Let a device read the target wherever it remembers the source."""
-        device.map.outdate_loads()
-        if not device.map.knows(merge.source.id):
+        device.layers.outdate_loads()
+        if not device.layers.knows(merge.source.id):
             return
-        target = device.map.frozen_layer(merge.target.id, merge.target.size_bytes)
+        target = self._store.frozen_layer(merge.target.id, merge.target.size_bytes)
         await blocking(target.prepare)
         if device not in self._registry.devices():  # closed meanwhile
             target.close()
             return
-        old = device.map.alias(merge.source.id, target)
+        old = device.layers.alias(merge.source.id, target)
         await device.drain_reads()
         if old is not None:
             old.close()

@@ -25,6 +25,7 @@ from bockd.directories import sync_directory
 from bockd.drivers.local.format import checksums, queue
 from bockd.drivers.local.format.blockmap import own_leaves, queue_orphans
 from bockd.drivers.local.format.catalogue import CHILDREN, HOMES, LAYERS, MAPS, NO_MAP, Catalogue
+from bockd.drivers.local.format.forgetting import forget_layer
 from bockd.drivers.local.format.layer import Layer, unlink_layer
 from bockd.drivers.local.format.leaf import LEAVES, Leaf, leaf_key
 from bockd.drivers.local.maintenance.merging import LayerMerger
@@ -108,14 +109,14 @@ class Reclaimer:
                 if (await self._drop_or_fold(map_id)) is _Outcome.GONE:
                     progress = True
                     for device in self._registry.devices():
-                        device.map.forget_map(map_id)
+                        device.loader.forget_map(map_id)
 
     async def _checkpoint_children(self, dead: set[MapId]) -> None:
         """Checkpoint the open volumes whose maps descend from a dead map. What they have
         overwritten is then reclaimed together with that map, and not only after some later
         checkpoint."""
         for volume, opened in list(self._registry.volumes.items()):
-            if not dead.isdisjoint(opened.volume.map.chain):
+            if not dead.isdisjoint(opened.volume.loader.chain):
                 await self._registry.try_checkpoint(volume)
 
     async def _drop_or_fold(self, map_id: MapId) -> _Outcome:
@@ -193,7 +194,7 @@ class Reclaimer:
                 layer.close()
             if any(_refers(txn, member, layer_id) for member in catalogue.subtree(record.home)):
                 return
-        store.index.update(lambda txn: Catalogue(txn).forget_layer(layer_id))
+        store.index.update(lambda txn: forget_layer(txn, layer_id))
         hit(Failpoint.RECLAIM_FORGOT)
 
     # -- unlinking ---------------------------------------------------------------------------
@@ -224,7 +225,7 @@ class Reclaimer:
         await self._drain_reads()
         for device in self._registry.devices():
             for layer in layers:
-                device.map.forget_layer(layer)
+                device.layers.forget(layer)
 
         def unlink() -> None:
             for layer in layers:
@@ -306,7 +307,7 @@ def _remove_map(catalogue: Catalogue, map_id: MapId, child: MapId | None) -> Non
     record = catalogue.map(map_id)
     for layer_id in catalogue.layers_of(map_id):
         if child is None:
-            catalogue.forget_layer(layer_id)
+            forget_layer(txn, layer_id)
         else:
             txn.delete(HOMES, pair_key(map_id, layer_id))
             catalogue.put_layer(replace(catalogue.layer(layer_id), home=child))

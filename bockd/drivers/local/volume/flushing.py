@@ -5,6 +5,7 @@ Invariants:
 * A barrier covers only records appended before the data sync began; a flush joins only one that
   has not begun.
 * A failed sync is final: the volume has failed, and nothing is acknowledged any more.
+* Whoever syncs or turns to another segment holds the turn.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from bockd.drivers.local.format.journal import JournalSegment, Kind
-from bockd.drivers.local.volume.appending import Appending, VolumeParts
+from bockd.drivers.local.format.layer import Layer
+from bockd.drivers.local.volume.appending import JournalTail
+from bockd.drivers.local.volume.failing import Failure
 from bockd.errors import BockdError, VolumeFailedError
 from bockd.failpoints import Failpoint, hit
 from bockd.runtime.steps import Signal, blocking
@@ -28,20 +31,26 @@ class _Round:
     error: BockdError | None = None
 
 
-class Flushing(Appending):
-    """An open volume's journal that can be flushed."""
+class Flusher:
+    """Syncs an open volume's head and the journal that `tail` appends to."""
 
-    def __init__(self, parts: VolumeParts) -> None:
-        super().__init__(parts)
-        self._turn = Mutex()
+    def __init__(self, tail: JournalTail, failure: Failure, head: Layer) -> None:
+        self.head = head
+        """The layer that is written to."""
+        self.unsynced = False
+        """The head has writes that no sync has covered."""
+        self.turn = Mutex()
+        self._tail = tail
+        self._failure = failure
         self._joinable: _Round | None = None
 
     async def flush(self) -> None:
-        """Make what was acknowledged before the call survive power loss."""
-        if not self.begun:
+        """Make what was acknowledged before the call survive power loss. Raises
+        VolumeFailedError."""
+        if not self._tail.begun:
             # Nothing was written, and what was before the volume was opened has been synced. But
             # the commit that was to begin may have left the volume failed.
-            self.check_usable()
+            self._failure.check_usable()
             return
         if (joinable := self._joinable) is not None:
             await joinable.done
@@ -49,13 +58,13 @@ class Flushing(Appending):
                 raise joinable.error
             return
         mine = _Round()
-        if self._turn.held:
+        if self.turn.held:
             self._joinable = mine
         try:
-            async with self._turn:
+            async with self.turn:
                 if self._joinable is mine:
                     self._joinable = None
-                await self._sync_all(Kind.BARRIER, self._segment)
+                await self.sync_all(Kind.BARRIER, self._tail.segment)
         except BockdError as error:
             mine.error = error
             raise
@@ -67,29 +76,33 @@ class Flushing(Appending):
                 self._joinable = None
             mine.done.fire()
 
-    async def _sync_all(self, kind: Kind, segment: JournalSegment) -> None:
+    async def sync_all(self, kind: Kind, segment: JournalSegment) -> None:
         """Sync the head; if the map changed since the last durable barrier (or to seal), append a
-        barrier to `segment` and sync that. With the turn held."""
-        self.commit()
-        self.check_usable()
-        covered = self._last_change
+        barrier to `segment` and sync that. The caller holds the turn. Raises VolumeFailedError."""
+        self._tail.commit()
+        self._failure.check_usable()
+        covered = self._tail.last_change
         hit(Failpoint.FLUSH_BEGUN)
         if self.unsynced:
-            # Cleared first: a write that lands during the sync needs another one.
-            self.unsynced = False
-            await self._final(self.head.sync, "syncing the head layer")
+            await self.sync_head()
         hit(Failpoint.FLUSH_DATA)
-        if covered > self.durable or kind is Kind.SEAL:
-            self.check_usable()
+        if covered > self._tail.durable or kind is Kind.SEAL:
+            self._failure.check_usable()
             try:
                 segment.append([(kind, covered, 0)])
             except OSError as error:
-                self.fail(f"appending to the journal failed: {error}")
-                self.check_usable()
+                self._failure.declare(f"appending to the journal failed: {error}")
+                self._failure.check_usable()
             hit(Failpoint.FLUSH_BARRIER)
             await self._final(segment.sync, "syncing the journal")
-            self.durable = max(self.durable, covered)
+            self._tail.durable = max(self._tail.durable, covered)
         hit(Failpoint.FLUSH_DONE)
+
+    async def sync_head(self) -> None:
+        """Sync the head. The caller holds the turn. Raises VolumeFailedError."""
+        # Cleared first: a write that lands during the sync needs another one.
+        self.unsynced = False
+        await self._final(self.head.sync, "syncing the head layer")
 
     async def _final(self, sync: Callable[[], None], doing: str) -> None:
         """Run a sync whose failure is final for the volume, whatever it failed with: what it was to
@@ -97,6 +110,6 @@ class Flushing(Appending):
         try:
             await blocking(sync)
         except Exception as error:  # noqa: BLE001 - the volume has failed
-            self.fail(f"{doing} failed: {error}")
-            self.check_usable()
-        self.check_usable()
+            self._failure.declare(f"{doing} failed: {error}")
+            self._failure.check_usable()
+        self._failure.check_usable()

@@ -10,9 +10,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+from bockd.drivers.local.access import StoreAccess
 from bockd.drivers.local.format.layer import SEGMENT_BYTES, Layer
 from bockd.drivers.local.format.leaf import LEAF_BYTES, LEAF_MASK, LEAF_SHIFT
-from bockd.drivers.local.volume.leafcache import HOLE_SLOT, LeafCache
+from bockd.drivers.local.volume.loading import LeafLoader
+from bockd.drivers.local.volume.slots import HOLE_SLOT
 from bockd.drivers.local.volume.verifying import verify_read
 from bockd.errors import BockdError, DamagedBlockError, from_os_error
 from bockd.index.index import Index
@@ -41,11 +43,17 @@ ReadPiece = tuple[Layer, int, memoryview]
 class Reader:
     """The reading half of a device. Offsets and lengths are in bytes, checked by the frontend."""
 
-    def __init__(self, leaf_cache: LeafCache, size_bytes: int) -> None:
-        self.map = leaf_cache
+    def __init__(self, store: StoreAccess, loader: LeafLoader, size_bytes: int) -> None:
+        self.loader = loader
+        self.map = loader.cache
+        self.layers = loader.layers
+        self._store = store
+        # What each request needs, without a way through others.
+        self._leaves = loader.cache.leaves
+        self._slots = loader.layers.slots
         self._size_bytes = size_bytes
         self._reads: set[Signal] = set()
-        self.on_damage: Callable[[LayerId, int], None] = leaf_cache.mark_damaged
+        self.on_damage: Callable[[LayerId, int], None] = self.map.mark_damaged
         """Told what a read has found damaged: a layer and a block of it."""
 
     @property
@@ -61,10 +69,10 @@ class Reader:
         if first != last or offset >= SEGMENT_BYTES:
             return self._try_read_many(offset, into, first, last + 1)
         number = first >> LEAF_SHIFT
-        leaf = self.map.leaves.get(number) or self.map.find(number)
+        leaf = self._leaves.get(number) or self.map.find(number)
         if leaf is None:
             return False
-        layer = self.map.slots[leaf[first & LEAF_MASK]]
+        layer = self._slots[leaf[first & LEAF_MASK]]
         if layer is None:
             into[:] = _ZEROS[:length]
             return True
@@ -81,7 +89,7 @@ class Reader:
 
     def fast_view(self) -> FastView:
         """See FastDevice.fast_view."""
-        return FastView(self.map.leaves, self.map.slots, -1, None, SEGMENT_BYTES)
+        return FastView(self._leaves, self._slots, -1, None, SEGMENT_BYTES)
 
     def _try_read_many(self, offset: int, into: memoryview, first: int, end: int) -> bool:
         if self.map.missing(first, end) is not None:
@@ -102,7 +110,7 @@ class Reader:
         for run_first, run_end, slot in self.map.runs(first, end):
             start = max(offset, run_first << BLOCK_SHIFT)
             part = into[start - offset : min(stop, run_end << BLOCK_SHIFT) - offset]
-            layer = self.map.slots[slot]
+            layer = self._slots[slot]
             if layer is None:
                 _fill_zeros(part)
             else:
@@ -118,19 +126,19 @@ class Reader:
         finished = Signal()
         self._reads.add(finished)
         try:
-            await self.map.load(first, end)
+            await self.loader.load(first, end)
             pieces = self._plan_read(offset, into, first, end)
             frozen = [piece for piece in pieces if self._is_frozen(piece[0])]
             if pieces:
                 _hold(pieces)
                 try:
-                    await blocking(_read_pieces, self.map.index, pieces, frozen)
+                    await blocking(_read_pieces, self._store.index, pieces, frozen)
                 except DamagedBlockError as error:
                     self.on_damage(LayerId(error.layer), error.block)
                     raise
                 finally:
                     _let_go(pieces)
-                    self.map.files.make_room()
+                    self._store.files.make_room()
         finally:
             self._reads.remove(finished)
             finished.fire()
@@ -149,18 +157,18 @@ class Reader:
         length = min(length, CACHE_AHEAD_BYTES)
         first, end = offset >> BLOCK_SHIFT, ((offset + length - 1) >> BLOCK_SHIFT) + 1
         try:
-            await self.map.load(first, end)
+            await self.loader.load(first, end)
         except BockdError:
             return
         for run_first, run_end, slot in self.map.runs(first, end):
-            layer = self.map.slots[slot]
+            layer = self._slots[slot]
             if layer is not None:
                 layer.prefetch(run_first << BLOCK_SHIFT, (run_end - run_first) << BLOCK_SHIFT)
 
     async def extents(self, offset: int, length: int, limit: int) -> list[Extent]:
         """See BlockDevice.extents."""
         stop = min(offset + length, offset + EXTENTS_SCAN_BYTES)
-        numbers = await self.map.present(offset // LEAF_BYTES, -(-stop // LEAF_BYTES))
+        numbers = await self.loader.present(offset // LEAF_BYTES, -(-stop // LEAF_BYTES))
         found = _ExtentList(offset, limit)
         if len(numbers) > EXTENTS_SCAN_LEAVES:
             stop = numbers[EXTENTS_SCAN_LEAVES] * LEAF_BYTES
@@ -171,7 +179,7 @@ class Reader:
             if found.full:
                 break
             first = number << LEAF_SHIFT
-            await self.map.load(first, first + 1)
+            await self.loader.load(first, first + 1)
             for _, run_end, slot in self.map.runs(first, first + LEAF_MASK + 1):
                 found.extend_to(min(stop, run_end << BLOCK_SHIFT), hole=slot == HOLE_SLOT)
         found.extend_to(stop, hole=True)

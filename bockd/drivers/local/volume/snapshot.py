@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from bockd.drivers.local.access import StoreAccess
 from bockd.drivers.local.format.catalogue import LocalSnapshotRecord
-from bockd.drivers.local.volume.leafcache import LeafCache
+from bockd.drivers.local.volume.loading import LeafLoader
 from bockd.drivers.local.volume.reading import Reader
 from bockd.errors import ReadOnlyError
 from bockd.runtime.steps import Steps
@@ -16,8 +17,8 @@ class Snapshot(Reader):
 
     read_only = True
 
-    def __init__(self, leaf_cache: LeafCache, record: LocalSnapshotRecord) -> None:
-        super().__init__(leaf_cache, record.size_bytes)
+    def __init__(self, store: StoreAccess, loader: LeafLoader, record: LocalSnapshotRecord) -> None:
+        super().__init__(store, loader, record.size_bytes)
         self.record = record
 
     def try_write(self, offset: int, data: memoryview) -> bool:

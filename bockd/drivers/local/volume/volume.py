@@ -20,7 +20,7 @@ import os
 from contextlib import suppress
 
 from bockd import failpoints
-from bockd.drivers.local.access import Spawn
+from bockd.drivers.local.access import StoreAccess
 from bockd.drivers.local.format.journal import Kind
 from bockd.drivers.local.format.layer import (
     OVERWRITE_PIECE_BYTES,
@@ -30,15 +30,16 @@ from bockd.drivers.local.format.layer import (
 )
 from bockd.drivers.local.format.leaf import LEAF_BLOCKS, LEAF_MASK, LEAF_SHIFT, runs_of
 from bockd.drivers.local.volume.durability import Durability
-from bockd.drivers.local.volume.leafcache import HOLE_SLOT, LeafCache
+from bockd.drivers.local.volume.loading import LeafLoader
 from bockd.drivers.local.volume.punching import PendingPunches, Puncher
 from bockd.drivers.local.volume.reading import BLOCK_SHIFT, Reader
+from bockd.drivers.local.volume.slots import HOLE_SLOT
 from bockd.drivers.local.volume.zeros import is_zeros, zero_blocks, zero_pieces
 from bockd.errors import BockdError, from_os_error
 from bockd.failpoints import Failpoint, hit
 from bockd.model import BLOCK_SIZE, GIB, MIB
 from bockd.pool.device import FastView
-from bockd.runtime.steps import Steps, blocking
+from bockd.runtime.steps import Spawn, Steps, blocking
 from bockd.runtime.waiting import RangeLocks, WriteGate
 
 log = logging.getLogger(__name__)
@@ -63,11 +64,20 @@ class Volume(Reader):
     read_only = False
 
     def __init__(
-        self, leaf_cache: LeafCache, durability: Durability, gate: WriteGate, spawn: Spawn
+        self,
+        store: StoreAccess,
+        loader: LeafLoader,
+        durability: Durability,
+        gate: WriteGate,
+        spawn: Spawn,
     ) -> None:
-        record = durability.record
-        super().__init__(leaf_cache, record.size_bytes)
+        super().__init__(store, loader, durability.record.size_bytes)
         self.durability = durability
+        # What each request needs, without a way through others.
+        self._failure = durability.failure
+        self._tail = durability.tail
+        self._room = durability.room
+        self._flusher = durability.flusher
         self.locks = RangeLocks()
         self.gate = gate
         self._spawn = spawn
@@ -79,7 +89,7 @@ class Volume(Reader):
 
     def _adopt_first_head(self, head: Layer) -> None:
         """Write to `head` from now on, which may have been read until now."""
-        replaced = self.map.take_over(head)
+        replaced = self.layers.take_over(head)
         self.adopt_head(head)
         if replaced is not None:
             self._spawn(self._close_unread(replaced))
@@ -91,9 +101,9 @@ class Volume(Reader):
 
     def adopt_head(self, head: Layer) -> None:
         """Write to `head` from now on: at the first change, and after each snapshot."""
-        self._head_slot = self.map.slot_of(head)
+        self._head_slot = self.layers.slot_of(head)
         head.mark_in_memory()  # not sooner: recovery looks for the mark of an earlier opening
-        self.durability.head = head
+        self._flusher.head = head
         self._head_descriptor = head.descriptors[0]
         self._puncher = Puncher(head, self.locks)
         former, self._punchers = self._punchers, [*self._punchers, self._puncher]
@@ -113,7 +123,7 @@ class Volume(Reader):
         run short."""
         if not head.descriptors:  # closed, with the volume or because no map leads to it any more
             return
-        frozen = self.map.frozen_layer(head.id, head.length_bytes())
+        frozen = self._store.frozen_layer(head.id, head.length_bytes())
         try:
             await blocking(frozen.prepare)
         except BockdError as error:
@@ -121,7 +131,7 @@ class Volume(Reader):
                 volume = self.durability.record.id
                 log.warning("a former head of volume %s stays open: %s", volume, error)
             return
-        replaced = None if self.durability.closed else self.map.take_over(frozen)
+        replaced = None if self.durability.closed else self.layers.take_over(frozen)
         if replaced is None:
             frozen.close()
         else:
@@ -133,38 +143,36 @@ class Volume(Reader):
         self._size_bytes = size_bytes
 
     def _is_frozen(self, layer: Layer) -> bool:
-        return layer.id != self.durability.head.id
+        return layer.id != self._flusher.head.id
 
     # -- writing -----------------------------------------------------------------------------
 
     def fast_view(self) -> FastView:
         """See FastDevice.fast_view."""
-        durability = self.durability
         may_write = not (
             self.gate.closed
             or self.locks.held
-            or durability.failed is not None
+            or self._failure.reason is not None
             or failpoints.armed is not None
         )
         return FastView(
-            self.map.leaves,
-            self.map.slots,
+            self._leaves,
+            self._slots,
             self._head_slot if may_write else -1,
-            durability,
+            self._flusher,
             SEGMENT_BYTES,
-            durability.exposed(),
+            self._tail.exposed(),
         )
 
     def try_write(self, offset: int, data: memoryview) -> bool:
         """See BlockDevice.try_write."""
-        durability = self.durability
-        if durability.failed is not None:
-            durability.check_usable()
+        if self._failure.reason is not None:
+            self._failure.check_usable()
         length = len(data)
         first = offset >> BLOCK_SHIFT
         last = (offset + length - 1) >> BLOCK_SHIFT
         number = first >> LEAF_SHIFT
-        leaf = self.map.leaves.get(number) or self.map.find(number)
+        leaf = self._leaves.get(number) or self.map.find(number)
         if leaf is None or self.gate.closed:
             return False
         if self.locks.held and self.locks.busy(first, last + 1):
@@ -173,21 +181,22 @@ class Volume(Reader):
             return self._try_write_many(offset, data, first, last + 1)
         # Most data begins or ends with a byte that says that it is no block of zeros.
         if leaf[first & LEAF_MASK] == self._head_slot:
-            if not (data[0] or data[-1]) and durability.exposed():
+            if not (data[0] or data[-1]) and self._tail.exposed():
                 return self._try_overwrite(offset, data)
             self._write_head(offset, data)
             return True
         if (
             length == BLOCK_SIZE
             and (data[0] or data[-1] or not is_zeros(data))
-            and (durability.allowance or durability.may_redirect())
+            and (self._tail.allowance or self._room.may_redirect())
         ):
             # A redirect of one whole block: what random writes do after a snapshot.
             self._write_head(offset, data)
             if self._puncher.pending:
                 self._puncher.pending.remove(first, last + 1)
-            self.map.assign_one(first, self._head_slot, durability.sequence)
-            durability.stage_block(first)
+            tail = self._tail
+            self.map.assign_one(first, self._head_slot, tail.sequence)
+            tail.stage_block(first)
             return True
         return self._try_write_many(offset, data, first, last + 1)
 
@@ -196,7 +205,7 @@ class Volume(Reader):
             return False
         if self.map.holds_only(first, end, self._head_slot):
             return self._try_overwrite(offset, data)
-        if not self.durability.may_redirect():
+        if not self._room.may_redirect():
             return False
         edges = self._try_edges(offset, offset + len(data))
         if edges is None:
@@ -206,9 +215,9 @@ class Volume(Reader):
 
     def _try_overwrite(self, offset: int, data: memoryview) -> bool:
         """Write where the head holds the blocks; False if that must wait."""
-        if self.durability.exposed() and zero_pieces(offset, data):
+        if self._tail.exposed() and zero_pieces(offset, data):
             edges = self._try_edges(offset, offset + len(data))
-            if edges is None or not self.durability.has_room():
+            if edges is None or not self._room.has_room():
                 return False
             self._foretell_zeros(zero_blocks(offset, data, *edges))
         self._write_head(offset, data, OVERWRITE_PIECE_BYTES)
@@ -217,16 +226,16 @@ class Volume(Reader):
     def _foretell_zeros(self, blocks: list[int]) -> None:
         """Stage in the journal, before the write, that these blocks of the head will be all zeros.
         The journal has room. Raises VolumeFailedError."""
-        durable, dirty = self.durability.durable, self.map.dirty
+        durable, dirty = self._tail.durable, self.map.dirty
         blocks = [block for block in blocks if dirty.get(block >> LEAF_SHIFT, 0) > durable]
         if blocks:
-            self.durability.stage_zeros(blocks)
-            self.durability.commit()
+            self._tail.stage_zeros(blocks)
+            self._tail.commit()
             hit(Failpoint.ZEROS_FORETOLD)
 
     def commit(self) -> None:
         """See BlockDevice.commit."""
-        self.durability.commit()
+        self._tail.commit()
 
     async def write(self, offset: int, data: memoryview) -> None:
         """See BlockDevice.write."""
@@ -241,18 +250,18 @@ class Volume(Reader):
         try:
             held = await self.locks.acquire(first, end)
             try:
-                await self.map.load(first, end)
+                await self.loader.load(first, end)
                 if self.map.holds_only(first, end, self._head_slot):
-                    if self.durability.exposed() and zero_pieces(offset, data):
+                    if self._tail.exposed() and zero_pieces(offset, data):
                         edges = await self._edges(offset, offset + len(data))
                         self._foretell_zeros(zero_blocks(offset, data, *edges))
                     self._write_head(offset, data, OVERWRITE_PIECE_BYTES)
                 else:
-                    await self.durability.wait_for_index()
+                    await self._room.wait_for_index()
                     prefix, suffix = await self._edges(offset, offset + len(data))
-                    await self.map.load(first, end)
+                    await self.loader.load(first, end)
                     self._redirect(offset, data, prefix, suffix)
-                self.durability.commit()
+                self._tail.commit()
             finally:
                 self.locks.release(held)
         finally:
@@ -261,12 +270,12 @@ class Volume(Reader):
     async def _enter(self, *, reserve: bool) -> None:
         """Go in, with room for what the operation will append to the journal."""
         while True:
-            await self.durability.wait_for_room(reserve=reserve)
+            await self._room.wait(reserve=reserve)
             await self.gate.enter()
             ready = False
             try:
-                self.durability.check_usable()
-                ready = self.durability.has_room()
+                self._failure.check_usable()
+                ready = self._room.has_room()
             finally:
                 if not ready:
                     self.gate.leave()
@@ -277,7 +286,7 @@ class Volume(Reader):
         self, offset: int, data: memoryview, piece_bytes: int = WRITE_PIECE_BYTES
     ) -> None:
         # Set first: should the write fail half-way, the next sync must still cover it.
-        self.durability.unsynced = True
+        self._flusher.unsynced = True
         if failpoints.armed is not None:
             hit(Failpoint.WRITE_BEGUN)
         try:
@@ -285,7 +294,7 @@ class Volume(Reader):
             length = len(data)
             in_one = length <= piece_bytes and offset < SEGMENT_BYTES
             if not (in_one and os.pwrite(self._head_descriptor, data, offset) == length):
-                self.durability.head.write(offset, data, piece_bytes)
+                self._flusher.head.write(offset, data, piece_bytes)
         except OSError as error:
             raise from_os_error(error, f"writing to volume {self.durability.record.id}") from error
         if failpoints.armed is not None:
@@ -306,10 +315,10 @@ class Volume(Reader):
             self._write_head(offset + len(data), suffix)
         if self._puncher.pending:
             self._puncher.pending.remove(first, end)
-        self.map.assign(first, end, self._head_slot, self.durability.sequence)
-        self.durability.stage(Kind.REDIRECT, first, end - first)
+        self.map.assign(first, end, self._head_slot, self._tail.sequence)
+        self._tail.stage(Kind.REDIRECT, first, end - first)
         if zeros := zero_blocks(offset, data, prefix, suffix):
-            self.durability.stage_zeros(zeros)
+            self._tail.stage_zeros(zeros)
 
     def _edge_lengths(self, offset: int, end: int) -> tuple[int, int]:
         """Bytes of the first block before `offset` and of the last block after `end`."""
@@ -350,7 +359,7 @@ class Volume(Reader):
     async def trim(self, offset: int, length: int) -> None:
         """See BlockDevice.trim."""
         # For less than a block nothing is done, but a failed volume acknowledges nothing.
-        self.durability.check_usable()
+        self._failure.check_usable()
         first_whole, end_whole = -(-offset // BLOCK_SIZE), (offset + length) // BLOCK_SIZE
         if first_whole < end_whole:
             await self._make_holes(first_whole, end_whole)
@@ -370,7 +379,7 @@ class Volume(Reader):
                 held = await self.locks.acquire(start, stop)
                 try:
                     await self._make_holes_locked(start, stop)
-                    self.durability.commit()
+                    self._tail.commit()
                     hit(Failpoint.TRIM_COMMITTED)
                 finally:
                     self.locks.release(held)
@@ -383,15 +392,15 @@ class Volume(Reader):
         if self.map.missing(first, min(end, first + 4 * LEAF_BLOCKS)) is not None or (
             len(numbers) > 4
         ):
-            numbers = await self.map.present(first_leaf, end_leaf)
-            await self.map.load_leaves(set(numbers))
+            numbers = await self.loader.present(first_leaf, end_leaf)
+            await self.loader.load_leaves(set(numbers))
         changed = [n for n in numbers if self._hole_out(n, first, end)]
         if not changed:
             return
         # One record for the whole range: where nothing was, it changes nothing.
         low = max(first, changed[0] << LEAF_SHIFT)
         high = min(end, (changed[-1] + 1) << LEAF_SHIFT)
-        self.durability.stage(Kind.HOLE, low, high - low)
+        self._tail.stage(Kind.HOLE, low, high - low)
         # The head's time is the volume's (engine.space), and where its blocks were not the head's
         # nothing is written there.
         with suppress(OSError):
@@ -407,7 +416,7 @@ class Volume(Reader):
         leaf = self.map.find(number)
         assert leaf is not None
         owned = [r for r in runs_of(leaf, start - base, stop - base) if r[2] == self._head_slot]
-        self.map.assign(start, stop, HOLE_SLOT, self.durability.sequence)
+        self.map.assign(start, stop, HOLE_SLOT, self._tail.sequence)
         if owned:
             # The whole of it is holes now, so punching between the owned runs harms nobody.
             self._puncher.pending.add(base + owned[0][0], base + owned[-1][1])
@@ -446,4 +455,4 @@ class Volume(Reader):
 
     def flush(self) -> Steps[None]:
         """See BlockDevice.flush."""
-        return self.durability.flush()
+        return self._flusher.flush()

@@ -1,0 +1,111 @@
+"""Room in an open volume's journal and in the index: who may change the map, and who waits.
+
+Invariants:
+* A segment has room for what was let in (`JournalRoom.has_room`): nobody has to wait with a change
+  half made.
+* A checkpoint is asked for in good time, so that few ever wait.
+* What the index keeps in reserve is only for operations that make room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sized
+
+from bockd.drivers.local.format.journal import SEGMENT_RECORDS
+from bockd.drivers.local.volume.appending import JournalTail
+from bockd.drivers.local.volume.failing import Failure
+from bockd.errors import BockdError
+from bockd.index.index import Index
+from bockd.runtime.steps import Steps, blocking
+from bockd.runtime.waiting import Pulse, WriteGate
+
+RESERVED_RECORDS = 64
+"""Kept free in a segment for barriers and the seal."""
+
+RECORDS_PER_OPERATION = 4
+"""No engine operation appends more: one record of a change, and up to three places that say which
+of its blocks, 257 at most, are zeros."""
+
+ALLOWANCE_BLOCKS = 256
+"""Single blocks redirected between two looks at how much room there is; each takes a place of its
+own in the journal at most."""
+
+CHECKPOINT_RECORDS = SEGMENT_RECORDS // 2
+"""A checkpoint begins when half of a segment is used, so that it ends before the other half is."""
+
+CHECKPOINT_DIRTY_LEAVES = 16 * 1024
+"""Or when this many leaves wait to be stored: they are pinned in memory, 0.9 KiB each."""
+
+MAX_DIRTY_LEAVES = 4 * CHECKPOINT_DIRTY_LEAVES
+"""At this many, writes wait for the checkpoint."""
+
+
+class JournalRoom:
+    """Admission to the journal: `tail` has room, and not too many leaves are `dirty`."""
+
+    def __init__(
+        self,
+        tail: JournalTail,
+        dirty: Sized,
+        gate: WriteGate,
+        index: Index,
+        failure: Failure,
+        changed: Pulse,
+        *,
+        begin: Callable[[bool], Steps[None]],
+        want_checkpoint: Callable[[], None],
+    ) -> None:
+        """`changed` wakes whoever waits, to look again; `begin` makes the journal, from the
+        reserve if it may; `want_checkpoint` starts one, unless one is about to begin."""
+        self.checkpoint_error: BockdError | None = None
+        """Why the last checkpoint has made no room."""
+        self._tail = tail
+        self._dirty = dirty
+        self._gate = gate
+        self._index = index
+        self._failure = failure
+        self._changed = changed
+        self._begin = begin
+        self._want_checkpoint = want_checkpoint
+
+    def has_room(self) -> bool:
+        """Return whether one more operation may change the map. Ask for a checkpoint in good
+        time."""
+        tail = self._tail
+        if not tail.begun:
+            return False
+        free = tail.free()
+        dirty = len(self._dirty)
+        if free < SEGMENT_RECORDS - CHECKPOINT_RECORDS or dirty > CHECKPOINT_DIRTY_LEAVES:
+            self._want_checkpoint()
+        inside = RECORDS_PER_OPERATION * (self._gate.inside + 1)
+        needed = RESERVED_RECORDS + inside + ALLOWANCE_BLOCKS
+        if free >= needed and dirty < MAX_DIRTY_LEAVES:
+            tail.allowance = ALLOWANCE_BLOCKS
+            return True
+        tail.allowance = 0
+        return False
+
+    def may_redirect(self) -> bool:
+        """Return whether an operation may take new space: `has_room`, and the index is not short of
+        space."""
+        return not self._index.short and self.has_room()
+
+    async def wait_for_index(self) -> None:
+        """Return when the index may take more space. Raises NoSpaceError: what the index has left
+        is kept for operations that make room."""
+        if self._index.short:
+            await blocking(self._index.replenish)
+
+    async def wait(self, *, reserve: bool) -> None:
+        """Wait until there is room in the journal, which a checkpoint makes. If there is no journal
+        yet, create one, from the `reserve` if the disk is full. Raises what prevents that."""
+        if not self._tail.begun:
+            await self._begin(reserve)
+        asked = False
+        while not self.has_room():
+            self._failure.check_usable()
+            if asked and self.checkpoint_error is not None:
+                raise self.checkpoint_error
+            asked = True
+            await self._changed.wait()
