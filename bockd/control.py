@@ -3,11 +3,10 @@
 It looks, and gives to a tenant what belongs to nobody. What changes volumes and snapshots is block
 storage (bockd.blockstorage), on behalf of a tenant.
 
-Async methods, plain data in and out, nothing else: the data plane behind it can move into other
-processes without its callers noticing. A `ref` is an id in decimal or a name; an unknown one
-raises NotFoundError. Every method raises BockdError subclasses only, and has changed nothing when
-it raises, unless its docstring says otherwise. Sizes are in bytes, times are seconds since the
-epoch.
+Async methods, plain data in and out, nothing else: what is behind it can move into other processes
+without its callers noticing. A `ref` is an id in decimal or a name; an unknown one raises
+NotFoundError. Every method raises BockdError subclasses only, and has changed nothing when it
+raises, unless its docstring says otherwise. Sizes are in bytes, times are seconds since the epoch.
 """
 
 from __future__ import annotations

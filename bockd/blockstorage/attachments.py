@@ -2,7 +2,7 @@
 
 Attaching and detaching have three parts: a transaction that moves the volume to `attaching` or
 `detaching`, which keeps everybody else off and decides whether its export takes new connections
-(`rules.REACHABLE`); what the data plane and the server's plugger do; a transaction that ends it.
+(`rules.REACHABLE`); what the daemon and the server's plugger do; a transaction that ends it.
 What is caught in the middle by a crash is resolved at the next start
 (`bockd.blockstorage.interrupted`).
 

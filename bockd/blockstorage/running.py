@@ -30,7 +30,7 @@ class StepRunner(Protocol):
 
 
 class ExportPublisher(Protocol):
-    """What the data plane does about attachments and about what is deleted.
+    """What the daemon does about attachments and about what is deleted.
 
     It lets new connections in by what is recorded: those that name the export of a volume whose
     status is one of `rules.REACHABLE`. So the record is changed before `withdraw` is called.

@@ -1,4 +1,4 @@
-"""A connection's or an open file's handle on a volume or snapshot (server.exports.OpenExport)."""
+"""What a connection or an open file has of a volume or snapshot (nbd.server.exports.OpenExport)."""
 
 from __future__ import annotations
 

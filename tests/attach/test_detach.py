@@ -30,7 +30,7 @@ SLOTS = 64
 
 WAIT_SECONDS = 120.0
 PROMPTLY_SECONDS = 8.0
-"""Less than a detach that has to wait for a client takes (dataplane.attached.DRAIN_SECONDS)."""
+"""Less than a detach that has to wait for a client takes (daemon.attached.DRAIN_SECONDS)."""
 
 
 class Writer(threading.Thread):

@@ -30,7 +30,7 @@ def test_detached_while_the_volume_was_being_opened(
         assert hold.info.name == attachment.export_name
         assert store.pool.registry.volumes[volume.id].users == 1
         trio.run(hold.close)
-        monkeypatch.setattr(store.pool, "use_volume", _detached_meanwhile(store, tenant))
+        monkeypatch.setattr(store.pool.registry, "use_volume", _detached_meanwhile(store, tenant))
         with pytest.raises(NotFoundError) as refusal:
             trio.run(table.open, attachment.export_name)
         assert attachment.export_name not in str(refusal.value)

@@ -27,8 +27,10 @@ from bockd.errors import (
     OverLimitError,
 )
 from bockd.model import GIB, MIB, SnapshotId, VolumeId
+from bockd.pool.pool import WithVolume
+from bockd.pool.records import VolumeRecord
 from bockd.pool.reports import Space
-from bockd.runtime.steps import run_inline
+from bockd.runtime.steps import Steps, run_inline
 from tests.blockstorage.store import Store, first_byte, force_status, write_first_byte
 
 KIB4 = 4096
@@ -254,6 +256,32 @@ def test_reverting_is_refused(store: Store, tenant: TenantId) -> None:
     with pytest.raises(InvalidStateError, match=r"^Invalid snapshot: .*it is deleting$"):
         revert(store, tenant, volume, snapshot)
     assert first_byte(store, volume.id) == 2
+
+
+def test_revert_of_a_volume_attached_in_that_moment_is_refused(
+    store: Store, tenant: TenantId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = store.volume(tenant)
+    write_first_byte(store, volume.id, 1)
+    snapshot = store.snapshot(tenant, volume)
+    write_first_byte(store, volume.id, 2)
+    real = store.pool.revert_volume
+
+    def attached_meanwhile(
+        reverted: VolumeId, to: SnapshotId, in_transaction: WithVolume
+    ) -> Steps[VolumeRecord]:
+        """After the first look at the status, before the transaction."""
+        force_status(store, tenant, volume, Status.ATTACHING)
+        return real(reverted, to, in_transaction)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.pool, "revert_volume", attached_meanwhile)
+        with pytest.raises(InvalidStateError, match=r"^Invalid volume: .*it is attaching$"):
+            revert(store, tenant, volume, snapshot)
+    force_status(store, tenant, volume, Status.AVAILABLE)
+    assert first_byte(store, volume.id) == 2
+    revert(store, tenant, volume, snapshot)
+    assert first_byte(store, volume.id) == 1
 
 
 # -- reopening ---------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from bockd.config.load import load
 READY_SECONDS = 120.0
 """A start takes about a second; the machine may be busy with other tests."""
 
-ABOUT_THE_MACHINE = r"^WARNING bockd\.dataplane\.capacity: the file system of "
+ABOUT_THE_MACHINE = r"^WARNING bockd\.daemon\.capacity: the file system of "
 """What the daemon says of a file system that is rather full, which the tests' may be."""
 
 PROGRAM_SECONDS = 240.0

@@ -1,7 +1,8 @@
-"""Guests of a pool: processes that open volumes and snapshots beside the daemon, or without one.
+"""Co-openers of a pool: who opens volumes and snapshots beside the daemon, or without one.
 
-The nbdkit plugin is such a process. It holds a shared lock on the pool's guest book as long as it
-lives, and the lock of whatever it has open. It changes nothing but what belongs to those volumes.
+The nbdkit plugin is such a process: it holds a shared lock on `Layout.co_openers_lock` as long as
+it lives, and the lock of whatever it has open. It changes nothing but what belongs to those
+volumes.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""The NBD frontend: sockets, connections and limits around the I/O-free protocol of `bockd.nbd`."""
+"""The NBD frontend: sockets, connections and limits around the I/O-free `bockd.nbd.protocol`."""

@@ -1,6 +1,7 @@
 """Every bound of the NBD server, with its reason. Tests make small ones; the daemon takes these.
 
-The bounds of the protocol itself (option length, name length, payload size) are in `bockd.nbd`.
+The bounds of the protocol itself (option length, name length, payload size) are in
+`bockd.nbd.protocol`.
 """
 
 from __future__ import annotations

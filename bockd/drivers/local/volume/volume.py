@@ -401,8 +401,8 @@ class Volume(Reader):
         low = max(first, changed[0] << LEAF_SHIFT)
         high = min(end, (changed[-1] + 1) << LEAF_SHIFT)
         self._tail.stage(Kind.HOLE, low, high - low)
-        # The head's time is the volume's (engine.space), and where its blocks were not the head's
-        # nothing is written there.
+        # The head's time is the volume's (drivers.local.space), and where its blocks were not the
+        # head's nothing is written there.
         with suppress(OSError):
             os.utime(self._head_descriptor)
         hit(Failpoint.TRIM_REMAPPED)
