@@ -14,7 +14,7 @@ import pytest
 from bockd.model import KIB, MIB
 
 from .daemon import Daemon
-from .test_transfer import make_image, same, tool
+from .images import make_image, same, tool
 
 ODD_BYTES = 3_146_240
 """In whole sectors, and not in whole blocks."""

@@ -16,13 +16,8 @@ from bockd.model import MIB
 
 from ..daemon.process import serving
 from .daemon import Daemon, Terminal
-from .test_transfer import make_image, path_with_endless_convert, same, tool
+from .images import image_names, make_image, path_with_endless_convert, same, tool
 from .webserver import CUT_BYTES, Website, website
-
-
-def image_names(daemon: Daemon) -> set[str]:
-    """The images that exist."""
-    return {image["name"] for image in daemon.bock_json("image", "list")}
 
 
 def mark(image: Path, image_format: str, pattern: int) -> Path:

@@ -14,8 +14,7 @@ from bockd.model import MIB
 
 from ..daemon.filesystems import mounted
 from .daemon import Daemon, running_daemon
-from .test_images import image_names
-from .test_transfer import tool
+from .images import image_names, tool
 
 DISK_BYTES = 64 * MIB
 LEFT_BYTES = 8 * MIB

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,24 +10,7 @@ import pytest
 from bockd.model import KIB, MIB
 
 from .daemon import Daemon, Terminal
-
-
-def tool(*arguments: str | Path) -> None:
-    """Run one of QEMU's tools, which must succeed."""
-    subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL)
-
-
-def make_image(path: Path, image_format: str) -> Path:
-    """A 40 MiB image with 1 MiB and a little data in it."""
-    tool("qemu-img", "create", "-f", image_format, path, "40M")
-    tool("qemu-io", "-f", image_format, "-c", "write -P 7 3M 1M", path)
-    tool("qemu-io", "-f", image_format, "-c", "write -P 9 30000k 512", path)
-    return path
-
-
-def same(image: Path, image_format: str, other: str | Path) -> None:
-    """Both hold the same bytes."""
-    tool("qemu-img", "compare", "-f", image_format, "-F", "raw", image, other)
+from .images import make_image, path_with_endless_convert, same, tool
 
 
 def allocated_bytes(daemon: Daemon, volume: str) -> int:
@@ -120,21 +102,6 @@ def test_interrupted_import_leaves_no_volume(
     assert importing.end() == 130
     assert "interrupted" in importing.seen
     assert "endless" not in daemon.names()
-
-
-def path_with_endless_convert(daemon: Daemon, tmp_path: Path) -> str:
-    """A PATH whose `qemu-img convert` writes a quarter, says so, and stays for five minutes."""
-    stand_in = tmp_path / "bin" / "qemu-img"
-    stand_in.parent.mkdir()
-    stand_in.write_text(
-        "#!/bin/bash\n"
-        f'[[ $1 == convert ]] || PATH={daemon.environment["PATH"]!r} exec qemu-img "$@"\n'
-        '[[ ${@: -1} != /* ]] || : >"${@: -1}"\n'  # qemu-io makes no file
-        "printf '    (25.00/100%%)\\r'\n"
-        "exec qemu-io -f raw -c 'write 0 10M' -c 'sleep 300000' \"${@: -1}\" >/dev/null\n"
-    )
-    stand_in.chmod(0o755)
-    return f"{stand_in.parent}:{daemon.environment['PATH']}"
 
 
 def test_progress_only_at_a_terminal(daemon: Daemon, tmp_path: Path) -> None:

@@ -21,8 +21,7 @@ from bockd.errors import BockdError, DamagedError
 from bockd.model import MIB
 
 from .daemon import Daemon, Terminal
-from .test_images import image_names
-from .test_transfer import make_image, same, tool
+from .images import image_names, make_image, same, tool
 from .webserver import website
 
 CUT_FORMATS = ("qcow2", "vmdk", "vdi", "vhdx", "vpc")

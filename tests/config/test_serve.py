@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
-import re
 import socket
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
+from tests.config.served import serving, token_for
 from tests.daemon.process import program
 
 FILE = """\
@@ -44,51 +39,9 @@ volumes = 1
 """
 
 
-@contextmanager
-def serving(config: Path, log: Path) -> Iterator[str]:
-    """The URL of the API of `bockd serve --config`, for the duration; it must end well."""
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("BOCKD_")}
-    with (
-        log.open("wb") as errors,
-        subprocess.Popen(
-            [program("bockd"), "serve", "--config", config],
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            env=environ,
-        ) as process,
-    ):
-        assert process.stdout is not None
-        try:
-            announced = ""
-            for line in process.stdout:
-                announced += line
-                if line.startswith("Next: "):
-                    break
-            found = re.search(r"http://127\.0\.0\.1:\d+", announced)
-            assert found, f"{announced}{log.read_text()}"
-            yield found[0]
-        finally:
-            process.terminate()
-    assert process.returncode == 0
-
-
 @pytest.fixture
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("config") / "pool"
-
-
-def token_for(client: httpx.Client, data_dir: Path) -> dict[str, Any]:
-    """The answer of POST /v2.0/tokens to the first tenant."""
-    known = json.loads((data_dir / "credentials.json").read_text())
-    password = {"username": known["username"], "password": known["password"]}
-    answer = client.post(
-        "/v2.0/tokens",
-        json={"auth": {"passwordCredentials": password, "tenantName": known["tenant"]}},
-    )
-    assert answer.status_code == 200, answer.text
-    access: dict[str, Any] = answer.json()["access"]
-    return access
 
 
 def test_everything_in_the_file_counts(data_dir: Path) -> None:

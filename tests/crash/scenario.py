@@ -30,7 +30,7 @@ from bockd.errors import UnavailableError
 from bockd.identity.credentialsfile import CREDENTIALS_FILE
 from bockd.model import BLOCK_SIZE, MIB, NodeKind, ServerKind
 from bockd.pool.reports import ScrubStatus
-from tests.drivers.local.test_scrub import flip_bit
+from tests.drivers.local.bitflip import flip_bit
 
 from .content import Disk, GoneError
 from .forked import ForkedDaemon

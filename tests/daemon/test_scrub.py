@@ -4,50 +4,17 @@ its tools, and one that opens the pool later."""
 from __future__ import annotations
 
 import errno
-import json
 from pathlib import Path
 from typing import Any
 
 import nbd
 import pytest
 
-from tests.drivers.local.test_scrub import flip_bit
-
 from ..nbdkit_plugin.nbdkit import Nbdkit
+from .damaged_volume import BLOCK, DAMAGED, content, fill, flip, scrub
 from .process import Bockd, program, serving
 
-BLOCK = 4096
 MIB = 1 << 20
-DAMAGED = 5
-"""The block whose bit flips."""
-
-
-def content(value: int, blocks: int) -> bytes:
-    return b"".join(b"%4d%4d" % (value, block) * (BLOCK // 8) for block in range(blocks))
-
-
-def scrub(daemon: Bockd, *options: str, status: int = 0) -> dict[str, Any]:
-    """`bockd scrub`, which must end with `status`."""
-    result = daemon.run(program("bockd"), "scrub", "--json", *options)
-    assert result.status == status, result
-    found: dict[str, Any] = json.loads(result.out)
-    return found
-
-
-def fill(daemon: Bockd) -> None:
-    """A volume of 8 MiB with a snapshot that holds 600 blocks, of which the volume has overwritten
-    the first four."""
-    daemon.bock("volume", "create", "disk", "--size", "8M")
-    with daemon.connected("disk") as client:
-        client.pwrite(content(1, 600), 0)
-    daemon.bock("snapshot", "create", "disk", "kept")
-    with daemon.connected("disk") as client:
-        client.pwrite(content(2, 4), 0)
-        client.flush()
-
-
-def flip(daemon: Bockd, block: int = DAMAGED) -> None:
-    flip_bit(daemon.data_dir / "layers" / "1.0", block * BLOCK + 77)
 
 
 def assert_eio(client: Any, block: int) -> None:

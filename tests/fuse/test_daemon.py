@@ -9,9 +9,9 @@ import random
 import subprocess
 import tarfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -22,17 +22,10 @@ from bockd.index.index import Index
 from bockd.index.keys import id_key
 from tests.daemon.process import Bockd
 
+from .descriptor import opened
+
 MIB = 1 << 20
 BLOCK = 4096
-
-
-@contextmanager
-def opened(path: Path, flags: int = os.O_RDWR) -> Iterator[int]:
-    descriptor = os.open(path, flags)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def test_both_views_agree_at_once(daemon: Bockd, mount: Path) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.daemon.damaged_volume import BLOCK, DAMAGED, content, fill, flip, scrub
 from tests.daemon.process import Bockd
-from tests.daemon.test_scrub import BLOCK, DAMAGED, content, fill, flip, scrub
-from tests.fuse.test_daemon import opened
+from tests.fuse.descriptor import opened
 
 WHOLE = content(1, 600)
 EIO = rf"\[Errno {errno.EIO}\]"

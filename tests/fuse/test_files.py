@@ -26,6 +26,7 @@ from bockd.errors import (
 )
 from bockd.runtime.steps import Signal
 
+from .descriptor import opened
 from .memory_nodes import MemoryNodes, mounted
 
 MIB = 1 << 20
@@ -49,15 +50,6 @@ def disk(nodes: MemoryNodes, mount: Path) -> Iterator[Path]:
     with mounted(nodes, mount):
         yield mount / "volumes" / "disk"
     assert nodes.exports.open_holds == 0
-
-
-@contextmanager
-def opened(path: Path, flags: int = os.O_RDWR) -> Iterator[int]:
-    descriptor = os.open(path, flags)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

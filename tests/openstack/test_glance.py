@@ -19,7 +19,7 @@ import pytest
 from bockd.model import MIB
 
 from ..api.public import fault_of
-from ..cli.test_transfer import make_image, tool
+from ..cli.images import make_image, tool
 from ..daemon.process import program
 from .glance import Glance, running_glance
 

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from libcloud.compute.providers import get_driver
-from libcloud.compute.types import Provider
 
 from bockd.blockstorage.contract import NewImage
 from bockd.blockstorage.images import Images
@@ -18,8 +16,8 @@ from bockd.runtime.steps import run_inline
 
 from ..api.public import Served, fault_of, serving
 from ..blockstorage.store import Store
+from .libcloud_driver import connect_to_images
 from .pool_service import on_pool
-from .test_libcloud import REGION
 
 # As in test_libcloud: it forgets connections without closing them.
 pytestmark = pytest.mark.filterwarnings(
@@ -49,25 +47,8 @@ def served(tmp_path: Path, image_ids: dict[str, str]) -> Iterator[Served]:
     gc.collect()
 
 
-def connect(served: Served) -> Any:
-    """libcloud's driver for OpenStack's later API, whose images are Glance's."""
-    account = served.service.account
-    return get_driver(Provider.OPENSTACK)(
-        account.username,
-        account.password,
-        secure=False,
-        api_version="2.2",
-        ex_force_auth_url=served.url,
-        ex_force_auth_version="2.0_password",
-        ex_tenant_name=account.tenant_name,
-        ex_force_service_type="image",
-        ex_force_service_name="Image Management",
-        ex_force_service_region=REGION,
-    )
-
-
 def test_libcloud_finds_images(served: Served, image_ids: dict[str, str]) -> None:
-    driver = connect(served)
+    driver = connect_to_images(served)
     images = {image.name: image for image in driver.list_images()}
     assert {name: image.id for name, image in images.items()} == image_ids
     found = driver.get_image(image_ids["large"])

@@ -14,8 +14,7 @@ import pytest
 from libcloud.common.exceptions import BaseHTTPError
 from libcloud.common.types import InvalidCredsError
 from libcloud.compute.base import Node
-from libcloud.compute.providers import get_driver
-from libcloud.compute.types import NodeState, Provider, StorageVolumeState
+from libcloud.compute.types import NodeState, StorageVolumeState
 
 from bockd.blockstorage.contract import UNLIMITED, Quota, TenantId
 from bockd.blockstorage.records import Ledger
@@ -25,9 +24,9 @@ from bockd.model import VolumeId
 from bockd.pool.index import Transaction
 
 from ..api.public import Served, without_ours
+from .libcloud_driver import connect
 
 EVERYTHING = Quota(UNLIMITED, UNLIMITED, UNLIMITED)
-REGION = "az-1.region-a.geo-1"
 
 
 # libcloud forgets connections without closing them; let it be noticed here, not in a later test.
@@ -40,24 +39,6 @@ pytestmark = pytest.mark.filterwarnings(
 def forgotten_connections() -> Iterator[None]:
     yield
     gc.collect()
-
-
-def connect(served: Served, **changes: object) -> Any:
-    """The driver, as its users construct it."""
-    account = served.service.account
-    options: dict[str, object] = {
-        "secure": False,
-        "api_version": "1.1",
-        "ex_force_auth_url": served.url,
-        "ex_force_auth_version": "2.0_password",
-        "ex_tenant_name": account.tenant_name,
-        "ex_force_service_type": "volume",
-        "ex_force_service_name": "Block Storage",
-        "ex_force_service_region": REGION,
-        **changes,
-    }
-    password = options.pop("password", account.password)
-    return get_driver(Provider.OPENSTACK)(account.username, password, **options)
 
 
 def server_of(driver: Any) -> Node:

@@ -12,7 +12,7 @@ from bockd.blockstorage.contract import Quota
 
 from ..api.public import Served, fault_of, serving
 from .pool_service import on_pool
-from .test_rules import attach, create, refuses_state, show, snapshot
+from .requests import attach, create, refuses_state, show, snapshot
 
 MIB = 1 << 20
 GIB = 1 << 30

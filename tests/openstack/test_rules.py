@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import httpx
 
@@ -14,39 +13,9 @@ from bockd.blockstorage.contract import Quota
 
 from ..api.public import Served, fault_of, serving, without_ours
 from .pool_service import on_pool
+from .requests import attach, create, detach, refuses_state, show, snapshot
 
 CLIENTS = 8
-
-
-def create(client: httpx.Client, **volume: object) -> Any:
-    """A volume's record."""
-    answer = client.post("/os-volumes", json={"volume": {"size": 1, **volume}})
-    assert answer.status_code == 200, answer.text
-    return answer.json()["volume"]
-
-
-def show(client: httpx.Client, volume: object) -> Any:
-    return client.get(f"/os-volumes/{volume}").json()["volume"]
-
-
-def attach(client: httpx.Client, volume: object, server: int = 1, device: object = None) -> Any:
-    wanted = {"volumeId": volume, "device": device}
-    path = f"/servers/{server}/os-volume_attachments"
-    return client.post(path, json={"volumeAttachment": wanted})
-
-
-def detach(client: httpx.Client, volume: object, server: int = 1) -> httpx.Response:
-    return client.delete(f"/servers/{server}/os-volume_attachments/{volume}")
-
-
-def snapshot(client: httpx.Client, volume: object, **more: object) -> httpx.Response:
-    return client.post("/os-snapshots", json={"snapshot": {"volume_id": volume, **more}})
-
-
-def refuses_state(answer: httpx.Response, kind: str = "volume") -> None:
-    status, name, message = fault_of(answer)
-    assert (status, name) == (400, "badRequest")
-    assert message.startswith(f"Invalid {kind}: ")
 
 
 def at_once(times: int, request: Callable[[int], httpx.Response]) -> Counter[int]:

@@ -17,7 +17,7 @@ import pytest
 from tests.attach.tenant import Tenant, connected, is_refused
 from tests.daemon.process import Bockd, program, serving
 from tests.service.confined import NOBODY, launcher
-from tests.service.test_unit import view_dropin
+from tests.service.dropins import view_dropin
 
 MIB = 1 << 20
 

@@ -11,7 +11,7 @@ import pytest
 
 from bockd.config.load import default_file, load
 from tests.daemon.process import program
-from tests.service.confined import REPOSITORY
+from tests.service.dropins import view_dropin
 from tests.service.unitfile import service_of
 
 MOST_EXPOSED = 2.0
@@ -39,14 +39,6 @@ def exposure(unit: Path) -> float:
 def verify(unit: Path) -> str:
     """What systemd has against a unit and its drop-ins."""
     return analyze("verify", "--man=no", unit).stderr
-
-
-def view_dropin() -> str:
-    """The drop-in for the file view, as docs/service.md prints it."""
-    page = (REPOSITORY / "docs" / "service.md").read_text()
-    found = re.search(r"    # bockd\.service\.d/view\.conf\n((?:    .*\n|\n)+)", page)
-    assert found is not None
-    return re.sub(r"^    ", "", found[1], flags=re.MULTILINE)
 
 
 def test_systemd_takes_it_and_it_runs_this_bockd(unit: Path) -> None:

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from bockd.drivers.memory.device import MemoryDevice
+from bockd.model import MIB
+from tests.nbd.server.serving import FixedExports
 from tests.tls.authority import Authority, Pair
 
 
@@ -50,3 +53,13 @@ def make_pki(directory: Path) -> Pki:
 @pytest.fixture(scope="session")
 def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
     return make_pki(tmp_path_factory.mktemp("certificates") / "all")
+
+
+@pytest.fixture
+def device() -> MemoryDevice:
+    return MemoryDevice(200 * MIB)
+
+
+@pytest.fixture
+def exports(device: MemoryDevice) -> FixedExports:
+    return FixedExports({"disk": device, "other": MemoryDevice(MIB)})

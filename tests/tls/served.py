@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import trio
+import trio.testing
 
 from bockd.config import Address
 from bockd.config.sections import TlsSettings
@@ -25,6 +26,9 @@ from tests.nbd.server.client import Client
 from tests.tls.conftest import Pki
 
 STARTTLS = wire.option(5)
+
+LONGER_THAN_THE_TEST = 1000.0
+"""Seconds: what ought to happen by itself hangs the test if it waits for a limit."""
 
 
 def client_context(directory: Path) -> ssl.SSLContext:
@@ -105,3 +109,14 @@ async def serving_tls(
             for stream in served.opened:
                 stream.socket.close()
         nursery.cancel_scope.cancel()
+
+
+async def sealed(stream: trio.SSLStream[trio.SocketStream], content: bytes) -> bytes:
+    """Return a record with that content, which the stream has made and not sent."""
+    ours, theirs = trio.testing.memory_stream_pair()
+    transport, stream.transport_stream = stream.transport_stream, ours  # type: ignore[assignment]
+    try:
+        await stream.send_all(content)
+    finally:
+        stream.transport_stream = transport
+    return bytes(await theirs.receive_some())

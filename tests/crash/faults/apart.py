@@ -10,7 +10,8 @@ import traceback
 from multiprocessing.connection import Connection
 
 from tests.crash.faults.mounted import Fault, FaultyDisk
-from tests.crash.faults.scenario import Outcome, Play
+from tests.crash.faults.scenario import Play
+from tests.crash.faults.subject import Outcome
 
 HANG_SECONDS = 120.0
 """A run takes less than a second; the machine may be busy."""

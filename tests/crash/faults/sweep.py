@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from tests.crash.faults.apart import FaultNotMasteredError, play
 from tests.crash.faults.mounted import Fault, FaultyDisk, How
-from tests.crash.faults.scenario import Outcome
+from tests.crash.faults.subject import Outcome
 
 FINAL = frozenset({"write journal", "sync journal", "sync layers"})
 """Where a single fault may be final for a volume; at a sync of a journal it must be."""

@@ -61,7 +61,7 @@ def _play(disk: PowerCutDisk, seed: int, cuts: int, sending: Connection) -> None
     run = Run(disk, seed)
     try:
         counts = run.play(cuts)
-        sending.send(End(counts, run.values, run.now, run.contents))
+        sending.send(End(counts, run.draw.values, run.now, run.contents))
     except (AssertionError, BockdError):
         sending.send(HistoryFailedError(traceback.format_exc()))
     except Exception:  # noqa: BLE001 - the laboratory's own trouble, which proves nothing

@@ -19,7 +19,7 @@ from tests.crash.powercut.disk import Content, File
 from tests.crash.powercut.engine import laboratory
 from tests.crash.powercut.mounted import PowerCutDisk, power_cut_disk
 from tests.crash.powercut.mutations import MUTATIONS
-from tests.crash.powercut.scenario import SIZE
+from tests.crash.powercut.operations import SIZE
 from tests.drivers.local.process import die
 
 SEEDS = range(22)

@@ -6,8 +6,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from bockd.drivers.local.format.catalogue import Catalogue
 from bockd.drivers.local.integrity.check import check_open_pool
+from bockd.drivers.local.maintenance import merging
 from bockd.drivers.local.maintenance.reclaim import Reclaimer
 from bockd.drivers.local.pool import Pool
 from bockd.drivers.local.volume.volume import Volume
@@ -117,3 +120,14 @@ async def steps_from(step: Step, steps: Steps[None]) -> None:
             step = steps.send(await step)
     except StopIteration:
         return
+
+
+def gather_layers(bench: Bench, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave `count` layers of deleted snapshots at home in the volume's map, unmerged."""
+    with monkeypatch.context() as patch:
+        patch.setattr(merging, "MAX_DEAD_LAYERS", 1000)
+        for number in range(count):
+            snapshot = bench.snapshot(f"gone {number}")
+            bench.write(number * 8, bytes([65 + number]), 5)
+            bench.delete(snapshot)
+            bench.reclaim()

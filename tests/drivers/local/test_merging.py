@@ -15,7 +15,7 @@ from bockd.drivers.local.volume import leafcache
 from bockd.model import BLOCK_SIZE, MIB, MapId
 from bockd.pool.index import Transaction
 from bockd.runtime.steps import Blocking, run_inline
-from tests.drivers.local.bench_pool import Bench, resume, stepwise
+from tests.drivers.local.bench_pool import Bench, gather_layers, resume, stepwise
 from tests.drivers.local.process import die
 
 
@@ -24,17 +24,6 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     bench = Bench(tmp_path)
     yield bench
     die(bench.pool)
-
-
-def gather_layers(bench: Bench, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave `count` layers of deleted snapshots at home in the volume's map, unmerged."""
-    with monkeypatch.context() as patch:
-        patch.setattr(merging, "MAX_DEAD_LAYERS", 1000)
-        for number in range(count):
-            snapshot = bench.snapshot(f"gone {number}")
-            bench.write(number * 8, bytes([65 + number]), 5)
-            bench.delete(snapshot)
-            bench.reclaim()
 
 
 def test_a_punch_queued_at_the_last_moment_misses_what_is_moved(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,9 @@ from bockd.errors import DamagedError
 from bockd.model import BLOCK_SIZE, LayerId, SnapshotId, VolumeId
 from bockd.pool.index import Transaction
 from bockd.runtime.steps import run_inline
-from tests.drivers.local.bench_pool import Bench
+from tests.drivers.local.bench_pool import Bench, gather_layers
+from tests.drivers.local.bitflip import flip_bit
 from tests.drivers.local.process import die
-from tests.drivers.local.test_merging import gather_layers
 
 
 class ScrubBench(Bench):
@@ -83,16 +82,6 @@ class ScrubBench(Bench):
             run_inline(device.read(block * BLOCK_SIZE, buffer))
         with pytest.raises(DamagedError):
             run_inline(device.read((block - 1) * BLOCK_SIZE, memoryview(bytearray(3 * BLOCK_SIZE))))
-
-
-def flip_bit(path: Path, at: int) -> None:
-    fd = os.open(path, os.O_RDWR)
-    try:
-        byte = os.pread(fd, 1, at)[0]
-        os.pwrite(fd, bytes([byte ^ 0x10]), at)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 @pytest.fixture

@@ -41,9 +41,9 @@ from bockd.index.keys import id_key
 from bockd.model import BLOCK_SIZE, MIB, Extent, LayerId, NodeKind, SnapshotId, VolumeId
 from bockd.pool.reports import DamagedBlock, NodeSpace, Shares, Space
 from bockd.runtime.steps import Background, run_inline
+from tests.drivers.local.bitflip import flip_bit
 from tests.drivers.local.oracle import Node
 from tests.drivers.local.process import die
-from tests.drivers.local.test_scrub import flip_bit
 
 EXAMPLES = 500
 STEPS = 30

@@ -14,12 +14,12 @@ from bockd.blockstorage.contract import AccessKeyCredentials, PasswordCredential
 from bockd.config.sections import KeystoneSettings
 from bockd.errors import ForbiddenError, UnauthorizedError, UnavailableError
 from bockd.identity.keystone.identity import KeystoneIdentity
-from tests.config.test_serve import serving as serving_bockd
+from tests.config.served import serving as serving_bockd
 
 from .asking import Clocks, asking
+from .desk import Desk, volumes
 from .real import RealKeystone, running
 from .server import SERVICE_PASSWORD
-from .test_serve import Desk, volumes
 
 pytestmark = pytest.mark.real_keystone
 

@@ -4,49 +4,17 @@ from __future__ import annotations
 
 import os
 import subprocess
-from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
 from bockd.config.sections import KeystoneSettings
-from tests.config.test_serve import serving as serving_bockd
-from tests.config.test_serve import token_for
+from tests.config.served import serving as serving_bockd
+from tests.config.served import token_for
 from tests.daemon.process import program
 
+from .desk import Desk, volumes
 from .server import SERVICE_PASSWORD, Handler, Keystone, serving
-
-FILE = """\
-data_dir = "{data_dir}"
-log_level = "debug"
-[nbd]
-listen = "none"
-[api]
-listen = "127.0.0.1:0"
-[keystone]
-url = "{settings.url}"
-username = "{settings.username}"
-password_file = "{settings.password_file}"
-cache_seconds = 0
-local = {local}
-"""
-
-
-class Desk:
-    """Where a configuration and a log are."""
-
-    def __init__(self, directory: Path, settings: KeystoneSettings) -> None:
-        self.data_dir = directory / "pool"
-        self.config = directory / "bockd.toml"
-        self.log = directory / "bockd.log"
-        self.settings = settings
-
-    def configure(self, *, local: bool = True) -> None:
-        text = FILE.format(
-            data_dir=self.data_dir, settings=self.settings, local="true" if local else "false"
-        )
-        self.config.write_text(text)
 
 
 @pytest.fixture
@@ -57,11 +25,6 @@ def desk(tmp_path_factory: pytest.TempPathFactory, settings: KeystoneSettings) -
 def unexpected_error(handler: Handler) -> bool:
     handler.refuse(500, "An unexpected error prevented the server from fulfilling your request.")
     return True
-
-
-def volumes(client: httpx.Client, project: str, token: str) -> tuple[int, Any]:
-    answer = client.get(f"/v1.1/{project}/os-volumes", headers={"X-Auth-Token": token})
-    return answer.status_code, answer.json()
 
 
 def test_projects_are_tenants(keystone: Keystone, desk: Desk) -> None:
