@@ -32,14 +32,12 @@ from bockd.nbd.server.limits import (
     MAX_SMALL_REPLY_BYTES,
     PIECE_BYTES,
     REPLY_BUFFER_BYTES,
-    TURN_SECONDS,
+    TURN_NS,
 )
 from bockd.nbd.server.statistics import ExportStatistics
 from bockd.nbd.server.work import Work
 from bockd.pool.device import BlockDevice
 from bockd.runtime.steps import Steps
-
-_TURN_NS = int(TURN_SECONDS * 1e9)
 
 
 class Batch:
@@ -119,7 +117,7 @@ class Batch:
         filled = before = self._filled
         reads = self._background_bytes = 0
         count = min(len(requests), index + MAX_BATCH_REQUESTS)
-        until = perf_counter_ns() + _TURN_NS
+        until = perf_counter_ns() + TURN_NS
         while index < count:
             request = requests[index]
             flags, command, _, offset, length, body = request

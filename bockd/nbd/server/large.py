@@ -23,7 +23,7 @@ from bockd.nbd.protocol.transmission import Request, RequestLimits, refusal
 from bockd.nbd.server.budget import Account
 from bockd.nbd.server.channel import Channel, HungUpError, reading_failed
 from bockd.nbd.server.flight import InFlight
-from bockd.nbd.server.limits import PIECE_BYTES, TURN_SECONDS, ServerLimits
+from bockd.nbd.server.limits import PIECE_BYTES, TURN_NS, ServerLimits
 from bockd.nbd.server.statistics import ExportStatistics
 from bockd.nbd.server.work import failed
 from bockd.pool.device import BlockDevice
@@ -31,8 +31,6 @@ from bockd.runtime.steprunner import StepRunner
 
 MAX_DISCARDED_BYTES = 2 * MAX_PAYLOAD_BYTES
 """A refused payload is received and forgotten up to here; a longer one closes the connection."""
-
-_TURN_NS = int(TURN_SECONDS * 1e9)
 
 
 def pieces(offset: int, length: int) -> Iterator[tuple[int, int]]:
@@ -149,7 +147,7 @@ class LargeTransfers:
             self._flight.done()
 
     async def _fill(self, into: memoryview, counter: Received) -> None:
-        until = perf_counter_ns() + _TURN_NS
+        until = perf_counter_ns() + TURN_NS
         if into:
             counter.count_received(0)  # what came before is taken: a fence need not wait for more
         while into:
@@ -163,7 +161,7 @@ class LargeTransfers:
             into = into[received:]
             if perf_counter_ns() > until:  # the bytes may come one at a time, and never stop
                 await trio.lowlevel.checkpoint()
-                until = perf_counter_ns() + _TURN_NS
+                until = perf_counter_ns() + TURN_NS
 
     async def _discard(
         self, request: Request, buffer: memoryview, position: int, end: int, counter: Received

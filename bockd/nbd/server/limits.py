@@ -89,6 +89,9 @@ SHARED_POLL_TRIES: Final = 4
 TURN_SECONDS: Final = 0.001
 """A busy connection lets the loop turn after this, so that nobody waits longer than it takes."""
 
+TURN_NS: Final = int(TURN_SECONDS * 1e9)
+"""The same in nanoseconds."""
+
 TASK_BYTES: Final = 8 * KIB
 """A request in the background beside its payload: a task of the event loop and what it refers to
 (measured: under 6 KiB)."""

@@ -11,10 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from time import perf_counter_ns
 
-from bockd.nbd.server.limits import SHARED_POLL_TRIES, TURN_SECONDS
+from bockd.nbd.server.limits import SHARED_POLL_TRIES, TURN_NS
 
-_TURN_NS = int(TURN_SECONDS * 1e9)
-_SHARED_NS = 2 * _TURN_NS
+_SHARED_NS = 2 * TURN_NS
 """Another connection's work this long ago means that we share the loop."""
 _PROMPT_NS = 300_000
 """A client that speaks again this soon after we parked is worth polling for."""
@@ -54,15 +53,15 @@ class Polling:
     def worked(self, now: int) -> bool:
         """Record that a batch was served. Return whether the loop must turn before the next one."""
         self._pace.works(self, now)
-        return now - self._turn_ns > _TURN_NS
+        return now - self._turn_ns > TURN_NS
 
     def left_ns(self) -> int:
         """Return how long until the loop must turn, in nanoseconds."""
-        return self._turn_ns + _TURN_NS - self._clock()
+        return self._turn_ns + TURN_NS - self._clock()
 
     def due(self) -> bool:
         """Return whether the loop must turn, though nothing was served."""
-        return self._clock() - self._turn_ns > _TURN_NS
+        return self._clock() - self._turn_ns > TURN_NS
 
     def turned(self) -> None:
         """Record that the loop has turned."""
