@@ -2,8 +2,8 @@
 
 `BOCKD_FAILPOINT=name` in the environment of `bockd serve` makes the process send itself SIGKILL
 when it comes to that place, `name:n` when it comes there for the n-th time. Nothing else reads it,
-and without it a failpoint does nothing. tests/crash/test_failpoints.py walks the list: a name added
-here is covered, and one that the test's scenario does not reach fails it.
+and without it a failpoint does nothing. tests/crash/failpoints walks the list: a name added here is
+covered, and one that its scenario does not reach fails.
 
 Where a step is made once for each request of a client, the code asks `armed` first, in place: that
 costs a few nanoseconds where a call costs twenty.

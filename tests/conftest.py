@@ -12,6 +12,14 @@ from hypothesis import settings
 settings.register_profile("bockd", deadline=None)
 settings.load_profile("bockd")
 
+# Helpers that assert for several test modules: their failures show what was compared, too.
+pytest.register_assert_rewrite(
+    "tests.config.served",
+    "tests.crash.failpoints.run",
+    "tests.daemon.damaged_volume",
+    "tests.openstack.requests",
+)
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:

@@ -15,9 +15,7 @@ from pathlib import Path
 from tests.crash.powercut.apart import play
 from tests.crash.powercut.engine import laboratory
 from tests.crash.powercut.mounted import power_cut_disk
-from tests.crash.powercut.scenario import Counts
-
-CUTS_OF_A_RUN = 10
+from tests.crash.powercut.scenario import CUTS_OF_A_RUN, Counts
 
 
 def main() -> None:

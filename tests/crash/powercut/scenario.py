@@ -26,6 +26,9 @@ from tests.crash.powercut.operations import Draw, Operations, PowerFailedError
 from tests.drivers.local.process import close_everything_below, die
 from tests.drivers.local.schedule import Scheduler, Task
 
+CUTS_OF_A_RUN = 10
+"""Of each history that is played."""
+
 OPERATIONS = 70
 
 LIKELY_CHANGES = (60, 300, 900)

@@ -1,4 +1,6 @@
-"""Power cuts: some hundred here, thousands in `make soak`; and proof that they would be noticed.
+"""Power cuts: some hundred here, thousands in `make soak`.
+
+That a broken promise would be noticed is test_mutations.py's.
 
 A failure names its seed: `python -m tests.crash.powercut --seed SEED --runs 1` plays it again.
 """
@@ -6,7 +8,6 @@ A failure names its seed: `python -m tests.crash.powercut --seed SEED --runs 1` 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 
 import pytest
 
@@ -14,26 +15,15 @@ from bockd.drivers.local.integrity.check import check_open_pool
 from bockd.drivers.local.maintenance.reclaim import Reclaimer
 from bockd.drivers.local.pool import Pool
 from bockd.runtime.steps import Background, run_inline
-from tests.crash.powercut.apart import HistoryFailedError, play
+from tests.crash.powercut.apart import play
 from tests.crash.powercut.disk import Content, File
-from tests.crash.powercut.engine import laboratory
-from tests.crash.powercut.mounted import PowerCutDisk, power_cut_disk
-from tests.crash.powercut.mutations import MUTATIONS
+from tests.crash.powercut.mounted import PowerCutDisk
 from tests.crash.powercut.operations import SIZE
+from tests.crash.powercut.scenario import CUTS_OF_A_RUN
 from tests.drivers.local.process import die
 
 SEEDS = range(22)
-CUTS_OF_A_RUN = 10
-"""22 histories of 10 cuts: some 220 in all."""
-
-MOST_CUTS = 1500
-"""In which each mutation must be found out. The seeds are fixed, so it either is or is not."""
-
-
-@pytest.fixture(scope="module")
-def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PowerCutDisk]:
-    with laboratory(), power_cut_disk(tmp_path_factory.mktemp("powercut")) as mounted:
-        yield mounted
+"""Histories of 10 cuts: some 220 in all."""
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -44,17 +34,6 @@ def test_power_cuts(disk: PowerCutDisk, seed: int) -> None:
 def test_a_seed_is_one_history(disk: PowerCutDisk) -> None:
     """To the last byte: or a failure could not be played again."""
     assert play(disk, 5, CUTS_OF_A_RUN) == play(disk, 5, CUTS_OF_A_RUN)
-
-
-@pytest.mark.parametrize("missing", MUTATIONS)
-def test_the_laboratory_notices_what_is_missing(disk: PowerCutDisk, missing: str) -> None:
-    with MUTATIONS[missing]():
-        for seed in range(MOST_CUTS // CUTS_OF_A_RUN):
-            try:
-                play(disk, seed, CUTS_OF_A_RUN)
-            except HistoryFailedError:
-                return
-    pytest.fail(f"{MOST_CUTS} power cuts without '{missing}', and nothing noticed")
 
 
 def test_removed_layers_stay_removed(disk: PowerCutDisk) -> None:

@@ -1,12 +1,10 @@
-"""SIGKILL at every failpoint of bockd/failpoints.py, at its first and at a later hit.
+"""A daemon that is killed at a failpoint, and what must hold then.
 
-The daemon starts on a pool that another one has left in the middle of things, armed with one
-failpoint, and a client does everything that can be done (tests/crash/scenario.py) until it dies.
-After a start without it: the pool is in order; every write that was acknowledged is there; every
-request that was answered with success is wholly done, and the one under way wholly or not at all;
-snapshots are what they were; and the pool goes on. A failpoint that nothing reaches is an error.
-
-    pytest tests/crash/test_failpoints.py -k transition
+It starts on a pool that another one has left in the middle of things, armed with one failpoint, and
+a client does everything that can be done (scenario.py) until it dies. After a start without it: the
+pool is in order; every write that was acknowledged is there; every request that was answered with
+success is wholly done, and the one under way wholly or not at all; snapshots are what they were;
+and the pool goes on.
 """
 
 from __future__ import annotations
@@ -17,7 +15,6 @@ import re
 import shutil
 import subprocess
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -33,21 +30,10 @@ from bockd.model import BLOCK_SIZE, GIB, MIB, NodeKind, VolumeId
 from bockd.pool.index import Transaction
 from bockd.runtime.steps import Background, run_inline
 
-from ..daemon.process import ABOUT_THE_MACHINE, Bockd, environment_without_a_cloud, program
+from ...daemon.process import ABOUT_THE_MACHINE, environment_without_a_cloud
+from ..forked import ForkedDaemon
 from .content import Disk
-from .forked import ForkedDaemon
-from .rest import Rest
 from .scenario import GONE, ROUNDS, Client, Scenario, World, credentials
-
-LATER = {
-    Failpoint.INDEX_CHANGED: (4, 9, 16, 30, 60),
-    Failpoint.INDEX_COMMITTED: (4, 9, 16, 30, 60),
-    Failpoint.WRITE_BEGUN: (70,),
-    Failpoint.WRITE_DATA: (75,),
-    Failpoint.WRITE_PIECE: (8,),
-    Failpoint.JOURNAL_APPENDED: (6,),
-}
-"""Hits to die at besides the first; two of most."""
 
 WITHOUT_POOL = frozenset(
     {
@@ -58,12 +44,6 @@ WITHOUT_POOL = frozenset(
     }
 )
 """What only the first start comes to."""
-
-OF_A_CHANGE = frozenset(point for point in Failpoint if point.startswith("api-"))
-"""Steps of one change that a client asked for: a later change is no different from the first."""
-
-ONCE_A_START = frozenset({Failpoint.POOL_ESTABLISHED, Failpoint.SETTLED})
-"""What no daemon comes to twice; it saves time to know."""
 
 EXPECTED_LOG = re.compile(
     r"^INFO |differs from what it held|failed with EIO: .* is damaged|"
@@ -81,15 +61,9 @@ class Ground:
     listings: list[dict[str, object]] = field(default_factory=list)
 
 
-@pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("failpoints")
-
-
-@pytest.fixture(scope="module")
-def ground(work: Path) -> Ground:
-    """A pool whose daemon was killed: volumes in use, with journals that are torn at their ends,
-    and one half deleted. Then one whole run of the scenario."""
+def make_ground(work: Path) -> Ground:
+    """Make a pool whose daemon was killed: volumes in use, with journals that are torn at their
+    ends, and one half deleted. Then one whole run of the scenario."""
     pool, log = work / "ground", work / "log"
     world = World()
     daemon = start(pool, log, Failpoint.API_DELETING_VOLUME)
@@ -288,93 +262,3 @@ class Run:
         client.until_unused("after")
         client.rest.delete(f"/volumes/{made['volume']['id']}")
         client.until_reclaimed()
-
-
-def assert_dies_without_pool(pool: Path, log: Path, point: Failpoint, starts: int) -> None:
-    """Where there is no pool yet; what is left must do for the next start, and the one after."""
-    for number in range(starts):
-        daemon = start(pool, log, point)
-        died = daemon.stop() if daemon.ready else daemon.died()
-        assert died or number, f"nothing comes to {point}"
-    daemon = start(pool, log)
-    assert daemon.ready, log.read_text()
-    rest = Rest(daemon.api_port)
-    rest.authenticate(credentials(pool))
-    assert rest.get("/volumes") == {"volumes": []}
-    rest.close()
-    assert not daemon.stop()
-    assert_clean(pool)
-
-
-@pytest.fixture
-def run(work: Path, ground: Ground) -> Iterator[Run]:
-    pool = work / "pool"
-    yield Run(pool, work / "pool.log", ground)
-    shutil.rmtree(pool)
-    (work / "pool.log").unlink()
-
-
-@pytest.fixture
-def empty(work: Path) -> Iterator[Path]:
-    yield work / "new"
-    shutil.rmtree(work / "new")
-
-
-@pytest.mark.parametrize("point", [point for point in Failpoint if point not in WITHOUT_POOL])
-def test_killed_at_the_first_hit(run: Run, point: Failpoint) -> None:
-    died = run.dies(point, 1)
-    run.verify()
-    assert died, f"nothing comes to {point}: let tests/crash/scenario.py do what does"
-
-
-@pytest.mark.parametrize(
-    ("point", "hit"),
-    [
-        (point, hit)
-        for point in Failpoint
-        if point not in WITHOUT_POOL | OF_A_CHANGE
-        for hit in LATER.get(point, (2,))
-    ],
-)
-def test_killed_at_a_later_hit(run: Run, point: Failpoint, hit: int) -> None:
-    """What one daemon comes to only once is killed there, and so is the next one if it comes to
-    it."""
-    if point in ONCE_A_START or not run.dies(point, hit):
-        run.begin_again()
-        assert run.dies(point, 1)
-        run.dies_again(point)
-    run.verify()
-
-
-@pytest.mark.parametrize("starts", [1, 2])
-@pytest.mark.parametrize("point", sorted(WITHOUT_POOL))
-def test_killed_where_there_was_no_pool(
-    empty: Path, work: Path, point: Failpoint, starts: int
-) -> None:
-    assert_dies_without_pool(empty, work / "new.log", point, starts)
-
-
-def test_the_command_itself_dies_there(work: Path) -> None:
-    """Not only a process that a test has forked."""
-    environment = {
-        **environment_without_a_cloud(),
-        "BOCKD_CONFIG": os.devnull,
-        "BOCKD_DATA": str(work / "real"),
-        "BOCKD_NBD_LISTEN": "none",
-        "BOCKD_API_LISTEN": "none",
-        VARIABLE: Failpoint.POOL_ESTABLISHED,
-    }
-    ended = subprocess.run(
-        [program("bockd"), "serve"], env=environment, capture_output=True, check=False, timeout=120
-    )
-    assert (ended.returncode, ended.stdout) == (-9, b"")
-
-
-@pytest.mark.parametrize("text", ["", "write", "write.data:", "write.data:0", "write.data:x", ":1"])
-def test_a_failpoint_that_is_none_is_refused(
-    work: Path, monkeypatch: pytest.MonkeyPatch, text: str
-) -> None:
-    monkeypatch.setenv(VARIABLE, text)
-    refusal = Bockd(work / "refused", work / "refused.log").refusal_to_start()
-    assert f"BOCKD_FAILPOINT='{text}' is not NAME or NAME:HIT" in refusal
-    assert not (work / "refused").exists()

@@ -32,9 +32,9 @@ from bockd.model import BLOCK_SIZE, MIB, NodeKind, ServerKind
 from bockd.pool.reports import ScrubStatus
 from tests.drivers.local.bitflip import flip_bit
 
+from ..forked import ForkedDaemon
+from ..rest import Rest
 from .content import Disk, GoneError
-from .forked import ForkedDaemon
-from .rest import Rest
 
 ROUNDS = (1, 2)
 SERVER = "258315"

@@ -1,0 +1,21 @@
+"""SIGKILL at every failpoint of bockd/failpoints.py, at its first hit.
+
+A failpoint that nothing reaches is an error.
+
+    pytest tests/crash/failpoints -k transition
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from bockd.failpoints import Failpoint
+
+from .run import WITHOUT_POOL, Run
+
+
+@pytest.mark.parametrize("point", [point for point in Failpoint if point not in WITHOUT_POOL])
+def test_killed_at_the_first_hit(run: Run, point: Failpoint) -> None:
+    died = run.dies(point, 1)
+    run.verify()
+    assert died, f"nothing comes to {point}: let tests/crash/failpoints/scenario.py do what does"

@@ -1,0 +1,24 @@
+"""Power cuts with one thing left out that durability rests on: each is noticed."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.crash.powercut.apart import HistoryFailedError, play
+from tests.crash.powercut.mounted import PowerCutDisk
+from tests.crash.powercut.mutations import MUTATIONS
+from tests.crash.powercut.scenario import CUTS_OF_A_RUN
+
+MOST_CUTS = 1500
+"""In which each mutation must be found out. The seeds are fixed, so it either is or is not."""
+
+
+@pytest.mark.parametrize("missing", MUTATIONS)
+def test_the_laboratory_notices_what_is_missing(disk: PowerCutDisk, missing: str) -> None:
+    with MUTATIONS[missing]():
+        for seed in range(MOST_CUTS // CUTS_OF_A_RUN):
+            try:
+                play(disk, seed, CUTS_OF_A_RUN)
+            except HistoryFailedError:
+                return
+    pytest.fail(f"{MOST_CUTS} power cuts without '{missing}', and nothing noticed")
