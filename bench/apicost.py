@@ -20,7 +20,7 @@ from bockd.blockstorage.contract import UNLIMITED, NewVolume, Quota
 from bockd.blockstorage.records import Ledger
 from bockd.blockstorage.running import NoPublisher, StorageContext
 from bockd.blockstorage.volumes import Volumes
-from bockd.drivers.local.pool import Pool
+from bockd.drivers.local.pool import LocalPool
 from bockd.identity.accounts import Accounts
 from bockd.identity.credentialsfile import CREDENTIALS_FILE, establish
 from bockd.model import VolumeId
@@ -83,7 +83,7 @@ def make_pool(directory: Path, volumes: int = VOLUMES) -> VolumeId:
     """Make a pool with so many volumes of its first tenant. Return one from their middle."""
     directory.mkdir(parents=True)
     background = Background()
-    pool = Pool.open(directory, background.spawn)
+    pool = LocalPool.open(directory, background.spawn)
     try:
         index = pool.index
         establish(index, directory)

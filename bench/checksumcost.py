@@ -20,7 +20,7 @@ from crc32c import crc32c
 from bockd.drivers.local.format.checksums import CHECKSUMS, encode_sums
 from bockd.drivers.local.format.leaf import LEAF_BLOCKS
 from bockd.index.ballast import Ballast
-from bockd.index.index import Index
+from bockd.index.index import LmdbIndex
 from bockd.index.keys import pair_key
 from bockd.model import BLOCK_SIZE, MIB
 from bockd.pool.index import Transaction
@@ -56,7 +56,7 @@ def written_bytes() -> int:
 def cost_of_table(directory: Path) -> tuple[float, float]:
     """Measure microseconds and bytes on disk for each leaf of checksums of which one is changed."""
     (directory / "index").mkdir()
-    index = Index.open(directory / "index", Ballast(directory / "ballast").release)
+    index = LmdbIndex.open(directory / "index", Ballast(directory / "ballast").release)
     numbers = random.Random(1)
     # The least that it could be: changed in place, in a form that needs no work.
     payload = encode_sums({block: numbers.getrandbits(32) for block in range(LEAF_BLOCKS)})

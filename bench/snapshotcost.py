@@ -18,7 +18,7 @@ from typing import TypeVar
 from bench.results import Comparison, Section, Target
 from bench.turns import BenchContext, Scale
 from bockd.drivers.local.format.leaf import LEAF_BYTES, LEAVES
-from bockd.drivers.local.pool import Pool
+from bockd.drivers.local.pool import LocalPool
 from bockd.drivers.local.volume.volume import Volume
 from bockd.model import BLOCK_SIZE, GIB, KIB, MIB, TIB, VolumeId
 from bockd.runtime.steps import Background, Steps, run_inline
@@ -49,7 +49,7 @@ class OpenPool:
 
     def __init__(self, root: Path) -> None:
         self._background = Background()
-        self.pool = Pool.open(root, self._background.spawn)
+        self.pool = LocalPool.open(root, self._background.spawn)
 
     def run(self, steps: Steps[T]) -> T:
         """Run an operation of the engine to its end."""

@@ -23,7 +23,7 @@ DEFAULT_ZONE = "nova"
 """`availabilityZone` of a volume that asks for none, as the specification prints it (4.4.2.1)."""
 
 
-class StepRunner(Protocol):
+class OperationRunner(Protocol):
     """Runs an operation to its end, even if its caller is cancelled."""
 
     async def run(self, steps: Steps[T]) -> T: ...

@@ -21,7 +21,7 @@ from bockd.blockstorage.contract import (
 )
 from bockd.blockstorage.editing import edit_snapshot, edit_volume
 from bockd.blockstorage.records import Ledger
-from bockd.blockstorage.running import StepRunner, StorageContext
+from bockd.blockstorage.running import OperationRunner, StorageContext
 from bockd.blockstorage.servers import Servers
 from bockd.blockstorage.snapshots import Snapshots
 from bockd.blockstorage.volumes import Volumes, refuse_fetched
@@ -68,7 +68,7 @@ class PoolBlockStorage:
     """Implements bockd.blockstorage.contract.BlockStorage; see there for what each method promises.
     Operations that only read run at once: a few index lookups, in memory."""
 
-    def __init__(self, context: StorageContext, runner: StepRunner) -> None:
+    def __init__(self, context: StorageContext, runner: OperationRunner) -> None:
         self.context = context
         self._index = context.pool.index
         self._quota_of = context.quota_of

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from bockd.blockstorage.contract import UNLIMITED, Quota
 from bockd.blockstorage.records import TenantRecord
-from bockd.blockstorage.running import StepRunner, StorageContext
+from bockd.blockstorage.running import OperationRunner, StorageContext
 from bockd.control import NewAccessKey, NewPassword, NewQuota, TenantInfo, UserInfo
 from bockd.errors import ConflictError, InvalidRequestError
 from bockd.identity import credentialsfile
@@ -25,7 +25,7 @@ MAX_QUOTA = 1 << 53
 class PoolAccounts:
     """Implements bockd.control.AccountControl; see there for what each method promises."""
 
-    def __init__(self, context: StorageContext, runner: StepRunner, data_dir: Path) -> None:
+    def __init__(self, context: StorageContext, runner: OperationRunner, data_dir: Path) -> None:
         self._context = context
         self._runner = runner
         self._index = context.pool.index

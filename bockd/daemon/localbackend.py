@@ -12,7 +12,7 @@ from bockd.daemon.retrying import Retrying
 from bockd.daemon.scrubbing import Scrubbing
 from bockd.drivers.local.maintenance.reclaim import Reclaimer
 from bockd.drivers.local.newpool import check_start
-from bockd.drivers.local.pool import Pool
+from bockd.drivers.local.pool import LocalPool
 from bockd.model import GIB
 from bockd.runtime.steprunner import StepRunner
 from bockd.runtime.steps import Spawn
@@ -22,7 +22,7 @@ class LocalBackend:
     """Implements Backend; the class is a BackendKind."""
 
     def __init__(
-        self, pool: Pool, settings: Settings, runner: StepRunner, retrying: Retrying
+        self, pool: LocalPool, settings: Settings, runner: StepRunner, retrying: Retrying
     ) -> None:
         self.pool = pool
         self.scrubbing = Scrubbing(pool.registry, settings.checksums)
@@ -44,8 +44,8 @@ class LocalBackend:
         """See BackendKind. The pool is in the data directory."""
         map_size_bytes = settings.pool.index_map_gib * GIB
 
-        def open_pool() -> Pool:
-            return Pool.open(settings.data_dir, spawn, map_size_bytes=map_size_bytes)
+        def open_pool() -> LocalPool:
+            return LocalPool.open(settings.data_dir, spawn, map_size_bytes=map_size_bytes)
 
         pool = await trio.to_thread.run_sync(open_pool)
         return cls(pool, settings, runner, retrying)

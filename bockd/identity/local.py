@@ -18,7 +18,7 @@ from bockd.blockstorage.contract import (
     Tenant,
 )
 from bockd.blockstorage.records import TOKENS, Ledger, TokenRecord, UserRecord
-from bockd.blockstorage.running import StepRunner
+from bockd.blockstorage.running import OperationRunner
 from bockd.errors import BockdError, ForbiddenError, OverLimitError, UnauthorizedError
 from bockd.failpoints import Failpoint, hit
 from bockd.identity.secrethash import digest_token, verify_secret
@@ -54,7 +54,7 @@ class LocalIdentity:
     def __init__(
         self,
         index: Index,
-        runner: StepRunner,
+        runner: OperationRunner,
         clock: Callable[[], float],
         key: bytes,
         token_seconds: float = TOKEN_SECONDS,

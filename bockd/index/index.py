@@ -1,8 +1,8 @@
 """The pool's LMDB environment: opened safely, read and changed through checksummed values.
 
 Invariants:
-* A change begins and commits inside one call of `Index.update`, on one thread. It is fully synced
-  when `update` returns; when it raises, nothing was changed.
+* A change begins and commits inside one call of `LmdbIndex.update`, on one thread. It is fully
+  synced when `update` returns; when it raises, nothing was changed.
 * Every value carries a CRC-32 that covers its table, its key and its bytes, because LMDB trusts
   its file: a flipped bit would otherwise come back as data.
 * No LMDB buffer leaves a transaction; values are copied out as bytes.
@@ -117,7 +117,7 @@ Gaps = Mapping[Table, Sequence[Gap]]
 _NO_GAPS: Gaps = {}
 
 
-class Transaction:
+class LmdbTransaction:
     """A view of the index; of one instant when reading, of itself when changing. Looking where the
     index has a gap raises DamagedError."""
 
@@ -209,7 +209,7 @@ class _Opened:
     tables: dict[Table, lmdb._Database]
 
 
-class Index:
+class LmdbIndex:
     """The open environment. One per process and pool, opened after any fork."""
 
     def __init__(self, directory: Path, make_room: Callable[[], bool]) -> None:
@@ -231,7 +231,7 @@ class Index:
         self._writing = threading.Lock()
 
     @classmethod
-    def open(cls, directory: Path, make_room: Callable[[], bool]) -> Index:
+    def open(cls, directory: Path, make_room: Callable[[], bool]) -> LmdbIndex:
         """Open or create the environment, with the tables that have been declared so far. A process
         that knows fewer than others do leaves theirs alone. On a full disk `make_room` is to give
         some back, or to return False.
@@ -295,7 +295,7 @@ class Index:
             self._opened.env.close()
 
     @contextmanager
-    def reading(self) -> Iterator[Transaction]:
+    def reading(self) -> Iterator[LmdbTransaction]:
         """Begin a read transaction: a view of the index at one instant. End it soon, on the same
         thread."""
         try:
@@ -318,7 +318,7 @@ class Index:
             os.close(fd)
 
     @contextmanager
-    def examining(self) -> Iterator[Transaction]:
+    def examining(self) -> Iterator[LmdbTransaction]:
         """Begin a read transaction for `check`, which ignores gaps, because `check` finds them by
         itself."""
         with self.reading() as txn:
@@ -337,7 +337,7 @@ class Index:
                 self._users -= 1
 
     @contextmanager
-    def _begin(self, *, write: bool) -> Iterator[Transaction]:
+    def _begin(self, *, write: bool) -> Iterator[LmdbTransaction]:
         """A transaction of this thread, which is `_using` the environment. lmdb.Error."""
         opened = self._opened or self._reopened(None)
         try:
@@ -346,7 +346,7 @@ class Index:
             opened = self._reopened(opened)
             begun = opened.env.begin(write=write)
         with begun as txn:
-            yield Transaction(txn, opened.tables, self._gaps)
+            yield LmdbTransaction(txn, opened.tables, self._gaps)
 
     def _reopened(self, broken: _Opened | None) -> _Opened:
         """The environment anew, after LMDB has met what it calls a fatal error: its meta page was
@@ -369,7 +369,7 @@ class Index:
             log.warning("%s was opened anew after an error", self._data)
             return self._opened
 
-    def update(self, change: Callable[[Transaction], T]) -> T:
+    def update(self, change: Callable[[LmdbTransaction], T]) -> T:
         """Run `change` in a write transaction and commit it, synced.
 
         When the disk is full some room is made and `change` runs once more, so it must have
@@ -388,7 +388,7 @@ class Index:
             finally:
                 self._stay_ahead()
 
-    def _attempt(self, change: Callable[[Transaction], T]) -> T:
+    def _attempt(self, change: Callable[[LmdbTransaction], T]) -> T:
         try:
             with self._begin(write=True) as txn:
                 result = change(txn)

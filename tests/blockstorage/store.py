@@ -26,7 +26,7 @@ from bockd.blockstorage.recount import find_problems
 from bockd.blockstorage.running import ExportPublisher, NoPublisher, StorageContext
 from bockd.blockstorage.service import PoolBlockStorage
 from bockd.drivers.local.integrity.check import check_open_pool
-from bockd.drivers.local.pool import Pool
+from bockd.drivers.local.pool import LocalPool
 from bockd.identity.accounts import Accounts
 from bockd.model import BLOCK_SIZE, VolumeId
 from bockd.pool.index import Transaction
@@ -57,7 +57,7 @@ class Store:
 
     def start(self) -> None:
         self.background = Background()
-        self.pool = Pool.open(self.root, self.background.spawn)
+        self.pool = LocalPool.open(self.root, self.background.spawn)
         self.context = StorageContext(
             self.pool, self.exports, self.quota, devices=self.devices, daemon="test"
         )

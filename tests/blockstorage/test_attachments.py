@@ -20,7 +20,7 @@ from bockd.errors import (
     InvalidStateError,
     NotFoundError,
 )
-from bockd.index.index import Transaction
+from bockd.index.index import LmdbTransaction
 from bockd.index.tables import Table
 from bockd.model import NodeKind
 from bockd.runtime.steps import run_inline
@@ -143,9 +143,9 @@ def test_the_time_of_a_search_says_nothing_of_the_name(
     guesses = [name[:kept] + "." * (len(name) - kept) for kept in range(len(name))]
     searched: list[bytes] = []
     compared: list[tuple[bytes, bytes]] = []
-    get, compare = Transaction.get, hmac.compare_digest
+    get, compare = LmdbTransaction.get, hmac.compare_digest
 
-    def noting_get(txn: Transaction, table: Table, key: bytes) -> bytes | None:
+    def noting_get(txn: LmdbTransaction, table: Table, key: bytes) -> bytes | None:
         if table is EXPORTS:
             searched.append(key)
         return get(txn, table, key)
@@ -154,7 +154,7 @@ def test_the_time_of_a_search_says_nothing_of_the_name(
         compared.append((one, other))
         return compare(one, other)
 
-    monkeypatch.setattr(Transaction, "get", noting_get)
+    monkeypatch.setattr(LmdbTransaction, "get", noting_get)
     monkeypatch.setattr(hmac, "compare_digest", noting_compare)
     for guess in (*guesses, name):
         _exported(store, guess)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bockd.daemon.capacity import Capacity, Threshold
-from bockd.drivers.local.pool import Pool
+from bockd.drivers.local.pool import LocalPool
 from bockd.model import MIB
 from bockd.runtime.steprunner import StepRunner
 from bockd.runtime.steps import Background
@@ -74,7 +74,7 @@ def test_the_daemon_warns_of_space_and_of_files(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, logger="bockd.daemon.capacity")
-    pool = Pool.open(tmp_path / "pool", Background().spawn)
+    pool = LocalPool.open(tmp_path / "pool", Background().spawn)
     try:
         capacity = Capacity(pool, StepRunner(1), tmp_path, (80, 90))
         for seen, words in (

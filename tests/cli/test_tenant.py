@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bockd.drivers.local.pool import Pool
+from bockd.drivers.local.pool import LocalPool
 from bockd.model import MIB
 from bockd.runtime.steps import Background, run_inline
 
@@ -45,7 +45,7 @@ def check_limits(daemon: Daemon) -> None:
 def old_pool(tmp_path: Path) -> Path:
     """A pool as an older version left it: a volume and a snapshot of nobody."""
     background = Background()
-    pool = Pool.open(tmp_path / "pool", background.spawn)
+    pool = LocalPool.open(tmp_path / "pool", background.spawn)
     volume = run_inline(pool.create_volume("old", 2 * MIB))
     run_inline(pool.create_snapshot(volume.id, "old-then"))
     run_inline(pool.close_all())

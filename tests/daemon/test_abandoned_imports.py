@@ -12,7 +12,7 @@ from bockd.blockstorage.images import Images
 from bockd.blockstorage.running import NoPublisher, StorageContext
 from bockd.config import Settings
 from bockd.daemon.images import ABANDONED_SECONDS, LOOK_SECONDS, PoolImages
-from bockd.drivers.local.pool import Pool
+from bockd.drivers.local.pool import LocalPool
 from bockd.errors import NotFoundError
 from bockd.model import MIB, VolumeId
 from bockd.nbd.server.exports import ExportKey
@@ -32,7 +32,7 @@ class Server(NbdServer):
 
 
 def test_given_up_when_nobody_has_been_connected_for_long(tmp_path: Path) -> None:
-    pool = Pool.open(tmp_path, Background().spawn)
+    pool = LocalPool.open(tmp_path, Background().spawn)
     context = StorageContext(pool, NoPublisher())
     server = Server()
     images = PoolImages(context, server, Settings(data_dir=tmp_path))

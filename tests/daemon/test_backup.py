@@ -17,7 +17,7 @@ from bockd.cli.checking import check_pool
 from bockd.cli.client import ControlClient
 from bockd.drivers.local.format.layout import Layout
 from bockd.drivers.local.format.locks import FileLock
-from bockd.drivers.local.pool import Pool
+from bockd.drivers.local.pool import LocalPool
 from bockd.errors import BockdError, ConflictError, DamagedError, InUseError, NotFoundError
 from bockd.model import BLOCK_SIZE, MIB
 from bockd.runtime.steps import Background, run_inline
@@ -45,7 +45,7 @@ def backed_up(pool: Path, target: Path) -> dict[str, Any]:
 
 def content(root: Path, name: str = "v") -> bytes:
     """Of a volume of a pool, on another machine."""
-    pool = Pool.open(root, Background().spawn, boot=ANOTHER_BOOT)
+    pool = LocalPool.open(root, Background().spawn, boot=ANOTHER_BOOT)
     try:
         volume = run_inline(pool.registry.use_volume(pool.registry.find_volume(name))).volume
         buffer = bytearray(SIZE)
@@ -105,7 +105,7 @@ def test_an_interrupted_backup_is_no_pool_and_goes_on(serving: Serving, tmp_path
         with pytest.raises(InterruptedRunError):
             back_up(serving.pool, target, interrupt)
         with pytest.raises(DamagedError, match="backup that was not finished"):
-            Pool.open(target, Background().spawn)
+            LocalPool.open(target, Background().spawn)
     backed_up(serving.pool, target)
     assert content(target) == NEW + OLD * (BLOCKS - 1)
 
@@ -209,7 +209,7 @@ def test_other_directories_are_refused(serving: Serving, tmp_path: Path, inside:
 def test_a_backup_of_another_pool_is_refused(serving: Serving, tmp_path: Path) -> None:
     serving.prepared("v")
     backed_up(serving.pool, tmp_path / "backup")
-    other = Pool.open(tmp_path / "other", Background().spawn)
+    other = LocalPool.open(tmp_path / "other", Background().spawn)
     other.release()
     with pytest.raises(ConflictError, match="backup of another pool"):
         back_up(tmp_path / "other", tmp_path / "backup", lambda _done, _total: None)

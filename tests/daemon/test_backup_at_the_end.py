@@ -8,7 +8,7 @@ import trio
 
 from bockd.daemon.backups import Backups
 from bockd.drivers.local.format.locks import FileLock
-from bockd.drivers.local.pool import Pool
+from bockd.drivers.local.pool import LocalPool
 from bockd.errors import UnavailableError
 from bockd.model import MIB
 from bockd.runtime.steprunner import StepRunner
@@ -24,7 +24,9 @@ async def test_a_backup_that_begins_at_the_end_keeps_no_lock(tmp_path: Path) -> 
     runner = StepRunner()
     refused = []
     async with trio.open_nursery() as background:
-        pool = Pool.open(tmp_path / "pool", lambda steps: background.start_soon(runner.run, steps))
+        pool = LocalPool.open(
+            tmp_path / "pool", lambda steps: background.start_soon(runner.run, steps)
+        )
         for number in range(VOLUMES):
             await runner.run(pool.create_volume(f"v{number}", 64 * MIB))
         lock = FileLock.acquire(

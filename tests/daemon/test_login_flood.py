@@ -18,7 +18,7 @@ import httpx
 from bockd.blockstorage.records import Ledger
 from bockd.drivers.local.format.layout import Layout
 from bockd.drivers.local.poolfiles import join_store
-from bockd.index.index import Index
+from bockd.index.index import LmdbIndex
 from bockd.pool.index import Transaction
 from tests.hostile.live import resident_bytes
 
@@ -174,7 +174,7 @@ def make_its_hash_cheap(daemon: Bockd) -> None:
 
 
 @contextmanager
-def changing(pool: Path) -> Iterator[Index]:
+def changing(pool: Path) -> Iterator[LmdbIndex]:
     """The index of a pool that no daemon serves."""
     store = join_store(Layout(pool))
     try:

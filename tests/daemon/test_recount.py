@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bockd.blockstorage.contract import Usage
 from bockd.blockstorage.records import Ledger
-from bockd.drivers.local.pool import Pool
+from bockd.drivers.local.pool import LocalPool
 from bockd.pool.index import Transaction
 from bockd.runtime.steps import Background
 
@@ -23,7 +23,7 @@ def plant(data_dir: Path, used: Usage) -> None:
         for record in ledger.tenants():
             ledger.put_tenant(replace(record, used=used))
 
-    pool = Pool.open(data_dir, Background().spawn)
+    pool = LocalPool.open(data_dir, Background().spawn)
     try:
         pool.index.update(change)
     finally:

@@ -15,7 +15,7 @@ import pytest
 
 from bockd.drivers.local.format.catalogue import FORMAT, META
 from bockd.index.ballast import Ballast
-from bockd.index.index import Index
+from bockd.index.index import LmdbIndex
 from bockd.pool.index import Transaction
 
 from .process import Bockd, program, serving
@@ -58,7 +58,7 @@ def test_a_second_daemon_on_one_pool(daemon: Bockd) -> None:
 
 def replace_pool_record(pool: Path, payload: bytes | None) -> bytes:
     """Give the pool another record, by default one of the next format; returns the former."""
-    index = Index.open(pool / "index", Ballast(pool / "ballast").release)
+    index = LmdbIndex.open(pool / "index", Ballast(pool / "ballast").release)
 
     def change(txn: Transaction) -> bytes:
         former = txn.get(META, b"pool")

@@ -18,7 +18,7 @@ import pytest
 
 from bockd.drivers.local.format.catalogue import MAPS
 from bockd.index.ballast import Ballast
-from bockd.index.index import Index
+from bockd.index.index import LmdbIndex
 from bockd.index.keys import id_key
 from tests.daemon.process import Bockd
 
@@ -181,7 +181,7 @@ def test_one_damaged_volume_hides_no_other(daemon: Bockd, mount: Path) -> None:
     for name in ("bad", "good"):
         daemon.bock("volume", "create", name, "--size", "1M")
     daemon.stop()
-    index = Index.open(daemon.data_dir / "index", Ballast(daemon.data_dir / "ballast").release)
+    index = LmdbIndex.open(daemon.data_dir / "index", Ballast(daemon.data_dir / "ballast").release)
     index.update(lambda txn: txn.delete(MAPS, id_key(1)))
     index.close()
     daemon.expect_in_log("map 1 is missing")

@@ -12,7 +12,7 @@ from bockd.drivers.local.format.catalogue import MAPS, META
 from bockd.drivers.local.format.leaf import LEAVES
 from bockd.errors import DamagedError, PoolFormatError
 from bockd.index.ballast import BALLAST_BYTES, Ballast
-from bockd.index.index import Index, Transaction, seal, unseal
+from bockd.index.index import LmdbIndex, LmdbTransaction, seal, unseal
 
 
 @pytest.fixture
@@ -22,8 +22,8 @@ def directory(tmp_path: Path) -> Path:
     return directory
 
 
-def open_index(directory: Path) -> Index:
-    return Index.open(directory, Ballast(directory.parent / "ballast").release)
+def open_index(directory: Path) -> LmdbIndex:
+    return LmdbIndex.open(directory, Ballast(directory.parent / "ballast").release)
 
 
 def test_values_come_back(directory: Path) -> None:
@@ -55,7 +55,7 @@ def test_a_value_under_another_key_or_table_is_noticed() -> None:
 def test_an_exception_changes_nothing(directory: Path) -> None:
     index = open_index(directory)
 
-    def change(txn: Transaction) -> None:
+    def change(txn: LmdbTransaction) -> None:
         txn.put(MAPS, b"a", b"1")
         raise RuntimeError("no")
 
@@ -69,7 +69,7 @@ def test_an_exception_changes_nothing(directory: Path) -> None:
 def test_a_truncated_file_is_refused_before_it_is_mapped(directory: Path) -> None:
     index = open_index(directory)
 
-    def fill(txn: Transaction) -> None:
+    def fill(txn: LmdbTransaction) -> None:
         for i in range(500):
             txn.put(LEAVES, str(i).encode(), bytes(500))
 
@@ -86,7 +86,7 @@ def test_the_file_is_never_shorter_than_its_meta_page_says(directory: Path) -> N
     index = open_index(directory)
     for round_number in range(20):
 
-        def change(txn: Transaction, n: int = round_number) -> None:
+        def change(txn: LmdbTransaction, n: int = round_number) -> None:
             for i in range(300):
                 txn.put(LEAVES, f"{n}/{i}".encode(), bytes(900))
             for i in range(0, 300, 2):
@@ -115,10 +115,10 @@ def test_the_ballast_is_real_space_and_is_released_once(tmp_path: Path) -> None:
 def test_an_index_whose_first_sync_failed_is_begun_anew(tmp_path: Path) -> None:
     """LMDB has written its pages, and nothing of them has reached the disk but the length."""
     (tmp_path / "data.mdb").write_bytes(bytes(8 * 4096))
-    index = Index.open(tmp_path, Ballast(tmp_path / "ballast").release)
+    index = LmdbIndex.open(tmp_path, Ballast(tmp_path / "ballast").release)
     index.update(lambda txn: txn.put(META, b"key", b"value"))
     index.close()
-    again = Index.open(tmp_path, Ballast(tmp_path / "ballast").release)
+    again = LmdbIndex.open(tmp_path, Ballast(tmp_path / "ballast").release)
     with again.reading() as txn:
         assert txn.get(META, b"key") == b"value"
     again.close()
@@ -145,7 +145,7 @@ def test_what_may_be_under_a_damaged_key_is_not_absent(directory: Path) -> None:
     index = open_index(directory)
     names = (b"entry-10", b"entry-20", b"entry-30", b"entry-40")
 
-    def fill(txn: Transaction) -> None:
+    def fill(txn: LmdbTransaction) -> None:
         for name in names:
             txn.put(LEAVES, name, b"value")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bockd.drivers.local.pool import Pool
+from bockd.drivers.local.pool import LocalPool
 from bockd.model import SnapshotId, VolumeId
 from bockd.runtime.steps import Background, run_inline
 
@@ -62,9 +62,9 @@ class PoolDirectory:
         finally:
             pool.release()
 
-    def _open(self) -> tuple[Pool, Background]:
+    def _open(self) -> tuple[LocalPool, Background]:
         background = Background()
-        return Pool.open(self.path, background.spawn), background
+        return LocalPool.open(self.path, background.spawn), background
 
     @property
     def parameter(self) -> str:
@@ -87,7 +87,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PoolDirectory]:
     work = tmp_path_factory.mktemp("nbdkit")
     path = work / "pool"
     made = PoolDirectory(path, Bockd(path, work / "bockd.log"))
-    Pool.open(path, Background().spawn).release()
+    LocalPool.open(path, Background().spawn).release()
     yield made
     made.daemon.end()
     made.daemon.check()

@@ -18,9 +18,9 @@ import nbd
 import pytest
 
 from bockd.drivers.local.format.catalogue import FORMAT, META, Catalogue
-from bockd.drivers.local.pool import Pool
+from bockd.drivers.local.pool import LocalPool
 from bockd.index.ballast import Ballast
-from bockd.index.index import Index
+from bockd.index.index import LmdbIndex
 from bockd.pool.index import Transaction
 from bockd.runtime.steps import Background
 
@@ -167,7 +167,7 @@ def test_a_relative_pool_in_the_background(
 
 def test_a_pool_of_a_newer_format(pool: PoolDirectory) -> None:
     pool.create("disk1")
-    index = Index.open(pool.path / "index", Ballast(pool.path / "ballast").release)
+    index = LmdbIndex.open(pool.path / "index", Ballast(pool.path / "ballast").release)
 
     def set_format(number: int) -> None:
         def change(txn: Transaction) -> None:
@@ -186,7 +186,7 @@ def test_a_volume_that_failed(pool: PoolDirectory) -> None:
     """Refused until it is reopened; the others are served."""
     pool.create("disk1")
     pool.create("disk2")
-    opened = Pool.open(pool.path, Background().spawn)
+    opened = LocalPool.open(pool.path, Background().spawn)
 
     def fail(txn: Transaction) -> None:
         catalogue = Catalogue(txn)

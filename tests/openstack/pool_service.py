@@ -15,7 +15,7 @@ from bockd.blockstorage.quota import DEFAULT_QUOTA
 from bockd.blockstorage.running import StorageContext
 from bockd.blockstorage.service import PoolBlockStorage
 from bockd.daemon.attached import AttachedVolumes
-from bockd.drivers.local.pool import Pool
+from bockd.drivers.local.pool import LocalPool
 from bockd.identity.accounts import Accounts
 from bockd.identity.local import LocalIdentity
 from bockd.nbd.server.nbd_server import NbdServer
@@ -37,7 +37,7 @@ def on_pool(root: Path, quota: Quota = DEFAULT_QUOTA) -> Opening:
             def spawn(steps: Steps[None]) -> None:
                 background.start_soon(runner.run, steps)
 
-            pool = Pool.open(root, spawn)
+            pool = LocalPool.open(root, spawn)
             try:
                 accounts = Accounts(pool.index)
                 server = NbdServer(runner=runner)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from bockd.drivers.local.pool import Pool as LocalPool
+from bockd.drivers.local.pool import LocalPool
 from bockd.drivers.memory.pool import MemoryPool
 from bockd.model import BLOCK_SIZE, MIB, NodeKind, SnapshotId, VolumeId
 from bockd.pool.pool import Pool

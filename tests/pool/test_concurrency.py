@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import trio
 
-from bockd.drivers.local.pool import Pool as LocalPool
+from bockd.drivers.local.pool import LocalPool
 from bockd.drivers.memory.pool import MemoryPool
 from bockd.errors import BockdError, ConflictError, NotFoundError
 from bockd.model import MIB, NodeKind

@@ -11,7 +11,7 @@ from bockd.drivers.local.format.layout import JournalName, Layout
 from bockd.drivers.local.format.spares import SpareSegments
 from bockd.errors import NoInodesError, NoSpaceError, from_os_error
 from bockd.index.ballast import Ballast
-from bockd.index.index import Index
+from bockd.index.index import LmdbIndex
 from bockd.model import LayerId
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ class StoreAccess:
     """What an open volume needs of its pool."""
 
     layout: Layout
-    index: Index
+    index: LmdbIndex
     ballast: Ballast
     spares: SpareSegments
     files: OpenFiles

@@ -39,7 +39,7 @@ from bockd.drivers.local.format.leaf import LEAVES, leaf_key
 from bockd.drivers.local.format.locks import FileLock
 from bockd.errors import ConflictError, DamagedError, InvalidRequestError, from_os_error
 from bockd.index.ballast import Ballast
-from bockd.index.index import Index
+from bockd.index.index import LmdbIndex
 from bockd.index.keys import id_key
 from bockd.index.mapsize import read_map_size, write_map_size
 from bockd.model import MIB, LayerId, NodeKind, SnapshotId, VolumeId
@@ -214,7 +214,7 @@ class Backup:
         for place in (directory, self._target.index):
             write_map_size(place, map_size)
         self._store.index.copy_to(directory / "data.mdb")
-        index = Index.open(directory, Ballast(self._target.ballast).release)
+        index = LmdbIndex.open(directory, Ballast(self._target.ballast).release)
         try:
             if frozen is not None:
                 snapshots = dict(frozen)

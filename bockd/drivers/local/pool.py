@@ -24,7 +24,7 @@ from bockd.drivers.local.registry import Registry
 from bockd.drivers.local.snapshots import SnapshotOperations
 from bockd.drivers.local.volumes import VolumeOperations
 from bockd.errors import named
-from bockd.index.index import Index
+from bockd.index.index import LmdbIndex
 from bockd.model import BLOCK_SIZE, NodeKind, SnapshotId, VolumeId
 from bockd.pool.device import BlockDevice
 from bockd.pool.features import Features
@@ -36,7 +36,7 @@ from bockd.runtime.steps import Spawn, Steps, blocking
 FEATURES = Features(driver="local", durable=True, hole_bytes=BLOCK_SIZE, shares_blocks=True)
 
 
-class Pool:
+class LocalPool:
     """An open local pool. `registry` has what is open, and is for this driver and its wiring."""
 
     features = FEATURES
@@ -63,7 +63,7 @@ class Pool:
         return cls(Registry.open(root, spawn, boot=boot, map_size_bytes=map_size_bytes))
 
     @property
-    def index(self) -> Index:
+    def index(self) -> LmdbIndex:
         """See the contract."""
         return self.registry.store.index
 

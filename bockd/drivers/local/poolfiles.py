@@ -17,7 +17,7 @@ from bockd.drivers.local.format.spares import SpareSegments
 from bockd.errors import DamagedError, InUseError, NoSpaceError, PoolFormatError
 from bockd.failpoints import Failpoint, hit
 from bockd.index.ballast import Ballast
-from bockd.index.index import Index
+from bockd.index.index import LmdbIndex
 from bockd.pool.index import Transaction
 from bockd.pool.nodes import VOLUMES
 
@@ -28,7 +28,7 @@ def open_store(layout: Layout, boot: str) -> StoreAccess:
     """Open the index, and check that it is ours before anything else is touched."""
     _refuse_lost_index(layout)
     ballast = Ballast(layout.ballast)
-    index = Index.open(layout.index, ballast.release)
+    index = LmdbIndex.open(layout.index, ballast.release)
     try:
         index.update(_establish)
         hit(Failpoint.POOL_ESTABLISHED)
@@ -55,7 +55,7 @@ def open_store(layout: Layout, boot: str) -> StoreAccess:
 def join_store(layout: Layout) -> StoreAccess:
     """Open the index of a pool that another process has made, and may have open now."""
     ballast = Ballast(layout.ballast)
-    index = Index.open(layout.index, ballast.release)
+    index = LmdbIndex.open(layout.index, ballast.release)
     try:
         with index.reading() as txn:
             _refuse_empty(Catalogue(txn), layout)

@@ -24,7 +24,7 @@ from bockd.cli.checking import check_pool
 from bockd.drivers.local.format.catalogue import Catalogue
 from bockd.drivers.local.format.journal import RECORD_BYTES
 from bockd.drivers.local.integrity.scrubbing import scrub_pool
-from bockd.drivers.local.pool import Pool
+from bockd.drivers.local.pool import LocalPool
 from bockd.failpoints import VARIABLE, Failpoint
 from bockd.model import BLOCK_SIZE, GIB, MIB, NodeKind, VolumeId
 from bockd.pool.index import Transaction
@@ -98,7 +98,7 @@ def make_ground(work: Path) -> Ground:
 
 def add_what_no_client_can(pool: Path, world: World) -> None:
     """Volumes that belong to nobody, as older versions made them; and volumes that failed."""
-    opened = Pool.open(pool, Background().spawn)
+    opened = LocalPool.open(pool, Background().spawn)
 
     def fail(txn: Transaction) -> None:
         catalogue = Catalogue(txn)

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from bockd.drivers.local.integrity.check import check_open_pool
 from bockd.drivers.local.maintenance.reclaim import Reclaimer
-from bockd.drivers.local.pool import Pool
+from bockd.drivers.local.pool import LocalPool
 from bockd.drivers.local.volume.reading import Reader
 from bockd.drivers.local.volume.volume import Volume
 from bockd.errors import BockdError, NoSpaceError, VolumeFailedError
@@ -115,8 +115,8 @@ class Subject:
         """Open the pool and recover it; if that fails, again when the cause is gone."""
         self.background = Background()
 
-        def attempt() -> Pool:
-            return Pool.open(self.path, self.background.spawn, boot=boot)
+        def attempt() -> LocalPool:
+            return LocalPool.open(self.path, self.background.spawn, boot=boot)
 
         pool = self.attempt("open the pool", attempt)
         if pool is None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from random import Random
 
 from bockd.drivers.local.integrity.scrub import Scrubber
-from bockd.drivers.local.pool import Pool
+from bockd.drivers.local.pool import LocalPool
 from bockd.drivers.local.volume.volume import Volume
 from bockd.model import BLOCK_SIZE, MIB
 from bockd.runtime.steps import Steps
@@ -81,7 +81,7 @@ class Operations:
     """
 
     disk: PowerCutDisk
-    pool: Pool
+    pool: LocalPool
     scheduler: Scheduler
     scrubber: Scrubber
     world: World

@@ -16,7 +16,7 @@ from bockd.drivers.local.format.checksums import all_damage
 from bockd.drivers.local.integrity.check import check_open_pool
 from bockd.drivers.local.integrity.scrub import Scrubber
 from bockd.drivers.local.maintenance.reclaim import Reclaimer
-from bockd.drivers.local.pool import Pool
+from bockd.drivers.local.pool import LocalPool
 from bockd.drivers.local.volume.reading import Reader
 from bockd.errors import BockdError
 from bockd.runtime.steps import run_inline
@@ -145,7 +145,7 @@ class Run:
         """Open the pool, recover it, and compare it with what is known; unless there is a cut
         meanwhile, to no effect on what is known."""
         self.scheduler = UnevenScheduler(self.random, now=self.now)
-        self.pool = Pool.open(self.path, self.scheduler.spawn, boot=f"{self.boot:036}")
+        self.pool = LocalPool.open(self.path, self.scheduler.spawn, boot=f"{self.boot:036}")
         self.reclaimer = Reclaimer(self.pool.registry)
         self.scrubber = Scrubber(self.pool.registry)
         self.operations = Operations(

@@ -13,7 +13,7 @@ import pytest
 
 from bockd.drivers.local.integrity.check import check_open_pool
 from bockd.drivers.local.maintenance.reclaim import Reclaimer
-from bockd.drivers.local.pool import Pool
+from bockd.drivers.local.pool import LocalPool
 from bockd.runtime.steps import Background, run_inline
 from tests.crash.powercut.apart import play
 from tests.crash.powercut.disk import Content, File
@@ -42,14 +42,14 @@ def test_removed_layers_stay_removed(disk: PowerCutDisk) -> None:
     life = disk.new()
     disk.arm(life, 0)
     background = Background()
-    pool = Pool.open(disk.path(life), background.spawn)
+    pool = LocalPool.open(disk.path(life), background.spawn)
     volume = run_inline(pool.create_volume("v", SIZE))
     run_inline(pool.delete_volume(volume.id))
     run_inline(Reclaimer(pool.registry).run())
     die(pool)
     for number in range(10):
         after = disk.restore(life, str(number))
-        pool = Pool.open(disk.path(after), background.spawn)
+        pool = LocalPool.open(disk.path(after), background.spawn)
         report = check_open_pool(pool.registry.store, live=frozenset(), repair=False)
         assert report.clean, report.problems
         die(pool)

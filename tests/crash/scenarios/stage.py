@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from bockd.drivers.local.integrity.check import check_open_pool
 from bockd.drivers.local.maintenance.reclaim import Reclaimer
-from bockd.drivers.local.pool import Pool
+from bockd.drivers.local.pool import LocalPool
 from bockd.drivers.local.volume.reading import Reader
 from bockd.drivers.local.volume.volume import Volume
 from bockd.model import BLOCK_SIZE, MIB, SnapshotId
@@ -49,7 +49,7 @@ class Stage:
     def _open(self) -> None:
         self.conductor = Conductor()
         path = self.disk.path(self.life)
-        self.pool = Pool.open(path, self.conductor.spawn, boot=f"{self._boot:036}")
+        self.pool = LocalPool.open(path, self.conductor.spawn, boot=f"{self._boot:036}")
         self.reclaimer = Reclaimer(self.pool.registry)
         self.pool.registry.on_garbage = lambda: self.conductor.spawn(self.reclaimer.run())
 

@@ -15,7 +15,7 @@ import pytest
 
 from bockd.drivers.local.format.journal import SegmentContents
 from bockd.drivers.local.format.layer import Layer
-from bockd.drivers.local.pool import Pool
+from bockd.drivers.local.pool import LocalPool
 from bockd.drivers.local.volume import recovery
 from bockd.drivers.local.volume.appending import JournalTail
 from bockd.drivers.local.volume.volume import Volume
@@ -129,7 +129,7 @@ def write_and_kill(work: Path, prepare: Callable[[], None] | None = None) -> Kil
 def contents(pool_path: Path) -> dict[str, bytes]:
     """Recover all volumes of a pool, and read them."""
     background: list[Steps[None]] = []
-    pool = Pool.open(pool_path, background.append)
+    pool = LocalPool.open(pool_path, background.append)
     found: dict[str, bytes] = {}
     try:
         with pool.registry.catalogue() as catalogue:

@@ -12,7 +12,7 @@ from bockd.drivers.local.format.catalogue import Catalogue
 from bockd.drivers.local.integrity.check import check_open_pool
 from bockd.drivers.local.maintenance import merging
 from bockd.drivers.local.maintenance.reclaim import Reclaimer
-from bockd.drivers.local.pool import Pool
+from bockd.drivers.local.pool import LocalPool
 from bockd.drivers.local.volume.volume import Volume
 from bockd.model import BLOCK_SIZE, MIB, SnapshotId, VolumeId
 from bockd.runtime.steps import Background, Blocking, Signal, Step, Steps, run_inline
@@ -25,7 +25,7 @@ class Bench:
 
     def __init__(self, root: Path) -> None:
         self.background = Background()
-        self.pool = Pool.open(root, self.background.spawn)
+        self.pool = LocalPool.open(root, self.background.spawn)
         self.reclaimer = Reclaimer(self.pool.registry)
         self.volume = VolumeId(run_inline(self.pool.create_volume("v", SIZE)).id)
 

@@ -6,10 +6,10 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from bockd.drivers.local.pool import Pool
+from bockd.drivers.local.pool import LocalPool
 
 
-def die(pool: Pool) -> None:
+def die(pool: LocalPool) -> None:
     """Give up a pool's descriptors and locks without finishing, flushing or closing anything.
 
     What was written to files stays (the page cache survives a process), and nothing else does.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bockd.drivers.local.format.catalogue import LAYERS, Catalogue
 from bockd.drivers.local.integrity.check import check_open_pool
-from bockd.drivers.local.pool import Pool
+from bockd.drivers.local.pool import LocalPool
 from bockd.index.keys import id_key
 from bockd.runtime.steps import Background, run_inline
 from tests.drivers.local.bench_pool import Bench
@@ -21,7 +21,7 @@ def test_an_unclosed_volume_whose_head_is_in_no_record(tmp_path: Path) -> None:
     run_inline(device.durability._seal())
     bench.write(1, b"b")
     die(bench.pool)
-    pool = Pool.open(tmp_path, Background().spawn)
+    pool = LocalPool.open(tmp_path, Background().spawn)
     with pool.index.reading() as txn:
         head = Catalogue(txn).volume(bench.volume).head
     pool.index.update(lambda txn: txn.delete(LAYERS, id_key(head)))

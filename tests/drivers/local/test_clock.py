@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bockd.drivers.local.pool import Pool
+from bockd.drivers.local.pool import LocalPool
 from bockd.runtime.steps import Background, run_inline
 from tests.drivers.local.bench_pool import Bench
 from tests.drivers.local.process import die
@@ -26,7 +26,7 @@ def test_a_pool_whose_clock_is_set_back(tmp_path: Path) -> None:
     assert shots == ["s0", "s1", "s2", "s3"]
     die(bench.pool)
     bench.background = Background()
-    bench.pool = Pool.open(tmp_path, bench.background.spawn)
+    bench.pool = LocalPool.open(tmp_path, bench.background.spawn)
     for number in range(4):
         shot = bench.pool.registry.find_snapshot(f"s{number}")
         assert bench.block(shot, 0) == b"%d" % number

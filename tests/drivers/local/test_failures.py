@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from bockd.drivers.local.pool import Pool
+from bockd.drivers.local.pool import LocalPool
 from bockd.errors import DamagedError, NoSpaceError, ReadOnlyFileSystemError, VolumeFailedError
 from bockd.index import ballast
-from bockd.index.index import Index
+from bockd.index.index import LmdbIndex
 from bockd.model import BLOCK_SIZE
 from bockd.runtime.steps import Background, run_inline
 from tests.drivers.local.bench_pool import SIZE, Bench
@@ -29,7 +29,7 @@ def reading_after_death(root: Path, bench: Bench, snapshot: str, block: int) -> 
     """What the volume and a snapshot hold in a block once the process has died; a pool in order."""
     die(bench.pool)
     bench.background = Background()
-    bench.pool = Pool.open(root, bench.background.spawn)
+    bench.pool = LocalPool.open(root, bench.background.spawn)
     found = bench.pool.registry.find_snapshot(snapshot)
     return bench.block(bench.volume, block), bench.block(found, block)
 
@@ -41,15 +41,15 @@ def test_a_commit_that_reports_failure_is_looked_up(
     """LMDB may fail a commit whose last write was done: the volume goes on with what the index
     says, be it the new head or the old one, and nothing written afterwards is lost."""
     bench.write(0, b"a", 4)
-    commit = Index.update
+    commit = LmdbIndex.update
 
-    def fail(index: Index, change: Callable[[Any], Any]) -> Any:
-        monkeypatch.setattr(Index, "update", commit)
+    def fail(index: LmdbIndex, change: Callable[[Any], Any]) -> Any:
+        monkeypatch.setattr(LmdbIndex, "update", commit)
         if committed:
             commit(index, change)
         raise DamagedError("the index cannot be used: mdb_txn_commit: Input/output error")
 
-    monkeypatch.setattr(Index, "update", fail)
+    monkeypatch.setattr(LmdbIndex, "update", fail)
     if committed:
         bench.snapshot("s")
     else:
@@ -73,8 +73,8 @@ def test_a_volume_is_refused_when_nobody_knows_what_a_commit_has_left(
         raise DamagedError("the index cannot be used")
 
     with monkeypatch.context() as broken:
-        broken.setattr(Index, "update", fail)
-        broken.setattr(Index, "reading", fail)
+        broken.setattr(LmdbIndex, "update", fail)
+        broken.setattr(LmdbIndex, "reading", fail)
         with pytest.raises(DamagedError):
             run_inline(bench.device().durability.checkpoint())
         with pytest.raises(DamagedError):
@@ -99,8 +99,8 @@ def test_a_volume_that_failed_before_its_first_change_acknowledges_nothing(
     run_inline(bench.pool.registry.close_idle_volume(bench.volume))
     device = run_inline(bench.pool.registry.use_volume(bench.volume)).volume
     with monkeypatch.context() as broken:
-        broken.setattr(Index, "update", fail)
-        broken.setattr(Index, "reading", fail)
+        broken.setattr(LmdbIndex, "update", fail)
+        broken.setattr(LmdbIndex, "reading", fail)
         with pytest.raises(NoSpaceError):
             run_inline(device.write(0, memoryview(b"a" * BLOCK_SIZE)))
     for operation in (
@@ -188,7 +188,7 @@ def test_a_failure_is_recorded_as_soon_as_the_index_can_be_written(
         raise DamagedError("the index cannot be used")
 
     with monkeypatch.context() as broken:
-        broken.setattr(Index, "update", fail)
+        broken.setattr(LmdbIndex, "update", fail)
         declare_failed(bench, "the disk is broken")
         bench.background.run()
         with pytest.raises(VolumeFailedError):
@@ -210,7 +210,7 @@ def test_a_failure_is_recorded_after_the_volume_was_closed(
         raise DamagedError("the index cannot be used")
 
     with monkeypatch.context() as broken:
-        broken.setattr(Index, "update", fail)
+        broken.setattr(LmdbIndex, "update", fail)
         declare_failed(bench, "the disk is broken")
         run_inline(bench.pool.registry.close_idle_volume(bench.volume))
         bench.background.run()
@@ -240,7 +240,7 @@ def test_what_cannot_be_closed_stays_open_and_is_closed_later(
         raise NoSpaceError("full")
 
     with monkeypatch.context() as full:
-        full.setattr(Index, "update", fail)
+        full.setattr(LmdbIndex, "update", fail)
         with pytest.raises(NoSpaceError):
             run_inline(bench.pool.registry.close_idle_volume(bench.volume))
         assert bench.block(bench.volume, 0) == b"a"
@@ -260,7 +260,7 @@ def test_a_volume_that_failed_on_a_read_only_file_system_can_be_read(
         raise ReadOnlyFileSystemError("changing the index")
 
     with monkeypatch.context() as full:
-        full.setattr(Index, "update", fail)
+        full.setattr(LmdbIndex, "update", fail)
         declare_failed(bench, "read-only file system")
         bench.background.run()
         with pytest.raises(ReadOnlyFileSystemError):
@@ -292,16 +292,16 @@ def test_a_first_change_that_fails_leaves_the_volume_as_it_was(
     """Whether the commit was done or not: it is looked up."""
     bench.write(0, b"a")
     run_inline(bench.pool.registry.close_idle_volume(bench.volume))
-    commit = Index.update
+    commit = LmdbIndex.update
     for committed in (False, True):
 
-        def fail(index: Index, change: Callable[[Any], Any], done: bool = committed) -> Any:
-            monkeypatch.setattr(Index, "update", commit)
+        def fail(index: LmdbIndex, change: Callable[[Any], Any], done: bool = committed) -> Any:
+            monkeypatch.setattr(LmdbIndex, "update", commit)
             if done:
                 commit(index, change)
             raise NoSpaceError("full")
 
-        monkeypatch.setattr(Index, "update", fail)
+        monkeypatch.setattr(LmdbIndex, "update", fail)
         if not committed:
             with pytest.raises(NoSpaceError):
                 bench.write(0, b"b")
@@ -312,7 +312,7 @@ def test_a_first_change_that_fails_leaves_the_volume_as_it_was(
     bench.reclaim()
     die(bench.pool)
     bench.background = Background()
-    bench.pool = Pool.open(bench.pool.registry.store.layout.root, bench.background.spawn)
+    bench.pool = LocalPool.open(bench.pool.registry.store.layout.root, bench.background.spawn)
     assert bench.block(bench.volume, 0) == b"b"
 
 

@@ -12,7 +12,7 @@ import pytest
 from bockd.drivers.local.format import catalogue
 from bockd.drivers.local.format.catalogue import FORMAT, Catalogue, PoolRecord
 from bockd.drivers.local.format.layout import Layout
-from bockd.drivers.local.pool import Pool
+from bockd.drivers.local.pool import LocalPool
 from bockd.drivers.local.poolfiles import join_store
 from bockd.errors import PoolFormatError
 from bockd.model import MIB
@@ -25,8 +25,8 @@ def nothing(_steps: Steps[None]) -> None:
 
 
 @contextmanager
-def opened(root: Path) -> Iterator[Pool]:
-    pool = Pool.open(root, nothing)
+def opened(root: Path) -> Iterator[LocalPool]:
+    pool = LocalPool.open(root, nothing)
     try:
         yield pool
         run_inline(pool.close_all())
@@ -95,7 +95,7 @@ def refuses(root: Path, monkeypatch: pytest.MonkeyPatch, *, ours: int, found: in
     before = data.read_bytes()
     said = f"^the pool has format {found}, this bockd reads format {ours} and older; use the"
     with pytest.raises(PoolFormatError, match=said):
-        Pool.open(root, nothing)
+        LocalPool.open(root, nothing)
     with pytest.raises(PoolFormatError, match=said):
         join_store(Layout(root))
     assert data.read_bytes() == before

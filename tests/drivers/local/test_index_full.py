@@ -9,7 +9,7 @@ import pytest
 
 from bockd.drivers.local.format.leaf import LEAF_BLOCKS
 from bockd.drivers.local.maintenance.reclaim import Reclaimer
-from bockd.drivers.local.pool import Pool
+from bockd.drivers.local.pool import LocalPool
 from bockd.errors import IndexFullError
 from bockd.index import mapsize
 from bockd.model import BLOCK_SIZE, MIB
@@ -67,7 +67,7 @@ def test_a_full_index(bench: Bench, tmp_path: Path) -> None:
 
     die(bench.pool)
     bench.background = Background()
-    bench.pool = Pool.open(tmp_path, bench.background.spawn)
+    bench.pool = LocalPool.open(tmp_path, bench.background.spawn)
     run_inline(bench.pool.registry.recover_volumes())
     with pytest.raises(IndexFullError):
         bench.device()  # what the index lacks is in the journal, and stays there
@@ -82,7 +82,7 @@ def test_a_larger_map_goes_on(
     die(bench.pool)
     monkeypatch.setattr(mapsize, "MAP_SIZE_BYTES", 2 * MAP_BYTES)
     bench.background = Background()
-    bench.pool = Pool.open(tmp_path, bench.background.spawn)
+    bench.pool = LocalPool.open(tmp_path, bench.background.spawn)
     run_inline(bench.pool.registry.recover_volumes())
     verify(bench, written)
     bench.reclaimer = Reclaimer(bench.pool.registry)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from bockd.drivers.local.integrity.check import check_open_pool
-from bockd.drivers.local.pool import Pool
+from bockd.drivers.local.pool import LocalPool
 from bockd.drivers.local.volume import leafcache, room
 from bockd.drivers.local.volume.reading import Reader
 from bockd.drivers.local.volume.volume import Volume
@@ -40,7 +40,7 @@ class Run:
         self.snapshots: list[tuple[SnapshotId, int, int]] = []
         self.values = 0
         self.clock = 0
-        pool = Pool.open(root, Background().spawn)
+        pool = LocalPool.open(root, Background().spawn)
         self.volume = VolumeId(run_inline(pool.create_volume("v", SIZE)).id)
         pool.release()
 
@@ -48,7 +48,7 @@ class Run:
         """One life: operations begin at random, and it ends in a death or cleanly."""
         scheduler = Scheduler(self.random, now=self.clock)
         self.scheduler = scheduler
-        self.pool = Pool.open(self.root, scheduler.spawn)
+        self.pool = LocalPool.open(self.root, scheduler.spawn)
         device = run_inline(self.pool.registry.use_volume(self.volume)).volume
         self.compare(device)
         for _ in range(OPERATIONS):
@@ -156,7 +156,7 @@ class Run:
     def finish(self) -> None:
         """Everything is where it belongs, and the pool is whole."""
         background = Background()
-        pool = Pool.open(self.root, background.spawn)
+        pool = LocalPool.open(self.root, background.spawn)
         run_inline(pool.registry.recover_volumes())
         for snapshot, began, ended in self.snapshots:
             reader = run_inline(pool.registry.use_snapshot(snapshot)).snapshot

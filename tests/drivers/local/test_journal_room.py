@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bockd.drivers.local.format.journal import Kind
-from bockd.drivers.local.pool import Pool
+from bockd.drivers.local.pool import LocalPool
 from bockd.errors import NoSpaceError
 from bockd.model import BLOCK_SIZE, MIB
 from bockd.runtime.steps import run_inline
@@ -20,7 +20,7 @@ from tests.drivers.local.schedule import Scheduler
 
 def test_a_write_that_finds_no_room_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scheduler = Scheduler(random.Random(1))
-    pool = Pool.open(tmp_path, scheduler.spawn)
+    pool = LocalPool.open(tmp_path, scheduler.spawn)
     volume = run_inline(pool.create_volume("v", 2 * MIB)).id
     device = run_inline(pool.registry.use_volume(volume)).volume
     data = memoryview(b"a" * BLOCK_SIZE)

@@ -33,7 +33,7 @@ from bockd.drivers.local.integrity.scrub import Scrubber
 from bockd.drivers.local.maintenance import merging
 from bockd.drivers.local.maintenance.reclaim import Reclaimer
 from bockd.drivers.local.occupancy import measure_all, measure_shares
-from bockd.drivers.local.pool import Pool
+from bockd.drivers.local.pool import LocalPool
 from bockd.drivers.local.volume.reading import Reader
 from bockd.drivers.local.volume.volume import Volume
 from bockd.errors import DamagedError
@@ -82,7 +82,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     def start(self) -> None:
         self.background = Background()
-        self.pool = Pool.open(self.root, self.background.spawn)
+        self.pool = LocalPool.open(self.root, self.background.spawn)
         self.pool.registry.store.files.limit = self.most_open
         self.scrubber = Scrubber(self.pool.registry)
         reclaimer = Reclaimer(self.pool.registry)

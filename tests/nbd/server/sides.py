@@ -13,7 +13,7 @@ import pytest
 
 from bockd.drivers.local.format.layer import Layer
 from bockd.drivers.local.format.leaf import LEAF_BLOCKS
-from bockd.drivers.local.pool import Pool
+from bockd.drivers.local.pool import LocalPool
 from bockd.drivers.local.volume.volume import Volume
 from bockd.errors import BockdError
 from bockd.model import BLOCK_SIZE, MIB
@@ -66,7 +66,7 @@ class Side:
 
     def __init__(self, root: Path, *, compiled: bool, structured: bool, extended: bool) -> None:
         self._background = Background()
-        self.pool = Pool.open(root, self._background.spawn)
+        self.pool = LocalPool.open(root, self._background.spawn)
         record = run_inline(self.pool.create_volume("v", SIZE_BYTES, None))
         self.volume: Volume = run_inline(self.pool.registry.use_volume(record.id)).volume
         self._write(b"f", [0, 1, 2, 3, 4, 5, 6, 7])

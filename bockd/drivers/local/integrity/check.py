@@ -45,7 +45,7 @@ from bockd.drivers.local.integrity.checklayers import LayerCheck
 from bockd.drivers.local.registry import Registry
 from bockd.drivers.local.volume.recovery import pages_survived, refuse_broken_chain
 from bockd.errors import BockdError, DamagedError, PoolFormatError
-from bockd.index.index import Transaction, unseal
+from bockd.index.index import LmdbTransaction, unseal
 from bockd.index.keys import id_key, pair_key
 from bockd.index.tables import Table
 from bockd.model import BLOCK_SIZE, LayerId, MapId, NodeKind, VolumeId
@@ -99,7 +99,7 @@ class _Checker:
     """One walk. Tables are read raw first, so that one broken value does not hide the rest."""
 
     store: StoreAccess
-    txn: Transaction
+    txn: LmdbTransaction
     live: frozenset[VolumeId]
     problems: list[str] = field(default_factory=list)
     volumes: dict[VolumeId, LocalVolumeRecord] = field(default_factory=dict)
@@ -385,7 +385,7 @@ def _repair(store: StoreAccess, checker: _Checker) -> tuple[str, ...]:
     done: list[str] = []
     for volume in checker.broken_journals:
 
-        def accept(txn: Transaction, volume: VolumeId = volume) -> None:
+        def accept(txn: LmdbTransaction, volume: VolumeId = volume) -> None:
             catalogue = Catalogue(txn)
             record = catalogue.volume(volume)
             catalogue.put_volume(
@@ -418,7 +418,7 @@ def _forget_strays(store: StoreAccess, blocks: LayerCheck) -> None:
         ]
     if known:
 
-        def forget(txn: Transaction) -> None:
+        def forget(txn: LmdbTransaction) -> None:
             for layer, number, within in known:
                 checksums.forget_blocks(txn, layer, number, within)
 

@@ -11,7 +11,7 @@ from bockd.drivers.local.format.checksums import CHECKSUMS, LeafSums
 from bockd.drivers.local.format.leaf import LEAF_BLOCKS
 from bockd.drivers.local.integrity.checklayers import LayerCheck
 from bockd.errors import DamagedError
-from bockd.index.index import Transaction, unseal
+from bockd.index.index import LmdbTransaction, unseal
 from bockd.model import BLOCK_SIZE, LayerId
 
 _CRC_OF_ZEROS = checksums.crc_of(memoryview(bytes(BLOCK_SIZE)))
@@ -21,7 +21,7 @@ _CRC_OF_ZEROS = checksums.crc_of(memoryview(bytes(BLOCK_SIZE)))
 class ChecksumCheck:
     """One walk over the tables. What it finds wrong it tells `problem`."""
 
-    txn: Transaction
+    txn: LmdbTransaction
     layers: Mapping[LayerId, LayerRecord]
     leaving: Collection[LayerId]
     """Forgotten layers, whose checksums may still be there."""

@@ -20,7 +20,7 @@ from bockd.drivers.local.format.journal import JournalSegment, read_segment
 from bockd.drivers.local.volume.failing import Failure
 from bockd.errors import DamagedError
 from bockd.failpoints import Failpoint, hit
-from bockd.index.index import Index, Transaction
+from bockd.index.index import LmdbIndex, LmdbTransaction
 from bockd.model import VolumeId
 from bockd.runtime.steps import blocking
 
@@ -28,10 +28,10 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-def store_failure(index: Index, volume: VolumeId, reason: str) -> None:
+def store_failure(index: LmdbIndex, volume: VolumeId, reason: str) -> None:
     """Record in the index why a volume is refused. Blocks. Raises BockdError."""
 
-    def change(txn: Transaction) -> None:
+    def change(txn: LmdbTransaction) -> None:
         catalogue = Catalogue(txn)
         catalogue.put_volume(replace(catalogue.volume(volume), failed=reason))
 
@@ -58,7 +58,7 @@ class IndexedVolume:
         """Let the index know that a journal of the next generation may hold what the map does
         not. Raises BockdError."""
 
-        def change(txn: Transaction) -> tuple[LocalVolumeRecord, None, bool]:
+        def change(txn: LmdbTransaction) -> tuple[LocalVolumeRecord, None, bool]:
             catalogue = Catalogue(txn)
             found = self._still_ours(catalogue)
             record = replace(found, generation=found.generation + 1, segment=0, opened=True)
@@ -72,7 +72,7 @@ class IndexedVolume:
         as it was."""
         follower = segments[-1].name.number + 1
 
-        def change(txn: Transaction) -> tuple[LocalVolumeRecord, bool]:
+        def change(txn: LmdbTransaction) -> tuple[LocalVolumeRecord, bool]:
             record, garbage = self._apply(txn, segments)
             record = replace(record, segment=follower)
             Catalogue(txn).put_volume(record)
@@ -87,14 +87,14 @@ class IndexedVolume:
     async def transition(
         self,
         segments: list[JournalSegment],
-        change: Callable[[Transaction, LocalVolumeRecord], tuple[LocalVolumeRecord, T]],
+        change: Callable[[LmdbTransaction, LocalVolumeRecord], tuple[LocalVolumeRecord, T]],
         *,
         opened: bool,
     ) -> T:
         """Apply the records of `segments`, turn to the next generation and run `change`, in one
         transaction. Return what `change` returned. Raises BockdError, with the index as it was."""
 
-        def run(txn: Transaction) -> tuple[LocalVolumeRecord, T, bool]:
+        def run(txn: LmdbTransaction) -> tuple[LocalVolumeRecord, T, bool]:
             applied, garbage = self._apply(txn, segments)
             generation = self.record.generation + 1
             record = replace(applied, generation=generation, segment=0, opened=opened)
@@ -118,7 +118,7 @@ class IndexedVolume:
         return record
 
     def _apply(
-        self, txn: Transaction, segments: list[JournalSegment]
+        self, txn: LmdbTransaction, segments: list[JournalSegment]
     ) -> tuple[LocalVolumeRecord, bool]:
         """In a thread: apply the records of `segments` to the stored map. Returns the volume's
         record, and whether blocks were queued to be punched."""
@@ -135,14 +135,14 @@ class IndexedVolume:
         return record, changes.store()
 
     async def _commit_or_find_out(
-        self, change: Callable[[Transaction], tuple[LocalVolumeRecord, T, bool]]
+        self, change: Callable[[LmdbTransaction], tuple[LocalVolumeRecord, T, bool]]
     ) -> tuple[LocalVolumeRecord, T, bool]:
         """Run a quiesced commit's transaction. One that fails may have been committed all the same,
         if a sync failed after its last write. Then the index is asked, and what it says counts: to
         go on with another head and generation than the index has would lose what follows."""
         done: list[tuple[LocalVolumeRecord, T, bool]] = []
 
-        def run(txn: Transaction) -> None:
+        def run(txn: LmdbTransaction) -> None:
             done[:] = [change(txn)]
 
         def was_done() -> bool:

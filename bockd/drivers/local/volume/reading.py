@@ -17,7 +17,7 @@ from bockd.drivers.local.volume.loading import LeafLoader
 from bockd.drivers.local.volume.slots import HOLE_SLOT
 from bockd.drivers.local.volume.verifying import verify_read
 from bockd.errors import BockdError, DamagedBlockError, from_os_error
-from bockd.index.index import Index
+from bockd.index.index import LmdbIndex
 from bockd.model import BLOCK_SIZE, GIB, Extent, LayerId
 from bockd.pool.device import FastView
 from bockd.runtime.steps import Signal, blocking
@@ -229,7 +229,7 @@ def _let_go(pieces: list[ReadPiece]) -> None:
         layer.readers -= 1
 
 
-def _read_pieces(index: Index, pieces: list[ReadPiece], frozen: list[ReadPiece]) -> None:
+def _read_pieces(index: LmdbIndex, pieces: list[ReadPiece], frozen: list[ReadPiece]) -> None:
     for layer, position, piece in pieces:
         layer.read(position, piece)
     for layer, position, piece in frozen:

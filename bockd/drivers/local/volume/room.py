@@ -15,7 +15,7 @@ from bockd.drivers.local.format.journal import SEGMENT_RECORDS
 from bockd.drivers.local.volume.appending import JournalTail
 from bockd.drivers.local.volume.failing import Failure
 from bockd.errors import BockdError
-from bockd.index.index import Index
+from bockd.index.index import LmdbIndex
 from bockd.runtime.steps import Steps, blocking
 from bockd.runtime.waiting import Pulse, WriteGate
 
@@ -48,7 +48,7 @@ class JournalRoom:
         tail: JournalTail,
         dirty: Sized,
         gate: WriteGate,
-        index: Index,
+        index: LmdbIndex,
         failure: Failure,
         changed: Pulse,
         *,

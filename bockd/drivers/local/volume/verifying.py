@@ -15,14 +15,14 @@ from bockd.drivers.local.format.layer import Layer
 from bockd.drivers.local.format.leaf import LEAF_BLOCKS, LEAF_SHIFT
 from bockd.drivers.local.integrity.damage import describe, show_damage
 from bockd.errors import BockdError, DamagedBlockError
-from bockd.index.index import Index
+from bockd.index.index import LmdbIndex
 from bockd.model import BLOCK_SIZE
 from bockd.pool.index import Transaction
 
 log = logging.getLogger(__name__)
 
 
-def verify_read(index: Index, layer: Layer, position: int, data: memoryview) -> None:
+def verify_read(index: LmdbIndex, layer: Layer, position: int, data: memoryview) -> None:
     """Compare `data`, just read from byte `position` of a frozen layer, with its checksums. If they
     differ, mark the damage in the index and raise DamagedBlockError. Blocks. Also raises OSError,
     DamagedError."""
@@ -48,7 +48,7 @@ def verify_read(index: Index, layer: Layer, position: int, data: memoryview) -> 
             _record_damage(index, DamageRecord(layer.id, block, crc, found, time.time()))
 
 
-def _record_damage(index: Index, record: DamageRecord) -> None:
+def _record_damage(index: LmdbIndex, record: DamageRecord) -> None:
     number, block = divmod(record.block, LEAF_BLOCKS)
 
     def change(txn: Transaction) -> None:
