@@ -201,6 +201,15 @@ class LmdbTransaction:
         return int(self._txn.stat(self._tables[table])["entries"])
 
 
+class _Handles(dict[Table, lmdb._Database]):
+    """LMDB's handles of our tables."""
+
+    def __missing__(self, table: Table) -> lmdb._Database:
+        raise RuntimeError(
+            f"table {table} was declared after the index was opened: import its room before"
+        )
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Opened:
     """LMDB's environment, and its handles of our tables."""
@@ -285,7 +294,8 @@ class LmdbIndex:
             raise _translate(error, self._data) from error
         try:
             env.reader_check()
-            return _Opened(env, {table: env.open_db(table.name) for table in self.tables.values()})
+            handles = {table: env.open_db(table.name) for table in self.tables.values()}
+            return _Opened(env, _Handles(handles))
         except lmdb.Error as error:
             env.close()
             raise _translate(error, self._data) from error
