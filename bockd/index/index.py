@@ -96,6 +96,13 @@ def unseal(table: Table, key: bytes, value: bytes) -> bytes:
     return payload
 
 
+def _sealed(entry: Entry) -> bool:
+    """Return whether an entry of any table, also one that is not declared here, fits its
+    checksum."""
+    seed = zlib.crc32(entry.key, zlib.crc32(entry.table))
+    return entry.value[:4] == _CRC.pack(zlib.crc32(entry.value[4:], seed))
+
+
 class Gap(NamedTuple):
     """Where something may be missing: between two sound entries (None: an end of the table) there
     were some that failed their checksums when the index was opened. Their keys are not known."""
@@ -241,9 +248,11 @@ class LmdbIndex:
 
     @classmethod
     def open(cls, directory: Path, make_room: Callable[[], bool]) -> LmdbIndex:
-        """Open or create the environment, with the tables that have been declared so far. A process
-        that knows fewer than others do leaves theirs alone. On a full disk `make_room` is to give
-        some back, or to return False.
+        """Open or create the environment, with the tables that have been declared so far. On a full
+        disk `make_room` is to give some back, or to return False.
+
+        A process that knows fewer tables than others do leaves theirs alone; `copy_to` copies them
+        too. Their pages are proved, their values are not.
 
         Raises PoolFormatError for a file that is not LMDB's, DamagedError for one whose structure
         is damaged, NoSpaceError, and OSError for the directory's own trouble.
@@ -251,7 +260,7 @@ class LmdbIndex:
         index = cls(directory, make_room)
         _empty_unborn(index._data)
         names = list(index.tables)
-        index._gaps = read_index(index._data, names, index._find_gaps)
+        index._gaps = read_index(index._data, names, index._find_gaps, _sealed)
         index._opened = index._open()
         return index
 

@@ -96,12 +96,19 @@ class _Damage(Exception):  # noqa: N818 - becomes a DamagedError where the file'
     """What is wrong, in words."""
 
 
-def read_index(data: Path, tables: Collection[bytes], look: Callable[[Iterable[Entry]], T]) -> T:
+def read_index(
+    data: Path,
+    tables: Collection[bytes],
+    look: Callable[[Iterable[Entry]], T],
+    sealed: Callable[[Entry], bool],
+) -> T:
     """Prove the file's pages, and return what `look` returns for its entries.
 
     `look` gets every entry of the file, table by table and in order; a missing or empty file has
-    none. It may be called again. `tables` are the names of the caller's tables: the file may have
-    others if it has all of these, or none at all. Blocks, about 2 us an entry.
+    none. It may be called again. `tables` are the names of the caller's tables. The file may lack
+    some of them, as a pool of older code does, and may have others, which the caller does not know;
+    with both, a table is refused whose name may be one of the caller's, damaged. `sealed` says
+    whether an entry's checksum is right for its table's name. Blocks, about 2 us an entry.
 
     Raises PoolFormatError for a file that is not LMDB's, DamagedError for one that is damaged.
     """
@@ -111,7 +118,7 @@ def read_index(data: Path, tables: Collection[bytes], look: Callable[[Iterable[E
         for _ in range(ATTEMPTS):
             meta = _newest(fd, data)
             try:
-                return look(_Walk(fd, meta).everything(tables))
+                return look(_Walk(fd, meta).everything(tables, sealed))
             except (_Damage, struct.error) as damage:
                 if _newest(fd, data) == meta:
                     raise _damaged(data, damage) from None
@@ -197,24 +204,31 @@ class _Walk:
         self._counts = [0, 0, 0]
         """Branch, leaf and overflow pages of the tree that is being walked."""
 
-    def everything(self, known: Collection[bytes]) -> Iterator[Entry]:
-        """Yield all entries of all tables. Raises _Damage."""
+    def everything(
+        self, known: Collection[bytes], sealed: Callable[[Entry], bool]
+    ) -> Iterator[Entry]:
+        """Yield all entries of all tables. Raises _Damage, also after the entries of a table that
+        it refuses."""
         tables = list(self._tree(self._meta.main))
         names = {name for name, _, _ in tables}
-        foreign, missing = names.difference(known), set(known) - names
-        if foreign and missing:
-            # A foreign name may be one of ours, damaged; ours would then seem to be empty.
-            raise _Damage(f"it has a table {min(foreign)!r}, and none named {min(missing)!r}")
+        missing = sorted(set(known) - names)
         for name, record, flags in tables:
             if flags != _SUB_DATA or len(record) != _TREE.size:
                 raise _Damage(f"the record of table {name!r} is not one")
             tree = Tree(*_TREE.unpack(record))
             if (tree.pad, tree.flags) != (0, 0):
                 raise _Damage(f"the record of table {name!r} has flags that are not ours")
+            # A name that we do not know may be one of ours, damaged; ours would then seem to be
+            # empty. The checksums of its entries tell, because they begin with the name.
+            doubtful = bool(missing) and name not in known
             for key, value, kind in self._tree(tree):
                 if kind:
                     raise _Damage(f"table {name!r} has an entry with flags that are not ours")
-                yield Entry(name, key, value)
+                entry = Entry(name, key, value)
+                doubtful = doubtful and not sealed(entry)
+                yield entry
+            if doubtful and (tree.entries or any(_one_byte_apart(name, one) for one in missing)):
+                raise _Damage(f"it has a table {name!r}, and none named {missing[0]!r}")
         self._free_pages()
 
     def _free_pages(self) -> None:
@@ -354,6 +368,11 @@ class _Walk:
         if self._reached[number]:
             raise _Damage(f"page {number} is in two places")
         self._reached[number] = 1
+
+
+def _one_byte_apart(one: bytes, other: bytes) -> bool:
+    """Return whether two names are of the same length and differ in one byte at most."""
+    return len(one) == len(other) and sum(a != b for a, b in zip(one, other, strict=True)) <= 1
 
 
 def _refuse_number(number: int) -> NoReturn:
