@@ -25,6 +25,7 @@ def confirm(question: str, *, yes: bool) -> None:
         _wait_for_line()
         answer = sys.stdin.readline()
         if not answer:
+            click.echo(err=True)
             raise click.Abort
         match answer.strip().lower():
             case "y" | "yes":

@@ -39,8 +39,8 @@ class PoolNodes:
     async def list_nodes(self, kind: NodeKind) -> list[Node]:
         def read(nodes: Nodes) -> list[Node]:
             if kind is NodeKind.VOLUME:
-                return [self._node(kind, record) for record in nodes.volumes()]
-            return [self._node(kind, record) for record in nodes.snapshots()]
+                return [self._node(nodes, kind, record) for record in nodes.volumes()]
+            return [self._node(nodes, kind, record) for record in nodes.snapshots()]
 
         return await self._read(read)
 
@@ -80,10 +80,10 @@ class PoolNodes:
         return await self._runner.run(steps())
 
     def _show(self, nodes: Nodes, kind: NodeKind, node: int) -> Node:
-        return self._node(kind, _record(nodes, kind, node))
+        return self._node(nodes, kind, _record(nodes, kind, node))
 
-    def _node(self, kind: NodeKind, record: VolumeRecord | SnapshotRecord) -> Node:
-        attributes = self._pool.attributes(kind, record.id)
+    def _node(self, nodes: Nodes, kind: NodeKind, record: VolumeRecord | SnapshotRecord) -> Node:
+        attributes = self._pool.attributes(nodes, kind, record.id)
         return Node(
             kind=kind,
             id=record.id,

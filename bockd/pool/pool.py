@@ -202,8 +202,9 @@ class Pool(Protocol):
         """Measure who has how much of the pool. Raises DamagedError."""
         ...
 
-    def attributes(self, kind: NodeKind, node: int) -> Attributes:
-        """Return what a file view shows. Blocks. Raises NotFoundError."""
+    def attributes(self, nodes: Nodes, kind: NodeKind, node: int) -> Attributes:
+        """Return what a file view shows of a volume or snapshot of `nodes`, which this pool has
+        given and which are still open. Blocks. Raises NotFoundError."""
         ...
 
     def room(self) -> os.statvfs_result:

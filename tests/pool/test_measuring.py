@@ -62,11 +62,23 @@ def test_attributes_say_size_and_time(driver: OpenDriver) -> None:
     made = driver.volume("one")
     driver.write(made.id, 0, b"x", flush=True)
     driver.run(driver.pool.close_idle(NodeKind.VOLUME, made.id))
-    found = driver.pool.attributes(NodeKind.VOLUME, made.id)
+    with driver.pool.nodes() as nodes:
+        found = driver.pool.attributes(nodes, NodeKind.VOLUME, made.id)
     assert BLOCK_SIZE <= found.allocated_bytes <= made.size_bytes
     assert found.modified_at >= made.created_at
     snapshot = driver.run(driver.pool.create_snapshot(made.id, "s"))
-    assert driver.pool.attributes(NodeKind.SNAPSHOT, snapshot.id).modified_at >= snapshot.created_at
+    with driver.pool.nodes() as nodes:
+        found = driver.pool.attributes(nodes, NodeKind.SNAPSHOT, snapshot.id)
+    assert found.modified_at >= snapshot.created_at
+
+
+def test_attributes_are_those_of_the_transaction_that_lists(driver: OpenDriver) -> None:
+    """A volume that is deleted while a directory is listed is in the list still."""
+    made = driver.volume("one")
+    with driver.pool.nodes() as nodes:
+        driver.run(driver.pool.delete_volume(made.id))
+        found = driver.pool.attributes(nodes, NodeKind.VOLUME, made.id)
+    assert found.modified_at >= made.created_at
 
 
 def test_room_is_that_of_what_the_pool_stands_on(driver: OpenDriver) -> None:

@@ -138,22 +138,20 @@ def families(catalogue: Catalogue) -> Iterator[tuple[MapId, Family, frozenset[Ma
         yield root, family, frozenset(member for member, _ in family if member in dead)
 
 
-def node_attributes(registry: Registry, kind: NodeKind, node: int) -> Attributes:
+def node_attributes(layout: Layout, catalogue: Catalogue, kind: NodeKind, node: int) -> Attributes:
     """Return what a file view shows of a volume or snapshot, from its layers' files. Blocks."""
-    layout = registry.store.layout
     record: LocalVolumeRecord | LocalSnapshotRecord
-    with registry.catalogue() as catalogue:
-        if kind is NodeKind.VOLUME:
-            record = volume = catalogue.volume(VolumeId(node))
-            modified_at = max(record.created_at, changed_at(layout, volume.head))
-        else:
-            record = catalogue.snapshot(SnapshotId(node))
-            modified_at = record.created_at
-        try:
-            allocated = min(record.size_bytes, allocated_bytes(layout, catalogue, record.map))
-        except DamagedError:
-            # Opening it says what is wrong.
-            allocated = record.size_bytes
+    if kind is NodeKind.VOLUME:
+        record = volume = catalogue.volume(VolumeId(node))
+        modified_at = max(record.created_at, changed_at(layout, volume.head))
+    else:
+        record = catalogue.snapshot(SnapshotId(node))
+        modified_at = record.created_at
+    try:
+        allocated = min(record.size_bytes, allocated_bytes(layout, catalogue, record.map))
+    except DamagedError:
+        # Opening it says what is wrong.
+        allocated = record.size_bytes
     return Attributes(allocated, modified_at)
 
 

@@ -28,6 +28,7 @@ from bockd.index.index import LmdbIndex
 from bockd.model import BLOCK_SIZE, NodeKind, SnapshotId, VolumeId
 from bockd.pool.device import BlockDevice
 from bockd.pool.features import Features
+from bockd.pool.nodes import Nodes
 from bockd.pool.pool import Naming, WithSnapshot, WithVolume, nothing_more
 from bockd.pool.records import SnapshotRecord, VolumeRecord
 from bockd.pool.reports import Attributes, CheckReport, Shares, Space, SpacePage
@@ -210,9 +211,9 @@ class LocalPool:
         """See the contract."""
         return measure_shares(self.registry, images)
 
-    def attributes(self, kind: NodeKind, node: int) -> Attributes:
+    def attributes(self, nodes: Nodes, kind: NodeKind, node: int) -> Attributes:
         """See the contract."""
-        return node_attributes(self.registry, kind, node)
+        return node_attributes(self.registry.store.layout, Catalogue(nodes.txn), kind, node)
 
     def room(self) -> os.statvfs_result:
         """See the contract."""

@@ -119,7 +119,8 @@ class MemoryPool:
                 try:
                     await self._devices[NodeKind.VOLUME, volume].flush()
                 except VolumeFailedError as error:
-                    failed = str(error)
+                    failed = reason = str(error)
+                    self.index.update(lambda txn: Nodes(txn).fail_volume(volume, reason))
             return failed
 
     async def close_all(self) -> None:
@@ -403,14 +404,13 @@ class MemoryPool:
                 snapshots += stored
         return Shares(volumes, snapshots, shared)
 
-    def attributes(self, kind: NodeKind, node: int) -> Attributes:
+    def attributes(self, nodes: Nodes, kind: NodeKind, node: int) -> Attributes:
         """See the contract."""
-        with self.nodes() as nodes:
-            record = _record(nodes, kind, node)
-        device = self._devices[kind, node]
-        return Attributes(
-            self._stored_bytes(kind, node), max(record.created_at, device.modified_at)
-        )
+        record = _record(nodes, kind, node)
+        device = self._devices.get((kind, node))
+        if device is None:  # deleted since the transaction of `nodes` began
+            return Attributes(0, record.created_at)
+        return Attributes(device.stored_bytes, max(record.created_at, device.modified_at))
 
     def room(self) -> os.statvfs_result:
         """See the contract: a file system of `ROOM_BYTES` without a limit of files."""
@@ -420,7 +420,7 @@ class MemoryPool:
 
     def used_bytes(self) -> int:
         """See the contract."""
-        return sum(self._stored_bytes(kind, node) for kind, node in self._devices)
+        return sum(device.stored_bytes for device in list(self._devices.values()))
 
     def _stored_bytes(self, kind: NodeKind, node: int) -> int:
         return self._devices[kind, node].stored_bytes

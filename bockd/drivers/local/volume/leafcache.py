@@ -195,9 +195,12 @@ class LeafCache:
         shown."""
         self._layers.outdate_loads()
         number, at = block >> LEAF_SHIFT, block & LEAF_MASK
-        layer, leaf = self._layers.opened(layer_id), self.leaves.get(number)
+        leaf = self.leaves.get(number)
+        if leaf is None:  # not loaded, or all of the device is closed
+            return
+        layer = self._layers.opened(layer_id)
         # An alias of the layer has another slot, and the same files.
-        if layer is None or leaf is None or self._layers.slots[leaf[at]] is not layer:
+        if layer is None or self._layers.slots[leaf[at]] is not layer:
             return
         if self._is_shared(leaf):
             self._private += 1
