@@ -81,7 +81,7 @@ def test_volumes_and_snapshots(tmp_path: Path) -> None:
     with_client(control, scenario)
 
 
-def test_adopting(tmp_path: Path) -> None:
+def test_unowned_volumes_and_snapshots_are_adopted_once(tmp_path: Path) -> None:
     control = MemoryControl(tmp_path)
     control.add_volume("web")
     control.add_snapshot("web", "s")

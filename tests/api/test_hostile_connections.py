@@ -193,7 +193,9 @@ def test_http_2_is_not_spoken(port: int) -> None:
     assert b"ping" not in answer
 
 
-def test_who_asks_nothing_makes_room(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idle_connections_make_room_for_a_request(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Many more idle connections than there may be: a client with a question comes in."""
     monkeypatch.setattr("api.connections.MAX_CONNECTIONS", 20)
     idle = [connect(port) for _ in range(100)]
@@ -211,7 +213,9 @@ def test_who_asks_nothing_makes_room(port: int, monkeypatch: pytest.MonkeyPatch)
             client.close()
 
 
-def test_too_many_at_work_are_told_so(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_beyond_the_busy_ones_gets_503(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("api.connections.MAX_CONNECTIONS", 3)
     busy = [connect(port) for _ in range(3)]
     try:

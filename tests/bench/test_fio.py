@@ -23,11 +23,11 @@ def verify_plugin(plugin: str, directory: Path) -> None:
         verify(unix_uri("", address), SCALE, BenchContext(directory, place(), lambda _: None))
 
 
-def test_what_is_kept_is_verified(tmp_path: Path) -> None:
+def test_data_that_a_server_keeps_is_verified(tmp_path: Path) -> None:
     verify_plugin("memory", tmp_path)
 
 
-def test_what_is_forgotten_is_noticed(tmp_path: Path) -> None:
+def test_data_that_a_server_forgets_fails_verification(tmp_path: Path) -> None:
     """Writes are acknowledged, and reads are zeros."""
     with pytest.raises(BenchError, match="verify"):
         verify_plugin("null", tmp_path)

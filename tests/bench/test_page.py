@@ -74,7 +74,7 @@ def test_every_target_stands_in_the_table_with_what_was_reached() -> None:
     assert "read-4" not in targets
 
 
-def test_a_narrow_miss_is_one() -> None:
+def test_a_target_that_is_narrowly_missed_is_missed() -> None:
     page = page_of(compare("read-1", 149.9, Target(1.5)))
 
     assert "**missed**, less than 1% short" in part(page, "Targets")

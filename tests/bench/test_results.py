@@ -39,7 +39,7 @@ def test_the_ratio_of_medians_ignores_single_outliers() -> None:
         (Target(1.5, at_most=True), 1.51, False),
     ],
 )
-def test_targets(target: Target, ratio: float, met: bool) -> None:
+def test_a_target_is_met_exactly_at_its_ratio(target: Target, ratio: float, met: bool) -> None:
     assert comparison((ratio,), (1.0,), target=target).met is met
 
 

@@ -57,7 +57,7 @@ def test_processor_time_is_held_to_that_of_nbdkit() -> None:
     assert aim.target == Target(0.7, at_most=True)
 
 
-def test_who_a_target_is_for_takes_part() -> None:
+def test_the_peers_of_a_target_take_part_in_its_row() -> None:
     names = [row.name for row in ROWS]
 
     assert len(set(names)) == len(names)
@@ -67,7 +67,7 @@ def test_who_a_target_is_for_takes_part() -> None:
             assert set(aim.peers) <= set(row.peers), row.name
 
 
-def test_the_other_targets() -> None:
+def test_the_targets_of_snapshots_trim_and_memory() -> None:
     found = {
         "after a snapshot, of before": aftersnapshot.KEPT,
         "after a snapshot, an overlay's speed": fresh.FASTER,
@@ -88,7 +88,7 @@ def test_the_other_targets() -> None:
     assert (footprint.IDLE_MIB, footprint.OPEN_MIB) == (60.0, 64.0)
 
 
-def test_what_is_measured_in_full() -> None:
+def test_the_full_benchmark_has_the_sizes_of_the_targets() -> None:
     """The sizes that the targets name, whatever the quick benchmark does."""
     scale = Scale(rounds=5, seconds=1.0, size_bytes=1 * GIB, repeats=0)
 

@@ -53,7 +53,7 @@ def test_what_has_an_owner_stays_theirs(store: Store, tenant: TenantId) -> None:
             take(store, kind, str(node), other)
 
 
-def test_what_is_not_there(store: Store, tenant: TenantId) -> None:
+def test_adopting_nothing_or_for_a_bad_tenant_id_is_refused(store: Store, tenant: TenantId) -> None:
     with pytest.raises(NotFoundError, match="no volume 'none'"):
         take(store, NodeKind.VOLUME, "none", tenant)
     run_inline(store.pool.create_volume("old", MIB))

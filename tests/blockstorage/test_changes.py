@@ -224,7 +224,7 @@ def test_a_growth_that_cannot_be_recorded_has_not_happened(
 # -- reverting ---------------------------------------------------------------------------------
 
 
-def test_reverting(store: Store, tenant: TenantId) -> None:
+def test_reverting_restores_the_data_and_keeps_the_size(store: Store, tenant: TenantId) -> None:
     volume = store.volume(tenant)
     write_first_byte(store, volume.id, 1)
     snapshot = store.snapshot(tenant, volume)

@@ -124,7 +124,7 @@ def test_the_first_of_two_imports_of_the_same_wins(store: Store) -> None:
         replace(NEW, checksum=""),
     ],
 )
-def test_refused(store: Store, wrong: NewImage) -> None:
+def test_an_import_with_bad_fields_is_refused(store: Store, wrong: NewImage) -> None:
     with pytest.raises(InvalidRequestError):
         run_inline(Images(store.context).begin(wrong))
     assert Images(store.context).being_imported() == []
@@ -145,7 +145,7 @@ def test_not_finished_while_somebody_writes(store: Store) -> None:
         run_inline(images.finish(begun.volume))
 
 
-def test_cancelled(store: Store) -> None:
+def test_a_cancelled_import_leaves_nothing(store: Store) -> None:
     images = Images(store.context)
     begun = run_inline(images.begin(NEW))
     fill(store, begun.volume, b"half")

@@ -56,7 +56,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_is_found(store: Store, tenant: TenantId, damage: str) -> None:
+def test_the_recount_finds_each_damage(store: Store, tenant: TenantId, damage: str) -> None:
     volume = store.look(tenant, store.volume(tenant))
     attached = store.volume(tenant)
     store.run(lambda s: s.attach(tenant, "1", attached.id, None))

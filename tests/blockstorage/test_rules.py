@@ -105,7 +105,9 @@ def test_the_size_recorded_for_a_volume_of_the_pool(size_bytes: int, size_gib: i
         (None, [f"/dev/vd{c}" for c in rules._places()], OverLimitError),
     ],
 )
-def test_devices(wanted: str | None, taken: list[str], expected: str | type[BockdError]) -> None:
+def test_a_device_is_chosen_kept_or_refused(
+    wanted: str | None, taken: list[str], expected: str | type[BockdError]
+) -> None:
     if isinstance(expected, str):
         assert rules.choose_device(wanted, taken) == expected
     else:
@@ -169,7 +171,7 @@ ITEMS = [Item(n, "even" if n % 2 == 0 else None) for n in range(1, 11)]
         (Page(display_name=""), []),
     ],
 )
-def test_pages(page: Page, ids: list[int]) -> None:
+def test_a_page_has_the_items_that_were_asked_for(page: Page, ids: list[int]) -> None:
     assert [item.id for item in rules.cut_page(ITEMS, rules.check_page(page))] == ids
 
 

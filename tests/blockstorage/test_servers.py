@@ -64,7 +64,7 @@ def test_added_listed_shown_removed(store: Store, tenant: TenantId) -> None:
         ("host", "host", {"qmp_socket": "/run/qmp.sock"}),
     ],
 )
-def test_what_cannot_be_a_server(
+def test_a_server_with_a_bad_name_or_socket_is_refused(
     store: Store, name: str, kind: str, more: dict[str, str | None]
 ) -> None:
     with pytest.raises(InvalidRequestError):
@@ -149,7 +149,9 @@ def test_a_server_with_volumes_is_not_removed(store: Store, tenant: TenantId) ->
     remove(store, "host1")
 
 
-def test_strict_servers(store: Store, tenant: TenantId) -> None:
+def test_only_registered_servers_attach_where_servers_are_strict(
+    store: Store, tenant: TenantId
+) -> None:
     before, after = store.volume(tenant), store.volume(tenant)
     store.run(lambda s: s.attach(tenant, "old", before.id, None))
     add(store, "host1")

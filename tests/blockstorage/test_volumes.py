@@ -289,7 +289,7 @@ def test_the_quota_refuses_in_the_specifications_words(store: Store) -> None:
     )
 
 
-def test_unlimited_and_none_at_all(store: Store) -> None:
+def test_a_quota_of_minus_one_is_unlimited_and_zero_admits_none(store: Store) -> None:
     store.volume(store.tenant("free", Quota(-1, -1, -1)), 16384)
     with pytest.raises(OverLimitError):
         store.volume(store.tenant("none", Quota(0, -1, -1)))

@@ -81,7 +81,7 @@ def test_errors_are_json_with_json(
     assert reason in document["error"]["message"]
 
 
-def test_no_daemon_as_json(daemon: Daemon, tmp_path: Path) -> None:
+def test_without_a_daemon_the_error_is_json(daemon: Daemon, tmp_path: Path) -> None:
     for command in (["volume", "list"], ["pool", "show"], ["stat", "--once"], ["info"]):
         result = daemon.run("bock", *command, "--json", BOCKD_DATA=str(tmp_path))
         assert (result.status, result.out) == (1, "")
@@ -112,7 +112,7 @@ def test_interrupted_while_it_waits(daemon: Daemon) -> None:
     assert "Traceback" not in waiting.seen
 
 
-def test_the_shape_of_a_kind_is_one(daemon: Daemon) -> None:
+def test_create_show_and_list_print_the_same_keys(daemon: Daemon) -> None:
     """What `create`, `show` and `list` print of a volume and of a snapshot has the same keys."""
     for kind, *arguments in (
         ("volume", "formed", "--size", "1M"),

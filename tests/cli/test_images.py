@@ -27,7 +27,9 @@ def mark(image: Path, image_format: str, pattern: int) -> Path:
 
 
 @pytest.mark.parametrize("image_format", ["raw", "qcow2", "vmdk", "vdi", "vhdx"])
-def test_import(daemon: Daemon, tmp_path: Path, image_format: str) -> None:
+def test_an_image_is_imported_from_each_format(
+    daemon: Daemon, tmp_path: Path, image_format: str
+) -> None:
     file = mark(make_image(tmp_path / f"img-{image_format}.x", image_format), image_format, 50)
     volumes, snapshots = daemon.names(), daemon.bock_json("snapshot", "list")
     image = daemon.bock_json("image", "import", file)
@@ -107,7 +109,7 @@ def test_a_question_before_deleting(daemon: Daemon, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["../x", "a/b", "/etc/passwd", "..", ".x", "a\\b", "a\nb", "", " a", "12", "x" * 256]
 )
-def test_bad_names(daemon: Daemon, tmp_path: Path, name: str) -> None:
+def test_an_image_name_that_cannot_be_is_refused(daemon: Daemon, tmp_path: Path, name: str) -> None:
     file = make_image(tmp_path / "named.qcow2", "qcow2")
     before = image_names(daemon)
     assert "name" in daemon.misuse("image", "import", file, "--name", name)

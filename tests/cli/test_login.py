@@ -30,7 +30,7 @@ def elsewhere(tmp_path: Path) -> dict[str, str]:
     return {"BOCKD_DATA": str(tmp_path / "none")}
 
 
-def test_credentials(daemon: Daemon, variables: dict[str, str]) -> None:
+def test_the_credentials_of_the_file_are_shown(daemon: Daemon, variables: dict[str, str]) -> None:
     shown = daemon.bock_json("credentials")
     url = variables["OS_AUTH_URL"].removesuffix("/v2.0")
     assert variables["OS_IDENTITY_API_VERSION"] == "2.0"
@@ -120,7 +120,9 @@ def test_by_the_variables_beside_the_daemon(daemon: Daemon, variables: dict[str,
         lambda v, _: {"OS_ENDPOINT_TYPE": "publicURL", "OS_DEFAULT_DOMAIN": "default"},
     ],
 )
-def test_spellings(daemon: Daemon, variables: dict[str, str], spelling: Any) -> None:
+def test_each_spelling_of_the_variables_is_understood(
+    daemon: Daemon, variables: dict[str, str], spelling: Any
+) -> None:
     tenant_id = daemon.bock_json("credentials")["tenant_id"]
     result = daemon.run("bock", "limits", **{**variables, **spelling(variables, tenant_id)})
     assert (result.status, result.err) == (0, "")
@@ -147,7 +149,7 @@ def test_spellings(daemon: Daemon, variables: dict[str, str], spelling: Any) -> 
         ({"OS_IDENTITY_API_VERSION": "3", "OS_AUTH_URL": "http://127.0.0.1:1"}, [":1/v3/auth"]),
     ],
 )
-def test_what_is_wrong_is_said(
+def test_a_wrong_variable_is_named_in_the_refusal(
     daemon: Daemon, variables: dict[str, str], wrong: dict[str, str], reasons: list[str]
 ) -> None:
     told = daemon.refusal("volume", "list", **{**variables, **wrong})
@@ -194,7 +196,7 @@ def test_wrong_credentials_in_the_file(daemon: Daemon, tmp_path: Path) -> None:
     assert "OS_USERNAME" in told
 
 
-def test_a_token(daemon: Daemon, variables: dict[str, str]) -> None:
+def test_a_token_of_the_environment_is_used(daemon: Daemon, variables: dict[str, str]) -> None:
     with daemon.storage() as storage:
         token, tenant_id = storage.token, storage.tenant_id
     by_token = {"OS_AUTH_URL": variables["OS_AUTH_URL"], "OS_TOKEN": token}
@@ -327,7 +329,9 @@ def test_keystone_v3(daemon: Daemon, elsewhere: dict[str, str]) -> None:
         ((500, {}, {"cloudServersFault": {"message": "oops", "code": 500}}), "oops"),
     ],
 )
-def test_a_server_that_is_another_one(daemon: Daemon, answer: Any, reason: str) -> None:
+def test_an_answer_that_is_not_keystones_is_refused(
+    daemon: Daemon, answer: Any, reason: str
+) -> None:
     with answering({"/v2.0/tokens": answer}) as (url, _):
         told = daemon.refusal("limits", OS_AUTH_URL=url, OS_USERNAME="u", OS_PASSWORD="p")
     assert reason in told

@@ -26,7 +26,7 @@ from bockd.model import SIZE_UNITS as UNITS
         (" 4KiB ", 4 * KIB),
     ],
 )
-def test_parse(text: str, size_bytes: int) -> None:
+def test_a_size_is_parsed_with_its_unit(text: str, size_bytes: int) -> None:
     assert parse_size(text) == size_bytes
 
 
@@ -46,7 +46,7 @@ def test_parse(text: str, size_bytes: int) -> None:
         ("0.0001K", "whole number of bytes"),
     ],
 )
-def test_refuse(text: str, reason: str) -> None:
+def test_a_text_that_is_no_size_is_refused(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         parse_size(text)
 
@@ -70,7 +70,7 @@ def test_format(size_bytes: int, text: str) -> None:
 
 
 @given(st.integers(min_value=0, max_value=16 * TIB))
-def test_what_is_printed_is_close(size_bytes: int) -> None:
+def test_a_printed_size_is_within_five_percent(size_bytes: int) -> None:
     number, unit = format_size(size_bytes).split()
     assert float(number) < 1024
     assert float(number) * 1024 ** UNITS.index(unit) == pytest.approx(size_bytes, rel=0.05)

@@ -79,7 +79,7 @@ def test_latency(microseconds: float, text: str) -> None:
     assert format_latency(microseconds) == text
 
 
-def test_once(daemon: Daemon) -> None:
+def test_stat_once_prints_its_rows_and_ends(daemon: Daemon) -> None:
     volume = daemon.bock_json("volume", "create", "watched", "--size", "1M")
     with daemon.connected(volume["uri"], "watched"):
         out = daemon.bock("stat", "watched", "--once", "--interval", "0.1")
@@ -98,7 +98,7 @@ def test_once(daemon: Daemon) -> None:
 
 
 @pytest.mark.parametrize("json_too", [False, True])
-def test_live_until_interrupted(daemon: Daemon, json_too: bool) -> None:
+def test_stat_goes_on_until_it_is_interrupted(daemon: Daemon, json_too: bool) -> None:
     daemon.bock("volume", "create", "living", "--size", "1M")
     command = ["bock", "stat", "--interval", "0.1", *(["--json"] if json_too else [])]
     live = Terminal(daemon, *command)
@@ -129,7 +129,7 @@ class Late:
         return 1.0, []
 
 
-def test_one_that_is_late_goes_on_at_once() -> None:
+def test_late_ticks_come_at_once() -> None:
     """The interval is over before it begins, as after SIGSTOP and SIGCONT."""
     assert len(list(islice(ticks(Late(), 0.0, lambda: False), 100))) == 100
 

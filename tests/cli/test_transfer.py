@@ -20,7 +20,9 @@ def allocated_bytes(daemon: Daemon, volume: str) -> int:
 
 
 @pytest.mark.parametrize("image_format", ["raw", "qcow2", "vmdk", "vdi", "vhdx"])
-def test_import(daemon: Daemon, tmp_path: Path, image_format: str) -> None:
+def test_a_volume_is_imported_from_each_format(
+    daemon: Daemon, tmp_path: Path, image_format: str
+) -> None:
     image = make_image(tmp_path / f"disk-{image_format}.img", image_format)
     volume = daemon.bock_json("volume", "import", image)
     assert volume["name"] == f"disk-{image_format}"
@@ -113,7 +115,7 @@ def test_progress_only_at_a_terminal(daemon: Daemon, tmp_path: Path) -> None:
     daemon.bock("volume", "import", image, "--name", "quiet")  # asserts that stderr is empty
 
 
-def test_export(daemon: Daemon, tmp_path: Path) -> None:
+def test_volumes_and_snapshots_are_exported(daemon: Daemon, tmp_path: Path) -> None:
     image = make_image(tmp_path / "whole.qcow2", "qcow2")
     daemon.bock("volume", "import", image)
     daemon.bock("snapshot", "create", "whole", "whole-then")

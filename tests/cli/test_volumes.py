@@ -85,7 +85,7 @@ def test_a_volume_without_a_display_name(daemon: Daemon) -> None:
     daemon.bock("volume", "delete", name)
 
 
-def test_more_than_a_page(daemon: Daemon) -> None:
+def test_a_list_goes_on_beyond_a_page(daemon: Daemon) -> None:
     """Lists go on where the API's page ends."""
     with daemon.storage() as storage:
         storage.page = 2
@@ -153,7 +153,7 @@ def test_refusals_say_what_to_do(daemon: Daemon) -> None:
     daemon.bock("volume", "delete", "busy")
 
 
-def test_no_daemon(daemon: Daemon, tmp_path: Path) -> None:
+def test_without_a_daemon_the_error_names_its_socket(daemon: Daemon, tmp_path: Path) -> None:
     result = daemon.run("bock", "volume", "list", BOCKD_DATA=str(tmp_path))
     assert result.status == 1
     assert str(tmp_path / "api.sock") in result.err
@@ -177,7 +177,7 @@ def test_deleting_asks_at_a_terminal(daemon: Daemon) -> None:
     assert Terminal(daemon, "bock", "volume", "delete", "asked", "--yes").end() == 0
 
 
-def test_info(daemon: Daemon) -> None:
+def test_info_names_the_data_directory(daemon: Daemon) -> None:
     assert daemon.bock_json("info")["data_dir"] == str(daemon.data_dir)
     assert re.search(rf"^data directory +{daemon.data_dir}$", daemon.bock("info"), re.MULTILINE)
     assert daemon.bock("--version").startswith("bock, version ")

@@ -217,7 +217,9 @@ def test_name_and_content_that_disagree_need_a_format(daemon: Daemon, tmp_path: 
     same(image, "qcow2", daemon.bock_json("volume", "import", image, "--format", "qcow2")["uri"])
 
 
-def test_raw_insists(daemon: Daemon, tmp_path: Path) -> None:
+def test_compressed_bytes_are_imported_as_they_are_with_format_raw(
+    daemon: Daemon, tmp_path: Path
+) -> None:
     packed = tmp_path / "insisted.gz"
     packed.write_bytes(gzip.compress(random.Random(4).randbytes(MIB)))
     volume = daemon.bock_json("volume", "import", packed, "--format", "raw", "--name", "as-it-is")
@@ -365,7 +367,9 @@ def test_snapshots_that_are_dropped_are_named(daemon: Daemon, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("kind", ["volume", "image"])
-def test_from_standard_input(daemon: Daemon, tmp_path: Path, kind: str) -> None:
+def test_an_image_from_standard_input_needs_a_name(
+    daemon: Daemon, tmp_path: Path, kind: str
+) -> None:
     image = make_image(tmp_path / "piped.qcow2", "qcow2")
     packed = tmp_path / "piped.gz"
     packed.write_bytes(gzip.compress(image.read_bytes() + kind.encode()))

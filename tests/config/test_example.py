@@ -88,7 +88,7 @@ def test_it_is_what_the_program_prints() -> None:
     assert (result.exit_code, result.output) == (0, TEXT)
 
 
-def test_it_fits_the_screen() -> None:
+def test_no_line_is_longer_than_a_hundred_characters() -> None:
     assert [line for line in TEXT.splitlines() if len(line) > 100] == []
 
 

@@ -97,7 +97,7 @@ def test_every_key_has_its_line(name: str) -> None:
     assert key_lines(text) == expected
 
 
-def test_what_stands_nowhere_has_the_line_of_what_is_around_it() -> None:
+def test_a_missing_key_has_the_line_of_its_table() -> None:
     lines = key_lines("\n[a]\nb = [{c = 1}]\n")
     assert line_of(lines, ("a", "b", 0, "c")) == 3
     assert line_of(lines, ("a", "missing")) == 2

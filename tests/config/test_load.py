@@ -55,7 +55,7 @@ def test_no_file_means_the_defaults(tmp_path: Path) -> None:
     assert load(None, environ).settings == Settings()
 
 
-def test_what_the_file_says(file: Path) -> None:
+def test_the_settings_are_those_of_the_file(file: Path) -> None:
     loaded = load(file, {})
     settings = loaded.settings
     assert settings.data_dir == Path("/srv/pool")
@@ -106,7 +106,9 @@ def test_the_environment_can_be_wrong_too(variable: str) -> None:
         assert str(caught.value) == f"{variable}: {value!r} is not HOST:PORT, nor the word none"
 
 
-def test_which_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_named_file_is_read_or_else_the_usual_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     home = {"HOME": str(tmp_path), "BOCKD_CONFIG": ""}
     assert find_file(home) is None

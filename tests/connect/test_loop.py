@@ -79,7 +79,7 @@ def test_a_record_is_private_and_says_no_secret(host: Host) -> None:
     host.daemon.bock("disconnect", "v")
 
 
-def test_a_reboot(host: Host) -> None:
+def test_volumes_are_connected_again_after_a_reboot(host: Host) -> None:
     """The devices are gone, the records are not: one volume comes back as it was, one that was
     detached meanwhile is attached again, and one that is elsewhere now is told of."""
     for name in ("a", "b", "c"):
@@ -111,7 +111,7 @@ def test_a_reboot(host: Host) -> None:
 
 
 @pytest.mark.parametrize("left", ["attachment", "record", "both", "all but its device's name"])
-def test_what_a_death_leaves(host: Host, left: str) -> None:
+def test_connecting_and_disconnecting_go_on_after_a_death(host: Host, left: str) -> None:
     """Whichever step was the last, connecting carries on from there, and so does disconnecting."""
     host.daemon.bock("volume", "create", "v", "--size", "16M")
     for command in ("connect", "disconnect"):

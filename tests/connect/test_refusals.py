@@ -28,7 +28,7 @@ def test_without_the_kernels_module(host: Host) -> None:
     assert "bock connect --loop VOLUME" in refusal
 
 
-def test_wrong_requests(host: Host) -> None:
+def test_unknown_volumes_and_wrong_options_are_refused(host: Host) -> None:
     host.daemon.bock("volume", "create", "v", "--size", "16M")
     assert "there is no volume 'w'" in refused(host, "w", "--loop")
     for wrong, reason in (
@@ -131,7 +131,7 @@ def test_a_user_who_is_not_root() -> None:
     assert "block devices need root" in said
 
 
-def test_the_unit(tmp_path: Path) -> None:
+def test_the_printed_unit_is_taken_by_systemd(tmp_path: Path) -> None:
     """systemd takes it, and it runs this `bock`."""
     printed = subprocess.run(
         [program("bock"), "connect", "--print-unit"], capture_output=True, text=True, check=True

@@ -210,7 +210,9 @@ def test_the_matrix_is_complete() -> None:
 
 
 @pytest.mark.parametrize(("first", "second"), REFUSALS)
-def test_one_writer(pool: PoolDirectory, first: str, second: str) -> None:
+def test_the_second_writer_is_refused_until_the_first_has_ended(
+    pool: PoolDirectory, first: str, second: str
+) -> None:
     pool.create("v")
     pool.create("other")
     holder, comer = WRITERS[first](pool, 1), WRITERS[second](pool, 2)

@@ -31,7 +31,7 @@ class Server(NbdServer):
         return int(key.id in self.connected)
 
 
-def test_given_up_when_nobody_has_been_connected_for_long(tmp_path: Path) -> None:
+def test_an_import_that_nobody_is_connected_to_is_given_up(tmp_path: Path) -> None:
     pool = LocalPool.open(tmp_path, Background().spawn)
     context = StorageContext(pool, NoPublisher())
     server = Server()

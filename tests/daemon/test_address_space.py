@@ -10,7 +10,9 @@ LIMIT_BYTES = 8 << 30
 """More than the daemon needs without its index."""
 
 
-def test_a_limit_on_address_space(pool: Path, tmp_path: Path) -> None:
+def test_too_little_address_space_is_refused_with_the_size_that_is_needed(
+    pool: Path, tmp_path: Path
+) -> None:
     limited = (program("prlimit"), f"--as={LIMIT_BYTES}", "--")
     told = Bockd(pool, tmp_path / "log", launcher=limited).refusal_to_start()
     assert "1024 GiB of address space" in told

@@ -52,7 +52,7 @@ def test_a_directory_that_was_named_becomes_one_if_it_is_new(tmp_path: Path, kin
 
 
 @pytest.mark.parametrize("kind", DIRECTORIES)
-def test_made_on_purpose(tmp_path: Path, kind: str) -> None:
+def test_a_pool_is_made_on_purpose_where_nothing_is(tmp_path: Path, kind: str) -> None:
     root = directory(tmp_path, kind)
     if kind in ("foreign", "pool"):
         expected = InvalidRequestError if kind == "foreign" else ConflictError

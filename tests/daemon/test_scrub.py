@@ -68,7 +68,7 @@ def test_a_flipped_bit_is_reported_and_never_served(daemon: Bockd) -> None:
         assert client.pread(600 * BLOCK, 0) == content(1, 600)
 
 
-def test_who_opens_the_pool_later_knows(daemon: Bockd) -> None:
+def test_damage_is_eio_for_all_who_open_the_pool_later(daemon: Bockd) -> None:
     """A daemon after a death, a clone made then, nbdkit, and a scrub without a daemon."""
     fill(daemon)
     scrub(daemon)
@@ -94,7 +94,7 @@ def test_who_opens_the_pool_later_knows(daemon: Bockd) -> None:
             assert client.pread(BLOCK, 6 * BLOCK) == content(1, 7)[6 * BLOCK :]
 
 
-def test_nbdkit_that_runs_meanwhile(daemon: Bockd) -> None:
+def test_damage_found_elsewhere_is_eio_in_a_running_nbdkit(daemon: Bockd) -> None:
     """It has the block in memory and its map loaded when a scrub elsewhere finds the damage."""
     fill(daemon)
     scrub(daemon)
@@ -107,7 +107,7 @@ def test_nbdkit_that_runs_meanwhile(daemon: Bockd) -> None:
         assert_eio(client, DAMAGED)
 
 
-def test_in_the_background(pool: Path) -> None:
+def test_frozen_layers_are_read_and_verified_in_the_background(pool: Path) -> None:
     """Nobody has asked: what was frozen when the daemon starts is read, and verified."""
     with serving(pool) as daemon:
         fill(daemon)
@@ -118,7 +118,7 @@ def test_in_the_background(pool: Path) -> None:
         assert daemon.check()["checksums"] == 600
 
 
-def test_switched_off(pool: Path) -> None:
+def test_nothing_is_read_in_the_background_when_checksums_are_off(pool: Path) -> None:
     """Nothing is read in the background, and scrubbing works when asked for."""
     config = pool.with_name("off.toml")
     config.write_text("[checksums]\nenabled = false\n")

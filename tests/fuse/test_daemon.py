@@ -194,7 +194,7 @@ def test_one_damaged_volume_hides_no_other(daemon: Bockd, mount: Path) -> None:
         os.open(mount / "volumes" / "bad", os.O_RDONLY)
 
 
-def test_what_is_open_is_in_use(daemon: Bockd, mount: Path) -> None:
+def test_an_open_file_counts_as_a_connection(daemon: Bockd, mount: Path) -> None:
     """Refused like under a connected client; allowed when the file is closed."""
     daemon.bock("volume", "create", "v", "--size", "1M")
     daemon.bock("snapshot", "create", "v", "s")

@@ -179,7 +179,9 @@ def test_a_stale_mount_can_be_removed_by_hand(daemon: Bockd, mount: Path) -> Non
     assert os.listdir(mount) == []
 
 
-def test_where_it_will_not_mount(daemon: Bockd, mount: Path, tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_mounted_on_is_refused(
+    daemon: Bockd, mount: Path, tmp_path: Path
+) -> None:
     """Each refusal is one line that says what to do, and the pool is as it was."""
     daemon.stop()
     file = tmp_path / "file"

@@ -76,7 +76,7 @@ def test_what_is_written_is_read(disk: Path, nodes: MemoryNodes, immediate: bool
         assert (nodes.counters.writes, nodes.counters.reads) == (before[0] + 1, before[1] + 1)
 
 
-def test_the_end_of_a_volume(disk: Path) -> None:
+def test_reads_and_writes_stop_at_the_end_of_the_volume(disk: Path) -> None:
     """A write that crosses the end is short, one behind it is EFBIG; reads end there."""
     with opened(disk) as file:
         assert os.pwrite(file, b"x" * 8192, SIZE - 4096) == 4096
@@ -101,7 +101,7 @@ def test_a_write_is_answered_after_its_commit(disk: Path, nodes: MemoryNodes) ->
         device.commit()
 
 
-def test_syncs_flush(disk: Path, nodes: MemoryNodes) -> None:
+def test_fsync_and_synchronous_writes_flush(disk: Path, nodes: MemoryNodes) -> None:
     """fsync and fdatasync; O_DSYNC and O_SYNC after every write; closing flushes nothing."""
     device = nodes.devices["disk"]
     with opened(disk) as file:
@@ -215,7 +215,7 @@ def test_what_only_bock_may_change(disk: Path, nodes: MemoryNodes, name: str) ->
     os.truncate(disk, SIZE)  # the size that it has
 
 
-def test_looking(disk: Path) -> None:
+def test_each_file_is_listed_once_and_found_by_name_or_id(disk: Path) -> None:
     """Each file is listed once, and found by name or id, with one inode number."""
     root = disk.parents[1]
     assert sorted(os.listdir(root)) == ["snapshots", "volumes"]

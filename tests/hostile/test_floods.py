@@ -177,7 +177,9 @@ def huge(attacked: Attacked) -> Target:
 
 
 @pytest.mark.parametrize("command", [4, 5, 6, 7], ids=["trim", "cache", "zeroes", "status"])
-def test_requests_for_everything(attacked: Attacked, huge: Target, command: int) -> None:
+def test_requests_for_sixteen_tebibytes_hold_up_nobody(
+    attacked: Attacked, huge: Target, command: int
+) -> None:
     """Each names all of 16 TiB, and there are many in one piece."""
     count = 200 if command in (5, 7) else 2
     allocation = wire.option(SET_META, wire.meta_data(huge.name, "base:allocation"))

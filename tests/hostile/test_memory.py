@@ -134,7 +134,7 @@ def test_tls_adds_no_more_than_its_limit(running: Running) -> None:
     assert added <= TLS_BYTES
 
 
-def test_those_who_come_and_go_leave_nothing_behind(running: Running) -> None:
+def test_connections_that_come_and_go_leave_no_memory_taken(running: Running) -> None:
     """Thousands of connections, each with something in flight when it goes."""
     daemon = running.daemon
 

@@ -126,7 +126,7 @@ def test_of_several_tenants_the_first_by_name(store: Store) -> None:
     assert desk.issue(ANN, tenants[0]).principal.tenant.name == "zoo"
 
 
-def test_tokens_that_are_none(desk: Desk) -> None:
+def test_a_text_that_is_no_token_is_refused(desk: Desk) -> None:
     token = desk.issue(ANN).token
     for wrong in ("", token[:-1], token + "x", token.swapcase(), "\ud800", "x" * 100_000):
         with pytest.raises(UnauthorizedError):
@@ -193,7 +193,7 @@ def test_the_key_is_kept_and_private(tmp_path: Path) -> None:
     assert load_key(tmp_path) not in (key, b"short")
 
 
-def test_the_clock_is_set_back(desk: Desk) -> None:
+def test_a_clock_that_is_set_back_prolongs_no_token(desk: Desk) -> None:
     """By a little: tokens go on. By a lot: none lives longer than it should for it, and new ones
     are issued."""
     desk.now = 1_000_000.0

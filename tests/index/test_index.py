@@ -26,7 +26,7 @@ def open_index(directory: Path) -> LmdbIndex:
     return LmdbIndex.open(directory, Ballast(directory.parent / "ballast").release)
 
 
-def test_values_come_back(directory: Path) -> None:
+def test_a_value_comes_back_from_its_table_only(directory: Path) -> None:
     index = open_index(directory)
     index.update(lambda txn: txn.put(LEAVES, b"key", b"value"))
     with index.reading() as txn:
@@ -52,7 +52,7 @@ def test_a_value_under_another_key_or_table_is_noticed() -> None:
         unseal(MAPS, b"key", stored)
 
 
-def test_an_exception_changes_nothing(directory: Path) -> None:
+def test_an_exception_undoes_its_transaction(directory: Path) -> None:
     index = open_index(directory)
 
     def change(txn: LmdbTransaction) -> None:

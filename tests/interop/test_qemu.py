@@ -51,7 +51,7 @@ def test_convert_in_and_out(daemon: Bockd, tmp_path: Path, image_format: str) ->
     )
 
 
-def test_map(daemon: Bockd) -> None:
+def test_qemu_img_map_shows_exactly_what_was_written(daemon: Bockd) -> None:
     """qemu-img map shows exactly what was written, in a volume and in a clone over a snapshot."""
     daemon.bock("volume", "create", "qmap", "--size", str(SIZE_BYTES))
     with daemon.connected("qmap") as client:

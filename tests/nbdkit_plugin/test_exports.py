@@ -38,7 +38,7 @@ def described(pool: PoolDirectory, *arguments: str) -> list[dict[str, Any]]:
     return exports
 
 
-def test_all_of_a_pool(pool: PoolDirectory) -> None:
+def test_the_whole_pool_is_exported_where_nothing_is_chosen(pool: PoolDirectory) -> None:
     """Without volume= and snapshot= everything is there, volumes first, each under its name."""
     pool.create("disk1")
     pool.create("disk2", 4 * MIB)
@@ -61,7 +61,7 @@ def test_all_of_a_pool(pool: PoolDirectory) -> None:
         assert "name an export" in nbdkit.connection_refused("")
 
 
-def test_one_volume(pool: PoolDirectory) -> None:
+def test_a_chosen_volume_is_exported_alone(pool: PoolDirectory) -> None:
     """It is also what a client gets that names nothing, and the pool's others are not there."""
     pool.create("disk1")
     pool.create("disk2")
@@ -251,7 +251,7 @@ def test_installed_by_pip(pool: PoolDirectory, tmp_path: Path) -> None:
     assert (result.status, result.out) == (0, f"{8 * MIB}\n"), result
 
 
-def test_nothing_to_be_found(tmp_path: Path) -> None:
+def test_a_plugin_that_finds_no_bockd_says_so(tmp_path: Path) -> None:
     alone = tmp_path / "nbd_plugin" / "bock.py"
     alone.parent.mkdir()
     shutil.copy(PLUGIN, alone)
@@ -262,7 +262,7 @@ def test_nothing_to_be_found(tmp_path: Path) -> None:
     assert "Traceback" not in result.err
 
 
-def test_the_command_that_knows_the_path(pool: PoolDirectory) -> None:
+def test_the_command_prints_the_path_of_the_plugin(pool: PoolDirectory) -> None:
     assert pool.daemon.tool("bockd", "nbdkit-plugin") == f"{PLUGIN}\n"
     version = run_nbdkit("--dump-plugin").out
     assert "bockd_version=" in version

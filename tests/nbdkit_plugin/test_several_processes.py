@@ -43,7 +43,9 @@ def refused_by(daemon: Bockd, export: str) -> str:
     return result.err
 
 
-def test_the_daemon_has_it(pool: PoolDirectory, daemon: Bockd) -> None:
+def test_a_volume_of_the_daemons_is_refused_by_the_plugin(
+    pool: PoolDirectory, daemon: Bockd
+) -> None:
     """The plugin is refused that volume, at its start and on request, and serves another one."""
     with daemon.connected("disk1") as first:
         first.pwrite(KNOWN, 0)
@@ -78,7 +80,9 @@ def test_what_the_daemon_keeps_open_for_nobody_is_handed_over_at_once(
             assert fourth.pread(8192, 0) == KNOWN * 2
 
 
-def test_the_plugin_has_it(pool: PoolDirectory, daemon: Bockd) -> None:
+def test_a_volume_of_the_plugins_is_refused_by_the_daemon(
+    pool: PoolDirectory, daemon: Bockd
+) -> None:
     """The daemon refuses that volume to clients and to every operation that needs it; it serves the
     rest of the pool. When the plugin has ended, all goes on in the daemon."""
     with (
@@ -151,7 +155,7 @@ def test_the_daemon_starts_and_stops_beside_the_plugin(pool: PoolDirectory) -> N
     pool.daemon.stop()
 
 
-def test_two_plugins(pool: PoolDirectory) -> None:
+def test_two_plugins_share_snapshots_and_no_volume(pool: PoolDirectory) -> None:
     """One volume: the second is refused. Two volumes, or one snapshot: both serve."""
     pool.create("disk1")
     pool.create("disk2")

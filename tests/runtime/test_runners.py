@@ -94,7 +94,7 @@ def test_a_completion_that_fails_raises(run: Callable[[Steps[Any]], Any]) -> Non
         run(steps())
 
 
-def test_who_waits_for_itself_cleans_up() -> None:
+def test_an_operation_that_waits_for_itself_cleans_up() -> None:
     done: list[str] = []
 
     async def steps() -> None:

@@ -194,7 +194,7 @@ def test_a_key_that_its_group_may_read_will_do(pair: Pair, pki: Pki, mode: int) 
         ),
     ],
 )
-def test_what_the_configuration_lacks(text: str, problem: str) -> None:
+def test_an_incomplete_configuration_is_refused_with_its_line(text: str, problem: str) -> None:
     with pytest.raises(Exception, match="FILE") as refused:
         decode(text.encode(), "FILE")
     assert str(refused.value) == f"FILE:{problem}"

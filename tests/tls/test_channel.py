@@ -110,7 +110,7 @@ async def test_requests_before_a_goodbye_and_before_a_cut_are_carried_out(
 
 
 @in_trio
-async def test_it_says_goodbye(pki: Pki, exports: FixedExports) -> None:
+async def test_the_server_ends_tls_with_a_goodbye(pki: Pki, exports: FixedExports) -> None:
     """So that a client can tell the end from a cut."""
     async with serving_tls(exports, pki) as served:
         for client in (await served.go(), await served.secure()):

@@ -65,7 +65,7 @@ def image_options(attached: Attached, daemon: Bockd) -> str:
     )
 
 
-def test_the_uri_says_tls(attached: Attached, daemon: Bockd) -> None:
+def test_the_uri_of_an_attachment_names_tls(attached: Attached, daemon: Bockd) -> None:
     assert attached.uri == f"nbds://127.0.0.1:{daemon.nbd_port}/{attached.export}"
     assert attached.unix_uri.startswith("nbd+unix://")
     assert nbd.NBD().supports_tls()
@@ -98,7 +98,7 @@ def test_a_client_notices_another_server(daemon: Bockd, attached: Attached, pki:
     assert "certificate" in refused.err
 
 
-def test_without_tls_there_is_nothing(daemon: Bockd, attached: Attached) -> None:
+def test_clients_without_tls_get_nothing_over_tcp(daemon: Bockd, attached: Attached) -> None:
     refused = daemon.run(program("nbdinfo"), attached.uri.replace("nbds://", "nbd://"))
     assert refused.status != 0, refused
     refused = daemon.run(

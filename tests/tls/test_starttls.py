@@ -32,7 +32,7 @@ def client_hello(pki: Pki) -> bytes:
 
 
 @in_trio
-async def test_off_refuses_politely(pki: Pki, exports: FixedExports) -> None:
+async def test_mode_off_refuses_starttls_and_goes_on(pki: Pki, exports: FixedExports) -> None:
     async with serving_tls(exports, pki, mode=TlsMode.OFF) as served:
         client = await served.connect()
         await client.send(STARTTLS)
@@ -43,7 +43,7 @@ async def test_off_refuses_politely(pki: Pki, exports: FixedExports) -> None:
 
 
 @in_trio
-async def test_on_serves_both(pki: Pki, exports: FixedExports) -> None:
+async def test_mode_on_serves_with_and_without_tls(pki: Pki, exports: FixedExports) -> None:
     async with serving_tls(exports, pki, mode=TlsMode.ON) as served:
         plain = await served.connect()
         await plain.send(wire.go("disk"))
@@ -125,7 +125,7 @@ async def test_a_client_that_is_silent_in_the_handshake_is_closed(
 
 
 @in_trio
-async def test_noise_instead_of_tls(pki: Pki, exports: FixedExports) -> None:
+async def test_noise_instead_of_tls_is_closed(pki: Pki, exports: FixedExports) -> None:
     noise = random.Random(5)
     async with serving_tls(exports, pki) as served:
         for length in (1, 5, 100, 70_000):
@@ -174,7 +174,9 @@ async def test_who_is_let_in(
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 @in_trio
-async def test_versions(pki: Pki, exports: FixedExports, version: ssl.TLSVersion) -> None:
+async def test_tls_1_2_and_1_3_are_served(
+    pki: Pki, exports: FixedExports, version: ssl.TLSVersion
+) -> None:
     context = client_context(pki.client)
     context.minimum_version = context.maximum_version = version
     async with serving_tls(exports, pki, clients=ClientCertificates.REQUIRED) as served:

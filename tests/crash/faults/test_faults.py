@@ -52,7 +52,9 @@ def test_the_scenario_comes_to_all_kinds_of_positions(positions: Positions) -> N
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_fault(disk: FaultyDisk, positions: Positions, kind: str) -> None:
+def test_a_fault_is_an_error_and_loses_nothing_acknowledged(
+    disk: FaultyDisk, positions: Positions, kind: str
+) -> None:
     """EIO and ENOSPC, once and until the cause is gone: a clear error, nothing acknowledged is
     lost, and the pool goes on; or the volume is refused until it is reopened."""
     print(f"seed {SEED}")

@@ -27,7 +27,7 @@ SEEDS = range(22)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_power_cuts(disk: PowerCutDisk, seed: int) -> None:
+def test_what_was_flushed_survives_power_cuts(disk: PowerCutDisk, seed: int) -> None:
     assert play(disk, seed, CUTS_OF_A_RUN).counts.cuts == CUTS_OF_A_RUN
 
 

@@ -69,7 +69,7 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PowerCutDisk]:
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_scenario(disk: PowerCutDisk, name: str) -> None:
+def test_a_scenario_holds(disk: PowerCutDisk, name: str) -> None:
     scenario, _ = SCENARIOS[name]
     scenario(disk)
 
@@ -77,7 +77,7 @@ def test_scenario(disk: PowerCutDisk, name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "rule"), [(name, rule) for name, (_, broken) in SCENARIOS.items() for rule in broken]
 )
-def test_it_fails_without_its_rule(disk: PowerCutDisk, name: str, rule: str) -> None:
+def test_a_scenario_fails_without_its_rule(disk: PowerCutDisk, name: str, rule: str) -> None:
     scenario, broken = SCENARIOS[name]
     with broken[rule](), pytest.raises((AssertionError, BockdError, LookupError)) as failure:
         scenario(disk)

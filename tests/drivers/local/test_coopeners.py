@@ -105,7 +105,7 @@ def test_a_layer_goes_while_a_volume_is_opened(
     assert merged
 
 
-def test_what_is_really_missing_is_said_so(bench: Bench) -> None:
+def test_a_missing_layer_is_damage_and_named(bench: Bench) -> None:
     bench.write(0, b"a")
     bench.snapshot("s")
     run_inline(bench.pool.registry.close_idle_volume(bench.volume))
@@ -194,6 +194,6 @@ def test_joining_makes_no_pool(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_foreseeing_what_is_not_there(bench: Bench) -> None:
+def test_an_unknown_snapshot_cannot_be_opened(bench: Bench) -> None:
     with pytest.raises(NotFoundError):
         bench.pool.registry.check_openable(NodeKind.SNAPSHOT, 99)

@@ -20,7 +20,7 @@ def by_definition(offset: int, data: bytes) -> list[int]:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_they_are_those_of_the_definition(seed: int) -> None:
+def test_zero_blocks_are_those_of_the_definition(seed: int) -> None:
     rng = random.Random(seed)
     offset = rng.randrange(3 * BLOCK_SIZE)
     data = bytearray(rng.randrange(1, 9 * BLOCK_SIZE))
@@ -30,7 +30,7 @@ def test_they_are_those_of_the_definition(seed: int) -> None:
     assert zero_pieces(offset, memoryview(data)) == by_definition(offset, bytes(data))
 
 
-def test_what_stands_beside_the_write_counts() -> None:
+def test_a_partial_block_is_zeros_only_if_its_rest_is() -> None:
     data = memoryview(bytes(2 * BLOCK_SIZE))
     clean, dirty = memoryview(bytes(512)), memoryview(b"\1" * 512)
     offset = BLOCK_SIZE + 512

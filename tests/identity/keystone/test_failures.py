@@ -233,7 +233,9 @@ def test_a_connection_that_was_closed_meanwhile_is_not_an_error(
     assert len(dropped) == 1
 
 
-def test_nobody_listens(settings: KeystoneSettings, caplog: pytest.LogCaptureFixture) -> None:
+def test_keystone_is_unavailable_when_nobody_listens(
+    settings: KeystoneSettings, caplog: pytest.LogCaptureFixture
+) -> None:
     with serving() as gone:
         url = gone.url
     with pytest.raises(UnavailableError):

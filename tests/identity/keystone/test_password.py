@@ -24,14 +24,14 @@ def test_one_line_in_a_private_file(tmp_path: Path, ending: bytes, mode: int) ->
     assert password_source(path, {})() == "pässword "
 
 
-def test_it_may_change(tmp_path: Path) -> None:
+def test_a_changed_password_file_is_read_again(tmp_path: Path) -> None:
     password = password_source(private(tmp_path / "p", b"old"), {VARIABLE: "other"})
     assert password() == "old"
     private(tmp_path / "p", b"new")
     assert password() == "new"
 
 
-def test_the_environment(tmp_path: Path) -> None:
+def test_the_environment_has_the_password_where_no_file_is_named(tmp_path: Path) -> None:
     assert password_source(None, {VARIABLE: "secret"})() == "secret"
     for environ in ({}, {VARIABLE: ""}):
         with pytest.raises(InvalidRequestError, match="unless BOCKD_KEYSTONE_PASSWORD is set"):
@@ -54,7 +54,7 @@ def test_a_file_of_another_user(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"a\nb\n", b"x" * (MAX_BYTES + 1)])
-def test_not_one_password(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_holds_not_one_password_is_refused(tmp_path: Path, content: bytes) -> None:
     path = private(tmp_path / "p", content)
     with pytest.raises(InvalidRequestError, match="must hold the password alone"):
         password_source(path, {})

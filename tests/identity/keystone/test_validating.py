@@ -52,7 +52,9 @@ def test_the_url_may_end_in_v3(keystone: Keystone, settings: KeystoneSettings, s
     ["unknown", "", "a b", "a\r\nX-Auth-Token: b", "\ud800", "é", "x" * 8193, "\0"],
     ids=lambda token: ascii(token[:30]),
 )
-def test_what_is_no_token(keystone: Keystone, settings: KeystoneSettings, token: str) -> None:
+def test_a_text_that_is_no_token_is_refused(
+    keystone: Keystone, settings: KeystoneSettings, token: str
+) -> None:
     async def scenario(identity: KeystoneIdentity, _: Clocks) -> None:
         for ask in (
             identity.validate_token,
@@ -119,7 +121,9 @@ def test_nothing_is_cached_when_so_configured(
     asking(replace(settings, cache_seconds=0), scenario)
 
 
-def test_never_past_the_end_of_a_token(keystone: Keystone, settings: KeystoneSettings) -> None:
+def test_a_cached_token_ends_when_it_expires(
+    keystone: Keystone, settings: KeystoneSettings
+) -> None:
     keystone.token_seconds = 3000.0
     token = keystone.new_token("alice", "acme")
 
@@ -177,7 +181,7 @@ def test_many_requests_with_one_token_are_one_question(
     assert (keystone.count("POST"), keystone.count("GET")) == (1, 1)
 
 
-def test_who_hangs_up_does_not_take_the_answer_along(
+def test_a_client_that_hangs_up_leaves_the_answer_to_others(
     keystone: Keystone, settings: KeystoneSettings
 ) -> None:
     token = keystone.new_token("alice", "acme")

@@ -135,7 +135,7 @@ def test_bytes_behind_the_last_option_are_kept() -> None:
 
 
 @pytest.mark.parametrize(("client_flags", "zeroes"), [(0, 124), (1, 124), (2, 0), (3, 0)], ids=str)
-def test_export_name(client_flags: int, zeroes: int) -> None:
+def test_export_name_is_answered_with_size_and_flags(client_flags: int, zeroes: int) -> None:
     server = Server()
     server.feed(struct.pack(">I", client_flags) + wire.option(1, b"snapshot/monday"))
     # read-only: HAS_FLAGS, READ_ONLY, FLUSH, FUA, MULTI_CONN, CACHE; no DF without structured
@@ -204,7 +204,7 @@ OPTION_TABLE: list[tuple[str, list[bytes], list[int]]] = [
 @pytest.mark.parametrize(
     ("options", "expected"), [row[1:] for row in OPTION_TABLE], ids=[row[0] for row in OPTION_TABLE]
 )
-def test_option(options: list[bytes], expected: list[int]) -> None:
+def test_each_option_has_its_replies(options: list[bytes], expected: list[int]) -> None:
     assert kinds(*options) == expected
 
 

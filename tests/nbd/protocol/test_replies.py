@@ -65,7 +65,7 @@ GOLDEN = [
 
 
 @pytest.mark.parametrize(("encoded", "expected"), GOLDEN)
-def test_golden(encoded: bytes, expected: str) -> None:
+def test_each_reply_has_its_golden_bytes(encoded: bytes, expected: str) -> None:
     assert encoded.hex() == expected.replace(" ", "")
 
 
@@ -115,7 +115,7 @@ def test_the_encoder_follows_the_negotiation() -> None:
         (errno.EDQUOT, 28),
     ],
 )
-def test_errno(system: int, expected: int) -> None:
+def test_a_system_error_has_its_number_in_the_protocol(system: int, expected: int) -> None:
     assert nbd_errno(system) == expected
 
 

@@ -83,7 +83,7 @@ def test_without_tls_it_is_refused_and_the_handshake_goes_on() -> None:
 
 
 @pytest.mark.parametrize("mode", [TlsMode.ON, TlsMode.REQUIRE])
-def test_it_takes_no_data(mode: TlsMode) -> None:
+def test_starttls_with_data_is_invalid(mode: TlsMode) -> None:
     handshake = begun(mode, wire.option(STARTTLS, b"x"))
     assert reply_of(handshake.next_event()).kind == INVALID
 
@@ -160,7 +160,7 @@ def test_where_it_is_required_a_client_may_leave() -> None:
 
 
 @pytest.mark.parametrize("mode", [TlsMode.ON, TlsMode.REQUIRE])
-def test_once_is_enough(mode: TlsMode) -> None:
+def test_a_second_starttls_is_invalid(mode: TlsMode) -> None:
     handshake = secured(mode, wire.option(STARTTLS), wire.option(3))
     assert reply_of(handshake.next_event()).kind == INVALID
     assert isinstance(handshake.next_event(), ListExports)

@@ -46,7 +46,7 @@ async def test_silence_in_the_handshake_is_closed(
 
 
 @in_jumping_time
-async def test_options_for_ever_are_closed(path: Path, exports: FixedExports) -> None:
+async def test_a_handshake_that_never_ends_is_closed(path: Path, exports: FixedExports) -> None:
     async with serving(exports, path, LIMITS), await Client.connect(path) as client:
         await client.send(wire.FIXED_NEWSTYLE_NO_ZEROES)
         for _ in range(4):

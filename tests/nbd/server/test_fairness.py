@@ -224,7 +224,7 @@ async def test_large_writes_in_flight_are_limited(
 
 
 @in_trio
-async def test_who_has_gone_is_served_no_more(
+async def test_a_client_that_has_gone_is_served_no_more(
     path: Path, exports: FixedExports, device: MemoryDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However much it has asked for before: what is in flight fails, and nothing follows."""
@@ -271,7 +271,7 @@ async def test_a_newcomer_takes_the_place_of_the_oldest_handshake(
 
 
 @in_trio
-async def test_those_who_lost_their_place_are_limited_too(
+async def test_handshakes_that_lost_their_place_count_until_they_end(
     path: Path, exports: FixedExports, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A handshake that cannot be ended at once (its export is being opened) is counted on."""

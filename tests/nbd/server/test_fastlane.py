@@ -27,12 +27,12 @@ STYLES = [(False, False), (True, False), (True, True)]
 EINVAL, ENOSPC = 22, 28
 
 
-def test_it_is_compiled() -> None:
+def test_the_lane_is_compiled_where_tests_run() -> None:
     """Wherever these tests run there is a compiler: without it they would show nothing."""
     assert fastlane.load({}) is not None
 
 
-def test_it_can_be_left_out() -> None:
+def test_the_environment_can_leave_the_lane_out() -> None:
     assert fastlane.load({fastlane.VARIABLE: "off"}) is None
 
 
@@ -53,7 +53,7 @@ def test_the_lane_in_use_is_named(
     assert fastlane.lane(environ).startswith(said)
 
 
-def test_a_daemon_without_it_is_a_daemon() -> None:
+def test_the_server_is_imported_without_the_compiled_lane() -> None:
     """As where there is no compiler."""
     hidden = "import sys; sys.modules['bockd.nbd.server._fastlane'] = None\n"
     code = "from bockd.nbd.server import fastlane, connection; assert fastlane.compiled is None"
@@ -109,7 +109,9 @@ def streams(draw: st.DrawFn, extended: bool) -> bytes:
 
 @pytest.mark.parametrize("send_buffer_bytes", [0, 20_000, 4 * MIB], ids=["none", "small", "large"])
 @pytest.mark.parametrize(("structured", "extended"), STYLES)
-def test_the_same_answers(structured: bool, extended: bool, send_buffer_bytes: int) -> None:
+def test_both_lanes_give_the_same_replies_and_content(
+    structured: bool, extended: bool, send_buffer_bytes: int
+) -> None:
     """And the same content, statistics and remainder, whether the lane may send itself, and can
     send all of it, or not."""
     seen = 0
@@ -174,7 +176,7 @@ def _reads_of(stream: bytes, extended: bool) -> dict[int, int]:
         return reads
 
 
-def test_a_full_reply_buffer() -> None:
+def test_what_does_not_fit_into_the_replies_is_left_for_the_next_call() -> None:
     """What does not fit is left for the next call, and nothing is lost."""
     with two_sides(structured=True, extended=False) as (side, _):
         count = REPLY_BUFFER_BYTES // 65536 + 5
@@ -308,7 +310,7 @@ def reads(*places: int, length: int = 65_536) -> bytes:
     return b"".join(wire.request(0, place, place * PLACE_BYTES, length) for place in places)
 
 
-def test_round_after_round() -> None:
+def test_requests_that_came_meanwhile_are_served_in_the_same_call() -> None:
     """What is there already when the first replies are sent is served in the same call."""
     with two_sides(structured=True, extended=False) as (side, _), closing(Line(MIB)) as line:
         data = b"n" * BLOCK_SIZE
@@ -340,7 +342,7 @@ def test_round_after_round() -> None:
         assert side.content()[8 * PLACE_BYTES :][:BLOCK_SIZE] == data
 
 
-def test_what_is_for_others_ends_the_rounds() -> None:
+def test_a_request_that_is_not_for_the_lane_ends_the_call() -> None:
     """A request that only Python serves, or the parser must see, and the end of a turn."""
     with two_sides(structured=True, extended=False) as (side, _), closing(Line(MIB)) as line:
         received = memoryview(bytearray(256 * 1024))

@@ -50,7 +50,7 @@ def test_a_stale_socket_is_replaced(path: Path) -> None:
         client.connect(str(path))
 
 
-def test_a_socket_in_use_is_not(path: Path) -> None:
+def test_a_socket_in_use_is_not_replaced(path: Path) -> None:
     with listen_unix(path), pytest.raises(InUseError):
         listen_unix(path)
 
@@ -65,13 +65,15 @@ def test_another_file_is_left_alone(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "error"), [("x" * 200, InvalidRequestError), ("missing/nbd.sock", DeviceError)]
 )
-def test_a_path_that_cannot_be(tmp_path: Path, name: str, error: type[BockdError]) -> None:
+def test_a_socket_path_that_cannot_be_is_refused(
+    tmp_path: Path, name: str, error: type[BockdError]
+) -> None:
     with pytest.raises(error):
         listen_unix(tmp_path / name)
     assert os.listdir(tmp_path) == []
 
 
-def test_a_taken_port() -> None:
+def test_a_taken_port_is_refused_by_its_number() -> None:
     with listen_tcp(Address("127.0.0.1", 0)) as first:
         taken = address_of(first)
         assert taken.port
@@ -79,7 +81,7 @@ def test_a_taken_port() -> None:
             listen_tcp(taken)
 
 
-def test_an_address_that_is_not_ours() -> None:
+def test_an_address_of_another_machine_is_refused() -> None:
     with pytest.raises(UnavailableError):
         listen_tcp(Address("192.0.2.1", 0))
 

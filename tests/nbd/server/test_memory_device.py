@@ -14,7 +14,9 @@ OPERATION = st.tuples(st.sampled_from(["write", "zero", "allocate", "trim"]), RA
 
 
 @given(st.lists(OPERATION, max_size=20))
-def test_it_holds_what_was_written(operations: list[tuple[str, list[int], bytes]]) -> None:
+def test_the_device_holds_what_a_bytearray_would(
+    operations: list[tuple[str, list[int], bytes]],
+) -> None:
     device, oracle = MemoryDevice(SIZE), bytearray(SIZE)
     for name, (start, end), seed in operations:
         length = end - start

@@ -72,7 +72,7 @@ def test_all_are_read_and_no_more_are_open_than_may_be(layout: Layout) -> None:
     assert descriptors() == before
 
 
-def test_who_was_not_used_for_longest_is_closed(layout: Layout) -> None:
+def test_the_layer_unused_for_longest_is_closed(layout: Layout) -> None:
     files = OpenFiles(LIMIT)
     among = layers(layout, files)
     for layer in among[:LIMIT]:

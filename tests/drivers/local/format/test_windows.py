@@ -55,7 +55,7 @@ def test_the_last_window_ends_with_the_file(file: tuple[Path, int]) -> None:
     assert Windows().find(fd, (MAX_WINDOWS + 4) * WINDOW_BYTES) is None
 
 
-def test_those_not_used_for_longest_go(file: tuple[Path, int]) -> None:
+def test_the_windows_unused_for_longest_are_unmapped(file: tuple[Path, int]) -> None:
     path, fd = file
     windows = Windows()
     first = windows.find(fd, 0)
