@@ -105,6 +105,10 @@ async def conversation(path: str) -> AsyncIterator[Monitor]:
         raise _not_connected(error.exc) from error
     except OSError as error:
         raise _not_connected(error) from error
+    except AssertionError as error:
+        # qemu.qmp asserts at the end of `connect` that the conversation lasts. It does not when
+        # QEMU has ended just after its greeting.
+        raise _not_connected(await _parting(client) or EOFError()) from error
     try:
         yield Monitor(client)
     finally:

@@ -8,6 +8,7 @@ from collections.abc import Awaitable
 from pathlib import Path
 
 import pytest
+from qemu.qmp import QMPClient
 
 from bockd.errors import BockdError, UnavailableError
 from bockd.vm import monitor
@@ -32,6 +33,20 @@ def path(tmp_path: Path) -> Path:
 def test_events_among_the_replies_are_no_replies(path: Path) -> None:
     with peer(path, greeted(EVENT, EVENT, REPLY, EVENT)):
         assert converse(path, ask) == {"running": True}
+
+
+def test_a_vm_that_ends_just_after_its_greeting_is_not_running(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The package asserts that the conversation lasts, which it does not now and then."""
+
+    async def connect(_client: QMPClient, connection: socket.socket) -> None:
+        connection.close()
+        raise AssertionError
+
+    monkeypatch.setattr(QMPClient, "connect", connect)
+    with peer(path, greeted()), pytest.raises(NotRunningError, match="hung up at once"):
+        converse(path, ask)
 
 
 def test_a_refusal_has_qemus_words(path: Path) -> None:
