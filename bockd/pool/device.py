@@ -95,9 +95,8 @@ class MappedWindow(Protocol):
 class OpenLayer(Protocol):
     """Files that hold blocks, each block at its offset in the device."""
 
-    descriptors: list[int]
-    """The first of them holds what lies within `FastView.reach_bytes`; none, or a negative one: do
-    not read."""
+    near_descriptor: int
+    """Of the file that holds what lies within `FastView.reach_bytes`; negative: do not read."""
     nowait_flag: int
     """For preadv: fail rather than wait for the disk; 0 where that cannot be had."""
 

@@ -96,19 +96,6 @@ static long long_attribute(PyObject *object, const char *name)
     return number;
 }
 
-/* The first file of a layer: what lies further in than that is not asked for here. */
-static int descriptor_of(PyObject *layer)
-{
-    PyObject *descriptors = PyObject_GetAttrString(layer, "descriptors");
-    if (descriptors == NULL)
-        return UNKNOWN;
-    long fd = UNKNOWN;
-    if (PyList_Check(descriptors) && PyList_Size(descriptors) > 0)
-        fd = PyLong_AsLong(PyList_GetItem(descriptors, 0));
-    Py_DECREF(descriptors);
-    return fd < 0 ? UNKNOWN : (int)fd;
-}
-
 /* The file of a slot, or NULL if there is none that may be read without a further look. */
 static const File *find_file(View *view, long slot)
 {
@@ -121,7 +108,8 @@ static const File *find_file(View *view, long slot)
     File file = {(uint16_t)slot, HOLE, 0, layer};
     if (layer != Py_None) {
         Py_INCREF(layer);
-        file.fd = descriptor_of(layer);
+        long fd = long_attribute(layer, "near_descriptor");
+        file.fd = fd < 0 ? UNKNOWN : (int)fd;
         long flags = long_attribute(layer, "nowait_flag");
         if (slot != view->head_slot && PyObject_SetAttrString(layer, "used", Py_True) < 0)
             file.fd = UNKNOWN;

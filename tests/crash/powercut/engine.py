@@ -55,7 +55,7 @@ class _StoppedClock:
 
 def _data_ranges(self: Layer, offset: int, length: int) -> Iterator[tuple[int, int]]:
     """Layers here have one segment."""
-    words = os.getxattr(self.descriptors[0], "user.ranges").split()
+    words = os.getxattr(self.near_descriptor, "user.ranges").split()
     numbers = [int(word) for word in words]
     for start, end in zip(numbers[::2], numbers[1::2], strict=True):
         if start < offset + length and end > offset:

@@ -404,7 +404,7 @@ def test_what_is_not_in_the_page_cache_is_for_others() -> None:
         expected = side.content()[:65_536]
         run_inline(side.volume.flush())
         layer = side.layer(0)
-        os.posix_fadvise(layer.descriptors[0], 0, 0, os.POSIX_FADV_DONTNEED)
+        os.posix_fadvise(layer.near_descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         replies, _ = side.serve(reads(0), line)
         assert side.in_lane == 0
         assert b"".join(replies)[28:] == expected
@@ -418,7 +418,7 @@ def test_a_file_that_was_cut_off_is_an_error() -> None:
         side.serve(reads(0), line)
         assert side.in_lane == 1
         layer = side.layer(0)
-        os.truncate(f"/proc/self/fd/{layer.descriptors[0]}", 4096)
+        os.truncate(f"/proc/self/fd/{layer.near_descriptor}", 4096)
         replies, _ = side.serve(reads(0), line)
         assert side.in_lane == 1
         assert struct.unpack_from(">I", b"".join(replies)[20:])[0] == 5
@@ -427,7 +427,7 @@ def test_a_file_that_was_cut_off_is_an_error() -> None:
 def test_a_file_that_was_cut_off_before_it_was_mapped_is_an_error() -> None:
     """Nothing behind what is mapped of it is sent."""
     with two_sides(structured=True, extended=False) as (side, _), closing(Line(MIB)) as line:
-        os.truncate(f"/proc/self/fd/{side.layer(1).descriptors[0]}", 4096)
+        os.truncate(f"/proc/self/fd/{side.layer(1).near_descriptor}", 4096)
         replies, _ = side.serve(reads(1), line)
         assert side.in_lane == 0
         assert struct.unpack_from(">I", b"".join(replies)[20:])[0] == 5
@@ -439,7 +439,7 @@ def test_data_that_goes_missing_behind_its_header_ends_the_connection(tmp_path: 
         side.serve(reads(0), line)
         layer = side.layer(0)
         with (tmp_path / "empty").open("w+b") as empty:
-            whole, layer.descriptors = layer.descriptors, [empty.fileno()]
+            whole, layer.near_descriptor = layer.near_descriptor, empty.fileno()
             with pytest.raises(ProtocolError, match="reading failed behind a reply's header"):
                 side.serve(reads(0), line)
-            layer.descriptors = whole
+            layer.near_descriptor = whole

@@ -59,13 +59,13 @@ class OpenFiles:
         """Move the descriptors of `opened` to `layer`. Return False if there is no room, or if
         `layer` has some already. For any thread that has a hold of the layer."""
         with self._lock:
-            if layer.descriptors:
+            if layer.is_open:
                 return False
             if self.full:
                 self.crowded = True
                 return False
             layer.nowait_flag = opened.nowait_flag
-            layer.descriptors = opened.descriptors
+            layer.adopt(opened.descriptors)
             self._open[layer] = len(layer.descriptors)
             self._count += len(layer.descriptors)
         return True
@@ -87,7 +87,7 @@ class OpenFiles:
         for layer in oldest_first + oldest_first:
             if self._count <= goal:
                 return
-            if layer.readers or not layer.descriptors:
+            if layer.readers or not layer.is_open:
                 continue
             if layer.used:
                 layer.used = False
@@ -125,7 +125,7 @@ class FrozenLayer(Layer):
 
     def read(self, offset: int, into: memoryview) -> None:
         """See Layer.read. The caller has a hold of the layer (`readers`)."""
-        if self.descriptors:
+        if self.is_open:
             super().read(offset, into)
             return
         opened = self._open_anew()
@@ -138,12 +138,12 @@ class FrozenLayer(Layer):
 
     def prefetch(self, offset: int, length: int) -> None:
         """See Layer.prefetch. For the owner thread, which opens nothing."""
-        if self.descriptors:
+        if self.is_open:
             super().prefetch(offset, length)
 
     def evict(self, offset: int) -> None:
         """See Layer.evict. The caller has a hold of the layer."""
-        if self.descriptors:
+        if self.is_open:
             super().evict(offset)
         else:
             with closing(self._open_anew()) as opened:

@@ -63,7 +63,7 @@ class Layer:
 
     def __init__(self, layer_id: LayerId, descriptors: list[int], *, nowait: bool) -> None:
         self.id = layer_id
-        self.descriptors = descriptors
+        self.adopt(descriptors)
         self.nowait_flag = os.RWF_NOWAIT if nowait else 0
         """For preadv: fail rather than wait for the disk; 0 where the file system cannot."""
         self.used = False
@@ -71,6 +71,18 @@ class Layer:
         self.readers = 0
         """Reads in threads that are under way; the owner thread counts them."""
         self._windows = Windows()
+
+    def adopt(self, descriptors: list[int]) -> None:
+        """Use these files, one for each segment; none while the layer is closed."""
+        self.descriptors = descriptors
+        self.near_descriptor = descriptors[0] if descriptors else -1
+        """The file of the bytes below SEGMENT_BYTES, for whoever reads or writes there without
+        asking the layer for each request; -1 while it is closed."""
+
+    @property
+    def is_open(self) -> bool:
+        """True while the layer has its files open."""
+        return self.near_descriptor >= 0
 
     @classmethod
     def open(cls, layout: Layout, layer_id: LayerId, size_bytes: int, *, writable: bool) -> Layer:
@@ -102,7 +114,8 @@ class Layer:
     def close(self) -> None:
         """Close the files; the layer is of no further use."""
         self._windows.forget()
-        descriptors, self.descriptors = self.descriptors, []
+        descriptors = self.descriptors
+        self.adopt([])
         _close_all(descriptors)
 
     def read(self, offset: int, into: memoryview) -> None:
@@ -124,7 +137,7 @@ class Layer:
     def try_read(self, offset: int, into: memoryview) -> bool:
         """Fill `into` from the page cache only. Return False when some of it is not there, or the
         files are closed."""
-        if not self.descriptors:
+        if not self.is_open:
             return False
         self.used = True
         try:
@@ -137,14 +150,14 @@ class Layer:
 
     def window(self, offset: int) -> Window | None:
         """Return a part of the first segment to send from. See `Windows.find`."""
-        return self._windows.find(self.descriptors[0], offset)
+        return self._windows.find(self.near_descriptor, offset)
 
     def write(self, offset: int, data: memoryview, piece_bytes: int = WRITE_PIECE_BYTES) -> None:
         """Write `data` at `offset`. Raises OSError (ENOSPC, EIO): any part of it may have been
         written then."""
         length = len(data)
         one_piece = length <= piece_bytes and offset + length <= SEGMENT_BYTES
-        if one_piece and os.pwrite(self.descriptors[0], data, offset) == length:
+        if one_piece and os.pwrite(self.near_descriptor, data, offset) == length:
             return
         for fd, position, piece in self._pieces(offset, data):
             done = 0

@@ -76,12 +76,12 @@ class Reader:
         if layer is None:
             into[:] = _ZEROS[:length]
             return True
-        descriptors = layer.descriptors
-        if not descriptors:
+        descriptor = layer.near_descriptor
+        if descriptor < 0:
             return False
         layer.used = True
         try:
-            return os.preadv(descriptors[0], (into,), offset, layer.nowait_flag) == length
+            return os.preadv(descriptor, (into,), offset, layer.nowait_flag) == length
         except BlockingIOError:
             return False
         except OSError as error:

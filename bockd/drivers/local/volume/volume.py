@@ -104,7 +104,7 @@ class Volume(Reader):
         self._head_slot = self.layers.slot_of(head)
         head.mark_in_memory()  # not sooner: recovery looks for the mark of an earlier opening
         self._flusher.head = head
-        self._head_descriptor = head.descriptors[0]
+        self._head_descriptor = head.near_descriptor
         self._puncher = Puncher(head, self.locks)
         former, self._punchers = self._punchers, [*self._punchers, self._puncher]
         for puncher in former:
@@ -121,13 +121,13 @@ class Volume(Reader):
     async def _freeze(self, head: Layer) -> None:
         """Replace a former head in the map by a frozen layer, which may be closed when descriptors
         run short."""
-        if not head.descriptors:  # closed, with the volume or because no map leads to it any more
+        if not head.is_open:  # closed, with the volume or because no map leads to it any more
             return
         frozen = self._store.frozen_layer(head.id, head.length_bytes())
         try:
             await blocking(frozen.prepare)
         except BockdError as error:
-            if head.descriptors:
+            if head.is_open:
                 volume = self.durability.record.id
                 log.warning("a former head of volume %s stays open: %s", volume, error)
             return

@@ -49,7 +49,7 @@ def read(layer: Layer) -> bytes:
 
 
 def opened(among: list[FrozenLayer]) -> list[int]:
-    return [layer.id for layer in among if layer.descriptors]
+    return [layer.id for layer in among if layer.is_open]
 
 
 def descriptors() -> int:
