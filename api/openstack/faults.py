@@ -50,18 +50,29 @@ STATUS_OF_ERROR: dict[type[errors.BockdError], HTTPStatus] = {
     errors.InUseError: HTTPStatus.CONFLICT,
     errors.OverLimitError: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     errors.NotSupportedError: HTTPStatus.NOT_IMPLEMENTED,
-    errors.NoSpaceError: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.UnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
 }
-"""The first that fits counts. Any other `BockdError` is the daemon's own trouble: 500."""
+"""The first that fits counts. Any other `BockdError` is the daemon's own trouble: it is logged, and
+the client gets the text of `OWN_TROUBLE`, or 500 without a reason."""
 
 SERVER_ERROR_MESSAGE = "Server Error, please try again later."
 """Section 4.4.1.1. The reason may name paths, which are not a tenant's business."""
 
-READ_ONLY_MESSAGE = (
-    "Read-only file system: what is stored can be read, and nothing changed until the service's "
-    "operator has repaired the disk."
-)
+OWN_TROUBLE: dict[type[errors.BockdError], str] = {
+    errors.ReadOnlyFileSystemError: (
+        "Read-only file system: what is stored can be read, and nothing changed until the "
+        "service's operator has repaired the disk."
+    ),
+    errors.NoInodesError: (
+        "The service's file system has no inodes left, whatever space it has: its operator can "
+        "remove files there ('df -i' shows it)."
+    ),
+    errors.NoSpaceError: (
+        "The service has no space left for this: delete what you do not need, and try again, or "
+        "ask the service's operator for more."
+    ),
+}
+"""What a client can do about it, with status 503. The error's own text may name paths."""
 
 METHODS = ("DELETE", "GET", "HEAD", "POST", "PUT", "PATCH", "OPTIONS")
 
@@ -96,8 +107,9 @@ def fault_of_error(error: errors.BockdError) -> JSONResponse:
         if isinstance(error, family):
             return fault(status, str(error))
     log.error("a request failed: %s: %s", type(error).__name__, error)
-    if isinstance(error, errors.ReadOnlyFileSystemError):
-        return fault(HTTPStatus.SERVICE_UNAVAILABLE, READ_ONLY_MESSAGE)
+    for family, message in OWN_TROUBLE.items():
+        if isinstance(error, family):
+            return fault(HTTPStatus.SERVICE_UNAVAILABLE, message)
     return server_error()
 
 

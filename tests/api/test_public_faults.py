@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from api.openstack.faults import READ_ONLY_MESSAGE, STATUS_OF_ERROR
+from api.openstack.faults import OWN_TROUBLE, STATUS_OF_ERROR
 from bockd import errors
 from bockd.blockstorage.contract import EVERYTHING, Page, TenantId, Volume
 
@@ -43,16 +43,30 @@ SERVER_ERROR = {
 def test_every_error_has_its_fault(
     served: Served, storage: Failing, family: type[errors.BockdError]
 ) -> None:
+    """Trouble of the service itself is told without the error's text, which may name paths."""
     storage.error = family("why \udc80")
     expected = next((STATUS_OF_ERROR[one] for one in STATUS_OF_ERROR if issubclass(family, one)), 0)
+    told = next((OWN_TROUBLE[one] for one in OWN_TROUBLE if issubclass(family, one)), "")
     with served.client() as client:
         answer = client.get("/os-volumes")
         if expected:
             assert fault_of(answer)[0::2] == (expected, "why \\udc80")
-        elif family is errors.ReadOnlyFileSystemError:
-            assert fault_of(answer)[0::2] == (503, READ_ONLY_MESSAGE)
+        elif told:
+            assert fault_of(answer)[0::2] == (503, told)
         else:
             assert (answer.status_code, answer.json()) == (500, SERVER_ERROR)
+
+
+def test_a_full_disk_is_told_without_a_path(
+    served: Served, storage: Failing, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage.error = errors.IndexFullError("the index /srv/pool/index/data.mdb is full")
+    with served.client() as client:
+        status, name, message = fault_of(client.get("/os-volumes"))
+    assert (status, name) == (503, "serviceUnavailable")
+    assert "no space left" in message
+    assert "/srv" not in message
+    assert "/srv/pool/index/data.mdb" in caplog.text
 
 
 def test_too_many_requests(served: Served, storage: Failing) -> None:
