@@ -5,8 +5,7 @@ often, with which error and what to do, and no more: so the first failure of a k
 once, and those that follow are counted and logged together when a minute is over. A kind is a
 volume, an operation and an error number.
 
-Every frontend that answers requests for I/O has a part in it; what they refuse because a client
-asked for what cannot be is the client's affair and is not logged here.
+All frontends report failed I/O here. A request that is refused because it was wrong is not logged.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ class _Kind:
 
 
 class FailureLog:
-    """See the module's docstring. Its methods may be called on any thread."""
+    """Logs failures, each kind at most once a minute. Its methods may be called on any thread."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

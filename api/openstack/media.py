@@ -84,11 +84,10 @@ def unsupported(media_type: str) -> HTTPException:
 
 
 class JsonRoute(APIRoute):
-    """A route that reads its body with `read_body`; those without a body ignore one."""
+    """A route that reads a JSON body with `read_body`; others ignore the body."""
 
     def get_route_handler(self) -> Handler:
-        """Return a handler that passes on the request to FastAPI's with its body as plain JSON,
-        under JSON's media type."""
+        """Return a handler that encodes the body again as plain JSON and calls FastAPI's."""
         handle = super().get_route_handler()
         if self.body_field is None:
             return handle

@@ -1,4 +1,4 @@
-"""A volume's metadata, all of it and item by item, in the form of Cinder's API."""
+"""Serve a volume's metadata, whole and item by item, as Cinder's API does."""
 
 from __future__ import annotations
 

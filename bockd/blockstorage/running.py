@@ -1,4 +1,4 @@
-"""What the operations of block storage run in: a pool, a runner of steps, and settings."""
+"""What block storage needs from outside: `StorageContext`, and the protocols of its parts."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class OperationRunner(Protocol):
 class ExportPublisher(Protocol):
     """What the daemon does about attachments and about what is deleted.
 
-    It lets new connections in by what is recorded: those that name the export of a volume whose
-    status is one of `rules.REACHABLE`. So the record is changed before `withdraw` is called.
+    New connections are admitted by the stored status (`rules.REACHABLE`): change the record before
+    calling `withdraw`.
     """
 
     def publish(self, attachment: Attachment) -> Steps[None]:
@@ -64,7 +64,7 @@ class ExportPublisher(Protocol):
 
 
 class NoPublisher:
-    """For tests of what is recorded."""
+    """Publishes nothing; for tests that look at records only."""
 
     async def publish(self, attachment: Attachment) -> None:
         del attachment
@@ -100,7 +100,8 @@ class StorageContext:
     strict_servers: bool = False
     """Only registered servers exist."""
     daemon: str = field(default_factory=lambda: secrets.token_hex(8))
-    """Names this run, so that who finds a daemon in two ways can tell that it is one."""
+    """A random id of this run: a client that reaches the daemon in two ways sees that it is
+    one."""
 
     def quota_of(self, record: TenantRecord) -> Quota:
         """Return the tenant's quota: the configuration's, else that of its record, else the

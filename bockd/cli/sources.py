@@ -1,7 +1,7 @@
 """Where an imported image comes from: a file, a URL, or standard input.
 
-A file that others may write is held against what it was when it was opened, so that what was looked
-at and hashed is what was imported.
+A file that others can write is compared with its state at opening, so that what is imported is what
+was checked and hashed.
 """
 
 from __future__ import annotations
@@ -147,13 +147,13 @@ def length_of(path: Path) -> int:
 
 
 def fingerprint_of(path: Path) -> tuple[int, ...]:
-    """Return what stays the same of a file as long as nobody writes to it."""
+    """Return device, inode, size and modification time: they change when somebody writes."""
     found = path.stat()
     return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 def hash_file(path: Path, length_bytes: int, title: str) -> str:
-    """Return the SHA-256 of a file. Holes are not read: what they are is known."""
+    """Return the SHA-256 of a file. Holes are hashed as zeros, without being read."""
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(CHUNK_BYTES))
     done = 0

@@ -92,8 +92,8 @@ def print_shell(stored: dict[str, str], url: str | None) -> None:
 
 
 def api_url(settings: Settings) -> str | None:
-    """Return the URL of the daemon's API over TCP: the one that it tells all clients, else where it
-    listens, or would listen if it ran; None when it does not listen on TCP."""
+    """Return the URL of the daemon's API over TCP: the configured public URL, else the running
+    daemon's address, else the configured one. None when it does not listen on TCP."""
     if settings.catalog.public_url is not None:
         return settings.catalog.public_url
     try:
@@ -122,7 +122,7 @@ LIMITS = (
 def limits(as_json: bool) -> None:
     """Show the tenant's quota, and how much of it is used.
 
-    Gigabytes are those of volumes as they were asked for, in GiB, each rounded up.
+    Each volume counts in gigabytes with its size, rounded up to whole GiB.
     """
     found = connect().limits()
     if as_json:

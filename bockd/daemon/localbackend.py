@@ -19,7 +19,7 @@ from bockd.runtime.steps import Spawn
 
 
 class LocalBackend:
-    """Implements Backend; the class is a BackendKind."""
+    """The `Backend` of the local pool; its class methods make it a `BackendKind`."""
 
     def __init__(
         self, pool: LocalPool, settings: Settings, runner: StepRunner, retrying: Retrying
@@ -76,6 +76,6 @@ class LocalBackend:
             await self._runner.run(self.pool.close_all())
 
     def waiting(self) -> tuple[str, ...]:
-        """Return whether scrubbing was put off. What else waits is Retrying's."""
+        """Return why scrubbing is put off, or nothing. `Retrying` lists what else waits."""
         put_off = self.scrubbing.put_off
         return () if put_off is None else (f"reading frozen layers: {put_off}",)

@@ -1,5 +1,5 @@
-"""Checksums in the background of the daemon. Frozen layers are read for the first time, and all of
-them are verified again at intervals, at a bounded rate, while nothing else works on them."""
+"""Read frozen layers in the background of the daemon, at a bounded rate: first to write their
+checksums, at intervals again to verify them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SETTLE_SECONDS = 10.0
 """From a snapshot to its first reading: one that a backup makes for a moment is not worth it."""
 
 BUSY_SECONDS = 0.2
-"""Between two looks whether reclaim has come to its end."""
+"""Pause before asking again whether reclaim has finished."""
 
 RETRY_SECONDS = 60.0
 """After an error, which may be a full disk."""
@@ -35,7 +35,7 @@ DAY_SECONDS = 24 * 3600
 
 
 class Scrubbing:
-    """Runs for as long as the daemon does, and carries out what is asked of it."""
+    """Scrubs one pool for the daemon: by schedule, and on request."""
 
     def __init__(self, registry: Registry, settings: ChecksumSettings) -> None:
         self._registry = registry
@@ -57,7 +57,11 @@ class Scrubbing:
         self._frozen.set()
 
     def begin(self, rate_mib: int | None, *, restart: bool) -> None:
-        """Finish the pass in progress, or begin one. What has no checksums is read first."""
+        """Finish the pass in progress, or begin one; with `restart`, begin one in any case.
+
+        What has no checksums is read first. `rate_mib` is in MiB a second; None takes the
+        configured rate.
+        """
         self._rate_bytes = (rate_mib or self._settings.rate_mib) * MIB
         self._restart |= restart or not self._under_way()
         self._wanted = True

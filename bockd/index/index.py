@@ -104,8 +104,8 @@ def _sealed(entry: Entry) -> bool:
 
 
 class Gap(NamedTuple):
-    """Where something may be missing: between two sound entries (None: an end of the table) there
-    were some that failed their checksums when the index was opened. Their keys are not known."""
+    """A range of keys, between two sound entries (None: an end of the table), in which entries
+    failed their checksums when the index was opened. The keys of those are not known."""
 
     after: bytes | None
     before: bytes | None
@@ -125,8 +125,8 @@ _NO_GAPS: Gaps = {}
 
 
 class LmdbTransaction:
-    """A view of the index; of one instant when reading, of itself when changing. Looking where the
-    index has a gap raises DamagedError."""
+    """A view of the index: of one instant; a writing one sees its own changes, too. Looking where
+    the index has a gap raises DamagedError."""
 
     def __init__(
         self, txn: lmdb.Transaction, tables: dict[Table, lmdb._Database], gaps: Gaps
@@ -233,9 +233,9 @@ class LmdbIndex:
         self._data = directory / "data.mdb"
         self._make_room = make_room
         self.short = False
-        """The disk is full, and what the file has in reserve is only for what makes room."""
+        """True when the disk is full: the file's reserve is for operations that free space."""
         self._allocated_bytes = 0
-        """Up to here the file has its blocks, but for what it never needed."""
+        """The file's blocks are allocated up to this offset."""
         self.tables = declared_tables()
         """Those that were declared when it was opened. Others that the file has are left alone."""
         self._gaps: Gaps = _NO_GAPS
@@ -248,8 +248,8 @@ class LmdbIndex:
 
     @classmethod
     def open(cls, directory: Path, make_room: Callable[[], bool]) -> LmdbIndex:
-        """Open or create the environment, with the tables that have been declared so far. On a full
-        disk `make_room` is to give some back, or to return False.
+        """Open or create the environment, with the tables that have been declared so far. When
+        the disk is full `make_room` is called; it returns False if it has freed nothing.
 
         A process that knows fewer tables than others do leaves theirs alone; `copy_to` copies them
         too. Their pages are proved, their values are not.

@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class Transaction(Protocol):
-    """A view of the index; of one instant when reading, of itself when changing. Looking where
+    """A view of the index: of one instant; a writing one sees its own changes, too. Looking where
     something may have been lost raises DamagedError."""
 
     def get(self, table: Table, key: bytes) -> bytes | None:

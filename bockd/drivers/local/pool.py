@@ -1,4 +1,5 @@
-"""The local pool as the pool contract (bockd.pool.pool): who does what of it."""
+"""Implement the pool contract (`bockd.pool.pool`) for the local pool: pass each call to the part
+that does it."""
 
 from __future__ import annotations
 
@@ -65,74 +66,74 @@ class LocalPool:
 
     @property
     def index(self) -> LmdbIndex:
-        """See the contract."""
+        """See `Pool.index`."""
         return self.registry.store.index
 
     @property
     def clock(self) -> Callable[[], float]:
-        """See the contract."""
+        """See `Pool.clock`."""
         return self.registry.clock
 
     def close_all(self) -> Steps[None]:
-        """See the contract."""
+        """See `Pool.close_all`."""
         return self.registry.close_all()
 
     def release(self) -> None:
-        """See the contract."""
+        """See `Pool.release`."""
         self.registry.release()
 
     # -- looking -----------------------------------------------------------------------------
 
     @contextmanager
     def nodes(self) -> Iterator[Catalogue]:
-        """See the contract."""
+        """See `Pool.nodes`."""
         with self.registry.catalogue() as catalogue:
             yield catalogue
 
     def find(self, kind: NodeKind, ref: str) -> int:
-        """See the contract."""
+        """See `Pool.find`."""
         with self.nodes() as nodes:
             return nodes.find(kind, ref)
 
     def failure(self, record: VolumeRecord) -> str | None:
-        """See the contract."""
+        """See `Pool.failure`."""
         return self.registry.failure(record)
 
     def trouble(self, record: VolumeRecord) -> str | None:
-        """See the contract."""
+        """See `Pool.trouble`."""
         return self.registry.trouble(record)
 
     # -- opening -----------------------------------------------------------------------------
 
     async def use(self, kind: NodeKind, node: int) -> BlockDevice:
-        """See the contract."""
+        """See `Pool.use`."""
         if kind is NodeKind.VOLUME:
             return (await self.registry.use_volume(VolumeId(node))).volume
         return (await self.registry.use_snapshot(SnapshotId(node))).snapshot
 
     def leave(self, kind: NodeKind, node: int) -> None:
-        """See the contract."""
+        """See `Pool.leave`."""
         if kind is NodeKind.VOLUME:
             self.registry.leave_volume(VolumeId(node))
         else:
             self.registry.leave_snapshot(SnapshotId(node))
 
     def users(self, kind: NodeKind, node: int) -> int:
-        """See the contract."""
+        """See `Pool.users`."""
         return self.registry.users(kind, node)
 
     def is_open(self, kind: NodeKind, node: int) -> bool:
-        """See the contract."""
+        """See `Pool.is_open`."""
         return self.registry.is_open(kind, node)
 
     def close_idle(self, kind: NodeKind, node: int) -> Steps[None]:
-        """See the contract."""
+        """See `Pool.close_idle`."""
         if kind is NodeKind.VOLUME:
             return self.registry.close_idle_volume(VolumeId(node))
         return self.registry.close_idle_snapshot(SnapshotId(node))
 
     def flush_volume(self, volume: VolumeId) -> Steps[str | None]:
-        """See the contract."""
+        """See `Pool.flush_volume`."""
         return self.registry.flush_volume(volume)
 
     # -- changing ----------------------------------------------------------------------------
@@ -145,91 +146,91 @@ class LocalPool:
         in_transaction: WithVolume = nothing_more,
         content_bytes: int | None = None,
     ) -> Steps[VolumeRecord]:
-        """See the contract."""
+        """See `Pool.create_volume`."""
         return self._volumes.create(name, size_bytes, from_snapshot, in_transaction, content_bytes)
 
     def extend_volume(
         self, volume: VolumeId, size_bytes: int, in_transaction: WithVolume = nothing_more
     ) -> Steps[VolumeRecord]:
-        """See the contract."""
+        """See `Pool.extend_volume`."""
         return self._volumes.extend(volume, size_bytes, in_transaction)
 
     def revert_volume(
         self, volume: VolumeId, snapshot: SnapshotId, in_transaction: WithVolume = nothing_more
     ) -> Steps[VolumeRecord]:
-        """See the contract."""
+        """See `Pool.revert_volume`."""
         return self._volumes.revert(volume, snapshot, in_transaction)
 
     def fill_volume(
         self, volume: VolumeId, snapshot: SnapshotId, in_transaction: WithVolume
     ) -> Steps[VolumeRecord]:
-        """See the contract."""
+        """See `Pool.fill_volume`."""
         return self._volumes.fill(volume, snapshot, in_transaction)
 
     def freeze_volume(
         self, volume: VolumeId, naming: Naming, in_transaction: WithSnapshot
     ) -> Steps[SnapshotRecord]:
-        """See the contract."""
+        """See `Pool.freeze_volume`."""
         return freeze_volume(self.registry, volume, naming, in_transaction)
 
     def reopen_volume(
         self, volume: VolumeId, in_transaction: WithVolume = nothing_more
     ) -> Steps[VolumeRecord]:
-        """See the contract."""
+        """See `Pool.reopen_volume`."""
         return self._volumes.reopen(volume, in_transaction)
 
     def delete_volume(
         self, volume: VolumeId, in_transaction: WithVolume = nothing_more
     ) -> Steps[None]:
-        """See the contract."""
+        """See `Pool.delete_volume`."""
         return self._volumes.delete(volume, in_transaction)
 
     def create_snapshot(
         self, volume: VolumeId, name: str | Naming, in_transaction: WithSnapshot = nothing_more
     ) -> Steps[SnapshotRecord]:
-        """See the contract."""
+        """See `Pool.create_snapshot`."""
         return self._snapshots.create(volume, name, in_transaction)
 
     def delete_snapshot(
         self, snapshot: SnapshotId, in_transaction: WithSnapshot = nothing_more
     ) -> Steps[None]:
-        """See the contract."""
+        """See `Pool.delete_snapshot`."""
         return self._snapshots.delete(snapshot, in_transaction)
 
     # -- measuring ---------------------------------------------------------------------------
 
     def measure(self, kind: NodeKind, node: int) -> Steps[Space]:
-        """See the contract. Every open volume is checkpointed first, because what it wrote since
+        """See `Pool.measure`. Every open volume is checkpointed first, because what it wrote since
         may have ended a sharing."""
         return measure_one(self.registry, kind, node)
 
     def measure_all(self, after: int, until: Callable[[], bool]) -> Steps[SpacePage]:
-        """See the contract. Goes family by family, and leaves out one with a damaged map."""
+        """See `Pool.measure_all`. Goes family by family, and leaves out one with a damaged map."""
         return measure_all(self.registry, after, until)
 
     def shares(self, images: frozenset[SnapshotId]) -> Steps[Shares]:
-        """See the contract."""
+        """See `Pool.shares`."""
         return measure_shares(self.registry, images)
 
     def attributes(self, nodes: Nodes, kind: NodeKind, node: int) -> Attributes:
-        """See the contract."""
+        """See `Pool.attributes`."""
         return node_attributes(self.registry.store.layout, Catalogue(nodes.txn), kind, node)
 
     def room(self) -> os.statvfs_result:
-        """See the contract."""
+        """See `Pool.room`."""
         root = self.registry.store.layout.root
         with named(f"asking for the space of {root}"):
             return os.statvfs(root)
 
     def used_bytes(self) -> int:
-        """See the contract."""
+        """See `Pool.used_bytes`."""
         layout = self.registry.store.layout
         with named(f"looking at {layout.root}"):
             return pool_files_bytes(layout)
 
     async def check(self) -> CheckReport:
-        """See the contract. What a process that died left behind is finished first; what another
-        one has open is not ours to look at."""
+        """See `Pool.check`. Volumes of processes that died are recovered first; what others have
+        open is left out."""
         registry = self.registry
         for volume in list(registry.volumes):
             await registry.try_checkpoint(volume)

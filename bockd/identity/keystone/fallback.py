@@ -1,4 +1,4 @@
-"""Two identity services side by side: what the first does not know, the second is asked."""
+"""Ask a second identity service about what the first one does not know."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the configuration to an `Identity` by Keystone, with its connections."""
+"""Open the `Identity` of the Keystone that the configuration names."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ async def open_keystone(
 ) -> AsyncIterator[KeystoneIdentity | None]:
     """Open the identity that the settings name, until the context ends; yield None without a `url`.
 
-    Nothing is asked yet: Keystone may be down when the daemon starts. Raises InvalidRequestError
+    Keystone is not contacted yet: it may be down when the daemon starts. Raises InvalidRequestError
     for a password or certificates that cannot be read.
     """
     if settings.url is None:
