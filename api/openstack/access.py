@@ -17,8 +17,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.openstack.faults import fault_of_error
 from api.openstack.paths import needs_token, tenant_of, tidy
-from bockd.blockstorage.contract import Identity, Principal, TenantId
+from bockd.blockstorage.contract import TenantId
 from bockd.errors import BockdError, UnauthorizedError
+from bockd.identity.contract import Identity, Principal
 
 TOKEN_HEADER = "X-Auth-Token"  # noqa: S105 - the name of a header
 

@@ -31,7 +31,8 @@ from api.openstack.snapshots import snapshot_router
 from api.openstack.versions import identity_version_router, version_router
 from api.openstack.volumes import volume_router
 from api.openstack.volumetypes import volume_type_router
-from bockd.blockstorage.contract import BlockStorage, Identity
+from bockd.blockstorage.contract import BlockStorage
+from bockd.identity.contract import Identity
 
 FAULT_SCHEMA = {
     "title": "Fault",

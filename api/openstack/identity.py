@@ -12,15 +12,15 @@ from api.openstack.catalog import Catalog, Service, services
 from api.openstack.media import JsonRoute
 from api.openstack.paths import IDENTITY_PATH, TOKENS_PATH
 from api.openstack.values import iso_date
-from bockd.blockstorage.contract import (
+from bockd.blockstorage.contract import Tenant
+from bockd.errors import InvalidRequestError, NotFoundError, UnauthorizedError
+from bockd.identity.contract import (
     AccessKeyCredentials,
     Credentials,
     Identity,
     IssuedToken,
     PasswordCredentials,
-    Tenant,
 )
-from bockd.errors import InvalidRequestError, NotFoundError, UnauthorizedError
 
 
 class PasswordBody(Body):

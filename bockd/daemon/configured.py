@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from api.openstack.catalog import Catalog, Zone
-from bockd.blockstorage.contract import Identity, Quota
+from bockd.blockstorage.contract import Quota
 from bockd.blockstorage.plugging import Devices
 from bockd.blockstorage.running import ExportPublisher, StorageContext
 from bockd.config.sections import (
@@ -13,6 +13,7 @@ from bockd.config.sections import (
     Settings,
     TenantQuotaSettings,
 )
+from bockd.identity.contract import Identity
 from bockd.identity.keystone.fallback import FallbackIdentity
 from bockd.model import Server
 from bockd.pool.pool import Pool

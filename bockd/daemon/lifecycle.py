@@ -24,7 +24,6 @@ from api.openstack.app import create_public_app
 from api.openstack.nbd import NbdFrontends
 from api.serve import serve_api, serve_public
 from bockd import descriptors
-from bockd.blockstorage.contract import Identity
 from bockd.blockstorage.interrupted import detaching, finish_detaching, resolve_interrupted
 from bockd.blockstorage.plugging import DevicePlugger
 from bockd.blockstorage.records import OwnedVolume
@@ -53,6 +52,7 @@ from bockd.daemon.retrying import Retrying
 from bockd.descriptors import CLIENTS_SHARE, portion
 from bockd.directories import make_private
 from bockd.errors import InUseError, from_os_error
+from bockd.identity.contract import Identity
 from bockd.identity.credentialsfile import CREDENTIALS_FILE, establish
 from bockd.identity.keystone.opening import open_keystone
 from bockd.identity.local import LocalIdentity

@@ -10,17 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NoReturn
 
-from bockd.blockstorage.contract import (
-    Credentials,
-    IssuedToken,
-    PasswordCredentials,
-    Principal,
-    Tenant,
-)
+from bockd.blockstorage.contract import Tenant
 from bockd.blockstorage.records import TOKENS, Ledger, TokenRecord, UserRecord
 from bockd.blockstorage.running import OperationRunner
 from bockd.errors import BockdError, ForbiddenError, OverLimitError, UnauthorizedError
 from bockd.failpoints import Failpoint, hit
+from bockd.identity.contract import Credentials, IssuedToken, PasswordCredentials, Principal
 from bockd.identity.secrethash import digest_token, verify_secret
 from bockd.identity.tokens import Claims, parse, sign
 from bockd.pool.index import Index, Transaction
@@ -49,7 +44,7 @@ RETRY_AFTER_SECONDS = 1
 
 
 class LocalIdentity:
-    """Implements bockd.blockstorage.contract.Identity."""
+    """Implements bockd.identity.contract.Identity."""
 
     def __init__(
         self,

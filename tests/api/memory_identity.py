@@ -5,18 +5,16 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
-from bockd.blockstorage.contract import (
+from bockd.blockstorage.contract import Tenant, TenantId, UserId
+from bockd.errors import ForbiddenError, UnauthorizedError
+from bockd.identity.contract import (
     AccessKeyCredentials,
     Credentials,
     Identity,
     IssuedToken,
     PasswordCredentials,
     Principal,
-    Tenant,
-    TenantId,
-    UserId,
 )
-from bockd.errors import ForbiddenError, UnauthorizedError
 
 DEMO = Tenant(TenantId("68718112013920"), "demo")
 OTHER = Tenant(TenantId("95096564413950"), "other")

@@ -19,7 +19,8 @@ import trio
 from api.openstack.app import create_public_app
 from api.openstack.catalog import Catalog
 from api.serve import serve_public
-from bockd.blockstorage.contract import BlockStorage, Identity
+from bockd.blockstorage.contract import BlockStorage
+from bockd.identity.contract import Identity
 
 START_SECONDS = 30.0
 

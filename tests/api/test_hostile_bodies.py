@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from api.app import create_app
 from api.intake import MAX_BODY_BYTES
 from api.openstack.app import create_public_app
-from bockd.blockstorage.contract import PasswordCredentials
+from bockd.identity.contract import PasswordCredentials
 
 from .appserver import serving_app
 from .memory_blockstorage import MemoryBlockStorage

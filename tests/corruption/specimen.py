@@ -16,17 +16,11 @@ from random import Random
 
 import trio
 
-from bockd.blockstorage.contract import (
-    NewImage,
-    NewVolume,
-    PasswordCredentials,
-    Quota,
-    TenantId,
-    Volume,
-)
+from bockd.blockstorage.contract import NewImage, NewVolume, Quota, TenantId, Volume
 from bockd.blockstorage.images import Images
 from bockd.blockstorage.records import Ledger
 from bockd.drivers.local.maintenance.reclaim import _burial
+from bockd.identity.contract import PasswordCredentials
 from bockd.identity.credentialsfile import CREDENTIALS_FILE, establish
 from bockd.identity.local import LocalIdentity
 from bockd.model import BLOCK_SIZE, KIB, MIB, NodeKind, Server, ServerKind, SnapshotId, VolumeId

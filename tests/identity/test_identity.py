@@ -11,14 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from bockd.blockstorage.contract import (
-    AccessKeyCredentials,
-    Credentials,
-    IssuedToken,
-    PasswordCredentials,
-    Quota,
-    TenantId,
-)
+from bockd.blockstorage.contract import Quota, TenantId
 from bockd.blockstorage.records import ACCESS_KEYS, TENANTS, TOKENS, USERS, Ledger, TokenRecord
 from bockd.errors import (
     ConflictError,
@@ -32,6 +25,12 @@ from bockd.errors import (
 )
 from bockd.identity import credentialsfile
 from bockd.identity import local as identity
+from bockd.identity.contract import (
+    AccessKeyCredentials,
+    Credentials,
+    IssuedToken,
+    PasswordCredentials,
+)
 from bockd.identity.credentialsfile import (
     CREDENTIALS_FILE,
     PENDING_FILE,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from bockd.blockstorage.contract import Credentials, Identity, IssuedToken, Principal, Tenant
+from bockd.blockstorage.contract import Tenant
 from bockd.errors import UnauthorizedError
+from bockd.identity.contract import Credentials, Identity, IssuedToken, Principal
 
 
 class FallbackIdentity:
-    """Implements bockd.blockstorage.contract.Identity. `first` should be quick to say no.
+    """Implements bockd.identity.contract.Identity. `first` should be quick to say no.
 
     Only UnauthorizedError leads from the first to the second: a token that the first knows is its
     own, and a password that fits is not sent elsewhere.

@@ -13,16 +13,9 @@ from dataclasses import dataclass, field
 
 import trio
 
-from bockd.blockstorage.contract import (
-    Credentials,
-    IssuedToken,
-    PasswordCredentials,
-    Principal,
-    Tenant,
-    TenantId,
-    UserId,
-)
+from bockd.blockstorage.contract import Tenant, TenantId, UserId
 from bockd.errors import BockdError, ForbiddenError, UnauthorizedError
+from bockd.identity.contract import Credentials, IssuedToken, PasswordCredentials, Principal
 from bockd.identity.keystone.client import (
     Issued,
     KeystoneClient,
@@ -62,7 +55,7 @@ class _Question:
 
 
 class KeystoneIdentity:
-    """Implements bockd.blockstorage.contract.Identity. UnavailableError while Keystone cannot be
+    """Implements bockd.identity.contract.Identity. UnavailableError while Keystone cannot be
     asked."""
 
     def __init__(

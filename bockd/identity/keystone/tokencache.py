@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bockd.blockstorage.contract import Principal
+from bockd.identity.contract import Principal
 
 MAX_ENTRIES = 10_000
 """Tokens: some 10 MB. Beyond, the one that was not used for longest is asked about again."""

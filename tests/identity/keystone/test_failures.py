@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from bockd.blockstorage.contract import PasswordCredentials
 from bockd.config.sections import KeystoneSettings
 from bockd.errors import InvalidRequestError, OverLimitError, UnavailableError
+from bockd.identity.contract import PasswordCredentials
 from bockd.identity.keystone import exchange
 from bockd.identity.keystone.client import PAUSE_SECONDS
 from bockd.identity.keystone.exchange import MAX_ANSWER_BYTES

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from bockd.blockstorage.contract import (
+from bockd.config.sections import KeystoneSettings
+from bockd.errors import ForbiddenError, UnauthorizedError
+from bockd.identity.contract import (
     AccessKeyCredentials,
     Credentials,
     IssuedToken,
     PasswordCredentials,
     Principal,
 )
-from bockd.config.sections import KeystoneSettings
-from bockd.errors import ForbiddenError, UnauthorizedError
 from bockd.identity.keystone.fallback import FallbackIdentity
 from bockd.identity.keystone.identity import KeystoneIdentity
 from tests.api.memory_identity import ALICE as LOCAL_ALICE

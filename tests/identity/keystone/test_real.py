@@ -10,9 +10,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from bockd.blockstorage.contract import AccessKeyCredentials, PasswordCredentials
 from bockd.config.sections import KeystoneSettings
 from bockd.errors import ForbiddenError, UnauthorizedError, UnavailableError
+from bockd.identity.contract import AccessKeyCredentials, PasswordCredentials
 from bockd.identity.keystone.identity import KeystoneIdentity
 from tests.config.served import serving as serving_bockd
 

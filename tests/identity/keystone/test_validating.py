@@ -9,9 +9,9 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from bockd.blockstorage.contract import Principal
 from bockd.config.sections import KeystoneSettings
 from bockd.errors import ForbiddenError, UnauthorizedError
+from bockd.identity.contract import Principal
 from bockd.identity.keystone import tokencache
 from bockd.identity.keystone.identity import KeystoneIdentity
 from bockd.identity.keystone.tokencache import TokenCache
