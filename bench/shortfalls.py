@@ -104,14 +104,15 @@ SHORTFALLS = (
         rows=("after-snapshot-4k-randwrite-qd32-*",),
         why=(
             "After a snapshot every block goes to a new place: the kernel makes a page and "
-            "allocates a block (8 us) where an overwrite finds both (2.9 us), and Python records "
-            "the change of the map. The faster overwrites are, the lower the ratio: both sides "
-            "of it have grown, what comes before the snapshot by more."
+            "allocates a block (8 us) where an overwrite finds both (2.9 us), and the change of "
+            "the map goes to the journal. The faster overwrites are, the lower the ratio: both "
+            "sides of it have grown, what comes before the snapshot by more."
         ),
         tried=(
             "Kept: a shorter way for the redirect of a single whole block, which reads and copies "
-            "nothing; one journal append for a batch; scattered blocks sharing a record. Not "
-            "tried: redirects in the compiled fast lane."
+            "nothing; one journal append for a batch; scattered blocks sharing a record; "
+            "redirects of whole blocks in the compiled fast lane (1.17 times as fast as in "
+            "Python just after a snapshot, 1.31 times in an empty volume)."
         ),
     ),
     Shortfall(

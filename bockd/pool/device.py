@@ -115,10 +115,39 @@ class Journal(Protocol):
     """Set before the first write in place."""
 
 
+class Redirects(Protocol):
+    """How a frontend may write whole blocks that the head does not hold: with `allowance`, it
+    writes them into the head's file and sets their slot in a leaf of their own, then `stage`s them.
+    Nothing that it has served since is acknowledged before `commit`. None of the blocks may be
+    all zeros."""
+
+    shared: dict[int, array[int]]
+    """Leaves that stand in many places, by their slot. They must not be changed."""
+
+    def allowance(self) -> int:
+        """Return how many redirects may be made before the next question; 0 for none."""
+        ...
+
+    def own_leaf(self, number: int) -> array[int] | None:
+        """Return the leaf of this number, or a copy that stands in its place from now on if it was
+        shared. None if it is not in memory."""
+        ...
+
+    def stage(self, ranges: bytes) -> None:
+        """Note redirects for the journal: for each the first block and how many follow it in the
+        same leaf, itself included, as two native 32-bit numbers. What is not staged is lost."""
+        ...
+
+    def commit(self) -> bool:
+        """Append to the journal what is staged. False when that failed: nothing since the last
+        commit may be acknowledged, and nothing may be written any more."""
+        ...
+
+
 class FastView(NamedTuple):
     """What a frontend may read, and write in place, without asking for each request; valid until
-    anything else is called or awaited. Reading or writing so is as `try_read`, and as `try_write`
-    of blocks that need no `commit`."""
+    anything else is called (but for what `redirects` has) or awaited. Reading or writing so is as
+    `try_read`, and as `try_write` of blocks that need no `commit`."""
 
     leaves: dict[int, array[int]]
     """256 neighbouring blocks each, by the number of the first divided by 256: for each block its
@@ -132,7 +161,10 @@ class FastView(NamedTuple):
     reach_bytes: int
     """Only requests that end before are served so."""
     minds_zeros: bool = False
-    """A write that leaves a block, or the part of it that it covers, all zeros is none of these."""
+    """A write that leaves a block, or the part of it that it covers, all zeros is none of these.
+    So it is after the first redirect in any case."""
+    redirects: Redirects | None = None
+    """Whole blocks that are not in the head may be written through these; None when none may be."""
 
 
 @runtime_checkable

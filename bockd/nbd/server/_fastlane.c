@@ -1,8 +1,9 @@
 /* The inner loop of the hot path, compiled; see fastlane.py, which says what it is for.
  *
  * It does nothing that batch.py and the local driver do not do in Python, it only does less: it takes
- * plain reads and writes whose blocks lie in one file, and hands every other request back. What
- * fails here is handed back, too, so that Python does it again and meets the error itself.
+ * plain reads and writes whose blocks lie in one file, and writes of whole blocks that are new to
+ * the head (_fastlane_redirect.h), and hands every other request back. What fails here is handed
+ * back, too, so that Python does it again and meets the error itself.
  *
  * The data of larger reads is sent from a mapping of the file, if all of it is in the page cache:
  * so it is copied once and not twice. Nothing here touches what is mapped, where a page that cannot
@@ -33,6 +34,8 @@
 
 /* Of one round. No more requests of it are served, so that acknowledgements have room. */
 #define MAX_REQUESTS 512
+
+#include "_fastlane_redirect.h"
 
 /* Shorter reads are copied: to see whether a page is there costs as much. */
 #define MIN_MAPPED_BYTES (8 * 1024)
@@ -115,25 +118,21 @@ static int map_read(View *view, const Request *request, Gap *gap, PyObject *held
     return 1;
 }
 
-/* Write in place; false when that is for Python to do, or an exception is set. */
-static int serve_write(View *view, const Request *request, const unsigned char *data)
+/* Write in place, or whole blocks into the head; false when that is for Python to do, or an
+ * exception is set. */
+static int serve_write(
+    View *view, Redirects *redirects, const Request *request, const unsigned char *data)
 {
     if (view->head_slot < 0 || request->offset > view->writable ||
         request->length > view->writable - request->offset)
         return 0;
     if (find_slot(view, request->offset, request->length) != view->head_slot)
-        return 0;
+        return !PyErr_Occurred() && redirect(view, redirects, request, data);
     if (view->minds_zeros && covers_zeros(data, request->offset, request->length))
         return 0;
     const File *file = find_file(view, view->head_slot);
-    if (file == NULL || file->fd < 0)
+    if (file == NULL || file->fd < 0 || note_unsynced(view) < 0)
         return 0;
-    if (!view->unsynced) {
-        /* Set first: should the write fail half-way, the next sync must still cover it. */
-        if (PyObject_SetAttrString(view->journal, "unsynced", Py_True) < 0)
-            return 0;
-        view->unsynced = 1;
-    }
     int fd = file->fd;
     ssize_t count;
     Py_BEGIN_ALLOW_THREADS
@@ -193,7 +192,8 @@ static int changes(uint16_t command)
 }
 
 /* Serve what has been received, from outcome->position on; -1 with an exception set. */
-static int serve_received(View *view, const Call *call, Round *round, Outcome *outcome)
+static int serve_received(
+    View *view, const Call *call, Redirects *redirects, Round *round, Outcome *outcome)
 {
     enum style style = call->style;
     int extended = style == EXTENDED;
@@ -239,7 +239,7 @@ static int serve_received(View *view, const Call *call, Round *round, Outcome *o
                 outcome->read_bytes += request.length;
             }
         } else if (request.command == CMD_WRITE && request.flags == write_flags && request.length) {
-            served = serve_write(view, &request, received + request.body);
+            served = serve_write(view, redirects, &request, received + request.body);
             if (served) {
                 acknowledge = put_done(acknowledge, style, &request);
                 outcome->writes++;
@@ -260,6 +260,31 @@ static int serve_received(View *view, const Call *call, Round *round, Outcome *o
     }
     round->acknowledged = acknowledge - round->acknowledgements;
     return 0;
+}
+
+/* Serve what has been received, and have the journal know of what it redirected: of what is
+ * answered then. When the journal fails, nothing of the round is acknowledged (promise D1): its
+ * writes are handed back, and refused by a volume that has failed. -1 with an exception set. */
+static int serve_round(
+    View *view, const Call *call, Redirects *redirects, Round *round, Outcome *outcome)
+{
+    Outcome before = *outcome;
+    int failed = serve_received(view, call, redirects, round, outcome);
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    int committed = commit_redirects(redirects);
+    if (failed < 0) {
+        PyErr_Restore(type, value, traceback);
+        return -1;
+    }
+    if (committed)
+        return committed < 0 ? -1 : 0;
+    *outcome = before;
+    memset(round, 0, offsetof(Round, gaps));
+    if (PyList_SetSlice(call->rest, 0, PyList_Size(call->rest), NULL) < 0)
+        return -1;
+    view->head_slot = -1;
+    return serve_received(view, call, redirects, round, outcome);
 }
 
 /* Send a round's replies as far as the socket takes them now. Data of the rest that is still in
@@ -364,13 +389,14 @@ static int append_latency(PyObject *list, int64_t nanoseconds, Py_ssize_t reques
 
 /* Round after round, as long as there is nothing for others to do; -1 with an exception set. */
 static int serve_rounds(
-    View *view, const Call *call, Round *round, Outcome *outcome, PyObject *latencies)
+    View *view, const Call *call, Redirects *redirects, Round *round, Outcome *outcome,
+    PyObject *latencies)
 {
     int64_t until = now_ns() + call->turn_ns;
     for (;;) {
         outcome->started = now_ns();
         memset(round, 0, offsetof(Round, gaps));
-        if (serve_received(view, call, round, outcome) < 0)
+        if (serve_round(view, call, redirects, round, outcome) < 0)
             return -1;
         Py_ssize_t replies = round->filled + round->acknowledged, left = PyList_Size(call->rest);
         if (call->sock >= 0 && replies && (!left || round->gap_count) &&
@@ -404,11 +430,14 @@ static PyObject *serve(PyObject *Py_UNUSED(module), PyObject *args)
     int style;
     unsigned long long reach, readable, writable;
     View view = {0};
+    Redirects redirects;
+    redirects.shared = NULL;
+    redirects.allowance = redirects.uncommitted = redirects.count = 0;
     if (!PyArg_ParseTuple(
-            args, "w*nnw*i(O!O!lOKp)KKKKiLL:serve", &call.received, &start, &end, &call.reply, &style,
+            args, "w*nnw*i(O!O!lOKpO)KKKKiLL:serve", &call.received, &start, &end, &call.reply, &style,
             &PyDict_Type, &view.leaves, &PyList_Type, &view.slots, &view.head_slot, &view.journal,
-            &reach, &view.minds_zeros, &readable, &writable, &call.max_read, &call.max_payload,
-            &call.sock, &call.poll_ns, &call.turn_ns))
+            &reach, &view.minds_zeros, &redirects.port, &readable, &writable, &call.max_read,
+            &call.max_payload, &call.sock, &call.poll_ns, &call.turn_ns))
         return NULL;
     view.readable = readable < reach ? readable : reach;
     view.writable = writable < reach ? writable : reach;
@@ -425,7 +454,7 @@ static PyObject *serve(PyObject *Py_UNUSED(module), PyObject *args)
     outcome.position = start;
     outcome.end = end;
     Round round;
-    if (serve_rounds(&view, &call, &round, &outcome, latencies) < 0)
+    if (serve_rounds(&view, &call, &redirects, &round, &outcome, latencies) < 0)
         goto done;
     Py_ssize_t sent = round.sent < round.filled ? round.sent : round.filled;
     Py_ssize_t acknowledged = round.sent - sent;
@@ -439,6 +468,7 @@ static PyObject *serve(PyObject *Py_UNUSED(module), PyObject *args)
         outcome.unflagged);
 done:
     Py_XDECREF(view.mapped.window);
+    Py_XDECREF(redirects.shared);
     Py_XDECREF(call.held);
     Py_XDECREF(call.rest);
     Py_XDECREF(latencies);

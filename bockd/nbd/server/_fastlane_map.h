@@ -39,6 +39,18 @@ typedef struct {
     int minds_zeros; /* blocks must not become zeros without a word to the journal */
 } View;
 
+/* Have the journal know that the head has unsynced writes; -1 with an exception set. To be called
+ * before the write: should that fail half-way, the next sync must still cover it. */
+static int note_unsynced(View *view)
+{
+    if (view->unsynced)
+        return 0;
+    if (PyObject_SetAttrString(view->journal, "unsynced", Py_True) < 0)
+        return -1;
+    view->unsynced = 1;
+    return 0;
+}
+
 /* The slot that all of a request's blocks are in, -1 if there is no such slot in memory. Sets an
  * exception only when something is broken. */
 static long find_slot(View *view, uint64_t offset, uint64_t length)

@@ -9,9 +9,9 @@ connection runs.
 Flushes and FUA writes of a batch share one flush, which begins after the commit: all of them were
 received before it.
 
-Where the compiled fast lane is there, `serve_plain` comes first. What it serves changes no map, so
-that it needs no commit. The rest comes after it: requests in flight have no order, but the lane
-lets no write overtake a change.
+Where the compiled fast lane is there, `serve_plain` comes first. What it serves needs no commit:
+either it changes no map, or the lane has committed it. The rest comes after it: requests in flight
+have no order, but the lane lets no write overtake a change.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """The compiled part of the hot path, and what takes its place where it was not compiled.
 
 `_fastlane.c` serves *plain* requests in one call for a whole receive buffer: reads, and writes in
-place, whose blocks lie in one file and whose map is in memory. While a client asks for nothing
-else and has the loop to itself, it answers and receives, too, until the loop's turn is over. It
-hands back what it does not serve, in order, for `Batch.serve`: there is nothing that only it can
-do.
+place, whose blocks lie in one file and whose map is in memory; and writes of whole blocks that are
+new to the head, within one leaf, of which the journal is told once for each round. While a client
+asks for nothing else and has the loop to itself, it answers and receives, too, until the loop's
+turn is over. It hands back what it does not serve, in order, for `Batch.serve`: there is nothing
+that only it can do.
 
 It is built when bockd is installed and a C compiler is there, and left out otherwise.
 `BOCKD_FASTLANE=off` in the environment of the daemon leaves it out, too.

@@ -9,6 +9,7 @@ from bockd.drivers.local.volume.volume import Volume
 from bockd.pool.records import SnapshotRecord, VolumeRecord
 from bockd.runtime.steps import run_inline
 from tests.crash.faults.subject import LASTS, Subject, content_of
+from tests.crash.lane import write_in_lane
 from tests.crash.powercut.known import SECTOR, KnownSnapshot, KnownVolume, There, history_of
 from tests.drivers.local.schedule import History
 
@@ -51,7 +52,11 @@ class Operations:
     def write(self, volume: KnownVolume, offset: int, length: int) -> None:
         data = self.data(length)
 
+        in_lane = self.values % 2
+
         def write(device: Volume) -> None:
+            if in_lane and write_in_lane(device, [(offset, data)]):
+                return
             if device.try_write(offset, memoryview(data)):
                 device.commit()
             else:

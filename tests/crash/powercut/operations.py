@@ -14,6 +14,7 @@ from bockd.drivers.local.pool import LocalPool
 from bockd.drivers.local.volume.volume import Volume
 from bockd.model import BLOCK_SIZE, MIB
 from bockd.runtime.steps import Steps
+from tests.crash.lane import write_in_lane
 from tests.crash.powercut.known import (
     SECTOR,
     KnownSnapshot,
@@ -23,7 +24,7 @@ from tests.crash.powercut.known import (
     history_of,
 )
 from tests.crash.powercut.mounted import PowerCutDisk
-from tests.drivers.local.schedule import Scheduler
+from tests.drivers.local.schedule import Scheduler, Span
 
 SIZE = MIB + 128 * 1024
 """Two leaves of the block map, the second one small."""
@@ -114,6 +115,7 @@ class Operations:
         kinds = {
             self.write: 8.0,
             self.fast: 8.0,
+            self.in_lane: 8.0,
             self.trim: 3.0,
             self.zero: 3.0,
             self.flush: 3.0,
@@ -159,12 +161,8 @@ class Operations:
         offset, length = self.draw.span(volume, SECTOR, most)
         data = self.draw.data(length)
         spans = volume.history.begin(offset, data, self.tick())
-
-        def ended() -> None:
-            for span in spans:
-                span.end = self.scheduler.now
-
-        self.start(volume, self.device(volume).write(offset, memoryview(data)), ended)
+        steps = self.device(volume).write(offset, memoryview(data))
+        self.start(volume, steps, self._end(spans))
 
     def fast(self, volume: KnownVolume) -> None:
         """As the server does it when nothing is in the way: several, and one commit."""
@@ -185,6 +183,32 @@ class Operations:
             for spans in written:
                 for span in spans:
                     span.end = ended
+
+    def in_lane(self, volume: KnownVolume) -> None:
+        """As the server does it in the fast lane. What that hands back is written after it."""
+        writes = []
+        for _ in range(self.draw.random.randrange(1, 5)):
+            alignment = self.draw.random.choice((SECTOR, BLOCK_SIZE, BLOCK_SIZE))
+            offset, length = self.draw.span(volume, alignment, 3 * BLOCK_SIZE)
+            writes.append((offset, self.draw.data(length)))
+        began = self.tick()
+        spans = [volume.history.begin(offset, data, began) for offset, data in writes]
+        device = self.device(volume)
+        acknowledged = write_in_lane(device, writes)
+        ended = self.tick()
+        for number, (offset, data) in enumerate(writes):
+            if number not in acknowledged:
+                self.start(volume, device.write(offset, memoryview(data)), self._end(spans[number]))
+            elif not self.disk.cut:
+                for span in spans[number]:
+                    span.end = ended
+
+    def _end(self, spans: list[Span]) -> Callable[[], None]:
+        def ended() -> None:
+            for span in spans:
+                span.end = self.scheduler.now
+
+        return ended
 
     def write_through(self, volume: KnownVolume) -> None:
         """A write with FUA: a write, and a flush that covers it."""

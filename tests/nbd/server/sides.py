@@ -25,6 +25,7 @@ from bockd.nbd.server.batch import Batch
 from bockd.nbd.server.statistics import ExportStatistics
 from bockd.nbd.server.work import Work, failed
 from bockd.runtime.steps import Background, Blocking, Signal, Step, Steps, run_inline
+from tests.drivers.local.process import die
 
 SIZE_BYTES = 4 * MIB
 PLACES = 16
@@ -65,6 +66,7 @@ class Side:
     server's part above it, with the fast lane or without."""
 
     def __init__(self, root: Path, *, compiled: bool, structured: bool, extended: bool) -> None:
+        self._root = root
         self._background = Background()
         self.pool = LocalPool.open(root, self._background.spawn)
         record = run_inline(self.pool.create_volume("v", SIZE_BYTES, None))
@@ -106,6 +108,15 @@ class Side:
         into = bytearray(SIZE_BYTES)
         run_inline(self.volume.read(0, memoryview(into)))
         return bytes(into)
+
+    def content_after_death(self) -> bytes:
+        """What the volume holds once the process has died. Nothing is served after it."""
+        record = self.volume.durability.record
+        die(self.pool)
+        self._background = Background()
+        self.pool = LocalPool.open(self._root, self._background.spawn)
+        self.volume = run_inline(self.pool.registry.use_volume(record.id)).volume
+        return self.content()
 
     def serve(self, stream: bytes, line: Line | None = None) -> tuple[list[bytes], int]:
         """As `Connection` does: the replies, and where what was not served begins. A stream that

@@ -12,6 +12,8 @@ Invariants:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from bockd.drivers.local.format.journal import Entry, JournalSegment, Kind, ZeroBlocks, places
 from bockd.drivers.local.volume.failing import Failure
 from bockd.failpoints import Failpoint, hit
@@ -73,6 +75,17 @@ class JournalTail:
         """Add the redirect of one block, for which there is allowance."""
         self.allowance -= 1
         self._scattered.append(block)
+
+    def stage_blocks(self, blocks: Sequence[int]) -> None:
+        """Add redirects of single blocks, for which there is allowance."""
+        self.allowance -= len(blocks)
+        self._scattered.extend(blocks)
+
+    def stage_range(self, first: int, count: int) -> None:
+        """Add the redirect of `count` blocks from `first` on, for which there is allowance for
+        one."""
+        self.allowance -= 1
+        self.stage(Kind.REDIRECT, first, count)
 
     def stage_zeros(self, blocks: list[int]) -> None:
         """Add to the batch that these blocks of the head, in order, may be all zeros from now on.

@@ -7,8 +7,8 @@ Invariants:
 * A leaf with changes that the index does not have is *dirty* and stays. Clean ones are evicted in
   groups, oldest first, when the cache outgrows its budget.
 * What the index does not have of a group that was read is all holes, and takes no place in memory.
-* `leaves` and `dirty` are the same dictionaries from the beginning to the end; others hold on to
-  them.
+* `leaves`, `dirty` and `shared` are the same dictionaries from the beginning to the end; others
+  hold on to them.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class LeafCache:
         self.dirty: dict[int, int] = {}
         """Leaf number to the journal sequence of its last change."""
         self._layers = layers
-        self._uniform: dict[int, SlotLeaf] = {}
+        self.shared: dict[int, SlotLeaf] = {}
+        """By its slot: the leaf with all blocks in it, which may stand in many places."""
         self._groups: dict[int, None] = {}
         self._whole: set[int] = set()
         """Groups that were read and have lost no leaf since: what is absent is all holes."""
@@ -88,13 +89,13 @@ class LeafCache:
 
     def uniform(self, slot: int) -> SlotLeaf:
         """Return the shared leaf with all blocks in one slot."""
-        leaf = self._uniform.get(slot)
+        leaf = self.shared.get(slot)
         if leaf is None:
-            leaf = self._uniform[slot] = array("H", (slot,)) * LEAF_BLOCKS
+            leaf = self.shared[slot] = array("H", (slot,)) * LEAF_BLOCKS
         return leaf
 
     def _is_shared(self, leaf: SlotLeaf) -> bool:
-        return self._uniform.get(leaf[0]) is leaf
+        return self.shared.get(leaf[0]) is leaf
 
     def runs(self, first: int, end: int) -> list[tuple[int, int, int]]:
         """Return blocks first..end-1 as runs (first, end, slot). Their leaves are loaded.
@@ -162,11 +163,24 @@ class LeafCache:
         """Assign one block to `slot`, as `assign` does. This is the short way for random writes."""
         number = block >> LEAF_SHIFT
         leaf = self.leaves.get(number) or self._at(number)
-        if self._uniform.get(leaf[0]) is leaf:
-            self._private += 1
-            leaf = self.leaves[number] = leaf[:]
+        if self.shared.get(leaf[0]) is leaf:
+            leaf = self._copied(number, leaf)
         leaf[block & LEAF_MASK] = slot
         self.dirty[number] = sequence
+
+    def own(self, number: int) -> SlotLeaf | None:
+        """Return a leaf that stands in no other place, to be changed; whoever changes it marks it
+        as dirty. None if it must be loaded from the index."""
+        leaf = self.find(number)
+        if leaf is None or not self._is_shared(leaf):
+            return leaf
+        return self._copied(number, leaf)
+
+    def _copied(self, number: int, leaf: SlotLeaf) -> SlotLeaf:
+        """Put a copy of a shared leaf in its place."""
+        self._private += 1
+        copy = self.leaves[number] = leaf[:]
+        return copy
 
     def replace(self, number: int, leaf: SlotLeaf, sequence: int) -> None:
         """Put a changed leaf in place."""
@@ -203,8 +217,7 @@ class LeafCache:
         if layer is None or self._layers.slots[leaf[at]] is not layer:
             return
         if self._is_shared(leaf):
-            self._private += 1
-            leaf = self.leaves[number] = leaf[:]
+            leaf = self._copied(number, leaf)
         leaf[at] = DAMAGED_SLOT
 
     def clear_damaged(self, block: int) -> None:

@@ -33,6 +33,7 @@ from bockd.drivers.local.volume.durability import Durability
 from bockd.drivers.local.volume.loading import LeafLoader
 from bockd.drivers.local.volume.punching import PendingPunches, Puncher
 from bockd.drivers.local.volume.reading import BLOCK_SHIFT, Reader
+from bockd.drivers.local.volume.redirecting import LaneRedirects
 from bockd.drivers.local.volume.slots import HOLE_SLOT
 from bockd.drivers.local.volume.zeros import is_zeros, zero_blocks, zero_pieces
 from bockd.errors import BockdError, from_os_error
@@ -84,6 +85,7 @@ class Volume(Reader):
         self._punchers: list[Puncher] = []
         self._head_slot = NO_SLOT
         self._head_descriptor = -1
+        self._redirects: LaneRedirects | None = None
         durability.drain_reads = self.drain_reads
         durability.on_begun = self._adopt_first_head
 
@@ -106,6 +108,7 @@ class Volume(Reader):
         self._flusher.head = head
         self._head_descriptor = head.near_descriptor
         self._puncher = Puncher(head, self.locks)
+        self._redirects = LaneRedirects(self.map, self._tail, self._room, self._puncher)
         former, self._punchers = self._punchers, [*self._punchers, self._puncher]
         for puncher in former:
             self._retire(puncher)
@@ -162,6 +165,7 @@ class Volume(Reader):
             self._flusher,
             SEGMENT_BYTES,
             self._tail.exposed(),
+            self._redirects if may_write else None,
         )
 
     def try_write(self, offset: int, data: memoryview) -> bool:
