@@ -269,22 +269,23 @@ static int serve_round(
     View *view, const Call *call, Redirects *redirects, Round *round, Outcome *outcome)
 {
     Outcome before = *outcome;
-    int failed = serve_received(view, call, redirects, round, outcome);
-    PyObject *type, *value, *traceback;
-    PyErr_Fetch(&type, &value, &traceback);
-    int committed = commit_redirects(redirects);
-    if (failed < 0) {
-        PyErr_Restore(type, value, traceback);
-        return -1;
+    for (;;) {
+        if (serve_received(view, call, redirects, round, outcome) < 0) {
+            PyObject *type, *value, *traceback;
+            PyErr_Fetch(&type, &value, &traceback);
+            commit_redirects(redirects);
+            PyErr_Restore(type, value, traceback);
+            return -1;
+        }
+        int committed = commit_redirects(redirects);
+        if (committed)
+            return committed < 0 ? -1 : 0;
+        *outcome = before;
+        memset(round, 0, offsetof(Round, gaps));
+        if (PyList_SetSlice(call->rest, 0, PyList_Size(call->rest), NULL) < 0)
+            return -1;
+        view->head_slot = -1; /* now nothing is written, and so nothing redirected */
     }
-    if (committed)
-        return committed < 0 ? -1 : 0;
-    *outcome = before;
-    memset(round, 0, offsetof(Round, gaps));
-    if (PyList_SetSlice(call->rest, 0, PyList_Size(call->rest), NULL) < 0)
-        return -1;
-    view->head_slot = -1;
-    return serve_received(view, call, redirects, round, outcome);
 }
 
 /* Send a round's replies as far as the socket takes them now. Data of the rest that is still in
