@@ -89,8 +89,10 @@ SHORTFALLS = (
         why=(
             "The price of cheap overwrites: the page cache holds a layer in folios of at most "
             "16 KiB, and each takes its own turn in ext4's write path (new data costs 0.31 ms a "
-            "MiB, in pieces of 64 KiB 0.23). Writes of 1 MiB are received in Python, piece by "
-            "piece, into memory of their own."
+            "MiB, in pieces of 64 KiB 0.23). Writes of 1 MiB were received in Python, piece by "
+            "piece, into memory of their own; since then the fast lane writes what it overwrites "
+            "as it comes: in three rounds 4,393 instead of 2,889 writes/s at depth 4 (nbdkit file "
+            "3,036)."
         ),
         tried=(
             "Kept: overwrites in pieces of 64 KiB; polling for the rest of a payload before "

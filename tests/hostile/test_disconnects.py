@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from bockd.model import BLOCK_SIZE
 from bockd.nbd.server.limits import PIECE_BYTES
 from tests.hostile.conftest import Attacked
 from tests.hostile.live import connect, enter, received_until
@@ -64,30 +65,29 @@ def test_at_every_byte_of_a_session(attacked: Attacked, frontend: str) -> None:
 
 
 def test_in_the_middle_of_a_large_write(attacked: Attacked) -> None:
-    """Its pieces are writes of their own: those that came whole may be there, no others."""
+    """Its blocks that came whole may be there, no others: new ones in the first round, and what
+    overwrites them in the second."""
     first, length = 2 * MIB - 65_536, 2 * MIB + 65_536
-    pieces = [(first, 65_536), (2 * MIB, MIB), (3 * MIB, MIB)]
-    cuts = list(_context([0, 65_536, 65_536 + PIECE_BYTES, length]))
+    cuts = [0, 30_000, 65_536, 65_536 + 300_000, 65_536 + PIECE_BYTES, length]
     with attacked.under_attack(), enter(attacked.unix, "elsewhere") as observer:
-        legal = [set(_blocks(observer, *piece)) for piece in pieces]
-        for tag, cut in enumerate(cuts, 1):
+        legal = [{block} for block in _blocks(observer, first, length)]
+        for tag, cut in enumerate(2 * list(_context(cuts)), 1):
             header = wire.request(1, 1, first, length)
             payload = (bytes([tag]) * length)[:cut]
             with enter(attacked.unix, "elsewhere") as sock:
                 sock.sendall(header + payload)
-            for number, (offset, size) in enumerate(pieces):
-                if first + cut >= offset + size:
-                    legal[number].add(bytes([tag]) * 4096)
-                seen = set(_blocks(observer, offset, size))
-                assert seen <= legal[number], f"after {cut} bytes, in the piece at {offset}"
+            for number, seen in enumerate(_blocks(observer, first, length)):
+                if (number + 1) * BLOCK_SIZE <= cut:
+                    legal[number].add(bytes([tag]) * BLOCK_SIZE)
+                assert seen in legal[number], f"after {cut} bytes, in block {number}"
     attacked.daemon.check()
 
 
 def _context(places: list[int]) -> Iterator[int]:
     for place in places:
-        yield from (cut for cut in (place - 4096, place - 1, place, place + 1) if cut >= 0)
+        yield from (cut for cut in (place - BLOCK_SIZE, place - 1, place, place + 1) if cut >= 0)
 
 
 def _blocks(sock: socket.socket, offset: int, length: int) -> Iterator[bytes]:
     data = read(sock, offset, length)
-    return (data[at : at + 4096] for at in range(0, length, 4096))
+    return (data[at : at + BLOCK_SIZE] for at in range(0, length, BLOCK_SIZE))

@@ -429,19 +429,17 @@ static PyObject *serve(PyObject *Py_UNUSED(module), PyObject *args)
     Outcome outcome = {0};
     Py_ssize_t start, end;
     int style;
-    unsigned long long reach, readable, writable;
+    unsigned long long readable, writable;
     View view = {0};
-    Redirects redirects;
-    redirects.shared = NULL;
-    redirects.allowance = redirects.uncommitted = redirects.count = 0;
     if (!PyArg_ParseTuple(
-            args, "w*nnw*i(O!O!lOKpO)KKKKiLL:serve", &call.received, &start, &end, &call.reply, &style,
-            &PyDict_Type, &view.leaves, &PyList_Type, &view.slots, &view.head_slot, &view.journal,
-            &reach, &view.minds_zeros, &redirects.port, &readable, &writable, &call.max_read,
-            &call.max_payload, &call.sock, &call.poll_ns, &call.turn_ns))
+            args, "w*nnw*iO&KKKKiLL:serve", &call.received, &start, &end, &call.reply, &style,
+            parse_view, &view, &readable, &writable, &call.max_read, &call.max_payload, &call.sock,
+            &call.poll_ns, &call.turn_ns))
         return NULL;
-    view.readable = readable < reach ? readable : reach;
-    view.writable = writable < reach ? writable : reach;
+    view.readable = readable < view.readable ? readable : view.readable;
+    view.writable = writable < view.writable ? writable : view.writable;
+    Redirects redirects;
+    begin_redirects(&redirects, &view);
     call.style = (enum style)style;
     call.rest = PyList_New(0);
     call.held = PyList_New(0);
@@ -499,9 +497,12 @@ static PyObject *receive(PyObject *Py_UNUSED(module), PyObject *args)
     return PyLong_FromSsize_t(count);
 }
 
+#include "_fastlane_payload.h"
+
 static PyMethodDef methods[] = {
     {"serve", serve, METH_VARARGS, serve_doc},
     {"receive", receive, METH_VARARGS, receive_doc},
+    {"take", take_method, METH_VARARGS, take_doc},
     {NULL, NULL, 0, NULL},
 };
 

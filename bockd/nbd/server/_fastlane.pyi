@@ -37,3 +37,16 @@ def serve(
     int,
 ]: ...
 def receive(fd: int, into: memoryview, nanoseconds: int, /) -> int: ...
+def take(
+    received: memoryview,
+    start: int,
+    end: int,
+    offset: int,
+    length: int,
+    view: FastView,
+    writable: int,
+    sock: int,
+    poll_ns: int,
+    turn_ns: int,
+    /,
+) -> tuple[int, int, int, int, int]: ...

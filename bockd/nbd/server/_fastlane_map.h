@@ -30,6 +30,7 @@ typedef struct {
 
 typedef struct {
     PyObject *leaves, *slots, *journal; /* borrowed */
+    PyObject *redirects;                /* borrowed; None if none may be made */
     long head_slot;                     /* -1: nothing may be written */
     uint64_t readable, writable;        /* where reads and writes end at the latest, in bytes */
     File files[KNOWN_FILES];
@@ -38,6 +39,19 @@ typedef struct {
     int unsynced;  /* the journal knows that the head has unsynced writes */
     int minds_zeros; /* blocks must not become zeros without a word to the journal */
 } View;
+
+/* Take a FastView apart: a converter for PyArg_ParseTuple. The view must outlive the result. */
+static int parse_view(PyObject *object, void *into)
+{
+    View *view = into;
+    unsigned long long reach;
+    if (!PyArg_ParseTuple(
+            object, "O!O!lOKpO:FastView", &PyDict_Type, &view->leaves, &PyList_Type, &view->slots,
+            &view->head_slot, &view->journal, &reach, &view->minds_zeros, &view->redirects))
+        return 0;
+    view->readable = view->writable = reach;
+    return 1;
+}
 
 /* Have the journal know that the head has unsynced writes; -1 with an exception set. To be called
  * before the write: should that fail half-way, the next sync must still cover it. */

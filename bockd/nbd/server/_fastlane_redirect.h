@@ -18,6 +18,13 @@ typedef struct {
     uint32_t ranges[MAX_REQUESTS][2]; /* the first block, and how many */
 } Redirects;
 
+static void begin_redirects(Redirects *redirects, const View *view)
+{
+    redirects->port = view->redirects;
+    redirects->shared = NULL;
+    redirects->allowance = redirects->uncommitted = redirects->count = 0;
+}
+
 /* Tell the port what is in the map; -1 with an exception set. */
 static int stage_redirects(Redirects *redirects)
 {
@@ -115,6 +122,22 @@ static int write_new(int fd, const unsigned char *data, uint64_t length, uint64_
     return 1;
 }
 
+/* Note blocks of one leaf that the map has in the head: as one range with what they follow. */
+static void add_range(Redirects *redirects, uint32_t first, uint32_t count)
+{
+    if (redirects->count) {
+        uint32_t *last = redirects->ranges[redirects->count - 1];
+        if (last[0] + last[1] == first && last[0] >> LEAF_SHIFT == first >> LEAF_SHIFT) {
+            last[1] += count;
+            return;
+        }
+    }
+    redirects->ranges[redirects->count][0] = first;
+    redirects->ranges[redirects->count][1] = count;
+    redirects->count++;
+    redirects->allowance--;
+}
+
 /* Write whole blocks of one leaf into the head, and have the map lead there; false when that is for
  * Python to do, or an exception is set. The head's file is open. */
 static int redirect(
@@ -144,10 +167,7 @@ static int redirect(
             uint16_t *entry = (uint16_t *)entries.buf + (first & LEAF_MASK);
             for (uint64_t block = 0; block < count; block++)
                 entry[block] = (uint16_t)view->head_slot;
-            redirects->ranges[redirects->count][0] = (uint32_t)first;
-            redirects->ranges[redirects->count][1] = (uint32_t)count;
-            redirects->count++;
-            redirects->allowance--;
+            add_range(redirects, (uint32_t)first, (uint32_t)count);
             view->minds_zeros = 1; /* no barrier covers these */
         }
         PyBuffer_Release(&entries);

@@ -152,6 +152,13 @@ class Channel:
             self.sock.fileno(), 0 if self._receive_fast is None else tries * TRY_NS, turn_ns
         )
 
+    def payload_turn(self, tries: int, turn_ns: int) -> Turn:
+        """Return what the fast lane may do by itself now about a payload: receive more of it, where
+        polling is for `tries` attempts."""
+        if self._receive_fast is None:
+            return Turn()
+        return Turn(self.sock.fileno(), tries * TRY_NS, turn_ns)
+
     async def send(self, *parts: Buffer) -> None:
         """Send whole replies, after those that are being sent. Raises HungUpError."""
         left: Sequence[Buffer] = parts

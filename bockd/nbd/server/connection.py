@@ -26,7 +26,7 @@ from bockd.nbd.server.budget import Account
 from bockd.nbd.server.channel import Channel, HungUpError
 from bockd.nbd.server.exports import OpenExport
 from bockd.nbd.server.flight import InFlight
-from bockd.nbd.server.large import LargeTransfers
+from bockd.nbd.server.large import Incoming, LargeTransfers
 from bockd.nbd.server.limits import RECEIVE_BUFFER_BYTES, ServerLimits
 from bockd.nbd.server.pace import Pace, Polling
 from bockd.nbd.server.statistics import ExportStatistics
@@ -156,10 +156,10 @@ class Connection:
         self.closed.set()
         self._pass_fences()
 
-    def count_received(self, length: int) -> None:
-        """Count payload that did not go through the receive buffer (see `large.Received`)."""
+    def count_received(self, length: int, unserved: int = 0) -> None:
+        """See `large.Received`."""
         self._received_bytes += length
-        self._consumed_bytes = self._received_bytes
+        self._consumed_bytes = self._received_bytes - unserved
         if self._fences:
             self._pass_fences()
 
@@ -172,6 +172,10 @@ class Connection:
     def undisturbed(self) -> int:
         """See `large.Received`."""
         return 0 if self._flight.requests else self._polling.undisturbed()
+
+    def left_ns(self) -> int:
+        """See `large.Received`."""
+        return self._polling.left_ns()
 
     @contextmanager
     def parked(self) -> Iterator[None]:
@@ -210,7 +214,9 @@ class Connection:
             if self._batch.disconnect:
                 return
             if parser.large is not None:
-                position = await self._large.receive(parser.large, buffer, position, end, self)
+                incoming = Incoming(buffer, position, end)
+                await self._large.receive(parser.large, incoming, self)
+                position, end = incoming.position, incoming.end
             end = self._move_leftover(position, end)
             if end and (progressed or parser.large is not None):
                 continue  # behind a payload, or bytes that are no request: look before waiting

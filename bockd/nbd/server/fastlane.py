@@ -5,7 +5,7 @@ place, whose blocks lie in one file and whose map is in memory; and writes of wh
 new to the head, within one leaf, of which the journal is told once for each round. While a client
 asks for nothing else and has the loop to itself, it answers and receives, too, until the loop's
 turn is over. It hands back what it does not serve, in order, for `Batch.serve`: there is nothing
-that only it can do.
+that only it can do. Of large writes it writes the payload as it comes (`PayloadLane`).
 
 It is built when bockd is installed and a C compiler is there, and left out otherwise.
 `BOCKD_FASTLANE=off` in the environment of the daemon leaves it out, too.
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from enum import IntEnum
 from types import ModuleType
 from typing import NamedTuple
 
@@ -149,6 +150,62 @@ class FastLane:
                 *turn,
             )
         )
+
+
+class Why(IntEnum):
+    """Why no more of a payload was taken."""
+
+    WRITTEN = 0
+    """All of it is written."""
+    FOR_PYTHON = 1
+    """What comes next is there, and is to be written by `try_write`."""
+    NOTHING_CAME = 2
+    """Less than a part is there, and no more came."""
+    TURN_IS_OVER = 3
+    """The same, and the loop must turn."""
+
+
+class Taken(NamedTuple):
+    """How far a payload was taken."""
+
+    position: int
+    """Where that of it begins which was not written."""
+    end: int
+    """Where the bytes end that have been received."""
+    received_bytes: int
+    """How many of them were received meanwhile."""
+    written_bytes: int
+    why: Why
+
+
+class PayloadLane:
+    """Writes the payloads of large writes to one device as they come."""
+
+    def __init__(self, module: ModuleType, device: FastDevice) -> None:
+        self._take = module.take
+        self._device = device
+        self._view = device.fast_view
+
+    def take(
+        self, received: memoryview, start: int, end: int, offset: int, length: int, turn: Turn
+    ) -> Taken:
+        """Write at `offset` in the device a payload of `length` bytes, of which received[start:end]
+        has come, and receive more of it into the buffer, for as long as there is some.
+
+        What was written is as if `try_write` had done so, part by part: `commit` must follow before
+        anything is awaited.
+        """
+        position, end, received_bytes, written_bytes, why = self._take(
+            received, start, end, offset, length, self._view(), self._device.size_bytes, *turn
+        )
+        return Taken(position, end, received_bytes, written_bytes, Why(why))
+
+
+def payload_lane_for(device: BlockDevice) -> PayloadLane | None:
+    """Return what writes the payloads of one connection. None where it was not compiled."""
+    if compiled is None or not isinstance(device, FastDevice):
+        return None
+    return PayloadLane(compiled, device)
 
 
 def lane_for(device: BlockDevice, encoder: ReplyEncoder, limits: RequestLimits) -> FastLane | None:

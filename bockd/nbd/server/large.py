@@ -2,7 +2,9 @@
 
 A piece ends where a multiple of `PIECE_BYTES` in the volume does. A write's piece arrives in memory
 of its own and is one engine write; a snapshot or a fence waits for engine writes, never for the
-socket between them. A read's pieces are chunks of their own where chunks were negotiated; in a
+socket between them. Where the compiled fast lane can write, it does so from the receive buffer as
+the payload comes, in parts of 64 KiB at most, each an engine write; then memory of its own is only
+for a piece that it left. A read's pieces are chunks of their own where chunks were negotiated; in a
 simple reply they follow one header, and an error behind it can only close the connection.
 """
 
@@ -22,6 +24,7 @@ from bockd.nbd.protocol.replies import ReplyEncoder
 from bockd.nbd.protocol.transmission import Request, RequestLimits, refusal
 from bockd.nbd.server.budget import Account
 from bockd.nbd.server.channel import Channel, HungUpError, reading_failed
+from bockd.nbd.server.fastlane import Why, payload_lane_for
 from bockd.nbd.server.flight import InFlight
 from bockd.nbd.server.limits import PIECE_BYTES, TURN_NS, ServerLimits
 from bockd.nbd.server.statistics import ExportStatistics
@@ -45,7 +48,9 @@ def pieces(offset: int, length: int) -> Iterator[tuple[int, int]]:
 class Received(Protocol):
     """Counts what is received from the socket; implemented by the connection."""
 
-    def count_received(self, length: int) -> None: ...
+    def count_received(self, length: int, unserved: int = 0) -> None:
+        """Count bytes that have been received. Of all that were, so many are not served."""
+        ...
 
     async def yield_if_due(self) -> None:
         """Let the loop turn if this connection has had its time."""
@@ -55,21 +60,69 @@ class Received(Protocol):
         """Return the number of attempts to receive that may be made without letting others run."""
         ...
 
+    def left_ns(self) -> int:
+        """Return how long until the loop must turn, in nanoseconds."""
+        ...
+
     def parked(self) -> AbstractContextManager[None]:
         """Mark the connection as parked for the duration of a `with` block: it waits for the socket
         because those attempts were in vain."""
         ...
 
 
+class Incoming:
+    """What a connection has received and not served: `buffer[position:end]`."""
+
+    __slots__ = ("buffer", "end", "position")
+
+    def __init__(self, buffer: memoryview, position: int, end: int) -> None:
+        self.buffer = buffer
+        self.position = position
+        self.end = end
+
+    def skip(self, length: int) -> int:
+        """Drop at most `length` bytes. Return how many there were."""
+        here = min(length, self.end - self.position)
+        self.position += here
+        return here
+
+    def take(self, into: memoryview) -> int:
+        """Move bytes to the front of `into`. Return how many."""
+        start = self.position
+        here = self.skip(len(into))
+        into[:here] = self.buffer[start : start + here]
+        return here
+
+    def room(self) -> memoryview:
+        """Return the room behind what is there, which moves to the buffer's front."""
+        kept = self.end - self.position
+        if self.position:
+            self.buffer[:kept] = self.buffer[self.position : self.end]
+            self.position, self.end = 0, kept
+        return self.buffer[kept:]
+
+
 class _LargeWrite:
     """One write whose pieces are under way; answered when the last is done."""
 
-    __slots__ = ("error", "pending", "request")
+    __slots__ = ("error", "left_bytes", "offset", "pending", "request")
 
     def __init__(self, request: Request) -> None:
         self.request = request
+        self.offset = request[3]
+        """Of what comes next of the payload."""
+        self.left_bytes = request[4]
         self.pending = 1  # the receiving itself
         self.error: Exception | None = None
+
+    def advance(self, length: int) -> None:
+        """Note that `length` bytes of the payload have been taken off the stream."""
+        self.offset += length
+        self.left_bytes -= length
+
+
+def _left_early() -> HungUpError:
+    return HungUpError("the client left in the middle of a payload")
 
 
 class LargeTransfers:
@@ -98,47 +151,84 @@ class LargeTransfers:
         self._runner = runner
         self._flight = flight
         self._limits = limits
+        self._lane = payload_lane_for(device)
 
     # Writes.
 
-    async def receive(
-        self, request: Request, buffer: memoryview, position: int, end: int, counter: Received
-    ) -> int:
-        """Take a request's payload off the stream and write it.
+    async def receive(self, request: Request, incoming: Incoming, counter: Received) -> None:
+        """Take a request's payload, which comes next, off the stream, and write it.
 
-        Its first bytes are in `buffer[position:end]`. Returns the position behind the payload in
-        the buffer, or `end`. Raises ProtocolError when the client stalls, leaves, or sends too
-        much.
+        Raises ProtocolError when the client stalls, leaves, or sends too much.
         """
         if refused := refusal(request, self._judged_by, self._device.size_bytes):
             self._statistics.errors += 1
-            position = await self._discard(request, buffer, position, end, counter)
+            await self._discard(request[4], incoming, counter)
             await self._channel.send(self._encoder.error(request, *refused))
-            return position
+            return
         await self._flight.wait_below(self._limits.max_in_flight)
         self._statistics.writes += 1
         self._statistics.written_bytes += request[4]
         write = _LargeWrite(request)
-        for offset, length in pieces(request[3], request[4]):
-            await self._account.acquire(length)
-            try:
-                piece = memoryview(bytearray(length))
-                here = min(length, end - position)
-                piece[:here] = buffer[position : position + here]
-                position += here
-                await self._fill(piece[here:], counter)
-            except BaseException:
-                self._account.release(length)
-                raise
-            self._write_piece(write, offset, piece)
+        while write.left_bytes:
+            if not await self._write_parts(write, incoming, counter):
+                await self._receive_piece(write, incoming, counter)
             await counter.yield_if_due()
         if not request[0] & nbd.CMD_FLAG_FUA:
             await self._piece_done(write)
-            return position
+            return
         # In a task: a FUA write's flush must not hold up the requests behind it.
         self._flight.requests += 1
         self.nursery.start_soon(self._end_receiving, write)
-        return position
+
+    async def _write_parts(self, write: _LargeWrite, incoming: Incoming, counter: Received) -> bool:
+        """Write what comes next of a payload from the receive buffer, in the fast lane. Return
+        whether that can go on; if not, the next piece is for `_receive_piece`."""
+        if self._lane is None or write.error is not None:
+            return False
+        turn = self._channel.payload_turn(counter.undisturbed(), counter.left_ns())
+        buffer, position, end = incoming.buffer, incoming.position, incoming.end
+        taken = self._lane.take(buffer, position, end, write.offset, write.left_bytes, turn)
+        incoming.position, incoming.end = taken.position, taken.end
+        write.advance(taken.written_bytes)
+        try:
+            self._device.commit()
+        except Exception as error:  # noqa: BLE001 - becomes the request's answer
+            write.error = error
+        if taken.why is Why.FOR_PYTHON or not write.left_bytes:
+            counter.count_received(taken.received_bytes, incoming.end - incoming.position)
+            return taken.why is not Why.FOR_PYTHON
+        # What is left is less than a part: a fence need not wait for more.
+        counter.count_received(taken.received_bytes)
+        if taken.why is Why.NOTHING_CAME:
+            await self._receive_more(incoming, counter, polled=turn.sock >= 0)
+        return True
+
+    async def _receive_more(self, incoming: Incoming, counter: Received, *, polled: bool) -> None:
+        """Receive behind what has come of a part."""
+        into = incoming.room()
+        received = None if polled else self._channel.poll(into, counter.undisturbed())
+        if received is None:
+            with counter.parked():
+                received = await self._channel.receive(into)
+        if not received:
+            raise _left_early()
+        incoming.end += received
+        counter.count_received(received, received)
+
+    async def _receive_piece(
+        self, write: _LargeWrite, incoming: Incoming, counter: Received
+    ) -> None:
+        """Receive the next piece into memory of its own, and write that."""
+        _, length = next(pieces(write.offset, write.left_bytes))
+        await self._account.acquire(length)
+        try:
+            piece = memoryview(bytearray(length))
+            await self._fill(piece[incoming.take(piece) :], counter)
+        except BaseException:
+            self._account.release(length)
+            raise
+        self._write_piece(write, write.offset, piece)
+        write.advance(length)
 
     async def _end_receiving(self, write: _LargeWrite) -> None:
         try:
@@ -156,21 +246,19 @@ class LargeTransfers:
                 with counter.parked():
                     received = await self._channel.receive(into)
             if not received:
-                raise HungUpError("the client left in the middle of a payload")
+                raise _left_early()
             counter.count_received(received)
             into = into[received:]
             if perf_counter_ns() > until:  # the bytes may come one at a time, and never stop
                 await trio.lowlevel.checkpoint()
                 until = perf_counter_ns() + TURN_NS
 
-    async def _discard(
-        self, request: Request, buffer: memoryview, position: int, end: int, counter: Received
-    ) -> int:
-        left = request[4] - (end - position)
-        if request[4] > MAX_DISCARDED_BYTES:
-            raise ProtocolError(f"a payload of {request[4]} bytes")
-        if left <= 0:
-            return position + request[4]
+    async def _discard(self, length: int, incoming: Incoming, counter: Received) -> None:
+        if length > MAX_DISCARDED_BYTES:
+            raise ProtocolError(f"a payload of {length} bytes")
+        left = length - incoming.skip(length)
+        if not left:
+            return
         await self._account.acquire(PIECE_BYTES)
         try:
             scratch = memoryview(bytearray(PIECE_BYTES))
@@ -180,7 +268,6 @@ class LargeTransfers:
                 await trio.lowlevel.checkpoint()
         finally:
             self._account.release(PIECE_BYTES)
-        return end
 
     def _write_piece(self, write: _LargeWrite, offset: int, piece: memoryview) -> None:
         """One engine write: at once, or in a task that gives the memory back when it is done."""

@@ -157,6 +157,7 @@ class LeafCache:
                 leaf = self._at(number)[:]
                 leaf[first - base : stop - base] = self.uniform(slot)[: stop - first]
                 self.replace(number, leaf, sequence)
+                self.share(number)
             first = stop
 
     def assign_one(self, block: int, slot: int, sequence: int) -> None:
@@ -181,6 +182,15 @@ class LeafCache:
         self._private += 1
         copy = self.leaves[number] = leaf[:]
         return copy
+
+    def share(self, number: int) -> None:
+        """Replace a leaf of its own, if it is uniform by now, by the shared one."""
+        leaf = self.leaves[number]
+        if leaf[0] == leaf[-1] and not self._is_shared(leaf):
+            shared = self.uniform(leaf[0])
+            if leaf == shared:
+                self._private -= 1
+                self.leaves[number] = shared
 
     def replace(self, number: int, leaf: SlotLeaf, sequence: int) -> None:
         """Put a changed leaf in place."""

@@ -56,6 +56,8 @@ class LaneRedirects:
         else:
             for first, count in zip(firsts, counts, strict=True):
                 tail.stage_range(first, count)
+                if count > 1:
+                    self._cache.share(first >> LEAF_SHIFT)
         changed = [first >> LEAF_SHIFT for first in firsts]
         self._cache.dirty.update(dict.fromkeys(changed, sequence))
         if pending := self._puncher.pending:
