@@ -77,8 +77,8 @@ class Reader:
             into[:] = _ZEROS[:length]
             return True
         descriptor = layer.near_descriptor
-        if descriptor < 0:
-            return False
+        if descriptor < 0:  # closed, or no layer but what stands for damaged blocks
+            return layer.try_read(offset, into)
         layer.used = True
         try:
             return os.preadv(descriptor, (into,), offset, layer.nowait_flag) == length
