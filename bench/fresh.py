@@ -46,7 +46,7 @@ EMPTY_ROW = "empty-4k-randwrite-qd32"
 OVERLAY_ROW, SPACE_ROW = "after-snapshot-against-overlay", "after-snapshot-space-against-overlay"
 ROWS = (EMPTY_ROW, OVERLAY_ROW, SPACE_ROW)
 OVERLAY = "qemu-nbd qcow2 overlay"
-FASTER, SMALLER = Target(8.0), Target(0.1, at_most=True)
+FASTER, SMALLER = Target(5.0), Target(0.1, at_most=True)
 """Than the overlay: the writes, and the space that they take."""
 
 

@@ -13,7 +13,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,11 +33,22 @@ from bench.processes import (
     serving,
 )
 from bockd.cli.bock import main as bock
+from bockd.cli.client import ControlClient
+from bockd.model import NodeKind
 
 EXPORT = "bench"
 """The export's name everywhere; in bockd that of the volume."""
 
 BOCKD = "bockd"
+
+
+@dataclass(frozen=True)
+class Flushes:
+    """What a server has counted so far."""
+
+    done: int
+    errors: int
+    """Of all kinds of requests."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +63,8 @@ class Served:
     """Holds all that the server writes."""
     setting: str
     """The options that matter, for the report."""
+    flushes: Callable[[], Flushes] | None = None
+    """Asks the server what it has counted; None where it does not say."""
 
 
 class Serve(Protocol):
@@ -119,7 +132,18 @@ class Daemon:
         """Create a volume, and return how to reach it."""
         self.bock("volume", "create", name, "--size", str(size_bytes))
         uri = self.attach(name) if tcp else self.uri(name)
-        return Served(BOCKD, self.pid, uri, self.data_dir, "bockd serve")
+        return Served(
+            BOCKD, self.pid, uri, self.data_dir, "bockd serve", lambda: self.flushes(name)
+        )
+
+    def flushes(self, volume: str) -> Flushes:
+        """Return what the daemon has counted for a volume since its first connection."""
+        with ControlClient(self.data_dir / "api.sock") as control:
+            key = NodeKind.VOLUME, control.show_volume(volume).id
+            for one in control.statistics():
+                if (one.kind, one.id) == key:
+                    return Flushes(one.flushes, one.errors)
+        return Flushes(0, 0)
 
     def attach(self, volume: str) -> str:
         """Attach a volume, and return its address on TCP."""
@@ -305,10 +329,31 @@ def serve_lmdb_values(
         yield Served("LMDB values", pid, uri, directory, f"python -m {module}, no sync at commit")
 
 
+@contextmanager
+def serve_null(
+    directory: Path, size_bytes: int, placement: Placement, *, tcp: bool = False
+) -> Iterator[Served]:
+    """Run our own server without storage, compiled for it, on a Unix socket only."""
+    assert not tcp
+    directory.mkdir(parents=True)
+    server, socket_path = directory / "nullserver", directory / "nbd.sock"
+    run(["cc", "-O2", "-Wall", "-Wextra", str(NULL_SOURCE), "-o", str(server)])
+    with serving(
+        [str(server), str(socket_path), str(size_bytes)],
+        address=socket_path,
+        core=placement.server,
+        log=directory.with_suffix(".log"),
+    ) as pid:
+        yield Served("null", pid, unix_uri(EXPORT, socket_path), directory, "nullserver.c")
+
+
+NULL_SOURCE = Path(__file__).with_name("nullserver.c")
 QCOW2_THREADS, QCOW2_IO_URING = "qemu-nbd qcow2", "qemu-nbd qcow2 io_uring"
 RAW_THREADS, RAW_IO_URING = "qemu-nbd raw", "qemu-nbd raw io_uring"
 NBDKIT_FILE, NBDKIT_MEMORY, NBDKIT_BOCKD = "nbdkit file", "nbdkit memory", "nbdkit bock.py"
 NBD_SERVER, LMDB_VALUES = "nbd-server", "LMDB values"
+NULL = "null"
+"""What answers without storage: what is reached against it is the client's own limit."""
 
 PEERS: dict[str, Peer] = {
     QCOW2_THREADS: Peer(qemu_nbd("qcow2", "threads")),
@@ -320,5 +365,6 @@ PEERS: dict[str, Peer] = {
     NBDKIT_BOCKD: Peer(nbdkit("bock.py")),
     NBD_SERVER: Peer(serve_nbd_server, optional=True),
     LMDB_VALUES: Peer(serve_lmdb_values),
+    NULL: Peer(serve_null),
 }
 """By name, as `--peer` takes them. Threads are what qemu-nbd uses when it is not told otherwise."""
