@@ -3,8 +3,8 @@
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-fast test-floors test-walk test-clients test-openstack-clients
-.PHONY: test-debian13 test-keystone soak soak-cuts soak-kills faults damage fuzz setup setup-run
-.PHONY: setup-check setup-test setup-bench
+.PHONY: test-debian13 test-keystone soak soak-cuts soak-kills faults damage fuzz sanitize setup
+.PHONY: setup-run setup-check setup-test setup-bench
 .PHONY: check bench bench-quick bench-micro profile lock clean
 
 help: ## show this
@@ -64,6 +64,11 @@ faults: setup ## let every write and sync of a pool's life fail (ARGS='--each 2'
 fuzz: setup ## fuzz the NBD protocol for ten minutes (ARGS='--target server --seconds 60')
 	@.setup/atheris
 	@.venv/bin/python -m tests.hostile.fuzz $(ARGS)
+
+sanitize: setup-test ## run the fast lane's tests and fuzz it with ASan and UBSan (ARGS='--seconds 600' fuzzes longer)
+	@.setup/atheris
+	@.setup/sanitized -m pytest $$(grep -lrE 'fastlane|server[.]sides' tests --include 'test_*.py')
+	@ASAN_OPTIONS=detect_leaks=0:fast_unwind_on_malloc=1 .setup/sanitized -m tests.hostile.fuzz --target lane $(or $(ARGS),--seconds 60)
 
 damage: setup ## damage every field of a pool, one at a time (ARGS='--seed 1 --each 5')
 	@.venv/bin/python -m tests.corruption $(ARGS)

@@ -3,14 +3,19 @@
 python -m tests.hostile.fuzz --seconds 600                   # what `make fuzz` runs
 python -m tests.hostile.fuzz --target server --seconds 600   # with sockets, and somebody innocent
 python -m tests.hostile.fuzz --target tls --seconds 600      # the same through TLS, tampered with
+python -m tests.hostile.fuzz --target lane --seconds 600     # the compiled lane beside Python's
 
 Atheris makes the choices of which `sessions.py` and `tampering.py` make a session. What was worth
 keeping is in .cache/fuzz, where the next run begins. A session that breaks a property is printed.
+
+The lane is C, which Atheris does not see: it is guided by what Python does with the same bytes.
+`make sanitize` runs that target with a lane that notices each byte it should not have touched.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 import ssl
 import sys
 import tempfile
@@ -22,6 +27,8 @@ TREE = Path(__file__).parents[2]
 sys.path.append(str(TREE / ".cache/atheris"))
 
 import atheris  # noqa: E402 - `.setup/atheris` puts it there
+from hypothesis import given  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
 
 with atheris.instrument_imports(include=["bockd.nbd"]):
     from bockd.drivers.memory.device import MemoryDevice
@@ -34,11 +41,21 @@ with atheris.instrument_imports(include=["bockd.nbd"]):
     from tests.hostile.tampering import WRITES, attack, carry_out
     from tests.nbd.protocol import wire
     from tests.nbd.server.serving import FixedExports, served
+    from tests.nbd.server.sides import Line, Side, two_sides
+    from tests.nbd.server.test_fastlane import STYLES, same_replies, streams
     from tests.tls.conftest import make_pki
     from tests.tls.served import client_context
 
-Play = Callable[[Chooser], None]
-"""Hold one session. What it was is printed when a property breaks."""
+MOST_BYTES = 1024
+"""Of choices, for one session."""
+
+Play = Callable[[bytes], object]
+"""Hold the session that some bytes choose. What it was is printed when a property breaks."""
+
+
+def chosen(play: Callable[[Chooser], None]) -> Play:
+    """Give a session's choices to the fuzzer."""
+    return lambda data: play(_Consumed(data))
 
 
 @contextmanager
@@ -54,6 +71,7 @@ def shown(session: object) -> Iterator[None]:
 def protocol(_: ExitStack) -> Play:
     """The sans-I/O protocol."""
 
+    @chosen
     def play(choose: Chooser) -> None:
         made = session(choose, OFFLINE)
         with shown(made):
@@ -91,6 +109,7 @@ def server(stack: ExitStack) -> Play:
     """Sessions with the server."""
     running = Server(stack, _directory(stack))
 
+    @chosen
     def play(choose: Chooser) -> None:
         made = session(choose, OFFLINE)
         with shown(made):
@@ -113,6 +132,7 @@ def tls(stack: ExitStack) -> Play:
     running = Server(stack, directory, FrontendTls(TlsMode.ON, lambda: context))
     client = client_context(pki.client)
 
+    @chosen
     def play(choose: Chooser) -> None:
         made = attack(choose)
         with shown(made):
@@ -122,6 +142,39 @@ def tls(stack: ExitStack) -> Play:
             running.serves_the_innocent()
 
     return play
+
+
+Edits = st.lists(st.tuples(st.integers(0, 4096), st.integers(0, 255)), max_size=8)
+"""Bytes of a stream that become others: how far from its beginning, and which."""
+
+
+def lane(stack: ExitStack) -> Play:
+    """One stream through the compiled lane and through Python's: whole requests, which must have
+    the same effect, and the same stream damaged, whose requests may concern each other."""
+    variants = []
+    for structured, extended in STYLES:
+        for send_buffer_bytes in (20_000, 4 << 20):
+            sides = stack.enter_context(two_sides(structured=structured, extended=extended))
+            line = Line(send_buffer_bytes)
+            stack.callback(line.close)
+            variants.append((*sides, line))
+
+    @given(st.sampled_from(variants).flatmap(_with_stream), Edits)
+    def play(found: tuple[Side, Side, Line, bytes], edits: list[tuple[int, int]]) -> None:
+        with_it, without, line, stream = found
+        damaged = bytearray(stream)
+        for place, byte in edits:
+            if place < len(damaged):
+                damaged[place] = byte
+        with shown((with_it.extended, bytes(damaged))):
+            same_replies(with_it, without, bytes(damaged), line, data=damaged == stream)
+
+    one: Play = play.hypothesis.fuzz_one_input  # type: ignore[attr-defined]
+    return one
+
+
+def _with_stream(variant: tuple[Side, Side, Line]) -> st.SearchStrategy[object]:
+    return streams(variant[0].extended).map(lambda stream: (*variant, stream))
 
 
 class _Consumed:
@@ -143,6 +196,7 @@ TARGETS: dict[str, Callable[[ExitStack], Play]] = {
     "protocol": protocol,
     "server": server,
     "tls": tls,
+    "lane": lane,
 }
 
 
@@ -153,6 +207,8 @@ def main() -> None:
     given_ = parser.parse_args()
     corpus = TREE / ".cache/fuzz" / given_.target
     corpus.mkdir(parents=True, exist_ok=True)
+    if not any(corpus.iterdir()):  # short ones choose nothing whole, and it would begin with one
+        (corpus / "first").write_bytes(random.Random(0).randbytes(MOST_BYTES))
     with ExitStack() as stack:
         play = TARGETS[given_.target](stack)
 
@@ -162,11 +218,12 @@ def main() -> None:
                 str(corpus),
                 f"-max_total_time={given_.seconds}",
                 f"-artifact_prefix={corpus.parent}/{given_.target}-",
-                "-max_len=1024",
+                f"-max_len={MOST_BYTES}",
                 "-print_final_stats=1",
                 "-timeout=120",
+                "-detect_leaks=0",  # Python's own would end a run with sanitizers at once
             ],
-            lambda data: play(_Consumed(data)),
+            play,
         )
         atheris.Fuzz()
 

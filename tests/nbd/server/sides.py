@@ -76,7 +76,7 @@ class Side:
         self._write(b"h", list(range(4, WRITTEN)))
         self.content()  # brings the map into memory
         self.statistics = ExportStatistics()
-        self._extended = extended
+        self.extended = extended
         self._encoder = encoder = encoder_for(structured=structured, extended=extended)
         limits = RequestLimits(
             read_only=False,
@@ -122,7 +122,7 @@ class Side:
         """As `Connection` does: the replies, and where what was not served begins. A stream that
         breaks the protocol ends where it does. With a line, the fast lane answers on it."""
         received, replies = memoryview(bytearray(stream)), list[bytes]()
-        parser, position, end = RequestParser(extended=self._extended), 0, len(stream)
+        parser, position, end = RequestParser(extended=self.extended), 0, len(stream)
         while position < end and not self.batch.disconnect:
             turn = fastlane.Turn() if line is None else fastlane.Turn(line.ours.fileno())
             done = self.batch.serve_plain(received, position, end, turn)
