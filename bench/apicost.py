@@ -38,11 +38,12 @@ DEPTH = 32
 BLOCK_BYTES = 4096
 
 SHOW_ROW, LIST_ROW = "api-show", "api-list-1000"
+LONG_LIST_ROW = "api-list-5000"
 BESIDE_ROWS = {
     "api-load-4k-randread-qd32": "randread",
     "api-load-4k-randwrite-qd32": "randwrite",
 }
-ROWS = (SHOW_ROW, LIST_ROW, *BESIDE_ROWS)
+ROWS = (SHOW_ROW, LIST_ROW, LONG_LIST_ROW, *BESIDE_ROWS)
 
 FAST_ENOUGH = Target(1.0)
 KEEPS_MOST = Target(0.85)
@@ -65,6 +66,7 @@ def measure_api_cost(scale: Scale, context: BenchContext) -> Section:
                 for row, mode in BESIDE_ROWS.items()
             ),
         ]
+    comparisons.append(_long_list(scale, context))
     return Section("The block storage API", _method(scale, context), tuple(comparisons))
 
 
@@ -72,9 +74,11 @@ def _method(scale: Scale, context: BenchContext) -> str:
     return (
         f"{VOLUMES:,} volumes of one tenant, shown one by one and listed (`/volumes/detail`) over "
         f"{CONNECTIONS} keep-alive connections, {scale.seconds:g} s each; a list counts for all of "
-        f"its volumes. Then fio as above on another volume, beside {REQUESTS_PER_SECOND} "
-        f"shows a second on one connection, and without; {context.placement}. {scale.rounds} "
-        "rounds, the order reversed each time; a round in which other processes took more than "
+        f"its volumes, and so does one of {scale.listed_volumes:,} in another pool, beside pages "
+        f"of {VOLUMES:,} of them. Then fio as above on another volume, beside "
+        f"{REQUESTS_PER_SECOND} shows a second on one connection, and without; "
+        f"{context.placement}. {scale.rounds} rounds, the order "
+        "reversed each time; a round in which other processes took more than "
         f"{MAX_FOREIGN_SHARE:.0%} of a core during a run is measured again."
     )
 
@@ -135,6 +139,38 @@ def _answers(
             baseline_values=shown,
             foreign_shares=shares,
         ),
+    )
+
+
+def _long_list(scale: Scale, context: BenchContext) -> Comparison:
+    """All volumes of a large tenant in one answer, beside as many as the other pool has."""
+    directory = context.directory / "long"
+    context.tell(f"making {scale.listed_volumes:,} volumes")
+    make_pool(directory, scale.listed_volumes)
+    page = min(VOLUMES, scale.listed_volumes)
+    core = context.placement.client
+    with bockd_daemon(directory, context.placement, public=True) as daemon:
+        api = authenticate(daemon.api_port, directory / CREDENTIALS_FILE)
+
+        def listed(query: str, volumes: int) -> float:
+            path = f"/volumes/detail{query}"
+            return answers_per_second(api, path, scale.seconds, CONNECTIONS, core) * volumes
+
+        def measure(number: int, watch: Watch) -> tuple[float, ...]:
+            context.tell(f"{LONG_LIST_ROW}: round {number + 1}")
+            with watch.over(daemon.pid):
+                return listed("", scale.listed_volumes), listed(f"?limit={page}", page)
+
+        rounds = quiet_rounds(scale.rounds, scale.repeats, measure)
+    long, short = zip(*[one.values for one in rounds], strict=True)
+    return Comparison(
+        row=LONG_LIST_ROW,
+        subject=f"{scale.listed_volumes:,} volumes",
+        baseline=f"pages of {page:,}",
+        unit="volumes/s",
+        subject_values=long,
+        baseline_values=short,
+        foreign_shares=tuple(one.foreign_share for one in rounds),
     )
 
 

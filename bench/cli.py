@@ -30,7 +30,7 @@ from bench.turns import BenchContext, Scale, Tell
 
 MIB = 1 << 20
 FULL = Scale(rounds=5, seconds=1.0, size_bytes=512 * MIB, repeats=3)
-"""Some 500 runs against other servers and half as many elsewhere, in 20 to 25 minutes."""
+"""Some 500 runs against other servers and half as many elsewhere, in 30 to 35 minutes."""
 QUICK = Scale(
     rounds=1,
     seconds=0.3,
@@ -41,6 +41,13 @@ QUICK = Scale(
     most_snapshots=10,
     trim_bytes=4096 * MIB,
     scattered_bytes=16 * MIB,
+    many_trims=16,
+    pieces=64,
+    zeroed_bytes=16 * MIB,
+    wide_blocks=256,
+    listed_volumes=100,
+    clones=2,
+    scattered_snapshot_bytes=1 * MIB,
 )
 """Enough to see that all of it works; its numbers mean little."""
 

@@ -1,183 +1,187 @@
-"""Whole images: copied out and in with nbdcopy, and given back with trim."""
+"""Whole images: copied out of a server and into it, and by `bock`, beside qemu-img."""
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from itertools import count
+from pathlib import Path
 
 from bench.files import write_back
-from bench.fio import Outcome
+from bench.fio import Job, Outcome
+from bench.fresh import EmptyPeer, EmptyVolume, Fresh
 from bench.processes import pinned, run
 from bench.results import Comparison, Section, Target
 from bench.rows import FILL_BLOCK_BYTES
-from bench.servers import (
-    BOCKD,
-    NBDKIT_FILE,
-    QCOW2_THREADS,
-    RAW_THREADS,
-    Served,
-    bockd_daemon,
-    serve_image,
-)
-from bench.snapshotcost import open_pool
-from bench.throughput import Fleet
+from bench.servers import BOCKD, EXPORT, NBDKIT_FILE, RAW_THREADS, Daemon, Served, bockd_daemon
+from bench.throughput import Fleet, fill
 from bench.turns import BenchContext, Contestant, Scale, in_turn, method_of_turns
-from bockd.drivers.local.format.blockmap import MapChanges
-from bockd.drivers.local.format.catalogue import LocalVolumeRecord
-from bockd.drivers.local.format.journal import Change, Kind
-from bockd.model import BLOCK_SIZE, GIB, MIB
-from bockd.pool.index import Transaction
+from bockd.model import MIB
 
-OUT_ROW, IN_ROW = "nbdcopy-out", "nbdcopy-in"
-TRIM_ROW = "trim-full-map"
-COPY_ROWS = (OUT_ROW, IN_ROW)
-ROWS = (*COPY_ROWS, TRIM_ROW)
-
-FASTER_TRIM = Target(5.0)
-TRIM_PIECE_BYTES = 1 * GIB
-"""One request; qemu-nbd takes no more than 2 GiB - 1."""
+OUT_ROW, IN_ROW, CONVERT_ROW = "nbdcopy-out", "nbdcopy-in", "qemu-img-convert-in"
+FRESH_ROW = "nbdcopy-in-fresh"
+EXPORT_ROW, IMPORT_ROW = "volume-export", "volume-import"
+ROWS = (OUT_ROW, IN_ROW, CONVERT_ROW, FRESH_ROW, EXPORT_ROW, IMPORT_ROW)
+TARGETS = {IN_ROW: Target(1.0), CONVERT_ROW: Target(1.0)}
+"""Of what nbdkit's file plugin reaches."""
+FRESH, AS_QEMU = Target(0.9), Target(1.0)
+QEMU_IMG = "qemu-img"
+UNIT = "MiB/s"
 
 
-def measure_copies(scale: Scale, context: BenchContext, rows: Sequence[str] = COPY_ROWS) -> Section:
-    """Measure copies of whole images, out of a server and into it."""
+def measure_copies(scale: Scale, context: BenchContext, rows: Sequence[str] = ROWS) -> Section:
+    """Measure the rows that are asked for."""
     image = context.directory / "copied"
-    uris: dict[str, Callable[[Served], list[str]]] = {
-        OUT_ROW: lambda served: [served.uri, "null:"],
-        IN_ROW: lambda served: ["--destination-is-zero", str(image), served.uri],
-    }
-    comparisons: list[Comparison] = []
-    with ExitStack() as stack:
-        fleet = Fleet(stack, scale, context)
-        contestants = []
-        for name in (BOCKD, NBDKIT_FILE, RAW_THREADS):
-            served = fleet.get(name, FILL_BLOCK_BYTES, tcp=False)
-            assert served is not None
-            contestants.append((name, served))
-        run(["nbdcopy", contestants[0][1].uri, str(image)])
-        for row in rows:
-            copying = [
-                _copying(name, served, uris[row](served), scale, context)
-                for name, served in contestants
+    comparisons = _over_what_is_there(image, scale, context, rows)
+    with bockd_daemon(context.directory / "copies", context.placement) as daemon:
+        if FRESH_ROW in rows:
+            job = Job("write", FILL_BLOCK_BYTES, 1, scale.size_bytes)
+            fresh: list[Fresh] = [
+                _FreshVolume(image, daemon, job, context),
+                _FreshPeer(image, NBDKIT_FILE, job, context),
             ]
-            turns = in_turn(row, copying, scale, context, unit="MiB/s")
-            comparisons += [turns.against(NBDKIT_FILE), turns.against(RAW_THREADS)]
+            contestants = [one.contestant() for one in fresh]
+            turns = in_turn(FRESH_ROW, contestants, scale, context, UNIT)
+            comparisons.append(turns.against(NBDKIT_FILE, FRESH))
+        if EXPORT_ROW in rows:
+            comparisons.append(_exports(daemon, scale, context))
+        if IMPORT_ROW in rows:
+            comparisons.append(_imports(image, daemon, scale, context))
     method = (
-        f"nbdcopy of an image of {scale.size_bytes >> 20} MiB with its own choice of connections "
-        "and requests: out of the server to nowhere, and from a file into the server, over what "
-        f"is there; {method_of_turns(scale, context)}"
+        f"An image of {scale.size_bytes >> 20} MiB, nbdcopy and qemu-img with their own choice of "
+        "connections and requests: out of the server to nowhere; from a file into the server, over "
+        "what is there and (`fresh`) where nothing is yet. `bock volume export` and `import` "
+        "beside qemu-img convert, from and to the same daemon over NBD, until all is on the disk; "
+        f"{method_of_turns(scale, context)}"
     )
     return Section("Copies of whole images", method, tuple(comparisons))
 
 
-def _copying(
-    name: str, served: Served, arguments: Sequence[str], scale: Scale, context: BenchContext
-) -> Contestant:
-    def copy(_: Served) -> Outcome:
-        began = time.perf_counter()
-        with pinned(context.placement.client):
-            run(["nbdcopy", *arguments])
-        mebibytes = scale.size_bytes // MIB
-        return Outcome(mebibytes, mebibytes / (time.perf_counter() - began))
-
-    return Contestant(
-        name, copy, prepare=lambda: served, after=lambda: write_back(served.directory)
-    )
+def _copy(command: Sequence[str], size_bytes: int, context: BenchContext) -> Outcome:
+    return _timed(lambda: run(command), size_bytes, context)
 
 
-def measure_trim(scale: Scale, context: BenchContext) -> Section:
-    """Measure a trim of a whole image whose map is full, until it is acknowledged."""
-    size_bytes = scale.trim_bytes
-    with ExitStack() as stack:
-        ours = stack.enter_context(_full_map(size_bytes, scale.rounds + scale.repeats, context))
-        theirs = _FullImage(size_bytes, context)
-        stack.callback(theirs.end)
-        contestants = [
-            Contestant(BOCKD, lambda served: _trim(served.uri, size_bytes, context), ours),
-            Contestant(
-                QCOW2_THREADS,
-                lambda served: _trim(served.uri, size_bytes, context),
-                theirs.renew,
-                theirs.end,
-            ),
-        ]
-        turns = in_turn(TRIM_ROW, contestants, scale, context, unit="GiB/s")
-    method = (
-        f"Trim of {size_bytes // GIB} GiB in requests of 1 GiB, one after another. Every block is "
-        "mapped (for qcow2: preallocation=metadata, discard=unmap) and none has bytes on the disk, "
-        f"so that the map alone is measured; {method_of_turns(scale, context)}"
-    )
-    return Section("Trim of a full map", method, (turns.against(QCOW2_THREADS, FASTER_TRIM),))
-
-
-@contextmanager
-def _full_map(size_bytes: int, count: int, context: BenchContext) -> Iterator[Callable[[], Served]]:
-    """A daemon with `count` volumes whose heads own every block; gives one after the other."""
-    directory = context.directory / "trim"
-    context.tell(f"mapping {count} volumes of {size_bytes // GIB} GiB")
-    names = [f"full-{number}" for number in range(count)]
-    with open_pool(directory) as pool:
-        for name in names:
-            made = pool.run(pool.pool.create_volume(name, size_bytes, None))
-            with pool.pool.nodes() as nodes:
-                record = nodes.volume(made.id)
-            pool.pool.index.update(partial(_map_all, record=record))
-    with bockd_daemon(directory, context.placement) as daemon:
-        waiting = iter(names)
-
-        def next_one() -> Served:
-            name = next(waiting)
-            return Served(BOCKD, daemon.pid, daemon.uri(name), directory, "bockd serve")
-
-        yield next_one
-
-
-def _map_all(txn: Transaction, record: LocalVolumeRecord) -> None:
-    """The head owns every block, as if all had been written."""
-    changes = MapChanges(txn, record.map, record.head)
-    changes.apply(Change(1, Kind.REDIRECT, 0, record.size_bytes // BLOCK_SIZE))
-    changes.store()
-
-
-class _FullImage:
-    """A qcow2 image with every cluster mapped, made anew for each run."""
-
-    def __init__(self, size_bytes: int, context: BenchContext) -> None:
-        self._size_bytes = size_bytes
-        self._ground = context
-        self._stack = ExitStack()
-        self._image = context.directory / "trim-qcow2" / "image"
-        self._image.parent.mkdir()
-
-    def renew(self) -> Served:
-        self._image.unlink(missing_ok=True)
-        options = ["-o", "preallocation=metadata", str(self._image), str(self._size_bytes)]
-        run(["qemu-img", "create", "-q", "-f", "qcow2", *options])
-        write_back(self._image.parent)
-        setting = ("--format=qcow2", "--cache=writeback", "--aio=threads", "--discard=unmap")
-        return self._stack.enter_context(serve_image(self._image, setting, self._ground.placement))
-
-    def end(self) -> None:
-        self._stack.close()
-
-
-_TRIM = """
-import nbd, sys, time
-handle = nbd.NBD()
-handle.connect_uri(sys.argv[1])
-size, piece = int(sys.argv[2]), int(sys.argv[3])
-began = time.perf_counter()
-for offset in range(0, size, piece):
-    handle.trim(min(piece, size - offset), offset)
-print(time.perf_counter() - began)
-"""
-"""A program of its own, so that it can be pinned to the clients' core."""
-
-
-def _trim(uri: str, size_bytes: int, context: BenchContext) -> Outcome:
+def _timed(copy: Callable[[], object], size_bytes: int, context: BenchContext) -> Outcome:
+    began = time.perf_counter()
     with pinned(context.placement.client):
-        arguments = [uri, str(size_bytes), str(TRIM_PIECE_BYTES)]
-        seconds = float(run([sys.executable, "-c", _TRIM, *arguments]))
-    return Outcome(size_bytes // GIB, size_bytes / GIB / seconds)
+        copy()
+    mebibytes = size_bytes // MIB
+    return Outcome(mebibytes, mebibytes / (time.perf_counter() - began))
+
+
+def _nbdcopy_in(image: Path, uri: str) -> list[str]:
+    return ["nbdcopy", "--destination-is-zero", str(image), uri]
+
+
+def _qemu_img(*arguments: str) -> list[str]:
+    """Until what was written is on the disk, unlike by default."""
+    return ["qemu-img", "convert", "-f", "raw", "-O", "raw", "-t", "writeback", *arguments]
+
+
+def _over_what_is_there(
+    image: Path, scale: Scale, context: BenchContext, rows: Sequence[str]
+) -> list[Comparison]:
+    """Also copies the image to a file, for the others."""
+    commands: dict[str, Callable[[Served], list[str]]] = {
+        OUT_ROW: lambda served: ["nbdcopy", served.uri, "null:"],
+        IN_ROW: lambda served: _nbdcopy_in(image, served.uri),
+        CONVERT_ROW: lambda served: _qemu_img("-n", str(image), served.uri),
+    }
+    comparisons: list[Comparison] = []
+    with ExitStack() as stack:
+        fleet = Fleet(stack, scale, context)
+        servers = {}
+        for name in (BOCKD, NBDKIT_FILE, RAW_THREADS):
+            served = fleet.get(name, FILL_BLOCK_BYTES, tcp=False)
+            assert served is not None
+            servers[name] = served
+        run(["nbdcopy", servers[BOCKD].uri, str(image)])
+        for row, command in commands.items():
+            if row in rows:
+                copying = [
+                    _copying(name, served, command(served), scale, context)
+                    for name, served in servers.items()
+                ]
+                turns = in_turn(row, copying, scale, context, UNIT)
+                comparisons.append(turns.against(NBDKIT_FILE, TARGETS.get(row)))
+                comparisons.append(turns.against(RAW_THREADS))
+    return comparisons
+
+
+def _copying(
+    name: str, served: Served, command: Sequence[str], scale: Scale, context: BenchContext
+) -> Contestant:
+    return Contestant(
+        name,
+        run=lambda _: _copy(command, scale.size_bytes, context),
+        prepare=lambda: served,
+        after=lambda: write_back(served.directory),
+    )
+
+
+class _FreshVolume(EmptyVolume):
+    def __init__(self, image: Path, daemon: Daemon, job: Job, context: BenchContext) -> None:
+        super().__init__(daemon, job, context)
+        self._image = image
+
+    def run(self, served: Served) -> Outcome:
+        return _copy(_nbdcopy_in(self._image, served.uri), self.job.size_bytes, self.context)
+
+
+class _FreshPeer(EmptyPeer):
+    def __init__(self, image: Path, name: str, job: Job, context: BenchContext) -> None:
+        super().__init__(name, job, context)
+        self._image = image
+
+    def run(self, served: Served) -> Outcome:
+        return _copy(_nbdcopy_in(self._image, served.uri), self.job.size_bytes, self.context)
+
+
+def _exports(daemon: Daemon, scale: Scale, context: BenchContext) -> Comparison:
+    served = daemon.volume(EXPORT, scale.size_bytes)
+    fill(served, scale.size_bytes, context.placement)
+    target = context.directory / "exported"
+
+    def by_bock(_: Served) -> Outcome:
+        export = ("volume", "export", EXPORT, str(target), "--format", "raw")
+        return _timed(lambda: daemon.bock(*export), scale.size_bytes, context)
+
+    def by_qemu(_: Served) -> Outcome:
+        return _copy(_qemu_img(served.uri, str(target)), scale.size_bytes, context)
+
+    def prepare() -> Served:
+        target.unlink(missing_ok=True)
+        return served
+
+    contestants = [Contestant(BOCKD, by_bock, prepare), Contestant(QEMU_IMG, by_qemu, prepare)]
+    return in_turn(EXPORT_ROW, contestants, scale, context, UNIT).against(QEMU_IMG, AS_QEMU)
+
+
+def _imports(image: Path, daemon: Daemon, scale: Scale, context: BenchContext) -> Comparison:
+    numbers = count()
+    idle = daemon.volume("idle", MIB)
+    made: list[str] = []
+
+    def by_bock(_: Served) -> Outcome:
+        made.append(f"imported-{next(numbers)}")
+        importing = ("volume", "import", str(image), "--name", made[-1], "--format", "raw")
+        return _timed(lambda: daemon.bock(*importing), scale.size_bytes, context)
+
+    def by_qemu(_: Served) -> Outcome:
+        def copy() -> None:
+            served = daemon.volume(made[-1], scale.size_bytes)
+            run(_qemu_img("-n", str(image), served.uri))
+
+        made.append(f"converted-{next(numbers)}")
+        return _timed(copy, scale.size_bytes, context)
+
+    def after() -> None:
+        write_back(idle.directory)
+        daemon.bock("volume", "delete", made[-1])
+
+    contestants = [
+        Contestant(BOCKD, by_bock, lambda: idle, after),
+        Contestant(QEMU_IMG, by_qemu, lambda: idle, after),
+    ]
+    return in_turn(IMPORT_ROW, contestants, scale, context, UNIT).against(QEMU_IMG, AS_QEMU)

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bench.processes import BenchError, pinned
 
@@ -47,6 +48,8 @@ class Outcome:
     operations: int
     rate: float
     """Each second; of operations, or of what else the row counts."""
+    p99_us: float = 0.0
+    """What 99 of 100 operations took no longer than, of those that took the longest kind."""
 
 
 def run_job(job: Job, target: str, *, core: int | None = None) -> Outcome:
@@ -111,11 +114,12 @@ def _arguments(job: Job, targets: Sequence[str]) -> list[str]:
     return arguments
 
 
-def _outcome(document: dict[str, list[dict[str, dict[str, float]]]], job: Job) -> Outcome:
+def _outcome(document: dict[str, Any], job: Job) -> Outcome:
     kinds = [kind for kind in ("read", "write") if kind in job.mode or job.mode == "randrw"]
     parts = [one[kind] for one in document["jobs"] for kind in kinds]
     operations = int(sum(part["total_ios"] for part in parts))
     rate = float(sum(part["iops"] for part in parts))
     if not operations or not rate:
         raise BenchError(f"fio {job.mode} did nothing in the time it was given")
-    return Outcome(operations, rate)
+    slowest = max(part["clat_ns"]["percentile"]["99.000000"] for part in parts if part["total_ios"])
+    return Outcome(operations, rate, slowest / 1000)

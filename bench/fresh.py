@@ -57,8 +57,8 @@ def measure_fresh(scale: Scale, context: BenchContext, rows: Sequence[str] = ROW
     overlay_job = _job(scale.size_bytes * OVERLAY_SIZES, OVERLAY_SHARE)
     with bockd_daemon(context.directory / "fresh", context.placement) as daemon:
         if EMPTY_ROW in rows:
-            contestants: list[_Fresh] = [_EmptyVolume(daemon, job, context)]
-            contestants += [_EmptyPeer(name, job, context) for name in (NBDKIT_FILE, QCOW2_THREADS)]
+            contestants: list[Fresh] = [EmptyVolume(daemon, job, context)]
+            contestants += [EmptyPeer(name, job, context) for name in (NBDKIT_FILE, QCOW2_THREADS)]
             turns = in_turn(EMPTY_ROW, [one.contestant() for one in contestants], scale, context)
             comparisons += [turns.against(NBDKIT_FILE), turns.against(QCOW2_THREADS)]
         if OVERLAY_ROW in rows or SPACE_ROW in rows:
@@ -103,14 +103,14 @@ def _against_overlay(
     ]
 
 
-class _Fresh:
+class Fresh:
     """A contestant that begins each run with something new."""
 
     name: str
 
     def __init__(self, job: Job, context: BenchContext) -> None:
-        self._job = job
-        self._ground = context
+        self.job = job
+        self.context = context
         self._numbers = count()
         self._before = 0
         self.served: Served | None = None
@@ -126,15 +126,16 @@ class _Fresh:
 
     def contestant(self) -> Contestant:
         """Return the contestant for `in_turn`."""
-        return Contestant(self.name, self._run, self._prepare, self._after)
+        return Contestant(self.name, self.run, self._prepare, self._after)
 
     def _prepare(self) -> Served:
         self.served = self.renew(next(self._numbers))
         self._before = _occupied(self.served.directory)
         return self.served
 
-    def _run(self, served: Served) -> Outcome:
-        return run_job(self._job, served.uri, core=self._ground.placement.client)
+    def run(self, served: Served) -> Outcome:
+        """Do what is measured."""
+        return run_job(self.job, served.uri, core=self.context.placement.client)
 
     def _after(self) -> None:
         assert self.served is not None
@@ -143,7 +144,9 @@ class _Fresh:
         self.dispose()
 
 
-class _EmptyVolume(_Fresh):
+class EmptyVolume(Fresh):
+    """A new volume for each run."""
+
     name = BOCKD
 
     def __init__(self, daemon: Daemon, job: Job, context: BenchContext) -> None:
@@ -153,13 +156,15 @@ class _EmptyVolume(_Fresh):
 
     def renew(self, number: int) -> Served:
         self._volume = f"empty-{number}"
-        return self._daemon.volume(self._volume, self._job.size_bytes)
+        return self._daemon.volume(self._volume, self.job.size_bytes)
 
     def dispose(self) -> None:
         self._daemon.bock("volume", "delete", self._volume)
 
 
-class _EmptyPeer(_Fresh):
+class EmptyPeer(Fresh):
+    """A server with a new image for each run."""
+
     def __init__(self, name: str, job: Job, context: BenchContext) -> None:
         super().__init__(job, context)
         self.name = name
@@ -167,8 +172,8 @@ class _EmptyPeer(_Fresh):
         self._stack = ExitStack()
 
     def renew(self, number: int) -> Served:
-        directory = self._ground.directory / f"e-{self.name.split()[0]}-{number}"
-        context = self._serve(directory, self._job.size_bytes, self._ground.placement)
+        directory = self.context.directory / f"e-{self.name.split()[0]}-{number}"
+        context = self._serve(directory, self.job.size_bytes, self.context.placement)
         return self._stack.enter_context(context)
 
     def dispose(self) -> None:
@@ -177,7 +182,7 @@ class _EmptyPeer(_Fresh):
         shutil.rmtree(self.served.directory)
 
 
-class _JustSnapshotted(_Fresh):
+class _JustSnapshotted(Fresh):
     name = BOCKD
 
     def __init__(self, daemon: Daemon, job: Job, context: BenchContext) -> None:
@@ -200,7 +205,7 @@ class _OverlayImage:
     directory: Path
 
 
-class _FreshOverlay(_Fresh):
+class _FreshOverlay(Fresh):
     name = OVERLAY
 
     def __init__(self, images: _OverlayImage, job: Job, context: BenchContext) -> None:
@@ -214,7 +219,7 @@ class _FreshOverlay(_Fresh):
         backing = ["-b", str(self._images.base), "-F", "qcow2"]
         run(["qemu-img", "create", "-q", "-f", "qcow2", *backing, str(overlay)])
         options = ("--format=qcow2", "--cache=writeback", "--aio=threads")
-        context = serve_image(overlay, options, self._ground.placement)
+        context = serve_image(overlay, options, self.context.placement)
         return self._stack.enter_context(context)
 
     def dispose(self) -> None:

@@ -35,6 +35,7 @@ from bench.processes import (
 from bockd.cli.bock import main as bock
 from bockd.cli.client import ControlClient
 from bockd.model import NodeKind
+from bockd.pool.reports import Space
 
 EXPORT = "bench"
 """The export's name everywhere; in bockd that of the volume."""
@@ -145,6 +146,11 @@ class Daemon:
                     return Flushes(one.flushes, one.errors)
         return Flushes(0, 0)
 
+    def space(self, volume: str) -> Space:
+        """Return the space of a volume, by its name in the pool."""
+        with ControlClient(self.data_dir / "api.sock") as control:
+            return control.space(NodeKind.VOLUME, volume)
+
     def attach(self, volume: str) -> str:
         """Attach a volume, and return its address on TCP."""
         attached = json.loads(self.bock("attachment", "create", volume, "bench", "--json"))
@@ -160,13 +166,14 @@ def bockd_daemon(
     public: bool = False,
     tcp: bool = False,
     mount: Path | None = None,
+    config: Path = Path("/dev/null"),
 ) -> Iterator[Daemon]:
     """Run `bockd serve` on `data_dir` as a user would, but with a TCP listener for the block
     storage API only if it is to be `public`, and for NBD only with `tcp`. `mount` is where the file
     view goes."""
     data_dir.parent.mkdir(parents=True, exist_ok=True)
     log = data_dir.with_suffix(".log")
-    environment = _environment(data_dir)
+    environment = {**_environment(data_dir), "BOCKD_CONFIG": str(config)}
     if public:
         environment["BOCKD_API_LISTEN"] = "127.0.0.1:0"
     if tcp:
@@ -242,7 +249,7 @@ def serve_image(
         yield Served("qemu-nbd", pid, uri, image.parent, " ".join(["qemu-nbd", *options]))
 
 
-def nbdkit(plugin: str) -> Serve:
+def nbdkit(plugin: str, options: Sequence[str] = ()) -> Serve:
     """Return what runs `nbdkit` with its file or memory plugin, or with ours."""
 
     @contextmanager
@@ -255,7 +262,7 @@ def nbdkit(plugin: str) -> Serve:
         address: Address = ("127.0.0.1", port) if tcp else socket_path
         where = ["--ipaddr=127.0.0.1", f"--port={port}"] if tcp else [f"--unix={socket_path}"]
         with serving(
-            ["nbdkit", "--foreground", *where, *arguments],
+            ["nbdkit", "--foreground", *options, *where, *arguments],
             address=address,
             core=placement.server,
             log=directory.with_suffix(".log"),

@@ -74,7 +74,7 @@ SHORTFALLS = (
             "One `pwrite` for each request copies it into the page cache, which is what every "
             "server of a file pays: 2.9 us of it where the file was filled by writes of 64 KiB or "
             "less. Where large writes have built large folios, the others pay far more and bockd "
-            "does not: there the target is met. The 2.5 was taken from such files."
+            "does not."
         ),
         tried=(
             "Kept: the compiled fast lane (125,000 and 146,000 at depth 32); new blocks written in "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from bench.processes import TICK_SECONDS, Placement, cpu_seconds
 from bench.quiet import MAX_FOREIGN_SHARE, Watch, quiet_rounds
 from bench.results import Comparison, Target
 from bench.servers import Served
-from bockd.model import GIB
+from bockd.model import GIB, MIB
 
 Tell = Callable[[str], None]
 """Takes what is being done, for whoever watches."""
@@ -40,6 +41,20 @@ class Scale:
     most_snapshots: int = 100
     """Through which is read."""
     trim_bytes: int = 100 * GIB
+    many_trims: int = 8_192
+    """Of 128 MiB each."""
+    pieces: int = 16_384
+    """Of an image whose data lies scattered, so that its map is what counts."""
+    zeroed_bytes: int = 1 * GIB
+    """In one request."""
+    wide_blocks: int = 32_768
+    """Written and read all over a volume of 256 GiB."""
+    listed_volumes: int = 5_000
+    """In one answer of the API."""
+    clones: int = 20
+    """That boot at once."""
+    scattered_snapshot_bytes: int = 400 * MIB
+    """In single blocks of 4 KiB, of the snapshot that is deleted."""
     scattered_bytes: int = 1 * GIB
     """Written in single blocks all over the volume whose memory is measured."""
 
@@ -51,6 +66,11 @@ class BenchContext:
     directory: Path
     placement: Placement
     tell: Tell
+
+
+def timed(seconds: float, operations: int = 1) -> Outcome:
+    """Return the outcome of a row whose unit is seconds, where less is better."""
+    return Outcome(operations, seconds)
 
 
 def _nothing() -> None:
@@ -129,14 +149,17 @@ def in_turn(
     scale: Scale,
     context: BenchContext,
     unit: str = "IOPS",
+    *,
+    watched: bool = True,
 ) -> Turns:
-    """Measure all contestants in each round."""
+    """Measure all contestants in each round. Not `watched`, rounds count whatever else ran: where a
+    contestant starts servers of its own, they would be taken for others."""
 
     def measure(number: int, watch: Watch) -> tuple[float, ...]:
         context.tell(f"{row}: round {number + 1}")
         found: dict[str, tuple[float, float]] = {}
         for one in contestants if number % 2 == 0 else reversed(contestants):
-            found[one.name] = _run(one, watch)
+            found[one.name] = _run(one, watch if watched else None)
         return tuple(value for one in contestants for value in found[one.name])
 
     rounds = quiet_rounds(scale.rounds, scale.repeats, measure)
@@ -147,15 +170,15 @@ def in_turn(
         unit,
         rates=dict(zip(names, columns[0::2], strict=True)),
         cpu=dict(zip(names, columns[1::2], strict=True)),
-        foreign_shares=tuple(one.foreign_share for one in rounds),
+        foreign_shares=tuple(one.foreign_share for one in rounds) if watched else (),
     )
 
 
-def _run(contestant: Contestant, watch: Watch) -> tuple[float, float]:
+def _run(contestant: Contestant, watch: Watch | None) -> tuple[float, float]:
     """The rate, and processor seconds for a million operations."""
     served = contestant.prepare()
     before = cpu_seconds(served.pid)
-    with watch.over(served.pid):
+    with nullcontext() if watch is None else watch.over(served.pid):
         outcome = contestant.run(served)
     # A short run may take less than the kernel's clock tells from nothing.
     used = max(cpu_seconds(served.pid) - before, TICK_SECONDS)

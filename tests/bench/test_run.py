@@ -26,6 +26,13 @@ ALIKE = {
     for depth in (1, 4, 8, 128)
     for fill in ("", "-fill-1m", "-fill-4k")
 } - {"4k-randread-qd1"}
+ALIKE |= {
+    *("64k-randread-qd16", "1m-read-qd8", "4k-mixed-70-30-qd32", "4k-randread-qd1-tcp"),
+    *("4k-randwrite-qd1-flush-1", "4-connections-4k-randwrite-qd32"),
+    *("fuse-4k-randread-qd32", "fuse-4k-randwrite-qd32", "fuse-1m-read-qd8"),
+    *("4-volumes-4k-randwrite-qd32", "cold-64k-read-qd1", "tls-1m-write-qd8", "nbdcopy-out"),
+    *("qemu-img-map", "clone-and-cold-read"),
+}
 """Rows that differ from others in a number only; test_targets.py looks at how they are defined."""
 CHOSEN = [row for row in all_rows() if row not in ELSEWHERE and row not in ALIKE]
 

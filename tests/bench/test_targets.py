@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
-from bench import aftersnapshot, copies, footprint, fresh, several, snapshotreads
+from bench import (
+    aftersnapshot,
+    clones,
+    coldreads,
+    copies,
+    fileview,
+    footprint,
+    fresh,
+    mapqueries,
+    several,
+    snapshotreads,
+    tlscost,
+    trims,
+    wide,
+    zeroing,
+)
 from bench.results import Target
 from bench.rows import ROWS
+from bench.sections import all_rows
 from bench.servers import PEERS
 from bench.turns import Scale
-from bockd.model import GIB
+from bockd.model import GIB, MIB
 
 FILE, MEMORY = ("nbdkit file",), ("nbdkit memory",)
 QCOW2 = ("qemu-nbd qcow2", "qemu-nbd qcow2 io_uring")
@@ -73,7 +89,7 @@ def test_the_targets_of_snapshots_trim_and_memory() -> None:
         "after a snapshot, an overlay's space": fresh.SMALLER,
         "through a hundred snapshots, of none": snapshotreads.KEPT[100],
         "four volumes, of one": several.SAME_TOTAL,
-        "trim": copies.FASTER_TRIM,
+        "trim": trims.FASTER_TRIM,
     }
 
     assert list(found.values()) == [
@@ -87,6 +103,40 @@ def test_the_targets_of_snapshots_trim_and_memory() -> None:
     assert (footprint.IDLE_MIB, footprint.OPEN_MIB) == (60.0, 64.0)
 
 
+def test_the_targets_of_maps_trims_zeros_and_copies() -> None:
+    at_most = {
+        "block status and qemu-img map": (mapqueries.SAME_TIME, 1.0),
+        "mirror": (mapqueries.MIRROR_TIME, 1.5),
+        "many trims": (trims.MANY_TIME, 1.5),
+        "zeros without a hole": (zeroing.TIME, 3.0),
+        "their neighbour": (zeroing.PATIENCE, 2.0),
+    }
+    at_least = {
+        "cold random reads": (coldreads.TARGETS["cold-4k-randread-qd32"], 0.8),
+        "cold reads in order": (coldreads.TARGETS["cold-64k-read-qd1"], 0.95),
+        "few blocks of a large volume": (wide.HALF, 0.5),
+        "nbdcopy in": (copies.TARGETS["nbdcopy-in"], 1.0),
+        "qemu-img convert in": (copies.TARGETS["qemu-img-convert-in"], 1.0),
+        "nbdcopy into nothing": (copies.FRESH, 0.9),
+        "export and import": (copies.AS_QEMU, 1.0),
+        "the file view": (fileview.AS_QEMU, 0.8),
+        "TLS": (tlscost.NEARLY, 0.9),
+    }
+
+    for target, bound in at_most.values():
+        assert target == Target(bound, at_most=True)
+    for target, bound in at_least.values():
+        assert target == Target(bound)
+    assert trims.CHECKPOINT_CPU_SECONDS == 0.3
+
+
+def test_no_two_rows_have_one_name() -> None:
+    rows = all_rows()
+
+    assert len(set(rows)) == len(rows)
+    assert set(clones.ROWS) <= set(rows)
+
+
 def test_the_full_benchmark_has_the_sizes_of_the_targets() -> None:
     """The sizes that the targets name, whatever the quick benchmark does."""
     scale = Scale(rounds=5, seconds=1.0, size_bytes=1 * GIB, repeats=0)
@@ -95,3 +145,10 @@ def test_the_full_benchmark_has_the_sizes_of_the_targets() -> None:
     assert scale.scattered_bytes == 1 * GIB
     assert scale.most_snapshots == 100
     assert scale.many_volumes == 10_000
+    assert (scale.many_trims, trims.MANY_PIECE_BYTES) == (8_192, 128 * MIB)
+    assert scale.pieces == 16_384
+    assert (scale.wide_blocks, wide.SIZE_BYTES) == (32_768, 256 * GIB)
+    assert scale.zeroed_bytes == 1 * GIB
+    assert scale.clones == 20
+    assert scale.scattered_snapshot_bytes == 400 * MIB
+    assert scale.listed_volumes == 5_000
