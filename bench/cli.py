@@ -54,7 +54,7 @@ QUICK = Scale(
 DEFAULT_DIRECTORY = Path("/var/tmp")
 """On a disk, unlike /tmp on many machines."""
 
-_NOT_REPEATED = frozenset({"--json", "--directory"})
+_NOT_REPEATED = frozenset({"--json", "--directory", "--other"})
 """Options that say where things go, left out of the command that a result names."""
 
 
@@ -76,6 +76,12 @@ _NOT_REPEATED = frozenset({"--json", "--directory"})
 @click.option("--write", "page", type=click.Path(path_type=Path), help="Write the page there.")
 @click.option(
     "--chart", "chart_file", type=click.Path(path_type=Path), help="Draw the ratios there, as SVG."
+)
+@click.option(
+    "--other",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The last run on a processor of another vendor, which the page shows beside this one; "
+    "what --json would overwrite is kept there if it is one.",
 )
 @click.option(
     "--from",
@@ -107,6 +113,7 @@ def main(
     json_file: Path | None,
     page: Path | None,
     chart_file: Path | None,
+    other: Path | None,
     saved: Path | None,
     directory: Path,
     repeat: bool,
@@ -139,12 +146,34 @@ def main(
     except BenchError as error:
         raise click.ClickException(str(error)) from error
     print_report(report, _console())
-    _write(report, json_file, page, chart_file)
+    if other is not None and json_file is not None:
+        _keep(json_file, other, report)
+    _write(report, json_file, page, chart_file, _of_another_vendor(other, report))
     if report.failures or (strict and report.missed):
         sys.exit(1)
 
 
-def _write(report: Report, json_file: Path | None, page: Path | None, chart: Path | None) -> None:
+def _keep(json_file: Path, other: Path, report: Report) -> None:
+    """Keep the run that is about to be overwritten if no later one has its vendor."""
+    if _of_another_vendor(json_file, report) is not None:
+        other.write_text(json_file.read_text())
+
+
+def _of_another_vendor(saved: Path | None, report: Report) -> Report | None:
+    """The run that was saved there, if there is one on another vendor's processor."""
+    if saved is None or not saved.exists():
+        return None
+    found = read_json(saved)
+    return found if found.machine.vendor != report.machine.vendor else None
+
+
+def _write(
+    report: Report,
+    json_file: Path | None,
+    page: Path | None,
+    chart: Path | None,
+    other: Report | None,
+) -> None:
     """The JSON first: the others can be made from it."""
     if json_file is not None:
         json_file.write_text(to_json(report))
@@ -152,7 +181,7 @@ def _write(report: Report, json_file: Path | None, page: Path | None, chart: Pat
         chart.write_text(chart_of(report))
     if page is not None:
         link = None if chart is None else os.path.relpath(chart, page.parent)
-        page.write_text(to_markdown(report, link))
+        page.write_text(to_markdown(report, link, other=other))
 
 
 def _terminated(_number: int, _frame: FrameType | None) -> None:

@@ -33,6 +33,12 @@ class Machine:
     file_system: str
     versions: dict[str, str]
 
+    @property
+    def vendor(self) -> str:
+        """Who made the processor; its whole name for anybody but the two that are common."""
+        known = [name for name in ("Intel", "AMD") if name in self.processor]
+        return known[0] if known else self.processor
+
 
 def describe_machine(directory: Path) -> Machine:
     """Describe this machine, with `directory` for the data."""

@@ -8,8 +8,10 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from click.testing import CliRunner
 
 from bench.chart import chart_of
+from bench.cli import main
 from bench.document import read_json, to_json
 from bench.machine import Machine
 from bench.page import NOT_EXPLAINED, to_markdown
@@ -199,3 +201,51 @@ def test_bars_are_longer_for_better_and_end_at_the_edge() -> None:
     assert twice == pytest.approx(half * 4, rel=0.01)
     assert twice < far < twice * 1.6
     assert "untold" not in chart
+
+
+def test_an_earlier_run_of_another_vendor_stands_beside_this_one() -> None:
+    held = compare("read-1", 200, Target(1.5)), compare("read-2", 120, Target(1.5))
+    other = replace(
+        report_of(compare("read-1", 140, Target(1.5), "somebody else")),
+        machine=replace(MACHINE, processor="AMD Something"),
+        date="2025-12-31T23:59:59",
+    )
+    page = to_markdown(report_of(*held), shortfalls=(SLOW,), other=other)
+
+    machines, targets = part(page, "The machine"), part(page, "Targets")
+    assert "Some CPU, 2 cores" in machines
+    assert "AMD Something, 2 cores" in machines
+    assert "2025-12-31" in machines
+    assert "| on AMD Something |" in targets
+    assert "| met | 1.40 (1.26..1.54) **missed** |" in targets
+    assert "| not measured |" in targets
+
+
+@pytest.mark.parametrize("earlier", ["AMD EPYC", "Some other CPU"])
+def test_a_run_of_another_vendor_is_kept_when_a_new_one_replaces_it(
+    tmp_path: Path, earlier: str
+) -> None:
+    result, other, page = (tmp_path / name for name in ("result.json", "other.json", "page.md"))
+    saved = tmp_path / "saved.json"
+    ours = replace(MACHINE, processor="Intel(R) Xeon(R)")
+    theirs = report_of(compare("read-1", 140, Target(1.5)))
+    result.write_text(to_json(replace(theirs, machine=replace(MACHINE, processor=earlier))))
+    saved.write_text(to_json(replace(theirs, machine=ours)))
+    arguments = ["--from", saved, "--json", result, "--other", other, "--write", page]
+
+    for _ in range(2):  # the second finds its own vendor's, and keeps the other
+        ended = CliRunner().invoke(main, [str(one) for one in arguments])
+        assert ended.exit_code == 0, ended.output
+        assert read_json(other).machine.processor == earlier
+        assert read_json(result).machine == ours
+        assert f"on {earlier} |" in page.read_text()
+
+
+def test_a_run_of_the_same_vendor_is_replaced(tmp_path: Path) -> None:
+    result, other, page = (tmp_path / name for name in ("result.json", "other.json", "page.md"))
+    result.write_text(to_json(report_of(compare("read-1", 140, Target(1.5)))))
+    arguments = ["--from", result, "--json", result, "--other", other, "--write", page]
+
+    assert CliRunner().invoke(main, [str(one) for one in arguments]).exit_code == 0
+    assert not other.exists()
+    assert "on Some CPU" not in page.read_text()
