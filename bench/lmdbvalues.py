@@ -100,6 +100,9 @@ class LmdbDevice:
     async def flush(self) -> None:
         self._environment.sync(True)
 
+    def try_extents(self, offset: int, length: int, limit: int) -> list[Extent] | None:
+        return [Extent(offset, length, hole=False)]
+
     async def extents(self, offset: int, length: int, limit: int) -> list[Extent]:
         return [Extent(offset, length, hole=False)]
 

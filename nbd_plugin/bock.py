@@ -331,7 +331,11 @@ def zero(h: Held, count: int, offset: int, flags: int) -> None:
 def extents(h: Held, count: int, offset: int, flags: int) -> list[tuple[int, int, int]]:
     """Return holes and data from `offset` on. The client asks again for what is left out."""
     limit = 1 if flags & nbdkit.FLAG_REQ_ONE else MAX_STATUS_EXTENTS
-    found = _exports().owner.run(h.device.extents(offset, count, limit))
+    device, owner = h.device, _exports().owner
+    with owner.lock:
+        found = device.try_extents(offset, count, limit)
+        if found is None:
+            found = owner.finish(device.extents(offset, count, limit))
     hole = nbdkit.EXTENT_HOLE | nbdkit.EXTENT_ZERO
     return [(e.offset_bytes, e.length_bytes, hole if e.hole else 0) for e in found]
 

@@ -71,6 +71,11 @@ class BlockDevice(Protocol):
         """Make every write acknowledged before the call survive power loss (promise D2)."""
         ...
 
+    def try_extents(self, offset: int, length: int, limit: int) -> list[Extent] | None:
+        """Answer as `extents` if that needs no waiting, after about 1 ms of work at most; None if
+        it would."""
+        ...
+
     def extents(self, offset: int, length: int, limit: int) -> Steps[list[Extent]]:
         """Describe the range from `offset` on as alternating extents: at least one, at most
         `limit`; may stop short of `length` (the caller asks again from there)."""

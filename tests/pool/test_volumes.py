@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bockd.errors import ConflictError, InUseError, InvalidRequestError, NotFoundError
-from bockd.model import BLOCK_SIZE, MIB, NodeKind, SnapshotId, VolumeId
+from bockd.model import BLOCK_SIZE, MIB, Extent, NodeKind, SnapshotId, VolumeId
 from bockd.pool.nodes import Nodes
 from bockd.pool.pool import nothing_more
 from tests.pool.drivers import OpenDriver
@@ -37,6 +37,31 @@ def test_a_volume_keeps_what_is_written(driver: OpenDriver) -> None:
     volume = driver.volume("one").id
     driver.write(volume, 3, b"data")
     assert (driver.of_volume(volume, 3), driver.of_volume(volume, 2)) == (b"data", b"")
+
+
+def test_extents_at_once_are_those_that_may_wait(driver: OpenDriver) -> None:
+    """Of a volume and of its snapshot, for one extent and for several, from any byte on."""
+    volume = driver.volume("one").id
+    driver.write(volume, 3, b"data")
+    snapshot = driver.run(driver.pool.create_snapshot(volume, "s")).id
+    driver.write(volume, 4, b"data")
+    for kind, node, blocks in (
+        (NodeKind.VOLUME, volume, 2),
+        (NodeKind.SNAPSHOT, snapshot, 1),
+    ):
+        device = driver.run(driver.pool.use(kind, node))
+        data = Extent(3 * BLOCK_SIZE, blocks * BLOCK_SIZE, hole=False)
+        end = data.offset_bytes + data.length_bytes
+        expected = [
+            Extent(512, data.offset_bytes - 512, hole=True),
+            data,
+            Extent(end, MIB - 512 - end, hole=True),
+        ]
+        for limit in (1, 2, 3, 100):
+            found = driver.run(device.extents(512, MIB - 1024, limit))
+            assert found == expected[:limit]
+            assert device.try_extents(512, MIB - 1024, limit) == found
+        driver.pool.leave(kind, node)
 
 
 def test_the_clock_gives_the_time_of_creation(driver: OpenDriver) -> None:

@@ -37,14 +37,14 @@ class MemoryDevice:
         self._read_only = read_only
         self._blocks: dict[int, bytearray] = {}
         self.immediate = True
-        """Switch: False makes `try_read` and `try_write` say that they would have to wait."""
+        """Switch: False makes the immediate forms say that they would have to wait."""
         self.blocking = False
         """Switch: True makes operations do their work in a blocking call."""
         self.gate: Signal | None = None
         """Switch: operations wait for this signal before they do anything."""
         self.failures: dict[str, Exception] = {}
         """Switch: method name to the error it raises ("read", "write", "commit", "flush", ...);
-        "read" and "write" cover the immediate forms, too."""
+        "read", "write" and "extents" cover the immediate forms, too."""
         self.calls: list[str] = []
         """Names of the operations that took effect, in order, without the immediate reads."""
         self.uncommitted = 0
@@ -98,6 +98,12 @@ class MemoryDevice:
             self.calls.append("commit")
         self.uncommitted = 0
 
+    def try_extents(self, offset: int, length: int, limit: int) -> list[Extent] | None:
+        if not self.immediate:
+            return None
+        self._check("extents")
+        return self._extents(offset, length, limit)
+
     # The forms that may wait.
 
     async def read(self, offset: int, into: memoryview) -> None:
@@ -136,17 +142,7 @@ class MemoryDevice:
 
     async def extents(self, offset: int, length: int, limit: int) -> list[Extent]:
         await self._pause("extents")
-        found: list[Extent] = []
-        for number, start, stop, position in _blocks(offset, length):
-            hole = number not in self._blocks
-            if found and found[-1].hole == hole:
-                last = found.pop()
-                found.append(Extent(last.offset_bytes, last.length_bytes + stop - start, hole))
-            elif len(found) == limit:
-                break
-            else:
-                found.append(Extent(offset + position, stop - start, hole))
-        return found
+        return self._extents(offset, length, limit)
 
     async def cache(self, offset: int, length: int) -> None:
         await self._pause("cache")
@@ -181,6 +177,19 @@ class MemoryDevice:
             block[start:stop] = data[position : position + stop - start]
         self.modified_at = time.time()
         self.calls.append("write")
+
+    def _extents(self, offset: int, length: int, limit: int) -> list[Extent]:
+        found: list[Extent] = []
+        for number, start, stop, position in _blocks(offset, length):
+            hole = number not in self._blocks
+            if found and found[-1].hole == hole:
+                last = found.pop()
+                found.append(Extent(last.offset_bytes, last.length_bytes + stop - start, hole))
+            elif len(found) == limit:
+                break
+            else:
+                found.append(Extent(offset + position, stop - start, hole))
+        return found
 
 
 class FailedError(BockdError):

@@ -219,6 +219,8 @@ class Batch:
             self._unusual_read(request)
         elif command == nbd.CMD_WRITE:
             self._write_durably(request, received)
+        elif command == nbd.CMD_BLOCK_STATUS:
+            self._status(request)
         else:
             self._other(request)
 
@@ -249,6 +251,19 @@ class Batch:
         else:
             self._begin_write(request, received)
 
+    def _status(self, request: Request) -> None:
+        _, _, _, offset, length, _ = request
+        try:
+            found = self._device.try_extents(offset, length, work.extents_wanted(request))
+        except Exception as error:  # noqa: BLE001 - becomes the request's answer
+            self._fail([request], error)
+            return
+        if found is not None:
+            self._answer(self._encoder.status(request, found))
+        else:
+            steps = work.status(self._device, self._encoder, request)
+            self._begin([request], steps, charged_bytes=MAX_STATUS_BYTES)
+
     def _begin_read(self, request: Request) -> None:
         self._statistics.reads += 1
         self._statistics.read_bytes += request[4]
@@ -265,18 +280,12 @@ class Batch:
         self._begin([request], steps, charged_bytes=length)
 
     def _other(self, request: Request) -> None:
-        command = request[1]
-        charged_bytes = 0
-        if command == nbd.CMD_BLOCK_STATUS:
-            operation = work.status
-            charged_bytes = MAX_STATUS_BYTES
-        elif command == nbd.CMD_CACHE:
+        if request[1] == nbd.CMD_CACHE:
             operation = work.cache
         else:
             operation = work.change
             self._statistics.trims += 1
-        steps = operation(self._device, self._encoder, request)
-        self._begin([request], steps, charged_bytes=charged_bytes)
+        self._begin([request], operation(self._device, self._encoder, request))
 
     def _begin(
         self, requests: Sequence[Request], steps: Steps[Buffer], *, charged_bytes: int = 0

@@ -82,10 +82,13 @@ async def cache(device: BlockDevice, encoder: ReplyEncoder, request: Request) ->
 
 async def status(device: BlockDevice, encoder: ReplyEncoder, request: Request) -> Buffer:
     """Serve BLOCK_STATUS of base:allocation."""
-    flags, _, _, offset, length, _ = request
-    limit = 1 if flags & nbd.CMD_FLAG_REQ_ONE else MAX_STATUS_EXTENTS
-    extents = await device.extents(offset, length, limit)
+    extents = await device.extents(request[3], request[4], extents_wanted(request))
     return encoder.status(request, extents)
+
+
+def extents_wanted(request: Request) -> int:
+    """Return how many extents the reply to a BLOCK_STATUS may have."""
+    return 1 if request[0] & nbd.CMD_FLAG_REQ_ONE else MAX_STATUS_EXTENTS
 
 
 async def flush(device: BlockDevice, encoder: ReplyEncoder, requests: Sequence[Request]) -> Buffer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -104,7 +105,7 @@ def stepwise(steps: Steps[None]) -> Iterator[Step]:
             return
 
 
-def resume(steps: Steps[None], result: object) -> None:
+def resume(steps: Steps[Any], result: object) -> None:
     """Go on with an operation whose step gave `result`, to its end."""
     try:
         step = steps.send(result)
@@ -113,7 +114,7 @@ def resume(steps: Steps[None], result: object) -> None:
     run_inline(steps_from(step, steps))
 
 
-async def steps_from(step: Step, steps: Steps[None]) -> None:
+async def steps_from(step: Step, steps: Steps[Any]) -> None:
     """An operation that has yielded `step` already, from there on."""
     try:
         while True:

@@ -18,7 +18,7 @@ from bockd.drivers.local.pool import LocalPool
 from bockd.drivers.local.volume import leafcache, room
 from bockd.drivers.local.volume.reading import Reader
 from bockd.drivers.local.volume.volume import Volume
-from bockd.model import BLOCK_SIZE, MIB, SnapshotId, VolumeId
+from bockd.model import BLOCK_SIZE, MIB, Extent, SnapshotId, VolumeId
 from bockd.runtime.steps import Background, run_inline
 from tests.drivers.local.process import die
 from tests.drivers.local.schedule import History, Scheduler, Span
@@ -64,8 +64,8 @@ class Run:
 
     def begin(self, device: Volume) -> None:
         kind = self.random.choices(
-            ("write", "fast", "read", "trim", "zero", "flush", "checkpoint", "snapshot"),
-            (8, 8, 6, 4, 3, 2, 1, 0.6),
+            ("write", "fast", "read", "status", "trim", "zero", "flush", "checkpoint", "snapshot"),
+            (8, 8, 6, 6, 4, 3, 2, 1, 0.6),
         )[0]
         getattr(self, kind)(device)
 
@@ -126,6 +126,36 @@ class Run:
             assert self.history.violations(bytes(buffer), began, self.scheduler.now, offset) == []
 
         self.scheduler.start(device.read(offset, memoryview(buffer)), check)
+
+    def status(self, device: Volume) -> None:
+        """What is said to be a hole could be read as zeros."""
+        offset, length = self.span(SECTOR, SIZE)
+        limit = self.random.choice((1, 2, 100))
+        found: list[Extent] = []
+        began = self.scheduler.now
+        self.scheduler.now += 1
+
+        def check() -> None:
+            assert found[0].offset_bytes == offset
+            assert 1 <= len(found) <= limit
+            now, at = self.scheduler.now + 1, offset
+            for extent in found:
+                assert extent.offset_bytes == at
+                at += extent.length_bytes
+                if extent.hole:
+                    zeros = bytes(extent.length_bytes)
+                    assert self.history.violations(zeros, began, now, extent.offset_bytes) == []
+            assert offset < at <= offset + length
+
+        async def ask() -> None:
+            found.extend(await device.extents(offset, length, limit))
+
+        at_once = device.try_extents(offset, length, limit)
+        if at_once is not None:
+            found.extend(at_once)
+            check()
+        else:
+            self.scheduler.start(ask(), check)
 
     def flush(self, device: Volume) -> None:
         self.scheduler.start(device.flush(), lambda: None)

@@ -376,7 +376,10 @@ def all_extents(device: Reader) -> list[Extent]:
     found: list[Extent] = []
     offset = 0
     while offset < device.size_bytes:
+        at_once = device.try_extents(offset, device.size_bytes - offset, 3)
         portion = run_inline(device.extents(offset, device.size_bytes - offset, 3))
+        assert at_once in (None, portion)
+        assert device.try_extents(offset, device.size_bytes - offset, 3) == portion
         assert 1 <= len(portion) <= 3
         for extent in portion:
             assert extent.offset_bytes == offset

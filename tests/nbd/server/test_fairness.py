@@ -190,7 +190,7 @@ def test_a_batch_ends_with_its_turn(
 
 def test_a_block_status_that_waits_is_charged(device: MemoryDevice) -> None:
     """Its extents are kept meanwhile: not for as many requests as a batch has."""
-    device.gate = Signal()
+    device.immediate, device.gate = False, Signal()
     stream = memoryview(wire.request(7, 1, 0, 4096) * 100)
     requests, _ = RequestParser(extended=False).parse(stream, 0, len(stream))
     batch = batch_of(device)

@@ -36,6 +36,7 @@ def test_the_device_holds_what_a_bytearray_would(
     assert device.try_read(0, found)
     assert found == oracle
     extents = run_inline(device.extents(0, SIZE, 100))
+    assert device.try_extents(0, SIZE, 100) == extents
     assert sum(extent.length_bytes for extent in extents) == SIZE
     for extent in extents:
         if extent.hole:

@@ -215,8 +215,12 @@ async def test_structured_reads(path: Path, exports: FixedExports, device: Memor
         assert (await client.chunk()).error == EINVAL
 
 
+@pytest.mark.parametrize("immediate", [True, False])
 @in_trio
-async def test_block_status(path: Path, exports: FixedExports) -> None:
+async def test_block_status(
+    path: Path, exports: FixedExports, device: MemoryDevice, immediate: bool
+) -> None:
+    device.immediate = immediate
     async with (
         serving(exports, path),
         await Client.go(path, "disk", STRUCTURED, CONTEXT) as client,
@@ -229,6 +233,24 @@ async def test_block_status(path: Path, exports: FixedExports) -> None:
         assert fields == (1, 4096, 3, 4096, 0, MIB - 8192, 3)
         await client.send(wire.request(STATUS, 2, 4096, MIB, REQ_ONE))
         assert struct.unpack(">3I", (await client.chunk()).payload) == (1, 4096, 3)
+        device.failures["extents"] = OSError(5, "bad sector")
+        await client.send(wire.request(STATUS, 3, 4096, MIB, REQ_ONE))
+        assert (await client.chunk()).error == EIO
+
+
+@in_trio
+async def test_a_block_status_that_need_not_wait_is_answered_in_its_batch(
+    path: Path, exports: FixedExports, device: MemoryDevice
+) -> None:
+    """While whatever has to wait waits."""
+    async with (
+        serving(exports, path),
+        await Client.go(path, "disk", STRUCTURED, CONTEXT) as client,
+    ):
+        assert await client.write(0, some(4096)) == 0
+        device.gate = Signal()
+        await client.send(wire.request(STATUS, 2, 0, MIB))
+        assert struct.unpack(">5I", (await client.chunk()).payload) == (1, 4096, 0, MIB - 4096, 3)
 
 
 @in_trio

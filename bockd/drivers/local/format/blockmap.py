@@ -56,6 +56,16 @@ def present_leaves(txn: Transaction, chain: Iterable[MapId], first: int, end: in
     }
 
 
+def next_leaf(txn: Transaction, chain: Iterable[MapId], first: int, end: int) -> int:
+    """Return the number of the first leaf within first..end-1 that some map of the chain has, or
+    `end`. Raises DamagedError where one may have been lost."""
+    for map_id in chain:
+        key = next(iter(txn.keys(LEAVES, leaf_key(map_id, first), leaf_key(map_id, end))), None)
+        if key is not None:
+            end = leaf_key_parts(key)[1]
+    return end
+
+
 @dataclass
 class MapChanges:
     """Journal records applied to one map inside a write transaction.

@@ -54,6 +54,10 @@ class LeafCache:
         self._groups: dict[int, None] = {}
         self._whole: set[int] = set()
         """Groups that were read and have lost no leaf since: what is absent is all holes."""
+        self._kinds: dict[int, bool] = {}
+        """Those of them that are known to be all holes (True) or all data (False)."""
+        self.drops = 0
+        """How many groups have been evicted so far."""
         self._private = 0
         self._evict_above = CACHE_BYTES
         self._pins: dict[int, int] = {}
@@ -63,6 +67,7 @@ class LeafCache:
         self._layers.close()
         self.leaves.clear()
         self._whole.clear()
+        self._kinds.clear()
 
     # -- looking -----------------------------------------------------------------------------
 
@@ -72,6 +77,17 @@ class LeafCache:
         if leaf is None and number // GROUP_LEAVES in self._whole:
             return self.uniform(HOLE_SLOT)
         return leaf
+
+    def kind(self, group: int) -> bool | None:
+        """Return True if a group is known to be all holes, and False if it is known to have none.
+        Both hold until something of it changes."""
+        return self._kinds.get(group)
+
+    def note_kind(self, group: int, *, holes: bool) -> None:
+        """Remember what a group is, all of which is in memory. If it is all holes, its leaves are
+        absent or shared: others get data without a word to us, as it is with `own`."""
+        if group in self._whole:
+            self._kinds[group] = holes
 
     def _at(self, number: int) -> SlotLeaf:
         """A leaf that is loaded."""
@@ -94,7 +110,8 @@ class LeafCache:
             leaf = self.shared[slot] = array("H", (slot,)) * LEAF_BLOCKS
         return leaf
 
-    def _is_shared(self, leaf: SlotLeaf) -> bool:
+    def is_shared(self, leaf: SlotLeaf) -> bool:
+        """Return whether a leaf is the shared one of its slot, and so uniform."""
         return self.shared.get(leaf[0]) is leaf
 
     def runs(self, first: int, end: int) -> list[tuple[int, int, int]]:
@@ -106,7 +123,7 @@ class LeafCache:
             base = number << LEAF_SHIFT
             stop = min(end, base + LEAF_BLOCKS)
             leaf = self._at(number)
-            if self._is_shared(leaf):
+            if self.is_shared(leaf):
                 pieces = [(first - base, stop - base, leaf[0])]
             else:
                 pieces = runs_of(leaf, first - base, stop - base)
@@ -173,13 +190,14 @@ class LeafCache:
         """Return a leaf that stands in no other place, to be changed; whoever changes it marks it
         as dirty. None if it must be loaded from the index."""
         leaf = self.find(number)
-        if leaf is None or not self._is_shared(leaf):
+        if leaf is None or not self.is_shared(leaf):
             return leaf
         return self._copied(number, leaf)
 
     def _copied(self, number: int, leaf: SlotLeaf) -> SlotLeaf:
-        """Put a copy of a shared leaf in its place."""
+        """Put a copy of a shared leaf in its place, to be changed."""
         self._private += 1
+        self._kinds.pop(number // GROUP_LEAVES, None)
         copy = self.leaves[number] = leaf[:]
         return copy
 
@@ -195,11 +213,12 @@ class LeafCache:
     def replace(self, number: int, leaf: SlotLeaf, sequence: int) -> None:
         """Put a changed leaf in place."""
         old = self.leaves.get(number)
-        if old is not None and not self._is_shared(old):
+        if old is not None and not self.is_shared(old):
             self._private -= 1
         if old is None:
             self._groups[number // GROUP_LEAVES] = None
-        if not self._is_shared(leaf):
+        self._kinds.pop(number // GROUP_LEAVES, None)
+        if not self.is_shared(leaf):
             self._private += 1
         self.leaves[number] = leaf
         self.dirty[number] = sequence
@@ -226,7 +245,7 @@ class LeafCache:
         # An alias of the layer has another slot, and the same files.
         if layer is None or self._layers.slots[leaf[at]] is not layer:
             return
-        if self._is_shared(leaf):
+        if self.is_shared(leaf):
             leaf = self._copied(number, leaf)
         leaf[at] = DAMAGED_SLOT
 
@@ -237,8 +256,9 @@ class LeafCache:
         self._layers.outdate_loads()
         number = block >> LEAF_SHIFT
         if number not in self.dirty and (leaf := self.leaves.pop(number, None)) is not None:
-            self._private -= not self._is_shared(leaf)
+            self._private -= not self.is_shared(leaf)
             self._whole.discard(number // GROUP_LEAVES)
+            self._kinds.pop(number // GROUP_LEAVES, None)
 
     # -- groups ------------------------------------------------------------------------------
 
@@ -266,6 +286,7 @@ class LeafCache:
         """Take in what the index has of a group, and which blocks of which leaf are damaged. What
         is in memory already is newer, and stays. All of the layers have slots."""
         self._evict()
+        self._kinds.pop(group, None)
         for number, leaf in leaves.items():
             if number in self.leaves:
                 continue
@@ -278,8 +299,18 @@ class LeafCache:
                 self._private += 1
                 for block in bad or ():
                     self.leaves[number][block] = DAMAGED_SLOT
+        if not leaves:
+            self.install_empty((group,))
         self._groups[group] = None
         self._whole.add(group)
+
+    def install_empty(self, groups: Iterable[int]) -> None:
+        """Take in that the index has nothing of some groups."""
+        for group in groups:
+            if group not in self._groups:  # nor has the memory
+                self._groups[group] = None
+                self._kinds[group] = True
+            self._whole.add(group)
 
     def _evict(self) -> None:
         """Drop clean groups, oldest first, until the cache is within its budget."""
@@ -296,13 +327,15 @@ class LeafCache:
 
     def _drop(self, group: int) -> None:
         """Forget what is clean of a group; one that has something dirty becomes the newest."""
+        self.drops += 1
         del self._groups[group]
         self._whole.discard(group)
+        self._kinds.pop(group, None)
         for number in self.leaves_of(group):
             if number in self.dirty:
                 self._groups[group] = None
             elif (leaf := self.leaves.pop(number, None)) is not None:
-                self._private -= not self._is_shared(leaf)
+                self._private -= not self.is_shared(leaf)
 
     def _weight(self) -> int:
         """An estimate of the leaves' memory in bytes."""

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from bockd.drivers.local.access import StoreAccess
 from bockd.drivers.local.format.layer import SEGMENT_BYTES, Layer
 from bockd.drivers.local.format.leaf import LEAF_BYTES, LEAF_MASK, LEAF_SHIFT
+from bockd.drivers.local.volume.extents import ExtentWalk
 from bockd.drivers.local.volume.loading import LeafLoader
-from bockd.drivers.local.volume.slots import HOLE_SLOT
 from bockd.drivers.local.volume.verifying import verify_read
 from bockd.errors import BockdError, DamagedBlockError, from_os_error
 from bockd.index.index import LmdbIndex
@@ -24,12 +24,6 @@ from bockd.runtime.steps import Signal, blocking
 
 BLOCK_SHIFT = 12
 assert 1 << BLOCK_SHIFT == BLOCK_SIZE
-
-EXTENTS_SCAN_BYTES = 64 * GIB
-"""How far one call of `extents` looks over sparse space: 65,536 leaves, a few milliseconds."""
-
-EXTENTS_SCAN_LEAVES = 4096
-"""How many leaves that hold something one call of `extents` reads."""
 
 CACHE_AHEAD_BYTES = 1 * GIB
 """How far one call of `cache` reads ahead: the page cache of a machine is not much larger, and a
@@ -165,50 +159,17 @@ class Reader:
             if layer is not None:
                 layer.prefetch(run_first << BLOCK_SHIFT, (run_end - run_first) << BLOCK_SHIFT)
 
+    def try_extents(self, offset: int, length: int, limit: int) -> list[Extent] | None:
+        """See BlockDevice.try_extents."""
+        walk = ExtentWalk(self.map, offset, length, limit)
+        return walk.extents if walk.go_on() is None else None
+
     async def extents(self, offset: int, length: int, limit: int) -> list[Extent]:
         """See BlockDevice.extents."""
-        stop = min(offset + length, offset + EXTENTS_SCAN_BYTES)
-        numbers = await self.loader.present(offset // LEAF_BYTES, -(-stop // LEAF_BYTES))
-        found = _ExtentList(offset, limit)
-        if len(numbers) > EXTENTS_SCAN_LEAVES:
-            stop = numbers[EXTENTS_SCAN_LEAVES] * LEAF_BYTES
-            del numbers[EXTENTS_SCAN_LEAVES:]
-        for number in numbers:
-            base = number * LEAF_BYTES
-            found.extend_to(base, hole=True)
-            if found.full:
-                break
-            first = number << LEAF_SHIFT
-            await self.loader.load(first, first + 1)
-            for _, run_end, slot in self.map.runs(first, first + LEAF_MASK + 1):
-                found.extend_to(min(stop, run_end << BLOCK_SHIFT), hole=slot == HOLE_SLOT)
-        found.extend_to(stop, hole=True)
-        return found.extents
-
-
-class _ExtentList:
-    """Builds alternating extents from one offset on, up to a limit."""
-
-    def __init__(self, offset: int, limit: int) -> None:
-        self.extents: list[Extent] = []
-        self.full = False
-        self._at = offset
-        self._limit = limit
-
-    def extend_to(self, end: int, *, hole: bool) -> None:
-        """Add the bytes up to `end` as `hole` or as data. Do nothing when `end` is behind, or when
-        the list is full: the next call reports what follows."""
-        if end <= self._at or self.full:
-            return
-        if self.extents and self.extents[-1].hole == hole:
-            last = self.extents[-1]
-            self.extents[-1] = Extent(last.offset_bytes, end - last.offset_bytes, hole)
-        elif len(self.extents) < self._limit:
-            self.extents.append(Extent(self._at, end - self._at, hole))
-        else:
-            self.full = True
-            return
-        self._at = end
+        walk = ExtentWalk(self.map, offset, length, limit)
+        while (number := walk.go_on()) is not None:
+            await self.loader.load_onward(number, -(-self._size_bytes // LEAF_BYTES))
+        return walk.extents
 
 
 def _fill_zeros(view: memoryview) -> None:
