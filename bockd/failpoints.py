@@ -39,6 +39,8 @@ class Failpoint(StrEnum):
     """The data is in the head and the map in memory leads there; the journal does not know."""
     ZEROS_FORETOLD = "zeros.foretold"
     """The journal says which blocks of the head will be zeros; the head does not have them yet."""
+    ZEROS_ALLOCATED = "zeros.allocated"
+    """Zeros are allocated in the head; the map does not lead there yet."""
     TRIM_REMAPPED = "trim.remapped"
     """The map in memory says hole; the journal does not know."""
     TRIM_COMMITTED = "trim.committed"

@@ -53,8 +53,8 @@ class CheckReport:
     pending_reclaim: int
     """Maps, layers and block runs that wait for background reclaim."""
     hollow_blocks: int = 0
-    """Mapped blocks without data in their layer, which read as zeros: legal in a volume that lost
-    power between a trim and the next flush, a fault anywhere else."""
+    """Mapped blocks that take no space in their layer and read as zeros: legal in a volume that
+    lost power between a trim and the next flush, and in a copy; a fault anywhere else."""
     checksums: int = 0
     """Blocks of snapshots whose checksum is known."""
     damaged_blocks: int = 0

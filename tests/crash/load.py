@@ -72,10 +72,12 @@ class Load:
             first, count = first // per_block * per_block, -(-count // per_block) * per_block
         operation = history.send(ZEROS, first, count)
         call = handle.aio_trim if whole else handle.aio_zero
+        allocated = not whole and self._choose.random() < 0.5
         call(
             count * history.unit_bytes,
             first * history.unit_bytes,
             completion=self._completion(number, operation),
+            flags=nbd.CMD_FLAG_NO_HOLE if allocated else 0,
         )
 
     def _completion(self, number: int, operation: Operation | None) -> Callable[[Any], int]:

@@ -1,5 +1,6 @@
-"""The engine with small journals, small caches and eager merging, so that a short life sees all of
-it: segments that change, leaves that are evicted and read again, layers that are merged."""
+"""The engine with small journals, small caches, eager merging and zeros allocated a few at a time,
+so that a short life sees all of it: segments that change, leaves that are evicted and read again,
+layers that are merged."""
 
 from __future__ import annotations
 
@@ -8,13 +9,14 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
-from bockd.drivers.local.format import journal
+from bockd.drivers.local.format import journal, layer
 from bockd.drivers.local.maintenance import merging
-from bockd.drivers.local.volume import leafcache, room
+from bockd.drivers.local.volume import leafcache, room, volume
 from bockd.index import ballast, index
+from bockd.model import BLOCK_SIZE
 
 
-def sizes(journal_records: int) -> tuple[tuple[Any, str, int], ...]:
+def sizes(journal_records: int) -> tuple[tuple[Any, str, float], ...]:
     """What is small, where its name lives, and its size. A journal needs room for four records of
     each operation that may be inside the engine at once, and for what is reserved."""
     return (
@@ -27,6 +29,10 @@ def sizes(journal_records: int) -> tuple[tuple[Any, str, int], ...]:
         (room, "CHECKPOINT_DIRTY_LEAVES", 2),
         (leafcache, "CACHE_BYTES", 500),
         (leafcache, "GROUP_LEAVES", 1),
+        (volume, "MIN_ALLOCATED_BYTES", 2 * BLOCK_SIZE),
+        (volume, "ALLOCATED_PIECE_BLOCKS", 8),
+        (layer, "ZERO_PIECE_BYTES", 4 * BLOCK_SIZE),
+        (layer, "ZERO_SECONDS", 0.0),
         (merging, "MAX_DEAD_LAYERS", 1),
         (ballast, "BALLAST_BYTES", 16 * 1024),
         (index, "_AHEAD_BYTES", 64 * 1024),

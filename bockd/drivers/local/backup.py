@@ -32,8 +32,9 @@ from bockd.directories import make_private, sync_directory
 from bockd.drivers.local.access import StoreAccess
 from bockd.drivers.local.format.blockmap import own_leaves
 from bockd.drivers.local.format.catalogue import Catalogue
+from bockd.drivers.local.format.fileranges import punch_range
 from bockd.drivers.local.format.forgetting import kill_map
-from bockd.drivers.local.format.layer import punch_range, segment_sizes
+from bockd.drivers.local.format.layer import segment_sizes
 from bockd.drivers.local.format.layout import Layout, unlink_if_present
 from bockd.drivers.local.format.leaf import LEAVES, leaf_key
 from bockd.drivers.local.format.locks import FileLock

@@ -79,9 +79,9 @@ class Disk:
         with self._request(offset, bytes(length)):
             client.trim(length, offset)
 
-    def zero(self, client: Any, offset: int, length: int) -> None:
+    def zero(self, client: Any, offset: int, length: int, flags: int = 0) -> None:
         with self._request(offset, bytes(length)):
-            client.zero(length, offset)
+            client.zero(length, offset, flags)
 
     @contextmanager
     def _request(self, offset: int, data: bytes) -> Iterator[None]:

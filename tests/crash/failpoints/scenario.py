@@ -262,6 +262,7 @@ class Scenario(Client):
         client.flush()
         disk.trim(client, 2 * MIB + 8 * BLOCK_SIZE, 32 * BLOCK_SIZE)
         disk.zero(client, BLOCK_SIZE + 100, 6 * BLOCK_SIZE)
+        disk.zero(client, 2 * MIB + 100, MIB // 2, nbd.CMD_FLAG_NO_HOLE)
         self.snapshot(name, f"{name}-first")
         disk.batch(client, [(n * 3 * BLOCK_SIZE, _blocks(1, 200 + n)) for n in range(0, 64, 2)])
         disk.write(client, 9 * BLOCK_SIZE + 50, b"into a frozen block")

@@ -3,8 +3,8 @@ on, or it is full from there on.
 
     python -m tests.crash.faults.filesystem MOUNTPOINT
 
-Each write, sync, truncation, punch, creation, link, rename and removal in a life is a *position*,
-numbered from 1. Orders come as the extended attribute `user.fault` of the root, set to
+Each write, sync, truncation, punch, zeroing, creation, link, rename and removal in a life is a
+*position*, numbered from 1. Orders come as the extended attribute `user.fault` of the root, set to
 "LIFE AT HOW ERRNO" (HOW: once, lasting or full; AT 0: nothing fails); it reads as how many have
 failed. `user.positions` reads as the kinds of positions, one a line, "KIND OF", from the one that
 was set. Of a file, `user.unreadable` is set to "OFFSET LENGTH": reads of it fail with EIO, until
@@ -23,7 +23,7 @@ import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, StatvfsData
 
 from tests.crash.powercut.disk import PAGE_BYTES, Directory, File
-from tests.crash.powercut.filesystem import PowerCutFileSystem, serve
+from tests.crash.powercut.filesystem import PowerCutFileSystem, pages_of, serve
 
 META_BYTES = 2 * PAGE_BYTES
 """LMDB's two meta pages begin its file; writing one is what commits."""
@@ -64,9 +64,15 @@ class FaultyFileSystem(PowerCutFileSystem):
         elif name == b"user.punch":
             file = self._file(inode)
             self._position("punch", file)
-            before = len(file.live.pages)
+            before = file.live.allocated
             await super().setxattr(inode, name, value, ctx)
-            self._freed(before - len(file.live.pages))
+            self._freed(before - file.live.allocated)
+            await self._invalidate(file)
+        elif name == b"user.zero":
+            file = self._file(inode)
+            self._position("zero", file)
+            self._takes(file.live.takes(pages_of(*value.decode().split(" "))))
+            await super().setxattr(inode, name, value, ctx)
             await self._invalidate(file)
         else:
             await super().setxattr(inode, name, value, ctx)
@@ -174,7 +180,7 @@ class FaultyFileSystem(PowerCutFileSystem):
         self._position("unlink", node)
         await super().unlink(parent_inode, name, ctx)
         if isinstance(node, File):
-            self._freed(len(node.live.pages))
+            self._freed(node.live.allocated)
 
     async def rename(
         self,
@@ -197,9 +203,9 @@ class FaultyFileSystem(PowerCutFileSystem):
 
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         file = self._file(inode)
-        pages = len(file.live.pages)
+        pages = file.live.allocated
         info = await super().open(inode, flags, ctx)
-        self._freed(pages - len(file.live.pages))
+        self._freed(pages - file.live.allocated)
         return info
 
     async def write(self, fh: int, off: int, buf: bytes) -> int:
@@ -209,7 +215,7 @@ class FaultyFileSystem(PowerCutFileSystem):
             meta = label == "data.mdb" and off < META_BYTES
             self._position("write", file, "data.mdb-meta" if meta else None)
             touched = range(off // PAGE_BYTES, (off + len(buf) - 1) // PAGE_BYTES + 1)
-            self._takes(sum(page not in file.live.pages for page in touched))
+            self._takes(file.live.takes(touched))
         return await super().write(fh, off, buf)
 
     async def read(self, fh: int, off: int, size: int) -> bytes:

@@ -71,6 +71,7 @@ class Play:
         self.do.trim(v, 5 * BLOCK_SIZE, 6 * BLOCK_SIZE)
         self.do.zero(v, 12 * BLOCK_SIZE + SECTOR, 3 * BLOCK_SIZE, allocate=False)
         self.do.zero(v, 300 * KIB, 2 * BLOCK_SIZE, allocate=True)
+        self.do.zero(v, 400 * KIB + SECTOR, 160 * KIB, allocate=True)
         self.do.write_through(v, 6 * BLOCK_SIZE, BLOCK_SIZE)
         self.do.flush(w)
         self.do.checkpoint(v)

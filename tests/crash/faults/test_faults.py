@@ -26,7 +26,7 @@ KINDS = (
     *("truncate data.mdb", "truncate layers", "truncate lock.mdb", "truncate locks"),
     *("unlink journal", "unlink layers", "unlink locks"),
     *("write ballast", "write data.mdb", "write data.mdb-meta", "write journal"),
-    *("write layers", "write locks", "write new-journal"),
+    *("write layers", "write locks", "write new-journal", "zero layers"),
 )
 """All that the scenario comes to: what is done to what. Writing data.mdb-meta commits."""
 

@@ -8,7 +8,7 @@ The model is POSIX, read strictly, and weaker than any file system in use:
 * A directory's entries are durable when an fsync of the directory has returned, and only then: an
   fsync of the file does not name it. Of what was changed since, any part may be there, whatever
   came first; a rename is there as a whole or not at all.
-* A punched page may still be there after the cut, in whole.
+* A punched or zeroed page may still be there after the cut, in whole.
 
 What is durable is never damaged: a write never harms its neighbour's sectors.
 """
@@ -29,13 +29,23 @@ SECTOR_BYTES = 512
 
 @dataclass
 class Content:
-    """The bytes of a file; a page that is absent is a hole."""
+    """The bytes of a file; a page that is absent is a hole, or allocated and not written."""
 
     pages: dict[int, bytes] = field(default_factory=dict)
     size: int = 0
+    unwritten: set[int] = field(default_factory=set)
+
+    @property
+    def allocated(self) -> int:
+        """Pages that take space."""
+        return len(self.pages) + len(self.unwritten)
+
+    def takes(self, pages: range) -> int:
+        """How many of some pages take no space yet."""
+        return sum(page not in self.pages and page not in self.unwritten for page in pages)
 
     def copy(self) -> Content:
-        return Content(dict(self.pages), self.size)
+        return Content(dict(self.pages), self.size, set(self.unwritten))
 
     def read(self, offset: int, length: int) -> bytes:
         end = min(offset + length, self.size)
@@ -58,12 +68,14 @@ class Content:
                 old = self.pages.get(page, bytes(PAGE_BYTES))
                 piece = old[:inside] + piece + old[inside + count :]
             self.pages[page] = piece
+            self.unwritten.discard(page)
             at += count
         self.size = max(self.size, end)
 
     def resize(self, size: int) -> None:
         if size < self.size:
             self.pages = {p: data for p, data in self.pages.items() if p * PAGE_BYTES < size}
+            self.unwritten = {page for page in self.unwritten if page * PAGE_BYTES < size}
             page, inside = divmod(size, PAGE_BYTES)
             if page in self.pages:
                 self.pages[page] = self.pages[page][:inside].ljust(PAGE_BYTES, b"\0")
@@ -71,10 +83,15 @@ class Content:
 
     def punch(self, page: int) -> None:
         self.pages.pop(page, None)
+        self.unwritten.discard(page)
 
-    def ranges(self) -> Iterator[tuple[int, int]]:
-        """What is not a hole, as (start, end)."""
-        pages = sorted(self.pages)
+    def zero(self, page: int) -> None:
+        self.pages.pop(page, None)
+        self.unwritten.add(page)
+
+    def ranges(self, *, unwritten: bool = False) -> Iterator[tuple[int, int]]:
+        """What is written, or allocated and not written, as (start, end)."""
+        pages = sorted(self.unwritten if unwritten else self.pages)
         while pages:
             run = list(
                 itertools.takewhile(lambda p: p[0] + pages[0] == p[1], enumerate(pages))  # noqa: B023

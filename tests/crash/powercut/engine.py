@@ -1,9 +1,11 @@
 """The engine as the laboratory runs it: small (tests/crash/small.py), on a file system without
-fallocate and SEEK_DATA. Every other journal segment is made of a spare, as on a full disk.
+fallocate, SEEK_DATA and FIEMAP. Every other journal segment is made of a spare, as on a full disk.
 """
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,16 +13,18 @@ from unittest import mock
 
 from bockd.drivers.local import access, poolfiles
 from bockd.drivers.local.access import StoreAccess
-from bockd.drivers.local.format import layer
+from bockd.drivers.local.format import fileranges, layer
 from bockd.drivers.local.format.journal import JournalSegment
 from bockd.drivers.local.format.layer import Layer
 from bockd.drivers.local.format.layout import JournalName
 from bockd.drivers.local.format.spares import SpareSegments
 from bockd.drivers.local.volume import durability, volume
 from bockd.errors import named
+from tests.crash.powercut.disk import PAGE_BYTES
 from tests.crash.small import small_engine
 
 JOURNAL_RECORDS = 96
+_ZERO_RANGE = 0x10
 _TOUCHED_ZEROS = b"\0" * volume.PIECE_BYTES
 """The kernel copies a write in two where memory that was never touched begins, in the middle of a
 sector, and hands the file system two writes; the disk would take them for torn. Repeating a byte
@@ -29,19 +33,27 @@ touches the memory, which `bytes(n)` does not."""
 _ZEROS = _TOUCHED_ZEROS[: 64 * 1024]
 
 
-class _Fallocate:
-    """In the place of the C library: punches by the file system's own order."""
+class Fallocate:
+    """In the place of the C library: punches and zeroes by the file system's own orders. One range
+    in four it cannot zero, so that zeros are written, too."""
+
+    @classmethod
+    def fallocate(cls, fd: int, flags: int, offset: int, length: int) -> int:
+        end = min(offset + length, os.fstat(fd).st_size)
+        if flags & _ZERO_RANGE and offset // PAGE_BYTES % 4 == 3:
+            ctypes.set_errno(errno.EOPNOTSUPP)
+            return -1
+        if offset < end:
+            order = "user.zero" if flags & _ZERO_RANGE else "user.punch"
+            cls.make_zeros(fd, offset, end, order)
+        return 0
 
     @staticmethod
-    def fallocate(fd: int, _flags: int, offset: int, length: int) -> int:
-        end = min(offset + length, os.fstat(fd).st_size)
-        if offset >= end:
-            return 0
+    def make_zeros(fd: int, offset: int, end: int, order: str) -> None:
         # The kernel has the pages cached; the zeros go through it, and on to the file.
         for at in range(offset, end, len(_ZEROS)):
             os.pwrite(fd, _ZEROS[: end - at], at)
-        os.setxattr(fd, "user.punch", f"{offset} {end - offset}".encode())
-        return 0
+        os.setxattr(fd, order, f"{offset} {end - offset}".encode())
 
 
 class _StoppedClock:
@@ -55,11 +67,14 @@ class _StoppedClock:
 
 def _data_ranges(self: Layer, offset: int, length: int) -> Iterator[tuple[int, int]]:
     """Layers here have one segment."""
-    words = os.getxattr(self.near_descriptor, "user.ranges").split()
-    numbers = [int(word) for word in words]
-    for start, end in zip(numbers[::2], numbers[1::2], strict=True):
+    for start, end in _ranges(self.near_descriptor, "user.ranges"):
         if start < offset + length and end > offset:
             yield max(start, offset), min(end, offset + length)
+
+
+def _ranges(fd: int, order: str) -> Iterator[tuple[int, int]]:
+    numbers = [int(word) for word in os.getxattr(fd, order).split()]
+    yield from zip(numbers[::2], numbers[1::2], strict=True)
 
 
 def _create_segment(store: StoreAccess, name: JournalName, *, reserve: bool) -> JournalSegment:
@@ -87,7 +102,9 @@ def laboratory() -> Iterator[None]:
     replaced = (
         (volume, "_ZEROS", memoryview(_TOUCHED_ZEROS)),
         (poolfiles, "time", _StoppedClock),
-        (layer, "_libc", _Fallocate),
+        (layer, "_ZEROS", memoryview(_TOUCHED_ZEROS)),
+        (layer, "unwritten_ranges", lambda fd: _ranges(fd, "user.unwritten")),
+        (fileranges, "_libc", Fallocate),
         (Layer, "data_ranges", _data_ranges),
         # After a death recovery decides from the head's content, as it does for a copy.
         (Layer, "stayed_in_memory", lambda _: False),

@@ -5,8 +5,9 @@ input ends.
 
 Orders come as extended attributes. Of the root: `user.power` is set to "new LIFE", "arm LIFE
 CHANGES [BEYOND]", "restore LIFE NEW SEED" or "drop LIFE", and reads as "CUT CHANGES". Of a file:
-`user.punch` is set to "OFFSET LENGTH", and `user.ranges` reads as what is not a hole (pyfuse3 has
-no handlers for fallocate and lseek).
+`user.punch` and `user.zero` are set to "OFFSET LENGTH", of whole pages; `user.ranges` reads as what
+is written, `user.unwritten` as what is allocated and not written (pyfuse3 has no handlers for
+fallocate, lseek and FIEMAP).
 """
 
 from __future__ import annotations
@@ -62,7 +63,9 @@ class PowerCutFileSystem(pyfuse3.Operations):
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
         order, *words = value.decode().split(" ")
         if name == b"user.punch":
-            self._punch(self._file(inode), int(order), int(words[0]))
+            self._punch(self._file(inode), pages_of(order, words[0]))
+        elif name == b"user.zero":
+            self._zero(self._file(inode), pages_of(order, words[0]))
         elif name != b"user.power":
             raise FUSEError(errno.ENOTSUP)
         elif order == "new":
@@ -76,18 +79,24 @@ class PowerCutFileSystem(pyfuse3.Operations):
         else:
             raise FUSEError(errno.EINVAL)
 
-    def _punch(self, file: File, offset: int, length: int) -> None:
-        first, end = -(-offset // PAGE_BYTES), (offset + length) // PAGE_BYTES
+    def _punch(self, file: File, pages: range) -> None:
         changes: list[Change] = [
             lambda content, page=page: content.punch(page)  # type: ignore[misc]
-            for page in range(first, end)
-            if page in file.live.pages
+            for page in pages
+            if page in file.live.pages or page in file.live.unwritten
+        ]
+        self.disk.change_file(file, changes)
+
+    def _zero(self, file: File, pages: range) -> None:
+        changes: list[Change] = [
+            lambda content, page=page: content.zero(page)  # type: ignore[misc]
+            for page in pages
         ]
         self.disk.change_file(file, changes)
 
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
-        if name == b"user.ranges":
-            ranges = self._file(inode).live.ranges()
+        if name in (b"user.ranges", b"user.unwritten"):
+            ranges = self._file(inode).live.ranges(unwritten=name == b"user.unwritten")
             return " ".join(f"{start} {end}" for start, end in ranges).encode()
         if name == b"user.power":
             return f"{int(self.disk.cut)} {self.disk.counted}".encode()
@@ -225,6 +234,11 @@ class PowerCutFileSystem(pyfuse3.Operations):
         self.disk.change_file(file, [lambda content: content.resize(size)])
 
 
+def pages_of(offset: str, length: str) -> range:
+    """The whole pages of a range in bytes."""
+    return range(-(-int(offset) // PAGE_BYTES), (int(offset) + int(length)) // PAGE_BYTES)
+
+
 def _attributes(node: File | Directory) -> EntryAttributes:
     entry = EntryAttributes()
     entry.st_ino = node.number
@@ -235,7 +249,7 @@ def _attributes(node: File | Directory) -> EntryAttributes:
         entry.st_mode = stat.S_IFREG | 0o600
         entry.st_size = node.live.size
         entry.st_blksize = PAGE_BYTES
-        entry.st_blocks = len(node.live.pages) * PAGE_BYTES // 512
+        entry.st_blocks = node.live.allocated * PAGE_BYTES // 512
     return entry
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -21,6 +21,7 @@ from bockd.drivers.local.format.journal import BARRIERS, Entry, JournalSegment, 
 from bockd.drivers.local.format.layer import Layer
 from bockd.drivers.local.maintenance import reclaim
 from bockd.drivers.local.volume import recovery, volume
+from bockd.drivers.local.volume.appending import JournalTail
 from bockd.drivers.local.volume.flushing import Flusher
 from bockd.drivers.local.volume.recovery import Replay
 from bockd.drivers.local.volume.volume import Volume
@@ -154,6 +155,19 @@ def _replay_of_everything() -> Generator[None]:
         yield
 
 
+@contextmanager
+def _untold_allocations() -> Generator[None]:
+    """Zeros that are allocated without a word to the journal. Those of a write are a list."""
+    real = JournalTail.stage_zeros
+
+    def stage_zeros(self: JournalTail, blocks: Sequence[int]) -> None:
+        if not isinstance(blocks, range):
+            real(self, blocks)
+
+    with mock.patch.object(JournalTail, "stage_zeros", stage_zeros):
+        yield
+
+
 MUTATIONS: dict[str, Mutation] = {
     "flush: sync of the head": _round(Kind.BARRIER, "head"),
     "flush: sync of the journal": _round(Kind.BARRIER, "journal"),
@@ -181,5 +195,6 @@ MUTATIONS: dict[str, Mutation] = {
     "journal: where a write in place will leave zeros": lambda: mock.patch.object(
         Volume, "_foretell_zeros", _nothing
     ),
+    "journal: which zeros are allocated": _untold_allocations,
     "removed layers: fsync of their directory": _without(reclaim),
 }

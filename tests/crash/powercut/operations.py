@@ -236,8 +236,8 @@ class Operations:
         self.erase(volume, offset, self.device(volume).trim(offset, length), length)
 
     def zero(self, volume: KnownVolume) -> None:
+        allocate = self.draw.random.random() < 0.4
         offset, length = self.draw.span(volume, SECTOR, 100_000)
-        allocate = self.draw.random.random() < 0.3
         steps = self.device(volume).zero(offset, length, allocate=allocate)
         self.erase(volume, offset, steps, length)
 

@@ -74,6 +74,7 @@ _BITS_PER_PLACE = 256
 _PLACES_PER_SECTOR = 512 // 32
 """A disk writes whole sectors of 512 bytes; a place is never in two."""
 
+_ONE = ord("1")
 _PIECE_BYTES = 64 * KIB
 RECORD_BYTES = _RECORD.size
 SEGMENT_RECORDS = (SEGMENT_BYTES - HEADER_BYTES) // RECORD_BYTES
@@ -218,7 +219,7 @@ class JournalSegment:
             elif isinstance(entry, ZeroBlocks):
                 first, span = entry.blocks[0], _span(entry)
                 body = _BODY.pack(Kind.ZEROS, sequence, first, span)
-                bits = sum(1 << (block - first) for block in entry.blocks)
+                bits = _bits_of(entry, span)
                 body += bits.to_bytes(_following(Kind.ZEROS, first, span) * RECORD_BYTES, "little")
                 sequence += len(body) // RECORD_BYTES
             else:
@@ -413,6 +414,17 @@ def _following(kind: int, start: int, count: int) -> int:
 def _span(zeros: ZeroBlocks) -> int:
     """Blocks from the first to the last."""
     return zeros.blocks[-1] - zeros.blocks[0] + 1
+
+
+def _bits_of(zeros: ZeroBlocks, span: int) -> int:
+    """A bit for each block, counted from the first."""
+    if len(zeros.blocks) == span:
+        return (1 << span) - 1
+    first = zeros.blocks[0]
+    digits = bytearray(b"0") * span
+    for block in zeros.blocks:
+        digits[first - block - 1] = _ONE  # the highest comes first
+    return int(digits, 2)
 
 
 def _runs_of_bits(bits: int) -> Iterator[tuple[int, int]]:

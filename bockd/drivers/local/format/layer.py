@@ -10,17 +10,18 @@ that were open, and must not be missed (`Volume` treats it as final).
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import os
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
 from bockd.directories import sync_directory
+from bockd.drivers.local.format.fileranges import punch_range, unwritten_ranges, zero_range
 from bockd.drivers.local.format.layout import Layout
 from bockd.drivers.local.format.windows import Window, Windows
 from bockd.errors import BockdError, DamagedError, from_os_error
@@ -39,6 +40,13 @@ OVERWRITE_PIECE_BYTES = 64 * KIB
 """What is in the page cache keeps its folios, so that only the number of calls counts; where it is
 not, this bounds them."""
 
+ZERO_PIECE_BYTES = 16 * MIB
+"""What the file system zeroes at once. Writes of the file wait for that, on the owner thread, too:
+one millisecond if all of it is in the page cache."""
+
+ZERO_SECONDS = 0.005
+"""What one call of `Layer.zero` takes, about: writes to the same blocks, and snapshots, wait."""
+
 LARGEST_FOLIO_BYTES = 2 * MIB
 """The page cache forgets whole folios only; those of files have this size at most."""
 
@@ -51,11 +59,7 @@ what an inode has that was just read from the disk."""
 
 _HINT = struct.Struct("=Q")
 
-_PUNCH_FLAGS = 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE (linux/falloc.h)
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-_libc.fallocate.restype = ctypes.c_int
+_ZEROS = memoryview(bytes(1 * MIB))
 
 
 class Layer:
@@ -196,16 +200,30 @@ class Layer:
     def punch(self, offset: int, length: int) -> None:
         """Give a range back to the file system; it reads as zeros then. Where the file system
         cannot, nothing happens: no map reaches the range, so only space is lost."""
-        end = offset + length
-        while offset < end:
-            number, position = divmod(offset, SEGMENT_BYTES)
-            count = min(end - offset, SEGMENT_BYTES - position)
+        for fd, position, count in self._parts(offset, length):
             with suppress(NotImplementedError):
-                punch_range(self.descriptors[number], position, count)
+                punch_range(fd, position, count)
+
+    def zero(self, offset: int, end: int) -> int:
+        """Make bytes from `offset` on zeros that are allocated, for a few milliseconds. Return how
+        far that came, `end` at most. Writes them where the file system has no other way. Blocks.
+        Raises OSError (ENOSPC, EIO): any part up to `end` may be zeros then."""
+        deadline = time.monotonic() + ZERO_SECONDS
+        while True:
+            number, position = divmod(offset, SEGMENT_BYTES)
+            count = min(end - offset, ZERO_PIECE_BYTES, SEGMENT_BYTES - position)
+            try:
+                zero_range(self.descriptors[number], position, count)
+            except NotImplementedError:
+                count = min(count, len(_ZEROS))
+                self.write(offset, _ZEROS[:count])
             offset += count
+            if offset == end or time.monotonic() >= deadline:
+                return offset
 
     def data_ranges(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
-        """Yield the allocated ranges as (start, end) within offset..offset+length (SEEK_DATA)."""
+        """Yield the ranges that are written as (start, end) within offset..offset+length
+        (SEEK_DATA)."""
         end = offset + length
         while offset < end:
             number, position = divmod(offset, SEGMENT_BYTES)
@@ -223,6 +241,14 @@ class Layer:
             stop = base + os.lseek(fd, start - base, os.SEEK_HOLE)
             yield start, min(stop, end)
             offset = stop if stop - base < os.fstat(fd).st_size else base + SEGMENT_BYTES
+
+    def unwritten_ranges(self) -> Iterator[tuple[int, int]]:
+        """Yield the ranges that are allocated and not written, as (start, end). See
+        fileranges.unwritten_ranges."""
+        for number, fd in enumerate(self.descriptors):
+            base = number * SEGMENT_BYTES
+            for start, end in unwritten_ranges(fd):
+                yield base + start, base + end
 
     def length_bytes(self) -> int:
         """Return the sum of the files' lengths in bytes."""
@@ -258,25 +284,27 @@ class Layer:
 
     def prefetch(self, offset: int, length: int) -> None:
         """Ask the kernel to read a range ahead."""
-        end = offset + length
-        while offset < end:
-            number, position = divmod(offset, SEGMENT_BYTES)
-            count = min(end - offset, SEGMENT_BYTES - position)
-            os.posix_fadvise(self.descriptors[number], position, count, os.POSIX_FADV_WILLNEED)
-            offset += count
+        for fd, position, count in self._parts(offset, length):
+            os.posix_fadvise(fd, position, count, os.POSIX_FADV_WILLNEED)
 
     def evict(self, offset: int) -> None:
         """Let the page cache forget a byte and what is around it."""
         self._windows.forget()  # what is mapped is kept
         evict(self.descriptors, offset)
 
+    def _parts(self, offset: int, length: int) -> Iterator[tuple[int, int, int]]:
+        """What of a range is in each segment: its descriptor, position and length there."""
+        while length:
+            number, position = divmod(offset, SEGMENT_BYTES)
+            count = min(length, SEGMENT_BYTES - position)
+            yield self.descriptors[number], position, count
+            offset += count
+            length -= count
+
     def _pieces(self, offset: int, view: memoryview) -> Iterator[tuple[int, int, memoryview]]:
-        number, position = divmod(offset, SEGMENT_BYTES)
-        while len(view):
-            count = min(len(view), SEGMENT_BYTES - position)
-            yield self.descriptors[number], position, view[:count]
+        for fd, position, count in self._parts(offset, len(view)):
+            yield fd, position, view[:count]
             view = view[count:]
-            number, position = number + 1, 0
 
 
 class DamagedBlocks(Layer):
@@ -305,16 +333,6 @@ class DamagedBlocks(Layer):
 
     def close(self) -> None:
         """Do nothing, because there are no files."""
-
-
-def punch_range(fd: int, offset: int, length: int) -> None:
-    """Make a hole in a file. Raises OSError, and NotImplementedError where the file system
-    cannot."""
-    if _libc.fallocate(fd, _PUNCH_FLAGS, offset, length) != 0:
-        code = ctypes.get_errno()
-        if code in (errno.EOPNOTSUPP, errno.ENOSYS):
-            raise NotImplementedError
-        raise OSError(code, os.strerror(code))
 
 
 def evict(descriptors: list[int], offset: int) -> None:

@@ -1,8 +1,8 @@
-"""Which blocks of which layers are reached, and which hold data that nothing reaches (strays)."""
+"""Which blocks of which layers are reached, and which take space unreached (strays)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from bockd.drivers.local.format.catalogue import LayerRecord
@@ -15,7 +15,7 @@ from bockd.model import BLOCK_SIZE, LayerId
 
 @dataclass(frozen=True, slots=True)
 class StrayRun:
-    """Blocks first..first+count-1 of a layer that hold data nobody reaches."""
+    """Blocks first..first+count-1 of a layer that take space and that nobody reaches."""
 
     layer: LayerId
     first: int
@@ -62,31 +62,30 @@ class LayerCheck:
         DamagedError, OSError."""
         mapped = self._mapped.pop(record.id, {})
         excused = self._excused.pop(record.id, {})
-        present = self._present(record)
-        for number, mask in present.items():
+        written, allocated = self._present(record)
+        for number, mask in allocated.items():
             loose = mask & ~(mapped.get(number, 0) | excused.get(number, 0))
             self._add_strays(record.id, number, loose)
         for number, mask in mapped.items():
-            hollow = mask & ~(present.get(number, 0) | excused.get(number, 0))
+            hollow = mask & ~(allocated.get(number, 0) | excused.get(number, 0))
             self.hollow_count += hollow.bit_count()
         for number, mask in self._checksums.pop(record.id, {}).items():
-            gone = mask & ~(mapped.get(number, 0) | present.get(number, 0))
+            gone = mask & ~(mapped.get(number, 0) | allocated.get(number, 0))
             self.outlived_count += gone.bit_count()
         return sum(
-            (mask & mapped.get(number, 0) & ~present.get(number, 0)).bit_count()
+            (mask & mapped.get(number, 0) & ~written.get(number, 0)).bit_count()
             for number, mask in self._data.pop(record.id, {}).items()
         )
 
-    def _present(self, record: LayerRecord) -> dict[int, int]:
-        present: dict[int, int] = {}
+    def _present(self, record: LayerRecord) -> tuple[dict[int, int], dict[int, int]]:
+        """A layer's blocks that are written, and those that are allocated: zeros may be allocated
+        and not written."""
         layer = Layer.open(self._layout, record.id, record.size_bytes, writable=False)
         try:
-            for start, stop in layer.data_ranges(0, record.size_bytes):
-                for number, first, end in _by_leaf(start // BLOCK_SIZE, -(-stop // BLOCK_SIZE)):
-                    present[number] = present.get(number, 0) | _mask(first, end)
+            written = _masks(layer.data_ranges(0, record.size_bytes), {})
+            return written, _masks(layer.unwritten_ranges(), dict(written))
         finally:
             layer.close()
-        return present
 
     def _add_strays(self, layer: LayerId, number: int, loose: int) -> None:
         self.stray_count += loose.bit_count()
@@ -122,6 +121,14 @@ class LayerCheck:
             for layer in opened.values():
                 layer.close()
         return punched
+
+
+def _masks(ranges: Iterable[tuple[int, int]], masks: dict[int, int]) -> dict[int, int]:
+    """Add ranges of bytes to the masks of blocks."""
+    for start, stop in ranges:
+        for number, first, end in _by_leaf(start // BLOCK_SIZE, -(-stop // BLOCK_SIZE)):
+            masks[number] = masks.get(number, 0) | _mask(first, end)
+    return masks
 
 
 def _mask(first: int, end: int) -> int:

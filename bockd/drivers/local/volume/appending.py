@@ -87,7 +87,7 @@ class JournalTail:
         self.allowance -= 1
         self.stage(Kind.REDIRECT, first, count)
 
-    def stage_zeros(self, blocks: list[int]) -> None:
+    def stage_zeros(self, blocks: Sequence[int]) -> None:
         """Add to the batch that these blocks of the head, in order, may be all zeros from now on.
         They are blocks of one engine write."""
         self._gather_scattered()

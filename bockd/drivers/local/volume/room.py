@@ -23,8 +23,8 @@ RESERVED_RECORDS = 64
 """Kept free in a segment for barriers and the seal."""
 
 RECORDS_PER_OPERATION = 4
-"""No engine operation appends more: one record of a change, and up to three places that say which
-of its blocks, 257 at most, are zeros."""
+"""No engine operation appends more, unless it was promised more: one record of a change, and up to
+three places that say which of its blocks, 257 at most, are zeros."""
 
 ALLOWANCE_BLOCKS = 256
 """Single blocks redirected between two looks at how much room there is; each takes a place of its
@@ -59,6 +59,8 @@ class JournalRoom:
         reserve if it may; `want_checkpoint` starts one, unless one is about to begin."""
         self.checkpoint_error: BockdError | None = None
         """Why the last checkpoint has made no room."""
+        self.promised = 0
+        """Places promised to operations that are inside, beside RECORDS_PER_OPERATION to each."""
         self._tail = tail
         self._dirty = dirty
         self._gate = gate
@@ -68,9 +70,9 @@ class JournalRoom:
         self._begin = begin
         self._want_checkpoint = want_checkpoint
 
-    def has_room(self) -> bool:
-        """Return whether one more operation may change the map. Ask for a checkpoint in good
-        time."""
+    def has_room(self, more: int = 0) -> bool:
+        """Return whether one more operation may change the map, and append `more` places than
+        RECORDS_PER_OPERATION. Ask for a checkpoint in good time."""
         tail = self._tail
         if not tail.begun:
             return False
@@ -78,7 +80,7 @@ class JournalRoom:
         dirty = len(self._dirty)
         if free < SEGMENT_RECORDS - CHECKPOINT_RECORDS or dirty > CHECKPOINT_DIRTY_LEAVES:
             self._want_checkpoint()
-        inside = RECORDS_PER_OPERATION * (self._gate.inside + 1)
+        inside = RECORDS_PER_OPERATION * (self._gate.inside + 1) + self.promised + more
         needed = RESERVED_RECORDS + inside + ALLOWANCE_BLOCKS
         if free >= needed and dirty < MAX_DIRTY_LEAVES:
             tail.allowance = ALLOWANCE_BLOCKS
@@ -97,13 +99,14 @@ class JournalRoom:
         if self._index.short:
             await blocking(self._index.replenish)
 
-    async def wait(self, *, reserve: bool) -> None:
-        """Wait until there is room in the journal, which a checkpoint makes. If there is no journal
-        yet, create one, from the `reserve` if the disk is full. Raises what prevents that."""
+    async def wait(self, *, reserve: bool, more: int = 0) -> None:
+        """Wait until there is room in the journal (`has_room`), which a checkpoint makes. If there
+        is no journal yet, create one, from the `reserve` if the disk is full. Raises what prevents
+        that."""
         if not self._tail.begun:
             await self._begin(reserve)
         asked = False
-        while not self.has_room():
+        while not self.has_room(more):
             self._failure.check_usable()
             if asked and self.checkpoint_error is not None:
                 raise self.checkpoint_error

@@ -3,6 +3,7 @@
 A write to blocks that the head holds goes there in place. Any other is a *redirect*: whole blocks
 are written into the head (a partial one is completed from its old layer first), the map is changed
 in memory, and the change is staged for the journal. Zero and trim change the map to holes at once.
+Zeros that are to keep their space are allocated in the head, in a thread, and then redirected to.
 
 A block that a write leaves all zeros is named in the journal (`_foretell_zeros`), if no barrier
 covers its redirect yet: recovery would take it for data that was lost. In place, the journal comes
@@ -17,11 +18,12 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 
 from bockd import failpoints
 from bockd.drivers.local.access import StoreAccess
-from bockd.drivers.local.format.journal import Kind
+from bockd.drivers.local.format.journal import Kind, ZeroBlocks, places
 from bockd.drivers.local.format.layer import (
     OVERWRITE_PIECE_BYTES,
     SEGMENT_BYTES,
@@ -34,11 +36,12 @@ from bockd.drivers.local.volume.loading import LeafLoader
 from bockd.drivers.local.volume.punching import PendingPunches, Puncher
 from bockd.drivers.local.volume.reading import BLOCK_SHIFT, Reader
 from bockd.drivers.local.volume.redirecting import LaneRedirects
+from bockd.drivers.local.volume.room import RECORDS_PER_OPERATION
 from bockd.drivers.local.volume.slots import HOLE_SLOT
 from bockd.drivers.local.volume.zeros import is_zeros, zero_blocks, zero_pieces
 from bockd.errors import BockdError, from_os_error
 from bockd.failpoints import Failpoint, hit
-from bockd.model import BLOCK_SIZE, GIB, MIB
+from bockd.model import BLOCK_SIZE, GIB, KIB, MIB
 from bockd.pool.device import FastView
 from bockd.runtime.steps import Spawn, Steps, blocking
 from bockd.runtime.waiting import RangeLocks, WriteGate
@@ -52,6 +55,13 @@ PIECE_BYTES = 1 * MIB
 
 HOLE_PIECE_BLOCKS = 4 * GIB // BLOCK_SIZE
 """What one hole record covers: 4,096 leaves, some milliseconds of work on the owner thread."""
+
+ALLOCATED_PIECE_BLOCKS = 64 * MIB // BLOCK_SIZE
+"""Zeros allocated under one lock at most, in a thread: one group of leaves. Less would take longer
+in all, more would hold up the owner thread for longer at a time."""
+
+MIN_ALLOCATED_BYTES = 128 * KIB
+"""Fewer zeros are written: a thread and an extent of their own would cost more."""
 
 NO_SLOT = -1
 """Where no leaf has a block: that of the head before the first change."""
@@ -227,11 +237,15 @@ class Volume(Reader):
         self._write_head(offset, data, OVERWRITE_PIECE_BYTES)
         return True
 
-    def _foretell_zeros(self, blocks: list[int]) -> None:
-        """Stage in the journal, before the write, that these blocks of the head will be all zeros.
-        The journal has room. Raises VolumeFailedError."""
+    def _foretell_zeros(self, blocks: Sequence[int]) -> None:
+        """Stage in the journal, before the write, that these blocks, in order, will be all zeros
+        where the head has them. The journal has room. Raises VolumeFailedError."""
         durable, dirty = self._tail.durable, self.map.dirty
-        blocks = [block for block in blocks if dirty.get(block >> LEAF_SHIFT, 0) > durable]
+        if isinstance(blocks, range):  # all of it or nothing: there may be very many
+            leaves = range(blocks.start >> LEAF_SHIFT, ((blocks.stop - 1) >> LEAF_SHIFT) + 1)
+            blocks = blocks if any(dirty.get(number, 0) > durable for number in leaves) else ()
+        else:
+            blocks = [block for block in blocks if dirty.get(block >> LEAF_SHIFT, 0) > durable]
         if blocks:
             self._tail.stage_zeros(blocks)
             self._tail.commit()
@@ -271,15 +285,16 @@ class Volume(Reader):
         finally:
             self.gate.leave()
 
-    async def _enter(self, *, reserve: bool) -> None:
-        """Go in, with room for what the operation will append to the journal."""
+    async def _enter(self, *, reserve: bool, more: int = 0) -> None:
+        """Go in, with room for what the operation will append to the journal: `more` places than
+        most (`JournalRoom.has_room`)."""
         while True:
-            await self._room.wait(reserve=reserve)
+            await self._room.wait(reserve=reserve, more=more)
             await self.gate.enter()
             ready = False
             try:
                 self._failure.check_usable()
-                ready = self._room.has_room()
+                ready = self._room.has_room(more)
             finally:
                 if not ready:
                     self.gate.leave()
@@ -353,12 +368,15 @@ class Volume(Reader):
         """See BlockDevice.zero."""
         end = offset + length
         first_whole, end_whole = -(-offset // BLOCK_SIZE), end // BLOCK_SIZE
-        if allocate or first_whole >= end_whole:
+        if first_whole >= end_whole or (allocate and length < MIN_ALLOCATED_BYTES):
             await self._write_zeros(offset, end)
             return
         await self._write_zeros(offset, first_whole << BLOCK_SHIFT)
         await self._write_zeros(end_whole << BLOCK_SHIFT, end)
-        await self._make_holes(first_whole, end_whole)
+        if allocate:
+            await self._allocate_zeros(first_whole, end_whole)
+        else:
+            await self._make_holes(first_whole, end_whole)
 
     async def trim(self, offset: int, length: int) -> None:
         """See BlockDevice.trim."""
@@ -373,6 +391,64 @@ class Volume(Reader):
             piece = _ZEROS[: min(end - offset, PIECE_BYTES)]
             await self._write_piece(offset, piece)
             offset += len(piece)
+
+    async def _allocate_zeros(self, first: int, end: int) -> None:
+        while first < end:
+            stop = min(end, first - first % ALLOCATED_PIECE_BLOCKS + ALLOCATED_PIECE_BLOCKS)
+            # A redirect, and two records that name all of it.
+            places_needed = 1 + 2 * places([ZeroBlocks(range(first, stop))])
+            more = max(0, places_needed - RECORDS_PER_OPERATION)
+            await self._enter(reserve=False, more=more)
+            self._room.promised += more
+            try:
+                held = await self.locks.acquire(first, stop)
+                try:
+                    first = await self._allocate_zeros_locked(first, stop)
+                    self._tail.commit()
+                finally:
+                    self.locks.release(held)
+            finally:
+                self._room.promised -= more
+                self.gate.leave()
+
+    async def _allocate_zeros_locked(self, first: int, end: int) -> int:
+        """Zero blocks from `first` on. Returns how far, `end` at most."""
+        await self.loader.load(first, end)
+        elsewhere: list[tuple[int, int]] = []
+        if not self.map.holds_only(first, end, self._head_slot):
+            await self._room.wait_for_index()
+            await self.loader.load(first, end)
+            runs = self.map.runs(first, end)
+            elsewhere = [(low, high) for low, high, slot in runs if slot != self._head_slot]
+        if self._tail.exposed() and elsewhere != [(first, end)]:
+            self._foretell_zeros(range(first, end))
+        self._flusher.unsynced = True
+        try:
+            zeroed = await blocking(self._zero_head, first << BLOCK_SHIFT, end << BLOCK_SHIFT)
+            # A sync that was under way may have covered none of it.
+            self._flusher.unsynced = True
+            end = zeroed >> BLOCK_SHIFT
+            if not elsewhere:
+                return end
+            hit(Failpoint.ZEROS_ALLOCATED)
+            await self.loader.load(first, end)
+        except Exception:
+            self._flusher.unsynced = True
+            for low, high in elsewhere:  # what was allocated there nobody reaches
+                self._puncher.pending.add(low, high)
+                self._start_punching()
+            raise
+        self._puncher.pending.remove(first, end)
+        self.map.assign(first, end, self._head_slot, self._tail.sequence)
+        self._tail.stage(Kind.REDIRECT, first, end - first)
+        self._tail.stage_zeros(range(first, end))
+        return end
+
+    def _zero_head(self, offset: int, end: int) -> int:
+        try:
+            return self._flusher.head.zero(offset, end)
+        except OSError as error:
+            raise from_os_error(error, f"zeroing volume {self.durability.record.id}") from error
 
     async def _make_holes(self, first: int, end: int) -> None:
         for start in range(first, end, HOLE_PIECE_BLOCKS):
