@@ -39,6 +39,8 @@ class DaemonInfo:
     snapshots: int
     fast_lane: str
     """"compiled", or why plain requests are served by Python only."""
+    new_data: str
+    """How new data is written, and why."""
     waiting: tuple[str, ...]
     """Background work that was put off, each with the reason, and is tried again."""
 

@@ -61,6 +61,7 @@ def info(as_json: bool) -> None:
             ("API over TCP", found.api_listen or "none"),
             ("files", found.mount or "none"),
             ("fast lane", found.fast_lane),
+            ("new data", found.new_data),
             ("volumes", str(found.volumes)),
             ("snapshots", str(found.snapshots)),
             *(("waiting", waiting) for waiting in found.waiting),

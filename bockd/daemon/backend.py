@@ -87,6 +87,10 @@ class Backend(Protocol):
         """End background work and close what is open. Nobody uses the pool any more."""
         ...
 
+    def new_data(self) -> str:
+        """Return how new data is written, and why, in words."""
+        ...
+
     def waiting(self) -> tuple[str, ...]:
         """Return what background work was put off, and why, in words."""
         ...

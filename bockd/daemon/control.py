@@ -96,6 +96,7 @@ class PoolControl:
             volumes=volumes,
             snapshots=snapshots,
             fast_lane=lane(os.environ),
+            new_data=self._backend.new_data(),
             waiting=self._waiting(),
         )
 

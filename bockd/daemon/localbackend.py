@@ -75,6 +75,10 @@ class LocalBackend:
         with trio.CancelScope(shield=True):
             await self._runner.run(self.pool.close_all())
 
+    def new_data(self) -> str:
+        """Return in what pieces new data is written: what the file system prefers."""
+        return str(self.pool.registry.store.write_pieces)
+
     def waiting(self) -> tuple[str, ...]:
         """Return why scrubbing is put off, or nothing. `Retrying` lists what else waits."""
         put_off = self.scrubbing.put_off

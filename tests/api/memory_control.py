@@ -73,6 +73,7 @@ class MemoryControl:
             volumes=len(self._volumes),
             snapshots=len(self._snapshots),
             fast_lane="compiled",
+            new_data="in memory",
             waiting=(),
         )
 

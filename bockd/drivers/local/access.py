@@ -9,6 +9,7 @@ from bockd.drivers.local.format.frozenlayer import FrozenLayer, OpenFiles
 from bockd.drivers.local.format.journal import JournalSegment
 from bockd.drivers.local.format.layout import JournalName, Layout
 from bockd.drivers.local.format.spares import SpareSegments
+from bockd.drivers.local.format.writepieces import WritePieces
 from bockd.errors import NoInodesError, NoSpaceError, from_os_error
 from bockd.index.ballast import Ballast
 from bockd.index.index import LmdbIndex
@@ -27,6 +28,7 @@ class StoreAccess:
     spares: SpareSegments
     files: OpenFiles
     boot: str
+    write_pieces: WritePieces
 
     def frozen_layer(self, layer: LayerId, size_bytes: int) -> FrozenLayer:
         """Return a layer to read from that is not open yet."""

@@ -14,6 +14,7 @@ from bockd.drivers.local.format.journal import boot_id
 from bockd.drivers.local.format.layout import Layout
 from bockd.drivers.local.format.locks import FileLock, touch_if_possible
 from bockd.drivers.local.format.spares import SpareSegments
+from bockd.drivers.local.format.writepieces import choose_write_pieces
 from bockd.errors import DamagedError, InUseError, NoSpaceError, PoolFormatError
 from bockd.failpoints import Failpoint, hit
 from bockd.index.ballast import Ballast
@@ -34,9 +35,9 @@ def open_store(layout: Layout, boot: str) -> StoreAccess:
         hit(Failpoint.POOL_ESTABLISHED)
         for directory in (layout.layers, layout.discarded):
             make_private(directory)
-        store = StoreAccess(
-            layout, index, ballast, SpareSegments(layout), OpenFiles.of_process(), boot
-        )
+        spares, files = SpareSegments(layout), OpenFiles.of_process()
+        pieces = choose_write_pieces(layout.layers)
+        store = StoreAccess(layout, index, ballast, spares, files, boot, pieces)
         if not store.ensure_reserve():
             log.warning(
                 "the file system of %s is full: what is kept in reserve for that is not complete",
@@ -63,7 +64,8 @@ def join_store(layout: Layout) -> StoreAccess:
         index.close()
         raise
     # Whoever manages the pool may remove a layer's file while it is read here.
-    return StoreAccess(layout, index, ballast, SpareSegments(layout), OpenFiles(None), boot_id())
+    spares, pieces = SpareSegments(layout), choose_write_pieces(layout.layers)
+    return StoreAccess(layout, index, ballast, spares, OpenFiles(None), boot_id(), pieces)
 
 
 def _refuse_lost_index(layout: Layout) -> None:

@@ -24,17 +24,13 @@ from bockd.directories import sync_directory
 from bockd.drivers.local.format.fileranges import punch_range, unwritten_ranges, zero_range
 from bockd.drivers.local.format.layout import Layout
 from bockd.drivers.local.format.windows import Window, Windows
+from bockd.drivers.local.format.writepieces import SMALL_BYTES
 from bockd.errors import BockdError, DamagedError, from_os_error
 from bockd.failpoints import Failpoint, hit
 from bockd.model import KIB, MIB, TIB, LayerId
 
 SEGMENT_BYTES = 8 * TIB
 """Half of what ext4 allows, so that two segments hold the largest volume."""
-
-WRITE_PIECE_BYTES = 16 * KIB
-"""A larger write builds a larger page-cache folio, which makes every later 4 KiB overwrite of it
-dearer on ext4: 2.9 us of CPU where new blocks came in pieces of 16 KiB, 4.4 with 64 KiB, 10 with
-1 MiB. New data itself costs 0.31 ms a MiB in such pieces, 0.23 in those of 64 KiB (Linux 6.18)."""
 
 OVERWRITE_PIECE_BYTES = 64 * KIB
 """What is in the page cache keeps its folios, so that only the number of calls counts; where it is
@@ -156,7 +152,7 @@ class Layer:
         """Return a part of the first segment to send from. See `Windows.find`."""
         return self._windows.find(self.near_descriptor, offset)
 
-    def write(self, offset: int, data: memoryview, piece_bytes: int = WRITE_PIECE_BYTES) -> None:
+    def write(self, offset: int, data: memoryview, piece_bytes: int = SMALL_BYTES) -> None:
         """Write `data` at `offset`. Raises OSError (ENOSPC, EIO): any part of it may have been
         written then."""
         length = len(data)

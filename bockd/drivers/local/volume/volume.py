@@ -27,10 +27,10 @@ from bockd.drivers.local.format.journal import Kind, ZeroBlocks, places
 from bockd.drivers.local.format.layer import (
     OVERWRITE_PIECE_BYTES,
     SEGMENT_BYTES,
-    WRITE_PIECE_BYTES,
     Layer,
 )
 from bockd.drivers.local.format.leaf import LEAF_BLOCKS, LEAF_MASK, LEAF_SHIFT, runs_of
+from bockd.drivers.local.format.writepieces import SMALL_BYTES
 from bockd.drivers.local.volume.durability import Durability
 from bockd.drivers.local.volume.loading import LeafLoader
 from bockd.drivers.local.volume.punching import PendingPunches, Puncher
@@ -301,9 +301,7 @@ class Volume(Reader):
             if ready:
                 return
 
-    def _write_head(
-        self, offset: int, data: memoryview, piece_bytes: int = WRITE_PIECE_BYTES
-    ) -> None:
+    def _write_head(self, offset: int, data: memoryview, piece_bytes: int = SMALL_BYTES) -> None:
         # Set first: should the write fail half-way, the next sync must still cover it.
         self._flusher.unsynced = True
         if failpoints.armed is not None:
@@ -329,7 +327,7 @@ class Volume(Reader):
         if len(prefix):
             self._write_head(start, prefix)
             hit(Failpoint.WRITE_EDGES)
-        self._write_head(offset, data)
+        self._write_head(offset, data, self._store.write_pieces.size_bytes)
         if len(suffix):
             self._write_head(offset + len(data), suffix)
         if self._puncher.pending:
