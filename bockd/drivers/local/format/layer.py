@@ -212,7 +212,7 @@ class Layer:
                 zero_range(self.descriptors[number], position, count)
             except NotImplementedError:
                 count = min(count, len(_ZEROS))
-                self.write(offset, _ZEROS[:count])
+                self.write(offset, _ZEROS[:count], OVERWRITE_PIECE_BYTES)
             offset += count
             if offset == end or time.monotonic() >= deadline:
                 return offset
