@@ -128,6 +128,8 @@ class Redirects(Protocol):
 
     shared: dict[int, array[int]]
     """Leaves that stand in many places, by their slot. They must not be changed."""
+    piece_bytes: int
+    """No more is to be written in one call, for the sake of the page cache."""
 
     def allowance(self) -> int:
         """Return how many redirects may be made before the next question; 0 for none."""

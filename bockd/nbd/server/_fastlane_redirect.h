@@ -6,12 +6,10 @@
  * case, even if serving fails otherwise: or the map would say what the journal never learns.
  */
 
-/* New blocks are written in pieces of this, as WRITE_PIECE_BYTES in layer.py: for small folios. */
-#define NEW_PIECE_BYTES (16 * 1024)
-
 typedef struct {
     PyObject *port;   /* borrowed; Py_None if none may be made */
     PyObject *shared; /* owned; leaves that must be copied before they change. NULL: not met yet */
+    long piece_bytes; /* of what one call writes at most; set with `shared` */
     long allowance;   /* so many more may be made without a question */
     int uncommitted;  /* some of this round are staged */
     int count;        /* of those that are in the map and not staged yet */
@@ -60,6 +58,9 @@ static int may_redirect(Redirects *redirects)
     if (redirects->port == Py_None)
         return 0;
     if (redirects->shared == NULL) {
+        redirects->piece_bytes = long_attribute(redirects->port, "piece_bytes");
+        if (redirects->piece_bytes <= 0)
+            return 0;
         redirects->shared = PyObject_GetAttrString(redirects->port, "shared");
         if (redirects->shared == NULL)
             return 0;
@@ -109,10 +110,11 @@ static PyObject *own_leaf(const View *view, const Redirects *redirects, uint64_t
     return leaf;
 }
 
-static int write_new(int fd, const unsigned char *data, uint64_t length, uint64_t offset)
+static int write_new(
+    int fd, const unsigned char *data, uint64_t length, uint64_t offset, size_t piece_bytes)
 {
     while (length) {
-        size_t piece = length < NEW_PIECE_BYTES ? (size_t)length : NEW_PIECE_BYTES;
+        size_t piece = length < piece_bytes ? (size_t)length : piece_bytes;
         if (pwrite(fd, data, piece, (off_t)offset) != (ssize_t)piece)
             return 0;
         data += piece;
@@ -157,10 +159,11 @@ static int redirect(
         return 0;
     Py_buffer entries;
     int fd = file->fd, written = 0;
+    size_t piece_bytes = (size_t)redirects->piece_bytes;
     if (PyObject_GetBuffer(leaf, &entries, PyBUF_WRITABLE) == 0) {
         if (entries.len == LEAF_BLOCKS * (Py_ssize_t)sizeof(uint16_t)) {
             Py_BEGIN_ALLOW_THREADS
-            written = write_new(fd, data, request->length, request->offset);
+            written = write_new(fd, data, request->length, request->offset, piece_bytes);
             Py_END_ALLOW_THREADS
         }
         if (written) {

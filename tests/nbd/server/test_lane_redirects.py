@@ -58,6 +58,18 @@ def mapped(side: Side) -> dict[int, list[int]]:
     return {number: leaf for number, leaf in leaves.items() if set(leaf) != {HOLE_SLOT}}
 
 
+@pytest.mark.parametrize(("piece_bytes", "in_lane"), [(4096, 1), (3 * 4096, 1), (MIB, 1), (0, 0)])
+def test_the_lane_writes_in_the_pieces_that_it_is_told(piece_bytes: int, in_lane: int) -> None:
+    with lane() as side:
+        side.volume._redirects.piece_bytes = piece_bytes
+        data = bytes(range(1, 17)) * (BLOCK_SIZE)
+        side.serve(wire.write(1, block_at(NEVER, 0), data))
+        assert side.in_lane == in_lane
+        found = bytearray(len(data))
+        run_inline(side.volume.read(block_at(NEVER, 0), memoryview(found)))
+        assert found == data
+
+
 @pytest.mark.parametrize("place", [FROZEN, NEVER], ids=["frozen", "never written"])
 @pytest.mark.parametrize("blocks", [1, 2, 5, 16])
 def test_whole_blocks_are_redirected_in_the_lane(place: int, blocks: int) -> None:

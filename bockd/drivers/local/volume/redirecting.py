@@ -26,9 +26,15 @@ class LaneRedirects:
     """Implements bockd.pool.device.Redirects for an open volume and one head of it."""
 
     def __init__(
-        self, cache: LeafCache, tail: JournalTail, room: JournalRoom, puncher: Puncher
+        self,
+        cache: LeafCache,
+        tail: JournalTail,
+        room: JournalRoom,
+        puncher: Puncher,
+        piece_bytes: int,
     ) -> None:
         self.shared = cache.shared
+        self.piece_bytes = piece_bytes
         self._cache = cache
         self._tail = tail
         self._room = room

@@ -89,6 +89,7 @@ class Volume(Reader):
         self._tail = durability.tail
         self._room = durability.room
         self._flusher = durability.flusher
+        self._piece_bytes = store.write_pieces.size_bytes
         self.locks = RangeLocks()
         self.gate = gate
         self._spawn = spawn
@@ -118,7 +119,9 @@ class Volume(Reader):
         self._flusher.head = head
         self._head_descriptor = head.near_descriptor
         self._puncher = Puncher(head, self.locks)
-        self._redirects = LaneRedirects(self.map, self._tail, self._room, self._puncher)
+        self._redirects = LaneRedirects(
+            self.map, self._tail, self._room, self._puncher, self._piece_bytes
+        )
         former, self._punchers = self._punchers, [*self._punchers, self._puncher]
         for puncher in former:
             self._retire(puncher)
@@ -327,7 +330,7 @@ class Volume(Reader):
         if len(prefix):
             self._write_head(start, prefix)
             hit(Failpoint.WRITE_EDGES)
-        self._write_head(offset, data, self._store.write_pieces.size_bytes)
+        self._write_head(offset, data, self._piece_bytes)
         if len(suffix):
             self._write_head(offset + len(data), suffix)
         if self._puncher.pending:
