@@ -61,7 +61,9 @@ def mapped(side: Side) -> dict[int, list[int]]:
 @pytest.mark.parametrize(("piece_bytes", "in_lane"), [(4096, 1), (3 * 4096, 1), (MIB, 1), (0, 0)])
 def test_the_lane_writes_in_the_pieces_that_it_is_told(piece_bytes: int, in_lane: int) -> None:
     with lane() as side:
-        side.volume._redirects.piece_bytes = piece_bytes
+        redirects = side.volume._redirects
+        assert redirects is not None
+        redirects.piece_bytes = piece_bytes
         data = bytes(range(1, 17)) * (BLOCK_SIZE)
         side.serve(wire.write(1, block_at(NEVER, 0), data))
         assert side.in_lane == in_lane

@@ -204,7 +204,7 @@ class LeafCache:
     def share(self, number: int) -> None:
         """Replace a leaf of its own, if it is uniform by now, by the shared one."""
         leaf = self.leaves[number]
-        if leaf[0] == leaf[-1] and not self._is_shared(leaf):
+        if leaf[0] == leaf[-1] and not self.is_shared(leaf):
             shared = self.uniform(leaf[0])
             if leaf == shared:
                 self._private -= 1
