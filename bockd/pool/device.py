@@ -12,7 +12,7 @@ death of the process (promise D1).
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from bockd.model import Extent
@@ -167,11 +167,18 @@ class FastView(NamedTuple):
     """None when nothing may be written."""
     reach_bytes: int
     """Only requests that end before are served so."""
-    minds_zeros: bool = False
+    minds_zeros: bool
     """A write that leaves a block, or the part of it that it covers, all zeros is none of these.
     So it is after the first redirect in any case."""
-    redirects: Redirects | None = None
+    redirects: Redirects | None
     """Whole blocks that are not in the head may be written through these; None when none may be."""
+    marks: list[int]
+    """A read that covers the byte at one of these offsets must be asked for by `try_read`."""
+
+
+FilePart = tuple[int, int, int, int]
+"""A read that `FastView` has shown to lie in one file: its slot, its offset in the device and in
+the file, its length, and where in a buffer its data goes; all but the slot in bytes."""
 
 
 @runtime_checkable
@@ -183,4 +190,15 @@ class FastDevice(Protocol):
 
     def fast_view(self) -> FastView:
         """See FastView."""
+        ...
+
+    def read_files(
+        self, parts: Sequence[FilePart], into: memoryview, read: Callable[[], None]
+    ) -> Steps[None]:
+        """Call `read` in a thread, where it reads `parts` into a buffer, of which `try_read` could
+        do none. The files stay open, their blocks stay what they are, and what has checksums is
+        verified.
+
+        To be begun while the view is valid that has shown the parts. Raises what `read` raises,
+        and BockdError."""
         ...

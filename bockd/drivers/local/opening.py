@@ -213,7 +213,7 @@ async def close_volume(opened: OpenVolume, *, give_up: bool) -> None:
         raise failure.read_only
     try:
         await volume.finish_punching()
-        await volume.drain_reads()
+        await volume.end_reads()
         if failure.reason is None and durability.tail.begun:
             await durability.quiesced_commit(
                 lambda _txn, record: (record, None), lambda _record, _result: None, reopen=False
@@ -247,12 +247,12 @@ async def abandon_volume(opened: OpenVolume) -> None:
     await opened.volume.gate.quiesce()
     opened.volume.cancel_punching()
     await opened.volume.finish_punching()
-    await opened.volume.drain_reads()
+    await opened.volume.end_reads()
     await opened.volume.durability.stop()
     await _give_back(opened)
 
 
-async def open_snapshot(store: StoreAccess, snapshot: SnapshotId) -> OpenSnapshot:
+async def open_snapshot(store: StoreAccess, snapshot: SnapshotId, spawn: Spawn) -> OpenSnapshot:
     """Lock and verify a snapshot for reading. Raises BockdError, with nothing held."""
 
     def prepare() -> OpenSnapshot:
@@ -262,13 +262,13 @@ async def open_snapshot(store: StoreAccess, snapshot: SnapshotId) -> OpenSnapsho
         except BaseException:
             lock.release()
             raise
-        return OpenSnapshot(Snapshot(store, _loader(store, chain), record), lock)
+        return OpenSnapshot(Snapshot(store, _loader(store, chain), record, spawn), lock)
 
     return await blocking(prepare)
 
 
 async def close_snapshot(opened: OpenSnapshot) -> None:
     """Release everything once the reads under way are finished."""
-    await opened.snapshot.drain_reads()
+    await opened.snapshot.end_reads()
     opened.snapshot.map.close()
     opened.lock.release()

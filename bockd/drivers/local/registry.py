@@ -307,7 +307,7 @@ class Registry:
         async def steps() -> OpenSnapshot:
             opened = self.snapshots.get(snapshot)
             if opened is None:
-                opened = await open_snapshot(self.store, snapshot)
+                opened = await open_snapshot(self.store, snapshot, self._spawn)
                 opened.snapshot.on_damage = self.mark_damaged
                 self.snapshots[snapshot] = opened
             opened.users += 1

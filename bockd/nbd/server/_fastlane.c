@@ -19,6 +19,7 @@
 #include <Python.h>
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -31,6 +32,8 @@
 #include "_fastlane_wire.h"
 
 #include "_fastlane_map.h"
+
+#include "_fastlane_missed.h"
 
 /* Of one round. No more requests of it are served, so that acknowledgements have room. */
 #define MAX_REQUESTS 512
@@ -55,20 +58,23 @@ typedef struct {
 
 /* -- serving ----------------------------------------------------------------------------------- */
 
-/* Read into `into`; false when that is for Python to do, or an exception is set. */
-static int serve_read(View *view, const Request *request, unsigned char *into)
+enum served { NOT_SERVED, SERVED, MISSED };
+
+/* Read into `into`. NOT_SERVED, too, when an exception is set; MISSED fills `missed`. */
+static enum served serve_read(
+    View *view, const Request *request, unsigned char *into, Missed *missed)
 {
     if (request->offset > view->readable || request->length > view->readable - request->offset)
-        return 0;
+        return NOT_SERVED;
     long slot = find_slot(view, request->offset, request->length);
     if (slot < 0)
-        return 0;
+        return NOT_SERVED;
     const File *file = find_file(view, slot);
     if (file == NULL)
-        return 0;
+        return NOT_SERVED;
     if (file->fd == HOLE) {
         memset(into, 0, request->length);
-        return 1;
+        return SERVED;
     }
     struct iovec part = {into, request->length};
     ssize_t count;
@@ -80,7 +86,13 @@ static int serve_read(View *view, const Request *request, unsigned char *into)
         count = preadv(fd, &part, 1, (off_t)request->offset);
         Py_END_ALLOW_THREADS
     }
-    return count == (ssize_t)request->length;
+    if (count == (ssize_t)request->length)
+        return SERVED;
+    if (!file->flags || (count < 0 ? errno != EAGAIN : count == 0))
+        return NOT_SERVED;
+    *missed = (Missed){
+        file->slot, file->fd, request->offset, (uint32_t)request->length, 0, request->cookie};
+    return MISSED;
 }
 
 /* Where a read's data can be sent from; false when it must be copied, or an exception is set. The
@@ -160,7 +172,7 @@ typedef struct {
     Py_buffer received, reply;
     enum style style;
     unsigned long long max_read, max_payload;
-    int sock;
+    int max_missed, sock;
     long long poll_ns, turn_ns;
     PyObject *rest; /* requests that were not served */
     PyObject *held; /* windows in use */
@@ -172,8 +184,10 @@ typedef struct {
     Py_ssize_t sent;                 /* of both together */
     Py_ssize_t served;
     enum { AT_THE_END, FOR_WANT_OF_ROOM, AT_THE_PARSERS } stopped;
-    int gap_count;
+    Py_ssize_t missed_bytes; /* of their replies */
+    int gap_count, missed_count;
     Gap gaps[MAX_MAPPED];
+    Missed missed[MAX_REQUESTS];
     unsigned char acknowledgements[MAX_REQUESTS * MAX_REPLY_BYTES];
 } Round;
 
@@ -203,22 +217,23 @@ static int serve_received(
     unsigned char *into = call->reply.buf, *acknowledge = round->acknowledgements;
     for (int count = 0;; count++) {
         Request request;
+        Missed missed;
         Py_ssize_t next = take(
             received, outcome->position, outcome->end, extended, call->max_payload, &request);
         if (next <= 0) {
             round->stopped = next == INCOMPLETE ? AT_THE_END : AT_THE_PARSERS;
             break;
         }
-        if (count == MAX_REQUESTS) {
+        if (count == MAX_REQUESTS || round->missed_bytes >= MAX_MISSED_BYTES) {
             round->stopped = FOR_WANT_OF_ROOM;
             break;
         }
         outcome->unflagged |= request.unflagged;
-        int served = 0;
+        enum served served = NOT_SERVED;
         int may_map = call->sock >= 0 && request.length >= MIN_MAPPED_BYTES &&
                       request.length <= MAX_MAPPED_BYTES && round->gap_count < MAX_MAPPED;
         if (request.command == CMD_READ && !request.flags && request.length &&
-            (request.length <= call->max_read || may_map)) {
+            (request.length <= call->max_read || may_map) && !touches_mark(&view->marks, &request)) {
             Py_ssize_t data = round->filled + header;
             if (data + (Py_ssize_t)request.length > call->reply.len) {
                 round->stopped = FOR_WANT_OF_ROOM;
@@ -228,25 +243,33 @@ static int serve_received(
             if (may_map && map_read(view, &request, gap, call->held)) {
                 gap->at = data;
                 round->gap_count++;
-                served = 1;
+                served = SERVED;
             } else if (!PyErr_Occurred() && request.length <= call->max_read) {
-                served = serve_read(view, &request, into + data);
+                served = serve_read(view, &request, into + data, &missed);
             }
-            if (served) {
+            if (served == MISSED && round->missed_count < call->max_missed) {
+                missed.at = (uint32_t)(round->missed_bytes + header);
+                round->missed[round->missed_count++] = missed;
+                round->missed_bytes += header + (Py_ssize_t)request.length;
+                outcome->position = next;
+                continue;
+            }
+            if (served == SERVED) {
                 put_data_header(into + round->filled, style, &request);
                 round->filled = data + (Py_ssize_t)request.length;
                 outcome->reads++;
                 outcome->read_bytes += request.length;
             }
         } else if (request.command == CMD_WRITE && request.flags == write_flags && request.length) {
-            served = serve_write(view, redirects, &request, received + request.body);
-            if (served) {
+            served = serve_write(view, redirects, &request, received + request.body) ?
+                SERVED : NOT_SERVED;
+            if (served == SERVED) {
                 acknowledge = put_done(acknowledge, style, &request);
                 outcome->writes++;
                 outcome->written_bytes += request.length;
             }
         }
-        if (served) {
+        if (served == SERVED) {
             round->served++;
         } else {
             if (PyErr_Occurred() || append_request(call->rest, &request) < 0)
@@ -403,7 +426,7 @@ static int serve_rounds(
         if (call->sock >= 0 && replies && (!left || round->gap_count) &&
             send_replies(call, round) < 0)
             return -1;
-        if (left || round->sent < replies)
+        if (left || round->missed_count || round->sent < replies)
             return 0;
         if (round->served) {
             if (append_latency(latencies, now_ns() - outcome->started, round->served) < 0)
@@ -420,7 +443,7 @@ static int serve_rounds(
 
 PyDoc_STRVAR(serve_doc,
 "serve(received, start, end, reply, style, view, readable, writable, max_read, max_payload,\n"
-"sock, poll_ns, turn_ns)\n\n"
+"max_missed, sock, poll_ns, turn_ns)\n\n"
 "Serve the plain requests in received[start:end]; see fastlane.py.");
 
 static PyObject *serve(PyObject *Py_UNUSED(module), PyObject *args)
@@ -432,9 +455,9 @@ static PyObject *serve(PyObject *Py_UNUSED(module), PyObject *args)
     unsigned long long readable, writable;
     View view = {0};
     if (!PyArg_ParseTuple(
-            args, "w*nnw*iO&KKKKiLL:serve", &call.received, &start, &end, &call.reply, &style,
-            parse_view, &view, &readable, &writable, &call.max_read, &call.max_payload, &call.sock,
-            &call.poll_ns, &call.turn_ns))
+            args, "w*nnw*iO&KKKKiiLL:serve", &call.received, &start, &end, &call.reply, &style,
+            parse_view, &view, &readable, &writable, &call.max_read, &call.max_payload,
+            &call.max_missed, &call.sock, &call.poll_ns, &call.turn_ns))
         return NULL;
     view.readable = readable < view.readable ? readable : view.readable;
     view.writable = writable < view.writable ? writable : view.writable;
@@ -458,13 +481,14 @@ static PyObject *serve(PyObject *Py_UNUSED(module), PyObject *args)
     Py_ssize_t sent = round.sent < round.filled ? round.sent : round.filled;
     Py_ssize_t acknowledged = round.sent - sent;
     result = Py_BuildValue(
-        "(nnKiOnnny#OLKKKKi)", outcome.position, outcome.end,
+        "(nnKiOnnny#OLKKKKiy#)", outcome.position, outcome.end,
         (unsigned long long)outcome.received_bytes, outcome.polled, call.rest, round.served, sent,
         round.filled, (char *)round.acknowledgements + acknowledged,
         round.acknowledged - acknowledged, latencies, (long long)outcome.started,
         (unsigned long long)outcome.reads, (unsigned long long)outcome.read_bytes,
         (unsigned long long)outcome.writes, (unsigned long long)outcome.written_bytes,
-        outcome.unflagged);
+        outcome.unflagged, (char *)round.missed,
+        (Py_ssize_t)(round.missed_count * sizeof(Missed)));
 done:
     Py_XDECREF(view.mapped.window);
     Py_XDECREF(redirects.shared);
@@ -503,6 +527,7 @@ static PyMethodDef methods[] = {
     {"serve", serve, METH_VARARGS, serve_doc},
     {"receive", receive, METH_VARARGS, receive_doc},
     {"take", take_method, METH_VARARGS, take_doc},
+    {"read_missed", read_missed, METH_VARARGS, read_missed_doc},
     {NULL, NULL, 0, NULL},
 };
 

@@ -14,6 +14,7 @@ def serve(
     writable: int,
     max_read: int,
     max_payload: int,
+    max_missed: int,
     sock: int,
     poll_ns: int,
     turn_ns: int,
@@ -35,7 +36,9 @@ def serve(
     int,
     int,
     int,
+    bytes,
 ]: ...
+def read_missed(missed: bytes, reply: memoryview, style: int, /) -> None: ...
 def receive(fd: int, into: memoryview, nanoseconds: int, /) -> int: ...
 def take(
     received: memoryview,

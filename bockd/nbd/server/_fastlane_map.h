@@ -28,6 +28,13 @@ typedef struct {
     unsigned char *address;
 } Mapped;
 
+/* Offsets; a read that covers one of them is not for the lane. */
+#define MAX_MARKS 8
+typedef struct {
+    int count;
+    uint64_t at[MAX_MARKS];
+} Marks;
+
 typedef struct {
     PyObject *leaves, *slots, *journal; /* borrowed */
     PyObject *redirects;                /* borrowed; None if none may be made */
@@ -37,8 +44,24 @@ typedef struct {
     int known, next;
     Mapped mapped; /* the last that was asked for */
     int unsynced;  /* the journal knows that the head has unsynced writes */
+    Marks marks;
     int minds_zeros; /* blocks must not become zeros without a word to the journal */
 } View;
+
+/* A converter for PyArg_ParseTuple. */
+static int parse_marks(PyObject *list, void *into)
+{
+    Marks *marks = into;
+    Py_ssize_t count = PyList_Check(list) ? PyList_Size(list) : -1;
+    if (count < 0 || count > MAX_MARKS) {
+        PyErr_SetString(PyExc_ValueError, "no list of marks, or too many");
+        return 0;
+    }
+    marks->count = (int)count;
+    for (Py_ssize_t number = 0; number < count; number++)
+        marks->at[number] = PyLong_AsUnsignedLongLong(PyList_GetItem(list, number));
+    return !PyErr_Occurred();
+}
 
 /* Take a FastView apart: a converter for PyArg_ParseTuple. The view must outlive the result. */
 static int parse_view(PyObject *object, void *into)
@@ -46,8 +69,9 @@ static int parse_view(PyObject *object, void *into)
     View *view = into;
     unsigned long long reach;
     if (!PyArg_ParseTuple(
-            object, "O!O!lOKpO:FastView", &PyDict_Type, &view->leaves, &PyList_Type, &view->slots,
-            &view->head_slot, &view->journal, &reach, &view->minds_zeros, &view->redirects))
+            object, "O!O!lOKpOO&:FastView", &PyDict_Type, &view->leaves, &PyList_Type, &view->slots,
+            &view->head_slot, &view->journal, &reach, &view->minds_zeros, &view->redirects,
+            parse_marks, &view->marks))
         return 0;
     view->readable = view->writable = reach;
     return 1;
@@ -62,6 +86,14 @@ static int note_unsynced(View *view)
     if (PyObject_SetAttrString(view->journal, "unsynced", Py_True) < 0)
         return -1;
     view->unsynced = 1;
+    return 0;
+}
+
+static int touches_mark(const Marks *marks, const Request *request)
+{
+    for (int number = 0; number < marks->count; number++)
+        if (marks->at[number] - request->offset < request->length)
+            return 1;
     return 0;
 }
 

@@ -25,7 +25,7 @@ from bockd.nbd.protocol.replies import MAX_STATUS_BYTES, Buffer, ReplyEncoder
 from bockd.nbd.protocol.transmission import Request, RequestLimits, refusal
 from bockd.nbd.server import work
 from bockd.nbd.server.channel import reading_failed
-from bockd.nbd.server.fastlane import Served, Turn, lane_for
+from bockd.nbd.server.fastlane import MissedReads, Served, Turn, lane_for
 from bockd.nbd.server.limits import (
     MAX_BATCH_REQUESTS,
     MAX_INLINE_READ_BYTES,
@@ -70,9 +70,12 @@ class Batch:
         self.disconnect = False
         """The client said DISC: nothing follows, what is in flight is finished."""
 
-    def serve_plain(self, received: memoryview, start: int, end: int, turn: Turn) -> Served | None:
+    def serve_plain(
+        self, received: memoryview, start: int, end: int, turn: Turn, room: int = 0
+    ) -> Served | None:
         """Serve what the fast lane can of the requests in received[start:end], and of what comes
-        after them. None when there is no lane.
+        after them. Up to `room` reads that wait for the disk go to the background, as one
+        operation. None when there is no lane.
 
         `serve`, with what it left, and `finish` must follow before anything is awaited, if it left
         anything. Raises ProtocolError when a reply that has begun could not be finished.
@@ -80,7 +83,7 @@ class Batch:
         if self._lane is None:
             return None
         try:
-            done = self._lane.serve(received, start, end, self._reply, turn)
+            done = self._lane.serve(received, start, end, self._reply, turn, room)
         except OSError as error:
             self._statistics.failed("read", error)
             raise reading_failed(error) from error
@@ -94,6 +97,8 @@ class Batch:
         self._sent, self._filled = done.sent, done.filled
         if done.acknowledgements:
             self._answer(done.acknowledgements)
+        if done.missed:
+            self._begin_missed(self._lane.missed(done.missed))
         return done
 
     def serve(
@@ -270,6 +275,13 @@ class Batch:
         steps = work.read(self._device, self._encoder, request)
         self._begin([request], steps, charged_bytes=request[4])
 
+    def _begin_missed(self, missed: MissedReads) -> None:
+        requests = missed.requests
+        self._statistics.reads += len(requests)
+        self._statistics.read_bytes += sum([request[4] for request in requests])
+        steps = work.read_missed(self._device, self._encoder, self._statistics, missed)
+        self._begin(requests, steps, charged_bytes=len(missed.reply), in_flight=len(requests))
+
     def _begin_write(self, request: Request, received: memoryview) -> None:
         """A write that has to wait: its payload moves out of the receive buffer."""
         body, length = request[5], request[4]
@@ -288,7 +300,12 @@ class Batch:
         self._begin([request], operation(self._device, self._encoder, request))
 
     def _begin(
-        self, requests: Sequence[Request], steps: Steps[Buffer], *, charged_bytes: int = 0
+        self,
+        requests: Sequence[Request],
+        steps: Steps[Buffer],
+        *,
+        charged_bytes: int = 0,
+        in_flight: int = 1,
     ) -> None:
         """Start an operation; answer at once if it ends at once."""
         if self._staged:  # an operation may flush or commit: what is staged must not be in between
@@ -300,7 +317,7 @@ class Batch:
         except Exception as error:  # noqa: BLE001 - becomes the requests' answer
             self._fail(requests, error)
         else:
-            self.background.append(Work(requests, steps, step, charged_bytes))
+            self.background.append(Work(requests, steps, step, charged_bytes, in_flight))
             self._background_bytes += charged_bytes
 
     def _fail(self, requests: Sequence[Request], error: Exception) -> None:

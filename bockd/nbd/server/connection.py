@@ -243,19 +243,22 @@ class Connection:
         position, progressed, polling = 0, False, self._polling
         while position < end:
             turn = self._channel.turn(self.undisturbed(), polling.left_ns())
-            done = self._batch.serve_plain(self._buffer, position, end, turn)
+            room = self._limits.max_in_flight - self._flight.requests
+            done = self._batch.serve_plain(self._buffer, position, end, turn, room)
             if done is None:
                 break
             position, end = done.position, done.end
             if done.unflagged:
                 self._parser.unflagged = True
-            if not (done.reads or done.writes or done.rest or done.received_bytes):
+            if not (done.reads or done.writes or done.rest or done.missed or done.received_bytes):
                 return position, end, progressed, bool(done.polled)
             progressed = True
             if done.received_bytes:
                 self._received_bytes += done.received_bytes
                 polling.found()
-            if done.rest or done.served:
+            if done.missed:
+                self._start_background(done.started)
+            if done.rest or done.served or done.missed:
                 index = await self._serve_batch(done.rest, 0, done.started, done.served)
                 while index < len(done.rest):
                     index = await self._serve_batch(done.rest, index, done.started)
@@ -326,7 +329,7 @@ class Connection:
     def _start_background(self, started: int) -> None:
         batch = self._batch
         for item in batch.background:
-            self._flight.requests += 1
+            self._flight.requests += item.in_flight
             self._account.charge(item.charged_bytes)
             changes = item.requests[0][1] in work.CHANGES
             change = self._flight.begin_change() if changes else None
@@ -352,7 +355,7 @@ class Connection:
             log.debug("a reply had no one to go to")
         finally:
             self._account.discharge(item.charged_bytes)
-            self._flight.done()
+            self._flight.done(item.in_flight)
 
     async def _outcome(self, item: Work) -> Buffer:
         try:

@@ -16,9 +16,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from enum import IntEnum
+from functools import partial
+from struct import Struct
 from types import ModuleType
 from typing import NamedTuple
 
+from bockd.nbd.protocol.constants import CMD_READ
 from bockd.nbd.protocol.replies import (
     ExtendedReplies,
     ReplyEncoder,
@@ -27,7 +30,8 @@ from bockd.nbd.protocol.replies import (
 )
 from bockd.nbd.protocol.transmission import MAX_INLINE_PAYLOAD_BYTES, Request, RequestLimits
 from bockd.nbd.server.limits import MAX_INLINE_READ_BYTES
-from bockd.pool.device import BlockDevice, FastDevice
+from bockd.pool.device import BlockDevice, FastDevice, FilePart
+from bockd.runtime.steps import Steps
 
 VARIABLE = "BOCKD_FASTLANE"
 
@@ -114,26 +118,56 @@ class Served(NamedTuple):
     written_bytes: int
     unflagged: int
     """1 if there was a write whose flags do not mention its payload; see RequestParser."""
+    missed: bytes
+    """Reads before `position` that wait for the disk; see `FastLane.missed`."""
+
+
+class MissedReads(NamedTuple):
+    """Reads of one round whose data is not in the page cache: one thread does all of them, and one
+    buffer takes their replies."""
+
+    requests: list[Request]
+    reply: memoryview
+    steps: Steps[None]
+    """Fills `reply`. To be begun before anything else is called or awaited."""
+
+
+_PARTS = Struct("=I4xQII8x")
+"""Slot, offset, length, place of the data in the reply: Missed in _fastlane_missed.h."""
+
+_REQUESTS = Struct("=8xQI4xQ")
+"""Offset, length, cookie, in the same."""
 
 
 class FastLane:
     """Serves plain requests of one connection."""
 
     def __init__(
-        self, module: ModuleType, device: FastDevice, style: int, limits: RequestLimits
+        self,
+        module: ModuleType,
+        device: FastDevice,
+        encoder: ReplyEncoder,
+        limits: RequestLimits,
     ) -> None:
         self._serve = module.serve
+        self._read_missed = module.read_missed
         self._device = device
         self._view = device.fast_view
-        self._style = style
+        self._style = _STYLES[type(encoder)]
         self._read_only = limits.read_only
 
     def serve(
-        self, received: memoryview, start: int, end: int, reply: memoryview, turn: Turn
+        self,
+        received: memoryview,
+        start: int,
+        end: int,
+        reply: memoryview,
+        turn: Turn,
+        max_missed: int = 0,
     ) -> Served:
         """Serve what can be served of received[start:end], and what comes after it, for as long as
-        no other connection has work. Raises OSError when data could not be read whose reply has
-        begun."""
+        no other connection has work. Gather up to `max_missed` reads that wait for the disk. Raises
+        OSError when data could not be read whose reply has begun."""
         size = self._device.size_bytes
         return Served._make(
             self._serve(
@@ -147,9 +181,22 @@ class FastLane:
                 0 if self._read_only else size,
                 MAX_INLINE_READ_BYTES,
                 MAX_INLINE_PAYLOAD_BYTES,
+                max_missed,
                 *turn,
             )
         )
+
+    def missed(self, missed: bytes) -> MissedReads:
+        """Return what is to be done about `Served.missed`."""
+        parts: list[FilePart] = list(_PARTS.iter_unpack(missed))
+        requests: list[Request] = [
+            (0, CMD_READ, cookie, offset, length, 0)
+            for offset, length, cookie in _REQUESTS.iter_unpack(missed)
+        ]
+        _, _, length, at = parts[-1]
+        reply = memoryview(bytearray(at + length))
+        read = partial(self._read_missed, missed, reply, self._style)
+        return MissedReads(requests, reply, self._device.read_files(parts, reply, read))
 
 
 class Why(IntEnum):
@@ -212,7 +259,7 @@ def lane_for(device: BlockDevice, encoder: ReplyEncoder, limits: RequestLimits) 
     """Return a connection's fast lane. None where there is none."""
     if compiled is None or not isinstance(device, FastDevice):
         return None
-    return FastLane(compiled, device, _STYLES[type(encoder)], limits)
+    return FastLane(compiled, device, encoder, limits)
 
 
 def receive() -> Callable[[int, memoryview, int], int] | None:

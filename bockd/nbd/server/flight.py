@@ -65,9 +65,9 @@ class InFlight:
             self._waiters.append((self._next, event))
             await event.wait()
 
-    def done(self) -> None:
-        """Count one background request less: it has been answered or given up."""
-        self.requests -= 1
+    def done(self, requests: int = 1) -> None:
+        """Count so many background requests less: they have been answered or given up."""
+        self.requests -= requests
         if self._landed is not None:
             self._landed.set()
             self._landed = None

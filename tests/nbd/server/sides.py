@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -125,7 +126,7 @@ class Side:
         parser, position, end = RequestParser(extended=self.extended), 0, len(stream)
         while position < end and not self.batch.disconnect:
             turn = fastlane.Turn() if line is None else fastlane.Turn(line.ours.fileno())
-            done = self.batch.serve_plain(received, position, end, turn)
+            done = self.batch.serve_plain(received, position, end, turn, 128)
             requests, stop = [], position
             if done is not None:
                 requests, stop = done.rest, done.position
@@ -180,11 +181,20 @@ class Side:
         self.pool.release()
 
 
+def drop(side: Side) -> None:
+    """Have none of a side's data in the page cache. What was written is flushed."""
+    for layer in side.volume.layers.slots[2:]:  # 0 is the hole, 1 what is damaged
+        assert layer is not None
+        layer.evict(0)  # also what is mapped
+        for fd in layer.descriptors:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def _stepped(steps: Steps[bytes | memoryview], step: Blocking[Any]) -> Step:
     """As a driver does."""
     try:
         result = step.call()
-    except BockdError as error:
+    except Exception as error:  # noqa: BLE001 - handed to its rightful owner
         return steps.throw(error)
     return steps.send(result)
 

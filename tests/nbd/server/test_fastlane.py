@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from bockd.model import BLOCK_SIZE, MIB
 from bockd.nbd.protocol.errors import ProtocolError
-from bockd.nbd.protocol.transmission import RequestParser
 from bockd.nbd.server import fastlane
 from bockd.nbd.server.limits import REPLY_BUFFER_BYTES
 from bockd.runtime.steps import run_inline
 from tests.nbd.protocol import wire
+from tests.nbd.server.replies import cut
 from tests.nbd.server.sides import (
     PLACE_BYTES,
     PLACES,
@@ -27,6 +27,7 @@ from tests.nbd.server.sides import (
     WRITTEN,
     Line,
     Side,
+    drop,
     two_sides,
 )
 
@@ -128,8 +129,11 @@ def test_both_lanes_give_the_same_replies_and_content(
     ):
 
         @settings(max_examples=60, deadline=None)
-        @given(streams(extended))
-        def run(stream: bytes) -> None:
+        @given(streams(extended), st.sampled_from([False, False, True]))
+        def run(stream: bytes, cold: bool) -> None:
+            if cold:
+                run_inline(with_it.volume.flush())
+                drop(with_it)
             same_replies(with_it, without, stream, line if send_buffer_bytes else None)
             assert with_it.content() == without.content()
 
@@ -149,46 +153,11 @@ def same_replies(
     assert stopped == there
     if data:
         extended = with_it.extended
-        assert sorted(_cut(ours, stream, extended)) == sorted(_cut(theirs, stream, extended))
+        assert sorted(cut(ours, stream, extended)) == sorted(cut(theirs, stream, extended))
     else:
         assert len(b"".join(ours)) == len(b"".join(theirs))
     for name in ("reads", "read_bytes", "writes", "written_bytes", "flushes", "errors"):
         assert getattr(with_it.statistics, name) == getattr(without.statistics, name)
-
-
-def _cut(replies: list[bytes], stream: bytes, extended: bool) -> list[bytes]:
-    """Single replies; of a simple one to a read, the length is known from the request."""
-    reads = _reads_of(stream, extended)
-    data, single = b"".join(replies), []
-    while data:
-        magic = struct.unpack_from(">I", data)[0]
-        if magic == 0x67446698:
-            _, error, cookie = struct.unpack_from(">IIQ", data)
-            length = 16 + (reads.get(cookie, 0) if not error else 0)
-        elif magic == 0x668E33EF:
-            length = 20 + struct.unpack_from(">I", data, 16)[0]
-        else:
-            assert magic == 0x6E8A278C
-            length = 32 + struct.unpack_from(">Q", data, 24)[0]
-        assert length <= len(data)
-        single.append(data[:length])
-        data = data[length:]
-    return single
-
-
-def _reads_of(stream: bytes, extended: bool) -> dict[int, int]:
-    """Cookie to length of the reads in a stream."""
-    parser, reads = RequestParser(extended=extended), {}
-    received, position = memoryview(stream), 0
-    try:
-        while True:
-            requests, stop = parser.parse(received, position, len(stream))
-            reads.update({request[2]: request[4] for request in requests if request[1] == 0})
-            if stop == position:
-                return reads
-            position = stop
-    except ProtocolError:
-        return reads
 
 
 def test_what_does_not_fit_into_the_replies_is_left_for_the_next_call() -> None:
@@ -201,10 +170,10 @@ def test_what_does_not_fit_into_the_replies_is_left_for_the_next_call() -> None:
         replies, position = side.serve(stream)
         assert position == len(stream)
         assert side.in_lane == count
-        cut = _cut(replies, stream, extended=False)
-        assert sorted(struct.unpack_from(">Q", one, 8)[0] for one in cut) == list(range(count))
+        single = cut(replies, stream, extended=False)
+        assert sorted(struct.unpack_from(">Q", one, 8)[0] for one in single) == list(range(count))
         expected = side.content()
-        for one in cut:
+        for one in single:
             place = struct.unpack_from(">Q", one, 8)[0] % WRITTEN
             assert one[28:] == expected[place * PLACE_BYTES :][:65536]
 
@@ -352,8 +321,8 @@ def test_requests_that_came_meanwhile_are_served_in_the_same_call() -> None:
         done = side.batch.serve_plain(received, 0, left + 100, fastlane.Turn(turn.sock))
         assert done is not None
         assert (done.writes, done.position, done.end) == (1, left + 100, left + 100)
-        cut = _cut([line.heard()], first + second, extended=False)
-        assert [struct.unpack_from(">Q", one, 8)[0] for one in cut] == [0, 1, 2]
+        single = cut([line.heard()], first + second, extended=False)
+        assert [struct.unpack_from(">Q", one, 8)[0] for one in single] == [0, 1, 2]
         assert side.content()[8 * PLACE_BYTES :][:BLOCK_SIZE] == data
 
 
@@ -409,8 +378,8 @@ def test_a_send_that_stops_within_an_acknowledgement(length: int) -> None:
         for send_buffer_bytes in (4_608, 12_000, 20_000, 40_000, 65_536):
             with closing(Line(send_buffer_bytes)) as line:
                 replies, _ = side.serve(stream, line)
-            cut = _cut(replies, stream, extended=False)
-            cookies = [struct.unpack_from(">Q", one, 8)[0] for one in cut]
+            single = cut(replies, stream, extended=False)
+            cookies = [struct.unpack_from(">Q", one, 8)[0] for one in single]
             assert sorted(cookies) == [1, 2, *range(100, 500)]
 
 

@@ -137,7 +137,7 @@ class FrozenLayer(Layer):
                 opened.close()
 
     def prefetch(self, offset: int, length: int) -> None:
-        """See Layer.prefetch. For the owner thread, which opens nothing."""
+        """See Layer.prefetch. The caller has a hold of the layer. Nothing is opened for this."""
         if self.is_open:
             super().prefetch(offset, length)
 

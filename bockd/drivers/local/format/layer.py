@@ -23,6 +23,7 @@ from typing import NoReturn
 from bockd.directories import sync_directory
 from bockd.drivers.local.format.fileranges import punch_range, unwritten_ranges, zero_range
 from bockd.drivers.local.format.layout import Layout
+from bockd.drivers.local.format.prefetch import prefetch_range
 from bockd.drivers.local.format.windows import Window, Windows
 from bockd.drivers.local.format.writepieces import SMALL_BYTES
 from bockd.errors import BockdError, DamagedError, from_os_error
@@ -279,9 +280,9 @@ class Layer:
         return next(self.data_ranges(0, len(self.descriptors) * SEGMENT_BYTES), None) is None
 
     def prefetch(self, offset: int, length: int) -> None:
-        """Ask the kernel to read a range ahead."""
+        """Ask the kernel to read a range ahead. Blocks."""
         for fd, position, count in self._parts(offset, length):
-            os.posix_fadvise(fd, position, count, os.POSIX_FADV_WILLNEED)
+            prefetch_range(fd, position, count)
 
     def evict(self, offset: int) -> None:
         """Let the page cache forget a byte and what is around it."""

@@ -8,19 +8,22 @@ older than a write that came later, but never older than one acknowledged before
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 
 from bockd.drivers.local.access import StoreAccess
 from bockd.drivers.local.format.layer import SEGMENT_BYTES, Layer
 from bockd.drivers.local.format.leaf import LEAF_BYTES, LEAF_MASK, LEAF_SHIFT
 from bockd.drivers.local.volume.extents import ExtentWalk
 from bockd.drivers.local.volume.loading import LeafLoader
-from bockd.drivers.local.volume.verifying import verify_read
+from bockd.drivers.local.volume.readahead import Range, ReadAhead, extents_of
+from bockd.drivers.local.volume.verifying import ReadPiece, verify_reads
 from bockd.errors import BockdError, DamagedBlockError, from_os_error
 from bockd.index.index import LmdbIndex
-from bockd.model import BLOCK_SIZE, GIB, Extent, LayerId
-from bockd.pool.device import FastView
-from bockd.runtime.steps import Signal, blocking
+from bockd.model import BLOCK_SIZE, GIB, MIB, Extent, LayerId
+from bockd.pool.device import FastView, FilePart
+from bockd.runtime.steps import Signal, Spawn, blocking
 
 BLOCK_SHIFT = 12
 assert 1 << BLOCK_SHIFT == BLOCK_SIZE
@@ -29,15 +32,18 @@ CACHE_AHEAD_BYTES = 1 * GIB
 """How far one call of `cache` reads ahead: the page cache of a machine is not much larger, and a
 hint that names a whole volume of 16 TiB must not bring 16 million leaves into memory."""
 
-_ZEROS = bytes(1 << 20)
+CACHE_PIECE_BYTES = 64 * MIB
+"""How much of that is done at once: who waits for the reads under way waits for this, too."""
 
-ReadPiece = tuple[Layer, int, memoryview]
+_ZEROS = bytes(1 << 20)
 
 
 class Reader:
     """The reading half of a device. Offsets and lengths are in bytes, checked by the frontend."""
 
-    def __init__(self, store: StoreAccess, loader: LeafLoader, size_bytes: int) -> None:
+    def __init__(
+        self, store: StoreAccess, loader: LeafLoader, size_bytes: int, spawn: Spawn
+    ) -> None:
         self.loader = loader
         self.map = loader.cache
         self.layers = loader.layers
@@ -46,7 +52,11 @@ class Reader:
         self._leaves = loader.cache.leaves
         self._slots = loader.layers.slots
         self._size_bytes = size_bytes
+        self._spawn = spawn
         self._reads: set[Signal] = set()
+        self._ending = False
+        self._ahead = ReadAhead()
+        self._marks = self._ahead.marks
         self.on_damage: Callable[[LayerId, int], None] = self.map.mark_damaged
         """Told what a read has found damaged: a layer and a block of it."""
 
@@ -58,6 +68,8 @@ class Reader:
     def try_read(self, offset: int, into: memoryview) -> bool:
         """See BlockDevice.try_read."""
         length = len(into)
+        if self._marks:
+            self._begin_ahead(self._ahead.touched(offset, offset + length))
         first = offset >> BLOCK_SHIFT
         last = (offset + length - 1) >> BLOCK_SHIFT
         if first != last or offset >= SEGMENT_BYTES:
@@ -83,7 +95,9 @@ class Reader:
 
     def fast_view(self) -> FastView:
         """See FastDevice.fast_view."""
-        return FastView(self._leaves, self._slots, -1, None, SEGMENT_BYTES)
+        return FastView(
+            self._leaves, self._slots, -1, None, SEGMENT_BYTES, False, None, self._marks
+        )
 
     def _try_read_many(self, offset: int, into: memoryview, first: int, end: int) -> bool:
         if self.map.missing(first, end) is not None:
@@ -122,17 +136,86 @@ class Reader:
         try:
             await self.loader.load(first, end)
             pieces = self._plan_read(offset, into, first, end)
-            frozen = [piece for piece in pieces if self._is_frozen(piece[0])]
             if pieces:
-                _hold(pieces)
-                try:
-                    await blocking(_read_pieces, self._store.index, pieces, frozen)
-                except DamagedBlockError as error:
-                    self.on_damage(LayerId(error.layer), error.block)
-                    raise
-                finally:
-                    _let_go(pieces)
-                    self._store.files.make_room()
+                self._begin_ahead(self._ahead.missed(offset, offset + len(into)))
+                await self._in_thread(
+                    {piece[0] for piece in pieces},
+                    [piece for piece in pieces if self._is_frozen(piece[0])],
+                    partial(_read_pieces, pieces),
+                )
+        finally:
+            self._reads.remove(finished)
+            finished.fire()
+
+    async def read_files(
+        self, parts: Sequence[FilePart], into: memoryview, read: Callable[[], None]
+    ) -> None:
+        """See FastDevice.read_files."""
+        finished = Signal()
+        self._reads.add(finished)
+        try:
+            layers = {
+                slot: layer for slot in {part[0] for part in parts} if (layer := self._slots[slot])
+            }
+            for offset, end in extents_of(sorted([(part[1], part[1] + part[2]) for part in parts])):
+                self._begin_ahead(self._ahead.missed(offset, end))
+            frozen = [
+                (layers[slot], offset, into[at : at + length])
+                for slot, offset, length, at in parts
+                if self._is_frozen(layers[slot])
+            ]
+            await self._in_thread(set(layers.values()), frozen, read)
+        finally:
+            self._reads.remove(finished)
+            finished.fire()
+
+    async def _in_thread(
+        self, layers: set[Layer], frozen: list[ReadPiece], read: Callable[[], None]
+    ) -> None:
+        """Call `read`, which reads from `layers`, in a thread, and verify what it has read from
+        frozen ones. The read is among `_reads`."""
+        _hold(layers)
+        try:
+            await blocking(_read_and_verify, self._store.index, frozen, read)
+        except DamagedBlockError as error:
+            self.on_damage(LayerId(error.layer), error.block)
+            raise
+        finally:
+            _let_go(layers)
+            self._store.files.make_room()
+
+    def _begin_ahead(self, ahead: Range | None) -> None:
+        if ahead is None or self._ending:
+            return
+        steps = self._read_ahead(*ahead)
+        try:
+            self._spawn(steps)
+        except RuntimeError:  # no thread can be started, or all is about to end
+            steps.close()
+
+    async def _read_ahead(self, offset: int, end: int) -> None:
+        """Have the kernel read a range of the head. What is frozen is read when it is asked for,
+        and verified before anybody is given it."""
+        end = min(end, self._size_bytes)
+        if not self._ending and offset < end:  # or else the device may be closed by now
+            await self._prefetch(offset, end, lambda layer: not self._is_frozen(layer))
+
+    async def _prefetch(self, offset: int, end: int, wanted: Callable[[Layer], bool]) -> None:
+        """Have the kernel read a range, as far as it is in layers that are `wanted`."""
+        finished = Signal()
+        self._reads.add(finished)
+        try:
+            first, stop = offset >> BLOCK_SHIFT, ((end - 1) >> BLOCK_SHIFT) + 1
+            await self.loader.load(first, stop)
+            runs = [
+                (layer, run_first << BLOCK_SHIFT, (run_end - run_first) << BLOCK_SHIFT)
+                for run_first, run_end, slot in self.map.runs(first, stop)
+                if (layer := self._slots[slot]) is not None and wanted(layer)
+            ]
+            if runs:
+                await self._in_thread({run[0] for run in runs}, [], partial(_prefetch, runs))
+        except BockdError:
+            pass  # whoever reads it meets it
         finally:
             self._reads.remove(finished)
             finished.fire()
@@ -141,6 +224,12 @@ class Reader:
         """Whether a layer's blocks may have checksums."""
         return True
 
+    async def end_reads(self) -> None:
+        """Wait until every read is finished, and read nothing ahead any more: the device is about
+        to be closed."""
+        self._ending = True
+        await self.drain_reads()
+
     async def drain_reads(self) -> None:
         """Wait until every read that has begun by now is finished."""
         for finished in list(self._reads):
@@ -148,16 +237,9 @@ class Reader:
 
     async def cache(self, offset: int, length: int) -> None:
         """See BlockDevice.cache."""
-        length = min(length, CACHE_AHEAD_BYTES)
-        first, end = offset >> BLOCK_SHIFT, ((offset + length - 1) >> BLOCK_SHIFT) + 1
-        try:
-            await self.loader.load(first, end)
-        except BockdError:
-            return
-        for run_first, run_end, slot in self.map.runs(first, end):
-            layer = self._slots[slot]
-            if layer is not None:
-                layer.prefetch(run_first << BLOCK_SHIFT, (run_end - run_first) << BLOCK_SHIFT)
+        end = offset + min(length, CACHE_AHEAD_BYTES)
+        for start in range(offset, end, CACHE_PIECE_BYTES):
+            await self._prefetch(start, min(start + CACHE_PIECE_BYTES, end), lambda _: True)
 
     def try_extents(self, offset: int, length: int, limit: int) -> list[Extent] | None:
         """See BlockDevice.try_extents."""
@@ -178,20 +260,30 @@ def _fill_zeros(view: memoryview) -> None:
         part[:] = _ZEROS[: len(part)]
 
 
-def _hold(pieces: list[ReadPiece]) -> None:
+def _hold(layers: set[Layer]) -> None:
     """Keep layers from being closed while a thread reads from them."""
-    for layer, _, _ in pieces:
+    for layer in layers:
         layer.used = True
         layer.readers += 1
 
 
-def _let_go(pieces: list[ReadPiece]) -> None:
-    for layer, _, _ in pieces:
+def _let_go(layers: set[Layer]) -> None:
+    for layer in layers:
         layer.readers -= 1
 
 
-def _read_pieces(index: LmdbIndex, pieces: list[ReadPiece], frozen: list[ReadPiece]) -> None:
+def _prefetch(runs: list[tuple[Layer, int, int]]) -> None:
+    for layer, start, length in runs:
+        with suppress(OSError):
+            layer.prefetch(start, length)
+
+
+def _read_pieces(pieces: list[ReadPiece]) -> None:
     for layer, position, piece in pieces:
         layer.read(position, piece)
-    for layer, position, piece in frozen:
-        verify_read(index, layer, position, piece)
+
+
+def _read_and_verify(index: LmdbIndex, frozen: list[ReadPiece], read: Callable[[], None]) -> None:
+    read()
+    if frozen:
+        verify_reads(index, frozen)

@@ -7,7 +7,7 @@ from bockd.drivers.local.format.catalogue import LocalSnapshotRecord
 from bockd.drivers.local.volume.loading import LeafLoader
 from bockd.drivers.local.volume.reading import Reader
 from bockd.errors import ReadOnlyError
-from bockd.runtime.steps import Steps
+from bockd.runtime.steps import Spawn, Steps
 
 _MESSAGE = "a snapshot never changes; make a volume from it and write there"
 
@@ -17,8 +17,10 @@ class Snapshot(Reader):
 
     read_only = True
 
-    def __init__(self, store: StoreAccess, loader: LeafLoader, record: LocalSnapshotRecord) -> None:
-        super().__init__(store, loader, record.size_bytes)
+    def __init__(
+        self, store: StoreAccess, loader: LeafLoader, record: LocalSnapshotRecord, spawn: Spawn
+    ) -> None:
+        super().__init__(store, loader, record.size_bytes, spawn)
         self.record = record
 
     def try_write(self, offset: int, data: memoryview) -> bool:

@@ -16,26 +16,42 @@ from bockd.drivers.local.format.leaf import LEAF_BLOCKS, LEAF_SHIFT
 from bockd.drivers.local.integrity.damage import describe, show_damage
 from bockd.errors import BockdError, DamagedBlockError
 from bockd.index.index import LmdbIndex
-from bockd.model import BLOCK_SIZE
+from bockd.model import BLOCK_SIZE, LayerId
 from bockd.pool.index import Transaction
 
 log = logging.getLogger(__name__)
 
 
-def verify_read(index: LmdbIndex, layer: Layer, position: int, data: memoryview) -> None:
-    """Compare `data`, just read from byte `position` of a frozen layer, with its checksums. If they
-    differ, mark the damage in the index and raise DamagedBlockError. Blocks. Also raises OSError,
+ReadPiece = tuple[Layer, int, memoryview]
+"""A layer, where in it was read, and what was read there."""
+
+
+def verify_reads(index: LmdbIndex, pieces: list[ReadPiece]) -> None:
+    """Compare what was just read from frozen layers with its checksums. If a block differs, mark
+    the damage in the index and raise DamagedBlockError. Blocks. Also raises OSError,
     DamagedError."""
-    first = position // BLOCK_SIZE
-    end = -(-(position + len(data)) // BLOCK_SIZE)
-    expected: dict[int, int] = {}
     with index.reading() as txn:
-        for number in range(first >> LEAF_SHIFT, ((end - 1) >> LEAF_SHIFT) + 1):
-            base = number * LEAF_BLOCKS
-            start, stop = max(first - base, 0), min(end - base, LEAF_BLOCKS)
-            sums = checksums.stored_sums(txn, layer.id, number, start, stop)
-            expected |= {base + block: crc for block, crc in sums.items()}
-    for block, crc in expected.items():
+        expected = [_stored(txn, layer.id, at, len(data)) for layer, at, data in pieces]
+    for piece, sums in zip(pieces, expected, strict=True):
+        _verify(index, piece, sums)
+
+
+def _stored(txn: Transaction, layer: LayerId, position: int, length: int) -> dict[int, int]:
+    """Return the checksums that the index has of a range's blocks."""
+    first = position // BLOCK_SIZE
+    end = -(-(position + length) // BLOCK_SIZE)
+    expected: dict[int, int] = {}
+    for number in range(first >> LEAF_SHIFT, ((end - 1) >> LEAF_SHIFT) + 1):
+        base = number * LEAF_BLOCKS
+        start, stop = max(first - base, 0), min(end - base, LEAF_BLOCKS)
+        sums = checksums.stored_sums(txn, layer, number, start, stop)
+        expected |= {base + block: crc for block, crc in sums.items()}
+    return expected
+
+
+def _verify(index: LmdbIndex, piece: ReadPiece, sums: dict[int, int]) -> None:
+    layer, position, data = piece
+    for block, crc in sums.items():
         at = block * BLOCK_SIZE - position
         whole = data[at : at + BLOCK_SIZE] if at >= 0 else data[:0]
         if len(whole) < BLOCK_SIZE:  # the reader wanted a part of it

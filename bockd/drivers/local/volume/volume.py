@@ -82,7 +82,7 @@ class Volume(Reader):
         gate: WriteGate,
         spawn: Spawn,
     ) -> None:
-        super().__init__(store, loader, durability.record.size_bytes)
+        super().__init__(store, loader, durability.record.size_bytes, spawn)
         self.durability = durability
         # What each request needs, without a way through others.
         self._failure = durability.failure
@@ -92,7 +92,6 @@ class Volume(Reader):
         self._piece_bytes = store.write_pieces.size_bytes
         self.locks = RangeLocks()
         self.gate = gate
-        self._spawn = spawn
         self._punchers: list[Puncher] = []
         self._head_slot = NO_SLOT
         self._head_descriptor = -1
@@ -179,6 +178,7 @@ class Volume(Reader):
             SEGMENT_BYTES,
             self._tail.exposed(),
             self._redirects if may_write else None,
+            self._marks,
         )
 
     def try_write(self, offset: int, data: memoryview) -> bool:
