@@ -1,4 +1,4 @@
-"""Compiles bockd/nbd/server/_fastlane.c when bockd is built or installed (hatchling calls this).
+"""Compiles what of bockd is written in C when it is built or installed (hatchling calls this).
 
 Without a C compiler or Python's headers bockd is built without it, and says so: it works the same.
 """
@@ -13,27 +13,28 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCE = "bockd/nbd/server/_fastlane.c"
-MODULE = "bockd/nbd/server/_fastlane.abi3.so"
+MODULES = ("bockd/nbd/server/_fastlane", "bockd/runtime/_syncing")
+"""Sources, without their suffix."""
 
 
 class FastLaneHook(BuildHookInterface):  # type: ignore[type-arg]
-    """Adds the compiled module to wheels and to editable installations."""
+    """Adds the compiled modules to wheels and to editable installations."""
 
     def initialize(self, _version: str, build_data: dict[str, Any]) -> None:
         """Called before a wheel is put together."""
         if self.target_name != "wheel":
             return
-        module = Path(self.root, MODULE)
-        module.unlink(missing_ok=True)
-        problem = compile_module(Path(self.root, SOURCE), module)
-        if problem:
-            self.app.display_warning(f"bockd is built without its fast lane: {problem}")
-            return
-        build_data["pure_python"] = False
-        platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
-        build_data["tag"] = f"cp311-abi3-{platform}"  # Py_LIMITED_API in the source
-        build_data["artifacts"].append(MODULE)
+        for name in MODULES:
+            module = Path(self.root, f"{name}.abi3.so")
+            module.unlink(missing_ok=True)
+            problem = compile_module(Path(self.root, f"{name}.c"), module)
+            if problem:
+                self.app.display_warning(f"bockd is built without its fast lane: {problem}")
+                continue
+            build_data["pure_python"] = False
+            platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+            build_data["tag"] = f"cp311-abi3-{platform}"  # Py_LIMITED_API in the sources
+            build_data["artifacts"].append(f"{name}.abi3.so")
 
 
 def compile_module(source: Path, module: Path) -> str:

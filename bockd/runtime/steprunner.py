@@ -12,6 +12,7 @@ from typing import TypeVar
 import trio
 
 from bockd.runtime.steps import Blocking, Completion, Signal, Step, Steps
+from bockd.runtime.syncing import Syncing
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -57,6 +58,9 @@ class StepRunner:
             await _ended(step)
             return None, None
         try:
+            if isinstance(step, Syncing) and step.begin():
+                await _synced(step)
+                return None, None
             return await self._call(step), None
         except Exception as error:  # noqa: BLE001 - handed to the operation, its rightful owner
             return None, error
@@ -84,6 +88,11 @@ async def _ended(completion: Completion[object]) -> None:
     event, token = trio.Event(), trio.lowlevel.current_trio_token()
     completion.subscribe(lambda: token.run_sync_soon(event.set))
     await event.wait()
+
+
+async def _synced(step: Syncing) -> None:
+    while not step.ended():
+        await trio.lowlevel.wait_readable(step.fileno())
 
 
 async def _fired(signal: Signal) -> None:

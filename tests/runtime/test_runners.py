@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
 from bockd.errors import NoSpaceError
+from bockd.runtime import syncing
 from bockd.runtime.steprunner import StepRunner
 from bockd.runtime.steps import Completion, Signal, Steps, blocking, call_blocking, run_inline
+from bockd.runtime.syncing import Syncing
 from nbd_plugin.owner import Owner
 
 
@@ -92,6 +98,44 @@ def test_a_completion_that_fails_raises(run: Callable[[Steps[Any]], Any]) -> Non
 
     with pytest.raises(NoSpaceError, match="full"):
         run(steps())
+
+
+@pytest.mark.parametrize("native", [True, False], ids=["compiled thread", "call"])
+def test_a_sync_succeeds_or_raises_what_the_system_said(
+    run: Callable[[Steps[Any]], Any], native: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if not native:
+        monkeypatch.setattr(syncing, "compiled", None)
+    called: list[int] = []
+
+    async def sync(*descriptors: int) -> None:
+        def call() -> None:
+            for fd in descriptors:
+                called.append(fd)
+                os.fdatasync(fd)
+
+        await Syncing(call, descriptors)
+
+    with (tmp_path / "file").open("wb") as file, pipe() as cannot_be_synced:
+        good = file.fileno()
+        run(sync(good))
+        run(sync(good, good))
+        with pytest.raises(OSError, match="Invalid argument") as raised:
+            run(sync(good, cannot_be_synced, good))
+        assert raised.value.errno == errno.EINVAL
+    in_threads = native and run is under_trio
+    assert called == ([] if in_threads else [good, good, good, good, cannot_be_synced])
+
+
+@contextmanager
+def pipe() -> Iterator[int]:
+    """A descriptor whose fdatasync fails with EINVAL."""
+    reading, writing = os.pipe()
+    try:
+        yield writing
+    finally:
+        os.close(reading)
+        os.close(writing)
 
 
 def test_an_operation_that_waits_for_itself_cleans_up() -> None:

@@ -25,7 +25,7 @@ from bockd.drivers.local.volume.appending import JournalTail
 from bockd.drivers.local.volume.flushing import Flusher
 from bockd.drivers.local.volume.recovery import Replay
 from bockd.drivers.local.volume.volume import Volume
-from bockd.runtime.steps import Signal, Steps
+from bockd.runtime.steps import Blocking, Signal, Steps, blocking
 
 Mutation = Callable[[], Any]
 
@@ -60,9 +60,9 @@ def _without_final(matches: Callable[[FrameType, str], bool]) -> Mutation:
     def mutation() -> Generator[None]:
         real = Flusher._final
 
-        def final(self: Flusher, sync: Callable[[], None], doing: str) -> Steps[None]:
+        def final(self: Flusher, sync: Blocking[None], doing: str) -> Steps[None]:
             left_out = matches(_caller_of("sync_head", sys._getframe(1)), doing)
-            return real(self, (lambda: None) if left_out else sync, doing)
+            return real(self, blocking(_nothing) if left_out else sync, doing)
 
         with mock.patch.object(Flusher, "_final", final):
             yield

@@ -55,6 +55,7 @@ from bockd.drivers.local.format.layout import JournalName, Layout, unlink_if_pre
 from bockd.errors import DamagedError, from_os_error
 from bockd.failpoints import Failpoint, hit
 from bockd.model import KIB, MIB
+from bockd.runtime.syncing import Syncing
 
 SEGMENT_BYTES = 2 * MIB
 """65,408 places: as many single changes, or 400,000 scattered blocks in batches of 32. Enough that
@@ -245,6 +246,10 @@ class JournalSegment:
     def sync(self) -> None:
         """Sync the file with fdatasync. Raises OSError."""
         os.fdatasync(self._fd)
+
+    def syncing(self) -> Syncing:
+        """Return `sync` as a step. Raises OSError where it is awaited."""
+        return Syncing(self.sync, (self._fd,))
 
     def close(self) -> None:
         """Close the file. Repeating it does no harm."""

@@ -29,6 +29,7 @@ from bockd.drivers.local.format.writepieces import SMALL_BYTES
 from bockd.errors import BockdError, DamagedError, from_os_error
 from bockd.failpoints import Failpoint, hit
 from bockd.model import KIB, MIB, TIB, LayerId
+from bockd.runtime.syncing import Syncing
 
 SEGMENT_BYTES = 8 * TIB
 """Half of what ext4 allows, so that two segments hold the largest volume."""
@@ -172,6 +173,10 @@ class Layer:
         then."""
         for fd in self.descriptors:
             os.fdatasync(fd)
+
+    def syncing(self) -> Syncing:
+        """Return `sync` as a step. Raises OSError where it is awaited."""
+        return Syncing(self.sync, tuple(self.descriptors))
 
     def grow(self, layout: Layout, size_bytes: int) -> None:
         """Extend to `size_bytes`, adding segments as needed, durably. Never shrinks."""

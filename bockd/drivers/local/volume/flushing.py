@@ -10,7 +10,6 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from bockd.drivers.local.format.journal import JournalSegment, Kind
@@ -19,7 +18,7 @@ from bockd.drivers.local.volume.appending import JournalTail
 from bockd.drivers.local.volume.failing import Failure
 from bockd.errors import BockdError, VolumeFailedError
 from bockd.failpoints import Failpoint, hit
-from bockd.runtime.steps import Signal, blocking
+from bockd.runtime.steps import Blocking, Signal
 from bockd.runtime.waiting import Mutex
 
 
@@ -94,7 +93,7 @@ class Flusher:
                 self._failure.declare(f"appending to the journal failed: {error}")
                 self._failure.check_usable()
             hit(Failpoint.FLUSH_BARRIER)
-            await self._final(segment.sync, "syncing the journal")
+            await self._final(segment.syncing(), "syncing the journal")
             self._tail.durable = max(self._tail.durable, covered)
         hit(Failpoint.FLUSH_DONE)
 
@@ -102,13 +101,13 @@ class Flusher:
         """Sync the head. The caller holds the turn. Raises VolumeFailedError."""
         # Cleared first: a write that lands during the sync needs another one.
         self.unsynced = False
-        await self._final(self.head.sync, "syncing the head layer")
+        await self._final(self.head.syncing(), "syncing the head layer")
 
-    async def _final(self, sync: Callable[[], None], doing: str) -> None:
+    async def _final(self, sync: Blocking[None], doing: str) -> None:
         """Run a sync whose failure is final for the volume, whatever it failed with: what it was to
         cover counts as covered already."""
         try:
-            await blocking(sync)
+            await sync
         except Exception as error:  # noqa: BLE001 - the volume has failed
             self._failure.declare(f"{doing} failed: {error}")
             self._failure.check_usable()

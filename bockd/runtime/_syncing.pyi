@@ -1,0 +1,9 @@
+"""Types of the compiled module; syncing.py says what it is for."""
+
+from collections.abc import Sequence
+
+class Sync:
+    def fileno(self) -> int: ...
+    def result(self) -> int: ...
+
+def begin(descriptors: Sequence[int], /) -> Sync | None: ...
