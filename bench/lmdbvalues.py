@@ -77,6 +77,11 @@ class LmdbDevice:
             txn.put(key, value)
         return True
 
+    def try_trim(self, offset: int, length: int) -> bool:
+        for number in range(-(-offset // BLOCK_SIZE), (offset + length) // BLOCK_SIZE):
+            self._begin().delete(number.to_bytes(8, "big"))
+        return True
+
     def commit(self) -> None:
         if self._writing is not None:
             self._writing.commit()
@@ -93,8 +98,7 @@ class LmdbDevice:
         await self.write(offset, memoryview(bytes(length)))
 
     async def trim(self, offset: int, length: int) -> None:
-        for number in range(-(-offset // BLOCK_SIZE), (offset + length) // BLOCK_SIZE):
-            self._begin().delete(number.to_bytes(8, "big"))
+        self.try_trim(offset, length)
         self.commit()
 
     async def flush(self) -> None:

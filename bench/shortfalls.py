@@ -157,18 +157,4 @@ SHORTFALLS = (
             "they could not show a gain, and every promise would have to be proved anew."
         ),
     ),
-    Shortfall(
-        title="Trimming 100 GiB",
-        rows=("trim-full-map",),
-        why=(
-            "A trim is journaled, changes 102,400 leaves of 1 MiB one by one in Python, and "
-            "deletes their records from the index; qemu-nbd clears entries of its L2 tables in "
-            "memory, 64 KiB of volume each."
-        ),
-        tried=(
-            "Nothing that helped: with twice as many leaves allowed to wait for a checkpoint, it "
-            "was 48.3 GiB/s against qcow2's 398, the same. Not tried: holes of whole groups of "
-            "leaves."
-        ),
-    ),
 )

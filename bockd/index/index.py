@@ -159,6 +159,18 @@ class LmdbTransaction:
         """Remove an entry. Return False when there was none."""
         return bool(self._txn.delete(key, db=self._tables[table]))
 
+    def erase(self, table: Table, start: bytes, stop: bytes) -> None:
+        """Remove the entries with start <= key < stop, without reading values. Raises DamagedError,
+        with nothing removed, where the index has a gap: a damaged key has lost its place in the
+        order that this relies on."""
+        if self._gaps:
+            self._believe(table, start, stop)
+        with self._txn.cursor(db=self._tables[table]) as cursor:
+            key, delete = cursor.key, cursor.delete
+            found = cursor.set_range(start)
+            while found and bytes(key()) < stop:
+                found = delete() and bool(key())
+
     def scan(self, table: Table, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Yield the entries with start <= key < stop, in order. Do not change the table while
         scanning."""
@@ -308,6 +320,10 @@ class LmdbIndex:
         except lmdb.Error as error:
             env.close()
             raise _translate(error, self._data) from error
+
+    def may_miss(self, table: Table) -> bool:
+        """Return whether a table has gaps, so that looking somewhere in it raises DamagedError."""
+        return table in self._gaps
 
     def close(self) -> None:
         if self._opened is not None:

@@ -42,11 +42,16 @@ class BlockDevice(Protocol):
         would. Not acknowledged before `commit()`. Raises BockdError (NoSpaceError, ...)."""
         ...
 
+    def try_trim(self, offset: int, length: int) -> bool:
+        """Trim a range, as `trim` does, if that needs no waiting; False, with nothing changed, if
+        it would. Not acknowledged before `commit()`. Raises BockdError."""
+        ...
+
     def commit(self) -> None:
-        """Make what `try_write` did since the last commit safe against the death of the process:
-        one journal append for the whole batch. Costs nothing when no map entry changed. Raises
-        VolumeFailedError when that failed: then nothing since the last commit may be
-        acknowledged."""
+        """Make what `try_write` and `try_trim` did since the last commit safe against the death of
+        the process: one journal append for the whole batch. Costs nothing when no map entry
+        changed. Raises VolumeFailedError when that failed: then nothing since the last commit may
+        be acknowledged."""
         ...
 
     def read(self, offset: int, into: memoryview) -> Steps[None]:

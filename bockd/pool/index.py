@@ -27,6 +27,10 @@ class Transaction(Protocol):
         """Remove an entry. Return False when there was none."""
         ...
 
+    def erase(self, table: Table, start: bytes, stop: bytes) -> None:
+        """Remove the entries with start <= key < stop. Raises DamagedError."""
+        ...
+
     def scan(self, table: Table, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Yield the entries with start <= key < stop, in order. Do not change the table while
         scanning."""

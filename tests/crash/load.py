@@ -18,6 +18,9 @@ from .history import ZEROS, History, Operation
 DEPTH = 16
 """Requests under way on each connection."""
 
+MIB = 1 << 20
+"""Covered by a leaf of the block map, which is a group of its own in a small engine."""
+
 LARGE_UNITS = 300
 """Of blocks, more than the server takes from the socket at once."""
 
@@ -70,6 +73,9 @@ class Load:
         whole = kind >= 0.91
         if whole:  # a trim: only whole blocks are given back
             first, count = first // per_block * per_block, -(-count // per_block) * per_block
+            if self._choose.random() < 0.02:
+                count = MIB // history.unit_bytes
+                first = self._choose.randrange(history.units // count) * count
         operation = history.send(ZEROS, first, count)
         call = handle.aio_trim if whole else handle.aio_zero
         allocated = not whole and self._choose.random() < 0.5

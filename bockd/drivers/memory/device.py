@@ -44,11 +44,11 @@ class MemoryDevice:
         """Switch: operations wait for this signal before they do anything."""
         self.failures: dict[str, Exception] = {}
         """Switch: method name to the error it raises ("read", "write", "commit", "flush", ...);
-        "read", "write" and "extents" cover the immediate forms, too."""
+        "read", "write", "trim" and "extents" cover the immediate forms, too."""
         self.calls: list[str] = []
         """Names of the operations that took effect, in order, without the immediate reads."""
         self.uncommitted = 0
-        """Immediate writes since the last commit."""
+        """Immediate writes and trims since the last commit."""
         self.modified_at = 0.0
         """When its content last changed, in seconds since the epoch."""
 
@@ -92,6 +92,14 @@ class MemoryDevice:
         self.uncommitted += 1
         return True
 
+    def try_trim(self, offset: int, length: int) -> bool:
+        if not self.immediate or self.blocking or self.gate is not None:
+            return False
+        self._check("trim")
+        self._trim(offset, length)
+        self.uncommitted += 1
+        return True
+
     def commit(self) -> None:
         self._check("commit")
         if self.uncommitted:
@@ -129,11 +137,7 @@ class MemoryDevice:
 
     async def trim(self, offset: int, length: int) -> None:
         await self._pause("trim")
-        for number, start, stop, _ in _blocks(offset, length):
-            if stop - start == BLOCK_SIZE:
-                self._blocks.pop(number, None)
-        self.modified_at = time.time()
-        self.calls.append("trim")
+        self._trim(offset, length)
 
     async def flush(self) -> None:
         assert not self.uncommitted, "a flush began while writes were staged"
@@ -190,6 +194,13 @@ class MemoryDevice:
             else:
                 found.append(Extent(offset + position, stop - start, hole))
         return found
+
+    def _trim(self, offset: int, length: int) -> None:
+        for number, start, stop, _ in _blocks(offset, length):
+            if stop - start == BLOCK_SIZE:
+                self._blocks.pop(number, None)
+        self.modified_at = time.time()
+        self.calls.append("trim")
 
 
 class FailedError(BockdError):

@@ -39,6 +39,11 @@ class MemoryTransaction:
         """See the contract."""
         return self._changing(table).pop(key, None) is not None
 
+    def erase(self, table: Table, start: bytes, stop: bytes) -> None:
+        """See the contract."""
+        for key in list(self.keys(table, start, stop)):
+            self.delete(table, key)
+
     def scan(self, table: Table, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
         """See the contract."""
         found = self.tables.get(table, _NOTHING)

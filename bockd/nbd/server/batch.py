@@ -1,12 +1,12 @@
 """The hot path: one receive buffer's requests, served without waiting, one reply buffer out.
 
 `serve` goes through the requests in order. Reads go straight into the reply buffer behind their
-headers. Writes go to the device and are *staged*: their replies are made by `finish`, after one
-`commit` for all of them, so that a failed commit acknowledges none. What the device cannot do at
-once becomes `background` work. Nothing here waits, so between a write and its commit no other
-connection runs.
+headers. Writes and trims go to the device and are *staged*: their replies are made by `finish`,
+after one `commit` for all of them, so that a failed commit acknowledges none. What the device
+cannot do at once becomes `background` work. Nothing here waits, so between a write and its commit
+no other connection runs.
 
-Flushes and FUA writes of a batch share one flush, which begins after the commit: all of them were
+Flushes and FUA changes of a batch share one flush, which begins after the commit: all of them were
 received before it.
 
 Where the compiled fast lane is there, `serve_plain` comes first. What it serves needs no commit:
@@ -20,6 +20,7 @@ import mmap
 from collections.abc import Sequence
 from time import perf_counter_ns
 
+from bockd.model import BLOCK_SIZE
 from bockd.nbd.protocol import constants as nbd
 from bockd.nbd.protocol.replies import MAX_STATUS_BYTES, Buffer, ReplyEncoder
 from bockd.nbd.protocol.transmission import Request, RequestLimits, refusal
@@ -193,15 +194,16 @@ class Batch:
         """Acknowledge what was staged, or refuse all of it."""
         staged = self._staged.copy()
         self._staged.clear()
-        durable = [request for request in self._durable if request[1] == nbd.CMD_WRITE]
+        durable = [request for request in self._durable if request[1] != nbd.CMD_FLUSH]
         try:
             self._device.commit()
         except Exception as error:  # noqa: BLE001 - becomes the requests' answer
-            self._durable = [r for r in self._durable if r[1] != nbd.CMD_WRITE]
+            self._durable = [r for r in self._durable if r[1] == nbd.CMD_FLUSH]
             self._fail([r for r in staged if not r[0] & nbd.CMD_FLAG_FUA] + durable, error)
             return
-        self._statistics.writes += len(staged)
-        self._statistics.written_bytes += sum([request[4] for request in staged])
+        written = [request[4] for request in staged if request[1] == nbd.CMD_WRITE]
+        self._statistics.writes += len(written)
+        self._statistics.written_bytes += sum(written)
         if durable:  # answered by the flush
             staged = [request for request in staged if not request[0] & nbd.CMD_FLAG_FUA]
         if staged:
@@ -226,6 +228,8 @@ class Batch:
             self._write_durably(request, received)
         elif command == nbd.CMD_BLOCK_STATUS:
             self._status(request)
+        elif command == nbd.CMD_TRIM or command == nbd.CMD_WRITE_ZEROES:
+            self._erase(request)
         else:
             self._other(request)
 
@@ -291,13 +295,28 @@ class Batch:
         steps = work.write(self._device, self._encoder, request, payload)
         self._begin([request], steps, charged_bytes=length)
 
+    def _erase(self, request: Request) -> None:
+        """A trim, or a write of zeroes, which is one too if it covers whole blocks and may leave
+        holes."""
+        flags, command, _, offset, length, _ = request
+        self._statistics.trims += 1
+        ends_in_blocks = (offset | length) % BLOCK_SIZE
+        if command == nbd.CMD_TRIM or not (flags & nbd.CMD_FLAG_NO_HOLE or ends_in_blocks):
+            try:
+                trimmed = self._device.try_trim(offset, length)
+            except Exception as error:  # noqa: BLE001 - becomes the request's answer
+                self._fail([request], error)
+                return
+            if trimmed:
+                self._staged.append(request)
+                if flags & nbd.CMD_FLAG_FUA:
+                    self._durable.append(request)
+                return
+        self._begin([request], work.change(self._device, self._encoder, request))
+
     def _other(self, request: Request) -> None:
-        if request[1] == nbd.CMD_CACHE:
-            operation = work.cache
-        else:
-            operation = work.change
-            self._statistics.trims += 1
-        self._begin([request], operation(self._device, self._encoder, request))
+        assert request[1] == nbd.CMD_CACHE
+        self._begin([request], work.cache(self._device, self._encoder, request))
 
     def _begin(
         self,

@@ -40,7 +40,7 @@ class Work:
     """An operation that has begun and waits for `step`."""
 
     requests: Sequence[Request]
-    """Those it answers: one, or all the flushes and FUA writes of a batch."""
+    """Those it answers: one, or all the flushes and FUA changes of a batch."""
     steps: Steps[Buffer]
     step: Step
     charged_bytes: int = 0

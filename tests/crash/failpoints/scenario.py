@@ -277,6 +277,11 @@ class Scenario(Client):
         copy.write(writer, 30 * BLOCK_SIZE + 512, b"of the copy" * 800)
         writer.shutdown()
         client.shutdown()
+        client = self.connect(name)  # which knows the new size
+        disk.trim(client, 0, 16 * MIB)  # all of the block map's leaves at once
+        disk.write(client, 21 * BLOCK_SIZE, _blocks(1, 105))
+        self.control.space(NodeKind.VOLUME, name)
+        client.shutdown()
         self.revert(name, f"{name}-first", 16 * MIB)
         client = self.connect(name)
         disk.write(client, 40 * BLOCK_SIZE, _blocks(1, 104))

@@ -70,9 +70,13 @@ class Operations:
         self.flush(volume)
 
     def trim(self, volume: KnownVolume, offset: int, length: int) -> None:
-        self.change(
-            volume, "trim", offset, bytes(length), lambda d: run_inline(d.trim(offset, length))
-        )
+        def trim(device: Volume) -> None:
+            if device.try_trim(offset, length):
+                device.commit()
+            else:
+                run_inline(device.trim(offset, length))
+
+        self.change(volume, "trim", offset, bytes(length), trim)
 
     def zero(self, volume: KnownVolume, offset: int, length: int, *, allocate: bool) -> None:
         self.change(

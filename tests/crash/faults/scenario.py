@@ -53,6 +53,7 @@ class Play:
         self.freezing(v)
         self.growing(v)
         self.layers(v)
+        self.emptying(v)
         self.going_back(v)
         self.deleting()
         self.closing(v, w)
@@ -72,6 +73,7 @@ class Play:
         self.do.zero(v, 12 * BLOCK_SIZE + SECTOR, 3 * BLOCK_SIZE, allocate=False)
         self.do.zero(v, 300 * KIB, 2 * BLOCK_SIZE, allocate=True)
         self.do.zero(v, 400 * KIB + SECTOR, 160 * KIB, allocate=True)
+        self.do.trim(v, 1024 * KIB, 64 * KIB)
         self.do.write_through(v, 6 * BLOCK_SIZE, BLOCK_SIZE)
         self.do.flush(w)
         self.do.checkpoint(v)
@@ -98,6 +100,13 @@ class Play:
         """An extension while it is open."""
         self.do.extend(v, SIZE + 16 * BLOCK_SIZE)
         self.do.write(v, v.size - 2 * BLOCK_SIZE, 2 * BLOCK_SIZE)
+
+    def emptying(self, v: KnownVolume) -> None:
+        """Trims of whole groups of leaves, in a clone and where layers of others are at home."""
+        self.do.trim(v, 0, 1024 * KIB)
+        self.do.write(v, 4 * BLOCK_SIZE, BLOCK_SIZE)
+        self.do.checkpoint(v)
+        self.do.reclaim()
 
     def layers(self, v: KnownVolume) -> None:
         """Snapshots that come and go: their layers are punched, merged and unlinked."""

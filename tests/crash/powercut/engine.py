@@ -7,6 +7,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from unittest import mock
@@ -77,6 +78,14 @@ def _ranges(fd: int, order: str) -> Iterator[tuple[int, int]]:
     yield from zip(numbers[::2], numbers[1::2], strict=True)
 
 
+def _unwritten_ranges(
+    fd: int, start: int = 0, stop: int = sys.maxsize
+) -> Iterator[tuple[int, int]]:
+    for low, high in _ranges(fd, "user.unwritten"):
+        if low < stop and high > start:
+            yield low, high
+
+
 def _create_segment(store: StoreAccess, name: JournalName, *, reserve: bool) -> JournalSegment:
     """As on a full disk, every other time."""
     unfinished = store.layout.unfinished_segment(name)
@@ -103,7 +112,7 @@ def laboratory() -> Iterator[None]:
         (volume, "_ZEROS", memoryview(_TOUCHED_ZEROS)),
         (poolfiles, "time", _StoppedClock),
         (layer, "_ZEROS", memoryview(_TOUCHED_ZEROS)),
-        (layer, "unwritten_ranges", lambda fd: _ranges(fd, "user.unwritten")),
+        (layer, "unwritten_ranges", _unwritten_ranges),
         (fileranges, "_libc", Fallocate),
         (Layer, "data_ranges", _data_ranges),
         # After a death recovery decides from the head's content, as it does for a copy.

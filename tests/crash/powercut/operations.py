@@ -165,7 +165,8 @@ class Operations:
         self.start(volume, steps, self._end(spans))
 
     def fast(self, volume: KnownVolume) -> None:
-        """As the server does it when nothing is in the way: several, and one commit."""
+        """As the server does it when nothing is in the way: several writes and trims, and one
+        commit."""
         began = self.tick()
         device = self.device(volume)
         written = []
@@ -173,7 +174,14 @@ class Operations:
             alignment = self.draw.random.choice((SECTOR, BLOCK_SIZE))
             offset, length = self.draw.span(volume, alignment, 3 * BLOCK_SIZE)
             data = self.draw.data(length)
-            if device.try_write(offset, memoryview(data)):
+            done = device.try_write(offset, memoryview(data))
+            if self.draw.random.random() < 0.1:
+                if done:
+                    written.append(volume.history.begin(offset, data, began))
+                    began = self.tick()
+                offset, length = self.whole_leaves(volume)
+                data, done = bytes(length), device.try_trim(offset, length)
+            if done:
                 # One after the other, and all acknowledged after the last.
                 written.append(volume.history.begin(offset, data, began))
                 began = self.tick()
@@ -233,7 +241,15 @@ class Operations:
 
     def trim(self, volume: KnownVolume) -> None:
         offset, length = self.draw.span(volume, BLOCK_SIZE, 300_000)
+        if self.draw.random.random() < 0.2:
+            offset, length = self.whole_leaves(volume)
         self.erase(volume, offset, self.device(volume).trim(offset, length), length)
+
+    def whole_leaves(self, volume: KnownVolume) -> tuple[int, int]:
+        """Return an offset and a length that cover whole leaves, which are whole groups here. The
+        last one ends with the volume."""
+        offset = self.draw.random.choice((0, 0, MIB))
+        return offset, self.draw.random.choice((MIB, volume.size)) - offset or volume.size - offset
 
     def zero(self, volume: KnownVolume) -> None:
         allocate = self.draw.random.random() < 0.4

@@ -15,10 +15,10 @@ from unittest import mock
 from bockd.drivers.local.format.blockmap import MapChanges
 from bockd.drivers.local.format.journal import Change, Kind, SegmentContents
 from bockd.drivers.local.format.layer import Layer
+from bockd.drivers.local.format.ranges import RangeSet
 from bockd.drivers.local.volume import recovery
 from bockd.drivers.local.volume.appending import JournalTail
 from bockd.drivers.local.volume.leafcache import LeafCache
-from bockd.drivers.local.volume.punching import PendingPunches
 from bockd.drivers.local.volume.recovery import Replay
 from bockd.drivers.local.volume.volume import Volume
 from bockd.runtime.waiting import HeldRange, RangeLocks
@@ -94,12 +94,13 @@ def snapshot_without_freezing() -> Replacements:
 
 def punch_what_was_written_since() -> Replacements:
     """A write leaves its blocks on the list of what a trim lets be punched."""
-    real = PendingPunches.remove
+    real = RangeSet.remove
 
-    def remove(self: PendingPunches, first: int, end: int) -> list[tuple[int, int]]:
-        return real(self, first, end) if sys._getframe(1).f_code.co_name == "_punch_piece" else []
+    def remove(self: RangeSet, first: int, end: int) -> list[tuple[int, int]]:
+        ours = sys._getframe(1).f_code.co_name in ("_punch_piece", "_pass_over_holes")
+        return real(self, first, end) if ours else []
 
-    return [(PendingPunches, "remove", remove)]
+    return [(RangeSet, "remove", remove)]
 
 
 def copy_up_without_locks() -> Replacements:

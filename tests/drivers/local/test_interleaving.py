@@ -102,6 +102,16 @@ class Run:
 
     def trim(self, device: Volume) -> None:
         offset, length = self.span(BLOCK_SIZE, 400_000)
+        if self.random.random() < 0.3:  # whole leaves, which are whole groups here
+            offset, length = self.random.randrange(3) * MIB, MIB
+        if self.random.random() < 0.5:
+            self.scheduler.now += 1
+            if device.try_trim(offset, length):
+                spans = self.history.begin(offset, bytes(length), self.scheduler.now)
+                device.commit()
+                self.scheduler.now += 1
+                self.ending(spans)
+                return
         spans = self.history.begin(offset, bytes(length), self.scheduler.now)
         self.scheduler.start(device.trim(offset, length), lambda: self.ending(spans))
 

@@ -6,43 +6,13 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from bockd.drivers.local.format.layer import Layer, create_layer
 from bockd.drivers.local.format.layout import Layout
-from bockd.drivers.local.volume.punching import PIECE_BLOCKS, PendingPunches, Puncher
+from bockd.drivers.local.volume.punching import Puncher
 from bockd.model import BLOCK_SIZE, MIB, LayerId
 from bockd.runtime.steps import Blocking, Signal, run_inline
 from bockd.runtime.waiting import RangeLocks
-
-ranges = st.tuples(st.integers(0, 60), st.integers(1, 20))
-
-
-@given(st.lists(st.tuples(st.booleans(), ranges), max_size=60))
-def test_pending_punches_are_a_set_of_blocks(actions: list[tuple[bool, tuple[int, int]]]) -> None:
-    pending, model = PendingPunches(), set[int]()
-    for adding, (first, count) in actions:
-        blocks = set(range(first, first + count))
-        if adding:
-            pending.add(first, first + count)
-            model |= blocks
-        else:
-            taken = pending.remove(first, first + count)
-            found = {b for start, end in taken for b in range(start, end)}
-            assert found == model & blocks
-            assert len(found) == sum(end - start for start, end in taken)
-            model -= blocks
-        assert bool(pending) == bool(model)
-        if (piece := pending.next_piece()) is not None:
-            assert set(range(*piece)) <= model
-            assert piece[0] == min(model)
-
-
-def test_a_piece_is_bounded() -> None:
-    pending = PendingPunches()
-    pending.add(0, 10 * PIECE_BLOCKS)
-    assert pending.next_piece() == (0, PIECE_BLOCKS)
 
 
 @pytest.fixture

@@ -34,6 +34,7 @@ from bockd.drivers.local.maintenance import merging
 from bockd.drivers.local.maintenance.reclaim import Reclaimer
 from bockd.drivers.local.occupancy import measure_all, measure_shares
 from bockd.drivers.local.pool import LocalPool
+from bockd.drivers.local.volume import leafcache
 from bockd.drivers.local.volume.reading import Reader
 from bockd.drivers.local.volume.volume import Volume
 from bockd.errors import DamagedError
@@ -75,6 +76,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.fill = 0
         self.live: dict[int, Node] = {}
         self.origin: dict[SnapshotId, VolumeId] = {}
+        self.usual_group_leaves = leafcache.GROUP_LEAVES
         self.usual_dead_layers = merging.MAX_DEAD_LAYERS
         merging.MAX_DEAD_LAYERS = 1  # so that small pools merge layers, too
         self.most_open = 1
@@ -96,6 +98,7 @@ class PoolMachine(RuleBasedStateMachine):
                 self.compare(node)
         finally:
             merging.MAX_DEAD_LAYERS = self.usual_dead_layers
+            leafcache.GROUP_LEAVES = self.usual_group_leaves
             die(self.pool)
             shutil.rmtree(self.root)
 
@@ -110,8 +113,14 @@ class PoolMachine(RuleBasedStateMachine):
 
     # -- the catalogue -----------------------------------------------------------------------
 
-    @initialize(target=volumes, size=block_sizes, most_open=st.sampled_from((1, 2, 4096)))
-    def first_volume(self, size: int, most_open: int) -> VolumeId:
+    @initialize(
+        target=volumes,
+        size=block_sizes,
+        most_open=st.sampled_from((1, 2, 4096)),
+        group_leaves=st.sampled_from((1, 2, 64)),
+    )
+    def first_volume(self, size: int, most_open: int, group_leaves: int) -> VolumeId:
+        leafcache.GROUP_LEAVES = group_leaves  # so that small trims cover whole groups, too
         self.most_open = self.pool.registry.store.files.limit = most_open
         return self.new_volume(size)
 
@@ -183,7 +192,7 @@ class PoolMachine(RuleBasedStateMachine):
     def write_again(self, volume: VolumeId, offset: int, length: int, align: bool) -> None:
         """Data, nothing, data: three changes of the same blocks in a row."""
         self.write(volume, offset, length, align, fast=True)
-        self.trim(volume, offset, length, align)
+        self.trim(volume, offset, length, align, fast=True)
         self.write(volume, offset, length, align, fast=True)
 
     @rule(volume=volumes, offset=offsets, length=lengths, align=aligned, fast=st.booleans())
@@ -202,10 +211,22 @@ class PoolMachine(RuleBasedStateMachine):
         run_inline(self.device(volume).zero(offset, length, allocate=allocate))
         self.live[volume].zero(offset, length, allocate=allocate)
 
-    @rule(volume=volumes, offset=offsets, length=lengths, align=aligned)
-    def trim(self, volume: VolumeId, offset: int, length: int, align: bool) -> None:
+    @rule(volume=volumes, offset=offsets, length=lengths, align=aligned, fast=st.booleans())
+    def trim(self, volume: VolumeId, offset: int, length: int, align: bool, fast: bool) -> None:
         offset, length = self.span(volume, offset, length, align)
-        run_inline(self.device(volume).trim(offset, length))
+        self.trim_range(volume, offset, length, fast)
+
+    @rule(volume=volumes, first=st.integers(0, 2), end=st.integers(1, 3), fast=st.booleans())
+    def trim_leaves(self, volume: VolumeId, first: int, end: int, fast: bool) -> None:
+        size = self.live[volume].size
+        offset = first * MIB % size
+        self.trim_range(volume, offset, max(min(end * MIB, size) - offset, 0), fast)
+
+    def trim_range(self, volume: VolumeId, offset: int, length: int, fast: bool) -> None:
+        device = self.device(volume)
+        if not (fast and device.try_trim(offset, length)):
+            run_inline(device.trim(offset, length))
+        device.commit()
         self.live[volume].trim(offset, length)
 
     @rule(volume=volumes)

@@ -34,6 +34,7 @@ from tests.nbd.server.sides import (
 STYLES = [(False, False), (True, False), (True, True)]
 """Structured, extended."""
 EINVAL, ENOSPC = 22, 28
+COUNTED = ("reads", "read_bytes", "writes", "written_bytes", "trims", "flushes", "errors")
 
 
 def test_the_lane_is_compiled_where_tests_run() -> None:
@@ -156,7 +157,7 @@ def same_replies(
         assert sorted(cut(ours, stream, extended)) == sorted(cut(theirs, stream, extended))
     else:
         assert len(b"".join(ours)) == len(b"".join(theirs))
-    for name in ("reads", "read_bytes", "writes", "written_bytes", "flushes", "errors"):
+    for name in COUNTED:
         assert getattr(with_it.statistics, name) == getattr(without.statistics, name)
 
 

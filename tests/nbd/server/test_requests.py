@@ -72,6 +72,41 @@ async def test_many_requests_in_one_buffer_are_answered_by_one_commit(
 
 
 @in_trio
+async def test_trims_and_writes_of_one_buffer_have_one_commit(
+    path: Path, exports: FixedExports, device: MemoryDevice
+) -> None:
+    """A write of zeroes is a trim, if it covers whole blocks and may leave holes."""
+    async with serving(exports, path), await Client.go(path) as client:
+        await client.send(
+            wire.write(1, 0, some(512))
+            + wire.request(TRIM, 2, 0, 8192)
+            + wire.request(ZEROES, 3, 8192, 4096)
+            + wire.request(FLUSH, 4)
+            + wire.request(TRIM, 5, 4096, 4096, FUA)
+        )
+        assert sorted([await client.simple() for _ in range(5)]) == [(n, 0) for n in range(1, 6)]
+        assert device.calls == ["write", "trim", "trim", "trim", "commit", "flush"]
+        for offset, length, flags in ((512, 8192, 0), (0, 8000, 0), (0, 8192, NO_HOLE)):
+            device.calls.clear()
+            assert await client.command(ZEROES, offset, length, flags=flags) == 0
+            assert device.calls == ["zero"]
+
+
+@in_trio
+async def test_a_failed_commit_acknowledges_no_trim_of_its_batch(
+    path: Path, exports: FixedExports, device: MemoryDevice
+) -> None:
+    device.failures["commit"] = OSError(5, "bad sector")
+    async with serving(exports, path), await Client.go(path) as client:
+        await client.send(
+            wire.request(TRIM, 1, 0, 4096)
+            + wire.request(ZEROES, 2, 4096, 4096, FUA)
+            + wire.request(READ, 3)
+        )
+        assert sorted([await client.simple() for _ in range(3)]) == [(1, EIO), (2, EIO), (3, 0)]
+
+
+@in_trio
 async def test_a_failed_commit_acknowledges_no_write_of_its_batch(
     path: Path, exports: FixedExports, device: MemoryDevice
 ) -> None:

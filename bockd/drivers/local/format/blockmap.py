@@ -22,6 +22,7 @@ from bockd.drivers.local.format.leaf import (
     leaf_key,
     leaf_key_parts,
 )
+from bockd.drivers.local.format.ranges import RangeSet
 from bockd.model import LayerId, MapId
 from bockd.pool.index import Transaction
 
@@ -73,6 +74,9 @@ class MapChanges:
     Feed records in order with `apply`, then call `store`. Blocks of layers at home in this very
     map that lose their last reference by it are queued to be punched: only folding moves foreign
     layers home, and a map under change has no descendants that could still refer to them.
+
+    Whole leaves that become holes are kept as ranges: a record may name 16 million of them, and
+    most are not stored.
     """
 
     txn: Transaction
@@ -81,6 +85,8 @@ class MapChanges:
     _chain: tuple[MapId, ...] = field(init=False)
     _homed: frozenset[LayerId] = field(init=False)
     _work: dict[int, Leaf] = field(default_factory=dict, init=False)
+    _holes: RangeSet = field(default_factory=RangeSet, init=False)
+    """Leaves that became holes as a whole. One that changed afterwards is in `_work`."""
 
     def __post_init__(self) -> None:
         catalogue = Catalogue(self.txn)
@@ -104,14 +110,21 @@ class MapChanges:
             return
         self._apply_edges(first, first_whole * LEAF_BLOCKS, target)
         self._apply_edges(end_whole * LEAF_BLOCKS, end, target)
-        numbers: Iterable[int] = range(first_whole, end_whole)
         if target == HOLE:
-            # Only leaves that hold something need to be told; there may be 16 million others.
-            present = present_leaves(self.txn, self._chain, first_whole, end_whole)
-            present.update(n for n in self._work if first_whole <= n < end_whole)
-            numbers = present
-        for number in numbers:
+            self._forget(first_whole, end_whole)
+            self._holes.add(first_whole, end_whole)
+            return
+        for number in range(first_whole, end_whole):
             self._work[number] = Leaf.uniform(target)
+
+    def _forget(self, first: int, end: int) -> None:
+        """Forget what leaves first..end-1 were to become."""
+        numbers = range(first, end)
+        if len(numbers) > len(self._work):
+            self._work = {n: leaf for n, leaf in self._work.items() if n not in numbers}
+            return
+        for number in numbers:
+            self._work.pop(number, None)
 
     def _apply_edges(self, first: int, end: int, target: LayerId) -> None:
         while first < end:
@@ -123,6 +136,8 @@ class MapChanges:
 
     def _leaf(self, number: int) -> Leaf:
         leaf = self._work.get(number)
+        if leaf is None and number in self._holes:
+            leaf = self._work[number] = Leaf.uniform(HOLE)
         if leaf is None:
             for map_id in self._chain:
                 payload = self.txn.get(LEAVES, leaf_key(map_id, number))
@@ -138,6 +153,8 @@ class MapChanges:
         """Write the changed leaves. Return whether blocks were queued to be punched."""
         garbage = False
         inherits = len(self._chain) > 1
+        for first, end in self._holes:
+            garbage |= self._erase(first, end)
         for number in sorted(self._work):
             leaf = self._work[number]
             key = leaf_key(self.map_id, number)
@@ -152,6 +169,21 @@ class MapChanges:
                 self.txn.put(LEAVES, key, leaf.encode())
         return garbage
 
+    def _erase(self, first: int, end: int) -> bool:
+        """Write that leaves first..end-1 are all holes. Return whether blocks were queued to be
+        punched."""
+        garbage, hole = False, Leaf.uniform(HOLE)
+        start, stop = leaf_key(self.map_id, first), leaf_key(self.map_id, end)
+        if self._homed:
+            for key, payload in self.txn.scan(LEAVES, start, stop):
+                leaf, number = Leaf.decode(payload), leaf_key_parts(key)[1]
+                garbage |= queue_orphans(self.txn, number, leaf, hole, self._homed)
+        self.txn.erase(LEAVES, start, stop)
+        # What an ancestor has would show through.
+        for number in present_leaves(self.txn, self._chain[1:], first, end):
+            self.txn.put(LEAVES, leaf_key(self.map_id, number), hole.encode())
+        return garbage
+
 
 def queue_orphans(
     txn: Transaction,
@@ -163,6 +195,8 @@ def queue_orphans(
     """Queue for punching the blocks of leaf `number` that were in one of `layers` before and are
     not after, and forget their checksums. Return whether there were any."""
     found = False
+    if layers.isdisjoint(before.palette):
+        return False
     base = number * LEAF_BLOCKS
     now = after.layers()
     gone: dict[LayerId, set[int]] = {}

@@ -33,6 +33,9 @@ _EXTENT = struct.Struct("=QQQQQIIII")
 
 _EXTENTS_AT_ONCE = 500
 
+_ALL = (1 << 64) - 1
+"""FIEMAP_MAX_OFFSET: behind the end of any file."""
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 _libc.fallocate.restype = ctypes.c_int
@@ -59,13 +62,14 @@ def _fallocate(fd: int, mode: int, offset: int, length: int, refusals: tuple[int
             raise OSError(code, os.strerror(code))
 
 
-def unwritten_ranges(fd: int) -> Iterator[tuple[int, int]]:
-    """Yield the ranges of a file that are allocated and were never written, as (start, end). None
-    where the file system cannot tell. Raises OSError."""
-    start, last = 0, False
-    while not last:
+def unwritten_ranges(fd: int, start: int = 0, stop: int = _ALL) -> Iterator[tuple[int, int]]:
+    """Yield the ranges of a file that are allocated and were never written, as (start, end), as far
+    as they overlap start..stop-1 (bytes). None where the file system cannot tell. Raises
+    OSError."""
+    last = False
+    while not last and start < stop:
         found = bytearray(_REQUEST.size + _EXTENTS_AT_ONCE * _EXTENT.size)
-        _REQUEST.pack_into(found, 0, start, (1 << 64) - 1 - start, 0, 0, _EXTENTS_AT_ONCE, 0)
+        _REQUEST.pack_into(found, 0, start, stop - start, 0, 0, _EXTENTS_AT_ONCE, 0)
         try:
             fcntl.ioctl(fd, _FS_IOC_FIEMAP, found)
         except OSError as error:

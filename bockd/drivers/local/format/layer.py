@@ -252,6 +252,18 @@ class Layer:
             for start, end in unwritten_ranges(fd):
                 yield base + start, base + end
 
+    def first_allocated(self, offset: int, length: int) -> int:
+        """Return the first byte within offset..offset+length that takes space, written or not; the
+        end of the range if none does. Raises OSError."""
+        written = next(self.data_ranges(offset, length), None)
+        end = offset + length if written is None else written[0]
+        for fd, position, count in self._parts(offset, end - offset):
+            unwritten = next(unwritten_ranges(fd, position, position + count), None)
+            if unwritten is not None:
+                return offset + max(0, unwritten[0] - position)
+            offset += count
+        return end
+
     def length_bytes(self) -> int:
         """Return the sum of the files' lengths in bytes."""
         return sum(os.fstat(fd).st_size for fd in self.descriptors)

@@ -69,6 +69,12 @@ class JournalTail:
     def stage(self, kind: Kind, first: int, count: int) -> None:
         """Add a change of a range to the batch that `commit` appends."""
         self._gather_scattered()
+        if kind is Kind.HOLE and self._staged:
+            # Clients trim one range after the other, in many requests.
+            last = self._staged[-1]
+            if last[0] is Kind.HOLE and last[1] + last[2] == first:
+                self._staged[-1] = (kind, last[1], last[2] + count)
+                return
         self._staged.append((kind, first, count))
 
     def stage_block(self, block: int) -> None:

@@ -89,7 +89,7 @@ class Durability:
         self.flusher = Flusher(self.tail, self.failure, Layer(record.head, [], nowait=False))
         self.room = JournalRoom(
             self.tail,
-            parts.cache.dirty,
+            parts.cache.unstored,
             parts.gate,
             store.index,
             self.failure,

@@ -7,6 +7,8 @@ Invariants:
 * A leaf with changes that the index does not have is *dirty* and stays. Clean ones are evicted in
   groups, oldest first, when the cache outgrows its budget.
 * What the index does not have of a group that was read is all holes, and takes no place in memory.
+* A group that was made holes as a whole is *holed*, and stays, until the index has that: whatever
+  the index has of it is outdated. Its leaves in memory have later changes, if any.
 * `leaves`, `dirty` and `shared` are the same dictionaries from the beginning to the end; others
   hold on to them.
 """
@@ -15,7 +17,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from bockd.drivers.local.format.leaf import LEAF_BLOCKS, LEAF_MASK, LEAF_SHIFT, Leaf, runs_of
 from bockd.drivers.local.volume.slots import DAMAGED_SLOT, HOLE_SLOT, LayerSlots
@@ -35,10 +37,42 @@ _EVICTED_SHARE = 16
 """One in so many bytes is made free at once, so that not every load has to look for victims."""
 
 _GROUP_BYTES = 200
-"""What a group costs beside its leaves: its entries in a dictionary and a set."""
+"""What a group costs beside its leaves: its entries in a dictionary and a set. A holed one costs
+less than as much again."""
 
 _SHARED_LEAF_BYTES = 104
 _PRIVATE_LEAF_BYTES = _SHARED_LEAF_BYTES + 740
+
+
+class HolePlan(NamedTuple):
+    """Blocks first..end-1 as groups that they cover, and what is before and after these."""
+
+    first: int
+    end: int
+    groups_first: int
+    """The first block of the groups. The last one of a device may be short."""
+    groups_end: int
+    groups: range
+
+
+def plan_holes(first: int, end: int, size: int) -> HolePlan:
+    """Plan to make blocks first..end-1 of a device of `size` blocks holes."""
+    blocks = GROUP_LEAVES << LEAF_SHIFT
+    start = -(-first // blocks)
+    stop = -(-end // blocks) if end == size else end // blocks
+    if start >= stop:
+        return HolePlan(first, end, end, end, range(0))
+    return HolePlan(first, end, start * blocks, min(end, stop * blocks), range(start, stop))
+
+
+class MadeHoles(NamedTuple):
+    """What became holes."""
+
+    first: int
+    end: int
+    """All changes are within these blocks, which are all holes now."""
+    of_head: bool
+    """Some of them may have been in the head."""
 
 
 class LeafCache:
@@ -53,11 +87,14 @@ class LeafCache:
         """By its slot: the leaf with all blocks in it, which may stand in many places."""
         self._groups: dict[int, None] = {}
         self._whole: set[int] = set()
-        """Groups that were read and have lost no leaf since: what is absent is all holes."""
+        """Groups that were read, or made holes, and have lost no leaf since: what is absent is all
+        holes."""
         self._kinds: dict[int, bool] = {}
         """Those of them that are known to be all holes (True) or all data (False)."""
         self.drops = 0
         """How many groups have been evicted so far."""
+        self._holed: dict[int, int] = {}
+        """Holed group to the journal sequence of the change."""
         self._private = 0
         self._evict_above = CACHE_BYTES
         self._pins: dict[int, int] = {}
@@ -68,6 +105,7 @@ class LeafCache:
         self.leaves.clear()
         self._whole.clear()
         self._kinds.clear()
+        self._holed.clear()
 
     # -- looking -----------------------------------------------------------------------------
 
@@ -157,8 +195,12 @@ class LeafCache:
         return {n for n, leaf in self.leaves.items() if first <= n < end and leaf is not hole}
 
     def is_hole(self, number: int) -> bool:
-        """Return whether a leaf is in memory by itself, and all holes."""
-        return self.leaves.get(number) is self.uniform(HOLE_SLOT)
+        """Return whether a leaf is known to be all holes, whatever the index has."""
+        return self.find(number) is self.uniform(HOLE_SLOT)
+
+    def unstored(self) -> int:
+        """Return how many leaves and holed groups wait to be stored in the index."""
+        return len(self.dirty) + len(self._holed)
 
     # -- changing ----------------------------------------------------------------------------
 
@@ -224,12 +266,72 @@ class LeafCache:
         self.dirty[number] = sequence
 
     def mark_clean(self, applied: int) -> None:
-        """Mark leaves as clean. The index now has all changes up to sequence `applied`."""
+        """Mark leaves and groups as clean. The index now has all changes up to sequence
+        `applied`."""
         later = {number: last for number, last in self.dirty.items() if last > applied}
         self.dirty.clear()
         self.dirty.update(later)
+        self._holed = {group: last for group, last in self._holed.items() if last > applied}
         self._evict_above = CACHE_BYTES
         self._evict()
+
+    # -- making holes ------------------------------------------------------------------------
+
+    def lacks(self, plan: HolePlan) -> bool:
+        """Return whether a leaf that `make_holes` needs must be loaded."""
+        first, end, groups_first, groups_end, _ = plan
+        return (first < groups_first and self.missing(first, groups_first) is not None) or (
+            groups_end < end and self.missing(groups_end, end) is not None
+        )
+
+    def make_holes(self, plan: HolePlan, head: int, sequence: int) -> MadeHoles | None:
+        """Make blocks holes; `head` is the slot of the layer that is written to. Of the plan's
+        groups nothing need be in memory, other leaves are loaded. Return None if all of it was
+        known to be holes."""
+        first, end, groups_first, groups_end, groups = plan
+        made = self._hole_groups(groups, sequence)
+        if first < groups_first:
+            made = self._hole_leaves(first, groups_first, head, sequence) + made
+        if groups_end < end:
+            made += self._hole_leaves(groups_end, end, head, sequence)
+        if not made:
+            return None
+        of_head = any(part.of_head for part in made)
+        return MadeHoles(made[0].first, min(end, made[-1].end), of_head)
+
+    def _hole_leaves(self, first: int, end: int, head: int, sequence: int) -> list[MadeHoles]:
+        """Make blocks holes leaf by leaf, and return those of which some were none."""
+        made = []
+        while first < end:
+            number = first >> LEAF_SHIFT
+            stop = min(end, (number + 1) << LEAF_SHIFT)
+            if not self.holds_only(first, stop, HOLE_SLOT):
+                base, leaf = number << LEAF_SHIFT, self._at(number)
+                made.append(MadeHoles(first, stop, head in leaf[first - base : stop - base]))
+                self.assign(first, stop, HOLE_SLOT, sequence)
+            first = stop
+        return made
+
+    def _hole_groups(self, groups: range, sequence: int) -> list[MadeHoles]:
+        """Make whole groups holes, and return those that were not known to be."""
+        made, blocks = [], GROUP_LEAVES << LEAF_SHIFT
+        for group in groups:
+            numbers = self.leaves_of(group)
+            if group in self._whole and (
+                self.leaves.keys().isdisjoint(numbers)
+                or not self.filled(numbers.start, numbers.stop)
+            ):
+                continue
+            if group in self._groups:
+                for number in self.leaves.keys() & numbers:
+                    self._private -= not self.is_shared(self.leaves.pop(number))
+                    self.dirty.pop(number, None)
+            self._groups[group] = None
+            self._whole.add(group)
+            self._kinds[group] = True
+            self._holed[group] = sequence
+            made.append(MadeHoles(group * blocks, (group + 1) * blocks, of_head=True))
+        return made
 
     # -- damage ------------------------------------------------------------------------------
 
@@ -255,6 +357,8 @@ class LeafCache:
         block fails for as long as the device is open."""
         self._layers.outdate_loads()
         number = block >> LEAF_SHIFT
+        if number // GROUP_LEAVES in self._holed:
+            return  # what the index has is outdated
         if number not in self.dirty and (leaf := self.leaves.pop(number, None)) is not None:
             self._private -= not self.is_shared(leaf)
             self._whole.discard(number // GROUP_LEAVES)
@@ -286,6 +390,8 @@ class LeafCache:
         """Take in what the index has of a group, and which blocks of which leaf are damaged. What
         is in memory already is newer, and stays. All of the layers have slots."""
         self._evict()
+        if group in self._whole:
+            return  # all of it became holes after this was read
         self._kinds.pop(group, None)
         for number, leaf in leaves.items():
             if number in self.leaves:
@@ -320,7 +426,7 @@ class LeafCache:
         for group in list(self._groups):
             if self._weight() <= CACHE_BYTES - at_once:
                 break
-            if group not in self._pins:
+            if group not in self._pins and group not in self._holed:
                 self._drop(group)
         # When all that is left is dirty, looking for more would find nothing each time.
         self._evict_above = max(CACHE_BYTES, self._weight() + at_once)
@@ -340,5 +446,5 @@ class LeafCache:
     def _weight(self) -> int:
         """An estimate of the leaves' memory in bytes."""
         private = self._private * (_PRIVATE_LEAF_BYTES - _SHARED_LEAF_BYTES)
-        groups = len(self._groups) * _GROUP_BYTES
+        groups = (len(self._groups) + len(self._holed)) * _GROUP_BYTES
         return len(self.leaves) * _SHARED_LEAF_BYTES + private + groups

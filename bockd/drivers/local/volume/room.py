@@ -9,7 +9,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sized
+from collections.abc import Callable
 
 from bockd.drivers.local.format.journal import SEGMENT_RECORDS
 from bockd.drivers.local.volume.appending import JournalTail
@@ -34,19 +34,20 @@ CHECKPOINT_RECORDS = SEGMENT_RECORDS // 2
 """A checkpoint begins when half of a segment is used, so that it ends before the other half is."""
 
 CHECKPOINT_DIRTY_LEAVES = 16 * 1024
-"""Or when this many leaves wait to be stored: they are pinned in memory, 0.9 KiB each."""
+"""Or when this many leaves and holed groups wait to be stored: they are pinned in memory, 0.9 KiB
+for a leaf at most, less for a group."""
 
 MAX_DIRTY_LEAVES = 4 * CHECKPOINT_DIRTY_LEAVES
 """At this many, writes wait for the checkpoint."""
 
 
 class JournalRoom:
-    """Admission to the journal: `tail` has room, and not too many leaves are `dirty`."""
+    """Admission to the journal: `tail` has room, and not too many leaves are `unstored`."""
 
     def __init__(
         self,
         tail: JournalTail,
-        dirty: Sized,
+        unstored: Callable[[], int],
         gate: WriteGate,
         index: LmdbIndex,
         failure: Failure,
@@ -62,7 +63,7 @@ class JournalRoom:
         self.promised = 0
         """Places promised to operations that are inside, beside RECORDS_PER_OPERATION to each."""
         self._tail = tail
-        self._dirty = dirty
+        self._unstored = unstored
         self._gate = gate
         self._index = index
         self._failure = failure
@@ -77,7 +78,7 @@ class JournalRoom:
         if not tail.begun:
             return False
         free = tail.free()
-        dirty = len(self._dirty)
+        dirty = self._unstored()
         if free < SEGMENT_RECORDS - CHECKPOINT_RECORDS or dirty > CHECKPOINT_DIRTY_LEAVES:
             self._want_checkpoint()
         inside = RECORDS_PER_OPERATION * (self._gate.inside + 1) + self.promised + more

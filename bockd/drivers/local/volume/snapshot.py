@@ -27,6 +27,10 @@ class Snapshot(Reader):
         """Refuse with ReadOnlyError."""
         raise ReadOnlyError(_MESSAGE)
 
+    def try_trim(self, offset: int, length: int) -> bool:
+        """Refuse with ReadOnlyError."""
+        raise ReadOnlyError(_MESSAGE)
+
     def commit(self) -> None:
         """Do nothing, because nothing was written."""
 

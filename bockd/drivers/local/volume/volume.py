@@ -29,15 +29,16 @@ from bockd.drivers.local.format.layer import (
     SEGMENT_BYTES,
     Layer,
 )
-from bockd.drivers.local.format.leaf import LEAF_BLOCKS, LEAF_MASK, LEAF_SHIFT, runs_of
+from bockd.drivers.local.format.leaf import LEAF_MASK, LEAF_SHIFT, LEAVES
+from bockd.drivers.local.format.ranges import RangeSet
 from bockd.drivers.local.format.writepieces import SMALL_BYTES
 from bockd.drivers.local.volume.durability import Durability
+from bockd.drivers.local.volume.leafcache import HolePlan, plan_holes
 from bockd.drivers.local.volume.loading import LeafLoader
-from bockd.drivers.local.volume.punching import PendingPunches, Puncher
+from bockd.drivers.local.volume.punching import Puncher
 from bockd.drivers.local.volume.reading import BLOCK_SHIFT, Reader
 from bockd.drivers.local.volume.redirecting import LaneRedirects
 from bockd.drivers.local.volume.room import RECORDS_PER_OPERATION
-from bockd.drivers.local.volume.slots import HOLE_SLOT
 from bockd.drivers.local.volume.zeros import is_zeros, zero_blocks, zero_pieces
 from bockd.errors import BockdError, from_os_error
 from bockd.failpoints import Failpoint, hit
@@ -54,7 +55,8 @@ PIECE_BYTES = 1 * MIB
 """What one engine write covers: the longest that the owner thread is held up by one."""
 
 HOLE_PIECE_BLOCKS = 4 * GIB // BLOCK_SIZE
-"""What one hole record covers: 4,096 leaves, some milliseconds of work on the owner thread."""
+"""What one hole record covers: 64 groups of leaves, less than a millisecond of work on the owner
+thread. Pieces begin at its multiples, so that they end where groups do."""
 
 ALLOCATED_PIECE_BLOCKS = 64 * MIB // BLOCK_SIZE
 """Zeros allocated under one lock at most, in a thread: one group of leaves. Less would take longer
@@ -96,6 +98,8 @@ class Volume(Reader):
         self._head_slot = NO_SLOT
         self._head_descriptor = -1
         self._redirects: LaneRedirects | None = None
+        self._made_holes = False
+        """Holes were made since the last commit."""
         durability.drain_reads = self.drain_reads
         durability.on_begun = self._adopt_first_head
 
@@ -257,6 +261,12 @@ class Volume(Reader):
     def commit(self) -> None:
         """See BlockDevice.commit."""
         self._tail.commit()
+        if self._made_holes:
+            self._made_holes = False
+            # The head's time is the volume's (drivers.local.space), and of holes nothing is written
+            # there.
+            with suppress(OSError):
+                os.utime(self._head_descriptor)
 
     async def write(self, offset: int, data: memoryview) -> None:
         """See BlockDevice.write."""
@@ -451,58 +461,78 @@ class Volume(Reader):
         except OSError as error:
             raise from_os_error(error, f"zeroing volume {self.durability.record.id}") from error
 
-    async def _make_holes(self, first: int, end: int) -> None:
-        for start in range(first, end, HOLE_PIECE_BLOCKS):
-            stop = min(end, start + HOLE_PIECE_BLOCKS)
-            # What makes room may use what is kept in reserve for a full disk.
-            await self._enter(reserve=True)
-            try:
-                held = await self.locks.acquire(start, stop)
-                try:
-                    await self._make_holes_locked(start, stop)
-                    self._tail.commit()
-                    hit(Failpoint.TRIM_COMMITTED)
-                finally:
-                    self.locks.release(held)
-            finally:
-                self.gate.leave()
-
-    async def _make_holes_locked(self, first: int, end: int) -> None:
-        first_leaf, end_leaf = first >> LEAF_SHIFT, ((end - 1) >> LEAF_SHIFT) + 1
-        numbers: list[int] | range = range(first_leaf, end_leaf)
-        if self.map.missing(first, min(end, first + 4 * LEAF_BLOCKS)) is not None or (
-            len(numbers) > 4
-        ):
-            numbers = await self.loader.present(first_leaf, end_leaf)
-            await self.loader.load_leaves(set(numbers))
-        changed = [n for n in numbers if self._hole_out(n, first, end)]
-        if not changed:
-            return
-        # One record for the whole range: where nothing was, it changes nothing.
-        low = max(first, changed[0] << LEAF_SHIFT)
-        high = min(end, (changed[-1] + 1) << LEAF_SHIFT)
-        self._tail.stage(Kind.HOLE, low, high - low)
-        # The head's time is the volume's (drivers.local.space), and where its blocks were not the
-        # head's nothing is written there.
-        with suppress(OSError):
-            os.utime(self._head_descriptor)
-        hit(Failpoint.TRIM_REMAPPED)
-
-    def _hole_out(self, number: int, first: int, end: int) -> bool:
-        """Make a leaf's blocks within first..end-1 holes; False if they all were."""
-        base = number << LEAF_SHIFT
-        start, stop = max(first, base), min(end, base + LEAF_BLOCKS)
-        if self.map.holds_only(start, stop, HOLE_SLOT):
+    def try_trim(self, offset: int, length: int) -> bool:
+        """See BlockDevice.try_trim."""
+        self._failure.check_usable()
+        first, end = -(-offset // BLOCK_SIZE), (offset + length) // BLOCK_SIZE
+        if first >= end:
+            return True
+        if end - first > HOLE_PIECE_BLOCKS or self.gate.closed:
             return False
-        leaf = self.map.find(number)
-        assert leaf is not None
-        owned = [r for r in runs_of(leaf, start - base, stop - base) if r[2] == self._head_slot]
-        self.map.assign(start, stop, HOLE_SLOT, self._tail.sequence)
-        if owned:
-            # The whole of it is holes now, so punching between the owned runs harms nobody.
-            self._puncher.pending.add(base + owned[0][0], base + owned[-1][1])
-            self._start_punching()
+        if self.locks.held and self.locks.busy(first, end):
+            return False
+        plan = self._plan_holes(first, end)
+        if self._must_look(plan) or not self._room.has_room():
+            return False
+        self._hole_out(plan)
         return True
+
+    async def _make_holes(self, first: int, end: int) -> None:
+        while first < end:
+            stop = min(end, (first // HOLE_PIECE_BLOCKS + 1) * HOLE_PIECE_BLOCKS)
+            await self._make_holes_piece(first, stop)
+            if stop < end:
+                await blocking(_do_nothing)  # others have their turn
+            first = stop
+
+    async def _make_holes_piece(self, first: int, end: int) -> None:
+        # What makes room may use what is kept in reserve for a full disk.
+        await self._enter(reserve=True)
+        try:
+            held = await self.locks.acquire(first, end)
+            try:
+                plan = self._plan_holes(first, end)
+                if self._must_look(plan):
+                    await self._look(plan)
+                self._hole_out(plan)
+                self.commit()
+                hit(Failpoint.TRIM_COMMITTED)
+            finally:
+                self.locks.release(held)
+        finally:
+            self.gate.leave()
+
+    def _plan_holes(self, first: int, end: int) -> HolePlan:
+        return plan_holes(first, end, self._size_bytes >> BLOCK_SHIFT)
+
+    def _must_look(self, plan: HolePlan) -> bool:
+        """Return whether the index must be read before these blocks can become holes."""
+        return self.map.lacks(plan) or self._store.index.may_miss(LEAVES)
+
+    async def _look(self, plan: HolePlan) -> None:
+        """Load the leaves that `_hole_out` needs. Raises DamagedError where the index may have lost
+        one: no checkpoint could remove it."""
+        if self._store.index.may_miss(LEAVES):
+            await self.loader.present(*_leaves_of(plan.first, plan.end))
+        numbers = {
+            *range(*_leaves_of(plan.first, plan.groups_first)),
+            *range(*_leaves_of(plan.groups_end, plan.end)),
+        }
+        await self.loader.load_leaves(numbers)
+
+    def _hole_out(self, plan: HolePlan) -> None:
+        """Make blocks holes, and stage that. What is needed of the map is in memory, and the
+        journal has room."""
+        made = self.map.make_holes(plan, self._head_slot, self._tail.sequence)
+        if made is None:
+            return
+        self._tail.stage(Kind.HOLE, made.first, made.end - made.first)
+        if made.of_head:
+            # The whole of it is holes now, so punching between the head's blocks harms nobody.
+            self._puncher.pending.add(made.first, made.end)
+            self._start_punching()
+        self._made_holes = True
+        hit(Failpoint.TRIM_REMAPPED)
 
     def _start_punching(self) -> None:
         if not self._puncher.scheduled:
@@ -519,7 +549,7 @@ class Volume(Reader):
             puncher.scheduled = False
             # Only space is lost, and `check --repair` finds it. What waits is forgotten: layers
             # may be merged where it lies.
-            puncher.pending = PendingPunches()
+            puncher.pending = RangeSet()
             log.warning("punching in volume %s failed: %s", self.durability.record.id, error)
 
     async def finish_punching(self) -> None:
@@ -530,10 +560,19 @@ class Volume(Reader):
     def cancel_punching(self) -> None:
         """Forget what waits to be punched: the volume is about to be deleted."""
         for puncher in self._punchers:
-            puncher.pending = PendingPunches()
+            puncher.pending = RangeSet()
 
     # -- flush -------------------------------------------------------------------------------
 
     def flush(self) -> Steps[None]:
         """See BlockDevice.flush."""
         return self._flusher.flush()
+
+
+def _leaves_of(first: int, end: int) -> tuple[int, int]:
+    """Return the first leaf of blocks first..end-1, and the end of the last."""
+    return (first >> LEAF_SHIFT, -(-end >> LEAF_SHIFT)) if first < end else (0, 0)
+
+
+def _do_nothing() -> None:
+    """In a thread."""
