@@ -53,9 +53,9 @@ class Play:
         self.freezing(v)
         self.growing(v)
         self.layers(v)
-        self.emptying(v)
         self.going_back(v)
         self.deleting()
+        self.emptying(v)
         self.closing(v, w)
         self.dying(v, w)
 
@@ -101,13 +101,6 @@ class Play:
         self.do.extend(v, SIZE + 16 * BLOCK_SIZE)
         self.do.write(v, v.size - 2 * BLOCK_SIZE, 2 * BLOCK_SIZE)
 
-    def emptying(self, v: KnownVolume) -> None:
-        """Trims of whole groups of leaves, in a clone and where layers of others are at home."""
-        self.do.trim(v, 0, 1024 * KIB)
-        self.do.write(v, 4 * BLOCK_SIZE, BLOCK_SIZE)
-        self.do.checkpoint(v)
-        self.do.reclaim()
-
     def layers(self, v: KnownVolume) -> None:
         """Snapshots that come and go: their layers are punched, merged and unlinked."""
         for number in range(2, 5):
@@ -132,6 +125,13 @@ class Play:
         self.do.delete("c")
         self.do.delete_snapshot("s5")
         self.do.delete_snapshot("s1")
+        self.do.reclaim()
+
+    def emptying(self, v: KnownVolume) -> None:
+        """A trim of a whole group of leaves, where layers of deleted snapshots are at home."""
+        self.do.trim(v, 0, 1024 * KIB)
+        self.do.checkpoint(v)
+        self.do.write(v, 4 * BLOCK_SIZE, BLOCK_SIZE)
         self.do.reclaim()
 
     def closing(self, v: KnownVolume, w: KnownVolume) -> None:

@@ -17,6 +17,7 @@ import lmdb
 
 from bockd.drivers.local import poolfiles
 from bockd.drivers.local.format import journal, layer
+from bockd.drivers.local.format.blockmap import MapChanges
 from bockd.drivers.local.format.journal import BARRIERS, Entry, JournalSegment, Kind
 from bockd.drivers.local.format.layer import Layer
 from bockd.drivers.local.maintenance import reclaim
@@ -187,6 +188,9 @@ MUTATIONS: dict[str, Mutation] = {
     "index: all of LMDB's syncs": _lmdb_with(sync=False),
     "index: LMDB's sync of its meta page": _lmdb_with(metasync=False),
     "new pool: fsync of its directories": _without(poolfiles),
+    "index: what whole leaves became holes": lambda: mock.patch.object(
+        MapChanges, "_erase", return_value=False
+    ),
     "recovery: sync of the head": _without_layer_sync("recover"),
     "recovery: only what a barrier covers counts": _replay_of_everything,
     "journal: where a redirect has zeros": lambda: mock.patch.object(

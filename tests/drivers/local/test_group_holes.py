@@ -320,3 +320,15 @@ def test_a_large_volume_is_trimmed_piece_by_piece(tmp_path: Path) -> None:
         assert set(found) == {byte}
     bench.reclaim()
     die(bench.pool)
+
+
+def test_a_repaired_block_does_not_bring_back_what_was_trimmed(bench: Bench) -> None:
+    """The fast lane has a leaf of its own in a holed group, which nothing has changed so far."""
+    bench.write(0, b"A", 2 * LEAF_BLOCKS)
+    device = cold(bench)
+    trim(device, 0, MIB)
+    assert device.map.own(0) is not None
+
+    device.map.clear_damaged(5)
+
+    assert bench.block(bench.volume, 5) == ZERO

@@ -54,6 +54,15 @@ class HolePlan(NamedTuple):
     groups_end: int
     groups: range
 
+    def leaves_beside(self) -> set[int]:
+        """Return the numbers of the leaves that the groups do not cover."""
+        return {
+            number
+            for first, end in ((self.first, self.groups_first), (self.groups_end, self.end))
+            if first < end
+            for number in range(first >> LEAF_SHIFT, -(-end >> LEAF_SHIFT))
+        }
+
 
 def plan_holes(first: int, end: int, size: int) -> HolePlan:
     """Plan to make blocks first..end-1 of a device of `size` blocks holes."""

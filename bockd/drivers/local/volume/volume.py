@@ -513,12 +513,8 @@ class Volume(Reader):
         """Load the leaves that `_hole_out` needs. Raises DamagedError where the index may have lost
         one: no checkpoint could remove it."""
         if self._store.index.may_miss(LEAVES):
-            await self.loader.present(*_leaves_of(plan.first, plan.end))
-        numbers = {
-            *range(*_leaves_of(plan.first, plan.groups_first)),
-            *range(*_leaves_of(plan.groups_end, plan.end)),
-        }
-        await self.loader.load_leaves(numbers)
+            await self.loader.present(plan.first >> LEAF_SHIFT, -(-plan.end >> LEAF_SHIFT))
+        await self.loader.load_leaves(plan.leaves_beside())
 
     def _hole_out(self, plan: HolePlan) -> None:
         """Make blocks holes, and stage that. What is needed of the map is in memory, and the
@@ -567,11 +563,6 @@ class Volume(Reader):
     def flush(self) -> Steps[None]:
         """See BlockDevice.flush."""
         return self._flusher.flush()
-
-
-def _leaves_of(first: int, end: int) -> tuple[int, int]:
-    """Return the first leaf of blocks first..end-1, and the end of the last."""
-    return (first >> LEAF_SHIFT, -(-end >> LEAF_SHIFT)) if first < end else (0, 0)
 
 
 def _do_nothing() -> None:
