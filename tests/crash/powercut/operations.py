@@ -175,7 +175,7 @@ class Operations:
             offset, length = self.draw.span(volume, alignment, 3 * BLOCK_SIZE)
             data = self.draw.data(length)
             done = device.try_write(offset, memoryview(data))
-            if self.draw.random.random() < 0.1:
+            if self.draw.random.random() < 0.015:
                 if done:
                     written.append(volume.history.begin(offset, data, began))
                     began = self.tick()
@@ -241,7 +241,7 @@ class Operations:
 
     def trim(self, volume: KnownVolume) -> None:
         offset, length = self.draw.span(volume, BLOCK_SIZE, 300_000)
-        if self.draw.random.random() < 0.2:
+        if self.draw.random.random() < 0.08:  # seldom: what is gone shows no other fault
             offset, length = self.whole_leaves(volume)
         self.erase(volume, offset, self.device(volume).trim(offset, length), length)
 
