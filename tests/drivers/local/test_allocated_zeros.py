@@ -63,6 +63,19 @@ def test_allocated_zeros_take_space_and_are_not_written(bench: Bench, in_place: 
     assert list(evicted.data_ranges(0, SIZE)) == []
 
 
+def test_a_trim_of_allocated_zeros_gives_their_space_back(bench: Bench) -> None:
+    """SEEK_DATA calls them a hole."""
+    zero(bench)
+    head = bench.device()._flusher.head
+    head.sync()
+    head.evict(0)
+    before = bench.allocated()
+    assert before >= SIZE
+    run_inline(bench.device().trim(0, SIZE))
+    run_inline(bench.device().finish_punching())
+    assert bench.allocated() <= before - SIZE
+
+
 def test_allocated_zeros_are_neither_strays_nor_hollow(bench: Bench) -> None:
     bench.write(3, b"a")
     zero(bench)
