@@ -40,9 +40,9 @@ with atheris.instrument_imports(include=["bockd.nbd"]):
     from tests.hostile.sessions import Chooser, session
     from tests.hostile.tampering import WRITES, attack, carry_out
     from tests.nbd.protocol import wire
+    from tests.nbd.server.lanes import STYLES, same_replies, streams
     from tests.nbd.server.serving import FixedExports, served
     from tests.nbd.server.sides import Line, Side, two_sides
-    from tests.nbd.server.test_fastlane import STYLES, same_replies, streams
     from tests.tls.conftest import make_pki
     from tests.tls.served import client_context
 
