@@ -71,9 +71,10 @@ class JournalRoom:
         self._begin = begin
         self._want_checkpoint = want_checkpoint
 
-    def has_room(self, more: int = 0) -> bool:
+    def has_room(self, more: int = 0, *, entered: bool = False) -> bool:
         """Return whether one more operation may change the map, and append `more` places than
-        RECORDS_PER_OPERATION. Ask for a checkpoint in good time."""
+        RECORDS_PER_OPERATION. One that has `entered` the gate is counted there. Ask for a
+        checkpoint in good time."""
         tail = self._tail
         if not tail.begun:
             return False
@@ -81,8 +82,9 @@ class JournalRoom:
         dirty = self._unstored()
         if free < SEGMENT_RECORDS - CHECKPOINT_RECORDS or dirty > CHECKPOINT_DIRTY_LEAVES:
             self._want_checkpoint()
-        inside = RECORDS_PER_OPERATION * (self._gate.inside + 1) + self.promised + more
-        needed = RESERVED_RECORDS + inside + ALLOWANCE_BLOCKS
+        inside = self._gate.inside + (not entered)
+        promised = RECORDS_PER_OPERATION * inside + self.promised + more
+        needed = RESERVED_RECORDS + promised + ALLOWANCE_BLOCKS
         if free >= needed and dirty < MAX_DIRTY_LEAVES:
             tail.allowance = ALLOWANCE_BLOCKS
             return True

@@ -307,7 +307,7 @@ class Volume(Reader):
             ready = False
             try:
                 self._failure.check_usable()
-                ready = self._room.has_room(more)
+                ready = self._room.has_room(more, entered=True)
             finally:
                 if not ready:
                     self.gate.leave()
