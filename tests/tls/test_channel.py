@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import subprocess
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 import trio
@@ -16,6 +18,7 @@ from tests.daemon.process import program
 from tests.nbd.protocol import wire
 from tests.nbd.server.client import Closed
 from tests.nbd.server.serving import FixedExports, in_trio
+from tests.nbd.server.sides import Side
 from tests.tls.conftest import Pki
 from tests.tls.served import LONGER_THAN_THE_TEST, sealed, serving_tls
 
@@ -185,3 +188,23 @@ async def _ask_for_keys(stdin: trio.abc.SendStream) -> None:
             await trio.lowlevel.checkpoint()
     except (trio.BrokenResourceError, trio.ClosedResourceError):
         pass
+
+
+@in_trio
+async def test_large_writes_to_a_volume_whose_payload_comes_in_parts(
+    pki: Pki, tmp_path: Path
+) -> None:
+    """The compiled lane writes them, and does not receive them."""
+    with closing(Side(tmp_path, compiled=True, structured=False, extended=False)) as side:
+        exports = FixedExports({"disk": side.volume})
+        async with serving_tls(exports, pki) as served, await served.go() as client:
+            for size in (65_537, MIB, 2 * MIB + 5):
+                data = random.Random(size).randbytes(size)
+                request = wire.write(1, 4096, data)
+                with trio.fail_after(30):
+                    await client.send(request[:70_000])
+                    await trio.testing.wait_all_tasks_blocked(0.01)
+                    await client.send(request[70_000:])
+                    assert await client.simple() == (1, 0)
+                    assert await client.read_data(4096, size) == data
+        side._background.run()

@@ -76,9 +76,11 @@ static void take_payload(
             payload->why = FOR_PYTHON;
         else if (!payload->left)
             payload->why = WRITTEN;
+        else if (sock < 0) /* others receive: they must be asked, whatever the turn */
+            payload->why = NOTHING_CAME;
         else if (now_ns() > until)
             payload->why = TURN_IS_OVER;
-        else if (sock < 0 || !receive_payload(payload, sock, poll_ns))
+        else if (!receive_payload(payload, sock, poll_ns))
             payload->why = NOTHING_CAME;
         else
             continue;

@@ -421,3 +421,10 @@ def test_a_sync_covers_what_the_lane_has_written(side: Side) -> None:
     assert not journal.unsynced
     Payload(side, IN_HEAD, b"w" * 100_000).take(b"w" * 20_000)
     assert journal.unsynced
+
+
+def test_where_the_lane_does_not_receive_others_are_asked_whatever_the_turn(side: Side) -> None:
+    """With TLS it never does, and then it has no turn."""
+    data = noise(1, 200_000)
+    taken = Payload(side, IN_HEAD, data).take(data[:100], turn_ns=0)
+    assert (taken.written_bytes, taken.why) == (0, Why.NOTHING_CAME)
