@@ -75,6 +75,8 @@ static int may_redirect(Redirects *redirects)
         return 0;
     redirects->allowance = PyLong_AsLong(allowance);
     Py_DECREF(allowance);
+    if (redirects->allowance > MAX_REQUESTS) /* no more ranges are noted between two questions */
+        redirects->allowance = MAX_REQUESTS;
     return redirects->allowance > 0;
 }
 

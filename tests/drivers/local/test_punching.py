@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
+from bockd.drivers.local.format.journal import JournalSegment
 from bockd.drivers.local.format.layer import Layer, create_layer
 from bockd.drivers.local.format.layout import Layout
 from bockd.drivers.local.volume.punching import Puncher
+from bockd.errors import VolumeFailedError
 from bockd.model import BLOCK_SIZE, MIB, LayerId
 from bockd.runtime.steps import Blocking, Signal, run_inline
 from bockd.runtime.waiting import RangeLocks
+from tests.drivers.local.bench_pool import SIZE, Bench
+from tests.drivers.local.process import die
 
 
 @pytest.fixture
@@ -63,3 +68,26 @@ def test_a_write_waits_for_the_piece_being_punched(layer: Layer) -> None:
     run_inline(punching)
     assert not locks.busy(0, 4)
     layer.close()
+
+
+def test_a_trim_that_the_journal_does_not_have_is_not_punched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recovery would find zeros where data was acknowledged, and take it for lost."""
+    bench = Bench(tmp_path)
+    bench.write(0, b"a", SIZE // BLOCK_SIZE)
+    device = bench.device()
+    before = bench.allocated()
+    with monkeypatch.context() as patch:
+        patch.setattr(JournalSegment, "append", _full)
+        assert device.try_trim(0, SIZE)
+        with pytest.raises(VolumeFailedError):
+            device.commit()
+    bench.background.run()
+    run_inline(device.finish_punching())
+    assert bench.allocated() == before
+    die(bench.pool)
+
+
+def _full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "full")

@@ -16,7 +16,7 @@ from bockd.drivers.local.format.journal import JournalSegment, Kind
 from bockd.drivers.local.format.layer import Layer
 from bockd.drivers.local.volume.room import ALLOWANCE_BLOCKS
 from bockd.drivers.local.volume.slots import HOLE_SLOT
-from bockd.errors import DeviceError
+from bockd.errors import DeviceError, VolumeFailedError
 from bockd.model import BLOCK_SIZE, MIB
 from bockd.runtime.steps import run_inline
 from tests.nbd.protocol import wire
@@ -365,3 +365,21 @@ def test_nothing_is_redirected_in_the_lane_while_a_failpoint_is_armed(
         with monkeypatch.context() as armed:
             armed.setattr(failpoints, "armed", failpoints.Failpoint.FLUSH_DONE)
             assert side.volume.fast_view().redirects is None
+
+
+def test_a_redirect_that_cannot_be_noted_fails_the_volume(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The map leads to the head then, and the journal never learns it."""
+
+    def cannot(*_: object) -> None:
+        raise MemoryError
+
+    with lane() as side:
+        redirects = side.volume._redirects
+        assert redirects is not None
+        monkeypatch.setattr(redirects, "_stage", cannot)
+        with pytest.raises(MemoryError):
+            side.serve(wire.write(1, block_at(NEVER), whole(b"n")))
+        with pytest.raises(VolumeFailedError):
+            side.volume.try_write(block_at(NEVER), memoryview(whole(b"m")))

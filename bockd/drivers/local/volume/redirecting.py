@@ -16,6 +16,7 @@ from array import array
 
 from bockd.drivers.local.format.leaf import LEAF_SHIFT
 from bockd.drivers.local.volume.appending import JournalTail
+from bockd.drivers.local.volume.failing import Failure
 from bockd.drivers.local.volume.leafcache import LeafCache, SlotLeaf
 from bockd.drivers.local.volume.punching import Puncher
 from bockd.drivers.local.volume.room import JournalRoom
@@ -30,6 +31,7 @@ class LaneRedirects:
         cache: LeafCache,
         tail: JournalTail,
         room: JournalRoom,
+        failure: Failure,
         puncher: Puncher,
         piece_bytes: int,
     ) -> None:
@@ -38,6 +40,7 @@ class LaneRedirects:
         self._cache = cache
         self._tail = tail
         self._room = room
+        self._failure = failure
         self._puncher = puncher
 
     def allowance(self) -> int:
@@ -54,6 +57,13 @@ class LaneRedirects:
 
     def stage(self, ranges: bytes) -> None:
         """See Redirects.stage."""
+        try:
+            self._stage(ranges)
+        except BaseException:  # the map leads where the journal never will
+            self._failure.declare("what the fast lane wrote could not be noted")
+            raise
+
+    def _stage(self, ranges: bytes) -> None:
         numbers = array("I", ranges)
         firsts, counts = numbers[::2].tolist(), numbers[1::2].tolist()
         tail, sequence = self._tail, self._tail.sequence

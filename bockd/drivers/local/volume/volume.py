@@ -123,7 +123,7 @@ class Volume(Reader):
         self._head_descriptor = head.near_descriptor
         self._puncher = Puncher(head, self.locks)
         self._redirects = LaneRedirects(
-            self.map, self._tail, self._room, self._puncher, self._piece_bytes
+            self.map, self._tail, self._room, self._failure, self._puncher, self._piece_bytes
         )
         former, self._punchers = self._punchers, [*self._punchers, self._puncher]
         for puncher in former:
@@ -536,6 +536,9 @@ class Volume(Reader):
             self._spawn(self._punch(self._puncher))
 
     async def _punch(self, puncher: Puncher) -> None:
+        if self._failure.reason is not None:
+            # The journal may not know of the trim: what it covered counts as data that was written.
+            puncher.pending = RangeSet()
         try:
             await puncher.run()
             puncher.scheduled = False
