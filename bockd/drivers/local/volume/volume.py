@@ -320,9 +320,8 @@ class Volume(Reader):
         if failpoints.armed is not None:
             hit(Failpoint.WRITE_BEGUN)
         try:
-            # One that crosses the end of a segment is short, and then goes the other way.
             length = len(data)
-            in_one = length <= piece_bytes and offset < SEGMENT_BYTES
+            in_one = length <= piece_bytes and offset + length <= SEGMENT_BYTES
             if not (in_one and os.pwrite(self._head_descriptor, data, offset) == length):
                 self._flusher.head.write(offset, data, piece_bytes)
         except OSError as error:
