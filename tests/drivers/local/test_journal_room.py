@@ -79,3 +79,18 @@ def test_an_operation_that_is_admitted_is_not_counted_twice(
     scheduler.run()
     assert (ended, scheduler.errors) == (["written"], [])
     die(pool)
+
+
+def test_a_barrier_takes_back_what_was_allowed_without_a_question(tmp_path: Path) -> None:
+    """It takes a place, too: one for each redirect, and the journal would be overrun."""
+    scheduler = Scheduler(random.Random(1))
+    pool = LocalPool.open(tmp_path, scheduler.spawn)
+    volume = run_inline(pool.create_volume("v", 2 * MIB)).id
+    device = run_inline(pool.registry.use_volume(volume)).volume
+    run_inline(device.write(0, memoryview(b"a" * BLOCK_SIZE)))
+    assert device.try_write(BLOCK_SIZE, memoryview(b"b" * BLOCK_SIZE))
+    device.commit()
+    assert device.durability.tail.allowance > 0
+    run_inline(device.flush())
+    assert device.durability.tail.allowance == 0
+    die(pool)

@@ -92,6 +92,7 @@ class Flusher:
             except OSError as error:
                 self._failure.declare(f"appending to the journal failed: {error}")
                 self._failure.check_usable()
+            self._tail.allowance = 0  # it took a place that was not counted: ask for room again
             hit(Failpoint.FLUSH_BARRIER)
             await self._final(segment.syncing(), "syncing the journal")
             self._tail.durable = max(self._tail.durable, covered)
