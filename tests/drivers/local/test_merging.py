@@ -8,14 +8,18 @@ from typing import Any
 
 import pytest
 
-from bockd.drivers.local.format.leaf import LEAF_SHIFT
+from bockd.drivers.local.format import queue
+from bockd.drivers.local.format.catalogue import LAYERS, Catalogue
+from bockd.drivers.local.format.layer import Layer
+from bockd.drivers.local.format.leaf import LEAF_SHIFT, LEAVES
 from bockd.drivers.local.maintenance import merging
 from bockd.drivers.local.maintenance.merging import LayerMerger
 from bockd.drivers.local.volume import leafcache
-from bockd.model import BLOCK_SIZE, MapId
+from bockd.index.keys import id_key
+from bockd.model import BLOCK_SIZE, LayerId, MapId
 from bockd.pool.index import Transaction
 from bockd.runtime.steps import Blocking, run_inline
-from tests.drivers.local.bench_pool import Bench, gather_layers, resume, stepwise
+from tests.drivers.local.bench_pool import SIZE, Bench, gather_layers, resume, stepwise
 from tests.drivers.local.process import die
 
 
@@ -161,3 +165,59 @@ def test_an_interrupted_merge_goes_on_where_it_was(
     for number in range(9):
         for node in (bench.volume, snapshot):
             assert bench.block(node, number * 8) == bytes([65 + number])
+
+
+def empty_layer(bench: Bench) -> LayerId:
+    """A frozen layer that holds nothing."""
+    bench.write(0, b"a")
+    bench.snapshot("first")
+    bench.write(0, b"b")
+    bench.snapshot("second")
+    bench.write(0, b"c")
+    device = bench.device()
+    run_inline(device.durability.checkpoint())
+    with bench.pool.index.reading() as txn:
+        [layer] = [record.id for record in Catalogue(txn).layers()][1:2]
+    opened = Layer.open(bench.pool.registry.store.layout, layer, SIZE, writable=True)
+    opened.punch(0, SIZE)
+    opened.close()
+    bench.pool.index.update(
+        lambda txn: [txn.delete(LEAVES, key) for key in list(txn.keys(LEAVES, b"", b"\xff" * 20))]
+    )
+    return layer
+
+
+def begin_merge(bench: Bench, source: LayerId, target: LayerId) -> None:
+    bench.pool.index.update(lambda txn: queue.begin_merge(txn, source, target))
+
+
+def end_merge(bench: Bench, source: LayerId) -> None:
+    bench.pool.index.update(lambda txn: queue.end_merge(txn, source))
+
+
+def test_a_layer_is_not_forgotten_in_the_middle_of_a_merge(bench: Bench) -> None:
+    """It was, when it was empty at the moment: each later plan then failed."""
+    layer = empty_layer(bench)
+    other = LayerId(1)
+    assert other != layer
+    for source, target in ((layer, other), (other, layer)):
+        begin_merge(bench, source, target)
+        bench.reclaimer._forget_if_empty(layer)
+        with bench.pool.index.reading() as txn:
+            assert txn.get(LAYERS, id_key(layer)) is not None
+        end_merge(bench, source)
+    bench.reclaimer._forget_if_empty(layer)
+    with bench.pool.index.reading() as txn:
+        assert txn.get(LAYERS, id_key(layer)) is None
+
+
+@pytest.mark.parametrize("merge", [(1, 99), (99, 1)])
+def test_a_merge_of_a_layer_that_is_no_more_is_given_up(
+    bench: Bench, merge: tuple[int, int]
+) -> None:
+    source, target = map(LayerId, merge)
+    bench.write(0, b"a")
+    begin_merge(bench, source, target)
+    assert LayerMerger(bench.pool.registry).plan() is None
+    with bench.pool.index.reading() as txn:
+        assert queue.begun_merges(txn) == []

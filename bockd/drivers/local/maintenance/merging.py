@@ -21,7 +21,7 @@ from itertools import islice
 
 from bockd.drivers.local.format import checksums, queue
 from bockd.drivers.local.format.blockmap import own_leaves
-from bockd.drivers.local.format.catalogue import Catalogue, LayerRecord
+from bockd.drivers.local.format.catalogue import LAYERS, Catalogue, LayerRecord
 from bockd.drivers.local.format.forgetting import forget_layer
 from bockd.drivers.local.format.layer import Layer
 from bockd.drivers.local.format.leaf import LEAF_BLOCKS, LEAVES, Leaf, leaf_key
@@ -29,7 +29,8 @@ from bockd.drivers.local.registry import Registry
 from bockd.drivers.local.volume.reading import Reader
 from bockd.errors import from_os_error
 from bockd.failpoints import Failpoint, hit
-from bockd.model import BLOCK_SIZE, MIB, MapId
+from bockd.index.keys import id_key
+from bockd.model import BLOCK_SIZE, MIB, LayerId, MapId
 from bockd.pool.index import Transaction
 from bockd.runtime.steps import blocking
 
@@ -62,12 +63,16 @@ class LayerMerger:
     def plan(self) -> Merge | None:
         """Choose the next merge: one that was interrupted, or one that is due. None if there is
         none. Blocks."""
+        abandoned: LayerId | None = None
         with self._store.index.reading() as txn:
             catalogue = Catalogue(txn)
             # Looked up in the same transaction: what is frozen by now and yet queued would hit
             # what is moved there. Nothing that the home shows in `source` can be queued later.
             waiting = queue.punched_layers(txn)
             for begun, into in queue.begun_merges(txn):
+                if any(txn.get(LAYERS, id_key(layer)) is None for layer in (begun, into)):
+                    abandoned = begun  # older code forgot a layer that was empty at the moment
+                    break
                 source, target = catalogue.layer(begun), catalogue.layer(into)
                 return None if into in waiting else Merge(source.home, source, target)
             heads = {volume.head for volume in catalogue.volumes()}
@@ -75,6 +80,8 @@ class LayerMerger:
             for layer in catalogue.layers():
                 if layer.id not in heads:
                     homes.setdefault(layer.home, []).append(layer)
+        if abandoned is not None:
+            self._store.index.update(lambda txn: queue.end_merge(txn, abandoned))
         for home, layers in homes.items():
             if len(layers) <= MAX_DEAD_LAYERS:
                 continue

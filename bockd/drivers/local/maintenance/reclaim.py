@@ -186,6 +186,8 @@ class Reclaimer:
             record = catalogue.layer(layer_id)
             if any(volume.head == layer_id for volume in catalogue.volumes()):
                 return
+            if any(layer_id in merge for merge in queue.begun_merges(txn)):
+                return  # blocks are on their way into it, or out of it
             layer = Layer.open(store.layout, layer_id, record.size_bytes, writable=False)
             try:
                 if not layer.is_empty():
