@@ -19,7 +19,7 @@ from bench.turns import BenchContext, Scale
 def test_all_rows_on_a_small_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(apicost, "VOLUMES", 20)
     monkeypatch.setattr(apicost, "REQUESTS_PER_SECOND", 20)
-    scale = Scale(rounds=2, seconds=0.3, size_bytes=16 << 20, repeats=0)
+    scale = Scale(rounds=2, seconds=0.3, size_bytes=16 << 20, repeats=0, listed_volumes=40)
     told: list[str] = []
 
     section = apicost.measure_api_cost(scale, BenchContext(tmp_path, place(), told.append))
