@@ -99,7 +99,7 @@ setup-bench: setup
 # Without ARGS, where everything is measured, the result becomes the page.
 BENCH_PAGE = --write docs/performance.md --chart docs/performance.svg --json docs/performance.json --other docs/performance-other.json
 
-bench: setup-bench ## measure bockd against its peers into docs/performance.md, 30 to 35 minutes (ARGS=... measures less)
+bench: setup-bench ## measure bockd against its peers into docs/performance.md, half an hour or more (ARGS=... measures less)
 	@.venv/bin/python -m bench $(or $(ARGS),$(BENCH_PAGE))
 
 bench-quick: setup-bench ## see that all of the benchmark works; its numbers mean little

@@ -30,7 +30,7 @@ from bench.turns import BenchContext, Scale, Tell
 
 MIB = 1 << 20
 FULL = Scale(rounds=5, seconds=1.0, size_bytes=512 * MIB, repeats=3)
-"""Some 500 runs against other servers and half as many elsewhere, in 30 to 35 minutes."""
+"""Some 500 runs against other servers and half as many elsewhere: half an hour or more."""
 QUICK = Scale(
     rounds=1,
     seconds=0.3,

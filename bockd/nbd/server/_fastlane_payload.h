@@ -8,7 +8,7 @@
 
 /* As OVERWRITE_PIECE_BYTES in layer.py: what is not in the page cache gets folios no larger. */
 #define PART_BYTES (64 * 1024)
-/* As WRITE_PIECE_BYTES in layer.py. A part begins where a folio does, but for the first. What has
+/* As SMALL_BYTES in writepieces.py. A part begins where a folio does, but for the first. What has
  * come of the next one moves to the front of the buffer, so this bounds what is ever copied. */
 #define PART_UNIT_BYTES (16 * 1024)
 

@@ -12,6 +12,7 @@ import pytest
 from bockd.drivers.local.format.journal import SEGMENT_RECORDS, Kind
 from bockd.drivers.local.pool import LocalPool
 from bockd.drivers.local.volume import room
+from bockd.drivers.local.volume.volume import Volume
 from bockd.errors import NoSpaceError
 from bockd.model import BLOCK_SIZE, MIB
 from bockd.runtime.steps import run_inline
@@ -19,11 +20,17 @@ from tests.drivers.local.process import die
 from tests.drivers.local.schedule import Scheduler
 
 
-def test_a_write_that_finds_no_room_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def opened(root: Path) -> tuple[Scheduler, LocalPool, Volume]:
+    """A pool with one volume, which is open."""
     scheduler = Scheduler(random.Random(1))
-    pool = LocalPool.open(tmp_path, scheduler.spawn)
+    pool = LocalPool.open(root, scheduler.spawn)
     volume = run_inline(pool.create_volume("v", 2 * MIB)).id
     device = run_inline(pool.registry.use_volume(volume)).volume
+    return scheduler, pool, device
+
+
+def test_a_write_that_finds_no_room_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler, pool, device = opened(tmp_path)
     data = memoryview(b"a" * BLOCK_SIZE)
     run_inline(device.write(0, data))
 
@@ -55,10 +62,7 @@ def test_an_operation_that_is_admitted_is_not_counted_twice(
 ) -> None:
     """Inside the gate it had needed four places more than before it: with fewer left than that, it
     went in and out for ever."""
-    scheduler = Scheduler(random.Random(1))
-    pool = LocalPool.open(tmp_path, scheduler.spawn)
-    volume = run_inline(pool.create_volume("v", 2 * MIB)).id
-    device = run_inline(pool.registry.use_volume(volume)).volume
+    scheduler, pool, device = opened(tmp_path)
     data = memoryview(b"a" * BLOCK_SIZE)
     run_inline(device.write(0, data))
     tail = device.durability.tail
@@ -83,10 +87,7 @@ def test_an_operation_that_is_admitted_is_not_counted_twice(
 
 def test_a_barrier_takes_back_what_was_allowed_without_a_question(tmp_path: Path) -> None:
     """It takes a place, too: one for each redirect, and the journal would be overrun."""
-    scheduler = Scheduler(random.Random(1))
-    pool = LocalPool.open(tmp_path, scheduler.spawn)
-    volume = run_inline(pool.create_volume("v", 2 * MIB)).id
-    device = run_inline(pool.registry.use_volume(volume)).volume
+    _, pool, device = opened(tmp_path)
     run_inline(device.write(0, memoryview(b"a" * BLOCK_SIZE)))
     assert device.try_write(BLOCK_SIZE, memoryview(b"b" * BLOCK_SIZE))
     device.commit()
