@@ -1,0 +1,271 @@
+/* Rounds of plain requests: from receiving to sending. One source file, _fastlane.c, takes this in.
+ *
+ * What the socket does not take at once of mapped data is read into the reply buffer, so that
+ * nothing is left to be sent from a file that changes.
+ */
+
+/* Mapped reads of one round: with what lies between them, fewer parts than sendmsg takes. */
+#define MAX_MAPPED 128
+
+static int append_request(PyObject *list, const Request *request)
+{
+    PyObject *tuple = Py_BuildValue(
+        "(HHKKKn)", request->flags, request->command, (unsigned long long)request->cookie,
+        (unsigned long long)request->offset, (unsigned long long)request->length, request->body);
+    if (tuple == NULL)
+        return -1;
+    int failed = PyList_Append(list, tuple);
+    Py_DECREF(tuple);
+    return failed;
+}
+
+/* What the arguments of a call say. */
+typedef struct {
+    Py_buffer received, reply;
+    enum style style;
+    unsigned long long max_read, max_payload;
+    int max_missed, sock;
+    long long poll_ns, turn_ns;
+    PyObject *rest; /* requests that were not served */
+    PyObject *held; /* windows in use */
+} Call;
+
+/* Of one round: from receiving to sending. */
+typedef struct {
+    Py_ssize_t filled, acknowledged; /* bytes: replies to reads, and to writes */
+    Py_ssize_t sent;                 /* of both together */
+    Py_ssize_t served;
+    enum { AT_THE_END, FOR_WANT_OF_ROOM, AT_THE_PARSERS } stopped;
+    Py_ssize_t missed_bytes; /* of their replies */
+    int gap_count, missed_count;
+    Gap gaps[MAX_MAPPED];
+    Missed missed[MAX_REQUESTS];
+    unsigned char acknowledgements[MAX_REQUESTS * MAX_REPLY_BYTES];
+} Round;
+
+typedef struct {
+    Py_ssize_t position, end;
+    int64_t started; /* the last round */
+    uint64_t reads, read_bytes, writes, written_bytes, received_bytes;
+    int polled; /* in vain */
+    int unflagged; /* whether there was a write whose flags do not mention its payload */
+} Outcome;
+
+static int changes(uint16_t command)
+{
+    return command != CMD_READ && command != CMD_FLUSH && command != CMD_CACHE &&
+           command != CMD_BLOCK_STATUS;
+}
+
+/* Serve what has been received, from outcome->position on; -1 with an exception set. */
+static int serve_received(
+    View *view, const Call *call, Redirects *redirects, Round *round, Outcome *outcome)
+{
+    enum style style = call->style;
+    int extended = style == EXTENDED;
+    uint16_t write_flags = extended ? FLAG_PAYLOAD_LEN : 0;
+    Py_ssize_t header = data_header_bytes(style);
+    const unsigned char *received = call->received.buf;
+    unsigned char *into = call->reply.buf, *acknowledge = round->acknowledgements;
+    for (int count = 0;; count++) {
+        Request request;
+        Missed missed;
+        Py_ssize_t next = take(
+            received, outcome->position, outcome->end, extended, call->max_payload, &request);
+        if (next <= 0) {
+            round->stopped = next == INCOMPLETE ? AT_THE_END : AT_THE_PARSERS;
+            break;
+        }
+        if (count == MAX_REQUESTS || round->missed_bytes >= MAX_MISSED_BYTES) {
+            round->stopped = FOR_WANT_OF_ROOM;
+            break;
+        }
+        outcome->unflagged |= request.unflagged;
+        enum served served = NOT_SERVED;
+        int may_map = call->sock >= 0 && request.length >= MIN_MAPPED_BYTES &&
+                      request.length <= MAX_MAPPED_BYTES && round->gap_count < MAX_MAPPED;
+        if (request.command == CMD_READ && !request.flags && request.length &&
+            (request.length <= call->max_read || may_map) && !touches_mark(&view->marks, &request)) {
+            Py_ssize_t data = round->filled + header;
+            if (data + (Py_ssize_t)request.length > call->reply.len) {
+                round->stopped = FOR_WANT_OF_ROOM;
+                break;
+            }
+            Gap *gap = &round->gaps[round->gap_count];
+            if (may_map && map_read(view, &request, gap, call->held)) {
+                gap->at = data;
+                round->gap_count++;
+                served = SERVED;
+            } else if (!PyErr_Occurred() && request.length <= call->max_read) {
+                served = serve_read(view, &request, into + data, &missed);
+            }
+            if (served == MISSED && round->missed_count < call->max_missed) {
+                missed.at = (uint32_t)(round->missed_bytes + header);
+                round->missed[round->missed_count++] = missed;
+                round->missed_bytes += header + (Py_ssize_t)request.length;
+                outcome->position = next;
+                continue;
+            }
+            if (served == SERVED) {
+                put_data_header(into + round->filled, style, &request);
+                round->filled = data + (Py_ssize_t)request.length;
+                outcome->reads++;
+                outcome->read_bytes += request.length;
+            }
+        } else if (request.command == CMD_WRITE && request.flags == write_flags && request.length) {
+            served = serve_write(view, redirects, &request, received + request.body) ?
+                SERVED : NOT_SERVED;
+            if (served == SERVED) {
+                acknowledge = put_done(acknowledge, style, &request);
+                outcome->writes++;
+                outcome->written_bytes += request.length;
+            }
+        }
+        if (served == SERVED) {
+            round->served++;
+        } else {
+            if (PyErr_Occurred() || append_request(call->rest, &request) < 0)
+                return -1;
+            /* The protocol promises no order among requests in flight. All the same, no write
+             * overtakes a change that was sent before it and is not made yet. */
+            if (changes(request.command))
+                view->head_slot = -1;
+        }
+        outcome->position = next;
+    }
+    round->acknowledged = acknowledge - round->acknowledgements;
+    return 0;
+}
+
+/* Serve what has been received, and have the journal know of what it redirected: of what is
+ * answered then. When the journal fails, nothing of the round is acknowledged (promise D1): its
+ * writes are handed back, and refused by a volume that has failed. -1 with an exception set. */
+static int serve_round(
+    View *view, const Call *call, Redirects *redirects, Round *round, Outcome *outcome)
+{
+    Outcome before = *outcome;
+    for (;;) {
+        if (serve_received(view, call, redirects, round, outcome) < 0) {
+            PyObject *type, *value, *traceback;
+            PyErr_Fetch(&type, &value, &traceback);
+            commit_redirects(redirects);
+            PyErr_Restore(type, value, traceback);
+            return -1;
+        }
+        int committed = commit_redirects(redirects);
+        if (committed)
+            return committed < 0 ? -1 : 0;
+        *outcome = before;
+        memset(round, 0, offsetof(Round, gaps));
+        if (PyList_SetSlice(call->rest, 0, PyList_Size(call->rest), NULL) < 0)
+            return -1;
+        view->head_slot = -1; /* now nothing is written, and so nothing redirected */
+    }
+}
+
+/* Send a round's replies as far as the socket takes them now. Data of the rest that is still in
+ * files is read into the reply buffer; -1 with an exception set when that fails. */
+static int send_replies(const Call *call, Round *round)
+{
+    unsigned char *reply = call->reply.buf;
+    struct iovec parts[2 * MAX_MAPPED + 2];
+    int count = 0;
+    Py_ssize_t at = 0;
+    for (int number = 0; number < round->gap_count; number++) {
+        const Gap *gap = &round->gaps[number];
+        if (gap->at > at)
+            parts[count++] = (struct iovec){reply + at, (size_t)(gap->at - at)};
+        parts[count++] = (struct iovec){gap->data, (size_t)gap->length};
+        at = gap->at + gap->length;
+    }
+    if (round->filled > at)
+        parts[count++] = (struct iovec){reply + at, (size_t)(round->filled - at)};
+    /* Others put more replies to reads in front of these, if there is a rest: they stay whole. */
+    if (round->acknowledged && !PyList_Size(call->rest))
+        parts[count++] = (struct iovec){round->acknowledgements, (size_t)round->acknowledged};
+    struct msghdr message = {.msg_iov = parts, .msg_iovlen = (size_t)count};
+    ssize_t sent = sendmsg(call->sock, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+    round->sent = sent < 0 ? 0 : sent; /* who sends the rest meets the error */
+    for (int number = 0; number < round->gap_count; number++) {
+        const Gap *gap = &round->gaps[number];
+        Py_ssize_t done = round->sent > gap->at ? round->sent - gap->at : 0;
+        while (done < gap->length) {
+            ssize_t got;
+            Py_BEGIN_ALLOW_THREADS /* should a page be gone since it was seen */
+            got = pread(
+                gap->fd, reply + gap->at + done, (size_t)(gap->length - done), gap->offset + done);
+            Py_END_ALLOW_THREADS
+            if (got <= 0) {
+                errno = got < 0 ? errno : EIO;
+                PyErr_SetFromErrno(PyExc_OSError);
+                return -1;
+            }
+            done += got;
+        }
+    }
+    return 0;
+}
+
+/* Receive behind what is left of the last request; whether something came. */
+static int receive_more(const Call *call, Outcome *outcome, int64_t until)
+{
+    unsigned char *received = call->received.buf;
+    Py_ssize_t left = outcome->end - outcome->position;
+    int64_t time = until - now_ns();
+    if (left == call->received.len || time <= 0)
+        return 0;
+    if (left)
+        memmove(received, received + outcome->position, (size_t)left);
+    outcome->position = 0;
+    outcome->end = left;
+    ssize_t count = poll_socket(
+        call->sock, received + left, (size_t)(call->received.len - left),
+        time < call->poll_ns ? time : call->poll_ns);
+    if (count <= 0) { /* whoever receives next meets what it was */
+        outcome->polled = time >= call->poll_ns;
+        return 0;
+    }
+    outcome->end += count;
+    outcome->received_bytes += (uint64_t)count;
+    return 1;
+}
+
+static int append_latency(PyObject *list, int64_t nanoseconds, Py_ssize_t requests)
+{
+    PyObject *tuple = Py_BuildValue("(Ln)", (long long)nanoseconds, requests);
+    if (tuple == NULL)
+        return -1;
+    int failed = PyList_Append(list, tuple);
+    Py_DECREF(tuple);
+    return failed;
+}
+
+/* Round after round, as long as there is nothing for others to do; -1 with an exception set. */
+static int serve_rounds(
+    View *view, const Call *call, Redirects *redirects, Round *round, Outcome *outcome,
+    PyObject *latencies)
+{
+    int64_t until = now_ns() + call->turn_ns;
+    for (;;) {
+        outcome->started = now_ns();
+        memset(round, 0, offsetof(Round, gaps));
+        if (serve_round(view, call, redirects, round, outcome) < 0)
+            return -1;
+        Py_ssize_t replies = round->filled + round->acknowledged, left = PyList_Size(call->rest);
+        if (call->sock >= 0 && replies && (!left || round->gap_count) &&
+            send_replies(call, round) < 0)
+            return -1;
+        if (left || round->missed_count || round->sent < replies)
+            return 0;
+        if (round->served) {
+            if (append_latency(latencies, now_ns() - outcome->started, round->served) < 0)
+                return -1;
+            round->served = 0;
+        }
+        if (!call->poll_ns || round->stopped == AT_THE_PARSERS)
+            return 0;
+        if (round->stopped == FOR_WANT_OF_ROOM ? now_ns() > until :
+                                                 !receive_more(call, outcome, until))
+            return 0;
+    }
+}

@@ -1,0 +1,115 @@
+/* One plain read or write, done at once or handed back. One source file, _fastlane.c, takes this in.
+ *
+ * The data of larger reads is sent from a mapping of the file, if all of it is in the page cache:
+ * so it is copied once and not twice. Nothing here touches what is mapped, where a page that cannot
+ * be read would kill the process; sendmsg fails instead.
+ */
+
+/* Shorter reads are copied: to see whether a page is there costs as much. */
+#define MIN_MAPPED_BYTES (8 * 1024)
+/* Longer ones are not sent from here. */
+#define MAX_MAPPED_BYTES (1024 * 1024)
+#define PAGE_BYTES 4096
+
+/* Data that is in the file and not in the reply buffer, where its place is left empty. */
+typedef struct {
+    Py_ssize_t at, length; /* in the reply buffer */
+    unsigned char *data;
+    int fd;
+    off_t offset;
+} Gap;
+
+enum served { NOT_SERVED, SERVED, MISSED };
+
+/* Read into `into`. NOT_SERVED, too, when an exception is set; MISSED fills `missed`. */
+static enum served serve_read(
+    View *view, const Request *request, unsigned char *into, Missed *missed)
+{
+    if (request->offset > view->readable || request->length > view->readable - request->offset)
+        return NOT_SERVED;
+    long slot = find_slot(view, request->offset, request->length);
+    if (slot < 0)
+        return NOT_SERVED;
+    const File *file = find_file(view, slot);
+    if (file == NULL)
+        return NOT_SERVED;
+    if (file->fd == HOLE) {
+        memset(into, 0, request->length);
+        return SERVED;
+    }
+    struct iovec part = {into, request->length};
+    ssize_t count;
+    if (file->flags) { /* does not wait: others need not have the lock meanwhile */
+        count = preadv2(file->fd, &part, 1, (off_t)request->offset, file->flags);
+    } else {
+        int fd = file->fd;
+        Py_BEGIN_ALLOW_THREADS
+        count = preadv(fd, &part, 1, (off_t)request->offset);
+        Py_END_ALLOW_THREADS
+    }
+    if (count == (ssize_t)request->length)
+        return SERVED;
+    if (!file->flags || (count < 0 ? errno != EAGAIN : count == 0))
+        return NOT_SERVED;
+    *missed = (Missed){
+        file->slot, file->fd, request->offset, (uint32_t)request->length, 0, request->cookie};
+    return MISSED;
+}
+
+/* Where a read's data can be sent from; false when it must be copied, or an exception is set. The
+ * window stays in use until the next one is found: `held` keeps it for longer. */
+static int map_read(View *view, const Request *request, Gap *gap, PyObject *held)
+{
+    if (request->offset > view->readable || request->length > view->readable - request->offset)
+        return 0;
+    long slot = find_slot(view, request->offset, request->length);
+    if (slot < 0)
+        return 0;
+    const File *file = find_file(view, slot);
+    if (file == NULL || file->fd == HOLE || !file->flags)
+        return 0;
+    const PyObject *before = view->mapped.window;
+    if (!find_window(view, file, request->offset))
+        return 0;
+    if (view->mapped.window != before && PyList_Append(held, view->mapped.window) < 0)
+        return 0;
+    uint64_t start = request->offset - view->mapped.start;
+    if (start > view->mapped.length || request->length > view->mapped.length - start)
+        return 0; /* the file is shorter than it should be */
+    unsigned char resident[MAX_MAPPED_BYTES / PAGE_BYTES + 1];
+    uint64_t first = start & ~(uint64_t)(PAGE_BYTES - 1);
+    size_t reach = (size_t)(start + request->length - first);
+    if (mincore(view->mapped.address + first, reach, resident) < 0)
+        return 0;
+    for (size_t page = 0; page < (reach + PAGE_BYTES - 1) / PAGE_BYTES; page++)
+        if (!(resident[page] & 1))
+            return 0;
+    gap->length = (Py_ssize_t)request->length;
+    gap->data = view->mapped.address + start;
+    gap->fd = file->fd;
+    gap->offset = (off_t)request->offset;
+    return 1;
+}
+
+/* Write in place, or whole blocks into the head; false when that is for Python to do, or an
+ * exception is set. */
+static int serve_write(
+    View *view, Redirects *redirects, const Request *request, const unsigned char *data)
+{
+    if (view->head_slot < 0 || request->offset > view->writable ||
+        request->length > view->writable - request->offset)
+        return 0;
+    if (find_slot(view, request->offset, request->length) != view->head_slot)
+        return !PyErr_Occurred() && redirect(view, redirects, request, data);
+    if (view->minds_zeros && covers_zeros(data, request->offset, request->length))
+        return 0;
+    const File *file = find_file(view, view->head_slot);
+    if (file == NULL || file->fd < 0 || note_unsynced(view) < 0)
+        return 0;
+    int fd = file->fd;
+    ssize_t count;
+    Py_BEGIN_ALLOW_THREADS
+    count = pwrite(fd, data, request->length, (off_t)request->offset);
+    Py_END_ALLOW_THREADS
+    return count == (ssize_t)request->length;
+}
