@@ -11,7 +11,7 @@ from unittest import mock
 
 from bockd.drivers.local.format import journal, layer
 from bockd.drivers.local.maintenance import merging
-from bockd.drivers.local.volume import leafcache, room, volume
+from bockd.drivers.local.volume import allocating, leafcache, room, volume
 from bockd.index import ballast, index
 from bockd.model import BLOCK_SIZE
 
@@ -30,7 +30,7 @@ def sizes(journal_records: int) -> tuple[tuple[Any, str, float], ...]:
         (leafcache, "CACHE_BYTES", 500),
         (leafcache, "GROUP_LEAVES", 1),
         (volume, "MIN_ALLOCATED_BYTES", 2 * BLOCK_SIZE),
-        (volume, "ALLOCATED_PIECE_BLOCKS", 8),
+        (allocating, "ALLOCATED_PIECE_BLOCKS", 8),
         (layer, "ZERO_PIECE_BYTES", 4 * BLOCK_SIZE),
         (layer, "ZERO_SECONDS", 0.0),
         (merging, "MAX_DEAD_LAYERS", 1),

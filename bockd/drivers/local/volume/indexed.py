@@ -20,7 +20,8 @@ from bockd.drivers.local.format.journal import JournalSegment, read_segment
 from bockd.drivers.local.volume.failing import Failure
 from bockd.errors import DamagedError
 from bockd.failpoints import Failpoint, hit
-from bockd.index.index import LmdbIndex, LmdbTransaction
+from bockd.index.index import LmdbIndex
+from bockd.index.transaction import LmdbTransaction
 from bockd.model import VolumeId
 from bockd.runtime.steps import blocking
 

@@ -3,7 +3,6 @@
 A write to blocks that the head holds goes there in place. Any other is a *redirect*: whole blocks
 are written into the head (a partial one is completed from its old layer first), the map is changed
 in memory, and the change is staged for the journal. Zero and trim change the map to holes at once.
-Zeros that are to keep their space are allocated in the head, in a thread, and then redirected to.
 
 A block that a write leaves all zeros is named in the journal (`_foretell_zeros`), if no barrier
 covers its redirect yet: recovery would take it for data that was lost. In place, the journal comes
@@ -16,38 +15,34 @@ partial write never copies up what another is copying, and a punch never meets a
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
 from contextlib import suppress
 
 from bockd import failpoints
 from bockd.drivers.local.access import StoreAccess
-from bockd.drivers.local.format.journal import Kind, ZeroBlocks, places
+from bockd.drivers.local.format.journal import Kind
 from bockd.drivers.local.format.layer import (
     OVERWRITE_PIECE_BYTES,
     SEGMENT_BYTES,
     Layer,
 )
 from bockd.drivers.local.format.leaf import LEAF_MASK, LEAF_SHIFT, LEAVES
-from bockd.drivers.local.format.ranges import RangeSet
 from bockd.drivers.local.format.writepieces import SMALL_BYTES
+from bockd.drivers.local.volume.allocating import ZeroAllocator
 from bockd.drivers.local.volume.durability import Durability
+from bockd.drivers.local.volume.heads import NO_SLOT, Heads
 from bockd.drivers.local.volume.leafcache import HolePlan, plan_holes
 from bockd.drivers.local.volume.loading import LeafLoader
-from bockd.drivers.local.volume.punching import Puncher
 from bockd.drivers.local.volume.reading import BLOCK_SHIFT, Reader
 from bockd.drivers.local.volume.redirecting import LaneRedirects
-from bockd.drivers.local.volume.room import RECORDS_PER_OPERATION
 from bockd.drivers.local.volume.zeros import is_zeros, zero_blocks, zero_pieces
-from bockd.errors import BockdError, from_os_error
+from bockd.errors import from_os_error
 from bockd.failpoints import Failpoint, hit
 from bockd.model import BLOCK_SIZE, GIB, KIB, MIB
 from bockd.pool.device import FastView
 from bockd.runtime.steps import Spawn, Steps, blocking
 from bockd.runtime.waiting import RangeLocks, WriteGate
-
-log = logging.getLogger(__name__)
 
 BLOCK_MASK = BLOCK_SIZE - 1
 
@@ -58,15 +53,8 @@ HOLE_PIECE_BLOCKS = 4 * GIB // BLOCK_SIZE
 """What one hole record covers: 64 groups of leaves, less than a millisecond of work on the owner
 thread. Pieces begin at its multiples, so that they end where groups do."""
 
-ALLOCATED_PIECE_BLOCKS = 64 * MIB // BLOCK_SIZE
-"""Zeros allocated under one lock at most, in a thread: one group of leaves. Less would take longer
-in all, more would hold up the owner thread for longer at a time."""
-
 MIN_ALLOCATED_BYTES = 128 * KIB
 """Fewer zeros are written: a thread and an extent of their own would cost more."""
-
-NO_SLOT = -1
-"""Where no leaf has a block: that of the head before the first change."""
 
 _ZEROS = memoryview(bytes(PIECE_BYTES))
 
@@ -94,7 +82,16 @@ class Volume(Reader):
         self._piece_bytes = store.write_pieces.size_bytes
         self.locks = RangeLocks()
         self.gate = gate
-        self._punchers: list[Puncher] = []
+        self._heads = Heads(store, loader.layers, durability, self.locks, self.drain_reads, spawn)
+        self._allocator = ZeroAllocator(
+            loader,
+            durability,
+            self._heads,
+            gate,
+            self.locks,
+            enter=lambda more: self._enter(reserve=False, more=more),
+            foretell_zeros=lambda blocks: self._foretell_zeros(blocks),
+        )
         self._head_slot = NO_SLOT
         self._head_descriptor = -1
         self._redirects: LaneRedirects | None = None
@@ -108,12 +105,7 @@ class Volume(Reader):
         replaced = self.layers.take_over(head)
         self.adopt_head(head)
         if replaced is not None:
-            self._spawn(self._close_unread(replaced))
-
-    async def _close_unread(self, layer: Layer) -> None:
-        """Close a layer that reads under way may still use."""
-        await self.drain_reads()
-        layer.close()
+            self._spawn(self._heads.close_unread(replaced))
 
     def adopt_head(self, head: Layer) -> None:
         """Write to `head` from now on: at the first change, and after each snapshot."""
@@ -121,40 +113,10 @@ class Volume(Reader):
         head.mark_in_memory()  # not sooner: recovery looks for the mark of an earlier opening
         self._flusher.head = head
         self._head_descriptor = head.near_descriptor
-        self._puncher = Puncher(head, self.locks)
+        self._puncher = self._heads.adopt(head, self._head_slot)
         self._redirects = LaneRedirects(
             self.map, self._tail, self._room, self._failure, self._puncher, self._piece_bytes
         )
-        former, self._punchers = self._punchers, [*self._punchers, self._puncher]
-        for puncher in former:
-            self._retire(puncher)
-
-    def _retire(self, puncher: Puncher) -> None:
-        """Read a former head as any other frozen layer, once nothing of it is to be punched."""
-        if puncher is self._puncher or puncher.pending or puncher.running:
-            return
-        if puncher in self._punchers:
-            self._punchers.remove(puncher)
-            self._spawn(self._freeze(puncher.head))
-
-    async def _freeze(self, head: Layer) -> None:
-        """Replace a former head in the map by a frozen layer, which may be closed when descriptors
-        run short."""
-        if not head.is_open:  # closed, with the volume or because no map leads to it any more
-            return
-        frozen = self._store.frozen_layer(head.id, head.length_bytes())
-        try:
-            await blocking(frozen.prepare)
-        except BockdError as error:
-            if head.is_open:
-                volume = self.durability.record.id
-                log.warning("a former head of volume %s stays open: %s", volume, error)
-            return
-        replaced = None if self.durability.closed else self.layers.take_over(frozen)
-        if replaced is None:
-            frozen.close()
-        else:
-            await self._close_unread(replaced)
 
     def adopt_size(self, size_bytes: int) -> None:
         """Set the new size of a volume that has grown."""
@@ -384,7 +346,7 @@ class Volume(Reader):
         await self._write_zeros(offset, first_whole << BLOCK_SHIFT)
         await self._write_zeros(end_whole << BLOCK_SHIFT, end)
         if allocate:
-            await self._allocate_zeros(first_whole, end_whole)
+            await self._allocator.allocate(first_whole, end_whole)
         else:
             await self._make_holes(first_whole, end_whole)
 
@@ -401,64 +363,6 @@ class Volume(Reader):
             piece = _ZEROS[: min(end - offset, PIECE_BYTES)]
             await self._write_piece(offset, piece)
             offset += len(piece)
-
-    async def _allocate_zeros(self, first: int, end: int) -> None:
-        while first < end:
-            stop = min(end, first - first % ALLOCATED_PIECE_BLOCKS + ALLOCATED_PIECE_BLOCKS)
-            # A redirect, and two records that name all of it.
-            places_needed = 1 + 2 * places([ZeroBlocks(range(first, stop))])
-            more = max(0, places_needed - RECORDS_PER_OPERATION)
-            await self._enter(reserve=False, more=more)
-            self._room.promised += more
-            try:
-                held = await self.locks.acquire(first, stop)
-                try:
-                    first = await self._allocate_zeros_locked(first, stop)
-                    self._tail.commit()
-                finally:
-                    self.locks.release(held)
-            finally:
-                self._room.promised -= more
-                self.gate.leave()
-
-    async def _allocate_zeros_locked(self, first: int, end: int) -> int:
-        """Zero blocks from `first` on. Returns how far, `end` at most."""
-        await self.loader.load(first, end)
-        elsewhere: list[tuple[int, int]] = []
-        if not self.map.holds_only(first, end, self._head_slot):
-            await self._room.wait_for_index()
-            await self.loader.load(first, end)
-            runs = self.map.runs(first, end)
-            elsewhere = [(low, high) for low, high, slot in runs if slot != self._head_slot]
-        if self._tail.exposed() and elsewhere != [(first, end)]:
-            self._foretell_zeros(range(first, end))
-        self._flusher.unsynced = True
-        try:
-            zeroed = await blocking(self._zero_head, first << BLOCK_SHIFT, end << BLOCK_SHIFT)
-            # A sync that was under way may have covered none of it.
-            self._flusher.unsynced = True
-            end = zeroed >> BLOCK_SHIFT
-            if not elsewhere:
-                return end
-            hit(Failpoint.ZEROS_ALLOCATED)
-            await self.loader.load(first, end)
-        except Exception:
-            self._flusher.unsynced = True
-            for low, high in elsewhere:  # what was allocated there nobody reaches
-                self._puncher.pending.add(low, high)
-                self._start_punching()
-            raise
-        self._puncher.pending.remove(first, end)
-        self.map.assign(first, end, self._head_slot, self._tail.sequence)
-        self._tail.stage(Kind.REDIRECT, first, end - first)
-        self._tail.stage_zeros(range(first, end))
-        return end
-
-    def _zero_head(self, offset: int, end: int) -> int:
-        try:
-            return self._flusher.head.zero(offset, end)
-        except OSError as error:
-            raise from_os_error(error, f"zeroing volume {self.durability.record.id}") from error
 
     def try_trim(self, offset: int, length: int) -> bool:
         """See BlockDevice.try_trim."""
@@ -525,40 +429,17 @@ class Volume(Reader):
         if made.of_head:
             # The whole of it is holes now, so punching between the head's blocks harms nobody.
             self._puncher.pending.add(made.first, made.end)
-            self._start_punching()
+            self._heads.start_punching()
         self._made_holes = True
         hit(Failpoint.TRIM_REMAPPED)
 
-    def _start_punching(self) -> None:
-        if not self._puncher.scheduled:
-            self._puncher.scheduled = True
-            self._spawn(self._punch(self._puncher))
-
-    async def _punch(self, puncher: Puncher) -> None:
-        if self._failure.reason is not None:
-            # The journal may not know of the trim: what it covered counts as data that was written.
-            puncher.pending = RangeSet()
-        try:
-            await puncher.run()
-            puncher.scheduled = False
-            self._retire(puncher)
-            await self.durability.restore_reserve()
-        except OSError as error:
-            puncher.scheduled = False
-            # Only space is lost, and `check --repair` finds it. What waits is forgotten: layers
-            # may be merged where it lies.
-            puncher.pending = RangeSet()
-            log.warning("punching in volume %s failed: %s", self.durability.record.id, error)
-
     async def finish_punching(self) -> None:
         """Wait until nothing that was trimmed waits to be punched."""
-        for puncher in list(self._punchers):
-            await self._punch(puncher)
+        await self._heads.finish_punching()
 
     def cancel_punching(self) -> None:
         """Forget what waits to be punched: the volume is about to be deleted."""
-        for puncher in self._punchers:
-            puncher.pending = RangeSet()
+        self._heads.cancel_punching()
 
     # -- flush -------------------------------------------------------------------------------
 
