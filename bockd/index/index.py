@@ -1,19 +1,11 @@
-"""The pool's LMDB environment: opened safely, read and changed through checksummed values.
+"""The pool's LMDB environment: opened safely, read and changed in transactions.
 
 Invariants:
 * A change begins and commits inside one call of `LmdbIndex.update`, on one thread. It is fully
   synced when `update` returns; when it raises, nothing was changed.
-* Every value carries a CRC-32 that covers its table, its key and its bytes, because LMDB trusts
-  its file: a flipped bit would otherwise come back as data.
-* No LMDB buffer leaves a transaction; values are copied out as bytes.
 * LMDB refuses everything after it could not write its meta page; the environment is opened anew
   then, so that the pool goes on when the disk does.
 * data.mdb is proved before it is mapped (bockd.index.pages): a broken page would kill the process.
-* Nothing is taken for absent that may be there under a damaged key. An entry that fails its
-  checksum when the index is opened keeps its place, whatever its key was; so between its sound
-  neighbours is a *gap*, where looking is refused. Elsewhere the index is as good as ever.
-
-Stored value: `crc32(table || key || payload)` as 4 little-endian bytes, then the payload.
 """
 
 from __future__ import annotations
@@ -21,14 +13,12 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import struct
 import threading
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import lmdb
 
@@ -47,6 +37,7 @@ from bockd.index.allocation import allocate
 from bockd.index.mapsize import read_map_size
 from bockd.index.pages import PAGE_BYTES, Entry, check_metas, read_index
 from bockd.index.tables import Table, declared_tables
+from bockd.index.transaction import NO_GAPS, Gap, Gaps, LmdbTransaction, is_sealed, unseal
 from bockd.model import MIB
 
 log = logging.getLogger(__name__)
@@ -73,151 +64,6 @@ RESERVE_LEAST_BYTES = RESERVE_BYTES // 2
 
 _UNBORN_BYTES = 1 * MIB
 """More than LMDB writes before its first sync; any index that was used is longer."""
-
-_CRC = struct.Struct("<I")
-
-
-def seal(table: Table, key: bytes, payload: bytes) -> bytes:
-    """Return a payload in its stored form, with its checksum in front."""
-    return _CRC.pack(zlib.crc32(payload, zlib.crc32(key, table.seed))) + payload
-
-
-def unseal(table: Table, key: bytes, value: bytes) -> bytes:
-    """Return the payload of a stored value. Raises DamagedError when its checksum does not
-    match."""
-    payload = value[4:]
-    if len(value) < 4 or _CRC.unpack_from(value)[0] != zlib.crc32(
-        payload, zlib.crc32(key, table.seed)
-    ):
-        raise DamagedError(
-            f"the index entry {table}/{key.hex()} fails its checksum; "
-            "run 'bockd check' to see what else is affected"
-        )
-    return payload
-
-
-def _sealed(entry: Entry) -> bool:
-    """Return whether an entry of any table, also one that is not declared here, fits its
-    checksum."""
-    seed = zlib.crc32(entry.key, zlib.crc32(entry.table))
-    return entry.value[:4] == _CRC.pack(zlib.crc32(entry.value[4:], seed))
-
-
-class Gap(NamedTuple):
-    """A range of keys, between two sound entries (None: an end of the table), in which entries
-    failed their checksums when the index was opened. The keys of those are not known."""
-
-    after: bytes | None
-    before: bytes | None
-    reason: str
-
-    def refuse(self, start: bytes, stop: bytes) -> None:
-        """Raise DamagedError if a key with start <= key < stop may be missing because of this
-        gap."""
-        if (self.before is None or start < self.before) and (
-            self.after is None or stop > self.after
-        ):
-            raise DamagedError(self.reason)
-
-
-Gaps = Mapping[Table, Sequence[Gap]]
-_NO_GAPS: Gaps = {}
-
-
-class LmdbTransaction:
-    """A view of the index: of one instant; a writing one sees its own changes, too. Looking where
-    the index has a gap raises DamagedError."""
-
-    def __init__(
-        self, txn: lmdb.Transaction, tables: dict[Table, lmdb._Database], gaps: Gaps
-    ) -> None:
-        self._txn = txn
-        self._tables = tables
-        self._gaps = gaps
-
-    def disregard_gaps(self) -> None:
-        """Allow lookups everywhere from now on, also where the index has a gap."""
-        self._gaps = _NO_GAPS
-
-    def _believe(self, table: Table, start: bytes, stop: bytes) -> None:
-        """Raise DamagedError if something may be missing in start <= key < stop."""
-        for gap in self._gaps.get(table, ()):
-            gap.refuse(start, stop)
-
-    def get(self, table: Table, key: bytes) -> bytes | None:
-        value = self._txn.get(key, db=self._tables[table])
-        if value is not None:
-            return unseal(table, key, bytes(value))
-        if self._gaps:
-            self._believe(table, key, key + b"\0")
-        return None
-
-    def put(self, table: Table, key: bytes, payload: bytes) -> None:
-        self._txn.put(key, seal(table, key, payload), db=self._tables[table])
-
-    def delete(self, table: Table, key: bytes) -> bool:
-        """Remove an entry. Return False when there was none."""
-        return bool(self._txn.delete(key, db=self._tables[table]))
-
-    def erase(self, table: Table, start: bytes, stop: bytes) -> None:
-        """Remove the entries with start <= key < stop, without reading values. Raises DamagedError,
-        with nothing removed, where the index has a gap: a damaged key has lost its place in the
-        order that this relies on."""
-        if self._gaps:
-            self._believe(table, start, stop)
-        with self._txn.cursor(db=self._tables[table]) as cursor:
-            key, delete = cursor.key, cursor.delete
-            found = cursor.set_range(start)
-            while found and bytes(key()) < stop:
-                found = delete() and bool(key())
-
-    def scan(self, table: Table, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """Yield the entries with start <= key < stop, in order. Do not change the table while
-        scanning."""
-        if self._gaps:
-            self._believe(table, start, stop)
-        with self._txn.cursor(db=self._tables[table]) as cursor:
-            if not cursor.set_range(start):
-                return
-            for raw_key, value in cursor.iternext():
-                key = bytes(raw_key)
-                if key >= stop:
-                    return
-                yield key, unseal(table, key, bytes(value))
-
-    def keys(self, table: Table, start: bytes, stop: bytes) -> Iterator[bytes]:
-        """Yield the keys with start <= key < stop, in order, without reading values."""
-        if self._gaps:
-            self._believe(table, start, stop)
-        with self._txn.cursor(db=self._tables[table]) as cursor:
-            if not cursor.set_range(start):
-                return
-            for raw_key in cursor.iternext(keys=True, values=False):
-                key = bytes(raw_key)
-                if key >= stop:
-                    return
-                yield key
-
-    def sound(self, table: Table) -> Iterator[tuple[bytes, bytes]]:
-        """Yield all entries except those that fail their checksums, which are logged. For callers
-        that must go on with the rest."""
-        for key, value in self.raw(table):
-            try:
-                payload = unseal(table, key, value)
-            except DamagedError as error:
-                log.error("%s", error)  # noqa: TRY400
-            else:
-                yield key, payload
-
-    def raw(self, table: Table) -> Iterator[tuple[bytes, bytes]]:
-        """Yield all entries as stored, with checksums unverified. For `check`."""
-        with self._txn.cursor(db=self._tables[table]) as cursor:
-            for key, value in cursor:
-                yield bytes(key), bytes(value)
-
-    def count(self, table: Table) -> int:
-        """Count the entries of a table."""
-        return int(self._txn.stat(self._tables[table])["entries"])
 
 
 class _Handles(dict[Table, lmdb._Database]):
@@ -250,7 +96,7 @@ class LmdbIndex:
         """The file's blocks are allocated up to this offset."""
         self.tables = declared_tables()
         """Those that were declared when it was opened. Others that the file has are left alone."""
-        self._gaps: Gaps = _NO_GAPS
+        self._gaps: Gaps = NO_GAPS
         self._opened: _Opened | None = None
         """None when it could not be opened anew; the next use tries again."""
         self._users = 0
@@ -272,7 +118,7 @@ class LmdbIndex:
         index = cls(directory, make_room)
         _empty_unborn(index._data)
         names = list(index.tables)
-        index._gaps = read_index(index._data, names, index._find_gaps, _sealed)
+        index._gaps = read_index(index._data, names, index._find_gaps, is_sealed)
         index._opened = index._open()
         return index
 

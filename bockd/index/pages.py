@@ -5,9 +5,10 @@ file (which kills the process) or give out a page twice. So the trees are walked
 reads: each page is where and what it says it is, is reached once, is packed without a gap, and its
 keys are in order and within what its parent says; the counts of pages and entries are those of the
 tree's record; free pages are in no tree. What this cannot see are a value's own bytes and a key
-that changed without leaving its place; for those the values carry checksums (bockd.index.index).
-And one bit: where the number of the last transaction falls by two, the file looks as LMDB leaves it
-when it could not write the meta page, and goes by the transaction before.
+that changed without leaving its place; for those the values carry checksums
+(bockd.index.transaction). And one bit: where the number of the last transaction falls by two, the
+file looks as LMDB leaves it when it could not write the meta page, and goes by the transaction
+before.
 
 The format is that of LMDB 0.9 (mdb.c, "Page data structures"), little-endian:
 

@@ -20,8 +20,8 @@ from bockd.errors import (
     InvalidStateError,
     NotFoundError,
 )
-from bockd.index.index import LmdbTransaction
 from bockd.index.tables import Table
+from bockd.index.transaction import LmdbTransaction
 from bockd.model import NodeKind
 from bockd.runtime.steps import run_inline
 from tests.blockstorage.store import Store

@@ -12,7 +12,8 @@ from bockd.drivers.local.format.catalogue import MAPS, META
 from bockd.drivers.local.format.leaf import LEAVES
 from bockd.errors import DamagedError, PoolFormatError
 from bockd.index.ballast import BALLAST_BYTES, Ballast
-from bockd.index.index import LmdbIndex, LmdbTransaction, seal, unseal
+from bockd.index.index import LmdbIndex
+from bockd.index.transaction import LmdbTransaction, seal, unseal
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from bockd.drivers.local.pool import LocalPool
 from bockd.drivers.local.volume import leafcache, room
 from bockd.drivers.local.volume.volume import HOLE_PIECE_BLOCKS, Volume
 from bockd.errors import DamagedError
-from bockd.index.index import Gap
+from bockd.index.transaction import Gap
 from bockd.model import BLOCK_SIZE, GIB, MIB, VolumeId
 from bockd.runtime.steps import Background, Blocking, run_inline
 from tests.drivers.local.bench_pool import SIZE, Bench, resume, stepwise

@@ -45,9 +45,9 @@ from bockd.drivers.local.integrity.checklayers import LayerCheck
 from bockd.drivers.local.registry import Registry
 from bockd.drivers.local.volume.recovery import pages_survived, refuse_broken_chain
 from bockd.errors import BockdError, DamagedError, PoolFormatError
-from bockd.index.index import LmdbTransaction, unseal
 from bockd.index.keys import id_key, pair_key
 from bockd.index.tables import Table
+from bockd.index.transaction import LmdbTransaction, unseal
 from bockd.model import BLOCK_SIZE, LayerId, MapId, NodeKind, VolumeId
 from bockd.pool.nodes import NAMES, SNAPSHOTS, VOLUMES, decode_record
 from bockd.pool.reports import CheckReport

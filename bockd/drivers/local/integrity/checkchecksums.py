@@ -11,7 +11,7 @@ from bockd.drivers.local.format.checksums import CHECKSUMS, LeafSums
 from bockd.drivers.local.format.leaf import LEAF_BLOCKS
 from bockd.drivers.local.integrity.checklayers import LayerCheck
 from bockd.errors import DamagedError
-from bockd.index.index import LmdbTransaction, unseal
+from bockd.index.transaction import LmdbTransaction, unseal
 from bockd.model import BLOCK_SIZE, LayerId
 
 _CRC_OF_ZEROS = checksums.crc_of(memoryview(bytes(BLOCK_SIZE)))

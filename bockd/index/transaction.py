@@ -1,0 +1,173 @@
+"""Transactions of the index: values with checksums, and gaps where something may be missing.
+
+Invariants:
+* Every value carries a CRC-32 that covers its table, its key and its bytes, because LMDB trusts
+  its file: a flipped bit would otherwise come back as data.
+* No LMDB buffer leaves a transaction; values are copied out as bytes.
+* Nothing is taken for absent that may be there under a damaged key. An entry that fails its
+  checksum when the index is opened keeps its place, whatever its key was; so between its sound
+  neighbours is a *gap*, where looking is refused. Elsewhere the index is as good as ever.
+
+Stored value: `crc32(table || key || payload)` as 4 little-endian bytes, then the payload.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import lmdb
+
+from bockd.errors import DamagedError
+from bockd.index.pages import Entry
+from bockd.index.tables import Table
+
+log = logging.getLogger(__name__)
+
+_CRC = struct.Struct("<I")
+
+
+def seal(table: Table, key: bytes, payload: bytes) -> bytes:
+    """Return a payload in its stored form, with its checksum in front."""
+    return _CRC.pack(zlib.crc32(payload, zlib.crc32(key, table.seed))) + payload
+
+
+def unseal(table: Table, key: bytes, value: bytes) -> bytes:
+    """Return the payload of a stored value. Raises DamagedError when its checksum does not
+    match."""
+    payload = value[4:]
+    if len(value) < 4 or _CRC.unpack_from(value)[0] != zlib.crc32(
+        payload, zlib.crc32(key, table.seed)
+    ):
+        raise DamagedError(
+            f"the index entry {table}/{key.hex()} fails its checksum; "
+            "run 'bockd check' to see what else is affected"
+        )
+    return payload
+
+
+def is_sealed(entry: Entry) -> bool:
+    """Return whether an entry of any table, also one that is not declared here, fits its
+    checksum."""
+    seed = zlib.crc32(entry.key, zlib.crc32(entry.table))
+    return entry.value[:4] == _CRC.pack(zlib.crc32(entry.value[4:], seed))
+
+
+class Gap(NamedTuple):
+    """A range of keys, between two sound entries (None: an end of the table), in which entries
+    failed their checksums when the index was opened. The keys of those are not known."""
+
+    after: bytes | None
+    before: bytes | None
+    reason: str
+
+    def refuse(self, start: bytes, stop: bytes) -> None:
+        """Raise DamagedError if a key with start <= key < stop may be missing because of this
+        gap."""
+        if (self.before is None or start < self.before) and (
+            self.after is None or stop > self.after
+        ):
+            raise DamagedError(self.reason)
+
+
+Gaps = Mapping[Table, Sequence[Gap]]
+NO_GAPS: Gaps = {}
+
+
+class LmdbTransaction:
+    """A view of the index: of one instant; a writing one sees its own changes, too. Looking where
+    the index has a gap raises DamagedError."""
+
+    def __init__(
+        self, txn: lmdb.Transaction, tables: dict[Table, lmdb._Database], gaps: Gaps
+    ) -> None:
+        self._txn = txn
+        self._tables = tables
+        self._gaps = gaps
+
+    def disregard_gaps(self) -> None:
+        """Allow lookups everywhere from now on, also where the index has a gap."""
+        self._gaps = NO_GAPS
+
+    def _believe(self, table: Table, start: bytes, stop: bytes) -> None:
+        """Raise DamagedError if something may be missing in start <= key < stop."""
+        for gap in self._gaps.get(table, ()):
+            gap.refuse(start, stop)
+
+    def get(self, table: Table, key: bytes) -> bytes | None:
+        value = self._txn.get(key, db=self._tables[table])
+        if value is not None:
+            return unseal(table, key, bytes(value))
+        if self._gaps:
+            self._believe(table, key, key + b"\0")
+        return None
+
+    def put(self, table: Table, key: bytes, payload: bytes) -> None:
+        self._txn.put(key, seal(table, key, payload), db=self._tables[table])
+
+    def delete(self, table: Table, key: bytes) -> bool:
+        """Remove an entry. Return False when there was none."""
+        return bool(self._txn.delete(key, db=self._tables[table]))
+
+    def erase(self, table: Table, start: bytes, stop: bytes) -> None:
+        """Remove the entries with start <= key < stop, without reading values. Raises DamagedError,
+        with nothing removed, where the index has a gap: a damaged key has lost its place in the
+        order that this relies on."""
+        if self._gaps:
+            self._believe(table, start, stop)
+        with self._txn.cursor(db=self._tables[table]) as cursor:
+            key, delete = cursor.key, cursor.delete
+            found = cursor.set_range(start)
+            while found and bytes(key()) < stop:
+                found = delete() and bool(key())
+
+    def scan(self, table: Table, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Yield the entries with start <= key < stop, in order. Do not change the table while
+        scanning."""
+        if self._gaps:
+            self._believe(table, start, stop)
+        with self._txn.cursor(db=self._tables[table]) as cursor:
+            if not cursor.set_range(start):
+                return
+            for raw_key, value in cursor.iternext():
+                key = bytes(raw_key)
+                if key >= stop:
+                    return
+                yield key, unseal(table, key, bytes(value))
+
+    def keys(self, table: Table, start: bytes, stop: bytes) -> Iterator[bytes]:
+        """Yield the keys with start <= key < stop, in order, without reading values."""
+        if self._gaps:
+            self._believe(table, start, stop)
+        with self._txn.cursor(db=self._tables[table]) as cursor:
+            if not cursor.set_range(start):
+                return
+            for raw_key in cursor.iternext(keys=True, values=False):
+                key = bytes(raw_key)
+                if key >= stop:
+                    return
+                yield key
+
+    def sound(self, table: Table) -> Iterator[tuple[bytes, bytes]]:
+        """Yield all entries except those that fail their checksums, which are logged. For callers
+        that must go on with the rest."""
+        for key, value in self.raw(table):
+            try:
+                payload = unseal(table, key, value)
+            except DamagedError as error:
+                log.error("%s", error)  # noqa: TRY400
+            else:
+                yield key, payload
+
+    def raw(self, table: Table) -> Iterator[tuple[bytes, bytes]]:
+        """Yield all entries as stored, with checksums unverified. For `check`."""
+        with self._txn.cursor(db=self._tables[table]) as cursor:
+            for key, value in cursor:
+                yield bytes(key), bytes(value)
+
+    def count(self, table: Table) -> int:
+        """Count the entries of a table."""
+        return int(self._txn.stat(self._tables[table])["entries"])
