@@ -24,7 +24,7 @@ from tests.crash.powercut.known import (
     history_of,
 )
 from tests.crash.powercut.mounted import PowerCutDisk
-from tests.drivers.local.schedule import Scheduler, Span
+from tests.drivers.local.schedule import Span, Task, UnevenScheduler
 
 SIZE = MIB + 128 * 1024
 """Two leaves of the block map, the second one small."""
@@ -83,7 +83,7 @@ class Operations:
 
     disk: PowerCutDisk
     pool: LocalPool
-    scheduler: Scheduler
+    scheduler: UnevenScheduler
     scrubber: Scrubber
     world: World
     draw: Draw
@@ -137,7 +137,7 @@ class Operations:
 
     def start(
         self, volume: KnownVolume, steps: Steps[None], acknowledged: Callable[[], None]
-    ) -> None:
+    ) -> Task:
         """An operation, acknowledged when it ends with the power on."""
 
         def end() -> None:
@@ -146,7 +146,7 @@ class Operations:
                 acknowledged()
 
         volume.active += 1
-        self.scheduler.start(steps, end)
+        return self.scheduler.start(steps, end)
 
     def device(self, volume: KnownVolume) -> Volume:
         assert volume.id is not None
@@ -275,7 +275,10 @@ class Operations:
         self.start(volume, self.device(volume).flush(), ended)
 
     def burst(self, volume: KnownVolume) -> None:
-        """Flushes and writes on each other's heels, from several clients."""
+        """Flushes and writes on each other's heels, from several clients; half of the time beside a
+        slow checkpoint, so that flushes rest on a segment that is sealed and not yet applied."""
+        if self.draw.random.random() < 0.5:
+            self.scheduler.paces[self.checkpoint(volume)] = UnevenScheduler.SLOWEST
         for _ in range(self.draw.random.randrange(2, 5)):
             self.flush(volume)
             self.advance(self.draw.random.randrange(8))
@@ -283,9 +286,9 @@ class Operations:
             self.advance(self.draw.random.randrange(4))
         self.flush(volume)
 
-    def checkpoint(self, volume: KnownVolume) -> None:
+    def checkpoint(self, volume: KnownVolume) -> Task:
         assert volume.id is not None
-        self.start(volume, self.pool.registry.checkpoint(volume.id), lambda: None)
+        return self.start(volume, self.pool.registry.checkpoint(volume.id), lambda: None)
 
     def scrub(self, volume: KnownVolume) -> None:
         """A piece of the first reading, and of a pass; who reads a volume waits for neither."""

@@ -9,7 +9,7 @@ recoveries are cut too. Everything follows from the seed.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from bockd.drivers.local.format.checksums import all_damage
@@ -24,7 +24,7 @@ from tests.crash.powercut.known import There, World
 from tests.crash.powercut.mounted import PowerCutDisk
 from tests.crash.powercut.operations import Draw, Operations, PowerFailedError
 from tests.drivers.local.process import close_everything_below, die
-from tests.drivers.local.schedule import Scheduler, Task
+from tests.drivers.local.schedule import UnevenScheduler
 
 CUTS_OF_A_RUN = 10
 """Of each history that is played."""
@@ -45,19 +45,6 @@ class Counts:
     cuts: int = 0
     recoveries_cut: int = 0
     kills: int = 0
-
-
-@dataclass
-class UnevenScheduler(Scheduler):
-    """Some operations take far longer than others."""
-
-    paces: dict[Task, float] = field(default_factory=dict)
-
-    def choose(self, ready: list[Task]) -> Task:
-        for task in ready:
-            if task not in self.paces:
-                self.paces[task] = self.random.choice((0.03, 0.3, 1.0))
-        return self.random.choices(ready, [self.paces[task] for task in ready])[0]
 
 
 class Run:

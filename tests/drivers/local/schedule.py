@@ -10,7 +10,7 @@ import inspect
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from bockd.runtime.steps import Blocking, Step, Steps
 
@@ -44,8 +44,10 @@ class Scheduler:
         """Background work, as the engine asks for it."""
         self.start(steps, lambda: None)
 
-    def start(self, steps: Steps[Any], on_end: Callable[[], None]) -> None:
-        self.tasks.append(Task(steps, on_end))
+    def start(self, steps: Steps[Any], on_end: Callable[[], None]) -> Task:
+        task = Task(steps, on_end)
+        self.tasks.append(task)
+        return task
 
     def run(self, events: int | None = None) -> None:
         """Play events until none is left, or so many."""
@@ -103,6 +105,21 @@ class Scheduler:
             step.subscribe(wake)
         else:
             task.call = step
+
+
+@dataclass
+class UnevenScheduler(Scheduler):
+    """Some operations take far longer than others."""
+
+    SLOWEST: ClassVar = 0.004
+
+    paces: dict[Task, float] = field(default_factory=dict)
+
+    def choose(self, ready: list[Task]) -> Task:
+        for task in ready:
+            if task not in self.paces:
+                self.paces[task] = self.random.choice((0.03, 0.3, 1.0))
+        return self.random.choices(ready, [self.paces[task] for task in ready])[0]
 
 
 @dataclass
