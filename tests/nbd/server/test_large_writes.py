@@ -255,7 +255,11 @@ async def test_what_came_with_the_end_of_a_payload_is_not_served_yet(side: Side)
             await trio.testing.wait_all_tasks_blocked()
             assert connection.idle()
     # While it waits for the rest; when that came; when it is written, and what follows is not.
-    assert seen == [True, False, False]
+    # What is sent at once may come in several pieces.
+    waiting = seen.index(False)
+    assert waiting >= 1
+    assert len(seen[waiting:]) >= 2
+    assert not any(seen[waiting:])
 
 
 class Payload:
