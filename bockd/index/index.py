@@ -276,6 +276,7 @@ class LmdbIndex:
                 hit(Failpoint.INDEX_CHANGED)
         except lmdb.Error as error:
             raise _translate(error, self._data) from error
+        self._gaps = txn.gaps
         hit(Failpoint.INDEX_COMMITTED)
         return result
 

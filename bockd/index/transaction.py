@@ -64,13 +64,24 @@ class Gap(NamedTuple):
     before: bytes | None
     reason: str
 
-    def refuse(self, start: bytes, stop: bytes) -> None:
-        """Raise DamagedError if a key with start <= key < stop may be missing because of this
-        gap."""
-        if (self.before is None or start < self.before) and (
+    def touches(self, start: bytes, stop: bytes) -> bool:
+        """Return whether a key with start <= key < stop may be missing because of this gap."""
+        return (self.before is None or start < self.before) and (
             self.after is None or stop > self.after
-        ):
-            raise DamagedError(self.reason)
+        )
+
+    def lies_within(self, start: bytes, stop: bytes) -> bool:
+        """Return whether every key that may be missing because of this gap is one with start <= key
+        < stop. Keys are as long as `start`."""
+        if self.after is None or self.before is None or self.before > stop:
+            return False
+        length = len(start)
+        follows = len(self.after) == length and _number(self.after) + 1 >= _number(start)
+        return follows or self.after >= start
+
+
+def _number(key: bytes) -> int:
+    return int.from_bytes(key, "big")
 
 
 Gaps = Mapping[Table, Sequence[Gap]]
@@ -84,24 +95,26 @@ class LmdbTransaction:
     def __init__(
         self, txn: lmdb.Transaction, tables: dict[Table, lmdb._Database], gaps: Gaps
     ) -> None:
+        self.gaps = gaps
+        """What is left of them: `erase` closes those that it covers."""
         self._txn = txn
         self._tables = tables
-        self._gaps = gaps
 
     def disregard_gaps(self) -> None:
         """Allow lookups everywhere from now on, also where the index has a gap."""
-        self._gaps = NO_GAPS
+        self.gaps = NO_GAPS
 
     def _believe(self, table: Table, start: bytes, stop: bytes) -> None:
         """Raise DamagedError if something may be missing in start <= key < stop."""
-        for gap in self._gaps.get(table, ()):
-            gap.refuse(start, stop)
+        for gap in self.gaps.get(table, ()):
+            if gap.touches(start, stop):
+                raise DamagedError(gap.reason)
 
     def get(self, table: Table, key: bytes) -> bytes | None:
         value = self._txn.get(key, db=self._tables[table])
         if value is not None:
             return unseal(table, key, bytes(value))
-        if self._gaps:
+        if self.gaps:
             self._believe(table, key, key + b"\0")
         return None
 
@@ -112,22 +125,35 @@ class LmdbTransaction:
         """Remove an entry. Return False when there was none."""
         return bool(self._txn.delete(key, db=self._tables[table]))
 
-    def erase(self, table: Table, start: bytes, stop: bytes) -> None:
-        """Remove the entries with start <= key < stop, without reading values. Raises DamagedError,
-        with nothing removed, where the index has a gap: a damaged key has lost its place in the
-        order that this relies on."""
-        if self._gaps:
-            self._believe(table, start, stop)
+    def erase(self, table: Table, start: bytes, stop: bytes, limit: int | None = None) -> bool:
+        """Remove the entries with start <= key < stop, or the first `limit` of them, without
+        reading values. Return whether it stopped at the limit.
+
+        A gap that lies within the range is closed: what was lost there was to be removed, too.
+        Raises DamagedError, with nothing removed, where a gap reaches beyond it.
+        """
+        touched = [gap for gap in self.gaps.get(table, ()) if gap.touches(start, stop)]
+        for gap in touched:
+            if not gap.lies_within(start, stop):
+                raise DamagedError(gap.reason)
+        # A damaged key stands between the neighbours of its gap, if perhaps before `start`.
+        begin = min([start, *(gap.after + b"\0" for gap in touched if gap.after is not None)])
         with self._txn.cursor(db=self._tables[table]) as cursor:
             key, delete = cursor.key, cursor.delete
-            found = cursor.set_range(start)
+            found, count = cursor.set_range(begin), 0
             while found and bytes(key()) < stop:
-                found = delete() and bool(key())
+                if count == limit:
+                    return True
+                found, count = delete() and bool(key()), count + 1
+        if touched:
+            left = {**self.gaps, table: [gap for gap in self.gaps[table] if gap not in touched]}
+            self.gaps = {known: gaps for known, gaps in left.items() if gaps}
+        return False
 
     def scan(self, table: Table, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Yield the entries with start <= key < stop, in order. Do not change the table while
         scanning."""
-        if self._gaps:
+        if self.gaps:
             self._believe(table, start, stop)
         with self._txn.cursor(db=self._tables[table]) as cursor:
             if not cursor.set_range(start):
@@ -140,7 +166,7 @@ class LmdbTransaction:
 
     def keys(self, table: Table, start: bytes, stop: bytes) -> Iterator[bytes]:
         """Yield the keys with start <= key < stop, in order, without reading values."""
-        if self._gaps:
+        if self.gaps:
             self._believe(table, start, stop)
         with self._txn.cursor(db=self._tables[table]) as cursor:
             if not cursor.set_range(start):
@@ -151,10 +177,15 @@ class LmdbTransaction:
                     return
                 yield key
 
-    def sound(self, table: Table) -> Iterator[tuple[bytes, bytes]]:
-        """Yield all entries except those that fail their checksums, which are logged. For callers
-        that must go on with the rest."""
-        for key, value in self.raw(table):
+    def sound(
+        self, table: Table, start: bytes = b"", stop: bytes | None = None
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Yield the entries with start <= key < stop, in order, except those that fail their
+        checksums, which are logged. For callers that must go on with the rest. Do not change the
+        table meanwhile."""
+        for key, value in self._raw(table, start):
+            if stop is not None and key >= stop:
+                return
             try:
                 payload = unseal(table, key, value)
             except DamagedError as error:
@@ -164,8 +195,13 @@ class LmdbTransaction:
 
     def raw(self, table: Table) -> Iterator[tuple[bytes, bytes]]:
         """Yield all entries as stored, with checksums unverified. For `check`."""
+        return self._raw(table, b"")
+
+    def _raw(self, table: Table, start: bytes) -> Iterator[tuple[bytes, bytes]]:
         with self._txn.cursor(db=self._tables[table]) as cursor:
-            for key, value in cursor:
+            if not (cursor.set_range(start) if start else cursor.first()):
+                return
+            for key, value in cursor.iternext():
                 yield bytes(key), bytes(value)
 
     def count(self, table: Table) -> int:

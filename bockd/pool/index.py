@@ -27,8 +27,10 @@ class Transaction(Protocol):
         """Remove an entry. Return False when there was none."""
         ...
 
-    def erase(self, table: Table, start: bytes, stop: bytes) -> None:
-        """Remove the entries with start <= key < stop. Raises DamagedError."""
+    def erase(self, table: Table, start: bytes, stop: bytes, limit: int | None = None) -> bool:
+        """Remove the entries with start <= key < stop, damaged ones, too, or the first `limit` of
+        them. Return whether it stopped at the limit. Raises DamagedError where it cannot be told
+        whether something that was lost is among them."""
         ...
 
     def scan(self, table: Table, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -40,8 +42,11 @@ class Transaction(Protocol):
         """Yield the keys with start <= key < stop, in order, without reading values."""
         ...
 
-    def sound(self, table: Table) -> Iterator[tuple[bytes, bytes]]:
-        """Yield all entries but damaged ones, which are logged."""
+    def sound(
+        self, table: Table, start: bytes = b"", stop: bytes | None = None
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Yield the entries with start <= key < stop, in order, but damaged ones, which are logged.
+        Do not change the table meanwhile."""
         ...
 
     def count(self, table: Table) -> int:

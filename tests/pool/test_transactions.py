@@ -147,4 +147,20 @@ def test_a_table_is_scanned_in_the_order_of_its_keys(driver: OpenDriver) -> None
         assert list(txn.keys(NOTES, b"", b"z")) == [b"a", b"b", b"c"]
         assert list(txn.scan(NOTES, b"b", b"c")) == [(b"b", b"bb")]
         assert list(txn.sound(NOTES)) == [(b"a", b"aa"), (b"b", b"bb"), (b"c", b"cc")]
+        assert list(txn.sound(NOTES, b"b", b"c")) == [(b"b", b"bb")]
         assert txn.count(NOTES) == 3
+
+
+def test_a_range_is_erased_as_a_whole_or_a_few_entries_at_a_time(driver: OpenDriver) -> None:
+    def fill(txn: Transaction) -> None:
+        for key in (b"a", b"b", b"c", b"d", b"e"):
+            txn.put(NOTES, key, key)
+
+    driver.pool.index.update(fill)
+    assert driver.pool.index.update(lambda txn: txn.erase(NOTES, b"b", b"e", 2))
+    with driver.pool.index.reading() as txn:
+        assert list(txn.keys(NOTES, b"", b"z")) == [b"a", b"d", b"e"]
+    assert not driver.pool.index.update(lambda txn: txn.erase(NOTES, b"b", b"e", 1))
+    assert not driver.pool.index.update(lambda txn: txn.erase(NOTES, b"b", b"e"))
+    with driver.pool.index.reading() as txn:
+        assert list(txn.keys(NOTES, b"", b"z")) == [b"a", b"e"]

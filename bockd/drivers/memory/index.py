@@ -39,10 +39,12 @@ class MemoryTransaction:
         """See the contract."""
         return self._changing(table).pop(key, None) is not None
 
-    def erase(self, table: Table, start: bytes, stop: bytes) -> None:
+    def erase(self, table: Table, start: bytes, stop: bytes, limit: int | None = None) -> bool:
         """See the contract."""
-        for key in list(self.keys(table, start, stop)):
+        keys = list(self.keys(table, start, stop))
+        for key in keys[:limit]:
             self.delete(table, key)
+        return limit is not None and len(keys) > limit
 
     def scan(self, table: Table, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
         """See the contract."""
@@ -55,9 +57,13 @@ class MemoryTransaction:
         for key, _ in self.scan(table, start, stop):
             yield key
 
-    def sound(self, table: Table) -> Iterator[tuple[bytes, bytes]]:
+    def sound(
+        self, table: Table, start: bytes = b"", stop: bytes | None = None
+    ) -> Iterator[tuple[bytes, bytes]]:
         """See the contract."""
-        yield from sorted(self.tables.get(table, _NOTHING).items())
+        for key, payload in sorted(self.tables.get(table, _NOTHING).items()):
+            if start <= key and (stop is None or key < stop):
+                yield key, payload
 
     def count(self, table: Table) -> int:
         """See the contract."""

@@ -10,11 +10,14 @@ import pytest
 
 from bockd.drivers.local.format import queue
 from bockd.drivers.local.format.catalogue import Catalogue
+from bockd.drivers.local.format.leaf import leaf_key
 from bockd.drivers.local.maintenance.merging import MAX_DEAD_LAYERS
-from bockd.model import BLOCK_SIZE, SnapshotId, VolumeId
+from bockd.errors import DamagedError
+from bockd.model import BLOCK_SIZE, MIB, SnapshotId, VolumeId
 from bockd.runtime.steps import Blocking, run_inline
 from tests.drivers.local.bench_pool import Bench
 from tests.drivers.local.process import die
+from tests.drivers.local.rotting import rot
 
 
 @pytest.fixture
@@ -156,3 +159,41 @@ def test_layers_of_a_rotation_of_snapshots_stay_few(bench: Bench) -> None:
     for snapshot, content in kept:
         for block, value in content.items():
             assert bench.block(snapshot, block) == value
+
+
+def test_a_deleted_snapshot_goes_whatever_has_become_of_its_map(bench: Bench) -> None:
+    bench.write(0, b"a", 100)
+    origin = bench.snapshot("origin")
+    run_inline(bench.pool.create_volume("clone", 2 * MIB, origin))
+    clone = VolumeId(run_inline(bench.pool.create_volume("other", 2 * MIB, origin)).id)
+    device = run_inline(bench.pool.registry.use_volume(clone)).volume
+    run_inline(device.write(0, memoryview(b"c" * BLOCK_SIZE)))
+    bench.pool.registry.leave_volume(clone)
+    run_inline(bench.pool.registry.close_idle_volume(clone))
+    run_inline(bench.pool.delete_volume(clone))
+    with bench.pool.index.reading() as txn:
+        [dead] = queue.dead_maps(txn)
+    rot(bench, leaf_key(dead, 0))
+
+    bench.reclaim()
+
+    assert bench.maps() == 3
+
+
+def test_a_map_that_cannot_be_read_keeps_no_other_one(bench: Bench) -> None:
+    """It is folded later, if the index is mended; who asks is told."""
+    bench.write(0, b"a", 10)
+    first = bench.snapshot("first")
+    bench.write(300, b"b", 10)
+    bench.delete(first)
+    with bench.pool.index.reading() as txn:
+        [dead] = queue.dead_maps(txn)
+    other = VolumeId(run_inline(bench.pool.create_volume("other", 2 * MIB)).id)
+    run_inline(bench.pool.delete_volume(other))
+    rot(bench, leaf_key(dead, 0))
+
+    run_inline(bench.reclaimer.run())
+
+    with bench.pool.index.reading() as txn:
+        assert queue.dead_maps(txn) == [dead]
+    assert isinstance(bench.reclaimer.put_off, DamagedError)

@@ -6,6 +6,7 @@ absent everywhere means 256 holes. A leaf that is present answers for all of its
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -23,8 +24,11 @@ from bockd.drivers.local.format.leaf import (
     leaf_key_parts,
 )
 from bockd.drivers.local.format.ranges import RangeSet
+from bockd.errors import DamagedError
 from bockd.model import LayerId, MapId
 from bockd.pool.index import Transaction
+
+log = logging.getLogger(__name__)
 
 
 def stored_leaves(
@@ -158,11 +162,7 @@ class MapChanges:
         for number in sorted(self._work):
             leaf = self._work[number]
             key = leaf_key(self.map_id, number)
-            if self._homed:
-                before = self.txn.get(LEAVES, key)
-                if before is not None:
-                    layers = self._homed
-                    garbage |= queue_orphans(self.txn, number, Leaf.decode(before), leaf, layers)
+            garbage |= self._queue_orphans(key, leaf)
             if not inherits and leaf.is_hole():
                 self.txn.delete(LEAVES, key)
             else:
@@ -171,18 +171,37 @@ class MapChanges:
 
     def _erase(self, first: int, end: int) -> bool:
         """Write that leaves first..end-1 are all holes. Return whether blocks were queued to be
-        punched."""
+        punched. Raises DamagedError where something was lost that may be another leaf."""
         garbage, hole = False, Leaf.uniform(HOLE)
         start, stop = leaf_key(self.map_id, first), leaf_key(self.map_id, end)
         if self._homed:
-            for key, payload in self.txn.scan(LEAVES, start, stop):
-                leaf, number = Leaf.decode(payload), leaf_key_parts(key)[1]
-                garbage |= queue_orphans(self.txn, number, leaf, hole, self._homed)
+            for key, payload in self.txn.sound(LEAVES, start, stop):
+                garbage |= self._queue_orphans(key, hole, payload)
         self.txn.erase(LEAVES, start, stop)
         # What an ancestor has would show through.
         for number in present_leaves(self.txn, self._chain[1:], first, end):
             self.txn.put(LEAVES, leaf_key(self.map_id, number), hole.encode())
         return garbage
+
+    def _queue_orphans(self, key: bytes, after: Leaf, payload: bytes | None = None) -> bool:
+        """Queue what the stored leaf under `key`, or `payload` if that is it, loses when it becomes
+        `after`. Return whether there was something.
+
+        Of a leaf that cannot be read nothing is known; it is replaced all the same. What it showed
+        keeps its space, until `check --repair` finds it."""
+        if not self._homed:
+            return False
+        try:
+            if payload is None:
+                payload = self.txn.get(LEAVES, key)
+            before = None if payload is None else Leaf.decode(payload)
+        except DamagedError as error:
+            number = leaf_key_parts(key)[1]
+            log.error("leaf %d of map %d is replaced: %s", number, self.map_id, error)  # noqa: TRY400
+            return False
+        if before is None:
+            return False
+        return queue_orphans(self.txn, leaf_key_parts(key)[1], before, after, self._homed)
 
 
 def queue_orphans(

@@ -16,6 +16,7 @@ A leaf of checksums is 1,056 bytes at most.
 
 from __future__ import annotations
 
+import logging
 import struct
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -30,6 +31,8 @@ from bockd.errors import DamagedError
 from bockd.index.tables import Table
 from bockd.model import BLOCK_SIZE, LayerId, MapId
 from bockd.pool.index import Transaction
+
+log = logging.getLogger(__name__)
 
 CHECKSUMS = Table(b"checksums")
 DAMAGED = Table(b"damaged")
@@ -157,15 +160,18 @@ def add_sums(txn: Transaction, layer: LayerId, number: int, sums: LeafSums) -> N
 
 def forget_blocks(txn: Transaction, layer: LayerId, number: int, blocks: Collection[int]) -> None:
     """Forget the checksums and marks of damage of some of a leaf's blocks in a layer, which no map
-    shows any more."""
-    sums = stored_sums(txn, layer, number)
-    left = {block: crc for block, crc in sums.items() if block not in blocks}
-    if len(left) != len(sums):
-        _store(txn, layer, number, left)
+    shows any more. Those that cannot be read stay: nothing is compared with them."""
     base = number << LEAF_SHIFT
-    for block in damaged_blocks(txn, layer, base, base + LEAF_BLOCKS):
-        if block - base in blocks:
-            unmark(txn, layer, block)
+    try:
+        sums = stored_sums(txn, layer, number)
+        left = {block: crc for block, crc in sums.items() if block not in blocks}
+        if len(left) != len(sums):
+            _store(txn, layer, number, left)
+        for block in damaged_blocks(txn, layer, base, base + LEAF_BLOCKS):
+            if block - base in blocks:
+                unmark(txn, layer, block)
+    except DamagedError as error:
+        log.error("what was known of blocks that are gone: %s", error)  # noqa: TRY400
 
 
 def copy_blocks(

@@ -30,7 +30,7 @@ from bockd.drivers.local.format.layer import Layer, unlink_layer
 from bockd.drivers.local.format.leaf import LEAVES, Leaf, leaf_key
 from bockd.drivers.local.maintenance.merging import LayerMerger
 from bockd.drivers.local.registry import Registry
-from bockd.errors import BockdError, NoSpaceError, from_os_error
+from bockd.errors import BockdError, DamagedError, NoSpaceError, from_os_error
 from bockd.failpoints import Failpoint, hit
 from bockd.index.keys import id_key, pair_key
 from bockd.model import BLOCK_SIZE, LayerId, MapId
@@ -76,13 +76,13 @@ class Reclaimer:
         """Reclaim until nothing is left that can be done now. Concurrent runs queue up."""
         async with self._registry.maintenance_lock:
             try:
-                await self._dead_maps()
+                damage = await self._dead_maps()
                 await self._punches()
                 await self._unlinks()
                 await self._merges()
                 # What was used up of the reserve is taken back now that there is room.
                 whole = await blocking(self._registry.store.ensure_reserve)
-                self.put_off = None if whole else NoSpaceError(_NO_RESERVE)
+                self.put_off = damage if whole else NoSpaceError(_NO_RESERVE)
             except (BockdError, OSError) as error:
                 # The queue is in the index: the next run, or the next start, goes on from here.
                 log.info("reclaim stopped: %s", error)
@@ -98,18 +98,27 @@ class Reclaimer:
             await self._merger.run(merge)
             await self._unlinks()
 
-    async def _dead_maps(self) -> None:
+    async def _dead_maps(self) -> DamagedError | None:
+        """Drop and fold dead maps until none is left that can go. Return why one cannot be read."""
+        damage: dict[MapId, DamagedError] = {}
         progress = True
         while progress and not self._stopping:
             progress = False
             with self._registry.store.index.reading() as txn:
-                dead = queue.dead_maps(txn)
+                dead = [map_id for map_id in queue.dead_maps(txn) if map_id not in damage]
             await self._checkpoint_children(set(dead))
             for map_id in dead:
-                if (await self._drop_or_fold(map_id)) is _Outcome.GONE:
+                try:
+                    outcome = await self._drop_or_fold(map_id)
+                except DamagedError as error:  # of no other map
+                    log.info("a deleted snapshot or volume stays: %s", error)
+                    damage[map_id] = error
+                    continue
+                if outcome is _Outcome.GONE:
                     progress = True
                     for device in self._registry.devices():
                         device.loader.forget_map(map_id)
+        return next(iter(damage.values()), None)
 
     async def _checkpoint_children(self, dead: set[MapId]) -> None:
         """Checkpoint the open volumes whose maps descend from a dead map. What they have
@@ -273,13 +282,13 @@ def _burial(map_id: MapId) -> Callable[[Transaction], _Outcome]:
         children = catalogue.children(map_id)
         if len(children) > 1:
             return _Outcome.WAITING
-        batch = list(islice(own_leaves(txn, map_id), BATCH_LEAVES))
         if children:
-            _fold(catalogue, map_id, children[0], batch)
-        for number, _ in batch:
-            txn.delete(LEAVES, leaf_key(map_id, number))
+            more = _fold_batch(catalogue, map_id, children[0])
+        else:  # not read: damaged ones go, too
+            start, stop = leaf_key(map_id, 0), leaf_key(MapId(map_id + 1), 0)
+            more = txn.erase(LEAVES, start, stop, BATCH_LEAVES)
         hit(Failpoint.RECLAIM_BURIED)
-        if len(batch) == BATCH_LEAVES:
+        if more:
             return _Outcome.MORE
         _remove_map(catalogue, map_id, children[0] if children else None)
         return _Outcome.GONE
@@ -287,12 +296,11 @@ def _burial(map_id: MapId) -> Callable[[Transaction], _Outcome]:
     return step
 
 
-def _fold(
-    catalogue: Catalogue, map_id: MapId, child: MapId, batch: list[tuple[int, bytes]]
-) -> None:
-    """Give leaves to the only child, unless it has its own."""
+def _fold_batch(catalogue: Catalogue, map_id: MapId, child: MapId) -> bool:
+    """Give leaves to the only child, unless it has its own. Return whether there may be more."""
     txn = catalogue.txn
     layers = frozenset(catalogue.layers_of(map_id))
+    batch = list(islice(own_leaves(txn, map_id), BATCH_LEAVES))
     for number, payload in batch:
         key = leaf_key(child, number)
         own = txn.get(LEAVES, key)
@@ -300,6 +308,8 @@ def _fold(
             txn.put(LEAVES, key, payload)
         else:
             queue_orphans(txn, number, Leaf.decode(payload), Leaf.decode(own), layers)
+        txn.delete(LEAVES, leaf_key(map_id, number))
+    return len(batch) == BATCH_LEAVES
 
 
 def _remove_map(catalogue: Catalogue, map_id: MapId, child: MapId | None) -> None:
