@@ -124,7 +124,19 @@ Step: TypeAlias = "Blocking[Any] | Signal | Completion[Any]"
 Steps: TypeAlias = Coroutine[Step, Any, T]
 
 Spawn: TypeAlias = Callable[[Steps[None]], None]
-"""Runs steps in the background; given by the edge that drives the engine."""
+"""Runs steps in the background; given by the edge that drives the engine. Raises RuntimeError when
+there can be no more threads."""
+
+
+def try_spawn(spawn: Spawn, steps: Steps[None]) -> bool:
+    """Run steps in the background. Return False, with nothing begun, when that cannot be done now:
+    there can be no more threads, or all is about to end."""
+    try:
+        spawn(steps)
+    except RuntimeError:
+        steps.close()
+        return False
+    return True
 
 
 def run_inline(steps: Steps[T]) -> T:

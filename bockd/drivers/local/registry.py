@@ -49,7 +49,7 @@ from bockd.errors import (
 from bockd.index.mapsize import write_map_size
 from bockd.model import LayerId, NodeKind, SnapshotId, VolumeId
 from bockd.pool.records import VolumeRecord
-from bockd.runtime.steps import Spawn, Steps, blocking
+from bockd.runtime.steps import Spawn, Steps, blocking, try_spawn
 from bockd.runtime.waiting import Mutex
 
 log = logging.getLogger(__name__)
@@ -269,7 +269,8 @@ class Registry:
                 record = catalogue.volume(volume)
             if record.failed is None:
                 doing = f"recording the failure of volume {volume}"
-                self._spawn(self.exclusive(volume, doing, self._record_failure, volume))
+                recording = self.exclusive(volume, doing, self._record_failure, volume)
+                try_spawn(self._spawn, recording)
             raise volume_failed(volume, record.name, self.failures[volume])
 
     async def _record_failure(self, volume: VolumeId) -> None:

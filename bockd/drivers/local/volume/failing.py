@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from bockd.errors import BockdError, ReadOnlyFileSystemError, volume_failed
 from bockd.model import VolumeId
-from bockd.runtime.steps import Spawn, blocking
+from bockd.runtime.steps import Spawn, blocking, try_spawn
 from bockd.runtime.waiting import Mutex
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class Failure:
         has failed, too, try it again."""
         if self.reason is not None:
             if not (self.recorded or self._recording.held):
-                self._spawn(self.record())
+                try_spawn(self._spawn, self.record())
             raise volume_failed(self._volume, self._name, self.reason)
 
     def declare(self, reason: str) -> None:
@@ -62,7 +62,7 @@ class Failure:
         self.recorded = False
         log.error("volume %s (%s) failed: %s", self._volume, self._name, reason)
         self._on_failed()
-        self._spawn(self.record())
+        try_spawn(self._spawn, self.record())  # or else who is refused next tries it
 
     async def record(self) -> None:
         """Record a failure in the index. This is done before the volume is closed: a record that

@@ -16,7 +16,7 @@ from bockd.drivers.local.format.ranges import RangeSet
 from bockd.drivers.local.volume.punching import Puncher
 from bockd.drivers.local.volume.slots import LayerSlots
 from bockd.errors import BockdError
-from bockd.runtime.steps import Spawn, Steps, blocking
+from bockd.runtime.steps import Spawn, Steps, blocking, try_spawn
 from bockd.runtime.waiting import RangeLocks
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ class Heads:
         self._spawn = spawn
         self.slot = NO_SLOT
         self._punchers: list[Puncher] = []
+        self._unclosed: list[Layer] = []
+        """Nobody reads them any more, but those who have begun."""
 
     def adopt(self, head: Layer, slot: int) -> Puncher:
         """Make `head`, which is in `slot`, the head, and return what punches it. Former ones are
@@ -59,18 +61,22 @@ class Heads:
             self._retire(puncher)
         return self.puncher
 
-    async def close_unread(self, layer: Layer) -> None:
-        """Close a layer that reads under way may still use."""
+    def close_later(self, layer: Layer) -> None:
+        """Close a layer when the reads under way, which may use it, have ended."""
+        if not try_spawn(self._spawn, self._close_unread(layer)):
+            self._unclosed.append(layer)
+
+    async def _close_unread(self, layer: Layer) -> None:
         await self._drain_reads()
         layer.close()
 
     def _retire(self, puncher: Puncher) -> None:
-        """Read a former head as any other frozen layer, once nothing of it is to be punched."""
+        """Read a former head as any other frozen layer, once nothing of it is to be punched. It is
+        tried again at the next snapshot."""
         if puncher is self.puncher or puncher.pending or puncher.running:
             return
-        if puncher in self._punchers:
+        if puncher in self._punchers and try_spawn(self._spawn, self._freeze(puncher.head)):
             self._punchers.remove(puncher)
-            self._spawn(self._freeze(puncher.head))
 
     async def _freeze(self, head: Layer) -> None:
         """Replace a former head in the map by a frozen layer, which may be closed when descriptors
@@ -89,34 +95,42 @@ class Heads:
         if replaced is None:
             frozen.close()
         else:
-            await self.close_unread(replaced)
+            await self._close_unread(replaced)
 
     def start_punching(self) -> None:
-        """Have what waits of the head be punched, in the background."""
-        if not self.puncher.scheduled:
-            self.puncher.scheduled = True
-            self._spawn(self._punch(self.puncher))
+        """Have what waits of the head be punched, in the background: now, with what is trimmed
+        next, or when the volume is closed."""
+        puncher = self.puncher
+        if puncher.scheduled:
+            return
+        puncher.scheduled = True
+        if not try_spawn(self._spawn, self._punch(puncher)):
+            puncher.scheduled = False
 
     async def _punch(self, puncher: Puncher) -> None:
         if self._durability.failure.reason is not None:
             # The journal may not know of the trim: what it covered counts as data that was written.
             puncher.pending = RangeSet()
         try:
-            await puncher.run()
-            puncher.scheduled = False
+            try:
+                await puncher.run()
+            finally:
+                puncher.scheduled = False
             self._retire(puncher)
             await self._durability.restore_reserve()
         except OSError as error:
-            puncher.scheduled = False
             # Only space is lost, and `check --repair` finds it. What waits is forgotten: layers
             # may be merged where it lies.
             puncher.pending = RangeSet()
             log.warning("punching in volume %s failed: %s", self._durability.record.id, error)
 
     async def finish_punching(self) -> None:
-        """Wait until nothing that was trimmed waits to be punched."""
+        """Wait until nothing that was trimmed waits to be punched. Nothing that could not be closed
+        in the background stays open."""
         for puncher in list(self._punchers):
             await self._punch(puncher)
+        while self._unclosed:
+            await self._close_unread(self._unclosed.pop())
 
     def cancel_punching(self) -> None:
         """Forget what waits to be punched: the volume is about to be deleted."""

@@ -23,7 +23,7 @@ from bockd.errors import BockdError, DamagedBlockError, from_os_error
 from bockd.index.index import LmdbIndex
 from bockd.model import BLOCK_SIZE, GIB, MIB, Extent, LayerId
 from bockd.pool.device import FastView, FilePart
-from bockd.runtime.steps import Signal, Spawn, blocking
+from bockd.runtime.steps import Signal, Spawn, blocking, try_spawn
 
 BLOCK_SHIFT = 12
 assert 1 << BLOCK_SHIFT == BLOCK_SIZE
@@ -187,11 +187,7 @@ class Reader:
     def _begin_ahead(self, ahead: Range | None) -> None:
         if ahead is None or self._ending:
             return
-        steps = self._read_ahead(*ahead)
-        try:
-            self._spawn(steps)
-        except RuntimeError:  # no thread can be started, or all is about to end
-            steps.close()
+        try_spawn(self._spawn, self._read_ahead(*ahead))
 
     async def _read_ahead(self, offset: int, end: int) -> None:
         """Have the kernel read a range of the head. What is frozen is read when it is asked for,

@@ -105,7 +105,7 @@ class Volume(Reader):
         replaced = self.layers.take_over(head)
         self.adopt_head(head)
         if replaced is not None:
-            self._spawn(self._heads.close_unread(replaced))
+            self._heads.close_later(replaced)
 
     def adopt_head(self, head: Layer) -> None:
         """Write to `head` from now on: at the first change, and after each snapshot."""
