@@ -186,9 +186,21 @@ FilePart = tuple[int, int, int, int]
 the file, its length, and where in a buffer its data goes; all but the slot in bytes."""
 
 
+class PartSizes(NamedTuple):
+    """How the payload of a large write is cut when it is written as it comes."""
+
+    longest_bytes: int
+    """What one part is at most; it ends at a multiple of this in the device."""
+    unit_bytes: int
+    """A part ends at a multiple of this, but for the last: it divides `longest_bytes`, and is less
+    than what is received at once."""
+
+
 @runtime_checkable
 class FastDevice(Protocol):
     """A BlockDevice whose blocks lie in files."""
+
+    part_sizes: PartSizes
 
     @property
     def size_bytes(self) -> int: ...

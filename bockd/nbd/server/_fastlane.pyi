@@ -48,6 +48,8 @@ def take(
     length: int,
     view: FastView,
     writable: int,
+    part_bytes: int,
+    unit_bytes: int,
     sock: int,
     poll_ns: int,
     turn_ns: int,

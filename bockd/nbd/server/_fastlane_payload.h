@@ -1,22 +1,19 @@
 /* The payload of a large write, written as it comes. One source file, _fastlane.c, takes this in.
  *
- * A part is what has come of the payload, up to a multiple of PART_UNIT_BYTES in the volume, and
- * PART_BYTES at most. Each is written as a write of its own, from the receive buffer. The first one
- * that serve_write does not take ends the call: it is for Python. What is in the map is staged in any
- * case; the caller commits.
+ * A part is what has come of the payload, up to a multiple of `unit_bytes` in the volume, and to the
+ * next one of `part_bytes` at most: PartSizes in bockd.pool.device. Each is written as a write of its
+ * own, from the receive buffer. The first one that serve_write does not take ends the call: it is for
+ * Python. What is in the map is staged in any case; the caller commits.
+ *
+ * What has come of the next part moves to the front of the buffer, so a unit bounds what is copied.
  */
-
-/* As OVERWRITE_PIECE_BYTES in layer.py: what is not in the page cache gets folios no larger. */
-#define PART_BYTES (64 * 1024)
-/* As SMALL_BYTES in writepieces.py. A part begins where a folio does, but for the first. What has
- * come of the next one moves to the front of the buffer, so this bounds what is ever copied. */
-#define PART_UNIT_BYTES (16 * 1024)
 
 typedef struct {
     Py_buffer received;
     Py_ssize_t position, end;
     uint64_t offset, left; /* of the payload from `position` on, in the volume; in bytes */
     uint64_t received_bytes;
+    unsigned long long part_bytes, unit_bytes;
     enum { WRITTEN, FOR_PYTHON, NOTHING_CAME, TURN_IS_OVER } why; /* as in fastlane.py */
 } Payload;
 
@@ -24,13 +21,13 @@ typedef struct {
 static uint64_t part_bytes(const Payload *payload)
 {
     uint64_t there = (uint64_t)(payload->end - payload->position);
-    uint64_t room = PART_BYTES - payload->offset % PART_BYTES;
+    uint64_t room = payload->part_bytes - payload->offset % payload->part_bytes;
     uint64_t length = there < payload->left ? there : payload->left;
     if (length > room)
         return room;
     if (length == payload->left)
         return length;
-    uint64_t beyond = (payload->offset + length) % PART_UNIT_BYTES;
+    uint64_t beyond = (payload->offset + length) % payload->unit_bytes;
     return length > beyond ? length - beyond : 0;
 }
 
@@ -89,7 +86,8 @@ static void take_payload(
 }
 
 PyDoc_STRVAR(take_doc,
-"take(received, start, end, offset, length, view, writable, sock, poll_ns, turn_ns)\n\n"
+"take(received, start, end, offset, length, view, writable, part_bytes, unit_bytes, sock, poll_ns,\n"
+"turn_ns)\n\n"
 "Write a payload that begins at received[start] as it comes; see fastlane.py.");
 
 static PyObject *take_method(PyObject *Py_UNUSED(module), PyObject *args)
@@ -100,8 +98,9 @@ static PyObject *take_method(PyObject *Py_UNUSED(module), PyObject *args)
     int sock;
     long long poll_ns, turn_ns;
     if (!PyArg_ParseTuple(
-            args, "w*nnKKO&KiLL:take", &payload.received, &payload.position, &payload.end, &offset,
-            &left, parse_view, &view, &writable, &sock, &poll_ns, &turn_ns))
+            args, "w*nnKKO&KKKiLL:take", &payload.received, &payload.position, &payload.end, &offset,
+            &left, parse_view, &view, &writable, &payload.part_bytes, &payload.unit_bytes, &sock,
+            &poll_ns, &turn_ns))
         return NULL;
     view.writable = writable < view.writable ? writable : view.writable;
     payload.offset = offset;
@@ -110,6 +109,8 @@ static PyObject *take_method(PyObject *Py_UNUSED(module), PyObject *args)
     if (payload.position < 0 || payload.end < payload.position ||
         payload.end > payload.received.len) {
         PyErr_SetString(PyExc_ValueError, "no such range");
+    } else if (!payload.part_bytes || !payload.unit_bytes) {
+        PyErr_SetString(PyExc_ValueError, "no such parts");
     } else {
         Redirects redirects;
         begin_redirects(&redirects, &view);

@@ -243,7 +243,15 @@ class PayloadLane:
         anything is awaited.
         """
         position, end, received_bytes, written_bytes, why = self._take(
-            received, start, end, offset, length, self._view(), self._device.size_bytes, *turn
+            received,
+            start,
+            end,
+            offset,
+            length,
+            self._view(),
+            self._device.size_bytes,
+            *self._device.part_sizes,
+            *turn,
         )
         return Taken(position, end, received_bytes, written_bytes, Why(why))
 

@@ -32,6 +32,7 @@ from bockd.nbd.server.fastlane import PayloadLane, Taken, Turn, Why
 from bockd.nbd.server.limits import RECEIVE_BUFFER_BYTES, ServerLimits
 from bockd.nbd.server.pace import Pace
 from bockd.nbd.server.statistics import ExportStatistics
+from bockd.pool.device import PartSizes
 from bockd.runtime.steprunner import StepRunner
 from bockd.runtime.steps import run_inline
 from tests.nbd.protocol import wire
@@ -306,6 +307,19 @@ def test_parts_end_where_folios_do(side: Side) -> None:
     assert taken.why is Why.WRITTEN
     assert taken.position == taken.end == len(data)
     assert side.content()[offset:][: len(data)] == data
+
+
+def test_parts_are_as_long_as_the_device_says(side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(side.volume, "part_sizes", PartSizes(8 * KIB, 2 * KIB))
+    data = noise(1, 100_000)
+    payload = Payload(side, IN_HEAD, data)
+    assert payload.take(data[:3_000]).written_bytes == 2 * KIB
+    assert payload.take(data[3_000:50_000]).written_bytes == 46 * KIB
+    assert payload.take(data[50_000:]).why is Why.WRITTEN
+    assert side.content()[IN_HEAD:][: len(data)] == data
+    monkeypatch.setattr(side.volume, "part_sizes", PartSizes(8 * KIB, 0))
+    with pytest.raises(ValueError, match="no such parts"):
+        Payload(side, IN_HEAD, data).take(data)
 
 
 def test_the_lane_receives_what_is_there_until_its_turn_is_over(side: Side) -> None:

@@ -13,8 +13,9 @@ from contextlib import suppress
 from functools import partial
 
 from bockd.drivers.local.access import StoreAccess
-from bockd.drivers.local.format.layer import SEGMENT_BYTES, Layer
+from bockd.drivers.local.format.layer import OVERWRITE_PIECE_BYTES, SEGMENT_BYTES, Layer
 from bockd.drivers.local.format.leaf import LEAF_BYTES, LEAF_MASK, LEAF_SHIFT
+from bockd.drivers.local.format.writepieces import SMALL_BYTES
 from bockd.drivers.local.volume.extents import ExtentWalk
 from bockd.drivers.local.volume.loading import LeafLoader
 from bockd.drivers.local.volume.readahead import Range, ReadAhead, extents_of
@@ -22,7 +23,7 @@ from bockd.drivers.local.volume.verifying import ReadPiece, verify_reads
 from bockd.errors import BockdError, DamagedBlockError, from_os_error
 from bockd.index.index import LmdbIndex
 from bockd.model import BLOCK_SIZE, GIB, MIB, Extent, LayerId
-from bockd.pool.device import FastView, FilePart
+from bockd.pool.device import FastView, FilePart, PartSizes
 from bockd.runtime.steps import Signal, Spawn, blocking, try_spawn
 
 BLOCK_SHIFT = 12
@@ -40,6 +41,10 @@ _ZEROS = bytes(1 << 20)
 
 class Reader:
     """The reading half of a device. Offsets and lengths are in bytes, checked by the frontend."""
+
+    part_sizes = PartSizes(OVERWRITE_PIECE_BYTES, SMALL_BYTES)
+    """What is not in the page cache gets folios no larger than the first; a part begins where a
+    small folio does, so that what comes late is no second write to one."""
 
     def __init__(
         self, store: StoreAccess, loader: LeafLoader, size_bytes: int, spawn: Spawn
