@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from bockd.drivers.local.format.layer import SEGMENT_BYTES
+from bockd.drivers.local.integrity.check import check_open_pool
 from bockd.drivers.local.pool import LocalPool
-from bockd.model import BLOCK_SIZE, KIB, TIB
+from bockd.model import BLOCK_SIZE, KIB, TIB, VolumeId
 from bockd.runtime.steps import Background, run_inline
 from tests.drivers.local.process import die
 
@@ -36,4 +38,27 @@ def test_a_write_across_the_end_of_a_segment_is_in_both(
         assert read == data
     near = tmp_path / "layers"
     assert max(path.stat().st_size for path in near.iterdir()) == SEGMENT_BYTES
+    die(pool)
+
+
+def test_what_an_older_bockd_wrote_behind_a_segment_is_a_problem(tmp_path: Path) -> None:
+    pool = LocalPool.open(tmp_path, Background().spawn)
+    volume = VolumeId(run_inline(pool.create_volume("v", 9 * TIB)).id)
+    device = run_inline(pool.registry.use_volume(volume)).volume
+    run_inline(device.write(SEGMENT_BYTES, memoryview(b"x" * BLOCK_SIZE)))
+    pool.registry.leave_volume(volume)
+    run_inline(pool.registry.close_idle_volume(volume))
+    [near] = (tmp_path / "layers").glob("*.0")
+    assert check_open_pool(pool.registry.store, live=frozenset(), repair=False).clean
+    with open(near, "r+b") as file:
+        file.seek(SEGMENT_BYTES)
+        file.write(b"n" * BLOCK_SIZE)
+
+    [problem] = check_open_pool(pool.registry.store, live=frozenset(), repair=True).problems
+
+    assert f"{near} has {BLOCK_SIZE} bytes beyond {SEGMENT_BYTES}" in problem
+    assert near.stat().st_size == SEGMENT_BYTES + BLOCK_SIZE
+    command = problem[problem.index("'truncate") :].strip("'")
+    subprocess.run(command.split(), check=True)
+    assert check_open_pool(pool.registry.store, live=frozenset(), repair=False).clean
     die(pool)

@@ -41,7 +41,7 @@ from bockd.drivers.local.format.layout import JournalName, Layout, unlink_if_pre
 from bockd.drivers.local.format.leaf import HOLE, LEAF_BLOCKS, LEAVES, Leaf, leaf_key_parts
 from bockd.drivers.local.format.queue import RECLAIM
 from bockd.drivers.local.integrity.checkchecksums import ChecksumCheck
-from bockd.drivers.local.integrity.checklayers import LayerCheck
+from bockd.drivers.local.integrity.checklayers import LayerCheck, overlong_files
 from bockd.drivers.local.registry import Registry
 from bockd.drivers.local.volume.recovery import pages_survived, refuse_broken_chain
 from bockd.errors import BockdError, DamagedError, PoolFormatError
@@ -242,6 +242,9 @@ class _Checker:
                 verify_layer(self.store.layout, layer.id, layer.size_bytes)
             except DamagedError as error:
                 self.problem(str(error))
+                continue
+            for text in overlong_files(self.store.layout, layer):
+                self.problem(text)
 
     # -- leaves ------------------------------------------------------------------------------
 

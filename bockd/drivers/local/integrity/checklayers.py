@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from bockd.drivers.local.format.catalogue import LayerRecord
-from bockd.drivers.local.format.layer import Layer
+from bockd.drivers.local.format.layer import SEGMENT_BYTES, Layer, segment_sizes
 from bockd.drivers.local.format.layout import Layout
 from bockd.drivers.local.format.leaf import LEAF_BLOCKS
 from bockd.errors import from_os_error
@@ -121,6 +122,23 @@ class LayerCheck:
             for layer in opened.values():
                 layer.close()
         return punched
+
+
+def overlong_files(layout: Layout, record: LayerRecord) -> Iterator[str]:
+    """Yield a sentence for each file of a layer that is longer than any can be: what is behind
+    SEGMENT_BYTES there belongs into the next file. Raises OSError."""
+    for number in range(len(segment_sizes(record.size_bytes))):
+        path = layout.layer_segment(record.id, number)
+        beyond = os.stat(path).st_size - SEGMENT_BYTES
+        if beyond > 0:
+            at = (number + 1) * SEGMENT_BYTES
+            yield (
+                f"{path} has {beyond} bytes beyond {SEGMENT_BYTES}, which nobody reads: the end of "
+                f"writes across byte {at} of the volume, which an older bockd put there and not "
+                f"into the next file. Compare what volumes and snapshots hold from byte {at} on "
+                f"with a backup, or with 'tail -c {beyond} {path}', write what is missing again, "
+                f"and then, with no bockd running, 'truncate -s {SEGMENT_BYTES} {path}'"
+            )
 
 
 def _masks(ranges: Iterable[tuple[int, int]], masks: dict[int, int]) -> dict[int, int]:
