@@ -12,10 +12,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import IO
 
-from bockd.diskimage import missing_tool, run_tool, tool_failure, tool_message
-from bockd.errors import BockdError
+from bockd.diskimage import missing_tool, tool_failure
 
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+Show = Callable[[int], None] | None
+"""Called with the bytes that are done; None without a terminal."""
 
 _PROGRESS = re.compile(rb"\(([0-9.]+)/100%\)")
 
@@ -48,8 +50,8 @@ def convert(arguments: list[str], *, title: str, size_bytes: int) -> None:
     """Run `qemu-img convert` with `arguments`. At a terminal a progress bar of `size_bytes` is
     shown. Raises BockdError with what qemu-img says when it fails. qemu-img never outlives this
     call."""
-    with progress_bar(title, size_bytes) as show:
-        run_convert(arguments, show)
+    with byte_bar(title, size_bytes) as show:
+        run_convert(arguments, fraction_of(size_bytes, show))
 
 
 def run_convert(arguments: list[str], show: Callable[[float], None] | None) -> None:
@@ -84,16 +86,13 @@ def follow(stdout: IO[bytes] | None, show: Callable[[float], None] | None) -> No
             show(float(percents[-1]) / 100)
 
 
-@contextlib.contextmanager
-def progress_bar(title: str, size_bytes: int) -> Iterator[Callable[[float], None] | None]:
-    """Show a progress bar. Yield a function to call with the fraction done, or None without a
-    terminal."""
-    with byte_bar(title, size_bytes) as show:
-        yield None if show is None else lambda fraction: show(int(fraction * size_bytes))
+def fraction_of(size_bytes: int, show: Show) -> Callable[[float], None] | None:
+    """Return a progress function for fractions of what `show` shows in bytes."""
+    return None if show is None else lambda fraction: show(int(fraction * size_bytes))
 
 
 @contextlib.contextmanager
-def byte_bar(title: str, size_bytes: int | None) -> Iterator[Callable[[int], None] | None]:
+def byte_bar(title: str, size_bytes: int | None) -> Iterator[Show]:
     """Show a progress bar. Yield a function to call with the bytes done, or None without a
     terminal. A size of None is unknown."""
     if not sys.stderr.isatty():
@@ -111,11 +110,3 @@ def byte_bar(title: str, size_bytes: int | None) -> Iterator[Callable[[int], Non
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(title, total=size_bytes)
         yield lambda done: progress.update(task, completed=done)
-
-
-def flush_export(uri: str) -> None:
-    """Have everything written to an export survive power loss. qemu-img's own writes do not ask
-    for that, and its errors at closing are lost."""
-    result = run_tool(["qemu-io", "-f", "raw", "-c", "flush", uri])
-    if result.returncode:
-        raise BockdError(f"the final flush failed: {tool_message(result.stderr or result.stdout)}")

@@ -11,7 +11,7 @@ import contextlib
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -19,14 +19,14 @@ import msgspec
 
 from bockd.cli.arguments import reference
 from bockd.cli.completion import complete_snapshot, complete_volume
-from bockd.cli.convert import byte_bar, convert, ending_signals_interrupt, run_convert
+from bockd.cli.convert import Show, byte_bar, ending_signals_interrupt, fraction_of, run_convert
+from bockd.cli.copying import copy_out, reads_as_zeros
 from bockd.cli.output import json_option, report
 from bockd.cli.records import Snapshot, Volume
 from bockd.cli.scratch import scratch
 from bockd.cli.sizes import format_size
 from bockd.cli.storage import connect
 from bockd.cli.transfer import local_uri
-from bockd.diskimage import run_tool
 from bockd.diskimage.kinds import SECTOR_BYTES, promised_format
 from bockd.errors import BockdError, ConflictError
 from bockd.model import MIB, split_export_uri
@@ -176,14 +176,8 @@ def export(
             raise BockdError("nobody reads standard output any more") from error
         return
     target = Path(image).absolute()
-    with written_whole(target, force=force) as partial:
-        convert(
-            [*part_of(uri, 0, length), *target_options(image_format), str(partial)],
-            title=title,
-            size_bytes=length,
-        )
-        if image_format == "raw":
-            os.truncate(partial, length)
+    with written_whole(target, force=force) as partial, byte_bar(title, length) as show:
+        write_image(uri, length, image_format, partial, show)
     report(
         {"image": str(target), "format": image_format, "size_bytes": length},
         f"exported {source.name} to {target} ({image_format}, {format_size(length)})",
@@ -193,25 +187,32 @@ def export(
 
 def length_given_back(source: Volume | Snapshot, uri: str) -> int:
     """Return the size in bytes of what was imported, if only zeros follow it; else the whole size.
-
-    Raises NotFoundError when QEMU's tools are not installed.
-    """
+    Raises BockdError."""
     rest = source.size_bytes - source.content_bytes
     if not rest:
         return source.size_bytes
-    look = f"read -q -P 0 {source.content_bytes} {rest}"
-    looked = run_tool(["qemu-io", "-f", "raw", "-r", "-c", look, uri])
-    return source.size_bytes if looked.returncode else source.content_bytes
+    padding = reads_as_zeros(uri, source.content_bytes, rest)
+    return source.content_bytes if padding else source.size_bytes
 
 
-def part_of(uri: str, offset: int, length: int) -> list[str]:
-    """Return qemu-img's arguments for a part of an export. `length` (bytes) is rounded up to whole
+def write_image(uri: str, length: int, image_format: str, target: Path, show: Show) -> None:
+    """Write the first `length` bytes of an export to a new file. Raises BockdError, OSError."""
+    if image_format != "raw":
+        arguments = [*beginning_of(uri, length), *target_options(image_format), str(target)]
+        run_convert(arguments, fraction_of(length, show))
+        return
+    with target.open("xb", buffering=0) as file:
+        copy_out(uri, 0, length, file.fileno(), show)
+
+
+def beginning_of(uri: str, length: int) -> list[str]:
+    """Return qemu-img's arguments for the first `length` bytes of an export, rounded up to whole
     sectors."""
     name, socket = split_export_uri(uri)
     server = {"type": "unix", "path": socket}
     options = {
         "driver": "raw",
-        "offset": offset,
+        "offset": 0,
         "size": -(-length // SECTOR_BYTES) * SECTOR_BYTES,
         "file": {"driver": "nbd", "export": name, "server": server},
     }
@@ -231,22 +232,19 @@ def write_out(uri: str, length: int, image_format: str, title: str) -> None:
         for offset in range(0, length, window):
             part = min(window, length - offset)
             with scratch(title) as kept:
-                run_convert(
-                    [*part_of(uri, offset, part), *target_options(image_format), str(kept.path)],
-                    None if show is None else moved(show, offset, part),
-                )
-                kept.file.seek(0)
                 if image_format == "raw":
-                    kept.file.truncate(part)
+                    copy_out(uri, offset, part, kept.file.fileno(), moved(show, offset))
+                else:
+                    write_image(uri, length, image_format, kept.path, show)
+                kept.file.seek(0)
                 while chunk := kept.file.read(COPY_BYTES):
                     sys.stdout.buffer.write(chunk)
     sys.stdout.buffer.flush()
 
 
-def moved(show: Callable[[int], None], offset: int, length: int) -> Callable[[float], None]:
-    """Return a progress function for a part of what `show` shows: its fraction becomes bytes of the
-    whole."""
-    return lambda fraction: show(offset + int(fraction * length))
+def moved(show: Show, offset: int) -> Show:
+    """Return a progress function for a part that begins at `offset` of what `show` shows."""
+    return None if show is None else lambda done: show(offset + done)
 
 
 def discard_output() -> None:

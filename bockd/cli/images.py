@@ -11,16 +11,12 @@ from bockd.cli.arguments import new_image_name, reference
 from bockd.cli.asking import confirm
 from bockd.cli.client import ControlClient, connect
 from bockd.cli.completion import complete_image
-from bockd.cli.convert import (
-    convert,
-    ending_signals_held,
-    ending_signals_interrupt,
-)
+from bockd.cli.convert import ending_signals_held, ending_signals_interrupt
 from bockd.cli.lazy import LazyGroup
 from bockd.cli.output import format_time, json_option, print_json, print_record, print_table
 from bockd.cli.sizes import format_exact_size, format_size
 from bockd.cli.sources import Source, name_of_source, note_dropped, opened_image, opened_source
-from bockd.cli.transfer import when_released
+from bockd.cli.transfer import fill_export, when_released
 from bockd.control import ImageInfo, ImportInfo
 from bockd.diskimage import IMPORT_FORMATS, Image
 from bockd.diskimage.room import room_for
@@ -116,12 +112,7 @@ def fill_new_image(client: ControlClient, source: Source, opened: Image, name: s
             )
         filled = begun.id
         with room_for(opened, Path(client.info().data_dir), source.title):
-            # The volume is new, so zeros need not be written: empty areas stay empty.
-            convert(
-                ["-n", "--target-is-zero", "-W", *opened.source, "-O", "raw", begun.uri],
-                title=f"importing {source.title}",
-                size_bytes=opened.size_bytes,
-            )
+            fill_export(begun.uri, opened, source.title)
             source.refuse_changed()
             with ending_signals_held():
                 made = when_released(lambda: client.finish_import(filled))

@@ -10,11 +10,12 @@ import click
 
 from bockd.cli.arguments import new_name
 from bockd.cli.convert import (
+    byte_bar,
     convert,
     ending_signals_held,
     ending_signals_interrupt,
-    flush_export,
 )
+from bockd.cli.copying import copy_in, flush
 from bockd.cli.output import json_option, report
 from bockd.cli.records import Snapshot, Volume
 from bockd.cli.sizes import format_size
@@ -28,7 +29,7 @@ from bockd.errors import BockdError, InUseError, InvalidStateError, NotSupported
 T = TypeVar("T")
 
 RELEASE_TIMEOUT_SECONDS = 10.0
-"""For the daemon to notice that a killed qemu-img has gone, before its volume can be deleted."""
+"""For the daemon to notice that its client has gone, which keeps a volume from being deleted."""
 
 RELEASE_POLL_SECONDS = 0.05
 
@@ -98,15 +99,9 @@ def fill_new_volume(client: StorageClient, source: Source, opened: Image, name: 
                 name, opened.volume_bytes, content_bytes=opened.size_bytes
             )
         uri = local_uri(created)
-        # The volume is new, so zeros need not be written: empty areas stay empty.
         with room_for(opened, client.pool_directory, source.title):
-            convert(
-                ["-n", "--target-is-zero", "-W", *opened.source, "-O", "raw", uri],
-                title=f"importing {source.title}",
-                size_bytes=opened.size_bytes,
-            )
+            fill_export(uri, opened, source.title)
             source.refuse_changed()
-            flush_export(uri)
     except BaseException as error:
         if created is not None:
             with ending_signals_held():
@@ -115,9 +110,25 @@ def fill_new_volume(client: StorageClient, source: Source, opened: Image, name: 
     return client.show_volume(created.id)
 
 
+def fill_export(uri: str, opened: Image, title: str) -> None:
+    """Write an image to the export of a new volume, durably. Empty areas stay empty, because what
+    is new reads as zeros. Raises BockdError."""
+    title = f"importing {title}"
+    if opened.format != "raw":
+        arguments = ["-n", "--target-is-zero", "-W", *opened.source, "-O", "raw", uri]
+        convert(arguments, title=title, size_bytes=opened.size_bytes)
+        flush(uri)
+        return
+    try:
+        with byte_bar(title, opened.size_bytes) as show:
+            copy_in(opened.path, opened.size_bytes, uri, show)
+    except OSError as error:
+        raise BockdError(f"cannot read {opened.path}: {error.strerror}") from error
+
+
 def discard(client: StorageClient, volume: Volume, cause: BaseException) -> None:
-    """Delete a volume that is not filled completely, as soon as the daemon sees that qemu-img has
-    disconnected."""
+    """Delete a volume that is not filled completely, as soon as the daemon sees that nobody is
+    connected any more."""
     try:
         when_released(lambda: client.delete_volume(volume.id))
     except BockdError as error:
@@ -128,8 +139,9 @@ def discard(client: StorageClient, volume: Volume, cause: BaseException) -> None
 
 
 def when_released(action: Callable[[], T]) -> T:
-    """Run an action that needs a volume without clients, as soon as the daemon sees that the tool
-    which we ran has disconnected. Raises InUseError, InvalidStateError when a client stays."""
+    """Run an action that needs a volume without clients, as soon as the daemon sees that we, or
+    the tool which we ran, have disconnected. Raises InUseError, InvalidStateError when a client
+    stays."""
     deadline = time.monotonic() + RELEASE_TIMEOUT_SECONDS
     while True:
         try:

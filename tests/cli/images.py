@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 from .daemon import Daemon
@@ -39,6 +40,34 @@ def path_with_endless_convert(daemon: Daemon, tmp_path: Path) -> str:
     )
     stand_in.chmod(0o755)
     return f"{stand_in.parent}:{daemon.environment['PATH']}"
+
+
+def path_with_changed_bock(daemon: Daemon, tmp_path: Path, change: str) -> str:
+    """Make a PATH whose `bock` runs the statements `change` before it begins."""
+    stand_in = tmp_path / "changed" / "bock"
+    stand_in.parent.mkdir()
+    stand_in.write_text(f"#!{sys.executable}\n{change}\nfrom bockd.cli.bock import main\nmain()\n")
+    stand_in.chmod(0o755)
+    return f"{stand_in.parent}:{daemon.environment['PATH']}"
+
+
+def path_with_stopping_copy(daemon: Daemon, tmp_path: Path, parts: int) -> str:
+    """Make a PATH whose `bock` copies until it has received `parts` parts of replies over NBD, and
+    then stays until it gets SIGUSR1."""
+    change = (
+        "import signal\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: None)\n"
+        "from bockd.nbd.client import Export\n"
+        "receive, left = Export.receive, list(range(PARTS))\n"
+        "def stopping(export):\n"
+        "    if not left:\n"
+        "        signal.pause()\n"
+        "    else:\n"
+        "        left.pop()\n"
+        "    return receive(export)\n"
+        "Export.receive = stopping\n"
+    )
+    return path_with_changed_bock(daemon, tmp_path, change.replace("PARTS", str(parts)))
 
 
 def image_names(daemon: Daemon) -> set[str]:

@@ -16,7 +16,14 @@ from bockd.model import MIB
 
 from ..daemon.process import serving
 from .daemon import Daemon, Terminal
-from .images import image_names, make_image, path_with_endless_convert, same, tool
+from .images import (
+    image_names,
+    make_image,
+    path_with_changed_bock,
+    path_with_endless_convert,
+    same,
+    tool,
+)
 from .webserver import CUT_BYTES, Website, website
 
 
@@ -150,16 +157,17 @@ def test_refused_files(daemon: Daemon, tmp_path: Path) -> None:
 
 def test_a_file_that_changes_is_refused(daemon: Daemon, tmp_path: Path) -> None:
     file = mark(make_image(tmp_path / "moving.raw", "raw"), "raw", 56)
-    stand_in = tmp_path / "bin" / "qemu-img"
-    stand_in.parent.mkdir()
-    path = daemon.environment["PATH"]
-    stand_in.write_text(
-        "#!/bin/bash\n"
-        f"[[ $1 == convert ]] && printf changed | dd of={file} conv=notrunc status=none\n"
-        f'PATH={path!r} exec qemu-img "$@"\n'
+    change = (
+        "from bockd.cli import transfer\n"
+        "copy_in = transfer.copy_in\n"
+        "def late(path, *more):\n"
+        "    with path.open('r+b') as file:\n"
+        "        file.write(b'changed')\n"
+        "    copy_in(path, *more)\n"
+        "transfer.copy_in = late\n"
     )
-    stand_in.chmod(0o755)
-    result = daemon.run("bock", "image", "import", file, PATH=f"{stand_in.parent}:{path}")
+    path = path_with_changed_bock(daemon, tmp_path, change)
+    result = daemon.run("bock", "image", "import", file, PATH=path)
     assert result.status == 1
     assert "changed while it was imported" in result.err
     assert "moving" not in image_names(daemon)

@@ -14,7 +14,7 @@ from bockd.model import MIB
 
 from ..daemon.filesystems import mounted
 from .daemon import Daemon, running_daemon
-from .images import image_names, tool
+from .images import image_names, path_with_changed_bock, tool
 
 DISK_BYTES = 64 * MIB
 LEFT_BYTES = 8 * MIB
@@ -58,35 +58,55 @@ def test_zeros_need_no_room(small: Daemon, tmp_path: Path) -> None:
 
 
 @contextmanager
-def filled_meanwhile(daemon: Daemon, tmp_path: Path) -> Iterator[str]:
-    """A PATH whose `qemu-img convert` finds that others have filled the disk."""
+def filled_meanwhile(daemon: Daemon, tmp_path: Path, image_format: str) -> Iterator[str]:
+    """A PATH whose `bock` finds that others have filled the disk when it begins to write: in
+    `qemu-img convert`, or (raw) by itself."""
     hog = daemon.data_dir.parent / "hog"
-    stand_in = tmp_path / "bin" / "qemu-img"
-    stand_in.parent.mkdir(exist_ok=True)
-    path = daemon.environment["PATH"]
-    stand_in.write_text(
-        "#!/bin/bash\n"
-        f"free=$(df -B 1 --output=avail {hog.parent} | tail -n 1)\n"
-        f"[[ $1 == convert ]] && head -c $((free - {LEFT_BYTES})) /dev/zero > {hog}\n"
-        f'PATH={path!r} exec qemu-img "$@"\n'
+    fill = (
+        f"head -c $(($(df -B 1 --output=avail {hog.parent} | tail -n 1) - {LEFT_BYTES})) /dev/zero "
+        f"> {hog}"
     )
-    stand_in.chmod(0o755)
     try:
-        yield f"{stand_in.parent}:{path}"
+        if image_format == "raw":
+            yield path_with_changed_bock(
+                daemon,
+                tmp_path,
+                "import subprocess\n"
+                "from bockd.cli import transfer\n"
+                "copy_in = transfer.copy_in\n"
+                "def late(*arguments):\n"
+                f"    subprocess.run({fill!r}, shell=True, check=True)\n"
+                "    copy_in(*arguments)\n"
+                "transfer.copy_in = late\n",
+            )
+        else:
+            stand_in = tmp_path / "bin" / "qemu-img"
+            stand_in.parent.mkdir()
+            path = daemon.environment["PATH"]
+            stand_in.write_text(
+                f'#!/bin/bash\n[[ $1 != convert ]] || {fill}\nPATH={path!r} exec qemu-img "$@"\n'
+            )
+            stand_in.chmod(0o755)
+            yield f"{stand_in.parent}:{path}"
     finally:
         hog.unlink(missing_ok=True)
 
 
-def test_disk_that_fills_up_meanwhile(small: Daemon, tmp_path: Path) -> None:
-    image = noise(tmp_path / "in-time.img", 16 * MIB)
-    for kind in ("volume", "image"):
-        with filled_meanwhile(small, tmp_path) as path:
-            told = small.refusal(kind, "import", image, PATH=path)
-            assert told.startswith("bock: the pool's disk is full: in-time.img has 16 MiB of data")
-            assert f"are left in {small.data_dir}" in told
-            assert "error while writing" not in told
+@pytest.mark.parametrize("kind", ["volume", "image"])
+@pytest.mark.parametrize("image_format", ["raw", "qcow2"])
+def test_disk_that_fills_up_meanwhile(
+    small: Daemon, tmp_path: Path, kind: str, image_format: str
+) -> None:
+    plain, image = noise(tmp_path / "plain", 16 * MIB), tmp_path / f"in-time.{image_format}"
+    tool("qemu-img", "convert", "-f", "raw", "-O", image_format, plain, image)
+    with filled_meanwhile(small, tmp_path, image_format) as path:
+        told = small.refusal(kind, "import", image, PATH=path)
+    assert told.startswith(f"bock: the pool's disk is full: {image.name} has 16 MiB of data")
+    assert f"are left in {small.data_dir}" in told
+    assert "error while writing" not in told
     assert (small.names(), image_names(small)) == (set(), set())
     small.bock("volume", "import", image)
+    small.bock("volume", "delete", "in-time")
 
 
 def test_one_failure_is_told_once(tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ def test_export_never_leaves_half_a_file(daemon: Daemon, tmp_path: Path) -> None
     assert "--force" in daemon.refusal("volume", "export", "kept", target)
     ending = Terminal(
         daemon,
-        *("bock", "volume", "export", "kept", target, "--force"),
+        *("bock", "volume", "export", "kept", target, "--force", "--format", "qcow2"),
         PATH=path_with_endless_convert(daemon, tmp_path),
     )
     ending.wait_for("exporting kept")
