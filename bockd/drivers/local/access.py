@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
+from bockd.drivers.local.format.catalogue import LayerRecord
 from bockd.drivers.local.format.frozenlayer import FrozenLayer, OpenFiles
 from bockd.drivers.local.format.journal import JournalSegment
+from bockd.drivers.local.format.layer import Layer
 from bockd.drivers.local.format.layout import JournalName, Layout
 from bockd.drivers.local.format.spares import SpareSegments
 from bockd.drivers.local.format.writepieces import WritePieces
 from bockd.errors import NoInodesError, NoSpaceError, from_os_error
 from bockd.index.ballast import Ballast
 from bockd.index.index import LmdbIndex
-from bockd.model import LayerId
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +31,17 @@ class StoreAccess:
     boot: str
     write_pieces: WritePieces
 
-    def frozen_layer(self, layer: LayerId, size_bytes: int) -> FrozenLayer:
+    def frozen_layer(self, record: LayerRecord) -> FrozenLayer:
         """Return a layer to read from that is not open yet."""
-        return FrozenLayer(self.layout, layer, size_bytes, self.files)
+        return FrozenLayer(
+            self.layout, record.id, record.file_bytes, self.files, packed=record.packed
+        )
+
+    def frozen_head(self, head: Layer) -> FrozenLayer:
+        """Return a layer to read a former head from, that is not open yet."""
+        return FrozenLayer(
+            self.layout, head.id, head.length_bytes(), self.files, packed=head.packed
+        )
 
     @property
     def reserve_wanted(self) -> bool:

@@ -173,7 +173,8 @@ def _verified(
             try:
                 for member in chain:
                     for layer in catalogue.layers_of(member):
-                        verify_layer(store.layout, layer, catalogue.layer(layer).size_bytes)
+                        needed = catalogue.layer(layer).file_bytes
+                        verify_layer(store.layout, layer, needed)
             except DamagedError as error:
                 # Another process may have merged the layer into another one since this transaction
                 # began. The next one does not know it then; what is really damaged stays so.

@@ -185,7 +185,9 @@ class VolumeOperations:
             lock = lock_volume(self._store, volume)
             try:
                 record = recover_if_needed(self._store, volume)
-                head = Layer.open(self._store.layout, record.head, record.size_bytes, writable=True)
+                with self._store.index.reading() as txn:
+                    known = Catalogue(txn).layer(record.head)
+                head = Layer.of(self._store.layout, known, writable=True)
                 try:
                     self._layers.grow(head, size_bytes)
                 finally:

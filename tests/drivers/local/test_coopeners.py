@@ -69,13 +69,15 @@ def test_a_layer_goes_while_its_leaves_are_loaded(
     opened: list[LayerId] = []
     really_open = Layer.open
 
-    def open_late(layout: Layout, layer: LayerId, size: int, *, writable: bool) -> Layer:
+    def open_late(
+        layout: Layout, layer: LayerId, size: int, *, writable: bool, packed: bool
+    ) -> Layer:
         if not opened:
             opened.append(layer)
             with monkeypatch.context() as patch:
                 patch.setattr(Layer, "open", really_open)
                 opened.append(merge_elsewhere(bench))
-        return really_open(layout, layer, size, writable=writable)
+        return really_open(layout, layer, size, writable=writable, packed=packed)
 
     monkeypatch.setattr(Layer, "open", open_late)
     buffer = bytearray(BLOCK_SIZE)

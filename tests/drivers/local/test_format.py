@@ -7,14 +7,23 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from bockd.drivers.local.format import catalogue
-from bockd.drivers.local.format.catalogue import FORMAT, Catalogue, PoolRecord
+from bockd.drivers.local.format.catalogue import (
+    FORMAT,
+    LAYERS,
+    OLDEST_FORMAT,
+    Catalogue,
+    LayerRecord,
+    PoolRecord,
+)
 from bockd.drivers.local.format.layout import Layout
 from bockd.drivers.local.pool import LocalPool
 from bockd.drivers.local.poolfiles import join_store
 from bockd.errors import PoolFormatError
+from bockd.index.keys import id_key
 from bockd.model import MIB
 from bockd.pool.index import Transaction
 from bockd.runtime.steps import Steps, run_inline
@@ -71,16 +80,38 @@ def put_format(root: Path, number: int) -> PoolRecord:
         store.index.close()
 
 
-def test_a_pool_of_format_1_becomes_ours(root: Path) -> None:
-    before = put_format(root, 1)
+@pytest.mark.parametrize("older", range(OLDEST_FORMAT, FORMAT))
+def test_a_pool_of_an_older_format_becomes_ours(root: Path, older: int) -> None:
+    before = put_format(root, older)
     assert record_of(root) == before  # who only joins it changes nothing
     with opened(root) as pool:
         assert pool.registry.find_volume("kept")
     assert record_of(root) == replace(before, format=FORMAT)
 
 
-def test_code_of_format_1_refuses_ours(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    refuses(root, monkeypatch, ours=1, found=FORMAT)
+@pytest.mark.parametrize("older", range(OLDEST_FORMAT, FORMAT))
+def test_older_code_refuses_ours(root: Path, monkeypatch: pytest.MonkeyPatch, older: int) -> None:
+    refuses(root, monkeypatch, ours=older, found=FORMAT)
+
+
+def test_a_layer_recorded_by_older_code_is_raw(root: Path) -> None:
+    """Its record has neither of the keys that packed layers brought."""
+
+    def as_format_3(txn: Transaction) -> LayerRecord:
+        record = next(Catalogue(txn).layers())
+        old = {"id": record.id, "size_bytes": record.size_bytes, "home": record.home}
+        txn.put(LAYERS, id_key(record.id), msgspec.json.encode(old))
+        return record
+
+    store = join_store(Layout(root))
+    try:
+        written = store.index.update(as_format_3)
+    finally:
+        store.index.close()
+    with opened(root) as pool, pool.registry.catalogue() as known:
+        assert known.layer(written.id) == written
+        assert not written.packed
+        assert written.file_bytes == written.size_bytes == MIB
 
 
 def test_a_newer_pool_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from bockd.drivers.local.format.leaf import MAX_LAYER_ID
 from bockd.errors import ConflictError, DamagedError, PoolFormatError
 from bockd.index.keys import FIRST_KEY, LAST_KEY, id_key, pair_key, second_of_pair
 from bockd.index.tables import Table
-from bockd.model import LayerId, MapId, NodeKind, SnapshotId, VolumeId
+from bockd.model import BLOCK_SIZE, LayerId, MapId, NodeKind, SnapshotId, VolumeId
 from bockd.pool.nodes import SNAPSHOTS, VOLUMES, Nodes, decode_record
 from bockd.pool.records import SnapshotRecord, VolumeRecord
 
@@ -30,7 +30,7 @@ CHILDREN = Table(b"children")
 LAYERS = Table(b"layers")
 HOMES = Table(b"homes")
 
-FORMAT = 3
+FORMAT = 4
 """The on-disk format that this code writes. A pool with a higher one is refused.
 
 1: as it was before blocks had checksums. Its code would drop blocks and keep their checksums, and
@@ -38,10 +38,11 @@ so must refuse a pool that has some.
 2: with checksums (format.checksums).
 3: journals say which blocks may be zeros (format.journal, format 2 of a segment). Older code
 would take such a journal for damaged, and `check --repair` of it would drop it.
+4: layers may be packed (format.cells). Older code would read these at the wrong offsets.
 """
 
 OLDEST_FORMAT = 1
-"""The oldest that this code reads: 2 and 3 only add to it. Whoever manages a pool makes it a
+"""The oldest that this code reads: 2 to 4 only add to it. Whoever manages a pool makes it a
 `FORMAT` at once (`Catalogue.upgrade`)."""
 
 NO_MAP = MapId(0)
@@ -97,11 +98,21 @@ class MapRecord:
 
 @dataclass(frozen=True, slots=True)
 class LayerRecord:
-    """LAYERS/<id>. The files' sizes add up to `size_bytes` at least."""
+    """LAYERS/<id>. The files' sizes add up to `file_bytes` at least."""
 
     id: LayerId
     size_bytes: int
+    """Of what it is for: no map leads to a block of it at or beyond this size."""
     home: MapId
+    packed: bool = False
+    """Its blocks lie in cells (format.cells), in one file; otherwise each at its own offset."""
+    cells: int = 0
+    """Of a packed layer: every cell that the index names is below it."""
+
+    @property
+    def file_bytes(self) -> int:
+        """How long its files must be together, in bytes."""
+        return self.cells * BLOCK_SIZE if self.packed else self.size_bytes
 
 
 RECORD_TYPES: dict[Table, type] = {
@@ -167,16 +178,18 @@ class Catalogue(Nodes):
         layer's files are made."""
         return LayerId(self._pool().next_layer)
 
-    def add_layer(self, layer: LayerId, size_bytes: int, home: MapId) -> None:
-        """Record a layer whose files exist and are synced. Raises ConflictError if the id was
-        taken."""
+    def add_layer(
+        self, layer: LayerId, size_bytes: int, home: MapId, *, packed: bool = False
+    ) -> None:
+        """Record an empty layer whose files exist and are synced. Raises ConflictError if the id
+        was taken."""
         pool = self._pool()
         if layer != pool.next_layer:
             raise ConflictError("another process changed the pool at the same time; try again")
         if layer > MAX_LAYER_ID:
             raise ConflictError("the pool has used up its layer ids; copy it to a new one")
         self.put_pool(replace(pool, next_layer=layer + 1))
-        self.put_layer(LayerRecord(layer, size_bytes, home))
+        self.put_layer(LayerRecord(layer, size_bytes, home, packed))
         self.txn.put(HOMES, pair_key(home, layer), b"")
 
     # -- volumes and snapshots, with what is the local pool's own ---------------------------

@@ -9,6 +9,7 @@ import mmap
 import os
 from typing import Self
 
+from bockd.drivers.local.format.catalogue import LayerRecord
 from bockd.drivers.local.format.layer import SEGMENT_BYTES, evict, segment_sizes, verify_layer
 from bockd.drivers.local.format.layout import Layout
 from bockd.drivers.local.format.leaf import LEAF_BYTES
@@ -28,14 +29,14 @@ class ColdReader:
         self._buffer = memoryview(mmap.mmap(-1, LEAF_BYTES))
 
     @classmethod
-    def open(cls, layout: Layout, layer: LayerId, size_bytes: int) -> Self:
+    def open(cls, layout: Layout, record: LayerRecord) -> Self:
         """Open a layer's files. Raises DamagedError when one is missing or too short, and
         OSError."""
-        verify_layer(layout, layer, size_bytes)
-        reader = cls(layer, [])
+        verify_layer(layout, record.id, record.file_bytes)
+        reader = cls(record.id, [])
         try:
-            for number in range(len(segment_sizes(size_bytes))):
-                path = os.fspath(layout.layer_segment(layer, number))
+            for number in range(len(segment_sizes(record.file_bytes))):
+                path = os.fspath(layout.layer_segment(record.id, number))
                 reader._descriptors.append(reader._open(path))
         except BaseException:
             reader.close()

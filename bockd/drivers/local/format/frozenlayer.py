@@ -101,12 +101,18 @@ class FrozenLayer(Layer):
     """A layer that is only read, and open only while there is room for it among `files`."""
 
     def __init__(
-        self, layout: Layout, layer_id: LayerId, size_bytes: int, files: OpenFiles
+        self,
+        layout: Layout,
+        layer_id: LayerId,
+        file_bytes: int,
+        files: OpenFiles,
+        *,
+        packed: bool = False,
     ) -> None:
         """Create the layer. Nothing is opened yet."""
-        super().__init__(layer_id, [], nowait=False)
+        super().__init__(layer_id, [], nowait=False, packed=packed)
         self._layout = layout
-        self._size_bytes = size_bytes
+        self._file_bytes = file_bytes
         self._files = files
 
     def prepare(self) -> None:
@@ -117,7 +123,7 @@ class FrozenLayer(Layer):
         """
         if self._files.full:
             self._files.crowded = True
-            verify_layer(self._layout, self.id, self._size_bytes)
+            verify_layer(self._layout, self.id, self._file_bytes)
             return
         opened = self._open_anew()
         if not self._files.admit(self, opened):
@@ -156,4 +162,6 @@ class FrozenLayer(Layer):
         super().close()
 
     def _open_anew(self) -> Layer:
-        return Layer.open(self._layout, self.id, self._size_bytes, writable=False)
+        return Layer.open(
+            self._layout, self.id, self._file_bytes, writable=False, packed=self.packed
+        )

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from bockd.directories import sync_directory
 from bockd.drivers.local.format.fileranges import punch_range, unwritten_ranges, zero_range
@@ -30,6 +30,9 @@ from bockd.errors import BockdError, DamagedError, from_os_error
 from bockd.failpoints import Failpoint, hit
 from bockd.model import KIB, MIB, TIB, LayerId
 from bockd.runtime.syncing import Syncing
+
+if TYPE_CHECKING:
+    from bockd.drivers.local.format.catalogue import LayerRecord
 
 SEGMENT_BYTES = 8 * TIB
 """Half of what ext4 allows, so that two segments hold the largest volume."""
@@ -63,8 +66,12 @@ _ZEROS = memoryview(bytes(1 * MIB))
 class Layer:
     """The open files of one layer. Offsets and lengths are in bytes of the whole layer."""
 
-    def __init__(self, layer_id: LayerId, descriptors: list[int], *, nowait: bool) -> None:
+    def __init__(
+        self, layer_id: LayerId, descriptors: list[int], *, nowait: bool, packed: bool = False
+    ) -> None:
         self.id = layer_id
+        self.packed = packed
+        """Its blocks lie in cells (format.cells). Offsets here are in bytes of its file."""
         self.adopt(descriptors)
         self.nowait_flag = os.RWF_NOWAIT if nowait else 0
         """For preadv: fail rather than wait for the disk; 0 where the file system cannot."""
@@ -77,22 +84,31 @@ class Layer:
     def adopt(self, descriptors: list[int]) -> None:
         """Use these files, one for each segment; none while the layer is closed."""
         self.descriptors = descriptors
-        self.near_descriptor = descriptors[0] if descriptors else -1
+        self.near_descriptor = descriptors[0] if descriptors and not self.packed else -1
         """The file of the bytes below SEGMENT_BYTES, for whoever reads or writes there without
-        asking the layer for each request; -1 while it is closed."""
+        asking the layer for each request; -1 while it is closed, and for a packed layer, where a
+        block is not at its own offset."""
 
     @property
     def is_open(self) -> bool:
         """True while the layer has its files open."""
-        return self.near_descriptor >= 0
+        return bool(self.descriptors) and self.descriptors[0] >= 0
 
     @classmethod
-    def open(cls, layout: Layout, layer_id: LayerId, size_bytes: int, *, writable: bool) -> Layer:
-        """Open all segments. Raises DamagedError if one is missing or shorter than `size_bytes`
+    def open(
+        cls,
+        layout: Layout,
+        layer_id: LayerId,
+        file_bytes: int,
+        *,
+        writable: bool,
+        packed: bool = False,
+    ) -> Layer:
+        """Open all segments. Raises DamagedError if one is missing or shorter than `file_bytes`
         needs; DeviceError, DeniedError."""
         descriptors: list[int] = []
         try:
-            for number, needed in enumerate(segment_sizes(size_bytes)):
+            for number, needed in enumerate(segment_sizes(file_bytes)):
                 path = layout.layer_segment(layer_id, number)
                 flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC
                 fd = _open_segment(path, flags)
@@ -107,7 +123,14 @@ class Layer:
         except BaseException:
             _close_all(descriptors)
             raise
-        return cls(layer_id, descriptors, nowait=nowait)
+        return cls(layer_id, descriptors, nowait=nowait, packed=packed)
+
+    @classmethod
+    def of(cls, layout: Layout, record: LayerRecord, *, writable: bool) -> Layer:
+        """Open a layer that the index knows. Raises as `open` does."""
+        return cls.open(
+            layout, record.id, record.file_bytes, writable=writable, packed=record.packed
+        )
 
     def failure(self, error: OSError, offset: int) -> BockdError:
         """Translate the error of a failed read of this layer. The result is to be raised."""
@@ -159,7 +182,7 @@ class Layer:
         written then."""
         length = len(data)
         one_piece = length <= piece_bytes and offset + length <= SEGMENT_BYTES
-        if one_piece and os.pwrite(self.near_descriptor, data, offset) == length:
+        if one_piece and os.pwrite(self.descriptors[0], data, offset) == length:
             return
         for fd, position, piece in self._pieces(offset, data):
             done = 0
@@ -357,9 +380,10 @@ def evict(descriptors: list[int], offset: int) -> None:
 
 
 def segment_sizes(size_bytes: int) -> list[int]:
-    """Return the sizes in bytes of the segment files of a layer, in order."""
+    """Return the sizes in bytes of the segment files of a layer, in order. There is one at least,
+    which is empty in a packed layer without blocks."""
     full, rest = divmod(size_bytes, SEGMENT_BYTES)
-    return [SEGMENT_BYTES] * full + ([rest] if rest else [])
+    return [SEGMENT_BYTES] * full + ([rest] if rest or not full else [])
 
 
 def create_layer(layout: Layout, layer_id: LayerId, size_bytes: int) -> None:
@@ -409,9 +433,9 @@ def unlink_layer(layout: Layout, layer_id: LayerId) -> None:
             return
 
 
-def verify_layer(layout: Layout, layer_id: LayerId, size_bytes: int) -> None:
+def verify_layer(layout: Layout, layer_id: LayerId, file_bytes: int) -> None:
     """Raise DamagedError if a segment file is missing or too short; without opening any."""
-    for number, needed in enumerate(segment_sizes(size_bytes)):
+    for number, needed in enumerate(segment_sizes(file_bytes)):
         path = layout.layer_segment(layer_id, number)
         try:
             found = os.stat(path).st_size

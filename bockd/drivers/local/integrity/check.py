@@ -239,7 +239,7 @@ class _Checker:
             if layer.home not in self.maps:
                 self.problem(f"layer {layer.id} is at home in map {layer.home}, which is missing")
             try:
-                verify_layer(self.store.layout, layer.id, layer.size_bytes)
+                verify_layer(self.store.layout, layer.id, layer.file_bytes)
             except DamagedError as error:
                 self.problem(str(error))
                 continue
@@ -331,7 +331,7 @@ class _Checker:
         known = self.layers.get(volume.head)
         if known is None:  # a problem that is reported by now
             return False
-        head = Layer.open(self.store.layout, known.id, known.size_bytes, writable=False)
+        head = Layer.of(self.store.layout, known, writable=False)
         try:
             return pages_survived(segments, self.store.boot, head)
         finally:

@@ -81,7 +81,7 @@ class LayerCheck:
     def _present(self, record: LayerRecord) -> tuple[dict[int, int], dict[int, int]]:
         """A layer's blocks that are written, and those that are allocated: zeros may be allocated
         and not written."""
-        layer = Layer.open(self._layout, record.id, record.size_bytes, writable=False)
+        layer = Layer.of(self._layout, record, writable=False)
         try:
             written = _masks(layer.data_ranges(0, record.size_bytes), {})
             return written, _masks(layer.unwritten_ranges(), dict(written))
@@ -111,8 +111,7 @@ class LayerCheck:
             for run in self._strays:
                 layer = opened.get(run.layer)
                 if layer is None:
-                    size = layers[run.layer].size_bytes
-                    layer = Layer.open(self._layout, run.layer, size, writable=True)
+                    layer = Layer.of(self._layout, layers[run.layer], writable=True)
                     opened[run.layer] = layer
                 layer.punch(run.first * BLOCK_SIZE, run.count * BLOCK_SIZE)
                 punched += run.count

@@ -157,7 +157,7 @@ class Scrubber:
         self, layer: LayerRecord, wanted: list[tuple[int, list[int]]]
     ) -> dict[int, LeafSums]:
         found: dict[int, LeafSums] = {}
-        reader = ColdReader.open(self._store.layout, layer.id, layer.size_bytes)
+        reader = ColdReader.open(self._store.layout, layer)
         with closing(reader):
             for number, blocks in wanted:
                 read, failed = _read_blocks(reader, number, blocks)
@@ -220,7 +220,7 @@ class Scrubber:
         verdicts: _Verdicts,
     ) -> None:
         try:
-            reader = ColdReader.open(self._store.layout, layer.id, layer.size_bytes)
+            reader = ColdReader.open(self._store.layout, layer)
         except (OSError, DamagedError) as error:
             # Volumes that need it are refused: nothing of it is served.
             log.error("layer %s cannot be verified: %s", layer.id, error)  # noqa: TRY400

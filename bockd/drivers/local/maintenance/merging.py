@@ -97,7 +97,7 @@ class LayerMerger:
         return None
 
     def _allocated(self, layer: LayerRecord) -> int:
-        opened = Layer.open(self._store.layout, layer.id, layer.size_bytes, writable=False)
+        opened = Layer.of(self._store.layout, layer, writable=False)
         try:
             return opened.allocated_bytes()
         finally:
@@ -121,9 +121,9 @@ class LayerMerger:
 
     def _copy(self, merge: Merge) -> None:
         layout = self._store.layout
-        source = Layer.open(layout, merge.source.id, merge.source.size_bytes, writable=False)
+        source = Layer.of(layout, merge.source, writable=False)
         try:
-            target = Layer.open(layout, merge.target.id, merge.target.size_bytes, writable=True)
+            target = Layer.of(layout, merge.target, writable=True)
         except BaseException:
             source.close()
             raise
@@ -185,7 +185,7 @@ class LayerMerger:
         device.layers.outdate_loads()
         if not device.layers.knows(merge.source.id):
             return
-        target = self._store.frozen_layer(merge.target.id, merge.target.size_bytes)
+        target = self._store.frozen_layer(merge.target)
         await blocking(target.prepare)
         if device not in self._registry.devices():  # closed meanwhile
             target.close()

@@ -24,7 +24,15 @@ from itertools import islice
 from bockd.directories import sync_directory
 from bockd.drivers.local.format import checksums, queue
 from bockd.drivers.local.format.blockmap import own_leaves, queue_orphans
-from bockd.drivers.local.format.catalogue import CHILDREN, HOMES, LAYERS, MAPS, NO_MAP, Catalogue
+from bockd.drivers.local.format.catalogue import (
+    CHILDREN,
+    HOMES,
+    LAYERS,
+    MAPS,
+    NO_MAP,
+    Catalogue,
+    LayerRecord,
+)
 from bockd.drivers.local.format.forgetting import forget_layer
 from bockd.drivers.local.format.layer import Layer, unlink_layer
 from bockd.drivers.local.format.leaf import LEAVES, Leaf, leaf_key
@@ -156,14 +164,14 @@ class Reclaimer:
 
     def _punch(self, batch: list[queue.PunchEntry]) -> None:
         store = self._registry.store
-        sizes: dict[LayerId, int] = {}
+        records: dict[LayerId, LayerRecord] = {}
         with store.index.reading() as txn:
             for entry in batch:
                 payload = txn.get(LAYERS, id_key(entry.layer))
                 if payload is not None:
-                    sizes[entry.layer] = Catalogue(txn).layer(entry.layer).size_bytes
-        for layer_id, size in sizes.items():
-            layer = Layer.open(store.layout, layer_id, size, writable=True)
+                    records[entry.layer] = Catalogue(txn).layer(entry.layer)
+        for layer_id, record in records.items():
+            layer = Layer.of(store.layout, record, writable=True)
             try:
                 for entry in batch:
                     if entry.layer == layer_id:
@@ -197,7 +205,7 @@ class Reclaimer:
                 return
             if any(layer_id in merge for merge in queue.begun_merges(txn)):
                 return  # blocks are on their way into it, or out of it
-            layer = Layer.open(store.layout, layer_id, record.size_bytes, writable=False)
+            layer = Layer.of(store.layout, record, writable=False)
             try:
                 if not layer.is_empty():
                     return

@@ -25,7 +25,7 @@ from functools import partial
 from typing import TypeVar
 
 from bockd.drivers.local.access import StoreAccess, create_segment, discard_segments
-from bockd.drivers.local.format.catalogue import LocalVolumeRecord
+from bockd.drivers.local.format.catalogue import Catalogue, LocalVolumeRecord
 from bockd.drivers.local.format.journal import JournalSegment, Kind
 from bockd.drivers.local.format.layer import Layer
 from bockd.drivers.local.format.layout import JournalName
@@ -148,8 +148,9 @@ class Durability:
         self.on_begun(head)
 
     def _open_head(self) -> Layer:
-        record = self.record
-        return Layer.open(self._store.layout, record.head, record.size_bytes, writable=True)
+        with self._store.index.reading() as txn:
+            head = Catalogue(txn).layer(self.record.head)
+        return Layer.of(self._store.layout, head, writable=True)
 
     # -- checkpoint --------------------------------------------------------------------------
 

@@ -83,7 +83,7 @@ class Heads:
         run short."""
         if not head.is_open:  # closed, with the volume or because no map leads to it any more
             return
-        frozen = self._store.frozen_layer(head.id, head.length_bytes())
+        frozen = self._store.frozen_head(head)
         try:
             await blocking(frozen.prepare)
         except BockdError as error:

@@ -150,8 +150,8 @@ class LeafLoader:
             catalogue = Catalogue(txn)
             try:
                 for layer_id in _layers_of(leaves) - known:
-                    size = catalogue.layer(layer_id).size_bytes
-                    layers[layer_id] = layer = self._store.frozen_layer(layer_id, size)
+                    layer = self._store.frozen_layer(catalogue.layer(layer_id))
+                    layers[layer_id] = layer
                     layer.prepare()
                 damaged = _damaged_in(txn, leaves)
             except BaseException:

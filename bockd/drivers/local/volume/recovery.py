@@ -68,8 +68,7 @@ def recover(store: StoreAccess, record: LocalVolumeRecord) -> LocalVolumeRecord:
     """
     segments = _read_segments(store, record)
     with store.index.reading() as txn:
-        size = Catalogue(txn).layer(record.head).size_bytes
-    head = Layer.open(store.layout, record.head, size, writable=True)
+        head = Layer.of(store.layout, Catalogue(txn).layer(record.head), writable=True)
     try:
         replay = plan_replay(segments, store.boot, head)
         try:

@@ -56,6 +56,7 @@ def test_sixteen_tebibytes_cost_nothing_and_work_across_the_segments(layout: Lay
 
 
 def test_segments_add_up() -> None:
+    assert segment_sizes(0) == [0]
     assert segment_sizes(MIB) == [MIB]
     assert segment_sizes(SEGMENT_BYTES) == [SEGMENT_BYTES]
     assert segment_sizes(SEGMENT_BYTES + MIB) == [SEGMENT_BYTES, MIB]
