@@ -137,15 +137,15 @@ async def open_volume(
     is called when one of its checkpoints leaves something to reclaim."""
     files = await blocking(_open_files, store, volume)
     gate = WriteGate()
-    loader = _loader(store, files.chain)
+    loader = _loader(store, files.chain, files.record.size_bytes)
     parts = VolumeParts(store, files.record, loader.cache, gate, spawn, on_garbage)
     device = Volume(store, loader, Durability(parts), gate, spawn)
     return OpenVolume(device, files.lock)
 
 
-def _loader(store: StoreAccess, chain: tuple[MapId, ...]) -> LeafLoader:
+def _loader(store: StoreAccess, chain: tuple[MapId, ...], size_bytes: int) -> LeafLoader:
     layers = LayerSlots()
-    return LeafLoader(store, chain, layers, LeafCache(layers))
+    return LeafLoader(store, chain, layers, LeafCache(layers), size_bytes)
 
 
 def _open_files(store: StoreAccess, volume: VolumeId) -> _OpenedFiles:
@@ -263,7 +263,9 @@ async def open_snapshot(store: StoreAccess, snapshot: SnapshotId, spawn: Spawn) 
         except BaseException:
             lock.release()
             raise
-        return OpenSnapshot(Snapshot(store, _loader(store, chain), record, spawn), lock)
+        return OpenSnapshot(
+            Snapshot(store, _loader(store, chain, record.size_bytes), record, spawn), lock
+        )
 
     return await blocking(prepare)
 

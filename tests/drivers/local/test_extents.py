@@ -60,7 +60,10 @@ def end_of(extent: Extent) -> int:
     return extent.offset_bytes + extent.length_bytes
 
 
-def test_one_extent_loads_what_it_needs_and_is_in_memory_then(bench: Bench) -> None:
+def test_one_extent_loads_what_it_needs_and_is_in_memory_then(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leafcache, "_EAGER_SHARE", 0)
     write(bench, 0, 20, 40)
     device = cold(bench)
     assert device.try_extents(0, SIZE_BYTES, 1) is None
@@ -139,7 +142,7 @@ def test_a_damaged_index_is_met_where_it_is_needed(
     def lost(*_: object) -> int:
         raise DamagedError("for a test")
 
-    monkeypatch.setattr(loading, "next_leaf", lost)
+    monkeypatch.setattr(loading, "first_leaves", lost)
     assert end_of(run_inline(device.extents(0, SIZE_BYTES, 2))[-1]) == end_of(data_in(0))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 from bockd.drivers.local.format import checksums, queue
 from bockd.drivers.local.format.catalogue import Catalogue
@@ -61,14 +62,24 @@ def present_leaves(txn: Transaction, chain: Iterable[MapId], first: int, end: in
     }
 
 
-def next_leaf(txn: Transaction, chain: Iterable[MapId], first: int, end: int) -> int:
-    """Return the number of the first leaf within first..end-1 that some map of the chain has, or
-    `end`. Raises DamagedError where one may have been lost."""
+def first_leaves(
+    txn: Transaction, chain: Iterable[MapId], first: int, end: int, step: int, most: int
+) -> tuple[dict[int, bytes], int]:
+    """Return the payloads of the leaves from `first` on as seen through `chain`, and up to which
+    leaf all others are holes: a multiple of `step` (as `first` and `end` are), at most `end`, with
+    at most `most` leaves before it. Raises DamagedError where one may have been lost."""
+    found: dict[int, bytes] = {}
     for map_id in chain:
-        key = next(iter(txn.keys(LEAVES, leaf_key(map_id, first), leaf_key(map_id, end))), None)
-        if key is not None:
-            end = leaf_key_parts(key)[1]
-    return end
+        stored = txn.scan(LEAVES, leaf_key(map_id, first), leaf_key(map_id, end))
+        for key, payload in islice(stored, most + 1):
+            found.setdefault(leaf_key_parts(key)[1], payload)
+        if len(found) > most:
+            # Of this map, too, nothing was left out before that.
+            end = sorted(found)[most] // step * step
+            found = {number: payload for number, payload in found.items() if number < end}
+            if first == end:
+                break
+    return found, end
 
 
 @dataclass

@@ -10,9 +10,11 @@ three forms, all little-endian, never longer than 1,281 bytes (an LMDB page keep
 
 from __future__ import annotations
 
-import re
 import struct
+import sys
+from array import array
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from bockd.errors import DamagedError
 from bockd.index.tables import Table
@@ -39,7 +41,10 @@ _RUN = struct.Struct("<BI")
 _FORM_UNIFORM, _FORM_RUNS, _FORM_PALETTE = 0, 1, 2
 _RUNS_TAG = bytes((_FORM_RUNS,))
 _CODES = [bytes((code,)) for code in range(LEAF_BLOCKS)]
-_SAME = re.compile(rb"(.)\1*", re.DOTALL)
+_LOW, _HIGH = (0, 1) if sys.byteorder == "little" else (1, 0)
+"""Where the two bytes of a 16-bit number are in memory."""
+
+_ZEROS = array("H", bytes(2 * LEAF_BLOCKS))
 
 
 def leaf_key(map_id: MapId, number: int) -> bytes:
@@ -53,10 +58,27 @@ def leaf_key_parts(key: bytes) -> tuple[MapId, int]:
     return MapId(map_id), number
 
 
+class Numbering(NamedTuple):
+    """A 16-bit number for each layer of a palette: tables for `bytes.translate`."""
+
+    low: bytes
+    high: bytes | None
+    """None if it is zero throughout."""
+
+    @classmethod
+    def of(cls, numbers: Sequence[int]) -> Numbering:
+        """Return the tables of the numbers of a palette's layers, in its order."""
+        low = bytes([number & 0xFF for number in numbers]).ljust(LEAF_BLOCKS)
+        if max(numbers) <= 0xFF:
+            return cls(low, None)
+        return cls(low, bytes([number >> 8 for number in numbers]).ljust(LEAF_BLOCKS))
+
+
 class Leaf:
     """256 layer ids as a palette of layers and, for each block, an index into it.
 
-    The palette may hold layers that no block uses any more; `encode` leaves them out.
+    The palette has no layer twice. It may hold layers that no block uses any more; `encode` leaves
+    them out.
     """
 
     __slots__ = ("index", "palette")
@@ -137,11 +159,12 @@ class Leaf:
 
     def encode(self) -> bytes:
         """Encode the leaf in its stored form."""
-        codes = set(self.index)
-        if len(codes) == 1:
-            return _UNIFORM.pack(_FORM_UNIFORM, self.palette[self.index[0]])
         runs = self.runs()
-        if 1 + 5 * len(runs) <= 2 + 4 * len(codes) + LEAF_BLOCKS:
+        if len(runs) == 1:
+            return _UNIFORM.pack(_FORM_UNIFORM, runs[0][2])
+        length, shortest = 1 + 5 * len(runs), 2 + LEAF_BLOCKS  # of a palette of no layers
+        codes = set(self.index) if length > shortest else set[int]()
+        if length <= shortest + 4 * len(codes):
             return _RUNS_TAG + b"".join([_RUN.pack(end - 1, layer) for _, end, layer in runs])
         lean = self if len(codes) == len(self.palette) else Leaf.of(self.layers())
         return (
@@ -153,20 +176,35 @@ class Leaf:
     def runs(self) -> list[tuple[int, int, LayerId]]:
         """Return runs as (first, end, layer), covering blocks 0 to 256, `end` exclusive.
         Neighbouring runs have different layers."""
-        palette, index = self.palette, self.index
-        return [
-            (run.start(), run.end(), LayerId(palette[index[run.start()]]))
-            for run in _SAME.finditer(index)
-        ]
+        palette, rest = self.palette, bytes(self.index)
+        runs: list[tuple[int, int, LayerId]] = []
+        first = 0
+        while rest:
+            code = rest[0]
+            rest = rest.lstrip(_CODES[code])
+            end = LEAF_BLOCKS - len(rest)
+            runs.append((first, end, LayerId(palette[code])))
+            first = end
+        return runs
 
     def layers(self) -> list[int]:
         """Return the 256 layer ids."""
         palette = self.palette
         return [palette[code] for code in self.index]
 
+    def numbered(self, numbering: Numbering) -> array[int]:
+        """Return for each block the 16-bit number of its layer, typecode H."""
+        numbers = _ZEROS[:]
+        view = memoryview(numbers).cast("B")
+        view[_LOW::2] = self.index.translate(numbering.low)
+        if numbering.high is not None:
+            view[_HIGH::2] = self.index.translate(numbering.high)
+        return numbers
+
     def is_hole(self) -> bool:
         """Return whether no block is stored."""
-        return not any(self.palette[code] for code in set(self.index))
+        palette = self.palette
+        return HOLE in palette and self.index.count(palette.index(HOLE)) == LEAF_BLOCKS
 
 
 def runs_of(entries: Sequence[int], first: int, end: int) -> list[tuple[int, int, int]]:

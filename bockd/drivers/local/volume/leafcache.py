@@ -19,7 +19,14 @@ from array import array
 from collections.abc import Iterable
 from typing import NamedTuple, TypeAlias
 
-from bockd.drivers.local.format.leaf import LEAF_BLOCKS, LEAF_MASK, LEAF_SHIFT, Leaf, runs_of
+from bockd.drivers.local.format.leaf import (
+    LEAF_BLOCKS,
+    LEAF_MASK,
+    LEAF_SHIFT,
+    Leaf,
+    Numbering,
+    runs_of,
+)
 from bockd.drivers.local.volume.slots import DAMAGED_SLOT, HOLE_SLOT, LayerSlots
 from bockd.model import MIB, LayerId
 
@@ -32,6 +39,10 @@ GROUP_LEAVES = 64
 CACHE_BYTES = 28 * MIB
 """Per open device. About 33,000 leaves of scattered blocks (the worst kind), or 280,000 uniform
 ones. With what checkpoints take for a while, an open volume is to cost no more than 64 MiB."""
+
+_EAGER_SHARE = 3 / 4
+"""With less than this of its budget used the cache takes in more than was asked for. It stays above
+once it is full: what is scattered over more than it can hold is not loaded in vain."""
 
 _EVICTED_SHARE = 16
 """One in so many bytes is made free at once, so that not every load has to look for victims."""
@@ -395,36 +406,54 @@ class LeafCache:
             if not self._pins[group]:
                 del self._pins[group]
 
+    def next_whole(self, group: int, end: int) -> int:
+        """Return the number of the first group from `group` on that is whole, or `end`."""
+        whole = self._whole
+        while group < end and group not in whole:
+            group += 1
+        return group
+
+    @property
+    def has_room(self) -> bool:
+        """Whether more than what is asked for is to be loaded."""
+        return self._weight() < CACHE_BYTES * _EAGER_SHARE
+
     def install(self, group: int, leaves: dict[int, Leaf], damaged: dict[int, list[int]]) -> None:
         """Take in what the index has of a group, and which blocks of which leaf are damaged. What
         is in memory already is newer, and stays. All of the layers have slots."""
         self._evict()
-        if group in self._whole:
-            return  # all of it became holes after this was read
-        self._kinds.pop(group, None)
+        self.install_more((group,), leaves, damaged)
+
+    def install_more(
+        self, groups: Iterable[int], leaves: dict[int, Leaf], damaged: dict[int, list[int]]
+    ) -> None:
+        """Take in several groups, as `install` does, and evict nothing: no group was evicted since
+        they were read (`drops`), or what is read here may be older than what is lost."""
+        held = set[int]()
+        numberings: dict[tuple[int, ...], Numbering] = {}
         for number, leaf in leaves.items():
-            if number in self.leaves:
+            group = number // GROUP_LEAVES
+            held.add(group)
+            # Of a group that is whole all has changed since it was read, or nothing has.
+            if number in self.leaves or group in self._whole:
                 continue
-            slots = self._layers.slots_of(leaf.palette)
-            bad = damaged.get(number)
-            if len(slots) == 1 and bad is None:
-                self.leaves[number] = self.uniform(slots[0])
+            palette, bad = tuple(leaf.palette), damaged.get(number)
+            if len(palette) == 1 and bad is None:
+                self.leaves[number] = self.uniform(self._layers.slots_of(palette)[0])
             else:
-                self.leaves[number] = array("H", [slots[code] for code in leaf.index])
+                numbering = numberings.get(palette)
+                if numbering is None:  # many leaves have the same palette
+                    numbering = Numbering.of(self._layers.slots_of(palette))
+                    numberings[palette] = numbering
+                self.leaves[number] = leaf.numbered(numbering)
                 self._private += 1
                 for block in bad or ():
                     self.leaves[number][block] = DAMAGED_SLOT
-        if not leaves:
-            self.install_empty((group,))
-        self._groups[group] = None
-        self._whole.add(group)
-
-    def install_empty(self, groups: Iterable[int]) -> None:
-        """Take in that the index has nothing of some groups."""
         for group in groups:
-            if group not in self._groups:  # nor has the memory
+            if group not in self._groups:
                 self._groups[group] = None
-                self._kinds[group] = True
+                if group not in held:  # nor has the memory anything of it
+                    self._kinds[group] = True
             self._whole.add(group)
 
     def _evict(self) -> None:

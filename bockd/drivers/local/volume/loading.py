@@ -1,35 +1,61 @@
 """Loading leaves of an open device from the index into its leaf cache.
 
 Leaves are read in a thread, a group at a time, because neighbours cost next to nothing once the
-cursor is there; a leaf that the device's map does not have is looked up in its parents.
+cursor is there; a leaf that the device's map does not have is looked up in its parents. While the
+cache has room a load goes on behind the group, until it has met as many leaves as a few groups may
+have. Where little is stored that is far, and a new volume is known after a few loads.
 
 Invariants:
 * What is in memory is newer than what the index has: a load never replaces it.
 * A load is void, and made again, if the meaning of the index's leaves has changed since it began:
   a layer was merged into another one, or a block was found damaged (`LayerSlots.era`).
 * What one operation needs at once is not evicted while it loads the rest.
+* What was read beyond what was asked for counts only if no group was evicted meanwhile, and fails
+  no operation: it leads to no layer that is not open yet, and ends where the index is damaged.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from bockd.drivers.local.access import StoreAccess
 from bockd.drivers.local.format import checksums
-from bockd.drivers.local.format.blockmap import next_leaf, present_leaves, stored_leaves
+from bockd.drivers.local.format.blockmap import first_leaves, present_leaves, stored_leaves
 from bockd.drivers.local.format.catalogue import Catalogue
 from bockd.drivers.local.format.checksums import DAMAGED
 from bockd.drivers.local.format.layer import Layer
 from bockd.drivers.local.format.leaf import HOLE, LEAF_BLOCKS, LEAF_BYTES, LEAF_SHIFT, Leaf
-from bockd.drivers.local.volume.leafcache import LeafCache
+from bockd.drivers.local.volume.leafcache import GROUP_LEAVES, LeafCache
 from bockd.drivers.local.volume.slots import LayerSlots
 from bockd.errors import DamagedError
-from bockd.model import GIB, LayerId, MapId
+from bockd.model import LayerId, MapId
 from bockd.pool.index import Transaction
 from bockd.runtime.steps import Signal, blocking
 
-ONWARD_LEAVES = 64 * GIB // LEAF_BYTES
+MORE_LEAVES = 4 * GROUP_LEAVES
+"""So many stored leaves a load brings in beside its group. With a few blocks in each they take half
+a millisecond, several times as long as to hand the load to a thread."""
+
+REACH_GROUPS = 256
+"""It goes no further for them: each group takes some memory, be it empty."""
+
+ONWARD_GROUPS = 1024
 """How far `load_onward` looks: so many empty groups are noted in under 1 ms."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What a thread is to read: leaves as seen through a chain of maps."""
+
+    chain: tuple[MapId, ...]
+    numbers: range
+    """Those of a group."""
+    more: range
+    """Those of the groups behind it, and at most `most` that are stored."""
+    most: int
+    known: frozenset[LayerId]
+    """Layers that are open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +66,15 @@ class _Loaded:
     layers: dict[LayerId, Layer]
     damaged: dict[int, list[int]]
     """Leaf number to those of its blocks that are known to be damaged."""
-    empty: range
-    """Groups behind it that hold nothing."""
+    more: _More
+
+
+class _More(NamedTuple):
+    """What was found behind a group: all that the index has of some groups."""
+
+    groups: range
+    leaves: dict[int, Leaf]
+    damaged: dict[int, list[int]]
 
 
 class LeafLoader:
@@ -49,8 +82,15 @@ class LeafLoader:
     For the owner thread, but for `_read`."""
 
     def __init__(
-        self, store: StoreAccess, chain: tuple[MapId, ...], layers: LayerSlots, cache: LeafCache
+        self,
+        store: StoreAccess,
+        chain: tuple[MapId, ...],
+        layers: LayerSlots,
+        cache: LeafCache,
+        size_bytes: int,
     ) -> None:
+        self.size_bytes = size_bytes
+        """Of the device. Nothing is looked for behind its end."""
         self.chain = chain
         """The device's map, its parent, and so on."""
         self.layers = layers
@@ -70,12 +110,12 @@ class LeafLoader:
         numbers = range(first >> LEAF_SHIFT, ((end - 1) >> LEAF_SHIFT) + 1)
         await self.load_leaves(set(numbers))
 
-    async def load_onward(self, number: int, end: int) -> None:
+    async def load_onward(self, number: int) -> None:
         """Load a leaf, as `load` does, and learn up to which leaf behind its group there is
-        nothing, looking no further than leaf `end`."""
-        await self.load_leaves({number}, end)
+        nothing."""
+        await self.load_leaves({number}, onward=True)
 
-    async def load_leaves(self, numbers: set[int], onward: int = 0) -> None:
+    async def load_leaves(self, numbers: set[int], *, onward: bool = False) -> None:
         """Load some leaves into memory, as `load` does; with `onward`, also as `load_onward`."""
         cache = self.cache
         groups = {cache.group_of(number) for number in numbers}
@@ -83,11 +123,11 @@ class LeafLoader:
         cache.pin(groups)
         try:
             while absent := [number for number in numbers if cache.find(number) is None]:
-                await self._load_group(cache.group_of(min(absent)), onward)
+                await self._load_group(cache.group_of(min(absent)), onward=onward)
         finally:
             cache.unpin(groups)
 
-    async def _load_group(self, group: int, onward: int) -> None:
+    async def _load_group(self, group: int, *, onward: bool) -> None:
         if (running := self._loading.get(group)) is not None:
             await running
             return
@@ -96,11 +136,10 @@ class LeafLoader:
         try:
             # The chain as it is now: were it shortened (a map folded into its child) after the
             # thread's transaction began, leaves still in the folded map would be missed.
-            chain, known = self.chain, layers.known()
+            wanted = self._wanted(group, onward=onward)
             era, drops = layers.era, cache.drops
-            numbers = cache.leaves_of(group)
             try:
-                loaded = await blocking(self._read, numbers, onward, chain, known)
+                loaded = await blocking(self._read, wanted)
             except DamagedError:
                 if era == layers.era:
                     raise
@@ -119,20 +158,27 @@ class LeafLoader:
             cache.install(group, loaded.leaves, loaded.damaged)
             # The groups behind it are not: nor was one of them, if none was at all.
             if drops == cache.drops:
-                cache.install_empty(loaded.empty)
+                cache.install_more(*loaded.more)
             self._store.files.make_room()
         finally:
             del self._loading[group]
             done.fire()
 
-    def _read(
-        self, numbers: range, onward: int, chain: tuple[MapId, ...], known: frozenset[LayerId]
-    ) -> _Loaded:
+    def _wanted(self, group: int, *, onward: bool) -> _Wanted:
+        cache = self.cache
+        most = MORE_LEAVES if cache.has_room else 0
+        reach = ONWARD_GROUPS if onward else REACH_GROUPS if most else 0
+        last = cache.group_of((self.size_bytes - 1) // LEAF_BYTES)
+        end = cache.next_whole(group + 1, min(group + reach, last) + 1)
+        more = range(cache.leaves_of(group + 1).start, cache.leaves_of(end).start)
+        return _Wanted(self.chain, cache.leaves_of(group), more, most, self.layers.known())
+
+    def _read(self, wanted: _Wanted) -> _Loaded:
         """In a thread: a group's leaves, and the layers met in them for the first time."""
         last_error: str | None = None
         while True:
             try:
-                return self._read_once(numbers, onward, chain, known)
+                return self._read_once(wanted)
             except DamagedError as error:
                 # Another process may have merged the layer into another one since the transaction
                 # began. The next one does not name it then; what is really damaged stays so.
@@ -140,26 +186,24 @@ class LeafLoader:
                     raise
                 last_error = str(error)
 
-    def _read_once(
-        self, numbers: range, onward: int, chain: tuple[MapId, ...], known: frozenset[LayerId]
-    ) -> _Loaded:
+    def _read_once(self, wanted: _Wanted) -> _Loaded:
         layers: dict[LayerId, Layer] = {}
+        numbers = wanted.numbers
         with self._store.index.reading() as txn:
-            stored = stored_leaves(txn, chain, numbers.start, numbers.stop)
+            stored = stored_leaves(txn, wanted.chain, numbers.start, numbers.stop)
             leaves = {number: Leaf.decode(payload) for number, payload in stored.items()}
             catalogue = Catalogue(txn)
             try:
-                for layer_id in _layers_of(leaves) - known:
-                    layer = self._store.frozen_layer(catalogue.layer(layer_id))
-                    layers[layer_id] = layer
+                for layer_id in _layers_of(leaves) - wanted.known:
+                    layers[layer_id] = layer = self._store.frozen_layer(catalogue.layer(layer_id))
                     layer.prepare()
                 damaged = _damaged_in(txn, leaves)
+                more = _read_more(txn, wanted, wanted.known | layers.keys())
             except BaseException:
                 for opened in layers.values():
                     opened.close()
                 raise
-            empty = _empty_behind(txn, chain, numbers, onward)
-        return _Loaded(leaves, layers, damaged, empty)
+        return _Loaded(leaves, layers, damaged, more)
 
     async def present(self, first: int, end: int) -> list[int]:
         """Return the numbers of the leaves first..end-1 that may hold something, in order. All
@@ -177,16 +221,25 @@ class LeafLoader:
             return present_leaves(txn, chain, first, end)
 
 
-def _empty_behind(txn: Transaction, chain: tuple[MapId, ...], numbers: range, onward: int) -> range:
-    """Return the groups behind the one of leaves `numbers` that hold nothing, up to the first that
-    does or leaf `onward`."""
-    first, size = numbers.stop, len(numbers)
-    end = -(-min(onward, first + ONWARD_LEAVES) // size) * size
+def _read_more(txn: Transaction, wanted: _Wanted, known: frozenset[LayerId]) -> _More:
+    """Return what is behind a group, up to the first leaf that names a layer which is not
+    `known`."""
+    first, end, size = wanted.more.start, wanted.more.stop, len(wanted.numbers)
+    leaves: dict[int, Leaf] = {}
+    if first == end:
+        return _More(range(0), leaves, {})
     try:
-        end = next_leaf(txn, chain, first, end)
+        stored, end = first_leaves(txn, wanted.chain, first, end, size, wanted.most)
+        for number in sorted(stored):
+            leaf = Leaf.decode(stored[number])
+            if not known.issuperset(leaf.palette):
+                end = number // size * size
+                break
+            leaves[number] = leaf
+        leaves = {number: leaf for number, leaf in leaves.items() if number < end}
+        return _More(range(first // size, end // size), leaves, _damaged_in(txn, leaves))
     except DamagedError:  # whoever needs what was lost meets the error
-        end = first
-    return range(first // size, end // size)
+        return _More(range(0), {}, {})
 
 
 def _damaged_in(txn: Transaction, leaves: dict[int, Leaf]) -> dict[int, list[int]]:

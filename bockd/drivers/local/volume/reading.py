@@ -14,7 +14,7 @@ from functools import partial
 
 from bockd.drivers.local.access import StoreAccess
 from bockd.drivers.local.format.layer import OVERWRITE_PIECE_BYTES, SEGMENT_BYTES, Layer
-from bockd.drivers.local.format.leaf import LEAF_BYTES, LEAF_MASK, LEAF_SHIFT
+from bockd.drivers.local.format.leaf import LEAF_MASK, LEAF_SHIFT
 from bockd.drivers.local.format.writepieces import SMALL_BYTES
 from bockd.drivers.local.volume.extents import ExtentWalk
 from bockd.drivers.local.volume.loading import LeafLoader
@@ -139,7 +139,11 @@ class Reader:
         finished = Signal()
         self._reads.add(finished)
         try:
+            missing = self.map.missing(first, end)
             await self.loader.load(first, end)
+            # If it was the map that was missing, the data may be at hand.
+            if missing is not None and self._try_read_many(offset, into, first, end):
+                return
             pieces = self._plan_read(offset, into, first, end)
             if pieces:
                 self._begin_ahead(self._ahead.missed(offset, offset + len(into)))
@@ -251,7 +255,7 @@ class Reader:
         """See BlockDevice.extents."""
         walk = ExtentWalk(self.map, offset, length, limit)
         while (number := walk.go_on()) is not None:
-            await self.loader.load_onward(number, -(-self._size_bytes // LEAF_BYTES))
+            await self.loader.load_onward(number)
         return walk.extents
 
 

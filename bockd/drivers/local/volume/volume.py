@@ -121,7 +121,7 @@ class Volume(Reader):
     def adopt_size(self, size_bytes: int) -> None:
         """Set the new size of a volume that has grown."""
         assert size_bytes >= self._size_bytes
-        self._size_bytes = size_bytes
+        self._size_bytes = self.loader.size_bytes = size_bytes
 
     def _is_frozen(self, layer: Layer) -> bool:
         return layer.id != self._flusher.head.id

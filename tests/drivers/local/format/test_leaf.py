@@ -12,6 +12,7 @@ from bockd.drivers.local.format.leaf import (
     LEAF_BLOCKS,
     MAX_LAYER_ID,
     Leaf,
+    Numbering,
     runs_of,
 )
 from bockd.errors import DamagedError
@@ -95,3 +96,15 @@ def test_a_full_palette_makes_room() -> None:
     for block in range(LEAF_BLOCKS):
         leaf.assign(block, block + 1, LayerId(1000 + block))
     assert leaf.layers() == list(range(1000, 1000 + LEAF_BLOCKS))
+
+
+@given(leaves(), st.data())
+def test_numbering_gives_each_block_the_number_of_its_layer(
+    entries: list[int], data: st.DataObject
+) -> None:
+    leaf = Leaf.of(entries)
+    number = st.integers(0, data.draw(st.sampled_from([0xFF, 0xFFFF])))
+    size = len(leaf.palette)
+    numbers = data.draw(st.lists(number, min_size=size, max_size=size))
+    of = dict(zip(leaf.palette, numbers, strict=True))
+    assert leaf.numbered(Numbering.of(numbers)).tolist() == [of[layer] for layer in entries]
