@@ -17,6 +17,7 @@
 #include <Python.h>
 
 #include <errno.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -245,6 +246,29 @@ static PyObject *sync_result(PyObject *self, PyObject *Py_UNUSED(nothing))
     return PyLong_FromLong(job->error);
 }
 
+PyDoc_STRVAR(wait_doc,
+"wait(one, other, nanoseconds) -> int\n\n"
+"Wait until it has ended, one of two other descriptors is readable, a signal has come or the time is\n"
+"over; then as result().");
+
+static PyObject *sync_wait(PyObject *self, PyObject *args)
+{
+    int one, other;
+    long long nanoseconds;
+    if (!PyArg_ParseTuple(args, "iiL:wait", &one, &other, &nanoseconds))
+        return NULL;
+    struct pollfd awaited[] = {
+        {.fd = ((Sync *)self)->job->ended, .events = POLLIN},
+        {.fd = one, .events = POLLIN},
+        {.fd = other, .events = POLLIN},
+    };
+    struct timespec limit = {nanoseconds / 1000000000, nanoseconds % 1000000000};
+    Py_BEGIN_ALLOW_THREADS
+    ppoll(awaited, 3, &limit, NULL); /* if it fails, it has not ended: others wait for it then */
+    Py_END_ALLOW_THREADS
+    return sync_result(self, NULL);
+}
+
 static void sync_dealloc(PyObject *self)
 {
     PyTypeObject *type = Py_TYPE(self);
@@ -258,6 +282,7 @@ static void sync_dealloc(PyObject *self)
 static PyMethodDef sync_methods[] = {
     {"fileno", sync_fileno, METH_NOARGS, fileno_doc},
     {"result", sync_result, METH_NOARGS, result_doc},
+    {"wait", sync_wait, METH_VARARGS, wait_doc},
     {NULL, NULL, 0, NULL},
 };
 

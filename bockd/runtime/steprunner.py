@@ -21,6 +21,16 @@ DEVICE_THREADS = 32
 """Blocking device calls at once; a disk's own queue depth."""
 
 
+def loop_descriptor() -> int | None:
+    """Return the descriptor that is readable while something has come for the event loop: what a
+    socket, a timer's thread or a signal brings. None where the loop shows none."""
+    try:  # trio has no public name for it
+        epoll = trio._core._run.GLOBAL_RUN_CONTEXT.runner.io_manager._epoll
+    except AttributeError:
+        return None
+    return epoll.fileno()
+
+
 class StepRunner:
     """Runs operations, with at most `threads` blocking calls at once."""
 

@@ -43,6 +43,7 @@ class Syncing(Blocking[None]):
         super().__init__(call)
         self._descriptors = descriptors
         self._sync: Any = None
+        self._error = -1
 
     def begin(self) -> bool:
         """Begin to sync in a thread that needs no interpreter, unless that was done. Return False,
@@ -59,8 +60,14 @@ class Syncing(Blocking[None]):
     def ended(self) -> bool:
         """Return whether a sync that has begun is over: the operation is to be resumed then. Not
         to be asked again after that."""
-        self._error: int = self._sync.result()
-        return bool(self._error >= 0)
+        self._error = self._sync.result()
+        return self._error >= 0
+
+    def wait(self, one: int, other: int, nanoseconds: int) -> bool:
+        """Block until a sync that has begun is over, one of two descriptors is readable, a signal
+        has come or the time is over. Return as `ended` does."""
+        self._error = self._sync.wait(one, other, nanoseconds)
+        return self._error >= 0
 
     def __await__(self) -> Generator[Step, Any, None]:
         yield self

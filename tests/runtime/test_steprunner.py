@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import threading
 
 import pytest
@@ -9,7 +10,7 @@ import trio
 import trio.testing
 
 from bockd.errors import NoSpaceError
-from bockd.runtime.steprunner import StepRunner
+from bockd.runtime.steprunner import StepRunner, loop_descriptor
 from bockd.runtime.steps import Signal, blocking, call_blocking
 from tests.nbd.server.serving import in_trio
 
@@ -106,3 +107,26 @@ async def test_a_runtime_error_of_the_call_itself_is_its_own() -> None:
     with pytest.raises(RuntimeError, match="broken"):
         await StepRunner().run(call_blocking(broken))
     assert calls == [1]
+
+
+@in_trio
+async def test_the_loop_shows_that_something_has_come_for_it() -> None:
+    """trio promises nothing about this: a release of it that hides its epoll costs speed only."""
+    loop = loop_descriptor()
+    assert loop is not None
+    await trio.testing.wait_all_tasks_blocked()
+    assert not select.select([loop], [], [], 0)[0]
+    done = trio.Event()
+    trio.lowlevel.current_trio_token().run_sync_soon(done.set)
+    assert select.select([loop], [], [], 0)[0]
+    await done.wait()
+    await trio.testing.wait_all_tasks_blocked()
+    assert not select.select([loop], [], [], 0)[0]
+
+
+@in_trio
+async def test_a_loop_that_shows_nothing_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trio._core._run, "GLOBAL_RUN_CONTEXT", object())
+    descriptor = loop_descriptor()
+    monkeypatch.undo()
+    assert descriptor is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import select
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import pytest
 from bockd.runtime import syncing
 from bockd.runtime.compiled import VARIABLE
 from bockd.runtime.syncing import Syncing
+
+FOR_EVER_NS = 3_600 * 1_000_000_000
 
 MAX_THREADS = 32
 """As in _syncing.c."""
@@ -109,3 +112,59 @@ def test_without_a_thread_the_call_is_to_be_made(
 
     monkeypatch.setattr(syncing, "compiled", NoThreads)
     assert not Syncing(never, [file]).begin()
+
+
+@pytest.fixture
+def silent() -> Iterator[int]:
+    """A descriptor that is never readable."""
+    reading, writing = os.pipe()
+    yield reading
+    os.close(reading)
+    os.close(writing)
+
+
+@pytest.fixture
+def readable() -> Iterator[int]:
+    reading, writing = os.pipe()
+    os.write(writing, b"x")
+    yield reading
+    os.close(reading)
+    os.close(writing)
+
+
+def asked(file: int) -> Syncing:
+    """One that says for ever that it has not ended: its end has been taken note of."""
+    sync = begun(file)
+    wait(sync)
+    return sync
+
+
+def test_the_end_of_a_sync_ends_the_wait_for_it(file: int, silent: int) -> None:
+    assert begun(file).wait(silent, silent, FOR_EVER_NS)
+    closed = os.dup(file)
+    os.close(closed)
+    sync = begun(file, closed)
+    assert sync.wait(silent, silent, FOR_EVER_NS)
+    assert sync._error == errno.EBADF
+
+
+def test_what_others_have_to_do_ends_the_wait_for_a_sync(
+    file: int, silent: int, readable: int
+) -> None:
+    assert not asked(file).wait(readable, silent, FOR_EVER_NS)
+    assert not asked(file).wait(silent, readable, FOR_EVER_NS)
+
+
+def test_the_wait_for_a_sync_ends_with_its_time(file: int, silent: int) -> None:
+    assert not asked(file).wait(silent, silent, 1)
+
+
+def test_a_signal_ends_the_wait_for_a_sync(file: int, silent: int) -> None:
+    heard = []
+    before = signal.signal(signal.SIGALRM, lambda number, _: heard.append(number))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+        assert not asked(file).wait(silent, silent, FOR_EVER_NS)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert heard == [signal.SIGALRM]

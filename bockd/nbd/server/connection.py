@@ -13,6 +13,7 @@ import logging
 import mmap
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from time import perf_counter_ns
 
 import trio
@@ -27,11 +28,12 @@ from bockd.nbd.server.channel import Channel, HungUpError
 from bockd.nbd.server.exports import OpenExport
 from bockd.nbd.server.flight import InFlight
 from bockd.nbd.server.large import Incoming, LargeTransfers
-from bockd.nbd.server.limits import RECEIVE_BUFFER_BYTES, ServerLimits
+from bockd.nbd.server.limits import RECEIVE_BUFFER_BYTES, TURN_NS, ServerLimits
 from bockd.nbd.server.pace import Pace, Polling
 from bockd.nbd.server.statistics import ExportStatistics
 from bockd.nbd.server.work import Work
-from bockd.runtime.steprunner import StepRunner
+from bockd.runtime.steprunner import StepRunner, loop_descriptor
+from bockd.runtime.syncing import Syncing
 
 log = logging.getLogger(__name__)
 
@@ -154,6 +156,7 @@ class Connection:
         if self._parser.unflagged:
             log.debug("a client of %s sent writes without PAYLOAD_LEN", self.export_name)
         self.closed.set()
+        self._polling.ended()
         self._pass_fences()
 
     def count_received(self, length: int, unserved: int = 0) -> None:
@@ -190,6 +193,7 @@ class Connection:
         """Admit the client with `enter`, and serve it until it leaves. Raises ProtocolError when it
         broke the rules. Operations that have begun are finished in any case."""
         with self._scope:
+            self._loop = loop_descriptor()
             await enter()
             if self._scope.cancel_called:
                 return  # dropped on the threshold: the requests behind its greeting do not count
@@ -284,6 +288,8 @@ class Connection:
         replies = batch.finish()
         now = perf_counter_ns()
         self._statistics.latencies.add(now - started, index - first)
+        if not replies and (replies := self._sync_here(started)):
+            now = perf_counter_ns()
         if batch.background or batch.large_reads:
             self._start_background(started)
         if replies:
@@ -297,6 +303,38 @@ class Connection:
             if self._channel.peer_gone:  # a receive buffer asks for terabytes, in large reads
                 raise HungUpError("the client is gone")
         return index
+
+    def _sync_here(self, started: int) -> list[Buffer]:
+        """Wait for the flush that the batch has begun, without the loop, if it is all that anybody
+        has to do. Return its reply. If something else comes up, or it takes long, the flush goes on
+        in the background, and nothing is returned.
+
+        Nothing is awaited here, so for all others the flush is one with its batch.
+        """
+        background, loop = self._batch.background, self._loop
+        if (
+            len(background) != 1
+            or not isinstance(background[0].step, Syncing)
+            or self._batch.large_reads
+            or self._flight.requests
+            or loop is None
+            or not self._polling.may_block()
+        ):
+            return []
+        item = background.pop()
+        step, sock = item.step, self._channel.sock.fileno()
+        try:
+            while isinstance(step, Syncing) and step.begin() and step.wait(sock, loop, TURN_NS):
+                step = item.steps.send(None)
+        except StopIteration as done:
+            reply: Buffer = done.value
+        except Exception as error:  # noqa: BLE001 - becomes the requests' answer
+            reply = work.failed(self._encoder, self._statistics, item.requests, error)
+        else:
+            background.append(replace(item, step=step))
+            return []
+        self._statistics.latencies.add(perf_counter_ns() - started, len(item.requests))
+        return [reply]
 
     def _move_leftover(self, position: int, end: int) -> int:
         """Move an incomplete request to the front of the buffer. Return its length in bytes."""
@@ -329,6 +367,8 @@ class Connection:
     def _start_background(self, started: int) -> None:
         batch = self._batch
         for item in batch.background:
+            if isinstance(item.step, Syncing):
+                item.step.begin()  # the disk works while the task is made
             self._flight.requests += item.in_flight
             self._account.charge(item.charged_bytes)
             changes = item.requests[0][1] in work.CHANGES

@@ -15,6 +15,8 @@ from bockd.nbd.server.limits import SHARED_POLL_TRIES, TURN_NS
 
 _SHARED_NS = 2 * TURN_NS
 """Another connection's work this long ago means that we share the loop."""
+_DESERTED_NS = 1_000_000_000
+"""Another connection's work this long ago means that it is not coming back soon."""
 _PROMPT_NS = 300_000
 """A client that speaks again this soon after we parked is worth polling for."""
 
@@ -29,12 +31,22 @@ class Pace:
     def works(self, who: object, now: int) -> None:
         """Record that `who` has just served a batch."""
         if self._last is not who:
+            if self._last is not None:
+                self._changed_ns = now
             self._last = who
-            self._changed_ns = now
+
+    def leaves(self, who: object) -> None:
+        """Record that `who` works no more: the next one need not reckon with it."""
+        if self._last is who:
+            self._last, self._changed_ns = None, 0
 
     def alone(self, now: int) -> bool:
         """Return whether only one connection has worked of late."""
         return now - self._changed_ns > _SHARED_NS
+
+    def deserted(self, who: object, now: int) -> bool:
+        """Return whether only `who` has worked for a long time."""
+        return self._last is who and now - self._changed_ns > _DESERTED_NS
 
 
 class Polling:
@@ -71,6 +83,15 @@ class Polling:
         """Return the number of attempts to receive that may be made without letting others run in
         between. 0 when others are at work."""
         return self._tries if self._pace.alone(self._clock()) else 0
+
+    def may_block(self) -> bool:
+        """Return whether the connection may wait for something outside of the loop, which costs a
+        client that comes meanwhile as much as a few requests: none has come for a long time."""
+        return self._pace.deserted(self, self._clock())
+
+    def ended(self) -> None:
+        """Record that the connection is closed."""
+        self._pace.leaves(self)
 
     def plan(self) -> tuple[int, int]:
         """Return the number of polling rounds, and of attempts in each. The loop turns between

@@ -67,3 +67,35 @@ def test_polls_that_fail_end_polling_until_the_client_is_prompt_again() -> None:
     clock.now += MS // 10
     polling.woke()
     assert polling.plan() == (1, POLL_TRIES)
+
+
+def test_only_who_has_been_alone_for_long_waits_without_the_loop() -> None:
+    clock, pace = Clock(), Pace()
+    clock.now = 10_000 * MS
+    one, other = Polling(pace, POLL_TRIES, clock), Polling(pace, POLL_TRIES, clock)
+    assert not one.may_block()  # nobody knows yet whether others are at work
+    one.worked(clock.now)
+    assert one.may_block()
+    other.worked(clock.now)
+    assert not other.may_block()
+    clock.now += 900 * MS
+    one.worked(clock.now)
+    clock.now += 900 * MS
+    one.worked(clock.now)
+    assert not one.may_block()
+    clock.now += 200 * MS
+    assert one.may_block()
+    assert not other.may_block()
+
+
+def test_a_connection_does_not_reckon_with_those_that_have_closed() -> None:
+    clock, pace = Clock(), Pace()
+    clock.now = 10_000 * MS
+    one, other = Polling(pace, POLL_TRIES, clock), Polling(pace, POLL_TRIES, clock)
+    one.worked(clock.now)
+    one.ended()
+    other.worked(clock.now)
+    assert other.may_block()
+    assert other.undisturbed() == POLL_TRIES
+    one.ended()
+    assert other.may_block()
