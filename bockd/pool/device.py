@@ -103,13 +103,16 @@ class MappedWindow(Protocol):
 
 
 class OpenLayer(Protocol):
-    """Files that hold blocks, each block at its offset in the device."""
+    """Files that hold blocks: each at its offset in the device, or in cells if they are packed."""
 
-    near_descriptor: int
+    first_descriptor: int
     """Of the file that holds what lies within `FastView.reach_bytes`; negative: do not read."""
     nowait_flag: int
     """For preadv: fail rather than wait for the disk; 0 where that cannot be had."""
 
+    packed: bool
+    """A block lies in the cell that `FastView.cells` has for it: cell c is the 4 KiB from byte
+    c x 4096 of the first file."""
     used: bool
     """To be set by whoever reads."""
 
@@ -164,6 +167,9 @@ class FastView(NamedTuple):
     leaves: dict[int, array[int]]
     """256 neighbouring blocks each, by the number of the first divided by 256: for each block its
     slot (typecode H). One that is absent must be asked for by `try_read` or `try_write`."""
+    cells: dict[int, array[int]]
+    """By the same numbers, for leaves with a block in a packed layer: for each block its cell in
+    the layer of its slot (typecode I). It means nothing for blocks that are not in one."""
     slots: Sequence[OpenLayer | None]
     """The layer of each slot; None is all zeros."""
     head_slot: int
@@ -181,9 +187,10 @@ class FastView(NamedTuple):
     """A read that covers the byte at one of these offsets must be asked for by `try_read`."""
 
 
-FilePart = tuple[int, int, int, int]
-"""A read that `FastView` has shown to lie in one file: its slot, its offset in the device and in
-the file, its length, and where in a buffer its data goes; all but the slot in bytes."""
+FilePart = tuple[int, int, int, int, int]
+"""A read that `FastView` has shown to lie in one piece of a file: its slot, its offset in the
+device, that in the file, its length, and where in a buffer its data goes; all but the slot in
+bytes."""
 
 
 class PartSizes(NamedTuple):

@@ -92,7 +92,6 @@ static PyObject *serve(PyObject *Py_UNUSED(module), PyObject *args)
         outcome.unflagged, (char *)round.missed,
         (Py_ssize_t)(round.missed_count * sizeof(Missed)));
 done:
-    Py_XDECREF(view.mapped.window);
     Py_XDECREF(redirects.shared);
     Py_XDECREF(call.held);
     Py_XDECREF(call.rest);

@@ -17,16 +17,26 @@ typedef struct {
     uint16_t slot;
     int fd; /* or HOLE */
     int flags;
+    int packed; /* its blocks lie in cells; else each at its offset in the device */
     PyObject *layer; /* borrowed */
 } File;
+
+/* Where all of a request's blocks lie, in one piece. */
+typedef struct {
+    const File *file;
+    uint64_t at; /* the byte in the file; nothing when it is a HOLE */
+} Place;
 
 /* A mapped part of a file. */
 typedef struct {
     uint16_t slot;
-    PyObject *window; /* owned: it stays mapped while this is held */
+    PyObject *window; /* borrowed: others see to it that it stays mapped */
     uint64_t start, length;
     unsigned char *address;
 } Mapped;
+
+/* Windows met in one call. */
+#define KNOWN_WINDOWS 8
 
 /* Offsets; a read that covers one of them is not for the lane. */
 #define MAX_MARKS 8
@@ -36,13 +46,14 @@ typedef struct {
 } Marks;
 
 typedef struct {
-    PyObject *leaves, *slots, *journal; /* borrowed */
-    PyObject *redirects;                /* borrowed; None if none may be made */
+    PyObject *leaves, *cells, *slots, *journal; /* borrowed */
+    PyObject *redirects;                        /* borrowed; None if none may be made */
     long head_slot;                     /* -1: nothing may be written */
     uint64_t readable, writable;        /* where reads and writes end at the latest, in bytes */
     File files[KNOWN_FILES];
     int known, next;
-    Mapped mapped; /* the last that was asked for */
+    Mapped windows[KNOWN_WINDOWS];
+    int mapped, last_mapped; /* how many there are, and which was asked for last */
     int unsynced;  /* the journal knows that the head has unsynced writes */
     Marks marks;
     int minds_zeros; /* blocks must not become zeros without a word to the journal */
@@ -69,9 +80,9 @@ static int parse_view(PyObject *object, void *into)
     View *view = into;
     unsigned long long reach;
     if (!PyArg_ParseTuple(
-            object, "O!O!lOKpOO&:FastView", &PyDict_Type, &view->leaves, &PyList_Type, &view->slots,
-            &view->head_slot, &view->journal, &reach, &view->minds_zeros, &view->redirects,
-            parse_marks, &view->marks))
+            object, "O!O!O!lOKpOO&:FastView", &PyDict_Type, &view->leaves, &PyDict_Type,
+            &view->cells, &PyList_Type, &view->slots, &view->head_slot, &view->journal, &reach,
+            &view->minds_zeros, &view->redirects, parse_marks, &view->marks))
         return 0;
     view->readable = view->writable = reach;
     return 1;
@@ -97,6 +108,36 @@ static int touches_mark(const Marks *marks, const Request *request)
     return 0;
 }
 
+/* One value for each block of a leaf, from `leaves` or `cells`. */
+typedef struct {
+    Py_buffer buffer;
+    const void *values; /* NULL: not in memory. Else to be let go */
+} Values;
+
+/* Look up a leaf's values, of so many bytes. Sets an exception only when something is broken. */
+static Values values_of(PyObject *leaves, uint64_t leaf, size_t value_bytes)
+{
+    Values found = {.values = NULL};
+    PyObject *number = PyLong_FromUnsignedLongLong(leaf);
+    if (number == NULL)
+        return found;
+    PyObject *values = PyDict_GetItemWithError(leaves, number);
+    Py_DECREF(number);
+    if (values == NULL || PyObject_GetBuffer(values, &found.buffer, PyBUF_SIMPLE) < 0)
+        return found;
+    if (found.buffer.len == LEAF_BLOCKS * (Py_ssize_t)value_bytes)
+        found.values = found.buffer.buf;
+    else
+        PyBuffer_Release(&found.buffer);
+    return found;
+}
+
+static void let_go(Values *found)
+{
+    if (found->values != NULL)
+        PyBuffer_Release(&found->buffer);
+}
+
 /* The slot that all of a request's blocks are in, -1 if there is no such slot in memory. Sets an
  * exception only when something is broken. */
 static long find_slot(View *view, uint64_t offset, uint64_t length)
@@ -104,27 +145,17 @@ static long find_slot(View *view, uint64_t offset, uint64_t length)
     uint64_t first = offset >> BLOCK_SHIFT, last = (offset + length - 1) >> BLOCK_SHIFT;
     if (first >> LEAF_SHIFT != last >> LEAF_SHIFT)
         return -1;
-    PyObject *number = PyLong_FromUnsignedLongLong(first >> LEAF_SHIFT);
-    if (number == NULL)
+    Values found = values_of(view->leaves, first >> LEAF_SHIFT, sizeof(uint16_t));
+    const uint16_t *entry = found.values;
+    if (entry == NULL)
         return -1;
-    PyObject *leaf = PyDict_GetItemWithError(view->leaves, number);
-    Py_DECREF(number);
-    if (leaf == NULL)
-        return -1;
-    Py_buffer entries;
-    if (PyObject_GetBuffer(leaf, &entries, PyBUF_SIMPLE) < 0)
-        return -1;
-    long slot = -1;
-    if (entries.len == LEAF_BLOCKS * (Py_ssize_t)sizeof(uint16_t)) {
-        const uint16_t *entry = entries.buf;
-        slot = entry[first & LEAF_MASK];
-        for (uint64_t block = first; block <= last; block++)
-            if (entry[block & LEAF_MASK] != slot) {
-                slot = -1;
-                break;
-            }
-    }
-    PyBuffer_Release(&entries);
+    long slot = entry[first & LEAF_MASK];
+    for (uint64_t block = first; block <= last; block++)
+        if (entry[block & LEAF_MASK] != slot) {
+            slot = -1;
+            break;
+        }
+    let_go(&found);
     return slot;
 }
 
@@ -163,12 +194,13 @@ static const File *find_file(View *view, long slot)
     PyObject *layer = PyList_GetItem(view->slots, slot);
     if (layer == NULL)
         return NULL;
-    File file = {(uint16_t)slot, HOLE, 0, layer};
+    File file = {.slot = (uint16_t)slot, .fd = HOLE, .layer = layer};
     if (layer != Py_None) {
         Py_INCREF(layer);
-        long fd = long_attribute(layer, "near_descriptor");
+        long fd = long_attribute(layer, "first_descriptor");
         file.fd = fd < 0 ? UNKNOWN : (int)fd;
         long flags = long_attribute(layer, "nowait_flag");
+        file.packed = long_attribute(layer, "packed") != 0;
         if (slot != view->head_slot && PyObject_SetAttrString(layer, "used", Py_True) < 0)
             file.fd = UNKNOWN;
         Py_DECREF(layer);
@@ -184,34 +216,89 @@ static const File *find_file(View *view, long slot)
     return place;
 }
 
-/* Have view->mapped be where a byte of a file is mapped; false when it is nowhere, or an exception
- * is set. */
-static int find_window(View *view, const File *file, uint64_t offset)
+/* How many bytes of a request from `offset` on lie in one piece, and where that is. `cells` are
+ * those of its leaf, NULL in a file that is not packed. */
+static uint64_t run_bytes(const uint32_t *cells, uint64_t offset, uint64_t length, uint64_t *at)
 {
-    Mapped *mapped = &view->mapped;
-    if (mapped->window != NULL && mapped->slot == file->slot && offset >= mapped->start &&
-        offset - mapped->start < mapped->length)
+    *at = offset;
+    if (cells == NULL)
+        return length;
+    uint64_t within = offset & ((1 << BLOCK_SHIFT) - 1);
+    uint64_t first = (offset >> BLOCK_SHIFT) & LEAF_MASK;
+    uint64_t last = ((offset + length - 1) >> BLOCK_SHIFT) & LEAF_MASK, end = first + 1;
+    while (end <= last && cells[end] == (uint64_t)cells[end - 1] + 1)
+        end++;
+    *at = ((uint64_t)cells[first] << BLOCK_SHIFT) + within;
+    return end > last ? length : ((end - first) << BLOCK_SHIFT) - within;
+}
+
+/* Where in its file a request's data begins that one slot has; false if it is in more pieces than
+ * one, or not known in memory. Sets an exception only when something is broken. */
+static int find_byte(View *view, const File *file, const Request *request, uint64_t *at)
+{
+    *at = request->offset;
+    if (!file->packed)
         return 1;
-    PyObject *window = PyObject_CallMethod(file->layer, "window", "K", (unsigned long long)offset);
+    Values cells = values_of(
+        view->cells, request->offset >> (BLOCK_SHIFT + LEAF_SHIFT), sizeof(uint32_t));
+    if (cells.values == NULL)
+        return 0;
+    uint64_t length = run_bytes(cells.values, request->offset, request->length, at);
+    let_go(&cells);
+    return length == request->length;
+}
+
+/* Where a request's data lies; false if it is in more places than one, must be asked for, or an
+ * exception is set. */
+static int find_place(View *view, const Request *request, Place *place)
+{
+    long slot = find_slot(view, request->offset, request->length);
+    if (slot < 0)
+        return 0;
+    place->file = find_file(view, slot);
+    return place->file != NULL && find_byte(view, place->file, request, &place->at);
+}
+
+/* Where bytes of a file are mapped that lie in one window; NULL when they are nowhere, or an
+ * exception is set. A window that was not known before is appended to `held`, which keeps it mapped
+ * for the rest of the call. */
+static const Mapped *find_window(
+    View *view, const File *file, uint64_t at, uint64_t length, PyObject *held)
+{
+    for (int count = 0; count < view->mapped; count++) {
+        int number = (view->last_mapped + count) % view->mapped;
+        const Mapped *mapped = &view->windows[number];
+        if (mapped->slot == file->slot && at >= mapped->start &&
+            at - mapped->start < mapped->length && length <= mapped->length - (at - mapped->start)) {
+            view->last_mapped = number;
+            return mapped;
+        }
+    }
+    /* By the last byte: a file that has grown has a longer one by now. */
+    PyObject *window = PyObject_CallMethod(
+        file->layer, "window", "K", (unsigned long long)(at + length - 1));
     if (window == NULL || window == Py_None) {
         Py_XDECREF(window);
-        return 0;
+        return NULL;
     }
+    int failed = PyList_Append(held, window);
+    Py_DECREF(window);
     static const char *const names[] = {"start", "length", "address"};
     unsigned long long values[3];
-    for (int at = 0; at < 3; at++) {
-        PyObject *value = PyObject_GetAttrString(window, names[at]);
+    for (int name = 0; name < 3 && !failed; name++) {
+        PyObject *value = PyObject_GetAttrString(window, names[name]);
         if (value != NULL) {
-            values[at] = PyLong_AsUnsignedLongLong(value);
+            values[name] = PyLong_AsUnsignedLongLong(value);
             Py_DECREF(value);
         }
-        if (PyErr_Occurred()) {
-            Py_DECREF(window);
-            return 0;
-        }
+        failed = PyErr_Occurred() != NULL;
     }
-    Py_XDECREF(mapped->window);
-    *mapped = (Mapped){
+    if (failed || at < values[0] || at - values[0] > values[1] ||
+        length > values[1] - (at - values[0]))
+        return NULL; /* it begins in another one, or the file is shorter than it should be */
+    view->last_mapped = view->mapped < KNOWN_WINDOWS ? view->mapped++ :
+                                                       (view->last_mapped + 1) % KNOWN_WINDOWS;
+    view->windows[view->last_mapped] = (Mapped){
         file->slot, window, values[0], values[1], (unsigned char *)(uintptr_t)values[2]};
-    return 1;
+    return &view->windows[view->last_mapped];
 }

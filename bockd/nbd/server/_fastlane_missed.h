@@ -14,7 +14,8 @@
 typedef struct {
     uint32_t slot;
     int32_t fd;
-    uint64_t offset;
+    uint64_t offset; /* in the device */
+    uint64_t byte;   /* in the file */
     uint32_t length;
     uint32_t at; /* its data, in the replies */
     uint64_t cookie;
@@ -54,13 +55,13 @@ static PyObject *read_missed(PyObject *Py_UNUSED(module), PyObject *args)
     Py_BEGIN_ALLOW_THREADS
     for (Py_ssize_t number = 0; number < count && count > 1; number++)
         posix_fadvise(
-            list[number].fd, (off_t)list[number].offset, list[number].length, POSIX_FADV_WILLNEED);
+            list[number].fd, (off_t)list[number].byte, list[number].length, POSIX_FADV_WILLNEED);
     for (Py_ssize_t number = 0; number < count && !error; number++) {
         const Missed *one = &list[number];
         unsigned char *into = (unsigned char *)reply.buf + one->at;
         Request request = {.cookie = one->cookie, .offset = one->offset, .length = one->length};
         put_data_header(into - header, style, &request);
-        if (pread_all(one->fd, into, one->length, (off_t)one->offset) < 0)
+        if (pread_all(one->fd, into, one->length, (off_t)one->byte) < 0)
             error = errno;
     }
     Py_END_ALLOW_THREADS

@@ -4,8 +4,9 @@
  * nothing is left to be sent from a file that changes.
  */
 
-/* Mapped reads of one round: with what lies between them, fewer parts than sendmsg takes. */
-#define MAX_MAPPED 128
+/* Mapped pieces of one round: with what lies between them, fewer parts than sendmsg takes (1024).
+ * One read has 257 at most. */
+#define MAX_MAPPED 384
 
 static int append_request(PyObject *list, const Request *request)
 {
@@ -83,7 +84,7 @@ static int serve_received(
         outcome->unflagged |= request.unflagged;
         enum served served = NOT_SERVED;
         int may_map = call->sock >= 0 && request.length >= MIN_MAPPED_BYTES &&
-                      request.length <= MAX_MAPPED_BYTES && round->gap_count < MAX_MAPPED;
+                      request.length <= MAX_MAPPED_BYTES;
         if (request.command == CMD_READ && !request.flags && request.length &&
             (request.length <= call->max_read || may_map) && !touches_mark(&view->marks, &request)) {
             Py_ssize_t data = round->filled + header;
@@ -92,9 +93,18 @@ static int serve_received(
                 break;
             }
             Gap *gap = &round->gaps[round->gap_count];
-            if (may_map && map_read(view, &request, gap, call->held)) {
-                gap->at = data;
-                round->gap_count++;
+            int gaps = !may_map ? 0 : map_read(
+                view, &request, gap, MAX_MAPPED - round->gap_count, call->held);
+            if (gaps == NO_ROOM) {
+                round->stopped = FOR_WANT_OF_ROOM;
+                break;
+            }
+            if (gaps) {
+                for (Py_ssize_t at = data; gap < &round->gaps[round->gap_count + gaps]; gap++) {
+                    gap->at = at;
+                    at += gap->length;
+                }
+                round->gap_count += gaps;
                 served = SERVED;
             } else if (!PyErr_Occurred() && request.length <= call->max_read) {
                 served = serve_read(view, &request, into + data, &missed);

@@ -19,6 +19,8 @@ typedef struct {
     off_t offset;
 } Gap;
 
+#define NO_ROOM (-1)
+
 enum served { NOT_SERVED, SERVED, MISSED };
 
 /* Read into `into`. NOT_SERVED, too, when an exception is set; MISSED fills `missed`. */
@@ -27,12 +29,10 @@ static enum served serve_read(
 {
     if (request->offset > view->readable || request->length > view->readable - request->offset)
         return NOT_SERVED;
-    long slot = find_slot(view, request->offset, request->length);
-    if (slot < 0)
+    Place place;
+    if (!find_place(view, request, &place))
         return NOT_SERVED;
-    const File *file = find_file(view, slot);
-    if (file == NULL)
-        return NOT_SERVED;
+    const File *file = place.file;
     if (file->fd == HOLE) {
         memset(into, 0, request->length);
         return SERVED;
@@ -40,25 +40,48 @@ static enum served serve_read(
     struct iovec part = {into, request->length};
     ssize_t count;
     if (file->flags) { /* does not wait: others need not have the lock meanwhile */
-        count = preadv2(file->fd, &part, 1, (off_t)request->offset, file->flags);
+        count = preadv2(file->fd, &part, 1, (off_t)place.at, file->flags);
     } else {
         int fd = file->fd;
         Py_BEGIN_ALLOW_THREADS
-        count = preadv(fd, &part, 1, (off_t)request->offset);
+        count = preadv(fd, &part, 1, (off_t)place.at);
         Py_END_ALLOW_THREADS
     }
     if (count == (ssize_t)request->length)
         return SERVED;
     if (!file->flags || (count < 0 ? errno != EAGAIN : count == 0))
         return NOT_SERVED;
-    *missed = (Missed){
-        file->slot, file->fd, request->offset, (uint32_t)request->length, 0, request->cookie};
+    *missed = (Missed){file->slot, file->fd, request->offset, place.at, (uint32_t)request->length, 0,
+        request->cookie};
     return MISSED;
 }
 
-/* Where a read's data can be sent from; false when it must be copied, or an exception is set. The
- * window stays in use until the next one is found: `held` keeps it for longer. */
-static int map_read(View *view, const Request *request, Gap *gap, PyObject *held)
+/* Where a piece of a file can be sent from; false when it must be copied, or an exception is set. */
+static int map_piece(
+    View *view, const File *file, uint64_t at, uint64_t length, Gap *gap, PyObject *held)
+{
+    const Mapped *mapped = find_window(view, file, at, length, held);
+    if (mapped == NULL)
+        return 0;
+    uint64_t start = at - mapped->start;
+    unsigned char resident[MAX_MAPPED_BYTES / PAGE_BYTES + 1];
+    uint64_t first = start & ~(uint64_t)(PAGE_BYTES - 1);
+    size_t reach = (size_t)(start + length - first);
+    if (mincore(mapped->address + first, reach, resident) < 0)
+        return 0;
+    for (size_t page = 0; page < (reach + PAGE_BYTES - 1) / PAGE_BYTES; page++)
+        if (!(resident[page] & 1))
+            return 0;
+    gap->length = (Py_ssize_t)length;
+    gap->data = mapped->address + start;
+    gap->fd = file->fd;
+    gap->offset = (off_t)at;
+    return 1;
+}
+
+/* Where a read's data can be sent from, piece by piece: how many gaps that makes; NO_ROOM for more
+ * than `room`; 0 when it must be copied, or an exception is set. */
+static int map_read(View *view, const Request *request, Gap *gaps, int room, PyObject *held)
 {
     if (request->offset > view->readable || request->length > view->readable - request->offset)
         return 0;
@@ -68,27 +91,24 @@ static int map_read(View *view, const Request *request, Gap *gap, PyObject *held
     const File *file = find_file(view, slot);
     if (file == NULL || file->fd == HOLE || !file->flags)
         return 0;
-    const PyObject *before = view->mapped.window;
-    if (!find_window(view, file, request->offset))
-        return 0;
-    if (view->mapped.window != before && PyList_Append(held, view->mapped.window) < 0)
-        return 0;
-    uint64_t start = request->offset - view->mapped.start;
-    if (start > view->mapped.length || request->length > view->mapped.length - start)
-        return 0; /* the file is shorter than it should be */
-    unsigned char resident[MAX_MAPPED_BYTES / PAGE_BYTES + 1];
-    uint64_t first = start & ~(uint64_t)(PAGE_BYTES - 1);
-    size_t reach = (size_t)(start + request->length - first);
-    if (mincore(view->mapped.address + first, reach, resident) < 0)
-        return 0;
-    for (size_t page = 0; page < (reach + PAGE_BYTES - 1) / PAGE_BYTES; page++)
-        if (!(resident[page] & 1))
+    Values cells = {.values = NULL};
+    if (file->packed) {
+        cells = values_of(
+            view->cells, request->offset >> (BLOCK_SHIFT + LEAF_SHIFT), sizeof(uint32_t));
+        if (cells.values == NULL)
             return 0;
-    gap->length = (Py_ssize_t)request->length;
-    gap->data = view->mapped.address + start;
-    gap->fd = file->fd;
-    gap->offset = (off_t)request->offset;
-    return 1;
+    }
+    uint64_t offset = request->offset, left = request->length;
+    int count = 0;
+    for (; left; count++) {
+        uint64_t at, length = run_bytes(cells.values, offset, left, &at);
+        if (count == room || !map_piece(view, file, at, length, &gaps[count], held))
+            break;
+        offset += length;
+        left -= length;
+    }
+    let_go(&cells);
+    return !left ? count : count == room ? NO_ROOM : 0;
 }
 
 /* Write in place, or whole blocks into the head; false when that is for Python to do, or an
@@ -104,12 +124,14 @@ static int serve_write(
     if (view->minds_zeros && covers_zeros(data, request->offset, request->length))
         return 0;
     const File *file = find_file(view, view->head_slot);
-    if (file == NULL || file->fd < 0 || note_unsynced(view) < 0)
+    uint64_t at;
+    if (file == NULL || file->fd < 0 || !find_byte(view, file, request, &at) ||
+        note_unsynced(view) < 0)
         return 0;
     int fd = file->fd;
     ssize_t count;
     Py_BEGIN_ALLOW_THREADS
-    count = pwrite(fd, data, request->length, (off_t)request->offset);
+    count = pwrite(fd, data, request->length, (off_t)at);
     Py_END_ALLOW_THREADS
     return count == (ssize_t)request->length;
 }

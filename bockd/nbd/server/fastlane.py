@@ -1,11 +1,11 @@
 """The compiled part of the hot path, and what takes its place where it was not compiled.
 
 `_fastlane.c` serves *plain* requests in one call for a whole receive buffer: reads, and writes in
-place, whose blocks lie in one file and whose map is in memory; and writes of whole blocks that are
-new to the head, within one leaf, of which the journal is told once for each round. While a client
-asks for nothing else and has the loop to itself, it answers and receives, too, until the loop's
-turn is over. It hands back what it does not serve, in order, for `Batch.serve`: there is nothing
-that only it can do. Of large writes it writes the payload as it comes (`PayloadLane`).
+place, whose blocks lie in one piece of a file and whose map is in memory; and writes of whole
+blocks that are new to the head, within one leaf, of which the journal is told once for each round.
+While a client asks for nothing else and has the loop to itself, it answers and receives, too, until
+the loop's turn is over. It hands back what it does not serve, in order, for `Batch.serve`: there is
+nothing that only it can do. Of large writes it writes the payload as it comes (`PayloadLane`).
 
 It is built when bockd is installed and a C compiler is there, and left out otherwise.
 `BOCKD_FASTLANE=off` in the environment of the daemon leaves it out, too.
@@ -132,10 +132,11 @@ class MissedReads(NamedTuple):
     """Fills `reply`. To be begun before anything else is called or awaited."""
 
 
-_PARTS = Struct("=I4xQII8x")
-"""Slot, offset, length, place of the data in the reply: Missed in _fastlane_missed.h."""
+_PARTS = Struct("=I4xQQII8x")
+"""Slot, offset, byte in the file, length, place of the data in the reply: Missed in
+_fastlane_missed.h."""
 
-_REQUESTS = Struct("=8xQI4xQ")
+_REQUESTS = Struct("=8xQ8xI4xQ")
 """Offset, length, cookie, in the same."""
 
 
@@ -193,7 +194,7 @@ class FastLane:
             (0, CMD_READ, cookie, offset, length, 0)
             for offset, length, cookie in _REQUESTS.iter_unpack(missed)
         ]
-        _, _, length, at = parts[-1]
+        *_, length, at = parts[-1]
         reply = memoryview(bytearray(at + length))
         read = partial(self._read_missed, missed, reply, self._style)
         return MissedReads(requests, reply, self._device.read_files(parts, reply, read))

@@ -355,7 +355,7 @@ def test_data_that_goes_missing_behind_its_header_ends_the_connection(tmp_path: 
         side.serve(reads(0), line)
         layer = side.layer(0)
         with (tmp_path / "empty").open("w+b") as empty:
-            whole, layer.near_descriptor = layer.near_descriptor, empty.fileno()
+            whole, layer.first_descriptor = layer.first_descriptor, empty.fileno()
             with pytest.raises(ProtocolError, match="reading failed behind a reply's header"):
                 side.serve(reads(0), line)
-            layer.near_descriptor = whole
+            layer.first_descriptor = whole

@@ -348,7 +348,7 @@ def test_a_write_that_fails_leaves_the_map(monkeypatch: pytest.MonkeyPatch) -> N
         reading = Layer.open(side.volume._store.layout, head.id, SIZE_BYTES, writable=False)
         before, expected = mapped(side), side.content()
         with closing(reading), monkeypatch.context() as broken:
-            broken.setattr(head, "near_descriptor", reading.near_descriptor)
+            broken.setattr(head, "first_descriptor", reading.first_descriptor)
             broken.setattr(side.volume, "_head_descriptor", reading.near_descriptor)
             replies, _ = side.serve(wire.write(1, block_at(FROZEN), whole(b"n")))
         assert side.in_lane == 0

@@ -84,7 +84,9 @@ class Layer:
     def adopt(self, descriptors: list[int]) -> None:
         """Use these files, one for each segment; none while the layer is closed."""
         self.descriptors = descriptors
-        self.near_descriptor = descriptors[0] if descriptors and not self.packed else -1
+        self.first_descriptor = descriptors[0] if descriptors else -1
+        """The first file, for whoever knows where in it a block lies; -1 while it is closed."""
+        self.near_descriptor = -1 if self.packed else self.first_descriptor
         """The file of the bytes below SEGMENT_BYTES, for whoever reads or writes there without
         asking the layer for each request; -1 while it is closed, and for a packed layer, where a
         block is not at its own offset."""
@@ -175,7 +177,7 @@ class Layer:
 
     def window(self, offset: int) -> Window | None:
         """Return a part of the first segment to send from. See `Windows.find`."""
-        return self._windows.find(self.near_descriptor, offset)
+        return self._windows.find(self.first_descriptor, offset)
 
     def write(self, offset: int, data: memoryview, piece_bytes: int = SMALL_BYTES) -> None:
         """Write `data` at `offset`. Raises OSError (ENOSPC, EIO): any part of it may have been

@@ -68,20 +68,22 @@ class Windows:
 
     def find(self, fd: int, offset: int) -> Window | None:
         """Return the window that contains byte `offset` of the file, or None where there can be
-        none. It ends where the file ended when it was made. For one thread."""
+        none. It ends where the file ended when it was made, unless the file has grown since then
+        and `offset` is behind that. For one thread."""
         windows, number = self._windows, offset // WINDOW_BYTES
+        start = number * WINDOW_BYTES
         window = windows.get(number)
-        if window is not None:
+        if window is not None and offset - start < window.length:
             windows.move_to_end(number)
             return window
-        start = number * WINDOW_BYTES
         try:
             length = min(WINDOW_BYTES, os.fstat(fd).st_size - start)
-            if length <= 0:
+            if length <= offset - start:
                 return None
             window = Window(fd, start, length)
         except OSError:  # no address space, or the file system has no mmap: reads do without
             return None
+        windows.pop(number, None)
         if len(windows) >= MAX_WINDOWS:
             windows.popitem(last=False)
         windows[number] = window

@@ -9,8 +9,8 @@ Invariants:
 * What the index does not have of a group that was read is all holes, and takes no place in memory.
 * A group that was made holes as a whole is *holed*, and stays, until the index has that: whatever
   the index has of it is outdated. Its leaves in memory have later changes, if any.
-* `leaves`, `dirty` and `shared` are the same dictionaries from the beginning to the end; others
-  hold on to them.
+* `leaves`, `cells`, `dirty` and `shared` are the same dictionaries from the beginning to the end;
+  others hold on to them.
 """
 
 from __future__ import annotations
@@ -100,6 +100,8 @@ class LeafCache:
 
     def __init__(self, layers: LayerSlots) -> None:
         self.leaves: dict[int, SlotLeaf] = {}
+        self.cells: dict[int, array[int]] = {}
+        """See FastView.cells."""
         self.dirty: dict[int, int] = {}
         """Leaf number to the journal sequence of its last change."""
         self._layers = layers

@@ -55,6 +55,7 @@ class Reader:
         self._store = store
         # What each request needs, without a way through others.
         self._leaves = loader.cache.leaves
+        self._cells = loader.cache.cells
         self._slots = loader.layers.slots
         self._size_bytes = size_bytes
         self._spawn = spawn
@@ -101,7 +102,15 @@ class Reader:
     def fast_view(self) -> FastView:
         """See FastDevice.fast_view."""
         return FastView(
-            self._leaves, self._slots, -1, None, SEGMENT_BYTES, False, None, self._marks
+            self._leaves,
+            self._cells,
+            self._slots,
+            -1,
+            None,
+            SEGMENT_BYTES,
+            False,
+            None,
+            self._marks,
         )
 
     def _try_read_many(self, offset: int, into: memoryview, first: int, end: int) -> bool:
@@ -166,11 +175,11 @@ class Reader:
             layers = {
                 slot: layer for slot in {part[0] for part in parts} if (layer := self._slots[slot])
             }
-            for offset, end in extents_of(sorted([(part[1], part[1] + part[2]) for part in parts])):
+            for offset, end in extents_of(sorted([(part[1], part[1] + part[3]) for part in parts])):
                 self._begin_ahead(self._ahead.missed(offset, end))
             frozen = [
                 (layers[slot], offset, into[at : at + length])
-                for slot, offset, length, at in parts
+                for slot, offset, _byte, length, at in parts
                 if self._is_frozen(layers[slot])
             ]
             await self._in_thread(set(layers.values()), frozen, read)

@@ -138,6 +138,7 @@ class Volume(Reader):
         )
         return FastView(
             self._leaves,
+            self._cells,
             self._slots,
             self._head_slot if may_write else -1,
             self._flusher,

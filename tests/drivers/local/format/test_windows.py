@@ -55,6 +55,23 @@ def test_the_last_window_ends_with_the_file(file: tuple[Path, int]) -> None:
     assert Windows().find(fd, (MAX_WINDOWS + 4) * WINDOW_BYTES) is None
 
 
+def test_a_window_is_made_anew_for_what_the_file_has_gained(file: tuple[Path, int]) -> None:
+    path, fd = file
+    windows, start = Windows(), (MAX_WINDOWS + 3) * WINDOW_BYTES
+    first, others = windows.find(fd, start), [windows.find(fd, 0), windows.find(fd, WINDOW_BYTES)]
+    assert windows.find(fd, start + 5 * MIB) is None
+    assert windows.find(fd, start) is first, "the file has not grown"
+    os.truncate(path, start + 6 * MIB)
+    assert windows.find(fd, start) is first, "it contains this byte"
+    del first
+    longer = windows.find(fd, start + 5 * MIB)
+    assert longer is not None
+    assert (longer.start, longer.length) == (start, 6 * MIB)
+    assert windows.find(fd, start) is longer
+    assert [windows.find(fd, 0), windows.find(fd, WINDOW_BYTES)] == others
+    assert mappings(path) == 3, "the shorter one is kept"
+
+
 def test_the_windows_unused_for_longest_are_unmapped(file: tuple[Path, int]) -> None:
     path, fd = file
     windows = Windows()
@@ -100,7 +117,7 @@ def test_a_layer_that_grows_has_larger_windows(tmp_path: Path) -> None:
     window = layer.window(MIB)
     assert window is not None
     assert window.length == 4 * MIB
-    assert layer.window(5 * MIB) is window  # too short for it: the reader looks
+    assert layer.window(5 * MIB) is None
     layer.grow(layout, 6 * MIB)
     window = layer.window(5 * MIB)
     assert window is not None

@@ -1,0 +1,155 @@
+"""A view made by hand for the fast lane: blocks lie in cells of one packed file, and are not where
+a raw layer would have them. Beside it a raw layer, whose blocks are."""
+
+from __future__ import annotations
+
+import os
+import random
+from array import array
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from bockd.drivers.local.format.leaf import LEAF_BLOCKS, LEAF_MASK, LEAF_SHIFT
+from bockd.drivers.local.format.windows import Window, Windows
+from bockd.model import BLOCK_SIZE
+from bockd.nbd.protocol.replies import encoder_for
+from bockd.nbd.protocol.transmission import Request, RequestLimits
+from bockd.nbd.server import fastlane
+from bockd.nbd.server.limits import REPLY_BUFFER_BYTES
+from bockd.pool.device import FastView, FilePart
+from bockd.runtime.steps import Steps
+from tests.nbd.server.sides import Line
+
+BLOCKS = 4 * LEAF_BLOCKS
+RAW, PACKED = 1, 2
+"""Slots. Slot 0 is the hole."""
+NO_CELL = 0
+"""What the table has where it means nothing."""
+
+
+class FileLayer:
+    """Implements bockd.pool.device.OpenLayer over one file."""
+
+    def __init__(self, path: Path, *, packed: bool) -> None:
+        self.first_descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+        self.nowait_flag = os.RWF_NOWAIT
+        self.packed = packed
+        self.used = False
+        self.asked = 0
+        """How often a window was asked for."""
+        self._windows = Windows()
+
+    def window(self, offset: int) -> Window | None:
+        self.asked += 1
+        return self._windows.find(self.first_descriptor, offset)
+
+    def write(self, place: int, data: bytes) -> None:
+        os.pwrite(self.first_descriptor, data, place * BLOCK_SIZE)
+
+    def read(self, place: int) -> bytes:
+        return os.pread(self.first_descriptor, BLOCK_SIZE, place * BLOCK_SIZE)
+
+    def close(self) -> None:
+        self._windows.forget()
+        os.close(self.first_descriptor)
+
+
+class Noted:
+    """Implements bockd.pool.device.Journal."""
+
+    unsynced = False
+
+
+class PackedDevice:
+    """Implements bockd.pool.device.FastDevice."""
+
+    def __init__(self, root: Path) -> None:
+        self.size_bytes = BLOCKS * BLOCK_SIZE
+        self.raw = FileLayer(root / "raw", packed=False)
+        self.packed = FileLayer(root / "packed", packed=True)
+        self.leaves = {
+            number: array("H", (0,)) * LEAF_BLOCKS for number in range(BLOCKS // LEAF_BLOCKS)
+        }
+        self.cells: dict[int, array[int]] = {}
+        self.journal = Noted()
+        self.content = bytearray(self.size_bytes)
+        self._random = random.Random(7)
+
+    def put(self, block: int, cell: int | None) -> None:
+        """Give a block data of its own, in a cell of the packed layer or in the raw one."""
+        data = self._random.randbytes(BLOCK_SIZE)
+        self.content[block * BLOCK_SIZE : (block + 1) * BLOCK_SIZE] = data
+        number = block >> LEAF_SHIFT
+        if cell is None:
+            self.raw.write(block, data)
+        else:
+            self.packed.write(cell, data)
+            cells = self.cells.setdefault(number, array("I", (NO_CELL,)) * LEAF_BLOCKS)
+            cells[block & LEAF_MASK] = cell
+        self.leaves[number][block & LEAF_MASK] = RAW if cell is None else PACKED
+
+    def found(self) -> bytes:
+        """What the files hold, read as the table says."""
+        parts = []
+        for block in range(BLOCKS):
+            number, at = block >> LEAF_SHIFT, block & LEAF_MASK
+            slot = self.leaves[number][at]
+            if slot == PACKED:
+                parts.append(self.packed.read(self.cells[number][at]))
+            else:
+                parts.append(self.raw.read(block) if slot == RAW else bytes(BLOCK_SIZE))
+        return b"".join(part.ljust(BLOCK_SIZE, b"\0") for part in parts)
+
+    def fast_view(self) -> FastView:
+        slots = [None, self.raw, self.packed]
+        return FastView(
+            self.leaves, self.cells, slots, PACKED, self.journal, 1 << 43, False, None, []
+        )
+
+    async def read_files(
+        self, parts: Sequence[FilePart], into: memoryview, read: Callable[[], None]
+    ) -> None:
+        self.parts, self.into = list(parts), into
+        read()
+
+    def drop(self) -> None:
+        """Have nothing of the files in the page cache."""
+        for layer in (self.raw, self.packed):
+            layer._windows.forget()
+            os.fsync(layer.first_descriptor)
+            os.posix_fadvise(layer.first_descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def close(self) -> None:
+        self.raw.close()
+        self.packed.close()
+
+
+class Lane:
+    """The fast lane over such a device, with simple replies."""
+
+    def __init__(self, device: PackedDevice) -> None:
+        assert fastlane.compiled is not None
+        limits = RequestLimits(read_only=False, extended=False, chunked=False, allocation=False)
+        encoder = encoder_for(structured=False, extended=False)
+        self.lane = fastlane.FastLane(fastlane.compiled, device, encoder, limits)
+        self.missed: Steps[None] | None = None
+        self.missed_reply = memoryview(b"")
+
+    def serve(self, stream: bytes, line: Line | None = None) -> tuple[bytes, list[Request]]:
+        """The replies, and what the lane did not serve. With `line` it may send."""
+        received, position, rest = memoryview(bytearray(stream)), 0, list[Request]()
+        replies = memoryview(bytearray(REPLY_BUFFER_BYTES))
+        said = []
+        turn = fastlane.Turn() if line is None else fastlane.Turn(line.ours.fileno())
+        while position < len(stream):
+            done = self.lane.serve(received, position, len(stream), replies, turn, 64)
+            if line is not None:
+                said.append(line.heard())
+            said += [bytes(replies[done.sent : done.filled]), done.acknowledgements]
+            rest += done.rest
+            assert done.position > position
+            position = done.position
+            if done.missed:
+                missed = self.lane.missed(done.missed)
+                self.missed, self.missed_reply = missed.steps, missed.reply
+        return b"".join(said), rest
