@@ -130,9 +130,9 @@ class Journal(Protocol):
 
 class Redirects(Protocol):
     """How a frontend may write whole blocks that the head does not hold: with `allowance`, it
-    writes them into the head's file and sets their slot in a leaf of their own, then `stage`s them.
+    writes them into the head's file and sets their slot in a leaf of their own, then stages them.
     Nothing that it has served since is acknowledged before `commit`. None of the blocks may be
-    all zeros."""
+    all zeros. It is RawRedirects or PackedRedirects, as the head is."""
 
     shared: dict[int, array[int]]
     """Leaves that stand in many places, by their slot. They must not be changed."""
@@ -145,17 +145,38 @@ class Redirects(Protocol):
 
     def own_leaf(self, number: int) -> array[int] | None:
         """Return the leaf of this number, or a copy that stands in its place from now on if it was
-        shared. None if it is not in memory."""
+        shared. In a packed head it has cells of its own, too. None if it is not in memory."""
         ...
+
+    def commit(self) -> bool:
+        """Append to the journal what is staged. False when that failed: nothing since the last
+        commit may be acknowledged, and nothing may be written any more."""
+        ...
+
+
+class RawRedirects(Redirects, Protocol):
+    """A block is written at its own offset."""
 
     def stage(self, ranges: bytes) -> None:
         """Note redirects for the journal: for each the first block and how many follow it in the
         same leaf, itself included, as two native 32-bit numbers. What is not staged is lost."""
         ...
 
-    def commit(self) -> bool:
-        """Append to the journal what is staged. False when that failed: nothing since the last
-        commit may be acknowledged, and nothing may be written any more."""
+
+class PackedRedirects(Redirects, Protocol):
+    """Blocks are written to cells that `take` gives. Their cells are set with their slots."""
+
+    def take(self, count: int) -> int:
+        """Return the first of `count` cells that follow each other; -1 if there are none."""
+        ...
+
+    def give_back(self, cell: int, count: int) -> None:
+        """Take back cells to which no map leads: they were not written, or not all of them."""
+        ...
+
+    def stage_cells(self, ranges: bytes, cell: int) -> None:
+        """Note redirects for the journal, as RawRedirects.stage. Their blocks lie one behind the
+        other in the cells from `cell` on."""
         ...
 
 

@@ -33,6 +33,8 @@
 /* Of one round. No more requests of it are served, so that acknowledgements have room. */
 #define MAX_REQUESTS 512
 
+#include "_fastlane_putoff.h"
+
 #include "_fastlane_redirect.h"
 
 #include "_fastlane_serving.h"
@@ -92,7 +94,7 @@ static PyObject *serve(PyObject *Py_UNUSED(module), PyObject *args)
         outcome.unflagged, (char *)round.missed,
         (Py_ssize_t)(round.missed_count * sizeof(Missed)));
 done:
-    Py_XDECREF(redirects.shared);
+    end_redirects(&redirects);
     Py_XDECREF(call.held);
     Py_XDECREF(call.rest);
     Py_XDECREF(latencies);

@@ -34,16 +34,24 @@ static uint64_t part_bytes(const Payload *payload)
 /* Write the parts that are there; false when one is for Python, or an exception is set. */
 static int write_parts(View *view, Redirects *redirects, Payload *payload)
 {
+    const Payload before = *payload;
     const unsigned char *received = payload->received.buf;
+    int written = 1;
     for (uint64_t length; payload->left && (length = part_bytes(payload));) {
         Request part = {.offset = payload->offset, .length = length};
-        if (!serve_write(view, redirects, &part, received + payload->position))
-            return 0;
+        written = serve_write(view, redirects, &part, received + payload->position);
+        if (!written)
+            break;
         payload->position += (Py_ssize_t)length;
         payload->offset += length;
         payload->left -= length;
     }
-    return 1;
+    write_put_off(view, &redirects->put_offs);
+    if (redirects->put_offs.failed) { /* Python writes all of them, and meets the error */
+        *payload = before;
+        written = 0;
+    }
+    return written;
 }
 
 /* Receive behind what has come of the next part; false when nothing came. */
@@ -118,7 +126,7 @@ static PyObject *take_method(PyObject *Py_UNUSED(module), PyObject *args)
         PyObject *type, *value, *traceback;
         PyErr_Fetch(&type, &value, &traceback);
         int staged = stage_redirects(&redirects);
-        Py_XDECREF(redirects.shared);
+        end_redirects(&redirects);
         if (type != NULL)
             PyErr_Restore(type, value, traceback);
         else if (staged == 0)

@@ -3,7 +3,8 @@
  *
  * As Volume.try_write does: the data is in the head before the map in memory leads there, and the
  * journal has it before anything of the round is acknowledged. What is in the map is staged in any
- * case, even if serving fails otherwise: or the map would say what the journal never learns.
+ * case, even if serving fails otherwise: or the map would say what the journal never learns. In a
+ * packed head the writes of a round are put off and made together (_fastlane_putoff.h).
  */
 
 typedef struct {
@@ -12,7 +13,8 @@ typedef struct {
     long piece_bytes; /* of what one call writes at most; set with `shared` */
     long allowance;   /* so many more may be made without a question */
     int uncommitted;  /* some of this round are staged */
-    int count;        /* of those that are in the map and not staged yet */
+    PutOffs put_offs;
+    int count; /* of those that are in the map and not staged yet */
     uint32_t ranges[MAX_REQUESTS][2]; /* the first block, and how many */
 } Redirects;
 
@@ -21,6 +23,13 @@ static void begin_redirects(Redirects *redirects, const View *view)
     redirects->port = view->redirects;
     redirects->shared = NULL;
     redirects->allowance = redirects->uncommitted = redirects->count = 0;
+    begin_put_offs(&redirects->put_offs, view);
+}
+
+static void end_redirects(Redirects *redirects)
+{
+    forget_put_offs(&redirects->put_offs);
+    Py_XDECREF(redirects->shared);
 }
 
 /* Tell the port what is in the map; -1 with an exception set. */
@@ -39,21 +48,25 @@ static int stage_redirects(Redirects *redirects)
 
 /* Have the journal know of a round's redirects: 1 when it does, 0 when nothing of the round may be
  * acknowledged, -1 with an exception set. */
-static int commit_redirects(Redirects *redirects)
+static int commit_redirects(View *view, Redirects *redirects)
 {
-    if (stage_redirects(redirects) < 0)
+    PutOffs *put_offs = &redirects->put_offs;
+    write_put_off(view, put_offs);
+    int failed = put_offs->failed;
+    put_offs->failed = 0;
+    if (PyErr_Occurred() || stage_redirects(redirects) < 0)
         return -1;
-    if (!redirects->uncommitted)
-        return 1;
-    redirects->uncommitted = 0;
+    if (!redirects->uncommitted && !put_offs->uncommitted)
+        return !failed;
+    redirects->uncommitted = put_offs->uncommitted = 0;
     PyObject *done = PyObject_CallMethod(redirects->port, "commit", NULL);
     int committed = done == NULL ? -1 : PyObject_IsTrue(done);
     Py_XDECREF(done);
-    return committed;
+    return failed && committed > 0 ? 0 : committed;
 }
 
 /* Whether one more may be made; false, too, with an exception set. */
-static int may_redirect(Redirects *redirects)
+static int may_redirect(View *view, Redirects *redirects)
 {
     if (redirects->port == Py_None)
         return 0;
@@ -68,7 +81,7 @@ static int may_redirect(Redirects *redirects)
     if (redirects->allowance > 0)
         return 1;
     /* What is in the map already counts in the answer. */
-    if (stage_redirects(redirects) < 0)
+    if (!write_put_off(view, &redirects->put_offs) || stage_redirects(redirects) < 0)
         return 0;
     PyObject *allowance = PyObject_CallMethod(redirects->port, "allowance", NULL);
     if (allowance == NULL)
@@ -91,13 +104,16 @@ static int is_shared(const Redirects *redirects, PyObject *leaf)
     return shared == leaf || PyErr_Occurred();
 }
 
-/* A leaf that may be changed (a new reference), or NULL: none is in memory, or an exception. */
-static PyObject *own_leaf(const View *view, const Redirects *redirects, uint64_t number)
+/* A leaf that may be changed (a new reference), or NULL: none is in memory, or an exception. In a
+ * packed head `cells` has its cells then. */
+static PyObject *own_leaf(const View *view, const Redirects *redirects, uint64_t number, int packed)
 {
     PyObject *key = PyLong_FromUnsignedLongLong(number);
     if (key == NULL)
         return NULL;
     PyObject *leaf = PyDict_GetItemWithError(view->leaves, key);
+    if (leaf != NULL && packed && PyDict_GetItemWithError(view->cells, key) == NULL)
+        leaf = NULL;
     if (leaf != NULL && !is_shared(redirects, leaf))
         Py_INCREF(leaf);
     else if (!PyErr_Occurred())
@@ -126,20 +142,30 @@ static int write_new(
     return 1;
 }
 
-/* Note blocks of one leaf that the map has in the head: as one range with what they follow. */
-static void add_range(Redirects *redirects, uint32_t first, uint32_t count)
+/* Note blocks of one leaf that the map has in the head. */
+static void add_range(Redirects *redirects, uint32_t first, uint32_t blocks)
 {
-    if (redirects->count) {
-        uint32_t *last = redirects->ranges[redirects->count - 1];
-        if (last[0] + last[1] == first && last[0] >> LEAF_SHIFT == first >> LEAF_SHIFT) {
-            last[1] += count;
-            return;
-        }
-    }
-    redirects->ranges[redirects->count][0] = first;
-    redirects->ranges[redirects->count][1] = count;
-    redirects->count++;
+    int count = append_range(redirects->ranges, redirects->count, first, blocks);
+    redirects->allowance -= count - redirects->count;
+    redirects->count = count;
+}
+
+/* Put off whole blocks of one leaf, which may be changed; false when that is for Python to do, or an
+ * exception is set. */
+static int redirect_packed(
+    View *view, Redirects *redirects, PyObject *leaf, const Request *request,
+    const unsigned char *data)
+{
+    PyObject *key = PyLong_FromUnsignedLongLong(request->offset >> (BLOCK_SHIFT + LEAF_SHIFT));
+    if (key == NULL)
+        return 0;
+    PyObject *cells = PyDict_GetItemWithError(view->cells, key);
+    Py_DECREF(key);
+    if (cells == NULL || !put_off(&redirects->put_offs, leaf, cells, request, data))
+        return 0;
     redirects->allowance--;
+    view->minds_zeros = 1; /* no barrier covers these */
+    return 1;
 }
 
 /* Write whole blocks of one leaf into the head, and have the map lead there; false when that is for
@@ -151,14 +177,19 @@ static int redirect(
     uint64_t within = (1 << BLOCK_SHIFT) - 1;
     if ((request->offset | request->length) & within ||
         first >> LEAF_SHIFT != (first + count - 1) >> LEAF_SHIFT || first + count > UINT32_MAX ||
-        covers_zeros(data, request->offset, request->length) || !may_redirect(redirects))
+        covers_zeros(data, request->offset, request->length) || !may_redirect(view, redirects))
         return 0;
     const File *file = find_file(view, view->head_slot);
     if (file == NULL || file->fd < 0 || note_unsynced(view) < 0)
         return 0;
-    PyObject *leaf = own_leaf(view, redirects, first >> LEAF_SHIFT);
+    PyObject *leaf = own_leaf(view, redirects, first >> LEAF_SHIFT, file->packed);
     if (leaf == NULL)
         return 0;
+    if (file->packed) {
+        int done = redirect_packed(view, redirects, leaf, request, data);
+        Py_DECREF(leaf);
+        return done;
+    }
     Py_buffer entries;
     int fd = file->fd, written = 0;
     size_t piece_bytes = (size_t)redirects->piece_bytes;

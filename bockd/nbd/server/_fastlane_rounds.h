@@ -81,6 +81,8 @@ static int serve_received(
             round->stopped = FOR_WANT_OF_ROOM;
             break;
         }
+        if (!write_before(view, &redirects->put_offs, &request))
+            return PyErr_Occurred() ? -1 : 0; /* what failed is met by commit_redirects */
         outcome->unflagged |= request.unflagged;
         enum served served = NOT_SERVED;
         int may_map = call->sock >= 0 && request.length >= MIN_MAPPED_BYTES &&
@@ -148,8 +150,9 @@ static int serve_received(
 }
 
 /* Serve what has been received, and have the journal know of what it redirected: of what is
- * answered then. When the journal fails, nothing of the round is acknowledged (promise D1): its
- * writes are handed back, and refused by a volume that has failed. -1 with an exception set. */
+ * answered then. When the journal fails, or what was put off cannot be written, nothing of the round
+ * is acknowledged (promise D1): its writes are handed back, and refused by a volume that has failed,
+ * or written anew. -1 with an exception set. */
 static int serve_round(
     View *view, const Call *call, Redirects *redirects, Round *round, Outcome *outcome)
 {
@@ -158,11 +161,11 @@ static int serve_round(
         if (serve_received(view, call, redirects, round, outcome) < 0) {
             PyObject *type, *value, *traceback;
             PyErr_Fetch(&type, &value, &traceback);
-            commit_redirects(redirects);
+            commit_redirects(view, redirects);
             PyErr_Restore(type, value, traceback);
             return -1;
         }
-        int committed = commit_redirects(redirects);
+        int committed = commit_redirects(view, redirects);
         if (committed)
             return committed < 0 ? -1 : 0;
         *outcome = before;

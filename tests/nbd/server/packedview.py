@@ -11,12 +11,12 @@ from pathlib import Path
 
 from bockd.drivers.local.format.leaf import LEAF_BLOCKS, LEAF_MASK, LEAF_SHIFT
 from bockd.drivers.local.format.windows import Window, Windows
-from bockd.model import BLOCK_SIZE
+from bockd.model import BLOCK_SIZE, KIB
 from bockd.nbd.protocol.replies import encoder_for
 from bockd.nbd.protocol.transmission import Request, RequestLimits
 from bockd.nbd.server import fastlane
 from bockd.nbd.server.limits import REPLY_BUFFER_BYTES
-from bockd.pool.device import FastView, FilePart
+from bockd.pool.device import FastView, FilePart, PartSizes
 from bockd.runtime.steps import Steps
 from tests.nbd.server.sides import Line
 
@@ -60,11 +60,61 @@ class Noted:
     unsynced = False
 
 
+class Port:
+    """Implements bockd.pool.device.PackedRedirects, and notes what it is told."""
+
+    def __init__(self, device: PackedDevice, tail: int) -> None:
+        self.shared: dict[int, array[int]] = {}
+        self.piece_bytes = BLOCK_SIZE
+        self.allowed = 1000
+        """The answer to `allowance`."""
+        self.tail = tail
+        self.cells_left = True
+        self.taken: list[tuple[int, int]] = []
+        self.given_back: list[tuple[int, int]] = []
+        self.staged: list[tuple[list[tuple[int, int]], int]] = []
+        self.commits: list[int] = []
+        """How many redirects were staged at each."""
+        self.fails = False
+        """The journal."""
+        self._device = device
+
+    def allowance(self) -> int:
+        return self.allowed
+
+    def own_leaf(self, number: int) -> array[int] | None:
+        leaf = self._device.leaves.get(number)
+        if leaf is not None:
+            if self.shared.get(leaf[0]) is leaf:
+                leaf = self._device.leaves[number] = leaf[:]
+            self._device.cells.setdefault(number, array("I", (NO_CELL,)) * LEAF_BLOCKS)
+        return leaf
+
+    def take(self, count: int) -> int:
+        if not self.cells_left:
+            return -1
+        self.taken.append((self.tail, count))
+        self.tail += count
+        return self.tail - count
+
+    def give_back(self, cell: int, count: int) -> None:
+        self.given_back.append((cell, count))
+
+    def stage_cells(self, ranges: bytes, cell: int) -> None:
+        numbers = array("I", ranges).tolist()
+        self.staged.append((list(zip(numbers[::2], numbers[1::2], strict=True)), cell))
+
+    def commit(self) -> bool:
+        self.commits.append(len(self.staged))
+        return not self.fails
+
+
 class PackedDevice:
     """Implements bockd.pool.device.FastDevice."""
 
     def __init__(self, root: Path) -> None:
         self.size_bytes = BLOCKS * BLOCK_SIZE
+        self.part_sizes = PartSizes(64 * KIB, 16 * KIB)
         self.raw = FileLayer(root / "raw", packed=False)
         self.packed = FileLayer(root / "packed", packed=True)
         self.leaves = {
@@ -72,8 +122,14 @@ class PackedDevice:
         }
         self.cells: dict[int, array[int]] = {}
         self.journal = Noted()
+        self.port: Port | None = None
         self.content = bytearray(self.size_bytes)
         self._random = random.Random(7)
+
+    def open_port(self, tail: int) -> Port:
+        """Let new blocks be written, to cells from `tail` on."""
+        self.port = Port(self, tail)
+        return self.port
 
     def put(self, block: int, cell: int | None) -> None:
         """Give a block data of its own, in a cell of the packed layer or in the raw one."""
@@ -101,9 +157,16 @@ class PackedDevice:
         return b"".join(part.ljust(BLOCK_SIZE, b"\0") for part in parts)
 
     def fast_view(self) -> FastView:
-        slots = [None, self.raw, self.packed]
         return FastView(
-            self.leaves, self.cells, slots, PACKED, self.journal, 1 << 43, False, None, []
+            self.leaves,
+            self.cells,
+            [None, self.raw, self.packed],
+            PACKED,
+            self.journal,
+            1 << 43,
+            False,
+            self.port,
+            [],
         )
 
     async def read_files(

@@ -1,8 +1,9 @@
 """Redirects of whole blocks that the fast lane makes: what it asks for them, and what it tells.
 
-The lane writes the data into the head and sets the slot, as `Volume.try_write` does for one block.
-All else is here, once for each round of requests: the leaf is dirty, the blocks need not be punched
-any more, and the journal is told before anything of the round is acknowledged.
+The lane writes the data into the head and sets the slot, as `Volume.try_write` does for one block;
+in a packed head also the cell, as PackedWriter does. All else is here, once for each round of
+requests: the leaf is dirty, the blocks need not be punched any more, and the journal is told before
+anything of the round is acknowledged.
 
 Invariants:
 * The lane serves on the owner thread, and nothing else runs until it has staged and committed. So
@@ -13,6 +14,7 @@ Invariants:
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
 
 from bockd.drivers.local.format.leaf import LEAF_SHIFT
 from bockd.drivers.local.volume.appending import JournalTail
@@ -24,7 +26,7 @@ from bockd.errors import BockdError, VolumeFailedError
 
 
 class LaneRedirects:
-    """Implements bockd.pool.device.Redirects for an open volume and one head of it."""
+    """Implements what is common of bockd.pool.device.Redirects, for one head of an open volume."""
 
     def __init__(
         self,
@@ -32,7 +34,6 @@ class LaneRedirects:
         tail: JournalTail,
         room: JournalRoom,
         failure: Failure,
-        puncher: Puncher,
         piece_bytes: int,
     ) -> None:
         self.shared = cache.shared
@@ -41,7 +42,6 @@ class LaneRedirects:
         self._tail = tail
         self._room = room
         self._failure = failure
-        self._puncher = puncher
 
     def allowance(self) -> int:
         """See Redirects.allowance."""
@@ -55,31 +55,6 @@ class LaneRedirects:
         """See Redirects.own_leaf."""
         return self._cache.own(number)
 
-    def stage(self, ranges: bytes) -> None:
-        """See Redirects.stage."""
-        try:
-            self._stage(ranges)
-        except BaseException:  # the map leads where the journal never will
-            self._failure.declare("what the fast lane wrote could not be noted")
-            raise
-
-    def _stage(self, ranges: bytes) -> None:
-        numbers = array("I", ranges)
-        firsts, counts = numbers[::2].tolist(), numbers[1::2].tolist()
-        tail, sequence = self._tail, self._tail.sequence
-        if counts.count(1) == len(counts):
-            tail.stage_blocks(firsts)
-        else:
-            for first, count in zip(firsts, counts, strict=True):
-                tail.stage_range(first, count)
-                if count > 1:
-                    self._cache.share(first >> LEAF_SHIFT)
-        changed = [first >> LEAF_SHIFT for first in firsts]
-        self._cache.dirty.update(dict.fromkeys(changed, sequence))
-        if pending := self._puncher.pending:
-            for first, count in zip(firsts, counts, strict=True):
-                pending.remove(first, first + count)
-
     def commit(self) -> bool:
         """See Redirects.commit."""
         try:
@@ -87,3 +62,49 @@ class LaneRedirects:
         except VolumeFailedError:
             return False
         return True
+
+    def _note(self, ranges: bytes, stage: Callable[[list[int], list[int]], None]) -> None:
+        """Stage ranges, given as first blocks and how many each has, and mark their leaves."""
+        try:
+            numbers = array("I", ranges)
+            firsts, counts = numbers[::2].tolist(), numbers[1::2].tolist()
+            stage(firsts, counts)
+            if counts.count(1) < len(counts):
+                for first, count in zip(firsts, counts, strict=True):
+                    if count > 1:
+                        self._cache.share(first >> LEAF_SHIFT)
+            changed = [first >> LEAF_SHIFT for first in firsts]
+            self._cache.dirty.update(dict.fromkeys(changed, self._tail.sequence))
+        except BaseException:  # the map leads where the journal never will
+            self._failure.declare("what the fast lane wrote could not be noted")
+            raise
+
+
+class RawLaneRedirects(LaneRedirects):
+    """Implements bockd.pool.device.RawRedirects."""
+
+    def __init__(
+        self,
+        cache: LeafCache,
+        tail: JournalTail,
+        room: JournalRoom,
+        failure: Failure,
+        puncher: Puncher,
+        piece_bytes: int,
+    ) -> None:
+        super().__init__(cache, tail, room, failure, piece_bytes)
+        self._puncher = puncher
+
+    def stage(self, ranges: bytes) -> None:
+        """See RawRedirects.stage."""
+        self._note(ranges, self._stage)
+
+    def _stage(self, firsts: list[int], counts: list[int]) -> None:
+        if counts.count(1) == len(counts):
+            self._tail.stage_blocks(firsts)
+        else:
+            for first, count in zip(firsts, counts, strict=True):
+                self._tail.stage_range(first, count)
+        if pending := self._puncher.pending:
+            for first, count in zip(firsts, counts, strict=True):
+                pending.remove(first, first + count)

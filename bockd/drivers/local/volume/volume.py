@@ -35,7 +35,7 @@ from bockd.drivers.local.volume.heads import NO_SLOT, Heads
 from bockd.drivers.local.volume.leafcache import HolePlan, plan_holes
 from bockd.drivers.local.volume.loading import LeafLoader
 from bockd.drivers.local.volume.reading import BLOCK_SHIFT, Reader
-from bockd.drivers.local.volume.redirecting import LaneRedirects
+from bockd.drivers.local.volume.redirecting import LaneRedirects, RawLaneRedirects
 from bockd.drivers.local.volume.zeros import is_zeros, zero_blocks, zero_pieces
 from bockd.errors import from_os_error
 from bockd.failpoints import Failpoint, hit
@@ -114,7 +114,7 @@ class Volume(Reader):
         self._flusher.head = head
         self._head_descriptor = head.near_descriptor
         self._puncher = self._heads.adopt(head, self._head_slot)
-        self._redirects = LaneRedirects(
+        self._redirects = RawLaneRedirects(
             self.map, self._tail, self._room, self._failure, self._puncher, self._piece_bytes
         )
 
