@@ -17,8 +17,9 @@ from pathlib import Path
 
 from crc32c import crc32c
 
-from bockd.drivers.local.format.checksums import CHECKSUMS, encode_sums
+from bockd.drivers.local.format.checksums import CHECKSUMS
 from bockd.drivers.local.format.leaf import LEAF_BLOCKS
+from bockd.drivers.local.format.leafvalues import encode_values
 from bockd.index.ballast import Ballast
 from bockd.index.index import LmdbIndex
 from bockd.index.keys import pair_key
@@ -59,7 +60,7 @@ def cost_of_table(directory: Path) -> tuple[float, float]:
     index = LmdbIndex.open(directory / "index", Ballast(directory / "ballast").release)
     numbers = random.Random(1)
     # The least that it could be: changed in place, in a form that needs no work.
-    payload = encode_sums({block: numbers.getrandbits(32) for block in range(LEAF_BLOCKS)})
+    payload = encode_values({block: numbers.getrandbits(32) for block in range(LEAF_BLOCKS)})
 
     def write(leaves: Sequence[int]) -> None:
         def change(txn: Transaction) -> None:

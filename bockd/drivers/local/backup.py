@@ -30,13 +30,14 @@ import msgspec
 
 from bockd.directories import make_private, sync_directory
 from bockd.drivers.local.access import StoreAccess
+from bockd.drivers.local.format import cells
 from bockd.drivers.local.format.blockmap import own_leaves
 from bockd.drivers.local.format.catalogue import Catalogue
 from bockd.drivers.local.format.fileranges import punch_range
 from bockd.drivers.local.format.forgetting import kill_map
 from bockd.drivers.local.format.layer import segment_sizes
 from bockd.drivers.local.format.layout import Layout, unlink_if_present
-from bockd.drivers.local.format.leaf import LEAVES, leaf_key
+from bockd.drivers.local.format.leaf import LEAF_BYTES, LEAVES, leaf_key
 from bockd.drivers.local.format.locks import FileLock
 from bockd.errors import ConflictError, DamagedError, InvalidRequestError, from_os_error
 from bockd.index.ballast import Ballast
@@ -91,7 +92,7 @@ class BackupReport:
 @dataclass(frozen=True, slots=True)
 class _Wanted:
     layer: LayerId
-    size_bytes: int
+    file_bytes: int
     blank: bool
     """A head, of which nothing is shown."""
 
@@ -229,7 +230,7 @@ class Backup:
                         "why"
                     )
                 heads = {v.head for v in catalogue.volumes()} if frozen is not None else set()
-                wanted = [_Wanted(x.id, x.size_bytes, x.id in heads) for x in catalogue.layers()]
+                wanted = [_Wanted(x.id, x.file_bytes, x.id in heads) for x in catalogue.layers()]
         finally:
             index.close()
         unlink_if_present(directory / "lock.mdb")
@@ -242,7 +243,7 @@ class Backup:
     def _copy_layers(self) -> None:
         files: list[tuple[Path, Path, int, bool]] = []
         for wanted in self._wanted:
-            for number, size in enumerate(segment_sizes(wanted.size_bytes)):
+            for number, size in enumerate(segment_sizes(wanted.file_bytes)):
                 source = self._source.layer_segment(wanted.layer, number)
                 target = self._target.layer_segment(wanted.layer, number)
                 files.append((source, target, size, wanted.blank))
@@ -328,6 +329,10 @@ def _show_frozen(txn: Transaction, snapshots: Mapping[VolumeId, SnapshotId]) -> 
     for volume in list(catalogue.volumes()):
         for number in [number for number, _ in own_leaves(txn, volume.map)]:
             txn.delete(LEAVES, leaf_key(volume.map, number))
+        head = catalogue.layer(volume.head)
+        if head.packed:
+            catalogue.put_layer(replace(head, cells=0))
+            cells.erase_leaves(txn, head.id, 0, -(-head.size_bytes // LEAF_BYTES))
         catalogue.put_volume(
             replace(volume, generation=volume.generation + 1, segment=0, opened=False)
         )

@@ -216,7 +216,7 @@ def test_checksums_and_damage_move_with_merged_blocks(
     bench.read_all()
     assert bench.verify_all() == 1
     with bench.pool.index.reading() as txn:
-        known = sum(len(sums) for *_, sums in checksums.sums_from(txn, LayerId(0), 0))
+        known = sum(len(sums) for *_, sums in checksums.ROWS.rows_from(txn, LayerId(0), 0))
     assert known == 6 + 9 * 5
 
 
@@ -258,7 +258,7 @@ def test_a_block_given_up_while_it_is_read_gets_no_checksum(
     monkeypatch.setattr(scrub, "_read_blocks", meanwhile)
     run_inline(bench.scrubber.read_on())
     with bench.pool.index.reading() as txn:
-        [(_, _, sums)] = checksums.sums_from(txn, LayerId(0), 0)
+        [(_, _, sums)] = checksums.ROWS.rows_from(txn, LayerId(0), 0)
     assert set(sums) == {3, 4, 5, 6, 7}
     bench.reclaim()
     assert bench.verify_all() == 0

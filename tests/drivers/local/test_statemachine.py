@@ -24,8 +24,8 @@ from hypothesis.stateful import (
     rule,
 )
 
+from bockd.drivers.local.format import checksums
 from bockd.drivers.local.format.catalogue import LAYERS
-from bockd.drivers.local.format.checksums import sums_from
 from bockd.drivers.local.format.leaf import LEAF_BLOCKS
 from bockd.drivers.local.integrity.check import check_open_pool
 from bockd.drivers.local.integrity.damage import scrub_status
@@ -313,7 +313,7 @@ class PoolMachine(RuleBasedStateMachine):
         with self.pool.index.reading() as txn:
             known = [
                 (layer, number * LEAF_BLOCKS + block)
-                for layer, number, sums in sums_from(txn, LayerId(0), 0)
+                for layer, number, sums in checksums.ROWS.rows_from(txn, LayerId(0), 0)
                 if txn.get(LAYERS, id_key(layer)) is not None
                 for block in sums
             ]

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
-from bockd.drivers.local.format import checksums, queue
+from bockd.drivers.local.format import cells, checksums, queue
 from bockd.drivers.local.format.catalogue import Catalogue
 from bockd.drivers.local.format.journal import MAP_CHANGES, Change, Kind
 from bockd.drivers.local.format.leaf import (
@@ -82,6 +82,23 @@ def first_leaves(
     return found, end
 
 
+@dataclass(frozen=True, slots=True)
+class FrozenLayers:
+    """Layers at home in one map, of which blocks may lose their last reference."""
+
+    ids: frozenset[LayerId]
+    packed: frozenset[LayerId]
+    """Those of them whose blocks lie in cells."""
+
+    @classmethod
+    def at_home(
+        cls, catalogue: Catalogue, map_id: MapId, but: LayerId | None = None
+    ) -> FrozenLayers:
+        """Return the layers at home in a map, but for one. Raises DamagedError."""
+        ids = frozenset(catalogue.layers_of(map_id)) - {but}
+        return cls(ids, frozenset(layer for layer in ids if catalogue.layer(layer).packed))
+
+
 @dataclass
 class MapChanges:
     """Journal records applied to one map inside a write transaction.
@@ -98,7 +115,7 @@ class MapChanges:
     map_id: MapId
     head: LayerId
     _chain: tuple[MapId, ...] = field(init=False)
-    _homed: frozenset[LayerId] = field(init=False)
+    _homed: FrozenLayers = field(init=False)
     _work: dict[int, Leaf] = field(default_factory=dict, init=False)
     _holes: RangeSet = field(default_factory=RangeSet, init=False)
     """Leaves that became holes as a whole. One that changed afterwards is in `_work`."""
@@ -106,7 +123,7 @@ class MapChanges:
     def __post_init__(self) -> None:
         catalogue = Catalogue(self.txn)
         self._chain = catalogue.chain(self.map_id)
-        self._homed = frozenset(catalogue.layers_of(self.map_id)) - {self.head}
+        self._homed = FrozenLayers.at_home(catalogue, self.map_id, but=self.head)
 
     def apply(self, change: Change) -> None:
         """Apply a REDIRECT or HOLE record; any other changes nothing."""
@@ -185,7 +202,7 @@ class MapChanges:
         punched. Raises DamagedError where something was lost that may be another leaf."""
         garbage, hole = False, Leaf.uniform(HOLE)
         start, stop = leaf_key(self.map_id, first), leaf_key(self.map_id, end)
-        if self._homed:
+        if self._homed.ids:
             for key, payload in self.txn.sound(LEAVES, start, stop):
                 garbage |= self._queue_orphans(key, hole, payload)
         self.txn.erase(LEAVES, start, stop)
@@ -200,7 +217,7 @@ class MapChanges:
 
         Of a leaf that cannot be read nothing is known; it is replaced all the same. What it showed
         keeps its space, until `check --repair` finds it."""
-        if not self._homed:
+        if not self._homed.ids:
             return False
         try:
             if payload is None:
@@ -220,30 +237,38 @@ def queue_orphans(
     number: int,
     before: Leaf,
     after: Leaf,
-    layers: frozenset[LayerId],
+    layers: FrozenLayers,
 ) -> bool:
     """Queue for punching the blocks of leaf `number` that were in one of `layers` before and are
-    not after, and forget their checksums. Return whether there were any."""
-    found = False
-    if layers.isdisjoint(before.palette):
+    not after, and forget their checksums and cells. Return whether there were any."""
+    if layers.ids.isdisjoint(before.palette):
         return False
-    base = number * LEAF_BLOCKS
     now = after.layers()
-    gone: dict[LayerId, set[int]] = {}
+    gone: dict[LayerId, list[int]] = {}
     for first, end, layer in before.runs():
-        if layer not in layers:
-            continue
-        gone.setdefault(layer, set()).update(b for b in range(first, end) if now[b] != layer)
-        start = None
-        for block in range(first, end + 1):
-            lost = block < end and now[block] != layer
-            if lost and start is None:
-                start = block
-            elif not lost and start is not None:
-                queue.add_punch(txn, queue.PunchEntry(layer, base + start, block - start))
-                found = True
-                start = None
+        if layer in layers.ids:
+            lost = [block for block in range(first, end) if now[block] != layer]
+            gone.setdefault(layer, []).extend(lost)
     for layer, blocks in gone.items():
+        for first, end in _places(txn, layer, number, blocks, packed=layer in layers.packed):
+            queue.add_punch(txn, queue.PunchEntry(layer, first, end - first))
         if blocks:
             checksums.forget_blocks(txn, layer, number, blocks)
-    return found
+    return any(gone.values())
+
+
+def _places(
+    txn: Transaction, layer: LayerId, number: int, blocks: list[int], *, packed: bool
+) -> Iterator[tuple[int, int]]:
+    """Where blocks of a leaf, in ascending order, lie in a layer's file, as runs (first, end). Of a
+    packed layer these cells are forgotten. Those that cannot be read stay, and keep their space."""
+    if packed and blocks:
+        try:
+            row = cells.stored_cells(txn, layer, number)
+        except DamagedError as error:
+            log.error("cells of blocks that are gone: %s", error)  # noqa: TRY400
+            return iter(())
+        cells.ROWS.forget(txn, layer, number, blocks)
+        return cells.runs_of_cells(sorted(row[block] for block in blocks if block in row))
+    base = number * LEAF_BLOCKS
+    return cells.runs_of_cells(base + block for block in blocks)

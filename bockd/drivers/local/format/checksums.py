@@ -11,14 +11,14 @@ Big-endian keys; CHECKSUMS is little-endian, the other payloads are JSON:
     SCRUB/l<layer:u64>                       ReadingRecord
     SCRUB/p                                  PassRecord
 
-A leaf of checksums is 1,056 bytes at most.
+The rows of CHECKSUMS are those of format.leafvalues.
 """
 
 from __future__ import annotations
 
 import logging
 import struct
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TypeVar
@@ -27,6 +27,7 @@ import msgspec
 from crc32c import crc32c
 
 from bockd.drivers.local.format.leaf import LEAF_BLOCKS, LEAF_SHIFT
+from bockd.drivers.local.format.leafvalues import LeafTable, LeafValues
 from bockd.errors import DamagedError
 from bockd.index.tables import Table
 from bockd.model import BLOCK_SIZE, LayerId, MapId
@@ -38,13 +39,13 @@ CHECKSUMS = Table(b"checksums")
 DAMAGED = Table(b"damaged")
 SCRUB = Table(b"scrub")
 
-_LEAF_KEY = struct.Struct(">QI")
 _BLOCK_KEY = struct.Struct(">QQ")
 _LAYER_KEY = struct.Struct(">cQ")
-_MASK_BYTES = LEAF_BLOCKS // 8
 _PASS_KEY = b"p"
 
-LeafSums = dict[int, int]
+ROWS = LeafTable(CHECKSUMS, "checksums")
+
+LeafSums = LeafValues
 """Block within the leaf to its CRC32C."""
 
 
@@ -103,70 +104,25 @@ def sums_of(content: memoryview, blocks: Iterable[int]) -> LeafSums:
     }
 
 
-def encode_sums(sums: LeafSums) -> bytes:
-    """Encode checksums in their stored form."""
-    mask = sum(1 << block for block in sums)
-    ordered = [sums[block] for block in sorted(sums)]
-    return mask.to_bytes(_MASK_BYTES, "little") + struct.pack(f"<{len(ordered)}I", *ordered)
-
-
-def decode_sums(payload: bytes, first: int = 0, end: int = LEAF_BLOCKS) -> LeafSums:
-    """Decode the checksums of blocks first..end-1 from the stored form. Raises DamagedError for
-    bytes that `encode_sums` never made."""
-    mask = int.from_bytes(payload[:_MASK_BYTES], "little")
-    if not mask or len(payload) != _MASK_BYTES + 4 * mask.bit_count():
-        raise DamagedError("stored checksums are malformed; run 'bockd check'")
-    blocks = [block for block in range(first, end) if mask >> block & 1]
-    before = (mask & ((1 << first) - 1)).bit_count()
-    ordered = struct.unpack_from(f"<{len(blocks)}I", payload, _MASK_BYTES + 4 * before)
-    return dict(zip(blocks, ordered, strict=True))
-
-
-def sums_key_parts(key: bytes) -> tuple[LayerId, int]:
-    """Return (layer, leaf number) of a key of CHECKSUMS."""
-    layer, number = _LEAF_KEY.unpack(key)
-    return LayerId(layer), number
-
-
 def stored_sums(
     txn: Transaction, layer: LayerId, number: int, first: int = 0, end: int = LEAF_BLOCKS
 ) -> LeafSums:
     """Return the stored checksums of a leaf's blocks first..end-1 in a layer."""
-    payload = txn.get(CHECKSUMS, _LEAF_KEY.pack(layer, number))
-    return {} if payload is None else decode_sums(payload, first, end)
-
-
-def sums_from(
-    txn: Transaction, layer: LayerId, number: int
-) -> Iterator[tuple[LayerId, int, LeafSums]]:
-    """Yield all checksums in order from a layer's leaf on, as (layer, leaf number, checksums)."""
-    for key, payload in txn.scan(CHECKSUMS, _LEAF_KEY.pack(layer, number), b"\xff" * 13):
-        yield *sums_key_parts(key), decode_sums(payload)
-
-
-def _store(txn: Transaction, layer: LayerId, number: int, sums: LeafSums) -> None:
-    key = _LEAF_KEY.pack(layer, number)
-    if sums:
-        txn.put(CHECKSUMS, key, encode_sums(sums))
-    else:
-        txn.delete(CHECKSUMS, key)
+    return ROWS.get(txn, layer, number, first, end)
 
 
 def add_sums(txn: Transaction, layer: LayerId, number: int, sums: LeafSums) -> None:
     """Store checksums of what was read. A checksum that is there already stays."""
     if sums:
-        _store(txn, layer, number, {**sums, **stored_sums(txn, layer, number)})
+        ROWS.put(txn, layer, number, {**sums, **stored_sums(txn, layer, number)})
 
 
 def forget_blocks(txn: Transaction, layer: LayerId, number: int, blocks: Collection[int]) -> None:
     """Forget the checksums and marks of damage of some of a leaf's blocks in a layer, which no map
-    shows any more. Those that cannot be read stay: nothing is compared with them."""
+    shown any more. Those that cannot be read stay: nothing is compared with them."""
     base = number << LEAF_SHIFT
     try:
-        sums = stored_sums(txn, layer, number)
-        left = {block: crc for block, crc in sums.items() if block not in blocks}
-        if len(left) != len(sums):
-            _store(txn, layer, number, left)
+        ROWS.forget(txn, layer, number, blocks)
         for block in damaged_blocks(txn, layer, base, base + LEAF_BLOCKS):
             if block - base in blocks:
                 unmark(txn, layer, block)
@@ -189,28 +145,24 @@ def copy_blocks(
         payload = txn.get(DAMAGED, _BLOCK_KEY.pack(source, base + block))
         if payload is not None:
             mark(txn, replace(_decode(DamageRecord, payload), layer=target))
-    _store(txn, target, number, sums)
+    ROWS.put(txn, target, number, sums)
 
 
 def forget_some(txn: Transaction, layer: LayerId, limit: int) -> bool:
     """Forget the checksums of up to `limit` leaves, and as many marks of damage, of a layer that
     does not exist any more. Return False when none is left."""
-    start, stop = _LEAF_KEY.pack(layer, 0), _LEAF_KEY.pack(layer + 1, 0)
-    keys = list(islice(txn.keys(CHECKSUMS, start, stop), limit))
-    for key in keys:
-        txn.delete(CHECKSUMS, key)
+    more = ROWS.forget_some(txn, layer, limit)
     marks = _BLOCK_KEY.pack(layer, 0), _BLOCK_KEY.pack(layer + 1, 0)
     damaged = list(islice(txn.keys(DAMAGED, *marks), limit))
     for key in damaged:
         txn.delete(DAMAGED, key)
-    return len(keys) == limit or len(damaged) == limit
+    return more or len(damaged) == limit
 
 
 def knows_layer(txn: Transaction, layer: LayerId) -> bool:
     """Return whether `forget_some` would find something."""
-    start, stop = _LEAF_KEY.pack(layer, 0), _LEAF_KEY.pack(layer + 1, 0)
     marks = _BLOCK_KEY.pack(layer, 0), _BLOCK_KEY.pack(layer + 1, 0)
-    return any(txn.keys(CHECKSUMS, start, stop)) or any(txn.keys(DAMAGED, *marks))
+    return ROWS.has_rows(txn, layer) or any(txn.keys(DAMAGED, *marks))
 
 
 # -- damage --------------------------------------------------------------------------------------

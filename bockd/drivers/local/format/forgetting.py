@@ -1,5 +1,5 @@
 """Forgetting maps that nobody shows any more, and layers that no map leads to: all that the index
-has of a layer but its checksums, which are many and go in batches, before its files do.
+has of a layer but its checksums and cells, which are many and go in batches, before its files do.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What reclaim still has to do, as entries of the index, so that a crash forgets none of it.
 
 m | map:u64                      a dead map: drop it, or fold it into its only child
-p | layer:u64 | first:u64        payload count:u64 - blocks to punch out of a layer
+p | layer:u64 | first:u64        payload count:u64 - blocks to punch out of a layer; of a packed
+                                 one these are cells (format.cells)
 f | layer:u64                    a layer that the index has forgotten: unlink its files
 g | layer:u64                    payload target:u64 - a layer whose blocks have been copied to the
                                  target, where leaves may lead already: all are to lead there
@@ -24,7 +25,7 @@ _PUNCH = struct.Struct(">QQ")
 
 @dataclass(frozen=True, slots=True)
 class PunchEntry:
-    """Blocks first..first+count-1 of a layer, reached by no map."""
+    """Blocks first..first+count-1 of a layer, reached by no map; of a packed one, cells."""
 
     layer: LayerId
     first: int

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from bockd.drivers.local.access import StoreAccess
 from bockd.drivers.local.coopeners import without_co_openers
-from bockd.drivers.local.format import checksums, queue
+from bockd.drivers.local.format import cells, checksums, queue
 from bockd.drivers.local.format.catalogue import (
     CHILDREN,
     HOMES,
@@ -34,12 +34,14 @@ from bockd.drivers.local.format.catalogue import (
     LocalVolumeRecord,
     MapRecord,
 )
+from bockd.drivers.local.format.cells import CELLS
 from bockd.drivers.local.format.checksums import CHECKSUMS
 from bockd.drivers.local.format.journal import MAP_CHANGES, SegmentContents, read_journal
 from bockd.drivers.local.format.layer import Layer, verify_layer
 from bockd.drivers.local.format.layout import JournalName, Layout, unlink_if_present
 from bockd.drivers.local.format.leaf import HOLE, LEAF_BLOCKS, LEAVES, Leaf, leaf_key_parts
 from bockd.drivers.local.format.queue import RECLAIM
+from bockd.drivers.local.integrity.checkcells import check_rows
 from bockd.drivers.local.integrity.checkchecksums import ChecksumCheck
 from bockd.drivers.local.integrity.checklayers import LayerCheck, overlong_files
 from bockd.drivers.local.registry import Registry
@@ -53,7 +55,7 @@ from bockd.pool.nodes import NAMES, SNAPSHOTS, VOLUMES, decode_record
 from bockd.pool.reports import CheckReport
 from bockd.runtime.steps import Background
 
-_LARGE_TABLES = frozenset({LEAVES, CHECKSUMS})
+_LARGE_TABLES = frozenset({LEAVES, CHECKSUMS, CELLS})
 """Walked one entry at a time."""
 
 
@@ -359,16 +361,22 @@ class _Checker:
         walk = ChecksumCheck(self.txn, self.layers, leaving, self.blocks, self.problem)
         walk.run()
         self.checksums, self.damaged = walk.checksums, walk.damaged
+        check_rows(self.txn, self.layers, leaving, self.problem)
 
     def _compare_layers(self) -> None:
         for entry in queue.punches(self.txn, 1 << 62):
-            self.blocks.excuse(entry.layer, entry.first, entry.count)
+            known = self.layers.get(entry.layer)
+            packed = known is not None and known.packed
+            excuse = self.blocks.excuse_cells if packed else self.blocks.excuse
+            excuse(entry.layer, entry.first, entry.count)
         heads = {self.volumes[v].head for v in self.live if v in self.volumes}
         for layer in self.layers.values():
-            if layer.id in heads:
-                continue
             try:
-                lost = self.blocks.compare(layer)
+                if layer.id in heads:
+                    if layer.packed:
+                        self.blocks.check_cells(layer, self.txn, self.problem)
+                    continue
+                lost = self.blocks.compare(layer, self.txn, self.problem)
                 if lost:
                     self.problem(
                         f"{lost} blocks of layer {layer.id} are holes, and held data when their "
@@ -406,23 +414,30 @@ def _repair(store: StoreAccess, checker: _Checker) -> tuple[str, ...]:
     except BockdError as error:
         done.append(f"strays were not punched: {error}")
     else:
+        if count := checker.blocks.leftover_count:
+            done.append(f"forgot the cells of {count} blocks that nothing shows")
         if punched:
             done.append(f"returned {punched} stray blocks to the file system")
     return tuple(done)
 
 
 def _forget_strays(store: StoreAccess, blocks: LayerCheck) -> None:
-    """Forget the checksums of strays, as an interrupted merge leaves them, before these go."""
+    """Forget the checksums and cells of strays, as an interrupted merge leaves them, before these
+    go."""
     with store.index.reading() as txn:
         known = [
-            stray
-            for stray in blocks.strays_by_leaf()
-            if not checksums.stored_sums(txn, stray[0], stray[1]).keys().isdisjoint(stray[2])
+            (layer, number, within)
+            for layer, number, within in blocks.strays_by_leaf()
+            if not all(
+                rows.get(txn, layer, number).keys().isdisjoint(within)
+                for rows in (checksums.ROWS, cells.ROWS)
+            )
         ]
     if known:
 
         def forget(txn: LmdbTransaction) -> None:
             for layer, number, within in known:
                 checksums.forget_blocks(txn, layer, number, within)
+                cells.ROWS.forget(txn, layer, number, within)
 
         store.index.update(forget)

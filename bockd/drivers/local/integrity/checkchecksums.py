@@ -9,6 +9,7 @@ from bockd.drivers.local.format import checksums
 from bockd.drivers.local.format.catalogue import LayerRecord
 from bockd.drivers.local.format.checksums import CHECKSUMS, LeafSums
 from bockd.drivers.local.format.leaf import LEAF_BLOCKS
+from bockd.drivers.local.format.leafvalues import leaf_value_key_parts
 from bockd.drivers.local.integrity.checklayers import LayerCheck
 from bockd.errors import DamagedError
 from bockd.index.transaction import LmdbTransaction, unseal
@@ -33,8 +34,8 @@ class ChecksumCheck:
     def run(self) -> None:
         for key, value in self.txn.raw(CHECKSUMS):
             try:
-                layer, number = checksums.sums_key_parts(key)
-                sums = checksums.decode_sums(unseal(CHECKSUMS, key, value))
+                layer, number = leaf_value_key_parts(key)
+                sums = checksums.ROWS.decode(unseal(CHECKSUMS, key, value))
             except DamagedError as error:
                 self.problem(str(error))
                 continue

@@ -1,22 +1,30 @@
-"""Which blocks of which layers are reached, and which take space unreached (strays)."""
+"""Which blocks of which layers are reached, and which take space unreached (strays).
+
+Blocks of a packed layer lie in cells (format.cells), so of these it is the cells that are strays. A
+cell of a block that no map shows is legal, too: such *leftovers* are forgotten with the strays.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from bockd.drivers.local.format import cells
 from bockd.drivers.local.format.catalogue import LayerRecord
 from bockd.drivers.local.format.layer import SEGMENT_BYTES, Layer, segment_sizes
 from bockd.drivers.local.format.layout import Layout
 from bockd.drivers.local.format.leaf import LEAF_BLOCKS
+from bockd.drivers.local.integrity.checkcells import CellWalk, Masks
 from bockd.errors import from_os_error
 from bockd.model import BLOCK_SIZE, LayerId
+from bockd.pool.index import Transaction
 
 
 @dataclass(frozen=True, slots=True)
 class StrayRun:
-    """Blocks first..first+count-1 of a layer that take space and that nobody reaches."""
+    """Blocks (of a packed layer: cells) first..first+count-1 of a layer that take space and that
+    nobody reaches."""
 
     layer: LayerId
     first: int
@@ -37,7 +45,11 @@ class LayerCheck:
         self._excused: dict[LayerId, dict[int, int]] = {}
         self._checksums: dict[LayerId, dict[int, int]] = {}
         self._data: dict[LayerId, dict[int, int]] = {}
+        self._excused_cells: dict[LayerId, dict[int, int]] = {}
         self._strays: list[StrayRun] = []
+        self._stray_blocks: list[tuple[LayerId, int, Collection[int]]] = []
+        self.leftover_count = 0
+        """Cells of blocks that no map shows."""
 
     def reach(self, layer: LayerId, number: int, first: int, end: int) -> None:
         """Record that a map refers to blocks first..end-1 of leaf `number` in `layer`."""
@@ -51,22 +63,46 @@ class LayerCheck:
         for number, start, stop in _by_leaf(first, first + count):
             masks[number] = masks.get(number, 0) | _mask(start, stop)
 
+    def excuse_cells(self, layer: LayerId, first: int, count: int) -> None:
+        """Record that cells first..first+count-1 of a packed layer may hold data, or not."""
+        masks = self._excused_cells.setdefault(layer, {})
+        for number, start, stop in _by_leaf(first, first + count):
+            masks[number] = masks.get(number, 0) | _mask(start, stop)
+
     def expect(self, layer: LayerId, number: int, mask: int, data: int) -> None:
         """Record which blocks of leaf `number` in `layer` have checksums, as a 256-bit number. For
         those in `data` the checksum says that the block is not all zeros."""
         self._checksums.setdefault(layer, {})[number] = mask
         self._data.setdefault(layer, {})[number] = data
 
-    def compare(self, record: LayerRecord) -> int:
+    def check_cells(
+        self, record: LayerRecord, txn: Transaction, problem: Callable[[str], None]
+    ) -> None:
+        """Tell `problem` what is wrong with the cells of a packed layer that another process writes
+        to. Raises DamagedError."""
+        walk = CellWalk(record, self._mapped.pop(record.id, {}), {})
+        walk.run(cells.ROWS.rows_of(txn, record.id), {}, {})
+        for text in walk.problems():
+            problem(text)
+
+    def compare(self, record: LayerRecord, txn: Transaction, problem: Callable[[str], None]) -> int:
         """Compare a layer's allocated blocks with the expected ones. Return the number of blocks
-        that a map refers to and that are holes though their checksums are of data. Raises
-        DamagedError, OSError."""
+        that a map refers to and that are holes though their checksums are of data. Tell `problem`
+        what is wrong with its cells. Raises DamagedError, OSError."""
         mapped = self._mapped.pop(record.id, {})
         excused = self._excused.pop(record.id, {})
         written, allocated = self._present(record)
-        for number, mask in allocated.items():
-            loose = mask & ~(mapped.get(number, 0) | excused.get(number, 0))
-            self._add_strays(record.id, number, loose)
+        if record.packed:
+            walk = CellWalk(record, mapped, excused)
+            in_cells = allocated
+            written, allocated = walk.run(cells.ROWS.rows_of(txn, record.id), written, allocated)
+            self._add_cell_strays(walk, in_cells, problem)
+        elif not cells.ROWS.has_rows(txn, record.id):  # otherwise it is no raw layer at all
+            first = len(self._strays)
+            self._add_strays(record.id, allocated, mapped, excused)
+            for run in self._strays[first:]:
+                for number, start, stop in _by_leaf(run.first, run.first + run.count):
+                    self._stray_blocks.append((record.id, number, range(start, stop)))
         for number, mask in mapped.items():
             hollow = mask & ~(allocated.get(number, 0) | excused.get(number, 0))
             self.hollow_count += hollow.bit_count()
@@ -83,24 +119,39 @@ class LayerCheck:
         and not written."""
         layer = Layer.of(self._layout, record, writable=False)
         try:
-            written = _masks(layer.data_ranges(0, record.size_bytes), {})
+            written = _masks(layer.data_ranges(0, layer.length_bytes()), {})
             return written, _masks(layer.unwritten_ranges(), dict(written))
         finally:
             layer.close()
 
-    def _add_strays(self, layer: LayerId, number: int, loose: int) -> None:
-        self.stray_count += loose.bit_count()
-        while loose:
-            low = (loose & -loose).bit_length() - 1
-            length = ((loose >> low) ^ ((loose >> low) + 1)).bit_length() - 1
-            self._strays.append(StrayRun(layer, number * LEAF_BLOCKS + low, length))
-            loose &= ~_mask(low, low + length)
+    def _add_cell_strays(
+        self, walk: CellWalk, allocated: Masks, problem: Callable[[str], None]
+    ) -> None:
+        layer = walk.record.id
+        problems = list(walk.problems())
+        for text in problems:
+            problem(text)
+        if problems:
+            return  # a mapped block may be in what looks like a stray
+        self._add_strays(layer, allocated, walk.named, self._excused_cells.pop(layer, {}))
+        for number, blocks in walk.unshown.items():
+            self.leftover_count += len(blocks)
+            self._stray_blocks.append((layer, number, frozenset(blocks)))
 
-    def strays_by_leaf(self) -> Iterator[tuple[LayerId, int, range]]:
-        """Yield the strays as (layer, leaf number, blocks within the leaf)."""
-        for run in self._strays:
-            for number, first, end in _by_leaf(run.first, run.first + run.count):
-                yield run.layer, number, range(first, end)
+    def _add_strays(self, layer: LayerId, allocated: Masks, reached: Masks, excused: Masks) -> None:
+        for number, mask in allocated.items():
+            loose = mask & ~(reached.get(number, 0) | excused.get(number, 0))
+            self.stray_count += loose.bit_count()
+            while loose:
+                low = (loose & -loose).bit_length() - 1
+                length = ((loose >> low) ^ ((loose >> low) + 1)).bit_length() - 1
+                self._strays.append(StrayRun(layer, number * LEAF_BLOCKS + low, length))
+                loose &= ~_mask(low, low + length)
+
+    def strays_by_leaf(self) -> Iterator[tuple[LayerId, int, Collection[int]]]:
+        """Yield blocks that nobody reaches, as (layer, leaf number, blocks within the leaf): those
+        that take space in a raw layer, and those that have a cell in a packed one."""
+        return iter(self._stray_blocks)
 
     def punch_strays(self, layers: Mapping[LayerId, LayerRecord]) -> int:
         """Give the strays back to the file system. Return the number of blocks. Raises
@@ -126,7 +177,7 @@ class LayerCheck:
 def overlong_files(layout: Layout, record: LayerRecord) -> Iterator[str]:
     """Yield a sentence for each file of a layer that is longer than any can be: what is behind
     SEGMENT_BYTES there belongs into the next file. Raises OSError."""
-    for number in range(len(segment_sizes(record.size_bytes))):
+    for number in range(len(segment_sizes(record.file_bytes))):
         path = layout.layer_segment(record.id, number)
         beyond = os.stat(path).st_size - SEGMENT_BYTES
         if beyond > 0:

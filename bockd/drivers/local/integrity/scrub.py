@@ -190,7 +190,7 @@ class Scrubber:
             if under_way is None or under_way.finished_at is not None:
                 return None
             start = under_way.next_layer, under_way.next_leaf
-            entries = list(islice(checksums.sums_from(txn, *start), BATCH_LEAVES))
+            entries = list(islice(checksums.ROWS.rows_from(txn, *start), BATCH_LEAVES))
             layers = {layer.id: layer for layer in Catalogue(txn).layers()}
             marked = {(record.layer, record.block) for record in checksums.all_damage(txn)}
         verdicts = _Verdicts(leaves=len(entries))

@@ -78,7 +78,7 @@ class LayerMerger:
             heads = {volume.head for volume in catalogue.volumes()}
             homes: dict[MapId, list[LayerRecord]] = {}
             for layer in catalogue.layers():
-                if layer.id not in heads:
+                if layer.id not in heads and not layer.packed:
                     homes.setdefault(layer.home, []).append(layer)
         if abandoned is not None:
             self._store.index.update(lambda txn: queue.end_merge(txn, abandoned))

@@ -8,7 +8,8 @@ several children waits.
 
 Layers that outlive their snapshots are merged when they are many (maintenance.merging).
 
-Checksums of blocks go when these are queued, those of a forgotten layer before its files do.
+Checksums and cells of blocks go when these are queued, those of a forgotten layer before its files
+do.
 
 Nothing is punched or unlinked before every read that may have begun with an older map has ended.
 """
@@ -22,8 +23,8 @@ from enum import Enum
 from itertools import islice
 
 from bockd.directories import sync_directory
-from bockd.drivers.local.format import checksums, queue
-from bockd.drivers.local.format.blockmap import own_leaves, queue_orphans
+from bockd.drivers.local.format import cells, checksums, queue
+from bockd.drivers.local.format.blockmap import FrozenLayers, own_leaves, queue_orphans
 from bockd.drivers.local.format.catalogue import (
     CHILDREN,
     HOMES,
@@ -218,15 +219,16 @@ class Reclaimer:
 
     # -- unlinking ---------------------------------------------------------------------------
 
-    def _forget_checksums(self, layer: LayerId) -> bool:
-        """Forget a batch of what was known of a layer; True while there is more."""
+    def _forget_blocks(self, layer: LayerId) -> bool:
+        """Forget a batch of what was known of a layer's blocks; True while there is more."""
         index = self._registry.store.index
         with index.reading() as txn:
-            if not checksums.knows_layer(txn, layer):
+            if not (checksums.knows_layer(txn, layer) or cells.ROWS.has_rows(txn, layer)):
                 return False
 
         def forget(txn: Transaction) -> bool:
-            more = checksums.forget_some(txn, layer, BATCH_LEAVES)
+            more = cells.ROWS.forget_some(txn, layer, BATCH_LEAVES)
+            more |= checksums.forget_some(txn, layer, BATCH_LEAVES)
             hit(Failpoint.RECLAIM_UNCHECKED)
             return more
 
@@ -239,7 +241,7 @@ class Reclaimer:
         if not layers:
             return
         for layer in layers:
-            while await blocking(self._forget_checksums, layer):
+            while await blocking(self._forget_blocks, layer):
                 pass
         await self._drain_reads()
         for device in self._registry.devices():
@@ -307,7 +309,7 @@ def _burial(map_id: MapId) -> Callable[[Transaction], _Outcome]:
 def _fold_batch(catalogue: Catalogue, map_id: MapId, child: MapId) -> bool:
     """Give leaves to the only child, unless it has its own. Return whether there may be more."""
     txn = catalogue.txn
-    layers = frozenset(catalogue.layers_of(map_id))
+    layers = FrozenLayers.at_home(catalogue, map_id)
     batch = list(islice(own_leaves(txn, map_id), BATCH_LEAVES))
     for number, payload in batch:
         key = leaf_key(child, number)
