@@ -60,13 +60,16 @@ class StoreAccess:
         return self.ballast.ensure() and spares
 
 
-def create_segment(store: StoreAccess, name: JournalName, *, reserve: bool) -> JournalSegment:
-    """Create a journal segment. If the disk is full, its space comes from the reserve: a spare
-    segment or the ballast. Raises NoSpaceError when the reserve is used up, or when `reserve` is
-    false (unless only inodes are missing, which writes do not need), and other BockdErrors."""
+def create_segment(
+    store: StoreAccess, name: JournalName, *, reserve: bool, packed: bool
+) -> JournalSegment:
+    """Create a journal segment of a packed head, or of a raw one. If the disk is full, its space
+    comes from the reserve: a spare segment or the ballast. Raises NoSpaceError when the reserve is
+    used up, or when `reserve` is false (unless only inodes are missing, which writes do not need),
+    and other BockdErrors."""
     doing = f"creating journal segment {store.layout.journal_segment(name)}"
     try:
-        return JournalSegment.create(store.layout, name, store.boot)
+        return JournalSegment.create(store.layout, name, store.boot, packed=packed)
     except OSError as error:
         translated = from_os_error(error, doing)
         wanting = NoSpaceError if reserve else NoInodesError
@@ -76,7 +79,7 @@ def create_segment(store: StoreAccess, name: JournalName, *, reserve: bool) -> J
         if not (spare or store.ballast.release()):
             raise translated from error
     try:
-        return JournalSegment.create(store.layout, name, store.boot, reuse=spare)
+        return JournalSegment.create(store.layout, name, store.boot, reuse=spare, packed=packed)
     except OSError as error:
         raise from_os_error(error, doing) from error
 

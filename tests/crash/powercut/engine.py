@@ -86,13 +86,15 @@ def _unwritten_ranges(
             yield low, high
 
 
-def _create_segment(store: StoreAccess, name: JournalName, *, reserve: bool) -> JournalSegment:
+def _create_segment(
+    store: StoreAccess, name: JournalName, *, reserve: bool, packed: bool
+) -> JournalSegment:
     """As on a full disk, every other time."""
     unfinished = store.layout.unfinished_segment(name)
     if (name.generation + name.number) % 2 and store.spares.take(unfinished):
         with named(f"creating journal segment {name}"):
-            return JournalSegment.create(store.layout, name, store.boot, reuse=True)
-    return access.create_segment(store, name, reserve=reserve)
+            return JournalSegment.create(store.layout, name, store.boot, reuse=True, packed=packed)
+    return access.create_segment(store, name, reserve=reserve, packed=packed)
 
 
 class _AlwaysWanted:

@@ -18,7 +18,15 @@ import lmdb
 from bockd.drivers.local import poolfiles
 from bockd.drivers.local.format import journal, layer
 from bockd.drivers.local.format.blockmap import MapChanges
-from bockd.drivers.local.format.journal import BARRIERS, Entry, JournalSegment, Kind
+from bockd.drivers.local.format.journal import (
+    BARRIERS,
+    CellBlocks,
+    CellRun,
+    Entry,
+    JournalSegment,
+    Kind,
+    ZeroBlocks,
+)
 from bockd.drivers.local.format.layer import Layer
 from bockd.drivers.local.maintenance import reclaim
 from bockd.drivers.local.volume import recovery, volume
@@ -112,13 +120,12 @@ def _late_barrier() -> Generator[None]:
     real = JournalSegment.append
 
     def append(self: JournalSegment, entries: list[Entry]) -> None:
-        real(
-            self,
-            [
-                (e[0], self.last_sequence, 0) if isinstance(e, tuple) and e[0] in BARRIERS else e
-                for e in entries
-            ],
-        )
+        real(self, [late(entry, self.last_sequence) for entry in entries])
+
+    def late(entry: Entry, sequence: int) -> Entry:
+        if isinstance(entry, list | ZeroBlocks | CellRun | CellBlocks) or entry[0] not in BARRIERS:
+            return entry
+        return entry[0], sequence, 0
 
     with mock.patch.object(JournalSegment, "append", append):
         yield

@@ -7,6 +7,7 @@ cells that no block has, as trims leave them: holes, and strays, which hold some
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
 
@@ -24,12 +25,18 @@ FREE_SHARE = 8
 
 
 def pack_layer(
-    store: StoreAccess, layer: LayerId, random: Random, *, strays: bool = False
+    store: StoreAccess,
+    layer: LayerId,
+    random: Random,
+    *,
+    strays: bool = False,
+    chosen: Sequence[int] | None = None,
 ) -> dict[int, int]:
-    """Pack a layer. Return its blocks' cells. `strays` leaves data in cells that no block has."""
+    """Pack a layer. Return its blocks' cells, which are those `chosen` if any are. `strays` leaves
+    data in cells that no block has."""
     content = _read(store, layer)
     places = range(len(content) + -(-len(content) // FREE_SHARE))
-    chosen = random.sample(places, len(content))
+    chosen = chosen or random.sample(places, len(content))
     packed = dict(zip(sorted(content), chosen, strict=True))
     path = store.layout.layer_segment(layer, 0)
     os.unlink(path)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from bockd.drivers.local.format import cells, checksums, queue
-from bockd.drivers.local.format.catalogue import Catalogue
+from bockd.drivers.local.format.catalogue import Catalogue, LayerRecord
+from bockd.drivers.local.format.cells import LeafCells
 from bockd.drivers.local.format.journal import MAP_CHANGES, Change, Kind
 from bockd.drivers.local.format.leaf import (
     HOLE,
@@ -103,9 +104,12 @@ class FrozenLayers:
 class MapChanges:
     """Journal records applied to one map inside a write transaction.
 
-    Feed records in order with `apply`, then call `store`. Blocks of layers at home in this very
-    map that lose their last reference by it are queued to be punched: only folding moves foreign
-    layers home, and a map under change has no descendants that could still refer to them.
+    Feed records in order with `apply`, then call `store`. If the head is packed they say in which
+    cells its blocks are, and the rows of CELLS are changed with the leaves.
+
+    Blocks of layers at home in this very map that lose their last reference by it are queued to be
+    punched: only folding moves foreign layers home, and a map under change has no descendants that
+    could still refer to them.
 
     Whole leaves that become holes are kept as ranges: a record may name 16 million of them, and
     most are not stored.
@@ -119,20 +123,30 @@ class MapChanges:
     _work: dict[int, Leaf] = field(default_factory=dict, init=False)
     _holes: RangeSet = field(default_factory=RangeSet, init=False)
     """Leaves that became holes as a whole. One that changed afterwards is in `_work`."""
+    _head: LayerRecord = field(init=False)
+    _rows: dict[int, LeafCells] = field(default_factory=dict, init=False)
+    """Of a packed head, by leaf number: the cells of its blocks."""
+    _cells: int = field(default=0, init=False)
+    """Every cell that a record named is below it."""
 
     def __post_init__(self) -> None:
         catalogue = Catalogue(self.txn)
+        self._head = catalogue.layer(self.head)
         self._chain = catalogue.chain(self.map_id)
         self._homed = FrozenLayers.at_home(catalogue, self.map_id, but=self.head)
 
     def apply(self, change: Change) -> None:
-        """Apply a REDIRECT or HOLE record; any other changes nothing."""
+        """Apply a record that changes the map; any other changes nothing. Raises DamagedError for
+        one that a journal of this head does not have."""
         if change.kind not in MAP_CHANGES:
             return
-        target = self.head if change.kind is Kind.REDIRECT else HOLE
+        if change.kind is (Kind.REDIRECT if self._head.packed else Kind.CELLS):
+            raise DamagedError(f"a journal speaks of another kind of head than layer {self.head}")
+        target = HOLE if change.kind is Kind.HOLE else self.head
+        if change.kind is Kind.CELLS:
+            self._give_cells(change)
         if change.blocks == 1:
-            at = change.start & LEAF_MASK
-            self._leaf(change.start >> LEAF_SHIFT).assign(at, at + 1, target)
+            self._assign(change.start >> LEAF_SHIFT, change.start & LEAF_MASK, 1, target)
             return
         first, end = change.start, change.start + change.blocks
         first_whole = -(-first // LEAF_BLOCKS)
@@ -154,17 +168,51 @@ class MapChanges:
         numbers = range(first, end)
         if len(numbers) > len(self._work):
             self._work = {n: leaf for n, leaf in self._work.items() if n not in numbers}
+            self._rows = {n: row for n, row in self._rows.items() if n not in numbers}
             return
         for number in numbers:
             self._work.pop(number, None)
+            self._rows.pop(number, None)
+
+    def _give_cells(self, change: Change) -> None:
+        """Give a change's blocks their cells."""
+        first, end, cell = change.start, change.start + change.blocks, change.cell
+        self._cells = max(self._cells, cell + change.blocks)
+        while first < end:
+            number, at = first >> LEAF_SHIFT, first & LEAF_MASK
+            count = min(LEAF_BLOCKS - at, end - first)
+            given = zip(range(at, at + count), range(cell, cell + count), strict=True)
+            self._row(number).update(given)
+            first, cell = first + count, cell + count
+
+    def _take_cells(self, number: int, first: int, end: int) -> None:
+        """Take the cells of blocks first..end-1 of a leaf away, before it is changed."""
+        if self._head.packed and self.head in self._leaf(number).palette:
+            row = self._row(number)
+            for block in range(first, end):
+                row.pop(block, None)
+
+    def _row(self, number: int) -> LeafCells:
+        """The cells of a leaf's blocks in the head, to be changed."""
+        row = self._rows.get(number)
+        if row is None:
+            gone = number in self._holes
+            row = {} if gone else cells.stored_cells(self.txn, self.head, number)
+            self._rows[number] = row
+        return row
 
     def _apply_edges(self, first: int, end: int, target: LayerId) -> None:
         while first < end:
             number = first >> LEAF_SHIFT
             stop = min(end, (number + 1) << LEAF_SHIFT)
-            base = number << LEAF_SHIFT
-            self._leaf(number).assign(first - base, stop - base, target)
+            self._assign(number, first & LEAF_MASK, stop - first, target)
             first = stop
+
+    def _assign(self, number: int, first: int, count: int, target: LayerId) -> None:
+        """Assign `count` blocks of a leaf, from `first` on."""
+        if target == HOLE:
+            self._take_cells(number, first, first + count)
+        self._leaf(number).assign(first, first + count, target)
 
     def _leaf(self, number: int) -> Leaf:
         leaf = self._work.get(number)
@@ -195,6 +243,10 @@ class MapChanges:
                 self.txn.delete(LEAVES, key)
             else:
                 self.txn.put(LEAVES, key, leaf.encode())
+        for number in sorted(self._rows):
+            cells.ROWS.put(self.txn, self.head, number, self._rows[number])
+        if self._cells > self._head.cells:
+            Catalogue(self.txn).put_layer(replace(self._head, cells=self._cells))
         return garbage
 
     def _erase(self, first: int, end: int) -> bool:
@@ -206,6 +258,8 @@ class MapChanges:
             for key, payload in self.txn.sound(LEAVES, start, stop):
                 garbage |= self._queue_orphans(key, hole, payload)
         self.txn.erase(LEAVES, start, stop)
+        if self._head.packed:
+            cells.erase_leaves(self.txn, self.head, first, end)
         # What an ancestor has would show through.
         for number in present_leaves(self.txn, self._chain[1:], first, end):
             self.txn.put(LEAVES, leaf_key(self.map_id, number), hole.encode())

@@ -18,10 +18,14 @@ life never verifies. Kinds:
     BARRIER   every write up to sequence `start` is on disk, data and records
     SEAL      a barrier, and the last record of its segment
     SCATTER   `start` single blocks are now in the head: their numbers, u32 each, fill the places of
-              the following records (padded with zeros), and the CRC-32 covers them too
+              the following records (padded with ones), and the CRC-32 covers them too
     ZEROS     of the blocks start..start+count-1 in the head, those whose bits are set may hold
               nothing but zeros from now on. The bits fill the places of the following records,
               lowest bit first; the first and the last are set, and the CRC-32 covers them too
+    CELLS     count is c << 32 | n: blocks start..start+n-1 are now in the head, which is packed
+              (format.cells), in cells from c on
+    CELL_SCATTER  as SCATTER, in a packed head: its blocks are in cells from `count` on, one behind
+              the other
 
 A block whose latest redirect no barrier covers, and of which no later ZEROS record speaks, holds a
 byte that is not zero. Where one holds none, the page cache was lost (volume.recovery). A hole
@@ -31,6 +35,8 @@ Formats of a segment:
 
     1: no ZEROS records
     2: with them
+    3: of a packed head: CELLS and CELL_SCATTER instead of REDIRECT and SCATTER. Only these have
+       it, so that older code reads what a co-opener leaves in a pool of an older format.
 
 A record that does not verify ends the journal where a crash may have left it like that: unwritten,
 or with whole sectors of it unwritten. Anything else is damage (`_find_damage`), and refused: the
@@ -63,8 +69,9 @@ their index work is done in bulk, little enough that recovery replays them in a 
 
 HEADER_BYTES = 4096
 _MAGIC = b"bockdjnl"
-_FORMAT = 2
 _FORMAT_WITHOUT_ZEROS = 1
+_FORMAT = 2
+_FORMAT_PACKED = 3
 _HEADER = struct.Struct("<8sIIQQ36s")
 _CRC = struct.Struct("<I")
 _RECORD = struct.Struct("<IIQQQ")
@@ -72,6 +79,8 @@ _BODY = struct.Struct("<IQQQ")
 _SEED = struct.Struct("<QQI")
 _BLOCKS_PER_PLACE = 8
 _BITS_PER_PLACE = 256
+_CELL_SHIFT = 32
+_COUNT_MASK = (1 << _CELL_SHIFT) - 1
 _PLACES_PER_SECTOR = 512 // 32
 """A disk writes whole sectors of 512 bytes; a place is never in two."""
 
@@ -91,13 +100,20 @@ class Kind(IntEnum):
     SEAL = 4
     SCATTER = 5
     ZEROS = 6
+    CELLS = 7
+    CELL_SCATTER = 8
 
 
 BARRIERS = (Kind.BARRIER, Kind.SEAL)
-MAP_CHANGES = (Kind.REDIRECT, Kind.HOLE)
+MAP_CHANGES = (Kind.REDIRECT, Kind.HOLE, Kind.CELLS)
 """The kinds of `Change` that change a map."""
 
-_KINDS = {int(kind): kind for kind in Kind}
+Kinds = dict[int, Kind]
+_OF_RAW_HEADS = (Kind.REDIRECT, Kind.SCATTER)
+_OF_PACKED_HEADS = (Kind.CELLS, Kind.CELL_SCATTER)
+_KINDS: Kinds = {int(kind): kind for kind in Kind}
+_RAW_KINDS: Kinds = {int(kind): kind for kind in Kind if kind not in _OF_PACKED_HEADS}
+_PACKED_KINDS: Kinds = {int(kind): kind for kind in Kind if kind not in _OF_RAW_HEADS}
 
 
 class ZeroBlocks(NamedTuple):
@@ -106,19 +122,39 @@ class ZeroBlocks(NamedTuple):
     blocks: Sequence[int]
 
 
-Entry = tuple[Kind, int, int] | list[int] | ZeroBlocks
-"""What is appended: (kind, start, count), a list of single blocks redirected to the head, or blocks
-that may hold nothing but zeros."""
+class CellRun(NamedTuple):
+    """What a CELLS record is made of: `blocks` blocks from `start` on are in cells from `cell`
+    on."""
+
+    start: int
+    blocks: int
+    cell: int
+
+
+class CellBlocks(NamedTuple):
+    """What a CELL_SCATTER record is made of: single blocks are in cells from `cell` on, one behind
+    the other."""
+
+    blocks: Sequence[int]
+    cell: int
+
+
+Entry = tuple[Kind, int, int] | list[int] | ZeroBlocks | CellRun | CellBlocks
+"""What is appended: (kind, start, count), a list of single blocks redirected to the head, blocks
+that may hold nothing but zeros, or blocks that are in cells of a packed head."""
 
 
 class Change(NamedTuple):
     """A verified record, or a run of blocks of one: `blocks` blocks from `start` on. For a barrier
-    `start` is the sequence it covers, and `blocks` is 0."""
+    `start` is the sequence it covers, and `blocks` is 0. REDIRECT stands for SCATTER, too, and
+    CELLS for CELL_SCATTER."""
 
     sequence: int
     kind: Kind
     start: int
     blocks: int
+    cell: int = -1
+    """Of CELLS: where the first of the blocks lies; the others follow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +170,8 @@ class SegmentContents:
     """Something that is not zeros follows the last verified record."""
     notes_zeros: bool = True
     """Its writer appended ZEROS records where they are due (format 2)."""
+    packed: bool = False
+    """It is of a packed head (format 3)."""
 
     @property
     def sealed(self) -> bool:
@@ -169,10 +207,17 @@ class JournalSegment:
 
     @classmethod
     def create(
-        cls, layout: Layout, name: JournalName, boot: str, *, reuse: bool = False
+        cls,
+        layout: Layout,
+        name: JournalName,
+        boot: str,
+        *,
+        reuse: bool = False,
+        packed: bool = False,
     ) -> JournalSegment:
-        """Write a new segment in full, durably. With `reuse`, overwrite the file that has the name
-        of an unfinished one, in its blocks. Raises OSError."""
+        """Write a new segment in full, durably; `packed` says what the head is. With `reuse`,
+        overwrite the file that has the name of an unfinished one, in its blocks. Raises
+        OSError."""
         path = layout.journal_segment(name)
         # Under another name until it is whole: a segment without a header is damage.
         unfinished = layout.unfinished_segment(name)
@@ -180,8 +225,9 @@ class JournalSegment:
         fd = os.open(unfinished, os.O_RDWR | flags | os.O_CLOEXEC, 0o600)
         try:
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+            form = _FORMAT_PACKED if packed else _FORMAT
             header = _HEADER.pack(
-                _MAGIC, _FORMAT, name.number, name.volume, name.generation, boot.encode()
+                _MAGIC, form, name.number, name.volume, name.generation, boot.encode()
             )
             header += _CRC.pack(zlib.crc32(header))
             image = header + bytes(SEGMENT_BYTES - len(header))
@@ -213,10 +259,15 @@ class JournalSegment:
         records: list[bytes] = []
         for entry in entries:
             if isinstance(entry, list):
-                body = _BODY.pack(Kind.SCATTER, sequence, len(entry), 0)
-                numbers = array("I", entry).tobytes()
-                body += numbers + bytes(-len(numbers) % RECORD_BYTES)
+                body = _BODY.pack(Kind.SCATTER, sequence, len(entry), 0) + _numbers(entry)
                 sequence += len(body) // RECORD_BYTES
+            elif isinstance(entry, CellBlocks):
+                body = _BODY.pack(Kind.CELL_SCATTER, sequence, len(entry.blocks), entry.cell)
+                body += _numbers(entry.blocks)
+                sequence += len(body) // RECORD_BYTES
+            elif isinstance(entry, CellRun):
+                count = entry.cell << _CELL_SHIFT | entry.blocks
+                body = _BODY.pack(Kind.CELLS, sequence, entry.start, count)
             elif isinstance(entry, ZeroBlocks):
                 first, span = entry.blocks[0], _span(entry)
                 body = _BODY.pack(Kind.ZEROS, sequence, first, span)
@@ -295,11 +346,13 @@ def read_segment(layout: Layout, name: JournalName) -> SegmentContents:
     if len(image) < SEGMENT_BYTES:
         raise DamagedError(f"journal segment {path} is truncated; {_WHAT_TO_DO}")
     records = image[HEADER_BYTES:]
-    changes, places = _verified(records, _seed(name), first_sequence(name.number))
+    packed = form == _FORMAT_PACKED
+    kinds = _PACKED_KINDS if packed else _RAW_KINDS
+    changes, places = _verified(records, _seed(name), first_sequence(name.number), kinds)
     torn = bool(records[places * RECORD_BYTES :].strip(b"\0"))
-    if torn and (damage := _find_damage(records, name, places)):
+    if torn and (damage := _find_damage(records, name, places, kinds)):
         raise DamagedError(f"journal segment {path} is damaged: {damage}; {_WHAT_TO_DO}")
-    return SegmentContents(name, boot, changes, places, torn, form != _FORMAT_WITHOUT_ZEROS)
+    return SegmentContents(name, boot, changes, places, torn, form != _FORMAT_WITHOUT_ZEROS, packed)
 
 
 _WHAT_TO_DO = "restore it, or accept the loss of the latest writes with 'bockd check --repair'"
@@ -314,18 +367,20 @@ def _read_header(image: bytes, name: JournalName, path: Path) -> tuple[str, int]
         raise DamagedError(f"journal segment {path} has a broken header; {_WHAT_TO_DO}")
     magic, form, number, volume, generation, boot = _HEADER.unpack(fields)
     expected = (_MAGIC, name.number, name.volume, name.generation)
-    known = form in (_FORMAT, _FORMAT_WITHOUT_ZEROS)
+    known = form in (_FORMAT_WITHOUT_ZEROS, _FORMAT, _FORMAT_PACKED)
     if not known or (magic, number, volume, generation) != expected:
         raise DamagedError(f"journal segment {path} belongs to another volume or version")
     return boot.decode("ascii"), form
 
 
-def _find_damage(records: bytes, name: JournalName, place: int) -> str | None:
+def _find_damage(records: bytes, name: JournalName, place: int, kinds: Kinds) -> str | None:
     """Why the record at `place`, the first that fails, was not left like that by a crash."""
     first = first_sequence(name.number)
+    if _verified(records, _seed(name), first, _KINDS, place)[1] > place:
+        return f"record {first + place} is of a kind that another head's journal has"
     if _was_written(records, first, place) and not _is_torn(records, place):
         return f"record {first + place} fails its checksum"
-    later = _verified_after(records, name, place)
+    later = _verified_after(records, name, place, kinds)
     barriers = [change for change in later if change.kind in BARRIERS]
     # The second was appended when the first, and what it covers, was on disk.
     if len(barriers) > 1 and barriers[0].start >= first + place:
@@ -365,40 +420,47 @@ def _next_sector(place: int) -> int:
     return (place // _PLACES_PER_SECTOR + 1) * _PLACES_PER_SECTOR
 
 
-def _verified_after(records: bytes, name: JournalName, place: int) -> list[Change]:
+def _verified_after(records: bytes, name: JournalName, place: int, kinds: Kinds) -> list[Change]:
     """The records that verify after the one at `place`, which does not."""
     seed, first = _seed(name), first_sequence(name.number)
     found: list[Change] = []
     end = -(-len(records.rstrip(b"\0")) // RECORD_BYTES)
     place += 1
     while place < end:
-        changes, reached = _verified(records, seed, first, place)
+        changes, reached = _verified(records, seed, first, kinds, place)
         found.extend(changes)
         place = max(reached, place) + 1
     return found
 
 
 def _verified(
-    records: bytes, seed: int, first: int, place: int = 0
+    records: bytes, seed: int, first: int, kinds: Kinds, place: int = 0
 ) -> tuple[tuple[Change, ...], int]:
-    """Changes from `place` on, up to the first record that does not verify or is out of order, and
-    the place of that one."""
+    """Changes from `place` on, up to the first record that does not verify, is out of order or of
+    none of the `kinds`, and the place of that one."""
     changes: list[Change] = []
     view = memoryview(records)
     places = len(records) // RECORD_BYTES
     while place < places:
         at = place * RECORD_BYTES
         checksum, kind, sequence, start, count = _RECORD.unpack_from(records, at)
-        known = _KINDS.get(kind)
+        known = kinds.get(kind)
         if known is None or sequence != first + place:
             break
         following = _following(kind, start, count)
         end = at + (1 + following) * RECORD_BYTES
         if end > len(records) or checksum != zlib.crc32(view[at + 4 : end], seed):
             break
-        if known is Kind.SCATTER:
+        if known in (Kind.SCATTER, Kind.CELL_SCATTER):
             numbers = array("I", records[at + RECORD_BYTES : at + RECORD_BYTES + 4 * start])
-            changes.extend([Change(sequence, Kind.REDIRECT, block, 1) for block in numbers])
+            if known is Kind.SCATTER:
+                changes.extend([Change(sequence, Kind.REDIRECT, block, 1) for block in numbers])
+            else:
+                pairs = zip(numbers, range(count, count + start), strict=True)
+                changes.extend([Change(sequence, Kind.CELLS, b, 1, cell) for b, cell in pairs])
+        elif known is Kind.CELLS:
+            run = count & _COUNT_MASK
+            changes.append(Change(sequence, known, start, run, count >> _CELL_SHIFT))
         elif known is Kind.ZEROS:
             bits = int.from_bytes(view[at + RECORD_BYTES : end], "little")
             runs = _runs_of_bits(bits)
@@ -411,9 +473,16 @@ def _verified(
 
 def _following(kind: int, start: int, count: int) -> int:
     """Places that a record takes beside its own."""
-    if kind == Kind.SCATTER:
+    if kind in (Kind.SCATTER, Kind.CELL_SCATTER):
         return -(-start // _BLOCKS_PER_PLACE)
     return -(-count // _BITS_PER_PLACE) if kind == Kind.ZEROS else 0
+
+
+def _numbers(blocks: Sequence[int]) -> bytes:
+    """The numbers of single blocks, in whole places. Each has something in it, even if the last
+    number is 0: so it can be told that a sector of them is there (`_is_torn`)."""
+    numbers = array("I", blocks).tobytes()
+    return numbers + b"\xff" * (-len(numbers) % RECORD_BYTES)
 
 
 def _span(zeros: ZeroBlocks) -> int:
@@ -450,6 +519,8 @@ def places(entries: Sequence[Entry]) -> int:
     for entry in entries:
         if isinstance(entry, list):
             total += _following(Kind.SCATTER, len(entry), 0)
+        elif isinstance(entry, CellBlocks):
+            total += _following(Kind.CELL_SCATTER, len(entry.blocks), 0)
         elif isinstance(entry, ZeroBlocks):
             total += _following(Kind.ZEROS, 0, _span(entry))
     return total

@@ -28,7 +28,7 @@ from bockd.drivers.local.format.windows import Window, Windows
 from bockd.drivers.local.format.writepieces import SMALL_BYTES
 from bockd.errors import BockdError, DamagedError, from_os_error
 from bockd.failpoints import Failpoint, hit
-from bockd.model import KIB, MIB, TIB, LayerId
+from bockd.model import BLOCK_SIZE, KIB, MIB, TIB, LayerId
 from bockd.runtime.syncing import Syncing
 
 if TYPE_CHECKING:
@@ -223,6 +223,13 @@ class Layer:
                 os.close(fd)
         sync_directory(layout.layers)
         self._windows.forget()  # they end where the file did
+
+    def reach(self, cells: int) -> None:
+        """Make the file of a packed layer so many cells long at least. It is not synced. Raises
+        OSError."""
+        fd, needed = self.descriptors[0], cells * BLOCK_SIZE
+        if self.packed and os.fstat(fd).st_size < needed:
+            os.ftruncate(fd, needed)
 
     def punch(self, offset: int, length: int) -> None:
         """Give a range back to the file system; it reads as zeros then. Where the file system

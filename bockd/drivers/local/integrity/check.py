@@ -36,7 +36,7 @@ from bockd.drivers.local.format.catalogue import (
 )
 from bockd.drivers.local.format.cells import CELLS
 from bockd.drivers.local.format.checksums import CHECKSUMS
-from bockd.drivers.local.format.journal import MAP_CHANGES, SegmentContents, read_journal
+from bockd.drivers.local.format.journal import MAP_CHANGES, Kind, SegmentContents, read_journal
 from bockd.drivers.local.format.layer import Layer, verify_layer
 from bockd.drivers.local.format.layout import JournalName, Layout, unlink_if_present
 from bockd.drivers.local.format.leaf import HOLE, LEAF_BLOCKS, LEAVES, Leaf, leaf_key_parts
@@ -45,7 +45,11 @@ from bockd.drivers.local.integrity.checkcells import check_rows
 from bockd.drivers.local.integrity.checkchecksums import ChecksumCheck
 from bockd.drivers.local.integrity.checklayers import LayerCheck, overlong_files
 from bockd.drivers.local.registry import Registry
-from bockd.drivers.local.volume.recovery import pages_survived, refuse_broken_chain
+from bockd.drivers.local.volume.recovery import (
+    pages_survived,
+    refuse_broken_chain,
+    refuse_other_kind,
+)
 from bockd.errors import BockdError, DamagedError, PoolFormatError
 from bockd.index.keys import id_key, pair_key
 from bockd.index.tables import Table
@@ -311,6 +315,8 @@ class _Checker:
                 for change in segment.changes:
                     if change.kind in MAP_CHANGES:
                         self.blocks.excuse(volume.head, change.start, change.blocks)
+                    if change.kind is Kind.CELLS:
+                        self.blocks.excuse_cells(volume.head, change.cell, change.blocks)
 
     def _changed_since(self, volume: LocalVolumeRecord) -> bool:
         with self.store.index.reading() as txn:
@@ -325,6 +331,8 @@ class _Checker:
                 f"volume {volume.id} ({volume.name}) was not closed and its journal "
                 f"{self.store.layout.journal_segment(missing)} is incomplete or missing"
             )
+        if (head := self.layers.get(volume.head)) is not None:
+            refuse_other_kind(segments, packed=head.packed)
         if len(segments) > 1:
             refuse_broken_chain(segments, survived=self._survived(volume, segments))
         return segments

@@ -14,7 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bockd.drivers.local.format.journal import Entry, JournalSegment, Kind, ZeroBlocks, places
+from bockd.drivers.local.format.journal import (
+    CellBlocks,
+    CellRun,
+    Entry,
+    JournalSegment,
+    Kind,
+    ZeroBlocks,
+    places,
+)
 from bockd.drivers.local.volume.failing import Failure
 from bockd.failpoints import Failpoint, hit
 
@@ -40,6 +48,8 @@ class JournalTail:
         self._failure = failure
         self._staged: list[Entry] = []
         self._scattered: list[int] = []
+        self._first_cell = -1
+        """Of a packed head: where the first of `_scattered` lies; the others follow."""
 
     def switch_to(self, segment: JournalSegment) -> None:
         """Append to another segment from now on. Nothing is staged."""
@@ -93,6 +103,23 @@ class JournalTail:
         self.allowance -= 1
         self.stage(Kind.REDIRECT, first, count)
 
+    def stage_cells(self, blocks: Sequence[int], cell: int) -> None:
+        """Add that single blocks are in a packed head, for which there is allowance: in cells from
+        `cell` on, one behind the other."""
+        self.allowance -= len(blocks)
+        if self._first_cell + len(self._scattered) != cell:
+            self._gather_scattered()
+        if not self._scattered:
+            self._first_cell = cell
+        self._scattered.extend(blocks)
+
+    def stage_run(self, first: int, count: int, cell: int) -> None:
+        """Add that `count` blocks from `first` on are in a packed head, in cells from `cell` on,
+        for which there is allowance for one."""
+        self.allowance -= 1
+        self._gather_scattered()
+        self._staged.append(CellRun(first, count, cell))
+
     def stage_zeros(self, blocks: Sequence[int]) -> None:
         """Add to the batch that these blocks of the head, in order, may be all zeros from now on.
         They are blocks of one engine write."""
@@ -100,12 +127,16 @@ class JournalTail:
         self._staged.append(ZeroBlocks(blocks))
 
     def _gather_scattered(self) -> None:
-        scattered = self._scattered
+        scattered, cell = self._scattered, self._first_cell
         if scattered:
             # One block alone takes a single place as a range.
             alone = len(scattered) == 1
-            self._staged.append((Kind.REDIRECT, scattered[0], 1) if alone else scattered)
-            self._scattered = []
+            if cell < 0:
+                self._staged.append((Kind.REDIRECT, scattered[0], 1) if alone else scattered)
+            else:
+                one = CellRun(scattered[0], 1, cell)
+                self._staged.append(one if alone else CellBlocks(scattered, cell))
+            self._scattered, self._first_cell = [], -1
 
     def commit(self) -> None:
         """Append the staged changes. Raises VolumeFailedError: none of them may be acknowledged

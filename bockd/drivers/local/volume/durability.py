@@ -132,7 +132,9 @@ class Durability:
         segment: JournalSegment | None = None
         try:
             name = JournalName(self.record.id, self.record.generation + 1, 0)
-            segment = await blocking(create_segment, self._store, name, reserve=reserve)
+            segment = await blocking(
+                create_segment, self._store, name, reserve=reserve, packed=head.packed
+            )
             hit(Failpoint.OPEN_SEGMENT)
             await self._indexed.mark_opened()
             hit(Failpoint.OPEN_COMMITTED)
@@ -198,7 +200,8 @@ class Durability:
             return
         old = self.tail.segment
         name = replace(old.name, number=old.name.number + 1)
-        fresh = await blocking(create_segment, self._store, name, reserve=True)
+        packed = self.head.packed
+        fresh = await blocking(create_segment, self._store, name, reserve=True, packed=packed)
         hit(Failpoint.CHECKPOINT_SEGMENT)
         async with self.flusher.turn:
             self.tail.commit()
@@ -232,13 +235,15 @@ class Durability:
         adopt: Callable[[LocalVolumeRecord, T], None],
         *,
         reopen: bool = True,
+        packed: bool | None = None,
     ) -> T:
         """Change the volume's record together with the residue of its journal.
 
         `change` runs in a thread, inside the transaction, on the record that the residue gave,
         and may run twice; `adopt` runs on the owner thread after the commit, while no write is
         under way. With `reopen`, a journal of a new generation takes over, otherwise the volume is
-        marked closed. Raises with everything as it was, but for a failed sync.
+        marked closed. `packed` says what the head will be; None if it stays. Raises with everything
+        as it was, but for a failed sync.
         """
         async with self._checkpoint_lock:
             if not self.tail.begun:
@@ -249,7 +254,10 @@ class Durability:
             fresh: JournalSegment | None = None
             if reopen:
                 name = JournalName(self.record.id, self.record.generation + 1, 0)
-                fresh = await blocking(create_segment, self._store, name, reserve=True)
+                packed = self.head.packed if packed is None else packed
+                fresh = await blocking(
+                    create_segment, self._store, name, reserve=True, packed=packed
+                )
                 hit(Failpoint.TRANSITION_SEGMENT)
             await self._gate.quiesce()
             hit(Failpoint.TRANSITION_CLOSED)

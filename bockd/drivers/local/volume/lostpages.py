@@ -3,6 +3,10 @@
 A block whose latest redirect no barrier covers holds data, unless the journal says after it that
 the block may be zeros. So if such a block is a hole or holds nothing but zeros, its page never
 reached the disk: the file system was unmounted without it.
+
+In a raw head a block lies at its own offset. In a packed one it lies in the cell that its record
+names, and this rests on one rule: a cell that is given out is a hole in the file, durably, behind
+the end of the file or punched and synced. Everything here is by place in the file.
 """
 
 from __future__ import annotations
@@ -24,7 +28,11 @@ pages lost before a copy of them was made that has no holes, for that to miss an
 def find_lost_pages(segments: list[SegmentContents], head: Layer) -> bool:
     """Return whether a block of the head has lost its data. Segments that are not all of a format
     that notes zeros prove nothing. Raises DamagedError, DeviceError."""
-    owed = _owed([change for segment in segments for change in segment.changes])
+    changes = [change for segment in segments for change in segment.changes]
+    owed = _owed_cells(changes) if head.packed else _owed(changes)
+    length = head.length_bytes()
+    if any(_reach(group, mask) > length for group, mask in owed.items()):
+        return True
     for position, (group, mask) in enumerate(owed.items()):
         if mask & ~_present(head, group):
             return True
@@ -34,7 +42,7 @@ def find_lost_pages(segments: list[SegmentContents], head: Layer) -> bool:
 
 
 def _owed(changes: list[Change]) -> dict[int, int]:
-    """The blocks that must hold data: by group of 256, a bit for each."""
+    """The blocks of a raw head that must hold data: by group of 256, a bit for each."""
     durable = last_barrier(tuple(changes))
     owed: dict[int, int] = {}
     for change in changes:
@@ -54,6 +62,33 @@ def _owed(changes: list[Change]) -> dict[int, int]:
                 if group in owed:
                     owed[group] &= ~_mask(change, group)
     return {group: mask for group, mask in owed.items() if mask}
+
+
+def _owed_cells(changes: list[Change]) -> dict[int, int]:
+    """The cells of a packed head that must hold data, in the same form."""
+    durable = last_barrier(tuple(changes))
+    cells: dict[int, int] = {}
+    for change in changes:
+        blocks = range(change.start, change.start + change.blocks)
+        if change.sequence <= durable:
+            continue
+        if change.kind is Kind.CELLS:
+            cells.update(zip(blocks, range(change.cell, change.cell + change.blocks), strict=True))
+        elif change.kind in (Kind.HOLE, Kind.ZEROS):
+            # A hole may be as large as the volume; what is owed is little beside it.
+            few = blocks if len(blocks) < len(cells) else [b for b in cells if b in blocks]
+            for block in few:
+                cells.pop(block, None)
+    owed: dict[int, int] = {}
+    for cell in cells.values():
+        group, bit = divmod(cell, LEAF_BLOCKS)
+        owed[group] = owed.get(group, 0) | 1 << bit
+    return owed
+
+
+def _reach(group: int, mask: int) -> int:
+    """Where the last place of a group with a bit in the mask ends, in bytes."""
+    return group * _GROUP_BYTES + mask.bit_length() * BLOCK_SIZE
 
 
 def _groups(change: Change) -> range:

@@ -14,6 +14,9 @@ head in memory since it was opened for writing, there is no need to look.
 Journals of older code do not say which blocks may be zeros. With these a hole counts for lost data,
 block by block.
 
+A packed head may have been left shorter than a block of foretold zeros, which nothing proves lost;
+it is made as long as what counts says, so that no read meets its end.
+
 Recovery writes to no old journal and punches nothing. It may be killed and run again: all it does
 is one index transaction. What it could not use is kept in journal/discarded and reported.
 """
@@ -70,8 +73,10 @@ def recover(store: StoreAccess, record: LocalVolumeRecord) -> LocalVolumeRecord:
     with store.index.reading() as txn:
         head = Layer.of(store.layout, Catalogue(txn).layer(record.head), writable=True)
     try:
+        refuse_other_kind(segments, packed=head.packed)
         replay = plan_replay(segments, store.boot, head)
         try:
+            head.reach(max((c.cell + c.blocks for c in replay.changes if c.cell >= 0), default=0))
             # What is about to be in the index for good must not point at unsynced data.
             head.sync()
         except OSError as error:
@@ -113,6 +118,17 @@ def _read_segments(store: StoreAccess, record: LocalVolumeRecord) -> list[Segmen
             "accept the loss of the latest writes with 'bockd check --repair'"
         )
     return segments
+
+
+def refuse_other_kind(segments: list[SegmentContents], *, packed: bool) -> None:
+    """Raise DamagedError for the journal of a raw head if it is `packed`, or the reverse."""
+    for segment in segments:
+        if segment.packed is not packed:
+            raise DamagedError(
+                f"journal segment {segment.name.number} of volume {segment.name.volume} is of "
+                f"another kind than the layer that the volume writes to; restore it, or accept the "
+                "loss of the latest writes with 'bockd check --repair'"
+            )
 
 
 def plan_replay(segments: list[SegmentContents], boot: str, head: Layer) -> Replay:

@@ -22,9 +22,10 @@ from bockd.runtime.waiting import Pulse, WriteGate
 RESERVED_RECORDS = 64
 """Kept free in a segment for barriers and the seal."""
 
-RECORDS_PER_OPERATION = 4
-"""No engine operation appends more, unless it was promised more: one record of a change, and up to
-three places that say which of its blocks, 257 at most, are zeros."""
+RECORDS_PER_OPERATION = 37
+"""No engine operation appends more, unless it was promised more: one record of a change, which has
+33 places more if it names 257 single blocks of a packed head, and up to three places that say which
+of them are zeros."""
 
 ALLOWANCE_BLOCKS = 256
 """Single blocks redirected between two looks at how much room there is; each takes a place of its

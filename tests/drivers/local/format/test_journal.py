@@ -13,6 +13,8 @@ from bockd.drivers.local.format.journal import (
     RECORD_BYTES,
     SEGMENT_BYTES,
     SEGMENT_RECORDS,
+    CellBlocks,
+    CellRun,
     Change,
     Entry,
     JournalSegment,
@@ -117,7 +119,7 @@ def test_blocks_that_may_be_zeros_come_back(layout: Layout) -> None:
     contents = read_segment(layout, NAME)
     assert contents.notes_zeros
     assert contents.places == 1 + 2 + 2 + 3 + 1 == places([*zeros]) + 2
-    assert [change[1:] for change in contents.changes] == [
+    assert [change[1:4] for change in contents.changes] == [
         (Kind.REDIRECT, 7, 400),
         (Kind.ZEROS, 9, 1),
         (Kind.ZEROS, 7, 2),
@@ -168,6 +170,37 @@ def test_a_torn_append_ends_the_journal_there(layout: Layout, sectors: int) -> N
     contents = read_segment(layout, NAME)
     assert len(contents.changes) == (0, 14, 14, 14, 314)[sectors]
     assert contents.torn == (0 < sectors < 4)
+
+
+@pytest.mark.parametrize("sectors", range(5))
+def test_a_torn_append_to_a_packed_head_ends_the_journal_there(
+    layout: Layout, sectors: int
+) -> None:
+    segment = JournalSegment.create(layout, NAME, BOOT, packed=True)
+    segment.append([(Kind.HOLE, 1, 1)] * 14)
+    segment.append([CellBlocks(range(300), 7)])  # in sectors 0 to 3
+    segment.close()
+    path = layout.journal_segment(NAME)
+    os.truncate(path, HEADER_BYTES + sectors * 512)
+    os.truncate(path, SEGMENT_BYTES)
+    contents = read_segment(layout, NAME)
+    assert len(contents.changes) == (0, 14, 14, 14, 314)[sectors]
+    assert contents.torn == (0 < sectors < 4)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_record_that_ends_with_block_0_is_torn_like_any_other(
+    layout: Layout, *, packed: bool
+) -> None:
+    """Its last place holds one number, and that is 0: the sector is there all the same."""
+    blocks = [*range(1, 8 * 18 + 1), 0]
+    segment = JournalSegment.create(layout, NAME, BOOT, packed=packed)
+    segment.append([(Kind.HOLE, 1, 1)] * 14)
+    segment.append([CellBlocks(blocks, 7) if packed else blocks])  # in sectors 0 to 2
+    segment.close()
+    zero(layout.journal_segment(NAME), HEADER_BYTES + 512, 512)
+    contents = read_segment(layout, NAME)
+    assert (len(contents.changes), contents.torn) == (14, True)
 
 
 def test_a_truncated_segment_is_refused(layout: Layout, path: Path) -> None:
@@ -259,10 +292,72 @@ def test_scattered_blocks_come_back_one_by_one(layout: Layout, count: int) -> No
     )
 
 
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 32, 257, 5000])
+def test_blocks_in_cells_come_back(layout: Layout, count: int) -> None:
+    """Runs as runs, single blocks one by one; with the largest numbers there are."""
+    end = 1 << 32
+    blocks = [(n * 7919) % end for n in range(count)]
+    segment = JournalSegment.create(layout, NAME, BOOT, packed=True)
+    entries: list[Entry] = [
+        CellRun(end - count, count, end - count),
+        CellBlocks(blocks, end - count),
+        ZeroBlocks([5]),
+        (Kind.HOLE, 1, end),
+        CellRun(9, 1, 0),
+    ]
+    segment.append(entries)
+    assert segment.free == SEGMENT_RECORDS - places(entries)
+    segment.close()
+    contents = read_segment(layout, NAME)
+    assert contents.packed
+    assert contents.notes_zeros
+    assert contents.places == places(entries)
+    assert [change[1:] for change in contents.changes] == [
+        (Kind.CELLS, end - count, count, end - count),
+        *((Kind.CELLS, block, 1, end - count + n) for n, block in enumerate(blocks)),
+        (Kind.ZEROS, 5, 1, -1),
+        (Kind.HOLE, 1, end, -1),
+        (Kind.CELLS, 9, 1, 0),
+    ]
+    assert contents.changes[-1].sequence == FIRST + places(entries) - 1
+
+
+def test_a_raw_head_has_a_segment_that_older_code_reads(layout: Layout, path: Path) -> None:
+    assert path.read_bytes()[8:12] == (2).to_bytes(4, "little")
+    assert not read_segment(layout, NAME).packed
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_record_of_another_kind_of_head_is_damage(layout: Layout, *, packed: bool) -> None:
+    of_raw: list[Entry] = [(Kind.REDIRECT, 1, 2), [1, 2, 3]]
+    of_packed: list[Entry] = [CellRun(1, 2, 3), CellBlocks([1, 2, 3], 4)]
+    for entry in of_raw if packed else of_packed:
+        segment = JournalSegment.create(layout, NAME, BOOT, packed=packed)
+        segment.append([(Kind.HOLE, 1, 2), entry])
+        segment.close()
+        with pytest.raises(DamagedError, match="of a kind that another head's journal has"):
+            read_segment(layout, NAME)
+
+
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("byte", range(4 * RECORD_BYTES))
-def test_a_broken_scatter_is_damage(layout: Layout, byte: int) -> None:
-    segment = JournalSegment.create(layout, NAME, BOOT)
-    segment.append([(Kind.HOLE, 1, 2), [0x01010101 * n for n in range(1, 25)]])
+def test_a_broken_scatter_is_damage(layout: Layout, byte: int, *, packed: bool) -> None:
+    segment = JournalSegment.create(layout, NAME, BOOT, packed=packed)
+    blocks = [0x01010101 * n for n in range(1, 25)]
+    segment.append([(Kind.HOLE, 1, 2), CellBlocks(blocks, 1 << 31) if packed else blocks])
+    segment.close()
+    path = layout.journal_segment(NAME)
+    for bit in range(8):
+        flip(path, HEADER_BYTES + RECORD_BYTES + byte, 1 << bit)
+        with pytest.raises(DamagedError, match="fails its checksum"):
+            read_segment(layout, NAME)
+        flip(path, HEADER_BYTES + RECORD_BYTES + byte, 1 << bit)
+
+
+@pytest.mark.parametrize("byte", range(RECORD_BYTES))
+def test_a_broken_run_of_cells_is_damage(layout: Layout, byte: int) -> None:
+    segment = JournalSegment.create(layout, NAME, BOOT, packed=True)
+    segment.append([(Kind.HOLE, 1, 2), CellRun(5, 6, 7)])
     segment.close()
     path = layout.journal_segment(NAME)
     for bit in range(8):
