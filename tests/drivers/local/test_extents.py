@@ -176,7 +176,7 @@ def test_a_range_larger_than_memory_is_answered_in_part(
     monkeypatch.setattr(extents, "WALK_STEPS", 512)
     cache = LeafCache(LayerSlots())
     for group in range(256 * GIB // GROUP_BYTES):
-        cache.install(group, {}, {})
+        cache.install(group, {}, {}, {})
         if filled:
             for number in cache.leaves_of(group):
                 cache.replace(number, cache.uniform(2), 1)
@@ -241,7 +241,7 @@ class Mapped:
     def load(self, number: int) -> None:
         group = self.cache.group_of(number)
         leaves = {n: self.stored[n] for n in self.cache.leaves_of(group) if n in self.stored}
-        self.cache.install(group, leaves, {})
+        self.cache.install(group, leaves, {}, {})
 
     def store(self) -> None:
         """Bring all into the index, and evict what the budget has no room for."""

@@ -177,7 +177,11 @@ class MapChanges:
     def _give_cells(self, change: Change) -> None:
         """Give a change's blocks their cells."""
         first, end, cell = change.start, change.start + change.blocks, change.cell
-        self._cells = max(self._cells, cell + change.blocks)
+        if cell + change.blocks > self._cells:
+            self._cells = cell + change.blocks
+        if change.blocks == 1:
+            self._row(first >> LEAF_SHIFT)[first & LEAF_MASK] = cell
+            return
         while first < end:
             number, at = first >> LEAF_SHIFT, first & LEAF_MASK
             count = min(LEAF_BLOCKS - at, end - first)

@@ -18,9 +18,12 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from array import array
+from collections.abc import Container, Iterable, Iterator
 
+from bockd.drivers.local.format.leaf import LEAF_BLOCKS, Leaf
 from bockd.drivers.local.format.leafvalues import LeafTable, LeafValues, leaf_value_key
+from bockd.errors import DamagedError
 from bockd.index.tables import Table
 from bockd.model import LayerId
 from bockd.pool.index import Transaction
@@ -39,6 +42,26 @@ LeafCells = LeafValues
 def stored_cells(txn: Transaction, layer: LayerId, number: int) -> LeafCells:
     """Return the cells of a leaf's blocks in a packed layer. Raises DamagedError."""
     return ROWS.get(txn, layer, number)
+
+
+def cells_of_leaf(txn: Transaction, number: int, leaf: Leaf, packed: Container[int]) -> array[int]:
+    """Return, for each block of a leaf that is in a packed layer, its cell there (typecode I). For
+    all others the number means nothing. Raises DamagedError where a cell is missing."""
+    found = array("I", bytes(4 * LEAF_BLOCKS))
+    for code, layer in enumerate(leaf.palette):
+        if layer not in packed:
+            continue
+        count = 0
+        for block, cell in stored_cells(txn, LayerId(layer), number).items():
+            if leaf.index[block] == code:
+                found[block] = cell
+                count += 1
+        if count != leaf.index.count(code):
+            raise DamagedError(
+                f"the index does not say where all blocks of leaf {number} lie in layer {layer}; "
+                "run 'bockd check'"
+            )
+    return found
 
 
 def erase_leaves(txn: Transaction, layer: LayerId, first: int, end: int) -> None:

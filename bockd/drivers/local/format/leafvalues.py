@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import compress, islice
 
 from bockd.drivers.local.format.leaf import LEAF_BLOCKS
 from bockd.errors import DamagedError
@@ -21,6 +21,8 @@ from bockd.pool.index import Transaction
 
 _KEY = struct.Struct(">QI")
 _MASK_BYTES = LEAF_BLOCKS // 8
+_ONE = ord("1")
+_BITS = bytes.maketrans(b"01", b"\0\1")
 
 LeafValues = dict[int, int]
 """Block within the leaf to its number."""
@@ -39,9 +41,12 @@ def leaf_value_key_parts(key: bytes) -> tuple[LayerId, int]:
 
 def encode_values(values: LeafValues) -> bytes:
     """Encode the numbers of a leaf in their stored form."""
-    mask = sum(1 << block for block in values)
-    ordered = [values[block] for block in sorted(values)]
-    return mask.to_bytes(_MASK_BYTES, "little") + struct.pack(f"<{len(ordered)}I", *ordered)
+    blocks = sorted(values)
+    digits = bytearray(b"0") * LEAF_BLOCKS
+    for block in blocks:
+        digits[~block] = _ONE  # the highest comes first
+    mask = int(digits, 2).to_bytes(_MASK_BYTES, "little")
+    return mask + struct.pack(f"<{len(blocks)}I", *[values[block] for block in blocks])
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +63,8 @@ class LeafTable:
         mask = int.from_bytes(payload[:_MASK_BYTES], "little")
         if not mask or len(payload) != _MASK_BYTES + 4 * mask.bit_count():
             raise DamagedError(f"stored {self.what} are malformed; run 'bockd check'")
-        blocks = [block for block in range(first, end) if mask >> block & 1]
+        digits = f"{mask:0{LEAF_BLOCKS}b}"[::-1].encode().translate(_BITS)
+        blocks = [*compress(range(first, end), digits[first:end])]
         before = (mask & ((1 << first) - 1)).bit_count()
         ordered = struct.unpack_from(f"<{len(blocks)}I", payload, _MASK_BYTES + 4 * before)
         return dict(zip(blocks, ordered, strict=True))

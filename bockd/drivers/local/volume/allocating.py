@@ -79,7 +79,7 @@ class ZeroAllocator:
             await self._room.wait_for_index()
             await self._loader.load(first, end)
             runs = self._map.runs(first, end)
-            elsewhere = [(low, high) for low, high, slot in runs if slot != self._heads.slot]
+            elsewhere = [(low, high) for low, high, slot, _ in runs if slot != self._heads.slot]
         if self._tail.exposed() and elsewhere != [(first, end)]:
             self._foretell_zeros(range(first, end))
         self._flusher.unsynced = True

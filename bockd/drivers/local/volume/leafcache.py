@@ -1,9 +1,12 @@
 """The live block map of an open device in memory, leaf by leaf.
 
 A leaf is an array of 256 slots (volume.slots); equal uniform leaves share one, which is copied when
-a block changes.
+a block changes. Beside it, in `cells`, is where its blocks lie in their layers, if one of these is
+packed (format.cells): an array of 256 cells, which no other leaf shares.
 
 Invariants:
+* A leaf with a block in a packed layer has cells. What they say of other blocks means nothing, so
+  merging a packed layer into a raw one (`LayerSlots.alias`) changes none.
 * A leaf with changes that the index does not have is *dirty* and stays. Clean ones are evicted in
   groups, oldest first, when the cache outgrows its budget.
 * What the index does not have of a group that was read is all holes, and takes no place in memory.
@@ -19,6 +22,7 @@ from array import array
 from collections.abc import Iterable
 from typing import NamedTuple, TypeAlias
 
+from bockd.drivers.local.format.cells import runs_of_cells
 from bockd.drivers.local.format.leaf import (
     LEAF_BLOCKS,
     LEAF_MASK,
@@ -32,6 +36,10 @@ from bockd.model import MIB, LayerId
 
 SlotLeaf: TypeAlias = "array[int]"
 """256 slots, typecode H."""
+
+Run = tuple[int, int, int, int]
+"""Blocks first..end-1 that lie one behind the other in one file: (first, end, slot, cell). Block b
+is at byte (cell + b - first) x 4096 there; in a raw layer its cell is its number."""
 
 GROUP_LEAVES = 64
 """Leaves that are read and evicted together: 64 MiB of volume, one cursor walk."""
@@ -51,6 +59,8 @@ _GROUP_BYTES = 200
 """What a group costs beside its leaves: its entries in a dictionary and a set. A holed one costs
 less than as much again."""
 
+_CELLS_BYTES = 1200
+_NO_CELLS = bytes(4 * LEAF_BLOCKS)
 _SHARED_LEAF_BYTES = 104
 _PRIVATE_LEAF_BYTES = _SHARED_LEAF_BYTES + 740
 
@@ -93,6 +103,9 @@ class MadeHoles(NamedTuple):
     """All changes are within these blocks, which are all holes now."""
     of_head: bool
     """Some of them may have been in the head."""
+    cells: tuple[range, ...] = ()
+    """Of a packed head: the cells of those of them that were in it, and whose leaves are in
+    memory."""
 
 
 class LeafCache:
@@ -125,6 +138,7 @@ class LeafCache:
         """Forget all leaves, and close the layers."""
         self._layers.close()
         self.leaves.clear()
+        self.cells.clear()
         self._whole.clear()
         self._kinds.clear()
         self._holed.clear()
@@ -137,6 +151,10 @@ class LeafCache:
         if leaf is None and number // GROUP_LEAVES in self._whole:
             return self.uniform(HOLE_SLOT)
         return leaf
+
+    def is_whole(self, group: int) -> bool:
+        """Return whether what is absent of a group is known to be holes."""
+        return group in self._whole
 
     def kind(self, group: int) -> bool | None:
         """Return True if a group is known to be all holes, and False if it is known to have none.
@@ -174,10 +192,10 @@ class LeafCache:
         """Return whether a leaf is the shared one of its slot, and so uniform."""
         return self.shared.get(leaf[0]) is leaf
 
-    def runs(self, first: int, end: int) -> list[tuple[int, int, int]]:
-        """Return blocks first..end-1 as runs (first, end, slot). Their leaves are loaded.
-        Neighbouring runs have different slots."""
-        found: list[tuple[int, int, int]] = []
+    def runs(self, first: int, end: int) -> list[Run]:
+        """Return blocks first..end-1 as runs. Their leaves are loaded. Neighbouring runs have
+        different slots, or cells of a packed layer that do not follow each other."""
+        found: list[Run] = []
         while first < end:
             number = first >> LEAF_SHIFT
             base = number << LEAF_SHIFT
@@ -188,12 +206,32 @@ class LeafCache:
             else:
                 pieces = runs_of(leaf, first - base, stop - base)
             for start, until, slot in pieces:
-                if found and found[-1][2] == slot:
-                    found[-1] = (found[-1][0], base + until, slot)
+                if self._is_packed(slot):
+                    self._add_packed(found, number, start, until)
+                elif found and found[-1][2] == slot:
+                    found[-1] = (found[-1][0], base + until, slot, found[-1][3])
                 else:
-                    found.append((base + start, base + until, slot))
+                    found.append((base + start, base + until, slot, base + start))
             first = stop
         return found
+
+    def _is_packed(self, slot: int) -> bool:
+        layer = self._layers.slots[slot]
+        return layer is not None and layer.packed
+
+    def _add_packed(self, found: list[Run], number: int, first: int, end: int) -> None:
+        """Add blocks first..end-1 of a leaf, all in one packed layer, to the runs before them."""
+        row, slot, base = self.cells[number], self._at(number)[first], number << LEAF_SHIFT
+        while first < end:
+            cell, stop = row[first], first + 1
+            while stop < end and row[stop] == cell + stop - first:
+                stop += 1
+            last = found[-1] if found else (0, 0, HOLE_SLOT, 0)
+            if last[2] == slot and last[3] + last[1] - last[0] == cell:
+                found[-1] = (last[0], base + stop, slot, last[3])
+            else:
+                found.append((base + first, base + stop, slot, cell))
+            first = stop
 
     def holds_only(self, first: int, end: int, slot: int) -> bool:
         """Return whether blocks first..end-1 are all in `slot`. Their leaves are loaded."""
@@ -226,8 +264,9 @@ class LeafCache:
 
     # -- changing ----------------------------------------------------------------------------
 
-    def assign(self, first: int, end: int, slot: int, sequence: int) -> None:
-        """Assign blocks first..end-1 to `slot`. Their leaves are loaded."""
+    def assign(self, first: int, end: int, slot: int, sequence: int, cell: int = -1) -> None:
+        """Assign blocks first..end-1 to `slot`; of a packed layer `cell` is that of the first, and
+        the others follow. Their leaves are loaded."""
         while first < end:
             number = first >> LEAF_SHIFT
             stop = min(end, (number + 1) << LEAF_SHIFT)
@@ -239,24 +278,40 @@ class LeafCache:
                 leaf[first - base : stop - base] = self.uniform(slot)[: stop - first]
                 self.replace(number, leaf, sequence)
                 self.share(number)
+            if cell >= 0:
+                given = range(cell, cell + stop - first)
+                self._own_cells(number)[first - base : stop - base] = array("I", given)
+                cell += stop - first
             first = stop
 
-    def assign_one(self, block: int, slot: int, sequence: int) -> None:
+    def assign_one(self, block: int, slot: int, sequence: int, cell: int = -1) -> None:
         """Assign one block to `slot`, as `assign` does. This is the short way for random writes."""
         number = block >> LEAF_SHIFT
         leaf = self.leaves.get(number) or self._at(number)
         if self.shared.get(leaf[0]) is leaf:
             leaf = self._copied(number, leaf)
         leaf[block & LEAF_MASK] = slot
+        if cell >= 0:
+            self._own_cells(number)[block & LEAF_MASK] = cell
         self.dirty[number] = sequence
 
-    def own(self, number: int) -> SlotLeaf | None:
+    def own(self, number: int, *, packed: bool = False) -> SlotLeaf | None:
         """Return a leaf that stands in no other place, to be changed; whoever changes it marks it
-        as dirty. None if it must be loaded from the index."""
+        as dirty. None if it must be loaded from the index. If it is to lead to a `packed` layer it
+        has cells from now on."""
         leaf = self.find(number)
+        if leaf is not None and packed:
+            self._own_cells(number)
         if leaf is None or not self.is_shared(leaf):
             return leaf
         return self._copied(number, leaf)
+
+    def _own_cells(self, number: int) -> array[int]:
+        """A leaf's cells, to be changed. If it has none it gets some."""
+        row = self.cells.get(number)
+        if row is None:
+            row = self.cells[number] = array("I", _NO_CELLS)
+        return row
 
     def _copied(self, number: int, leaf: SlotLeaf) -> SlotLeaf:
         """Put a copy of a shared leaf in its place, to be changed."""
@@ -273,6 +328,12 @@ class LeafCache:
             if leaf == shared:
                 self._private -= 1
                 self.leaves[number] = shared
+                self._drop_cells(number, leaf[0])
+
+    def _drop_cells(self, number: int, slot: int) -> None:
+        """Forget the cells of a leaf whose blocks are all in `slot` now, if they mean nothing."""
+        if number in self.cells and not self._is_packed(slot):
+            del self.cells[number]
 
     def replace(self, number: int, leaf: SlotLeaf, sequence: int) -> None:
         """Put a changed leaf in place."""
@@ -284,6 +345,8 @@ class LeafCache:
         self._kinds.pop(number // GROUP_LEAVES, None)
         if not self.is_shared(leaf):
             self._private += 1
+        else:
+            self._drop_cells(number, leaf[0])
         self.leaves[number] = leaf
         self.dirty[number] = sequence
 
@@ -311,7 +374,7 @@ class LeafCache:
         groups nothing need be in memory, other leaves are loaded. Return None if all of it was
         known to be holes."""
         first, end, groups_first, groups_end, groups = plan
-        made = self._hole_groups(groups, sequence)
+        made = self._hole_groups(groups, head, sequence)
         if first < groups_first:
             made = self._hole_leaves(first, groups_first, head, sequence) + made
         if groups_end < end:
@@ -319,7 +382,8 @@ class LeafCache:
         if not made:
             return None
         of_head = any(part.of_head for part in made)
-        return MadeHoles(made[0].first, min(end, made[-1].end), of_head)
+        cells = tuple(run for part in made for run in part.cells)
+        return MadeHoles(made[0].first, min(end, made[-1].end), of_head, cells)
 
     def _hole_leaves(self, first: int, end: int, head: int, sequence: int) -> list[MadeHoles]:
         """Make blocks holes leaf by leaf, and return those of which some were none."""
@@ -329,12 +393,23 @@ class LeafCache:
             stop = min(end, (number + 1) << LEAF_SHIFT)
             if not self.holds_only(first, stop, HOLE_SLOT):
                 base, leaf = number << LEAF_SHIFT, self._at(number)
-                made.append(MadeHoles(first, stop, head in leaf[first - base : stop - base]))
+                of_head = head in leaf[first - base : stop - base]
+                cells = self._cells_in(number, first - base, stop - base, head)
+                made.append(MadeHoles(first, stop, of_head, cells))
                 self.assign(first, stop, HOLE_SLOT, sequence)
             first = stop
         return made
 
-    def _hole_groups(self, groups: range, sequence: int) -> list[MadeHoles]:
+    def _cells_in(self, number: int, first: int, end: int, slot: int) -> tuple[range, ...]:
+        """The cells of those of a leaf's blocks first..end-1 that are in a packed layer."""
+        row = self.cells.get(number)
+        if row is None or slot < 0 or not self._is_packed(slot):
+            return ()
+        leaf = self._at(number)
+        held = sorted(row[block] for block in range(first, end) if leaf[block] == slot)
+        return tuple(range(low, high) for low, high in runs_of_cells(held))
+
+    def _hole_groups(self, groups: range, head: int, sequence: int) -> list[MadeHoles]:
         """Make whole groups holes, and return those that were not known to be."""
         made, blocks = [], GROUP_LEAVES << LEAF_SHIFT
         for group in groups:
@@ -344,15 +419,17 @@ class LeafCache:
                 or not self.filled(numbers.start, numbers.stop)
             ):
                 continue
+            cells: tuple[range, ...] = ()
             if group in self._groups:
                 for number in self.leaves.keys() & numbers:
-                    self._private -= not self.is_shared(self.leaves.pop(number))
+                    cells += self._cells_in(number, 0, LEAF_BLOCKS, head)
+                    self._forget(number)
                     self.dirty.pop(number, None)
             self._groups[group] = None
             self._whole.add(group)
             self._kinds[group] = True
             self._holed[group] = sequence
-            made.append(MadeHoles(group * blocks, (group + 1) * blocks, of_head=True))
+            made.append(MadeHoles(group * blocks, (group + 1) * blocks, True, cells))
         return made
 
     # -- damage ------------------------------------------------------------------------------
@@ -381,8 +458,8 @@ class LeafCache:
         number = block >> LEAF_SHIFT
         if number // GROUP_LEAVES in self._holed:
             return  # what the index has is outdated
-        if number not in self.dirty and (leaf := self.leaves.pop(number, None)) is not None:
-            self._private -= not self.is_shared(leaf)
+        if number not in self.dirty and number in self.leaves:
+            self._forget(number)
             self._whole.discard(number // GROUP_LEAVES)
             self._kinds.pop(number // GROUP_LEAVES, None)
 
@@ -420,14 +497,25 @@ class LeafCache:
         """Whether more than what is asked for is to be loaded."""
         return self._weight() < CACHE_BYTES * _EAGER_SHARE
 
-    def install(self, group: int, leaves: dict[int, Leaf], damaged: dict[int, list[int]]) -> None:
-        """Take in what the index has of a group, and which blocks of which leaf are damaged. What
-        is in memory already is newer, and stays. All of the layers have slots."""
+    def install(
+        self,
+        group: int,
+        leaves: dict[int, Leaf],
+        damaged: dict[int, list[int]],
+        cells: dict[int, array[int]],
+    ) -> None:
+        """Take in what the index has of a group: leaves, which blocks of which leaf are damaged,
+        and the cells of those that lead to packed layers. What is in memory already is newer, and
+        stays. All of the layers have slots."""
         self._evict()
-        self.install_more((group,), leaves, damaged)
+        self.install_more((group,), leaves, damaged, cells)
 
     def install_more(
-        self, groups: Iterable[int], leaves: dict[int, Leaf], damaged: dict[int, list[int]]
+        self,
+        groups: Iterable[int],
+        leaves: dict[int, Leaf],
+        damaged: dict[int, list[int]],
+        cells: dict[int, array[int]],
     ) -> None:
         """Take in several groups, as `install` does, and evict nothing: no group was evicted since
         they were read (`drops`), or what is read here may be older than what is lost."""
@@ -439,6 +527,8 @@ class LeafCache:
             # Of a group that is whole all has changed since it was read, or nothing has.
             if number in self.leaves or group in self._whole:
                 continue
+            if number in cells:
+                self.cells[number] = cells[number]
             palette, bad = tuple(leaf.palette), damaged.get(number)
             if len(palette) == 1 and bad is None:
                 self.leaves[number] = self.uniform(self._layers.slots_of(palette)[0])
@@ -480,11 +570,17 @@ class LeafCache:
         for number in self.leaves_of(group):
             if number in self.dirty:
                 self._groups[group] = None
-            elif (leaf := self.leaves.pop(number, None)) is not None:
-                self._private -= not self.is_shared(leaf)
+            elif number in self.leaves:
+                self._forget(number)
+
+    def _forget(self, number: int) -> None:
+        """Forget a leaf that is in memory."""
+        self._private -= not self.is_shared(self.leaves.pop(number))
+        self.cells.pop(number, None)
 
     def _weight(self) -> int:
         """An estimate of the leaves' memory in bytes."""
         private = self._private * (_PRIVATE_LEAF_BYTES - _SHARED_LEAF_BYTES)
         groups = (len(self._groups) + len(self._holed)) * _GROUP_BYTES
-        return len(self.leaves) * _SHARED_LEAF_BYTES + private + groups
+        leaves = len(self.leaves) * _SHARED_LEAF_BYTES + len(self.cells) * _CELLS_BYTES
+        return leaves + private + groups

@@ -16,11 +16,12 @@ Invariants:
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from bockd.drivers.local.access import StoreAccess
-from bockd.drivers.local.format import checksums
+from bockd.drivers.local.format import cells, checksums
 from bockd.drivers.local.format.blockmap import first_leaves, present_leaves, stored_leaves
 from bockd.drivers.local.format.catalogue import Catalogue
 from bockd.drivers.local.format.checksums import DAMAGED
@@ -56,6 +57,8 @@ class _Wanted:
     most: int
     known: frozenset[LayerId]
     """Layers that are open."""
+    packed: frozenset[LayerId]
+    """Those of them whose blocks lie in cells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,8 @@ class _Loaded:
     layers: dict[LayerId, Layer]
     damaged: dict[int, list[int]]
     """Leaf number to those of its blocks that are known to be damaged."""
+    cells: dict[int, array[int]]
+    """Leaf number to its cells, where some layer is packed (format.cells.cells_of_leaf)."""
     more: _More
 
 
@@ -75,6 +80,7 @@ class _More(NamedTuple):
     groups: range
     leaves: dict[int, Leaf]
     damaged: dict[int, list[int]]
+    cells: dict[int, array[int]]
 
 
 class LeafLoader:
@@ -155,7 +161,7 @@ class LeafLoader:
                     layers.add(layer)
             # What was not in memory has not changed since it was read: the group is pinned, so
             # no leaf of it was changed, stored and evicted meanwhile.
-            cache.install(group, loaded.leaves, loaded.damaged)
+            cache.install(group, loaded.leaves, loaded.damaged, loaded.cells)
             # The groups behind it are not: nor was one of them, if none was at all.
             if drops == cache.drops:
                 cache.install_more(*loaded.more)
@@ -171,7 +177,8 @@ class LeafLoader:
         last = cache.group_of((self.size_bytes - 1) // LEAF_BYTES)
         end = cache.next_whole(group + 1, min(group + reach, last) + 1)
         more = range(cache.leaves_of(group + 1).start, cache.leaves_of(end).start)
-        return _Wanted(self.chain, cache.leaves_of(group), more, most, self.layers.known())
+        known, packed = self.layers.known(), self.layers.packed()
+        return _Wanted(self.chain, cache.leaves_of(group), more, most, known, packed)
 
     def _read(self, wanted: _Wanted) -> _Loaded:
         """In a thread: a group's leaves, and the layers met in them for the first time."""
@@ -197,13 +204,16 @@ class LeafLoader:
                 for layer_id in _layers_of(leaves) - wanted.known:
                     layers[layer_id] = layer = self._store.frozen_layer(catalogue.layer(layer_id))
                     layer.prepare()
+                fresh = {layer_id for layer_id, layer in layers.items() if layer.packed}
+                packed = wanted.packed | fresh
+                found = _cells_of(txn, leaves, packed)
                 damaged = _damaged_in(txn, leaves)
-                more = _read_more(txn, wanted, wanted.known | layers.keys())
+                more = _read_more(txn, wanted, wanted.known | layers.keys(), packed)
             except BaseException:
                 for opened in layers.values():
                     opened.close()
                 raise
-        return _Loaded(leaves, layers, damaged, more)
+        return _Loaded(leaves, layers, damaged, found, more)
 
     async def present(self, first: int, end: int) -> list[int]:
         """Return the numbers of the leaves first..end-1 that may hold something, in order. All
@@ -221,13 +231,15 @@ class LeafLoader:
             return present_leaves(txn, chain, first, end)
 
 
-def _read_more(txn: Transaction, wanted: _Wanted, known: frozenset[LayerId]) -> _More:
-    """Return what is behind a group, up to the first leaf that names a layer which is not
-    `known`."""
+def _read_more(
+    txn: Transaction, wanted: _Wanted, known: frozenset[LayerId], packed: frozenset[LayerId]
+) -> _More:
+    """Return what is behind a group, up to the first leaf that names a layer which is not `known`.
+    Some of these are `packed`."""
     first, end, size = wanted.more.start, wanted.more.stop, len(wanted.numbers)
     leaves: dict[int, Leaf] = {}
     if first == end:
-        return _More(range(0), leaves, {})
+        return _More(range(0), {}, {}, {})
     try:
         stored, end = first_leaves(txn, wanted.chain, first, end, size, wanted.most)
         for number in sorted(stored):
@@ -237,9 +249,21 @@ def _read_more(txn: Transaction, wanted: _Wanted, known: frozenset[LayerId]) -> 
                 break
             leaves[number] = leaf
         leaves = {number: leaf for number, leaf in leaves.items() if number < end}
-        return _More(range(first // size, end // size), leaves, _damaged_in(txn, leaves))
+        damaged, found = _damaged_in(txn, leaves), _cells_of(txn, leaves, packed)
+        return _More(range(first // size, end // size), leaves, damaged, found)
     except DamagedError:  # whoever needs what was lost meets the error
-        return _More(range(0), {}, {})
+        return _More(range(0), {}, {}, {})
+
+
+def _cells_of(
+    txn: Transaction, leaves: dict[int, Leaf], packed: frozenset[LayerId]
+) -> dict[int, array[int]]:
+    """The cells of leaves that lead to packed layers. Raises DamagedError."""
+    return {
+        number: cells.cells_of_leaf(txn, number, leaf, packed)
+        for number, leaf in leaves.items()
+        if not packed.isdisjoint(leaf.palette)
+    }
 
 
 def _damaged_in(txn: Transaction, leaves: dict[int, Leaf]) -> dict[int, list[int]]:

@@ -88,16 +88,20 @@ class Reader:
         if layer is None:
             into[:] = _ZEROS[:length]
             return True
-        descriptor = layer.near_descriptor
+        position = offset
+        if layer.packed:
+            cell = self._cells[number][first & LEAF_MASK]
+            position += (cell - first) << BLOCK_SHIFT
+        descriptor = layer.first_descriptor
         if descriptor < 0:  # closed, or no layer but what stands for damaged blocks
-            return layer.try_read(offset, into)
+            return layer.try_read(position, into)
         layer.used = True
         try:
-            return os.preadv(descriptor, (into,), offset, layer.nowait_flag) == length
+            return os.preadv(descriptor, (into,), position, layer.nowait_flag) == length
         except BlockingIOError:
             return False
         except OSError as error:
-            raise layer.failure(error, offset) from error
+            raise layer.failure(error, position) from error
 
     def fast_view(self) -> FastView:
         """See FastDevice.fast_view."""
@@ -116,7 +120,7 @@ class Reader:
     def _try_read_many(self, offset: int, into: memoryview, first: int, end: int) -> bool:
         if self.map.missing(first, end) is not None:
             return False
-        for layer, position, piece in self._plan_read(offset, into, first, end):
+        for layer, position, _, piece in self._plan_read(offset, into, first, end):
             try:
                 if not layer.try_read(position, piece):
                     return False
@@ -129,14 +133,15 @@ class Reader:
         """Fill holes with zeros and return what is to be read from which layer."""
         pieces: list[ReadPiece] = []
         stop = offset + len(into)
-        for run_first, run_end, slot in self.map.runs(first, end):
+        for run_first, run_end, slot, cell in self.map.runs(first, end):
             start = max(offset, run_first << BLOCK_SHIFT)
             part = into[start - offset : min(stop, run_end << BLOCK_SHIFT) - offset]
             layer = self._slots[slot]
             if layer is None:
                 _fill_zeros(part)
             else:
-                pieces.append((layer, start, part))
+                position = start + ((cell - run_first) << BLOCK_SHIFT)
+                pieces.append(ReadPiece(layer, position, start, part))
         return pieces
 
     async def read(self, offset: int, into: memoryview) -> None:
@@ -157,8 +162,8 @@ class Reader:
             if pieces:
                 self._begin_ahead(self._ahead.missed(offset, offset + len(into)))
                 await self._in_thread(
-                    {piece[0] for piece in pieces},
-                    [piece for piece in pieces if self._is_frozen(piece[0])],
+                    {piece.layer for piece in pieces},
+                    [piece for piece in pieces if self._is_frozen(piece.layer)],
                     partial(_read_pieces, pieces),
                 )
         finally:
@@ -178,8 +183,8 @@ class Reader:
             for offset, end in extents_of(sorted([(part[1], part[1] + part[3]) for part in parts])):
                 self._begin_ahead(self._ahead.missed(offset, end))
             frozen = [
-                (layers[slot], offset, into[at : at + length])
-                for slot, offset, _byte, length, at in parts
+                ReadPiece(layers[slot], position, offset, into[at : at + length])
+                for slot, offset, position, length, at in parts
                 if self._is_frozen(layers[slot])
             ]
             await self._in_thread(set(layers.values()), frozen, read)
@@ -222,8 +227,8 @@ class Reader:
             first, stop = offset >> BLOCK_SHIFT, ((end - 1) >> BLOCK_SHIFT) + 1
             await self.loader.load(first, stop)
             runs = [
-                (layer, run_first << BLOCK_SHIFT, (run_end - run_first) << BLOCK_SHIFT)
-                for run_first, run_end, slot in self.map.runs(first, stop)
+                (layer, cell << BLOCK_SHIFT, (run_end - run_first) << BLOCK_SHIFT)
+                for run_first, run_end, slot, cell in self.map.runs(first, stop)
                 if (layer := self._slots[slot]) is not None and wanted(layer)
             ]
             if runs:
@@ -293,8 +298,11 @@ def _prefetch(runs: list[tuple[Layer, int, int]]) -> None:
 
 
 def _read_pieces(pieces: list[ReadPiece]) -> None:
-    for layer, position, piece in pieces:
-        layer.read(position, piece)
+    in_cells = [piece for piece in pieces if piece.layer.packed]
+    if len(in_cells) > 1:  # they may lie all over the file: the disk is to know all of them
+        _prefetch([(piece.layer, piece.position, len(piece.data)) for piece in in_cells])
+    for layer, position, _, data in pieces:
+        layer.read(position, data)
 
 
 def _read_and_verify(index: LmdbIndex, frozen: list[ReadPiece], read: Callable[[], None]) -> None:

@@ -71,6 +71,14 @@ class LayerSlots:
         """Return the layers that have slots now, and the hole."""
         return frozenset(self._slot_of)
 
+    def packed(self) -> frozenset[LayerId]:
+        """Return those of them whose blocks lie in cells."""
+        return frozenset(
+            layer_id
+            for layer_id, slot in self._slot_of.items()
+            if (layer := self.slots[slot]) is not None and layer.packed
+        )
+
     def outdate_loads(self) -> None:
         """Invalidate what threads are reading from the index now: it may name a layer that is about
         to be removed, or not say that a block is damaged."""

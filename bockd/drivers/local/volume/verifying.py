@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from typing import NamedTuple
 
 from bockd.drivers.local.format import checksums
 from bockd.drivers.local.format.checksums import DamageRecord, crc_of
@@ -22,8 +23,15 @@ from bockd.pool.index import Transaction
 log = logging.getLogger(__name__)
 
 
-ReadPiece = tuple[Layer, int, memoryview]
-"""A layer, where in it was read, and what was read there."""
+class ReadPiece(NamedTuple):
+    """What is read, or was, from one place in one layer."""
+
+    layer: Layer
+    position: int
+    """Where it begins in the layer's files, in bytes."""
+    offset: int
+    """Where it begins in the device. They differ in a packed layer."""
+    data: memoryview
 
 
 def verify_reads(index: LmdbIndex, pieces: list[ReadPiece]) -> None:
@@ -31,15 +39,15 @@ def verify_reads(index: LmdbIndex, pieces: list[ReadPiece]) -> None:
     the damage in the index and raise DamagedBlockError. Blocks. Also raises OSError,
     DamagedError."""
     with index.reading() as txn:
-        expected = [_stored(txn, layer.id, at, len(data)) for layer, at, data in pieces]
+        expected = [_stored(txn, p.layer.id, p.offset, len(p.data)) for p in pieces]
     for piece, sums in zip(pieces, expected, strict=True):
         _verify(index, piece, sums)
 
 
-def _stored(txn: Transaction, layer: LayerId, position: int, length: int) -> dict[int, int]:
+def _stored(txn: Transaction, layer: LayerId, offset: int, length: int) -> dict[int, int]:
     """Return the checksums that the index has of a range's blocks."""
-    first = position // BLOCK_SIZE
-    end = -(-(position + length) // BLOCK_SIZE)
+    first = offset // BLOCK_SIZE
+    end = -(-(offset + length) // BLOCK_SIZE)
     expected: dict[int, int] = {}
     for number in range(first >> LEAF_SHIFT, ((end - 1) >> LEAF_SHIFT) + 1):
         base = number * LEAF_BLOCKS
@@ -50,17 +58,17 @@ def _stored(txn: Transaction, layer: LayerId, position: int, length: int) -> dic
 
 
 def _verify(index: LmdbIndex, piece: ReadPiece, sums: dict[int, int]) -> None:
-    layer, position, data = piece
+    layer, position, offset, data = piece
     for block, crc in sums.items():
-        at = block * BLOCK_SIZE - position
+        at = block * BLOCK_SIZE - offset
         whole = data[at : at + BLOCK_SIZE] if at >= 0 else data[:0]
         if len(whole) < BLOCK_SIZE:  # the reader wanted a part of it
             whole = memoryview(bytearray(BLOCK_SIZE))
-            layer.read(block * BLOCK_SIZE, whole)
+            layer.read(position + at, whole)
         found = crc_of(whole)
         if found != crc:
             # Others do not know yet: what they read is to come from the disk, and here again.
-            layer.evict(block * BLOCK_SIZE)
+            layer.evict(position + at)
             _record_damage(index, DamageRecord(layer.id, block, crc, found, time.time()))
 
 
