@@ -22,8 +22,8 @@ DEVICE_THREADS = 32
 
 
 def loop_descriptor() -> int | None:
-    """Return the descriptor that is readable while something has come for the event loop: what a
-    socket, a timer's thread or a signal brings. None where the loop shows none."""
+    """Return the descriptor that is readable while something has come for the event loop: from a
+    socket, a thread or a signal; its timers do not count. None where the loop shows none."""
     try:  # trio has no public name for it
         epoll = trio._core._run.GLOBAL_RUN_CONTEXT.runner.io_manager._epoll
     except AttributeError:

@@ -4,6 +4,9 @@ Polling saves the wake-up that costs most at low queue depth. Alone, a connectio
 0.1 ms before it parks; while others are at work it lets the loop turn between a few attempts, so
 nobody waits longer than a turn. A connection whose polls keep failing stops polling, so that an
 idle or slow client costs nothing.
+
+A connection that has been alone for long may even wait for the end of a sync without the loop. A
+client that comes meanwhile ends that wait, but pays for the way back.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from bockd.nbd.server.limits import SHARED_POLL_TRIES, TURN_NS
 _SHARED_NS = 2 * TURN_NS
 """Another connection's work this long ago means that we share the loop."""
 _DESERTED_NS = 1_000_000_000
-"""Another connection's work this long ago means that it is not coming back soon."""
+"""Another connection's work this long ago means that it is not likely to come just now."""
 _PROMPT_NS = 300_000
 """A client that speaks again this soon after we parked is worth polling for."""
 
@@ -85,8 +88,8 @@ class Polling:
         return self._tries if self._pace.alone(self._clock()) else 0
 
     def may_block(self) -> bool:
-        """Return whether the connection may wait for something outside of the loop, which costs a
-        client that comes meanwhile as much as a few requests: none has come for a long time."""
+        """Return whether the connection may wait without the loop: no other one has worked for a
+        long time. To a client that comes meanwhile it costs as much as a request or two."""
         return self._pace.deserted(self, self._clock())
 
     def ended(self) -> None:
