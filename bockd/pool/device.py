@@ -12,11 +12,11 @@ death of the process (promise D1).
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from bockd.model import Extent
-from bockd.runtime.steps import Steps
+from bockd.runtime.steps import Blocking, Steps
 
 
 class BlockDevice(Protocol):
@@ -238,11 +238,11 @@ class FastDevice(Protocol):
         ...
 
     def read_files(
-        self, parts: Sequence[FilePart], into: memoryview, read: Callable[[], None]
+        self, parts: Sequence[FilePart], into: memoryview, read: Blocking[None]
     ) -> Steps[None]:
-        """Call `read` in a thread, where it reads `parts` into a buffer, of which `try_read` could
-        do none. The files stay open, their blocks stay what they are, and what has checksums is
-        verified.
+        """Make the call `read` in a thread, where it reads `parts` into a buffer, of which
+        `try_read` could do none. The files stay open, their blocks stay what they are, and what has
+        checksums is verified.
 
         To be begun while the view is valid that has shown the parts. Raises what `read` raises,
         and BockdError."""

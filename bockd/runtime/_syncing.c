@@ -1,13 +1,4 @@
-/* Threads that make files last (fdatasync) without the interpreter; see syncing.py.
- *
- * A thread of Python needs the interpreter's lock to take up its work and to report its end, and an
- * event loop hears of that end by way of a queue and a socket. These threads need no lock but their
- * own, and the end of a sync is a descriptor that becomes readable.
- *
- * Threads are started when there is something for them to do, at most MAX_THREADS of them, and go
- * when they have had nothing to do for a while: an idle process has none. A child after fork() has
- * none either, and starts its own.
- */
+/* Making files last (fdatasync) in threads that need no interpreter; see syncing.py. */
 
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030b0000
@@ -17,99 +8,22 @@
 #include <Python.h>
 
 #include <errno.h>
-#include <poll.h>
-#include <pthread.h>
-#include <signal.h>
-#include <stdatomic.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <sys/eventfd.h>
-#include <time.h>
 #include <unistd.h>
 
-/* Syncs at once; a disk's own queue depth, as DEVICE_THREADS in steprunner.py. Others wait. */
-#define MAX_THREADS 32
-#define IDLE_SECONDS 10
 /* Of one sync: a layer has two, a journal segment one. */
 #define MAX_FILES 4
-#define STACK_BYTES (128 * 1024)
 
-/* One sync. It belongs to whoever holds a reference: the object that Python has, and the pool until
- * it has ended. */
-typedef struct Job {
-    struct Job *next; /* in the queue, or among the spare ones */
-    atomic_int references;
-    int ended; /* an eventfd: readable once it has ended */
-    int error; /* 0, or what errno was; not before it has ended */
+typedef struct {
     int count;
     int files[MAX_FILES];
-} Job;
+} Task;
 
-static struct {
-    pthread_mutex_t lock;
-    pthread_cond_t wanted;
-    Job *first, **last; /* the queue: what no thread has taken up yet */
-    int queued, threads, idle;
-    Job *spare; /* to be used again: an eventfd costs two calls otherwise */
-    int spares;
-} pool = {.lock = PTHREAD_MUTEX_INITIALIZER, .last = &pool.first};
-
-/* -- jobs -------------------------------------------------------------------------------------- */
-
-static Job *new_job(void)
+static int run_task(const Task *task)
 {
-    pthread_mutex_lock(&pool.lock);
-    Job *job = pool.spare;
-    if (job != NULL) {
-        pool.spare = job->next;
-        pool.spares--;
-    }
-    pthread_mutex_unlock(&pool.lock);
-    if (job == NULL) {
-        job = calloc(1, sizeof *job);
-        if (job == NULL)
-            return NULL;
-        job->ended = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-        if (job->ended < 0) {
-            free(job);
-            return NULL;
-        }
-    }
-    job->next = NULL;
-    job->error = 0;
-    atomic_store(&job->references, 1);
-    return job;
-}
-
-static void release(Job *job)
-{
-    if (atomic_fetch_sub(&job->references, 1) != 1)
-        return;
-    uint64_t unread;
-    ssize_t count = read(job->ended, &unread, sizeof unread); /* if nobody has looked */
-    (void)count;
-    pthread_mutex_lock(&pool.lock);
-    int keep = pool.spares < MAX_THREADS;
-    if (keep) {
-        job->next = pool.spare;
-        pool.spare = job;
-        pool.spares++;
-    }
-    pthread_mutex_unlock(&pool.lock);
-    if (!keep) {
-        close(job->ended);
-        free(job);
-    }
-}
-
-/* -- threads ----------------------------------------------------------------------------------- */
-
-static int sync_files(const Job *job)
-{
-    for (int number = 0; number < job->count; number++) {
+    for (int number = 0; number < task->count; number++) {
         int failed;
         do
-            failed = fdatasync(job->files[number]);
+            failed = fdatasync(task->files[number]);
         while (failed && errno == EINTR);
         if (failed)
             return errno;
@@ -117,225 +31,32 @@ static int sync_files(const Job *job)
     return 0;
 }
 
-static void *work(void *nothing)
-{
-    pthread_mutex_lock(&pool.lock);
-    for (;;) {
-        struct timespec until;
-        clock_gettime(CLOCK_MONOTONIC, &until);
-        until.tv_sec += IDLE_SECONDS;
-        int waited = 0;
-        pool.idle++;
-        while (pool.first == NULL && waited != ETIMEDOUT)
-            waited = pthread_cond_timedwait(&pool.wanted, &pool.lock, &until);
-        pool.idle--;
-        Job *job = pool.first;
-        if (job == NULL)
-            break;
-        pool.first = job->next;
-        if (pool.first == NULL)
-            pool.last = &pool.first;
-        pool.queued--;
-        pthread_mutex_unlock(&pool.lock);
-        job->error = sync_files(job);
-        uint64_t one = 1;
-        ssize_t count = write(job->ended, &one, sizeof one); /* a counter: it has room */
-        (void)count;
-        release(job);
-        pthread_mutex_lock(&pool.lock);
-    }
-    pool.threads--;
-    pthread_mutex_unlock(&pool.lock);
-    return nothing;
-}
-
-/* Start a thread, which takes no signals: they are for Python. Whether there is one now. */
-static int start_thread(void)
-{
-    pthread_attr_t attributes;
-    if (pthread_attr_init(&attributes))
-        return 0;
-    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-    pthread_attr_setstacksize(&attributes, STACK_BYTES);
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    pthread_t thread;
-    int failed = pthread_create(&thread, &attributes, work, NULL);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    pthread_attr_destroy(&attributes);
-    return !failed;
-}
-
-/* Hand a job to the threads; false, with nothing done, when there is none and none can be started. */
-static int submit(Job *job)
-{
-    pthread_mutex_lock(&pool.lock);
-    if (pool.idle <= pool.queued && pool.threads < MAX_THREADS && start_thread())
-        pool.threads++;
-    int accepted = pool.threads > 0;
-    if (accepted) {
-        atomic_fetch_add(&job->references, 1);
-        *pool.last = job;
-        pool.last = &job->next;
-        pool.queued++;
-        pthread_cond_signal(&pool.wanted);
-    }
-    pthread_mutex_unlock(&pool.lock);
-    return accepted;
-}
-
-/* -- fork -------------------------------------------------------------------------------------- */
-
-static void before_fork(void) { pthread_mutex_lock(&pool.lock); }
-
-static void in_parent(void) { pthread_mutex_unlock(&pool.lock); }
-
-static int prepare_wanted(void)
-{
-    pthread_condattr_t attributes;
-    if (pthread_condattr_init(&attributes))
-        return -1;
-    int failed = pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC) ||
-                 pthread_cond_init(&pool.wanted, &attributes);
-    pthread_condattr_destroy(&attributes);
-    return failed ? -1 : 0;
-}
-
-/* The threads are the parent's, and so are the eventfds: both processes would hear of one's end. */
-static void in_child(void)
-{
-    pthread_mutex_init(&pool.lock, NULL);
-    prepare_wanted();
-    while (pool.spare != NULL) {
-        Job *job = pool.spare;
-        pool.spare = job->next;
-        close(job->ended);
-        free(job);
-    }
-    pool.first = NULL;
-    pool.last = &pool.first;
-    pool.queued = pool.threads = pool.idle = pool.spares = 0;
-}
-
-/* -- what Python sees -------------------------------------------------------------------------- */
-
-typedef struct {
-    PyObject_HEAD
-    Job *job;
-} Sync;
-
-PyDoc_STRVAR(fileno_doc, "fileno() -> int\n\nReturn the descriptor: readable once it has ended.");
-
-static PyObject *sync_fileno(PyObject *self, PyObject *Py_UNUSED(nothing))
-{
-    return PyLong_FromLong(((Sync *)self)->job->ended);
-}
-
-PyDoc_STRVAR(result_doc,
-"result() -> int\n\n"
-"Return 0 if it has succeeded, errno if it has failed, -1 if it has not ended. After another value\n"
-"than -1 it is not to be asked again.");
-
-static PyObject *sync_result(PyObject *self, PyObject *Py_UNUSED(nothing))
-{
-    Job *job = ((Sync *)self)->job;
-    uint64_t count;
-    if (read(job->ended, &count, sizeof count) != sizeof count)
-        return PyLong_FromLong(-1);
-    return PyLong_FromLong(job->error);
-}
-
-PyDoc_STRVAR(wait_doc,
-"wait(one, other, nanoseconds) -> int\n\n"
-"Wait until it has ended, one of two other descriptors is readable, a signal has come or the time is\n"
-"over; then as result().");
-
-static PyObject *sync_wait(PyObject *self, PyObject *args)
-{
-    int one, other;
-    long long nanoseconds;
-    if (!PyArg_ParseTuple(args, "iiL:wait", &one, &other, &nanoseconds))
-        return NULL;
-    struct pollfd awaited[] = {
-        {.fd = ((Sync *)self)->job->ended, .events = POLLIN},
-        {.fd = one, .events = POLLIN},
-        {.fd = other, .events = POLLIN},
-    };
-    struct timespec limit = {nanoseconds / 1000000000, nanoseconds % 1000000000};
-    Py_BEGIN_ALLOW_THREADS
-    ppoll(awaited, 3, &limit, NULL); /* if it fails, it has not ended: others wait for it then */
-    Py_END_ALLOW_THREADS
-    return sync_result(self, NULL);
-}
-
-static void sync_dealloc(PyObject *self)
-{
-    PyTypeObject *type = Py_TYPE(self);
-    if (((Sync *)self)->job != NULL)
-        release(((Sync *)self)->job);
-    freefunc free_object = (freefunc)PyType_GetSlot(type, Py_tp_free);
-    free_object(self);
-    Py_DECREF(type);
-}
-
-static PyMethodDef sync_methods[] = {
-    {"fileno", sync_fileno, METH_NOARGS, fileno_doc},
-    {"result", sync_result, METH_NOARGS, result_doc},
-    {"wait", sync_wait, METH_VARARGS, wait_doc},
-    {NULL, NULL, 0, NULL},
-};
-
-static PyType_Slot sync_slots[] = {
-    {Py_tp_dealloc, sync_dealloc},
-    {Py_tp_methods, sync_methods},
-    {0, NULL},
-};
-
-static PyType_Spec sync_spec = {
-    .name = "bockd.runtime._syncing.Sync",
-    .basicsize = sizeof(Sync),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
-    .slots = sync_slots,
-};
+#define THREADS_TYPE "bockd.runtime._syncing.Running"
+#include "_threads.h"
 
 PyDoc_STRVAR(begin_doc,
-"begin(descriptors) -> Sync | None\n\n"
+"begin(descriptors) -> Running | None\n\n"
 "Begin to fdatasync these files, one after the other. None, with nothing begun, when there is no\n"
 "thread or no descriptor for it.");
 
-static PyObject *begin(PyObject *module, PyObject *descriptors)
+static PyObject *begin(PyObject *Py_UNUSED(module), PyObject *descriptors)
 {
     Py_ssize_t count = PySequence_Size(descriptors);
     if (count < 0)
         return NULL;
     if (count > MAX_FILES)
         Py_RETURN_NONE;
-    int files[MAX_FILES];
+    Task task = {.count = (int)count};
     for (Py_ssize_t number = 0; number < count; number++) {
         PyObject *item = PySequence_GetItem(descriptors, number);
         if (item == NULL)
             return NULL;
-        files[number] = (int)PyLong_AsLong(item);
+        task.files[number] = (int)PyLong_AsLong(item);
         Py_DECREF(item);
         if (PyErr_Occurred())
             return NULL;
     }
-    PyTypeObject *type = *(PyTypeObject **)PyModule_GetState(module);
-    allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
-    Sync *sync = (Sync *)allocate(type, 0);
-    if (sync == NULL)
-        return NULL;
-    Job *job = sync->job = new_job();
-    if (job != NULL) {
-        job->count = (int)count;
-        for (int number = 0; number < job->count; number++)
-            job->files[number] = files[number];
-        if (submit(job))
-            return (PyObject *)sync;
-    }
-    Py_DECREF(sync);
-    Py_RETURN_NONE;
+    return begin_task(&task, NULL);
 }
 
 static PyMethodDef methods[] = {
@@ -343,33 +64,12 @@ static PyMethodDef methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
-static int prepare_module(PyObject *module)
-{
-    static int prepared;
-    if (!prepared) { /* what is the process's, and not the module's */
-        if (prepare_wanted() < 0 || pthread_atfork(before_fork, in_parent, in_child)) {
-            PyErr_SetString(PyExc_ImportError, "threads cannot be prepared");
-            return -1;
-        }
-        prepared = 1;
-    }
-    PyObject **type = PyModule_GetState(module);
-    *type = PyType_FromModuleAndSpec(module, &sync_spec, NULL);
-    return *type == NULL ? -1 : 0;
-}
-
-static PyModuleDef_Slot slots[] = {
-    {Py_mod_exec, prepare_module},
-    {0, NULL},
-};
-
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,
     .m_name = "_syncing",
     .m_doc = "Threads that make files last without the interpreter; see syncing.py.",
-    .m_size = sizeof(PyObject *), /* the type of a sync; it lives as long as the process */
+    .m_size = 0,
     .m_methods = methods,
-    .m_slots = slots,
 };
 
 PyMODINIT_FUNC PyInit__syncing(void)

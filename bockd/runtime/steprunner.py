@@ -11,8 +11,7 @@ from typing import TypeVar
 
 import trio
 
-from bockd.runtime.steps import Blocking, Completion, Signal, Step, Steps
-from bockd.runtime.syncing import Syncing
+from bockd.runtime.steps import Blocking, CompiledCall, Completion, Signal, Step, Steps
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -68,8 +67,8 @@ class StepRunner:
             await _ended(step)
             return None, None
         try:
-            if isinstance(step, Syncing) and step.begin():
-                await _synced(step)
+            if isinstance(step, CompiledCall) and step.begin():
+                await _made(step)
                 return None, None
             return await self._call(step), None
         except Exception as error:  # noqa: BLE001 - handed to the operation, its rightful owner
@@ -100,7 +99,7 @@ async def _ended(completion: Completion[object]) -> None:
     await event.wait()
 
 
-async def _synced(step: Syncing) -> None:
+async def _made(step: CompiledCall) -> None:
     while not step.ended():
         await trio.lowlevel.wait_readable(step.fileno())
 

@@ -16,10 +16,11 @@ else to do.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Coroutine, Generator
 from functools import partial
-from typing import Any, Generic, ParamSpec, TypeAlias, TypeVar
+from typing import Any, Generic, ParamSpec, Protocol, TypeAlias, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -41,6 +42,70 @@ class Blocking(Generic[T]):
 def blocking(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Blocking[T]:
     """Let a runner call `function` where it may block. The arguments are evaluated now."""
     return Blocking(partial(function, *args, **kwargs) if args or kwargs else function)
+
+
+class Running(Protocol):
+    """A call that a compiled thread makes; see _threads.h."""
+
+    def fileno(self) -> int: ...
+
+    def result(self) -> int: ...
+
+    def wait(self, one: int, other: int, nanoseconds: int, /) -> int: ...
+
+
+class CompiledCall(Blocking[None]):
+    """A call that a compiled thread can make as well: a kind of its own (a subclass) knows how to
+    `_start` it. What it uses, files above all, stays until it has ended.
+
+    A runner may treat it as any other `Blocking`. One that can wait for a descriptor saves both
+    changes to a thread of Python: it begins the call, waits for its descriptor and resumes the
+    operation, which then meets what came of it. `_threads.h` has the threads; where it was not
+    compiled, or no thread can be started, `begin` refuses.
+    """
+
+    __slots__ = ("_error", "_running")
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        super().__init__(call)
+        self._running: Running | None = None
+        self._error = -1
+
+    def _start(self) -> Running | None:
+        """Begin in a thread what `call` does. Return None, with nothing begun, where that cannot be
+        had."""
+        raise NotImplementedError
+
+    def begin(self) -> bool:
+        """Begin the call in a thread that needs no interpreter, unless that was done. Return False,
+        with nothing begun, where `call` is to be made instead."""
+        if self._running is None:
+            self._running = self._start()
+        return self._running is not None
+
+    def fileno(self) -> int:
+        """Return the descriptor of a call that has begun: readable once it has ended."""
+        assert self._running is not None
+        return self._running.fileno()
+
+    def ended(self) -> bool:
+        """Return whether a call that has begun is over: the operation is to be resumed then. Not to
+        be asked again after that."""
+        assert self._running is not None
+        self._error = self._running.result()
+        return self._error >= 0
+
+    def wait(self, one: int, other: int, nanoseconds: int) -> bool:
+        """Block until a call that has begun is over, one of two descriptors is readable, a signal
+        has come or the time is over. Return as `ended` does."""
+        assert self._running is not None
+        self._error = self._running.wait(one, other, nanoseconds)
+        return self._error >= 0
+
+    def __await__(self) -> Generator[Step, Any, None]:
+        yield self
+        if self._running is not None and self._error:
+            raise OSError(self._error, os.strerror(self._error))
 
 
 class Signal:

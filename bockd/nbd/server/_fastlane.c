@@ -108,6 +108,7 @@ static PyMethodDef methods[] = {
     {"receive", receive, METH_VARARGS, receive_doc},
     {"take", take_method, METH_VARARGS, take_doc},
     {"read_missed", read_missed, METH_VARARGS, read_missed_doc},
+    {"begin_missed", begin_missed, METH_VARARGS, begin_missed_doc},
     {NULL, NULL, 0, NULL},
 };
 

@@ -19,7 +19,7 @@ from enum import IntEnum
 from functools import partial
 from struct import Struct
 from types import ModuleType
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from bockd.nbd.protocol.constants import CMD_READ
 from bockd.nbd.protocol.replies import (
@@ -31,7 +31,7 @@ from bockd.nbd.protocol.replies import (
 from bockd.nbd.protocol.transmission import MAX_INLINE_PAYLOAD_BYTES, Request, RequestLimits
 from bockd.nbd.server.limits import MAX_INLINE_READ_BYTES
 from bockd.pool.device import BlockDevice, FastDevice, FilePart
-from bockd.runtime.steps import Steps
+from bockd.runtime.steps import CompiledCall, Running, Steps
 
 VARIABLE = "BOCKD_FASTLANE"
 
@@ -140,6 +140,19 @@ _REQUESTS = Struct("=8xQ8xI4xQ")
 """Offset, length, cookie, in the same."""
 
 
+class _ReadingMissed(CompiledCall):
+    """Reads what was missed, and fills the replies."""
+
+    __slots__ = ("_arguments", "_module")
+
+    def __init__(self, module: ModuleType, *arguments: object) -> None:
+        super().__init__(partial(module.read_missed, *arguments))
+        self._module, self._arguments = module, arguments
+
+    def _start(self) -> Running | None:
+        return cast(Running | None, self._module.begin_missed(*self._arguments))
+
+
 class FastLane:
     """Serves plain requests of one connection."""
 
@@ -151,7 +164,7 @@ class FastLane:
         limits: RequestLimits,
     ) -> None:
         self._serve = module.serve
-        self._read_missed = module.read_missed
+        self._module = module
         self._device = device
         self._view = device.fast_view
         self._style = _STYLES[type(encoder)]
@@ -196,7 +209,7 @@ class FastLane:
         ]
         *_, length, at = parts[-1]
         reply = memoryview(bytearray(at + length))
-        read = partial(self._read_missed, missed, reply, self._style)
+        read = _ReadingMissed(self._module, missed, reply, self._style)
         return MissedReads(requests, reply, self._device.read_files(parts, reply, read))
 
 

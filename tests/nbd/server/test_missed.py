@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import os
 import random
+import struct
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
+import trio
+import trio.testing
 
 from bockd.drivers.local.integrity.scrub import Scrubber
 from bockd.model import BLOCK_SIZE, MIB
 from bockd.nbd.server import fastlane
 from bockd.nbd.server.work import Work
-from bockd.runtime.steps import Blocking, Signal, Steps, run_inline
+from bockd.runtime.steprunner import StepRunner
+from bockd.runtime.steps import Blocking, CompiledCall, Signal, Steps, run_inline
 from tests.drivers.local.bitflip import flip_bit
 from tests.nbd.protocol import wire
 from tests.nbd.server.replies import cut
+from tests.nbd.server.serving import in_trio
 from tests.nbd.server.sides import PLACE_BYTES, WRITTEN, Side, drop, two_sides
 
 STYLES = [(False, False), (True, False), (True, True)]
@@ -187,6 +193,82 @@ def test_files_are_kept_for_what_reads_them() -> None:
         assert [layer.readers for layer in layers] == [0, 0]
         with pytest.raises(StopIteration):
             drained.send(None)
+
+
+@in_trio
+async def test_compiled_threads_read_what_needs_no_checksum() -> None:
+    """What may be frozen is verified by a thread of Python instead. Both get the same replies."""
+    with two_sides(structured=True, extended=False) as (side, _):
+        fill(side)
+        content = side.content()
+        for places, compiled in ((4, 9, 6), True), ((0, 5), False):
+            drop(side)
+            _, [work] = begin(side, requests(blocks(*places)))
+            assert isinstance(work.step, CompiledCall) == compiled
+            reply = await StepRunner().finish(work.steps, work.step)
+            for place in places:
+                assert content[place * PLACE_BYTES :][:BLOCK_SIZE] in bytes(reply)
+
+
+@in_trio
+async def test_what_a_compiled_thread_cannot_read_fails_its_own_read_only() -> None:
+    with two_sides(structured=True, extended=False) as (side, _):
+        fill(side)
+        content = side.content()
+        drop(side)
+        head = side.layer(5).descriptors[0]
+        stream = requests([*blocks(5, 4), (9 * PLACE_BYTES, BLOCK_SIZE)])
+        _, [work] = begin(side, stream)
+        os.truncate(f"/proc/self/fd/{head}", 9 * PLACE_BYTES)
+        reply = await StepRunner().finish(work.steps, work.step)
+        answers = {one[8:16]: one for one in cut([bytes(reply)], stream, extended=False)}
+        for cookie, place in ((0, 5), (1, 4)):
+            answer = answers[cookie.to_bytes(8, "big")]
+            assert answer[28:] == content[place * PLACE_BYTES :][:BLOCK_SIZE]
+        assert answers[(2).to_bytes(8, "big")][20:24] == (5).to_bytes(4, "big"), "EIO"
+        assert side.statistics.errors == 1
+
+
+@in_trio
+async def test_a_closing_volume_waits_for_compiled_threads() -> None:
+    """And so does the operation of a client that is gone: its descriptor stays open."""
+    with two_sides(structured=True, extended=False) as (side, _):
+        fill(side)
+        drop(side)
+        _, [work] = begin(side, requests(blocks(4, 9, 6)))
+        layer, ended = side.layer(5), []
+        async with trio.open_nursery() as nursery:
+
+            async def close() -> None:
+                await StepRunner().run(side.volume.end_reads())
+                ended.append(layer.readers)
+
+            async def serve() -> None:
+                await StepRunner().finish(work.steps, work.step)
+
+            nursery.start_soon(close)
+            await trio.testing.wait_all_tasks_blocked()
+            assert ended == []
+            nursery.start_soon(serve)
+            nursery.cancel_scope.cancel()
+        assert ended == [0]
+
+
+def test_memory_outlives_a_thread_that_nobody_waits_for(tmp_path: Path) -> None:
+    """It is not given back, nor moved, before the thread is done with it."""
+    assert fastlane.compiled is not None
+    data = random.Random(3).randbytes(32 * MIB)
+    (tmp_path / "file").write_bytes(data)
+    header = HEADER_BYTES[False]
+    with (tmp_path / "file").open("rb") as file:
+        missed = struct.pack("=IiQQIIQ", 2, file.fileno(), 0, 0, len(data), header, 7)
+        reply = bytearray(header + len(data))
+        running = fastlane.compiled.begin_missed(missed, memoryview(reply), 0)
+        with pytest.raises(BufferError):
+            reply.append(0)
+        del running  # waits for its end
+        assert reply[header:] == data
+        reply.append(0)
 
 
 def test_a_read_that_touches_a_mark_is_not_for_the_lane() -> None:

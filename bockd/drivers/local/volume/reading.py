@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
 
 from bockd.drivers.local.access import StoreAccess
 from bockd.drivers.local.format.layer import OVERWRITE_PIECE_BYTES, SEGMENT_BYTES, Layer
@@ -24,7 +23,7 @@ from bockd.errors import BockdError, DamagedBlockError, from_os_error
 from bockd.index.index import LmdbIndex
 from bockd.model import BLOCK_SIZE, GIB, MIB, Extent, LayerId
 from bockd.pool.device import FastView, FilePart, PartSizes
-from bockd.runtime.steps import Signal, Spawn, blocking, try_spawn
+from bockd.runtime.steps import Blocking, Signal, Spawn, blocking, try_spawn
 
 BLOCK_SHIFT = 12
 assert 1 << BLOCK_SHIFT == BLOCK_SIZE
@@ -164,14 +163,14 @@ class Reader:
                 await self._in_thread(
                     {piece.layer for piece in pieces},
                     [piece for piece in pieces if self._is_frozen(piece.layer)],
-                    partial(_read_pieces, pieces),
+                    blocking(_read_pieces, pieces),
                 )
         finally:
             self._reads.remove(finished)
             finished.fire()
 
     async def read_files(
-        self, parts: Sequence[FilePart], into: memoryview, read: Callable[[], None]
+        self, parts: Sequence[FilePart], into: memoryview, read: Blocking[None]
     ) -> None:
         """See FastDevice.read_files."""
         finished = Signal()
@@ -193,13 +192,16 @@ class Reader:
             finished.fire()
 
     async def _in_thread(
-        self, layers: set[Layer], frozen: list[ReadPiece], read: Callable[[], None]
+        self, layers: set[Layer], frozen: list[ReadPiece], read: Blocking[None]
     ) -> None:
-        """Call `read`, which reads from `layers`, in a thread, and verify what it has read from
-        frozen ones. The read is among `_reads`."""
+        """Make the call `read`, which reads from `layers`, in a thread, and verify what it has read
+        from frozen ones. The read is among `_reads`."""
         _hold(layers)
         try:
-            await blocking(_read_and_verify, self._store.index, frozen, read)
+            if frozen:
+                await blocking(_read_and_verify, self._store.index, frozen, read.call)
+            else:
+                await read
         except DamagedBlockError as error:
             self.on_damage(LayerId(error.layer), error.block)
             raise
@@ -232,7 +234,7 @@ class Reader:
                 if (layer := self._slots[slot]) is not None and wanted(layer)
             ]
             if runs:
-                await self._in_thread({run[0] for run in runs}, [], partial(_prefetch, runs))
+                await self._in_thread({run[0] for run in runs}, [], blocking(_prefetch, runs))
         except BockdError:
             pass  # whoever reads it meets it
         finally:
@@ -307,5 +309,4 @@ def _read_pieces(pieces: list[ReadPiece]) -> None:
 
 def _read_and_verify(index: LmdbIndex, frozen: list[ReadPiece], read: Callable[[], None]) -> None:
     read()
-    if frozen:
-        verify_reads(index, frozen)
+    verify_reads(index, frozen)
