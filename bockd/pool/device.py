@@ -148,6 +148,13 @@ class Redirects(Protocol):
         shared. In a packed head it has cells of its own, too. None if it is not in memory."""
         ...
 
+    def trim(self, ranges: bytes) -> int:
+        """Trim ranges of the device as `try_trim` does. Each is given by its offset and its length
+        in bytes, as two native 64-bit numbers. Return how many of them were trimmed, from the first
+        on; the next one is to be asked for by `try_trim`. May be called, too, while `head_slot`
+        says that nothing may be written."""
+        ...
+
     def commit(self) -> bool:
         """Append to the journal what is staged. False when that failed: nothing since the last
         commit may be acknowledged, and nothing may be written any more."""
@@ -203,7 +210,8 @@ class FastView(NamedTuple):
     """A write that leaves a block, or the part of it that it covers, all zeros is none of these.
     So it is after the first redirect in any case."""
     redirects: Redirects | None
-    """Whole blocks that are not in the head may be written through these; None when none may be."""
+    """Whole blocks that are not in the head may be written through these, unless `head_slot` says
+    that nothing may be, and trims be made. None when neither may be."""
     marks: list[int]
     """A read that covers the byte at one of these offsets must be asked for by `try_read`."""
 

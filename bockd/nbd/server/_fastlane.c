@@ -2,8 +2,8 @@
  *
  * It does nothing that batch.py and the local driver do not do in Python, it only does less: it takes
  * plain reads and writes whose blocks lie in one file, and writes of whole blocks that are new to
- * the head (_fastlane_redirect.h), and hands every other request back. What fails here is handed
- * back, too, so that Python does it again and meets the error itself.
+ * the head (_fastlane_redirect.h), has trims made (_fastlane_trims.h), and hands every other request
+ * back. What fails here is handed back, too, so that Python does it again and meets the error itself.
  */
 
 #define PY_SSIZE_T_CLEAN
@@ -36,6 +36,8 @@
 #include "_fastlane_putoff.h"
 
 #include "_fastlane_redirect.h"
+
+#include "_fastlane_trims.h"
 
 #include "_fastlane_serving.h"
 
@@ -85,14 +87,14 @@ static PyObject *serve(PyObject *Py_UNUSED(module), PyObject *args)
     Py_ssize_t sent = round.sent < round.filled ? round.sent : round.filled;
     Py_ssize_t acknowledged = round.sent - sent;
     result = Py_BuildValue(
-        "(nnKiOnnny#OLKKKKiy#)", outcome.position, outcome.end,
+        "(nnKiOnnny#OLKKKKiy#K)", outcome.position, outcome.end,
         (unsigned long long)outcome.received_bytes, outcome.polled, call.rest, round.served, sent,
         round.filled, (char *)round.acknowledgements + acknowledged,
         round.acknowledged - acknowledged, latencies, (long long)outcome.started,
         (unsigned long long)outcome.reads, (unsigned long long)outcome.read_bytes,
         (unsigned long long)outcome.writes, (unsigned long long)outcome.written_bytes,
         outcome.unflagged, (char *)round.missed,
-        (Py_ssize_t)(round.missed_count * sizeof(Missed)));
+        (Py_ssize_t)(round.missed_count * sizeof(Missed)), (unsigned long long)outcome.trims);
 done:
     end_redirects(&redirects);
     Py_XDECREF(call.held);

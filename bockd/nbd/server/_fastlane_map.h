@@ -49,6 +49,7 @@ typedef struct {
     PyObject *leaves, *cells, *slots, *journal; /* borrowed */
     PyObject *redirects;                        /* borrowed; None if none may be made */
     long head_slot;                     /* -1: nothing may be written */
+    int may_trim;
     uint64_t readable, writable;        /* where reads and writes end at the latest, in bytes */
     File files[KNOWN_FILES];
     int known, next;
@@ -85,6 +86,7 @@ static int parse_view(PyObject *object, void *into)
             &view->minds_zeros, &view->redirects, parse_marks, &view->marks))
         return 0;
     view->readable = view->writable = reach;
+    view->may_trim = 1;
     return 1;
 }
 

@@ -185,7 +185,7 @@ static int write_before(View *view, PutOffs *put_offs, const Request *request)
         return !put_offs->failed;
     uint64_t first = request->offset >> BLOCK_SHIFT;
     uint64_t last = (request->offset + request->length - 1) >> BLOCK_SHIFT;
-    if (request->length > SEEN_BLOCKS << BLOCK_SHIFT) /* not served from here in any case */
+    if (request->length > SEEN_BLOCKS << BLOCK_SHIFT) /* a trim, or not served from here */
         return 1;
     for (uint64_t block = first; request->length && block <= last; block++)
         if (put_offs->seen[block % SEEN_BLOCKS / 64] & (uint64_t)1 << block % 64)

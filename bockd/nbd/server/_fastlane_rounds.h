@@ -47,7 +47,7 @@ typedef struct {
 typedef struct {
     Py_ssize_t position, end;
     int64_t started; /* the last round */
-    uint64_t reads, read_bytes, writes, written_bytes, received_bytes;
+    uint64_t reads, read_bytes, writes, written_bytes, trims, received_bytes;
     int polled; /* in vain */
     int unflagged; /* whether there was a write whose flags do not mention its payload */
 } Outcome;
@@ -58,10 +58,44 @@ static int changes(uint16_t command)
            command != CMD_BLOCK_STATUS;
 }
 
+/* Hand a request back; -1 with an exception set. */
+static int hand_back(View *view, const Call *call, const Request *request)
+{
+    /* The protocol promises no order among requests in flight. All the same, no write overtakes a
+     * change that was sent before it and is not made yet, and no trim does. */
+    if (changes(request->command)) {
+        view->head_slot = -1;
+        view->may_trim = 0;
+    }
+    return PyErr_Occurred() ? -1 : append_request(call->rest, request);
+}
+
+/* Make the trims that were gathered, and acknowledge them from `acknowledge` on, behind which it
+ * leaves the place of the next reply; -1 with an exception set. */
+static int serve_trims(
+    View *view, const Call *call, Redirects *redirects, Trims *trims, Round *round,
+    Outcome *outcome, unsigned char **acknowledge)
+{
+    int count = trims->count, made = make_trims(view, redirects, trims);
+    if (made < 0)
+        return -1;
+    for (int number = 0; number < made; number++)
+        *acknowledge = put_done(*acknowledge, call->style, &trims->requests[number]);
+    round->served += made;
+    outcome->trims += (uint64_t)made;
+    for (int number = made; number < count; number++)
+        if (hand_back(view, call, &trims->requests[number]) < 0)
+            return -1;
+    return 0;
+}
+
 /* Serve what has been received, from outcome->position on; -1 with an exception set. */
 static int serve_received(
     View *view, const Call *call, Redirects *redirects, Round *round, Outcome *outcome)
 {
+    Trims trims;
+    trims.count = trims.of_round = 0;
+    trims.bytes_of_round = 0;
     enum style style = call->style;
     int extended = style == EXTENDED;
     uint16_t write_flags = extended ? FLAG_PAYLOAD_LEN : 0;
@@ -84,6 +118,17 @@ static int serve_received(
         if (!write_before(view, &redirects->put_offs, &request))
             return PyErr_Occurred() ? -1 : 0; /* what failed is met by commit_redirects */
         outcome->unflagged |= request.unflagged;
+        if (is_trim(view, redirects, &request)) {
+            if (!add_trim(&trims, &request)) {
+                round->stopped = FOR_WANT_OF_ROOM;
+                break;
+            }
+            outcome->position = next;
+            continue;
+        }
+        if (trims.count &&
+            serve_trims(view, call, redirects, &trims, round, outcome, &acknowledge) < 0)
+            return -1;
         enum served served = NOT_SERVED;
         int may_map = call->sock >= 0 && request.length >= MIN_MAPPED_BYTES &&
                       request.length <= MAX_MAPPED_BYTES;
@@ -135,16 +180,14 @@ static int serve_received(
         }
         if (served == SERVED) {
             round->served++;
-        } else {
-            if (PyErr_Occurred() || append_request(call->rest, &request) < 0)
-                return -1;
-            /* The protocol promises no order among requests in flight. All the same, no write
-             * overtakes a change that was sent before it and is not made yet. */
-            if (changes(request.command))
-                view->head_slot = -1;
+        } else if (hand_back(view, call, &request) < 0) {
+            return -1;
         }
         outcome->position = next;
     }
+    if (trims.count &&
+        serve_trims(view, call, redirects, &trims, round, outcome, &acknowledge) < 0)
+        return -1;
     round->acknowledged = acknowledge - round->acknowledgements;
     return 0;
 }
@@ -173,6 +216,7 @@ static int serve_round(
         if (PyList_SetSlice(call->rest, 0, PyList_Size(call->rest), NULL) < 0)
             return -1;
         view->head_slot = -1; /* now nothing is written, and so nothing redirected */
+        view->may_trim = 0;
     }
 }
 

@@ -93,6 +93,7 @@ class Batch:
         statistics.read_bytes += done.read_bytes
         statistics.writes += done.writes
         statistics.written_bytes += done.written_bytes
+        statistics.trims += done.trims
         for nanoseconds, requests in done.latencies:
             statistics.latencies.add(nanoseconds, requests)
         self._sent, self._filled = done.sent, done.filled

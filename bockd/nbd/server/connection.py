@@ -254,7 +254,8 @@ class Connection:
             position, end = done.position, done.end
             if done.unflagged:
                 self._parser.unflagged = True
-            if not (done.reads or done.writes or done.rest or done.missed or done.received_bytes):
+            served = done.reads or done.writes or done.trims
+            if not (served or done.rest or done.missed or done.received_bytes):
                 return position, end, progressed, bool(done.polled)
             progressed = True
             if done.received_bytes:

@@ -1,8 +1,9 @@
 """The compiled part of the hot path, and what takes its place where it was not compiled.
 
 `_fastlane.c` serves *plain* requests in one call for a whole receive buffer: reads, and writes in
-place, whose blocks lie in one piece of a file and whose map is in memory; and writes of whole
-blocks that are new to the head, within one leaf, of which the journal is told once for each round.
+place, whose blocks lie in one piece of a file and whose map is in memory; writes of whole blocks
+that are new to the head, within one leaf; and trims. Of the last two the journal is told once for
+each round.
 While a client asks for nothing else and has the loop to itself, it answers and receives, too, until
 the loop's turn is over. It hands back what it does not serve, in order, for `Batch.serve`: there is
 nothing that only it can do. Of large writes it writes the payload as it comes (`PayloadLane`).
@@ -120,6 +121,8 @@ class Served(NamedTuple):
     """1 if there was a write whose flags do not mention its payload; see RequestParser."""
     missed: bytes
     """Reads before `position` that wait for the disk; see `FastLane.missed`."""
+    trims: int
+    """With writes of zeroes that were made holes."""
 
 
 class MissedReads(NamedTuple):

@@ -9,7 +9,7 @@ from bockd.drivers.local.volume.volume import Volume
 from bockd.pool.records import SnapshotRecord, VolumeRecord
 from bockd.runtime.steps import run_inline
 from tests.crash.faults.subject import LASTS, Subject, content_of
-from tests.crash.lane import write_in_lane
+from tests.crash.lane import change_in_lane
 from tests.crash.powercut.known import SECTOR, KnownSnapshot, KnownVolume, There, history_of
 from tests.drivers.local.schedule import History
 
@@ -22,7 +22,7 @@ class Operations:
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
         self.world = subject.world
-        self.values = 0
+        self.values = self.trims = 0
 
     def data(self, length: int) -> bytes:
         """Each sector names the write and its own place."""
@@ -55,7 +55,7 @@ class Operations:
         in_lane = self.values % 2
 
         def write(device: Volume) -> None:
-            if in_lane and write_in_lane(device, [(offset, data)]):
+            if in_lane and change_in_lane(device, [(offset, data)]):
                 return
             if device.try_write(offset, memoryview(data)):
                 device.commit()
@@ -70,7 +70,12 @@ class Operations:
         self.flush(volume)
 
     def trim(self, volume: KnownVolume, offset: int, length: int) -> None:
+        self.trims += 1
+        in_lane = self.trims % 2
+
         def trim(device: Volume) -> None:
+            if in_lane and change_in_lane(device, [(offset, length)]):
+                return
             if device.try_trim(offset, length):
                 device.commit()
             else:

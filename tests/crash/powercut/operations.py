@@ -14,7 +14,7 @@ from bockd.drivers.local.pool import LocalPool
 from bockd.drivers.local.volume.volume import Volume
 from bockd.model import BLOCK_SIZE, MIB
 from bockd.runtime.steps import Steps
-from tests.crash.lane import write_in_lane
+from tests.crash.lane import change_in_lane
 from tests.crash.powercut.known import (
     SECTOR,
     KnownSnapshot,
@@ -193,20 +193,31 @@ class Operations:
                     span.end = ended
 
     def in_lane(self, volume: KnownVolume) -> None:
-        """As the server does it in the fast lane. What that hands back is written after it."""
-        writes = []
+        """Writes and trims as the server does them in the fast lane. What that hands back is done
+        after it."""
+        changes: list[tuple[int, bytes | int]] = []
         for _ in range(self.draw.random.randrange(1, 5)):
+            trims = self.draw.random.random() < 0.2
             alignment = self.draw.random.choice((SECTOR, BLOCK_SIZE, BLOCK_SIZE))
+            alignment = BLOCK_SIZE if trims else alignment
             offset, length = self.draw.span(volume, alignment, 3 * BLOCK_SIZE)
-            writes.append((offset, self.draw.data(length)))
+            changes.append((offset, length if trims else self.draw.data(length)))
         began = self.tick()
-        spans = [volume.history.begin(offset, data, began) for offset, data in writes]
+        spans = [
+            volume.history.begin(offset, bytes(what) if isinstance(what, int) else what, began)
+            for offset, what in changes
+        ]
         device = self.device(volume)
-        acknowledged = write_in_lane(device, writes)
+        acknowledged = change_in_lane(device, changes)
         ended = self.tick()
-        for number, (offset, data) in enumerate(writes):
+        for number, (offset, what) in enumerate(changes):
             if number not in acknowledged:
-                self.start(volume, device.write(offset, memoryview(data)), self._end(spans[number]))
+                steps = (
+                    device.trim(offset, what)
+                    if isinstance(what, int)
+                    else device.write(offset, memoryview(what))
+                )
+                self.start(volume, steps, self._end(spans[number]))
             elif not self.disk.cut:
                 for span in spans[number]:
                     span.end = ended

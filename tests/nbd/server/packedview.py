@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import random
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from bockd.drivers.local.format.leaf import LEAF_BLOCKS, LEAF_MASK, LEAF_SHIFT
@@ -17,7 +17,7 @@ from bockd.nbd.protocol.transmission import Request, RequestLimits
 from bockd.nbd.server import fastlane
 from bockd.nbd.server.limits import REPLY_BUFFER_BYTES
 from bockd.pool.device import FastView, FilePart, PartSizes
-from bockd.runtime.steps import Steps
+from bockd.runtime.steps import Blocking, Steps
 from tests.nbd.server.sides import Line
 
 BLOCKS = 4 * LEAF_BLOCKS
@@ -77,6 +77,9 @@ class Port:
         """How many redirects were staged at each."""
         self.fails = False
         """The journal."""
+        self.may_trim = False
+        self.trimmed: list[tuple[int, int, int]] = []
+        """Offset and length, and how many redirects were staged before."""
         self._device = device
 
     def allowance(self) -> int:
@@ -103,6 +106,18 @@ class Port:
     def stage_cells(self, ranges: bytes, cell: int) -> None:
         numbers = array("I", ranges).tolist()
         self.staged.append((list(zip(numbers[::2], numbers[1::2], strict=True)), cell))
+
+    def trim(self, ranges: bytes) -> int:
+        if not self.may_trim:
+            return 0
+        numbers = array("Q", ranges).tolist()
+        for offset, length in zip(numbers[::2], numbers[1::2], strict=True):
+            self.trimmed.append((offset, length, len(self.staged)))
+            for block in range(offset // BLOCK_SIZE, (offset + length) // BLOCK_SIZE):
+                leaf = self._device.leaves[block >> LEAF_SHIFT][:]
+                leaf[block & LEAF_MASK] = 0
+                self._device.leaves[block >> LEAF_SHIFT] = leaf
+        return len(numbers) // 2
 
     def commit(self) -> bool:
         self.commits.append(len(self.staged))
@@ -170,10 +185,10 @@ class PackedDevice:
         )
 
     async def read_files(
-        self, parts: Sequence[FilePart], into: memoryview, read: Callable[[], None]
+        self, parts: Sequence[FilePart], into: memoryview, read: Blocking[None]
     ) -> None:
         self.parts, self.into = list(parts), into
-        read()
+        read.call()
 
     def drop(self) -> None:
         """Have nothing of the files in the page cache."""

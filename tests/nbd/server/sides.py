@@ -130,7 +130,7 @@ class Side:
             requests, stop = [], position
             if done is not None:
                 requests, stop = done.rest, done.position
-                self.in_lane += done.reads + done.writes
+                self.in_lane += done.reads + done.writes + done.trims
             if line is not None:
                 replies.append(line.heard())
             if stop == position:

@@ -99,6 +99,34 @@ def test_a_round_is_written_to_cells_that_follow_each_other(
     assert device.journal.unsynced
 
 
+def test_what_was_put_off_is_written_before_a_trim(
+    device: PackedDevice, port: Port, lane: Lane, client: Client
+) -> None:
+    """Of whatever blocks: it may take leaves out of memory, and its record comes behind theirs."""
+    port.may_trim = True
+    trimmed = slice((NEVER + 4) * BLOCK_SIZE, (NEVER + 7) * BLOCK_SIZE)
+    stream = client.write(NEVER + 3) + client.write(FROZEN + 8)
+    stream += wire.request(4, 9, trimmed.start, 3 * BLOCK_SIZE) + client.write(NEVER + 5)
+    device.content[trimmed.start : trimmed.start + BLOCK_SIZE] = bytes(BLOCK_SIZE)
+    replies, rest = lane.serve(stream)
+    assert (replies, rest) == (done(1, 2, 9, 3), [])
+    assert port.trimmed == [(trimmed.start, 3 * BLOCK_SIZE, 1)]
+    assert device.found() == device.content
+    assert port.commits == [2]
+
+
+def test_a_trim_behind_what_cannot_be_written_is_not_made(
+    device: PackedDevice, port: Port, lane: Lane, client: Client
+) -> None:
+    port.may_trim = True
+    with unwritable(device):
+        stream = client.write(NEVER + 3) + wire.request(4, 9, 0, BLOCK_SIZE)
+        replies, rest = lane.serve(stream)
+    assert replies == b""
+    assert [request[2] for request in rest] == [1, 9]
+    assert port.trimmed == []
+
+
 def test_neighbours_become_one_range_within_a_leaf(
     device: PackedDevice, port: Port, lane: Lane, client: Client
 ) -> None:

@@ -413,6 +413,8 @@ class LeafCache:
         """Make whole groups holes, and return those that were not known to be."""
         made, blocks = [], GROUP_LEAVES << LEAF_SHIFT
         for group in groups:
+            if self._kinds.get(group):
+                continue
             numbers = self.leaves_of(group)
             if group in self._whole and (
                 self.leaves.keys().isdisjoint(numbers)

@@ -1,4 +1,5 @@
-"""Redirects of whole blocks that the fast lane makes: what it asks for them, and what it tells.
+"""Redirects of whole blocks that the fast lane makes: what it asks for them, and what it tells; and
+its trims.
 
 The lane writes the data into the head and sets the slot, as `Volume.try_write` does for one block;
 in a packed head also the cell, as PackedWriter does. All else is here, once for each round of
@@ -23,6 +24,7 @@ from bockd.drivers.local.volume.leafcache import LeafCache, SlotLeaf
 from bockd.drivers.local.volume.punching import Puncher
 from bockd.drivers.local.volume.room import JournalRoom
 from bockd.errors import BockdError, VolumeFailedError
+from bockd.model import BLOCK_SIZE
 
 
 class LaneRedirects:
@@ -35,6 +37,9 @@ class LaneRedirects:
         room: JournalRoom,
         failure: Failure,
         piece_bytes: int,
+        *,
+        try_trim: Callable[[int, int], bool],
+        commit: Callable[[], None],
     ) -> None:
         self.shared = cache.shared
         self.piece_bytes = piece_bytes
@@ -42,6 +47,8 @@ class LaneRedirects:
         self._tail = tail
         self._room = room
         self._failure = failure
+        self._try_trim = try_trim
+        self._commit = commit
 
     def allowance(self) -> int:
         """See Redirects.allowance."""
@@ -55,10 +62,32 @@ class LaneRedirects:
         """See Redirects.own_leaf."""
         return self._cache.own(number)
 
+    def trim(self, ranges: bytes) -> int:
+        """See Redirects.trim."""
+        numbers = array("Q", ranges).tolist()
+        done, count = 0, len(numbers) // 2
+        while done < count:
+            offset, next_one = numbers[2 * done], done + 1
+            end = offset + numbers[2 * done + 1]
+            # Of those that follow each other, and end where blocks do, one change is made.
+            while next_one < count and numbers[2 * next_one] == end and not end % BLOCK_SIZE:
+                end += numbers[2 * next_one + 1]
+                next_one += 1
+            try:
+                if not self._try_trim(offset, end - offset):
+                    break
+            except BockdError:  # whoever makes it instead of the lane meets it
+                break
+            except BaseException:  # the map may say what the journal never will
+                self._failure.declare("a trim could not be noted")
+                raise
+            done = next_one
+        return done
+
     def commit(self) -> bool:
         """See Redirects.commit."""
         try:
-            self._tail.commit()
+            self._commit()
         except VolumeFailedError:
             return False
         return True
@@ -91,8 +120,11 @@ class RawLaneRedirects(LaneRedirects):
         failure: Failure,
         puncher: Puncher,
         piece_bytes: int,
+        *,
+        try_trim: Callable[[int, int], bool],
+        commit: Callable[[], None],
     ) -> None:
-        super().__init__(cache, tail, room, failure, piece_bytes)
+        super().__init__(cache, tail, room, failure, piece_bytes, try_trim=try_trim, commit=commit)
         self._puncher = puncher
 
     def stage(self, ranges: bytes) -> None:

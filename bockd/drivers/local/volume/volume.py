@@ -115,7 +115,14 @@ class Volume(Reader):
         self._head_descriptor = head.near_descriptor
         self._puncher = self._heads.adopt(head, self._head_slot)
         self._redirects = RawLaneRedirects(
-            self.map, self._tail, self._room, self._failure, self._puncher, self._piece_bytes
+            self.map,
+            self._tail,
+            self._room,
+            self._failure,
+            self._puncher,
+            self._piece_bytes,
+            try_trim=self.try_trim,
+            commit=self.commit,
         )
 
     def adopt_size(self, size_bytes: int) -> None:
@@ -130,21 +137,18 @@ class Volume(Reader):
 
     def fast_view(self) -> FastView:
         """See FastDevice.fast_view."""
-        may_write = not (
-            self.gate.closed
-            or self.locks.held
-            or self._failure.reason is not None
-            or failpoints.armed is not None
+        may_change = not (
+            self.gate.closed or self._failure.reason is not None or failpoints.armed is not None
         )
         return FastView(
             self._leaves,
             self._cells,
             self._slots,
-            self._head_slot if may_write else -1,
+            self._head_slot if may_change and not self.locks.held else -1,
             self._flusher,
             SEGMENT_BYTES,
             self._tail.exposed(),
-            self._redirects if may_write else None,
+            self._redirects if may_change else None,  # trims look at the locks themselves
             self._marks,
         )
 
