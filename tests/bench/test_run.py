@@ -32,6 +32,7 @@ ALIKE |= {
     *("fuse-4k-randread-qd32", "fuse-4k-randwrite-qd32", "fuse-1m-read-qd8"),
     *("4-volumes-4k-randwrite-qd32", "cold-64k-read-qd1", "tls-1m-write-qd8", "nbdcopy-out"),
     *("qemu-img-map", "clone-and-cold-read", "reads-through-10-snapshots"),
+    *("in-order-1m-read-written-in-order", "in-order-1m-read-written-at-random"),
     *("4k-randwrite-qd32-fill-4k", "after-snapshot-4k-randwrite-qd32-fill-4k"),
 }
 """Rows that differ from others in a number only; test_targets.py looks at how they are defined."""

@@ -10,6 +10,7 @@ from bench import (
     fileview,
     footprint,
     fresh,
+    inorder,
     mapqueries,
     several,
     snapshotreads,
@@ -88,6 +89,7 @@ def test_the_targets_of_snapshots_trim_and_memory() -> None:
         "after a snapshot, an overlay's speed": fresh.FASTER,
         "after a snapshot, an overlay's space": fresh.SMALLER,
         "through a hundred snapshots, of none": snapshotreads.KEPT[100],
+        "in order after a snapshot, of none": inorder.KEPT,
         "four volumes, of one": several.SAME_TOTAL,
         "trim": trims.FASTER_TRIM,
     }
@@ -97,6 +99,7 @@ def test_the_targets_of_snapshots_trim_and_memory() -> None:
         Target(5.0),
         Target(0.1, at_most=True),
         Target(0.95),
+        Target(0.9),
         Target(1.0),
         Target(5.0),
     ]
