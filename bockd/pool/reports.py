@@ -67,7 +67,7 @@ class DamagedBlock:
 
     layer: int
     offset_bytes: int
-    """In the layer, and in every volume and snapshot that shows it."""
+    """In every volume and snapshot that shows it, and in a layer that is not packed."""
     found_at: float
     readable: bool
     """False: the disk does not give it at all."""

@@ -9,17 +9,22 @@ from random import Random
 
 import pytest
 
-from bockd.drivers.local.format import cells
+from bockd.drivers.local.format import cells, checksums
 from bockd.drivers.local.format.catalogue import Catalogue
 from bockd.drivers.local.format.leaf import LEAF_BLOCKS
+from bockd.drivers.local.integrity import scrub
 from bockd.drivers.local.integrity.check import check_open_pool
+from bockd.drivers.local.integrity.damage import scrub_status
+from bockd.drivers.local.integrity.scrub import Scrubber
 from bockd.drivers.local.pool import LocalPool
 from bockd.drivers.local.volume import leafcache
 from bockd.drivers.local.volume.reading import Reader
 from bockd.drivers.local.volume.volume import Volume
-from bockd.errors import DamagedError
+from bockd.errors import DamagedBlockError, DamagedError
 from bockd.model import BLOCK_SIZE, MIB, LayerId, SnapshotId, VolumeId
+from bockd.pool.reports import DamagedBlock
 from bockd.runtime.steps import Background, run_inline
+from tests.drivers.local.bitflip import flip_bit
 from tests.drivers.local.packing import pack_layer
 from tests.drivers.local.process import die
 
@@ -172,6 +177,85 @@ def test_leaves_that_lead_nowhere_packed_lose_their_cells(stack: Stack) -> None:
     stack.trim(LEAF_BLOCKS, LEAF_BLOCKS)
     assert not device.map.cells.keys() & {0, 1}
     assert everything(device) == stack.content
+
+
+class Scrubbing:
+    """The stack, with checksums of all that is frozen."""
+
+    def __init__(self, stack: Stack) -> None:
+        self.stack = stack
+        self.scrubber = Scrubber(stack.pool.registry)
+        while run_inline(self.scrubber.read_on()).more:
+            pass
+
+    def verify_all(self) -> list[DamagedBlock]:
+        run_inline(self.scrubber.begin_pass())
+        while run_inline(self.scrubber.verify_on()).more:
+            pass
+        with self.stack.pool.index.reading() as txn:
+            return list(scrub_status(txn).damaged)
+
+    def victim(self) -> tuple[LayerId, int, int]:
+        """A layer, a block that the snapshot `older` has there, and its cell."""
+        layer = self.stack.layer_of(self.stack.older)
+        with self.stack.pool.index.reading() as txn:
+            number, row = next(cells.ROWS.rows_of(txn, layer))
+        block = next(block for block, cell in row.items() if cell != number * LEAF_BLOCKS + block)
+        return layer, number * LEAF_BLOCKS + block, row[block]
+
+    def flip(self, layer: LayerId, cell: int) -> None:
+        path = self.stack.pool.registry.store.layout.layer_segment(layer, 0)
+        flip_bit(path, cell * BLOCK_SIZE + 1000)
+
+
+@pytest.mark.parametrize("batch", [1, 16])
+def test_a_scrub_reads_blocks_in_their_cells(
+    stack: Stack,
+    batch: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Checksums are of what the snapshots show; a bit that flips in a cell is a damaged block."""
+    monkeypatch.setattr(scrub, "BATCH_LEAVES", batch)
+    scrubbing = Scrubbing(stack)
+    with stack.pool.index.reading() as txn:
+        for of, content in ((stack.older, stack.first), (stack.newer, stack.second)):
+            rows = cells.ROWS.rows_of(txn, stack.layer_of(of))
+            shown = {n * LEAF_BLOCKS + block for n, row in rows for block in row}
+            sums = checksums.ROWS.rows_of(txn, stack.layer_of(of))
+            known = {n * LEAF_BLOCKS + b: crc for n, row in sums for b, crc in row.items()}
+            assert known.keys() == shown
+            for block, crc in known.items():
+                at = block * BLOCK_SIZE
+                assert crc == checksums.crc_of(memoryview(content[at : at + BLOCK_SIZE]))
+    stack.check()
+    assert scrubbing.verify_all() == []
+    layer, block, cell = scrubbing.victim()
+    scrubbing.flip(layer, cell)
+    [damaged] = scrubbing.verify_all()
+    assert (damaged.layer, damaged.offset_bytes) == (layer, block * BLOCK_SIZE)
+    said = f"byte {cell * BLOCK_SIZE} of layer {layer} differs from what it held: it is at byte "
+    assert f"{said}{block * BLOCK_SIZE} of " in caplog.text
+    older = run_inline(stack.pool.registry.use_snapshot(stack.older)).snapshot
+    with pytest.raises(DamagedError):
+        read(older, block * BLOCK_SIZE, BLOCK_SIZE)
+    scrubbing.flip(layer, cell)
+    assert scrubbing.verify_all() == []
+    at = block * BLOCK_SIZE
+    assert read(older, at, BLOCK_SIZE) == stack.first[at : at + BLOCK_SIZE]
+
+
+@pytest.mark.parametrize("part", [0, 700])
+def test_what_a_client_is_given_from_a_cell_is_verified(stack: Stack, part: int) -> None:
+    scrubbing = Scrubbing(stack)
+    layer, block, cell = scrubbing.victim()
+    older = run_inline(stack.pool.registry.use_snapshot(stack.older)).snapshot
+    scrubbing.flip(layer, cell)
+    run_inline(older.loader.load(block, block + 1))  # so that the data is read by a thread
+    into = memoryview(bytearray(BLOCK_SIZE - part))
+    with pytest.raises(DamagedBlockError) as caught:
+        run_inline(older.read(block * BLOCK_SIZE + part, into))
+    assert (caught.value.layer, caught.value.block) == (layer, block)
 
 
 @pytest.mark.parametrize("how", ["a cell", "a row"])

@@ -248,14 +248,14 @@ def test_a_block_given_up_while_it_is_read_gets_no_checksum(
     bench.delete(gone)
     bench.reclaim()  # the frozen layer is at home with the volume now
     bench.write(0, b"B", 3)
-    read = scrub._read_blocks
+    read = scrub._read_leaves
 
     def meanwhile(*args: Any) -> Any:
         found = read(*args)
         run_inline(bench.pool.registry.checkpoint(bench.volume))
         return found
 
-    monkeypatch.setattr(scrub, "_read_blocks", meanwhile)
+    monkeypatch.setattr(scrub, "_read_leaves", meanwhile)
     run_inline(bench.scrubber.read_on())
     with bench.pool.index.reading() as txn:
         [(_, _, sums)] = checksums.ROWS.rows_from(txn, LayerId(0), 0)

@@ -16,7 +16,7 @@ from bockd.drivers.local.format.leaf import LEAF_BYTES
 from bockd.errors import DamagedError
 from bockd.model import BLOCK_SIZE, LayerId
 
-assert SEGMENT_BYTES % LEAF_BYTES == 0  # so that no leaf lies in two segments
+assert SEGMENT_BYTES % LEAF_BYTES == 0  # so that no read lies in two segments
 
 
 class ColdReader:
@@ -61,8 +61,9 @@ class ColdReader:
         return fd
 
     def read(self, first: int, count: int) -> memoryview:
-        """Read blocks first..first+count-1, all of one leaf. The result is valid until the next
-        call. Raises OSError, and DamagedError at the end of the file."""
+        """Read `count` blocks from the 4 KiB with number `first` in the layer's files on, at most
+        as many as fit between two multiples of 256. The result is valid until the next call. Raises
+        OSError, and DamagedError at the end of the file."""
         number, position = divmod(first * BLOCK_SIZE, SEGMENT_BYTES)
         content = self._buffer[: count * BLOCK_SIZE]
         done = 0
@@ -73,9 +74,9 @@ class ColdReader:
             done += got
         return content
 
-    def evict(self, block: int) -> None:
-        """Let the page cache forget a block."""
-        evict(self._descriptors, block * BLOCK_SIZE)
+    def evict(self, place: int) -> None:
+        """Let the page cache forget the 4 KiB with this number."""
+        evict(self._descriptors, place * BLOCK_SIZE)
 
     def close(self) -> None:
         """Close the files."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bockd.drivers.local.format import checksums
-from bockd.drivers.local.format.catalogue import Catalogue, LayerRecord
+from bockd.drivers.local.format import cells, checksums
+from bockd.drivers.local.format.catalogue import LAYERS, Catalogue, LayerRecord
 from bockd.drivers.local.format.checksums import CHECKSUMS, DamageRecord
 from bockd.drivers.local.format.leaf import LEAF_BLOCKS, LEAVES, Leaf, leaf_key
+from bockd.index.keys import id_key
 from bockd.model import BLOCK_SIZE, LayerId, MapId
 from bockd.pool.index import Transaction
+from bockd.pool.nodes import decode_record
 from bockd.pool.reports import DamagedBlock, ScrubStatus
 
 
@@ -78,12 +80,26 @@ def _shows(catalogue: Catalogue, map_id: MapId, layer: LayerId, block: int) -> b
     return False
 
 
-def describe(damage: DamagedBlock) -> str:
-    """Describe a damaged block in one line for the log."""
+def describe(txn: Transaction, record: DamageRecord) -> str:
+    """Describe a damaged block in one line for the log. Raises DamagedError."""
+    damage = show_damage(txn, record)
     shown = [f"volume {name}" for name in damage.volumes]
     shown += [f"snapshot {name}" for name in damage.snapshots]
     what = "differs from what it held" if damage.readable else "cannot be read"
+    place = _place_of(txn, record)
+    same = place == record.block
+    where = "the same byte" if same else f"byte {damage.offset_bytes}"
+    what = f"byte {place * BLOCK_SIZE} of layer {damage.layer} {what}"
     return (
-        f"byte {damage.offset_bytes} of layer {damage.layer} {what}: it is at the same byte of "
-        f"{', '.join(shown) or 'nothing that is left'}; reading it fails from now on"
+        f"{what}: it is at {where} of {', '.join(shown) or 'nothing that is left'}; reading it "
+        "fails from now on"
     )
+
+
+def _place_of(txn: Transaction, record: DamageRecord) -> int:
+    """Where a block lies in its layer's files, in blocks; its number if nothing says that."""
+    payload = txn.get(LAYERS, id_key(record.layer))
+    if payload is None or not decode_record(LayerRecord, payload).packed:
+        return record.block
+    number, block = divmod(record.block, LEAF_BLOCKS)
+    return cells.stored_cells(txn, record.layer, number).get(block, record.block)

@@ -24,9 +24,10 @@ from functools import partial
 from itertools import islice
 from typing import TypeVar
 
-from bockd.drivers.local.format import checksums
+from bockd.drivers.local.format import cells, checksums
 from bockd.drivers.local.format.blockmap import own_leaves
 from bockd.drivers.local.format.catalogue import Catalogue, LayerRecord
+from bockd.drivers.local.format.cells import LeafCells
 from bockd.drivers.local.format.checksums import (
     CHECKSUMS,
     DamageRecord,
@@ -37,7 +38,7 @@ from bockd.drivers.local.format.checksums import (
 )
 from bockd.drivers.local.format.coldreads import ColdReader
 from bockd.drivers.local.format.leaf import LEAF_BLOCKS, LEAVES, Leaf, leaf_key
-from bockd.drivers.local.integrity.damage import describe, frozen_layers, show_damage
+from bockd.drivers.local.integrity.damage import describe, frozen_layers
 from bockd.drivers.local.registry import Registry
 from bockd.errors import DamagedError
 from bockd.failpoints import Failpoint, hit
@@ -120,12 +121,13 @@ class Scrubber:
             layer, reading = unread
             looked = list(islice(own_leaves(txn, layer.home, reading.next_leaf), BATCH_LOOKS))
             wanted = list(islice(_without_sums(txn, layer.id, looked), BATCH_LEAVES))
+            rows = _rows_of(txn, layer, [number for number, _ in wanted])
         done = len(looked) < BATCH_LOOKS and len(wanted) < BATCH_LEAVES
         last = wanted[-1][0] if len(wanted) == BATCH_LEAVES else looked[-1][0] if looked else 0
         found: dict[int, LeafSums] = {}
         try:
             if wanted:
-                found = self._read_leaves(layer, wanted)
+                found = self._read_leaves(layer, wanted, rows)
         except (OSError, DamagedError) as error:
             self._unreadable.add(layer.id)
             log.error("layer %s has no checksums, for it cannot be read: %s", layer.id, error)  # noqa: TRY400
@@ -154,18 +156,16 @@ class Scrubber:
         return None
 
     def _read_leaves(
-        self, layer: LayerRecord, wanted: list[tuple[int, list[int]]]
+        self,
+        layer: LayerRecord,
+        wanted: list[tuple[int, list[int]]],
+        rows: dict[int, LeafCells] | None,
     ) -> dict[int, LeafSums]:
-        found: dict[int, LeafSums] = {}
-        reader = ColdReader.open(self._store.layout, layer)
-        with closing(reader):
-            for number, blocks in wanted:
-                read, failed = _read_blocks(reader, number, blocks)
-                found[number] = read
-                for block, error in failed.items():
-                    at = (number * LEAF_BLOCKS + block) * BLOCK_SIZE
-                    log.error("layer %s, byte %s: no checksum: %s", layer.id, at, error)
-        return found
+        with closing(ColdReader.open(self._store.layout, layer)) as reader:
+            read = _read_leaves(reader, wanted, rows)
+        for block, error in sorted(read.failed.items()):
+            log.error("layer %s, block %s: no checksum: %s", layer.id, block, error)
+        return read.sums
 
     # -- passes ------------------------------------------------------------------------------
 
@@ -193,6 +193,10 @@ class Scrubber:
             entries = list(islice(checksums.ROWS.rows_from(txn, *start), BATCH_LEAVES))
             layers = {layer.id: layer for layer in Catalogue(txn).layers()}
             marked = {(record.layer, record.block) for record in checksums.all_damage(txn)}
+            rows = {
+                of: _rows_of(txn, layers[of], [number for at, number, _ in entries if at == of])
+                for of in {entry[0] for entry in entries} & layers.keys()
+            }
         verdicts = _Verdicts(leaves=len(entries))
         if len(entries) == BATCH_LEAVES:
             verdicts.following = entries[-1][0], entries[-1][1] + 1
@@ -200,7 +204,7 @@ class Scrubber:
             # The checksums of one that is forgotten are about to go.
             if (layer := layers.get(layer_id)) is not None:
                 own = [(number, sums) for of, number, sums in entries if of == layer_id]
-                self._verify_layer(layer, own, marked, verdicts)
+                self._verify_layer(layer, own, rows[layer_id], marked, verdicts)
         self._store.index.update(partial(self._store_verdicts, verdicts=verdicts))
         if verdicts.bad:
             hit(Failpoint.SCRUB_MARKED)
@@ -210,12 +214,13 @@ class Scrubber:
     def _tell(self, found: Iterable[DamageRecord]) -> None:
         with self._store.index.reading() as txn:
             for record in found:
-                log.error("%s", describe(show_damage(txn, record)))
+                log.error("%s", describe(txn, record))
 
     def _verify_layer(
         self,
         layer: LayerRecord,
         leaves: list[tuple[int, LeafSums]],
+        rows: dict[int, LeafCells] | None,
         marked: set[tuple[LayerId, int]],
         verdicts: _Verdicts,
     ) -> None:
@@ -226,15 +231,17 @@ class Scrubber:
             log.error("layer %s cannot be verified: %s", layer.id, error)  # noqa: TRY400
             return
         with closing(reader):
+            read = _read_leaves(reader, [(n, sorted(sums)) for n, sums in leaves], rows)
             for number, sums in leaves:
-                read, _ = _read_blocks(reader, number, sorted(sums))
                 verdicts.blocks += len(sums)
                 for block, expected in sums.items():
-                    at, found = number * LEAF_BLOCKS + block, read.get(block)
+                    at, found = number * LEAF_BLOCKS + block, read.sums[number].get(block)
                     if found != expected:
                         # Whoever has its leaf in memory, in another process, is to read it from
                         # the disk, where it is verified.
-                        reader.evict(at)
+                        place = at if rows is None else rows[number].get(block)
+                        if place is not None:
+                            reader.evict(place)
                         verdicts.bad.append(
                             DamageRecord(layer.id, at, expected, found, self._registry.clock())
                         )
@@ -289,39 +296,81 @@ def _without_sums(
                 yield number, unknown
 
 
+def _rows_of(
+    txn: Transaction, layer: LayerRecord, numbers: Iterable[int]
+) -> dict[int, LeafCells] | None:
+    """The cells of some leaves in a packed layer, by leaf number; None if it is raw. A row that
+    cannot be read is told, and lacks all blocks."""
+    if not layer.packed:
+        return None
+    rows: dict[int, LeafCells] = {}
+    for number in numbers:
+        try:
+            rows[number] = cells.stored_cells(txn, layer.id, number)
+        except DamagedError as error:
+            log.error("layer %s: %s", layer.id, error)  # noqa: TRY400
+            rows[number] = {}
+    return rows
+
+
 def _shown_in(txn: Transaction, layer: LayerRecord, number: int) -> frozenset[int]:
     """The blocks of a leaf that the layer's home shows in it."""
     payload = txn.get(LEAVES, leaf_key(layer.home, number))
     return frozenset() if payload is None else frozenset(_blocks_in(payload, layer.id))
 
 
-def _read_blocks(
-    reader: ColdReader, number: int, blocks: list[int]
-) -> tuple[LeafSums, dict[int, OSError | DamagedError]]:
-    """The checksums of blocks of a leaf, in ascending order, and what kept the others from being
-    read."""
-    found: LeafSums = {}
-    failed: dict[int, OSError | DamagedError] = {}
-    for first, end in _runs(blocks):
-        try:
-            content = reader.read(number * LEAF_BLOCKS + first, end - first)
-        except (OSError, DamagedError) as error:
-            if end - first == 1:
-                failed[first] = error
-                continue
-            for block in range(first, end):  # which of them?
-                sums, failures = _read_blocks(reader, number, [block])
-                found |= sums
-                failed |= failures
-        else:
-            found |= sums_of(content, range(first, end))
-    return found, failed
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What was read of some leaves of one layer."""
+
+    sums: dict[int, LeafSums]
+    failed: dict[int, OSError | DamagedError]
+    """By block of the layer: what kept it from being read."""
 
 
-def _runs(blocks: list[int]) -> Iterator[tuple[int, int]]:
-    """Ascending numbers as runs (first, end)."""
-    start = 0
-    for at in range(1, len(blocks) + 1):
-        if at == len(blocks) or blocks[at] != blocks[at - 1] + 1:
-            yield blocks[start], blocks[at - 1] + 1
-            start = at
+def _read_leaves(
+    reader: ColdReader, leaves: list[tuple[int, list[int]]], rows: dict[int, LeafCells] | None
+) -> _Read:
+    """Read blocks of leaves, given as (number, blocks), in the order in which they lie in the
+    layer's files. Of a packed layer `rows` has the cells of these leaves."""
+    read = _Read({number: {} for number, _ in leaves}, {})
+    places: list[tuple[int, int]] = []
+    for number, blocks in leaves:
+        for block in blocks:
+            at = number * LEAF_BLOCKS + block
+            place = at if rows is None else rows[number].get(block)
+            if place is None:
+                read.failed[at] = DamagedError("the index does not say where it lies")
+            else:
+                places.append((place, at))
+    for run in _runs(sorted(places)):
+        _read_run(reader, run, read)
+    return read
+
+
+def _read_run(reader: ColdReader, run: list[tuple[int, int]], read: _Read) -> None:
+    """Read blocks that lie one behind the other, given as (place in the files, block)."""
+    try:
+        content = reader.read(run[0][0], len(run))
+    except (OSError, DamagedError) as error:
+        if len(run) == 1:
+            read.failed[run[0][1]] = error
+            return
+        for one in run:  # which of them?
+            _read_run(reader, [one], read)
+        return
+    for at, crc in sums_of(content, [at for _, at in run]).items():
+        number, block = divmod(at, LEAF_BLOCKS)
+        read.sums[number][block] = crc
+
+
+def _runs(places: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+    """Cut places, in ascending order, into runs that can be read at once."""
+    run: list[tuple[int, int]] = []
+    for place, at in places:
+        if run and (place != run[-1][0] + 1 or not place % LEAF_BLOCKS):
+            yield run
+            run = []
+        run.append((place, at))
+    if run:
+        yield run

@@ -36,7 +36,7 @@ CHECKPOINT_RECORDS = SEGMENT_RECORDS // 2
 
 CHECKPOINT_DIRTY_LEAVES = 16 * 1024
 """Or when this many leaves and holed groups wait to be stored: they are pinned in memory, 0.9 KiB
-for a leaf at most, less for a group."""
+for a leaf at most (2 KiB if it leads to a packed layer), less for a group."""
 
 MAX_DIRTY_LEAVES = 4 * CHECKPOINT_DIRTY_LEAVES
 """At this many, writes wait for the checkpoint."""

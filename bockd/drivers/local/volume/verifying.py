@@ -14,7 +14,7 @@ from bockd.drivers.local.format import checksums
 from bockd.drivers.local.format.checksums import DamageRecord, crc_of
 from bockd.drivers.local.format.layer import Layer
 from bockd.drivers.local.format.leaf import LEAF_BLOCKS, LEAF_SHIFT
-from bockd.drivers.local.integrity.damage import describe, show_damage
+from bockd.drivers.local.integrity.damage import describe
 from bockd.errors import BockdError, DamagedBlockError
 from bockd.index.index import LmdbIndex
 from bockd.model import BLOCK_SIZE, LayerId
@@ -83,7 +83,7 @@ def _record_damage(index: LmdbIndex, record: DamageRecord) -> None:
     try:
         index.update(change)
         with index.reading() as txn:
-            text = describe(show_damage(txn, record))
+            text = describe(txn, record)
     except BockdError as error:
         text = f"byte {record.block * BLOCK_SIZE} of layer {record.layer} is damaged ({error})"
     log.error("%s", text)
