@@ -19,6 +19,8 @@ import trio
 from bockd.blockstorage.contract import NewImage, NewVolume, Quota, TenantId, Volume
 from bockd.blockstorage.images import Images
 from bockd.blockstorage.records import Ledger
+from bockd.drivers.local.format import queue
+from bockd.drivers.local.format.catalogue import Catalogue
 from bockd.drivers.local.maintenance.reclaim import _burial
 from bockd.identity.contract import PasswordCredentials
 from bockd.identity.credentialsfile import CREDENTIALS_FILE, establish
@@ -27,6 +29,7 @@ from bockd.model import BLOCK_SIZE, KIB, MIB, NodeKind, Server, ServerKind, Snap
 from bockd.runtime.steprunner import StepRunner
 from bockd.runtime.steps import run_inline
 from tests.blockstorage.store import Store
+from tests.drivers.local.packing import pack_layer
 
 PASSWORD = "correct horse battery staple"
 USER = "ada"
@@ -100,6 +103,7 @@ class _Maker:
         store.pool.index.update(lambda txn: Ledger(txn).put_server(server))
         self._attach(plain)
         assert newer.id
+        self._pack()
 
     def leave_open(self) -> frozenset[VolumeId]:
         """Two volumes with journals that were not applied."""
@@ -177,6 +181,16 @@ class _Maker:
         self.store.run(lambda s: s.delete_snapshot(tenant, snapshot.id))
         for map_id in maps:
             self.store.pool.index.update(_burial(map_id))
+
+    def _pack(self) -> None:
+        """Pack what is frozen, but for layers of which blocks wait to be punched."""
+        with self.store.pool.index.reading() as txn:
+            catalogue = Catalogue(txn)
+            raw = {volume.head for volume in catalogue.volumes()} | queue.punched_layers(txn)
+            layers = [layer.id for layer in catalogue.layers() if layer.id not in raw]
+        assert len(layers) > 2
+        for layer in layers:
+            pack_layer(self.store.pool.registry.store, layer, self.random)
 
     def _image(self) -> None:
         images = Images(self.store.context)
