@@ -93,14 +93,15 @@ def test_a_volume_that_failed_before_its_first_change_acknowledges_nothing(
     """A flush has nothing to sync and a trim of less than a block nothing to do. They are refused
     all the same, like everything after a failure (design, D3)."""
 
-    def fail(*_: object) -> Any:
-        raise NoSpaceError("full")
-
     run_inline(bench.pool.registry.close_idle_volume(bench.volume))
     device = run_inline(bench.pool.registry.use_volume(bench.volume)).volume
     with monkeypatch.context() as broken:
+
+        def fail(*_: object) -> Any:
+            broken.setattr(LmdbIndex, "reading", fail)  # nobody can look up what it has done
+            raise NoSpaceError("full")
+
         broken.setattr(LmdbIndex, "update", fail)
-        broken.setattr(LmdbIndex, "reading", fail)
         with pytest.raises(NoSpaceError):
             run_inline(device.write(0, memoryview(b"a" * BLOCK_SIZE)))
     for operation in (
