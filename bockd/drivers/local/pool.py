@@ -13,7 +13,6 @@ from bockd.drivers.local.coopeners import elsewhere
 from bockd.drivers.local.format.catalogue import Catalogue
 from bockd.drivers.local.freezing import freeze_volume
 from bockd.drivers.local.integrity.check import check_open_pool
-from bockd.drivers.local.newlayers import LayerMaker
 from bockd.drivers.local.occupancy import (
     measure_all,
     measure_one,
@@ -45,7 +44,7 @@ class LocalPool:
 
     def __init__(self, registry: Registry) -> None:
         self.registry = registry
-        layers = LayerMaker(registry.store)
+        layers = registry.layer_maker
         self._volumes = VolumeOperations(registry, layers)
         self._snapshots = SnapshotOperations(registry, layers)
 

@@ -20,6 +20,7 @@ from bockd.drivers.local.format.catalogue import Catalogue
 from bockd.drivers.local.format.journal import boot_id
 from bockd.drivers.local.format.layout import Layout
 from bockd.drivers.local.format.locks import FileLock, touch
+from bockd.drivers.local.newlayers import LayerMaker
 from bockd.drivers.local.opening import (
     OpenSnapshot,
     OpenVolume,
@@ -68,6 +69,7 @@ class Registry:
         """Volumes whose sync failed in this process, until they are reopened."""
         self.refusals: dict[VolumeId, str] = {}
         """Why volumes could not be opened when that was last tried."""
+        self.layer_maker = LayerMaker(store)
         self.clock: Callable[[], float] = time.time
         self.on_garbage: Callable[[], None] = lambda: None
         """Called when reclaim has work: something was deleted, or overwritten at last."""

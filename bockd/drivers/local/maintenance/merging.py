@@ -2,7 +2,8 @@
 
 Snapshots that come and go leave a layer each: what a deleted one held and others still show. All
 of them end up at home in the same map. Merging copies the live blocks of the smallest into its
-neighbour at the same offsets, syncs them, points every leaf there, and only then forgets it.
+neighbour at their own offsets, syncs them, points every leaf there, and only then forgets it. So
+the neighbour is raw, and a home without a raw layer gets one. The smallest may be packed.
 
 Checksums, and marks of damage, go with the leaf of the home that leads to the copies; those of the
 source stay until it is removed.
@@ -15,11 +16,12 @@ of them hits what was moved.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 
-from bockd.drivers.local.format import checksums, queue
+from bockd.drivers.local.format import cells, checksums, queue
 from bockd.drivers.local.format.blockmap import own_leaves
 from bockd.drivers.local.format.catalogue import LAYERS, Catalogue, LayerRecord
 from bockd.drivers.local.format.forgetting import forget_layer
@@ -27,7 +29,7 @@ from bockd.drivers.local.format.layer import Layer
 from bockd.drivers.local.format.leaf import LEAF_BLOCKS, LEAVES, Leaf, leaf_key
 from bockd.drivers.local.registry import Registry
 from bockd.drivers.local.volume.reading import Reader
-from bockd.errors import from_os_error
+from bockd.errors import DamagedError, from_os_error
 from bockd.failpoints import Failpoint, hit
 from bockd.index.keys import id_key
 from bockd.model import BLOCK_SIZE, MIB, LayerId, MapId
@@ -43,6 +45,10 @@ BATCH_LEAVES = 512
 
 _COPY_BYTES = 1 * MIB
 
+WINDOW_LEAVES = 16
+"""Of what is read from a packed layer, in the order of its cells, before it is written in that of
+its blocks: 16 MiB at most in memory."""
+
 
 @dataclass(frozen=True, slots=True)
 class Merge:
@@ -51,6 +57,16 @@ class Merge:
     home: MapId
     source: LayerRecord
     target: LayerRecord
+    """A raw one."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Crowded:
+    """A home with too many layers, and none that they could move into."""
+
+    home: MapId
+    size_bytes: int
+    """Of its largest layer."""
 
 
 class LayerMerger:
@@ -59,10 +75,27 @@ class LayerMerger:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._store = registry.store
+        self._crowded: _Crowded | None = None
+        """Found by the last `plan`, if it found no merge."""
+
+    async def next(self) -> Merge | None:
+        """Return the next merge, as `plan` does. If it lacks a layer to move into, make that."""
+        merge = await blocking(self.plan)
+        crowded = self._crowded
+        if merge is not None or crowded is None:
+            return merge
+
+        def add(txn: Transaction, layer: LayerId) -> None:
+            catalogue = Catalogue(txn)
+            catalogue.add_layer(layer, crowded.size_bytes, catalogue.map(crowded.home).id)
+
+        await self._registry.layer_maker.make_with(crowded.size_bytes, add)
+        return await blocking(self.plan)
 
     def plan(self) -> Merge | None:
         """Choose the next merge: one that was interrupted, or one that is due. None if there is
         none. Blocks."""
+        self._crowded = None
         abandoned: LayerId | None = None
         with self._store.index.reading() as txn:
             catalogue = Catalogue(txn)
@@ -78,7 +111,7 @@ class LayerMerger:
             heads = {volume.head for volume in catalogue.volumes()}
             homes: dict[MapId, list[LayerRecord]] = {}
             for layer in catalogue.layers():
-                if layer.id not in heads and not layer.packed:
+                if layer.id not in heads:
                     homes.setdefault(layer.home, []).append(layer)
         if abandoned is not None:
             self._store.index.update(lambda txn: queue.end_merge(txn, abandoned))
@@ -90,10 +123,14 @@ class LayerMerger:
                 for target in layers:
                     if (
                         target is not source
+                        and not target.packed
                         and target.size_bytes >= source.size_bytes
                         and target.id not in waiting
                     ):
                         return Merge(home, source, target)
+            largest = max(layer.size_bytes for layer in layers)
+            if not any(x.size_bytes == largest for x in layers if not x.packed):
+                self._crowded = _Crowded(home, largest)
         return None
 
     def _allocated(self, layer: LayerRecord) -> int:
@@ -129,7 +166,11 @@ class LayerMerger:
             raise
         try:
             with self._store.index.reading() as txn:
-                for number, payload in own_leaves(txn, merge.home):
+                leaves = own_leaves(txn, merge.home)
+                if source.packed:
+                    _copy_cells(txn, source, target, leaves)
+                    leaves = iter(())
+                for number, payload in leaves:
                     for first, end, layer in Leaf.decode(payload).runs():
                         if layer == source.id:
                             base = number * LEAF_BLOCKS
@@ -204,6 +245,38 @@ def _copy_blocks(source: Layer, target: Layer, first: int, end: int) -> None:
         source.read(start, piece)
         target.write(start, piece)
         start += len(piece)
+
+
+def _copy_cells(
+    txn: Transaction, source: Layer, target: Layer, leaves: Iterator[tuple[int, bytes]]
+) -> None:
+    """Copy what leaves show of a packed layer, window by window. Raises DamagedError, OSError."""
+    while window := list(islice(leaves, WINDOW_LEAVES)):
+        places: list[tuple[int, int]] = []
+        for number, payload in window:
+            leaf = Leaf.decode(payload)
+            if source.id in leaf.palette:
+                found = cells.cells_of_leaf(txn, number, leaf, (source.id,))
+                places += [
+                    (found[block], number * LEAF_BLOCKS + block)
+                    for block, layer in enumerate(leaf.layers())
+                    if layer == source.id
+                ]
+        content: dict[int, memoryview] = {}
+        blocks_of = dict(places)
+        if len(blocks_of) != len(places):
+            raise DamagedError(f"two blocks of layer {source.id} have one cell; run 'bockd check'")
+        for first, end in cells.runs_of_cells(sorted(blocks_of)):
+            buffer = memoryview(bytearray((end - first) * BLOCK_SIZE))
+            source.read(first * BLOCK_SIZE, buffer)
+            for cell in range(first, end):
+                at = (cell - first) * BLOCK_SIZE
+                content[blocks_of[cell]] = buffer[at : at + BLOCK_SIZE]
+        for first, end in cells.runs_of_cells(sorted(content)):
+            for start in range(first, end, _COPY_BYTES // BLOCK_SIZE):
+                stop = min(end, start + _COPY_BYTES // BLOCK_SIZE)
+                piece = b"".join([content[block] for block in range(start, stop)])
+                target.write(start * BLOCK_SIZE, memoryview(piece))
 
 
 def _redirect_batch(

@@ -101,7 +101,7 @@ class Reclaimer:
     async def _merges(self) -> None:
         while not self._stopping:
             await self._punches()
-            merge = await blocking(self._merger.plan)
+            merge = await self._merger.next()
             if merge is None:
                 return
             await self._merger.run(merge)
