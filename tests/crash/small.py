@@ -11,7 +11,15 @@ from unittest import mock
 
 from bockd.drivers.local.format import journal, layer
 from bockd.drivers.local.maintenance import merging
-from bockd.drivers.local.volume import allocating, leafcache, room, volume
+from bockd.drivers.local.volume import (
+    allocating,
+    cells,
+    leafcache,
+    packedwrites,
+    room,
+    sweeping,
+    volume,
+)
 from bockd.index import ballast, index
 from bockd.model import BLOCK_SIZE
 
@@ -25,6 +33,7 @@ def sizes(journal_records: int) -> tuple[tuple[Any, str, float], ...]:
         (room, "SEGMENT_RECORDS", journal_records),
         (room, "CHECKPOINT_RECORDS", journal_records // 3),
         (room, "RESERVED_RECORDS", 16),
+        (room, "PACKED_RECORDS_PER_OPERATION", 12),
         (room, "ALLOWANCE_BLOCKS", 4),
         (room, "CHECKPOINT_DIRTY_LEAVES", 2),
         (leafcache, "CACHE_BYTES", 500),
@@ -33,10 +42,24 @@ def sizes(journal_records: int) -> tuple[tuple[Any, str, float], ...]:
         (allocating, "ALLOCATED_PIECE_BLOCKS", 8),
         (layer, "ZERO_PIECE_BYTES", 4 * BLOCK_SIZE),
         (layer, "ZERO_SECONDS", 0.0),
+        (cells, "MAX_CELLS", 1024),
+        (cells, "ROTATION_CELLS", 700),
+        (cells, "MIN_FREE_RUN", 2),
+        (packedwrites, "PIECE_CELLS", 52),
+        (sweeping, "WINDOW_CELLS", 64),
+        (sweeping, "BATCH_ROWS", 1),
         (merging, "MAX_DEAD_LAYERS", 1),
         (ballast, "BALLAST_BYTES", 16 * 1024),
         (index, "_AHEAD_BYTES", 64 * 1024),
     )
+
+
+def enlarge_journals(journal_records: int) -> None:
+    """Give this process's engine, which is small, larger journals, for good. Checkpoints begin as
+    soon as before. Operations on packed heads are promised more places than those on raw ones."""
+    for target, name, value in sizes(journal_records):
+        if name in ("SEGMENT_RECORDS", "SEGMENT_BYTES"):
+            setattr(target, name, value)
 
 
 @contextmanager

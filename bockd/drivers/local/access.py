@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bockd.drivers.local.format.catalogue import LayerRecord
 from bockd.drivers.local.format.frozenlayer import FrozenLayer, OpenFiles
@@ -15,6 +15,7 @@ from bockd.drivers.local.format.writepieces import WritePieces
 from bockd.errors import NoInodesError, NoSpaceError, from_os_error
 from bockd.index.ballast import Ballast
 from bockd.index.index import LmdbIndex
+from bockd.model import VolumeId
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,8 @@ class StoreAccess:
     files: OpenFiles
     boot: str
     write_pieces: WritePieces
+    unswept: set[VolumeId] = field(default_factory=set)
+    """Volumes that were recovered since the pool was opened, and not opened since then."""
 
     def frozen_layer(self, record: LayerRecord) -> FrozenLayer:
         """Return a layer to read from that is not open yet."""

@@ -32,26 +32,30 @@ class LayerMaker:
         self.turn = Mutex()
         """Held from the choice of an id until a transaction has named it."""
 
-    async def make_with(self, size_bytes: int, change: Callable[[Transaction, LayerId], T]) -> T:
+    async def make_with(
+        self, size_bytes: int, change: Callable[[Transaction, LayerId], T], *, packed: bool = False
+    ) -> T:
         """Make a layer's files, then name them in a transaction with `change`. Takes the turn."""
         async with self.turn:
-            return await blocking(self._make_and_commit, size_bytes, change)
+            return await blocking(self._make_and_commit, size_bytes, change, packed)
 
-    def _make_and_commit(self, size_bytes: int, change: Callable[[Transaction, LayerId], T]) -> T:
-        layer = self.make(size_bytes)
+    def _make_and_commit(
+        self, size_bytes: int, change: Callable[[Transaction, LayerId], T], packed: bool
+    ) -> T:
+        layer = self.make(size_bytes, packed=packed)
         try:
             return self._store.index.update(lambda txn: change(txn, layer))
         except BockdError:
             self.unmake(layer)
             raise
 
-    def make(self, size_bytes: int) -> LayerId:
-        """Make the files of a layer. The caller holds the turn. Blocks. Raises BockdError, with
-        nothing made."""
+    def make(self, size_bytes: int, *, packed: bool = False) -> LayerId:
+        """Make the files of a layer, for so many bytes of a volume. Those of a `packed` one are
+        empty. The caller holds the turn. Blocks. Raises BockdError, with nothing made."""
         with self._store.index.reading() as txn:
             layer = Catalogue(txn).next_layer()
         try:
-            create_layer(self._store.layout, layer, size_bytes)
+            create_layer(self._store.layout, layer, 0 if packed else size_bytes)
         except OSError as error:
             self._remove(layer)
             raise from_os_error(error, f"creating layer {layer}") from error
@@ -74,8 +78,10 @@ class LayerMaker:
             self._remove(layer)
 
     def grow(self, head: Layer, size_bytes: int) -> None:
-        """Make a layer's files as long as a growing volume needs them. Blocks. Raises
-        BockdError."""
+        """Make a layer's files as long as a growing volume needs them. The file of a packed one is
+        as long as what is in it. Blocks. Raises BockdError."""
+        if head.packed:
+            return
         try:
             head.grow(self._store.layout, size_bytes)
         except OSError as error:

@@ -23,6 +23,7 @@ from bockd.drivers.local.volume.loading import LeafLoader
 from bockd.drivers.local.volume.recovery import recover, remove_old_segments
 from bockd.drivers.local.volume.slots import LayerSlots
 from bockd.drivers.local.volume.snapshot import Snapshot
+from bockd.drivers.local.volume.sweeping import Sweep
 from bockd.drivers.local.volume.volume import Volume
 from bockd.errors import BockdError, DamagedError, NoSpaceError, SyncFailedError, volume_failed
 from bockd.model import MapId, SnapshotId, VolumeId
@@ -39,6 +40,8 @@ class _OpenedFiles:
     record: LocalVolumeRecord
     chain: tuple[MapId, ...]
     lock: FileLock
+    sweep: Sweep | None
+    """Of the head, if a recovery may have left strays in it."""
 
 
 @dataclass(eq=False)
@@ -140,6 +143,8 @@ async def open_volume(
     loader = _loader(store, files.chain, files.record.size_bytes)
     parts = VolumeParts(store, files.record, loader.cache, gate, spawn, on_garbage)
     device = Volume(store, loader, Durability(parts), gate, spawn)
+    if files.sweep is not None:
+        device.start_sweep(files.sweep)
     return OpenVolume(device, files.lock)
 
 
@@ -154,10 +159,12 @@ def _open_files(store: StoreAccess, volume: VolumeId) -> _OpenedFiles:
         _, chain = _verified(store, lambda catalogue: catalogue.volume(volume))
         record = recover_if_needed(store, volume)
         remove_old_segments(store, volume, record.generation)
+        sweep = Sweep.of(store, record.head) if volume in store.unswept else None
+        store.unswept.discard(volume)
     except BaseException:
         lock.release()
         raise
-    return _OpenedFiles(record, chain, lock)
+    return _OpenedFiles(record, chain, lock, sweep)
 
 
 def _verified(
@@ -213,6 +220,7 @@ async def close_volume(opened: OpenVolume, *, give_up: bool) -> None:
     if not give_up and failure.read_only is not None:
         raise failure.read_only
     try:
+        await volume.end_sweep()
         await volume.finish_punching()
         await volume.end_reads()
         if failure.reason is None and durability.tail.begun:
@@ -246,6 +254,7 @@ async def abandon_volume(opened: OpenVolume) -> None:
     """Close a volume without bringing the index up to date: it has failed, or it is about to be
     deleted. Its journal stays on disk."""
     await opened.volume.gate.quiesce()
+    await opened.volume.end_sweep()
     opened.volume.cancel_punching()
     await opened.volume.finish_punching()
     await opened.volume.end_reads()

@@ -21,6 +21,7 @@ from bockd.drivers.local.occupancy import (
     pool_files_bytes,
 )
 from bockd.drivers.local.registry import Registry
+from bockd.drivers.local.rotating import Rotations
 from bockd.drivers.local.snapshots import SnapshotOperations
 from bockd.drivers.local.volumes import VolumeOperations
 from bockd.errors import named
@@ -47,6 +48,7 @@ class LocalPool:
         layers = registry.layer_maker
         self._volumes = VolumeOperations(registry, layers)
         self._snapshots = SnapshotOperations(registry, layers)
+        registry.rotate = Rotations(registry, layers).rotate
 
     # -- the pool itself ---------------------------------------------------------------------
 

@@ -40,6 +40,7 @@ from bockd.errors import (
     BockdError,
     DamagedError,
     InUseError,
+    NoSpaceError,
     PoolFormatError,
     SyncFailedError,
     VolumeFailedError,
@@ -58,6 +59,18 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+def packs_no_head() -> bool:
+    """Decide against packed heads (docs/packed-heads.md), which only tests make so far."""
+    return False
+
+
+async def refuse_rotation(volume: VolumeId) -> None:
+    """Raise NoSpaceError: only who manages the pool makes layers."""
+    raise NoSpaceError(
+        f"volume {volume} must get another layer before more is written: open it with the daemon"
+    )
+
+
 class Registry:
     """An open pool. For the owner thread; ended by `close_all` and then `release`."""
 
@@ -71,6 +84,10 @@ class Registry:
         """Why volumes could not be opened when that was last tried."""
         self.layer_maker = LayerMaker(store)
         self.clock: Callable[[], float] = time.time
+        self.pack: Callable[[], bool] = packs_no_head
+        """Decides for each head of a snapshot, clone or revert whether it is packed."""
+        self.rotate: Callable[[VolumeId], Steps[None]] = refuse_rotation
+        """Gives an open volume another head, when its own has few cells left."""
         self.on_garbage: Callable[[], None] = lambda: None
         """Called when reclaim has work: something was deleted, or overwritten at last."""
         self.on_frozen: Callable[[], None] = lambda: None
@@ -260,6 +277,7 @@ class Registry:
             raise
         self.refusals.pop(volume, None)
         opened.volume.on_damage = self.mark_damaged
+        opened.volume.durability.rotate = lambda: self.rotate(volume)
         self.volumes[volume] = opened
         return opened
 

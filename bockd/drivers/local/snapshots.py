@@ -5,14 +5,13 @@ What bockd.pool.pool says about errors and about `in_transaction` holds here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from bockd.drivers.local.format.catalogue import Catalogue, LocalSnapshotRecord, LocalVolumeRecord
 from bockd.drivers.local.format.forgetting import kill_map
-from bockd.drivers.local.format.layer import Layer
 from bockd.drivers.local.format.layout import unlink_leftover
 from bockd.drivers.local.format.locks import touch_if_possible
+from bockd.drivers.local.newheads import HeadChange, change_head
 from bockd.drivers.local.newlayers import LayerMaker
 from bockd.drivers.local.opening import (
     close_snapshot,
@@ -22,7 +21,7 @@ from bockd.drivers.local.opening import (
 )
 from bockd.drivers.local.registry import Registry
 from bockd.drivers.local.volume.volume import Volume
-from bockd.errors import ConflictError, InUseError
+from bockd.errors import InUseError
 from bockd.failpoints import Failpoint, hit
 from bockd.model import LayerId, NodeKind, SnapshotId, VolumeId
 from bockd.pool.choices import name_of
@@ -31,9 +30,7 @@ from bockd.pool.pool import Naming, WithSnapshot, nothing_more
 from bockd.runtime.steps import Steps, blocking
 from bockd.validation import check_name
 
-_Freeze = Callable[
-    [Transaction, LocalVolumeRecord, LayerId], tuple[LocalVolumeRecord, LocalSnapshotRecord]
-]
+_Freeze = HeadChange[LocalSnapshotRecord]
 
 
 class SnapshotOperations:
@@ -50,32 +47,35 @@ class SnapshotOperations:
         """Freeze the volume's head and map under a new name (promise D4); O(1)."""
         if isinstance(name, str):
             check_name(name)
+        packed = self._registry.pack()
 
         def freeze(
             txn: Transaction, record: LocalVolumeRecord, layer: LayerId
         ) -> tuple[LocalVolumeRecord, LocalSnapshotRecord]:
-            changed, snapshot = self._freeze(Catalogue(txn), record, name, layer)
+            changed, snapshot = self._freeze(Catalogue(txn), record, name, layer, packed)
             in_transaction(txn, snapshot)
             hit(Failpoint.SNAPSHOT_CHANGED)
             return changed, snapshot
 
         doing = f"taking a snapshot of volume {volume}"
-        return self._registry.exclusive(volume, doing, self._create, volume, freeze)
+        return self._registry.exclusive(volume, doing, self._create, volume, freeze, packed)
 
-    async def _create(self, volume: VolumeId, freeze: _Freeze) -> LocalSnapshotRecord:
+    async def _create(self, volume: VolumeId, freeze: _Freeze, packed: bool) -> LocalSnapshotRecord:
         opened = self._registry.volumes.get(volume)
         if opened is None:
-            snapshot = await self._snapshot_closed(volume, freeze)
+            snapshot = await self._snapshot_closed(volume, freeze, packed=packed)
         else:
             async with self._layers.turn:
-                snapshot = await self._snapshot_open(opened.volume, freeze)
+                snapshot = await self._snapshot_open(opened.volume, freeze, packed=packed)
         hit(Failpoint.SNAPSHOT_COMMITTED)
         # Made now: when it is read the file system may have no file to give.
         await blocking(lambda: touch_if_possible(self._store.layout.snapshot_lock(snapshot.id)))
         self._registry.on_frozen()
         return snapshot
 
-    async def _snapshot_closed(self, volume: VolumeId, freeze: _Freeze) -> LocalSnapshotRecord:
+    async def _snapshot_closed(
+        self, volume: VolumeId, freeze: _Freeze, *, packed: bool
+    ) -> LocalSnapshotRecord:
         self._registry.refuse_failed(volume)
         lock = await blocking(lock_volume, self._store, volume)
         try:
@@ -87,41 +87,34 @@ class SnapshotOperations:
                 catalogue.put_volume(changed)
                 return snapshot
 
-            result = await self._layers.make_with(record.size_bytes, change)
+            result = await self._layers.make_with(record.size_bytes, change, packed=packed)
         finally:
             lock.release()
         return result
 
-    async def _snapshot_open(self, volume: Volume, freeze: _Freeze) -> LocalSnapshotRecord:
-        if volume.layers.full:
-            raise ConflictError("too many snapshots since the volume was opened; reconnect")
-        size = volume.size_bytes
-        layer = await blocking(self._layers.make, size)
-        hit(Failpoint.SNAPSHOT_LAYER)
-        head: Layer | None = None
-        try:
-            head = await blocking(Layer.open, self._store.layout, layer, size, writable=True)
-            fresh_head = head
+    async def _snapshot_open(
+        self, volume: Volume, freeze: _Freeze, *, packed: bool
+    ) -> LocalSnapshotRecord:
+        def adopt(record: LocalVolumeRecord) -> None:
+            volume.loader.chain = (record.map, *volume.loader.chain)
 
-            def change(
-                txn: Transaction, record: LocalVolumeRecord
-            ) -> tuple[LocalVolumeRecord, LocalSnapshotRecord]:
-                return freeze(txn, record, layer)
-
-            def adopt(record: LocalVolumeRecord, _snapshot: LocalSnapshotRecord) -> None:
-                volume.loader.chain = (record.map, *volume.loader.chain)
-                volume.adopt_head(fresh_head)
-
-            return await volume.durability.quiesced_commit(change, adopt)
-        except BaseException:
-            if volume.durability.head is not head:
-                if head is not None:
-                    head.close()
-                self._layers.unmake(layer)
-            raise
+        return await change_head(
+            self._store,
+            self._layers,
+            volume,
+            freeze,
+            adopt,
+            packed=packed,
+            made=Failpoint.SNAPSHOT_LAYER,
+        )
 
     def _freeze(
-        self, catalogue: Catalogue, record: LocalVolumeRecord, naming: str | Naming, layer: LayerId
+        self,
+        catalogue: Catalogue,
+        record: LocalVolumeRecord,
+        naming: str | Naming,
+        layer: LayerId,
+        packed: bool,
     ) -> tuple[LocalVolumeRecord, LocalSnapshotRecord]:
         """Give the volume's map to a new snapshot, and the volume a new map and head."""
         node = SnapshotId(catalogue.new_node())
@@ -138,7 +131,7 @@ class SnapshotOperations:
         catalogue.take_name(NodeKind.SNAPSHOT, name, snapshot.id)
         catalogue.put_snapshot(snapshot)
         fresh = catalogue.new_map(record.map, record.size_bytes)
-        catalogue.add_layer(layer, record.size_bytes, fresh.id)
+        catalogue.add_layer(layer, record.size_bytes, fresh.id, packed=packed)
         return replace(record, map=fresh.id, head=layer), snapshot
 
     def delete(

@@ -67,15 +67,17 @@ class VolumeOperations:
                 if from_snapshot is not None:
                     source = catalogue.snapshot(from_snapshot)
             size = size_of(source, size_bytes)
+            packed = source is not None and self._registry.pack()
 
             def change(txn: Transaction, layer: LayerId) -> LocalVolumeRecord:
                 content = content_of(source, size) if source else content_bytes
-                added = self._add(Catalogue(txn), name, size, from_snapshot, layer, content)
+                catalogue = Catalogue(txn)
+                added = self._add(catalogue, name, size, from_snapshot, layer, packed, content)
                 in_transaction(txn, added)
                 hit(Failpoint.CLONE_CHANGED if source else Failpoint.CREATE_CHANGED)
                 return added
 
-            record = await self._layers.make_with(size, change)
+            record = await self._layers.make_with(size, change, packed=packed)
             hit(Failpoint.CLONE_COMMITTED if source else Failpoint.CREATE_COMMITTED)
             # Made now: when it is opened the file system may have no file to give.
             await blocking(lambda: touch_if_possible(self._store.layout.volume_lock(record.id)))
@@ -95,6 +97,7 @@ class VolumeOperations:
         size: int,
         from_snapshot: SnapshotId | None,
         layer: LayerId,
+        packed: bool,
         content_bytes: int | None,
     ) -> LocalVolumeRecord:
         parent = NO_MAP if from_snapshot is None else catalogue.snapshot(from_snapshot).map
@@ -102,7 +105,7 @@ class VolumeOperations:
         name = name_of(naming, catalogue, volume)
         catalogue.take_name(NodeKind.VOLUME, name, volume)
         map_record = catalogue.new_map(parent, size)
-        catalogue.add_layer(layer, size, map_record.id)
+        catalogue.add_layer(layer, size, map_record.id, packed=packed)
         record = LocalVolumeRecord(
             id=volume,
             name=name,
@@ -320,6 +323,7 @@ class VolumeOperations:
         lock = await blocking(lock_volume, self._store, volume)
         try:
             record = await blocking(recover_if_needed, self._store, volume)
+            packed = self._registry.pack()
             hit(Failpoint.REVERT_CLOSED)
 
             def change(txn: Transaction, layer: LayerId) -> LocalVolumeRecord:
@@ -327,7 +331,7 @@ class VolumeOperations:
                 current = catalogue.volume(volume)
                 source = catalogue.snapshot(snapshot)
                 fresh = catalogue.new_map(source.map, current.size_bytes)
-                catalogue.add_layer(layer, current.size_bytes, fresh.id)
+                catalogue.add_layer(layer, current.size_bytes, fresh.id, packed=packed)
                 kill_map(txn, current.map)
                 reverted = replace(
                     current,
@@ -343,7 +347,7 @@ class VolumeOperations:
                 hit(Failpoint.REVERT_CHANGED)
                 return reverted
 
-            result = await self._layers.make_with(record.size_bytes, change)
+            result = await self._layers.make_with(record.size_bytes, change, packed=packed)
         finally:
             lock.release()
         hit(Failpoint.REVERT_COMMITTED)

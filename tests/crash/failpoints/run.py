@@ -45,6 +45,18 @@ WITHOUT_POOL = frozenset(
 )
 """What only the first start comes to."""
 
+OF_PACKED_HEADS = frozenset(
+    {
+        Failpoint.CELLS_APPENDED,
+        Failpoint.CELLS_FREED,
+        Failpoint.ROTATE_LAYER,
+        Failpoint.ROTATE_CHANGED,
+        Failpoint.ROTATE_COMMITTED,
+        Failpoint.SWEEP_PUNCHED,
+    }
+)
+"""What no daemon comes to, because none makes packed heads; test_packed_heads.py does."""
+
 EXPECTED_LOG = re.compile(
     r"^INFO |differs from what it held|failed with EIO: .* is damaged|"
     r"never flushed and do not count|cannot be opened: .* is refused after an error|"

@@ -68,7 +68,7 @@ class _StoppedClock:
 
 def _data_ranges(self: Layer, offset: int, length: int) -> Iterator[tuple[int, int]]:
     """Layers here have one segment."""
-    for start, end in _ranges(self.near_descriptor, "user.ranges"):
+    for start, end in _ranges(self.descriptors[0], "user.ranges"):
         if start < offset + length and end > offset:
             yield max(start, offset), min(end, offset + length)
 

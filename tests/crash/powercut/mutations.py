@@ -16,12 +16,15 @@ from unittest import mock
 import lmdb
 
 from bockd.drivers.local import poolfiles
+from bockd.drivers.local.access import StoreAccess
 from bockd.drivers.local.format import journal, layer
 from bockd.drivers.local.format.blockmap import MapChanges
+from bockd.drivers.local.format.catalogue import Catalogue
 from bockd.drivers.local.format.journal import (
     BARRIERS,
     CellBlocks,
     CellRun,
+    Change,
     Entry,
     JournalSegment,
     Kind,
@@ -29,11 +32,16 @@ from bockd.drivers.local.format.journal import (
 )
 from bockd.drivers.local.format.layer import Layer
 from bockd.drivers.local.maintenance import reclaim
-from bockd.drivers.local.volume import recovery, volume
+from bockd.drivers.local.volume import cells, recovery, volume
 from bockd.drivers.local.volume.appending import JournalTail
+from bockd.drivers.local.volume.cellpunching import CellPuncher
+from bockd.drivers.local.volume.cells import HeadCells
 from bockd.drivers.local.volume.flushing import Flusher
+from bockd.drivers.local.volume.heads import Heads
 from bockd.drivers.local.volume.recovery import Replay
+from bockd.drivers.local.volume.sweeping import Sweep
 from bockd.drivers.local.volume.volume import Volume
+from bockd.model import LayerId
 from bockd.runtime.steps import Blocking, Signal, Steps, blocking
 
 Mutation = Callable[[], Any]
@@ -176,6 +184,84 @@ def _untold_allocations() -> Generator[None]:
         yield
 
 
+@contextmanager
+def _cells_used_before_the_barrier() -> Generator[None]:
+    """A cell that is used again once it is punched, durably, whatever a power cut may bring back of
+    the map."""
+    real = CellPuncher._punch
+
+    def punch(self: CellPuncher, emptied: range) -> bool:
+        punched = real(self, emptied)
+        os.fsync(self.head.descriptors[0])
+        return punched
+
+    with (
+        mock.patch.object(CellPuncher, "_punch", punch),
+        mock.patch.object(HeadCells, "note_punched", _make_free),
+    ):
+        yield
+
+
+def _make_free(self: HeadCells, emptied: range) -> None:
+    self._free.add(emptied.start, emptied.stop)
+
+
+def _make_punched(self: HeadCells, first: int, end: int) -> None:
+    self._punched.add(first, end)
+
+
+@contextmanager
+def _cells_used_before_the_sync() -> Generator[None]:
+    """A cell that is used again after a checkpoint, whenever it was punched."""
+    real = HeadCells.end_seal
+
+    def end_seal(self: HeadCells) -> None:
+        self.begin_seal()
+        real(self)
+
+    with mock.patch.object(HeadCells, "end_seal", end_seal):
+        yield
+
+
+@contextmanager
+def _tail_behind_what_is_named() -> Generator[None]:
+    """A head whose cells begin behind the last one that the index names."""
+
+    def tail(self: Heads, head: Layer) -> int:
+        with self._store.index.reading() as txn:
+            return Catalogue(txn).layer(head.id).cells
+
+    with mock.patch.object(Heads, "_tail_of", tail):
+        yield
+
+
+@contextmanager
+def _recovery_at_own_offsets() -> Generator[None]:
+    """A recovery that takes a block's number for its cell."""
+
+    class OwnOffsets(MapChanges):
+        def _give_cells(self, change: Change) -> None:
+            super()._give_cells(change._replace(cell=change.start))
+
+    with mock.patch.object(recovery, "MapChanges", OwnOffsets):
+        yield
+
+
+@contextmanager
+def _sweep_of_new_cells() -> Generator[None]:
+    """A sweep that goes on behind the end that the file had."""
+    real = Sweep.of
+
+    def of(store: StoreAccess, head: LayerId) -> Sweep | None:
+        sweep = real(store, head)
+        if sweep is not None:
+            sweep._tail = cells.MAX_CELLS
+        return sweep
+
+    with mock.patch.object(Sweep, "of", of):
+        yield
+
+
 MUTATIONS: dict[str, Mutation] = {
     "flush: sync of the head": _round(Kind.BARRIER, "head"),
     "flush: sync of the journal": _round(Kind.BARRIER, "journal"),
@@ -204,8 +290,22 @@ MUTATIONS: dict[str, Mutation] = {
         volume, "zero_blocks", return_value=[]
     ),
     "journal: where a write in place will leave zeros": lambda: mock.patch.object(
-        Volume, "_foretell_zeros", _nothing
+        Volume, "foretell_zeros", _nothing
     ),
     "journal: which zeros are allocated": _untold_allocations,
     "removed layers: fsync of their directory": _without(reclaim),
+    "cells: not used again before the barrier": _cells_used_before_the_barrier,
+    "cells: not used again before the punch": lambda: mock.patch.object(
+        HeadCells, "empty", _make_punched
+    ),
+    "cells: not used again before a sync after the punch": _cells_used_before_the_sync,
+    "cells: the tail begins behind the end of the file": _tail_behind_what_is_named,
+    "cells: a checkpoint stores them": lambda: mock.patch.object(
+        MapChanges, "_give_cells", _nothing
+    ),
+    "cells: a trim takes them out of the index": lambda: mock.patch.object(
+        MapChanges, "_take_cells", _nothing
+    ),
+    "recovery: in which cells the blocks of a record are": _recovery_at_own_offsets,
+    "sweep: only what the file had when it was opened": _sweep_of_new_cells,
 }

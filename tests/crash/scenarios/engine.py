@@ -152,7 +152,7 @@ def two_writes_into_one_frozen_block(disk: PowerCutDisk) -> None:
     stage = prepared(disk)
     late, early = b"L" * SECTOR, b"E" * SECTOR
     first = stage.conductor.begin(stage.device.write(5 * BLOCK_SIZE + 6 * SECTOR, memoryview(late)))
-    stage.conductor.after(first, "_edges > read")
+    stage.conductor.after(first, "edges > read")
     second = stage.conductor.begin(stage.device.write(5 * BLOCK_SIZE + SECTOR, memoryview(early)))
     stage.conductor.alone(second)
     stage.conductor.run()

@@ -193,14 +193,14 @@ def redirects_do_not_say_zeros() -> Replacements:
     real = JournalTail.stage_zeros
 
     def stage(self: JournalTail, blocks: Sequence[int]) -> None:
-        if sys._getframe(1).f_code.co_name == "_foretell_zeros":
+        if sys._getframe(1).f_code.co_name == "foretell_zeros":
             real(self, blocks)
 
     return [(JournalTail, "stage_zeros", stage)]
 
 
 def overwrites_do_not_say_zeros() -> Replacements:
-    return [(Volume, "_foretell_zeros", lambda _self, _blocks: None)]
+    return [(Volume, "foretell_zeros", lambda _self, _blocks: None)]
 
 
 @pytest.mark.parametrize("mutation", [redirects_do_not_say_zeros, overwrites_do_not_say_zeros])

@@ -124,7 +124,7 @@ def partial_write_without_the_rest() -> Replacements:
     async def edges(self: Volume, offset: int, end: int) -> tuple[memoryview, memoryview]:
         return blank(self, offset, end)
 
-    return [(Volume, "_edges", edges), (Volume, "_try_edges", blank)]
+    return [(Volume, "edges", edges), (Volume, "try_edges", blank)]
 
 
 MUTATIONS: dict[str, Mutation] = {

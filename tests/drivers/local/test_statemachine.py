@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Iterator
+from itertools import cycle
 from pathlib import Path
+from unittest import mock
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -25,7 +28,8 @@ from hypothesis.stateful import (
 )
 
 from bockd.drivers.local.format import checksums
-from bockd.drivers.local.format.catalogue import LAYERS
+from bockd.drivers.local.format.catalogue import LAYERS, Catalogue
+from bockd.drivers.local.format.cells import stored_cells
 from bockd.drivers.local.format.leaf import LEAF_BLOCKS
 from bockd.drivers.local.integrity.check import check_open_pool
 from bockd.drivers.local.integrity.damage import scrub_status
@@ -34,7 +38,7 @@ from bockd.drivers.local.maintenance import merging
 from bockd.drivers.local.maintenance.reclaim import Reclaimer
 from bockd.drivers.local.occupancy import measure_all, measure_shares
 from bockd.drivers.local.pool import LocalPool
-from bockd.drivers.local.volume import leafcache
+from bockd.drivers.local.volume import cells, leafcache
 from bockd.drivers.local.volume.reading import Reader
 from bockd.drivers.local.volume.volume import Volume
 from bockd.errors import DamagedError
@@ -78,6 +82,8 @@ class PoolMachine(RuleBasedStateMachine):
         self.origin: dict[SnapshotId, VolumeId] = {}
         self.usual_group_leaves = leafcache.GROUP_LEAVES
         self.usual_dead_layers = merging.MAX_DEAD_LAYERS
+        self.usual_max_cells = cells.MAX_CELLS
+        self.packs: Iterator[bool] = cycle((False,))
         merging.MAX_DEAD_LAYERS = 1  # so that small pools merge layers, too
         self.most_open = 1
         self.start()
@@ -86,6 +92,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.background = Background()
         self.pool = LocalPool.open(self.root, self.background.spawn)
         self.pool.registry.store.files.limit = self.most_open
+        self.pool.registry.pack = lambda: next(self.packs)
         self.scrubber = Scrubber(self.pool.registry)
         reclaimer = Reclaimer(self.pool.registry)
         self.pool.registry.on_garbage = lambda: self.background.spawn(reclaimer.run())
@@ -99,6 +106,7 @@ class PoolMachine(RuleBasedStateMachine):
         finally:
             merging.MAX_DEAD_LAYERS = self.usual_dead_layers
             leafcache.GROUP_LEAVES = self.usual_group_leaves
+            cells.MAX_CELLS = self.usual_max_cells
             die(self.pool)
             shutil.rmtree(self.root)
 
@@ -118,8 +126,13 @@ class PoolMachine(RuleBasedStateMachine):
         size=block_sizes,
         most_open=st.sampled_from((1, 2, 4096)),
         group_leaves=st.sampled_from((1, 2, 64)),
+        packs=st.sampled_from(((False,), (True,), (True, False), (True, True, False))),
     )
-    def first_volume(self, size: int, most_open: int, group_leaves: int) -> VolumeId:
+    def first_volume(
+        self, size: int, most_open: int, group_leaves: int, packs: tuple[bool, ...]
+    ) -> VolumeId:
+        self.packs = cycle(packs)
+        cells.MAX_CELLS = cells.ROTATION_CELLS + 1024  # so that heads are rotated
         leafcache.GROUP_LEAVES = group_leaves  # so that small trims cover whole groups, too
         self.most_open = self.pool.registry.store.files.limit = most_open
         return self.new_volume(size)
@@ -244,6 +257,12 @@ class PoolMachine(RuleBasedStateMachine):
         self.background.run()
 
     @rule(volume=volumes)
+    def rotate(self, volume: VolumeId) -> None:
+        self.device(volume)
+        with mock.patch.object(cells, "ROTATION_CELLS", cells.MAX_CELLS - 1):
+            run_inline(self.pool.registry.rotate(volume))
+
+    @rule(volume=volumes)
     def close_idle(self, volume: VolumeId) -> None:
         run_inline(self.pool.registry.close_idle_volume(volume))
 
@@ -321,7 +340,8 @@ class PoolMachine(RuleBasedStateMachine):
             return
         layer, block = known[choice % len(known)]
         path = self.pool.registry.store.layout.layer_segment(layer, 0)
-        flip_bit(path, block * BLOCK_SIZE + choice % BLOCK_SIZE)
+        at = self.place(layer, block) * BLOCK_SIZE + choice % BLOCK_SIZE
+        flip_bit(path, at)
         [damaged] = self.scrub()
         assert (damaged.layer, damaged.offset_bytes) == (layer, block * BLOCK_SIZE)
         with self.pool.registry.catalogue() as catalogue:
@@ -329,8 +349,16 @@ class PoolMachine(RuleBasedStateMachine):
             shown |= {int(s.id) for s in catalogue.snapshots() if s.name in damaged.snapshots}
         for node in self.live:
             assert self.unreadable(node) == ({block} if node in shown else set())
-        flip_bit(path, block * BLOCK_SIZE + choice % BLOCK_SIZE)
+        flip_bit(path, at)
         assert not self.scrub()
+
+    def place(self, layer: LayerId, block: int) -> int:
+        """Where a block of a layer lies in its file, in blocks."""
+        with self.pool.index.reading() as txn:
+            if not Catalogue(txn).layer(layer).packed:
+                return block
+            number, at = divmod(block, LEAF_BLOCKS)
+            return stored_cells(txn, layer, number)[at]
 
     def unreadable(self, node: int) -> set[int]:
         """The blocks whose reading fails; the others are compared."""

@@ -15,7 +15,7 @@ import fcntl
 import os
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -193,6 +193,19 @@ class Layer:
                 done += os.pwrite(fd, piece[done:end], position + done)
                 hit(Failpoint.WRITE_PIECE)
 
+    def write_buffers(
+        self, offset: int, buffers: Sequence[memoryview], piece_bytes: int = SMALL_BYTES
+    ) -> None:
+        """Write buffers one behind the other from `offset` on, all of it in the first segment, with
+        one call for each piece. Raises OSError (ENOSPC, EIO): any part of it may have been written
+        then."""
+        for piece, length in _pieces_of(buffers, piece_bytes):
+            done = os.pwritev(self.descriptors[0], piece, offset)
+            if done != length:
+                self.write(offset + done, memoryview(b"".join(piece))[done:], piece_bytes)
+            offset += length
+            hit(Failpoint.WRITE_PIECE)
+
     def sync(self) -> None:
         """Sync every segment with fdatasync. Raises OSError: what was not yet on disk may be lost
         then."""
@@ -231,12 +244,15 @@ class Layer:
         if self.packed and os.fstat(fd).st_size < needed:
             os.ftruncate(fd, needed)
 
-    def punch(self, offset: int, length: int) -> None:
-        """Give a range back to the file system; it reads as zeros then. Where the file system
-        cannot, nothing happens: no map reaches the range, so only space is lost."""
-        for fd, position, count in self._parts(offset, length):
-            with suppress(NotImplementedError):
+    def punch(self, offset: int, length: int) -> bool:
+        """Give a range back to the file system; it reads as zeros then. Return False where the file
+        system cannot: no map reaches the range, so only space is lost. Raises OSError."""
+        try:
+            for fd, position, count in self._parts(offset, length):
                 punch_range(fd, position, count)
+        except NotImplementedError:
+            return False
+        return True
 
     def zero(self, offset: int, end: int) -> int:
         """Make bytes from `offset` on zeros that are allocated, for a few milliseconds. Return how
@@ -379,6 +395,26 @@ class DamagedBlocks(Layer):
 
     def close(self) -> None:
         """Do nothing, because there are no files."""
+
+
+def _pieces_of(
+    buffers: Sequence[memoryview], piece_bytes: int
+) -> Iterator[tuple[list[memoryview], int]]:
+    """What one call writes, and how many bytes that is: `piece_bytes` but for the last."""
+    piece: list[memoryview] = []
+    room = piece_bytes
+    for buffer in buffers:
+        at = 0
+        while at < len(buffer):
+            part = buffer[at : at + room]
+            piece.append(part)
+            at += len(part)
+            room -= len(part)
+            if not room:
+                yield piece, piece_bytes
+                piece, room = [], piece_bytes
+    if piece:
+        yield piece, piece_bytes - room
 
 
 def evict(descriptors: list[int], offset: int) -> None:

@@ -105,6 +105,14 @@ class LeafTable:
         for key, payload in txn.scan(self.table, *_keys_of(layer)):
             yield leaf_value_key_parts(key)[1], self.decode(payload)
 
+    def rows_between(
+        self, txn: Transaction, layer: LayerId, first: int, end: int
+    ) -> Iterator[tuple[int, LeafValues]]:
+        """Yield the rows of leaves first..end-1 of a layer in order, as (leaf number, numbers).
+        Raises DamagedError, as `txn.scan` does, where one may have been lost."""
+        for key, payload in txn.scan(self.table, _KEY.pack(layer, first), _KEY.pack(layer, end)):
+            yield leaf_value_key_parts(key)[1], self.decode(payload)
+
     def forget_some(self, txn: Transaction, layer: LayerId, limit: int) -> bool:
         """Forget up to `limit` rows of a layer. Return False when none is left."""
         keys = list(islice(txn.keys(self.table, *_keys_of(layer)), limit))

@@ -5,13 +5,13 @@ Each piece is done inside the gate, with its blocks locked, as a write that span
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from bockd.drivers.local.format.journal import Kind, ZeroBlocks, places
-from bockd.drivers.local.volume.heads import Heads
+from bockd.drivers.local.format import layer
+from bockd.drivers.local.format.journal import CellBlocks, Kind, ZeroBlocks, places
 from bockd.drivers.local.volume.loading import LeafLoader
-from bockd.drivers.local.volume.room import RECORDS_PER_OPERATION
 from bockd.errors import from_os_error
 from bockd.failpoints import Failpoint, hit
 from bockd.model import BLOCK_SIZE, MIB
@@ -20,6 +20,8 @@ from bockd.runtime.waiting import RangeLocks, WriteGate
 
 if TYPE_CHECKING:
     from bockd.drivers.local.volume.durability import Durability
+    from bockd.drivers.local.volume.heads import Heads
+    from bockd.drivers.local.volume.packedwrites import PackedWriter, Run
 
 ALLOCATED_PIECE_BLOCKS = 64 * MIB // BLOCK_SIZE
 """Zeros allocated under one lock at most, in a thread: one group of leaves. Less would take longer
@@ -36,7 +38,7 @@ class ZeroAllocator:
         heads: Heads,
         gate: WriteGate,
         locks: RangeLocks,
-        enter: Callable[[int], Steps[None]],
+        enter: Callable[[int, int], Steps[None]],
         foretell_zeros: Callable[[Sequence[int]], None],
     ) -> None:
         self._loader = loader
@@ -55,15 +57,21 @@ class ZeroAllocator:
         """Make blocks first..end-1 zeros that keep their space. Raises BockdError."""
         while first < end:
             stop = min(end, first - first % ALLOCATED_PIECE_BLOCKS + ALLOCATED_PIECE_BLOCKS)
-            # A redirect, and two records that name all of it.
-            places_needed = 1 + 2 * places([ZeroBlocks(range(first, stop))])
-            more = max(0, places_needed - RECORDS_PER_OPERATION)
-            await self._enter(more)
+            # A change, and two records that name all of it.
+            changes = (
+                1 if self._heads.packed is None else places([CellBlocks(range(first, stop), 0)])
+            )
+            places_needed = changes + 2 * places([ZeroBlocks(range(first, stop))])
+            more = max(0, places_needed - self._room.per_operation)
+            await self._enter(more, stop - first)
             self._room.promised += more
             try:
                 held = await self._locks.acquire(first, stop)
                 try:
-                    first = await self._allocate_locked(first, stop)
+                    if (packed := self._heads.packed) is not None:
+                        first = await self._allocate_cells(packed, first, stop)
+                    else:
+                        first = await self._allocate_locked(first, stop)
                     self._tail.commit()
                 finally:
                     self._locks.release(held)
@@ -104,8 +112,65 @@ class ZeroAllocator:
         self._tail.stage_zeros(range(first, end))
         return end
 
+    async def _allocate_cells(self, packed: PackedWriter, first: int, end: int) -> int:
+        """Zero blocks from `first` on in a packed head: in their cells, or in new ones. Returns how
+        far, `end` at most."""
+        await self._loader.load(first, end)
+        if not self._map.holds_only(first, end, self._heads.slot):
+            await self._room.wait_for_index()
+            await self._loader.load(first, end)
+        new, held = packed.split(first, end)
+        if held and self._tail.exposed():
+            self._foretell_zeros(range(first, end))
+        cell = stop = 0
+        if count := sum(high - low for low, high in new):
+            cell = packed.cells.take(count)
+            stop = cell + count
+        try:
+            if count:
+                packed.lengthen(stop)
+            self._flusher.unsynced = True
+            reached = await blocking(self._zero_cells, _with_cells(new, cell, held))
+            # A sync that was under way may have covered none of it.
+            self._flusher.unsynced = True
+            if not count:
+                return reached
+            hit(Failpoint.ZEROS_ALLOCATED)
+            await self._loader.load(first, end)
+        except Exception:
+            self._flusher.unsynced = True
+            packed.give_back(cell, stop)  # what was allocated there nobody reaches
+            raise
+        done = [(low, min(high, reached)) for low, high in new if low < reached]
+        used = cell + sum(high - low for low, high in done)
+        packed.give_back(used, stop)
+        if done:
+            packed.lead_to(done, cell)
+        self._tail.stage_zeros(range(first, reached))
+        return reached
+
+    def _zero_cells(self, runs: list[Run]) -> int:
+        """In a thread: zero runs of blocks in their cells, in order, for some milliseconds. Returns
+        how far."""
+        deadline = time.monotonic() + layer.ZERO_SECONDS
+        for low, high, cell in runs:
+            offset, end = cell * BLOCK_SIZE, (cell + high - low) * BLOCK_SIZE
+            reached = self._zero_head(offset, end)
+            if reached < end or time.monotonic() >= deadline:
+                return low + (reached - offset) // BLOCK_SIZE
+        return high
+
     def _zero_head(self, offset: int, end: int) -> int:
         try:
             return self._flusher.head.zero(offset, end)
         except OSError as error:
             raise from_os_error(error, f"zeroing volume {self._volume}") from error
+
+
+def _with_cells(new: list[tuple[int, int]], cell: int, held: list[Run]) -> list[Run]:
+    """All runs in the order of blocks; the new ones lie in cells from `cell` on."""
+    runs = list(held)
+    for low, high in new:
+        runs.append((low, high, cell))
+        cell += high - low
+    return sorted(runs)

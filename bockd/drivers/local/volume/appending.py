@@ -120,6 +120,18 @@ class JournalTail:
         self._gather_scattered()
         self._staged.append(CellRun(first, count, cell))
 
+    def stage_new(self, runs: Sequence[tuple[int, int]], cell: int) -> None:
+        """Add the new blocks of one engine write to a packed head, as runs (first, end), which lie
+        in cells from `cell` on."""
+        self._gather_scattered()
+        single = CellBlocks([block for run in runs for block in range(*run)], cell)
+        if places([single]) < len(runs):
+            self._staged.append(single)
+            return
+        for first, end in runs:
+            self._staged.append(CellRun(first, end - first, cell))
+            cell += end - first
+
     def stage_zeros(self, blocks: Sequence[int]) -> None:
         """Add to the batch that these blocks of the head, in order, may be all zeros from now on.
         They are blocks of one engine write."""

@@ -49,6 +49,8 @@ class HeadCells:
         self._sealing = RangeSet()
         """What was punched before the seal under way began."""
         self._free = FreeRuns()
+        self.touched: RangeSet | None = None
+        """Takes the cells that are emptied, for as long as somebody wants to know."""
         self._current = range(0)
         """What is left of the free run that cells are taken from."""
 
@@ -90,6 +92,8 @@ class HeadCells:
         """Note that no map leads to cells first..end-1 any more, and that they may hold data."""
         if first < end:
             self.emptied.add(first, end)
+            if self.touched is not None:
+                self.touched.add(first, end)
 
     def take_emptied(self, count: int) -> range:
         """Take the next emptied cells off their list, `count` at most, to be punched. An empty

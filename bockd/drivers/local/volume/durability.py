@@ -30,6 +30,7 @@ from bockd.drivers.local.format.journal import JournalSegment, Kind
 from bockd.drivers.local.format.layer import Layer
 from bockd.drivers.local.format.layout import JournalName
 from bockd.drivers.local.volume.appending import JournalTail
+from bockd.drivers.local.volume.cells import HeadCells
 from bockd.drivers.local.volume.failing import Failure
 from bockd.drivers.local.volume.flushing import Flusher
 from bockd.drivers.local.volume.indexed import IndexedVolume, store_failure
@@ -38,7 +39,7 @@ from bockd.drivers.local.volume.room import JournalRoom
 from bockd.errors import BockdError, DeviceError, UnavailableError
 from bockd.failpoints import Failpoint, hit
 from bockd.pool.index import Transaction
-from bockd.runtime.steps import Spawn, Steps, blocking
+from bockd.runtime.steps import Spawn, Steps, blocking, try_spawn
 from bockd.runtime.waiting import Mutex, Pulse, WriteGate
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,10 @@ class Durability:
         """Waits for the reads that have begun; given by the volume."""
         self.on_begun: Callable[[Layer], None] = _no_head
         """Told the head that is written to from now on; given by the volume."""
+        self.cells: HeadCells | None = None
+        """Of a packed head, once it is written to."""
+        self.rotate: Callable[[], Steps[None]] = _no_reads
+        """Gives the volume another head, if that has few cells left; given by the registry."""
         self._store = store
         self._cache = parts.cache
         self._gate = parts.gate
@@ -76,6 +81,7 @@ class Durability:
         self._sealed: list[JournalSegment] = []
         self._checkpoint_lock = Mutex()
         self._checkpoint_wanted = False
+        self._rotation_wanted = False
         self._room_changed = Pulse()
         self.failure = Failure(
             record.id,
@@ -193,6 +199,24 @@ class Durability:
             await self._apply_sealed()
             self.room.checkpoint_error = None
             await self.restore_reserve()
+            if self.cells is not None and self.cells.is_short:
+                self._want_rotation()
+
+    def _want_rotation(self) -> None:
+        """Have the volume get another head in the background: now, or after the next checkpoint."""
+        if self._rotation_wanted:
+            return
+        self._rotation_wanted = True
+        if not try_spawn(self._spawn, self._background_rotation()):
+            self._rotation_wanted = False
+
+    async def _background_rotation(self) -> None:
+        try:
+            await self.rotate()
+        except BockdError as error:  # who needs cells tries again, and meets it
+            log.warning("volume %s gets no other layer: %s", self.record.id, error)
+        finally:
+            self._rotation_wanted = False
 
     async def _seal(self) -> None:
         """Direct new records to a new segment, and complete the old one durably."""
@@ -205,6 +229,8 @@ class Durability:
         hit(Failpoint.CHECKPOINT_SEGMENT)
         async with self.flusher.turn:
             self.tail.commit()
+            if self.cells is not None:
+                self.cells.begin_seal()
             self.tail.switch_to(fresh)
             self._sealed.append(old)
             self._room_changed.fire()
@@ -223,6 +249,9 @@ class Durability:
         applied = sealed[-1].last_sequence
         await self._indexed.apply(sealed)
         self._cache.mark_clean(applied)
+        if self.cells is not None:
+            self.cells.end_seal()
+            hit(Failpoint.CELLS_FREED)
         del self._sealed[: len(sealed)]
         await blocking(discard_segments, self._store, sealed)
         hit(Failpoint.CHECKPOINT_DONE)

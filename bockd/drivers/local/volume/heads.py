@@ -12,17 +12,24 @@ from typing import TYPE_CHECKING
 
 from bockd.drivers.local.access import StoreAccess
 from bockd.drivers.local.format.layer import Layer
-from bockd.drivers.local.format.ranges import RangeSet
+from bockd.drivers.local.volume import room
+from bockd.drivers.local.volume.cellpunching import CellPuncher
+from bockd.drivers.local.volume.cells import HeadCells
 from bockd.drivers.local.volume.punching import Puncher
 from bockd.drivers.local.volume.slots import LayerSlots
+from bockd.drivers.local.volume.sweeping import Sweep
 from bockd.errors import BockdError
+from bockd.model import BLOCK_SIZE
 from bockd.runtime.steps import Spawn, Steps, blocking, try_spawn
 from bockd.runtime.waiting import RangeLocks
 
 if TYPE_CHECKING:
     from bockd.drivers.local.volume.durability import Durability
+    from bockd.drivers.local.volume.packedwrites import PackedWriter
 
 log = logging.getLogger(__name__)
+
+AnyPuncher = Puncher | CellPuncher
 
 NO_SLOT = -1
 """Where no leaf has a block: that of the head before the first change."""
@@ -47,19 +54,45 @@ class Heads:
         self._drain_reads = drain_reads
         self._spawn = spawn
         self.slot = NO_SLOT
-        self._punchers: list[Puncher] = []
+        self.packed: PackedWriter | None = None
+        """Writes to the head if that is packed."""
+        self._punchers: list[AnyPuncher] = []
         self._unclosed: list[Layer] = []
         """Nobody reads them any more, but those who have begun."""
+        self._sweep: Sweep | None = None
 
     def adopt(self, head: Layer, slot: int) -> Puncher:
-        """Make `head`, which is in `slot`, the head, and return what punches it. Former ones are
-        retired."""
+        """Make `head`, which is in `slot` and raw, the head, and return what punches it. Former
+        ones are retired."""
         self.slot = slot
         self.puncher = Puncher(head, self._locks)
-        former, self._punchers = self._punchers, [*self._punchers, self.puncher]
+        self._adopt(self.puncher, None)
+        return self.puncher
+
+    def adopt_packed(self, head: Layer, slot: int) -> HeadCells:
+        """Make `head`, which is in `slot` and packed, the head, and return its cells. Former ones
+        are retired."""
+        self.slot = slot
+        cells = HeadCells(self._tail_of(head))
+        if self._sweep is not None and self._sweep.head == head.id:
+            cells.touched = self._sweep.touched
+        self._adopt(CellPuncher(head, cells, self._durability.flusher), cells)
+        return cells
+
+    def _tail_of(self, head: Layer) -> int:
+        """The first cell of a packed head that may be given out: data that a death has left, and
+        all that the index names, lie before the end of the file."""
+        return -(-head.length_bytes() // BLOCK_SIZE)
+
+    def _adopt(self, newest: AnyPuncher, cells: HeadCells | None) -> None:
+        self._newest = newest
+        self._durability.room.per_operation = (
+            room.RECORDS_PER_OPERATION if cells is None else room.PACKED_RECORDS_PER_OPERATION
+        )
+        self._durability.cells = cells
+        former, self._punchers = self._punchers, [*self._punchers, newest]
         for puncher in former:
             self._retire(puncher)
-        return self.puncher
 
     def close_later(self, layer: Layer) -> None:
         """Close a layer when the reads under way, which may use it, have ended."""
@@ -70,10 +103,10 @@ class Heads:
         await self._drain_reads()
         layer.close()
 
-    def _retire(self, puncher: Puncher) -> None:
+    def _retire(self, puncher: AnyPuncher) -> None:
         """Read a former head as any other frozen layer, once nothing of it is to be punched. It is
         tried again at the next snapshot."""
-        if puncher is self.puncher or puncher.pending or puncher.running:
+        if puncher is self._newest or not puncher.idle:
             return
         if puncher in self._punchers and try_spawn(self._spawn, self._freeze(puncher.head)):
             self._punchers.remove(puncher)
@@ -97,20 +130,37 @@ class Heads:
         else:
             await self._close_unread(replaced)
 
+    def start_sweep(self, sweep: Sweep) -> None:
+        """Have the head swept in the background. Nothing was changed yet."""
+        self._sweep = sweep
+        if not try_spawn(self._spawn, self._run_sweep(sweep)):
+            self._sweep = None
+
+    async def _run_sweep(self, sweep: Sweep) -> None:
+        await sweep.run()
+        self._sweep = None
+        if (cells := self._durability.cells) is not None and cells.touched is sweep.touched:
+            cells.touched = None
+
+    async def end_sweep(self) -> None:
+        """End a sweep that is under way: the volume is about to be closed."""
+        if self._sweep is not None:
+            await self._sweep.end()
+
     def start_punching(self) -> None:
         """Have what waits of the head be punched, in the background: now, with what is trimmed
         next, or when the volume is closed."""
-        puncher = self.puncher
+        puncher = self._newest
         if puncher.scheduled:
             return
         puncher.scheduled = True
         if not try_spawn(self._spawn, self._punch(puncher)):
             puncher.scheduled = False
 
-    async def _punch(self, puncher: Puncher) -> None:
+    async def _punch(self, puncher: AnyPuncher) -> None:
         if self._durability.failure.reason is not None:
             # The journal may not know of the trim: what it covered counts as data that was written.
-            puncher.pending = RangeSet()
+            puncher.forget()
         try:
             try:
                 await puncher.run()
@@ -121,7 +171,7 @@ class Heads:
         except OSError as error:
             # Only space is lost, and `check --repair` finds it. What waits is forgotten: layers
             # may be merged where it lies.
-            puncher.pending = RangeSet()
+            puncher.forget()
             log.warning("punching in volume %s failed: %s", self._durability.record.id, error)
 
     async def finish_punching(self) -> None:
@@ -135,4 +185,4 @@ class Heads:
     def cancel_punching(self) -> None:
         """Forget what waits to be punched: the volume is about to be deleted."""
         for puncher in self._punchers:
-            puncher.pending = RangeSet()
+            puncher.forget()

@@ -37,8 +37,13 @@ class Puncher:
         self._turn = Mutex()
 
     @property
-    def running(self) -> bool:
-        return self._turn.held
+    def idle(self) -> bool:
+        """True when nothing waits to be punched, and nothing is being punched."""
+        return not (self.pending or self._turn.held)
+
+    def forget(self) -> None:
+        """Forget what waits to be punched."""
+        self.pending = RangeSet()
 
     async def run(self) -> None:
         """Punch until nothing waits. If a punch is under way, wait for its end. Raises OSError."""

@@ -100,6 +100,7 @@ def recover(store: StoreAccess, record: LocalVolumeRecord) -> LocalVolumeRecord:
         )
     recovered = store.index.update(lambda txn: _apply(txn, record.id, replay))
     hit(Failpoint.RECOVER_COMMITTED)
+    store.unswept.add(record.id)
     applied = sum(change.kind in MAP_CHANGES for change in replay.changes)
     log.info("volume %s (%s): %d map changes replayed", record.id, record.name, applied)
     remove_old_segments(store, record.id, recovered.generation)

@@ -22,10 +22,13 @@ from bockd.runtime.waiting import Pulse, WriteGate
 RESERVED_RECORDS = 64
 """Kept free in a segment for barriers and the seal."""
 
-RECORDS_PER_OPERATION = 37
-"""No engine operation appends more, unless it was promised more: one record of a change, which has
-33 places more if it names 257 single blocks of a packed head, and up to three places that say which
-of them are zeros."""
+RECORDS_PER_OPERATION = 4
+"""No engine operation on a raw head appends more, unless it was promised more: one record of a
+change, and up to three places that say which of its blocks, 257 at most, are zeros."""
+
+PACKED_RECORDS_PER_OPERATION = 37
+"""Nor one on a packed head: 257 blocks in runs that the head does not hold take 30 places at most,
+in records of runs or in one of single blocks, and three say twice which of them are zeros."""
 
 ALLOWANCE_BLOCKS = 256
 """Single blocks redirected between two looks at how much room there is; each takes a place of its
@@ -61,8 +64,10 @@ class JournalRoom:
         reserve if it may; `want_checkpoint` starts one, unless one is about to begin."""
         self.checkpoint_error: BockdError | None = None
         """Why the last checkpoint has made no room."""
+        self.per_operation = RECORDS_PER_OPERATION
+        """What each operation may append; it depends on the head."""
         self.promised = 0
-        """Places promised to operations that are inside, beside RECORDS_PER_OPERATION to each."""
+        """Places promised to operations that are inside, beside `per_operation` to each."""
         self._tail = tail
         self._unstored = unstored
         self._gate = gate
@@ -74,7 +79,7 @@ class JournalRoom:
 
     def has_room(self, more: int = 0, *, entered: bool = False) -> bool:
         """Return whether one more operation may change the map, and append `more` places than
-        RECORDS_PER_OPERATION. One that has `entered` the gate is counted there. Ask for a
+        `per_operation`. One that has `entered` the gate is counted there. Ask for a
         checkpoint in good time."""
         tail = self._tail
         if not tail.begun:
@@ -84,7 +89,7 @@ class JournalRoom:
         if free < SEGMENT_RECORDS - CHECKPOINT_RECORDS or dirty > CHECKPOINT_DIRTY_LEAVES:
             self._want_checkpoint()
         inside = self._gate.inside + (not entered)
-        promised = RECORDS_PER_OPERATION * inside + self.promised + more
+        promised = self.per_operation * inside + self.promised + more
         needed = RESERVED_RECORDS + promised + ALLOWANCE_BLOCKS
         if free >= needed and dirty < MAX_DIRTY_LEAVES:
             tail.allowance = ALLOWANCE_BLOCKS

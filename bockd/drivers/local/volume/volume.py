@@ -4,7 +4,7 @@ A write to blocks that the head holds goes there in place. Any other is a *redir
 are written into the head (a partial one is completed from its old layer first), the map is changed
 in memory, and the change is staged for the journal. Zero and trim change the map to holes at once.
 
-A block that a write leaves all zeros is named in the journal (`_foretell_zeros`), if no barrier
+A block that a write leaves all zeros is named in the journal (`foretell_zeros`), if no barrier
 covers its redirect yet: recovery would take it for data that was lost. In place, the journal comes
 first: between a write and its record a death would leave zeros that nobody explains.
 
@@ -16,7 +16,7 @@ partial write never copies up what another is copying, and a punch never meets a
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 
 from bockd import failpoints
@@ -34,8 +34,10 @@ from bockd.drivers.local.volume.durability import Durability
 from bockd.drivers.local.volume.heads import NO_SLOT, Heads
 from bockd.drivers.local.volume.leafcache import HolePlan, plan_holes
 from bockd.drivers.local.volume.loading import LeafLoader
+from bockd.drivers.local.volume.packedwrites import PackedWriter
 from bockd.drivers.local.volume.reading import BLOCK_SHIFT, Reader
 from bockd.drivers.local.volume.redirecting import LaneRedirects, RawLaneRedirects
+from bockd.drivers.local.volume.sweeping import Sweep
 from bockd.drivers.local.volume.zeros import is_zeros, zero_blocks, zero_pieces
 from bockd.errors import from_os_error
 from bockd.failpoints import Failpoint, hit
@@ -89,12 +91,14 @@ class Volume(Reader):
             self._heads,
             gate,
             self.locks,
-            enter=lambda more: self._enter(reserve=False, more=more),
-            foretell_zeros=lambda blocks: self._foretell_zeros(blocks),
+            enter=lambda more, cells: self._enter(reserve=False, more=more, cells=cells),
+            foretell_zeros=lambda blocks: self.foretell_zeros(blocks),
         )
         self._head_slot = NO_SLOT
         self._head_descriptor = -1
         self._redirects: LaneRedirects | None = None
+        self._packed: PackedWriter | None = None
+        """Writes to the head if that is packed."""
         self._made_holes = False
         """Holes were made since the last commit."""
         durability.drain_reads = self.drain_reads
@@ -112,7 +116,23 @@ class Volume(Reader):
         self._head_slot = self.layers.slot_of(head)
         head.mark_in_memory()  # not sooner: recovery looks for the mark of an earlier opening
         self._flusher.head = head
-        self._head_descriptor = head.near_descriptor
+        self._head_descriptor = head.descriptors[0]
+        self._packed = self._heads.packed = self._redirects = None
+        if head.packed:
+            cells = self._heads.adopt_packed(head, self._head_slot)
+            self._packed = self._heads.packed = PackedWriter(
+                self.loader,
+                self.durability,
+                self.gate,
+                self._store.index,
+                self,
+                head,
+                self._head_slot,
+                cells,
+                self._piece_bytes,
+                self._heads.start_punching,
+            )
+            return
         self._puncher = self._heads.adopt(head, self._head_slot)
         self._redirects = RawLaneRedirects(
             self.map,
@@ -138,7 +158,10 @@ class Volume(Reader):
     def fast_view(self) -> FastView:
         """See FastDevice.fast_view."""
         may_change = not (
-            self.gate.closed or self._failure.reason is not None or failpoints.armed is not None
+            self.gate.closed
+            or self._failure.reason is not None
+            or failpoints.armed is not None
+            or self._packed is not None
         )
         return FastView(
             self._leaves,
@@ -165,6 +188,8 @@ class Volume(Reader):
             return False
         if self.locks.held and self.locks.busy(first, last + 1):
             return False
+        if self._packed is not None:
+            return self._packed.try_write(offset, data, first, last + 1)
         if first != last:
             return self._try_write_many(offset, data, first, last + 1)
         # Most data begins or ends with a byte that says that it is no block of zeros.
@@ -195,7 +220,7 @@ class Volume(Reader):
             return self._try_overwrite(offset, data)
         if not self._room.may_redirect():
             return False
-        edges = self._try_edges(offset, offset + len(data))
+        edges = self.try_edges(offset, offset + len(data))
         if edges is None:
             return False
         self._redirect(offset, data, *edges)
@@ -204,14 +229,14 @@ class Volume(Reader):
     def _try_overwrite(self, offset: int, data: memoryview) -> bool:
         """Write where the head holds the blocks; False if that must wait."""
         if self._tail.exposed() and zero_pieces(offset, data):
-            edges = self._try_edges(offset, offset + len(data))
+            edges = self.try_edges(offset, offset + len(data))
             if edges is None or not self._room.has_room():
                 return False
-            self._foretell_zeros(zero_blocks(offset, data, *edges))
+            self.foretell_zeros(zero_blocks(offset, data, *edges))
         self._write_head(offset, data, OVERWRITE_PIECE_BYTES)
         return True
 
-    def _foretell_zeros(self, blocks: Sequence[int]) -> None:
+    def foretell_zeros(self, blocks: Sequence[int]) -> None:
         """Stage in the journal, before the write, that these blocks, in order, will be all zeros
         where the head has them. The journal has room. Raises VolumeFailedError."""
         durable, dirty = self._tail.durable, self.map.dirty
@@ -249,14 +274,16 @@ class Volume(Reader):
             held = await self.locks.acquire(first, end)
             try:
                 await self.loader.load(first, end)
-                if self.map.holds_only(first, end, self._head_slot):
+                if self._packed is not None:
+                    await self._packed.write(offset, data, first, end)
+                elif self.map.holds_only(first, end, self._head_slot):
                     if self._tail.exposed() and zero_pieces(offset, data):
-                        edges = await self._edges(offset, offset + len(data))
-                        self._foretell_zeros(zero_blocks(offset, data, *edges))
+                        edges = await self.edges(offset, offset + len(data))
+                        self.foretell_zeros(zero_blocks(offset, data, *edges))
                     self._write_head(offset, data, OVERWRITE_PIECE_BYTES)
                 else:
                     await self._room.wait_for_index()
-                    prefix, suffix = await self._edges(offset, offset + len(data))
+                    prefix, suffix = await self.edges(offset, offset + len(data))
                     await self.loader.load(first, end)
                     self._redirect(offset, data, prefix, suffix)
                 self._tail.commit()
@@ -265,21 +292,26 @@ class Volume(Reader):
         finally:
             self.gate.leave()
 
-    async def _enter(self, *, reserve: bool, more: int = 0) -> None:
+    async def _enter(self, *, reserve: bool, more: int = 0, cells: int = 0) -> None:
         """Go in, with room for what the operation will append to the journal: `more` places than
-        most (`JournalRoom.has_room`)."""
+        most (`JournalRoom.has_room`), and so many `cells`. What may use the reserve takes none."""
         while True:
             await self._room.wait(reserve=reserve, more=more)
             await self.gate.enter()
-            ready = False
+            ready = lacking = False
             try:
                 self._failure.check_usable()
                 ready = self._room.has_room(more, entered=True)
+                if ready and not reserve and self._packed is not None:
+                    lacking = not self._packed.has_cells(cells)
+                    ready = not lacking
             finally:
                 if not ready:
                     self.gate.leave()
             if ready:
                 return
+            if lacking:
+                await self.durability.rotate()
 
     def _write_head(self, offset: int, data: memoryview, piece_bytes: int = SMALL_BYTES) -> None:
         # Set first: should the write fail half-way, the next sync must still cover it.
@@ -320,8 +352,8 @@ class Volume(Reader):
         """Bytes of the first block before `offset` and of the last block after `end`."""
         return offset & BLOCK_MASK, -end & BLOCK_MASK
 
-    def _try_edges(self, offset: int, end: int) -> tuple[memoryview, memoryview] | None:
-        """What the first and last block hold outside the write, or None if that must wait."""
+    def try_edges(self, offset: int, end: int) -> tuple[memoryview, memoryview] | None:
+        """Return what the first and last block hold outside a write, or None if that must wait."""
         before, after = self._edge_lengths(offset, end)
         prefix, suffix = memoryview(bytearray(before)), memoryview(bytearray(after))
         if before and not self.try_read(offset - before, prefix):
@@ -330,7 +362,8 @@ class Volume(Reader):
             return None
         return prefix, suffix
 
-    async def _edges(self, offset: int, end: int) -> tuple[memoryview, memoryview]:
+    async def edges(self, offset: int, end: int) -> tuple[memoryview, memoryview]:
+        """Return what `try_edges` does, waiting if need be. Raises BockdError."""
         before, after = self._edge_lengths(offset, end)
         prefix, suffix = memoryview(bytearray(before)), memoryview(bytearray(after))
         if before:
@@ -382,7 +415,7 @@ class Volume(Reader):
         plan = self._plan_holes(first, end)
         if self._must_look(plan) or not self._room.has_room():
             return False
-        self._hole_out(plan)
+        self._hole_out(plan, ())
         return True
 
     async def _make_holes(self, first: int, end: int) -> None:
@@ -400,9 +433,8 @@ class Volume(Reader):
             held = await self.locks.acquire(first, end)
             try:
                 plan = self._plan_holes(first, end)
-                if self._must_look(plan):
-                    await self._look(plan)
-                self._hole_out(plan)
+                unread = await self._look(plan) if self._must_look(plan) else ()
+                self._hole_out(plan, unread)
                 self.commit()
                 hit(Failpoint.TRIM_COMMITTED)
             finally:
@@ -415,28 +447,46 @@ class Volume(Reader):
 
     def _must_look(self, plan: HolePlan) -> bool:
         """Return whether the index must be read before these blocks can become holes."""
-        return self.map.lacks(plan) or self._store.index.may_miss(LEAVES)
+        return (
+            self.map.lacks(plan)
+            or self._store.index.may_miss(LEAVES)
+            or (self._packed is not None and self._packed.must_look(plan.groups))
+        )
 
-    async def _look(self, plan: HolePlan) -> None:
-        """Load the leaves that `_hole_out` needs. Raises DamagedError where the index may have lost
-        one: no checkpoint could remove it."""
+    async def _look(self, plan: HolePlan) -> Collection[range]:
+        """Load the leaves that `_hole_out` needs. Return the head's cells of blocks that need not
+        be in memory, if it has any. Raises DamagedError where the index may have lost a leaf: no
+        checkpoint could remove it."""
         if self._store.index.may_miss(LEAVES):
             await self.loader.present(plan.first >> LEAF_SHIFT, -(-plan.end >> LEAF_SHIFT))
-        await self.loader.load_leaves(plan.leaves_beside())
+        if self._packed is None:
+            await self.loader.load_leaves(plan.leaves_beside())
+            return ()
+        return await self._packed.look(plan)
 
-    def _hole_out(self, plan: HolePlan) -> None:
-        """Make blocks holes, and stage that. What is needed of the map is in memory, and the
-        journal has room."""
+    def _hole_out(self, plan: HolePlan, unread: Collection[range]) -> None:
+        """Make blocks holes, and stage that. What is needed of the map is in memory, but for
+        `unread` cells, and the journal has room."""
         made = self.map.make_holes(plan, self._head_slot, self._tail.sequence)
         if made is None:
             return
         self._tail.stage(Kind.HOLE, made.first, made.end - made.first)
-        if made.of_head:
+        if self._packed is not None:
+            self._packed.empty((*made.cells, *unread))
+        elif made.of_head:
             # The whole of it is holes now, so punching between the head's blocks harms nobody.
             self._puncher.pending.add(made.first, made.end)
             self._heads.start_punching()
         self._made_holes = True
         hit(Failpoint.TRIM_REMAPPED)
+
+    def start_sweep(self, sweep: Sweep) -> None:
+        """Have the head swept in the background, which a recovery may have left with strays."""
+        self._heads.start_sweep(sweep)
+
+    async def end_sweep(self) -> None:
+        """End a sweep that is under way: the volume is about to be closed."""
+        await self._heads.end_sweep()
 
     async def finish_punching(self) -> None:
         """Wait until nothing that was trimmed waits to be punched."""
