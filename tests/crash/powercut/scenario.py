@@ -23,8 +23,12 @@ from bockd.runtime.steps import run_inline
 from tests.crash.powercut.known import There, World
 from tests.crash.powercut.mounted import PowerCutDisk
 from tests.crash.powercut.operations import Draw, Operations, PowerFailedError
+from tests.crash.small import enlarge_journals
 from tests.drivers.local.process import close_everything_below, die
 from tests.drivers.local.schedule import UnevenScheduler
+
+PACKED_JOURNAL_RECORDS = 320
+"""Of histories with packed heads."""
 
 CUTS_OF_A_RUN = 10
 """Of each history that is played."""
@@ -55,6 +59,10 @@ class Run:
         self.seed = seed
         self.random = random.Random(seed)
         self.draw = Draw(self.random)
+        self.packing = random.Random(f"packing {seed}")
+        """Decides which heads are packed: none of an even seed, half of an odd one."""
+        if seed % 2:
+            enlarge_journals(PACKED_JOURNAL_RECORDS)
         self.world = World()
         self.counts = Counts()
         self.now = 0
@@ -139,6 +147,7 @@ class Run:
             self.disk, self.pool, self.scheduler, self.scrubber, self.world, self.draw
         )
         self.pool.registry.clock = lambda: 1.0
+        self.pool.registry.pack = lambda: bool(self.seed % 2 and self.packing.randrange(2))
         self.pool.registry.on_garbage = lambda: self.scheduler.spawn(self.reclaimer.run())
         run_inline(self.pool.registry.recover_volumes())
         assert not self.pool.registry.refusals, self.pool.registry.refusals

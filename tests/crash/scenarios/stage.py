@@ -80,10 +80,10 @@ class Stage:
         run_inline((node or self.device).read(block * BLOCK_SIZE, memoryview(buffer)))
         return bytes(buffer)
 
-    def assert_block(self, block: int, *values: bytes) -> None:
-        """Every sector of it is one of these values'."""
+    def assert_block(self, block: int, *values: bytes, zeros: bool = False) -> None:
+        """Every sector of it is one of these values', or zeros if it may be."""
         found = self.read(block)
-        possible = [block_of(value) for value in values]
+        possible = [block_of(value) for value in values] + [bytes(BLOCK_SIZE)] * zeros
         for at in range(0, BLOCK_SIZE, SECTOR):
             sector = found[at : at + SECTOR]
             allowed = [whole[at : at + SECTOR] for whole in possible]

@@ -12,7 +12,7 @@ import pytest
 from bockd.errors import BockdError
 from tests.crash.powercut.engine import laboratory
 from tests.crash.powercut.mounted import PowerCutDisk, power_cut_disk
-from tests.crash.scenarios import engine, rules
+from tests.crash.scenarios import engine, packed, rules
 
 SCENARIOS: dict[str, tuple[engine.Scenario, dict[str, rules.Broken]]] = {
     "a redirect acknowledged while a flush's data sync runs, then a power cut": (
@@ -58,6 +58,30 @@ SCENARIOS: dict[str, tuple[engine.Scenario, dict[str, rules.Broken]]] = {
     "snapshot deletion while a redirect away from it is unflushed, then a power cut": (
         engine.deletion_while_a_redirect_is_unflushed,
         {"what reclaim decides from is synced": rules.of_the_laboratory("seal: sync of the head")},
+    ),
+    "a trim in a packed head, another block, then a power cut before the flush": (
+        packed.another_block_after_a_trim,
+        {
+            "a cell is not used again before the barrier": rules.of_the_laboratory(
+                "cells: not used again before the barrier"
+            )
+        },
+    ),
+    "a read against a cell that is used again": (
+        packed.read_while_its_cell_is_used_again,
+        {"a checkpoint waits for reads that have begun": rules.reclaim_waits_for_no_read},
+    ),
+    "a remount without unsynced pages after a death that left strays": (
+        packed.lost_page_over_what_a_death_has_left,
+        {
+            "the tail begins behind the end of the file": rules.of_the_laboratory(
+                "cells: the tail begins behind the end of the file"
+            )
+        },
+    ),
+    "rotation during a flush": (
+        packed.rotation_during_a_flush,
+        {"the old head is synced": rules.of_the_laboratory("flush: sync of the head")},
     ),
 }
 
