@@ -116,22 +116,24 @@ typedef struct {
     const void *values; /* NULL: not in memory. Else to be let go */
 } Values;
 
-/* Look up a leaf's values, of so many bytes. Sets an exception only when something is broken. */
-static Values values_of(PyObject *leaves, uint64_t leaf, size_t value_bytes)
+/* Look up a leaf's values, of so many bytes: NULL if they are not in memory. Sets an exception only
+ * when something is broken. */
+static const void *find_values(
+    Values *found, PyObject *leaves, uint64_t leaf, size_t value_bytes)
 {
-    Values found = {.values = NULL};
+    found->values = NULL;
     PyObject *number = PyLong_FromUnsignedLongLong(leaf);
     if (number == NULL)
-        return found;
+        return NULL;
     PyObject *values = PyDict_GetItemWithError(leaves, number);
     Py_DECREF(number);
-    if (values == NULL || PyObject_GetBuffer(values, &found.buffer, PyBUF_SIMPLE) < 0)
-        return found;
-    if (found.buffer.len == LEAF_BLOCKS * (Py_ssize_t)value_bytes)
-        found.values = found.buffer.buf;
+    if (values == NULL || PyObject_GetBuffer(values, &found->buffer, PyBUF_SIMPLE) < 0)
+        return NULL;
+    if (found->buffer.len == LEAF_BLOCKS * (Py_ssize_t)value_bytes)
+        found->values = found->buffer.buf;
     else
-        PyBuffer_Release(&found.buffer);
-    return found;
+        PyBuffer_Release(&found->buffer);
+    return found->values;
 }
 
 static void let_go(Values *found)
@@ -147,8 +149,9 @@ static long find_slot(View *view, uint64_t offset, uint64_t length)
     uint64_t first = offset >> BLOCK_SHIFT, last = (offset + length - 1) >> BLOCK_SHIFT;
     if (first >> LEAF_SHIFT != last >> LEAF_SHIFT)
         return -1;
-    Values found = values_of(view->leaves, first >> LEAF_SHIFT, sizeof(uint16_t));
-    const uint16_t *entry = found.values;
+    Values found;
+    const uint16_t *entry = find_values(
+        &found, view->leaves, first >> LEAF_SHIFT, sizeof(uint16_t));
     if (entry == NULL)
         return -1;
     long slot = entry[first & LEAF_MASK];
@@ -241,9 +244,9 @@ static int find_byte(View *view, const File *file, const Request *request, uint6
     *at = request->offset;
     if (!file->packed)
         return 1;
-    Values cells = values_of(
-        view->cells, request->offset >> (BLOCK_SHIFT + LEAF_SHIFT), sizeof(uint32_t));
-    if (cells.values == NULL)
+    Values cells;
+    if (find_values(&cells, view->cells, request->offset >> (BLOCK_SHIFT + LEAF_SHIFT),
+            sizeof(uint32_t)) == NULL)
         return 0;
     uint64_t length = run_bytes(cells.values, request->offset, request->length, at);
     let_go(&cells);

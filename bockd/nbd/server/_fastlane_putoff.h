@@ -28,7 +28,7 @@ typedef struct {
     int uncommitted; /* some of this round are staged */
     uint32_t blocks;
     PutOff list[MAX_REQUESTS];
-    uint64_t seen[SEEN_BLOCKS / 64];
+    uint64_t seen[SEEN_BLOCKS / 64]; /* set while something is put off */
 } PutOffs;
 
 static void begin_put_offs(PutOffs *put_offs, const View *view)
@@ -37,20 +37,16 @@ static void begin_put_offs(PutOffs *put_offs, const View *view)
     put_offs->head_slot = view->head_slot;
     put_offs->count = put_offs->failed = put_offs->uncommitted = 0;
     put_offs->blocks = 0;
-    memset(put_offs->seen, 0, sizeof put_offs->seen);
 }
 
 static void forget_put_offs(PutOffs *put_offs)
 {
-    if (!put_offs->count)
-        return;
     for (int number = 0; number < put_offs->count; number++) {
         Py_DECREF(put_offs->list[number].leaf);
         Py_DECREF(put_offs->list[number].cells);
     }
     put_offs->count = 0;
     put_offs->blocks = 0;
-    memset(put_offs->seen, 0, sizeof put_offs->seen);
 }
 
 /* The values of a leaf that may be changed, of so many bytes each; NULL with or without an
@@ -82,6 +78,8 @@ static int put_off(
     for (uint64_t block = first; block < first + count; block++)
         if (slots[block & LEAF_MASK] == put_offs->head_slot)
             return 0;
+    if (!put_offs->count)
+        memset(put_offs->seen, 0, sizeof put_offs->seen);
     for (uint64_t block = first; block < first + count; block++)
         put_offs->seen[block % SEEN_BLOCKS / 64] |= (uint64_t)1 << block % 64;
     Py_INCREF(leaf);

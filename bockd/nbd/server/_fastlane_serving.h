@@ -91,13 +91,11 @@ static int map_read(View *view, const Request *request, Gap *gaps, int room, PyO
     const File *file = find_file(view, slot);
     if (file == NULL || file->fd == HOLE || !file->flags)
         return 0;
-    Values cells = {.values = NULL};
-    if (file->packed) {
-        cells = values_of(
-            view->cells, request->offset >> (BLOCK_SHIFT + LEAF_SHIFT), sizeof(uint32_t));
-        if (cells.values == NULL)
-            return 0;
-    }
+    Values cells;
+    cells.values = NULL;
+    if (file->packed && find_values(&cells, view->cells,
+            request->offset >> (BLOCK_SHIFT + LEAF_SHIFT), sizeof(uint32_t)) == NULL)
+        return 0;
     uint64_t offset = request->offset, left = request->length;
     int count = 0;
     for (; left; count++) {
