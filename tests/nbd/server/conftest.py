@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from bockd.drivers.local import registry
 from bockd.drivers.memory.device import MemoryDevice
 from tests.nbd.server.serving import FixedExports
 
@@ -32,3 +34,11 @@ def exports(device: MemoryDevice) -> FixedExports:
             "snapshot/monday": MemoryDevice(MIB, read_only=True),
         }
     )
+
+
+@pytest.fixture(scope="module", params=["raw", "packed"])
+def heads(request: pytest.FixtureRequest) -> Iterator[str]:
+    """What the heads are that snapshots make."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "packs_no_head", lambda: request.param == "packed")
+        yield request.param

@@ -66,10 +66,20 @@ class Side:
     """A volume with something in its head, something frozen and something never written, and the
     server's part above it, with the fast lane or without."""
 
-    def __init__(self, root: Path, *, compiled: bool, structured: bool, extended: bool) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        compiled: bool,
+        structured: bool,
+        extended: bool,
+        packed: bool | None = None,
+    ) -> None:
         self._root = root
         self._background = Background()
         self.pool = LocalPool.open(root, self._background.spawn)
+        if packed is not None:
+            self.pool.registry.pack = lambda: packed
         record = run_inline(self.pool.create_volume("v", SIZE_BYTES, None))
         self.volume: Volume = run_inline(self.pool.registry.use_volume(record.id)).volume
         self._write(b"f", [0, 1, 2, 3, 4, 5, 6, 7])
@@ -200,10 +210,22 @@ def _stepped(steps: Steps[bytes | memoryview], step: Blocking[Any]) -> Step:
 
 
 @contextmanager
-def two_sides(*, structured: bool, extended: bool) -> Iterator[tuple[Side, Side]]:
+def two_sides(
+    *, structured: bool, extended: bool, packed: bool | None = None
+) -> Iterator[tuple[Side, Side]]:
+    """With the fast lane, and without. Heads that snapshots make are `packed` or raw; what None
+    means is the pool's affair."""
     with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
-        with_it = Side(Path(one), compiled=True, structured=structured, extended=extended)
-        without = Side(Path(other), compiled=False, structured=structured, extended=extended)
+        with_it, without = [
+            Side(
+                Path(root),
+                compiled=compiled,
+                structured=structured,
+                extended=extended,
+                packed=packed,
+            )
+            for root, compiled in ((one, True), (other, False))
+        ]
         try:
             yield with_it, without
         finally:

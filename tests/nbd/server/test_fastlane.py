@@ -30,6 +30,8 @@ from tests.nbd.server.sides import (
     two_sides,
 )
 
+pytestmark = pytest.mark.usefixtures("heads")
+
 EINVAL, ENOSPC = 22, 28
 
 

@@ -22,6 +22,8 @@ from bockd.runtime.steps import run_inline
 from tests.nbd.protocol import wire
 from tests.nbd.server.sides import PLACE_BYTES, WRITTEN, Side, two_sides
 
+pytestmark = pytest.mark.usefixtures("heads")
+
 FROZEN, HEAD, NEVER = 1, 8, WRITTEN
 """A place of each kind."""
 TRIM, WRITE_ZEROES = 4, 6
@@ -212,7 +214,7 @@ def test_trims_wait_for_room_in_the_journal() -> None:
     with lane() as side:
         tail = side.volume.durability.tail
         for _ in range(tail.free() - ALLOWANCE_BLOCKS):
-            tail.stage(Kind.REDIRECT, block_at(HEAD) // BLOCK_SIZE, 1)
+            tail.stage(Kind.HOLE, block_at(NEVER) // BLOCK_SIZE, 1)
         tail.commit()
         segment = tail.segment
         replies, _ = side.serve(trim(1, block_at(HEAD, 8), BLOCK_SIZE))

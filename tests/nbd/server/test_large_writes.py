@@ -40,6 +40,8 @@ from tests.nbd.server.client import Client
 from tests.nbd.server.serving import FixedExports, in_trio
 from tests.nbd.server.sides import PLACE_BYTES, SIZE_BYTES, Line, Side, two_sides
 
+pytestmark = pytest.mark.usefixtures("heads")
+
 IN_HEAD = 4 * PLACE_BYTES
 """From here to `FRESH` all is in the head of a `Side`'s volume; before, it is frozen."""
 FRESH = 11 * PLACE_BYTES
@@ -220,14 +222,14 @@ def test_a_failed_part_refuses_the_write_and_what_follows_is_served(
         head = side.layer(4)
         async with connected(side, compiled=compiled) as (_, client):
             await send_in_pieces(client, wire.write(1, IN_HEAD, noise(1, MIB))[:300_000], [])
-            good = os.dup(head.near_descriptor)
+            good = os.dup(head.first_descriptor)
             with open(os.devnull, "rb") as unwritable:
-                os.dup2(unwritable.fileno(), head.near_descriptor)
+                os.dup2(unwritable.fileno(), head.first_descriptor)
             try:
                 await client.send(wire.write(1, IN_HEAD, noise(1, MIB))[300_000:])
                 assert await client.simple() == (1, 5)
             finally:
-                os.dup2(good, head.near_descriptor)
+                os.dup2(good, head.first_descriptor)
                 os.close(good)
             await client.send(wire.write(2, IN_HEAD, noise(2, MIB)))
             assert await client.simple() == (2, 0)

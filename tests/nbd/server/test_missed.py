@@ -63,8 +63,11 @@ def blocks(*places: int) -> list[tuple[int, int]]:
     return [(place * PLACE_BYTES, BLOCK_SIZE) for place in places]
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["raw", "packed"])
 @pytest.mark.parametrize(("structured", "extended"), STYLES)
-def test_missed_reads_get_the_same_replies_in_both_lanes(structured: bool, extended: bool) -> None:
+def test_missed_reads_get_the_same_replies_in_both_lanes(
+    structured: bool, extended: bool, packed: bool
+) -> None:
     """Whole blocks, parts of them and larger reads, of the head and of frozen layers."""
     asked = [
         (9 * PLACE_BYTES + 512, 100),
@@ -75,7 +78,7 @@ def test_missed_reads_get_the_same_replies_in_both_lanes(structured: bool, exten
         (9 * PLACE_BYTES, PLACE_BYTES),
     ]
     stream = requests(asked, extended=extended)
-    with two_sides(structured=structured, extended=extended) as sides:
+    with two_sides(structured=structured, extended=extended, packed=packed) as sides:
         answers = []
         for side in sides:
             fill(side)

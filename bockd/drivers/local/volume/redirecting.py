@@ -16,11 +16,13 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
+from functools import partial
 
 from bockd.drivers.local.format.leaf import LEAF_SHIFT
 from bockd.drivers.local.volume.appending import JournalTail
 from bockd.drivers.local.volume.failing import Failure
 from bockd.drivers.local.volume.leafcache import LeafCache, SlotLeaf
+from bockd.drivers.local.volume.packedwrites import PackedWriter
 from bockd.drivers.local.volume.punching import Puncher
 from bockd.drivers.local.volume.room import JournalRoom
 from bockd.errors import BockdError, VolumeFailedError
@@ -140,3 +142,49 @@ class RawLaneRedirects(LaneRedirects):
         if pending := self._puncher.pending:
             for first, count in zip(firsts, counts, strict=True):
                 pending.remove(first, first + count)
+
+
+class PackedLaneRedirects(LaneRedirects):
+    """Implements bockd.pool.device.PackedRedirects."""
+
+    def __init__(
+        self,
+        cache: LeafCache,
+        tail: JournalTail,
+        room: JournalRoom,
+        failure: Failure,
+        writer: PackedWriter,
+        piece_bytes: int,
+        *,
+        try_trim: Callable[[int, int], bool],
+        commit: Callable[[], None],
+    ) -> None:
+        super().__init__(cache, tail, room, failure, piece_bytes, try_trim=try_trim, commit=commit)
+        self._writer = writer
+
+    def own_leaf(self, number: int) -> SlotLeaf | None:
+        """See Redirects.own_leaf."""
+        return self._cache.own(number, packed=True)
+
+    def take(self, count: int) -> int:
+        """See PackedRedirects.take."""
+        return self._writer.cells.take(count) if self._writer.has_cells(count) else -1
+
+    def give_back(self, cell: int, count: int) -> None:
+        """See PackedRedirects.give_back."""
+        self._writer.give_back(cell, cell + count)
+
+    def stage_cells(self, ranges: bytes, cell: int) -> None:
+        """See PackedRedirects.stage_cells."""
+        self._note(ranges, partial(self._stage, cell))
+
+    def _stage(self, cell: int, firsts: list[int], counts: list[int]) -> None:
+        if counts.count(1) == len(counts):
+            self._tail.stage_cells(firsts, cell)
+            return
+        for first, count in zip(firsts, counts, strict=True):
+            if count == 1:
+                self._tail.stage_cells((first,), cell)
+            else:
+                self._tail.stage_run(first, count, cell)
+            cell += count

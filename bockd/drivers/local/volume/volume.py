@@ -36,7 +36,11 @@ from bockd.drivers.local.volume.leafcache import HolePlan, plan_holes
 from bockd.drivers.local.volume.loading import LeafLoader
 from bockd.drivers.local.volume.packedwrites import PackedWriter
 from bockd.drivers.local.volume.reading import BLOCK_SHIFT, Reader
-from bockd.drivers.local.volume.redirecting import LaneRedirects, RawLaneRedirects
+from bockd.drivers.local.volume.redirecting import (
+    LaneRedirects,
+    PackedLaneRedirects,
+    RawLaneRedirects,
+)
 from bockd.drivers.local.volume.sweeping import Sweep
 from bockd.drivers.local.volume.zeros import is_zeros, zero_blocks, zero_pieces
 from bockd.errors import from_os_error
@@ -132,6 +136,16 @@ class Volume(Reader):
                 self._piece_bytes,
                 self._heads.start_punching,
             )
+            self._redirects = PackedLaneRedirects(
+                self.map,
+                self._tail,
+                self._room,
+                self._failure,
+                self._packed,
+                self._piece_bytes,
+                try_trim=self.try_trim,
+                commit=self.commit,
+            )
             return
         self._puncher = self._heads.adopt(head, self._head_slot)
         self._redirects = RawLaneRedirects(
@@ -158,10 +172,7 @@ class Volume(Reader):
     def fast_view(self) -> FastView:
         """See FastDevice.fast_view."""
         may_change = not (
-            self.gate.closed
-            or self._failure.reason is not None
-            or failpoints.armed is not None
-            or self._packed is not None
+            self.gate.closed or self._failure.reason is not None or failpoints.armed is not None
         )
         return FastView(
             self._leaves,
