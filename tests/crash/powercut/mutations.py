@@ -206,23 +206,6 @@ def _make_free(self: HeadCells, emptied: range) -> None:
     self._free.add(emptied.start, emptied.stop)
 
 
-def _make_punched(self: HeadCells, first: int, end: int) -> None:
-    self._punched.add(first, end)
-
-
-@contextmanager
-def _cells_used_before_the_sync() -> Generator[None]:
-    """A cell that is used again after a checkpoint, whenever it was punched."""
-    real = HeadCells.end_seal
-
-    def end_seal(self: HeadCells) -> None:
-        self.begin_seal()
-        real(self)
-
-    with mock.patch.object(HeadCells, "end_seal", end_seal):
-        yield
-
-
 @contextmanager
 def _tail_behind_what_is_named() -> Generator[None]:
     """A head whose cells begin behind the last one that the index names."""
@@ -295,10 +278,6 @@ MUTATIONS: dict[str, Mutation] = {
     "journal: which zeros are allocated": _untold_allocations,
     "removed layers: fsync of their directory": _without(reclaim),
     "cells: not used again before the barrier": _cells_used_before_the_barrier,
-    "cells: not used again before the punch": lambda: mock.patch.object(
-        HeadCells, "empty", _make_punched
-    ),
-    "cells: not used again before a sync after the punch": _cells_used_before_the_sync,
     "cells: the tail begins behind the end of the file": _tail_behind_what_is_named,
     "cells: a checkpoint stores them": lambda: mock.patch.object(
         MapChanges, "_give_cells", _nothing

@@ -92,6 +92,35 @@ def lost_page_over_what_a_death_has_left(disk: PowerCutDisk) -> None:
     stage.drop()
 
 
+def lost_page_in_a_cell_that_is_used_again(disk: PowerCutDisk) -> None:
+    """Trimmed blocks are punched after a checkpoint has synced the head. What is written next must
+    not come to lie in their cells: if its pages, and the punch, were lost, recovery would find the
+    trimmed blocks' bytes there, and take them for the new ones'."""
+    stage = prepared(disk)
+    head = stage.device.durability.head
+    path = stage.pool.registry.store.layout.layer_segment(head.id, 0)
+    stage.write(8, b"unsynced")
+    trim(stage, 5)
+    trim(stage, 6)
+    checkpoint = stage.conductor.begin(stage.device.durability.checkpoint())
+    stage.conductor.after(checkpoint, THE_HEAD)
+    durable = path.read_bytes()
+    run_inline(stage.device.finish_punching())
+    stage.conductor.alone(checkpoint)
+    stage.conductor.run()
+    for block in (20, 21):
+        stage.write(block, b"new")
+    stage.end()
+    with open(path, "r+b") as file:  # all that was not synced is lost, but for the length
+        file.write(durable.ljust(os.fstat(file.fileno()).st_size, b"\0"))
+    stage = Stage(disk, stage.life)
+    for block in (5, 6, 20, 21):
+        stage.assert_block(block, zeros=True)
+    stage.assert_block(8, b"unsynced")
+    stage.end()
+    stage.drop()
+
+
 def rotation_during_a_flush(disk: PowerCutDisk) -> None:
     """A flush that has synced the old head goes on to its barrier, before the new head takes over;
     what was written before and after is there after a flush of the new one."""

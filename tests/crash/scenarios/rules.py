@@ -11,6 +11,7 @@ from bockd.drivers.local.access import StoreAccess
 from bockd.drivers.local.format.catalogue import LocalVolumeRecord
 from bockd.drivers.local.format.journal import SegmentContents, read_segment
 from bockd.drivers.local.volume import recovery
+from bockd.drivers.local.volume.cells import HeadCells
 from bockd.drivers.local.volume.leafcache import LeafCache
 from bockd.drivers.local.volume.reading import Reader
 from tests.crash.powercut.mutations import MUTATIONS as CUT_MUTATIONS
@@ -59,4 +60,28 @@ def reclaim_waits_for_no_read() -> Generator[None]:
         pass
 
     with mock.patch.object(Reader, "drain_reads", drain):
+        yield
+
+
+@contextmanager
+def cells_are_not_punched() -> Generator[None]:
+    """They are used again after a checkpoint, all the same."""
+
+    def empty(self: HeadCells, first: int, end: int) -> None:
+        self._punched.add(first, end)
+
+    with mock.patch.object(HeadCells, "empty", empty):
+        yield
+
+
+@contextmanager
+def cells_are_free_before_their_punch_is_synced() -> Generator[None]:
+    """They are used again after a checkpoint, whenever they were punched."""
+    real = HeadCells.end_seal
+
+    def end_seal(self: HeadCells) -> None:
+        self.begin_seal()
+        real(self)
+
+    with mock.patch.object(HeadCells, "end_seal", end_seal):
         yield

@@ -79,6 +79,13 @@ SCENARIOS: dict[str, tuple[engine.Scenario, dict[str, rules.Broken]]] = {
             )
         },
     ),
+    "a remount without unsynced pages after cells were punched": (
+        packed.lost_page_in_a_cell_that_is_used_again,
+        {
+            "a cell is punched before it is used again": rules.cells_are_not_punched,
+            "and the punch is synced": rules.cells_are_free_before_their_punch_is_synced,
+        },
+    ),
     "rotation during a flush": (
         packed.rotation_during_a_flush,
         {"the old head is synced": rules.of_the_laboratory("flush: sync of the head")},
