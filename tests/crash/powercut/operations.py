@@ -277,21 +277,25 @@ class Operations:
 
         self.start(volume, steps, ended)
 
-    def flush(self, volume: KnownVolume) -> None:
+    def flush(self, volume: KnownVolume) -> Task:
         began = self.tick()
 
         def ended() -> None:
             volume.flushed = max(volume.flushed, began)
 
-        self.start(volume, self.device(volume).flush(), ended)
+        return self.start(volume, self.device(volume).flush(), ended)
 
     def burst(self, volume: KnownVolume) -> None:
         """Flushes and writes on each other's heels, from several clients; half of the time beside a
-        slow checkpoint, so that flushes rest on a segment that is sealed and not yet applied."""
+        slow checkpoint, so that flushes rest on a segment that is sealed and not yet applied; half
+        of the time with slow flushes, so that writes come between their syncs."""
         if self.draw.random.random() < 0.5:
             self.scheduler.paces[self.checkpoint(volume)] = UnevenScheduler.SLOWEST
+        slow = self.draw.random.random() < 0.5
         for _ in range(self.draw.random.randrange(2, 5)):
-            self.flush(volume)
+            flush = self.flush(volume)
+            if slow:
+                self.scheduler.paces[flush] = UnevenScheduler.SLOW
             self.advance(self.draw.random.randrange(8))
             self.draw.random.choice((self.write, self.fast))(volume)
             self.advance(self.draw.random.randrange(4))

@@ -9,11 +9,18 @@ from tests.crash.powercut.mounted import PowerCutDisk
 from tests.crash.powercut.mutations import MUTATIONS
 from tests.crash.powercut.scenario import CUTS_OF_A_RUN
 
+NEEDS_A_SCENARIO = {
+    "flush: the barrier covers only what came before",
+    "seal: sync of the journal",
+}
+"""What random histories notice too seldom, once in 150 to 300 power cuts, to be relied upon:
+tests/crash/scenarios has a scenario by name for each, which fails without it."""
+
 MOST_CUTS = 1500
 """In which each mutation must be found out. The seeds are fixed, so it either is or is not."""
 
 
-@pytest.mark.parametrize("missing", MUTATIONS)
+@pytest.mark.parametrize("missing", sorted(MUTATIONS.keys() - NEEDS_A_SCENARIO))
 def test_the_laboratory_notices_what_is_missing(disk: PowerCutDisk, missing: str) -> None:
     with MUTATIONS[missing]():
         for seed in range(MOST_CUTS // CUTS_OF_A_RUN):

@@ -98,6 +98,20 @@ def records_during_a_checkpoint(disk: PowerCutDisk) -> None:
         stage.drop()
 
 
+def flush_beside_a_checkpoint(disk: PowerCutDisk) -> None:
+    """It is in the next segment, which counts only behind a sealed one, and the index has nothing
+    of either yet."""
+    stage = prepared(disk)
+    stage.write(5, b"before")
+    checkpoint = stage.conductor.begin(stage.device.durability.checkpoint())
+    stage.conductor.before(checkpoint, "checkpoint > _apply_sealed")
+    stage.write(6, b"during")
+    stage.flush()
+    for left in stage.after_power_cut():
+        left.assert_block(5, b"before")
+        left.assert_block(6, b"during")
+
+
 def assert_checkpointed(stage: Stage) -> None:
     for block, value in ((5, b"before"), (6, b"during"), (300, b"during")):
         stage.assert_block(block, value)

@@ -36,6 +36,12 @@ SCENARIOS: dict[str, tuple[engine.Scenario, dict[str, rules.Broken]]] = {
         engine.records_during_a_checkpoint,
         {"they stay in memory": rules.all_leaves_are_clean_after_a_checkpoint},
     ),
+    "a flush beside a checkpoint, then a power cut before its commit": (
+        engine.flush_beside_a_checkpoint,
+        {
+            "the sealed journal is synced": rules.of_the_laboratory("seal: sync of the journal"),
+        },
+    ),
     "revert, then SIGKILL before the old journal is gone": (
         engine.revert_before_the_old_journal_is_gone,
         {"a journal counts for its generation": rules.recovery_takes_any_generation},

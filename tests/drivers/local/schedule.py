@@ -111,6 +111,7 @@ class Scheduler:
 class UnevenScheduler(Scheduler):
     """Some operations take far longer than others."""
 
+    SLOW: ClassVar = 0.03
     SLOWEST: ClassVar = 0.004
 
     paces: dict[Task, float] = field(default_factory=dict)
@@ -118,7 +119,7 @@ class UnevenScheduler(Scheduler):
     def choose(self, ready: list[Task]) -> Task:
         for task in ready:
             if task not in self.paces:
-                self.paces[task] = self.random.choice((0.03, 0.3, 1.0))
+                self.paces[task] = self.random.choice((self.SLOW, 0.3, 1.0))
         return self.random.choices(ready, [self.paces[task] for task in ready])[0]
 
 
