@@ -220,6 +220,9 @@ class LmdbIndex:
     @contextmanager
     def _begin(self, *, write: bool) -> Iterator[LmdbTransaction]:
         """A transaction of this thread, which is `_using` the environment. lmdb.Error."""
+        # Before the transaction: one that closes a gap may end between the two, and what is read
+        # then is older.
+        gaps = self._gaps
         opened = self._opened or self._reopened(None)
         try:
             begun = opened.env.begin(write=write)
@@ -227,7 +230,7 @@ class LmdbIndex:
             opened = self._reopened(opened)
             begun = opened.env.begin(write=write)
         with begun as txn:
-            yield LmdbTransaction(txn, opened.tables, self._gaps)
+            yield LmdbTransaction(txn, opened.tables, gaps)
 
     def _reopened(self, broken: _Opened | None) -> _Opened:
         """The environment anew, after LMDB has met what it calls a fatal error: its meta page was

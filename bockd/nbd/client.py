@@ -11,6 +11,7 @@ import os
 import socket
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -93,9 +94,10 @@ class Export:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None and not self.pending:
-            self._send(_REQUEST.pack(nbd.REQUEST_MAGIC, 0, nbd.CMD_DISC, 0, 0, 0))
-        self._socket.close()
+        with self._socket, suppress(UnavailableError):
+            # All answers are there: a server that has gone meanwhile has taken nothing away.
+            if kind is None and not self.pending:
+                self._send(_REQUEST.pack(nbd.REQUEST_MAGIC, 0, nbd.CMD_DISC, 0, 0, 0))
 
     # Requests.
 

@@ -138,3 +138,30 @@ def test_refusals(tmp_path: Path) -> None:
         path.unlink()
     with pytest.raises(UnavailableError, match="cannot reach"):
         Export(str(tmp_path / "nobody"), "v")
+
+
+def test_a_server_that_has_gone_when_all_is_answered_spoils_nothing(tmp_path: Path) -> None:
+    """The goodbye is a courtesy: an export or import that is complete stays so."""
+    gone = threading.Event()
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.sendall(AGREED)
+                left = NEGOTIATION_BYTES + 28
+                while left:
+                    left -= len(connection.recv(left))
+                connection.sendall(simple(1))
+            gone.set()
+
+        server = threading.Thread(target=serve)
+        server.start()
+        with Export(str(path), "v") as export:
+            export.flush()
+            export.drain()
+            assert gone.wait(10)
+        server.join()

@@ -119,8 +119,9 @@ def add_sums(txn: Transaction, layer: LayerId, number: int, sums: LeafSums) -> N
 
 def forget_blocks(txn: Transaction, layer: LayerId, number: int, blocks: Collection[int]) -> None:
     """Forget the checksums and marks of damage of some of a leaf's blocks in a layer, which no map
-    shown any more. Those that cannot be read stay: nothing is compared with them."""
+    shows any more. Those that cannot be read stay: nothing is compared with them."""
     base = number << LEAF_SHIFT
+    blocks = frozenset(blocks)
     try:
         ROWS.forget(txn, layer, number, blocks)
         for block in damaged_blocks(txn, layer, base, base + LEAF_BLOCKS):

@@ -272,9 +272,9 @@ class Layer:
                 return offset
 
     def data_ranges(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
-        """Yield the ranges that are written as (start, end) within offset..offset+length
-        (SEEK_DATA)."""
-        end = offset + length
+        """Yield the ranges that are written as (start, end) within offset..offset+length, as far as
+        there are files (SEEK_DATA). What a file has beyond SEGMENT_BYTES is not in the layer."""
+        end = min(offset + length, len(self.descriptors) * SEGMENT_BYTES)
         while offset < end:
             number, position = divmod(offset, SEGMENT_BYTES)
             base = number * SEGMENT_BYTES
@@ -288,7 +288,10 @@ class Layer:
                 continue
             if start >= end:
                 return
-            stop = base + os.lseek(fd, start - base, os.SEEK_HOLE)
+            if start >= base + SEGMENT_BYTES:
+                offset = base + SEGMENT_BYTES
+                continue
+            stop = min(base + os.lseek(fd, start - base, os.SEEK_HOLE), base + SEGMENT_BYTES)
             yield start, min(stop, end)
             offset = stop if stop - base < os.fstat(fd).st_size else base + SEGMENT_BYTES
 

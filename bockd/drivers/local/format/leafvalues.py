@@ -88,6 +88,7 @@ class LeafTable:
         self, txn: Transaction, layer: LayerId, number: int, blocks: Collection[int]
     ) -> None:
         """Forget the numbers of some of a leaf's blocks in a layer."""
+        blocks = frozenset(blocks)
         values = self.get(txn, layer, number)
         left = {block: value for block, value in values.items() if block not in blocks}
         if len(left) != len(values):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 from bockd.drivers.local.format import cells, checksums
 from bockd.drivers.local.format.catalogue import LAYERS, Catalogue, LayerRecord
 from bockd.drivers.local.format.checksums import CHECKSUMS, DamageRecord
 from bockd.drivers.local.format.leaf import LEAF_BLOCKS, LEAVES, Leaf, leaf_key
+from bockd.errors import DamagedError
 from bockd.index.keys import id_key
 from bockd.model import BLOCK_SIZE, LayerId, MapId
 from bockd.pool.index import Transaction
@@ -97,9 +99,12 @@ def describe(txn: Transaction, record: DamageRecord) -> str:
 
 
 def _place_of(txn: Transaction, record: DamageRecord) -> int:
-    """Where a block lies in its layer's files, in blocks; its number if nothing says that."""
+    """Where a block lies in its layer's files, in blocks; its number if nothing that can be read
+    says where."""
     payload = txn.get(LAYERS, id_key(record.layer))
     if payload is None or not decode_record(LayerRecord, payload).packed:
         return record.block
     number, block = divmod(record.block, LEAF_BLOCKS)
-    return cells.stored_cells(txn, record.layer, number).get(block, record.block)
+    with suppress(DamagedError):
+        return cells.stored_cells(txn, record.layer, number).get(block, record.block)
+    return record.block

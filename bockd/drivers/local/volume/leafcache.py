@@ -50,8 +50,9 @@ packed layers, whose cells come with them), or 280,000 uniform ones. With what c
 a while, an open volume is to cost no more than 64 MiB."""
 
 _EAGER_SHARE = 3 / 4
-"""With less than this of its budget used the cache takes in more than was asked for. It stays above
-once it is full: what is scattered over more than it can hold is not loaded in vain."""
+"""With less than this of its budget used the cache takes in more than was asked for. Once it has
+been full it uses more for ever, as an eviction frees little: where a volume has more leaves than
+the cache can hold, nothing is loaded in vain."""
 
 _EVICTED_SHARE = 16
 """One in so many bytes is made free at once, so that not every load has to look for victims."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bockd.drivers.local.format import layer as layer_module
 from bockd.drivers.local.format.layer import (
     SEGMENT_BYTES,
     Layer,
@@ -101,3 +102,20 @@ def test_data_that_the_index_does_not_know_is_never_overwritten(layout: Layout) 
     layer.close()
     with pytest.raises(DamagedError, match="older"):
         create_layer(layout, LAYER, MIB)
+
+
+def test_what_a_file_has_beyond_its_segment_is_not_in_the_layer(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Old code could write there. `check` walks all of the layer, and says so."""
+    monkeypatch.setattr(layer_module, "SEGMENT_BYTES", MIB)
+    descriptors = []
+    for number, size in enumerate((MIB + 8192, MIB)):
+        fd = os.open(layout.layers / f"overlong.{number}", os.O_RDWR | os.O_CREAT, 0o600)
+        os.ftruncate(fd, size)
+        descriptors.append(fd)
+    os.pwrite(descriptors[0], b"lost", MIB)
+    os.pwrite(descriptors[1], b"data", 8192)
+    layer = Layer(LayerId(1), descriptors, nowait=False)
+    assert list(layer.data_ranges(0, layer.length_bytes())) == [(MIB + 8192, MIB + 12288)]
+    layer.close()
