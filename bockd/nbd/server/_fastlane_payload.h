@@ -46,6 +46,8 @@ static int write_parts(View *view, Redirects *redirects, Payload *payload)
         payload->offset += length;
         payload->left -= length;
     }
+    if (PyErr_Occurred()) /* none of the payload is answered; what is put off is in no map */
+        return 0;
     write_put_off(view, &redirects->put_offs);
     if (redirects->put_offs.failed) { /* Python writes all of them, and meets the error */
         *payload = before;

@@ -403,3 +403,22 @@ def test_a_payload_that_cannot_be_written_is_for_others_from_its_beginning(
     assert taken == (0, len(data), 0, 0, fastlane.Why.FOR_PYTHON)
     assert mapped(device) == before
     assert port.given_back == port.taken == [(TAIL, 256)]
+
+
+def test_a_defect_within_a_payload_asks_the_port_for_nothing_more(
+    device: PackedDevice, port: Port
+) -> None:
+    """Python is not called while an exception is on its way. What was put off is in no map."""
+    own_leaf = port.own_leaf
+
+    def defect(number: int) -> array[int] | None:
+        if number == NEVER // LEAF_BLOCKS:
+            raise RuntimeError("a defect")
+        return own_leaf(number)
+
+    port.own_leaf = defect  # type: ignore[method-assign]
+    before = mapped(device)
+    with pytest.raises(RuntimeError, match="a defect"):
+        take(device, NEVER - 16, random.Random(1).randbytes(MIB), 200_000)
+    assert (port.taken, port.staged, port.given_back) == ([], [], [])
+    assert mapped(device) == before
