@@ -57,21 +57,21 @@ class StepRunner:
                 value: T = done.value
                 return value
 
-    async def _do(self, step: Step) -> tuple[object, Exception | None]:
-        """Do one step; its result, or the error that belongs to the operation."""
-        if isinstance(step, Signal):
-            if not step.fired:
-                await _fired(step)
-            return None, None
-        if isinstance(step, Completion):
-            await _ended(step)
-            return None, None
+    async def _do(self, step: Step) -> tuple[object, BaseException | None]:
+        """Do one step; its result, or the error, which belongs to the operation."""
         try:
+            if isinstance(step, Signal):
+                if not step.fired:
+                    await _fired(step)
+                return None, None
+            if isinstance(step, Completion):
+                await _ended(step)
+                return None, None
             if isinstance(step, CompiledCall) and step.begin():
                 await _made(step)
                 return None, None
             return await self._call(step), None
-        except Exception as error:  # noqa: BLE001 - handed to the operation, its rightful owner
+        except BaseException as error:  # noqa: BLE001 - handed to the operation, its rightful owner
             return None, error
 
     async def _call(self, step: Blocking[T]) -> T:

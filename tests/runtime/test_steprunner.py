@@ -10,6 +10,7 @@ import trio
 import trio.testing
 
 from bockd.errors import NoSpaceError
+from bockd.runtime import steprunner
 from bockd.runtime.steprunner import StepRunner, loop_descriptor
 from bockd.runtime.steps import Signal, blocking, call_blocking
 from tests.nbd.server.serving import in_trio
@@ -107,6 +108,32 @@ async def test_a_runtime_error_of_the_call_itself_is_its_own() -> None:
     with pytest.raises(RuntimeError, match="broken"):
         await StepRunner().run(call_blocking(broken))
     assert calls == [1]
+
+
+@in_trio
+@pytest.mark.parametrize("waits", [True, False], ids=["a signal", "a call"])
+async def test_an_operation_hears_of_whatever_ends_its_step(
+    monkeypatch: pytest.MonkeyPatch, waits: bool
+) -> None:
+    """KeyboardInterrupt, for one: it may hold something that others wait for."""
+    heard = list[BaseException]()
+
+    async def end(_: object) -> None:
+        raise KeyboardInterrupt
+
+    async def operation() -> None:
+        try:
+            await (Signal() if waits else blocking(threading.get_ident))
+        except BaseException as error:
+            heard.append(error)
+            raise
+
+    runner = StepRunner()
+    monkeypatch.setattr(steprunner, "_fired", end)
+    monkeypatch.setattr(runner, "_call", end)
+    with pytest.raises(KeyboardInterrupt) as raised:
+        await runner.run(operation())
+    assert heard == [raised.value]
 
 
 @in_trio

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import mmap
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from time import perf_counter_ns
 
@@ -33,6 +33,7 @@ from bockd.nbd.server.pace import Pace, Polling
 from bockd.nbd.server.statistics import ExportStatistics
 from bockd.nbd.server.work import Work
 from bockd.runtime.steprunner import StepRunner, loop_descriptor
+from bockd.runtime.steps import Step
 from bockd.runtime.syncing import Syncing
 
 log = logging.getLogger(__name__)
@@ -200,7 +201,10 @@ class Connection:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 self._large.nursery = nursery
-                await self._serve()
+                try:
+                    await self._serve()
+                finally:  # what a batch had begun when something unforeseen ended it
+                    self._start_background(perf_counter_ns())
                 self._consumed_bytes = _ALL  # nothing more is read: nobody need wait for it
                 self._pass_fences()
 
@@ -322,20 +326,21 @@ class Connection:
             or not self._polling.may_block()
         ):
             return []
-        item = background.pop()
-        step, sock = item.step, self._channel.sock.fileno()
-        try:
-            while isinstance(step, Syncing) and step.begin() and step.wait(sock, loop, TURN_NS):
+        sock = self._channel.sock.fileno()
+        while _awaited(background[0].step, sock, loop):
+            item = background.pop()
+            try:
                 step = item.steps.send(None)
-        except StopIteration as done:
-            reply: Buffer = done.value
-        except Exception as error:  # noqa: BLE001 - becomes the requests' answer
-            reply = work.failed(self._encoder, self._statistics, item.requests, error)
-        else:
-            background.append(replace(item, step=step))
-            return []
-        self._statistics.latencies.add(perf_counter_ns() - started, len(item.requests))
-        return [reply]
+            except StopIteration as done:
+                reply: Buffer = done.value
+            except Exception as error:  # noqa: BLE001 - becomes the requests' answer
+                reply = work.failed(self._encoder, self._statistics, item.requests, error)
+            else:
+                background.append(replace(item, step=step))
+                continue
+            self._statistics.latencies.add(perf_counter_ns() - started, len(item.requests))
+            return [reply]
+        return []
 
     def _move_leftover(self, position: int, end: int) -> int:
         """Move an incomplete request to the front of the buffer. Return its length in bytes."""
@@ -369,7 +374,10 @@ class Connection:
         batch = self._batch
         for item in batch.background:
             if isinstance(item.step, Syncing):
-                item.step.begin()  # the disk works while the task is made
+                with suppress(Exception):  # the task begins it again, and has the operation know
+                    item.step.begin()  # the disk works while the task is made
+        while batch.background:
+            item = batch.background.pop(0)
             self._flight.requests += item.in_flight
             self._account.charge(item.charged_bytes)
             changes = item.requests[0][1] in work.CHANGES
@@ -378,7 +386,6 @@ class Connection:
         for request in batch.large_reads:
             self._flight.requests += 1
             self._nursery.start_soon(self._large.read, request)
-        batch.background.clear()
         batch.large_reads.clear()
 
     async def _finish(self, item: Work, started: int, change: int | None) -> None:
@@ -403,3 +410,12 @@ class Connection:
             return await self._runner.finish(item.steps, item.step)
         except Exception as error:  # noqa: BLE001 - becomes the requests' answer
             return work.failed(self._encoder, self._statistics, item.requests, error)
+
+
+def _awaited(step: Step, sock: int, loop: int) -> bool:
+    """Wait, for a turn at most, for the end of a sync that runs without the interpreter. Return
+    whether it has come: the operation is to be resumed then. False for every other step."""
+    try:
+        return isinstance(step, Syncing) and step.begin() and step.wait(sock, loop, TURN_NS)
+    except Exception:  # noqa: BLE001 - not the operation's: met again by who does the step
+        return False

@@ -331,3 +331,36 @@ def test_a_sync_that_fails_in_any_way_is_final(
     for _ in range(2):
         with pytest.raises(VolumeFailedError, match="can't start new thread"):
             run_inline(device.flush())
+
+
+def test_a_sync_that_nobody_heard_the_end_of_is_final(bench: Bench) -> None:
+    """It may have failed since, and the next one would not report that."""
+    device = bench.device()
+    bench.write(0, b"a")
+    steps = device.flush()
+    steps.send(None)
+    steps.close()
+    assert device.durability.failed == "syncing the head layer was abandoned"
+    assert not device.durability.flusher.turn.held
+    with pytest.raises(VolumeFailedError, match="abandoned"):
+        run_inline(device.flush())
+
+
+def test_a_sync_that_could_not_be_tried_is_owed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = bench.device()
+    bench.write(0, b"a")
+    head, synced = device.durability.head, list[bool]()
+
+    def cannot() -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(head, "syncing", cannot)
+        with pytest.raises(MemoryError):
+            run_inline(device.flush())
+    sync = head.sync
+    monkeypatch.setattr(head, "sync", lambda: synced.append(sync() is None))
+    run_inline(device.flush())
+    assert synced == [True]

@@ -42,6 +42,10 @@ def wake_the_loop() -> None:
     trio.lowlevel.current_trio_token().run_sync_soon(nothing)
 
 
+class Unforeseen(BaseException):
+    """As KeyboardInterrupt is."""
+
+
 class Disk:
     """In the place of the compiled threads: what is synced, and who waits for it."""
 
@@ -52,8 +56,15 @@ class Disk:
         self.waits = 0
         self.meanwhile: Callable[[], object] = self.end
         """Called when somebody waits without the loop."""
+        self._refusals: list[BaseException] = []
+
+    def refuse(self, *errors: BaseException) -> None:
+        """Let the next syncs fail to begin."""
+        self._refusals = [*errors]
 
     def begin(self, descriptors: list[int]) -> Sync:
+        if self._refusals:
+            raise self._refusals.pop(0)
         self.begun_in.append(trio.lowlevel.current_task().name.rsplit(".")[-1])
         self.syncs.append(Sync(self, descriptors))
         return self.syncs[-1]
@@ -211,6 +222,80 @@ async def test_a_sync_that_fails_is_final(
         assert await client.write(IN_HEAD, b"more") == errno.EIO
         assert await client.command(FLUSH) == errno.EIO
         assert len(disk.syncs) == fails
+
+
+@in_trio
+@pytest.mark.parametrize("here", [True, False], ids=["before it waits", "before the task runs"])
+async def test_a_sync_that_cannot_begin_at_first_is_made(
+    path: Path,
+    exports: FixedExports,
+    disk: Disk,
+    side: Side,
+    monkeypatch: pytest.MonkeyPatch,
+    here: bool,
+) -> None:
+    """Whoever does the step begins it again: a flush that is answered has been synced (D2)."""
+    if not here:
+        monkeypatch.setattr(pace, "_DESERTED_NS", LONG_NS)
+    flusher = side.volume.durability.flusher
+    disk.refuse(MemoryError())
+    async with disk.behind(exports, path), await Client.go(path) as client:
+        await write(client)
+        await client.send(wire.request(FLUSH, 7))
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert (disk.waits, len(disk.syncs), flusher.turn.held) == (0, 1, True)
+        disk.end()
+        assert await client.simple() == (7, 0)
+        assert (flusher.turn.held, flusher.unsynced) == (False, False)
+
+
+@in_trio
+@pytest.mark.parametrize("here", [True, False], ids=["before it waits", "before the task runs"])
+async def test_a_sync_that_can_never_begin_is_final(
+    path: Path,
+    exports: FixedExports,
+    disk: Disk,
+    side: Side,
+    monkeypatch: pytest.MonkeyPatch,
+    here: bool,
+) -> None:
+    if not here:
+        monkeypatch.setattr(pace, "_DESERTED_NS", LONG_NS)
+    disk.refuse(MemoryError("one"), MemoryError("two"), MemoryError("three"))
+    async with disk.behind(exports, path), await Client.go(path) as client:
+        await write(client)
+        assert await client.command(FLUSH) == errno.EIO
+        reason = side.volume.durability.failed
+        assert str(reason).startswith("syncing the head layer failed: ")
+        assert await client.command(FLUSH) == errno.EIO
+        assert disk.syncs == []
+        assert not side.volume.durability.flusher.turn.held
+
+
+@in_trio
+@pytest.mark.parametrize("here", [True, False], ids=["before it waits", "before the task runs"])
+async def test_a_flush_whose_connection_is_broken_off_is_finished(
+    path: Path,
+    exports: FixedExports,
+    disk: Disk,
+    side: Side,
+    monkeypatch: pytest.MonkeyPatch,
+    here: bool,
+) -> None:
+    """By what nobody foresees: it has begun, and others would wait for its turn."""
+    if not here:
+        monkeypatch.setattr(pace, "_DESERTED_NS", LONG_NS)
+    flusher = side.volume.durability.flusher
+    disk.refuse(Unforeseen())
+    with pytest.RaisesGroup(Unforeseen, flatten_subgroups=True):
+        async with disk.behind(exports, path), await Client.go(path) as client:
+            await write(client)
+            await client.send(wire.request(FLUSH, 7))
+            with trio.CancelScope(shield=True):
+                await trio.testing.wait_all_tasks_blocked(0.01)
+            assert (len(disk.syncs), flusher.turn.held) == (1, True)
+    assert (flusher.turn.held, flusher.unsynced) == (False, False)
+    assert side.volume.durability.failed is None
 
 
 @in_trio

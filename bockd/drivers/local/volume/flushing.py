@@ -4,7 +4,8 @@ journal synced (promise D2).
 Invariants:
 * A barrier covers only records appended before the data sync began; a flush joins only one that
   has not begun.
-* A failed sync is final: the volume has failed, and nothing is acknowledged any more.
+* A failed sync is final: the volume has failed, and nothing is acknowledged any more. A sync that
+  nobody heard the end of counts as failed, for the next one would not report its error.
 * Whoever syncs or turns to another segment holds the turn.
 """
 
@@ -100,9 +101,13 @@ class Flusher:
 
     async def sync_head(self) -> None:
         """Sync the head. The caller holds the turn. Raises VolumeFailedError."""
-        # Cleared first: a write that lands during the sync needs another one.
-        self.unsynced = False
-        await self._final(self.head.syncing(), "syncing the head layer")
+        try:
+            # Cleared first: a write that lands during the sync needs another one.
+            self.unsynced = False
+            await self._final(self.head.syncing(), "syncing the head layer")
+        except BaseException:
+            self.unsynced = True
+            raise
 
     async def _final(self, sync: Blocking[None], doing: str) -> None:
         """Run a sync whose failure is final for the volume, whatever it failed with: what it was to
@@ -111,5 +116,8 @@ class Flusher:
             await sync
         except Exception as error:  # noqa: BLE001 - the volume has failed
             self._failure.declare(f"{doing} failed: {error}")
-            self._failure.check_usable()
+        except BaseException:
+            # Who ran it has given it up: it may have failed since, with nobody to hear of it.
+            self._failure.declare(f"{doing} was abandoned")
+            raise
         self._failure.check_usable()
