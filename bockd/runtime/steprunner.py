@@ -20,14 +20,33 @@ DEVICE_THREADS = 32
 """Blocking device calls at once; a disk's own queue depth."""
 
 
-def loop_descriptor() -> int | None:
-    """Return the descriptor that is readable while something has come for the event loop: from a
-    socket, a thread or a signal; its timers do not count. None where the loop shows none."""
-    try:  # trio has no public name for it
-        epoll = trio._core._run.GLOBAL_RUN_CONTEXT.runner.io_manager._epoll
+class Loop:
+    """What the event loop that runs has to do. trio has no public names for all of it, and those it
+    has cost more, the more tasks wait."""
+
+    def __init__(self) -> None:
+        """Raises AttributeError where the loop does not show it."""
+        self._runner = trio._core._run.GLOBAL_RUN_CONTEXT.runner
+        self.descriptor: int = self._runner.io_manager._epoll.fileno()
+        """Readable while something has come for it: from a socket, a thread or a signal."""
+        self.rest_ns(0)
+
+    def rest_ns(self, most: int) -> int:
+        """Return for how many nanoseconds it has nothing to do unless something comes; `most` at
+        most. Tasks that it has taken from its queue to run them in this turn do not show."""
+        runner = self._runner
+        if runner.runq:
+            return 0
+        rest: float = runner.clock.deadline_to_sleep_time(runner.deadlines.next_deadline())
+        return int(max(0, min(rest * 1e9, most)))
+
+
+def running_loop() -> Loop | None:
+    """Return the loop that runs. None where it does not show what it has to do."""
+    try:
+        return Loop()
     except AttributeError:
         return None
-    return epoll.fileno()
 
 
 class StepRunner:

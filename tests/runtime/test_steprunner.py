@@ -11,7 +11,7 @@ import trio.testing
 
 from bockd.errors import NoSpaceError
 from bockd.runtime import steprunner
-from bockd.runtime.steprunner import StepRunner, loop_descriptor
+from bockd.runtime.steprunner import StepRunner, running_loop
 from bockd.runtime.steps import Signal, blocking, call_blocking
 from tests.nbd.server.serving import in_trio
 
@@ -138,22 +138,38 @@ async def test_an_operation_hears_of_whatever_ends_its_step(
 
 @in_trio
 async def test_the_loop_shows_that_something_has_come_for_it() -> None:
-    """trio promises nothing about this: a release of it that hides its epoll costs speed only."""
-    loop = loop_descriptor()
+    """trio promises nothing about this: a release of it that hides its parts costs speed only."""
+    loop = running_loop()
     assert loop is not None
     await trio.testing.wait_all_tasks_blocked()
-    assert not select.select([loop], [], [], 0)[0]
+    assert not select.select([loop.descriptor], [], [], 0)[0]
     done = trio.Event()
     trio.lowlevel.current_trio_token().run_sync_soon(done.set)
-    assert select.select([loop], [], [], 0)[0]
+    assert select.select([loop.descriptor], [], [], 0)[0]
     await done.wait()
     await trio.testing.wait_all_tasks_blocked()
-    assert not select.select([loop], [], [], 0)[0]
+    assert not select.select([loop.descriptor], [], [], 0)[0]
+
+
+@in_trio
+async def test_the_loop_shows_for_how_long_it_has_nothing_to_do() -> None:
+    loop = running_loop()
+    assert loop is not None
+    await trio.testing.wait_all_tasks_blocked()
+    assert loop.rest_ns(1_000) == 1_000
+    with trio.move_on_after(5):
+        assert 1_000_000_000 < loop.rest_ns(1 << 62) <= 5_000_000_000
+    with trio.move_on_after(0.001):
+        while loop.rest_ns(1_000):
+            pass  # the deadline passes while the loop does not turn
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.lowlevel.checkpoint)
+        assert loop.rest_ns(1_000) == 0
 
 
 @in_trio
 async def test_a_loop_that_shows_nothing_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trio._core._run, "GLOBAL_RUN_CONTEXT", object())
-    descriptor = loop_descriptor()
+    loop = running_loop()
     monkeypatch.undo()
-    assert descriptor is None
+    assert loop is None

@@ -32,7 +32,7 @@ from bockd.nbd.server.limits import RECEIVE_BUFFER_BYTES, TURN_NS, ServerLimits
 from bockd.nbd.server.pace import Pace, Polling
 from bockd.nbd.server.statistics import ExportStatistics
 from bockd.nbd.server.work import Work
-from bockd.runtime.steprunner import StepRunner, loop_descriptor
+from bockd.runtime.steprunner import Loop, StepRunner, running_loop
 from bockd.runtime.steps import Step
 from bockd.runtime.syncing import Syncing
 
@@ -194,7 +194,7 @@ class Connection:
         """Admit the client with `enter`, and serve it until it leaves. Raises ProtocolError when it
         broke the rules. Operations that have begun are finished in any case."""
         with self._scope:
-            self._loop = loop_descriptor()
+            self._loop = running_loop()
             await enter()
             if self._scope.cancel_called:
                 return  # dropped on the threshold: the requests behind its greeting do not count
@@ -293,8 +293,9 @@ class Connection:
         replies = batch.finish()
         now = perf_counter_ns()
         self._statistics.latencies.add(now - started, index - first)
-        if not replies and (replies := self._sync_here(started)):
-            now = perf_counter_ns()
+        if not replies:
+            replies = self._sync_here(started)
+            now = perf_counter_ns()  # it may have waited in vain, too
         if batch.background or batch.large_reads:
             self._start_background(started)
         if replies:
@@ -323,7 +324,7 @@ class Connection:
             or self._batch.large_reads
             or self._flight.requests
             or loop is None
-            or not self._polling.may_block()
+            or not self._polling.may_block(busy=not loop.rest_ns(TURN_NS))
         ):
             return []
         sock = self._channel.sock.fileno()
@@ -412,10 +413,13 @@ class Connection:
             return work.failed(self._encoder, self._statistics, item.requests, error)
 
 
-def _awaited(step: Step, sock: int, loop: int) -> bool:
-    """Wait, for a turn at most, for the end of a sync that runs without the interpreter. Return
-    whether it has come: the operation is to be resumed then. False for every other step."""
+def _awaited(step: Step, sock: int, loop: Loop) -> bool:
+    """Wait, for a turn at most, for the end of a sync that runs without the interpreter, as long as
+    the loop has nothing to do. Return whether it has come: the operation is to be resumed then.
+    False for every other step."""
     try:
-        return isinstance(step, Syncing) and step.begin() and step.wait(sock, loop, TURN_NS)
+        if not (isinstance(step, Syncing) and step.begin()):
+            return False
+        return step.wait(sock, loop.descriptor, loop.rest_ns(TURN_NS))
     except Exception:  # noqa: BLE001 - not the operation's: met again by who does the step
         return False

@@ -5,8 +5,9 @@ Polling saves the wake-up that costs most at low queue depth. Alone, a connectio
 nobody waits longer than a turn. A connection whose polls keep failing stops polling, so that an
 idle or slow client costs nothing.
 
-A connection that has been alone for long may even wait for the end of a sync without the loop. A
-client that comes meanwhile ends that wait, but pays for the way back.
+A connection that has been alone for long may even wait for the end of a sync without the loop, if
+the loop has no task to run. A client that comes meanwhile ends that wait, but pays for the way
+back.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ _SHARED_NS = 2 * TURN_NS
 """Another connection's work this long ago means that we share the loop."""
 _DESERTED_NS = 1_000_000_000
 """Another connection's work this long ago means that it is not likely to come just now."""
+_BUSY_NS = 10_000_000
+"""Tasks that were to run this long ago may be there again without showing: not those that the loop
+has taken from its queue already, which is every other time."""
 _PROMPT_NS = 300_000
 """A client that speaks again this soon after we parked is worth polling for."""
 
@@ -29,19 +33,32 @@ class Pace:
 
     def __init__(self) -> None:
         self._last: object | None = None
+        self._others: dict[object, int] = {}
+        """Those who have worked before `_last`, and until when at the latest."""
         self._changed_ns = 0
+        """When the last of them has."""
+        self._busy_ns = -_BUSY_NS
 
     def works(self, who: object, now: int) -> None:
         """Record that `who` has just served a batch."""
         if self._last is not who:
+            self._others.pop(who, None)
             if self._last is not None:
-                self._changed_ns = now
+                self._others[self._last] = self._changed_ns = now
+            else:
+                self._changed_ns = max(self._others.values(), default=0)
             self._last = who
 
     def leaves(self, who: object) -> None:
-        """Record that `who` works no more: the next one need not reckon with it."""
+        """Record that `who` works no more: the others need not reckon with it."""
         if self._last is who:
-            self._last, self._changed_ns = None, 0
+            self._last = None
+        self._others.pop(who, None)
+        self._changed_ns = max(self._others.values(), default=0)
+
+    def busy(self, now: int) -> None:
+        """Record that the loop had something else to do than to serve connections."""
+        self._busy_ns = now
 
     def alone(self, now: int) -> bool:
         """Return whether only one connection has worked of late."""
@@ -49,7 +66,11 @@ class Pace:
 
     def deserted(self, who: object, now: int) -> bool:
         """Return whether only `who` has worked for a long time."""
-        return self._last is who and now - self._changed_ns > _DESERTED_NS
+        return (
+            self._last is who
+            and now - self._changed_ns > _DESERTED_NS
+            and now - self._busy_ns > _BUSY_NS
+        )
 
 
 class Polling:
@@ -87,10 +108,14 @@ class Polling:
         between. 0 when others are at work."""
         return self._tries if self._pace.alone(self._clock()) else 0
 
-    def may_block(self) -> bool:
+    def may_block(self, *, busy: bool) -> bool:
         """Return whether the connection may wait without the loop: no other one has worked for a
-        long time. To a client that comes meanwhile it costs as much as a request or two."""
-        return self._pace.deserted(self, self._clock())
+        long time, and the loop has not been `busy` with something else of late. To a client that
+        comes meanwhile it costs as much as a request or two."""
+        now = self._clock()
+        if busy:
+            self._pace.busy(now)
+        return self._pace.deserted(self, now)
 
     def ended(self) -> None:
         """Record that the connection is closed."""

@@ -73,19 +73,19 @@ def test_only_who_has_been_alone_for_long_waits_without_the_loop() -> None:
     clock, pace = Clock(), Pace()
     clock.now = 10_000 * MS
     one, other = Polling(pace, POLL_TRIES, clock), Polling(pace, POLL_TRIES, clock)
-    assert not one.may_block()  # nobody knows yet whether others are at work
+    assert not one.may_block(busy=False)  # nobody knows yet whether others are at work
     one.worked(clock.now)
-    assert one.may_block()
+    assert one.may_block(busy=False)
     other.worked(clock.now)
-    assert not other.may_block()
+    assert not other.may_block(busy=False)
     clock.now += 900 * MS
     one.worked(clock.now)
     clock.now += 900 * MS
     one.worked(clock.now)
-    assert not one.may_block()
+    assert not one.may_block(busy=False)
     clock.now += 200 * MS
-    assert one.may_block()
-    assert not other.may_block()
+    assert one.may_block(busy=False)
+    assert not other.may_block(busy=False)
 
 
 def test_a_connection_does_not_reckon_with_those_that_have_closed() -> None:
@@ -95,7 +95,34 @@ def test_a_connection_does_not_reckon_with_those_that_have_closed() -> None:
     one.worked(clock.now)
     one.ended()
     other.worked(clock.now)
-    assert other.may_block()
+    assert other.may_block(busy=False)
     assert other.undisturbed() == POLL_TRIES
     one.ended()
-    assert other.may_block()
+    assert other.may_block(busy=False)
+
+
+def test_who_closes_takes_only_its_own_work_along() -> None:
+    clock, pace = Clock(), Pace()
+    clock.now = 10_000 * MS
+    one, other, third = (Polling(pace, POLL_TRIES, clock) for _ in range(3))
+    for polling in (one, other, third):
+        polling.worked(clock.now)
+        clock.now += 100 * MS
+    third.ended()
+    one.worked(clock.now)
+    assert not one.may_block(busy=False)  # the other one was there just now
+    other.ended()
+    assert one.may_block(busy=False)
+
+
+def test_nobody_waits_without_a_loop_that_was_busy_just_now() -> None:
+    clock, pace = Clock(), Pace()
+    clock.now = 10_000 * MS
+    one = Polling(pace, POLL_TRIES, clock)
+    one.worked(clock.now)
+    assert one.may_block(busy=False)
+    assert not one.may_block(busy=True)
+    clock.now += 9 * MS
+    assert not one.may_block(busy=False)
+    clock.now += 2 * MS
+    assert one.may_block(busy=False)
