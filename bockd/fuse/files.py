@@ -42,38 +42,63 @@ class OpenFile:
         # O_SYNC contains O_DSYNC's bit.
         self._durable = bool(flags & os.O_DSYNC)
 
-    async def read(self, offset: int, length: int) -> memoryview | bytes:
-        """Read up to `length` bytes: fewer at the end of the volume, none behind it. The caller
-        must hand the data on before it awaits anything."""
+    def read_now(self, offset: int, length: int) -> memoryview | bytes | None:
+        """Read as `read` does if that needs no waiting; None if it would. The caller must hand the
+        data on before anything else is read."""
+        started = perf_counter_ns()
         length = min(length, self._device.size_bytes - offset)
         if length <= 0:
             return b""
-        return await self._counted("read", self._read(offset, length))
-
-    async def _read(self, offset: int, length: int) -> memoryview:
-        self._statistics.reads += 1
-        self._statistics.read_bytes += length
-        if length <= MAX_INLINE_READ_BYTES:
-            into = _ANSWER[:length]
-            if self._device.try_read(offset, into):
-                return into
-        into = memoryview(bytearray(length))
-        await self._runner.run(self._device.read(offset, into))
+        if length > MAX_INLINE_READ_BYTES:
+            return None
+        into = _ANSWER[:length]
+        try:
+            if not self._device.try_read(offset, into):
+                return None
+        except Exception as error:
+            self._count_read(length)
+            raise self._failed("read", error) from error
+        self._count_read(length)
+        self._statistics.latencies.add(perf_counter_ns() - started, 1)
         return into
+
+    async def read(self, offset: int, length: int) -> memoryview | bytes:
+        """Read up to `length` bytes: fewer at the end of the volume, none behind it."""
+        length = min(length, self._device.size_bytes - offset)
+        if length <= 0:
+            return b""
+        self._count_read(length)
+        into = memoryview(bytearray(length))
+        await self._counted("read", self._runner.run(self._device.read(offset, into)))
+        return into
+
+    def write_now(self, offset: int, data: bytes) -> int | None:
+        """Write as `write` does if that needs no waiting; None, with nothing changed, if it
+        would."""
+        started = perf_counter_ns()
+        data = self._before_end(offset, data)
+        if self._durable or not data or _is_zeros(data):
+            return None
+        try:
+            if not self._device.try_write(offset, memoryview(data)):
+                return None
+            self._device.commit()
+        except Exception as error:
+            self._count_write(len(data))
+            raise self._failed("write", error) from error
+        self._count_write(len(data))
+        self._statistics.latencies.add(perf_counter_ns() - started, 1)
+        return len(data)
 
     async def write(self, offset: int, data: bytes) -> int:
         """Write, and return the number of bytes written: less than the length of `data` when it
         crosses the end of the volume. Raise EFBIG when it begins there, because a volume does not
         grow by being written to."""
-        room = self._device.size_bytes - offset
-        if room <= 0 and data:
-            self._statistics.errors += 1
-            raise FUSEError(errno.EFBIG)
-        return await self._counted("write", self._write(offset, data[:room]))
+        data = self._before_end(offset, data)
+        self._count_write(len(data))
+        return await self._counted("write", self._write(offset, data))
 
     async def _write(self, offset: int, data: bytes) -> int:
-        self._statistics.writes += 1
-        self._statistics.written_bytes += len(data)
         if _is_zeros(data):
             await self._runner.run(self._device.zero(offset, len(data), allocate=False))
         else:
@@ -87,6 +112,23 @@ class OpenFile:
             await self._runner.run(self._device.flush())
         return len(data)
 
+    def _before_end(self, offset: int, data: bytes) -> bytes:
+        """What of the data lies within the volume. Raises FUSEError (EFBIG) if it begins behind
+        it."""
+        room = self._device.size_bytes - offset
+        if room <= 0 and data:
+            self._statistics.errors += 1
+            raise FUSEError(errno.EFBIG)
+        return data[:room]
+
+    def _count_read(self, length: int) -> None:
+        self._statistics.reads += 1
+        self._statistics.read_bytes += length
+
+    def _count_write(self, length: int) -> None:
+        self._statistics.writes += 1
+        self._statistics.written_bytes += length
+
     async def sync(self) -> None:
         """Flush for fsync and fdatasync: writes that were answered before survive a power loss."""
         self._statistics.flushes += 1
@@ -97,10 +139,13 @@ class OpenFile:
         try:
             result = await operation
         except Exception as error:
-            self._statistics.failed(called, error)
-            raise FUSEError(fuse_errno(error)) from error
+            raise self._failed(called, error) from error
         self._statistics.latencies.add(perf_counter_ns() - started, 1)
         return result
+
+    def _failed(self, called: str, error: Exception) -> FUSEError:
+        self._statistics.failed(called, error)
+        return FUSEError(fuse_errno(error))
 
 
 def _is_zeros(data: bytes) -> bool:

@@ -17,6 +17,7 @@ import trio
 from bockd.errors import BockdError, UnavailableError
 from bockd.fuse import mountpoint
 from bockd.fuse.limits import LOOK_SECONDS, MAX_TASKS
+from bockd.fuse.prompt import prompt_tasks
 from bockd.fuse.view import View
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,8 @@ def _mount(view: View, path: Path, source: str) -> None:
 
 async def _serve() -> None:
     try:
-        await pyfuse3.main(max_tasks=MAX_TASKS)
+        with prompt_tasks():
+            await pyfuse3.main(max_tasks=MAX_TASKS)
     except* OSError as errors:
         # Somebody aborted the connection in /sys/fs/fuse.
         log.warning("the connection to the kernel has ended: %s", errors.exceptions[0])

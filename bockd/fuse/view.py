@@ -197,10 +197,16 @@ class View(pyfuse3.Operations):
         return FileInfo(fh=handle, direct_io=True, keep_cache=False)
 
     async def read(self, fh: int, off: int, size: int) -> bytes:
-        return await self._files[fh].read(off, size)  # type: ignore[return-value] # any buffer does
+        file = self._files[fh]
+        data = file.read_now(off, size)
+        if data is None:
+            data = await file.read(off, size)
+        return data  # type: ignore[return-value] # any buffer does
 
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        return await self._files[fh].write(off, buf)
+        file = self._files[fh]
+        count = file.write_now(off, buf)
+        return await file.write(off, buf) if count is None else count
 
     async def fsync(self, fh: int, datasync: bool) -> None:
         await self._files[fh].sync()
