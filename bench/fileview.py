@@ -25,6 +25,7 @@ JOBS = {
     "fuse-4k-randread-qd32": ("randread", 4 * KIB, 32),
     "fuse-4k-randwrite-qd32": ("randwrite", 4 * KIB, 32),
     "fuse-1m-read-qd8": ("read", 1 * MIB, 8),
+    "fuse-1m-write-qd8": ("write", 1 * MIB, 8),
 }
 ROWS = tuple(JOBS)
 

@@ -209,4 +209,64 @@ SHORTFALLS = (
             "they could not show a gain, and every promise would have to be proved anew."
         ),
     ),
+    Shortfall(
+        title="Large requests through TLS",
+        rows=("tls-*",),
+        why=(
+            "Most of the time is the cipher's (AES-256-GCM, which both ends prefer) and the "
+            "kernel's copies. On an AMD machine, in four interleaved rounds with nothing else "
+            "running, reads had 1.05 and writes 1.07 of nbdkit's speed, with 0.66 and 0.68 ms of "
+            "the server's processor time for a MiB (nbdkit 0.69 and 0.58): the client was what "
+            "limited both."
+        ),
+        tried=(
+            "Not kept: OpenSSL on the socket itself, 0.62 ms a MiB for sending and 0.50 for "
+            "receiving, where memory between the two takes 0.48 and 0.41; records handed over in "
+            "larger pieces (equal); buffers that are used again (1.02, within the noise); pieces "
+            "of 256 and 128 KiB (0.94 and 0.85 of the speed). Not available here: TLS in the "
+            "kernel, which needs a module."
+        ),
+    ),
+    Shortfall(
+        title="Small requests through the file view",
+        rows=("fuse-4k-*",),
+        against="qemu-storage-daemon fuse",
+        why=(
+            "Every request is a message of its own from the kernel, handed on by pyfuse3 as two "
+            "coroutines. With trio's own waiting it also takes two turns of the event loop and "
+            "three system calls before it is read: at depth 32 23 us of the daemon's processor "
+            "time for a read, QEMU's 12 us. Since then its tasks go on while there are requests "
+            "(`bockd/fuse/prompt.py`): on an AMD machine, in four interleaved rounds, 104,509 "
+            "instead of 43,910 reads/s (QEMU 82,113: 1.26 instead of 0.53 of it) and 94,287 "
+            "instead of 38,001 writes/s (3.09 instead of 1.27), with 9.4 and 10.6 us for one. At "
+            "depth 1 nothing has changed (18,924 and 19,299 reads/s, QEMU 18,454)."
+        ),
+        tried=(
+            "Kept: reads and writes that need no waiting are answered in pyfuse3's handler itself, "
+            "without tasks, threads or further coroutines. Not kept: the kernel's protocol spoken "
+            "without pyfuse3, which came to 93,725 reads/s and 80,535 writes/s in a round of its "
+            "own, in which QEMU had half as many reads as above (1.96 and 6.99 of it): more code "
+            "to keep, and not shown to be faster than this."
+        ),
+    ),
+    Shortfall(
+        title="Large writes through the file view",
+        rows=("fuse-1m-write-qd8",),
+        against="qemu-storage-daemon fuse",
+        why=(
+            "What is said above of large writes over NBD: the layer's page cache is in folios of "
+            "at most 16 KiB, where QEMU's file has large ones. Before that the kernel copies each "
+            "request into libfuse's memory (over a third of the daemon's 0.43 ms for a MiB), and "
+            "pyfuse3 from there into an object of Python's (7%). On an AMD machine, in three "
+            "interleaved rounds, 2,104 writes/s (QEMU 3,943: 0.53)."
+        ),
+        tried=(
+            "Not kept: the kernel's protocol spoken without pyfuse3, with data that begins at a "
+            "page and is written from where the kernel put it: 2,630 writes/s in a round of its "
+            "own (QEMU 4,080, 0.64). Not possible with pyfuse3 3.5: memory of ours for what is "
+            "received, and libfuse's options `max_write` and `max_background`, which it refuses; "
+            "requests are of 1 MiB as it is, the kernel's largest. `splice` is not used here, as a "
+            "profile shows."
+        ),
+    ),
 )
