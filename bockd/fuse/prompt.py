@@ -5,7 +5,7 @@ and serves what comes; another one waits for the lock, to take over when the fir
 disk. With trio's own lock and waiting, each request takes two turns of the event loop and three
 system calls for nothing but that, and most are answered without waiting for anything. So the module
 that pyfuse3 calls `trio` is exchanged, as `pyfuse3.asyncio` does it: here a task goes on while
-there are requests, for as long as a turn of the NBD server lasts.
+there are requests, for at most `TURN_NS`, and until something comes for the event loop.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from typing import Any
 import pyfuse3
 import trio
 
-from bockd.nbd.server.limits import TURN_NS
+from bockd.fuse.limits import TURN_NS
+from bockd.runtime.steprunner import running_loop
 
 
 @contextmanager
@@ -95,13 +96,18 @@ class _LowLevel:
         self._turn = turn
         self._poll = select.poll()
         self._descriptor = -1
+        loop = running_loop()
+        if loop is not None:
+            self._poll.register(loop.descriptor, select.POLLIN)
 
     async def wait_readable(self, descriptor: int) -> None:
-        """Return when the kernel has a request or has ended the connection: at once if it has."""
+        """Return when the kernel has a request or has ended the connection: at once if it has, and
+        nothing has come for the event loop."""
         if descriptor != self._descriptor:
             self._poll.register(descriptor, select.POLLIN)
             self._descriptor = descriptor
-        if not self._poll.poll(0):
+        ready = self._poll.poll(0)
+        if len(ready) != 1 or ready[0][0] != descriptor:
             await trio.lowlevel.wait_readable(descriptor)
             self._turn.begin()
 

@@ -91,6 +91,30 @@ def test_others_run_when_a_turn_is_over(readable: int, monkeypatch: pytest.Monke
     assert trio.run(main) >= REQUESTS
 
 
+def test_a_turn_ends_when_something_comes_for_the_loop(
+    readable: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client of NBD does not wait for all requests of the kernel's."""
+    monkeypatch.setattr(prompt, "TURN_NS", 10**12)
+
+    async def main() -> int:
+        tasks = Tasks(readable)
+        ours, theirs = os.pipe()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.lowlevel.wait_readable, ours)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(tasks.serve, "a", 10 * REQUESTS)
+            nursery.start_soon(tasks.serve, "b", 10 * REQUESTS)
+            os.write(theirs, b"x")
+            await trio.lowlevel.wait_readable(again := os.dup(ours))
+            served = len(tasks.served)
+        for descriptor in (ours, theirs, again):
+            os.close(descriptor)
+        return served
+
+    assert trio.run(main) < REQUESTS
+
+
 def test_another_task_takes_over_from_one_that_waits(readable: int) -> None:
     async def main() -> list[str]:
         tasks = Tasks(readable)
