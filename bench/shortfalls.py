@@ -168,9 +168,9 @@ SHORTFALLS = (
             "Kept: a shorter way for the redirect of a single whole block, which reads and copies "
             "nothing; one journal append for a batch; scattered blocks sharing a record; "
             "redirects of whole blocks in the compiled fast lane (1.17 times as fast as in "
-            "Python just after a snapshot, 1.31 times in an empty volume). Designed and not built: "
-            "new blocks one behind the other, docs/packed-heads.md; a prototype without reads and "
-            "recovery reached 0.94 to 1.01."
+            "Python just after a snapshot, 1.31 times in an empty volume). Built and not "
+            "switched on: new blocks one behind the other, docs/packed-heads.md, which says what "
+            "is left and what it has reached."
         ),
     ),
     Shortfall(
