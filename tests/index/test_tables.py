@@ -13,7 +13,7 @@ from bockd.index.index import LmdbIndex
 from bockd.index.tables import Table
 
 NAMES = (
-    *("access-keys", "api-snapshots", "api-volumes", "attached", "checksums", "children"),
+    *("access-keys", "api-snapshots", "api-volumes", "attached", "cells", "checksums", "children"),
     *("damaged", "exports", "homes", "images", "imports", "layers", "leaves", "maps", "meta"),
     *("names", "owned", "reclaim", "scrub", "servers", "snapshots", "tenants", "tokens", "users"),
     "volumes",
