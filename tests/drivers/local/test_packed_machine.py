@@ -157,9 +157,11 @@ class PackedMachine(RuleBasedStateMachine):
     @rule()
     def rotate(self) -> None:
         if self.device.durability.cells is not None:
+            head = self.device.durability.head.id
             with mock.patch.object(cells, "ROTATION_CELLS", cells.MAX_CELLS - 1):
                 run_inline(self.pool.registry.rotate(self.volume))
-            self.forgotten = False
+            if self.device.durability.head.id != head:  # there was something in it
+                self.forgotten = False
 
     @rule()
     def close(self) -> None:
