@@ -135,7 +135,7 @@ class PackedMachine(RuleBasedStateMachine):
 
     @rule()
     def work_in_background(self) -> None:
-        assert self.device  # opened: that is when its head is to be swept
+        _ = self.device  # opened: that is when its head is to be swept
         self.background.run()
         self.unswept = False
 

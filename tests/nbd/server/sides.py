@@ -182,7 +182,9 @@ class Side:
                     replies.append(bytes(done.value))
                 except BockdError as error:
                     replies.append(failed(self._encoder, self.statistics, works[0].requests, error))
-            self._background.run()
+            if all(isinstance(step, Signal) and not step.fired for _, step in still):
+                # Not before: a checkpoint waits for reads that are under way.
+                self._background.run()
             waiting = still
         return replies
 
