@@ -12,13 +12,15 @@ from typing import Any
 
 import pytest
 
-from bench import apicost, snapshotcost, snapshotreads
+from bench import apicost, clones, snapshotcost, snapshotreads
 from bench.cli import DEFAULT_DIRECTORY
 from bench.sections import all_rows
 from bench.throughput import VERIFYING
+from bockd.model import MIB
+from tests.daemon.filesystems import mounted
 
 ROOT = Path(__file__).parents[2]
-ELSEWHERE = (*apicost.ROWS, *snapshotcost.ROWS, snapshotreads.ROWS[100])
+ELSEWHERE = (*apicost.ROWS, *snapshotcost.ROWS, snapshotreads.ROWS[100], clones.DELETE_ROW)
 """What other tests measure, and the hundred snapshots that the quick one leaves out."""
 ALIKE = {
     f"4k-{mode}-qd{depth}{fill}"
@@ -147,6 +149,21 @@ def test_the_page_and_the_tables_name_no_place(quick: Quick) -> None:
     assert "--json" not in document["command"]
     for private in (str(ROOT), "bockd-bench-"):
         assert private not in page
+
+
+def test_the_row_that_waits_for_space_is_measured(tmp_path: Path) -> None:
+    """On a file system of its own: tests beside this one take space from the machine's. Its name
+    is short, because of the sockets below it."""
+    result = tmp_path / "result.json"
+    with (
+        TemporaryDirectory(prefix="b-", dir=DEFAULT_DIRECTORY) as directory,
+        mounted("ext4", Path(directory), 512 * MIB) as root,
+    ):
+        ended = bench("--quick", "--row", clones.DELETE_ROW, "--directory", root, "--json", result)
+        assert ended.returncode == 0, ended.stderr
+
+    (section,) = json.loads(result.read_text())["sections"]
+    assert [one["row"] for one in section["comparisons"]] == [clones.DELETE_ROW]
 
 
 def test_an_unknown_row_is_refused() -> None:
