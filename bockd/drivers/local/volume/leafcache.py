@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 from bockd.drivers.local.format.cells import runs_of_cells
 from bockd.drivers.local.format.leaf import (
@@ -65,49 +65,6 @@ _CELLS_BYTES = 1200
 _NO_CELLS = bytes(4 * LEAF_BLOCKS)
 _SHARED_LEAF_BYTES = 104
 _PRIVATE_LEAF_BYTES = _SHARED_LEAF_BYTES + 740
-
-
-class HolePlan(NamedTuple):
-    """Blocks first..end-1 as groups that they cover, and what is before and after these."""
-
-    first: int
-    end: int
-    groups_first: int
-    """The first block of the groups. The last one of a device may be short."""
-    groups_end: int
-    groups: range
-
-    def leaves_beside(self) -> set[int]:
-        """Return the numbers of the leaves that the groups do not cover."""
-        return {
-            number
-            for first, end in ((self.first, self.groups_first), (self.groups_end, self.end))
-            if first < end
-            for number in range(first >> LEAF_SHIFT, -(-end >> LEAF_SHIFT))
-        }
-
-
-def plan_holes(first: int, end: int, size: int) -> HolePlan:
-    """Plan to make blocks first..end-1 of a device of `size` blocks holes."""
-    blocks = GROUP_LEAVES << LEAF_SHIFT
-    start = -(-first // blocks)
-    stop = -(-end // blocks) if end == size else end // blocks
-    if start >= stop:
-        return HolePlan(first, end, end, end, range(0))
-    return HolePlan(first, end, start * blocks, min(end, stop * blocks), range(start, stop))
-
-
-class MadeHoles(NamedTuple):
-    """What became holes."""
-
-    first: int
-    end: int
-    """All changes are within these blocks, which are all holes now."""
-    of_head: bool
-    """Some of them may have been in the head."""
-    cells: tuple[range, ...] = ()
-    """Of a packed head: the cells of those of them that were in it, and whose leaves are in
-    memory."""
 
 
 class LeafCache:
@@ -164,13 +121,14 @@ class LeafCache:
         return self._kinds.get(group)
 
     def note_kind(self, group: int, *, holes: bool) -> None:
-        """Remember what a group is, all of which is in memory. If it is all holes, its leaves are
-        absent or shared: others get data without a word to us, as it is with `own`."""
+        """Remember whether a group that is all in memory is all holes or all data. The leaves of
+        one that is all holes are absent or shared, because the cache is not told of changes to a
+        leaf that it gave out with `own`."""
         if group in self._whole:
             self._kinds[group] = holes
 
-    def _at(self, number: int) -> SlotLeaf:
-        """A leaf that is loaded."""
+    def leaf(self, number: int) -> SlotLeaf:
+        """Return a leaf that is in memory, to be read only."""
         leaf = self.find(number)
         assert leaf is not None
         return leaf
@@ -195,14 +153,13 @@ class LeafCache:
         return self.shared.get(leaf[0]) is leaf
 
     def runs(self, first: int, end: int) -> list[Run]:
-        """Return blocks first..end-1 as runs. Their leaves are loaded. Neighbouring runs have
-        different slots, or cells of a packed layer that do not follow each other."""
+        """Return blocks first..end-1 as the longest runs. Their leaves are in memory."""
         found: list[Run] = []
         while first < end:
             number = first >> LEAF_SHIFT
             base = number << LEAF_SHIFT
             stop = min(end, base + LEAF_BLOCKS)
-            leaf = self._at(number)
+            leaf = self.leaf(number)
             if self.is_shared(leaf):
                 pieces = [(first - base, stop - base, leaf[0])]
             else:
@@ -223,7 +180,7 @@ class LeafCache:
 
     def _add_packed(self, found: list[Run], number: int, first: int, end: int) -> None:
         """Add blocks first..end-1 of a leaf, all in one packed layer, to the runs before them."""
-        row, slot, base = self.cells[number], self._at(number)[first], number << LEAF_SHIFT
+        row, slot, base = self.cells[number], self.leaf(number)[first], number << LEAF_SHIFT
         while first < end:
             cell, stop = row[first], first + 1
             while stop < end and row[stop] == cell + stop - first:
@@ -235,13 +192,23 @@ class LeafCache:
                 found.append((base + first, base + stop, slot, cell))
             first = stop
 
+    def cells_in(self, number: int, first: int, end: int, slot: int) -> tuple[range, ...]:
+        """Return the cells of those of a leaf's blocks first..end-1 that are in `slot`; of a raw
+        layer an empty tuple."""
+        row = self.cells.get(number)
+        if row is None or slot < 0 or not self._is_packed(slot):
+            return ()
+        leaf = self.leaf(number)
+        held = sorted(row[block] for block in range(first, end) if leaf[block] == slot)
+        return tuple(range(low, high) for low, high in runs_of_cells(held))
+
     def holds_only(self, first: int, end: int, slot: int) -> bool:
-        """Return whether blocks first..end-1 are all in `slot`. Their leaves are loaded."""
+        """Return whether blocks first..end-1 are all in `slot`. Their leaves are in memory."""
         while first < end:
             number = first >> LEAF_SHIFT
             base = number << LEAF_SHIFT
             stop = min(end, base + LEAF_BLOCKS)
-            leaf, wanted = self._at(number), self.uniform(slot)
+            leaf, wanted = self.leaf(number), self.uniform(slot)
             if leaf is not wanted and leaf[first - base : stop - base] != wanted[: stop - first]:
                 return False
             first = stop
@@ -267,8 +234,8 @@ class LeafCache:
     # -- changing ----------------------------------------------------------------------------
 
     def assign(self, first: int, end: int, slot: int, sequence: int, cell: int = -1) -> None:
-        """Assign blocks first..end-1 to `slot`; of a packed layer `cell` is that of the first, and
-        the others follow. Their leaves are loaded."""
+        """Assign blocks first..end-1 to `slot`, and in a packed layer to cells from `cell` on.
+        Their leaves are in memory."""
         while first < end:
             number = first >> LEAF_SHIFT
             stop = min(end, (number + 1) << LEAF_SHIFT)
@@ -276,7 +243,7 @@ class LeafCache:
             if stop - first == LEAF_BLOCKS:
                 self.replace(number, self.uniform(slot), sequence)
             else:
-                leaf = self._at(number)[:]
+                leaf = self.leaf(number)[:]
                 leaf[first - base : stop - base] = self.uniform(slot)[: stop - first]
                 self.replace(number, leaf, sequence)
                 self.share(number)
@@ -287,9 +254,9 @@ class LeafCache:
             first = stop
 
     def assign_one(self, block: int, slot: int, sequence: int, cell: int = -1) -> None:
-        """Assign one block to `slot`, as `assign` does. This is the short way for random writes."""
+        """Assign one block to `slot`, as `assign` does, but faster: for random writes."""
         number = block >> LEAF_SHIFT
-        leaf = self.leaves.get(number) or self._at(number)
+        leaf = self.leaves.get(number) or self.leaf(number)
         if self.shared.get(leaf[0]) is leaf:
             leaf = self._copied(number, leaf)
         leaf[block & LEAF_MASK] = slot
@@ -298,9 +265,8 @@ class LeafCache:
         self.dirty[number] = sequence
 
     def own(self, number: int, *, packed: bool = False) -> SlotLeaf | None:
-        """Return a leaf that stands in no other place, to be changed; whoever changes it marks it
-        as dirty. None if it must be loaded from the index. If it is to lead to a `packed` layer it
-        has cells from now on."""
+        """Return a leaf that is not shared. The caller may change it, and then marks it as dirty.
+        With `packed` it has cells from now on. None if it must be loaded from the index."""
         leaf = self.find(number)
         if leaf is not None and packed:
             self._own_cells(number)
@@ -309,7 +275,7 @@ class LeafCache:
         return self._copied(number, leaf)
 
     def _own_cells(self, number: int) -> array[int]:
-        """A leaf's cells, to be changed. If it has none it gets some."""
+        """The cells of a leaf, to be changed. A leaf without cells gets some."""
         row = self.cells.get(number)
         if row is None:
             row = self.cells[number] = array("I", _NO_CELLS)
@@ -323,7 +289,7 @@ class LeafCache:
         return copy
 
     def share(self, number: int) -> None:
-        """Replace a leaf of its own, if it is uniform by now, by the shared one."""
+        """Replace a leaf by the shared one if it has become uniform."""
         leaf = self.leaves[number]
         if leaf[0] == leaf[-1] and not self.is_shared(leaf):
             shared = self.uniform(leaf[0])
@@ -333,7 +299,7 @@ class LeafCache:
                 self._drop_cells(number, leaf[0])
 
     def _drop_cells(self, number: int, slot: int) -> None:
-        """Forget the cells of a leaf whose blocks are all in `slot` now, if they mean nothing."""
+        """Forget the cells of a leaf whose blocks are all in `slot` now, if that is raw."""
         if number in self.cells and not self._is_packed(slot):
             del self.cells[number]
 
@@ -353,8 +319,8 @@ class LeafCache:
         self.dirty[number] = sequence
 
     def mark_clean(self, applied: int) -> None:
-        """Mark leaves and groups as clean. The index now has all changes up to sequence
-        `applied`."""
+        """Mark leaves and groups as clean if they have no change after sequence `applied`, up to
+        which the index now has all."""
         later = {number: last for number, last in self.dirty.items() if last > applied}
         self.dirty.clear()
         self.dirty.update(later)
@@ -362,58 +328,11 @@ class LeafCache:
         self._evict_above = CACHE_BYTES
         self._evict()
 
-    # -- making holes ------------------------------------------------------------------------
-
-    def lacks(self, plan: HolePlan) -> bool:
-        """Return whether a leaf that `make_holes` needs must be loaded."""
-        first, end, groups_first, groups_end, _ = plan
-        return (first < groups_first and self.missing(first, groups_first) is not None) or (
-            groups_end < end and self.missing(groups_end, end) is not None
-        )
-
-    def make_holes(self, plan: HolePlan, head: int, sequence: int) -> MadeHoles | None:
-        """Make blocks holes; `head` is the slot of the layer that is written to. Of the plan's
-        groups nothing need be in memory, other leaves are loaded. Return None if all of it was
-        known to be holes."""
-        first, end, groups_first, groups_end, groups = plan
-        made = self._hole_groups(groups, head, sequence)
-        if first < groups_first:
-            made = self._hole_leaves(first, groups_first, head, sequence) + made
-        if groups_end < end:
-            made += self._hole_leaves(groups_end, end, head, sequence)
-        if not made:
-            return None
-        of_head = any(part.of_head for part in made)
-        cells = tuple(run for part in made for run in part.cells)
-        return MadeHoles(made[0].first, min(end, made[-1].end), of_head, cells)
-
-    def _hole_leaves(self, first: int, end: int, head: int, sequence: int) -> list[MadeHoles]:
-        """Make blocks holes leaf by leaf, and return those of which some were none."""
-        made = []
-        while first < end:
-            number = first >> LEAF_SHIFT
-            stop = min(end, (number + 1) << LEAF_SHIFT)
-            if not self.holds_only(first, stop, HOLE_SLOT):
-                base, leaf = number << LEAF_SHIFT, self._at(number)
-                of_head = head in leaf[first - base : stop - base]
-                cells = self._cells_in(number, first - base, stop - base, head)
-                made.append(MadeHoles(first, stop, of_head, cells))
-                self.assign(first, stop, HOLE_SLOT, sequence)
-            first = stop
-        return made
-
-    def _cells_in(self, number: int, first: int, end: int, slot: int) -> tuple[range, ...]:
-        """The cells of those of a leaf's blocks first..end-1 that are in a packed layer."""
-        row = self.cells.get(number)
-        if row is None or slot < 0 or not self._is_packed(slot):
-            return ()
-        leaf = self._at(number)
-        held = sorted(row[block] for block in range(first, end) if leaf[block] == slot)
-        return tuple(range(low, high) for low, high in runs_of_cells(held))
-
-    def _hole_groups(self, groups: range, head: int, sequence: int) -> list[MadeHoles]:
-        """Make whole groups holes, and return those that were not known to be."""
-        made, blocks = [], GROUP_LEAVES << LEAF_SHIFT
+    def hole_groups(self, groups: range, head: int, sequence: int) -> dict[int, tuple[range, ...]]:
+        """Make whole groups holes; nothing of them need be in memory. Return those that were not
+        known to be holes, each with the cells that its blocks in memory had in a packed layer of
+        slot `head`."""
+        made: dict[int, tuple[range, ...]] = {}
         for group in groups:
             if self._kinds.get(group):
                 continue
@@ -426,21 +345,20 @@ class LeafCache:
             cells: tuple[range, ...] = ()
             if group in self._groups:
                 for number in self.leaves.keys() & numbers:
-                    cells += self._cells_in(number, 0, LEAF_BLOCKS, head)
+                    cells += self.cells_in(number, 0, LEAF_BLOCKS, head)
                     self._forget(number)
                     self.dirty.pop(number, None)
             self._groups[group] = None
             self._whole.add(group)
             self._kinds[group] = True
             self._holed[group] = sequence
-            made.append(MadeHoles(group * blocks, (group + 1) * blocks, True, cells))
+            made[group] = cells
         return made
 
     # -- damage ------------------------------------------------------------------------------
 
     def mark_damaged(self, layer_id: LayerId, block: int) -> None:
-        """Mark a block of a frozen layer as damaged. Reading it fails then, wherever it is
-        shown."""
+        """Mark a block of a frozen layer as damaged, so that reading it fails."""
         self._layers.outdate_loads()
         number, at = block >> LEAF_SHIFT, block & LEAF_MASK
         leaf = self.leaves.get(number)
@@ -455,9 +373,8 @@ class LeafCache:
         leaf[at] = DAMAGED_SLOT
 
     def clear_damaged(self, block: int) -> None:
-        """Drop the leaf of a block that is in order again in some layer, so that it is read from
-        the index again. A leaf with changes that the index does not have stays: then reading the
-        block fails for as long as the device is open."""
+        """Drop the leaf of a block that was repaired in some layer, so that it is loaded again. A
+        dirty leaf stays: then reading the block fails until the device is closed."""
         self._layers.outdate_loads()
         number = block >> LEAF_SHIFT
         if number // GROUP_LEAVES in self._holed:
@@ -470,7 +387,7 @@ class LeafCache:
     # -- groups ------------------------------------------------------------------------------
 
     def group_of(self, number: int) -> int:
-        """Return the group that a leaf belongs to."""
+        """Return the group of a leaf."""
         return number // GROUP_LEAVES
 
     def leaves_of(self, group: int) -> range:
@@ -490,7 +407,7 @@ class LeafCache:
                 del self._pins[group]
 
     def next_whole(self, group: int, end: int) -> int:
-        """Return the number of the first group from `group` on that is whole, or `end`."""
+        """Return the first group from `group` on that is whole, or `end`."""
         whole = self._whole
         while group < end and group not in whole:
             group += 1
@@ -498,7 +415,7 @@ class LeafCache:
 
     @property
     def has_room(self) -> bool:
-        """Whether more than what is asked for is to be loaded."""
+        """Whether a load is to take in more than what was asked for."""
         return self._weight() < CACHE_BYTES * _EAGER_SHARE
 
     def install(
@@ -508,9 +425,9 @@ class LeafCache:
         damaged: dict[int, list[int]],
         cells: dict[int, array[int]],
     ) -> None:
-        """Take in what the index has of a group: leaves, which blocks of which leaf are damaged,
-        and the cells of those that lead to packed layers. What is in memory already is newer, and
-        stays. All of the layers have slots."""
+        """Take in what the index has of a group: its leaves, by their numbers; which blocks of
+        which leaf are damaged; the cells of the leaves that lead to packed layers. Leaves that are
+        in memory already are newer, and stay. All of the layers have slots."""
         self._evict()
         self.install_more((group,), leaves, damaged, cells)
 
@@ -521,8 +438,8 @@ class LeafCache:
         damaged: dict[int, list[int]],
         cells: dict[int, array[int]],
     ) -> None:
-        """Take in several groups, as `install` does, and evict nothing: no group was evicted since
-        they were read (`drops`), or what is read here may be older than what is lost."""
+        """Take in several groups, as `install` does, and evict nothing. No group has been evicted
+        since they were read (`drops`): it might have been one of them, with later changes."""
         held = set[int]()
         numberings: dict[tuple[int, ...], Numbering] = {}
         for number, leaf in leaves.items():
@@ -566,7 +483,7 @@ class LeafCache:
         self._evict_above = max(CACHE_BYTES, self._weight() + at_once)
 
     def _drop(self, group: int) -> None:
-        """Forget what is clean of a group; one that has something dirty becomes the newest."""
+        """Forget the clean leaves of a group. A group with dirty ones becomes the newest."""
         self.drops += 1
         del self._groups[group]
         self._whole.discard(group)
@@ -578,12 +495,12 @@ class LeafCache:
                 self._forget(number)
 
     def _forget(self, number: int) -> None:
-        """Forget a leaf that is in memory."""
+        """Forget a leaf in memory."""
         self._private -= not self.is_shared(self.leaves.pop(number))
         self.cells.pop(number, None)
 
     def _weight(self) -> int:
-        """An estimate of the leaves' memory in bytes."""
+        """Estimate the memory that the leaves take, in bytes."""
         private = self._private * (_PRIVATE_LEAF_BYTES - _SHARED_LEAF_BYTES)
         groups = (len(self._groups) + len(self._holed)) * _GROUP_BYTES
         leaves = len(self.leaves) * _SHARED_LEAF_BYTES + len(self.cells) * _CELLS_BYTES

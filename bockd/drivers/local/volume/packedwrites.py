@@ -20,7 +20,6 @@ from bockd.drivers.local.format.cells import ROWS, LeafCells, runs_of_cells
 from bockd.drivers.local.format.layer import OVERWRITE_PIECE_BYTES, Layer
 from bockd.drivers.local.format.leaf import LEAF_MASK, LEAF_SHIFT
 from bockd.drivers.local.volume.cells import HeadCells
-from bockd.drivers.local.volume.leafcache import HolePlan
 from bockd.drivers.local.volume.zeros import is_zeros, zero_blocks, zero_pieces
 from bockd.errors import from_os_error
 from bockd.failpoints import Failpoint, hit
@@ -32,6 +31,7 @@ from bockd.runtime.waiting import WriteGate
 
 if TYPE_CHECKING:
     from bockd.drivers.local.volume.durability import Durability
+    from bockd.drivers.local.volume.holes import HolePlan
     from bockd.drivers.local.volume.loading import LeafLoader
 
 _SHIFT = BLOCK_SIZE.bit_length() - 1

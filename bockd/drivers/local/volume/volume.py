@@ -32,7 +32,7 @@ from bockd.drivers.local.format.writepieces import SMALL_BYTES
 from bockd.drivers.local.volume.allocating import ZeroAllocator
 from bockd.drivers.local.volume.durability import Durability
 from bockd.drivers.local.volume.heads import NO_SLOT, Heads
-from bockd.drivers.local.volume.leafcache import HolePlan, plan_holes
+from bockd.drivers.local.volume.holes import HolePlan, lacks, make_holes, plan_holes
 from bockd.drivers.local.volume.loading import LeafLoader
 from bockd.drivers.local.volume.packedwrites import PackedWriter
 from bockd.drivers.local.volume.reading import BLOCK_SHIFT, Reader
@@ -459,7 +459,7 @@ class Volume(Reader):
     def _must_look(self, plan: HolePlan) -> bool:
         """Return whether the index must be read before these blocks can become holes."""
         return (
-            self.map.lacks(plan)
+            lacks(self.map, plan)
             or self._store.index.may_miss(LEAVES)
             or (self._packed is not None and self._packed.must_look(plan.groups))
         )
@@ -478,7 +478,7 @@ class Volume(Reader):
     def _hole_out(self, plan: HolePlan, unread: Collection[range]) -> None:
         """Make blocks holes, and stage that. What is needed of the map is in memory, but for
         `unread` cells, and the journal has room."""
-        made = self.map.make_holes(plan, self._head_slot, self._tail.sequence)
+        made = make_holes(self.map, plan, self._head_slot, self._tail.sequence)
         if made is None:
             return
         self._tail.stage(Kind.HOLE, made.first, made.end - made.first)
