@@ -30,6 +30,7 @@ from bockd.drivers.local.format.journal import (
     Kind,
     ZeroBlocks,
 )
+from bockd.drivers.local.format.journalreading import SegmentContents
 from bockd.drivers.local.format.layer import Layer
 from bockd.drivers.local.maintenance import reclaim
 from bockd.drivers.local.volume import cells, recovery, volume
@@ -164,7 +165,7 @@ def _late_join() -> Generator[None]:
 def _replay_of_everything() -> Generator[None]:
     """A recovery that takes what no barrier covers."""
 
-    def plan(segments: list[journal.SegmentContents], _boot: str, _head: Layer) -> Replay:
+    def plan(segments: list[SegmentContents], _boot: str, _head: Layer) -> Replay:
         return Replay(tuple(change for segment in segments for change in segment.changes), 0)
 
     with mock.patch.object(recovery, "plan_replay", plan):

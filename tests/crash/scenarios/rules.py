@@ -9,7 +9,7 @@ from unittest import mock
 
 from bockd.drivers.local.access import StoreAccess
 from bockd.drivers.local.format.catalogue import LocalVolumeRecord
-from bockd.drivers.local.format.journal import SegmentContents, read_segment
+from bockd.drivers.local.format.journalreading import SegmentContents, read_segment
 from bockd.drivers.local.volume import recovery
 from bockd.drivers.local.volume.cells import HeadCells
 from bockd.drivers.local.volume.leafcache import LeafCache

@@ -13,7 +13,7 @@ from typing import Any
 import nbd
 import pytest
 
-from bockd.drivers.local.format.journal import SegmentContents
+from bockd.drivers.local.format.journalreading import SegmentContents
 from bockd.drivers.local.format.layer import Layer
 from bockd.drivers.local.pool import LocalPool
 from bockd.drivers.local.volume import recovery

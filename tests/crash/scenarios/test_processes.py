@@ -18,7 +18,8 @@ import pytest
 
 from bockd.drivers.local.access import StoreAccess
 from bockd.drivers.local.format.catalogue import LocalVolumeRecord
-from bockd.drivers.local.format.journal import RECORD_BYTES, SegmentContents
+from bockd.drivers.local.format.journal import RECORD_BYTES
+from bockd.drivers.local.format.journalreading import SegmentContents
 from bockd.drivers.local.volume import recovery
 from bockd.failpoints import Failpoint
 from bockd.model import BLOCK_SIZE, NodeKind

@@ -13,7 +13,8 @@ from typing import Any
 from unittest import mock
 
 from bockd.drivers.local.format.blockmap import MapChanges
-from bockd.drivers.local.format.journal import Change, Kind, SegmentContents
+from bockd.drivers.local.format.journal import Change, Kind
+from bockd.drivers.local.format.journalreading import SegmentContents
 from bockd.drivers.local.format.layer import Layer
 from bockd.drivers.local.format.ranges import RangeSet
 from bockd.drivers.local.volume import recovery

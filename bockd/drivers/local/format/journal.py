@@ -38,9 +38,7 @@ Formats of a segment:
     3: of a packed head: CELLS and CELL_SCATTER instead of REDIRECT and SCATTER. Only these have
        it, so that older code reads what a co-opener leaves in a pool of an older format.
 
-A record that does not verify ends the journal where a crash may have left it like that: unwritten,
-or with whole sectors of it unwritten. Anything else is damage (`_find_damage`), and refused: the
-records that follow were acknowledged.
+A segment is read back by format.journalreading.
 """
 
 from __future__ import annotations
@@ -51,14 +49,11 @@ import struct
 import zlib
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from enum import IntEnum
-from pathlib import Path
 from typing import NamedTuple
 
 from bockd.directories import sync_directory
 from bockd.drivers.local.format.layout import JournalName, Layout, unlink_if_present
-from bockd.errors import DamagedError, from_os_error
 from bockd.failpoints import Failpoint, hit
 from bockd.model import KIB, MIB
 from bockd.runtime.syncing import Syncing
@@ -68,25 +63,22 @@ SEGMENT_BYTES = 2 * MIB
 their index work is done in bulk, little enough that recovery replays them in a moment."""
 
 HEADER_BYTES = 4096
-_MAGIC = b"bockdjnl"
-_FORMAT_WITHOUT_ZEROS = 1
-_FORMAT = 2
-_FORMAT_PACKED = 3
-_HEADER = struct.Struct("<8sIIQQ36s")
-_CRC = struct.Struct("<I")
-_RECORD = struct.Struct("<IIQQQ")
+MAGIC = b"bockdjnl"
+FORMAT_WITHOUT_ZEROS = 1
+FORMAT = 2
+FORMAT_PACKED = 3
+HEADER = struct.Struct("<8sIIQQ36s")
+CRC = struct.Struct("<I")
+RECORD = struct.Struct("<IIQQQ")
 _BODY = struct.Struct("<IQQQ")
 _SEED = struct.Struct("<QQI")
 _BLOCKS_PER_PLACE = 8
 _BITS_PER_PLACE = 256
 _CELL_SHIFT = 32
 _COUNT_MASK = (1 << _CELL_SHIFT) - 1
-_PLACES_PER_SECTOR = 512 // 32
-"""A disk writes whole sectors of 512 bytes; a place is never in two."""
-
 _ONE = ord("1")
 _PIECE_BYTES = 64 * KIB
-RECORD_BYTES = _RECORD.size
+RECORD_BYTES = RECORD.size
 SEGMENT_RECORDS = (SEGMENT_BYTES - HEADER_BYTES) // RECORD_BYTES
 BOOT_ID_PATH = "/proc/sys/kernel/random/boot_id"
 
@@ -111,9 +103,9 @@ MAP_CHANGES = (Kind.REDIRECT, Kind.HOLE, Kind.CELLS)
 Kinds = dict[int, Kind]
 _OF_RAW_HEADS = (Kind.REDIRECT, Kind.SCATTER)
 _OF_PACKED_HEADS = (Kind.CELLS, Kind.CELL_SCATTER)
-_KINDS: Kinds = {int(kind): kind for kind in Kind}
-_RAW_KINDS: Kinds = {int(kind): kind for kind in Kind if kind not in _OF_PACKED_HEADS}
-_PACKED_KINDS: Kinds = {int(kind): kind for kind in Kind if kind not in _OF_RAW_HEADS}
+KINDS: Kinds = {int(kind): kind for kind in Kind}
+RAW_KINDS: Kinds = {int(kind): kind for kind in Kind if kind not in _OF_PACKED_HEADS}
+PACKED_KINDS: Kinds = {int(kind): kind for kind in Kind if kind not in _OF_RAW_HEADS}
 
 
 class ZeroBlocks(NamedTuple):
@@ -157,28 +149,6 @@ class Change(NamedTuple):
     """Of CELLS: where the first of the blocks lies; the others follow."""
 
 
-@dataclass(frozen=True, slots=True)
-class SegmentContents:
-    """What a segment file holds: its header, and its records up to the first that fails."""
-
-    name: JournalName
-    boot_id: str
-    changes: tuple[Change, ...]
-    places: int
-    """Record places that verified."""
-    torn: bool
-    """Something that is not zeros follows the last verified record."""
-    notes_zeros: bool = True
-    """Its writer appended ZEROS records where they are due (format 2)."""
-    packed: bool = False
-    """It is of a packed head (format 3)."""
-
-    @property
-    def sealed(self) -> bool:
-        """True when the segment is complete and on disk."""
-        return bool(self.changes) and self.changes[-1].kind is Kind.SEAL
-
-
 def first_sequence(number: int) -> int:
     """Return the sequence of the first record of segment `number`."""
     return number * SEGMENT_RECORDS + 1
@@ -190,7 +160,7 @@ def boot_id() -> str:
         return file.read().strip()
 
 
-def _seed(name: JournalName) -> int:
+def seed_of(name: JournalName) -> int:
     return zlib.crc32(_SEED.pack(name.volume, name.generation, name.number))
 
 
@@ -203,7 +173,7 @@ class JournalSegment:
         self.free = SEGMENT_RECORDS
         """Record places that are still empty."""
         self._fd = fd
-        self._seed = _seed(name)
+        self._seed = seed_of(name)
 
     @classmethod
     def create(
@@ -216,7 +186,7 @@ class JournalSegment:
         packed: bool = False,
     ) -> JournalSegment:
         """Write a new segment in full, durably; `packed` says what the head is. With `reuse`,
-        overwrite the file that has the name of an unfinished one, in its blocks. Raises
+        overwrite the blocks of the file that has the name of an unfinished segment. Raises
         OSError."""
         path = layout.journal_segment(name)
         # Under another name until it is whole: a segment without a header is damage.
@@ -225,11 +195,11 @@ class JournalSegment:
         fd = os.open(unfinished, os.O_RDWR | flags | os.O_CLOEXEC, 0o600)
         try:
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
-            form = _FORMAT_PACKED if packed else _FORMAT
-            header = _HEADER.pack(
-                _MAGIC, form, name.number, name.volume, name.generation, boot.encode()
+            form = FORMAT_PACKED if packed else FORMAT
+            header = HEADER.pack(
+                MAGIC, form, name.number, name.volume, name.generation, boot.encode()
             )
-            header += _CRC.pack(zlib.crc32(header))
+            header += CRC.pack(zlib.crc32(header))
             image = header + bytes(SEGMENT_BYTES - len(header))
             written = 0
             while written < len(image):
@@ -254,7 +224,7 @@ class JournalSegment:
 
     def append(self, entries: Sequence[Entry]) -> None:
         """Append entries with one write. The segment has room for them (`places`). Raises OSError:
-        then none of them counts, and the segment must not be appended to again."""
+        none of them counts then, and nothing more may be appended to the segment."""
         seed, sequence = self._seed, self.next_sequence
         records: list[bytes] = []
         for entry in entries:
@@ -272,12 +242,14 @@ class JournalSegment:
                 first, span = entry.blocks[0], _span(entry)
                 body = _BODY.pack(Kind.ZEROS, sequence, first, span)
                 bits = _bits_of(entry, span)
-                body += bits.to_bytes(_following(Kind.ZEROS, first, span) * RECORD_BYTES, "little")
+                body += bits.to_bytes(
+                    following_places(Kind.ZEROS, first, span) * RECORD_BYTES, "little"
+                )
                 sequence += len(body) // RECORD_BYTES
             else:
                 kind, start, count = entry
                 body = _BODY.pack(kind, sequence, start, count)
-            records.append(_CRC.pack(zlib.crc32(body, seed)))
+            records.append(CRC.pack(zlib.crc32(body, seed)))
             records.append(body)
             sequence += 1
         data = b"".join(records)
@@ -303,151 +275,28 @@ class JournalSegment:
         return Syncing(self.sync, (self._fd,))
 
     def close(self) -> None:
-        """Close the file. Repeating it does no harm."""
+        """Close the file. May be called again."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
 
-def read_journal(
-    layout: Layout, first: JournalName
-) -> tuple[list[SegmentContents], JournalName | None]:
-    """Read the segments from `first` on, of its volume and generation.
-
-    Returns them in order, and the one that is missing, or None: `first` itself, one between others,
-    or the one behind a seal, since the next segment is made before one is sealed. Raises
-    DamagedError as `read_segment` does.
-    """
-    there = {
-        name
-        for name in layout.journal_segments()
-        if (name.volume, name.generation) == (first.volume, first.generation)
-        and name.number >= first.number
-    }
-    segments: list[SegmentContents] = []
-    name = first
-    while name in there:
-        segments.append(read_segment(layout, name))
-        name = replace(name, number=name.number + 1)
-    complete = len(segments) == len(there) and segments and not segments[-1].sealed
-    return segments, None if complete else name
-
-
-def read_segment(layout: Layout, name: JournalName) -> SegmentContents:
-    """Read and verify a segment. Raises DamagedError when its header is not what its name says,
-    when it is cut short, or when a record fails in a way that no crash leaves."""
-    path = layout.journal_segment(name)
-    try:
-        with open(path, "rb") as file:
-            image = file.read(SEGMENT_BYTES)
-    except OSError as error:
-        raise from_os_error(error, f"reading {path}") from error
-    boot, form = _read_header(image, name, path)
-    if len(image) < SEGMENT_BYTES:
-        raise DamagedError(f"journal segment {path} is truncated; {_WHAT_TO_DO}")
-    records = image[HEADER_BYTES:]
-    packed = form == _FORMAT_PACKED
-    kinds = _PACKED_KINDS if packed else _RAW_KINDS
-    changes, places = _verified(records, _seed(name), first_sequence(name.number), kinds)
-    torn = bool(records[places * RECORD_BYTES :].strip(b"\0"))
-    if torn and (damage := _find_damage(records, name, places, kinds)):
-        raise DamagedError(f"journal segment {path} is damaged: {damage}; {_WHAT_TO_DO}")
-    return SegmentContents(name, boot, changes, places, torn, form != _FORMAT_WITHOUT_ZEROS, packed)
-
-
-_WHAT_TO_DO = "restore it, or accept the loss of the latest writes with 'bockd check --repair'"
-
-
-def _read_header(image: bytes, name: JournalName, path: Path) -> tuple[str, int]:
-    """The boot id and the format of a segment that is what its name says; DamagedError for any
-    other."""
-    fields = image[: _HEADER.size]
-    checksum = image[_HEADER.size : _HEADER.size + 4]
-    if len(checksum) < 4 or _CRC.unpack(checksum)[0] != zlib.crc32(fields):
-        raise DamagedError(f"journal segment {path} has a broken header; {_WHAT_TO_DO}")
-    magic, form, number, volume, generation, boot = _HEADER.unpack(fields)
-    expected = (_MAGIC, name.number, name.volume, name.generation)
-    known = form in (_FORMAT_WITHOUT_ZEROS, _FORMAT, _FORMAT_PACKED)
-    if not known or (magic, number, volume, generation) != expected:
-        raise DamagedError(f"journal segment {path} belongs to another volume or version")
-    return boot.decode("ascii"), form
-
-
-def _find_damage(records: bytes, name: JournalName, place: int, kinds: Kinds) -> str | None:
-    """Why the record at `place`, the first that fails, was not left like that by a crash."""
-    first = first_sequence(name.number)
-    if _verified(records, _seed(name), first, _KINDS, place)[1] > place:
-        return f"record {first + place} is of a kind that another head's journal has"
-    if _was_written(records, first, place) and not _is_torn(records, place):
-        return f"record {first + place} fails its checksum"
-    later = _verified_after(records, name, place, kinds)
-    barriers = [change for change in later if change.kind in BARRIERS]
-    # The second was appended when the first, and what it covers, was on disk.
-    if len(barriers) > 1 and barriers[0].start >= first + place:
-        return f"record {first + place} is missing, and was flushed"
-    return None
-
-
-def _was_written(records: bytes, first: int, place: int) -> bool:
-    """Whether a place holds a record, damaged or not, rather than noise where none was written."""
-    checksum, kind, sequence, _, _ = _RECORD.unpack_from(records, place * RECORD_BYTES)
-    return sequence == first + place or bool(checksum and kind in _KINDS)
-
-
-def _is_torn(records: bytes, place: int) -> bool:
-    """Whether a record may have been written in part: sectors of it are there and sectors are not.
-    Every place of a record has something in it."""
-    _, kind, _, start, count = _RECORD.unpack_from(records, place * RECORD_BYTES)
-    following = _following(kind, start, count)
-    if not following:
-        return False
-    end = min(place + 1 + following, SEGMENT_RECORDS)
-    missing = 0
-    while place < end:
-        stop = min(_next_sector(place), end)
-        there = {
-            any(records[at * RECORD_BYTES : (at + 1) * RECORD_BYTES]) for at in range(place, stop)
-        }
-        if len(there) > 1:
-            return False
-        missing += there == {False}
-        place = stop
-    return missing > 0
-
-
-def _next_sector(place: int) -> int:
-    """The first place of the sector after that of `place`."""
-    return (place // _PLACES_PER_SECTOR + 1) * _PLACES_PER_SECTOR
-
-
-def _verified_after(records: bytes, name: JournalName, place: int, kinds: Kinds) -> list[Change]:
-    """The records that verify after the one at `place`, which does not."""
-    seed, first = _seed(name), first_sequence(name.number)
-    found: list[Change] = []
-    end = -(-len(records.rstrip(b"\0")) // RECORD_BYTES)
-    place += 1
-    while place < end:
-        changes, reached = _verified(records, seed, first, kinds, place)
-        found.extend(changes)
-        place = max(reached, place) + 1
-    return found
-
-
-def _verified(
+def decode(
     records: bytes, seed: int, first: int, kinds: Kinds, place: int = 0
 ) -> tuple[tuple[Change, ...], int]:
-    """Changes from `place` on, up to the first record that does not verify, is out of order or of
-    none of the `kinds`, and the place of that one."""
+    """Return the changes from `place` on, up to the first record that does not verify, is out of
+    order or of none of the `kinds`, and the place of that one. `first` is the sequence of place
+    0."""
     changes: list[Change] = []
     view = memoryview(records)
     places = len(records) // RECORD_BYTES
     while place < places:
         at = place * RECORD_BYTES
-        checksum, kind, sequence, start, count = _RECORD.unpack_from(records, at)
+        checksum, kind, sequence, start, count = RECORD.unpack_from(records, at)
         known = kinds.get(kind)
         if known is None or sequence != first + place:
             break
-        following = _following(kind, start, count)
+        following = following_places(kind, start, count)
         end = at + (1 + following) * RECORD_BYTES
         if end > len(records) or checksum != zlib.crc32(view[at + 4 : end], seed):
             break
@@ -471,8 +320,8 @@ def _verified(
     return tuple(changes), place
 
 
-def _following(kind: int, start: int, count: int) -> int:
-    """Places that a record takes beside its own."""
+def following_places(kind: int, start: int, count: int) -> int:
+    """Return how many more places a record takes than one."""
     if kind in (Kind.SCATTER, Kind.CELL_SCATTER):
         return -(-start // _BLOCKS_PER_PLACE)
     return -(-count // _BITS_PER_PLACE) if kind == Kind.ZEROS else 0
@@ -480,7 +329,7 @@ def _following(kind: int, start: int, count: int) -> int:
 
 def _numbers(blocks: Sequence[int]) -> bytes:
     """The numbers of single blocks, in whole places. Each has something in it, even if the last
-    number is 0: so it can be told that a sector of them is there (`_is_torn`)."""
+    number is 0: so it can be told that a sector of them is there (format.journalreading)."""
     numbers = array("I", blocks).tobytes()
     return numbers + b"\xff" * (-len(numbers) % RECORD_BYTES)
 
@@ -514,18 +363,13 @@ def _runs_of_bits(bits: int) -> Iterator[tuple[int, int]]:
 
 
 def places(entries: Sequence[Entry]) -> int:
-    """Record places that entries take."""
+    """Return how many record places entries take."""
     total = len(entries)
     for entry in entries:
         if isinstance(entry, list):
-            total += _following(Kind.SCATTER, len(entry), 0)
+            total += following_places(Kind.SCATTER, len(entry), 0)
         elif isinstance(entry, CellBlocks):
-            total += _following(Kind.CELL_SCATTER, len(entry.blocks), 0)
+            total += following_places(Kind.CELL_SCATTER, len(entry.blocks), 0)
         elif isinstance(entry, ZeroBlocks):
-            total += _following(Kind.ZEROS, 0, _span(entry))
+            total += following_places(Kind.ZEROS, 0, _span(entry))
     return total
-
-
-def last_barrier(changes: tuple[Change, ...]) -> int:
-    """Return the sequence covered by the last barrier, or 0 when there is none."""
-    return max((c.start for c in changes if c.kind in BARRIERS), default=0)

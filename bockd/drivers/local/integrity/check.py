@@ -36,7 +36,8 @@ from bockd.drivers.local.format.catalogue import (
 )
 from bockd.drivers.local.format.cells import CELLS
 from bockd.drivers.local.format.checksums import CHECKSUMS
-from bockd.drivers.local.format.journal import MAP_CHANGES, Kind, SegmentContents, read_journal
+from bockd.drivers.local.format.journal import MAP_CHANGES, Kind
+from bockd.drivers.local.format.journalreading import SegmentContents, read_journal
 from bockd.drivers.local.format.layer import Layer, verify_layer
 from bockd.drivers.local.format.layout import JournalName, Layout, unlink_if_present
 from bockd.drivers.local.format.leaf import HOLE, LEAF_BLOCKS, LEAVES, Leaf, leaf_key_parts

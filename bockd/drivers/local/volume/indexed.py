@@ -16,7 +16,8 @@ from typing import TypeVar
 from bockd.drivers.local.access import StoreAccess
 from bockd.drivers.local.format.blockmap import MapChanges
 from bockd.drivers.local.format.catalogue import Catalogue, LocalVolumeRecord
-from bockd.drivers.local.format.journal import JournalSegment, read_segment
+from bockd.drivers.local.format.journal import JournalSegment
+from bockd.drivers.local.format.journalreading import read_segment
 from bockd.drivers.local.volume.failing import Failure
 from bockd.errors import DamagedError
 from bockd.failpoints import Failpoint, hit

@@ -11,7 +11,8 @@ the end of the file or punched and synced. Everything here is by place in the fi
 
 from __future__ import annotations
 
-from bockd.drivers.local.format.journal import Change, Kind, SegmentContents, last_barrier
+from bockd.drivers.local.format.journal import Change, Kind
+from bockd.drivers.local.format.journalreading import SegmentContents, last_barrier
 from bockd.drivers.local.format.layer import Layer
 from bockd.drivers.local.format.leaf import LEAF_BLOCKS
 from bockd.drivers.local.volume.zeros import is_zeros

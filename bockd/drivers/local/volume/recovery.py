@@ -34,14 +34,8 @@ from bockd.directories import sync_directory
 from bockd.drivers.local.access import StoreAccess, discard_segment
 from bockd.drivers.local.format.blockmap import MapChanges
 from bockd.drivers.local.format.catalogue import Catalogue, LocalVolumeRecord
-from bockd.drivers.local.format.journal import (
-    MAP_CHANGES,
-    Change,
-    Kind,
-    SegmentContents,
-    last_barrier,
-    read_journal,
-)
+from bockd.drivers.local.format.journal import MAP_CHANGES, Change, Kind
+from bockd.drivers.local.format.journalreading import SegmentContents, last_barrier, read_journal
 from bockd.drivers.local.format.layer import Layer
 from bockd.drivers.local.format.layout import JournalName
 from bockd.drivers.local.volume.lostpages import find_lost_pages
