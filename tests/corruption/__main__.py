@@ -2,6 +2,7 @@
 
 python -m tests.corruption                               # what `make damage` runs
 python -m tests.corruption --kind 'leaves: key' --seed 1 # each of one kind again
+python -m tests.corruption --repair --each 5             # what `check --repair` leaves alone
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=None, help="of bits and bytes (the time)")
     parser.add_argument("--each", type=int, default=None, help="at most so many of a kind")
     parser.add_argument("--kind", default="", help="kinds that contain this")
+    parser.add_argument("--repair", action="store_true", help="of the index, then repaired")
     given = parser.parse_args()
     seed = int(time.time()) if given.seed is None else given.seed
     print(f"seed {seed}", flush=True)
@@ -34,20 +36,27 @@ def main() -> None:
             made = make_specimen(Path(scratch) / f"killed-{killed}", killed=killed)
             truth = with_answers(made, Path(scratch) / "copy")
             damages = [one for one in all_damages(truth, random) if given.kind in one.kind]
+            if given.repair:
+                damages = [one for one in damages if one.part == "index"]
             if given.each is not None:
                 damages = sample(damages, random, given.each)
-            failures += report(truth, damages, Path(scratch), killed=killed)
+            failures += report(truth, damages, Path(scratch), killed=killed, repair=given.repair)
     sys.exit(1 if failures else 0)
 
 
-def report(truth: Truth, damages: list[Damage], scratch: Path, *, killed: bool) -> int:
+def report(
+    truth: Truth, damages: list[Damage], scratch: Path, *, killed: bool, repair: bool
+) -> int:
     """Judge each, and print what is wrong and what became of the rest."""
     ends: Counter[str] = Counter()
     failures = 0
-    for number, (damage, verdict) in enumerate(judge_all(truth, damages, scratch)):
+    for number, (damage, verdict) in enumerate(judge_all(truth, damages, scratch, repair=repair)):
         print(f"{number} of {len(damages)}", end="\r", file=sys.stderr, flush=True)
         ends[end_of(verdict)] += 1
-        for problem in complaints(truth, damage, verdict):
+        wrong = (
+            complaints_of_repair(truth, verdict) if repair else complaints(truth, damage, verdict)
+        )
+        for problem in wrong:
             failures += 1
             print(f"{damage.kind}, {damage.what}, killed {killed}: {problem}", flush=True)
     state = "killed" if killed else "closed"
@@ -80,6 +89,12 @@ def complaints(truth: Truth, damage: Damage, verdict: Verdict) -> list[str]:
                 f"not served for the damage of another: {sorted(missing)}; {verdict.refused}"
             )
     return found
+
+
+def complaints_of_repair(truth: Truth, verdict: Verdict) -> list[str]:
+    """What should not be when a damaged index was repaired and then became as it was."""
+    lost = {f"{kind} {number}" for kind, number in truth.content} - {*verdict.right}
+    return [*verdict.wrong, *(f"{name} is lost" for name in sorted(lost))]
 
 
 if __name__ == "__main__":

@@ -69,25 +69,26 @@ def with_answers(truth: Truth, scratch: Path) -> Truth:
 
 
 def judge_all(
-    truth: Truth, damages: Iterable[Damage], scratch: Path
+    truth: Truth, damages: Iterable[Damage], scratch: Path, *, repair: bool = False
 ) -> Iterator[tuple[Damage, Verdict]]:
-    """Judge each, as many at once as there are processors."""
+    """Judge each, or its repair, as many at once as there are processors."""
     at_once = os.cpu_count() or 1
 
     def one(numbered: tuple[int, Damage]) -> tuple[Damage, Verdict]:
         number, damage = numbered
-        return damage, judge(truth, damage, scratch / f"copy-{number}")
+        return damage, judge(truth, damage, scratch / f"copy-{number}", repair=repair)
 
     with ThreadPoolExecutor(at_once) as threads:
         yield from threads.map(one, enumerate(damages))
 
 
-def judge(truth: Truth, damage: Damage, scratch: Path) -> Verdict:
-    """Damage a copy in `scratch`, and see."""
+def judge(truth: Truth, damage: Damage, scratch: Path, *, repair: bool = False) -> Verdict:
+    """Damage a copy in `scratch`, and see. With `repair`, see what is there after `check --repair`
+    when the index has become as it was."""
     copy_pool(truth.root, scratch)
     damage.apply(scratch)
     receiving, sending = _context.Pipe(duplex=False)
-    process = _context.Process(target=_judge, args=(truth, scratch, sending), daemon=True)
+    process = _context.Process(target=_judge, args=(truth, scratch, sending, repair), daemon=True)
     process.start()
     sending.close()
     try:
@@ -134,11 +135,12 @@ def _copy_sparse(source: Path, target: Path) -> None:
                 at += len(data)
 
 
-def _judge(truth: Truth, root: Path, out: Connection) -> None:
+def _judge(truth: Truth, root: Path, out: Connection, repair: bool) -> None:
     logging.disable()
     verdict = Verdict()
+    judge = _Judge(truth, root, verdict)
     try:
-        _Judge(truth, root, verdict).run()
+        judge.run_repair() if repair else judge.run()
     except BaseException:  # noqa: BLE001 - it is what is looked for
         verdict.wrong.append(traceback.format_exc())
     out.send(verdict)
@@ -160,9 +162,16 @@ class _Judge:
         if self.verdict.check == "clean" and self.verdict.refused:
             self.verdict.wrong.append("check found nothing wrong")
 
-    def _check(self) -> None:
+    def run_repair(self) -> None:
+        self._check(repair=True)
+        shutil.copyfile(self.truth.root / "index" / "data.mdb", self.root / "index" / "data.mdb")
+        store = Store(self.root)
+        right = [node for node in self.content if self._content_is_right(store, node)]
+        self.verdict.right = [f"{kind} {number}" for kind, number in right]
+
+    def _check(self, *, repair: bool = False) -> None:
         try:
-            report = check_pool(self.root, repair=False)
+            report = check_pool(self.root, repair=repair)
         except BockdError as error:
             self.verdict.check = self._sentence(error)
         else:

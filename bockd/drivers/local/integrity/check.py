@@ -8,7 +8,8 @@ What other processes have open (coopeners) changes meanwhile: its journals and h
 are not looked at. Repairing needs the pool for itself.
 
 `--repair` returns the strays' space, removes files that nothing names, and accepts the loss of the
-latest writes of a volume whose journal is missing or damaged. It never touches mapped data.
+latest writes of a volume whose journal is missing or damaged. It never touches mapped data: what
+cannot be read might map anything, so while it is there nothing is taken for a stray.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from bockd.drivers.local.access import StoreAccess
@@ -62,6 +64,9 @@ from bockd.runtime.steps import Background
 
 _LARGE_TABLES = frozenset({LEAVES, CHECKSUMS, CELLS})
 """Walked one entry at a time."""
+
+_SHOWING = (LEAVES, CELLS, MAPS, LAYERS, VOLUMES)
+"""An entry of these may be all that says that a block is in use."""
 
 
 @contextmanager
@@ -116,6 +121,8 @@ class _Checker:
     keys: dict[Table, dict[bytes, bytes]] = field(default_factory=dict)
     broken_journals: list[VolumeId] = field(default_factory=list)
     stray_files: list[Path] = field(default_factory=list)
+    unread: dict[Table, str] = field(default_factory=dict)
+    """Tables with entries that cannot be read: what is wrong with the first one."""
     leaves: int = 0
     pending: int = 0
     checksums: int = 0
@@ -126,6 +133,15 @@ class _Checker:
 
     def problem(self, text: str) -> None:
         self.problems.append(text)
+
+    def unreadable(self, table: Table, error: DamagedError) -> None:
+        """Report an entry that cannot be read. Its key may be wrong, too."""
+        self.unread.setdefault(table, str(error))
+        self.problem(str(error))
+
+    def doubt(self) -> str | None:
+        """Return why no block can be called a stray; None if nothing prevents that."""
+        return next((self.unread[table] for table in _SHOWING if table in self.unread), None)
 
     def run(self) -> None:
         self._read_tables()
@@ -167,7 +183,7 @@ class _Checker:
                     if table in RECORD_TYPES:
                         decode_record(RECORD_TYPES[table], good[key])
                 except DamagedError as error:
-                    self.problem(str(error))
+                    self.unreadable(table, error)
                     good.pop(key, None)
         for payload in self.keys[VOLUMES].values():
             record = decode_record(LocalVolumeRecord, payload)
@@ -261,11 +277,14 @@ class _Checker:
         for key, value in self.txn.raw(LEAVES):
             self.leaves += 1
             try:
-                map_id, number = leaf_key_parts(key)
                 runs = Leaf.decode(unseal(LEAVES, key, value)).runs()
             except DamagedError as error:
-                self.problem(str(error))
+                self.unreadable(LEAVES, error)
                 continue
+            map_id, number = leaf_key_parts(key)
+            for first, end, layer in runs:  # also where it should not lead: it may be right
+                if layer != HOLE:
+                    self.blocks.reach(layer, number, first, end)
             if map_id not in self.maps:
                 self.problem(f"leaf {number} belongs to map {map_id}, which is missing")
                 continue
@@ -296,7 +315,6 @@ class _Checker:
                 map_record.size_bytes, self.layers[layer].size_bytes
             ):
                 self.problem(f"map {map_record.id} has entries beyond its end in leaf {number}")
-            self.blocks.reach(layer, number, first, end)
 
     # -- journals and files ------------------------------------------------------------------
 
@@ -311,6 +329,7 @@ class _Checker:
                     continue  # another process has it open, or had
                 self.problem(str(error))
                 self.broken_journals.append(volume.id)
+                self.blocks.doubt(volume.head)
                 continue
             for segment in segments:
                 for change in segment.changes:
@@ -362,6 +381,8 @@ class _Checker:
                 self.problem(f"{path} is known to no map; move it away if no backup needs it")
         for name in layout.journal_segments():
             volume = self.volumes.get(name.volume)
+            if volume is None and VOLUMES in self.unread:
+                continue  # it may be the journal of one that cannot be read
             if volume is None or name.generation < volume.generation or not volume.opened:
                 self.stray_files.append(layout.journal_segment(name))
 
@@ -370,7 +391,7 @@ class _Checker:
         walk = ChecksumCheck(self.txn, self.layers, leaving, self.blocks, self.problem)
         walk.run()
         self.checksums, self.damaged = walk.checksums, walk.damaged
-        check_rows(self.txn, self.layers, leaving, self.problem)
+        check_rows(self.txn, self.layers, leaving, self.problem, partial(self.unreadable, CELLS))
 
     def _compare_layers(self) -> None:
         for entry in queue.punches(self.txn, 1 << 62):
@@ -378,6 +399,8 @@ class _Checker:
             packed = known is not None and known.packed
             excuse = self.blocks.excuse_cells if packed else self.blocks.excuse
             excuse(entry.layer, entry.first, entry.count)
+        if self.doubt() is not None:
+            self.blocks.doubt(*self.layers)
         heads = {self.volumes[v].head for v in self.live if v in self.volumes}
         for layer in self.layers.values():
             try:
@@ -423,6 +446,8 @@ def _repair(store: StoreAccess, checker: _Checker) -> tuple[str, ...]:
     except BockdError as error:
         done.append(f"strays were not punched: {error}")
     else:
+        if reason := checker.doubt():
+            done.append(f"strays were not punched: what cannot be read may show them: {reason}")
         if count := checker.blocks.leftover_count:
             done.append(f"forgot the cells of {count} blocks that nothing shows")
         if punched:

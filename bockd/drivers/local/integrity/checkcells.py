@@ -24,14 +24,15 @@ def check_rows(
     layers: Mapping[LayerId, LayerRecord],
     leaving: Collection[LayerId],
     problem: Callable[[str], None],
+    unreadable: Callable[[DamagedError], None],
 ) -> None:
-    """Tell `problem` of every row of CELLS that is malformed, or of no block of a packed layer.
-    Forgotten layers, which are `leaving`, may still have some."""
+    """Tell `unreadable` of every row of CELLS that is malformed, and `problem` of one that is of no
+    block of a packed layer. Forgotten layers, which are `leaving`, may still have some."""
     for key, value in txn.raw(CELLS):
         try:
             row = cells.ROWS.decode(unseal(CELLS, key, value))
         except DamagedError as error:
-            problem(str(error))
+            unreadable(error)
             continue
         layer, number = leaf_value_key_parts(key)
         record = layers.get(layer)

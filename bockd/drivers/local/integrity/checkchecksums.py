@@ -34,11 +34,11 @@ class ChecksumCheck:
     def run(self) -> None:
         for key, value in self.txn.raw(CHECKSUMS):
             try:
-                layer, number = leaf_value_key_parts(key)
                 sums = checksums.ROWS.decode(unseal(CHECKSUMS, key, value))
             except DamagedError as error:
                 self.problem(str(error))
                 continue
+            layer, number = leaf_value_key_parts(key)
             self.checksums += len(sums)
             self._check_leaf(layer, number, sums)
         try:

@@ -46,6 +46,7 @@ class LayerCheck:
         self._checksums: dict[LayerId, dict[int, int]] = {}
         self._data: dict[LayerId, dict[int, int]] = {}
         self._excused_cells: dict[LayerId, dict[int, int]] = {}
+        self._doubted: set[LayerId] = set()
         self._strays: list[StrayRun] = []
         self._stray_blocks: list[tuple[LayerId, int, Collection[int]]] = []
         self.leftover_count = 0
@@ -68,6 +69,11 @@ class LayerCheck:
         masks = self._excused_cells.setdefault(layer, {})
         for number, start, stop in _by_leaf(first, first + count):
             masks[number] = masks.get(number, 0) | _mask(start, stop)
+
+    def doubt(self, *layers: LayerId) -> None:
+        """Record that something which cannot be read may show any block of these layers: nothing in
+        them is a stray."""
+        self._doubted.update(layers)
 
     def expect(self, layer: LayerId, number: int, mask: int, data: int) -> None:
         """Record which blocks of leaf `number` in `layer` have checksums, as a 256-bit number. For
@@ -97,6 +103,8 @@ class LayerCheck:
             in_cells = allocated
             written, allocated = walk.run(cells.ROWS.rows_of(txn, record.id), written, allocated)
             self._add_cell_strays(walk, in_cells, problem)
+        elif record.id in self._doubted:
+            pass
         elif not cells.ROWS.has_rows(txn, record.id):  # otherwise it is no raw layer at all
             first = len(self._strays)
             self._add_strays(record.id, allocated, mapped, excused)
@@ -131,7 +139,7 @@ class LayerCheck:
         problems = list(walk.problems())
         for text in problems:
             problem(text)
-        if problems:
+        if problems or layer in self._doubted:
             return  # a mapped block may be in what looks like a stray
         self._add_strays(layer, allocated, walk.named, self._excused_cells.pop(layer, {}))
         for number, blocks in walk.unshown.items():
