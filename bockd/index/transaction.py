@@ -96,7 +96,7 @@ class LmdbTransaction:
         self, txn: lmdb.Transaction, tables: dict[Table, lmdb._Database], gaps: Gaps
     ) -> None:
         self.gaps = gaps
-        """What is left of them: `erase` closes those that it covers."""
+        """What is left of them: `erase` and `close_gaps` close those that they cover."""
         self._txn = txn
         self._tables = tables
 
@@ -132,10 +132,7 @@ class LmdbTransaction:
         A gap that lies within the range is closed: what was lost there was to be removed, too.
         Raises DamagedError, with nothing removed, where a gap reaches beyond it.
         """
-        touched = [gap for gap in self.gaps.get(table, ()) if gap.touches(start, stop)]
-        for gap in touched:
-            if not gap.lies_within(start, stop):
-                raise DamagedError(gap.reason)
+        touched = self._closable(table, start, stop)
         # A damaged key stands between the neighbours of its gap, if perhaps before `start`.
         begin = min([start, *(gap.after + b"\0" for gap in touched if gap.after is not None)])
         with self._txn.cursor(db=self._tables[table]) as cursor:
@@ -145,10 +142,40 @@ class LmdbTransaction:
                 if count == limit:
                     return True
                 found, count = delete() and bool(key()), count + 1
-        if touched:
-            left = {**self.gaps, table: [gap for gap in self.gaps[table] if gap not in touched]}
-            self.gaps = {known: gaps for known, gaps in left.items() if gaps}
+        self._close(table, touched)
         return False
+
+    def close_gaps(self, table: Table, start: bytes, stop: bytes) -> list[tuple[bytes, bytes]]:
+        """Remove what cannot be read with start <= key < stop, and close the gaps there. Return
+        where they were, each as its first key and the key behind its last.
+
+        Raises DamagedError, with nothing removed, where a gap reaches beyond the range.
+        """
+        touched = self._closable(table, start, stop)
+        lost: list[bytes] = []
+        for gap in touched:
+            for key, value in self._raw(table, (gap.after or b"") + b"\0"):
+                if gap.before is not None and key >= gap.before:
+                    break
+                if not is_sealed(Entry(table.name, key, value)):
+                    lost.append(key)
+        for key in lost:
+            self.delete(table, key)
+        self._close(table, touched)
+        return [(max(start, gap.after or start), min(stop, gap.before or stop)) for gap in touched]
+
+    def _closable(self, table: Table, start: bytes, stop: bytes) -> list[Gap]:
+        """The gaps within start <= key < stop. Raises DamagedError if one reaches beyond."""
+        touched = [gap for gap in self.gaps.get(table, ()) if gap.touches(start, stop)]
+        for gap in touched:
+            if not gap.lies_within(start, stop):
+                raise DamagedError(gap.reason)
+        return touched
+
+    def _close(self, table: Table, closed: list[Gap]) -> None:
+        if closed:
+            left = {**self.gaps, table: [gap for gap in self.gaps[table] if gap not in closed]}
+            self.gaps = {known: gaps for known, gaps in left.items() if gaps}
 
     def scan(self, table: Table, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Yield the entries with start <= key < stop, in order. Do not change the table while

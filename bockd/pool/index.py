@@ -33,6 +33,12 @@ class Transaction(Protocol):
         whether something that was lost is among them."""
         ...
 
+    def close_gaps(self, table: Table, start: bytes, stop: bytes) -> list[tuple[bytes, bytes]]:
+        """Remove what is damaged with start <= key < stop, and keep the rest. Return ranges of
+        keys, each as its first and the one behind its last, among which something was lost. Raises
+        DamagedError as `erase` does."""
+        ...
+
     def scan(self, table: Table, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Yield the entries with start <= key < stop, in order. Do not change the table while
         scanning."""

@@ -7,7 +7,7 @@ absent everywhere means 256 holes. A leaf that is present answers for all of its
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
@@ -61,6 +61,21 @@ def present_leaves(txn: Transaction, chain: Iterable[MapId], first: int, end: in
         for map_id in chain
         for key in txn.keys(LEAVES, leaf_key(map_id, first), leaf_key(map_id, end))
     }
+
+
+def lose_leaves(txn: Transaction, chain: Sequence[MapId], numbers: range, touched: range) -> None:
+    """Store that those of the leaves `numbers` are holes that a chain's first map may have had and
+    that cannot be read. Raises DamagedError where something else may have been lost among the
+    leaves `touched`."""
+    own = chain[0]
+    start, stop = leaf_key(own, numbers.start), leaf_key(own, max(numbers.start, numbers.stop))
+    for gap_start, gap_stop in txn.close_gaps(LEAVES, start, stop):
+        first, end = leaf_key_parts(gap_start)[1], leaf_key_parts(gap_stop)[1]
+        sound = present_leaves(txn, chain[:1], first, end)
+        # What an ancestor has would show through.
+        for number in present_leaves(txn, chain[1:], first, end) - sound:
+            txn.put(LEAVES, leaf_key(own, number), Leaf.uniform(HOLE).encode())
+    present_leaves(txn, chain, touched.start, touched.stop)
 
 
 def first_leaves(

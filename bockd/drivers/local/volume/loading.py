@@ -18,11 +18,17 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from bockd.drivers.local.access import StoreAccess
 from bockd.drivers.local.format import cells, checksums
-from bockd.drivers.local.format.blockmap import first_leaves, present_leaves, stored_leaves
+from bockd.drivers.local.format.blockmap import (
+    first_leaves,
+    lose_leaves,
+    present_leaves,
+    stored_leaves,
+)
 from bockd.drivers.local.format.catalogue import Catalogue
 from bockd.drivers.local.format.checksums import DAMAGED
 from bockd.drivers.local.format.layer import Layer
@@ -30,7 +36,7 @@ from bockd.drivers.local.format.leaf import HOLE, LEAF_BLOCKS, LEAF_BYTES, LEAF_
 from bockd.drivers.local.volume.leafcache import GROUP_LEAVES, LeafCache
 from bockd.drivers.local.volume.slots import LayerSlots
 from bockd.errors import DamagedError
-from bockd.model import LayerId, MapId
+from bockd.model import BLOCK_SIZE, LayerId, MapId
 from bockd.pool.index import Transaction
 from bockd.runtime.steps import Signal, blocking
 
@@ -226,9 +232,27 @@ class LeafLoader:
         stored |= before | self.cache.filled(first, end)
         return sorted(number for number in stored if not self.cache.is_hole(number))
 
+    async def lose(self, first: int, end: int) -> None:
+        """Store that leaves which cannot be read are holes, if all of their blocks are among
+        first..end-1: these are about to become holes.
+
+        It is done at once and not by the checkpoint of that. When it comes, or after a crash, other
+        neighbours of a lost leaf may be gone, and nobody could tell any more which leaf it was.
+        Raises DamagedError, with nothing changed, where something else may have been lost.
+        """
+        touched = range(first >> LEAF_SHIFT, -(-end // LEAF_BLOCKS))
+        whole = range(-(-first // LEAF_BLOCKS), end // LEAF_BLOCKS)
+        if end * BLOCK_SIZE >= self.size_bytes:  # the last leaf may be short
+            whole = range(whole.start, touched.stop)
+        await blocking(self._store.index.update, partial(_lose, self.chain[0], whole, touched))
+
     def _present(self, chain: tuple[MapId, ...], first: int, end: int) -> set[int]:
         with self._store.index.reading() as txn:
             return present_leaves(txn, chain, first, end)
+
+
+def _lose(map_id: MapId, whole: range, touched: range, txn: Transaction) -> None:
+    lose_leaves(txn, Catalogue(txn).chain(map_id), whole, touched)
 
 
 def _read_more(

@@ -43,7 +43,7 @@ from bockd.drivers.local.volume.redirecting import (
 )
 from bockd.drivers.local.volume.sweeping import Sweep
 from bockd.drivers.local.volume.zeros import is_zeros, zero_blocks, zero_pieces
-from bockd.errors import from_os_error
+from bockd.errors import DamagedError, from_os_error
 from bockd.failpoints import Failpoint, hit
 from bockd.model import BLOCK_SIZE, GIB, KIB, MIB
 from bockd.pool.device import FastView
@@ -466,10 +466,13 @@ class Volume(Reader):
 
     async def _look(self, plan: HolePlan) -> Collection[range]:
         """Load the leaves that `_hole_out` needs. Return the head's cells of blocks that need not
-        be in memory, if it has any. Raises DamagedError where the index may have lost a leaf: no
-        checkpoint could remove it."""
+        be in memory, if it has any. Raises DamagedError where the index may have lost a leaf that
+        is not within these blocks: no checkpoint could remove it."""
         if self._store.index.may_miss(LEAVES):
-            await self.loader.present(plan.first >> LEAF_SHIFT, -(-plan.end >> LEAF_SHIFT))
+            try:
+                await self.loader.present(plan.first >> LEAF_SHIFT, -(-plan.end >> LEAF_SHIFT))
+            except DamagedError:
+                await self.loader.lose(plan.first, plan.end)
         if self._packed is None:
             await self.loader.load_leaves(plan.leaves_beside())
             return ()
