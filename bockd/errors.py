@@ -108,6 +108,15 @@ class SyncFailedError(VolumeFailedError):
         self.reason = reason
 
 
+class VolumeTakenError(VolumeFailedError):
+    """Another gateway has taken the volume and shut this one out. No answer to a request: it may
+    still be carried out. The client's connection is closed, so that it connects again and resends
+    what was not answered."""
+
+    code = "volume-taken"
+    errno = errno.ESHUTDOWN
+
+
 def volume_failed(volume: int, name: str, reason: str) -> VolumeFailedError:
     """Build the error that says why a volume is refused, and what to do about it."""
     return VolumeFailedError(
@@ -167,7 +176,7 @@ class DeviceError(BockdError):
 
 
 class UnavailableError(BockdError):
-    """The daemon is not running, is stopping, or cannot be reached."""
+    """The daemon is not running, is stopping, or cannot be reached; or a service that it needs."""
 
     code = "unavailable"
     errno = errno.ESHUTDOWN

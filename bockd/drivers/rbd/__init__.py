@@ -1,0 +1,1 @@
+"""A pool in a Ceph cluster: volumes are RBD images, the index is a log that its gateways share."""

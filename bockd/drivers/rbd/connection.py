@@ -1,0 +1,70 @@
+"""Connecting to the cluster, and to the namespace in it that is the pool."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from bockd.config.rbd import RbdSettings
+from bockd.drivers.rbd.binding import rados
+from bockd.drivers.rbd.errors import CEPH_ERRORS, errno_of, from_ceph_error
+from bockd.drivers.rbd.settings import Options
+from bockd.errors import BockdError, DeniedError, NotFoundError, UnavailableError
+
+
+def connect(settings: RbdSettings, options: Options) -> rados.Rados:
+    """Connect to the cluster. Blocks, for `connect_seconds` at most. Who calls this calls
+    `shutdown` of what it returns.
+
+    Raises UnavailableError, DeniedError, NotFoundError: a file that [rbd] names is missing.
+    """
+    if not os.access(settings.conf_file, os.R_OK):
+        raise NotFoundError(f"{settings.conf_file}, rbd.conf_file, cannot be read")
+    if settings.keyring_file is not None and not os.access(settings.keyring_file, os.R_OK):
+        raise NotFoundError(f"{settings.keyring_file}, rbd.keyring_file, cannot be read")
+    try:
+        cluster = rados.Rados(
+            conffile=str(settings.conf_file), rados_id=settings.user, conf=dict(options)
+        )
+    except CEPH_ERRORS as error:
+        raise from_ceph_error(error, f"reading {settings.conf_file}") from error
+    try:
+        cluster.connect()
+    except CEPH_ERRORS as error:
+        cluster.shutdown()
+        raise _refusal(error, settings) from error
+    return cluster
+
+
+def open_pool(cluster: rados.Rados, settings: RbdSettings) -> rados.Ioctx:
+    """Open the namespace that is the pool. Who calls this calls `close` of what it returns.
+
+    Operations on it fail with ENOSPC when the cluster is full, where they would wait otherwise;
+    and what frees space is let through. Raises NotFoundError, UnavailableError.
+    """
+    try:
+        ioctx = cluster.open_ioctx(settings.pool)
+    except CEPH_ERRORS as error:
+        if errno_of(error) == errno.ENOENT:
+            raise NotFoundError(
+                f"the Ceph cluster has no pool {settings.pool!r} (rbd.pool; 'ceph osd pool ls')"
+            ) from error
+        raise from_ceph_error(error, f"opening the Ceph pool {settings.pool!r}") from error
+    ioctx.set_namespace(settings.namespace)
+    ioctx.set_osdmap_full_try()
+    return ioctx
+
+
+def _refusal(error: Exception, settings: RbdSettings) -> BockdError:
+    user = f"client.{settings.user}"
+    number = errno_of(error)
+    if number in (errno.EACCES, errno.EPERM):
+        return DeniedError(f"the Ceph cluster does not know {user} by the key in its keyring")
+    if number == errno.ENOENT:
+        return NotFoundError(f"no keyring has a key of {user}: rbd.keyring_file says which does")
+    if number == errno.ETIMEDOUT:
+        return UnavailableError(
+            f"no monitor of the Ceph cluster has answered within {settings.connect_seconds} s "
+            f"(rbd.connect_seconds; mon_host in {settings.conf_file})"
+        )
+    return from_ceph_error(error, f"connecting to the Ceph cluster as {user}")

@@ -1,0 +1,57 @@
+"""The options of each connection to the cluster, in Ceph's words. They override its ceph.conf.
+
+There are two kinds of connection. That of the *index* gives an operation up after some time, since
+somebody waits for an answer, and the log can tell afterwards what became of it. That of a *volume*
+never gives up: an operation that was given up may still be carried out, after a newer one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from bockd.config.rbd import RbdSettings
+
+INDEX_TIMEOUT_SECONDS = 10
+"""An operation on records takes milliseconds, or 10 s when an OSD dies without a word."""
+
+Options = Mapping[str, str]
+
+
+def index_options(settings: RbdSettings) -> Options:
+    """Return the options of the connection on which everything but the volumes' data goes."""
+    return {
+        **_common(settings),
+        "rados_osd_op_timeout": str(INDEX_TIMEOUT_SECONDS),
+        "rados_mon_op_timeout": str(INDEX_TIMEOUT_SECONDS),
+        # Beside a watch that lives 5 s, Ceph's 5 s between ticks are too few: it is lost.
+        "objecter_tick_interval": "1",
+    }
+
+
+def volume_options(settings: RbdSettings) -> Options:
+    """Return the options of the connection of one open volume."""
+    return {
+        **_common(settings),
+        "rados_osd_op_timeout": "0",
+        "rados_mon_op_timeout": "0",
+        # Ceph's cache answers writes that no replica has; here the client outlives this process,
+        # and would never learn that they are lost (promise D1).
+        "rbd_cache": "false",
+        # librbd drops trims below it, which is 64 KiB if nothing is said.
+        "rbd_discard_granularity_bytes": "4096",
+    }
+
+
+def _common(settings: RbdSettings) -> dict[str, str]:
+    options = {
+        # The one limit that connecting keeps to: connect()'s own argument does nothing.
+        "client_mount_timeout": str(settings.connect_seconds),
+        # One of each is enough for one volume, and there may be hundreds.
+        "ms_async_op_threads": "1",
+        "librados_thread_count": "1",
+        # Snapshots with clones can be removed; the binding of Ceph 16 has no argument for it.
+        "rbd_default_clone_format": "2",
+    }
+    if settings.keyring_file is not None:
+        options["keyring"] = str(settings.keyring_file)
+    return options

@@ -1,0 +1,28 @@
+"""The options of connections: what promises D1 and D6 need is not left to ceph.conf."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bockd.config.rbd import RbdSettings
+from bockd.drivers.rbd.settings import index_options, volume_options
+
+
+def test_the_index_connection_gives_up_after_ten_seconds() -> None:
+    options = index_options(RbdSettings(connect_seconds=7))
+    assert options["rados_osd_op_timeout"] == options["rados_mon_op_timeout"] == "10"
+    assert options["client_mount_timeout"] == "7"
+
+
+def test_a_volume_connection_never_gives_up_and_caches_nothing() -> None:
+    options = volume_options(RbdSettings())
+    assert options["rados_osd_op_timeout"] == options["rados_mon_op_timeout"] == "0"
+    assert options["rbd_cache"] == "false"
+    assert options["rbd_discard_granularity_bytes"] == "4096"
+
+
+def test_the_keyring_is_named_only_if_it_is_configured() -> None:
+    assert "keyring" not in index_options(RbdSettings())
+    settings = RbdSettings(keyring_file=Path("/root/keyring"))
+    assert index_options(settings)["keyring"] == "/root/keyring"
+    assert volume_options(settings)["keyring"] == "/root/keyring"
