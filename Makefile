@@ -81,6 +81,7 @@ setup-test:
 	@.setup/packages .setup/packages-run .setup/packages-test
 	@.setup/python dev
 	@.setup/libnbd
+	@.setup/ceph
 
 setup-run:
 	@.setup/packages .setup/packages-run

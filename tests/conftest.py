@@ -1,12 +1,14 @@
-"""What all tests share: reports that can travel from the process that ran the test, and examples
-that may take as long as a busy machine takes for them."""
+"""What all tests share: reports that can travel from the process that ran the test, examples that
+may take as long as a busy machine takes for them, and a Ceph cluster for those that ask for one."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 
 import pytest
 from hypothesis import settings
+
+from tests.drivers.rbd.cluster import Cluster, Namespace, missing
 
 # Hypothesis allows 200 ms an example by default, which a loaded machine exceeds.
 settings.register_profile("bockd", deadline=None)
@@ -29,3 +31,26 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
         (name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections
     ]
     return report
+
+
+@pytest.fixture(scope="session")
+def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A Ceph cluster, which all tests of this process share."""
+    if lacking := missing():
+        pytest.skip(lacking)
+    cluster = Cluster(tmp_path_factory.mktemp("ceph") / "cluster")
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture
+def rbd_namespace(ceph: Cluster, request: pytest.FixtureRequest) -> Iterator[Namespace]:
+    """A new namespace in the cluster, and a user for it. What the cluster logged is shown if the
+    test fails."""
+    failed = request.session.testsfailed
+    yield ceph.namespace()
+    if request.session.testsfailed > failed:
+        print(ceph.logs())

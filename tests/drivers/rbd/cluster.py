@@ -1,0 +1,323 @@
+"""A small Ceph cluster for the tests: one monitor and one OSD, and no manager.
+
+It needs no rights and no systemd, keeps everything in a directory, and listens on a loopback
+address of its own, so that clusters of several test runs do not meet. What waits for a manager
+(`ceph osd df`, `ceph pg stat`) hangs.
+"""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import json
+import os
+import random
+import secrets
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from bockd.model import GIB
+
+POOL = "rbd"
+PROGRAMS = ("ceph-mon", "ceph-osd", "monmaptool")
+MODULES = ("rados", "rbd")
+
+READY_SECONDS = 120.0
+"""A start takes some six seconds; the machine may be busy with other tests."""
+
+STORE_BYTES = 8 * GIB
+"""What the OSD may hold. Its file is sparse: a test costs what it writes."""
+
+LOG_BYTES = 4000
+"""Of the end of each log: what is shown when something failed."""
+
+_SETTINGS = """\
+[global]
+fsid = {fsid}
+mon_host = {address}
+public_addr = {address}
+cluster_addr = {address}
+auth_cluster_required = cephx
+auth_service_required = cephx
+auth_client_required = cephx
+run_dir = {directory}
+admin_socket = {directory}/$name.$pid.asok
+pid_file =
+crash_dir = {directory}/crash
+keyring = {directory}/keyring
+log_file = {directory}/$name.log
+log_to_stderr = false
+err_to_stderr = true
+mon_cluster_log_to_file = false
+osd_pool_default_size = 1
+osd_pool_default_min_size = 1
+osd_pool_default_pg_num = 8
+osd_pool_default_pg_autoscale_mode = off
+osd_crush_chooseleaf_type = 0
+mon_allow_pool_size_one = true
+mon_allow_pool_delete = true
+
+[mon]
+mon_data = {directory}/mon
+# The tests' file system may be rather full.
+mon_data_avail_crit = 0
+mon_data_avail_warn = 0
+# Changes of the maps are not collected for a second.
+paxos_propose_interval = 0.05
+
+[osd]
+osd_data = {directory}/osd
+osd_objectstore = bluestore
+bluestore_block_size = {store_bytes}
+bluestore_cache_autotune = false
+bluestore_cache_size = 67108864
+osd_memory_target = 939524096
+osd_op_num_shards = 2
+osd_op_num_threads_per_shard = 2
+# It must not come to be killed for being slow on a busy machine.
+osd_op_thread_suicide_timeout = 0
+debug_rocksdb = 1/1
+
+[client]
+log_file =
+admin_socket =
+"""
+
+
+def begin_bound(
+    command: list[str | Path], output: IO[bytes], directory: Path
+) -> subprocess.Popen[bytes]:
+    """Start a process that ends with this one, however this one ends. To be called by the main
+    thread: it ends with the thread that started it."""
+    # The kernel kills it when its parent has died. If that was before this was asked for, the shell
+    # sees another parent.
+    bound = ["setpriv", "--pdeathsig", "KILL", "sh", "-c", '[ $PPID = "$0" ] && exec "$@"']
+    return subprocess.Popen(
+        [*bound, str(os.getpid()), *command],
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        cwd=directory,
+    )
+
+
+def missing() -> str | None:
+    """Say what a cluster, or a client of one, lacks on this machine; None: nothing."""
+    lacking = [name for name in PROGRAMS if shutil.which(name) is None]
+    lacking += [name for name in MODULES if importlib.util.find_spec(name) is None]
+    if not lacking:
+        return None
+    return (
+        f"no Ceph here ({', '.join(lacking)}): 'make setup-test' installs the packages and "
+        "'.setup/ceph' shows this environment their modules"
+    )
+
+
+@dataclass(frozen=True)
+class Namespace:
+    """What a client of one namespace is given: all that a daemon's configuration names."""
+
+    conf_file: Path
+    keyring_file: Path
+    user: str
+    """Without `client.` before it. It has no rights outside the namespace."""
+    pool: str
+    namespace: str
+
+
+class Cluster:
+    """The cluster in a directory, which runs from `start` to `stop`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.conf_file = directory / "ceph.conf"
+        self.fsid = str(uuid.uuid4())
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._osd = str(uuid.uuid4())
+        self._admin: Any = None
+
+    # -- its life ----------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Make it and start it, and wait until its pool can be written to. AssertionError, with its
+        logs, when that takes too long."""
+        (self.directory / "crash").mkdir(parents=True)
+        address = _free_address()
+        self.conf_file.write_text(
+            _SETTINGS.format(
+                fsid=self.fsid,
+                address=address,
+                directory=self.directory,
+                store_bytes=STORE_BYTES,
+            )
+        )
+        (self.directory / "keyring").write_text(
+            _keyring("mon.", mon="allow *")
+            + _keyring("client.admin", mon="allow *", osd="allow *")
+            + _keyring("osd.0", mon="allow profile osd", osd="allow *")
+        )
+        monmap = self.directory / "monmap"
+        self._run(
+            [
+                "monmaptool",
+                "--create",
+                "--fsid",
+                self.fsid,
+                "--addv",
+                "a",
+                _monitor(address),
+                monmap,
+            ]
+        )
+        self._run(["ceph-mon", *self._as("a"), "--mkfs", "--monmap", monmap])
+        self._begin("mon.a", ["ceph-mon", *self._as("a"), "-f"])
+        with self._in_time():
+            self._connect()
+            self.command("osd new", uuid=self._osd, id=0)
+            (self.directory / "osd").mkdir()
+            self._run(["ceph-osd", *self._as("0"), "--mkfs", "--osd-uuid", self._osd])
+            self._begin("osd.0", ["ceph-osd", *self._as("0"), "-f"])
+            self.command("osd pool create", pool=POOL, pool_type="replicated")
+            self._wait_for(lambda: b'"up":1,' in self.command("osd dump"))
+            # As `rbd pool init`: the first image needs more rights than a namespace's user has.
+            import rbd
+
+            with self._admin.open_ioctx(POOL) as ioctx:
+                rbd.RBD().pool_init(ioctx, force=True)
+
+    def stop(self) -> None:
+        """End it at once: nothing of it is needed any more."""
+        for process in self._processes.values():
+            process.kill()
+        for process in self._processes.values():
+            process.wait()
+        self._processes.clear()
+        if self._admin is not None:
+            self._admin.shutdown()
+            self._admin = None
+
+    def logs(self) -> str:
+        """Return the ends of what its processes have written."""
+        found = []
+        for path in sorted(self.directory.glob("*.log")) + sorted(self.directory.glob("*.err")):
+            text = path.read_bytes()[-LOG_BYTES:].decode(errors="replace")
+            found.append(f"--- {path.name}\n{text}")
+        return "\n".join(found)
+
+    # -- what tests do with it ---------------------------------------------------------------
+
+    def namespace(self, name: str | None = None) -> Namespace:
+        """Make a namespace, and a user with the least rights that suffice for all that bockd does
+        in it. Its name is random unless it is given."""
+        name = name or f"bockd-{secrets.token_hex(4)}"
+        import rbd  # only where there is one
+
+        with self._admin.open_ioctx(POOL) as ioctx:
+            rbd.RBD().namespace_create(ioctx, name)
+        caps = ["mon", "profile rbd", "osd", f"profile rbd pool={POOL} namespace={name}"]
+        entity = f"client.{name}"
+        made = json.loads(self.command("auth get-or-create", entity=entity, caps=caps))
+        keyring = self.directory / f"{entity}.keyring"
+        keyring.write_text(f"[{entity}]\nkey = {made[0]['key']}\n")
+        return Namespace(self.conf_file, keyring, name, POOL, name)
+
+    def command(self, prefix: str, **arguments: Any) -> bytes:
+        """Give an order to the monitor as the administrator; its answer, in JSON. Raises
+        AssertionError if it is refused."""
+        order = json.dumps({"prefix": prefix, "format": "json", **arguments})
+        status, out, error = self._admin.mon_command(order, b"", timeout=int(READY_SECONDS))
+        assert status == 0, f"{prefix}: {os.strerror(-status)}: {error}"
+        assert isinstance(out, bytes)
+        return out
+
+    @contextmanager
+    def hanging(self, name: str = "osd.0") -> Iterator[None]:
+        """Let a process of the cluster (`osd.0` or `mon.a`) hang."""
+        self._processes[name].send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._processes[name].send_signal(signal.SIGCONT)
+
+    # -- how -----------------------------------------------------------------------------------
+
+    def _as(self, name: str) -> list[str | Path]:
+        return ["-i", name, "-c", self.conf_file, "--keyring", self.directory / "keyring"]
+
+    def _run(self, command: list[str | Path]) -> None:
+        done = subprocess.run(
+            command, capture_output=True, check=False, timeout=READY_SECONDS, cwd=self.directory
+        )
+        assert done.returncode == 0, f"{command} failed: {done.stderr.decode(errors='replace')}"
+
+    def _begin(self, name: str, command: list[str | Path]) -> None:
+        with (self.directory / f"{name}.err").open("ab") as errors:
+            self._processes[name] = begin_bound(command, errors, self.directory)
+
+    def _connect(self) -> None:
+        import rados
+
+        self._admin = rados.Rados(
+            conffile=str(self.conf_file),
+            name="client.admin",
+            conf={
+                "keyring": str(self.directory / "keyring"),
+                "client_mount_timeout": str(int(READY_SECONDS)),
+                "rados_osd_op_timeout": str(int(READY_SECONDS)),
+                "rados_mon_op_timeout": str(int(READY_SECONDS)),
+            },
+        )
+        self._admin.connect()
+
+    @contextmanager
+    def _in_time(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            raise AssertionError(f"Ceph did not start: {error}\n{self.logs()}") from error
+
+    def _wait_for(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + READY_SECONDS
+        while not condition():
+            for name, process in self._processes.items():
+                assert process.poll() is None, f"{name} has ended"
+            assert time.monotonic() < deadline, "not ready in time"
+            time.sleep(0.1)
+
+
+def _monitor(address: str) -> str:
+    return f"[v2:{address}:3300,v1:{address}:6789]"
+
+
+def _free_address() -> str:
+    """Choose a loopback address on which nobody listens at the monitor's ports."""
+    chosen = random.Random()
+    while True:
+        address = (
+            f"127.{chosen.randrange(16, 250)}.{chosen.randrange(250)}.{chosen.randrange(1, 250)}"
+        )
+        try:
+            for port in (3300, 6789):
+                with socket.socket() as one:
+                    one.bind((address, port))
+        except OSError:
+            continue
+        return address
+
+
+def _keyring(entity: str, **caps: str) -> str:
+    """Return an entry of a keyring with a new key."""
+    key = struct.pack("<HIIH", 1, int(time.time()), 0, 16) + secrets.token_bytes(16)
+    lines = [f"[{entity}]", f"key = {base64.b64encode(key).decode()}"]
+    lines += [f'caps {service} = "{cap}"' for service, cap in caps.items()]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,75 @@
+"""The tests' own cluster: its user has no more rights than it needs, and nothing of it is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.drivers.rbd.cluster import POOL, Cluster, Namespace
+
+BOUND = """
+import sys
+from pathlib import Path
+from tests.drivers.rbd.cluster import begin_bound
+
+process = begin_bound(["sleep", "600"], sys.stderr.buffer, Path.cwd())
+print(process.pid, flush=True)
+process.wait()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_what_is_started_ends_with_who_started_it(number: signal.Signals) -> None:
+    parent = subprocess.Popen([sys.executable, "-c", BOUND], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    # The child's end is an event of the pidfd.
+    child = os.pidfd_open(int(parent.stdout.readline()))
+    try:
+        parent.send_signal(number)
+        parent.wait()
+        parent.stdout.close()
+        ended = subprocess.run(
+            [sys.executable, "-c", f"import select; select.select([{child}], [], [])"],
+            pass_fds=[child],
+            check=False,
+            timeout=60,
+        )
+        assert ended.returncode == 0
+    finally:
+        os.close(child)
+
+
+def test_a_user_has_its_namespace_and_no_other(ceph: Cluster, rbd_namespace: Namespace) -> None:
+    other = ceph.namespace()
+    rados, rbd = pytest.importorskip("rados"), pytest.importorskip("rbd")
+    client: Any = rados.Rados(
+        conffile=str(rbd_namespace.conf_file),
+        name=f"client.{rbd_namespace.user}",
+        conf={"keyring": str(rbd_namespace.keyring_file)},
+    )
+    client.connect()
+    try:
+        with client.open_ioctx(POOL) as ioctx:
+            ioctx.set_namespace(rbd_namespace.namespace)
+            rbd.RBD().create(ioctx, "image", 1 << 20)
+            with rbd.Image(ioctx, "image") as image:
+                image.write(b"data", 0)
+                assert image.read(0, 5) == b"data\0"
+            for namespace in (other.namespace, ""):
+                ioctx.set_namespace(namespace)
+                with pytest.raises(rbd.PermissionError):
+                    rbd.RBD().create(ioctx, "image", 1 << 20)
+    finally:
+        client.shutdown()
+
+
+def test_a_cluster_listens_on_an_address_of_its_own(ceph: Cluster) -> None:
+    settings = Path(ceph.conf_file).read_text()
+    assert "mon_host = 127." in settings
+    assert "mon_host = 127.0." not in settings
