@@ -8,7 +8,8 @@ from collections.abc import Generator, Iterator
 import pytest
 from hypothesis import settings
 
-from tests.drivers.rbd.cluster import Cluster, Namespace, missing
+from bockd.config.rbd import RbdSettings
+from tests.drivers.rbd.cluster import Cluster, missing
 
 # Hypothesis allows 200 ms an example by default, which a loaded machine exceeds.
 settings.register_profile("bockd", deadline=None)
@@ -47,9 +48,9 @@ def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def rbd_namespace(ceph: Cluster, request: pytest.FixtureRequest) -> Iterator[Namespace]:
-    """A new namespace in the cluster, and a user for it. What the cluster logged is shown if the
-    test fails."""
+def rbd_namespace(ceph: Cluster, request: pytest.FixtureRequest) -> Iterator[RbdSettings]:
+    """A new namespace in the cluster, and a user for it: the settings of a daemon there. What the
+    cluster logged is shown if the test fails."""
     failed = request.session.testsfailed
     yield ceph.namespace()
     if request.session.testsfailed > failed:

@@ -22,10 +22,10 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from bockd.config.rbd import RbdSettings
 from bockd.model import GIB
 
 POOL = "rbd"
@@ -123,18 +123,6 @@ def missing() -> str | None:
     )
 
 
-@dataclass(frozen=True)
-class Namespace:
-    """What a client of one namespace is given: all that a daemon's configuration names."""
-
-    conf_file: Path
-    keyring_file: Path
-    user: str
-    """Without `client.` before it. It has no rights outside the namespace."""
-    pool: str
-    namespace: str
-
-
 class Cluster:
     """The cluster in a directory, which runs from `start` to `stop`."""
 
@@ -216,9 +204,9 @@ class Cluster:
 
     # -- what tests do with it ---------------------------------------------------------------
 
-    def namespace(self, name: str | None = None) -> Namespace:
+    def namespace(self, name: str | None = None) -> RbdSettings:
         """Make a namespace, and a user with the least rights that suffice for all that bockd does
-        in it. Its name is random unless it is given."""
+        in it. Its name is random unless it is given. Return the settings of a daemon there."""
         name = name or f"bockd-{secrets.token_hex(4)}"
         import rbd  # only where there is one
 
@@ -229,7 +217,14 @@ class Cluster:
         made = json.loads(self.command("auth get-or-create", entity=entity, caps=caps))
         keyring = self.directory / f"{entity}.keyring"
         keyring.write_text(f"[{entity}]\nkey = {made[0]['key']}\n")
-        return Namespace(self.conf_file, keyring, name, POOL, name)
+        return RbdSettings(
+            conf_file=self.conf_file,
+            user=name,
+            keyring_file=keyring,
+            pool=POOL,
+            namespace=name,
+            gateway="tested",
+        )
 
     def command(self, prefix: str, **arguments: Any) -> bytes:
         """Give an order to the monitor as the administrator; its answer, in JSON. Raises
