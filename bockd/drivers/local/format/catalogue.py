@@ -6,13 +6,15 @@ map that owns it: every reference to the layer is in the home or in a descendant
 map is folded into its only child, its layers move home to that child.
 
 Keys are big-endian unsigned numbers of 8 bytes (names: UTF-8); CHILDREN and HOMES have two numbers
-and an empty payload. Records are JSON objects of the dataclasses below.
+and an empty payload. Records are JSON objects of the dataclasses below, but for a layer's, which
+older code must misread in no way (`LayerRecord.encode`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import msgspec
 
@@ -20,7 +22,15 @@ from bockd.drivers.local.format.leaf import MAX_LAYER_ID
 from bockd.errors import ConflictError, DamagedError, PoolFormatError
 from bockd.index.keys import FIRST_KEY, LAST_KEY, id_key, pair_key, second_of_pair
 from bockd.index.tables import Table
-from bockd.model import BLOCK_SIZE, LayerId, MapId, NodeKind, SnapshotId, VolumeId
+from bockd.model import (
+    BLOCK_SIZE,
+    MAX_VOLUME_BYTES,
+    LayerId,
+    MapId,
+    NodeKind,
+    SnapshotId,
+    VolumeId,
+)
 from bockd.pool.nodes import SNAPSHOTS, VOLUMES, Nodes, decode_record
 from bockd.pool.records import SnapshotRecord, VolumeRecord
 
@@ -96,9 +106,13 @@ class MapRecord:
     dead: bool
 
 
+NO_FILE_BYTES = 2 * MAX_VOLUME_BYTES
+"""The size that older code finds in the record of a packed layer. No layer's files are so long."""
+
+
 @dataclass(frozen=True, slots=True)
 class LayerRecord:
-    """LAYERS/<id>. The files' sizes add up to `file_bytes` at least."""
+    """What LAYERS/<id> says. The files' sizes add up to `file_bytes` at least."""
 
     id: LayerId
     size_bytes: int
@@ -114,14 +128,55 @@ class LayerRecord:
         """How long its files must be together, in bytes."""
         return self.cells * BLOCK_SIZE if self.packed else self.size_bytes
 
+    def encode(self) -> bytes:
+        """Return the record as it is stored."""
+        size = self.size_bytes
+        stored = _StoredLayer(self.id, size, self.home, self.packed, self.cells)
+        if self.packed:
+            stored = replace(stored, size_bytes=NO_FILE_BYTES, packed_bytes=size)
+        return msgspec.json.encode(stored)
 
-RECORD_TYPES: dict[Table, type] = {
-    META: PoolRecord,
-    VOLUMES: LocalVolumeRecord,
-    SNAPSHOTS: LocalSnapshotRecord,
-    MAPS: MapRecord,
-    LAYERS: LayerRecord,
+    @classmethod
+    def decode(cls, payload: bytes) -> LayerRecord:
+        """Return the record that was stored. Raises DamagedError when it is malformed."""
+        stored = decode_record(_StoredLayer, payload)
+        size = stored.size_bytes
+        if stored.packed:
+            if size != NO_FILE_BYTES or stored.packed_bytes <= 0:
+                raise DamagedError(
+                    f"the stored record of the packed layer {stored.id} is malformed"
+                )
+            size = stored.packed_bytes
+        return cls(stored.id, size, stored.home, stored.packed, stored.cells)
+
+
+@dataclass(frozen=True, slots=True)
+class _StoredLayer:
+    """LAYERS/<id>. Code of format 3 and older knows the first three keys alone.
+
+    A pool's format is looked at when a process joins it, so a process of an older bockd that joined
+    before the pool was taken over may open volumes beside us. It would read a packed layer at the
+    wrong offsets, were its file long enough; this size it finds truncated, always.
+    """
+
+    id: LayerId
+    size_bytes: int
+    """NO_FILE_BYTES if it is packed."""
+    home: MapId
+    packed: bool = False
+    cells: int = 0
+    packed_bytes: int = 0
+    """If it is packed: its size."""
+
+
+DECODERS: dict[Table, Callable[[bytes], object]] = {
+    META: partial(decode_record, PoolRecord),
+    VOLUMES: partial(decode_record, LocalVolumeRecord),
+    SNAPSHOTS: partial(decode_record, LocalSnapshotRecord),
+    MAPS: partial(decode_record, MapRecord),
+    LAYERS: LayerRecord.decode,
 }
+"""What raises DamagedError for a record that does not fit its table."""
 
 
 class Catalogue(Nodes):
@@ -271,10 +326,10 @@ class Catalogue(Nodes):
         payload = self.txn.get(LAYERS, id_key(layer))
         if payload is None:
             raise DamagedError(f"layer {layer} is missing from the index; run 'bockd check'")
-        return decode_record(LayerRecord, payload)
+        return LayerRecord.decode(payload)
 
     def put_layer(self, record: LayerRecord) -> None:
-        self.txn.put(LAYERS, id_key(record.id), msgspec.json.encode(record))
+        self.txn.put(LAYERS, id_key(record.id), record.encode())
 
     def remove_layer(self, layer: LayerId) -> None:
         """Remove the record of a layer; see `format.forgetting` for what goes with it."""
@@ -284,7 +339,7 @@ class Catalogue(Nodes):
 
     def layers(self) -> Iterator[LayerRecord]:
         for _, payload in self.txn.scan(LAYERS, FIRST_KEY, LAST_KEY):
-            yield decode_record(LayerRecord, payload)
+            yield LayerRecord.decode(payload)
 
     def layers_of(self, home: MapId) -> list[LayerId]:
         """Return the layers whose home is this map."""

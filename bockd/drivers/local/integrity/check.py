@@ -25,11 +25,11 @@ from bockd.drivers.local.coopeners import without_co_openers
 from bockd.drivers.local.format import cells, checksums, queue
 from bockd.drivers.local.format.catalogue import (
     CHILDREN,
+    DECODERS,
     HOMES,
     LAYERS,
     MAPS,
     NO_MAP,
-    RECORD_TYPES,
     Catalogue,
     LayerRecord,
     LocalSnapshotRecord,
@@ -180,8 +180,8 @@ class _Checker:
             for key, value in self.txn.raw(table):
                 try:
                     good[key] = unseal(table, key, value)
-                    if table in RECORD_TYPES:
-                        decode_record(RECORD_TYPES[table], good[key])
+                    if table in DECODERS:
+                        DECODERS[table](good[key])
                 except DamagedError as error:
                     self.unreadable(table, error)
                     good.pop(key, None)
@@ -194,7 +194,7 @@ class _Checker:
             map_record = decode_record(MapRecord, payload)
             self.maps[map_record.id] = map_record
         for payload in self.keys[LAYERS].values():
-            layer = decode_record(LayerRecord, payload)
+            layer = LayerRecord.decode(payload)
             self.layers[layer.id] = layer
 
     # -- the catalogue -----------------------------------------------------------------------

@@ -13,7 +13,6 @@ from bockd.errors import DamagedError
 from bockd.index.keys import id_key
 from bockd.model import BLOCK_SIZE, LayerId, MapId
 from bockd.pool.index import Transaction
-from bockd.pool.nodes import decode_record
 from bockd.pool.reports import DamagedBlock, ScrubStatus
 
 
@@ -102,7 +101,7 @@ def _place_of(txn: Transaction, record: DamageRecord) -> int:
     """Where a block lies in its layer's files, in blocks; its number if nothing that can be read
     says where."""
     payload = txn.get(LAYERS, id_key(record.layer))
-    if payload is None or not decode_record(LayerRecord, payload).packed:
+    if payload is None or not LayerRecord.decode(payload).packed:
         return record.block
     number, block = divmod(record.block, LEAF_BLOCKS)
     with suppress(DamagedError):
