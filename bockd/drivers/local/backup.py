@@ -34,7 +34,7 @@ from bockd.drivers.local.format import cells
 from bockd.drivers.local.format.blockmap import own_leaves
 from bockd.drivers.local.format.catalogue import Catalogue
 from bockd.drivers.local.format.fileranges import punch_range
-from bockd.drivers.local.format.forgetting import kill_map
+from bockd.drivers.local.format.forgetting import forget_layer, kill_map
 from bockd.drivers.local.format.layer import segment_sizes
 from bockd.drivers.local.format.layout import Layout, unlink_if_present
 from bockd.drivers.local.format.leaf import LEAF_BYTES, LEAVES, leaf_key
@@ -329,6 +329,9 @@ def _show_frozen(txn: Transaction, snapshots: Mapping[VolumeId, SnapshotId]) -> 
     for volume in list(catalogue.volumes()):
         for number in [number for number, _ in own_leaves(txn, volume.map)]:
             txn.delete(LEAVES, leaf_key(volume.map, number))
+        # Heads that a rotation has replaced. No map but this one can lead to them.
+        for layer in set(catalogue.layers_of(volume.map)) - {volume.head}:
+            forget_layer(txn, layer)
         head = catalogue.layer(volume.head)
         if head.packed:
             catalogue.put_layer(replace(head, cells=0))
