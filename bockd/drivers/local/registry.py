@@ -17,6 +17,7 @@ from typing import ParamSpec, Self, TypeVar
 from bockd.directories import make_private
 from bockd.drivers.local.access import StoreAccess
 from bockd.drivers.local.format.catalogue import Catalogue
+from bockd.drivers.local.format.cells import CELLS
 from bockd.drivers.local.format.journal import boot_id
 from bockd.drivers.local.format.layout import Layout
 from bockd.drivers.local.format.locks import FileLock, touch
@@ -85,7 +86,8 @@ class Registry:
         self.layer_maker = LayerMaker(store)
         self.clock: Callable[[], float] = time.time
         self.pack: Callable[[], bool] = packs_no_head
-        """Decides for each head of a snapshot, clone or revert whether it is packed."""
+        """Decides for each head of a snapshot, clone or revert whether it is packed. Asked through
+        `packs_head`."""
         self.rotate: Callable[[VolumeId], Steps[None]] = refuse_rotation
         """Gives an open volume another head, when its own has few cells left."""
         self.on_garbage: Callable[[], None] = lambda: None
@@ -200,6 +202,11 @@ class Registry:
         """Open the catalogue for reading, as it is at one instant."""
         with self.store.index.reading() as txn:
             yield Catalogue(txn)
+
+    def packs_head(self) -> bool:
+        """Return whether the next head of a snapshot, clone or revert is to be packed. None is
+        where the index may have lost cells: what was lost may be of layers to come."""
+        return self.pack() and not self.store.index.may_miss(CELLS)
 
     def find_volume(self, ref: str) -> VolumeId:
         """Return the volume of an id or a name. Raises NotFoundError."""

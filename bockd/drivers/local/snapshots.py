@@ -47,7 +47,7 @@ class SnapshotOperations:
         """Freeze the volume's head and map under a new name (promise D4); O(1)."""
         if isinstance(name, str):
             check_name(name)
-        packed = self._registry.pack()
+        packed = self._registry.packs_head()
 
         def freeze(
             txn: Transaction, record: LocalVolumeRecord, layer: LayerId

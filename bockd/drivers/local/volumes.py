@@ -67,7 +67,7 @@ class VolumeOperations:
                 if from_snapshot is not None:
                     source = catalogue.snapshot(from_snapshot)
             size = size_of(source, size_bytes)
-            packed = source is not None and self._registry.pack()
+            packed = source is not None and self._registry.packs_head()
 
             def change(txn: Transaction, layer: LayerId) -> LocalVolumeRecord:
                 content = content_of(source, size) if source else content_bytes
@@ -323,7 +323,7 @@ class VolumeOperations:
         lock = await blocking(lock_volume, self._store, volume)
         try:
             record = await blocking(recover_if_needed, self._store, volume)
-            packed = self._registry.pack()
+            packed = self._registry.packs_head()
             hit(Failpoint.REVERT_CLOSED)
 
             def change(txn: Transaction, layer: LayerId) -> LocalVolumeRecord:

@@ -117,6 +117,7 @@ class ZeroAllocator:
         far, `end` at most."""
         await self._loader.load(first, end)
         if not self._map.holds_only(first, end, self._heads.slot):
+            await packed.refuse_lost(first, end)
             await self._room.wait_for_index()
             await self._loader.load(first, end)
         new, held = packed.split(first, end)

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from bockd.drivers.local.format.cells import ROWS, LeafCells, runs_of_cells
+from bockd.drivers.local.format.cells import CELLS, ROWS, LeafCells, runs_of_cells
 from bockd.drivers.local.format.layer import OVERWRITE_PIECE_BYTES, Layer
 from bockd.drivers.local.format.leaf import LEAF_MASK, LEAF_SHIFT
 from bockd.drivers.local.volume.cells import HeadCells
@@ -82,6 +82,8 @@ class PackedWriter:
         self._flusher = durability.flusher
         self._gate = gate
         self._index = index
+        self.lost_some = index.may_miss(CELLS)
+        """The index may have lost rows of cells, these perhaps (`refuse_lost`)."""
         self._reader = reader
         self._head = head
         self._slot = slot
@@ -90,6 +92,8 @@ class PackedWriter:
 
     def try_write(self, offset: int, data: memoryview, first: int, end: int) -> bool:
         """Write to blocks first..end-1, none of which is locked, as `Volume.try_write`."""
+        if self.lost_some:
+            return False
         if end - first == 1 and len(data) == BLOCK_SIZE and self._try_new_block(first, data):
             return True
         if self._map.missing(first, end) is not None:
@@ -142,6 +146,7 @@ class PackedWriter:
             self._overwrite(offset, data, first, end)
             return
         if not held:
+            await self.refuse_lost(first, end)
             await self._room.wait_for_index()
         edges = await self._reader.edges(offset, offset + len(data))
         await self._loader.load(first, end)
@@ -206,15 +211,31 @@ class PackedWriter:
             self.cells.empty(first, end)
             self._start_punching()
 
+    async def refuse_lost(self, first: int, end: int) -> None:
+        """Raise DamagedError if the index may have lost cells of the leaves of blocks first..end-1:
+        no checkpoint could add to them."""
+        if self.lost_some:
+            await blocking(self._look_for_rows, range(first >> LEAF_SHIFT, -(-end >> LEAF_SHIFT)))
+
+    def _look_for_rows(self, leaves: range) -> None:
+        """In a thread."""
+        with self._index.reading() as txn:
+            for number in leaves:
+                ROWS.get(txn, self._head.id, number)
+
     # -- trims -------------------------------------------------------------------------------
 
     def must_look(self, groups: range) -> bool:
         """Return whether the index must be read to know which cells these groups have."""
-        return any(not self._map.is_whole(group) for group in groups)
+        return self.lost_some or any(not self._map.is_whole(group) for group in groups)
 
     async def look(self, plan: HolePlan) -> list[range]:
         """Load the leaves that the groups of a plan do not cover, and return the cells of those in
-        the groups that are not in memory. Its blocks are locked. Raises DamagedError."""
+        the groups that are not in memory. Its blocks are locked. Raises DamagedError, also where
+        the index may have lost cells: no checkpoint could remove them."""
+        if self.lost_some:
+            leaves = range(plan.first >> LEAF_SHIFT, -(-plan.end >> LEAF_SHIFT))
+            await blocking(self._look_through, leaves)
         # Pinned: what is in memory may be newer than the index, and must not go before it is asked.
         self._map.pin(plan.groups)
         try:
@@ -229,6 +250,12 @@ class PackedWriter:
             ]
         finally:
             self._map.unpin(plan.groups)
+
+    def _look_through(self, leaves: range) -> None:
+        """In a thread: raise DamagedError where a row between these leaves may have been lost."""
+        with self._index.reading() as txn:
+            for _ in ROWS.rows_between(txn, self._head.id, leaves.start, leaves.stop):
+                pass
 
     def _read_cells(self, groups: set[int]) -> dict[int, LeafCells]:
         """In a thread: what the index says of the leaves of some groups."""

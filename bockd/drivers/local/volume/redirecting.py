@@ -168,7 +168,10 @@ class PackedLaneRedirects(LaneRedirects):
 
     def take(self, count: int) -> int:
         """See PackedRedirects.take."""
-        return self._writer.cells.take(count) if self._writer.has_cells(count) else -1
+        writer = self._writer
+        if writer.lost_some or not writer.has_cells(count):
+            return -1
+        return writer.cells.take(count)
 
     def give_back(self, cell: int, count: int) -> None:
         """See PackedRedirects.give_back."""
