@@ -23,6 +23,15 @@ from bockd.drivers.local.volume import (
 from bockd.index import ballast, index
 from bockd.model import BLOCK_SIZE
 
+_MANY_CELLS = 1 << 16
+
+_FOR_ANY_WRITE: tuple[tuple[Any, str, int], ...] = (
+    (room, "PACKED_RECORDS_PER_OPERATION", room.PACKED_RECORDS_PER_OPERATION),
+    (packedwrites, "PIECE_CELLS", packedwrites.PIECE_CELLS),
+    (cells, "MAX_CELLS", _MANY_CELLS),
+    (cells, "ROTATION_CELLS", _MANY_CELLS - 1024),
+)
+
 
 def sizes(journal_records: int) -> tuple[tuple[Any, str, float], ...]:
     """What is small, where its name lives, and its size. A journal needs room for four records of
@@ -60,6 +69,13 @@ def enlarge_journals(journal_records: int) -> None:
     for target, name, value in sizes(journal_records):
         if name in ("SEGMENT_RECORDS", "SEGMENT_BYTES"):
             setattr(target, name, value)
+
+
+def enlarge_heads() -> None:
+    """Give this process's engine, which is small, packed heads for writes of any length, and as
+    many places in the journal for each of them as the engine has, for good."""
+    for target, name, value in _FOR_ANY_WRITE:
+        setattr(target, name, value)
 
 
 @contextmanager

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.storm.mutations import MUTATIONS
-from tests.crash.storm.storm import Storm, is_small, play_apart
+from tests.crash.storm.mutations import MUTATIONS, PACKED_MUTATIONS
+from tests.crash.storm.storm import Storm, is_small, packed_share, play_apart
 
 # An errand that finds the daemon dead: httpcore leaves the socket to the garbage collector.
 pytestmark = pytest.mark.filterwarnings(
@@ -30,6 +30,7 @@ MOST_KILLS = 20
 
 def test_both_engines_have_a_storm() -> None:
     assert {is_small(seed) for seed in SEEDS} == {True, False}
+    assert {packed_share(seed) for seed in SEEDS} == {0.5, 1.0}
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -41,8 +42,10 @@ def test_what_was_acknowledged_survives_kills(tmp_path: Path, seed: int) -> None
     assert counts.snapshots
 
 
-@pytest.mark.parametrize("rule", MUTATIONS)
+@pytest.mark.parametrize("rule", [*MUTATIONS, *PACKED_MUTATIONS])
 def test_a_storm_notices_that_a_rule_is_broken(tmp_path: Path, rule: str) -> None:
-    storm = Storm(tmp_path, 7, small=True, mutation=MUTATIONS[rule])
+    packed = rule in PACKED_MUTATIONS
+    mutation = (PACKED_MUTATIONS if packed else MUTATIONS)[rule]
+    storm = Storm(tmp_path, 7, small=True, packed_share=float(packed), mutation=mutation)
     with pytest.raises(AssertionError):
         storm.run(MOST_KILLS)

@@ -60,7 +60,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def packs_no_head() -> bool:
+def packs_heads() -> bool:
     """Decide against packed heads (docs/packed-heads.md), which only tests make so far."""
     return False
 
@@ -85,7 +85,7 @@ class Registry:
         """Why volumes could not be opened when that was last tried."""
         self.layer_maker = LayerMaker(store)
         self.clock: Callable[[], float] = time.time
-        self.pack: Callable[[], bool] = packs_no_head
+        self.pack: Callable[[], bool] = packs_heads
         """Decides for each head of a snapshot, clone or revert whether it is packed. Asked through
         `packs_head`."""
         self.rotate: Callable[[VolumeId], Steps[None]] = refuse_rotation

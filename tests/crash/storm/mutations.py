@@ -19,6 +19,7 @@ from bockd.drivers.local.format.layer import Layer
 from bockd.drivers.local.format.ranges import RangeSet
 from bockd.drivers.local.volume import recovery
 from bockd.drivers.local.volume.appending import JournalTail
+from bockd.drivers.local.volume.cells import HeadCells
 from bockd.drivers.local.volume.leafcache import LeafCache
 from bockd.drivers.local.volume.recovery import Replay
 from bockd.drivers.local.volume.volume import Volume
@@ -128,6 +129,18 @@ def partial_write_without_the_rest() -> Replacements:
     return [(Volume, "edges", edges), (Volume, "try_edges", blank)]
 
 
+def use_emptied_cells_at_once() -> Replacements:
+    """A cell that a trim has emptied is given out before it is punched, and punched all the
+    same."""
+    real = HeadCells.empty
+
+    def empty(self: HeadCells, first: int, end: int) -> None:
+        real(self, first, end)
+        self._free.add(first, end)
+
+    return [(HeadCells, "empty", empty), (HeadCells, "note_punched", lambda *_: None)]
+
+
 MUTATIONS: dict[str, Mutation] = {
     "a reply comes after the journal's append": reply_before_the_journal,
     "recovery replays every redirect": forget_a_redirect_on_replay,
@@ -138,7 +151,12 @@ MUTATIONS: dict[str, Mutation] = {
     "partial writes to one block exclude each other": copy_up_without_locks,
     "a partial write takes over the rest of its block": partial_write_without_the_rest,
 }
-"""By the rule that is broken."""
+"""By the rule that is broken, of pools whose heads are raw."""
+
+PACKED_MUTATIONS: dict[str, Mutation] = {
+    "a cell is not used again before it is punched": use_emptied_cells_at_once,
+}
+"""The same of packed heads."""
 
 
 def break_for_good(mutation: Mutation) -> None:

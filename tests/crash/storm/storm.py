@@ -27,10 +27,11 @@ from functools import partial
 from pathlib import Path
 
 from bockd.cli.checking import check_pool
+from bockd.drivers.local import registry
 from tests.crash.forked import START_SECONDS, ForkedDaemon
 from tests.crash.history import History, Shot
 from tests.crash.load import Load, drive, read_last_replies
-from tests.crash.small import sizes, small_engine
+from tests.crash.small import enlarge_heads, enlarge_journals, sizes, small_engine
 from tests.crash.storm.client import Client, Errand
 from tests.crash.storm.known import (
     VALUES_OF_A_VOLUME,
@@ -44,6 +45,12 @@ from tests.daemon.process import ABOUT_THE_MACHINE, environment_without_a_cloud
 
 JOURNAL_RECORDS = 1024
 """Of a small engine. Room for four records of each request that may be under way on a volume."""
+
+PACKED_JOURNAL_RECORDS = 4096
+"""The same with packed heads, where a request may take 37."""
+
+PACKED_SHARES = (0.5, 0.0, 1.0)
+"""Of the heads of snapshots and clones, by seed: those that are packed."""
 
 CONNECTIONS = (1, 2, 4)
 """To one volume at once."""
@@ -81,32 +88,45 @@ class Counts:
         return Counts(*map(sum, zip(astuple(self), astuple(other), strict=True)))
 
 
-def make_small() -> None:
+def make_small(*, packed: bool) -> None:
     """In a daemon's process, for as long as it lives."""
     for target, name, value in sizes(JOURNAL_RECORDS):
         setattr(target, name, value)
+    if packed:
+        enlarge_journals(PACKED_JOURNAL_RECORDS)
+        enlarge_heads()
 
 
-def _prepare(small: bool, mutation: Mutation | None) -> None:
+def _prepare(small: bool, packed_share: float, mutation: Mutation | None, seed: int) -> None:
+    packing = random.Random(seed)
+    registry.packs_heads = lambda: packing.random() < packed_share
     if small:
-        make_small()
+        make_small(packed=packed_share > 0)
     if mutation is not None:
         break_for_good(mutation)
 
 
 class Storm:
     """One pool, from its making through a number of kills. `mutation` breaks each daemon's engine
-    first; `small` makes it small."""
+    first; `small` makes it small. Of the heads that may be packed `packed_share` are."""
 
     def __init__(
-        self, work: Path, seed: int, *, small: bool, mutation: Mutation | None = None
+        self,
+        work: Path,
+        seed: int,
+        *,
+        small: bool,
+        packed_share: float = 0.0,
+        mutation: Mutation | None = None,
     ) -> None:
         self.counts = Counts()
         self._pool = work / "pool"
         self._log = work / "log"
         self._small = small
-        self._prepare = partial(_prepare, small, mutation)
+        self._prepare = partial(_prepare, small, packed_share, mutation)
         self._random = random.Random(seed)
+        self._packing = random.Random(f"packing {seed}")
+        self._journal_records = PACKED_JOURNAL_RECORDS if packed_share else JOURNAL_RECORDS
         self._volumes: dict[str, KnownVolume] = {}
         self._made = 0
         self._copied = False
@@ -278,8 +298,9 @@ class Storm:
             "BOCKD_NBD_LISTEN": "none",
             "BOCKD_API_LISTEN": "127.0.0.1:0",
         }
+        prepare = partial(self._prepare, self._packing.getrandbits(32))
         return ForkedDaemon(
-            environment, self._log, prepare=self._prepare, patience_seconds=patience_seconds
+            environment, self._log, prepare=prepare, patience_seconds=patience_seconds
         )
 
     def _start(self) -> None:
@@ -301,7 +322,7 @@ class Storm:
         """The pool is in order, as it lies there; and the daemons had no complaints."""
         with ExitStack() as stack:
             if self._small:
-                stack.enter_context(small_engine(JOURNAL_RECORDS))
+                stack.enter_context(small_engine(self._journal_records))
             report = check_pool(self._pool, repair=False)
         assert report.clean, report.problems
         assert report.hollow_blocks == 0 or self._copied
@@ -329,12 +350,17 @@ def is_small(seed: int) -> bool:
     return seed % 4 != 0
 
 
+def packed_share(seed: int) -> float:
+    """Return how many of the heads that may be packed are, with a seed."""
+    return PACKED_SHARES[seed % len(PACKED_SHARES)]
+
+
 def play(work: Path, seed: int, kills: int) -> Counts:
     """One storm in a directory of its own below `work`, which is kept if it fails: then what is
     raised names the seed and the directory."""
     directory = work / f"storm-{seed}"
     directory.mkdir()
-    storm = Storm(directory, seed, small=is_small(seed))
+    storm = Storm(directory, seed, small=is_small(seed), packed_share=packed_share(seed))
     try:
         counts = storm.run(kills)
     except BaseException as error:

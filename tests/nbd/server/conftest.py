@@ -40,5 +40,5 @@ def exports(device: MemoryDevice) -> FixedExports:
 def heads(request: pytest.FixtureRequest) -> Iterator[str]:
     """What the heads are that snapshots make."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registry, "packs_no_head", lambda: request.param == "packed")
+        patch.setattr(registry, "packs_heads", lambda: request.param == "packed")
         yield request.param
