@@ -56,6 +56,7 @@ class Play:
         self.going_back(v)
         self.deleting()
         self.emptying(v)
+        self.packing(v)
         self.closing(v, w)
         self.dying(v, w)
 
@@ -133,6 +134,32 @@ class Play:
         self.do.checkpoint(v)
         self.do.write(v, 4 * BLOCK_SIZE, BLOCK_SIZE)
         self.do.reclaim()
+
+    def packing(self, v: KnownVolume) -> None:
+        """From here on new heads are packed. One is written, trimmed, refilled where it was
+        trimmed, and rotated; then its snapshot goes, and it is written again."""
+        self.subject.packs = True
+        self.do.snapshot(v, "s7")
+        self.do.write(v, 20 * BLOCK_SIZE, 40 * BLOCK_SIZE)
+        self.do.write(v, 4 * BLOCK_SIZE + SECTOR, 2 * BLOCK_SIZE)
+        self.do.write(v, 5 * BLOCK_SIZE, 20 * BLOCK_SIZE)
+        self.do.zero(v, 58 * BLOCK_SIZE, 6 * BLOCK_SIZE, allocate=True)
+        self.do.flush(v)
+        self.do.trim(v, 22 * BLOCK_SIZE, 20 * BLOCK_SIZE)
+        for _ in range(2):  # cells are free after the checkpoint that follows the punch
+            self.do.checkpoint(v)
+        self.do.write(v, 100 * BLOCK_SIZE, 12 * BLOCK_SIZE)
+        self.do.trim(v, 30 * BLOCK_SIZE, 80 * BLOCK_SIZE)
+        self.do.flush(v)
+        for number in range(3):
+            self.do.write(v, (70 + 40 * number) * BLOCK_SIZE, 40 * BLOCK_SIZE)
+            self.do.write(v, (256 + 3 * number) * BLOCK_SIZE, BLOCK_SIZE)
+        self.do.checkpoint(v)
+        self.do.trim(v, 75 * BLOCK_SIZE, 4 * BLOCK_SIZE)
+        self.do.write(v, 200 * BLOCK_SIZE, 2 * BLOCK_SIZE)
+        self.do.delete_snapshot("s7")
+        self.do.reclaim()
+        self.do.write(v, 70 * BLOCK_SIZE, 8 * BLOCK_SIZE)
 
     def closing(self, v: KnownVolume, w: KnownVolume) -> None:
         """What was open is closed, changed while it is, and opened again."""

@@ -54,6 +54,8 @@ class Subject:
         self.world = World()
         self.outcome = Outcome([])
         self.life = life
+        self.packs = False
+        """Heads of snapshots, clones and reverts are packed from now on."""
         self.now = 0
         self.since_fault = 0
         """Operations since the fault was met."""
@@ -127,6 +129,7 @@ class Subject:
         self.pool, self.alive = pool, True
         self.reclaimer = Reclaimer(pool.registry)
         pool.registry.clock = lambda: 1.0
+        pool.registry.pack = lambda: self.packs
         pool.registry.on_garbage = lambda: self.background.spawn(self.reclaimer.run())
         self.attempt("recover", lambda: run_inline(pool.registry.recover_volumes()))
         for name in self.failed & set(self.world.volumes):
