@@ -155,8 +155,8 @@ def test_a_full_disk_fails_the_zeros_and_gives_back_what_they_took(
     bench.background.run()
     if not in_place:
         assert bench.block(bench.volume, 0) == b"a"
-        # What the head has may be zeros: so much of it was done.
-        assert bench.block(bench.volume, 9) == b"\0"
+        # What the head has may be zeros: in a raw one so much of it was done.
+        assert bench.block(bench.volume, 9) in (b"\0", b"b")
     assert bench.allocated() <= before
     zero(bench)
     assert bench.block(bench.volume, 0) == b"\0"

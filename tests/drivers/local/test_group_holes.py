@@ -47,8 +47,11 @@ def cold(bench: Bench) -> Volume:
 
 
 def trim(device: Volume, offset: int, length: int) -> None:
-    """As the server does it when nothing is in the way."""
-    assert device.try_trim(offset, length)
+    """As the server does it when nothing is in the way. Where the head is packed, the index may
+    have to be asked for cells first."""
+    if not device.try_trim(offset, length):
+        assert device.durability.cells is not None
+        run_inline(device.trim(offset, length))
     device.commit()
 
 
@@ -59,12 +62,14 @@ def stored(bench: Bench, volume: VolumeId | None = None) -> dict[int, Leaf]:
         return {n: Leaf.decode(payload) for n, payload in own_leaves(txn, record.map)}
 
 
-def homed_leaves(bench: Bench) -> None:
-    """Two leaves of a volume lead to a layer of a deleted snapshot, at home in its map."""
+def homed_leaves(bench: Bench, *, changed: bool = True) -> None:
+    """Two leaves of a volume lead to a layer of a deleted snapshot, at home in its map. With
+    `changed` the head has a block of each."""
     bench.write(0, b"A", 2 * LEAF_BLOCKS)
     snapshot = bench.snapshot("s")
-    bench.write(1, b"B")
-    bench.write(257, b"B")
+    if changed:
+        bench.write(1, b"B")
+        bench.write(257, b"B")
     bench.delete(snapshot)
     bench.reclaim()
     assert set(stored(bench)) == {0, 1}
@@ -420,7 +425,9 @@ def test_a_trimmed_leaf_that_rots_does_not_stop_the_checkpoint(bench: Bench) -> 
 
 
 def test_an_overwritten_leaf_that_rots_does_not_stop_the_checkpoint(bench: Bench) -> None:
-    homed_leaves(bench)
+    """Nothing of it is in the head: a packed one would overwrite that in place, and only note the
+    rest."""
+    homed_leaves(bench, changed=False)
     bench.write(0, b"C", LEAF_BLOCKS)
     rot_leaf(bench, 0)
 

@@ -177,14 +177,14 @@ def empty_layer(bench: Bench) -> LayerId:
     device = bench.device()
     run_inline(device.durability.checkpoint())
     with bench.pool.index.reading() as txn:
-        [layer] = [record.id for record in Catalogue(txn).layers()][1:2]
-    opened = Layer.open(bench.pool.registry.store.layout, layer, SIZE, writable=True)
+        [record] = list(Catalogue(txn).layers())[1:2]
+    opened = Layer.of(bench.pool.registry.store.layout, record, writable=True)
     opened.punch(0, SIZE)
     opened.close()
     bench.pool.index.update(
         lambda txn: [txn.delete(LEAVES, key) for key in list(txn.keys(LEAVES, b"", b"\xff" * 20))]
     )
-    return layer
+    return record.id
 
 
 def begin_merge(bench: Bench, source: LayerId, target: LayerId) -> None:
