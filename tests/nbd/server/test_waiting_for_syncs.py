@@ -1,16 +1,15 @@
 """A connection that waits for its flush without the loop: who ends the wait, and what then.
 
-Syncs end here when the test says so. What the real threads do is in tests/runtime/test_syncing.py.
+Syncs end when a test says so (syncs.py). What real threads do: tests/runtime/test_syncing.py.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import select
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, closing
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,11 +26,10 @@ from tests.nbd.protocol import wire
 from tests.nbd.server.client import Client
 from tests.nbd.server.serving import FixedExports, in_trio, serving
 from tests.nbd.server.sides import PLACE_BYTES, Side
+from tests.nbd.server.syncs import LONG_NS, Disk
 
 FLUSH, FUA = 3, 1
 IN_HEAD, FRESH = 4 * PLACE_BYTES, 11 * PLACE_BYTES
-LONG_NS = 20 * 1_000_000_000
-"""Whoever waits for so long was not woken."""
 
 
 def nothing() -> None:
@@ -44,90 +42,6 @@ def wake_the_loop() -> None:
 
 class Unforeseen(BaseException):
     """As KeyboardInterrupt is."""
-
-
-class Disk:
-    """In the place of the compiled threads: what is synced, and who waits for it."""
-
-    def __init__(self) -> None:
-        self.syncs: list[Sync] = []
-        self.begun_in: list[str] = []
-        """Names of the tasks that have begun them."""
-        self.waits = 0
-        self.not_woken = 0
-        self.meanwhile: Callable[[], object] = self.end
-        """Called when somebody waits without the loop."""
-        self._refusals: list[BaseException] = []
-
-    def refuse(self, *errors: BaseException) -> None:
-        """Let the next syncs fail to begin."""
-        self._refusals = [*errors]
-
-    def begin(self, descriptors: list[int]) -> Sync:
-        if self._refusals:
-            raise self._refusals.pop(0)
-        self.begun_in.append(trio.lowlevel.current_task().name.rsplit(".")[-1])
-        self.syncs.append(Sync(self, descriptors))
-        return self.syncs[-1]
-
-    def end(self, error: int = 0) -> None:
-        """The last sync ends."""
-        self.syncs[-1].end(error)
-
-    @asynccontextmanager
-    async def behind(self, exports: FixedExports, path: Path) -> AsyncIterator[NbdServer]:
-        """Serve what lies on this disk. A test that fails is not held up by its syncs."""
-        async with serving(exports, path) as server:
-            try:
-                yield server
-            finally:
-                self.meanwhile = self.end
-                for sync in self.syncs:
-                    sync.end(0)
-            assert self.not_woken == 0
-
-
-class Sync:
-    """As _syncing.pyi has it."""
-
-    def __init__(self, disk: Disk, descriptors: list[int]) -> None:
-        self._disk = disk
-        self._descriptors = descriptors
-        self._error = 0
-        self.over = False
-        self._ended = os.eventfd(0, os.EFD_NONBLOCK)
-
-    def __del__(self) -> None:
-        os.close(self._ended)
-
-    def end(self, error: int) -> None:
-        if self.over:
-            return
-        self.over = True
-        for descriptor in self._descriptors:
-            os.fdatasync(descriptor)  # the files are open until then
-        self._error = error
-        os.eventfd_write(self._ended, 1)
-
-    def fileno(self) -> int:
-        return self._ended
-
-    def result(self) -> int:
-        try:
-            os.eventfd_read(self._ended)
-        except BlockingIOError:
-            return -1
-        return self._error
-
-    def wait(self, one: int, other: int, nanoseconds: int) -> int:
-        self._disk.waits += 1
-        self._disk.meanwhile()
-        poll = select.poll()
-        for descriptor in (self._ended, one, other):
-            poll.register(descriptor, select.POLLIN)
-        if not poll.poll(nanoseconds // 1_000_000) and nanoseconds >= LONG_NS:
-            self._disk.not_woken += 1
-        return self.result()
 
 
 @pytest.fixture
@@ -150,6 +64,14 @@ def side(tmp_path: Path) -> Iterator[Side]:
 @pytest.fixture
 def exports(side: Side) -> FixedExports:
     return FixedExports({"disk": side.volume})
+
+
+@pytest.fixture(params=["the connection", "a task"])
+def beginner(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who begins a sync anew that could not begin at first: a connection that is about to wait for
+    its flush, or among busy ones the flush's task."""
+    if request.param == "a task":
+        monkeypatch.setattr(pace, "_DESERTED_NS", LONG_NS)
 
 
 async def write(client: Client, offset: int = IN_HEAD) -> None:
@@ -228,18 +150,14 @@ async def test_a_sync_that_fails_is_final(
 
 
 @in_trio
-@pytest.mark.parametrize("here", [True, False], ids=["before it waits", "before the task runs"])
+@pytest.mark.usefixtures("beginner")
 async def test_a_sync_that_cannot_begin_at_first_is_made(
     path: Path,
     exports: FixedExports,
     disk: Disk,
     side: Side,
-    monkeypatch: pytest.MonkeyPatch,
-    here: bool,
 ) -> None:
     """Whoever does the step begins it again: a flush that is answered has been synced (D2)."""
-    if not here:
-        monkeypatch.setattr(pace, "_DESERTED_NS", LONG_NS)
     flusher = side.volume.durability.flusher
     disk.refuse(MemoryError())
     async with disk.behind(exports, path), await Client.go(path) as client:
@@ -253,17 +171,13 @@ async def test_a_sync_that_cannot_begin_at_first_is_made(
 
 
 @in_trio
-@pytest.mark.parametrize("here", [True, False], ids=["before it waits", "before the task runs"])
+@pytest.mark.usefixtures("beginner")
 async def test_a_sync_that_can_never_begin_is_final(
     path: Path,
     exports: FixedExports,
     disk: Disk,
     side: Side,
-    monkeypatch: pytest.MonkeyPatch,
-    here: bool,
 ) -> None:
-    if not here:
-        monkeypatch.setattr(pace, "_DESERTED_NS", LONG_NS)
     disk.refuse(MemoryError("one"), MemoryError("two"), MemoryError("three"))
     async with disk.behind(exports, path), await Client.go(path) as client:
         await write(client)
@@ -276,18 +190,14 @@ async def test_a_sync_that_can_never_begin_is_final(
 
 
 @in_trio
-@pytest.mark.parametrize("here", [True, False], ids=["before it waits", "before the task runs"])
+@pytest.mark.usefixtures("beginner")
 async def test_a_flush_whose_connection_is_broken_off_is_finished(
     path: Path,
     exports: FixedExports,
     disk: Disk,
     side: Side,
-    monkeypatch: pytest.MonkeyPatch,
-    here: bool,
 ) -> None:
     """By what nobody foresees: it has begun, and others would wait for its turn."""
-    if not here:
-        monkeypatch.setattr(pace, "_DESERTED_NS", LONG_NS)
     flusher = side.volume.durability.flusher
     disk.refuse(Unforeseen())
     with pytest.RaisesGroup(Unforeseen, flatten_subgroups=True):
@@ -302,8 +212,9 @@ async def test_a_flush_whose_connection_is_broken_off_is_finished(
 
 
 @in_trio
-async def test_a_request_of_another_client_ends_the_wait(
-    path: Path, exports: FixedExports, disk: Disk
+@pytest.mark.parametrize("own", [True, False], ids=["the same client", "another client"])
+async def test_a_request_ends_the_wait(
+    path: Path, exports: FixedExports, disk: Disk, own: bool
 ) -> None:
     async with (
         disk.behind(exports, path),
@@ -311,32 +222,15 @@ async def test_a_request_of_another_client_ends_the_wait(
         await Client.go(path) as client,
     ):
         await write(client)
-        descriptor = neighbour.stream.socket.fileno()
+        asking = client if own else neighbour
         request = wire.request(0, 5, IN_HEAD, 4)
-        disk.meanwhile = partial(os.write, descriptor, request)
+        disk.meanwhile = partial(os.write, asking.stream.socket.fileno(), request)
         await client.send(wire.request(FLUSH, 7))
-        assert await neighbour.simple() == (5, 0)
-        assert await neighbour.read(4) == b"wwww"
+        assert await asking.simple() == (5, 0)
+        assert await asking.read(4) == b"wwww"
         disk.end()
         assert await client.simple() == (7, 0)
         assert (disk.waits, len(disk.syncs)) == (1, 1)
-
-
-@in_trio
-async def test_a_request_of_the_same_client_ends_the_wait(
-    path: Path, exports: FixedExports, disk: Disk
-) -> None:
-    async with disk.behind(exports, path), await Client.go(path) as client:
-        await write(client)
-        descriptor = client.stream.socket.fileno()
-        request = wire.request(0, 5, IN_HEAD, 4)
-        disk.meanwhile = partial(os.write, descriptor, request)
-        await client.send(wire.request(FLUSH, 7))
-        assert await client.simple() == (5, 0)
-        assert await client.read(4) == b"wwww"
-        disk.end()
-        assert await client.simple() == (7, 0)
-        assert len(disk.syncs) == 1
 
 
 @in_trio
