@@ -1,5 +1,5 @@
-"""Redirects of whole blocks that the fast lane makes: what it asks for them, and what it tells; and
-its trims.
+"""Redirects of whole blocks, and trims, that the fast lane makes: what it asks the volume for, and
+what it tells it.
 
 The lane writes the data into the head and sets the slot, as `Volume.try_write` does for one block;
 in a packed head also the cell, as PackedWriter does. All else is here, once for each round of
@@ -17,6 +17,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 from bockd.drivers.local.format.leaf import LEAF_SHIFT
 from bockd.drivers.local.volume.appending import JournalTail
@@ -29,28 +30,30 @@ from bockd.errors import BockdError, VolumeFailedError
 from bockd.model import BLOCK_SIZE
 
 
-class LaneRedirects:
-    """Implements what is common of bockd.pool.device.Redirects, for one head of an open volume."""
+class LaneVolume(NamedTuple):
+    """What the redirects of any head need of the open volume."""
 
-    def __init__(
-        self,
-        cache: LeafCache,
-        tail: JournalTail,
-        room: JournalRoom,
-        failure: Failure,
-        piece_bytes: int,
-        *,
-        try_trim: Callable[[int, int], bool],
-        commit: Callable[[], None],
-    ) -> None:
-        self.shared = cache.shared
-        self.piece_bytes = piece_bytes
-        self._cache = cache
-        self._tail = tail
-        self._room = room
-        self._failure = failure
-        self._try_trim = try_trim
-        self._commit = commit
+    cache: LeafCache
+    tail: JournalTail
+    room: JournalRoom
+    failure: Failure
+    piece_bytes: int
+    try_trim: Callable[[int, int], bool]
+    commit: Callable[[], None]
+
+
+class LaneRedirects:
+    """Implements what raw and packed heads share of bockd.pool.device.Redirects, for one head."""
+
+    def __init__(self, volume: LaneVolume) -> None:
+        self.shared = volume.cache.shared
+        self.piece_bytes = volume.piece_bytes
+        self._cache = volume.cache
+        self._tail = volume.tail
+        self._room = volume.room
+        self._failure = volume.failure
+        self._try_trim = volume.try_trim
+        self._commit = volume.commit
 
     def allowance(self) -> int:
         """See Redirects.allowance."""
@@ -114,19 +117,8 @@ class LaneRedirects:
 class RawLaneRedirects(LaneRedirects):
     """Implements bockd.pool.device.RawRedirects."""
 
-    def __init__(
-        self,
-        cache: LeafCache,
-        tail: JournalTail,
-        room: JournalRoom,
-        failure: Failure,
-        puncher: Puncher,
-        piece_bytes: int,
-        *,
-        try_trim: Callable[[int, int], bool],
-        commit: Callable[[], None],
-    ) -> None:
-        super().__init__(cache, tail, room, failure, piece_bytes, try_trim=try_trim, commit=commit)
+    def __init__(self, volume: LaneVolume, puncher: Puncher) -> None:
+        super().__init__(volume)
         self._puncher = puncher
 
     def stage(self, ranges: bytes) -> None:
@@ -147,19 +139,8 @@ class RawLaneRedirects(LaneRedirects):
 class PackedLaneRedirects(LaneRedirects):
     """Implements bockd.pool.device.PackedRedirects."""
 
-    def __init__(
-        self,
-        cache: LeafCache,
-        tail: JournalTail,
-        room: JournalRoom,
-        failure: Failure,
-        writer: PackedWriter,
-        piece_bytes: int,
-        *,
-        try_trim: Callable[[int, int], bool],
-        commit: Callable[[], None],
-    ) -> None:
-        super().__init__(cache, tail, room, failure, piece_bytes, try_trim=try_trim, commit=commit)
+    def __init__(self, volume: LaneVolume, writer: PackedWriter) -> None:
+        super().__init__(volume)
         self._writer = writer
 
     def own_leaf(self, number: int) -> SlotLeaf | None:

@@ -38,6 +38,7 @@ from bockd.drivers.local.volume.packedwrites import PackedWriter
 from bockd.drivers.local.volume.reading import BLOCK_SHIFT, Reader
 from bockd.drivers.local.volume.redirecting import (
     LaneRedirects,
+    LaneVolume,
     PackedLaneRedirects,
     RawLaneRedirects,
 )
@@ -122,6 +123,15 @@ class Volume(Reader):
         self._flusher.head = head
         self._head_descriptor = head.descriptors[0]
         self._packed = self._heads.packed = self._redirects = None
+        lane = LaneVolume(
+            self.map,
+            self._tail,
+            self._room,
+            self._failure,
+            self._piece_bytes,
+            self.try_trim,
+            self.commit,
+        )
         if head.packed:
             cells = self._heads.adopt_packed(head, self._head_slot)
             self._packed = self._heads.packed = PackedWriter(
@@ -136,28 +146,10 @@ class Volume(Reader):
                 self._piece_bytes,
                 self._heads.start_punching,
             )
-            self._redirects = PackedLaneRedirects(
-                self.map,
-                self._tail,
-                self._room,
-                self._failure,
-                self._packed,
-                self._piece_bytes,
-                try_trim=self.try_trim,
-                commit=self.commit,
-            )
+            self._redirects = PackedLaneRedirects(lane, self._packed)
             return
         self._puncher = self._heads.adopt(head, self._head_slot)
-        self._redirects = RawLaneRedirects(
-            self.map,
-            self._tail,
-            self._room,
-            self._failure,
-            self._puncher,
-            self._piece_bytes,
-            try_trim=self.try_trim,
-            commit=self.commit,
-        )
+        self._redirects = RawLaneRedirects(lane, self._puncher)
 
     def adopt_size(self, size_bytes: int) -> None:
         """Set the new size of a volume that has grown."""
