@@ -32,6 +32,7 @@ from bockd.runtime.steps import run_inline
 from tests.blockstorage.store import Store
 from tests.corruption.damages import Damage
 from tests.corruption.specimen import SERVER, Node, Truth, identity_of, log_in, read_node
+from tests.drivers.local.named import volume_named
 
 PATIENCE_SECONDS = 120.0
 """A judgement takes a tenth of a second; the machine may be busy with other tests."""
@@ -312,4 +313,4 @@ def _names(store: Store) -> dict[str, int]:
     """What an operator or a client on the Unix socket finds by name."""
     with store.pool.registry.catalogue() as catalogue:
         names = [volume.name for volume in catalogue.volumes()]
-    return {name: store.pool.registry.find_volume(name) for name in names}
+    return {name: volume_named(store.pool, name) for name in names}

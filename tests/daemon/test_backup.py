@@ -23,6 +23,7 @@ from bockd.model import BLOCK_SIZE, MIB
 from bockd.runtime.steps import Background, run_inline
 from tests.crash.scenarios.serving import BLOCKS, SIZE, Serving, block_of
 from tests.daemon.process import program
+from tests.drivers.local.named import volume_named
 
 OLD, NEW, LATER = block_of(b"old"), block_of(b"new"), block_of(b"later")
 ANOTHER_BOOT = "00000000-0000-4000-8000-000000000000"
@@ -47,7 +48,7 @@ def content(root: Path, name: str = "v") -> bytes:
     """Of a volume of a pool, on another machine."""
     pool = LocalPool.open(root, Background().spawn, boot=ANOTHER_BOOT)
     try:
-        volume = run_inline(pool.registry.use_volume(pool.registry.find_volume(name))).volume
+        volume = run_inline(pool.registry.use_volume(volume_named(pool, name))).volume
         buffer = bytearray(SIZE)
         run_inline(volume.read(0, memoryview(buffer)))
         run_inline(pool.close_all())

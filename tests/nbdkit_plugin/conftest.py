@@ -13,6 +13,7 @@ import pytest
 from bockd.drivers.local.pool import LocalPool
 from bockd.model import SnapshotId, VolumeId
 from bockd.runtime.steps import Background, run_inline
+from tests.drivers.local.named import snapshot_named, volume_named
 
 from ..daemon.process import Bockd
 from .nbdkit import Nbdkit
@@ -42,7 +43,7 @@ class PoolDirectory:
         """A snapshot of a volume that nobody has open; the parameter that serves it."""
         pool, background = self._open()
         try:
-            run_inline(pool.create_snapshot(pool.registry.find_volume(volume), name))
+            run_inline(pool.create_snapshot(volume_named(pool, volume), name))
             background.run()
         finally:
             pool.release()
@@ -51,14 +52,14 @@ class PoolDirectory:
     def volume_id(self, name: str) -> VolumeId:
         pool, _ = self._open()
         try:
-            return pool.registry.find_volume(name)
+            return volume_named(pool, name)
         finally:
             pool.release()
 
     def snapshot_id(self, name: str) -> SnapshotId:
         pool, _ = self._open()
         try:
-            return pool.registry.find_snapshot(name)
+            return snapshot_named(pool, name)
         finally:
             pool.release()
 

@@ -23,6 +23,7 @@ from bockd.index.ballast import Ballast
 from bockd.index.index import LmdbIndex
 from bockd.pool.index import Transaction
 from bockd.runtime.steps import Background
+from tests.drivers.local.named import volume_named
 
 from ..daemon.process import program
 from .conftest import MIB, PoolDirectory, serving
@@ -190,9 +191,7 @@ def test_a_volume_that_failed(pool: PoolDirectory) -> None:
 
     def fail(txn: Transaction) -> None:
         catalogue = Catalogue(txn)
-        catalogue.put_volume(
-            replace(catalogue.volume(opened.registry.find_volume("disk1")), failed="EIO")
-        )
+        catalogue.put_volume(replace(catalogue.volume(volume_named(opened, "disk1")), failed="EIO"))
 
     opened.index.update(fail)
     opened.release()

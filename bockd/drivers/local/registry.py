@@ -208,16 +208,6 @@ class Registry:
         where the index may have lost cells: what was lost may be of layers to come."""
         return self.pack() and not self.store.index.may_miss(CELLS)
 
-    def find_volume(self, ref: str) -> VolumeId:
-        """Return the volume of an id or a name. Raises NotFoundError."""
-        with self.catalogue() as catalogue:
-            return VolumeId(catalogue.find(NodeKind.VOLUME, ref))
-
-    def find_snapshot(self, ref: str) -> SnapshotId:
-        """Return the snapshot of an id or a name. Raises NotFoundError."""
-        with self.catalogue() as catalogue:
-            return SnapshotId(catalogue.find(NodeKind.SNAPSHOT, ref))
-
     async def exclusive(
         self,
         node: int,

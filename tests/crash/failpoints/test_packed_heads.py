@@ -23,6 +23,7 @@ from bockd.drivers.local.volume import cells
 from bockd.failpoints import VARIABLE, Failpoint
 from bockd.model import BLOCK_SIZE
 from bockd.runtime.steps import Background, run_inline
+from tests.drivers.local.named import snapshot_named, volume_named
 
 from .run import OF_PACKED_HEADS
 
@@ -78,7 +79,7 @@ class Worker:
         self._say("end", blocks, value)
 
     def work(self, pool: LocalPool, background: Background) -> None:
-        volume = pool.registry.find_volume("v")
+        volume = volume_named(pool, "v")
         device = run_inline(pool.registry.use_volume(volume)).volume
         background.run()  # a sweep, if a death has left strays
 
@@ -174,8 +175,8 @@ def verify(root: Path, told: Path) -> None:
     run_inline(pool.registry.recover_volumes())
     report = check_open_pool(pool.registry.store, live=frozenset(), repair=False)
     assert report.clean, report.problems
-    device = run_inline(pool.registry.use_volume(pool.registry.find_volume("v"))).volume
-    snapshot = run_inline(pool.registry.use_snapshot(pool.registry.find_snapshot("s"))).snapshot
+    device = run_inline(pool.registry.use_volume(volume_named(pool, "v"))).volume
+    snapshot = run_inline(pool.registry.use_snapshot(snapshot_named(pool, "s"))).snapshot
     found = bytearray(SIZE)
     run_inline(snapshot.read(0, memoryview(found)))
     assert found == b"@" * SIZE

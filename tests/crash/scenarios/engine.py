@@ -13,6 +13,7 @@ from bockd.model import BLOCK_SIZE
 from bockd.runtime.steps import run_inline
 from tests.crash.powercut.mounted import PowerCutDisk
 from tests.crash.scenarios.stage import SECTOR, Stage, block_of
+from tests.drivers.local.named import snapshot_named
 
 THE_HEAD = "_final: syncing the head layer"
 """The place of a flush's data sync."""
@@ -123,7 +124,7 @@ def revert_before_the_old_journal_is_gone(disk: PowerCutDisk) -> None:
     events, ended = 0, False
     while not ended:
         stage = prepared(disk)
-        snapshot = stage.pool.registry.find_snapshot("s")
+        snapshot = snapshot_named(stage.pool, "s")
         stage.write(5, b"new")
         stage.flush()
         stage.leave()
@@ -210,7 +211,7 @@ def read_while_its_layer_is_reclaimed(disk: PowerCutDisk) -> None:
     """A read that has planned to use a layer finds its bytes there, whatever is deleted, punched
     and unlinked meanwhile."""
     stage = prepared(disk)
-    snapshot = stage.pool.registry.find_snapshot("s")
+    snapshot = snapshot_named(stage.pool, "s")
     buffer = bytearray(BLOCK_SIZE)
     run_inline(stage.device.loader.load(5, 6))
     read = stage.conductor.begin(stage.device.read(5 * BLOCK_SIZE, memoryview(buffer)))
@@ -236,7 +237,7 @@ def deletion_while_a_redirect_is_unflushed(disk: PowerCutDisk) -> None:
     cuts, ended = 0, False
     while not ended:
         stage = prepared(disk)
-        snapshot = stage.pool.registry.find_snapshot("s")
+        snapshot = snapshot_named(stage.pool, "s")
         disk.arm(stage.life, 1 + 3 * cuts)
         stage.write(5, b"new")
         stage.conductor.begin(stage.pool.delete_snapshot(snapshot))

@@ -13,6 +13,7 @@ from bockd.model import BLOCK_SIZE, MIB, SnapshotId
 from bockd.runtime.steps import run_inline
 from tests.crash.powercut.mounted import PowerCutDisk
 from tests.crash.scenarios.conductor import Conductor
+from tests.drivers.local.named import volume_named
 from tests.drivers.local.process import close_everything_below, die
 
 SIZE = 2 * MIB
@@ -40,7 +41,7 @@ class Stage:
         self._open()
         if life is None:
             run_inline(self.pool.create_volume("v", SIZE))
-        self.volume = self.pool.registry.find_volume("v")
+        self.volume = volume_named(self.pool, "v")
         run_inline(self.pool.registry.recover_volumes())
         assert not self.pool.registry.refusals, self.pool.registry.refusals
         report = check_open_pool(self.pool.registry.store, live=frozenset(), repair=False)

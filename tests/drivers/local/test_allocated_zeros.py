@@ -23,6 +23,7 @@ from bockd.model import BLOCK_SIZE, KIB, MIB, TIB, LayerId
 from bockd.pool.reports import CheckReport
 from bockd.runtime.steps import Background, Blocking, run_inline
 from tests.drivers.local.bench_pool import SIZE, Bench
+from tests.drivers.local.named import snapshot_named
 from tests.drivers.local.process import die
 
 BLOCKS = SIZE // BLOCK_SIZE
@@ -129,7 +130,7 @@ def test_zeros_that_were_acknowledged_survive_a_death(
     bench.background = Background()
     bench.pool = LocalPool.open(Path(f"{tmp_path}.copy"), bench.background.spawn)
     assert [bench.block(bench.volume, n) for n in (0, 7, BLOCKS - 1)] == [b"\0", b"c", b"\0"]
-    snapshot = bench.pool.registry.find_snapshot("s")
+    snapshot = snapshot_named(bench.pool, "s")
     assert bench.block(snapshot, 0) == b"a"
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from bockd.drivers.local.pool import LocalPool
 from bockd.runtime.steps import Background, run_inline
 from tests.drivers.local.bench_pool import Bench
+from tests.drivers.local.named import snapshot_named
 from tests.drivers.local.process import die
 
 
@@ -28,9 +29,9 @@ def test_a_pool_whose_clock_is_set_back(tmp_path: Path) -> None:
     bench.background = Background()
     bench.pool = LocalPool.open(tmp_path, bench.background.spawn)
     for number in range(4):
-        shot = bench.pool.registry.find_snapshot(f"s{number}")
+        shot = snapshot_named(bench.pool, f"s{number}")
         assert bench.block(shot, 0) == b"%d" % number
     assert bench.block(bench.volume, 0) == b"n"
-    bench.delete(bench.pool.registry.find_snapshot("s1"))
+    bench.delete(snapshot_named(bench.pool, "s1"))
     run_inline(bench.pool.registry.close_idle_volume(bench.volume))
     die(bench.pool)

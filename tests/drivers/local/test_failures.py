@@ -15,6 +15,7 @@ from bockd.index.index import LmdbIndex
 from bockd.model import BLOCK_SIZE
 from bockd.runtime.steps import Background, run_inline
 from tests.drivers.local.bench_pool import SIZE, Bench
+from tests.drivers.local.named import snapshot_named
 from tests.drivers.local.process import die
 
 
@@ -30,7 +31,7 @@ def reading_after_death(root: Path, bench: Bench, snapshot: str, block: int) -> 
     die(bench.pool)
     bench.background = Background()
     bench.pool = LocalPool.open(root, bench.background.spawn)
-    found = bench.pool.registry.find_snapshot(snapshot)
+    found = snapshot_named(bench.pool, snapshot)
     return bench.block(bench.volume, block), bench.block(found, block)
 
 

@@ -27,6 +27,7 @@ from bockd.index.keys import id_key
 from bockd.model import MIB
 from bockd.pool.index import Transaction
 from bockd.runtime.steps import Steps, run_inline
+from tests.drivers.local.named import volume_named
 
 
 def nothing(_steps: Steps[None]) -> None:
@@ -85,7 +86,7 @@ def test_a_pool_of_an_older_format_becomes_ours(root: Path, older: int) -> None:
     before = put_format(root, older)
     assert record_of(root) == before  # who only joins it changes nothing
     with opened(root) as pool:
-        assert pool.registry.find_volume("kept")
+        assert volume_named(pool, "kept")
     assert record_of(root) == replace(before, format=FORMAT)
 
 

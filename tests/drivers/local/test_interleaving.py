@@ -20,6 +20,7 @@ from bockd.drivers.local.volume.reading import Reader
 from bockd.drivers.local.volume.volume import Volume
 from bockd.model import BLOCK_SIZE, MIB, Extent, SnapshotId, VolumeId
 from bockd.runtime.steps import Background, run_inline
+from tests.drivers.local.named import snapshot_named
 from tests.drivers.local.process import die
 from tests.drivers.local.schedule import History, Scheduler, Span
 
@@ -179,7 +180,7 @@ class Run:
         pool = self.pool
 
         def remember() -> None:
-            ref = pool.registry.find_snapshot(name)
+            ref = snapshot_named(pool, name)
             self.snapshots.append((ref, began, self.scheduler.now))
 
         self.scheduler.start(pool.create_snapshot(self.volume, name), remember)

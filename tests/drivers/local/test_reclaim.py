@@ -16,6 +16,7 @@ from bockd.errors import DamagedError
 from bockd.model import BLOCK_SIZE, MIB, SnapshotId, VolumeId
 from bockd.runtime.steps import Blocking, run_inline
 from tests.drivers.local.bench_pool import Bench
+from tests.drivers.local.named import snapshot_named
 from tests.drivers.local.process import die
 from tests.drivers.local.rotting import rot
 
@@ -94,7 +95,7 @@ def test_a_deleted_volume_leaves_nothing(bench: Bench) -> None:
     run_inline(bench.pool.delete_volume(bench.volume))
     run_inline(bench.reclaimer.run())
     assert bench.allocated() == 200 * BLOCK_SIZE
-    run_inline(bench.pool.delete_snapshot(bench.pool.registry.find_snapshot("s")))
+    run_inline(bench.pool.delete_snapshot(snapshot_named(bench.pool, "s")))
     run_inline(bench.reclaimer.run())
     assert os.listdir(bench.pool.registry.store.layout.layers) == []
     assert bench.maps() == 0
