@@ -34,7 +34,7 @@ from bockd.drivers.local.format import cells
 from bockd.drivers.local.format.blockmap import own_leaves
 from bockd.drivers.local.format.catalogue import Catalogue
 from bockd.drivers.local.format.fileranges import punch_range
-from bockd.drivers.local.format.forgetting import forget_layer, kill_map
+from bockd.drivers.local.format.forgetting import forget_layer, forget_node
 from bockd.drivers.local.format.layer import segment_sizes
 from bockd.drivers.local.format.layout import Layout, unlink_if_present
 from bockd.drivers.local.format.leaf import LEAF_BYTES, LEAVES, leaf_key
@@ -42,11 +42,9 @@ from bockd.drivers.local.format.locks import FileLock
 from bockd.errors import ConflictError, DamagedError, InvalidRequestError, from_os_error
 from bockd.index.ballast import Ballast
 from bockd.index.index import LmdbIndex
-from bockd.index.keys import id_key
 from bockd.index.mapsize import read_map_size, write_map_size
-from bockd.model import MIB, LayerId, NodeKind, SnapshotId, VolumeId
+from bockd.model import MIB, LayerId, SnapshotId, VolumeId
 from bockd.pool.index import Transaction
-from bockd.pool.nodes import SNAPSHOTS
 
 STAMPS = "backup.json"
 CREDENTIALS_FILE = "credentials.json"
@@ -340,10 +338,7 @@ def _show_frozen(txn: Transaction, snapshots: Mapping[VolumeId, SnapshotId]) -> 
             replace(volume, generation=volume.generation + 1, segment=0, opened=False)
         )
     for number in snapshots.values():
-        record = catalogue.snapshot(number)
-        catalogue.free_name(NodeKind.SNAPSHOT, record.name)
-        txn.delete(SNAPSHOTS, id_key(number))
-        kill_map(txn, record.map)
+        forget_node(txn, catalogue.snapshot(number))
 
 
 def _share(reader: int, writer: int) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from bockd.drivers.local.format.catalogue import Catalogue, LocalSnapshotRecord, LocalVolumeRecord
-from bockd.drivers.local.format.forgetting import kill_map
+from bockd.drivers.local.format.forgetting import forget_node
 from bockd.drivers.local.format.layout import unlink_leftover
 from bockd.drivers.local.format.locks import touch_if_possible
 from bockd.drivers.local.newheads import HeadChange, change_head
@@ -155,10 +155,8 @@ class SnapshotOperations:
         lock = lock_snapshot(self._store, snapshot, shared=False)
 
         def change(txn: Transaction) -> None:
-            catalogue = Catalogue(txn)
-            record = catalogue.snapshot(snapshot)
-            catalogue.forget(NodeKind.SNAPSHOT, snapshot, record.name)
-            kill_map(txn, record.map)
+            record = Catalogue(txn).snapshot(snapshot)
+            forget_node(txn, record)
             in_transaction(txn, record)
             hit(Failpoint.DELETE_SNAPSHOT_CHANGED)
 

@@ -14,7 +14,7 @@ from bockd.drivers.local.format.catalogue import (
     LocalSnapshotRecord,
     LocalVolumeRecord,
 )
-from bockd.drivers.local.format.forgetting import kill_map
+from bockd.drivers.local.format.forgetting import forget_node, kill_map
 from bockd.drivers.local.format.layer import Layer
 from bockd.drivers.local.format.locks import touch_if_possible
 from bockd.drivers.local.newlayers import LayerMaker
@@ -228,10 +228,8 @@ class VolumeOperations:
         lock = lock_volume(self._store, volume)
 
         def change(txn: Transaction) -> None:
-            catalogue = Catalogue(txn)
-            record = catalogue.volume(volume)
-            catalogue.forget(NodeKind.VOLUME, volume, record.name)
-            kill_map(txn, record.map)
+            record = Catalogue(txn).volume(volume)
+            forget_node(txn, record)
             in_transaction(txn, record)
             hit(Failpoint.DELETE_CHANGED)
 

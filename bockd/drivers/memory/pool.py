@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
+from typing import TypeVar
 
 import msgspec
 
@@ -37,6 +38,8 @@ from bockd.runtime.waiting import Mutex
 from bockd.validation import check_name, check_volume_size
 
 FEATURES = Features(driver="memory", durable=False, hole_bytes=BLOCK_SIZE, shares_blocks=False)
+
+R = TypeVar("R", VolumeRecord, SnapshotRecord)
 
 ROOM_BYTES = 64 * GIB
 """What the pool says that it stands on."""
@@ -299,17 +302,29 @@ class MemoryPool:
         self, volume: VolumeId, in_transaction: WithVolume = nothing_more
     ) -> None:
         """See the contract."""
+        await self._delete(
+            NodeKind.VOLUME, volume, lambda nodes: nodes.volume(volume), in_transaction
+        )
+
+    async def _delete(
+        self,
+        kind: NodeKind,
+        node: int,
+        look: Callable[[Nodes], R],
+        in_transaction: Callable[[Transaction, R], None],
+    ) -> None:
+        """Delete a volume or snapshot, whose record `look` returns."""
 
         def change(txn: Transaction) -> None:
             nodes = Nodes(txn)
-            record = nodes.volume(volume)
-            nodes.forget(NodeKind.VOLUME, volume, record.name)
+            record = look(nodes)
+            nodes.forget(kind, node, record.name)
             in_transaction(txn, record)
 
-        async with self._exclusive(volume):
-            self._refuse_used(NodeKind.VOLUME, volume)
+        async with self._exclusive(node):
+            self._refuse_used(kind, node)
             self.index.update(change)
-            del self._devices[NodeKind.VOLUME, volume]
+            del self._devices[kind, node]
 
     # -- snapshots ---------------------------------------------------------------------------
 
@@ -360,17 +375,9 @@ class MemoryPool:
         self, snapshot: SnapshotId, in_transaction: WithSnapshot = nothing_more
     ) -> None:
         """See the contract."""
-
-        def change(txn: Transaction) -> None:
-            nodes = Nodes(txn)
-            record = nodes.snapshot(snapshot)
-            nodes.forget(NodeKind.SNAPSHOT, snapshot, record.name)
-            in_transaction(txn, record)
-
-        async with self._exclusive(snapshot):
-            self._refuse_used(NodeKind.SNAPSHOT, snapshot)
-            self.index.update(change)
-            del self._devices[NodeKind.SNAPSHOT, snapshot]
+        await self._delete(
+            NodeKind.SNAPSHOT, snapshot, lambda nodes: nodes.snapshot(snapshot), in_transaction
+        )
 
     # -- measuring ---------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
-"""Forgetting maps that nobody shows any more, and layers that no map leads to: all that the index
-has of a layer but its checksums and cells, which are many and go in batches, before its files do.
+"""Forgetting volumes and snapshots, maps that nobody shows any more, and layers that no map leads
+to: all that the index has of a layer but its checksums and cells, which are many and go in batches,
+before its files do.
 """
 
 from __future__ import annotations
@@ -7,9 +8,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 from bockd.drivers.local.format import checksums, queue
-from bockd.drivers.local.format.catalogue import Catalogue
-from bockd.model import LayerId, MapId
+from bockd.drivers.local.format.catalogue import Catalogue, LocalSnapshotRecord, LocalVolumeRecord
+from bockd.model import LayerId, MapId, NodeKind
 from bockd.pool.index import Transaction
+
+
+def forget_node(txn: Transaction, record: LocalVolumeRecord | LocalSnapshotRecord) -> None:
+    """Forget a volume or snapshot, free its name and kill its map. Raises DamagedError when the
+    index does not have the map."""
+    is_volume = isinstance(record, LocalVolumeRecord)
+    kind = NodeKind.VOLUME if is_volume else NodeKind.SNAPSHOT
+    Catalogue(txn).forget(kind, record.id, record.name)
+    kill_map(txn, record.map)
 
 
 def kill_map(txn: Transaction, map_id: MapId) -> None:
