@@ -12,7 +12,8 @@ from typing import TypeVar
 
 from bockd.drivers.local.access import StoreAccess
 from bockd.drivers.local.format.catalogue import LAYERS, Catalogue
-from bockd.drivers.local.format.layer import Layer, create_layer, unlink_layer
+from bockd.drivers.local.format.layer import Layer
+from bockd.drivers.local.format.layerfiles import create_layer, unlink_layer
 from bockd.errors import BockdError, from_os_error
 from bockd.index.keys import id_key
 from bockd.model import LayerId

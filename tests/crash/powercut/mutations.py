@@ -17,7 +17,7 @@ import lmdb
 
 from bockd.drivers.local import poolfiles
 from bockd.drivers.local.access import StoreAccess
-from bockd.drivers.local.format import journal, layer
+from bockd.drivers.local.format import journal, layer, layerfiles
 from bockd.drivers.local.format.blockmap import MapChanges
 from bockd.drivers.local.format.catalogue import Catalogue
 from bockd.drivers.local.format.journal import (
@@ -258,8 +258,8 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "journal segment: fsync": _without_fsync(journal, "create"),
     "journal segment: fsync of its directory": _without(journal),
-    "new layer: fsync": _without_fsync(layer, "create_layer"),
-    "new layer: fsync of its directory": _without(layer),
+    "new layer: fsync": _without_fsync(layerfiles, "create_layer"),
+    "new layer: fsync of its directory": _without(layerfiles),
     "grown layer: fsync": _without_fsync(layer, "grow"),
     "merged layer: sync": _without_layer_sync("_copy"),
     "index: all of LMDB's syncs": _lmdb_with(sync=False),

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from bockd.drivers.local.format import layer as layer_module
-from bockd.drivers.local.format.layer import Layer, create_layer
+from bockd.drivers.local.format.layer import Layer
+from bockd.drivers.local.format.layerfiles import create_layer
 from bockd.drivers.local.format.layout import Layout
 from bockd.drivers.local.integrity.check import check_open_pool
 from bockd.drivers.local.pool import LocalPool

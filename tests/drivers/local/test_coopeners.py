@@ -12,7 +12,8 @@ import pytest
 
 from bockd.drivers.local import opening
 from bockd.drivers.local.coopeners import elsewhere, without_co_openers
-from bockd.drivers.local.format.layer import Layer, unlink_layer, verify_layer
+from bockd.drivers.local.format.layer import Layer, verify_layer
+from bockd.drivers.local.format.layerfiles import unlink_layer
 from bockd.drivers.local.format.layout import JournalName, Layout
 from bockd.drivers.local.format.locks import FileLock
 from bockd.drivers.local.maintenance import merging

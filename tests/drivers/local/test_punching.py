@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from bockd.drivers.local.format.journal import JournalSegment
-from bockd.drivers.local.format.layer import Layer, create_layer
+from bockd.drivers.local.format.layer import Layer
+from bockd.drivers.local.format.layerfiles import create_layer
 from bockd.drivers.local.format.layout import Layout
 from bockd.drivers.local.volume.punching import Puncher
 from bockd.errors import VolumeFailedError

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from bockd.directories import sync_directory
 from bockd.drivers.local.format.fileranges import punch_range, unwritten_ranges, zero_range
@@ -120,10 +120,10 @@ class Layer:
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
             nowait = _supports_nowait(descriptors[0])
         except OSError as error:
-            _close_all(descriptors)
+            close_all(descriptors)
             raise from_os_error(error, f"opening layer {layer_id}") from error
         except BaseException:
-            _close_all(descriptors)
+            close_all(descriptors)
             raise
         return cls(layer_id, descriptors, nowait=nowait, packed=packed)
 
@@ -143,7 +143,7 @@ class Layer:
         self._windows.forget()
         descriptors = self.descriptors
         self.adopt([])
-        _close_all(descriptors)
+        close_all(descriptors)
 
     def read(self, offset: int, into: memoryview) -> None:
         """Fill `into`, waiting for the disk if need be. Raises DeviceError, and DamagedError at the
@@ -434,55 +434,8 @@ def segment_sizes(size_bytes: int) -> list[int]:
     return [SEGMENT_BYTES] * full + ([rest] if rest or not full else [])
 
 
-def create_layer(layout: Layout, layer_id: LayerId, size_bytes: int) -> None:
-    """Make the files of an empty layer, durably. They are named by nobody yet.
-
-    A file that is there already is the remains of a creation that no transaction followed; it is
-    taken over if it is empty, and DamagedError if it holds data (an index older than its files).
-    """
-    descriptors: list[int] = []
-    try:
-        for number, size in enumerate(segment_sizes(size_bytes)):
-            path = layout.layer_segment(layer_id, number)
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            descriptors.append(fd)
-            os.ftruncate(fd, size)
-        if not Layer(layer_id, descriptors, nowait=False).is_empty():
-            _refuse_foreign_data(layout, layer_id)
-        hit(Failpoint.LAYER_CREATED)
-        for fd in descriptors:
-            os.fsync(fd)
-    finally:
-        _close_all(descriptors)
-    sync_directory(layout.layers)
-    hit(Failpoint.LAYER_SYNCED)
-
-
-def _refuse_foreign_data(layout: Layout, layer_id: LayerId) -> NoReturn:
-    raise DamagedError(
-        f"{layout.layer_segment(layer_id, 0)} holds data, but the index does not know it: "
-        "the index is older than the layers; restore both from the same backup"
-    )
-
-
-def unlink_layer(layout: Layout, layer_id: LayerId) -> None:
-    """Remove the files of a layer that the index has forgotten; repeating it does no harm."""
-    number = 0
-    while True:
-        try:
-            os.unlink(layout.layer_segment(layer_id, number))
-        except FileNotFoundError:
-            if number:
-                return
-        else:
-            hit(Failpoint.LAYER_UNLINKED)
-        number += 1
-        if number > 2:
-            return
-
-
 def verify_layer(layout: Layout, layer_id: LayerId, file_bytes: int) -> None:
-    """Raise DamagedError if a segment file is missing or too short; without opening any."""
+    """Raise DamagedError if a segment file is missing or too short. Open none."""
     for number, needed in enumerate(segment_sizes(file_bytes)):
         path = layout.layer_segment(layer_id, number)
         try:
@@ -526,7 +479,8 @@ def _supports_nowait(fd: int) -> bool:
     return True
 
 
-def _close_all(descriptors: list[int]) -> None:
+def close_all(descriptors: list[int]) -> None:
+    """Close files. Errors are ignored."""
     for fd in descriptors:
         with suppress(OSError):
             os.close(fd)

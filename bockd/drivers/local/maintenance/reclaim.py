@@ -35,7 +35,8 @@ from bockd.drivers.local.format.catalogue import (
     LayerRecord,
 )
 from bockd.drivers.local.format.forgetting import forget_layer
-from bockd.drivers.local.format.layer import Layer, unlink_layer
+from bockd.drivers.local.format.layer import Layer
+from bockd.drivers.local.format.layerfiles import unlink_layer
 from bockd.drivers.local.format.leaf import LEAVES, Leaf, leaf_key
 from bockd.drivers.local.maintenance.merging import LayerMerger
 from bockd.drivers.local.registry import Registry

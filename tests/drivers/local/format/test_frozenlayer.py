@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from bockd.drivers.local.format.frozenlayer import FrozenLayer, OpenFiles
-from bockd.drivers.local.format.layer import Layer, create_layer
+from bockd.drivers.local.format.layer import Layer
+from bockd.drivers.local.format.layerfiles import create_layer
 from bockd.drivers.local.format.layout import Layout
 from bockd.errors import DamagedError
 from bockd.model import BLOCK_SIZE, LayerId

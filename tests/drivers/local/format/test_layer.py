@@ -8,14 +8,8 @@ from pathlib import Path
 import pytest
 
 from bockd.drivers.local.format import layer as layer_module
-from bockd.drivers.local.format.layer import (
-    SEGMENT_BYTES,
-    Layer,
-    create_layer,
-    segment_sizes,
-    unlink_layer,
-    verify_layer,
-)
+from bockd.drivers.local.format.layer import SEGMENT_BYTES, Layer, segment_sizes, verify_layer
+from bockd.drivers.local.format.layerfiles import create_layer, unlink_layer
 from bockd.drivers.local.format.layout import Layout
 from bockd.errors import DamagedError
 from bockd.model import MIB, TIB, LayerId
@@ -87,21 +81,6 @@ def test_a_missing_or_short_file_is_refused_by_name(layout: Layout) -> None:
         Layer.open(layout, LAYER, 2 * MIB, writable=False)
     with pytest.raises(DamagedError, match=r"5\.0 is missing"):
         verify_layer(layout, LAYER, 2 * MIB)
-
-
-def test_files_left_by_a_creation_that_never_was_are_taken_over(layout: Layout) -> None:
-    create_layer(layout, LAYER, MIB)
-    create_layer(layout, LAYER, 3 * MIB)
-    verify_layer(layout, LAYER, 3 * MIB)
-
-
-def test_data_that_the_index_does_not_know_is_never_overwritten(layout: Layout) -> None:
-    create_layer(layout, LAYER, MIB)
-    layer = Layer.open(layout, LAYER, MIB, writable=True)
-    layer.write(0, memoryview(b"precious"))
-    layer.close()
-    with pytest.raises(DamagedError, match="older"):
-        create_layer(layout, LAYER, MIB)
 
 
 def test_what_a_file_has_beyond_its_segment_is_not_in_the_layer(

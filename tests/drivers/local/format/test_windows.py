@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bockd.drivers.local.format.layer import Layer, create_layer
+from bockd.drivers.local.format.layer import Layer
+from bockd.drivers.local.format.layerfiles import create_layer
 from bockd.drivers.local.format.layout import Layout
 from bockd.drivers.local.format.windows import MAX_WINDOWS, WINDOW_BYTES, Window, Windows
 from bockd.model import MIB, LayerId
