@@ -144,7 +144,7 @@ async def open_volume(
     parts = VolumeParts(store, files.record, loader.cache, gate, spawn, on_garbage)
     device = Volume(store, loader, Durability(parts), gate, spawn)
     if files.sweep is not None:
-        device.start_sweep(files.sweep)
+        device.heads.start_sweep(files.sweep)
     return OpenVolume(device, files.lock)
 
 
@@ -220,8 +220,8 @@ async def close_volume(opened: OpenVolume, *, give_up: bool) -> None:
     if not give_up and failure.read_only is not None:
         raise failure.read_only
     try:
-        await volume.end_sweep()
-        await volume.finish_punching()
+        await volume.heads.end_sweep()
+        await volume.heads.finish_punching()
         await volume.end_reads()
         if failure.reason is None and durability.tail.begun:
             await durability.quiesced_commit(
@@ -254,9 +254,9 @@ async def abandon_volume(opened: OpenVolume) -> None:
     """Close a volume without bringing the index up to date: it has failed, or it is about to be
     deleted. Its journal stays on disk."""
     await opened.volume.gate.quiesce()
-    await opened.volume.end_sweep()
-    opened.volume.cancel_punching()
-    await opened.volume.finish_punching()
+    await opened.volume.heads.end_sweep()
+    opened.volume.heads.cancel_punching()
+    await opened.volume.heads.finish_punching()
     await opened.volume.end_reads()
     await opened.volume.durability.stop()
     await _give_back(opened)

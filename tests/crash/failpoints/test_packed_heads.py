@@ -105,7 +105,7 @@ class Worker:
             zero(100, 40, allocate=True)
             zero(100, 40, allocate=False)
             run_inline(device.flush())
-            run_inline(device.finish_punching())
+            run_inline(device.heads.finish_punching())
             run_inline(device.durability.checkpoint())
             write(120, 30)
             write(90, 2)

@@ -37,7 +37,7 @@ def another_block_after_a_trim(disk: PowerCutDisk) -> None:
         trim(stage, 5)
         trim(stage, 6)
         if punched:
-            run_inline(stage.device.finish_punching())
+            run_inline(stage.device.heads.finish_punching())
         for block in range(20, 24):
             stage.write(block, b"new")
         for left in stage.after_power_cut():
@@ -55,7 +55,7 @@ def read_while_its_cell_is_used_again(disk: PowerCutDisk) -> None:
     stage.conductor.before(read, "read")
     trim(stage, 5)
     trim(stage, 6)
-    run_inline(stage.device.finish_punching())
+    run_inline(stage.device.heads.finish_punching())
     checkpoint = stage.conductor.begin(stage.device.durability.checkpoint())
     stage.conductor.alone(checkpoint)
     for block in range(20, 24):
@@ -105,7 +105,7 @@ def lost_page_in_a_cell_that_is_used_again(disk: PowerCutDisk) -> None:
     checkpoint = stage.conductor.begin(stage.device.durability.checkpoint())
     stage.conductor.after(checkpoint, THE_HEAD)
     durable = path.read_bytes()
-    run_inline(stage.device.finish_punching())
+    run_inline(stage.device.heads.finish_punching())
     stage.conductor.alone(checkpoint)
     stage.conductor.run()
     for block in (20, 21):

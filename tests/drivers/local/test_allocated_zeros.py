@@ -74,7 +74,7 @@ def test_a_trim_of_allocated_zeros_gives_their_space_back(bench: Bench) -> None:
     before = bench.allocated()
     assert before >= SIZE
     run_inline(bench.device().trim(0, SIZE))
-    run_inline(bench.device().finish_punching())
+    run_inline(bench.device().heads.finish_punching())
     assert bench.allocated() <= before - SIZE
 
 

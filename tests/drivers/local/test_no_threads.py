@@ -109,7 +109,7 @@ def test_a_snapshot_is_made_and_the_former_head_replaced_by_the_next(
 
     assert bench.pool.registry.store.files.count == before + 2
     assert bench.block(bench.volume, 1) == b"a"
-    assert len(device._heads._punchers) == 1
+    assert len(device.heads._punchers) == 1
 
 
 def test_the_first_write_goes_on_where_no_reader_can_be_waited_for(

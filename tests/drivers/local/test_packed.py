@@ -229,12 +229,12 @@ def test_sweep_leaves_what_is_named_and_what_is_used_again(
     os.pwrite(head.descriptors[0], b"x" * BLOCK_SIZE, 44 * BLOCK_SIZE)
     bench.reopen(killed=True)
     device = bench.device()
-    sweep = device._heads._sweep
+    sweep = device.heads._sweep
     assert sweep is not None
     steps = stepwise(sweep.run())
     next(steps)  # the head is about to be opened
     bench.trim(0, 40)
-    run_inline(device.finish_punching())
+    run_inline(device.heads.finish_punching())
     bench.put(200, b"n")
     bench.checkpoint()
     bench.put(300, b"u", 20)

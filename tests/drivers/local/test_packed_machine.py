@@ -128,7 +128,7 @@ class PackedMachine(RuleBasedStateMachine):
     @rule()
     def turn_over(self) -> None:
         """All that was trimmed may be used again."""
-        run_inline(self.device.finish_punching())
+        run_inline(self.device.heads.finish_punching())
         self.flush()
         self.write(0, 1, 0, 0, fast=True)  # so that there is something to seal
         self.checkpoint()
@@ -205,7 +205,7 @@ class PackedMachine(RuleBasedStateMachine):
     def nothing_else_takes_space(self) -> None:
         """When all is punched and swept, the head has data in named cells alone."""
         self.work_in_background()
-        run_inline(self.device.finish_punching())
+        run_inline(self.device.heads.finish_punching())
         self.checkpoint()
         durability = self.device.durability
         if durability.cells is None or self.forgotten:

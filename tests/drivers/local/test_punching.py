@@ -85,7 +85,7 @@ def test_a_trim_that_the_journal_does_not_have_is_not_punched(
         with pytest.raises(VolumeFailedError):
             device.commit()
     bench.background.run()
-    run_inline(device.finish_punching())
+    run_inline(device.heads.finish_punching())
     assert bench.allocated() == before
     die(bench.pool)
 

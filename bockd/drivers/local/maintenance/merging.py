@@ -145,7 +145,7 @@ class LayerMerger:
         returns the same merge, to be continued."""
         for opened in list(self._registry.volumes.values()):
             # A former head may still be punched where the other layer's blocks are to go.
-            await opened.volume.finish_punching()
+            await opened.volume.heads.finish_punching()
         await blocking(self._copy, merge)
         await blocking(self._begin, merge)
         await blocking(self._redirect, merge)

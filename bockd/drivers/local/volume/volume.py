@@ -42,7 +42,6 @@ from bockd.drivers.local.volume.redirecting import (
     PackedLaneRedirects,
     RawLaneRedirects,
 )
-from bockd.drivers.local.volume.sweeping import Sweep
 from bockd.drivers.local.volume.zeros import is_zeros, zero_blocks, zero_pieces
 from bockd.errors import DamagedError, from_os_error
 from bockd.failpoints import Failpoint, hit
@@ -89,11 +88,11 @@ class Volume(Reader):
         self._piece_bytes = store.write_pieces.size_bytes
         self.locks = RangeLocks()
         self.gate = gate
-        self._heads = Heads(store, loader.layers, durability, self.locks, self.drain_reads, spawn)
+        self.heads = Heads(store, loader.layers, durability, self.locks, self.drain_reads, spawn)
         self._allocator = ZeroAllocator(
             loader,
             durability,
-            self._heads,
+            self.heads,
             gate,
             self.locks,
             enter=lambda more, cells: self._enter(reserve=False, more=more, cells=cells),
@@ -114,7 +113,7 @@ class Volume(Reader):
         replaced = self.layers.take_over(head)
         self.adopt_head(head)
         if replaced is not None:
-            self._heads.close_later(replaced)
+            self.heads.close_later(replaced)
 
     def adopt_head(self, head: Layer) -> None:
         """Write to `head` from now on: at the first change, and after each snapshot."""
@@ -122,7 +121,7 @@ class Volume(Reader):
         head.mark_in_memory()  # not sooner: recovery looks for the mark of an earlier opening
         self._flusher.head = head
         self._head_descriptor = head.descriptors[0]
-        self._packed = self._heads.packed = self._redirects = None
+        self._packed = self.heads.packed = self._redirects = None
         lane = LaneVolume(
             self.map,
             self._tail,
@@ -133,8 +132,8 @@ class Volume(Reader):
             self.commit,
         )
         if head.packed:
-            cells = self._heads.adopt_packed(head, self._head_slot)
-            self._packed = self._heads.packed = PackedWriter(
+            cells = self.heads.adopt_packed(head, self._head_slot)
+            self._packed = self.heads.packed = PackedWriter(
                 self.loader,
                 self.durability,
                 self.gate,
@@ -144,11 +143,11 @@ class Volume(Reader):
                 self._head_slot,
                 cells,
                 self._piece_bytes,
-                self._heads.start_punching,
+                self.heads.start_punching,
             )
             self._redirects = PackedLaneRedirects(lane, self._packed)
             return
-        self._puncher = self._heads.adopt(head, self._head_slot)
+        self._puncher = self.heads.adopt(head, self._head_slot)
         self._redirects = RawLaneRedirects(lane, self._puncher)
 
     def adopt_size(self, size_bytes: int) -> None:
@@ -482,25 +481,9 @@ class Volume(Reader):
         elif made.of_head:
             # The whole of it is holes now, so punching between the head's blocks harms nobody.
             self._puncher.pending.add(made.first, made.end)
-            self._heads.start_punching()
+            self.heads.start_punching()
         self._made_holes = True
         hit(Failpoint.TRIM_REMAPPED)
-
-    def start_sweep(self, sweep: Sweep) -> None:
-        """Have the head swept in the background, which a recovery may have left with strays."""
-        self._heads.start_sweep(sweep)
-
-    async def end_sweep(self) -> None:
-        """End a sweep that is under way: the volume is about to be closed."""
-        await self._heads.end_sweep()
-
-    async def finish_punching(self) -> None:
-        """Wait until nothing that was trimmed waits to be punched."""
-        await self._heads.finish_punching()
-
-    def cancel_punching(self) -> None:
-        """Forget what waits to be punched: the volume is about to be deleted."""
-        self._heads.cancel_punching()
 
     # -- flush -------------------------------------------------------------------------------
 
