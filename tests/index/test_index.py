@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
+import lmdb
 import pytest
 
 from bockd.drivers.local.format.catalogue import MAPS, META
@@ -166,6 +170,57 @@ def test_what_may_be_under_a_damaged_key_is_not_absent(directory: Path) -> None:
             with pytest.raises(DamagedError, match="checksum"):
                 list(looking(LEAVES, b"entry-12", b"entry-19"))
     with index.examining() as txn:
+        assert txn.get(LEAVES, b"entry-20") is None
+    index.close()
+
+
+class _Between:
+    """An environment in which something happens as soon as a reader has begun."""
+
+    def __init__(self, env: lmdb.Environment, call: Callable[[], None]) -> None:
+        self._env = env
+        self._call = call
+
+    def begin(self, *, write: bool) -> lmdb.Transaction:
+        begun = self._env.begin(write=write)
+        if not write:
+            self._call()
+        return begun
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._env, name)
+
+
+@pytest.mark.parametrize("how", ["erase", "close_gaps"])
+def test_a_gap_that_is_closed_when_a_reader_has_begun_is_there_for_it(
+    directory: Path, how: str
+) -> None:
+    """It sees the index as it was, where what was lost is not absent."""
+    index = open_index(directory)
+
+    def fill(txn: LmdbTransaction) -> None:
+        for name in (b"entry-10", b"entry-20", b"entry-30"):
+            txn.put(LEAVES, name, b"value")
+
+    def close(txn: LmdbTransaction) -> None:
+        closing = txn.erase if how == "erase" else txn.close_gaps
+        closing(LEAVES, b"entry-11", b"entry-30")
+
+    index.update(fill)
+    index.close()
+    damage(directory, leaf_offset(directory, b"entry-20") + 7, 0x02)
+    index = open_index(directory)
+    opened = index._opened
+    assert opened is not None
+    between = cast(lmdb.Environment, _Between(opened.env, lambda: index.update(close)))
+    index._opened = replace(opened, env=between)
+
+    with index.reading() as txn, pytest.raises(DamagedError, match="checksum"):
+        txn.get(LEAVES, b"entry-20")
+
+    index._opened = opened
+    assert not index.may_miss(LEAVES)
+    with index.reading() as txn:
         assert txn.get(LEAVES, b"entry-20") is None
     index.close()
 
