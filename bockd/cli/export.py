@@ -24,6 +24,7 @@ from bockd.cli.copying import copy_out, reads_as_zeros
 from bockd.cli.output import json_option, report
 from bockd.cli.records import Snapshot, Volume
 from bockd.cli.scratch import scratch
+from bockd.cli.silence import NBD_QUESTION, telling_silence
 from bockd.cli.sizes import format_size
 from bockd.cli.storage import connect
 from bockd.cli.transfer import local_uri
@@ -166,18 +167,19 @@ def export(
 ) -> None:
     """Write an export to an image file and say so, or to standard output."""
     uri = local_uri(source)
-    length = source.size_bytes if padded else length_given_back(source, uri)
     title = f"exporting {source.name}"
-    if image == STANDARD_OUTPUT:
-        try:
-            write_out(uri, length, image_format, title)
-        except BrokenPipeError as error:
-            discard_output()
-            raise BockdError("nobody reads standard output any more") from error
-        return
     target = Path(image).absolute()
-    with written_whole(target, force=force) as partial, byte_bar(title, length) as show:
-        write_image(uri, length, image_format, partial, show)
+    with telling_silence(split_export_uri(uri)[1], NBD_QUESTION):
+        length = source.size_bytes if padded else length_given_back(source, uri)
+        if image == STANDARD_OUTPUT:
+            try:
+                write_out(uri, length, image_format, title)
+            except BrokenPipeError as error:
+                discard_output()
+                raise BockdError("nobody reads standard output any more") from error
+            return
+        with written_whole(target, force=force) as partial, byte_bar(title, length) as show:
+            write_image(uri, length, image_format, partial, show)
     report(
         {"image": str(target), "format": image_format, "size_bytes": length},
         f"exported {source.name} to {target} ({image_format}, {format_size(length)})",

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bockd import errors
+from bockd.cli.silence import HTTP_QUESTION, telling_silence
 from bockd.overunix import UnixConnection
 from bockd.tls.trust import Trust, strictness_advice
 
@@ -110,7 +111,8 @@ class Http:
             raise self._unreachable(url, reason) from error
         target = url.removeprefix(SOCKET_URL)
         try:
-            answer = self._local.exchange(method, target, content, headers, patient=patient)
+            with telling_silence(str(path), HTTP_QUESTION):
+                answer = self._local.exchange(method, target, content, headers, patient=patient)
         except TimeoutError as error:
             raise self._too_late(url, seconds) from error
         except (OSError, http.client.HTTPException) as error:

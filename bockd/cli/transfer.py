@@ -18,6 +18,7 @@ from bockd.cli.convert import (
 from bockd.cli.copying import copy_in, flush
 from bockd.cli.output import json_option, report
 from bockd.cli.records import Snapshot, Volume
+from bockd.cli.silence import NBD_QUESTION, telling_silence
 from bockd.cli.sizes import format_size
 from bockd.cli.sources import Source, name_of_source, note_dropped, opened_image, opened_source
 from bockd.cli.storage import StorageClient, connect
@@ -25,6 +26,7 @@ from bockd.cli.volume import where_to_connect
 from bockd.diskimage import IMPORT_FORMATS, Image
 from bockd.diskimage.room import room_for
 from bockd.errors import BockdError, InUseError, InvalidStateError, NotSupportedError
+from bockd.model import split_export_uri
 
 T = TypeVar("T")
 
@@ -114,16 +116,17 @@ def fill_export(uri: str, opened: Image, title: str) -> None:
     """Write an image to the export of a new volume, durably. Empty areas stay empty, because what
     is new reads as zeros. Raises BockdError."""
     title = f"importing {title}"
-    if opened.format != "raw":
-        arguments = ["-n", "--target-is-zero", "-W", *opened.source, "-O", "raw", uri]
-        convert(arguments, title=title, size_bytes=opened.size_bytes)
-        flush(uri)
-        return
-    try:
-        with byte_bar(title, opened.size_bytes) as show:
-            copy_in(opened.path, opened.size_bytes, uri, show)
-    except OSError as error:
-        raise BockdError(f"cannot read {opened.path}: {error.strerror}") from error
+    with telling_silence(split_export_uri(uri)[1], NBD_QUESTION):
+        if opened.format != "raw":
+            arguments = ["-n", "--target-is-zero", "-W", *opened.source, "-O", "raw", uri]
+            convert(arguments, title=title, size_bytes=opened.size_bytes)
+            flush(uri)
+            return
+        try:
+            with byte_bar(title, opened.size_bytes) as show:
+                copy_in(opened.path, opened.size_bytes, uri, show)
+        except OSError as error:
+            raise BockdError(f"cannot read {opened.path}: {error.strerror}") from error
 
 
 def discard(client: StorageClient, volume: Volume, cause: BaseException) -> None:
