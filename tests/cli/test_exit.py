@@ -89,18 +89,18 @@ def test_without_a_daemon_the_error_is_json(daemon: Daemon, tmp_path: Path) -> N
 
 
 def test_interrupted_at_a_question(daemon: Daemon) -> None:
-    daemon.bock("volume", "create", "kept", "--size", "1M")
-    asked = Terminal(daemon, "bock", "volume", "delete", "kept")
+    daemon.bock("volume", "create", "asked-about", "--size", "1M")
+    asked = Terminal(daemon, "bock", "volume", "delete", "asked-about")
     asked.wait_for("[y/N]: ")
     asked.signal(signal.SIGINT)
     assert asked.end() == 130
-    declined = Terminal(daemon, "bock", "volume", "delete", "kept")
+    declined = Terminal(daemon, "bock", "volume", "delete", "asked-about")
     declined.wait_for("[y/N]: ")
     declined.type("n\n")
     assert declined.end() == 1
     assert "nothing was done" in declined.seen
-    assert "kept" in daemon.names()
-    daemon.bock("volume", "delete", "kept")
+    assert "asked-about" in daemon.names()
+    daemon.bock("volume", "delete", "asked-about")
 
 
 def test_interrupted_while_it_waits(daemon: Daemon) -> None:
