@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from bockd.drivers.local.format import checksums
+from bockd.drivers.local.format.layer import Layer
 from bockd.drivers.local.integrity import scrub
 from bockd.drivers.local.integrity.check import check_open_pool
 from bockd.drivers.local.integrity.damage import scrub_status
@@ -218,6 +219,45 @@ def test_checksums_and_damage_move_with_merged_blocks(
     with bench.pool.index.reading() as txn:
         known = sum(len(sums) for *_, sums in checksums.ROWS.rows_from(txn, LayerId(0), 0))
     assert known == 6 + 9 * 5
+
+
+def test_half_merged_layer_may_have_the_checksum_of_a_hole_that_was_moved(
+    bench: ScrubBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block of zeros that is a hole, as a lost page or a sparse copy leaves it."""
+    bench.write(200, b"F", 6)
+    gather_layers(bench, 10, monkeypatch)
+    bench.read_all()
+    merger = LayerMerger(bench.pool.registry)
+    merge = merger.plan()
+    assert merge is not None
+    source = merge.source.id
+
+    def hollow(txn: Transaction) -> int:
+        sums = checksums.stored_sums(txn, source, 0)
+        sums[min(sums)] = checksums.crc_of(memoryview(bytes(BLOCK_SIZE)))
+        checksums.ROWS.put(txn, source, 0, sums)
+        return min(sums)
+
+    block = bench.pool.index.update(hollow)
+    layer = Layer.of(bench.pool.registry.store.layout, merge.source, writable=True)
+    layer.punch(block * BLOCK_SIZE, BLOCK_SIZE)
+    layer.close()
+
+    def problems() -> tuple[str, ...]:
+        live = frozenset(bench.pool.registry.volumes)
+        return check_open_pool(bench.pool.registry.store, live=live, repair=False).problems
+
+    assert problems() == ()
+    merger._copy(merge)
+    merger._begin(merge)
+    merger._redirect(merge)
+    assert problems() == ()
+    merge = merger.plan()
+    assert merge is not None
+    assert merge.source.id == source
+    run_inline(merger.run(merge))
+    assert problems() == ()
 
 
 def test_what_moves_before_it_is_read_is_read_where_it_went(

@@ -402,6 +402,7 @@ class _Checker:
         if self.doubt() is not None:
             self.blocks.doubt(*self.layers)
         heads = {self.volumes[v].head for v in self.live if v in self.volumes}
+        self.blocks.moving = frozenset(source for source, _ in queue.begun_merges(self.txn))
         for layer in self.layers.values():
             try:
                 if layer.id in heads:

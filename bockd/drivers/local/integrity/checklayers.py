@@ -51,6 +51,9 @@ class LayerCheck:
         self._stray_blocks: list[tuple[LayerId, int, Collection[int]]] = []
         self.leftover_count = 0
         """Cells of blocks that no map shows."""
+        self.moving: frozenset[LayerId] = frozenset()
+        """Layers whose blocks are being merged into others: those that were moved keep their
+        checksums until all are, also a block of zeros that is a hole."""
 
     def reach(self, layer: LayerId, number: int, first: int, end: int) -> None:
         """Record that a map refers to blocks first..end-1 of leaf `number` in `layer`."""
@@ -114,7 +117,8 @@ class LayerCheck:
         for number, mask in mapped.items():
             hollow = mask & ~(allocated.get(number, 0) | excused.get(number, 0))
             self.hollow_count += hollow.bit_count()
-        for number, mask in self._checksums.pop(record.id, {}).items():
+        known = self._checksums.pop(record.id, {})
+        for number, mask in known.items() if record.id not in self.moving else ():
             gone = mask & ~(mapped.get(number, 0) | allocated.get(number, 0))
             self.outlived_count += gone.bit_count()
         return sum(
