@@ -134,8 +134,9 @@ def test_no_more_is_gathered_than_there_is_room_for() -> None:
 
 
 def test_a_damaged_block_fails_its_own_read_only() -> None:
-    """One of a frozen layer that has checksums. It is marked, and logged once."""
-    with two_sides(structured=True, extended=False) as (side, _):
+    """One of a frozen layer that has checksums, at its own offset. It is marked, and logged
+    once."""
+    with two_sides(structured=True, extended=False, packed=False) as (side, _):
         fill(side)
         scrubber = Scrubber(side.pool.registry)
         while run_inline(scrubber.read_on()).more:
@@ -163,8 +164,8 @@ def test_a_damaged_block_fails_its_own_read_only() -> None:
 
 
 def test_what_cannot_be_read_fails_its_own_read_only() -> None:
-    """Of two files of which one was cut off."""
-    with two_sides(structured=True, extended=False) as (side, _):
+    """Of two files, with blocks at their own offsets, of which one was cut off."""
+    with two_sides(structured=True, extended=False, packed=False) as (side, _):
         fill(side)
         content = side.content()
         drop(side)
@@ -215,7 +216,7 @@ async def test_compiled_threads_read_what_needs_no_checksum() -> None:
 
 @in_trio
 async def test_what_a_compiled_thread_cannot_read_fails_its_own_read_only() -> None:
-    with two_sides(structured=True, extended=False) as (side, _):
+    with two_sides(structured=True, extended=False, packed=False) as (side, _):
         fill(side)
         content = side.content()
         drop(side)
