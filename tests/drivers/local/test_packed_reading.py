@@ -19,6 +19,7 @@ from bockd.drivers.local.integrity.scrub import Scrubber
 from bockd.drivers.local.pool import LocalPool
 from bockd.drivers.local.volume import leafcache
 from bockd.drivers.local.volume.reading import Reader
+from bockd.drivers.local.volume.runs import find_runs
 from bockd.drivers.local.volume.volume import Volume
 from bockd.errors import DamagedBlockError, DamagedError
 from bockd.model import BLOCK_SIZE, MIB, LayerId, SnapshotId, VolumeId
@@ -279,13 +280,13 @@ def test_a_run_ends_where_cells_do_not_follow_each_other(tmp_path: Path) -> None
         assert not Catalogue(txn).layer(layer).packed
     snapshot = run_inline(stack.pool.registry.use_snapshot(stack.older)).snapshot
     run_inline(snapshot.loader.load(300, 700))
-    [(first, end, _, cell)] = snapshot.map.runs(300, 700)
+    [(first, end, _, cell)] = find_runs(snapshot.map, 300, 700)
     assert (first, end, cell) == (300, 700, 300)
     run_inline(stack.pool.registry.close_all())
     packed = pack_layer(stack.pool.registry.store, layer, stack.random)
     snapshot = run_inline(stack.pool.registry.use_snapshot(stack.older)).snapshot
     run_inline(snapshot.loader.load(300, 700))
-    runs = snapshot.map.runs(300, 700)
+    runs = find_runs(snapshot.map, 300, 700)
     blocks = {b: cell + b - first for first, end, _, cell in runs for b in range(first, end)}
     assert blocks == {b: packed[b] for b in range(300, 700)}
     for (_, end, _, _), (first, _, _, following) in pairwise(runs):

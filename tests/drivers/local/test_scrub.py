@@ -16,6 +16,7 @@ from bockd.drivers.local.integrity.damage import scrub_status
 from bockd.drivers.local.integrity.scrub import Scrubber
 from bockd.drivers.local.maintenance.merging import LayerMerger
 from bockd.drivers.local.volume.reading import Reader
+from bockd.drivers.local.volume.runs import find_runs
 from bockd.errors import DamagedError
 from bockd.model import BLOCK_SIZE, LayerId, SnapshotId, VolumeId
 from bockd.pool.index import Transaction
@@ -57,7 +58,7 @@ class ScrubBench(Bench):
     def layer_of(self, node: VolumeId | SnapshotId, block: int) -> LayerId:
         device = self.reader(node)
         run_inline(device.loader.load(block, block + 1))
-        layer = device.layers.slots[device.map.runs(block, block + 1)[0][2]]
+        layer = device.layers.slots[find_runs(device.map, block, block + 1)[0][2]]
         assert layer is not None
         return layer.id
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from bockd.drivers.local.format import layer
 from bockd.drivers.local.format.journal import CellBlocks, Kind, ZeroBlocks, places
 from bockd.drivers.local.volume.loading import LeafLoader
+from bockd.drivers.local.volume.runs import find_runs
 from bockd.errors import from_os_error
 from bockd.failpoints import Failpoint, hit
 from bockd.model import BLOCK_SIZE, MIB
@@ -21,7 +22,7 @@ from bockd.runtime.waiting import RangeLocks, WriteGate
 if TYPE_CHECKING:
     from bockd.drivers.local.volume.durability import Durability
     from bockd.drivers.local.volume.heads import Heads
-    from bockd.drivers.local.volume.packedwrites import PackedWriter, Run
+    from bockd.drivers.local.volume.packedwrites import HeadRun, PackedWriter
 
 ALLOCATED_PIECE_BLOCKS = 64 * MIB // BLOCK_SIZE
 """Zeros allocated under one lock at most, in a thread: one group of leaves. Less would take longer
@@ -86,7 +87,7 @@ class ZeroAllocator:
         if not self._map.holds_only(first, end, self._heads.slot):
             await self._room.wait_for_index()
             await self._loader.load(first, end)
-            runs = self._map.runs(first, end)
+            runs = find_runs(self._map, first, end)
             elsewhere = [(low, high) for low, high, slot, _ in runs if slot != self._heads.slot]
         if self._tail.exposed() and elsewhere != [(first, end)]:
             self._foretell_zeros(range(first, end))
@@ -150,7 +151,7 @@ class ZeroAllocator:
         self._tail.stage_zeros(range(first, reached))
         return reached
 
-    def _zero_cells(self, runs: list[Run]) -> int:
+    def _zero_cells(self, runs: list[HeadRun]) -> int:
         """In a thread: zero runs of blocks in their cells, in order, for some milliseconds. Returns
         how far."""
         deadline = time.monotonic() + layer.ZERO_SECONDS
@@ -168,7 +169,7 @@ class ZeroAllocator:
             raise from_os_error(error, f"zeroing volume {self._volume}") from error
 
 
-def _with_cells(new: list[tuple[int, int]], cell: int, held: list[Run]) -> list[Run]:
+def _with_cells(new: list[tuple[int, int]], cell: int, held: list[HeadRun]) -> list[HeadRun]:
     """All runs in the order of blocks; the new ones lie in cells from `cell` on."""
     runs = list(held)
     for low, high in new:

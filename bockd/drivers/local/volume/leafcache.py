@@ -29,17 +29,12 @@ from bockd.drivers.local.format.leaf import (
     LEAF_SHIFT,
     Leaf,
     Numbering,
-    runs_of,
 )
 from bockd.drivers.local.volume.slots import DAMAGED_SLOT, HOLE_SLOT, LayerSlots
 from bockd.model import MIB, LayerId
 
 SlotLeaf: TypeAlias = "array[int]"
 """256 slots, typecode H."""
-
-Run = tuple[int, int, int, int]
-"""Blocks first..end-1 that lie one behind the other in one file: (first, end, slot, cell). Block b
-is at byte (cell + b - first) x 4096 there; in a raw layer its cell is its number."""
 
 GROUP_LEAVES = 64
 """Leaves that are read and evicted together: 64 MiB of volume, one cursor walk."""
@@ -152,51 +147,16 @@ class LeafCache:
         """Return whether a leaf is the shared one of its slot, and so uniform."""
         return self.shared.get(leaf[0]) is leaf
 
-    def runs(self, first: int, end: int) -> list[Run]:
-        """Return blocks first..end-1 as the longest runs. Their leaves are in memory."""
-        found: list[Run] = []
-        while first < end:
-            number = first >> LEAF_SHIFT
-            base = number << LEAF_SHIFT
-            stop = min(end, base + LEAF_BLOCKS)
-            leaf = self.leaf(number)
-            if self.is_shared(leaf):
-                pieces = [(first - base, stop - base, leaf[0])]
-            else:
-                pieces = runs_of(leaf, first - base, stop - base)
-            for start, until, slot in pieces:
-                if self._is_packed(slot):
-                    self._add_packed(found, number, start, until)
-                elif found and found[-1][2] == slot:
-                    found[-1] = (found[-1][0], base + until, slot, found[-1][3])
-                else:
-                    found.append((base + start, base + until, slot, base + start))
-            first = stop
-        return found
-
-    def _is_packed(self, slot: int) -> bool:
+    def is_packed(self, slot: int) -> bool:
+        """Return whether a slot is that of a packed layer."""
         layer = self._layers.slots[slot]
         return layer is not None and layer.packed
-
-    def _add_packed(self, found: list[Run], number: int, first: int, end: int) -> None:
-        """Add blocks first..end-1 of a leaf, all in one packed layer, to the runs before them."""
-        row, slot, base = self.cells[number], self.leaf(number)[first], number << LEAF_SHIFT
-        while first < end:
-            cell, stop = row[first], first + 1
-            while stop < end and row[stop] == cell + stop - first:
-                stop += 1
-            last = found[-1] if found else (0, 0, HOLE_SLOT, 0)
-            if last[2] == slot and last[3] + last[1] - last[0] == cell:
-                found[-1] = (last[0], base + stop, slot, last[3])
-            else:
-                found.append((base + first, base + stop, slot, cell))
-            first = stop
 
     def cells_in(self, number: int, first: int, end: int, slot: int) -> tuple[range, ...]:
         """Return the cells of those of a leaf's blocks first..end-1 that are in `slot`; of a raw
         layer an empty tuple."""
         row = self.cells.get(number)
-        if row is None or slot < 0 or not self._is_packed(slot):
+        if row is None or slot < 0 or not self.is_packed(slot):
             return ()
         leaf = self.leaf(number)
         held = sorted(row[block] for block in range(first, end) if leaf[block] == slot)
@@ -300,7 +260,7 @@ class LeafCache:
 
     def _drop_cells(self, number: int, slot: int) -> None:
         """Forget the cells of a leaf whose blocks are all in `slot` now, if that is raw."""
-        if number in self.cells and not self._is_packed(slot):
+        if number in self.cells and not self.is_packed(slot):
             del self.cells[number]
 
     def replace(self, number: int, leaf: SlotLeaf, sequence: int) -> None:

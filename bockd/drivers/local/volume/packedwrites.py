@@ -20,6 +20,7 @@ from bockd.drivers.local.format.cells import CELLS, ROWS, LeafCells, runs_of_cel
 from bockd.drivers.local.format.layer import OVERWRITE_PIECE_BYTES, Layer
 from bockd.drivers.local.format.leaf import LEAF_MASK, LEAF_SHIFT
 from bockd.drivers.local.volume.cells import HeadCells
+from bockd.drivers.local.volume.runs import find_runs
 from bockd.drivers.local.volume.zeros import is_zeros, zero_blocks, zero_pieces
 from bockd.errors import from_os_error
 from bockd.failpoints import Failpoint, hit
@@ -40,8 +41,8 @@ PIECE_CELLS = 1 * MIB // BLOCK_SIZE + 1
 """What one engine write takes at most."""
 
 Edges = tuple[memoryview, memoryview]
-Run = tuple[int, int, int]
-"""Blocks first..end-1, and the cell of the first."""
+HeadRun = tuple[int, int, int]
+"""Blocks first..end-1 of the head, and the cell of the first."""
 
 
 class EdgeReader(Protocol):
@@ -176,12 +177,12 @@ class PackedWriter:
         for run in held:
             self._overwrite_run(offset, data, run)
 
-    def split(self, first: int, end: int) -> tuple[list[tuple[int, int]], list[Run]]:
+    def split(self, first: int, end: int) -> tuple[list[tuple[int, int]], list[HeadRun]]:
         """Return which of blocks first..end-1 the head does not hold, and which it holds, as runs.
         Their leaves are loaded."""
         new: list[tuple[int, int]] = []
-        held: list[Run] = []
-        for low, high, slot, cell in self._map.runs(first, end):
+        held: list[HeadRun] = []
+        for low, high, slot, cell in find_runs(self._map, first, end):
             if slot == self._slot:
                 held.append((low, high, cell))
             elif new and new[-1][1] == low:
@@ -294,10 +295,10 @@ class PackedWriter:
 
     def _overwrite(self, offset: int, data: memoryview, first: int, end: int) -> None:
         """Write where the head holds all of the blocks."""
-        for low, high, _, cell in self._map.runs(first, end):
+        for low, high, _, cell in find_runs(self._map, first, end):
             self._overwrite_run(offset, data, (low, high, cell))
 
-    def _overwrite_run(self, offset: int, data: memoryview, run: Run) -> None:
+    def _overwrite_run(self, offset: int, data: memoryview, run: HeadRun) -> None:
         """Write what a write has of blocks whose cells follow each other."""
         low, high, cell = run
         begin = max(offset, low << _SHIFT)

@@ -18,6 +18,7 @@ from bockd.drivers.local.format.writepieces import SMALL_BYTES
 from bockd.drivers.local.volume.extents import ExtentWalk
 from bockd.drivers.local.volume.loading import LeafLoader
 from bockd.drivers.local.volume.readahead import Range, ReadAhead, extents_of
+from bockd.drivers.local.volume.runs import find_runs
 from bockd.drivers.local.volume.verifying import ReadPiece, verify_reads
 from bockd.errors import BockdError, DamagedBlockError, from_os_error
 from bockd.index.index import LmdbIndex
@@ -132,7 +133,7 @@ class Reader:
         """Fill holes with zeros and return what is to be read from which layer."""
         pieces: list[ReadPiece] = []
         stop = offset + len(into)
-        for run_first, run_end, slot, cell in self.map.runs(first, end):
+        for run_first, run_end, slot, cell in find_runs(self.map, first, end):
             start = max(offset, run_first << BLOCK_SHIFT)
             part = into[start - offset : min(stop, run_end << BLOCK_SHIFT) - offset]
             layer = self._slots[slot]
@@ -230,7 +231,7 @@ class Reader:
             await self.loader.load(first, stop)
             runs = [
                 (layer, cell << BLOCK_SHIFT, (run_end - run_first) << BLOCK_SHIFT)
-                for run_first, run_end, slot, cell in self.map.runs(first, stop)
+                for run_first, run_end, slot, cell in find_runs(self.map, first, stop)
                 if (layer := self._slots[slot]) is not None and wanted(layer)
             ]
             if runs:
