@@ -37,7 +37,15 @@ from bockd.index.allocation import allocate
 from bockd.index.mapsize import read_map_size
 from bockd.index.pages import PAGE_BYTES, Entry, check_metas, read_index
 from bockd.index.tables import Table, declared_tables
-from bockd.index.transaction import NO_GAPS, Gap, Gaps, LmdbTransaction, is_sealed, unseal
+from bockd.index.transaction import (
+    NO_GAPS,
+    Gap,
+    Gaps,
+    Handles,
+    LmdbTransaction,
+    is_sealed,
+    unseal,
+)
 from bockd.model import MIB
 
 log = logging.getLogger(__name__)
@@ -64,15 +72,6 @@ RESERVE_LEAST_BYTES = RESERVE_BYTES // 2
 
 _UNBORN_BYTES = 1 * MIB
 """More than LMDB writes before its first sync; any index that was used is longer."""
-
-
-class _Handles(dict[Table, lmdb._Database]):
-    """LMDB's handles of our tables."""
-
-    def __missing__(self, table: Table) -> lmdb._Database:
-        raise RuntimeError(
-            f"table {table} was declared after the index was opened: import its room before"
-        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -162,7 +161,7 @@ class LmdbIndex:
         try:
             env.reader_check()
             handles = {table: env.open_db(table.name) for table in self.tables.values()}
-            return _Opened(env, _Handles(handles))
+            return _Opened(env, Handles(handles))
         except lmdb.Error as error:
             env.close()
             raise _translate(error, self._data) from error

@@ -29,6 +29,15 @@ class Table:
         return self.name.decode()
 
 
+def stand_in(name: bytes) -> Table:
+    """Return an undeclared table of that name, for who keeps copies of tables that this process
+    may not know."""
+    table = object.__new__(Table)
+    table.name = name
+    table.seed = zlib.crc32(name)
+    return table
+
+
 def declared_tables() -> dict[bytes, Table]:
     """Return all tables by name, in the order of declaration."""
     return dict(_declared)

@@ -88,6 +88,15 @@ Gaps = Mapping[Table, Sequence[Gap]]
 NO_GAPS: Gaps = {}
 
 
+class Handles(dict[Table, lmdb._Database]):
+    """LMDB's handles of our tables."""
+
+    def __missing__(self, table: Table) -> lmdb._Database:
+        raise RuntimeError(
+            f"table {table} was declared after the index was opened: import its room before"
+        )
+
+
 class LmdbTransaction:
     """A view of the index: of one instant; a writing one sees its own changes, too. Looking where
     the index has a gap raises DamagedError."""

@@ -57,6 +57,27 @@ OF_PACKED_HEADS = frozenset(
 )
 """What no daemon comes to, because none makes packed heads; test_packed_heads.py does."""
 
+OF_THE_SHARED_INDEX = frozenset(
+    {
+        Failpoint.SHARED_CHANGED,
+        Failpoint.SHARED_UNANSWERED,
+        Failpoint.SHARED_SETTLED,
+        Failpoint.SHARED_APPENDED,
+        Failpoint.SHARED_COMMITTED,
+        Failpoint.SHARED_LOADED,
+        Failpoint.DUMP_BEGUN,
+        Failpoint.DUMP_PIECE,
+        Failpoint.DUMP_WRITTEN,
+        Failpoint.DUMP_SWUNG,
+        Failpoint.DUMP_CLAIMED,
+        Failpoint.DUMP_PIECE_REMOVED,
+        Failpoint.DUMP_REMOVED,
+    }
+)
+"""Of pools in Ceph, which no daemon serves yet; tests/drivers/rbd/test_dying.py comes to them."""
+
+NOT_HERE = OF_PACKED_HEADS | OF_THE_SHARED_INDEX
+
 EXPECTED_LOG = re.compile(
     r"^INFO |differs from what it held|failed with EIO: .* is damaged|"
     r"never flushed and do not count|cannot be opened: .* is refused after an error|"

@@ -11,10 +11,10 @@ import pytest
 
 from bockd.failpoints import Failpoint
 
-from .run import OF_PACKED_HEADS, WITHOUT_POOL, Run
+from .run import NOT_HERE, WITHOUT_POOL, Run
 
 
-@pytest.mark.parametrize("point", [p for p in Failpoint if p not in WITHOUT_POOL | OF_PACKED_HEADS])
+@pytest.mark.parametrize("point", [p for p in Failpoint if p not in WITHOUT_POOL | NOT_HERE])
 def test_killed_at_the_first_hit(run: Run, point: Failpoint) -> None:
     died = run.dies(point, 1)
     run.verify()

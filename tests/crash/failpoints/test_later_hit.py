@@ -6,7 +6,7 @@ import pytest
 
 from bockd.failpoints import Failpoint
 
-from .run import OF_PACKED_HEADS, WITHOUT_POOL, Run
+from .run import NOT_HERE, WITHOUT_POOL, Run
 
 LATER = {
     Failpoint.INDEX_CHANGED: (4, 9, 16, 30, 60),
@@ -30,7 +30,7 @@ ONCE_A_START = frozenset({Failpoint.POOL_ESTABLISHED, Failpoint.SETTLED})
     [
         (point, hit)
         for point in Failpoint
-        if point not in WITHOUT_POOL | OF_PACKED_HEADS | OF_A_CHANGE
+        if point not in WITHOUT_POOL | NOT_HERE | OF_A_CHANGE
         for hit in LATER.get(point, (2,))
     ],
 )

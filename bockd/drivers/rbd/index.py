@@ -1,0 +1,426 @@
+"""The index of a pool in Ceph: a log that all gateways share, and a replica of it on this machine.
+
+Reading is local: it sees the replica, at one instant. `refresh` brings to the replica what anybody
+has committed before. `update` appends to the log, and its author is the first to have it applied.
+
+Invariants:
+* The replica holds the log up to its version, and nothing else: an entry is committed to it after
+  it is in the log. If that fails, the replica is not read any more until a new one is made.
+* A change is run on a replica that is at the very version which its entry follows. When another
+  gateway was first, the change is run again, on top of that.
+* `update` returns only if the log has the change, and raises only if it never will; or it raises
+  OutcomeUnknownError.
+* What is damaged in the log is refused, and nothing after it is used.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from itertools import count
+from pathlib import Path
+from typing import TypeVar
+
+from bockd.drivers.rbd.entries import Entry, decode_entry, encode_entry, encode_pieces
+from bockd.drivers.rbd.log import Base, Log, Tail
+from bockd.drivers.rbd.objects import NoAnswerError
+from bockd.drivers.rbd.replica import Replica, ReplicaError, ReplicaTransaction
+from bockd.errors import (
+    BockdError,
+    DamagedError,
+    DeviceError,
+    NoSpaceError,
+    NotFoundError,
+    UnavailableError,
+)
+from bockd.failpoints import Failpoint, hit
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+DUMP_EVERY = 1000
+"""Versions from one dump to the next. A start reads the last dump and at most so many entries."""
+
+MAX_ENTRIES = 100_000
+"""Entries that the log may have when no dump can be written, because the cluster is full: from
+200,000 keys in one object on Ceph warns of it."""
+
+ATTEMPTS = 100
+"""Of one update, when other gateways commit before it each time."""
+
+LOADS = 10
+"""Dumps that are replaced by newer ones while they are loaded; a thousand commits lie between."""
+
+
+class OutcomeUnknownError(UnavailableError):
+    """The cluster did not answer, so whether the change was made is not known, and it may be made
+    later. What the change names in the cluster must stay there."""
+
+
+class _OvertakenError(Exception):
+    """Another gateway has committed first."""
+
+    def __init__(self, tail: Tail) -> None:
+        self.tail = tail
+
+
+class SharedIndex:
+    """Implements bockd.pool.index.Index, for one gateway. Every method may be called by any thread;
+    all but `reading` and `examining` block."""
+
+    def __init__(
+        self,
+        shared: Log,
+        directory: Path,
+        run: str,
+        clock: Callable[[], float],
+        dump_every: int = DUMP_EVERY,
+    ) -> None:
+        """`directory` is for replicas alone; `run` is 16 hex digits, random for each run."""
+        self._log = shared
+        self._directory = directory
+        self._run = run
+        self._clock = clock
+        self._dump_every = dump_every
+        self._numbers = count(1)
+        """Of all that this run sends: entries and dumps."""
+        self._replica: Replica | None = None
+        """None: it fell behind the log, and a new one could not be made yet."""
+        self._base_version = 0
+        """Of the dump in force, when the log was last read."""
+        self._dump_due = False
+        self._writing = threading.Lock()
+        """Who changes the replica, or puts another one in its place, has it."""
+        self._dumping = threading.Lock()
+
+    @classmethod
+    def open(
+        cls,
+        shared: Log,
+        directory: Path,
+        *,
+        run: str,
+        clock: Callable[[], float],
+        dump_every: int = DUMP_EVERY,
+    ) -> SharedIndex:
+        """Read the whole log into a new replica, in the place of all that is in the directory.
+        Raises NotFoundError: there is no log; DamagedError, PoolFormatError, UnavailableError."""
+        shutil.rmtree(directory, ignore_errors=True)
+        index = cls(shared, directory, run, clock, dump_every)
+        with index._writing:
+            index._renew(0)
+        return index
+
+    def close(self) -> None:
+        """Remove the replica as soon as nobody reads it."""
+        with self._writing:
+            self._put_in_place(None)
+
+    # -- reading -----------------------------------------------------------------------------
+
+    @contextmanager
+    def reading(self) -> Iterator[ReplicaTransaction]:
+        """Begin a read transaction of the replica. See the contract. Raises DeviceError while the
+        replica is behind, because this machine could not write it."""
+        replica = self._enter()
+        try:
+            with replica.reading() as txn:
+                yield txn
+        finally:
+            replica.leave()
+
+    def examining(self) -> AbstractContextManager[ReplicaTransaction]:
+        """See the contract. What is damaged in the log was refused before it came here."""
+        return self.reading()
+
+    def _enter(self) -> Replica:
+        while (replica := self._replica) is not None:
+            if replica.enter():
+                return replica
+        raise DeviceError(
+            f"the copy of the index in {self._directory} could not be written, so it is not read; "
+            "this is tried again with each request: bockd's log says why it failed"
+        )
+
+    def refresh(self) -> None:
+        """Bring the replica up to what anybody has committed before this call. Blocks. Raises
+        UnavailableError, DamagedError, PoolFormatError; DeviceError or NoSpaceError of this
+        machine."""
+        tail = self._read_on()
+        self._note_base(tail)
+        replica = self._replica
+        if replica is None or replica.version < tail.version:
+            with self._writing:
+                self._follow(tail)
+
+    def _read_on(self) -> Tail:
+        """The log from the replica's version on."""
+        replica = self._replica
+        return self._log.read(0 if replica is None else replica.version)
+
+    # -- following the log -------------------------------------------------------------------
+
+    def _follow(self, tail: Tail) -> Replica:
+        """Bring the replica to a version of the log that was read; return it. Holds `_writing`."""
+        replica = self._replica
+        if replica is None or not self._catch_up(replica, tail):
+            replica = self._renew(tail.version)
+        return replica
+
+    def _catch_up(self, replica: Replica, tail: Tail) -> bool:
+        """Bring a replica to the version of a tail that was read. False: what follows its version
+        was removed, since there is a newer dump."""
+        goal = tail.version
+        while True:
+            self._note_base(tail)
+            if replica.version >= goal:
+                return True
+            if replica.version < tail.base.version:
+                return False
+            if tail.after == replica.version:
+                self._apply(replica, tail)
+            if replica.version < goal:
+                tail = self._log.read(replica.version)
+
+    def _renew(self, goal: int) -> Replica:
+        """Put a new replica in place, made of a dump and what follows it up to a version. Readers
+        go on with the old one until then."""
+        for _ in range(LOADS):
+            tail = self._log.read(0)
+            replica = Replica.create(self._directory / str(next(self._numbers)))
+            try:
+                done = self._load(replica, tail.base) and self._catch_up(replica, tail)
+            except BaseException:
+                replica.retire()
+                raise
+            if done and replica.version >= goal:
+                self._put_in_place(replica)
+                return replica
+            replica.retire()
+            if done:
+                raise _lost(goal, tail)
+        raise UnavailableError("the index in Ceph changes faster than this gateway can load it")
+
+    def _load(self, replica: Replica, base: Base) -> bool:
+        """Fill a new replica from a dump. False: the dump is not in force any more."""
+        try:
+            replica.load(base.version, self._log.read_dump(base))
+        except NotFoundError as error:
+            if self._log.read(0).base == base:
+                raise DamagedError(f"{error}, and what it holds is nowhere else") from error
+            return False
+        hit(Failpoint.SHARED_LOADED)
+        return True
+
+    def _apply(self, replica: Replica, tail: Tail) -> None:
+        """Apply the entries that follow the replica's version: one at least."""
+        entries = []
+        for expected, (version, data) in enumerate(tail.entries, replica.version + 1):
+            if version != expected:
+                raise _lost(expected, tail)
+            entries.append((version, decode_entry(version, data)))
+        if not entries:
+            raise _lost(replica.version + 1, tail)
+        with self._giving_up(replica):
+            replica.apply(entries)
+
+    @contextmanager
+    def _giving_up(self, replica: Replica) -> Iterator[None]:
+        """Stop reading a replica that could not be written: LMDB may take nothing more then."""
+        try:
+            yield
+        except ReplicaError:
+            if replica is self._replica:
+                self._put_in_place(None)
+            raise
+
+    def _put_in_place(self, replica: Replica | None) -> None:
+        old, self._replica = self._replica, replica
+        if old is not None:
+            old.retire()
+
+    # -- changing ----------------------------------------------------------------------------
+
+    def update(self, change: Callable[[ReplicaTransaction], T]) -> T:
+        """Run `change` on what all gateways have committed, and append what it changes to the log.
+        It runs again when another gateway was first.
+
+        Raises UnavailableError: nothing was changed; OutcomeUnknownError; NoSpaceError: the cluster
+        is full; InvalidRequestError: more was changed than fits an entry; DamagedError,
+        PoolFormatError. What `change` raises passes through.
+        """
+        with self._writing:
+            tail = self._read_on()
+            for _ in range(ATTEMPTS):
+                replica = self._follow(tail)
+                self._make_room(replica)
+                try:
+                    return self._attempt(replica, change)
+                except _OvertakenError as overtaken:
+                    tail = overtaken.tail
+        raise UnavailableError(
+            f"other gateways changed the index {ATTEMPTS} times before this one could; try again"
+        )
+
+    def _attempt(self, replica: Replica, change: Callable[[ReplicaTransaction], T]) -> T:
+        appended = False
+        version = replica.version + 1
+        try:
+            with self._giving_up(replica), replica.writing() as txn:
+                result = change(txn)
+                changes = txn.changes
+                if not changes:
+                    return result
+                hit(Failpoint.SHARED_CHANGED)
+                self._append(version, self._entry(changes))
+                appended = True
+                hit(Failpoint.SHARED_APPENDED)
+                txn.set_version(version)
+        except BockdError as error:
+            if not appended:
+                raise
+            self._replace(version, error)
+        hit(Failpoint.SHARED_COMMITTED)
+        self._note_commit(version)
+        return result
+
+    def _entry(self, changes: list[tuple[bytes, bytes, bytes | None]]) -> Entry:
+        return Entry(self._run, next(self._numbers), self._clock(), changes)
+
+    def _append(self, version: int, entry: Entry) -> None:
+        """Append the entry of a version. Raises _OvertakenError: another one has the version, and
+        this one never will; UnavailableError: it never will, either; OutcomeUnknownError."""
+        try:
+            if self._log.append(version - 1, encode_entry(version, entry)):
+                return
+        except NoAnswerError as error:
+            hit(Failpoint.SHARED_UNANSWERED)
+            self._settle(version, error)
+        # Two answers may be missing here: that of the log to us, and within the cluster that to an
+        # operation which is then repeated, and finds itself carried out.
+        try:
+            tail = self._log.read(version - 1)
+            author = self._author(version, tail)
+        except OutcomeUnknownError:
+            raise
+        except BockdError as error:
+            raise _unknown(error) from error
+        if author != (entry.author, entry.number):
+            raise _OvertakenError(tail)
+
+    def _settle(self, version: int, error: NoAnswerError) -> None:
+        """Take a version by an empty entry, so that the one that was sent cannot come later. Return
+        when some entry has the version already."""
+        try:
+            taken = self._log.append(version - 1, encode_entry(version, self._entry([])))
+        except BockdError as second:
+            raise _unknown(second) from error
+        if taken:
+            hit(Failpoint.SHARED_SETTLED)
+            raise UnavailableError(
+                f"the index in Ceph was not changed: {error}; try again"
+            ) from error
+
+    def _author(self, version: int, tail: Tail) -> tuple[str, int]:
+        """Who has written a version that must be there."""
+        if not tail.entries or tail.entries[0][0] != version:
+            if tail.base.version >= version:
+                raise _unknown("other gateways have changed it very often since")
+            raise _lost(version, tail)
+        entry = decode_entry(*tail.entries[0])
+        return entry.author, entry.number
+
+    def _replace(self, version: int, error: BockdError) -> None:
+        """Make a new replica: the log has a version that could not be committed to this one."""
+        log.warning("%s; a new copy of the index is made", error)
+        self._put_in_place(None)
+        try:
+            self._renew(version)
+        except BockdError as second:
+            log.warning("%s; what is in the index cannot be read until then", second)
+
+    # -- dumps -------------------------------------------------------------------------------
+
+    @property
+    def dump_due(self) -> bool:
+        """Whether this gateway should call `dump` soon: it has committed a version that is a
+        multiple of DUMP_EVERY, or whoever did has not dumped."""
+        return self._dump_due
+
+    def dump(self) -> None:
+        """Write the index as it is into the cluster, and remove the entries before that, and dumps
+        that are not in force. Does nothing else if another gateway has just done it. Blocks; other
+        methods go on meanwhile. Raises UnavailableError, NoSpaceError: the log is whole, and the
+        next dump tidies up."""
+        with self._dumping:
+            base = self._read_on().base
+            replica = self._enter()
+            try:
+                base = self._write_dump(replica, base)
+            finally:
+                replica.leave()
+            self._base_version = base.version
+            self._dump_due = False
+            for version, name in self._log.leftovers():
+                if version <= base.version:
+                    self._log.discard_dump(name)
+
+    def _write_dump(self, replica: Replica, old: Base) -> Base:
+        """Write a dump of a replica, and put it in force; return the one in force."""
+        with replica.snapshot() as (version, records):
+            if version <= old.version:
+                return old
+            name = f"{version:016}.{self._run}.{next(self._numbers)}"
+            self._log.begin_dump(name)
+            hit(Failpoint.DUMP_BEGUN)
+            pieces = self._log.write_pieces(encode_pieces(name, records))
+        hit(Failpoint.DUMP_WRITTEN)
+        new = Base(version, name, pieces)
+        if self._log.swing(old, new):
+            hit(Failpoint.DUMP_SWUNG)
+            return new
+        self._log.discard_dump(name)
+        return self._log.read(version).base
+
+    def _note_base(self, tail: Tail) -> None:
+        """Take notice of the dump in force. Of an old one, if the tail was read long ago."""
+        self._base_version = max(self._base_version, tail.base.version)
+        entries = tail.version - self._base_version
+        if entries < self._dump_every // 2:
+            self._dump_due = False
+        elif entries > self._dump_every * 3 // 2:
+            self._dump_due = True
+
+    def _note_commit(self, version: int) -> None:
+        if version % self._dump_every == 0:
+            self._dump_due = True
+
+    def _make_room(self, replica: Replica) -> None:
+        """Dump at once where nobody has dumped for long, so that the log stays short."""
+        entries = replica.version - self._base_version
+        if entries < 2 * self._dump_every:
+            return
+        try:
+            self.dump()
+        except NoSpaceError as error:
+            # What frees space must go on.
+            if entries >= MAX_ENTRIES:
+                raise
+            log.warning("the index in Ceph was not dumped: %s", error)
+
+
+def _lost(version: int, tail: Tail) -> DamagedError:
+    return DamagedError(
+        f"the index in Ceph has lost its version {version}: it has a dump of version "
+        f"{tail.base.version} and says that its last version is {tail.version}; nothing after the "
+        "gap is used"
+    )
+
+
+def _unknown(reason: object) -> OutcomeUnknownError:
+    return OutcomeUnknownError(
+        f"whether the index in Ceph was changed is not known ({reason}); look before you try again"
+    )
