@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 DUMP_EVERY = 1000
-"""Versions from one dump to the next. A start reads the last dump and at most so many entries."""
+"""Versions from one dump to the next. A start reads the last dump and about so many entries."""
 
 MAX_ENTRIES = 100_000
 """Entries that the log may have when no dump can be written, because the cluster is full: from
@@ -92,6 +92,8 @@ class SharedIndex:
         self._base_version = 0
         """Of the dump in force, when the log was last read."""
         self._dump_due = False
+        self._try_again_at = 0
+        """The version before which `update` itself makes no dump, since the cluster is full."""
         self._writing = threading.Lock()
         """Who changes the replica, or puts another one in its place, has it."""
         self._dumping = threading.Lock()
@@ -178,9 +180,10 @@ class SharedIndex:
             self._note_base(tail)
             if replica.version >= goal:
                 return True
-            if replica.version < tail.base.version:
-                return False
             if tail.after == replica.version:
+                first = tail.entries[0][0] if tail.entries else 0
+                if first != replica.version + 1 and replica.version < tail.base.version:
+                    return False
                 self._apply(replica, tail)
             if replica.version < goal:
                 tail = self._log.read(replica.version)
@@ -351,10 +354,10 @@ class SharedIndex:
         return self._dump_due
 
     def dump(self) -> None:
-        """Write the index as it is into the cluster, and remove the entries before that, and dumps
-        that are not in force. Does nothing else if another gateway has just done it. Blocks; other
-        methods go on meanwhile. Raises UnavailableError, NoSpaceError: the log is whole, and the
-        next dump tidies up."""
+        """Write the index as it is into the cluster, and remove most of the entries before that,
+        and dumps that are not in force. Does nothing but the last if another gateway has just
+        dumped. Blocks; other methods go on meanwhile. Raises UnavailableError, NoSpaceError: the
+        log is whole, and the next dump tidies up."""
         with self._dumping:
             base = self._read_on().base
             replica = self._enter()
@@ -376,10 +379,14 @@ class SharedIndex:
             name = f"{version:016}.{self._run}.{next(self._numbers)}"
             self._log.begin_dump(name)
             hit(Failpoint.DUMP_BEGUN)
-            pieces = self._log.write_pieces(encode_pieces(name, records))
+            try:
+                pieces = self._log.write_pieces(encode_pieces(name, records))
+            except NoSpaceError:
+                self._log.discard_dump(name)
+                raise
         hit(Failpoint.DUMP_WRITTEN)
         new = Base(version, name, pieces)
-        if self._log.swing(old, new):
+        if self._log.swing(old, new, self._dump_every // 2):
             hit(Failpoint.DUMP_SWUNG)
             return new
         self._log.discard_dump(name)
@@ -401,7 +408,7 @@ class SharedIndex:
     def _make_room(self, replica: Replica) -> None:
         """Dump at once where nobody has dumped for long, so that the log stays short."""
         entries = replica.version - self._base_version
-        if entries < 2 * self._dump_every:
+        if entries < 2 * self._dump_every or replica.version < self._try_again_at:
             return
         try:
             self.dump()
@@ -410,6 +417,7 @@ class SharedIndex:
             if entries >= MAX_ENTRIES:
                 raise
             log.warning("the index in Ceph was not dumped: %s", error)
+            self._try_again_at = replica.version + self._dump_every // 2
 
 
 def _lost(version: int, tail: Tail) -> DamagedError:

@@ -5,7 +5,7 @@ It is the keys (omap) of one RADOS object, `index`, and objects with the pieces 
     f                  "1 <identity>": the log's format, and 32 hex digits, random for each pool
     v                  the last version, in decimal; 0 at first
     b                  the dump in force: "<version> <name> <pieces>", or "0 - 0"
-    l/<16 digits>      the entry of each version after that dump's (bockd.drivers.rbd.entries)
+    l/<16 digits>      the entry of each version after that of the dump, and of some before
     d/<name>           a dump that is not in force: "writing", or "removing"
     base.<name>.<n>    an object: a piece of a dump; its name is <16 digits>.<run>.<number>
 
@@ -13,7 +13,9 @@ Invariants:
 * A version is made by one operation that compares `v` with the version before it. So each has one
   author, and was made by who knew all before it.
 * All of a dump is written before one operation that puts it in force: that compares `b`, asks
-  whether the dump is still "writing", and removes the entries that it makes superfluous.
+  whether the dump is still "writing", and removes entries that are not needed any more.
+* Some entries stay that the dump has. So who was refused a version can see who has it, and who is a
+  little behind need not load a dump.
 * Pieces are removed only of a dump that is "removing", and such a one never comes into force. So an
   operation that comes late does no harm: everything that may come late is compared with something.
 * Each piece belongs to the dump in force, or to one that has a key d/. (But for a piece whose
@@ -141,10 +143,10 @@ class Log:
             hit(Failpoint.DUMP_PIECE)
         return count
 
-    def swing(self, old: Base, new: Base) -> bool:
+    def swing(self, old: Base, new: Base, keep: int) -> bool:
         """Put a dump in force whose pieces are all written, in the place of `old`, and remove the
-        entries up to its version. Return False if another one was put there, perhaps this very
-        dump, if its answer was lost on the way."""
+        entries up to its version, but for the last `keep`. Return False if another one was put
+        there, perhaps this very dump, if its answer was lost on the way."""
         assert self._head is not None
         put = {"b": new.encode()}
         if old != NO_BASE:
@@ -154,7 +156,7 @@ class Log:
                 {"f": self._head, "b": old.encode(), _DRAFT + new.name: _WRITING},
                 put,
                 (_DRAFT + new.name,),
-                (_entry_key(0), _entry_key(new.version + 1)),
+                (_entry_key(0), _entry_key(max(0, new.version - keep) + 1)),
             )
         )
 

@@ -39,7 +39,11 @@ class RadosObjects:
                 self._ioctx.operate_read_op(op, INDEX)
             except CEPH_ERRORS as error:
                 raise _translate(error, "reading the index") from error
-            return Seen(dict(values), list(listed))
+            # For a key that holds nothing the binding gives None.
+            return Seen(
+                {key: value or b"" for key, value in values},
+                [(key, value or b"") for key, value in listed],
+            )
 
     def change(self, change: Change) -> bool:
         """See the contract."""

@@ -2,7 +2,8 @@
 
     python -m tests.drivers.rbd.dying WHERE REPLICA
 
-WHERE is a file, or settings of [rbd] as JSON. It makes updates and dumps, and prints the number of each update that was answered.
+WHERE is a file, or settings of [rbd] as JSON. The gateway makes updates and dumps, and prints the
+number of each update that was answered.
 """
 
 from __future__ import annotations
@@ -105,6 +106,13 @@ def add(txn: Transaction) -> int:
     number = txn.count(VOLUMES) + 1
     txn.put(VOLUMES, id_key(number), b"volume %d" % number)
     return number
+
+
+def as_text(settings: RbdSettings) -> str:
+    """Settings as JSON."""
+    given = {name: getattr(settings, name) for name in ("user", "pool", "namespace")}
+    files = {name: str(getattr(settings, name)) for name in ("conf_file", "keyring_file")}
+    return json.dumps({**given, **files})
 
 
 def objects_at(where: str) -> Objects:

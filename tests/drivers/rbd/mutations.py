@@ -60,38 +60,41 @@ class SwungFirst(SharedIndex):
             self._log.begin_dump(name)
             pieces = list(encode_pieces(name, records))
             new = Base(version, name, len(pieces))
-            swung = self._log.swing(old, new)
+            swung = self._log.swing(old, new, self._dump_every // 2)
             self._log.write_pieces(pieces)
             return new if swung else old
+
+
+def _superfluous(new: Base, keep: int) -> tuple[str, str]:
+    return "l/", f"l/{max(0, new.version - keep) + 1:016}"
 
 
 class EntriesFirst(Log):
     """The entries are removed before the dump comes into force that makes them superfluous."""
 
-    def swing(self, old: Base, new: Base) -> bool:
-        removal = ("l/", f"l/{new.version + 1:016}")
-        self._objects.change(Change({}, {}, remove_range=removal))
-        return super().swing(old, new)
+    def swing(self, old: Base, new: Base, keep: int) -> bool:
+        self._objects.change(Change({}, {}, remove_range=_superfluous(new, keep)))
+        return super().swing(old, new, keep)
 
 
 class PiecesFirst(Log):
     """The pieces of the dump in force are removed before the next one comes into force."""
 
-    def swing(self, old: Base, new: Base) -> bool:
+    def swing(self, old: Base, new: Base, keep: int) -> bool:
         for number in reversed(range(old.pieces)):
             self._objects.remove(f"base.{old.name}.{number}")
-        return super().swing(old, new)
+        return super().swing(old, new, keep)
 
 
 class OlderDump(Log):
     """A dump comes into force whatever has come into force meanwhile."""
 
-    def swing(self, old: Base, new: Base) -> bool:
+    def swing(self, old: Base, new: Base, keep: int) -> bool:
         change = Change(
             {"d/" + new.name: b"writing"},
             {"b": new.encode()},
             ("d/" + new.name,),
-            ("l/", f"l/{new.version + 1:016}"),
+            _superfluous(new, keep),
         )
         return self._objects.change(change)
 

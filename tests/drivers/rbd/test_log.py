@@ -35,7 +35,7 @@ def dump(shared: Log, version: int, name: str, old: Base = NO_BASE) -> Base:
     shared.begin_dump(name)
     pieces = shared.write_pieces(encode_pieces(name, [(b"t", b"k", b"v")]))
     base = Base(version, name, pieces)
-    assert shared.swing(old, base)
+    assert shared.swing(old, base, 1)
     return base
 
 
@@ -78,9 +78,9 @@ def test_a_dump_takes_the_place_of_entries_and_of_the_dump_before(
     for version in range(3):
         shared.append(version, b"entry")
     first = dump(shared, 2, "0000000000000002.a.1")
-    assert shared.read(0) == (0, 3, first, [(3, b"entry")])
+    assert shared.read(0) == (0, 3, first, [(2, b"entry"), (3, b"entry")])  # the last one stays
     second = dump(shared, 3, "0000000000000003.a.2", first)
-    assert shared.read(3) == (3, 3, second, [])
+    assert shared.read(0) == (0, 3, second, [(3, b"entry")])
     assert list(shared.read_dump(second)) == [[(b"t", b"k", b"v")]]
     assert shared.leftovers() == [(2, first.name)]
     shared.discard_dump(first.name)
@@ -95,7 +95,7 @@ def test_a_dump_comes_into_force_only_in_the_place_of_the_one_that_was_seen(shar
     first = dump(shared, 1, "0000000000000001.a.1")
     late = Base(1, "0000000000000001.b.1", 1)
     shared.begin_dump(late.name)
-    assert not shared.swing(NO_BASE, late)
+    assert not shared.swing(NO_BASE, late, 1)
     assert shared.read(1).base == first
 
 
@@ -108,7 +108,7 @@ def test_a_dump_that_was_discarded_never_comes_into_force(
     shared.write_pieces(encode_pieces(name, []))
     shared.discard_dump(name)
     assert not objects.objects
-    assert not shared.swing(NO_BASE, Base(1, name, 1))
+    assert not shared.swing(NO_BASE, Base(1, name, 1), 1)
     assert shared.read(0) == (0, 1, NO_BASE, [(1, b"entry")])
 
 
