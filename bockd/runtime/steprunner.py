@@ -7,7 +7,8 @@ from cancellation.
 from __future__ import annotations
 
 import logging
-from typing import TypeVar
+from collections import deque
+from typing import Any, TypeVar
 
 import trio
 
@@ -49,11 +50,41 @@ def running_loop() -> Loop | None:
         return None
 
 
+class Endings:
+    """Wakes the tasks whose completions have ended, in other threads: those that end while the
+    loop is busy with one message to it."""
+
+    def __init__(self, token: trio.lowlevel.TrioToken) -> None:
+        self.token = token
+        self._ended: deque[trio.Event] = deque()
+        self._posted = False
+
+    async def wait(self, completion: Completion[Any]) -> None:
+        """Wait until a completion has ended."""
+        event = trio.Event()
+
+        def wake() -> None:
+            # In this order: what finds a message on its way is woken by it.
+            self._ended.append(event)
+            if not self._posted:
+                self._posted = True
+                self.token.run_sync_soon(self._wake_all)
+
+        completion.subscribe(wake)
+        await event.wait()
+
+    def _wake_all(self) -> None:
+        self._posted = False
+        while self._ended:
+            self._ended.popleft().set()
+
+
 class StepRunner:
     """Runs operations, with at most `threads` blocking calls at once."""
 
     def __init__(self, threads: int = DEVICE_THREADS) -> None:
         self._device_threads = trio.CapacityLimiter(threads)
+        self._endings: Endings | None = None
 
     async def run(self, steps: Steps[T]) -> T:
         """Run an operation to its end; raises what it raises."""
@@ -84,7 +115,7 @@ class StepRunner:
                     await _fired(step)
                 return None, None
             if isinstance(step, Completion):
-                await _ended(step)
+                await self._endings_here().wait(step)
                 return None, None
             if isinstance(step, CompiledCall) and step.begin():
                 await _made(step)
@@ -92,6 +123,13 @@ class StepRunner:
             return await self._call(step), None
         except BaseException as error:  # noqa: BLE001 - handed to the operation, its rightful owner
             return None, error
+
+    def _endings_here(self) -> Endings:
+        """Those of the loop that runs: a runner may serve several, one after the other."""
+        token = trio.lowlevel.current_trio_token()
+        if self._endings is None or self._endings.token is not token:
+            self._endings = Endings(token)
+        return self._endings
 
     async def _call(self, step: Blocking[T]) -> T:
         begun = False
@@ -110,12 +148,6 @@ class StepRunner:
         # call, but it is made. An operation must not take a sync that never ran for a failed one.
         log.warning("no thread can be started; a call to the disk holds everybody up")
         return step.call()
-
-
-async def _ended(completion: Completion[object]) -> None:
-    event, token = trio.Event(), trio.lowlevel.current_trio_token()
-    completion.subscribe(lambda: token.run_sync_soon(event.set))
-    await event.wait()
 
 
 async def _made(step: CompiledCall) -> None:

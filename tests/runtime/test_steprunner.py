@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 import threading
+from collections.abc import Callable
 
 import pytest
 import trio
@@ -11,8 +12,8 @@ import trio.testing
 
 from bockd.errors import NoSpaceError
 from bockd.runtime import steprunner
-from bockd.runtime.steprunner import StepRunner, running_loop
-from bockd.runtime.steps import Signal, blocking, call_blocking
+from bockd.runtime.steprunner import Endings, StepRunner, running_loop
+from bockd.runtime.steps import Completion, Signal, blocking, call_blocking
 from tests.nbd.server.serving import in_trio
 
 
@@ -173,3 +174,74 @@ async def test_a_loop_that_shows_nothing_is_no_error(monkeypatch: pytest.MonkeyP
     loop = running_loop()
     monkeypatch.undo()
     assert loop is None
+
+
+@in_trio
+async def test_what_ends_in_threads_together_is_one_message_to_the_loop() -> None:
+    """The token is one that only notes what is posted."""
+    posted: list[Callable[[], object]] = []
+
+    class Token:
+        def run_sync_soon(self, function: Callable[[], object]) -> None:
+            posted.append(function)
+
+    endings = Endings(Token())  # type: ignore[arg-type]
+    woken: list[int] = []
+
+    async def wait(number: int, completion: Completion[int]) -> None:
+        await endings.wait(completion)
+        woken.append(number)
+
+    async with trio.open_nursery() as nursery:
+        for ended in (3, 2):
+            completions = [Completion[int]() for _ in range(ended)]
+            for number, completion in enumerate(completions):
+                nursery.start_soon(wait, number, completion)
+            await trio.testing.wait_all_tasks_blocked()
+            for completion in completions:
+                await trio.to_thread.run_sync(completion.finish, 7)
+            assert len(posted) == 1
+            posted.pop()()
+            await trio.testing.wait_all_tasks_blocked()
+            assert sorted(woken) == list(range(ended))
+            woken.clear()
+
+
+@in_trio
+async def test_many_completions_of_many_threads_wake_everybody() -> None:
+    runner = StepRunner()
+    completions = [Completion[int]() for _ in range(400)]
+    found: list[int] = []
+
+    async def steps(completion: Completion[int]) -> int:
+        return await completion
+
+    async def wait(completion: Completion[int]) -> None:
+        found.append(await runner.run(steps(completion)))
+
+    def end(first: int) -> None:
+        for number in range(first, len(completions), 4):
+            completions[number].finish(number)
+
+    async with trio.open_nursery() as nursery:
+        for number, completion in enumerate(completions):
+            nursery.start_soon(wait, completion)
+            if number == len(completions) // 2:  # the others find them ended, or ending
+                threads = [threading.Thread(target=end, args=(first,)) for first in range(4)]
+                for thread in threads:
+                    thread.start()
+                await trio.lowlevel.checkpoint()
+    for thread in threads:
+        thread.join()
+    assert sorted(found) == list(range(len(completions)))
+
+
+def test_a_runner_waits_in_one_loop_after_the_other() -> None:
+    runner = StepRunner()
+
+    async def steps() -> int:
+        completion = Completion[int]()
+        threading.Thread(target=completion.finish, args=(7,)).start()
+        return await completion
+
+    assert [trio.run(runner.run, steps()) for _ in range(2)] == [7, 7]
