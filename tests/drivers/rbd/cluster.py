@@ -84,12 +84,15 @@ bluestore_cache_size = 67108864
 osd_memory_target = 939524096
 osd_op_num_shards = 2
 osd_op_num_threads_per_shard = 2
+# It says sooner whether it is full.
+osd_mon_report_interval = 1
 # It must not come to be killed for being slow on a busy machine.
 osd_op_thread_suicide_timeout = 0
 debug_rocksdb = 1/1
 
 [client]
-log_file =
+log_file = {directory}/$name.log
+err_to_stderr = false
 admin_socket =
 """
 
@@ -199,7 +202,8 @@ class Cluster:
         found = []
         for path in sorted(self.directory.glob("*.log")) + sorted(self.directory.glob("*.err")):
             text = path.read_bytes()[-LOG_BYTES:].decode(errors="replace")
-            found.append(f"--- {path.name}\n{text}")
+            if text:
+                found.append(f"--- {path.name}\n{text}")
         return "\n".join(found)
 
     # -- what tests do with it ---------------------------------------------------------------
@@ -243,6 +247,29 @@ class Cluster:
             yield
         finally:
             self._processes[name].send_signal(signal.SIGCONT)
+
+    @contextmanager
+    def full(self) -> Iterator[None]:
+        """Let the OSD take itself for full."""
+        self._set_full_ratios(0.0001, 0.0002, 0.0003)
+        self._wait_for(self._is_full)
+        try:
+            yield
+        finally:
+            self._set_full_ratios(0.95, 0.9, 0.85)
+            self._wait_for(lambda: not self._is_full())
+
+    def _set_full_ratios(self, *ratios: float) -> None:
+        # Each is to stay above the one before it: rising ones begin with the highest.
+        names = ("nearfull", "backfillfull", "full")
+        for name, ratio in zip(
+            names if ratios[0] < ratios[2] else names[::-1], ratios, strict=True
+        ):
+            self.command(f"osd set-{name}-ratio", ratio=ratio)
+
+    def _is_full(self) -> bool:
+        dump = json.loads(self.command("osd dump"))
+        return "full" in dump["osds"][0]["state"]
 
     # -- how -----------------------------------------------------------------------------------
 

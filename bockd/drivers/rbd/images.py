@@ -1,0 +1,127 @@
+"""Images and their snaps in the cluster: made, cloned, grown, frozen, opened and removed.
+
+What is made here has a random name, and a record of the index names it later; so it may be made
+before anything is committed, and what nobody names is swept. A snap is never protected: clones are
+of format 2 (`settings.py`), with which a snap that has clones can be removed, and stays hidden in
+its image until the last of them is gone.
+
+All of this blocks, and goes on the connection whose operations have a time limit. Any gateway may
+do any of it to an image that another one has open: librbd hands what changes an image to the holder
+of its lock.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from bockd.drivers.rbd.binding import rados, rbd
+from bockd.drivers.rbd.errors import named
+from bockd.drivers.rbd.extents import OBJECT_BYTES
+
+FEATURES = (
+    rbd.RBD_FEATURE_LAYERING
+    | rbd.RBD_FEATURE_EXCLUSIVE_LOCK
+    | rbd.RBD_FEATURE_OBJECT_MAP
+    | rbd.RBD_FEATURE_FAST_DIFF
+    | rbd.RBD_FEATURE_DEEP_FLATTEN
+)
+"""Clones, one writer, which objects exist, and clones that let go of their parent's snaps."""
+
+_ORDER = OBJECT_BYTES.bit_length() - 1
+
+_NAME_BYTES = 12
+"""No two are ever the same: after a million of names the chance is 1 to 10^17."""
+
+
+def new_name() -> str:
+    """Choose the name of a new image or snap: 24 random hexadecimal digits."""
+    return secrets.token_hex(_NAME_BYTES)
+
+
+def create_image(ioctx: rados.Ioctx, name: str, size_bytes: int) -> None:
+    """Make an image that reads as zeros. Raises BockdError (NoSpaceError, UnavailableError)."""
+    with named(f"creating image {name}"):
+        rbd.RBD().create(ioctx, name, size_bytes, order=_ORDER, old_format=False, features=FEATURES)
+
+
+def clone_image(
+    ioctx: rados.Ioctx, parent: str, snap: str, name: str, size_bytes: int | None = None
+) -> None:
+    """Make an image that shows a snap, in constant time; larger than that, if a size says so: what
+    is beyond reads as zeros. Raises BockdError (NoSpaceError, UnavailableError)."""
+    with named(f"cloning snap {snap} of image {parent}"):
+        rbd.RBD().clone(ioctx, parent, snap, ioctx, name, features=FEATURES, order=_ORDER)
+    if size_bytes is not None:
+        grow_image(ioctx, name, size_bytes)
+
+
+def grow_image(ioctx: rados.Ioctx, name: str, size_bytes: int) -> None:
+    """Make an image this large, unless it is already. Raises BockdError."""
+    with named(f"growing image {name}"), rbd.Image(ioctx, name) as image:
+        if image.size() < size_bytes:
+            image.resize(size_bytes)
+
+
+def take_snap(cluster: rados.Rados, ioctx: rados.Ioctx, name: str, snap: str) -> None:
+    """Freeze an image: the snap holds each write that was answered before.
+
+    The image's writes wait from the beginning until the monitors have given the snap a number,
+    however long that takes: so not without `ask_monitors`. Raises UnavailableError when they do not
+    answer, with nothing done.
+    """
+    ask_monitors(cluster)
+    with named(f"taking a snap of image {name}"), rbd.Image(ioctx, name) as image:
+        image.create_snap(snap)
+
+
+def ask_monitors(cluster: rados.Rados) -> None:
+    """Return when a quorum of the monitors has answered something. Raises UnavailableError when
+    none has in the time that the connection allows."""
+    # wait_for_latest_osdmap has no time limit, whatever rados_mon_op_timeout says (Ceph 16.2).
+    with named("asking the monitors"):
+        cluster.get_cluster_stats()
+
+
+def remove_snap(ioctx: rados.Ioctx, name: str, snap: str) -> None:
+    """Remove a snap, unless it or its image is gone already. Raises BockdError."""
+    with (
+        named(f"removing snap {snap} of image {name}"),
+        _unless_gone(),
+        rbd.Image(ioctx, name) as image,
+    ):
+        image.remove_snap(snap)
+
+
+def remove_image(ioctx: rados.Ioctx, name: str) -> bool:
+    """Remove an image with all that it holds. Return False if it stays for now: it has snaps, or
+    somebody has it open. It is no error if it is gone already. Raises BockdError."""
+    with named(f"removing image {name}"), _unless_gone():
+        try:
+            rbd.RBD().remove(ioctx, name)
+        except (rbd.ImageHasSnapshots, rbd.ImageBusy):
+            return False
+    return True
+
+
+def open_image(ioctx: rados.Ioctx, name: str, snap: str | None = None) -> rbd.Image:
+    """Open an image for writing, or one of its snaps for reading. Who calls this closes what it
+    returns. Raises BockdError (NotFoundError, UnavailableError)."""
+    with named(f"opening image {name}"):
+        return rbd.Image(ioctx, name, snapshot=snap, read_only=snap is not None)
+
+
+def lock_image(image: rbd.Image) -> None:
+    """Take the lock of an image that nobody has; librbd gives it away to nobody who asks. Raises
+    BockdError: somebody has it."""
+    with named("locking an image"):
+        image.lock_acquire(rbd.RBD_LOCK_MODE_EXCLUSIVE)
+
+
+@contextmanager
+def _unless_gone() -> Iterator[None]:
+    try:
+        yield
+    except (rbd.ImageNotFound, rbd.ObjectNotFound):
+        return

@@ -1,0 +1,255 @@
+"""Images in a cluster: what snaps and clones show, what stays, and who is shut out."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+import trio
+
+from bockd.config.rbd import RbdSettings
+from bockd.errors import NoSpaceError, NotFoundError, UnavailableError, VolumeTakenError
+from bockd.model import BLOCK_SIZE, MIB, Extent
+from bockd.pool.device import BlockDevice
+from bockd.runtime.steprunner import StepRunner
+from bockd.runtime.steps import run_inline
+from tests.drivers.rbd.ceph import need_modules
+from tests.drivers.rbd.cluster import Cluster
+
+need_modules()
+
+from bockd.drivers.rbd import images  # noqa: E402 - where there are the modules
+from bockd.drivers.rbd.extents import OBJECT_BYTES  # noqa: E402
+from tests.drivers.rbd.gateway import Gateway  # noqa: E402
+
+SIZE = 4 * OBJECT_BYTES
+
+
+@pytest.fixture
+def gateway(rbd_namespace: RbdSettings) -> Iterator[Gateway]:
+    with Gateway(rbd_namespace) as one:
+        yield one
+
+
+@pytest.fixture
+def other(rbd_namespace: RbdSettings) -> Iterator[Gateway]:
+    with Gateway(rbd_namespace) as one:
+        yield one
+
+
+def read(device: BlockDevice, offset: int = 0, length: int = BLOCK_SIZE) -> bytes:
+    into = bytearray(length)
+    run_inline(device.read(offset, memoryview(into)))
+    return bytes(into)
+
+
+def write(device: BlockDevice, data: bytes, offset: int = 0) -> None:
+    run_inline(device.write(offset, memoryview(data)))
+
+
+def drawn(device: BlockDevice) -> str:
+    """Draw the device's objects: x for data, a dot for a hole."""
+    found = run_inline(device.extents(0, device.size_bytes, 1000))
+    return "".join((".x"[not one.hole]) * (one.length_bytes // OBJECT_BYTES) for one in found)
+
+
+def test_a_snap_shows_what_was_answered_before_though_another_gateway_took_it(
+    gateway: Gateway, other: Gateway
+) -> None:
+    name = gateway.create(SIZE)
+    device = gateway.open(name, SIZE)
+    write(device, b"then" * 1024)
+    snap = other.snap(name)
+    write(device, b"now." * 1024)
+    write(device, b"x", 2 * OBJECT_BYTES)
+    frozen = other.open_snap(name, snap, SIZE)
+    assert (frozen.read_only, read(frozen)) == (True, b"then" * 1024)
+    assert read(device) == b"now." * 1024
+    assert (drawn(frozen), drawn(device)) == ("x...", "x.x.")
+
+
+def test_a_clone_shows_its_snap_where_it_was_not_written(gateway: Gateway) -> None:
+    name = gateway.create(SIZE)
+    origin = gateway.open(name, SIZE)
+    write(origin, b"o" * SIZE)
+    run_inline(origin.trim(3 * OBJECT_BYTES, OBJECT_BYTES))
+    clone = gateway.open(gateway.clone(name, gateway.snap(name), 2 * SIZE), 2 * SIZE)
+    write(origin, b"later" * 1000)
+    assert drawn(clone) == "xxx....."
+    write(clone, b"c" * 512, 512)
+    assert read(clone, 0, 1536) == b"o" * 512 + b"c" * 512 + b"o" * 512
+    # What is trimmed or zeroed does not show the snap again, in whole objects or less.
+    run_inline(clone.trim(BLOCK_SIZE, BLOCK_SIZE))
+    run_inline(clone.trim(OBJECT_BYTES, OBJECT_BYTES))
+    run_inline(clone.zero(2 * OBJECT_BYTES, BLOCK_SIZE + 1, allocate=False))
+    assert read(clone, BLOCK_SIZE - 1, BLOCK_SIZE + 2) == b"o" + bytes(BLOCK_SIZE) + b"o"
+    assert read(clone, OBJECT_BYTES, OBJECT_BYTES) == bytes(OBJECT_BYTES)
+    assert read(clone, 2 * OBJECT_BYTES, BLOCK_SIZE + 2) == bytes(BLOCK_SIZE + 1) + b"o"
+    assert drawn(clone) == "x.x....."
+
+
+def test_an_image_grows_under_whoever_has_it_open(gateway: Gateway, other: Gateway) -> None:
+    name = gateway.create(SIZE)
+    device = gateway.open(name, SIZE)
+    other.grow(name, device, 2 * SIZE)
+    write(device, b"end", 2 * SIZE - 3)
+    assert read(device, 2 * SIZE - BLOCK_SIZE) == bytes(BLOCK_SIZE - 3) + b"end"
+    images.grow_image(other.ioctx, name, SIZE)
+    assert read(device, 2 * SIZE - 3, 3) == b"end"
+
+
+def test_an_image_goes_when_nothing_needs_it(gateway: Gateway) -> None:
+    name = gateway.create(SIZE)
+    device = gateway.open(name, SIZE)
+    write(device, b"data")
+    snap = gateway.snap(name)
+    clone = gateway.clone(name, snap)
+    assert not images.remove_image(gateway.ioctx, name)  # it is open, and has a snap
+    gateway.close(device)
+    assert not images.remove_image(gateway.ioctx, name)
+    # A snap goes though it has a clone; the image stays for the clone's sake.
+    images.remove_snap(gateway.ioctx, name, snap)
+    images.remove_snap(gateway.ioctx, name, snap)
+    with pytest.raises(NotFoundError):
+        images.open_image(gateway.ioctx, name, snap)
+    assert not images.remove_image(gateway.ioctx, name)
+    assert read(gateway.open(clone, SIZE))[:4] == b"data"
+
+
+def test_what_is_gone_can_be_removed_again(gateway: Gateway) -> None:
+    name = gateway.create(SIZE)
+    clone = gateway.clone(name, snap := gateway.snap(name))
+    assert images.remove_image(gateway.ioctx, clone)
+    assert images.remove_image(gateway.ioctx, clone)
+    images.remove_snap(gateway.ioctx, name, snap)
+    assert images.remove_image(gateway.ioctx, name)
+    images.remove_snap(gateway.ioctx, name, snap)
+    with pytest.raises(NotFoundError):
+        images.open_image(gateway.ioctx, name)
+
+
+def test_names_are_24_hexadecimal_digits_and_none_comes_twice() -> None:
+    names = {images.new_name() for _ in range(1000)}
+    assert len(names) == 1000
+    assert all(len(name) == 24 and int(name, 16) >= 0 for name in names)
+
+
+def test_what_was_answered_is_there_for_the_next_gateway(gateway: Gateway, other: Gateway) -> None:
+    name = gateway.create(SIZE)
+    device = gateway.open(name, SIZE)
+    write(device, b"x" * BLOCK_SIZE)
+    taken = other.take(name, SIZE)
+    assert read(taken) == b"x" * BLOCK_SIZE
+    assert run_inline(taken.extents(0, SIZE, 1)) == [Extent(0, OBJECT_BYTES, hole=False)]
+
+
+def test_who_was_shut_out_answers_nothing_and_changes_nothing(
+    gateway: Gateway, other: Gateway
+) -> None:
+    name = gateway.create(SIZE)
+    device = gateway.open(name, SIZE)
+    write(device, b"old" * 1024)
+    taken = other.take(name, SIZE)
+    write(taken, b"new" * 1024)
+    assert not device.lost.fired
+    for steps in (
+        device.write(0, memoryview(b"stale")),
+        device.read(0, memoryview(bytearray(BLOCK_SIZE))),
+        device.flush(),
+        device.extents(0, SIZE, 1),
+    ):
+        with pytest.raises(VolumeTakenError):
+            run_inline(steps)
+        assert device.lost.fired
+    gateway.close(device)
+    assert read(taken)[:3072] == b"new" * 1024
+
+
+def test_writes_on_their_way_while_the_volume_is_taken_end_and_none_lands_late(
+    ceph: Cluster, gateway: Gateway, other: Gateway
+) -> None:
+    """The OSD hangs, with writes before it, when the other gateway begins to take the volume."""
+    name = gateway.create(SIZE)
+    device = gateway.open(name, SIZE)
+    outcomes: list[object] = []
+
+    async def one(number: int, runner: StepRunner) -> None:
+        data = memoryview(b"old." * 1024)
+        try:
+            await runner.run(device.write(number * BLOCK_SIZE, data))
+        except VolumeTakenError as error:
+            outcomes.append(error)
+        else:
+            outcomes.append(None)
+
+    async def load() -> None:
+        runner = StepRunner()
+        async with trio.open_nursery() as nursery:
+            for number in range(16):
+                nursery.start_soon(one, number, runner)
+            started.set()
+
+    started = threading.Event()
+    with ceph.hanging():
+        loading = threading.Thread(target=partial(trio.run, load))
+        loading.start()
+        started.wait()
+    taken = other.take(name, SIZE)
+    for number in range(16):
+        write(taken, b"new." * 1024, number * BLOCK_SIZE)
+    loading.join()
+    assert len(outcomes) == 16
+    assert read(taken, 0, 16 * BLOCK_SIZE) == b"new." * 1024 * 16
+
+
+def test_requests_wait_for_as_long_as_the_cluster_hangs(ceph: Cluster, gateway: Gateway) -> None:
+    device = gateway.open(gateway.create(SIZE), SIZE)
+    write(device, b"before")
+    ended = threading.Event()
+
+    def later() -> None:
+        write(device, b"after!")
+        ended.set()
+
+    waiting = threading.Thread(target=later)
+    with ceph.hanging():
+        waiting.start()
+        assert not ended.wait(0.3)
+    assert ended.wait(60)
+    waiting.join()
+    assert read(device, 0, 6) == b"after!"
+
+
+def test_a_snap_is_not_begun_while_no_monitor_answers(
+    ceph: Cluster, rbd_namespace: RbdSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So the volume's writes do not wait for a monitor."""
+    monkeypatch.setattr("bockd.drivers.rbd.settings.INDEX_TIMEOUT_SECONDS", 1)
+    with Gateway(rbd_namespace) as gateway:
+        name = gateway.create(SIZE)
+        device = gateway.open(name, SIZE)
+        with ceph.hanging("mon.a"):
+            with pytest.raises(UnavailableError):
+                gateway.snap(name)
+            write(device, b"goes on")
+        gateway.snap(name)
+
+
+def test_a_full_cluster_refuses_what_grows_and_nothing_else(
+    ceph: Cluster, gateway: Gateway
+) -> None:
+    device = gateway.open(gateway.create(SIZE), SIZE)
+    write(device, b"x" * OBJECT_BYTES)
+    with ceph.full():
+        with pytest.raises(NoSpaceError):
+            write(device, b"y" * MIB, 2 * OBJECT_BYTES)
+        with pytest.raises(NoSpaceError):
+            gateway.create(SIZE)
+        assert read(device, 0, MIB) == b"x" * MIB
+        write(device, b"z" * BLOCK_SIZE)
+        run_inline(device.trim(0, OBJECT_BYTES))
+        run_inline(device.flush())
+        assert read(device) == bytes(BLOCK_SIZE)
+    write(device, b"y" * MIB, 2 * OBJECT_BYTES)
