@@ -37,6 +37,7 @@ typedef struct Job {
     atomic_int references;
     int ended; /* an eventfd: readable once it has ended */
     int error; /* 0, or what errno was; not before it has ended */
+    int heard; /* its end was read from the eventfd */
     Task task;
 } Job;
 
@@ -47,6 +48,7 @@ static struct {
     int queued, threads, idle;
     Job *spare; /* to be used again: an eventfd costs two calls otherwise */
     int spares;
+    unsigned forks; /* how many made this process from the one that began with 0 */
 } pool = {.lock = PTHREAD_MUTEX_INITIALIZER, .last = &pool.first};
 
 /* -- jobs -------------------------------------------------------------------------------------- */
@@ -71,7 +73,7 @@ static Job *new_job(void)
         }
     }
     job->next = NULL;
-    job->error = 0;
+    job->error = job->heard = 0;
     atomic_store(&job->references, 1);
     return job;
 }
@@ -80,9 +82,11 @@ static void release(Job *job)
 {
     if (atomic_fetch_sub(&job->references, 1) != 1)
         return;
-    uint64_t unread;
-    ssize_t count = read(job->ended, &unread, sizeof unread); /* if nobody has looked */
-    (void)count;
+    if (!job->heard) {
+        uint64_t unread;
+        ssize_t count = read(job->ended, &unread, sizeof unread);
+        (void)count;
+    }
     pthread_mutex_lock(&pool.lock);
     int keep = pool.spares < MAX_THREADS;
     if (keep) {
@@ -199,6 +203,7 @@ static void in_child(void)
     pool.first = NULL;
     pool.last = &pool.first;
     pool.queued = pool.threads = pool.idle = pool.spares = 0;
+    pool.forks++;
 }
 
 /* -- what Python sees -------------------------------------------------------------------------- */
@@ -207,8 +212,7 @@ typedef struct {
     PyObject_HEAD
     Job *job;
     PyObject *held;  /* what the call uses lives for as long; may be NULL */
-    int told;        /* its end was read from the eventfd */
-    pid_t process;   /* its threads are this one's */
+    unsigned forks;  /* of the process whose threads are at it */
 } Running;
 
 PyDoc_STRVAR(fileno_doc, "fileno() -> int\n\nReturn the descriptor: readable once it has ended.");
@@ -229,7 +233,7 @@ static PyObject *running_result(PyObject *self, PyObject *Py_UNUSED(nothing))
     uint64_t count;
     if (read(running->job->ended, &count, sizeof count) != sizeof count)
         return PyLong_FromLong(-1);
-    running->told = 1;
+    running->job->heard = 1;
     return PyLong_FromLong(running->job->error);
 }
 
@@ -259,7 +263,7 @@ static PyObject *running_wait(PyObject *self, PyObject *args)
 /* Wait for the end of a call that nobody waits for any more, if it uses what is about to go. */
 static void await_end(const Running *running)
 {
-    if (running->held == NULL || running->told || running->process != getpid())
+    if (running->held == NULL || running->job->heard || running->forks != pool.forks)
         return;
     struct pollfd ended = {.fd = running->job->ended, .events = POLLIN};
     Py_BEGIN_ALLOW_THREADS
@@ -331,7 +335,7 @@ static PyObject *begin_task(const Task *task, PyObject *held)
         job->task = *task;
         if (submit(job)) {
             running->held = Py_XNewRef(held);
-            running->process = getpid();
+            running->forks = pool.forks;
             return (PyObject *)running;
         }
     }
