@@ -26,6 +26,8 @@
 
 #include "_fastlane_wire.h"
 
+#include "_fastlane_writeback.h"
+
 #include "_fastlane_map.h"
 
 #include "_fastlane_missed.h"
@@ -49,7 +51,7 @@
 
 PyDoc_STRVAR(serve_doc,
 "serve(received, start, end, reply, style, view, readable, writable, max_read, max_payload,\n"
-"max_missed, sock, poll_ns, turn_ns)\n\n"
+"max_missed, sock, poll_ns, turn_ns, write_back)\n\n"
 "Serve the plain requests in received[start:end]; see fastlane.py.");
 
 static PyObject *serve(PyObject *Py_UNUSED(module), PyObject *args)
@@ -61,9 +63,9 @@ static PyObject *serve(PyObject *Py_UNUSED(module), PyObject *args)
     unsigned long long readable, writable;
     View view = {0};
     if (!PyArg_ParseTuple(
-            args, "w*nnw*iO&KKKKiiLL:serve", &call.received, &start, &end, &call.reply, &style,
+            args, "w*nnw*iO&KKKKiiLLp:serve", &call.received, &start, &end, &call.reply, &style,
             parse_view, &view, &readable, &writable, &call.max_read, &call.max_payload,
-            &call.max_missed, &call.sock, &call.poll_ns, &call.turn_ns))
+            &call.max_missed, &call.sock, &call.poll_ns, &call.turn_ns, &call.write_back))
         return NULL;
     view.readable = readable < view.readable ? readable : view.readable;
     view.writable = writable < view.writable ? writable : view.writable;
@@ -87,14 +89,15 @@ static PyObject *serve(PyObject *Py_UNUSED(module), PyObject *args)
     Py_ssize_t sent = round.sent < round.filled ? round.sent : round.filled;
     Py_ssize_t acknowledged = round.sent - sent;
     result = Py_BuildValue(
-        "(nnKiOnnny#OLKKKKiy#K)", outcome.position, outcome.end,
+        "(nnKiOnnny#OLKKKKiy#Ki)", outcome.position, outcome.end,
         (unsigned long long)outcome.received_bytes, outcome.polled, call.rest, round.served, sent,
         round.filled, (char *)round.acknowledgements + acknowledged,
         round.acknowledged - acknowledged, latencies, (long long)outcome.started,
         (unsigned long long)outcome.reads, (unsigned long long)outcome.read_bytes,
         (unsigned long long)outcome.writes, (unsigned long long)outcome.written_bytes,
         outcome.unflagged, (char *)round.missed,
-        (Py_ssize_t)(round.missed_count * sizeof(Missed)), (unsigned long long)outcome.trims);
+        (Py_ssize_t)(round.missed_count * sizeof(Missed)), (unsigned long long)outcome.trims,
+        outcome.written_back);
 done:
     end_redirects(&redirects);
     Py_XDECREF(call.held);

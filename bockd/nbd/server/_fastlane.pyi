@@ -23,6 +23,7 @@ def serve(
     sock: int,
     poll_ns: int,
     turn_ns: int,
+    write_back: bool,
     /,
 ) -> tuple[
     int,
@@ -42,6 +43,7 @@ def serve(
     int,
     int,
     bytes,
+    int,
     int,
 ]: ...
 def read_missed(missed: bytes, reply: memoryview, style: int, /) -> None: ...

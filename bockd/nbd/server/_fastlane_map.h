@@ -58,6 +58,7 @@ typedef struct {
     int unsynced;  /* the journal knows that the head has unsynced writes */
     Marks marks;
     int minds_zeros; /* blocks must not become zeros without a word to the journal */
+    Written written; /* the last write in place */
 } View;
 
 /* A converter for PyArg_ParseTuple. */

@@ -27,6 +27,7 @@ typedef struct {
     unsigned long long max_read, max_payload;
     int max_missed, sock;
     long long poll_ns, turn_ns;
+    int write_back; /* the first write is the only one before a flush, as it seems */
     PyObject *rest; /* requests that were not served */
     PyObject *held; /* windows in use */
 } Call;
@@ -49,6 +50,7 @@ typedef struct {
     int64_t started; /* the last round */
     uint64_t reads, read_bytes, writes, written_bytes, trims, received_bytes;
     int polled; /* in vain */
+    int written_back; /* what was written is on its way to the disk */
     int unflagged; /* whether there was a write whose flags do not mention its payload */
 } Outcome;
 
@@ -321,6 +323,9 @@ static int serve_rounds(
         }
         if (!call->poll_ns || round->stopped == AT_THE_PARSERS)
             return 0;
+        if (call->write_back && outcome->writes == 1 && view->written.length)
+            outcome->written_back |= begin_write_back(&view->written);
+        view->written.length = 0;
         if (round->stopped == FOR_WANT_OF_ROOM ? now_ns() > until :
                                                  !receive_more(call, outcome, until))
             return 0;

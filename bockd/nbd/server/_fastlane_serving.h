@@ -131,5 +131,6 @@ static int serve_write(
     Py_BEGIN_ALLOW_THREADS
     count = pwrite(fd, data, request->length, (off_t)at);
     Py_END_ALLOW_THREADS
+    view->written = (Written){fd, (off_t)at, request->length};
     return count == (ssize_t)request->length;
 }

@@ -72,11 +72,18 @@ class Batch:
         """The client said DISC: nothing follows, what is in flight is finished."""
 
     def serve_plain(
-        self, received: memoryview, start: int, end: int, turn: Turn, room: int = 0
+        self,
+        received: memoryview,
+        start: int,
+        end: int,
+        turn: Turn,
+        room: int = 0,
+        *,
+        write_back: bool = False,
     ) -> Served | None:
         """Serve what the fast lane can of the requests in received[start:end], and of what comes
         after them. Up to `room` reads that wait for the disk go to the background, as one
-        operation. None when there is no lane.
+        operation. `write_back` is as in `FastLane.serve`. None when there is no lane.
 
         `serve`, with what it left, and `finish` must follow before anything is awaited, if it left
         anything. Raises ProtocolError when a reply that has begun could not be finished.
@@ -84,7 +91,9 @@ class Batch:
         if self._lane is None:
             return None
         try:
-            done = self._lane.serve(received, start, end, self._reply, turn, room)
+            done = self._lane.serve(
+                received, start, end, self._reply, turn, room, write_back=write_back
+            )
         except OSError as error:
             self._statistics.failed("read", error)
             raise reading_failed(error) from error

@@ -27,6 +27,7 @@ from bockd.nbd.server.budget import Account
 from bockd.nbd.server.channel import Channel, HungUpError
 from bockd.nbd.server.exports import OpenExport
 from bockd.nbd.server.flight import InFlight
+from bockd.nbd.server.flushhabit import FlushHabit
 from bockd.nbd.server.large import Incoming, LargeTransfers
 from bockd.nbd.server.limits import RECEIVE_BUFFER_BYTES, TURN_NS, ServerLimits
 from bockd.nbd.server.pace import Pace, Polling
@@ -62,6 +63,7 @@ class Connection:
         self._scope = trio.CancelScope()
         self._polling = Polling(pace, limits.poll_tries)
         self._flight = InFlight()
+        self._habit = FlushHabit()
         self._buffer = memoryview(mmap.mmap(-1, RECEIVE_BUFFER_BYTES))
         self._received_bytes = 0
         self._consumed_bytes = 0
@@ -252,14 +254,22 @@ class Connection:
         while position < end:
             turn = self._channel.turn(self.undisturbed(), polling.left_ns())
             room = self._limits.max_in_flight - self._flight.requests
-            done = self._batch.serve_plain(self._buffer, position, end, turn, room)
+            served = self._statistics
+            done = self._batch.serve_plain(
+                self._buffer,
+                position,
+                end,
+                turn,
+                room,
+                write_back=self._habit.expects_flush(served.writes, served.flushes),
+            )
             if done is None:
                 break
             position, end = done.position, done.end
             if done.unflagged:
                 self._parser.unflagged = True
-            served = done.reads or done.writes or done.trims
-            if not (served or done.rest or done.missed or done.received_bytes):
+            any_served = done.reads or done.writes or done.trims
+            if not (any_served or done.rest or done.missed or done.received_bytes):
                 return position, end, progressed, bool(done.polled)
             progressed = True
             if done.received_bytes:

@@ -123,6 +123,8 @@ class Served(NamedTuple):
     """Reads before `position` that wait for the disk; see `FastLane.missed`."""
     trims: int
     """With writes of zeroes that were made holes."""
+    written_back: int
+    """1 if what was written is on its way to the disk already; see `FastLane.serve`."""
 
 
 class MissedReads(NamedTuple):
@@ -181,10 +183,14 @@ class FastLane:
         reply: memoryview,
         turn: Turn,
         max_missed: int = 0,
+        *,
+        write_back: bool = False,
     ) -> Served:
         """Serve what can be served of received[start:end], and what comes after it, for as long as
-        no other connection has work. Gather up to `max_missed` reads that wait for the disk. Raises
-        OSError when data could not be read whose reply has begun."""
+        no other connection has work. Gather up to `max_missed` reads that wait for the disk. With
+        `write_back`, have the kernel begin to write the first write to the disk, if it was one in
+        place and its reply was sent: a flush is expected. Raises OSError when data could not be
+        read whose reply has begun."""
         size = self._device.size_bytes
         return Served._make(
             self._serve(
@@ -200,6 +206,7 @@ class FastLane:
                 MAX_INLINE_PAYLOAD_BYTES,
                 max_missed,
                 *turn,
+                write_back,
             )
         )
 
