@@ -318,7 +318,7 @@ class Operations:
 
     def extend(self, volume: KnownVolume) -> None:
         assert volume.id is not None
-        if volume.growing or volume.size >= 2 * SIZE:
+        if volume.growing or volume.size >= 2 * SIZE or self.is_freezing(volume):
             return
         volume.growing = volume.size + self.draw.random.randrange(1, 40) * BLOCK_SIZE
 
@@ -356,6 +356,13 @@ class Operations:
             known.content = bytes(found)
 
         self.start(volume, steps(), lambda: None)
+
+    def is_freezing(self, volume: KnownVolume) -> bool:
+        """A snapshot was asked for, of the size that the volume has, and is not made yet."""
+        return any(
+            s.history is volume.history and s.there is There.COMING
+            for s in self.world.snapshots.values()
+        )
 
     def idle_snapshot(self) -> KnownSnapshot | None:
         ready = [s for s in self.world.ready() if not s.users]
