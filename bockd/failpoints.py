@@ -224,6 +224,14 @@ class Failpoint(StrEnum):
     """Everything leads to the copies; the old layer is not forgotten."""
     MERGE_DONE = "merge.done"
     """The old layer is forgotten; its files are there."""
+    SETTLE_COPIED = "settle.copied"
+    """A window's blocks are copied, unsynced."""
+    SETTLE_SYNCED = "settle.synced"
+    """They are synced; every map still leads to the old ones."""
+    SETTLE_LED = "settle.led"
+    """All maps lead to the copies, in a transaction that is not committed."""
+    SETTLE_MOVED = "settle.moved"
+    """It is committed; the old blocks are still there."""
 
     # Checksums of frozen layers.
     SCRUB_READ = "scrub.read"

@@ -1,4 +1,5 @@
-"""The local pool as the daemon runs it (daemon.backend): opening, reclaim, scrubbing, backups."""
+"""The local pool as the daemon runs it (daemon.backend): opening, reclaim, scrubbing, settling,
+backups."""
 
 from __future__ import annotations
 
@@ -10,10 +11,12 @@ from bockd.config import Settings
 from bockd.daemon.backups import Backups
 from bockd.daemon.retrying import Retrying
 from bockd.daemon.scrubbing import Scrubbing
+from bockd.daemon.settling import Settling
 from bockd.drivers.local.maintenance.reclaim import Reclaimer
+from bockd.drivers.local.maintenance.settling import Settler
 from bockd.drivers.local.newpool import check_start
 from bockd.drivers.local.pool import LocalPool
-from bockd.model import GIB
+from bockd.model import GIB, MIB
 from bockd.runtime.steprunner import StepRunner
 from bockd.runtime.steps import Spawn
 
@@ -26,11 +29,14 @@ class LocalBackend:
     ) -> None:
         self.pool = pool
         self.scrubbing = Scrubbing(pool.registry, settings.checksums)
+        self._settler = Settler(pool.registry)
+        self._settling = Settling(self._settler, settings.checksums.rate_mib * MIB)
         self.backups = Backups(pool, pool.registry, runner)
         self._runner = runner
         self._retrying = retrying
         self._reclaimer = Reclaimer(pool.registry)
         pool.registry.on_garbage = self.begin_background
+        pool.registry.on_frozen = self._on_frozen
 
     @staticmethod
     def check_start(settings: Settings, *, is_default: bool) -> None:
@@ -58,15 +64,20 @@ class LocalBackend:
         """Begin reclaim, which ends when nothing is left to reclaim."""
         self._retrying.start("reclaim", self._reclaim)
 
+    def _on_frozen(self) -> None:
+        self.scrubbing.note_frozen()
+        self._settler.note_frozen()
+
     async def _reclaim(self) -> None:
         await self._reclaimer.run()
         if self._reclaimer.put_off is not None:
             raise self._reclaimer.put_off
 
     async def run(self) -> None:
-        """Scrub, and end backups whose makers are gone, until cancelled."""
+        """Scrub, settle, and end backups whose makers are gone, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.scrubbing.run)
+            nursery.start_soon(self._settling.run)
             nursery.start_soon(self.backups.run)
 
     async def close(self) -> None:
@@ -80,6 +91,10 @@ class LocalBackend:
         return str(self.pool.registry.store.write_pieces)
 
     def waiting(self) -> tuple[str, ...]:
-        """Return why scrubbing is put off, or nothing. `Retrying` lists what else waits."""
-        put_off = self.scrubbing.put_off
-        return () if put_off is None else (f"reading frozen layers: {put_off}",)
+        """Return why scrubbing and settling are put off, if they are. `Retrying` lists what else
+        waits."""
+        put_off = (
+            ("reading frozen layers", self.scrubbing.put_off),
+            ("settling layers", self._settling.put_off),
+        )
+        return tuple(f"{what}: {why}" for what, why in put_off if why is not None)

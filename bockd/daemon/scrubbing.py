@@ -51,9 +51,9 @@ class Scrubbing:
         """Somebody has asked for a pass that is not finished."""
         self.put_off: str | None = None
         """Why the last batch failed; None when it went well."""
-        registry.on_frozen = self._on_frozen
 
-    def _on_frozen(self) -> None:
+    def note_frozen(self) -> None:
+        """Note that something was frozen: it may have no checksums yet."""
         self._frozen.set()
 
     def begin(self, rate_mib: int | None, *, restart: bool) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 from unittest import mock
 
 from bockd.drivers.local.format import journal, layer
-from bockd.drivers.local.maintenance import merging
+from bockd.drivers.local.format.leaf import LEAF_BLOCKS
+from bockd.drivers.local.maintenance import copying, merging, settling
 from bockd.drivers.local.volume import (
     allocating,
     cells,
@@ -58,6 +59,10 @@ def sizes(journal_records: int) -> tuple[tuple[Any, str, float], ...]:
         (sweeping, "WINDOW_CELLS", 64),
         (sweeping, "BATCH_ROWS", 1),
         (merging, "MAX_DEAD_LAYERS", 1),
+        (copying, "WINDOW_BLOCKS", LEAF_BLOCKS),
+        (settling, "RUNS_PER_MIB", 1),
+        (settling, "HEAD_BYTES", 16 * BLOCK_SIZE),
+        (settling, "SPARE_BYTES", 0),
         (ballast, "BALLAST_BYTES", 16 * 1024),
         (index, "_AHEAD_BYTES", 64 * 1024),
     )

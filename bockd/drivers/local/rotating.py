@@ -1,4 +1,5 @@
-"""Rotation: the packed head of an open volume is nearly full, and another one takes its place.
+"""Rotation: another head takes the place of an open volume's packed one, which is nearly full, or
+is to be settled.
 
 The map stays as it is. The full head is frozen where it is at home, and the new one is at home in
 the same map. So no leaf changes, and no snapshot is made.
@@ -28,13 +29,23 @@ class Rotations:
     def rotate(self, volume: VolumeId) -> Steps[None]:
         """Give an open volume another head, if its own has few cells left. Raises BockdError, with
         everything as it was."""
-        doing = f"giving volume {volume} another layer"
-        return self._registry.exclusive(volume, doing, self._rotate, volume)
+        return self._exclusively(volume, None)
 
-    async def _rotate(self, volume: VolumeId) -> None:
+    def freeze_head(self, volume: VolumeId, head: LayerId) -> Steps[None]:
+        """Give a volume another head, if it is open and writes to `head`. Raises BockdError, with
+        everything as it was."""
+        return self._exclusively(volume, head)
+
+    def _exclusively(self, volume: VolumeId, head: LayerId | None) -> Steps[None]:
+        doing = f"giving volume {volume} another layer"
+        return self._registry.exclusive(volume, doing, self._rotate, volume, head)
+
+    async def _rotate(self, volume: VolumeId, head: LayerId | None) -> None:
         opened = self._registry.volumes.get(volume)
         cells = None if opened is None else opened.volume.durability.cells
-        if opened is None or cells is None or not cells.is_short:
+        if opened is None or cells is None:
+            return
+        if not (cells.is_short if head is None else opened.volume.durability.head.id == head):
             return
         async with self._layers.turn:
             await change_head(

@@ -53,6 +53,10 @@ OF_PACKED_HEADS = frozenset(
         Failpoint.ROTATE_CHANGED,
         Failpoint.ROTATE_COMMITTED,
         Failpoint.SWEEP_PUNCHED,
+        Failpoint.SETTLE_COPIED,
+        Failpoint.SETTLE_SYNCED,
+        Failpoint.SETTLE_LED,
+        Failpoint.SETTLE_MOVED,
     }
 )
 """What no daemon comes to, because none makes packed heads; test_packed_heads.py does."""

@@ -17,7 +17,11 @@ from unittest import mock
 import pytest
 
 from bockd import failpoints
+from bockd.drivers.local.format.leaf import LEAF_BLOCKS
 from bockd.drivers.local.integrity.check import check_open_pool
+from bockd.drivers.local.maintenance import copying, settling
+from bockd.drivers.local.maintenance.reclaim import Reclaimer
+from bockd.drivers.local.maintenance.settling import Settler
 from bockd.drivers.local.pool import LocalPool
 from bockd.drivers.local.volume import cells
 from bockd.failpoints import VARIABLE, Failpoint
@@ -51,6 +55,11 @@ POINTS = sorted(
         Failpoint.TRANSITION_COMMITTED,
         Failpoint.RECOVER_APPLIED,
         Failpoint.RECOVER_COMMITTED,
+        Failpoint.MERGE_SYNCED,
+        Failpoint.MERGE_BEGUN,
+        Failpoint.MERGE_REDIRECTED,
+        Failpoint.MERGE_ALIASED,
+        Failpoint.MERGE_DONE,
     }
 )
 
@@ -118,6 +127,21 @@ class Worker:
                 run_inline(pool.registry.rotate(volume))
             write(0, 10)
             run_inline(device.durability.checkpoint())
+            self.settle(pool)
+            write(3, 1)
+
+    def settle(self, pool: LocalPool) -> None:
+        """What was rotated, and what a death has left half settled."""
+        settler = Settler(pool.registry)
+        run_inline(Reclaimer(pool.registry).run())
+        with (
+            mock.patch.object(settling, "RUNS_PER_MIB", 0),
+            mock.patch.object(copying, "WINDOW_BLOCKS", LEAF_BLOCKS),
+        ):
+            for _ in range(2):
+                run_inline(settler.look())
+            while run_inline(settler.step()).more:
+                run_inline(Reclaimer(pool.registry).run())
 
 
 def opened(root: Path, background: Background) -> LocalPool:

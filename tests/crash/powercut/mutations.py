@@ -262,6 +262,7 @@ MUTATIONS: dict[str, Mutation] = {
     "new layer: fsync of its directory": _without(layerfiles),
     "grown layer: fsync": _without_fsync(layer, "grow"),
     "merged layer: sync": _without_layer_sync("_copy"),
+    "settled layer: sync": _without_layer_sync("_copy_window"),
     "index: all of LMDB's syncs": _lmdb_with(sync=False),
     "index: LMDB's sync of its meta page": _lmdb_with(metasync=False),
     "new pool: fsync of its directories": _without(poolfiles),

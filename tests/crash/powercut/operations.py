@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from random import Random
 
 from bockd.drivers.local.integrity.scrub import Scrubber
+from bockd.drivers.local.maintenance.settling import Settler
 from bockd.drivers.local.pool import LocalPool
 from bockd.drivers.local.volume.volume import Volume
 from bockd.model import BLOCK_SIZE, MIB
@@ -85,8 +86,12 @@ class Operations:
     pool: LocalPool
     scheduler: UnevenScheduler
     scrubber: Scrubber
+    settler: Settler | None
+    """None in histories without packed heads."""
     world: World
     draw: Draw
+    settling: bool = False
+    """A piece of it is under way."""
 
     def work(self, operations: int) -> None:
         """Begin operations at random, and let them go on."""
@@ -130,6 +135,8 @@ class Operations:
             self.reopen: 0.4,
             self.scrub: 1.5,
         }
+        if self.settler is not None:
+            kinds[self.settle] = 4.0
         operation = self.draw.random.choices(list(kinds), list(kinds.values()))[0]
         operation(self.draw.random.choice(usable))
         if self.disk.cut:
@@ -315,6 +322,27 @@ class Operations:
             await self.scrubber.verify_on()
 
         self.start(volume, steps(), lambda: None)
+
+    def settle(self, volume: KnownVolume) -> None:
+        """Looks, and steps; as in a daemon one after the other. A life is short, so there is not
+        much time between two looks."""
+        settler = self.settler
+        assert settler is not None
+        if self.settling:
+            return
+        self.settling = True
+        looks, moves = self.draw.random.choice(((1, 0), (0, 3), (2, 8), (2, 20)))
+
+        async def steps() -> None:
+            for _ in range(looks):
+                await settler.look()
+            for _ in range(moves):
+                await settler.step()
+
+        def ended() -> None:
+            self.settling = False
+
+        self.start(volume, steps(), ended)
 
     def extend(self, volume: KnownVolume) -> None:
         assert volume.id is not None

@@ -2,8 +2,8 @@
 
 Several volumes are written, trimmed, zeroed, flushed, checkpointed, snapshotted, cloned, reverted,
 extended and deleted, all interleaved (tests/drivers/local/schedule.py), while background work
-punches, merges and unlinks. The power fails at a change of the disk chosen before; a quarter of the
-recoveries are cut too. Everything follows from the seed.
+punches, merges, settles and unlinks. The power fails at a change of the disk chosen before; a
+quarter of the recoveries are cut too. Everything follows from the seed.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from bockd.drivers.local.format.checksums import all_damage
 from bockd.drivers.local.integrity.check import check_open_pool
 from bockd.drivers.local.integrity.scrub import Scrubber
 from bockd.drivers.local.maintenance.reclaim import Reclaimer
+from bockd.drivers.local.maintenance.settling import Settler
 from bockd.drivers.local.pool import LocalPool
 from bockd.drivers.local.volume.reading import Reader
 from bockd.errors import BockdError
@@ -143,8 +144,11 @@ class Run:
         self.pool = LocalPool.open(self.path, self.scheduler.spawn, boot=f"{self.boot:036}")
         self.reclaimer = Reclaimer(self.pool.registry)
         self.scrubber = Scrubber(self.pool.registry)
+        settler = Settler(self.pool.registry) if self.seed % 2 else None
+        if settler is not None:
+            self.pool.registry.on_frozen = settler.note_frozen
         self.operations = Operations(
-            self.disk, self.pool, self.scheduler, self.scrubber, self.world, self.draw
+            self.disk, self.pool, self.scheduler, self.scrubber, settler, self.world, self.draw
         )
         self.pool.registry.clock = lambda: 1.0
         self.pool.registry.pack = lambda: bool(self.seed % 2 and self.packing.randrange(2))

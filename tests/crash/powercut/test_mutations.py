@@ -12,8 +12,9 @@ from tests.crash.powercut.scenario import CUTS_OF_A_RUN
 NEEDS_A_SCENARIO = {
     "flush: the barrier covers only what came before",
     "seal: sync of the journal",
+    "settled layer: sync",
 }
-"""What random histories notice too seldom, once in 150 to 300 power cuts, to be relied upon:
+"""What random histories notice too seldom, once in 150 power cuts or less, to be relied upon:
 tests/crash/scenarios has a scenario by name for each, which fails without it."""
 
 MOST_CUTS = 1500

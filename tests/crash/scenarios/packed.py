@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from unittest import mock
 
+from bockd.drivers.local.maintenance.settling import Settler
 from bockd.drivers.local.volume import cells
 from bockd.model import BLOCK_SIZE
 from bockd.runtime.steps import run_inline
@@ -145,3 +146,41 @@ def rotation_during_a_flush(disk: PowerCutDisk) -> None:
         left.assert_block(6, b"second", b"unflushed")
         for block, value in ((7, b"flushed"), (8, b"between"), (9, b"later")):
             left.assert_block(block, value)
+
+
+def settling_at_every_third_change(disk: PowerCutDisk) -> None:
+    """A frozen packed layer is settled, in two windows, and its volume has overwritten one of its
+    blocks: the power fails at every third change of the disk, and everybody is shown what it
+    was."""
+    cuts, ended = 0, False
+    while not ended:
+        stage = prepared(disk)
+        for block in (301, 4, 299):
+            stage.write(block, b"third")
+        frozen = stage.snapshot("frozen")
+        stage.write(6, b"changed")
+        stage.flush()
+        disk.arm(stage.life, 1 + 3 * cuts)
+        settler = Settler(stage.pool.registry)
+
+        async def settle(settler: Settler = settler) -> None:
+            for _ in range(2):
+                await settler.look()
+            while (await settler.step()).more:
+                pass
+
+        stage.conductor.begin(settle())
+        while not disk.cut and stage.conductor.tasks:
+            stage.conductor.run(1)
+        ended = not disk.cut
+        for left in stage.after_power_cut():
+            reader = run_inline(left.pool.registry.use_snapshot(frozen)).snapshot
+            assert left.read(6, reader) == block_of(b"second")
+            for node in (None, reader):
+                assert left.read(5, node) == block_of(b"first")
+                assert left.read(300, node) == block_of(b"old")
+                for block in (301, 4, 299):
+                    assert left.read(block, node) == block_of(b"third")
+            left.assert_block(6, b"changed")
+        cuts += 1
+    assert cuts > 8, "settling makes more changes"

@@ -96,6 +96,10 @@ SCENARIOS: dict[str, tuple[engine.Scenario, dict[str, rules.Broken]]] = {
         packed.rotation_during_a_flush,
         {"the old head is synced": rules.of_the_laboratory("flush: sync of the head")},
     ),
+    "settling, then a power cut (at every third change of the disk)": (
+        packed.settling_at_every_third_change,
+        {"copies are synced first": rules.of_the_laboratory("settled layer: sync")},
+    ),
 }
 
 

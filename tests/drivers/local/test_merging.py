@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,25 @@ def test_a_leaf_stored_and_evicted_during_a_walk_is_not_overlooked(
     with pytest.raises(StopIteration) as ended:
         looking.send(stored)
     assert ended.value.value == [1]
+
+
+def test_nothing_merges_at_a_home_that_is_half_folded(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Damage may have stopped its folding: its child has some of its leaves, and shows blocks that
+    it does not show itself any more, so they would not be copied."""
+    gather_layers(bench, 9, monkeypatch)
+    merger = LayerMerger(bench.pool.registry)
+    merge = merger.plan()
+    assert merge is not None
+
+    def kill(txn: Transaction) -> None:
+        catalogue = Catalogue(txn)
+        catalogue.put_map(replace(catalogue.map(merge.home), dead=True))
+        catalogue.new_map(merge.home, SIZE)
+
+    bench.pool.index.update(kill)
+    assert merger.plan() is None
 
 
 def test_an_interrupted_merge_goes_on_where_it_was(

@@ -1,6 +1,6 @@
 """One volume with packed heads, driven at random: cells that are emptied, punched and used again,
-heads that are rotated and frozen, deaths that leave strays. Content against a plain model, and
-`check` after each step."""
+heads that are rotated, frozen and settled, deaths that leave strays. Content against a plain model,
+and `check` after each step."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from bockd.drivers.local.format.cells import ROWS
 from bockd.drivers.local.integrity.check import check_open_pool
+from bockd.drivers.local.maintenance import copying, settling
 from bockd.drivers.local.maintenance.reclaim import Reclaimer
+from bockd.drivers.local.maintenance.settling import Settler
 from bockd.drivers.local.pool import LocalPool
 from bockd.drivers.local.volume import cells, leafcache, packedwrites
 from bockd.drivers.local.volume.volume import Volume
-from bockd.model import BLOCK_SIZE, SnapshotId
+from bockd.model import BLOCK_SIZE, LayerId, SnapshotId
 from bockd.runtime.steps import Background, run_inline
 from tests.drivers.local.oracle import Node
 from tests.drivers.local.process import die
@@ -44,6 +46,10 @@ class PackedMachine(RuleBasedStateMachine):
             mock.patch.object(cells, "ROTATION_CELLS", 1000),
             mock.patch.object(packedwrites, "PIECE_CELLS", 257),
             mock.patch.object(leafcache, "GROUP_LEAVES", 1),
+            mock.patch.object(copying, "WINDOW_BLOCKS", 256),
+            mock.patch.object(settling, "RUNS_PER_MIB", 1),
+            mock.patch.object(settling, "HEAD_BYTES", 20 * BLOCK_SIZE),
+            mock.patch.object(settling, "COUNT_ROWS", 1),
         ]
         for patch in self.patches:
             patch.start()
@@ -63,6 +69,8 @@ class PackedMachine(RuleBasedStateMachine):
         self.pool.registry.pack = lambda: True
         reclaimer = Reclaimer(self.pool.registry)
         self.pool.registry.on_garbage = lambda: self.background.spawn(reclaimer.run())
+        self.settler = Settler(self.pool.registry)
+        self.pool.registry.on_frozen = self.settler.note_frozen
 
     def teardown(self) -> None:
         try:
@@ -162,6 +170,24 @@ class PackedMachine(RuleBasedStateMachine):
                 run_inline(self.pool.registry.rotate(self.volume))
             if self.device.durability.head.id != head:  # there was something in it
                 self.forgotten = False
+
+    @rule()
+    def look(self) -> None:
+        """For what is to be settled. A head that is settled gives way to another one."""
+        run_inline(self.settler.look())
+
+    @rule(steps=st.integers(1, 6))
+    def settle(self, steps: int) -> None:
+        head = self.head
+        for _ in range(steps):
+            run_inline(self.settler.step())
+        if self.head != head:
+            self.forgotten = False
+
+    @property
+    def head(self) -> LayerId:
+        with self.pool.registry.catalogue() as catalogue:
+            return catalogue.volume(self.volume).head
 
     @rule()
     def close(self) -> None:

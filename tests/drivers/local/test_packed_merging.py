@@ -10,7 +10,8 @@ import pytest
 
 from bockd.drivers.local.format import cells
 from bockd.drivers.local.format.catalogue import Catalogue, LayerRecord
-from bockd.drivers.local.maintenance import merging
+from bockd.drivers.local.format.leaf import LEAF_BLOCKS
+from bockd.drivers.local.maintenance import copying, merging
 from bockd.drivers.local.maintenance.merging import LayerMerger, Merge
 from bockd.drivers.local.maintenance.reclaim import Reclaimer
 from bockd.drivers.local.pool import LocalPool
@@ -77,7 +78,7 @@ def test_packed_layers_move_into_a_raw_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packs: Callable[[int], bool]
 ) -> None:
     """One that is there, or is made for it. Who has the volume open reads on, from memory, too."""
-    monkeypatch.setattr(merging, "WINDOW_LEAVES", 1)
+    monkeypatch.setattr(copying, "WINDOW_BLOCKS", LEAF_BLOCKS)
     bench, content = crowded(tmp_path, monkeypatch, packs)
     assert shown(bench) == content
     device = bench.device()

@@ -34,8 +34,9 @@ from bockd.drivers.local.format.leaf import LEAF_BLOCKS
 from bockd.drivers.local.integrity.check import check_open_pool
 from bockd.drivers.local.integrity.damage import scrub_status
 from bockd.drivers.local.integrity.scrub import Scrubber
-from bockd.drivers.local.maintenance import merging
+from bockd.drivers.local.maintenance import copying, merging, settling
 from bockd.drivers.local.maintenance.reclaim import Reclaimer
+from bockd.drivers.local.maintenance.settling import Settler
 from bockd.drivers.local.occupancy import measure_all, measure_shares
 from bockd.drivers.local.pool import LocalPool
 from bockd.drivers.local.volume import cells, leafcache
@@ -83,6 +84,13 @@ class PoolMachine(RuleBasedStateMachine):
         self.usual_group_leaves = leafcache.GROUP_LEAVES
         self.usual_dead_layers = merging.MAX_DEAD_LAYERS
         self.usual_max_cells = cells.MAX_CELLS
+        self.patches = [
+            mock.patch.object(copying, "WINDOW_BLOCKS", LEAF_BLOCKS),
+            mock.patch.object(settling, "RUNS_PER_MIB", 1),
+            mock.patch.object(settling, "HEAD_BYTES", LEAF_BLOCKS * BLOCK_SIZE),
+        ]
+        for patch in self.patches:
+            patch.start()
         self.packs: Iterator[bool] = cycle((False,))
         merging.MAX_DEAD_LAYERS = 1  # so that small pools merge layers, too
         self.most_open = 1
@@ -97,6 +105,8 @@ class PoolMachine(RuleBasedStateMachine):
         reclaimer = Reclaimer(self.pool.registry)
         self.pool.registry.on_garbage = lambda: self.background.spawn(reclaimer.run())
         self.background.spawn(reclaimer.run())
+        self.settler = Settler(self.pool.registry)
+        self.pool.registry.on_frozen = self.settler.note_frozen
 
     def teardown(self) -> None:
         try:
@@ -107,6 +117,8 @@ class PoolMachine(RuleBasedStateMachine):
             merging.MAX_DEAD_LAYERS = self.usual_dead_layers
             leafcache.GROUP_LEAVES = self.usual_group_leaves
             cells.MAX_CELLS = self.usual_max_cells
+            for patch in self.patches:
+                patch.stop()
             die(self.pool)
             shutil.rmtree(self.root)
 
@@ -261,6 +273,13 @@ class PoolMachine(RuleBasedStateMachine):
         self.device(volume)
         with mock.patch.object(cells, "ROTATION_CELLS", cells.MAX_CELLS - 1):
             run_inline(self.pool.registry.rotate(volume))
+
+    @rule(looks=st.integers(0, 2), steps=st.integers(0, 4))
+    def settle(self, looks: int, steps: int) -> None:
+        for _ in range(looks):
+            run_inline(self.settler.look())
+        for _ in range(steps):
+            run_inline(self.settler.step())
 
     @rule(volume=volumes)
     def close_idle(self, volume: VolumeId) -> None:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Container, Iterable, Iterator
+from dataclasses import dataclass
 
 from bockd.drivers.local.format.leaf import LEAF_BLOCKS, Leaf
 from bockd.drivers.local.format.leafvalues import LeafTable, LeafValues, leaf_value_key
@@ -62,6 +63,25 @@ def cells_of_leaf(txn: Transaction, number: int, leaf: Leaf, packed: Container[i
                 "run 'bockd check'"
             )
     return found
+
+
+@dataclass(slots=True)
+class RunCount:
+    """How many blocks a packed layer has, and in how many runs of cells they lie if one goes by
+    their order. Blocks of other layers in between end no run."""
+
+    blocks: int = 0
+    runs: int = 0
+    _following: int = -1
+    """The cell that would go on with the last run."""
+
+    def add(self, row: LeafCells) -> None:
+        """Count in the next row of the layer."""
+        for cell in row.values():
+            if cell != self._following:
+                self.runs += 1
+            self._following = cell + 1
+        self.blocks += len(row)
 
 
 def erase_leaves(txn: Transaction, layer: LayerId, first: int, end: int) -> None:

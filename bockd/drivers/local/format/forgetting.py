@@ -35,5 +35,6 @@ def forget_layer(txn: Transaction, layer: LayerId) -> None:
     DamagedError when the index has no such layer."""
     Catalogue(txn).remove_layer(layer)
     queue.end_merge(txn, layer)
+    queue.end_settling(txn, layer)
     checksums.forget_reading(txn, layer)
     queue.add_unlink(txn, layer)

@@ -6,6 +6,8 @@ p | layer:u64 | first:u64        payload count:u64 - blocks to punch out of a la
 f | layer:u64                    a layer that the index has forgotten: unlink its files
 g | layer:u64                    payload target:u64 - a layer whose blocks have been copied to the
                                  target, where leaves may lead already: all are to lead there
+s | layer:u64                    payload target:u64 - a layer whose blocks are moving to the target,
+                                 and of which the index still has cells of such that have moved
 """
 
 from __future__ import annotations
@@ -69,6 +71,12 @@ def punched_layers(txn: Transaction) -> set[LayerId]:
     return {LayerId(_PUNCH.unpack(k[1:])[0]) for k in txn.keys(RECLAIM, b"p", b"q")}
 
 
+def is_punched(txn: Transaction, layer: LayerId) -> bool:
+    """Return whether there is a queued punch of a layer."""
+    start, stop = b"p" + _PUNCH.pack(layer, 0), b"p" + _PUNCH.pack(layer + 1, 0)
+    return any(txn.keys(RECLAIM, start, stop))
+
+
 def remove_punch(txn: Transaction, entry: PunchEntry) -> None:
     txn.delete(RECLAIM, b"p" + _PUNCH.pack(entry.layer, entry.first))
 
@@ -87,6 +95,23 @@ def begun_merges(txn: Transaction) -> list[tuple[LayerId, LayerId]]:
 
 def end_merge(txn: Transaction, source: LayerId) -> None:
     txn.delete(RECLAIM, b"g" + _U64.pack(source))
+
+
+def begin_settling(txn: Transaction, source: LayerId, target: LayerId) -> None:
+    """Note that some blocks of a layer have moved to another one, and all others are to."""
+    txn.put(RECLAIM, b"s" + _U64.pack(source), _U64.pack(target))
+
+
+def begun_settling(txn: Transaction) -> dict[LayerId, LayerId]:
+    """Return the layers whose blocks are moving, with where to."""
+    return {
+        LayerId(_U64.unpack(key[1:])[0]): LayerId(_U64.unpack(payload)[0])
+        for key, payload in txn.scan(RECLAIM, b"s", b"t")
+    }
+
+
+def end_settling(txn: Transaction, source: LayerId) -> None:
+    txn.delete(RECLAIM, b"s" + _U64.pack(source))
 
 
 def add_unlink(txn: Transaction, layer: LayerId) -> None:

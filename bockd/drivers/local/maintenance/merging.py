@@ -21,18 +21,19 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 
-from bockd.drivers.local.format import cells, checksums, queue
+from bockd.drivers.local.format import checksums, queue
 from bockd.drivers.local.format.blockmap import own_leaves
 from bockd.drivers.local.format.catalogue import LAYERS, Catalogue, LayerRecord
 from bockd.drivers.local.format.forgetting import forget_layer
 from bockd.drivers.local.format.layer import Layer
 from bockd.drivers.local.format.leaf import LEAF_BLOCKS, LEAVES, Leaf, leaf_key
+from bockd.drivers.local.maintenance.copying import Window, copy_blocks
 from bockd.drivers.local.registry import Registry
 from bockd.drivers.local.volume.reading import Reader
-from bockd.errors import DamagedError, from_os_error
+from bockd.errors import from_os_error
 from bockd.failpoints import Failpoint, hit
 from bockd.index.keys import id_key
-from bockd.model import BLOCK_SIZE, MIB, LayerId, MapId
+from bockd.model import LayerId, MapId
 from bockd.pool.index import Transaction
 from bockd.runtime.steps import blocking
 
@@ -42,12 +43,6 @@ file; merging costs the smallest one's bytes once."""
 
 BATCH_LEAVES = 512
 """Leaves looked at in one transaction."""
-
-_COPY_BYTES = 1 * MIB
-
-WINDOW_LEAVES = 16
-"""Of what is read from a packed layer, in the order of its cells, before it is written in that of
-its blocks: 16 MiB at most in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +80,18 @@ class LayerMerger:
         if merge is not None or crowded is None:
             return merge
 
+        await self.make_layer(crowded.home, crowded.size_bytes)
+        return await blocking(self.plan)
+
+    async def make_layer(self, home: MapId, size_bytes: int) -> None:
+        """Give a home an empty raw layer to move into. No other layer can be made until it is
+        named, and copying takes long: so this is a transaction of its own. Raises BockdError."""
+
         def add(txn: Transaction, layer: LayerId) -> None:
             catalogue = Catalogue(txn)
-            catalogue.add_layer(layer, crowded.size_bytes, catalogue.map(crowded.home).id)
+            catalogue.add_layer(layer, size_bytes, catalogue.map(home).id)
 
-        await self._registry.layer_maker.make_with(crowded.size_bytes, add)
-        return await blocking(self.plan)
+        await self._registry.layer_maker.make_with(size_bytes, add)
 
     def plan(self) -> Merge | None:
         """Choose the next merge: one that was interrupted, or one that is due. None if there is
@@ -113,10 +114,11 @@ class LayerMerger:
             for layer in catalogue.layers():
                 if layer.id not in heads:
                     homes.setdefault(layer.home, []).append(layer)
+            folded = {home for home in homes if is_folded(catalogue, home)}
         if abandoned is not None:
             self._store.index.update(lambda txn: queue.end_merge(txn, abandoned))
         for home, layers in homes.items():
-            if len(layers) <= MAX_DEAD_LAYERS:
+            if len(layers) <= MAX_DEAD_LAYERS or home in folded:
                 continue
             layers.sort(key=self._allocated)
             for source in layers:
@@ -174,7 +176,7 @@ class LayerMerger:
                     for first, end, layer in Leaf.decode(payload).runs():
                         if layer == source.id:
                             base = number * LEAF_BLOCKS
-                            _copy_blocks(source, target, base + first, base + end)
+                            copy_blocks(source, target, base + first, base + end)
             hit(Failpoint.MERGE_COPIED)
             target.sync()
             hit(Failpoint.MERGE_SYNCED)
@@ -212,10 +214,7 @@ class LayerMerger:
 
     def _forget(self, merge: Merge) -> None:
         def change(txn: Transaction) -> None:
-            read = checksums.reading_of(txn, merge.source.id)
-            if read is None or not read.done:
-                # What has no checksum yet has moved: to where it will be looked for.
-                checksums.forget_reading(txn, merge.target.id)
+            read_again(txn, merge)
             forget_layer(txn, merge.source.id)
 
         self._store.index.update(change)
@@ -237,46 +236,17 @@ class LayerMerger:
             old.close()
 
 
-def _copy_blocks(source: Layer, target: Layer, first: int, end: int) -> None:
-    start, stop = first * BLOCK_SIZE, end * BLOCK_SIZE
-    buffer = memoryview(bytearray(min(_COPY_BYTES, stop - start)))
-    while start < stop:
-        piece = buffer[: min(len(buffer), stop - start)]
-        source.read(start, piece)
-        target.write(start, piece)
-        start += len(piece)
-
-
 def _copy_cells(
     txn: Transaction, source: Layer, target: Layer, leaves: Iterator[tuple[int, bytes]]
 ) -> None:
     """Copy what leaves show of a packed layer, window by window. Raises DamagedError, OSError."""
-    while window := list(islice(leaves, WINDOW_LEAVES)):
-        places: list[tuple[int, int]] = []
-        for number, payload in window:
-            leaf = Leaf.decode(payload)
-            if source.id in leaf.palette:
-                found = cells.cells_of_leaf(txn, number, leaf, (source.id,))
-                places += [
-                    (found[block], number * LEAF_BLOCKS + block)
-                    for block, layer in enumerate(leaf.layers())
-                    if layer == source.id
-                ]
-        content: dict[int, memoryview] = {}
-        blocks_of = dict(places)
-        if len(blocks_of) != len(places):
-            raise DamagedError(f"two blocks of layer {source.id} have one cell; run 'bockd check'")
-        for first, end in cells.runs_of_cells(sorted(blocks_of)):
-            buffer = memoryview(bytearray((end - first) * BLOCK_SIZE))
-            source.read(first * BLOCK_SIZE, buffer)
-            for cell in range(first, end):
-                at = (cell - first) * BLOCK_SIZE
-                content[blocks_of[cell]] = buffer[at : at + BLOCK_SIZE]
-        for first, end in cells.runs_of_cells(sorted(content)):
-            for start in range(first, end, _COPY_BYTES // BLOCK_SIZE):
-                stop = min(end, start + _COPY_BYTES // BLOCK_SIZE)
-                piece = b"".join([content[block] for block in range(start, stop)])
-                target.write(start * BLOCK_SIZE, memoryview(piece))
+    window = Window(source.id)
+    for number, payload in leaves:
+        leaf = Leaf.decode(payload)
+        if not window.take(txn, number, leaf):
+            window.copy(source, target)
+            window = Window.of(source.id, txn, number, leaf)
+    window.copy(source, target)
 
 
 def _redirect_batch(
@@ -288,14 +258,36 @@ def _redirect_batch(
     for number, payload in batch:
         leaf = Leaf.decode(payload)
         if merge.source.id in leaf.palette:
-            if member == merge.home:
-                # Before anybody is led to the copies: the home shows all that anybody shows.
-                blocks = [b for b, layer in enumerate(leaf.layers()) if layer == merge.source.id]
-                checksums.copy_blocks(txn, merge.source.id, merge.target.id, number, blocks)
-            moved = [
-                merge.target.id if layer == merge.source.id else layer for layer in leaf.layers()
-            ]
-            txn.put(LEAVES, leaf_key(member, number), Leaf.of(moved).encode())
+            lead_to_copies(txn, member, number, leaf, merge)
             changed = True
     hit(Failpoint.MERGE_REDIRECTED)
     return (batch[-1][0] + 1 if len(batch) == BATCH_LEAVES else None), changed
+
+
+def is_folded(catalogue: Catalogue, home: MapId) -> bool:
+    """Return whether a map is being dropped or folded, or is to be. Its only child may have some of
+    its leaves already: then it does not show any more all that anybody shows of its layers."""
+    return catalogue.map(home).dead and len(catalogue.children(home)) <= 1
+
+
+def read_again(txn: Transaction, merge: Merge) -> None:
+    """Have the target read from its beginning, if the source was not read to its end: what has no
+    checksum yet has moved, to where it will be looked for."""
+    read = checksums.reading_of(txn, merge.source.id)
+    if read is None or not read.done:
+        checksums.forget_reading(txn, merge.target.id)
+
+
+def lead_to_copies(
+    txn: Transaction, member: MapId, number: int, leaf: Leaf, merge: Merge
+) -> list[int]:
+    """Redirect a leaf of the home, or of a descendant, to the target wherever it shows the source.
+    Return these blocks. With a leaf of the home checksums and marks of damage go along: it comes
+    first, and shows all that anybody shows."""
+    layers = leaf.layers()
+    blocks = [block for block, layer in enumerate(layers) if layer == merge.source.id]
+    if member == merge.home:
+        checksums.copy_blocks(txn, merge.source.id, merge.target.id, number, blocks)
+    moved = [merge.target.id if layer == merge.source.id else layer for layer in layers]
+    txn.put(LEAVES, leaf_key(member, number), Leaf.of(moved).encode())
+    return blocks

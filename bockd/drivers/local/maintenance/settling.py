@@ -1,0 +1,434 @@
+"""Settling: what lies scattered in a frozen packed layer moves to where it can be read in order, to
+a raw layer of the same home.
+
+A layer is *due* if its blocks, in their order, lie in too many runs of cells, and if it was frozen
+at two looks, ten minutes apart. So nothing needs to be stored: a process that has just begun waits
+once more, and no clock, copy or punch can make a layer look older than it is. What was found not to
+be due is not counted again. A head that is due, and does not grow any more, is frozen first: its
+volume gets another one. What was begun is ended, due or not (format.queue), because the index still
+has the cells of blocks that have moved.
+
+It is a merge (maintenance.merging) that goes on for long, and so in windows, between which the
+maintenance lock is free. A window's blocks are copied and synced; then one transaction leads the
+home and all its descendants to the copies. So between two windows everybody is shown each block in
+the same layer, and what happens then to maps and layers is no concern of ours: the next window asks
+the index. Devices go on reading from the source, where nothing changes. When the home shows nothing
+of it any more, an ordinary merge, with nothing to copy, ends it.
+
+Why the place is free: see maintenance.merging. A block that the home ceases to show while it is
+copied leaves a copy that nobody refers to; it is queued to be punched.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice, takewhile
+
+from bockd.drivers.local.format import cells, queue
+from bockd.drivers.local.format.blockmap import own_leaves
+from bockd.drivers.local.format.catalogue import LAYERS, Catalogue, LayerRecord
+from bockd.drivers.local.format.cells import RunCount
+from bockd.drivers.local.format.layer import Layer
+from bockd.drivers.local.format.leaf import LEAF_BLOCKS, Leaf
+from bockd.drivers.local.integrity.damage import frozen_layers
+from bockd.drivers.local.maintenance.copying import Window
+from bockd.drivers.local.maintenance.merging import (
+    LayerMerger,
+    Merge,
+    is_folded,
+    lead_to_copies,
+    read_again,
+)
+from bockd.drivers.local.registry import Registry
+from bockd.drivers.local.rotating import Rotations
+from bockd.errors import BockdError, DamagedError, NoSpaceError, from_os_error, named
+from bockd.failpoints import Failpoint, hit
+from bockd.index.keys import id_key
+from bockd.model import BLOCK_SIZE, GIB, KIB, MIB, LayerId, VolumeId
+from bockd.pool.index import Transaction
+from bockd.runtime.steps import blocking
+
+log = logging.getLogger(__name__)
+
+RUNS_PER_MIB = 16
+"""More than that, in a MiB that a layer has or has begun, and it is due. Runs of 64 KiB are read at
+nine tenths of the speed of a raw layer; docs/packed-heads.md has the figures."""
+
+HEAD_BYTES = 1 * GIB
+"""A head that holds more than that may be frozen to be settled."""
+
+GROWTH_SHARE = 16
+"""A head has come to rest if it did not grow by a larger part from one look to the next. Writes to
+blocks that it has go to another layer afterwards: each of them is one more first write."""
+
+SPARE_BYTES = 1 * GIB
+"""Of the file system, left to others: until its end a move takes space for a second time."""
+
+COUNT_ROWS = 256
+"""Rows of CELLS counted at once: a few milliseconds of the interpreter."""
+
+WINDOW_LEAVES = 1024
+"""Leaves of the home, and of its descendants, looked at for one window. Its transaction changes so
+many at most."""
+
+PATIENCE = 60
+"""So often a layer waits until reclaim has punched what is queued, before it is given up."""
+
+_MAX_LEAVES = (1 << 32) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class SettleBatch:
+    """What one step did."""
+
+    more: bool
+    """There may be more to do at once."""
+    work_bytes: int = 0
+    """Read, about."""
+    busy: bool = False
+    """Nothing could be done: reclaim is to punch first."""
+
+
+@dataclass(slots=True)
+class _Head:
+    """What is known of a large packed head."""
+
+    cells: int
+    """How many it had when it was last found to grow."""
+    judged: bool = False
+
+
+@dataclass(slots=True)
+class _Job:
+    """A layer that is counted, and then moved if it is due."""
+
+    layer: LayerId
+    volume: VolumeId | None = None
+    """Whose head it is."""
+    count: RunCount = field(default_factory=RunCount)
+    next_row: int | None = 0
+    """Of CELLS, to be counted; None: all are."""
+    merge: Merge | None = None
+    """Begun."""
+    next_leaf: int = 0
+    """Of the home, to be moved."""
+    waits: int = 0
+
+
+class _LaterError(Exception):
+    """The layer cannot be moved now, for no fault of its own."""
+
+
+class Settler:
+    """Settles the layers of one pool, one at a time. `look` now and then; `step` until that says
+    that there is no more to do."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._store = registry.store
+        self._merger = LayerMerger(registry)
+        self._rotations = Rotations(registry, registry.layer_maker)
+        self._changed = True
+        """Something may have been frozen since the last look."""
+        self._frozen: set[LayerId] = set()
+        """Packed layers that were frozen at the last look, and are not judged."""
+        self._judged: set[LayerId] = set()
+        """Frozen ones that are not due, or cannot be read."""
+        self._heads: dict[LayerId, _Head] = {}
+        self._queue: deque[_Job] = deque()
+        self._job: _Job | None = None
+
+    @property
+    def must_wait(self) -> bool:
+        """True while somebody else is at work on frozen layers, which may take long."""
+        return self._registry.maintenance_lock.held
+
+    def note_frozen(self) -> None:
+        """Note that something was frozen: the next look may find it."""
+        self._changed = True
+
+    # -- what is due -------------------------------------------------------------------------
+
+    async def look(self) -> None:
+        """Find the layers that were frozen at the last look, too, and the heads that have come to
+        rest since then: the next steps count them. Ask nothing of the index if nothing can have
+        become due. Raises BockdError."""
+        volumes = {
+            opened.volume.durability.record.head: volume
+            for volume, opened in self._registry.volumes.items()
+            if opened.volume.durability.cells is not None
+        }
+        self._queue.clear()
+        self._job = None
+        if not (self._changed or self._frozen or volumes):
+            return
+        self._changed = False
+        try:
+            frozen, heads = await blocking(self._packed_layers, volumes)
+        except BaseException:
+            self._changed = True
+            raise
+        self._judged &= frozen.keys()
+        unjudged = frozen.keys() - self._judged
+        self._queue.extend(
+            _Job(layer, next_row=None if frozen[layer] else 0)
+            for layer in sorted(unjudged)
+            if frozen[layer] or layer in self._frozen
+        )
+        self._frozen = unjudged
+        self._look_at_heads(heads, volumes)
+
+    def _packed_layers(
+        self, volumes: dict[LayerId, VolumeId]
+    ) -> tuple[dict[LayerId, bool], dict[LayerId, int]]:
+        """In a thread: the frozen ones, whether some of their blocks have moved; and how many cells
+        the heads of volumes have."""
+        with self._store.index.reading() as txn:
+            catalogue = Catalogue(txn)
+            heads = {
+                head: catalogue.layer(head).cells
+                for head in volumes
+                if txn.get(LAYERS, id_key(head)) is not None
+            }
+            begun = queue.begun_settling(txn)
+            frozen = {
+                layer.id: layer.id in begun
+                for layer in frozen_layers(txn)
+                if layer.packed and layer.cells
+            }
+        return frozen, heads
+
+    def _look_at_heads(self, heads: dict[LayerId, int], volumes: dict[LayerId, VolumeId]) -> None:
+        known, self._heads = self._heads, {}
+        for head, count in heads.items():
+            if count * BLOCK_SIZE <= HEAD_BYTES:
+                continue
+            seen = known.get(head)
+            if seen is None or count - seen.cells > seen.cells // GROWTH_SHARE:
+                seen = _Head(count)
+            elif not seen.judged:
+                self._queue.append(_Job(head, volumes[head]))
+            self._heads[head] = seen
+
+    # -- steps -------------------------------------------------------------------------------
+
+    async def step(self) -> SettleBatch:
+        """Do the next piece of work: count rows, or move a window. Raises BockdError; the layer is
+        then tried again after the next look."""
+        if self._job is None:
+            if not self._queue:
+                return SettleBatch(more=False)
+            self._job = self._queue.popleft()
+        job, self._job = self._job, None
+        try:
+            if job.next_row is not None:
+                return await self._count_on(job)
+            async with self._registry.maintenance_lock:
+                return await self._move_on(job)
+        except _LaterError:
+            return SettleBatch(more=True)
+        except DamagedError as error:
+            self._judged.add(job.layer)
+            log.error("layer %s is not settled: %s", job.layer, error)  # noqa: TRY400
+            return SettleBatch(more=True)
+
+    async def _count_on(self, job: _Job) -> SettleBatch:
+        rows = await blocking(self._count_rows, job)
+        if job.next_row is not None:
+            self._job = job
+        elif not _is_due(job.count):
+            self._note_judged(job)
+        elif job.volume is None:
+            self._job = job
+        elif job.count.blocks * BLOCK_SIZE > HEAD_BYTES:
+            await self._rotations.freeze_head(job.volume, job.layer)
+        else:
+            self._note_judged(job)
+        return SettleBatch(more=True, work_bytes=rows * KIB)
+
+    def _count_rows(self, job: _Job) -> int:
+        first = job.next_row
+        assert first is not None
+        with self._store.index.reading() as txn:
+            found = cells.ROWS.rows_between(txn, job.layer, first, _MAX_LEAVES)
+            rows = list(islice(found, COUNT_ROWS))
+        for _, row in rows:
+            job.count.add(row)
+        job.next_row = rows[-1][0] + 1 if len(rows) == COUNT_ROWS else None
+        return len(rows)
+
+    def _note_judged(self, job: _Job) -> None:
+        if job.volume is None:
+            self._judged.add(job.layer)
+            self._frozen.discard(job.layer)
+        elif job.layer in self._heads:
+            self._heads[job.layer].judged = True
+
+    async def _move_on(self, job: _Job) -> SettleBatch:
+        merge = await self._merge(job)
+        if await blocking(self._waits_for_punches, merge):
+            self._registry.on_garbage()
+            job.waits += 1
+            if job.waits > PATIENCE:
+                raise _LaterError
+            self._job = job
+            return SettleBatch(more=True, busy=True)
+        if merge != job.merge:
+            for opened in list(self._registry.volumes.values()):
+                # As before any merge.
+                await opened.volume.finish_punching()
+            job.merge, job.next_leaf = merge, 0
+        moved = await blocking(self._move_window, job, merge)
+        if job.next_leaf <= _MAX_LEAVES:
+            self._job = job
+        else:
+            await self._end(merge)
+        return SettleBatch(more=True, work_bytes=moved * BLOCK_SIZE)
+
+    async def _merge(self, job: _Job) -> Merge:
+        """Return the move as it is to go on. Make the layer to move into if there is none."""
+        if job.merge is None:
+            await blocking(self._require_room, job.count.blocks)
+        merge = await blocking(self._plan, job)
+        if isinstance(merge, LayerRecord):
+            await self._merger.make_layer(merge.home, merge.size_bytes)
+            merge = await blocking(self._plan, job)
+        if isinstance(merge, LayerRecord):
+            raise _LaterError
+        return merge
+
+    async def _end(self, merge: Merge) -> None:
+        try:
+            await self._merger.run(merge)
+            self._frozen.discard(merge.source.id)
+        finally:
+            # Reclaim removes the source, or goes on with what has begun.
+            self._registry.on_garbage()
+
+    # -- planning, in a thread ---------------------------------------------------------------
+
+    def _plan(self, job: _Job) -> Merge | LayerRecord:
+        """The move as it is to go on; the source alone if its home lacks a layer to move into.
+        Raises _LaterError if the source is gone, or reclaim's for now."""
+        with self._store.index.reading() as txn:
+            catalogue = Catalogue(txn)
+            if txn.get(LAYERS, id_key(job.layer)) is None:
+                raise _LaterError
+            source = catalogue.layer(job.layer)
+            if is_folded(catalogue, source.home) or queue.begun_merges(txn):
+                raise _LaterError
+            homed = catalogue.layers_of(source.home)
+            begun = queue.begun_settling(txn).get(job.layer)
+            if begun in homed:
+                return Merge(source.home, source, catalogue.layer(begun))
+            heads = {volume.head for volume in catalogue.volumes()}
+            for layer in sorted(homed):
+                target = catalogue.layer(layer)
+                if layer in heads or target.packed or target.size_bytes < source.size_bytes:
+                    continue
+                return Merge(source.home, source, target)
+        return source
+
+    def _waits_for_punches(self, merge: Merge) -> bool:
+        """What is queued may lie where something is moved to."""
+        with self._store.index.reading() as txn:
+            return queue.is_punched(txn, merge.target.id)
+
+    def _require_room(self, blocks: int) -> None:
+        root = self._store.layout.root
+        with named(f"asking for the space of {root}"):
+            found = os.statvfs(root)
+        if found.f_bavail * found.f_frsize < blocks * BLOCK_SIZE + SPARE_BYTES:
+            raise NoSpaceError(
+                f"{blocks * BLOCK_SIZE // MIB} MiB are to be moved, and {SPARE_BYTES // MIB} MiB "
+                "more must be free for that"
+            )
+
+    # -- a window, in a thread ---------------------------------------------------------------
+
+    def _move_window(self, job: _Job, merge: Merge) -> int:
+        """Move the next blocks, and note where the next window begins. Return how many they are."""
+        first = job.next_leaf
+        window = Window(merge.source.id)
+        with self._store.index.reading() as txn:
+            members = sum(1 for _ in Catalogue(txn).subtree(merge.home))
+            looks = max(1, WINDOW_LEAVES // members)
+            following = first
+            leaves = list(islice(own_leaves(txn, merge.home, first), looks))
+            for number, payload in leaves:
+                following = number
+                if not window.take(txn, number, Leaf.decode(payload)):
+                    break
+                following = number + 1
+            else:
+                if len(leaves) < looks:
+                    following = _MAX_LEAVES + 1
+        if window.blocks:
+            self._require_room(len(window.blocks))
+            self._copy_window(merge, window)
+            lead = partial(_lead, merge=merge, window=window, first=first, following=following)
+            self._store.index.update(lead)
+            hit(Failpoint.SETTLE_MOVED)
+        job.next_leaf = following
+        return len(window.blocks)
+
+    def _copy_window(self, merge: Merge, window: Window) -> None:
+        layout = self._store.layout
+        with (
+            closing(Layer.of(layout, merge.source, writable=False)) as source,
+            closing(Layer.of(layout, merge.target, writable=True)) as target,
+        ):
+            try:
+                window.copy(source, target)
+                hit(Failpoint.SETTLE_COPIED)
+                target.sync()
+                hit(Failpoint.SETTLE_SYNCED)
+            except (OSError, BockdError) as error:
+                _give_back(target, window)
+                if isinstance(error, BockdError):
+                    raise
+                doing = f"moving layer {source.id} to {target.id}"
+                raise from_os_error(error, doing) from error
+
+
+def _is_due(count: RunCount) -> bool:
+    return count.runs > RUNS_PER_MIB * -(-count.blocks * BLOCK_SIZE // MIB)
+
+
+def _give_back(target: Layer, window: Window) -> None:
+    """Punch copies that nobody was led to; the disk may be full."""
+    for first, end in window.runs():
+        with suppress(OSError):
+            target.punch(first * BLOCK_SIZE, (end - first) * BLOCK_SIZE)
+
+
+def _lead(txn: Transaction, merge: Merge, window: Window, first: int, following: int) -> None:
+    """Lead all maps to the copies, in leaves first..following-1. Raises DamagedError, with nothing
+    changed, if one of them shows what was not copied."""
+    copied = set(window.blocks.values())
+    unshown = set(copied)
+    for member in Catalogue(txn).subtree(merge.home):
+        leaves = own_leaves(txn, member, first)
+        for number, payload in takewhile(lambda leaf: leaf[0] < following, leaves):
+            leaf = Leaf.decode(payload)
+            if merge.source.id not in leaf.palette:
+                continue
+            moved = lead_to_copies(txn, member, number, leaf, merge)
+            blocks = {number * LEAF_BLOCKS + block for block in moved}
+            if not blocks <= copied:
+                raise DamagedError(
+                    f"map {member} shows blocks of layer {merge.source.id} that its home, map "
+                    f"{merge.home}, does not; run 'bockd check'"
+                )
+            if member == merge.home:
+                unshown -= blocks
+    queue.begin_settling(txn, merge.source.id, merge.target.id)
+    read_again(txn, merge)
+    for start, end in cells.runs_of_cells(sorted(unshown)):
+        queue.add_punch(txn, queue.PunchEntry(merge.target.id, start, end - start))
+    hit(Failpoint.SETTLE_LED)
