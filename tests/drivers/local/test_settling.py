@@ -355,7 +355,7 @@ def test_settled_blocks_are_the_same_for_all_and_lie_in_order(bench: Scattered) 
     assert not settled.packed
     with bench.pool.index.reading() as txn:
         assert not cells.ROWS.has_rows(txn, source.id)
-    run_inline(bench.device().finish_punching())
+    run_inline(bench.device().heads.finish_punching())
     # The rest of the new head's blocks: it was empty.
     assert bench.allocated() <= space + 16 * BLOCK_SIZE
     bench.reopen()

@@ -281,7 +281,7 @@ class Settler:
         if merge != job.merge:
             for opened in list(self._registry.volumes.values()):
                 # As before any merge.
-                await opened.volume.finish_punching()
+                await opened.volume.heads.finish_punching()
             job.merge, job.next_leaf = merge, 0
         moved = await blocking(self._move_window, job, merge)
         if job.next_leaf <= _MAX_LEAVES:
