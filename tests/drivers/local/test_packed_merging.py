@@ -36,6 +36,7 @@ def reopen(bench: Bench) -> None:
     """As the next process does after a death."""
     die(bench.pool)
     bench.pool = LocalPool.open(bench.pool.registry.store.layout.root, bench.background.spawn)
+    bench.pool.registry.pack = lambda: False
     bench.reclaimer = Reclaimer(bench.pool.registry)
 
 
@@ -45,6 +46,7 @@ def crowded(
     """A pool with more layers at one home than there may be, some of them packed, and what its
     volume's blocks hold."""
     bench = Bench(root)
+    bench.pool.registry.pack = lambda: False  # layers are packed by hand
     gather_layers(bench, GATHERED, monkeypatch)
     content = {block: bench.block(bench.volume, block) for block in BLOCKS}
     run_inline(bench.pool.close_all())

@@ -42,6 +42,7 @@ class Stack:
         self.background = Background()
         self.content = bytearray(SIZE)
         self.pool = LocalPool.open(root, self.background.spawn)
+        self.pool.registry.pack = lambda: False  # layers are packed by hand
         self.volume = VolumeId(run_inline(self.pool.create_volume("v", SIZE)).id)
         self.scribble(range(300, 700))
         self.scribble(self.random.sample(range(BLOCKS), 300))
@@ -56,6 +57,7 @@ class Stack:
         run_inline(self.pool.close_all())
         die(self.pool)
         self.pool = LocalPool.open(root, self.background.spawn)
+        self.pool.registry.pack = lambda: False  # layers are packed by hand
 
     def device(self) -> Volume:
         return run_inline(self.pool.registry.use_volume(self.volume)).volume

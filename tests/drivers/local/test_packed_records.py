@@ -38,6 +38,7 @@ class Frozen:
 
     def __init__(self, root: Path) -> None:
         self.bench = Bench(root)
+        self.bench.pool.registry.pack = lambda: False
         self.store = self.bench.pool.registry.store
         for block in range(SIZE // BLOCK_SIZE):
             self.bench.write(block, bytes([1 + block % 250]))
