@@ -83,6 +83,7 @@ class _Maker:
     def fill(self) -> None:
         """Everything that a closed pool can hold."""
         store, (first, second) = self.store, self.tenants
+        store.pool.registry.pack = lambda: False  # layers are packed by hand (`_pack`)
         establish(store.pool.index, store.root)
         assert (store.root / CREDENTIALS_FILE).exists()
         self._accounts()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -167,7 +168,8 @@ def test_nothing_is_punched_or_removed_while_a_backup_is_made(serving: Serving) 
 
 
 def test_check_finds_a_copy_of_two_moments(serving: Serving, tmp_path: Path) -> None:
-    """Its layers were copied first, and its index later."""
+    """Its layers were copied first, and its index later. What lies at its own offset is a hole
+    then, and what lies in cells is behind the end of the file."""
     client = serving.prepared("v")
     writer = client.connect("v")
     writer.pwrite(NEW, 0)
@@ -188,7 +190,8 @@ def test_check_finds_a_copy_of_two_moments(serving: Serving, tmp_path: Path) -> 
         missing.touch()
         os.truncate(missing, SIZE)
     found = check_pool(copy, repair=False)
-    assert any("16 blocks of layer 2 are holes, and held data" in one for one in found.problems)
+    said = r"16 blocks of layer 2 are holes, and held data|layers/2\.0 is truncated: it has 4096 "
+    assert any(re.search(said, one) for one in found.problems)
     assert check_pool(serving.pool, repair=False).clean
 
 
