@@ -263,7 +263,7 @@ static PyObject *running_wait(PyObject *self, PyObject *args)
 /* Wait for the end of a call that nobody waits for any more, if it uses what is about to go. */
 static void await_end(const Running *running)
 {
-    if (running->held == NULL || running->job->heard || running->forks != pool.forks)
+    if (running->held == NULL || running->job->heard)
         return;
     struct pollfd ended = {.fd = running->job->ended, .events = POLLIN};
     Py_BEGIN_ALLOW_THREADS
@@ -276,7 +276,9 @@ static void running_dealloc(PyObject *self)
 {
     Running *running = (Running *)self;
     PyTypeObject *type = Py_TYPE(self);
-    if (running->job != NULL) {
+    /* A child of fork() leaves the parent's jobs alone: they have one eventfd for both, and who reads
+     * it there would take the end from the parent, which waits for it. */
+    if (running->job != NULL && running->forks == pool.forks) {
         await_end(running);
         release(running->job);
     }
@@ -330,12 +332,12 @@ static PyObject *begin_task(const Task *task, PyObject *held)
     Running *running = (Running *)allocate(type, 0);
     if (running == NULL)
         return NULL;
+    running->forks = pool.forks;
     Job *job = running->job = new_job();
     if (job != NULL) {
         job->task = *task;
         if (submit(job)) {
             running->held = Py_XNewRef(held);
-            running->forks = pool.forks;
             return (PyObject *)running;
         }
     }

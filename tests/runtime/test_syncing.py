@@ -102,6 +102,18 @@ def test_a_child_has_threads_of_its_own(file: int) -> None:
     wait(begun(file))
 
 
+def test_a_child_takes_no_end_from_its_parent(file: int) -> None:
+    """One that has a call of the parent's, and forgets it."""
+    sync = begun(file)
+    assert select.select([sync.fileno()], [], [], 10)[0]
+    child = os.fork()
+    if child == 0:
+        del sync
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert sync.ended()
+
+
 def test_without_a_thread_the_call_is_to_be_made(
     file: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
