@@ -65,9 +65,9 @@ fuzz: setup ## fuzz the NBD protocol for ten minutes (ARGS='--target server --se
 	@.setup/atheris
 	@.venv/bin/python -m tests.hostile.fuzz $(ARGS)
 
-sanitize: setup-test ## run the fast lane's tests and fuzz it with ASan and UBSan (ARGS='--seconds 600' fuzzes longer)
+sanitize: setup-test ## run the compiled modules' tests, and fuzz the fast lane, with ASan and UBSan (ARGS='--seconds 600' fuzzes longer)
 	@.setup/atheris
-	@.setup/sanitized -m pytest $$(grep -lrE 'fastlane|server[.]sides' tests --include 'test_*.py')
+	@.setup/sanitized -m pytest --capture=sys $$(grep -lrE 'fastlane|server[.]sides|_syncing' tests --include 'test_*.py')
 	@ASAN_OPTIONS=detect_leaks=0:fast_unwind_on_malloc=1 .setup/sanitized -m tests.hostile.fuzz --target lane $(or $(ARGS),--seconds 60)
 
 damage: setup ## damage every field of a pool, one at a time (ARGS='--seed 1 --each 5')
