@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bockd.drivers.local.format import checksums
+from bockd.drivers.local.format import checksums, queue
 from bockd.drivers.local.format.layer import Layer
 from bockd.drivers.local.integrity import scrub
 from bockd.drivers.local.integrity.check import check_open_pool
@@ -232,7 +232,7 @@ def test_half_merged_layer_may_have_the_checksum_of_a_hole_that_was_moved(
     merger = LayerMerger(bench.pool.registry)
     merge = merger.plan()
     assert merge is not None
-    source = merge.source.id
+    source, target = merge.source.id, merge.target.id
 
     def hollow(txn: Transaction) -> int:
         sums = checksums.stored_sums(txn, source, 0)
@@ -254,6 +254,12 @@ def test_half_merged_layer_may_have_the_checksum_of_a_hole_that_was_moved(
     merger._begin(merge)
     merger._redirect(merge)
     assert problems() == ()
+    bench.pool.index.update(lambda txn: queue.end_merge(txn, source))
+    assert problems() != ()
+    bench.pool.index.update(lambda txn: queue.begin_settling(txn, source, target))
+    assert problems() == ()
+    bench.pool.index.update(lambda txn: queue.end_settling(txn, source))
+    bench.pool.index.update(lambda txn: queue.begin_merge(txn, source, target))
     merge = merger.plan()
     assert merge is not None
     assert merge.source.id == source

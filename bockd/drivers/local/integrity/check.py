@@ -402,7 +402,8 @@ class _Checker:
         if self.doubt() is not None:
             self.blocks.doubt(*self.layers)
         heads = {self.volumes[v].head for v in self.live if v in self.volumes}
-        self.blocks.moving = frozenset(source for source, _ in queue.begun_merges(self.txn))
+        merging = {source for source, _ in queue.begun_merges(self.txn)}
+        self.blocks.moving = frozenset(merging | queue.begun_settling(self.txn).keys())
         for layer in self.layers.values():
             try:
                 if layer.id in heads:

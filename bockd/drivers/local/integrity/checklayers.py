@@ -52,8 +52,8 @@ class LayerCheck:
         self.leftover_count = 0
         """Cells of blocks that no map shows."""
         self.moving: frozenset[LayerId] = frozenset()
-        """Layers whose blocks are being merged into others: those that were moved keep their
-        checksums until all are, also a block of zeros that is a hole."""
+        """Layers whose blocks move to others, merged or settled: what was moved keeps its checksums
+        until all are, also a block of zeros that is a hole."""
 
     def reach(self, layer: LayerId, number: int, first: int, end: int) -> None:
         """Record that a map refers to blocks first..end-1 of leaf `number` in `layer`."""
