@@ -59,7 +59,7 @@ OF_PACKED_HEADS = frozenset(
         Failpoint.SETTLE_MOVED,
     }
 )
-"""What no daemon comes to, because none makes packed heads; test_packed_heads.py does."""
+"""What daemons come to by chance; test_packed_heads.py does surely."""
 
 OF_THE_SHARED_INDEX = frozenset(
     {
