@@ -34,7 +34,6 @@ from .memory import MemoryObjects
 T = TypeVar("T")
 
 IDENTITY = "0" * 32
-DUMP_EVERY = 4
 COUNT = b"count"
 LAST = b"\xff" * 9
 
@@ -198,6 +197,7 @@ class World:
     trouble: float = 0.08
     """How many calls meet with it."""
     deaths: int = 3
+    dump_every: int = 4
     updates: list[Update] = field(default_factory=list)
     late: list[Callable[[], object]] = field(default_factory=list)
     """Calls that are under way while nobody waits for them."""
@@ -283,7 +283,7 @@ class World:
                     self.directory / run,
                     run=run,
                     clock=lambda: float(self.now),
-                    dump_every=DUMP_EVERY,
+                    dump_every=self.dump_every,
                 )
             except NoAnswerError:
                 continue
@@ -310,10 +310,10 @@ class World:
         self.updates.append(update)
         try:
             number = index.update(lambda txn: make(txn, update.token))
-        except OutcomeUnknownError:
-            return
-        except UnavailableError:
-            update.never = True
+        except UnavailableError as error:
+            update.never = not isinstance(error, OutcomeUnknownError)
+            if self.trouble == 0:
+                raise ViolationError("an update failed without need") from error
             return
         self.now += 1
         update.answered, update.number = self.now, number
@@ -348,7 +348,7 @@ class World:
             self.directory / "judge",
             run="f" * 16,
             clock=lambda: 0.0,
-            dump_every=DUMP_EVERY,
+            dump_every=self.dump_every,
         )
         try:
             self.compare(index)
@@ -401,7 +401,7 @@ class World:
         if version != keys["v"].decode():
             raise ViolationError(f"a dump of all is of version {version}")
         entries = [key for key in keys if key.startswith("l/")]
-        if len(entries) > DUMP_EVERY // 2:
+        if len(entries) > self.dump_every // 2:
             raise ViolationError(f"many entries are left after a dump of all: {entries}")
         for number in range(int(pieces)):
             if f"base.{name}.{number}" not in self.objects.objects:

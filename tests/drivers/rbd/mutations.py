@@ -99,6 +99,13 @@ class OlderDump(Log):
         return self._objects.change(change)
 
 
+class KeepsNothing(Log):
+    """A dump removes all entries that it has."""
+
+    def swing(self, old: Base, new: Base, keep: int) -> bool:
+        return super().swing(old, new, 0)
+
+
 class DiscardsAnyway(Log):
     """A dump that was refused is removed, though it may have come into force before."""
 
@@ -119,7 +126,12 @@ def _with_log(kind: type[Log]) -> Callable[[int, Path], World]:
     return lambda seed, directory: World(seed, directory, log_class=kind)
 
 
+def _keeps_nothing(seed: int, directory: Path) -> World:
+    return World(seed, directory, log_class=KeepsNothing, trouble=0, dump_every=20)
+
+
 MUTATIONS: dict[str, Callable[[int, Path], World]] = {
+    "KeepsNothing": _keeps_nothing,
     "no comparison": lambda seed, directory: World(seed, directory, MemoryObjects(compares=False)),
     **{
         kind.__name__: _with_index(kind)

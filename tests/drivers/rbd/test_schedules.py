@@ -26,6 +26,11 @@ def test_gateways_agree_whatever_happens(tmp_path: Path) -> None:
         play(World(seed, tmp_path / "world"))
 
 
+def test_without_trouble_no_update_fails(tmp_path: Path) -> None:
+    for seed in range(SCHEDULES // 3):
+        play(World(seed, tmp_path / "world", trouble=0, dump_every=20))
+
+
 @pytest.mark.parametrize("mutation", MUTATIONS.values(), ids=MUTATIONS)
 def test_a_rule_that_is_left_out_is_missed(
     tmp_path: Path, mutation: Callable[[int, Path], World]
