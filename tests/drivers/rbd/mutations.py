@@ -12,8 +12,8 @@ from bockd.drivers.rbd.objects import Change, NoAnswerError
 from bockd.drivers.rbd.replica import Replica
 from bockd.errors import UnavailableError
 
-from .gateways import World
 from .memory import MemoryObjects
+from .schedules import World
 
 
 class LostIsFailed(SharedIndex):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import resource
 import struct
 import threading
 import zlib
@@ -31,6 +32,7 @@ from bockd.errors import (
 )
 from bockd.index.keys import id_key
 from bockd.index.tables import declared_tables, stand_in
+from bockd.pool.index import Index
 from bockd.pool.nodes import NAMES, VOLUMES
 
 from .memory import MemoryObjects
@@ -107,6 +109,16 @@ def entry(objects: MemoryObjects, version: int) -> Entry:
 
 
 # -- what anybody sees -------------------------------------------------------------------------
+
+
+def test_it_is_an_index_by_the_contract(gateway: Open) -> None:
+    contract: Index = gateway("a")
+    contract.update(lambda txn: txn.put(NAMES, b"k", b"v"))
+    for view in (contract.reading, contract.examining):
+        with view() as txn:
+            assert list(txn.sound(NAMES)) == list(txn.scan(NAMES, b"", LAST)) == [(b"k", b"v")]
+            assert list(txn.keys(NAMES, b"", LAST)) == [b"k"]
+            assert (txn.count(NAMES), txn.count(VOLUMES)) == (1, 0)
 
 
 def test_a_change_is_seen_here_at_once_and_elsewhere_after_a_refresh(gateway: Open) -> None:
@@ -579,6 +591,31 @@ def test_a_replica_that_is_behind_is_not_read_until_there_is_a_new_one(
         names(index)
     index.refresh()
     assert names(index) == {b"1": b"v", b"2": b"v"}
+
+
+def test_a_file_that_must_not_grow_stops_reading_only_until_it_may(
+    objects: Unruly, gateway: Open, tmp_path: Path
+) -> None:
+    """LMDB's own commits fail here, in the middle of their writes."""
+    index = gateway("a")
+    index.update(put(b"1", b"v"))
+    [data] = (tmp_path / "a").glob("*/data.mdb")
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (data.stat().st_size + 65536, usual[1]))
+    try:
+        index.update(put(b"2", bytes(1 << 20)))
+        with pytest.raises(DeviceError, match="could not be written, so it is not read"):
+            names(index)
+        with pytest.raises(DeviceError):
+            index.refresh()
+        with pytest.raises(DeviceError):
+            index.update(put(b"3", b"v"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    index.refresh()
+    assert names(index) == {b"1": b"v", b"2": bytes(1 << 20)}
+    index.update(put(b"3", b"v"))
+    assert keys(objects)["v"] == b"3"
 
 
 def test_a_refresh_that_fails_is_tried_again(

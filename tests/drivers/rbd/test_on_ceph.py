@@ -17,7 +17,7 @@ from bockd.config.rbd import RbdSettings
 from bockd.drivers.rbd.index import OutcomeUnknownError, SharedIndex
 from bockd.drivers.rbd.log import Log
 from bockd.drivers.rbd.objects import Objects
-from bockd.errors import UnavailableError
+from bockd.errors import NoSpaceError, UnavailableError
 from bockd.failpoints import VARIABLE, Failpoint
 from bockd.index.keys import id_key
 from bockd.pool.index import Transaction
@@ -152,3 +152,21 @@ def test_an_update_while_the_cluster_hangs_has_one_outcome(
     judge = gateway(objects, tmp_path, "b")
     assert numbers(judge) == up_to(last)
     judge.close()
+
+
+def test_a_full_cluster_takes_changes_and_no_dumps(
+    ceph: Cluster, objects: Objects, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    index = gateway(objects, tmp_path, "a")
+    with ceph.full():
+        for number in range(25):
+            assert index.update(add) == number + 1
+        assert "was not dumped: writing base" in caplog.text
+        with pytest.raises(NoSpaceError, match="is full"):
+            index.dump()
+        assert Log(objects).leftovers() == []
+    index.dump()
+    index.close()
+    late = gateway(objects, tmp_path, "b")
+    assert numbers(late) == up_to(25)
+    late.close()

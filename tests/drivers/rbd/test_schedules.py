@@ -1,6 +1,6 @@
 """Random schedules of several gateways on one log; and that leaving out a rule is noticed.
 
-python -m tests.drivers.rbd.gateways --seed 1000 --schedules 5000      # more of them
+python -m tests.drivers.rbd.schedules --seed 1000 --schedules 5000      # more of them
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import pytest
 
 from bockd.errors import BockdError
 
-from .gateways import ViolationError, World, play
 from .mutations import MUTATIONS
+from .schedules import ViolationError, World, play
 
 SCHEDULES = 100
 MOST = 400

@@ -5,7 +5,7 @@ stops, and the schedule decides who goes on, and what becomes of the call: it is
 answer is lost, and it is carried out, now, later, or never; or it is carried out, its answer is
 lost within the cluster, and it is repeated there; or the gateway dies.
 
-    python -m tests.drivers.rbd.gateways --seed 1000 --schedules 5000
+    python -m tests.drivers.rbd.schedules --seed 1000 --schedules 5000
 """
 
 from __future__ import annotations
