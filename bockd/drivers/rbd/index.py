@@ -16,7 +16,6 @@ Invariants:
 from __future__ import annotations
 
 import logging
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -27,7 +26,12 @@ from typing import TypeVar
 from bockd.drivers.rbd.entries import Entry, decode_entry, encode_entry, encode_pieces
 from bockd.drivers.rbd.log import Base, Log, Tail
 from bockd.drivers.rbd.objects import NoAnswerError
-from bockd.drivers.rbd.replica import Replica, ReplicaError, ReplicaTransaction
+from bockd.drivers.rbd.replica import (
+    Replica,
+    ReplicaError,
+    ReplicaTransaction,
+    remove_replicas,
+)
 from bockd.errors import (
     BockdError,
     DamagedError,
@@ -108,9 +112,9 @@ class SharedIndex:
         clock: Callable[[], float],
         dump_every: int = DUMP_EVERY,
     ) -> SharedIndex:
-        """Read the whole log into a new replica, in the place of all that is in the directory.
-        Raises NotFoundError: there is no log; DamagedError, PoolFormatError, UnavailableError."""
-        shutil.rmtree(directory, ignore_errors=True)
+        """Read the whole log into a new replica, in the place of those in the directory. Raises
+        NotFoundError: there is no log; DamagedError, PoolFormatError, UnavailableError."""
+        remove_replicas(directory)
         index = cls(shared, directory, run, clock, dump_every)
         with index._writing:
             index._renew(0)

@@ -224,6 +224,14 @@ class Replica:
             yield txn.version, _records(txn, [table for _, table in tables])
 
 
+def remove_replicas(directory: Path) -> None:
+    """Remove what former runs have left in a directory: those below it whose names are numbers, and
+    nothing else, whatever directory it is."""
+    for path in directory.glob("*"):
+        if path.name.isdecimal():
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def _records(txn: ReplicaTransaction, tables: list[Table]) -> Iterator[NamedRecord]:
     for table in tables:
         for key, payload in txn.scan(table, b"", b"\xff" * (MAX_KEY_BYTES + 1)):

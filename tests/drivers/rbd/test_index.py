@@ -631,13 +631,14 @@ def test_a_refresh_that_fails_is_tried_again(
     assert names(there) == {b"1": b"v"}
 
 
-def test_what_a_former_run_left_is_removed(gateway: Open, tmp_path: Path) -> None:
+def test_what_a_former_run_left_is_removed_and_nothing_else(gateway: Open, tmp_path: Path) -> None:
     (tmp_path / "a" / "7").mkdir(parents=True)
     (tmp_path / "a" / "7" / "data.mdb").write_bytes(b"old")
+    (tmp_path / "a" / "journal").mkdir()
     index = gateway("a")
-    assert len(list((tmp_path / "a").iterdir())) == 1
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {"1", "journal"}
     index.close()
-    assert not (tmp_path / "a").exists() or list((tmp_path / "a").iterdir()) == []
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {"journal"}
 
 
 def test_a_replica_goes_when_its_last_reader_does(tmp_path: Path) -> None:
