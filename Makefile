@@ -4,6 +4,7 @@
 .DEFAULT_GOAL := help
 .PHONY: help run test test-fast test-floors test-walk test-clients test-openstack-clients
 .PHONY: test-debian13 test-keystone soak soak-cuts soak-kills faults damage fuzz sanitize setup
+.PHONY: sanitize-threads
 .PHONY: setup-run setup-check setup-test setup-bench
 .PHONY: check bench bench-quick bench-micro profile lock clean
 
@@ -69,6 +70,9 @@ sanitize: setup-test ## run the compiled modules' tests, and fuzz the fast lane,
 	@.setup/atheris
 	@.setup/sanitized -m pytest --capture=sys $$(grep -lrE 'fastlane|server[.]sides|_syncing' tests --include 'test_*.py')
 	@ASAN_OPTIONS=detect_leaks=0:fast_unwind_on_malloc=1 .setup/sanitized -m tests.hostile.fuzz --target lane $(or $(ARGS),--seconds 60)
+
+sanitize-threads: setup-test ## run the tests of turns that connections take together with TSan
+	@SANITIZER=thread .setup/sanitized -m pytest -n0 tests/nbd/server/test_together.py
 
 damage: setup ## damage every field of a pool, one at a time (ARGS='--seed 1 --each 5')
 	@.venv/bin/python -m tests.corruption $(ARGS)

@@ -49,6 +49,10 @@
 
 #include "_fastlane_payload.h"
 
+#include "_fastlane_lane.h"
+
+#include "_fastlane_together.h"
+
 PyDoc_STRVAR(serve_doc,
 "serve(received, start, end, reply, style, view, readable, writable, max_read, max_payload,\n"
 "max_missed, sock, poll_ns, turn_ns, write_back)\n\n"
@@ -86,18 +90,7 @@ static PyObject *serve(PyObject *Py_UNUSED(module), PyObject *args)
     Round round;
     if (serve_rounds(&view, &call, &redirects, &round, &outcome, latencies) < 0)
         goto done;
-    Py_ssize_t sent = round.sent < round.filled ? round.sent : round.filled;
-    Py_ssize_t acknowledged = round.sent - sent;
-    result = Py_BuildValue(
-        "(nnKiOnnny#OLKKKKiy#Ki)", outcome.position, outcome.end,
-        (unsigned long long)outcome.received_bytes, outcome.polled, call.rest, round.served, sent,
-        round.filled, (char *)round.acknowledgements + acknowledged,
-        round.acknowledged - acknowledged, latencies, (long long)outcome.started,
-        (unsigned long long)outcome.reads, (unsigned long long)outcome.read_bytes,
-        (unsigned long long)outcome.writes, (unsigned long long)outcome.written_bytes,
-        outcome.unflagged, (char *)round.missed,
-        (Py_ssize_t)(round.missed_count * sizeof(Missed)), (unsigned long long)outcome.trims,
-        outcome.written_back);
+    result = build_outcome(&call, &outcome, &round, latencies);
 done:
     end_redirects(&redirects);
     Py_XDECREF(call.held);
@@ -110,6 +103,7 @@ done:
 
 static PyMethodDef methods[] = {
     {"serve", serve, METH_VARARGS, serve_doc},
+    {"serve_together", serve_together, METH_VARARGS, serve_together_doc},
     {"receive", receive, METH_VARARGS, receive_doc},
     {"take", take_method, METH_VARARGS, take_doc},
     {"read_missed", read_missed, METH_VARARGS, read_missed_doc},

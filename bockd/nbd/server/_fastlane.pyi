@@ -3,6 +3,28 @@
 from bockd.nbd.protocol.transmission import Request
 from bockd.pool.device import FastView
 
+_Served = tuple[
+    int,
+    int,
+    int,
+    int,
+    list[Request],
+    int,
+    int,
+    int,
+    bytes,
+    list[tuple[int, int]],
+    int,
+    int,
+    int,
+    int,
+    int,
+    int,
+    bytes,
+    int,
+    int,
+]
+
 class Running:
     def fileno(self) -> int: ...
     def result(self) -> int: ...
@@ -25,27 +47,10 @@ def serve(
     turn_ns: int,
     write_back: bool,
     /,
-) -> tuple[
-    int,
-    int,
-    int,
-    int,
-    list[Request],
-    int,
-    int,
-    int,
-    bytes,
-    list[tuple[int, int]],
-    int,
-    int,
-    int,
-    int,
-    int,
-    int,
-    bytes,
-    int,
-    int,
-]: ...
+) -> _Served: ...
+def serve_together(
+    lanes: list[tuple[object, ...]], loop: int, poll_ns: int, turn_ns: int, /
+) -> list[tuple[_Served, bool]]: ...
 def read_missed(missed: bytes, reply: memoryview, style: int, /) -> None: ...
 def begin_missed(missed: bytes, reply: memoryview, style: int, /) -> Running | None: ...
 def receive(fd: int, into: memoryview, nanoseconds: int, /) -> int: ...

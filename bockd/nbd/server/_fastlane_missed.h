@@ -45,11 +45,18 @@ typedef struct {
     Py_ssize_t count;
     unsigned char *reply;
     enum style style;
+    struct Together *together; /* else NULL: a turn of several lanes that a part is to be taken of */
 } Task;
+
+static void help(struct Together *together);
 
 /* Read all of it; 0, or what errno was for the one that failed. */
 static int run_task(const Task *task)
 {
+    if (task->together != NULL) {
+        help(task->together);
+        return 0;
+    }
     Py_ssize_t header = data_header_bytes(task->style);
     for (Py_ssize_t number = 0; number < task->count && task->count > 1; number++) {
         const Missed *one = &task->list[number];
@@ -82,7 +89,7 @@ static PyObject *read_missed(PyObject *Py_UNUSED(module), PyObject *args)
     int style, error;
     if (!PyArg_ParseTuple(args, "y*w*i:read_missed", &missed, &reply, &style))
         return NULL;
-    Task task = {missed.buf, missed.len / (Py_ssize_t)sizeof(Missed), reply.buf, (enum style)style};
+    Task task = {missed.buf, missed.len / (Py_ssize_t)sizeof(Missed), reply.buf, (enum style)style, NULL};
     Py_BEGIN_ALLOW_THREADS
     error = run_task(&task);
     Py_END_ALLOW_THREADS
@@ -115,7 +122,7 @@ static PyObject *begin_missed(PyObject *Py_UNUSED(module), PyObject *args)
     if (held != NULL && PyObject_GetBuffer(view, &into, PyBUF_WRITABLE) == 0) {
         Task task = {
             (const Missed *)(const void *)PyBytes_AsString(missed),
-            PyBytes_Size(missed) / (Py_ssize_t)sizeof(Missed), into.buf, (enum style)style};
+            PyBytes_Size(missed) / (Py_ssize_t)sizeof(Missed), into.buf, (enum style)style, NULL};
         PyBuffer_Release(&into);
         begun = begin_task(&task, held);
     }

@@ -331,3 +331,21 @@ static int serve_rounds(
             return 0;
     }
 }
+
+/* What Python is told of a call: Served in fastlane.py; NULL with an exception set. */
+static PyObject *build_outcome(
+    const Call *call, const Outcome *outcome, const Round *round, PyObject *latencies)
+{
+    Py_ssize_t sent = round->sent < round->filled ? round->sent : round->filled;
+    Py_ssize_t acknowledged = round->sent - sent;
+    return Py_BuildValue(
+        "(nnKiOnnny#OLKKKKiy#Ki)", outcome->position, outcome->end,
+        (unsigned long long)outcome->received_bytes, outcome->polled, call->rest, round->served,
+        sent, round->filled, (const char *)round->acknowledgements + acknowledged,
+        round->acknowledged - acknowledged, latencies, (long long)outcome->started,
+        (unsigned long long)outcome->reads, (unsigned long long)outcome->read_bytes,
+        (unsigned long long)outcome->writes, (unsigned long long)outcome->written_bytes,
+        outcome->unflagged, (const char *)round->missed,
+        (Py_ssize_t)(round->missed_count * sizeof(Missed)), (unsigned long long)outcome->trims,
+        outcome->written_back);
+}

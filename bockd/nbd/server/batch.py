@@ -26,7 +26,7 @@ from bockd.nbd.protocol.replies import MAX_STATUS_BYTES, Buffer, ReplyEncoder
 from bockd.nbd.protocol.transmission import Request, RequestLimits, refusal
 from bockd.nbd.server import work
 from bockd.nbd.server.channel import reading_failed
-from bockd.nbd.server.fastlane import MissedReads, Served, Turn, lane_for
+from bockd.nbd.server.fastlane import LaneArguments, MissedReads, Served, Turn, lane_for
 from bockd.nbd.server.limits import (
     MAX_BATCH_REQUESTS,
     MAX_INLINE_READ_BYTES,
@@ -97,6 +97,25 @@ class Batch:
         except OSError as error:
             self._statistics.failed("read", error)
             raise reading_failed(error) from error
+        self.took(done)
+        if done.missed:
+            self._begin_missed(self._lane.missed(done.missed))
+        return done
+
+    @property
+    def has_lane(self) -> bool:
+        """Whether there is a fast lane."""
+        return self._lane is not None
+
+    def lane(self, received: memoryview, start: int, end: int, sock: int) -> LaneArguments | None:
+        """Return what a turn with other connections is to serve; see together.py. None when there
+        is no lane."""
+        if self._lane is None:
+            return None
+        return self._lane.arguments(received, start, end, self._reply, sock)
+
+    def took(self, done: Served) -> None:
+        """Note what the lane has done, in `serve_plain` or in a turn with others."""
         statistics = self._statistics
         statistics.reads += done.reads
         statistics.read_bytes += done.read_bytes
@@ -108,9 +127,6 @@ class Batch:
         self._sent, self._filled = done.sent, done.filled
         if done.acknowledgements:
             self._answer(done.acknowledgements)
-        if done.missed:
-            self._begin_missed(self._lane.missed(done.missed))
-        return done
 
     def serve(
         self, requests: Sequence[Request], index: int, received: memoryview, room: int

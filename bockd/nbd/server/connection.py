@@ -26,18 +26,25 @@ from bockd.nbd.server.batch import Batch
 from bockd.nbd.server.budget import Account
 from bockd.nbd.server.channel import Channel, HungUpError
 from bockd.nbd.server.exports import OpenExport
+from bockd.nbd.server.fastlane import LaneArguments, Served
 from bockd.nbd.server.flight import InFlight
 from bockd.nbd.server.flushhabit import FlushHabit
 from bockd.nbd.server.large import Incoming, LargeTransfers
 from bockd.nbd.server.limits import RECEIVE_BUFFER_BYTES, TURN_NS, ServerLimits
-from bockd.nbd.server.pace import Pace, Polling
+from bockd.nbd.server.pace import Polling
 from bockd.nbd.server.statistics import ExportStatistics
+from bockd.nbd.server.together import Together
 from bockd.nbd.server.work import Work
 from bockd.runtime.steprunner import Loop, StepRunner, running_loop
 from bockd.runtime.steps import Step
 from bockd.runtime.syncing import Syncing
 
 log = logging.getLogger(__name__)
+
+_WORTH_JOINING = 32
+"""Requests that turns with others should serve, or the way into them costs more than they save."""
+_MOST_BY_ITSELF = 64
+"""Rounds after one that was not worth it, at most: one in so many is a try."""
 
 _ALL = 1 << 63
 """More bytes than any connection receives."""
@@ -52,7 +59,7 @@ class Connection:
         account: Account,
         runner: StepRunner,
         limits: ServerLimits,
-        pace: Pace,
+        together: Together,
     ) -> None:
         self.closed = trio.Event()
         self.export_name = ""
@@ -61,13 +68,16 @@ class Connection:
         self._runner = runner
         self._limits = limits
         self._scope = trio.CancelScope()
-        self._polling = Polling(pace, limits.poll_tries)
+        self._polling = Polling(together.pace, limits.poll_tries)
         self._flight = InFlight()
         self._habit = FlushHabit()
         self._buffer = memoryview(mmap.mmap(-1, RECEIVE_BUFFER_BYTES))
         self._received_bytes = 0
         self._consumed_bytes = 0
         self._fences: list[tuple[int, trio.Event]] = []
+        self._together = together
+        self._position = self._end = 0
+        self._served_together = self._by_itself = self._next_by_itself = 0
 
     def prepare(
         self,
@@ -250,31 +260,29 @@ class Connection:
         Returns how far it came, from where on the parser must look; the end of what has been
         received; whether anything was served; and whether it polled for more in vain.
         """
-        position, progressed, polling = 0, False, self._polling
+        position, progressed, polling, polled = 0, False, self._polling, False
         while position < end:
+            counted = self._statistics
+            write_back = self._habit.expects_flush(counted.writes, counted.flushes)
+            if not write_back and self._joins():
+                polled = await self._serve_together(position, end)
+                position, end = self._position, self._end
+                progressed = progressed or self._served_together > 0
+                if polled or position == end:
+                    break
             turn = self._channel.turn(self.undisturbed(), polling.left_ns())
             room = self._limits.max_in_flight - self._flight.requests
-            served = self._statistics
             done = self._batch.serve_plain(
-                self._buffer,
-                position,
-                end,
-                turn,
-                room,
-                write_back=self._habit.expects_flush(served.writes, served.flushes),
+                self._buffer, position, end, turn, room, write_back=write_back
             )
             if done is None:
                 break
             position, end = done.position, done.end
-            if done.unflagged:
-                self._parser.unflagged = True
+            self._note(done)
             any_served = done.reads or done.writes or done.trims
             if not (any_served or done.rest or done.missed or done.received_bytes):
                 return position, end, progressed, bool(done.polled)
             progressed = True
-            if done.received_bytes:
-                self._received_bytes += done.received_bytes
-                polling.found()
             if done.missed:
                 self._start_background(done.started)
             if done.rest or done.served or done.missed:
@@ -284,12 +292,69 @@ class Connection:
             elif polling.worked(perf_counter_ns()):
                 await trio.lowlevel.checkpoint()
                 polling.turned()
-            self._consumed_bytes = self._received_bytes - (end - position)
-            if self._fences:  # of others, who need not wait until this client pauses
-                self._pass_fences()
+            self._count_consumed(end - position)
             if done.polled:
                 return position, end, progressed, True
-        return position, end, progressed, False
+        return position, end, progressed, polled
+
+    def _note(self, done: Served) -> None:
+        """Note what the fast lane has received."""
+        if done.unflagged:
+            self._parser.unflagged = True
+        if done.received_bytes:
+            self._received_bytes += done.received_bytes
+            self._polling.found()
+
+    def _count_consumed(self, unserved: int) -> None:
+        self._consumed_bytes = self._received_bytes - unserved
+        if self._fences:  # of others, who need not wait until this client pauses
+            self._pass_fences()
+
+    def _joins(self) -> bool:
+        """Return whether the next turn is one with others: with those who are at work as well, and
+        not soon after one that was not worth it."""
+        if self._by_itself:
+            self._by_itself -= 1
+            return False
+        return (
+            self._batch.has_lane
+            and not (self._polling.alone() or self._flight.requests)
+            and self._channel.turn(1, 0).poll_ns > 0
+        )
+
+    def lane(self) -> LaneArguments | None:
+        """See `together.Member`."""
+        turn = self._channel.turn(self._limits.poll_tries, TURN_NS)
+        if not turn.poll_ns or self._flight.requests:
+            return None
+        return self._batch.lane(self._buffer, self._position, self._end, turn.sock)
+
+    def took(self, done: Served) -> None:
+        """See `together.Member`."""
+        self._batch.took(done)
+        self._note(done)
+        self._position, self._end = done.position, done.end
+        self._served_together += done.reads + done.writes
+        if not done.served:  # else when it is answered
+            self._count_consumed(done.end - done.position)
+        self._polling.worked(perf_counter_ns())
+
+    async def _serve_together(self, position: int, end: int) -> bool:
+        """Take part in turns with others; what was received and not served is between `_position`
+        and `_end` then. Return whether they polled for more in vain."""
+        self._position, self._end, self._served_together = position, end, 0
+        done = await self._together.join(self)
+        if self._served_together < _WORTH_JOINING:
+            self._next_by_itself = min(2 * self._next_by_itself + 1, _MOST_BY_ITSELF)
+        else:
+            self._next_by_itself = 0
+        self._by_itself = self._next_by_itself
+        if done is None:
+            return False
+        if done.served:
+            await self._serve_batch([], 0, done.started, done.served)
+            self._count_consumed(done.end - done.position)
+        return bool(done.polled)
 
     async def _serve_batch(
         self, requests: list[Request], index: int, started: int, served: int = 0

@@ -158,6 +158,10 @@ class _ReadingMissed(CompiledCall):
         return cast(Running | None, self._module.begin_missed(*self._arguments))
 
 
+LaneArguments = tuple[object, ...]
+"""What `serve_together` is told of one connection."""
+
+
 class FastLane:
     """Serves plain requests of one connection."""
 
@@ -208,6 +212,25 @@ class FastLane:
                 *turn,
                 write_back,
             )
+        )
+
+    def arguments(
+        self, received: memoryview, start: int, end: int, reply: memoryview, sock: int
+    ) -> LaneArguments:
+        """Return what `serve_together` is to be told: the same as `serve`."""
+        size = self._device.size_bytes
+        return (
+            received,
+            start,
+            end,
+            reply,
+            self._style,
+            self._view(),
+            size,
+            0 if self._read_only else size,
+            MAX_INLINE_READ_BYTES,
+            MAX_INLINE_PAYLOAD_BYTES,
+            sock,
         )
 
     def missed(self, missed: bytes) -> MissedReads:

@@ -92,6 +92,13 @@ TURN_SECONDS: Final = 0.001
 TURN_NS: Final = int(TURN_SECONDS * 1e9)
 """The same in nanoseconds."""
 
+SHARED_TURN_NS: Final = TURN_NS // 8
+"""A turn that several connections take together, while others are at work that cannot take part in
+it: about as long as a batch of theirs."""
+
+MAX_LANES: Final = 16
+"""Connections in one turn, as in _fastlane_together.h. Those beyond have the next one."""
+
 TASK_BYTES: Final = 8 * KIB
 """A request in the background beside its payload: a task of the event loop and what it refers to
 (measured: under 6 KiB)."""

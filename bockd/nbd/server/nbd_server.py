@@ -16,7 +16,7 @@ from bockd.control import VolumeStatistics
 from bockd.failurelog import FailureLog
 from bockd.nbd.protocol.errors import ProtocolError
 from bockd.nbd.server.budget import Account, MemoryBudget
-from bockd.nbd.server.channel import Channel, StalledError, find_dead_peers
+from bockd.nbd.server.channel import TRY_NS, Channel, StalledError, find_dead_peers
 from bockd.nbd.server.connection import Connection
 from bockd.nbd.server.exports import ExportKey, ExportTable
 from bockd.nbd.server.limits import FAILURE_LOG_SECONDS, MAX_LEAVING, ServerLimits
@@ -26,6 +26,7 @@ from bockd.nbd.server.pace import Pace
 from bockd.nbd.server.registry import Registry
 from bockd.nbd.server.statistics import ExportStatistics
 from bockd.nbd.server.tls import NO_TLS, FrontendTls
+from bockd.nbd.server.together import Together
 from bockd.runtime.steprunner import StepRunner
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ class NbdServer:
         self._limits = limits or ServerLimits()
         self._runner = runner or StepRunner()
         self._budget = MemoryBudget(self._limits.shared_memory_bytes)
-        self._pace = Pace()
+        self._together = Together(Pace(), self._limits.poll_tries * TRY_NS)
         self._failures = FailureLog()
         self._registry = Registry(self._limits.fence_seconds, self._failures)
         self._clients = 0
@@ -154,7 +155,7 @@ class NbdServer:
         channel, export = entrance.channel, entrance.export
         state = self._registry.state(export.key, export.info.name)
         connection = Connection(
-            channel, Account(self._budget), self._runner, self._limits, self._pace
+            channel, Account(self._budget), self._runner, self._limits, self._together
         )
         connection.prepare(export, entrance.negotiated, state.statistics, entrance.leftover)
         # Nothing was awaited since the table opened the export: see ExportTable.open.

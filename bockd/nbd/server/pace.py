@@ -38,9 +38,12 @@ class Pace:
         self._changed_ns = 0
         """When the last of them has."""
         self._busy_ns = -_BUSY_NS
+        self.batches = 0
+        """How many have been served."""
 
     def works(self, who: object, now: int) -> None:
         """Record that `who` has just served a batch."""
+        self.batches += 1
         if self._last is not who:
             self._others.pop(who, None)
             if self._last is not None:
@@ -107,6 +110,10 @@ class Polling:
         """Return the number of attempts to receive that may be made without letting others run in
         between. 0 when others are at work."""
         return self._tries if self._pace.alone(self._clock()) else 0
+
+    def alone(self) -> bool:
+        """Return whether no other connection has worked of late."""
+        return self._pace.alone(self._clock())
 
     def may_block(self, *, busy: bool) -> bool:
         """Return whether the connection may wait without the loop: no other one has worked for a

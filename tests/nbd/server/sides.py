@@ -35,12 +35,17 @@ WRITTEN = 11
 """Places that are in the head or frozen; the rest were never written."""
 
 
+_MAP_BYTES = 1 << 30
+"""Of the index: sanitizers leave less address space than it takes otherwise."""
+
+
 class Line:
     """A connection to the client, whose end of it takes what comes."""
 
     def __init__(self, send_buffer_bytes: int) -> None:
         self.ours, self._theirs = socket.socketpair()
         self.ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
+        self._theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * MIB)
         self._theirs.setblocking(False)
 
     def heard(self) -> bytes:
@@ -77,7 +82,7 @@ class Side:
     ) -> None:
         self._root = root
         self._background = Background()
-        self.pool = LocalPool.open(root, self._background.spawn)
+        self.pool = LocalPool.open(root, self._background.spawn, map_size_bytes=_MAP_BYTES)
         if packed is not None:
             self.pool.registry.pack = lambda: packed
         record = run_inline(self.pool.create_volume("v", SIZE_BYTES, None))

@@ -17,6 +17,7 @@ from bockd.nbd.server.connection import Connection
 from bockd.nbd.server.limits import ServerLimits
 from bockd.nbd.server.pace import Pace
 from bockd.nbd.server.statistics import ExportStatistics
+from bockd.nbd.server.together import Together
 from bockd.runtime.steprunner import StepRunner
 from bockd.runtime.steps import Signal
 from tests.nbd.protocol import wire
@@ -82,7 +83,7 @@ async def test_a_write_that_has_just_gone_to_the_engine_counts(
             Account(MemoryBudget(64 * MIB)),
             StepRunner(),
             ServerLimits(),
-            Pace(),
+            Together(Pace(), 0),
         )
         export = await exports.open("disk")
         connection.prepare(export, negotiated, ExportStatistics(), b"")

@@ -32,6 +32,7 @@ from bockd.nbd.server.fastlane import PayloadLane, Taken, Turn, Why
 from bockd.nbd.server.limits import RECEIVE_BUFFER_BYTES, ServerLimits
 from bockd.nbd.server.pace import Pace
 from bockd.nbd.server.statistics import ExportStatistics
+from bockd.nbd.server.together import Together
 from bockd.pool.device import PartSizes
 from bockd.runtime.steprunner import StepRunner
 from bockd.runtime.steps import run_inline
@@ -83,7 +84,11 @@ async def connected(
         if not compiled:
             patch.setattr(fastlane, "compiled", None)
         connection = Connection(
-            Channel(ours), Account(MemoryBudget(MIB)), StepRunner(), ServerLimits(), Pace()
+            Channel(ours),
+            Account(MemoryBudget(MIB)),
+            StepRunner(),
+            ServerLimits(),
+            Together(Pace(), 0),
         )
         export = await FixedExports({"disk": side.volume}).open("disk")
         negotiated = Negotiated(structured=False, extended=False, allocation=False)

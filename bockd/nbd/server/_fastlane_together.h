@@ -1,0 +1,302 @@
+/* Turns of several connections at once, those of different volumes in several threads. One source
+ * file, _fastlane.c, takes this in.
+ *
+ * The thread that calls owns all volumes, and does nothing else until all lanes have ended. So what
+ * holds for `serve` holds here: no map changes but by what is served, no file is closed. Lanes of one
+ * volume, which is known by its `leaves`, are served by one thread, one after another. What two
+ * threads both touch of a turn is atomic, with the turn's lock, or not changed once helpers are asked.
+ * A lane, and all that belongs to it, is touched by the thread alone that has taken its part, from
+ * then on until it leaves: both with the turn's lock.
+ */
+
+#include <poll.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+
+#define MAX_LANES 16
+#define MAX_LANE_THREADS 8
+
+/* One turn of several lanes. */
+typedef struct Together {
+    atomic_int references;
+    atomic_int over; /* every thread ends with its round */
+    int lanes;
+    int loop; /* a descriptor: readable when the owner has something else to do */
+    int64_t poll_ns, until;
+    pthread_mutex_t lock;
+    pthread_cond_t left;
+    int parts, next_part; /* of them, the first that no thread has taken; with `lock` */
+    int inside;           /* helpers that have taken a part; with `lock` */
+    Lane *lane[MAX_LANES];
+} Together;
+
+/* -- one part of a turn ------------------------------------------------------------------------- */
+
+/* Serve each lane of a part that has something to serve; whether the turn is over. */
+static int serve_once(Together *turn, int part, int64_t *heard, PyThreadState **state)
+{
+    int over = 0;
+    for (int number = 0; number < turn->lanes && !atomic_load(&turn->over); number++) {
+        Lane *lane = turn->lane[number];
+        if (lane->part != part)
+            continue;
+        if (now_ns() > turn->until)
+            return 1;
+        serve_lane(lane, state);
+        if (lane->heard > *heard)
+            *heard = lane->heard;
+        over |= lane->state != RUNNING;
+    }
+    return over;
+}
+
+/* Serve the lanes of a part until the turn is over, one of them is for the owner, or nothing has
+ * come for any of them for a while. Whoever `watches` ends the turn when there is something else for
+ * the owner to do. Called with the interpreter's lock. */
+static void serve_part(Together *turn, int part, int watches)
+{
+    int64_t heard = now_ns();
+    PyThreadState *state = PyEval_SaveThread();
+    while (!atomic_load(&turn->over)) {
+        struct pollfd loop = {.fd = turn->loop, .events = POLLIN};
+        int64_t before = heard;
+        if (serve_once(turn, part, &heard, &state) || (watches && poll(&loop, 1, 0) > 0))
+            atomic_store(&turn->over, 1);
+        else if (heard == before && now_ns() - heard > turn->poll_ns)
+            break;
+        else if (heard == before)
+            sched_yield(); /* to a client on the same core, if there is one */
+    }
+    PyEval_RestoreThread(state);
+}
+
+/* The next part that nobody has taken, or -1. */
+static int take_part(Together *turn, int helps)
+{
+    pthread_mutex_lock(&turn->lock);
+    int part = turn->next_part < turn->parts ? turn->next_part++ : -1;
+    turn->inside += helps && part >= 0;
+    pthread_mutex_unlock(&turn->lock);
+    return part;
+}
+
+static void let_turn_go(Together *turn)
+{
+    if (atomic_fetch_sub(&turn->references, 1) != 1)
+        return;
+    pthread_cond_destroy(&turn->left);
+    pthread_mutex_destroy(&turn->lock);
+    free(turn);
+}
+
+/* Helpers that were asked for and have not come yet. While all threads wait for a disk there would be
+ * more of them with each turn. */
+static atomic_int asked;
+
+/* What a helper does: one part, if there is one left. It may come after the turn has ended: then
+ * there is none, and nothing of the turn is touched but what its references keep. */
+static void help(Together *turn)
+{
+    atomic_fetch_sub(&asked, 1);
+    int part = take_part(turn, 1);
+    if (part >= 0) {
+        PyGILState_STATE state = PyGILState_Ensure();
+        serve_part(turn, part, 0);
+        PyGILState_Release(state);
+        atomic_store(&turn->over, 1);
+        pthread_mutex_lock(&turn->lock);
+        turn->inside--;
+        pthread_cond_signal(&turn->left);
+        pthread_mutex_unlock(&turn->lock);
+    }
+    let_turn_go(turn);
+}
+
+/* Whether a helper will come, sooner or later. */
+static int ask_for_help(Together *turn)
+{
+    Job *job = atomic_load(&asked) < MAX_LANE_THREADS ? new_job() : NULL;
+    if (job == NULL)
+        return 0;
+    job->task = (Task){.together = turn};
+    atomic_fetch_add(&turn->references, 1);
+    atomic_fetch_add(&asked, 1);
+    int accepted = submit(job);
+    if (!accepted) {
+        atomic_fetch_sub(&asked, 1);
+        atomic_fetch_sub(&turn->references, 1);
+    }
+    release(job);
+    return accepted;
+}
+
+/* Ask for a helper for each part but one. What would be theirs who do not come is divided anew. */
+static void begin_turn(Together *turn)
+{
+    pthread_mutex_lock(&turn->lock); /* whoever comes waits for what is decided here */
+    int parts = 1;
+    while (parts < turn->parts && ask_for_help(turn))
+        parts++;
+    turn->parts = parts;
+    for (int number = 0; number < turn->lanes; number++)
+        turn->lane[number]->part %= parts;
+    pthread_mutex_unlock(&turn->lock);
+}
+
+/* Have all lanes served, until the turn is over for all of them. */
+static void serve_turn(Together *turn)
+{
+    begin_turn(turn);
+    for (int part; (part = take_part(turn, 0)) >= 0;)
+        serve_part(turn, part, part == 0);
+    atomic_store(&turn->over, 1);
+    Py_BEGIN_ALLOW_THREADS
+    pthread_mutex_lock(&turn->lock);
+    while (turn->inside)
+        pthread_cond_wait(&turn->left, &turn->lock);
+    pthread_mutex_unlock(&turn->lock);
+    Py_END_ALLOW_THREADS
+}
+
+/* -- what Python sees --------------------------------------------------------------------------- */
+
+/* Divide the lanes into parts, those of one volume into the same. */
+static void divide(Together *turn)
+{
+    cpu_set_t cores;
+    int volumes = 0, most = sched_getaffinity(0, sizeof cores, &cores) ? 1 : CPU_COUNT(&cores);
+    if (most > MAX_LANE_THREADS)
+        most = MAX_LANE_THREADS;
+    for (int number = 0; number < turn->lanes; number++) {
+        Lane *lane = turn->lane[number];
+        lane->part = -1;
+        for (int before = 0; before < number && lane->part < 0; before++)
+            if (turn->lane[before]->view.leaves == lane->view.leaves)
+                lane->part = turn->lane[before]->part;
+        if (lane->part < 0)
+            lane->part = volumes++ % most;
+    }
+    turn->parts = volumes < most ? volumes : most;
+}
+
+static void free_lane(Lane *lane)
+{
+    PyBuffer_Release(&lane->call.received);
+    PyBuffer_Release(&lane->call.reply);
+    free(lane);
+}
+
+/* A lane as an argument describes it; NULL with an exception set. */
+static Lane *make_lane(PyObject *arguments)
+{
+    Lane *lane = malloc(sizeof *lane);
+    if (lane == NULL) {
+        PyErr_NoMemory();
+        return NULL;
+    }
+    memset(lane, 0, offsetof(Lane, times));
+    int style;
+    unsigned long long readable, writable;
+    Py_ssize_t start, end;
+    Call *call = &lane->call;
+    if (!PyArg_ParseTuple(arguments, "w*nnw*iO&KKKKi:lane", &call->received, &start, &end,
+            &call->reply, &style, parse_view, &lane->view, &readable, &writable, &call->max_read,
+            &call->max_payload, &call->sock)) {
+        free(lane);
+        return NULL;
+    }
+    if (start < 0 || end < start || end > call->received.len || style < SIMPLE || style > EXTENDED) {
+        PyErr_SetString(PyExc_ValueError, "no such range or style");
+        free_lane(lane);
+        return NULL;
+    }
+    lane->view.readable = readable < lane->view.readable ? readable : lane->view.readable;
+    lane->view.writable = writable < lane->view.writable ? writable : lane->view.writable;
+    call->style = (enum style)style;
+    lane->outcome.position = start;
+    lane->outcome.end = end;
+    lane->fresh = start < end;
+    lane->outcome.started = lane->heard = now_ns();
+    memset(&lane->round, 0, offsetof(Round, gaps));
+    return lane;
+}
+
+/* What Python is told of a lane: Served in fastlane.py, and whether there may be more at once. NULL
+ * with an exception set. */
+static PyObject *lane_result(Lane *lane, int64_t poll_ns)
+{
+    int dry = lane->state == RUNNING && lane->empty && now_ns() - lane->heard > poll_ns;
+    PyObject *result = NULL, *rest = PyList_New(0), *latencies = PyList_New(0);
+    int failed = rest == NULL || latencies == NULL;
+    for (int number = 0; number < lane->rounds && !failed; number++)
+        failed = append_latency(
+            latencies, lane->times[number].nanoseconds, lane->times[number].requests) < 0;
+    if (!failed) {
+        lane->outcome.polled = dry;
+        lane->call.rest = rest;
+        PyObject *served = build_outcome(&lane->call, &lane->outcome, &lane->round, latencies);
+        if (served != NULL)
+            result = Py_BuildValue("(NO)", served, lane->state == RUNNING && !dry ? Py_True : Py_False);
+    }
+    Py_XDECREF(rest);
+    Py_XDECREF(latencies);
+    return result;
+}
+
+/* A turn without lanes; NULL with an exception set. */
+static Together *make_turn(int loop, int64_t poll_ns)
+{
+    Together *turn = calloc(1, sizeof *turn);
+    if (turn == NULL) {
+        PyErr_NoMemory();
+        return NULL;
+    }
+    pthread_mutex_init(&turn->lock, NULL);
+    pthread_cond_init(&turn->left, NULL);
+    atomic_init(&turn->references, 1);
+    turn->loop = loop;
+    turn->poll_ns = poll_ns;
+    return turn;
+}
+
+PyDoc_STRVAR(serve_together_doc,
+"serve_together(lanes, loop, poll_ns, turn_ns) -> list[tuple[tuple, bool]]\n\n"
+"Serve the plain requests of several connections; see together.py.");
+
+static PyObject *serve_together(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *list, *results = NULL;
+    int loop;
+    long long poll_ns, turn_ns;
+    if (!PyArg_ParseTuple(
+            args, "O!iLL:serve_together", &PyList_Type, &list, &loop, &poll_ns, &turn_ns) ||
+        running_type() == NULL)
+        return NULL;
+    Py_ssize_t count = PyList_Size(list);
+    if (count > MAX_LANES) {
+        PyErr_SetString(PyExc_ValueError, "too many lanes");
+        return NULL;
+    }
+    Together *turn = make_turn(loop, poll_ns);
+    if (turn == NULL)
+        return NULL;
+    for (; turn->lanes < count; turn->lanes++)
+        if ((turn->lane[turn->lanes] = make_lane(PyList_GetItem(list, turn->lanes))) == NULL)
+            goto done;
+    turn->until = now_ns() + turn_ns;
+    divide(turn);
+    serve_turn(turn);
+    results = PyList_New(0);
+    for (int number = 0; number < turn->lanes && results != NULL; number++) {
+        PyObject *result = lane_result(turn->lane[number], poll_ns);
+        if (result == NULL || PyList_Append(results, result) < 0)
+            Py_CLEAR(results);
+        Py_XDECREF(result);
+    }
+done:
+    for (int number = 0; number < turn->lanes; number++)
+        free_lane(turn->lane[number]);
+    let_turn_go(turn);
+    return results;
+}

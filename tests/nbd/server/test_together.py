@@ -1,0 +1,613 @@
+"""Turns that several connections take together: the same replies and bytes as one by one, who
+leads, and what becomes of those who leave."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import trio
+import trio.testing
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bockd.errors import DeviceError
+from bockd.model import BLOCK_SIZE, MIB
+from bockd.nbd.server import connection, fastlane
+from bockd.nbd.server.fastlane import LaneArguments, Served
+from bockd.nbd.server.flushhabit import FlushHabit
+from bockd.nbd.server.limits import (
+    MAX_LANES,
+    RECEIVE_BUFFER_BYTES,
+    SHARED_TURN_NS,
+    TURN_NS,
+    ServerLimits,
+)
+from bockd.nbd.server.pace import Pace
+from bockd.nbd.server.together import LostTurnError, Together
+from bockd.runtime.steps import run_inline
+from tests.nbd.protocol import wire
+from tests.nbd.server.client import Client, Closed
+from tests.nbd.server.lanes import COUNTED, STYLES, streams
+from tests.nbd.server.replies import cut
+from tests.nbd.server.serving import FixedExports, in_trio, serving
+from tests.nbd.server.sides import PLACE_BYTES, SIZE_BYTES, WRITTEN, Line, Side, drop, two_sides
+
+VOLUMES = 2
+SECOND_NS = 1_000_000_000
+
+
+class Lane:
+    """One connection's part, over a volume."""
+
+    def __init__(self, side: Side, line: Line) -> None:
+        self.side, self.line = side, line
+        self._received = memoryview(bytearray(RECEIVE_BUFFER_BYTES))
+        self._position = self._end = self.received_bytes = 0
+        self.goes_on = True
+
+    def hear(self, stream: bytes, at_once: int) -> None:
+        """Have the first bytes of a stream received, and the others come."""
+        self._received[:at_once] = stream[:at_once]
+        self._position, self._end = 0, at_once
+        self.received_bytes = 0
+        self.line.say(stream[at_once:])
+        self.goes_on = True
+
+    def arguments(self) -> LaneArguments:
+        found = self.side.batch.lane(
+            self._received, self._position, self._end, self.line.ours.fileno()
+        )
+        assert found is not None
+        return found
+
+    def took(self, done: Served, *, goes_on: bool) -> list[bytes]:
+        """What is left to be sent."""
+        self.side.batch.took(done)
+        self._position, self._end = done.position, done.end
+        self.received_bytes += done.received_bytes
+        self.goes_on = goes_on
+        assert not done.rest
+        assert not done.missed
+        return [bytes(part) for part in self.side.batch.finish()]
+
+    def rest(self) -> bytes:
+        """What was received and not served, and what was not received."""
+        self.line.ours.setblocking(False)
+        left = bytes(self._received[self._position : self._end])
+        try:
+            return left + self.line.ours.recv(4 * MIB)
+        except BlockingIOError:
+            return left
+
+
+def serve_together(lanes: list[Lane], polled_ns: int = 0) -> list[list[bytes]]:
+    """Take turns until none of the lanes goes on. Return what each has answered."""
+    assert fastlane.compiled is not None
+    replies: list[list[bytes]] = [[] for _ in lanes]
+    while running := [number for number, lane in enumerate(lanes) if lane.goes_on]:
+        arguments = [lanes[number].arguments() for number in running]
+        results = fastlane.compiled.serve_together(arguments, -1, polled_ns, SECOND_NS)
+        for number, (done, goes_on) in zip(running, results, strict=True):
+            sent = lanes[number].line.heard()
+            replies[number] += [sent, *lanes[number].took(Served._make(done), goes_on=goes_on)]
+    return replies
+
+
+@contextmanager
+def several_sides(*, structured: bool, extended: bool) -> Iterator[list[tuple[Side, Side]]]:
+    """Pairs of volumes, with the fast lane and without."""
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(two_sides(structured=structured, extended=extended))
+            for _ in range(VOLUMES)
+        ]
+
+
+def judge(lane: Lane, without: Side, stream: bytes, replies: list[bytes]) -> None:
+    """Together, and then by itself what that has left, a lane gives the same replies as the other
+    side, and counts the same."""
+    with_it = lane.side
+    with_it.batch.disconnect = without.batch.disconnect = False
+    rest = lane.rest()
+    left, _ = with_it.serve(rest)
+    theirs, _ = without.serve(stream)
+    served = len(stream) - len(rest)
+    ours = cut(replies, stream[:served], with_it.extended)
+    ours += cut(left, rest, with_it.extended)
+    assert sorted(ours) == sorted(cut(theirs, stream, with_it.extended))
+    for name in COUNTED:
+        assert getattr(with_it.statistics, name) == getattr(without.statistics, name)
+    assert with_it.content() == without.content()
+
+
+@pytest.mark.usefixtures("heads")
+@pytest.mark.parametrize("send_buffer_bytes", [20_000, 4 * MIB], ids=["small", "large"])
+@pytest.mark.parametrize(("structured", "extended"), STYLES)
+def test_the_replies_and_content_are_those_of_one_after_another(
+    structured: bool, extended: bool, send_buffer_bytes: int
+) -> None:
+    """For volumes side by side, whatever they are asked, whether it is received already or comes
+    meanwhile, and whether the replies can be sent or not."""
+    with (
+        several_sides(structured=structured, extended=extended) as pairs,
+        ExitStack() as lines,
+    ):
+        lanes = [
+            Lane(with_it, lines.enter_context(closing(Line(send_buffer_bytes))))
+            for with_it, _ in pairs
+        ]
+        together = 0
+
+        @settings(max_examples=25, deadline=None)
+        @given(
+            st.lists(
+                st.tuples(st.integers(0, 8), streams(extended)), min_size=VOLUMES, max_size=VOLUMES
+            ),
+            st.sampled_from([0, 0, 1, 2]),
+            st.sampled_from([False, False, True]),
+        )
+        def run(drawn: list[tuple[int, bytes]], part: int, cold: bool) -> None:
+            nonlocal together
+            said = [
+                requests(plain, extended=extended, first=100) + stream for plain, stream in drawn
+            ]
+            for lane, stream in zip(lanes, said, strict=True):
+                if cold:
+                    run_inline(lane.side.volume.flush())
+                    drop(lane.side)
+                lane.hear(stream, min(len(stream) * part // 2, RECEIVE_BUFFER_BYTES))
+            before = [lane.side.statistics.reads + lane.side.statistics.writes for lane in lanes]
+            replies = serve_together(lanes)
+            for lane, (_, without), stream, answers, count in zip(
+                lanes, pairs, said, replies, before, strict=True
+            ):
+                together += lane.side.statistics.reads + lane.side.statistics.writes - count
+                judge(lane, without, stream, answers)
+
+        run()
+        assert together > 10
+
+
+def requests(count: int, *, extended: bool, first: int = 0) -> bytes:
+    """Reads and writes in place, in turns, of places that the head has; their cookies count from
+    `first`."""
+    parts = []
+    for number in range(first, first + count):
+        offset = (8 + number % 3) * PLACE_BYTES + number % 40 * BLOCK_SIZE
+        if number % 2:
+            form = wire.extended_write if extended else wire.write
+            parts.append(form(number, offset, bytes([1 + number % 200]) * BLOCK_SIZE))
+        else:
+            ask = wire.extended if extended else wire.request
+            parts.append(ask(0, number, offset, BLOCK_SIZE))
+    return b"".join(parts)
+
+
+@pytest.mark.parametrize("extended", [False, True])
+def test_all_of_many_plain_requests_are_served_together(extended: bool) -> None:
+    """In as many rounds as their replies take, and with nothing left to be done."""
+    with (
+        several_sides(structured=True, extended=extended) as pairs,
+        ExitStack() as lines,
+    ):
+        lanes = [Lane(one, lines.enter_context(closing(Line(4 * MIB)))) for one, _ in pairs]
+        stream = requests(50, extended=extended)
+        for _ in range(10):
+            for lane in lanes:
+                lane.hear(stream, 0)
+            replies = serve_together(lanes, polled_ns=1_000_000)
+            for lane, (_, without), answers in zip(lanes, pairs, replies, strict=True):
+                assert lane.rest() == b""
+                assert lane.received_bytes == len(stream)
+                judge(lane, without, stream, answers)
+
+
+def test_connections_of_one_volume_are_served_one_after_another() -> None:
+    """One writes and reads what the other one does, and nothing is torn."""
+    with two_sides(structured=False, extended=False) as (side, _), ExitStack() as lines:
+        lanes = [Lane(side, lines.enter_context(closing(Line(4 * MIB)))) for _ in range(4)]
+        offset = 9 * PLACE_BYTES
+        for turn in range(60):
+            for number, lane in enumerate(lanes):
+                data = bytes([1 + (turn + number) % 250]) * BLOCK_SIZE
+                lane.hear(wire.write(1, offset, data) + wire.request(0, 2, offset, BLOCK_SIZE), 0)
+            for number, answers in enumerate(serve_together(lanes)):
+                data = bytes([1 + (turn + number) % 250]) * BLOCK_SIZE
+                assert data in b"".join(answers)
+
+
+def test_what_is_not_plain_ends_a_lane_and_no_write_overtakes_it() -> None:
+    """It is left where it stands, with all that comes behind it."""
+    with (
+        two_sides(structured=False, extended=False) as (side, _),
+        closing(Line(4 * MIB)) as line,
+    ):
+        lane, offset = Lane(side, line), 8 * PLACE_BYTES
+        plain = wire.write(1, offset, b"p" * BLOCK_SIZE)
+        behind = wire.write(3, offset, b"b" * BLOCK_SIZE)
+        for other in (
+            wire.request(3, 2),  # flush
+            wire.request(4, 2, offset, BLOCK_SIZE),  # trim
+            wire.write(2, offset, b"f" * BLOCK_SIZE, 1),  # FUA
+            wire.write(2, 2 * PLACE_BYTES, b"n" * BLOCK_SIZE),  # new to the head
+            wire.request(0, 2, SIZE_BYTES, BLOCK_SIZE),  # beyond the end
+            wire.request(2),
+        ):
+            lane.hear(plain + other + behind, 0)
+            (answers,) = serve_together([lane])
+            assert b"".join(answers) == b"\x67\x44\x66\x98" + bytes(4) + (1).to_bytes(8)
+            assert lane.rest() == other + behind
+            into = bytearray(BLOCK_SIZE)
+            run_inline(side.volume.read(offset, memoryview(into)))
+            assert into == b"p" * BLOCK_SIZE
+
+
+@pytest.mark.usefixtures("heads")
+def test_zeros_and_what_failed_are_left_to_the_owner() -> None:
+    """Blocks that must not become zeros silently do not, and a failed volume is not written to."""
+    with (
+        two_sides(structured=False, extended=False) as (side, _),
+        closing(Line(4 * MIB)) as line,
+    ):
+        lane, offset = Lane(side, line), 8 * PLACE_BYTES
+        zeros = wire.write(1, offset, bytes(BLOCK_SIZE))
+        assert side.volume.fast_view().minds_zeros
+        lane.hear(zeros, 0)
+        assert b"".join(serve_together([lane])[0]) == b""
+        assert lane.rest() == zeros
+        side.volume._failure.declare("a test")
+        data = wire.write(1, offset, b"d" * BLOCK_SIZE)
+        lane.hear(data, 0)
+        serve_together([lane])
+        assert lane.rest() == data
+
+
+def test_a_write_in_place_is_noted_for_the_next_flush() -> None:
+    with (
+        two_sides(structured=False, extended=False) as (side, _),
+        closing(Line(4 * MIB)) as line,
+    ):
+        run_inline(side.volume.flush())
+        flusher = side.volume.fast_view().journal
+        assert flusher is not None
+        assert not flusher.unsynced
+        lane = Lane(side, line)
+        lane.hear(wire.request(0, 1, 8 * PLACE_BYTES, BLOCK_SIZE), 0)
+        serve_together([lane])
+        assert not flusher.unsynced
+        lane.hear(wire.write(1, 8 * PLACE_BYTES, b"d" * BLOCK_SIZE), 0)
+        serve_together([lane])
+        assert flusher.unsynced
+
+
+def test_more_lanes_than_a_turn_takes_are_refused() -> None:
+    assert fastlane.compiled is not None
+    with pytest.raises(ValueError, match="too many lanes"):
+        fastlane.compiled.serve_together([()] * (MAX_LANES + 1), -1, 0, 0)
+    with pytest.raises(TypeError):  # these are no lanes, but not too many
+        fastlane.compiled.serve_together([()] * MAX_LANES, -1, 0, 0)
+
+
+# -- over a server ------------------------------------------------------------------------------
+
+
+class Counting:
+    """The compiled module, with its turns counted."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.lanes = 0
+        """Of all turns, with more than one lane each."""
+        compiled = cast(Any, fastlane.compiled)
+
+        def serve_together(lanes: list[Any], *rest: int) -> object:
+            self.lanes += len(lanes) if len(lanes) > 1 else 0
+            return compiled.serve_together(lanes, *rest)
+
+        names = {name: getattr(compiled, name) for name in dir(compiled) if name[0] != "_"}
+        module = SimpleNamespace(**{**names, "serve_together": serve_together})
+        monkeypatch.setattr(fastlane, "compiled", module)
+        monkeypatch.setattr(connection, "_WORTH_JOINING", 0)  # the clients are slow
+
+
+async def ask_much_and_listen_late(path: Path, name: str) -> None:
+    """Read more than the sockets hold, so that replies are sent in parts."""
+    async with await Client.go(path, name) as client:
+        await client.send(b"".join(wire.request(0, n, n * 64, BLOCK_SIZE) for n in range(1000)))
+        for _ in range(50):
+            await trio.lowlevel.checkpoint()
+        for _ in range(1000):
+            assert (await client.simple())[1] == 0
+            assert await client.read(BLOCK_SIZE) == b"f" * BLOCK_SIZE
+
+
+async def write_and_read(path: Path, name: str, places: range, seed: int, rounds: int) -> None:
+    """Write to blocks that nobody else has, several at once, and read them."""
+    chance = random.Random(seed)
+    blocks = [place * PLACE_BYTES + block * BLOCK_SIZE for place in places for block in range(16)]
+    held: dict[int, bytes] = {}
+    async with await Client.go(path, name) as client:
+        for _ in range(rounds):
+            chosen = chance.sample(blocks, 8)
+            stream = b""
+            for cookie, offset in enumerate(chosen):
+                held[offset] = bytes([chance.randint(1, 255)]) * BLOCK_SIZE
+                stream += wire.write(cookie, offset, held[offset])
+            if chance.random() < 0.1:
+                stream += wire.request(3, 8)
+            await client.send(stream)
+            for _ in range(len(chosen) + (len(stream) % BLOCK_SIZE == 28 * 9)):
+                assert (await client.simple())[1] == 0
+            await client.send(
+                b"".join(wire.request(0, offset, offset, BLOCK_SIZE) for offset in chosen)
+            )
+            for _ in chosen:
+                offset, error = await client.simple()
+                assert error == 0
+                assert await client.read(BLOCK_SIZE) == held[offset]
+
+
+@pytest.fixture
+def volumes() -> Iterator[dict[str, Side]]:
+    """Open volumes, by the names of their exports."""
+    with tempfile.TemporaryDirectory() as root, ExitStack() as stack:
+        sides = {}
+        for name in ("a", "b", "c"):
+            side = Side(Path(root, name), compiled=True, structured=False, extended=False)
+            stack.callback(side.close)
+            sides[name] = side
+        yield sides
+
+
+@in_trio
+async def test_clients_of_several_volumes_read_what_they_wrote(
+    path: Path, volumes: dict[str, Side], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three of each, at once, some of whose requests are for the owner thread, and some of whose
+    replies are sent in parts; one that hangs up among them disturbs nobody."""
+    counting = Counting(monkeypatch)
+    table = FixedExports({name: side.volume for name, side in volumes.items()})
+    async with serving(table, path) as server, trio.open_nursery() as nursery:
+        for seed, name in enumerate(volumes):
+            for places in (range(1, 6), range(8, WRITTEN)):
+                nursery.start_soon(write_and_read, path, name, places, seed, 150)
+            nursery.start_soon(ask_much_and_listen_late, path, name)
+        async with await Client.go(path, "a") as client:
+            await client.send(wire.request(0, 1, 0, BLOCK_SIZE) * 1000)
+            await client.read(BLOCK_SIZE)
+    assert counting.lanes > 100
+    assert all(one.errors == 0 for one in server.statistics())
+    for side in volumes.values():
+        side._background.run()
+
+
+@in_trio
+async def test_dropped_clients_leave_the_others_in_peace(
+    path: Path, volumes: dict[str, Side], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever of them led."""
+    counting = Counting(monkeypatch)
+    table = FixedExports({name: side.volume for name, side in volumes.items()})
+    async with serving(table, path) as server, trio.open_nursery() as nursery:
+
+        async def busy(name: str) -> None:
+            with suppress(Closed, trio.BrokenResourceError):
+                async with await Client.go(path, name) as client:
+                    while True:
+                        await client.send(wire.request(0, 1, 0, BLOCK_SIZE) * 8)
+                        await client.read(8 * (16 + BLOCK_SIZE))
+
+        async def disconnect() -> None:
+            for _ in range(20):
+                before = counting.lanes
+                while counting.lanes < before + 20:
+                    await trio.lowlevel.checkpoint()
+                await server.disconnect(table.key("b"))
+                nursery.start_soon(busy, "b")
+
+        for name in ("a", "b", "b", "c"):
+            nursery.start_soon(busy, name)
+        async with trio.open_nursery() as both:
+            both.start_soon(disconnect)
+            both.start_soon(write_and_read, path, "c", range(8, WRITTEN), 1, 100)
+        await write_and_read(path, "a", range(8, WRITTEN), 1, 20)
+        nursery.cancel_scope.cancel()
+
+
+@in_trio
+async def test_without_polling_there_are_no_turns_together(
+    path: Path, volumes: dict[str, Side], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counting = Counting(monkeypatch)
+    table = FixedExports({name: side.volume for name, side in volumes.items()})
+    async with serving(table, path, ServerLimits(poll_tries=0)), trio.open_nursery() as nursery:
+        for name in volumes:
+            nursery.start_soon(write_and_read, path, name, range(8, WRITTEN), 1, 20)
+    assert counting.lanes == 0
+
+
+@in_trio
+async def test_one_that_is_about_to_flush_goes_on_by_itself(
+    path: Path, volumes: dict[str, Side], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There the disk begins when its write is answered (`FlushHabit`)."""
+    counting = Counting(monkeypatch)
+    monkeypatch.setattr(FlushHabit, "expects_flush", lambda *_: True)
+    table = FixedExports({name: side.volume for name, side in volumes.items()})
+    async with serving(table, path), trio.open_nursery() as nursery:
+        for name in volumes:
+            nursery.start_soon(write_and_read, path, name, range(8, WRITTEN), 1, 20)
+    assert counting.lanes == 0
+
+
+# -- who leads ----------------------------------------------------------------------------------
+
+
+def served(*, received_bytes: int = 1, polled: int = 0) -> tuple[object, ...]:
+    """What one turn has done for one lane."""
+    return (0, 0, received_bytes, polled, [], 0, 0, 0, b"", [], 0, 0, 0, 0, 0, 0, b"", 0, 0)
+
+
+class FakeMember:
+    """One who has something for some turns."""
+
+    def __init__(self, turns: int) -> None:
+        self.turns, self.taken = turns, 0
+
+    def lane(self) -> LaneArguments | None:
+        return (self,)
+
+    def took(self, done: Served) -> None:
+        self.taken += 1
+
+
+class FakeLane:
+    """The compiled module's part."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.turns: list[list[FakeMember]] = []
+        self.turn_ns: list[int] = []
+        self.before: Callable[[], None] = lambda: None
+        self.received_bytes = 1
+        monkeypatch.setattr(fastlane, "compiled", self)
+
+    def serve_together(
+        self, lanes: list[tuple[FakeMember]], _loop: int, _poll_ns: int, turn_ns: int
+    ) -> list[tuple[tuple[object, ...], bool]]:
+        members = [member for (member,) in lanes]
+        self.turns.append(members)
+        self.turn_ns.append(turn_ns)
+        self.before()
+        return [
+            (served(received_bytes=self.received_bytes), one.taken + 1 < one.turns)
+            for one in members
+        ]
+
+
+@in_trio
+async def test_each_stays_for_its_turns_whoever_leads(monkeypatch: pytest.MonkeyPatch) -> None:
+    lane, together = FakeLane(monkeypatch), Together(Pace(), 0)
+    members = [FakeMember(turns) for turns in (1, 7, 3, 7, 2)]
+    async with trio.open_nursery() as nursery:
+        for member in members:
+            nursery.start_soon(together.join, member)
+    assert [member.taken for member in members] == [1, 7, 3, 7, 2]
+    assert len(lane.turns) <= 9  # they have them together
+
+
+@in_trio
+async def test_those_beyond_what_a_turn_takes_have_the_next_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lane, together = FakeLane(monkeypatch), Together(Pace(), 0)
+    members = [FakeMember(4) for _ in range(2 * MAX_LANES + 3)]
+    async with trio.open_nursery() as nursery:
+        for member in members:
+            nursery.start_soon(together.join, member)
+    assert all(member.taken == 4 for member in members)
+    assert max(len(turn) for turn in lane.turns) == MAX_LANES
+    for before, after in zip(lane.turns[1:3], lane.turns[2:4], strict=True):
+        assert not set(before) & set(after)
+
+
+@pytest.mark.parametrize("dropped", range(3))
+@in_trio
+async def test_one_who_is_dropped_leaves_at_once(
+    monkeypatch: pytest.MonkeyPatch, dropped: int
+) -> None:
+    """The leader or not: no turn after that has it."""
+    lane, together = FakeLane(monkeypatch), Together(Pace(), 0)
+    members = [FakeMember(20) for _ in range(3)]
+    async with trio.open_nursery() as nursery:
+        scope = trio.CancelScope()
+
+        async def join(number: int) -> None:
+            with scope if number == dropped else trio.CancelScope():
+                await together.join(members[number])
+
+        for number in range(3):
+            nursery.start_soon(join, number)
+        while len(lane.turns) < 5:
+            await trio.lowlevel.checkpoint()
+        scope.cancel()
+        turns = len(lane.turns)
+    assert members[dropped].taken < 20
+    assert all(one.taken == 20 for one in members if one is not members[dropped])
+    assert all(members[dropped] not in turn for turn in lane.turns[turns:])
+
+
+@in_trio
+async def test_when_a_turn_fails_nobody_in_it_is_told_anything_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody knows what it has served. Those who come later go on."""
+    lane, together = FakeLane(monkeypatch), Together(Pace(), 0)
+    raised = list[type[Exception]]()
+
+    def fail() -> None:
+        if len(lane.turns) == 3:
+            raise DeviceError("a test")
+
+    async def join(member: FakeMember) -> None:
+        try:
+            await together.join(member)
+        except (DeviceError, LostTurnError) as error:
+            raised.append(type(error))
+
+    lane.before = fail
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(join, FakeMember(5))
+    assert sorted(error.__name__ for error in raised) == [
+        "DeviceError",
+        "LostTurnError",
+        "LostTurnError",
+    ]
+    later = FakeMember(2)
+    await together.join(later)
+    assert later.taken == 2
+
+
+@in_trio
+async def test_one_for_whom_nothing_comes_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    lane, together = FakeLane(monkeypatch), Together(Pace(), 0)
+    lane.received_bytes = 0
+    member = FakeMember(1000)
+    await together.join(member)
+    assert member.taken < 10
+
+
+@in_trio
+async def test_turns_are_short_while_others_are_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others who have a batch of their own between two turns."""
+    pace = Pace()
+    lane, together = FakeLane(monkeypatch), Together(pace, 0)
+    works = iter([False, True, True, False, False])
+
+    class Member(FakeMember):
+        def lane(self) -> LaneArguments | None:
+            if next(works):
+                pace.works(lane, 0)
+            return super().lane()
+
+    await together.join(Member(5))
+    assert lane.turn_ns == [TURN_NS, SHARED_TURN_NS, SHARED_TURN_NS, TURN_NS, TURN_NS]
+
+
+@in_trio
+async def test_one_that_has_nothing_for_a_lane_goes_on_by_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Member(FakeMember):
+        def lane(self) -> LaneArguments | None:
+            return None
+
+    lane, together = FakeLane(monkeypatch), Together(Pace(), 0)
+    assert await together.join(Member(1)) is None
+    assert lane.turns == []
