@@ -27,6 +27,20 @@ def _count(size_bytes: int) -> int:
     return -(-size_bytes // OBJECT_BYTES)
 
 
+class _Trim:
+    """A trim that is under way."""
+
+    def __init__(self, covered: range) -> None:
+        self.met: set[int] = set()
+        """Objects to which a write was under way at the same time."""
+        self._covered = covered
+
+    def meet(self, touched: range) -> None:
+        """Note a write, to these objects."""
+        first = max(touched.start, self._covered.start)
+        self.met.update(range(first, min(touched.stop, self._covered.stop)))
+
+
 class Objects:
     """A byte for each object of an image: 1 if it exists, or may."""
 
@@ -38,15 +52,11 @@ class Objects:
         self._exists = bytearray(_count(size_bytes))
         self._writes: list[range] = []
         """Objects of each write that is under way."""
-        self._trims: list[bytearray] = []
-        """For each trim under way: the objects that a write has met since it began."""
+        self._trims: list[_Trim] = []
 
     def grow(self, size_bytes: int) -> None:
         """Follow an image that has become larger."""
-        more = bytes(_count(size_bytes) - len(self._exists))
-        self._exists += more
-        for met in self._trims:
-            met += more
+        self._exists += bytes(_count(size_bytes) - len(self._exists))
         self._size_bytes = size_bytes
 
     def learn(self, existing: bytes | bytearray) -> None:
@@ -60,8 +70,8 @@ class Objects:
         """Note the objects of a write, for as long as it is under way."""
         touched = _touched(offset, length)
         self._exists[touched.start : touched.stop] = b"\1" * len(touched)
-        for met in self._trims:
-            met[touched.start : touched.stop] = b"\1" * len(touched)
+        for trim in self._trims:
+            trim.meet(touched)
         self._writes.append(touched)
         try:
             yield
@@ -71,16 +81,20 @@ class Objects:
     @contextmanager
     def trimming(self, offset: int, length: int) -> Iterator[None]:
         """Note what a trim has made holes, if it ends well."""
-        met = bytearray(len(self._exists))
+        covered = self._covered(offset, length)
+        if not covered:
+            yield
+            return
+        trim = _Trim(covered)
         for touched in self._writes:
-            met[touched.start : touched.stop] = b"\1" * len(touched)
-        self._trims.append(met)
+            trim.meet(touched)
+        self._trims.append(trim)
         try:
             yield
         finally:
-            self._trims = [other for other in self._trims if other is not met]
-        for number in self._covered(offset, length):
-            if not met[number]:
+            self._trims.remove(trim)
+        for number in covered:
+            if number not in trim.met:
                 self._exists[number] = 0
 
     def _covered(self, offset: int, length: int) -> range:

@@ -12,13 +12,15 @@ of its lock.
 
 from __future__ import annotations
 
+import errno
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from bockd.drivers.rbd.binding import rados, rbd
-from bockd.drivers.rbd.errors import named
+from bockd.drivers.rbd.errors import errno_of, named
 from bockd.drivers.rbd.extents import OBJECT_BYTES
+from bockd.errors import InUseError
 
 FEATURES = (
     rbd.RBD_FEATURE_LAYERING
@@ -113,10 +115,15 @@ def open_image(ioctx: rados.Ioctx, name: str, snap: str | None = None) -> rbd.Im
 
 
 def lock_image(image: rbd.Image) -> None:
-    """Take the lock of an image that nobody has; librbd gives it away to nobody who asks. Raises
-    BockdError: somebody has it."""
+    """Take the lock of an image. librbd then gives it to nobody who asks, until the image is closed
+    or the lock is broken. Raises InUseError: another gateway has it; BockdError."""
     with named("locking an image"):
-        image.lock_acquire(rbd.RBD_LOCK_MODE_EXCLUSIVE)
+        try:
+            image.lock_acquire(rbd.RBD_LOCK_MODE_EXCLUSIVE)
+        except rbd.OSError as error:
+            if errno_of(error) != errno.EROFS:  # what librbd says when it has not got it
+                raise
+            raise InUseError(f"another gateway has image {image.get_name()} open") from error
 
 
 @contextmanager

@@ -8,9 +8,10 @@ from functools import partial
 
 import pytest
 import trio
+import trio.testing
 
 from bockd.config.rbd import RbdSettings
-from bockd.errors import NoSpaceError, NotFoundError, UnavailableError, VolumeTakenError
+from bockd.errors import InUseError, NoSpaceError, NotFoundError, UnavailableError, VolumeTakenError
 from bockd.model import BLOCK_SIZE, MIB, Extent
 from bockd.pool.device import BlockDevice
 from bockd.runtime.steprunner import StepRunner
@@ -134,6 +135,41 @@ def test_names_are_24_hexadecimal_digits_and_none_comes_twice() -> None:
     names = {images.new_name() for _ in range(1000)}
     assert len(names) == 1000
     assert all(len(name) == 24 and int(name, 16) >= 0 for name in names)
+
+
+def test_the_lock_is_kept_from_who_asks_and_free_after_closing(
+    gateway: Gateway, other: Gateway
+) -> None:
+    name = gateway.create(SIZE)
+    device = gateway.open(name, SIZE)
+    with pytest.raises(InUseError, match=name):
+        other.open(name, SIZE)
+    write(device, b"x" * BLOCK_SIZE)
+    gateway.close(device)
+    assert read(other.open(name, SIZE)) == b"x" * BLOCK_SIZE
+
+
+def test_closing_waits_for_what_is_under_way(ceph: Cluster, gateway: Gateway) -> None:
+    device = gateway.open(gateway.create(SIZE), SIZE)
+    ended: list[int] = []
+
+    async def one(number: int, runner: StepRunner) -> None:
+        await runner.run(device.write(number * BLOCK_SIZE, memoryview(b"x" * BLOCK_SIZE)))
+        ended.append(number)
+
+    async def main() -> None:
+        runner = StepRunner()
+        async with trio.open_nursery() as nursery:
+            with ceph.hanging():
+                for number in range(8):
+                    nursery.start_soon(one, number, runner)
+                await trio.testing.wait_all_tasks_blocked(0.1)
+                nursery.start_soon(runner.run, device.close())
+                await trio.testing.wait_all_tasks_blocked(0.1)
+                assert ended == []
+
+    trio.run(main)
+    assert sorted(ended) == list(range(8))
 
 
 def test_what_was_answered_is_there_for_the_next_gateway(gateway: Gateway, other: Gateway) -> None:
