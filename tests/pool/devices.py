@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bockd.config.rbd import RbdSettings
-from bockd.model import BLOCK_SIZE, NodeKind
+from bockd.model import NodeKind
 from bockd.pool.device import BlockDevice
 from bockd.runtime.steps import run_inline
 from tests.pool.drivers import DRIVERS
@@ -57,22 +57,28 @@ def _of_pool(
     return opened
 
 
-@contextmanager
-def _in_ceph(request: pytest.FixtureRequest, size_bytes: int) -> Iterator[OpenDevice]:
-    settings: RbdSettings = request.getfixturevalue("rbd_namespace")
-    # Only where Ceph's modules are: without them the fixture has skipped this.
-    from bockd.drivers.rbd.extents import OBJECT_BYTES
-    from tests.drivers.rbd.gateway import Gateway
+def _in_ceph(
+    by_events: bool,
+) -> Callable[[pytest.FixtureRequest, int], AbstractContextManager[OpenDevice]]:
+    @contextmanager
+    def opened(request: pytest.FixtureRequest, size_bytes: int) -> Iterator[OpenDevice]:
+        settings: RbdSettings = request.getfixturevalue("rbd_namespace")
+        # Only where Ceph's modules are: without them the fixture has skipped this.
+        from bockd.drivers.rbd.extents import OBJECT_BYTES
+        from tests.drivers.rbd.gateway import Gateway
 
-    with Gateway(settings) as gateway:
-        name = gateway.create(size_bytes)
-        device = gateway.open(name, size_bytes)
-        assert size_bytes % BLOCK_SIZE == 0
-        yield OpenDevice(device, OBJECT_BYTES, lambda size: gateway.grow(name, device, size))
+        with Gateway(settings) as gateway:
+            gateway.by_events = by_events
+            name = gateway.create(size_bytes)
+            device = gateway.open(name, size_bytes)
+            yield OpenDevice(device, OBJECT_BYTES, lambda size: gateway.grow(name, device, size))
+
+    return opened
 
 
 DEVICES: dict[str, Callable[[pytest.FixtureRequest, int], AbstractContextManager[OpenDevice]]] = {
     "local": _of_pool("local"),
     "memory": _of_pool("memory"),
-    "rbd": _in_ceph,
+    "rbd": _in_ceph(by_events=False),
+    "rbd by events": _in_ceph(by_events=True),
 }

@@ -26,7 +26,7 @@ OnComplete = Callable[..., None]
 
 
 class Image(Protocol):
-    """What a device asks of an open image: `rbd.Image`."""
+    """What a device asks of an open image: an `rbd.Image`, or an `EventImage`."""
 
     def aio_read(self, offset: int, length: int, oncomplete: OnComplete, /) -> object: ...
 
@@ -53,7 +53,7 @@ class Image(Protocol):
     def close(self) -> None: ...
 
 
-class Request(Completion[bytes | None]):
+class Request(Completion[bytes | bytearray | None]):
     """One request on its way. What awaits it gets the data of a read.
 
     Raises OSError with librbd's error number.
@@ -65,7 +65,7 @@ class Request(Completion[bytes | None]):
         """What a write sends. librbd reads it until the request has ended, whoever still waits;
         newer releases keep no copy. librbd has this object until then, and it has the payload."""
 
-    def __call__(self, completion: Finished, data: bytes | None = None) -> None:
+    def __call__(self, completion: Finished, data: bytes | bytearray | None = None) -> None:
         """Note the result. librbd calls this in a thread of its own, once."""
         self.payload = None
         status = completion.get_return_value()

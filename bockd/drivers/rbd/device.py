@@ -147,7 +147,7 @@ class RbdDevice:
 
     async def _request(
         self, doing: str, send: Callable[[Request], object], payload: bytes | None = None
-    ) -> bytes | None:
+    ) -> bytes | bytearray | None:
         self._refuse_lost(doing)
         request = Request(payload)
         try:

@@ -10,6 +10,7 @@ from bockd.drivers.rbd import images
 from bockd.drivers.rbd.binding import rbd
 from bockd.drivers.rbd.connection import connect, open_pool
 from bockd.drivers.rbd.device import RbdDevice
+from bockd.drivers.rbd.events import open_volume
 from bockd.drivers.rbd.settings import Options, index_options, volume_options
 from bockd.runtime.steps import run_inline
 
@@ -22,6 +23,8 @@ class Gateway:
         self._stack = ExitStack()
         self.cluster: Any
         self.ioctx: Any
+        self.by_events = False
+        """How volumes are opened."""
 
     def __enter__(self) -> Self:
         self.cluster, self.ioctx = self._connect(index_options(self._settings))
@@ -57,16 +60,24 @@ class Gateway:
 
     def open(self, name: str, size_bytes: int) -> RbdDevice:
         """Open an image that nobody has open."""
-        _, ioctx = self._connect(volume_options(self._settings))
-        image = images.open_image(ioctx, name)
+        image: Any
+        if self.by_events:
+            image = open_volume(self._settings, name)
+        else:
+            image = images.open_image(self._connect(volume_options(self._settings))[1], name)
         self._stack.callback(image.close)
         images.lock_image(image)
         return RbdDevice(image, "volume 7", size_bytes, read_only=False)
 
     def take(self, name: str, size_bytes: int) -> RbdDevice:
         """Open an image that another gateway has open, and shut that one out."""
-        cluster, ioctx = self._connect(volume_options(self._settings))
-        image = images.open_image(ioctx, name)
+        cluster: Any
+        image: Any
+        if self.by_events:
+            cluster = image = open_volume(self._settings, name)
+        else:
+            cluster, ioctx = self._connect(volume_options(self._settings))
+            image = images.open_image(ioctx, name)
         self._stack.callback(image.close)
         for owner in image.lock_get_owners():
             image.lock_break(rbd.RBD_LOCK_MODE_EXCLUSIVE, owner["owner"])

@@ -28,15 +28,18 @@ from tests.drivers.rbd.gateway import Gateway  # noqa: E402
 SIZE = 4 * OBJECT_BYTES
 
 
-@pytest.fixture
-def gateway(rbd_namespace: RbdSettings) -> Iterator[Gateway]:
+@pytest.fixture(params=["callbacks", "events"])
+def gateway(rbd_namespace: RbdSettings, request: pytest.FixtureRequest) -> Iterator[Gateway]:
     with Gateway(rbd_namespace) as one:
+        one.by_events = request.param == "events"
         yield one
 
 
 @pytest.fixture
-def other(rbd_namespace: RbdSettings) -> Iterator[Gateway]:
+def other(gateway: Gateway, rbd_namespace: RbdSettings) -> Iterator[Gateway]:
+    """One that is of the same kind."""
     with Gateway(rbd_namespace) as one:
+        one.by_events = gateway.by_events
         yield one
 
 

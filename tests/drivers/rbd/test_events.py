@@ -1,0 +1,92 @@
+"""An image by librbd's C interface: what goes wrong leaves nothing behind, and buffers live on."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+import threading
+
+import pytest
+
+from bockd.config.rbd import RbdSettings
+from bockd.drivers.rbd.completions import Request
+from bockd.errors import NotFoundError
+from bockd.model import BLOCK_SIZE, MIB
+from bockd.runtime.steps import run_inline
+from tests.drivers.rbd.ceph import need_modules
+from tests.drivers.rbd.cluster import Cluster
+
+need_modules()
+
+from bockd.drivers.rbd.binding import rbd  # noqa: E402 - where there is one
+from bockd.drivers.rbd.events import EventImage, open_volume  # noqa: E402
+from tests.drivers.rbd.gateway import Gateway  # noqa: E402
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+async def result(request: Request) -> bytes | bytearray | None:
+    return await request
+
+
+def test_an_image_that_cannot_be_opened_leaves_nothing(rbd_namespace: RbdSettings) -> None:
+    before, threads = descriptors(), threading.active_count()
+    with pytest.raises(NotFoundError, match="opening image none"):
+        open_volume(rbd_namespace, "none")
+    assert (descriptors(), threading.active_count()) == (before, threads)
+
+
+def test_a_closed_image_leaves_nothing_and_refuses_requests(rbd_namespace: RbdSettings) -> None:
+    with Gateway(rbd_namespace) as gateway:
+        name = gateway.create(MIB)
+        before, threads = descriptors(), threading.active_count()
+        image = open_volume(rbd_namespace, name)
+        assert (image.get_name(), image.lock_get_owners()) == (name, [])
+        image.close()
+        image.close()
+        assert (descriptors(), threading.active_count()) == (before, threads)
+        with pytest.raises(rbd.OSError) as refused:
+            image.aio_flush(Request())
+        assert refused.value.errno == errno.EBADF
+
+
+def test_buffers_live_until_the_result_though_nobody_waits(
+    ceph: Cluster, rbd_namespace: RbdSettings
+) -> None:
+    with Gateway(rbd_namespace) as gateway:
+        image = open_volume(rbd_namespace, gateway.create(MIB))
+        first = Request()
+        image.aio_write(b"x" * BLOCK_SIZE, 0, first)
+        run_inline(result(first))
+        with ceph.hanging():
+            last = _forgotten(image)
+            gc.collect()
+        assert run_inline(result(last)) == b"x" * BLOCK_SIZE
+        again = Request()
+        image.aio_read(2 * BLOCK_SIZE, 16 * BLOCK_SIZE, again)
+        assert run_inline(result(again)) == b"".join(
+            bytes([number]) * BLOCK_SIZE for number in range(16)
+        )
+        image.close()
+
+
+def _forgotten(image: EventImage) -> Request:
+    """Send requests of which nobody keeps anything, and one read that somebody waits for."""
+    for number in range(16):
+        image.aio_write(bytes([number]) * BLOCK_SIZE, (2 + number) * BLOCK_SIZE, Request())
+        image.aio_read(0, BLOCK_SIZE, Request())
+    last = Request()
+    image.aio_read(0, BLOCK_SIZE, last)
+    return last
+
+
+def test_a_read_that_ends_behind_the_image_is_short(rbd_namespace: RbdSettings) -> None:
+    with Gateway(rbd_namespace) as gateway:
+        image = open_volume(rbd_namespace, gateway.create(MIB))
+        request = Request()
+        image.aio_read(MIB - 512, 1024, request)
+        assert run_inline(result(request)) == bytes(512)
+        image.close()
