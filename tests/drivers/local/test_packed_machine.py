@@ -49,7 +49,6 @@ class PackedMachine(RuleBasedStateMachine):
             mock.patch.object(copying, "WINDOW_BLOCKS", 256),
             mock.patch.object(settling, "RUNS_PER_MIB", 1),
             mock.patch.object(settling, "HEAD_BYTES", 20 * BLOCK_SIZE),
-            mock.patch.object(settling, "COUNT_ROWS", 1),
         ]
         for patch in self.patches:
             patch.start()
@@ -171,14 +170,12 @@ class PackedMachine(RuleBasedStateMachine):
             if self.device.durability.head.id != head:  # there was something in it
                 self.forgotten = False
 
-    @rule()
-    def look(self) -> None:
-        """For what is to be settled. A head that is settled gives way to another one."""
-        run_inline(self.settler.look())
-
-    @rule(steps=st.integers(1, 6))
-    def settle(self, steps: int) -> None:
+    @rule(looks=st.sampled_from((0, 1, 2, 2)), steps=st.sampled_from((0, 1, 2, 3, 20)))
+    def settle(self, looks: int, steps: int) -> None:
+        """A head that is due gives way to another one."""
         head = self.head
+        for _ in range(looks):
+            run_inline(self.settler.look())
         for _ in range(steps):
             run_inline(self.settler.step())
         if self.head != head:
@@ -188,6 +185,14 @@ class PackedMachine(RuleBasedStateMachine):
     def head(self) -> LayerId:
         with self.pool.registry.catalogue() as catalogue:
             return catalogue.volume(self.volume).head
+
+    @rule(first=places)
+    def scatter(self, first: int) -> None:
+        """Blocks that lie in another order than they have, in what is frozen then."""
+        for block in (first + 4, first + 2, first + 3, first):
+            self.write(block % BLOCKS, 1, 0, 0, fast=True)
+        if len(self.frozen) < 3:
+            self.snapshot()
 
     @rule()
     def close(self) -> None:

@@ -175,18 +175,18 @@ def counted(*runs: int) -> RunCount:
 @pytest.mark.parametrize(
     ("runs", "due"),
     [
-        ([16] * 16, False),
-        ([16] * 15 + [8, 8], True),
-        ([16] * 32, False),
-        ([16] * 31 + [8, 8], True),
-        ([1] * 16, False),  # less than a MiB counts as one
-        ([1] * 17, True),
-        ([1] * 17 + [239], True),
-        ([1] * 17 + [240], False),  # the second MiB has begun
-        ([1] * 32 + [225], True),
+        ([32] * 8, False),
+        ([32] * 7 + [16, 16], True),
+        ([32] * 16, False),
+        ([32] * 15 + [16, 16], True),
+        ([1] * 8, False),  # less than a MiB counts as one
+        ([1] * 9, True),
+        ([1] * 9 + [247], True),
+        ([1] * 9 + [248], False),  # the second MiB has begun
+        ([1] * 16 + [241], True),
     ],
 )
-def test_a_layer_is_due_with_more_than_sixteen_runs_in_each_mib(runs: list[int], due: bool) -> None:
+def test_a_layer_is_due_with_more_than_eight_runs_in_each_mib(runs: list[int], due: bool) -> None:
     count = counted(*runs)
     assert (count.blocks, count.runs) == (sum(runs), len(runs))
     assert settling._is_due(count) is due
