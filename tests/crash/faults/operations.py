@@ -236,5 +236,16 @@ class Operations:
             volume.history.sectors += history_of(bytes(size - volume.size)).sectors
             volume.growing = 0
 
+    def settle(self) -> None:
+        """All that is frozen and scattered, as far as it goes."""
+
+        def settle() -> None:
+            for _ in range(2):
+                run_inline(self.subject.settler.look())
+            while run_inline(self.subject.settler.step()).more:
+                run_inline(self.subject.reclaimer.run())
+
+        self.subject.attempt("settle", settle)
+
     def reclaim(self) -> None:
         self.subject.attempt("reclaim", lambda: run_inline(self.subject.reclaimer.run()))

@@ -137,7 +137,7 @@ class Play:
 
     def packing(self, v: KnownVolume) -> None:
         """From here on new heads are packed. One is written, trimmed, refilled where it was
-        trimmed, and rotated; then its snapshot goes, and it is written again."""
+        trimmed, rotated, and settled; then its snapshot goes, and it is written again."""
         self.subject.packs = True
         self.do.snapshot(v, "s7")
         self.do.write(v, 20 * BLOCK_SIZE, 40 * BLOCK_SIZE)
@@ -157,6 +157,7 @@ class Play:
         self.do.checkpoint(v)
         self.do.trim(v, 75 * BLOCK_SIZE, 4 * BLOCK_SIZE)
         self.do.write(v, 200 * BLOCK_SIZE, 2 * BLOCK_SIZE)
+        self.do.settle()
         self.do.delete_snapshot("s7")
         self.do.reclaim()
         self.do.write(v, 70 * BLOCK_SIZE, 8 * BLOCK_SIZE)
@@ -200,6 +201,8 @@ class Play:
         for name in list(self.world.snapshots):
             self.do.delete_snapshot(name)
         self.do.delete("c")
+        self.do.reclaim()
+        self.do.settle()  # to its end, where it had begun
         self.do.reclaim()
         self.subject.background.run()
         self.subject.verify()

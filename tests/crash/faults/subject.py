@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from bockd.drivers.local.integrity.check import check_open_pool
 from bockd.drivers.local.maintenance.reclaim import Reclaimer
+from bockd.drivers.local.maintenance.settling import Settler
 from bockd.drivers.local.pool import LocalPool
 from bockd.drivers.local.volume.reading import Reader
 from bockd.drivers.local.volume.volume import Volume
@@ -128,6 +129,7 @@ class Subject:
         assert pool is not None, "it cannot be opened any more"
         self.pool, self.alive = pool, True
         self.reclaimer = Reclaimer(pool.registry)
+        self.settler = Settler(pool.registry)
         pool.registry.clock = lambda: 1.0
         pool.registry.pack = lambda: self.packs
         pool.registry.on_garbage = lambda: self.background.spawn(self.reclaimer.run())
