@@ -263,6 +263,7 @@ class Scenario(Client):
         disk.trim(client, 2 * MIB + 8 * BLOCK_SIZE, 32 * BLOCK_SIZE)
         disk.zero(client, BLOCK_SIZE + 100, 6 * BLOCK_SIZE)
         disk.zero(client, 2 * MIB + 100, MIB // 2, nbd.CMD_FLAG_NO_HOLE)
+        self.extend(name, 10 * MIB)  # a raw head, and a packed one below
         self.snapshot(name, f"{name}-first")
         disk.batch(client, [(n * 3 * BLOCK_SIZE, _blocks(1, 200 + n)) for n in range(0, 64, 2)])
         disk.write(client, 9 * BLOCK_SIZE + 50, b"into a frozen block")
@@ -294,9 +295,10 @@ class Scenario(Client):
     def unconnected(self, name: str) -> None:
         """What is done to a volume that nobody has opened."""
         self.create(name, 1 * MIB)
-        self.snapshot(name, f"{name}-first")
         self.extend(name, 2 * MIB)
-        self.revert(name, f"{name}-first", 2 * MIB)
+        self.snapshot(name, f"{name}-first")
+        self.extend(name, 3 * MIB)
+        self.revert(name, f"{name}-first", 3 * MIB)
         self.delete(name)
 
     def attached(self, name: str) -> None:
