@@ -233,6 +233,20 @@ class Failpoint(StrEnum):
     SETTLE_MOVED = "settle.moved"
     """It is committed; the old blocks are still there."""
 
+    # Gateways that take a volume of a pool in Ceph from one another (bockd.drivers.rbd.taking).
+    TAKE_OPENED = "take.opened"
+    """The image is open; nobody was asked."""
+    TAKE_ASKED = "take.asked"
+    """Who has it has answered, or has not within the limit."""
+    TAKE_BROKEN = "take.broken"
+    """Its owner is shut out; nobody has the lock."""
+    TAKE_LOCKED = "take.locked"
+    """The lock is ours; the record names another gateway, or none."""
+    TAKE_RECORDED = "take.recorded"
+    """The record names us; nothing is written yet."""
+    GIVE_BACK_CLOSED = "give-back.closed"
+    """The lock is released; the record names us."""
+
     # Checksums of frozen layers.
     SCRUB_READ = "scrub.read"
     """Blocks have checksums for the first time, in a transaction that is not committed."""

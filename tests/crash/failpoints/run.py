@@ -80,7 +80,19 @@ OF_THE_SHARED_INDEX = frozenset(
 )
 """Of pools in Ceph, which no daemon serves yet; tests/drivers/rbd/test_dying.py comes to them."""
 
-NOT_HERE = OF_PACKED_HEADS | OF_THE_SHARED_INDEX
+OF_TAKING = frozenset(
+    {
+        Failpoint.TAKE_OPENED,
+        Failpoint.TAKE_ASKED,
+        Failpoint.TAKE_BROKEN,
+        Failpoint.TAKE_LOCKED,
+        Failpoint.TAKE_RECORDED,
+        Failpoint.GIVE_BACK_CLOSED,
+    }
+)
+"""Of the same pools; tests/drivers/rbd/test_gateways.py comes to them."""
+
+NOT_HERE = OF_PACKED_HEADS | OF_THE_SHARED_INDEX | OF_TAKING
 
 EXPECTED_LOG = re.compile(
     r"^INFO |differs from what it held|failed with EIO: .* is damaged|"
