@@ -37,6 +37,11 @@ def volume_options(settings: RbdSettings) -> Options:
         # Ceph's cache answers writes that no replica has; here the client outlives this process,
         # and would never learn that they are lost (promise D1).
         "rbd_cache": "false",
+        # Breaking a lock shuts its owner out, whatever ceph.conf says (promise D6).
+        "rbd_blocklist_on_break_lock": "true",
+        # For as long as the monitors say (mon_osd_blocklist_default_expire). If librbd names a time
+        # they refuse it, and no lock can be broken (Ceph 16.2.15).
+        "rbd_blocklist_expire_seconds": "0",
         # librbd drops trims below it, which is 64 KiB if nothing is said.
         "rbd_discard_granularity_bytes": "4096",
     }

@@ -115,6 +115,14 @@ def as_text(settings: RbdSettings) -> str:
     return json.dumps({**given, **files})
 
 
+def settings_of(text: str) -> RbdSettings:
+    """Settings from their JSON."""
+    given = json.loads(text)
+    for name in ("conf_file", "keyring_file"):
+        given[name] = Path(given[name])
+    return RbdSettings(**given)
+
+
 def objects_at(where: str) -> Objects:
     """The objects in a file, or in the cluster that settings as JSON name."""
     if not where.startswith("{"):
@@ -123,10 +131,7 @@ def objects_at(where: str) -> Objects:
     from bockd.drivers.rbd.radosobjects import RadosObjects
     from bockd.drivers.rbd.settings import index_options
 
-    given = json.loads(where)
-    for name in ("conf_file", "keyring_file"):
-        given[name] = Path(given[name])
-    settings = RbdSettings(**given)
+    settings = settings_of(where)
     return RadosObjects(open_pool(connect(settings, index_options(settings)), settings))
 
 

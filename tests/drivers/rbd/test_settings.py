@@ -21,6 +21,12 @@ def test_a_volume_connection_never_gives_up_and_caches_nothing() -> None:
     assert options["rbd_discard_granularity_bytes"] == "4096"
 
 
+def test_whose_lock_is_broken_is_shut_out_for_as_long_as_the_monitors_say() -> None:
+    options = volume_options(RbdSettings())
+    assert options["rbd_blocklist_on_break_lock"] == "true"
+    assert options["rbd_blocklist_expire_seconds"] == "0"
+
+
 def test_the_keyring_is_named_only_if_it_is_configured() -> None:
     assert "keyring" not in index_options(RbdSettings())
     settings = RbdSettings(keyring_file=Path("/root/keyring"))

@@ -1,0 +1,77 @@
+"""Claims on images of a real cluster: implements `Claim` of bockd.drivers.rbd.taking."""
+
+from __future__ import annotations
+
+import errno
+from contextlib import ExitStack
+
+from bockd.config.rbd import RbdSettings
+from bockd.drivers.rbd.binding import rados, rbd
+from bockd.drivers.rbd.connection import connect, open_pool
+from bockd.drivers.rbd.errors import CEPH_ERRORS, errno_of, named
+from bockd.drivers.rbd.images import ask_monitors, lock_image, open_image
+from bockd.drivers.rbd.settings import volume_options
+from bockd.errors import InUseError
+
+_NOT_THE_OWNER = frozenset({errno.EBUSY, errno.ENOENT})
+"""What breaking a lock fails with that somebody else has, or nobody."""
+
+
+class RbdClaim:
+    """An open image and its connection, whose operations have no time limit."""
+
+    def __init__(self, settings: RbdSettings, limited: rados.Rados, name: str) -> None:
+        """Connect and open. Blocks. `limited` is the connection whose operations have a limit.
+        Raises BockdError."""
+        self._limited = limited
+        with ExitStack() as stack:
+            self._cluster = connect(settings, volume_options(settings))
+            stack.callback(self._cluster.shutdown)
+            ioctx = open_pool(self._cluster, settings)
+            stack.callback(ioctx.close)
+            self.image = open_image(ioctx, name)
+            self._connection = stack.pop_all()
+
+    def owner(self) -> str | None:
+        """See the contract."""
+        with named("looking who has an image"):
+            return next((str(one["owner"]) for one in self.image.lock_get_owners()), None)
+
+    def is_watching(self, owner: str) -> bool:
+        """See the contract."""
+        with named("looking who has an image open"):
+            return any(one["addr"] == owner for one in self.image.watchers_list())
+
+    def break_lock(self, owner: str) -> None:
+        """See the contract. Raises UnavailableError, with nothing done: no monitor answers."""
+        ask_monitors(self._limited)
+        with named("shutting a gateway out"):
+            try:
+                self.image.lock_break(rbd.RBD_LOCK_MODE_EXCLUSIVE, owner)
+            except CEPH_ERRORS as error:
+                if errno_of(error) not in _NOT_THE_OWNER:
+                    raise
+
+    def catch_up(self) -> None:
+        """See the contract. Raises UnavailableError: no monitor answers."""
+        # What follows would wait without a limit.
+        ask_monitors(self._limited)
+        with named("asking for the latest map"):
+            self._cluster.wait_for_latest_osdmap()
+
+    def lock(self) -> bool:
+        """See the contract. librbd asks the owner, and may wait for one that hangs and has come
+        since we looked."""
+        try:
+            lock_image(self.image)
+        except InUseError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """See the contract. It waits as long as the cluster makes it wait."""
+        try:
+            with named("closing an image"):
+                self.image.close()
+        finally:
+            self._connection.close()
