@@ -2,12 +2,14 @@
 is to be settled.
 
 The map stays as it is. The full head is frozen where it is at home, and the new one is at home in
-the same map. So no leaf changes, and no snapshot is made.
+the same map. So no leaf changes, and no snapshot is made. Where the index may have lost cells the
+new head is raw, as after a snapshot (`Registry.packs_head`).
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from bockd.drivers.local.format.catalogue import Catalogue, LocalVolumeRecord
 from bockd.drivers.local.newheads import change_head
@@ -47,14 +49,15 @@ class Rotations:
             return
         if not (cells.is_short if head is None else opened.volume.durability.head.id == head):
             return
+        packed = self._registry.packs_head()
         async with self._layers.turn:
             await change_head(
                 self._registry.store,
                 self._layers,
                 opened.volume,
-                _name_head,
+                partial(_name_head, packed=packed),
                 lambda _record: None,
-                packed=True,
+                packed=packed,
                 made=Failpoint.ROTATE_LAYER,
             )
         hit(Failpoint.ROTATE_COMMITTED)
@@ -62,8 +65,8 @@ class Rotations:
 
 
 def _name_head(
-    txn: Transaction, record: LocalVolumeRecord, layer: LayerId
+    txn: Transaction, record: LocalVolumeRecord, layer: LayerId, *, packed: bool
 ) -> tuple[LocalVolumeRecord, None]:
-    Catalogue(txn).add_layer(layer, record.size_bytes, record.map, packed=True)
+    Catalogue(txn).add_layer(layer, record.size_bytes, record.map, packed=packed)
     hit(Failpoint.ROTATE_CHANGED)
     return replace(record, head=layer), None

@@ -11,11 +11,15 @@ import pytest
 from bockd.drivers.local.format.cells import CELLS, ROWS
 from bockd.drivers.local.format.leaf import LEAF_BLOCKS
 from bockd.drivers.local.format.leafvalues import leaf_value_key
+from bockd.drivers.local.maintenance import settling
+from bockd.drivers.local.maintenance.settling import Settler
+from bockd.drivers.local.pool import LocalPool
+from bockd.drivers.local.rotating import Rotations
 from bockd.drivers.local.volume.redirecting import PackedLaneRedirects
 from bockd.drivers.local.volume.volume import Volume
 from bockd.errors import DamagedError
 from bockd.index.transaction import Gap
-from bockd.model import BLOCK_SIZE, VolumeId
+from bockd.model import BLOCK_SIZE, LayerId, VolumeId
 from bockd.runtime.steps import run_inline
 from tests.drivers.local.bench_pool import Bench
 from tests.drivers.local.process import die
@@ -131,3 +135,48 @@ def test_new_heads_are_raw_where_cells_may_be_lost(bench: Gapped) -> None:
     run_inline(device.write(0, memoryview(b"c" * BLOCK_SIZE)))
     run_inline(device.durability.checkpoint())
     bench.pool.registry.leave_volume(clone)
+
+
+def test_a_rotation_makes_a_raw_head_where_cells_may_be_lost(bench: Gapped, tmp_path: Path) -> None:
+    """All that can be read can be written to again, also after a death."""
+    first, last = (leaf_value_key(bench.head, number) for number in (0, 8))
+    bench.loaded()
+    registry = bench.pool.registry
+    run_inline(Rotations(registry, registry.layer_maker).freeze_head(bench.volume, bench.head))
+    with registry.catalogue() as catalogue:
+        head = catalogue.layer(catalogue.volume(bench.volume).head)
+        assert catalogue.layer(bench.head).home == head.home
+    assert head.id != bench.head
+    assert not head.packed
+    device = bench.device()
+    for block in (0, 2 * LEAF_BLOCKS, 9 * LEAF_BLOCKS):
+        write(device, block, 2)
+    trim(device, 9 * LEAF_BLOCKS, 1)
+    die(bench.pool)
+    bench.pool = LocalPool.open(tmp_path / "pool", bench.background.spawn)
+    bench.pool.index._gaps = {CELLS: [Gap(first, last, "the index has lost cells")]}
+    run_inline(bench.pool.registry.recover_volumes())
+    assert bench.block(bench.volume, 0) == b"n"
+    assert bench.block(bench.volume, 2 * LEAF_BLOCKS + 1) == b"n"
+    assert bench.block(bench.volume, 8 * LEAF_BLOCKS) == b"h"
+    assert bench.block(bench.volume, 9 * LEAF_BLOCKS) == b"\0"
+    assert bench.block(bench.volume, 9 * LEAF_BLOCKS + 1) == b"n"
+    with pytest.raises(DamagedError):
+        bench.block(bench.volume, 4 * LEAF_BLOCKS)
+
+
+def test_settling_rotates_nothing_where_cells_may_be_lost(
+    bench: Gapped, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settling, "HEAD_BYTES", 0)
+    monkeypatch.setattr(settling, "RUNS_PER_MIB", 0)
+    device = bench.loaded()
+    write(device, 0)
+    later = leaf_value_key(LayerId(bench.head + 1), 0)
+    bench.pool.index._gaps = {CELLS: [Gap(later, None, "the index has lost cells")]}
+    settler = Settler(bench.pool.registry)
+    for _ in range(3):
+        run_inline(settler.look())
+        while run_inline(settler.step()).more:
+            pass
+    assert device.durability.head.id == bench.head

@@ -163,6 +163,8 @@ class Settler:
             opened.volume.durability.record.head: volume
             for volume, opened in self._registry.volumes.items()
             if opened.volume.durability.cells is not None
+            # Another one would be raw, or could not be written to.
+            and not self._store.index.may_miss(cells.CELLS)
         }
         self._queue.clear()
         self._job = None
