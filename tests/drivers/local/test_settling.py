@@ -214,6 +214,22 @@ def test_a_layer_must_be_frozen_at_two_looks(bench: Scattered) -> None:
     bench.verify()
 
 
+def test_who_has_nothing_to_settle_waits_for_nobody(bench: Scattered) -> None:
+    """The daemon asks before each step. Whoever has the maintenance lock may have it for long."""
+
+    async def ask() -> bool:
+        async with bench.pool.registry.maintenance_lock:
+            return bench.settler.must_wait
+
+    bench.frozen()
+    bench.look()
+    assert not run_inline(ask()), "it was frozen at one look only"
+    bench.look()
+    assert run_inline(ask())
+    bench.settle()
+    assert not run_inline(ask())
+
+
 def test_what_is_not_due_is_not_counted_again(
     bench: Scattered, monkeypatch: pytest.MonkeyPatch
 ) -> None:

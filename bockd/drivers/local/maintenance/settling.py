@@ -146,8 +146,10 @@ class Settler:
 
     @property
     def must_wait(self) -> bool:
-        """True while somebody else is at work on frozen layers, which may take long."""
-        return self._registry.maintenance_lock.held
+        """True while there is something to do, and somebody else is at work on frozen layers, which
+        may take long."""
+        has_work = self._job is not None or bool(self._queue)
+        return has_work and self._registry.maintenance_lock.held
 
     def note_frozen(self) -> None:
         """Note that something was frozen: the next look may find it."""
