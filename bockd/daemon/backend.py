@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from bockd.config import Settings
 from bockd.control import FrozenPool
 from bockd.daemon.retrying import Retrying
+from bockd.model import VolumeId
 from bockd.pool.pool import Pool
 from bockd.pool.reports import ScrubStatus
 from bockd.runtime.steprunner import StepRunner
@@ -79,8 +81,9 @@ class Backend(Protocol):
         """Begin the work that an earlier run left in the queue."""
         ...
 
-    async def run(self) -> None:
-        """Do the background work that lasts, until cancelled."""
+    async def run(self, written_bytes: Callable[[VolumeId], int]) -> None:
+        """Do the background work that lasts, until cancelled. `written_bytes` counts what clients
+        have written to a volume."""
         ...
 
     async def close(self) -> None:

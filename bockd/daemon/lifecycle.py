@@ -284,7 +284,7 @@ class _Daemon:
                 await frontends.start(self._view.serve, nodes, self._runner)
             watch = Watch(self._machines, self._machine_plugger, self._pool.index)
             frontends.start_soon(watch.run)
-            frontends.start_soon(self._backend.run)
+            frontends.start_soon(self._backend.run, self._server.written_bytes)
             frontends.start_soon(capacity.run)
             frontends.start_soon(self._retrying.run)
             frontends.start_soon(self._idle.run)

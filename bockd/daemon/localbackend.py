@@ -3,6 +3,7 @@ backups."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Self
 
 import trio
@@ -16,7 +17,7 @@ from bockd.drivers.local.maintenance.reclaim import Reclaimer
 from bockd.drivers.local.maintenance.settling import Settler
 from bockd.drivers.local.newpool import check_start
 from bockd.drivers.local.pool import LocalPool
-from bockd.model import GIB, MIB
+from bockd.model import GIB, MIB, VolumeId
 from bockd.runtime.steprunner import StepRunner
 from bockd.runtime.steps import Spawn
 
@@ -73,8 +74,9 @@ class LocalBackend:
         if self._reclaimer.put_off is not None:
             raise self._reclaimer.put_off
 
-    async def run(self) -> None:
+    async def run(self, written_bytes: Callable[[VolumeId], int]) -> None:
         """Scrub, settle, and end backups whose makers are gone, until cancelled."""
+        self._settler.written_bytes = written_bytes
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.scrubbing.run)
             nursery.start_soon(self._settling.run)

@@ -14,6 +14,7 @@ import trio
 
 from bockd.control import VolumeStatistics
 from bockd.failurelog import FailureLog
+from bockd.model import NodeKind, VolumeId
 from bockd.nbd.protocol.errors import ProtocolError
 from bockd.nbd.server.budget import Account, MemoryBudget
 from bockd.nbd.server.channel import TRY_NS, Channel, StalledError, find_dead_peers
@@ -205,6 +206,11 @@ class NbdServer:
     def statistics_of(self, key: ExportKey, name: str) -> ExportStatistics:
         """Return the counters of one export, so that another frontend can add to them."""
         return self._registry.state(key, name).statistics
+
+    def written_bytes(self, volume: VolumeId) -> int:
+        """Return how much was written to a volume, over all frontends, since it was last
+        forgotten."""
+        return self._registry.written_bytes(ExportKey(NodeKind.VOLUME, volume))
 
     def forget(self, key: ExportKey) -> None:
         """Drop the counters of an export without connections: it was closed or deleted."""

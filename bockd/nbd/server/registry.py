@@ -84,6 +84,11 @@ class Registry:
         state.name = name
         return state
 
+    def written_bytes(self, key: ExportKey) -> int:
+        """Return the bytes written to an export; 0 if nobody has used it."""
+        state = self._exports.get(key)
+        return state.statistics.written_bytes if state else 0
+
     def forget(self, key: ExportKey) -> None:
         """Drop the counters of an export that has no connections."""
         if key in self._exports and not self._exports[key].members:

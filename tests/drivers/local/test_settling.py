@@ -338,6 +338,49 @@ def test_a_head_whose_blocks_came_in_order_is_counted_once(
     assert bench.step() == SettleBatch(more=False)
 
 
+def test_a_head_that_is_overwritten_is_left_alone(
+    bench: Scattered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not grow, but more than a sixteenth of it is written from one look to the next."""
+    monkeypatch.setattr(settling, "HEAD_BYTES", 64 * BLOCK_SIZE)
+    device = bench.device()
+    head = device.durability.head.id
+    run_inline(device.durability.checkpoint())
+    written = 0
+    bench.settler.written_bytes = lambda _volume: written
+    for _ in range(4):
+        bench.look()
+        bench.settle()
+        assert device.durability.head.id == head
+        written += HELD * BLOCK_SIZE // 16 + 1
+    written = HELD * BLOCK_SIZE // 16  # counted anew
+    bench.look()
+    bench.settle()
+    assert device.durability.head.id != head
+    bench.verify()
+
+
+def test_a_head_rests_twice_as_long_if_the_one_before_it_was_written_again(
+    bench: Scattered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settling, "HEAD_BYTES", 64 * BLOCK_SIZE)
+    monkeypatch.setattr(settling, "MAX_REST_LOOKS", 4)
+    device = bench.device()
+    waited = []
+    for blocks in (HELD, HELD, HELD, HELD, HELD // 2 - 1, HELD):
+        bench.scatter(range(blocks))
+        run_inline(device.durability.checkpoint())
+        head = device.durability.head.id
+        looks = 0
+        while device.durability.head.id == head:
+            bench.look()
+            bench.settle()
+            looks += 1
+        waited.append(looks - 1)
+    assert waited == [1, 2, 4, 4, 1, 2]
+    bench.verify()
+
+
 # -- what moves ----------------------------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bockd.model import NodeKind
+from bockd.model import NodeKind, VolumeId
 from bockd.nbd.server.statistics import Latencies, bucket_microseconds, bucket_of
 from tests.nbd.server.client import Client
 from tests.nbd.server.serving import FixedExports, in_trio, serving
@@ -53,6 +53,8 @@ async def test_every_request_is_counted_once(path: Path, exports: FixedExports) 
         assert (found.id, found.kind, found.name) == (1, NodeKind.VOLUME, "disk")
         assert (found.connections, found.reads, found.writes) == (1, 4, 6)
         assert (found.read_bytes, found.written_bytes) == (4 * MIB + 1024, 4 * MIB + 2048)
+        assert server.written_bytes(VolumeId(1)) == found.written_bytes
+        assert server.written_bytes(VolumeId(2)) == 0
         assert (found.flushes, found.trims, found.errors) == (1, 2, 1)
         assert 0 < found.latency_p50_us <= found.latency_p99_us <= found.latency_p999_us
         server.forget(exports.key("disk"))

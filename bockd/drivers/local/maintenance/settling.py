@@ -24,6 +24,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
+from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -65,7 +66,11 @@ HEAD_BYTES = 1 * GIB
 
 GROWTH_SHARE = 16
 """A head has come to rest if it did not grow by a larger part from one look to the next. Writes to
-blocks that it has go to another layer afterwards: each of them is one more first write."""
+blocks that it has go to another layer afterwards: each of them is one more first write. So it has
+not come to rest either if clients have written more than that to the volume."""
+
+MAX_REST_LOOKS = 32
+"""For so many looks, at most, a head must rest before it is frozen: about five hours."""
 
 SPARE_BYTES = 1 * GIB
 """Of the file system, left to others: until its end a move takes space for a second time."""
@@ -101,7 +106,27 @@ class _Head:
 
     cells: int
     """How many it had when it was last found to grow."""
+    written_bytes: int
+    """To the volume, at the last look."""
+    rested: int = 0
+    """Looks since which it has neither grown nor been written much."""
     judged: bool = False
+
+    def note_written(self, written_bytes: int) -> None:
+        """Note how much was written to the volume by now. Counting may have begun anew."""
+        before = self.written_bytes if written_bytes >= self.written_bytes else 0
+        self.written_bytes = written_bytes
+        much = written_bytes - before > self.cells * BLOCK_SIZE // GROWTH_SHARE
+        self.rested = 0 if much else self.rested + 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Former:
+    """The head of a volume that was frozen last."""
+
+    cells: int
+    rest_looks: int
+    """For so many looks the next one must rest, if clients have written most of this one again."""
 
 
 @dataclass(slots=True)
@@ -141,6 +166,9 @@ class Settler:
         self._judged: set[LayerId] = set()
         """Frozen ones that are not due, or cannot be read."""
         self._heads: dict[LayerId, _Head] = {}
+        self._former: dict[VolumeId, _Former] = {}
+        self.written_bytes: Callable[[VolumeId], int] = lambda _volume: 0
+        """Counts what clients have written to an open volume; given by the daemon."""
         self._queue: deque[_Job] = deque()
         self._job: _Job | None = None
 
@@ -210,15 +238,33 @@ class Settler:
 
     def _look_at_heads(self, heads: dict[LayerId, int], volumes: dict[LayerId, VolumeId]) -> None:
         known, self._heads = self._heads, {}
+        open_volumes = self._registry.volumes
+        self._former = {v: former for v, former in self._former.items() if v in open_volumes}
         for head, count in heads.items():
             if count * BLOCK_SIZE <= HEAD_BYTES:
                 continue
-            seen = known.get(head)
+            seen, volume = known.get(head), volumes[head]
+            written = self.written_bytes(volume)
             if seen is None or count - seen.cells > seen.cells // GROWTH_SHARE:
-                seen = _Head(count)
-            elif not seen.judged:
-                self._queue.append(_Job(head, volumes[head]))
+                seen = _Head(count, written)
+            else:
+                seen.note_written(written)
+                if not seen.judged and seen.rested >= self._rest_looks(volume, count):
+                    self._queue.append(_Job(head, volume))
             self._heads[head] = seen
+
+    def _rest_looks(self, volume: VolumeId, count: int) -> int:
+        """For how many looks a head of `count` cells must rest: for one, and for twice as long each
+        time that most of what was frozen before it was written again."""
+        former = self._former.get(volume)
+        return 1 if former is None or 2 * count < former.cells else former.rest_looks
+
+    async def _freeze_head(self, volume: VolumeId, head: LayerId) -> None:
+        await self._rotations.freeze_head(volume, head)
+        if head in self._heads:
+            count = self._heads[head].cells
+            looks = min(2 * self._rest_looks(volume, count), MAX_REST_LOOKS)
+            self._former[volume] = _Former(count, looks)
 
     # -- steps -------------------------------------------------------------------------------
 
@@ -251,7 +297,7 @@ class Settler:
         elif job.volume is None:
             self._job = job
         elif job.count.blocks * BLOCK_SIZE > HEAD_BYTES:
-            await self._rotations.freeze_head(job.volume, job.layer)
+            await self._freeze_head(job.volume, job.layer)
         else:
             self._note_judged(job)
         return SettleBatch(more=True, work_bytes=rows * KIB)
