@@ -17,6 +17,7 @@ from bockd.drivers.local.format.journal import Change, Kind
 from bockd.drivers.local.format.journalreading import SegmentContents
 from bockd.drivers.local.format.layer import Layer
 from bockd.drivers.local.format.ranges import RangeSet
+from bockd.drivers.local.maintenance.settling import Settler
 from bockd.drivers.local.volume import recovery
 from bockd.drivers.local.volume.appending import JournalTail
 from bockd.drivers.local.volume.cells import HeadCells
@@ -141,6 +142,13 @@ def use_emptied_cells_at_once() -> Replacements:
     return [(HeadCells, "empty", empty), (HeadCells, "note_punched", lambda *_: None)]
 
 
+def move_without_copying() -> Replacements:
+    def copy_nothing(*_given: object) -> None:
+        """Leave the place empty that maps are led to."""
+
+    return [(Settler, "_copy_window", copy_nothing)]
+
+
 MUTATIONS: dict[str, Mutation] = {
     "a reply comes after the journal's append": reply_before_the_journal,
     "recovery replays every redirect": forget_a_redirect_on_replay,
@@ -155,6 +163,7 @@ MUTATIONS: dict[str, Mutation] = {
 
 PACKED_MUTATIONS: dict[str, Mutation] = {
     "a cell is not used again before it is punched": use_emptied_cells_at_once,
+    "what has moved was copied": move_without_copying,
 }
 """The same of packed heads."""
 
