@@ -29,9 +29,11 @@ typedef struct {
     Call call;
     View view;
     Outcome outcome;
-    int part;  /* which part of the turn it belongs to */
-    int fresh; /* there is something in the receive buffer that was not looked at */
-    int empty; /* nothing had come when it was looked for last */
+    int number; /* among those the turn was asked for */
+    int part;   /* which part of the turn it belongs to */
+    int looks;  /* how often it was its turn to be served */
+    int fresh;  /* there is something in the receive buffer that was not looked at */
+    int empty;  /* nothing had come when it was looked for last */
     enum { RUNNING, FOR_THE_OWNER } state;
     int64_t heard; /* when something came last */
     int planned, rounds;

@@ -41,12 +41,13 @@ static int serve_once(Together *turn, int part, int64_t *heard, PyThreadState **
         Lane *lane = turn->lane[number];
         if (lane->part != part)
             continue;
-        if (now_ns() > turn->until)
-            return 1;
+        lane->looks++;
         serve_lane(lane, state);
         if (lane->heard > *heard)
             *heard = lane->heard;
         over |= lane->state != RUNNING;
+        if (now_ns() > turn->until) /* not sooner, so that each turn serves somebody */
+            return 1;
     }
     return over;
 }
@@ -93,6 +94,7 @@ static void let_turn_go(Together *turn)
 /* Helpers that were asked for and have not come yet. While all threads wait for a disk there would be
  * more of them with each turn. */
 static atomic_int asked;
+static unsigned asked_in; /* the process, by its `forks`: a child has none of its parent's */
 
 /* What a helper does: one part, if there is one left. It may come after the turn has ended: then
  * there is none, and nothing of the turn is touched but what its references keep. */
@@ -116,6 +118,10 @@ static void help(Together *turn)
 /* Whether a helper will come, sooner or later. */
 static int ask_for_help(Together *turn)
 {
+    if (asked_in != pool.forks) {
+        atomic_store(&asked, 0);
+        asked_in = pool.forks;
+    }
     Job *job = atomic_load(&asked) < MAX_LANE_THREADS ? new_job() : NULL;
     if (job == NULL)
         return 0;
@@ -144,12 +150,13 @@ static void begin_turn(Together *turn)
     pthread_mutex_unlock(&turn->lock);
 }
 
-/* Have all lanes served, until the turn is over for all of them. */
+/* Have all lanes served, until the turn is over for all of them. The caller watches, whichever part
+ * it is left with. */
 static void serve_turn(Together *turn)
 {
     begin_turn(turn);
     for (int part; (part = take_part(turn, 0)) >= 0;)
-        serve_part(turn, part, part == 0);
+        serve_part(turn, part, 1);
     atomic_store(&turn->over, 1);
     Py_BEGIN_ALLOW_THREADS
     pthread_mutex_lock(&turn->lock);
@@ -222,8 +229,8 @@ static Lane *make_lane(PyObject *arguments)
     return lane;
 }
 
-/* What Python is told of a lane: Served in fastlane.py, and whether there may be more at once. NULL
- * with an exception set. */
+/* What Python is told of a lane: Served in fastlane.py, whether there may be more at once, and how
+ * often it was looked for some. NULL with an exception set. */
 static PyObject *lane_result(Lane *lane, int64_t poll_ns)
 {
     int dry = lane->state == RUNNING && lane->empty && now_ns() - lane->heard > poll_ns;
@@ -237,7 +244,8 @@ static PyObject *lane_result(Lane *lane, int64_t poll_ns)
         lane->call.rest = rest;
         PyObject *served = build_outcome(&lane->call, &lane->outcome, &lane->round, latencies);
         if (served != NULL)
-            result = Py_BuildValue("(NO)", served, lane->state == RUNNING && !dry ? Py_True : Py_False);
+            result = Py_BuildValue("(NOi)", served,
+                lane->state == RUNNING && !dry ? Py_True : Py_False, lane->looks);
     }
     Py_XDECREF(rest);
     Py_XDECREF(latencies);
@@ -260,39 +268,69 @@ static Together *make_turn(int loop, int64_t poll_ns)
     return turn;
 }
 
+/* The exception that is set, which is not set any more. */
+static PyObject *take_exception(void)
+{
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    PyErr_NormalizeException(&type, &value, &traceback);
+    Py_XDECREF(type);
+    Py_XDECREF(traceback);
+    return value;
+}
+
+/* Make the lanes of a turn. In `results` each has a place, and one that is refused the reason; -1
+ * with an exception set. */
+static int make_lanes(Together *turn, PyObject *list, PyObject *results)
+{
+    for (int number = 0; number < PyList_Size(list); number++) {
+        Lane *lane = make_lane(PyList_GetItem(list, number));
+        PyObject *result = lane == NULL ? take_exception() : Py_NewRef(Py_None);
+        if (lane != NULL) {
+            lane->number = number;
+            turn->lane[turn->lanes++] = lane;
+        }
+        int failed = PyList_Append(results, result);
+        Py_DECREF(result);
+        if (failed)
+            return -1;
+    }
+    return 0;
+}
+
 PyDoc_STRVAR(serve_together_doc,
-"serve_together(lanes, loop, poll_ns, turn_ns) -> list[tuple[tuple, bool]]\n\n"
-"Serve the plain requests of several connections; see together.py.");
+"serve_together(lanes, loop, poll_ns, turn_ns) -> list[tuple[tuple, bool, int] | BaseException]\n\n"
+"Serve the plain requests of several connections; see together.py. The exception is that one's\n"
+"alone.");
 
 static PyObject *serve_together(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    PyObject *list, *results = NULL;
+    PyObject *list;
     int loop;
     long long poll_ns, turn_ns;
     if (!PyArg_ParseTuple(
             args, "O!iLL:serve_together", &PyList_Type, &list, &loop, &poll_ns, &turn_ns) ||
         running_type() == NULL)
         return NULL;
-    Py_ssize_t count = PyList_Size(list);
-    if (count > MAX_LANES) {
+    if (PyList_Size(list) > MAX_LANES) {
         PyErr_SetString(PyExc_ValueError, "too many lanes");
         return NULL;
     }
     Together *turn = make_turn(loop, poll_ns);
     if (turn == NULL)
         return NULL;
-    for (; turn->lanes < count; turn->lanes++)
-        if ((turn->lane[turn->lanes] = make_lane(PyList_GetItem(list, turn->lanes))) == NULL)
-            goto done;
+    PyObject *results = PyList_New(0);
+    if (results == NULL || make_lanes(turn, list, results) < 0) {
+        Py_CLEAR(results);
+        goto done;
+    }
     turn->until = now_ns() + turn_ns;
     divide(turn);
     serve_turn(turn);
-    results = PyList_New(0);
-    for (int number = 0; number < turn->lanes && results != NULL; number++) {
+    for (int number = 0; number < turn->lanes; number++) {
         PyObject *result = lane_result(turn->lane[number], poll_ns);
-        if (result == NULL || PyList_Append(results, result) < 0)
-            Py_CLEAR(results);
-        Py_XDECREF(result);
+        PyList_SetItem(
+            results, turn->lane[number]->number, result == NULL ? take_exception() : result);
     }
 done:
     for (int number = 0; number < turn->lanes; number++)

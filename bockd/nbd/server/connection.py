@@ -311,20 +311,20 @@ class Connection:
             self._pass_fences()
 
     def _joins(self) -> bool:
-        """Return whether the next turn is one with others: with those who are at work as well, and
-        not soon after one that was not worth it."""
+        """Return whether the next turn is one with others who work, and are worth it of late."""
         if self._by_itself:
             self._by_itself -= 1
             return False
         return (
             self._batch.has_lane
             and not (self._polling.alone() or self._flight.requests)
-            and self._channel.turn(1, 0).poll_ns > 0
+            and self._channel.turn(self._polling.tries, 0).poll_ns > 0
         )
 
     def lane(self) -> LaneArguments | None:
         """See `together.Member`."""
-        turn = self._channel.turn(self._limits.poll_tries, TURN_NS)
+        self._polling.turned()  # just now
+        turn = self._channel.turn(self._polling.tries, TURN_NS)
         if not turn.poll_ns or self._flight.requests:
             return None
         return self._batch.lane(self._buffer, self._position, self._end, turn.sock)

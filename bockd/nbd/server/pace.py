@@ -111,6 +111,11 @@ class Polling:
         between. 0 when others are at work."""
         return self._tries if self._pace.alone(self._clock()) else 0
 
+    @property
+    def tries(self) -> int:
+        """How many attempts to receive are worth it. 0 if it does not poll any more."""
+        return self._tries
+
     def alone(self) -> bool:
         """Return whether no other connection has worked of late."""
         return self._pace.alone(self._clock())

@@ -10,13 +10,16 @@ Invariants:
   between two requests of a turn of one connection holds for all. Two connections of one volume are
   served in the same thread.
 * What a turn has done is noted (`Member.took`) before anything else runs.
+* Those that a turn had no time to look at are the first of the next one.
+* Whose part fails leaves with the error, and the others go on. If the call itself fails, nobody
+  knows what was done for any of them, and all of them end.
 * One of those who have joined leads: its task makes the calls. When it leaves, another one leads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import trio
 
@@ -43,6 +46,10 @@ class LostTurnError(Exception):
     """Nobody knows what a turn has done: no more may be said to the client."""
 
 
+_Result = tuple[tuple[Any, ...], bool, int] | BaseException
+"""What has become of one in a turn: what was done, as `Served`; whether there may be more at once;
+how often it was looked for some. An exception if it was refused, or nobody knows."""
+
 _IDLE_TURNS = 3
 """One for whom nothing came in so many turns waits by itself: turns may end before they have polled
 for long."""
@@ -51,14 +58,15 @@ for long."""
 class _Seat:
     """One who has joined."""
 
-    __slots__ = ("done", "idle_turns", "left", "lost", "member", "task")
+    __slots__ = ("done", "error", "idle_turns", "left", "member", "task")
 
     def __init__(self, member: Member) -> None:
         self.member = member
         self.task = trio.lowlevel.current_task()
-        self.left = self.lost = False
+        self.left = False
         self.idle_turns = 0
         self.done: Served | None = None
+        self.error: BaseException | None = None
 
 
 class Together:
@@ -75,7 +83,8 @@ class Together:
 
     async def join(self, member: Member) -> Served | None:
         """Take part in turns as long as there are plain requests of `member`. Return what the last
-        one has done; None if it was not in it. Raises LostTurnError."""
+        one has done; None if it was not in it. Raises LostTurnError, and what its own part has
+        raised."""
         seat = _Seat(member)
         self._seats.append(seat)
         try:
@@ -92,8 +101,8 @@ class Together:
                 self._leader = next(iter(self._seats), None)
                 if self._leader is not None:
                     trio.lowlevel.reschedule(self._leader.task)
-        if seat.lost:
-            raise LostTurnError
+        if seat.error is not None:
+            raise seat.error
         return seat.done
 
     def _aborter(self, seat: _Seat) -> Callable[[object], trio.lowlevel.Abort]:
@@ -116,11 +125,20 @@ class Together:
         if seat is not self._leader:
             trio.lowlevel.reschedule(seat.task)
 
+    def _fail(self, seat: _Seat, error: BaseException) -> None:
+        """Let a connection go with an error, which is raised in its own task."""
+        seat.error = error
+        self._leave(seat)
+
     def _turn(self) -> None:
         """Serve what has come for those who wait longest."""
         served, lanes = list[_Seat](), list[LaneArguments]()
         for seat in self._seats[:MAX_LANES]:
-            lane = seat.member.lane()
+            try:
+                lane = seat.member.lane()
+            except Exception as error:  # noqa: BLE001 - raised by whose it is
+                self._fail(seat, error)
+                continue
             if lane is None:
                 self._leave(seat)
             else:
@@ -131,28 +149,49 @@ class Together:
         shared = self.pace.batches != self._batches
         try:
             results = self._serve(lanes, SHARED_TURN_NS if shared else TURN_NS)
-            self._seats = self._seats[len(served) :] + served
-            for seat, (done, goes_on) in zip(served, results, strict=True):
-                self._note(seat, done, goes_on=goes_on)
+            looks = [0 if isinstance(one, BaseException) else one[2] for one in results]
+            self._reorder(served, looks)
+            for seat, result in zip(served, results, strict=True):
+                self._note(seat, result)
         except BaseException:
             for seat in served:
                 if not seat.left:
-                    seat.lost = True
-                    self._leave(seat)
+                    self._fail(seat, LostTurnError())
             raise
         self._batches = self.pace.batches
 
-    def _serve(self, lanes: list[LaneArguments], turn_ns: int) -> list[tuple[Served, bool]]:
-        """Return what was done for each, and whether there may be more at once."""
+    def _reorder(self, served: list[_Seat], looks: list[int]) -> None:
+        """Put those that the turn has looked at behind all others, the least often seen first."""
+        seen = sorted(zip(looks, range(len(served)), strict=True))
+        waiting = self._seats[len(served) :]
+        missed = [served[number] for count, number in seen if not count]
+        self._seats = missed + waiting + [served[number] for count, number in seen if count]
+
+    def _serve(self, lanes: list[LaneArguments], turn_ns: int) -> list[_Result]:
+        """Serve one turn. Return what has become of each."""
         assert fastlane.compiled is not None
         loop = running_loop()
         watched = -1 if loop is None else loop.descriptor
-        results = fastlane.compiled.serve_together(lanes, watched, self._poll_ns, turn_ns)
-        return [(Served._make(done), goes_on) for done, goes_on in results]
+        results: list[_Result] = fastlane.compiled.serve_together(
+            lanes, watched, self._poll_ns, turn_ns
+        )
+        return results
 
-    def _note(self, seat: _Seat, done: Served, *, goes_on: bool) -> None:
-        seat.member.took(done)
+    def _note(self, seat: _Seat, result: _Result) -> None:
+        if isinstance(result, BaseException):
+            self._fail(seat, result)
+            return
+        served, goes_on, looks = result
+        done = Served._make(served)
+        try:
+            seat.member.took(done)
+        except Exception as error:  # noqa: BLE001 - raised by whose it is
+            self._fail(seat, error)
+            return
         seat.done = done
-        seat.idle_turns = 0 if done.received_bytes or done.latencies else seat.idle_turns + 1
+        if done.received_bytes or done.latencies:
+            seat.idle_turns = 0
+        elif looks:
+            seat.idle_turns += 1
         if not goes_on or seat.idle_turns == _IDLE_TURNS:
             self._leave(seat)

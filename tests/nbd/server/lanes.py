@@ -27,11 +27,26 @@ flags = st.sampled_from([0, 0, 0, 0, 0, 0, 1, 2, 4, 8, 16, 32])
 faraway = st.sampled_from([SIZE_BYTES, SIZE_BYTES - 1, 1 << 43, (1 << 64) - 4096])
 
 
+class Stream(bytes):
+    """What a client sends. Shown without its data: Hypothesis warns of long examples, in place of
+    saying what has failed."""
+
+    said: str
+
+    def __new__(cls, content: bytes, said: str) -> Stream:
+        stream = super().__new__(cls, content)
+        stream.said = said
+        return stream
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} bytes: {self.said}>"
+
+
 @st.composite
-def streams(draw: st.DrawFn, extended: bool) -> bytes:
+def streams(draw: st.DrawFn, extended: bool) -> Stream:
     """Requests that are in flight together: each in a place of its own, since what they did to each
     other would depend on their order, which the protocol leaves open."""
-    parts = []
+    parts, said = [], ""
     for cookie, place in enumerate(
         draw(st.lists(st.integers(0, PLACES - 1), min_size=6, unique=True))
     ):
@@ -41,6 +56,7 @@ def streams(draw: st.DrawFn, extended: bool) -> bytes:
         if draw(st.integers(0, 9)) == 0:
             offset = draw(faraway)
         command, flag = draw(commands), draw(flags)
+        said += f"{command}/{flag} {offset}+{length}, "
         if command == 1:
             data = draw(st.sampled_from([bytes([cookie + 1]) * length] * 3 + [bytes(length)]))
             forms = [wire.extended_write, wire.unflagged_write] if extended else [wire.write]
@@ -52,13 +68,13 @@ def streams(draw: st.DrawFn, extended: bool) -> bytes:
     stream = b"".join(parts)
     how = draw(st.sampled_from(["whole", "whole", "cut", "broken", "disconnect"]))
     if how == "cut":
-        return stream[: draw(st.integers(0, len(stream)))]
+        stream = stream[: draw(st.integers(0, len(stream)))]
     if how == "broken":
-        return stream + b"x" * 40
+        stream += b"x" * 40
     if how == "disconnect":
         end = wire.extended(2) if extended else wire.request(2)
-        return stream + end + stream
-    return stream
+        stream += end + stream
+    return Stream(stream, said + how)
 
 
 def same_replies(

@@ -3,11 +3,14 @@ leads, and what becomes of those who leave."""
 
 from __future__ import annotations
 
+import os
 import random
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
+from struct import Struct
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -20,6 +23,7 @@ from hypothesis import strategies as st
 from bockd.errors import DeviceError
 from bockd.model import BLOCK_SIZE, MIB
 from bockd.nbd.server import connection, fastlane
+from bockd.nbd.server.connection import Connection
 from bockd.nbd.server.fastlane import LaneArguments, Served
 from bockd.nbd.server.flushhabit import FlushHabit
 from bockd.nbd.server.limits import (
@@ -29,7 +33,7 @@ from bockd.nbd.server.limits import (
     TURN_NS,
     ServerLimits,
 )
-from bockd.nbd.server.pace import Pace
+from bockd.nbd.server.pace import Pace, Polling
 from bockd.nbd.server.together import LostTurnError, Together
 from bockd.runtime.steps import run_inline
 from tests.nbd.protocol import wire
@@ -94,7 +98,9 @@ def serve_together(lanes: list[Lane], polled_ns: int = 0) -> list[list[bytes]]:
     while running := [number for number, lane in enumerate(lanes) if lane.goes_on]:
         arguments = [lanes[number].arguments() for number in running]
         results = fastlane.compiled.serve_together(arguments, -1, polled_ns, SECOND_NS)
-        for number, (done, goes_on) in zip(running, results, strict=True):
+        for number, result in zip(running, results, strict=True):
+            assert not isinstance(result, BaseException), result
+            done, goes_on, _ = result
             sent = lanes[number].line.heard()
             replies[number] += [sent, *lanes[number].took(Served._make(done), goes_on=goes_on)]
     return replies
@@ -291,8 +297,141 @@ def test_more_lanes_than_a_turn_takes_are_refused() -> None:
     assert fastlane.compiled is not None
     with pytest.raises(ValueError, match="too many lanes"):
         fastlane.compiled.serve_together([()] * (MAX_LANES + 1), -1, 0, 0)
-    with pytest.raises(TypeError):  # these are no lanes, but not too many
-        fastlane.compiled.serve_together([()] * MAX_LANES, -1, 0, 0)
+    refused = fastlane.compiled.serve_together([()] * MAX_LANES, -1, 0, 0)
+    assert [type(error) for error in refused] == [
+        TypeError
+    ] * MAX_LANES  # no lanes, but not too many
+
+
+def test_a_lane_that_is_refused_does_not_keep_another_from_being_served() -> None:
+    assert fastlane.compiled is not None
+    with (
+        two_sides(structured=False, extended=False) as (side, without),
+        closing(Line(4 * MIB)) as line,
+    ):
+        lane = Lane(side, line)
+        stream = requests(20, extended=False)
+        lane.hear(stream, len(stream))
+        good = lane.arguments()
+        bad = (*good[:3], b"no buffer to write to", *good[4:])
+        refused, served = fastlane.compiled.serve_together([bad, good], -1, 0, SECOND_NS)
+        assert isinstance(refused, TypeError)
+        assert not isinstance(served, BaseException)
+        done, goes_on, looks = served
+        assert looks
+        sent = line.heard()
+        judge(lane, without, stream, [sent, *lane.took(Served._make(done), goes_on=goes_on)])
+        assert lane.rest() == b""
+
+
+class LaneMember:
+    """One who always has something to be served, until it was served so many times."""
+
+    def __init__(self, lane: Lane, times: int, turns: Callable[[], int]) -> None:
+        self.served_in: list[int] = []
+        """Numbers of turns."""
+        self.in_turns = 0
+        self._lane, self._times, self._turns = lane, times, turns
+
+    def lane(self) -> LaneArguments | None:
+        if len(self.served_in) == self._times:
+            return None
+        if len(self.served_in) + self.in_turns == 0 or self._lane.line.heard():
+            self._lane.hear(b"", 0)
+            self._lane.line.say(requests(4, extended=False))
+        self.in_turns += 1
+        return self._lane.arguments()
+
+    def took(self, done: Served) -> None:
+        self._lane.took(done, goes_on=True)
+        if done.received_bytes:
+            self.served_in.append(self._turns())
+
+
+@pytest.mark.parametrize("count", [5, MAX_LANES, MAX_LANES + 4])
+@in_trio
+async def test_all_have_their_turn_when_there_is_time_for_few_of_them(
+    monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """Of connections of one volume, each before another one has its next."""
+    compiled = cast(Any, fastlane.compiled)
+    turns = 0
+
+    def serve_together(lanes: list[LaneArguments], loop: int, poll_ns: int, _: int) -> object:
+        nonlocal turns
+        turns += 1
+        return compiled.serve_together(lanes, loop, poll_ns, 0)  # for one
+
+    with (
+        two_sides(structured=False, extended=False) as (side, _),
+        ExitStack() as lines,
+        monkeypatch.context() as patch,
+    ):
+        lanes = [Lane(side, lines.enter_context(closing(Line(4 * MIB)))) for _ in range(count)]
+        patch.setattr(fastlane, "compiled", SimpleNamespace(serve_together=serve_together))
+        members = [LaneMember(lane, 3, lambda: turns) for lane in lanes]
+        together = Together(Pace(), SECOND_NS)
+        async with trio.open_nursery() as nursery:
+            for member in members:
+                nursery.start_soon(together.join, member)
+        for member in members:
+            assert len(member.served_in) == 3
+            assert member.served_in[0] <= count
+            assert all(after - before <= count for before, after in pairwise(member.served_in)), (
+                member.served_in
+            )
+
+
+@contextmanager
+def all_threads_at_work() -> Iterator[None]:
+    """Keep all threads that there may be from taking anything up for a while."""
+    fd, length = os.open("/dev/urandom", os.O_RDONLY), 4 * MIB
+    # Slot, descriptor, offset, byte in the file, length, place, cookie: Missed, _fastlane_missed.h.
+    missed = Struct("=IiQQIIQ").pack(0, fd, 0, 0, length, 16, 1)
+    begin = cast(Any, fastlane.compiled).begin_missed
+    into = memoryview(bytearray(length + 64))  # of all
+    running = [begin(missed, into, 0) for _ in range(40)]
+    yield
+    for one in running:
+        while one.wait(-1, -1, SECOND_NS) == -1:
+            pass
+    os.close(fd)
+
+
+@contextmanager
+def idle_lanes() -> Iterator[list[Lane]]:
+    """Of two volumes, so that a turn asks for a helper where there are two cores."""
+    with several_sides(structured=False, extended=False) as pairs, ExitStack() as lines:
+        lanes = [Lane(one, lines.enter_context(closing(Line(4 * MIB)))) for one, _ in pairs]
+        for lane in lanes:
+            lane.hear(b"", 0)
+        yield lanes
+
+
+def turn_with(lanes: list[Lane], loop: int = -1, poll_ns: int = 0) -> list[Served]:
+    """Take one turn."""
+    assert fastlane.compiled is not None
+    arguments = [lane.arguments() for lane in lanes]
+    served = list[Served]()
+    for result in fastlane.compiled.serve_together(arguments, loop, poll_ns, 60 * SECOND_NS):
+        assert not isinstance(result, BaseException), result
+        served.append(Served._make(result[0]))
+    return served
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is no helper on one core")
+def test_a_forked_child_has_helpers_though_its_parent_waited_for_some() -> None:
+    with idle_lanes() as lanes:
+        with all_threads_at_work():
+            for _ in range(20):
+                turn_with(lanes)
+            child = os.fork()
+            if not child:
+                with suppress(BaseException):
+                    turn_with(lanes)
+                    os._exit(0 if len(os.listdir("/proc/self/task")) > 1 else 3)
+                os._exit(4)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 # -- over a server ------------------------------------------------------------------------------
@@ -433,6 +572,44 @@ async def test_without_polling_there_are_no_turns_together(
 
 
 @in_trio
+async def test_one_that_polls_no_more_takes_no_part(
+    path: Path, volumes: dict[str, Side], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Turns would poll for it."""
+    counting = Counting(monkeypatch)
+    monkeypatch.setattr(Polling, "tries", 0)
+    table = FixedExports({name: side.volume for name, side in volumes.items()})
+    async with serving(table, path), trio.open_nursery() as nursery:
+        for name in volumes:
+            nursery.start_soon(write_and_read, path, name, range(8, WRITTEN), 1, 20)
+    assert counting.lanes == 0
+
+
+@in_trio
+async def test_the_loop_has_turned_before_a_turn_together(
+    path: Path, volumes: dict[str, Side], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And that is noted, or it would turn once more behind it."""
+    noted = list[bool]()
+
+    def lane(self: Connection) -> LaneArguments | None:
+        before = self._polling._turn_ns
+        found = its_lane(self)
+        noted.append(self._polling._turn_ns > before)
+        return found
+
+    Counting(monkeypatch)
+    its_lane = Connection.lane
+    monkeypatch.setattr(Connection, "lane", lane)
+    table = FixedExports({name: side.volume for name, side in volumes.items()})
+    async with serving(table, path), trio.open_nursery() as nursery:
+        for name in volumes:
+            nursery.start_soon(write_and_read, path, name, range(8, WRITTEN), 1, 20)
+    assert noted
+    assert all(noted)
+
+
+@in_trio
 async def test_one_that_is_about_to_flush_goes_on_by_itself(
     path: Path, volumes: dict[str, Side], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -474,18 +651,18 @@ class FakeLane:
         self.turns: list[list[FakeMember]] = []
         self.turn_ns: list[int] = []
         self.before: Callable[[], None] = lambda: None
-        self.received_bytes = 1
+        self.received_bytes = self.looks = 1
         monkeypatch.setattr(fastlane, "compiled", self)
 
     def serve_together(
         self, lanes: list[tuple[FakeMember]], _loop: int, _poll_ns: int, turn_ns: int
-    ) -> list[tuple[tuple[object, ...], bool]]:
+    ) -> list[tuple[tuple[object, ...], bool, int]]:
         members = [member for (member,) in lanes]
         self.turns.append(members)
         self.turn_ns.append(turn_ns)
         self.before()
         return [
-            (served(received_bytes=self.received_bytes), one.taken + 1 < one.turns)
+            (served(received_bytes=self.received_bytes), one.taken + 1 < one.turns, self.looks)
             for one in members
         ]
 
@@ -572,6 +749,54 @@ async def test_when_a_turn_fails_nobody_in_it_is_told_anything_more(
     later = FakeMember(2)
     await together.join(later)
     assert later.taken == 2
+
+
+@pytest.mark.parametrize("broken", ["lane", "took"])
+@pytest.mark.parametrize("number", range(3))
+@in_trio
+async def test_one_whose_own_part_fails_leaves_alone(
+    monkeypatch: pytest.MonkeyPatch, number: int, broken: str
+) -> None:
+    """The leader or not, before the turn or after it. The error is its own."""
+
+    class Broken(FakeMember):
+        def lane(self) -> LaneArguments | None:
+            self._fail("lane")
+            return super().lane()
+
+        def took(self, done: Served) -> None:
+            super().took(done)
+            self._fail("took")
+
+        def _fail(self, where: str) -> None:
+            if where == broken and self.taken == 2:
+                raise MemoryError("its own")
+
+    async def join(member: FakeMember) -> None:
+        try:
+            await together.join(member)
+        except MemoryError:
+            raised.append(member)
+
+    FakeLane(monkeypatch)
+    together, raised = Together(Pace(), 0), list[FakeMember]()
+    members = [Broken(6) if one == number else FakeMember(6) for one in range(3)]
+    async with trio.open_nursery() as nursery:
+        for member in members:
+            nursery.start_soon(join, member)
+    assert raised == [members[number]]
+    assert [one.taken for one in members] == [2 if one == number else 6 for one in range(3)]
+
+
+@in_trio
+async def test_one_that_no_turn_has_looked_at_does_not_count_as_idle(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lane, together = FakeLane(monkeypatch), Together(Pace(), 0)
+    lane.received_bytes = lane.looks = 0
+    member = FakeMember(20)
+    await together.join(member)
+    assert member.taken == 20
 
 
 @in_trio
