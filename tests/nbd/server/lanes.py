@@ -43,13 +43,12 @@ class Stream(bytes):
 
 
 @st.composite
-def streams(draw: st.DrawFn, extended: bool) -> Stream:
+def streams(draw: st.DrawFn, extended: bool, but: int | None = None) -> Stream:
     """Requests that are in flight together: each in a place of its own, since what they did to each
-    other would depend on their order, which the protocol leaves open."""
+    other would depend on their order, which the protocol leaves open. Place `but` is another's."""
     parts, said = [], ""
-    for cookie, place in enumerate(
-        draw(st.lists(st.integers(0, PLACES - 1), min_size=6, unique=True))
-    ):
+    places = st.integers(0, PLACES - 1).filter(lambda place: place != but)
+    for cookie, place in enumerate(draw(st.lists(places, min_size=6, unique=True))):
         inside = draw(offsets)
         length = min(draw(lengths), PLACE_BYTES - inside)
         offset = place * PLACE_BYTES + inside
