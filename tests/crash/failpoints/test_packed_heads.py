@@ -55,9 +55,6 @@ POINTS = sorted(
         Failpoint.TRANSITION_COMMITTED,
         Failpoint.RECOVER_APPLIED,
         Failpoint.RECOVER_COMMITTED,
-        Failpoint.MERGE_SYNCED,
-        Failpoint.MERGE_BEGUN,
-        Failpoint.MERGE_REDIRECTED,
         Failpoint.MERGE_ALIASED,
         Failpoint.MERGE_DONE,
     }

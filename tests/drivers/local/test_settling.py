@@ -266,7 +266,8 @@ def test_rows_are_counted_a_few_at_a_time(
     source = bench.frozen()
     bench.look()
     bench.look()
-    assert bench.settle() == 2 + 1 + 2 + 1  # rows, that there are no more, windows, all is done
+    # Rows, that there are no more, windows, the last walk, all is done.
+    assert bench.settle() == 2 + 1 + 2 + 1 + 1
     assert not bench.exists(source.id)
 
 
@@ -671,12 +672,73 @@ def test_nobody_is_led_to_what_was_not_copied(
     assert bench.content(bench.volume) == bench.node.content
 
 
+def test_a_window_looks_at_its_own_leaves_alone(
+    bench: Scattered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many a descendant has: others wait for its transaction. And the last walk goes on in
+    pieces, each in a transaction that only reads."""
+    many = 300
+    run_inline(bench.pool.extend_volume(bench.volume, SIZE + many * LEAF_BLOCKS * BLOCK_SIZE))
+    source = bench.frozen()
+    with bench.pool.registry.catalogue() as catalogue:
+        record = catalogue.volume(bench.volume)
+    payload = Leaf.uniform(LayerId(1)).encode()
+
+    def grow(txn: Any) -> None:
+        for number in range(8, 8 + many):
+            txn.put(LEAVES, leaf_key(record.map, number), payload)
+
+    bench.pool.index.update(grow)
+    looked = 0
+    decode = Leaf.decode
+
+    def counted(payload: bytes) -> Leaf:
+        nonlocal looked
+        looked += 1
+        return decode(payload)
+
+    lead, most = settling._lead, []
+
+    def measured(*given: Any, **named: Any) -> None:
+        nonlocal looked
+        looked = 0
+        lead(*given, **named)
+        most.append(looked)
+
+    monkeypatch.setattr(settling, "_lead", measured)
+    monkeypatch.setattr(settling, "WALK_LEAVES", 16)
+    monkeypatch.setattr(Leaf, "decode", staticmethod(counted))
+    bench.look()
+    bench.look()
+    steps = bench.settle()
+    assert len(most) == 2
+    assert max(most) <= 4
+    assert steps > many // 16
+    assert not bench.exists(source.id)
+
+
+def test_a_leaf_that_still_shows_a_layer_keeps_it(
+    bench: Scattered, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A damaged index, in a leaf of a descendant where no window came by."""
+    source = bench.frozen()
+    run_inline(bench.pool.extend_volume(bench.volume, SIZE + 8 * MIB))
+    with bench.pool.registry.catalogue() as catalogue:
+        record = catalogue.volume(bench.volume)
+    payload = Leaf.uniform(source.id).encode()
+    bench.pool.index.update(lambda txn: txn.put(LEAVES, leaf_key(record.map, 5), payload))
+    bench.look()
+    bench.look()
+    bench.settle()
+    assert bench.exists(source.id)
+    assert "shows blocks of layer" in caplog.text
+
+
 STAGES = (
     Failpoint.SETTLE_COPIED,
     Failpoint.SETTLE_SYNCED,
     Failpoint.SETTLE_LED,
     Failpoint.SETTLE_MOVED,
-    Failpoint.MERGE_BEGUN,
     Failpoint.MERGE_ALIASED,
     Failpoint.MERGE_DONE,
 )

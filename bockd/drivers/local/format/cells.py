@@ -23,7 +23,12 @@ from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 
 from bockd.drivers.local.format.leaf import LEAF_BLOCKS, Leaf
-from bockd.drivers.local.format.leafvalues import LeafTable, LeafValues, leaf_value_key
+from bockd.drivers.local.format.leafvalues import (
+    LeafTable,
+    LeafValues,
+    leaf_value_key,
+    leaf_value_key_parts,
+)
 from bockd.errors import DamagedError
 from bockd.index.tables import Table
 from bockd.model import LayerId
@@ -43,6 +48,14 @@ LeafCells = LeafValues
 def stored_cells(txn: Transaction, layer: LayerId, number: int) -> LeafCells:
     """Return the cells of a leaf's blocks in a packed layer. Raises DamagedError."""
     return ROWS.get(txn, layer, number)
+
+
+def leaves_with_cells(txn: Transaction, layer: LayerId, first: int) -> Iterator[int]:
+    """Yield the numbers, from `first` on, of the leaves of which a packed layer has or had blocks,
+    in order. Raises DamagedError where one may have been lost."""
+    keys = txn.keys(CELLS, leaf_value_key(layer, first), leaf_value_key(LayerId(layer + 1), 0))
+    for key in keys:
+        yield leaf_value_key_parts(key)[1]
 
 
 def cells_of_leaf(txn: Transaction, number: int, leaf: Leaf, packed: Container[int]) -> array[int]:

@@ -151,8 +151,12 @@ class LayerMerger:
         await blocking(self._copy, merge)
         await blocking(self._begin, merge)
         await blocking(self._redirect, merge)
-        devices = self._registry.devices()
-        for device in devices:
+        await self.end(merge)
+
+    async def end(self, merge: Merge) -> None:
+        """Let who has the source open read the target, and forget the source: no leaf leads there
+        any more. Raises BockdError; a crash leaves both layers valid."""
+        for device in self._registry.devices():
             await self._alias(device, merge)
         hit(Failpoint.MERGE_ALIASED)
         await blocking(self._forget, merge)

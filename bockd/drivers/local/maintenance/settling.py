@@ -13,7 +13,18 @@ maintenance lock is free. A window's blocks are copied and synced; then one tran
 home and all its descendants to the copies. So between two windows everybody is shown each block in
 the same layer, and what happens then to maps and layers is no concern of ours: the next window asks
 the index. Devices go on reading from the source, where nothing changes. When the home shows nothing
-of it any more, an ordinary merge, with nothing to copy, ends it.
+of it any more, a walk over the leaves of all, in pieces, finds that nobody does; then the move ends
+as a merge does.
+
+A window's transaction looks at nothing but the window's leaf numbers, by key, in the home and in
+each descendant: others wait for it. That is enough. It refuses if one of them shows a block that
+was not copied. In a leaf number where the home does not show the source no descendant does either,
+nor will: they show what the home does, and a home only ceases to show something. If the index is
+damaged, so that one does, it goes on being led to the source, which is whole until it is forgotten;
+and the walk refuses before that. The walk need not be of one instant. A leaf is copied from an
+ancestor, whose map has the smaller number, and folding goes to a child: so maps are walked in the
+order of their numbers, those made meanwhile with them, and a leaf that still shows the source can
+come to be in no place but in front of the walk.
 
 Why the place is free: see maintenance.merging. A block that the home ceases to show while it is
 copied leaves a copy that nobody refers to; it is queued to be punched.
@@ -28,14 +39,14 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice, takewhile
+from itertools import islice
 
 from bockd.drivers.local.format import cells, queue
 from bockd.drivers.local.format.blockmap import own_leaves
 from bockd.drivers.local.format.catalogue import LAYERS, Catalogue, LayerRecord
 from bockd.drivers.local.format.cells import RunCount
 from bockd.drivers.local.format.layer import Layer
-from bockd.drivers.local.format.leaf import LEAF_BLOCKS, Leaf
+from bockd.drivers.local.format.leaf import LEAF_BLOCKS, LEAF_SHIFT, LEAVES, Leaf, leaf_key
 from bockd.drivers.local.integrity.damage import frozen_layers
 from bockd.drivers.local.maintenance.copying import Window
 from bockd.drivers.local.maintenance.merging import (
@@ -50,7 +61,7 @@ from bockd.drivers.local.rotating import Rotations
 from bockd.errors import BockdError, DamagedError, NoSpaceError, from_os_error, named
 from bockd.failpoints import Failpoint, hit
 from bockd.index.keys import id_key
-from bockd.model import BLOCK_SIZE, GIB, KIB, MIB, LayerId, VolumeId
+from bockd.model import BLOCK_SIZE, GIB, KIB, MIB, LayerId, MapId, VolumeId
 from bockd.pool.index import Transaction
 from bockd.runtime.steps import blocking
 
@@ -78,9 +89,15 @@ SPARE_BYTES = 1 * GIB
 COUNT_ROWS = 256
 """Rows of CELLS counted at once: a few milliseconds of the interpreter."""
 
-WINDOW_LEAVES = 1024
-"""Leaves of the home, and of its descendants, looked at for one window. Its transaction changes so
-many at most."""
+WINDOW_LOOKS = 4096
+"""Leaves of the home, and of its descendants, looked up for one window (but one number at least):
+its transaction keeps all others waiting that change the index."""
+
+WINDOW_CHANGES = 1024
+"""Leaves that show the source. A window ends behind the number with which they are so many."""
+
+WALK_LEAVES = 4096
+"""Looked at in one piece of the last walk."""
 
 PATIENCE = 60
 """So often a layer waits until reclaim has punched what is queued, before it is given up."""
@@ -143,6 +160,8 @@ class _Job:
     """Begun."""
     next_leaf: int = 0
     """Of the home, to be moved."""
+    walked: tuple[MapId, int] = (MapId(0), 0)
+    """Map and leaf number that the last walk has come to."""
     waits: int = 0
 
 
@@ -333,13 +352,17 @@ class Settler:
             for opened in list(self._registry.volumes.values()):
                 # As before any merge.
                 await opened.volume.heads.finish_punching()
-            job.merge, job.next_leaf = merge, 0
-        moved = await blocking(self._move_window, job, merge)
+            job.merge, job.next_leaf, job.walked = merge, 0, (MapId(0), 0)
         if job.next_leaf <= _MAX_LEAVES:
+            moved = await blocking(self._move_window, job, merge)
+            self._job = job
+            return SettleBatch(more=True, work_bytes=moved * BLOCK_SIZE)
+        looked = await blocking(self._walk_on, job, merge)
+        if looked == WALK_LEAVES:
             self._job = job
         else:
             await self._end(merge)
-        return SettleBatch(more=True, work_bytes=moved * BLOCK_SIZE)
+        return SettleBatch(more=True, work_bytes=looked * KIB)
 
     async def _merge(self, job: _Job) -> Merge:
         """Return the move as it is to go on. Make the layer to move into if there is none."""
@@ -355,7 +378,7 @@ class Settler:
 
     async def _end(self, merge: Merge) -> None:
         try:
-            await self._merger.run(merge)
+            await self._merger.end(merge)
             self._frozen.discard(merge.source.id)
         finally:
             # Reclaim removes the source, or goes on with what has begun.
@@ -404,29 +427,49 @@ class Settler:
 
     def _move_window(self, job: _Job, merge: Merge) -> int:
         """Move the next blocks, and note where the next window begins. Return how many they are."""
-        first = job.next_leaf
-        window = Window(merge.source.id)
+        window, changes = Window(merge.source.id), 0
         with self._store.index.reading() as txn:
-            members = sum(1 for _ in Catalogue(txn).subtree(merge.home))
-            looks = max(1, WINDOW_LEAVES // members)
-            following = first
-            leaves = list(islice(own_leaves(txn, merge.home, first), looks))
-            for number, payload in leaves:
-                following = number
-                if not window.take(txn, number, Leaf.decode(payload)):
+            members = list(Catalogue(txn).subtree(merge.home))
+            looks = max(1, WINDOW_LOOKS // len(members))
+            found = cells.leaves_with_cells(txn, merge.source.id, job.next_leaf)
+            numbers = list(islice(found, looks))
+            following = numbers[-1] + 1 if len(numbers) == looks else _MAX_LEAVES + 1
+            for number in numbers:
+                leaf = _showing(txn, merge.home, number, merge.source.id)
+                full = changes >= WINDOW_CHANGES
+                if full or (leaf is not None and not window.take(txn, number, leaf)):
+                    following = number
                     break
-                following = number + 1
-            else:
-                if len(leaves) < looks:
-                    following = _MAX_LEAVES + 1
+                if leaf is not None:
+                    shown = (_showing(txn, x, number, merge.source.id) for x in members)
+                    changes += sum(1 for x in shown if x is not None)
         if window.blocks:
             self._require_room(len(window.blocks))
             self._copy_window(merge, window)
-            lead = partial(_lead, merge=merge, window=window, first=first, following=following)
-            self._store.index.update(lead)
+            self._store.index.update(partial(_lead, merge=merge, window=window))
             hit(Failpoint.SETTLE_MOVED)
         job.next_leaf = following
         return len(window.blocks)
+
+    def _walk_on(self, job: _Job, merge: Merge) -> int:
+        """Look at the next leaves of all that may show the source, and note how far that came.
+        Return how many they are; fewer than WALK_LEAVES are the last. Raises DamagedError if one
+        shows it."""
+        first, start = job.walked
+        looked = 0
+        with self._store.index.reading() as txn:
+            for member in sorted(Catalogue(txn).subtree(merge.home)):
+                if member < first:
+                    continue
+                leaves = own_leaves(txn, member, start if member == first else 0)
+                for number, payload in islice(leaves, WALK_LEAVES - looked):
+                    if merge.source.id in Leaf.decode(payload).layers():
+                        raise _not_copied(member, merge)
+                    looked += 1
+                    job.walked = (member, number + 1)
+                if looked == WALK_LEAVES:
+                    break
+        return looked
 
     def _copy_window(self, merge: Merge, window: Window) -> None:
         layout = self._store.layout
@@ -458,24 +501,35 @@ def _give_back(target: Layer, window: Window) -> None:
             target.punch(first * BLOCK_SIZE, (end - first) * BLOCK_SIZE)
 
 
-def _lead(txn: Transaction, merge: Merge, window: Window, first: int, following: int) -> None:
-    """Lead all maps to the copies, in leaves first..following-1. Raises DamagedError, with nothing
-    changed, if one of them shows what was not copied."""
+def _showing(txn: Transaction, member: MapId, number: int, layer: LayerId) -> Leaf | None:
+    """Return a map's own leaf if it may show blocks of a layer. Raises DamagedError."""
+    payload = txn.get(LEAVES, leaf_key(member, number))
+    leaf = None if payload is None else Leaf.decode(payload)
+    return leaf if leaf is not None and layer in leaf.palette else None
+
+
+def _not_copied(member: MapId, merge: Merge) -> DamagedError:
+    return DamagedError(
+        f"map {member} shows blocks of layer {merge.source.id} that its home, map {merge.home}, "
+        "does not; run 'bockd check'"
+    )
+
+
+def _lead(txn: Transaction, merge: Merge, window: Window) -> None:
+    """Lead the home and its descendants to the copies. Raises DamagedError, with nothing changed,
+    if one of the window's leaves shows what was not copied."""
     copied = set(window.blocks.values())
     unshown = set(copied)
+    numbers = sorted({block >> LEAF_SHIFT for block in copied})
     for member in Catalogue(txn).subtree(merge.home):
-        leaves = own_leaves(txn, member, first)
-        for number, payload in takewhile(lambda leaf: leaf[0] < following, leaves):
-            leaf = Leaf.decode(payload)
-            if merge.source.id not in leaf.palette:
+        for number in numbers:
+            leaf = _showing(txn, member, number, merge.source.id)
+            if leaf is None:
                 continue
             moved = lead_to_copies(txn, member, number, leaf, merge)
             blocks = {number * LEAF_BLOCKS + block for block in moved}
             if not blocks <= copied:
-                raise DamagedError(
-                    f"map {member} shows blocks of layer {merge.source.id} that its home, map "
-                    f"{merge.home}, does not; run 'bockd check'"
-                )
+                raise _not_copied(member, merge)
             if member == merge.home:
                 unshown -= blocks
     queue.begin_settling(txn, merge.source.id, merge.target.id)
