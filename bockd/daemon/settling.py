@@ -32,7 +32,7 @@ class Settling:
         # One thread of its own: clients' reads never wait for it.
         self._runner = StepRunner(1)
         self.put_off: str | None = None
-        """Why the last attempt failed; None when it went well."""
+        """Why something was not settled at the last attempt; None when it went well."""
 
     async def run(self) -> None:
         """Settle what is due, until cancelled."""
@@ -40,7 +40,7 @@ class Settling:
             try:
                 await self._runner.run(self._settler.look())
                 await self._settle()
-                self.put_off = None
+                self._put_off(self._settler.put_off)
             except BockdError as error:
                 self._put_off(str(error))
             except Exception:
@@ -49,8 +49,8 @@ class Settling:
                 self.put_off = "an error of bockd's own; the log has it"
             await trio.sleep(LOOK_SECONDS)
 
-    def _put_off(self, reason: str) -> None:
-        if reason != self.put_off:
+    def _put_off(self, reason: str | None) -> None:
+        if reason is not None and reason != self.put_off:
             log.warning("settling layers is put off: %s", reason)
         self.put_off = reason
 

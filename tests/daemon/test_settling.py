@@ -26,6 +26,7 @@ class FakeSettler:
         self.batches = list(batches)
         self.calls: list[tuple[str, float]] = []
         self.waits = 0
+        self.put_off: str | None = None
 
     def _note(self, what: str) -> None:
         self.calls.append((what, trio.current_time()))
@@ -92,3 +93,12 @@ def test_a_failure_is_told_once_and_tried_again_after_the_next_look(
     assert settling.put_off == "the disk is full"
     settling = run(FakeSettler(NoSpaceError("the disk is full")), LOOK_SECONDS + 1)
     assert settling.put_off is None
+
+
+def test_layers_that_are_left_for_later_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    fake = FakeSettler()
+    fake.put_off = "layer 7 cannot be read"
+    with caplog.at_level(logging.WARNING):
+        settling = run(fake, LOOK_SECONDS + 1)
+    assert settling.put_off == "layer 7 cannot be read"
+    assert len(caplog.records) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -23,7 +24,6 @@ from bockd.drivers.local.maintenance import copying, merging, settling
 from bockd.drivers.local.maintenance.reclaim import Reclaimer
 from bockd.drivers.local.maintenance.settling import SettleBatch, Settler
 from bockd.drivers.local.pool import LocalPool
-from bockd.errors import NoSpaceError
 from bockd.failpoints import Failpoint
 from bockd.index.keys import id_key
 from bockd.model import BLOCK_SIZE, MIB, LayerId, SnapshotId
@@ -604,14 +604,15 @@ def test_a_failure_gives_back_what_was_copied(
         raise OSError(errno.ENOSPC, "full")
 
     monkeypatch.setattr(Layer, what, full)
-    with pytest.raises(NoSpaceError):
-        bench.step()
+    assert bench.step() == SettleBatch(more=True)
+    assert "full" in (bench.settler.put_off or "")
     assert bench.allocated() <= space
     assert bench.step() == SettleBatch(more=False)
     bench.verify()
     bench.look()
     bench.settle()
     assert not bench.exists(source.id)
+    assert bench.settler.put_off is None
     bench.verify()
 
 
@@ -620,14 +621,87 @@ def test_nothing_begins_without_room_for_all_of_it(
 ) -> None:
     source = bench.frozen()
     known = bench.layers()
-    monkeypatch.setattr(settling, "SPARE_BYTES", 1 << 60)
-    bench.look()
-    bench.look()
-    with pytest.raises(NoSpaceError, match="1 MiB are to be moved"):
+    free = settling.SPARE_BYTES + HELD * BLOCK_SIZE
+    with_free(monkeypatch, free - 1)
+    for _ in range(3):
+        bench.look()
         bench.settle()
+    assert bench.settler.put_off == (
+        f"to settle layer {source.id} of volume 'v' 1026 MiB must be free (1024 of them for "
+        "others), and 1025 are; delete snapshots or volumes, or enlarge the file system; until "
+        "then reading it in order is slow"
+    )
     assert bench.layers() == known
-    monkeypatch.undo()
+    with_free(monkeypatch, free)
     bench.look()
+    bench.settle()
+    assert not bench.exists(source.id)
+    assert bench.settler.put_off is None
+
+
+def test_where_little_is_free_nothing_is_settled_and_nobody_warned(
+    bench: Scattered, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = bench.frozen()
+    with_free(monkeypatch, settling.SPARE_BYTES - 1)
+    with caplog.at_level(logging.INFO, settling.__name__):
+        for _ in range(4):
+            bench.look()
+            bench.settle()
+    assert bench.exists(source.id)
+    assert bench.settler.put_off is None
+    assert [record.levelname for record in caplog.records] == ["INFO"]
+
+
+def with_free(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    found = os.statvfs("/")
+    values = [*found[:2], free, free, free, *found[5:]]
+    values[0] = values[1] = 1
+    monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result(values))
+
+
+def test_a_layer_that_fails_holds_up_no_other_and_is_tried_less_and_less(
+    bench: Scattered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = bench.frozen()
+    bench.scatter(range(HELD))
+    good = bench.frozen()
+    reading: list[int] = []
+    counting: list[LayerId] = []
+    read, rows_between = Layer.read, cells.ROWS.rows_between
+
+    def failing(self: Layer, offset: int, into: memoryview) -> None:
+        if self.id == bad.id:
+            reading.append(bench.settler._looks)
+            raise OSError(errno.EIO, "broken")
+        read(self, offset, into)
+
+    def counted_rows(txn: Any, layer: LayerId, first: int, end: int) -> Any:
+        counting.append(layer)
+        return rows_between(txn, layer, first, end)
+
+    monkeypatch.setattr(settling, "MAX_BACKOFF_LOOKS", 4)
+    monkeypatch.setattr(Layer, "read", failing)
+    monkeypatch.setattr(type(cells.ROWS), "rows_between", staticmethod(counted_rows))
+    for _ in range(18):
+        bench.look()
+        bench.settle()
+    assert not bench.exists(good.id)
+    assert bench.exists(bad.id)
+    assert reading == [2, 3, 5, 9, 13, 17]
+    assert counting.count(bad.id) == 1
+    assert f"layer {bad.id}" in (bench.settler.put_off or "")
+
+
+def test_each_window_may_wait_for_punches(
+    bench: Scattered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settling, "PATIENCE", 1)
+    source = bench.frozen()
+    bench.look()
+    bench.look()
+    waits = iter((True, False, True, False, True, False))
+    monkeypatch.setattr(Settler, "_waits_for_punches", lambda *_: next(waits))
     bench.settle()
     assert not bench.exists(source.id)
 

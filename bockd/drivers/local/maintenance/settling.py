@@ -100,7 +100,12 @@ WALK_LEAVES = 4096
 """Looked at in one piece of the last walk."""
 
 PATIENCE = 60
-"""So often a layer waits until reclaim has punched what is queued, before it is given up."""
+"""So often a window waits until reclaim has punched what is queued, before the layer is put off
+until the next look."""
+
+MAX_BACKOFF_LOOKS = 144
+"""A layer that could not be moved is tried again after one look, two, four and so on, up to that
+many: about a day. One that lacked space is tried again after each: that costs little."""
 
 _MAX_LEAVES = (1 << 32) - 1
 
@@ -115,6 +120,15 @@ class SettleBatch:
     """Read, about."""
     busy: bool = False
     """Nothing could be done: reclaim is to punch first."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Frozen:
+    """What is known of a frozen packed layer."""
+
+    begun: bool
+    """Some of its blocks have moved."""
+    cells: int
 
 
 @dataclass(slots=True)
@@ -165,6 +179,15 @@ class _Job:
     waits: int = 0
 
 
+@dataclass(slots=True)
+class _Failure:
+    """Why a layer was not moved, and when it is tried again."""
+
+    reason: str
+    wait_looks: int
+    next_look: int
+
+
 class _LaterError(Exception):
     """The layer cannot be moved now, for no fault of its own."""
 
@@ -188,6 +211,11 @@ class Settler:
         self._former: dict[VolumeId, _Former] = {}
         self.written_bytes: Callable[[VolumeId], int] = lambda _volume: 0
         """Counts what clients have written to an open volume; given by the daemon."""
+        self._looks = 0
+        self._counts: dict[LayerId, RunCount] = {}
+        """Of frozen layers that are due, and not moved yet."""
+        self._failures: dict[LayerId, _Failure] = {}
+        self._told_little = False
         self._queue: deque[_Job] = deque()
         self._job: _Job | None = None
 
@@ -197,6 +225,14 @@ class Settler:
         may take long."""
         has_work = self._job is not None or bool(self._queue)
         return has_work and self._registry.maintenance_lock.held
+
+    @property
+    def put_off(self) -> str | None:
+        """Why layers that are due were not moved when that was last tried; None if all were."""
+        reasons = [self._failures[layer].reason for layer in sorted(self._failures)]
+        if len(reasons) > 1:
+            return f"{reasons[0]} (and {len(reasons) - 1} more)"
+        return reasons[0] if reasons else None
 
     def note_frozen(self) -> None:
         """Note that something was frozen: the next look may find it."""
@@ -215,9 +251,11 @@ class Settler:
             # Another one would be raw, or could not be written to.
             and not self._store.index.may_miss(cells.CELLS)
         }
+        self._looks += 1
         self._queue.clear()
         self._job = None
         if not (self._changed or self._frozen or volumes):
+            self._failures.clear()
             return
         self._changed = False
         try:
@@ -227,19 +265,31 @@ class Settler:
             raise
         self._judged &= frozen.keys()
         unjudged = frozen.keys() - self._judged
-        self._queue.extend(
-            _Job(layer, next_row=None if frozen[layer] else 0)
-            for layer in sorted(unjudged)
-            if frozen[layer] or layer in self._frozen
-        )
+        for known in (self._counts, self._failures):
+            for layer in known.keys() - unjudged - heads.keys():
+                del known[layer]
+        # What has begun takes space for a second time until its end; and much waits for little.
+        for new, _, layer in sorted((not frozen[x].begun, frozen[x].cells, x) for x in unjudged):
+            if (layer in self._frozen or not new) and self._may_try(layer):
+                self._queue.append(self._job_of(layer, begun=not new))
         self._frozen = unjudged
         self._look_at_heads(heads, volumes)
 
+    def _may_try(self, layer: LayerId) -> bool:
+        failure = self._failures.get(layer)
+        return failure is None or failure.next_look <= self._looks
+
+    def _job_of(self, layer: LayerId, *, begun: bool) -> _Job:
+        """A frozen one's. It is counted if it has not begun and its count is not known."""
+        count = self._counts.get(layer)
+        if begun or count is not None:
+            return _Job(layer, count=count or RunCount(), next_row=None)
+        return _Job(layer)
+
     def _packed_layers(
         self, volumes: dict[LayerId, VolumeId]
-    ) -> tuple[dict[LayerId, bool], dict[LayerId, int]]:
-        """In a thread: the frozen ones, whether some of their blocks have moved; and how many cells
-        the heads of volumes have."""
+    ) -> tuple[dict[LayerId, _Frozen], dict[LayerId, int]]:
+        """In a thread: the frozen ones; and how many cells the heads of volumes have."""
         with self._store.index.reading() as txn:
             catalogue = Catalogue(txn)
             heads = {
@@ -249,7 +299,7 @@ class Settler:
             }
             begun = queue.begun_settling(txn)
             frozen = {
-                layer.id: layer.id in begun
+                layer.id: _Frozen(layer.id in begun, layer.cells)
                 for layer in frozen_layers(txn)
                 if layer.packed and layer.cells
             }
@@ -268,7 +318,8 @@ class Settler:
                 seen = _Head(count, written)
             else:
                 seen.note_written(written)
-                if not seen.judged and seen.rested >= self._rest_looks(volume, count):
+                rests = seen.rested >= self._rest_looks(volume, count)
+                if rests and not seen.judged and self._may_try(head):
                     self._queue.append(_Job(head, volume))
             self._heads[head] = seen
 
@@ -288,8 +339,8 @@ class Settler:
     # -- steps -------------------------------------------------------------------------------
 
     async def step(self) -> SettleBatch:
-        """Do the next piece of work: count rows, or move a window. Raises BockdError; the layer is
-        then tried again after the next look."""
+        """Do the next piece of work: count rows, or move a window. A layer that cannot be moved is
+        left for later, see `put_off`, and the others have their turn."""
         if self._job is None:
             if not self._queue:
                 return SettleBatch(more=False)
@@ -306,6 +357,17 @@ class Settler:
             self._judged.add(job.layer)
             log.error("layer %s is not settled: %s", job.layer, error)  # noqa: TRY400
             return SettleBatch(more=True)
+        except BockdError as error:
+            self._note_failed(job, error)
+            return SettleBatch(more=True)
+
+    def _note_failed(self, job: _Job, error: BockdError) -> None:
+        before = self._failures.get(job.layer)
+        if before is None or isinstance(error, NoSpaceError):
+            looks = 1
+        else:
+            looks = min(2 * before.wait_looks, MAX_BACKOFF_LOOKS)
+        self._failures[job.layer] = _Failure(str(error), looks, self._looks + looks)
 
     async def _count_on(self, job: _Job) -> SettleBatch:
         rows = await blocking(self._count_rows, job)
@@ -314,9 +376,11 @@ class Settler:
         elif not _is_due(job.count):
             self._note_judged(job)
         elif job.volume is None:
+            self._counts[job.layer] = job.count
             self._job = job
         elif job.count.blocks * BLOCK_SIZE > HEAD_BYTES:
             await self._freeze_head(job.volume, job.layer)
+            self._failures.pop(job.layer, None)
         else:
             self._note_judged(job)
         return SettleBatch(more=True, work_bytes=rows * KIB)
@@ -355,6 +419,7 @@ class Settler:
             job.merge, job.next_leaf, job.walked = merge, 0, (MapId(0), 0)
         if job.next_leaf <= _MAX_LEAVES:
             moved = await blocking(self._move_window, job, merge)
+            job.waits = 0
             self._job = job
             return SettleBatch(more=True, work_bytes=moved * BLOCK_SIZE)
         looked = await blocking(self._walk_on, job, merge)
@@ -367,7 +432,7 @@ class Settler:
     async def _merge(self, job: _Job) -> Merge:
         """Return the move as it is to go on. Make the layer to move into if there is none."""
         if job.merge is None:
-            await blocking(self._require_room, job.count.blocks)
+            await blocking(self._require_room, job.layer, job.count.blocks)
         merge = await blocking(self._plan, job)
         if isinstance(merge, LayerRecord):
             await self._merger.make_layer(merge.home, merge.size_bytes)
@@ -380,6 +445,7 @@ class Settler:
         try:
             await self._merger.end(merge)
             self._frozen.discard(merge.source.id)
+            self._failures.pop(merge.source.id, None)
         finally:
             # Reclaim removes the source, or goes on with what has begun.
             self._registry.on_garbage()
@@ -413,15 +479,36 @@ class Settler:
         with self._store.index.reading() as txn:
             return queue.is_punched(txn, merge.target.id)
 
-    def _require_room(self, blocks: int) -> None:
+    def _require_room(self, layer: LayerId, blocks: int) -> None:
+        """Raises NoSpaceError, or _LaterError where there is so little that settling would be in
+        the way of what the disk is for."""
         root = self._store.layout.root
         with named(f"asking for the space of {root}"):
             found = os.statvfs(root)
-        if found.f_bavail * found.f_frsize < blocks * BLOCK_SIZE + SPARE_BYTES:
-            raise NoSpaceError(
-                f"{blocks * BLOCK_SIZE // MIB} MiB are to be moved, and {SPARE_BYTES // MIB} MiB "
-                "more must be free for that"
-            )
+        free = found.f_bavail * found.f_frsize
+        wanted = blocks * BLOCK_SIZE + SPARE_BYTES
+        if free >= wanted:
+            return
+        if free < SPARE_BYTES:
+            if not self._told_little:
+                self._told_little = True
+                log.info("no layers are settled while less than %d MiB are free", _mib(SPARE_BYTES))
+            raise _LaterError
+        raise NoSpaceError(
+            f"to settle {self._name(layer)} {_mib(wanted)} MiB must be free "
+            f"({_mib(SPARE_BYTES)} of them for others), and {free // MIB} are; delete snapshots or "
+            "volumes, or enlarge the file system; until then reading it in order is slow"
+        )
+
+    def _name(self, layer: LayerId) -> str:
+        """The layer, with a volume that reads it, if there is one."""
+        with self._store.index.reading() as txn:
+            catalogue = Catalogue(txn)
+            home = catalogue.layer(layer).home
+            for volume in catalogue.volumes():
+                if home in catalogue.chain(volume.map):
+                    return f"layer {layer} of volume {volume.name!r}"
+        return f"layer {layer}"
 
     # -- a window, in a thread ---------------------------------------------------------------
 
@@ -444,7 +531,7 @@ class Settler:
                     shown = (_showing(txn, x, number, merge.source.id) for x in members)
                     changes += sum(1 for x in shown if x is not None)
         if window.blocks:
-            self._require_room(len(window.blocks))
+            self._require_room(job.layer, len(window.blocks))
             self._copy_window(merge, window)
             self._store.index.update(partial(_lead, merge=merge, window=window))
             hit(Failpoint.SETTLE_MOVED)
@@ -488,6 +575,11 @@ class Settler:
                     raise
                 doing = f"moving layer {source.id} to {target.id}"
                 raise from_os_error(error, doing) from error
+
+
+def _mib(count: int) -> int:
+    """Bytes as MiB, rounded up."""
+    return -(-count // MIB)
 
 
 def _is_due(count: RunCount) -> bool:
