@@ -61,6 +61,7 @@ def sizes(journal_records: int) -> tuple[tuple[Any, str, float], ...]:
         (merging, "MAX_DEAD_LAYERS", 1),
         (copying, "WINDOW_BLOCKS", LEAF_BLOCKS),
         (settling, "RUNS_PER_MIB", 1),
+        (settling, "MIN_BYTES", 0),
         (settling, "HEAD_BYTES", 16 * BLOCK_SIZE),
         (settling, "SPARE_BYTES", 0),
         (ballast, "BALLAST_BYTES", 16 * 1024),

@@ -133,6 +133,7 @@ class Worker:
         run_inline(Reclaimer(pool.registry).run())
         with (
             mock.patch.object(settling, "RUNS_PER_MIB", 0),
+            mock.patch.object(settling, "MIN_BYTES", 0),
             mock.patch.object(copying, "WINDOW_BLOCKS", LEAF_BLOCKS),
         ):
             for _ in range(2):

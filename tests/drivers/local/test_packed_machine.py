@@ -48,6 +48,7 @@ class PackedMachine(RuleBasedStateMachine):
             mock.patch.object(leafcache, "GROUP_LEAVES", 1),
             mock.patch.object(copying, "WINDOW_BLOCKS", 256),
             mock.patch.object(settling, "RUNS_PER_MIB", 1),
+            mock.patch.object(settling, "MIN_BYTES", 0),
             mock.patch.object(settling, "HEAD_BYTES", 20 * BLOCK_SIZE),
         ]
         for patch in self.patches:

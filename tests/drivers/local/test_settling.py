@@ -148,6 +148,7 @@ class Scattered(Bench):
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scattered]:
     monkeypatch.setattr(copying, "WINDOW_BLOCKS", LEAF_BLOCKS)  # two windows
+    monkeypatch.setattr(settling, "MIN_BYTES", 0)
     bench = Scattered(tmp_path)
     yield bench
     die(bench.pool)
@@ -186,10 +187,43 @@ def counted(*runs: int) -> RunCount:
         ([1] * 16 + [241], True),
     ],
 )
-def test_a_layer_is_due_with_more_than_eight_runs_in_each_mib(runs: list[int], due: bool) -> None:
+def test_a_layer_is_due_with_more_than_eight_runs_in_each_mib(
+    monkeypatch: pytest.MonkeyPatch, runs: list[int], due: bool
+) -> None:
+    monkeypatch.setattr(settling, "MIN_BYTES", 0)
     count = counted(*runs)
     assert (count.blocks, count.runs) == (sum(runs), len(runs))
     assert settling._is_due(count) is due
+
+
+def test_a_layer_that_holds_little_is_left_alone() -> None:
+    blocks = settling.MIN_BYTES // BLOCK_SIZE
+    assert not settling._is_due(counted(*[1] * (blocks - 1)))
+    assert settling._is_due(counted(*[1] * blocks))
+
+
+def test_a_window_ends_when_enough_leaves_are_to_change(
+    bench: Scattered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Leaves that are looked up, and do not show the layer, are counted apart. And what a window
+    costs besides its bytes counts as work."""
+    monkeypatch.setattr(copying, "WINDOW_BLOCKS", 4 * LEAF_BLOCKS)
+    bench.frozen()
+    bench.look()
+    bench.look()
+    assert bench.step().work_bytes == 2 * 1024  # counted
+    work = bench.step().work_bytes
+    assert work == HELD * BLOCK_SIZE + settling.WINDOW_COST_BYTES + 2 * 1024
+    bench.settle()
+    bench.scatter(range(HELD))
+    bench.frozen()
+    monkeypatch.setattr(settling, "WINDOW_CHANGES", 1)
+    bench.look()
+    bench.look()
+    bench.step()
+    assert bench.step().work_bytes < work
+    bench.settle()
+    bench.verify()
 
 
 def test_blocks_of_other_layers_in_between_end_no_run() -> None:

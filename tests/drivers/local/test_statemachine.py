@@ -87,6 +87,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.patches = [
             mock.patch.object(copying, "WINDOW_BLOCKS", LEAF_BLOCKS),
             mock.patch.object(settling, "RUNS_PER_MIB", 1),
+            mock.patch.object(settling, "MIN_BYTES", 0),
             mock.patch.object(settling, "HEAD_BYTES", LEAF_BLOCKS * BLOCK_SIZE),
         ]
         for patch in self.patches:

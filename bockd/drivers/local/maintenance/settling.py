@@ -72,6 +72,13 @@ RUNS_PER_MIB = 8
 in order from the disk at 0.88 of the speed of a raw layer, runs of 64 KiB at 0.81, single blocks at
 0.25 (docs/packed-heads.md)."""
 
+MIN_BYTES = 4 * MIB
+"""What holds less is left alone: it is read in a tenth of a second, and moving it costs syncs and
+transactions that many snapshots in a row, each with a little, would multiply."""
+
+WINDOW_COST_BYTES = 4 * MIB
+"""A window counts as so much work besides its bytes: its file is synced, and the index."""
+
 HEAD_BYTES = 1 * GIB
 """A head that holds more than that may be frozen to be settled."""
 
@@ -117,7 +124,7 @@ class SettleBatch:
     more: bool
     """There may be more to do at once."""
     work_bytes: int = 0
-    """Read, about."""
+    """Read, about, and what costs as much as reading that."""
     busy: bool = False
     """Nothing could be done: reclaim is to punch first."""
 
@@ -418,10 +425,10 @@ class Settler:
                 await opened.volume.heads.finish_punching()
             job.merge, job.next_leaf, job.walked = merge, 0, (MapId(0), 0)
         if job.next_leaf <= _MAX_LEAVES:
-            moved = await blocking(self._move_window, job, merge)
+            work_bytes = await blocking(self._move_window, job, merge)
             job.waits = 0
             self._job = job
-            return SettleBatch(more=True, work_bytes=moved * BLOCK_SIZE)
+            return SettleBatch(more=True, work_bytes=work_bytes)
         looked = await blocking(self._walk_on, job, merge)
         if looked == WALK_LEAVES:
             self._job = job
@@ -513,7 +520,8 @@ class Settler:
     # -- a window, in a thread ---------------------------------------------------------------
 
     def _move_window(self, job: _Job, merge: Merge) -> int:
-        """Move the next blocks, and note where the next window begins. Return how many they are."""
+        """Move the next blocks, and note where the next window begins. Return how much work that
+        was, in bytes."""
         window, changes = Window(merge.source.id), 0
         with self._store.index.reading() as txn:
             members = list(Catalogue(txn).subtree(merge.home))
@@ -536,7 +544,8 @@ class Settler:
             self._store.index.update(partial(_lead, merge=merge, window=window))
             hit(Failpoint.SETTLE_MOVED)
         job.next_leaf = following
-        return len(window.blocks)
+        copied = len(window.blocks) * BLOCK_SIZE
+        return len(numbers) * KIB + (copied + WINDOW_COST_BYTES if copied else 0)
 
     def _walk_on(self, job: _Job, merge: Merge) -> int:
         """Look at the next leaves of all that may show the source, and note how far that came.
@@ -583,6 +592,8 @@ def _mib(count: int) -> int:
 
 
 def _is_due(count: RunCount) -> bool:
+    if count.blocks * BLOCK_SIZE < MIN_BYTES:
+        return False
     return count.runs > RUNS_PER_MIB * -(-count.blocks * BLOCK_SIZE // MIB)
 
 
