@@ -12,7 +12,8 @@ from bockd.drivers.local.format import cells
 from bockd.drivers.local.format.catalogue import Catalogue, LayerRecord
 from bockd.drivers.local.format.leaf import LEAF_BLOCKS
 from bockd.drivers.local.maintenance import copying, merging
-from bockd.drivers.local.maintenance.merging import LayerMerger, Merge
+from bockd.drivers.local.maintenance.leading import Merge
+from bockd.drivers.local.maintenance.merging import LayerMerger
 from bockd.drivers.local.maintenance.reclaim import Reclaimer
 from bockd.drivers.local.pool import LocalPool
 from bockd.errors import DamagedError

@@ -20,7 +20,7 @@ from bockd.drivers.local.format.leaf import LEAF_BLOCKS, LEAVES, Leaf, leaf_key
 from bockd.drivers.local.integrity.check import check_open_pool
 from bockd.drivers.local.integrity.damage import scrub_status
 from bockd.drivers.local.integrity.scrub import Scrubber
-from bockd.drivers.local.maintenance import copying, merging, settling
+from bockd.drivers.local.maintenance import copying, leading, merging, settling
 from bockd.drivers.local.maintenance.reclaim import Reclaimer
 from bockd.drivers.local.maintenance.settling import SettleBatch, Settler
 from bockd.drivers.local.pool import LocalPool
@@ -805,7 +805,7 @@ def test_a_window_looks_at_its_own_leaves_alone(
         looked += 1
         return decode(payload)
 
-    lead, most = settling._lead, []
+    lead, most = leading.redirect_window, []
 
     def measured(*given: Any, **named: Any) -> None:
         nonlocal looked
@@ -813,7 +813,7 @@ def test_a_window_looks_at_its_own_leaves_alone(
         lead(*given, **named)
         most.append(looked)
 
-    monkeypatch.setattr(settling, "_lead", measured)
+    monkeypatch.setattr(settling, "redirect_window", measured)
     monkeypatch.setattr(settling, "WALK_LEAVES", 16)
     monkeypatch.setattr(Leaf, "decode", staticmethod(counted))
     bench.look()
@@ -869,12 +869,12 @@ def test_a_move_that_was_interrupted_goes_on(
         if point is stage:
             raise DeadError
 
-    for module in (settling, merging):
+    for module in (settling, leading, merging):
         monkeypatch.setattr(module, "hit", hit)
     monkeypatch.setattr(settling, "_give_back", lambda *_: None)
     with pytest.raises(DeadError):
         bench.settle()
-    for module in (settling, merging):
+    for module in (settling, leading, merging):
         monkeypatch.setattr(module, "hit", lambda _: None)
     bench.reopen()
     bench.verify()

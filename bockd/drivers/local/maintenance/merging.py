@@ -21,13 +21,14 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 
-from bockd.drivers.local.format import checksums, queue
+from bockd.drivers.local.format import queue
 from bockd.drivers.local.format.blockmap import own_leaves
 from bockd.drivers.local.format.catalogue import LAYERS, Catalogue, LayerRecord
 from bockd.drivers.local.format.forgetting import forget_layer
 from bockd.drivers.local.format.layer import Layer
-from bockd.drivers.local.format.leaf import LEAF_BLOCKS, LEAVES, Leaf, leaf_key
+from bockd.drivers.local.format.leaf import LEAF_BLOCKS, Leaf
 from bockd.drivers.local.maintenance.copying import Window, copy_blocks
+from bockd.drivers.local.maintenance.leading import Merge, lead_to_copies, read_again
 from bockd.drivers.local.registry import Registry
 from bockd.drivers.local.volume.reading import Reader
 from bockd.errors import from_os_error
@@ -43,16 +44,6 @@ file; merging costs the smallest one's bytes once."""
 
 BATCH_LEAVES = 512
 """Leaves looked at in one transaction."""
-
-
-@dataclass(frozen=True, slots=True)
-class Merge:
-    """The live blocks of `source` move into `target`; both are at home in `home`."""
-
-    home: MapId
-    source: LayerRecord
-    target: LayerRecord
-    """A raw one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,26 +263,3 @@ def is_folded(catalogue: Catalogue, home: MapId) -> bool:
     """Return whether a map is being dropped or folded, or is to be. Its only child may have some of
     its leaves already: then it does not show any more all that anybody shows of its layers."""
     return catalogue.map(home).dead and len(catalogue.children(home)) <= 1
-
-
-def read_again(txn: Transaction, merge: Merge) -> None:
-    """Have the target read from its beginning, if the source was not read to its end: what has no
-    checksum yet has moved, to where it will be looked for."""
-    read = checksums.reading_of(txn, merge.source.id)
-    if read is None or not read.done:
-        checksums.forget_reading(txn, merge.target.id)
-
-
-def lead_to_copies(
-    txn: Transaction, member: MapId, number: int, leaf: Leaf, merge: Merge
-) -> list[int]:
-    """Redirect a leaf of the home, or of a descendant, to the target wherever it shows the source.
-    Return these blocks. With a leaf of the home checksums and marks of damage go along: it comes
-    first, and shows all that anybody shows."""
-    layers = leaf.layers()
-    blocks = [block for block, layer in enumerate(layers) if layer == merge.source.id]
-    if member == merge.home:
-        checksums.copy_blocks(txn, merge.source.id, merge.target.id, number, blocks)
-    moved = [merge.target.id if layer == merge.source.id else layer for layer in layers]
-    txn.put(LEAVES, leaf_key(member, number), Leaf.of(moved).encode())
-    return blocks

@@ -16,15 +16,7 @@ the index. Devices go on reading from the source, where nothing changes. When th
 of it any more, a walk over the leaves of all, in pieces, finds that nobody does; then the move ends
 as a merge does.
 
-A window's transaction looks at nothing but the window's leaf numbers, by key, in the home and in
-each descendant: others wait for it. That is enough. It refuses if one of them shows a block that
-was not copied. In a leaf number where the home does not show the source no descendant does either,
-nor will: they show what the home does, and a home only ceases to show something. If the index is
-damaged, so that one does, it goes on being led to the source, which is whole until it is forgotten;
-and the walk refuses before that. The walk need not be of one instant. A leaf is copied from an
-ancestor, whose map has the smaller number, and folding goes to a child: so maps are walked in the
-order of their numbers, those made meanwhile with them, and a leaf that still shows the source can
-come to be in no place but in front of the walk.
+Why that is enough, and the walk need not be of one instant: see maintenance.leading.
 
 Why the place is free: see maintenance.merging. A block that the home ceases to show while it is
 copied leaves a copy that nobody refers to; it is queued to be punched.
@@ -42,19 +34,15 @@ from functools import partial
 from itertools import islice
 
 from bockd.drivers.local.format import cells, queue
-from bockd.drivers.local.format.blockmap import own_leaves
 from bockd.drivers.local.format.catalogue import LAYERS, Catalogue, LayerRecord
 from bockd.drivers.local.format.cells import RunCount
 from bockd.drivers.local.format.layer import Layer
-from bockd.drivers.local.format.leaf import LEAF_BLOCKS, LEAF_SHIFT, LEAVES, Leaf, leaf_key
 from bockd.drivers.local.integrity.damage import frozen_layers
 from bockd.drivers.local.maintenance.copying import Window
+from bockd.drivers.local.maintenance.leading import Merge, redirect_window, showing, walk
 from bockd.drivers.local.maintenance.merging import (
     LayerMerger,
-    Merge,
     is_folded,
-    lead_to_copies,
-    read_again,
 )
 from bockd.drivers.local.registry import Registry
 from bockd.drivers.local.rotating import Rotations
@@ -62,7 +50,6 @@ from bockd.errors import BockdError, DamagedError, NoSpaceError, from_os_error, 
 from bockd.failpoints import Failpoint, hit
 from bockd.index.keys import id_key
 from bockd.model import BLOCK_SIZE, GIB, KIB, MIB, LayerId, MapId, VolumeId
-from bockd.pool.index import Transaction
 from bockd.runtime.steps import blocking
 
 log = logging.getLogger(__name__)
@@ -530,18 +517,18 @@ class Settler:
             numbers = list(islice(found, looks))
             following = numbers[-1] + 1 if len(numbers) == looks else _MAX_LEAVES + 1
             for number in numbers:
-                leaf = _showing(txn, merge.home, number, merge.source.id)
+                leaf = showing(txn, merge.home, number, merge.source.id)
                 full = changes >= WINDOW_CHANGES
                 if full or (leaf is not None and not window.take(txn, number, leaf)):
                     following = number
                     break
                 if leaf is not None:
-                    shown = (_showing(txn, x, number, merge.source.id) for x in members)
+                    shown = (showing(txn, x, number, merge.source.id) for x in members)
                     changes += sum(1 for x in shown if x is not None)
         if window.blocks:
             self._require_room(job.layer, len(window.blocks))
             self._copy_window(merge, window)
-            self._store.index.update(partial(_lead, merge=merge, window=window))
+            self._store.index.update(partial(redirect_window, merge=merge, window=window))
             hit(Failpoint.SETTLE_MOVED)
         job.next_leaf = following
         copied = len(window.blocks) * BLOCK_SIZE
@@ -551,20 +538,8 @@ class Settler:
         """Look at the next leaves of all that may show the source, and note how far that came.
         Return how many they are; fewer than WALK_LEAVES are the last. Raises DamagedError if one
         shows it."""
-        first, start = job.walked
-        looked = 0
         with self._store.index.reading() as txn:
-            for member in sorted(Catalogue(txn).subtree(merge.home)):
-                if member < first:
-                    continue
-                leaves = own_leaves(txn, member, start if member == first else 0)
-                for number, payload in islice(leaves, WALK_LEAVES - looked):
-                    if merge.source.id in Leaf.decode(payload).layers():
-                        raise _not_copied(member, merge)
-                    looked += 1
-                    job.walked = (member, number + 1)
-                if looked == WALK_LEAVES:
-                    break
+            looked, job.walked = walk(txn, merge, job.walked, WALK_LEAVES)
         return looked
 
     def _copy_window(self, merge: Merge, window: Window) -> None:
@@ -602,41 +577,3 @@ def _give_back(target: Layer, window: Window) -> None:
     for first, end in window.runs():
         with suppress(OSError):
             target.punch(first * BLOCK_SIZE, (end - first) * BLOCK_SIZE)
-
-
-def _showing(txn: Transaction, member: MapId, number: int, layer: LayerId) -> Leaf | None:
-    """Return a map's own leaf if it may show blocks of a layer. Raises DamagedError."""
-    payload = txn.get(LEAVES, leaf_key(member, number))
-    leaf = None if payload is None else Leaf.decode(payload)
-    return leaf if leaf is not None and layer in leaf.palette else None
-
-
-def _not_copied(member: MapId, merge: Merge) -> DamagedError:
-    return DamagedError(
-        f"map {member} shows blocks of layer {merge.source.id} that its home, map {merge.home}, "
-        "does not; run 'bockd check'"
-    )
-
-
-def _lead(txn: Transaction, merge: Merge, window: Window) -> None:
-    """Lead the home and its descendants to the copies. Raises DamagedError, with nothing changed,
-    if one of the window's leaves shows what was not copied."""
-    copied = set(window.blocks.values())
-    unshown = set(copied)
-    numbers = sorted({block >> LEAF_SHIFT for block in copied})
-    for member in Catalogue(txn).subtree(merge.home):
-        for number in numbers:
-            leaf = _showing(txn, member, number, merge.source.id)
-            if leaf is None:
-                continue
-            moved = lead_to_copies(txn, member, number, leaf, merge)
-            blocks = {number * LEAF_BLOCKS + block for block in moved}
-            if not blocks <= copied:
-                raise _not_copied(member, merge)
-            if member == merge.home:
-                unshown -= blocks
-    queue.begin_settling(txn, merge.source.id, merge.target.id)
-    read_again(txn, merge)
-    for start, end in cells.runs_of_cells(sorted(unshown)):
-        queue.add_punch(txn, queue.PunchEntry(merge.target.id, start, end - start))
-    hit(Failpoint.SETTLE_LED)
