@@ -76,7 +76,7 @@ class LocalBackend:
 
     async def run(self, written_bytes: Callable[[VolumeId], int]) -> None:
         """Scrub, settle, and end backups whose makers are gone, until cancelled."""
-        self._settler.written_bytes = written_bytes
+        self._settler.heads.written_bytes = written_bytes
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.scrubbing.run)
             nursery.start_soon(self._settling.run)

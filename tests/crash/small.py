@@ -11,7 +11,7 @@ from unittest import mock
 
 from bockd.drivers.local.format import journal, layer
 from bockd.drivers.local.format.leaf import LEAF_BLOCKS
-from bockd.drivers.local.maintenance import copying, merging, settling
+from bockd.drivers.local.maintenance import copying, merging, resting, settling
 from bockd.drivers.local.volume import (
     allocating,
     cells,
@@ -62,7 +62,7 @@ def sizes(journal_records: int) -> tuple[tuple[Any, str, float], ...]:
         (copying, "WINDOW_BLOCKS", LEAF_BLOCKS),
         (settling, "RUNS_PER_MIB", 1),
         (settling, "MIN_BYTES", 0),
-        (settling, "HEAD_BYTES", 16 * BLOCK_SIZE),
+        (resting, "HEAD_BYTES", 16 * BLOCK_SIZE),
         (settling, "SPARE_BYTES", 0),
         (ballast, "BALLAST_BYTES", 16 * 1024),
         (index, "_AHEAD_BYTES", 64 * 1024),

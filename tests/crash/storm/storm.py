@@ -29,7 +29,7 @@ from pathlib import Path
 from bockd.cli.checking import check_pool
 from bockd.daemon import settling as daemon_settling
 from bockd.drivers.local import registry
-from bockd.drivers.local.maintenance import settling
+from bockd.drivers.local.maintenance import resting
 from tests.crash.forked import START_SECONDS, ForkedDaemon
 from tests.crash.history import History, Shot
 from tests.crash.load import Load, drive, read_last_replies
@@ -95,8 +95,8 @@ def make_small(*, packed: bool) -> None:
     for target, name, value in sizes(JOURNAL_RECORDS):
         setattr(target, name, value)
     daemon_settling.LOOK_SECONDS = 0.1
-    setattr(settling, "GROWTH_SHARE", 1 / 64)  # noqa: B010  # there is no rest
-    settling.MAX_REST_LOOKS = 1
+    setattr(resting, "GROWTH_SHARE", 1 / 64)  # noqa: B010  # there is no rest
+    resting.MAX_REST_LOOKS = 1
     if packed:
         enlarge_journals(PACKED_JOURNAL_RECORDS)
         enlarge_heads()

@@ -11,7 +11,7 @@ import pytest
 from bockd.drivers.local.format.cells import CELLS, ROWS
 from bockd.drivers.local.format.leaf import LEAF_BLOCKS
 from bockd.drivers.local.format.leafvalues import leaf_value_key
-from bockd.drivers.local.maintenance import settling
+from bockd.drivers.local.maintenance import resting, settling
 from bockd.drivers.local.maintenance.settling import Settler
 from bockd.drivers.local.pool import LocalPool
 from bockd.drivers.local.rotating import Rotations
@@ -168,7 +168,7 @@ def test_a_rotation_makes_a_raw_head_where_cells_may_be_lost(bench: Gapped, tmp_
 def test_settling_rotates_nothing_where_cells_may_be_lost(
     bench: Gapped, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(settling, "HEAD_BYTES", 0)
+    monkeypatch.setattr(resting, "HEAD_BYTES", 0)
     monkeypatch.setattr(settling, "RUNS_PER_MIB", 0)
     device = bench.loaded()
     write(device, 0)

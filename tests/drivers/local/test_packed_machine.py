@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from bockd.drivers.local.format.cells import ROWS
 from bockd.drivers.local.integrity.check import check_open_pool
-from bockd.drivers.local.maintenance import copying, settling
+from bockd.drivers.local.maintenance import copying, resting, settling
 from bockd.drivers.local.maintenance.reclaim import Reclaimer
 from bockd.drivers.local.maintenance.settling import Settler
 from bockd.drivers.local.pool import LocalPool
@@ -49,7 +49,7 @@ class PackedMachine(RuleBasedStateMachine):
             mock.patch.object(copying, "WINDOW_BLOCKS", 256),
             mock.patch.object(settling, "RUNS_PER_MIB", 1),
             mock.patch.object(settling, "MIN_BYTES", 0),
-            mock.patch.object(settling, "HEAD_BYTES", 20 * BLOCK_SIZE),
+            mock.patch.object(resting, "HEAD_BYTES", 20 * BLOCK_SIZE),
         ]
         for patch in self.patches:
             patch.start()

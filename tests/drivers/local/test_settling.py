@@ -20,7 +20,7 @@ from bockd.drivers.local.format.leaf import LEAF_BLOCKS, LEAVES, Leaf, leaf_key
 from bockd.drivers.local.integrity.check import check_open_pool
 from bockd.drivers.local.integrity.damage import scrub_status
 from bockd.drivers.local.integrity.scrub import Scrubber
-from bockd.drivers.local.maintenance import copying, leading, merging, settling
+from bockd.drivers.local.maintenance import copying, leading, merging, resting, settling
 from bockd.drivers.local.maintenance.reclaim import Reclaimer
 from bockd.drivers.local.maintenance.settling import SettleBatch, Settler
 from bockd.drivers.local.pool import LocalPool
@@ -314,12 +314,12 @@ def test_a_large_head_that_has_come_to_rest_is_frozen_and_settled(
     device = bench.device()
     head = device.durability.head.id
     run_inline(device.durability.checkpoint())
-    monkeypatch.setattr(settling, "HEAD_BYTES", HELD * BLOCK_SIZE)
+    monkeypatch.setattr(resting, "HEAD_BYTES", HELD * BLOCK_SIZE)
     bench.look()
     bench.look()
     bench.settle()
     assert device.durability.head.id == head, "it does not hold more than that"
-    monkeypatch.setattr(settling, "HEAD_BYTES", HELD * BLOCK_SIZE - 1)
+    monkeypatch.setattr(resting, "HEAD_BYTES", HELD * BLOCK_SIZE - 1)
     bench.look()
     bench.settle()
     assert device.durability.head.id == head, "that was the first look that saw it"
@@ -340,7 +340,7 @@ def test_a_head_that_grows_is_left_alone(
     bench: Scattered, monkeypatch: pytest.MonkeyPatch, growth: int
 ) -> None:
     """By more than a sixteenth from one look to the next."""
-    monkeypatch.setattr(settling, "HEAD_BYTES", 64 * BLOCK_SIZE)
+    monkeypatch.setattr(resting, "HEAD_BYTES", 64 * BLOCK_SIZE)
     bench.frozen()
     device = bench.device()
     head = device.durability.head.id
@@ -359,7 +359,7 @@ def test_a_head_that_grows_is_left_alone(
 def test_a_head_whose_blocks_came_in_order_is_counted_once(
     bench: Scattered, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(settling, "HEAD_BYTES", 64 * BLOCK_SIZE)
+    monkeypatch.setattr(resting, "HEAD_BYTES", 64 * BLOCK_SIZE)
     bench.frozen()
     bench.put(0, BLOCKS)
     device = bench.device()
@@ -377,12 +377,12 @@ def test_a_head_that_is_overwritten_is_left_alone(
     bench: Scattered, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It does not grow, but more than a sixteenth of it is written from one look to the next."""
-    monkeypatch.setattr(settling, "HEAD_BYTES", 64 * BLOCK_SIZE)
+    monkeypatch.setattr(resting, "HEAD_BYTES", 64 * BLOCK_SIZE)
     device = bench.device()
     head = device.durability.head.id
     run_inline(device.durability.checkpoint())
     written = 0
-    bench.settler.written_bytes = lambda _volume: written
+    bench.settler.heads.written_bytes = lambda _volume: written
     for _ in range(4):
         bench.look()
         bench.settle()
@@ -398,8 +398,8 @@ def test_a_head_that_is_overwritten_is_left_alone(
 def test_a_head_rests_twice_as_long_if_the_one_before_it_was_written_again(
     bench: Scattered, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(settling, "HEAD_BYTES", 64 * BLOCK_SIZE)
-    monkeypatch.setattr(settling, "MAX_REST_LOOKS", 4)
+    monkeypatch.setattr(resting, "HEAD_BYTES", 64 * BLOCK_SIZE)
+    monkeypatch.setattr(resting, "MAX_REST_LOOKS", 4)
     device = bench.device()
     waited = []
     for blocks in (HELD, HELD, HELD, HELD, HELD // 2 - 1, HELD):

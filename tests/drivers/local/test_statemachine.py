@@ -34,7 +34,7 @@ from bockd.drivers.local.format.leaf import LEAF_BLOCKS
 from bockd.drivers.local.integrity.check import check_open_pool
 from bockd.drivers.local.integrity.damage import scrub_status
 from bockd.drivers.local.integrity.scrub import Scrubber
-from bockd.drivers.local.maintenance import copying, merging, settling
+from bockd.drivers.local.maintenance import copying, merging, resting, settling
 from bockd.drivers.local.maintenance.reclaim import Reclaimer
 from bockd.drivers.local.maintenance.settling import Settler
 from bockd.drivers.local.occupancy import measure_all, measure_shares
@@ -88,7 +88,7 @@ class PoolMachine(RuleBasedStateMachine):
             mock.patch.object(copying, "WINDOW_BLOCKS", LEAF_BLOCKS),
             mock.patch.object(settling, "RUNS_PER_MIB", 1),
             mock.patch.object(settling, "MIN_BYTES", 0),
-            mock.patch.object(settling, "HEAD_BYTES", LEAF_BLOCKS * BLOCK_SIZE),
+            mock.patch.object(resting, "HEAD_BYTES", LEAF_BLOCKS * BLOCK_SIZE),
         ]
         for patch in self.patches:
             patch.start()

@@ -4,9 +4,9 @@ a raw layer of the same home.
 A layer is *due* if its blocks, in their order, lie in too many runs of cells, and if it was frozen
 at two looks, ten minutes apart. So nothing needs to be stored: a process that has just begun waits
 once more, and no clock, copy or punch can make a layer look older than it is. What was found not to
-be due is not counted again. A head that is due, and does not grow any more, is frozen first: its
-volume gets another one. What was begun is ended, due or not (format.queue), because the index still
-has the cells of blocks that have moved.
+be due is not counted again. A head that is due, and has come to rest (maintenance.resting), is
+frozen first: its volume gets another one. What was begun is ended, due or not (format.queue),
+because the index still has the cells of blocks that have moved.
 
 It is a merge (maintenance.merging) that goes on for long, and so in windows, between which the
 maintenance lock is free. A window's blocks are copied and synced; then one transaction leads the
@@ -27,7 +27,6 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
-from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -40,10 +39,8 @@ from bockd.drivers.local.format.layer import Layer
 from bockd.drivers.local.integrity.damage import frozen_layers
 from bockd.drivers.local.maintenance.copying import Window
 from bockd.drivers.local.maintenance.leading import Merge, redirect_window, showing, walk
-from bockd.drivers.local.maintenance.merging import (
-    LayerMerger,
-    is_folded,
-)
+from bockd.drivers.local.maintenance.merging import LayerMerger, is_folded
+from bockd.drivers.local.maintenance.resting import RestingHeads, is_large
 from bockd.drivers.local.registry import Registry
 from bockd.drivers.local.rotating import Rotations
 from bockd.errors import BockdError, DamagedError, NoSpaceError, from_os_error, named
@@ -65,17 +62,6 @@ transactions that many snapshots in a row, each with a little, would multiply.""
 
 WINDOW_COST_BYTES = 4 * MIB
 """A window counts as so much work besides its bytes: its file is synced, and the index."""
-
-HEAD_BYTES = 1 * GIB
-"""A head that holds more than that may be frozen to be settled."""
-
-GROWTH_SHARE = 16
-"""A head has come to rest if it did not grow by a larger part from one look to the next. Writes to
-blocks that it has go to another layer afterwards: each of them is one more first write. So it has
-not come to rest either if clients have written more than that to the volume."""
-
-MAX_REST_LOOKS = 32
-"""For so many looks, at most, a head must rest before it is frozen: about five hours."""
 
 SPARE_BYTES = 1 * GIB
 """Of the file system, left to others: until its end a move takes space for a second time."""
@@ -126,35 +112,6 @@ class _Frozen:
 
 
 @dataclass(slots=True)
-class _Head:
-    """What is known of a large packed head."""
-
-    cells: int
-    """How many it had when it was last found to grow."""
-    written_bytes: int
-    """To the volume, at the last look."""
-    rested: int = 0
-    """Looks since which it has neither grown nor been written much."""
-    judged: bool = False
-
-    def note_written(self, written_bytes: int) -> None:
-        """Note how much was written to the volume by now. Counting may have begun anew."""
-        before = self.written_bytes if written_bytes >= self.written_bytes else 0
-        self.written_bytes = written_bytes
-        much = written_bytes - before > self.cells * BLOCK_SIZE // GROWTH_SHARE
-        self.rested = 0 if much else self.rested + 1
-
-
-@dataclass(frozen=True, slots=True)
-class _Former:
-    """The head of a volume that was frozen last."""
-
-    cells: int
-    rest_looks: int
-    """For so many looks the next one must rest, if clients have written most of this one again."""
-
-
-@dataclass(slots=True)
 class _Job:
     """A layer that is counted, and then moved if it is due."""
 
@@ -195,16 +152,13 @@ class Settler:
         self._store = registry.store
         self._merger = LayerMerger(registry)
         self._rotations = Rotations(registry, registry.layer_maker)
+        self.heads = RestingHeads(registry)
         self._changed = True
         """Something may have been frozen since the last look."""
         self._frozen: set[LayerId] = set()
         """Packed layers that were frozen at the last look, and are not judged."""
         self._judged: set[LayerId] = set()
         """Frozen ones that are not due, or cannot be read."""
-        self._heads: dict[LayerId, _Head] = {}
-        self._former: dict[VolumeId, _Former] = {}
-        self.written_bytes: Callable[[VolumeId], int] = lambda _volume: 0
-        """Counts what clients have written to an open volume; given by the daemon."""
         self._looks = 0
         self._counts: dict[LayerId, RunCount] = {}
         """Of frozen layers that are due, and not moved yet."""
@@ -238,13 +192,7 @@ class Settler:
         """Find the layers that were frozen at the last look, too, and the heads that have come to
         rest since then: the next steps count them. Ask nothing of the index if nothing can have
         become due. Raises BockdError."""
-        volumes = {
-            opened.volume.durability.record.head: volume
-            for volume, opened in self._registry.volumes.items()
-            if opened.volume.durability.cells is not None
-            # Another one would be raw, or could not be written to.
-            and not self._store.index.may_miss(cells.CELLS)
-        }
+        volumes = self.heads.volumes()
         self._looks += 1
         self._queue.clear()
         self._job = None
@@ -267,7 +215,9 @@ class Settler:
             if (layer in self._frozen or not new) and self._may_try(layer):
                 self._queue.append(self._job_of(layer, begun=not new))
         self._frozen = unjudged
-        self._look_at_heads(heads, volumes)
+        for head, volume in self.heads.look(heads, volumes):
+            if self._may_try(head):
+                self._queue.append(_Job(head, volume))
 
     def _may_try(self, layer: LayerId) -> bool:
         failure = self._failures.get(layer)
@@ -298,37 +248,6 @@ class Settler:
                 if layer.packed and layer.cells
             }
         return frozen, heads
-
-    def _look_at_heads(self, heads: dict[LayerId, int], volumes: dict[LayerId, VolumeId]) -> None:
-        known, self._heads = self._heads, {}
-        open_volumes = self._registry.volumes
-        self._former = {v: former for v, former in self._former.items() if v in open_volumes}
-        for head, count in heads.items():
-            if count * BLOCK_SIZE <= HEAD_BYTES:
-                continue
-            seen, volume = known.get(head), volumes[head]
-            written = self.written_bytes(volume)
-            if seen is None or count - seen.cells > seen.cells // GROWTH_SHARE:
-                seen = _Head(count, written)
-            else:
-                seen.note_written(written)
-                rests = seen.rested >= self._rest_looks(volume, count)
-                if rests and not seen.judged and self._may_try(head):
-                    self._queue.append(_Job(head, volume))
-            self._heads[head] = seen
-
-    def _rest_looks(self, volume: VolumeId, count: int) -> int:
-        """For how many looks a head of `count` cells must rest: for one, and for twice as long each
-        time that most of what was frozen before it was written again."""
-        former = self._former.get(volume)
-        return 1 if former is None or 2 * count < former.cells else former.rest_looks
-
-    async def _freeze_head(self, volume: VolumeId, head: LayerId) -> None:
-        await self._rotations.freeze_head(volume, head)
-        if head in self._heads:
-            count = self._heads[head].cells
-            looks = min(2 * self._rest_looks(volume, count), MAX_REST_LOOKS)
-            self._former[volume] = _Former(count, looks)
 
     # -- steps -------------------------------------------------------------------------------
 
@@ -372,8 +291,9 @@ class Settler:
         elif job.volume is None:
             self._counts[job.layer] = job.count
             self._job = job
-        elif job.count.blocks * BLOCK_SIZE > HEAD_BYTES:
-            await self._freeze_head(job.volume, job.layer)
+        elif is_large(job.count.blocks):
+            await self._rotations.freeze_head(job.volume, job.layer)
+            self.heads.note_frozen(job.volume, job.layer)
             self._failures.pop(job.layer, None)
         else:
             self._note_judged(job)
@@ -394,8 +314,8 @@ class Settler:
         if job.volume is None:
             self._judged.add(job.layer)
             self._frozen.discard(job.layer)
-        elif job.layer in self._heads:
-            self._heads[job.layer].judged = True
+        else:
+            self.heads.note_judged(job.layer)
 
     async def _move_on(self, job: _Job) -> SettleBatch:
         merge = await self._merge(job)
