@@ -72,7 +72,7 @@ sanitize: setup-test ## run the compiled modules' tests, and fuzz the fast lane,
 	@ASAN_OPTIONS=detect_leaks=0:fast_unwind_on_malloc=1 .setup/sanitized -m tests.hostile.fuzz --target lane $(or $(ARGS),--seconds 60)
 
 sanitize-threads: setup-test ## run the tests of turns that connections take together with TSan
-	@SANITIZER=thread .setup/sanitized -m pytest -n0 tests/nbd/server/test_together.py
+	@SANITIZER=thread .setup/sanitized -m pytest -n0 tests/nbd/server/test_together*.py
 
 damage: setup ## damage every field of a pool, one at a time (ARGS='--seed 1 --each 5')
 	@.venv/bin/python -m tests.corruption $(ARGS)
