@@ -15,9 +15,12 @@ from tests.crash.storm.mutations import MUTATIONS, PACKED_MUTATIONS
 from tests.crash.storm.storm import Storm, is_small, packed_share, play_apart
 
 # An errand that finds the daemon dead: httpcore leaves the socket to the garbage collector.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning"
-)
+pytestmark = [
+    pytest.mark.usefixtures("forgotten_connections"),
+    pytest.mark.filterwarnings(
+        "ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning"
+    ),
+]
 
 SEEDS = (80, 81)
 """One has the engine as it is, the other one a small engine."""

@@ -20,9 +20,12 @@ from .libcloud_driver import connect_to_images
 from .pool_service import on_pool
 
 # As in test_libcloud: it forgets connections without closing them.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
-)
+pytestmark = [
+    pytest.mark.usefixtures("forgotten_connections"),
+    pytest.mark.filterwarnings(
+        "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+    ),
+]
 
 
 @pytest.fixture

@@ -5,8 +5,6 @@ It authenticates with Keystone v2 and finds the endpoint in the service catalog 
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -29,16 +27,13 @@ from .libcloud_driver import connect
 EVERYTHING = Quota(UNLIMITED, UNLIMITED, UNLIMITED)
 
 
-# libcloud forgets connections without closing them; let it be noticed here, not in a later test.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
-)
-
-
-@pytest.fixture(autouse=True)
-def forgotten_connections() -> Iterator[None]:
-    yield
-    gc.collect()
+# libcloud forgets connections without closing them.
+pytestmark = [
+    pytest.mark.usefixtures("forgotten_connections"),
+    pytest.mark.filterwarnings(
+        "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+    ),
+]
 
 
 def server_of(driver: Any) -> Node:

@@ -93,6 +93,7 @@ def test_credentials_name_it(daemon: Bockd) -> None:
     assert f"OS_AUTH_URL={daemon.api_url}/v2.0" in daemon.tool("bock", "credentials", "--shell")
 
 
+@pytest.mark.usefixtures("forgotten_connections")
 @pytest.mark.filterwarnings(
     # libcloud forgets connections without closing them.
     "ignore::ResourceWarning",

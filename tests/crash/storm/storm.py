@@ -28,8 +28,9 @@ from pathlib import Path
 
 from bockd.cli.checking import check_pool
 from bockd.daemon import settling as daemon_settling
+from bockd.daemon.settling import Settling
 from bockd.drivers.local import registry
-from bockd.drivers.local.maintenance import resting
+from bockd.drivers.local.maintenance import resting, settling
 from tests.crash.forked import START_SECONDS, ForkedDaemon
 from tests.crash.history import History, Shot
 from tests.crash.load import Load, drive, read_last_replies
@@ -60,6 +61,12 @@ CONNECTIONS = (1, 2, 4)
 MAX_CLONES = 2
 MAX_SHOTS = 4
 """Of one volume; of more, some are deleted."""
+
+LOOK_SECONDS = 0.05
+"""Of a small engine, from one look for layers to settle to the next."""
+
+LOOKS_TO_SETTLE = 3
+"""One may be under way, the next one sees what is frozen, and the third one settles it."""
 
 MOST_ACTS = 4
 MOST_ACKNOWLEDGED = 400
@@ -94,7 +101,8 @@ def make_small(*, packed: bool) -> None:
     """In a daemon's process, for as long as it lives."""
     for target, name, value in sizes(JOURNAL_RECORDS):
         setattr(target, name, value)
-    daemon_settling.LOOK_SECONDS = 0.1
+    daemon_settling.LOOK_SECONDS = LOOK_SECONDS
+    setattr(settling, "WINDOW_COST_BYTES", 0)  # noqa: B010  # or some windows take a life
     setattr(resting, "GROWTH_SHARE", 1 / 64)  # noqa: B010  # there is no rest
     resting.MAX_REST_LOOKS = 1
     if packed:
@@ -102,11 +110,27 @@ def make_small(*, packed: bool) -> None:
         enlarge_heads()
 
 
-def _prepare(small: bool, packed_share: float, mutation: Mutation | None, seed: int) -> None:
+def note_looks(file: Path) -> None:
+    """In a daemon's process, for as long as it lives: write a byte to a file each time that nothing
+    more is to be settled until the next look."""
+    real = Settling._put_off
+
+    def ended(self: Settling, reason: str | None) -> None:
+        real(self, reason)
+        with file.open("ab") as looks:
+            looks.write(b".")
+
+    setattr(Settling, "_put_off", ended)  # noqa: B010
+
+
+def _prepare(
+    small: bool, packed_share: float, mutation: Mutation | None, looks: Path, seed: int
+) -> None:
     packing = random.Random(seed)
     registry.packs_heads = lambda: packing.random() < packed_share
     if small:
         make_small(packed=packed_share > 0)
+        note_looks(looks)
     if mutation is not None:
         break_for_good(mutation)
 
@@ -128,7 +152,10 @@ class Storm:
         self._pool = work / "pool"
         self._log = work / "log"
         self._small = small
-        self._prepare = partial(_prepare, small, packed_share, mutation)
+        self._looks = work / "looks"
+        self._looks.touch()
+        self._settles = small and packed_share > 0
+        self._prepare = partial(_prepare, small, packed_share, mutation, self._looks)
         self._random = random.Random(seed)
         self._packing = random.Random(f"packing {seed}")
         self._journal_records = PACKED_JOURNAL_RECORDS if packed_share else JOURNAL_RECORDS
@@ -175,6 +202,8 @@ class Storm:
             errand.end()
             ended(done=True)
             self.counts.operations += 1
+        if self._settles and self._random.random() < 0.5:
+            self._let_settle()
         self._acknowledge(loads, self._random.randint(1, MOST_ACKNOWLEDGED))
         under_way = None
         if self._random.random() < 0.6:
@@ -220,6 +249,14 @@ class Storm:
             loads.values(),
             lambda: all(load.acknowledged >= wanted[name] for name, load in loads.items()),
         )
+
+    def _let_settle(self) -> None:
+        """Wait until what is frozen now, and due, was settled: a short life does not come to it."""
+        wanted = self._looks.stat().st_size + LOOKS_TO_SETTLE
+        within = time.monotonic() + START_SECONDS
+        while self._looks.stat().st_size < wanted:
+            assert time.monotonic() < within, "the daemon does not look for what is to be settled"
+            time.sleep(LOOK_SECONDS)
 
     # -- operations --------------------------------------------------------------------------
 
