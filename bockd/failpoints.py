@@ -247,6 +247,14 @@ class Failpoint(StrEnum):
     GIVE_BACK_CLOSED = "give-back.closed"
     """The lock is released; the record names us."""
 
+    # What operations on a pool in Ceph make and remove there (bockd.drivers.rbd).
+    IMAGE_MADE = "image.made"
+    """An image or a snap is made, or an image has grown; the index does not know."""
+    IMAGE_NAMED = "image.named"
+    """The index knows; nobody was told."""
+    IMAGE_FORGOTTEN = "image.forgotten"
+    """The index has forgotten an image or a snap, which is about to be removed."""
+
     # Checksums of frozen layers.
     SCRUB_READ = "scrub.read"
     """Blocks have checksums for the first time, in a transaction that is not committed."""

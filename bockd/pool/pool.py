@@ -79,9 +79,14 @@ class Pool(Protocol):
 
     # -- opening -----------------------------------------------------------------------------
 
-    def use(self, kind: NodeKind, node: int) -> Steps[BlockDevice]:
-        """Open a volume or snapshot, or join those who use it; `leave` when done. Raises
-        NotFoundError, InUseError (another process has it), VolumeFailedError, DamagedError."""
+    def use(self, kind: NodeKind, node: int, *, firm: bool = False) -> Steps[BlockDevice]:
+        """Open a volume or snapshot, or join those who use it; `leave` when done. Another daemon
+        that serves the same pool gives up a volume that is opened firmly, even if clients use it
+        there; otherwise only if none does.
+
+        Raises NotFoundError, InUseError (another process or daemon has it), VolumeFailedError,
+        DamagedError, UnavailableError.
+        """
         ...
 
     def leave(self, kind: NodeKind, node: int) -> None:

@@ -106,8 +106,8 @@ class LocalPool:
 
     # -- opening -----------------------------------------------------------------------------
 
-    async def use(self, kind: NodeKind, node: int) -> BlockDevice:
-        """See `Pool.use`."""
+    async def use(self, kind: NodeKind, node: int, *, firm: bool = False) -> BlockDevice:
+        """See `Pool.use`. There is no other daemon."""
         if kind is NodeKind.VOLUME:
             return (await self.registry.use_volume(VolumeId(node))).volume
         return (await self.registry.use_snapshot(SnapshotId(node))).snapshot

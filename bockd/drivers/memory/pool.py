@@ -84,8 +84,8 @@ class MemoryPool:
 
     # -- opening -----------------------------------------------------------------------------
 
-    async def use(self, kind: NodeKind, node: int) -> BlockDevice:
-        """See the contract."""
+    async def use(self, kind: NodeKind, node: int, *, firm: bool = False) -> BlockDevice:
+        """See the contract; there is no other daemon."""
         async with self._exclusive(node):
             with self.nodes() as nodes:
                 _record(nodes, kind, node)

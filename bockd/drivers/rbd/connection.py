@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
 
 from bockd.config.rbd import RbdSettings
 from bockd.drivers.rbd.binding import rados
-from bockd.drivers.rbd.errors import CEPH_ERRORS, errno_of, from_ceph_error
+from bockd.drivers.rbd.errors import CEPH_ERRORS, ShutOutError, errno_of, from_ceph_error
 from bockd.drivers.rbd.settings import Options
 from bockd.errors import BockdError, DeniedError, NotFoundError, UnavailableError
 
@@ -53,6 +57,52 @@ def open_pool(cluster: rados.Rados, settings: RbdSettings) -> rados.Ioctx:
     ioctx.set_namespace(settings.namespace)
     ioctx.set_osdmap_full_try()
     return ioctx
+
+
+class Connected(NamedTuple):
+    """A connection, and the namespace on it."""
+
+    cluster: rados.Rados
+    ioctx: rados.Ioctx
+
+
+class CommonConnection:
+    """A connection that many share: made when it is first needed, and anew after another gateway
+    has shut it out, as it does with one that happens to have the lock of an image."""
+
+    def __init__(self, settings: RbdSettings, options: Options) -> None:
+        self._settings = settings
+        self._options = options
+        self._now: Connected | None = None
+        self._making = threading.Lock()
+        self._all = ExitStack()
+
+    @contextmanager
+    def use(self) -> Iterator[Connected]:
+        """Use the connection for something. Blocks. Raises BockdError."""
+        with self._making:
+            connected = self._now = self._now or self._connect()
+        try:
+            yield connected
+        except ShutOutError:
+            with self._making:
+                if self._now is connected:
+                    # Others may still be using it.
+                    self._now = None
+            raise
+
+    def _connect(self) -> Connected:
+        with ExitStack() as stack:
+            cluster = connect(self._settings, self._options)
+            stack.callback(cluster.shutdown)
+            ioctx = open_pool(cluster, self._settings)
+            stack.callback(ioctx.close)
+            self._all.push(stack.pop_all())
+        return Connected(cluster, ioctx)
+
+    def close(self) -> None:
+        """End it. Nobody uses it, and nothing that was opened with it is open."""
+        self._all.close()
 
 
 def _refusal(error: Exception, settings: RbdSettings) -> BockdError:

@@ -18,6 +18,12 @@ from bockd.errors import (
     VolumeTakenError,
 )
 
+
+class ShutOutError(UnavailableError):
+    """Another gateway has put this connection on Ceph's blocklist: nothing goes through it any
+    more."""
+
+
 CEPH_ERRORS = (rados.Error, rbd.Error)
 """The two families; their classes have nothing in common but `errno`, which may be None."""
 
@@ -69,7 +75,7 @@ def from_ceph_error(error: Exception, doing: str) -> BockdError:
     if number == errno.ENOENT:
         return NotFoundError(f"{doing}: there is no such thing in the Ceph cluster")
     if number == errno.ESHUTDOWN:
-        return UnavailableError(
+        return ShutOutError(
             f"{doing}: the Ceph cluster has shut this gateway out ('ceph osd blocklist ls'); "
             "start bockd again"
         )

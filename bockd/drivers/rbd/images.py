@@ -114,6 +114,17 @@ def open_image(ioctx: rados.Ioctx, name: str, snap: str | None = None) -> rbd.Im
         return rbd.Image(ioctx, name, snapshot=snap, read_only=snap is not None)
 
 
+@contextmanager
+def looking_at(ioctx: rados.Ioctx, name: str, snap: str | None = None) -> Iterator[rbd.Image]:
+    """Open an image, or one of its snaps, only to look at it: whoever has it open is not disturbed.
+    Raises BockdError, also for what the `with` block does."""
+    with (
+        named(f"looking at image {name}"),
+        rbd.Image(ioctx, name, snapshot=snap, read_only=True) as image,
+    ):
+        yield image
+
+
 def lock_image(image: rbd.Image) -> None:
     """Take the lock of an image. librbd then gives it to nobody who asks, until the image is closed
     or the lock is broken. Raises InUseError: another gateway has it; BockdError."""

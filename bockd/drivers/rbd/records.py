@@ -7,17 +7,24 @@ from writing is the image's lock, and nothing here.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import msgspec
 
-from bockd.errors import NotFoundError
-from bockd.index.keys import id_key
+from bockd.errors import InUseError, NotFoundError
+from bockd.index.keys import FIRST_KEY, LAST_KEY, id_key, key_id
+from bockd.index.tables import Table
 from bockd.model import SnapshotId, VolumeId
 from bockd.pool.index import Index, Transaction
 from bockd.pool.nodes import SNAPSHOTS, VOLUMES, decode_record
 from bockd.pool.records import SnapshotRecord, VolumeRecord
+
+RBD = Table(b"rbd")
+"""One entry: the next id of a volume or snapshot."""
+
+_NEXT_NODE = b"next-node"
 
 
 class Identity(NamedTuple):
@@ -76,6 +83,41 @@ def put_record(txn: Transaction, record: RbdVolumeRecord | RbdSnapshotRecord) ->
     """Store a record in place of what is there under its id."""
     table = VOLUMES if isinstance(record, RbdVolumeRecord) else SNAPSHOTS
     txn.put(table, id_key(record.id), msgspec.json.encode(record))
+
+
+def new_node(txn: Transaction) -> int:
+    """Give an id to a volume or a snapshot. None is given twice."""
+    payload = txn.get(RBD, _NEXT_NODE)
+    node = 1 if payload is None else key_id(payload)
+    txn.put(RBD, _NEXT_NODE, id_key(node + 1))
+    return node
+
+
+def volume_records(txn: Transaction) -> Iterator[RbdVolumeRecord]:
+    """Yield all volumes by id. Raises DamagedError."""
+    for _, payload in txn.scan(VOLUMES, FIRST_KEY, LAST_KEY):
+        yield decode_record(RbdVolumeRecord, payload)
+
+
+def snapshot_records(txn: Transaction) -> Iterator[RbdSnapshotRecord]:
+    """Yield all snapshots by id. Raises DamagedError."""
+    for _, payload in txn.scan(SNAPSHOTS, FIRST_KEY, LAST_KEY):
+        yield decode_record(RbdSnapshotRecord, payload)
+
+
+def unchanged(txn: Transaction, seen: RbdVolumeRecord) -> RbdVolumeRecord:
+    """Return the record of a volume if it is of the image, size and gateway that were seen, and
+    nobody has had the volume since. Raises InUseError, NotFoundError."""
+    now = volume_record(txn, seen.id)
+    if _state(now) != _state(seen):
+        raise InUseError(
+            f"another gateway has just changed or opened volume {seen.id} ({seen.name}); try again"
+        )
+    return now
+
+
+def _state(record: RbdVolumeRecord) -> tuple[object, ...]:
+    return record.image, record.size_bytes, record.epoch, record.holder
 
 
 class Tenures:

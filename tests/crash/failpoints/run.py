@@ -92,7 +92,10 @@ OF_TAKING = frozenset(
 )
 """Of the same pools; tests/drivers/rbd/test_gateways.py comes to them."""
 
-NOT_HERE = OF_PACKED_HEADS | OF_THE_SHARED_INDEX | OF_TAKING
+OF_IMAGES = frozenset({Failpoint.IMAGE_MADE, Failpoint.IMAGE_NAMED, Failpoint.IMAGE_FORGOTTEN})
+"""Of the same pools; tests/drivers/rbd/test_pool_dying.py comes to them."""
+
+NOT_HERE = OF_PACKED_HEADS | OF_THE_SHARED_INDEX | OF_TAKING | OF_IMAGES
 
 EXPECTED_LOG = re.compile(
     r"^INFO |differs from what it held|failed with EIO: .* is damaged|"

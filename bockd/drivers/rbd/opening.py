@@ -1,0 +1,289 @@
+"""What of a pool is open in this gateway, who uses it, and who excludes whom.
+
+A volume is taken when it is first used (bockd.drivers.rbd.taking) and given back when it is closed:
+by whoever closes idle ones, by an operation that needs it closed, or because another gateway asks
+(bockd.drivers.rbd.releasing). One that another gateway has taken is *dropped*: it is not open here
+any more from the moment in which that is known, and is closed in the background. Its users have not
+left yet then, and may leave after others have begun to use the volume anew; so they are counted
+apart, and whoever leaves first counts as one of them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
+
+from bockd.drivers.rbd.claims import RbdClaim
+from bockd.drivers.rbd.device import RbdDevice
+from bockd.drivers.rbd.gateway import Gateway
+from bockd.drivers.rbd.images import open_image
+from bockd.drivers.rbd.messages import Manner
+from bockd.drivers.rbd.records import RbdVolumeRecord, snapshot_record, volume_record
+from bockd.drivers.rbd.taking import Taken
+from bockd.errors import BockdError, DamagedError, InUseError, VolumeFailedError, volume_failed
+from bockd.model import NodeKind, SnapshotId, VolumeId
+from bockd.pool.records import VolumeRecord
+from bockd.runtime.steps import Spawn, Steps, blocking, run_inline, try_spawn
+from bockd.runtime.waiting import Mutex
+
+log = logging.getLogger(__name__)
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(eq=False)
+class OpenVolume:
+    """A volume that this gateway has, and how many frontends use it."""
+
+    taken: Taken[RbdClaim]
+    device: RbdDevice
+    users: int = 0
+
+
+@dataclass(eq=False)
+class OpenSnapshot:
+    """A snapshot that is open here, and how many frontends use it."""
+
+    device: RbdDevice
+    users: int = 0
+
+
+class OpenNodes:
+    """The volumes and snapshots that are open here. For the owner thread."""
+
+    def __init__(self, gateway: Gateway, spawn: Spawn) -> None:
+        self.gateway = gateway
+        self.volumes: dict[VolumeId, OpenVolume] = {}
+        self.snapshots: dict[SnapshotId, OpenSnapshot] = {}
+        self.refusals: dict[VolumeId, str] = {}
+        """Why volumes could not be opened when that was last tried."""
+        self.spawn = spawn
+        self._busy: dict[int, Mutex] = {}
+        self._dropped: Counter[VolumeId] = Counter()
+        """Users of dropped volumes."""
+        self._opening = 0
+
+    async def exclusive(
+        self, node: int, operation: Callable[P, Steps[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run an operation while no other one of this gateway runs on the same volume or
+        snapshot."""
+        mutex = self._busy.setdefault(node, Mutex())
+        try:
+            async with mutex:
+                return await operation(*args, **kwargs)
+        finally:
+            if not mutex.held:
+                self._busy.pop(node, None)
+
+    # -- users -------------------------------------------------------------------------------
+
+    def users(self, kind: NodeKind, node: int) -> int:
+        """Return how many use a volume or snapshot here."""
+        opened = self._opened(kind, node)
+        return 0 if opened is None else opened.users
+
+    def is_open(self, kind: NodeKind, node: int) -> bool:
+        """Return whether a volume or snapshot is open here."""
+        return self._opened(kind, node) is not None
+
+    def _opened(self, kind: NodeKind, node: int) -> OpenVolume | OpenSnapshot | None:
+        if kind is NodeKind.VOLUME:
+            return self.volumes.get(VolumeId(node))
+        return self.snapshots.get(SnapshotId(node))
+
+    def leave(self, kind: NodeKind, node: int) -> None:
+        """Count one user less."""
+        if kind is NodeKind.SNAPSHOT:
+            self.snapshots[SnapshotId(node)].users -= 1
+        elif self._dropped[VolumeId(node)]:
+            self._dropped[VolumeId(node)] -= 1
+        else:
+            self.volumes[VolumeId(node)].users -= 1
+
+    # -- volumes -----------------------------------------------------------------------------
+
+    def use_volume(self, volume: VolumeId, manner: Manner) -> Steps[RbdDevice]:
+        """Take a volume, or join those who use it."""
+
+        async def steps() -> RbdDevice:
+            opened = self._still_ours(volume)
+            if opened is None:
+                opened = await self._open_volume(volume, manner)
+            opened.users += 1
+            return opened.device
+
+        return self.exclusive(volume, steps)
+
+    def _still_ours(self, volume: VolumeId) -> OpenVolume | None:
+        """Return an open volume, as large as its record says: another gateway may have extended
+        it. One that another gateway has taken meanwhile is dropped."""
+        opened = self.volumes.get(volume)
+        if opened is None:
+            return None
+        record = self._record(volume)
+        if record.epoch != opened.taken.epoch:
+            opened.device.lost.fire()
+            return None
+        if record.size_bytes > opened.device.size_bytes:
+            opened.device.grow(record.size_bytes)
+        return opened
+
+    def _record(self, volume: VolumeId) -> RbdVolumeRecord:
+        with self.gateway.index.reading() as txn:
+            return volume_record(txn, volume)
+
+    async def _open_volume(self, volume: VolumeId, manner: Manner) -> OpenVolume:
+        refuse_failed(self._record(volume))
+        limit = self.gateway.settings.max_open_volumes
+        if len(self.volumes) + self._opening >= limit:
+            raise InUseError(
+                f"{limit} volumes are open in this gateway, as many as may be "
+                "(rbd.max_open_volumes); use another gateway, or disconnect from some"
+            )
+        self._opening += 1
+        try:
+            taken = await blocking(
+                lambda: run_inline(self.gateway.taker.take(volume, manner))
+            )
+        except BockdError as error:
+            self._note_refusal(volume, error)
+            raise
+        finally:
+            self._opening -= 1
+        self.refusals.pop(volume, None)
+        # Not that of `taken`: it may have grown since that was read.
+        size_bytes = self._record(volume).size_bytes
+        device = RbdDevice(
+            taken.claim.image, f"volume {volume}", size_bytes, read_only=False
+        )
+        opened = self.volumes[volume] = OpenVolume(taken, device)
+        device.lost.subscribe(lambda: self._on_lost(volume, opened))
+        return opened
+
+    def _note_refusal(self, volume: VolumeId, error: BockdError) -> None:
+        log.error("volume %s cannot be opened: %s", volume, error)
+        if isinstance(error, DamagedError | VolumeFailedError):
+            self.refusals[volume] = str(error)
+
+    def _on_lost(self, volume: VolumeId, opened: OpenVolume) -> None:
+        """Another gateway has taken a volume: drop it."""
+        if self.volumes.get(volume) is not opened:
+            return
+        log.warning("another gateway has taken volume %s", volume)
+        self._drop(volume)
+        if not try_spawn(self.spawn, self._close_dropped(volume, opened)):
+            log.warning("volume %s is not closed before bockd ends", volume)
+
+    def _drop(self, volume: VolumeId) -> None:
+        self._dropped[volume] += self.volumes.pop(volume).users
+
+    async def _close_dropped(self, volume: VolumeId, opened: OpenVolume) -> None:
+        try:
+            await self._give_back(opened)
+        except BockdError as error:
+            log.warning("closing volume %s: %s", volume, error)
+
+    def refuse_used(self, kind: NodeKind, node: int) -> None:
+        """Raise InUseError while a volume or snapshot has users here."""
+        if users := self.users(kind, node):
+            raise InUseError(f"{kind} {node} has {users} connection(s); disconnect first")
+
+    async def close_volume(self, volume: VolumeId) -> None:
+        """Give a volume back, if it is open. Its users count as those of a dropped one, and their
+        requests fail from now on. Raises BockdError: it is closed nevertheless, but the record may
+        name this gateway still. The caller excludes others."""
+        opened = self.volumes.get(volume)
+        if opened is None:
+            return
+        self._drop(volume)
+        opened.device.lost.fire()
+        await self._give_back(opened)
+
+    async def _give_back(self, opened: OpenVolume) -> None:
+        await blocking(lambda: run_inline(self.gateway.taker.give_back(opened.taken)))
+
+    # -- snapshots ---------------------------------------------------------------------------
+
+    def use_snapshot(self, snapshot: SnapshotId) -> Steps[RbdDevice]:
+        """Open a snapshot, or join those who read it."""
+
+        async def steps() -> RbdDevice:
+            opened = self.snapshots.get(snapshot)
+            if opened is None:
+                opened = OpenSnapshot(await blocking(self._open_snapshot, snapshot))
+                self.snapshots[snapshot] = opened
+            opened.users += 1
+            return opened.device
+
+        return self.exclusive(snapshot, steps)
+
+    def _open_snapshot(self, snapshot: SnapshotId) -> RbdDevice:
+        with self.gateway.index.reading() as txn:
+            record = snapshot_record(txn, snapshot)
+        with self.gateway.snapshots.use() as (_, ioctx):
+            image = open_image(ioctx, record.image, record.snap)
+        return RbdDevice(image, f"snapshot {snapshot}", record.size_bytes, read_only=True)
+
+    async def close_snapshot(self, snapshot: SnapshotId) -> None:
+        """Close a snapshot, if it is open. The caller excludes others."""
+        opened = self.snapshots.pop(snapshot, None)
+        if opened is not None:
+            await opened.device.close()
+
+    # -- closing -----------------------------------------------------------------------------
+
+    def close_idle(self, kind: NodeKind, node: int) -> Steps[None]:
+        """Close what nobody uses. Do nothing when it is used."""
+
+        async def steps() -> None:
+            if self.users(kind, node) == 0:
+                await self.close(kind, node)
+
+        return self.exclusive(node, steps)
+
+    def close(self, kind: NodeKind, node: int) -> Steps[None]:
+        """Close a volume or snapshot, if it is open. The caller excludes others."""
+        if kind is NodeKind.VOLUME:
+            return self.close_volume(VolumeId(node))
+        return self.close_snapshot(SnapshotId(node))
+
+    async def close_all(self) -> None:
+        """Close everything. Raises the first error, after trying all."""
+        first_error: BockdError | None = None
+        nodes = [(NodeKind.VOLUME, int(volume)) for volume in self.volumes]
+        nodes += [(NodeKind.SNAPSHOT, int(snapshot)) for snapshot in self.snapshots]
+        for kind, node in nodes:
+            try:
+                await self.exclusive(node, self.close, kind, node)
+            except BockdError as error:
+                log.error("closing %s %s: %s", kind, node, error)  # noqa: TRY400
+                first_error = first_error or error
+        if first_error is not None:
+            raise first_error
+
+    # -- other gateways ----------------------------------------------------------------------
+
+    def volume_of(self, image: str) -> VolumeId | None:
+        """Return the volume of an image that this gateway has, or that an operation of this
+        gateway is under way on."""
+        for volume, opened in self.volumes.items():
+            if opened.taken.record.image == image:
+                return volume
+        with self.gateway.index.reading() as txn:
+            for node in self._busy:
+                try:
+                    if volume_record(txn, VolumeId(node)).image == image:
+                        return VolumeId(node)
+                except BockdError:
+                    continue  # a snapshot, or one that is being made
+        return None
+
+
+def refuse_failed(record: VolumeRecord) -> None:
+    """Raise VolumeFailedError for a volume that an operator has to reopen."""
+    if record.failed is not None:
+        raise volume_failed(record.id, record.name, record.failed)

@@ -1,0 +1,253 @@
+"""Implement the pool contract (`bockd.pool.pool`) for a pool in a Ceph cluster: pass each call to
+the part that does it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+from bockd.config.rbd import RbdSettings
+from bockd.drivers.rbd import space
+from bockd.drivers.rbd.checking import check
+from bockd.drivers.rbd.device import RbdDevice
+from bockd.drivers.rbd.extents import OBJECT_BYTES
+from bockd.drivers.rbd.gateway import Gateway
+from bockd.drivers.rbd.index import SharedIndex
+from bockd.drivers.rbd.messages import Manner
+from bockd.drivers.rbd.opening import OpenNodes
+from bockd.drivers.rbd.records import Identity
+from bockd.drivers.rbd.releasing import OnAsked, Post, Releases
+from bockd.drivers.rbd.snapshots import SnapshotOperations
+from bockd.drivers.rbd.volumes import VolumeOperations
+from bockd.errors import VolumeFailedError, volume_failed
+from bockd.model import NodeKind, SnapshotId, VolumeId
+from bockd.pool.features import Features
+from bockd.pool.nodes import Nodes
+from bockd.pool.pool import Naming, WithSnapshot, WithVolume, nothing_more
+from bockd.pool.records import SnapshotRecord, VolumeRecord
+from bockd.pool.reports import Attributes, CheckReport, Shares, Space, SpacePage
+from bockd.runtime.steps import Spawn, Steps, call_blocking
+
+FEATURES = Features(driver="rbd", durable=True, hole_bytes=OBJECT_BYTES, shares_blocks=False)
+
+
+class RbdPool:
+    """A pool in a Ceph cluster, open in this gateway. `gateway` and `open_nodes` are for this
+    driver and the daemon's wiring."""
+
+    features = FEATURES
+
+    def __init__(self, gateway: Gateway, spawn: Spawn, releases: Releases) -> None:
+        self.gateway = gateway
+        self.open_nodes = OpenNodes(gateway, spawn)
+        self._releases = releases
+        self._volumes = VolumeOperations(self.open_nodes)
+        self._snapshots = SnapshotOperations(self.open_nodes)
+        releases.begin(self.open_nodes)
+
+    # -- the pool itself ---------------------------------------------------------------------
+
+    @classmethod
+    def open(cls, settings: RbdSettings, replica: Path, spawn: Spawn, post: Post) -> Self:
+        """Join the pool of a namespace, or make it in an empty one; see `Gateway`. `replica` is a
+        directory of this machine for copies of the index, which are made anew. `post` has a
+        function called on the owner thread. Blocks.
+
+        Raises UnavailableError, DeniedError, NotFoundError, PoolFormatError, DamagedError.
+        """
+        releases = Releases(post)
+        return cls(Gateway(settings, replica, releases.ask), spawn, releases)
+
+    @property
+    def identity(self) -> Identity:
+        """The name of this gateway, and of its run."""
+        return self.gateway.who
+
+    @property
+    def index(self) -> SharedIndex:
+        """See `Pool.index`."""
+        return self.gateway.index
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """See `Pool.clock`."""
+        return self.gateway.clock
+
+    def close_all(self) -> Steps[None]:
+        """See `Pool.close_all`."""
+        return self.open_nodes.close_all()
+
+    def release(self) -> None:
+        """See `Pool.release`. Blocks."""
+        self.gateway.close()
+
+    # -- other gateways ----------------------------------------------------------------------
+
+    @property
+    def on_asked(self) -> OnAsked:
+        """Ends the connections of a volume that another gateway asks for firmly. Then the volume
+        is closed: what its users ask for after that fails with VolumeTakenError."""
+        return self._releases.on_asked
+
+    @on_asked.setter
+    def on_asked(self, value: OnAsked) -> None:
+        self._releases.on_asked = value
+
+    def release_volume(self, volume: VolumeId, manner: Manner) -> Steps[bool]:
+        """Give a volume up, if it is open here, as if another gateway had asked for it: politely
+        only if nobody uses it. Return False if it is kept. Raises BockdError: it is closed
+        nevertheless."""
+        return self._releases.release_volume(volume, manner)
+
+    # -- looking -----------------------------------------------------------------------------
+
+    @contextmanager
+    def nodes(self) -> Iterator[Nodes]:
+        """See `Pool.nodes`."""
+        with self.index.reading() as txn:
+            yield Nodes(txn)
+
+    def find(self, kind: NodeKind, ref: str) -> int:
+        """See `Pool.find`."""
+        with self.nodes() as nodes:
+            return nodes.find(kind, ref)
+
+    def failure(self, record: VolumeRecord) -> str | None:
+        """See `Pool.failure`."""
+        failed = record.failed
+        return None if failed is None else str(volume_failed(record.id, record.name, failed))
+
+    def trouble(self, record: VolumeRecord) -> str | None:
+        """See `Pool.trouble`."""
+        return self.failure(record) or self.open_nodes.refusals.get(record.id)
+
+    # -- opening -----------------------------------------------------------------------------
+
+    def use(self, kind: NodeKind, node: int, *, firm: bool = False) -> Steps[RbdDevice]:
+        """See `Pool.use`."""
+        if kind is NodeKind.VOLUME:
+            manner = Manner.FIRM if firm else Manner.POLITE
+            return self.open_nodes.use_volume(VolumeId(node), manner)
+        return self.open_nodes.use_snapshot(SnapshotId(node))
+
+    def leave(self, kind: NodeKind, node: int) -> None:
+        """See `Pool.leave`."""
+        self.open_nodes.leave(kind, node)
+
+    def users(self, kind: NodeKind, node: int) -> int:
+        """See `Pool.users`."""
+        return self.open_nodes.users(kind, node)
+
+    def is_open(self, kind: NodeKind, node: int) -> bool:
+        """See `Pool.is_open`."""
+        return self.open_nodes.is_open(kind, node)
+
+    def close_idle(self, kind: NodeKind, node: int) -> Steps[None]:
+        """See `Pool.close_idle`. A volume is given back."""
+        return self.open_nodes.close_idle(kind, node)
+
+    async def flush_volume(self, volume: VolumeId) -> str | None:
+        """See `Pool.flush_volume`. What another gateway has open is flushed there."""
+        with self.nodes() as nodes:
+            failed = nodes.volume(volume).failed
+        opened = self.open_nodes.volumes.get(volume)
+        if failed is None and opened is not None:
+            try:
+                await opened.device.flush()
+            except VolumeFailedError as error:
+                return str(error)
+        return failed
+
+    # -- changing ----------------------------------------------------------------------------
+
+    def create_volume(
+        self,
+        name: str | Naming,
+        size_bytes: int | None,
+        from_snapshot: SnapshotId | None = None,
+        in_transaction: WithVolume = nothing_more,
+        content_bytes: int | None = None,
+    ) -> Steps[VolumeRecord]:
+        """See `Pool.create_volume`."""
+        return self._volumes.create(name, size_bytes, from_snapshot, in_transaction, content_bytes)
+
+    def extend_volume(
+        self, volume: VolumeId, size_bytes: int, in_transaction: WithVolume = nothing_more
+    ) -> Steps[VolumeRecord]:
+        """See `Pool.extend_volume`."""
+        return self._volumes.extend(volume, size_bytes, in_transaction)
+
+    def revert_volume(
+        self, volume: VolumeId, snapshot: SnapshotId, in_transaction: WithVolume = nothing_more
+    ) -> Steps[VolumeRecord]:
+        """See `Pool.revert_volume`."""
+        return self._volumes.revert(volume, snapshot, in_transaction)
+
+    def fill_volume(
+        self, volume: VolumeId, snapshot: SnapshotId, in_transaction: WithVolume
+    ) -> Steps[VolumeRecord]:
+        """See `Pool.fill_volume`."""
+        return self._volumes.fill(volume, snapshot, in_transaction)
+
+    def freeze_volume(
+        self, volume: VolumeId, naming: Naming, in_transaction: WithSnapshot
+    ) -> Steps[SnapshotRecord]:
+        """See `Pool.freeze_volume`."""
+        return self._snapshots.freeze(volume, naming, in_transaction)
+
+    def reopen_volume(
+        self, volume: VolumeId, in_transaction: WithVolume = nothing_more
+    ) -> Steps[VolumeRecord]:
+        """See `Pool.reopen_volume`."""
+        return self._volumes.reopen(volume, in_transaction)
+
+    def delete_volume(
+        self, volume: VolumeId, in_transaction: WithVolume = nothing_more
+    ) -> Steps[None]:
+        """See `Pool.delete_volume`."""
+        return self._volumes.delete(volume, in_transaction)
+
+    def create_snapshot(
+        self, volume: VolumeId, name: str | Naming, in_transaction: WithSnapshot = nothing_more
+    ) -> Steps[SnapshotRecord]:
+        """See `Pool.create_snapshot`."""
+        return self._snapshots.create(volume, name, in_transaction)
+
+    def delete_snapshot(
+        self, snapshot: SnapshotId, in_transaction: WithSnapshot = nothing_more
+    ) -> Steps[None]:
+        """See `Pool.delete_snapshot`."""
+        return self._snapshots.delete(snapshot, in_transaction)
+
+    # -- measuring ---------------------------------------------------------------------------
+
+    def measure(self, kind: NodeKind, node: int) -> Steps[Space]:
+        """See `Pool.measure`. By objects."""
+        return call_blocking(space.measure, self.gateway, kind, node)
+
+    def measure_all(self, after: int, until: Callable[[], bool]) -> Steps[SpacePage]:
+        """See `Pool.measure_all`. By objects."""
+        return space.measure_all(self.open_nodes, after, until)
+
+    def shares(self, images: frozenset[SnapshotId]) -> Steps[Shares]:
+        """See `Pool.shares`. By objects."""
+        return call_blocking(space.shares, self.gateway, images)
+
+    def attributes(self, nodes: Nodes, kind: NodeKind, node: int) -> Attributes:
+        """See `Pool.attributes`."""
+        return space.attributes(self.gateway, nodes, kind, node)
+
+    def room(self) -> os.statvfs_result:
+        """See `Pool.room`."""
+        return space.room(self.gateway)
+
+    def used_bytes(self) -> int:
+        """See `Pool.used_bytes`."""
+        return space.used_bytes(self.gateway)
+
+    def check(self) -> Steps[CheckReport]:
+        """See `Pool.check`."""
+        return call_blocking(check, self.gateway)

@@ -1,0 +1,85 @@
+"""Giving volumes back when other gateways ask for them over the bus."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from bockd.drivers.rbd.messages import Manner
+from bockd.drivers.rbd.opening import OpenNodes
+from bockd.errors import UnavailableError
+from bockd.model import NodeKind, VolumeId
+from bockd.runtime.steps import Steps, try_spawn
+
+log = logging.getLogger(__name__)
+
+Post = Callable[[Callable[[], object]], object]
+"""Has a function called on the owner thread soon. For any thread; raises RuntimeError when the loop
+has ended."""
+
+OnAsked = Callable[[VolumeId, Manner], Steps[None]]
+"""Ends the connections of a volume that another gateway asks for firmly: returns when its requests
+are answered and its users have left, or does not wait for that. Then the volume is closed."""
+
+
+async def end_nothing(_volume: VolumeId, _manner: Manner) -> None:
+    """Leave the connections of a volume alone: their requests fail when it is closed."""
+
+
+class Releases:
+    """What the bus calls, and what is done then."""
+
+    def __init__(self, post: Post) -> None:
+        self.on_asked: OnAsked = end_nothing
+        self._post = post
+        self._nodes: OpenNodes | None = None
+        """None: nothing is open yet."""
+
+    def begin(self, nodes: OpenNodes) -> None:
+        """Look among these nodes from now on."""
+        self._nodes = nodes
+
+    def ask(self, image: str, manner: Manner) -> Future[bool]:
+        """Give an image back, if this gateway has it. In a thread of Ceph's; see
+        `bockd.drivers.rbd.bus.Release`."""
+        answer: Future[bool] = Future()
+        self._post(lambda: self._start(image, manner, answer))
+        return answer
+
+    def _start(self, image: str, manner: Manner, answer: Future[bool]) -> None:
+        try:
+            volume = None if self._nodes is None else self._nodes.volume_of(image)
+        except Exception as error:
+            answer.set_exception(error)
+            return
+        if volume is None or self._nodes is None:
+            answer.set_result(True)
+        elif not try_spawn(self._nodes.spawn, self._answer(volume, manner, answer)):
+            # It is taken then.
+            answer.set_exception(UnavailableError("this gateway is about to end"))
+
+    async def _answer(self, volume: VolumeId, manner: Manner, answer: Future[bool]) -> None:
+        try:
+            answer.set_result(await self.release_volume(volume, manner))
+        except Exception as error:
+            answer.set_exception(error)
+
+    async def release_volume(self, volume: VolumeId, manner: Manner) -> bool:
+        """Give a volume up, if it is open here: politely only if nobody uses it, firmly in any
+        case. Return False if it is kept. Raises BockdError: it is closed nevertheless."""
+        nodes = self._nodes
+        assert nodes is not None
+        if nodes.users(NodeKind.VOLUME, volume):
+            if manner is Manner.POLITE:
+                return False
+            await self.on_asked(volume, manner)
+
+        async def close() -> bool:
+            # It may have been opened since.
+            if manner is Manner.POLITE and nodes.users(NodeKind.VOLUME, volume):
+                return False
+            await nodes.close_volume(volume)
+            return True
+
+        return await nodes.exclusive(volume, close)

@@ -1,0 +1,175 @@
+"""A pool's snapshots: taking and deleting them, and volumes that become one. Each is a snap.
+
+What bockd.pool.pool says about errors and about `in_transaction` holds here.
+"""
+
+from __future__ import annotations
+
+from bockd.drivers.rbd.images import new_name, remove_image, remove_snap, take_snap
+from bockd.drivers.rbd.making import making, try_to
+from bockd.drivers.rbd.opening import OpenNodes, refuse_failed
+from bockd.drivers.rbd.records import (
+    RbdSnapshotRecord,
+    RbdVolumeRecord,
+    new_node,
+    put_record,
+    snapshot_record,
+    snapshot_records,
+    unchanged,
+    volume_record,
+    volume_records,
+)
+from bockd.drivers.rbd.volumes import look_at_volume, vacate
+from bockd.errors import InUseError
+from bockd.failpoints import Failpoint, hit
+from bockd.model import NodeKind, SnapshotId, VolumeId
+from bockd.pool.choices import name_of
+from bockd.pool.index import Transaction
+from bockd.pool.nodes import Nodes
+from bockd.pool.pool import Naming, WithSnapshot
+from bockd.runtime.steps import Steps, blocking, call_blocking, try_spawn
+from bockd.validation import check_name
+
+
+class SnapshotOperations:
+    """What can be done to a pool's snapshots."""
+
+    def __init__(self, nodes: OpenNodes) -> None:
+        self._nodes = nodes
+        self._gateway = nodes.gateway
+
+    def create(
+        self, volume: VolumeId, name: str | Naming, in_transaction: WithSnapshot
+    ) -> Steps[RbdSnapshotRecord]:
+        """See `Pool.create_snapshot`. Whoever has the volume open freezes its image: each write
+        that was answered before is in the snap, whichever gateway answered it."""
+        if isinstance(name, str):
+            check_name(name)
+        return self._nodes.exclusive(
+            volume, call_blocking, self._create, volume, name, in_transaction
+        )
+
+    def _create(
+        self, volume: VolumeId, naming: str | Naming, in_transaction: WithSnapshot
+    ) -> RbdSnapshotRecord:
+        snap = new_name()
+
+        def change(txn: Transaction) -> RbdSnapshotRecord:
+            deadline.check()
+            now = volume_record(txn, volume)
+            refuse_failed(now)
+            if now.image != seen.image:
+                raise InUseError(f"another gateway has just reverted volume {volume}; try again")
+            return self._add(txn, seen, snap, naming, in_transaction)
+
+        seen = look_at_volume(self._gateway, volume)
+        refuse_failed(seen)
+        with making(f"snap {snap}", lambda: self._remove_snap(seen.image, snap)) as deadline:
+            self._take(seen.image, snap)
+            record = self._gateway.index.update(change)
+        hit(Failpoint.IMAGE_NAMED)
+        return record
+
+    def _take(self, image: str, snap: str) -> None:
+        with self._gateway.images.use() as (cluster, ioctx):
+            take_snap(cluster, ioctx, image, snap)
+        hit(Failpoint.IMAGE_MADE)
+
+    def _add(
+        self,
+        txn: Transaction,
+        origin: RbdVolumeRecord,
+        snap: str,
+        naming: str | Naming,
+        in_transaction: WithSnapshot,
+    ) -> RbdSnapshotRecord:
+        nodes = Nodes(txn)
+        snapshot = SnapshotId(new_node(txn))
+        record = RbdSnapshotRecord(
+            id=snapshot,
+            name=name_of(naming, nodes, snapshot),
+            volume=origin.id,
+            size_bytes=origin.size_bytes,
+            created_at=self._gateway.clock(),
+            content_bytes=origin.content_bytes,
+            image=origin.image,
+            snap=snap,
+            depth=origin.depth,
+        )
+        nodes.take_name(NodeKind.SNAPSHOT, record.name, snapshot)
+        put_record(txn, record)
+        in_transaction(txn, record)
+        return record
+
+    def freeze(
+        self, volume: VolumeId, naming: Naming, in_transaction: WithSnapshot
+    ) -> Steps[RbdSnapshotRecord]:
+        """See `Pool.freeze_volume`. Its image stays, and has a snap."""
+
+        async def steps() -> RbdSnapshotRecord:
+            self._nodes.refuse_used(NodeKind.VOLUME, volume)
+            await self._nodes.close_volume(volume)
+            return await blocking(self._freeze, volume, naming, in_transaction)
+
+        return self._nodes.exclusive(volume, steps)
+
+    def _freeze(
+        self, volume: VolumeId, naming: Naming, in_transaction: WithSnapshot
+    ) -> RbdSnapshotRecord:
+        snap = new_name()
+
+        def change(txn: Transaction) -> RbdSnapshotRecord:
+            deadline.check()
+            record = unchanged(txn, seen)
+            refuse_failed(record)
+            Nodes(txn).forget(NodeKind.VOLUME, volume, record.name)
+            return self._add(txn, record, snap, naming, in_transaction)
+
+        refuse_failed(look_at_volume(self._gateway, volume))
+        seen = vacate(self._gateway, volume)
+        with making(f"snap {snap}", lambda: self._remove_snap(seen.image, snap)) as deadline:
+            self._take(seen.image, snap)
+            record = self._gateway.index.update(change)
+        hit(Failpoint.IMAGE_NAMED)
+        return record
+
+    def delete(self, snapshot: SnapshotId, in_transaction: WithSnapshot) -> Steps[None]:
+        """See `Pool.delete_snapshot`. What clones of it show stays."""
+
+        def change(txn: Transaction) -> tuple[RbdSnapshotRecord, bool]:
+            record = snapshot_record(txn, snapshot)
+            Nodes(txn).forget(NodeKind.SNAPSHOT, snapshot, record.name)
+            in_transaction(txn, record)
+            return record, is_named(txn, record.image)
+
+        async def steps() -> None:
+            self._nodes.refuse_used(NodeKind.SNAPSHOT, snapshot)
+            await self._nodes.close_snapshot(snapshot)
+            record, named = await blocking(self._gateway.index.update, change)
+            hit(Failpoint.IMAGE_FORGOTTEN)
+            removing = call_blocking(self._discard, record, image_too=not named)
+            try_spawn(self._nodes.spawn, removing)
+
+        return self._nodes.exclusive(snapshot, steps)
+
+    def _discard(self, record: RbdSnapshotRecord, *, image_too: bool) -> None:
+        """Remove a snap that nothing names any more, and perhaps its image."""
+
+        def remove() -> None:
+            self._remove_snap(record.image, record.snap)
+            if image_too:
+                with self._gateway.images.use() as (_, ioctx):
+                    remove_image(ioctx, record.image)
+
+        try_to(f"removing snap {record.snap} of image {record.image}", remove)
+
+    def _remove_snap(self, image: str, snap: str) -> None:
+        with self._gateway.images.use() as (_, ioctx):
+            remove_snap(ioctx, image, snap)
+
+
+def is_named(txn: Transaction, image: str) -> bool:
+    """Return whether a volume or snapshot is, or is of, this image."""
+    return any(one.image == image for one in volume_records(txn)) or any(
+        one.image == image for one in snapshot_records(txn)
+    )

@@ -1,0 +1,341 @@
+"""A pool's volumes: creating, cloning, growing, reverting, filling, reopening and deleting them.
+
+What bockd.pool.pool says about errors and about `in_transaction` holds here. Any gateway may do any
+of it to any volume: the index decides. An operation reads a record, changes something in the
+cluster, and commits only if the record is what it was. What takes a volume from its clients is done
+when no gateway has it: a record that names none says so, since a gateway writes nothing before its
+name is there. So the volume is taken from whoever has it, and given back, and then the record must
+be the same in the commit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from bockd.drivers.rbd.gateway import Gateway
+from bockd.drivers.rbd.images import (
+    clone_image,
+    create_image,
+    grow_image,
+    new_name,
+    remove_image,
+)
+from bockd.drivers.rbd.making import making, try_to
+from bockd.drivers.rbd.messages import Manner
+from bockd.drivers.rbd.opening import OpenNodes, refuse_failed
+from bockd.drivers.rbd.records import (
+    RbdSnapshotRecord,
+    RbdVolumeRecord,
+    new_node,
+    put_record,
+    snapshot_record,
+    unchanged,
+    volume_record,
+)
+from bockd.errors import ConflictError, InUseError, InvalidRequestError, NotFoundError
+from bockd.failpoints import Failpoint, hit
+from bockd.model import NodeKind, SnapshotId, VolumeId
+from bockd.pool.choices import check_new_volume, content_of, name_of, size_of
+from bockd.pool.index import Transaction
+from bockd.pool.nodes import Nodes
+from bockd.pool.pool import Naming, WithVolume
+from bockd.runtime.steps import Steps, blocking, call_blocking, run_inline, try_spawn
+from bockd.validation import check_volume_size
+
+Showing = Callable[[RbdVolumeRecord, RbdSnapshotRecord], RbdVolumeRecord]
+"""Checks that a volume may show a snapshot, and returns the record that it has then, but for its
+image."""
+
+
+class VolumeOperations:
+    """What can be done to a pool's volumes."""
+
+    def __init__(self, nodes: OpenNodes) -> None:
+        self._nodes = nodes
+        self._gateway = nodes.gateway
+
+    # -- creating ----------------------------------------------------------------------------
+
+    def create(
+        self,
+        name: str | Naming,
+        size_bytes: int | None,
+        from_snapshot: SnapshotId | None,
+        in_transaction: WithVolume,
+        content_bytes: int | None,
+    ) -> Steps[RbdVolumeRecord]:
+        """See `Pool.create_volume`."""
+        check_new_volume(name, size_bytes, is_clone=from_snapshot is not None)
+
+        def create() -> RbdVolumeRecord:
+            source = None if from_snapshot is None else look_at_snapshot(
+                self._gateway, from_snapshot
+            )
+            size = size_of(source, size_bytes)
+            return self._create(
+                name,
+                size,
+                source,
+                in_transaction,
+                content_of(source, size) if source else content_bytes,
+            )
+
+        if from_snapshot is None:
+            return call_blocking(create)
+        return self._nodes.exclusive(from_snapshot, call_blocking, create)
+
+    def _create(
+        self,
+        naming: str | Naming,
+        size_bytes: int,
+        source: RbdSnapshotRecord | None,
+        in_transaction: WithVolume,
+        content_bytes: int | None,
+    ) -> RbdVolumeRecord:
+        image = new_name()
+
+        def change(txn: Transaction) -> RbdVolumeRecord:
+            deadline.check()
+            if source is not None:
+                snapshot_record(txn, source.id)
+            nodes = Nodes(txn)
+            volume = VolumeId(new_node(txn))
+            record = RbdVolumeRecord(
+                id=volume,
+                name=name_of(naming, nodes, volume),
+                size_bytes=size_bytes,
+                created_at=self._gateway.clock(),
+                from_snapshot=source and source.id,
+                failed=None,
+                content_bytes=content_bytes,
+                image=image,
+                depth=source.depth + 1 if source else 0,
+            )
+            nodes.take_name(NodeKind.VOLUME, record.name, volume)
+            put_record(txn, record)
+            in_transaction(txn, record)
+            return record
+
+        with making(f"image {image}", lambda: self._remove(image)) as deadline:
+            self._make(image, size_bytes, source)
+            record = self._gateway.index.update(change)
+        hit(Failpoint.IMAGE_NAMED)
+        return record
+
+    def _make(self, image: str, size_bytes: int, source: RbdSnapshotRecord | None) -> None:
+        with self._gateway.images.use() as (_, ioctx):
+            if source is None:
+                create_image(ioctx, image, size_bytes)
+            else:
+                larger = size_bytes if size_bytes > source.size_bytes else None
+                clone_image(ioctx, source.image, source.snap, image, larger)
+        hit(Failpoint.IMAGE_MADE)
+
+    # -- changing ----------------------------------------------------------------------------
+
+    def extend(
+        self, volume: VolumeId, size_bytes: int, in_transaction: WithVolume
+    ) -> Steps[RbdVolumeRecord]:
+        """See `Pool.extend_volume`. Whoever has the volume makes its image larger."""
+        check_volume_size(size_bytes)
+
+        async def steps() -> RbdVolumeRecord:
+            record = await blocking(self._extend, volume, size_bytes, in_transaction)
+            if (opened := self._nodes.volumes.get(volume)) is not None:
+                opened.device.grow(max(record.size_bytes, opened.device.size_bytes))
+            return record
+
+        return self._nodes.exclusive(volume, steps)
+
+    def _extend(
+        self, volume: VolumeId, size_bytes: int, in_transaction: WithVolume
+    ) -> RbdVolumeRecord:
+        def judged(record: RbdVolumeRecord) -> RbdVolumeRecord:
+            refuse_failed(record)
+            if size_bytes <= record.size_bytes:
+                raise InvalidRequestError(
+                    f"volume {volume} has {record.size_bytes} bytes already; it can only grow"
+                )
+            return record
+
+        def change(txn: Transaction) -> RbdVolumeRecord:
+            record = judged(volume_record(txn, volume))
+            if record.image != seen.image:
+                raise InUseError(f"another gateway has just reverted volume {volume}; try again")
+            record = replace(record, size_bytes=size_bytes, content_bytes=None)
+            put_record(txn, record)
+            in_transaction(txn, record)
+            return record
+
+        seen = judged(look_at_volume(self._gateway, volume))
+        with self._gateway.images.use() as (_, ioctx):
+            grow_image(ioctx, seen.image, size_bytes)
+        hit(Failpoint.IMAGE_MADE)
+        record = self._gateway.index.update(change)
+        hit(Failpoint.IMAGE_NAMED)
+        return record
+
+    def reopen(self, volume: VolumeId, in_transaction: WithVolume) -> Steps[RbdVolumeRecord]:
+        """See `Pool.reopen_volume`."""
+
+        def change(txn: Transaction) -> RbdVolumeRecord:
+            record = replace(volume_record(txn, volume), failed=None)
+            put_record(txn, record)
+            in_transaction(txn, record)
+            return record
+
+        async def steps() -> RbdVolumeRecord:
+            self._nodes.refuse_used(NodeKind.VOLUME, volume)
+            await self._nodes.close_volume(volume)
+            record = await blocking(self._gateway.index.update, change)
+            self._nodes.refusals.pop(volume, None)
+            return record
+
+        return self._nodes.exclusive(volume, steps)
+
+    def delete(self, volume: VolumeId, in_transaction: WithVolume) -> Steps[None]:
+        """See `Pool.delete_volume`. Raises InUseError, too, if clients use it at another gateway.
+        """
+
+        def forget() -> RbdVolumeRecord:
+            seen = vacate(self._gateway, volume)
+
+            def change(txn: Transaction) -> None:
+                record = unchanged(txn, seen)
+                Nodes(txn).forget(NodeKind.VOLUME, volume, record.name)
+                in_transaction(txn, record)
+
+            self._gateway.index.update(change)
+            hit(Failpoint.IMAGE_FORGOTTEN)
+            return seen
+
+        async def steps() -> None:
+            self._nodes.refuse_used(NodeKind.VOLUME, volume)
+            await self._nodes.close_volume(volume)
+            seen = await blocking(forget)
+            self._nodes.refusals.pop(volume, None)
+            self._discard(seen.image)
+
+        return self._nodes.exclusive(volume, steps)
+
+    # -- showing a snapshot ------------------------------------------------------------------
+
+    def revert(
+        self, volume: VolumeId, snapshot: SnapshotId, in_transaction: WithVolume
+    ) -> Steps[RbdVolumeRecord]:
+        """See `Pool.revert_volume`. A clone takes the place of the volume's image."""
+
+        def shown(current: RbdVolumeRecord, source: RbdSnapshotRecord) -> RbdVolumeRecord:
+            if source.volume != volume:
+                raise ConflictError(f"snapshot {snapshot} is not one of volume {volume}")
+            return current
+
+        return self._nodes.exclusive(volume, self._show, volume, snapshot, shown, in_transaction)
+
+    def fill(
+        self, volume: VolumeId, snapshot: SnapshotId, in_transaction: WithVolume
+    ) -> Steps[RbdVolumeRecord]:
+        """See `Pool.fill_volume`. A clone takes the place of the volume's image."""
+
+        def shown(current: RbdVolumeRecord, source: RbdSnapshotRecord) -> RbdVolumeRecord:
+            size_of(source, current.size_bytes)
+            return replace(current, from_snapshot=snapshot)
+
+        return self._nodes.exclusive(
+            volume, self._nodes.exclusive, snapshot,
+            self._show, volume, snapshot, shown, in_transaction,
+        )  # fmt: skip
+
+    async def _show(
+        self,
+        volume: VolumeId,
+        snapshot: SnapshotId,
+        shown: Showing,
+        in_transaction: WithVolume,
+    ) -> RbdVolumeRecord:
+        self._nodes.refuse_used(NodeKind.VOLUME, volume)
+        await self._nodes.close_volume(volume)
+        old, record = await blocking(self._replace, volume, snapshot, shown, in_transaction)
+        self._discard(old)
+        return record
+
+    def _replace(
+        self,
+        volume: VolumeId,
+        snapshot: SnapshotId,
+        shown: Showing,
+        in_transaction: WithVolume,
+    ) -> tuple[str, RbdVolumeRecord]:
+        """Give a volume a clone of a snapshot as its image. Return the old image, too."""
+        source = look_at_snapshot(self._gateway, snapshot)
+        image = new_name()
+
+        def judged(current: RbdVolumeRecord) -> RbdVolumeRecord:
+            refuse_failed(current)
+            content = content_of(source, current.size_bytes)
+            return replace(shown(current, source), content_bytes=content)
+
+        def change(txn: Transaction) -> RbdVolumeRecord:
+            deadline.check()
+            snapshot_record(txn, snapshot)
+            current = judged(unchanged(txn, seen))
+            record = replace(current, image=image, depth=source.depth + 1)
+            put_record(txn, record)
+            in_transaction(txn, record)
+            return record
+
+        judged(look_at_volume(self._gateway, volume))
+        seen = vacate(self._gateway, volume)
+        with making(f"image {image}", lambda: self._remove(image)) as deadline:
+            self._make(image, seen.size_bytes, source)
+            record = self._gateway.index.update(change)
+        hit(Failpoint.IMAGE_FORGOTTEN)
+        return seen.image, record
+
+    # -- removing ----------------------------------------------------------------------------
+
+    def _discard(self, image: str) -> None:
+        """Remove an image that nothing names any more, in the background."""
+        doing = f"removing image {image}"
+        try_spawn(self._nodes.spawn, call_blocking(try_to, doing, lambda: self._remove(image)))
+
+    def _remove(self, image: str) -> None:
+        with self._gateway.images.use() as (_, ioctx):
+            remove_image(ioctx, image)
+
+
+def look_at_volume(gateway: Gateway, volume: VolumeId) -> RbdVolumeRecord:
+    """Return the record of a volume as it is now. Blocks. Raises BockdError (NotFoundError,
+    UnavailableError)."""
+    gateway.index.refresh()
+    with gateway.index.reading() as txn:
+        return volume_record(txn, volume)
+
+
+def look_at_snapshot(gateway: Gateway, snapshot: SnapshotId) -> RbdSnapshotRecord:
+    """Return the record of a snapshot as it is now. Blocks. Raises BockdError (NotFoundError,
+    UnavailableError)."""
+    gateway.index.refresh()
+    with gateway.index.reading() as txn:
+        return snapshot_record(txn, snapshot)
+
+
+def vacate(gateway: Gateway, volume: VolumeId) -> RbdVolumeRecord:
+    """Return the record of a volume that no gateway has. It is not open here; it is taken from
+    another gateway that has it, or had when it died. Blocks. Raises InUseError: clients use it
+    there; BockdError."""
+    seen = look_at_volume(gateway, volume)
+    if seen.holder is None:
+        return seen
+    try:
+        taken = run_inline(gateway.taker.take(volume, Manner.POLITE))
+    except NotFoundError:
+        # The volume is gone; or its image is, and nobody can have that.
+        lost, now = seen.image, look_at_volume(gateway, volume)
+    else:
+        run_inline(gateway.taker.give_back(taken))
+        lost, now = None, look_at_volume(gateway, volume)
+    if now.holder is not None and now.image != lost:
+        raise InUseError(f"gateway {now.holder} has just opened volume {volume} ({now.name})")
+    return now
