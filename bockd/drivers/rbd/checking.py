@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from bockd.drivers.rbd.binding import rados, rbd
 from bockd.drivers.rbd.errors import named
-from bockd.drivers.rbd.gateway import Gateway
+from bockd.drivers.rbd.session import Session
 from bockd.drivers.rbd.images import looking_at
 from bockd.drivers.rbd.records import (
     RbdSnapshotRecord,
@@ -42,16 +42,16 @@ class Found(NamedTuple):
     """Size of each, and when it was made."""
 
 
-def check(gateway: Gateway) -> CheckReport:
+def check(session: Session) -> CheckReport:
     """See `Pool.check`. Blocks."""
-    with gateway.images.use() as (_, ioctx):
+    with session.images.use() as (_, ioctx):
         found = {name: one for name in _list(ioctx) if (one := _look(ioctx, name)) is not None}
         # After the images: so the records know of each that is old enough.
-        records = _records(gateway)
+        records = _records(session)
         problems = [_missing(one) for one in records if not _is_there(one, found.get(one.image))]
         if problems:
             # Some may have been made, or removed, since.
-            records = _records(gateway)
+            records = _records(session)
             for one in records:
                 found[one.image] = _look(ioctx, one.image) or Found(-1, 0.0, None, {})
             problems = [_missing(one) for one in records if not _is_there(one, found[one.image])]
@@ -75,9 +75,9 @@ def _list(ioctx: rados.Ioctx) -> list[str]:
         return names
 
 
-def _records(gateway: Gateway) -> list[Record]:
-    gateway.index.refresh()
-    with gateway.index.reading() as txn:
+def _records(session: Session) -> list[Record]:
+    session.index.refresh()
+    with session.index.reading() as txn:
         return [*volume_records(txn), *snapshot_records(txn)]
 
 

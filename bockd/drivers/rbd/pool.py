@@ -14,10 +14,10 @@ from bockd.drivers.rbd import space
 from bockd.drivers.rbd.checking import check
 from bockd.drivers.rbd.device import RbdDevice
 from bockd.drivers.rbd.extents import OBJECT_BYTES
-from bockd.drivers.rbd.gateway import Gateway
+from bockd.drivers.rbd.session import Session
 from bockd.drivers.rbd.index import SharedIndex
 from bockd.drivers.rbd.messages import Manner
-from bockd.drivers.rbd.opening import OpenNodes
+from bockd.drivers.rbd.opennodes import OpenNodes
 from bockd.drivers.rbd.records import Identity
 from bockd.drivers.rbd.releasing import OnAsked, Post, Releases
 from bockd.drivers.rbd.snapshots import SnapshotOperations
@@ -35,14 +35,14 @@ FEATURES = Features(driver="rbd", durable=True, hole_bytes=OBJECT_BYTES, shares_
 
 
 class RbdPool:
-    """A pool in a Ceph cluster, open in this gateway. `gateway` and `open_nodes` are for this
+    """A pool in a Ceph cluster, open in this gateway. `session` and `open_nodes` are for this
     driver and the daemon's wiring."""
 
     features = FEATURES
 
-    def __init__(self, gateway: Gateway, spawn: Spawn, releases: Releases) -> None:
-        self.gateway = gateway
-        self.open_nodes = OpenNodes(gateway, spawn)
+    def __init__(self, session: Session, spawn: Spawn, releases: Releases) -> None:
+        self.session = session
+        self.open_nodes = OpenNodes(session, spawn)
         self._releases = releases
         self._volumes = VolumeOperations(self.open_nodes)
         self._snapshots = SnapshotOperations(self.open_nodes)
@@ -52,29 +52,29 @@ class RbdPool:
 
     @classmethod
     def open(cls, settings: RbdSettings, replica: Path, spawn: Spawn, post: Post) -> Self:
-        """Join the pool of a namespace, or make it in an empty one; see `Gateway`. `replica` is a
+        """Join the pool of a namespace, or make it in an empty one; see `Session`. `replica` is a
         directory of this machine for copies of the index, which are made anew. `post` has a
         function called on the owner thread. Blocks.
 
         Raises UnavailableError, DeniedError, NotFoundError, PoolFormatError, DamagedError.
         """
         releases = Releases(post)
-        return cls(Gateway(settings, replica, releases.ask), spawn, releases)
+        return cls(Session(settings, replica, releases.ask), spawn, releases)
 
     @property
     def identity(self) -> Identity:
         """The name of this gateway, and of its run."""
-        return self.gateway.who
+        return self.session.who
 
     @property
     def index(self) -> SharedIndex:
         """See `Pool.index`."""
-        return self.gateway.index
+        return self.session.index
 
     @property
     def clock(self) -> Callable[[], float]:
         """See `Pool.clock`."""
-        return self.gateway.clock
+        return self.session.clock
 
     def close_all(self) -> Steps[None]:
         """See `Pool.close_all`."""
@@ -82,7 +82,7 @@ class RbdPool:
 
     def release(self) -> None:
         """See `Pool.release`. Blocks."""
-        self.gateway.close()
+        self.session.close()
 
     # -- other gateways ----------------------------------------------------------------------
 
@@ -226,7 +226,7 @@ class RbdPool:
 
     def measure(self, kind: NodeKind, node: int) -> Steps[Space]:
         """See `Pool.measure`. By objects."""
-        return call_blocking(space.measure, self.gateway, kind, node)
+        return call_blocking(space.measure, self.session, kind, node)
 
     def measure_all(self, after: int, until: Callable[[], bool]) -> Steps[SpacePage]:
         """See `Pool.measure_all`. By objects."""
@@ -234,20 +234,20 @@ class RbdPool:
 
     def shares(self, images: frozenset[SnapshotId]) -> Steps[Shares]:
         """See `Pool.shares`. By objects."""
-        return call_blocking(space.shares, self.gateway, images)
+        return call_blocking(space.shares, self.session, images)
 
     def attributes(self, nodes: Nodes, kind: NodeKind, node: int) -> Attributes:
         """See `Pool.attributes`."""
-        return space.attributes(self.gateway, nodes, kind, node)
+        return space.attributes(self.session, nodes, kind, node)
 
     def room(self) -> os.statvfs_result:
         """See `Pool.room`."""
-        return space.room(self.gateway)
+        return space.room(self.session)
 
     def used_bytes(self) -> int:
         """See `Pool.used_bytes`."""
-        return space.used_bytes(self.gateway)
+        return space.used_bytes(self.session)
 
     def check(self) -> Steps[CheckReport]:
         """See `Pool.check`."""
-        return call_blocking(check, self.gateway)
+        return call_blocking(check, self.session)

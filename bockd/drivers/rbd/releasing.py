@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from bockd.drivers.rbd.messages import Manner
-from bockd.drivers.rbd.opening import OpenNodes
+from bockd.drivers.rbd.opennodes import OpenNodes
 from bockd.errors import UnavailableError
 from bockd.model import NodeKind, VolumeId
 from bockd.runtime.steps import Steps, try_spawn

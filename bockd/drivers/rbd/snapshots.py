@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bockd.drivers.rbd.images import new_name, remove_image, remove_snap, take_snap
 from bockd.drivers.rbd.making import making, try_to
-from bockd.drivers.rbd.opening import OpenNodes, refuse_failed
+from bockd.drivers.rbd.opennodes import OpenNodes, refuse_failed
 from bockd.drivers.rbd.records import (
     RbdSnapshotRecord,
     RbdVolumeRecord,
@@ -36,7 +36,7 @@ class SnapshotOperations:
 
     def __init__(self, nodes: OpenNodes) -> None:
         self._nodes = nodes
-        self._gateway = nodes.gateway
+        self._session = nodes.session
 
     def create(
         self, volume: VolumeId, name: str | Naming, in_transaction: WithSnapshot
@@ -62,16 +62,16 @@ class SnapshotOperations:
                 raise InUseError(f"another gateway has just reverted volume {volume}; try again")
             return self._add(txn, seen, snap, naming, in_transaction)
 
-        seen = look_at_volume(self._gateway, volume)
+        seen = look_at_volume(self._session, volume)
         refuse_failed(seen)
         with making(f"snap {snap}", lambda: self._remove_snap(seen.image, snap)) as deadline:
             self._take(seen.image, snap)
-            record = self._gateway.index.update(change)
+            record = self._session.index.update(change)
         hit(Failpoint.IMAGE_NAMED)
         return record
 
     def _take(self, image: str, snap: str) -> None:
-        with self._gateway.images.use() as (cluster, ioctx):
+        with self._session.images.use() as (cluster, ioctx):
             take_snap(cluster, ioctx, image, snap)
         hit(Failpoint.IMAGE_MADE)
 
@@ -90,7 +90,7 @@ class SnapshotOperations:
             name=name_of(naming, nodes, snapshot),
             volume=origin.id,
             size_bytes=origin.size_bytes,
-            created_at=self._gateway.clock(),
+            created_at=self._session.clock(),
             content_bytes=origin.content_bytes,
             image=origin.image,
             snap=snap,
@@ -125,11 +125,11 @@ class SnapshotOperations:
             Nodes(txn).forget(NodeKind.VOLUME, volume, record.name)
             return self._add(txn, record, snap, naming, in_transaction)
 
-        refuse_failed(look_at_volume(self._gateway, volume))
-        seen = vacate(self._gateway, volume)
+        refuse_failed(look_at_volume(self._session, volume))
+        seen = vacate(self._session, volume)
         with making(f"snap {snap}", lambda: self._remove_snap(seen.image, snap)) as deadline:
             self._take(seen.image, snap)
-            record = self._gateway.index.update(change)
+            record = self._session.index.update(change)
         hit(Failpoint.IMAGE_NAMED)
         return record
 
@@ -145,7 +145,7 @@ class SnapshotOperations:
         async def steps() -> None:
             self._nodes.refuse_used(NodeKind.SNAPSHOT, snapshot)
             await self._nodes.close_snapshot(snapshot)
-            record, named = await blocking(self._gateway.index.update, change)
+            record, named = await blocking(self._session.index.update, change)
             hit(Failpoint.IMAGE_FORGOTTEN)
             removing = call_blocking(self._discard, record, image_too=not named)
             try_spawn(self._nodes.spawn, removing)
@@ -158,13 +158,13 @@ class SnapshotOperations:
         def remove() -> None:
             self._remove_snap(record.image, record.snap)
             if image_too:
-                with self._gateway.images.use() as (_, ioctx):
+                with self._session.images.use() as (_, ioctx):
                     remove_image(ioctx, record.image)
 
         try_to(f"removing snap {record.snap} of image {record.image}", remove)
 
     def _remove_snap(self, image: str, snap: str) -> None:
-        with self._gateway.images.use() as (_, ioctx):
+        with self._session.images.use() as (_, ioctx):
             remove_snap(ioctx, image, snap)
 
 

@@ -13,9 +13,9 @@ from datetime import UTC
 from bockd.drivers.rbd.binding import rados, rbd
 from bockd.drivers.rbd.errors import named
 from bockd.drivers.rbd.extents import OBJECT_BYTES
-from bockd.drivers.rbd.gateway import Gateway
+from bockd.drivers.rbd.session import Session
 from bockd.drivers.rbd.images import looking_at
-from bockd.drivers.rbd.opening import OpenNodes
+from bockd.drivers.rbd.opennodes import OpenNodes
 from bockd.drivers.rbd.records import (
     RbdSnapshotRecord,
     RbdVolumeRecord,
@@ -41,12 +41,12 @@ def record_of(txn: Transaction, kind: NodeKind, node: int) -> Record:
     return snapshot_record(txn, SnapshotId(node))
 
 
-def measure(gateway: Gateway, kind: NodeKind, node: int) -> Space:
+def measure(session: Session, kind: NodeKind, node: int) -> Space:
     """See `Pool.measure`. Blocks."""
-    with gateway.index.reading() as txn:
+    with session.index.reading() as txn:
         record = record_of(txn, kind, node)
     snap = record.snap if isinstance(record, RbdSnapshotRecord) else None
-    with gateway.images.use() as (_, ioctx), looking_at(ioctx, record.image, snap) as image:
+    with session.images.use() as (_, ioctx), looking_at(ioctx, record.image, snap) as image:
         shown = _shown_bytes(image, record.size_bytes, below=True)
         own = _shown_bytes(image, record.size_bytes, below=False)
     return Space(own, shown - own)
@@ -54,8 +54,8 @@ def measure(gateway: Gateway, kind: NodeKind, node: int) -> Space:
 
 async def measure_all(nodes: OpenNodes, after: int, until: Callable[[], bool]) -> SpacePage:
     """See `Pool.measure_all`: one volume or snapshot at a time, by id."""
-    gateway = nodes.gateway
-    with gateway.index.reading() as txn:
+    session = nodes.session
+    with session.index.reading() as txn:
         found = [(NodeKind.VOLUME, int(one.id)) for one in volume_records(txn)]
     found += [(NodeKind.SNAPSHOT, int(one)) for one in nodes.snapshots]
     spaces: list[NodeSpace] = []
@@ -63,7 +63,7 @@ async def measure_all(nodes: OpenNodes, after: int, until: Callable[[], bool]) -
         if node <= after:
             continue
         try:
-            space = await blocking(measure, gateway, kind, node)
+            space = await blocking(measure, session, kind, node)
         except NotFoundError:
             continue  # it has been deleted since, or it lacks its image, which a check tells
         spaces.append(NodeSpace(kind, node, space))
@@ -72,14 +72,14 @@ async def measure_all(nodes: OpenNodes, after: int, until: Callable[[], bool]) -
     return SpacePage(tuple(spaces), None)
 
 
-def shares(gateway: Gateway, images: frozenset[SnapshotId]) -> Shares:
+def shares(session: Session, images: frozenset[SnapshotId]) -> Shares:
     """See `Pool.shares`. What volumes are made of counts for the snapshots or images. Blocks."""
-    with gateway.index.reading() as txn:
+    with session.index.reading() as txn:
         heads = {one.image for one in volume_records(txn)}
         snaps = {(one.image, one.snap): one.id in images for one in snapshot_records(txn)}
     volumes = frozen = shared = 0
     for name in heads | {image for image, _ in snaps}:
-        for snap, taken in _taken_bytes(gateway, name, has_head=name in heads):
+        for snap, taken in _taken_bytes(session, name, has_head=name in heads):
             if snap is None:
                 volumes += taken
             elif snaps.get((name, snap), False):
@@ -89,18 +89,18 @@ def shares(gateway: Gateway, images: frozenset[SnapshotId]) -> Shares:
     return Shares(volumes, frozen, shared)
 
 
-def used_bytes(gateway: Gateway) -> int:
+def used_bytes(session: Session) -> int:
     """See `Pool.used_bytes`. Blocks."""
-    found = shares(gateway, frozenset())
+    found = shares(session, frozenset())
     return found.volumes_bytes + found.snapshots_bytes
 
 
-def attributes(gateway: Gateway, nodes: Nodes, kind: NodeKind, node: int) -> Attributes:
+def attributes(session: Session, nodes: Nodes, kind: NodeKind, node: int) -> Attributes:
     """See `Pool.attributes`. Blocks."""
     record = record_of(nodes.txn, kind, node)
     snap = record.snap if isinstance(record, RbdSnapshotRecord) else None
     try:
-        with gateway.images.use() as (_, ioctx), looking_at(ioctx, record.image, snap) as image:
+        with session.images.use() as (_, ioctx), looking_at(ioctx, record.image, snap) as image:
             shown = _shown_bytes(image, record.size_bytes, below=True)
             changed = 0.0 if snap else image.modify_timestamp().replace(tzinfo=UTC).timestamp()
     except NotFoundError:  # deleted since the transaction of `nodes` began
@@ -108,10 +108,10 @@ def attributes(gateway: Gateway, nodes: Nodes, kind: NodeKind, node: int) -> Att
     return Attributes(shown, max(record.created_at, changed))
 
 
-def room(gateway: Gateway) -> os.statvfs_result:
+def room(session: Session) -> os.statvfs_result:
     """See `Pool.room`: that of the whole cluster, without a limit of files. Blocks."""
     with named("asking for the space of the Ceph cluster"):
-        stats = gateway.cluster.get_cluster_stats()
+        stats = session.cluster.get_cluster_stats()
     unit = 1024
     return os.statvfs_result(
         (unit, unit, stats["kb"], stats["kb_avail"], stats["kb_avail"], 0, 0, 0, 0, 255)
@@ -140,13 +140,13 @@ def _objects(
 
 
 def _taken_bytes(
-    gateway: Gateway, name: str, *, has_head: bool
+    session: Session, name: str, *, has_head: bool
 ) -> Iterator[tuple[str | None, int]]:
     """Yield what an image takes for each of its snaps, and for its head (None): an object counts
     for the last that shows it. Without a head, for what came after its last snap, there is
     nothing."""
     try:
-        with gateway.images.use() as (_, ioctx):
+        with session.images.use() as (_, ioctx):
             yield from _taken_in(ioctx, name, has_head=has_head)
     except NotFoundError:  # deleted since; or it is missing, which a check tells
         return

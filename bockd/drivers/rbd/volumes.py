@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from bockd.drivers.rbd.gateway import Gateway
+from bockd.drivers.rbd.session import Session
 from bockd.drivers.rbd.images import (
     clone_image,
     create_image,
@@ -23,7 +23,7 @@ from bockd.drivers.rbd.images import (
 )
 from bockd.drivers.rbd.making import making, try_to
 from bockd.drivers.rbd.messages import Manner
-from bockd.drivers.rbd.opening import OpenNodes, refuse_failed
+from bockd.drivers.rbd.opennodes import OpenNodes, refuse_failed
 from bockd.drivers.rbd.records import (
     RbdSnapshotRecord,
     RbdVolumeRecord,
@@ -53,7 +53,7 @@ class VolumeOperations:
 
     def __init__(self, nodes: OpenNodes) -> None:
         self._nodes = nodes
-        self._gateway = nodes.gateway
+        self._session = nodes.session
 
     # -- creating ----------------------------------------------------------------------------
 
@@ -70,7 +70,7 @@ class VolumeOperations:
 
         def create() -> RbdVolumeRecord:
             source = None if from_snapshot is None else look_at_snapshot(
-                self._gateway, from_snapshot
+                self._session, from_snapshot
             )
             size = size_of(source, size_bytes)
             return self._create(
@@ -105,7 +105,7 @@ class VolumeOperations:
                 id=volume,
                 name=name_of(naming, nodes, volume),
                 size_bytes=size_bytes,
-                created_at=self._gateway.clock(),
+                created_at=self._session.clock(),
                 from_snapshot=source and source.id,
                 failed=None,
                 content_bytes=content_bytes,
@@ -119,12 +119,12 @@ class VolumeOperations:
 
         with making(f"image {image}", lambda: self._remove(image)) as deadline:
             self._make(image, size_bytes, source)
-            record = self._gateway.index.update(change)
+            record = self._session.index.update(change)
         hit(Failpoint.IMAGE_NAMED)
         return record
 
     def _make(self, image: str, size_bytes: int, source: RbdSnapshotRecord | None) -> None:
-        with self._gateway.images.use() as (_, ioctx):
+        with self._session.images.use() as (_, ioctx):
             if source is None:
                 create_image(ioctx, image, size_bytes)
             else:
@@ -168,11 +168,11 @@ class VolumeOperations:
             in_transaction(txn, record)
             return record
 
-        seen = judged(look_at_volume(self._gateway, volume))
-        with self._gateway.images.use() as (_, ioctx):
+        seen = judged(look_at_volume(self._session, volume))
+        with self._session.images.use() as (_, ioctx):
             grow_image(ioctx, seen.image, size_bytes)
         hit(Failpoint.IMAGE_MADE)
-        record = self._gateway.index.update(change)
+        record = self._session.index.update(change)
         hit(Failpoint.IMAGE_NAMED)
         return record
 
@@ -188,7 +188,7 @@ class VolumeOperations:
         async def steps() -> RbdVolumeRecord:
             self._nodes.refuse_used(NodeKind.VOLUME, volume)
             await self._nodes.close_volume(volume)
-            record = await blocking(self._gateway.index.update, change)
+            record = await blocking(self._session.index.update, change)
             self._nodes.refusals.pop(volume, None)
             return record
 
@@ -199,14 +199,14 @@ class VolumeOperations:
         """
 
         def forget() -> RbdVolumeRecord:
-            seen = vacate(self._gateway, volume)
+            seen = vacate(self._session, volume)
 
             def change(txn: Transaction) -> None:
                 record = unchanged(txn, seen)
                 Nodes(txn).forget(NodeKind.VOLUME, volume, record.name)
                 in_transaction(txn, record)
 
-            self._gateway.index.update(change)
+            self._session.index.update(change)
             hit(Failpoint.IMAGE_FORGOTTEN)
             return seen
 
@@ -268,7 +268,7 @@ class VolumeOperations:
         in_transaction: WithVolume,
     ) -> tuple[str, RbdVolumeRecord]:
         """Give a volume a clone of a snapshot as its image. Return the old image, too."""
-        source = look_at_snapshot(self._gateway, snapshot)
+        source = look_at_snapshot(self._session, snapshot)
         image = new_name()
 
         def judged(current: RbdVolumeRecord) -> RbdVolumeRecord:
@@ -285,11 +285,11 @@ class VolumeOperations:
             in_transaction(txn, record)
             return record
 
-        judged(look_at_volume(self._gateway, volume))
-        seen = vacate(self._gateway, volume)
+        judged(look_at_volume(self._session, volume))
+        seen = vacate(self._session, volume)
         with making(f"image {image}", lambda: self._remove(image)) as deadline:
             self._make(image, seen.size_bytes, source)
-            record = self._gateway.index.update(change)
+            record = self._session.index.update(change)
         hit(Failpoint.IMAGE_FORGOTTEN)
         return seen.image, record
 
@@ -301,41 +301,41 @@ class VolumeOperations:
         try_spawn(self._nodes.spawn, call_blocking(try_to, doing, lambda: self._remove(image)))
 
     def _remove(self, image: str) -> None:
-        with self._gateway.images.use() as (_, ioctx):
+        with self._session.images.use() as (_, ioctx):
             remove_image(ioctx, image)
 
 
-def look_at_volume(gateway: Gateway, volume: VolumeId) -> RbdVolumeRecord:
+def look_at_volume(session: Session, volume: VolumeId) -> RbdVolumeRecord:
     """Return the record of a volume as it is now. Blocks. Raises BockdError (NotFoundError,
     UnavailableError)."""
-    gateway.index.refresh()
-    with gateway.index.reading() as txn:
+    session.index.refresh()
+    with session.index.reading() as txn:
         return volume_record(txn, volume)
 
 
-def look_at_snapshot(gateway: Gateway, snapshot: SnapshotId) -> RbdSnapshotRecord:
+def look_at_snapshot(session: Session, snapshot: SnapshotId) -> RbdSnapshotRecord:
     """Return the record of a snapshot as it is now. Blocks. Raises BockdError (NotFoundError,
     UnavailableError)."""
-    gateway.index.refresh()
-    with gateway.index.reading() as txn:
+    session.index.refresh()
+    with session.index.reading() as txn:
         return snapshot_record(txn, snapshot)
 
 
-def vacate(gateway: Gateway, volume: VolumeId) -> RbdVolumeRecord:
+def vacate(session: Session, volume: VolumeId) -> RbdVolumeRecord:
     """Return the record of a volume that no gateway has. It is not open here; it is taken from
     another gateway that has it, or had when it died. Blocks. Raises InUseError: clients use it
     there; BockdError."""
-    seen = look_at_volume(gateway, volume)
+    seen = look_at_volume(session, volume)
     if seen.holder is None:
         return seen
     try:
-        taken = run_inline(gateway.taker.take(volume, Manner.POLITE))
+        taken = run_inline(session.taker.take(volume, Manner.POLITE))
     except NotFoundError:
         # The volume is gone; or its image is, and nobody can have that.
-        lost, now = seen.image, look_at_volume(gateway, volume)
+        lost, now = seen.image, look_at_volume(session, volume)
     else:
-        run_inline(gateway.taker.give_back(taken))
-        lost, now = None, look_at_volume(gateway, volume)
+        run_inline(session.taker.give_back(taken))
+        lost, now = None, look_at_volume(session, volume)
     if now.holder is not None and now.image != lost:
         raise InUseError(f"gateway {now.holder} has just opened volume {volume} ({now.name})")
     return now

@@ -18,7 +18,7 @@ from typing import ParamSpec, TypeVar
 
 from bockd.drivers.rbd.claims import RbdClaim
 from bockd.drivers.rbd.device import RbdDevice
-from bockd.drivers.rbd.gateway import Gateway
+from bockd.drivers.rbd.session import Session
 from bockd.drivers.rbd.images import open_image
 from bockd.drivers.rbd.messages import Manner
 from bockd.drivers.rbd.records import RbdVolumeRecord, snapshot_record, volume_record
@@ -54,8 +54,8 @@ class OpenSnapshot:
 class OpenNodes:
     """The volumes and snapshots that are open here. For the owner thread."""
 
-    def __init__(self, gateway: Gateway, spawn: Spawn) -> None:
-        self.gateway = gateway
+    def __init__(self, session: Session, spawn: Spawn) -> None:
+        self.session = session
         self.volumes: dict[VolumeId, OpenVolume] = {}
         self.snapshots: dict[SnapshotId, OpenSnapshot] = {}
         self.refusals: dict[VolumeId, str] = {}
@@ -133,12 +133,12 @@ class OpenNodes:
         return opened
 
     def _record(self, volume: VolumeId) -> RbdVolumeRecord:
-        with self.gateway.index.reading() as txn:
+        with self.session.index.reading() as txn:
             return volume_record(txn, volume)
 
     async def _open_volume(self, volume: VolumeId, manner: Manner) -> OpenVolume:
         refuse_failed(self._record(volume))
-        limit = self.gateway.settings.max_open_volumes
+        limit = self.session.settings.max_open_volumes
         if len(self.volumes) + self._opening >= limit:
             raise InUseError(
                 f"{limit} volumes are open in this gateway, as many as may be "
@@ -147,7 +147,7 @@ class OpenNodes:
         self._opening += 1
         try:
             taken = await blocking(
-                lambda: run_inline(self.gateway.taker.take(volume, manner))
+                lambda: run_inline(self.session.taker.take(volume, manner))
             )
         except BockdError as error:
             self._note_refusal(volume, error)
@@ -204,7 +204,7 @@ class OpenNodes:
         await self._give_back(opened)
 
     async def _give_back(self, opened: OpenVolume) -> None:
-        await blocking(lambda: run_inline(self.gateway.taker.give_back(opened.taken)))
+        await blocking(lambda: run_inline(self.session.taker.give_back(opened.taken)))
 
     # -- snapshots ---------------------------------------------------------------------------
 
@@ -222,9 +222,9 @@ class OpenNodes:
         return self.exclusive(snapshot, steps)
 
     def _open_snapshot(self, snapshot: SnapshotId) -> RbdDevice:
-        with self.gateway.index.reading() as txn:
+        with self.session.index.reading() as txn:
             record = snapshot_record(txn, snapshot)
-        with self.gateway.snapshots.use() as (_, ioctx):
+        with self.session.snapshots.use() as (_, ioctx):
             image = open_image(ioctx, record.image, record.snap)
         return RbdDevice(image, f"snapshot {snapshot}", record.size_bytes, read_only=True)
 
@@ -273,7 +273,7 @@ class OpenNodes:
         for volume, opened in self.volumes.items():
             if opened.taken.record.image == image:
                 return volume
-        with self.gateway.index.reading() as txn:
+        with self.session.index.reading() as txn:
             for node in self._busy:
                 try:
                     if volume_record(txn, VolumeId(node)).image == image:

@@ -30,7 +30,7 @@ EMPTY = frozenset({INDEX, BUS, "rbd_directory", "rbd_info", "rbd_children", "rbd
 """Objects of a namespace in which there is nothing. The last four stay when all images are gone."""
 
 
-class Gateway:
+class Session:
     """A gateway that has joined a pool. Ended by `close`."""
 
     def __init__(self, settings: RbdSettings, replica: Path, release: Release) -> None:
