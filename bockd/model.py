@@ -71,6 +71,15 @@ class TlsMode(StrEnum):
     """Nothing is said without it."""
 
 
+class PoolDriver(StrEnum):
+    """Which kind of pool a daemon serves: the name of its room in bockd.drivers."""
+
+    LOCAL = "local"
+    """In the data directory."""
+    RBD = "rbd"
+    """In a Ceph cluster."""
+
+
 class ClientCertificates(StrEnum):
     """Whether clients show who they are, when they use TLS."""
 

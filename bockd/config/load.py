@@ -6,20 +6,26 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import TypeVar
 
 from bockd.config.address import Address, parse_address
 from bockd.config.decode import Decoded, decode, dotted
 from bockd.config.problems import ConfigurationError, Problem
-from bockd.config.schema import Section
+from bockd.config.schema import READ, Section, section_fields
 from bockd.config.sections import DEFAULT_DATA_DIR, Settings
+from bockd.model import PoolDriver
 
 DATA_VARIABLE = "BOCKD_DATA"
 NBD_LISTEN_VARIABLE = "BOCKD_NBD_LISTEN"
 API_LISTEN_VARIABLE = "BOCKD_API_LISTEN"
+POOL_DRIVER_VARIABLE = "BOCKD_POOL_DRIVER"
+RBD_GATEWAY_VARIABLE = "BOCKD_RBD_GATEWAY"
 CONFIG_VARIABLE = "BOCKD_CONFIG"
 
 MAX_FILE_BYTES = 1 << 20
 """Ten thousand tenants fit; a device file or a disk image named by mistake does not."""
+
+S = TypeVar("S", bound=Section)
 
 DEFAULT = "default"
 """The source of a value that nobody gave."""
@@ -52,6 +58,13 @@ def load(file: Path | None = None, environ: Mapping[str, str] | None = None) -> 
     settings, sources = found.settings, dict(found.sources)
     if "data_dir" not in sources:
         settings = replace(settings, data_dir=default_data_dir(env, as_root=os.geteuid() == 0))
+    settings = _overridden(settings, sources, env)
+    _check_gateway(settings, sources)
+    return Loaded(settings, chosen, sources)
+
+
+def _overridden(settings: Settings, sources: dict[str, str], env: Mapping[str, str]) -> Settings:
+    """The settings with what environment variables say in their place, which is noted."""
     if given := env.get(DATA_VARIABLE):
         settings = replace(settings, data_dir=_data_dir_from(given))
         sources["data_dir"] = DATA_VARIABLE
@@ -63,7 +76,27 @@ def load(file: Path | None = None, environ: Mapping[str, str] | None = None) -> 
         api = replace(settings.api, listen=_listen_from(env, API_LISTEN_VARIABLE))
         settings = replace(settings, api=api)
         sources["api.listen"] = API_LISTEN_VARIABLE
-    return Loaded(settings, chosen, sources)
+    if POOL_DRIVER_VARIABLE in env:
+        settings = replace(
+            settings, pool=_given(settings.pool, "driver", env, POOL_DRIVER_VARIABLE)
+        )
+        sources["pool.driver"] = POOL_DRIVER_VARIABLE
+    if RBD_GATEWAY_VARIABLE in env:
+        settings = replace(settings, rbd=_given(settings.rbd, "gateway", env, RBD_GATEWAY_VARIABLE))
+        sources["rbd.gateway"] = RBD_GATEWAY_VARIABLE
+    return settings
+
+
+def _check_gateway(settings: Settings, sources: Mapping[str, str]) -> None:
+    """Raise ConfigurationError if a gateway of a pool in Ceph has no name. Nobody else needs
+    one."""
+    if settings.pool.driver is not PoolDriver.RBD:
+        return
+    try:
+        settings.rbd.gateway_name  # noqa: B018 - raises for a host whose name is none
+    except ValueError as error:
+        problem = Problem(sources["pool.driver"], "rbd.gateway", str(error))
+        raise ConfigurationError((problem,)) from None
 
 
 def load_settings() -> Settings:
@@ -127,6 +160,15 @@ def _data_dir_from(given: str) -> Path:
 def _listen_from(environ: Mapping[str, str], variable: str) -> Address | None:
     try:
         return parse_address(environ[variable])
+    except ValueError as error:
+        raise ConfigurationError((Problem(variable, "", str(error)),)) from None
+
+
+def _given(section: S, name: str, environ: Mapping[str, str], variable: str) -> S:
+    """A section with one key from a variable, which is read as the file's text would be."""
+    read = section_fields(type(section))[name].metadata[READ]
+    try:
+        return replace(section, **{name: read(environ[variable])})
     except ValueError as error:
         raise ConfigurationError((Problem(variable, "", str(error)),)) from None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,11 +60,13 @@ class RbdSettings(Section):
     max_clone_depth: int = key(5, integer(1, 15))
     """Reads of a deep clone ask each parent in turn. Ceph allows 16."""
 
-    def problems(self) -> Iterator[tuple[str, str]]:
-        if self.gateway is None and not is_server_id(socket.gethostname()):
-            yield "gateway", f"is missing: the host's name, {shown(socket.gethostname())}, is none"
-
     @property
     def gateway_name(self) -> str:
-        """The name of this gateway."""
-        return self.gateway or socket.gethostname()
+        """The name of this gateway. Raises ValueError: nobody has given one, and the host's name is
+        none."""
+        if self.gateway is not None:
+            return self.gateway
+        try:
+            return read_gateway(socket.gethostname())
+        except ValueError as error:
+            raise ValueError(f"is missing, and the host's name is none: {error}") from None

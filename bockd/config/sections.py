@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bockd.config.address import Address
+from bockd.config.rbd import RbdSettings
 from bockd.config.schema import Section, key, named, section
 from bockd.config.values import (
     choice,
@@ -25,7 +26,14 @@ from bockd.config.values import (
     word,
 )
 from bockd.errors import InvalidRequestError
-from bockd.model import ClientCertificates, Server, ServerKind, TlsMode, is_server_id
+from bockd.model import (
+    ClientCertificates,
+    PoolDriver,
+    Server,
+    ServerKind,
+    TlsMode,
+    is_server_id,
+)
 from bockd.validation import check_server_record
 
 DEFAULT_NBD_LISTEN = Address("127.0.0.1", 10809)
@@ -138,8 +146,9 @@ class ServerSettings(Section):
 
 @dataclass(frozen=True, slots=True)
 class PoolSettings(Section):
-    """`[pool]`: the directory that everything is kept in."""
+    """`[pool]`: what everything is kept in."""
 
+    driver: PoolDriver = key(PoolDriver.LOCAL, word(PoolDriver))
     warn_percent: tuple[int, ...] = key((80, 90, 95), read_percents)
     index_map_gib: int = key(1024, integer(1, 16 * 1024))
     """Address space for the index (bockd.index.mapsize)."""
@@ -251,6 +260,7 @@ class Settings(Section):
     vm: VmSettings = section(VmSettings)
     servers: Mapping[str, ServerSettings] = named(ServerSettings)
     pool: PoolSettings = section(PoolSettings)
+    rbd: RbdSettings = section(RbdSettings)
     checksums: ChecksumSettings = section(ChecksumSettings)
     identity: IdentitySettings = section(IdentitySettings)
     keystone: KeystoneSettings = section(KeystoneSettings)

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from bockd.config.load import load
+from bockd.config.problems import ConfigurationError
 from bockd.config.rbd import RbdSettings
 from bockd.config.schema import READ, section_fields
+from bockd.model import PoolDriver
 
 
 def read(name: str, value: object) -> object:
@@ -66,7 +69,40 @@ def test_the_gateway_is_named_as_the_host_if_nothing_is_said(
     monkeypatch.setattr(socket, "gethostname", lambda: "storage-1")
     assert RbdSettings().gateway_name == "storage-1"
     assert RbdSettings(gateway="gw1").gateway_name == "gw1"
-    assert not list(RbdSettings().problems())
     monkeypatch.setattr(socket, "gethostname", lambda: "my host")
-    assert [name for name, _ in RbdSettings().problems()] == ["gateway"]
-    assert not list(RbdSettings(gateway="gw1").problems())
+    assert RbdSettings(gateway="gw1").gateway_name == "gw1"
+    with pytest.raises(ValueError, match="is missing, and the host's name is none: 'my host'"):
+        RbdSettings().gateway_name  # noqa: B018 - it raises
+
+
+def test_a_host_whose_name_is_none_needs_a_gateway_only_for_a_pool_in_ceph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "my host")
+    file = tmp_path / "bockd.toml"
+    file.write_text("[rbd]\nuser = 'other'\n")
+    assert load(file, {}).settings.rbd.user == "other"
+    file.write_text("[pool]\ndriver = 'rbd'\n")
+    with pytest.raises(ConfigurationError) as caught:
+        load(file, {})
+    assert str(caught.value).startswith(f"{file}:2: rbd.gateway: is missing, and the host's name")
+    loaded = load(file, {"BOCKD_RBD_GATEWAY": "gw1"})
+    assert loaded.settings.rbd.gateway_name == "gw1"
+    assert loaded.source("rbd.gateway") == "BOCKD_RBD_GATEWAY"
+
+
+def test_the_driver_is_one_that_there_is(tmp_path: Path) -> None:
+    file = tmp_path / "bockd.toml"
+    file.write_text("[pool]\ndriver = 'ceph'\n[rbd]\ngateway = 'gw1'\n")
+    with pytest.raises(ConfigurationError, match="2: pool.driver: 'ceph' is none of local, rbd"):
+        load(file, {})
+    file.write_text("[pool]\ndriver = 'rbd'\n[rbd]\ngateway = 'gw1'\n")
+    assert load(file, {}).settings.pool.driver is PoolDriver.RBD
+    loaded = load(file, {"BOCKD_POOL_DRIVER": "local"})
+    assert loaded.settings.pool.driver is PoolDriver.LOCAL
+    assert loaded.source("pool.driver") == "BOCKD_POOL_DRIVER"
+    with pytest.raises(ConfigurationError) as caught:
+        load(file, {"BOCKD_POOL_DRIVER": "ceph"})
+    assert str(caught.value) == "BOCKD_POOL_DRIVER: 'ceph' is none of local, rbd"
+    with pytest.raises(ConfigurationError, match=r"^BOCKD_RBD_GATEWAY: 'gw 1' is not 1 to 255"):
+        load(file, {"BOCKD_RBD_GATEWAY": "gw 1"})
