@@ -12,7 +12,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 import bockd
 from api.accountcontrol import account_control_router
 from api.control import PREFIX, control_router
-from api.faults import install_faults
+from api.faults import fault_of_error, install_faults
+from api.freshness import Freshness, Refresh
 from api.imagecontrol import image_control_router
 from api.intake import Intake
 from bockd.control import AccountControl, Control, ImageControl
@@ -32,10 +33,13 @@ class Together:
 
 
 def create_app(
-    control: Control, images: ImageControl, accounts: AccountControl | None = None
+    control: Control,
+    images: ImageControl,
+    accounts: AccountControl | None = None,
+    refresh: Refresh | None = None,
 ) -> FastAPI:
     """Create the application of the control API. Its OpenAPI document is at
-    `/control/v1/openapi.json`."""
+    `/control/v1/openapi.json`. `refresh` is awaited before a request is looked at."""
     app = FastAPI(
         title="bockd control API",
         version=bockd.__version__,
@@ -45,6 +49,9 @@ def create_app(
         redirect_slashes=False,
     )
     install_faults(app)
+    # The last one added is the first to see a request.
+    if refresh is not None:
+        app.add_middleware(Freshness, refresh=refresh, fault_of_error=fault_of_error)
     app.add_middleware(Intake)
     app.include_router(control_router(control))
     app.include_router(image_control_router(images), prefix=PREFIX)

@@ -8,11 +8,18 @@ from typing import Any
 from fastapi import APIRouter, FastAPI
 
 import bockd
+from api.freshness import Freshness, Refresh
 from api.intake import Intake
 from api.openstack.access import Access
 from api.openstack.catalog import Catalog
 from api.openstack.extensions import extension_router
-from api.openstack.faults import NAME_OF_STATUS, SERVER_ERROR, install_faults, refuse_body
+from api.openstack.faults import (
+    NAME_OF_STATUS,
+    SERVER_ERROR,
+    fault_of_error,
+    install_faults,
+    refuse_body,
+)
 from api.openstack.identity import identity_router
 from api.openstack.images import image_root_router, image_router
 from api.openstack.limits import limits_router
@@ -70,9 +77,11 @@ def create_public_app(
     identity: Identity,
     catalog: Catalog | None = None,
     nbd_frontends: NbdFrontends | None = None,
+    refresh: Refresh | None = None,
 ) -> FastAPI:
     """Create the HP Block Storage API over `storage`. Clients get in by the tokens of `identity`.
-    Attachments name the URIs of their exports at `nbd_frontends`.
+    Attachments name the URIs of their exports at `nbd_frontends`. `refresh` is awaited before a
+    request is looked at.
 
     Its OpenAPI document is at `/openapi.json`, a page that shows it at `/docs`.
     """
@@ -90,6 +99,8 @@ def create_public_app(
     install_faults(app)
     # The last one added is the first to see a request.
     app.add_middleware(Access, identity=identity)
+    if refresh is not None:
+        app.add_middleware(Freshness, refresh=refresh, fault_of_error=fault_of_error)
     app.add_middleware(Intake, refuse=refuse_body)
     app.include_router(version_router(published))
     app.include_router(identity_version_router(published))

@@ -20,6 +20,7 @@ import trio
 from fastapi import FastAPI
 
 from api.app import Together, create_app
+from api.freshness import Refresh
 from api.openstack.app import create_public_app
 from api.openstack.nbd import NbdFrontends
 from api.serve import serve_api, serve_public
@@ -48,6 +49,7 @@ from bockd.daemon.images import PoolImages
 from bockd.daemon.nodes import PoolNodes
 from bockd.daemon.plugged import PluggedDevices
 from bockd.daemon.readiness import READY, STOPPING, notify
+from bockd.daemon.refreshing import fresh, refreshing
 from bockd.daemon.retrying import Retrying
 from bockd.descriptors import CLIENTS_SHARE, portion
 from bockd.directories import make_private
@@ -267,12 +269,19 @@ class _Daemon:
         accounts = PoolAccounts(self._context, self._runner, settings.data_dir)
         attached = AttachedExports(self._pool, self._runner, self._on_idle)
         exports = PoolExports(self._pool, self._runner, self._on_idle, attached)
+        refresh = refreshing(self._pool)
         async with trio.open_nursery() as frontends:
-            public = self._public_app(tcp, frontends)
+            public = self._public_app(tcp, frontends, refresh)
             frontends.start_soon(
-                serve_nbd, self._server, unix, exports, tcp, attached, self._tls(settings.nbd)
+                serve_nbd,
+                self._server,
+                unix,
+                fresh(exports, refresh),
+                tcp,
+                fresh(attached, refresh),
+                self._tls(settings.nbd),
             )
-            both = Together(create_app(control, images, accounts), public)
+            both = Together(create_app(control, images, accounts, refresh), public)
             await frontends.start(serve_api, both, settings.api_socket)
             frontends.start_soon(images.give_up_abandoned)
             if api is not None:
@@ -307,7 +316,9 @@ class _Daemon:
             return NO_TLS
         return FrontendTls(listener.tls, lambda: certificates.context(listener.client_certificates))
 
-    def _public_app(self, tcp: socket.socket | None, fetches: trio.Nursery) -> FastAPI:
+    def _public_app(
+        self, tcp: socket.socket | None, fetches: trio.Nursery, refresh: Refresh | None
+    ) -> FastAPI:
         pool, settings = self._pool, self._settings
         local = LocalIdentity(
             pool.index,
@@ -328,7 +339,7 @@ class _Daemon:
             address_of(tcp) if tcp else None,
             tls_required=settings.nbd.tls is TlsMode.REQUIRE,
         )
-        return create_public_app(storage, identity, catalog(settings.catalog), frontends)
+        return create_public_app(storage, identity, catalog(settings.catalog), frontends, refresh)
 
     def _announce(self, nbd_listen: str | None, api_listen: str | None) -> None:
         settings = self._settings

@@ -271,6 +271,9 @@ class LmdbIndex:
             finally:
                 self._stay_ahead()
 
+    def refresh(self) -> None:
+        """Do nothing: a transaction sees what any process of this machine has committed."""
+
     def _attempt(self, change: Callable[[LmdbTransaction], T]) -> T:
         try:
             with self._begin(write=True) as txn:

@@ -17,3 +17,6 @@ class Features:
     """What extents and trims are rounded to."""
     shares_blocks: bool
     """Whether `Pool.shares` and `Space.shared_bytes` tell which blocks several nodes show."""
+    several_gateways: bool = False
+    """Several daemons may serve a pool at once, so what its index shows here may be old until it is
+    refreshed."""

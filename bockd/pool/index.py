@@ -77,3 +77,9 @@ class Index(Protocol):
         the pool is. Blocks. `change` may run twice, so it must have no effect outside the
         transaction; an exception from it aborts and passes through."""
         ...
+
+    def refresh(self) -> None:
+        """Make what anybody has committed before visible here. Blocks, where several daemons share
+        the index. Raises UnavailableError, DamagedError, PoolFormatError, DeviceError,
+        NoSpaceError."""
+        ...

@@ -73,7 +73,9 @@ class StartTls:
 
 @dataclass(frozen=True, slots=True)
 class ListExports:
-    """Answer with `listed`."""
+    """Answer with `listed` or `refused`."""
+
+    option = nbd.OPT_LIST
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,8 +314,10 @@ class Handshake:
             )
         return data, negotiated
 
-    def refused(self, question: DescribeExport | ChooseExport, error: BockdError) -> bytes:
-        """Return the answer when there is no such export, or it cannot be opened.
+    def refused(
+        self, question: ListExports | DescribeExport | ChooseExport, error: BockdError
+    ) -> bytes:
+        """Return the answer when there is no such export, it cannot be opened, or nothing is known.
 
         Raises ProtocolError for EXPORT_NAME, which has no error reply.
         """

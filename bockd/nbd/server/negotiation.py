@@ -67,13 +67,21 @@ async def negotiate(channel: Channel, table: ExportTable, tls: FrontendTls) -> E
                 await channel.send(data)
                 channel = await TlsChannel.accept(channel, tls.context())
                 handshake.secured()
-            case ListExports():
-                await channel.send(handshake.listed(await table.list_exports()))
+            case ListExports() as question:
+                await channel.send(await _list(handshake, table, question))
             case DescribeExport() as question:
                 await channel.send(await _describe(handshake, table, question))
             case ChooseExport() as question:
                 if entrance := await _open(channel, handshake, table, question):
                     return entrance
+
+
+async def _list(handshake: Handshake, table: ExportTable, question: ListExports) -> bytes:
+    try:
+        exports = await table.list_exports()
+    except BockdError as error:
+        return handshake.refused(question, error)
+    return handshake.listed(exports)
 
 
 async def _describe(handshake: Handshake, table: ExportTable, question: DescribeExport) -> bytes:
