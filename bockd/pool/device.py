@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from bockd.model import Extent
-from bockd.runtime.steps import Blocking, Steps
+from bockd.runtime.steps import Blocking, Signal, Steps
 
 
 class BlockDevice(Protocol):
@@ -89,6 +89,16 @@ class BlockDevice(Protocol):
     def cache(self, offset: int, length: int) -> Steps[None]:
         """Ask the operating system to read a range ahead; a hint, it never fails."""
         ...
+
+
+@runtime_checkable
+class SharedDevice(Protocol):
+    """A `BlockDevice` that another gateway may take: everything raises VolumeTakenError then,
+    whatever came of it, and no request may be answered any more."""
+
+    lost: Signal
+    """Fires when that is known, before anything raises. Who has opened the device leaves it, and
+    opens it anew to go on."""
 
 
 class MappedWindow(Protocol):

@@ -19,6 +19,7 @@ from typing import Protocol
 from bockd.model import NodeKind, SnapshotId, VolumeId
 from bockd.pool.device import BlockDevice
 from bockd.pool.features import Features
+from bockd.pool.gateways import Addresses, Gateway
 from bockd.pool.index import Index, Transaction
 from bockd.pool.nodes import Nodes
 from bockd.pool.records import SnapshotRecord, VolumeRecord
@@ -33,6 +34,10 @@ WithSnapshot = Callable[[Transaction, SnapshotRecord], None]
 
 Naming = Callable[[Nodes, int], str]
 """Chooses a valid, free name for a node whose id is known now."""
+
+EndConnections = Callable[[VolumeId], Steps[None]]
+"""Ends the connections of a volume, once what is under way is answered, in half a second at most.
+Raises nothing."""
 
 
 def nothing_more(_txn: Transaction, _record: VolumeRecord | SnapshotRecord) -> None:
@@ -111,12 +116,44 @@ class Pool(Protocol):
         flushed already.) Return why the volume has failed, now or earlier, or None."""
         ...
 
+    def recall(self, volume: VolumeId, *, force: bool) -> Steps[str | None]:
+        """Make what any gateway has acknowledged survive power loss, and have another one that has
+        the volume open end its clients' connections and close it; with `force`, without waiting for
+        it. Nothing that it was doing to the volume is carried out later. Where no other daemon can
+        have it: `flush_volume`. Return as that does. Raises BockdError."""
+        ...
+
     def close_all(self) -> Steps[None]:
         """Close every open volume and snapshot. Raises the first error, after trying all."""
         ...
 
     def release(self) -> None:
         """Give the pool up. Nothing may be open or under way."""
+        ...
+
+    # -- gateways ----------------------------------------------------------------------------
+
+    @property
+    def gateway(self) -> str | None:
+        """The name of this gateway. None: no other daemon can serve this pool."""
+        ...
+
+    def gateways(self) -> list[Gateway]:
+        """Return all gateways that are known, by name. Empty where there can be no others."""
+        ...
+
+    def holder(self, record: VolumeRecord) -> str | None:
+        """Return the name of the gateway that has a volume open, or had when it died, by a record
+        that this pool has given. None: none has, or there can be no others."""
+        ...
+
+    def announce(self, addresses: Addresses) -> Steps[None]:
+        """Tell the other gateways where this one is reached, now that it is. Raises BockdError."""
+        ...
+
+    def before_giving(self, end_connections: EndConnections) -> None:
+        """Run `end_connections` before a volume that clients use here is given to another gateway
+        that opens it firmly. To be called before the frontends open."""
         ...
 
     # -- changing ----------------------------------------------------------------------------

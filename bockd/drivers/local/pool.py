@@ -29,8 +29,9 @@ from bockd.index.index import LmdbIndex
 from bockd.model import BLOCK_SIZE, NodeKind, SnapshotId, VolumeId
 from bockd.pool.device import BlockDevice
 from bockd.pool.features import Features
+from bockd.pool.gateways import Addresses, Gateway
 from bockd.pool.nodes import Nodes
-from bockd.pool.pool import Naming, WithSnapshot, WithVolume, nothing_more
+from bockd.pool.pool import EndConnections, Naming, WithSnapshot, WithVolume, nothing_more
 from bockd.pool.records import SnapshotRecord, VolumeRecord
 from bockd.pool.reports import Attributes, CheckReport, Shares, Space, SpacePage
 from bockd.runtime.steps import Spawn, Steps, blocking
@@ -42,6 +43,7 @@ class LocalPool:
     """An open local pool. `registry` has what is open, and is for this driver and its wiring."""
 
     features = FEATURES
+    gateway: str | None = None
 
     def __init__(self, registry: Registry) -> None:
         self.registry = registry
@@ -136,6 +138,26 @@ class LocalPool:
     def flush_volume(self, volume: VolumeId) -> Steps[str | None]:
         """See `Pool.flush_volume`."""
         return self.registry.flush_volume(volume)
+
+    # -- gateways: there is one -------------------------------------------------------------
+
+    def recall(self, volume: VolumeId, *, force: bool) -> Steps[str | None]:
+        """See `Pool.recall`."""
+        return self.flush_volume(volume)
+
+    def gateways(self) -> list[Gateway]:
+        """See `Pool.gateways`."""
+        return []
+
+    def holder(self, record: VolumeRecord) -> str | None:
+        """See `Pool.holder`."""
+        return None
+
+    async def announce(self, addresses: Addresses) -> None:
+        """See `Pool.announce`."""
+
+    def before_giving(self, end_connections: EndConnections) -> None:
+        """See `Pool.before_giving`."""
 
     # -- changing ----------------------------------------------------------------------------
 

@@ -28,9 +28,10 @@ from bockd.model import BLOCK_SIZE, GIB, NodeKind, SnapshotId, VolumeId
 from bockd.pool.choices import check_new_volume, content_of, name_of, size_of
 from bockd.pool.device import BlockDevice
 from bockd.pool.features import Features
+from bockd.pool.gateways import Addresses, Gateway
 from bockd.pool.index import Transaction
 from bockd.pool.nodes import SNAPSHOTS, VOLUMES, Nodes
-from bockd.pool.pool import Naming, WithSnapshot, WithVolume, nothing_more
+from bockd.pool.pool import EndConnections, Naming, WithSnapshot, WithVolume, nothing_more
 from bockd.pool.records import SnapshotRecord, VolumeRecord
 from bockd.pool.reports import Attributes, CheckReport, NodeSpace, Shares, Space, SpacePage
 from bockd.runtime.steps import Steps
@@ -53,6 +54,14 @@ class MemoryPool:
     def __init__(self) -> None:
         self.index = MemoryIndex()
         self.clock: Callable[[], float] = time.time
+        self.gateway: str | None = None
+        """Switch, with the two below: the pool says that it has gateways."""
+        self.known_gateways: list[Gateway] = []
+        self.holders: dict[VolumeId, str] = {}
+        self.recalled: list[tuple[VolumeId, bool]] = []
+        """What was recalled, and whether by force."""
+        self.end_connections: EndConnections | None = None
+        """See `before_giving`."""
         self._ids = count(1)
         self._devices: dict[tuple[NodeKind, int], MemoryDevice] = {}
         self._users: Counter[tuple[NodeKind, int]] = Counter()
@@ -125,6 +134,26 @@ class MemoryPool:
                     failed = reason = str(error)
                     self.index.update(lambda txn: Nodes(txn).fail_volume(volume, reason))
             return failed
+
+    def recall(self, volume: VolumeId, *, force: bool) -> Steps[str | None]:
+        """See the contract."""
+        self.recalled.append((volume, force))
+        return self.flush_volume(volume)
+
+    def gateways(self) -> list[Gateway]:
+        """See the contract."""
+        return self.known_gateways
+
+    def holder(self, record: VolumeRecord) -> str | None:
+        """See the contract."""
+        return self.holders.get(record.id)
+
+    async def announce(self, addresses: Addresses) -> None:
+        """See the contract: there is nobody to tell."""
+
+    def before_giving(self, end_connections: EndConnections) -> None:
+        """See the contract: nobody asks."""
+        self.end_connections = end_connections
 
     async def close_all(self) -> None:
         """See the contract."""
