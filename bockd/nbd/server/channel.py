@@ -116,6 +116,11 @@ class Channel:
         with suppress(OSError):  # the peer is gone indeed
             self.sock.shutdown(socket.SHUT_RD)  # wakes who waits for something to read
 
+    def abort(self) -> None:
+        """End the connection in both directions, now, whoever is sending or receiving."""
+        with suppress(OSError):  # the peer is gone, or it is closed
+            self.sock.shutdown(socket.SHUT_RDWR)
+
     async def receive(self, into: memoryview) -> int:
         """Receive at least one byte, waiting for it; 0 when the peer is gone."""
         received = self.try_receive(into)

@@ -125,6 +125,11 @@ class Connection:
         """See `registry.Member`."""
         self._scope.cancel()
 
+    def abandon(self) -> None:
+        """See `registry.Member`."""
+        self._channel.abort()
+        self._scope.cancel()
+
     def hung_up(self) -> bool:
         """See `registry.Member`."""
         return self.closed.is_set() or self._channel.hung_up()

@@ -17,6 +17,7 @@ from typing import Protocol
 
 import trio
 
+from bockd.errors import VolumeTakenError
 from bockd.nbd.protocol import constants as nbd
 from bockd.nbd.protocol.errors import ProtocolError
 from bockd.nbd.protocol.limits import MAX_PAYLOAD_BYTES
@@ -379,6 +380,8 @@ class LargeTransfers:
         """A further piece of a reply whose header said success."""
         try:
             return await self._read_piece(offset, length)
+        except VolumeTakenError:
+            raise
         except Exception as error:
             self._statistics.failed("read", error)
             raise reading_failed(error) from error

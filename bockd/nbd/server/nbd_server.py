@@ -13,6 +13,7 @@ from contextlib import suppress
 import trio
 
 from bockd.control import VolumeStatistics
+from bockd.errors import VolumeTakenError
 from bockd.failurelog import FailureLog
 from bockd.model import NodeKind, VolumeId
 from bockd.nbd.protocol.errors import ProtocolError
@@ -121,6 +122,8 @@ class NbdServer:
             await self._talk(channel, table, tls)
         except* ProtocolError as errors:
             log.info("closed a client: %s", errors.exceptions[0])
+        except* VolumeTakenError as errors:
+            log.info("ended a connection: %s", errors.exceptions[0])
         except* OSError as errors:
             log.info("lost a client: %s", errors.exceptions[0])
         except* Exception:  # one client's trouble must not become another's
@@ -160,7 +163,7 @@ class NbdServer:
         )
         connection.prepare(export, entrance.negotiated, state.statistics, entrance.leftover)
         # Nothing was awaited since the table opened the export: see ExportTable.open.
-        state.members[connection] = None
+        state.admit(connection, export.device)
 
         async def enter() -> None:
             await self._registry.fence(connection, export.key)
@@ -168,6 +171,9 @@ class NbdServer:
 
         try:
             await connection.run(enter)
+        except* VolumeTakenError:
+            state.abandon(export.device)  # it may be one that does not tell
+            raise
         finally:
             del state.members[connection]
             channel.close()
@@ -190,6 +196,11 @@ class NbdServer:
         now is carried out and answered. Those that do not receive their answers within `seconds`
         are closed as by `disconnect`."""
         await self._registry.drain_and_close(key, name, seconds)
+
+    async def wind_up(self, key: ExportKey, seconds: float) -> None:
+        """Close all clients of an export, when all that they have sent by now is carried out and
+        answered, or after `seconds`. What the engine is doing then may not be finished."""
+        await self._registry.wind_up(key, seconds)
 
     async def disconnect(self, key: ExportKey, name: str | None = None) -> None:
         """Close all clients of an export, or those that came to it under a name. What they have

@@ -4,6 +4,11 @@ A *fence* makes a reconnect safe, since NBD has no client identity: before a new
 that it may go on, whatever older connections of its export had sent by then is received and its
 writes are finished, and those that hung up are dropped. A stale write then never lands on newer
 data. What is still on its way through a network is fenced only by detaching.
+
+A device that another gateway takes is *lost* (`SharedDevice`). Then no request may be answered any
+more, and an error would make the client's file system read-only: all connections that use the
+device end at once, whatever they are doing. Clients connect again, and send again what was not
+answered.
 """
 
 from __future__ import annotations
@@ -17,6 +22,8 @@ import trio
 from bockd.failurelog import FailureLog
 from bockd.nbd.server.exports import ExportKey
 from bockd.nbd.server.statistics import ExportStatistics
+from bockd.pool.device import BlockDevice, SharedDevice
+from bockd.runtime.steps import Signal
 
 
 class Member(Protocol):
@@ -35,6 +42,10 @@ class Member(Protocol):
     def drop(self) -> None:
         """End the connection without answering more. Engine operations that have begun are
         finished."""
+        ...
+
+    def abandon(self) -> None:
+        """End the connection as `drop` does, but without waiting: the client finds it ended now."""
         ...
 
     async def received_all(self) -> None:
@@ -59,8 +70,26 @@ class ExportState:
 
     def __init__(self, name: str, statistics: ExportStatistics) -> None:
         self.name = name
-        self.members: dict[Member, None] = {}
+        self.members: dict[Member, BlockDevice] = {}
+        """What each uses; in the order they came."""
         self.statistics = statistics
+        self._followed: Signal | None = None
+
+    def admit(self, member: Member, device: BlockDevice) -> None:
+        """Enter a connection, which ends at once when its device is lost."""
+        self.members[member] = device
+        if not isinstance(device, SharedDevice):
+            return
+        # Once for all its connections: a signal remembers who has subscribed.
+        if device.lost is not self._followed or device.lost.fired:
+            self._followed = device.lost
+            device.lost.subscribe(lambda: self.abandon(device))
+
+    def abandon(self, device: BlockDevice) -> None:
+        """End the connections that use a device, at once."""
+        for member, used in list(self.members.items()):
+            if used is device:
+                member.abandon()
 
 
 class Registry:
@@ -127,6 +156,16 @@ class Registry:
         """Wait until the engine operations that an export's connections have begun are finished."""
         for member in self._members(key):
             await member.writes_finished()
+
+    async def wind_up(self, key: ExportKey, seconds: float) -> None:
+        """End all connections of an export, once what they have sent by now is carried out and
+        answered; after `seconds` at once."""
+        with trio.move_on_after(seconds):
+            async with trio.open_nursery() as nursery:
+                for member in self._members(key):
+                    nursery.start_soon(_wind_up_one, member)
+        for member in self._members(key):
+            member.abandon()
 
     async def drain_and_close(self, key: ExportKey, name: str, seconds: float) -> None:
         """End the connections that came to an export under a name, once what they have sent by now

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bockd.errors import VolumeTakenError
 from bockd.nbd.protocol import constants as nbd
 from bockd.nbd.protocol.errors import answer
 from bockd.nbd.protocol.replies import MAX_STATUS_EXTENTS, Buffer, ReplyEncoder
@@ -135,7 +136,12 @@ def failed(
     requests: Sequence[Request],
     error: Exception,
 ) -> bytes:
-    """Count requests that failed, and report them to the operator. Return the answer to them."""
+    """Count requests that failed, and report them to the operator. Return the answer to them.
+
+    Raises VolumeTakenError if that is the error: there is no answer then, and the connection ends.
+    """
+    if isinstance(error, VolumeTakenError):
+        raise error
     for command, count in Counter([request[1] for request in requests]).items():
         statistics.failed(OPERATIONS[command], error, count)
     number, message = answer(error)
