@@ -104,6 +104,9 @@ class Server:
     added_at: float = 0.0
     configured: bool = False
     """It stands in the configuration, and goes from here when it goes from there."""
+    gateway: str | None = None
+    """In a pool of several gateways: the one that has it in its configuration, and for a VM the one
+    on its machine, which alone plugs devices into it."""
 
 
 def is_server_id(text: str) -> bool:

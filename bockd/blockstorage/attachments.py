@@ -7,6 +7,10 @@ What is caught in the middle by a crash is resolved at the next start
 (`bockd.blockstorage.interrupted`).
 
 What fails on the way is undone, and the volume keeps the reason (`Volume.last_error`).
+
+Of several gateways the one that begins it ends it. If that one hangs for long, another one ends the
+attachment meanwhile; so each transaction that ends something judges whether it is still this
+attachment, and this gateway's to end (bockd.blockstorage.working).
 """
 
 from __future__ import annotations
@@ -19,9 +23,10 @@ from bockd.blockstorage import rules
 from bockd.blockstorage.contract import Attachment, Status, TenantId, Volume
 from bockd.blockstorage.records import Ledger
 from bockd.blockstorage.running import StorageContext
-from bockd.blockstorage.servers import find_server
+from bockd.blockstorage.servers import find_server, unreachable
 from bockd.blockstorage.volumes import move_volume
-from bockd.errors import BockdError, NotFoundError
+from bockd.blockstorage.working import is_ours, is_same_attachment
+from bockd.errors import BockdError, ConflictError, InvalidStateError, NotFoundError
 from bockd.failpoints import Failpoint, hit
 from bockd.model import NodeKind, Server, VolumeId
 from bockd.pool.index import Transaction
@@ -70,6 +75,7 @@ class Attachments:
         def begin(txn: Transaction) -> tuple[Server, Volume, int]:
             ledger = Ledger(txn)
             at = self._server(ledger, tenant, server)
+            _refuse_unreachable(txn, at)
             move_volume(txn, tenant, volume, Status.ATTACHING)
             place = rules.choose_device(device, _devices_at(ledger, tenant, at))
             attachment = Attachment(volume, server, place, export_name, now, at.kind)
@@ -95,7 +101,7 @@ class Attachments:
             plugged = True
             attachment = replace(attachment, device_info=dict(info))
             attached = replace(attaching, attachment=attachment)
-            await self._context.update(lambda txn: _keep(txn, tenant, attached, None))
+            await self._context.update(lambda txn: _complete(txn, tenant, attached))
         except BockdError as error:
             reason = f"attaching to server {at.name} failed: {error}"
             await self._undo(tenant, at if plugged else None, attaching, reason)
@@ -108,9 +114,11 @@ class Attachments:
     ) -> None:
         """Back to `available`. New connections are kept out first: the device may have begun to
         make some."""
-        volume = attaching.id
-        await self._context.update(lambda txn: _close(txn, tenant, volume))
-        await end_attachment(self._context, tenant, at, attaching, reason)
+        if await self._context.update(lambda txn: _close(txn, tenant, attaching)):
+            await end_attachment(self._context, tenant, at, attaching, reason)
+        elif at is not None:
+            # Another gateway has ended it. The device is in a server that this one alone reaches.
+            await unplug_dead(self._context, at, attaching)
 
     # -- detaching -----------------------------------------------------------------------------
 
@@ -124,13 +132,15 @@ class Attachments:
             ledger = Ledger(txn)
             at = self._server(ledger, tenant, server)
             if ledger.volume(tenant, volume).attachment is not None:
-                _find(ledger, tenant, server, volume)
+                found = _find(ledger, tenant, server, volume)
+                if not force:
+                    _refuse_unreachable(txn, _as_attached(at, found))
             return at, move_volume(txn, tenant, volume, Status.DETACHING)
 
         at, attached = await self._context.update(begin)
         hit(Failpoint.API_DETACHING)
         # The kind is what it was when the volume came to the server; it may be registered since.
-        at = replace(at, kind=attachment_of(attached).server_kind)
+        at = _as_attached(at, attached)
         try:
             if force:
                 await end_attachment(self._context, tenant, at, attached, None)
@@ -148,7 +158,7 @@ class Attachments:
         await self._context.devices.unplug(at, attachment, force=False)
         failed = await self._context.exports.withdraw(attachment, force=False)
         hit(Failpoint.API_WITHDRAWN)
-        await self._context.update(lambda txn: _forget(txn, tenant, attached.id, failed, None))
+        await self._context.update(lambda txn: _forget(txn, tenant, attached, failed, None))
 
 
 async def end_attachment(
@@ -161,13 +171,32 @@ async def end_attachment(
     failed = await context.exports.withdraw(attachment, force=True)
     hit(Failpoint.API_CUT)
     if at is not None:
-        try:
-            await context.devices.unplug(at, attachment, force=True)
-        except BockdError as error:
-            log.warning("volume %s at server %s: %s", volume.id, at.name, error)
-            left = f"the device may still be in server {at.name}, where it is dead: {error}"
-            reason = f"{reason}; {left}" if reason else left
-    await context.update(lambda txn: _forget(txn, tenant, volume.id, failed, reason))
+        left = await unplug_dead(context, at, volume)
+        reason = "; ".join(text for text in (reason, left) if text) or None
+    await context.update(lambda txn: _forget(txn, tenant, volume, failed, reason))
+
+
+async def unplug_dead(context: StorageContext, at: Server, volume: Volume) -> str | None:
+    """Remove a device whose export is closed already. Return what went wrong."""
+    with context.pool.index.reading() as txn:
+        if elsewhere := unreachable(txn, at):
+            return f"the device may still be in its virtual machine, where it is dead: {elsewhere}"
+    try:
+        await context.devices.unplug(at, attachment_of(volume), force=True)
+    except BockdError as error:
+        log.warning("volume %s at server %s: %s", volume.id, at.name, error)
+        return f"the device may still be in server {at.name}, where it is dead: {error}"
+    return None
+
+
+def _as_attached(at: Server, attached: Volume) -> Server:
+    """A server as it was when the volume came to it."""
+    return replace(at, kind=attachment_of(attached).server_kind)
+
+
+def _refuse_unreachable(txn: Transaction, at: Server) -> None:
+    if reason := unreachable(txn, at):
+        raise ConflictError(reason)
 
 
 def _find(ledger: Ledger, tenant: TenantId, server: str, volume: VolumeId) -> Volume:
@@ -194,35 +223,59 @@ def attachment_of(volume: Volume) -> Attachment:
     return volume.attachment
 
 
-def _close(txn: Transaction, tenant: TenantId, volume: VolumeId) -> None:
+def _ending(txn: Transaction, volume: Volume, status: Status) -> Volume | None:
+    """The volume as it is now, if it is in a transient status of this attachment still, which the
+    author of the transaction is to end."""
+    owned = Ledger(txn).owned_volume(volume.id)
+    if owned is None or not is_ours(txn, owned, status):
+        return None
+    return owned.volume if is_same_attachment(owned.volume, volume) else None
+
+
+def _close(txn: Transaction, tenant: TenantId, attaching: Volume) -> bool:
     """From `attaching` to `detaching`: the export takes no new connections. It is no move that a
-    request may make (rule 3), only how an attach that has failed goes back."""
-    ledger = Ledger(txn)
-    found = ledger.volume(tenant, volume)
-    assert found.status is Status.ATTACHING
-    ledger.put_volume(tenant, replace(found, status=Status.DETACHING))
+    request may make (rule 3), only how an attach that has failed goes back. Return False if another
+    gateway has ended the attachment."""
+    found = _ending(txn, attaching, Status.ATTACHING)
+    if found is None:
+        return False
+    Ledger(txn).put_volume(tenant, replace(found, status=Status.DETACHING))
+    return True
+
+
+def _complete(txn: Transaction, tenant: TenantId, attached: Volume) -> None:
+    """From `attaching` to `in-use`. Raise InvalidStateError if another gateway has ended the
+    attachment."""
+    found = _ending(txn, attached, Status.ATTACHING)
+    if found is None:
+        raise InvalidStateError(
+            f"Invalid volume: volume {attached.id}: attaching it took so long that another gateway "
+            "has undone it; try again"
+        )
+    status = Status.IN_USE
+    new = replace(found, status=status, attachment=attached.attachment, last_error=None)
+    Ledger(txn).put_volume(tenant, new)
 
 
 def _keep(txn: Transaction, tenant: TenantId, attached: Volume, reason: str | None) -> None:
-    """Out of `attaching` or `detaching` into `in-use`."""
-    ledger = Ledger(txn)
-    found = ledger.volume(tenant, attached.id)
-    rules.check_move(NodeKind.VOLUME, found.id, found.status, Status.IN_USE)
-    ledger.put_volume(
-        tenant,
-        replace(found, status=Status.IN_USE, attachment=attached.attachment, last_error=reason),
-    )
+    """From `detaching` back to `in-use`, unless another gateway has ended the attachment."""
+    found = _ending(txn, attached, Status.DETACHING)
+    if found is not None:
+        kept = replace(found, status=Status.IN_USE, last_error=reason)
+        Ledger(txn).put_volume(tenant, kept)
 
 
 def _forget(
-    txn: Transaction, tenant: TenantId, volume: VolumeId, failed: str | None, reason: str | None
+    txn: Transaction, tenant: TenantId, attached: Volume, failed: str | None, reason: str | None
 ) -> None:
-    """Out of `detaching`: the volume is attached no more. One that has failed shows `error` from
-    this moment on, not only when its engine has recorded that."""
+    """Out of `detaching`: the volume is attached no more, unless another gateway has ended the
+    attachment. One that has failed shows `error` from this moment on, not only when its engine has
+    recorded that."""
+    found = _ending(txn, attached, Status.DETACHING)
+    if found is None:
+        return
     ledger, nodes = Ledger(txn), Nodes(txn)
-    found = ledger.volume(tenant, volume)
-    rules.check_move(NodeKind.VOLUME, volume, found.status, Status.AVAILABLE)
     ledger.detach(tenant, replace(found, status=Status.AVAILABLE, last_error=reason))
-    record = nodes.volume(volume)
+    record = nodes.volume(found.id)
     if failed is not None and record.failed is None:
-        nodes.fail_volume(volume, failed)
+        nodes.fail_volume(found.id, failed)

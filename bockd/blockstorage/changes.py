@@ -16,9 +16,9 @@ from bockd.blockstorage import quota, rules
 from bockd.blockstorage.contract import Attachment, Status, TenantId, Volume
 from bockd.blockstorage.records import Ledger
 from bockd.blockstorage.running import StorageContext
-from bockd.blockstorage.servers import find_server
+from bockd.blockstorage.servers import find_server, unreachable
 from bockd.blockstorage.volumes import Volumes, status_now
-from bockd.errors import BockdError, InUseError, NotFoundError
+from bockd.errors import BockdError, ConflictError, InUseError, NotFoundError
 from bockd.model import NodeKind, SnapshotId, VolumeId
 from bockd.pool.index import Transaction
 from bockd.pool.nodes import Nodes
@@ -68,9 +68,12 @@ class Changes:
             if attachment is None:
                 return
             at = find_server(ledger, tenant, attachment.server_id, strict=False)
-        at = replace(at, kind=attachment.server_kind)
+            at = replace(at, kind=attachment.server_kind)
+            elsewhere = unreachable(txn, at)
         reason = None
         try:
+            if elsewhere:
+                raise ConflictError(elsewhere)
             await self._context.devices.resize(at, attachment, size_bytes)
         except BockdError as error:
             log.warning("volume %s, extended, at server %s: %s", volume, at.name, error)

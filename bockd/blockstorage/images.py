@@ -7,8 +7,9 @@ volume that no tenant owns either and turns it into that snapshot:
     (data)   somebody writes to the volume, as to any other one
     finish   one transaction: the volume becomes the snapshot, the ImportRecord the ImageRecord
 
-A crash in between leaves the ImportRecord, and `sweep` removes it with its volume at the next
-start. The same content is imported once: an image is known by the checksum of its file and the
+A crash in between leaves the ImportRecord, and `sweep` removes it with its volume at the next start
+(of several gateways: what the own earlier runs have left, and later what one has left that is
+gone). The same content is imported once: an image is known by the checksum of its file and the
 format that the file was read as. Names are unique, so that people can use them in place of ids.
 
 An image that was fetched from Glance keeps the id that it has there, and is only for those whom
@@ -28,6 +29,7 @@ from bockd.blockstorage.contract import Image, ImageId, NewImage
 from bockd.blockstorage.records import ImageRecord, ImportRecord, Ledger
 from bockd.blockstorage.running import StorageContext
 from bockd.blockstorage.volumes import forget_record, naming
+from bockd.blockstorage.working import Whose, anybody
 from bockd.errors import BockdError, ConflictError, InvalidRequestError, NotFoundError
 from bockd.failpoints import Failpoint, hit
 from bockd.model import NodeKind, SnapshotId, VolumeId
@@ -76,6 +78,12 @@ class Images:
         """Return the imports in progress."""
         with self._pool.index.reading() as txn:
             return list(Ledger(txn).imports())
+
+    def begun_here(self) -> list[ImportRecord]:
+        """Return the imports in progress that this daemon has begun: of several gateways, only its
+        clients show here whether somebody fills them."""
+        with self._pool.index.reading() as txn:
+            return [one for one in Ledger(txn).imports() if one.worker == txn.author]
 
     # -- importing ---------------------------------------------------------------------------
 
@@ -160,10 +168,12 @@ class Images:
         hit(Failpoint.IMPORT_CANCELLED)
         self._context.exports.forget(NodeKind.VOLUME, volume)
 
-    async def sweep(self) -> None:
+    async def sweep(self, whose: Whose = anybody) -> None:
         """Cancel, at the start, the imports that a crash interrupted. One that cannot be cancelled
         is logged and kept for the next start."""
         for filling in self.being_imported():
+            if not whose(filling.worker):
+                continue
             try:
                 await self._pool.delete_volume(filling.volume, forget_record)
             except (BockdError, OSError) as error:

@@ -13,6 +13,10 @@ machine that does not answer must not keep the daemon from starting.
 
 An image being imported is gone, with the volume that was to become it: who filled it has lost its
 connection.
+
+Where several gateways share the pool, each resolves so what its own earlier runs have begun, and
+what runs have begun that are gone (bockd.blockstorage.working). Then every attachment ends by way
+of `finish_detaching`, since clients of its export may be connected to any gateway.
 """
 
 from __future__ import annotations
@@ -26,7 +30,9 @@ from bockd.blockstorage.attachments import attachment_of, end_attachment
 from bockd.blockstorage.contract import Status, Volume
 from bockd.blockstorage.images import Images
 from bockd.blockstorage.records import Ledger, OwnedVolume
+from bockd.blockstorage.rules import TRANSIENT
 from bockd.blockstorage.running import StorageContext
+from bockd.blockstorage.working import Whose, anybody, is_ours, take_over
 from bockd.errors import BockdError
 from bockd.failpoints import Failpoint, hit
 from bockd.model import NodeKind, ServerKind, SnapshotId, VolumeId
@@ -35,20 +41,19 @@ from bockd.runtime.steps import Steps
 
 log = logging.getLogger(__name__)
 
-_TRANSIENT = frozenset({Status.CREATING, Status.ATTACHING, Status.DETACHING, Status.DELETING})
 
-
-async def resolve_interrupted(context: StorageContext) -> None:
-    """Resolve every transient status that a crash left. A volume or snapshot that cannot be deleted
-    is logged, and the others are resolved."""
-    await Images(context).sweep()
+async def resolve_interrupted(context: StorageContext, whose: Whose = anybody) -> None:
+    """Resolve every transient status that a crash left, of the workers that `whose` chooses. A
+    volume or snapshot that cannot be deleted is logged, and the others are resolved."""
+    await Images(context).sweep(whose)
     with context.pool.index.reading() as txn:
         ledger = Ledger(txn)
-        states = [*(owned.volume.status for owned in ledger.sound_volumes())]
-        states += [owned.snapshot.status for owned in ledger.sound_snapshots()]
-    if _TRANSIENT.isdisjoint(states):
+        volumes = [(one.volume.status, one.worker) for one in ledger.sound_volumes()]
+        snapshots = [(one.snapshot.status, one.worker) for one in ledger.sound_snapshots()]
+    states = (*volumes, *snapshots)
+    if not any(status in TRANSIENT and whose(worker) for status, worker in states):
         return
-    deleting = await context.update(_settle)
+    deleting = await context.update(lambda txn: _settle(txn, whose))
     hit(Failpoint.SETTLED)
     for kind, node in deleting:
         try:
@@ -58,28 +63,32 @@ async def resolve_interrupted(context: StorageContext) -> None:
             await context.update(_give_up(kind, node))
 
 
-def _settle(txn: Transaction) -> list[tuple[NodeKind, int]]:
+def _settle(txn: Transaction, whose: Whose) -> list[tuple[NodeKind, int]]:
     """Settle what takes no more than a record; return what is still to be deleted."""
     ledger = Ledger(txn)
+    several = txn.author is not None
     deleting: list[tuple[NodeKind, int]] = []
-    for owned in list(ledger.sound_volumes()):
+    for owned in [one for one in ledger.sound_volumes() if whose(one.worker)]:
         settled = replace(owned.volume, status=Status.AVAILABLE)
         match owned.volume.status:
-            case Status.ATTACHING | Status.DETACHING if _has_device(owned.volume):
-                ledger.put_volume(owned.tenant, replace(settled, status=Status.DETACHING))
+            case Status.ATTACHING | Status.DETACHING if several or _has_device(owned.volume):
+                volume = replace(settled, status=Status.DETACHING)
+                ledger.put_owned(replace(owned, volume=volume, worker=txn.author))
             case Status.ATTACHING | Status.DETACHING:
                 ledger.detach(owned.tenant, settled)
             case Status.CREATING:
                 ledger.put_volume(owned.tenant, replace(settled, status=Status.ERROR))
             case Status.DELETING:
+                take_over(txn, owned)
                 deleting.append((NodeKind.VOLUME, settled.id))
             case _:
                 continue
         log.info("volume %s was %s when the daemon stopped", settled.id, owned.volume.status)
-    for found in list(ledger.sound_snapshots()):
+    for found in [one for one in ledger.sound_snapshots() if whose(one.worker)]:
         if found.snapshot.status is Status.CREATING:
             ledger.put_snapshot(found.tenant, replace(found.snapshot, status=Status.AVAILABLE))
         elif found.snapshot.status is Status.DELETING:
+            take_over(txn, found)
             deleting.append((NodeKind.SNAPSHOT, found.snapshot.id))
     return deleting
 
@@ -90,10 +99,10 @@ def _has_device(volume: Volume) -> bool:
 
 def detaching(context: StorageContext) -> list[OwnedVolume]:
     """Return the volumes that `resolve_interrupted` has left for `finish_detaching`. Call this
-    before the frontends open."""
+    before the frontends open: later, volumes that are just being detached are among them."""
     with context.pool.index.reading() as txn:
         volumes = Ledger(txn).sound_volumes()
-        return [owned for owned in volumes if owned.volume.status is Status.DETACHING]
+        return [owned for owned in volumes if is_ours(txn, owned, Status.DETACHING)]
 
 
 async def finish_detaching(context: StorageContext, owned: OwnedVolume) -> None:
@@ -107,8 +116,8 @@ async def finish_detaching(context: StorageContext, owned: OwnedVolume) -> None:
 
 def _delete(context: StorageContext, kind: NodeKind, node: int) -> Steps[None]:
     if kind is NodeKind.VOLUME:
-        return context.pool.delete_volume(VolumeId(node), volumes.forget_record)
-    return context.pool.delete_snapshot(SnapshotId(node), snapshots.forget_record)
+        return context.pool.delete_volume(VolumeId(node), volumes.forget_deleting)
+    return context.pool.delete_snapshot(SnapshotId(node), snapshots.forget_deleting)
 
 
 def _give_up(kind: NodeKind, node: int) -> Callable[[Transaction], None]:

@@ -13,7 +13,8 @@
     IMAGES        image id                          ImageRecord
     IMPORTS       id:u64 of the volume being filled ImportRecord
 
-Records are JSON objects of the dataclasses. Invariants, each kept by one function of `Ledger`: a
+Records are JSON objects of the dataclasses; what only pools of several gateways have (`worker`,
+`gateway`) is left out where it is None. Invariants, each kept by one function of `Ledger`: a
 record in API_VOLUMES, API_SNAPSHOTS, IMAGES or IMPORTS belongs to a node of the pool; OWNED,
 ATTACHED and EXPORTS follow from those records; a tenant's `used` is their sum.
 `bockd.blockstorage.recount` proves it.
@@ -25,8 +26,8 @@ import hashlib
 import hmac
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -42,7 +43,7 @@ from bockd.blockstorage.contract import (
     UserId,
     Volume,
 )
-from bockd.blockstorage.rules import in_id_range, not_found
+from bockd.blockstorage.rules import TRANSIENT, in_id_range, not_found
 from bockd.errors import DamagedError, NotFoundError
 from bockd.index.keys import FIRST_KEY, LAST_KEY, id_key
 from bockd.index.tables import Table
@@ -121,6 +122,10 @@ class OwnedVolume:
 
     tenant: TenantId
     volume: Volume
+    worker: str | None = None
+    """Who has begun what the status says, while it is a transient one, in a pool of several
+    gateways: `Transaction.author`. That one ends it, or who has taken it over because that one is
+    gone; nobody else (bockd.blockstorage.working)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +134,8 @@ class OwnedSnapshot:
 
     tenant: TenantId
     snapshot: Snapshot
+    worker: str | None = None
+    """As a volume's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +157,8 @@ class ImportRecord:
     volume: VolumeId
     image: Image
     fetched: bool = False
+    worker: str | None = None
+    """Who began it, in a pool of several gateways, as of a volume."""
 
 
 R = TypeVar("R")
@@ -161,6 +170,14 @@ def decode(kind: type[R], payload: bytes) -> R:
         return msgspec.json.decode(payload, type=kind)
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
         raise DamagedError(f"a stored {kind.__name__} is malformed: {error}") from error
+
+
+def _sparse(record: Any, optional: str) -> dict[str, object]:
+    """Return a record to be encoded, without a field that is None."""
+    values = {field.name: getattr(record, field.name) for field in fields(record)}
+    if values[optional] is None:
+        del values[optional]
+    return values
 
 
 def text_key(text: str) -> bytes | None:
@@ -248,8 +265,21 @@ class Ledger:
     def put_volume(self, tenant: TenantId, volume: Volume) -> None:
         """Write the volume's record as it is now. Attachments are changed by `attach` and `detach`
         only."""
-        assert volume.backing is None
-        self._put(API_VOLUMES, id_key(volume.id), OwnedVolume(tenant, volume))
+        worker = None
+        if self.txn.author is not None and volume.status in TRANSIENT:
+            old = self.owned_volume(volume.id)
+            begun = old is None or old.volume.status is not volume.status
+            worker = self.txn.author if old is None or begun else old.worker
+        self.put_owned(OwnedVolume(tenant, volume, worker))
+
+    def put_owned(self, owned: OwnedVolume | OwnedSnapshot) -> None:
+        """Write a record with its worker."""
+        if isinstance(owned, OwnedVolume):
+            table, node = API_VOLUMES, owned.volume
+        else:
+            table, node = API_SNAPSHOTS, owned.snapshot
+        assert node.backing is None
+        self._put(table, id_key(node.id), _sparse(owned, "worker"))
 
     def resize_volume(
         self, tenant: TenantId, volume: Volume, size_gib: int, quota_of: QuotaOf
@@ -321,7 +351,7 @@ class Ledger:
             yield decode(Server, payload)
 
     def put_server(self, server: Server) -> None:
-        self._put(SERVERS, server.name.encode(), server)
+        self._put(SERVERS, server.name.encode(), _sparse(server, "gateway"))
 
     def remove_server(self, server: Server) -> None:
         self.txn.delete(SERVERS, server.name.encode())
@@ -362,8 +392,12 @@ class Ledger:
 
     def put_snapshot(self, tenant: TenantId, snapshot: Snapshot) -> None:
         """Write the snapshot's record as it is now."""
-        assert snapshot.backing is None
-        self._put(API_SNAPSHOTS, id_key(snapshot.id), OwnedSnapshot(tenant, snapshot))
+        worker = None
+        if self.txn.author is not None and snapshot.status in TRANSIENT:
+            old = self.owned_snapshot(snapshot.id)
+            begun = old is None or old.snapshot.status is not snapshot.status
+            worker = self.txn.author if old is None or begun else old.worker
+        self.put_owned(OwnedSnapshot(tenant, snapshot, worker))
 
     def remove_snapshot(self, owned: OwnedSnapshot) -> None:
         """Remove the record of a snapshot that is being deleted."""
@@ -407,7 +441,9 @@ class Ledger:
         return self._get(IMPORTS, key, ImportRecord)
 
     def put_import(self, record: ImportRecord) -> None:
-        self._put(IMPORTS, id_key(record.volume), record)
+        """Write the record of an import that begins."""
+        begun = replace(record, worker=self.txn.author)
+        self._put(IMPORTS, id_key(record.volume), _sparse(begun, "worker"))
 
     def remove_import(self, volume: VolumeId) -> bool:
         return self.txn.delete(IMPORTS, id_key(volume))

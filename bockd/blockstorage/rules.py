@@ -57,6 +57,10 @@ VOLUME_MOVES: Mapping[Status, frozenset[Status]] = {
 """4.4.2 and 4.4.3, "Status Lifecycle" and rules 1 to 3: from each status, where a volume may go.
 Back from attaching, detaching and deleting is for what could not be done."""
 
+TRANSIENT = frozenset({Status.CREATING, Status.ATTACHING, Status.DETACHING, Status.DELETING})
+"""While somebody is at work on a volume or snapshot. Who dies then leaves it to others
+(`bockd.blockstorage.interrupted`)."""
+
 REACHABLE = frozenset({Status.ATTACHING, Status.IN_USE})
 """While the export of an attached volume takes new connections. A virtual machine connects while
 its device is being plugged in, which is before the volume is in use."""

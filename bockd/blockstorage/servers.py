@@ -3,6 +3,10 @@
 A registered server exists for its tenant, or for all. Any other well-formed id is a plain server,
 unless only registered ones exist (`StorageContext.strict_servers`); but a server that has a
 tenant's volumes never stops to exist for that tenant, so that they can be detached.
+
+Where several gateways share the pool, each has a configuration, and answers for the servers in its
+own: the record says whose it is (`Server.gateway`). A virtual machine is reached by the gateway on
+its machine alone.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from bockd.blockstorage import rules
 from bockd.blockstorage.contract import TenantId, Volume
 from bockd.blockstorage.records import Ledger
 from bockd.blockstorage.running import StorageContext
+from bockd.blockstorage.working import gateway_of
 from bockd.errors import ConflictError, InUseError, NotFoundError
 from bockd.failpoints import Failpoint, hit
 from bockd.model import Server, ServerKind
@@ -35,6 +40,19 @@ def find_server(ledger: Ledger, tenant: TenantId, server: str, *, strict: bool) 
     if hidden and next(ledger.attached(tenant, server), None) is None:
         raise NotFoundError(f"Instance {server} could not be found.")
     return Server(server, ServerKind.PLAIN)
+
+
+def unreachable(txn: Transaction, server: Server) -> str | None:
+    """Return why this gateway plugs no devices into a server: it is a virtual machine on another
+    one's machine. None if it may."""
+    if server.kind is not ServerKind.VM or txn.author is None or server.gateway is None:
+        return None
+    if server.gateway == gateway_of(txn.author):
+        return None
+    return (
+        f"server {server.name} is a virtual machine on the machine of gateway {server.gateway}, "
+        "which alone reaches it: ask that gateway ('bock gateway list')"
+    )
 
 
 class Servers:
@@ -83,6 +101,8 @@ class Servers:
                 )
             tenant = None if server.tenant is None else _tenant(ledger, server.tenant)
             added = replace(server, tenant=tenant, added_at=now)
+            if server.kind is ServerKind.VM:
+                added = _ours(txn, added)
             ledger.put_server(added)
             hit(Failpoint.SERVER_CHANGED)
             return added
@@ -100,15 +120,18 @@ class Servers:
         forgotten, unless it has volumes."""
         for server in servers:
             check_server_record(server)
+        now = self._context.pool.clock()
+
         with self._index.reading() as txn:
-            pairs = _configured(Ledger(txn), servers, self._context.pool.clock())
-        changes = [(old, new) for old, new in pairs if old != new]
-        if not changes:
+            pairs = _configured(txn, servers, now, log.warning)
+        if all(old == new for old, new in pairs):
             return
 
         def change(txn: Transaction) -> None:
             ledger = Ledger(txn)
-            for old, new in changes:
+            for old, new in _configured(txn, servers, now, _say_nothing):
+                if old == new:
+                    continue
                 if new is not None:
                     ledger.put_server(new)
                 elif old is not None:
@@ -118,25 +141,48 @@ class Servers:
         await self._context.update(change)
 
 
+def _say_nothing(*_text: object) -> None:
+    """It was said when the configuration was looked at first."""
+
+
+def _ours(txn: Transaction, server: Server) -> Server:
+    """A server that this gateway answers for."""
+    return replace(server, gateway=None if txn.author is None else gateway_of(txn.author))
+
+
 def _configured(
-    ledger: Ledger, servers: Sequence[Server], now: float
+    txn: Transaction, servers: Sequence[Server], now: float, warn: Callable[..., None]
 ) -> list[tuple[Server | None, Server | None]]:
-    """What is registered and what shall be, of the configuration's servers now and before."""
+    """What is registered and what shall be, of the configuration's servers now and before. What
+    another gateway has configured stays that one's."""
+    ledger = Ledger(txn)
     pairs: list[tuple[Server | None, Server | None]] = []
     for server in servers:
         old = ledger.server(server.name)
+        if old is not None and unreachable(txn, old):
+            warn(
+                "server %s of the configuration is a virtual machine of gateway %s already; it "
+                "stays that one's",
+                server.name,
+                old.gateway,
+            )
+            continue
         new = replace(
-            server,
-            tenant=_configured_tenant(ledger, server),
+            _ours(txn, server),
+            tenant=_configured_tenant(ledger, server, warn),
             added_at=now if old is None else old.added_at,
             configured=True,
         )
-        pairs.append((old, new))
+        same = old is not None and replace(old, gateway=new.gateway) == new
+        if not same or server.kind is ServerKind.VM:
+            pairs.append((old, new))
     names = {server.name for server in servers}
-    for old in [old for old in ledger.servers() if old.configured and old.name not in names]:
+    here = None if txn.author is None else gateway_of(txn.author)
+    ours = [old for old in ledger.servers() if old.configured and old.gateway == here]
+    for old in [old for old in ours if old.name not in names]:
         volume = _volume_at(ledger, old.name)
         if volume is not None:
-            log.warning(
+            warn(
                 "server %s is not in the configuration any more; it stays registered, because "
                 "volume %s is attached to it",
                 old.name,
@@ -146,14 +192,16 @@ def _configured(
     return pairs
 
 
-def _configured_tenant(ledger: Ledger, server: Server) -> TenantId | None:
+def _configured_tenant(
+    ledger: Ledger, server: Server, warn: Callable[..., None]
+) -> TenantId | None:
     """One who is not known yet may be a project whose first token has not come."""
     if server.tenant is None:
         return None
     try:
         return _tenant(ledger, server.tenant)
     except NotFoundError as error:
-        log.warning("server %s: %s yet; until then nobody has this server", server.name, error)
+        warn("server %s: %s yet; until then nobody has this server", server.name, error)
         return TenantId(server.tenant)
 
 

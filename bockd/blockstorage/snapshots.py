@@ -14,6 +14,7 @@ from bockd.blockstorage.contract import NewSnapshot, Page, Snapshot, Status, Ten
 from bockd.blockstorage.records import Ledger
 from bockd.blockstorage.running import StorageContext
 from bockd.blockstorage.volumes import naming, status_now
+from bockd.blockstorage.working import is_ours
 from bockd.errors import BockdError, InUseError, InvalidStateError, NotFoundError
 from bockd.failpoints import Failpoint, hit
 from bockd.model import NodeKind, SnapshotId
@@ -83,7 +84,7 @@ class Snapshots:
         before = await self._context.update(lambda txn: _begin_delete(txn, tenant, snapshot))
         hit(Failpoint.API_DELETING_SNAPSHOT)
         try:
-            await self._pool.delete_snapshot(snapshot, forget_record)
+            await self._pool.delete_snapshot(snapshot, forget_deleting)
         except InUseError as error:
             await self._context.update(lambda txn: leave_deleting(txn, snapshot, before))
             raise rules.in_use(NodeKind.SNAPSHOT, error) from None
@@ -112,6 +113,19 @@ def forget_record(txn: Transaction, record: SnapshotRecord) -> None:
         ledger.remove_snapshot(owned)
 
 
+def forget_deleting(txn: Transaction, record: SnapshotRecord) -> None:
+    """Remove the record of a snapshot that is `deleting`, as `forget_record` does. Raise
+    InvalidStateError if it is not, or not by this gateway: others have resolved its deletion."""
+    owned = Ledger(txn).owned_snapshot(record.id)
+    if owned is not None and not is_ours(txn, owned, Status.DELETING):
+        rules.refuse_state(
+            NodeKind.SNAPSHOT,
+            record.id,
+            f"its deletion was interrupted; it is {owned.snapshot.status}",
+        )
+    forget_record(txn, record)
+
+
 def _fresh(new: NewSnapshot, record: SnapshotRecord) -> Snapshot:
     return Snapshot(
         id=record.id,
@@ -133,9 +147,10 @@ def _begin_delete(txn: Transaction, tenant: TenantId, snapshot: SnapshotId) -> S
 
 
 def leave_deleting(txn: Transaction, snapshot: SnapshotId, status: Status) -> None:
-    """Take a snapshot out of `deleting`. Do nothing if the operator has removed it meanwhile."""
+    """Take a snapshot out of `deleting`. Do nothing if the operator has removed it meanwhile, or
+    another gateway has resolved the deletion."""
     ledger = Ledger(txn)
     owned = ledger.owned_snapshot(snapshot)
-    if owned is not None:
+    if owned is not None and is_ours(txn, owned, Status.DELETING):
         rules.check_move(NodeKind.SNAPSHOT, snapshot, owned.snapshot.status, status)
         ledger.put_snapshot(owned.tenant, replace(owned.snapshot, status=status))

@@ -22,6 +22,7 @@ from bockd.blockstorage.contract import (
 )
 from bockd.blockstorage.records import ImageRecord, Ledger, no_image
 from bockd.blockstorage.running import StorageContext
+from bockd.blockstorage.working import is_ours
 from bockd.errors import BockdError, InUseError, InvalidRequestError, NotFoundError
 from bockd.failpoints import Failpoint, hit
 from bockd.model import GIB, NodeKind, SnapshotId, VolumeId
@@ -186,7 +187,7 @@ class Volumes:
         before = await self._context.update(lambda txn: _begin_delete(txn, tenant, volume))
         hit(Failpoint.API_DELETING_VOLUME)
         try:
-            await self._pool.delete_volume(volume, forget_record)
+            await self._pool.delete_volume(volume, forget_deleting)
         except InUseError as error:
             await self._context.update(lambda txn: leave_deleting(txn, volume, before))
             raise rules.in_use(NodeKind.VOLUME, error) from None
@@ -268,6 +269,18 @@ def forget_record(txn: Transaction, record: VolumeRecord) -> None:
         ledger.remove_volume(owned)
 
 
+def forget_deleting(txn: Transaction, record: VolumeRecord) -> None:
+    """Remove the record of a volume that is `deleting`, as `forget_record` does. Raise
+    InvalidStateError if it is not, or not by this gateway: what has begun its deletion did not
+    answer for long, and others have resolved that."""
+    owned = Ledger(txn).owned_volume(record.id)
+    if owned is not None and not is_ours(txn, owned, Status.DELETING):
+        rules.refuse_state(
+            NodeKind.VOLUME, record.id, f"its deletion was interrupted; it is {owned.volume.status}"
+        )
+    forget_record(txn, record)
+
+
 def refuse_attached(txn: Transaction, record: VolumeRecord) -> None:
     """Raise InUseError for a volume that is attached to a server, connected or not:
     `in_transaction` of the pool's reverting. What the server still holds in its caches belongs to
@@ -325,11 +338,14 @@ def refuse_fetched(record: ImageRecord) -> None:
 
 
 def leave_creating(txn: Transaction, volume: VolumeId, status: Status) -> None:
-    """Take a volume out of `creating`. Do nothing if the operator has removed it meanwhile."""
+    """Take a volume out of `creating`. Do nothing if the operator has removed it meanwhile. Raise
+    InvalidStateError if it is not `creating` any more."""
     ledger = Ledger(txn)
     owned = ledger.owned_volume(volume)
     if owned is not None:
         rules.check_move(NodeKind.VOLUME, volume, owned.volume.status, status)
+        if not is_ours(txn, owned, Status.CREATING):
+            rules.refuse_state(NodeKind.VOLUME, volume, "another gateway has taken it over")
         ledger.put_volume(owned.tenant, replace(owned.volume, status=status))
 
 
@@ -338,9 +354,10 @@ def _begin_delete(txn: Transaction, tenant: TenantId, volume: VolumeId) -> Statu
 
 
 def leave_deleting(txn: Transaction, volume: VolumeId, status: Status) -> None:
-    """Take a volume out of `deleting`. Do nothing if the operator has removed it meanwhile."""
+    """Take a volume out of `deleting`. Do nothing if the operator has removed it meanwhile, or
+    another gateway has resolved the deletion."""
     ledger = Ledger(txn)
     owned = ledger.owned_volume(volume)
-    if owned is not None:
+    if owned is not None and is_ours(txn, owned, Status.DELETING):
         rules.check_move(NodeKind.VOLUME, volume, owned.volume.status, status)
         ledger.put_volume(owned.tenant, replace(owned.volume, status=status))

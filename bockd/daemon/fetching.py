@@ -32,6 +32,7 @@ from bockd.diskimage import Image, open_image, tool_failure
 from bockd.diskimage.room import room_for
 from bockd.errors import (
     BockdError,
+    ConflictError,
     InUseError,
     InvalidRequestError,
     NoSpaceError,
@@ -183,7 +184,14 @@ class FetchingBlockStorage(PoolBlockStorage):
                     f"image {image.id} needs {rules.size_in_gib(opened.volume_bytes)} GiB; the "
                     "volume is too small for it"
                 )
-            return await self._import(image, opened, checksum)
+            try:
+                return await self._import(image, opened, checksum)
+            except ConflictError:
+                # Another gateway may have fetched it meanwhile.
+                record = self._record(ImageId(image.id))
+                if record is None or not record.fetched:
+                    raise
+                return record
 
     async def _import(self, image: GlanceImage, opened: Image, checksum: str) -> ImageRecord:
         filling = await self._runner.run(

@@ -103,7 +103,7 @@ class PoolImages:
             now = trio.current_time()
             unused_since = {
                 volume: unused_since.get(volume, now)
-                for volume in (filling.volume for filling in self._images.being_imported())
+                for volume in (filling.volume for filling in self._images.begun_here())
                 if volume not in self._finishing and not self._is_connected(volume)
             }
             for volume, since in unused_since.items():

@@ -101,6 +101,9 @@ class LmdbTransaction:
     """A view of the index: of one instant; a writing one sees its own changes, too. Looking where
     the index has a gap raises DamagedError."""
 
+    author: str | None = None
+    """See the contract."""
+
     def __init__(
         self, txn: lmdb.Transaction, tables: dict[Table, lmdb._Database], gaps: Gaps
     ) -> None:

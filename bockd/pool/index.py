@@ -15,6 +15,12 @@ class Transaction(Protocol):
     """A view of the index: of one instant; a writing one sees its own changes, too. Looking where
     something may have been lost raises DamagedError."""
 
+    @property
+    def author(self) -> str | None:
+        """Who reads and changes here, where several gateways share the index: this gateway's name
+        and run, as `NAME/RUN`. None where one daemon has it."""
+        ...
+
     def get(self, table: Table, key: bytes) -> bytes | None:
         """Return what is stored under a key, or None. Raises DamagedError."""
         ...

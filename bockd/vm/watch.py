@@ -18,6 +18,7 @@ import trio
 
 from bockd.blockstorage.contract import Status
 from bockd.blockstorage.records import Ledger
+from bockd.blockstorage.servers import unreachable
 from bockd.errors import BockdError
 from bockd.model import ServerKind
 from bockd.pool.index import Index
@@ -92,7 +93,7 @@ class Watch:
         """Of all VMs that are registered."""
         try:
             with self._index.reading() as txn:
-                servers = list(Ledger(txn).servers())
+                servers = [one for one in Ledger(txn).servers() if not unreachable(txn, one)]
         except BockdError:
             # A damaged record: whoever uses it is told.
             return set()
@@ -141,7 +142,8 @@ class Watch:
         disks, busy = [], []
         with self._index.reading() as txn:
             ledger, nodes = Ledger(txn), Nodes(txn)
-            here = {server.name for server in ledger.servers() if server.qmp_socket == socket}
+            servers = [one for one in ledger.servers() if not unreachable(txn, one)]
+            here = {server.name for server in servers if server.qmp_socket == socket}
             for owned in ledger.all_volumes():
                 attachment = owned.volume.attachment
                 if attachment is None or attachment.server_id not in here:

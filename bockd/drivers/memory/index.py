@@ -16,6 +16,9 @@ _NOTHING: Mapping[bytes, bytes] = {}
 class MemoryTransaction:
     """A view of the tables as they were when it began, with its own changes."""
 
+    author: str | None = None
+    """See the contract."""
+
     def __init__(self, tables: dict[Table, Mapping[bytes, bytes]]) -> None:
         self.tables = dict(tables)
         self._copied: dict[Table, dict[bytes, bytes]] = {}

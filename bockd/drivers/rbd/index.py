@@ -89,6 +89,8 @@ class SharedIndex:
         self._run = run
         self._clock = clock
         self._dump_every = dump_every
+        self.author: str | None = None
+        """What transactions say of who makes their changes. It is set once, at the start."""
         self._numbers = count(1)
         """Of all that this run sends: entries and dumps."""
         self._replica: Replica | None = None
@@ -134,6 +136,7 @@ class SharedIndex:
         replica = self._enter()
         try:
             with replica.reading() as txn:
+                txn.author = self.author
                 yield txn
         finally:
             replica.leave()
@@ -277,6 +280,7 @@ class SharedIndex:
         version = replica.version + 1
         try:
             with self._giving_up(replica), replica.writing() as txn:
+                txn.author = self.author
                 result = change(txn)
                 changes = txn.changes
                 if not changes:
