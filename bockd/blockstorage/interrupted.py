@@ -24,6 +24,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple
 
 from bockd.blockstorage import snapshots, volumes
 from bockd.blockstorage.attachments import attachment_of, end_attachment
@@ -42,9 +43,12 @@ from bockd.runtime.steps import Steps
 log = logging.getLogger(__name__)
 
 
-async def resolve_interrupted(context: StorageContext, whose: Whose = anybody) -> None:
+async def resolve_interrupted(
+    context: StorageContext, whose: Whose = anybody
+) -> list[OwnedVolume]:
     """Resolve every transient status that a crash left, of the workers that `whose` chooses. A
-    volume or snapshot that cannot be deleted is logged, and the others are resolved."""
+    volume or snapshot that cannot be deleted is logged, and the others are resolved. Return the
+    volumes that are left for `finish_detaching`."""
     await Images(context).sweep(whose)
     with context.pool.index.reading() as txn:
         ledger = Ledger(txn)
@@ -52,28 +56,39 @@ async def resolve_interrupted(context: StorageContext, whose: Whose = anybody) -
         snapshots = [(one.snapshot.status, one.worker) for one in ledger.sound_snapshots()]
     states = (*volumes, *snapshots)
     if not any(status in TRANSIENT and whose(worker) for status, worker in states):
-        return
-    deleting = await context.update(lambda txn: _settle(txn, whose))
+        return []
+    left = await context.update(lambda txn: _settle(txn, whose))
     hit(Failpoint.SETTLED)
-    for kind, node in deleting:
+    for kind, node in left.deleting:
         try:
             await _delete(context, kind, node)
         except (BockdError, OSError) as error:
             log.error("%s %s, being deleted when the daemon stopped: %s", kind, node, error)  # noqa: TRY400
             await context.update(_give_up(kind, node))
+    return left.detaching
 
 
-def _settle(txn: Transaction, whose: Whose) -> list[tuple[NodeKind, int]]:
-    """Settle what takes no more than a record; return what is still to be deleted."""
+class _Left(NamedTuple):
+    """What takes more than a record."""
+
+    deleting: list[tuple[NodeKind, int]]
+    detaching: list[OwnedVolume]
+
+
+def _settle(txn: Transaction, whose: Whose) -> _Left:
+    """Settle what takes no more than a record; return the rest."""
     ledger = Ledger(txn)
     several = txn.author is not None
     deleting: list[tuple[NodeKind, int]] = []
+    detaching: list[OwnedVolume] = []
     for owned in [one for one in ledger.sound_volumes() if whose(one.worker)]:
         settled = replace(owned.volume, status=Status.AVAILABLE)
         match owned.volume.status:
             case Status.ATTACHING | Status.DETACHING if several or _has_device(owned.volume):
                 volume = replace(settled, status=Status.DETACHING)
-                ledger.put_owned(replace(owned, volume=volume, worker=txn.author))
+                taken = replace(owned, volume=volume, worker=txn.author)
+                ledger.put_owned(taken)
+                detaching.append(taken)
             case Status.ATTACHING | Status.DETACHING:
                 ledger.detach(owned.tenant, settled)
             case Status.CREATING:
@@ -90,7 +105,7 @@ def _settle(txn: Transaction, whose: Whose) -> list[tuple[NodeKind, int]]:
         elif found.snapshot.status is Status.DELETING:
             take_over(txn, found)
             deleting.append((NodeKind.SNAPSHOT, found.snapshot.id))
-    return deleting
+    return _Left(deleting, detaching)
 
 
 def _has_device(volume: Volume) -> bool:

@@ -39,6 +39,36 @@ class BackupControl(Protocol):
         ...
 
 
+class GatewayControl(Protocol):
+    """The gateways of a pool that several serve. Everything but `author` blocks."""
+
+    @property
+    def author(self) -> str:
+        """This gateway's name and run, `NAME/RUN`: see `Transaction.author`."""
+        ...
+
+    def keep(self) -> None:
+        """See to it that the others know of this gateway. Raises InUseError: another daemon has its
+        name, and this one must end; BockdError."""
+        ...
+
+    def others(self) -> set[str]:
+        """Return the runs of all other gateways that are known."""
+        ...
+
+    def is_alive(self, author: str) -> bool:
+        """Ask whether a run lives. Raises BockdError: nobody can be asked."""
+        ...
+
+    def forget(self, author: str) -> None:
+        """Strike a run off that is gone. Raises BockdError."""
+        ...
+
+    def token_key(self) -> bytes:
+        """Return the key that signs tokens, the same at all gateways. Raises BockdError."""
+        ...
+
+
 class BackendKind(Protocol):
     """A kind of pool that a daemon may serve."""
 
@@ -61,6 +91,11 @@ class Backend(Protocol):
     @property
     def pool(self) -> Pool:
         """The pool."""
+        ...
+
+    @property
+    def gateways(self) -> GatewayControl | None:
+        """None: no other daemon can serve the pool."""
         ...
 
     @property

@@ -31,6 +31,7 @@ from bockd.blockstorage.records import OwnedVolume
 from bockd.blockstorage.running import StorageContext
 from bockd.blockstorage.servers import Servers
 from bockd.blockstorage.service import PoolBlockStorage
+from bockd.blockstorage.working import anybody, earlier_runs_of
 from bockd.config import Address, Settings
 from bockd.config.load import API_LISTEN_VARIABLE, NBD_LISTEN_VARIABLE
 from bockd.config.sections import ApiSettings, NbdSettings
@@ -51,6 +52,7 @@ from bockd.daemon.plugged import PluggedDevices
 from bockd.daemon.readiness import READY, STOPPING, notify
 from bockd.daemon.refreshing import fresh, refreshing
 from bockd.daemon.retrying import Retrying
+from bockd.daemon.stranded import Stranded
 from bockd.descriptors import CLIENTS_SHARE, portion
 from bockd.directories import make_private
 from bockd.errors import InUseError, from_os_error
@@ -142,6 +144,7 @@ class _Daemon:
         self._keystone: Identity | None
         self._backend: Backend
         self._pool: Pool
+        self._token_key: bytes
         self._context: StorageContext
         self._machines = Machines()
         self._machine_plugger = MachinePlugger(
@@ -205,10 +208,10 @@ class _Daemon:
         self._idle = IdleExports(self._pool, self._retrying)
         try:
             await self._backend.prepare()
-            await self._runner.run(resolve_interrupted(self._context))
-            await trio.to_thread.run_sync(
-                lambda: establish(self._pool.index, self._settings.data_dir)
-            )
+            gateways = self._backend.gateways
+            whose = anybody if gateways is None else earlier_runs_of(gateways.author)
+            await self._runner.run(resolve_interrupted(self._context, whose))
+            await trio.to_thread.run_sync(self._establish)
             # Before a machine is looked for at its QMP socket.
             await self._runner.run(Servers(self._context).configure(servers(self._settings)))
             for owned in detaching(self._context):
@@ -220,6 +223,12 @@ class _Daemon:
             await self._open_frontends()
         finally:
             await self._backend.close()
+
+    def _establish(self) -> None:
+        """Blocks."""
+        data_dir, gateways = self._settings.data_dir, self._backend.gateways
+        establish(self._pool.index, data_dir)
+        self._token_key = load_key(data_dir) if gateways is None else gateways.token_key()
 
     async def _finish_detaching(self, owned: OwnedVolume) -> None:
         """Finish it, unless somebody has done so since it was put off."""
@@ -296,6 +305,9 @@ class _Daemon:
             frontends.start_soon(self._backend.run, self._server.written_bytes)
             frontends.start_soon(capacity.run)
             frontends.start_soon(self._retrying.run)
+            if (gateways := self._backend.gateways) is not None:
+                stranded = Stranded(self._context, gateways, self._runner, self._retrying)
+                frontends.start_soon(stranded.run)
             frontends.start_soon(self._idle.run)
             # What is alive now stays; the collector need not look at it again.
             gc.collect()
@@ -324,7 +336,7 @@ class _Daemon:
             pool.index,
             StepRunner(HASHING_THREADS),
             pool.clock,
-            load_key(settings.data_dir),
+            self._token_key,
             settings.identity.token_seconds,
         )
         identity = one_identity(settings.keystone, local, self._keystone)

@@ -25,6 +25,8 @@ from bockd.runtime.steps import Spawn
 class LocalBackend:
     """The `Backend` of the local pool; its class methods make it a `BackendKind`."""
 
+    gateways = None
+
     def __init__(
         self, pool: LocalPool, settings: Settings, runner: StepRunner, retrying: Retrying
     ) -> None:

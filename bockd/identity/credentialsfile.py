@@ -6,6 +6,9 @@ rotation the new credentials are written durably to a second file (`PENDING_FILE
 is changed in one transaction; then the second file replaces the first. A start that finds the
 second file asks the index which of the two is right.
 
+Of several gateways of one pool the first one to commit has the file. Others that start at the same
+time remove theirs, since nobody has its credentials.
+
 All functions block (on scrypt and on synced commits) and are not for the event loop.
 """
 
@@ -67,13 +70,19 @@ def establish(index: Index, data_dir: Path, note: Callable[[str], None] = lambda
     _put_in_place(data_dir)
     hit(Failpoint.CREDENTIALS_WRITTEN)
 
-    def change(txn: Transaction) -> None:
+    def change(txn: Transaction) -> bool:
+        if txn.count(USERS) > 0:
+            return False
         ledger = Ledger(txn)
         ledger.put_tenant(TenantRecord(tenant, None, Usage()))
         add_user(ledger, user)
         ledger.put_access_key(key.access_key, key_record)
+        return True
 
-    index.update(change)
+    if not index.update(change):
+        # Another gateway was first.
+        (data_dir / CREDENTIALS_FILE).unlink(missing_ok=True)
+        return
     hit(Failpoint.ACCOUNTS_COMMITTED)
     note(str(data_dir / CREDENTIALS_FILE))
 

@@ -26,13 +26,19 @@ from bockd.drivers.rbd.binding import rados
 from bockd.drivers.rbd.connection import connect, open_pool
 from bockd.drivers.rbd.errors import CEPH_ERRORS, errno_of, from_ceph_error, named
 from bockd.drivers.rbd.messages import (
+    ALIVE_SECONDS,
     BUSY_PREFIX,
+    HERE_PREFIX,
     LIMIT_SECONDS,
     Manner,
+    Question,
     Request,
     asked_by,
+    author_of,
     busy_of_earlier_runs,
     decode_message,
+    decode_question,
+    here_of_earlier_runs,
 )
 from bockd.drivers.rbd.records import Identity
 from bockd.drivers.rbd.settings import index_options
@@ -107,6 +113,17 @@ class Bus:
                 raise from_ceph_error(error, "asking the other gateways") from error
         return self._take_answer(request.busy_key)
 
+    def is_alive(self, author: str) -> bool:
+        """Ask whether a run of a gateway, `GATEWAY/RUN`, lives: it does if it answers. Blocks, for
+        three seconds if it is dead. Raises BockdError: nobody can be asked."""
+        question = Question(author, f"{asked_by(self._who)}{next(self._numbers)}")
+        try:
+            self._limited.notify(BUS, question.encode(), ALIVE_SECONDS * 1000)
+        except CEPH_ERRORS as error:
+            if errno_of(error) != errno.ETIMEDOUT:
+                raise from_ceph_error(error, "asking the other gateways") from error
+        return self._take_answer(question.key) is not None
+
     def _take_answer(self, key: str) -> str | None:
         with named("looking for an answer of another gateway"):
             with rados.ReadOpCtx() as op:
@@ -134,6 +151,10 @@ class Bus:
                 found, _ = self._limited.get_omap_vals(read, "", BUSY_PREFIX, MOST_ANSWERS)
                 self._limited.operate_read_op(read, BUS)
                 old = busy_of_earlier_runs([key for key, _ in found], self._who)
+            with rados.ReadOpCtx() as read:
+                found, _ = self._limited.get_omap_vals(read, "", HERE_PREFIX, MOST_ANSWERS)
+                self._limited.operate_read_op(read, BUS)
+                old += here_of_earlier_runs([key for key, _ in found], self._who)
             if old:
                 self._remove(tuple(old))
 
@@ -141,6 +162,9 @@ class Bus:
 
     def _on_message(self, _id: int, _notifier: object, _watch: int, message: bytes) -> None:
         """In a thread of Ceph's. The message is acknowledged when this returns."""
+        if (question := decode_question(message or b"")) is not None:
+            self._say_here(question)
+            return
         request = decode_message(message or b"")
         if request is None or request.number.startswith(asked_by(self._who)):
             return
@@ -153,6 +177,16 @@ class Bus:
             log.warning("image %s could not be given back in time", request.image)
         except Exception:
             log.exception("giving image %s back", request.image)
+
+    def _say_here(self, question: Question) -> None:
+        if question.author != author_of(self._who):
+            return
+        try:
+            with named("answering another gateway"), rados.WriteOpCtx() as op:
+                self._limited.set_omap(op, (question.key,), (question.author.encode(),))
+                self._limited.operate_write_op(op, BUS)
+        except BockdError as error:
+            log.warning("%s", error)
 
     def _answer_busy(self, request: Request) -> None:
         with named("answering another gateway"), rados.WriteOpCtx() as op:

@@ -375,9 +375,18 @@ class SharedIndex:
                 replica.leave()
             self._base_version = base.version
             self._dump_due = False
-            for version, name in self._log.leftovers():
-                if version <= base.version:
-                    self._log.discard_dump(name)
+            self._discard_up_to(base.version)
+
+    def tidy(self) -> None:
+        """Remove what dumps that came to nothing have left, which `dump` does otherwise. Blocks.
+        Raises UnavailableError."""
+        with self._dumping:
+            self._discard_up_to(self._read_on().base.version)
+
+    def _discard_up_to(self, last: int) -> None:
+        for version, name in self._log.leftovers():
+            if version <= last:
+                self._log.discard_dump(name)
 
     def _write_dump(self, replica: Replica, old: Base) -> Base:
         """Write a dump of a replica, and put it in force; return the one in force."""

@@ -28,6 +28,15 @@ def index_options(settings: RbdSettings) -> Options:
     }
 
 
+def flattening_options(settings: RbdSettings) -> Options:
+    """Return the options of the connection on which images are flattened, in the background."""
+    return {
+        **index_options(settings),
+        # Objects at once. It takes longer so, and leaves the cluster to those who wait for it.
+        "rbd_concurrent_management_ops": "2",
+    }
+
+
 def volume_options(settings: RbdSettings) -> Options:
     """Return the options of the connection of one open volume."""
     return {

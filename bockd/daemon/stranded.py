@@ -1,0 +1,113 @@
+"""What gateways have begun that are gone: resolved by one that lives.
+
+A gateway that dies and starts again resolves what it has begun itself. One that does not come back
+leaves volumes that are neither here nor there, so the others ask after it: after every gateway that
+the index lists, and every run that works on something (bockd.blockstorage.working). A run that does
+not answer twice in a row is taken for gone. If it only hung, it finds its work resolved when it
+comes back, and changes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+
+import trio
+
+from bockd.blockstorage.interrupted import detaching, finish_detaching, resolve_interrupted
+from bockd.blockstorage.records import OwnedVolume
+from bockd.blockstorage.running import StorageContext
+from bockd.blockstorage.working import workers
+from bockd.daemon.backend import GatewayControl
+from bockd.daemon.retrying import Retrying
+from bockd.errors import BockdError, InUseError
+from bockd.runtime.steprunner import StepRunner
+
+log = logging.getLogger(__name__)
+
+ROUND_SECONDS = 30.0
+"""Between two rounds of questions: longer than the network, or a watch of the bus, may be gone."""
+
+
+class Stranded:
+    """The rounds of one gateway."""
+
+    def __init__(
+        self,
+        context: StorageContext,
+        gateways: GatewayControl,
+        runner: StepRunner,
+        retrying: Retrying,
+        round_seconds: float = ROUND_SECONDS,
+    ) -> None:
+        self._context = context
+        self._gateways = gateways
+        self._runner = runner
+        self._retrying = retrying
+        self._round_seconds = round_seconds
+        self._silent: set[str] = set()
+        """Who has not answered in the last round."""
+        self._told: str | None = None
+
+    async def run(self) -> None:
+        """Ask and resolve, until cancelled. Raises InUseError: another daemon has this gateway's
+        name, so this one must end."""
+        while True:
+            await trio.sleep(self._round_seconds)
+            await trio.to_thread.run_sync(self._keep)
+            try:
+                await self.round()
+                self._told = None
+            except BockdError as error:
+                self._tell(error)
+            except Exception:
+                # Whatever a record holds, volumes are served.
+                log.exception("looking after the other gateways")
+
+    def _keep(self) -> None:
+        try:
+            self._gateways.keep()
+        except InUseError:
+            raise
+        except BockdError as error:
+            self._tell(error)
+
+    def _tell(self, error: BockdError) -> None:
+        """Log trouble once."""
+        if str(error) != self._told:
+            log.warning("the other gateways are not looked after: %s", error)
+        self._told = str(error)
+
+    async def round(self) -> None:
+        """Ask all that may be gone; resolve what those have begun that did not answer in the last
+        round, either. Raises BockdError: nobody can be asked."""
+        silent = await trio.to_thread.run_sync(self._ask)
+        gone = silent & self._silent
+        self._silent = silent - gone
+        for author in sorted(gone):
+            await self._resolve(author)
+
+    def _ask(self) -> set[str]:
+        """Who does not answer."""
+        self._context.pool.index.refresh()
+        with self._context.pool.index.reading() as txn:
+            asked = workers(txn)
+        asked = (asked | self._gateways.others()) - {self._gateways.author}
+        return {author for author in sorted(asked) if not self._gateways.is_alive(author)}
+
+    async def _resolve(self, author: str) -> None:
+        log.warning(
+            "gateway %s does not answer; what it has begun is resolved here", author.rpartition("/")[0]
+        )
+        left = await self._runner.run(
+            resolve_interrupted(self._context, lambda worker: worker == author)
+        )
+        for owned in left:
+            self._retrying.start(
+                f"detaching volume {owned.volume.id}", partial(self._finish_detaching, owned)
+            )
+        await trio.to_thread.run_sync(self._gateways.forget, author)
+
+    async def _finish_detaching(self, owned: OwnedVolume) -> None:
+        if owned in detaching(self._context):
+            await finish_detaching(self._context, owned)

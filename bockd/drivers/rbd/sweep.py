@@ -1,0 +1,316 @@
+"""The sweep: images and snaps that no record names are removed, and deep clones flattened.
+
+What is made in the cluster has a random name, and a commit names it later
+(bockd.drivers.rbd.making); what a commit has forgotten is removed after it. A gateway that dies in
+between leaves what nobody names. To take that for left over, it must be certain that nobody is about
+to name it:
+
+* Whoever has made something gives up when `MAKING_SECONDS` have passed, by a clock of its own that
+  goes on while its machine sleeps. It looks at that clock within the change that names the thing.
+* The sweep lets `PATIENCE.seen_seconds`, twice as long, pass by a clock of the same kind after it
+  has seen the thing unnamed first. So clocks of different machines are not compared, but for
+  their speed. When the thing was made, as the cluster says, only makes it wait longer
+  (`made_seconds`).
+* Then it commits something, and looks in that transaction whether the thing is unnamed still. After
+  that commit no earlier one can come late: it compares the version. Its change would run again, and
+  give up.
+* Only after that commit the thing is removed. A name is never used twice, and what was unnamed once
+  is named by nobody later, but by who has made it.
+
+So a thing that is named is never removed, whatever dies or hangs where, and however many gateways
+sweep at once; one does, so that the cluster is asked once. That one is in the index (`SWEEPER`), and
+another one takes its place when the table of gateways does not have it any more. What it has seen
+is in its memory; who takes its place waits anew.
+
+An image goes after its snaps. One that clones hang on stays, its snaps hidden, until the last of
+them is gone or flattened; and one that a snapshot is of, whose volume is gone, is named.
+
+Everything here blocks, and may be killed anywhere: removing and flattening are done again, and do
+nothing then.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
+
+from bockd.drivers.rbd.gateways import SHARED, gateways
+from bockd.drivers.rbd.index import SharedIndex
+from bockd.drivers.rbd.making import MAKING_SECONDS
+from bockd.drivers.rbd.records import (
+    RbdSnapshotRecord,
+    RbdVolumeRecord,
+    put_record,
+    snapshot_records,
+    volume_records,
+)
+from bockd.failpoints import Failpoint, hit
+from bockd.pool.index import Transaction
+
+log = logging.getLogger(__name__)
+
+SWEEPER = b"sweeper"
+"""Of the table SHARED: the run that sweeps, as `NAME/RUN`."""
+
+FULL_LOOK_EVERY = 6
+"""Looks from one to the next that opens every image, to find snaps that nothing names. The others
+open only images that nothing names."""
+
+
+CLAIMED_AT_ONCE = 100
+"""Things that are removed after one commit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long something must have been unnamed."""
+
+    seen_seconds: float = 2 * MAKING_SECONDS
+    """Since this run has seen it first."""
+    made_seconds: float = 3600.0
+    """Since it was made, as the cluster says, or since it was seen first: the clocks may differ."""
+
+
+PATIENCE = Patience()
+
+
+class Thing(NamedTuple):
+    """An image, or a snap of one."""
+
+    image: str
+    snap: str | None = None
+
+
+class Seen(NamedTuple):
+    """An image as it is in the cluster."""
+
+    made_at: float
+    """Seconds since the epoch, by the cluster's clock."""
+    snaps: dict[str, float]
+    """When each was made; without those that are hidden, since clones hang on them."""
+    is_needed: bool = False
+    """It has such snaps."""
+
+
+class ImageStore(Protocol):
+    """The images of a namespace. Everything blocks, and raises BockdError."""
+
+    def names(self) -> list[str]:
+        """List the images."""
+        ...
+
+    def look(self, image: str) -> Seen | None:
+        """Look at an image. None: it is gone."""
+        ...
+
+    def remove_snap(self, image: str, snap: str) -> None:
+        """Remove a snap, or hide it as long as clones hang on it."""
+        ...
+
+    def remove(self, image: str) -> bool:
+        """Remove an image. Return False if it stays for now: something hangs on it."""
+        ...
+
+    def depth(self, image: str) -> int:
+        """Count the snaps below an image, one below another. 0 if it is gone."""
+        ...
+
+    def flatten(self, image: str, progress: Callable[[int], None]) -> None:
+        """Copy to an image all that it shows of the snaps below it, so that it needs none of them.
+        `progress` is called with percents, in any thread."""
+        ...
+
+
+class Named(NamedTuple):
+    """What records name."""
+
+    images: frozenset[str]
+    snaps: frozenset[Thing]
+
+    def has(self, thing: Thing) -> bool:
+        """Return whether something is named."""
+        return thing.image in self.images if thing.snap is None else thing in self.snaps
+
+
+class Sweep:
+    """The sweep of one gateway."""
+
+    def __init__(
+        self,
+        index: SharedIndex,
+        store: ImageStore,
+        max_depth: int,
+        patience: Patience = PATIENCE,
+        clock: Callable[[], float] = time.time,
+        awake: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
+    ) -> None:
+        """`clock` gives seconds since the epoch, `awake` seconds that go on while the machine
+        sleeps."""
+        self._index = index
+        self._store = store
+        self._max_depth = max_depth
+        self._patience = patience
+        self._clock = clock
+        self._awake = awake
+        self._looks = 0
+        self._first_seen: dict[Thing, float] = {}
+        self.stopping = False
+        """Set by any thread: nothing further is begun."""
+        self.flattening: str | None = None
+        """What is being flattened, and how far it is."""
+
+    def look(self) -> bool:
+        """Look for what nobody names, and remove what is old enough; if it is this gateway's turn,
+        else return False. Raises BockdError: what is left, the next look finds."""
+        if not self._index.update(self._take_turn):
+            self._first_seen.clear()
+            return False
+        found = self._unnamed(every=self._looks % FULL_LOOK_EVERY == 0)
+        self._looks += 1
+        old = [thing for thing, made_at in found.items() if self._is_old(thing, made_at)]
+        # Snaps first: an image goes when it has none.
+        for some in batched(sorted(old, key=lambda one: one.snap is None), CLAIMED_AT_ONCE):
+            self._remove(some)
+        self._index.tidy()
+        return True
+
+    def _take_turn(self, txn: Transaction) -> bool:
+        """Let this gateway be the one that sweeps, unless another one is that lives."""
+        assert txn.author is not None
+        sweeper = (txn.get(SHARED, SWEEPER) or b"").decode()
+        if sweeper == txn.author:
+            return True
+        if any(sweeper == f"{one.name}/{one.run}" for one in gateways(txn)):
+            return False
+        txn.put(SHARED, SWEEPER, txn.author.encode())
+        return True
+
+    # -- what nobody names -------------------------------------------------------------------
+
+    def _unnamed(self, *, every: bool) -> dict[Thing, float]:
+        """Find what no record names, each with when it was made. `every`: look for snaps in all
+        images."""
+        names = self._store.names()
+        # After the list: what is in it and was named before is named in these.
+        self._index.refresh()
+        with self._index.reading() as txn:
+            named = named_in(txn)
+        found: dict[Thing, float] = {}
+        for image in names:
+            if self.stopping:
+                break
+            if image in named.images and not every:
+                continue
+            seen = self._store.look(image)
+            if seen is not None:
+                found.update(_unnamed_of(image, seen, named))
+        now = self._awake()
+        looked = {image for image in names if every or image not in named.images}
+        self._first_seen = {
+            thing: since
+            for thing, since in self._first_seen.items()
+            if thing in found or (thing.image not in looked and thing.image in named.images)
+        }
+        for thing in found:
+            self._first_seen.setdefault(thing, now)
+        return found
+
+    def _is_old(self, thing: Thing, made_at: float) -> bool:
+        seen = self._awake() - self._first_seen[thing]
+        age = max(seen, self._clock() - made_at)
+        return seen >= self._patience.seen_seconds and age >= self._patience.made_seconds
+
+    def _remove(self, things: list[Thing]) -> None:
+        claimed = [] if self.stopping else self._index.update(lambda txn: _claim(txn, things))
+        hit(Failpoint.LEFTOVER_CLAIMED)
+        for thing in claimed:
+            if self.stopping:
+                return
+            if thing.snap is not None:
+                self._store.remove_snap(thing.image, thing.snap)
+                log.info("removed snap %s of image %s: nothing names it", thing.snap, thing.image)
+            elif self._store.remove(thing.image):
+                log.info("removed image %s: nothing names it", thing.image)
+            hit(Failpoint.LEFTOVER_REMOVED)
+
+    # -- deep clones -------------------------------------------------------------------------
+
+    def flatten(self) -> None:
+        """Flatten the images that are deeper than they may be, if it is this gateway's turn. Raises
+        BockdError: what is left is flattened later."""
+        self._index.refresh()
+        with self._index.reading() as txn:
+            if (txn.get(SHARED, SWEEPER) or b"").decode() != txn.author:
+                return
+            deep = {one.image for one in _records(txn) if one.depth > self._max_depth}
+        for image in sorted(deep):
+            if self.stopping:
+                return
+            self._flatten(image)
+
+    def _flatten(self, image: str) -> None:
+        def progress(percent: int) -> None:
+            self.flattening = f"image {image}, {percent} % done"
+
+        depth = self._store.depth(image)
+        if depth > self._max_depth:
+            log.info("image %s is %d snaps deep, and is flattened", image, depth)
+            progress(0)
+            try:
+                self._store.flatten(image, progress)
+            finally:
+                self.flattening = None
+            hit(Failpoint.IMAGE_FLATTENED)
+            depth = self._store.depth(image)
+        self._index.update(lambda txn: _note_depth(txn, image, depth))
+
+
+def batched(things: list[Thing], size: int) -> Iterator[list[Thing]]:
+    """Yield them in lists of that size at most."""
+    for start in range(0, len(things), size):
+        yield things[start : start + size]
+
+
+def named_in(txn: Transaction) -> Named:
+    """Return what the records of a transaction name. Raises DamagedError."""
+    records = list(_records(txn))
+    return Named(
+        frozenset(one.image for one in records),
+        frozenset(
+            Thing(one.image, one.snap) for one in records if isinstance(one, RbdSnapshotRecord)
+        ),
+    )
+
+
+def _records(txn: Transaction) -> Iterator[RbdVolumeRecord | RbdSnapshotRecord]:
+    yield from volume_records(txn)
+    yield from snapshot_records(txn)
+
+
+def _unnamed_of(image: str, seen: Seen, named: Named) -> Iterator[tuple[Thing, float]]:
+    """Yield what nobody names of an image, and nothing hangs on, with when it was made."""
+    if image not in named.images and not seen.is_needed:
+        yield Thing(image), seen.made_at
+    for snap, made_at in seen.snaps.items():
+        if (thing := Thing(image, snap)) not in named.snaps:
+            yield thing, made_at
+
+
+def _claim(txn: Transaction, things: list[Thing]) -> list[Thing]:
+    """Return those of some things that nobody names, if this gateway is to sweep. It commits a
+    change, though nothing is different then: see the module's docstring."""
+    assert txn.author is not None
+    if (txn.get(SHARED, SWEEPER) or b"").decode() != txn.author:
+        return []
+    txn.put(SHARED, SWEEPER, txn.author.encode())
+    named = named_in(txn)
+    return [thing for thing in things if not named.has(thing)]
+
+
+def _note_depth(txn: Transaction, image: str, depth: int) -> None:
+    """Write down how deep an image is, in the records of all that are of it."""
+    for record in [one for one in _records(txn) if one.image == image and one.depth != depth]:
+        put_record(txn, replace(record, depth=depth))
