@@ -6,8 +6,8 @@ rotation the new credentials are written durably to a second file (`PENDING_FILE
 is changed in one transaction; then the second file replaces the first. A start that finds the
 second file asks the index which of the two is right.
 
-Of several gateways of one pool the first one to commit has the file. Others that start at the same
-time remove theirs, since nobody has its credentials.
+Of several gateways of one pool, which may start at once, the first one to commit has the file. There
+it is written as at a rotation.
 
 All functions block (on scrypt and on synced commits) and are not for the event loop.
 """
@@ -58,7 +58,7 @@ def establish(index: Index, data_dir: Path, note: Callable[[str], None] = lambda
     At a later start, finish or undo a rotation that was interrupted.
     """
     with index.reading() as txn:
-        has_users = txn.count(USERS) > 0
+        has_users, several = txn.count(USERS) > 0, txn.author is not None
     if has_users:
         _settle(index, data_dir)
         return
@@ -67,7 +67,8 @@ def establish(index: Index, data_dir: Path, note: Callable[[str], None] = lambda
     user = new_user(DEMO, password, (tenant.id,))
     key, key_record = new_access_key(DEMO)
     _prepare(data_dir, _document(tenant, user.name, password, key))
-    _put_in_place(data_dir)
+    if not several:
+        _put_in_place(data_dir)
     hit(Failpoint.CREDENTIALS_WRITTEN)
 
     def change(txn: Transaction) -> bool:
@@ -79,11 +80,12 @@ def establish(index: Index, data_dir: Path, note: Callable[[str], None] = lambda
         ledger.put_access_key(key.access_key, key_record)
         return True
 
-    if not index.update(change):
-        # Another gateway was first.
-        (data_dir / CREDENTIALS_FILE).unlink(missing_ok=True)
-        return
+    made = index.update(change)
     hit(Failpoint.ACCOUNTS_COMMITTED)
+    if several:
+        _settle(index, data_dir)
+    if not made:
+        return
     note(str(data_dir / CREDENTIALS_FILE))
 
 
