@@ -20,7 +20,7 @@ from bockd.blockstorage.contract import Attachment
 from bockd.blockstorage.records import Ledger
 from bockd.daemon.exporthandle import ExportHandle
 from bockd.errors import NotFoundError
-from bockd.model import NodeKind
+from bockd.model import NodeKind, VolumeId
 from bockd.nbd.protocol.options import ExportInfo
 from bockd.nbd.server.exports import ExportKey
 from bockd.nbd.server.nbd_server import NbdServer
@@ -36,6 +36,10 @@ DRAIN_SECONDS = 10.0
 """How long a detach waits for clients to have what they sent carried out and answered. A client
 that takes no replies for so long is gone, or hangs; then its connection is cut. What the engine has
 begun is finished in any case."""
+
+WIND_UP_SECONDS = 0.5
+"""How long clients have for the same when another gateway asks for the volume: half of what that
+one waits. It closes the volume in the other half."""
 
 OnIdle = Callable[[ExportKey], None]
 
@@ -69,7 +73,12 @@ class AttachedVolumes:
             await self._bridge.call(lambda: self._server.disconnect(key, name))
         else:
             await self._bridge.call(lambda: self._server.drain_and_close(key, name, DRAIN_SECONDS))
-        return await self._pool.flush_volume(attachment.volume_id)
+        return await self._pool.recall(attachment.volume_id, force=force)
+
+    async def end_connections(self, volume: VolumeId) -> None:
+        """End the connections of a volume that another gateway is given (`Pool.before_giving`)."""
+        key = ExportKey(NodeKind.VOLUME, volume)
+        await self._bridge.call(lambda: self._server.wind_up(key, WIND_UP_SECONDS))
 
     def connections(self, kind: NodeKind, node: int) -> int:
         """Return how many clients of an export are connected now, over all listeners."""
@@ -109,7 +118,8 @@ class AttachedExports:
         found = self.find(name)
         if found is None:
             _refuse()
-        device = await self._runner.run(self._pool.use(NodeKind.VOLUME, found.id))
+        # Firmly: who knows the name is the volume's server, wherever else it was connected.
+        device = await self._runner.run(self._pool.use(NodeKind.VOLUME, found.id, firm=True))
         # The volume may have been detached meanwhile. From this look until the connection is among
         # the server's members nothing is awaited, so a detach that follows finds it there.
         if self.find(name) is None:

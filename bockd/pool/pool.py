@@ -143,8 +143,8 @@ class Pool(Protocol):
         ...
 
     def holder(self, record: VolumeRecord) -> str | None:
-        """Return the name of the gateway that has a volume open, or had when it died, by a record
-        that this pool has given. None: none has, or there can be no others."""
+        """Return the name of the gateway that has a volume open, or had when it died. None: none
+        has, or there can be no others. Raises NotFoundError."""
         ...
 
     def announce(self, addresses: Addresses) -> Steps[None]:

@@ -18,15 +18,17 @@ from bockd.drivers.rbd.session import Session
 from bockd.drivers.rbd.index import SharedIndex
 from bockd.drivers.rbd.messages import Manner
 from bockd.drivers.rbd.opennodes import OpenNodes
-from bockd.drivers.rbd.records import Identity
+from bockd.drivers.rbd.recalling import recall
+from bockd.drivers.rbd.records import Identity, volume_record
 from bockd.drivers.rbd.releasing import OnAsked, Post, Releases
 from bockd.drivers.rbd.snapshots import SnapshotOperations
 from bockd.drivers.rbd.volumes import VolumeOperations
 from bockd.errors import VolumeFailedError, volume_failed
 from bockd.model import NodeKind, SnapshotId, VolumeId
 from bockd.pool.features import Features
+from bockd.pool.gateways import Addresses, Gateway
 from bockd.pool.nodes import Nodes
-from bockd.pool.pool import Naming, WithSnapshot, WithVolume, nothing_more
+from bockd.pool.pool import EndConnections, Naming, WithSnapshot, WithVolume, nothing_more
 from bockd.pool.records import SnapshotRecord, VolumeRecord
 from bockd.pool.reports import Attributes, CheckReport, Shares, Space, SpacePage
 from bockd.runtime.steps import Spawn, Steps, call_blocking
@@ -95,6 +97,35 @@ class RbdPool:
     @on_asked.setter
     def on_asked(self, value: OnAsked) -> None:
         self._releases.on_asked = value
+
+    def before_giving(self, end_connections: EndConnections) -> None:
+        """See `Pool.before_giving`."""
+
+        async def end(volume: VolumeId, _manner: Manner) -> None:
+            await end_connections(volume)
+
+        self._releases.on_asked = end
+
+    def recall(self, volume: VolumeId, *, force: bool) -> Steps[str | None]:
+        """See `Pool.recall`."""
+        return recall(self.open_nodes, volume, force=force)
+
+    @property
+    def gateway(self) -> str:
+        """See `Pool.gateway`."""
+        return self.session.who.gateway
+
+    def gateways(self) -> list[Gateway]:
+        """See `Pool.gateways`."""
+        return []
+
+    def holder(self, record: VolumeRecord) -> str | None:
+        """See `Pool.holder`."""
+        with self.index.reading() as txn:
+            return volume_record(txn, record.id).holder
+
+    async def announce(self, addresses: Addresses) -> None:
+        """See `Pool.announce`."""
 
     def release_volume(self, volume: VolumeId, manner: Manner) -> Steps[bool]:
         """Give a volume up, if it is open here, as if another gateway had asked for it: politely

@@ -139,9 +139,29 @@ class Taker(Generic[C]):
         hit(Failpoint.GIVE_BACK_CLOSED)
         await blocking(self.ledger.end, taken.record.id, taken.epoch)
 
+    async def vacate(self, claim: C, seen: RbdVolumeRecord, manner: Manner | None) -> None:
+        """See to it that who has the lock of an image now will not have it: ask, or shut out.
+        None: without asking. Raises InUseError: another gateway keeps it; BockdError."""
+        owner = await blocking(claim.owner)
+        if owner is None:
+            return
+        ours = (seen.holder, seen.address) == (self.who.gateway, owner)
+        if manner is not None and not ours and await blocking(claim.is_watching, owner):
+            keeper = await blocking(self.gateways.ask, seen.image, manner)
+            hit(Failpoint.TAKE_ASKED)
+            if keeper is not None:
+                raise InUseError(
+                    f"gateway {keeper} has volume {seen.id} ({seen.name}) open, and clients use it "
+                    "there"
+                )
+            if await blocking(claim.owner) != owner:
+                return
+        await blocking(claim.break_lock, owner)
+        hit(Failpoint.TAKE_BROKEN)
+
     async def _win(self, claim: C, seen: RbdVolumeRecord, manner: Manner) -> int | None:
         """Return the epoch in which the volume is ours. None: another gateway was faster."""
-        await self._vacate(claim, seen, manner)
+        await self.vacate(claim, seen, manner)
         await blocking(claim.catch_up)
         if not await blocking(claim.lock):
             return None
@@ -156,22 +176,3 @@ class Taker(Generic[C]):
         epoch = await blocking(self.ledger.begin, seen, self.who, address)
         hit(Failpoint.TAKE_RECORDED)
         return epoch
-
-    async def _vacate(self, claim: C, seen: RbdVolumeRecord, manner: Manner) -> None:
-        """See to it that who has the lock now will not have it."""
-        owner = await blocking(claim.owner)
-        if owner is None:
-            return
-        ours = (seen.holder, seen.address) == (self.who.gateway, owner)
-        if not ours and await blocking(claim.is_watching, owner):
-            keeper = await blocking(self.gateways.ask, seen.image, manner)
-            hit(Failpoint.TAKE_ASKED)
-            if keeper is not None:
-                raise InUseError(
-                    f"gateway {keeper} has volume {seen.id} ({seen.name}) open, and clients use it "
-                    "there"
-                )
-            if await blocking(claim.owner) != owner:
-                return
-        await blocking(claim.break_lock, owner)
-        hit(Failpoint.TAKE_BROKEN)

@@ -1,0 +1,80 @@
+"""Recalling a volume from whichever gateway has it: implements `Pool.recall`.
+
+It is a taking (bockd.drivers.rbd.taking) that ends before the lock is taken: who has the volume is
+asked firmly, and shut out if it does not answer in time, or at once by force. What a gateway that
+was shut out had sent may lie in the queue of an OSD yet. Nobody sees it come: whoever takes the
+volume next has the map in which that gateway is shut out, and so has each OSD that it asks for
+anything.
+
+Nothing here keeps another gateway from taking the volume a moment later. The caller has changed a
+record first, by which all of them refuse their clients; and who has taken a volume has seen all
+that was committed before.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+from bockd.drivers.rbd.messages import Manner
+from bockd.drivers.rbd.opennodes import OpenNodes
+from bockd.drivers.rbd.records import RbdVolumeRecord, put_record, volume_record
+from bockd.drivers.rbd.taking import C, Taker
+from bockd.errors import NotFoundError, VolumeFailedError, VolumeTakenError
+from bockd.model import VolumeId
+from bockd.pool.index import Index, Transaction
+from bockd.runtime.steps import Steps, blocking, run_inline
+
+log = logging.getLogger(__name__)
+
+
+def recall(nodes: OpenNodes, volume: VolumeId, *, force: bool) -> Steps[str | None]:
+    """See `Pool.recall`."""
+    session = nodes.session
+    ledger = session.taker.ledger
+
+    async def steps() -> str | None:
+        seen = await blocking(ledger.look, volume)
+        opened = nodes.volumes.get(volume)
+        if opened is not None and opened.taken.epoch == seen.epoch:
+            try:
+                await opened.device.flush()
+            except VolumeTakenError:
+                seen = await blocking(ledger.look, volume)
+            except VolumeFailedError as error:
+                return str(error)
+            else:
+                return seen.failed
+        elif opened is not None:
+            opened.device.lost.fire()
+        if await blocking(
+            lambda: run_inline(vacate(session.taker, session.index, seen, force=force))
+        ):
+            log.warning("volume %s was recalled by force", volume)
+        return seen.failed
+
+    return nodes.exclusive(volume, steps)
+
+
+async def vacate(taker: Taker[C], index: Index, seen: RbdVolumeRecord, *, force: bool) -> bool:
+    """Have no gateway have a volume that had it when its record was seen. Return whether one was
+    shut out, or has died. In one thread call (`run_inline`). Raises BockdError."""
+    claim = await blocking(taker.open_claim, seen.image)
+    try:
+        await taker.vacate(claim, seen, None if force else Manner.FIRM)
+    finally:
+        await blocking(claim.close)
+    return await blocking(index.update, lambda txn: _forget_holder(txn, seen))
+
+
+def _forget_holder(txn: Transaction, seen: RbdVolumeRecord) -> bool:
+    """Write down that nobody has a volume, unless whoever had it has, or it is another one's. Its
+    epoch goes on, so that who was shut out finds that it is not the last any more."""
+    try:
+        now = volume_record(txn, seen.id)
+    except NotFoundError:
+        return False
+    if now.epoch != seen.epoch or now.holder is None:
+        return False
+    put_record(txn, replace(now, holder=None, run=None, address=None, epoch=now.epoch + 1))
+    return True
