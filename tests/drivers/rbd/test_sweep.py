@@ -1,0 +1,425 @@
+"""What the sweep removes, and what it leaves alone, over images in memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from bockd.drivers.rbd.gateways import Gateways
+from bockd.drivers.rbd.index import SharedIndex
+from bockd.drivers.rbd.log import Log
+from bockd.drivers.rbd.making import Deadline
+from bockd.drivers.rbd.records import (
+    Identity,
+    RbdSnapshotRecord,
+    RbdVolumeRecord,
+    put_record,
+    snapshot_record,
+    volume_record,
+)
+from bockd.drivers.rbd.sweep import FULL_LOOK_EVERY, PATIENCE, Seen, Sweep
+from bockd.errors import UnavailableError
+from bockd.index.keys import id_key
+from bockd.model import MIB, SnapshotId, VolumeId
+from bockd.pool.index import Transaction
+from bockd.pool.nodes import SNAPSHOTS, VOLUMES
+
+from .memory import MemoryObjects
+
+
+@dataclass
+class FakeImage:
+    """An image. `parent` is a snap of another one."""
+
+    made_at: float
+    snaps: dict[str, float] = field(default_factory=dict)
+    hidden: set[str] = field(default_factory=set)
+    parent: tuple[str, str] | None = None
+
+
+class FakeStore:
+    """Implements ImageStore."""
+
+    def __init__(self) -> None:
+        self.images: dict[str, FakeImage] = {}
+        self.looked: list[str] = []
+        self.removed: list[str] = []
+        self.flattened: list[str] = []
+        self.before: Callable[[str], None] = lambda _what: None
+        """Called before each step that changes something."""
+
+    def names(self) -> list[str]:
+        return sorted(self.images)
+
+    def look(self, image: str) -> Seen | None:
+        self.looked.append(image)
+        found = self.images.get(image)
+        return found and Seen(found.made_at, dict(found.snaps), is_needed=bool(found.hidden))
+
+    def _has_clones(self, image: str, snap: str) -> bool:
+        return any(one.parent == (image, snap) for one in self.images.values())
+
+    def remove_snap(self, image: str, snap: str) -> None:
+        self.before(snap)
+        self.removed.append(snap)
+        if (found := self.images.get(image)) is not None:
+            found.snaps.pop(snap, None)
+            if self._has_clones(image, snap):
+                found.hidden.add(snap)
+
+    def remove(self, image: str) -> bool:
+        self.before(image)
+        found = self.images.get(image)
+        if found is None:
+            return True
+        if found.snaps or found.hidden:
+            return False
+        self.removed.append(image)
+        del self.images[image]
+        self._let_go(found)
+        return True
+
+    def _let_go(self, image: FakeImage) -> None:
+        if image.parent is not None and not self._has_clones(*image.parent):
+            self.images[image.parent[0]].hidden.discard(image.parent[1])
+
+    def depth(self, image: str) -> int:
+        found = self.images.get(image)
+        return 0 if found is None or found.parent is None else 1 + self.depth(found.parent[0])
+
+    def flatten(self, image: str, progress: Callable[[int], None]) -> None:
+        self.before(image)
+        progress(50)
+        self.flattened.append(image)
+        found, parent = self.images[image], self.images[image].parent
+        assert parent is not None
+        found.parent = None
+        self._let_go(replace(found, parent=parent))
+
+
+class World:
+    """A pool's index, its images, and a time that the test sets."""
+
+    def __init__(self, directory: Path) -> None:
+        self.now = 1_000_000.0
+        self.store = FakeStore()
+        self.alive: set[str] = set()
+        self._directory = directory
+        self._objects = MemoryObjects()
+        Log(self._objects).create("0" * 32)
+        self.table, self.index, self.sweep = self.gateway("gw1", "1")
+
+    def gateway(self, name: str, digit: str) -> tuple[Gateways, SharedIndex, Sweep]:
+        run = digit * 16
+        index = SharedIndex.open(
+            Log(self._objects), self._directory / digit, run=run, clock=time.time
+        )
+        table = Gateways(index, Identity(name, run), self, time.time)
+        table.enter()
+        sweep = Sweep(
+            index, self.store, max_depth=5, clock=lambda: self.now, awake=lambda: self.now / 2 * 2
+        )
+        return table, index, sweep
+
+    def is_alive(self, author: str) -> bool:
+        return author in self.alive
+
+    def image(self, name: str, **more: object) -> FakeImage:
+        made = self.store.images[name] = FakeImage(self.now, **more)  # type: ignore[arg-type]
+        return made
+
+    def volume(self, number: int, image: str, depth: int = 0) -> None:
+        record = RbdVolumeRecord(
+            id=VolumeId(number),
+            name=f"v{number}",
+            size_bytes=MIB,
+            created_at=0.0,
+            from_snapshot=None,
+            failed=None,
+            image=image,
+            depth=depth,
+        )
+        self.index.update(lambda txn: put_record(txn, record))
+
+    def snapshot(self, number: int, image: str, snap: str, depth: int = 0) -> None:
+        record = RbdSnapshotRecord(
+            id=SnapshotId(number),
+            name=f"s{number}",
+            volume=VolumeId(1),
+            size_bytes=MIB,
+            created_at=0.0,
+            image=image,
+            snap=snap,
+            depth=depth,
+        )
+        self.index.update(lambda txn: put_record(txn, record))
+
+    def forget(self, number: int, *, snapshot: bool = False) -> None:
+        table = SNAPSHOTS if snapshot else VOLUMES
+        self.index.update(lambda txn: txn.delete(table, id_key(number)))
+
+    def look_twice(self, seconds: float = PATIENCE.made_seconds) -> None:
+        """Two looks, some time after each other."""
+        self.sweep.look()
+        self.now += seconds
+        self.sweep.look()
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    yield World(tmp_path)
+
+
+def test_what_nobody_names_is_removed_and_nothing_else(world: World) -> None:
+    world.image("named", snaps={"kept": world.now, "stray": world.now})
+    world.image("of-a-snapshot", snaps={"kept-too": world.now})
+    world.image("stray-image", snaps={"its-snap": world.now})
+    world.volume(1, "named")
+    world.snapshot(2, "named", "kept")
+    world.snapshot(3, "of-a-snapshot", "kept-too")
+    for _ in range(FULL_LOOK_EVERY):
+        world.sweep.look()
+        assert world.store.removed == []
+    world.now += PATIENCE.made_seconds
+    world.sweep.look()
+    assert sorted(world.store.removed) == ["its-snap", "stray", "stray-image"]
+    assert world.store.removed[-1] == "stray-image"
+    assert sorted(world.store.images) == ["named", "of-a-snapshot"]
+
+
+def test_it_waits_an_hour_by_the_clusters_clock_and_ten_minutes_by_its_own(world: World) -> None:
+    world.image("young")
+    world.image("old").made_at -= PATIENCE.made_seconds
+    world.image("of-the-future").made_at += 365 * 86400
+    world.look_twice(PATIENCE.seen_seconds - 1)
+    assert world.store.removed == []
+    world.now += 1
+    world.sweep.look()
+    assert world.store.removed == ["old"]
+    world.now += PATIENCE.made_seconds - PATIENCE.seen_seconds
+    world.sweep.look()
+    assert sorted(world.store.removed) == ["of-the-future", "old", "young"]
+
+
+def test_a_name_that_comes_at_last_is_seen(world: World) -> None:
+    """After the look and before the removal: the transaction right before that finds it."""
+    world.image("a")
+    world.image("b")
+    world.sweep.look()
+    world.now += PATIENCE.made_seconds
+    _, other, _ = world.gateway("gw2", "2")
+    look = world.store.look
+
+    def look_and_name(image: str) -> Seen | None:
+        found = look(image)
+        if image == "b":
+            record = RbdVolumeRecord(
+                id=VolumeId(1),
+                name="v",
+                size_bytes=MIB,
+                created_at=0.0,
+                from_snapshot=None,
+                failed=None,
+                image="a",
+            )
+            other.update(lambda txn: put_record(txn, record))
+        return found
+
+    world.store.look = look_and_name  # type: ignore[method-assign]
+    world.sweep.look()
+    assert world.store.removed == ["b"]
+
+
+def test_a_commit_that_was_sent_before_the_removal_is_none_after_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its maker hangs between its look at the clock and the append."""
+    world.image("a")
+    world.sweep.look()
+    _, other, _ = world.gateway("gw2", "2")
+    deadline = Deadline()
+    tries = 0
+
+    def name_it(txn: Transaction) -> None:
+        nonlocal tries
+        tries += 1
+        deadline.check()
+        record = RbdVolumeRecord(
+            id=VolumeId(1),
+            name="v",
+            size_bytes=MIB,
+            created_at=0.0,
+            from_snapshot=None,
+            failed=None,
+            image="a",
+        )
+        put_record(txn, record)
+        if tries == 1:
+            world.now += PATIENCE.made_seconds
+            monkeypatch.setattr(
+                "bockd.drivers.rbd.making._now",
+                lambda: time.clock_gettime(time.CLOCK_BOOTTIME) + PATIENCE.made_seconds,
+            )
+            world.sweep.look()
+
+    with pytest.raises(UnavailableError, match="took more than"):
+        other.update(name_it)
+    assert tries == 2
+    assert world.store.removed == ["a"]
+    other.refresh()
+    with other.reading() as txn:
+        assert txn.get(VOLUMES, id_key(1)) is None
+
+
+def test_images_with_clones_go_when_these_have_gone(world: World) -> None:
+    world.image("parent", snaps={"s": world.now})
+    world.image("clone", parent=("parent", "s"))
+    world.volume(1, "clone")
+    world.look_twice()
+    assert world.store.removed == ["s"]
+    assert "parent" in world.store.images
+    version = world.index._replica.version  # type: ignore[union-attr]
+    world.look_twice()
+    assert world.index._replica.version == version  # type: ignore[union-attr]
+    world.forget(1)
+    world.look_twice()
+    world.look_twice()
+    assert world.store.images == {}
+
+
+def test_one_gateway_sweeps_until_it_is_gone(world: World) -> None:
+    world.image("a")
+    other_table, _, other = world.gateway("gw2", "2")
+    assert world.sweep.look()
+    assert not other.look()
+    assert world.store.looked == ["a"]
+    other_table.forget(world.table.author)
+    assert other.look()
+    world.now += PATIENCE.made_seconds
+    # The first one only hung; it is not its turn any more.
+    assert not world.sweep.look()
+    assert world.store.removed == []
+    other.look()
+    assert world.store.removed == ["a"]
+
+
+def test_a_sweeper_that_hung_removes_nothing_more(world: World) -> None:
+    world.image("a")
+    other_table, _, other = world.gateway("gw2", "2")
+    world.sweep.look()
+    world.now += PATIENCE.made_seconds
+    look = world.store.look
+
+    def hang(image: str) -> Seen | None:
+        other_table.forget(world.table.author)
+        other.look()
+        return look(image)
+
+    world.store.look = hang  # type: ignore[method-assign]
+    world.sweep.look()
+    assert world.store.removed == []
+
+
+def test_one_that_is_killed_or_cut_off_in_the_middle_goes_on_later(world: World) -> None:
+    class KilledError(Exception):
+        pass
+
+    world.image("a", snaps={"s": world.now, "t": world.now})
+    world.sweep.look()
+    world.now += PATIENCE.made_seconds
+    for what in ("s", "t", "a"):
+
+        def die(step: str, at: str = what) -> None:
+            if step == at:
+                raise KilledError
+
+        world.store.before = die
+        with pytest.raises(KilledError):
+            world.sweep.look()
+    world.store.before = lambda _what: None
+    world.sweep.look()
+    assert world.store.images == {}
+
+
+def test_at_the_end_nothing_further_is_begun(world: World) -> None:
+    world.image("a")
+    world.image("b")
+    world.sweep.look()
+    world.now += PATIENCE.made_seconds
+
+    def stop(_what: str) -> None:
+        world.sweep.stopping = True
+
+    world.store.before = stop
+    world.sweep.look()
+    assert len(world.store.removed) == 1
+
+
+# -- deep clones ------------------------------------------------------------------------------------
+
+
+def chain(world: World, length: int) -> None:
+    """Volumes that are clones one of another, by snapshots 101 and so on."""
+    world.image("i0", snaps={"s": world.now})
+    world.volume(1, "i0")
+    for number in range(1, length + 1):
+        world.image(f"i{number}", snaps={"s": world.now}, parent=(f"i{number - 1}", "s"))
+        world.volume(number + 1, f"i{number}", depth=number)
+        world.snapshot(100 + number, f"i{number}", "s", depth=number)
+
+
+def depths(world: World, *volumes: int) -> list[int]:
+    with world.index.reading() as txn:
+        return [volume_record(txn, VolumeId(one)).depth for one in volumes]
+
+
+def test_clones_that_are_too_deep_are_flattened_and_others_stay(world: World) -> None:
+    chain(world, 8)
+    world.sweep.look()
+    world.sweep.flatten()
+    # The first one that was flattened made those above it shallow enough.
+    assert world.store.flattened == ["i6"]
+    assert depths(world, 6, 7, 8, 9) == [5, 0, 1, 2]
+    with world.index.reading() as txn:
+        assert snapshot_record(txn, SnapshotId(106)).depth == 0
+    world.sweep.flatten()
+    assert world.store.flattened == ["i6"]
+    assert world.sweep.flattening is None
+
+
+def test_a_flattening_that_was_not_noted_is_noted(world: World) -> None:
+    chain(world, 6)
+    world.sweep.look()
+    world.store.images["i6"].parent = None
+    world.sweep.flatten()
+    assert world.store.flattened == []
+    assert depths(world, 7) == [0]
+
+
+def test_who_does_not_sweep_flattens_nothing(world: World) -> None:
+    chain(world, 6)
+    world.sweep.look()
+    _, _, other = world.gateway("gw2", "2")
+    other.flatten()
+    assert world.store.flattened == []
+
+
+def test_a_full_cluster_is_tried_again(world: World) -> None:
+    chain(world, 6)
+    world.sweep.look()
+
+    def full(_what: str) -> None:
+        raise UnavailableError("the cluster is full")
+
+    world.store.before = full
+    with pytest.raises(UnavailableError):
+        world.sweep.flatten()
+    assert world.sweep.flattening is None
+    assert depths(world, 7) == [6]
+    world.store.before = lambda _what: None
+    world.sweep.flatten()
+    assert depths(world, 7) == [0]
