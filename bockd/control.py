@@ -19,6 +19,18 @@ from bockd.pool.reports import CheckReport, ScrubStatus, Space, SpacePage
 
 
 @dataclass(frozen=True, slots=True)
+class ClusterInfo:
+    """Where a pool is in a Ceph cluster, and as whom the daemon serves it."""
+
+    id: str
+    """Of the cluster, a UUID (its fsid)."""
+    pool: str
+    """Ceph's."""
+    namespace: str
+    gateway: str
+
+
+@dataclass(frozen=True, slots=True)
 class DaemonInfo:
     """Who answers, and where its frontends are."""
 
@@ -43,6 +55,10 @@ class DaemonInfo:
     """How new data is written, and why."""
     waiting: tuple[str, ...]
     """Background work that was put off, each with the reason, and is tried again."""
+    driver: str
+    """What kind of pool it serves."""
+    cluster: ClusterInfo | None
+    """Of a pool in a Ceph cluster."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -305,7 +305,7 @@ class Failpoint(StrEnum):
     POOL_ESTABLISHED = "pool.established"
     """A new index has its pool record; directories may be missing."""
     CREDENTIALS_WRITTEN = "first-start.credentials-written"
-    """The first user's credentials are in a file; the index does not know that user."""
+    """The first user's credentials are in a pending file; the index does not know that user."""
     ACCOUNTS_COMMITTED = "first-start.committed"
     SETTLED = "settle.committed"
     """What was caught in a transient status is settled, but for what is still to be deleted."""

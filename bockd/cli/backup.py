@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 import click
 
 from bockd.cli.client import ControlClient
+from bockd.cli.incluster import is_in_cluster
 from bockd.cli.output import json_option, print_json
 from bockd.cli.sizes import format_size
 from bockd.errors import DamagedError, InUseError, PoolFormatError, UnavailableError
-from bockd.model import SnapshotId, VolumeId
+from bockd.model import PoolDriver, SnapshotId, VolumeId
+from bockd.pool.unsupported import no_backup
 
 if TYPE_CHECKING:
     from bockd.drivers.local.access import StoreAccess
@@ -54,6 +56,8 @@ def back_up(path: Path, target: Path, show: Show) -> BackupReport:
     from bockd.drivers.local.registry import Registry
     from bockd.runtime.steps import Background, run_inline
 
+    if is_in_cluster(path):
+        raise no_backup(PoolDriver.RBD)
     if not Layout(path).index_data.exists():
         raise PoolFormatError(f"there is no pool in {path}")
     try:

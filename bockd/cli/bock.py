@@ -11,6 +11,7 @@ from bockd.cli.client import ControlClient
 from bockd.cli.failure import Program
 from bockd.cli.output import json_option, print_json, print_record
 from bockd.config import load_settings
+from bockd.control import DaemonInfo
 
 
 @click.group("bock", cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
@@ -62,11 +63,23 @@ def info(as_json: bool) -> None:
             ("files", found.mount or "none"),
             ("fast lane", found.fast_lane),
             ("new data", found.new_data),
+            ("pool", pool_of(found)),
             ("volumes", str(found.volumes)),
             ("snapshots", str(found.snapshots)),
             *(("waiting", waiting) for waiting in found.waiting),
             *orphans,
         ]
+    )
+
+
+def pool_of(found: DaemonInfo) -> str:
+    """Say what kind of pool a daemon serves, and where that is."""
+    if found.cluster is None:
+        return found.driver
+    where = found.cluster
+    return (
+        f"{found.driver}: {where.pool}/{where.namespace} in the Ceph cluster {where.id}, "
+        f"as gateway {where.gateway}"
     )
 
 

@@ -14,11 +14,13 @@ from bockd.cli.backup import backup
 from bockd.cli.client import ControlClient
 from bockd.cli.config import config, config_option, load_all
 from bockd.cli.failure import Program
+from bockd.cli.incluster import check_in_cluster, is_in_cluster
 from bockd.cli.output import json_option, print_json, report
 from bockd.cli.scrub import scrub
 from bockd.cli.unit import render_unit
 from bockd.config.load import DEFAULT, load
-from bockd.errors import CoOpenersError, InUseError, UnavailableError
+from bockd.errors import CoOpenersError, InUseError, InvalidRequestError, UnavailableError
+from bockd.model import PoolDriver
 from bockd.pool.reports import CheckReport
 
 UNIT = "bockd.service"
@@ -34,6 +36,8 @@ def main() -> None:
     BOCKD_DATA         where the pool and the sockets are
     BOCKD_NBD_LISTEN   HOST:PORT for NBD over TCP, or none (127.0.0.1:10809)
     BOCKD_API_LISTEN   HOST:PORT for the API over TCP, or none (127.0.0.1:8776)
+    BOCKD_POOL_DRIVER  local, or rbd for a pool in a Ceph cluster (docs/ceph.md)
+    BOCKD_RBD_GATEWAY  the name of this daemon among those of that pool
     """
 
 
@@ -56,11 +60,11 @@ def serve(config_file: Path | None, mount: Path | None, print_unit: bool) -> Non
         return
     loaded = load_all(config_file)
     failpoints.arm(os.environ)
+    from bockd.daemon.kinds import backend_kind
     from bockd.daemon.lifecycle import run
-    from bockd.daemon.localbackend import LocalBackend
 
     is_default = loaded.source("data_dir") == DEFAULT
-    run(LocalBackend, loaded.settings, mount, is_default=is_default)
+    run(backend_kind(loaded.settings), loaded.settings, mount, is_default=is_default)
 
 
 @main.command()
@@ -81,6 +85,11 @@ def init(directory: Path | None, config_file: Path | None, as_json: bool) -> Non
     from bockd.drivers.local.newpool import make_pool
 
     loaded = load(config_file)
+    if directory is None and loaded.settings.pool.driver is PoolDriver.RBD:
+        raise InvalidRequestError(
+            "the pool is to be in a Ceph cluster (pool.driver): 'bockd serve' makes it there, in a "
+            "namespace that is empty; 'rbd namespace create' makes that"
+        )
     path = (directory or loaded.settings.data_dir).absolute()
     make_pool(path)
     served = path == loaded.settings.data_dir
@@ -108,8 +117,12 @@ def check(pool: Path | None, repair: bool, config_file: Path | None, as_json: bo
     bockd check
     bockd check /var/lib/bockd --json
     """
-    path = (pool or load(config_file).settings.data_dir).absolute()
-    report = check_anywhere(path, repair=repair)
+    settings = load(config_file).settings
+    path = (pool or settings.data_dir).absolute()
+    if is_in_cluster(path, settings):
+        report = check_in_cluster(path, settings, repair=repair)
+    else:
+        report = check_anywhere(path, repair=repair)
     if as_json:
         print_json(report)
     else:

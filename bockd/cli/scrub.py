@@ -12,12 +12,14 @@ import click
 
 from bockd.cli.client import ControlClient
 from bockd.cli.config import config_option
+from bockd.cli.incluster import is_in_cluster
 from bockd.cli.output import json_option, print_json
 from bockd.cli.sizes import format_size
 from bockd.config.load import load
 from bockd.errors import InUseError, UnavailableError
-from bockd.model import MIB
+from bockd.model import MIB, PoolDriver
 from bockd.pool.reports import DamagedBlock, ScrubStatus
+from bockd.pool.unsupported import no_scrub
 
 POLL_SECONDS = 0.3
 """Between two looks at a daemon's progress."""
@@ -59,6 +61,8 @@ def scrub(
     """
     settings = load(config_file).settings
     path = (pool or settings.data_dir).absolute()
+    if is_in_cluster(path, settings):
+        raise no_scrub(PoolDriver.RBD)
     rate = rate or settings.checksums.rate_mib
     with _progress(quiet=as_json or status) as show:
         found = scrub_anywhere(path, rate, restart=restart, only_look=status, show=show)

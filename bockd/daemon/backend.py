@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from bockd.config import Settings
-from bockd.control import FrozenPool
+from bockd.control import ClusterInfo, FrozenPool
 from bockd.daemon.retrying import Retrying
 from bockd.model import VolumeId
 from bockd.pool.pool import Pool
@@ -64,10 +64,6 @@ class GatewayControl(Protocol):
         """Strike a run off that is gone. Raises BockdError."""
         ...
 
-    def token_key(self) -> bytes:
-        """Return the key that signs tokens, the same at all gateways. Raises BockdError."""
-        ...
-
 
 class BackendKind(Protocol):
     """A kind of pool that a daemon may serve."""
@@ -108,6 +104,21 @@ class Backend(Protocol):
         """None: this kind of pool is not copied file by file."""
         ...
 
+    @property
+    def cluster(self) -> ClusterInfo | None:
+        """Where the pool is; None: in the data directory."""
+        ...
+
+    @property
+    def token_key(self) -> bytes | None:
+        """Signs tokens, when this is prepared. None: a key of the data directory does."""
+        ...
+
+    @property
+    def room_of(self) -> str:
+        """What `Pool.room` measures, in words."""
+        ...
+
     async def prepare(self) -> None:
         """Finish what an earlier run left behind, before any frontend opens. Raises BockdError."""
         ...
@@ -121,8 +132,17 @@ class Backend(Protocol):
         have written to a volume."""
         ...
 
+    def begin_end(self) -> None:
+        """Note that the daemon ends: frontends are closed now, then `close` and `release` are
+        called."""
+        ...
+
     async def close(self) -> None:
         """End background work and close what is open. Nobody uses the pool any more."""
+        ...
+
+    def release(self) -> None:
+        """Give the pool up. Nothing is open or under way."""
         ...
 
     def new_data(self) -> str:

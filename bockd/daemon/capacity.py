@@ -55,11 +55,18 @@ class Capacity:
     """The space of one pool."""
 
     def __init__(
-        self, pool: Pool, runner: StepRunner, directory: Path, warn_percent: tuple[int, ...]
+        self,
+        pool: Pool,
+        runner: StepRunner,
+        directory: Path,
+        room_of: str,
+        warn_percent: tuple[int, ...],
     ) -> None:
+        """`room_of` says in words whose room `pool.room` is."""
         self._pool = pool
         self._runner = runner
         self._directory = directory
+        self._room_of = room_of
         self._warn_percent = warn_percent
         self._space = Threshold(warn_percent)
         self._files = Threshold(warn_percent)
@@ -70,7 +77,7 @@ class Capacity:
             try:
                 self.warn(await trio.to_thread.run_sync(self._pool.room))
             except BockdError as error:
-                log.warning("the room on %s is not known: %s", self._directory, error)
+                log.warning("the room of %s is not known: %s", self._room_of, error)
             await trio.sleep(LOOK_SECONDS)
 
     def warn(self, found: os.statvfs_result) -> None:
@@ -79,19 +86,19 @@ class Capacity:
         percent = filled_percent(found)
         if self._space.passed(percent) is not None:
             log.warning(
-                "the file system of %s is %d %% full, %d MiB are free: when it is full, writes "
+                "%s is %d %% full, %d MiB are free: when it is full, writes "
                 "fail with 'no space left on device'; delete snapshots or volumes, or make it "
                 "larger ('bock pool show' says who has how much)",
-                self._directory,
+                self._room_of,
                 percent,
                 free >> 20,
             )
         percent = filled_files_percent(found)
         if self._files.passed(percent) is not None:
             log.warning(
-                "the file system of %s has used %d %% of its files (inodes), %d are free: without "
+                "%s has used %d %% of its files (inodes), %d are free: without "
                 "one no volume or snapshot can be made",
-                self._directory,
+                self._room_of,
                 percent,
                 found.f_favail,
             )

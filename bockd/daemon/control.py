@@ -32,7 +32,7 @@ from bockd.control import (
 )
 from bockd.daemon.backend import Backend, BackupControl, ScrubControl
 from bockd.daemon.capacity import Capacity
-from bockd.errors import DamagedError, InUseError, InvalidRequestError
+from bockd.errors import DamagedError, InUseError
 from bockd.model import (
     NodeKind,
     Server,
@@ -47,6 +47,7 @@ from bockd.nbd.server.nbd_server import NbdServer
 from bockd.pool.nodes import SNAPSHOTS, VOLUMES, Nodes
 from bockd.pool.records import SnapshotRecord, VolumeRecord
 from bockd.pool.reports import CheckReport, ScrubStatus, Space, SpacePage
+from bockd.pool.unsupported import no_backup, no_scrub
 
 
 class PoolControl:
@@ -98,6 +99,8 @@ class PoolControl:
             fast_lane=lane(os.environ),
             new_data=self._backend.new_data(),
             waiting=self._waiting(),
+            driver=self._driver,
+            cluster=self._backend.cluster,
         )
 
     # -- volumes -----------------------------------------------------------------------------
@@ -242,10 +245,10 @@ class PoolControl:
 
     def _backups(self) -> BackupControl:
         if self._backend.backups is None:
-            raise InvalidRequestError(f"a pool on {self._driver} is not backed up by bockd")
+            raise no_backup(self._driver)
         return self._backend.backups
 
     def _scrubbing(self) -> ScrubControl:
         if self._backend.scrubbing is None:
-            raise InvalidRequestError(f"a pool on {self._driver} has no checksums of bockd's")
+            raise no_scrub(self._driver)
         return self._backend.scrubbing

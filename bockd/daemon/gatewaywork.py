@@ -22,8 +22,8 @@ from bockd.errors import BockdError
 log = logging.getLogger(__name__)
 
 FOLLOW_SECONDS = 2.0
-"""Between two looks at the index, which cost a tenth of a millisecond: what no request asks for,
-like a virtual machine's devices, is not older; and a dump that is due begins."""
+"""Between two looks at the index, which cost a tenth of a millisecond: what no client asks for, and
+the file view, is not older; and a dump that is due begins."""
 
 SWEEP_SECONDS = 600.0
 FLATTEN_SECONDS = 60.0
@@ -63,7 +63,7 @@ class GatewayWork:
         """Work until cancelled."""
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._repeat, "dumping the index", self._follow, FOLLOW_SECONDS)
+                nursery.start_soon(self._repeat, "following the index", self._follow, FOLLOW_SECONDS)
                 nursery.start_soon(
                     self._repeat, "removing leftovers", self.sweep.look, self._sweep_seconds
                 )

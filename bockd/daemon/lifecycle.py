@@ -144,7 +144,6 @@ class _Daemon:
         self._keystone: Identity | None
         self._backend: Backend
         self._pool: Pool
-        self._token_key: bytes
         self._context: StorageContext
         self._machines = Machines()
         self._machine_plugger = MachinePlugger(
@@ -184,7 +183,7 @@ class _Daemon:
             async with trio.open_nursery() as self._background:
                 await self._serve()
         finally:
-            self._pool.release()
+            self._backend.release()
 
     def _pluggers(self) -> Mapping[ServerKind, DevicePlugger]:
         """Hosts and plain servers connect by themselves."""
@@ -211,7 +210,9 @@ class _Daemon:
             gateways = self._backend.gateways
             whose = anybody if gateways is None else earlier_runs_of(gateways.author)
             await self._runner.run(resolve_interrupted(self._context, whose))
-            await trio.to_thread.run_sync(self._establish)
+            await trio.to_thread.run_sync(
+                lambda: establish(self._pool.index, self._settings.data_dir)
+            )
             # Before a machine is looked for at its QMP socket.
             await self._runner.run(Servers(self._context).configure(servers(self._settings)))
             for owned in detaching(self._context):
@@ -223,12 +224,6 @@ class _Daemon:
             await self._open_frontends()
         finally:
             await self._backend.close()
-
-    def _establish(self) -> None:
-        """Blocks."""
-        data_dir, gateways = self._settings.data_dir, self._backend.gateways
-        establish(self._pool.index, data_dir)
-        self._token_key = load_key(data_dir) if gateways is None else gateways.token_key()
 
     async def _finish_detaching(self, owned: OwnedVolume) -> None:
         """Finish it, unless somebody has done so since it was put off."""
@@ -262,7 +257,13 @@ class _Daemon:
         nbd_listen = str(address_of(tcp)) if tcp else None
         api_listen = str(address_of(api)) if api else None
         mount = str(self._view.path) if self._view else None
-        capacity = Capacity(self._pool, self._runner, settings.data_dir, settings.pool.warn_percent)
+        capacity = Capacity(
+            self._pool,
+            self._runner,
+            settings.data_dir,
+            self._backend.room_of,
+            settings.pool.warn_percent,
+        )
         control = PoolControl(
             self._context,
             self._server,
@@ -318,6 +319,7 @@ class _Daemon:
             # Later signals are let through, to end a slow stop.
             signals.close()
             log.info("stopping")
+            self._backend.begin_end()
             notify(STOPPING)
             frontends.cancel_scope.cancel()
 
@@ -336,7 +338,7 @@ class _Daemon:
             pool.index,
             StepRunner(HASHING_THREADS),
             pool.clock,
-            self._token_key,
+            self._backend.token_key or load_key(settings.data_dir),
             settings.identity.token_seconds,
         )
         identity = one_identity(settings.keystone, local, self._keystone)

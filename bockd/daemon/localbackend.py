@@ -26,10 +26,13 @@ class LocalBackend:
     """The `Backend` of the local pool; its class methods make it a `BackendKind`."""
 
     gateways = None
+    cluster = None
+    token_key = None
 
     def __init__(
         self, pool: LocalPool, settings: Settings, runner: StepRunner, retrying: Retrying
     ) -> None:
+        self.room_of = f"the file system of {settings.data_dir}"
         self.pool = pool
         self.scrubbing = Scrubbing(pool.registry, settings.checksums)
         self._settler = Settler(pool.registry)
@@ -84,11 +87,18 @@ class LocalBackend:
             nursery.start_soon(self._settling.run)
             nursery.start_soon(self.backups.run)
 
+    def begin_end(self) -> None:
+        """Do nothing: `close` ends what is under way."""
+
     async def close(self) -> None:
         """End reclaim after the batch under way, and close all volumes and snapshots."""
         self._reclaimer.stop()
         with trio.CancelScope(shield=True):
             await self._runner.run(self.pool.close_all())
+
+    def release(self) -> None:
+        """Give the pool up."""
+        self.pool.release()
 
     def new_data(self) -> str:
         """Return in what pieces new data is written: what the file system prefers."""

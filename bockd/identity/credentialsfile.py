@@ -1,13 +1,12 @@
 """The file with the first user's credentials: made at the first start, and changed by the operator.
 
 The file and the index change together, so that a crash in between leaves them in agreement. At a
-first start the file comes first: without a user in the index, the next start begins again. At a
-rotation the new credentials are written durably to a second file (`PENDING_FILE`); then the index
-is changed in one transaction; then the second file replaces the first. A start that finds the
-second file asks the index which of the two is right.
+first start and at a rotation the new credentials are written durably to a second file
+(`PENDING_FILE`); then the index is changed in one transaction; then the second file replaces the
+first. A start that finds the second file asks the index which of the two is right.
 
-Of several gateways of one pool, which may start at once, the first one to commit has the file. There
-it is written as at a rotation.
+Where several daemons share an index, the file is in the directory of the one that made the
+credentials. Another one that starts finds the user in the index, and writes no file.
 
 All functions block (on scrypt and on synced commits) and are not for the event loop.
 """
@@ -49,16 +48,17 @@ DEMO = "demo"
 
 
 def establish(index: Index, data_dir: Path, note: Callable[[str], None] = lambda _: None) -> None:
-    """Create the tenant and user `demo` at the first start, and write their credentials to
-    `CREDENTIALS_FILE`, mode 0600.
+    """Create the tenant and user `demo` at the first start of a pool, and write their credentials
+    to `CREDENTIALS_FILE`, mode 0600. `note` is called with the path of the file.
 
-    The file comes first, then the commit. After a crash in between, the next start finds no user
-    and begins again, with new secrets in a new file. `note` is called with the path of the file.
+    After a crash in between, the next start finds no user and begins again, with new secrets; or
+    finds the user, and puts the file in place. If another daemon that shares the index is faster,
+    nothing is made.
 
     At a later start, finish or undo a rotation that was interrupted.
     """
     with index.reading() as txn:
-        has_users, several = txn.count(USERS) > 0, txn.author is not None
+        has_users = txn.count(USERS) > 0
     if has_users:
         _settle(index, data_dir)
         return
@@ -67,8 +67,6 @@ def establish(index: Index, data_dir: Path, note: Callable[[str], None] = lambda
     user = new_user(DEMO, password, (tenant.id,))
     key, key_record = new_access_key(DEMO)
     _prepare(data_dir, _document(tenant, user.name, password, key))
-    if not several:
-        _put_in_place(data_dir)
     hit(Failpoint.CREDENTIALS_WRITTEN)
 
     def change(txn: Transaction) -> bool:
@@ -80,12 +78,12 @@ def establish(index: Index, data_dir: Path, note: Callable[[str], None] = lambda
         ledger.put_access_key(key.access_key, key_record)
         return True
 
-    made = index.update(change)
+    first = index.update(change)
     hit(Failpoint.ACCOUNTS_COMMITTED)
-    if several:
+    if not first:
         _settle(index, data_dir)
-    if not made:
         return
+    _put_in_place(data_dir)
     note(str(data_dir / CREDENTIALS_FILE))
 
 

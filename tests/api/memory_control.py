@@ -75,6 +75,8 @@ class MemoryControl:
             fast_lane="compiled",
             new_data="in memory",
             waiting=(),
+            driver="memory",
+            cluster=None,
         )
 
     async def list_volumes(self) -> list[VolumeInfo]:

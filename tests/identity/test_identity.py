@@ -411,7 +411,8 @@ def test_a_first_start_that_dies_before_its_commit_begins_again(
         patch.setattr(credentialsfile, "add_user", die)
         with pytest.raises(KeyboardInterrupt):
             establish(index, tmp_path)
-    first = json.loads((tmp_path / CREDENTIALS_FILE).read_text())
+    first = json.loads((tmp_path / PENDING_FILE).read_text())
+    assert not (tmp_path / CREDENTIALS_FILE).exists()
     with index.reading() as txn:
         assert _nothing(txn)
     establish(index, tmp_path)
@@ -420,6 +421,50 @@ def test_a_first_start_that_dies_before_its_commit_begins_again(
     Desk(store).issue(PasswordCredentials("demo", second["password"]), "demo")
     with pytest.raises(UnauthorizedError):
         Desk(store).issue(PasswordCredentials("demo", first["password"]), "demo")
+
+
+def test_a_first_start_that_dies_after_its_commit_is_finished_by_the_next(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = store.pool.index
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(credentialsfile, "_put_in_place", die)
+        with pytest.raises(KeyboardInterrupt):
+            establish(index, tmp_path)
+    establish(index, tmp_path)
+    found = json.loads((tmp_path / CREDENTIALS_FILE).read_text())
+    Desk(store).issue(PasswordCredentials("demo", found["password"]), "demo")
+    assert not (tmp_path / PENDING_FILE).exists()
+
+
+def test_of_two_daemons_that_share_an_index_one_makes_the_accounts(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one may start later, or at the same time: then it finds them made when it
+    commits."""
+    index = store.pool.index
+    first, later, slow = (tmp_path / name for name in ("first", "later", "slow"))
+    for directory in (first, later, slow):
+        directory.mkdir()
+    prepare = credentialsfile._prepare
+
+    def overtaken(data_dir: Path, content: dict[str, str]) -> None:
+        prepare(data_dir, content)
+        if data_dir == slow:
+            establish(index, first)
+
+    monkeypatch.setattr(credentialsfile, "_prepare", overtaken)
+    establish(index, slow)
+    establish(index, later)
+    found = json.loads((first / CREDENTIALS_FILE).read_text())
+    Desk(store).issue(PasswordCredentials("demo", found["password"]), "demo")
+    assert [*later.iterdir(), *slow.iterdir()] == []
+    assert [one.name for one in store.accounts.users()] == ["demo"]
+    assert [one.tenant.name for one in store.accounts.tenants()] == ["demo"]
 
 
 def test_a_rotation_that_dies_leaves_credentials_that_work(

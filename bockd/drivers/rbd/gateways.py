@@ -1,7 +1,7 @@
-"""The gateways of a pool, as the index lists them, and what they share beside it.
+"""The gateways of a pool, as the index lists them.
 
     GATEWAYS  a gateway's name   GatewayRecord: the run that has this name now
-    SHARED    what it is         bytes: the key that signs tokens
+    SHARED    "sweeper"          the run that sweeps (bockd.drivers.rbd.sweep), as NAME/RUN
 
 A gateway writes its record at its start and removes it at its end. Two must not have one name: who
 starts and finds its name taken asks that run on the bus, and starts only if it does not answer. One
@@ -14,7 +14,6 @@ All of it blocks, but for `all`.
 from __future__ import annotations
 
 import logging
-import secrets
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -36,9 +35,6 @@ log = logging.getLogger(__name__)
 
 GATEWAYS = Table(b"gateways")
 SHARED = Table(b"shared")
-
-TOKEN_KEY = b"token.key"
-TOKEN_KEY_BYTES = 32
 
 _LAST_NAME = b"\xff" * 256
 
@@ -142,22 +138,6 @@ class Gateways:
                 txn.delete(GATEWAYS, name.encode())
 
         self._index.update(change)
-
-    # -- what all share ----------------------------------------------------------------------
-
-    def token_key(self) -> bytes:
-        """Return the key that signs tokens, the same at all gateways. Whoever is first chooses it.
-        Raises BockdError."""
-
-        def change(txn: Transaction) -> bytes:
-            key = txn.get(SHARED, TOKEN_KEY)
-            if key is None:
-                key = new
-                txn.put(SHARED, TOKEN_KEY, key)
-            return key
-
-        new = secrets.token_bytes(TOKEN_KEY_BYTES)
-        return self._index.update(change)
 
 
 def gateway(txn: Transaction, name: str) -> Gateway | None:

@@ -33,7 +33,13 @@ from bockd.pool.records import SnapshotRecord, VolumeRecord
 from bockd.pool.reports import Attributes, CheckReport, Shares, Space, SpacePage
 from bockd.runtime.steps import Spawn, Steps, call_blocking
 
-FEATURES = Features(driver="rbd", durable=True, hole_bytes=OBJECT_BYTES, shares_blocks=False)
+FEATURES = Features(
+    driver="rbd",
+    durable=True,
+    hole_bytes=OBJECT_BYTES,
+    shares_blocks=False,
+    several_gateways=True,
+)
 
 
 class RbdPool:

@@ -1,0 +1,141 @@
+"""A pool in a Ceph cluster as the daemon runs it (daemon.backend): joining, following, ending.
+
+The data directory has the sockets, the first credentials and a copy of the index; nothing there has
+to last.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Self
+
+import trio
+
+from bockd.config import Settings
+from bockd.control import ClusterInfo
+from bockd.daemon.datadir import REPLICA, DataDirectory, refuse_local_pool
+from bockd.daemon.gatewaywork import GatewayWork
+from bockd.daemon.retrying import Retrying
+from bockd.drivers.rbd.pool import RbdPool
+from bockd.identity.sharedkey import shared_key
+from bockd.model import VolumeId
+from bockd.runtime.steprunner import StepRunner
+from bockd.runtime.steps import Spawn
+
+log = logging.getLogger(__name__)
+
+END_SECONDS = 10.0
+"""How long the end may go on without anything being closed: the cluster hangs then. What was
+answered is in the cluster, and who needs a volume next breaks its lock."""
+
+LOOK_SECONDS = 0.2
+"""Between two looks at how far the end is."""
+
+
+class RbdBackend:
+    """The `Backend` of a pool in Ceph; its class methods make it a `BackendKind`."""
+
+    scrubbing = None
+    backups = None
+    room_of = "the Ceph cluster"
+
+    def __init__(self, pool: RbdPool, directory: DataDirectory, runner: StepRunner) -> None:
+        self.pool = pool
+        self.token_key: bytes | None = None
+        settings = pool.session.settings
+        self.cluster = ClusterInfo(
+            id=pool.session.cluster.get_fsid(),
+            pool=settings.pool,
+            namespace=settings.namespace,
+            gateway=pool.identity.gateway,
+        )
+        self._directory = directory
+        self._runner = runner
+        self._work = GatewayWork(pool.session)
+        self.gateways = self._work.gateways
+
+    @staticmethod
+    def check_start(settings: Settings, *, is_default: bool) -> None:
+        """See BackendKind. Raises InvalidRequestError: there is a local pool in the directory."""
+        del is_default
+        refuse_local_pool(settings.data_dir)
+
+    @classmethod
+    async def open(
+        cls, settings: Settings, spawn: Spawn, runner: StepRunner, retrying: Retrying
+    ) -> Self:
+        """See BackendKind. The pool is in a namespace of a cluster, and made if that is empty."""
+        del retrying
+        post = trio.lowlevel.current_trio_token().run_sync_soon
+
+        def open_pool() -> Self:
+            directory = DataDirectory(settings.data_dir)
+            try:
+                replica = settings.data_dir / REPLICA
+                return cls(RbdPool.open(settings.rbd, replica, spawn, post), directory, runner)
+            except BaseException:
+                directory.release()
+                raise
+
+        return await trio.to_thread.run_sync(open_pool)
+
+    async def prepare(self) -> None:
+        """Enter the table of gateways, and find the key that all of them sign tokens with."""
+        await self._work.enter()
+        self.token_key = await trio.to_thread.run_sync(shared_key, self.pool.index)
+
+    def begin_background(self) -> None:
+        """Do nothing: nothing is left in a queue."""
+
+    async def run(self, written_bytes: Callable[[VolumeId], int]) -> None:
+        """Follow the index, sweep and flatten, until cancelled."""
+        del written_bytes
+        await self._work.run()
+
+    def begin_end(self) -> None:
+        """From now on, end the process when nothing was closed for `END_SECONDS`."""
+        threading.Thread(target=self._watch_end, name="end", daemon=True).start()
+
+    def _watch_end(self) -> None:
+        left = self._open_nodes()
+        since = time.monotonic()
+        while time.monotonic() - since < END_SECONDS:
+            time.sleep(LOOK_SECONDS)
+            if (now := self._open_nodes()) != left:
+                left, since = now, time.monotonic()
+        log.error(
+            "nothing could be closed for %d s, so bockd ends without that: the Ceph cluster does "
+            "not answer. What was answered to clients is in the cluster",
+            END_SECONDS,
+        )
+        # Threads hang in Ceph's library, and would be waited for.
+        os._exit(1)
+
+    def _open_nodes(self) -> int:
+        nodes = self.pool.open_nodes
+        return len(nodes.volumes) + len(nodes.snapshots)
+
+    async def close(self) -> None:
+        """Give all volumes back, and close all snapshots."""
+        with trio.CancelScope(shield=True):
+            try:
+                await self._runner.run(self.pool.close_all())
+            finally:
+                await self._work.leave()
+
+    def release(self) -> None:
+        """Leave the pool."""
+        self.pool.release()
+        self._directory.release()
+
+    def new_data(self) -> str:
+        """Return in what pieces new data is written: objects of the cluster."""
+        return f"objects of {self.pool.features.hole_bytes >> 20} MiB in Ceph"
+
+    def waiting(self) -> tuple[str, ...]:
+        """Return what is flattened, and what was put off."""
+        return self._work.waiting()
