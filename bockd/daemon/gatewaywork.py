@@ -13,7 +13,6 @@ from collections.abc import Callable
 
 import trio
 
-from bockd.drivers.rbd.gateways import Gateways
 from bockd.drivers.rbd.imagestore import RbdImageStore
 from bockd.drivers.rbd.session import Session
 from bockd.drivers.rbd.sweep import PATIENCE, Patience, Sweep
@@ -43,7 +42,7 @@ class GatewayWork:
         flatten_seconds: float = FLATTEN_SECONDS,
     ) -> None:
         self._index = session.index
-        self.gateways = Gateways(session.index, session.who, session.bus, session.clock)
+        self.gateways = session.table
         self._store = RbdImageStore(session.settings)
         self.sweep = Sweep(
             session.index, self._store, session.settings.max_clone_depth, patience

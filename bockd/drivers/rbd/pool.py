@@ -123,7 +123,7 @@ class RbdPool:
 
     def gateways(self) -> list[Gateway]:
         """See `Pool.gateways`."""
-        return []
+        return self.session.table.all()
 
     def holder(self, record: VolumeRecord) -> str | None:
         """See `Pool.holder`."""
@@ -132,6 +132,7 @@ class RbdPool:
 
     async def announce(self, addresses: Addresses) -> None:
         """See `Pool.announce`."""
+        await blocking(self.session.table.announce, addresses)
 
     def release_volume(self, volume: VolumeId, manner: Manner) -> Steps[bool]:
         """Give a volume up, if it is open here, as if another gateway had asked for it: politely

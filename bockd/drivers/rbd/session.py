@@ -16,6 +16,7 @@ from bockd.drivers.rbd.bus import BUS, Bus, Release
 from bockd.drivers.rbd.claims import RbdClaim
 from bockd.drivers.rbd.connection import CommonConnection, connect, open_pool
 from bockd.drivers.rbd.errors import named
+from bockd.drivers.rbd.gateways import Gateways
 from bockd.drivers.rbd.index import SharedIndex
 from bockd.drivers.rbd.log import Log
 from bockd.drivers.rbd.radosobjects import INDEX, RadosObjects
@@ -62,6 +63,7 @@ class Session:
             stack.callback(self.snapshots.close)
             self.bus = Bus(settings, self.ioctx, self.who, release)
             stack.callback(self.bus.close)
+            self.table = Gateways(self.index, self.who, self.bus, lambda: self.clock())
             self._open = stack.pop_all()
         self.taker = Taker(
             self.who, partial(RbdClaim, settings, self.cluster), self.bus, Tenures(self.index)
