@@ -31,7 +31,7 @@ from bockd.pool.nodes import Nodes
 from bockd.pool.pool import EndConnections, Naming, WithSnapshot, WithVolume, nothing_more
 from bockd.pool.records import SnapshotRecord, VolumeRecord
 from bockd.pool.reports import Attributes, CheckReport, Shares, Space, SpacePage
-from bockd.runtime.steps import Spawn, Steps, call_blocking
+from bockd.runtime.steps import Spawn, Steps, blocking, call_blocking
 
 FEATURES = Features(
     driver="rbd",

@@ -95,6 +95,16 @@ OF_TAKING = frozenset(
 OF_IMAGES = frozenset({Failpoint.IMAGE_MADE, Failpoint.IMAGE_NAMED, Failpoint.IMAGE_FORGOTTEN})
 """Of the same pools; tests/drivers/rbd/test_pool_dying.py comes to them."""
 
+OF_LEFTOVERS = frozenset(
+    {
+        Failpoint.GATEWAY_ENTERED,
+        Failpoint.LEFTOVER_CLAIMED,
+        Failpoint.LEFTOVER_REMOVED,
+        Failpoint.IMAGE_FLATTENED,
+    }
+)
+"""Of the same pools; tests/drivers/rbd/test_leftovers.py comes to them."""
+
 NOT_HERE = OF_PACKED_HEADS | OF_THE_SHARED_INDEX | OF_TAKING | OF_IMAGES
 
 EXPECTED_LOG = re.compile(

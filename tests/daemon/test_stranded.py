@@ -1,0 +1,162 @@
+"""What a gateway has begun that does not answer any more is resolved by another one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from bockd.blockstorage.contract import Status, TenantId
+from bockd.daemon.retrying import Retrying
+from bockd.daemon.stranded import Stranded
+from bockd.errors import InUseError, UnavailableError
+from bockd.model import VolumeId
+from bockd.runtime.steprunner import StepRunner
+from bockd.runtime.steps import Steps, run_inline
+from tests.blockstorage.gateways import Gateway, World
+
+
+class HungError(Exception):
+    """Leaves an operation in the middle."""
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+@pytest.fixture
+def gateways(world: World) -> Iterator[tuple[Gateway, Gateway]]:
+    a, b = world.start("a"), world.start("b")
+    yield a, b
+    b.assert_sound()
+    for gateway in (a, b):
+        gateway.die()
+
+
+def attaching(a: Gateway) -> tuple[TenantId, VolumeId]:
+    """A volume that is being attached when the gateway hangs."""
+
+    def hang() -> None:
+        raise HungError
+
+    tenant = a.accounts.create_tenant("acme").id
+    volume = a.volume(tenant).id
+    a.hooks.at["publish"] = hang
+    with pytest.raises(HungError):
+        a.attach(tenant, volume)
+    return tenant, volume
+
+
+def stranded(gateway: Gateway, round_seconds: float = 30.0) -> Stranded:
+    """Rounds that do in place what others do in the background."""
+
+    def spawn(steps: Steps[None]) -> None:
+        run_inline(steps)
+
+    return Stranded(
+        gateway.context, gateway.table, StepRunner(), Retrying(spawn), round_seconds
+    )
+
+
+def test_a_run_that_is_silent_twice_is_gone(
+    world: World, gateways: tuple[Gateway, Gateway]
+) -> None:
+    a, b = gateways
+    _, volume = attaching(a)
+
+    async def main() -> None:
+        rounds = stranded(b)
+        await rounds.round()
+        await rounds.round()
+        assert b.status(volume) is Status.ATTACHING
+        a.hang()
+        await rounds.round()
+        world.alive.add(a.table.author)
+        await rounds.round()
+        a.hang()
+        await rounds.round()
+        assert b.status(volume) is Status.ATTACHING
+        assert [one.name for one in b.table.all()] == ["a", "b"]
+        await rounds.round()
+        assert b.status(volume) is Status.AVAILABLE
+        assert b.hooks.calls == ["withdraw"]
+        assert [one.name for one in b.table.all()] == ["b"]
+
+    trio.run(main)
+
+
+def test_a_run_that_is_in_no_table_is_asked_for_what_it_has_begun(
+    world: World, gateways: tuple[Gateway, Gateway]
+) -> None:
+    """Its gateway has started again, under another name perhaps."""
+    a, b = gateways
+    _, volume = attaching(a)
+    a.hang()
+    b.table.forget(a.table.author)
+
+    async def main() -> None:
+        rounds = stranded(b)
+        await rounds.round()
+        await rounds.round()
+        assert b.status(volume) is Status.AVAILABLE
+
+    trio.run(main)
+
+
+def test_nobody_is_gone_while_nobody_can_be_asked(
+    world: World, gateways: tuple[Gateway, Gateway]
+) -> None:
+    a, b = gateways
+    _, volume = attaching(a)
+    a.hang()
+
+    async def main() -> None:
+        rounds = stranded(b)
+        await rounds.round()
+        world.reachable = False
+        with pytest.raises(UnavailableError):
+            await rounds.round()
+        world.reachable = True
+        world.alive.add(a.table.author)
+        await rounds.round()
+        assert b.status(volume) is Status.ATTACHING
+
+    trio.run(main)
+
+
+def test_of_two_that_resolve_at_once_one_does(
+    world: World, gateways: tuple[Gateway, Gateway]
+) -> None:
+    a, b = gateways
+    _, volume = attaching(a)
+    a.hang()
+    c = world.start("c")
+
+    async def main() -> None:
+        one, two = stranded(b), stranded(c)
+        for rounds in (one, two, one, two):
+            await rounds.round()
+        assert b.status(volume) is Status.AVAILABLE
+        assert (b.hooks.calls, c.hooks.calls) == (["withdraw"], [])
+
+    trio.run(main)
+    c.die()
+
+
+def test_a_gateway_whose_name_was_taken_ends(
+    world: World, gateways: tuple[Gateway, Gateway]
+) -> None:
+    a, _ = gateways
+    a.hang()
+    again = world.start("a")
+
+    async def main() -> None:
+        with pytest.raises(InUseError, match="has taken the name of this gateway"):
+            await stranded(a, 0.0).run()
+
+    a.index.refresh()
+    trio.run(main)
+    again.die()
