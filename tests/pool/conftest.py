@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.pool.drivers import DRIVERS, OpenDriver
+from tests.pool.drivers import DRIVERS
+from tests.pool.opendriver import OpenDriver
 
 
 @pytest.fixture(params=sorted(DRIVERS))
 def driver(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OpenDriver]:
-    opened = DRIVERS[request.param](tmp_path / "pool")
+    opened = DRIVERS[request.param](request, tmp_path / "pool")
     yield opened
     opened.close()

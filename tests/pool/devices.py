@@ -43,7 +43,7 @@ def _of_pool(
     @contextmanager
     def opened(request: pytest.FixtureRequest, size_bytes: int) -> Iterator[OpenDevice]:
         tmp_path: Path = request.getfixturevalue("tmp_path")
-        driver = DRIVERS[name](tmp_path / "pool")
+        driver = DRIVERS[name](request, tmp_path / "pool")
         volume = driver.volume("one", size_bytes).id
         device = driver.run(driver.pool.use(NodeKind.VOLUME, volume))
 

@@ -10,20 +10,37 @@ from typing import Any
 import pytest
 import trio
 
+from bockd.config.rbd import RbdSettings
 from bockd.drivers.local.pool import LocalPool
 from bockd.drivers.memory.pool import MemoryPool
 from bockd.errors import BockdError, ConflictError, NotFoundError
 from bockd.model import MIB, NodeKind
 from bockd.pool.pool import Pool
 from bockd.runtime.steprunner import StepRunner
-from bockd.runtime.steps import Steps
+from bockd.runtime.steps import Spawn, Steps
 
 AT_ONCE = 12
 
 Play = Callable[[Pool, StepRunner], Any]
+Opening = Callable[[Spawn], Pool]
 
 
-def in_trio(driver: str, directory: Path, play: Play) -> None:
+@pytest.fixture(params=["local", "memory", "rbd"])
+def opening(request: pytest.FixtureRequest, tmp_path: Path) -> Opening:
+    """Opens a pool of each kind, in the loop."""
+    if request.param == "local":
+        return lambda spawn: LocalPool.open(tmp_path, spawn)
+    if request.param == "memory":
+        return lambda _spawn: MemoryPool()
+    settings: RbdSettings = request.getfixturevalue("rbd_namespace")
+    from bockd.drivers.rbd.pool import RbdPool  # only where Ceph's modules are
+
+    return lambda spawn: RbdPool.open(
+        settings, tmp_path, spawn, trio.lowlevel.current_trio_token().run_sync_soon
+    )
+
+
+def in_trio(opening: Opening, play: Play) -> None:
     """Run `play` with a pool whose background work runs beside it."""
 
     async def main() -> None:
@@ -33,7 +50,7 @@ def in_trio(driver: str, directory: Path, play: Play) -> None:
             def spawn(steps: Steps[None]) -> None:
                 background.start_soon(runner.run, steps)
 
-            pool: Pool = MemoryPool() if driver == "memory" else LocalPool.open(directory, spawn)
+            pool = opening(spawn)
             await play(pool, runner)
             report = await runner.run(pool.check())
             assert report.clean, report.problems
@@ -61,8 +78,7 @@ async def outcomes(runner: StepRunner, operations: list[Steps[Any]]) -> Counter[
     return found
 
 
-@pytest.mark.parametrize("driver", ["local", "memory"])
-def test_of_many_who_want_one_name_one_gets_it(driver: str, tmp_path: Path) -> None:
+def test_of_many_who_want_one_name_one_gets_it(opening: Opening) -> None:
     async def play(pool: Pool, runner: StepRunner) -> None:
         wanted = [pool.create_volume("one", MIB) for _ in range(AT_ONCE)]
         found = await outcomes(runner, wanted)
@@ -70,23 +86,19 @@ def test_of_many_who_want_one_name_one_gets_it(driver: str, tmp_path: Path) -> N
         assert found["done"] == 1
         assert found["done"] + found[ConflictError.__name__] == AT_ONCE
 
-    in_trio(driver, tmp_path, play)
+    in_trio(opening, play)
 
 
-@pytest.mark.parametrize("driver", ["local", "memory"])
-def test_of_many_who_delete_one_volume_one_does(driver: str, tmp_path: Path) -> None:
+def test_of_many_who_delete_one_volume_one_does(opening: Opening) -> None:
     async def play(pool: Pool, runner: StepRunner) -> None:
         volume = (await runner.run(pool.create_volume("one", MIB))).id
         found = await outcomes(runner, [pool.delete_volume(volume) for _ in range(AT_ONCE)])
         assert found == {"done": 1, NotFoundError.__name__: AT_ONCE - 1}
 
-    in_trio(driver, tmp_path, play)
+    in_trio(opening, play)
 
 
-@pytest.mark.parametrize("driver", ["local", "memory"])
-def test_snapshots_growth_and_deletion_at_once_leave_a_whole_pool(
-    driver: str, tmp_path: Path
-) -> None:
+def test_snapshots_growth_and_deletion_at_once_leave_a_whole_pool(opening: Opening) -> None:
     async def play(pool: Pool, runner: StepRunner) -> None:
         volume = (await runner.run(pool.create_volume("one", MIB))).id
         operations: list[Steps[Any]] = []
@@ -107,4 +119,4 @@ def test_snapshots_growth_and_deletion_at_once_leave_a_whole_pool(
             await runner.run(pool.close_idle(NodeKind.VOLUME, volume))
             await runner.run(pool.delete_volume(volume))
 
-    in_trio(driver, tmp_path, play)
+    in_trio(opening, play)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from bockd.model import BLOCK_SIZE, NodeKind
+from bockd.model import BLOCK_SIZE, MIB, NodeKind
 from bockd.pool.reports import Space
-from tests.pool.drivers import OpenDriver
+from tests.pool.opendriver import OpenDriver
 
 
 def total(space: Space) -> int:
@@ -12,24 +12,26 @@ def total(space: Space) -> int:
 
 
 def test_space_is_what_was_written(driver: OpenDriver) -> None:
-    volume = driver.volume("one").id
+    unit = driver.pool.features.hole_bytes
+    volume = driver.volume("one", max(MIB, 16 * unit)).id
     assert total(driver.run(driver.pool.measure(NodeKind.VOLUME, volume))) == 0
-    for block in (0, 7, 9):
-        driver.write(volume, block, b"x")
+    for number in (0, 7, 9):
+        driver.write(volume, number * driver.unit_blocks, b"x")
     snapshot = driver.run(driver.pool.create_snapshot(volume, "s")).id
     driver.write(volume, 0, b"y")
     for kind, node in ((NodeKind.VOLUME, volume), (NodeKind.SNAPSHOT, snapshot)):
         space = driver.run(driver.pool.measure(kind, node))
-        assert total(space) == 3 * BLOCK_SIZE
+        assert total(space) == 3 * unit
         if driver.pool.features.shares_blocks:
-            assert space == Space(BLOCK_SIZE, 2 * BLOCK_SIZE)
+            assert space == Space(unit, 2 * unit)
 
 
 def test_the_pages_of_a_measurement_have_every_volume_once(driver: OpenDriver) -> None:
-    volumes = [driver.volume(f"v{number}").id for number in range(5)]
+    unit = driver.pool.features.hole_bytes
+    volumes = [driver.volume(f"v{number}", max(MIB, 4 * unit)).id for number in range(5)]
     for number, volume in enumerate(volumes):
-        for block in range(number):
-            driver.write(volume, block, b"x")
+        for written in range(number):
+            driver.write(volume, written * driver.unit_blocks, b"x")
     found = {}
     after: int | None = 0
     while after is not None:
@@ -38,24 +40,21 @@ def test_the_pages_of_a_measurement_have_every_volume_once(driver: OpenDriver) -
             assert one.id not in found
             found[one.id] = total(one.space)
         after = page.next
-    assert found == {volume: number * BLOCK_SIZE for number, volume in enumerate(volumes)}
+    assert found == {volume: number * unit for number, volume in enumerate(volumes)}
     whole = driver.run(driver.pool.measure_all(0, lambda: False))
     assert (len(whole.spaces), whole.next) == (5, None)
 
 
 def test_who_has_how_much(driver: OpenDriver) -> None:
-    volume = driver.volume("one").id
+    unit = driver.pool.features.hole_bytes
+    volume = driver.volume("one", max(MIB, unit)).id
     driver.write(volume, 0, b"x")
     image = driver.run(driver.pool.create_snapshot(volume, "image")).id
     driver.write(volume, 0, b"y")
     driver.run(driver.pool.create_snapshot(volume, "s"))
     driver.write(volume, 0, b"z")
     shares = driver.run(driver.pool.shares(frozenset([image])))
-    assert (shares.volumes_bytes, shares.snapshots_bytes, shares.images_bytes) == (
-        BLOCK_SIZE,
-        BLOCK_SIZE,
-        BLOCK_SIZE,
-    )
+    assert (shares.volumes_bytes, shares.snapshots_bytes, shares.images_bytes) == (unit,) * 3
 
 
 def test_attributes_say_size_and_time(driver: OpenDriver) -> None:

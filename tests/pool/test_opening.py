@@ -7,7 +7,7 @@ import pytest
 from bockd.errors import NotFoundError, VolumeFailedError
 from bockd.model import NodeKind
 from bockd.pool.nodes import Nodes
-from tests.pool.drivers import OpenDriver
+from tests.pool.opendriver import OpenDriver
 
 
 @pytest.mark.parametrize("kind", list(NodeKind))

@@ -6,7 +6,7 @@ import pytest
 
 from bockd.errors import ConflictError, InUseError, InvalidRequestError, NotFoundError
 from bockd.model import MIB, NodeKind, SnapshotId
-from tests.pool.drivers import OpenDriver
+from tests.pool.opendriver import OpenDriver
 
 
 @pytest.mark.parametrize("is_open", [False, True])

@@ -14,7 +14,7 @@ from bockd.model import MIB, SnapshotId, VolumeId
 from bockd.pool.index import Transaction
 from bockd.pool.nodes import Nodes
 from bockd.runtime.steps import Steps
-from tests.pool.drivers import OpenDriver
+from tests.pool.opendriver import OpenDriver
 
 NOTES = Table(b"test-notes")
 

@@ -8,7 +8,7 @@ from bockd.errors import ConflictError, InUseError, InvalidRequestError, NotFoun
 from bockd.model import BLOCK_SIZE, MIB, Extent, NodeKind, SnapshotId, VolumeId
 from bockd.pool.nodes import Nodes
 from bockd.pool.pool import nothing_more
-from tests.pool.drivers import OpenDriver
+from tests.pool.opendriver import OpenDriver
 
 NOBODY = VolumeId(999)
 
@@ -41,26 +41,28 @@ def test_a_volume_keeps_what_is_written(driver: OpenDriver) -> None:
 
 def test_extents_at_once_are_those_that_may_wait(driver: OpenDriver) -> None:
     """Of a volume and of its snapshot, for one extent and for several, from any byte on."""
-    volume = driver.volume("one").id
-    driver.write(volume, 3, b"data")
+    unit = driver.pool.features.hole_bytes
+    size = max(MIB, 8 * unit)
+    volume = driver.volume("one", size).id
+    driver.write(volume, 3 * driver.unit_blocks, b"data")
     snapshot = driver.run(driver.pool.create_snapshot(volume, "s")).id
-    driver.write(volume, 4, b"data")
-    for kind, node, blocks in (
+    driver.write(volume, 4 * driver.unit_blocks, b"data")
+    for kind, node, units in (
         (NodeKind.VOLUME, volume, 2),
         (NodeKind.SNAPSHOT, snapshot, 1),
     ):
         device = driver.run(driver.pool.use(kind, node))
-        data = Extent(3 * BLOCK_SIZE, blocks * BLOCK_SIZE, hole=False)
+        data = Extent(3 * unit, units * unit, hole=False)
         end = data.offset_bytes + data.length_bytes
         expected = [
             Extent(512, data.offset_bytes - 512, hole=True),
             data,
-            Extent(end, MIB - 512 - end, hole=True),
+            Extent(end, size - 512 - end, hole=True),
         ]
         for limit in (1, 2, 3, 100):
-            found = driver.run(device.extents(512, MIB - 1024, limit))
+            found = driver.run(device.extents(512, size - 1024, limit))
             assert found == expected[:limit]
-            assert device.try_extents(512, MIB - 1024, limit) == found
+            assert device.try_extents(512, size - 1024, limit) == found
         driver.pool.leave(kind, node)
 
 

@@ -110,7 +110,7 @@ def add(txn: Transaction) -> int:
 
 def as_text(settings: RbdSettings) -> str:
     """Settings as JSON."""
-    given = {name: getattr(settings, name) for name in ("user", "pool", "namespace")}
+    given = {name: getattr(settings, name) for name in ("user", "pool", "namespace", "gateway")}
     files = {name: str(getattr(settings, name)) for name in ("conf_file", "keyring_file")}
     return json.dumps({**given, **files})
 
