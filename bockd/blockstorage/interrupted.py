@@ -43,9 +43,7 @@ from bockd.runtime.steps import Steps
 log = logging.getLogger(__name__)
 
 
-async def resolve_interrupted(
-    context: StorageContext, whose: Whose = anybody
-) -> list[OwnedVolume]:
+async def resolve_interrupted(context: StorageContext, whose: Whose = anybody) -> list[OwnedVolume]:
     """Resolve every transient status that a crash left, of the workers that `whose` chooses. A
     volume or snapshot that cannot be deleted is logged, and the others are resolved. Return the
     volumes that are left for `finish_detaching`."""

@@ -32,7 +32,7 @@ from bockd.control import (
 )
 from bockd.daemon.backend import Backend, BackupControl, ScrubControl
 from bockd.daemon.capacity import Capacity
-from bockd.errors import DamagedError, InUseError
+from bockd.errors import DamagedError, InUseError, NotFoundError
 from bockd.model import (
     NodeKind,
     Server,
@@ -42,6 +42,7 @@ from bockd.model import (
     export_name,
     export_uri,
 )
+from bockd.nbd.server.exports import ExportKey
 from bockd.nbd.server.fastlane import lane
 from bockd.nbd.server.nbd_server import NbdServer
 from bockd.pool.nodes import SNAPSHOTS, VOLUMES, Nodes
@@ -218,11 +219,17 @@ class PoolControl:
         entries = []
         with self._pool.nodes() as nodes:
             for entry in self._server.statistics():
-                info = (
-                    self._volume_info(nodes, nodes.volume(VolumeId(entry.id)))
-                    if entry.kind is NodeKind.VOLUME
-                    else self._snapshot_info(nodes.snapshot(SnapshotId(entry.id)))
-                )
+                try:
+                    info = (
+                        self._volume_info(nodes, nodes.volume(VolumeId(entry.id)))
+                        if entry.kind is NodeKind.VOLUME
+                        else self._snapshot_info(nodes.snapshot(SnapshotId(entry.id)))
+                    )
+                except NotFoundError:
+                    # Another gateway has deleted it.
+                    if not entry.connections:
+                        self._server.forget(ExportKey(entry.kind, entry.id))
+                    continue
                 entries.append(replace(entry, name=info.name, connections=info.connections))
         return sorted(entries, key=lambda entry: entry.id)
 

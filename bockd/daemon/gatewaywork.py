@@ -44,9 +44,7 @@ class GatewayWork:
         self._index = session.index
         self.gateways = session.table
         self._store = RbdImageStore(session.settings)
-        self.sweep = Sweep(
-            session.index, self._store, session.settings.max_clone_depth, patience
-        )
+        self.sweep = Sweep(session.index, self._store, session.settings.max_clone_depth, patience)
         self._sweep_seconds = sweep_seconds
         self._flatten_seconds = flatten_seconds
         self._put_off: dict[str, str] = {}
@@ -62,7 +60,9 @@ class GatewayWork:
         """Work until cancelled."""
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._repeat, "following the index", self._follow, FOLLOW_SECONDS)
+                nursery.start_soon(
+                    self._repeat, "following the index", self._follow, FOLLOW_SECONDS
+                )
                 nursery.start_soon(
                     self._repeat, "removing leftovers", self.sweep.look, self._sweep_seconds
                 )

@@ -97,7 +97,8 @@ class Stranded:
 
     async def _resolve(self, author: str) -> None:
         log.warning(
-            "gateway %s does not answer; what it has begun is resolved here", author.rpartition("/")[0]
+            "gateway %s does not answer; what it has begun is resolved here",
+            author.rpartition("/")[0],
         )
         left = await self._runner.run(
             resolve_interrupted(self._context, lambda worker: worker == author)

@@ -196,6 +196,11 @@ class Gateway:
         owned = self.owned(volume)
         return None if owned is None else owned.volume.status
 
+    def use(self, volume: VolumeId) -> None:
+        """Open a volume, as a client does."""
+        self.index.refresh()
+        run_inline(self.pool.use(NodeKind.VOLUME, volume))
+
     def volume(self, tenant: TenantId) -> Volume:
         return run_inline(self.volumes.create(tenant, NewVolume(1)))
 

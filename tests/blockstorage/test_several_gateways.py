@@ -214,7 +214,7 @@ def test_a_late_deletion_leaves_one_that_could_not_be_deleted(
     a: Gateway, b: Gateway, tenant: TenantId
 ) -> None:
     volume = a.volume(tenant).id
-    run_inline(b.pool.use(NodeKind.VOLUME, volume))
+    b.use(volume)
     resolved_meanwhile(a, b, "commit")
     with pytest.raises(InvalidStateError, match="it is error_deleting"):
         run_inline(a.volumes.delete(tenant, volume))
@@ -227,7 +227,7 @@ def test_a_late_deletion_leaves_the_one_of_another_gateway(
     """It fails at last, since the volume is used, and must not end what the other one does."""
     volume = a.volume(tenant).id
     for gateway in (a, b):
-        run_inline(gateway.pool.use(NodeKind.VOLUME, volume))
+        gateway.use(volume)
 
     def delete_again() -> None:
         """The other one finds that it cannot delete it, and a client asks it again."""
@@ -243,9 +243,7 @@ def test_a_late_deletion_leaves_the_one_of_another_gateway(
 
 
 @pytest.mark.parametrize("where", ["publish", "plug"])
-def test_a_late_attach_is_undone(
-    a: Gateway, b: Gateway, tenant: TenantId, where: str
-) -> None:
+def test_a_late_attach_is_undone(a: Gateway, b: Gateway, tenant: TenantId, where: str) -> None:
     volume = a.volume(tenant).id
     resolved_meanwhile(a, b, where)
     with pytest.raises(InvalidStateError, match="another gateway has undone it"):
@@ -332,9 +330,7 @@ def test_a_late_detach_leaves_a_new_attachment(
     assert owned.volume.attachment.server_id == "web2"
 
 
-def test_a_late_image_finds_its_volume_in_error(
-    a: Gateway, b: Gateway, tenant: TenantId
-) -> None:
+def test_a_late_image_finds_its_volume_in_error(a: Gateway, b: Gateway, tenant: TenantId) -> None:
     filling = run_inline(b.images.begin(NEW_IMAGE))
     record: ImageRecord = run_inline(b.images.finish(filling.volume))
     volume = run_inline(a.volumes.create_waiting(tenant, NewVolume(1))).id

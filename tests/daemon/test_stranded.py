@@ -56,9 +56,7 @@ def stranded(gateway: Gateway, round_seconds: float = 30.0) -> Stranded:
     def spawn(steps: Steps[None]) -> None:
         run_inline(steps)
 
-    return Stranded(
-        gateway.context, gateway.table, StepRunner(), Retrying(spawn), round_seconds
-    )
+    return Stranded(gateway.context, gateway.table, StepRunner(), Retrying(spawn), round_seconds)
 
 
 def test_a_run_that_is_silent_twice_is_gone(

@@ -87,6 +87,7 @@ class Gateways:
     def keep(self) -> None:
         """See to it that the table has this gateway as it is; others may have taken it for dead.
         Raises InUseError: another run has its name, and this one must end; BockdError."""
+        self._index.refresh()
         with self._index.reading() as txn:
             if gateway(txn, self._own.name) == self._own:
                 return

@@ -1,6 +1,6 @@
 """A gateway that sweeps once, without patience, and dies at the failpoint its environment names.
 
-    python -m tests.drivers.rbd.sweeping SETTINGS REPLICA
+python -m tests.drivers.rbd.sweeping SETTINGS REPLICA
 """
 
 from __future__ import annotations

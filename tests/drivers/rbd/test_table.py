@@ -122,7 +122,6 @@ def test_who_was_struck_off_writes_itself_down_again(tables: Tables) -> None:
     two.enter()
     two.forget(one.author)
     assert tables.listed() == [("gw2", "2")]
-    one._index.refresh()
     one.keep()
     assert tables.listed() == [("gw1", "1"), ("gw2", "2")]
     two.forget(f"gw1/{'9' * 16}")
