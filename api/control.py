@@ -25,6 +25,7 @@ from bockd.control import (
     VolumeStatistics,
 )
 from bockd.model import NodeKind, Server, ServerKind
+from bockd.pool.gateways import Gateway
 from bockd.pool.reports import CheckReport, ScrubStatus, Space, SpacePage
 
 PREFIX = "/control/v1"
@@ -105,6 +106,11 @@ def pool_router(control: Control) -> APIRouter:
     async def info() -> DaemonInfo:
         """Show which daemon answers, and where its frontends are."""
         return await control.info()
+
+    @router.get("/gateways")
+    async def list_gateways() -> list[Gateway]:
+        """List the gateways that serve the pool."""
+        return await control.list_gateways()
 
     @router.get("/statistics")
     async def statistics() -> list[VolumeStatistics]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from bockd.model import NodeKind, Server, SnapshotId, VolumeId
+from bockd.pool.gateways import Gateway
 from bockd.pool.reports import CheckReport, ScrubStatus, Space, SpacePage
 
 
@@ -87,6 +88,8 @@ class VolumeInfo:
     """The NBD URI on the Unix socket."""
     error: str | None = None
     """Why the volume is refused, and what to do; None when status is not error."""
+    gateway: str | None = None
+    """Which gateway has it open; None: none has, or one daemon serves the pool."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,6 +351,11 @@ class Control(ServerControl, Protocol):
     """See the module's docstring for what holds for all methods."""
 
     async def info(self) -> DaemonInfo: ...
+
+    async def list_gateways(self) -> list[Gateway]:
+        """List all gateways that serve the pool, by name; none where it can have only one
+        daemon."""
+        ...
 
     async def list_volumes(self) -> list[VolumeInfo]:
         """List all volumes by id."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from urllib.parse import quote
@@ -9,6 +10,7 @@ from urllib.parse import quote
 from starlette.requests import Request
 
 from bockd.config import Address
+from bockd.pool.gateways import Gateway
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +21,8 @@ class NbdFrontends:
     listen: Address | None = None
     tls_required: bool = False
     """Over TCP."""
+    gateway: str | None = None
+    """The name of the daemon, in a pool of several."""
 
     def uri(self, export: str, request: Request) -> str | None:
         """Return the URI over TCP, or None. A daemon that listens on all its addresses is reached
@@ -30,14 +34,27 @@ class NbdFrontends:
             # A request on the Unix socket comes from this machine, whatever it calls the host.
             local = "::1" if ":" in host else "127.0.0.1"
             host = (request.url.hostname or local) if request.scope.get("server") else local
-        scheme = "nbds" if self.tls_required else "nbd"
-        return f"{scheme}://{Address(host, self.listen.port)}/{quote(export)}"
+        return _uri(str(Address(host, self.listen.port)), export, tls=self.tls_required)
+
+    def uris(self, export: str, gateways: Sequence[Gateway], request: Request) -> list[str]:
+        """Return the URIs over TCP by way of each of these gateways, in their order."""
+        ways = [
+            self.uri(export, request)
+            if one.name == self.gateway
+            else _uri(one.addresses.nbd, export, tls=one.addresses.nbd_tls)
+            for one in gateways
+        ]
+        return [way for way in ways if way is not None]
 
     def unix_uri(self, export: str) -> str | None:
         """Return the URI on the Unix socket, for servers on the daemon's own machine, or None."""
         if self.socket is None:
             return None
         return f"nbd+unix:///{quote(export)}?socket={quote(self.socket)}"
+
+
+def _uri(place: str | None, export: str, *, tls: bool) -> str | None:
+    return None if place is None else f"{'nbds' if tls else 'nbd'}://{place}/{quote(export)}"
 
 
 def _is_wildcard(host: str) -> bool:

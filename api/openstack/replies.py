@@ -24,6 +24,8 @@ class BackingView(TypedDict):
     content_bytes: int
     connections: int
     error: str | None
+    gateway: NotRequired[str | None]
+    """Of a volume in a pool of several gateways: the one that has it open."""
 
 
 class VolumeBackingView(BackingView):
@@ -89,6 +91,9 @@ class AttachmentExtra(TypedDict):
 
     uri: str | None
     """Over TCP; null when the daemon does not listen there."""
+    uris: NotRequired[list[str]]
+    """In a pool of several gateways: over TCP, one for each of them that listens there; `uri` is
+    the first."""
     unix_uri: str | None
     """On the daemon's own machine."""
     export: str
@@ -188,7 +193,7 @@ def view_space(space: Space) -> SpaceView:
 def view_backing(backing: Backing | None) -> BackingView:
     """Render what is under the key "bockd"."""
     assert backing is not None  # only stored records lack it
-    return {
+    view: BackingView = {
         "daemon": backing.daemon,
         "name": backing.name,
         "export": backing.export,
@@ -197,6 +202,9 @@ def view_backing(backing: Backing | None) -> BackingView:
         "connections": backing.connections,
         "error": backing.error,
     }
+    if backing.gateway is not None:
+        view["gateway"] = backing.gateway or None
+    return view
 
 
 def view_attachment(attachment: Attachment, extra: AttachmentExtra) -> AttachmentView:

@@ -17,6 +17,7 @@ from api.openstack.media import JsonRoute
 from api.openstack.nbd import NbdFrontends
 from api.openstack.params import InForce, InServer, InVolume
 from api.openstack.replies import (
+    AttachmentExtra,
     AttachmentList,
     AttachmentView,
     OneAttachment,
@@ -70,17 +71,19 @@ def attachment_router(storage: BlockStorage, nbd_frontends: NbdFrontends) -> API
     )
 
     def view(attachment: Attachment, request: Request) -> AttachmentView:
-        return view_attachment(
-            attachment,
-            {
-                "uri": nbd_frontends.uri(attachment.export_name, request),
-                "unix_uri": nbd_frontends.unix_uri(attachment.export_name),
-                "export": attachment.export_name,
-                "connections": storage.connections(attachment),
-                "kind": attachment.server_kind.value,
-                "device_info": dict(attachment.device_info),
-            },
-        )
+        export = attachment.export_name
+        extra: AttachmentExtra = {
+            "uri": nbd_frontends.uri(export, request),
+            "unix_uri": nbd_frontends.unix_uri(export),
+            "export": export,
+            "connections": storage.connections(attachment),
+            "kind": attachment.server_kind.value,
+            "device_info": dict(attachment.device_info),
+        }
+        if gateways := storage.gateways(attachment):
+            extra["uris"] = nbd_frontends.uris(export, gateways, request)
+            extra["uri"] = next(iter(extra["uris"]), None)
+        return view_attachment(attachment, extra)
 
     @router.get("")
     async def list_attachments(

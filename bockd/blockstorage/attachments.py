@@ -29,6 +29,7 @@ from bockd.blockstorage.working import is_ours, is_same_attachment
 from bockd.errors import BockdError, ConflictError, InvalidStateError, NotFoundError
 from bockd.failpoints import Failpoint, hit
 from bockd.model import NodeKind, Server, VolumeId
+from bockd.pool.gateways import Gateway
 from bockd.pool.index import Transaction
 from bockd.pool.nodes import Nodes
 
@@ -58,6 +59,20 @@ class Attachments:
             ledger = Ledger(txn)
             self._server(ledger, tenant, server)
             return attachment_of(_find(ledger, tenant, server, volume))
+
+    def gateways(self, attachment: Attachment) -> list[Gateway]:
+        """Return the gateways that lead to an attachment; see the contract."""
+        here = self._pool.gateway
+        if here is None:
+            return []
+        with self._pool.nodes() as nodes:
+            try:
+                holder = self._pool.holder(nodes.volume(attachment.volume_id))
+            except NotFoundError:
+                holder = None
+        known = self._pool.gateways()
+        first = next((one for one in (holder, here) if one in {found.name for found in known}), "")
+        return sorted(known, key=lambda found: (found.name != first, found.name))
 
     def _server(self, ledger: Ledger, tenant: TenantId, server: str) -> Server:
         return find_server(ledger, tenant, server, strict=self._context.strict_servers)

@@ -26,6 +26,7 @@ from enum import StrEnum
 from typing import NewType, Protocol
 
 from bockd.model import Server, ServerKind, SnapshotId, VolumeId
+from bockd.pool.gateways import Gateway
 from bockd.pool.reports import Space
 
 TenantId = NewType("TenantId", str)
@@ -98,6 +99,8 @@ class Backing:
     """Why it is refused, and what to do; None when nothing is wrong with it."""
     content_bytes: int | None = None
     """The size of the image that it holds, when that is smaller; see `NewVolume`."""
+    gateway: str | None = None
+    """Of a volume in a pool of several gateways: the one that has it open; "" if none has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -437,6 +440,12 @@ class BlockStorage(Protocol):
 
     def connections(self, attachment: Attachment) -> int:
         """Return how many clients are connected to an attachment's export."""
+        ...
+
+    def gateways(self, attachment: Attachment) -> list[Gateway]:
+        """Return the gateways through which an attachment's server may connect: the one that has
+        the volume open, or else this one, then the others by name. Empty where there is one
+        daemon."""
         ...
 
     async def list_servers(self, tenant: TenantId) -> list[Server]:

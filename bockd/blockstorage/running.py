@@ -121,7 +121,12 @@ class StorageContext:
             connections=self.exports.connections(kind, record.id),
             error=self._trouble(record) if isinstance(record, VolumeRecord) else None,
             content_bytes=record.content_bytes,
+            gateway=self._gateway(record) if isinstance(record, VolumeRecord) else None,
         )
+
+    def _gateway(self, record: VolumeRecord) -> str | None:
+        """See Backing.gateway."""
+        return None if self.pool.gateway is None else self.pool.holder(record) or ""
 
     def _trouble(self, record: VolumeRecord) -> str | None:
         """What is wrong with a volume, without what is not its tenant's business: file names."""

@@ -26,6 +26,7 @@ from bockd.blockstorage.servers import Servers
 from bockd.blockstorage.snapshots import Snapshots
 from bockd.blockstorage.volumes import Volumes, refuse_fetched
 from bockd.model import Server, SnapshotId, VolumeId
+from bockd.pool.gateways import Gateway
 from bockd.pool.reports import Space
 
 _NAMESPACE = "http://docs.openstack.org/volume/ext/{}/api/v1.1"
@@ -145,6 +146,9 @@ class PoolBlockStorage:
 
     def connections(self, attachment: Attachment) -> int:
         return self._exports.clients(attachment)
+
+    def gateways(self, attachment: Attachment) -> list[Gateway]:
+        return self._attachments.gateways(attachment)
 
     async def list_servers(self, tenant: TenantId) -> list[Server]:
         return self._servers.of_tenant(tenant)

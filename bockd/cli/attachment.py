@@ -126,7 +126,7 @@ def way_unasked(volume: Volume, at: Attached) -> WayIn:
 
 def ways(at: WayIn) -> list[tuple[str, str]]:
     """Return the URIs of an attachment that are known, each with its title."""
-    found = [("uri", at.uri), ("unix uri", at.unix_uri)]
+    found = [*[("uri", uri) for uri in at.uris or (at.uri,)], ("unix uri", at.unix_uri)]
     return [(title, uri) for title, uri in found if uri is not None]
 
 

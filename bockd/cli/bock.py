@@ -97,6 +97,7 @@ COMMANDS = {
     "credentials": "bockd.cli.tenant:credentials",
     "image": "bockd.cli.images:image",
     "pool": "bockd.cli.pool:pool",
+    "gateway": "bockd.cli.gateway:gateway",
     "stat": "bockd.cli.stat:stat",
     "adopt": "bockd.cli.tenant:adopt",
     "completion": "bockd.cli.completion:completion",

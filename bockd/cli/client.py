@@ -28,6 +28,7 @@ from bockd.control import (
     VolumeStatistics,
 )
 from bockd.model import NodeKind, Server, ServerKind, VolumeId
+from bockd.pool.gateways import Gateway
 from bockd.pool.reports import CheckReport, ScrubStatus, Space, SpacePage
 
 T = TypeVar("T")
@@ -88,6 +89,10 @@ class ControlClient:
     def pool(self) -> PoolInfo:
         """Return what the pool takes, however long the walk over it takes."""
         return decode(self.request("GET", "/pool", patient=True), PoolInfo)
+
+    def list_gateways(self) -> list[Gateway]:
+        """List the gateways that serve the pool, by name."""
+        return self.get("/gateways", list[Gateway])
 
     def list_servers(self) -> list[Server]:
         """List all registered servers by name."""

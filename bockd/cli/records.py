@@ -38,6 +38,8 @@ class WayIn:
     unix_uri: str | None
     """On the daemon's own machine."""
     connections: int | None
+    uris: tuple[str, ...] = ()
+    """In a pool of several gateways: over TCP, by way of each; `uri` is the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,8 @@ class Volume:
     error: str | None
     last_error: str | None
     """Why the latest attaching or detaching did not go as asked."""
+    gateway: str | None = None
+    """In a pool of several gateways: which one has it open; "" if none has."""
     space: Space | None = None
     """None: not asked for; only `show` does."""
 
@@ -105,6 +109,7 @@ def read_volume(view: dict[str, Any], uri: str | None) -> Volume:
         uri=uri,
         error=backing.get("error"),
         last_error=backing.get("last_error"),
+        gateway=(backing["gateway"] or "") if "gateway" in backing else None,
     )
 
 
@@ -124,6 +129,7 @@ def read_way_in(view: dict[str, Any]) -> WayIn:
         uri=ours.get("uri"),
         unix_uri=ours.get("unix_uri"),
         connections=ours.get("connections"),
+        uris=tuple(ours.get("uris", ())),
     )
 
 

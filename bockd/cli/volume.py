@@ -141,6 +141,7 @@ def volume_fields(found: Volume) -> list[tuple[str, str]]:
     origin = [] if found.from_snapshot is None else [("from snapshot", str(found.from_snapshot))]
     image = [] if found.from_image is None else [("from image", found.from_image)]
     trouble = [] if found.error is None else [("error", found.error)]
+    holder = [] if found.gateway is None else [("gateway", found.gateway or "none")]
     return [
         ("id", str(found.id)),
         ("name", found.name),
@@ -149,6 +150,7 @@ def volume_fields(found: Volume) -> list[tuple[str, str]]:
         ("status", found.status),
         *trouble,
         *attached,
+        *holder,
         *origin,
         *image,
         *((f"metadata {key}", value) for key, value in sorted(found.metadata.items())),

@@ -45,6 +45,7 @@ from bockd.model import (
 from bockd.nbd.server.exports import ExportKey
 from bockd.nbd.server.fastlane import lane
 from bockd.nbd.server.nbd_server import NbdServer
+from bockd.pool.gateways import Gateway
 from bockd.pool.nodes import SNAPSHOTS, VOLUMES, Nodes
 from bockd.pool.records import SnapshotRecord, VolumeRecord
 from bockd.pool.reports import CheckReport, ScrubStatus, Space, SpacePage
@@ -104,6 +105,9 @@ class PoolControl:
             cluster=self._backend.cluster,
         )
 
+    async def list_gateways(self) -> list[Gateway]:
+        return self._pool.gateways()
+
     # -- volumes -----------------------------------------------------------------------------
 
     async def list_volumes(self) -> list[VolumeInfo]:
@@ -147,6 +151,7 @@ class PoolControl:
             connections=self._pool.users(NodeKind.VOLUME, record.id),
             uri=export_uri(export_name(NodeKind.VOLUME, record.name), self._socket),
             error=trouble,
+            gateway=self._pool.holder(record),
         )
 
     # -- snapshots ---------------------------------------------------------------------------

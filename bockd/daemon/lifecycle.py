@@ -37,6 +37,7 @@ from bockd.config.load import API_LISTEN_VARIABLE, NBD_LISTEN_VARIABLE
 from bockd.config.sections import ApiSettings, NbdSettings
 from bockd.daemon import heap
 from bockd.daemon.accounts import PoolAccounts
+from bockd.daemon.addresses import addresses
 from bockd.daemon.attached import AttachedExports, AttachedVolumes
 from bockd.daemon.backend import Backend, BackendKind
 from bockd.daemon.capacity import Capacity
@@ -173,10 +174,12 @@ class _Daemon:
             ) from error
         self._pool = self._backend.pool
         bridge = AsyncBridge(lambda: self._background)
+        attached = AttachedVolumes(self._pool, self._server, bridge, self._on_idle)
+        self._pool.before_giving(attached.end_connections)
         self._context = storage_context(
             self._settings,
             self._pool,
-            AttachedVolumes(self._pool, self._server, bridge, self._on_idle),
+            attached,
             PluggedDevices(bridge, self._pluggers()),
         )
         try:
@@ -280,6 +283,8 @@ class _Daemon:
         attached = AttachedExports(self._pool, self._runner, self._on_idle)
         exports = PoolExports(self._pool, self._runner, self._on_idle, attached)
         refresh = refreshing(self._pool)
+        if self._pool.gateway is not None:
+            await self._runner.run(self._pool.announce(addresses(settings, tcp, api)))
         async with trio.open_nursery() as frontends:
             public = self._public_app(tcp, frontends, refresh)
             frontends.start_soon(
@@ -352,6 +357,7 @@ class _Daemon:
             str(settings.nbd_socket),
             address_of(tcp) if tcp else None,
             tls_required=settings.nbd.tls is TlsMode.REQUIRE,
+            gateway=pool.gateway,
         )
         return create_public_app(storage, identity, catalog(settings.catalog), frontends, refresh)
 

@@ -144,7 +144,7 @@ class Pool(Protocol):
 
     def holder(self, record: VolumeRecord) -> str | None:
         """Return the name of the gateway that has a volume open, or had when it died. None: none
-        has, or there can be no others. Raises NotFoundError."""
+        has, or there can be no others."""
         ...
 
     def announce(self, addresses: Addresses) -> Steps[None]:

@@ -42,6 +42,7 @@ from bockd.model import (
     VolumeId,
     export_name,
 )
+from bockd.pool.gateways import Gateway
 from bockd.pool.reports import Space
 
 EXTENSION = Extension(
@@ -245,6 +246,9 @@ class MemoryBlockStorage(BlockStorage):
 
     def connections(self, attachment: Attachment) -> int:
         return 0
+
+    def gateways(self, attachment: Attachment) -> list[Gateway]:
+        return []
 
     async def list_servers(self, tenant: TenantId) -> list[Server]:
         return []

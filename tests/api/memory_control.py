@@ -79,6 +79,9 @@ class MemoryControl:
             cluster=None,
         )
 
+    async def list_gateways(self) -> list[Gateway]:
+        return self.gateways
+
     async def list_volumes(self) -> list[VolumeInfo]:
         return [self._volume_now(volume) for volume in self._volumes.values()]
 

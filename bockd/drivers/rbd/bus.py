@@ -3,10 +3,10 @@
 A message reaches all who watch the object, and whoever sent it goes on when all have acknowledged
 it, or a limit is over. What is said is in bockd.drivers.rbd.messages.
 
-Two connections take part. The watch has one of its own: its callback waits until this gateway has
-given an image back, and until then nothing else is answered on the connection it came by. So
-messages are sent, and answers are written and read, on the connection with limits; and no call of
-the cluster is made in a callback on the connection it runs for.
+Two connections take part. The watch has one of its own, on which messages come one after the other;
+each is acknowledged when this gateway has given the image back (bockd.drivers.rbd.watching), so
+that many images are given back at once. Messages are sent, and answers are written and read, on the
+connection with limits; and no call of the cluster waits in a callback of Ceph's.
 
 A watch that is lost is not told of messages any more. It is made again by a thread, since the
 callback that tells of the loss may not.
@@ -18,7 +18,7 @@ import errno
 import logging
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import count
 
 from bockd.config.rbd import RbdSettings
@@ -42,6 +42,7 @@ from bockd.drivers.rbd.messages import (
 )
 from bockd.drivers.rbd.records import Identity
 from bockd.drivers.rbd.settings import index_options
+from bockd.drivers.rbd.watching import Acknowledge, Watching
 from bockd.errors import BockdError
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,9 @@ WATCH_SECONDS = 5
 
 AGAIN_SECONDS = 1.0
 """Between attempts to watch the bus again, and between looks whether the watch still is one."""
+
+ANSWERS_AT_ONCE = 4
+"""Threads that write answers."""
 
 MOST_ANSWERS = 10_000
 """Keys that are looked at at a start; there are as many as gateways died, or were too late."""
@@ -77,7 +81,8 @@ class Bus:
         self._numbers = count(1)
         self._troubled = threading.Event()
         self._closing = False
-        self._watch: rados.Watch | None = None
+        self._watch: Watching | None = None
+        self._answering = ThreadPoolExecutor(ANSWERS_AT_ONCE, "bus answer")
         self._cluster = connect(settings, index_options(settings))
         try:
             self._ioctx = open_pool(self._cluster, settings)
@@ -95,6 +100,7 @@ class Bus:
         self._troubled.set()
         self._keeper.join()
         self._end_watch()
+        self._answering.shutdown()
         self._ioctx.close()
         self._cluster.shutdown()
 
@@ -160,55 +166,65 @@ class Bus:
 
     # -- being asked -------------------------------------------------------------------------
 
-    def _on_message(self, _id: int, _notifier: object, _watch: int, message: bytes) -> None:
-        """In a thread of Ceph's. The message is acknowledged when this returns."""
-        if (question := decode_question(message or b"")) is not None:
-            self._say_here(question)
+    def _on_message(self, message: bytes, acknowledge: Acknowledge) -> None:
+        """In a thread of Ceph's."""
+        if (question := decode_question(message)) is not None:
+            if question.author == author_of(self._who):
+                self._write(question.key, question.author, acknowledge)
+            else:
+                acknowledge()
             return
-        request = decode_message(message or b"")
+        request = decode_message(message)
         if request is None or request.number.startswith(asked_by(self._who)):
+            acknowledge()
             return
         try:
             given = self._release(request.image, request.manner)
-            # Later than that, who asked is gone.
-            if not given.result(LIMIT_SECONDS[request.manner]):
-                self._answer_busy(request)
-        except TimeoutError:
-            log.warning("image %s could not be given back in time", request.image)
         except Exception:
             log.exception("giving image %s back", request.image)
+            acknowledge()
+        else:
+            given.add_done_callback(lambda done: self._on_given(request, done, acknowledge))
 
-    def _say_here(self, question: Question) -> None:
-        if question.author != author_of(self._who):
+    def _on_given(self, request: Request, given: Future[bool], acknowledge: Acknowledge) -> None:
+        """In any thread: an image is given back, or is not. That may be later than who asked for it
+        has waited."""
+        if (error := given.exception()) is not None:
+            log.error("giving image %s back", request.image, exc_info=error)
+        elif not given.result():
+            self._write(request.busy_key, self._who.gateway, acknowledge)
             return
-        try:
-            with named("answering another gateway"), rados.WriteOpCtx() as op:
-                self._limited.set_omap(op, (question.key,), (question.author.encode(),))
-                self._limited.operate_write_op(op, BUS)
-        except BockdError as error:
-            log.warning("%s", error)
+        acknowledge()
 
-    def _answer_busy(self, request: Request) -> None:
-        with named("answering another gateway"), rados.WriteOpCtx() as op:
-            self._limited.set_omap(op, (request.busy_key,), (self._who.gateway.encode(),))
-            self._limited.operate_write_op(op, BUS)
+    def _write(self, key: str, answer: str, acknowledge: Acknowledge) -> None:
+        """Leave an answer, and acknowledge the question then, in another thread."""
+
+        def write() -> None:
+            try:
+                with named("answering another gateway"), rados.WriteOpCtx() as op:
+                    self._limited.set_omap(op, (key,), (answer.encode(),))
+                    self._limited.operate_write_op(op, BUS)
+            except BockdError as error:
+                log.warning("%s", error)
+            finally:
+                acknowledge()
+
+        try:
+            self._answering.submit(write)
+        except RuntimeError:  # it is being closed, or there can be no more threads
+            acknowledge()
 
     # -- the watch ---------------------------------------------------------------------------
 
     def _begin_watch(self) -> None:
-        with named("watching the bus"):
-            self._watch = self._ioctx.watch(
-                BUS, self._on_message, self._on_loss, timeout=WATCH_SECONDS
-            )
+        self._watch = Watching(
+            self._ioctx, BUS, self._on_message, self._on_loss, WATCH_SECONDS
+        )
 
     def _end_watch(self) -> None:
         watch, self._watch = self._watch, None
         if watch is not None:
-            try:
-                watch.close()
-            except CEPH_ERRORS as error:
-                # It may be lost; then it is ended already.
-                log.debug("ending a watch: %s", error)
+            watch.close()
 
     def _on_loss(self, *_details: object) -> None:
         """In a thread of Ceph's."""

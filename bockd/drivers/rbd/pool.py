@@ -23,7 +23,7 @@ from bockd.drivers.rbd.records import Identity, volume_record
 from bockd.drivers.rbd.releasing import OnAsked, Post, Releases
 from bockd.drivers.rbd.snapshots import SnapshotOperations
 from bockd.drivers.rbd.volumes import VolumeOperations
-from bockd.errors import VolumeFailedError, volume_failed
+from bockd.errors import NotFoundError, VolumeFailedError, volume_failed
 from bockd.model import NodeKind, SnapshotId, VolumeId
 from bockd.pool.features import Features
 from bockd.pool.gateways import Addresses, Gateway
@@ -128,7 +128,10 @@ class RbdPool:
     def holder(self, record: VolumeRecord) -> str | None:
         """See `Pool.holder`."""
         with self.index.reading() as txn:
-            return volume_record(txn, record.id).holder
+            try:
+                return volume_record(txn, record.id).holder
+            except NotFoundError:
+                return None
 
     async def announce(self, addresses: Addresses) -> None:
         """See `Pool.announce`."""
