@@ -1,0 +1,146 @@
+"""The bus over a real cluster: questions that are asked at once are answered at once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+
+import pytest
+
+from bockd.config.rbd import RbdSettings
+from tests.drivers.rbd.ceph import need_modules
+
+need_modules()
+
+from bockd.drivers.rbd.bus import BUS, Bus, Release  # noqa: E402 - where there are the modules
+from bockd.drivers.rbd.connection import connect, open_pool  # noqa: E402
+from bockd.drivers.rbd.messages import Manner  # noqa: E402
+from bockd.drivers.rbd.records import Identity  # noqa: E402
+from bockd.drivers.rbd.settings import index_options  # noqa: E402
+
+IMAGES = [f"{number:024x}" for number in range(10)]
+
+
+def nothing(_image: str, _manner: Manner) -> Future[bool]:
+    """Have none of the images."""
+    answer: Future[bool] = Future()
+    answer.set_result(True)
+    return answer
+
+
+class Owner:
+    """Who has all the images, and gives none back before all were asked for."""
+
+    def __init__(self, *, gives: bool = True) -> None:
+        self.asked: dict[str, Future[bool]] = {}
+        self._gives = gives
+        self._lock = threading.Lock()
+
+    def release(self, image: str, _manner: Manner) -> Future[bool]:
+        answer: Future[bool] = Future()
+        with self._lock:
+            self.asked[image] = answer
+            waiting = list(self.asked.items()) if len(self.asked) == len(IMAGES) else []
+        # In another thread, and the last one first.
+        if waiting:
+            threading.Thread(target=self._answer, args=(waiting[::-1],)).start()
+        return answer
+
+    def _answer(self, waiting: list[tuple[str, Future[bool]]]) -> None:
+        for _, answer in waiting:
+            answer.set_result(self._gives)
+
+
+@contextmanager
+def joined(settings: RbdSettings, name: str, release: Release) -> Iterator[Bus]:
+    with ExitStack() as stack:
+        limited = connect(settings, index_options(settings))
+        stack.callback(limited.shutdown)
+        ioctx = open_pool(limited, settings)
+        stack.callback(ioctx.close)
+        bus = Bus(settings, ioctx, Identity(name, "a" * 16), release)
+        stack.callback(bus.close)
+        yield bus
+
+
+@pytest.fixture
+def bus(rbd_namespace: RbdSettings) -> Iterator[Bus]:
+    with joined(rbd_namespace, "here", nothing) as one:
+        yield one
+
+
+@pytest.mark.parametrize("manner", Manner)
+def test_many_images_are_given_back_at_once(
+    bus: Bus, rbd_namespace: RbdSettings, manner: Manner
+) -> None:
+    owner = Owner()
+    with (
+        joined(rbd_namespace, "there", owner.release),
+        ThreadPoolExecutor(len(IMAGES)) as asking,
+    ):
+        assert list(asking.map(lambda image: bus.ask(image, manner), IMAGES)) == [None] * 10
+    assert all(answer.done() for answer in owner.asked.values())
+
+
+def test_many_images_are_refused_at_once(bus: Bus, rbd_namespace: RbdSettings) -> None:
+    owner = Owner(gives=False)
+    with (
+        joined(rbd_namespace, "there", owner.release),
+        ThreadPoolExecutor(len(IMAGES)) as asking,
+    ):
+        keepers = list(asking.map(lambda image: bus.ask(image, Manner.POLITE), IMAGES))
+    assert keepers == ["there"] * len(IMAGES)
+    assert _keys(bus) == []
+
+
+def test_one_that_hangs_holds_up_no_other(bus: Bus, rbd_namespace: RbdSettings) -> None:
+    """And no answer that comes when the watch has ended does any harm."""
+    hanging: list[Future[bool]] = []
+
+    def release(image: str, manner: Manner) -> Future[bool]:
+        if image != IMAGES[0]:
+            return nothing(image, manner)
+        hanging.append(Future())
+        return hanging[-1]
+
+    with (
+        joined(rbd_namespace, "there", release),
+        ThreadPoolExecutor(1) as asking,
+    ):
+        stuck = asking.submit(bus.ask, IMAGES[0], Manner.POLITE)
+        for image in IMAGES[1:]:
+            assert bus.ask(image, Manner.FIRM) is None
+        assert not stuck.done()
+        hanging[0].set_result(True)
+        assert stuck.result() is None
+        assert bus.ask(IMAGES[0], Manner.FIRM) is None
+    for answer in hanging[1:]:
+        answer.set_result(True)
+
+
+def test_what_goes_wrong_there_does_not_hold_up_who_asks(
+    bus: Bus, rbd_namespace: RbdSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    def release(image: str, _manner: Manner) -> Future[bool]:
+        if image == IMAGES[0]:
+            raise ValueError("at once")
+        answer: Future[bool] = Future()
+        answer.set_exception(ValueError("later"))
+        return answer
+
+    with joined(rbd_namespace, "there", release):
+        assert bus.ask(IMAGES[0], Manner.POLITE) is None
+        assert bus.ask(IMAGES[1], Manner.POLITE) is None
+    assert "at once" in caplog.text
+    assert "later" in caplog.text
+
+
+def _keys(bus: Bus) -> list[str]:
+    from bockd.drivers.rbd.binding import rados
+
+    with rados.ReadOpCtx() as op:
+        found, _ = bus._limited.get_omap_vals(op, "", "", 100)
+        bus._limited.operate_read_op(op, BUS)
+        return [key for key, _ in found]

@@ -1,0 +1,189 @@
+"""A volume recalled from whichever gateway has it, over a real cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bockd.config.rbd import RbdSettings
+from bockd.errors import NotFoundError, VolumeTakenError
+from bockd.model import BLOCK_SIZE, NodeKind, VolumeId
+from bockd.pool.device import SharedDevice
+from bockd.pool.nodes import Nodes
+from tests.drivers.rbd.ceph import need_modules
+from tests.drivers.rbd.pooldriver import RbdDriver
+
+need_modules()
+
+from bockd.drivers.rbd.records import RbdVolumeRecord, volume_record  # noqa: E402 - if they are here
+
+STALE = memoryview(b"stale".ljust(BLOCK_SIZE, b"."))
+
+
+@pytest.fixture
+def here(rbd_namespace: RbdSettings, tmp_path: Path) -> Iterator[RbdDriver]:
+    one = RbdDriver(replace(rbd_namespace, gateway="here"), tmp_path / "here")
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def there(rbd_namespace: RbdSettings, tmp_path: Path) -> Iterator[RbdDriver]:
+    one = RbdDriver(replace(rbd_namespace, gateway="there"), tmp_path / "there")
+    yield one
+    one.close()
+
+
+def record(driver: RbdDriver, volume: VolumeId) -> RbdVolumeRecord:
+    driver.rbd.index.refresh()
+    with driver.rbd.index.reading() as txn:
+        return volume_record(txn, volume)
+
+
+def recall(driver: RbdDriver, volume: VolumeId, *, force: bool = False) -> str | None:
+    return driver.run(driver.pool.recall(volume, force=force))
+
+
+@pytest.fixture
+def asked(there: RbdDriver, monkeypatch: pytest.MonkeyPatch) -> list[VolumeId]:
+    """What connections `there` was told to end."""
+    volumes: list[VolumeId] = []
+
+    async def end(volume: VolumeId) -> None:
+        volumes.append(volume)
+
+    there.pool.before_giving(end)
+    return volumes
+
+
+@pytest.mark.parametrize("force", [False, True], ids=["asked", "forced"])
+def test_what_is_open_here_stays_open(here: RbdDriver, force: bool) -> None:
+    volume = here.volume("one").id
+    device = here.run(here.pool.use(NodeKind.VOLUME, volume))
+    assert recall(here, volume, force=force) is None
+    assert here.pool.users(NodeKind.VOLUME, volume) == 1
+    here.run(device.write(0, STALE))
+    assert record(here, volume).holder == here.pool.holder(record(here, volume)) == "here"
+    here.pool.leave(NodeKind.VOLUME, volume)
+
+
+@pytest.mark.parametrize("force", [False, True], ids=["asked", "forced"])
+def test_what_nobody_has_stays_so(here: RbdDriver, there: RbdDriver, force: bool) -> None:
+    volume = here.volume("one").id
+    assert recall(here, volume, force=force) is None
+    there.rbd.index.refresh()
+    there.write(volume, 0, b"there")
+    there.run(there.pool.close_idle(NodeKind.VOLUME, volume))
+    before = record(here, volume)
+    assert recall(here, volume, force=force) is None
+    assert record(here, volume) == before
+    assert here.pool.holder(before) is None
+    assert here.of_volume(volume) == b"there"
+
+
+def test_another_gateway_ends_its_connections_and_closes(
+    here: RbdDriver, there: RbdDriver, asked: list[VolumeId]
+) -> None:
+    volume = here.volume("one").id
+    there.rbd.index.refresh()
+    there.write(volume, 0, b"there")
+    device = there.run(there.pool.use(NodeKind.VOLUME, volume))
+    assert record(here, volume).holder == "there"
+    assert recall(here, volume) is None
+    assert asked == [volume]
+    assert not there.pool.is_open(NodeKind.VOLUME, volume)
+    assert record(here, volume).holder is None
+    assert isinstance(device, SharedDevice)
+    assert device.lost.fired
+    with pytest.raises(VolumeTakenError):
+        there.run(device.write(0, STALE))
+    there.pool.leave(NodeKind.VOLUME, volume)
+    assert here.of_volume(volume) == b"there"
+
+
+def test_by_force_it_is_not_asked(
+    here: RbdDriver, there: RbdDriver, asked: list[VolumeId]
+) -> None:
+    volume = here.volume("one").id
+    there.rbd.index.refresh()
+    there.write(volume, 0, b"there")
+    device = there.run(there.pool.use(NodeKind.VOLUME, volume))
+    assert recall(here, volume, force=True) is None
+    assert asked == []
+    assert (record(here, volume).holder, record(here, volume).epoch) == (None, 2)
+    with pytest.raises(VolumeTakenError):
+        there.run(device.write(0, STALE))
+    there.pool.leave(NodeKind.VOLUME, volume)
+    assert here.of_volume(volume) == b"there"
+
+
+def test_who_was_shut_out_unawares_opens_it_anew(here: RbdDriver, there: RbdDriver) -> None:
+    volume = here.volume("one").id
+    there.rbd.index.refresh()
+    device = there.run(there.pool.use(NodeKind.VOLUME, volume))
+    assert recall(here, volume, force=True) is None
+    there.rbd.index.refresh()
+    again = there.run(there.pool.use(NodeKind.VOLUME, volume))
+    assert again is not device
+    there.run(again.write(0, memoryview(b"anew".ljust(BLOCK_SIZE, b"."))))
+    there.pool.leave(NodeKind.VOLUME, volume)
+    there.pool.leave(NodeKind.VOLUME, volume)
+    assert here.of_volume(volume) == b"anew"
+
+
+def test_who_does_not_answer_is_shut_out(
+    here: RbdDriver, there: RbdDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = here.volume("one").id
+    there.rbd.index.refresh()
+    there.write(volume, 0, b"there")
+    device = there.run(there.pool.use(NodeKind.VOLUME, volume))
+    monkeypatch.setattr(there.rbd._releases, "_post", lambda _function: None)
+    assert recall(here, volume) is None
+    assert (record(here, volume).holder, record(here, volume).epoch) == (None, 2)
+    with pytest.raises(VolumeTakenError):
+        there.run(device.write(0, STALE))
+    there.pool.leave(NodeKind.VOLUME, volume)
+    assert here.of_volume(volume) == b"there"
+
+
+def test_what_an_earlier_run_had_is_recalled_from_it(here: RbdDriver) -> None:
+    volume = here.volume("one").id
+    here.run(here.pool.use(NodeKind.VOLUME, volume))
+    here.die_and_open()
+    assert recall(here, volume) is None
+    assert (record(here, volume).holder, record(here, volume).epoch) == (None, 2)
+
+
+def test_one_that_was_taken_from_here_unawares(here: RbdDriver, there: RbdDriver) -> None:
+    """What is open here is no more than what this gateway believes."""
+    volume = here.volume("one").id
+    device = here.run(here.pool.use(NodeKind.VOLUME, volume))
+    there.rbd.index.refresh()
+    assert recall(there, volume, force=True) is None
+    assert recall(here, volume) is None
+    assert not here.pool.is_open(NodeKind.VOLUME, volume)
+    with pytest.raises(VolumeTakenError):
+        here.run(device.write(0, STALE))
+    here.pool.leave(NodeKind.VOLUME, volume)
+
+
+@pytest.mark.parametrize("open_there", [False, True])
+def test_why_it_has_failed_is_told(here: RbdDriver, there: RbdDriver, open_there: bool) -> None:
+    volume = here.volume("one").id
+    there.rbd.index.refresh()
+    if open_there:
+        there.run(there.pool.use(NodeKind.VOLUME, volume))
+    here.rbd.index.update(lambda txn: Nodes(txn).fail_volume(volume, "the disk broke"))
+    assert recall(here, volume) == "the disk broke"
+    assert record(here, volume).holder is None
+    if open_there:
+        there.pool.leave(NodeKind.VOLUME, volume)
+
+
+def test_of_what_is_not_there(here: RbdDriver) -> None:
+    with pytest.raises(NotFoundError):
+        recall(here, VolumeId(77))
