@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+from collections.abc import Sequence
 from dataclasses import replace
 
 from bockd.blockstorage import rules
@@ -28,7 +29,7 @@ from bockd.blockstorage.volumes import move_volume
 from bockd.blockstorage.working import is_ours, is_same_attachment
 from bockd.errors import BockdError, ConflictError, InvalidStateError, NotFoundError
 from bockd.failpoints import Failpoint, hit
-from bockd.model import NodeKind, Server, VolumeId
+from bockd.model import Server, VolumeId
 from bockd.pool.gateways import Gateway
 from bockd.pool.index import Transaction
 from bockd.pool.nodes import Nodes
@@ -60,7 +61,7 @@ class Attachments:
             self._server(ledger, tenant, server)
             return attachment_of(_find(ledger, tenant, server, volume))
 
-    def gateways(self, attachment: Attachment) -> list[Gateway]:
+    def gateways(self, attachment: Attachment) -> Sequence[Gateway]:
         """Return the gateways that lead to an attachment; see the contract."""
         here = self._pool.gateway
         if here is None:

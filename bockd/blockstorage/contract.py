@@ -20,7 +20,7 @@ NotFoundError 404, ConflictError 409, OverLimitError 413 (for a quota) with its
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NewType, Protocol
@@ -442,7 +442,7 @@ class BlockStorage(Protocol):
         """Return how many clients are connected to an attachment's export."""
         ...
 
-    def gateways(self, attachment: Attachment) -> list[Gateway]:
+    def gateways(self, attachment: Attachment) -> Sequence[Gateway]:
         """Return the gateways through which an attachment's server may connect: the one that has
         the volume open, or else this one, then the others by name. Empty where there is one
         daemon."""

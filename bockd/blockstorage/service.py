@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from bockd.blockstorage.attachments import Attachments
 from bockd.blockstorage.changes import Changes
 from bockd.blockstorage.contract import (
@@ -147,7 +149,7 @@ class PoolBlockStorage:
     def connections(self, attachment: Attachment) -> int:
         return self._exports.clients(attachment)
 
-    def gateways(self, attachment: Attachment) -> list[Gateway]:
+    def gateways(self, attachment: Attachment) -> Sequence[Gateway]:
         return self._attachments.gateways(attachment)
 
     async def list_servers(self, tenant: TenantId) -> list[Server]:

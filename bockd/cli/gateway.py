@@ -28,8 +28,12 @@ def list_(as_json: bool) -> None:
     print_table(
         ("NAME", "NBD=", "API=", "SINCE="),
         [
-            (one.name, one.addresses.nbd or "none", one.addresses.api or "none",
-             format_time(one.since))
+            (
+                one.name,
+                one.addresses.nbd or "none",
+                one.addresses.api or "none",
+                format_time(one.since),
+            )
             for one in found
         ],
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from bockd.blockstorage import rules
 from bockd.blockstorage.contract import (
@@ -247,7 +247,7 @@ class MemoryBlockStorage(BlockStorage):
     def connections(self, attachment: Attachment) -> int:
         return 0
 
-    def gateways(self, attachment: Attachment) -> list[Gateway]:
+    def gateways(self, attachment: Attachment) -> Sequence[Gateway]:
         return []
 
     async def list_servers(self, tenant: TenantId) -> list[Server]:

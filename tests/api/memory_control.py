@@ -24,6 +24,7 @@ from bockd.control import (
 )
 from bockd.errors import ConflictError, InUseError, NotFoundError
 from bockd.model import MIB, NodeKind, Server, SnapshotId, VolumeId
+from bockd.pool.gateways import Gateway
 from bockd.pool.reports import CheckReport, DamagedBlock, NodeSpace, ScrubStatus, Space, SpacePage
 from bockd.validation import check_name, check_volume_size
 
@@ -59,6 +60,7 @@ class MemoryControl:
         self._volumes: dict[int, VolumeInfo] = {}
         self._snapshots: dict[int, SnapshotInfo] = {}
         self._servers: dict[str, Server] = {}
+        self.gateways: list[Gateway] = []
 
     async def info(self) -> DaemonInfo:
         return DaemonInfo(

@@ -18,6 +18,7 @@ import trio
 
 from api.openstack.app import create_public_app
 from api.openstack.catalog import Catalog
+from api.openstack.nbd import NbdFrontends
 from api.serve import serve_public
 from bockd.blockstorage.contract import BlockStorage
 from bockd.identity.contract import Identity
@@ -88,7 +89,11 @@ def always(service: Service) -> Opening:
 
 
 @contextmanager
-def serving(opening: Opening, catalog: Catalog | None = None) -> Iterator[Served]:
+def serving(
+    opening: Opening,
+    catalog: Catalog | None = None,
+    nbd_frontends: NbdFrontends | None = None,
+) -> Iterator[Served]:
     """Serve what `opening` opens on a free port."""
     started = threading.Event()
     running: list[Service] = []
@@ -99,7 +104,7 @@ def serving(opening: Opening, catalog: Catalog | None = None) -> Iterator[Served
         stops.append(lambda: token.run_sync_soon(stop.set))
         async with opening() as service:
             running.append(service)
-            app = create_public_app(service.storage, service.identity, catalog)
+            app = create_public_app(service.storage, service.identity, catalog, nbd_frontends)
             started.set()
             await serve_public(app, listener, shutdown=stop.wait)
 

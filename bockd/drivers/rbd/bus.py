@@ -217,9 +217,7 @@ class Bus:
     # -- the watch ---------------------------------------------------------------------------
 
     def _begin_watch(self) -> None:
-        self._watch = Watching(
-            self._ioctx, BUS, self._on_message, self._on_loss, WATCH_SECONDS
-        )
+        self._watch = Watching(self._ioctx, BUS, self._on_message, self._on_loss, WATCH_SECONDS)
 
     def _end_watch(self) -> None:
         watch, self._watch = self._watch, None

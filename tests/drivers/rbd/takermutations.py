@@ -20,7 +20,7 @@ class NeverCatchesUp(Taker[Connection]):
     """Nobody asks for the latest map."""
 
     async def _win(self, claim: Connection, seen: RbdVolumeRecord, manner: Manner) -> int | None:
-        await self._vacate(claim, seen, manner)
+        await self.vacate(claim, seen, manner)
         if not await blocking(claim.lock):
             return None
         return await self._record(claim, seen)
@@ -31,7 +31,7 @@ class CatchesUpAfterBreaking(Taker[Connection]):
 
     async def _win(self, claim: Connection, seen: RbdVolumeRecord, manner: Manner) -> int | None:
         owner = await blocking(claim.owner)
-        await self._vacate(claim, seen, manner)
+        await self.vacate(claim, seen, manner)
         if not await blocking(claim.lock):
             return None
         if owner is not None:
@@ -42,14 +42,14 @@ class CatchesUpAfterBreaking(Taker[Connection]):
 class TakesTheNameForIt(Taker[Connection]):
     """Whoever has the lock is taken for an earlier run if the record names one."""
 
-    async def _vacate(self, claim: Connection, seen: RbdVolumeRecord, manner: Manner) -> None:
-        await super()._vacate(claim, replace(seen, address=await blocking(claim.owner)), manner)
+    async def vacate(self, claim: Connection, seen: RbdVolumeRecord, manner: Manner | None) -> None:
+        await super().vacate(claim, replace(seen, address=await blocking(claim.owner)), manner)
 
 
 class AsksNobody(Taker[Connection]):
     """The lock is broken at once."""
 
-    async def _vacate(self, claim: Connection, seen: RbdVolumeRecord, manner: Manner) -> None:
+    async def vacate(self, claim: Connection, seen: RbdVolumeRecord, manner: Manner | None) -> None:
         if (owner := await blocking(claim.owner)) is not None:
             await blocking(claim.break_lock, owner)
 
@@ -57,16 +57,16 @@ class AsksNobody(Taker[Connection]):
 class AsksItself(Taker[Connection]):
     """An earlier run of this gateway is asked as any other."""
 
-    async def _vacate(self, claim: Connection, seen: RbdVolumeRecord, manner: Manner) -> None:
-        await super()._vacate(claim, replace(seen, holder=None), manner)
+    async def vacate(self, claim: Connection, seen: RbdVolumeRecord, manner: Manner | None) -> None:
+        await super().vacate(claim, replace(seen, holder=None), manner)
 
 
 class DoesNotListen(Taker[Connection]):
     """Who keeps the volume is shut out."""
 
-    async def _vacate(self, claim: Connection, seen: RbdVolumeRecord, manner: Manner) -> None:
+    async def vacate(self, claim: Connection, seen: RbdVolumeRecord, manner: Manner | None) -> None:
         try:
-            await super()._vacate(claim, seen, manner)
+            await super().vacate(claim, seen, manner)
         except InUseError:
             if (owner := await blocking(claim.owner)) is not None:
                 await blocking(claim.break_lock, owner)

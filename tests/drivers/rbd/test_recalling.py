@@ -104,9 +104,7 @@ def test_another_gateway_ends_its_connections_and_closes(
     assert here.of_volume(volume) == b"there"
 
 
-def test_by_force_it_is_not_asked(
-    here: RbdDriver, there: RbdDriver, asked: list[VolumeId]
-) -> None:
+def test_by_force_it_is_not_asked(here: RbdDriver, there: RbdDriver, asked: list[VolumeId]) -> None:
     volume = here.volume("one").id
     there.rbd.index.refresh()
     there.write(volume, 0, b"there")

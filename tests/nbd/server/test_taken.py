@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
@@ -17,7 +18,7 @@ from bockd.nbd.server import fastlane
 from bockd.pool.device import SharedDevice
 from bockd.runtime.steps import Signal
 from tests.nbd.protocol import wire
-from tests.nbd.server.client import Client
+from tests.nbd.server.client import Client, Closed
 from tests.nbd.server.serving import FixedExports, in_trio, serving
 from tests.nbd.server.sides import PLACE_BYTES, Side
 from tests.nbd.server.takeable import Takeable
@@ -106,23 +107,23 @@ async def test_all_connections_end_at_once_with_requests_under_way(path: Path, n
     bench = Bench()
     gate = bench.below.gate = Signal()
     bench.below.immediate = False
-    async with serving(bench.exports, path):
-        async with (
-            await Client.go(path, "disk", STRUCTURED, CONTEXT) as busy,
-            await Client.go(path, "disk") as idle,
-            await Client.go(path, "other") as other,
-        ):
-            await busy.send(REQUESTS[name])
-            await trio.testing.wait_all_tasks_blocked(0.01)
-            bench.taken.take()
-            with trio.fail_after(10):
-                assert await busy.closes() == b""
-                assert await idle.closes() == b""
-            assert await other.write(0, b"unharmed") == 0
-            assert bench.exports.open_holds == 2  # what has begun is finished in any case
-            gate.fire()
-            await trio.testing.wait_all_tasks_blocked(0.01)
-            assert bench.exports.open_holds == 1
+    async with (
+        serving(bench.exports, path),
+        await Client.go(path, "disk", STRUCTURED, CONTEXT) as busy,
+        await Client.go(path, "disk") as idle,
+        await Client.go(path, "other") as other,
+    ):
+        await busy.send(REQUESTS[name])
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        bench.taken.take()
+        with trio.fail_after(10):
+            assert await busy.closes() == b""
+            assert await idle.closes() == b""
+        assert await other.write(0, b"unharmed") == 0
+        assert bench.exports.open_holds == 2  # what has begun is finished in any case
+        gate.fire()
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert bench.exports.open_holds == 1
 
 
 @in_trio
@@ -217,9 +218,7 @@ async def test_who_comes_to_a_device_that_is_lost_already_is_sent_away(path: Pat
 
 
 @in_trio
-async def test_nothing_is_logged_as_a_failure(
-    path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_nothing_is_logged_as_a_failure(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     bench = Bench()
     async with serving(bench.exports, path), await Client.go(path) as client:
@@ -240,21 +239,21 @@ async def test_busy_connections_of_a_volume_in_files_end_too(
     bench = Bench(side.volume)
     ended = 0
 
-    async def ask(client: Client) -> None:
+    async def ask() -> None:
         nonlocal ended
         one = wire.write(1, 4 * PLACE_BYTES, b"h" * BLOCK_SIZE)
         one += wire.request(0, 2, 0, BLOCK_SIZE)
         answer = 16 + 16 + BLOCK_SIZE
-        try:
-            while True:
-                await client.send(one * 8)
-                await client.read(8 * answer)
-        except (Exception, trio.BrokenResourceError):  # noqa: BLE001 - the end, wherever it is met
-            ended += 1
+        async with await Client.go(path) as client:
+            with suppress(Closed, trio.BrokenResourceError):
+                while True:
+                    await client.send(one * 8)
+                    await client.read(8 * answer)
+        ended += 1
 
     async with serving(bench.exports, path), trio.open_nursery() as nursery:
         for _ in range(3):
-            nursery.start_soon(ask, await Client.go(path))
+            nursery.start_soon(ask)
         await trio.sleep(0.2)
         assert ended == 0
         bench.taken.take()
@@ -306,4 +305,3 @@ async def test_winding_up_does_not_wait_for_long(path: Path) -> None:
             assert await busy.closes() == b""
         assert bench.exports.open_holds == 1
         gate.fire()
-
