@@ -2,10 +2,10 @@
 # What set-up does is in .setup/: one short script for each part.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast test-floors test-walk test-clients test-openstack-clients
+.PHONY: help run run-ceph test test-fast test-floors test-walk test-clients test-openstack-clients
 .PHONY: test-debian13 test-keystone soak soak-cuts soak-kills faults damage fuzz sanitize setup
 .PHONY: sanitize-threads
-.PHONY: setup-run setup-check setup-test setup-bench
+.PHONY: setup-run setup-ceph setup-check setup-test setup-bench
 .PHONY: check bench bench-quick bench-micro profile lock clean
 
 help: ## show this
@@ -13,6 +13,9 @@ help: ## show this
 
 run: setup-run ## set up what the daemon needs and start it (Ctrl-C stops it; ARGS='--mount DIRECTORY')
 	@exec .venv/bin/bockd serve $(ARGS)
+
+run-ceph: setup-run setup-ceph ## start it on a Ceph cluster of its own, which is thrown away at the end (Ctrl-C)
+	@exec .venv/bin/python -m tests.drivers.rbd.running $(ARGS)
 
 # The hostile tests measure how long others wait: nothing runs beside them.
 test: setup ## set up everything and run the tests (ARGS='-k name' for some of them)
@@ -82,7 +85,7 @@ setup: setup-test ## set up everything: run, tests, benchmarks
 
 setup-test:
 	@[ "$$(dpkg --print-architecture)" = amd64 ] || { echo 'setup: the tests need an amd64 machine, because they boot guests; make run does not' >&2; exit 1; }
-	@.setup/packages .setup/packages-run .setup/packages-test
+	@.setup/packages .setup/packages-run .setup/packages-test .setup/packages-ceph
 	@.setup/python dev
 	@.setup/libnbd
 	@.setup/ceph
@@ -90,6 +93,10 @@ setup-test:
 setup-run:
 	@.setup/packages .setup/packages-run
 	@.setup/python run
+
+setup-ceph: setup-run
+	@.setup/packages .setup/packages-ceph
+	@.setup/ceph
 
 setup-check:
 	@.setup/packages .setup/packages-run

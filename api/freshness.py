@@ -1,5 +1,5 @@
-"""A request is answered by what was committed anywhere before it came, where several daemons share an
-index: that is awaited before anything is looked up, a token to begin with.
+"""Where several daemons share an index, a request is answered by what was committed anywhere before
+it came: that is awaited before anything is looked up, a token to begin with.
 """
 
 from __future__ import annotations

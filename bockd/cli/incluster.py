@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from bockd.blockstorage.check import with_records
 from bockd.cli.client import ControlClient
 from bockd.config import Settings
 from bockd.daemon.datadir import REPLICA, DataDirectory, is_of_gateway
@@ -53,6 +52,7 @@ def _check(path: Path, settings: Settings) -> CheckReport:
             f"{path} is the data directory of a gateway whose pool is in a Ceph cluster: give its "
             "configuration (--config), or start it"
         )
+    from bockd.blockstorage.check import with_records
     from bockd.drivers.rbd.pool import RbdPool
 
     # Nothing is opened, so other gateways get their answers at once, in Ceph's thread.

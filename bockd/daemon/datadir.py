@@ -64,6 +64,16 @@ def refuse_local_pool(path: Path) -> None:
         )
 
 
+def refuse_gateway(path: Path) -> None:
+    """Raise InvalidRequestError if a data directory is that of a daemon whose pool is in Ceph.
+    Blocks."""
+    if is_of_gateway(path):
+        raise InvalidRequestError(
+            f"{path} is that of a daemon whose pool is in a Ceph cluster: set pool.driver to rbd, "
+            "or give a local pool a data directory of its own (data_dir)"
+        )
+
+
 def is_of_gateway(path: Path) -> bool:
     """Return whether a data directory is that of a daemon whose pool is in Ceph. Blocks."""
     return os.path.isdir(path / REPLICA) and not os.path.exists(path / _INDEX)

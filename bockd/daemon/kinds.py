@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 from bockd.config import Settings
 from bockd.daemon.backend import BackendKind
 from bockd.model import PoolDriver
 
+KINDS = {
+    PoolDriver.LOCAL: ("bockd.daemon.localbackend", "LocalBackend"),
+    PoolDriver.RBD: ("bockd.daemon.rbdbackend", "RbdBackend"),
+}
+"""The module and the name of each."""
+
 
 def backend_kind(settings: Settings) -> BackendKind:
-    """Return the kind that the configuration names. No other one is imported. Raises
-    NotSupportedError: this machine lacks what the kind needs, which the error says."""
-    if settings.pool.driver is PoolDriver.RBD:
-        from bockd.daemon.rbdbackend import RbdBackend
-
-        return RbdBackend
-    from bockd.daemon.localbackend import LocalBackend
-
-    return LocalBackend
+    """Return the kind that the configuration names, and import no other. Raises NotSupportedError:
+    this machine lacks what the kind needs, which the error says."""
+    module, name = KINDS[settings.pool.driver]
+    kind: BackendKind = getattr(import_module(module), name)
+    return kind

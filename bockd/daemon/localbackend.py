@@ -10,6 +10,7 @@ import trio
 
 from bockd.config import Settings
 from bockd.daemon.backups import Backups
+from bockd.daemon.datadir import refuse_gateway
 from bockd.daemon.retrying import Retrying
 from bockd.daemon.scrubbing import Scrubbing
 from bockd.daemon.settling import Settling
@@ -46,7 +47,9 @@ class LocalBackend:
 
     @staticmethod
     def check_start(settings: Settings, *, is_default: bool) -> None:
-        """See BackendKind, and `newpool.check_start` for what is raised."""
+        """See BackendKind, and `newpool.check_start` for what is raised; InvalidRequestError also
+        for the data directory of a gateway to a pool in Ceph."""
+        refuse_gateway(settings.data_dir)
         check_start(settings.data_dir, is_default=is_default)
 
     @classmethod

@@ -72,16 +72,16 @@ class RbdBackend:
         del retrying
         post = trio.lowlevel.current_trio_token().run_sync_soon
 
-        def open_pool() -> Self:
+        def open_pool() -> tuple[RbdPool, DataDirectory]:
             directory = DataDirectory(settings.data_dir)
             try:
                 replica = settings.data_dir / REPLICA
-                return cls(RbdPool.open(settings.rbd, replica, spawn, post), directory, runner)
+                return RbdPool.open(settings.rbd, replica, spawn, post), directory
             except BaseException:
                 directory.release()
                 raise
 
-        return await trio.to_thread.run_sync(open_pool)
+        return cls(*await trio.to_thread.run_sync(open_pool), runner)
 
     async def prepare(self) -> None:
         """Enter the table of gateways, and find the key that all of them sign tokens with."""
@@ -97,7 +97,7 @@ class RbdBackend:
         await self._work.run()
 
     def begin_end(self) -> None:
-        """From now on, end the process when nothing was closed for `END_SECONDS`."""
+        """Watch the end: when nothing was closed for `END_SECONDS`, end the process."""
         threading.Thread(target=self._watch_end, name="end", daemon=True).start()
 
     def _watch_end(self) -> None:

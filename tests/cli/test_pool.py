@@ -76,7 +76,9 @@ def test_the_daemon_warns_of_space_and_of_files(
     caplog.set_level(logging.WARNING, logger="bockd.daemon.capacity")
     pool = LocalPool.open(tmp_path / "pool", Background().spawn)
     try:
-        capacity = Capacity(pool, StepRunner(1), tmp_path, f"the file system of {tmp_path}", (80, 90))
+        capacity = Capacity(
+            pool, StepRunner(1), tmp_path, f"the file system of {tmp_path}", (80, 90)
+        )
         for seen, words in (
             (filled(79, 10), None),
             (filled(81, 10), "81 % full, 19 MiB are free"),

@@ -146,9 +146,7 @@ class OpenNodes:
             )
         self._opening += 1
         try:
-            taken = await blocking(
-                lambda: run_inline(self.session.taker.take(volume, manner))
-            )
+            taken = await blocking(lambda: run_inline(self.session.taker.take(volume, manner)))
         except BockdError as error:
             self._note_refusal(volume, error)
             raise
@@ -157,9 +155,7 @@ class OpenNodes:
         self.refusals.pop(volume, None)
         # Not that of `taken`: it may have grown since that was read.
         size_bytes = self._record(volume).size_bytes
-        device = RbdDevice(
-            taken.claim.image, f"volume {volume}", size_bytes, read_only=False
-        )
+        device = RbdDevice(taken.claim.image, f"volume {volume}", size_bytes, read_only=False)
         opened = self.volumes[volume] = OpenVolume(taken, device)
         device.lost.subscribe(lambda: self._on_lost(volume, opened))
         return opened

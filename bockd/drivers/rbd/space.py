@@ -152,9 +152,7 @@ def _taken_bytes(
         return
 
 
-def _taken_in(
-    ioctx: rados.Ioctx, name: str, *, has_head: bool
-) -> Iterator[tuple[str | None, int]]:
+def _taken_in(ioctx: rados.Ioctx, name: str, *, has_head: bool) -> Iterator[tuple[str | None, int]]:
     with looking_at(ioctx, name) as image:
         snaps = [one["name"] for one in sorted(image.list_snaps(), key=lambda one: one["id"])]
     points: list[str | None] = [*snaps, None] if has_head else list(snaps)

@@ -69,8 +69,8 @@ class VolumeOperations:
         check_new_volume(name, size_bytes, is_clone=from_snapshot is not None)
 
         def create() -> RbdVolumeRecord:
-            source = None if from_snapshot is None else look_at_snapshot(
-                self._session, from_snapshot
+            source = (
+                None if from_snapshot is None else look_at_snapshot(self._session, from_snapshot)
             )
             size = size_of(source, size_bytes)
             return self._create(
@@ -195,8 +195,7 @@ class VolumeOperations:
         return self._nodes.exclusive(volume, steps)
 
     def delete(self, volume: VolumeId, in_transaction: WithVolume) -> Steps[None]:
-        """See `Pool.delete_volume`. Raises InUseError, too, if clients use it at another gateway.
-        """
+        """See `Pool.delete_volume`. Raises InUseError, too, if clients use it at another gateway."""
 
         def forget() -> RbdVolumeRecord:
             seen = vacate(self._session, volume)

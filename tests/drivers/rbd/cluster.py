@@ -97,20 +97,26 @@ admin_socket =
 """
 
 
+def bound(command: list[str | Path]) -> list[str | Path]:
+    """Return a command that becomes this one, in a process that ends with ours, however ours ends.
+    To be started by the main thread: it ends with the thread that started it."""
+    # The kernel kills it when its parent has died. If that was before this was asked for, the shell
+    # sees another parent.
+    as_child = ["setpriv", "--pdeathsig", "KILL", "sh", "-c", '[ $PPID = "$0" ] && exec "$@"']
+    return [*as_child, str(os.getpid()), *command]
+
+
 def begin_bound(
     command: list[str | Path], output: IO[bytes], directory: Path
 ) -> subprocess.Popen[bytes]:
-    """Start a process that ends with this one, however this one ends. To be called by the main
-    thread: it ends with the thread that started it."""
-    # The kernel kills it when its parent has died. If that was before this was asked for, the shell
-    # sees another parent.
-    bound = ["setpriv", "--pdeathsig", "KILL", "sh", "-c", '[ $PPID = "$0" ] && exec "$@"']
+    """Start a process that ends with this one (`bound`), and not by a terminal's Ctrl-C before."""
     return subprocess.Popen(
-        [*bound, str(os.getpid()), *command],
+        bound(command),
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=output,
         cwd=directory,
+        start_new_session=True,
     )
 
 
