@@ -18,7 +18,7 @@ import trio
 from bockd.config import Settings
 from bockd.control import ClusterInfo
 from bockd.daemon.datadir import REPLICA, DataDirectory, refuse_local_pool
-from bockd.daemon.gatewaywork import GatewayWork
+from bockd.daemon.gatewaywork import FOLLOW_SECONDS, GatewayWork
 from bockd.daemon.retrying import Retrying
 from bockd.drivers.rbd.pool import RbdPool
 from bockd.identity.sharedkey import shared_key
@@ -94,7 +94,15 @@ class RbdBackend:
     async def run(self, written_bytes: Callable[[VolumeId], int]) -> None:
         """Follow the index, sweep and flatten, until cancelled."""
         del written_bytes
-        await self._work.run()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._work.run)
+            nursery.start_soon(self._drop_taken)
+
+    async def _drop_taken(self) -> None:
+        """See `OpenNodes.drop_taken`."""
+        while True:
+            await trio.sleep(FOLLOW_SECONDS)
+            self.pool.open_nodes.drop_taken()
 
     def begin_end(self) -> None:
         """Watch the end: when nothing was closed for `END_SECONDS`, end the process."""

@@ -132,6 +132,15 @@ class OpenNodes:
             opened.device.grow(record.size_bytes)
         return opened
 
+    def drop_taken(self) -> None:
+        """Drop the volumes that other gateways have taken, as the index has it by now: then users
+        that ask for nothing find out, too."""
+        for volume in list(self.volumes):
+            try:
+                self._still_ours(volume)
+            except BockdError as error:
+                log.debug("looking who has volume %s: %s", volume, error)
+
     def _record(self, volume: VolumeId) -> RbdVolumeRecord:
         with self.session.index.reading() as txn:
             return volume_record(txn, volume)
