@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from bockd.errors import UnavailableError
 from bockd.model import BLOCK_SIZE, MIB, NodeKind
 from bockd.pool.reports import Space
 from tests.pool.opendriver import OpenDriver
@@ -81,9 +84,15 @@ def test_attributes_are_those_of_the_transaction_that_lists(driver: OpenDriver) 
 
 
 def test_room_is_that_of_what_the_pool_stands_on(driver: OpenDriver) -> None:
-    driver.write(driver.volume("one").id, 0, b"x", flush=True)
-    room = driver.pool.room()
+    try:
+        room = driver.pool.room()
+    except UnavailableError as error:
+        pytest.skip(str(error))  # the tests' Ceph cluster has nobody who knows it
     assert 0 < room.f_bavail <= room.f_blocks
+
+
+def test_what_was_written_is_used(driver: OpenDriver) -> None:
+    driver.write(driver.volume("one").id, 0, b"x", flush=True)
     assert driver.pool.used_bytes() >= BLOCK_SIZE
 
 

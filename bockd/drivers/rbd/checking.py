@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 from bockd.drivers.rbd.binding import rados, rbd
 from bockd.drivers.rbd.errors import named
-from bockd.drivers.rbd.session import Session
 from bockd.drivers.rbd.images import looking_at
 from bockd.drivers.rbd.records import (
     RbdSnapshotRecord,
@@ -22,6 +21,7 @@ from bockd.drivers.rbd.records import (
     snapshot_records,
     volume_records,
 )
+from bockd.drivers.rbd.session import Session
 from bockd.errors import NotFoundError
 from bockd.pool.reports import CheckReport
 
@@ -45,7 +45,7 @@ class Found(NamedTuple):
 def check(session: Session) -> CheckReport:
     """See `Pool.check`. Blocks."""
     with session.images.use() as (_, ioctx):
-        found = {name: one for name in _list(ioctx) if (one := _look(ioctx, name)) is not None}
+        found = {name: image for name in _list(ioctx) if (image := _look(ioctx, name)) is not None}
         # After the images: so the records know of each that is old enough.
         records = _records(session)
         problems = [_missing(one) for one in records if not _is_there(one, found.get(one.image))]

@@ -18,10 +18,10 @@ from typing import ParamSpec, TypeVar
 
 from bockd.drivers.rbd.claims import RbdClaim
 from bockd.drivers.rbd.device import RbdDevice
-from bockd.drivers.rbd.session import Session
 from bockd.drivers.rbd.images import open_image
 from bockd.drivers.rbd.messages import Manner
 from bockd.drivers.rbd.records import RbdVolumeRecord, snapshot_record, volume_record
+from bockd.drivers.rbd.session import Session
 from bockd.drivers.rbd.taking import Taken
 from bockd.errors import BockdError, DamagedError, InUseError, VolumeFailedError, volume_failed
 from bockd.model import NodeKind, SnapshotId, VolumeId

@@ -14,13 +14,13 @@ from bockd.drivers.rbd import space
 from bockd.drivers.rbd.checking import check
 from bockd.drivers.rbd.device import RbdDevice
 from bockd.drivers.rbd.extents import OBJECT_BYTES
-from bockd.drivers.rbd.session import Session
 from bockd.drivers.rbd.index import SharedIndex
 from bockd.drivers.rbd.messages import Manner
 from bockd.drivers.rbd.opennodes import OpenNodes
 from bockd.drivers.rbd.recalling import recall
 from bockd.drivers.rbd.records import Identity, volume_record
 from bockd.drivers.rbd.releasing import OnAsked, Post, Releases
+from bockd.drivers.rbd.session import Session
 from bockd.drivers.rbd.snapshots import SnapshotOperations
 from bockd.drivers.rbd.volumes import VolumeOperations
 from bockd.errors import NotFoundError, VolumeFailedError, volume_failed

@@ -50,7 +50,7 @@ class Releases:
     def _start(self, image: str, manner: Manner, answer: Future[bool]) -> None:
         try:
             volume = None if self._nodes is None else self._nodes.volume_of(image)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - for the bus, which logs it
             answer.set_exception(error)
             return
         if volume is None or self._nodes is None:
@@ -62,7 +62,7 @@ class Releases:
     async def _answer(self, volume: VolumeId, manner: Manner, answer: Future[bool]) -> None:
         try:
             answer.set_result(await self.release_volume(volume, manner))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - for the bus, which logs it
             answer.set_exception(error)
 
     async def release_volume(self, volume: VolumeId, manner: Manner) -> bool:

@@ -6,14 +6,15 @@ what it shares are those that it shows of the snaps below.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from datetime import UTC
+from typing import Any
 
 from bockd.drivers.rbd.binding import rados, rbd
 from bockd.drivers.rbd.errors import named
 from bockd.drivers.rbd.extents import OBJECT_BYTES
-from bockd.drivers.rbd.session import Session
 from bockd.drivers.rbd.images import looking_at
 from bockd.drivers.rbd.opennodes import OpenNodes
 from bockd.drivers.rbd.records import (
@@ -24,12 +25,16 @@ from bockd.drivers.rbd.records import (
     volume_record,
     volume_records,
 )
-from bockd.errors import NotFoundError
-from bockd.model import NodeKind, SnapshotId, VolumeId
+from bockd.drivers.rbd.session import Session
+from bockd.errors import NotFoundError, UnavailableError
+from bockd.model import BLOCK_SIZE, NodeKind, SnapshotId, VolumeId
 from bockd.pool.index import Transaction
 from bockd.pool.nodes import Nodes
 from bockd.pool.reports import Attributes, NodeSpace, Shares, Space, SpacePage
 from bockd.runtime.steps import blocking
+
+ROOM_SECONDS = 10
+"""How long the monitors may take to say how much room there is."""
 
 Record = RbdVolumeRecord | RbdSnapshotRecord
 
@@ -109,13 +114,30 @@ def attributes(session: Session, nodes: Nodes, kind: NodeKind, node: int) -> Att
 
 
 def room(session: Session) -> os.statvfs_result:
-    """See `Pool.room`: that of the whole cluster, without a limit of files. Blocks."""
-    with named("asking for the space of the Ceph cluster"):
-        stats = session.cluster.get_cluster_stats()
-    unit = 1024
-    return os.statvfs_result(
-        (unit, unit, stats["kb"], stats["kb_avail"], stats["kb_avail"], 0, 0, 0, 0, 255)
+    """See `Pool.room`: what fits into the Ceph pool, whose replicas count once, without a limit of
+    files. Blocks. Raises UnavailableError, also while Ceph has no manager to know it."""
+    order = json.dumps({"prefix": "df", "detail": "detail", "format": "json"})
+    with named("asking for the room of the Ceph pool"):
+        status, reply, reason = session.cluster.mon_command(order, b"", timeout=ROOM_SECONDS)
+    if status < 0:
+        raise UnavailableError(
+            f"asking for the room of the Ceph pool: {os.strerror(-status)} {reason}"
+        )
+    for pool in json.loads(reply)["pools"]:
+        if pool["name"] == session.settings.pool and pool["stats"]["max_avail"]:
+            return _room(pool["stats"])
+    raise UnavailableError(
+        f"Ceph does not say how much room its pool {session.settings.pool!r} has: 'ceph -s' shows "
+        "whether it has an active manager"
     )
+
+
+def _room(stats: dict[str, Any]) -> os.statvfs_result:
+    stored, free = int(stats["stored"]), int(stats["max_avail"])
+    if quota := int(stats.get("quota_bytes", 0)):
+        free = max(0, min(free, quota - stored))
+    blocks, unused = (stored + free) // BLOCK_SIZE, free // BLOCK_SIZE
+    return os.statvfs_result((BLOCK_SIZE, BLOCK_SIZE, blocks, unused, unused, 0, 0, 0, 0, 255))
 
 
 def _shown_bytes(image: rbd.Image, size_bytes: int, *, below: bool) -> int:

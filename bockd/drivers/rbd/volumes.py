@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from bockd.drivers.rbd.session import Session
 from bockd.drivers.rbd.images import (
     clone_image,
     create_image,
@@ -33,6 +32,7 @@ from bockd.drivers.rbd.records import (
     unchanged,
     volume_record,
 )
+from bockd.drivers.rbd.session import Session
 from bockd.errors import ConflictError, InUseError, InvalidRequestError, NotFoundError
 from bockd.failpoints import Failpoint, hit
 from bockd.model import NodeKind, SnapshotId, VolumeId
@@ -106,7 +106,7 @@ class VolumeOperations:
                 name=name_of(naming, nodes, volume),
                 size_bytes=size_bytes,
                 created_at=self._session.clock(),
-                from_snapshot=source and source.id,
+                from_snapshot=source.id if source else None,
                 failed=None,
                 content_bytes=content_bytes,
                 image=image,
@@ -195,7 +195,7 @@ class VolumeOperations:
         return self._nodes.exclusive(volume, steps)
 
     def delete(self, volume: VolumeId, in_transaction: WithVolume) -> Steps[None]:
-        """See `Pool.delete_volume`. Raises InUseError, too, if clients use it at another gateway."""
+        """See `Pool.delete_volume`. InUseError also means clients at another gateway."""
 
         def forget() -> RbdVolumeRecord:
             seen = vacate(self._session, volume)
@@ -327,14 +327,15 @@ def vacate(session: Session, volume: VolumeId) -> RbdVolumeRecord:
     seen = look_at_volume(session, volume)
     if seen.holder is None:
         return seen
+    lost = None
     try:
         taken = run_inline(session.taker.take(volume, Manner.POLITE))
     except NotFoundError:
         # The volume is gone; or its image is, and nobody can have that.
-        lost, now = seen.image, look_at_volume(session, volume)
+        lost = seen.image
     else:
         run_inline(session.taker.give_back(taken))
-        lost, now = None, look_at_volume(session, volume)
+    now = look_at_volume(session, volume)
     if now.holder is not None and now.image != lost:
         raise InUseError(f"gateway {now.holder} has just opened volume {volume} ({now.name})")
     return now

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +37,11 @@ from bockd.drivers.rbd.binding import rbd  # noqa: E402
 from bockd.drivers.rbd.errors import ShutOutError  # noqa: E402
 from bockd.drivers.rbd.images import looking_at, remove_image  # noqa: E402
 from bockd.drivers.rbd.messages import Manner  # noqa: E402
-from bockd.drivers.rbd.records import RbdVolumeRecord, volume_record  # noqa: E402
+from bockd.drivers.rbd.records import (  # noqa: E402
+    RbdVolumeRecord,
+    snapshot_record,
+    volume_record,
+)
 
 
 @pytest.fixture
@@ -73,6 +78,11 @@ def snaps(driver: RbdDriver, image: str) -> list[str]:
         looking_at(ioctx, image) as opened,
     ):
         return [one["name"] for one in opened.list_snaps()]
+
+
+def snap_of(driver: RbdDriver, snapshot: SnapshotId) -> str:
+    with driver.rbd.index.reading() as txn:
+        return snapshot_record(txn, snapshot).snap
 
 
 def problems(driver: RbdDriver) -> tuple[str, ...]:
@@ -248,7 +258,7 @@ def test_what_another_gateway_changes_meanwhile_is_not_passed_over(
 
     monkeypatch.setattr(there.rbd.index, "update", meanwhile)
     kept = images(there)
-    changes = {
+    changes: dict[str, Callable[[RbdDriver, VolumeId, SnapshotId], Steps[Any]]] = {
         **CHANGES,
         "extend": lambda d, v, s: d.pool.extend_volume(v, 2 * MIB),
         "snapshot": lambda d, v, s: d.pool.create_snapshot(v, "t"),
@@ -257,14 +267,7 @@ def test_what_another_gateway_changes_meanwhile_is_not_passed_over(
         there.run(changes[change](there, volume, snapshot))
     assert there.of_volume(volume) == b"then"
     assert len(images(there)) == len(kept) + 1
-    assert snaps(there, next(iter(kept))) == [record_of_snap(there, snapshot)]
-
-
-def record_of_snap(driver: RbdDriver, snapshot: SnapshotId) -> str:
-    from bockd.drivers.rbd.records import snapshot_record
-
-    with driver.rbd.index.reading() as txn:
-        return snapshot_record(txn, snapshot).snap
+    assert snaps(there, next(iter(kept))) == [snap_of(there, snapshot)]
 
 
 # -- images ----------------------------------------------------------------------------------
@@ -436,7 +439,7 @@ def test_a_check_names_what_is_missing(here: RbdDriver) -> None:
         remove_image(ioctx, record(here, other).image)
         with rbd.Image(ioctx, record(here, volume).image) as image:
             image.resize(MIB // 2)
-            image.remove_snap(record_of_snap(here, snapshot))
+            image.remove_snap(snap_of(here, snapshot))
     found = problems(here)
     assert len(found) == 3
     assert "volume 1 (one)" in found[0]
@@ -461,3 +464,31 @@ def test_an_extension_that_failed_is_no_problem(here: RbdDriver) -> None:
     with here.pool.nodes() as nodes:
         assert isinstance(nodes, Nodes)
         assert nodes.volume(volume).size_bytes == MIB
+
+
+# -- room ------------------------------------------------------------------------------------
+
+
+def test_room_is_what_fits_into_the_ceph_pool(
+    here: RbdDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The tests' cluster has no manager, which knows the figures.
+    with pytest.raises(UnavailableError, match="manager"):
+        here.pool.room()
+    stats = {"stored": 3 * MIB, "max_avail": 5 * MIB, "bytes_used": 9 * MIB}
+    pools = [{"name": "other", "id": 1, "stats": {}}, {"name": "rbd", "id": 2, "stats": stats}]
+
+    def mon_command(_order: str, _data: bytes, timeout: int) -> tuple[int, bytes, str]:
+        return 0, json.dumps({"stats": {}, "pools": pools}).encode(), ""
+
+    class Monitors:
+        pass
+
+    monkeypatch.setattr(here.rbd.session, "cluster", monitors := Monitors())
+    monkeypatch.setattr(monitors, "mon_command", mon_command, raising=False)
+    found = here.pool.room()
+    assert found.f_blocks * found.f_frsize == 8 * MIB
+    assert found.f_bavail * found.f_frsize == 5 * MIB
+    stats["quota_bytes"] = 4 * MIB
+    found = here.pool.room()
+    assert (found.f_blocks, found.f_bavail) == (4 * MIB // BLOCK_SIZE, MIB // BLOCK_SIZE)

@@ -24,6 +24,7 @@ need_modules()
 
 from bockd.drivers.rbd import checking  # noqa: E402 - where there are the modules
 
+DYING = (sys.executable, "-m", "tests.drivers.rbd.pooldying")
 LEFT_OVER = "only takes space"
 
 
@@ -77,8 +78,7 @@ def test_killed_at_a_step_the_pool_is_whole(
     make_ground(before)
     before.close()
     died = subprocess.run(
-        [sys.executable, "-m", "tests.drivers.rbd.pooldying"]
-        + [as_text(rbd_namespace), tmp_path / "dying", operation],
+        [*DYING, as_text(rbd_namespace), tmp_path / "dying", operation],
         env={**os.environ, VARIABLE: point},
         capture_output=True,
         text=True,
@@ -95,6 +95,6 @@ def test_killed_at_a_step_the_pool_is_whole(
     left = after.run(after.pool.check()).problems
     assert all(LEFT_OVER in problem for problem in left)
     made = point is Failpoint.IMAGE_MADE and operation != "extend"
-    assert bool(left) == (made or point is Failpoint.IMAGE_FORGOTTEN and operation != "revert")
+    assert bool(left) == (made or (point is Failpoint.IMAGE_FORGOTTEN and operation != "revert"))
     assert after.pool.users(NodeKind.VOLUME, 1) == 0
     after.close()
