@@ -28,7 +28,8 @@ class Deadline:
         self._end = _now() + MAKING_SECONDS
 
     def check(self) -> None:
-        """To be asked in the transaction that names it. Raises UnavailableError."""
+        """Return if it may be named still: asked in the transaction that does. Raises
+        UnavailableError."""
         if _now() > self._end:
             raise UnavailableError(
                 f"the Ceph cluster took more than {MAKING_SECONDS:.0f} s for it; try again"
