@@ -7,12 +7,22 @@ from cancellation.
 from __future__ import annotations
 
 import logging
+import os
 from collections import deque
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import trio
 
-from bockd.runtime.steps import Blocking, CompiledCall, Completion, Signal, Step, Steps
+from bockd.runtime.steps import (
+    Blocking,
+    CompiledCall,
+    Completion,
+    ResultSource,
+    Signal,
+    Step,
+    Steps,
+)
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -51,32 +61,65 @@ def running_loop() -> Loop | None:
 
 
 class Endings:
-    """Wakes the tasks whose completions have ended, in other threads: those that end while the
-    loop is busy with one message to it."""
+    """Wakes those whose completions have ended: all that end while the loop is busy, a *burst*, at
+    once. What ends in other threads costs one message to the loop; the results that a `ResultSource`
+    has are taken by the loop itself, in a task that lives as long as the source."""
 
     def __init__(self, token: trio.lowlevel.TrioToken) -> None:
         self.token = token
-        self._ended: deque[trio.Event] = deque()
+        self._ended: deque[Callable[[], object]] = deque()
         self._posted = False
+        self._at_end: list[Callable[[], object]] = []
 
     async def wait(self, completion: Completion[Any]) -> None:
         """Wait until a completion has ended."""
         event = trio.Event()
+        self.subscribe(completion, event.set)
+        await event.wait()
 
-        def wake() -> None:
+    def subscribe(self, completion: Completion[Any], wake: Callable[[], object]) -> None:
+        """Have `wake` called by the loop once a completion has ended. It must not raise."""
+
+        def ended() -> None:
             # In this order: what finds a message on its way is woken by it.
-            self._ended.append(event)
+            self._ended.append(wake)
             if not self._posted:
                 self._posted = True
                 self.token.run_sync_soon(self._wake_all)
 
-        completion.subscribe(wake)
-        await event.wait()
+        completion.subscribe(ended)
+        source = completion.source
+        if source is not None and not source.watched:
+            self._watch(source)
+
+    def at_end_of_burst(self, call: Callable[[], object]) -> None:
+        """Have `call` called when all of this burst have been woken. For those who are just woken.
+        It must not raise."""
+        self._at_end.append(call)
 
     def _wake_all(self) -> None:
         self._posted = False
         while self._ended:
-            self._ended.popleft().set()
+            self._ended.popleft()()
+        while self._at_end:
+            self._at_end.pop()()
+
+    def _watch(self, source: ResultSource) -> None:
+        descriptor = source.watch()
+        if descriptor is not None:
+            trio.lowlevel.spawn_system_task(self._take_from, source, descriptor)
+
+    async def _take_from(self, source: ResultSource, descriptor: int) -> None:
+        try:
+            goes_on = True
+            while goes_on:
+                await trio.lowlevel.wait_readable(descriptor)
+                self._posted = True  # what ends now is woken here
+                goes_on = source.take()
+                self._wake_all()
+        finally:
+            source.unwatch()
+            os.close(descriptor)
 
 
 class StepRunner:
@@ -115,7 +158,7 @@ class StepRunner:
                     await _fired(step)
                 return None, None
             if isinstance(step, Completion):
-                await self._endings_here().wait(step)
+                await self.endings().wait(step)
                 return None, None
             if isinstance(step, CompiledCall) and step.begin():
                 await _made(step)
@@ -124,8 +167,8 @@ class StepRunner:
         except BaseException as error:  # noqa: BLE001 - handed to the operation, its rightful owner
             return None, error
 
-    def _endings_here(self) -> Endings:
-        """Those of the loop that runs: a runner may serve several, one after the other."""
+    def endings(self) -> Endings:
+        """Return those of the loop that runs: a runner may serve several, one after the other."""
         token = trio.lowlevel.current_trio_token()
         if self._endings is None or self._endings.token is not token:
             self._endings = Endings(token)

@@ -20,10 +20,13 @@ import os
 import threading
 from collections.abc import Callable, Coroutine, Generator
 from functools import partial
-from typing import Any, Generic, ParamSpec, Protocol, TypeAlias, TypeVar
+from typing import Any, Generic, ParamSpec, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+_PATIENCE_SECONDS = 0.1
+"""How long to leave a result to whoever takes it: an event loop may be held up, even by us."""
 
 
 class Blocking(Generic[T]):
@@ -137,12 +140,43 @@ class Signal:
             self._waiters.append(wake)
 
 
+@runtime_checkable
+class ResultSource(Protocol):
+    """Where results of completions come out, for somebody to take them: an event loop that runs
+    operations, or a thread of the source's own. All of this may be called in any thread."""
+
+    watched: bool
+    """Whether an event loop takes them."""
+
+    def watch(self) -> int | None:
+        """Have an event loop take the results from now on. Return a descriptor that is readable
+        when there may be some, and which the caller closes. None: another loop does, or nothing
+        will come any more."""
+        ...
+
+    def unwatch(self) -> None:
+        """End what `watch` has begun."""
+        ...
+
+    def take(self) -> bool:
+        """End the completions whose results have come, without waiting. Return False: nothing will
+        come any more."""
+        ...
+
+    def attend(self) -> None:
+        """Have a thread take the results unless an event loop does."""
+        ...
+
+
 class Completion(Generic[T]):
     """The result of something that another library does in its own threads.
 
     `finish` and `fail` may be called in any thread, one of them once. All else is for the owner
     thread: whoever waits goes on there.
     """
+
+    source: ResultSource | None = None
+    """Where its result comes out if somebody must take it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -222,6 +256,10 @@ def run_inline(steps: Steps[T]) -> T:
             if isinstance(step, Completion):
                 ended = threading.Event()
                 step.subscribe(ended.set)
+                if step.source is not None:
+                    step.source.attend()
+                    while not ended.wait(_PATIENCE_SECONDS):
+                        step.source.take()
                 ended.wait()
                 step = steps.send(None)
                 continue

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import errno
-from contextlib import ExitStack
 
 from bockd.config.rbd import RbdSettings
 from bockd.drivers.rbd.binding import rados, rbd
-from bockd.drivers.rbd.connection import connect, open_pool
 from bockd.drivers.rbd.errors import CEPH_ERRORS, errno_of, named
-from bockd.drivers.rbd.images import ask_monitors, lock_image, open_image
-from bockd.drivers.rbd.settings import volume_options
+from bockd.drivers.rbd.images import ask_monitors, lock_image
+from bockd.drivers.rbd.opening import open_volume
 from bockd.errors import InUseError
 
 _NOT_THE_OWNER = frozenset({errno.EBUSY, errno.ENOENT})
@@ -24,13 +22,8 @@ class RbdClaim:
         """Connect and open. Blocks. `limited` is the connection whose operations have a limit.
         Raises BockdError."""
         self._limited = limited
-        with ExitStack() as stack:
-            self._cluster = connect(settings, volume_options(settings))
-            stack.callback(self._cluster.shutdown)
-            ioctx = open_pool(self._cluster, settings)
-            stack.callback(ioctx.close)
-            self.image = open_image(ioctx, name)
-            self._connection = stack.pop_all()
+        self.image = open_volume(settings, name)
+        """What the device is made over: the lock is this opening's alone."""
 
     def owner(self) -> str | None:
         """See the contract."""
@@ -57,7 +50,7 @@ class RbdClaim:
         # What follows would wait without a limit.
         ask_monitors(self._limited)
         with named("asking for the latest map"):
-            self._cluster.wait_for_latest_osdmap()
+            self.image.wait_for_latest_osdmap()
 
     def lock(self) -> bool:
         """See the contract. librbd asks the owner, and may wait for one that hangs and has come
@@ -70,8 +63,5 @@ class RbdClaim:
 
     def close(self) -> None:
         """See the contract. It waits as long as the cluster makes it wait."""
-        try:
-            with named("closing an image"):
-                self.image.close()
-        finally:
-            self._connection.close()
+        with named("closing an image"):
+            self.image.close()

@@ -1,16 +1,17 @@
-"""Requests to an image, and how their results come from librbd's threads to the owner thread.
+"""Requests to an image, and how their results come from librbd to the owner thread.
 
-librbd answers in any order, in threads of its own. A `Request` is what it calls there, and what
-the operation that made it awaits; all that happens in librbd's thread is that the result is noted.
+librbd answers in any order. A `Request` is what is called with a result, and what the operation
+that made it awaits. Ceph's Python module calls it in a thread of librbd's, where all that happens
+is that the result is noted; an `EventImage` in the thread that takes its results.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-from bockd.runtime.steps import Completion
+from bockd.runtime.steps import Completion, ResultSource
 
 
 class Finished(Protocol):
@@ -53,14 +54,31 @@ class Image(Protocol):
     def close(self) -> None: ...
 
 
+@runtime_checkable
+class InPlace(Protocol):
+    """An image that works on the buffers of who asks: they are neither copied nor freed, and must
+    not change, until the result has come."""
+
+    def aio_read_into(self, into: memoryview, offset: int, oncomplete: OnComplete, /) -> object:
+        """Read. The result is the number of bytes."""
+        ...
+
+    def aio_write_from(self, data: memoryview, offset: int, oncomplete: OnComplete, /) -> object:
+        """Write."""
+        ...
+
+
 class Request(Completion[bytes | bytearray | None]):
-    """One request on its way. What awaits it gets the data of a read.
+    """One request on its way. What awaits it gets the data of a read, unless it is `InPlace`.
 
     Raises OSError with librbd's error number.
     """
 
-    def __init__(self, payload: bytes | None = None) -> None:
+    def __init__(self, payload: bytes | None = None, source: ResultSource | None = None) -> None:
         super().__init__()
+        self.source = source
+        self.status = 0
+        """What librbd has returned: a number of bytes, or 0. To be asked when it has ended."""
         self.payload = payload
         """What a write sends. librbd reads it until the request has ended, whoever still waits;
         newer releases keep no copy. librbd has this object until then, and it has the payload."""
@@ -72,4 +90,5 @@ class Request(Completion[bytes | bytearray | None]):
         if status < 0:
             self.fail(OSError(-status, os.strerror(-status)))
         else:
+            self.status = status
             self.finish(data)

@@ -16,12 +16,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bockd.drivers.rbd.binding import rbd
-from bockd.drivers.rbd.completions import Image, Request
+from bockd.drivers.rbd.completions import Image, InPlace, Request
 from bockd.drivers.rbd.errors import CEPH_ERRORS, from_ceph_error, from_volume_error
 from bockd.drivers.rbd.extents import Objects, existing_objects
 from bockd.errors import BockdError, DeviceError, VolumeTakenError
 from bockd.model import BLOCK_SIZE, Extent
-from bockd.runtime.steps import Signal, blocking
+from bockd.runtime.steps import ResultSource, Signal, blocking
 from bockd.runtime.waiting import Mutex
 
 _ALLOCATE = rbd.RBD_WRITE_ZEROES_FLAG_THICK_PROVISION
@@ -35,6 +35,8 @@ class RbdDevice:
         self.lost = Signal()
         """Fires when another gateway has taken the volume: its connections are to be ended."""
         self._image = image
+        self._in_place = image if isinstance(image, InPlace) else None
+        self._source = image if isinstance(image, ResultSource) else None
         self._name = name
         self._size_bytes = size_bytes
         self._read_only = read_only
@@ -88,23 +90,31 @@ class RbdDevice:
     # The forms that wait.
 
     async def read(self, offset: int, into: memoryview) -> None:
-        data = await self._request(
-            "reading", lambda request: self._image.aio_read(offset, len(into), request)
-        )
-        assert data is not None
-        if len(data) != len(into):
+        request = Request(None, self._source)
+        if self._in_place is not None:
+            await self._send("reading", request, self._in_place.aio_read_into, into, offset)
+            sent = request.status
+        else:
+            data = await self._send("reading", request, self._image.aio_read, offset, len(into))
+            assert data is not None
+            sent = len(data)
+            if sent == len(into):
+                into[:] = data
+        if sent != len(into):
             raise DeviceError(
-                f"{self._name}: reading {len(into)} bytes at {offset}: {len(data)} were sent"
+                f"{self._name}: reading {len(into)} bytes at {offset}: {sent} were sent"
             )
-        into[:] = data
 
     async def write(self, offset: int, data: memoryview) -> None:
         assert not self._read_only
-        payload = bytes(data)
         with self._objects.writing(offset, len(data)):
-            await self._request(
-                "writing", lambda request: self._image.aio_write(payload, offset, request), payload
-            )
+            if self._in_place is not None:
+                request = Request(None, self._source)
+                await self._send("writing", request, self._in_place.aio_write_from, data, offset)
+            else:
+                payload = bytes(data)
+                request = Request(payload, self._source)
+                await self._send("writing", request, self._image.aio_write, payload, offset)
 
     async def zero(self, offset: int, length: int, *, allocate: bool) -> None:
         assert not self._read_only
@@ -126,9 +136,7 @@ class RbdDevice:
             self._refuse_lost("trimming")
             return
         with self._objects.trimming(start, whole):
-            await self._request(
-                "trimming", lambda request: self._image.aio_discard(start, whole, request)
-            )
+            await self._request("trimming", self._image.aio_discard, start, whole)
 
     async def flush(self) -> None:
         await self._request("flushing", self._image.aio_flush)
@@ -145,13 +153,16 @@ class RbdDevice:
 
     # What they share.
 
-    async def _request(
-        self, doing: str, send: Callable[[Request], object], payload: bytes | None = None
+    async def _request(self, doing: str, send: Callable[..., object], *arguments: object) -> None:
+        await self._send(doing, Request(None, self._source), send, *arguments)
+
+    async def _send(
+        self, doing: str, request: Request, send: Callable[..., object], *arguments: object
     ) -> bytes | bytearray | None:
+        """Call `send` with the arguments and the request behind them, and wait for its result."""
         self._refuse_lost(doing)
-        request = Request(payload)
         try:
-            send(request)
+            send(*arguments, request)
             data = await request
         except (OSError, *CEPH_ERRORS) as error:
             raise self._failure(error, doing) from error

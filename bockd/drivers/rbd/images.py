@@ -16,6 +16,7 @@ import errno
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from bockd.drivers.rbd.binding import rados, rbd
 from bockd.drivers.rbd.errors import errno_of, named
@@ -125,7 +126,15 @@ def looking_at(ioctx: rados.Ioctx, name: str, snap: str | None = None) -> Iterat
         yield image
 
 
-def lock_image(image: rbd.Image) -> None:
+class Lockable(Protocol):
+    """An image that is open for writing."""
+
+    def lock_acquire(self, mode: int, /) -> None: ...
+
+    def get_name(self) -> str: ...
+
+
+def lock_image(image: Lockable) -> None:
     """Take the lock of an image. librbd then gives it to nobody who asks, until the image is closed
     or the lock is broken. Raises InUseError: another gateway has it; BockdError."""
     with named("locking an image"):

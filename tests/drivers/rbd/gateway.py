@@ -10,7 +10,8 @@ from bockd.drivers.rbd import images
 from bockd.drivers.rbd.binding import rbd
 from bockd.drivers.rbd.connection import connect, open_pool
 from bockd.drivers.rbd.device import RbdDevice
-from bockd.drivers.rbd.events import open_volume
+from bockd.drivers.rbd.events import EventImage
+from bockd.drivers.rbd.opening import CallbackImage, VolumeImage
 from bockd.drivers.rbd.settings import Options, index_options, volume_options
 from bockd.runtime.steps import run_inline
 
@@ -60,30 +61,24 @@ class Gateway:
 
     def open(self, name: str, size_bytes: int) -> RbdDevice:
         """Open an image that nobody has open."""
-        image: Any
-        if self.by_events:
-            image = open_volume(self._settings, name)
-        else:
-            image = images.open_image(self._connect(volume_options(self._settings))[1], name)
-        self._stack.callback(image.close)
+        image = self._open(name)
         images.lock_image(image)
         return RbdDevice(image, "volume 7", size_bytes, read_only=False)
 
     def take(self, name: str, size_bytes: int) -> RbdDevice:
         """Open an image that another gateway has open, and shut that one out."""
-        cluster: Any
-        image: Any
-        if self.by_events:
-            cluster = image = open_volume(self._settings, name)
-        else:
-            cluster, ioctx = self._connect(volume_options(self._settings))
-            image = images.open_image(ioctx, name)
-        self._stack.callback(image.close)
+        image = self._open(name)
         for owner in image.lock_get_owners():
             image.lock_break(rbd.RBD_LOCK_MODE_EXCLUSIVE, owner["owner"])
-        cluster.wait_for_latest_osdmap()
+        image.wait_for_latest_osdmap()
         images.lock_image(image)
         return RbdDevice(image, "volume 7", size_bytes, read_only=False)
+
+    def _open(self, name: str) -> VolumeImage:
+        kind = EventImage if self.by_events else CallbackImage
+        image: VolumeImage = kind(self._settings, volume_options(self._settings), name)
+        self._stack.callback(image.close)
+        return image
 
     def open_snap(self, name: str, snap: str, size_bytes: int) -> RbdDevice:
         """Open a snap."""

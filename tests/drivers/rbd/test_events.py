@@ -11,7 +11,6 @@ import pytest
 
 from bockd.config.rbd import RbdSettings
 from bockd.drivers.rbd.completions import Request
-from bockd.errors import NotFoundError
 from bockd.model import BLOCK_SIZE, MIB
 from bockd.runtime.steps import run_inline
 from tests.drivers.rbd.ceph import need_modules
@@ -20,12 +19,17 @@ from tests.drivers.rbd.cluster import Cluster
 need_modules()
 
 from bockd.drivers.rbd.binding import rbd  # noqa: E402 - where there is one
-from bockd.drivers.rbd.events import EventImage, open_volume  # noqa: E402
+from bockd.drivers.rbd.events import EventImage  # noqa: E402
+from bockd.drivers.rbd.settings import volume_options  # noqa: E402
 from tests.drivers.rbd.gateway import Gateway  # noqa: E402
 
 
 def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
+
+
+def open_volume(settings: RbdSettings, name: str) -> EventImage:
+    return EventImage(settings, volume_options(settings), name)
 
 
 async def result(request: Request) -> bytes | bytearray | None:
@@ -34,7 +38,7 @@ async def result(request: Request) -> bytes | bytearray | None:
 
 def test_an_image_that_cannot_be_opened_leaves_nothing(rbd_namespace: RbdSettings) -> None:
     before, threads = descriptors(), threading.active_count()
-    with pytest.raises(NotFoundError, match="opening image none"):
+    with pytest.raises(rbd.OSError):
         open_volume(rbd_namespace, "none")
     assert (descriptors(), threading.active_count()) == (before, threads)
 
@@ -44,7 +48,10 @@ def test_a_closed_image_leaves_nothing_and_refuses_requests(rbd_namespace: RbdSe
         name = gateway.create(MIB)
         before, threads = descriptors(), threading.active_count()
         image = open_volume(rbd_namespace, name)
-        assert (image.get_name(), image.lock_get_owners()) == (name, [])
+        assert (image.get_name(), image.size(), image.lock_get_owners()) == (name, MIB, [])
+        request = Request(None, image)
+        image.aio_flush(request)
+        run_inline(result(request))
         image.close()
         image.close()
         assert (descriptors(), threading.active_count()) == (before, threads)

@@ -1,0 +1,85 @@
+"""Opening the image of a volume for writing, on a connection of its own: by events where the
+distribution's librbd has them (`events.py`), otherwise by callbacks.
+
+The lock of an image belongs to the opening, not to the connection. So what has the lock is also
+what reads and writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from typing import Any, Protocol
+
+from bockd.config.rbd import RbdSettings
+from bockd.drivers.rbd.binding import rbd
+from bockd.drivers.rbd.completions import Image
+from bockd.drivers.rbd.connection import connect, open_pool
+from bockd.drivers.rbd.errors import named
+from bockd.drivers.rbd.settings import Options, volume_options
+from bockd.errors import NotSupportedError
+
+try:
+    from bockd.drivers.rbd.events import EventImage
+except NotSupportedError:
+    by_events = False
+else:
+    by_events = True
+"""Whether images are opened by events."""
+
+
+class VolumeImage(Image, Protocol):
+    """An open image and its connection. Everything but `aio_*` blocks, and raises what Ceph's
+    Python module does."""
+
+    def get_name(self) -> str: ...
+
+    def size(self) -> int:
+        """Return its size in bytes, also after somebody has made it larger."""
+        ...
+
+    def lock_acquire(self, mode: int, /) -> None: ...
+
+    def lock_get_owners(self) -> Iterable[Mapping[str, Any]]: ...
+
+    def lock_break(self, mode: int, owner: str, /) -> None: ...
+
+    def watchers_list(self) -> Iterable[Mapping[str, Any]]: ...
+
+    def wait_for_latest_osdmap(self) -> None:
+        """Return when the connection has the newest map, and with it the newest blocklist."""
+        ...
+
+
+class CallbackImage(rbd.Image):  # type: ignore[misc]
+    """A `VolumeImage` by Ceph's Python module: librbd calls back for each result."""
+
+    def __init__(self, settings: RbdSettings, options: Options, name: str) -> None:
+        """Connect, and open the image. Blocks."""
+        with ExitStack() as stack:
+            self._cluster = connect(settings, options)
+            stack.callback(self._cluster.shutdown)
+            ioctx = open_pool(self._cluster, settings)
+            stack.callback(ioctx.close)
+            super().__init__(ioctx, name)
+            self._connection = stack.pop_all()
+
+    def wait_for_latest_osdmap(self) -> None:
+        """See `VolumeImage`."""
+        self._cluster.wait_for_latest_osdmap()
+
+    def close(self) -> None:
+        """Close the image when nothing is under way any more, and the connection. Blocks."""
+        try:
+            super().close()
+        finally:
+            self._connection.close()
+
+
+def open_volume(settings: RbdSettings, name: str) -> VolumeImage:
+    """Open an image for writing, over a connection of its own. Who calls this closes what it
+    returns. Blocks. Raises BockdError (NotFoundError, UnavailableError, DeniedError)."""
+    kind = EventImage if by_events else CallbackImage
+    with named(f"opening image {name}"):
+        image: VolumeImage = kind(settings, volume_options(settings), name)
+        return image
