@@ -78,7 +78,7 @@ class Endings:
         await event.wait()
 
     def subscribe(self, completion: Completion[Any], wake: Callable[[], object]) -> None:
-        """Have `wake` called by the loop once a completion has ended. It must not raise."""
+        """Have `wake` called by the loop once a completion has ended."""
 
         def ended() -> None:
             # In this order: what finds a message on its way is woken by it.
@@ -93,16 +93,16 @@ class Endings:
             self._watch(source)
 
     def at_end_of_burst(self, call: Callable[[], object]) -> None:
-        """Have `call` called when all of this burst have been woken. For those who are just woken.
-        It must not raise."""
+        """Have `call` called when all of this burst have been woken. For those who are just
+        woken."""
         self._at_end.append(call)
 
     def _wake_all(self) -> None:
         self._posted = False
         while self._ended:
-            self._ended.popleft()()
+            _call(self._ended.popleft())
         while self._at_end:
-            self._at_end.pop()()
+            _call(self._at_end.pop())
 
     def _watch(self, source: ResultSource) -> None:
         descriptor = source.watch()
@@ -115,11 +115,20 @@ class Endings:
             while goes_on:
                 await trio.lowlevel.wait_readable(descriptor)
                 self._posted = True  # what ends now is woken here
-                goes_on = source.take()
-                self._wake_all()
+                try:
+                    goes_on = source.take()
+                finally:
+                    self._wake_all()
         finally:
-            source.unwatch()
             os.close(descriptor)
+            source.unwatch()
+
+
+def _call(wake: Callable[[], object]) -> None:
+    try:
+        wake()
+    except Exception:  # one's trouble must not become another's
+        log.exception("who waited for something was not woken")
 
 
 class StepRunner:

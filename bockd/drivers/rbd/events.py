@@ -38,6 +38,9 @@ log = logging.getLogger(__name__)
 _AT_ONCE = 128
 """More than a connection has under way."""
 
+_PATIENCE_SECONDS = 0.1
+"""Who closes the image leaves results for so long to whoever takes them."""
+
 _MOST_OWNERS = 8
 """A lock that is exclusive has one."""
 
@@ -113,7 +116,8 @@ class EventImage:
         self._closed = True
         if self._pending:
             self.attend()
-            self._idle.wait()
+            while not self._idle.wait(_PATIENCE_SECONDS):
+                self.take()
         with self._taking:
             self._stopping = True
             thread = self._thread
@@ -311,8 +315,13 @@ class EventImage:
         with self._taking:
             if self.watched or self._stopping or self._thread is not None:
                 return
-            self._thread = threading.Thread(target=self._take_all, daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._take_all, daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                log.warning("no thread can be started; results of image %s come late", self._name)
+            else:
+                self._thread = thread
 
     def take(self) -> bool:
         """See `ResultSource`."""

@@ -82,7 +82,7 @@ class Channel:
         """A reply could not be sent: nobody waits for what is left to be served."""
         self._receive_into: Callable[[memoryview], int] = sock.recv_into
         self._receive_fast: Callable[[int, memoryview, int], int] | None = fastlane.receive()
-        self._sending = trio.Lock()
+        self._sending: trio.Lock | _Handed = trio.Lock()
 
     def close(self) -> None:
         self.sock.close()
@@ -181,6 +181,35 @@ class Channel:
         finally:
             self._sending.release()
 
+    def hand_on(self) -> bool:
+        """Let `send_at_once` be called from now on. Return False, with nothing done, if somebody is
+        sending now."""
+        if self._sending.locked():
+            return False
+        self._sending = _Handed()
+        return True
+
+    def send_at_once(self, parts: Sequence[Buffer]) -> Sequence[Buffer] | None:
+        """Send of whole replies what can be sent now. Return the rest, which `send_rest` must send:
+        nobody else sends before. None: others are being sent, and nothing was done. Raises
+        HungUpError."""
+        if self._sending.locked():
+            return None
+        rest = self._try_send(parts)
+        if rest:
+            self._sending.acquire_nowait()
+        return rest
+
+    async def send_rest(self, rest: Sequence[Buffer]) -> None:
+        """Send what `send_at_once` has left. Raises HungUpError. If this is cancelled, a reply has
+        been sent in part, and nobody sends any more."""
+        try:
+            await self._send(rest)
+        except HungUpError:
+            self._sending.release()
+            raise
+        self._sending.release()
+
     @asynccontextmanager
     async def streaming(self) -> AsyncIterator[Stream]:
         """Hold the sending side for a reply that is sent in several pieces."""
@@ -203,6 +232,25 @@ class Channel:
             self.peer_gone = True
             raise HungUpError(f"the client is gone: {error}") from None
         return _behind(parts, sent)
+
+
+class _Handed:
+    """A lock of which no task is the owner: who has acquired it may have another one release it."""
+
+    def __init__(self) -> None:
+        self._free = trio.Semaphore(1, max_value=1)
+        self.acquire = self._free.acquire
+        self.acquire_nowait = self._free.acquire_nowait
+        self.release = self._free.release
+
+    def locked(self) -> bool:
+        return not self._free.value
+
+    async def __aenter__(self) -> None:
+        await self._free.acquire()
+
+    async def __aexit__(self, *_raised: object) -> None:
+        self._free.release()
 
 
 class Stream:

@@ -29,6 +29,7 @@ from bockd.nbd.server.exports import OpenExport
 from bockd.nbd.server.fastlane import LaneArguments, Served
 from bockd.nbd.server.flight import InFlight
 from bockd.nbd.server.flushhabit import FlushHabit
+from bockd.nbd.server.landing import Landings
 from bockd.nbd.server.large import Incoming, LargeTransfers
 from bockd.nbd.server.limits import RECEIVE_BUFFER_BYTES, TURN_NS, ServerLimits
 from bockd.nbd.server.pace import Polling
@@ -110,6 +111,15 @@ class Connection:
             self._runner,
             self._flight,
             self._limits,
+        )
+        self._landings = Landings(
+            encoder,
+            statistics,
+            self._channel,
+            self._account,
+            self._runner,
+            self._flight,
+            self._finish,
         )
         self._channel.on_empty(self._found_empty)
         self._buffer[: len(leftover)] = leftover
@@ -217,13 +227,20 @@ class Connection:
                 return  # dropped on the threshold: the requests behind its greeting do not count
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                self._large.nursery = nursery
+                self._large.nursery = self._landings.nursery = nursery
                 try:
-                    await self._serve()
-                finally:  # what a batch had begun when something unforeseen ended it
-                    self._start_background(perf_counter_ns())
-                self._consumed_bytes = _ALL  # nothing more is read: nobody need wait for it
-                self._pass_fences()
+                    await self._serve_all()
+                finally:
+                    with trio.CancelScope(shield=True):
+                        await self._landings.all()
+
+    async def _serve_all(self) -> None:
+        try:
+            await self._serve()
+        finally:  # what a batch had begun when something unforeseen ended it
+            self._start_background(perf_counter_ns())
+        self._consumed_bytes = _ALL  # nothing more is read: nobody need wait for it
+        self._pass_fences()
 
     async def _serve(self) -> None:
         buffer, parser = self._buffer, self._parser
@@ -463,7 +480,8 @@ class Connection:
             self._account.charge(item.charged_bytes)
             changes = item.requests[0][1] in work.CHANGES
             change = self._flight.begin_change() if changes else None
-            self._nursery.start_soon(self._finish, item, started, change)
+            if not self._landings.begin(item, started, change):
+                self._nursery.start_soon(self._finish, item, started, change)
         for request in batch.large_reads:
             self._flight.requests += 1
             self._nursery.start_soon(self._large.read, request)
