@@ -8,7 +8,7 @@ from bockd.config.rbd import RbdSettings
 from bockd.drivers.rbd.binding import rados, rbd
 from bockd.drivers.rbd.errors import CEPH_ERRORS, errno_of, named
 from bockd.drivers.rbd.images import ask_monitors, lock_image
-from bockd.drivers.rbd.opening import open_volume
+from bockd.drivers.rbd.volumeimage import open_volume
 from bockd.errors import InUseError
 
 _NOT_THE_OWNER = frozenset({errno.EBUSY, errno.ENOENT})

@@ -22,7 +22,7 @@ from bockd.drivers.rbd import images
 from bockd.drivers.rbd.bus import Bus
 from bockd.drivers.rbd.claims import RbdClaim
 from bockd.drivers.rbd.connection import connect, open_pool
-from bockd.drivers.rbd.device import RbdDevice
+from bockd.drivers.rbd.errors import CEPH_ERRORS, from_volume_error
 from bockd.drivers.rbd.index import SharedIndex
 from bockd.drivers.rbd.log import Log
 from bockd.drivers.rbd.messages import Manner
@@ -30,11 +30,12 @@ from bockd.drivers.rbd.radosobjects import RadosObjects
 from bockd.drivers.rbd.records import Identity, RbdVolumeRecord, Tenures, put_record
 from bockd.drivers.rbd.settings import index_options
 from bockd.drivers.rbd.taking import Taken, Taker
-from bockd.errors import BockdError, VolumeTakenError
+from bockd.errors import VolumeTakenError
 from bockd.failpoints import arm
 from bockd.model import BLOCK_SIZE, MIB, VolumeId
 from bockd.runtime.steps import run_inline
 
+from . import waited
 from .dying import settings_of
 
 VOLUME = VolumeId(7)
@@ -119,19 +120,15 @@ class Peer:
 
     # -- data --------------------------------------------------------------------------------
 
-    def _device(self) -> RbdDevice:
-        assert self.taken is not None
-        return RbdDevice(self.taken.claim.image, "volume 7", SIZE, read_only=False)
-
     def write(self, block: int, number: int) -> None:
         """Write to a block how often that was done."""
-        payload = memoryview(number.to_bytes(8, "big") * 512)
-        run_inline(self._device().write(block * BLOCK_SIZE, payload))
+        assert self.taken is not None
+        waited.write(self.taken.claim.image, number.to_bytes(8, "big") * 512, block * BLOCK_SIZE)
 
     def read(self, block: int) -> int:
         """Read what was written; all of a block must be the same."""
-        data = bytearray(BLOCK_SIZE)
-        run_inline(self._device().read(block * BLOCK_SIZE, memoryview(data)))
+        assert self.taken is not None
+        data = waited.read(self.taken.claim.image, block * BLOCK_SIZE, BLOCK_SIZE)
         assert data == data[:8] * 512
         return int.from_bytes(data[:8], "big")
 
@@ -146,8 +143,8 @@ class Peer:
                 number += 1
                 try:
                     self.write(block, number)
-                except BockdError as error:
-                    lost.append(error)
+                except (OSError, *CEPH_ERRORS) as error:
+                    lost.append(from_volume_error(error, "writing"))
                     return
                 print(f"{block} {number}\n", end="", flush=True)
 
