@@ -17,6 +17,7 @@ from bench import (
     fresh,
     inorder,
     mapqueries,
+    rbd,
     several,
     snapshotcost,
     snapshotreads,
@@ -60,6 +61,7 @@ _PARTS = (
         snapshotcost.ROWS,
         lambda scale, context, _: snapshotcost.measure_snapshot_cost(scale, context),
     ),
+    _Part(rbd.ROWS, rbd.measure_rbd),
     _Part(footprint.ROWS, footprint.measure_footprint),
     _Part(apicost.ROWS, lambda scale, context, _: apicost.measure_api_cost(scale, context)),
 )

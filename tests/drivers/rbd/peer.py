@@ -55,7 +55,7 @@ class Peer:
         deaf: bool = False,
     ) -> None:
         self._stack = ExitStack()
-        limited = connect(settings, index_options(settings))
+        self.limited = limited = connect(settings, index_options(settings))
         self._stack.callback(limited.shutdown)
         self.ioctx = open_pool(limited, settings)
         self._stack.callback(self.ioctx.close)

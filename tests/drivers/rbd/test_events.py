@@ -8,17 +8,21 @@ import os
 import threading
 
 import pytest
+import trio
 
 from bockd.config.rbd import RbdSettings
 from bockd.drivers.rbd.completions import Request
 from bockd.model import BLOCK_SIZE, MIB
+from bockd.runtime.steprunner import StepRunner
 from bockd.runtime.steps import run_inline
 from tests.drivers.rbd.ceph import need_modules
 from tests.drivers.rbd.cluster import Cluster
+from tests.nbd.server.serving import in_trio
 
 need_modules()
 
 from bockd.drivers.rbd.binding import rbd  # noqa: E402 - where there is one
+from bockd.drivers.rbd.device import RbdDevice  # noqa: E402
 from bockd.drivers.rbd.events import EventImage  # noqa: E402
 from bockd.drivers.rbd.settings import volume_options  # noqa: E402
 from tests.drivers.rbd.gateway import Gateway  # noqa: E402
@@ -97,3 +101,46 @@ def test_a_read_that_ends_behind_the_image_is_short(rbd_namespace: RbdSettings) 
         image.aio_read(MIB - 512, 1024, request)
         assert run_inline(result(request)) == bytes(512)
         image.close()
+
+
+@in_trio
+async def test_the_loop_that_reads_takes_the_results(rbd_namespace: RbdSettings) -> None:
+    """There is no thread, and nothing is left of the image after it was closed beside requests."""
+    with Gateway(rbd_namespace) as gateway:
+        name = gateway.create(MIB)
+        before, threads = descriptors(), threading.active_count()
+        image = open_volume(rbd_namespace, name)
+        device = RbdDevice(image, "volume 7", MIB, read_only=False)
+        runner, into = StepRunner(), memoryview(bytearray(BLOCK_SIZE))
+        await runner.run(device.write(0, memoryview(b"x" * BLOCK_SIZE)))
+        await runner.run(device.read(0, into))
+        assert bytes(into) == b"x" * BLOCK_SIZE
+        assert (image.watched, threading.active_count()) == (True, threads)
+        async with trio.open_nursery() as nursery:
+            for number in range(16):
+                data = memoryview(bytes([number]) * BLOCK_SIZE)
+                nursery.start_soon(runner.run, device.write(number * BLOCK_SIZE, data))
+            await trio.lowlevel.checkpoint()
+            await runner.run(device.close())
+        while image.watched:
+            await trio.sleep(0.01)
+        assert descriptors() == before
+
+
+@in_trio
+async def test_an_image_that_a_thread_served_goes_over_to_the_loop(
+    rbd_namespace: RbdSettings,
+) -> None:
+    with Gateway(rbd_namespace) as gateway:
+        image = open_volume(rbd_namespace, gateway.create(MIB))
+        threads = threading.active_count()
+        device = RbdDevice(image, "volume 7", MIB, read_only=False)
+        data, into = memoryview(b"x" * BLOCK_SIZE), memoryview(bytearray(BLOCK_SIZE))
+        run_inline(device.write(0, data))
+        assert (image.watched, threading.active_count()) == (False, threads + 1)
+        await StepRunner().run(device.read(0, into))
+        assert (image.watched, into) == (True, data)
+        run_inline(device.flush())  # the loop, which should take it, waits for us
+        while threading.active_count() > threads:
+            await trio.sleep(0.01)
+        await StepRunner().run(device.close())

@@ -25,11 +25,12 @@ from tests.drivers.rbd.ceph import need_modules
 
 need_modules()
 
-from bockd.drivers.rbd.bus import BUS  # noqa: E402 - where there are the modules
+from bockd.drivers.rbd import images  # noqa: E402 - where there are the modules
+from bockd.drivers.rbd.bus import BUS  # noqa: E402
 from bockd.drivers.rbd.messages import Manner  # noqa: E402
 from bockd.drivers.rbd.records import Identity  # noqa: E402
 from tests.drivers.rbd.dying import as_text  # noqa: E402
-from tests.drivers.rbd.peer import BLOCKS, VOLUME, Peer  # noqa: E402
+from tests.drivers.rbd.peer import BLOCKS, SIZE, VOLUME, Peer  # noqa: E402
 
 HERE = Identity("here", "b" * 16)
 AFTER = 1 << 40
@@ -260,3 +261,36 @@ def test_killed_at_a_step_another_gateway_goes_on(
     deaf.taken = None
     lost.claim.close()
     deaf.close()
+
+
+@pytest.mark.parametrize("events", [True, False], ids=["events", "callbacks"])
+def test_what_has_the_lock_is_what_writes(
+    rbd_namespace: RbdSettings, here: Peer, events: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock is an opening's: with another one the first write would ask for it, or be
+    refused."""
+    from bockd.drivers.rbd import events as by_events
+    from bockd.drivers.rbd import volumeimage
+    from bockd.drivers.rbd.claims import RbdClaim
+    from bockd.drivers.rbd.events import EventImage
+
+    monkeypatch.setattr(volumeimage, "by_events", events)
+    monkeypatch.setattr(by_events, "_MOST_WATCHERS", 1)
+    taken = here.take(Manner.FIRM)
+    image = taken.claim.image
+    assert isinstance(image, EventImage) is events
+    owner = taken.claim.owner()
+    assert owner is not None
+    here.write(3, 5)
+    assert here.read(3) == 5
+    assert image.size() == SIZE
+    assert taken.claim.owner() == owner
+    assert [one["addr"] for one in image.watchers_list()] == [owner]
+    others = [RbdClaim(rbd_namespace, here.limited, taken.record.image) for _ in range(2)]
+    assert len(list(image.watchers_list())) == 3
+    assert not others[0].lock()
+    images.grow_image(here.ioctx, taken.record.image, 2 * SIZE)
+    assert image.size() == 2 * SIZE
+    for other in others:
+        other.close()
+    here.give_back()
