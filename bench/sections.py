@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +87,8 @@ def measure(
     failures: list[Failure] = []
     for number, part in enumerate((_against_others(peers, settings), *_PARTS)):
         if rows := [row for row in part.rows if row in asked]:
+            # What the part before has written goes to the disk now, and not in between.
+            os.sync()
             try:
                 found.append(part.measure(scale, _below(context, f"p{number}"), rows))
             except BenchError as error:
