@@ -62,8 +62,8 @@ def running_loop() -> Loop | None:
 
 class Endings:
     """Wakes those whose completions have ended: all that end while the loop is busy, a *burst*, at
-    once. What ends in other threads costs one message to the loop; the results that a `ResultSource`
-    has are taken by the loop itself, in a task that lives as long as the source."""
+    once. What ends in other threads costs one message to the loop; the results of a `ResultSource`
+    the loop takes itself, in a task that lives as long as the source."""
 
     def __init__(self, token: trio.lowlevel.TrioToken) -> None:
         self.token = token

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
-from bockd.runtime.steps import Completion, ResultSource
+from bockd.runtime.steps import Completion
 
 
 class Finished(Protocol):
@@ -74,9 +74,8 @@ class Request(Completion[bytes | bytearray | None]):
     Raises OSError with librbd's error number.
     """
 
-    def __init__(self, payload: bytes | None = None, source: ResultSource | None = None) -> None:
+    def __init__(self, payload: bytes | None = None) -> None:
         super().__init__()
-        self.source = source
         self.status = 0
         """What librbd has returned: a number of bytes, or 0. To be asked when it has ended."""
         self.payload = payload

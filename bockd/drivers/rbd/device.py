@@ -21,7 +21,7 @@ from bockd.drivers.rbd.errors import CEPH_ERRORS, from_ceph_error, from_volume_e
 from bockd.drivers.rbd.extents import Objects, existing_objects
 from bockd.errors import BockdError, DeviceError, VolumeTakenError
 from bockd.model import BLOCK_SIZE, Extent
-from bockd.runtime.steps import ResultSource, Signal, blocking
+from bockd.runtime.steps import Signal, blocking
 from bockd.runtime.waiting import Mutex
 
 _ALLOCATE = rbd.RBD_WRITE_ZEROES_FLAG_THICK_PROVISION
@@ -36,7 +36,6 @@ class RbdDevice:
         """Fires when another gateway has taken the volume: its connections are to be ended."""
         self._image = image
         self._in_place = image if isinstance(image, InPlace) else None
-        self._source = image if isinstance(image, ResultSource) else None
         self._name = name
         self._size_bytes = size_bytes
         self._read_only = read_only
@@ -90,7 +89,7 @@ class RbdDevice:
     # The forms that wait.
 
     async def read(self, offset: int, into: memoryview) -> None:
-        request = Request(None, self._source)
+        request = Request()
         if self._in_place is not None:
             await self._send("reading", request, self._in_place.aio_read_into, into, offset)
             sent = request.status
@@ -109,11 +108,11 @@ class RbdDevice:
         assert not self._read_only
         with self._objects.writing(offset, len(data)):
             if self._in_place is not None:
-                request = Request(None, self._source)
+                request = Request()
                 await self._send("writing", request, self._in_place.aio_write_from, data, offset)
             else:
                 payload = bytes(data)
-                request = Request(payload, self._source)
+                request = Request(payload)
                 await self._send("writing", request, self._image.aio_write, payload, offset)
 
     async def zero(self, offset: int, length: int, *, allocate: bool) -> None:
@@ -154,7 +153,7 @@ class RbdDevice:
     # What they share.
 
     async def _request(self, doing: str, send: Callable[..., object], *arguments: object) -> None:
-        await self._send(doing, Request(None, self._source), send, *arguments)
+        await self._send(doing, Request(), send, *arguments)
 
     async def _send(
         self, doing: str, request: Request, send: Callable[..., object], *arguments: object

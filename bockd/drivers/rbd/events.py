@@ -29,7 +29,7 @@ from typing import Any
 
 from bockd.config.rbd import RbdSettings
 from bockd.drivers.rbd.binding import rbd
-from bockd.drivers.rbd.completions import OnComplete
+from bockd.drivers.rbd.completions import OnComplete, Request
 from bockd.drivers.rbd.librbd import EVENTFD, C, Diff, Pointer, Watcher, checked
 from bockd.drivers.rbd.settings import Options
 
@@ -232,11 +232,7 @@ class EventImage:
         self, offset: int, length: int, oncomplete: OnComplete, flags: int, /
     ) -> None:
         """Zero."""
-        number, completion = self._begin(oncomplete, None), Pointer()
-        _create_completion(number, None, byref(completion))
-        self._submit(
-            "rbd_aio_write_zeroes", number, completion, offset, length, completion, flags, 0
-        )
+        self._send("rbd_aio_write_zeroes", oncomplete, None, offset, length, more=(flags, 0))
 
     def diff_iterate(
         self,
@@ -265,10 +261,20 @@ class EventImage:
 
     # -- requests --------------------------------------------------------------------------------
 
-    def _send(self, name: str, oncomplete: OnComplete, kept: Kept, *arguments: Any) -> None:
+    def _send(
+        self, name: str, oncomplete: OnComplete, kept: Kept, *arguments: Any, more: Any = ()
+    ) -> None:
+        """Send a request. `more` are the arguments behind the completion."""
         number, completion = self._begin(oncomplete, kept), Pointer()
+        if isinstance(oncomplete, Request):
+            oncomplete.source = self
         _create_completion(number, None, byref(completion))
-        self._submit(name, number, completion, *arguments, completion)
+        try:
+            checked(name, self._image, *arguments, completion, *more)
+        except rbd.OSError:
+            _release(completion)
+            self._finished(number)
+            raise
 
     def _begin(self, oncomplete: Callable[..., object], kept: Kept) -> int:
         number = next(self._numbers)
@@ -277,14 +283,6 @@ class EventImage:
             self._finished(number)
             raise rbd.OSError("the image is closed", errno.EBADF)
         return number
-
-    def _submit(self, name: str, number: int, completion: ctypes.c_void_p, *arguments: Any) -> None:
-        try:
-            checked(name, self._image, *arguments)
-        except rbd.OSError:
-            C["rbd_aio_release"](completion)
-            self._finished(number)
-            raise
 
     def _finished(self, number: int) -> tuple[Callable[..., object], Kept]:
         found = self._pending.pop(number)

@@ -1,4 +1,4 @@
-"""librados and librbd by their C interface, with ctypes: what an image that is open by events needs.
+"""librados and librbd by their C interface, with ctypes: what an image by events needs of them.
 
 Ceph's Python module has no events, and what it opens cannot be shared with C. Importing this raises
 NotSupportedError where the distribution's libraries lack something of it.

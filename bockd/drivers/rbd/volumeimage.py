@@ -51,8 +51,11 @@ class VolumeImage(Image, Protocol):
         ...
 
 
-class CallbackImage(rbd.Image):  # type: ignore[misc]
+class CallbackImage:
     """A `VolumeImage` by Ceph's Python module: librbd calls back for each result."""
+
+    # No subclass of rbd.Image: that calls `close` when it is freed, at which an object of a
+    # subclass of Python's has lost its attributes, and the process dies.
 
     def __init__(self, settings: RbdSettings, options: Options, name: str) -> None:
         """Connect, and open the image. Blocks."""
@@ -61,8 +64,14 @@ class CallbackImage(rbd.Image):  # type: ignore[misc]
             stack.callback(self._cluster.shutdown)
             ioctx = open_pool(self._cluster, settings)
             stack.callback(ioctx.close)
-            super().__init__(ioctx, name)
+            self._image = image = rbd.Image(ioctx, name)
             self._connection = stack.pop_all()
+        self.get_name, self.size = image.get_name, image.size
+        self.lock_acquire, self.lock_break = image.lock_acquire, image.lock_break
+        self.lock_get_owners, self.watchers_list = image.lock_get_owners, image.watchers_list
+        self.aio_read, self.aio_write = image.aio_read, image.aio_write
+        self.aio_flush, self.aio_discard = image.aio_flush, image.aio_discard
+        self.aio_write_zeroes, self.diff_iterate = image.aio_write_zeroes, image.diff_iterate
 
     def wait_for_latest_osdmap(self) -> None:
         """See `VolumeImage`."""
@@ -71,7 +80,7 @@ class CallbackImage(rbd.Image):  # type: ignore[misc]
     def close(self) -> None:
         """Close the image when nothing is under way any more, and the connection. Blocks."""
         try:
-            super().close()
+            self._image.close()
         finally:
             self._connection.close()
 

@@ -83,9 +83,7 @@ class Landings:
             self._empty = trio.Event()
             await self._empty.wait()
 
-    def _wait(
-        self, item: Work, step: Completion[object], started: int, change: int | None
-    ) -> None:
+    def _wait(self, item: Work, step: Completion[object], started: int, change: int | None) -> None:
         assert self._endings is not None
         self._endings.subscribe(step, partial(self._go_on, item, started, change))
 

@@ -11,8 +11,8 @@ from bockd.drivers.rbd.binding import rbd
 from bockd.drivers.rbd.connection import connect, open_pool
 from bockd.drivers.rbd.device import RbdDevice
 from bockd.drivers.rbd.events import EventImage
-from bockd.drivers.rbd.volumeimage import CallbackImage, VolumeImage
 from bockd.drivers.rbd.settings import Options, index_options, volume_options
+from bockd.drivers.rbd.volumeimage import CallbackImage, VolumeImage
 from bockd.runtime.steps import run_inline
 
 

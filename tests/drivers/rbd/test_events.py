@@ -53,7 +53,7 @@ def test_a_closed_image_leaves_nothing_and_refuses_requests(rbd_namespace: RbdSe
         before, threads = descriptors(), threading.active_count()
         image = open_volume(rbd_namespace, name)
         assert (image.get_name(), image.size(), image.lock_get_owners()) == (name, MIB, [])
-        request = Request(None, image)
+        request = Request()
         image.aio_flush(request)
         run_inline(result(request))
         image.close()

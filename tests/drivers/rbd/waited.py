@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bockd.drivers.rbd.completions import Image, Request
-from bockd.runtime.steps import ResultSource, run_inline
+from bockd.runtime.steps import run_inline
 
 
 def read(image: Image, offset: int, length: int) -> bytes:
@@ -25,7 +25,7 @@ def discard(image: Image, offset: int, length: int) -> None:
 
 def _result(image: Image, send: Callable[[Request], object]) -> bytes | bytearray | None:
     async def steps() -> bytes | bytearray | None:
-        request = Request(source=image if isinstance(image, ResultSource) else None)
+        request = Request()
         send(request)
         return await request
 
