@@ -211,14 +211,12 @@ class EventImage:
 
     def aio_write_from(self, data: memoryview, offset: int, oncomplete: OnComplete, /) -> None:
         """Write from a buffer, which is kept until the result has come, and must not change."""
-        kept: memoryview | bytes
         if not data.readonly:
-            kept, address = data, _address(data)
+            self._send("rbd_aio_write", oncomplete, data, offset, len(data), _address(data))
         elif isinstance(data.obj, bytes) and len(data.obj) == len(data):
-            kept = address = data.obj
+            self.aio_write(data.obj, offset, oncomplete)
         else:
-            kept = address = bytes(data)
-        self._send("rbd_aio_write", oncomplete, kept, offset, len(data), address)
+            self.aio_write(bytes(data), offset, oncomplete)
 
     def aio_flush(self, oncomplete: OnComplete, /) -> None:
         """Flush."""

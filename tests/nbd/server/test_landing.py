@@ -13,6 +13,7 @@ import trio.testing
 from bockd.errors import DeviceError
 from bockd.model import BLOCK_SIZE, KIB, MIB
 from bockd.nbd.protocol.replies import Buffer
+from bockd.nbd.server import channel
 from bockd.nbd.server.channel import Channel
 from tests.nbd.protocol import wire
 from tests.nbd.server.bursts import BurstDevice
@@ -32,13 +33,18 @@ class Bench:
         self.exports = FixedExports({"disk": self.device})
         self.sent: list[int] = []
         """The replies of each burst."""
+        self.left: list[bool | None] = []
+        """Whether something was left of each to be sent later; None: all, behind others."""
         send = Channel.send_at_once
 
-        def noting(channel: Channel, parts: Sequence[Buffer]) -> Sequence[Buffer] | None:
+        def noting(one: Channel, parts: Sequence[Buffer]) -> Sequence[Buffer] | None:
+            rest = send(one, parts)
             self.sent.append(len(parts))
-            return send(channel, parts)
+            self.left.append(None if rest is None else bool(rest))
+            return rest
 
         monkeypatch.setattr(Channel, "send_at_once", noting)
+        monkeypatch.setattr(channel, "SOCKET_BUFFER_BYTES", 64 * KIB)
 
     async def settle(self, pending: int) -> None:
         """Wait until so many operations are pending, and the loop has nothing to do."""
@@ -152,12 +158,13 @@ async def test_what_the_socket_does_not_take_comes_later_and_whole(
         bench.device.end()
         await bench.settle(0)
         assert bench.sent == [MANY // 2, MANY // 2]
+        assert bench.left == [True, None]
         if interrupting:
-            await client.send(wire.request(READ, 100, 8 * MIB, BLOCK_SIZE))
             await client.send(wire.request(READ, 101, 0, MIB))
-            left |= {100, 101}
             await bench.settle(1)
             bench.device.end()
+            await client.send(wire.request(READ, 100, 8 * MIB, BLOCK_SIZE))
+            left |= {100, 101}
         while left:
             number, error = await client.simple()
             left.remove(number)
@@ -234,6 +241,7 @@ async def test_a_client_that_takes_no_replies_can_be_dropped(bench: Bench, path:
                 nursery.start_soon(server.disconnect, bench.exports.key("disk"))
                 await trio.testing.wait_all_tasks_blocked()
                 bench.device.end()
+        assert bench.left[:2] == [True, None]
         replies = await client.closes()
         assert len(replies) < MANY * (16 + 256 * KIB)
 
