@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
@@ -47,6 +48,7 @@ class OpenVolume:
 class OpenSnapshot:
     """A snapshot that is open here, and how many frontends use it."""
 
+    snap: str
     device: RbdDevice
     users: int = 0
 
@@ -62,8 +64,8 @@ class OpenNodes:
         """Why volumes could not be opened when that was last tried."""
         self.spawn = spawn
         self._busy: dict[int, Mutex] = {}
-        self._dropped: Counter[VolumeId] = Counter()
-        """Users of dropped volumes."""
+        self._dropped: Counter[tuple[NodeKind, int]] = Counter()
+        """Users of what was dropped."""
         self._opening = 0
 
     async def exclusive(
@@ -97,12 +99,12 @@ class OpenNodes:
 
     def leave(self, kind: NodeKind, node: int) -> None:
         """Count one user less."""
-        if kind is NodeKind.SNAPSHOT:
-            self.snapshots[SnapshotId(node)].users -= 1
-        elif self._dropped[VolumeId(node)]:
-            self._dropped[VolumeId(node)] -= 1
-        else:
-            self.volumes[VolumeId(node)].users -= 1
+        if self._dropped[kind, node]:
+            self._dropped[kind, node] -= 1
+            return
+        opened = self._opened(kind, node)
+        assert opened is not None
+        opened.users -= 1
 
     # -- volumes -----------------------------------------------------------------------------
 
@@ -184,7 +186,7 @@ class OpenNodes:
             log.warning("volume %s is not closed before bockd ends", volume)
 
     def _drop(self, volume: VolumeId) -> None:
-        self._dropped[volume] += self.volumes.pop(volume).users
+        self._dropped[NodeKind.VOLUME, volume] += self.volumes.pop(volume).users
 
     async def _close_dropped(self, volume: VolumeId, opened: OpenVolume) -> None:
         try:
@@ -219,24 +221,28 @@ class OpenNodes:
         async def steps() -> RbdDevice:
             opened = self.snapshots.get(snapshot)
             if opened is None:
-                opened = OpenSnapshot(await blocking(self._open_snapshot, snapshot))
+                opened = await blocking(self._open_snapshot, snapshot)
                 self.snapshots[snapshot] = opened
             opened.users += 1
             return opened.device
 
         return self.exclusive(snapshot, steps)
 
-    def _open_snapshot(self, snapshot: SnapshotId) -> RbdDevice:
+    def _open_snapshot(self, snapshot: SnapshotId) -> OpenSnapshot:
         with self.session.index.reading() as txn:
             record = snapshot_record(txn, snapshot)
         with self.session.snapshots.use() as (_, ioctx):
             image = open_image(ioctx, record.image, record.snap)
-        return RbdDevice(image, f"snapshot {snapshot}", record.size_bytes, read_only=True)
+        device = RbdDevice(image, f"snapshot {snapshot}", record.size_bytes, read_only=True)
+        return OpenSnapshot(record.snap, device)
 
     async def close_snapshot(self, snapshot: SnapshotId) -> None:
-        """Close a snapshot, if it is open. The caller excludes others."""
+        """Close a snapshot, if it is open. Its users count as those of a dropped one, and their
+        requests fail from now on. The caller excludes others."""
         opened = self.snapshots.pop(snapshot, None)
         if opened is not None:
+            self._dropped[NodeKind.SNAPSHOT, snapshot] += opened.users
+            opened.device.lost.fire()
             await opened.device.close()
 
     # -- closing -----------------------------------------------------------------------------
@@ -272,19 +278,23 @@ class OpenNodes:
 
     # -- other gateways ----------------------------------------------------------------------
 
-    def volume_of(self, image: str) -> VolumeId | None:
-        """Return the volume of an image that this gateway has, or that an operation of this
-        gateway is under way on."""
+    def find(self, name: str) -> tuple[NodeKind, int] | None:
+        """Return the volume of an image, or the snapshot of a snap, that is open here, or that an
+        operation of this gateway is under way on."""
         for volume, opened in self.volumes.items():
-            if opened.taken.record.image == image:
-                return volume
+            if opened.taken.record.image == name:
+                return NodeKind.VOLUME, volume
+        for snapshot, shown in self.snapshots.items():
+            if shown.snap == name:
+                return NodeKind.SNAPSHOT, snapshot
         with self.session.index.reading() as txn:
             for node in self._busy:
-                try:
-                    if volume_record(txn, VolumeId(node)).image == image:
-                        return VolumeId(node)
-                except BockdError:
-                    continue  # a snapshot, or one that is being made
+                with suppress(BockdError):
+                    if volume_record(txn, VolumeId(node)).image == name:
+                        return NodeKind.VOLUME, node
+                with suppress(BockdError):
+                    if snapshot_record(txn, SnapshotId(node)).snap == name:
+                        return NodeKind.SNAPSHOT, node
         return None
 
 

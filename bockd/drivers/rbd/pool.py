@@ -141,7 +141,7 @@ class RbdPool:
         """Give a volume up, if it is open here, as if another gateway had asked for it: politely
         only if nobody uses it. Return False if it is kept. Raises BockdError: it is closed
         nevertheless."""
-        return self._releases.release_volume(volume, manner)
+        return self._releases.release(NodeKind.VOLUME, volume, manner)
 
     # -- looking -----------------------------------------------------------------------------
 

@@ -1,4 +1,8 @@
-"""Giving volumes back when other gateways ask for them over the bus."""
+"""Giving volumes back, and ending to read snapshots, when other gateways ask for it over the bus.
+
+A volume is asked for by the name of its image, by whoever takes it; a snapshot by that of its snap,
+by whoever deletes it: what is read of a snap that is gone would be zeros.
+"""
 
 from __future__ import annotations
 
@@ -40,46 +44,49 @@ class Releases:
         """Look among these nodes from now on."""
         self._nodes = nodes
 
-    def ask(self, image: str, manner: Manner) -> Future[bool]:
-        """Give an image back, if this gateway has it. In a thread of Ceph's; see
+    def ask(self, name: str, manner: Manner) -> Future[bool]:
+        """Give an image or a snap back, if this gateway has it. In a thread of Ceph's; see
         `bockd.drivers.rbd.bus.Release`."""
         answer: Future[bool] = Future()
-        self._post(lambda: self._start(image, manner, answer))
+        self._post(lambda: self._start(name, manner, answer))
         return answer
 
-    def _start(self, image: str, manner: Manner, answer: Future[bool]) -> None:
+    def _start(self, name: str, manner: Manner, answer: Future[bool]) -> None:
         try:
-            volume = None if self._nodes is None else self._nodes.volume_of(image)
+            found = None if self._nodes is None else self._nodes.find(name)
         except Exception as error:  # noqa: BLE001 - for the bus, which logs it
             answer.set_exception(error)
             return
-        if volume is None or self._nodes is None:
+        if found is None or self._nodes is None:
             answer.set_result(True)
-        elif not try_spawn(self._nodes.spawn, self._answer(volume, manner, answer)):
+        elif not try_spawn(self._nodes.spawn, self._answer(*found, manner, answer)):
             # It is taken then.
             answer.set_exception(UnavailableError("this gateway is about to end"))
 
-    async def _answer(self, volume: VolumeId, manner: Manner, answer: Future[bool]) -> None:
+    async def _answer(
+        self, kind: NodeKind, node: int, manner: Manner, answer: Future[bool]
+    ) -> None:
         try:
-            answer.set_result(await self.release_volume(volume, manner))
+            answer.set_result(await self.release(kind, node, manner))
         except Exception as error:  # noqa: BLE001 - for the bus, which logs it
             answer.set_exception(error)
 
-    async def release_volume(self, volume: VolumeId, manner: Manner) -> bool:
-        """Give a volume up, if it is open here: politely only if nobody uses it, firmly in any
-        case. Return False if it is kept. Raises BockdError: it is closed nevertheless."""
+    async def release(self, kind: NodeKind, node: int, manner: Manner) -> bool:
+        """Give a volume or snapshot up, if it is open here: politely only if nobody uses it, firmly
+        in any case. Return False if it is kept. Raises BockdError: it is closed nevertheless."""
         nodes = self._nodes
         assert nodes is not None
-        if nodes.users(NodeKind.VOLUME, volume):
+        if nodes.users(kind, node):
             if manner is Manner.POLITE:
                 return False
-            await self.on_asked(volume, manner)
+            if kind is NodeKind.VOLUME:
+                await self.on_asked(VolumeId(node), manner)
 
         async def close() -> bool:
             # It may have been opened since.
-            if manner is Manner.POLITE and nodes.users(NodeKind.VOLUME, volume):
+            if manner is Manner.POLITE and nodes.users(kind, node):
                 return False
-            await nodes.close_volume(volume)
+            await nodes.close(kind, node)
             return True
 
-        return await nodes.exclusive(volume, close)
+        return await nodes.exclusive(node, close)

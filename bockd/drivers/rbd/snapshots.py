@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bockd.drivers.rbd.images import new_name, remove_image, remove_snap, take_snap
 from bockd.drivers.rbd.making import making, try_to
+from bockd.drivers.rbd.messages import Manner
 from bockd.drivers.rbd.opennodes import OpenNodes, refuse_failed
 from bockd.drivers.rbd.records import (
     RbdSnapshotRecord,
@@ -19,7 +20,7 @@ from bockd.drivers.rbd.records import (
     volume_record,
     volume_records,
 )
-from bockd.drivers.rbd.volumes import look_at_volume, vacate
+from bockd.drivers.rbd.volumes import look_at_snapshot, look_at_volume, vacate
 from bockd.errors import InUseError
 from bockd.failpoints import Failpoint, hit
 from bockd.model import NodeKind, SnapshotId, VolumeId
@@ -134,7 +135,8 @@ class SnapshotOperations:
         return record
 
     def delete(self, snapshot: SnapshotId, in_transaction: WithSnapshot) -> Steps[None]:
-        """See `Pool.delete_snapshot`. What clones of it show stays."""
+        """See `Pool.delete_snapshot`. What clones of it show stays. InUseError also means readers
+        at another gateway."""
 
         def change(txn: Transaction) -> tuple[RbdSnapshotRecord, bool]:
             record = snapshot_record(txn, snapshot)
@@ -142,10 +144,20 @@ class SnapshotOperations:
             in_transaction(txn, record)
             return record, is_named(txn, record.image)
 
+        def forget() -> tuple[RbdSnapshotRecord, bool]:
+            seen = look_at_snapshot(self._session, snapshot)
+            keeper = self._session.bus.ask(seen.snap, Manner.POLITE)
+            if keeper is not None:
+                raise InUseError(
+                    f"snapshot {snapshot} ({seen.name}) is read by clients of gateway {keeper}; "
+                    "disconnect them first"
+                )
+            return self._session.index.update(change)
+
         async def steps() -> None:
             self._nodes.refuse_used(NodeKind.SNAPSHOT, snapshot)
             await self._nodes.close_snapshot(snapshot)
-            record, named = await blocking(self._session.index.update, change)
+            record, named = await blocking(forget)
             hit(Failpoint.IMAGE_FORGOTTEN)
             removing = call_blocking(self._discard, record, image_too=not named)
             try_spawn(self._nodes.spawn, removing)
@@ -156,6 +168,8 @@ class SnapshotOperations:
         """Remove a snap that nothing names any more, and perhaps its image."""
 
         def remove() -> None:
+            # It may have been opened by another gateway before that knew.
+            self._session.bus.ask(record.snap, Manner.FIRM)
             self._remove_snap(record.image, record.snap)
             if image_too:
                 with self._session.images.use() as (_, ioctx):

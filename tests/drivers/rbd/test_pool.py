@@ -203,6 +203,49 @@ def test_any_gateway_freezes_and_extends_a_volume_that_another_one_serves(
     assert problems(here) == problems(there) == ()
 
 
+def test_a_snapshot_that_is_read_at_another_gateway_is_not_deleted(
+    here: RbdDriver, there: RbdDriver
+) -> None:
+    volume = here.volume("one").id
+    here.write(volume, 0, b"then")
+    snapshot = here.run(here.pool.create_snapshot(volume, "s")).id
+    device = here.run(here.pool.use(NodeKind.SNAPSHOT, snapshot))
+    there.rbd.index.refresh()
+    with pytest.raises(InUseError, match="gateway here"):
+        there.run(there.pool.delete_snapshot(snapshot))
+    into = bytearray(4)
+    here.run(device.read(0, memoryview(into)))
+    assert into == b"then"
+    here.pool.leave(NodeKind.SNAPSHOT, snapshot)
+    assert here.pool.is_open(NodeKind.SNAPSHOT, snapshot)
+    there.run(there.pool.delete_snapshot(snapshot))
+    assert not here.pool.is_open(NodeKind.SNAPSHOT, snapshot)
+
+
+def test_a_snapshot_that_was_opened_while_it_was_deleted_is_closed(
+    here: RbdDriver, there: RbdDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything of it is removed, so that nobody reads zeros."""
+    volume = here.volume("one").id
+    here.write(volume, 0, b"then")
+    snapshot = here.run(here.pool.create_snapshot(volume, "s")).id
+    update = there.rbd.index.update
+    opened: list[Any] = []
+
+    def late(run: Callable[[Transaction], Any]) -> Any:
+        opened.append(here.run(here.pool.use(NodeKind.SNAPSHOT, snapshot)))
+        return update(run)
+
+    monkeypatch.setattr(there.rbd.index, "update", late)
+    there.rbd.index.refresh()
+    there.run(there.pool.delete_snapshot(snapshot))
+    assert not here.pool.is_open(NodeKind.SNAPSHOT, snapshot)
+    with pytest.raises(BockdError):
+        here.run(opened[0].read(0, memoryview(bytearray(BLOCK_SIZE))))
+    here.pool.leave(NodeKind.SNAPSHOT, snapshot)
+    assert snaps(there, record(there, volume).image) == []
+
+
 CHANGES: dict[str, Callable[[RbdDriver, VolumeId, SnapshotId], Steps[Any]]] = {
     "delete": lambda d, v, s: d.pool.delete_volume(v),
     "revert": lambda d, v, s: d.pool.revert_volume(v, s),
