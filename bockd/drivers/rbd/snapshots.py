@@ -20,7 +20,7 @@ from bockd.drivers.rbd.records import (
     volume_record,
     volume_records,
 )
-from bockd.drivers.rbd.volumes import look_at_snapshot, look_at_volume, vacate
+from bockd.drivers.rbd.volumes import look_at_snapshot, look_at_volume, reach, vacate
 from bockd.errors import InUseError
 from bockd.failpoints import Failpoint, hit
 from bockd.model import NodeKind, SnapshotId, VolumeId
@@ -63,8 +63,8 @@ class SnapshotOperations:
                 raise InUseError(f"another gateway has just reverted volume {volume}; try again")
             return self._add(txn, seen, snap, naming, in_transaction)
 
-        seen = look_at_volume(self._session, volume)
-        refuse_failed(seen)
+        refuse_failed(look_at_volume(self._session, volume))
+        seen = reach(self._session, volume)
         with making(f"snap {snap}", lambda: self._remove_snap(seen.image, snap)) as deadline:
             self._take(seen.image, snap)
             record = self._session.index.update(change)

@@ -124,8 +124,10 @@ def room(session: Session) -> os.statvfs_result:
             f"asking for the room of the Ceph pool: {os.strerror(-status)} {reason}"
         )
     for pool in json.loads(reply)["pools"]:
-        if pool["name"] == session.settings.pool and pool["stats"]["max_avail"]:
-            return _room(pool["stats"])
+        stats = pool["stats"]
+        # A full one has no room; one that is not known yet holds nothing, either.
+        if pool["name"] == session.settings.pool and (stats["max_avail"] or stats["stored"]):
+            return _room(stats)
     raise UnavailableError(
         f"Ceph does not say how much room its pool {session.settings.pool!r} has: 'ceph -s' shows "
         "whether it has an active manager"

@@ -203,6 +203,29 @@ def test_any_gateway_freezes_and_extends_a_volume_that_another_one_serves(
     assert problems(here) == problems(there) == ()
 
 
+REACHING: dict[str, Callable[[RbdDriver, VolumeId], Steps[Any]]] = {
+    "extend": lambda d, v: d.pool.extend_volume(v, 2 * MIB),
+    "snapshot": lambda d, v: d.pool.create_snapshot(v, "s"),
+}
+
+
+@pytest.mark.parametrize("change", REACHING)
+def test_who_has_a_volume_and_does_not_answer_is_shut_out(
+    here: RbdDriver, there: RbdDriver, change: str
+) -> None:
+    """It may have died, and librbd would wait for it."""
+    volume = there.volume("one").id
+    there.write(volume, 0, b"then")
+    device = there.run(there.pool.use(NodeKind.VOLUME, volume))
+    there.rbd.session.bus._end_watch()
+    here.run(REACHING[change](here, volume))
+    assert record(here, volume).holder is None
+    with pytest.raises(VolumeTakenError):
+        there.run(device.write(0, memoryview(b"stale")))
+    assert here.of_volume(volume) == b"then"
+    there.pool.leave(NodeKind.VOLUME, volume)
+
+
 def test_a_snapshot_that_is_read_at_another_gateway_is_not_deleted(
     here: RbdDriver, there: RbdDriver
 ) -> None:
@@ -518,7 +541,7 @@ def test_room_is_what_fits_into_the_ceph_pool(
     # The tests' cluster has no manager, which knows the figures.
     with pytest.raises(UnavailableError, match="manager"):
         here.pool.room()
-    stats = {"stored": 3 * MIB, "max_avail": 5 * MIB, "bytes_used": 9 * MIB}
+    stats = {"stored": 3 * MIB, "max_avail": 5 * MIB, "bytes_used": 9 * MIB, "quota_bytes": 0}
     pools = [{"name": "other", "id": 1, "stats": {}}, {"name": "rbd", "id": 2, "stats": stats}]
 
     def mon_command(_order: str, _data: bytes, timeout: int) -> tuple[int, bytes, str]:
@@ -535,3 +558,9 @@ def test_room_is_what_fits_into_the_ceph_pool(
     stats["quota_bytes"] = 4 * MIB
     found = here.pool.room()
     assert (found.f_blocks, found.f_bavail) == (4 * MIB // BLOCK_SIZE, MIB // BLOCK_SIZE)
+    stats |= {"stored": 4 * MIB, "max_avail": 0}
+    found = here.pool.room()
+    assert (found.f_blocks, found.f_bavail) == (4 * MIB // BLOCK_SIZE, 0)
+    stats["stored"] = 0  # of a pool that is not known yet
+    with pytest.raises(UnavailableError):
+        here.pool.room()
