@@ -191,7 +191,7 @@ def test_a_client_comes_to_the_other_gateway(pair: Pair) -> None:
 
 def test_an_operator_does_not_take_it_from_clients(pair: Pair) -> None:
     with MovingClient(pair.uris()).writing() as client:
-        with pytest.raises(nbd.Error, match="gateway gw1"):
+        with pytest.raises(nbd.Error, match="server policy"):
             pair.second.connect("disk")
         client.wait_for_writes()
         assert client.pauses == []
@@ -210,7 +210,7 @@ def test_detached_where_its_clients_are_not(pair: Pair, force: bool) -> None:
     options = ["--force"] if force else []
     pair.first.bock("attachment", "delete", "disk", *options)
     closes(handle)
-    with pytest.raises(nbd.Error, match="no such export"):
+    with pytest.raises(nbd.Error, match="no export"):
         connected(uri)
     assert pair.first.bock("volume", "show", "disk")["status"] == "available"
     assert pair.holder(pair.first) == ""
@@ -235,7 +235,7 @@ def test_detached_while_the_other_gateway_hangs(pair: Pair) -> None:
         assert reader.pread(500, 0) == b"there" * 100
     os.kill(pair.second.pid, signal.SIGCONT)
     closes(handle)
-    with pytest.raises(nbd.Error, match="no such export"):
+    with pytest.raises(nbd.Error, match="no export"):
         connected(uri)
     pair.first.stop()
     pair.second.stop()
