@@ -18,6 +18,7 @@ from time import perf_counter_ns
 
 import trio
 
+from bockd.errors import VolumeTakenError
 from bockd.nbd.protocol.replies import Buffer, ReplyEncoder
 from bockd.nbd.server import work
 from bockd.nbd.server.budget import Account
@@ -93,7 +94,13 @@ class Landings:
         except StopIteration as done:
             reply: Buffer = done.value
         except Exception as error:  # noqa: BLE001 - becomes the requests' answer
-            reply = work.failed(self._encoder, self._statistics, item.requests, error)
+            try:
+                reply = work.failed(self._encoder, self._statistics, item.requests, error)
+            except VolumeTakenError as taken:
+                self.nursery.start_soon(_end, taken)
+                self._ended(change)
+                self._sent(item.in_flight, item.charged_bytes)
+                return
         else:
             if isinstance(step, Completion):
                 self._wait(item, step, started, change)
@@ -101,8 +108,7 @@ class Landings:
                 self.nursery.start_soon(self._finish, replace(item, step=step), started, change)
                 self._left()
             return
-        if change is not None:
-            self._flight.end_change(change)
+        self._ended(change)
         self._statistics.latencies.add(perf_counter_ns() - started, len(item.requests))
         if not self._replies:
             assert self._endings is not None
@@ -110,6 +116,10 @@ class Landings:
         self._replies.append(reply)
         self._requests += item.in_flight
         self._charged_bytes += item.charged_bytes
+
+    def _ended(self, change: int | None) -> None:
+        if change is not None:
+            self._flight.end_change(change)
         self._left()
 
     def _left(self) -> None:
@@ -147,3 +157,8 @@ class Landings:
     def _sent(self, requests: int, charged: int) -> None:
         self._account.discharge(charged)
         self._flight.done(requests)
+
+
+async def _end(taken: VolumeTakenError) -> None:
+    """End the connection in whose nursery this runs."""
+    raise taken

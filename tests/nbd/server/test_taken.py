@@ -16,7 +16,7 @@ from bockd.errors import VolumeTakenError
 from bockd.model import BLOCK_SIZE, MIB
 from bockd.nbd.server import fastlane
 from bockd.pool.device import SharedDevice
-from bockd.runtime.steps import Signal
+from bockd.runtime.steps import Completion, Signal
 from tests.nbd.protocol import wire
 from tests.nbd.server.client import Client, Closed
 from tests.nbd.server.serving import FixedExports, in_trio, serving
@@ -40,6 +40,8 @@ REQUESTS = {
     "block status": wire.request(7, 1, 0, BLOCK_SIZE),
     "read-ahead": wire.request(5, 1, 0, BLOCK_SIZE),
 }
+
+OPERATIONS = ("read", "write", "commit", "flush", "trim", "zero", "extents", "cache")
 
 
 @pytest.fixture(params=["compiled", "python"], autouse=True)
@@ -83,8 +85,7 @@ async def test_what_fails_so_gets_no_answer(
     options = (STRUCTURED, CONTEXT) if style == "structured" else ()
     bench = Bench()
     error = VolumeTakenError("taken")
-    operations = ("read", "write", "commit", "flush", "trim", "zero", "extents", "cache")
-    bench.below.failures = dict.fromkeys(operations, error)
+    bench.below.failures = dict.fromkeys(OPERATIONS, error)
     bench.below.immediate = immediate
     async with (
         serving(bench.exports, path) as server,
@@ -124,6 +125,53 @@ async def test_all_connections_end_at_once_with_requests_under_way(path: Path, n
         gate.fire()
         await trio.testing.wait_all_tasks_blocked(0.01)
         assert bench.exports.open_holds == 1
+
+
+class Elsewhere(MemoryDevice):
+    """Waits for completions, as a device in a cluster does."""
+
+    def __init__(self) -> None:
+        super().__init__(16 * MIB)
+        self.immediate = False
+        self.waiting: list[Completion[None]] = []
+
+    async def _pause(self, operation: str) -> None:
+        self.waiting.append(Completion())
+        await self.waiting[-1]
+        self._check(operation)
+
+
+@pytest.mark.parametrize("tells", [True, False], ids=["lost", "only the error"])
+@pytest.mark.parametrize("name", REQUESTS)
+@in_trio
+async def test_what_waits_for_completions_ends_so_too(path: Path, name: str, tells: bool) -> None:
+    elsewhere = Elsewhere()
+    bench = Bench(elsewhere)
+    exports = bench.exports
+    async with serving(exports, path) as server:
+        async with (
+            await Client.go(path, "disk", STRUCTURED, CONTEXT) as busy,
+            await Client.go(path, "disk") as idle,
+        ):
+            await busy.send(REQUESTS[name])
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            assert elsewhere.waiting
+            if tells:
+                bench.taken.take()
+            else:
+                error = VolumeTakenError("taken")
+                elsewhere.failures = dict.fromkeys(OPERATIONS, error)
+                for one in elsewhere.waiting:
+                    one.finish(None)
+            with trio.fail_after(10):
+                assert await busy.closes() == b""
+                assert await idle.closes() == b""
+        if tells:
+            for one in elsewhere.waiting:
+                one.finish(None)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert exports.open_holds == 0
+        assert server.statistics()[0].errors == 0
 
 
 @in_trio
