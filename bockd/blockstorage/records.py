@@ -274,11 +274,10 @@ class Ledger:
 
     def put_owned(self, owned: OwnedVolume | OwnedSnapshot) -> None:
         """Write a record with its worker."""
-        if isinstance(owned, OwnedVolume):
-            table, node = API_VOLUMES, owned.volume
-        else:
-            table, node = API_SNAPSHOTS, owned.snapshot
+        is_volume = isinstance(owned, OwnedVolume)
+        node = owned.volume if isinstance(owned, OwnedVolume) else owned.snapshot
         assert node.backing is None
+        table = API_VOLUMES if is_volume else API_SNAPSHOTS
         self._put(table, id_key(node.id), _sparse(owned, "worker"))
 
     def resize_volume(

@@ -105,7 +105,7 @@ OF_LEFTOVERS = frozenset(
 )
 """Of the same pools; tests/drivers/rbd/test_leftovers.py comes to them."""
 
-NOT_HERE = OF_PACKED_HEADS | OF_THE_SHARED_INDEX | OF_TAKING | OF_IMAGES
+NOT_HERE = OF_PACKED_HEADS | OF_THE_SHARED_INDEX | OF_TAKING | OF_IMAGES | OF_LEFTOVERS
 
 EXPECTED_LOG = re.compile(
     r"^INFO |differs from what it held|failed with EIO: .* is damaged|"

@@ -68,12 +68,12 @@ def main(settings: str, replica: str, tenant: str) -> None:
 
     def operate(name: str, begin: Callable[[], Steps[object]]) -> threading.Thread:
         def run() -> None:
+            ended = "done"
             try:
                 run_inline(begin())
             except BockdError as error:
-                print(name, type(error).__name__, flush=True)
-            else:
-                print(name, "done", flush=True)
+                ended = type(error).__name__
+            print(f"{name} {ended}\n", end="", flush=True)
 
         thread = threading.Thread(target=run)
         thread.start()

@@ -61,7 +61,7 @@ def test_a_gateway_that_hangs_and_comes_back_breaks_nothing(
         here.pool.index.refresh()
         with here.pool.index.reading() as txn:
             found = [Ledger(txn).owned_volume(one) for one in ids]
-        return [owned and owned.volume.status for owned in found]
+        return [None if owned is None else owned.volume.status for owned in found]
 
     settings = as_text(replace(rbd_namespace, gateway="there"))
     child = subprocess.Popen(
@@ -105,7 +105,7 @@ def test_a_gateway_that_hangs_and_comes_back_breaks_nothing(
         }
     finally:
         child.kill()
-        child.wait()
+        child.communicate()
     assert statuses() == [Status.IN_USE, Status.AVAILABLE, None]
     with here.pool.index.reading() as txn:
         assert find_problems(txn) == ()

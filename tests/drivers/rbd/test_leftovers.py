@@ -144,10 +144,10 @@ def test_flattening_frees_a_clone_of_its_origin(here: RbdDriver, store: RbdImage
         assert volume_record(txn, three).depth == 0
         assert volume_record(txn, two).depth == 1
         assert snapshot_record(txn, third).depth == 0
-    for node in (two, one):
-        here.run(here.pool.delete_volume(node))
-    for node in (second, first):
-        here.run(here.pool.delete_snapshot(node))
+    for origin in (two, one):
+        here.run(here.pool.delete_volume(origin))
+    for taken in (second, first):
+        here.run(here.pool.delete_snapshot(taken))
     assert swept(here, store) == {name}
     assert first_byte(here, three) == 1
     four = volume(here, "four", third)

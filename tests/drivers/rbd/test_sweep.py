@@ -58,7 +58,9 @@ class FakeStore:
     def look(self, image: str) -> Seen | None:
         self.looked.append(image)
         found = self.images.get(image)
-        return found and Seen(found.made_at, dict(found.snaps), is_needed=bool(found.hidden))
+        if found is None:
+            return None
+        return Seen(found.made_at, dict(found.snaps), is_needed=bool(found.hidden))
 
     def _has_clones(self, image: str, snap: str) -> bool:
         return any(one.parent == (image, snap) for one in self.images.values())
