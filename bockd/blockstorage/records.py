@@ -274,10 +274,9 @@ class Ledger:
 
     def put_owned(self, owned: OwnedVolume | OwnedSnapshot) -> None:
         """Write a record with its worker."""
-        is_volume = isinstance(owned, OwnedVolume)
         node = owned.volume if isinstance(owned, OwnedVolume) else owned.snapshot
         assert node.backing is None
-        table = API_VOLUMES if is_volume else API_SNAPSHOTS
+        table = API_VOLUMES if isinstance(owned, OwnedVolume) else API_SNAPSHOTS
         self._put(table, id_key(node.id), _sparse(owned, "worker"))
 
     def resize_volume(

@@ -1,8 +1,8 @@
 """Whose work a transient status is, in a pool of several gateways.
 
-Whoever gives a volume or snapshot a transient status is its *worker*: a gateway and its run. It ends
-the status by another commit. A worker that dies leaves the status behind; one that hangs may come
-back after anybody's patience is over. So:
+Whoever gives a volume or snapshot a transient status is its *worker*: a gateway and its run. It
+ends the status by another commit. A worker that dies leaves the status behind; one that hangs may
+come back after anybody's patience is over. So:
 
 * A gateway resolves at its start what its own earlier runs have left, and nothing else: what others
   have begun may be under way.

@@ -61,7 +61,7 @@ class GatewayControl(Protocol):
         ...
 
     def forget(self, author: str) -> None:
-        """Strike a run off that is gone. Raises BockdError."""
+        """Remove a run that is gone. Raises BockdError."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""Work in the background of a gateway of a pool in Ceph (bockd.drivers.rbd): it follows the index and
+"""The background work of a gateway of a pool in Ceph (bockd.drivers.rbd): it follows the index and
 dumps it, sweeps, and flattens.
 
 Each kind of work has one thread at a time. What fails is logged once and tried again. At the end
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 
 import trio
 
@@ -57,7 +58,7 @@ class GatewayWork:
         await trio.to_thread.run_sync(self.gateways.enter)
 
     async def run(self) -> None:
-        """Work until cancelled."""
+        """Follow, sweep and flatten until cancelled."""
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(
@@ -127,10 +128,8 @@ class GatewayWork:
             try:
                 work()
             finally:
-                try:
+                with suppress(trio.RunFinishedError):
                     token.run_sync_soon(ended)
-                except trio.RunFinishedError:
-                    pass
 
         self._at_work += 1
         await trio.to_thread.run_sync(call, abandon_on_cancel=True)

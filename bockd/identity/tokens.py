@@ -5,9 +5,8 @@
     user's key   HMAC-SHA256(key, the user's state: id, epoch of the secrets, stored password)
 
 The key is a file of its own in the data directory (mode 0600), not in the index: whoever reads the
-index alone can make no token. (Gateways that share a pool share the key, too, in the index of that:
-who can read it in the cluster can change everything there.) A user's tokens end when its state changes:
-with each new secret, and for good with the user.
+index alone can make no token. (Where several gateways share a pool: bockd.identity.sharedkey.) A
+user's tokens end when the user's state changes: with each new secret, and for good with the user.
 """
 
 from __future__ import annotations

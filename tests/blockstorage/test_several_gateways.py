@@ -50,7 +50,7 @@ def tenant(a: Gateway, b: Gateway) -> TenantId:
     return made
 
 
-# -- whose work it is ---------------------------------------------------------------------------
+# -- whose work it is -------------------------------------------------------------------------
 
 
 def test_a_transient_status_names_its_worker_and_no_other_does(
@@ -113,7 +113,7 @@ def test_one_daemon_stores_what_it_always_has(store: Store) -> None:
     force_status(store, tenant, volume, Status.AVAILABLE)
 
 
-# -- starts ---------------------------------------------------------------------------------------
+# -- starts -----------------------------------------------------------------------------------
 
 
 def test_a_start_leaves_alone_what_another_gateway_does(
@@ -190,7 +190,7 @@ def test_whose_work_a_start_resolves() -> None:
     assert not any(choose(one) for one in ("gw/b", "gw2/a", None))
 
 
-# -- a gateway that comes back late -----------------------------------------------------------------
+# -- a gateway that comes back late -----------------------------------------------------------
 
 
 def resolved_meanwhile(a: Gateway, b: Gateway, where: str) -> None:
@@ -360,7 +360,7 @@ def test_only_its_own_imports_are_abandoned(a: Gateway, b: Gateway, tenant: Tena
     assert [one.volume for one in b.images.being_imported()] == [filling.volume]
 
 
-# -- servers ----------------------------------------------------------------------------------------
+# -- servers ----------------------------------------------------------------------------------
 
 
 def test_each_gateway_has_the_servers_of_its_own_configuration(a: Gateway, b: Gateway) -> None:

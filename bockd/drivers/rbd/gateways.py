@@ -27,7 +27,7 @@ from bockd.drivers.rbd.records import Identity
 from bockd.errors import InUseError
 from bockd.failpoints import Failpoint, hit
 from bockd.index.tables import Table
-from bockd.pool.gateways import NOWHERE, Addresses, Gateway
+from bockd.pool.gateways import Addresses, Gateway
 from bockd.pool.index import Transaction
 from bockd.pool.nodes import decode_record
 

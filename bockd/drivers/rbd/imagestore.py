@@ -1,10 +1,10 @@
 """The images of a namespace, as the sweep asks for them: implements `ImageStore` of
 bockd.drivers.rbd.sweep.
 
-It has connections of its own. Whoever removes a snap, or flattens an image that nobody has open, has
-that image's lock meanwhile, and another gateway that takes the volume shuts it out; that is to meet
-nothing else. (If a gateway has the image open, that one does it when it is asked.) Flattening has
-another connection than all else, since it may take hours.
+It has connections of its own. Whoever removes a snap, or flattens an image that nobody has open,
+has that image's lock meanwhile, and another gateway that takes the volume shuts it out; that is to
+meet nothing else. (If a gateway has the image open, that one does it when it is asked.) Flattening
+has another connection than all else, since it may take hours.
 """
 
 from __future__ import annotations

@@ -65,8 +65,8 @@ class Request(NamedTuple):
 HERE_PREFIX = "here/"
 
 ALIVE_SECONDS = 3
-"""How long it is waited for a run that may not live any more. Whoever lives answers in milliseconds;
-who has died is waited for as long as it counts as a watcher."""
+"""How long it is waited for a run that may not live any more. Whoever lives answers in
+milliseconds; who has died is waited for as long as it counts as a watcher."""
 
 _QUESTION = re.compile(rf"alive ({_RUN.pattern}) ({_RUN.pattern}/\d+)")
 

@@ -2,8 +2,8 @@
 
 What is made in the cluster has a random name, and a commit names it later
 (bockd.drivers.rbd.making); what a commit has forgotten is removed after it. A gateway that dies in
-between leaves what nobody names. To take that for left over, it must be certain that nobody is about
-to name it:
+between leaves what nobody names. To take that for left over, it must be certain that nobody is
+about to name it:
 
 * Whoever has made something gives up when `MAKING_SECONDS` have passed, by a clock of its own that
   goes on while its machine sleeps. It looks at that clock within the change that names the thing.
@@ -18,9 +18,9 @@ to name it:
   is named by nobody later, but by who has made it.
 
 So a thing that is named is never removed, whatever dies or hangs where, and however many gateways
-sweep at once; one does, so that the cluster is asked once. That one is in the index (`SWEEPER`), and
-another one takes its place when the table of gateways does not have it any more. What it has seen
-is in its memory; who takes its place waits anew.
+sweep at once; one does, so that the cluster is asked once. That one is in the index (`SWEEPER`),
+and another one takes its place when the table of gateways does not have it any more. What it has
+seen is in its memory; who takes its place waits anew.
 
 An image goes after its snaps. One that clones hang on stays, its snaps hidden, until the last of
 them is gone or flattened; and one that a snapshot is of, whose volume is gone, is named.

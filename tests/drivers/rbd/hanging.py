@@ -2,8 +2,8 @@
 
     python -m tests.drivers.rbd.hanging SETTINGS REPLICA TENANT
 
-It has the volume open that it detaches. It prints `ready`, waits for a line, goes on, and prints how
-each ended: the operation and the class of the error.
+It has the volume open that it detaches. It prints `ready`, waits for a line, goes on, and prints
+how each ended: the operation and the class of the error.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ from tests.drivers.rbd.sweeping import MAX_DEPTH
 
 need_modules()
 
-from bockd.drivers.rbd.imagestore import RbdImageStore  # noqa: E402 - where there are the modules
 from bockd.drivers.rbd.images import create_image, new_name, take_snap  # noqa: E402
+from bockd.drivers.rbd.imagestore import RbdImageStore  # noqa: E402 - where there are the modules
 from bockd.drivers.rbd.records import snapshot_record, volume_record  # noqa: E402
 from bockd.drivers.rbd.sweep import Patience, Sweep  # noqa: E402
 

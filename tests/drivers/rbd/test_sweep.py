@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -172,8 +172,8 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    yield World(tmp_path)
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
 
 
 def test_what_nobody_names_is_removed_and_nothing_else(world: World) -> None:
@@ -362,7 +362,7 @@ def test_at_the_end_nothing_further_is_begun(world: World) -> None:
     assert len(world.store.removed) == 1
 
 
-# -- deep clones ------------------------------------------------------------------------------------
+# -- deep clones ------------------------------------------------------------------------------
 
 
 def chain(world: World, length: int) -> None:
