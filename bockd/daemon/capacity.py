@@ -73,11 +73,15 @@ class Capacity:
 
     async def run(self) -> None:
         """Look at the file system at intervals, until cancelled."""
+        told: str | None = None
         while self._warn_percent:
             try:
                 self.warn(await trio.to_thread.run_sync(self._pool.room))
+                told = None
             except BockdError as error:
-                log.warning("the room of %s is not known: %s", self._room_of, error)
+                if told != str(error):
+                    log.warning("the room of %s is not known: %s", self._room_of, error)
+                told = str(error)
             await trio.sleep(LOOK_SECONDS)
 
     def warn(self, found: os.statvfs_result) -> None:

@@ -31,8 +31,9 @@ from bockd.config.load import load
 READY_SECONDS = 120.0
 """A start takes about a second; the machine may be busy with other tests."""
 
-ABOUT_THE_MACHINE = r"^WARNING bockd\.daemon\.capacity: the file system of "
-"""What the daemon says of a file system that is rather full, which the tests' may be."""
+ABOUT_THE_MACHINE = r"^WARNING bockd\.daemon\.capacity: the (file system of |room of the Ceph )"
+"""What the daemon says of a file system that is rather full, which the tests' may be; and of a Ceph
+cluster without a manager, which the tests' is."""
 
 PROGRAM_SECONDS = 240.0
 """No program that a test runs takes this long, unless it hangs."""
