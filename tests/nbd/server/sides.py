@@ -20,7 +20,7 @@ from bockd.errors import BockdError
 from bockd.model import BLOCK_SIZE, MIB
 from bockd.nbd.protocol.errors import ProtocolError
 from bockd.nbd.protocol.replies import encoder_for
-from bockd.nbd.protocol.transmission import RequestLimits, RequestParser
+from bockd.nbd.protocol.transmission import Request, RequestLimits, RequestParser
 from bockd.nbd.server import fastlane
 from bockd.nbd.server.batch import Batch
 from bockd.nbd.server.statistics import ExportStatistics
@@ -155,19 +155,25 @@ class Side:
                     break
                 if stop == position:
                     break
-            position, index = stop, 0
-            while True:
-                index = self.batch.serve(requests, index, received, 128)
-                replies += [bytes(part) for part in self.batch.finish()]
-                replies += self._complete(list(self.batch.background))
-                self.batch.background.clear()
-                self.batch.large_reads.clear()
-                if index == len(requests):
-                    break
+            position = stop
+            replies += self.serve_requests(requests, received)
             if parser.large is not None:
                 break
         self._background.run()
         return replies, position
+
+    def serve_requests(self, requests: list[Request], received: memoryview) -> list[bytes]:
+        """Serve what the fast lane has left, in as many batches as that takes: one ends with its
+        turn, and a slow machine needs more of them. Return the replies."""
+        replies, index = list[bytes](), 0
+        while True:
+            index = self.batch.serve(requests, index, received, 128)
+            replies += [bytes(part) for part in self.batch.finish()]
+            replies += self._complete(list(self.batch.background))
+            self.batch.background.clear()
+            self.batch.large_reads.clear()
+            if index == len(requests):
+                return replies
 
     def _complete(self, works: list[Work]) -> list[bytes]:
         """Finish operations side by side: a flush may wait for one that runs."""

@@ -170,8 +170,7 @@ def test_a_trim_of_locked_blocks_waits_and_nothing_overtakes_it() -> None:
         assert done.trims == 1, "other blocks are not locked"
         assert [request[2] for request in done.rest] == [2, 3]
         side.volume.locks.release(held)
-        side.batch.serve(done.rest, 0, received, 128)
-        replies = [bytes(part) for part in side.batch.finish()]
+        replies = side.serve_requests(done.rest, received)
         assert errors_in(replies) == {1: 0, 2: 0, 3: 0}
 
 

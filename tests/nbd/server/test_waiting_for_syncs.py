@@ -46,10 +46,13 @@ class Unforeseen(BaseException):
 
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
-    """Nobody else has worked for long, and a turn is so long that it does not end a wait."""
+    """Nobody else has worked for long, and a turn is so long that it does not end a wait. Nor does
+    it end behind a write, however slow that was: while the loop turns the test's own task is ready
+    to run, which a flush that it has just asked for would not wait for."""
     disk = Disk()
     monkeypatch.setattr(syncing, "compiled", SimpleNamespace(begin=disk.begin))
     monkeypatch.setattr(pace, "_DESERTED_NS", -1)
+    monkeypatch.setattr(pace, "TURN_NS", LONG_NS)
     monkeypatch.setattr(connection, "TURN_NS", LONG_NS)
     return disk
 
