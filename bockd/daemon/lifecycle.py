@@ -65,11 +65,12 @@ from bockd.identity.tokens import load_key
 from bockd.model import ServerKind, TlsMode
 from bockd.nbd.server.exports import ExportKey
 from bockd.nbd.server.fastlane import lane
-from bockd.nbd.server.limits import MAX_CONNECTIONS, ServerLimits
+from bockd.nbd.server.limits import MAX_CONNECTIONS, MAX_LANE_THREADS, ServerLimits
 from bockd.nbd.server.listener import address_of, listen_tcp
 from bockd.nbd.server.nbd_server import NbdServer, serve_nbd
 from bockd.nbd.server.tls import NO_TLS, FrontendTls
 from bockd.pool.pool import Pool
+from bockd.processors import granted_cores
 from bockd.runtime.asyncbridge import AsyncBridge
 from bockd.runtime.steprunner import StepRunner
 from bockd.runtime.steps import Steps
@@ -138,6 +139,7 @@ class _Daemon:
                 max_connections=portion(CLIENTS_SHARE, MAX_CONNECTIONS),
                 keepalive_seconds=settings.nbd.keepalive_seconds,
                 tcp_user_timeout_seconds=settings.nbd.tcp_user_timeout_seconds,
+                lane_threads=granted_cores(MAX_LANE_THREADS),
             )
         )
         self._runner = self._server.runner

@@ -168,11 +168,14 @@ static void serve_turn(Together *turn)
 
 /* -- what Python sees --------------------------------------------------------------------------- */
 
-/* Divide the lanes into parts, those of one volume into the same. */
-static void divide(Together *turn)
+/* Divide the lanes into parts, those of one volume into the same: so many that there is a core for
+ * each, and `threads` at most. */
+static void divide(Together *turn, int threads)
 {
     cpu_set_t cores;
     int volumes = 0, most = sched_getaffinity(0, sizeof cores, &cores) ? 1 : CPU_COUNT(&cores);
+    if (most > threads)
+        most = threads;
     if (most > MAX_LANE_THREADS)
         most = MAX_LANE_THREADS;
     for (int number = 0; number < turn->lanes; number++) {
@@ -299,21 +302,22 @@ static int make_lanes(Together *turn, PyObject *list, PyObject *results)
 }
 
 PyDoc_STRVAR(serve_together_doc,
-"serve_together(lanes, loop, poll_ns, turn_ns) -> list[tuple[tuple, bool, int] | BaseException]\n\n"
-"Serve the plain requests of several connections; see together.py. The exception is that one's\n"
-"alone.");
+"serve_together(lanes, loop, poll_ns, turn_ns, threads)\n"
+"-> list[tuple[tuple, bool, int] | BaseException]\n\n"
+"Serve the plain requests of several connections, in so many threads at most; see together.py. The\n"
+"exception is that one's alone.");
 
 static PyObject *serve_together(PyObject *Py_UNUSED(module), PyObject *args)
 {
     PyObject *list;
-    int loop;
+    int loop, threads;
     long long poll_ns, turn_ns;
-    if (!PyArg_ParseTuple(
-            args, "O!iLL:serve_together", &PyList_Type, &list, &loop, &poll_ns, &turn_ns) ||
+    if (!PyArg_ParseTuple(args, "O!iLLi:serve_together", &PyList_Type, &list, &loop, &poll_ns,
+            &turn_ns, &threads) ||
         running_type() == NULL)
         return NULL;
-    if (PyList_Size(list) > MAX_LANES) {
-        PyErr_SetString(PyExc_ValueError, "too many lanes");
+    if (PyList_Size(list) > MAX_LANES || threads < 1) {
+        PyErr_SetString(PyExc_ValueError, "too many lanes, or no thread");
         return NULL;
     }
     Together *turn = make_turn(loop, poll_ns);
@@ -325,7 +329,7 @@ static PyObject *serve_together(PyObject *Py_UNUSED(module), PyObject *args)
         goto done;
     }
     turn->until = now_ns() + turn_ns;
-    divide(turn);
+    divide(turn, threads);
     serve_turn(turn);
     for (int number = 0; number < turn->lanes; number++) {
         PyObject *result = lane_result(turn->lane[number], poll_ns);

@@ -99,6 +99,10 @@ it: about as long as a batch of theirs."""
 MAX_LANES: Final = 16
 """Connections in one turn, as in _fastlane_together.h. Those beyond have the next one."""
 
+MAX_LANE_THREADS: Final = 8
+"""Threads of one turn, as in _fastlane_together.h. Fewer where there are fewer cores, and where the
+process may not use the time of so many (bockd.processors)."""
+
 TASK_BYTES: Final = 8 * KIB
 """A request in the background beside its payload: a task of the event loop and what it refers to
 (measured: under 6 KiB)."""
@@ -164,3 +168,4 @@ class ServerLimits:
     tcp_user_timeout_seconds: int = TCP_USER_TIMEOUT_SECONDS
     fence_seconds: float = FENCE_SECONDS
     poll_tries: int = POLL_TRIES
+    lane_threads: int = MAX_LANE_THREADS

@@ -43,7 +43,9 @@ class NbdServer:
         self._limits = limits or ServerLimits()
         self._runner = runner or StepRunner()
         self._budget = MemoryBudget(self._limits.shared_memory_bytes)
-        self._together = Together(Pace(), self._limits.poll_tries * TRY_NS)
+        self._together = Together(
+            Pace(), self._limits.poll_tries * TRY_NS, self._limits.lane_threads
+        )
         self._failures = FailureLog()
         self._registry = Registry(self._limits.fence_seconds, self._failures)
         self._clients = 0

@@ -2,7 +2,7 @@
 
 A connection that is alone has the fast lane to itself (`FastLane.serve`). Several that are busy at
 once *join* here: in one call the lane serves what has come for all of them, with as many threads as
-there are cores for this process, until one needs the owner thread, or the loop has something else
+this process may use cores, until one needs the owner thread, or the loop has something else
 to do, or the turn is over (`_fastlane_together.h`).
 
 Invariants:
@@ -25,7 +25,7 @@ import trio
 
 from bockd.nbd.server import fastlane
 from bockd.nbd.server.fastlane import LaneArguments, Served
-from bockd.nbd.server.limits import MAX_LANES, SHARED_TURN_NS, TURN_NS
+from bockd.nbd.server.limits import MAX_LANE_THREADS, MAX_LANES, SHARED_TURN_NS, TURN_NS
 from bockd.nbd.server.pace import Pace
 from bockd.runtime.steprunner import running_loop
 
@@ -72,10 +72,12 @@ class _Seat:
 class Together:
     """Shared by the connections of a server."""
 
-    def __init__(self, pace: Pace, poll_ns: int) -> None:
-        """`poll_ns` is how long a turn goes on when nothing comes."""
+    def __init__(self, pace: Pace, poll_ns: int, threads: int = MAX_LANE_THREADS) -> None:
+        """`poll_ns` is how long a turn goes on when nothing comes; it has at most so many
+        `threads`."""
         self.pace = pace
         self._poll_ns = poll_ns
+        self._threads = threads
         self._seats: list[_Seat] = []
         self._leader: _Seat | None = None
         self._batches = 0
@@ -173,7 +175,7 @@ class Together:
         loop = running_loop()
         watched = -1 if loop is None else loop.descriptor
         results: list[_Result] = fastlane.compiled.serve_together(
-            lanes, watched, self._poll_ns, turn_ns
+            lanes, watched, self._poll_ns, turn_ns, self._threads
         )
         return results
 

@@ -3,11 +3,8 @@ one by one, and what is left to their owners."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing
 from itertools import pairwise
-from struct import Struct
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -28,78 +25,15 @@ from tests.nbd.server.lanes import COUNTED, STYLES, streams
 from tests.nbd.server.replies import cut
 from tests.nbd.server.serving import in_trio
 from tests.nbd.server.sides import PLACE_BYTES, SIZE_BYTES, Line, Side, drop, two_sides
-
-VOLUMES = 2
-SECOND_NS = 1_000_000_000
-
-
-class Lane:
-    """One connection's part, over a volume."""
-
-    def __init__(self, side: Side, line: Line) -> None:
-        self.side, self.line = side, line
-        self._received = memoryview(bytearray(RECEIVE_BUFFER_BYTES))
-        self._position = self._end = self.received_bytes = 0
-        self.goes_on = True
-
-    def hear(self, stream: bytes, at_once: int) -> None:
-        """Have the first bytes of a stream received, and the others come."""
-        self._received[:at_once] = stream[:at_once]
-        self._position, self._end = 0, at_once
-        self.received_bytes = 0
-        self.line.say(stream[at_once:])
-        self.goes_on = True
-
-    def arguments(self) -> LaneArguments:
-        found = self.side.batch.lane(
-            self._received, self._position, self._end, self.line.ours.fileno()
-        )
-        assert found is not None
-        return found
-
-    def took(self, done: Served, *, goes_on: bool) -> list[bytes]:
-        """What is left to be sent."""
-        self.side.batch.took(done)
-        self._position, self._end = done.position, done.end
-        self.received_bytes += done.received_bytes
-        self.goes_on = goes_on
-        assert not done.rest
-        assert not done.missed
-        return [bytes(part) for part in self.side.batch.finish()]
-
-    def rest(self) -> bytes:
-        """What was received and not served, and what was not received."""
-        self.line.ours.setblocking(False)
-        left = bytes(self._received[self._position : self._end])
-        try:
-            return left + self.line.ours.recv(4 * MIB)
-        except BlockingIOError:
-            return left
-
-
-def serve_together(lanes: list[Lane], polled_ns: int = 0) -> list[list[bytes]]:
-    """Take turns until none of the lanes goes on. Return what each has answered."""
-    assert fastlane.compiled is not None
-    replies: list[list[bytes]] = [[] for _ in lanes]
-    while running := [number for number, lane in enumerate(lanes) if lane.goes_on]:
-        arguments = [lanes[number].arguments() for number in running]
-        results = fastlane.compiled.serve_together(arguments, -1, polled_ns, SECOND_NS)
-        for number, result in zip(running, results, strict=True):
-            assert not isinstance(result, BaseException), result
-            done, goes_on, _ = result
-            sent = lanes[number].line.heard()
-            replies[number] += [sent, *lanes[number].took(Served._make(done), goes_on=goes_on)]
-    return replies
-
-
-@contextmanager
-def several_sides(*, structured: bool, extended: bool) -> Iterator[list[tuple[Side, Side]]]:
-    """Pairs of volumes, with the fast lane and without."""
-    with ExitStack() as stack:
-        yield [
-            stack.enter_context(two_sides(structured=structured, extended=extended))
-            for _ in range(VOLUMES)
-        ]
+from tests.nbd.server.turns import (
+    SECOND_NS,
+    VOLUMES,
+    Lane,
+    LaneMember,
+    requests,
+    serve_together,
+    several_sides,
+)
 
 
 def judge(lane: Lane, without: Side, stream: bytes, replies: list[bytes]) -> None:
@@ -168,24 +102,6 @@ def test_the_replies_and_content_are_those_of_one_after_another(
 
         run()
         assert together > 10
-
-
-def requests(
-    count: int, *, extended: bool, first: int = 0, places: Sequence[int] = (8, 9, 10)
-) -> bytes:
-    """Reads and writes in place, in turns, of places that the head has; their cookies count from
-    `first`."""
-    parts = []
-    for number in range(first, first + count):
-        place = places[number % len(places)]
-        offset = place * PLACE_BYTES + number % 40 * BLOCK_SIZE
-        if number % 2:
-            form = wire.extended_write if extended else wire.write
-            parts.append(form(number, offset, bytes([1 + number % 200]) * BLOCK_SIZE))
-        else:
-            ask = wire.extended if extended else wire.request
-            parts.append(ask(0, number, offset, BLOCK_SIZE))
-    return b"".join(parts)
 
 
 @pytest.mark.parametrize("extended", [False, True])
@@ -288,8 +204,10 @@ def test_a_write_in_place_is_noted_for_the_next_flush() -> None:
 def test_more_lanes_than_a_turn_takes_are_refused() -> None:
     assert fastlane.compiled is not None
     with pytest.raises(ValueError, match="too many lanes"):
-        fastlane.compiled.serve_together([()] * (MAX_LANES + 1), -1, 0, 0)
-    refused = fastlane.compiled.serve_together([()] * MAX_LANES, -1, 0, 0)
+        fastlane.compiled.serve_together([()] * (MAX_LANES + 1), -1, 0, 0, 1)
+    with pytest.raises(ValueError, match="no thread"):
+        fastlane.compiled.serve_together([()] * MAX_LANES, -1, 0, 0, 0)
+    refused = fastlane.compiled.serve_together([()] * MAX_LANES, -1, 0, 0, 1)
     assert [type(error) for error in refused] == [
         TypeError
     ] * MAX_LANES  # no lanes, but not too many
@@ -306,7 +224,7 @@ def test_a_lane_that_is_refused_does_not_keep_another_from_being_served() -> Non
         lane.hear(stream, len(stream))
         good = lane.arguments()
         bad = (*good[:3], b"no buffer to write to", *good[4:])
-        refused, served = fastlane.compiled.serve_together([bad, good], -1, 0, SECOND_NS)
+        refused, served = fastlane.compiled.serve_together([bad, good], -1, 0, SECOND_NS, 1)
         assert isinstance(refused, TypeError)
         assert not isinstance(served, BaseException)
         done, goes_on, looks = served
@@ -314,30 +232,6 @@ def test_a_lane_that_is_refused_does_not_keep_another_from_being_served() -> Non
         sent = line.heard()
         judge(lane, without, stream, [sent, *lane.took(Served._make(done), goes_on=goes_on)])
         assert lane.rest() == b""
-
-
-class LaneMember:
-    """One who always has something to be served, until it was served so many times."""
-
-    def __init__(self, lane: Lane, times: int, turns: Callable[[], int]) -> None:
-        self.served_in: list[int] = []
-        """Numbers of turns."""
-        self.in_turns = 0
-        self._lane, self._times, self._turns = lane, times, turns
-
-    def lane(self) -> LaneArguments | None:
-        if len(self.served_in) == self._times:
-            return None
-        if len(self.served_in) + self.in_turns == 0 or self._lane.line.heard():
-            self._lane.hear(b"", 0)
-            self._lane.line.say(requests(4, extended=False))
-        self.in_turns += 1
-        return self._lane.arguments()
-
-    def took(self, done: Served) -> None:
-        self._lane.took(done, goes_on=True)
-        if done.received_bytes:
-            self.served_in.append(self._turns())
 
 
 @pytest.mark.parametrize("count", [5, MAX_LANES, MAX_LANES + 4])
@@ -349,10 +243,12 @@ async def test_all_have_their_turn_when_there_is_time_for_few_of_them(
     compiled = cast(Any, fastlane.compiled)
     turns = 0
 
-    def serve_together(lanes: list[LaneArguments], loop: int, poll_ns: int, _: int) -> object:
+    def serve_together(
+        lanes: list[LaneArguments], loop: int, poll_ns: int, _: int, threads: int
+    ) -> object:
         nonlocal turns
         turns += 1
-        return compiled.serve_together(lanes, loop, poll_ns, 0)  # for one
+        return compiled.serve_together(lanes, loop, poll_ns, 0, threads)  # for one
 
     with (
         two_sides(structured=False, extended=False) as (side, _),
@@ -372,55 +268,3 @@ async def test_all_have_their_turn_when_there_is_time_for_few_of_them(
             assert all(after - before <= count for before, after in pairwise(member.served_in)), (
                 member.served_in
             )
-
-
-@contextmanager
-def all_threads_at_work() -> Iterator[None]:
-    """Keep all threads that there may be from taking anything up for a while."""
-    fd, length = os.open("/dev/urandom", os.O_RDONLY), 4 * MIB
-    # Slot, descriptor, offset, byte in the file, length, place, cookie: Missed, _fastlane_missed.h.
-    missed = Struct("=IiQQIIQ").pack(0, fd, 0, 0, length, 16, 1)
-    begin = cast(Any, fastlane.compiled).begin_missed
-    into = memoryview(bytearray(length + 64))  # of all
-    running = [begin(missed, into, 0) for _ in range(40)]
-    yield
-    for one in running:
-        while one.wait(-1, -1, SECOND_NS) == -1:
-            pass
-    os.close(fd)
-
-
-@contextmanager
-def idle_lanes() -> Iterator[list[Lane]]:
-    """Of two volumes, so that a turn asks for a helper where there are two cores."""
-    with several_sides(structured=False, extended=False) as pairs, ExitStack() as lines:
-        lanes = [Lane(one, lines.enter_context(closing(Line(4 * MIB)))) for one, _ in pairs]
-        for lane in lanes:
-            lane.hear(b"", 0)
-        yield lanes
-
-
-def turn_with(lanes: list[Lane], loop: int = -1, poll_ns: int = 0) -> list[Served]:
-    """Take one turn."""
-    assert fastlane.compiled is not None
-    arguments = [lane.arguments() for lane in lanes]
-    served = list[Served]()
-    for result in fastlane.compiled.serve_together(arguments, loop, poll_ns, 60 * SECOND_NS):
-        assert not isinstance(result, BaseException), result
-        served.append(Served._make(result[0]))
-    return served
-
-
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is no helper on one core")
-def test_a_forked_child_has_helpers_though_its_parent_waited_for_some() -> None:
-    with idle_lanes() as lanes:
-        with all_threads_at_work():
-            for _ in range(20):
-                turn_with(lanes)
-            child = os.fork()
-            if not child:
-                with suppress(BaseException):
-                    turn_with(lanes)
-                    os._exit(0 if len(os.listdir("/proc/self/task")) > 1 else 3)
-                os._exit(4)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

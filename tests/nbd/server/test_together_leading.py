@@ -45,7 +45,7 @@ class FakeLane:
         monkeypatch.setattr(fastlane, "compiled", self)
 
     def serve_together(
-        self, lanes: list[tuple[FakeMember]], _loop: int, _poll_ns: int, turn_ns: int
+        self, lanes: list[tuple[FakeMember]], _loop: int, _poll_ns: int, turn_ns: int, _threads: int
     ) -> list[tuple[tuple[object, ...], bool, int]]:
         members = [member for (member,) in lanes]
         self.turns.append(members)

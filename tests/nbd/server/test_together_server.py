@@ -33,10 +33,13 @@ class Counting:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.lanes = 0
         """Of all turns, with more than one lane each."""
+        self.threads = set[int]()
+        """How many they may have had."""
         compiled = cast(Any, fastlane.compiled)
 
         def serve_together(lanes: list[Any], *rest: int) -> object:
             self.lanes += len(lanes) if len(lanes) > 1 else 0
+            self.threads.add(rest[-1])
             return compiled.serve_together(lanes, *rest)
 
         names = {name: getattr(compiled, name) for name in dir(compiled) if name[0] != "_"}
@@ -159,6 +162,18 @@ async def test_without_polling_there_are_no_turns_together(
         for name in volumes:
             nursery.start_soon(write_and_read, path, name, range(8, WRITTEN), 1, 20)
     assert counting.lanes == 0
+
+
+@in_trio
+async def test_turns_have_no_more_threads_than_the_server_may(
+    path: Path, volumes: dict[str, Side], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counting = Counting(monkeypatch)
+    table = FixedExports({name: side.volume for name, side in volumes.items()})
+    async with serving(table, path, ServerLimits(lane_threads=3)), trio.open_nursery() as nursery:
+        for name in volumes:
+            nursery.start_soon(write_and_read, path, name, range(8, WRITTEN), 1, 20)
+    assert counting.threads == {3}
 
 
 @in_trio
