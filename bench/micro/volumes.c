@@ -1,12 +1,13 @@
-/* An NBD client that costs next to nothing: random reads or overwrites on several exports, from one
+/* An NBD client that costs next to nothing: random reads and overwrites on several exports, from one
  * thread. The figures of docs/lane-threads.md and bench/shortfalls.py, "Four volumes at once".
  *
  *     cc -O2 -o /tmp/volumes bench/micro/volumes.c
  *     taskset -c 0 bockd serve        # with four volumes a, b, c, d of 128 MiB that were filled
  *     taskset -c 1 /tmp/volumes read 4096 32 1 128 $BOCKD_DATA/nbd.sock a b c d
  *
- * read or write, bytes of a request, requests under way on each export, seconds, MiB of an export,
- * socket, exports. It prints requests/s, and microseconds of its own processor time for one.
+ * read, write or mixed (30 of 100 are writes), bytes of a request, requests under way on each export,
+ * seconds, MiB of an export, socket, exports. It prints requests/s, and microseconds of its own
+ * processor time for one; and where one request is under way how long 50, 99 and 99.9 of 100 took.
  */
 
 #define _GNU_SOURCE
@@ -25,7 +26,7 @@
 
 #define PACKED __attribute__((packed))
 
-enum { MOST = 512, BUFFER_BYTES = 256 << 10, REPLY_BYTES = 16 };
+enum { MOST = 512, BUFFER_BYTES = 256 << 10, REPLY_BYTES = 16, TIMES = 1 << 20 };
 
 typedef struct PACKED {
     uint32_t magic;
@@ -39,11 +40,13 @@ typedef struct {
     long owed, under_way, done; /* requests: to be sent, sent, answered */
     long skip;                  /* bytes of data that are still to come */
     size_t held;                /* bytes of the next reply's header */
-    unsigned char header[REPLY_BYTES];
+    unsigned char header[REPLY_BYTES]; /* with a cookie that says what was asked */
+    double asked;
 } Export;
 
-static int writes;
-static long request_bytes;
+static unsigned writes; /* of 100 */
+static long request_bytes, depth, timed;
+static float times[TIMES]; /* us */
 static uint64_t places, chance = 88172645463325252u;
 static unsigned char *data;
 
@@ -93,12 +96,14 @@ static void ask(Export *export)
     static Request requests[MOST];
     static struct iovec parts[2 * MOST];
     int count = 0, part = 0;
+    export->asked = now();
     for (long number = 0; number < export->owed; number++) {
         chance ^= chance << 13, chance ^= chance >> 7, chance ^= chance << 17;
-        requests[number] = (Request){htobe32(0x25609513u), 0, htobe16(writes), 0,
+        int write = (chance >> 32) % 100 < writes;
+        requests[number] = (Request){htobe32(0x25609513u), 0, htobe16(write), (uint64_t)write,
             htobe64(chance % places * (uint64_t)request_bytes), htobe32(request_bytes)};
         parts[count++] = (struct iovec){&requests[number], sizeof(Request)};
-        if (writes)
+        if (write)
             parts[count++] = (struct iovec){data, request_bytes};
     }
     while (part < count) {
@@ -118,6 +123,8 @@ static void ask(Export *export)
 
 static void answered(Export *export)
 {
+    if (depth == 1 && timed < TIMES)
+        times[timed++] = (float)((now() - export->asked) * 1e6);
     export->done++;
     export->owed++;
     export->under_way--;
@@ -145,7 +152,7 @@ static void hear(Export *export)
                 export->held = 0;
                 if (memcmp(export->header, "\x67\x44\x66\x98\0\0\0", REPLY_BYTES / 2))
                     exit(1);
-                if (writes)
+                if (export->header[REPLY_BYTES / 2]) /* little-endian, as it was sent */
                     answered(export);
                 else
                     export->skip = request_bytes;
@@ -156,12 +163,19 @@ static void hear(Export *export)
     }
 }
 
+static int order(const void *one, const void *other)
+{
+    float difference = *(const float *)one - *(const float *)other;
+    return (difference > 0) - (difference < 0);
+}
+
 int main(int count, char **arguments)
 {
     if (count < 8)
         return 2;
-    writes = arguments[1][0] == 'w';
+    writes = arguments[1][0] == 'w' ? 100 : arguments[1][0] == 'm' ? 30 : 0;
     request_bytes = atol(arguments[2]);
+    depth = atol(arguments[3]);
     places = (uint64_t)atol(arguments[5]) << 20;
     places /= (uint64_t)request_bytes;
     data = malloc((size_t)request_bytes);
@@ -170,7 +184,7 @@ int main(int count, char **arguments)
     Export *export = calloc((size_t)exports, sizeof *export);
     for (int number = 0; number < exports; number++) {
         export[number].fd = enter(arguments[6], arguments[7 + number]);
-        export[number].owed = atol(arguments[3]) < MOST ? atol(arguments[3]) : MOST;
+        export[number].owed = depth < MOST ? depth : MOST;
         struct epoll_event event = {.events = EPOLLIN, .data.u32 = (uint32_t)number};
         epoll_ctl(queue, EPOLL_CTL_ADD, export[number].fd, &event);
     }
@@ -199,4 +213,9 @@ int main(int count, char **arguments)
     for (int number = 0; number < exports; number++)
         done += export[number].done;
     printf("%.0f requests/s, %.2f us\n", (double)done / seconds, cpu / (double)done * 1e6);
+    if (timed) {
+        qsort(times, (size_t)timed, sizeof *times, order);
+        printf("%.1f %.1f %.1f us\n", times[timed / 2], times[timed * 99 / 100],
+            times[timed * 999 / 1000]);
+    }
 }
