@@ -263,6 +263,16 @@ class Failpoint(StrEnum):
     IMAGE_FORGOTTEN = "image.forgotten"
     """The index has forgotten an image or a snap, which is about to be removed."""
 
+    # The cache of a device, when it is closed and when it is opened again (bockd.drivers.cache).
+    CACHE_SYNCED = "cache.synced"
+    """The cache file is synced; there is no map of it."""
+    CACHE_MAP_WRITTEN = "cache.map-written"
+    """The map is written and synced, under a name that does not count."""
+    CACHE_MAP_NAMED = "cache.map-named"
+    """It has its name, in a directory that is not synced."""
+    CACHE_MAP_REMOVED = "cache.map-removed"
+    """It is removed, from a directory that is not synced; nothing of the file has changed."""
+
     # Checksums of frozen layers.
     SCRUB_READ = "scrub.read"
     """Blocks have checksums for the first time, in a transaction that is not committed."""

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from bockd.config.rbd import RbdSettings
-from bockd.model import NodeKind
+from bockd.model import BLOCK_SIZE, MIB, NodeKind
 from bockd.pool.device import BlockDevice
 from bockd.runtime.steps import run_inline
+from tests.drivers.cache.opened import CountingDevice, Opened
 from tests.pool.drivers import DRIVERS
 
 
@@ -76,7 +77,33 @@ def _in_ceph(
     return opened
 
 
+@contextmanager
+def _cached(request: pytest.FixtureRequest, size_bytes: int) -> Iterator[OpenDevice]:
+    """Behind a cache that holds next to nothing, so that leaves come and go."""
+    below = CountingDevice(size_bytes)
+    opened = Opened(request.getfixturevalue("tmp_path") / "cache", 3 * MIB)
+    device = opened.volume(below, 1)
+
+    def grow(size: int) -> None:
+        below.grow(size)
+        device.follow_size()
+
+    class Filled(OpenDevice):
+        """One whose cache is filled between any two requests."""
+
+        def read(self, offset: int, length: int) -> bytes:
+            return opened.read(device, offset, length)
+
+        def write(self, offset: int, data: bytes) -> None:
+            opened.write(device, offset, data)
+
+    yield Filled(device, BLOCK_SIZE, grow)
+    opened.background.run()
+    opened.release(device)
+
+
 DEVICES: dict[str, Callable[[pytest.FixtureRequest, int], AbstractContextManager[OpenDevice]]] = {
+    "cached": _cached,
     "local": _of_pool("local"),
     "memory": _of_pool("memory"),
     "rbd": _in_ceph(by_events=False),

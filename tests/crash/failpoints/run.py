@@ -105,7 +105,19 @@ OF_LEFTOVERS = frozenset(
 )
 """Of the same pools; tests/drivers/rbd/test_leftovers.py comes to them."""
 
-NOT_HERE = OF_PACKED_HEADS | OF_THE_SHARED_INDEX | OF_TAKING | OF_IMAGES | OF_LEFTOVERS
+OF_THE_CACHE = frozenset(
+    {
+        Failpoint.CACHE_SYNCED,
+        Failpoint.CACHE_MAP_WRITTEN,
+        Failpoint.CACHE_MAP_NAMED,
+        Failpoint.CACHE_MAP_REMOVED,
+    }
+)
+"""Of the cache in front of such pools; tests/drivers/cache/test_keeping.py comes to them."""
+
+NOT_HERE = (
+    OF_PACKED_HEADS | OF_THE_SHARED_INDEX | OF_TAKING | OF_IMAGES | OF_LEFTOVERS | OF_THE_CACHE
+)
 
 EXPECTED_LOG = re.compile(
     r"^INFO |differs from what it held|failed with EIO: .* is damaged|"

@@ -1,0 +1,298 @@
+"""The directory of the cache: its files, what is kept of devices that are closed, and its bound.
+
+    lock                  held while a daemon uses the directory
+    v-NAME.blocks         the cache file of a volume; s-NAME.blocks: of a snapshot
+    v-NAME.map            its map, while it is closed (mapfile.py)
+
+A volume's file is kept for the next opening by this directory, if nobody had the volume in
+between: its driver counts the times that anybody has taken it (`epoch`), so the next one of ours is
+one more than that in which it was closed. A snapshot never changes; all who read it in this process
+share one file.
+
+What is not closed in order is dropped at the next start. What is has been synced before its map
+was named, so it outlasts a power cut, too.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import re
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from bockd.directories import make_private
+from bockd.drivers.cache.blockmap import BlockMap
+from bockd.drivers.cache.blocks import CachedBlocks
+from bockd.drivers.cache.cachefile import CacheFile, Identity, identity_of
+from bockd.drivers.cache.device import CachedDevice, always
+from bockd.drivers.cache.mapfile import (
+    NEW_SUFFIX,
+    SUFFIX,
+    BadMapError,
+    Kept,
+    leaves_of,
+    read_map,
+    remove_map,
+)
+from bockd.drivers.cache.space import Holder, Space
+from bockd.errors import InUseError, NotSupportedError, from_os_error
+from bockd.model import BLOCK_SIZE, MIB
+from bockd.pool.device import BlockDevice
+from bockd.runtime.steps import Spawn, blocking, try_spawn
+from bockd.runtime.waiting import Mutex
+
+log = logging.getLogger(__name__)
+
+MIN_LIMIT_BYTES = 16 * MIB
+
+_BLOCKS_SUFFIX = ".blocks"
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,200}")
+
+_EVICTED_LEAVES = 32
+"""At once, at most: what is fetched meanwhile finds no room."""
+
+_NO_FILE = Identity(0, 0, 0, 0)
+
+
+class _Open(NamedTuple):
+    """A device that is open."""
+
+    blocks: CachedBlocks
+    epoch: int | None
+    devices: list[CachedDevice]
+
+
+class CacheDirectory:
+    """For the owner thread, but for `open`."""
+
+    def __init__(self, path: Path, limit_bytes: int, spawn: Spawn, lock: int) -> None:
+        self.path = path
+        self.space = Space(limit_bytes)
+        self.space.on_crowded = self._begin_eviction
+        self._spawn = spawn
+        self._lock = lock
+        self._open: dict[str, _Open] = {}
+        self._kept: OrderedDict[str, int] = OrderedDict()
+        """What is closed, with the bytes it takes; the one closed first is first."""
+        self._turn = Mutex()
+        """Of openings and closings, and of what removes a kept file."""
+        self._evicting = False
+
+    @classmethod
+    def open(cls, path: Path, limit_bytes: int, spawn: Spawn) -> CacheDirectory:
+        """Make the directory if need be, and drop what was not closed in order. Blocks. Raises
+        InUseError (another daemon has it), NotSupportedError (the file system makes no holes),
+        DeviceError, DeniedError, NoSpaceError."""
+        try:
+            make_private(path)
+            lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                directory = cls(path, limit_bytes, spawn, lock)
+                directory._take_stock()
+                directory._try_hole()
+            except BaseException:
+                os.close(lock)
+                raise
+        except BlockingIOError as error:
+            raise InUseError(f"another daemon uses the cache in {path}") from error
+        except OSError as error:
+            raise from_os_error(error, f"opening the cache in {path}") from error
+        return directory
+
+    def _take_stock(self) -> None:
+        found: list[tuple[int, str, int]] = []
+        for blocks in self.path.glob("*" + _BLOCKS_SUFFIX):
+            with suppress(FileNotFoundError):
+                closed = self._path(blocks.stem, SUFFIX).stat().st_mtime_ns
+                found.append((closed, blocks.stem, blocks.stat().st_blocks * 512))
+        self._kept.update((stem, taken) for _, stem, taken in sorted(found))
+        for one in self.path.iterdir():
+            ours = one.suffix in (_BLOCKS_SUFFIX, SUFFIX, NEW_SUFFIX)
+            if ours and (one.stem not in self._kept or one.suffix == NEW_SUFFIX):
+                one.unlink()
+        self.space.used_bytes = sum(self._kept.values())
+
+    def _try_hole(self) -> None:
+        file = CacheFile.create(self.path / ("trial" + _BLOCKS_SUFFIX), MIB)
+        try:
+            file.fill([(0, b"x" * BLOCK_SIZE)])
+            file.punch([(0, BLOCK_SIZE)])
+        except NotImplementedError:
+            raise NotSupportedError(
+                f"the file system of {self.path} makes no holes in files: the cache needs that"
+            ) from None
+        finally:
+            file.close()
+            self._path("trial", _BLOCKS_SUFFIX).unlink()
+
+    def release(self) -> None:
+        """Give the directory up. No device is open."""
+        assert not self._open
+        os.close(self._lock)
+
+    # -- devices -----------------------------------------------------------------------------
+
+    async def open_volume(
+        self, below: BlockDevice, name: str, epoch: int, held: Callable[[], bool] = always
+    ) -> CachedDevice | None:
+        """Put a cache in front of a volume that this process has just taken. `epoch` is one more
+        with each taking, whoever's it is; `name` is that of what the volume's content is in. None
+        if there can be no cache: why is in the log."""
+        async with self._turn:
+            stem = _stem("v", name)
+            assert stem not in self._open
+            return await self._join(stem, name, below, epoch, held)
+
+    async def open_snapshot(self, below: BlockDevice, name: str) -> CachedDevice | None:
+        """Put the cache that all share in front of something that never changes. Otherwise as
+        `open_volume`."""
+        async with self._turn:
+            return await self._join(_stem("s", name), name, below, None, always)
+
+    async def _join(
+        self,
+        stem: str,
+        name: str,
+        below: BlockDevice,
+        epoch: int | None,
+        held: Callable[[], bool],
+    ) -> CachedDevice | None:
+        one = self._open.get(stem)
+        if one is None:
+            blocks = await self._open_blocks(stem, name, below.size_bytes, epoch)
+            if blocks is None:
+                return None
+            one = self._open[stem] = _Open(blocks, epoch, [])
+        device = CachedDevice(below, one.blocks, held)
+        one.devices.append(device)
+        return device
+
+    async def _open_blocks(
+        self, stem: str, name: str, size_bytes: int, epoch: int | None
+    ) -> CachedBlocks | None:
+        self.space.give_back(self._kept.pop(stem, 0))
+        try:
+            file, blockmap, taken = await blocking(self._prepare, stem, name, size_bytes, epoch)
+        except OSError as error:
+            log.warning("there is no cache of %s: %s", name, error)
+            await blocking(self._unlink, stem)
+            return None
+        self.space.count(taken)
+        path = self._path(stem, _BLOCKS_SUFFIX)
+        return CachedBlocks(name, path, file, blockmap, taken, self.space, self._spawn)
+
+    def _prepare(
+        self, stem: str, name: str, size_bytes: int, epoch: int | None
+    ) -> tuple[CacheFile, BlockMap, int]:
+        """Open the file of a device, and the map if it is valid, which is removed in any case.
+        Returns what the file takes, too."""
+        path, map_path = self._path(stem, _BLOCKS_SUFFIX), self._path(stem, SUFFIX)
+        blockmap = BlockMap()
+        kept: Kept | None = None
+        try:
+            kept, leaves = read_map(map_path)
+            if self._is_valid(kept, path, name, size_bytes, epoch):
+                for leaf in leaves_of(leaves):
+                    blockmap.load(*leaf)
+            else:
+                kept = None
+        except FileNotFoundError:
+            pass
+        except (OSError, BadMapError) as error:
+            log.warning("what was cached of %s is dropped: %s", name, error)
+            kept, blockmap = None, BlockMap()
+        # Before the file changes: else a map might be found beside it that is not its own.
+        remove_map(map_path)
+        if kept is None:
+            return CacheFile.create(path, size_bytes), blockmap, 0
+        return CacheFile.open(path, size_bytes), blockmap, kept.allocated_bytes
+
+    def _is_valid(
+        self, kept: Kept, path: Path, name: str, size_bytes: int, epoch: int | None
+    ) -> bool:
+        before = None if epoch is None else epoch - 1
+        return (
+            (kept.name, kept.epoch) == (name, before)
+            and kept.size_bytes <= size_bytes
+            and kept.file == identity_of(os.stat(path))
+        )
+
+    async def close_device(self, device: CachedDevice) -> None:
+        """Close the cache in front of a device, of which nothing is under way. It is kept, if
+        nothing has gone wrong. Before or after the device itself is closed."""
+        async with self._turn:
+            stem = next(stem for stem, one in self._open.items() if device in one.devices)
+            blocks, epoch, devices = self._open[stem]
+            devices.remove(device)
+            if devices:
+                return
+            as_far = Kept(blocks.name, epoch, device.size_bytes, 0, _NO_FILE)
+            try:
+                kept = await blocks.close(self._path(stem, SUFFIX), as_far)
+            finally:
+                del self._open[stem]
+            if kept is not None:
+                self._kept[stem] = kept.allocated_bytes
+
+    async def forget_volume(self, name: str) -> None:
+        """Drop what is kept of a volume that is no more."""
+        async with self._turn:
+            await self._remove_kept(_stem("v", name))
+
+    async def forget_snapshot(self, name: str) -> None:
+        """Drop what is kept of a snapshot that is no more."""
+        async with self._turn:
+            await self._remove_kept(_stem("s", name))
+
+    # -- the bound ---------------------------------------------------------------------------
+
+    def _begin_eviction(self) -> None:
+        if not self._evicting:
+            self._evicting = try_spawn(self._spawn, self._evict())
+
+    async def _evict(self) -> None:
+        """Make room: what is closed goes first, then the oldest leaves."""
+        leaves = max(1, min(_EVICTED_LEAVES, self.space.limit_bytes // MIB // 16))
+        try:
+            while not self.space.roomy:
+                if self._kept:
+                    async with self._turn:
+                        await self._remove_kept(next(iter(self._kept), ""))
+                    continue
+                by_holder: dict[Holder, list[int]] = {}
+                for holder, number in self.space.oldest(leaves):
+                    by_holder.setdefault(holder, []).append(number)
+                if not by_holder:
+                    return
+                for holder, numbers in by_holder.items():
+                    await holder.evict(numbers)
+        finally:
+            self._evicting = False
+
+    async def _remove_kept(self, stem: str) -> None:
+        taken = self._kept.pop(stem, None)
+        if taken is None:
+            return
+        await blocking(self._unlink, stem)
+        self.space.give_back(taken)
+
+    def _unlink(self, stem: str) -> None:
+        for suffix in (SUFFIX, _BLOCKS_SUFFIX):
+            try:
+                self._path(stem, suffix).unlink(missing_ok=True)
+            except OSError as error:
+                log.warning("%s stays in the cache: %s", stem, error)
+
+    def _path(self, stem: str, suffix: str) -> Path:
+        return self.path / (stem + suffix)
+
+
+def _stem(kind: str, name: str) -> str:
+    assert _NAME.fullmatch(name), name
+    return f"{kind}-{name}"
