@@ -15,7 +15,12 @@ need_modules()
 from bockd.config.rbd import RbdSettings  # noqa: E402
 from bockd.drivers.rbd.binding import rados, rbd  # noqa: E402
 from bockd.drivers.rbd.connection import connect  # noqa: E402
-from bockd.drivers.rbd.errors import from_ceph_error, from_volume_error, named  # noqa: E402
+from bockd.drivers.rbd.errors import (  # noqa: E402
+    ShutOutError,
+    from_ceph_error,
+    from_volume_error,
+    named,
+)
 from bockd.drivers.rbd.settings import index_options  # noqa: E402
 from bockd.errors import (  # noqa: E402
     BockdError,
@@ -38,7 +43,7 @@ from bockd.errors import (  # noqa: E402
         (errno.ENOENT, NotFoundError, "no such thing"),
         (errno.ETIMEDOUT, UnavailableError, "does not answer"),
         (errno.ENOTCONN, UnavailableError, "does not answer"),
-        (errno.ESHUTDOWN, UnavailableError, "blocklist"),
+        (errno.ESHUTDOWN, ShutOutError, "blocklist"),
         (errno.EIO, DeviceError, "Input/output error"),
         (errno.EROFS, DeviceError, "Read-only file system"),
     ],
