@@ -4,6 +4,10 @@ A block whose latest redirect no barrier covers holds data, unless the journal s
 the block may be zeros. So if such a block is a hole or holds nothing but zeros, its page never
 reached the disk: the file system was unmounted without it.
 
+The death of a process may cut an append short where a page of the segment ends, and so leave a
+redirect without the ZEROS record behind it. Where that may be, the last redirects prove nothing: so
+many as one operation appends.
+
 In a raw head a block lies at its own offset. In a packed one it lies in the cell that its record
 names, and this rests on one rule: a cell that is given out is a hole in the file, durably, behind
 the end of the file or punched and synced. Everything here is by place in the file.
@@ -11,12 +15,21 @@ the end of the file or punched and synced. Everything here is by place in the fi
 
 from __future__ import annotations
 
-from bockd.drivers.local.format.journal import Change, Kind
+from bockd.drivers.local.format.journal import (
+    HEADER_BYTES,
+    RECORD_BYTES,
+    Change,
+    Kind,
+    first_sequence,
+)
 from bockd.drivers.local.format.journalreading import SegmentContents, last_barrier
 from bockd.drivers.local.format.layer import Layer
 from bockd.drivers.local.format.leaf import LEAF_BLOCKS
+from bockd.drivers.local.volume.room import PACKED_RECORDS_PER_OPERATION
 from bockd.drivers.local.volume.zeros import is_zeros
 from bockd.model import BLOCK_SIZE
+
+REDIRECTS = (Kind.REDIRECT, Kind.CELLS)
 
 _GROUP_BYTES = LEAF_BLOCKS * BLOCK_SIZE
 
@@ -30,6 +43,9 @@ def find_lost_pages(segments: list[SegmentContents], head: Layer) -> bool:
     """Return whether a block of the head has lost its data. Segments that are not all of a format
     that notes zeros prove nothing. Raises DamagedError, DeviceError."""
     changes = [change for segment in segments for change in segment.changes]
+    if segments:
+        doubtful = _doubtful_from(segments[-1])
+        changes = [x for x in changes if x.sequence < doubtful or x.kind not in REDIRECTS]
     owed = _owed_cells(changes) if head.packed else _owed(changes)
     length = head.length_bytes()
     if any(_reach(group, mask) > length for group, mask in owed.items()):
@@ -40,6 +56,15 @@ def find_lost_pages(segments: list[SegmentContents], head: Layer) -> bool:
         if position < MAX_READ_GROUPS and _holds_zeros(head, group, mask):
             return True
     return False
+
+
+def _doubtful_from(segment: SegmentContents) -> int:
+    """Return the sequence from which on redirects may lack their ZEROS records, because an append
+    was cut short behind the last record."""
+    end = first_sequence(segment.name.number) + segment.places
+    at_page_end = not (HEADER_BYTES + segment.places * RECORD_BYTES) % BLOCK_SIZE
+    cut = segment.torn or at_page_end
+    return end - PACKED_RECORDS_PER_OPERATION if cut else end
 
 
 def _owed(changes: list[Change]) -> dict[int, int]:

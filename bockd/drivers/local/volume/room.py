@@ -22,9 +22,10 @@ from bockd.runtime.waiting import Pulse, WriteGate
 RESERVED_RECORDS = 64
 """Kept free in a segment for barriers and the seal."""
 
-RECORDS_PER_OPERATION = 4
+RECORDS_PER_OPERATION = 7
 """No engine operation on a raw head appends more, unless it was promised more: one record of a
-change, and up to three places that say which of its blocks, 257 at most, are zeros."""
+change, and up to three places that say twice which of its blocks, 257 at most, are zeros: what the
+head has already, before the write, and all of them after it."""
 
 PACKED_RECORDS_PER_OPERATION = 37
 """Nor one on a packed head: 257 blocks in runs that the head does not hold take 30 places at most,

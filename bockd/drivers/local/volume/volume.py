@@ -337,6 +337,9 @@ class Volume(Reader):
         start = offset - len(prefix)
         first = start >> BLOCK_SHIFT
         end = (offset + len(data) + len(suffix)) >> BLOCK_SHIFT
+        zeros = zero_blocks(offset, data, prefix, suffix)
+        if old_zeros := [block for block in zeros if self._is_in_head(block)]:
+            self.foretell_zeros(old_zeros)
         if len(prefix):
             self._write_head(start, prefix)
             hit(Failpoint.WRITE_EDGES)
@@ -347,8 +350,13 @@ class Volume(Reader):
             self._puncher.pending.remove(first, end)
         self.map.assign(first, end, self._head_slot, self._tail.sequence)
         self._tail.stage(Kind.REDIRECT, first, end - first)
-        if zeros := zero_blocks(offset, data, prefix, suffix):
+        if zeros:
             self._tail.stage_zeros(zeros)
+
+    def _is_in_head(self, block: int) -> bool:
+        """Return whether the head has a block, whose leaf is loaded."""
+        leaf = self.map.find(block >> LEAF_SHIFT)
+        return leaf is not None and leaf[block & LEAF_MASK] == self._head_slot
 
     def _edge_lengths(self, offset: int, end: int) -> tuple[int, int]:
         """Bytes of the first block before `offset` and of the last block after `end`."""
