@@ -20,7 +20,7 @@ from bockd.drivers.rbd.records import (
     volume_record,
     volume_records,
 )
-from bockd.drivers.rbd.volumes import look_at_snapshot, look_at_volume, reach, vacate
+from bockd.drivers.rbd.vacating import look_at_snapshot, look_at_volume, reach, vacate
 from bockd.errors import InUseError
 from bockd.failpoints import Failpoint, hit
 from bockd.model import NodeKind, SnapshotId, VolumeId

@@ -11,7 +11,6 @@ be the same in the commit.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 
 from bockd.drivers.rbd.images import (
@@ -22,7 +21,6 @@ from bockd.drivers.rbd.images import (
     remove_image,
 )
 from bockd.drivers.rbd.making import making, try_to
-from bockd.drivers.rbd.messages import Manner
 from bockd.drivers.rbd.opennodes import OpenNodes, refuse_failed
 from bockd.drivers.rbd.records import (
     RbdSnapshotRecord,
@@ -33,15 +31,15 @@ from bockd.drivers.rbd.records import (
     unchanged,
     volume_record,
 )
-from bockd.drivers.rbd.session import Session
-from bockd.errors import ConflictError, InUseError, InvalidRequestError, NotFoundError
+from bockd.drivers.rbd.vacating import look_at_snapshot, look_at_volume, reach, vacate
+from bockd.errors import ConflictError, InUseError, InvalidRequestError
 from bockd.failpoints import Failpoint, hit
 from bockd.model import NodeKind, SnapshotId, VolumeId
 from bockd.pool.choices import check_new_volume, content_of, name_of, size_of
 from bockd.pool.index import Transaction
 from bockd.pool.nodes import Nodes
 from bockd.pool.pool import Naming, WithVolume
-from bockd.runtime.steps import Steps, blocking, call_blocking, run_inline, try_spawn
+from bockd.runtime.steps import Steps, blocking, call_blocking, try_spawn
 from bockd.validation import check_volume_size
 
 Showing = Callable[[RbdVolumeRecord, RbdSnapshotRecord], RbdVolumeRecord]
@@ -304,50 +302,3 @@ class VolumeOperations:
     def _remove(self, image: str) -> None:
         with self._session.images.use() as (_, ioctx):
             remove_image(ioctx, image)
-
-
-def look_at_volume(session: Session, volume: VolumeId) -> RbdVolumeRecord:
-    """Return the record of a volume as it is now. Blocks. Raises BockdError (NotFoundError,
-    UnavailableError)."""
-    session.index.refresh()
-    with session.index.reading() as txn:
-        return volume_record(txn, volume)
-
-
-def look_at_snapshot(session: Session, snapshot: SnapshotId) -> RbdSnapshotRecord:
-    """Return the record of a snapshot as it is now. Blocks. Raises BockdError (NotFoundError,
-    UnavailableError)."""
-    session.index.refresh()
-    with session.index.reading() as txn:
-        return snapshot_record(txn, snapshot)
-
-
-def vacate(session: Session, volume: VolumeId) -> RbdVolumeRecord:
-    """Return the record of a volume that no gateway has. It is not open here; it is taken from
-    another gateway that has it, or had when it died. Blocks. Raises InUseError: clients use it
-    there; BockdError."""
-    seen = look_at_volume(session, volume)
-    if seen.holder is None:
-        return seen
-    lost = None
-    try:
-        taken = run_inline(session.taker.take(volume, Manner.POLITE))
-    except NotFoundError:
-        # The volume is gone; or its image is, and nobody can have that.
-        lost = seen.image
-    else:
-        run_inline(session.taker.give_back(taken))
-    now = look_at_volume(session, volume)
-    if now.holder is not None and now.image != lost:
-        raise InUseError(f"gateway {now.holder} has just opened volume {volume} ({now.name})")
-    return now
-
-
-def reach(session: Session, volume: VolumeId) -> RbdVolumeRecord:
-    """Return the record of a volume whose image can be changed at once: whoever has it answers. One
-    that does not is shut out; librbd would wait for half a minute. Blocks. Raises BockdError."""
-    seen = look_at_volume(session, volume)
-    if seen.holder is not None and (seen.holder, seen.run) != session.who:
-        with suppress(InUseError):
-            return vacate(session, volume)
-    return seen

@@ -1,0 +1,68 @@
+"""Volumes that other gateways have: what an operation does about these before it begins.
+
+A volume whose record names no gateway is open nowhere: a gateway writes nothing before its name is
+there.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from bockd.drivers.rbd.messages import Manner
+from bockd.drivers.rbd.records import (
+    RbdSnapshotRecord,
+    RbdVolumeRecord,
+    snapshot_record,
+    volume_record,
+)
+from bockd.drivers.rbd.session import Session
+from bockd.errors import InUseError, NotFoundError
+from bockd.model import SnapshotId, VolumeId
+from bockd.runtime.steps import run_inline
+
+
+def look_at_volume(session: Session, volume: VolumeId) -> RbdVolumeRecord:
+    """Return the record of a volume as it is now. Blocks. Raises BockdError (NotFoundError,
+    UnavailableError)."""
+    session.index.refresh()
+    with session.index.reading() as txn:
+        return volume_record(txn, volume)
+
+
+def look_at_snapshot(session: Session, snapshot: SnapshotId) -> RbdSnapshotRecord:
+    """Return the record of a snapshot as it is now. Blocks. Raises BockdError (NotFoundError,
+    UnavailableError)."""
+    session.index.refresh()
+    with session.index.reading() as txn:
+        return snapshot_record(txn, snapshot)
+
+
+def vacate(session: Session, volume: VolumeId) -> RbdVolumeRecord:
+    """Return the record of a volume that no gateway has. It is not open here; it is taken from
+    another gateway that has it, or had when it died. Blocks. Raises InUseError: clients use it
+    there; BockdError."""
+    seen = look_at_volume(session, volume)
+    if seen.holder is None:
+        return seen
+    lost = None
+    try:
+        taken = run_inline(session.taker.take(volume, Manner.POLITE))
+    except NotFoundError:
+        # The volume is gone; or its image is, and nobody can have that.
+        lost = seen.image
+    else:
+        run_inline(session.taker.give_back(taken))
+    now = look_at_volume(session, volume)
+    if now.holder is not None and now.image != lost:
+        raise InUseError(f"gateway {now.holder} has just opened volume {volume} ({now.name})")
+    return now
+
+
+def reach(session: Session, volume: VolumeId) -> RbdVolumeRecord:
+    """Return the record of a volume whose image can be changed at once: whoever has it answers. One
+    that does not is shut out; librbd would wait for half a minute. Blocks. Raises BockdError."""
+    seen = look_at_volume(session, volume)
+    if seen.holder is not None and (seen.holder, seen.run) != session.who:
+        with suppress(InUseError):
+            return vacate(session, volume)
+    return seen
