@@ -17,7 +17,8 @@ import resource
 import socket
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from tests.service import seccomp
@@ -70,12 +71,14 @@ _CAPABILITIES = {"CAP_SYS_ADMIN": 21, "CAP_SYS_RESOURCE": 24}
 """Those that a unit of ours may name."""
 
 
-def launcher(unit: Path, state: Path, *dropins: Path) -> list[str]:
+def launcher(unit: Path, state: Path, *dropins: Path, asks_for_code: bool = False) -> list[str]:
     """The command that becomes the program behind it, confined as in the unit: as the user
-    `NOBODY`, unless it is to be root."""
+    `NOBODY`, unless it is to be root. `asks_for_code`: the program asks for memory that can be
+    written and executed, and does without; it is refused by an error, as by systemd."""
     code = f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); "
     code += "from tests.service.confined import main; main()"
     more = [f"--dropin={path}" for path in dropins]
+    more += ["--asks-for-code"] * asks_for_code
     return [sys.executable, "-c", code, *more, str(unit), str(state)]
 
 
@@ -83,6 +86,7 @@ def main() -> None:
     """See above."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--dropin", action="append", type=Path, default=[])
+    parser.add_argument("--asks-for-code", action="store_true")
     parser.add_argument("unit", type=Path)
     parser.add_argument("state", type=Path)
     parser.add_argument("command", nargs=argparse.REMAINDER)
@@ -98,7 +102,7 @@ def main() -> None:
     namespaces(service, given.state)
     user = 0 if service["User"] == ["root"] else NOBODY
     become(user, words(service, "CapabilityBoundingSet"))
-    filter_calls(service, calls)
+    filter_calls(service, calls, asks_for_code=given.asks_for_code)
     os.execve(given.command[0], given.command, environment)
 
 
@@ -213,19 +217,22 @@ def become(user: int, capabilities: list[str]) -> None:
     _check(_LIBC.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
 
 
-def filter_calls(service: dict[str, list[str]], calls: set[str]) -> None:
+def filter_calls(service: dict[str, list[str]], calls: set[str], *, asks_for_code: bool) -> None:
     """The list of all that is allowed comes last: the others could not be loaded behind it."""
     assert is_on(service, "NoNewPrivileges")
     families = [getattr(socket, name) for name in words(service, "RestrictAddressFamilies")]
     seccomp.deny_other_families(families)
-    for name, deny in DENIALS.items():
+    denials = dict(DENIALS)
+    if asks_for_code:
+        denials["MemoryDenyWriteExecute"] = partial(seccomp.deny_writable_code, by_error=True)
+    for name, deny in denials.items():
         if is_on(service, name):
             deny()
     assert service["SystemCallArchitectures"] == ["native"]
     seccomp.allow_only(calls)
 
 
-DENIALS = {
+DENIALS: dict[str, Callable[[], None]] = {
     "LockPersonality": seccomp.deny_personalities,
     "MemoryDenyWriteExecute": seccomp.deny_writable_code,
     "RestrictNamespaces": seccomp.deny_namespaces,

@@ -86,13 +86,14 @@ def allow_only(calls: Iterable[str]) -> None:
     wanted.load()
 
 
-def deny_writable_code() -> None:
-    """MemoryDenyWriteExecute=."""
+def deny_writable_code(*, by_error: bool = False) -> None:
+    """MemoryDenyWriteExecute=. `by_error`: as systemd does it, for who does without."""
+    action = _fails(errno.EPERM) if by_error else KILL_PROCESS
     denied = Filter(ALLOW)
-    denied.add(KILL_PROCESS, "mmap", _masked(2, mmap.PROT_WRITE | mmap.PROT_EXEC))
+    denied.add(action, "mmap", _masked(2, mmap.PROT_WRITE | mmap.PROT_EXEC))
     for call in ("mprotect", "pkey_mprotect"):
-        denied.add(KILL_PROCESS, call, _masked(2, mmap.PROT_EXEC))
-    denied.add(KILL_PROCESS, "shmat", _masked(2, _SHM_EXEC))
+        denied.add(action, call, _masked(2, mmap.PROT_EXEC))
+    denied.add(action, "shmat", _masked(2, _SHM_EXEC))
     denied.load()
 
 
