@@ -12,9 +12,10 @@ import bockd
 from bockd import failpoints
 from bockd.cli.backup import backup
 from bockd.cli.client import ControlClient
+from bockd.cli.clustercheck import check_in_cluster
 from bockd.cli.config import config, config_option, load_all
 from bockd.cli.failure import Program
-from bockd.cli.incluster import check_in_cluster, is_in_cluster
+from bockd.cli.incluster import is_in_cluster
 from bockd.cli.output import json_option, print_json, report
 from bockd.cli.scrub import scrub
 from bockd.cli.unit import render_unit

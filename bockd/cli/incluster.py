@@ -1,18 +1,12 @@
-"""What commands that open a pool themselves do when it lies in a Ceph cluster."""
+"""Whether the pool that a command is about lies in a Ceph cluster."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
-from bockd.cli.client import ControlClient
 from bockd.config import Settings
-from bockd.daemon.datadir import REPLICA, DataDirectory, is_of_gateway
-from bockd.errors import InUseError, InvalidRequestError, UnavailableError
+from bockd.daemon.datadir import is_of_gateway
 from bockd.model import PoolDriver
-from bockd.pool.reports import CheckReport
-from bockd.pool.unsupported import no_repair
-from bockd.runtime.steps import Background, run_inline
 
 
 def is_in_cluster(path: Path, settings: Settings | None = None) -> bool:
@@ -21,47 +15,3 @@ def is_in_cluster(path: Path, settings: Settings | None = None) -> bool:
     if settings is not None and path == settings.data_dir:
         return settings.pool.driver is PoolDriver.RBD
     return is_of_gateway(path)
-
-
-def check_in_cluster(path: Path, settings: Settings, *, repair: bool) -> CheckReport:
-    """Check the pool here, as the gateway of this data directory, or let the daemon do it that is
-    this gateway now. Raises NotSupportedError: it is to be repaired; BockdError."""
-    if repair:
-        raise no_repair(PoolDriver.RBD)
-    try:
-        directory = DataDirectory(path)
-    except InUseError as error:
-        return _ask(path, error)
-    try:
-        return _check(path, settings)
-    finally:
-        directory.release()
-
-
-def _ask(path: Path, in_use: InUseError) -> CheckReport:
-    try:
-        with ControlClient(path / "api.sock") as client:
-            return client.check()
-    except UnavailableError as silence:
-        raise InUseError(f"{in_use}, and it cannot be asked: {silence}") from silence
-
-
-def _check(path: Path, settings: Settings) -> CheckReport:
-    if path != settings.data_dir or settings.pool.driver is not PoolDriver.RBD:
-        raise InvalidRequestError(
-            f"{path} is the data directory of a gateway whose pool is in a Ceph cluster: give its "
-            "configuration (--config), or start it"
-        )
-    from bockd.blockstorage.check import with_records
-    from bockd.drivers.rbd.pool import RbdPool
-
-    # Nothing is opened, so other gateways get their answers at once, in Ceph's thread.
-    pool = RbdPool.open(settings.rbd, path / REPLICA, Background().spawn, _call)
-    try:
-        return with_records(run_inline(pool.check()), pool.index)
-    finally:
-        pool.release()
-
-
-def _call(function: Callable[[], object]) -> None:
-    function()

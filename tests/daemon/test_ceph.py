@@ -155,6 +155,8 @@ def test_what_is_not_for_such_a_pool_says_what_to_do_instead(
         return result.err
 
     assert "'bockd serve' makes it there" in refused("init")
+    for _ in range(2):  # the first one has not made it
+        assert "there is no pool of bockd's in this namespace" in refused("check")
     daemon.start()
     for _ in ("it runs", "it does not"):
         assert "Ceph verifies its own" in refused("scrub")

@@ -59,15 +59,23 @@ class RbdPool:
     # -- the pool itself ---------------------------------------------------------------------
 
     @classmethod
-    def open(cls, settings: RbdSettings, replica: Path, spawn: Spawn, post: Post) -> Self:
-        """Join the pool of a namespace, or make it in an empty one; see `Session`. `replica` is a
-        directory of this machine for copies of the index, which are made anew. `post` has a
-        function called on the owner thread. Blocks.
+    def open(
+        cls,
+        settings: RbdSettings,
+        replica: Path,
+        spawn: Spawn,
+        post: Post,
+        *,
+        make: bool = True,
+    ) -> Self:
+        """Join the pool of a namespace, or, with `make`, make it in an empty one; see `Session`.
+        `replica` is a directory of this machine for copies of the index, which are made anew.
+        `post` has a function called on the owner thread. Blocks.
 
         Raises UnavailableError, DeniedError, NotFoundError, PoolFormatError, DamagedError.
         """
         releases = Releases(post)
-        return cls(Session(settings, replica, releases.ask), spawn, releases)
+        return cls(Session(settings, replica, releases.ask, make=make), spawn, releases)
 
     @property
     def identity(self) -> Identity:

@@ -34,9 +34,11 @@ EMPTY = frozenset({INDEX, BUS, "rbd_directory", "rbd_info", "rbd_children", "rbd
 class Session:
     """A gateway that has joined a pool. Ended by `close`."""
 
-    def __init__(self, settings: RbdSettings, replica: Path, release: Release) -> None:
-        """Join the pool of a namespace; make it, if the namespace is empty. `replica` is a
-        directory for copies of the index; `release` is what the bus calls. Blocks.
+    def __init__(
+        self, settings: RbdSettings, replica: Path, release: Release, *, make: bool = True
+    ) -> None:
+        """Join the pool of a namespace; with `make`, make it if the namespace is empty. `replica`
+        is a directory for copies of the index; `release` is what the bus calls. Blocks.
 
         Raises UnavailableError, DeniedError, NotFoundError; PoolFormatError: there is something in
         the namespace, but no pool, or that of a newer bockd; DamagedError.
@@ -54,7 +56,8 @@ class Session:
             self.ioctx = open_pool(self.cluster, settings)
             stack.callback(self.ioctx.close)
             shared = Log(RadosObjects(self.ioctx))
-            _make_if_empty(shared, self.ioctx, settings)
+            if make:
+                _make_if_empty(shared, self.ioctx, settings)
             self.index = SharedIndex.open(
                 shared, replica, run=self.who.run, clock=lambda: self.clock()
             )
