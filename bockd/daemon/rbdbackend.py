@@ -41,12 +41,12 @@ class RbdBackend:
 
     scrubbing = None
     backups = None
-    room_of = "the Ceph cluster"
 
     def __init__(self, pool: RbdPool, directory: DataDirectory, runner: StepRunner) -> None:
         self.pool = pool
         self.token_key: bytes | None = None
         settings = pool.session.settings
+        self.room_of = f"the Ceph pool {settings.pool}"
         self.cluster = ClusterInfo(
             id=pool.session.cluster.get_fsid(),
             pool=settings.pool,

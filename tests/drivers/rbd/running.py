@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -44,7 +45,8 @@ def main(arguments: Sequence[str]) -> int:
         print(f"Ceph begins, in {directory}", flush=True)
         cluster.start()
         config = directory / "bockd.toml"
-        config.write_text(configuration(cluster.namespace("bockd"), directory / "data"))
+        settings = replace(cluster.namespace("bockd"), gateway="gw1")
+        config.write_text(configuration(settings, directory / "data"))
         print(f"In another terminal: export {CONFIG_VARIABLE}={config}", flush=True)
         print(f"and for Ceph's commands: export CEPH_CONF={cluster.conf_file}", flush=True)
         return _serve(config, arguments)
