@@ -25,6 +25,7 @@ from bockd.errors import (
     VolumeFailedError,
 )
 from bockd.runtime.steps import Signal
+from tests.nbd.server.takeable import Takeable
 
 from .descriptor import opened
 from .memory_nodes import MemoryNodes, mounted
@@ -328,3 +329,27 @@ def test_slow_requests_hold_up_nobody(disk: Path, nodes: MemoryNodes) -> None:
         finally:
             nodes.call(device.gate.fire)
         assert [len(read.result(60)) for read in waiting] == [4096] * slow
+
+
+def test_a_volume_that_another_gateway_takes_fails_until_it_is_opened_anew(
+    disk: Path, nodes: MemoryNodes
+) -> None:
+    taken, nodes.exports.devices["disk"] = Takeable.over(nodes.devices["disk"])
+    with opened(disk) as file:
+        os.pwrite(file, b"before", 0)
+        nodes.call(taken.take)
+        nodes.wait_until(lambda: taken.lost.fired)
+        for attempt in (
+            lambda: os.pread(file, 6, 0),
+            lambda: os.pwrite(file, b"after", 0),
+            lambda: os.fsync(file),
+        ):
+            with fails_with(errno.EIO):
+                attempt()
+        _, nodes.exports.devices["disk"] = Takeable.over(nodes.devices["disk"])
+        with opened(disk) as again:
+            assert os.pread(again, 6, 0) == b"before"
+            os.pwrite(again, b"again", 0)
+            os.fsync(again)
+        with fails_with(errno.EIO):
+            os.pread(file, 6, 0)
