@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -188,6 +189,30 @@ def test_a_client_comes_to_the_other_gateway(pair: Pair) -> None:
         client.check(newcomer)
     print(f"moved: {client.pauses}")
     newcomer.shutdown()
+    pair.second.stop()
+    pair.first.stop()
+
+
+def test_ten_volumes_are_asked_for_at_once(pair: Pair) -> None:
+    names = [f"v{number}" for number in range(10)]
+    for name in names:
+        pair.first.bock("volume", "create", name, "--size", "1MiB")
+        pair.first.bock("attachment", "create", name, SERVER)
+    ports = [f":{one.nbd_port}/" for one in (pair.first, pair.second)]
+    ways = [pair.first.bock("attachment", "show", name)["uris"] for name in names]
+    old, new = ([next(uri for uri in uris if port in uri) for uris in ways] for port in ports)
+    handles = [connected(uri) for uri in old]
+    for number, handle in enumerate(handles):
+        handle.pwrite(bytes([number]) * BLOCK_BYTES, 0)
+    began = time.monotonic()
+    with ThreadPoolExecutor(len(names)) as threads:
+        moved = list(threads.map(connected, new))
+    print(f"ten volumes: {time.monotonic() - began:.2f} s")
+    for number, handle in enumerate(moved):
+        assert handle.pread(BLOCK_BYTES, 0) == bytes([number]) * BLOCK_BYTES
+        closes(handles[number])
+        handle.shutdown()
+    print(f"by force: {pair.first.log.read_text().count('has taken volume')}")
     pair.second.stop()
     pair.first.stop()
 
