@@ -29,7 +29,7 @@ from bockd.blockstorage.volumes import move_volume
 from bockd.blockstorage.working import is_ours, is_same_attachment
 from bockd.errors import BockdError, ConflictError, InvalidStateError, NotFoundError
 from bockd.failpoints import Failpoint, hit
-from bockd.model import Server, VolumeId
+from bockd.model import NodeKind, Server, VolumeId
 from bockd.pool.gateways import Gateway
 from bockd.pool.index import Transaction
 from bockd.pool.nodes import Nodes
@@ -100,9 +100,10 @@ class Attachments:
             size = Nodes(txn).volume(volume).size_bytes
             return at, replace(found, attachment=attachment), size
 
-        at, attaching, size = await self._context.update(begin)
-        hit(Failpoint.API_ATTACHING)
-        return await self._open(tenant, at, attaching, size)
+        with self._context.working_on(NodeKind.VOLUME, volume):
+            at, attaching, size = await self._context.update(begin)
+            hit(Failpoint.API_ATTACHING)
+            return await self._open(tenant, at, attaching, size)
 
     async def _open(
         self, tenant: TenantId, at: Server, attaching: Volume, size_bytes: int
@@ -153,19 +154,20 @@ class Attachments:
                     _refuse_unreachable(txn, _as_attached(at, found))
             return at, move_volume(txn, tenant, volume, Status.DETACHING)
 
-        at, attached = await self._context.update(begin)
-        hit(Failpoint.API_DETACHING)
-        # The kind is what it was when the volume came to the server; it may be registered since.
-        at = _as_attached(at, attached)
-        try:
-            if force:
-                await end_attachment(self._context, tenant, at, attached, None)
-            else:
-                await self._release(tenant, at, attached)
-        except BockdError as error:
-            reason = f"detaching from server {server} failed: {error}"
-            await self._context.update(lambda txn: _keep(txn, tenant, attached, reason))
-            raise
+        with self._context.working_on(NodeKind.VOLUME, volume):
+            at, attached = await self._context.update(begin)
+            hit(Failpoint.API_DETACHING)
+            # The kind is what it was when the volume came there; it may be registered since.
+            at = _as_attached(at, attached)
+            try:
+                if force:
+                    await end_attachment(self._context, tenant, at, attached, None)
+                else:
+                    await self._release(tenant, at, attached)
+            except BockdError as error:
+                reason = f"detaching from server {server} failed: {error}"
+                await self._context.update(lambda txn: _keep(txn, tenant, attached, reason))
+                raise
         hit(Failpoint.API_DETACHED)
 
     async def _release(self, tenant: TenantId, at: Server, attached: Volume) -> None:

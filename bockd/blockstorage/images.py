@@ -172,7 +172,7 @@ class Images:
         """Cancel, at the start, the imports that a crash interrupted. One that cannot be cancelled
         is logged and kept for the next start."""
         for filling in self.being_imported():
-            if not whose(filling.worker):
+            if not whose(filling.worker, (NodeKind.VOLUME, filling.volume)):
                 continue
             try:
                 await self._pool.delete_volume(filling.volume, forget_record)

@@ -31,9 +31,8 @@ from bockd.blockstorage.attachments import attachment_of, end_attachment
 from bockd.blockstorage.contract import Status, Volume
 from bockd.blockstorage.images import Images
 from bockd.blockstorage.records import Ledger, OwnedVolume
-from bockd.blockstorage.rules import TRANSIENT
 from bockd.blockstorage.running import StorageContext
-from bockd.blockstorage.working import Whose, anybody, is_ours, take_over
+from bockd.blockstorage.working import Whose, anybody, begun, is_ours, take_over
 from bockd.errors import BockdError
 from bockd.failpoints import Failpoint, hit
 from bockd.model import NodeKind, ServerKind, SnapshotId, VolumeId
@@ -49,11 +48,8 @@ async def resolve_interrupted(context: StorageContext, whose: Whose = anybody) -
     volumes that are left for `finish_detaching`."""
     await Images(context).sweep(whose)
     with context.pool.index.reading() as txn:
-        ledger = Ledger(txn)
-        volumes = [(one.volume.status, one.worker) for one in ledger.sound_volumes()]
-        snapshots = [(one.snapshot.status, one.worker) for one in ledger.sound_snapshots()]
-    states = (*volumes, *snapshots)
-    if not any(status in TRANSIENT and whose(worker) for status, worker in states):
+        left_over = [key for key, worker in begun(txn).items() if whose(worker, key)]
+    if not left_over:
         return []
     left = await context.update(lambda txn: _settle(txn, whose))
     hit(Failpoint.SETTLED)
@@ -79,7 +75,9 @@ def _settle(txn: Transaction, whose: Whose) -> _Left:
     several = txn.author is not None
     deleting: list[tuple[NodeKind, int]] = []
     detaching: list[OwnedVolume] = []
-    for owned in [one for one in ledger.sound_volumes() if whose(one.worker)]:
+    for owned in list(ledger.sound_volumes()):
+        if not whose(owned.worker, (NodeKind.VOLUME, owned.volume.id)):
+            continue
         settled = replace(owned.volume, status=Status.AVAILABLE)
         match owned.volume.status:
             case Status.ATTACHING | Status.DETACHING if several or _has_device(owned.volume):
@@ -97,7 +95,9 @@ def _settle(txn: Transaction, whose: Whose) -> _Left:
             case _:
                 continue
         log.info("volume %s was %s when the daemon stopped", settled.id, owned.volume.status)
-    for found in [one for one in ledger.sound_snapshots() if whose(one.worker)]:
+    for found in list(ledger.sound_snapshots()):
+        if not whose(found.worker, (NodeKind.SNAPSHOT, found.snapshot.id)):
+            continue
         if found.snapshot.status is Status.CREATING:
             ledger.put_snapshot(found.tenant, replace(found.snapshot, status=Status.AVAILABLE))
         elif found.snapshot.status is Status.DELETING:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
@@ -102,6 +104,20 @@ class StorageContext:
     daemon: str = field(default_factory=lambda: secrets.token_hex(8))
     """A random id of this run: a client that reaches the daemon in two ways sees that it is
     one."""
+    at_work: Counter[tuple[NodeKind, int]] = field(default_factory=Counter)
+    """The volumes and snapshots that operations are at work on here; see `working_on`."""
+
+    @contextmanager
+    def working_on(self, kind: NodeKind, node: int) -> Iterator[None]:
+        """Say that an operation gives a volume or snapshot a transient status and ends that: from
+        before the first commit until the last one, or until it has had to give up."""
+        self.at_work[kind, node] += 1
+        try:
+            yield
+        finally:
+            self.at_work[kind, node] -= 1
+            if not self.at_work[kind, node]:
+                del self.at_work[kind, node]
 
     def quota_of(self, record: TenantRecord) -> Quota:
         """Return the tenant's quota: the configuration's, else that of its record, else the

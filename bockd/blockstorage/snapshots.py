@@ -81,6 +81,10 @@ class Snapshots:
 
     async def delete(self, tenant: TenantId, snapshot: SnapshotId) -> None:
         """Delete a snapshot in the same steps as a volume (section 4.4.4.4)."""
+        with self._context.working_on(NodeKind.SNAPSHOT, snapshot):
+            await self._delete(tenant, snapshot)
+
+    async def _delete(self, tenant: TenantId, snapshot: SnapshotId) -> None:
         before = await self._context.update(lambda txn: _begin_delete(txn, tenant, snapshot))
         hit(Failpoint.API_DELETING_SNAPSHOT)
         try:

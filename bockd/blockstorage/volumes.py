@@ -184,6 +184,10 @@ class Volumes:
         """Delete a volume (section 4.4.2.4). The status `deleting` excludes other operations while
         the pool closes the volume. Then the pool's volume and the record are removed in one
         transaction."""
+        with self._context.working_on(NodeKind.VOLUME, volume):
+            await self._delete(tenant, volume)
+
+    async def _delete(self, tenant: TenantId, volume: VolumeId) -> None:
         before = await self._context.update(lambda txn: _begin_delete(txn, tenant, volume))
         hit(Failpoint.API_DELETING_VOLUME)
         try:

@@ -7,7 +7,8 @@ come back after anybody's patience is over. So:
 * A gateway resolves at its start what its own earlier runs have left, and nothing else: what others
   have begun may be under way.
 * What is left by a run that does not answer any more, any gateway resolves (bockd.daemon.stranded).
-  It makes itself the worker by the first commit of that.
+  It makes itself the worker by the first commit of that. A gateway that lives resolves what it has
+  begun itself and has had to give up, since the cluster did not answer to the last commit, either.
 * Every commit that ends a status judges again whether the author is the worker still, and whether
   it is the same attachment. One that comes back too late changes nothing.
 
@@ -22,13 +23,17 @@ from dataclasses import replace
 from bockd.blockstorage.contract import Status, Volume
 from bockd.blockstorage.records import Ledger, OwnedSnapshot, OwnedVolume
 from bockd.blockstorage.rules import TRANSIENT
+from bockd.model import NodeKind
 from bockd.pool.index import Transaction
 
-Whose = Callable[[str | None], bool]
-"""Whether what a worker has begun is to be resolved. None: there is one daemon."""
+Key = tuple[NodeKind, int]
+"""A volume or a snapshot."""
+
+Whose = Callable[[str | None, Key], bool]
+"""Whether what a worker has begun with something is to be resolved. None: there is one daemon."""
 
 
-def anybody(_worker: str | None) -> bool:
+def anybody(_worker: str | None, _key: Key) -> bool:
     """Choose everything: this is the one daemon, at its start."""
     return True
 
@@ -37,7 +42,7 @@ def earlier_runs_of(author: str) -> Whose:
     """Choose what earlier runs of a gateway have begun; `author` is its name and present run."""
     name = gateway_of(author)
 
-    def choose(worker: str | None) -> bool:
+    def choose(worker: str | None, _key: Key) -> bool:
         return worker is not None and worker != author and gateway_of(worker) == name
 
     return choose
@@ -72,13 +77,21 @@ def is_same_attachment(found: Volume, attached: Volume) -> bool:
     )
 
 
+def begun(txn: Transaction) -> dict[Key, str | None]:
+    """Return what is in a transient status, with who has begun that."""
+    ledger = Ledger(txn)
+    found: dict[Key, str | None] = {
+        (NodeKind.VOLUME, owned.volume.id): owned.worker
+        for owned in ledger.sound_volumes()
+        if owned.volume.status in TRANSIENT
+    }
+    for owned in ledger.sound_snapshots():
+        if owned.snapshot.status in TRANSIENT:
+            found[NodeKind.SNAPSHOT, owned.snapshot.id] = owned.worker
+    return found
+
+
 def workers(txn: Transaction) -> set[str]:
     """Return who has begun what is not ended."""
-    ledger = Ledger(txn)
-    nodes: list[tuple[Status, str | None]] = [
-        (owned.volume.status, owned.worker) for owned in ledger.sound_volumes()
-    ]
-    nodes += [(owned.snapshot.status, owned.worker) for owned in ledger.sound_snapshots()]
-    found = {worker for status, worker in nodes if status in TRANSIENT}
-    found |= {filling.worker for filling in ledger.imports()}
+    found = {*begun(txn).values(), *(filling.worker for filling in Ledger(txn).imports())}
     return {worker for worker in found if worker is not None}

@@ -38,7 +38,7 @@ from bockd.errors import (
     NoSpaceError,
     NotFoundError,
 )
-from bockd.model import VolumeId, export_uri
+from bockd.model import NodeKind, VolumeId, export_uri
 from bockd.runtime.steprunner import StepRunner
 
 log = logging.getLogger(__name__)
@@ -118,6 +118,12 @@ class FetchingBlockStorage(PoolBlockStorage):
         self, volume: VolumeId, size_bytes: int, image: GlanceImage, token: str
     ) -> None:
         """Give a waiting volume its content, or a reason to be in error."""
+        with self.context.working_on(NodeKind.VOLUME, volume):
+            await self._fill(volume, size_bytes, image, token)
+
+    async def _fill(
+        self, volume: VolumeId, size_bytes: int, image: GlanceImage, token: str
+    ) -> None:
         try:
             record = await self._fetched(image, token, size_bytes)
             await self._runner.run(self._volumes.fill(volume, record))

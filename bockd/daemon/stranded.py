@@ -5,6 +5,10 @@ leaves volumes that are neither here nor there, so the others ask after it: afte
 the index lists, and every run that works on something (bockd.blockstorage.working). A run that does
 not answer twice in a row is taken for gone. If it only hung, it finds its work resolved when it
 comes back, and changes nothing.
+
+A gateway that lives leaves something, too, where the cluster answers neither to the commit that
+ends an operation nor to the one that takes it back. So each round looks for what is in the middle
+of something that nobody works on here any more.
 """
 
 from __future__ import annotations
@@ -17,10 +21,11 @@ import trio
 from bockd.blockstorage.interrupted import detaching, finish_detaching, resolve_interrupted
 from bockd.blockstorage.records import OwnedVolume
 from bockd.blockstorage.running import StorageContext
-from bockd.blockstorage.working import workers
+from bockd.blockstorage.working import Key, Whose, begun, workers
 from bockd.daemon.backend import GatewayControl
-from bockd.daemon.retrying import Retrying
+from bockd.daemon.retrying import MAY_PASS, Retrying
 from bockd.errors import BockdError, InUseError
+from bockd.model import NodeKind
 from bockd.runtime.steprunner import StepRunner
 
 log = logging.getLogger(__name__)
@@ -47,6 +52,10 @@ class Stranded:
         self._round_seconds = round_seconds
         self._silent: set[str] = set()
         """Who has not answered in the last round."""
+        self._idle: set[Key] = set()
+        """What nobody has worked on in the last round, though this gateway has begun it."""
+        self._detaching: set[Key] = set()
+        """Volumes whose detaching is being finished, or waits for that."""
         self._told: str | None = None
 
     async def run(self) -> None:
@@ -85,7 +94,8 @@ class Stranded:
         gone = silent & self._silent
         self._silent = silent - gone
         for author in sorted(gone):
-            await self._resolve(author)
+            await self._resolve_gone(author)
+        await self._resolve_own()
 
     def _ask(self) -> set[str]:
         """Who does not answer."""
@@ -95,20 +105,46 @@ class Stranded:
         asked = (asked | self._gateways.others()) - {self._gateways.author}
         return {author for author in sorted(asked) if not self._gateways.is_alive(author)}
 
-    async def _resolve(self, author: str) -> None:
+    async def _resolve_gone(self, author: str) -> None:
         log.warning(
             "gateway %s does not answer; what it has begun is resolved here",
             author.rpartition("/")[0],
         )
-        left = await self._runner.run(
-            resolve_interrupted(self._context, lambda worker: worker == author)
-        )
+        await self._resolve(lambda worker, _key: worker == author)
+        await trio.to_thread.run_sync(self._gateways.forget, author)
+
+    async def _resolve_own(self) -> None:
+        """Resolve what this gateway has begun, and has had to give up."""
+        own = self._gateways.author
+        with self._context.pool.index.reading() as txn:
+            ours = {key for key, worker in begun(txn).items() if worker == own}
+        idle = ours - self._context.at_work.keys() - self._detaching
+        stuck = idle & self._idle
+        self._idle = idle - stuck
+        if not stuck:
+            return
+        log.warning("what the cluster has not let this gateway end is resolved now")
+
+        def whose(worker: str | None, key: Key) -> bool:
+            return worker == own and key in stuck and key not in self._context.at_work
+
+        await self._resolve(whose)
+
+    async def _resolve(self, whose: Whose) -> None:
+        left = await self._runner.run(resolve_interrupted(self._context, whose))
         for owned in left:
+            self._detaching.add((NodeKind.VOLUME, owned.volume.id))
             self._retrying.start(
                 f"detaching volume {owned.volume.id}", partial(self._finish_detaching, owned)
             )
-        await trio.to_thread.run_sync(self._gateways.forget, author)
 
     async def _finish_detaching(self, owned: OwnedVolume) -> None:
-        if owned in detaching(self._context):
-            await finish_detaching(self._context, owned)
+        try:
+            if owned in detaching(self._context):
+                await finish_detaching(self._context, owned)
+        except MAY_PASS:
+            raise  # it is tried again
+        except BaseException:
+            self._detaching.discard((NodeKind.VOLUME, owned.volume.id))
+            raise
+        self._detaching.discard((NodeKind.VOLUME, owned.volume.id))

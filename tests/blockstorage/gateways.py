@@ -27,7 +27,7 @@ from bockd.blockstorage.running import NoPublisher, StorageContext
 from bockd.blockstorage.servers import Servers
 from bockd.blockstorage.snapshots import Snapshots
 from bockd.blockstorage.volumes import Volumes
-from bockd.blockstorage.working import earlier_runs_of
+from bockd.blockstorage.working import Whose, earlier_runs_of
 from bockd.drivers.memory.device import MemoryDevice
 from bockd.drivers.memory.pool import MemoryPool
 from bockd.drivers.rbd.gateways import Gateways
@@ -175,7 +175,7 @@ class Gateway:
     def hang(self) -> None:
         self.world.alive.discard(self.table.author)
 
-    def resolve(self, whose: Callable[[str | None], bool]) -> None:
+    def resolve(self, whose: Whose) -> None:
         """Resolve what runs have left, with what is done in the background."""
         for owned in run_inline(resolve_interrupted(self.context, whose)):
             run_inline(finish_detaching(self.context, owned))
@@ -183,7 +183,7 @@ class Gateway:
     def resolve_all_of(self, other: Gateway) -> None:
         """As if the other one had not answered for long."""
         self.index.refresh()
-        self.resolve(lambda worker: worker == other.table.author)
+        self.resolve(lambda worker, _key: worker == other.table.author)
 
     def owned(self, volume: VolumeId) -> OwnedVolume | None:
         """The record as it is now."""

@@ -186,8 +186,9 @@ def test_a_start_resolves_what_earlier_runs_of_this_gateway_have_left(
 
 def test_whose_work_a_start_resolves() -> None:
     choose = earlier_runs_of("gw/b")
-    assert choose("gw/a")
-    assert not any(choose(one) for one in ("gw/b", "gw2/a", None))
+    key = (NodeKind.VOLUME, 1)
+    assert choose("gw/a", key)
+    assert not any(choose(one, key) for one in ("gw/b", "gw2/a", None))
 
 
 # -- a gateway that comes back late -----------------------------------------------------------

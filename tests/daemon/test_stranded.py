@@ -12,7 +12,7 @@ from bockd.blockstorage.contract import Status, TenantId
 from bockd.daemon.retrying import Retrying
 from bockd.daemon.stranded import Stranded
 from bockd.errors import InUseError, UnavailableError
-from bockd.model import VolumeId
+from bockd.model import NodeKind, VolumeId
 from bockd.runtime.steprunner import StepRunner
 from bockd.runtime.steps import Steps, run_inline
 from tests.blockstorage.gateways import Gateway, World
@@ -158,3 +158,47 @@ def test_a_gateway_whose_name_was_taken_ends(
     a.index.refresh()
     trio.run(main)
     again.die()
+
+
+def test_what_this_gateway_has_had_to_give_up_is_resolved(
+    world: World, gateways: tuple[Gateway, Gateway]
+) -> None:
+    """The operation has failed, and its last commit, too."""
+    a, b = gateways
+    _, volume = attaching(a)
+
+    async def main() -> None:
+        rounds, others = stranded(a), stranded(b)
+        with a.context.working_on(NodeKind.VOLUME, volume):
+            for _ in range(3):
+                await rounds.round()
+                await others.round()
+        assert a.status(volume) is Status.ATTACHING
+        await rounds.round()
+        assert a.status(volume) is Status.ATTACHING
+        await rounds.round()
+        assert a.status(volume) is Status.AVAILABLE
+        assert b.hooks.calls == []
+
+    trio.run(main)
+
+
+def test_a_detaching_that_is_tried_again_is_not_begun_twice(
+    world: World, gateways: tuple[Gateway, Gateway]
+) -> None:
+    a, _ = gateways
+    _, volume = attaching(a)
+    tries: list[Steps[None]] = []
+
+    async def main() -> None:
+        rounds = Stranded(a.context, a.table, StepRunner(), Retrying(tries.append))
+        for _ in range(5):
+            await rounds.round()
+        assert a.status(volume) is Status.DETACHING
+        (only,) = tries
+        run_inline(only)
+        assert a.status(volume) is Status.AVAILABLE
+        await rounds.round()
+
+    trio.run(main)
+    assert len(tries) == 1
