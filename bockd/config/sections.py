@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bockd.config.address import Address
+from bockd.config.cache import CacheSettings
 from bockd.config.rbd import RbdSettings
 from bockd.config.schema import Section, key, named, section
 from bockd.config.values import (
@@ -261,6 +262,7 @@ class Settings(Section):
     servers: Mapping[str, ServerSettings] = named(ServerSettings)
     pool: PoolSettings = section(PoolSettings)
     rbd: RbdSettings = section(RbdSettings)
+    cache: CacheSettings = section(CacheSettings)
     checksums: ChecksumSettings = section(ChecksumSettings)
     identity: IdentitySettings = section(IdentitySettings)
     keystone: KeystoneSettings = section(KeystoneSettings)

@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Self
 
 import trio
@@ -20,6 +21,7 @@ from bockd.control import ClusterInfo
 from bockd.daemon.datadir import REPLICA, DataDirectory, refuse_local_pool
 from bockd.daemon.gatewaywork import FOLLOW_SECONDS, GatewayWork
 from bockd.daemon.retrying import Retrying
+from bockd.drivers.cache.directory import CacheDirectory
 from bockd.drivers.rbd.pool import RbdPool
 from bockd.identity.sharedkey import shared_key
 from bockd.model import VolumeId
@@ -73,13 +75,17 @@ class RbdBackend:
         post = trio.lowlevel.current_trio_token().run_sync_soon
 
         def open_pool() -> tuple[RbdPool, DataDirectory]:
-            directory = DataDirectory(settings.data_dir)
-            try:
-                replica = settings.data_dir / REPLICA
-                return RbdPool.open(settings.rbd, replica, spawn, post), directory
-            except BaseException:
-                directory.release()
-                raise
+            with ExitStack() as stack:
+                directory = DataDirectory(settings.data_dir)
+                stack.callback(directory.release)
+                cache = None
+                if (path := settings.cache.directory) is not None:
+                    cache = CacheDirectory.open(path, settings.cache.size_bytes, spawn)
+                    stack.callback(cache.release)
+                pool = RbdPool.open(settings.rbd, settings.data_dir / REPLICA, spawn, post)
+                pool.open_nodes.fronts.cache = cache
+                stack.pop_all()
+            return pool, directory
 
         return cls(*await trio.to_thread.run_sync(open_pool), runner)
 
@@ -138,6 +144,8 @@ class RbdBackend:
     def release(self) -> None:
         """Leave the pool."""
         self.pool.release()
+        if (cache := self.pool.open_nodes.fronts.cache) is not None:
+            cache.release()
         self._directory.release()
 
     def new_data(self) -> str:

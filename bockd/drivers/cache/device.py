@@ -29,6 +29,10 @@ def always() -> bool:
     return True
 
 
+def _never() -> bool:
+    return False
+
+
 class CachedDevice:
     """A `BlockDevice` and `FastDevice`."""
 
@@ -43,6 +47,7 @@ class CachedDevice:
         self.below = below
         self.blocks = blocks
         self._held = held
+        self._retired = False
 
     @property
     def size_bytes(self) -> int:
@@ -53,8 +58,16 @@ class CachedDevice:
         return self.below.read_only
 
     def lose(self) -> None:
-        """Use nothing of the cache any more: somebody else has the device, or may have it."""
-        self.blocks.turn_off("it was taken by another one")
+        """Use nothing of the cache any more: somebody else has the device, or may have it. After
+        `retire` that is no news."""
+        if not self._retired:
+            self.blocks.turn_off("it was taken by another one")
+
+    def retire(self) -> None:
+        """Show no hits any more: the device below is about to be given back. What is cached may be
+        kept."""
+        self._retired = True
+        self._held = _never
 
     def follow_size(self) -> None:
         """Take notice that the device below has become larger."""

@@ -20,8 +20,8 @@ import logging
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,6 +65,8 @@ class _Open(NamedTuple):
     blocks: CachedBlocks
     epoch: int | None
     devices: list[CachedDevice]
+    size_bytes: int
+    """When it was opened."""
 
 
 class CacheDirectory:
@@ -79,8 +81,8 @@ class CacheDirectory:
         self._open: dict[str, _Open] = {}
         self._kept: OrderedDict[str, int] = OrderedDict()
         """What is closed, with the bytes it takes; the one closed first is first."""
-        self._turn = Mutex()
-        """Of openings and closings, and of what removes a kept file."""
+        self._turns: dict[str, Mutex] = {}
+        """Of what opens, closes or removes a file."""
         self._evicting = False
 
     @classmethod
@@ -144,16 +146,19 @@ class CacheDirectory:
         """Put a cache in front of a volume that this process has just taken. `epoch` is one more
         with each taking, whoever's it is; `name` is that of what the volume's content is in. None
         if there can be no cache: why is in the log."""
-        async with self._turn:
-            stem = _stem("v", name)
-            assert stem not in self._open
+        stem = _stem("v", name)
+        async with self._turn(stem):
+            if (left := self._open.get(stem)) is not None:  # not closed yet since it was lost
+                left.blocks.turn_off("it was opened anew")
+                await self._close(stem, left)
             return await self._join(stem, name, below, epoch, held)
 
     async def open_snapshot(self, below: BlockDevice, name: str) -> CachedDevice | None:
         """Put the cache that all share in front of something that never changes. Otherwise as
         `open_volume`."""
-        async with self._turn:
-            return await self._join(_stem("s", name), name, below, None, always)
+        stem = _stem("s", name)
+        async with self._turn(stem):
+            return await self._join(stem, name, below, None, always)
 
     async def _join(
         self,
@@ -168,7 +173,7 @@ class CacheDirectory:
             blocks = await self._open_blocks(stem, name, below.size_bytes, epoch)
             if blocks is None:
                 return None
-            one = self._open[stem] = _Open(blocks, epoch, [])
+            one = self._open[stem] = _Open(blocks, epoch, [], below.size_bytes)
         device = CachedDevice(below, one.blocks, held)
         one.devices.append(device)
         return device
@@ -225,30 +230,51 @@ class CacheDirectory:
 
     async def close_device(self, device: CachedDevice) -> None:
         """Close the cache in front of a device, of which nothing is under way. It is kept, if
-        nothing has gone wrong. Before or after the device itself is closed."""
-        async with self._turn:
-            stem = next(stem for stem, one in self._open.items() if device in one.devices)
-            blocks, epoch, devices = self._open[stem]
-            devices.remove(device)
-            if devices:
+        nothing has gone wrong. Before or after the device itself is closed. Doing so again does
+        nothing."""
+        for stem, one in self._open.items():
+            if device in one.devices:
+                async with self._turn(stem):
+                    if device in one.devices:
+                        one.devices.remove(device)
+                        if not one.devices:
+                            await self._close(stem, one)
                 return
-            as_far = Kept(blocks.name, epoch, device.size_bytes, 0, _NO_FILE)
-            try:
-                kept = await blocks.close(self._path(stem, SUFFIX), as_far)
-            finally:
-                del self._open[stem]
-            if kept is not None:
-                self._kept[stem] = kept.allocated_bytes
+
+    async def close_all(self) -> None:
+        """Close all caches that are open."""
+        for one in list(self._open.values()):
+            for device in list(one.devices):
+                await self.close_device(device)
+
+    async def _close(self, stem: str, one: _Open) -> None:
+        one.devices.clear()
+        as_far = Kept(one.blocks.name, one.epoch, one.size_bytes, 0, _NO_FILE)
+        try:
+            kept = await one.blocks.close(self._path(stem, SUFFIX), as_far)
+        finally:
+            del self._open[stem]
+        if kept is not None:
+            self._kept[stem] = kept.allocated_bytes
 
     async def forget_volume(self, name: str) -> None:
         """Drop what is kept of a volume that is no more."""
-        async with self._turn:
-            await self._remove_kept(_stem("v", name))
+        await self._remove_kept(_stem("v", name))
 
     async def forget_snapshot(self, name: str) -> None:
         """Drop what is kept of a snapshot that is no more."""
-        async with self._turn:
-            await self._remove_kept(_stem("s", name))
+        await self._remove_kept(_stem("s", name))
+
+    @asynccontextmanager
+    async def _turn(self, stem: str) -> AsyncIterator[None]:
+        """Have no other one open, close or remove a file meanwhile."""
+        turn = self._turns.setdefault(stem, Mutex())
+        try:
+            async with turn:
+                yield
+        finally:
+            if not turn.held:
+                self._turns.pop(stem, None)
 
     # -- the bound ---------------------------------------------------------------------------
 
@@ -262,8 +288,7 @@ class CacheDirectory:
         try:
             while not self.space.roomy:
                 if self._kept:
-                    async with self._turn:
-                        await self._remove_kept(next(iter(self._kept), ""))
+                    await self._remove_kept(next(iter(self._kept)))
                     continue
                 by_holder: dict[Holder, list[int]] = {}
                 for holder, number in self.space.oldest(leaves):
@@ -276,11 +301,11 @@ class CacheDirectory:
             self._evicting = False
 
     async def _remove_kept(self, stem: str) -> None:
-        taken = self._kept.pop(stem, None)
-        if taken is None:
-            return
-        await blocking(self._unlink, stem)
-        self.space.give_back(taken)
+        async with self._turn(stem):
+            taken = self._kept.pop(stem, None)
+            if taken is not None:
+                await blocking(self._unlink, stem)
+                self.space.give_back(taken)
 
     def _unlink(self, stem: str) -> None:
         for suffix in (SUFFIX, _BLOCKS_SUFFIX):

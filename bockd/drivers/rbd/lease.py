@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 
 from bockd.errors import BockdError
-from bockd.runtime.steps import Spawn, blocking, try_spawn
+from bockd.runtime.steps import Signal, Spawn, blocking, try_spawn
 
 LEASE_SECONDS = 1.0
 """How old a read may be at most that is answered by a gateway that was shut out and still serves
@@ -42,22 +42,33 @@ class Lease:
         self._spawn = spawn
         self._clock = clock
         self._until = self._renew_at = 0.0
-        self._asking = False
+        self._asking: Signal | None = None
+        self._ended = False
 
     def held(self) -> bool:
         """Return whether the volume is surely ours."""
         now = self._clock()
-        if now >= self._renew_at and not self._asking:
-            self._asking = try_spawn(self._spawn, self._renew())
+        if now >= self._renew_at and self._asking is None and not self._ended:
+            self._asking = Signal()
+            if not try_spawn(self._spawn, self._renew(self._asking)):
+                self._asking = None
         return now < self._until
 
-    async def _renew(self) -> None:
+    async def end(self) -> None:
+        """Ask nothing any more, and return when nothing is asked."""
+        self._ended = True
+        self._until = 0.0
+        if self._asking is not None:
+            await self._asking
+
+    async def _renew(self, asking: Signal) -> None:
         asked = self._clock()
         self._renew_at = asked + RENEW_SECONDS
         try:
-            if await blocking(self._confirm):
+            if await blocking(self._confirm) and not self._ended:
                 self._until = asked + LEASE_SECONDS
         except BockdError:
             pass  # what is sent to the cluster next meets it
         finally:
-            self._asking = False
+            self._asking = None
+            asking.fire()

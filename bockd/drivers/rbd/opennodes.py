@@ -19,13 +19,20 @@ from typing import ParamSpec, TypeVar
 
 from bockd.drivers.rbd.claims import RbdClaim
 from bockd.drivers.rbd.device import RbdDevice
+from bockd.drivers.rbd.fronts import Front, Fronts
 from bockd.drivers.rbd.images import open_image
 from bockd.drivers.rbd.messages import Manner
-from bockd.drivers.rbd.records import RbdVolumeRecord, snapshot_record, volume_record
+from bockd.drivers.rbd.records import (
+    RbdSnapshotRecord,
+    RbdVolumeRecord,
+    snapshot_record,
+    volume_record,
+)
 from bockd.drivers.rbd.session import Session
 from bockd.drivers.rbd.taking import Taken
 from bockd.errors import BockdError, DamagedError, InUseError, VolumeFailedError, volume_failed
 from bockd.model import NodeKind, SnapshotId, VolumeId
+from bockd.pool.device import BlockDevice
 from bockd.pool.records import VolumeRecord
 from bockd.runtime.steps import Spawn, Steps, blocking, run_inline, try_spawn
 from bockd.runtime.waiting import Mutex
@@ -41,6 +48,8 @@ class OpenVolume:
 
     taken: Taken[RbdClaim]
     device: RbdDevice
+    front: Front
+    """What users are given."""
     users: int = 0
 
 
@@ -50,6 +59,7 @@ class OpenSnapshot:
 
     snap: str
     device: RbdDevice
+    front: Front
     users: int = 0
 
 
@@ -63,6 +73,7 @@ class OpenNodes:
         self.refusals: dict[VolumeId, str] = {}
         """Why volumes could not be opened when that was last tried."""
         self.spawn = spawn
+        self.fronts = Fronts(spawn)
         self._busy: dict[int, Mutex] = {}
         self._dropped: Counter[tuple[NodeKind, int]] = Counter()
         """Users of what was dropped."""
@@ -108,15 +119,15 @@ class OpenNodes:
 
     # -- volumes -----------------------------------------------------------------------------
 
-    def use_volume(self, volume: VolumeId, manner: Manner) -> Steps[RbdDevice]:
+    def use_volume(self, volume: VolumeId, manner: Manner) -> Steps[BlockDevice]:
         """Take a volume, or join those who use it."""
 
-        async def steps() -> RbdDevice:
+        async def steps() -> BlockDevice:
             opened = self._still_ours(volume)
             if opened is None:
                 opened = await self._open_volume(volume, manner)
             opened.users += 1
-            return opened.device
+            return opened.front.device
 
         return self.exclusive(volume, steps)
 
@@ -165,9 +176,14 @@ class OpenNodes:
             self._opening -= 1
         self.refusals.pop(volume, None)
         # Not that of `taken`: it may have grown since that was read.
-        size_bytes = self._record(volume).size_bytes
-        device = RbdDevice(taken.claim.image, f"volume {volume}", size_bytes, read_only=False)
-        opened = self.volumes[volume] = OpenVolume(taken, device)
+        record = self._record(volume)
+        device = RbdDevice(
+            taken.claim.image, f"volume {volume}", record.size_bytes, read_only=False
+        )
+        front = Front(device)
+        if record.epoch == taken.epoch:  # else another gateway has it already
+            front = await self.fronts.of_volume(device, record, taken.claim.owner)
+        opened = self.volumes[volume] = OpenVolume(taken, device, front)
         device.lost.subscribe(lambda: self._on_lost(volume, opened))
         return opened
 
@@ -207,34 +223,41 @@ class OpenNodes:
         if opened is None:
             return
         self._drop(volume)
+        await self.fronts.retire(opened.front)
         opened.device.lost.fire()
         await self._give_back(opened)
 
     async def _give_back(self, opened: OpenVolume) -> None:
-        await blocking(lambda: run_inline(self.session.taker.give_back(opened.taken)))
+        await self.fronts.retire(opened.front)
+        try:
+            await blocking(lambda: run_inline(self.session.taker.give_back(opened.taken)))
+        finally:
+            await self.fronts.close(opened.front)
 
     # -- snapshots ---------------------------------------------------------------------------
 
-    def use_snapshot(self, snapshot: SnapshotId) -> Steps[RbdDevice]:
+    def use_snapshot(self, snapshot: SnapshotId) -> Steps[BlockDevice]:
         """Open a snapshot, or join those who read it."""
 
-        async def steps() -> RbdDevice:
+        async def steps() -> BlockDevice:
             opened = self.snapshots.get(snapshot)
             if opened is None:
-                opened = await blocking(self._open_snapshot, snapshot)
+                device, record = await blocking(self._open_snapshot, snapshot)
+                front = await self.fronts.of_snapshot(device, record)
+                opened = OpenSnapshot(record.snap, device, front)
                 self.snapshots[snapshot] = opened
             opened.users += 1
-            return opened.device
+            return opened.front.device
 
         return self.exclusive(snapshot, steps)
 
-    def _open_snapshot(self, snapshot: SnapshotId) -> OpenSnapshot:
+    def _open_snapshot(self, snapshot: SnapshotId) -> tuple[RbdDevice, RbdSnapshotRecord]:
         with self.session.index.reading() as txn:
             record = snapshot_record(txn, snapshot)
         with self.session.snapshots.use() as (_, ioctx):
             image = open_image(ioctx, record.image, record.snap)
         device = RbdDevice(image, f"snapshot {snapshot}", record.size_bytes, read_only=True)
-        return OpenSnapshot(record.snap, device)
+        return device, record
 
     async def close_snapshot(self, snapshot: SnapshotId) -> None:
         """Close a snapshot, if it is open. Its users count as those of a dropped one, and their
@@ -242,8 +265,12 @@ class OpenNodes:
         opened = self.snapshots.pop(snapshot, None)
         if opened is not None:
             self._dropped[NodeKind.SNAPSHOT, snapshot] += opened.users
+            await self.fronts.retire(opened.front)
             opened.device.lost.fire()
-            await opened.device.close()
+            try:
+                await opened.device.close()
+            finally:
+                await self.fronts.close(opened.front)
 
     # -- closing -----------------------------------------------------------------------------
 
@@ -273,6 +300,7 @@ class OpenNodes:
             except BockdError as error:
                 log.error("closing %s %s: %s", kind, node, error)  # noqa: TRY400
                 first_error = first_error or error
+        await self.fronts.end()
         if first_error is not None:
             raise first_error
 

@@ -12,7 +12,6 @@ from typing import Self
 from bockd.config.rbd import RbdSettings
 from bockd.drivers.rbd import space
 from bockd.drivers.rbd.checking import check
-from bockd.drivers.rbd.device import RbdDevice
 from bockd.drivers.rbd.extents import OBJECT_BYTES
 from bockd.drivers.rbd.index import SharedIndex
 from bockd.drivers.rbd.messages import Manner
@@ -25,6 +24,7 @@ from bockd.drivers.rbd.snapshots import SnapshotOperations
 from bockd.drivers.rbd.volumes import VolumeOperations
 from bockd.errors import NotFoundError, VolumeFailedError, volume_failed
 from bockd.model import NodeKind, SnapshotId, VolumeId
+from bockd.pool.device import BlockDevice
 from bockd.pool.features import Features
 from bockd.pool.gateways import Addresses, Gateway
 from bockd.pool.nodes import Nodes
@@ -175,7 +175,7 @@ class RbdPool:
 
     # -- opening -----------------------------------------------------------------------------
 
-    def use(self, kind: NodeKind, node: int, *, firm: bool = False) -> Steps[RbdDevice]:
+    def use(self, kind: NodeKind, node: int, *, firm: bool = False) -> Steps[BlockDevice]:
         """See `Pool.use`."""
         if kind is NodeKind.VOLUME:
             manner = Manner.FIRM if firm else Manner.POLITE

@@ -75,14 +75,16 @@ async def serve(root: Path, ready: threading.Event, over: trio.Event) -> None:
         pool.release()
 
 
-def fio(root: Path, export: str, how: str, size: str, depth: int, seconds: float) -> float:
+def fio(
+    root: Path, export: str, how: str, size: str, depth: int, seconds: float, reach: int = SIZE
+) -> float:
     """Return requests a second."""
     output = root / "fio.json"
     uri = f"nbd+unix:///{export}?socket={root / 'nbd.sock'}"
     subprocess.run(
         [
             *("taskset", "-c", "1", "fio", "--name=x", "--ioengine=nbd", f"--uri={uri}"),
-            *(f"--rw={how}", f"--bs={size}", f"--iodepth={depth}", f"--size={SIZE}"),
+            *(f"--rw={how}", f"--bs={size}", f"--iodepth={depth}", f"--size={reach}"),
             *("--time_based", f"--runtime={int(seconds * 1000)}ms"),
             *(f"--output={output}", "--output-format=json"),
         ],

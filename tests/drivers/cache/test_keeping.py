@@ -16,7 +16,7 @@ from bockd.drivers.cache import mapfile
 from bockd.drivers.cache.blockmap import LEAF_BLOCKS, BlockMap
 from bockd.drivers.cache.cachefile import Identity
 from bockd.drivers.cache.mapfile import BadMapError, Kept, leaves_of, read_map, write_map
-from bockd.errors import InUseError
+from bockd.errors import InUseError, VolumeTakenError
 from bockd.failpoints import VARIABLE, Failpoint
 from bockd.model import BLOCK_SIZE, MIB
 from bockd.runtime.steps import run_inline
@@ -185,6 +185,51 @@ def test_what_is_no_more_is_forgotten(tmp_path: Path, below: CountingDevice) -> 
     assert sorted(os.listdir(tmp_path)) == ["lock"]
     assert opened.directory.space.used_bytes == 0
     opened.release()
+
+
+def test_a_volume_that_is_opened_before_it_was_closed_keeps_nothing(
+    tmp_path: Path, below: CountingDevice
+) -> None:
+    """It was lost, and its end takes longer than to take it again."""
+    opened = Opened(tmp_path)
+    lost = opened.volume(below, 1)
+    opened.read(lost)
+    device = opened.volume(below, 2)
+    assert not is_hit(lost)
+    below.hold(b"x" * BLOCK_SIZE)
+    assert opened.read(device) == b"x" * BLOCK_SIZE
+    opened.close(lost)
+    assert is_hit(device)
+    assert opened.read(lost) == b"x" * BLOCK_SIZE
+    run_inline(opened.directory.close_all())
+    assert sorted(os.listdir(tmp_path)) == ["lock", "v-one.blocks", "v-one.map"]
+    opened.release()
+
+
+def test_a_volume_that_is_given_back_shows_nothing_and_is_kept(
+    tmp_path: Path, below: CountingDevice
+) -> None:
+    opened = Opened(tmp_path)
+    device = opened.volume(below, 1)
+    opened.read(device)
+    device.retire()
+    assert not is_hit(device)
+    assert not device.try_read(0, memoryview(bytearray(BLOCK_SIZE)))
+    below.failures["read"] = VolumeTakenError("given back")
+    with pytest.raises(VolumeTakenError):
+        opened.read(device)
+    opened.close(device)
+    assert is_kept(opened, below)
+    opened.release()
+
+
+def is_kept(opened: Opened, below: CountingDevice) -> bool:
+    """Return whether block 0 is a hit at the next opening."""
+    below.failures.clear()
+    device = opened.volume(below, 2)
+    found = device.try_read(0, memoryview(bytearray(BLOCK_SIZE)))
+    opened.close(device)
+    return found
 
 
 def test_another_daemon_is_refused(tmp_path: Path) -> None:
