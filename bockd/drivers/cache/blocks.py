@@ -41,19 +41,17 @@ from bockd.drivers.cache.blockmap import (
     BlockMap,
 )
 from bockd.drivers.cache.cachefile import MAX_FILE_BYTES, CacheFile
+from bockd.drivers.cache.hits import BLOCK_SHIFT, Miss, fill_zeros, pieces_of, touched
 from bockd.drivers.cache.mapfile import Kept, write_map
 from bockd.drivers.cache.operations import Operation, Operations
 from bockd.drivers.cache.space import Space
 from bockd.failpoints import Failpoint, hit
 from bockd.model import BLOCK_SIZE, MIB
-from bockd.pool.device import FastView, MappedWindow, OpenLayer
+from bockd.pool.device import FastView, OpenLayer
 from bockd.runtime.steps import Blocking, Signal, Spawn, blocking, try_spawn
 from bockd.runtime.waiting import Mutex
 
 log = logging.getLogger(__name__)
-
-BLOCK_SHIFT = 12
-assert 1 << BLOCK_SHIFT == BLOCK_SIZE
 
 FILL_BYTES = 4 * MIB
 """How much one call of a thread writes, about."""
@@ -61,20 +59,6 @@ FILL_BYTES = 4 * MIB
 QUEUED_BYTES = 32 * MIB
 """Of data that waits to be written, for each device. Beyond that nothing more is cached: the local
 disk is slower than what is below."""
-
-
-class Miss:
-    """Stands in the map for blocks that are not cached: whoever finds it asks."""
-
-    first_descriptor = -1
-    nowait_flag = 0
-    packed = False
-
-    def __init__(self) -> None:
-        self.used = False
-
-    def window(self, _offset: int) -> MappedWindow | None:
-        return None
 
 
 class CachedBlocks:
@@ -132,9 +116,9 @@ class CachedBlocks:
         if runs is None:
             return False
         try:
-            for position, part, slot in _pieces(runs, offset, into):
+            for position, part, slot in pieces_of(runs, offset, into):
                 if slot == HOLE_SLOT:
-                    _fill_zeros(part)
+                    fill_zeros(part)
                 elif not self.file.try_read(position, part):
                     return False
         except OSError as error:
@@ -149,9 +133,9 @@ class CachedBlocks:
         if runs is None:
             return False
         pieces: list[tuple[int, memoryview]] = []
-        for position, part, slot in _pieces(runs, offset, into):
+        for position, part, slot in pieces_of(runs, offset, into):
             if slot == HOLE_SLOT:
-                _fill_zeros(part)
+                fill_zeros(part)
             else:
                 pieces.append((position, part))
         if pieces:
@@ -176,7 +160,7 @@ class CachedBlocks:
     def _runs(self, offset: int, length: int) -> list[tuple[int, int, int]] | None:
         if self.off:
             return None
-        first, end = _touched(offset, length)
+        first, end = touched(offset, length)
         runs = self.map.runs(first, end)
         if runs is not None:
             for number in range(first >> LEAF_SHIFT, ((end - 1) >> LEAF_SHIFT) + 1):
@@ -189,7 +173,7 @@ class CachedBlocks:
 
     def covering(self, offset: int, length: int) -> Operation | None:
         """See Operations.covering."""
-        return None if self.off else self._operations.covering(*_touched(offset, length))
+        return None if self.off else self._operations.covering(*touched(offset, length))
 
     def begin_read(self, first: int, end: int) -> Operation:
         """Open a read of blocks that is about to be sent below; `fill` or `give_up` ends it."""
@@ -199,7 +183,7 @@ class CachedBlocks:
     def changing(self, offset: int, length: int) -> Iterator[Operation]:
         """Open a change that is about to be sent below. It is over at the end of the block, unless
         `fill` has ended it."""
-        first, end = _touched(offset, length)
+        first, end = touched(offset, length)
         change = self._operations.change(first, end)
         self.map.clear(first, end)
         try:
@@ -413,22 +397,3 @@ class CachedBlocks:
         write_map(map_path, kept, self.map.kept_leaves())
         self.file.close()
         return kept
-
-
-def _touched(offset: int, length: int) -> tuple[int, int]:
-    """The blocks that a range of bytes touches: the first, and the one behind the last."""
-    return offset >> BLOCK_SHIFT, ((offset + length - 1) >> BLOCK_SHIFT) + 1
-
-
-def _pieces(
-    runs: list[tuple[int, int, int]], offset: int, into: memoryview
-) -> Iterator[tuple[int, memoryview, int]]:
-    """For each run: the byte where it begins, the part of `into` for it, and its slot."""
-    stop = offset + len(into)
-    for first, end, slot in runs:
-        start = max(offset, first << BLOCK_SHIFT)
-        yield start, into[start - offset : min(stop, end << BLOCK_SHIFT) - offset], slot
-
-
-def _fill_zeros(into: memoryview) -> None:
-    into[:] = bytes(len(into))

@@ -17,7 +17,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from bockd.drivers.cache.blocks import BLOCK_SHIFT, CachedBlocks
+from bockd.drivers.cache.blocks import CachedBlocks
+from bockd.drivers.cache.hits import BLOCK_SHIFT, touched
 from bockd.errors import DeviceError, VolumeTakenError
 from bockd.model import BLOCK_SIZE, KIB, Extent
 from bockd.pool.device import BlockDevice, FastView, FilePart, PartSizes
@@ -113,8 +114,7 @@ class CachedDevice:
             await self.blocks.read(offset, into) or await self._share(offset, into)
         ):
             return
-        first = offset >> BLOCK_SHIFT
-        end = ((offset + len(into) - 1) >> BLOCK_SHIFT) + 1
+        first, end = touched(offset, len(into))
         whole = (end - first) << BLOCK_SHIFT
         read = self.blocks.begin_read(first, end)
         try:

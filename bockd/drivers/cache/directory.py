@@ -228,7 +228,7 @@ class CacheDirectory:
             and kept.file == identity_of(os.stat(path))
         )
 
-    async def close_device(self, device: CachedDevice) -> None:
+    async def close_device(self, device: BlockDevice) -> None:
         """Close the cache in front of a device, of which nothing is under way. It is kept, if
         nothing has gone wrong. Before or after the device itself is closed. Doing so again does
         nothing."""

@@ -4,32 +4,75 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
 
-from bockd.drivers.cache.device import CachedDevice
-from bockd.drivers.cache.directory import CacheDirectory
 from bockd.drivers.rbd.device import RbdDevice
 from bockd.drivers.rbd.lease import Lease
 from bockd.drivers.rbd.records import RbdSnapshotRecord, RbdVolumeRecord
 from bockd.errors import BockdError
 from bockd.pool.device import BlockDevice
-from bockd.runtime.steps import Spawn, try_spawn
+from bockd.runtime.steps import Spawn, Steps, try_spawn
 
 log = logging.getLogger(__name__)
 
 
+class CachedDevice(BlockDevice, Protocol):
+    """A device that holds what it has read of another one: `bockd.drivers.cache`."""
+
+    def lose(self) -> None:
+        """Use nothing of that any more: the volume was taken."""
+        ...
+
+    def retire(self) -> None:
+        """Show nothing of it any more: the volume is given back, in order."""
+        ...
+
+
+class Cache(Protocol):
+    """Makes them: `bockd.drivers.cache.directory.CacheDirectory`."""
+
+    def open_volume(
+        self, below: BlockDevice, name: str, epoch: int, held: Callable[[], bool]
+    ) -> Steps[CachedDevice | None]:
+        """Put a cache in front of a volume that was just taken; None if there can be none. What it
+        held before counts if it was closed in the epoch before this one. It is used only while the
+        volume is `held`."""
+        ...
+
+    def open_snapshot(self, below: BlockDevice, name: str) -> Steps[CachedDevice | None]:
+        """Put a cache in front of a snapshot; None if there can be none."""
+        ...
+
+    def close_device(self, device: CachedDevice) -> Steps[None]:
+        """Close a cache of which nothing is under way. Doing so again does nothing."""
+        ...
+
+    def close_all(self) -> Steps[None]:
+        """Close all that are open."""
+        ...
+
+    def release(self) -> None:
+        """Give up the place where it keeps them. Nothing is open."""
+        ...
+
+
+@dataclass(frozen=True)
 class Front:
     """Of one open volume or snapshot."""
 
-    def __init__(self, device: BlockDevice, lease: Lease | None = None) -> None:
-        self.device = device
-        self.lease = lease
+    device: BlockDevice
+    """What frontends are given."""
+    cached: CachedDevice | None = None
+    """The same, if it is a cache."""
+    lease: Lease | None = None
 
 
 class Fronts:
     """Makes and ends them. For the owner thread."""
 
     def __init__(self, spawn: Spawn) -> None:
-        self.cache: CacheDirectory | None = None
+        self.cache: Cache | None = None
         """None: nothing is cached."""
         self._spawn = spawn
 
@@ -41,44 +84,42 @@ class Fronts:
         if self.cache is None:
             return Front(device)
         lease = Lease(lambda: owner() == record.address, self._spawn)
+        cached: CachedDevice | None = None
         try:
             cached = await self.cache.open_volume(device, record.image, record.epoch, lease.held)
         except BockdError as error:
             log.warning("volume %s is not cached: %s", record.id, error)
-            return Front(device)
         if cached is None:
             return Front(device)
         device.lost.subscribe(cached.lose)
-        return Front(cached, lease)
+        return Front(cached, cached, lease)
 
     async def of_snapshot(self, device: RbdDevice, record: RbdSnapshotRecord) -> Front:
         """Return the front of a snapshot that was just opened."""
         if self.cache is None:
             return Front(device)
-        name = f"{record.image}.{record.snap}"
+        cached: CachedDevice | None = None
         try:
-            cached = await self.cache.open_snapshot(device, name)
+            cached = await self.cache.open_snapshot(device, f"{record.image}.{record.snap}")
         except BockdError as error:
             log.warning("snapshot %s is not cached: %s", record.id, error)
-            return Front(device)
-        return Front(device if cached is None else cached)
+        return Front(device) if cached is None else Front(cached, cached)
 
     async def retire(self, front: Front) -> None:
         """Serve nothing from the cache any more, before the volume is given back. It is not asked
         then who has it, either."""
-        if isinstance(front.device, CachedDevice):
-            front.device.retire()
+        if front.cached is not None:
+            front.cached.retire()
         if front.lease is not None:
             await front.lease.end()
 
     async def close(self, front: Front) -> None:
         """Close the cache, in the background: its file is synced, for which nobody who asks for
         the volume should have to wait. `end` waits."""
-        if isinstance(front.device, CachedDevice):
-            assert self.cache is not None
-            closing = self.cache.close_device(front.device)
-            if not try_spawn(self._spawn, closing):
-                await self.cache.close_device(front.device)
+        if self.cache is None or front.cached is None:
+            return
+        if not try_spawn(self._spawn, self.cache.close_device(front.cached)):
+            await self.cache.close_device(front.cached)
 
     async def end(self) -> None:
         """Close all caches. No volume or snapshot is open."""

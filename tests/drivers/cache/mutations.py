@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from bockd.drivers.cache import blocks, directory
+from bockd.drivers.cache import directory
 from bockd.drivers.cache.blockmap import LEAF_BYTES, BlockMap
 from bockd.drivers.cache.blocks import CachedBlocks
 from bockd.drivers.cache.cachefile import CacheFile
 from bockd.drivers.cache.device import CachedDevice
 from bockd.drivers.cache.directory import CacheDirectory
+from bockd.drivers.cache.hits import touched
 from bockd.drivers.cache.mapfile import Kept
 from bockd.drivers.cache.operations import Operation, Operations
 from bockd.model import BLOCK_SIZE
@@ -44,7 +45,7 @@ def _clears_late(patch: pytest.MonkeyPatch) -> None:
             error = raised
             raise
         finally:
-            self.map.clear(*blocks._touched(offset, length))
+            self.map.clear(*touched(offset, length))
             entered.__exit__(type(error) if error else None, error, None)
 
     patch.setattr(CachedBlocks, "changing", late)
@@ -121,7 +122,7 @@ def _fills_edges(patch: pytest.MonkeyPatch) -> None:
     async def write(self: CachedDevice, offset: int, data: memoryview) -> None:
         with self.blocks.changing(offset, len(data)) as change:
             await self.below.write(offset, data)
-            first, end = blocks._touched(offset, len(data))
+            first, end = touched(offset, len(data))
             whole = bytes(offset - first * BLOCK_SIZE) + bytes(data)
             fill(self.blocks, change, first, whole.ljust((end - first) * BLOCK_SIZE, b"\0"))
 
