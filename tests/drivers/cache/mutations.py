@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bockd.drivers.cache import directory
+from bockd.drivers.cache import blocks, directory
 from bockd.drivers.cache.blockmap import LEAF_BYTES, BlockMap
 from bockd.drivers.cache.blocks import CachedBlocks
 from bockd.drivers.cache.cachefile import CacheFile
@@ -168,14 +169,20 @@ class _NoTurn:
 
 
 def _fills_side_by_side(patch: pytest.MonkeyPatch) -> None:
-    """Every fill has a call of its own, and they take no turns."""
-    fill = CachedBlocks.fill
+    """Every fill has a call of its own, and they take no turns. Some calls take very long."""
+    fill, count = CachedBlocks.fill, itertools.count()
+
+    async def slowly(function: Callable[..., Any], *arguments: Any) -> Any:
+        for _ in range(0 if next(count) % 4 else 25):
+            await blocking(lambda: None)
+        return await blocking(function, *arguments)
 
     def spawning(self: CachedBlocks, operation: Operation, first: int, data: bytes) -> None:
         self._turn = _NoTurn()  # type: ignore[assignment]
         self._filling = False
         fill(self, operation, first, data)
 
+    patch.setattr(blocks, "blocking", slowly)
     patch.setattr(CachedBlocks, "fill", spawning)
 
 
