@@ -1,12 +1,12 @@
 """The bus: an object that all gateways watch, by which they ask each other for images.
 
-A message reaches all who watch the object, and whoever sent it goes on when all have acknowledged
-it, or a limit is over. What is said is in bockd.drivers.rbd.messages.
+A message reaches all who watch the object, and whoever sent it is told when all have acknowledged
+it. Who has died watches for some seconds more, so it is not waited for: whoever lives acknowledges
+at once, and says first if it needs time. What is said is in bockd.drivers.rbd.messages.
 
-Two connections take part. The watch has one of its own, on which messages come one after the other;
-each is acknowledged when this gateway has given the image back (bockd.drivers.rbd.watching), so
-that many images are given back at once. Messages are sent, and answers are written and read, on the
-connection with limits; and no call of the cluster waits in a callback of Ceph's.
+Two connections take part. The watch has one of its own (bockd.drivers.rbd.watching); messages are
+sent, and answers are written and read, on the connection with limits: no call of the cluster is
+made in a callback of Ceph's, and none of them waits.
 
 A watch that is lost is not told of messages any more. It is made again by a thread, since the
 callback that tells of the loss may not.
@@ -16,42 +16,52 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import threading
+import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import count
+from typing import ParamSpec
 
 from bockd.config.rbd import RbdSettings
 from bockd.drivers.rbd.binding import rados
 from bockd.drivers.rbd.connection import connect, open_pool
-from bockd.drivers.rbd.errors import CEPH_ERRORS, errno_of, from_ceph_error, named
+from bockd.drivers.rbd.errors import CEPH_ERRORS, errno_of, named
 from bockd.drivers.rbd.messages import (
     ALIVE_SECONDS,
-    BUSY_PREFIX,
-    HERE_PREFIX,
+    ANSWERS,
+    HEARD_SECONDS,
     LIMIT_SECONDS,
+    Answer,
     Manner,
     Question,
     Request,
+    answers_to_earlier_runs,
     asked_by,
     author_of,
-    busy_of_earlier_runs,
     decode_message,
     decode_question,
-    here_of_earlier_runs,
 )
 from bockd.drivers.rbd.records import Identity
 from bockd.drivers.rbd.settings import index_options
 from bockd.drivers.rbd.watching import Acknowledge, Watching
-from bockd.errors import BockdError
+from bockd.errors import BockdError, UnavailableError
 
 log = logging.getLogger(__name__)
+P = ParamSpec("P")
 
 BUS = "bus"
 """The object's name."""
 
 WATCH_SECONDS = 5
-"""How long one that has died is waited for by those who ask; how long the network may be gone."""
+"""How long the network may be gone; and how long one that has died counts as a watcher."""
+
+AT_ONCE_SECONDS = 0.03
+"""Who has answered a question in this time need not say that it has heard it."""
+
+LOOK_SECONDS = 0.02
+"""Between looks at the answers."""
 
 AGAIN_SECONDS = 1.0
 """Between attempts to watch the bus again, and between looks whether the watch still is one."""
@@ -80,14 +90,17 @@ class Bus:
         self._release = release
         self._numbers = count(1)
         self._troubled = threading.Event()
-        self._closing = False
-        self._watch: Watching | None = None
+        self._deaf = False
+        """It could not be watched."""
+        self._ending = threading.Event()
         self._answering = ThreadPoolExecutor(ANSWERS_AT_ONCE, "bus answer")
+        self._asking = set[threading.Thread]()
+        self._watch: Watching | None = None
         self._cluster = connect(settings, index_options(settings))
         try:
             self._ioctx = open_pool(self._cluster, settings)
             self._forget_earlier_runs()
-            self._begin_watch()
+            self._try_to_watch()
         except BaseException:
             self._cluster.shutdown()
             raise
@@ -96,53 +109,78 @@ class Bus:
 
     def close(self) -> None:
         """Leave the bus. Blocks. Nobody asks meanwhile."""
-        self._closing = True
+        self._ending.set()
         self._troubled.set()
         self._keeper.join()
         self._end_watch()
         self._answering.shutdown()
+        for asking in self._asking:
+            asking.join()
         self._ioctx.close()
         self._cluster.shutdown()
 
     # -- asking ------------------------------------------------------------------------------
 
     def ask(self, image: str, manner: Manner) -> str | None:
-        """Ask whoever has an image to give it back, and wait until all have acknowledged that, or
-        the manner's limit is over. Return the name of the gateway that keeps it, if one says so.
-        Blocks. Raises BockdError."""
-        number = f"{asked_by(self._who)}{next(self._numbers)}"
-        request = Request(image, manner, number)
+        """Ask whoever has an image to give it back, and wait until it has, or the manner's limits
+        are over: nobody has heard of it, or who has heard is not done. Return the name of the
+        gateway that keeps it, if one says so. Blocks. Raises BockdError."""
+        request = Request(image, manner, f"{asked_by(self._who)}{next(self._numbers)}")
+        until = time.monotonic() + LIMIT_SECONDS[manner]
+        self._send(request.encode(), HEARD_SECONDS[manner])
+        answers = self._answers_to(request)
+        seen = set(answers)
         try:
-            self._limited.notify(BUS, request.encode(), int(LIMIT_SECONDS[manner] * 1000))
-        except CEPH_ERRORS as error:
-            if errno_of(error) != errno.ETIMEDOUT:
-                raise from_ceph_error(error, "asking the other gateways") from error
-        return self._take_answer(request.busy_key)
+            while Answer.HEARD in answers.values() and time.monotonic() < until:
+                time.sleep(LOOK_SECONDS)
+                answers = self._answers_to(request)
+                seen.update(answers)
+        finally:
+            if seen:
+                self._remove(tuple(seen))
+        keepers = (key for key, answer in answers.items() if answer == Answer.KEEPS)
+        return next((key.removeprefix(request.answers) for key in keepers), None)
 
     def is_alive(self, author: str) -> bool:
         """Ask whether a run of a gateway, `GATEWAY/RUN`, lives: it does if it answers. Blocks, for
         three seconds if it is dead. Raises BockdError: nobody can be asked."""
         question = Question(author, f"{asked_by(self._who)}{next(self._numbers)}")
+        self._send(question.encode(), ALIVE_SECONDS)
+        answers = self._answers_to(question)
+        if answers:
+            self._remove(tuple(answers))
+        return bool(answers)
+
+    def _send(self, message: str, limit: float) -> None:
+        """Send a question; return when all have acknowledged it, or whoever lives should have."""
+        heard = threading.Event()
+        self._asking = {one for one in self._asking if one.is_alive()}
+        asking = threading.Thread(
+            target=self._notify, args=(message, limit, heard), name="bus question", daemon=True
+        )
+        self._asking.add(asking)
+        asking.start()
+        heard.wait(limit)
+
+    def _notify(self, message: str, limit: float, heard: threading.Event) -> None:
+        """In a thread of its own: this may last a second longer than the limit, and as long as an
+        operation may if the cluster hangs."""
         try:
-            self._limited.notify(BUS, question.encode(), ALIVE_SECONDS * 1000)
+            # librados passes on whole seconds, and takes none for 30 (Ceph 16.2).
+            self._limited.notify(BUS, message, math.ceil(limit) * 1000)
         except CEPH_ERRORS as error:
             if errno_of(error) != errno.ETIMEDOUT:
-                raise from_ceph_error(error, "asking the other gateways") from error
-        return self._take_answer(question.key) is not None
+                log.warning("asking the other gateways: %s", error)
+        heard.set()
 
-    def _take_answer(self, key: str) -> str | None:
-        with named("looking for an answer of another gateway"):
-            with rados.ReadOpCtx() as op:
-                found, _ = self._limited.get_omap_vals_by_keys(op, (key,))
-                self._limited.operate_read_op(op, BUS)
-                answer: bytes | None = dict(found).get(key)
-            if answer is None:
-                return None
-            self._remove((key,))
-        return answer.decode(errors="replace")
+    def _answers_to(self, request: Request | Question) -> dict[str, str]:
+        with named("looking for answers of other gateways"), rados.ReadOpCtx() as op:
+            found, _ = self._limited.get_omap_vals(op, "", request.answers, MOST_ANSWERS)
+            self._limited.operate_read_op(op, BUS)
+            return {key: (value or b"").decode(errors="replace") for key, value in found}
 
     def _remove(self, keys: tuple[str, ...]) -> None:
-        with rados.WriteOpCtx() as op:
+        with named("removing answers"), rados.WriteOpCtx() as op:
             self._limited.remove_omap_keys(op, keys)
             self._limited.operate_write_op(op, BUS)
 
@@ -154,13 +192,9 @@ class Bus:
                 op.new(rados.LIBRADOS_CREATE_IDEMPOTENT)
                 self._limited.operate_write_op(op, BUS)
             with rados.ReadOpCtx() as read:
-                found, _ = self._limited.get_omap_vals(read, "", BUSY_PREFIX, MOST_ANSWERS)
+                found, _ = self._limited.get_omap_vals(read, "", ANSWERS, MOST_ANSWERS)
                 self._limited.operate_read_op(read, BUS)
-                old = busy_of_earlier_runs([key for key, _ in found], self._who)
-            with rados.ReadOpCtx() as read:
-                found, _ = self._limited.get_omap_vals(read, "", HERE_PREFIX, MOST_ANSWERS)
-                self._limited.operate_read_op(read, BUS)
-                old += here_of_earlier_runs([key for key, _ in found], self._who)
+                old = answers_to_earlier_runs([key for key, _ in found], self._who)
             if old:
                 self._remove(tuple(old))
 
@@ -168,56 +202,92 @@ class Bus:
 
     def _on_message(self, message: bytes, acknowledge: Acknowledge) -> None:
         """In a thread of Ceph's."""
-        if (question := decode_question(message)) is not None:
-            if question.author == author_of(self._who):
-                self._write(question.key, question.author, acknowledge)
-            else:
-                acknowledge()
-            return
-        request = decode_message(message)
-        if request is None or request.number.startswith(asked_by(self._who)):
+        question, request = decode_question(message), decode_message(message)
+        if question is not None and question.author == author_of(self._who):
+            self._in_background(self._say_here, question, acknowledge)
+        elif request is not None and not request.number.startswith(asked_by(self._who)):
+            self._on_request(request, acknowledge)
+        else:
             acknowledge()
-            return
+
+    def _on_request(self, request: Request, acknowledge: Acknowledge) -> None:
+        until = time.monotonic() + LIMIT_SECONDS[request.manner]
         try:
             given = self._release(request.image, request.manner)
         except Exception:
             log.exception("giving image %s back", request.image)
             acknowledge()
         else:
-            given.add_done_callback(lambda done: self._on_given(request, done, acknowledge))
+            self._in_background(self._reply, request, until, given, acknowledge)
 
-    def _on_given(self, request: Request, given: Future[bool], acknowledge: Acknowledge) -> None:
-        """In any thread: an image is given back, or is not. That may be later than who asked for it
-        has waited."""
-        if (error := given.exception()) is not None:
-            log.error("giving image %s back", request.image, exc_info=error)
-        elif not given.result():
-            self._write(request.busy_key, self._who.gateway, acknowledge)
-            return
-        acknowledge()
-
-    def _write(self, key: str, answer: str, acknowledge: Acknowledge) -> None:
-        """Leave an answer, and acknowledge the question then, in another thread."""
-
-        def write() -> None:
-            try:
-                with named("answering another gateway"), rados.WriteOpCtx() as op:
-                    self._limited.set_omap(op, (key,), (answer.encode(),))
-                    self._limited.operate_write_op(op, BUS)
-            except BockdError as error:
-                log.warning("%s", error)
-            finally:
-                acknowledge()
-
+    def _in_background(self, call: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Have a call made in a thread that may wait for the cluster."""
         try:
-            self._answering.submit(write)
-        except RuntimeError:  # it is being closed, or there can be no more threads
+            self._answering.submit(call, *args, **kwargs)
+        except RuntimeError:  # it is being closed: whoever asks finds nobody here
+            log.debug("a question is not answered")
+
+    def _say_here(self, question: Question, acknowledge: Acknowledge) -> None:
+        try:
+            self._answer(question, Answer.HERE)
+        except BockdError as error:
+            log.warning("%s", error)
+        finally:
             acknowledge()
+
+    def _reply(
+        self, request: Request, until: float, given: Future[bool], acknowledge: Acknowledge
+    ) -> None:
+        """Say how it is, and acknowledge the question then."""
+        done, _ = wait([given], AT_ONCE_SECONDS)
+        try:
+            if not done:
+                self._answer(request, Answer.HEARD)
+            elif _is_kept(request, given):
+                self._answer(request, Answer.KEEPS)
+        except BockdError as error:
+            log.warning("%s", error)
+        finally:
+            acknowledge()
+        if not done:
+            given.add_done_callback(
+                lambda given: self._in_background(self._change_answer, request, until, given)
+            )
+
+    def _change_answer(self, request: Request, until: float, given: Future[bool]) -> None:
+        try:
+            # Later than that, who asked has gone, and would not remove it.
+            if _is_kept(request, given) and time.monotonic() < until:
+                self._answer(request, Answer.KEEPS)
+            else:
+                self._remove((self._key(request),))
+        except BockdError as error:
+            log.warning("%s", error)
+
+    def _answer(self, request: Request | Question, answer: Answer) -> None:
+        with named("answering another gateway"), rados.WriteOpCtx() as op:
+            self._limited.set_omap(op, (self._key(request),), (answer.encode(),))
+            self._limited.operate_write_op(op, BUS)
+
+    def _key(self, request: Request | Question) -> str:
+        return request.answers + self._who.gateway
 
     # -- the watch ---------------------------------------------------------------------------
 
-    def _begin_watch(self) -> None:
-        self._watch = Watching(self._ioctx, BUS, self._on_message, self._on_loss, WATCH_SECONDS)
+    def _try_to_watch(self) -> None:
+        """Watch the bus, in place of an earlier watch. If that cannot be, it is tried again later:
+        a full cluster refuses new watches and tells of the loss of others, though messages reach
+        these still (Ceph 16.2); so what there is ends last."""
+        try:
+            made = Watching(self._ioctx, BUS, self._on_message, self._on_loss, WATCH_SECONDS)
+        except UnavailableError as error:
+            log.warning("this gateway may not hear what others ask: %s", error)
+            self._deaf = True
+            self._troubled.set()
+            return
+        self._deaf = False
+        self._end_watch()
+        self._watch = made
 
     def _end_watch(self) -> None:
         watch, self._watch = self._watch, None
@@ -232,14 +302,18 @@ class Bus:
         """Watch the bus again whenever the watch is lost."""
         while True:
             self._troubled.wait()
-            if self._closing:
+            if self._deaf:
+                self._ending.wait(AGAIN_SECONDS)
+            if self._ending.is_set():
                 return
             self._troubled.clear()
             log.warning("the bus is watched again")
-            self._end_watch()
-            try:
-                self._begin_watch()
-            except BockdError as error:
-                log.warning("the bus cannot be watched: %s", error)
-                self._troubled.wait(AGAIN_SECONDS)
-                self._troubled.set()
+            self._try_to_watch()
+
+
+def _is_kept(request: Request, given: Future[bool]) -> bool:
+    """Return whether an image was not given back, and who asked for it is to be told so."""
+    if (error := given.exception()) is not None:
+        log.error("giving image %s back", request.image, exc_info=error)
+        return False
+    return not given.result()

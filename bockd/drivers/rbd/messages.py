@@ -4,15 +4,18 @@ A message is text, its words separated by spaces:
 
     release IMAGE firm|polite REQUEST       IMAGE: 24 hexadecimal digits; REQUEST: below
 
-and the number of a request is `GATEWAY/RUN/COUNT`, of who asks. Whoever has the image gives it
-back before it acknowledges the message; or, asked politely while clients use it, it leaves its own
-name first at the key `busy/REQUEST` of the bus object. Who does not have it acknowledges at once.
+    alive RUN REQUEST                       RUN: `GATEWAY/RUN`, as the index names it
 
-    alive GATEWAY/RUN REQUEST               the run of a gateway that is asked for
+and the number of a request is `GATEWAY/RUN/COUNT`, of who asks. Every gateway acknowledges the
+message at once. Who has given the image back by then, or does not have it, or is not the run that
+is meant, says nothing else. All others have put an answer at the key `answer/REQUEST/GATEWAY` of
+the bus object before, with their own name:
 
-The run that is meant leaves its name at `here/REQUEST` before it acknowledges; all others
-acknowledge at once.
+    heard                                   it gives the image back, or asks itself whether it can
+    keeps                                   clients use the image, and it was asked politely
+    here                                    the run that is meant lives
 
+Who has heard changes its answer when it is done, or removes it: the image was given back.
 What a gateway does not understand, a newer one may have said: it acknowledges that, too.
 """
 
@@ -24,7 +27,8 @@ from typing import NamedTuple
 
 from bockd.drivers.rbd.records import Identity
 
-BUSY_PREFIX = "busy/"
+ANSWERS = "answer/"
+"""How the keys of answers begin."""
 
 
 class Manner(StrEnum):
@@ -36,9 +40,22 @@ class Manner(StrEnum):
     """In any case: a client of the volume has come here, and so will the others."""
 
 
+class Answer(StrEnum):
+    """What a gateway says that has an image, or may have it."""
+
+    HEARD = "heard"
+    KEEPS = "keeps"
+    HERE = "here"
+
+
+HEARD_SECONDS = {Manner.POLITE: 2.0, Manner.FIRM: 0.3}
+"""How long it takes at most until who has an image has heard of the question: milliseconds, but on
+a machine that is very busy. The dead do not, and to the firm question a client waits for its
+connection; a gateway that is shut out too early loses its connections, which it was to end anyway.
+To the polite question an operator waits, and nobody is to lose a client by it."""
+
 LIMIT_SECONDS = {Manner.POLITE: 5.0, Manner.FIRM: 1.0}
-"""How long an answer is waited for. To the firm question a client waits for its connection; and the
-dead do not answer at all."""
+"""How long it is waited for who has heard of the question."""
 
 _RUN = re.compile(r"[A-Za-z0-9._-]+/[0-9a-f]{16}")
 
@@ -57,16 +74,13 @@ class Request(NamedTuple):
         return f"release {self.image} {self.manner} {self.number}"
 
     @property
-    def busy_key(self) -> str:
-        """Where who does not give the image back says so."""
-        return BUSY_PREFIX + self.number
+    def answers(self) -> str:
+        """How the keys of the answers begin."""
+        return f"{ANSWERS}{self.number}/"
 
 
-HERE_PREFIX = "here/"
-
-ALIVE_SECONDS = 3
-"""How long it is waited for a run that may not live any more. Whoever lives answers in
-milliseconds; who has died is waited for as long as it counts as a watcher."""
+ALIVE_SECONDS = 3.0
+"""How long it is waited for a run that may not live any more; who lives answers in milliseconds."""
 
 _QUESTION = re.compile(rf"alive ({_RUN.pattern}) ({_RUN.pattern}/\d+)")
 
@@ -83,9 +97,9 @@ class Question(NamedTuple):
         return f"alive {self.author} {self.number}"
 
     @property
-    def key(self) -> str:
-        """Where the run says that it is here."""
-        return HERE_PREFIX + self.number
+    def answers(self) -> str:
+        """How the key of the answer begins."""
+        return f"{ANSWERS}{self.number}/"
 
 
 def decode_question(message: bytes) -> Question | None:
@@ -110,13 +124,7 @@ def author_of(who: Identity) -> str:
     return f"{who.gateway}/{who.run}"
 
 
-def busy_of_earlier_runs(keys: list[str], who: Identity) -> list[str]:
+def answers_to_earlier_runs(keys: list[str], who: Identity) -> list[str]:
     """Choose the answers that this gateway's earlier runs have left behind."""
-    ours, now = f"{BUSY_PREFIX}{who.gateway}/", BUSY_PREFIX + asked_by(who)
-    return [key for key in keys if key.startswith(ours) and not key.startswith(now)]
-
-
-def here_of_earlier_runs(keys: list[str], who: Identity) -> list[str]:
-    """Choose the answers to questions of this gateway's earlier runs whether others live."""
-    ours, now = f"{HERE_PREFIX}{who.gateway}/", HERE_PREFIX + asked_by(who)
+    ours, now = f"{ANSWERS}{who.gateway}/", ANSWERS + asked_by(who)
     return [key for key in keys if key.startswith(ours) and not key.startswith(now)]

@@ -7,6 +7,7 @@ dealt with it has it made, and so the acknowledgement sent.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import threading
 from collections.abc import Callable
@@ -62,7 +63,9 @@ class Watching:
         try:
             self._watch.close()
         except CEPH_ERRORS as error:
-            # It may be lost; then it is ended already.
+            # It may be lost; then it is ended already. The module would end it once more when it
+            # drops the object, by a pointer to what librados has freed (Ceph 16.2): it never does.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._watch))
             log.debug("ending a watch: %s", error)
 
 

@@ -54,6 +54,7 @@ class Peer:
         *,
         deaf: bool = False,
     ) -> None:
+        self.settings = settings
         self._stack = ExitStack()
         self.limited = limited = connect(settings, index_options(settings))
         self._stack.callback(limited.shutdown)
@@ -69,6 +70,8 @@ class Peer:
         self.has_clients = False
         self.stopping = threading.Event()
         self.stopped = threading.Event()
+        self.hold: threading.Event | None = None
+        """What it waits for before it does what it is asked."""
         self._deaf = deaf
         self._owner = ThreadPoolExecutor(1)
         self._stack.callback(self._owner.shutdown)
@@ -108,6 +111,8 @@ class Peer:
         return Future() if self._deaf else self._owner.submit(self._let_go, image, manner)
 
     def _let_go(self, image: str, manner: Manner) -> bool:
+        if self.hold is not None:
+            self.hold.wait()
         if self.taken is None or self.taken.record.image != image:
             return True
         if self.has_clients:

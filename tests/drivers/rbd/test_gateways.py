@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,7 +28,8 @@ need_modules()
 
 from bockd.drivers.rbd import images  # noqa: E402 - where there are the modules
 from bockd.drivers.rbd.bus import BUS  # noqa: E402
-from bockd.drivers.rbd.messages import Manner  # noqa: E402
+from bockd.drivers.rbd.claims import RbdClaim  # noqa: E402
+from bockd.drivers.rbd.messages import LIMIT_SECONDS, Manner  # noqa: E402
 from bockd.drivers.rbd.records import Identity  # noqa: E402
 from tests.drivers.rbd.dying import as_text  # noqa: E402
 from tests.drivers.rbd.peer import BLOCKS, SIZE, VOLUME, Peer  # noqa: E402
@@ -192,6 +194,38 @@ def test_a_polite_question_moves_an_idle_volume(
     take(here, Manner.POLITE, "orderly, polite, idle, watched again")
     assert other.taken is None
     other.close()
+
+
+@pytest.mark.parametrize("manner", Manner)
+def test_a_gateway_that_needs_time_says_so_and_is_waited_for(
+    rbd_namespace: RbdSettings,
+    here: Peer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    manner: Manner,
+) -> None:
+    slow = Peer(rbd_namespace, Identity("slow", "c" * 16), tmp_path / "slow")
+    slow.take(Manner.FIRM)
+    slow.has_clients = manner is Manner.POLITE
+    slow.hold = threading.Event()
+    monkeypatch.setattr(RbdClaim, "break_lock", None)  # nobody is shut out
+    monkeypatch.setitem(LIMIT_SECONDS, manner, 60.0)
+    with ThreadPoolExecutor(1) as asking:
+        taking = asking.submit(here.take, manner)
+        until = time.monotonic() + 60
+        while not left_on_bus(here):
+            assert time.monotonic() < until, "it does not say that it has heard"
+        assert not taking.done()
+        slow.hold.set()
+        if manner is Manner.POLITE:
+            with pytest.raises(InUseError, match="gateway slow has volume 7"):
+                taking.result(60)
+            slow.has_clients = False
+        else:
+            taking.result(60)
+            assert slow.taken is None
+    slow.close()
+    assert left_on_bus(here) == []
 
 
 def test_a_killed_gateway_loses_nothing_that_was_answered(

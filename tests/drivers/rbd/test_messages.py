@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bockd.drivers.rbd.messages import Manner, Request, busy_of_earlier_runs, decode_message
+from bockd.drivers.rbd.messages import Manner, Request, answers_to_earlier_runs, decode_message
 from bockd.drivers.rbd.records import Identity
 
 IMAGE = "0123456789abcdef01234567"
@@ -15,7 +15,7 @@ def test_a_request_is_read_as_it_was_written(manner: Manner) -> None:
     request = Request(IMAGE, manner, f"gw-1.example/{'a' * 16}/12")
     assert request.encode() == f"release {IMAGE} {manner} gw-1.example/{'a' * 16}/12"
     assert decode_message(request.encode().encode()) == request
-    assert request.busy_key == f"busy/gw-1.example/{'a' * 16}/12"
+    assert request.answers == f"answer/gw-1.example/{'a' * 16}/12/"
 
 
 @pytest.mark.parametrize(
@@ -37,5 +37,5 @@ def test_what_is_not_understood_is_none(message: bytes) -> None:
 
 def test_only_answers_to_earlier_runs_of_this_gateway_are_removed() -> None:
     earlier, now = "a" * 16, "b" * 16
-    keys = [f"busy/{name}/{run}/1" for name in ("gw", "gw2") for run in (earlier, now)]
-    assert busy_of_earlier_runs(keys, Identity("gw", now)) == [f"busy/gw/{earlier}/1"]
+    keys = [f"answer/{name}/{run}/1/x" for name in ("gw", "gw2") for run in (earlier, now)]
+    assert answers_to_earlier_runs(keys, Identity("gw", now)) == [f"answer/gw/{earlier}/1/x"]
