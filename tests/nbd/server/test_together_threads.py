@@ -33,12 +33,11 @@ two_cores = pytest.mark.skipif(
 @contextmanager
 def all_threads_at_work() -> Iterator[None]:
     """Keep all threads that there may be from taking anything up for a while."""
-    fd, length = os.open("/dev/urandom", os.O_RDONLY), 4 * MIB
+    fd, length = os.open("/dev/urandom", os.O_RDONLY), 2 * MIB
     # Slot, descriptor, offset, byte in the file, length, place, cookie: Missed, _fastlane_missed.h.
     missed = Struct("=IiQQIIQ").pack(0, fd, 0, 0, length, 16, 1)
     begin = cast(Any, fastlane.compiled).begin_missed
-    into = memoryview(bytearray(length + 64))  # of all
-    running = [begin(missed, into, 0) for _ in range(40)]
+    running = [begin(missed, memoryview(bytearray(length + 64)), 0) for _ in range(40)]
     yield
     for one in running:
         while one.wait(-1, -1, SECOND_NS) == -1:
