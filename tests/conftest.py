@@ -7,13 +7,14 @@ import gc
 from collections.abc import Generator, Iterator
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from bockd.config.rbd import RbdSettings
 from tests.drivers.rbd.cluster import Cluster, missing
 
-# Hypothesis allows 200 ms an example by default, which a loaded machine exceeds.
-settings.register_profile("bockd", deadline=None)
+# Hypothesis allows 200 ms for an example and 30 s for making the first ten by default, which a
+# loaded machine exceeds, the second with sanitizers.
+settings.register_profile("bockd", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("bockd")
 
 # Helpers that assert for several test modules: their failures show what was compared, too.
