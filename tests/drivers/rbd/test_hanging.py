@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -88,6 +89,8 @@ def test_a_gateway_that_hangs_and_comes_back_breaks_nothing(
             await rounds.round()
             assert statuses() == between
             child.send_signal(signal.SIGSTOP)
+            # Its threads go on until one of them has come to see the signal.
+            os.waitpid(child.pid, os.WUNTRACED)
             await rounds.round()
             assert statuses() == between
             await rounds.round()
