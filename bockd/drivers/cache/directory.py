@@ -1,6 +1,6 @@
 """The directory of the cache: its files, what is kept of devices that are closed, and its bound.
 
-    lock                  held while a daemon uses the directory
+    bockd-cache.lock      held while a daemon uses the directory, and says what it is
     v-NAME.blocks         the cache file of a volume; s-NAME.blocks: of a snapshot
     v-NAME.map            its map, while it is closed (mapfile.py)
 
@@ -40,7 +40,7 @@ from bockd.drivers.cache.mapfile import (
     remove_map,
 )
 from bockd.drivers.cache.space import Holder, Space
-from bockd.errors import InUseError, NotSupportedError, from_os_error
+from bockd.errors import InUseError, InvalidRequestError, NotSupportedError, from_os_error
 from bockd.model import BLOCK_SIZE, MIB
 from bockd.pool.device import BlockDevice
 from bockd.runtime.steps import Spawn, blocking, try_spawn
@@ -49,6 +49,9 @@ from bockd.runtime.waiting import Mutex
 log = logging.getLogger(__name__)
 
 MIN_LIMIT_BYTES = 16 * MIB
+
+_LOCK = "bockd-cache.lock"
+_FILE_SYSTEMS_OWN = "lost+found"
 
 _BLOCKS_SUFFIX = ".blocks"
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,200}")
@@ -88,11 +91,13 @@ class CacheDirectory:
     @classmethod
     def open(cls, path: Path, limit_bytes: int, spawn: Spawn) -> CacheDirectory:
         """Make the directory if need be, and drop what was not closed in order. Blocks. Raises
-        InUseError (another daemon has it), NotSupportedError (the file system makes no holes),
-        DeviceError, DeniedError, NoSpaceError."""
+        InUseError (another daemon has it), InvalidRequestError (it has something else),
+        NotSupportedError (the file system makes no holes), DeviceError, DeniedError,
+        NoSpaceError."""
         try:
             make_private(path)
-            lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            _refuse_others(path)
+            lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 directory = cls(path, limit_bytes, spawn, lock)
@@ -242,10 +247,11 @@ class CacheDirectory:
                 return
 
     async def close_all(self) -> None:
-        """Close all caches that are open."""
-        for one in list(self._open.values()):
-            for device in list(one.devices):
-                await self.close_device(device)
+        """Close all caches that are open, and wait for those that others close."""
+        for stem in list(self._open):
+            async with self._turn(stem):
+                if (one := self._open.get(stem)) is not None:
+                    await self._close(stem, one)
 
     async def _close(self, stem: str, one: _Open) -> None:
         one.devices.clear()
@@ -316,6 +322,17 @@ class CacheDirectory:
 
     def _path(self, stem: str, suffix: str) -> Path:
         return self.path / (stem + suffix)
+
+
+def _refuse_others(path: Path) -> None:
+    """Raise InvalidRequestError if there is something in a directory, and no lock of ours: what is
+    not closed in order is removed from a cache."""
+    found = set(os.listdir(path)) - {_FILE_SYSTEMS_OWN}
+    if found and _LOCK not in found:
+        raise InvalidRequestError(
+            f"{path} cannot be a cache: it is not empty, and has no {_LOCK}; name a directory of "
+            "its own"
+        )
 
 
 def _stem(kind: str, name: str) -> str:

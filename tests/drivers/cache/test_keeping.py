@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -16,11 +17,12 @@ from bockd.drivers.cache import mapfile
 from bockd.drivers.cache.blockmap import LEAF_BLOCKS, BlockMap
 from bockd.drivers.cache.cachefile import Identity
 from bockd.drivers.cache.mapfile import BadMapError, Kept, leaves_of, read_map, write_map
-from bockd.errors import InUseError, VolumeTakenError
+from bockd.errors import InUseError, InvalidRequestError, VolumeTakenError
 from bockd.failpoints import VARIABLE, Failpoint
 from bockd.model import BLOCK_SIZE, MIB
 from bockd.runtime.steps import run_inline
 from tests.crash.failpoints.run import OF_THE_CACHE
+from tests.drivers.local.schedule import Scheduler
 
 from .opened import CountingDevice, Opened, content_of, is_hit
 
@@ -167,7 +169,7 @@ def test_what_ends_without_being_closed_leaves_nothing(
     device = opened.volume(below, 6)
     opened.die(device)
     opened = Opened(tmp_path)
-    assert sorted(os.listdir(tmp_path)) == ["lock"]
+    assert sorted(os.listdir(tmp_path)) == ["bockd-cache.lock"]
     assert opened.directory.space.used_bytes == 0
     opened.directory.release()
 
@@ -180,9 +182,9 @@ def test_what_is_no_more_is_forgotten(tmp_path: Path, below: CountingDevice) -> 
     opened.close(snapshot)
     assert opened.directory.space.used_bytes == 2 * BLOCK_SIZE
     run_inline(opened.directory.forget_volume("one"))
-    assert sorted(os.listdir(tmp_path)) == ["lock", "s-two.blocks", "s-two.map"]
+    assert sorted(os.listdir(tmp_path)) == ["bockd-cache.lock", "s-two.blocks", "s-two.map"]
     run_inline(opened.directory.forget_snapshot("two"))
-    assert sorted(os.listdir(tmp_path)) == ["lock"]
+    assert sorted(os.listdir(tmp_path)) == ["bockd-cache.lock"]
     assert opened.directory.space.used_bytes == 0
     opened.release()
 
@@ -202,7 +204,7 @@ def test_a_volume_that_is_opened_before_it_was_closed_keeps_nothing(
     assert is_hit(device)
     assert opened.read(lost) == b"x" * BLOCK_SIZE
     run_inline(opened.directory.close_all())
-    assert sorted(os.listdir(tmp_path)) == ["lock", "v-one.blocks", "v-one.map"]
+    assert sorted(os.listdir(tmp_path)) == ["bockd-cache.lock", "v-one.blocks", "v-one.map"]
     opened.release()
 
 
@@ -230,6 +232,37 @@ def is_kept(opened: Opened, below: CountingDevice) -> bool:
     found = device.try_read(0, memoryview(bytearray(BLOCK_SIZE)))
     opened.close(device)
     return found
+
+
+def test_all_are_closed_before_the_directory_is_given_up(
+    tmp_path: Path, below: CountingDevice
+) -> None:
+    """Also what somebody else has begun to close."""
+    opened = Opened(tmp_path)
+    device = opened.volume(below, 1)
+    opened.read(device)
+    scheduler = Scheduler(random.Random(1))
+    closing = scheduler.start(opened.directory.close_device(device), lambda: None)
+    while closing.call is None:
+        scheduler.advance(closing)
+    ended: list[None] = []
+    scheduler.start(opened.directory.close_all(), lambda: ended.append(None))
+    scheduler.advance(scheduler.tasks[-1])
+    assert not ended
+    scheduler.run()
+    assert ended
+    opened.release()
+    assert len(list(tmp_path.glob("*.map"))) == 1
+
+
+def test_a_directory_with_something_else_in_it_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "lost+found").mkdir()
+    (tmp_path / "v-roads.map").touch()
+    with pytest.raises(InvalidRequestError, match="not empty"):
+        Opened(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["lost+found", "v-roads.map"]
+    (tmp_path / "v-roads.map").unlink()
+    Opened(tmp_path).release()
 
 
 def test_another_daemon_is_refused(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def goes_on_without(opened: Opened, device: CachedDevice, caplog: pytest.LogCapt
     assert opened.directory.space.used_bytes == 0
     assert list(opened.path.glob("*.blocks")) == []
     opened.close(device)
-    assert sorted(os.listdir(opened.path)) == ["lock"]
+    assert sorted(os.listdir(opened.path)) == ["bockd-cache.lock"]
     opened.release()
 
 
@@ -165,7 +165,7 @@ def test_what_cannot_be_synced_is_not_kept(
     opened.read(device)
     monkeypatch.setattr(CacheFile, "sync", raising(errno.EIO))
     opened.close(device)
-    assert sorted(os.listdir(tmp_path)) == ["lock"]
+    assert sorted(os.listdir(tmp_path)) == ["bockd-cache.lock"]
     assert opened.directory.space.used_bytes == 0
     assert "is not kept" in caplog.text
     opened.release()
@@ -181,7 +181,7 @@ def test_without_a_file_there_is_no_cache(
     monkeypatch.setattr(os, "ftruncate", raising(errno.EFBIG))
     assert run_inline(opened.directory.open_volume(below, "one", 1)) is None
     assert "there is no cache of one" in caplog.text
-    assert sorted(os.listdir(tmp_path)) == ["lock"]
+    assert sorted(os.listdir(tmp_path)) == ["bockd-cache.lock"]
     opened.release()
 
 
