@@ -5,18 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
 from bockd.config.rbd import RbdSettings
 from bockd.drivers.rbd.binding import rados
 from bockd.drivers.rbd.errors import CEPH_ERRORS, ShutOutError, errno_of, from_ceph_error
-from bockd.drivers.rbd.settings import Options
 from bockd.errors import BockdError, DeniedError, NotFoundError, UnavailableError
 
 
-def connect(settings: RbdSettings, options: Options) -> rados.Rados:
+def connect(settings: RbdSettings, options: Mapping[str, str]) -> rados.Rados:
     """Connect to the cluster. Blocks, for `connect_seconds` at most. Who calls this calls
     `shutdown` of what it returns.
 
@@ -70,7 +69,7 @@ class CommonConnection:
     """A connection that many share: made when it is first needed, and anew after another gateway
     has shut it out, as it does with one that happens to have the lock of an image."""
 
-    def __init__(self, settings: RbdSettings, options: Options) -> None:
+    def __init__(self, settings: RbdSettings, options: Mapping[str, str]) -> None:
         self._settings = settings
         self._options = options
         self._now: Connected | None = None

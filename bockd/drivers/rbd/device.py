@@ -14,6 +14,7 @@ sends again what was not answered.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from bockd.drivers.rbd.binding import rbd
 from bockd.drivers.rbd.completions import Image, InPlace, Request
@@ -118,6 +119,7 @@ class RbdDevice:
     async def zero(self, offset: int, length: int, *, allocate: bool) -> None:
         assert not self._read_only
         # What is not allocated is no data for that, even where parts of blocks are written.
+        objects: Callable[[int, int], AbstractContextManager[None]]
         objects = self._objects.writing if allocate else self._objects.trimming
         with objects(offset, length):
             await self._request(

@@ -21,7 +21,7 @@ import logging
 import os
 import select
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from ctypes import byref, c_char, c_char_p, c_int, c_size_t, c_uint64
 from itertools import count
@@ -30,8 +30,7 @@ from typing import Any
 from bockd.config.rbd import RbdSettings
 from bockd.drivers.rbd.binding import rbd
 from bockd.drivers.rbd.completions import OnComplete, Request
-from bockd.drivers.rbd.librbd import EVENTFD, C, Diff, Pointer, Watcher, checked
-from bockd.drivers.rbd.settings import Options
+from bockd.drivers.rbd.librbd import EVENTFD, C, Diff, Pointer, Watcher, checked, failure
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +51,8 @@ _poll_io_events = C["rbd_poll_io_events"]
 _get_arg = C["rbd_aio_get_arg"]
 _get_return_value = C["rbd_aio_get_return_value"]
 _release = C["rbd_aio_release"]
+_aio_read, _aio_write, _aio_flush = C["rbd_aio_read"], C["rbd_aio_write"], C["rbd_aio_flush"]
+_aio_discard, _aio_write_zeroes = C["rbd_aio_discard"], C["rbd_aio_write_zeroes"]
 
 Kept = bytearray | bytes | memoryview | None
 """The buffer of a request."""
@@ -72,7 +73,7 @@ class _Done:
 class EventImage:
     """An image that is open for writing, and a connection of its own."""
 
-    def __init__(self, settings: RbdSettings, options: Options, name: str) -> None:
+    def __init__(self, settings: RbdSettings, options: Mapping[str, str], name: str) -> None:
         """Connect, and open the image. Blocks."""
         self.watched = False
         """See `ResultSource`."""
@@ -94,7 +95,7 @@ class EventImage:
             self._disconnect()
             raise
 
-    def _open(self, settings: RbdSettings, options: Options, name: str) -> None:
+    def _open(self, settings: RbdSettings, options: Mapping[str, str], name: str) -> None:
         checked("rados_create", byref(self._cluster), settings.user.encode())
         checked("rados_conf_read_file", self._cluster, str(settings.conf_file).encode())
         for key, value in options.items():
@@ -199,20 +200,20 @@ class EventImage:
     def aio_read(self, offset: int, length: int, oncomplete: OnComplete, /) -> None:
         """Read into a buffer of its own."""
         data = bytearray(length)
-        self._send("rbd_aio_read", oncomplete, data, offset, length, _address(data))
+        self._send(_aio_read, oncomplete, data, offset, length, _address(data))
 
     def aio_read_into(self, into: memoryview, offset: int, oncomplete: OnComplete, /) -> None:
         """Read into a buffer, which is kept until the result has come."""
-        self._send("rbd_aio_read", oncomplete, into, offset, len(into), _address(into))
+        self._send(_aio_read, oncomplete, into, offset, len(into), _address(into))
 
     def aio_write(self, data: bytes, offset: int, oncomplete: OnComplete, /) -> None:
         """Write; `data` is kept until the result has come."""
-        self._send("rbd_aio_write", oncomplete, data, offset, len(data), data)
+        self._send(_aio_write, oncomplete, data, offset, len(data), data)
 
     def aio_write_from(self, data: memoryview, offset: int, oncomplete: OnComplete, /) -> None:
         """Write from a buffer, which is kept until the result has come, and must not change."""
         if not data.readonly:
-            self._send("rbd_aio_write", oncomplete, data, offset, len(data), _address(data))
+            self._send(_aio_write, oncomplete, data, offset, len(data), _address(data))
         elif isinstance(data.obj, bytes) and len(data.obj) == len(data):
             self.aio_write(data.obj, offset, oncomplete)
         else:
@@ -220,17 +221,17 @@ class EventImage:
 
     def aio_flush(self, oncomplete: OnComplete, /) -> None:
         """Flush."""
-        self._send("rbd_aio_flush", oncomplete, None)
+        self._send(_aio_flush, oncomplete, None)
 
     def aio_discard(self, offset: int, length: int, oncomplete: OnComplete, /) -> None:
         """Trim."""
-        self._send("rbd_aio_discard", oncomplete, None, offset, length)
+        self._send(_aio_discard, oncomplete, None, offset, length)
 
     def aio_write_zeroes(
         self, offset: int, length: int, oncomplete: OnComplete, flags: int, /
     ) -> None:
         """Zero."""
-        self._send("rbd_aio_write_zeroes", oncomplete, None, offset, length, more=(flags, 0))
+        self._send(_aio_write_zeroes, oncomplete, None, offset, length, more=(flags, 0))
 
     def diff_iterate(
         self,
@@ -260,19 +261,19 @@ class EventImage:
     # -- requests --------------------------------------------------------------------------------
 
     def _send(
-        self, name: str, oncomplete: OnComplete, kept: Kept, *arguments: Any, more: Any = ()
+        self, send: Any, oncomplete: OnComplete, kept: Kept, *arguments: Any, more: Any = ()
     ) -> None:
-        """Send a request. `more` are the arguments behind the completion."""
+        """Send a request by a function of librbd's. `more` are the arguments behind the
+        completion."""
         number, completion = self._begin(oncomplete, kept), Pointer()
         if isinstance(oncomplete, Request):
             oncomplete.source = self
         _create_completion(number, None, byref(completion))
-        try:
-            checked(name, self._image, *arguments, completion, *more)
-        except rbd.OSError:
+        status = send(self._image, *arguments, completion, *more)
+        if status < 0:
             _release(completion)
             self._finished(number)
-            raise
+            raise failure(send.__name__, status)
 
     def _begin(self, oncomplete: Callable[..., object], kept: Kept) -> int:
         number = next(self._numbers)

@@ -119,5 +119,11 @@ def checked(name: str, *arguments: Any) -> int:
     module does."""
     status: int = C[name](*arguments)
     if status < 0:
-        raise rbd.OSError(f"{name}: {os.strerror(-status)}", -status)
+        raise failure(name, status)
     return status
+
+
+def failure(name: str, status: int) -> Exception:
+    """Return the error for what a function has returned, a negative number: an `rbd.OSError`."""
+    error: Exception = rbd.OSError(f"{name}: {os.strerror(-status)}", -status)
+    return error

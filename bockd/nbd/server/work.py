@@ -36,9 +36,10 @@ OPERATIONS = {
 """Commands as the operator's log names them."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Work:
-    """An operation that has begun and waits for `step`."""
+    """An operation that has begun and waits for `step`. Nobody changes it. (Not `frozen`: there is
+    one for each request that waits, and it takes half as long to make.)"""
 
     requests: Sequence[Request]
     """Those it answers: one, or all the flushes and FUA changes of a batch."""

@@ -24,6 +24,7 @@ need_modules()
 from bockd.drivers.rbd.binding import rbd  # noqa: E402 - where there is one
 from bockd.drivers.rbd.device import RbdDevice  # noqa: E402
 from bockd.drivers.rbd.events import EventImage  # noqa: E402
+from bockd.drivers.rbd.images import lock_image  # noqa: E402
 from bockd.drivers.rbd.settings import volume_options  # noqa: E402
 from tests.drivers.rbd.gateway import Gateway  # noqa: E402
 
@@ -81,6 +82,28 @@ def test_buffers_live_until_the_result_though_nobody_waits(
         assert run_inline(result(again)) == b"".join(
             bytes([number]) * BLOCK_SIZE for number in range(16)
         )
+        image.close()
+
+
+def test_a_cluster_that_hangs_does_not_hold_up_who_asks(
+    ceph: Cluster, rbd_namespace: RbdSettings
+) -> None:
+    """However much is under way: librados' own limits are 1024 requests and 100 MiB."""
+    with Gateway(rbd_namespace) as gateway:
+        image = open_volume(rbd_namespace, gateway.create(MIB))
+        lock_image(image)
+        first = Request()
+        image.aio_write(b"x" * BLOCK_SIZE, 0, first)
+        run_inline(result(first))
+        payload, requests = bytes(MIB), [Request() for _ in range(1200)]
+        with ceph.hanging():
+            for number, request in enumerate(requests):
+                if number % 10:
+                    image.aio_write(payload[:BLOCK_SIZE], number % 256 * BLOCK_SIZE, request)
+                else:
+                    image.aio_write(payload, 0, request)
+        for request in requests:
+            run_inline(result(request))
         image.close()
 
 
