@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from bench import apicost, clones, snapshotcost, snapshotreads
+from bench import apicost, clones, rbd, snapshotcost, snapshotreads
 from bench.cli import DEFAULT_DIRECTORY
 from bench.sections import all_rows
 from bench.throughput import VERIFYING
 from bockd.model import MIB
 from tests.daemon.filesystems import mounted
+from tests.drivers.rbd.cluster import missing
 
 ROOT = Path(__file__).parents[2]
 ELSEWHERE = (*apicost.ROWS, *snapshotcost.ROWS, snapshotreads.ROWS[100], clones.DELETE_ROW)
@@ -39,6 +40,7 @@ ALIKE |= {
     "after-snapshot-4k-randwrite-qd32-fill-1m",
 }
 """Rows that differ from others in a number only; test_targets.py looks at how they are defined."""
+ALIKE |= set(rbd.ROWS) - (set() if missing() else {"rbd-4k-randread-qd32-simple"})
 CHOSEN = [row for row in all_rows() if row not in ELSEWHERE and row not in ALIKE]
 
 Quick = tuple[Any, str, subprocess.CompletedProcess[str]]
@@ -121,7 +123,7 @@ def test_what_was_written_is_verified(quick: Quick) -> None:
     _, _, ended = quick
     verified = [line for line in ended.stderr.splitlines() if line.startswith(VERIFYING)]
 
-    assert len([line for line in verified if "nbd+unix://" in line]) == 3
+    assert len([line for line in verified if "nbd+unix://" in line]) == (3 if missing() else 4)
     assert len([line for line in verified if "nbd://127.0.0.1" in line]) == 1
     assert len([line for line in verified if "/volumes/" in line]) == 1
 

@@ -12,6 +12,7 @@ from bench import (
     fresh,
     inorder,
     mapqueries,
+    rbd,
     several,
     snapshotreads,
     tlscost,
@@ -131,6 +132,19 @@ def test_the_targets_of_maps_trims_zeros_and_copies() -> None:
     for target, bound in at_least.values():
         assert target == Target(bound)
     assert trims.CHECKPOINT_CPU_SECONDS == 0.3
+
+
+def test_the_targets_of_a_pool_in_ceph() -> None:
+    assert {name: target.bound for name, target in rbd.TARGETS.items()} == {
+        "rbd-4k-randread-qd32": 2.0,
+        "rbd-4k-randread-qd32-simple": 1.0,
+        "rbd-4k-randwrite-qd32": 1.1,
+        "rbd-4k-randread-qd1-simple": 1.0,
+        "rbd-4k-randwrite-qd1": 1.0,
+        "rbd-1m-read-qd4": 1.0,
+        "rbd-1m-write-qd4": 1.0,
+    }
+    assert rbd.LESS_CPU == Target(1.0, at_most=True)
 
 
 def test_no_two_rows_have_one_name() -> None:
