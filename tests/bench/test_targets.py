@@ -144,7 +144,7 @@ def test_the_targets_of_a_pool_in_ceph() -> None:
         "rbd-1m-read-qd4": 1.0,
         "rbd-1m-write-qd4": 1.0,
     }
-    assert rbd.LESS_CPU == Target(1.0, at_most=True)
+    assert (rbd.LESS_CPU.bound, rbd.LESS_CPU.at_most) == (1.0, True)
 
 
 def test_no_two_rows_have_one_name() -> None:

@@ -51,12 +51,8 @@ def volume_options(settings: RbdSettings) -> Options:
         # For as long as the monitors say (mon_osd_blocklist_default_expire). If librbd names a time
         # they refuse it, and no lock can be broken (Ceph 16.2.15).
         "rbd_blocklist_expire_seconds": "0",
-        # Requests go on in the thread that makes them, which saves a change of thread for each.
-        # Nothing there waits for the cluster, but where as much is under way as the two options
-        # behind it allow; 0 is no limit. What is under way the NBD server limits.
-        "rbd_non_blocking_aio": "false",
-        "objecter_inflight_ops": "0",
-        "objecter_inflight_op_bytes": "0",
+        # Who makes a request, the event loop, waits for nothing, and another core does the work.
+        "rbd_non_blocking_aio": "true",
         # librbd does not wait for neighbours of a write, to join them.
         "rbd_io_scheduler": "none",
         # Without a copy of its payload a write of a gateway that was shut out never ends (Ceph

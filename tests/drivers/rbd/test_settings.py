@@ -32,3 +32,9 @@ def test_the_keyring_is_named_only_if_it_is_configured() -> None:
     settings = RbdSettings(keyring_file=Path("/root/keyring"))
     assert index_options(settings)["keyring"] == "/root/keyring"
     assert volume_options(settings)["keyring"] == "/root/keyring"
+
+
+def test_a_request_neither_holds_up_the_loop_nor_outlives_its_gateway() -> None:
+    options = volume_options(RbdSettings())
+    assert options["rbd_non_blocking_aio"] == "true"
+    assert options["rbd_disable_zero_copy_writes"] == "true"
