@@ -93,7 +93,12 @@ def _look(ioctx: rados.Ioctx, name: str) -> Found | None:
                 image.size(),
                 image.create_timestamp().replace(tzinfo=UTC).timestamp(),
                 parent,
-                {one["name"]: _snap(image, one) for one in image.list_snaps()},
+                {
+                    one["name"]: _snap(image, one)
+                    for one in image.list_snaps()
+                    # A snap that was removed, and has clones, stays hidden under another name.
+                    if one["namespace"] == rbd.RBD_SNAP_NAMESPACE_TYPE_USER
+                },
             )
     except NotFoundError:
         return None
