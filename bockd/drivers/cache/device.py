@@ -21,8 +21,8 @@ from bockd.drivers.cache.blocks import CachedBlocks
 from bockd.drivers.cache.hits import BLOCK_SHIFT, touched
 from bockd.errors import DeviceError, VolumeTakenError
 from bockd.model import BLOCK_SIZE, KIB, Extent
-from bockd.pool.device import BlockDevice, FastView, FilePart, PartSizes
-from bockd.runtime.steps import Blocking
+from bockd.pool.device import BlockDevice, FastView, FilePart, PartSizes, SharedDevice
+from bockd.runtime.steps import Blocking, Signal
 
 
 def always() -> bool:
@@ -183,3 +183,21 @@ class CachedDevice:
         except VolumeTakenError:
             self.lose()
             raise
+
+
+class SharedCachedDevice(CachedDevice):
+    """A `SharedDevice`: one over a device that another gateway may take."""
+
+    def __init__(
+        self, below: BlockDevice, blocks: CachedBlocks, held: Callable[[], bool], lost: Signal
+    ) -> None:
+        """`lost` is the other one's."""
+        super().__init__(below, blocks, held)
+        self.lost = lost
+
+
+def cached(below: BlockDevice, blocks: CachedBlocks, held: Callable[[], bool]) -> CachedDevice:
+    """Return a device over another one, which can be lost if that one can."""
+    if isinstance(below, SharedDevice):
+        return SharedCachedDevice(below, blocks, held, below.lost)
+    return CachedDevice(below, blocks, held)

@@ -29,7 +29,7 @@ from bockd.directories import make_private
 from bockd.drivers.cache.blockmap import BlockMap
 from bockd.drivers.cache.blocks import CachedBlocks
 from bockd.drivers.cache.cachefile import CacheFile, Identity, identity_of
-from bockd.drivers.cache.device import CachedDevice, always
+from bockd.drivers.cache.device import CachedDevice, always, cached
 from bockd.drivers.cache.mapfile import (
     NEW_SUFFIX,
     SUFFIX,
@@ -179,7 +179,7 @@ class CacheDirectory:
             if blocks is None:
                 return None
             one = self._open[stem] = _Open(blocks, epoch, [], below.size_bytes)
-        device = CachedDevice(below, one.blocks, held)
+        device = cached(below, one.blocks, held)
         one.devices.append(device)
         return device
 

@@ -14,6 +14,7 @@ from bockd.drivers.cache.device import CachedDevice
 from bockd.drivers.cache.directory import CacheDirectory
 from bockd.errors import VolumeTakenError
 from bockd.model import BLOCK_SIZE, MIB, NodeKind, VolumeId
+from bockd.pool.device import SharedDevice
 from tests.drivers.cache.opened import is_hit
 from tests.drivers.rbd.ceph import need_modules
 from tests.drivers.rbd.pooldriver import RbdDriver
@@ -144,6 +145,8 @@ def test_a_volume_that_moves_in_order_is_kept_and_serves_nothing(
     assert here.read(device) == b"here" * (BLOCK_SIZE // 4)
     there.rbd.index.refresh()
     there.run(there.pool.use(NodeKind.VOLUME, volume, firm=True))
+    assert isinstance(device, SharedDevice)
+    assert device.lost.fired, "the server is to end its connections"
     assert not is_hit(device)
     with pytest.raises(VolumeTakenError):
         here.read(device)

@@ -26,6 +26,7 @@ from bockd.nbd.protocol.transmission import RequestLimits
 from bockd.nbd.server import fastlane
 from bockd.nbd.server.batch import Batch
 from bockd.nbd.server.statistics import ExportStatistics
+from bockd.pool.device import SharedDevice
 from bockd.runtime.steprunner import StepRunner
 from bockd.runtime.steps import Steps, run_inline
 from tests.drivers.cache.opened import CountingDevice, Opened, content_of, is_hit
@@ -327,5 +328,6 @@ def test_a_device_behind_a_cache_has_a_lane(tmp_path: Path) -> None:
     limits = RequestLimits(read_only=False, extended=False, chunked=False, allocation=False)
     encoder = encoder_for(structured=False, extended=False)
     assert fastlane.lane_for(device, encoder, limits) is not None
+    assert not isinstance(device, SharedDevice), "the one below cannot be taken"
     assert not is_hit(device)
     opened.release(device)
