@@ -4,7 +4,7 @@
 .DEFAULT_GOAL := help
 .PHONY: help run run-ceph test test-fast test-floors test-walk test-clients test-openstack-clients
 .PHONY: test-debian13 test-keystone soak soak-cuts soak-kills faults damage fuzz sanitize setup
-.PHONY: sanitize-threads
+.PHONY: sanitize-threads test-ceph test-ceph-driver test-ceph-debian13 soak-ceph
 .PHONY: setup-run setup-ceph setup-check setup-test setup-bench
 .PHONY: check bench bench-quick bench-micro profile lock clean
 
@@ -43,6 +43,23 @@ test-walk: setup-test ## walk README.md's walk in clean roots of Debian 12 and 1
 test-debian13: ## run the tests in a root of Debian 13, made in .cache (as root; ARGS as above)
 	@.setup/tree-in trixie make test ARGS="$(ARGS)"
 
+# What runs over daemons whatever kind of pool they serve; docs/ceph.md says what is left out, and why.
+CEPH_SUITES = $(addprefix tests/,openstack attach cli walk)
+
+test-ceph: setup-test ## test pools in Ceph: a cluster in trouble, and the suites over daemons (ARGS as above)
+ifeq ($(ARGS),)
+	@.venv/bin/python -m pytest tests/drivers/rbd -m ceph_trouble -rP
+	@BOCKD_TEST_DRIVER=rbd .venv/bin/python -m pytest --numprocesses 2 --dist loadfile $(CEPH_SUITES)
+else
+	@BOCKD_TEST_DRIVER=rbd .venv/bin/python -m pytest $(ARGS)
+endif
+
+test-ceph-driver: setup-test ## run all tests of the driver for Ceph (ARGS as above)
+	@.venv/bin/python -m pytest tests/drivers/rbd -m 'ceph_trouble or not ceph_trouble' $(ARGS)
+
+test-ceph-debian13: ## the same in a root of Debian 13, with its release of Ceph (as root; ARGS as above)
+	@.setup/tree-in trixie make test-ceph-driver ARGS="$(ARGS)"
+
 test-keystone: setup ## run the tests that need a real Keystone, which this installs into .cache
 	@.setup/keystone
 	@.venv/bin/python -m pytest tests/identity/keystone -m real_keystone $(ARGS)
@@ -61,6 +78,9 @@ soak-kills: setup ## kill the daemon 1,000 times (ARGS='--seed 1 --kills 100'; a
 
 soak-cuts: setup ## cut the power 5,000 times (ARGS='--seed 1 --cuts 100'; a failure names its seed)
 	@.venv/bin/python -m tests.crash.powercut $(ARGS)
+
+soak-ceph: setup ## kill gateways 200 times, hang 50 and kill 30 OSDs of a cluster (ARGS='--seed 1 --kills 20')
+	@.venv/bin/python -m tests.drivers.rbd.storm $(ARGS)
 
 faults: setup ## let every write and sync of a pool's life fail (ARGS='--each 2' for some of each kind)
 	@.venv/bin/python -m tests.crash.faults $(ARGS)

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from bockd.config.rbd import RbdSettings
+from tests.daemon import driver
 from tests.drivers.rbd.cluster import Cluster, missing
 
 # Hypothesis allows 200 ms for an example and 30 s for making the first ten by default, which a
@@ -47,9 +49,35 @@ def forgotten_connections() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A Ceph cluster, which all tests of this process share."""
+    with _running(Cluster(tmp_path_factory.mktemp("ceph") / "cluster")) as cluster:
+        yield cluster
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what only a local pool can pass, if the daemons serve another kind."""
+    for item in items:
+        mark = item.get_closest_marker("local_pool")
+        if mark is not None and driver.IS_RBD:
+            item.add_marker(pytest.mark.skip(reason=f"a local pool only: {mark.args[0]}"))
+
+
+@pytest.fixture(scope="session", autouse=driver.IS_RBD)
+def cluster_of_daemons(ceph: Cluster) -> None:
+    """The cluster in which the tests' daemons have their pools (BOCKD_TEST_DRIVER)."""
+    driver.use_cluster(ceph)
+
+
+@pytest.fixture(scope="session")
+def three_osds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A Ceph cluster of three OSDs, of which two suffice. Who ends one starts it again."""
+    with _running(Cluster(tmp_path_factory.mktemp("ceph") / "cluster", osds=3)) as cluster:
+        yield cluster
+
+
+@contextmanager
+def _running(cluster: Cluster) -> Iterator[Cluster]:
     if lacking := missing():
         pytest.skip(lacking)
-    cluster = Cluster(tmp_path_factory.mktemp("ceph") / "cluster")
     try:
         cluster.start()
         yield cluster

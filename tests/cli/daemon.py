@@ -20,6 +20,7 @@ from typing import Any
 from bockd.cli.storage import StorageClient
 from bockd.config.load import load
 
+from ..daemon.driver import configured
 from ..daemon.process import PROGRAM_SECONDS, environment_without_a_cloud
 
 
@@ -43,7 +44,7 @@ class Daemon:
         """What points programs at it."""
         return {
             **environment_without_a_cloud(),
-            "BOCKD_CONFIG": "/dev/null",
+            "BOCKD_CONFIG": str(configured(self.data_dir, Path("/dev/null"))),
             "BOCKD_DATA": str(self.data_dir),
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         }

@@ -60,6 +60,13 @@ class ForkedDaemon:
         return self._process.is_alive()
 
     @property
+    def pid(self) -> int:
+        """Of its process."""
+        number = self._process.pid
+        assert number is not None
+        return number
+
+    @property
     def api_port(self) -> int:
         line = next(part for part in self.announcement.splitlines() if "block storage API:" in part)
         return int(line.partition("http://")[2].partition("/")[0].rpartition(":")[2])

@@ -27,6 +27,7 @@ import nbd
 from bockd.cli.client import ControlClient
 from bockd.cli.storage import StorageClient
 from bockd.config.load import load
+from tests.daemon.driver import configured
 
 READY_SECONDS = 120.0
 """A start takes about a second; the machine may be busy with other tests."""
@@ -179,7 +180,7 @@ class Bockd:
         """What points programs at it."""
         return {
             **environment_without_a_cloud(),
-            "BOCKD_CONFIG": str(self._config),
+            "BOCKD_CONFIG": str(configured(self.data_dir, self._config)),
             "BOCKD_DATA": str(self.data_dir),
             "BOCKD_NBD_LISTEN": self._nbd_listen,
             "BOCKD_API_LISTEN": self._api_listen,

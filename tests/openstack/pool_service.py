@@ -19,11 +19,13 @@ from bockd.drivers.local.pool import LocalPool
 from bockd.identity.accounts import Accounts
 from bockd.identity.local import LocalIdentity
 from bockd.nbd.server.nbd_server import NbdServer
+from bockd.pool.pool import Pool
 from bockd.runtime.asyncbridge import AsyncBridge
 from bockd.runtime.steprunner import StepRunner
-from bockd.runtime.steps import Steps
+from bockd.runtime.steps import Spawn, Steps
 
 from ..api.public import Account, Opening, Service
+from ..daemon.driver import IS_RBD, rbd_settings
 
 
 def on_pool(root: Path, quota: Quota = DEFAULT_QUOTA) -> Opening:
@@ -37,7 +39,7 @@ def on_pool(root: Path, quota: Quota = DEFAULT_QUOTA) -> Opening:
             def spawn(steps: Steps[None]) -> None:
                 background.start_soon(runner.run, steps)
 
-            pool = LocalPool.open(root, spawn)
+            pool = open_pool(root, spawn)
             try:
                 accounts = Accounts(pool.index)
                 server = NbdServer(runner=runner)
@@ -55,6 +57,16 @@ def on_pool(root: Path, quota: Quota = DEFAULT_QUOTA) -> Opening:
                 pool.release()
 
     return opening
+
+
+def open_pool(root: Path, spawn: Spawn) -> Pool:
+    """A pool of the kind that the tests are run for."""
+    if not IS_RBD:
+        return LocalPool.open(root, spawn)
+    from bockd.drivers.rbd.pool import RbdPool  # where Ceph's modules are
+
+    post = trio.lowlevel.current_trio_token().run_sync_soon
+    return RbdPool.open(rbd_settings(root), root / "replica", spawn, post)
 
 
 def new_account(accounts: Accounts, name: str) -> Account:

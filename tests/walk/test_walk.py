@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.daemon.driver import configured
 from tests.walk.steps import KERNEL_NBD, README, steps
 from tests.walk.walker import Walker, give_images, machine
 
@@ -52,7 +53,7 @@ def test_the_walk(user: int, home: Path) -> None:
             os.lchown(path, user, user)
     environment = {
         "HOME": str(home),
-        "BOCKD_CONFIG": "/dev/null",
+        "BOCKD_CONFIG": str(configured(home / "data", Path("/dev/null"))),
         "BOCKD_DATA": str(home / "data"),  # root's own pool is none of ours
         "BOCKD_NBD_LISTEN": "127.0.0.1:0",
         "BOCKD_API_LISTEN": "127.0.0.1:0",

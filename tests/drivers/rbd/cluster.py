@@ -1,6 +1,7 @@
-"""A small Ceph cluster for the tests: one monitor and one OSD, and no manager.
+"""A small Ceph cluster for the tests: one monitor, one OSD or some, and no manager.
 
-It needs no rights and no systemd, keeps everything in a directory, and listens on a loopback
+With several OSDs each has a copy of everything, and all but one of them suffice. A cluster needs no
+rights and no systemd, keeps everything in a directory, and listens on a loopback
 address of its own, so that clusters of several test runs do not meet. What waits for a manager
 (`ceph osd df`, `ceph pg stat`) hangs.
 """
@@ -28,73 +29,29 @@ from typing import IO, Any
 from bockd.config.rbd import RbdSettings
 from bockd.model import GIB
 
+from .clusterconf import SETTINGS
+
 POOL = "rbd"
 PROGRAMS = ("ceph-mon", "ceph-osd", "monmaptool")
 MODULES = ("rados", "rbd")
 
-READY_SECONDS = 120.0
+READY_SECONDS = 240.0
 """A start takes some six seconds; the machine may be busy with other tests."""
 
 STORE_BYTES = 8 * GIB
 """What the OSD may hold. Its file is sparse: a test costs what it writes."""
 
+PLACEMENT_GROUPS = 8
+
+GRACE_SECONDS = 6
+"""After how long without a word an OSD is taken for dead (`osd_heartbeat_grace`; Ceph's default is
+20 s)."""
+
+FULL_AT_ONCE = 0.001
+"""Below this ratio an empty OSD is full."""
+
 LOG_BYTES = 4000
 """Of the end of each log: what is shown when something failed."""
-
-_SETTINGS = """\
-[global]
-fsid = {fsid}
-mon_host = {address}
-public_addr = {address}
-cluster_addr = {address}
-auth_cluster_required = cephx
-auth_service_required = cephx
-auth_client_required = cephx
-run_dir = {directory}
-admin_socket = {directory}/$name.$pid.asok
-pid_file =
-crash_dir = {directory}/crash
-keyring = {directory}/keyring
-log_file = {directory}/$name.log
-log_to_stderr = false
-err_to_stderr = true
-mon_cluster_log_to_file = false
-osd_pool_default_size = 1
-osd_pool_default_min_size = 1
-osd_pool_default_pg_num = 8
-osd_pool_default_pg_autoscale_mode = off
-osd_crush_chooseleaf_type = 0
-mon_allow_pool_size_one = true
-mon_allow_pool_delete = true
-
-[mon]
-mon_data = {directory}/mon
-# The tests' file system may be rather full.
-mon_data_avail_crit = 0
-mon_data_avail_warn = 0
-# Changes of the maps are not collected for a second.
-paxos_propose_interval = 0.05
-
-[osd]
-osd_data = {directory}/osd
-osd_objectstore = bluestore
-bluestore_block_size = {store_bytes}
-bluestore_cache_autotune = false
-bluestore_cache_size = 67108864
-osd_memory_target = 939524096
-osd_op_num_shards = 2
-osd_op_num_threads_per_shard = 2
-# It says sooner whether it is full.
-osd_mon_report_interval = 1
-# It must not come to be killed for being slow on a busy machine.
-osd_op_thread_suicide_timeout = 0
-debug_rocksdb = 1/1
-
-[client]
-log_file = {directory}/$name.log
-err_to_stderr = false
-admin_socket =
-"""
 
 
 def bound(command: list[str | Path]) -> list[str | Path]:
@@ -135,12 +92,12 @@ def missing() -> str | None:
 class Cluster:
     """The cluster in a directory, which runs from `start` to `stop`."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, osds: int = 1) -> None:
         self.directory = directory
+        self.osds = [f"osd.{number}" for number in range(osds)]
         self.conf_file = directory / "ceph.conf"
         self.fsid = str(uuid.uuid4())
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._osd = str(uuid.uuid4())
         self._admin: Any = None
 
     # -- its life ----------------------------------------------------------------------------
@@ -151,17 +108,21 @@ class Cluster:
         (self.directory / "crash").mkdir(parents=True)
         address = _free_address()
         self.conf_file.write_text(
-            _SETTINGS.format(
+            SETTINGS.format(
                 fsid=self.fsid,
                 address=address,
                 directory=self.directory,
                 store_bytes=STORE_BYTES,
+                osds=len(self.osds),
+                fewest=max(1, len(self.osds) - 1),
+                placement_groups=PLACEMENT_GROUPS,
+                grace_seconds=GRACE_SECONDS,
             )
         )
         (self.directory / "keyring").write_text(
             _keyring("mon.", mon="allow *")
             + _keyring("client.admin", mon="allow *", osd="allow *")
-            + _keyring("osd.0", mon="allow profile osd", osd="allow *")
+            + "".join(_keyring(one, mon="allow profile osd", osd="allow *") for one in self.osds)
         )
         monmap = self.directory / "monmap"
         self._run(
@@ -176,21 +137,35 @@ class Cluster:
                 monmap,
             ]
         )
-        self._run(["ceph-mon", *self._as("a"), "--mkfs", "--monmap", monmap])
-        self._begin("mon.a", ["ceph-mon", *self._as("a"), "-f"])
+        self._run(["ceph-mon", *self._as("mon.a"), "--mkfs", "--monmap", monmap])
+        self.begin("mon.a")
         with self._in_time():
             self._connect()
-            self.command("osd new", uuid=self._osd, id=0)
-            (self.directory / "osd").mkdir()
-            self._run(["ceph-osd", *self._as("0"), "--mkfs", "--osd-uuid", self._osd])
-            self._begin("osd.0", ["ceph-osd", *self._as("0"), "-f"])
+            for name in self.osds:
+                self._make_osd(name)
+                self.begin(name)
             self.command("osd pool create", pool=POOL, pool_type="replicated")
-            self._wait_for(lambda: b'"up":1,' in self.command("osd dump"))
+            self._wait_for(lambda: self.up() == self.osds)
             # As `rbd pool init`: the first image needs more rights than a namespace's user has.
             import rbd
 
             with self._admin.open_ioctx(POOL) as ioctx:
                 rbd.RBD().pool_init(ioctx, force=True)
+
+    def begin(self, name: str) -> None:
+        """Start a process of it: `mon.a`, `osd.0`. Do not wait until it works."""
+        assert name not in self._processes
+        service = f"ceph-{name.partition('.')[0]}"
+        with (self.directory / f"{name}.err").open("ab") as errors:
+            self._processes[name] = begin_bound(
+                [service, *self._as(name), "-f"], errors, self.directory
+            )
+
+    def kill(self, name: str) -> None:
+        """SIGKILL one of its processes, and wait until it is gone."""
+        process = self._processes.pop(name)
+        process.kill()
+        process.wait()
 
     def stop(self) -> None:
         """End it at once: nothing of it is needed any more."""
@@ -248,17 +223,60 @@ class Cluster:
     @contextmanager
     def hanging(self, name: str = "osd.0") -> Iterator[None]:
         """Let a process of the cluster (`osd.0` or `mon.a`) hang."""
-        self._processes[name].send_signal(signal.SIGSTOP)
+        self.suspend(name)
         try:
             yield
         finally:
-            self._processes[name].send_signal(signal.SIGCONT)
+            self.resume(name)
+
+    def suspend(self, name: str) -> None:
+        """Let a process of the cluster hang, until `resume`."""
+        self._processes[name].send_signal(signal.SIGSTOP)
+
+    def resume(self, name: str) -> None:
+        """Let a process go on that hangs."""
+        self._processes[name].send_signal(signal.SIGCONT)
+
+    @property
+    def bytes(self) -> int:
+        """How much one OSD may hold."""
+        return STORE_BYTES
+
+    def used(self) -> float:
+        """Return how much of the first OSD is used, as a ratio."""
+        order = json.dumps({"prefix": "perf dump", "format": "json"})
+        status, out, error = self._admin.osd_command(0, order, b"", timeout=int(READY_SECONDS))
+        assert status == 0, error
+        counters = json.loads(out)["osd"]
+        return float(counters["stat_bytes_used"]) / float(counters["stat_bytes"])
+
+    def up(self) -> list[str]:
+        """Return the OSDs that work, as the monitor knows."""
+        dump = json.loads(self.command("osd dump"))
+        return [f"osd.{one['osd']}" for one in dump["osds"] if one["up"]]
+
+    def wait_until_whole(self) -> None:
+        """Return when all OSDs work and have all there is. AssertionError: they do not come to."""
+        self._wait_for(lambda: self.up() == self.osds and self._is_clean())
+
+    def _is_clean(self) -> bool:
+        pool = self._admin.pool_lookup(POOL)
+        return all(self._is_clean_group(f"{pool}.{one:x}") for one in range(PLACEMENT_GROUPS))
+
+    def _is_clean_group(self, group: str) -> bool:
+        order = json.dumps({"prefix": "query", "pgid": group, "format": "json"})
+        try:
+            status, out, _ = self._admin.pg_command(group, order, b"", timeout=10)
+        except OSError:
+            return False
+        return status == 0 and bool(json.loads(out)["state"] == "active+clean")
 
     @contextmanager
-    def full(self) -> Iterator[None]:
-        """Let the OSD take itself for full."""
-        self._set_full_ratios(0.0001, 0.0002, 0.0003)
-        self._wait_for(self._is_full)
+    def full(self, ratio: float = 0.0003) -> Iterator[None]:
+        """Let the OSDs take themselves for full from this ratio on: at once, if it is not said."""
+        self._set_full_ratios(ratio / 3, ratio / 2, ratio)
+        if ratio < FULL_AT_ONCE:
+            self._wait_for(self._is_full)
         try:
             yield
         finally:
@@ -275,22 +293,25 @@ class Cluster:
 
     def _is_full(self) -> bool:
         dump = json.loads(self.command("osd dump"))
-        return "full" in dump["osds"][0]["state"]
+        return any("full" in one["state"] for one in dump["osds"])
 
     # -- how -----------------------------------------------------------------------------------
 
     def _as(self, name: str) -> list[str | Path]:
-        return ["-i", name, "-c", self.conf_file, "--keyring", self.directory / "keyring"]
+        number = name.partition(".")[2]
+        return ["-i", number, "-c", self.conf_file, "--keyring", self.directory / "keyring"]
+
+    def _make_osd(self, name: str) -> None:
+        identity = str(uuid.uuid4())
+        self.command("osd new", uuid=identity, id=int(name.partition(".")[2]))
+        (self.directory / name).mkdir()
+        self._run(["ceph-osd", *self._as(name), "--mkfs", "--osd-uuid", identity])
 
     def _run(self, command: list[str | Path]) -> None:
         done = subprocess.run(
             command, capture_output=True, check=False, timeout=READY_SECONDS, cwd=self.directory
         )
         assert done.returncode == 0, f"{command} failed: {done.stderr.decode(errors='replace')}"
-
-    def _begin(self, name: str, command: list[str | Path]) -> None:
-        with (self.directory / f"{name}.err").open("ab") as errors:
-            self._processes[name] = begin_bound(command, errors, self.directory)
 
     def _connect(self) -> None:
         import rados
