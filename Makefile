@@ -43,8 +43,8 @@ test-walk: setup-test ## walk README.md's walk in clean roots of Debian 12 and 1
 test-debian13: ## run the tests in a root of Debian 13, made in .cache (as root; ARGS as above)
 	@.setup/tree-in trixie make test ARGS="$(ARGS)"
 
-# What runs over daemons whatever kind of pool they serve; docs/ceph.md says what is left out, and why.
-CEPH_SUITES = $(addprefix tests/,openstack attach cli walk)
+# What was seen to run over daemons that serve a cluster.
+CEPH_SUITES = tests/attach
 
 test-ceph: setup-test ## test pools in Ceph: a cluster in trouble, and the suites over daemons (ARGS as above)
 ifeq ($(ARGS),)
