@@ -8,15 +8,28 @@ must come back.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from bockd.drivers.local.format.journal import HEADER_BYTES, RECORD_BYTES, Entry, JournalSegment
+from bockd.drivers.local.format.journal import (
+    HEADER_BYTES,
+    RECORD_BYTES,
+    Change,
+    Entry,
+    JournalSegment,
+    Kind,
+)
+from bockd.drivers.local.format.journalreading import SegmentContents
+from bockd.drivers.local.format.layer import Layer
+from bockd.drivers.local.format.layout import JournalName
 from bockd.drivers.local.volume import volume as volumes
+from bockd.drivers.local.volume.lostpages import find_lost_pages
 from bockd.drivers.local.volume.volume import Volume
-from bockd.model import BLOCK_SIZE
+from bockd.model import BLOCK_SIZE, VolumeId
 from bockd.runtime.steps import Steps, run_inline
 from tests.drivers.local.bench_pool import Bench
 from tests.drivers.local.process import die
@@ -129,3 +142,39 @@ def test_an_append_that_is_cut_short_at_the_end_of_a_page(tmp_path: Path, packed
     assert copy.block(bench.volume, ACKNOWLEDGED) == b"a"
     run_inline(copy.pool.close_all())
     copy.pool.release()
+
+
+class Head:
+    """A raw head that holds data in some blocks, and is a hole elsewhere."""
+
+    packed = False
+
+    def __init__(self, blocks: range) -> None:
+        self._blocks = blocks
+
+    def length_bytes(self) -> int:
+        return 1024 * BLOCK_SIZE
+
+    def data_ranges(self, start: int, length: int) -> Iterator[tuple[int, int]]:
+        first = max(start, self._blocks.start * BLOCK_SIZE)
+        end = min(start + length, self._blocks.stop * BLOCK_SIZE)
+        if first < end:
+            yield first, end
+
+    def read(self, _offset: int, into: memoryview) -> None:
+        into[:] = b"x" * len(into)
+
+
+def test_where_a_journal_ends_with_a_page_only_its_last_redirects_prove_nothing() -> None:
+    places = BLOCK_SIZE // RECORD_BYTES
+    changes = [Change(1 + n, Kind.REDIRECT, 10 + n, 1) for n in range(places)]
+    behind = places - 3  # a hole, and two redirects behind it
+    changes[behind] = Change(1 + behind, Kind.HOLE, 1000, 1)
+    whole = SegmentContents(JournalName(VolumeId(1), 1, 0), "", tuple(changes), places, torn=False)
+    following = SegmentContents(JournalName(VolumeId(1), 1, 1), "", (), 0, torn=False)
+    for segments in ([whole], [whole, following]):
+        first, end = 10, 10 + places
+        assert not find_lost_pages(segments, cast(Layer, Head(range(first, end - 2))))
+        assert find_lost_pages(segments, cast(Layer, Head(range(first + 1, end))))
+    shorter = replace(whole, changes=whole.changes[:-1], places=places - 1)
+    assert find_lost_pages([shorter], cast(Layer, Head(range(first, end - 2))))

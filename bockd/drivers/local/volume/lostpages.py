@@ -42,10 +42,7 @@ pages lost before a copy of them was made that has no holes, for that to miss an
 def find_lost_pages(segments: list[SegmentContents], head: Layer) -> bool:
     """Return whether a block of the head has lost its data. Segments that are not all of a format
     that notes zeros prove nothing. Raises DamagedError, DeviceError."""
-    changes = [change for segment in segments for change in segment.changes]
-    if segments:
-        doubtful = _doubtful_from(segments[-1])
-        changes = [x for x in changes if x.sequence < doubtful or x.kind not in REDIRECTS]
+    changes = [change for segment in segments for change in _beyond_doubt(segment)]
     owed = _owed_cells(changes) if head.packed else _owed(changes)
     length = head.length_bytes()
     if any(_reach(group, mask) > length for group, mask in owed.items()):
@@ -58,13 +55,16 @@ def find_lost_pages(segments: list[SegmentContents], head: Layer) -> bool:
     return False
 
 
-def _doubtful_from(segment: SegmentContents) -> int:
-    """Return the sequence from which on redirects may lack their ZEROS records, because an append
-    was cut short behind the last record."""
-    end = first_sequence(segment.name.number) + segment.places
-    at_page_end = not (HEADER_BYTES + segment.places * RECORD_BYTES) % BLOCK_SIZE
-    cut = segment.torn or at_page_end
-    return end - PACKED_RECORDS_PER_OPERATION if cut else end
+def _beyond_doubt(segment: SegmentContents) -> list[Change]:
+    """Return the changes of a segment without the last redirects, if an append may have been cut
+    short behind them, so that they lack their ZEROS record."""
+    changes = list(segment.changes)
+    if segment.torn or not (HEADER_BYTES + segment.places * RECORD_BYTES) % BLOCK_SIZE:
+        end = first_sequence(segment.name.number) + segment.places
+        first = end - PACKED_RECORDS_PER_OPERATION
+        while changes and changes[-1].kind in REDIRECTS and changes[-1].sequence >= first:
+            changes.pop()
+    return changes
 
 
 def _owed(changes: list[Change]) -> dict[int, int]:
