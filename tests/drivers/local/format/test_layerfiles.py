@@ -36,3 +36,17 @@ def test_data_that_the_index_does_not_know_is_never_overwritten(layout: Layout) 
     layer.close()
     with pytest.raises(DamagedError, match="older"):
         create_layer(layout, LAYER, MIB)
+
+
+def test_zeros_that_a_copy_has_put_into_such_a_file_are_no_data(layout: Layout) -> None:
+    """A tool that knows no holes writes them."""
+    create_layer(layout, LAYER, 3 * MIB)
+    path = layout.layer_segment(LAYER, 0)
+    path.write_bytes(bytes(3 * MIB))
+    create_layer(layout, LAYER, MIB)
+    assert path.stat().st_size == MIB
+    assert path.stat().st_blocks == 0
+    path.write_bytes(bytes(MIB - 1) + b"p")
+    with pytest.raises(DamagedError, match="older"):
+        create_layer(layout, LAYER, MIB)
+    assert path.read_bytes()[-1:] == b"p"
