@@ -59,6 +59,9 @@ class Batch:
         self._reply = memoryview(mmap.mmap(-1, REPLY_BUFFER_BYTES))
         self._filled = self._sent = 0
         self._lane = lane_for(device, encoder, limits)
+        self.half_sent = False
+        """The lane may have sent a part of a reply, of which `finish` returns the rest. The caller
+        resets it when that is sent."""
         self._small: list[Buffer] = []
         self._small_bytes = 0
         self._staged: list[Request] = []
@@ -90,6 +93,7 @@ class Batch:
         """
         if self._lane is None:
             return None
+        self.half_sent = True  # for all that is known if this fails
         try:
             done = self._lane.serve(
                 received, start, end, self._reply, turn, room, write_back=write_back
@@ -125,6 +129,7 @@ class Batch:
         for nanoseconds, requests in done.latencies:
             statistics.latencies.add(nanoseconds, requests)
         self._sent, self._filled = done.sent, done.filled
+        self.half_sent = done.sent < done.filled or bool(done.acknowledgements)
         if done.acknowledgements:
             self._answer(done.acknowledgements)
 

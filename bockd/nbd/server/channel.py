@@ -78,8 +78,9 @@ class Channel:
         else:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock = sock
-        self.peer_gone = False
-        """A reply could not be sent: nobody waits for what is left to be served."""
+        self.broken = False
+        """Nothing more is sent: the peer is gone, or a reply was broken off in its middle. Nobody
+        waits for what is left to be served."""
         self._receive_into: Callable[[memoryview], int] = sock.recv_into
         self._receive_fast: Callable[[int, memoryview, int], int] | None = fastlane.receive()
         self._sending: trio.Lock | _Handed = trio.Lock()
@@ -151,7 +152,7 @@ class Channel:
 
     def turn(self, tries: int, turn_ns: int) -> Turn:
         """Return what the fast lane may do by itself now, where polling is for `tries` attempts."""
-        if self._sending.locked():
+        if self.broken or self._sending.locked():
             return Turn()
         return Turn(
             self.sock.fileno(), 0 if self._receive_fast is None else tries * TRY_NS, turn_ns
@@ -164,8 +165,14 @@ class Channel:
             return Turn()
         return Turn(self.sock.fileno(), tries * TRY_NS, turn_ns)
 
+    def break_off(self) -> None:
+        """Send nothing more: of a reply a part may have been sent, and the rest never will be. The
+        peer would take what came next for that rest."""
+        self.broken = True
+
     async def send(self, *parts: Buffer) -> None:
-        """Send whole replies, after those that are being sent. Raises HungUpError."""
+        """Send whole replies, after those that are being sent. Raises HungUpError. If this, or
+        whatever else sends, is cancelled in the middle, nothing more is sent: see `break_off`."""
         left: Sequence[Buffer] = parts
         if not self._sending.locked():
             left = self._try_send(parts)
@@ -201,35 +208,43 @@ class Channel:
         return rest
 
     async def send_rest(self, rest: Sequence[Buffer]) -> None:
-        """Send what `send_at_once` has left. Raises HungUpError. If this is cancelled, a reply has
-        been sent in part, and nobody sends any more."""
+        """Send what `send_at_once` has left. Raises HungUpError."""
         try:
             await self._send(rest)
-        except HungUpError:
+        finally:
             self._sending.release()
-            raise
-        self._sending.release()
 
     @asynccontextmanager
     async def streaming(self) -> AsyncIterator[Stream]:
         """Hold the sending side for a reply that is sent in several pieces."""
         async with self._sending:
-            yield Stream(self)
+            try:
+                yield Stream(self)
+            except BaseException:
+                self.break_off()  # before whoever waits is let in
+                raise
 
     async def _send(self, parts: Sequence[Buffer]) -> None:
-        left = self._try_send(parts)
-        while left:
-            await trio.lowlevel.wait_writable(self.sock.fileno())
-            left = self._try_send(left)
+        """Send what may be the rest of replies that have begun."""
+        try:
+            left = self._try_send(parts)
+            while left:
+                await trio.lowlevel.wait_writable(self.sock.fileno())
+                left = self._try_send(left)
+        except BaseException:
+            self.break_off()
+            raise
 
     def _try_send(self, parts: Sequence[Buffer]) -> Sequence[Buffer]:
         """Send what can be sent now. Return the rest."""
+        if self.broken:
+            raise HungUpError("nothing more can be sent")
         try:
             sent = self.sock.send(parts[0]) if len(parts) == 1 else self.sock.sendmsg(parts)
         except BlockingIOError:
             return parts
         except OSError as error:
-            self.peer_gone = True
+            self.broken = True
             raise HungUpError(f"the client is gone: {error}") from None
         return _behind(parts, sent)
 

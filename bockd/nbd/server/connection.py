@@ -237,6 +237,10 @@ class Connection:
     async def _serve_all(self) -> None:
         try:
             await self._serve()
+        except BaseException:
+            if self._batch.half_sent:
+                self._channel.break_off()  # what is finished after this would be sent behind it
+            raise
         finally:  # what a batch had begun when something unforeseen ended it
             self._start_background(perf_counter_ns())
         self._consumed_bytes = _ALL  # nothing more is read: nobody need wait for it
@@ -397,13 +401,14 @@ class Connection:
             self._start_background(started)
         if replies:
             await self._channel.send(*replies)
+        batch.half_sent = False
         if self._polling.worked(now):
             await trio.lowlevel.checkpoint()
             self._polling.turned()
         if flight.requests:
             await flight.wait_below(self._limits.max_in_flight)
             await self._account.repay()
-            if self._channel.peer_gone:  # a receive buffer asks for terabytes, in large reads
+            if self._channel.broken:  # a receive buffer asks for terabytes, in large reads
                 raise HungUpError("the client is gone")
         return index
 

@@ -213,6 +213,8 @@ class TlsChannel(Channel):
     # Sending.
 
     def _try_send(self, parts: Sequence[Buffer]) -> Sequence[Buffer]:
+        if self.broken:
+            raise HungUpError("nothing more can be sent")
         left = parts
         while self._flush():
             if not left:
@@ -230,7 +232,7 @@ class TlsChannel(Channel):
             except BlockingIOError:
                 return False
             except OSError as error:
-                self.peer_gone = True
+                self.broken = True
                 raise HungUpError(f"the client is gone: {error}") from None
             self._unsent = self._unsent[sent:]
         self._unsent = _NOTHING  # an empty view would keep what it was cut from
@@ -250,7 +252,7 @@ class TlsChannel(Channel):
         try:
             return self._tls.write(content)
         except ssl.SSLError as error:
-            self.peer_gone = True
+            self.broken = True
             raise HungUpError(f"nothing more can be sent: {_reason(error)}") from None
 
 
