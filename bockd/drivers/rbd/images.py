@@ -61,10 +61,16 @@ def clone_image(
 
 
 def grow_image(ioctx: rados.Ioctx, name: str, size_bytes: int) -> None:
-    """Make an image this large, unless it is already. Raises BockdError."""
+    """Make an image this large, unless it is already: it never becomes smaller, though another
+    gateway makes it larger meanwhile. Raises BockdError."""
     with named(f"growing image {name}"), rbd.Image(ioctx, name) as image:
         if image.size() < size_bytes:
-            image.resize(size_bytes)
+            try:
+                image.resize(size_bytes, allow_shrink=False)
+            except rbd.InvalidArgument:
+                with looking_at(ioctx, name) as now:
+                    if now.size() < size_bytes:
+                        raise
 
 
 def take_snap(cluster: rados.Rados, ioctx: rados.Ioctx, name: str, snap: str) -> None:

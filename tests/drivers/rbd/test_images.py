@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import pytest
 import trio
@@ -101,6 +102,42 @@ def test_an_image_grows_under_whoever_has_it_open(gateway: Gateway, other: Gatew
     write(device, b"end", 2 * SIZE - 3)
     assert read(device, 2 * SIZE - BLOCK_SIZE) == bytes(BLOCK_SIZE - 3) + b"end"
     images.grow_image(other.ioctx, name, SIZE)
+    assert read(device, 2 * SIZE - 3, 3) == b"end"
+
+
+def test_an_image_that_has_grown_since_it_was_looked_at_does_not_shrink(
+    gateway: Gateway, other: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = gateway.create(2 * SIZE)
+    device = gateway.open(name, 2 * SIZE)
+    write(device, b"end", 2 * SIZE - 3)
+    true = images.rbd.Image
+
+    class Stale:
+        """An image whose size was looked at before it grew."""
+
+        def __init__(self, *arguments: Any) -> None:
+            self._image = true(*arguments)
+
+        def __enter__(self) -> Any:
+            return self
+
+        def __exit__(self, *_raised: object) -> None:
+            self._image.close()
+
+        def size(self) -> int:
+            return SIZE
+
+        def resize(self, size_bytes: int, **how: bool) -> None:
+            self._image.resize(size_bytes, **how)
+
+    monkeypatch.setattr(
+        images.rbd, "Image", lambda *args, **how: true(*args, **how) if how else Stale(*args)
+    )
+    images.grow_image(other.ioctx, name, SIZE + BLOCK_SIZE)
+    monkeypatch.undo()
+    with images.looking_at(other.ioctx, name) as now:
+        assert now.size() == 2 * SIZE
     assert read(device, 2 * SIZE - 3, 3) == b"end"
 
 
