@@ -6,10 +6,11 @@ import errno
 
 from bockd.config.rbd import RbdSettings
 from bockd.drivers.rbd.binding import rados, rbd
-from bockd.drivers.rbd.errors import CEPH_ERRORS, errno_of, named
-from bockd.drivers.rbd.images import ask_monitors, lock_image
+from bockd.drivers.rbd.connection import open_pool
+from bockd.drivers.rbd.errors import CEPH_ERRORS, ImageGoneError, errno_of, named
+from bockd.drivers.rbd.images import ask_monitors, is_there, lock_image
 from bockd.drivers.rbd.volumeimage import open_volume
-from bockd.errors import InUseError
+from bockd.errors import InUseError, NotFoundError
 
 _NOT_THE_OWNER = frozenset({errno.EBUSY, errno.ENOENT})
 """What breaking a lock fails with that somebody else has, or nobody."""
@@ -20,9 +21,17 @@ class RbdClaim:
 
     def __init__(self, settings: RbdSettings, limited: rados.Rados, name: str) -> None:
         """Connect and open. Blocks. `limited` is the connection whose operations have a limit.
-        Raises BockdError."""
+        Raises BockdError (ImageGoneError)."""
         self._limited = limited
-        self.image = open_volume(settings, name)
+        try:
+            self.image = open_volume(settings, name)
+        except NotFoundError as error:
+            with open_pool(limited, settings) as ioctx:
+                if not is_there(ioctx, name):
+                    raise ImageGoneError(
+                        f"image {name} is not in the Ceph pool any more"
+                    ) from error
+            raise
         """What the device is made over: the lock is this opening's alone."""
 
     def owner(self) -> str | None:

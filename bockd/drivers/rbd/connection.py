@@ -12,50 +12,69 @@ from typing import NamedTuple
 from bockd.config.rbd import RbdSettings
 from bockd.drivers.rbd.binding import rados
 from bockd.drivers.rbd.errors import CEPH_ERRORS, ShutOutError, errno_of, from_ceph_error
-from bockd.errors import BockdError, DeniedError, NotFoundError, UnavailableError
+from bockd.errors import BockdError, DeniedError, UnavailableError
 
 
 def connect(settings: RbdSettings, options: Mapping[str, str]) -> rados.Rados:
     """Connect to the cluster. Blocks, for `connect_seconds` at most. Who calls this calls
     `shutdown` of what it returns.
 
-    Raises UnavailableError, DeniedError, NotFoundError: a file that [rbd] names is missing.
+    Raises UnavailableError, also when a file that [rbd] names is missing; DeniedError.
     """
-    if not os.access(settings.conf_file, os.R_OK):
-        raise NotFoundError(f"{settings.conf_file}, rbd.conf_file, cannot be read")
-    if settings.keyring_file is not None and not os.access(settings.keyring_file, os.R_OK):
-        raise NotFoundError(f"{settings.keyring_file}, rbd.keyring_file, cannot be read")
-    try:
+    with connecting(settings):
         cluster = rados.Rados(
             conffile=str(settings.conf_file), rados_id=settings.user, conf=dict(options)
         )
-    except CEPH_ERRORS as error:
-        raise from_ceph_error(error, f"reading {settings.conf_file}") from error
-    try:
-        cluster.connect()
-    except CEPH_ERRORS as error:
-        cluster.shutdown()
-        raise _refusal(error, settings) from error
+        try:
+            cluster.connect()
+        except CEPH_ERRORS:
+            cluster.shutdown()
+            raise
     return cluster
+
+
+@contextmanager
+def connecting(settings: RbdSettings) -> Iterator[None]:
+    """Raise what connecting in the `with` block fails with in our terms: never NotFoundError, which
+    would be taken for an image that is gone. Raises UnavailableError, DeniedError."""
+    for file, option in (
+        (settings.conf_file, "rbd.conf_file"),
+        (settings.keyring_file, "rbd.keyring_file"),
+    ):
+        if file is not None and not os.access(file, os.R_OK):
+            raise UnavailableError(f"{file}, {option}, cannot be read")
+    try:
+        yield
+    except CEPH_ERRORS as error:
+        raise _refusal(error, settings) from error
 
 
 def open_pool(cluster: rados.Rados, settings: RbdSettings) -> rados.Ioctx:
     """Open the namespace that is the pool. Who calls this calls `close` of what it returns.
 
     Operations on it fail with ENOSPC when the cluster is full, where they would wait otherwise;
-    and what frees space is let through. Raises NotFoundError, UnavailableError.
+    and what frees space is let through. Raises UnavailableError, also when there
+    is no such pool.
     """
-    try:
+    with opening_pool(settings):
         ioctx = cluster.open_ioctx(settings.pool)
-    except CEPH_ERRORS as error:
-        if errno_of(error) == errno.ENOENT:
-            raise NotFoundError(
-                f"the Ceph cluster has no pool {settings.pool!r} (rbd.pool; 'ceph osd pool ls')"
-            ) from error
-        raise from_ceph_error(error, f"opening the Ceph pool {settings.pool!r}") from error
     ioctx.set_namespace(settings.namespace)
     ioctx.set_osdmap_full_try()
     return ioctx
+
+
+@contextmanager
+def opening_pool(settings: RbdSettings) -> Iterator[None]:
+    """Raise what opening the Ceph pool in the `with` block fails with in our terms, as `connecting`
+    does."""
+    try:
+        yield
+    except CEPH_ERRORS as error:
+        if errno_of(error) == errno.ENOENT:
+            raise UnavailableError(
+                f"the Ceph cluster has no pool {settings.pool!r} (rbd.pool; 'ceph osd pool ls')"
+            ) from error
+        raise from_ceph_error(error, f"opening the Ceph pool {settings.pool!r}") from error
 
 
 class Connected(NamedTuple):
@@ -110,7 +129,9 @@ def _refusal(error: Exception, settings: RbdSettings) -> BockdError:
     if number in (errno.EACCES, errno.EPERM):
         return DeniedError(f"the Ceph cluster does not know {user} by the key in its keyring")
     if number == errno.ENOENT:
-        return NotFoundError(f"no keyring has a key of {user}: rbd.keyring_file says which does")
+        return UnavailableError(
+            f"no keyring has a key of {user}: rbd.keyring_file says which does ({error})"
+        )
     if number == errno.ETIMEDOUT:
         return UnavailableError(
             f"no monitor of the Ceph cluster has answered within {settings.connect_seconds} s "

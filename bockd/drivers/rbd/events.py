@@ -30,6 +30,7 @@ from typing import Any
 from bockd.config.rbd import RbdSettings
 from bockd.drivers.rbd.binding import rbd
 from bockd.drivers.rbd.completions import OnComplete, Request
+from bockd.drivers.rbd.connection import connecting, opening_pool
 from bockd.drivers.rbd.librbd import EVENTFD, C, Diff, Pointer, Watcher, checked, failure
 
 log = logging.getLogger(__name__)
@@ -74,7 +75,8 @@ class EventImage:
     """An image that is open for writing, and a connection of its own."""
 
     def __init__(self, settings: RbdSettings, options: Mapping[str, str], name: str) -> None:
-        """Connect, and open the image. Blocks."""
+        """Connect, and open the image. Blocks. Raises BockdError: there is no connection; ENOENT:
+        there is no image."""
         self.watched = False
         """See `ResultSource`."""
         self._cluster, self._ioctx, self._image = Pointer(), Pointer(), Pointer()
@@ -96,12 +98,14 @@ class EventImage:
             raise
 
     def _open(self, settings: RbdSettings, options: Mapping[str, str], name: str) -> None:
-        checked("rados_create", byref(self._cluster), settings.user.encode())
-        checked("rados_conf_read_file", self._cluster, str(settings.conf_file).encode())
-        for key, value in options.items():
-            checked("rados_conf_set", self._cluster, key.encode(), value.encode())
-        checked("rados_connect", self._cluster)
-        checked("rados_ioctx_create", self._cluster, settings.pool.encode(), byref(self._ioctx))
+        with connecting(settings):
+            checked("rados_create", byref(self._cluster), settings.user.encode())
+            checked("rados_conf_read_file", self._cluster, str(settings.conf_file).encode())
+            for key, value in options.items():
+                checked("rados_conf_set", self._cluster, key.encode(), value.encode())
+            checked("rados_connect", self._cluster)
+        with opening_pool(settings):
+            checked("rados_ioctx_create", self._cluster, settings.pool.encode(), byref(self._ioctx))
         C["rados_ioctx_set_namespace"](self._ioctx, settings.namespace.encode())
         C["rados_set_osdmap_full_try"](self._ioctx)
         checked("rbd_open", self._ioctx, name.encode(), byref(self._image), None)

@@ -132,6 +132,19 @@ def looking_at(ioctx: rados.Ioctx, name: str, snap: str | None = None) -> Iterat
         yield image
 
 
+def is_there(ioctx: rados.Ioctx, name: str) -> bool:
+    """Return whether an image's own objects are there, whatever it needs besides, as its parent: if
+    they are, somebody may have it open. Raises BockdError."""
+    with named(f"looking whether image {name} is there"):
+        try:
+            # The length of its id, in four bytes, and the id.
+            identity = ioctx.read(f"rbd_id.{name}")[4:].decode()
+            ioctx.stat(f"rbd_header.{identity}")
+        except rados.ObjectNotFound:
+            return False
+    return True
+
+
 class Lockable(Protocol):
     """An image that is open for writing."""
 

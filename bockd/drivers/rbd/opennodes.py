@@ -30,7 +30,14 @@ from bockd.drivers.rbd.records import (
 )
 from bockd.drivers.rbd.session import Session
 from bockd.drivers.rbd.taking import Taken
-from bockd.errors import BockdError, DamagedError, InUseError, VolumeFailedError, volume_failed
+from bockd.errors import (
+    BockdError,
+    DamagedError,
+    InUseError,
+    NotFoundError,
+    VolumeFailedError,
+    volume_failed,
+)
 from bockd.model import NodeKind, SnapshotId, VolumeId
 from bockd.pool.device import BlockDevice
 from bockd.pool.records import VolumeRecord
@@ -133,11 +140,16 @@ class OpenNodes:
 
     def _still_ours(self, volume: VolumeId) -> OpenVolume | None:
         """Return an open volume, as large as its record says: another gateway may have extended
-        it. One that another gateway has taken meanwhile is dropped."""
+        it. One that another gateway has taken or removed meanwhile is dropped. Raises BockdError
+        (NotFoundError)."""
         opened = self.volumes.get(volume)
         if opened is None:
             return None
-        record = self._record(volume)
+        try:
+            record = self._record(volume)
+        except NotFoundError:
+            opened.device.lost.fire()
+            raise
         if record.epoch != opened.taken.epoch:
             opened.device.lost.fire()
             return None

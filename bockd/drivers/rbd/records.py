@@ -50,7 +50,8 @@ class RbdVolumeRecord(VolumeRecord):
     address: str | None = None
     """Of the holder's connection, by which Ceph names the owner of the image's lock."""
     epoch: int = 0
-    """How many times a gateway has taken it: whoever finds its own number has been the last."""
+    """How many times a gateway has taken it, or it was given another image: whoever finds its own
+    number has been the last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+from bockd.drivers.rbd.errors import ImageGoneError
 from bockd.drivers.rbd.messages import Manner
 from bockd.drivers.rbd.records import (
     RbdSnapshotRecord,
@@ -16,7 +17,7 @@ from bockd.drivers.rbd.records import (
     volume_record,
 )
 from bockd.drivers.rbd.session import Session
-from bockd.errors import InUseError, NotFoundError
+from bockd.errors import InUseError
 from bockd.model import SnapshotId, VolumeId
 from bockd.runtime.steps import run_inline
 
@@ -47,8 +48,8 @@ def vacate(session: Session, volume: VolumeId) -> RbdVolumeRecord:
     lost = None
     try:
         taken = run_inline(session.taker.take(volume, Manner.POLITE))
-    except NotFoundError:
-        # The volume is gone; or its image is, and nobody can have that.
+    except ImageGoneError:
+        # Nobody can have it.
         lost = seen.image
     else:
         run_inline(session.taker.give_back(taken))

@@ -58,7 +58,8 @@ class CallbackImage:
     # subclass of Python's has lost its attributes, and the process dies.
 
     def __init__(self, settings: RbdSettings, options: Options, name: str) -> None:
-        """Connect, and open the image. Blocks."""
+        """Connect, and open the image. Blocks. Raises BockdError: there is no connection; ENOENT:
+        there is no image."""
         with ExitStack() as stack:
             self._cluster = connect(settings, options)
             stack.callback(self._cluster.shutdown)
@@ -87,7 +88,8 @@ class CallbackImage:
 
 def open_volume(settings: RbdSettings, name: str) -> VolumeImage:
     """Open an image for writing, over a connection of its own. Who calls this closes what it
-    returns. Blocks. Raises BockdError (NotFoundError, UnavailableError, DeniedError)."""
+    returns. Blocks. Raises BockdError (NotFoundError: librbd finds no such image, or nothing that
+    it needs; UnavailableError, DeniedError)."""
     kind = EventImage if by_events else CallbackImage
     with named(f"opening image {name}"):
         image: VolumeImage = kind(settings, volume_options(settings), name)

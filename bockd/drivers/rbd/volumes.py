@@ -279,7 +279,16 @@ class VolumeOperations:
             deadline.check()
             snapshot_record(txn, snapshot)
             current = judged(unchanged(txn, seen))
-            record = replace(current, image=image, depth=source.depth + 1)
+            # Who had the old image, and does not know, finds that it is not the last any more.
+            record = replace(
+                current,
+                image=image,
+                depth=source.depth + 1,
+                holder=None,
+                run=None,
+                address=None,
+                epoch=current.epoch + 1,
+            )
             put_record(txn, record)
             in_transaction(txn, record)
             return record

@@ -84,11 +84,11 @@ def connecting(settings: RbdSettings) -> None:
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
     missing = tmp_path / "missing"
-    with pytest.raises(NotFoundError, match=r"missing, rbd.conf_file, cannot be read"):
+    with pytest.raises(UnavailableError, match=r"missing, rbd.conf_file, cannot be read"):
         connecting(RbdSettings(conf_file=missing))
     conf = tmp_path / "ceph.conf"
     conf.write_text("[global]\n")
-    with pytest.raises(NotFoundError, match=r"missing, rbd.keyring_file, cannot be read"):
+    with pytest.raises(UnavailableError, match=r"missing, rbd.keyring_file, cannot be read"):
         connecting(RbdSettings(conf_file=conf, keyring_file=missing))
 
 

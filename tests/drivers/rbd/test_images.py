@@ -23,6 +23,7 @@ from tests.drivers.rbd.cluster import Cluster
 need_modules()
 
 from bockd.drivers.rbd import images  # noqa: E402 - where there are the modules
+from bockd.drivers.rbd.binding import rbd  # noqa: E402
 from bockd.drivers.rbd.extents import OBJECT_BYTES  # noqa: E402
 from tests.drivers.rbd.gateway import Gateway  # noqa: E402
 
@@ -111,7 +112,7 @@ def test_an_image_that_has_grown_since_it_was_looked_at_does_not_shrink(
     name = gateway.create(2 * SIZE)
     device = gateway.open(name, 2 * SIZE)
     write(device, b"end", 2 * SIZE - 3)
-    true = images.rbd.Image
+    true = rbd.Image
 
     class Stale:
         """An image whose size was looked at before it grew."""
@@ -132,7 +133,7 @@ def test_an_image_that_has_grown_since_it_was_looked_at_does_not_shrink(
             self._image.resize(size_bytes, **how)
 
     monkeypatch.setattr(
-        images.rbd, "Image", lambda *args, **how: true(*args, **how) if how else Stale(*args)
+        rbd, "Image", lambda *args, **how: true(*args, **how) if how else Stale(*args)
     )
     images.grow_image(other.ioctx, name, SIZE + BLOCK_SIZE)
     monkeypatch.undo()

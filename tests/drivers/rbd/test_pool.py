@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ from bockd.config.rbd import RbdSettings
 from bockd.errors import (
     BockdError,
     ConflictError,
+    DeniedError,
     InUseError,
     NotFoundError,
+    UnavailableError,
     VolumeTakenError,
 )
 from bockd.model import BLOCK_SIZE, MIB, NodeKind, SnapshotId, VolumeId
+from bockd.pool.device import SharedDevice
 from bockd.pool.index import Transaction
 from bockd.pool.pool import nothing_more
 from bockd.runtime.steps import Steps
@@ -26,7 +30,9 @@ from tests.drivers.rbd.pooldriver import RbdDriver
 
 need_modules()
 
+from bockd.drivers.rbd.claims import RbdClaim  # noqa: E402 - where there are the modules
 from bockd.drivers.rbd.messages import Manner  # noqa: E402
+from bockd.drivers.rbd.records import put_record  # noqa: E402
 from tests.drivers.rbd.pools import images, problems, record, snap_of, snaps  # noqa: E402
 
 
@@ -253,6 +259,101 @@ def test_what_clients_use_at_another_gateway_is_not_taken_from_them(
         with pytest.raises(NotFoundError):
             here.run(here.pool.use(NodeKind.VOLUME, volume))
     assert problems(there) == ()
+
+
+MISSING: dict[str, dict[str, Any]] = {
+    "conf": {"conf_file": Path("/missing/ceph.conf")},
+    "keyring": {"keyring_file": Path("/missing/keyring")},
+    "key": {"user": "nobody"},
+    "pool": {"pool": "missing"},
+}
+
+
+@pytest.mark.parametrize("events", [True, False], ids=["events", "callbacks"])
+@pytest.mark.parametrize("missing", MISSING)
+def test_who_cannot_open_an_image_does_not_take_it_for_gone(
+    here: RbdDriver,
+    there: RbdDriver,
+    missing: str,
+    events: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    volume = here.volume("one").id
+    here.write(volume, 0, b"here")
+    here.run(here.pool.use(NodeKind.VOLUME, volume))
+    there.rbd.index.refresh()
+    before = there.listing()
+    monkeypatch.setattr("bockd.drivers.rbd.volumeimage.by_events", events)
+    session = there.rbd.session
+    broken = replace(there.settings, **MISSING[missing])
+    open_claim = partial(RbdClaim, broken, session.cluster)
+    monkeypatch.setattr(session, "taker", replace(session.taker, open_claim=open_claim))
+    with pytest.raises((UnavailableError, DeniedError)):
+        there.run(there.pool.delete_volume(volume))
+    assert there.listing() == before
+    assert record(there, volume).holder == "here"
+    here.pool.leave(NodeKind.VOLUME, volume)
+
+
+def test_nor_who_misses_what_the_image_needs(
+    here: RbdDriver, there: RbdDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = here.volume("one").id
+    here.write(volume, 0, b"here")
+    there.rbd.index.refresh()
+
+    def open_volume(_settings: RbdSettings, _name: str) -> None:
+        raise NotFoundError("its parent")
+
+    monkeypatch.setattr("bockd.drivers.rbd.claims.open_volume", open_volume)
+    with pytest.raises(NotFoundError, match="its parent"):
+        there.run(there.pool.delete_volume(volume))
+    assert record(there, volume).holder == "here"
+
+
+@pytest.mark.parametrize("change", ["delete", "revert", "fill", "freeze"])
+def test_the_image_of_a_dead_gateway_may_be_gone(here: RbdDriver, change: str) -> None:
+    volume, other = here.volume("one").id, here.volume("other").id
+    here.write(volume, 0, b"then")
+    here.run(here.pool.close_idle(NodeKind.VOLUME, volume))
+    source = other if change == "fill" else volume
+    snapshot = here.run(here.pool.create_snapshot(source, "s")).id
+    seen = record(here, volume)
+    lost = replace(seen, holder="dead", run="d" * 16, address="127.0.0.1:0/1", image="0" * 24)
+    here.rbd.index.update(lambda txn: put_record(txn, lost))
+    if change == "freeze":  # there is nothing to freeze
+        with pytest.raises(NotFoundError):
+            here.run(CHANGES[change](here, volume, snapshot))
+    elif change == "revert":
+        here.run(CHANGES[change](here, volume, snapshot))
+        now = record(here, volume)
+        assert (now.holder, now.epoch) == (None, seen.epoch + 1)
+        assert here.of_volume(volume) == b"then"
+    else:
+        here.run(CHANGES[change](here, volume, snapshot))
+
+
+@pytest.mark.parametrize("change", ["delete", "revert"])
+def test_whose_volume_was_changed_unawares_finds_out_by_the_record(
+    here: RbdDriver, there: RbdDriver, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = here.volume("one").id
+    here.write(volume, 0, b"then")
+    snapshot = here.run(here.pool.create_snapshot(volume, "s")).id
+    device = here.run(here.pool.use(NodeKind.VOLUME, volume))
+    there.rbd.index.refresh()
+    # As if the image were gone, and nobody could have it.
+    for module in ("volumes", "snapshots"):
+        monkeypatch.setattr(
+            f"bockd.drivers.rbd.{module}.vacate", lambda _session, one: record(there, one)
+        )
+    there.run(CHANGES[change](there, volume, snapshot))
+    here.rbd.index.refresh()
+    here.rbd.open_nodes.drop_taken()
+    assert isinstance(device, SharedDevice)
+    assert device.lost.fired
+    assert not here.pool.is_open(NodeKind.VOLUME, volume)
+    here.pool.leave(NodeKind.VOLUME, volume)
 
 
 @pytest.mark.parametrize("change", ["delete", "revert", "fill", "freeze", "extend", "snapshot"])
