@@ -6,12 +6,13 @@ import errno
 import os
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import NamedTuple
 
 from bockd.config.rbd import RbdSettings
 from bockd.drivers.rbd.binding import rados
 from bockd.drivers.rbd.errors import CEPH_ERRORS, ShutOutError, errno_of, from_ceph_error
+from bockd.drivers.rbd.settings import WHERE_KNOWN
 from bockd.errors import BockdError, DeniedError, UnavailableError
 
 
@@ -25,6 +26,9 @@ def connect(settings: RbdSettings, options: Mapping[str, str]) -> rados.Rados:
         cluster = rados.Rados(
             conffile=str(settings.conf_file), rados_id=settings.user, conf=dict(options)
         )
+        for key, value in WHERE_KNOWN.items():
+            with suppress(rados.ObjectNotFound):
+                cluster.conf_set(key, value)
         try:
             cluster.connect()
         except CEPH_ERRORS:

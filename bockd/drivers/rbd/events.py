@@ -31,7 +31,8 @@ from bockd.config.rbd import RbdSettings
 from bockd.drivers.rbd.binding import rbd
 from bockd.drivers.rbd.completions import OnComplete, Request
 from bockd.drivers.rbd.connection import connecting, opening_pool
-from bockd.drivers.rbd.librbd import EVENTFD, C, Diff, Pointer, Watcher, checked, failure
+from bockd.drivers.rbd.librbd import EVENTFD, C, Diff, Option, Pointer, Watcher, checked, failure
+from bockd.drivers.rbd.settings import WHERE_KNOWN, Override
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,9 @@ _MOST_OWNERS = 8
 
 _MOST_WATCHERS = 32
 """Whoever has the image open, for a moment perhaps: first tried with so many."""
+
+_MOST_OPTIONS = 512
+"""There are some hundred, in all releases so far."""
 
 _create_completion = C["rbd_aio_create_completion"]
 _poll_io_events = C["rbd_poll_io_events"]
@@ -103,6 +107,8 @@ class EventImage:
             checked("rados_conf_read_file", self._cluster, str(settings.conf_file).encode())
             for key, value in options.items():
                 checked("rados_conf_set", self._cluster, key.encode(), value.encode())
+            for key, value in WHERE_KNOWN.items():
+                C["rados_conf_set"](self._cluster, key.encode(), value.encode())
             checked("rados_connect", self._cluster)
         with opening_pool(settings):
             checked("rados_ioctx_create", self._cluster, settings.pool.encode(), byref(self._ioctx))
@@ -184,6 +190,17 @@ class EventImage:
             ]
             C["rbd_watchers_list_cleanup"](found, number)
             return watchers
+
+    def config_list(self) -> list[Override]:
+        """Return the options of librbd as they count for the image, as the Python module does."""
+        found, number = (Option * _MOST_OPTIONS)(), c_int(_MOST_OPTIONS)
+        checked("rbd_config_image_list", self._image, found, byref(number))
+        options: list[Override] = [
+            {"name": one.name.decode(), "value": one.value.decode(), "source": one.source}
+            for one in found[: number.value]
+        ]
+        C["rbd_config_image_list_cleanup"](found, number)
+        return options
 
     def wait_for_latest_osdmap(self) -> None:
         """Return when this connection has the newest map, and with it the newest blocklist."""

@@ -36,6 +36,12 @@ class Watcher(Structure):
     _fields_ = (("addr", c_char_p), ("id", c_int64), ("cookie", c_uint64))
 
 
+class Option(Structure):
+    """rbd_config_option_t."""
+
+    _fields_ = (("name", c_char_p), ("value", c_char_p), ("source", c_int))
+
+
 Diff = ctypes.CFUNCTYPE(c_int, c_uint64, c_size_t, c_int, Pointer)
 
 _RADOS: dict[str, list[Any]] = {
@@ -61,6 +67,8 @@ _RBD: dict[str, list[Any]] = {
     "rbd_lock_break": [Pointer, c_int, c_char_p],
     "rbd_watchers_list": [Pointer, POINTER(Watcher), POINTER(c_size_t)],
     "rbd_watchers_list_cleanup": [POINTER(Watcher), c_size_t],
+    "rbd_config_image_list": [Pointer, POINTER(Option), POINTER(c_int)],
+    "rbd_config_image_list_cleanup": [POINTER(Option), c_int],
     "rbd_diff_iterate2": [
         Pointer, c_char_p, c_uint64, c_uint64, c_uint8, c_uint8, Diff, Pointer,
     ],
@@ -86,6 +94,7 @@ _RETURNS: dict[str, Any] = {
     "rados_shutdown": None,
     "rbd_lock_get_owners_cleanup": None,
     "rbd_watchers_list_cleanup": None,
+    "rbd_config_image_list_cleanup": None,
     "rbd_aio_get_arg": Pointer,
     "rbd_aio_get_return_value": c_ssize_t,
     "rbd_aio_release": None,

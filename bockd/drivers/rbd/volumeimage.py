@@ -16,7 +16,7 @@ from bockd.drivers.rbd.binding import rbd
 from bockd.drivers.rbd.completions import Image
 from bockd.drivers.rbd.connection import connect, open_pool
 from bockd.drivers.rbd.errors import named
-from bockd.drivers.rbd.settings import Options, volume_options
+from bockd.drivers.rbd.settings import Options, Override, refuse_overrides, volume_options
 from bockd.errors import NotSupportedError
 
 try:
@@ -46,6 +46,10 @@ class VolumeImage(Image, Protocol):
 
     def watchers_list(self) -> Iterable[Mapping[str, Any]]: ...
 
+    def config_list(self) -> Iterable[Override]:
+        """Return the options of librbd as they count for the image."""
+        ...
+
     def wait_for_latest_osdmap(self) -> None:
         """Return when the connection has the newest map, and with it the newest blocklist."""
         ...
@@ -70,6 +74,7 @@ class CallbackImage:
         self.get_name, self.size = image.get_name, image.size
         self.lock_acquire, self.lock_break = image.lock_acquire, image.lock_break
         self.lock_get_owners, self.watchers_list = image.lock_get_owners, image.watchers_list
+        self.config_list = image.config_list
         self.aio_read, self.aio_write = image.aio_read, image.aio_write
         self.aio_flush, self.aio_discard = image.aio_flush, image.aio_discard
         self.aio_write_zeroes, self.diff_iterate = image.aio_write_zeroes, image.diff_iterate
@@ -89,8 +94,12 @@ class CallbackImage:
 def open_volume(settings: RbdSettings, name: str) -> VolumeImage:
     """Open an image for writing, over a connection of its own. Who calls this closes what it
     returns. Blocks. Raises BockdError (NotFoundError: librbd finds no such image, or nothing that
-    it needs; UnavailableError, DeniedError)."""
+    it needs; UnavailableError, DeniedError; DeviceError: see `refuse_overrides`)."""
     kind = EventImage if by_events else CallbackImage
-    with named(f"opening image {name}"):
-        image: VolumeImage = kind(settings, volume_options(settings), name)
+    options = volume_options(settings)
+    with named(f"opening image {name}"), ExitStack() as stack:
+        image: VolumeImage = kind(settings, options, name)
+        stack.callback(image.close)
+        refuse_overrides(settings, options, name, image.config_list())
+        stack.pop_all()
         return image

@@ -221,6 +221,12 @@ class Cluster:
         return out
 
     @contextmanager
+    def admin_ioctx(self) -> Iterator[Any]:
+        """The Ceph pool, as the administrator sees it."""
+        with self._admin.open_ioctx(POOL) as ioctx:
+            yield ioctx
+
+    @contextmanager
     def hanging(self, name: str = "osd.0") -> Iterator[None]:
         """Let a process of the cluster (`osd.0` or `mon.a`) hang."""
         self.suspend(name)

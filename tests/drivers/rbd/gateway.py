@@ -61,20 +61,21 @@ class Gateway:
 
     def open(self, name: str, size_bytes: int) -> RbdDevice:
         """Open an image that nobody has open."""
-        image = self._open(name)
+        image = self.open_bare(name)
         images.lock_image(image)
         return RbdDevice(image, "volume 7", size_bytes, read_only=False)
 
     def take(self, name: str, size_bytes: int) -> RbdDevice:
         """Open an image that another gateway has open, and shut that one out."""
-        image = self._open(name)
+        image = self.open_bare(name)
         for owner in image.lock_get_owners():
             image.lock_break(rbd.RBD_LOCK_MODE_EXCLUSIVE, owner["owner"])
         image.wait_for_latest_osdmap()
         images.lock_image(image)
         return RbdDevice(image, "volume 7", size_bytes, read_only=False)
 
-    def _open(self, name: str) -> VolumeImage:
+    def open_bare(self, name: str) -> VolumeImage:
+        """Open an image without its lock."""
         kind = EventImage if self.by_events else CallbackImage
         image: VolumeImage = kind(self._settings, volume_options(self._settings), name)
         self._stack.callback(image.close)

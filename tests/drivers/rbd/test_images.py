@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +14,14 @@ import trio
 import trio.testing
 
 from bockd.config.rbd import RbdSettings
-from bockd.errors import InUseError, NoSpaceError, NotFoundError, UnavailableError, VolumeTakenError
+from bockd.errors import (
+    DeviceError,
+    InUseError,
+    NoSpaceError,
+    NotFoundError,
+    UnavailableError,
+    VolumeTakenError,
+)
 from bockd.model import BLOCK_SIZE, MIB, Extent
 from bockd.pool.device import BlockDevice
 from bockd.runtime.steprunner import StepRunner
@@ -22,7 +31,7 @@ from tests.drivers.rbd.cluster import Cluster
 
 need_modules()
 
-from bockd.drivers.rbd import images  # noqa: E402 - where there are the modules
+from bockd.drivers.rbd import images, volumeimage  # noqa: E402 - where there are the modules
 from bockd.drivers.rbd.binding import rbd  # noqa: E402
 from bockd.drivers.rbd.extents import OBJECT_BYTES  # noqa: E402
 from tests.drivers.rbd.gateway import Gateway  # noqa: E402
@@ -330,3 +339,60 @@ def test_a_full_cluster_refuses_what_grows_and_nothing_else(
         run_inline(device.flush())
         assert read(device) == bytes(BLOCK_SIZE)
     write(device, b"y" * MIB, 2 * OBJECT_BYTES)
+
+
+GUARDED = {
+    "rbd_cache": "true",
+    "rbd_blocklist_on_break_lock": "false",
+    "rbd_discard_granularity_bytes": "65536",
+    "rbd_disable_zero_copy_writes": "false",
+    "rbd_persistent_cache_mode": "rwl",
+}
+"""Not `rbd_plugins`: librbd does not open the image at all where it lacks the plugin."""
+
+
+@pytest.mark.parametrize("by_events", [True, False], ids=["events", "callbacks"])
+def test_an_image_whose_options_are_overridden_is_refused(
+    ceph: Cluster, rbd_namespace: RbdSettings, by_events: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(volumeimage, "by_events", by_events)
+    with Gateway(rbd_namespace) as gateway, ceph.admin_ioctx() as pool:
+        name = gateway.create(SIZE)
+        for key, value in GUARDED.items():
+            with images.open_image(gateway.ioctx, name) as image:
+                image.config_set(key, value)
+            with pytest.raises(DeviceError, match=f"rbd config image remove .*/{name} {key}'"):
+                volumeimage.open_volume(rbd_namespace, name)
+            with images.open_image(gateway.ioctx, name) as image:
+                image.config_remove(key)
+            rbd.RBD().config_set(pool, key, value)
+            try:
+                with pytest.raises(DeviceError, match=f"rbd config pool remove rbd {key}'"):
+                    volumeimage.open_volume(rbd_namespace, name)
+            finally:
+                rbd.RBD().config_remove(pool, key)
+        with images.open_image(gateway.ioctx, name) as image:
+            image.config_set("rbd_qos_iops_limit", "1000")
+        opened = volumeimage.open_volume(rbd_namespace, name)
+        effective = {one["name"]: one["value"] for one in opened.config_list()}
+        assert effective["rbd_cache"] == "false"
+        opened.close()
+
+
+@pytest.mark.parametrize("by_events", [True, False], ids=["events", "callbacks"])
+def test_no_cache_of_ceph_conf_is_used(
+    ceph: Cluster, rbd_namespace: RbdSettings, by_events: bool, tmp_path: Path
+) -> None:
+    conf = tmp_path / "ceph.conf"
+    conf.write_text(
+        ceph.conf_file.read_text()
+        + "[client]\nrbd_plugins = pwl_cache\nrbd_persistent_cache_mode = ssd\nrbd_cache = true\n"
+    )
+    with Gateway(replace(rbd_namespace, conf_file=conf)) as gateway:
+        gateway.by_events = by_events
+        image = gateway.open_bare(gateway.create(SIZE))
+        found = {one["name"]: one["value"] for one in image.config_list()}
+        assert found["rbd_cache"] == "false"
+        assert found["rbd_plugins"] == ""
+        assert found["rbd_persistent_cache_mode"] == "disabled"
+        assert gateway.cluster.conf_get("rbd_plugins") == ""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from bockd.config.rbd import RbdSettings
-from bockd.drivers.rbd.settings import index_options, volume_options
+from bockd.drivers.rbd.settings import Override, index_options, refuse_overrides, volume_options
+from bockd.errors import DeviceError
 
 
 def test_the_index_connection_gives_up_after_ten_seconds() -> None:
@@ -22,9 +25,9 @@ def test_a_volume_connection_never_gives_up_and_caches_nothing() -> None:
 
 
 def test_whose_lock_is_broken_is_shut_out_for_as_long_as_the_monitors_say() -> None:
-    options = volume_options(RbdSettings())
-    assert options["rbd_blocklist_on_break_lock"] == "true"
-    assert options["rbd_blocklist_expire_seconds"] == "0"
+    for options in (volume_options(RbdSettings()), index_options(RbdSettings())):
+        assert options["rbd_blocklist_on_break_lock"] == "true"
+        assert options["rbd_blocklist_expire_seconds"] == "0"
 
 
 def test_the_keyring_is_named_only_if_it_is_configured() -> None:
@@ -38,3 +41,21 @@ def test_a_request_neither_holds_up_the_loop_nor_outlives_its_gateway() -> None:
     options = volume_options(RbdSettings())
     assert options["rbd_non_blocking_aio"] == "true"
     assert options["rbd_disable_zero_copy_writes"] == "true"
+
+
+def test_what_an_image_or_its_pool_overrides_is_refused() -> None:
+    settings = RbdSettings(pool="pool", namespace="space")
+    options = volume_options(settings)
+
+    def refuse(name: str, value: str, source: int) -> None:
+        refuse_overrides(
+            settings, options, "img", [Override(name=name, value=value, source=source)]
+        )
+
+    refuse("rbd_cache", "true", 0)  # the connection's own
+    refuse("rbd_cache", "false", 2)
+    refuse("rbd_qos_iops_limit", "7", 2)  # bockd says nothing about it
+    with pytest.raises(DeviceError, match="rbd config image remove pool/space/img rbd_cache'"):
+        refuse("rbd_cache", "true", 2)
+    with pytest.raises(DeviceError, match="rbd config pool remove pool rbd_plugins'"):
+        refuse("rbd_plugins", "pwl_cache", 1)
