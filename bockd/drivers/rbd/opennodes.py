@@ -187,6 +187,20 @@ class OpenNodes:
         finally:
             self._opening -= 1
         self.refusals.pop(volume, None)
+        try:
+            opened = await self._fronted(volume, taken)
+        except BaseException:
+            # Nobody uses it; what is not given back would keep its lock until bockd ends.
+            try:
+                await blocking(lambda: run_inline(self.session.taker.give_back(taken)))
+            except BockdError as error:
+                log.warning("giving volume %s back: %s", volume, error)
+            raise
+        self.volumes[volume] = opened
+        opened.device.lost.subscribe(lambda: self._on_lost(volume, opened))
+        return opened
+
+    async def _fronted(self, volume: VolumeId, taken: Taken[RbdClaim]) -> OpenVolume:
         # Not that of `taken`: it may have grown since that was read.
         record = self._record(volume)
         device = RbdDevice(
@@ -195,9 +209,7 @@ class OpenNodes:
         front = Front(device)
         if record.epoch == taken.epoch:  # else another gateway has it already
             front = await self.fronts.of_volume(device, record, taken.claim.owner)
-        opened = self.volumes[volume] = OpenVolume(taken, device, front)
-        device.lost.subscribe(lambda: self._on_lost(volume, opened))
-        return opened
+        return OpenVolume(taken, device, front)
 
     def _note_refusal(self, volume: VolumeId, error: BockdError) -> None:
         log.error("volume %s cannot be opened: %s", volume, error)

@@ -129,6 +129,34 @@ def test_a_gateway_that_was_shut_out_unasked_finds_out(
     assert here.of_volume(volume) == b"there again"
 
 
+@pytest.mark.parametrize("where", ["record", "device", "front"])
+def test_a_volume_that_cannot_be_shown_is_given_back(
+    here: RbdDriver, there: RbdDriver, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = here.volume("one").id
+
+    def fail(*_arguments: object, **_more: object) -> None:
+        raise NotFoundError(f"no {where}")
+
+    with monkeypatch.context() as patched:
+        nodes = here.rbd.open_nodes
+        if where == "record":
+            true, calls = nodes._record, iter([False, True])
+            patched.setattr(nodes, "_record", lambda one: (fail if next(calls) else true)(one))
+        elif where == "device":
+            patched.setattr("bockd.drivers.rbd.opennodes.RbdDevice", fail)
+        else:
+            patched.setattr(nodes.fronts, "of_volume", fail)
+        with pytest.raises(NotFoundError, match=f"no {where}"):
+            here.run(here.pool.use(NodeKind.VOLUME, volume))
+    assert not here.pool.is_open(NodeKind.VOLUME, volume)
+    assert record(here, volume).holder is None
+    # It is not asked: nobody has the lock.
+    monkeypatch.setattr(there.rbd.session.bus, "ask", None)
+    there.rbd.index.refresh()
+    there.write(volume, 0, b"there")
+
+
 def test_a_volume_is_given_up_on_request(here: RbdDriver) -> None:
     volume = here.volume("one").id
     assert here.run(here.rbd.release_volume(volume, Manner.POLITE))
