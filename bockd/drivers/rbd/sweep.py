@@ -17,6 +17,8 @@ about to name it:
 * Only after that commit the thing is removed. A name is never used twice, and what was unnamed once
   is named by nobody later, but by who has made it.
 
+Only what has a name as bockd gives them is ever removed: others may keep images and snaps here.
+
 So a thing that is named is never removed, whatever dies or hangs where, and however many gateways
 sweep at once; one does, so that the cluster is asked once. That one is in the index (`SWEEPER`),
 and another one takes its place when the table of gateways does not have it any more. What it has
@@ -32,6 +34,7 @@ nothing then.
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -124,6 +127,12 @@ class ImageStore(Protocol):
         ...
 
 
+def is_made_by_bockd(name: str) -> bool:
+    """Return whether an image or snap has a name as `images.new_name` gives them. What has another
+    one was made by somebody else, and is left alone."""
+    return re.fullmatch("[0-9a-f]{24}", name) is not None
+
+
 class Named(NamedTuple):
     """What records name."""
 
@@ -146,9 +155,11 @@ class Sweep:
         patience: Patience = PATIENCE,
         clock: Callable[[], float] = time.time,
         awake: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
+        is_ours: Callable[[str], bool] = is_made_by_bockd,
     ) -> None:
         """`clock` gives seconds since the epoch, `awake` seconds that go on while the machine
-        sleeps."""
+        sleeps; `is_ours` says by its name what may be removed."""
+        self._is_ours = is_ours
         self._index = index
         self._store = store
         self._max_depth = max_depth
@@ -193,7 +204,7 @@ class Sweep:
     def _unnamed(self, *, every: bool) -> dict[Thing, float]:
         """Find what no record names, each with when it was made. `every`: look for snaps in all
         images."""
-        names = self._store.names()
+        names = [name for name in self._store.names() if self._is_ours(name)]
         # After the list: what is in it and was named before is named in these.
         self._index.refresh()
         with self._index.reading() as txn:
@@ -206,7 +217,10 @@ class Sweep:
                 continue
             seen = self._store.look(image)
             if seen is not None:
-                found.update(_unnamed_of(image, seen, named))
+                unnamed = _unnamed_of(image, seen, named)
+                found.update(
+                    (one, at) for one, at in unnamed if self._is_ours(one.snap or one.image)
+                )
         now = self._awake()
         looked = {image for image in names if every or image not in named.images}
         self._first_seen = {

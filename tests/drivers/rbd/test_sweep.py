@@ -21,7 +21,7 @@ from bockd.drivers.rbd.records import (
     snapshot_record,
     volume_record,
 )
-from bockd.drivers.rbd.sweep import FULL_LOOK_EVERY, PATIENCE, Seen, Sweep
+from bockd.drivers.rbd.sweep import FULL_LOOK_EVERY, PATIENCE, Seen, Sweep, is_made_by_bockd
 from bockd.errors import UnavailableError
 from bockd.index.keys import id_key
 from bockd.model import MIB, SnapshotId, VolumeId
@@ -123,7 +123,12 @@ class World:
         table = Gateways(index, Identity(name, run), self, time.time)
         table.enter()
         sweep = Sweep(
-            index, self.store, max_depth=5, clock=lambda: self.now, awake=lambda: self.now / 2 * 2
+            index,
+            self.store,
+            max_depth=5,
+            clock=lambda: self.now,
+            awake=lambda: self.now / 2 * 2,
+            is_ours=lambda name: not name.startswith("foreign"),
         )
         return table, index, sweep
 
@@ -191,6 +196,34 @@ def test_what_nobody_names_is_removed_and_nothing_else(world: World) -> None:
     assert sorted(world.store.removed) == ["its-snap", "stray", "stray-image"]
     assert world.store.removed[-1] == "stray-image"
     assert sorted(world.store.images) == ["named", "of-a-snapshot"]
+
+
+def test_what_others_have_made_is_left_alone(world: World) -> None:
+    world.image("named", snaps={"foreign-snap": world.now, "stray": world.now})
+    world.image("foreign-image", snaps={"its-snap": world.now})
+    world.volume(1, "named")
+    for _ in range(FULL_LOOK_EVERY):
+        world.sweep.look()
+    world.now += PATIENCE.made_seconds
+    world.sweep.look()
+    assert world.store.removed == ["stray"]
+    assert sorted(world.store.images) == ["foreign-image", "named"]
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [
+        ("0123456789abcdef01234567", True),
+        ("0123456789abcdef0123456", False),
+        ("0123456789abcdef012345678", False),
+        ("0123456789ABCDEF01234567", False),
+        ("0123456789abcdef0123456\n", False),
+        ("0123456789abcdef01234567\n", False),
+        ("vm-100-disk-0", False),
+    ],
+)
+def test_bockds_names_are_24_hexadecimal_digits(name: str, ours: bool) -> None:
+    assert is_made_by_bockd(name) is ours
 
 
 def test_it_waits_an_hour_by_the_clusters_clock_and_ten_minutes_by_its_own(world: World) -> None:
