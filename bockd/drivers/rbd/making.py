@@ -38,14 +38,15 @@ class Deadline:
 
 @contextmanager
 def making(what: str, remove: Callable[[], object]) -> Iterator[Deadline]:
-    """Make something in the `with` block, and commit what names it; `remove` it when that fails.
-    Blocks."""
+    """Make something in the `with` block, and commit what names it; `remove` it when that fails
+    for certain. Blocks."""
     try:
         yield Deadline()
     except UnavailableError:
         # The cluster does not answer to this, either; or it may be named yet.
         raise
-    except BaseException:
+    except BockdError:
+        # Nothing was committed. Of any other exception nobody knows that: it is left to the sweep.
         try_to(f"removing {what}", remove)
         raise
 
