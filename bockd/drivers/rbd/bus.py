@@ -27,7 +27,7 @@ from typing import ParamSpec
 from bockd.config.rbd import RbdSettings
 from bockd.drivers.rbd.binding import rados
 from bockd.drivers.rbd.connection import connect, open_pool
-from bockd.drivers.rbd.errors import CEPH_ERRORS, errno_of, named
+from bockd.drivers.rbd.errors import CEPH_ERRORS, errno_of, from_ceph_error, named
 from bockd.drivers.rbd.messages import (
     ALIVE_SECONDS,
     ANSWERS,
@@ -152,17 +152,25 @@ class Bus:
         return bool(answers)
 
     def _send(self, message: str, limit: float) -> None:
-        """Send a question; return when all have acknowledged it, or whoever lives should have."""
-        heard = threading.Event()
+        """Send a question; return when all have acknowledged it, or whoever lives should have.
+        Raises UnavailableError: it was not sent, so that nobody can have heard it."""
+        heard, failed = threading.Event(), list[BockdError]()
         self._asking = {one for one in self._asking if one.is_alive()}
         asking = threading.Thread(
-            target=self._notify, args=(message, limit, heard), name="bus question", daemon=True
+            target=self._notify,
+            args=(message, limit, heard, failed),
+            name="bus question",
+            daemon=True,
         )
         self._asking.add(asking)
         asking.start()
         heard.wait(limit)
+        if failed:
+            raise UnavailableError(str(failed[0])) from failed[0]
 
-    def _notify(self, message: str, limit: float, heard: threading.Event) -> None:
+    def _notify(
+        self, message: str, limit: float, heard: threading.Event, failed: list[BockdError]
+    ) -> None:
         """In a thread of its own: this may last a second longer than the limit, and as long as an
         operation may if the cluster hangs."""
         try:
@@ -170,7 +178,7 @@ class Bus:
             self._limited.notify(BUS, message, math.ceil(limit) * 1000)
         except CEPH_ERRORS as error:
             if errno_of(error) != errno.ETIMEDOUT:
-                log.warning("asking the other gateways: %s", error)
+                failed.append(from_ceph_error(error, "asking the other gateways"))
         heard.set()
 
     def _answers_to(self, request: Request | Question) -> dict[str, str]:
@@ -280,7 +288,7 @@ class Bus:
         these still (Ceph 16.2); so what there is ends last."""
         try:
             made = Watching(self._ioctx, BUS, self._on_message, self._on_loss, WATCH_SECONDS)
-        except UnavailableError as error:
+        except BockdError as error:
             log.warning("this gateway may not hear what others ask: %s", error)
             self._deaf = True
             self._troubled.set()

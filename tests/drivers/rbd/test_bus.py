@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import pytest
 
 from bockd.config.rbd import RbdSettings
+from bockd.errors import BockdError, DeniedError, DeviceError, NoSpaceError, UnavailableError
 from tests.drivers.rbd.ceph import need_modules
 
 need_modules()
 
+from bockd.drivers.rbd.binding import rados  # noqa: E402
 from bockd.drivers.rbd.bus import BUS, Bus, Release  # noqa: E402 - where there are the modules
 from bockd.drivers.rbd.connection import connect, open_pool  # noqa: E402
 from bockd.drivers.rbd.messages import Manner  # noqa: E402
 from bockd.drivers.rbd.records import Identity  # noqa: E402
 from bockd.drivers.rbd.settings import index_options  # noqa: E402
+from bockd.drivers.rbd.watching import Watching  # noqa: E402
 
 IMAGES = [f"{number:024x}" for number in range(10)]
 
@@ -137,9 +142,60 @@ def test_what_goes_wrong_there_does_not_hold_up_who_asks(
     assert "later" in caplog.text
 
 
-def _keys(bus: Bus) -> list[str]:
-    from bockd.drivers.rbd.binding import rados
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EIO, errno.EPERM, errno.ESHUTDOWN])
+def test_a_question_that_was_not_sent_is_no_sign_of_anything(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr(bus, "_limited", Failing(bus._limited, number))
+    with pytest.raises(UnavailableError, match="asking the other gateways"):
+        bus.ask(IMAGES[0], Manner.POLITE)
+    with pytest.raises(UnavailableError, match="asking the other gateways"):
+        bus.is_alive("there/" + "b" * 16)
 
+
+def test_a_question_that_somebody_did_not_acknowledge_was_sent(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bus, "_limited", Failing(bus._limited, errno.ETIMEDOUT))
+    assert bus.ask(IMAGES[0], Manner.POLITE) is None
+    assert not bus.is_alive("there/" + "b" * 16)
+
+
+class Failing:
+    """A namespace in which no message is sent."""
+
+    def __init__(self, ioctx: Any, number: int) -> None:
+        self._ioctx = ioctx
+        self._number = number
+
+    def notify(self, *_arguments: object) -> None:
+        raise rados.OSError("not sent", self._number)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ioctx, name)
+
+
+def test_a_watch_is_made_again_whatever_went_wrong_meanwhile(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors: list[BockdError] = [NoSpaceError("full"), DeviceError("EIO"), DeniedError("no")]
+    made = threading.Event()
+
+    def watch(*arguments: Any) -> Watching:
+        if errors:
+            raise errors.pop()
+        one = Watching(*arguments)
+        made.set()
+        return one
+
+    monkeypatch.setattr("bockd.drivers.rbd.bus.AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr("bockd.drivers.rbd.bus.Watching", watch)
+    bus._on_loss()
+    assert made.wait(60)
+    assert errors == []
+
+
+def _keys(bus: Bus) -> list[str]:
     with rados.ReadOpCtx() as op:
         found, _ = bus._limited.get_omap_vals(op, "", "", 100)
         bus._limited.operate_read_op(op, BUS)
