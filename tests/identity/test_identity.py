@@ -310,10 +310,28 @@ def test_revoked_tokens_are_limited_and_forgotten_when_they_have_expired(
     with pytest.raises(OverLimitError):
         revoke_one(desk)
     desk.issue(ANN)
-    desk.now += 60
+    desk.now += 60 + CLOCK_TOLERANCE_SECONDS + 1
     revoke_one(desk)
     with store.pool.index.reading() as txn:
         assert txn.count(TOKENS) == 1
+
+
+def test_a_revocation_is_kept_while_any_daemon_may_take_the_token(
+    store: Store, desk: Desk
+) -> None:
+    """Of two that share an index, the one whose tokens live shorter, and whose clock is ahead,
+    forgets what has expired for both."""
+    longer = LocalIdentity(store.pool.index, StepRunner(2), lambda: 1000.0, KEY, 3600)
+    token = trio.run(longer.issue_token, ANN, None).token
+    trio.run(longer.revoke_token, token)
+    revoke_one(desk)
+    desk.now += CLOCK_TOLERANCE_SECONDS
+    desk.identity._next_purge = 0.0
+    revoke_one(desk)
+    with pytest.raises(UnauthorizedError):
+        trio.run(longer.validate_token, token)
+    with store.pool.index.reading() as txn:
+        assert txn.count(TOKENS) == 3
 
 
 def test_a_full_table_is_not_looked_through_at_each_revocation(
