@@ -120,12 +120,15 @@ class AttachedExports:
             _refuse()
         # Firmly: who knows the name is the volume's server, wherever else it was connected.
         device = await self._runner.run(self._pool.use(NodeKind.VOLUME, found.id, firm=True))
+        key = ExportKey(NodeKind.VOLUME, found.id)
         # The volume may have been detached meanwhile. From this look until the connection is among
         # the server's members nothing is awaited, so a detach that follows finds it there.
-        if self.find(name) is None:
-            self._release(ExportKey(NodeKind.VOLUME, found.id))
-            _refuse()
-        key = ExportKey(NodeKind.VOLUME, found.id)
+        try:
+            if self.find(name) is None:
+                _refuse()
+        except BaseException:
+            self._release(key)
+            raise
         return ExportHandle(key, device, name, _DESCRIPTION, self._release)
 
     def find(self, name: str) -> VolumeRecord | None:

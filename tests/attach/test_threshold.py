@@ -10,9 +10,10 @@ import trio
 from bockd.blockstorage.attachments import Attachments
 from bockd.daemon.attached import AttachedExports
 from bockd.drivers.local.opening import OpenVolume
-from bockd.errors import NotFoundError
+from bockd.errors import DeviceError, NotFoundError
 from bockd.model import VolumeId
 from bockd.nbd.server.exports import ExportKey
+from bockd.pool.records import VolumeRecord
 from bockd.runtime.steprunner import StepRunner
 from tests.blockstorage.store import Store, running
 
@@ -38,6 +39,30 @@ def test_detached_while_the_volume_was_being_opened(
         assert len(idle) == 2
         with pytest.raises(NotFoundError):
             trio.run(table.describe, attachment.export_name)
+
+
+def test_the_index_fails_after_the_volume_was_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(tmp_path) as store:
+        tenant = store.tenant("acme")
+        volume = store.volume(tenant)
+        attachment = store.run(lambda s: s.attach(tenant, "1", volume.id, None))
+        idle: list[ExportKey] = []
+        table = AttachedExports(store.pool, StepRunner(), idle.append)
+        real, looks = table.find, []
+
+        def find(name: str) -> VolumeRecord | None:
+            looks.append(name)
+            if len(looks) == 2:
+                raise DeviceError("the copy of the index could not be written")
+            return real(name)
+
+        monkeypatch.setattr(table, "find", find)
+        with pytest.raises(DeviceError):
+            trio.run(table.open, attachment.export_name)
+        assert store.pool.registry.volumes[volume.id].users == 0
+        assert len(idle) == 1
 
 
 def _detached_meanwhile(store: Store, tenant: object) -> object:
