@@ -98,17 +98,31 @@ class PoolImages:
     async def give_up_abandoned(self) -> None:
         """Cancel imports that no client fills any more; never ends."""
         unused_since: dict[VolumeId, float] = {}
+        told: str | None = None
         while True:
             await trio.sleep(LOOK_SECONDS)
+            try:
+                unused_since = self._unused(unused_since)
+                told = None
+            except BockdError as error:
+                # The index cannot be read now; volumes are served.
+                if str(error) != told:
+                    log.warning("no look at abandoned imports: %s", error)
+                told = str(error)
+                continue
             now = trio.current_time()
-            unused_since = {
-                volume: unused_since.get(volume, now)
-                for volume in (filling.volume for filling in self._images.begun_here())
-                if volume not in self._finishing and not self._is_connected(volume)
-            }
             for volume, since in unused_since.items():
                 if now - since >= ABANDONED_SECONDS:
                     await self._give_up(volume)
+
+    def _unused(self, before: dict[VolumeId, float]) -> dict[VolumeId, float]:
+        """The imports that nobody fills, with the time of the first look that found them so."""
+        now = trio.current_time()
+        return {
+            volume: before.get(volume, now)
+            for volume in (filling.volume for filling in self._images.begun_here())
+            if volume not in self._finishing and not self._is_connected(volume)
+        }
 
     def _is_connected(self, volume: VolumeId) -> bool:
         return self._server.connections(ExportKey(NodeKind.VOLUME, volume)) > 0

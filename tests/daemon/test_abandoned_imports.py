@@ -13,7 +13,7 @@ from bockd.blockstorage.running import NoPublisher, StorageContext
 from bockd.config import Settings
 from bockd.daemon.images import ABANDONED_SECONDS, LOOK_SECONDS, PoolImages
 from bockd.drivers.local.pool import LocalPool
-from bockd.errors import NotFoundError
+from bockd.errors import DeviceError, NotFoundError
 from bockd.model import MIB, VolumeId
 from bockd.nbd.server.exports import ExportKey
 from bockd.nbd.server.nbd_server import NbdServer
@@ -76,5 +76,30 @@ def test_an_import_that_nobody_is_connected_to_is_given_up(tmp_path: Path) -> No
     try:
         trio.run(scenario, clock=clock)
         run_inline(pool.close_all())
+    finally:
+        pool.release()
+
+
+def test_an_index_that_cannot_be_read_is_logged_once_and_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = LocalPool.open(tmp_path, Background().spawn)
+    images = PoolImages(StorageContext(pool, NoPublisher()), Server(), Settings(data_dir=tmp_path))
+    looks: list[int] = []
+
+    def fail(_: Images) -> None:
+        looks.append(1)
+        raise DeviceError("the copy of the index could not be written")
+
+    monkeypatch.setattr(Images, "begun_here", fail)
+
+    async def scenario() -> None:
+        with trio.move_on_after(3.5 * LOOK_SECONDS):
+            await images.give_up_abandoned()
+
+    try:
+        trio.run(scenario, clock=trio.testing.MockClock(autojump_threshold=0))
+        assert len(looks) == 3
+        assert [one.levelname for one in caplog.records] == ["WARNING"]
     finally:
         pool.release()
