@@ -37,7 +37,7 @@ from bockd.errors import BockdError
 from bockd.failpoints import Failpoint, hit
 from bockd.model import NodeKind, ServerKind, SnapshotId, VolumeId
 from bockd.pool.index import Transaction
-from bockd.runtime.steps import Steps
+from bockd.runtime.steps import Steps, blocking
 
 log = logging.getLogger(__name__)
 
@@ -47,9 +47,7 @@ async def resolve_interrupted(context: StorageContext, whose: Whose = anybody) -
     volume or snapshot that cannot be deleted is logged, and the others are resolved. Return the
     volumes that are left for `finish_detaching`."""
     await Images(context).sweep(whose)
-    with context.pool.index.reading() as txn:
-        left_over = [key for key, worker in begun(txn).items() if whose(worker, key)]
-    if not left_over:
+    if not await blocking(_any_begun, context, whose):
         return []
     left = await context.update(lambda txn: _settle(txn, whose))
     hit(Failpoint.SETTLED)
@@ -60,6 +58,11 @@ async def resolve_interrupted(context: StorageContext, whose: Whose = anybody) -
             log.error("%s %s, being deleted when the daemon stopped: %s", kind, node, error)  # noqa: TRY400
             await context.update(_give_up(kind, node))
     return left.detaching
+
+
+def _any_begun(context: StorageContext, whose: Whose) -> bool:
+    with context.pool.index.reading() as txn:
+        return any(whose(worker, key) for key, worker in begun(txn).items())
 
 
 class _Left(NamedTuple):
@@ -112,7 +115,8 @@ def _has_device(volume: Volume) -> bool:
 
 def detaching(context: StorageContext) -> list[OwnedVolume]:
     """Return the volumes that `resolve_interrupted` has left for `finish_detaching`. Call this
-    before the frontends open: later, volumes that are just being detached are among them."""
+    before the frontends open: later, volumes that are just being detached are among them. Decodes
+    all records: not for the event loop that serves."""
     with context.pool.index.reading() as txn:
         volumes = Ledger(txn).sound_volumes()
         return [owned for owned in volumes if is_ours(txn, owned, Status.DETACHING)]

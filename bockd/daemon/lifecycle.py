@@ -73,7 +73,7 @@ from bockd.pool.pool import Pool
 from bockd.processors import granted_cores
 from bockd.runtime.asyncbridge import AsyncBridge
 from bockd.runtime.steprunner import StepRunner
-from bockd.runtime.steps import Steps
+from bockd.runtime.steps import Steps, blocking
 from bockd.tls.certificates import Certificates, wanted
 from bockd.unixsocket import listening_unix
 from bockd.vm.machines import Machines
@@ -232,7 +232,7 @@ class _Daemon:
 
     async def _finish_detaching(self, owned: OwnedVolume) -> None:
         """Finish it, unless somebody has done so since it was put off."""
-        if owned in detaching(self._context):
+        if owned in await blocking(detaching, self._context):
             await finish_detaching(self._context, owned)
 
     def _waiting(self) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ from bockd.daemon.retrying import MAY_PASS, Retrying
 from bockd.errors import BockdError, InUseError
 from bockd.model import NodeKind
 from bockd.runtime.steprunner import StepRunner
+from bockd.runtime.steps import blocking
 
 log = logging.getLogger(__name__)
 
@@ -116,9 +117,10 @@ class Stranded:
     async def _resolve_own(self) -> None:
         """Resolve what this gateway has begun, and has had to give up."""
         own = self._gateways.author
-        with self._context.pool.index.reading() as txn:
-            ours = {key for key, worker in begun(txn).items() if worker == own}
-        idle = ours - self._context.at_work.keys() - self._detaching
+        # As it was before the look, too: what has ended meanwhile is in the middle of nothing.
+        busy = {*self._context.at_work, *self._detaching}
+        ours = await trio.to_thread.run_sync(self._begun_by, own)
+        idle = ours - busy - self._context.at_work.keys() - self._detaching
         stuck = idle & self._idle
         self._idle = idle - stuck
         if not stuck:
@@ -130,6 +132,11 @@ class Stranded:
 
         await self._resolve(whose)
 
+    def _begun_by(self, author: str) -> set[Key]:
+        """What a run has begun. Decodes all records: not for the event loop."""
+        with self._context.pool.index.reading() as txn:
+            return {key for key, worker in begun(txn).items() if worker == author}
+
     async def _resolve(self, whose: Whose) -> None:
         left = await self._runner.run(resolve_interrupted(self._context, whose))
         for owned in left:
@@ -140,7 +147,7 @@ class Stranded:
 
     async def _finish_detaching(self, owned: OwnedVolume) -> None:
         try:
-            if owned in detaching(self._context):
+            if owned in await blocking(detaching, self._context):
                 await finish_detaching(self._context, owned)
         except MAY_PASS:
             raise  # it is tried again

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import trio
 
 from bockd.blockstorage.contract import Status, TenantId
+from bockd.blockstorage.records import Ledger, OwnedVolume
 from bockd.daemon.retrying import Retrying
 from bockd.daemon.stranded import Stranded
 from bockd.errors import InUseError, UnavailableError
@@ -202,3 +204,31 @@ def test_a_detaching_that_is_tried_again_is_not_begun_twice(
 
     trio.run(main)
     assert len(tries) == 1
+
+
+def test_the_records_are_not_decoded_by_the_event_loop(
+    gateways: tuple[Gateway, Gateway], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There may be tens of thousands, and clients wait meanwhile."""
+    a, _ = gateways
+    _, volume = attaching(a)
+    readers: list[int] = []
+    real = Ledger.sound_volumes
+
+    def look(ledger: Ledger) -> Iterator[OwnedVolume]:
+        readers.append(threading.get_ident())
+        return real(ledger)
+
+    monkeypatch.setattr(Ledger, "sound_volumes", look)
+
+    async def main() -> None:
+        tries: list[Steps[None]] = []
+        rounds = Stranded(a.context, a.table, StepRunner(), Retrying(tries.append))
+        while not tries:
+            await rounds.round()
+        await StepRunner().run(tries[0])
+
+    trio.run(main)
+    assert a.status(volume) is Status.AVAILABLE
+    assert readers
+    assert threading.get_ident() not in readers
