@@ -182,6 +182,11 @@ class UnavailableError(BockdError):
     errno = errno.ESHUTDOWN
 
 
+class ClusterUnavailableError(UnavailableError):
+    """The storage cluster does not answer, or not now. The message is for the operator; clients
+    over the network are told less (bockd.publictexts)."""
+
+
 class InvalidStateError(ConflictError):
     """The status of a volume or snapshot does not allow the operation; its message begins with
     "Invalid volume" or "Invalid snapshot"."""

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp
 
 from api.faults import explain_validation, sendable
 from bockd import errors
+from bockd.publictexts import discretion
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +104,8 @@ def fault_of_error(error: errors.BockdError) -> JSONResponse:
         # A quota does not pass by waiting (section 4.4.2: 413); too many requests do.
         status = HTTPStatus.TOO_MANY_REQUESTS if wait else HTTPStatus.REQUEST_ENTITY_TOO_LARGE
         return fault(status, str(error), retry_after_seconds=wait)
+    if isinstance(error, errors.ClusterUnavailableError):
+        return fault(HTTPStatus.SERVICE_UNAVAILABLE, discretion.text(error))
     for family, status in STATUS_OF_ERROR.items():
         if isinstance(error, family):
             return fault(status, str(error))

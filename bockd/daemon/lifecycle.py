@@ -51,7 +51,7 @@ from bockd.daemon.images import PoolImages
 from bockd.daemon.nodes import PoolNodes
 from bockd.daemon.plugged import PluggedDevices
 from bockd.daemon.readiness import READY, STOPPING, notify
-from bockd.daemon.refreshing import fresh, refreshing
+from bockd.daemon.refreshing import DiscreetExports, fresh, refreshing
 from bockd.daemon.retrying import Retrying
 from bockd.daemon.stranded import Stranded
 from bockd.descriptors import CLIENTS_SHARE, portion
@@ -295,7 +295,7 @@ class _Daemon:
                 unix,
                 fresh(exports, refresh),
                 tcp,
-                fresh(attached, refresh),
+                DiscreetExports(fresh(attached, refresh)),
                 self._tls(settings.nbd),
             )
             both = Together(create_app(control, images, accounts, refresh), public)

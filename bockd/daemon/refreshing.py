@@ -8,15 +8,17 @@ nothing is awaited.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import trio
 
 from api.freshness import Refresh
-from bockd.errors import BockdError
+from bockd.errors import BockdError, ClusterUnavailableError, UnavailableError
 from bockd.nbd.protocol.options import ExportInfo
 from bockd.nbd.server.exports import ExportTable, OpenExport
 from bockd.pool.pool import Pool
+from bockd.publictexts import discretion
 
 
 def refreshing(pool: Pool) -> Refresh | None:
@@ -83,6 +85,37 @@ class FreshExports:
         """See ExportTable."""
         await self._refresh()
         return await self._table.open(name)
+
+
+class DiscreetExports:
+    """A table of exports for clients over the network, who are told no more of trouble with the
+    storage cluster than bockd.publictexts says."""
+
+    def __init__(self, table: ExportTable) -> None:
+        self._table = table
+
+    async def list_exports(self) -> Sequence[ExportInfo]:
+        """See ExportTable."""
+        with _discreetly():
+            return await self._table.list_exports()
+
+    async def describe(self, name: str) -> ExportInfo:
+        """See ExportTable."""
+        with _discreetly():
+            return await self._table.describe(name)
+
+    async def open(self, name: str) -> OpenExport:
+        """See ExportTable."""
+        with _discreetly():
+            return await self._table.open(name)
+
+
+@contextmanager
+def _discreetly() -> Iterator[None]:
+    try:
+        yield
+    except ClusterUnavailableError as error:
+        raise UnavailableError(discretion.text(error)) from error
 
 
 def fresh(table: ExportTable, refresh: Refresh | None) -> ExportTable:

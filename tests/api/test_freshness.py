@@ -9,7 +9,8 @@ import pytest
 
 from api.app import Together, create_app
 from api.openstack.app import create_public_app
-from bockd.errors import BockdError, DamagedError, UnavailableError
+from bockd.errors import BockdError, ClusterUnavailableError, DamagedError, UnavailableError
+from bockd.publictexts import CLUSTER_SILENT
 
 from .appserver import serving_app
 from .memory_blockstorage import MemoryBlockStorage
@@ -56,13 +57,15 @@ def test_it_is_up_to_date_before_each_request_is_looked_at(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("error", "status", "public_text"),
     [
-        (UnavailableError("the cluster does not answer"), 503, "the cluster does not answer"),
+        (UnavailableError("stopping"), 503, "stopping"),
+        (ClusterUnavailableError("'ceph -s' says how it is"), 503, CLUSTER_SILENT),
         (DamagedError("the log lacks 7"), 500, "Server Error, please try again later."),
     ],
 )
 def test_each_api_says_in_its_own_way_why_it_cannot_be(
     tmp_path: Path, error: BockdError, status: int, public_text: str
 ) -> None:
+    """Nobody who has not shown a token is told of the operator's commands, users and files."""
     control = MemoryControl(tmp_path)
     refresh = Following(control)
     refresh.error = error

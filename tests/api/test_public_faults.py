@@ -7,6 +7,7 @@ import pytest
 from api.openstack.faults import OWN_TROUBLE, STATUS_OF_ERROR
 from bockd import errors
 from bockd.blockstorage.contract import EVERYTHING, Page, TenantId, Volume
+from bockd.publictexts import CLUSTER_SILENT
 
 from .memory_blockstorage import MemoryBlockStorage
 from .public import Served, fault_of
@@ -49,7 +50,9 @@ def test_every_error_has_its_fault(
     told = next((OWN_TROUBLE[one] for one in OWN_TROUBLE if issubclass(family, one)), "")
     with served.client() as client:
         answer = client.get("/os-volumes")
-        if expected:
+        if issubclass(family, errors.ClusterUnavailableError):
+            assert fault_of(answer)[0::2] == (503, CLUSTER_SILENT)
+        elif expected:
             assert fault_of(answer)[0::2] == (expected, "why \\udc80")
         elif told:
             assert fault_of(answer)[0::2] == (503, told)
@@ -67,6 +70,17 @@ def test_a_full_disk_is_told_without_a_path(
     assert "no space left" in message
     assert "/srv" not in message
     assert "/srv/pool/index/data.mdb" in caplog.text
+
+
+def test_of_a_cluster_in_trouble_one_text_is_told_and_the_whole_is_logged_once(
+    served: Served, storage: Failing, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage.error = errors.ClusterUnavailableError("client.bockd: 'ceph -s'; /etc/ceph/x.conf")
+    with served.client() as client:
+        for _ in range(3):
+            told = fault_of(client.get("/os-volumes"))
+            assert told == (503, "serviceUnavailable", CLUSTER_SILENT)
+    assert caplog.text.count("client.bockd: 'ceph -s'; /etc/ceph/x.conf") == 1
 
 
 def test_too_many_requests(served: Served, storage: Failing) -> None:

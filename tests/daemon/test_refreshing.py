@@ -16,13 +16,14 @@ import trio
 
 from bockd.daemon.attached import AttachedExports
 from bockd.daemon.exports import PoolExports
-from bockd.daemon.refreshing import FreshExports, Refreshing, fresh, refreshing
+from bockd.daemon.refreshing import DiscreetExports, FreshExports, Refreshing, fresh, refreshing
 from bockd.drivers.memory import pool as memory
 from bockd.drivers.memory.index import MemoryIndex, MemoryTransaction
 from bockd.drivers.memory.pool import MemoryPool
-from bockd.errors import DamagedError, NotFoundError, UnavailableError
+from bockd.errors import ClusterUnavailableError, DamagedError, NotFoundError, UnavailableError
 from bockd.model import MIB
 from bockd.nbd.server.exports import NoExports
+from bockd.publictexts import CLUSTER_SILENT
 from bockd.runtime.steprunner import StepRunner
 from bockd.runtime.steps import run_inline
 from tests.nbd.protocol import wire
@@ -238,6 +239,19 @@ async def test_a_client_is_told_why_nothing_can_be_looked_up(tmp_path: Path) -> 
         pool.index.failure = None
         await client.send(wire.go("made"))
         assert (await client.option_reply()).kind < NBD_REP_ERR_SHUTDOWN
+
+
+@in_trio
+async def test_over_the_network_one_text_is_told_of_a_cluster_in_trouble() -> None:
+    pool = SharedPool()
+    pool.index.failure = ClusterUnavailableError("'ceph -s' says how it is")
+    refresh = refreshing(pool)
+    assert refresh is not None
+    table = DiscreetExports(FreshExports(NoExports(), refresh))
+    for lookup in (table.list_exports, lambda: table.describe("x"), lambda: table.open("x")):
+        with pytest.raises(UnavailableError) as refusal:
+            await lookup()
+        assert str(refusal.value) == CLUSTER_SILENT
 
 
 def test_a_pool_of_one_daemon_awaits_nothing() -> None:

@@ -316,9 +316,7 @@ def test_revoked_tokens_are_limited_and_forgotten_when_they_have_expired(
         assert txn.count(TOKENS) == 1
 
 
-def test_a_revocation_is_kept_while_any_daemon_may_take_the_token(
-    store: Store, desk: Desk
-) -> None:
+def test_a_revocation_is_kept_while_any_daemon_may_take_the_token(store: Store, desk: Desk) -> None:
     """Of two that share an index, the one whose tokens live shorter, and whose clock is ahead,
     forgets what has expired for both."""
     longer = LocalIdentity(store.pool.index, StepRunner(2), lambda: 1000.0, KEY, 3600)

@@ -13,7 +13,7 @@ from bockd.config.rbd import RbdSettings
 from bockd.drivers.rbd.binding import rados
 from bockd.drivers.rbd.errors import CEPH_ERRORS, ShutOutError, errno_of, from_ceph_error
 from bockd.drivers.rbd.settings import WHERE_KNOWN
-from bockd.errors import BockdError, DeniedError, UnavailableError
+from bockd.errors import BockdError, ClusterUnavailableError, DeniedError
 
 
 def connect(settings: RbdSettings, options: Mapping[str, str]) -> rados.Rados:
@@ -46,7 +46,7 @@ def connecting(settings: RbdSettings) -> Iterator[None]:
         (settings.keyring_file, "rbd.keyring_file"),
     ):
         if file is not None and not os.access(file, os.R_OK):
-            raise UnavailableError(f"{file}, {option}, cannot be read")
+            raise ClusterUnavailableError(f"{file}, {option}, cannot be read")
     try:
         yield
     except CEPH_ERRORS as error:
@@ -75,7 +75,7 @@ def opening_pool(settings: RbdSettings) -> Iterator[None]:
         yield
     except CEPH_ERRORS as error:
         if errno_of(error) == errno.ENOENT:
-            raise UnavailableError(
+            raise ClusterUnavailableError(
                 f"the Ceph cluster has no pool {settings.pool!r} (rbd.pool; 'ceph osd pool ls')"
             ) from error
         raise from_ceph_error(error, f"opening the Ceph pool {settings.pool!r}") from error
@@ -133,11 +133,11 @@ def _refusal(error: Exception, settings: RbdSettings) -> BockdError:
     if number in (errno.EACCES, errno.EPERM):
         return DeniedError(f"the Ceph cluster does not know {user} by the key in its keyring")
     if number == errno.ENOENT:
-        return UnavailableError(
+        return ClusterUnavailableError(
             f"no keyring has a key of {user}: rbd.keyring_file says which does ({error})"
         )
     if number == errno.ETIMEDOUT:
-        return UnavailableError(
+        return ClusterUnavailableError(
             f"no monitor of the Ceph cluster has answered within {settings.connect_seconds} s "
             f"(rbd.connect_seconds; mon_host in {settings.conf_file})"
         )

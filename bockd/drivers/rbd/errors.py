@@ -10,16 +10,16 @@ from contextlib import contextmanager
 from bockd.drivers.rbd.binding import rados, rbd
 from bockd.errors import (
     BockdError,
+    ClusterUnavailableError,
     DeniedError,
     DeviceError,
     NoSpaceError,
     NotFoundError,
-    UnavailableError,
     VolumeTakenError,
 )
 
 
-class ShutOutError(UnavailableError):
+class ShutOutError(ClusterUnavailableError):
     """Another gateway has put this connection on Ceph's blocklist: nothing goes through it any
     more."""
 
@@ -84,7 +84,7 @@ def from_ceph_error(error: Exception, doing: str) -> BockdError:
             "start bockd again"
         )
     if number in NO_ANSWER:
-        return UnavailableError(
+        return ClusterUnavailableError(
             f"{doing}: the Ceph cluster does not answer ({reason}); 'ceph -s' says how it is"
         )
     return DeviceError(f"{doing}: {reason} ({error})")

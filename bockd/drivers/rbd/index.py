@@ -34,11 +34,11 @@ from bockd.drivers.rbd.replica import (
 )
 from bockd.errors import (
     BockdError,
+    ClusterUnavailableError,
     DamagedError,
     DeviceError,
     NoSpaceError,
     NotFoundError,
-    UnavailableError,
 )
 from bockd.failpoints import Failpoint, hit
 
@@ -59,7 +59,7 @@ LOADS = 10
 """Dumps that are replaced by newer ones while they are loaded; a thousand commits lie between."""
 
 
-class OutcomeUnknownError(UnavailableError):
+class OutcomeUnknownError(ClusterUnavailableError):
     """The cluster did not answer, so whether the change was made is not known, and it may be made
     later. What the change names in the cluster must stay there."""
 
@@ -212,7 +212,9 @@ class SharedIndex:
             replica.retire()
             if done:
                 raise _lost(goal, tail)
-        raise UnavailableError("the index in Ceph changes faster than this gateway can load it")
+        raise ClusterUnavailableError(
+            "the index in Ceph changes faster than this gateway can load it"
+        )
 
     def _load(self, replica: Replica, base: Base) -> bool:
         """Fill a new replica from a dump. False: the dump is not in force any more."""
@@ -271,7 +273,7 @@ class SharedIndex:
                     return self._attempt(replica, change)
                 except _OvertakenError as overtaken:
                     tail = overtaken.tail
-        raise UnavailableError(
+        raise ClusterUnavailableError(
             f"other gateways changed the index {ATTEMPTS} times before this one could; try again"
         )
 
@@ -331,7 +333,7 @@ class SharedIndex:
             raise _unknown(second) from error
         if taken:
             hit(Failpoint.SHARED_SETTLED)
-            raise UnavailableError(
+            raise ClusterUnavailableError(
                 f"the index in Ceph was not changed: {error}; try again"
             ) from error
 

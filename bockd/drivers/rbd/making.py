@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from bockd.errors import BockdError, UnavailableError
+from bockd.errors import BockdError, ClusterUnavailableError, UnavailableError
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class Deadline:
         """Return if it may be named still: asked in the transaction that does. Raises
         UnavailableError."""
         if _now() > self._end:
-            raise UnavailableError(
+            raise ClusterUnavailableError(
                 f"the Ceph cluster took more than {MAKING_SECONDS:.0f} s for it; try again"
             )
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
-from bockd.errors import UnavailableError
+from bockd.errors import ClusterUnavailableError
 
 
-class NoAnswerError(UnavailableError):
+class NoAnswerError(ClusterUnavailableError):
     """The cluster did not answer in time. What was to be changed may be changed yet."""
 
 

@@ -26,7 +26,7 @@ from bockd.drivers.rbd.records import (
     volume_records,
 )
 from bockd.drivers.rbd.session import Session
-from bockd.errors import NotFoundError, UnavailableError
+from bockd.errors import ClusterUnavailableError, NotFoundError
 from bockd.model import BLOCK_SIZE, NodeKind, SnapshotId, VolumeId
 from bockd.pool.index import Transaction
 from bockd.pool.nodes import Nodes
@@ -120,7 +120,7 @@ def room(session: Session) -> os.statvfs_result:
     with named("asking for the room of the Ceph pool"):
         status, reply, reason = session.cluster.mon_command(order, b"", timeout=ROOM_SECONDS)
     if status < 0:
-        raise UnavailableError(
+        raise ClusterUnavailableError(
             f"asking for the room of the Ceph pool: {os.strerror(-status)} {reason}"
         )
     for pool in json.loads(reply)["pools"]:
@@ -128,7 +128,7 @@ def room(session: Session) -> os.statvfs_result:
         # A full one has no room; one that is not known yet holds nothing, either.
         if pool["name"] == session.settings.pool and (stats["max_avail"] or stats["stored"]):
             return _room(stats)
-    raise UnavailableError(
+    raise ClusterUnavailableError(
         f"Ceph does not say how much room its pool {session.settings.pool!r} has: 'ceph -s' shows "
         "whether it has an active manager"
     )

@@ -24,6 +24,7 @@ from bockd.drivers.rbd.errors import (  # noqa: E402
 from bockd.drivers.rbd.settings import index_options  # noqa: E402
 from bockd.errors import (  # noqa: E402
     BockdError,
+    ClusterUnavailableError,
     DeniedError,
     DeviceError,
     NoSpaceError,
@@ -41,8 +42,8 @@ from bockd.errors import (  # noqa: E402
         (errno.EPERM, DeniedError, "profile rbd"),
         (errno.EACCES, DeniedError, "profile rbd"),
         (errno.ENOENT, NotFoundError, "no such thing"),
-        (errno.ETIMEDOUT, UnavailableError, "does not answer"),
-        (errno.ENOTCONN, UnavailableError, "does not answer"),
+        (errno.ETIMEDOUT, ClusterUnavailableError, "does not answer"),
+        (errno.ENOTCONN, ClusterUnavailableError, "does not answer"),
         (errno.ESHUTDOWN, ShutOutError, "blocklist"),
         (errno.EIO, DeviceError, "Input/output error"),
         (errno.EROFS, DeviceError, "Read-only file system"),
