@@ -25,7 +25,7 @@ from typing import TypeVar
 
 from bockd.drivers.rbd.entries import Entry, decode_entry, encode_entry, encode_pieces
 from bockd.drivers.rbd.log import Base, Log, Tail
-from bockd.drivers.rbd.objects import NoAnswerError
+from bockd.drivers.rbd.objects import NoAnswerError, NoIndexError
 from bockd.drivers.rbd.replica import (
     Replica,
     ReplicaError,
@@ -158,12 +158,13 @@ class SharedIndex:
         """Bring the replica up to what anybody has committed before this call. Blocks. Raises
         UnavailableError, DamagedError, PoolFormatError; DeviceError or NoSpaceError of this
         machine."""
-        tail = self._read_on()
-        self._note_base(tail)
-        replica = self._replica
-        if replica is None or replica.version < tail.version:
-            with self._writing:
-                self._follow(tail)
+        with _still_there():
+            tail = self._read_on()
+            self._note_base(tail)
+            replica = self._replica
+            if replica is None or replica.version < tail.version:
+                with self._writing:
+                    self._follow(tail)
 
     def _read_on(self) -> Tail:
         """The log from the replica's version on."""
@@ -264,7 +265,7 @@ class SharedIndex:
         is full; InvalidRequestError: more was changed than fits an entry; DamagedError,
         PoolFormatError. What `change` raises passes through.
         """
-        with self._writing:
+        with _still_there(), self._writing:
             tail = self._read_on()
             for _ in range(ATTEMPTS):
                 replica = self._follow(tail)
@@ -437,6 +438,17 @@ class SharedIndex:
                 raise
             log.warning("the index in Ceph was not dumped: %s", error)
             self._try_again_at = replica.version + self._dump_every // 2
+
+
+@contextmanager
+def _still_there() -> Iterator[None]:
+    """That a log which was read is gone must not look like a volume that nobody has."""
+    try:
+        yield
+    except NoIndexError as error:
+        raise DamagedError(
+            "the index of the pool is gone from the Ceph cluster; this gateway served it until now"
+        ) from error
 
 
 def _lost(version: int, tail: Tail) -> DamagedError:

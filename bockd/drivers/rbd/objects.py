@@ -9,11 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
-from bockd.errors import ClusterUnavailableError
+from bockd.errors import ClusterUnavailableError, NotFoundError
 
 
 class NoAnswerError(ClusterUnavailableError):
     """The cluster did not answer in time. What was to be changed may be changed yet."""
+
+
+class NoIndexError(NotFoundError):
+    """There is no index object."""
 
 
 class Seen(NamedTuple):
@@ -49,13 +53,13 @@ class Objects(Protocol):
 
     def look(self, keys: tuple[str, ...], prefix: str, after: str, limit: int) -> Seen:
         """Look at the index object. Fewer than `limit` keys may be listed though there are more.
-        Raises NotFoundError: there is no index object."""
+        Raises NoIndexError: there is no index object."""
         ...
 
     def change(self, change: Change) -> bool:
         """Change the index object. Return False if a comparison failed: usually nothing was
         changed, but the change may also have been made before, and this be the answer to its
-        repetition. Raises NotFoundError: there is no index object."""
+        repetition. Raises NoIndexError: there is no index object."""
         ...
 
     def write(self, name: str, data: bytes) -> None:

@@ -8,8 +8,8 @@ from typing import TypeVar
 
 from bockd.drivers.rbd.binding import rados
 from bockd.drivers.rbd.errors import CEPH_ERRORS, NO_ANSWER, errno_of, from_ceph_error
-from bockd.drivers.rbd.objects import Change, NoAnswerError, Seen
-from bockd.errors import BockdError, NotFoundError
+from bockd.drivers.rbd.objects import Change, NoAnswerError, NoIndexError, Seen
+from bockd.errors import BockdError
 
 T = TypeVar("T")
 
@@ -100,7 +100,7 @@ class RadosObjects:
 def _translate(error: Exception, doing: str) -> BockdError:
     number = errno_of(error)
     if number == errno.ENOENT:
-        return NotFoundError(
+        return NoIndexError(
             "there is no pool of bockd's in this namespace of the Ceph pool (rbd.pool and "
             "rbd.namespace of the configuration)"
         )

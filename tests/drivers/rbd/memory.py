@@ -6,8 +6,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from bockd.drivers.rbd.objects import Change, Seen
-from bockd.errors import NotFoundError
+from bockd.drivers.rbd.objects import Change, NoIndexError, Seen
 
 
 @dataclass
@@ -73,5 +72,5 @@ class MemoryObjects:
 
     def _found(self) -> dict[str, bytes]:
         if self.keys is None:
-            raise NotFoundError("there is no index object")
+            raise NoIndexError("there is no index object")
         return self.keys

@@ -252,6 +252,23 @@ def test_without_a_log_opening_says_so(tmp_path: Path) -> None:
     assert list((tmp_path).glob("**/data.mdb")) == []
 
 
+def test_an_index_that_goes_is_damage_and_no_volume_that_is_not_found(
+    objects: Unruly, gateway: Open
+) -> None:
+    index = gateway("a")
+    objects.keys = None
+    for call in (index.refresh, lambda: index.update(lambda txn: txn.put(NAMES, b"k", b"v"))):
+        with pytest.raises(DamagedError, match="gone from the Ceph cluster"):
+            call()
+
+    def missing(_: ReplicaTransaction) -> None:
+        raise NotFoundError("no such volume")
+
+    Log(objects).create(IDENTITY)
+    with pytest.raises(NotFoundError, match="no such volume"):
+        gateway("b").update(missing)
+
+
 # -- answers that never came -------------------------------------------------------------------
 
 LOST = NoAnswerError("no answer")
