@@ -10,6 +10,7 @@ from urllib.parse import quote
 from starlette.requests import Request
 
 from bockd.config import Address
+from bockd.config.address import NO_ADDRESS, parse_address
 from bockd.pool.gateways import Gateway
 
 
@@ -37,12 +38,16 @@ class NbdFrontends:
         return _uri(str(Address(host, self.listen.port)), export, tls=self.tls_required)
 
     def uris(self, export: str, gateways: Sequence[Gateway], request: Request) -> list[str]:
-        """Return the URIs over TCP by way of each of these gateways, in their order."""
+        """Return the URIs over TCP by way of each of these gateways, in their order. Another one
+        that listens on its machine's loopback address is left out: a server elsewhere would come
+        to itself. When this one does, too, all are taken to be on one machine."""
+        here_alone = self.listen is not None and _is_loopback(self.listen)
         ways = [
             self.uri(export, request)
             if one.name == self.gateway
             else _uri(one.addresses.nbd, export, tls=one.addresses.nbd_tls)
             for one in gateways
+            if one.name == self.gateway or here_alone or not _is_at_home(one)
         ]
         return [way for way in ways if way is not None]
 
@@ -55,6 +60,22 @@ class NbdFrontends:
 
 def _uri(place: str | None, export: str, *, tls: bool) -> str | None:
     return None if place is None else f"{'nbds' if tls else 'nbd'}://{place}/{quote(export)}"
+
+
+def _is_at_home(gateway: Gateway) -> bool:
+    """Whether a gateway is reached from its own machine alone."""
+    try:
+        address = parse_address(gateway.addresses.nbd or NO_ADDRESS)
+    except ValueError:
+        return False
+    return address is not None and _is_loopback(address)
+
+
+def _is_loopback(address: Address) -> bool:
+    try:
+        return ip_address(address.host).is_loopback
+    except ValueError:
+        return address.host == "localhost"
 
 
 def _is_wildcard(host: str) -> bool:

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
+from starlette.requests import Request
 
 from api.openstack.nbd import NbdFrontends
 from bockd.blockstorage.running import NoPublisher, StorageContext
@@ -109,6 +110,29 @@ def test_the_ways_in(served: Served, several: MemoryPool, holder: str | None, or
             assert ours["uris"] == [ways[name] for name in order]
             assert ours["uri"] == ours["uris"][0]
             assert ours["unix_uri"] == f"nbd+unix:///{export}?socket=/run/nbd.sock"
+
+
+@pytest.mark.parametrize("place", ["127.0.0.1:5", "[::1]:5", "localhost:5"])
+def test_no_way_leads_to_another_machines_loopback_address(
+    served: Served, several: MemoryPool, place: str
+) -> None:
+    several.known_gateways.append(replace(OTHERS[0], name="d", addresses=Addresses(nbd=place)))
+    with served.client() as client:
+        volume = create(client)
+        several.holders[VolumeId(volume["id"])] = "d"
+        ours = attach(client, volume["id"]).json()["volumeAttachment"]["bockd"]
+        assert len(ours["uris"]) == 3
+        assert place not in "".join(ours["uris"])
+        assert ours["uri"] == ours["uris"][0]
+
+
+@pytest.mark.parametrize(("listen", "count"), [("127.0.0.1", 2), ("10.0.0.1", 1)])
+def test_of_gateways_on_one_machine_both_are_told(listen: str, count: int) -> None:
+    frontends = NbdFrontends(listen=Address(listen, 1), gateway="b")
+    other = replace(HERE, name="a", addresses=Addresses(nbd="127.0.0.1:2"))
+    request = Request({"type": "http", "headers": []})
+    ways = frontends.uris("x", [HERE, other], request)
+    assert ways == [f"nbd://{listen}:1/x", "nbd://127.0.0.1:2/x"][:count]
 
 
 def test_nobody_listens_on_tcp(served: Served, several: MemoryPool) -> None:
