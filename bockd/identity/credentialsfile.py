@@ -3,7 +3,7 @@
 The file and the index change together, so that a crash in between leaves them in agreement. At a
 first start and at a rotation the new credentials are written durably to a second file
 (`PENDING_FILE`); then the index is changed in one transaction; then the second file replaces the
-first. A start that finds the second file asks the index which of the two is right.
+first. A start or a rotation that finds the second file asks the index which of the two is right.
 
 Where several daemons share an index, the file is in the directory of the one that made the
 credentials. Another one that starts finds the user in the index, and writes no file.
@@ -25,7 +25,7 @@ import msgspec
 from bockd.blockstorage.contract import Tenant, TenantId, Usage
 from bockd.blockstorage.records import USERS, Ledger, TenantRecord
 from bockd.directories import sync_directory
-from bockd.errors import NotFoundError, from_os_error
+from bockd.errors import NotFoundError, UnavailableError, from_os_error
 from bockd.failpoints import Failpoint, hit
 from bockd.identity.accounts import (
     AccessKey,
@@ -93,7 +93,10 @@ def rotate(index: Index, data_dir: Path) -> dict[str, str]:
 
     All tokens of the user are invalid from now on. Raises NotFoundError when there is no such user
     or it is in no tenant. An error of the disk is raised, and nothing has changed then.
+    UnavailableError: it may not be known whether the index was changed, so the new credentials stay
+    in the second file, and the next rotation or start finds that out.
     """
+    _settle(index, data_dir)
     name = _username(data_dir)
     password = new_secret()
     key, key_record = new_access_key(name)
@@ -113,6 +116,8 @@ def rotate(index: Index, data_dir: Path) -> dict[str, str]:
     _prepare(data_dir, document)
     try:
         index.update(change)
+    except UnavailableError:
+        raise
     except BaseException:
         _settle(index, data_dir)
         raise
@@ -156,6 +161,7 @@ def _settle(index: Index, data_dir: Path) -> None:
     except (msgspec.MsgspecError, KeyError):
         pending.unlink(missing_ok=True)
         return
+    index.refresh()
     with index.reading() as txn:
         user = Ledger(txn).user(name)
     if verify_secret(password, user.password if user else None):

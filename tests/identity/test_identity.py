@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from bockd.errors import (
     NotFoundError,
     OverLimitError,
     UnauthorizedError,
+    UnavailableError,
 )
 from bockd.identity import credentialsfile
 from bockd.identity import local as identity
@@ -552,6 +554,43 @@ def test_a_rotation_on_a_full_disk_changes_nothing(
         assert (tmp_path / CREDENTIALS_FILE).read_text() == before
         assert not (tmp_path / PENDING_FILE).exists()
     Desk(store).issue(PasswordCredentials("demo", json.loads(before)["password"]), "demo")
+
+
+@pytest.mark.parametrize("made", [True, False])
+@pytest.mark.parametrize("restarted", [True, False])
+def test_a_rotation_whose_outcome_is_unknown_is_settled_by_the_next_one_or_a_start(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: bool, restarted: bool
+) -> None:
+    index = store.pool.index
+    establish(index, tmp_path)
+    path, pending = tmp_path / CREDENTIALS_FILE, tmp_path / PENDING_FILE
+    before, real = path.read_text(), index.update
+
+    def unanswered(change: Callable[[Transaction], object]) -> object:
+        if made:
+            real(change)
+        raise UnavailableError("no answer")
+
+    def full(*_: object) -> None:
+        raise NoSpaceError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(index, "update", unanswered)
+        with pytest.raises(UnavailableError):
+            rotate(index, tmp_path)
+    assert path.read_text() == before
+    new = pending.read_text()
+    if restarted:
+        establish(index, tmp_path)
+    else:
+        with monkeypatch.context() as patch:
+            patch.setattr(credentialsfile, "_prepare", full)
+            with pytest.raises(NoSpaceError):
+                rotate(index, tmp_path)
+    assert not pending.exists()
+    assert path.read_text() == (new if made else before)
+    password = json.loads(path.read_text())["password"]
+    Desk(store).issue(PasswordCredentials("demo", password), "demo")
 
 
 def _nothing(txn: Transaction) -> bool:
