@@ -128,8 +128,12 @@ class Backups:
     async def _sweep(self) -> None:
         """Delete the snapshots of a backup that has ended. What cannot be deleted now is found by
         the next backup, and by the next start."""
-        with self._pool.index.reading() as txn:
-            _, unowned = find_unowned(txn)
+        try:
+            with self._pool.index.reading() as txn:
+                _, unowned = find_unowned(txn)
+        except BockdError as error:
+            log.warning("snapshots of backups that have ended were not looked for: %s", error)
+            return
         for record in unowned:
             if record.name.startswith(PREFIX):
                 try:
