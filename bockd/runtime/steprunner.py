@@ -132,10 +132,13 @@ def _call(wake: Callable[[], object]) -> None:
 
 
 class StepRunner:
-    """Runs operations, with at most `threads` blocking calls at once."""
+    """Runs operations, with at most `threads` blocking calls of each kind at once."""
 
     def __init__(self, threads: int = DEVICE_THREADS) -> None:
+        self._threads = threads
         self._device_threads = trio.CapacityLimiter(threads)
+        self._apart: dict[str, trio.CapacityLimiter] = {}
+        """Those of the kinds of `blocking_apart`."""
         self._endings: Endings | None = None
 
     async def run(self, steps: Steps[T]) -> T:
@@ -183,6 +186,14 @@ class StepRunner:
             self._endings = Endings(token)
         return self._endings
 
+    def _limiter(self, kind: str | None) -> trio.CapacityLimiter:
+        if kind is None:
+            return self._device_threads
+        limiter = self._apart.get(kind)
+        if limiter is None:
+            limiter = self._apart[kind] = trio.CapacityLimiter(self._threads)
+        return limiter
+
     async def _call(self, step: Blocking[T]) -> T:
         begun = False
 
@@ -192,7 +203,7 @@ class StepRunner:
             return step.call()
 
         try:
-            return await trio.to_thread.run_sync(call, limiter=self._device_threads)
+            return await trio.to_thread.run_sync(call, limiter=self._limiter(step.kind))
         except RuntimeError:
             if begun:
                 raise

@@ -32,10 +32,12 @@ _PATIENCE_SECONDS = 0.1
 class Blocking(Generic[T]):
     """A call that may block on a device: to be made in a thread, its result sent back."""
 
-    __slots__ = ("call",)
+    __slots__ = ("call", "kind")
 
-    def __init__(self, call: Callable[[], T]) -> None:
+    def __init__(self, call: Callable[[], T], kind: str | None = None) -> None:
         self.call = call
+        self.kind = kind
+        """Calls of a kind have threads of their own: see `blocking_apart`."""
 
     def __await__(self) -> Generator[Step, Any, T]:
         result: T = yield self
@@ -45,6 +47,14 @@ class Blocking(Generic[T]):
 def blocking(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Blocking[T]:
     """Let a runner call `function` where it may block. The arguments are evaluated now."""
     return Blocking(partial(function, *args, **kwargs) if args or kwargs else function)
+
+
+def blocking_apart(
+    kind: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+) -> Blocking[T]:
+    """Do what `blocking` does, for a call that may hang without a limit: however many of one kind
+    hang, they take no thread from calls of other kinds, or of none. The kind is any word."""
+    return Blocking(partial(function, *args, **kwargs), kind)
 
 
 class Running(Protocol):

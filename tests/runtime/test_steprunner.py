@@ -13,7 +13,7 @@ import trio.testing
 from bockd.errors import NoSpaceError
 from bockd.runtime import steprunner
 from bockd.runtime.steprunner import Endings, StepRunner, running_loop
-from bockd.runtime.steps import Completion, Signal, blocking, call_blocking
+from bockd.runtime.steps import Completion, Signal, blocking, blocking_apart, call_blocking
 from tests.nbd.server.serving import in_trio
 
 
@@ -245,3 +245,25 @@ def test_a_runner_waits_in_one_loop_after_the_other() -> None:
         return await completion
 
     assert [trio.run(runner.run, steps()) for _ in range(2)] == [7, 7]
+
+
+@in_trio
+async def test_calls_of_a_kind_that_hang_leave_the_others_their_threads() -> None:
+    runner, end = StepRunner(2), threading.Event()
+
+    async def hang(kind: str) -> None:
+        await blocking_apart(kind, end.wait)
+
+    async def ask(kind: str) -> bool:
+        return await blocking_apart(kind, end.is_set)
+
+    async with trio.open_nursery() as nursery:
+        for kind in ("one", "other") * 3:
+            nursery.start_soon(runner.run, hang(kind))
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.fail_after(60):
+            try:
+                assert not await runner.run(call_blocking(end.is_set))
+                assert not await runner.run(ask("third"))
+            finally:
+                end.set()

@@ -40,7 +40,7 @@ from bockd.drivers.cache.blockmap import (
     MISS_SLOT,
     BlockMap,
 )
-from bockd.drivers.cache.cachefile import MAX_FILE_BYTES, CacheFile
+from bockd.drivers.cache.cachefile import FILE_CALL, MAX_FILE_BYTES, CacheFile, file_call
 from bockd.drivers.cache.hits import BLOCK_SHIFT, Miss, fill_zeros, pieces_of, touched
 from bockd.drivers.cache.mapfile import Kept, write_map
 from bockd.drivers.cache.operations import Operation, Operations
@@ -48,7 +48,7 @@ from bockd.drivers.cache.space import Space
 from bockd.failpoints import Failpoint, hit
 from bockd.model import BLOCK_SIZE, MIB
 from bockd.pool.device import FastView, OpenLayer
-from bockd.runtime.steps import Blocking, Signal, Spawn, blocking, try_spawn
+from bockd.runtime.steps import Blocking, Signal, Spawn, try_spawn
 from bockd.runtime.waiting import Mutex
 
 log = logging.getLogger(__name__)
@@ -140,7 +140,7 @@ class CachedBlocks:
                 pieces.append((position, part))
         if pieces:
             try:
-                await self.read_file(blocking(self.file.read, pieces))
+                await self.read_file(file_call(self.file.read, pieces))
             except OSError as error:
                 self.turn_off(f"reading its file: {error}")
                 return False
@@ -149,6 +149,7 @@ class CachedBlocks:
     async def read_file(self, read: Blocking[None]) -> None:
         """Make a call in a thread that reads hits from the file: they stay there meanwhile. Begun
         before anything else happens to them. Raises what it raises."""
+        read.kind = FILE_CALL
         finished = Signal()
         self._reads.add(finished)
         try:
@@ -253,7 +254,7 @@ class CachedBlocks:
         self.counted_bytes += taken
         added = 0
         try:
-            written = await blocking(
+            written = await file_call(
                 self.file.fill, [(one.data_first, data) for one, data in batch]
             )
         except OSError as error:
@@ -308,7 +309,7 @@ class CachedBlocks:
     async def _punch(self, numbers: list[int]) -> None:
         ranges = [(number * LEAF_BYTES, LEAF_BYTES) for number in numbers]
         try:
-            await blocking(self.file.punch, ranges)
+            await file_call(self.file.punch, ranges)
         except (OSError, NotImplementedError) as error:
             self.turn_off(f"punching its file: {error}")
             return
@@ -359,7 +360,7 @@ class CachedBlocks:
             return
         self._ended = True
         self._drop_queue()
-        await blocking(self._remove)
+        await file_call(self._remove)
         self._uncount(self.counted_bytes)
 
     def _remove(self) -> None:
@@ -380,7 +381,7 @@ class CachedBlocks:
             self._ended = True
             kept = msgspec.structs.replace(kept, allocated_bytes=self.counted_bytes)
             try:
-                found = await blocking(self._keep, map_path, kept)
+                found = await file_call(self._keep, map_path, kept)
             except OSError as error:
                 log.warning("the cache of %s is not kept: %s", self.name, error)
                 found = None

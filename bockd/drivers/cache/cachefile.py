@@ -8,17 +8,24 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, ParamSpec, TypeVar
 
 from bockd.drivers.local.format.fileranges import punch_range
 from bockd.drivers.local.format.windows import Window, Windows
 from bockd.model import BLOCK_SIZE, TIB
+from bockd.runtime.steps import Blocking, blocking_apart
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 MAX_FILE_BYTES = 8 * TIB
 """What lies beyond this in a device is not cached: ext4 files end just short of 16 TiB."""
+
+FILE_CALL = "cache files"
+"""The kind of blocking call that all calls for files of a cache are."""
 
 _ZEROS = bytes(BLOCK_SIZE)
 
@@ -149,6 +156,11 @@ class CacheFile:
         if fd >= 0:
             with suppress(OSError):
                 os.close(fd)
+
+
+def file_call(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Blocking[T]:
+    """Do what `blocking` does. A disk that hangs takes no thread from calls for anything else."""
+    return blocking_apart(FILE_CALL, function, *args, **kwargs)
 
 
 def identity_of(found: os.stat_result) -> Identity:

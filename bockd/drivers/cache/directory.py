@@ -28,7 +28,7 @@ from typing import NamedTuple
 from bockd.directories import make_private
 from bockd.drivers.cache.blockmap import BlockMap
 from bockd.drivers.cache.blocks import CachedBlocks
-from bockd.drivers.cache.cachefile import CacheFile, Identity, identity_of
+from bockd.drivers.cache.cachefile import CacheFile, Identity, file_call, identity_of
 from bockd.drivers.cache.device import CachedDevice, always, cached
 from bockd.drivers.cache.mapfile import (
     NEW_SUFFIX,
@@ -43,7 +43,7 @@ from bockd.drivers.cache.space import Holder, Space
 from bockd.errors import InUseError, InvalidRequestError, NotSupportedError, from_os_error
 from bockd.model import BLOCK_SIZE, MIB
 from bockd.pool.device import BlockDevice
-from bockd.runtime.steps import Spawn, blocking, try_spawn
+from bockd.runtime.steps import Spawn, try_spawn
 from bockd.runtime.waiting import Mutex
 
 log = logging.getLogger(__name__)
@@ -188,10 +188,10 @@ class CacheDirectory:
     ) -> CachedBlocks | None:
         self.space.give_back(self._kept.pop(stem, 0))
         try:
-            file, blockmap, taken = await blocking(self._prepare, stem, name, size_bytes, epoch)
+            file, blockmap, taken = await file_call(self._prepare, stem, name, size_bytes, epoch)
         except OSError as error:
             log.warning("there is no cache of %s: %s", name, error)
-            await blocking(self._unlink, stem)
+            await file_call(self._unlink, stem)
             return None
         self.space.count(taken)
         path = self._path(stem, _BLOCKS_SUFFIX)
@@ -310,7 +310,7 @@ class CacheDirectory:
         async with self._turn(stem):
             taken = self._kept.pop(stem, None)
             if taken is not None:
-                await blocking(self._unlink, stem)
+                await file_call(self._unlink, stem)
                 self.space.give_back(taken)
 
     def _unlink(self, stem: str) -> None:

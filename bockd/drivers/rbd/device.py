@@ -22,7 +22,7 @@ from bockd.drivers.rbd.errors import CEPH_ERRORS, from_ceph_error, from_volume_e
 from bockd.drivers.rbd.extents import Objects, existing_objects
 from bockd.errors import BockdError, DeviceError, VolumeTakenError
 from bockd.model import BLOCK_SIZE, Extent
-from bockd.runtime.steps import Signal, blocking
+from bockd.runtime.steps import Signal, blocking_apart
 from bockd.runtime.waiting import Mutex
 
 _ALLOCATE = rbd.RBD_WRITE_ZEROES_FLAG_THICK_PROVISION
@@ -62,7 +62,7 @@ class RbdDevice:
         for as long as the cluster does. Raises BockdError: all that was answered is there even so.
         """
         try:
-            await blocking(self._image.close)
+            await blocking_apart("closing images", self._image.close)
         except CEPH_ERRORS as error:
             raise from_ceph_error(error, f"{self._name}: closing") from error
 
@@ -173,7 +173,9 @@ class RbdDevice:
     async def _learn(self) -> None:
         self._refuse_lost("extents")
         try:
-            existing = await blocking(existing_objects, self._image, self._size_bytes)
+            existing = await blocking_apart(
+                "extents", existing_objects, self._image, self._size_bytes
+            )
         except CEPH_ERRORS as error:
             raise self._failure(error, "extents") from error
         self._objects.learn(existing)

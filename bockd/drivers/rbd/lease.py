@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 
 from bockd.errors import BockdError
-from bockd.runtime.steps import Signal, Spawn, blocking, try_spawn
+from bockd.runtime.steps import Signal, Spawn, blocking_apart, try_spawn
 
 LEASE_SECONDS = 1.0
 """How old a read may be at most that is answered by a gateway that was shut out and still serves
@@ -65,7 +65,7 @@ class Lease:
         asked = self._clock()
         self._renew_at = asked + RENEW_SECONDS
         try:
-            if await blocking(self._confirm) and not self._ended:
+            if await blocking_apart("lease", self._confirm) and not self._ended:
                 self._until = asked + LEASE_SECONDS
         except BockdError:
             pass  # what is sent to the cluster next meets it

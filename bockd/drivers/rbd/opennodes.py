@@ -41,7 +41,7 @@ from bockd.errors import (
 from bockd.model import NodeKind, SnapshotId, VolumeId
 from bockd.pool.device import BlockDevice
 from bockd.pool.records import VolumeRecord
-from bockd.runtime.steps import Spawn, Steps, blocking, run_inline, try_spawn
+from bockd.runtime.steps import Spawn, Steps, blocking_apart, run_inline, try_spawn
 from bockd.runtime.waiting import Mutex
 
 log = logging.getLogger(__name__)
@@ -180,7 +180,9 @@ class OpenNodes:
             )
         self._opening += 1
         try:
-            taken = await blocking(lambda: run_inline(self.session.taker.take(volume, manner)))
+            taken = await blocking_apart(
+                "taking", lambda: run_inline(self.session.taker.take(volume, manner))
+            )
         except BockdError as error:
             self._note_refusal(volume, error)
             raise
@@ -254,7 +256,9 @@ class OpenNodes:
     async def _give_back(self, opened: OpenVolume) -> None:
         await self.fronts.retire(opened.front)
         try:
-            await blocking(lambda: run_inline(self.session.taker.give_back(opened.taken)))
+            await blocking_apart(
+                "giving back", lambda: run_inline(self.session.taker.give_back(opened.taken))
+            )
         finally:
             await self.fronts.close(opened.front)
 
@@ -266,7 +270,9 @@ class OpenNodes:
         async def steps() -> BlockDevice:
             opened = self.snapshots.get(snapshot)
             if opened is None:
-                device, record = await blocking(self._open_snapshot, snapshot)
+                device, record = await blocking_apart(
+                    "opening snapshots", self._open_snapshot, snapshot
+                )
                 front = await self.fronts.of_snapshot(device, record)
                 opened = OpenSnapshot(record.snap, device, front)
                 self.snapshots[snapshot] = opened

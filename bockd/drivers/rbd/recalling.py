@@ -23,7 +23,7 @@ from bockd.drivers.rbd.taking import C, Taker
 from bockd.errors import NotFoundError, VolumeFailedError, VolumeTakenError
 from bockd.model import VolumeId
 from bockd.pool.index import Index, Transaction
-from bockd.runtime.steps import Steps, blocking, run_inline
+from bockd.runtime.steps import Steps, blocking, blocking_apart, run_inline
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +47,9 @@ def recall(nodes: OpenNodes, volume: VolumeId, *, force: bool) -> Steps[str | No
                 return seen.failed
         elif opened is not None:
             opened.device.lost.fire()
-        if await blocking(
-            lambda: run_inline(vacate(session.taker, session.index, seen, force=force))
+        if await blocking_apart(
+            "taking",
+            lambda: run_inline(vacate(session.taker, session.index, seen, force=force)),
         ):
             log.warning("volume %s was recalled by force", volume)
         return seen.failed

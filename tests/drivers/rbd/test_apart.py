@@ -1,0 +1,145 @@
+"""A cluster or a local disk that hangs for some volumes takes no thread from the others."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import trio
+
+from bockd.drivers.cache.cachefile import CacheFile
+from bockd.drivers.rbd.lease import Lease
+from bockd.model import BLOCK_SIZE, SnapshotId, VolumeId
+from bockd.runtime.steprunner import StepRunner
+from bockd.runtime.steps import Steps, blocking, call_blocking
+from tests.drivers.cache.opened import CountingDevice, Opened, content_of
+from tests.drivers.rbd.ceph import need_modules
+from tests.nbd.server.serving import in_trio
+
+need_modules()
+
+from bockd.drivers.rbd.opennodes import OpenNodes, OpenVolume  # noqa: E402
+
+THREADS = 2
+"""Of each kind."""
+
+
+class Hanging:
+    """Calls that hang until the end."""
+
+    def __init__(self) -> None:
+        self.runner = StepRunner(THREADS)
+        self.begun = threading.Semaphore(0)
+        self.end = threading.Event()
+
+    def call(self, *_arguments: object) -> Any:
+        """Hang, and fail."""
+        self.begun.release()
+        self.end.wait()
+        raise OSError("for a test")
+
+    async def run(self, steps: Steps[Any]) -> None:
+        with suppress(OSError):
+            await self.runner.run(steps)
+
+    async def others_go_on(self, begin: Callable[[trio.Nursery, int], object]) -> None:
+        """While more calls hang than there are threads, another one is made."""
+        async with trio.open_nursery() as nursery:
+            for number in range(THREADS + 1):
+                begin(nursery, number)
+            try:
+                for _ in range(THREADS):
+                    await trio.to_thread.run_sync(self.begun.acquire)
+                with trio.fail_after(60):
+                    await self.runner.run(call_blocking(threading.get_ident))
+            finally:
+                self.end.set()
+
+
+def nodes_of(hanging: Hanging) -> OpenNodes:
+    async def take(*_arguments: object) -> Any:
+        await blocking(hanging.call)
+
+    session: Any = SimpleNamespace(
+        settings=SimpleNamespace(max_open_volumes=100),
+        taker=SimpleNamespace(take=take, give_back=take),
+    )
+    nodes = OpenNodes(session, lambda steps: steps.close())
+    patched: Any = nodes
+    patched._record = lambda _volume: SimpleNamespace(failed=None, epoch=1)
+    patched._open_snapshot = hanging.call
+    return nodes
+
+
+@in_trio
+async def test_taking() -> None:
+    hanging = Hanging()
+    nodes = nodes_of(hanging)
+    await hanging.others_go_on(
+        lambda nursery, number: nursery.start_soon(
+            hanging.run,
+            nodes.use_volume(VolumeId(number), None),  # type: ignore[arg-type]
+        )
+    )
+
+
+@in_trio
+async def test_giving_back() -> None:
+    hanging = Hanging()
+    nodes = nodes_of(hanging)
+    opened: Any = SimpleNamespace(
+        users=0,
+        taken=None,
+        front=SimpleNamespace(cached=None, lease=None),
+        device=SimpleNamespace(lost=SimpleNamespace(fire=lambda: None)),
+    )
+    shown: OpenVolume = opened
+
+    def begin(nursery: trio.Nursery, number: int) -> None:
+        nodes.volumes[VolumeId(number)] = shown
+        nursery.start_soon(hanging.run, nodes.close_volume(VolumeId(number)))
+
+    await hanging.others_go_on(begin)
+
+
+@in_trio
+async def test_opening_snapshots() -> None:
+    hanging = Hanging()
+    nodes = nodes_of(hanging)
+    await hanging.others_go_on(
+        lambda nursery, number: nursery.start_soon(
+            hanging.run, nodes.use_snapshot(SnapshotId(number))
+        )
+    )
+
+
+@in_trio
+async def test_leases() -> None:
+    hanging = Hanging()
+    await hanging.others_go_on(
+        lambda nursery, _: Lease(
+            hanging.call, lambda steps: nursery.start_soon(hanging.run, steps)
+        ).held()
+    )
+
+
+@in_trio
+async def test_files_of_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hanging = Hanging()
+    opened = Opened(tmp_path)
+    below = CountingDevice(BLOCK_SIZE)
+    below.hold(content_of(BLOCK_SIZE))
+    device = opened.volume(below, 1)
+    opened.read(device)
+    with monkeypatch.context() as patch:
+        patch.setattr(CacheFile, "read", hanging.call)
+        into = memoryview(bytearray(BLOCK_SIZE))
+        await hanging.others_go_on(
+            lambda nursery, _: nursery.start_soon(hanging.run, device.read(0, into))
+        )
+    opened.release(device)
