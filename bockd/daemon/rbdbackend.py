@@ -6,10 +6,6 @@ to last.
 
 from __future__ import annotations
 
-import logging
-import os
-import threading
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Self
@@ -19,6 +15,7 @@ import trio
 from bockd.config import Settings
 from bockd.control import ClusterInfo
 from bockd.daemon.datadir import REPLICA, DataDirectory, refuse_local_pool
+from bockd.daemon.endwatch import EndWatch
 from bockd.daemon.gatewaywork import FOLLOW_SECONDS, GatewayWork
 from bockd.daemon.retrying import Retrying
 from bockd.drivers.cache.directory import CacheDirectory
@@ -27,15 +24,6 @@ from bockd.identity.sharedkey import shared_key
 from bockd.model import VolumeId
 from bockd.runtime.steprunner import StepRunner
 from bockd.runtime.steps import Spawn
-
-log = logging.getLogger(__name__)
-
-END_SECONDS = 10.0
-"""How long the end may go on without anything being closed: the cluster hangs then. What was
-answered is in the cluster, and who needs a volume next breaks its lock."""
-
-LOOK_SECONDS = 0.2
-"""Between two looks at how far the end is."""
 
 
 class RbdBackend:
@@ -58,6 +46,7 @@ class RbdBackend:
         self._directory = directory
         self._runner = runner
         self._work = GatewayWork(pool.session)
+        self._watch = EndWatch(pool.open_nodes.unfinished)
         self.gateways = self._work.gateways
 
     @staticmethod
@@ -111,35 +100,21 @@ class RbdBackend:
             self.pool.open_nodes.drop_taken()
 
     def begin_end(self) -> None:
-        """Watch the end: when nothing was closed for `END_SECONDS`, end the process."""
-        threading.Thread(target=self._watch_end, name="end", daemon=True).start()
-
-    def _watch_end(self) -> None:
-        left = self._open_nodes()
-        since = time.monotonic()
-        while time.monotonic() - since < END_SECONDS:
-            time.sleep(LOOK_SECONDS)
-            if (now := self._open_nodes()) != left:
-                left, since = now, time.monotonic()
-        log.error(
-            "nothing could be closed for %d s, so bockd ends without that: the Ceph cluster does "
-            "not answer. What was answered to clients is in the cluster",
-            END_SECONDS,
-        )
-        # Threads hang in Ceph's library, and would be waited for.
-        os._exit(1)
-
-    def _open_nodes(self) -> int:
-        nodes = self.pool.open_nodes
-        return len(nodes.volumes) + len(nodes.snapshots)
+        """Watch the end: clients' requests may hang, too."""
+        self._watch.begin()
 
     async def close(self) -> None:
-        """Give all volumes back, and close all snapshots."""
+        """Give all volumes back, and close all snapshots. When that hangs, end the process."""
+        self._watch.begin()
+        self._watch.clients_left()
         with trio.CancelScope(shield=True):
             try:
                 await self._runner.run(self.pool.close_all())
             finally:
-                await self._work.leave()
+                try:
+                    await self._work.leave()
+                finally:
+                    self._watch.end()
 
     def release(self) -> None:
         """Leave the pool."""

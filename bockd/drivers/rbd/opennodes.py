@@ -85,6 +85,8 @@ class OpenNodes:
         self._dropped: Counter[tuple[NodeKind, int]] = Counter()
         """Users of what was dropped."""
         self._opening = 0
+        self._giving_back = 0
+        """Of what was dropped."""
 
     async def exclusive(
         self, node: int, operation: Callable[P, Steps[T]], *args: P.args, **kwargs: P.kwargs
@@ -98,6 +100,11 @@ class OpenNodes:
         finally:
             if not mutex.held:
                 self._busy.pop(node, None)
+
+    def unfinished(self) -> int:
+        """Return of how many volumes and snapshots something is open or under way. For any
+        thread."""
+        return len(self.volumes) + len(self.snapshots) + len(self._busy) + self._giving_back
 
     # -- users -------------------------------------------------------------------------------
 
@@ -224,7 +231,9 @@ class OpenNodes:
             return
         log.warning("another gateway has taken volume %s", volume)
         self._drop(volume)
+        self._giving_back += 1
         if not try_spawn(self.spawn, self._close_dropped(volume, opened)):
+            self._giving_back -= 1
             log.warning("volume %s is not closed before bockd ends", volume)
 
     def _drop(self, volume: VolumeId) -> None:
@@ -235,6 +244,8 @@ class OpenNodes:
             await self._give_back(opened)
         except BockdError as error:
             log.warning("closing volume %s: %s", volume, error)
+        finally:
+            self._giving_back -= 1
 
     def refuse_used(self, kind: NodeKind, node: int) -> None:
         """Raise InUseError while a volume or snapshot has users here."""

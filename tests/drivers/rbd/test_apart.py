@@ -16,7 +16,7 @@ from bockd.drivers.cache.cachefile import CacheFile
 from bockd.drivers.rbd.lease import Lease
 from bockd.model import BLOCK_SIZE, SnapshotId, VolumeId
 from bockd.runtime.steprunner import StepRunner
-from bockd.runtime.steps import Steps, blocking, call_blocking
+from bockd.runtime.steps import Background, Steps, blocking, call_blocking
 from tests.drivers.cache.opened import CountingDevice, Opened, content_of
 from tests.drivers.rbd.ceph import need_modules
 from tests.nbd.server.serving import in_trio
@@ -47,6 +47,10 @@ class Hanging:
         with suppress(OSError):
             await self.runner.run(steps)
 
+    async def ask(self, answered: trio.Event) -> None:
+        await self.runner.run(call_blocking(threading.get_ident))
+        answered.set()
+
     async def others_go_on(self, begin: Callable[[trio.Nursery, int], object]) -> None:
         """While more calls hang than there are threads, another one is made."""
         async with trio.open_nursery() as nursery:
@@ -55,8 +59,10 @@ class Hanging:
             try:
                 for _ in range(THREADS):
                     await trio.to_thread.run_sync(self.begun.acquire)
+                answered = trio.Event()
+                nursery.start_soon(self.ask, answered)
                 with trio.fail_after(60):
-                    await self.runner.run(call_blocking(threading.get_ident))
+                    await answered.wait()
             finally:
                 self.end.set()
 
@@ -105,6 +111,26 @@ async def test_giving_back() -> None:
         nursery.start_soon(hanging.run, nodes.close_volume(VolumeId(number)))
 
     await hanging.others_go_on(begin)
+
+
+def test_what_is_given_back_in_the_background_is_unfinished() -> None:
+    nodes = nodes_of(Hanging())
+    background = Background()
+    nodes.spawn = background.spawn
+
+    async def give_back(_taken: object) -> None:
+        assert nodes.unfinished() == 1
+
+    session: Any = nodes.session
+    session.taker.give_back = give_back
+    front = SimpleNamespace(cached=None, lease=None)
+    opened: Any = SimpleNamespace(users=1, taken=None, front=front)
+    nodes.volumes[VolumeId(1)] = opened
+    for _ in range(2):
+        assert nodes.unfinished() == 1
+        nodes._on_lost(VolumeId(1), opened)
+    background.run()
+    assert nodes.unfinished() == 0
 
 
 @in_trio
