@@ -105,11 +105,15 @@ class Fronts:
             log.warning("snapshot %s is not cached: %s", record.id, error)
         return Front(device) if cached is None else Front(cached, cached)
 
-    async def retire(self, front: Front) -> None:
-        """Serve nothing from the cache any more, before the volume is given back. It is not asked
-        then who has it, either."""
+    def hide(self, front: Front) -> None:
+        """Serve nothing from the cache any more. It is kept, even if the device is `lost` now."""
         if front.cached is not None:
             front.cached.retire()
+
+    async def retire(self, front: Front) -> None:
+        """Serve nothing from the cache any more, before the volume is given back. It is not asked
+        then who has it, either; a question that is under way may hang with the cluster."""
+        self.hide(front)
         if front.lease is not None:
             await front.lease.end()
 

@@ -260,7 +260,8 @@ class OpenNodes:
         if opened is None:
             return
         self._drop(volume)
-        await self.fronts.retire(opened.front)
+        # Before anything that waits for the cluster: users' requests end now.
+        self.fronts.hide(opened.front)
         opened.device.lost.fire()
         await self._give_back(opened)
 
@@ -306,7 +307,7 @@ class OpenNodes:
         opened = self.snapshots.pop(snapshot, None)
         if opened is not None:
             self._dropped[NodeKind.SNAPSHOT, snapshot] += opened.users
-            await self.fronts.retire(opened.front)
+            self.fronts.hide(opened.front)
             opened.device.lost.fire()
             try:
                 await opened.device.close()

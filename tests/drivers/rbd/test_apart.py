@@ -16,13 +16,14 @@ from bockd.drivers.cache.cachefile import CacheFile
 from bockd.drivers.rbd.lease import Lease
 from bockd.model import BLOCK_SIZE, SnapshotId, VolumeId
 from bockd.runtime.steprunner import StepRunner
-from bockd.runtime.steps import Background, Steps, blocking, call_blocking
+from bockd.runtime.steps import Background, Signal, Steps, blocking, call_blocking
 from tests.drivers.cache.opened import CountingDevice, Opened, content_of
 from tests.drivers.rbd.ceph import need_modules
 from tests.nbd.server.serving import in_trio
 
 need_modules()
 
+from bockd.drivers.rbd.fronts import Front  # noqa: E402
 from bockd.drivers.rbd.opennodes import OpenNodes, OpenVolume  # noqa: E402
 
 THREADS = 2
@@ -169,3 +170,28 @@ async def test_files_of_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             lambda nursery, _: nursery.start_soon(hanging.run, device.read(0, into))
         )
     opened.release(device)
+
+
+def test_users_hear_of_the_closing_while_the_question_of_a_lease_hangs(tmp_path: Path) -> None:
+    nodes = nodes_of(Hanging())
+    opened = Opened(tmp_path)
+    below = CountingDevice(BLOCK_SIZE)
+    cached = opened.volume(below, 1)
+    lost, asked = Signal(), Background()
+    lost.subscribe(cached.lose)
+    lease = Lease(lambda: True, asked.spawn)
+    assert not lease.held()
+    volume: Any = SimpleNamespace(
+        users=1,
+        taken=None,
+        front=Front(cached, cached, lease),
+        device=SimpleNamespace(lost=lost),
+    )
+    nodes.volumes[VolumeId(1)] = volume
+    closing = nodes.close_volume(VolumeId(1))
+    assert isinstance(closing.send(None), Signal)
+    assert lost.fired
+    assert not cached.blocks.off
+    closing.close()
+    asked.run()
+    opened.release(cached)
