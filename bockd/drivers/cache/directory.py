@@ -150,18 +150,23 @@ class CacheDirectory:
     ) -> CachedDevice | None:
         """Put a cache in front of a volume that this process has just taken. `epoch` is one more
         with each taking, whoever's it is; `name` is that of what the volume's content is in. None
-        if there can be no cache: why is in the log."""
+        if there can be no cache, or an earlier one of it is just being opened, closed or removed,
+        for which nobody waits: why is in the log."""
         stem = _stem("v", name)
+        if self._in_turn(stem):
+            return None
+        if (left := self._open.get(stem)) is not None:  # not closed yet since it was lost
+            left.blocks.turn_off("it was opened anew")
+            return None
         async with self._turn(stem):
-            if (left := self._open.get(stem)) is not None:  # not closed yet since it was lost
-                left.blocks.turn_off("it was opened anew")
-                await self._close(stem, left)
             return await self._join(stem, name, below, epoch, held)
 
     async def open_snapshot(self, below: BlockDevice, name: str) -> CachedDevice | None:
         """Put the cache that all share in front of something that never changes. Otherwise as
         `open_volume`."""
         stem = _stem("s", name)
+        if self._in_turn(stem):
+            return None
         async with self._turn(stem):
             return await self._join(stem, name, below, None, always)
 
@@ -270,6 +275,14 @@ class CacheDirectory:
     async def forget_snapshot(self, name: str) -> None:
         """Drop what is kept of a snapshot that is no more."""
         await self._remove_kept(_stem("s", name))
+
+    def _in_turn(self, stem: str) -> bool:
+        """Return whether a file is just being opened, closed or removed: that lasts as long as the
+        local disk likes, and whoever opens a volume has taken it from others."""
+        if stem in self._turns:
+            log.info("there is no cache of %s until it is opened again: its file is busy", stem)
+            return True
+        return False
 
     @asynccontextmanager
     async def _turn(self, stem: str) -> AsyncIterator[None]:

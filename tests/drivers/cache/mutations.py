@@ -182,7 +182,7 @@ def _fills_side_by_side(patch: pytest.MonkeyPatch) -> None:
         self._filling = False
         fill(self, operation, first, data)
 
-    patch.setattr(blocks, "blocking", slowly)
+    patch.setattr(blocks, "file_call", slowly)
     patch.setattr(CachedBlocks, "fill", spawning)
 
 

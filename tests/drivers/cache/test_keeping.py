@@ -16,11 +16,12 @@ import pytest
 from bockd.drivers.cache import mapfile
 from bockd.drivers.cache.blockmap import LEAF_BLOCKS, BlockMap
 from bockd.drivers.cache.cachefile import Identity
+from bockd.drivers.cache.device import CachedDevice
 from bockd.drivers.cache.mapfile import BadMapError, Kept, leaves_of, read_map, write_map
 from bockd.errors import InUseError, InvalidRequestError, VolumeTakenError
 from bockd.failpoints import VARIABLE, Failpoint
 from bockd.model import BLOCK_SIZE, MIB
-from bockd.runtime.steps import run_inline
+from bockd.runtime.steps import Blocking, Steps, run_inline
 from tests.crash.failpoints.run import OF_THE_CACHE
 from tests.drivers.local.schedule import Scheduler
 
@@ -196,16 +197,45 @@ def test_a_volume_that_is_opened_before_it_was_closed_keeps_nothing(
     opened = Opened(tmp_path)
     lost = opened.volume(below, 1)
     opened.read(lost)
-    device = opened.volume(below, 2)
+    assert run_inline(opened.directory.open_volume(below, "one", 2)) is None
     assert not is_hit(lost)
     below.hold(b"x" * BLOCK_SIZE)
-    assert opened.read(device) == b"x" * BLOCK_SIZE
-    opened.close(lost)
-    assert is_hit(device)
     assert opened.read(lost) == b"x" * BLOCK_SIZE
-    run_inline(opened.directory.close_all())
-    assert sorted(os.listdir(tmp_path)) == ["bockd-cache.lock", "v-one.blocks", "v-one.map"]
-    opened.release()
+    opened.close(lost)
+    assert os.listdir(tmp_path) == ["bockd-cache.lock"]
+    device = opened.volume(below, 3)
+    assert opened.read(device) == b"x" * BLOCK_SIZE
+    opened.release(device)
+
+
+@pytest.mark.parametrize("kind", ["volume", "snapshot"])
+def test_opening_waits_for_no_file_that_is_being_closed(
+    tmp_path: Path, below: CountingDevice, kind: str
+) -> None:
+    """The local disk may take long to sync it, and the volume is taken by then."""
+    opened = Opened(tmp_path)
+    directory = opened.directory
+
+    def opening(epoch: int) -> Steps[CachedDevice | None]:
+        if kind == "snapshot":
+            return directory.open_snapshot(below, "one")
+        return directory.open_volume(below, "one", epoch)
+
+    device = run_inline(opening(1))
+    assert device is not None
+    opened.read(device)
+    closing = directory.close_device(device)
+    step = closing.send(None)
+    assert isinstance(step, Blocking)
+    assert run_inline(opening(2)) is None
+    with pytest.raises(StopIteration):
+        closing.send(step.call())
+    again = run_inline(opening(2))
+    assert again is not None
+    reads = len(below.reads)
+    opened.read(again)
+    assert len(below.reads) == reads
+    opened.release(again)
 
 
 def test_a_volume_that_is_given_back_shows_nothing_and_is_kept(
