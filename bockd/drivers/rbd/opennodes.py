@@ -201,7 +201,9 @@ class OpenNodes:
         except BaseException:
             # Nobody uses it; what is not given back would keep its lock until bockd ends.
             try:
-                await blocking(lambda: run_inline(self.session.taker.give_back(taken)))
+                await blocking_apart(
+                    "giving back", lambda: run_inline(self.session.taker.give_back(taken))
+                )
             except BockdError as error:
                 log.warning("giving volume %s back: %s", volume, error)
             raise
