@@ -43,7 +43,7 @@ test-walk: setup-test ## walk README.md's walk in clean roots of Debian 12 and 1
 test-debian13: ## run the tests in a root of Debian 13, made in .cache (as root; ARGS as above)
 	@.setup/tree-in trixie make test ARGS="$(ARGS)"
 
-# What was seen to run over daemons that serve a cluster.
+# Suites whose daemons may serve a cluster. (Parts of this one were run so, not all of it at once.)
 CEPH_SUITES = tests/attach
 
 test-ceph: setup-test ## test pools in Ceph: a cluster in trouble, and the suites over daemons (ARGS as above)
