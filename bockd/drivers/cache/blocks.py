@@ -48,7 +48,7 @@ from bockd.drivers.cache.space import Space
 from bockd.failpoints import Failpoint, hit
 from bockd.model import BLOCK_SIZE, MIB
 from bockd.pool.device import FastView, OpenLayer
-from bockd.runtime.steps import Blocking, Signal, Spawn, try_spawn
+from bockd.runtime.steps import Blocking, Signal, Spawn, blocking_apart, try_spawn
 from bockd.runtime.waiting import Mutex
 
 log = logging.getLogger(__name__)
@@ -92,6 +92,8 @@ class CachedBlocks:
         self._queue: deque[Operation] = deque()
         self._queued_bytes = 0
         self._filling = False
+        self._dirty = False
+        self._syncing: Signal | None = None
         self._closing = False
         self._ended = False
         """The file is closed, or about to be."""
@@ -269,6 +271,27 @@ class CachedBlocks:
                     self._space.use(self, number)
             self._operations.close(one)
         self._uncount(taken - added)
+        self._begin_sync()
+
+    def _begin_sync(self) -> None:
+        self._dirty = True
+        if self._syncing is None and not self._is_gone():
+            self._syncing = Signal()
+            if not try_spawn(self._spawn, self._sync_all(self._syncing)):
+                self._syncing = None
+
+    async def _sync_all(self, finished: Signal) -> None:
+        """Sync what was written until now, and then what was meanwhile: else nobody would hear of
+        blocks that the kernel cannot write, drops, and then finds on the disk as they were."""
+        try:
+            while self._dirty and not (self._closing or self._is_gone()):
+                self._dirty = False
+                await blocking_apart("cache syncs", self.file.sync_data)
+        except OSError as error:
+            self.turn_off(f"syncing its file: {error}")
+        finally:
+            self._syncing = None
+            finished.fire()
 
     def _dequeue(self) -> tuple[Operation, bytes]:
         one = self._queue.popleft()
@@ -360,6 +383,8 @@ class CachedBlocks:
             return
         self._ended = True
         self._drop_queue()
+        if self._syncing is not None:
+            await self._syncing
         await file_call(self._remove)
         self._uncount(self.counted_bytes)
 
@@ -375,6 +400,8 @@ class CachedBlocks:
         await self._drain_reads()
         async with self._turn:
             self._drop_queue()
+            if self._syncing is not None:
+                await self._syncing
             if self._is_gone():
                 await self._discard()
                 return None

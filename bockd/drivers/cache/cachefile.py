@@ -145,6 +145,11 @@ class CacheFile:
             os.ftruncate(self.first_descriptor, needed)
             self._windows.forget()  # they end where the file did
 
+    def sync_data(self) -> None:
+        """Make the data that was written durable: an error says that it is not on the disk. Blocks.
+        Raises OSError."""
+        os.fdatasync(self.first_descriptor)
+
     def sync(self) -> None:
         """Make what was written durable. Blocks. Raises OSError."""
         os.fsync(self.first_descriptor)

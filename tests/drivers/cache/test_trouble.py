@@ -15,7 +15,7 @@ from bockd.drivers.cache.device import CachedDevice
 from bockd.drivers.memory.device import FailedError
 from bockd.errors import DeviceError, NotSupportedError, VolumeTakenError
 from bockd.model import BLOCK_SIZE, MIB
-from bockd.runtime.steps import Signal, blocking, run_inline
+from bockd.runtime.steps import Blocking, Signal, blocking, run_inline
 
 from .opened import CountingDevice, Opened, content_of, is_hit
 
@@ -66,6 +66,45 @@ def test_a_write_of_the_file_that_fails_turns_it_off(
         patch.setattr(os, "pwrite", raising(number))
         opened.read(device, 0)
     goes_on_without(opened, device, caplog)
+
+
+def test_a_write_back_that_fails_turns_it_off(
+    tmp_path: Path,
+    below: CountingDevice,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What was written is a hit by then."""
+    opened = Opened(tmp_path)
+    device = opened.volume(below, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", raising(errno.EIO))
+        opened.read(device)
+    goes_on_without(opened, device, caplog)
+
+
+def test_a_write_back_that_fails_while_it_is_closed_keeps_nothing(
+    tmp_path: Path, below: CountingDevice
+) -> None:
+    opened = Opened(tmp_path)
+    device = opened.volume(below, 1)
+    run_inline(device.read(0, memoryview(bytearray(BLOCK_SIZE))))
+    fill = opened.background._waiting.pop()
+    run_inline(fill)
+    sync = opened.background._waiting.pop()
+    assert is_hit(device)
+    assert isinstance(sync.send(None), Blocking)
+    closing = opened.directory.close_device(device)
+    assert isinstance(closing.send(None), Signal)
+    with pytest.raises(StopIteration):
+        sync.throw(OSError(errno.EIO, "for a test"))
+    removing = closing.send(None)
+    assert isinstance(removing, Blocking)
+    with pytest.raises(StopIteration):
+        closing.send(removing.call())
+    opened.background.run()
+    assert os.listdir(tmp_path) == ["bockd-cache.lock"]
+    opened.release()
 
 
 def test_a_read_of_the_file_that_fails_is_made_below(
