@@ -40,7 +40,7 @@ from bockd.drivers.cache.blockmap import (
     MISS_SLOT,
     BlockMap,
 )
-from bockd.drivers.cache.cachefile import FILE_CALL, MAX_FILE_BYTES, CacheFile, file_call
+from bockd.drivers.cache.cachefile import MAX_FILE_BYTES, CacheFile, file_call
 from bockd.drivers.cache.hits import BLOCK_SHIFT, Miss, fill_zeros, pieces_of, touched
 from bockd.drivers.cache.mapfile import Kept, write_map
 from bockd.drivers.cache.operations import Operation, Operations
@@ -151,7 +151,6 @@ class CachedBlocks:
     async def read_file(self, read: Blocking[None]) -> None:
         """Make a call in a thread that reads hits from the file: they stay there meanwhile. Begun
         before anything else happens to them. Raises what it raises."""
-        read.kind = FILE_CALL
         finished = Signal()
         self._reads.add(finished)
         try:

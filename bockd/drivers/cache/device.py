@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from bockd.drivers.cache.blocks import CachedBlocks
+from bockd.drivers.cache.cachefile import FILE_CALL
 from bockd.drivers.cache.hits import BLOCK_SHIFT, touched
 from bockd.errors import DeviceError, VolumeTakenError
 from bockd.model import BLOCK_SIZE, KIB, Extent
@@ -84,6 +85,7 @@ class CachedDevice:
         self, parts: Sequence[FilePart], into: memoryview, read: Blocking[None]
     ) -> None:
         """See FastDevice.read_files."""
+        read.kind = FILE_CALL
         try:
             await self.blocks.read_file(read)
         except OSError as error:
