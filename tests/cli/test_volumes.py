@@ -105,13 +105,25 @@ def test_attachments(daemon: Daemon) -> None:
     title, way_in = made[1].rsplit(" ", 1)
     assert title.strip() == "unix uri"  # this daemon does not listen on TCP
     at = {"volume": volume, "server": "vm-7", "device": "/dev/vdb"}
-    extra = {"kind": "plain", "uri": None, "uris": [], "unix_uri": way_in, "connections": 0}
+    extra: dict[str, object] = {
+        "kind": "plain",
+        "uri": None,
+        "uris": [],
+        "unix_uri": way_in,
+        "connections": 0,
+    }
     assert daemon.bock_json("attachment", "show", "moved") == at | extra
     shown = daemon.bock("attachment", "show", "moved")
     assert f"unix uri  {way_in}\n" in shown
     with daemon.connected(way_in, "moved"):
         assert daemon.bock_json("attachment", "show", "moved")["connections"] == 1
-    unasked = {"kind": None, "uri": None, "uris": [], "unix_uri": None, "connections": 0}
+    unasked: dict[str, object] = {
+        "kind": None,
+        "uri": None,
+        "uris": [],
+        "unix_uri": None,
+        "connections": 0,
+    }
     assert daemon.bock_json("attachment", "list") == [at | unasked]
     assert daemon.bock_json("attachment", "list", "vm-8") == []
     assert re.search(r"moved +vm-7 +/dev/vdb", daemon.bock("attachment", "list", "vm-7"))
