@@ -24,7 +24,7 @@ from bockd.errors import named
 from tests.crash.powercut.disk import PAGE_BYTES
 from tests.crash.small import small_engine
 
-JOURNAL_RECORDS = 168
+JOURNAL_RECORDS = 96
 _ZERO_RANGE = 0x10
 _TOUCHED_ZEROS = b"\0" * volume.PIECE_BYTES
 """The kernel copies a write in two where memory that was never touched begins, in the middle of a

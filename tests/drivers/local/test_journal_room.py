@@ -95,3 +95,22 @@ def test_a_barrier_takes_back_what_was_allowed_without_a_question(tmp_path: Path
     run_inline(device.flush())
     assert device.durability.tail.allowance == 0
     die(pool)
+
+
+def test_who_waits_for_those_inside_is_woken_when_they_have_left(tmp_path: Path) -> None:
+    """No checkpoint was due, and only the end of one wakes those who wait."""
+    scheduler, pool, device = opened(tmp_path)
+    data = memoryview(b"a" * BLOCK_SIZE)
+    run_inline(device.write(0, data))
+    many = SEGMENT_RECORDS // room.RECORDS_PER_OPERATION
+    for _ in range(many):
+        run_inline(device.gate.enter())
+    ended: list[str] = []
+    scheduler.start(device.write(BLOCK_SIZE, data), lambda: ended.append("written"))
+    scheduler.run(3)
+    assert not ended
+    for _ in range(many):
+        device.gate.leave()
+    scheduler.run()
+    assert (ended, scheduler.errors) == (["written"], [])
+    die(pool)

@@ -3,7 +3,7 @@
 Invariants:
 * A segment has room for what was let in (`JournalRoom.has_room`): nobody has to wait with a change
   half made.
-* A checkpoint is asked for in good time, so that few ever wait.
+* A checkpoint is asked for in good time, so that few ever wait, and whenever somebody has to.
 * What the index keeps in reserve is only for operations that make room.
 """
 
@@ -96,6 +96,8 @@ class JournalRoom:
             tail.allowance = ALLOWANCE_BLOCKS
             return True
         tail.allowance = 0
+        # Due or not: its end wakes those who wait, also where only operations inside take the room.
+        self._want_checkpoint()
         return False
 
     def may_redirect(self) -> bool:
