@@ -34,13 +34,14 @@ def on_pool(root: Path, quota: Quota = DEFAULT_QUOTA) -> Opening:
     @asynccontextmanager
     async def opening() -> AsyncIterator[Service]:
         runner = StepRunner()
-        async with trio.open_nursery() as background:
+        pool: Pool | None = None
+        try:
+            async with trio.open_nursery() as background:
 
-            def spawn(steps: Steps[None]) -> None:
-                background.start_soon(runner.run, steps)
+                def spawn(steps: Steps[None]) -> None:
+                    background.start_soon(runner.run, steps)
 
-            pool = open_pool(root, spawn)
-            try:
+                pool = open_pool(root, spawn)
                 accounts = Accounts(pool.index)
                 server = NbdServer(runner=runner)
                 exports = AttachedVolumes(
@@ -53,7 +54,9 @@ def on_pool(root: Path, quota: Quota = DEFAULT_QUOTA) -> Opening:
                     new_account(accounts, "other"),
                 )
                 await runner.run(pool.close_all())
-            finally:
+        finally:
+            # As in the daemon: when what the pool does in the background is done.
+            if pool is not None:
                 pool.release()
 
     return opening

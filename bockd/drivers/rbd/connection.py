@@ -96,6 +96,7 @@ class CommonConnection:
         self._settings = settings
         self._options = options
         self._now: Connected | None = None
+        self._users = 0
         self._making = threading.Lock()
         self._all = ExitStack()
 
@@ -104,6 +105,7 @@ class CommonConnection:
         """Use the connection for something. Blocks. Raises BockdError."""
         with self._making:
             connected = self._now = self._now or self._connect()
+            self._users += 1
         try:
             yield connected
         except ShutOutError:
@@ -112,6 +114,9 @@ class CommonConnection:
                     # Others may still be using it.
                     self._now = None
             raise
+        finally:
+            with self._making:
+                self._users -= 1
 
     def _connect(self) -> Connected:
         with ExitStack() as stack:
@@ -123,7 +128,9 @@ class CommonConnection:
         return Connected(cluster, ioctx)
 
     def close(self) -> None:
-        """End it. Nobody uses it, and nothing that was opened with it is open."""
+        """End it. Nobody uses it, and nothing that was opened with it is open: what is under way on
+        a connection that ends never comes to its end, and nobody is told."""
+        assert not self._users
         self._all.close()
 
 
