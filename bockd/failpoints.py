@@ -254,6 +254,8 @@ class Failpoint(StrEnum):
     """The index knows; nobody was told."""
     GATEWAY_ENTERED = "gateway.entered"
     """The index lists the gateway; it has resolved nothing yet."""
+    GENERATION_BEGUN = "generation.begun"
+    """The index has a new generation, at which who is slow gives up; nothing is removed yet."""
     LEFTOVER_CLAIMED = "leftover.claimed"
     """The index has said once more that nothing names an image or a snap, which is there."""
     LEFTOVER_REMOVED = "leftover.removed"

@@ -2,6 +2,7 @@
 
     GATEWAYS  a gateway's name   GatewayRecord: the run that has this name now
     SHARED    "sweeper"          the run that sweeps (bockd.drivers.rbd.sweep), as NAME/RUN
+              "generation"       see bockd.drivers.rbd.making
 
 A gateway writes its record at its start and removes it at its end. Two must not have one name: who
 starts and finds its name taken asks that run on the bus, and starts only if it does not answer. One

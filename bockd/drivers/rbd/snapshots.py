@@ -56,7 +56,7 @@ class SnapshotOperations:
         snap = new_name()
 
         def change(txn: Transaction) -> RbdSnapshotRecord:
-            deadline.check()
+            permit.check(txn)
             now = volume_record(txn, volume)
             refuse_failed(now)
             if now.image != seen.image:
@@ -65,7 +65,9 @@ class SnapshotOperations:
 
         refuse_failed(look_at_volume(self._session, volume))
         seen = reach(self._session, volume)
-        with making(f"snap {snap}", lambda: self._remove_snap(seen.image, snap)) as deadline:
+        with making(
+            self._session.index, f"snap {snap}", lambda: self._remove_snap(seen.image, snap)
+        ) as permit:
             self._take(seen.image, snap)
             record = self._session.index.update(change)
         hit(Failpoint.IMAGE_NAMED)
@@ -120,7 +122,7 @@ class SnapshotOperations:
         snap = new_name()
 
         def change(txn: Transaction) -> RbdSnapshotRecord:
-            deadline.check()
+            permit.check(txn)
             record = unchanged(txn, seen)
             refuse_failed(record)
             Nodes(txn).forget(NodeKind.VOLUME, volume, record.name)
@@ -128,7 +130,9 @@ class SnapshotOperations:
 
         refuse_failed(look_at_volume(self._session, volume))
         seen = vacate(self._session, volume)
-        with making(f"snap {snap}", lambda: self._remove_snap(seen.image, snap)) as deadline:
+        with making(
+            self._session.index, f"snap {snap}", lambda: self._remove_snap(seen.image, snap)
+        ) as permit:
             self._take(seen.image, snap)
             record = self._session.index.update(change)
         hit(Failpoint.IMAGE_NAMED)

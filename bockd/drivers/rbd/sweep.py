@@ -5,17 +5,19 @@ What is made in the cluster has a random name, and a commit names it later
 between leaves what nobody names. To take that for left over, it must be certain that nobody is
 about to name it:
 
-* Whoever has made something gives up when `MAKING_SECONDS` have passed, by a clock of its own that
-  goes on while its machine sleeps. It looks at that clock within the change that names the thing.
-* The sweep lets `PATIENCE.seen_seconds`, twice as long, pass by a clock of the same kind after it
-  has seen the thing unnamed first. So clocks of different machines are not compared, but for
-  their speed. When the thing was made, as the cluster says, only makes it wait longer
-  (`made_seconds`).
-* Then it commits something, and looks in that transaction whether the thing is unnamed still. After
-  that commit no earlier one can come late: it compares the version. Its change would run again, and
-  give up.
-* Only after that commit the thing is removed. A name is never used twice, and what was unnamed once
-  is named by nobody later, but by who has made it.
+* The index counts generations (bockd.drivers.rbd.making). Whoever makes something has read the
+  number before, and looks at it again within the change that names the thing: when `GENERATIONS`
+  newer ones have begun, it gives up.
+* The sweep reads the number after it has found the thing in the cluster, so its maker has read the
+  same number or an older one. It begins a generation as long as it knows something that is
+  unnamed, `PATIENCE.generation_seconds` after the last one, so that nobody gives up who is not very
+  slow. Clocks decide nothing else: a machine may sleep, or be paused, for any time.
+* When `GENERATIONS` newer ones have begun, it looks once more whether the thing is unnamed still.
+  What was committed before these began, it sees. An older commit cannot come late: it compares the
+  version. Its change would run again, and give up.
+* Only then the thing is removed, and if it has existed for `PATIENCE.made_seconds`, as the cluster
+  says. A name is never used twice, and what was unnamed once is named by nobody later, but by who
+  has made it.
 
 Only what has a name as bockd gives them is ever removed: others may keep images and snaps here.
 
@@ -42,7 +44,7 @@ from typing import NamedTuple, Protocol
 
 from bockd.drivers.rbd.gateways import SHARED, gateways
 from bockd.drivers.rbd.index import SharedIndex
-from bockd.drivers.rbd.making import MAKING_SECONDS
+from bockd.drivers.rbd.making import GENERATIONS, begin_generation, generation
 from bockd.drivers.rbd.records import (
     RbdSnapshotRecord,
     RbdVolumeRecord,
@@ -64,15 +66,16 @@ open only images that nothing names."""
 
 
 CLAIMED_AT_ONCE = 100
-"""Things that are removed after one commit."""
+"""Things that are removed after one last look at the index."""
 
 
 @dataclass(frozen=True, slots=True)
 class Patience:
     """How long something must have been unnamed."""
 
-    seen_seconds: float = 2 * MAKING_SECONDS
-    """Since this run has seen it first."""
+    generation_seconds: float = 600.0
+    """From one generation to the next. Far more than making anything takes, which fails at the next
+    but one."""
     made_seconds: float = 3600.0
     """Since it was made, as the cluster says, or since it was seen first: the clocks may differ."""
 
@@ -144,6 +147,14 @@ class Named(NamedTuple):
         return thing.image in self.images if thing.snap is None else thing in self.snaps
 
 
+class Noticed(NamedTuple):
+    """When something was found in the cluster that nobody names."""
+
+    since: float
+    """By the clock of `Sweep`."""
+    generation: int
+
+
 class Sweep:
     """The sweep of one gateway."""
 
@@ -167,7 +178,11 @@ class Sweep:
         self._clock = clock
         self._awake = awake
         self._looks = 0
-        self._first_seen: dict[Thing, float] = {}
+        self._first_seen: dict[Thing, Noticed] = {}
+        self._generation = 0
+        """As the index says."""
+        self._begun_at: float | None = None
+        """When this run has begun it, or has first known something that is unnamed."""
         self.stopping = False
         """Set by any thread: nothing further is begun."""
         self.flattening: str | None = None
@@ -178,9 +193,11 @@ class Sweep:
         else return False. Raises BockdError: what is left, the next look finds."""
         if not self._index.update(self._take_turn):
             self._first_seen.clear()
+            self._begun_at = None
             return False
         found = self._unnamed(every=self._looks % FULL_LOOK_EVERY == 0)
         self._looks += 1
+        self._grow_older()
         old = [thing for thing, made_at in found.items() if self._is_old(thing, made_at)]
         # Snaps first: an image goes when it has none.
         for some in batched(sorted(old, key=lambda one: one.snap is None), CLAIMED_AT_ONCE):
@@ -209,6 +226,7 @@ class Sweep:
         self._index.refresh()
         with self._index.reading() as txn:
             named = named_in(txn)
+            self._generation = generation(txn)
         found: dict[Thing, float] = {}
         for image in names:
             if self.stopping:
@@ -221,7 +239,7 @@ class Sweep:
                 found.update(
                     (one, at) for one, at in unnamed if self._is_ours(one.snap or one.image)
                 )
-        now = self._awake()
+        now = Noticed(self._awake(), self._generation)
         looked = {image for image in names if every or image not in named.images}
         self._first_seen = {
             thing: since
@@ -232,13 +250,29 @@ class Sweep:
             self._first_seen.setdefault(thing, now)
         return found
 
+    def _grow_older(self) -> None:
+        """Begin a generation if it is time to."""
+        now = self._awake()
+        if not self._first_seen:
+            self._begun_at = None
+            return
+        if self._begun_at is None:
+            self._begun_at = now
+        if now - self._begun_at >= self._patience.generation_seconds:
+            self._generation = self._index.update(_next_generation)
+            self._begun_at = now
+            hit(Failpoint.GENERATION_BEGUN)
+
     def _is_old(self, thing: Thing, made_at: float) -> bool:
-        seen = self._awake() - self._first_seen[thing]
-        age = max(seen, self._clock() - made_at)
-        return seen >= self._patience.seen_seconds and age >= self._patience.made_seconds
+        noticed = self._first_seen[thing]
+        age = max(self._awake() - noticed.since, self._clock() - made_at)
+        return (
+            self._generation >= noticed.generation + GENERATIONS
+            and age >= self._patience.made_seconds
+        )
 
     def _remove(self, things: list[Thing]) -> None:
-        claimed = [] if self.stopping else self._index.update(lambda txn: _claim(txn, things))
+        claimed = [] if self.stopping else self._still_unnamed(things)
         hit(Failpoint.LEFTOVER_CLAIMED)
         for thing in claimed:
             if self.stopping:
@@ -250,6 +284,15 @@ class Sweep:
                 log.info("removed image %s: nothing names it", thing.image)
             hit(Failpoint.LEFTOVER_REMOVED)
 
+    def _still_unnamed(self, things: list[Thing]) -> list[Thing]:
+        """Return those of some things that nobody names now, if this gateway is to sweep."""
+        self._index.refresh()
+        with self._index.reading() as txn:
+            if not _sweeps(txn):
+                return []
+            named = named_in(txn)
+            return [thing for thing in things if not named.has(thing)]
+
     # -- deep clones -------------------------------------------------------------------------
 
     def flatten(self) -> None:
@@ -257,7 +300,7 @@ class Sweep:
         BockdError: what is left is flattened later."""
         self._index.refresh()
         with self._index.reading() as txn:
-            if (txn.get(SHARED, SWEEPER) or b"").decode() != txn.author:
+            if not _sweeps(txn):
                 return
             deep = {one.image for one in _records(txn) if one.depth > self._max_depth}
         for image in sorted(deep):
@@ -313,15 +356,15 @@ def _unnamed_of(image: str, seen: Seen, named: Named) -> Iterator[tuple[Thing, f
             yield thing, made_at
 
 
-def _claim(txn: Transaction, things: list[Thing]) -> list[Thing]:
-    """Return those of some things that nobody names, if this gateway is to sweep. It commits a
-    change, though nothing is different then: see the module's docstring."""
+def _sweeps(txn: Transaction) -> bool:
+    """Return whether it is the turn of this gateway."""
     assert txn.author is not None
-    if (txn.get(SHARED, SWEEPER) or b"").decode() != txn.author:
-        return []
-    txn.put(SHARED, SWEEPER, txn.author.encode())
-    named = named_in(txn)
-    return [thing for thing in things if not named.has(thing)]
+    return (txn.get(SHARED, SWEEPER) or b"").decode() == txn.author
+
+
+def _next_generation(txn: Transaction) -> int:
+    """Begin a generation, if it is this gateway's turn. Return the one that there is then."""
+    return begin_generation(txn) if _sweeps(txn) else generation(txn)
 
 
 def _note_depth(txn: Transaction, image: str, depth: int) -> None:

@@ -95,7 +95,7 @@ class VolumeOperations:
         image = new_name()
 
         def change(txn: Transaction) -> RbdVolumeRecord:
-            deadline.check()
+            permit.check(txn)
             if source is not None:
                 snapshot_record(txn, source.id)
             nodes = Nodes(txn)
@@ -116,7 +116,7 @@ class VolumeOperations:
             in_transaction(txn, record)
             return record
 
-        with making(f"image {image}", lambda: self._remove(image)) as deadline:
+        with making(self._session.index, f"image {image}", lambda: self._remove(image)) as permit:
             self._make(image, size_bytes, source)
             record = self._session.index.update(change)
         hit(Failpoint.IMAGE_NAMED)
@@ -276,7 +276,7 @@ class VolumeOperations:
             return replace(shown(current, source), content_bytes=content)
 
         def change(txn: Transaction) -> RbdVolumeRecord:
-            deadline.check()
+            permit.check(txn)
             snapshot_record(txn, snapshot)
             current = judged(unchanged(txn, seen))
             # Who had the old image, and does not know, finds that it is not the last any more.
@@ -295,7 +295,7 @@ class VolumeOperations:
 
         judged(look_at_volume(self._session, volume))
         seen = vacate(self._session, volume)
-        with making(f"image {image}", lambda: self._remove(image)) as deadline:
+        with making(self._session.index, f"image {image}", lambda: self._remove(image)) as permit:
             self._make(image, seen.size_bytes, source)
             record = self._session.index.update(change)
         hit(Failpoint.IMAGE_FORGOTTEN)

@@ -98,6 +98,7 @@ OF_IMAGES = frozenset({Failpoint.IMAGE_MADE, Failpoint.IMAGE_NAMED, Failpoint.IM
 OF_LEFTOVERS = frozenset(
     {
         Failpoint.GATEWAY_ENTERED,
+        Failpoint.GENERATION_BEGUN,
         Failpoint.LEFTOVER_CLAIMED,
         Failpoint.LEFTOVER_REMOVED,
         Failpoint.IMAGE_FLATTENED,

@@ -1,4 +1,4 @@
-"""A gateway that sweeps once, without patience, and dies at the failpoint its environment names.
+"""A gateway that sweeps without patience, and dies at the failpoint its environment names.
 
 python -m tests.drivers.rbd.sweeping SETTINGS REPLICA
 """
@@ -20,6 +20,7 @@ MAX_DEPTH = 1
 def main(settings: str, replica: str) -> None:
     # Only where Ceph's modules are.
     from bockd.drivers.rbd.imagestore import RbdImageStore
+    from bockd.drivers.rbd.making import GENERATIONS
     from bockd.drivers.rbd.sweep import Patience, Sweep
 
     driver = RbdDriver(settings_of(settings), Path(replica))
@@ -28,7 +29,8 @@ def main(settings: str, replica: str) -> None:
     arm(os.environ)
     session.table.enter()
     sweep = Sweep(session.index, store, MAX_DEPTH, Patience(0.0, 0.0))
-    sweep.look()
+    for _ in range(GENERATIONS):
+        sweep.look()
     sweep.flatten()
     session.table.leave()
     store.close()

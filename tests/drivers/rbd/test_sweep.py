@@ -12,7 +12,7 @@ import pytest
 from bockd.drivers.rbd.gateways import Gateways
 from bockd.drivers.rbd.index import SharedIndex
 from bockd.drivers.rbd.log import Log
-from bockd.drivers.rbd.making import Deadline
+from bockd.drivers.rbd.making import GENERATIONS, Permit, generation
 from bockd.drivers.rbd.records import (
     Identity,
     RbdSnapshotRecord,
@@ -169,10 +169,34 @@ class World:
         table = SNAPSHOTS if snapshot else VOLUMES
         self.index.update(lambda txn: txn.delete(table, id_key(number)))
 
+    def generation(self) -> int:
+        return self.index.update(generation)
+
+    def name(self, txn: Transaction) -> None:
+        """Have a volume 1 of image "a"."""
+        record = RbdVolumeRecord(
+            id=VolumeId(1),
+            name="v",
+            size_bytes=MIB,
+            created_at=0.0,
+            from_snapshot=None,
+            failed=None,
+            image="a",
+        )
+        put_record(txn, record)
+
+    def grow_old(self, seconds: float = PATIENCE.made_seconds, sweep: Sweep | None = None) -> None:
+        """Let time pass, in which the sweep looks as often as it does."""
+        end = self.now + seconds
+        while self.now < end:
+            self.now = min(end, self.now + PATIENCE.generation_seconds)
+            if self.now < end:
+                (sweep or self.sweep).look()
+
     def look_twice(self, seconds: float = PATIENCE.made_seconds) -> None:
-        """Two looks, some time after each other."""
+        """Two looks, some time after each other, and those in between."""
         self.sweep.look()
-        self.now += seconds
+        self.grow_old(seconds)
         self.sweep.look()
 
 
@@ -191,10 +215,10 @@ def test_what_nobody_names_is_removed_and_nothing_else(world: World) -> None:
     for _ in range(FULL_LOOK_EVERY):
         world.sweep.look()
         assert world.store.removed == []
-    world.now += PATIENCE.made_seconds
-    world.sweep.look()
-    assert sorted(world.store.removed) == ["its-snap", "stray", "stray-image"]
-    assert world.store.removed[-1] == "stray-image"
+    world.grow_old()
+    for _ in range(FULL_LOOK_EVERY):
+        world.sweep.look()
+    assert world.store.removed == ["its-snap", "stray-image", "stray"]
     assert sorted(world.store.images) == ["named", "of-a-snapshot"]
 
 
@@ -204,8 +228,9 @@ def test_what_others_have_made_is_left_alone(world: World) -> None:
     world.volume(1, "named")
     for _ in range(FULL_LOOK_EVERY):
         world.sweep.look()
-    world.now += PATIENCE.made_seconds
-    world.sweep.look()
+    world.grow_old()
+    for _ in range(FULL_LOOK_EVERY):
+        world.sweep.look()
     assert world.store.removed == ["stray"]
     assert sorted(world.store.images) == ["foreign-image", "named"]
 
@@ -226,18 +251,37 @@ def test_bockds_names_are_24_hexadecimal_digits(name: str, ours: bool) -> None:
     assert is_made_by_bockd(name) is ours
 
 
-def test_it_waits_an_hour_by_the_clusters_clock_and_ten_minutes_by_its_own(world: World) -> None:
+def test_it_waits_an_hour_by_the_clusters_clock_and_two_generations(world: World) -> None:
     world.image("young")
     world.image("old").made_at -= PATIENCE.made_seconds
     world.image("of-the-future").made_at += 365 * 86400
-    world.look_twice(PATIENCE.seen_seconds - 1)
-    assert world.store.removed == []
-    world.now += 1
     world.sweep.look()
+    for begun in range(1, GENERATIONS + 1):
+        world.now += PATIENCE.generation_seconds - 1
+        world.sweep.look()
+        assert world.generation() == begun - 1
+        assert world.store.removed == []
+        world.now += 1
+        world.sweep.look()
+        assert world.generation() == begun
     assert world.store.removed == ["old"]
-    world.now += PATIENCE.made_seconds - PATIENCE.seen_seconds
+    world.grow_old(PATIENCE.made_seconds - GENERATIONS * PATIENCE.generation_seconds)
     world.sweep.look()
     assert sorted(world.store.removed) == ["of-the-future", "old", "young"]
+
+
+def test_no_generation_begins_while_all_is_named(world: World) -> None:
+    """Nobody who makes something gives up for nothing, and the log does not grow."""
+    world.image("a")
+    world.volume(1, "a")
+    world.look_twice()
+    assert world.generation() == 0
+    world.forget(1)
+    world.sweep.look()
+    assert world.generation() == 0
+    world.now += PATIENCE.generation_seconds
+    world.sweep.look()
+    assert world.generation() == 1
 
 
 def test_a_name_that_comes_at_last_is_seen(world: World) -> None:
@@ -245,23 +289,14 @@ def test_a_name_that_comes_at_last_is_seen(world: World) -> None:
     world.image("a")
     world.image("b")
     world.sweep.look()
-    world.now += PATIENCE.made_seconds
+    world.grow_old()
     _, other, _ = world.gateway("gw2", "2")
     look = world.store.look
 
     def look_and_name(image: str) -> Seen | None:
         found = look(image)
         if image == "b":
-            record = RbdVolumeRecord(
-                id=VolumeId(1),
-                name="v",
-                size_bytes=MIB,
-                created_at=0.0,
-                from_snapshot=None,
-                failed=None,
-                image="a",
-            )
-            other.update(lambda txn: put_record(txn, record))
+            other.update(world.name)
         return found
 
     world.store.look = look_and_name  # type: ignore[method-assign]
@@ -269,45 +304,70 @@ def test_a_name_that_comes_at_last_is_seen(world: World) -> None:
     assert world.store.removed == ["b"]
 
 
-def test_a_commit_that_was_sent_before_the_removal_is_none_after_it(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its maker hangs between its look at the clock and the append."""
-    world.image("a")
-    world.sweep.look()
+def test_a_commit_that_was_sent_before_the_removal_is_none_after_it(world: World) -> None:
+    """Its maker's machine is paused between the look at the index and the append, and none of its
+    clocks knows."""
     _, other, _ = world.gateway("gw2", "2")
-    deadline = Deadline()
+    permit = Permit(other)
+    world.image("a")
     tries = 0
 
     def name_it(txn: Transaction) -> None:
         nonlocal tries
         tries += 1
-        deadline.check()
-        record = RbdVolumeRecord(
-            id=VolumeId(1),
-            name="v",
-            size_bytes=MIB,
-            created_at=0.0,
-            from_snapshot=None,
-            failed=None,
-            image="a",
-        )
-        put_record(txn, record)
+        permit.check(txn)
+        world.name(txn)
         if tries == 1:
-            world.now += PATIENCE.made_seconds
-            monkeypatch.setattr(
-                "bockd.drivers.rbd.making._now",
-                lambda: time.clock_gettime(time.CLOCK_BOOTTIME) + PATIENCE.made_seconds,
-            )
-            world.sweep.look()
+            world.look_twice()
 
-    with pytest.raises(UnavailableError, match="took more than"):
+    with pytest.raises(UnavailableError, match="counts as left over"):
         other.update(name_it)
     assert tries == 2
     assert world.store.removed == ["a"]
     other.refresh()
     with other.reading() as txn:
         assert txn.get(VOLUMES, id_key(1)) is None
+
+
+def test_who_is_paused_before_it_makes_something_has_made_nothing_that_is_named(
+    world: World,
+) -> None:
+    _, other, _ = world.gateway("gw2", "2")
+    permit = Permit(other)
+    world.image("older")
+    world.look_twice()
+    world.image("a")
+    with pytest.raises(UnavailableError, match="counts as left over"):
+        other.update(permit.check)
+    world.look_twice()
+    assert world.store.removed == ["older", "a"]
+
+
+@pytest.mark.parametrize("looks", range(9))
+def test_a_maker_that_goes_on_between_two_looks_names_what_is_there(
+    world: World, looks: int
+) -> None:
+    """Or it gives up."""
+    _, other, _ = world.gateway("gw2", "2")
+    world.sweep.look()
+    permit = Permit(other)
+    world.image("a")
+
+    def name_it(txn: Transaction) -> None:
+        permit.check(txn)
+        world.name(txn)
+
+    for _ in range(looks):
+        world.sweep.look()
+        world.now += PATIENCE.generation_seconds
+    try:
+        other.update(name_it)
+    except UnavailableError:
+        assert world.generation() >= GENERATIONS
+    else:
+        assert looks <= GENERATIONS
+        world.look_twice()
+        assert world.store.removed == []
 
 
 def test_images_with_clones_go_when_these_have_gone(world: World) -> None:
@@ -334,7 +394,7 @@ def test_one_gateway_sweeps_until_it_is_gone(world: World) -> None:
     assert world.store.looked == ["a"]
     other_table.forget(world.table.author)
     assert other.look()
-    world.now += PATIENCE.made_seconds
+    world.grow_old(sweep=other)
     # The first one only hung; it is not its turn any more.
     assert not world.sweep.look()
     assert world.store.removed == []
@@ -346,7 +406,7 @@ def test_a_sweeper_that_hung_removes_nothing_more(world: World) -> None:
     world.image("a")
     other_table, _, other = world.gateway("gw2", "2")
     world.sweep.look()
-    world.now += PATIENCE.made_seconds
+    world.grow_old()
     look = world.store.look
 
     def hang(image: str) -> Seen | None:
@@ -366,7 +426,7 @@ def test_one_that_is_killed_or_cut_off_in_the_middle_goes_on_later(world: World)
 
     world.image("a", snaps={"s": world.now, "t": world.now})
     world.sweep.look()
-    world.now += PATIENCE.made_seconds
+    world.grow_old()
     for what in ("s", "t", "a"):
 
         def die(step: str, at: str = what) -> None:
@@ -385,7 +445,7 @@ def test_at_the_end_nothing_further_is_begun(world: World) -> None:
     world.image("a")
     world.image("b")
     world.sweep.look()
-    world.now += PATIENCE.made_seconds
+    world.grow_old()
 
     def stop(_what: str) -> None:
         world.sweep.stopping = True
