@@ -93,7 +93,7 @@ def make_pool(directory: Path, volumes: int = VOLUMES) -> VolumeId:
         establish(index, directory)
         with index.reading() as txn:
             tenant = Ledger(txn).tenants()[0].tenant.id
-        Accounts(index).set_quota(tenant, Quota(UNLIMITED, UNLIMITED, UNLIMITED))
+        Accounts(index).set_quota(tenant, lambda _: Quota(UNLIMITED, UNLIMITED, UNLIMITED))
         context = Volumes(StorageContext(pool, NoPublisher()))
         made = [
             run_inline(context.create(tenant, NewVolume(1, f"volume {number}")))

@@ -50,15 +50,15 @@ class PoolAccounts:
         return await self.show_tenant(made.id)
 
     async def set_quota(self, ref: str, quota: NewQuota | None) -> TenantInfo:
-        record = await self._run(lambda: self._accounts.tenant(ref))
-        if self._configured(record):
-            raise ConflictError(
-                f"the configuration has the quota of tenant {record.tenant.name!r}, under "
-                "[quota.tenants]: change it there, and restart bockd"
-            )
-        own = None if quota is None else changed(self._context.quota_of(record), quota)
-        tenant = record.tenant.id
-        return self._tenant(await self._run(lambda: self._accounts.set_quota(tenant, own)))
+        def quota_of(record: TenantRecord) -> Quota | None:
+            if self._configured(record):
+                raise ConflictError(
+                    f"the configuration has the quota of tenant {record.tenant.name!r}, under "
+                    "[quota.tenants]: change it there, and restart bockd"
+                )
+            return None if quota is None else changed(self._context.quota_of(record), quota)
+
+        return self._tenant(await self._run(lambda: self._accounts.set_quota(ref, quota_of)))
 
     async def delete_tenant(self, ref: str) -> None:
         await self._run(lambda: self._accounts.delete_tenant(ref))

@@ -6,6 +6,7 @@ All functions block (on scrypt and on a synced commit) and are not for the event
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from bockd.blockstorage.contract import Quota, Tenant, TenantId, Usage, UserId
@@ -75,13 +76,15 @@ class Accounts:
         self._index.update(change)
         return tenant
 
-    def set_quota(self, ref: str, quota: Quota | None) -> TenantRecord:
-        """Give a tenant a quota of its own; None means the default quota. What the tenant has
-        stays, even if it is more."""
+    def set_quota(self, ref: str, quota_of: Callable[[TenantRecord], Quota | None]) -> TenantRecord:
+        """Give a tenant the quota that `quota_of` makes of its record, within the transaction; None
+        means the default quota. What the tenant has stays, even if it is more. What `quota_of`
+        raises passes through."""
 
         def change(txn: Transaction) -> TenantRecord:
             ledger = Ledger(txn)
-            record = replace(_tenant(ledger, ref), quota=quota)
+            found = _tenant(ledger, ref)
+            record = replace(found, quota=quota_of(found))
             ledger.put_tenant(record)
             return record
 

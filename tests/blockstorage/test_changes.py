@@ -170,7 +170,7 @@ def test_growing_respects_the_quota(store: Store) -> None:
     extend(store, tenant, volume, 2 * GIB)
     assert used(store, tenant) == Usage(volumes=2, gigabytes=4)
     # Within a gigabyte that is counted already there is room, even when a quota was lowered.
-    store.accounts.set_quota(tenant, Quota(volumes=2, gigabytes=1, snapshots=0))
+    store.accounts.set_quota(tenant, lambda _: Quota(volumes=2, gigabytes=1, snapshots=0))
     with pytest.raises(OverLimitError):
         extend(store, tenant, other, 3 * GIB)
 

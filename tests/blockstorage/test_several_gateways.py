@@ -6,16 +6,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trio
 
 from bockd.blockstorage.contract import NewImage, NewSnapshot, NewVolume, Status, TenantId
 from bockd.blockstorage.images import Images
 from bockd.blockstorage.records import API_VOLUMES, IMPORTS, SERVERS, ImageRecord, Ledger
 from bockd.blockstorage.volumes import move_volume
 from bockd.blockstorage.working import earlier_runs_of, workers
+from bockd.control import NewQuota, TenantInfo
+from bockd.daemon.accounts import PoolAccounts
 from bockd.errors import BockdError, ConflictError, InvalidStateError, NotFoundError
 from bockd.index.keys import id_key
 from bockd.model import GIB, NodeKind, Server, ServerKind, SnapshotId
 from bockd.pool.index import Transaction
+from bockd.runtime.steprunner import StepRunner
 from bockd.runtime.steps import run_inline
 from tests.blockstorage.gateways import Gateway, World
 from tests.blockstorage.store import Store, force_status
@@ -88,6 +92,26 @@ def test_an_edit_by_another_gateway_leaves_the_worker(
     a.hooks.at["publish"] = edit
     a.attach(tenant, volume)
     assert a.status(volume) is Status.IN_USE
+
+
+def test_quotas_set_by_two_gateways_at_once_change_what_each_names(
+    a: Gateway, b: Gateway, tenant: TenantId, tmp_path: Path
+) -> None:
+    """Neither has seen what the other one does."""
+
+    async def both() -> list[TenantInfo]:
+        shown = []
+        for gateway, new in (
+            (a, NewQuota(volumes=5)),
+            (b, NewQuota(gigabytes=7)),
+            (a, NewQuota(snapshots=9)),
+        ):
+            accounts = PoolAccounts(gateway.context, StepRunner(), tmp_path)
+            shown.append(await accounts.set_quota(tenant, new))
+        return shown
+
+    *_, last = trio.run(both)
+    assert (last.max_volumes, last.max_gigabytes, last.max_snapshots) == (5, 7, 9)
 
 
 def test_one_daemon_stores_what_it_always_has(store: Store) -> None:

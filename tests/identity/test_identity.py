@@ -381,15 +381,15 @@ def test_accounts_are_unique(store: Store, tenant: TenantId) -> None:
     with pytest.raises(NotFoundError):
         store.accounts.create_access_key("bob")
     with pytest.raises(NotFoundError):
-        store.accounts.set_quota(TenantId("none"), None)
+        store.accounts.set_quota(TenantId("none"), lambda _: None)
 
 
 def test_a_quota_can_be_changed(store: Store, tenant: TenantId) -> None:
     store.volume(tenant)
-    store.accounts.set_quota(tenant, Quota(1, 1, 1))
+    store.accounts.set_quota(tenant, lambda _: Quota(1, 1, 1))
     with pytest.raises(OverLimitError):
         store.volume(tenant)
-    store.accounts.set_quota(tenant, None)
+    store.accounts.set_quota(tenant, lambda _: None)
     store.volume(tenant)
 
 
