@@ -19,6 +19,9 @@ class BockdError(Exception):
 
     code: ClassVar[str] = "internal"
     errno: ClassVar[int] = errno.EIO
+    public_text: str | None = None
+    """What clients over the network are told instead, where the message is for the operator alone:
+    see bockd.publictexts."""
 
 
 class InvalidRequestError(BockdError):
@@ -183,8 +186,9 @@ class UnavailableError(BockdError):
 
 
 class ClusterUnavailableError(UnavailableError):
-    """The storage cluster does not answer, or not now. The message is for the operator; clients
-    over the network are told less (bockd.publictexts)."""
+    """The storage cluster does not answer, or not now."""
+
+    public_text = "the storage cluster does not answer; try again later"
 
 
 class InvalidStateError(ConflictError):

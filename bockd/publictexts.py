@@ -1,8 +1,10 @@
-"""What clients over the network are told of trouble with the storage cluster.
+"""What clients over the network are told of an error.
 
-Its errors name commands, users and files of the operator's. Whoever comes over the network, a
-tenant or somebody whose token nobody has looked at, is told one fixed text. The log has the whole
-one, at most once a minute, and so has the control API.
+The message of an error of the service itself, or of the storage cluster behind it, names files,
+users, commands and addresses of the operator's. Whoever comes over the network, a tenant or
+somebody whose token nobody has looked at, is told a fixed text instead, at once or later, as the
+reason that a volume keeps. The log has the whole message, at most once a minute, and so has the
+control API.
 """
 
 from __future__ import annotations
@@ -10,27 +12,87 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from typing import Final
+from typing import Final, TypeVar
 
-from bockd.errors import ClusterUnavailableError
+from bockd import errors
+from bockd.errors import BockdError, ClusterUnavailableError
 
 log = logging.getLogger(__name__)
 
-CLUSTER_SILENT: Final = "the storage cluster does not answer; try again later"
+CLUSTER_SILENT: Final = ClusterUnavailableError.public_text
+
+CLUSTER_REFUSES: Final = (
+    "the storage cluster refuses this; the service's operator finds the reason in bockd's log"
+)
+
+TOLD: Final = (
+    errors.InvalidRequestError,
+    errors.UnauthorizedError,
+    errors.ForbiddenError,
+    errors.ReadOnlyError,
+    errors.NotFoundError,
+    errors.ConflictError,
+    errors.InUseError,
+    errors.OverLimitError,
+    errors.NotSupportedError,
+    errors.UnavailableError,
+    errors.VolumeFailedError,
+)
+"""Errors that are about what a client has asked for: their messages are told, unless one has a
+`public_text`."""
+
+SERVER_ERROR: Final = "Server Error, please try again later."
+"""Section 4.4.1.1 of the API's specification."""
+
+OWN_TROUBLE: Final[dict[type[BockdError], str]] = {
+    errors.ReadOnlyFileSystemError: (
+        "Read-only file system: what is stored can be read, and nothing changed until the "
+        "service's operator has repaired the disk."
+    ),
+    errors.NoInodesError: (
+        "The service's file system has no inodes left, whatever space it has: its operator can "
+        "remove files there ('df -i' shows it)."
+    ),
+    errors.NoSpaceError: (
+        "The service has no space left for this: delete what you do not need, and try again, or "
+        "ask the service's operator for more."
+    ),
+}
+"""What a client can do about it. Of other trouble of the service itself it is told `SERVER_ERROR`.
+"""
 
 PERIOD_SECONDS: Final = 60.0
 """A text is in the log once in so long, however many clients ask."""
 
 
+def own_trouble(error: BockdError) -> str | None:
+    """Return what a client can do about trouble of the service itself, or None."""
+    return next((text for one, text in OWN_TROUBLE.items() if isinstance(error, one)), None)
+
+
+E = TypeVar("E", bound=BockdError)
+
+
+def for_operator(error: E) -> E:
+    """Return an error, whose message clients over the network are not told from now on."""
+    error.public_text = error.public_text or own_trouble(error) or CLUSTER_REFUSES
+    return error
+
+
 class Discretion:
-    """Tells clients the fixed text. Its methods may be called on any thread."""
+    """Tells clients what they may read. Its methods may be called on any thread."""
 
     def __init__(self) -> None:
         self._logged_at: dict[str, float] = {}
         self._lock = threading.Lock()
 
-    def text(self, error: ClusterUnavailableError) -> str:
-        """Return what a client is told, and log the rest."""
+    def text(self, error: BockdError) -> str:
+        """Return what a client is told, and log a message that it is not told."""
+        told = error.public_text or own_trouble(error)
+        if told is None:
+            if isinstance(error, TOLD):
+                return str(error)
+            told = SERVER_ERROR
         now, whole = time.monotonic(), str(error)
         with self._lock:
             self._logged_at = {
@@ -40,8 +102,8 @@ class Discretion:
             if new:
                 self._logged_at[whole] = now
         if new:
-            log.error("clients are told that the storage cluster does not answer: %s", whole)
-        return CLUSTER_SILENT
+            log.error("clients are told %r: %s", told, whole)
+        return told
 
 
 discretion: Final = Discretion()

@@ -15,7 +15,7 @@ from api.openstack.catalog import Catalog
 from api.openstack.extensions import extension_router
 from api.openstack.faults import (
     NAME_OF_STATUS,
-    SERVER_ERROR,
+    SERVER_FAULT,
     fault_of_error,
     install_faults,
     refuse_body,
@@ -66,7 +66,7 @@ FAULTS: dict[int | str, dict[str, Any]] = {
     }
     for status, name in {
         **NAME_OF_STATUS,
-        HTTPStatus.INTERNAL_SERVER_ERROR: SERVER_ERROR,
+        HTTPStatus.INTERNAL_SERVER_ERROR: SERVER_FAULT,
     }.items()
 }
 """What any operation may answer instead."""

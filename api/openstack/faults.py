@@ -18,11 +18,11 @@ from starlette.types import ASGIApp
 
 from api.faults import explain_validation, sendable
 from bockd import errors
-from bockd.publictexts import discretion
+from bockd.publictexts import SERVER_ERROR, TOLD, discretion, own_trouble
 
 log = logging.getLogger(__name__)
 
-SERVER_ERROR = "cloudServersFault"
+SERVER_FAULT = "cloudServersFault"
 
 NAME_OF_STATUS: dict[int, str] = {
     HTTPStatus.BAD_REQUEST: "badRequest",
@@ -53,27 +53,8 @@ STATUS_OF_ERROR: dict[type[errors.BockdError], HTTPStatus] = {
     errors.NotSupportedError: HTTPStatus.NOT_IMPLEMENTED,
     errors.UnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
 }
-"""The first that fits counts. Any other `BockdError` is the daemon's own trouble: it is logged, and
-the client gets the text of `OWN_TROUBLE`, or 500 without a reason."""
-
-SERVER_ERROR_MESSAGE = "Server Error, please try again later."
-"""Section 4.4.1.1. The reason may name paths, which are not a tenant's business."""
-
-OWN_TROUBLE: dict[type[errors.BockdError], str] = {
-    errors.ReadOnlyFileSystemError: (
-        "Read-only file system: what is stored can be read, and nothing changed until the "
-        "service's operator has repaired the disk."
-    ),
-    errors.NoInodesError: (
-        "The service's file system has no inodes left, whatever space it has: its operator can "
-        "remove files there ('df -i' shows it)."
-    ),
-    errors.NoSpaceError: (
-        "The service has no space left for this: delete what you do not need, and try again, or "
-        "ask the service's operator for more."
-    ),
-}
-"""What a client can do about it, with status 503. The error's own text may name paths."""
+"""The first that fits counts, with the text of bockd.publictexts. Any other `BockdError` is the
+daemon's own trouble: 503 if there is something that the client can do about it, else 500."""
 
 METHODS = ("DELETE", "GET", "HEAD", "POST", "PUT", "PATCH", "OPTIONS")
 
@@ -89,12 +70,12 @@ def fault(status: int, message: str, *, retry_after_seconds: int = 0) -> JSONRes
         headers["Retry-After"] = str(retry_after_seconds)
     if status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Keystone"
-    return JSONResponse({NAME_OF_STATUS.get(status, SERVER_ERROR): detail}, status, headers)
+    return JSONResponse({NAME_OF_STATUS.get(status, SERVER_FAULT): detail}, status, headers)
 
 
 def server_error() -> JSONResponse:
     """Return the response with the fault for an error of the daemon itself."""
-    return fault(HTTPStatus.INTERNAL_SERVER_ERROR, SERVER_ERROR_MESSAGE)
+    return fault(HTTPStatus.INTERNAL_SERVER_ERROR, SERVER_ERROR)
 
 
 def fault_of_error(error: errors.BockdError) -> JSONResponse:
@@ -104,15 +85,15 @@ def fault_of_error(error: errors.BockdError) -> JSONResponse:
         # A quota does not pass by waiting (section 4.4.2: 413); too many requests do.
         status = HTTPStatus.TOO_MANY_REQUESTS if wait else HTTPStatus.REQUEST_ENTITY_TOO_LARGE
         return fault(status, str(error), retry_after_seconds=wait)
-    if isinstance(error, errors.ClusterUnavailableError):
-        return fault(HTTPStatus.SERVICE_UNAVAILABLE, discretion.text(error))
+    told = discretion.text(error)
     for family, status in STATUS_OF_ERROR.items():
         if isinstance(error, family):
-            return fault(status, str(error))
-    log.error("a request failed: %s: %s", type(error).__name__, error)
-    for family, message in OWN_TROUBLE.items():
-        if isinstance(error, family):
-            return fault(HTTPStatus.SERVICE_UNAVAILABLE, message)
+            return fault(status, told)
+    if own_trouble(error) is not None:
+        return fault(HTTPStatus.SERVICE_UNAVAILABLE, told)
+    if isinstance(error, TOLD):
+        # Here it is not told, so it is not logged yet.
+        log.error("a request failed: %s: %s", type(error).__name__, error)
     return server_error()
 
 

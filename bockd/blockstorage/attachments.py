@@ -33,6 +33,7 @@ from bockd.model import NodeKind, Server, VolumeId
 from bockd.pool.gateways import Gateway
 from bockd.pool.index import Transaction
 from bockd.pool.nodes import Nodes
+from bockd.publictexts import discretion
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +121,7 @@ class Attachments:
             attached = replace(attaching, attachment=attachment)
             await self._context.update(lambda txn: _complete(txn, tenant, attached))
         except BockdError as error:
-            reason = f"attaching to server {at.name} failed: {error}"
+            reason = f"attaching to server {at.name} failed: {discretion.text(error)}"
             await self._undo(tenant, at if plugged else None, attaching, reason)
             raise
         hit(Failpoint.API_ATTACHED)
@@ -165,7 +166,7 @@ class Attachments:
                 else:
                     await self._release(tenant, at, attached)
             except BockdError as error:
-                reason = f"detaching from server {server} failed: {error}"
+                reason = f"detaching from server {server} failed: {discretion.text(error)}"
                 await self._context.update(lambda txn: _keep(txn, tenant, attached, reason))
                 raise
         hit(Failpoint.API_DETACHED)
@@ -203,7 +204,8 @@ async def unplug_dead(context: StorageContext, at: Server, volume: Volume) -> st
         await context.devices.unplug(at, attachment_of(volume), force=True)
     except BockdError as error:
         log.warning("volume %s at server %s: %s", volume.id, at.name, error)
-        return f"the device may still be in server {at.name}, where it is dead: {error}"
+        told = discretion.text(error)
+        return f"the device may still be in server {at.name}, where it is dead: {told}"
     return None
 
 

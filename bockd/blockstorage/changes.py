@@ -24,6 +24,7 @@ from bockd.pool.index import Transaction
 from bockd.pool.nodes import Nodes
 from bockd.pool.records import VolumeRecord
 from bockd.pool.reports import Space
+from bockd.publictexts import discretion
 from bockd.runtime.steps import Steps
 from bockd.validation import check_volume_size
 
@@ -77,7 +78,9 @@ class Changes:
             await self._context.devices.resize(at, attachment, size_bytes)
         except BockdError as error:
             log.warning("volume %s, extended, at server %s: %s", volume, at.name, error)
-            reason = f"the disk in server {at.name} was not enlarged at once: {error}"
+            reason = (
+                f"the disk in server {at.name} was not enlarged at once: {discretion.text(error)}"
+            )
         if reason != found.last_error:
             await self._context.update(lambda txn: _note(txn, tenant, volume, attachment, reason))
 

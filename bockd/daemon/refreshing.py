@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import trio
 
 from api.freshness import Refresh
-from bockd.errors import BockdError, ClusterUnavailableError, UnavailableError
+from bockd.errors import BockdError, DeviceError, UnavailableError
 from bockd.nbd.protocol.options import ExportInfo
 from bockd.nbd.server.exports import ExportTable, OpenExport
 from bockd.pool.pool import Pool
@@ -88,8 +88,8 @@ class FreshExports:
 
 
 class DiscreetExports:
-    """A table of exports for clients over the network, who are told no more of trouble with the
-    storage cluster than bockd.publictexts says."""
+    """A table of exports for clients over the network, who are told no more of trouble than
+    bockd.publictexts says."""
 
     def __init__(self, table: ExportTable) -> None:
         self._table = table
@@ -114,8 +114,12 @@ class DiscreetExports:
 def _discreetly() -> Iterator[None]:
     try:
         yield
-    except ClusterUnavailableError as error:
-        raise UnavailableError(discretion.text(error)) from error
+    except BockdError as error:
+        told = discretion.text(error)
+        if told == str(error):
+            raise
+        family = UnavailableError if isinstance(error, UnavailableError) else DeviceError
+        raise family(told) from error
 
 
 def fresh(table: ExportTable, refresh: Refresh | None) -> ExportTable:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from api.openstack.faults import OWN_TROUBLE, STATUS_OF_ERROR
+from api.openstack.faults import STATUS_OF_ERROR
 from bockd import errors
 from bockd.blockstorage.contract import EVERYTHING, Page, TenantId, Volume
-from bockd.publictexts import CLUSTER_SILENT
+from bockd.publictexts import CLUSTER_REFUSES, CLUSTER_SILENT, OWN_TROUBLE, for_operator
 
 from .memory_blockstorage import MemoryBlockStorage
 from .public import Served, fault_of
@@ -81,6 +81,16 @@ def test_of_a_cluster_in_trouble_one_text_is_told_and_the_whole_is_logged_once(
             told = fault_of(client.get("/os-volumes"))
             assert told == (503, "serviceUnavailable", CLUSTER_SILENT)
     assert caplog.text.count("client.bockd: 'ceph -s'; /etc/ceph/x.conf") == 1
+
+
+def test_what_a_cluster_refuses_is_told_without_its_names(
+    served: Served, storage: Failing, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage.error = for_operator(errors.NotFoundError("looking at image 0a1b in pool7/space8"))
+    with served.client() as client:
+        told = fault_of(client.get("/os-volumes"))
+        assert told == (404, "itemNotFound", CLUSTER_REFUSES)
+    assert "image 0a1b in pool7/space8" in caplog.text
 
 
 def test_too_many_requests(served: Served, storage: Failing) -> None:

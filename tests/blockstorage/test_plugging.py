@@ -3,18 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from bockd import publictexts
 from bockd.blockstorage.attachments import Attachments
 from bockd.blockstorage.contract import Attachment, Status, TenantId, Volume
 from bockd.blockstorage.interrupted import detaching, finish_detaching
 from bockd.blockstorage.records import Ledger
 from bockd.blockstorage.running import NoPublisher
 from bockd.blockstorage.servers import Servers
-from bockd.errors import BockdError, InvalidStateError, NoSpaceError, UnavailableError
+from bockd.errors import (
+    BockdError,
+    ClusterUnavailableError,
+    DamagedError,
+    DeviceError,
+    InvalidStateError,
+    NoSpaceError,
+    NotFoundError,
+    UnavailableError,
+)
 from bockd.model import GIB, Server, ServerKind
+from bockd.publictexts import (
+    CLUSTER_REFUSES,
+    CLUSTER_SILENT,
+    OWN_TROUBLE,
+    SERVER_ERROR,
+    for_operator,
+)
 from bockd.runtime.steps import Blocking, Steps, run_inline
 from tests.blockstorage.store import Store, running
 
@@ -25,6 +43,8 @@ class Journal(NoPublisher):
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.failing: set[str] = set()
+        self.error: BockdError | None = None
+        """What is raised instead of an UnavailableError that says who does not answer."""
         self.store: Store
 
     async def publish(self, attachment: Attachment) -> None:
@@ -56,7 +76,7 @@ class Journal(NoPublisher):
         assert found is not None
         self.calls.append(f"{call} while {found.volume.status}")
         if call in self.failing:
-            raise UnavailableError(f"{call}: nobody answers")
+            raise self.error or UnavailableError(f"{call}: nobody answers")
 
 
 @pytest.fixture
@@ -115,6 +135,47 @@ def test_a_device_that_cannot_be_plugged_in(
     journal.failing = set()
     attach(store, tenant, volume)
     assert store.look(tenant, volume).last_error is None
+
+
+SECRET = "image pool7/space8/img at 10.1.2.3; /var/lib/bockd/replica"
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ClusterUnavailableError(SECRET), CLUSTER_SILENT),
+        (for_operator(DeviceError(SECRET)), CLUSTER_REFUSES),
+        (for_operator(NotFoundError(SECRET)), CLUSTER_REFUSES),
+        (for_operator(NoSpaceError(SECRET)), OWN_TROUBLE[NoSpaceError]),
+        (DeviceError(SECRET), SERVER_ERROR),
+        (DamagedError(SECRET), SERVER_ERROR),
+        (NoSpaceError(SECRET), OWN_TROUBLE[NoSpaceError]),
+    ],
+)
+@pytest.mark.parametrize("step", ["publish", "withdraw", "pull", "resize to 2 GiB"])
+def test_the_reason_that_a_volume_keeps_is_one_that_its_tenant_may_read(
+    store: Store,
+    tenant: TenantId,
+    journal: Journal,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+    error: BockdError,
+    told: str,
+) -> None:
+    monkeypatch.setattr(publictexts.discretion, "_logged_at", {})
+    volume = store.volume(tenant)
+    journal.failing, journal.error = {step}, error
+    with suppress(BockdError):
+        attach(store, tenant, volume)
+        if step == "resize to 2 GiB":
+            store.run(lambda s: s.extend_volume(tenant, volume.id, 2 * GIB))
+        else:
+            detach(store, tenant, volume, force=step == "pull")
+    kept = store.look(tenant, volume).last_error or ""
+    assert kept.endswith(told)
+    assert SECRET not in kept
+    assert SECRET in caplog.text
 
 
 def test_a_device_grows_with_its_volume(store: Store, tenant: TenantId, journal: Journal) -> None:

@@ -20,10 +20,19 @@ from bockd.daemon.refreshing import DiscreetExports, FreshExports, Refreshing, f
 from bockd.drivers.memory import pool as memory
 from bockd.drivers.memory.index import MemoryIndex, MemoryTransaction
 from bockd.drivers.memory.pool import MemoryPool
-from bockd.errors import ClusterUnavailableError, DamagedError, NotFoundError, UnavailableError
+from bockd.errors import (
+    BockdError,
+    ClusterUnavailableError,
+    DamagedError,
+    DeviceError,
+    NotFoundError,
+    UnavailableError,
+    VolumeFailedError,
+)
 from bockd.model import MIB
-from bockd.nbd.server.exports import NoExports
-from bockd.publictexts import CLUSTER_SILENT
+from bockd.nbd.protocol.errors import answer
+from bockd.nbd.server.exports import NoExports, OpenExport
+from bockd.publictexts import CLUSTER_REFUSES, CLUSTER_SILENT, SERVER_ERROR, for_operator
 from bockd.runtime.steprunner import StepRunner
 from bockd.runtime.steps import run_inline
 from tests.nbd.protocol import wire
@@ -252,6 +261,31 @@ async def test_over_the_network_one_text_is_told_of_a_cluster_in_trouble() -> No
         with pytest.raises(UnavailableError) as refusal:
             await lookup()
         assert str(refusal.value) == CLUSTER_SILENT
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (for_operator(DeviceError("rbd config image remove pool7/space8")), CLUSTER_REFUSES),
+        (DamagedError("/var/lib/bockd/index"), SERVER_ERROR),
+        (NotFoundError("no such export"), "no such export"),
+        (VolumeFailedError("volume 3 is refused"), "volume 3 is refused"),
+    ],
+)
+@in_trio
+async def test_over_the_network_nothing_is_told_that_is_for_the_operator(
+    error: BockdError, told: str
+) -> None:
+    class Failing(NoExports):
+        async def open(self, name: str) -> OpenExport:
+            del name
+            raise error
+
+    with pytest.raises(BockdError) as refusal:
+        await DiscreetExports(Failing()).open("x")
+    assert str(refusal.value) == told
+    # So is a request that fails later, for what is a driver's own.
+    assert answer(error)[1] == (error.public_text or str(error))
 
 
 def test_a_pool_of_one_daemon_awaits_nothing() -> None:

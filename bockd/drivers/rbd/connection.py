@@ -14,6 +14,7 @@ from bockd.drivers.rbd.binding import rados
 from bockd.drivers.rbd.errors import CEPH_ERRORS, ShutOutError, errno_of, from_ceph_error
 from bockd.drivers.rbd.settings import WHERE_KNOWN
 from bockd.errors import BockdError, ClusterUnavailableError, DeniedError
+from bockd.publictexts import for_operator
 
 
 def connect(settings: RbdSettings, options: Mapping[str, str]) -> rados.Rados:
@@ -138,7 +139,9 @@ def _refusal(error: Exception, settings: RbdSettings) -> BockdError:
     user = f"client.{settings.user}"
     number = errno_of(error)
     if number in (errno.EACCES, errno.EPERM):
-        return DeniedError(f"the Ceph cluster does not know {user} by the key in its keyring")
+        return for_operator(
+            DeniedError(f"the Ceph cluster does not know {user} by the key in its keyring")
+        )
     if number == errno.ENOENT:
         return ClusterUnavailableError(
             f"no keyring has a key of {user}: rbd.keyring_file says which does ({error})"

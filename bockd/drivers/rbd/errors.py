@@ -17,6 +17,7 @@ from bockd.errors import (
     NotFoundError,
     VolumeTakenError,
 )
+from bockd.publictexts import for_operator
 
 
 class ShutOutError(ClusterUnavailableError):
@@ -60,7 +61,11 @@ def errno_of(error: Exception) -> int:
 
 def from_ceph_error(error: Exception, doing: str) -> BockdError:
     """Translate a Ceph error to a BockdError. `doing` says what was attempted, as in "reading the
-    index"."""
+    index". Clients over the network are told less."""
+    return for_operator(_translated(error, doing))
+
+
+def _translated(error: Exception, doing: str) -> BockdError:
     number = errno_of(error)
     reason = os.strerror(number)
     if number == errno.ENOSPC:

@@ -14,6 +14,7 @@ from typing import TypedDict
 
 from bockd.config.rbd import RbdSettings
 from bockd.errors import DeviceError
+from bockd.publictexts import for_operator
 
 INDEX_TIMEOUT_SECONDS = 10
 """An operation on records takes milliseconds, or 10 s when an OSD dies without a word."""
@@ -93,9 +94,11 @@ def refuse_overrides(
             if one["source"] == _FROM_IMAGE
             else f"rbd config pool remove {settings.pool} {key}"
         )
-        raise DeviceError(
-            f"image {image}: Ceph has {key}={value} for it, with which bockd cannot keep its "
-            f"promises: '{remedy}' removes that"
+        raise for_operator(
+            DeviceError(
+                f"image {image}: Ceph has {key}={value} for it, with which bockd cannot keep its "
+                f"promises: '{remedy}' removes that"
+            )
         )
 
 

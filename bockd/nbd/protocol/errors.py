@@ -52,9 +52,9 @@ def nbd_errno(number: int) -> int:
 def answer(error: Exception) -> tuple[int, str]:
     """Return the NBD error value and the text with which a request is answered that failed with
     `error`. This is the one place where errors become NBD's. A client is not told the details of a
-    bug of ours."""
+    bug of ours, nor what is for the operator alone."""
     if isinstance(error, BockdError):
-        return nbd_errno(error.errno), str(error)
+        return nbd_errno(error.errno), error.public_text or str(error)
     if isinstance(error, OSError):
         return nbd_errno(error.errno or nbd.EIO), error.strerror or "input/output error"
     if isinstance(error, MemoryError):

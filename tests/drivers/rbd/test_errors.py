@@ -57,6 +57,7 @@ def test_each_error_has_a_kind_and_says_what_was_done(
     assert type(error) is kind
     assert str(error).startswith("reading the index: ")
     assert words in str(error)
+    assert words not in (error.public_text or words)
 
 
 @pytest.mark.parametrize("error", [rados.Error("no number"), rbd.Error("no number")])

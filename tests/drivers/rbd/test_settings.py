@@ -9,6 +9,7 @@ import pytest
 from bockd.config.rbd import RbdSettings
 from bockd.drivers.rbd.settings import Override, index_options, refuse_overrides, volume_options
 from bockd.errors import DeviceError
+from bockd.publictexts import CLUSTER_REFUSES
 
 
 def test_the_index_connection_gives_up_after_ten_seconds() -> None:
@@ -55,7 +56,10 @@ def test_what_an_image_or_its_pool_overrides_is_refused() -> None:
     refuse("rbd_cache", "true", 0)  # the connection's own
     refuse("rbd_cache", "false", 2)
     refuse("rbd_qos_iops_limit", "7", 2)  # bockd says nothing about it
-    with pytest.raises(DeviceError, match="rbd config image remove pool/space/img rbd_cache'"):
+    with pytest.raises(
+        DeviceError, match="rbd config image remove pool/space/img rbd_cache'"
+    ) as refused:
         refuse("rbd_cache", "true", 2)
+    assert refused.value.public_text == CLUSTER_REFUSES
     with pytest.raises(DeviceError, match="rbd config pool remove pool rbd_plugins'"):
         refuse("rbd_plugins", "pwl_cache", 1)
