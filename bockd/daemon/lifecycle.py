@@ -25,9 +25,8 @@ from api.openstack.app import create_public_app
 from api.openstack.nbd import NbdFrontends
 from api.serve import serve_api, serve_public
 from bockd import descriptors
-from bockd.blockstorage.interrupted import detaching, finish_detaching, resolve_interrupted
+from bockd.blockstorage.interrupted import detaching, resolve_interrupted
 from bockd.blockstorage.plugging import DevicePlugger
-from bockd.blockstorage.records import OwnedVolume
 from bockd.blockstorage.running import StorageContext
 from bockd.blockstorage.servers import Servers
 from bockd.blockstorage.service import PoolBlockStorage
@@ -43,6 +42,7 @@ from bockd.daemon.backend import Backend, BackendKind
 from bockd.daemon.capacity import Capacity
 from bockd.daemon.configured import catalog, one_identity, servers, storage_context
 from bockd.daemon.control import PoolControl
+from bockd.daemon.detachings import Detachings
 from bockd.daemon.ending import ending_signals
 from bockd.daemon.exports import PoolExports
 from bockd.daemon.fileview import FileView
@@ -73,7 +73,7 @@ from bockd.pool.pool import Pool
 from bockd.processors import granted_cores
 from bockd.runtime.asyncbridge import AsyncBridge
 from bockd.runtime.steprunner import StepRunner
-from bockd.runtime.steps import Steps, blocking
+from bockd.runtime.steps import Steps
 from bockd.tls.certificates import Certificates, wanted
 from bockd.unixsocket import listening_unix
 from bockd.vm.machines import Machines
@@ -220,20 +220,13 @@ class _Daemon:
             )
             # Before a machine is looked for at its QMP socket.
             await self._runner.run(Servers(self._context).configure(servers(self._settings)))
+            self._detachings = Detachings(self._context, self._retrying)
             for owned in detaching(self._context):
-                self._retrying.start(
-                    f"detaching volume {owned.volume.id}",
-                    partial(self._finish_detaching, owned),
-                )
+                self._detachings.finish(owned)
             self._backend.begin_background()
             await self._open_frontends()
         finally:
             await self._backend.close()
-
-    async def _finish_detaching(self, owned: OwnedVolume) -> None:
-        """Finish it, unless somebody has done so since it was put off."""
-        if owned in await blocking(detaching, self._context):
-            await finish_detaching(self._context, owned)
 
     def _waiting(self) -> tuple[str, ...]:
         """Background work that was put off."""
@@ -314,7 +307,7 @@ class _Daemon:
             frontends.start_soon(capacity.run)
             frontends.start_soon(self._retrying.run)
             if (gateways := self._backend.gateways) is not None:
-                stranded = Stranded(self._context, gateways, self._runner, self._retrying)
+                stranded = Stranded(self._context, gateways, self._runner, self._detachings)
                 frontends.start_soon(stranded.run)
             frontends.start_soon(self._idle.run)
             # What is alive now stays; the collector need not look at it again.

@@ -14,20 +14,16 @@ of something that nobody works on here any more.
 from __future__ import annotations
 
 import logging
-from functools import partial
 
 import trio
 
-from bockd.blockstorage.interrupted import detaching, finish_detaching, resolve_interrupted
-from bockd.blockstorage.records import OwnedVolume
+from bockd.blockstorage.interrupted import resolve_interrupted
 from bockd.blockstorage.running import StorageContext
 from bockd.blockstorage.working import Key, Whose, begun, workers
 from bockd.daemon.backend import GatewayControl
-from bockd.daemon.retrying import MAY_PASS, Retrying
+from bockd.daemon.detachings import Detachings
 from bockd.errors import BockdError, InUseError
-from bockd.model import NodeKind
 from bockd.runtime.steprunner import StepRunner
-from bockd.runtime.steps import blocking
 
 log = logging.getLogger(__name__)
 
@@ -43,20 +39,18 @@ class Stranded:
         context: StorageContext,
         gateways: GatewayControl,
         runner: StepRunner,
-        retrying: Retrying,
+        detachings: Detachings,
         round_seconds: float = ROUND_SECONDS,
     ) -> None:
         self._context = context
         self._gateways = gateways
         self._runner = runner
-        self._retrying = retrying
+        self._detachings = detachings
         self._round_seconds = round_seconds
         self._silent: set[str] = set()
         """Who has not answered in the last round."""
         self._idle: set[Key] = set()
         """What nobody has worked on in the last round, though this gateway has begun it."""
-        self._detaching: set[Key] = set()
-        """Volumes whose detaching is being finished, or waits for that."""
         self._told: str | None = None
 
     async def run(self) -> None:
@@ -118,9 +112,9 @@ class Stranded:
         """Resolve what this gateway has begun, and has had to give up."""
         own = self._gateways.author
         # As it was before the look, too: what has ended meanwhile is in the middle of nothing.
-        busy = {*self._context.at_work, *self._detaching}
+        busy = {*self._context.at_work, *self._detachings.unfinished()}
         ours = await trio.to_thread.run_sync(self._begun_by, own)
-        idle = ours - busy - self._context.at_work.keys() - self._detaching
+        idle = ours - busy - self._context.at_work.keys() - self._detachings.unfinished()
         stuck = idle & self._idle
         self._idle = idle - stuck
         if not stuck:
@@ -138,20 +132,5 @@ class Stranded:
             return {key for key, worker in begun(txn).items() if worker == author}
 
     async def _resolve(self, whose: Whose) -> None:
-        left = await self._runner.run(resolve_interrupted(self._context, whose))
-        for owned in left:
-            self._detaching.add((NodeKind.VOLUME, owned.volume.id))
-            self._retrying.start(
-                f"detaching volume {owned.volume.id}", partial(self._finish_detaching, owned)
-            )
-
-    async def _finish_detaching(self, owned: OwnedVolume) -> None:
-        try:
-            if owned in await blocking(detaching, self._context):
-                await finish_detaching(self._context, owned)
-        except MAY_PASS:
-            raise  # it is tried again
-        except BaseException:
-            self._detaching.discard((NodeKind.VOLUME, owned.volume.id))
-            raise
-        self._detaching.discard((NodeKind.VOLUME, owned.volume.id))
+        for owned in await self._runner.run(resolve_interrupted(self._context, whose)):
+            self._detachings.finish(owned)

@@ -10,7 +10,9 @@ import pytest
 import trio
 
 from bockd.blockstorage.contract import Status, TenantId
+from bockd.blockstorage.interrupted import resolve_interrupted
 from bockd.blockstorage.records import Ledger, OwnedVolume
+from bockd.daemon.detachings import Detachings
 from bockd.daemon.retrying import Retrying
 from bockd.daemon.stranded import Stranded
 from bockd.errors import InUseError, UnavailableError
@@ -58,7 +60,13 @@ def stranded(gateway: Gateway, round_seconds: float = 30.0) -> Stranded:
     def spawn(steps: Steps[None]) -> None:
         run_inline(steps)
 
-    return Stranded(gateway.context, gateway.table, StepRunner(), Retrying(spawn), round_seconds)
+    return Stranded(
+        gateway.context,
+        gateway.table,
+        StepRunner(),
+        Detachings(gateway.context, Retrying(spawn)),
+        round_seconds,
+    )
 
 
 def test_a_run_that_is_silent_twice_is_gone(
@@ -193,7 +201,9 @@ def test_a_detaching_that_is_tried_again_is_not_begun_twice(
     tries: list[Steps[None]] = []
 
     async def main() -> None:
-        rounds = Stranded(a.context, a.table, StepRunner(), Retrying(tries.append))
+        rounds = Stranded(
+            a.context, a.table, StepRunner(), Detachings(a.context, Retrying(tries.append))
+        )
         for _ in range(5):
             await rounds.round()
         assert a.status(volume) is Status.DETACHING
@@ -204,6 +214,28 @@ def test_a_detaching_that_is_tried_again_is_not_begun_twice(
 
     trio.run(main)
     assert len(tries) == 1
+
+
+def test_what_a_start_finishes_no_round_begins_again(
+    world: World, gateways: tuple[Gateway, Gateway]
+) -> None:
+    a, _ = gateways
+    _, volume = attaching(a)
+    tries: list[Steps[None]] = []
+    detachings = Detachings(a.context, Retrying(tries.append))
+    for owned in run_inline(resolve_interrupted(a.context, lambda _worker, _key: True)):
+        detachings.finish(owned)
+
+    async def main() -> None:
+        rounds = Stranded(a.context, a.table, StepRunner(), detachings)
+        for _ in range(5):
+            await rounds.round()
+
+    trio.run(main)
+    (only,) = tries
+    run_inline(only)
+    assert a.status(volume) is Status.AVAILABLE
+    assert detachings.unfinished() == set()
 
 
 def test_the_records_are_not_decoded_by_the_event_loop(
@@ -223,7 +255,9 @@ def test_the_records_are_not_decoded_by_the_event_loop(
 
     async def main() -> None:
         tries: list[Steps[None]] = []
-        rounds = Stranded(a.context, a.table, StepRunner(), Retrying(tries.append))
+        rounds = Stranded(
+            a.context, a.table, StepRunner(), Detachings(a.context, Retrying(tries.append))
+        )
         while not tries:
             await rounds.round()
         await StepRunner().run(tries[0])

@@ -20,6 +20,7 @@ from bockd.blockstorage.running import NoPublisher, StorageContext
 from bockd.blockstorage.volumes import Volumes
 from bockd.blockstorage.working import earlier_runs_of
 from bockd.config.rbd import RbdSettings
+from bockd.daemon.detachings import Detachings
 from bockd.daemon.retrying import Retrying
 from bockd.daemon.stranded import Stranded
 from bockd.identity.accounts import Accounts
@@ -85,7 +86,7 @@ def test_a_gateway_that_hangs_and_comes_back_breaks_nothing(
             here.run(steps)
 
         async def look_after() -> None:
-            rounds = Stranded(context, table, StepRunner(), Retrying(spawn))
+            rounds = Stranded(context, table, StepRunner(), Detachings(context, Retrying(spawn)))
             await rounds.round()
             assert statuses() == between
             child.send_signal(signal.SIGSTOP)
