@@ -17,12 +17,16 @@ from bockd.model import NodeKind, export_name
 from bockd.pool.index import Transaction
 from bockd.pool.pool import Pool
 from bockd.pool.records import SnapshotRecord, VolumeRecord
-from bockd.runtime.steps import Steps, blocking
+from bockd.runtime.steps import Steps, blocking, blocking_apart
 
 T = TypeVar("T")
 
 DEFAULT_ZONE = "nova"
 """`availabilityZone` of a volume that asks for none, as the specification prints it (4.4.2.1)."""
+
+
+COMMITTING = "commits"
+"""Kind of the calls that change the index which several gateways share."""
 
 
 class OperationRunner(Protocol):
@@ -156,4 +160,7 @@ class StorageContext:
 
     async def update(self, change: Callable[[Transaction], T]) -> T:
         """Run `change` in a transaction of its own; see `Index.update`."""
+        if self.pool.features.several_gateways:
+            # The cluster may not answer for some time, and others may have nothing to do with it.
+            return await blocking_apart(COMMITTING, self.pool.index.update, change)
         return await blocking(self.pool.index.update, change)

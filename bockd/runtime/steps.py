@@ -289,6 +289,11 @@ async def call_blocking(function: Callable[P, T], *args: P.args, **kwargs: P.kwa
     return await blocking(function, *args, **kwargs)
 
 
+async def call_apart(kind: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run an operation that is one call of a kind (`blocking_apart`)."""
+    return await blocking_apart(kind, function, *args, **kwargs)
+
+
 class Background:
     """Collects background operations for a caller without an event loop, to be run when it
     chooses: `spawn` is what the engine is given, `run` empties the list."""

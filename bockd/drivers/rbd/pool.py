@@ -19,7 +19,7 @@ from bockd.drivers.rbd.opennodes import OpenNodes
 from bockd.drivers.rbd.recalling import recall
 from bockd.drivers.rbd.records import Identity, volume_record
 from bockd.drivers.rbd.releasing import OnAsked, Post, Releases
-from bockd.drivers.rbd.session import Session
+from bockd.drivers.rbd.session import CHANGING, MEASURING, Session
 from bockd.drivers.rbd.snapshots import SnapshotOperations
 from bockd.drivers.rbd.volumes import VolumeOperations
 from bockd.errors import NotFoundError, VolumeFailedError, volume_failed
@@ -31,7 +31,7 @@ from bockd.pool.nodes import Nodes
 from bockd.pool.pool import EndConnections, Naming, WithSnapshot, WithVolume, nothing_more
 from bockd.pool.records import SnapshotRecord, VolumeRecord
 from bockd.pool.reports import Attributes, CheckReport, Shares, Space, SpacePage
-from bockd.runtime.steps import Spawn, Steps, blocking, call_blocking
+from bockd.runtime.steps import Spawn, Steps, blocking_apart, call_apart
 
 FEATURES = Features(
     driver="rbd",
@@ -143,7 +143,7 @@ class RbdPool:
 
     async def announce(self, addresses: Addresses) -> None:
         """See `Pool.announce`."""
-        await blocking(self.session.table.announce, addresses)
+        await blocking_apart(CHANGING, self.session.table.announce, addresses)
 
     def release_volume(self, volume: VolumeId, manner: Manner) -> Steps[bool]:
         """Give a volume up, if it is open here, as if another gateway had asked for it: politely
@@ -275,7 +275,7 @@ class RbdPool:
 
     def measure(self, kind: NodeKind, node: int) -> Steps[Space]:
         """See `Pool.measure`. By objects."""
-        return call_blocking(space.measure, self.session, kind, node)
+        return call_apart(MEASURING, space.measure, self.session, kind, node)
 
     def measure_all(self, after: int, until: Callable[[], bool]) -> Steps[SpacePage]:
         """See `Pool.measure_all`. By objects."""
@@ -283,7 +283,7 @@ class RbdPool:
 
     def shares(self, images: frozenset[SnapshotId]) -> Steps[Shares]:
         """See `Pool.shares`. By objects."""
-        return call_blocking(space.shares, self.session, images)
+        return call_apart(MEASURING, space.shares, self.session, images)
 
     def attributes(self, nodes: Nodes, kind: NodeKind, node: int) -> Attributes:
         """See `Pool.attributes`."""
@@ -299,4 +299,4 @@ class RbdPool:
 
     def check(self) -> Steps[CheckReport]:
         """See `Pool.check`."""
-        return call_blocking(check, self.session)
+        return call_apart(MEASURING, check, self.session)

@@ -19,6 +19,7 @@ from dataclasses import replace
 from bockd.drivers.rbd.messages import Manner
 from bockd.drivers.rbd.opennodes import OpenNodes
 from bockd.drivers.rbd.records import RbdVolumeRecord, put_record, volume_record
+from bockd.drivers.rbd.session import CHANGING
 from bockd.drivers.rbd.taking import C, Taker
 from bockd.errors import NotFoundError, VolumeFailedError, VolumeTakenError
 from bockd.model import VolumeId
@@ -34,13 +35,13 @@ def recall(nodes: OpenNodes, volume: VolumeId, *, force: bool) -> Steps[str | No
     ledger = session.taker.ledger
 
     async def steps() -> str | None:
-        seen = await blocking(ledger.look, volume)
+        seen = await blocking_apart(CHANGING, ledger.look, volume)
         opened = nodes.volumes.get(volume)
         if opened is not None and opened.taken.epoch == seen.epoch:
             try:
                 await opened.device.flush()
             except VolumeTakenError:
-                seen = await blocking(ledger.look, volume)
+                seen = await blocking_apart(CHANGING, ledger.look, volume)
             except VolumeFailedError as error:
                 return str(error)
             else:

@@ -21,11 +21,16 @@ from bockd.drivers.rbd.index import SharedIndex
 from bockd.drivers.rbd.log import Log
 from bockd.drivers.rbd.radosobjects import INDEX, RadosObjects
 from bockd.drivers.rbd.records import Identity, Tenures
+from bockd.drivers.rbd.removals import Removals
 from bockd.drivers.rbd.settings import index_options, volume_options
 from bockd.drivers.rbd.taking import Taker
 from bockd.errors import NotFoundError, PoolFormatError
 
 log = logging.getLogger(__name__)
+
+CHANGING, MEASURING = "changing volumes", "measuring images"
+"""Kinds of calls (bockd.runtime.steps.blocking_apart): an operation on records and images, whose
+calls may take 10 s each while the cluster does not answer, or hang where a volume is taken."""
 
 EMPTY = frozenset({INDEX, BUS, "rbd_directory", "rbd_info", "rbd_children", "rbd_trash"})
 """Objects of a namespace in which there is nothing. The last four stay when all images are gone."""
@@ -50,6 +55,7 @@ class Session:
         """Where images are made, changed, looked at and removed."""
         self.snapshots = CommonConnection(settings, volume_options(settings))
         """Where snapshots are read: without a limit, as volumes are."""
+        self.removals = Removals(settings)
         with ExitStack() as stack:
             self.cluster = connect(settings, index_options(settings))
             stack.callback(self.cluster.shutdown)
@@ -64,6 +70,7 @@ class Session:
             stack.callback(self.index.close)
             stack.callback(self.images.close)
             stack.callback(self.snapshots.close)
+            stack.callback(self.removals.close)
             self.bus = Bus(settings, self.ioctx, self.who, release)
             stack.callback(self.bus.close)
             self.table = Gateways(self.index, self.who, self.bus, lambda: self.clock())

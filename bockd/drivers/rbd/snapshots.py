@@ -5,6 +5,7 @@ What bockd.pool.pool says about errors and about `in_transaction` holds here.
 
 from __future__ import annotations
 
+from bockd.drivers.rbd.connection import Connected
 from bockd.drivers.rbd.images import new_name, remove_image, remove_snap, take_snap
 from bockd.drivers.rbd.making import making, try_to
 from bockd.drivers.rbd.messages import Manner
@@ -20,6 +21,7 @@ from bockd.drivers.rbd.records import (
     volume_record,
     volume_records,
 )
+from bockd.drivers.rbd.session import CHANGING
 from bockd.drivers.rbd.vacating import look_at_snapshot, look_at_volume, reach, vacate
 from bockd.errors import InUseError
 from bockd.failpoints import Failpoint, hit
@@ -28,7 +30,7 @@ from bockd.pool.choices import name_of
 from bockd.pool.index import Transaction
 from bockd.pool.nodes import Nodes
 from bockd.pool.pool import Naming, WithSnapshot
-from bockd.runtime.steps import Steps, blocking, call_blocking, try_spawn
+from bockd.runtime.steps import Steps, blocking_apart, call_apart, try_spawn
 from bockd.validation import check_name
 
 
@@ -47,7 +49,7 @@ class SnapshotOperations:
         if isinstance(name, str):
             check_name(name)
         return self._nodes.exclusive(
-            volume, call_blocking, self._create, volume, name, in_transaction
+            volume, call_apart, CHANGING, self._create, volume, name, in_transaction
         )
 
     def _create(
@@ -112,7 +114,7 @@ class SnapshotOperations:
         async def steps() -> RbdSnapshotRecord:
             self._nodes.refuse_used(NodeKind.VOLUME, volume)
             await self._nodes.close_volume(volume)
-            return await blocking(self._freeze, volume, naming, in_transaction)
+            return await blocking_apart(CHANGING, self._freeze, volume, naming, in_transaction)
 
         return self._nodes.exclusive(volume, steps)
 
@@ -161,25 +163,27 @@ class SnapshotOperations:
         async def steps() -> None:
             self._nodes.refuse_used(NodeKind.SNAPSHOT, snapshot)
             await self._nodes.close_snapshot(snapshot)
-            record, named = await blocking(forget)
+            record, named = await blocking_apart(CHANGING, forget)
             hit(Failpoint.IMAGE_FORGOTTEN)
-            removing = call_blocking(self._discard, record, image_too=not named)
-            try_spawn(self._nodes.spawn, removing)
+            try_spawn(self._nodes.spawn, self._discard(record, image_too=not named))
 
         return self._nodes.exclusive(snapshot, steps)
 
-    def _discard(self, record: RbdSnapshotRecord, *, image_too: bool) -> None:
-        """Remove a snap that nothing names any more, and perhaps its image."""
+    async def _discard(self, record: RbdSnapshotRecord, *, image_too: bool) -> None:
+        """Remove a snap that nothing names any more, and perhaps its image, in the background."""
+        doing = f"removing snap {record.snap} of image {record.image}"
 
-        def remove() -> None:
+        def remove(connected: Connected) -> None:
+            remove_snap(connected.ioctx, record.image, record.snap)
+            if image_too:
+                remove_image(connected.ioctx, record.image)
+
+        def ask() -> None:
             # It may have been opened by another gateway before that knew.
             self._session.bus.ask(record.snap, Manner.FIRM)
-            self._remove_snap(record.image, record.snap)
-            if image_too:
-                with self._session.images.use() as (_, ioctx):
-                    remove_image(ioctx, record.image)
+            self._session.removals.put(doing, remove)
 
-        try_to(f"removing snap {record.snap} of image {record.image}", remove)
+        await blocking_apart(CHANGING, try_to, doing, ask)
 
     def _remove_snap(self, image: str, snap: str) -> None:
         with self._session.images.use() as (_, ioctx):

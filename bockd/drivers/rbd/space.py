@@ -25,13 +25,13 @@ from bockd.drivers.rbd.records import (
     volume_record,
     volume_records,
 )
-from bockd.drivers.rbd.session import Session
+from bockd.drivers.rbd.session import MEASURING, Session
 from bockd.errors import ClusterUnavailableError, NotFoundError
 from bockd.model import BLOCK_SIZE, NodeKind, SnapshotId, VolumeId
 from bockd.pool.index import Transaction
 from bockd.pool.nodes import Nodes
 from bockd.pool.reports import Attributes, NodeSpace, Shares, Space, SpacePage
-from bockd.runtime.steps import blocking
+from bockd.runtime.steps import blocking_apart
 
 ROOM_SECONDS = 10
 """How long the monitors may take to say how much room there is."""
@@ -68,7 +68,7 @@ async def measure_all(nodes: OpenNodes, after: int, until: Callable[[], bool]) -
         if node <= after:
             continue
         try:
-            space = await blocking(measure, session, kind, node)
+            space = await blocking_apart(MEASURING, measure, session, kind, node)
         except NotFoundError:
             continue  # it has been deleted since, or it lacks its image, which a check tells
         spaces.append(NodeSpace(kind, node, space))

@@ -20,7 +20,7 @@ from bockd.drivers.rbd.images import (
     new_name,
     remove_image,
 )
-from bockd.drivers.rbd.making import making, try_to
+from bockd.drivers.rbd.making import making
 from bockd.drivers.rbd.opennodes import OpenNodes, refuse_failed
 from bockd.drivers.rbd.records import (
     RbdSnapshotRecord,
@@ -31,6 +31,7 @@ from bockd.drivers.rbd.records import (
     unchanged,
     volume_record,
 )
+from bockd.drivers.rbd.session import CHANGING
 from bockd.drivers.rbd.vacating import look_at_snapshot, look_at_volume, reach, vacate
 from bockd.errors import ConflictError, InUseError, InvalidRequestError
 from bockd.failpoints import Failpoint, hit
@@ -39,7 +40,7 @@ from bockd.pool.choices import check_new_volume, content_of, name_of, size_of
 from bockd.pool.index import Transaction
 from bockd.pool.nodes import Nodes
 from bockd.pool.pool import Naming, WithVolume
-from bockd.runtime.steps import Steps, blocking, call_blocking, try_spawn
+from bockd.runtime.steps import Steps, blocking_apart, call_apart
 from bockd.validation import check_volume_size
 
 Showing = Callable[[RbdVolumeRecord, RbdSnapshotRecord], RbdVolumeRecord]
@@ -81,8 +82,8 @@ class VolumeOperations:
             )
 
         if from_snapshot is None:
-            return call_blocking(create)
-        return self._nodes.exclusive(from_snapshot, call_blocking, create)
+            return call_apart(CHANGING, create)
+        return self._nodes.exclusive(from_snapshot, call_apart, CHANGING, create)
 
     def _create(
         self,
@@ -140,7 +141,9 @@ class VolumeOperations:
         check_volume_size(size_bytes)
 
         async def steps() -> RbdVolumeRecord:
-            record = await blocking(self._extend, volume, size_bytes, in_transaction)
+            record = await blocking_apart(
+                CHANGING, self._extend, volume, size_bytes, in_transaction
+            )
             if (opened := self._nodes.volumes.get(volume)) is not None:
                 opened.device.grow(max(record.size_bytes, opened.device.size_bytes))
             return record
@@ -188,7 +191,7 @@ class VolumeOperations:
         async def steps() -> RbdVolumeRecord:
             self._nodes.refuse_used(NodeKind.VOLUME, volume)
             await self._nodes.close_volume(volume)
-            record = await blocking(self._session.index.update, change)
+            record = await blocking_apart(CHANGING, self._session.index.update, change)
             self._nodes.refusals.pop(volume, None)
             return record
 
@@ -212,7 +215,7 @@ class VolumeOperations:
         async def steps() -> None:
             self._nodes.refuse_used(NodeKind.VOLUME, volume)
             await self._nodes.close_volume(volume)
-            seen = await blocking(forget)
+            seen = await blocking_apart(CHANGING, forget)
             self._nodes.refusals.pop(volume, None)
             self._discard(seen.image)
 
@@ -255,7 +258,9 @@ class VolumeOperations:
     ) -> RbdVolumeRecord:
         self._nodes.refuse_used(NodeKind.VOLUME, volume)
         await self._nodes.close_volume(volume)
-        old, record = await blocking(self._replace, volume, snapshot, shown, in_transaction)
+        old, record = await blocking_apart(
+            CHANGING, self._replace, volume, snapshot, shown, in_transaction
+        )
         self._discard(old)
         return record
 
@@ -305,8 +310,9 @@ class VolumeOperations:
 
     def _discard(self, image: str) -> None:
         """Remove an image that nothing names any more, in the background."""
-        doing = f"removing image {image}"
-        try_spawn(self._nodes.spawn, call_blocking(try_to, doing, lambda: self._remove(image)))
+        self._session.removals.put(
+            f"removing image {image}", lambda connected: remove_image(connected.ioctx, image)
+        )
 
     def _remove(self, image: str) -> None:
         with self._session.images.use() as (_, ioctx):

@@ -45,6 +45,7 @@ class RbdDriver(OpenDriver):
             return run_inline(steps)
         finally:
             self._background.run()
+            self.rbd.session.removals.wait()
 
     def die_and_open(self) -> None:
         """Forget the pool with all that is open, and open it anew. Its next run does not ask it."""

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import trio
 
+from bockd.blockstorage.running import NoPublisher, StorageContext
 from bockd.drivers.cache.cachefile import CacheFile
 from bockd.drivers.rbd.lease import Lease
-from bockd.model import BLOCK_SIZE, SnapshotId, VolumeId
+from bockd.model import BLOCK_SIZE, MIB, SnapshotId, VolumeId
 from bockd.runtime.steprunner import StepRunner
 from bockd.runtime.steps import Background, Signal, Steps, blocking, call_blocking
 from tests.drivers.cache.opened import CountingDevice, Opened, content_of
@@ -25,6 +26,10 @@ need_modules()
 
 from bockd.drivers.rbd.fronts import Front  # noqa: E402
 from bockd.drivers.rbd.opennodes import OpenNodes, OpenVolume  # noqa: E402
+from bockd.drivers.rbd.pool import FEATURES  # noqa: E402
+from bockd.drivers.rbd.recalling import recall  # noqa: E402
+from bockd.drivers.rbd.snapshots import SnapshotOperations  # noqa: E402
+from bockd.drivers.rbd.volumes import VolumeOperations  # noqa: E402
 
 THREADS = 2
 """Of each kind."""
@@ -142,6 +147,63 @@ async def test_opening_snapshots() -> None:
         lambda nursery, number: nursery.start_soon(
             hanging.run, nodes.use_snapshot(SnapshotId(number))
         )
+    )
+
+
+def nothing_more(*_arguments: object) -> None:
+    """Add nothing to a transaction."""
+
+
+CHANGES: dict[str, Callable[[OpenNodes, int], Steps[Any]]] = {
+    "create": lambda nodes, _: VolumeOperations(nodes).create("v", MIB, None, nothing_more, None),
+    "clone": lambda nodes, number: VolumeOperations(nodes).create(
+        "v", None, SnapshotId(number), nothing_more, None
+    ),
+    "extend": lambda nodes, number: VolumeOperations(nodes).extend(
+        VolumeId(number), MIB, nothing_more
+    ),
+    "revert": lambda nodes, number: VolumeOperations(nodes).revert(
+        VolumeId(number), SnapshotId(number), nothing_more
+    ),
+    "fill": lambda nodes, number: VolumeOperations(nodes).fill(
+        VolumeId(number), SnapshotId(100 + number), nothing_more
+    ),
+    "reopen": lambda nodes, number: VolumeOperations(nodes).reopen(VolumeId(number), nothing_more),
+    "delete": lambda nodes, number: VolumeOperations(nodes).delete(VolumeId(number), nothing_more),
+    "snapshot": lambda nodes, number: SnapshotOperations(nodes).create(
+        VolumeId(number), "s", nothing_more
+    ),
+    "freeze": lambda nodes, number: SnapshotOperations(nodes).freeze(
+        VolumeId(number), lambda _nodes, _id: "s", nothing_more
+    ),
+    "delete a snapshot": lambda nodes, number: SnapshotOperations(nodes).delete(
+        SnapshotId(number), nothing_more
+    ),
+    "recall": lambda nodes, number: recall(nodes, VolumeId(number), force=False),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@in_trio
+async def test_changes(change: str) -> None:
+    """Also what gives up after some time: ten seconds for each call are many."""
+    hanging = Hanging()
+    nodes = nodes_of(hanging)
+    session: Any = nodes.session
+    session.index = SimpleNamespace(refresh=hanging.call, update=hanging.call, reading=hanging.call)
+    session.taker.ledger = SimpleNamespace(look=hanging.call)
+    await hanging.others_go_on(
+        lambda nursery, number: nursery.start_soon(hanging.run, CHANGES[change](nodes, number))
+    )
+
+
+@in_trio
+async def test_commits_of_block_storage() -> None:
+    hanging = Hanging()
+    pool: Any = SimpleNamespace(features=FEATURES, index=SimpleNamespace(update=hanging.call))
+    context = StorageContext(pool, NoPublisher())
+    await hanging.others_go_on(
+        lambda nursery, _: nursery.start_soon(hanging.run, context.update(nothing_more))
     )
 
 
