@@ -175,8 +175,10 @@ def test_a_signal_ends_the_wait_for_a_sync(file: int, silent: int) -> None:
     heard = []
     before = signal.signal(signal.SIGALRM, lambda number, _: heard.append(number))
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.01)
+        # Again and again: on a busy machine the first ones come before the wait.
+        signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
         assert not asked(file).wait(silent, silent, FOR_EVER_NS)
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    assert heard == [signal.SIGALRM]
+    assert set(heard) == {signal.SIGALRM}
