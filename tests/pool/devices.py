@@ -87,6 +87,7 @@ def _cached(request: pytest.FixtureRequest, size_bytes: int) -> Iterator[OpenDev
     def grow(size: int) -> None:
         below.grow(size)
         device.follow_size()
+        opened.background.run()
 
     class Filled(OpenDevice):
         """One whose cache is filled between any two requests."""

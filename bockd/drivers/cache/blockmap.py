@@ -82,10 +82,6 @@ class BlockMap:
             count -= (self.allocated.get(number, 0) & _mask(start, stop)).bit_count()
         return count
 
-    def allocated_blocks(self) -> int:
-        """Return how many blocks take space in the file."""
-        return sum(mask.bit_count() for mask in self.allocated.values())
-
     # -- changing ----------------------------------------------------------------------------
 
     def note_written(self, first: int, zeros: bytes) -> int:

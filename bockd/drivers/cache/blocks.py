@@ -350,19 +350,33 @@ class CachedBlocks:
         return self.off or self._ended
 
     def grow(self, size_bytes: int) -> None:
-        """Follow the device, which has become larger."""
-        if not self._is_gone():
+        """Follow the device, which has become larger, in the background."""
+        try_spawn(self._spawn, self._grow(size_bytes))
+
+    async def _grow(self, size_bytes: int) -> None:
+        async with self._turn:
+            if self._is_gone():
+                return
             try:
-                self.file.grow(size_bytes)
+                await file_call(self.file.grow, size_bytes)
             except OSError as error:
                 self.turn_off(f"making its file longer: {error}")
+            else:
+                self.file.forget_windows()
+
+    def drop(self) -> None:
+        """Keep nothing: what this is a cache of is deleted. As `turn_off`, but for the warning."""
+        if not self.off:
+            self._end_using()
 
     def turn_off(self, reason: str) -> None:
         """Make everything a miss, for ever, and remove the file in the background."""
-        if self.off:
-            return
+        if not self.off:
+            log.warning("the cache of %s is off until it is opened again: %s", self.name, reason)
+            self._end_using()
+
+    def _end_using(self) -> None:
         self.off = True
-        log.warning("the cache of %s is off until it is opened again: %s", self.name, reason)
         self._forget_leaves()
         try_spawn(self._spawn, self._discard_later())
 

@@ -139,11 +139,16 @@ class CacheFile:
             punch_range(self.first_descriptor, offset, length)
 
     def grow(self, size_bytes: int) -> None:
-        """Make the file as long as the device, at most MAX_FILE_BYTES. Raises OSError."""
+        """Make the file as long as the device, at most MAX_FILE_BYTES. Blocks. Call
+        `forget_windows` then. Raises OSError."""
         needed = min(size_bytes, MAX_FILE_BYTES)
         if os.fstat(self.first_descriptor).st_size < needed:
             os.ftruncate(self.first_descriptor, needed)
-            self._windows.forget()  # they end where the file did
+
+    def forget_windows(self) -> None:
+        """Map the file anew when it is asked for: it has become longer, and windows end where it
+        did. For the owner thread."""
+        self._windows.forget()
 
     def sync_data(self) -> None:
         """Make the data that was written durable: an error says that it is not on the disk. Blocks.

@@ -269,12 +269,17 @@ class CacheDirectory:
             self._kept[stem] = kept.allocated_bytes
 
     async def forget_volume(self, name: str) -> None:
-        """Drop what is kept of a volume that is no more."""
-        await self._remove_kept(_stem("v", name))
+        """Drop what is kept of a volume that is no more. It is not in use."""
+        await self._forget(_stem("v", name))
 
     async def forget_snapshot(self, name: str) -> None:
-        """Drop what is kept of a snapshot that is no more."""
-        await self._remove_kept(_stem("s", name))
+        """Drop what is kept of a snapshot that is no more. It is not in use."""
+        await self._forget(_stem("s", name))
+
+    async def _forget(self, stem: str) -> None:
+        if (one := self._open.get(stem)) is not None:
+            one.blocks.drop()  # it is not closed yet
+        await self._remove_kept(stem)
 
     def _in_turn(self, stem: str) -> bool:
         """Return whether a file is just being opened, closed or removed: that lasts as long as the

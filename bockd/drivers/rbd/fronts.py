@@ -28,6 +28,10 @@ class CachedDevice(BlockDevice, Protocol):
         """Show nothing of it any more: the volume is given back, in order."""
         ...
 
+    def follow_size(self) -> None:
+        """Take notice that the device has become larger."""
+        ...
+
 
 class Cache(Protocol):
     """Makes them: `bockd.drivers.cache.directory.CacheDirectory`."""
@@ -50,6 +54,14 @@ class Cache(Protocol):
 
     def close_all(self) -> Steps[None]:
         """Close all that are open."""
+        ...
+
+    def forget_volume(self, name: str) -> Steps[None]:
+        """Drop what is kept of a volume that is no more."""
+        ...
+
+    def forget_snapshot(self, name: str) -> Steps[None]:
+        """Drop what is kept of a snapshot that is no more."""
         ...
 
     def release(self) -> None:
@@ -100,7 +112,7 @@ class Fronts:
             return Front(device)
         cached: CachedDevice | None = None
         try:
-            cached = await self.cache.open_snapshot(device, f"{record.image}.{record.snap}")
+            cached = await self.cache.open_snapshot(device, _name_of(record))
         except BockdError as error:
             log.warning("snapshot %s is not cached: %s", record.id, error)
         return Front(device) if cached is None else Front(cached, cached)
@@ -125,7 +137,21 @@ class Fronts:
         if not try_spawn(self._spawn, self.cache.close_device(front.cached)):
             await self.cache.close_device(front.cached)
 
+    def forget_volume(self, image: str) -> None:
+        """Drop, in the background, what is cached of an image that is no volume any more."""
+        if self.cache is not None:
+            try_spawn(self._spawn, self.cache.forget_volume(image))
+
+    def forget_snapshot(self, record: RbdSnapshotRecord) -> None:
+        """Drop, in the background, what is cached of a snapshot that is no more."""
+        if self.cache is not None:
+            try_spawn(self._spawn, self.cache.forget_snapshot(_name_of(record)))
+
     async def end(self) -> None:
         """Close all caches. No volume or snapshot is open."""
         if self.cache is not None:
             await self.cache.close_all()
+
+
+def _name_of(record: RbdSnapshotRecord) -> str:
+    return f"{record.image}.{record.snap}"

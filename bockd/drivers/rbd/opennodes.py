@@ -59,6 +59,12 @@ class OpenVolume:
     """What users are given."""
     users: int = 0
 
+    def grow(self, size_bytes: int) -> None:
+        """Show that the volume is larger now."""
+        self.device.grow(size_bytes)
+        if self.front.cached is not None:
+            self.front.cached.follow_size()
+
 
 @dataclass(eq=False)
 class OpenSnapshot:
@@ -161,7 +167,7 @@ class OpenNodes:
             opened.device.lost.fire()
             return None
         if record.size_bytes > opened.device.size_bytes:
-            opened.device.grow(record.size_bytes)
+            opened.grow(record.size_bytes)
         return opened
 
     def drop_taken(self) -> None:

@@ -165,6 +165,7 @@ class SnapshotOperations:
             await self._nodes.close_snapshot(snapshot)
             record, named = await blocking_apart(CHANGING, forget)
             hit(Failpoint.IMAGE_FORGOTTEN)
+            self._nodes.fronts.forget_snapshot(record)
             try_spawn(self._nodes.spawn, self._discard(record, image_too=not named))
 
         return self._nodes.exclusive(snapshot, steps)

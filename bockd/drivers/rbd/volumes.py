@@ -145,7 +145,7 @@ class VolumeOperations:
                 CHANGING, self._extend, volume, size_bytes, in_transaction
             )
             if (opened := self._nodes.volumes.get(volume)) is not None:
-                opened.device.grow(max(record.size_bytes, opened.device.size_bytes))
+                opened.grow(max(record.size_bytes, opened.device.size_bytes))
             return record
 
         return self._nodes.exclusive(volume, steps)
@@ -310,6 +310,7 @@ class VolumeOperations:
 
     def _discard(self, image: str) -> None:
         """Remove an image that nothing names any more, in the background."""
+        self._nodes.fronts.forget_volume(image)
         self._session.removals.put(
             f"removing image {image}", lambda connected: remove_image(connected.ioctx, image)
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from bockd.drivers.cache.blockmap import LEAF_BLOCKS
+from bockd.drivers.cache.blockmap import LEAF_BLOCKS, BlockMap
 from bockd.drivers.cache.device import CachedDevice
 from bockd.drivers.cache.directory import CacheDirectory
 from bockd.drivers.memory.device import MemoryDevice
@@ -95,3 +95,8 @@ def content_of(length: int) -> bytes:
     """Return data of which each block says where it belongs, and none is zeros."""
     blocks = range(length // BLOCK_SIZE)
     return b"".join((block + 1).to_bytes(8, "big") * (BLOCK_SIZE // 8) for block in blocks)
+
+
+def allocated_blocks(blockmap: BlockMap) -> int:
+    """Return how many blocks take space in the file, as a map says."""
+    return sum(mask.bit_count() for mask in blockmap.allocated.values())

@@ -25,7 +25,7 @@ from bockd.runtime.steps import Blocking, Steps, run_inline
 from tests.crash.failpoints.run import OF_THE_CACHE
 from tests.drivers.local.schedule import Scheduler
 
-from .opened import CountingDevice, Opened, content_of, is_hit
+from .opened import CountingDevice, Opened, allocated_blocks, content_of, is_hit
 
 SIZE = 2 * MIB
 CONTENT = content_of(SIZE)
@@ -155,6 +155,7 @@ def test_a_device_that_grows_is_cached_to_its_new_end(
     opened.read(device)
     below.grow(2 * SIZE)
     device.follow_size()
+    opened.background.run()
     below.hold(CONTENT[:BLOCK_SIZE], 2 * SIZE - BLOCK_SIZE)
     opened.read(device, 2 * SIZE - BLOCK_SIZE)
     assert is_hit(device, 2 * SIZE // BLOCK_SIZE - 1)
@@ -187,6 +188,21 @@ def test_what_is_no_more_is_forgotten(tmp_path: Path, below: CountingDevice) -> 
     run_inline(opened.directory.forget_snapshot("two"))
     assert sorted(os.listdir(tmp_path)) == ["bockd-cache.lock"]
     assert opened.directory.space.used_bytes == 0
+    opened.release()
+
+
+def test_what_is_forgotten_before_it_is_closed_is_not_kept(
+    tmp_path: Path, below: CountingDevice, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As when both are begun in the background."""
+    opened = Opened(tmp_path)
+    device = opened.volume(below, 1)
+    opened.read(device)
+    run_inline(opened.directory.forget_volume("one"))
+    opened.close(device)
+    assert os.listdir(tmp_path) == ["bockd-cache.lock"]
+    assert opened.directory.space.used_bytes == 0
+    assert caplog.text == ""
     opened.release()
 
 
@@ -382,7 +398,7 @@ def test_all_that_takes_space_is_in_the_map() -> None:
     loaded = BlockMap()
     for leaf in kept.kept_leaves():
         loaded.load(*leaf)
-    assert loaded.allocated_blocks() == 2
+    assert allocated_blocks(loaded) == 2
     assert loaded.runs(3, 4) is None
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from bockd.drivers.cache.blockmap import FILE_SLOT, HOLE_SLOT, LEAF_BLOCKS, MISS_SLOT, BlockMap
 from bockd.drivers.cache.operations import Operation, Operations
 from bockd.model import BLOCK_SIZE
+from tests.drivers.cache.opened import allocated_blocks
 
 WIDE = 100 * LEAF_BLOCKS
 """Blocks of an operation that is not entered in each leaf."""
@@ -143,7 +144,7 @@ def test_the_map_says_what_a_dictionary_would(steps: list[tuple[str, tuple[int, 
             blockmap = BlockMap()
             for one in kept:
                 blockmap.load(*one)
-        assert blockmap.allocated_blocks() == len(taken)
+        assert allocated_blocks(blockmap) == len(taken)
         for block in (0, first, first + count - 1, first + count, *slots):
             found = blockmap.find(block // LEAF_BLOCKS)
             slot = MISS_SLOT if found is None else found[block % LEAF_BLOCKS]

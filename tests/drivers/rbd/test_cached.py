@@ -212,3 +212,38 @@ def test_a_reverted_volume_shows_the_snapshot(here: CachedDriver) -> None:
     for _ in range(3):
         assert here.read(device) == b"then" * (BLOCK_SIZE // 4)
     here.leave(volume)
+
+
+def test_what_is_deleted_leaves_nothing_in_the_cache(here: CachedDriver) -> None:
+    volume = here.volume("one").id
+    device = here.use(volume)
+    here.put(device, b"1")
+    here.read(device)
+    here.leave(volume)
+    snapshot = here.run(here.pool.create_snapshot(volume, "s")).id
+    here.of_snapshot(snapshot)
+    assert len(list(here.cache.glob("*.blocks"))) == 2
+    here.run(here.pool.revert_volume(volume, snapshot))
+    assert [one.name[0] for one in here.cache.glob("*.blocks")] == ["s"]
+    here.run(here.pool.delete_snapshot(snapshot))
+    assert list(here.cache.glob("*.blocks")) == []
+    here.use(volume)
+    here.leave(volume)
+    assert len(list(here.cache.glob("*.blocks"))) == 1
+    here.run(here.pool.delete_volume(volume))
+    assert list(here.cache.glob("*.blocks")) == []
+
+
+def test_a_volume_that_is_extended_in_use_is_cached_to_its_end(
+    here: CachedDriver, reads: list[int]
+) -> None:
+    volume = here.volume("one").id
+    device = here.use(volume)
+    size = device.size_bytes
+    here.run(here.pool.extend_volume(volume, 2 * size))
+    last = 2 * size // BLOCK_SIZE - 1
+    here.put(device, b"1", last)
+    here.read(device, last)
+    assert is_hit(device, last)
+    assert device.blocks.file.window(2 * size - 1) is not None
+    here.pool.leave(NodeKind.VOLUME, volume)
