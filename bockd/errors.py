@@ -52,6 +52,13 @@ class InUseError(BockdError):
     errno = errno.EBUSY
 
 
+class DirtyElsewhereError(InUseError):
+    """Another gateway has answered writes to the volume that the cluster does not have yet."""
+
+    code = "dirty-elsewhere"
+    errno = errno.EBUSY
+
+
 class CoOpenersError(InUseError):
     """Processes other than the daemon (nbdkit with our plugin) have something of the pool open."""
 

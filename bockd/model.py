@@ -80,6 +80,18 @@ class PoolDriver(StrEnum):
     """In a Ceph cluster."""
 
 
+class CacheMode(StrEnum):
+    """What stands in front of one volume on the local disk of the gateway that has it open."""
+
+    WRITE_THROUGH = "write-through"
+    """A read cache, if the gateway has one: a write is answered when the pool has it."""
+    WRITE_BACK = "write-back"
+    """The same, and a write is answered when the local disk has it, where the gateway has a
+    directory for that; the pool has it later."""
+    NONE = "none"
+    """Nothing."""
+
+
 class ClientCertificates(StrEnum):
     """Whether clients show who they are, when they use TLS."""
 

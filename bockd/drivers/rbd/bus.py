@@ -121,12 +121,13 @@ class Bus:
 
     # -- asking ------------------------------------------------------------------------------
 
-    def ask(self, image: str, manner: Manner) -> str | None:
+    def ask(self, image: str, manner: Manner, limit_seconds: float | None = None) -> str | None:
         """Ask whoever has an image to give it back, and wait until it has, or the manner's limits
-        are over: nobody has heard of it, or who has heard is not done. Return the name of the
-        gateway that keeps it, if one says so. Blocks. Raises BockdError."""
+        are over: nobody has heard of it, or who has heard is not done, for which `limit_seconds`
+        is another limit. Return the name of the gateway that keeps it, if one says so. Blocks.
+        Raises BockdError."""
         request = Request(image, manner, f"{asked_by(self._who)}{next(self._numbers)}")
-        until = time.monotonic() + LIMIT_SECONDS[manner]
+        until = time.monotonic() + (limit_seconds or LIMIT_SECONDS[manner])
         self._send(request.encode(), HEARD_SECONDS[manner])
         answers = self._answers_to(request)
         seen = set(answers)

@@ -57,6 +57,10 @@ To the polite question an operator waits, and nobody is to lose a client by it."
 LIMIT_SECONDS = {Manner.POLITE: 5.0, Manner.FIRM: 1.0}
 """How long it is waited for who has heard of the question."""
 
+DRAIN_SECONDS = 10.0
+"""The same for who has to write a volume back first, which may last longer still: it is not shut
+out then, but whoever asks is told to try again, as long as its own client may wait."""
+
 _RUN = re.compile(r"[A-Za-z0-9._-]+/[0-9a-f]{16}")
 
 _MESSAGE = re.compile(r"release ([0-9a-f]{24}) (firm|polite) ([A-Za-z0-9._-]+/[0-9a-f]{16}/\d+)")

@@ -6,6 +6,10 @@ was shut out had sent may lie in the queue of an OSD yet. Nobody sees it come: w
 volume next has the map in which that gateway is shut out, and so has each OSD that it asks for
 anything.
 
+A volume that is dirty at another gateway (`records`) is written back there first. If that cannot be
+done, or lasts too long, it is not recalled, by force neither: what was answered would be lost, and
+a gateway that hangs might answer more.
+
 Nothing here keeps another gateway from taking the volume a moment later. The caller has changed a
 record first, by which all of them refuse their clients; and who has taken a volume has seen all
 that was committed before.
@@ -39,7 +43,7 @@ def recall(nodes: OpenNodes, volume: VolumeId, *, force: bool) -> Steps[str | No
         opened = nodes.volumes.get(volume)
         if opened is not None and opened.taken.epoch == seen.epoch:
             try:
-                await opened.device.flush()
+                await opened.front.device.flush()
             except VolumeTakenError:
                 seen = await blocking_apart(CHANGING, ledger.look, volume)
             except VolumeFailedError as error:
@@ -60,7 +64,10 @@ def recall(nodes: OpenNodes, volume: VolumeId, *, force: bool) -> Steps[str | No
 
 async def vacate(taker: Taker[C], index: Index, seen: RbdVolumeRecord, *, force: bool) -> bool:
     """Have no gateway have a volume that had it when its record was seen. Return whether one was
-    shut out, or has died. In one thread call (`run_inline`). Raises BockdError."""
+    shut out, or has died. In one thread call (`run_inline`). Raises DirtyElsewhereError,
+    BockdError."""
+    if seen.dirty_elsewhere(taker.who.gateway):
+        seen = await taker.look_clean(seen.id, Manner.FIRM)
     claim = await blocking(taker.open_claim, seen.image)
     try:
         await taker.vacate(claim, seen, None if force else Manner.FIRM)

@@ -2,23 +2,36 @@
 
 They are the JSON objects of VOLUMES and SNAPSHOTS (bockd.pool.nodes), with these fields more. Who
 has a volume is said for people, and to see who of several was the last; what keeps two gateways
-from writing is the image's lock, and nothing here.
+from writing is the image's lock.
+
+One thing is safety: a volume that is *dirty* at a gateway has writes there that were answered and
+are not in its image (`dirty_at`; docs/write-back.md). No other gateway may open it. The record of
+such a volume names its image by another key, `dirty_image`, so a bockd that knows nothing of this
+finds the record damaged: it can neither open the volume nor store the record without the mark.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 import msgspec
 
-from bockd.errors import InUseError, NotFoundError
+from bockd.errors import (
+    DamagedError,
+    DirtyElsewhereError,
+    InUseError,
+    NotFoundError,
+    VolumeTakenError,
+)
 from bockd.index.keys import FIRST_KEY, LAST_KEY, id_key, key_id
 from bockd.index.tables import Table
-from bockd.model import SnapshotId, VolumeId
+from bockd.model import CacheMode, SnapshotId, VolumeId
 from bockd.pool.index import Index, Transaction
 from bockd.pool.nodes import SNAPSHOTS, VOLUMES, decode_record
+from bockd.pool.pool import WithVolume, nothing_more
 from bockd.pool.records import SnapshotRecord, VolumeRecord
 
 RBD = Table(b"rbd")
@@ -34,6 +47,26 @@ class Identity(NamedTuple):
     """Its name, which it keeps."""
     run: str
     """Its life from this start to its end: 16 hexadecimal digits."""
+
+
+class DirtyAt(NamedTuple):
+    """Where writes are that were answered, and that the image of a volume does not have."""
+
+    gateway: str
+    log: str
+    """The id of the log there that has them."""
+    since: float
+    """When the first of them was about to be answered, in seconds since the epoch."""
+
+
+class Discarded(NamedTuple):
+    """Somebody has given up what was dirty."""
+
+    at: float
+    gateway: str
+    """Where it was dirty."""
+    since: float
+    """Of `DirtyAt`: what was written later, and never flushed to the image, is lost."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +85,15 @@ class RbdVolumeRecord(VolumeRecord):
     epoch: int = 0
     """How many times a gateway has taken it, or it was given another image: whoever finds its own
     number has been the last."""
+    cache: CacheMode = CacheMode.WRITE_THROUGH
+    dirty_at: DirtyAt | None = None
+    """None: the image has all that was answered."""
+    discarded: Discarded | None = None
+    """The last time that this was done."""
+
+    def dirty_elsewhere(self, gateway: str) -> bool:
+        """Return whether the volume is dirty at another gateway than this one."""
+        return self.dirty_at is not None and self.dirty_at.gateway != gateway
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +111,7 @@ def volume_record(txn: Transaction, volume: VolumeId) -> RbdVolumeRecord:
     payload = txn.get(VOLUMES, id_key(volume))
     if payload is None:
         raise NotFoundError(f"there is no volume {volume}")
-    return decode_record(RbdVolumeRecord, payload)
+    return decode_volume(payload)
 
 
 def snapshot_record(txn: Transaction, snapshot: SnapshotId) -> RbdSnapshotRecord:
@@ -82,8 +124,36 @@ def snapshot_record(txn: Transaction, snapshot: SnapshotId) -> RbdSnapshotRecord
 
 def put_record(txn: Transaction, record: RbdVolumeRecord | RbdSnapshotRecord) -> None:
     """Store a record in place of what is there under its id."""
-    table = VOLUMES if isinstance(record, RbdVolumeRecord) else SNAPSHOTS
-    txn.put(table, id_key(record.id), msgspec.json.encode(record))
+    if isinstance(record, RbdSnapshotRecord):
+        txn.put(SNAPSHOTS, id_key(record.id), msgspec.json.encode(record))
+    else:
+        txn.put(VOLUMES, id_key(record.id), encode_volume(record))
+
+
+_IMAGE, _DIRTY_IMAGE = "image", "dirty_image"
+_DIRTY_MARK = b'"dirty_image":'
+"""In a text of JSON a quotation mark has a backslash, so this is a key."""
+
+
+def encode_volume(record: RbdVolumeRecord) -> bytes:
+    """Encode a record; see the module's docstring for one of a dirty volume."""
+    if record.dirty_at is None:
+        return msgspec.json.encode(record)
+    fields = msgspec.to_builtins(record)
+    fields[_DIRTY_IMAGE] = fields.pop(_IMAGE)
+    return msgspec.json.encode(fields)
+
+
+def decode_volume(payload: bytes) -> RbdVolumeRecord:
+    """Decode a record. Raises DamagedError."""
+    if _DIRTY_MARK not in payload:
+        return decode_record(RbdVolumeRecord, payload)
+    fields = decode_record(dict[str, object], payload)
+    fields[_IMAGE] = fields.pop(_DIRTY_IMAGE)
+    try:
+        return msgspec.convert(fields, RbdVolumeRecord)
+    except msgspec.ValidationError as error:
+        raise DamagedError(f"a stored RbdVolumeRecord is malformed: {error}") from error
 
 
 def new_node(txn: Transaction) -> int:
@@ -97,7 +167,7 @@ def new_node(txn: Transaction) -> int:
 def volume_records(txn: Transaction) -> Iterator[RbdVolumeRecord]:
     """Yield all volumes by id. Raises DamagedError."""
     for _, payload in txn.scan(VOLUMES, FIRST_KEY, LAST_KEY):
-        yield decode_record(RbdVolumeRecord, payload)
+        yield decode_volume(payload)
 
 
 def snapshot_records(txn: Transaction) -> Iterator[RbdSnapshotRecord]:
@@ -121,8 +191,24 @@ def _state(record: RbdVolumeRecord) -> tuple[object, ...]:
     return record.image, record.size_bytes, record.epoch, record.holder
 
 
+def dirty_elsewhere(record: RbdVolumeRecord) -> DirtyElsewhereError:
+    """Build the error that says where a volume is dirty, and what to do about it."""
+    at = record.dirty_at
+    assert at is not None
+    return DirtyElsewhereError(
+        f"gateway {at.gateway} has answered writes to volume {record.id} ({record.name}) that are "
+        f"not in the cluster yet, since {_date(at.since)}: it writes them back while it runs, so "
+        f"start it, or try again when it has done so; 'bock volume discard-cache {record.id} "
+        "--yes' gives them up"
+    )
+
+
+def _date(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
 class Tenures:
-    """Who has a volume, in the index. Everything here blocks."""
+    """Who has a volume, and where it is dirty, in the index. Everything here blocks."""
 
     def __init__(self, index: Index) -> None:
         self._index = index
@@ -135,12 +221,14 @@ class Tenures:
     def begin(self, seen: RbdVolumeRecord, who: Identity, address: str) -> int | None:
         """Write down that a gateway has a volume by a connection, if the record still is of the
         epoch and image that were seen. Return the new epoch; None: another gateway was faster.
-        Raises BockdError."""
+        Raises DirtyElsewhereError: whoever had it has made it dirty since; BockdError."""
 
         def change(txn: Transaction) -> int | None:
             now = volume_record(txn, seen.id)
             if (now.epoch, now.image) != (seen.epoch, seen.image):
                 return None
+            if now.dirty_elsewhere(who.gateway):
+                raise dirty_elsewhere(now)
             epoch = now.epoch + 1
             put_record(
                 txn,
@@ -163,3 +251,57 @@ class Tenures:
                 put_record(txn, replace(now, holder=None, run=None, address=None))
 
         self._index.update(change)
+
+    def mark_dirty(self, volume: VolumeId, epoch: int, dirty: DirtyAt) -> None:
+        """Write down that a volume is dirty, by the gateway that has it since that epoch: before
+        the first write is answered that is not in the image. Raises VolumeTakenError: another
+        gateway has the volume, or it is gone; BockdError."""
+        self._mark(volume, epoch, dirty)
+
+    def mark_clean(self, volume: VolumeId, epoch: int) -> None:
+        """Write down that the image of a volume has all that was answered. Raises as `mark_dirty`
+        does."""
+        self._mark(volume, epoch, None)
+
+    def _mark(self, volume: VolumeId, epoch: int, dirty: DirtyAt | None) -> None:
+        def change(txn: Transaction) -> None:
+            try:
+                now = volume_record(txn, volume)
+            except NotFoundError as error:
+                raise VolumeTakenError(f"volume {volume} is gone") from error
+            if now.epoch != epoch:
+                raise VolumeTakenError(f"another gateway has taken volume {volume}")
+            if now.dirty_at != dirty:
+                put_record(txn, replace(now, dirty_at=dirty))
+
+        self._index.update(change)
+
+    def discard(
+        self,
+        seen: RbdVolumeRecord,
+        now_seconds: float,
+        in_transaction: WithVolume = nothing_more,
+    ) -> RbdVolumeRecord:
+        """Write down that what was dirty when a record was seen is given up. Whoever had the volume
+        finds that it is not the last any more. Return the new record. Raises InUseError: it was
+        taken, or is dirty anew; BockdError."""
+
+        def change(txn: Transaction) -> RbdVolumeRecord:
+            now = unchanged(txn, seen)
+            if now.dirty_at is None or now.dirty_at != seen.dirty_at:
+                raise InUseError(f"volume {seen.id} ({seen.name}) was just written back; try again")
+            at = now.dirty_at
+            record = replace(
+                now,
+                holder=None,
+                run=None,
+                address=None,
+                epoch=now.epoch + 1,
+                dirty_at=None,
+                discarded=Discarded(now_seconds, at.gateway, at.since),
+            )
+            put_record(txn, record)
+            in_transaction(txn, record)
+            return record
+
+        return self._index.update(change)

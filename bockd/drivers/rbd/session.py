@@ -75,8 +75,9 @@ class Session:
             stack.callback(self.bus.close)
             self.table = Gateways(self.index, self.who, self.bus, lambda: self.clock())
             self._open = stack.pop_all()
+        self.tenures = Tenures(self.index)
         self.taker = Taker(
-            self.who, partial(RbdClaim, settings, self.cluster), self.bus, Tenures(self.index)
+            self.who, partial(RbdClaim, settings, self.cluster), self.bus, self.tenures
         )
 
     def close(self) -> None:

@@ -16,6 +16,11 @@ its own, so nothing else is stopped with it. What remains to be done here is the
 * The record is changed only if it is as it was before the lock was taken. Otherwise one who was
   shut out meanwhile might write itself down over its successor. Who finds it changed begins again.
 * Nothing is written to the volume before the record says who has it.
+* A volume that is dirty at another gateway (`records`) is neither taken nor is that one shut out:
+  it is asked to write back what it has, and has more time for that. It may make the volume dirty
+  at any moment until it is shut out. So the record is looked at before that, and again when the
+  lock is ours: the lock is given back then. That gateway finds that it was shut out, and takes the
+  volume anew to write back what it has.
 
 A gateway may die anywhere: what it leaves is a lock, and the next one breaks it.
 """
@@ -26,8 +31,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from bockd.drivers.rbd.messages import Manner
-from bockd.drivers.rbd.records import Identity, RbdVolumeRecord
+from bockd.drivers.rbd.messages import DRAIN_SECONDS, Manner
+from bockd.drivers.rbd.records import Identity, RbdVolumeRecord, dirty_elsewhere
 from bockd.errors import InUseError
 from bockd.failpoints import Failpoint, hit
 from bockd.model import VolumeId
@@ -73,9 +78,10 @@ C_co = TypeVar("C_co", bound=Claim, covariant=True)
 class Asking(Protocol):
     """The other gateways."""
 
-    def ask(self, image: str, manner: Manner) -> str | None:
-        """Ask whoever has an image to give it back. Blocks, until all have answered or the manner's
-        limit is over. Return the name of the gateway that keeps it, if one says so."""
+    def ask(self, image: str, manner: Manner, limit_seconds: float | None = None) -> str | None:
+        """Ask whoever has an image to give it back. Blocks, until all have answered or the limit is
+        over, which is the manner's unless it is given. Return the name of the gateway that keeps
+        it, if one says so."""
         ...
 
 
@@ -115,9 +121,9 @@ class Taker(Generic[C]):
 
     async def take(self, volume: VolumeId, manner: Manner) -> Taken[C]:
         """Take a volume. Raises InUseError: another gateway keeps it, or others were faster each
-        time; BockdError."""
+        time; DirtyElsewhereError: and has not written it back; BockdError."""
         for _ in range(TRIES):
-            seen = await blocking(self.ledger.look, volume)
+            seen = await self.look_clean(volume, manner)
             claim = await blocking(self.open_claim, seen.image)
             try:
                 hit(Failpoint.TAKE_OPENED)
@@ -139,9 +145,29 @@ class Taker(Generic[C]):
         hit(Failpoint.GIVE_BACK_CLOSED)
         await blocking(self.ledger.end, taken.record.id, taken.epoch)
 
+    async def look_clean(self, volume: VolumeId, manner: Manner) -> RbdVolumeRecord:
+        """Return the record of a volume that is not dirty at another gateway: where it is, that one
+        is asked to write it back and to give it up. Raises InUseError: it keeps it;
+        DirtyElsewhereError: it is not done, or does not answer; BockdError."""
+        seen = await blocking(self.ledger.look, volume)
+        if not seen.dirty_elsewhere(self.who.gateway):
+            return seen
+        keeper = await blocking(self.gateways.ask, seen.image, manner, DRAIN_SECONDS)
+        if keeper is not None:
+            raise _kept(seen, keeper)
+        return await self._refuse_dirty(volume)
+
+    async def _refuse_dirty(self, volume: VolumeId) -> RbdVolumeRecord:
+        """Return a record as it is now."""
+        now = await blocking(self.ledger.look, volume)
+        if now.dirty_elsewhere(self.who.gateway):
+            raise dirty_elsewhere(now)
+        return now
+
     async def vacate(self, claim: C, seen: RbdVolumeRecord, manner: Manner | None) -> None:
         """See to it that who has the lock of an image now will not have it: ask, or shut out.
-        None: without asking. Raises InUseError: another gateway keeps it; BockdError."""
+        None: without asking. Raises InUseError: another gateway keeps it; DirtyElsewhereError: or
+        would be shut out, and has not written it back; BockdError."""
         owner = await blocking(claim.owner)
         if owner is None:
             return
@@ -150,12 +176,10 @@ class Taker(Generic[C]):
             keeper = await blocking(self.gateways.ask, seen.image, manner)
             hit(Failpoint.TAKE_ASKED)
             if keeper is not None:
-                raise InUseError(
-                    f"gateway {keeper} has volume {seen.id} ({seen.name}) open, and clients use it "
-                    "there"
-                )
+                raise _kept(seen, keeper)
             if await blocking(claim.owner) != owner:
                 return
+        await self._refuse_dirty(seen.id)
         await blocking(claim.break_lock, owner)
         hit(Failpoint.TAKE_BROKEN)
 
@@ -176,3 +200,9 @@ class Taker(Generic[C]):
         epoch = await blocking(self.ledger.begin, seen, self.who, address)
         hit(Failpoint.TAKE_RECORDED)
         return epoch
+
+
+def _kept(seen: RbdVolumeRecord, keeper: str) -> InUseError:
+    return InUseError(
+        f"gateway {keeper} has volume {seen.id} ({seen.name}) open, and clients use it there"
+    )

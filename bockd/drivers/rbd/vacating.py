@@ -6,8 +6,6 @@ there.
 
 from __future__ import annotations
 
-from contextlib import suppress
-
 from bockd.drivers.rbd.errors import ImageGoneError
 from bockd.drivers.rbd.messages import Manner
 from bockd.drivers.rbd.records import (
@@ -17,8 +15,8 @@ from bockd.drivers.rbd.records import (
     volume_record,
 )
 from bockd.drivers.rbd.session import Session
-from bockd.errors import InUseError
-from bockd.model import SnapshotId, VolumeId
+from bockd.errors import DirtyElsewhereError, InUseError
+from bockd.model import CacheMode, SnapshotId, VolumeId
 from bockd.runtime.steps import run_inline
 
 
@@ -40,10 +38,10 @@ def look_at_snapshot(session: Session, snapshot: SnapshotId) -> RbdSnapshotRecor
 
 def vacate(session: Session, volume: VolumeId) -> RbdVolumeRecord:
     """Return the record of a volume that no gateway has. It is not open here; it is taken from
-    another gateway that has it, or had when it died. Blocks. Raises InUseError: clients use it
-    there; BockdError."""
+    another gateway that has it, or had when it died, and is dirty at none. Blocks. Raises
+    InUseError: clients use it there; DirtyElsewhereError; BockdError."""
     seen = look_at_volume(session, volume)
-    if seen.holder is None:
+    if seen.holder is None and not seen.dirty_elsewhere(session.who.gateway):
         return seen
     lost = None
     try:
@@ -61,9 +59,33 @@ def vacate(session: Session, volume: VolumeId) -> RbdVolumeRecord:
 
 def reach(session: Session, volume: VolumeId) -> RbdVolumeRecord:
     """Return the record of a volume whose image can be changed at once: whoever has it answers. One
-    that does not is shut out; librbd would wait for half a minute. Blocks. Raises BockdError."""
+    that does not is shut out; librbd would wait for half a minute. Blocks. Raises
+    DirtyElsewhereError: it would be, and has not written the volume back; BockdError."""
     seen = look_at_volume(session, volume)
-    if seen.holder is not None and (seen.holder, seen.run) != session.who:
-        with suppress(InUseError):
+    if (seen.holder, seen.run) != session.who:
+        try:
             return vacate(session, volume)
+        except DirtyElsewhereError:
+            raise
+        except InUseError:
+            pass  # clients use it there, so it is there
     return seen
+
+
+def reach_content(session: Session, volume: VolumeId) -> RbdVolumeRecord:
+    """Return the record of a volume whose image has all that was answered of it by other gateways,
+    and can be changed at once. (What this one has answered, the caller has written back.) Blocks.
+    Raises InUseError: another gateway writes it back in its own time; BockdError."""
+    seen = look_at_volume(session, volume)
+    elsewhere = (seen.holder, seen.run) != session.who
+    if elsewhere and (seen.cache is CacheMode.WRITE_BACK or seen.dirty_at is not None):
+        try:
+            return vacate(session, volume)
+        except DirtyElsewhereError:
+            raise
+        except InUseError as error:
+            raise InUseError(
+                f"{error}, with a cache that is written back: ask that gateway for it, or "
+                "disconnect them"
+            ) from error
+    return reach(session, volume)

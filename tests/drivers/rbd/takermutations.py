@@ -6,7 +6,14 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from bockd.drivers.rbd.messages import Manner
-from bockd.drivers.rbd.records import Identity, RbdVolumeRecord, Tenures, put_record, volume_record
+from bockd.drivers.rbd.records import (
+    DirtyAt,
+    Identity,
+    RbdVolumeRecord,
+    Tenures,
+    put_record,
+    volume_record,
+)
 from bockd.drivers.rbd.taking import Taken, Taker
 from bockd.errors import InUseError
 from bockd.model import VolumeId
@@ -115,6 +122,28 @@ class EndedAnyway(Tenures):
         self._index.update(change)
 
 
+class TakenThoughDirty(Tenures):
+    """The record is looked at before the lock is taken, and not again."""
+
+    def begin(self, seen: RbdVolumeRecord, who: Identity, address: str) -> int | None:
+        now = self.look(seen.id)
+        self._index.update(lambda txn: put_record(txn, replace(now, dirty_at=None)))
+        epoch = super().begin(seen, who, address)
+
+        def put_back(txn: Transaction) -> None:
+            put_record(txn, replace(volume_record(txn, seen.id), dirty_at=now.dirty_at))
+
+        self._index.update(put_back)
+        return epoch
+
+
+class DirtyAnyway(Tenures):
+    """A gateway makes a volume dirty that another one has taken."""
+
+    def mark_dirty(self, volume: VolumeId, epoch: int, dirty: DirtyAt) -> None:
+        super().mark_dirty(volume, self.look(volume).epoch, dirty)
+
+
 TAKERS: tuple[type[Taker[Connection]], ...] = (
     NeverCatchesUp,
     AsksNobody,
@@ -122,6 +151,8 @@ TAKERS: tuple[type[Taker[Connection]], ...] = (
     NeverGivesUp,
     LeavesOpen,
 )
+
+TENURES: tuple[type[Tenures], ...] = (RecordedAnyway, EndedAnyway, TakenThoughDirty, DirtyAnyway)
 
 
 def _with_taker(kind: type[Taker[Connection]]) -> Callable[[Callable[[int], int]], World]:
@@ -137,5 +168,5 @@ MUTATIONS: dict[str, Callable[[Callable[[int], int]], World]] = {
     "TakesTheNameForIt": lambda choose: World(choose, taker=TakesTheNameForIt, gateways=2),
     "AsksItself": lambda choose: World(choose, taker=AsksItself, gateways=1),
     **{kind.__name__: _with_taker(kind) for kind in TAKERS},
-    **{kind.__name__: _with_tenures(kind) for kind in (RecordedAnyway, EndedAnyway)},
+    **{kind.__name__: _with_tenures(kind) for kind in TENURES},
 }

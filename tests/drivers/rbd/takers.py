@@ -11,7 +11,8 @@ The rules, which raise ViolationError: one gateway at most has the lock and is n
 gateway has written, nothing that an earlier owner of the lock had sent lands; epochs are given in
 the order of locks; who has clients and says so is not shut out by the polite, who can be asked is
 asked, and no taking asks or tries more than thrice; whatever was opened is closed; in the end the
-record names who has the volume.
+record names who has the volume. What a gateway has made dirty is dirty until it has written it
+back: meanwhile nobody else has the volume.
 """
 
 from __future__ import annotations
@@ -19,16 +20,23 @@ from __future__ import annotations
 import argparse
 import inspect
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from typing import Any, TypeVar, cast
 
 from bockd.drivers.rbd.messages import Manner
-from bockd.drivers.rbd.records import Identity, RbdVolumeRecord, Tenures, put_record, volume_record
+from bockd.drivers.rbd.records import (
+    DirtyAt,
+    Identity,
+    RbdVolumeRecord,
+    Tenures,
+    put_record,
+    volume_record,
+)
 from bockd.drivers.rbd.taking import TRIES, Taken, Taker
-from bockd.errors import InUseError, UnavailableError
+from bockd.errors import InUseError, UnavailableError, VolumeTakenError
 from bockd.index.tables import Table
 from bockd.model import VolumeId
 from bockd.pool.index import Index, Transaction
@@ -71,6 +79,10 @@ class Records:
 
     def put(self, table: Table, key: bytes, payload: bytes) -> None:
         self._kept[table, key] = payload
+
+    def scan(self, table: Table, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
+        found = [(key, payload) for (its, key), payload in self._kept.items() if its is table]
+        return iter(sorted(one for one in found if start <= one[0] < stop))
 
     def update(self, change: Callable[[Transaction], T]) -> T:
         return change(cast(Transaction, self))
@@ -142,7 +154,7 @@ class Thread:
         try:
             try:
                 result = step()
-            except (InUseError, UnavailableError) as error:
+            except (InUseError, UnavailableError, VolumeTakenError) as error:
                 self.call = self.steps.throw(error).call
             else:
                 self.call = self.steps.send(result).call
@@ -221,16 +233,41 @@ class Gateway:
             return
         self.world.note(taken)
         self.taken, self.has_clients = taken, bool(self.world.choose(2))
-        for _ in range(self.world.choose(WRITES + 1)):
-            await blocking(self.write, taken)
+        try:
+            for _ in range(self.world.choose(WRITES + 1)):
+                await blocking((self.write, self.make_dirty)[self.world.choose(2)], taken)
+        except VolumeTakenError:
+            self.lose(taken.claim)
         if self.taken is taken and self.world.choose(2):
             await self.leave(taken)
+
+    def make_dirty(self, taken: Taken[Connection]) -> None:
+        """Answer a write that the image does not have."""
+        if self.taken is taken:
+            world, dirty = self.world, DirtyAt(self.name, "log", 0.0)
+            world.tenures.mark_dirty(VOLUME, taken.epoch, dirty)
+            require(world.dirty in (None, self.name), "one gateway at most makes a volume dirty")
+            require(world.epoch() == taken.epoch, "who does not have the volume makes it dirty")
+            world.dirty = self.name
+
+    def write_back(self, taken: Taken[Connection]) -> None:
+        """Have the image have all that was answered."""
+        if self.world.dirty == self.name and not self.world.is_shut_out(taken.claim):
+            self.world.tenures.mark_clean(VOLUME, taken.epoch)
+            self.world.dirty = None
 
     def write(self, taken: Taken[Connection]) -> None:
         if self.taken is taken:
             taken.claim.sent.append(taken.claim.map)
 
     async def leave(self, taken: Taken[Connection]) -> None:
+        try:
+            if self.world.choose(2):  # else it ends, and keeps it for its next life
+                await blocking(self.write_back, taken)
+        except VolumeTakenError:
+            self.lose(taken.claim)
+        if self.taken is not taken:
+            return
         self.taken = None
         await self.taker.give_back(taken)
 
@@ -251,11 +288,12 @@ class Gateway:
         require(self.opened <= TRIES, "a taking ends after three tries")
         return self.world.connect(self)
 
-    def ask(self, image: str, manner: Manner) -> str | None:
+    def ask(self, image: str, manner: Manner, limit_seconds: float | None = None) -> str | None:
         """See `World.question`, which comes before it."""
         assert (image, manner) == (IMAGE, self.manner)
         claims = [one for one in self.world.connections if one.gateway is self and one.alive]
-        claims[-1].asked = True
+        if limit_seconds is None:
+            claims[-1].asked = True
         self.told = self.answers.get(self.question)
         return self.told
 
@@ -311,6 +349,8 @@ class World:
         self.watching: dict[str, Connection] = {}
         self.connections: list[Connection] = []
         self.epochs: dict[int, int] = {}
+        self.dirty: str | None = None
+        """The gateway that has answered what the image does not have."""
         self._terms = count(1)
         self._last: Gateway | None = None
         self.gateways = [Gateway(self, name) for name in "abcd"[:gateways]]
@@ -363,8 +403,17 @@ class World:
         if remove:
             self.owner = None
 
+    def epoch(self) -> int:
+        return volume_record(cast(Transaction, self.records), VOLUME).epoch
+
+    def is_shut_out(self, connection: Connection) -> bool:
+        return connection.address in self.shut_out
+
     def note(self, taken: Taken[Connection]) -> None:
         """Somebody was told that it has the volume."""
+        if self.epoch() == taken.epoch:
+            name = taken.claim.gateway.name
+            require(self.dirty in (None, name), "nobody has a volume that is dirty elsewhere")
         self.epochs[taken.claim.term] = taken.epoch
         given = [self.epochs[term] for term in sorted(self.epochs)]
         require(given == sorted(set(given)), "epochs are given in the order of locks")
@@ -443,7 +492,8 @@ class World:
         record = volume_record(cast(Transaction, self.records), VOLUME)
         if self.owner is not None and self.owner.gateway is asker:
             # One that died before it was recorded is not known to be ours.
-            require(record.address != self.owner.address, "a gateway does not ask itself")
+            known = (record.holder, record.address) == (asker.name, self.owner.address)
+            require(not known, "a gateway does not ask itself")
         thread.waiting_for = [
             other.spawn(other.answer(asker, asker.question, asker.manner))
             for other in self.gateways

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import cast
 
 import pytest
 
 from bockd.drivers.rbd.records import (
+    DirtyAt,
+    Discarded,
     Identity,
     RbdSnapshotRecord,
     RbdVolumeRecord,
     Tenures,
+    encode_volume,
     put_record,
     snapshot_record,
     volume_record,
+    volume_records,
 )
-from bockd.errors import DamagedError, NotFoundError
+from bockd.errors import (
+    DamagedError,
+    DirtyElsewhereError,
+    InUseError,
+    NotFoundError,
+    VolumeTakenError,
+)
 from bockd.index.keys import id_key
 from bockd.model import SnapshotId, VolumeId
 from bockd.pool.index import Index, Transaction
-from bockd.pool.nodes import VOLUMES, Nodes
+from bockd.pool.nodes import VOLUMES, Nodes, decode_record
 
 from .takers import Records
 
@@ -35,6 +46,7 @@ VOLUME = RbdVolumeRecord(
     image="0" * 24,
     depth=2,
 )
+DIRTY = DirtyAt("one", "2" * 16, 5.5)
 SNAPSHOT = RbdSnapshotRecord(
     id=SnapshotId(8),
     name="eight",
@@ -105,3 +117,97 @@ def test_a_tenure_ends_unless_another_one_has_begun(tenures: Tenures, txn: Trans
     tenures.end(VOLUME.id, 2)
     assert tenures.look(VOLUME.id) == replace(VOLUME, epoch=2)
     tenures.end(VolumeId(9), 1)  # it is gone
+
+
+def test_a_volume_of_an_older_bockd_is_cached_and_clean(txn: Transaction) -> None:
+    fields = json.loads(encode_volume(VOLUME))
+    for name in ("cache", "dirty_at", "discarded"):
+        del fields[name]
+    txn.put(VOLUMES, id_key(7), json.dumps(fields).encode())
+    assert volume_record(txn, VolumeId(7)) == VOLUME
+
+
+@pytest.mark.parametrize("name", ["seven", '"dirty_image":', "\\"])
+def test_the_record_of_a_dirty_volume_is_read_as_it_was_written(
+    txn: Transaction, name: str
+) -> None:
+    for record in (replace(VOLUME, name=name, dirty_at=DIRTY), replace(VOLUME, name=name)):
+        put_record(txn, record)
+        assert volume_record(txn, VolumeId(7)) == record
+        assert [*volume_records(txn)] == [record]
+        assert Nodes(txn).volume(VolumeId(7)).name == name
+
+
+def test_a_bockd_that_knows_of_no_dirty_volumes_finds_the_record_damaged(txn: Transaction) -> None:
+    """It cannot open the volume, nor store the record without the mark."""
+    put_record(txn, replace(VOLUME, dirty_at=DIRTY))
+    payload = txn.get(VOLUMES, id_key(7))
+    assert payload is not None
+    with pytest.raises(DamagedError, match="image"):
+        decode_record(RbdVolumeRecord, payload)
+    put_record(txn, VOLUME)
+    payload = txn.get(VOLUMES, id_key(7))
+    assert payload is not None
+    assert decode_record(RbdVolumeRecord, payload) == VOLUME
+
+
+def test_a_dirty_record_that_is_malformed_is_damaged(txn: Transaction) -> None:
+    txn.put(VOLUMES, id_key(7), b'{"dirty_image":"x","id":"seven"}')
+    with pytest.raises(DamagedError):
+        volume_record(txn, VolumeId(7))
+
+
+def test_a_volume_that_is_dirty_at_another_gateway_is_not_begun(
+    tenures: Tenures, txn: Transaction
+) -> None:
+    put_record(txn, VOLUME)
+    epoch = tenures.begin(VOLUME, ONE, "address")
+    assert epoch is not None
+    seen = tenures.look(VolumeId(7))
+    tenures.mark_dirty(VolumeId(7), epoch, DIRTY)
+    with pytest.raises(DirtyElsewhereError, match=r"gateway one .*discard-cache 7 --yes"):
+        tenures.begin(seen, TWO, "other")
+    assert tenures.look(VolumeId(7)).holder == "one"
+    assert tenures.begin(seen, ONE, "again") == epoch + 1
+
+
+def test_only_who_has_a_volume_says_that_it_is_dirty_or_clean(
+    tenures: Tenures, txn: Transaction
+) -> None:
+    put_record(txn, VOLUME)
+    epoch = tenures.begin(VOLUME, ONE, "address")
+    assert epoch is not None
+    for late in (epoch - 1, epoch + 1):
+        with pytest.raises(VolumeTakenError):
+            tenures.mark_dirty(VolumeId(7), late, DIRTY)
+    tenures.mark_dirty(VolumeId(7), epoch, DIRTY)
+    with pytest.raises(VolumeTakenError):
+        tenures.mark_clean(VolumeId(7), epoch - 1)
+    tenures.end(VolumeId(7), epoch)
+    assert tenures.look(VolumeId(7)).dirty_at == DIRTY
+    tenures.mark_clean(VolumeId(7), epoch)
+    assert tenures.look(VolumeId(7)).dirty_at is None
+    with pytest.raises(VolumeTakenError):
+        tenures.mark_clean(VolumeId(9), 1)
+
+
+def test_discarding_is_recorded_and_takes_the_volume_from_who_had_it(
+    tenures: Tenures, txn: Transaction
+) -> None:
+    put_record(txn, replace(VOLUME, dirty_at=DIRTY, epoch=3, holder="one"))
+    record = tenures.discard(tenures.look(VolumeId(7)), 99.0)
+    assert record == tenures.look(VolumeId(7))
+    assert (record.dirty_at, record.holder, record.epoch) == (None, None, 4)
+    assert record.discarded == Discarded(99.0, "one", 5.5)
+    with pytest.raises(VolumeTakenError):
+        tenures.mark_clean(VolumeId(7), 3)
+    with pytest.raises(InUseError):
+        tenures.discard(record, 99.0)
+
+
+def test_what_became_dirty_anew_is_not_discarded(tenures: Tenures, txn: Transaction) -> None:
+    put_record(txn, replace(VOLUME, dirty_at=DIRTY))
+    seen = tenures.look(VolumeId(7))
+    put_record(txn, replace(VOLUME, dirty_at=DirtyAt("one", "another", 5.5)))
+    with pytest.raises(InUseError):
+        tenures.discard(seen, 99.0)
