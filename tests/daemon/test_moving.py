@@ -9,9 +9,8 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from typing import Any
 
 import nbd
@@ -19,73 +18,15 @@ import pytest
 
 from bockd.config.rbd import RbdSettings
 from tests.daemon.moving import BLOCK_BYTES, MovingClient
-from tests.daemon.process import Bockd
-from tests.drivers.rbd.running import configuration
+from tests.daemon.pair import SERVER, Pair, two_gateways
 
-SERVER = "web1"
 SETTLED_SECONDS = 30.0
-TAKEN = "another gateway has taken|was recalled by force"
-NO_MANAGER = "whether it has an active manager"
-"""The tests' cluster has none."""
-
-
-@dataclass
-class Pair:
-    """Two gateways of a pool that has one volume, `disk`, attached to `web1`."""
-
-    first: Bockd
-    second: Bockd
-
-    def uris(self, asked: Bockd | None = None) -> list[str]:
-        """The ways in over TCP, as a gateway tells them."""
-        shown = (asked or self.first).bock("attachment", "show", "disk")
-        assert shown["uri"] == shown["uris"][0]
-        found: list[str] = shown["uris"]
-        return found
-
-    def holder(self, asked: Bockd) -> str:
-        found: str = asked.bock("volume", "show", "disk")["gateway"]
-        return found
 
 
 @pytest.fixture
-def start(
-    rbd_namespace: RbdSettings, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[[str], Bockd]]:
-    """Starts a gateway of one pool, by its name. All have the credentials of the first one."""
-    made: list[Bockd] = []
-
-    def begin(name: str) -> Bockd:
-        directory = tmp_path_factory.mktemp(name)
-        config = directory / "bockd.toml"
-        config.write_text(configuration(replace(rbd_namespace, gateway=name), directory / "data"))
-        one = Bockd(
-            directory / "data",
-            directory / "log",
-            nbd_listen="127.0.0.1:0",
-            api_listen="127.0.0.1:0",
-            config=config,
-        )
-        one.start()
-        one.expect_in_log(TAKEN)
-        one.expect_in_log(NO_MANAGER)
-        if made:
-            given = (made[0].data_dir / "credentials.json").read_text()
-            (one.data_dir / "credentials.json").write_text(given)
-        made.append(one)
-        return one
-
-    yield begin
-    for one in made:
-        one.end()
-
-
-@pytest.fixture
-def pair(start: Callable[[str], Bockd]) -> Pair:
-    both = Pair(start("gw1"), start("gw2"))
-    both.first.bock("volume", "create", "disk", "--size", "8MiB")
-    both.first.bock("attachment", "create", "disk", SERVER)
-    return both
+def pair(rbd_namespace: RbdSettings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    with two_gateways(rbd_namespace, tmp_path_factory) as both:
+        yield both
 
 
 def connected(uri: str) -> Any:

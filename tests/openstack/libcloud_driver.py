@@ -15,19 +15,24 @@ REGION = "az-1.region-a.geo-1"
 def connect(served: Served, **changes: object) -> Any:
     """Construct the driver for volumes, as its users do."""
     account = served.service.account
+    password = str(changes.pop("password", account.password))
+    return connect_to(served.url, account.username, password, account.tenant_name, **changes)
+
+
+def connect_to(url: str, username: str, password: str, tenant: str, **changes: object) -> Any:
+    """Construct it for a server at some address."""
     options: dict[str, object] = {
         "secure": False,
         "api_version": "1.1",
-        "ex_force_auth_url": served.url,
+        "ex_force_auth_url": url,
         "ex_force_auth_version": "2.0_password",
-        "ex_tenant_name": account.tenant_name,
+        "ex_tenant_name": tenant,
         "ex_force_service_type": "volume",
         "ex_force_service_name": "Block Storage",
         "ex_force_service_region": REGION,
         **changes,
     }
-    password = options.pop("password", account.password)
-    return get_driver(Provider.OPENSTACK)(account.username, password, **options)
+    return get_driver(Provider.OPENSTACK)(username, password, **options)
 
 
 def connect_to_images(served: Served) -> Any:
