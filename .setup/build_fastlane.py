@@ -13,7 +13,11 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-MODULES = ("bockd/nbd/server/_fastlane", "bockd/runtime/_syncing")
+MODULES = (
+    "bockd/nbd/server/_fastlane",
+    "bockd/runtime/_syncing",
+    "bockd/drivers/rbd/_requests",
+)
 """Sources, without their suffix."""
 
 

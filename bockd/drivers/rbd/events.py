@@ -2,7 +2,7 @@
 
 Ceph's Python module has a callback made for each result, in a thread of librbd's, which must have
 the interpreter for that. The C interface also writes to an eventfd when there are results, and
-gives up to `_AT_ONCE` of them in one call. An event loop that runs operations on the image takes
+gives up to `AT_ONCE` of them in one call. An event loop that runs operations on the image takes
 them (`ResultSource` in bockd.runtime.steps); where there is none, a thread of the image's does.
 
 The connection is made here, too: what the Python module opens cannot be shared with C. Everything
@@ -15,29 +15,26 @@ nothing is pending, and nobody asks it for results then (`_taking`, `_stopping`)
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import logging
 import os
 import select
 import threading
+from array import array
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from ctypes import byref, c_char, c_char_p, c_int, c_size_t, c_uint64
+from ctypes import byref, c_char_p, c_int, c_size_t, c_uint64
 from itertools import count
-from typing import Any
 
 from bockd.config.rbd import RbdSettings
 from bockd.drivers.rbd.binding import rbd
 from bockd.drivers.rbd.completions import OnComplete, Request
 from bockd.drivers.rbd.connection import connecting, opening_pool
 from bockd.drivers.rbd.librbd import EVENTFD, C, Diff, Option, Pointer, Watcher, checked, failure
+from bockd.drivers.rbd.requests import AT_ONCE, begin, requests
 from bockd.drivers.rbd.settings import WHERE_KNOWN, Override
 
 log = logging.getLogger(__name__)
-
-_AT_ONCE = 128
-"""More than a connection has under way."""
 
 _PATIENCE_SECONDS = 0.1
 """Who closes the image leaves results for so long to whoever takes them."""
@@ -50,14 +47,6 @@ _MOST_WATCHERS = 32
 
 _MOST_OPTIONS = 512
 """There are some hundred, in all releases so far."""
-
-_create_completion = C["rbd_aio_create_completion"]
-_poll_io_events = C["rbd_poll_io_events"]
-_get_arg = C["rbd_aio_get_arg"]
-_get_return_value = C["rbd_aio_get_return_value"]
-_release = C["rbd_aio_release"]
-_aio_read, _aio_write, _aio_flush = C["rbd_aio_read"], C["rbd_aio_write"], C["rbd_aio_flush"]
-_aio_discard, _aio_write_zeroes = C["rbd_aio_discard"], C["rbd_aio_write_zeroes"]
 
 Kept = bytearray | bytes | memoryview | None
 """The buffer of a request."""
@@ -84,6 +73,7 @@ class EventImage:
         self.watched = False
         """See `ResultSource`."""
         self._cluster, self._ioctx, self._image = Pointer(), Pointer(), Pointer()
+        self._requests = requests
         self._events = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._pending: dict[int, tuple[Callable[..., object], Kept]] = {}
         self._numbers = count(1)
@@ -93,7 +83,7 @@ class EventImage:
         self._taking = threading.Lock()
         """Of asking for results, and of who does."""
         self._thread: threading.Thread | None = None
-        self._ended = (Pointer * _AT_ONCE)()
+        self._ended = array("q", bytes(2 * 8 * AT_ONCE))
         self._name = name
         try:
             self._open(settings, options, name)
@@ -116,6 +106,8 @@ class EventImage:
         C["rados_set_osdmap_full_try"](self._ioctx)
         checked("rbd_open", self._ioctx, name.encode(), byref(self._image), None)
         checked("rbd_set_image_notification", self._image, self._events, EVENTFD)
+        assert self._image.value is not None
+        self._handle = self._image.value
 
     def close(self) -> None:
         """Close the image when nothing is under way any more, and the connection. Blocks. Not to be
@@ -220,39 +212,50 @@ class EventImage:
 
     def aio_read(self, offset: int, length: int, oncomplete: OnComplete, /) -> None:
         """Read into a buffer of its own."""
-        data = bytearray(length)
-        self._send(_aio_read, oncomplete, data, offset, length, _address(data))
+        self._read(bytearray(length), offset, oncomplete)
 
     def aio_read_into(self, into: memoryview, offset: int, oncomplete: OnComplete, /) -> None:
         """Read into a buffer, which is kept until the result has come."""
-        self._send(_aio_read, oncomplete, into, offset, len(into), _address(into))
+        self._read(into, offset, oncomplete)
+
+    def _read(self, into: bytearray | memoryview, offset: int, oncomplete: OnComplete) -> None:
+        number = self._begin(oncomplete, into)
+        status = self._requests.read(self._handle, number, offset, into)
+        if status < 0:
+            self._refused(number, "rbd_aio_read", status)
 
     def aio_write(self, data: bytes, offset: int, oncomplete: OnComplete, /) -> None:
         """Write; `data` is kept until the result has come."""
-        self._send(_aio_write, oncomplete, data, offset, len(data), data)
+        self._write(data, offset, oncomplete)
 
     def aio_write_from(self, data: memoryview, offset: int, oncomplete: OnComplete, /) -> None:
         """Write from a buffer, which is kept until the result has come, and must not change."""
         if not data.readonly:
-            self._send(_aio_write, oncomplete, data, offset, len(data), _address(data))
+            self._write(data, offset, oncomplete)
         elif isinstance(data.obj, bytes) and len(data.obj) == len(data):
-            self.aio_write(data.obj, offset, oncomplete)
+            self._write(data.obj, offset, oncomplete)
         else:
-            self.aio_write(bytes(data), offset, oncomplete)
+            self._write(bytes(data), offset, oncomplete)
+
+    def _write(self, data: bytes | memoryview, offset: int, oncomplete: OnComplete) -> None:
+        number = self._begin(oncomplete, data)
+        status = self._requests.write(self._handle, number, offset, data)
+        if status < 0:
+            self._refused(number, "rbd_aio_write", status)
 
     def aio_flush(self, oncomplete: OnComplete, /) -> None:
         """Flush."""
-        self._send(_aio_flush, oncomplete, None)
+        self._send("rbd_aio_flush", oncomplete)
 
     def aio_discard(self, offset: int, length: int, oncomplete: OnComplete, /) -> None:
         """Trim."""
-        self._send(_aio_discard, oncomplete, None, offset, length)
+        self._send("rbd_aio_discard", oncomplete, offset, length)
 
     def aio_write_zeroes(
         self, offset: int, length: int, oncomplete: OnComplete, flags: int, /
     ) -> None:
         """Zero."""
-        self._send(_aio_write_zeroes, oncomplete, None, offset, length, more=(flags, 0))
+        self._send("rbd_aio_write_zeroes", oncomplete, offset, length, more=(flags, 0))
 
     def diff_iterate(
         self,
@@ -282,19 +285,13 @@ class EventImage:
     # -- requests --------------------------------------------------------------------------------
 
     def _send(
-        self, send: Any, oncomplete: OnComplete, kept: Kept, *arguments: Any, more: Any = ()
+        self, name: str, oncomplete: OnComplete, *arguments: int, more: tuple[int, ...] = ()
     ) -> None:
-        """Send a request by a function of librbd's. `more` are the arguments behind the
-        completion."""
-        number, completion = self._begin(oncomplete, kept), Pointer()
-        if isinstance(oncomplete, Request):
-            oncomplete.source = self
-        _create_completion(number, None, byref(completion))
-        status = send(self._image, *arguments, completion, *more)
+        """Send a request without a buffer; see `begin`."""
+        number = self._begin(oncomplete, None)
+        status = begin(name, self._handle, number, *arguments, more=more)
         if status < 0:
-            _release(completion)
-            self._finished(number)
-            raise failure(send.__name__, status)
+            self._refused(number, name, status)
 
     def _begin(self, oncomplete: Callable[..., object], kept: Kept) -> int:
         number = next(self._numbers)
@@ -302,7 +299,14 @@ class EventImage:
         if self._closed:
             self._finished(number)
             raise rbd.OSError("the image is closed", errno.EBADF)
+        if isinstance(oncomplete, Request):
+            oncomplete.source = self
         return number
+
+    def _refused(self, number: int, name: str, status: int) -> None:
+        """Forget a request that has not begun. Raises its error."""
+        self._finished(number)
+        raise failure(name, status)
 
     def _finished(self, number: int) -> tuple[Callable[..., object], Kept]:
         found = self._pending.pop(number)
@@ -360,12 +364,11 @@ class EventImage:
         """Return the numbers of requests that have ended, and their results."""
         ended = self._ended
         results: list[tuple[int, int]] = []
-        found = _AT_ONCE
-        while found == _AT_ONCE:
-            found = _poll_io_events(self._image, ended, _AT_ONCE)
-            for completion in ended[:found]:
-                results.append((_get_arg(completion), _get_return_value(completion)))
-                _release(completion)
+        found = AT_ONCE
+        while found == AT_ONCE:
+            found = self._requests.results(self._handle, ended)
+            taken = iter(ended[: 2 * found])
+            results += zip(taken, taken, strict=True)
         return results
 
     def _take_all(self) -> None:
@@ -387,8 +390,3 @@ class EventImage:
             oncomplete(_Done(status), kept[:status] if 0 <= status < len(kept) else kept)
         else:
             oncomplete(_Done(status))
-
-
-def _address(data: bytearray | memoryview) -> int:
-    """Return where a buffer is. It stays there for as long as nobody resizes it."""
-    return ctypes.addressof(c_char.from_buffer(data)) if data else 0

@@ -1,11 +1,16 @@
-"""An image by librbd's C interface: what goes wrong leaves nothing behind, and buffers live on."""
+"""An image by librbd's C interface: what goes wrong leaves nothing behind, and buffers live on.
+
+Each test runs twice: with the compiled calls (`_requests`), and with those by ctypes.
+"""
 
 from __future__ import annotations
 
 import errno
 import gc
 import os
+import sys
 import threading
+from typing import cast
 
 import pytest
 import trio
@@ -21,12 +26,21 @@ from tests.nbd.server.serving import in_trio
 
 need_modules()
 
-from bockd.drivers.rbd.binding import rbd  # noqa: E402 - where there is one
+from bockd.drivers.rbd import events, requests  # noqa: E402 - where Ceph's modules are
+from bockd.drivers.rbd.binding import rbd  # noqa: E402
 from bockd.drivers.rbd.device import RbdDevice  # noqa: E402
 from bockd.drivers.rbd.events import EventImage  # noqa: E402
 from bockd.drivers.rbd.images import lock_image  # noqa: E402
 from bockd.drivers.rbd.settings import volume_options  # noqa: E402
 from tests.drivers.rbd.gateway import Gateway  # noqa: E402
+
+
+@pytest.fixture(autouse=True, params=["compiled", "ctypes"])
+def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = request.param == "compiled"
+    way = requests.load({} if compiled else {"BOCKD_FASTLANE": "off"})
+    assert (way is requests.BY_CTYPES) is not compiled
+    monkeypatch.setattr(events, "requests", way)
 
 
 def descriptors() -> int:
@@ -126,6 +140,60 @@ def test_a_read_that_ends_behind_the_image_is_short(rbd_namespace: RbdSettings) 
         image.close()
 
 
+def test_what_is_written_is_read_from_each_kind_of_buffer(rbd_namespace: RbdSettings) -> None:
+    with Gateway(rbd_namespace) as gateway:
+        image = open_volume(rbd_namespace, gateway.create(MIB))
+        whole = os.urandom(4 * BLOCK_SIZE)
+        kinds = [
+            memoryview(bytearray(whole)),
+            memoryview(whole),
+            memoryview(whole)[BLOCK_SIZE : 3 * BLOCK_SIZE],
+            memoryview(bytearray(whole))[512:1024],
+        ]
+        for data in kinds:
+            written, read, into = Request(), Request(), bytearray(len(data) + 2)
+            image.aio_write_from(data, BLOCK_SIZE, written)
+            run_inline(result(written))
+            image.aio_read_into(memoryview(into)[1:-1], BLOCK_SIZE, read)
+            run_inline(result(read))
+            assert (read.status, bytes(into)) == (len(data), b"\0" + bytes(data) + b"\0")
+        image.close()
+
+
+def test_many_results_are_taken_at_once(ceph: Cluster, rbd_namespace: RbdSettings) -> None:
+    """More than one call of librbd's gives."""
+    with Gateway(rbd_namespace) as gateway:
+        image = open_volume(rbd_namespace, gateway.create(MIB))
+        asked = [Request() for _ in range(3 * requests.AT_ONCE + 1)]
+        for number, request in enumerate(asked):
+            image.aio_read(number % 256 * BLOCK_SIZE, BLOCK_SIZE, request)
+        for request in asked:
+            assert run_inline(result(request)) == bytes(BLOCK_SIZE)
+        image.close()
+
+
+def test_a_request_that_librbd_does_not_take_is_an_error_and_forgotten(
+    rbd_namespace: RbdSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refusing:
+        def read(self, *_: object) -> int:
+            return -errno.EINVAL
+
+        write = read
+
+    with Gateway(rbd_namespace) as gateway:
+        name = gateway.create(MIB)
+        with monkeypatch.context() as patched:
+            patched.setattr(events, "requests", Refusing())
+            image = open_volume(rbd_namespace, name)
+        with pytest.raises(rbd.OSError) as unread:
+            image.aio_read(0, BLOCK_SIZE, Request())
+        with pytest.raises(rbd.OSError) as unwritten:
+            image.aio_write(bytes(BLOCK_SIZE), 0, Request())
+        assert unread.value.errno == unwritten.value.errno == errno.EINVAL
+        image.close()  # waits for what is under way: nothing
+
+
 @in_trio
 async def test_the_loop_that_reads_takes_the_results(rbd_namespace: RbdSettings) -> None:
     """There is no thread, and nothing is left of the image after it was closed beside requests."""
@@ -167,3 +235,26 @@ async def test_an_image_that_a_thread_served_goes_over_to_the_loop(
         while threading.active_count() > threads:
             await trio.sleep(0.01)
         await StepRunner().run(device.close())
+
+
+def test_without_the_compiled_module_requests_go_by_ctypes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where there is no compiler."""
+    monkeypatch.delattr("bockd.drivers.rbd._requests", raising=False)
+    monkeypatch.setitem(sys.modules, "bockd.drivers.rbd._requests", None)
+    assert requests.load({}) is requests.BY_CTYPES
+
+
+def test_the_compiled_calls_refuse_what_is_no_request() -> None:
+    """With an error of Python's, before librbd hears of anything."""
+    way = requests.load({})
+    assert way is not requests.BY_CTYPES
+    with pytest.raises(TypeError):
+        way.read(1, 2, 3)  # type: ignore[call-arg]
+    with pytest.raises(TypeError):
+        way.write(1, 2, 3, cast(bytes, 4))
+    with pytest.raises(BufferError):
+        way.read(1, 2, 3, cast(bytearray, b"not to be written to"))
+    with pytest.raises(OverflowError):
+        way.write(1, 2, -1, b"")
+    with pytest.raises(TypeError):
+        way.results(1)  # type: ignore[call-arg]

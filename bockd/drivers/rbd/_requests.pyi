@@ -1,0 +1,9 @@
+"""Types of the compiled module; requests.py says what it is for."""
+
+from array import array
+
+from bockd.drivers.rbd.requests import Buffer
+
+def read(image: int, number: int, offset: int, into: bytearray | memoryview, /) -> int: ...
+def write(image: int, number: int, offset: int, data: Buffer, /) -> int: ...
+def results(image: int, into: array[int], /) -> int: ...
