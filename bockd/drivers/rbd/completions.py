@@ -84,8 +84,11 @@ class Request(Completion[bytes | bytearray | None]):
 
     def __call__(self, completion: Finished, data: bytes | bytearray | None = None) -> None:
         """Note the result. librbd calls this in a thread of its own, once."""
+        self.end(completion.get_return_value(), data)
+
+    def end(self, status: int, data: bytes | bytearray | None = None) -> None:
+        """Note the result: what librbd has returned. Once."""
         self.payload = None
-        status = completion.get_return_value()
         if status < 0:
             self.fail(OSError(-status, os.strerror(-status)))
         else:

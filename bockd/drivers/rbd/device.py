@@ -92,7 +92,14 @@ class RbdDevice:
     async def read(self, offset: int, into: memoryview) -> None:
         request = Request()
         if self._in_place is not None:
-            await self._send("reading", request, self._in_place.aio_read_into, into, offset)
+            # As in `_send`, without a coroutine for it: this is where most requests go.
+            self._refuse_lost("reading")
+            try:
+                self._in_place.aio_read_into(into, offset, request)
+                await request
+            except (OSError, *CEPH_ERRORS) as error:
+                raise self._failure(error, "reading") from error
+            self._refuse_lost("reading")
             sent = request.status
         else:
             data = await self._send("reading", request, self._image.aio_read, offset, len(into))

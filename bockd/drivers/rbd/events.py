@@ -386,7 +386,10 @@ class EventImage:
 
     def _answer(self, number: int, status: int) -> None:
         oncomplete, kept = self._finished(number)
+        data = None
         if isinstance(kept, bytearray):
-            oncomplete(_Done(status), kept[:status] if 0 <= status < len(kept) else kept)
+            data = kept[:status] if 0 <= status < len(kept) else kept
+        if isinstance(oncomplete, Request):
+            oncomplete.end(status, data)
         else:
-            oncomplete(_Done(status))
+            oncomplete(_Done(status), data)

@@ -160,3 +160,16 @@ class FakeImage:
             elif offset < stop and start < end:
                 first, last = max(offset, start), min(end, stop)
                 self._content[number][first - start : last - start] = bytes(last - first)
+
+
+class InPlaceImage(FakeImage):
+    """One that works on the buffers of who asks. It answers reads with a number of bytes."""
+
+    def aio_read_into(self, into: memoryview, offset: int, oncomplete: OnComplete, /) -> None:
+        def carry_out() -> None:
+            into[:] = self.content(offset, len(into))
+
+        self._take("read into", carry_out, oncomplete, offset, len(into))
+
+    def aio_write_from(self, data: memoryview, offset: int, oncomplete: OnComplete, /) -> None:
+        self.aio_write(bytes(data), offset, oncomplete)

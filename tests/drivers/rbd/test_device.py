@@ -23,7 +23,7 @@ from bockd.model import BLOCK_SIZE, Extent
 from bockd.runtime.steprunner import StepRunner
 from bockd.runtime.steps import Steps, run_inline
 from tests.drivers.rbd.ceph import need_modules
-from tests.drivers.rbd.fakeimage import FakeImage
+from tests.drivers.rbd.fakeimage import FakeImage, InPlaceImage
 from tests.nbd.server.serving import in_trio
 
 need_modules()
@@ -71,9 +71,11 @@ class Bench:
         await trio.testing.wait_all_tasks_blocked()
 
 
-def ready(size: int = SIZE, *, read_only: bool = False) -> tuple[FakeImage, RbdDevice]:
+def ready(
+    size: int = SIZE, *, read_only: bool = False, kind: type[FakeImage] = FakeImage
+) -> tuple[FakeImage, RbdDevice]:
     """Make a device whose image answers at once."""
-    image = FakeImage(size)
+    image = kind(size)
     image.at_once = 0
     return image, RbdDevice(image, "volume 7", size, read_only=read_only)
 
@@ -134,6 +136,7 @@ def test_a_write_takes_the_data_as_it_is_when_it_is_sent() -> None:
         steps.send(None)
 
 
+@pytest.mark.parametrize("kind", [FakeImage, InPlaceImage])
 @pytest.mark.parametrize("name", OPERATIONS)
 @pytest.mark.parametrize(
     ("number", "expected"),
@@ -147,9 +150,9 @@ def test_a_write_takes_the_data_as_it_is_when_it_is_sent() -> None:
 )
 @pytest.mark.parametrize("at_once", [False, True], ids=["later", "when it is sent"])
 def test_an_error_is_told_in_our_terms(
-    name: str, number: int, expected: type[BockdError], at_once: bool
+    name: str, number: int, expected: type[BockdError], at_once: bool, kind: type[FakeImage]
 ) -> None:
-    image, device = ready()
+    image, device = ready(kind=kind)
     if at_once:
         image.refusal = rbd.OSError("refused", number)
     else:
@@ -223,6 +226,28 @@ def test_a_read_into_a_buffer_of_a_volume_that_was_taken_leaves_it_alone() -> No
     with pytest.raises(VolumeTakenError):
         steps.send(None)
     assert into == bytes(BLOCK_SIZE)
+
+
+def test_a_read_in_place_is_right_short_or_of_a_volume_that_was_taken() -> None:
+    image, device = ready(kind=InPlaceImage)
+    image.put(0, b"x" * BLOCK_SIZE)
+    into = memoryview(bytearray(BLOCK_SIZE))
+    image.at_once = BLOCK_SIZE
+    run_inline(device.read(0, into))
+    assert (image.names, bytes(into)) == (["read into"], b"x" * BLOCK_SIZE)
+    image.at_once = 5
+    with pytest.raises(DeviceError, match="5 were sent"):
+        run_inline(device.read(0, into))
+    image.at_once = None
+    steps = device.read(0, into)
+    steps.send(None)
+    device.lost.fire()
+    image.pending[0].end(BLOCK_SIZE)
+    with pytest.raises(VolumeTakenError):
+        steps.send(None)
+    with pytest.raises(VolumeTakenError):
+        run_inline(device.read(0, into))
+    assert image.names == ["read into"] * 3  # the last one was not sent
 
 
 @pytest.mark.parametrize(
