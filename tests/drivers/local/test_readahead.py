@@ -23,6 +23,7 @@ from bockd.drivers.local.volume.reading import Reader
 from bockd.drivers.local.volume.volume import Volume
 from bockd.model import BLOCK_SIZE, KIB, MIB
 from bockd.runtime.steps import Blocking, run_inline
+from tests import pagecache
 from tests.drivers.local.bench_pool import SIZE, Bench, stepwise
 
 STEP = 64 * KIB
@@ -137,7 +138,7 @@ def drop(device: Reader) -> None:
     for layer in device.layers.slots:
         for fd in layer.descriptors if layer is not None else []:
             if fd >= 0:
-                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                pagecache.drop(fd)
 
 
 def hit(device: Reader, offset: int, length: int = STEP) -> bool:

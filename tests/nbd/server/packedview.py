@@ -18,6 +18,7 @@ from bockd.nbd.server import fastlane
 from bockd.nbd.server.limits import REPLY_BUFFER_BYTES
 from bockd.pool.device import FastView, FilePart, PartSizes
 from bockd.runtime.steps import Blocking, Steps
+from tests import pagecache
 from tests.nbd.server.sides import Line
 
 BLOCKS = 4 * LEAF_BLOCKS
@@ -194,8 +195,7 @@ class PackedDevice:
         """Have nothing of the files in the page cache."""
         for layer in (self.raw, self.packed):
             layer._windows.forget()
-            os.fsync(layer.first_descriptor)
-            os.posix_fadvise(layer.first_descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            pagecache.drop(layer.first_descriptor)
 
     def close(self) -> None:
         self.raw.close()

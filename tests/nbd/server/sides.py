@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from bockd.nbd.server.batch import Batch
 from bockd.nbd.server.statistics import ExportStatistics
 from bockd.nbd.server.work import Work, failed
 from bockd.runtime.steps import Background, Blocking, Signal, Step, Steps, run_inline
+from tests import pagecache
 from tests.drivers.local.process import die
 
 SIZE_BYTES = 4 * MIB
@@ -210,7 +210,7 @@ def drop(side: Side) -> None:
         assert layer is not None
         layer.evict(0)  # also what is mapped
         for fd in layer.descriptors:
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            pagecache.drop(fd)
 
 
 def _stepped(steps: Steps[bytes | memoryview], step: Blocking[Any]) -> Step:

@@ -18,6 +18,7 @@ from bockd.nbd.protocol.errors import ProtocolError
 from bockd.nbd.server import fastlane
 from bockd.nbd.server.limits import REPLY_BUFFER_BYTES
 from bockd.runtime.steps import run_inline
+from tests import pagecache
 from tests.nbd.protocol import wire
 from tests.nbd.server.lanes import STYLES, same_replies, streams
 from tests.nbd.server.replies import cut
@@ -322,7 +323,7 @@ def test_what_is_not_in_the_page_cache_is_for_others() -> None:
         expected = side.content()[:65_536]
         run_inline(side.volume.flush())
         layer = side.layer(0)
-        os.posix_fadvise(layer.near_descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        pagecache.drop(layer.near_descriptor)
         replies, _ = side.serve(reads(0), line)
         assert side.in_lane == 0
         assert b"".join(replies)[28:] == expected
