@@ -151,6 +151,28 @@ def test_an_image_that_has_grown_since_it_was_looked_at_does_not_shrink(
     assert read(device, 2 * SIZE - 3, 3) == b"end"
 
 
+def test_of_an_image_with_snaps_librbd_is_not_told_to_remove_it(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would take the lock to look."""
+    name = gateway.create(SIZE)
+    snap = gateway.snap(name)
+    with monkeypatch.context() as without:
+        without.setattr(rbd, "RBD", None)
+        assert not images.remove_image(gateway.ioctx, name)
+    images.remove_snap(gateway.ioctx, name, snap)
+    assert images.remove_image(gateway.ioctx, name)
+
+
+def test_a_removal_that_was_interrupted_is_finished(gateway: Gateway) -> None:
+    name = gateway.create(SIZE)
+    identity = gateway.ioctx.read(f"rbd_id.{name}")[4:].decode()
+    gateway.ioctx.remove_object(f"rbd_header.{identity}")
+    assert name in rbd.RBD().list(gateway.ioctx)
+    assert images.remove_image(gateway.ioctx, name)
+    assert name not in rbd.RBD().list(gateway.ioctx)
+
+
 def test_an_image_goes_when_nothing_needs_it(gateway: Gateway) -> None:
     name = gateway.create(SIZE)
     device = gateway.open(name, SIZE)
