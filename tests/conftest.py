@@ -54,11 +54,12 @@ def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave out what only a local pool can pass, if the daemons serve another kind."""
+    """Leave out what the kind of pool that the daemons serve cannot do, as its features say."""
     for item in items:
-        mark = item.get_closest_marker("local_pool")
-        if mark is not None and driver.IS_RBD:
-            item.add_marker(pytest.mark.skip(reason=f"a local pool only: {mark.args[0]}"))
+        for mark in item.iter_markers("needs"):
+            if not driver.NEEDS[mark.args[0]](driver.features()):
+                reason = f"pools of driver {driver.DRIVER} cannot do this: {mark.args[0]}"
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session", autouse=driver.IS_RBD)

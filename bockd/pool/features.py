@@ -17,6 +17,8 @@ class Features:
     """What extents and trims are rounded to."""
     shares_blocks: bool
     """Whether `Pool.shares` and `Space.shared_bytes` tell which blocks several nodes show."""
+    in_directory: bool = False
+    """A pool is files in the data directory: it has the room of the file system there."""
     several_gateways: bool = False
     """Several daemons may serve a pool at once, so what its index shows here may be old until it is
     refreshed."""

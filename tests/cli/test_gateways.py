@@ -46,6 +46,7 @@ def test_the_ways_in() -> None:
     assert ways(read_way_in({**ATTACHMENT, "bockd": {}})) == []
 
 
+@pytest.mark.needs("one daemon")
 def test_a_pool_of_one_daemon_has_no_gateways(daemon: Daemon) -> None:
     assert daemon.bock_json("gateway", "list") == []
     assert daemon.bock("gateway", "list").split() == ["NAME", "NBD", "API", "SINCE"]

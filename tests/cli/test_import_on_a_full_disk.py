@@ -34,6 +34,7 @@ def noise(path: Path, length: int) -> Path:
     return path
 
 
+@pytest.mark.needs("files")
 @pytest.mark.parametrize("image_format", ["raw", "qcow2"])
 def test_no_room_is_said_before_it_begins(small: Daemon, tmp_path: Path, image_format: str) -> None:
     plain = noise(tmp_path / "plain.raw", 80 * MIB)
@@ -92,6 +93,7 @@ def filled_meanwhile(daemon: Daemon, tmp_path: Path, image_format: str) -> Itera
         hog.unlink(missing_ok=True)
 
 
+@pytest.mark.needs("files")
 @pytest.mark.parametrize("kind", ["volume", "image"])
 @pytest.mark.parametrize("image_format", ["raw", "qcow2"])
 def test_disk_that_fills_up_meanwhile(

@@ -26,6 +26,7 @@ def write(daemon: Daemon, volume: str, pattern: int, first_mib: int, length_mib:
     assert ended.status == 0, ended
 
 
+@pytest.mark.needs("shares")
 def test_shares_of_volumes_snapshots_and_images(tmp_path: Path) -> None:
     """Each block counts once: for a volume, else for a snapshot, else for an image."""
     with running_daemon(tmp_path / "pool") as daemon:

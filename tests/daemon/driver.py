@@ -1,17 +1,22 @@
 """Which kind of pool the tests' daemons serve: what BOCKD_TEST_DRIVER says, `local` or `rbd`.
 
 With `rbd` each data directory has a namespace of its own in the cluster that all tests of a process
-share, and keeps it for as long as the process lives. Tests that only a local pool can pass have the
-marker `local_pool`, with a reason; docs/ceph.md lists them.
+share, and keeps it for as long as the process lives. A test that not every kind of pool can pass
+has the marker `needs`, which names one of `NEEDS`, and is left out where the features of the kind
+of pool say so; docs/ceph.md lists them.
 """
 
 from __future__ import annotations
 
 import os
+import tomllib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bockd.config.rbd import RbdSettings
+from bockd.drivers.local.pool import FEATURES as OF_LOCAL_POOLS
+from bockd.pool.features import Features
 
 if TYPE_CHECKING:
     from tests.drivers.rbd.cluster import Cluster
@@ -20,8 +25,27 @@ VARIABLE = "BOCKD_TEST_DRIVER"
 DRIVER = os.environ.get(VARIABLE, "local")
 IS_RBD = DRIVER == "rbd"
 
+NEEDS: Mapping[str, Callable[[Features], bool]] = {
+    "shares": lambda features: features.shares_blocks,
+    "one daemon": lambda features: not features.several_gateways,
+    "cluster": lambda features: not features.in_directory,
+    "files": lambda features: features.in_directory,
+}
+"""What tests may need, as the features of a kind of pool tell it: which blocks several nodes show;
+that there is no other gateway; a pool that is in no directory, or one that is files in the data
+directory."""
+
 _clusters: list[Cluster] = []
 _settings: dict[Path, RbdSettings] = {}
+
+
+def features() -> Features:
+    """Return those of the kind of pool that the daemons serve."""
+    if not IS_RBD:
+        return OF_LOCAL_POOLS
+    from bockd.drivers.rbd.pool import FEATURES  # where Ceph's modules are
+
+    return FEATURES
 
 
 def use_cluster(cluster: Cluster) -> None:
@@ -37,11 +61,12 @@ def rbd_settings(data_dir: Path) -> RbdSettings:
 
 
 def configured(data_dir: Path, config: Path) -> Path:
-    """Return the configuration file of a daemon: the one given, with the kind of pool in it."""
-    if not IS_RBD:
+    """Return the configuration file of a daemon: the one given, with the kind of pool in it unless
+    it names one."""
+    given = config.read_text() if IS_RBD and config.exists() else ""
+    if not IS_RBD or "driver" in tomllib.loads(given).get("pool", {}):
         return config
     settings = rbd_settings(data_dir)
-    given = config.read_text() if config.exists() else ""
     written = _clusters[0].directory / f"{settings.namespace}.toml"
     written.write_text(given + "\n" + as_toml(settings))
     return written

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -28,8 +28,12 @@ from ..api.public import Account, Opening, Service
 from ..daemon.driver import IS_RBD, rbd_settings
 
 
-def on_pool(root: Path, quota: Quota = DEFAULT_QUOTA) -> Opening:
-    """A service on a pool in `root`, which is closed with it."""
+def on_pool(
+    root: Path,
+    quota: Quota = DEFAULT_QUOTA,
+    prepare: Callable[[StorageContext], Steps[None]] | None = None,
+) -> Opening:
+    """A service on a pool in `root`, which is closed with it. `prepare` is run first."""
 
     @asynccontextmanager
     async def opening() -> AsyncIterator[Service]:
@@ -47,8 +51,11 @@ def on_pool(root: Path, quota: Quota = DEFAULT_QUOTA) -> Opening:
                 exports = AttachedVolumes(
                     pool, server, AsyncBridge(lambda: background), on_idle=lambda _: None
                 )
+                context = StorageContext(pool, exports, quota)
+                if prepare is not None:
+                    await runner.run(prepare(context))
                 yield Service(
-                    PoolBlockStorage(StorageContext(pool, exports, quota), runner),
+                    PoolBlockStorage(context, runner),
                     LocalIdentity(pool.index, runner, time.time, b"k" * 32),
                     new_account(accounts, "demo"),
                     new_account(accounts, "other"),

@@ -11,11 +11,10 @@ import pytest
 
 from bockd.blockstorage.contract import NewImage
 from bockd.blockstorage.images import Images
+from bockd.blockstorage.running import StorageContext
 from bockd.model import GIB, MIB
-from bockd.runtime.steps import run_inline
 
 from ..api.public import Served, fault_of, serving
-from ..blockstorage.store import Store
 from .libcloud_driver import connect_to_images
 from .pool_service import on_pool
 
@@ -29,23 +28,21 @@ pytestmark = [
 
 
 @pytest.fixture
-def image_ids(tmp_path: Path) -> dict[str, str]:
-    """Images in the pool, by name: a small one with data in it, and one of 3 GiB."""
-    store = Store(tmp_path)
-    images = Images(store.context)
-    found: dict[str, str] = {}
-    for name, size_bytes in (("debian", 40 * MIB), ("large", 2 * GIB + MIB)):
-        checksum = name.encode().hex().ljust(64, "0")
-        begun = run_inline(images.begin(NewImage(name, "qcow2", size_bytes, 7, checksum)))
-        found[name] = run_inline(images.finish(begun.volume)).image.id
-    store.die()
-    return found
+def image_ids() -> dict[str, str]:
+    """Images in the pool that is served, by name: a small one with data in it, and one of 3 GiB."""
+    return {}
 
 
 @pytest.fixture
 def served(tmp_path: Path, image_ids: dict[str, str]) -> Iterator[Served]:
-    assert image_ids  # first
-    with serving(on_pool(tmp_path)) as served:
+    async def make_images(context: StorageContext) -> None:
+        images = Images(context)
+        for name, size_bytes in (("debian", 40 * MIB), ("large", 2 * GIB + MIB)):
+            checksum = name.encode().hex().ljust(64, "0")
+            begun = await images.begin(NewImage(name, "qcow2", size_bytes, 7, checksum))
+            image_ids[name] = (await images.finish(begun.volume)).image.id
+
+    with serving(on_pool(tmp_path, prepare=make_images)) as served:
         yield served
     gc.collect()
 

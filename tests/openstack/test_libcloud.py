@@ -89,6 +89,7 @@ def test_volumes_are_found_under_type_compute_too(served: Served) -> None:
     assert driver.create_volume(1, "a").name == "a"
 
 
+@pytest.mark.needs("files")  # it writes records of a local pool
 def test_a_list_is_whole(served: Served) -> None:
     """libcloud knows no pages; Nova's ended at 1,000."""
     driver = connect(served)

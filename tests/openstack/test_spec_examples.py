@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from ..api.public import Served, without_ours
+from ..daemon.driver import features
 from . import examples
 
 CURL_SECONDS = 30
@@ -96,7 +97,7 @@ def volume_like(seen: Any, **different: object) -> dict[str, object]:
         "id": seen["id"],
         "createdAt": seen["createdAt"],
         "metadata": {},
-        "bockd": {**our_key(seen, 1 << 30), "last_error": None},
+        "bockd": {**our_key(seen, 1 << 30), "last_error": None, **nobody_has_it()},
         **different,
     }
 
@@ -115,6 +116,11 @@ def snapshot_like(seen: Any, volume: int, **different: object) -> dict[str, obje
         "bockd": our_key(seen, 1 << 30),
         **different,
     }
+
+
+def nobody_has_it() -> dict[str, None]:
+    """Return what is told of the gateway that has a volume open, where there may be several."""
+    return {"gateway": None} if features().several_gateways else {}
 
 
 def our_key(seen: Any, size_bytes: int) -> dict[str, object]:

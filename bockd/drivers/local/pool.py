@@ -36,7 +36,9 @@ from bockd.pool.records import SnapshotRecord, VolumeRecord
 from bockd.pool.reports import Attributes, CheckReport, Shares, Space, SpacePage
 from bockd.runtime.steps import Spawn, Steps, blocking
 
-FEATURES = Features(driver="local", durable=True, hole_bytes=BLOCK_SIZE, shares_blocks=True)
+FEATURES = Features(
+    driver="local", durable=True, hole_bytes=BLOCK_SIZE, shares_blocks=True, in_directory=True
+)
 
 
 class LocalPool:
