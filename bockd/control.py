@@ -12,6 +12,7 @@ raises, unless its docstring says otherwise. Sizes are in bytes, times are secon
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from bockd.model import NodeKind, Server, SnapshotId, VolumeId
@@ -60,6 +61,11 @@ class DaemonInfo:
     """What kind of pool it serves."""
     cluster: ClusterInfo | None
     """Of a pool in a Ceph cluster."""
+
+    @property
+    def pool_directory(self) -> Path | None:
+        """The directory whose file system has the pool's room. None: it is in a cluster."""
+        return None if self.cluster is not None else Path(self.data_dir)
 
 
 @dataclass(frozen=True, slots=True)

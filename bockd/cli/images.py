@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 
 import click
 
@@ -111,7 +110,7 @@ def fill_new_image(client: ControlClient, source: Source, opened: Image, name: s
                 opened.size_bytes,
             )
         filled = begun.id
-        with room_for(opened, Path(client.info().data_dir), source.title):
+        with room_for(opened, client.info().pool_directory, source.title):
             fill_export(begun.uri, opened, source.title)
             source.refuse_changed()
             with ending_signals_held():

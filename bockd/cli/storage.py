@@ -270,10 +270,10 @@ class StorageClient:
         return None if neighbour is None else neighbour.mount
 
     @property
-    def pool_directory(self) -> Path:
-        """Where this machine's daemon keeps its pool."""
+    def pool_directory(self) -> Path | None:
+        """Where this machine's daemon keeps its pool. None: in a cluster."""
         neighbour = self._find_neighbour()
-        return self._settings.data_dir if neighbour is None else Path(neighbour.data_dir)
+        return self._settings.data_dir if neighbour is None else neighbour.pool_directory
 
     @property
     def tenant_id(self) -> str:

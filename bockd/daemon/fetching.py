@@ -78,6 +78,9 @@ class FetchingBlockStorage(PoolBlockStorage):
         self._images = Images(context)
         self._glance = Glance(settings.glance)
         self._directory = settings.data_dir
+        """For what is downloaded."""
+        in_directory = context.pool.features.in_directory
+        self._pool_directory = settings.data_dir if in_directory else None
         self._socket = str(settings.nbd_socket)
         self._nursery = nursery
         self._fetches: dict[str, _Fetch] = {}
@@ -225,7 +228,7 @@ class FetchingBlockStorage(PoolBlockStorage):
         """Raise NoSpaceError when the pool's disk has no room for what the image holds."""
 
         def look() -> None:
-            with room_for(opened, self._directory, f"image {image.id}"):
+            with room_for(opened, self._pool_directory, f"image {image.id}"):
                 pass
 
         await trio.to_thread.run_sync(look)

@@ -21,14 +21,18 @@ def free_bytes(directory: Path) -> int:
 
 
 @contextlib.contextmanager
-def room_for(image: Image, directory: Path, title: str) -> Iterator[None]:
+def room_for(image: Image, directory: Path | None, title: str) -> Iterator[None]:
     """Check that the pool in `directory` has room for an image, then run the body, which writes it.
-    `title` names the image in messages.
+    `title` names the image in messages. A directory of None: the pool is on no disk of this
+    machine, so nothing is checked.
 
     Raises NoSpaceError, with what is needed and what is free, before anything is written. A
     NoSpaceError from the body is replaced by one with the same details, because others write to the
     disk, too.
     """
+    if directory is None:
+        yield
+        return
     free = free_bytes(directory)
     needed = image.needed_bytes(free)
     if needed > free:

@@ -48,6 +48,13 @@ def test_no_room_is_said_before_it_begins(small: Daemon, tmp_path: Path, image_f
     assert (small.names(), image_names(small)) == (set(), set())
 
 
+@pytest.mark.needs("cluster")
+@pytest.mark.parametrize("kind", ["volume", "image"])
+def test_the_disk_of_a_gateway_is_not_the_pools(small: Daemon, tmp_path: Path, kind: str) -> None:
+    small.bock(kind, "import", noise(tmp_path / "larger.raw", DISK_BYTES + 16 * MIB))
+    small.bock(kind, "delete", "larger")
+
+
 def test_zeros_need_no_room(small: Daemon, tmp_path: Path) -> None:
     """The file has no holes, as after a copy by a program that knows none."""
     image = tmp_path / "mostly-zeros.img"
