@@ -158,7 +158,7 @@ def check_file(path: Path) -> None:
         raise NotFoundError(f"cannot read {path}: {error.strerror}") from error
     if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
         raise InvalidRequestError(f"{path} is neither a file nor a block device")
-    if not os.access(path, os.R_OK):
+    if not os.access(path, os.R_OK, effective_ids=True):
         raise InvalidRequestError(f"cannot read {path}: permission denied")
 
 

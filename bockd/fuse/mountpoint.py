@@ -91,7 +91,7 @@ def prepare(path: Path, data_dir: Path) -> Path:
 
 
 def _prepare(path: Path, data_dir: Path) -> Path:
-    if not os.access(_DEVICE, os.R_OK | os.W_OK):
+    if not os.access(_DEVICE, os.R_OK | os.W_OK, effective_ids=True):
         _refuse_device()
     if data_dir == path or path in data_dir.parents:
         raise InvalidRequestError(

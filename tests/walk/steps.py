@@ -19,6 +19,9 @@ KERNEL_NBD = ("bock connect disk1", "mkfs.ext4 /dev/nbd0", "mount /dev/nbd0 /mnt
 ROOT_ONLY = ("LOOP=", "losetup ")
 """README says so there."""
 
+IN_DIRECTORY_ONLY = ("nbdkit ", "bockd scrub")
+"""What only a pool in a directory has (docs/ceph.md)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -45,9 +48,11 @@ class Step:
         """Changes the shell that it is typed in."""
         return "=" in self.command.removeprefix("export ").split(maxsplit=1)[0]
 
-    def walked(self, *, root: bool) -> bool:
-        """Whether a walk that has no kernel NBD takes it."""
+    def walked(self, *, root: bool, in_directory: bool = True) -> bool:
+        """Whether a walk that has no kernel NBD takes it; `in_directory`: where the pool is."""
         if self.command.startswith(KERNEL_NBD):
+            return False
+        if not in_directory and self.command.startswith(IN_DIRECTORY_ONLY):
             return False
         return root or not self.command.startswith(ROOT_ONLY)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon.driver import configured
-from tests.walk.steps import KERNEL_NBD, README, steps
+from tests.daemon.driver import configured, features
+from tests.walk.steps import IN_DIRECTORY_ONLY, KERNEL_NBD, README, steps
 from tests.walk.walker import Walker, give_images, machine
 
 ROOT = Path(__file__).parents[2]
@@ -47,6 +47,7 @@ def checkout(home: Path) -> str:
 
 @pytest.mark.parametrize("user", [0, NOBODY])
 def test_the_walk(user: int, home: Path) -> None:
+    in_directory = features().in_directory
     directory = checkout(home)
     if user:
         for path in (home, *home.rglob("*")):
@@ -61,10 +62,21 @@ def test_the_walk(user: int, home: Path) -> None:
     own_mounts = ["unshare", "--mount", "--propagation", "private"]
     with machine(own_mounts, str(home / "fuse")) as enter:
         prefix = [*enter, *AS_NOBODY] if user else enter
-        walker = Walker(directory, prefix, environment, root=user == 0, make=False)
+        walker = Walker(
+            directory,
+            prefix,
+            environment,
+            root=user == 0,
+            make=False,
+            in_directory=in_directory,
+        )
         walker.walk()
     every = [step.command for step in steps(README.read_text())]
     assert sorted([*walker.taken, *walker.left_out]) == sorted(every)
     assert len(walker.ready_seconds) == 2
-    expected = ("sudo apt-get install", *KERNEL_NBD, *(("LOOP=", "losetup ") if user else ()))
+    expected = (
+        *("sudo apt-get install", *KERNEL_NBD),
+        *(("LOOP=", "losetup ") if user else ()),
+        *(() if in_directory else IN_DIRECTORY_ONLY),
+    )
     assert all(one.startswith(expected) for one in walker.left_out), walker.left_out

@@ -40,6 +40,8 @@ class Walker:
     root: bool
     make: bool = True
     """Whether `make run` is typed as it stands; otherwise what it runs once all is set up."""
+    in_directory: bool = True
+    """Whether the pool is in a directory, not in a cluster."""
     packages: bool = False
     """Whether the packages that README names are installed; otherwise they must be there."""
     taken: list[str] = field(default_factory=list)
@@ -53,7 +55,8 @@ class Walker:
         """All of it. AssertionError names the command that failed, with what it printed."""
         try:
             for step in steps(README.read_text()):
-                if not step.walked(root=self.root) or (step.installs and not self.packages):
+                walked = step.walked(root=self.root, in_directory=self.in_directory)
+                if not walked or (step.installs and not self.packages):
                     self.left_out.append(step.command)
                     continue
                 self._take(step)

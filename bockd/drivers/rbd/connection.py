@@ -46,7 +46,7 @@ def connecting(settings: RbdSettings) -> Iterator[None]:
         (settings.conf_file, "rbd.conf_file"),
         (settings.keyring_file, "rbd.keyring_file"),
     ):
-        if file is not None and not os.access(file, os.R_OK):
+        if file is not None and not os.access(file, os.R_OK, effective_ids=True):
             raise ClusterUnavailableError(f"{file}, {option}, cannot be read")
     try:
         yield
