@@ -5,26 +5,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
 from ..cli.daemon import Daemon, running_daemon
+from .installed import ENDS_WITHIN_SECONDS, PLACE, Clients, assert_installed, variables
 
 pytestmark = pytest.mark.openstack_clients
-
-PLACE = Path(__file__).parents[2] / ".cache" / "openstack-clients"
-
-ENDS_WITHIN_SECONDS = 120
-"""On a busy machine; a client that waits for itself never ends."""
 
 MANY = 3000
 """Volumes: three of the pages that lists once ended at."""
@@ -90,47 +84,18 @@ const call = (name, ...given) => new Promise((done, failed) =>
 
 
 @dataclass(frozen=True)
-class Cloud:
-    """A daemon, and what `bock credentials --shell` says of it."""
+class Cloud(Clients):
+    """A daemon, and its clients."""
 
     daemon: Daemon
-    variables: dict[str, str]
-
-    def run(
-        self, program: str, *arguments: str | Path, **more: str
-    ) -> subprocess.CompletedProcess[str]:
-        """Run a client to its end. TimeoutExpired when it does not come to one."""
-        quiet = {"PYTHONWARNINGS": "ignore", "HOME": str(self.daemon.data_dir)}
-        return subprocess.run(
-            [PLACE / program, *arguments],
-            env={"PATH": os.environ["PATH"], **quiet, **self.variables, **more},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=ENDS_WITHIN_SECONDS,
-            check=False,
-        )
-
-    def openstack(self, *arguments: str, **more: str) -> Any:
-        """What `openstack` answers, as JSON."""
-        done = self.run("today/bin/openstack", *arguments, "-f", "json", **more)
-        assert done.returncode == 0, done
-        return json.loads(done.stdout)
-
-    def cinder(self, *arguments: str) -> str:
-        """What the `cinder` of version 1 prints; it must succeed."""
-        done = self.run("version1/bin/cinder", "--os-volume-api-version", "1", *arguments)
-        assert done.returncode == 0, done
-        return done.stdout
 
 
 @pytest.fixture(scope="module")
 def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
-    assert PLACE.exists(), "the clients are not installed; run: make test-openstack-clients"
+    assert_installed()
     with running_daemon(tmp_path_factory.mktemp("cloud") / "pool") as daemon:
-        lines = daemon.bock("credentials", "--shell").splitlines()
-        variables = dict(line.removeprefix("export ").split("=", 1) for line in lines)
-        yield Cloud(daemon, variables)
+        shell = daemon.bock("credentials", "--shell")
+        yield Cloud(daemon.data_dir, variables(shell), daemon)
 
 
 def test_openstack_gets_a_token_and_images(cloud: Cloud) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from tests.daemon.moving import MovingClient
 from tests.daemon.pair import Pair, two_gateways
 from tests.daemon.process import Bockd
 
+from .installed import Clients, assert_installed, variables
 from .libcloud_driver import connect_to
 
 # libcloud forgets connections without closing them.
@@ -88,4 +90,34 @@ def test_each_gateway_is_restarted_under_its_clients(pair: Pair) -> None:
         client.check(reader)
     for one in (pair.first, pair.second):
         one.check()
+        one.stop()
+
+
+@pytest.mark.openstack_clients
+def test_the_clients_of_openstack(pair: Pair, tmp_path: Path) -> None:
+    assert_installed()
+    clients = [
+        Clients(tmp_path, variables(one.tool("bock", "credentials", "--shell")))
+        for one in (pair.first, pair.second)
+    ]
+    first, second = clients
+    with MovingClient(pair.uris()).writing() as client:
+        tokens = [one.openstack("token", "issue") for one in clients]
+        assert tokens[0]["project_id"] == tokens[1]["project_id"]
+        first.cinder("create", "1", "--display-name", "made")
+        assert "| made " in second.cinder("list")
+        second.cinder("snapshot-create", "--display-name", "frozen", "made")
+        pair.first.stop()
+        client.wait_for_writes()
+        assert "| frozen " in second.cinder("snapshot-list")
+        second.cinder("extend", "made", "2")
+        pair.first.start()
+        again = Clients(tmp_path, variables(pair.first.tool("bock", "credentials", "--shell")))
+        again.cinder("snapshot-delete", "frozen")
+        again.cinder("delete", "made")
+        assert "made" not in second.cinder("list")
+        assert (client.at, len(client.pauses)) == (1, 1)
+    with pair.second.connected("disk") as reader:
+        client.check(reader)
+    for one in (pair.first, pair.second):
         one.stop()
