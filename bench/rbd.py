@@ -55,33 +55,24 @@ TARGETS = {name: row.target for name, row in _ROWS.items()}
 def measure_rbd(scale: Scale, context: BenchContext, rows: Sequence[str] = ROWS) -> Section:
     """Measure the rows that are asked for. Where Ceph is not installed the section says so, and is
     empty."""
-    from tests.drivers.rbd.cluster import Cluster, missing
+    from tests.drivers.rbd.cluster import missing
 
     if lacking := missing():
         return _section(f"Not measured: {lacking}.", ())
-    with ExitStack() as stack:
-        cluster = Cluster(context.directory / "ceph")
-        stack.callback(cluster.stop)
-        context.tell("starting a Ceph cluster")
-        # Apart from the servers: on a core of its own, or with the client.
-        with pinned(context.placement.client):
-            try:
-                cluster.start()
-            except AssertionError as error:
-                raise BenchError(f"no Ceph cluster could be started: {error}") from error
+    with ceph_cluster(context) as cluster, ExitStack() as stack:
         servers = {
-            BOCKD: stack.enter_context(_bockd(cluster, scale, context)),
+            BOCKD: stack.enter_context(serve_rbd("gateway", cluster, scale, context)),
             QEMU: stack.enter_context(_qemu(cluster, scale, context)),
         }
         for name, served in servers.items():
             context.tell(f"filling the image of {name}")
             fill(served, scale.size_bytes, context.placement, MIB)
-        client = _compiled_client(context.directory)
+        client = compiled_client(context.directory)
         comparisons: list[Comparison] = []
         for name in rows:
             row = _ROWS[name]
             contestants = [
-                _contestant(one, row, served, client, scale, context.placement)
+                contestant(one, row, served, client, scale, context.placement)
                 for one, served in servers.items()
             ]
             turns = in_turn(name, contestants, scale, context, watched=False)
@@ -106,16 +97,39 @@ def _section(method: str, comparisons: tuple[Comparison, ...]) -> Section:
 
 
 @contextmanager
-def _bockd(cluster: Cluster, scale: Scale, context: BenchContext) -> Iterator[Served]:
+def ceph_cluster(context: BenchContext) -> Iterator[Cluster]:
+    """Run a cluster apart from the servers: on a core of its own, or with the client. Raises
+    BenchError if it does not start."""
+    from tests.drivers.rbd.cluster import Cluster
+
+    cluster = Cluster(context.directory / "ceph")
+    context.tell("starting a Ceph cluster")
+    try:
+        with pinned(context.placement.client):
+            try:
+                cluster.start()
+            except AssertionError as error:
+                raise BenchError(f"no Ceph cluster could be started: {error}") from error
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@contextmanager
+def serve_rbd(
+    name: str, cluster: Cluster, scale: Scale, context: BenchContext, more: str = ""
+) -> Iterator[Served]:
+    """Run a daemon with a volume in the cluster, in a namespace and a directory of its own. `more`
+    are further lines of its configuration."""
     settings = cluster.namespace()
-    config = context.directory / "bockd.toml"
+    config = context.directory / f"{name}.toml"
     config.write_text(
         '[pool]\ndriver = "rbd"\n[rbd]\n'
         f'conf_file = "{settings.conf_file}"\nuser = "{settings.user}"\n'
         f'keyring_file = "{settings.keyring_file}"\npool = "{settings.pool}"\n'
-        f'namespace = "{settings.namespace}"\ngateway = "bench"\n'
+        f'namespace = "{settings.namespace}"\ngateway = "bench"\n{more}'
     )
-    with bockd_daemon(context.directory / "gateway", context.placement, config=config) as daemon:
+    with bockd_daemon(context.directory / name, context.placement, config=config) as daemon:
         yield daemon.volume(EXPORT, scale.size_bytes)
 
 
@@ -157,15 +171,18 @@ def _create_image(settings: RbdSettings, size_bytes: int) -> None:
         cluster.shutdown()
 
 
-def _compiled_client(directory: Path) -> Path:
+def compiled_client(directory: Path) -> Path:
+    """Compile the client of rows that are `simple`, and return where it is."""
     client = directory / "volumes"
     run(["cc", "-O2", "-Wall", "-Wextra", str(CLIENT_SOURCE), "-o", str(client)])
     return client
 
 
-def _contestant(
+def contestant(
     name: str, row: Row, served: Served, client: Path, scale: Scale, placement: Placement
 ) -> Contestant:
+    """Return a server as one of those that a row compares."""
+
     def by_fio(_: Served) -> Outcome:
         job = Job(row.mode, row.block_bytes, row.depth, scale.size_bytes, seconds=scale.seconds)
         return run_job(job, served.uri, core=placement.client)

@@ -10,6 +10,7 @@ from pathlib import Path
 from bench import (
     aftersnapshot,
     apicost,
+    cachehits,
     clones,
     coldreads,
     copies,
@@ -63,6 +64,7 @@ _PARTS = (
         lambda scale, context, _: snapshotcost.measure_snapshot_cost(scale, context),
     ),
     _Part(rbd.ROWS, rbd.measure_rbd),
+    _Part(cachehits.ROWS, cachehits.measure_cache_hits),
     _Part(footprint.ROWS, footprint.measure_footprint),
     _Part(apicost.ROWS, lambda scale, context, _: apicost.measure_api_cost(scale, context)),
 )

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bench import apicost, clones, rbd, snapshotcost, snapshotreads
+from bench import apicost, cachehits, clones, rbd, snapshotcost, snapshotreads
 from bench.cli import DEFAULT_DIRECTORY
 from bench.sections import all_rows
 from bench.throughput import VERIFYING
@@ -40,7 +40,9 @@ ALIKE |= {
     "after-snapshot-4k-randwrite-qd32-fill-1m",
 }
 """Rows that differ from others in a number only; test_targets.py looks at how they are defined."""
-ALIKE |= set(rbd.ROWS) - (set() if missing() else {"rbd-4k-randread-qd32-simple"})
+ALIKE |= set(rbd.ROWS) | set(cachehits.ROWS)
+if not missing():
+    ALIKE -= {"rbd-4k-randread-qd32-simple", "cache-hits-4k-randread-qd32"}
 CHOSEN = [row for row in all_rows() if row not in ELSEWHERE and row not in ALIKE]
 
 Quick = tuple[Any, str, subprocess.CompletedProcess[str]]

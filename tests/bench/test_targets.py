@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bench import (
     aftersnapshot,
+    cachehits,
     clones,
     coldreads,
     copies,
@@ -145,6 +146,8 @@ def test_the_targets_of_a_pool_in_ceph() -> None:
         "rbd-1m-write-qd4": 1.0,
     }
     assert (rbd.LESS_CPU.bound, rbd.LESS_CPU.at_most) == (1.0, True)
+    assert (cachehits.FASTER.bound, cachehits.FASTER.at_most) == (10.0, False)
+    assert (cachehits.AS_LOCAL.bound, cachehits.AS_LOCAL.at_most) == (0.9, False)
 
 
 def test_no_two_rows_have_one_name() -> None:
