@@ -1,9 +1,14 @@
-"""Directories: made for their owner alone, whatever the umask, and synced."""
+"""Directories: made for their owner alone, whatever the umask, synced, and claimed."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
+
+from bockd.errors import InUseError, InvalidRequestError, from_os_error
+
+_FILE_SYSTEMS_OWN = "lost+found"
 
 
 def make_private(path: Path) -> None:
@@ -25,3 +30,33 @@ def sync_directory(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def claim_directory(path: Path, lock_name: str, what: str) -> int:
+    """Make a directory of one's own if need be, and lock it: return the descriptor of its lock
+    file, which is to be closed at the end. `what` is what it is for, as in "the cache". Raises
+    InUseError (another daemon has it), InvalidRequestError (it has something, and no such file),
+    BockdError."""
+    try:
+        make_private(path)
+        _refuse_others(path, lock_name, what)
+        lock = os.open(path / lock_name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BaseException:
+            os.close(lock)
+            raise
+    except BlockingIOError as error:
+        raise InUseError(f"another daemon uses {what} in {path}") from error
+    except OSError as error:
+        raise from_os_error(error, f"opening {what} in {path}") from error
+    return lock
+
+
+def _refuse_others(path: Path, lock_name: str, what: str) -> None:
+    found = set(os.listdir(path)) - {_FILE_SYSTEMS_OWN}
+    if found and lock_name not in found:
+        raise InvalidRequestError(
+            f"{path} cannot have {what}: it is not empty, and has no {lock_name}; name a directory "
+            "of its own"
+        )

@@ -15,7 +15,6 @@ was named, so it outlasts a power cut, too.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import re
@@ -25,7 +24,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from bockd.directories import make_private
+from bockd.directories import claim_directory
 from bockd.drivers.cache.blockmap import BlockMap
 from bockd.drivers.cache.blocks import CachedBlocks
 from bockd.drivers.cache.cachefile import CacheFile, Identity, file_call, identity_of
@@ -40,7 +39,7 @@ from bockd.drivers.cache.mapfile import (
     remove_map,
 )
 from bockd.drivers.cache.space import Holder, Space
-from bockd.errors import InUseError, InvalidRequestError, NotSupportedError, from_os_error
+from bockd.errors import NotSupportedError, from_os_error
 from bockd.model import BLOCK_SIZE, MIB
 from bockd.pool.device import BlockDevice
 from bockd.runtime.steps import Spawn, try_spawn
@@ -51,7 +50,6 @@ log = logging.getLogger(__name__)
 MIN_LIMIT_BYTES = 16 * MIB
 
 _LOCK = "bockd-cache.lock"
-_FILE_SYSTEMS_OWN = "lost+found"
 
 _BLOCKS_SUFFIX = ".blocks"
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,200}")
@@ -94,22 +92,16 @@ class CacheDirectory:
         InUseError (another daemon has it), InvalidRequestError (it has something else),
         NotSupportedError (the file system makes no holes), DeviceError, DeniedError,
         NoSpaceError."""
+        lock = claim_directory(path, _LOCK, "the cache")
         try:
-            make_private(path)
-            _refuse_others(path)
-            lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                directory = cls(path, limit_bytes, spawn, lock)
-                directory._take_stock()
-                directory._try_hole()
-            except BaseException:
-                os.close(lock)
-                raise
-        except BlockingIOError as error:
-            raise InUseError(f"another daemon uses the cache in {path}") from error
-        except OSError as error:
-            raise from_os_error(error, f"opening the cache in {path}") from error
+            directory = cls(path, limit_bytes, spawn, lock)
+            directory._take_stock()
+            directory._try_hole()
+        except BaseException as error:
+            os.close(lock)
+            if isinstance(error, OSError):
+                raise from_os_error(error, f"opening the cache in {path}") from error
+            raise
         return directory
 
     def _take_stock(self) -> None:
@@ -340,17 +332,6 @@ class CacheDirectory:
 
     def _path(self, stem: str, suffix: str) -> Path:
         return self.path / (stem + suffix)
-
-
-def _refuse_others(path: Path) -> None:
-    """Raise InvalidRequestError if there is something in a directory, and no lock of ours: what is
-    not closed in order is removed from a cache."""
-    found = set(os.listdir(path)) - {_FILE_SYSTEMS_OWN}
-    if found and _LOCK not in found:
-        raise InvalidRequestError(
-            f"{path} cannot be a cache: it is not empty, and has no {_LOCK}; name a directory of "
-            "its own"
-        )
 
 
 def _stem(kind: str, name: str) -> str:
