@@ -116,8 +116,17 @@ OF_THE_CACHE = frozenset(
 )
 """Of the cache in front of such pools; tests/drivers/cache/test_keeping.py comes to them."""
 
+OF_WRITE_BACK = frozenset(one for one in Failpoint if one.value.startswith("writeback."))
+"""Of write-back in front of such pools; tests/drivers/writeback/test_dying.py comes to them."""
+
 NOT_HERE = (
-    OF_PACKED_HEADS | OF_THE_SHARED_INDEX | OF_TAKING | OF_IMAGES | OF_LEFTOVERS | OF_THE_CACHE
+    OF_PACKED_HEADS
+    | OF_THE_SHARED_INDEX
+    | OF_TAKING
+    | OF_IMAGES
+    | OF_LEFTOVERS
+    | OF_THE_CACHE
+    | OF_WRITE_BACK
 )
 
 EXPECTED_LOG = re.compile(

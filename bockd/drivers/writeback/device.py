@@ -1,0 +1,236 @@
+"""A volume with write-back: the volume contract over another device, and a log in front of it.
+
+Reads find in the log what is dirty, and all else below. Nothing is answered once the volume was
+taken (`lose`), has failed, or was closed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+
+from bockd.drivers.writeback.log import BrokenLogError
+from bockd.drivers.writeback.overlay import merged, runs_of
+from bockd.drivers.writeback.reading import fill, try_fill
+from bockd.drivers.writeback.records import Kind, Record
+from bockd.drivers.writeback.way import Way
+from bockd.errors import DamagedError, VolumeTakenError, from_os_error
+from bockd.model import BLOCK_SIZE, GIB, Extent
+from bockd.pool.device import BlockDevice
+from bockd.runtime.steps import Signal, Steps
+
+LONGEST_ZEROS = 4 * GIB
+"""What one record makes zeros, at most: the work it makes in the map is done at once."""
+
+
+class WriteBackDevice:
+    """A `BlockDevice`. For the owner thread."""
+
+    def __init__(self, below: BlockDevice, way: Way) -> None:
+        self.below = below
+        self.way = way
+
+    @property
+    def size_bytes(self) -> int:
+        return self.below.size_bytes
+
+    @property
+    def read_only(self) -> bool:
+        return self.below.read_only
+
+    # -- for the driver --------------------------------------------------------------------------
+
+    def dirty(self) -> tuple[int, float | None]:
+        """See Way.dirty."""
+        return self.way.dirty()
+
+    @property
+    def trouble(self) -> str | None:
+        """See Way.trouble."""
+        return self.way.trouble
+
+    def write_through(self) -> None:
+        """See Way.write_through."""
+        self.way.write_through()
+
+    def write_back(self) -> None:
+        """See Way.write_back."""
+        self.way.write_back()
+
+    async def drain(self) -> None:
+        """See Way.drain."""
+        await self.way.drain()
+
+    def lose(self) -> None:
+        """See Way.lose."""
+        self.way.lose()
+
+    def retire(self) -> None:
+        """Put nothing into the log any more: the volume is given back, in order."""
+        self.way.write_through()
+
+    async def close(self) -> None:
+        """See Way.close."""
+        await self.way.close()
+
+    # -- the immediate forms ---------------------------------------------------------------------
+
+    def try_read(self, offset: int, into: memoryview) -> bool:
+        self.way.check()
+        if self.way.log is None:
+            return self.below.try_read(offset, into)
+        try:
+            for start, end, record in self.way.log.dirty.find(offset, offset + len(into)):
+                part = into[start - offset : end - offset]
+                if record is None:
+                    if not self.below.try_read(start, part):
+                        return False
+                elif not try_fill((record, start, part)):
+                    return False
+        except OSError:
+            return False  # `read` has the time to look what it is
+        return True
+
+    def try_write(self, offset: int, data: memoryview) -> bool:
+        current = self.way.log_open()
+        if current is None or not current.has_room(len(data)) or len(data) > current.longest_data:
+            return False
+        try:
+            current.append(Kind.WRITE, offset, len(data), data)
+        except BrokenLogError:
+            return False
+        current.foresee()
+        return True
+
+    def try_trim(self, offset: int, length: int) -> bool:
+        current = self.way.log_open()
+        first, count = _whole_blocks(offset, length)
+        if current is None or not current.has_room(0) or count > LONGEST_ZEROS:
+            return False
+        try:
+            if count:
+                current.append(Kind.TRIM, first, count)
+        except BrokenLogError:
+            return False
+        return True
+
+    def commit(self) -> None:
+        self.way.check()
+
+    def try_extents(self, offset: int, length: int, limit: int) -> list[Extent] | None:
+        self.way.check()
+        if self.way.log is None:
+            return self.below.try_extents(offset, length, limit)
+        over = runs_of(self.way.log.dirty.find(offset, offset + length))
+        below = self.below.try_extents(offset, length, limit)
+        return None if below is None else merged(over, below, limit)
+
+    # -- the forms that wait ---------------------------------------------------------------------
+
+    async def read(self, offset: int, into: memoryview) -> None:
+        self.way.check()
+        if self.way.log is None:
+            await self.below.read(offset, into)
+            self.way.check()
+            return
+        dirty, clean = [], []
+        for start, end, record in self.way.log.dirty.find(offset, offset + len(into)):
+            part = into[start - offset : end - offset]
+            if record is None:
+                clean.append((start, part))
+            else:
+                dirty.append((record, start, part))
+        if dirty:
+            await self._read_log(dirty)
+        for start, part in clean:
+            await self.below.read(start, part)
+        self.way.check()
+
+    async def _read_log(self, parts: list[tuple[Record, int, memoryview]]) -> None:
+        try:
+            await fill(parts)
+        except DamagedError as error:
+            self.way.fail(error)
+            self.way.check()
+        except OSError as error:
+            raise from_os_error(error, f"reading the write-back log of {self.way.image}") from error
+
+    async def write(self, offset: int, data: memoryview) -> None:
+        done = 0
+        while done < len(data):
+            longest = BLOCK_SIZE if self.way.log is None else self.way.log.longest_data
+            current = await self.way.choose(min(longest, len(data) - done))
+            rest = data[done:]
+            if current is None:
+                await self._through_to(self.below.write(offset + done, rest))
+                break
+            piece = rest[: current.longest_data]
+            if not current.has_room(len(piece)):
+                continue
+            with suppress(BrokenLogError):
+                current.append(Kind.WRITE, offset + done, len(piece), piece)
+                current.foresee()
+                done += len(piece)
+        self.way.check()
+
+    async def zero(self, offset: int, length: int, *, allocate: bool) -> None:
+        kind = Kind.ALLOCATE if allocate else Kind.ZERO
+        await self._make_zeros(
+            kind, offset, length, lambda at, n: self.below.zero(at, n, allocate=allocate)
+        )
+
+    async def trim(self, offset: int, length: int) -> None:
+        await self._make_zeros(Kind.TRIM, *_whole_blocks(offset, length), self.below.trim)
+
+    async def _make_zeros(
+        self, kind: Kind, offset: int, length: int, below: Callable[[int, int], Steps[None]]
+    ) -> None:
+        end = offset + length
+        while offset < end:
+            current = await self.way.choose(0)
+            if current is None:
+                await self._through_to(below(offset, end - offset))
+                break
+            count = min(LONGEST_ZEROS, end - offset)
+            with suppress(BrokenLogError):
+                current.append(kind, offset, count)
+                current.foresee()
+                offset += count
+        self.way.check()
+
+    async def _through_to(self, change: Steps[None]) -> None:
+        try:
+            await change
+        except VolumeTakenError:
+            self.lose()
+            raise
+        finally:
+            self.way.passed()
+
+    async def flush(self) -> None:
+        self.way.check()
+        await self.way.flush()
+        self.way.check()
+
+    async def extents(self, offset: int, length: int, limit: int) -> list[Extent]:
+        self.way.check()
+        if self.way.log is None:
+            return await self.below.extents(offset, length, limit)
+        # Before the device below is asked: what is dirty now may be below, and clean, after that.
+        over = runs_of(self.way.log.dirty.find(offset, offset + length))
+        return merged(over, await self.below.extents(offset, length, limit), limit)
+
+    async def cache(self, offset: int, length: int) -> None:
+        await self.below.cache(offset, length)
+
+
+class SharedWriteBackDevice(WriteBackDevice):
+    """A `SharedDevice`: one over a device that another gateway may take."""
+
+    lost: Signal
+
+
+def _whole_blocks(offset: int, length: int) -> tuple[int, int]:
+    """Return what a trim gives back: where it begins, and its length."""
+    first = -(-offset // BLOCK_SIZE) * BLOCK_SIZE
+    return first, max(0, (offset + length) // BLOCK_SIZE * BLOCK_SIZE - first)

@@ -1,0 +1,104 @@
+"""Which ranges of a device are dirty, and which record of the log has the newest data of each.
+
+The device is divided into regions; each has its ranges in order, none overlapping another. Regions
+keep the lists short: 64 MiB are 16,384 ranges of a block at most, and a trim of 4 GiB is 64.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator
+
+from bockd.drivers.writeback.records import Record
+
+REGION_SHIFT = 26
+
+Piece = tuple[int, int, Record]
+"""First byte, end, and the record that has its content."""
+
+
+class DirtyMap:
+    """For the owner thread."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        """Pieces in it."""
+        self._regions: dict[int, list[Piece]] = {}
+
+    def put(self, record: Record) -> None:
+        """Note a record that is newer than all others."""
+        start, end = record.offset, record.end
+        while start < end:
+            number = start >> REGION_SHIFT
+            stop = min(end, (number + 1) << REGION_SHIFT)
+            self._replace(number, start, stop, (start, stop, record))
+            start = stop
+
+    def _replace(self, number: int, start: int, end: int, piece: Piece) -> None:
+        pieces = self._regions.setdefault(number, [])
+        low, high = _overlapping(pieces, start, end)
+        new = []
+        if low < high and (before := pieces[low])[0] < start:
+            new.append((before[0], start, before[2]))
+        new.append(piece)
+        if low < high and (after := pieces[high - 1])[1] > end:
+            new.append((end, after[1], after[2]))
+        self.count += len(new) - (high - low)
+        pieces[low:high] = new
+
+    def find(self, start: int, end: int) -> list[tuple[int, int, Record | None]]:
+        """Return a range in pieces, in order; those that are not dirty have no record."""
+        found: list[tuple[int, int, Record | None]] = []
+        at = start
+        for first, stop, record in self._in(start, end):
+            if at < first:
+                found.append((at, first, None))
+            found.append((max(first, start), min(stop, end), record))
+            at = stop
+        if at < end:
+            found.append((at, end, None))
+        return found
+
+    def _in(self, start: int, end: int) -> Iterator[Piece]:
+        if not self._regions:
+            return
+        for number in range(start >> REGION_SHIFT, ((end - 1) >> REGION_SHIFT) + 1):
+            pieces = self._regions.get(number)
+            if pieces:
+                low, high = _overlapping(pieces, start, end)
+                yield from pieces[low:high]
+
+    def forget(self, other: DirtyMap, sequence: int) -> None:
+        """Drop the ranges of another map, but for what is newer than a sequence."""
+        for number, dropped in other._regions.items():
+            pieces = self._regions.get(number)
+            if not pieces:
+                continue
+            for start, end, _ in dropped:
+                low, high = _overlapping(pieces, start, end)
+                kept: list[Piece] = []
+                for first, stop, record in pieces[low:high]:
+                    if record.sequence > sequence:
+                        kept.append((first, stop, record))
+                        continue
+                    if first < start:
+                        kept.append((first, start, record))
+                    if end < stop:
+                        kept.append((end, stop, record))
+                self.count += len(kept) - (high - low)
+                pieces[low:high] = kept
+            if not pieces:
+                del self._regions[number]
+
+    def pieces(self) -> Iterator[Piece]:
+        """Yield all that is dirty, in order."""
+        for number in sorted(self._regions):
+            yield from self._regions[number]
+
+
+def _overlapping(pieces: list[Piece], start: int, end: int) -> tuple[int, int]:
+    """Return the places, first and end, of the pieces that overlap a range."""
+    low = bisect_left(pieces, (start,))
+    if low and pieces[low - 1][1] > start:
+        low -= 1
+    return low, bisect_left(pieces, (end,), low)

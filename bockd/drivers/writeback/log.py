@@ -1,0 +1,357 @@
+"""The log of one volume while it is open: appended to, synced, freed from its beginning.
+
+Invariants:
+* A record is in the page cache before anybody is told (promise D1), and synced, with its barrier,
+  before a flush is (D2).
+* An epoch is handed out only when its barrier is synced.
+* A segment is unlinked only when a durable progress says that all of it is below.
+* An append or sync that fails is final: the log is *broken*, and nothing is appended or noted any
+  more. What was appended is still read, and verified.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import shutil
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from bockd import failpoints
+from bockd.drivers.writeback.dirtymap import DirtyMap
+from bockd.drivers.writeback.epochs import Epoch
+from bockd.drivers.writeback.progress import Progress, ProgressFile
+from bockd.drivers.writeback.records import HEADER_BYTES, Header, Kind, Record, microseconds, padded
+from bockd.drivers.writeback.segment import Segment, log_call, records_in, syncing
+from bockd.drivers.writeback.space import Space
+from bockd.failpoints import Failpoint, hit
+from bockd.runtime.steps import Spawn, try_spawn
+from bockd.runtime.waiting import Mutex, Pulse
+
+log = logging.getLogger(__name__)
+
+MAX_PIECES = 1 << 18
+"""Dirty pieces of a log, at some 300 bytes of memory each."""
+
+
+_REASON_CHARACTERS = 500
+"""Of a reason in a slot of the progress, which is short."""
+
+
+class BrokenLogError(Exception):
+    """The local disk has failed: `Log.broken` says how."""
+
+
+@dataclass
+class Opened:
+    """What an open log begins with: as it was made, or as recovery has found it."""
+
+    path: Path
+    file: ProgressFile
+    progress: Progress
+    segments: list[Segment]
+    records: list[tuple[Record, int, float]]
+    """Changes that are not below, and barriers, in order, each with what it takes in the log and
+    when it was appended."""
+    sequence: int
+    """Of the last record."""
+
+
+class Log:
+    """For the owner thread."""
+
+    def __init__(
+        self, opened: Opened, space: Space, spawn: Spawn, clock: Callable[[], float]
+    ) -> None:
+        self.path = opened.path
+        self.id = opened.progress.log
+        self.announced = False
+        """The driver has committed that this log is dirty."""
+        self.broken = opened.progress.broken
+        """Why nothing may be appended any more; empty if it may."""
+        self.no_room = ""
+        """Why there was no room for another segment when that was last tried."""
+        self.dirty = DirtyMap()
+        self.epochs: deque[Epoch] = deque()
+        """Those that have a barrier and are not below."""
+        self.current = Epoch()
+        self.segments = deque(opened.segments)
+        self.spare: Segment | None = None
+        self.preparing = False
+        self.sequence = opened.sequence
+        self.synced = opened.progress.synced
+        self.done = opened.progress.done
+        """All up to this sequence is below."""
+        self.noted = self.done
+        """The same, as a durable progress says."""
+        self.changed = Pulse()
+        """Something may go on: there is room, or a reason that there is none."""
+        self.ended = False
+        """It is closed: nothing of it is changed any more."""
+        self._progress = opened.progress
+        self._file = opened.file
+        self._space = space
+        self._spawn = spawn
+        self._clock = clock
+        self._turn = Mutex()
+        self._noting = Mutex()
+        self._segment_bytes = opened.segments[-1].size_bytes
+        self.longest_data = records_in(self._segment_bytes)
+        for record, size, time in opened.records:
+            self._enter(record, size, time)
+
+    # -- appending -----------------------------------------------------------------------------
+
+    def has_room(self, data_bytes: int) -> bool:
+        """Return whether a record with so much data may be appended now."""
+        return (
+            not self.broken
+            and HEADER_BYTES + padded(data_bytes) <= self.segments[-1].free_bytes
+            and not self.crowded
+        )
+
+    @property
+    def crowded(self) -> bool:
+        """Return whether so many pieces are dirty that some must be written below first."""
+        return self.dirty.count >= MAX_PIECES
+
+    def append(self, kind: Kind, offset: int, length: int, data: memoryview | bytes = b"") -> None:
+        """Append a record, for which there is room; it counts from now on. Raises BrokenLogError:
+        it does not."""
+        segment, now = self.segments[-1], self._clock()
+        header = Header(kind, self.sequence + 1, offset, length, self.synced, microseconds(now))
+        if failpoints.armed is not None:
+            hit(Failpoint.WRITEBACK_APPENDING)
+        try:
+            at = segment.append(header, data)
+        except OSError as error:
+            self.fail(f"appending to it: {error}")
+            raise BrokenLogError from error
+        if failpoints.armed is not None:
+            hit(Failpoint.WRITEBACK_APPENDED)
+        self.sequence = header.sequence
+        self._enter(
+            Record(kind, header.sequence, offset, length, segment, at), header.size_bytes, now
+        )
+
+    def _enter(self, record: Record, size_bytes: int, time: float) -> None:
+        if record.kind is Kind.BARRIER:
+            self._close_epoch(record.sequence)
+        else:
+            self.dirty.put(record)
+            self.current.add(record, size_bytes, time)
+
+    def _close_epoch(self, barrier: int) -> None:
+        self.current.barrier = barrier
+        self.epochs.append(self.current)
+        self.current = Epoch()
+
+    def fail(self, reason: str) -> None:
+        """Append nothing any more. The first reason stays."""
+        if not self.broken:
+            self.broken = reason
+            log.error("the write-back log %s has failed: %s", self.path, reason)
+            self.changed.fire()
+
+    # -- syncing -------------------------------------------------------------------------------
+
+    async def flush(self) -> None:
+        """Make all that was appended before the call durable, with a barrier behind it. Raises
+        BrokenLogError."""
+        wanted = self.sequence
+        async with self._turn:
+            # Whoever had the turn may have synced this, too. What recovery has synced may lack a
+            # barrier.
+            if self.synced < wanted or 0 < self.current.first <= wanted:
+                await self._sync()
+
+    async def _sync(self) -> None:
+        if self.broken:
+            raise BrokenLogError
+        if not self.current.empty:
+            self.append(Kind.BARRIER, 0, 0)
+        covered = self.sequence
+        hit(Failpoint.WRITEBACK_BARRIER)
+        unsynced = [one for one in self.segments if one.last_sequence > self.synced]
+        for segment in unsynced:
+            segment.pin()
+        try:
+            await syncing(unsynced)
+        except BaseException as error:
+            # Also if nobody has heard its end: the next sync would not tell of an error.
+            self.fail(f"syncing it: {error!r}")
+            if isinstance(error, OSError):
+                raise BrokenLogError from error
+            raise
+        finally:
+            for segment in unsynced:
+                segment.unpin()
+        self.synced = covered
+        hit(Failpoint.WRITEBACK_SYNCED)
+
+    def close_unsynced(self) -> None:
+        """End the epoch that goes on, of a log that is broken: there is nothing to wait for."""
+        assert self.broken
+        if not self.current.empty:
+            self._close_epoch(self.sequence)
+
+    # -- what is below -------------------------------------------------------------------------
+
+    def ready(self) -> Epoch | None:
+        """Return the next epoch that may be sent below."""
+        if self.epochs and (self.broken or self.epochs[0].barrier <= self.synced):
+            return self.epochs[0]
+        return None
+
+    @property
+    def settled(self) -> int:
+        """Return the sequence up to which all is below for good."""
+        return self.done if self.broken else self.noted
+
+    @property
+    def clean(self) -> bool:
+        """Return whether all is below for good."""
+        return (
+            self.current.empty
+            and not self.epochs
+            and (bool(self.broken) or self.noted >= self.done)
+        )
+
+    def dirty_bytes(self) -> int:
+        """Return what the records take that are not below."""
+        return self.current.bytes + sum(epoch.bytes for epoch in self.epochs)
+
+    def dirty_since(self) -> float | None:
+        """Return when the oldest of them was appended, in seconds since the epoch."""
+        for epoch in (*self.epochs, self.current):
+            if not epoch.empty:
+                return epoch.began
+        return None
+
+    def settle(self, epoch: Epoch) -> None:
+        """Note that an epoch, the oldest, is below and flushed there."""
+        assert self.epochs[0] is epoch
+        self.epochs.popleft()
+        self.done = epoch.barrier
+        self.dirty.forget(epoch.map, epoch.barrier)
+
+    async def note(self) -> None:
+        """Make durable how much is below, and free what of the log is not needed any more. Raises
+        BrokenLogError."""
+        async with self._noting:
+            if self.noted < self.done and not (self.broken or self.ended):
+                await self._note()
+
+    async def note_end(self) -> None:
+        """Make durable what is synced, and why the log has failed, if it has. Raises
+        BrokenLogError."""
+        async with self._noting:
+            if not self.ended:
+                await self._note()
+
+    async def _note(self) -> None:
+        done, needed = self.done, self._first_needed(self.done)
+        progress = self._progress_at(done, needed)
+        hit(Failpoint.WRITEBACK_NOTING)
+        try:
+            await log_call(self._file.write, progress)
+        except OSError as error:
+            self.fail(f"noting its progress: {error}")
+            raise BrokenLogError from error
+        self._progress, self.noted = progress, done
+        hit(Failpoint.WRITEBACK_NOTED)
+        await self._free(needed)
+
+    def _first_needed(self, done: int) -> Segment:
+        return next((one for one in self.segments if one.last_sequence > done), self.segments[-1])
+
+    def _progress_at(self, done: int, needed: Segment) -> Progress:
+        old = self._progress
+        return Progress(
+            log=old.log,
+            image=old.image,
+            count=old.count + 1,
+            done=done,
+            first=needed.number,
+            first_sequence=needed.first_sequence or self.sequence + 1,
+            synced=self.synced,
+            boot=old.boot,
+            broken=self.broken[:_REASON_CHARACTERS],
+        )
+
+    async def _free(self, needed: Segment) -> None:
+        while self.segments[0] is not needed:
+            segment = self.segments.popleft()
+            # One that cannot be unlinked is left to the log's end.
+            with suppress(OSError):
+                await log_call(segment.path.unlink)
+            segment.close()
+            self._space.give_back(segment.size_bytes)
+            hit(Failpoint.WRITEBACK_FREED)
+            self.changed.fire()
+
+    # -- room ----------------------------------------------------------------------------------
+
+    def foresee(self) -> None:
+        """Begin to make the next segment, when half of this one is used."""
+        used_up = self.segments[-1].free_bytes < self._segment_bytes // 2
+        if used_up and self.spare is None and not self.preparing and not self.broken:
+            try_spawn(self._spawn, self.prepare())
+
+    async def prepare(self) -> None:
+        """Make the next segment, if there is room for it; `spare` and `no_room` say what came of
+        it."""
+        if self.preparing or self.spare is not None or self.ended:
+            return
+        size = self._segment_bytes
+        if not self._space.take(size):
+            self.no_room = "the logs have used what they may (write-back size)"
+            return
+        self.preparing = True
+        try:
+            number = self.segments[-1].number + 1
+            spare = await log_call(Segment.create, self.path, number, size, self.id)
+        except OSError as error:
+            self._space.give_back(size)
+            self.no_room = str(error)
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                self.fail(f"making a segment: {error}")
+        else:
+            self.no_room = ""
+            self.spare = spare
+            if self.ended:
+                spare.close()
+        finally:
+            self.preparing = False
+            self.changed.fire()
+
+    def switch(self) -> None:
+        """Append to the spare segment from now on."""
+        assert self.spare is not None
+        self.segments.append(self.spare)
+        self.spare = None
+
+    # -- the end -------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """Close its files, which stay."""
+        self.ended = True
+        async with self._turn, self._noting:
+            pass  # what was under way has ended
+        self._file.close()
+        for segment in self._all():
+            segment.close()
+
+    async def remove(self) -> None:
+        """Close and remove it. Raises OSError."""
+        await self.close()
+        taken = sum(segment.size_bytes for segment in self._all())
+        await log_call(shutil.rmtree, self.path)
+        self._space.give_back(taken)
+        hit(Failpoint.WRITEBACK_REMOVED)
+
+    def _all(self) -> list[Segment]:
+        return [*self.segments, *(() if self.spare is None else (self.spare,))]

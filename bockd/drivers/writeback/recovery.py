@@ -1,0 +1,243 @@
+"""Reading a log back: what is in it, where it ends, and whether a crash may have ended it there.
+
+A record that does not verify ends the log, if a crash may have left it so: it was never synced, a
+whole sector of it is missing, or it is the last one of a process that was killed. All else is
+damage. What a crash has left behind the end is made zeros, durably, before anything is appended:
+else it might be taken for something at the next recovery.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from bockd.directories import sync_directory
+from bockd.drivers.local.format.journal import boot_id
+from bockd.drivers.writeback.log import Opened
+from bockd.drivers.writeback.progress import NAME, Progress, ProgressFile
+from bockd.drivers.writeback.records import (
+    HEADER_BYTES,
+    Header,
+    Record,
+    parse,
+    verifies,
+)
+from bockd.drivers.writeback.segment import (
+    FIRST_RECORD,
+    NEW_SUFFIX,
+    SUFFIX,
+    Segment,
+    segment_path,
+)
+from bockd.errors import DamagedError, named
+from bockd.failpoints import Failpoint, hit
+
+log = logging.getLogger(__name__)
+
+_SECTOR = 512
+"""A disk writes whole ones."""
+
+
+@dataclass
+class _Scanned:
+    """A segment, and what was found in it."""
+
+    segment: Segment
+    content: memoryview
+    headers: list[tuple[int, Header]]
+    """Where each record lies, in order."""
+    end: int
+    """The place of the first record that does not verify."""
+
+
+def create(path: Path, image: str, log_id: str, segment_bytes: int) -> Opened:
+    """Make an empty log in a directory that there is not. Blocks. Raises OSError: any part of it
+    may be there then."""
+    os.mkdir(path, 0o700)
+    segment = Segment.create(path, 1, segment_bytes, log_id)
+    progress = Progress(log_id, image, 0, 0, 1, 1, 0, boot_id())
+    try:
+        file = ProgressFile.create(path, progress)
+        try:
+            sync_directory(path)
+            sync_directory(path.parent)
+        except BaseException:
+            file.close()
+            raise
+    except BaseException:
+        segment.close()
+        raise
+    hit(Failpoint.WRITEBACK_CREATED)
+    return Opened(path, file, progress, [segment], [], 0)
+
+
+def recover(path: Path, image: str, log_id: str) -> Opened:
+    """Read a log back, and make it ready to be appended to. Blocks.
+
+    Raises:
+        DamagedError: something in it is missing or not what was written, in a way that no crash
+            leaves.
+        BockdError: it cannot be read or changed.
+    """
+    with named(f"opening the write-back log {path}"):
+        try:
+            file, progress = ProgressFile.open(path)
+        except FileNotFoundError as error:
+            raise DamagedError(f"the write-back log {path} has no {NAME}") from error
+        segments: list[Segment] = []
+        try:
+            _refuse_another(path, progress, image, log_id)
+            segments += _open_segments(path, progress)
+            return _recover(path, file, progress, segments)
+        except BaseException:
+            file.close()
+            for segment in segments:
+                segment.close()
+            raise
+
+
+def _refuse_another(path: Path, progress: Progress, image: str, log_id: str) -> None:
+    if (progress.log, progress.image) != (log_id, image):
+        raise DamagedError(f"{path} is the write-back log of another volume")
+
+
+def _open_segments(path: Path, progress: Progress) -> list[Segment]:
+    """Open the segments that are needed, and remove what is not."""
+    numbers = []
+    for one in path.iterdir():
+        if one.suffix == NEW_SUFFIX or (one.suffix == SUFFIX and int(one.stem) < progress.first):
+            one.unlink()
+        elif one.suffix == SUFFIX:
+            numbers.append(int(one.stem))
+    expected = list(range(progress.first, progress.first + len(numbers)))
+    if not numbers or sorted(numbers) != expected:
+        missing = min(set(expected or [progress.first]) - set(numbers))
+        raise DamagedError(f"{segment_path(path, missing)} is missing")
+    return [Segment.open(segment_path(path, one), one, progress.log) for one in expected]
+
+
+def _recover(path: Path, file: ProgressFile, progress: Progress, segments: list[Segment]) -> Opened:
+    scanned: list[_Scanned] = []
+    sequence = progress.first_sequence - 1
+    for segment in segments:
+        one = _scan(segment, sequence)
+        if not one.headers and scanned:
+            scanned.append(one)
+            break
+        scanned.append(one)
+        sequence += len(one.headers)
+    # The log goes on in the last segment that has a record; those behind it are spare.
+    last = max((at for at, one in enumerate(scanned) if one.headers), default=0)
+    _refuse_damage(path, progress, scanned[last], segments[last + 1 :], sequence)
+    for spare in segments[last + 1 :]:
+        spare.close()
+        spare.path.unlink()
+    used = segments[: last + 1]
+    tail = scanned[last]
+    _clear(tail)
+    sync_directory(path)
+    records = [found for one in scanned[: last + 1] for found in _records(one, progress.done)]
+    broken = progress.broken
+    try:
+        for segment in used:
+            segment.sync()
+    except OSError as error:
+        broken = broken or f"syncing it when it was opened: {error}"
+    del segments[last + 1 :]
+    if not broken:
+        progress = msgspec.structs.replace(
+            progress, count=progress.count + 1, synced=sequence, boot=boot_id()
+        )
+        hit(Failpoint.WRITEBACK_RECOVERED)
+        file.write(progress)
+    else:
+        progress = msgspec.structs.replace(progress, broken=broken)
+    return Opened(path, file, progress, used, records, sequence)
+
+
+def _scan(segment: Segment, sequence: int) -> _Scanned:
+    """Verify the records of a segment that follow a sequence."""
+    content = memoryview(segment.content())
+    headers, at = list[tuple[int, Header]](), FIRST_RECORD
+    while (header := parse(content, at)) is not None:
+        if header.sequence != sequence + 1 or not verifies(content, at, header, segment.seed):
+            break
+        headers.append((at, header))
+        sequence += 1
+        at += header.size_bytes
+    if headers:
+        segment.first_sequence, segment.last_sequence = headers[0][1].sequence, sequence
+    segment.at = at
+    return _Scanned(segment, content, headers, at)
+
+
+def _refuse_damage(
+    path: Path, progress: Progress, tail: _Scanned, behind: list[Segment], sequence: int
+) -> None:
+    """Raise DamagedError, if no crash can have ended the log where it ends."""
+    ends = [(tail.content, tail.end)]
+    ends += [(memoryview(segment.content()), FIRST_RECORD) for segment in behind]
+    seed, wanted = tail.segment.seed, sequence + 1
+    later = [one for content, at in ends for one in _verified_after(content, at, seed, sequence)]
+    known = [one.synced for one in (*(header for _, header in tail.headers), *later)]
+    where = f"record {wanted} of {path}, after byte {tail.end} of {tail.segment.path.name},"
+    if sequence < max(progress.synced, *known, 0):
+        raise DamagedError(f"{where} is missing or damaged, and was flushed")
+    if later and progress.boot == boot_id():
+        raise DamagedError(f"{where} is damaged: there are others behind it")
+    for content, at in ends[:2]:
+        header = parse(content, at)
+        if header is not None and header.sequence == wanted and not _is_torn(content, at, header):
+            raise DamagedError(f"{where} fails its checksum")
+    if later:
+        log.warning("%s: what follows record %d was never flushed, and is gone", path, sequence)
+
+
+def _verified_after(content: memoryview, at: int, seed: int, sequence: int) -> list[Header]:
+    """Return what verifies from a place on, of records that follow a sequence."""
+    end = len(content.tobytes().rstrip(b"\0"))
+    found = []
+    for place in range(at, end, HEADER_BYTES):
+        header = parse(content, place)
+        if (
+            header is not None
+            and header.sequence > sequence
+            and verifies(content, place, header, seed)
+        ):
+            found.append(header)
+    return found
+
+
+def _is_torn(content: memoryview, at: int, header: Header) -> bool:
+    """Return whether a sector of a record is missing, or the part of one that it has."""
+    end = min(at + HEADER_BYTES + header.data_bytes, len(content))
+    while at < end:
+        stop = min((at // _SECTOR + 1) * _SECTOR, end)
+        if not any(content[at:stop]):
+            return True
+        at = stop
+    return False
+
+
+def _clear(tail: _Scanned) -> None:
+    """Make what lies behind the end zeros, if it is not."""
+    if tail.content[tail.end :].tobytes().strip(b"\0"):
+        tail.segment.clear_from(tail.end)
+        hit(Failpoint.WRITEBACK_CLEARED)
+
+
+def _records(scanned: _Scanned, done: int) -> list[tuple[Record, int, float]]:
+    segment = scanned.segment
+    return [
+        (
+            Record(one.kind, one.sequence, one.offset, one.length, segment, at),
+            one.size_bytes,
+            one.time,
+        )
+        for at, one in scanned.headers
+        if one.sequence > done
+    ]

@@ -1,0 +1,472 @@
+"""Which way changes of a volume with write-back go: into its log, or below.
+
+That is decided when nothing is in the way: into the log, or, while nothing of the log is dirty, to
+the device below. Changes of one way end before those of the other begin. The turn from one way to
+the other is taken by one operation at a time, and all changes wait for it.
+
+Invariants:
+* Nothing is answered from a log before the driver has committed that it is dirty (`announced`), nor
+  after the driver was asked to commit that nothing is.
+* Nothing goes below past a log that would be replayed over it later.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+
+from bockd.drivers.writeback.log import BrokenLogError, Log
+from bockd.drivers.writeback.writer import UnreadableError, Writer
+from bockd.errors import BockdError, UnavailableError, VolumeFailedError, VolumeTakenError
+from bockd.failpoints import Failpoint, hit
+from bockd.pool.device import BlockDevice
+from bockd.runtime.steps import Spawn, Steps, try_spawn
+from bockd.runtime.waiting import Mutex, Pulse
+
+log = logging.getLogger(__name__)
+
+
+class Way:
+    """Of one volume. For the owner thread."""
+
+    def __init__(
+        self,
+        below: BlockDevice,
+        image: str,
+        opened: Log | None,
+        *,
+        make_log: Callable[[], Steps[Log | None]],
+        on_dirty: Callable[[str], Steps[None]],
+        on_clean: Callable[[], Steps[None]],
+        on_closed: Callable[[], None],
+        spawn: Spawn,
+    ) -> None:
+        """`make_log` makes a new log, or returns None if there is no room for one."""
+        self.below = below
+        self.image = image
+        self.failed = ""
+        """Why the volume is refused; empty if it is not."""
+        self.log: Log | None = None
+        self._writer: Writer | None = None
+        self._make_log = make_log
+        self._on_dirty = on_dirty
+        self._on_clean = on_clean
+        self._on_closed = on_closed
+        self._spawn = spawn
+        self._through = False
+        self._disk_failed = False
+        """The log has failed: there is no other one until the volume is opened again."""
+        self._may_begin = True
+        """Nothing has kept a log from being begun since the last `look`."""
+        self._why_through = ""
+        self._taken = False
+        self._closed = False
+        self._turn = Mutex()
+        self._turned = Pulse()
+        self._passing = 0
+        """Changes that are on their way below, not by the log."""
+        self._passed_count = 0
+        """Those that have ended."""
+        self._flushed_count = -1
+        """Those of them that a flush below has covered. None has yet what an earlier process has
+        answered, whose client may go on with this one."""
+        self._said = ""
+        self._looking = False
+        self._looked_at = 0
+        """The sequence of the log's last record at the last `look`."""
+        if opened is not None:
+            self._take_log(opened)
+            opened.announced = not opened.clean
+            self.kick()
+
+    def _take_log(self, taken: Log) -> None:
+        self.log = taken
+        self._writer = Writer(self.below, taken, self._spawn, self._on_error)
+        self._looked_at = 0
+
+    def kick(self) -> None:
+        """Have what may be written below written."""
+        if self._writer is not None:
+            self._writer.kick()
+
+    # -- for the driver --------------------------------------------------------------------------
+
+    def dirty(self) -> tuple[int, float | None]:
+        """Return what is in the log and not below, in bytes of the log, and since when, in seconds
+        since the epoch."""
+        if self.log is None:
+            return 0, None
+        return self.log.dirty_bytes(), self.log.dirty_since()
+
+    @property
+    def trouble(self) -> str | None:
+        """Why what is dirty is not written below, or why nothing is put into the log."""
+        if self.failed:
+            return self.failed
+        if self.log is not None and self.log.broken:
+            return f"the log cannot be used any more: {self.log.broken}"
+        if self._writer is not None and self._writer.error is not None:
+            return f"what is dirty cannot be written below: {self._writer.error}"
+        return self._why_through or None
+
+    def write_through(self) -> None:
+        """Answer new changes when the device below has: once all that is dirty is there."""
+        self._through = True
+
+    def write_back(self) -> None:
+        """Answer new changes when they are in the log."""
+        self._through = False
+
+    async def drain(self) -> None:
+        """Have all that was answered before the call below, and flushed there. If nothing is dirty
+        then, the driver is told. Raises BockdError: it is not below, or the driver cannot commit
+        that it is."""
+        self.check()
+        if self.log is not None and not self._through:
+            await self._sync_and_write(self.log)
+        if self._through or self.log is None or self.log.clean:
+            await self.become_clean()
+        await self.flush_below()
+
+    async def _sync_and_write(self, dirty: Log) -> None:
+        """Have all that is in the log below. If the log breaks, it is left to `become_clean`."""
+        wanted = dirty.sequence
+        try:
+            await dirty.flush()
+        except BrokenLogError:
+            await self.become_clean()
+            return
+        await self._until(wanted)
+
+    def look(self) -> None:
+        """Do what is due: a barrier for what was written before the last call, another attempt to
+        write below, telling the driver that nothing is dirty. Call this about every second."""
+        self._may_begin = True
+        current = self.log
+        if self._taken or self.failed or self._closed or current is None or self._looking:
+            return
+        quiet = current.sequence == self._looked_at
+        looked_at, self._looked_at = self._looked_at, current.sequence
+        if current.broken or (current.clean and quiet):
+            self._begin_look(self.become_clean())
+        elif not current.current.empty and current.current.first <= looked_at:
+            self._begin_look(self._flush_log(current))
+        else:
+            self.kick()
+
+    def _begin_look(self, steps: Steps[None]) -> None:
+        self._looking = True
+
+        async def run() -> None:
+            try:
+                await steps
+            except BrokenLogError:
+                pass  # it says so itself
+            except BockdError as error:
+                self._say(error)
+            finally:
+                self._looking = False
+
+        if not try_spawn(self._spawn, run()):
+            steps.close()
+            self._looking = False
+
+    def _say(self, error: BockdError) -> None:
+        """Log an error; what is tried every second fails as it did before, mostly."""
+        level = logging.DEBUG if str(error) == self._said else logging.WARNING
+        log.log(level, "write-back of %s: %s", self.image, error)
+        self._said = str(error)
+
+    async def _flush_log(self, current: Log) -> None:
+        await current.flush()
+        self.kick()
+
+    def lose(self) -> None:
+        """Answer nothing any more: the volume was taken. The log stays."""
+        self._taken = True
+        self._stop()
+
+    async def close(self) -> None:
+        """Sync the log and close it: what is dirty is kept for the next opening. Nothing is sent
+        below any more; what is on its way there is not waited for. Doing so again does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        self._stop()
+        closing = self.log
+        try:
+            if closing is not None:
+                if not closing.broken:
+                    with suppress(BrokenLogError):  # it says so itself; recovery sees the rest
+                        await closing.flush()
+                        await closing.note_end()
+                await closing.close()
+        finally:
+            self._on_closed()
+
+    def _stop(self) -> None:
+        if self._writer is not None:
+            self._writer.stop()
+        if self.log is not None:
+            self.log.changed.fire()
+        self._turned.fire()
+
+    def check(self) -> None:
+        """Raise BockdError if nothing is answered any more."""
+        if self._taken:
+            raise VolumeTakenError("another gateway has taken the volume")
+        if self.failed:
+            raise VolumeFailedError(self.failed)
+        if self._closed:
+            raise UnavailableError("the volume is closed; what is dirty is kept in its log")
+
+    def fail(self, error: BockdError) -> None:
+        """Refuse the volume: what is dirty is lost."""
+        if not self.failed:
+            self.failed = (
+                f"{error}. Some of what was written since the last write-back is lost; close the "
+                "volume and accept that with 'bock volume discard-cache'"
+            )
+            log.error("%s", self.failed)
+            self._stop()
+
+    # -- which way -------------------------------------------------------------------------------
+
+    def log_open(self) -> Log | None:
+        """Return the log if changes go into it now."""
+        current = self.log
+        if (
+            current is None
+            or not current.announced
+            or current.broken
+            or self._through
+            or self._turn.held
+            or self._taken
+            or self.failed
+            or self._closed
+        ):
+            return None
+        return current
+
+    async def choose(self, data_bytes: int) -> Log | None:
+        """Wait until a change may be made. Return the log, with room for a record with so much
+        data; None: below, and `passed` is to be called when it has ended there."""
+        while True:
+            self.check()
+            if self._turn.held:
+                await self._turned.wait()
+                continue
+            current = self.log_open()
+            if current is not None:
+                if current.has_room(data_bytes):
+                    return current
+                await self._make_room(current, data_bytes)
+            elif self._goes_through():
+                if self.log is None or self._may_pass(self.log):
+                    self._pass()
+                    return None
+                await self._clean_or_pass()
+            elif not (self._may_begin and await self._begin()):
+                self._pass()
+                return None
+
+    def _goes_through(self) -> bool:
+        broken = self.log is not None and bool(self.log.broken)
+        return self._through or self._disk_failed or broken
+
+    async def _clean_or_pass(self) -> None:
+        """Have nothing dirty. That the driver cannot commit it is no reason to fail a change, if
+        that may go below all the same. Raises BockdError."""
+        try:
+            await self.become_clean()
+        except BockdError as error:
+            if self.log is None or not self._may_pass(self.log):
+                raise
+            self._say(error)
+
+    @staticmethod
+    def _may_pass(current: Log) -> bool:
+        """Return whether a change may go below, though there is a log. It would be undone if the
+        log were replayed later, so its durable progress must say that there is nothing to do."""
+        return not current.announced and not current.broken and current.clean
+
+    def _pass(self) -> None:
+        self._passing += 1
+
+    def passed(self) -> None:
+        """Count a change that has ended below."""
+        self._passing -= 1
+        self._passed_count += 1
+        if not self._passing:
+            self._turned.fire()
+
+    async def _begin(self) -> bool:
+        """Have the driver commit that the volume is dirty, with a log that is ready for it. Return
+        False if that cannot be had now. Raises BockdError."""
+        async with self._turning():
+            if self._announced():
+                return True
+            if self._goes_through() or not self._may_begin:
+                return False
+            await self._wait_for_passing()
+            await self.flush_below()
+            if self.log is None:
+                made = await self._make_log()
+                if made is None:
+                    self._may_begin = False
+                    self._why_through = "there is no room for a log"
+                    return False
+                if self._closed or self._taken:
+                    await made.close()
+                    self.check()
+                self._take_log(made)
+            assert self.log is not None
+            hit(Failpoint.WRITEBACK_ANNOUNCING)
+            try:
+                await self._on_dirty(self.log.id)
+            except VolumeTakenError:
+                self.lose()
+                raise
+            except BockdError as error:
+                self._may_begin = False
+                self._why_through = f"the pool cannot note that the volume is dirty: {error}"
+                log.warning("%s is written through: %s", self.image, self._why_through)
+                return False
+            hit(Failpoint.WRITEBACK_ANNOUNCED)
+            self.log.announced = True
+            self._why_through = ""
+            return True
+
+    def _announced(self) -> bool:
+        return self.log is not None and self.log.announced and not self.log.broken
+
+    def _turning(self) -> _Turning:
+        return _Turning(self._turn, self._turned)
+
+    async def _wait_for_passing(self) -> None:
+        while self._passing:
+            await self._turned.wait()
+            self.check()
+
+    async def flush_below(self) -> None:
+        """Flush the device below, unless nothing went there that was not flushed."""
+        covered = self._passed_count
+        if self._flushed_count < covered:
+            await self.below.flush()
+            self._flushed_count = max(self._flushed_count, covered)
+
+    async def _make_room(self, current: Log, data_bytes: int) -> None:
+        """Do something for room in the log, or wait for somebody who does. Raises BockdError: what
+        is dirty cannot be written below."""
+        if not current.crowded:
+            if current.spare is None:
+                if current.preparing:
+                    await current.changed.wait()
+                    return
+                await current.prepare()
+            if current.spare is not None:
+                if current is self.log_open() and not current.has_room(data_bytes):
+                    current.switch()
+                    self._own_barrier(current)
+                return
+        if current.broken:
+            return
+        if current.clean:
+            # All it has is the segment that is full, and there is no room for another one.
+            await self._clean_or_pass()
+            return
+        with suppress(BrokenLogError):
+            await current.flush()
+            await self._until(current.epochs[0].barrier if current.epochs else current.done)
+
+    def _own_barrier(self, current: Log) -> None:
+        if not self._looking:
+            self._begin_look(self._flush_log(current))
+
+    async def _until(self, sequence: int) -> None:
+        assert self._writer is not None
+        try:
+            await self._writer.until(sequence)
+        except BockdError:
+            self.check()  # which may know better
+            raise
+
+    def _on_error(self, error: BockdError) -> None:
+        """An attempt to write below has failed."""
+        if isinstance(error, VolumeTakenError):
+            self.lose()
+        elif isinstance(error, UnreadableError):
+            self.fail(error)
+
+    async def become_clean(self) -> None:
+        """Have all that is dirty below, and the driver commit that nothing is. Raises BockdError.
+        Changes wait meanwhile."""
+        async with self._turning():
+            self.check()
+            current = self.log
+            if current is None:
+                return
+            if not current.clean or current.broken:
+                await self._write_all(current)
+            # From here on nothing is answered from this log, whatever comes of the commit.
+            current.announced = False
+            hit(Failpoint.WRITEBACK_CLEANING)
+            try:
+                await self._on_clean()
+            except VolumeTakenError:
+                self.lose()
+                raise
+            hit(Failpoint.WRITEBACK_CLEANED)
+            if self._closed:
+                return  # whoever opens the volume next removes it
+            self.log = self._writer = None
+            broken, self._why_through = current.broken, ""
+            if broken:
+                self._disk_failed = True
+                self._why_through = f"its log has failed: {broken}"
+            try:
+                await current.remove()
+            except OSError as error:
+                log.warning("%s cannot be removed: %s", current.path, error)
+
+    async def _write_all(self, current: Log) -> None:
+        with suppress(BrokenLogError):
+            await current.flush()
+            await self._until(current.sequence)
+        if current.broken:
+            with suppress(BrokenLogError):
+                await current.note_end()
+            current.close_unsynced()
+            if not current.clean:
+                await self._until(current.sequence)
+        self.check()
+
+    async def flush(self) -> None:
+        """Make all that was answered before the call survive power loss. Raises BockdError."""
+        current = self.log
+        if current is not None and not current.clean:
+            try:
+                await current.flush()
+            except BrokenLogError:
+                # What could not be synced is made durable below.
+                await self.become_clean()
+            else:
+                self.kick()
+                return
+        await self.flush_below()
+
+
+class _Turning:
+    """Holds the turn from one way to the other, and lets all who wait look again behind it."""
+
+    def __init__(self, turn: Mutex, turned: Pulse) -> None:
+        self._turn = turn
+        self._turned = turned
+
+    async def __aenter__(self) -> None:
+        await self._turn.acquire()
+
+    async def __aexit__(self, *_raised: object) -> None:
+        self._turn.release()
+        self._turned.fire()

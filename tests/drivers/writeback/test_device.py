@@ -1,0 +1,390 @@
+"""A volume with write-back, as its driver and its clients see it."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bockd.drivers.memory.device import MemoryDevice
+from bockd.drivers.writeback.segment import Segment
+from bockd.errors import (
+    DamagedError,
+    InUseError,
+    NoSpaceError,
+    UnavailableError,
+    VolumeFailedError,
+    VolumeTakenError,
+)
+from bockd.model import BLOCK_SIZE, KIB
+from bockd.pool.device import SharedDevice
+from bockd.runtime.steps import Signal
+
+from .opened import IMAGE, SEGMENT_BYTES, SIZE_BYTES, Opened, holding
+
+ONE = b"1" * BLOCK_SIZE
+TWO = b"2" * BLOCK_SIZE
+
+
+@pytest.fixture
+def below() -> MemoryDevice:
+    return MemoryDevice(SIZE_BYTES)
+
+
+@pytest.fixture
+def opened(tmp_path: Path, below: MemoryDevice) -> Iterator[Opened]:
+    one = Opened(tmp_path / "logs", below)
+    yield one
+    one.dispose()
+
+
+def stuck(below: MemoryDevice) -> None:
+    """Have requests below wait."""
+    below.gate = Signal()
+
+
+def go_on(below: MemoryDevice, opened: Opened) -> None:
+    gate, below.gate = below.gate, None
+    assert gate is not None
+    gate.fire()
+    opened.settle()
+
+
+# -- the volume contract -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_reads_and_what_is_below_are_what_was_written(
+    tmp_path: Path, below: MemoryDevice, seed: int
+) -> None:
+    chance, expected = random.Random(seed), bytearray(SIZE_BYTES)
+    opened = Opened(tmp_path / "logs", below)
+    for _ in range(120):
+        offset = chance.randrange(0, 64 * KIB, 512)
+        length = chance.randrange(512, 20 * KIB, 512)
+        kind = chance.randrange(6)
+        if kind < 3:
+            data = chance.randbytes(length)
+            opened.write(offset, data)
+            expected[offset : offset + length] = data
+        elif kind == 3:
+            opened.run(opened.device.zero(offset, length, allocate=chance.random() < 0.5))
+            expected[offset : offset + length] = bytes(length)
+        elif kind == 4:
+            opened.run(opened.device.trim(offset, length))
+            first, end = -(-offset // BLOCK_SIZE), (offset + length) // BLOCK_SIZE
+            for block in range(first, end):
+                expected[block * BLOCK_SIZE : (block + 1) * BLOCK_SIZE] = bytes(BLOCK_SIZE)
+        elif chance.random() < 0.5:
+            opened.flush()
+        else:
+            opened.look()
+        assert opened.read(0, 96 * KIB) == expected[: 96 * KIB]
+        for extent in opened.run(opened.device.extents(0, 96 * KIB, 100)):
+            part = expected[extent.offset_bytes : extent.offset_bytes + extent.length_bytes]
+            assert not extent.hole or not any(part)
+    opened.run(opened.device.drain())
+    assert holding(below, 0, SIZE_BYTES) == expected
+    opened.dispose()
+
+
+def test_extents_cover_the_range_and_alternate(opened: Opened, below: MemoryDevice) -> None:
+    below.try_write(0, memoryview(ONE * 8))
+    stuck(below)
+    opened.write(2 * BLOCK_SIZE + 512, TWO)
+    opened.run(opened.device.trim(5 * BLOCK_SIZE, BLOCK_SIZE))
+    found = opened.device.try_extents(0, 10 * BLOCK_SIZE, 10)
+    assert found is not None
+    blocks = [
+        (one.offset_bytes // BLOCK_SIZE, one.length_bytes // BLOCK_SIZE, one.hole) for one in found
+    ]
+    assert blocks == [(0, 5, False), (5, 1, True), (6, 2, False), (8, 2, True)]
+    limited = opened.device.try_extents(0, 10 * BLOCK_SIZE, 2)
+    assert limited == found[:2]
+    go_on(below, opened)
+
+
+def test_a_write_larger_than_a_segment_is_whole(opened: Opened) -> None:
+    data = random.Random(1).randbytes(2 * SEGMENT_BYTES)
+    opened.write(512, data)
+    assert opened.read(512, len(data)) == data
+
+
+# -- what the driver is told ---------------------------------------------------------------------
+
+
+def test_the_driver_has_committed_before_a_write_is_answered(
+    tmp_path: Path, opened: Opened, below: MemoryDevice
+) -> None:
+    stuck(below)
+    opened.write(0, ONE)
+    assert opened.commits == [opened.record]
+    assert opened.log_path().is_dir()
+    assert holding(below, 0, BLOCK_SIZE) == bytes(BLOCK_SIZE)
+    opened.write(0, TWO)
+    assert len(opened.commits) == 1
+    go_on(below, opened)
+
+
+def test_a_write_goes_through_if_the_driver_cannot_commit(
+    opened: Opened, below: MemoryDevice
+) -> None:
+    opened.refusing = True
+    opened.write(0, ONE)
+    assert holding(below, 0, BLOCK_SIZE) == ONE
+    assert opened.device.trouble is not None
+    assert "does not answer" in opened.device.trouble
+    opened.refusing = False
+    opened.look()
+    stuck(below)
+    came = opened.begin(opened.device.write(0, memoryview(TWO)))
+    assert not came, "what went below was not flushed before the log begins"
+    go_on(below, opened)
+    assert came == [None]
+    assert opened.record is not None
+    assert opened.device.trouble is None
+
+
+def test_what_is_quiet_and_clean_is_told_and_removed(opened: Opened, below: MemoryDevice) -> None:
+    opened.write(0, ONE)
+    path = opened.log_path()
+    for _ in range(2):
+        opened.look()
+    assert opened.device.dirty() == (0, None)
+    assert holding(below, 0, BLOCK_SIZE) == ONE
+    assert opened.record is not None
+    for _ in range(2):
+        opened.look()
+    assert opened.commits[-1] is None
+    assert not path.exists()
+    assert opened.directory.images() == []
+    assert opened.directory.space.used_bytes == 0
+
+
+def test_a_new_log_has_a_new_id(opened: Opened) -> None:
+    opened.write(0, ONE)
+    opened.run(opened.device.drain())
+    opened.write(0, TWO)
+    first, cleaned, second = opened.commits
+    assert cleaned is None
+    assert first != second
+
+
+def test_dirty_says_how_much_and_since_when_also_after_a_death(
+    opened: Opened, below: MemoryDevice
+) -> None:
+    stuck(below)
+    began = opened.now
+    opened.write(0, ONE)
+    opened.now += 10
+    opened.write(0, TWO)
+    dirty, since = opened.device.dirty()
+    assert 2 * BLOCK_SIZE < dirty < 3 * BLOCK_SIZE
+    assert since == began
+    opened.again()
+    assert opened.device.dirty() == (dirty, since)
+    assert opened.read() == TWO
+    below.gate = None
+
+
+def test_write_through_is_answered_behind_what_is_dirty(
+    opened: Opened, below: MemoryDevice
+) -> None:
+    stuck(below)
+    opened.write(0, ONE)
+    opened.device.write_through()
+    came = opened.begin(opened.device.write(0, memoryview(TWO)))
+    assert not came
+    go_on(below, opened)
+    assert came == [None]
+    assert opened.record is None
+    assert holding(below, 0, BLOCK_SIZE) == TWO
+    assert below.calls == ["flush", "write", "flush", "write"]
+    opened.device.write_back()
+    stuck(below)
+    assert opened.begin(opened.device.drain()) == []
+    go_on(below, opened)
+    opened.write(0, ONE)
+    assert opened.record is not None
+
+
+def test_closed_it_keeps_what_is_dirty_and_ends_a_drain(
+    opened: Opened, below: MemoryDevice
+) -> None:
+    stuck(below)
+    opened.write(0, ONE)
+    drained = opened.begin(opened.device.drain())
+    assert not drained
+    opened.close()
+    assert isinstance(drained[0], UnavailableError)
+    with pytest.raises(UnavailableError):
+        opened.write(0, TWO)
+    go_on(below, opened)
+    assert below.calls == ["flush", "write"], "something was sent below after the end"
+    opened.open()
+    opened.run(opened.device.drain())
+    assert holding(below, 0, BLOCK_SIZE) == ONE
+    assert opened.record is None
+
+
+def test_taken_nothing_is_answered_and_the_log_stays(tmp_path: Path) -> None:
+    class Shared(MemoryDevice):
+        lost = Signal()
+
+    below = Shared(SIZE_BYTES)
+    opened = Opened(tmp_path / "logs", below)
+    stuck(below)
+    opened.write(0, ONE)
+    assert isinstance(opened.device, SharedDevice)
+    flushed = opened.begin(opened.device.drain())
+    below.lost.fire()
+    opened.settle()
+    assert isinstance(flushed[0], VolumeTakenError)
+    for steps in (
+        opened.device.write(0, memoryview(TWO)),
+        opened.device.read(0, memoryview(bytearray(512))),
+        opened.device.flush(),
+    ):
+        with pytest.raises(VolumeTakenError):
+            opened.run(steps)
+    assert not opened.device.try_write(0, memoryview(TWO))
+    opened.close()
+    assert opened.directory.holds(IMAGE)
+    below.gate = None
+    opened.dispose()
+
+
+# -- logs that are missing or stale --------------------------------------------------------------
+
+
+def test_a_log_that_is_missing_is_an_error_that_says_what_to_do(opened: Opened) -> None:
+    opened.write(0, ONE)
+    opened.close()
+    opened.record = "0123456789abcdef"
+    with pytest.raises(DamagedError, match="bock volume discard-cache"):
+        opened.open()
+    assert not opened.directory.holds(IMAGE)
+
+
+def test_a_log_that_no_record_names_is_dropped(
+    opened: Opened, below: MemoryDevice, caplog: pytest.LogCaptureFixture
+) -> None:
+    stuck(below)
+    opened.write(0, ONE)
+    opened.close()
+    below.gate, opened.record = None, None
+    with caplog.at_level(logging.WARNING):
+        opened.open()
+    assert "is stale" in caplog.text
+    assert opened.read() == bytes(BLOCK_SIZE)
+    assert opened.directory.space.used_bytes == 0
+
+
+def test_a_log_that_is_discarded_is_gone(opened: Opened) -> None:
+    opened.write(0, ONE)
+    opened.close()
+    assert opened.directory.images() == [IMAGE]
+    opened.run(opened.directory.discard(IMAGE))
+    opened.run(opened.directory.discard("another"))
+    assert opened.directory.images() == []
+
+
+def test_a_directory_has_one_daemon(opened: Opened, tmp_path: Path) -> None:
+    with pytest.raises(InUseError):
+        opened._directory()
+
+
+# -- trouble -------------------------------------------------------------------------------------
+
+
+def test_writes_fail_as_the_device_below_when_the_log_is_full(
+    opened: Opened, below: MemoryDevice
+) -> None:
+    below.failures["write"] = NoSpaceError("the pool is full")
+    written = 0
+    with pytest.raises(NoSpaceError):  # noqa: PT012 - how many fit is not the point
+        for _ in range(100):
+            opened.write(written * BLOCK_SIZE, ONE)
+            written += 1
+    assert written > 20
+    assert opened.device.trouble is not None
+    assert "the pool is full" in opened.device.trouble
+    assert opened.read((written - 1) * BLOCK_SIZE) == ONE
+    below.failures.clear()
+    opened.write(written * BLOCK_SIZE, ONE)
+    opened.run(opened.device.drain())
+    assert holding(below, 0, (written + 1) * BLOCK_SIZE) == ONE * (written + 1)
+    assert opened.device.trouble is None
+
+
+def test_a_full_local_disk_fails_nothing(
+    opened: Opened, below: MemoryDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened.write(0, ONE)
+
+    def full(*_arguments: object) -> Segment:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Segment, "create", full)
+    for block in range(60):
+        opened.write(block * BLOCK_SIZE, ONE)
+    assert opened.read(59 * BLOCK_SIZE) == ONE
+    opened.run(opened.device.drain())
+    assert holding(below, 0, 60 * BLOCK_SIZE) == ONE * 60
+
+
+def _fails(*_arguments: object) -> None:
+    raise OSError(errno.EIO, "Input/output error")
+
+
+def test_a_failed_sync_is_answered_when_all_is_below(
+    opened: Opened, below: MemoryDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stuck(below)
+    opened.write(0, ONE)
+    monkeypatch.setattr(os, "fdatasync", _fails)
+    flushed = opened.begin(opened.device.flush())
+    assert not flushed
+    go_on(below, opened)
+    assert flushed == [None]
+    assert holding(below, 0, BLOCK_SIZE) == ONE
+    assert opened.record is None
+    monkeypatch.undo()
+    opened.write(0, TWO)
+    assert holding(below, 0, BLOCK_SIZE) == TWO, "nothing goes into a log on that disk"
+    assert opened.device.trouble is not None
+    assert "Input/output error" in opened.device.trouble
+
+
+def test_a_failed_append_is_no_failed_write(
+    opened: Opened, below: MemoryDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened.write(0, ONE)
+    monkeypatch.setattr(Segment, "_write", _fails)
+    opened.write(BLOCK_SIZE, TWO)
+    assert holding(below, 0, 2 * BLOCK_SIZE) == ONE + TWO
+    assert opened.record is None
+
+
+def test_what_cannot_be_read_back_fails_the_volume(opened: Opened, below: MemoryDevice) -> None:
+    stuck(below)
+    opened.write(0, ONE)
+    segment = next(opened.log_path().glob("*.seg"))
+    with segment.open("r+b") as file:
+        file.seek(4096 + 64 + 100)
+        file.write(b"x")
+    go_on(below, opened)
+    flushed = opened.begin(opened.device.drain())
+    assert isinstance(flushed[0], VolumeFailedError)
+    with pytest.raises(VolumeFailedError, match="discard-cache"):
+        opened.read()
+    with pytest.raises(VolumeFailedError):
+        opened.write(0, TWO)
+    assert opened.record is not None
+    assert holding(below, 0, BLOCK_SIZE) == bytes(BLOCK_SIZE)
+    opened.close()

@@ -1,0 +1,173 @@
+"""What of a log a crash may have left, and what is damage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bockd.drivers.memory.device import MemoryDevice
+from bockd.drivers.writeback import recovery
+from bockd.errors import DamagedError, NoSpaceError
+from bockd.model import BLOCK_SIZE
+
+from .opened import SIZE_BYTES, Opened
+
+RECORD = 64 + BLOCK_SIZE
+FIRST = 4096
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Iterator[Opened]:
+    below = MemoryDevice(SIZE_BYTES)
+    below.failures["write"] = NoSpaceError("for a test")  # nothing ever gets below
+    one = Opened(tmp_path / "logs", below)
+    yield one
+    one.dispose()
+
+
+def block(value: int) -> bytes:
+    return bytes([value]) * BLOCK_SIZE
+
+
+def change(path: Path, at: int, data: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(data)
+
+
+def segment(opened: Opened) -> Path:
+    return opened.log_path() / "00000001.seg"
+
+
+def test_a_killed_process_loses_nothing(opened: Opened) -> None:
+    for value in range(1, 6):
+        opened.write(value * BLOCK_SIZE, block(value))
+    opened.again()
+    for value in range(1, 6):
+        assert opened.read(value * BLOCK_SIZE) == block(value)
+
+
+def test_a_record_that_is_cut_off_ends_the_log(opened: Opened) -> None:
+    opened.write(0, block(1))
+    opened.write(BLOCK_SIZE, block(2))
+    change(segment(opened), FIRST + RECORD + 1024, bytes(RECORD - 1024))
+    opened.again()
+    assert opened.read(0) == block(1)
+    assert opened.read(BLOCK_SIZE) == bytes(BLOCK_SIZE)
+    opened.write(BLOCK_SIZE, block(3))
+    opened.again()
+    assert opened.read(BLOCK_SIZE) == block(3)
+
+
+def test_after_a_power_cut_a_gap_ends_the_log(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for value in range(1, 4):
+        opened.write(value * BLOCK_SIZE, block(value))
+    change(segment(opened), FIRST + RECORD, bytes(512))
+    monkeypatch.setattr(recovery, "boot_id", lambda: "another boot")
+    opened.again()
+    assert opened.read(1 * BLOCK_SIZE) == block(1)
+    assert opened.read(2 * BLOCK_SIZE) == bytes(BLOCK_SIZE)
+    assert opened.read(3 * BLOCK_SIZE) == bytes(BLOCK_SIZE)
+
+
+def test_without_a_power_cut_a_gap_is_damage(opened: Opened) -> None:
+    for value in range(1, 4):
+        opened.write(value * BLOCK_SIZE, block(value))
+    change(segment(opened), FIRST + RECORD, bytes(512))
+    with pytest.raises(DamagedError, match="others behind it"):
+        opened.again()
+
+
+def test_a_gap_in_what_was_flushed_is_damage(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened.write(0, block(1))
+    opened.write(BLOCK_SIZE, block(2))
+    opened.flush()
+    opened.write(2 * BLOCK_SIZE, block(3))
+    change(segment(opened), FIRST + RECORD, bytes(512))
+    monkeypatch.setattr(recovery, "boot_id", lambda: "another boot")
+    with pytest.raises(DamagedError, match=r"was flushed.*discard-cache"):
+        opened.again()
+
+
+@pytest.mark.parametrize("at", [0, 8, 40, 63, 64, 64 + BLOCK_SIZE - 1])
+def test_a_record_of_which_no_sector_is_missing_is_damage(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """At the end of the log, too, of which nobody has said that it was synced."""
+    opened.write(0, block(1))
+    opened.flush()
+    opened.write(BLOCK_SIZE, block(2))
+    path, place = segment(opened), FIRST + RECORD + 64 + at
+    found = path.read_bytes()[place]
+    change(path, place, bytes([found ^ 0x55]))
+    monkeypatch.setattr(recovery, "boot_id", lambda: "another boot")
+    if 4 <= at < 16:  # its kind or sequence: nothing says that it is a record
+        opened.again()
+        assert opened.read(BLOCK_SIZE) == bytes(BLOCK_SIZE)
+        return
+    with pytest.raises(DamagedError, match="fails its checksum"):
+        opened.again()
+
+
+def test_all_of_a_log_that_was_closed_is_judged(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened.write(0, block(1))
+    path = segment(opened)
+    opened.close()
+    change(path, FIRST, bytes(512))
+    monkeypatch.setattr(recovery, "boot_id", lambda: "another boot")
+    with pytest.raises(DamagedError, match="was flushed"):
+        opened.open()
+
+
+def test_a_missing_segment_is_damage(opened: Opened) -> None:
+    for at in range(40):
+        opened.write(at * BLOCK_SIZE, block(at))
+    path = segment(opened)
+    assert path.with_name("00000002.seg").exists()
+    path.unlink()
+    with pytest.raises(DamagedError, match=r"00000001\.seg is missing"):
+        opened.again()
+
+
+def test_a_log_whose_last_segment_is_gone_is_damage(opened: Opened) -> None:
+    for at in range(40):
+        opened.write(at * BLOCK_SIZE, block(at))
+    opened.close()
+    last = max(one for one in opened.log_path().glob("*.seg"))
+    while not last.read_bytes()[FIRST:].strip(b"\0"):
+        last.unlink()
+        last = max(one for one in opened.log_path().glob("*.seg"))
+    last.unlink()
+    with pytest.raises(DamagedError, match="was flushed"):
+        opened.open()
+
+
+def test_a_broken_slot_of_the_progress_leaves_the_other_one(opened: Opened) -> None:
+    opened.write(0, block(1))
+    opened.flush()
+    opened.again()
+    change(opened.log_path() / "progress", 4096 + 40, b"xx")
+    opened.again()
+    assert opened.read() == block(1)
+    for slot in range(2):
+        change(opened.log_path() / "progress", slot * 4096 + 40, b"yy")
+    with pytest.raises(DamagedError, match="neither slot"):
+        opened.again()
+
+
+def test_a_log_of_another_image_is_refused(opened: Opened) -> None:
+    opened.write(0, block(1))
+    opened.close()
+    other = "fedcba9876543210"
+    opened.log_path().rename(opened.path / f"one.{other}")
+    opened.record = other
+    with pytest.raises(DamagedError, match="another volume"):
+        opened.open()
