@@ -18,7 +18,7 @@ from api.openstack import values
 from bockd.blockstorage.contract import Edit, NewSnapshot, NewVolume
 from bockd.blockstorage.rules import exact_size
 from bockd.errors import InvalidRequestError
-from bockd.model import BLOCK_SIZE, MAX_VOLUME_BYTES, MIN_VOLUME_BYTES
+from bockd.model import BLOCK_SIZE, MAX_VOLUME_BYTES, MIN_VOLUME_BYTES, CacheMode
 
 Id = Annotated[
     int | str,
@@ -255,6 +255,16 @@ class ReopenBody(Body):
     """`bockd-reopen` needs nothing more."""
 
 
+class SetCacheBody(Body):
+    """What `bockd-set-cache` asks for."""
+
+    mode: CacheMode = Field(strict=False)  # else no text is one
+
+
+class DiscardCacheBody(Body):
+    """`bockd-discard-cache` needs nothing more."""
+
+
 class VolumeAction(Body):
     """One of Cinder's actions on a volume, or one of our own: an object with one key, the action's
     name. Null stands for an action that needs nothing more."""
@@ -266,6 +276,8 @@ class VolumeAction(Body):
     extend: ExtendBody | None = Field(None, alias="os-extend")
     revert: RevertBody | None = None
     reopen: ReopenBody | None = Field(None, alias="bockd-reopen")
+    set_cache: SetCacheBody | None = Field(None, alias="bockd-set-cache")
+    discard_cache: DiscardCacheBody | None = Field(None, alias="bockd-discard-cache")
 
     @model_validator(mode="before")
     @classmethod

@@ -11,7 +11,22 @@ from typing_extensions import TypedDict
 
 from api.openstack.values import date, precise_date, server_number
 from bockd.blockstorage.contract import Attachment, Backing, Snapshot, Volume
+from bockd.pool.caches import CacheState
 from bockd.pool.reports import Space
+
+
+class CacheView(TypedDict):
+    """How a volume is cached, and what of it the pool does not have yet."""
+
+    mode: str
+    dirty_at: str | None
+    """A gateway."""
+    dirty_since: str | None
+    dirty_bytes: int | None
+    """Null: only that gateway knows, while it has the volume open."""
+    error: str | None
+    """Why it is not written back now."""
+    discarded_at: str | None
 
 
 class BackingView(TypedDict):
@@ -26,6 +41,8 @@ class BackingView(TypedDict):
     error: str | None
     gateway: NotRequired[str | None]
     """Of a volume in a pool of several gateways: the one that has it open."""
+    cache: NotRequired[CacheView]
+    """Of a volume in a pool whose volumes may have a cache."""
 
 
 class VolumeBackingView(BackingView):
@@ -204,7 +221,21 @@ def view_backing(backing: Backing | None) -> BackingView:
     }
     if backing.gateway is not None:
         view["gateway"] = backing.gateway or None
+    if backing.cache is not None:
+        view["cache"] = view_cache(backing.cache)
     return view
+
+
+def view_cache(state: CacheState) -> CacheView:
+    """Render how a volume is cached."""
+    return {
+        "mode": state.mode.value,
+        "dirty_at": state.dirty_at,
+        "dirty_since": None if state.dirty_since is None else date(state.dirty_since),
+        "dirty_bytes": state.dirty_bytes,
+        "error": state.trouble,
+        "discarded_at": None if state.discarded_at is None else date(state.discarded_at),
+    }
 
 
 def view_attachment(attachment: Attachment, extra: AttachmentExtra) -> AttachmentView:

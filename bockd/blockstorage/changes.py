@@ -1,5 +1,6 @@
 """What the specification cannot say about a volume: growing it, reverting it to a snapshot, using
-it again after an error, and its exact space. The first two have Cinder's form and rules.
+it again after an error, how it is cached, and its exact space. The first two have Cinder's form and
+rules.
 
 Each change is one transaction of the pool, in which the record is judged and follows: there is no
 status in between that a crash could leave behind.
@@ -19,7 +20,7 @@ from bockd.blockstorage.running import StorageContext
 from bockd.blockstorage.servers import find_server, unreachable
 from bockd.blockstorage.volumes import Volumes, status_now
 from bockd.errors import BockdError, ConflictError, InUseError, NotFoundError
-from bockd.model import NodeKind, SnapshotId, VolumeId
+from bockd.model import CacheMode, NodeKind, SnapshotId, VolumeId
 from bockd.pool.index import Transaction
 from bockd.pool.nodes import Nodes
 from bockd.pool.records import VolumeRecord
@@ -110,6 +111,28 @@ class Changes:
 
         with _refusals(volume):
             await self._pool.reopen_volume(volume, in_transaction)
+
+    async def set_cache(self, tenant: TenantId, volume: VolumeId, mode: CacheMode) -> None:
+        """Choose how a volume is cached."""
+        rules.check_can_be_cached(volume, self._volumes.show(tenant, volume).status)
+        caches = self._pool.caches
+
+        def in_transaction(txn: Transaction, _record: VolumeRecord) -> None:
+            _judged(txn, tenant, volume, rules.check_can_be_cached)
+
+        with _refusals(volume):
+            await caches.set_mode(volume, mode, in_transaction)
+
+    async def discard_cache(self, tenant: TenantId, volume: VolumeId) -> None:
+        """Give up what is dirty of a volume."""
+        rules.check_can_lose_cache(volume, self._volumes.show(tenant, volume).status)
+        caches = self._pool.caches
+
+        def in_transaction(txn: Transaction, _record: VolumeRecord) -> None:
+            _judged(txn, tenant, volume, rules.check_can_lose_cache)
+
+        with _refusals(volume):
+            await caches.discard(volume, in_transaction)
 
     def volume_space(self, tenant: TenantId, volume: VolumeId) -> Steps[Space]:
         """Compute a volume's exact space by a walk over its maps."""

@@ -25,7 +25,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NewType, Protocol
 
-from bockd.model import Server, ServerKind, SnapshotId, VolumeId
+from bockd.model import CacheMode, Server, ServerKind, SnapshotId, VolumeId
+from bockd.pool.caches import CacheState
 from bockd.pool.gateways import Gateway
 from bockd.pool.reports import Space
 
@@ -101,6 +102,8 @@ class Backing:
     """The size of the image that it holds, when that is smaller; see `NewVolume`."""
     gateway: str | None = None
     """Of a volume in a pool of several gateways: the one that has it open; "" if none has."""
+    cache: CacheState | None = None
+    """Of a volume in a pool whose volumes may have a cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,6 +368,26 @@ class BlockStorage(Protocol):
         caller accepts that writes since the last successful flush may be lost.
 
         Raises InvalidStateError when nothing is wrong with it, and while a client is connected.
+        """
+        ...
+
+    async def set_volume_cache(self, tenant: TenantId, volume: VolumeId, mode: CacheMode) -> None:
+        """Choose how a volume is cached from its next opening on: our extension. What is dirty is
+        written back first.
+
+        Raises InvalidStateError unless it is available or in use, while a client is connected, and
+        while another gateway has not written it back; NotSupportedError where volumes have no
+        cache, or this gateway has no place for it.
+        """
+        ...
+
+    async def discard_volume_cache(self, tenant: TenantId, volume: VolumeId) -> None:
+        """Give up what was answered of a volume and is not in the pool: our extension. The volume
+        goes back to the state of a flush that is there, as after a power cut.
+
+        Raises InvalidStateError while a client is connected, and while the gateway that has it
+        runs, which is to be asked itself; ConflictError when there is nothing to give up,
+        NotSupportedError where volumes have no cache.
         """
         ...
 

@@ -153,6 +153,24 @@ def check_can_be_reopened(volume: int, status: Status, trouble: str | None) -> N
         refuse_state(NodeKind.VOLUME, volume, "nothing is wrong with it")
 
 
+def check_can_be_cached(volume: int, status: Status) -> None:
+    """Check that a volume is available or attached, so that it can be cached in another way. Raise
+    InvalidStateError otherwise."""
+    if status not in (Status.AVAILABLE, Status.IN_USE):
+        refuse_state(
+            NodeKind.VOLUME,
+            volume,
+            f"its status must be available or in-use to choose its cache; it is {status}",
+        )
+
+
+def check_can_lose_cache(volume: int, status: Status) -> None:
+    """Check that nothing is under way with a volume whose dirty data is to be given up. Raise
+    InvalidStateError otherwise."""
+    if status not in (Status.AVAILABLE, Status.IN_USE, Status.ERROR):
+        refuse_state(NodeKind.VOLUME, volume, f"its cache cannot be discarded while it is {status}")
+
+
 def check_can_be_cloned(snapshot: int, status: Status) -> None:
     """Check that a snapshot is available, so that a volume can be made from it. Raise
     InvalidStateError otherwise."""

@@ -14,6 +14,7 @@ from bockd.blockstorage.plugging import Devices, NoDevices
 from bockd.blockstorage.quota import DEFAULT_QUOTA
 from bockd.blockstorage.records import TenantRecord
 from bockd.model import NodeKind, export_name
+from bockd.pool.caches import CacheState
 from bockd.pool.index import Transaction
 from bockd.pool.pool import Pool
 from bockd.pool.records import SnapshotRecord, VolumeRecord
@@ -142,7 +143,12 @@ class StorageContext:
             error=self._trouble(record) if isinstance(record, VolumeRecord) else None,
             content_bytes=record.content_bytes,
             gateway=self._gateway(record) if isinstance(record, VolumeRecord) else None,
+            cache=self._cache(record) if isinstance(record, VolumeRecord) else None,
         )
+
+    def _cache(self, record: VolumeRecord) -> CacheState | None:
+        """See Backing.cache."""
+        return self.pool.caches.state(record) if self.pool.features.caches else None
 
     def _gateway(self, record: VolumeRecord) -> str | None:
         """See Backing.gateway."""

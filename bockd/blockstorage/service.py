@@ -27,7 +27,7 @@ from bockd.blockstorage.running import OperationRunner, StorageContext
 from bockd.blockstorage.servers import Servers
 from bockd.blockstorage.snapshots import Snapshots
 from bockd.blockstorage.volumes import Volumes, refuse_fetched
-from bockd.model import Server, SnapshotId, VolumeId
+from bockd.model import CacheMode, Server, SnapshotId, VolumeId
 from bockd.pool.gateways import Gateway
 from bockd.pool.reports import Space
 
@@ -61,7 +61,7 @@ EXTENSIONS = (
         _NAMESPACE.format("bockd"),
         "2026-11-24T00:00:00+00:00",
         'The key "bockd" in volumes and snapshots, sizes in bytes, exact space, and the actions '
-        "os-extend, revert and bockd-reopen of a volume.",
+        "os-extend, revert, bockd-reopen, bockd-set-cache and bockd-discard-cache of a volume.",
     ),
 )
 """The three resources of the specification beyond OpenStack Compute 1.1 (4.1), and ours."""
@@ -111,6 +111,12 @@ class PoolBlockStorage:
 
     async def reopen_volume(self, tenant: TenantId, volume: VolumeId) -> None:
         await self._runner.run(self._changes.reopen(tenant, volume))
+
+    async def set_volume_cache(self, tenant: TenantId, volume: VolumeId, mode: CacheMode) -> None:
+        await self._runner.run(self._changes.set_cache(tenant, volume, mode))
+
+    async def discard_volume_cache(self, tenant: TenantId, volume: VolumeId) -> None:
+        await self._runner.run(self._changes.discard_cache(tenant, volume))
 
     async def volume_space(self, tenant: TenantId, volume: VolumeId) -> Space:
         return await self._runner.run(self._changes.volume_space(tenant, volume))

@@ -43,6 +43,21 @@ class WayIn:
 
 
 @dataclass(frozen=True, slots=True)
+class Cache:
+    """How a volume is cached at the gateway that has it. Times are seconds since the epoch."""
+
+    mode: str
+    dirty_at: str | None
+    """The gateway that has writes which the pool does not have. None: none has."""
+    dirty_since: float | None
+    dirty_bytes: int | None
+    """None: only that gateway knows, while it has the volume open."""
+    error: str | None
+    """Why it is not written back now."""
+    discarded_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Volume:
     """A volume. `uri` is where this machine's NBD clients connect; None from elsewhere."""
 
@@ -67,6 +82,8 @@ class Volume:
     """Why the latest attaching or detaching did not go as asked."""
     gateway: str | None = None
     """In a pool of several gateways: which one has it open; "" if none has."""
+    cache: Cache | None = None
+    """None: volumes of that pool have none."""
     space: Space | None = None
     """None: not asked for; only `show` does."""
 
@@ -110,6 +127,20 @@ def read_volume(view: dict[str, Any], uri: str | None) -> Volume:
         error=backing.get("error"),
         last_error=backing.get("last_error"),
         gateway=(backing["gateway"] or "") if "gateway" in backing else None,
+        cache=read_cache(backing["cache"]) if "cache" in backing else None,
+    )
+
+
+def read_cache(view: dict[str, Any]) -> Cache:
+    """Read how a volume is cached."""
+    since, discarded = view["dirty_since"], view["discarded_at"]
+    return Cache(
+        mode=view["mode"],
+        dirty_at=view["dirty_at"],
+        dirty_since=None if since is None else read_time(since),
+        dirty_bytes=view["dirty_bytes"],
+        error=view["error"],
+        discarded_at=None if discarded is None else read_time(discarded),
     )
 
 

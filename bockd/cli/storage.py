@@ -38,7 +38,7 @@ from bockd.cli.records import (
 )
 from bockd.config import Settings, load_settings
 from bockd.control import DaemonInfo
-from bockd.model import GIB, NodeKind, export_uri, is_uuid
+from bockd.model import GIB, CacheMode, NodeKind, export_uri, is_uuid
 from bockd.pool.reports import Space
 from bockd.tls.trust import Trust
 from bockd.validation import check_name, check_volume_size
@@ -177,6 +177,14 @@ class StorageClient:
     def reopen_volume(self, volume: int) -> Volume:
         """Let a volume be used again that was in status error."""
         return self._act(volume, {"bockd-reopen": None})
+
+    def set_cache(self, volume: int, mode: CacheMode) -> Volume:
+        """Choose how a volume is cached."""
+        return self._act(volume, {"bockd-set-cache": {"mode": mode.value}})
+
+    def discard_cache(self, volume: int) -> Volume:
+        """Give up what was answered of a volume and is not in the pool."""
+        return self._act(volume, {"bockd-discard-cache": None})
 
     def delete_volume(self, volume: int) -> None:
         """Delete a volume. Raises InvalidStateError while a client is connected."""

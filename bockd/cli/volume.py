@@ -1,4 +1,5 @@
-"""`bock volume`: create, list, show, extend, delete, reopen. See also `transfer` and `export`."""
+"""`bock volume`: create, list, show, extend, delete, reopen. See also `caching`, `transfer` and
+`export`."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ from bockd.cli.output import (
     print_table,
     report,
 )
-from bockd.cli.records import Snapshot, Volume
+from bockd.cli.records import Cache, Snapshot, Volume
 from bockd.cli.sizes import format_exact_size, format_size, size_option
 from bockd.cli.storage import StorageClient, connect
 from bockd.errors import BockdError, DeniedError
@@ -151,11 +152,26 @@ def volume_fields(found: Volume) -> list[tuple[str, str]]:
         *trouble,
         *attached,
         *holder,
+        *([] if found.cache is None else cache_fields(found.cache)),
         *origin,
         *image,
         *((f"metadata {key}", value) for key, value in sorted(found.metadata.items())),
         *end_fields(found),
     ]
+
+
+def cache_fields(cache: Cache) -> list[tuple[str, str]]:
+    """Return what is printed for the way a volume is cached."""
+    fields = [("cache", cache.mode)]
+    if cache.dirty_at is not None:
+        size = "writes" if cache.dirty_bytes is None else format_size(cache.dirty_bytes)
+        since = "" if cache.dirty_since is None else f" since {format_time(cache.dirty_since)}"
+        fields.append(("dirty", f"{size} at gateway {cache.dirty_at}{since}"))
+    if cache.error is not None:
+        fields.append(("not written back", cache.error))
+    if cache.discarded_at is not None:
+        fields.append(("cache discarded", format_time(cache.discarded_at)))
+    return fields
 
 
 def imported_fields(found: Volume | Snapshot) -> list[tuple[str, str]]:
@@ -286,5 +302,7 @@ def reopen(volume: str, yes: bool, as_json: bool) -> None:
     )
 
 
+volume.add_lazily("set-cache", "bockd.cli.caching:set_cache")
+volume.add_lazily("discard-cache", "bockd.cli.caching:discard_cache")
 volume.add_lazily("import", "bockd.cli.transfer:import_image")
 volume.add_lazily("export", "bockd.cli.export:export_volume")

@@ -19,6 +19,8 @@ class Features:
     """Whether `Pool.shares` and `Space.shared_bytes` tell which blocks several nodes show."""
     in_directory: bool = False
     """A pool is files in the data directory: it has the room of the file system there."""
+    caches: bool = False
+    """Whether volumes may have a cache of their own on the local disk: `Pool.caches`."""
     several_gateways: bool = False
     """Several daemons may serve a pool at once, so what its index shows here may be old until it is
     refreshed."""

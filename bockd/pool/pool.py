@@ -16,7 +16,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from bockd.model import NodeKind, SnapshotId, VolumeId
+from bockd.model import CacheMode, NodeKind, SnapshotId, VolumeId
+from bockd.pool.caches import CacheState
 from bockd.pool.device import BlockDevice
 from bockd.pool.features import Features
 from bockd.pool.gateways import Addresses, Gateway
@@ -42,6 +43,29 @@ Raises nothing."""
 
 def nothing_more(_txn: Transaction, _record: VolumeRecord | SnapshotRecord) -> None:
     """Do nothing: the `in_transaction` of an operation whose caller keeps no records of its own."""
+
+
+class VolumeCaches(Protocol):
+    """See `Pool.caches`. The errors are as for the operations of `Pool`."""
+
+    def state(self, record: VolumeRecord) -> CacheState:
+        """Return how it is with a volume."""
+        ...
+
+    def set_mode(
+        self, volume: VolumeId, mode: CacheMode, in_transaction: WithVolume = nothing_more
+    ) -> Steps[None]:
+        """Choose what stands in front of a volume from its next opening on; what is dirty is
+        written back first. Raises InUseError while a client is connected, DirtyElsewhereError,
+        NotSupportedError: this gateway has no place for it."""
+        ...
+
+    def discard(self, volume: VolumeId, in_transaction: WithVolume = nothing_more) -> Steps[None]:
+        """Give up what was answered and is not in the pool: the volume goes back to the state of a
+        flush that is there, and perhaps some of what was written after it, as after a power cut.
+        Raises InUseError: a client is connected, or the gateway that has it lives, and is to do it
+        itself; ConflictError: nothing is dirty."""
+        ...
 
 
 class Pool(Protocol):
@@ -80,6 +104,12 @@ class Pool(Protocol):
     def trouble(self, record: VolumeRecord) -> str | None:
         """Return `failure`, or why the volume could not be opened when that was last tried, or
         None. The text may name files of the pool."""
+        ...
+
+    @property
+    def caches(self) -> VolumeCaches:
+        """What gateways have of volumes on their local disks. Raises NotSupportedError where
+        `Features.caches` says that there are none."""
         ...
 
     # -- opening -----------------------------------------------------------------------------

@@ -31,3 +31,11 @@ def no_repair(driver: str) -> NotSupportedError:
     return NotSupportedError(
         f"a pool of the kind {driver} cannot be repaired; 'bockd check' says what is wrong with it"
     )
+
+
+def no_cache(driver: str) -> NotSupportedError:
+    """Return the error for choosing how volumes are cached in a pool that is on the local disk."""
+    return NotSupportedError(
+        f"a pool of the kind {driver} has no cache in front of its volumes: they are on this "
+        "machine already"
+    )

@@ -35,6 +35,7 @@ from bockd.blockstorage.contract import (
 from bockd.errors import InvalidRequestError, NotFoundError, OverLimitError
 from bockd.model import (
     GIB,
+    CacheMode,
     NodeKind,
     Server,
     ServerKind,
@@ -44,6 +45,7 @@ from bockd.model import (
 )
 from bockd.pool.gateways import Gateway
 from bockd.pool.reports import Space
+from bockd.pool.unsupported import no_cache
 
 EXTENSION = Extension(
     alias="os-volumes",
@@ -179,6 +181,14 @@ class MemoryBlockStorage(BlockStorage):
     async def reopen_volume(self, tenant: TenantId, volume: VolumeId) -> None:
         found = await self.show_volume(tenant, volume)
         rules.check_can_be_reopened(volume, found.status, None)
+
+    async def set_volume_cache(self, tenant: TenantId, volume: VolumeId, mode: CacheMode) -> None:
+        await self.show_volume(tenant, volume)
+        raise no_cache("memory")
+
+    async def discard_volume_cache(self, tenant: TenantId, volume: VolumeId) -> None:
+        await self.show_volume(tenant, volume)
+        raise no_cache("memory")
 
     async def volume_space(self, tenant: TenantId, volume: VolumeId) -> Space:
         await self.show_volume(tenant, volume)

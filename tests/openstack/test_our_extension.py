@@ -160,6 +160,20 @@ def test_reopen(served: Served) -> None:
         refuses_state(act(client, volume, bockd_reopen={}))
 
 
+def test_a_pool_whose_volumes_have_no_cache_says_so(served: Served) -> None:
+    with served.client() as client:
+        volume = create(client)["id"]
+        for action in (
+            {"bockd_set_cache": {"mode": "write-back"}},
+            {"bockd_set_cache": {"mode": "none"}},
+            {"bockd_discard_cache": None},
+        ):
+            code, name, message = fault_of(act(client, volume, **action))
+            assert (code, name) == (501, "notImplemented")
+            assert "has no cache in front of its volumes" in message
+        assert "cache" not in show(client, volume)["bockd"]
+
+
 def test_space(served: Served) -> None:
     with served.client() as client:
         volume = create(client)["id"]
@@ -184,6 +198,9 @@ BAD_ACTIONS: list[Any] = [
     {"revert": None},
     {"revert": {"snapshot_id": []}},
     {"bockd-reopen": 1},
+    {"bockd-set-cache": None},
+    {"bockd-set-cache": {"mode": "fast"}},
+    {"bockd-discard-cache": 1},
     {"os-reset_status": {"status": "available"}},
 ]
 
@@ -206,6 +223,8 @@ def test_strangers_find_nothing(served: Served) -> None:
         for answer in (
             act(stranger, volume, os_extend={"new_size": 2}),
             act(stranger, volume, bockd_reopen=None),
+            act(stranger, volume, bockd_set_cache={"mode": "none"}),
+            act(stranger, volume, bockd_discard_cache=None),
             revert(stranger, volume, source),
             revert(stranger, theirs, source),
             stranger.get(f"/os-volumes/{volume}/bockd-space"),
@@ -220,5 +239,11 @@ def test_it_is_advertised(served: Served) -> None:
         aliases = [one["alias"] for one in client.get("/extensions").json()["extensions"]]
         assert aliases == ["os-volumes", "os-snapshots", "os-volume_attachments", "bockd"]
         described = client.get("/extensions/bockd").json()["extension"]["description"]
-        for action in ("os-extend", "revert", "bockd-reopen"):
+        for action in (
+            "os-extend",
+            "revert",
+            "bockd-reopen",
+            "bockd-set-cache",
+            "bockd-discard-cache",
+        ):
             assert action in described

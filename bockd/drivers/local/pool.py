@@ -31,9 +31,17 @@ from bockd.pool.device import BlockDevice
 from bockd.pool.features import Features
 from bockd.pool.gateways import Addresses, Gateway
 from bockd.pool.nodes import Nodes
-from bockd.pool.pool import EndConnections, Naming, WithSnapshot, WithVolume, nothing_more
+from bockd.pool.pool import (
+    EndConnections,
+    Naming,
+    VolumeCaches,
+    WithSnapshot,
+    WithVolume,
+    nothing_more,
+)
 from bockd.pool.records import SnapshotRecord, VolumeRecord
 from bockd.pool.reports import Attributes, CheckReport, Shares, Space, SpacePage
+from bockd.pool.unsupported import no_cache
 from bockd.runtime.steps import Spawn, Steps, blocking
 
 FEATURES = Features(
@@ -103,6 +111,11 @@ class LocalPool:
     def failure(self, record: VolumeRecord) -> str | None:
         """See `Pool.failure`."""
         return self.registry.failure(record)
+
+    @property
+    def caches(self) -> VolumeCaches:
+        """See `Pool.caches`. Raises NotSupportedError."""
+        raise no_cache(self.features.driver)
 
     def trouble(self, record: VolumeRecord) -> str | None:
         """See `Pool.trouble`."""

@@ -31,9 +31,17 @@ from bockd.pool.features import Features
 from bockd.pool.gateways import Addresses, Gateway
 from bockd.pool.index import Transaction
 from bockd.pool.nodes import SNAPSHOTS, VOLUMES, Nodes
-from bockd.pool.pool import EndConnections, Naming, WithSnapshot, WithVolume, nothing_more
+from bockd.pool.pool import (
+    EndConnections,
+    Naming,
+    VolumeCaches,
+    WithSnapshot,
+    WithVolume,
+    nothing_more,
+)
 from bockd.pool.records import SnapshotRecord, VolumeRecord
 from bockd.pool.reports import Attributes, CheckReport, NodeSpace, Shares, Space, SpacePage
+from bockd.pool.unsupported import no_cache
 from bockd.runtime.steps import Steps
 from bockd.runtime.waiting import Mutex
 from bockd.validation import check_name, check_volume_size
@@ -86,6 +94,11 @@ class MemoryPool:
         with self.nodes() as nodes:
             failed = nodes.volume(record.id).failed
         return None if failed is None else str(volume_failed(record.id, record.name, failed))
+
+    @property
+    def caches(self) -> VolumeCaches:
+        """See `Pool.caches`. Raises NotSupportedError."""
+        raise no_cache(self.features.driver)
 
     def trouble(self, record: VolumeRecord) -> str | None:
         """See the contract: opening has no other trouble here."""

@@ -1,18 +1,23 @@
-"""What frontends are given of an open volume or snapshot: its device, or a cache in front of it."""
+"""What frontends are given of an open volume or snapshot: its device, or a cache in front of it,
+and a log in front of that if the volume is one that is written back.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from bockd.drivers.rbd.device import RbdDevice
 from bockd.drivers.rbd.lease import Lease
 from bockd.drivers.rbd.records import RbdSnapshotRecord, RbdVolumeRecord
-from bockd.errors import BockdError
+from bockd.drivers.rbd.writebacks import DirtyMarks, WriteBackDevice, WriteBacks
+from bockd.errors import BockdError, ConflictError
+from bockd.model import CacheMode
 from bockd.pool.device import BlockDevice
-from bockd.runtime.steps import Spawn, Steps, try_spawn
+from bockd.runtime.steps import Signal, Spawn, Steps, try_spawn
 
 log = logging.getLogger(__name__)
 
@@ -76,8 +81,11 @@ class Front:
     device: BlockDevice
     """What frontends are given."""
     cached: CachedDevice | None = None
-    """The same, if it is a cache."""
+    """A cache: the same, or what is below the log."""
     lease: Lease | None = None
+    log: WriteBackDevice | None = None
+    """The same as `device`, if writes are answered before the cluster has them."""
+    log_closed: Signal = field(default_factory=Signal)
 
 
 class Fronts:
@@ -86,14 +94,38 @@ class Fronts:
     def __init__(self, spawn: Spawn) -> None:
         self.cache: Cache | None = None
         """None: nothing is cached."""
+        self.write_backs: WriteBacks | None = None
+        """None: nothing is answered before the cluster has it."""
         self._spawn = spawn
+        self._logs: dict[str, Signal] = {}
+        """By image: fires when the log is closed that was opened last."""
 
     async def of_volume(
-        self, device: RbdDevice, record: RbdVolumeRecord, owner: Callable[[], str | None]
+        self,
+        device: RbdDevice,
+        record: RbdVolumeRecord,
+        owner: Callable[[], str | None],
+        marks: DirtyMarks,
     ) -> Front:
         """Return the front of a volume that was just taken, which its record says. `owner` asks, as
-        `Claim.owner` does."""
-        if self.cache is None:
+        `Claim.owner` does. Raises BockdError: what is dirty here cannot be read."""
+        front = await self._with_cache(device, record, owner)
+        try:
+            log = await self._open_log(front.device, record, marks)
+        except BaseException:
+            await self.retire(front)
+            await self.close(front)
+            raise
+        if log is None:
+            return front
+        front = Front(log, front.cached, front.lease, log)
+        self._logs[record.image] = front.log_closed
+        return front
+
+    async def _with_cache(
+        self, device: RbdDevice, record: RbdVolumeRecord, owner: Callable[[], str | None]
+    ) -> Front:
+        if self.cache is None or record.cache is CacheMode.NONE:
             return Front(device)
         lease = Lease(lambda: owner() == record.address, self._spawn)
         cached: CachedDevice | None = None
@@ -105,6 +137,36 @@ class Fronts:
             return Front(device)
         device.lost.subscribe(cached.lose)
         return Front(cached, cached, lease)
+
+    async def _open_log(
+        self, below: BlockDevice, record: RbdVolumeRecord, marks: DirtyMarks
+    ) -> WriteBackDevice | None:
+        """None: writes are answered when the cluster has them."""
+        # Or another gateway's, and the volume had not been taken.
+        here = record.dirty_at
+        if here is None and record.cache is not CacheMode.WRITE_BACK:
+            return None
+        if self.write_backs is None:
+            if here is not None:
+                raise ConflictError(
+                    f"volume {record.id} ({record.name}) has writes that only this gateway has, in "
+                    "the directory that write_back.directory named; let the configuration name it "
+                    f"again, or give them up with 'bock volume discard-cache {record.id}'"
+                )
+            log.warning("volume %s is served write-through: no write_back.directory", record.id)
+            return None
+        if (earlier := self._logs.pop(record.image, None)) is not None and not earlier.fired:
+            await earlier  # it was lost, and is not closed yet
+        log_id = None if here is None else here.log
+        try:
+            return await self.write_backs.open(
+                below, record.image, log_id, marks.dirty, marks.clean
+            )
+        except BockdError as error:
+            if here is not None:
+                raise
+            log.warning("volume %s is served write-through: %s", record.id, error)
+            return None
 
     async def of_snapshot(self, device: RbdDevice, record: RbdSnapshotRecord) -> Front:
         """Return the front of a snapshot that was just opened."""
@@ -118,7 +180,10 @@ class Fronts:
         return Front(device) if cached is None else Front(cached, cached)
 
     def hide(self, front: Front) -> None:
-        """Serve nothing from the cache any more. It is kept, even if the device is `lost` now."""
+        """Serve nothing from the cache any more. It is kept, even if the device is `lost` now. So
+        is what is dirty."""
+        if front.log is not None:
+            front.log.retire()
         if front.cached is not None:
             front.cached.retire()
 
@@ -126,8 +191,27 @@ class Fronts:
         """Serve nothing from the cache any more, before the volume is given back. It is not asked
         then who has it, either; a question that is under way may hang with the cluster."""
         self.hide(front)
+        if front.log is not None:
+            try:
+                await front.log.close()
+            finally:
+                front.log_closed.fire()
         if front.lease is not None:
             await front.lease.end()
+
+    @asynccontextmanager
+    async def written_through(self, front: Front) -> AsyncIterator[None]:
+        """Have all that was answered be in the cluster, and what comes meanwhile be answered when
+        it is there. Raises BockdError."""
+        if front.log is None:
+            yield
+            return
+        front.log.write_through()
+        try:
+            await front.log.drain()
+            yield
+        finally:
+            front.log.write_back()
 
     async def close(self, front: Front) -> None:
         """Close the cache, in the background: its file is synced, for which nobody who asks for

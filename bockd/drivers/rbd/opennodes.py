@@ -6,15 +6,21 @@ by whoever closes idle ones, by an operation that needs it closed, or because an
 any more from the moment in which that is known, and is closed in the background. Its users have not
 left yet then, and may leave after others have begun to use the volume anew; so they are counted
 apart, and whoever leaves first counts as one of them.
+
+A volume that is dirty here (bockd.drivers.rbd.writebacks) is written back before it is given back.
+That may last, and nobody who would use it here should wait for all of it; so it is begun before the
+volume is excluded from use. What cannot be written back stays for the next opening: at the end of
+the process, or if the volume was taken. No other gateway may have the volume until then.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import ParamSpec, TypeVar
 
 from bockd.drivers.rbd.claims import RbdClaim
@@ -25,17 +31,21 @@ from bockd.drivers.rbd.messages import Manner
 from bockd.drivers.rbd.records import (
     RbdSnapshotRecord,
     RbdVolumeRecord,
+    dirty_elsewhere,
     snapshot_record,
     volume_record,
+    volume_records,
 )
 from bockd.drivers.rbd.session import Session
 from bockd.drivers.rbd.taking import Taken
+from bockd.drivers.rbd.writebacks import DirtyMarks
 from bockd.errors import (
     BockdError,
     DamagedError,
     InUseError,
     NotFoundError,
     VolumeFailedError,
+    VolumeTakenError,
     volume_failed,
 )
 from bockd.model import NodeKind, SnapshotId, VolumeId
@@ -85,6 +95,8 @@ class OpenNodes:
         self.snapshots: dict[SnapshotId, OpenSnapshot] = {}
         self.refusals: dict[VolumeId, str] = {}
         """Why volumes could not be opened when that was last tried."""
+        self.left_dirty: set[VolumeId] = set()
+        """Those that may be dirty here and are not open."""
         self.spawn = spawn
         self.fronts = Fronts(spawn)
         self._busy: dict[int, Mutex] = {}
@@ -111,6 +123,11 @@ class OpenNodes:
         """Return of how many volumes and snapshots something is open or under way. For any
         thread."""
         return len(self.volumes) + len(self.snapshots) + len(self._busy) + self._giving_back
+
+    def dirty_bytes(self) -> int:
+        """Return how much of what is open is to be written back. For any thread."""
+        logs = [one.front.log for one in list(self.volumes.values())]
+        return sum(one.dirty()[0] for one in logs if one is not None)
 
     # -- users -------------------------------------------------------------------------------
 
@@ -201,10 +218,11 @@ class OpenNodes:
             raise
         finally:
             self._opening -= 1
-        self.refusals.pop(volume, None)
         try:
             opened = await self._fronted(volume, taken)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, BockdError):
+                self._note_refusal(volume, error)
             # Nobody uses it; what is not given back would keep its lock until bockd ends.
             try:
                 await blocking_apart(
@@ -213,6 +231,8 @@ class OpenNodes:
             except BockdError as error:
                 log.warning("giving volume %s back: %s", volume, error)
             raise
+        self.refusals.pop(volume, None)
+        self.left_dirty.discard(volume)
         self.volumes[volume] = opened
         opened.device.lost.subscribe(lambda: self._on_lost(volume, opened))
         return opened
@@ -225,7 +245,8 @@ class OpenNodes:
         )
         front = Front(device)
         if record.epoch == taken.epoch:  # else another gateway has it already
-            front = await self.fronts.of_volume(device, record, taken.claim.owner)
+            marks = self._marks(volume, taken.epoch)
+            front = await self.fronts.of_volume(device, record, taken.claim.owner, marks)
         return OpenVolume(taken, device, front)
 
     def _note_refusal(self, volume: VolumeId, error: BockdError) -> None:
@@ -239,6 +260,8 @@ class OpenNodes:
             return
         log.warning("another gateway has taken volume %s", volume)
         self._drop(volume)
+        if opened.front.log is not None:
+            self.left_dirty.add(volume)
         self._giving_back += 1
         if not try_spawn(self.spawn, self._close_dropped(volume, opened)):
             self._giving_back -= 1
@@ -260,27 +283,107 @@ class OpenNodes:
         if users := self.users(kind, node):
             raise InUseError(f"{kind} {node} has {users} connection(s); disconnect first")
 
-    async def close_volume(self, volume: VolumeId) -> None:
-        """Give a volume back, if it is open. Its users count as those of a dropped one, and their
-        requests fail from now on. Raises BockdError: it is closed nevertheless, but the record may
-        name this gateway still. The caller excludes others."""
+    async def close_volume(self, volume: VolumeId, *, keep_dirty: bool = False) -> None:
+        """Give a volume back, if it is open, with nothing dirty here; or, with `keep_dirty`, leave
+        that for the next opening. Its users count as those of a dropped one, and their requests
+        fail from now on. Raises BockdError: it could not be written back, and is open still; or it
+        is closed, but the record may name this gateway. The caller excludes others."""
+        if keep_dirty:
+            await self._close_volume(volume)
+            return
+        try:
+            async with self.written_through(volume):
+                await self._close_volume(volume)
+        except VolumeTakenError as error:
+            # It is not open here any more, and what is dirty stays.
+            log.warning("writing volume %s back: %s", volume, error)
+
+    async def _close_volume(self, volume: VolumeId) -> None:
         opened = self.volumes.get(volume)
         if opened is None:
             return
         self._drop(volume)
+        if opened.front.log is not None and opened.front.log.dirty()[0]:
+            self.left_dirty.add(volume)
         # Before anything that waits for the cluster: users' requests end now.
         self.fronts.hide(opened.front)
         opened.device.lost.fire()
         await self._give_back(opened)
 
     async def _give_back(self, opened: OpenVolume) -> None:
-        await self.fronts.retire(opened.front)
+        try:
+            await self.fronts.retire(opened.front)
+        except BockdError as error:
+            log.warning("closing the log of volume %s: %s", opened.taken.record.id, error)
         try:
             await blocking_apart(
                 "giving back", lambda: run_inline(self.session.taker.give_back(opened.taken))
             )
         finally:
             await self.fronts.close(opened.front)
+
+    # -- writing back ------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def written_through(self, volume: VolumeId) -> AsyncIterator[None]:
+        """Have all that this gateway has answered of a volume be in the cluster, and what comes
+        meanwhile be answered when it is there. It is opened for that if it is dirty here. Raises
+        BockdError. The caller excludes others."""
+        opened = self.volumes.get(volume)
+        if opened is None and self._is_dirty_here(volume):
+            opened = await self._open_volume(volume, Manner.POLITE)
+        if opened is None or opened.front.log is None:
+            yield
+            return
+        async with self.fronts.written_through(opened.front):
+            if self._is_dirty_here(volume):
+                # A mark that was made after all, though the cluster had not answered.
+                await self._marks(volume, opened.taken.epoch).clean()
+            yield
+
+    async def drain(self, volume: VolumeId) -> None:
+        """Write back what is dirty of a volume, if it is open, while it is used. Errors are logged:
+        the drain before it is closed meets them."""
+        opened = self.volumes.get(volume)
+        if opened is not None and opened.front.log is not None:
+            try:
+                await opened.front.log.drain()
+            except BockdError as error:
+                log.warning("writing volume %s back: %s", volume, error)
+
+    async def write_back_left(self, volume: VolumeId) -> None:
+        """Write back what is dirty here of a volume that is not open; then close it, unless it is
+        used. Raises BockdError."""
+
+        async def opening() -> None:
+            if volume not in self.volumes and self._is_dirty_here(volume):
+                await self._open_volume(volume, Manner.POLITE)
+
+        await self.exclusive(volume, opening)
+        self.left_dirty.discard(volume)
+        await self.close_idle(NodeKind.VOLUME, volume)
+
+    def find_dirty(self) -> set[str]:
+        """Fill `left_dirty` from the index: nothing is open. Return the images of what is dirty
+        here. Raises DamagedError."""
+        here = self.session.who.gateway
+        with self.session.index.reading() as txn:
+            dirty = [one for one in volume_records(txn) if one.dirty_at is not None]
+        found = [one for one in dirty if not one.dirty_elsewhere(here)]
+        self.left_dirty.update(one.id for one in found)
+        return {one.image for one in found}
+
+    def _is_dirty_here(self, volume: VolumeId) -> bool:
+        try:
+            record = self._record(volume)
+        except NotFoundError:
+            return False
+        here = self.session.who.gateway
+        return record.dirty_at is not None and not record.dirty_elsewhere(here)
+
+    def _marks(self, volume: VolumeId, epoch: int) -> DirtyMarks:
+        session = self.session
+        return DirtyMarks(session.tenures, session.who, session.clock, volume, epoch)
 
     # -- snapshots ---------------------------------------------------------------------------
 
@@ -324,14 +427,16 @@ class OpenNodes:
 
     # -- closing -----------------------------------------------------------------------------
 
-    def close_idle(self, kind: NodeKind, node: int) -> Steps[None]:
+    async def close_idle(self, kind: NodeKind, node: int) -> None:
         """Close what nobody uses. Do nothing when it is used."""
 
         async def steps() -> None:
             if self.users(kind, node) == 0:
                 await self.close(kind, node)
 
-        return self.exclusive(node, steps)
+        if kind is NodeKind.VOLUME and self.users(kind, node) == 0:
+            await self.drain(VolumeId(node))
+        await self.exclusive(node, steps)
 
     def close(self, kind: NodeKind, node: int) -> Steps[None]:
         """Close a volume or snapshot, if it is open. The caller excludes others."""
@@ -339,14 +444,24 @@ class OpenNodes:
             return self.close_volume(VolumeId(node))
         return self.close_snapshot(SnapshotId(node))
 
+    async def drain_all(self) -> None:
+        """Write back what is dirty of all volumes that are open, one after the other."""
+        for volume in list(self.volumes):
+            await self.drain(volume)
+
     async def close_all(self) -> None:
-        """Close everything. Raises the first error, after trying all."""
+        """Close everything; what is dirty stays for the next opening. Raises the first error, after
+        trying all."""
         first_error: BockdError | None = None
         nodes = [(NodeKind.VOLUME, int(volume)) for volume in self.volumes]
         nodes += [(NodeKind.SNAPSHOT, int(snapshot)) for snapshot in self.snapshots]
         for kind, node in nodes:
             try:
-                await self.exclusive(node, self.close, kind, node)
+                if kind is NodeKind.VOLUME:
+                    closing = partial(self.close_volume, VolumeId(node), keep_dirty=True)
+                else:
+                    closing = partial(self.close_snapshot, SnapshotId(node))
+                await self.exclusive(node, closing)
             except BockdError as error:
                 log.error("closing %s %s: %s", kind, node, error)  # noqa: TRY400
                 first_error = first_error or error
@@ -380,3 +495,10 @@ def refuse_failed(record: VolumeRecord) -> None:
     """Raise VolumeFailedError for a volume that an operator has to reopen."""
     if record.failed is not None:
         raise volume_failed(record.id, record.name, record.failed)
+
+
+def refuse_dirty(record: RbdVolumeRecord) -> None:
+    """Raise DirtyElsewhereError for a volume whose image does not have all that was answered: asked
+    in the transaction that uses the image."""
+    if record.dirty_at is not None:
+        raise dirty_elsewhere(record)

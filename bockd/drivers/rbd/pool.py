@@ -11,6 +11,7 @@ from typing import Self
 
 from bockd.config.rbd import RbdSettings
 from bockd.drivers.rbd import space
+from bockd.drivers.rbd.caching import CacheOperations
 from bockd.drivers.rbd.checking import check
 from bockd.drivers.rbd.extents import OBJECT_BYTES
 from bockd.drivers.rbd.index import SharedIndex
@@ -38,6 +39,7 @@ FEATURES = Features(
     durable=True,
     hole_bytes=OBJECT_BYTES,
     shares_blocks=False,
+    caches=True,
     several_gateways=True,
 )
 
@@ -54,6 +56,8 @@ class RbdPool:
         self._releases = releases
         self._volumes = VolumeOperations(self.open_nodes)
         self._snapshots = SnapshotOperations(self.open_nodes)
+        self.caches = CacheOperations(self.open_nodes)
+        """See `Pool.caches`."""
         releases.begin(self.open_nodes)
 
     # -- the pool itself ---------------------------------------------------------------------
@@ -166,8 +170,9 @@ class RbdPool:
 
     def failure(self, record: VolumeRecord) -> str | None:
         """See `Pool.failure`."""
-        failed = record.failed
-        return None if failed is None else str(volume_failed(record.id, record.name, failed))
+        if record.failed is not None:
+            return str(volume_failed(record.id, record.name, record.failed))
+        return self.caches.failure(record)
 
     def trouble(self, record: VolumeRecord) -> str | None:
         """See `Pool.trouble`."""
@@ -205,7 +210,7 @@ class RbdPool:
         opened = self.open_nodes.volumes.get(volume)
         if failed is None and opened is not None:
             try:
-                await opened.device.flush()
+                await opened.front.device.flush()
             except VolumeFailedError as error:
                 return str(error)
         return failed

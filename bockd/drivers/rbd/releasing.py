@@ -73,7 +73,8 @@ class Releases:
 
     async def release(self, kind: NodeKind, node: int, manner: Manner) -> bool:
         """Give a volume or snapshot up, if it is open here: politely only if nobody uses it, firmly
-        in any case. Return False if it is kept. Raises BockdError: it is closed nevertheless."""
+        in any case. Return False if it is kept. What is dirty is written back first. Raises
+        BockdError: it is closed nevertheless, unless that failed."""
         nodes = self._nodes
         assert nodes is not None
         if nodes.users(kind, node):
@@ -81,6 +82,8 @@ class Releases:
                 return False
             if kind is NodeKind.VOLUME:
                 await self.on_asked(VolumeId(node), manner)
+        if kind is NodeKind.VOLUME:
+            await nodes.drain(VolumeId(node))
 
         async def close() -> bool:
             # It may have been opened since.

@@ -9,7 +9,7 @@ from bockd.drivers.rbd.connection import Connected
 from bockd.drivers.rbd.images import new_name, remove_image, remove_snap, take_snap
 from bockd.drivers.rbd.making import making, try_to
 from bockd.drivers.rbd.messages import Manner
-from bockd.drivers.rbd.opennodes import OpenNodes, refuse_failed
+from bockd.drivers.rbd.opennodes import OpenNodes, refuse_dirty, refuse_failed
 from bockd.drivers.rbd.records import (
     RbdSnapshotRecord,
     RbdVolumeRecord,
@@ -22,7 +22,7 @@ from bockd.drivers.rbd.records import (
     volume_records,
 )
 from bockd.drivers.rbd.session import CHANGING
-from bockd.drivers.rbd.vacating import look_at_snapshot, look_at_volume, reach, vacate
+from bockd.drivers.rbd.vacating import look_at_snapshot, look_at_volume, reach_content, vacate
 from bockd.errors import InUseError
 from bockd.failpoints import Failpoint, hit
 from bockd.model import NodeKind, SnapshotId, VolumeId
@@ -30,7 +30,7 @@ from bockd.pool.choices import name_of
 from bockd.pool.index import Transaction
 from bockd.pool.nodes import Nodes
 from bockd.pool.pool import Naming, WithSnapshot
-from bockd.runtime.steps import Steps, blocking_apart, call_apart, try_spawn
+from bockd.runtime.steps import Steps, blocking_apart, try_spawn
 from bockd.validation import check_name
 
 
@@ -45,12 +45,17 @@ class SnapshotOperations:
         self, volume: VolumeId, name: str | Naming, in_transaction: WithSnapshot
     ) -> Steps[RbdSnapshotRecord]:
         """See `Pool.create_snapshot`. Whoever has the volume open freezes its image: each write
-        that was answered before is in the snap, whichever gateway answered it."""
+        that was answered before is in the snap, whichever gateway answered it. What this one has
+        answered and not written back is written back first; InUseError also means that another
+        gateway has clients of a volume that is written back."""
         if isinstance(name, str):
             check_name(name)
-        return self._nodes.exclusive(
-            volume, call_apart, CHANGING, self._create, volume, name, in_transaction
-        )
+
+        async def steps() -> RbdSnapshotRecord:
+            async with self._nodes.written_through(volume):
+                return await blocking_apart(CHANGING, self._create, volume, name, in_transaction)
+
+        return self._nodes.exclusive(volume, steps)
 
     def _create(
         self, volume: VolumeId, naming: str | Naming, in_transaction: WithSnapshot
@@ -66,7 +71,7 @@ class SnapshotOperations:
             return self._add(txn, seen, snap, naming, in_transaction)
 
         refuse_failed(look_at_volume(self._session, volume))
-        seen = reach(self._session, volume)
+        seen = reach_content(self._session, volume)
         with making(
             self._session.index, f"snap {snap}", lambda: self._remove_snap(seen.image, snap)
         ) as permit:
@@ -127,6 +132,7 @@ class SnapshotOperations:
             permit.check(txn)
             record = unchanged(txn, seen)
             refuse_failed(record)
+            refuse_dirty(record)
             Nodes(txn).forget(NodeKind.VOLUME, volume, record.name)
             return self._add(txn, record, snap, naming, in_transaction)
 

@@ -21,7 +21,7 @@ from bockd.drivers.rbd.images import (
     remove_image,
 )
 from bockd.drivers.rbd.making import making
-from bockd.drivers.rbd.opennodes import OpenNodes, refuse_failed
+from bockd.drivers.rbd.opennodes import OpenNodes, refuse_dirty, refuse_failed
 from bockd.drivers.rbd.records import (
     RbdSnapshotRecord,
     RbdVolumeRecord,
@@ -190,7 +190,8 @@ class VolumeOperations:
 
         async def steps() -> RbdVolumeRecord:
             self._nodes.refuse_used(NodeKind.VOLUME, volume)
-            await self._nodes.close_volume(volume)
+            # It is refused until it is reopened, so nothing can be written back.
+            await self._nodes.close_volume(volume, keep_dirty=True)
             record = await blocking_apart(CHANGING, self._session.index.update, change)
             self._nodes.refusals.pop(volume, None)
             return record
@@ -198,7 +199,8 @@ class VolumeOperations:
         return self._nodes.exclusive(volume, steps)
 
     def delete(self, volume: VolumeId, in_transaction: WithVolume) -> Steps[None]:
-        """See `Pool.delete_volume`. InUseError also means clients at another gateway."""
+        """See `Pool.delete_volume`. What is dirty here is not written back, but goes with the
+        volume. InUseError also means clients at another gateway, or that it is dirty there."""
 
         def forget() -> RbdVolumeRecord:
             seen = vacate(self._session, volume)
@@ -214,9 +216,12 @@ class VolumeOperations:
 
         async def steps() -> None:
             self._nodes.refuse_used(NodeKind.VOLUME, volume)
-            await self._nodes.close_volume(volume)
+            await self._nodes.close_volume(volume, keep_dirty=True)
             seen = await blocking_apart(CHANGING, forget)
             self._nodes.refusals.pop(volume, None)
+            self._nodes.left_dirty.discard(volume)
+            if (write_backs := self._nodes.fronts.write_backs) is not None:
+                await write_backs.discard(seen.image)
             self._discard(seen.image)
 
         return self._nodes.exclusive(volume, steps)
@@ -284,6 +289,7 @@ class VolumeOperations:
             permit.check(txn)
             snapshot_record(txn, snapshot)
             current = judged(unchanged(txn, seen))
+            refuse_dirty(current)
             # Who had the old image, and does not know, finds that it is not the last any more.
             record = replace(
                 current,

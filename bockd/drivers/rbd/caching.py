@@ -1,0 +1,176 @@
+"""How a volume is cached at the gateway that has it: shown, chosen, and what is dirty given up.
+
+Implements `bockd.pool.pool.VolumeCaches`.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+from bockd.drivers.rbd.gateways import gateway
+from bockd.drivers.rbd.messages import DRAIN_SECONDS, Manner
+from bockd.drivers.rbd.opennodes import OpenNodes, refuse_dirty
+from bockd.drivers.rbd.records import RbdVolumeRecord, put_record, unchanged, volume_record
+from bockd.drivers.rbd.vacating import vacate
+from bockd.errors import ConflictError, InUseError, NotFoundError, NotSupportedError
+from bockd.model import CacheMode, NodeKind, VolumeId
+from bockd.pool.caches import CacheState
+from bockd.pool.index import Transaction
+from bockd.pool.pool import WithVolume, nothing_more
+from bockd.pool.records import VolumeRecord
+from bockd.runtime.steps import Steps, blocking
+
+log = logging.getLogger(__name__)
+
+
+class CacheOperations:
+    """For the owner thread."""
+
+    def __init__(self, nodes: OpenNodes) -> None:
+        self._nodes = nodes
+        self._session = nodes.session
+
+    def state(self, record: VolumeRecord) -> CacheState:
+        """See `VolumeCaches.state`."""
+        try:
+            with self._session.index.reading() as txn:
+                found = volume_record(txn, record.id)
+        except NotFoundError:  # deleted since
+            return CacheState(CacheMode.WRITE_THROUGH)
+        state = CacheState(
+            found.cache, discarded_at=None if found.discarded is None else found.discarded.at
+        )
+        if found.dirty_at is None:
+            return state
+        state = replace(state, dirty_at=found.dirty_at.gateway, dirty_since=found.dirty_at.since)
+        opened = self._nodes.volumes.get(record.id)
+        if opened is None or opened.front.log is None:
+            return state
+        dirty, since = opened.front.log.dirty()
+        return replace(
+            state,
+            dirty_bytes=dirty,
+            dirty_since=state.dirty_since if since is None else since,
+            trouble=opened.front.log.trouble,
+        )
+
+    def failure(self, record: VolumeRecord) -> str | None:
+        """Return why a volume that is dirty here could not be opened when that was last tried, for
+        everybody: without names of files."""
+        if record.id not in self._nodes.refusals:
+            return None
+        state = self.state(record)
+        if state.dirty_at != self._session.who.gateway:
+            return None
+        return (
+            f"volume {record.id} ({record.name}) is refused: gateway {state.dirty_at} has answered "
+            "writes to it that are not in the cluster, and cannot read them; its log says why. "
+            f"'bock volume discard-cache {record.id}' gives them up"
+        )
+
+    # -- choosing ----------------------------------------------------------------------------
+
+    def set_mode(
+        self, volume: VolumeId, mode: CacheMode, in_transaction: WithVolume = nothing_more
+    ) -> Steps[None]:
+        """See `VolumeCaches.set_mode`."""
+
+        def choose() -> None:
+            seen = vacate(self._session, volume)
+
+            def change(txn: Transaction) -> None:
+                now = unchanged(txn, seen)
+                refuse_dirty(now)
+                record = replace(now, cache=mode)
+                put_record(txn, record)
+                in_transaction(txn, record)
+
+            self._session.index.update(change)
+
+        async def steps() -> None:
+            if mode is CacheMode.WRITE_BACK and self._nodes.fronts.write_backs is None:
+                raise NotSupportedError(
+                    f"gateway {self._session.who.gateway} has no place for what is written back "
+                    "later: name a directory in its configuration (write_back.directory), or ask a "
+                    "gateway that has one"
+                )
+            self._nodes.refuse_used(NodeKind.VOLUME, volume)
+            await self._nodes.close_volume(volume)
+            await blocking(choose)
+
+        return self._nodes.exclusive(volume, steps)
+
+    # -- giving up ---------------------------------------------------------------------------
+
+    def discard(self, volume: VolumeId, in_transaction: WithVolume = nothing_more) -> Steps[None]:
+        """See `VolumeCaches.discard`."""
+
+        async def steps() -> None:
+            self._nodes.refuse_used(NodeKind.VOLUME, volume)
+            seen = await blocking(self._look_dirty, volume)
+            await self._nodes.close_volume(volume, keep_dirty=True)
+            record = await blocking(self._discard, seen, in_transaction)
+            self._nodes.refusals.pop(volume, None)
+            self._nodes.left_dirty.discard(volume)
+            if (write_backs := self._nodes.fronts.write_backs) is not None:
+                await write_backs.discard(record.image)
+
+        return self._nodes.exclusive(volume, steps)
+
+    def _look_dirty(self, volume: VolumeId) -> RbdVolumeRecord:
+        """Return the record of a volume whose dirty data may be given up here: it is dirty, and at
+        no gateway that lives but this one. Blocks."""
+        seen = self._session.tenures.look(volume)
+        if seen.dirty_elsewhere(self._session.who.gateway):
+            keeper = self._session.bus.ask(seen.image, Manner.POLITE, DRAIN_SECONDS)
+            seen = self._session.tenures.look(volume)
+            if keeper is not None:
+                raise InUseError(
+                    f"clients of gateway {keeper} use volume {volume} ({seen.name}): disconnect "
+                    "them, and it is written back"
+                )
+        if seen.dirty_at is None:
+            raise ConflictError(
+                f"all that was answered of volume {volume} ({seen.name}) is in the cluster: there "
+                "is nothing to discard"
+            )
+        if seen.dirty_elsewhere(self._session.who.gateway):
+            self._refuse_alive(seen, seen.dirty_at.gateway)
+        return seen
+
+    def _refuse_alive(self, seen: RbdVolumeRecord, name: str) -> None:
+        """Raise InUseError if a gateway lives."""
+        with self._session.index.reading() as txn:
+            found = gateway(txn, name)
+        if found is not None and self._session.bus.is_alive(f"{found.name}/{found.run}"):
+            raise InUseError(
+                f"gateway {name}, which has answered writes to volume {seen.id} ({seen.name}) that "
+                "are not in the cluster, is running: it writes them back, or is to be asked itself "
+                "to discard them"
+            )
+
+    def _discard(self, seen: RbdVolumeRecord, in_transaction: WithVolume) -> RbdVolumeRecord:
+        """Shut whoever has the volume out, and then write down that nothing is dirty. Blocks."""
+        claim = self._session.taker.open_claim(seen.image)
+        try:
+            if (owner := claim.owner()) is not None:
+                claim.break_lock(owner)
+        finally:
+            claim.close()
+        # What this gateway had given back since it was seen is no other one's change.
+        now = self._session.tenures.look(seen.id)
+        if (now.epoch, now.image, now.dirty_at) != (seen.epoch, seen.image, seen.dirty_at):
+            raise InUseError(
+                f"another gateway has just opened or written back volume {seen.id} ({seen.name}); "
+                "try again"
+            )
+        record = self._session.tenures.discard(now, self._session.clock(), in_transaction)
+        assert seen.dirty_at is not None
+        log.warning(
+            "volume %s (%s): what gateway %s had answered and not written back was discarded",
+            seen.id,
+            seen.name,
+            seen.dirty_at.gateway,
+        )
+        return record

@@ -1,0 +1,115 @@
+"""Volumes whose writes are answered before the cluster has them: what this driver asks of
+`bockd.drivers.writeback`, and what it writes down about it in the index.
+
+A volume is *dirty* at a gateway from before the first such write is answered until all of them are
+in its image, or were discarded. The record says so (bockd.drivers.rbd.records), and whoever takes
+volumes minds it (bockd.drivers.rbd.taking).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from bockd.drivers.rbd.records import DirtyAt, Identity, Tenures
+from bockd.model import VolumeId
+from bockd.pool.device import BlockDevice
+from bockd.runtime.steps import Steps, blocking_apart
+
+
+class WriteBackDevice(BlockDevice, Protocol):
+    """A device that answers writes when a log on the local disk has them, and writes them to
+    another one later, in the order of flushes."""
+
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing is written back now."""
+        ...
+
+    def dirty(self) -> tuple[int, float | None]:
+        """Return how many bytes of the log are not below, and since when (seconds since the epoch);
+        None if there are none."""
+        ...
+
+    def write_through(self) -> None:
+        """Answer writes from now on when the device below has them."""
+        ...
+
+    def write_back(self) -> None:
+        """Answer writes from the log again."""
+        ...
+
+    def drain(self) -> Steps[None]:
+        """Return when all that was answered is below and flushed. While writes go through, nothing
+        is dirty then, and that was written down. Raises BockdError."""
+        ...
+
+    def retire(self) -> None:
+        """Answer nothing any more: the volume is given back."""
+        ...
+
+    def lose(self) -> None:
+        """Answer nothing any more: the volume was taken. What is dirty stays in the log."""
+        ...
+
+    def close(self) -> Steps[None]:
+        """Send nothing below any more, end a `drain`, and keep what is dirty for the next opening.
+        Doing so again does nothing."""
+        ...
+
+
+class WriteBacks(Protocol):
+    """Makes them: `bockd.drivers.writeback.directory.WriteBackDirectory`."""
+
+    def open(
+        self,
+        below: BlockDevice,
+        image: str,
+        log_id: str | None,
+        on_dirty: Callable[[str], Steps[None]],
+        on_clean: Callable[[], Steps[None]],
+    ) -> Steps[WriteBackDevice]:
+        """Put a log in front of an image. `log_id` is that of the log which has what is dirty, as
+        the record says; None: nothing is. `on_dirty` is awaited before the first write is answered
+        that is not below, with the log's id; `on_clean` when nothing is dirty any more. Raises
+        DamagedError: the log is missing, or another one, or damaged; BockdError."""
+        ...
+
+    def images(self) -> list[str]:
+        """Return the images of which there are logs."""
+        ...
+
+    def discard(self, image: str) -> Steps[None]:
+        """Remove the log of an image that is not open, if there is one."""
+        ...
+
+    def look(self) -> None:
+        """See what is due: called every second or so."""
+        ...
+
+    def release(self) -> None:
+        """Give up the place where the logs are. Nothing is open."""
+        ...
+
+
+@dataclass(frozen=True)
+class DirtyMarks:
+    """Of a volume that this gateway has since an epoch: what its device writes down in the
+    index."""
+
+    tenures: Tenures
+    who: Identity
+    clock: Callable[[], float]
+    volume: VolumeId
+    epoch: int
+
+    async def dirty(self, log: str) -> None:
+        """Write down that this gateway makes the volume dirty. Raises VolumeTakenError, and
+        BockdError: it may have been written down all the same."""
+        dirty = DirtyAt(self.who.gateway, log, self.clock())
+        await blocking_apart("dirty marks", self.tenures.mark_dirty, self.volume, self.epoch, dirty)
+
+    async def clean(self) -> None:
+        """Write down that nothing is dirty. Raises as `dirty` does."""
+        await blocking_apart("dirty marks", self.tenures.mark_clean, self.volume, self.epoch)

@@ -1,0 +1,24 @@
+"""What a pool's gateways have of its volumes on their local disks, in front of the pool."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bockd.model import CacheMode
+
+
+@dataclass(frozen=True, slots=True)
+class CacheState:
+    """Of one volume. Times are seconds since the epoch."""
+
+    mode: CacheMode
+    dirty_at: str | None = None
+    """The gateway that has answered writes that the pool does not have yet. None: none has."""
+    dirty_since: float | None = None
+    """When it answered the first of them."""
+    dirty_bytes: int | None = None
+    """How much they take there; only that gateway knows, while it has the volume open."""
+    trouble: str | None = None
+    """Why it does not write them back now."""
+    discarded_at: float | None = None
+    """When such writes were last given up."""
