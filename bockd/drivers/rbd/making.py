@@ -14,17 +14,15 @@ Whoever makes something reads it first, and may name what was made until the swe
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from bockd.drivers.rbd.gateways import SHARED
 from bockd.drivers.rbd.index import SharedIndex
+from bockd.drivers.rbd.removals import try_to
 from bockd.errors import BockdError, ClusterUnavailableError, UnavailableError
 from bockd.index.keys import id_key, key_id
 from bockd.pool.index import Transaction
-
-log = logging.getLogger(__name__)
 
 _GENERATION = b"generation"
 
@@ -79,11 +77,3 @@ def making(index: SharedIndex, what: str, remove: Callable[[], object]) -> Itera
         # Nothing was committed. Of any other exception nobody knows that: it is left to the sweep.
         try_to(f"removing {what}", remove)
         raise
-
-
-def try_to(doing: str, operation: Callable[[], object]) -> None:
-    """Do what the sweep does otherwise: log an error instead of raising it."""
-    try:
-        operation()
-    except BockdError as error:
-        log.warning("%s is put off: %s", doing, error)

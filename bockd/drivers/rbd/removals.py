@@ -17,8 +17,8 @@ from functools import partial
 
 from bockd.config.rbd import RbdSettings
 from bockd.drivers.rbd.connection import CommonConnection, Connected
-from bockd.drivers.rbd.making import try_to
 from bockd.drivers.rbd.settings import index_options
+from bockd.errors import BockdError
 
 log = logging.getLogger(__name__)
 
@@ -104,3 +104,11 @@ class Removals:
         with self._changed:
             self._at_work -= 1
             self._changed.notify_all()
+
+
+def try_to(doing: str, operation: Callable[[], object]) -> None:
+    """Do what the sweep does otherwise: log an error instead of raising it."""
+    try:
+        operation()
+    except BockdError as error:
+        log.warning("%s is put off: %s", doing, error)

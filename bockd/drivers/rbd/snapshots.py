@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bockd.drivers.rbd.connection import Connected
 from bockd.drivers.rbd.images import new_name, remove_image, remove_snap, take_snap
-from bockd.drivers.rbd.making import making, try_to
+from bockd.drivers.rbd.making import making
 from bockd.drivers.rbd.messages import Manner
 from bockd.drivers.rbd.opennodes import OpenNodes, refuse_dirty, refuse_failed
 from bockd.drivers.rbd.records import (
@@ -21,6 +21,7 @@ from bockd.drivers.rbd.records import (
     volume_record,
     volume_records,
 )
+from bockd.drivers.rbd.removals import try_to
 from bockd.drivers.rbd.session import CHANGING
 from bockd.drivers.rbd.vacating import look_at_snapshot, look_at_volume, reach_content, vacate
 from bockd.errors import InUseError
