@@ -111,7 +111,7 @@ static PyObject *results(PyObject *Py_UNUSED(module), PyObject *const *args, Py_
         release(ended[index]);
     }
     PyBuffer_Release(&into);
-    return PyLong_FromLong(found);
+    return PyLong_FromLong(found < 0 ? 0 : found);
 }
 
 static PyMethodDef methods[] = {

@@ -53,7 +53,7 @@ class _ByCtypes:
 
     def results(self, image: int, into: array[int], /) -> int:
         ended = (Pointer * AT_ONCE)()
-        found: int = _poll_io_events(image, ended, AT_ONCE)
+        found: int = max(0, _poll_io_events(image, ended, AT_ONCE))  # or an error number
         for index, completion in enumerate(ended[:found]):
             into[2 * index] = _get_arg(completion)
             into[2 * index + 1] = _get_return_value(completion)

@@ -10,6 +10,7 @@ import gc
 import os
 import sys
 import threading
+from array import array
 from typing import cast
 
 import pytest
@@ -258,3 +259,8 @@ def test_the_compiled_calls_refuse_what_is_no_request() -> None:
         way.write(1, 2, -1, b"")
     with pytest.raises(TypeError):
         way.results(1)  # type: ignore[call-arg]
+
+
+def test_an_error_of_polling_is_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requests, "_poll_io_events", lambda *_: -errno.EINVAL)
+    assert requests.BY_CTYPES.results(1, array("q", bytes(16 * requests.AT_ONCE))) == 0
