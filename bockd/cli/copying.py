@@ -12,13 +12,15 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, Protocol
+from urllib.parse import unquote, urlsplit
 
 from bockd.cli.convert import Show
 from bockd.diskimage.extents import data_ranges
 from bockd.errors import ConflictError
 from bockd.model import BLOCK_SIZE, KIB, MIB, split_export_uri
 from bockd.nbd.client import MAX_READ_BYTES, Export
+from bockd.tls.trust import Trust
 
 PIECE_BYTES: Final = MAX_READ_BYTES
 
@@ -37,14 +39,22 @@ which has more to do for one."""
 _LOW_EXTENTS: Final = 2
 """With fewer left to read, more are asked for."""
 
+NBD_PORT: Final = 10809
+
 _ZEROS: Final = bytes(BLOCK_SIZE)
 _SYNC_FILE_RANGE_WRITE: Final = 2
 
 
-def connected(uri: str) -> Export:
-    """Connect to an export of this machine. Raises UnavailableError."""
-    name, socket_path = split_export_uri(uri)
-    return Export(socket_path, name)
+def connected(uri: str, trust: Trust | None = None) -> Export:
+    """Connect to the export of a URI: nbd+unix, nbd or nbds, which needs `trust`. Raises
+    UnavailableError, InvalidRequestError."""
+    parts = urlsplit(uri)
+    if parts.scheme == "nbd+unix":
+        name, socket_path = split_export_uri(uri)
+        return Export(socket_path, name)
+    tls = (trust or Trust()).context() if parts.scheme == "nbds" else None
+    place = (parts.hostname or "", parts.port or NBD_PORT)
+    return Export(place, unquote(parts.path.removeprefix("/")), tls)
 
 
 def data_runs(content: bytearray, length: int) -> Iterator[tuple[int, int]]:
@@ -73,7 +83,7 @@ def copy_out(uri: str, offset: int, length: int, descriptor: int, show: Show) ->
     OSError."""
     os.ftruncate(descriptor, length)
     with connected(uri) as export:
-        _Reading(export, offset, length, descriptor, show).run()
+        Reading(export, offset, length, _File(descriptor), show).run()
 
 
 def reads_as_zeros(uri: str, offset: int, length: int) -> bool:
@@ -89,16 +99,25 @@ def reads_as_zeros(uri: str, offset: int, length: int) -> bool:
     return True
 
 
-class _Reading:
+class Target(Protocol):
+    """Where what is read goes, if it is not a hole."""
+
+    def write(self, content: bytearray, length: int, position: int) -> None:
+        """Write `length` bytes of `content`. `position` counts from where the reading began. Raises
+        BockdError, OSError."""
+        ...
+
+
+class Reading:
     """A copy out under way. The extents are asked for a little ahead of the data."""
 
     def __init__(
-        self, export: Export, offset: int, length: int, descriptor: int, show: Show
+        self, export: Export, offset: int, length: int, target: Target, show: Show
     ) -> None:
         self._export = export
         self._offset = offset
         self._end = offset + length
-        self._file = _Target(descriptor)
+        self._target = target
         self._show = show
         self._wanted: deque[tuple[int, int]] = deque()
         """Begin and end of what is to be read and was not asked for yet."""
@@ -118,7 +137,7 @@ class _Reading:
             self._learn(part.extents)
             if part.length:
                 self._left_bytes -= part.length
-                self._file.write(export.content, part.length, part.offset - self._offset)
+                self._target.write(export.content, part.length, part.offset - self._offset)
             if self._show is not None:
                 self._show(self._known - self._offset - self._left_bytes)
 
@@ -149,7 +168,7 @@ class _Reading:
         self._left_bytes += end - begin
 
 
-class _Target:
+class _File:
     """A file that is written, where there is more than zeros."""
 
     def __init__(self, descriptor: int) -> None:

@@ -185,24 +185,7 @@ class Http:
     def _tls(self, url: str) -> ssl.SSLContext | bool:
         if not url.startswith("https:"):
             return False
-        import ssl
-
-        trust = self._trust
-        try:
-            context = ssl.create_default_context(cafile=trust.ca_file)
-        except OSError as error:
-            raise errors.InvalidRequestError(
-                f"OS_CACERT: {trust.ca_file} cannot be used: {error}"
-            ) from error
-        if trust.certificate_file is not None:
-            try:
-                context.load_cert_chain(trust.certificate_file, trust.key_file)
-            except OSError as error:
-                files = " and ".join(filter(None, (trust.certificate_file, trust.key_file)))
-                raise errors.InvalidRequestError(
-                    f"OS_CERT, OS_KEY: {files} cannot be used: {error}"
-                ) from error
-        return context
+        return self._trust.context()
 
     def _whom(self, url: str) -> str:
         if self._socket_path is not None:

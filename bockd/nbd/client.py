@@ -1,4 +1,4 @@
-"""A client of one export over a Unix socket, for programs that may wait.
+"""A client of one export over a Unix socket, TCP or TLS, for programs that may wait.
 
 Requests go out as they are made; `receive` takes what comes back, in the order in which the server
 is done with it. Structured replies and base:allocation are used where the server has them, as ours
@@ -13,13 +13,23 @@ import struct
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from bockd.errors import BockdError, DeviceError, NoSpaceError, UnavailableError
 from bockd.nbd.protocol import constants as nbd
 
+if TYPE_CHECKING:
+    import ssl
+
 MAX_READ_BYTES: Final = 1 << 20
 """Of one read: the largest that our server sends without copying it."""
+
+CONNECT_SECONDS: Final = 30.0
+"""For a name lookup and a connection over TCP, and for TLS; longer is a host that is not there."""
+
+SILENCE_SECONDS: Final = 60
+"""Over TCP: how long the other machine may confirm nothing that was sent, nor that it is there,
+until the connection ends. A daemon that takes long is no such silence."""
 
 MAX_STATUS_BYTES: Final = (1 << 32) - (1 << 16)
 """Of one block status: its length has 32 bits."""
@@ -70,8 +80,11 @@ class Part:
 class Export:
     """A connection to an export. Every method raises UnavailableError when the server is gone."""
 
-    def __init__(self, socket_path: str, name: str) -> None:
-        """Connect and negotiate. Raises BockdError when the server refuses, with its reason."""
+    def __init__(
+        self, place: str | tuple[str, int], name: str, tls: ssl.SSLContext | None = None
+    ) -> None:
+        """Connect and negotiate. `place` is the path of a Unix socket, or a host and a port. Raises
+        BockdError when the server refuses, with its reason."""
         self.size_bytes = 0
         self.content = bytearray(MAX_READ_BYTES)
         self.pending: dict[int, Request] = {}
@@ -79,13 +92,16 @@ class Export:
         self.pending_bytes = 0
         """Data that is on its way."""
         self._cookie = 0
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._tls = tls
+        self._encrypted = False
+        self._place = place
+        self._socket = _connected(place)
         try:
-            self._socket.connect(socket_path)
             self._negotiate(name.encode())
+            self._socket.settimeout(None)
         except OSError as error:
             self._socket.close()
-            raise UnavailableError(f"cannot reach the export {name}: {error.strerror}") from error
+            raise _unreachable(place, error) from error
         except BaseException:
             self._socket.close()
             raise
@@ -205,6 +221,9 @@ class Export:
         if (magic, option_magic) != (nbd.INIT_MAGIC, nbd.OPTION_MAGIC):
             raise UnavailableError("what answers there is no NBD server")
         self._send(_U32.pack(nbd.FLAG_FIXED_NEWSTYLE | nbd.FLAG_NO_ZEROES))
+        if self._tls is not None:
+            self._option(nbd.OPT_STARTTLS, b"")
+            self._encrypt(self._tls)
         named = _U32.pack(len(name)) + name
         context = nbd.BASE_ALLOCATION.encode()
         self._option(nbd.OPT_STRUCTURED_REPLY, b"")
@@ -214,6 +233,11 @@ class Export:
         for information in self._option(nbd.OPT_GO, named + _U16.pack(0)):
             if _U16.unpack_from(information) == (nbd.INFO_EXPORT,):
                 _, self.size_bytes = _SIZE.unpack_from(information)
+
+    def _encrypt(self, tls: ssl.SSLContext) -> None:
+        assert not isinstance(self._place, str)
+        self._socket = tls.wrap_socket(self._socket, server_hostname=self._place[0])
+        self._encrypted = True
 
     def _option(self, option: int, content: bytes) -> list[bytes]:
         """What the server answers to an option that it accepts."""
@@ -238,6 +262,10 @@ class Export:
 
     def _sent(self, parts: list[bytes | memoryview]) -> int:
         try:
+            if self._encrypted:
+                for part in parts:
+                    self._socket.sendall(part)
+                return sum(map(len, parts))
             return self._socket.sendmsg(parts)
         except OSError as error:
             raise _gone() from error
@@ -256,14 +284,44 @@ class Export:
         return bytes(buffer)
 
     def _fill(self, room: memoryview) -> None:
+        flags = 0 if self._encrypted else socket.MSG_WAITALL
         while room:
             try:
-                count = self._socket.recv_into(room, len(room), socket.MSG_WAITALL)
+                count = self._socket.recv_into(room, len(room), flags)
             except OSError as error:
                 raise _gone() from error
             if not count:
                 raise _gone()
             room = room[count:]
+
+
+def _connected(place: str | tuple[str, int]) -> socket.socket:
+    """Connect to a Unix socket, or over TCP. Raises UnavailableError."""
+    try:
+        if isinstance(place, str):
+            made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                made.connect(place)
+            except OSError:
+                made.close()
+                raise
+            return made
+        made = socket.create_connection(place, CONNECT_SECONDS)
+    except OSError as error:
+        raise _unreachable(place, error) from error
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, SILENCE_SECONDS // 4)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, SILENCE_SECONDS // 4)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENCE_SECONDS * 1000)
+    return made
+
+
+def _unreachable(place: str | tuple[str, int], error: OSError) -> UnavailableError:
+    # Not the export's name: that of an attachment is a secret.
+    where = place if isinstance(place, str) else f"{place[0]}:{place[1]}"
+    return UnavailableError(f"cannot reach the NBD server at {where}: {error.strerror or error}")
 
 
 def _gone() -> UnavailableError:

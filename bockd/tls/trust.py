@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from bockd.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    import ssl
 
 CA, CERTIFICATE, KEY = "OS_CACERT", "OS_CERT", "OS_KEY"
 
@@ -32,6 +35,26 @@ class Trust:
         if found.key_file is not None and found.certificate_file is None:
             raise InvalidRequestError(f"{KEY} is set and {CERTIFICATE} is not: set both")
         return found
+
+    def context(self) -> ssl.SSLContext:
+        """Return what a client speaks TLS with. Raises InvalidRequestError for files that cannot be
+        used."""
+        # Not at the top: `bock` loads it only when it speaks TLS.
+        import ssl
+
+        try:
+            context = ssl.create_default_context(cafile=self.ca_file)
+        except OSError as error:
+            raise InvalidRequestError(f"{CA}: {self.ca_file} cannot be used: {error}") from error
+        if self.certificate_file is not None:
+            try:
+                context.load_cert_chain(self.certificate_file, self.key_file)
+            except OSError as error:
+                files = " and ".join(filter(None, (self.certificate_file, self.key_file)))
+                raise InvalidRequestError(
+                    f"{CERTIFICATE}, {KEY}: {files} cannot be used: {error}"
+                ) from error
+        return context
 
 
 STRICT_CODES = range(80, 94)
