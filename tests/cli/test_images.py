@@ -218,8 +218,10 @@ def test_the_daemon_is_killed_while_importing(tmp_path: Path) -> None:
         path = path_with_endless_convert(daemon, tmp_path)
         importing = Terminal(daemon, "bock", "image", "import", file, PATH=path)
         importing.wait_for("10.0/40.0 MiB")
+        importing.signal(signal.SIGSTOP)  # else it may end by itself first
         bockd.kill()
         importing.signal(signal.SIGINT)
+        importing.signal(signal.SIGCONT)
         assert importing.end() == 130
         assert "Traceback" not in importing.seen
         bockd.start()
