@@ -63,7 +63,7 @@ def test_a_snapshot_that_is_read_is_not_deleted(driver: OpenDriver) -> None:
     volume = driver.volume("one").id
     snapshot = driver.run(driver.pool.create_snapshot(volume, "s")).id
     driver.run(driver.pool.use(NodeKind.SNAPSHOT, snapshot))
-    with pytest.raises(InUseError):
+    with pytest.raises(InUseError, match="is being read; disconnect first"):
         driver.run(driver.pool.delete_snapshot(snapshot))
     driver.pool.leave(NodeKind.SNAPSHOT, snapshot)
     driver.run(driver.pool.delete_snapshot(snapshot))

@@ -181,7 +181,9 @@ class MemoryPool:
 
     def _refuse_used(self, kind: NodeKind, node: int) -> None:
         if users := self._users[kind, node]:
-            raise InUseError(f"{kind} {node} has {users} connection(s); disconnect first")
+            if kind is NodeKind.SNAPSHOT:
+                raise InUseError(f"snapshot {node} is being read; disconnect first")
+            raise InUseError(f"volume {node} has {users} connection(s); disconnect first")
         self._open.discard((kind, node))
 
     # -- volumes -----------------------------------------------------------------------------

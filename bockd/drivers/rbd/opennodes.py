@@ -281,7 +281,9 @@ class OpenNodes:
     def refuse_used(self, kind: NodeKind, node: int) -> None:
         """Raise InUseError while a volume or snapshot has users here."""
         if users := self.users(kind, node):
-            raise InUseError(f"{kind} {node} has {users} connection(s); disconnect first")
+            if kind is NodeKind.SNAPSHOT:
+                raise InUseError(f"snapshot {node} is being read; disconnect first")
+            raise InUseError(f"volume {node} has {users} connection(s); disconnect first")
 
     async def close_volume(self, volume: VolumeId, *, keep_dirty: bool = False) -> None:
         """Give a volume back, if it is open, with nothing dirty here; or, with `keep_dirty`, leave
