@@ -28,12 +28,13 @@ IS_RBD = DRIVER == "rbd"
 NEEDS: Mapping[str, Callable[[Features], bool]] = {
     "shares": lambda features: features.shares_blocks,
     "one daemon": lambda features: not features.several_gateways,
+    "no caches": lambda features: not features.caches,
     "cluster": lambda features: not features.in_directory,
     "files": lambda features: features.in_directory,
 }
 """What tests may need, as the features of a kind of pool tell it: which blocks several nodes show;
-that there is no other gateway; a pool that is in no directory, or one that is files in the data
-directory."""
+that there is no other gateway; that volumes have no caches; a pool that is in no directory, or one
+that is files in the data directory."""
 
 _clusters: list[Cluster] = []
 _settings: dict[Path, RbdSettings] = {}

@@ -8,6 +8,16 @@ import httpx
 
 from ..api.public import fault_of
 
+NEW_CACHE = {
+    "mode": "write-through",
+    "dirty_at": None,
+    "dirty_since": None,
+    "dirty_bytes": None,
+    "error": None,
+    "discarded_at": None,
+}
+"""What is told of the cache of a new volume, where volumes may have one."""
+
 
 def create(client: httpx.Client, **volume: object) -> Any:
     """Create a volume; return its record."""

@@ -17,6 +17,7 @@ import pytest
 from ..api.public import Served, without_ours
 from ..daemon.driver import features
 from . import examples
+from .requests import NEW_CACHE
 
 CURL_SECONDS = 30
 DATE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d")
@@ -97,7 +98,7 @@ def volume_like(seen: Any, **different: object) -> dict[str, object]:
         "id": seen["id"],
         "createdAt": seen["createdAt"],
         "metadata": {},
-        "bockd": {**our_key(seen, 1 << 30), "last_error": None, **nobody_has_it()},
+        "bockd": {**our_key(seen, 1 << 30), "last_error": None, **only_in_some_pools()},
         **different,
     }
 
@@ -118,9 +119,15 @@ def snapshot_like(seen: Any, volume: int, **different: object) -> dict[str, obje
     }
 
 
-def nobody_has_it() -> dict[str, None]:
-    """Return what is told of the gateway that has a volume open, where there may be several."""
-    return {"gateway": None} if features().several_gateways else {}
+def only_in_some_pools() -> dict[str, object]:
+    """Return what is told of the gateway that has a volume open, where there may be several: none;
+    and of its cache, where it may have one: that of a new volume."""
+    told: dict[str, object] = {}
+    if features().several_gateways:
+        told["gateway"] = None
+    if features().caches:
+        told["cache"] = NEW_CACHE
+    return told
 
 
 def our_key(seen: Any, size_bytes: int) -> dict[str, object]:
