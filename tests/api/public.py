@@ -25,6 +25,10 @@ from bockd.identity.contract import Identity
 
 START_SECONDS = 30.0
 
+ANSWER_SECONDS = 60.0
+"""How long a client waits for an answer. The machine may be busy with other tests, and a cluster
+with it; httpx waits 5 s by default."""
+
 
 @dataclass(frozen=True)
 class Account:
@@ -68,12 +72,13 @@ class Served:
         """A client whose requests carry a token of `account`, and whose paths begin in its
         tenant."""
         chosen = account or self.service.account
-        with httpx.Client(base_url=self.url) as open_client:
+        with httpx.Client(base_url=self.url, timeout=ANSWER_SECONDS) as open_client:
             answer = open_client.post("/v2.0/tokens", json=chosen.auth())
         assert answer.status_code == 200, answer.text
         with httpx.Client(
             base_url=f"{self.url}/v1.1/{chosen.tenant_id}",
             headers={"X-Auth-Token": answer.json()["access"]["token"]["id"]},
+            timeout=ANSWER_SECONDS,
         ) as client:
             yield client
 

@@ -80,7 +80,8 @@ class Bockd:
         account = json.loads((self.data / "credentials.json").read_text())
         credentials = {key: account[key] for key in ("username", "password")}
         auth = {"auth": {"tenantName": account["tenant"], "passwordCredentials": credentials}}
-        token = httpx.post(f"{self.url}/v2.0/tokens", json=auth).json()["access"]["token"]["id"]
+        answer = httpx.post(f"{self.url}/v2.0/tokens", json=auth, timeout=60)
+        token = answer.json()["access"]["token"]["id"]
         base = f"{self.url}/v1.1/{account['tenant_id']}"
         return httpx.Client(base_url=base, headers={"X-Auth-Token": token}, timeout=60)
 

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ..api.public import Served, without_ours
+from ..api.public import ANSWER_SECONDS, Served, without_ours
 from ..daemon.driver import features
 from . import examples
 from .requests import NEW_CACHE
@@ -31,7 +31,8 @@ class Shell:
     def __init__(self, served: Served) -> None:
         self.url = served.url
         self.tenant = served.service.account.tenant_id
-        answer = httpx.post(f"{served.url}/v2.0/tokens", json=served.service.account.auth())
+        auth = served.service.account.auth()
+        answer = httpx.post(f"{served.url}/v2.0/tokens", json=auth, timeout=ANSWER_SECONDS)
         self.token = answer.json()["access"]["token"]["id"]
 
     def run(self, example: str, **ids: object) -> tuple[int, Any]:
