@@ -83,8 +83,11 @@ def shell(served: Served) -> Shell:
     return Shell(served)
 
 
-def volume_like(seen: Any, **different: object) -> dict[str, object]:
-    """The body of 4.4.2.2, with what differs; the id and the date are as seen."""
+def volume_like(
+    seen: Any, *, opened_by: str | None = None, **different: object
+) -> dict[str, object]:
+    """The body of 4.4.2.2, with what differs; the id and the date are as seen. `opened_by` is the
+    gateway that has the volume open, where there may be several."""
     assert isinstance(seen["id"], int)
     assert DATE.fullmatch(seen["createdAt"])
     return {
@@ -99,7 +102,7 @@ def volume_like(seen: Any, **different: object) -> dict[str, object]:
         "id": seen["id"],
         "createdAt": seen["createdAt"],
         "metadata": {},
-        "bockd": {**our_key(seen, 1 << 30), "last_error": None, **only_in_some_pools()},
+        "bockd": {**our_key(seen, 1 << 30), "last_error": None, **only_in_some_pools(opened_by)},
         **different,
     }
 
@@ -120,12 +123,12 @@ def snapshot_like(seen: Any, volume: int, **different: object) -> dict[str, obje
     }
 
 
-def only_in_some_pools() -> dict[str, object]:
-    """Return what is told of the gateway that has a volume open, where there may be several: none;
-    and of its cache, where it may have one: that of a new volume."""
+def only_in_some_pools(opened_by: str | None) -> dict[str, object]:
+    """Return what is told of the gateway that has a volume open, where there may be several, and of
+    its cache, where it may have one: that of a new volume."""
     told: dict[str, object] = {}
     if features().several_gateways:
-        told["gateway"] = None
+        told["gateway"] = opened_by
     if features().caches:
         told["cache"] = NEW_CACHE
     return told
@@ -258,7 +261,9 @@ def test_attach_volume(shell: Shell) -> None:
     assert (status, list(answer)) == (200, ["volumeAttachment"])
     assert without_ours(answer["volumeAttachment"]) == attached
     _, body = shell.run(examples.SHOW_VOLUME, volume_id=volume)
-    assert body == {"volume": volume_like(body["volume"], status="in-use", attachments=[attached])}
+    # It is opened to see whether it can be, and closed when the daemon finds it idle.
+    differs = {"status": "in-use", "attachments": [attached]}
+    assert body == {"volume": volume_like(body["volume"], opened_by="tested", **differs)}
 
 
 def test_detach_volume(shell: Shell) -> None:
