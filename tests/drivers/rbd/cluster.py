@@ -163,9 +163,9 @@ class Cluster:
         assert name not in self._processes
         service = f"ceph-{name.partition('.')[0]}"
         with (self.directory / f"{name}.err").open("ab") as errors:
-            self._processes[name] = begin_bound(
-                [service, *self._as(name), "-f"], errors, self.directory
-            )
+            # In the directory in which its service runs: Debian 13's OSD has the path of its
+            # classes, without which it knows no images, from there.
+            self._processes[name] = begin_bound([service, *self._as(name), "-f"], errors, Path("/"))
 
     def kill(self, name: str) -> None:
         """SIGKILL one of its processes, and wait until it is gone."""
