@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +39,8 @@ from bockd.failpoints import Failpoint, hit
 
 log = logging.getLogger(__name__)
 
+_NOTHING = memoryview(b"")
+
 _SECTOR = 512
 """A disk writes whole ones."""
 
@@ -48,6 +51,7 @@ class _Scanned:
 
     segment: Segment
     content: memoryview
+    """Of the last one only."""
     headers: list[tuple[int, Header]]
     """Where each record lies, in order."""
     end: int
@@ -121,17 +125,9 @@ def _open_segments(path: Path, progress: Progress) -> list[Segment]:
 
 
 def _recover(path: Path, file: ProgressFile, progress: Progress, segments: list[Segment]) -> Opened:
-    scanned: list[_Scanned] = []
-    sequence = progress.first_sequence - 1
-    for segment in segments:
-        one = _scan(segment, sequence)
-        if not one.headers and scanned:
-            scanned.append(one)
-            break
-        scanned.append(one)
-        sequence += len(one.headers)
+    scanned, sequence = _scan_all(segments, progress.first_sequence - 1)
     # The log goes on in the last segment that has a record; those behind it are spare.
-    last = max((at for at, one in enumerate(scanned) if one.headers), default=0)
+    last = len(scanned) - 1
     _refuse_damage(path, progress, scanned[last], segments[last + 1 :], sequence)
     for spare in segments[last + 1 :]:
         spare.close()
@@ -140,7 +136,7 @@ def _recover(path: Path, file: ProgressFile, progress: Progress, segments: list[
     tail = scanned[last]
     _clear(tail)
     sync_directory(path)
-    records = [found for one in scanned[: last + 1] for found in _records(one, progress.done)]
+    records = [found for one in scanned for found in _records(one, progress.done)]
     broken = progress.broken
     try:
         for segment in used:
@@ -157,6 +153,21 @@ def _recover(path: Path, file: ProgressFile, progress: Progress, segments: list[
     else:
         progress = msgspec.structs.replace(progress, broken=broken)
     return Opened(path, file, progress, used, records, sequence)
+
+
+def _scan_all(segments: list[Segment], sequence: int) -> tuple[list[_Scanned], int]:
+    """Verify what follows a sequence, up to the first segment, but for the first one, that has no
+    record. Return the sequence of the last record, too."""
+    scanned: list[_Scanned] = []
+    for segment in segments:
+        one = _scan(segment, sequence)
+        if scanned:
+            if not one.headers:
+                break
+            scanned[-1].content = _NOTHING  # all of a log may be more than there is memory
+        scanned.append(one)
+        sequence += len(one.headers)
+    return scanned, sequence
 
 
 def _scan(segment: Segment, sequence: int) -> _Scanned:
@@ -179,22 +190,30 @@ def _refuse_damage(
     path: Path, progress: Progress, tail: _Scanned, behind: list[Segment], sequence: int
 ) -> None:
     """Raise DamagedError, if no crash can have ended the log where it ends."""
-    ends = [(tail.content, tail.end)]
-    ends += [(memoryview(segment.content()), FIRST_RECORD) for segment in behind]
     seed, wanted = tail.segment.seed, sequence + 1
-    later = [one for content, at in ends for one in _verified_after(content, at, seed, sequence)]
+    later, whole = list[Header](), False
+    for nth, (content, at) in enumerate(_ends(tail, behind)):
+        later += _verified_after(content, at, seed, sequence)
+        header = parse(content, at) if nth < 2 else None
+        if header is not None and header.sequence == wanted:
+            whole = whole or not _is_torn(content, at, header)
     known = [one.synced for one in (*(header for _, header in tail.headers), *later)]
     where = f"record {wanted} of {path}, after byte {tail.end} of {tail.segment.path.name},"
     if sequence < max(progress.synced, *known, 0):
         raise DamagedError(f"{where} is missing or damaged, and was flushed")
     if later and progress.boot == boot_id():
         raise DamagedError(f"{where} is damaged: there are others behind it")
-    for content, at in ends[:2]:
-        header = parse(content, at)
-        if header is not None and header.sequence == wanted and not _is_torn(content, at, header):
-            raise DamagedError(f"{where} fails its checksum")
+    if whole:
+        raise DamagedError(f"{where} fails its checksum")
     if later:
         log.warning("%s: what follows record %d was never flushed, and is gone", path, sequence)
+
+
+def _ends(tail: _Scanned, behind: list[Segment]) -> Iterator[tuple[memoryview, int]]:
+    """Yield what may have something behind the end of the log, and where, one after the other."""
+    yield tail.content, tail.end
+    for segment in behind:
+        yield memoryview(segment.content()), FIRST_RECORD
 
 
 def _verified_after(content: memoryview, at: int, seed: int, sequence: int) -> list[Header]:

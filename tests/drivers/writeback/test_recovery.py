@@ -9,10 +9,11 @@ import pytest
 
 from bockd.drivers.memory.device import MemoryDevice
 from bockd.drivers.writeback import recovery
+from bockd.drivers.writeback.segment import Segment
 from bockd.errors import DamagedError, NoSpaceError
 from bockd.model import BLOCK_SIZE
 
-from .opened import SIZE_BYTES, Opened
+from .opened import SEGMENT_BYTES, SIZE_BYTES, Opened
 
 RECORD = 64 + BLOCK_SIZE
 FIRST = 4096
@@ -125,6 +126,51 @@ def test_all_of_a_log_that_was_closed_is_judged(
     monkeypatch.setattr(recovery, "boot_id", lambda: "another boot")
     with pytest.raises(DamagedError, match="was flushed"):
         opened.open()
+
+
+class _Held:
+    """Counts the contents of segments that are in memory at once."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+
+    def install(self, patch: pytest.MonkeyPatch) -> None:
+        content, held = Segment.content, self
+
+        class Content(bytes):
+            def __del__(self) -> None:
+                held.now -= 1
+
+        def counted(segment: Segment) -> bytes:
+            held.now += 1
+            held.most = max(held.most, held.now)
+            return Content(content(segment))
+
+        patch.setattr(Segment, "content", counted)
+
+
+@pytest.mark.parametrize("ends", ["at its last record", "at its first segment"])
+def test_of_a_long_log_three_segments_are_in_memory_at_once(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    opened.close()
+    opened.directory.release()
+    monkeypatch.setattr("tests.drivers.writeback.opened.BOUND_BYTES", 16 * SEGMENT_BYTES)
+    opened.directory = opened._directory()
+    opened.open()
+    for at in range(120):
+        opened.write(at * BLOCK_SIZE, block(at + 1))
+    assert len(list(opened.log_path().glob("*.seg"))) > 8
+    held = _Held()
+    held.install(monkeypatch)
+    if ends == "at its last record":
+        opened.again()
+        assert opened.read(119 * BLOCK_SIZE) == block(120)
+    else:
+        change(segment(opened), FIRST, bytes(512))
+        with pytest.raises(DamagedError, match="was flushed"):
+            opened.again()
+    assert 2 <= held.most <= 3
 
 
 def test_a_missing_segment_is_damage(opened: Opened) -> None:
