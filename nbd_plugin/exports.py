@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bockd.blockstorage.holding import refuse_held
 from bockd.drivers.local.registry import Registry
 from bockd.errors import InvalidRequestError, NotFoundError
 from bockd.model import NodeKind, SnapshotId, VolumeId, export_name
@@ -91,6 +92,8 @@ class Selection:
                 registry.check_openable(self.kind, record.id)
                 return
             node = record.id
+            with registry.catalogue() as catalogue:
+                refuse_held(catalogue.txn, VolumeId(node))
             take_over(
                 self.pool, VolumeId(node), lambda: registry.check_openable(NodeKind.VOLUME, node)
             )
@@ -174,7 +177,14 @@ class PluginExports:
                 VolumeId(node),
                 lambda: self.owner.run(self._registry.use_volume(VolumeId(node))),
             )
-            return Held(kind, node, volume.volume)
+            held = Held(kind, node, volume.volume)
+            try:
+                with self.owner.lock, self._registry.catalogue() as catalogue:
+                    refuse_held(catalogue.txn, VolumeId(node))
+            except BaseException:
+                self.release(held)
+                raise
+            return held
         snapshot = self.owner.run(self._registry.use_snapshot(SnapshotId(node)))
         return Held(kind, node, snapshot.snapshot)
 

@@ -265,6 +265,17 @@ class DiscardCacheBody(Body):
     """`bockd-discard-cache` needs nothing more."""
 
 
+class HoldBody(Body):
+    """What `bockd-hold` asks for."""
+
+    reason: Text = Field(description="Who holds it, and what for")
+    instead_of: Text | None = Field(None, description="The reason that it replaces")
+
+
+class ReleaseBody(Body):
+    """`bockd-release` needs nothing more."""
+
+
 class VolumeAction(Body):
     """One of Cinder's actions on a volume, or one of our own: an object with one key, the action's
     name. Null stands for an action that needs nothing more."""
@@ -278,6 +289,8 @@ class VolumeAction(Body):
     reopen: ReopenBody | None = Field(None, alias="bockd-reopen")
     set_cache: SetCacheBody | None = Field(None, alias="bockd-set-cache")
     discard_cache: DiscardCacheBody | None = Field(None, alias="bockd-discard-cache")
+    hold: HoldBody | None = Field(None, alias="bockd-hold")
+    release: ReleaseBody | None = Field(None, alias="bockd-release")
 
     @model_validator(mode="before")
     @classmethod

@@ -43,6 +43,8 @@ class BackingView(TypedDict):
     """Of a volume in a pool of several gateways: the one that has it open."""
     cache: NotRequired[CacheView]
     """Of a volume in a pool whose volumes may have a cache."""
+    hold: NotRequired[str]
+    """Of a volume in maintenance: who holds it, and what for."""
 
 
 class VolumeBackingView(BackingView):
@@ -280,6 +282,8 @@ def view_volume(volume: Volume) -> VolumeView:
         "metadata": dict(volume.metadata),
         "bockd": {**view_backing(volume.backing), "last_error": volume.last_error},
     }
+    if volume.hold is not None:
+        view["bockd"]["hold"] = volume.hold
     if volume.image_id is not None:
         view["imageRef"] = volume.image_id
     return view

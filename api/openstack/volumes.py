@@ -65,8 +65,8 @@ def volume_router(
         response_class=Response,
     )
     async def act_on_volume(tenant: InTenant, volume: InVolume, body: VolumeAction) -> Response:
-        """Grow a volume, revert it to a snapshot, use it again after an error, or choose how it is
-        cached, in the form of Cinder's actions."""
+        """Grow a volume, revert it to a snapshot, use it again after an error, choose how it is
+        cached, or hold and release it, in the form of Cinder's actions."""
         if body.extend is not None:
             await storage.extend_volume(tenant, volume, body.extend.size_bytes())
         elif body.revert is not None:
@@ -76,6 +76,10 @@ def volume_router(
             await storage.set_volume_cache(tenant, volume, body.set_cache.mode)
         elif body.discard_cache is not None:
             await storage.discard_volume_cache(tenant, volume)
+        elif body.hold is not None:
+            await storage.hold_volume(tenant, volume, body.hold.reason, body.hold.instead_of)
+        elif body.release is not None:
+            await storage.release_volume(tenant, volume)
         else:
             await storage.reopen_volume(tenant, volume)
         return Response(status_code=status.HTTP_202_ACCEPTED)

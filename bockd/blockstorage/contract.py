@@ -46,6 +46,8 @@ class Status(StrEnum):
     ATTACHING = "attaching"
     IN_USE = "in-use"
     DETACHING = "detaching"
+    MAINTENANCE = "maintenance"
+    """Held (`BlockStorage.hold_volume`): nobody reads or writes it. Cinder has the same word."""
     DELETING = "deleting"
     ERROR = "error"
     ERROR_DELETING = "error_deleting"
@@ -127,6 +129,8 @@ class Volume:
     does not have the size that the volume was extended to."""
     backing: Backing | None = None
     """None in a stored record only."""
+    hold: str | None = None
+    """Of a volume in maintenance: who holds it, and what for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,6 +393,23 @@ class BlockStorage(Protocol):
         runs, which is to be asked itself; ConflictError when there is nothing to give up,
         NotSupportedError where volumes have no cache.
         """
+        ...
+
+    async def hold_volume(
+        self, tenant: TenantId, volume: VolumeId, reason: str, instead_of: str | None = None
+    ) -> None:
+        """Keep everybody off a volume until it is released: our extension. No client may connect to
+        it in any way; of what can be done to it, only snapshots, edits, its release and its
+        deletion remain. With `instead_of`, the reason of a hold is replaced, which it must be.
+
+        Raises InvalidRequestError for a reason that is empty or cannot be stored, InvalidStateError
+        unless it is available or held for this very reason, and while a client is connected to it.
+        """
+        ...
+
+    async def release_volume(self, tenant: TenantId, volume: VolumeId) -> None:
+        """Make a volume that is held available again. Raises InvalidStateError if it is not
+        held."""
         ...
 
     async def volume_space(self, tenant: TenantId, volume: VolumeId) -> Space:

@@ -277,7 +277,10 @@ class Ledger:
         node = owned.volume if isinstance(owned, OwnedVolume) else owned.snapshot
         assert node.backing is None
         table = API_VOLUMES if isinstance(owned, OwnedVolume) else API_SNAPSHOTS
-        self._put(table, id_key(node.id), _sparse(owned, "worker"))
+        values = _sparse(owned, "worker")
+        if isinstance(owned, OwnedVolume):
+            values["volume"] = _sparse(owned.volume, "hold")
+        self._put(table, id_key(node.id), values)
 
     def resize_volume(
         self, tenant: TenantId, volume: Volume, size_gib: int, quota_of: QuotaOf

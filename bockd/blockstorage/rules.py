@@ -46,16 +46,19 @@ _DEVICE = re.compile(r"/dev/(?:xvd|vd|sd|hd)([a-z]{1,2})")
 
 VOLUME_MOVES: Mapping[Status, frozenset[Status]] = {
     Status.CREATING: frozenset({Status.AVAILABLE, Status.ERROR}),
-    Status.AVAILABLE: frozenset({Status.ATTACHING, Status.DELETING}),
+    Status.AVAILABLE: frozenset({Status.ATTACHING, Status.DELETING, Status.MAINTENANCE}),
     Status.ATTACHING: frozenset({Status.IN_USE, Status.AVAILABLE}),
     Status.IN_USE: frozenset({Status.DETACHING}),
     Status.DETACHING: frozenset({Status.AVAILABLE, Status.IN_USE}),
-    Status.DELETING: frozenset({Status.AVAILABLE, Status.ERROR, Status.ERROR_DELETING}),
+    Status.MAINTENANCE: frozenset({Status.AVAILABLE, Status.DELETING}),
+    Status.DELETING: frozenset(
+        {Status.AVAILABLE, Status.ERROR, Status.ERROR_DELETING, Status.MAINTENANCE}
+    ),
     Status.ERROR: frozenset({Status.DELETING}),
     Status.ERROR_DELETING: frozenset({Status.DELETING}),
 }
 """4.4.2 and 4.4.3, "Status Lifecycle" and rules 1 to 3: from each status, where a volume may go.
-Back from attaching, detaching and deleting is for what could not be done."""
+Back from attaching, detaching and deleting is for what could not be done. Maintenance is ours."""
 
 TRANSIENT = frozenset({Status.CREATING, Status.ATTACHING, Status.DETACHING, Status.DELETING})
 """While somebody is at work on a volume or snapshot. Who dies then leaves it to others
@@ -101,7 +104,7 @@ def check_can_be_snapshotted(volume: int, status: Status, *, force: bool) -> Non
     (4.4.4, "Business Rules", and 4.4.4.2). Raise InvalidStateError otherwise."""
     if status is Status.IN_USE and not force:
         refuse_state(NodeKind.VOLUME, volume, "it is attached to a server; detach it or use force")
-    if status not in (Status.AVAILABLE, Status.IN_USE):
+    if status not in (Status.AVAILABLE, Status.IN_USE, Status.MAINTENANCE):
         refuse_state(
             NodeKind.VOLUME, volume, f"its status must be available for a snapshot; it is {status}"
         )
@@ -120,6 +123,28 @@ def check_can_be_extended(volume: int, status: Status) -> None:
             volume,
             f"its status must be available or in-use to be extended; it is {status}",
         )
+
+
+def check_can_be_held(
+    volume: int, status: Status, hold: str | None, reason: str, instead_of: str | None
+) -> None:
+    """Check that nobody has or is at work on a volume, or that it is held for the same reason, or
+    for the one that is to be replaced. Raise InvalidStateError otherwise."""
+    if status is Status.MAINTENANCE:
+        if hold not in (reason, instead_of):
+            refuse_state(NodeKind.VOLUME, volume, f"it is held ({hold})")
+    elif status is not Status.AVAILABLE:
+        refuse_state(
+            NodeKind.VOLUME, volume, f"its status must be available to be held; it is {status}"
+        )
+    elif instead_of is not None:
+        refuse_state(NodeKind.VOLUME, volume, f"it is not held any more ({instead_of})")
+
+
+def check_can_be_released(volume: int, status: Status) -> None:
+    """Check that a volume is held. Raise InvalidStateError otherwise."""
+    if status is not Status.MAINTENANCE:
+        refuse_state(NodeKind.VOLUME, volume, f"it is not held; it is {status}")
 
 
 def check_can_be_reverted(volume: int, status: Status) -> None:
@@ -231,6 +256,13 @@ def exact_size(size_gib: int | None, size_bytes: int | None) -> int | None:
 def size_in_gib(size_bytes: int) -> int:
     """Return the size in GiB that is recorded and counted for a pool volume: rounded up."""
     return -(-size_bytes // GIB)
+
+
+def check_reason(reason: str) -> str:
+    """Return the reason of a hold, if it can be stored; raise InvalidRequestError otherwise."""
+    if not reason.strip():
+        raise InvalidRequestError("a hold needs a reason")
+    return check_text("the reason", reason) or ""
 
 
 def check_text(what: str, text: str | None) -> str | None:

@@ -22,6 +22,7 @@ from bockd.blockstorage.contract import (
     Volume,
 )
 from bockd.blockstorage.editing import edit_snapshot, edit_volume
+from bockd.blockstorage.holding import Holds
 from bockd.blockstorage.records import Ledger
 from bockd.blockstorage.running import OperationRunner, StorageContext
 from bockd.blockstorage.servers import Servers
@@ -61,7 +62,8 @@ EXTENSIONS = (
         _NAMESPACE.format("bockd"),
         "2026-11-24T00:00:00+00:00",
         'The key "bockd" in volumes and snapshots, sizes in bytes, exact space, and the actions '
-        "os-extend, revert, bockd-reopen, bockd-set-cache and bockd-discard-cache of a volume.",
+        "os-extend, revert, bockd-reopen, bockd-set-cache, bockd-discard-cache, bockd-hold and "
+        "bockd-release of a volume.",
     ),
 )
 """The three resources of the specification beyond OpenStack Compute 1.1 (4.1), and ours."""
@@ -79,6 +81,7 @@ class PoolBlockStorage:
         self._volumes = Volumes(context)
         self._snapshots = Snapshots(context)
         self._changes = Changes(context, self._volumes)
+        self._holds = Holds(context)
         self._attachments = Attachments(context)
         self._servers = Servers(context)
         self._exports = context.exports
@@ -117,6 +120,14 @@ class PoolBlockStorage:
 
     async def discard_volume_cache(self, tenant: TenantId, volume: VolumeId) -> None:
         await self._runner.run(self._changes.discard_cache(tenant, volume))
+
+    async def hold_volume(
+        self, tenant: TenantId, volume: VolumeId, reason: str, instead_of: str | None = None
+    ) -> None:
+        await self._runner.run(self._holds.hold(tenant, volume, reason, instead_of))
+
+    async def release_volume(self, tenant: TenantId, volume: VolumeId) -> None:
+        await self._runner.run(self._holds.release(tenant, volume))
 
     async def volume_space(self, tenant: TenantId, volume: VolumeId) -> Space:
         return await self._runner.run(self._changes.volume_space(tenant, volume))

@@ -45,6 +45,8 @@ def obstacle(client: StorageClient, found: Volume | Snapshot) -> str | None:
             f"'bock attachment delete {now.id}' detaches it (on this machine, "
             f"'bock disconnect {now.id}')"
         )
+    if now.hold is not None:
+        return f"{called} is held ({now.hold}); 'bock volume release {now.id}' ends that"
     if now.connections:
         return (
             f"{called} is used by {counted(now.connections)}: end them first ('bock stat "

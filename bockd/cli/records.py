@@ -13,6 +13,9 @@ from typing import Any
 from bockd.model import GIB
 from bockd.pool.reports import Space
 
+MOVED = "migrated to volume "
+"""Begins the reason of a hold."""
+
 
 @dataclass(frozen=True, slots=True)
 class Attached:
@@ -84,8 +87,15 @@ class Volume:
     """In a pool of several gateways: which one has it open; "" if none has."""
     cache: Cache | None = None
     """None: volumes of that pool have none."""
+    hold: str | None = None
+    """Of one in maintenance: who holds it, and what for."""
     space: Space | None = None
     """None: not asked for; only `show` does."""
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether it is held because another pool has it now (`bock volume migrate`)."""
+        return (self.hold or "").startswith(MOVED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +138,7 @@ def read_volume(view: dict[str, Any], uri: str | None) -> Volume:
         last_error=backing.get("last_error"),
         gateway=(backing["gateway"] or "") if "gateway" in backing else None,
         cache=read_cache(backing["cache"]) if "cache" in backing else None,
+        hold=backing.get("hold"),
     )
 
 

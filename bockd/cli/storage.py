@@ -117,6 +117,8 @@ class StorageClient:
         *,
         from_image: str | None = None,
         content_bytes: int | None = None,
+        description: str | None = None,
+        metadata: Mapping[str, str] | None = None,
     ) -> Volume:
         """Create a blank volume, or a copy of a snapshot or an image. `content_bytes` is the size
         of the image that will be written to a blank one. Raises ConflictError when the tenant has a
@@ -129,6 +131,10 @@ class StorageClient:
                 f"a volume named {name!r} exists already ({taken[0].id}); choose another name"
             )
         body: dict[str, object] = {"display_name": name}
+        if description is not None:
+            body["display_description"] = description
+        if metadata is not None:
+            body["metadata"] = metadata
         if from_snapshot is not None:
             body["snapshot_id"] = self.find_snapshot(from_snapshot).id
         if from_image is not None:
@@ -185,6 +191,31 @@ class StorageClient:
     def discard_cache(self, volume: int) -> Volume:
         """Give up what was answered of a volume and is not in the pool."""
         return self._act(volume, {"bockd-discard-cache": None})
+
+    def edit_volume(
+        self, volume: int, name: str, description: str | None, metadata: Mapping[str, str]
+    ) -> Volume:
+        """Give a volume this name, description and metadata, at once."""
+        body = {
+            "display_name": name,
+            "display_description": description or "",
+            "metadata": metadata,
+        }
+        self._request("PUT", f"os-volumes/{volume}", {"volume": body})
+        return self.show_volume(volume)
+
+    def set_metadata(self, volume: int, key: str, value: str) -> None:
+        """Set one item of a volume's metadata."""
+        self.post(f"os-volumes/{volume}/metadata", {"metadata": {key: value}})
+
+    def hold_volume(self, volume: int, reason: str, *, instead_of: str | None = None) -> Volume:
+        """Keep everybody off a volume, or replace the reason of a hold. Raises InvalidStateError
+        while it is used, or held for another reason."""
+        return self._act(volume, {"bockd-hold": {"reason": reason, "instead_of": instead_of}})
+
+    def release_volume(self, volume: int) -> Volume:
+        """Make a volume that is held available again. Raises InvalidStateError."""
+        return self._act(volume, {"bockd-release": None})
 
     def delete_volume(self, volume: int) -> None:
         """Delete a volume. Raises InvalidStateError while a client is connected."""

@@ -27,7 +27,7 @@ from bockd.cli.output import (
 from bockd.cli.records import Cache, Snapshot, Volume
 from bockd.cli.sizes import format_exact_size, format_size, size_option
 from bockd.cli.storage import StorageClient, connect
-from bockd.errors import BockdError, DeniedError
+from bockd.errors import BockdError, ConflictError, DeniedError
 from bockd.model import NodeKind
 from bockd.pool.reports import Space
 
@@ -142,6 +142,7 @@ def volume_fields(found: Volume) -> list[tuple[str, str]]:
     origin = [] if found.from_snapshot is None else [("from snapshot", str(found.from_snapshot))]
     image = [] if found.from_image is None else [("from image", found.from_image)]
     trouble = [] if found.error is None else [("error", found.error)]
+    held = [] if found.hold is None else [("held", found.hold)]
     holder = [] if found.gateway is None else [("gateway", found.gateway or "none")]
     return [
         ("id", str(found.id)),
@@ -149,6 +150,7 @@ def volume_fields(found: Volume) -> list[tuple[str, str]]:
         ("size", format_exact_size(found.size_bytes)),
         *imported_fields(found),
         ("status", found.status),
+        *held,
         *trouble,
         *attached,
         *holder,
@@ -265,10 +267,15 @@ def delete(volume: str, yes: bool, as_json: bool) -> None:
     """Delete a volume; its snapshots stay.
 
     Asks first when run at a terminal. Refused while a client is connected, or the volume is
-    attached to a server.
+    attached to a server, or held, unless it has been migrated.
     """
     client = connect()
     found = client.find_volume(volume)
+    if found.hold is not None and not found.has_moved:
+        raise ConflictError(
+            f"volume {found.id} ({found.name}) is held ({found.hold}); 'bock volume release "
+            f"{found.id}' ends that"
+        )
     confirm(
         f"Delete volume {found.id} ({found.name}, {format_size(found.size_bytes)}) and its data?",
         yes=yes,
@@ -299,6 +306,27 @@ def reopen(volume: str, yes: bool, as_json: bool) -> None:
     reopened = client.reopen_volume(found.id)
     report(
         reopened, f"volume {reopened.id} ({reopened.name}) is {reopened.status}", as_json=as_json
+    )
+
+
+@volume.command()
+@click.argument("volume", type=reference, shell_complete=complete_volume)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+def release(volume: str, yes: bool, as_json: bool) -> None:
+    """Use a volume in status maintenance again.
+
+    `bock volume show` says who holds it. One that was migrated is used in the other pool now: what
+    is written to it here is not there. Asks first when run at a terminal.
+    """
+    client = connect()
+    found = client.find_volume(volume)
+    confirm(
+        f"Use volume {found.id} ({found.name}) again, although it is held ({found.hold})?", yes=yes
+    )
+    released = client.release_volume(found.id)
+    report(
+        released, f"volume {released.id} ({released.name}) is {released.status}", as_json=as_json
     )
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from bockd.blockstorage.holding import refuse_held
 from bockd.daemon.attached import AttachedExports
 from bockd.daemon.exporthandle import ExportHandle
-from bockd.model import NodeKind, export_name
+from bockd.model import NodeKind, VolumeId, export_name
 from bockd.nbd.protocol.options import ExportInfo
 from bockd.nbd.server.exports import ExportKey
 from bockd.pool.naming import export_description, find_export
@@ -64,6 +65,15 @@ class PoolExports:
         info = describe(kind, record)
         device = await self._runner.run(self._pool.use(kind, record.id))
         key = ExportKey(kind, record.id)
+        try:
+            # Whoever holds a volume commits that, and then counts its users. So one of the two sees
+            # the other.
+            if kind is NodeKind.VOLUME:
+                with self._pool.index.reading() as txn:
+                    refuse_held(txn, VolumeId(record.id))
+        except BaseException:
+            self._release(key)
+            raise
         return ExportHandle(key, device, info.name, info.description, self._release)
 
     def _release(self, key: ExportKey) -> None:

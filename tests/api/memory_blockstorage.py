@@ -190,6 +190,22 @@ class MemoryBlockStorage(BlockStorage):
         await self.show_volume(tenant, volume)
         raise no_cache("memory")
 
+    async def hold_volume(
+        self, tenant: TenantId, volume: VolumeId, reason: str, instead_of: str | None = None
+    ) -> None:
+        found = await self.show_volume(tenant, volume)
+        rules.check_can_be_held(volume, found.status, found.hold, reason, instead_of)
+        self.volumes_of(tenant)[volume] = dataclasses.replace(
+            found, status=Status.MAINTENANCE, hold=rules.check_reason(reason)
+        )
+
+    async def release_volume(self, tenant: TenantId, volume: VolumeId) -> None:
+        found = await self.show_volume(tenant, volume)
+        rules.check_can_be_released(volume, found.status)
+        self.volumes_of(tenant)[volume] = dataclasses.replace(
+            found, status=Status.AVAILABLE, hold=None
+        )
+
     async def volume_space(self, tenant: TenantId, volume: VolumeId) -> Space:
         await self.show_volume(tenant, volume)
         return Space(0, 0)

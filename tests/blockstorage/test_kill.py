@@ -22,6 +22,7 @@ from bockd.blockstorage.contract import (
     TenantId,
     Volume,
 )
+from bockd.blockstorage.holding import Holds
 from bockd.blockstorage.images import Images
 from bockd.blockstorage.interrupted import detaching, finish_detaching
 from bockd.blockstorage.records import ImageRecord, Ledger
@@ -52,6 +53,7 @@ CHANGES: dict[str, Change] = {
     "extend open": lambda s, t, v: _extend_open(s, t, v),
     "revert": lambda s, t, v: _changes(s).revert(t, v.id, _snapshot(s, t)),
     "reopen": lambda s, t, v: _changes(s).reopen(t, _failed(s, t).id),
+    "hold": lambda s, t, v: Holds(s.context).hold(t, v.id, "for a test"),
     "attach": lambda s, t, v: Attachments(s.context).attach(t, "1", v.id, None),
     "detach": lambda s, t, v: Attachments(s.context).detach(t, "9", _attached(s, t).id),
     "import": lambda s, t, v: _import(s),

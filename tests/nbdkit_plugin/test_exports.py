@@ -204,6 +204,23 @@ def test_a_volume_that_failed(pool: PoolDirectory) -> None:
             client.pwrite(KNOWN, 0)
 
 
+def test_a_volume_that_is_held(pool: PoolDirectory) -> None:
+    pool.daemon.start()
+    with pool.daemon.storage() as storage:
+        held = storage.create_volume("held", MIB).id
+        storage.hold_volume(held, "moves away")
+    pool.daemon.stop()
+    assert f"volume {held} is held (moves away)" in refusal(pool.parameter, "volume=held")
+    with Nbdkit(pool.path.parent, pool.parameter) as nbdkit:
+        assert "is held (moves away)" in nbdkit.connection_refused("held")
+    pool.daemon.start()
+    with pool.daemon.storage() as storage:
+        storage.release_volume(held)
+    pool.daemon.stop()
+    with Nbdkit(pool.path.parent, pool.parameter) as nbdkit, nbdkit.connected("held") as client:
+        client.pwrite(b"x" * 512, 0)
+
+
 def test_a_truncated_layer(pool: PoolDirectory) -> None:
     """Refused by name, before nbdkit goes into the background, and by request; not mapped, not
     guessed."""

@@ -227,6 +227,8 @@ def test_strangers_find_nothing(served: Served) -> None:
             act(stranger, volume, bockd_reopen=None),
             act(stranger, volume, bockd_set_cache={"mode": "none"}),
             act(stranger, volume, bockd_discard_cache=None),
+            act(stranger, volume, bockd_hold={"reason": "theirs"}),
+            act(stranger, volume, bockd_release=None),
             revert(stranger, volume, source),
             revert(stranger, theirs, source),
             stranger.get(f"/os-volumes/{volume}/bockd-space"),
@@ -247,5 +249,27 @@ def test_it_is_advertised(served: Served) -> None:
             "bockd-reopen",
             "bockd-set-cache",
             "bockd-discard-cache",
+            "bockd-hold",
+            "bockd-release",
         ):
             assert action in described
+
+
+def test_hold_and_release(served: Served) -> None:
+    with served.client() as client:
+        volume = create(client)["id"]
+        assert "hold" not in show(client, volume)["bockd"]
+        assert act(client, volume, bockd_hold={"reason": "a move"}).status_code == 202
+        held = show(client, volume)
+        assert (held["status"], held["bockd"]["hold"]) == ("maintenance", "a move")
+        refuses_state(attach(client, volume))
+        refuses_state(act(client, volume, bockd_hold={"reason": "other"}))
+        other = {"reason": "other", "instead_of": "a move"}
+        assert act(client, volume, bockd_hold=other).status_code == 202
+        assert show(client, volume)["bockd"]["hold"] == "other"
+        assert act(client, volume, bockd_release=None).status_code == 202
+        freed = show(client, volume)
+        assert (freed["status"], "hold" in freed["bockd"]) == ("available", False)
+        refuses_state(act(client, volume, bockd_release=None))
+        for reason in ({}, {"reason": ""}, {"reason": 1}, None):
+            assert act(client, volume, bockd_hold=reason).status_code == 400
