@@ -24,7 +24,7 @@ from bockd.pool.gateways import Addresses, Gateway
 from bockd.pool.index import Index, Transaction
 from bockd.pool.nodes import Nodes
 from bockd.pool.records import SnapshotRecord, VolumeRecord
-from bockd.pool.reports import Attributes, CheckReport, Shares, Space, SpacePage
+from bockd.pool.reports import Attributes, Changes, CheckReport, Shares, Space, SpacePage
 from bockd.runtime.steps import Steps
 
 WithVolume = Callable[[Transaction, VolumeRecord], None]
@@ -256,6 +256,14 @@ class Pool(Protocol):
         self, snapshot: SnapshotId, in_transaction: WithSnapshot = nothing_more
     ) -> Steps[None]:
         """Forget a snapshot; volumes made from it stay. Raises InUseError while it is read."""
+        ...
+
+    def changes(
+        self, older: SnapshotId, newer: SnapshotId, offset: int = 0, limit: int = 1000
+    ) -> Steps[Changes]:
+        """Find where a snapshot may hold something else than an older one, from `offset` bytes on,
+        at most `limit` ranges: outside of them both read the same, and what the newer one has
+        beyond the end of the older one reads as zeros. Raises NotFoundError, DamagedError."""
         ...
 
     # -- measuring ---------------------------------------------------------------------------

@@ -37,6 +37,16 @@ class SpacePage:
 
 
 @dataclass(frozen=True, slots=True)
+class Changes:
+    """Where a snapshot may differ from an older one."""
+
+    ranges: tuple[tuple[int, int], ...]
+    """Offset and length in bytes, in order, none next to another."""
+    end_bytes: int
+    """Up to where they are all; the size of the newer one if there are no more."""
+
+
+@dataclass(frozen=True, slots=True)
 class CheckReport:
     """What `check` found. `clean` decides the exit status."""
 

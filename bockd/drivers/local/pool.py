@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
+from bockd.drivers.local.changes import find_changes
 from bockd.drivers.local.coopeners import elsewhere
 from bockd.drivers.local.format.catalogue import Catalogue
 from bockd.drivers.local.freezing import freeze_volume
@@ -40,7 +41,7 @@ from bockd.pool.pool import (
     nothing_more,
 )
 from bockd.pool.records import SnapshotRecord, VolumeRecord
-from bockd.pool.reports import Attributes, CheckReport, Shares, Space, SpacePage
+from bockd.pool.reports import Attributes, Changes, CheckReport, Shares, Space, SpacePage
 from bockd.pool.unsupported import no_cache
 from bockd.runtime.steps import Spawn, Steps, blocking
 
@@ -234,6 +235,12 @@ class LocalPool:
     ) -> Steps[None]:
         """See `Pool.delete_snapshot`."""
         return self._snapshots.delete(snapshot, in_transaction)
+
+    def changes(
+        self, older: SnapshotId, newer: SnapshotId, offset: int = 0, limit: int = 1000
+    ) -> Steps[Changes]:
+        """See `Pool.changes`. By blocks."""
+        return find_changes(self.registry, older, newer, offset, limit)
 
     # -- measuring ---------------------------------------------------------------------------
 

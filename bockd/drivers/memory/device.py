@@ -52,6 +52,22 @@ class MemoryDevice:
         self.modified_at = 0.0
         """When its content last changed, in seconds since the epoch."""
 
+    def differences(self, other: MemoryDevice) -> Iterator[tuple[int, int]]:
+        """Yield offset and length of each run of blocks that hold something else than those of
+        another device."""
+        begin = end = 0
+        for number in sorted(self._blocks.keys() | other._blocks.keys()):
+            one, two = (device._blocks.get(number, _ZEROES) for device in (self, other))
+            if one == two:
+                continue
+            if number != end:
+                if begin < end:
+                    yield begin * BLOCK_SIZE, (end - begin) * BLOCK_SIZE
+                begin = number
+            end = number + 1
+        if begin < end:
+            yield begin * BLOCK_SIZE, (end - begin) * BLOCK_SIZE
+
     @property
     def size_bytes(self) -> int:
         return self._size_bytes

@@ -40,7 +40,7 @@ from bockd.pool.pool import (
     nothing_more,
 )
 from bockd.pool.records import SnapshotRecord, VolumeRecord
-from bockd.pool.reports import Attributes, CheckReport, NodeSpace, Shares, Space, SpacePage
+from bockd.pool.reports import Attributes, Changes, CheckReport, NodeSpace, Shares, Space, SpacePage
 from bockd.pool.unsupported import no_cache
 from bockd.runtime.steps import Steps
 from bockd.runtime.waiting import Mutex
@@ -422,6 +422,19 @@ class MemoryPool:
         await self._delete(
             NodeKind.SNAPSHOT, snapshot, lambda nodes: nodes.snapshot(snapshot), in_transaction
         )
+
+    async def changes(
+        self, older: SnapshotId, newer: SnapshotId, offset: int = 0, limit: int = 1000
+    ) -> Changes:
+        """See the contract."""
+        with self.nodes() as nodes:
+            nodes.snapshot(older)
+            size_bytes = nodes.snapshot(newer).size_bytes
+        before, after = (self._devices[NodeKind.SNAPSHOT, one] for one in (older, newer))
+        found = after.differences(before)
+        ranges = [(at, size) for at, size in found if at >= offset]
+        end = size_bytes if len(ranges) <= limit else sum(ranges[limit - 1])
+        return Changes(tuple(ranges[:limit]), end)
 
     # -- measuring ---------------------------------------------------------------------------
 

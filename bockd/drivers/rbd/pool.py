@@ -12,6 +12,7 @@ from typing import Self
 from bockd.config.rbd import RbdSettings
 from bockd.drivers.rbd import space
 from bockd.drivers.rbd.caching import CacheOperations
+from bockd.drivers.rbd.changes import find_changes
 from bockd.drivers.rbd.checking import check
 from bockd.drivers.rbd.extents import OBJECT_BYTES
 from bockd.drivers.rbd.index import SharedIndex
@@ -31,7 +32,7 @@ from bockd.pool.gateways import Addresses, Gateway
 from bockd.pool.nodes import Nodes
 from bockd.pool.pool import EndConnections, Naming, WithSnapshot, WithVolume, nothing_more
 from bockd.pool.records import SnapshotRecord, VolumeRecord
-from bockd.pool.reports import Attributes, CheckReport, Shares, Space, SpacePage
+from bockd.pool.reports import Attributes, Changes, CheckReport, Shares, Space, SpacePage
 from bockd.runtime.steps import Spawn, Steps, blocking_apart, call_apart
 
 FEATURES = Features(
@@ -275,6 +276,12 @@ class RbdPool:
     ) -> Steps[None]:
         """See `Pool.delete_snapshot`."""
         return self._snapshots.delete(snapshot, in_transaction)
+
+    def changes(
+        self, older: SnapshotId, newer: SnapshotId, offset: int = 0, limit: int = 1000
+    ) -> Steps[Changes]:
+        """See `Pool.changes`. By objects."""
+        return call_apart(MEASURING, find_changes, self.session, older, newer, offset, limit)
 
     # -- measuring ---------------------------------------------------------------------------
 
