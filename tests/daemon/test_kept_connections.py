@@ -1,0 +1,90 @@
+"""The connection that a command keeps to the daemon, which may be ended at any moment.
+
+The daemon is killed and started again at that moment, which ends its connections as its limit on
+idle ones does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from bockd import overunix
+from bockd.cli.storage import StorageClient
+from bockd.errors import UnavailableError
+from bockd.overunix import UnixConnection
+from tests.daemon.process import Bockd, serving
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bockd]:
+    with serving(tmp_path_factory.mktemp("kept") / "data") as running:
+        yield running
+
+
+@pytest.fixture
+def storage(daemon: Bockd) -> Iterator[StorageClient]:
+    """A client that has asked before."""
+    with daemon.storage() as client:
+        client.list_volumes()
+        yield client
+
+
+@pytest.fixture
+def restarts(daemon: Bockd, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Restart the daemon before the next call of a method of the connection, once."""
+
+    def restart_before(name: str) -> None:
+        call = getattr(UnixConnection, name)
+
+        def late(*arguments: object) -> object:
+            monkeypatch.undo()
+            daemon.kill()
+            daemon.start()
+            return call(*arguments)
+
+        monkeypatch.setattr(UnixConnection, name, late)
+
+    return restart_before
+
+
+def test_a_request_that_was_never_sent_is_sent_again(
+    storage: StorageClient, restarts: Callable[[str], None]
+) -> None:
+    restarts("request")
+    volume = storage.post("os-volumes", {"volume": {"display_name": "late", "size": 1}})["volume"]
+    assert [one.id for one in storage.list_volumes("late")] == [int(volume["id"])]
+    restarts("request")
+    storage.delete_volume(int(volume["id"]))
+    assert storage.list_volumes("late") == []
+
+
+def test_what_may_have_been_carried_out_is_not_sent_again(
+    storage: StorageClient, restarts: Callable[[str], None]
+) -> None:
+    restarts("getresponse")
+    assert storage.list_volumes("once") == []
+    restarts("getresponse")
+    with pytest.raises(UnavailableError, match="went away during the request"):
+        storage.post("os-volumes", {"volume": {"display_name": "once", "size": 1}})
+    assert len(storage.list_volumes("once")) <= 1
+
+
+def test_an_idle_connection_is_not_used_again(
+    storage: StorageClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Path] = []
+    connect = UnixConnection.connect
+
+    def noting(connection: UnixConnection) -> None:
+        opened.append(Path())
+        connect(connection)
+
+    monkeypatch.setattr(UnixConnection, "connect", noting)
+    storage.list_volumes()
+    assert opened == []
+    monkeypatch.setattr(overunix, "KEPT_SECONDS", 0.0)
+    storage.list_volumes()
+    assert len(opened) == 1
