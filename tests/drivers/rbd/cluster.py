@@ -151,7 +151,7 @@ class Cluster:
                 self._make_osd(name)
                 self.begin(name)
             self.command("osd pool create", pool=POOL, pool_type="replicated")
-            self._wait_for(lambda: self.up() == self.osds)
+            self.wait_for(lambda: self.up() == self.osds)
             # As `rbd pool init`: the first image needs more rights than a namespace's user has.
             import rbd
 
@@ -267,9 +267,19 @@ class Cluster:
         dump = json.loads(self.command("osd dump"))
         return [f"osd.{one['osd']}" for one in dump["osds"] if one["up"]]
 
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        """Return when a condition holds. AssertionError: it does not come to, or a process of the
+        cluster has ended, which nobody should wait for."""
+        deadline = time.monotonic() + READY_SECONDS
+        while not condition():
+            for name, process in self._processes.items():
+                assert process.poll() is None, f"{name} has ended"
+            assert time.monotonic() < deadline, "not ready in time"
+            time.sleep(0.1)
+
     def wait_until_whole(self) -> None:
         """Return when all OSDs work and have all there is. AssertionError: they do not come to."""
-        self._wait_for(lambda: self.up() == self.osds and self._is_clean())
+        self.wait_for(lambda: self.up() == self.osds and self._is_clean())
 
     def _is_clean(self) -> bool:
         pool = self._admin.pool_lookup(POOL)
@@ -288,12 +298,12 @@ class Cluster:
         """Let the OSDs take themselves for full from this ratio on: at once, if it is not said."""
         self._set_full_ratios(ratio / 3, ratio / 2, ratio)
         if ratio < FULL_AT_ONCE:
-            self._wait_for(self._is_full)
+            self.wait_for(self._is_full)
         try:
             yield
         finally:
             self._set_full_ratios(0.95, 0.9, 0.85)
-            self._wait_for(lambda: not self._is_full())
+            self.wait_for(lambda: not self._is_full())
 
     def _set_full_ratios(self, *ratios: float) -> None:
         # Each is to stay above the one before it: rising ones begin with the highest.
@@ -351,14 +361,6 @@ class Cluster:
             yield
         except Exception as error:
             raise AssertionError(f"Ceph did not start: {error}\n{self.logs()}") from error
-
-    def _wait_for(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + READY_SECONDS
-        while not condition():
-            for name, process in self._processes.items():
-                assert process.poll() is None, f"{name} has ended"
-            assert time.monotonic() < deadline, "not ready in time"
-            time.sleep(0.1)
 
 
 def _monitor(address: str) -> str:

@@ -128,8 +128,7 @@ def test_an_osd_that_hangs_holds_writes_up_until_it_is_down(
     three_osds: Cluster, clients: Clients
 ) -> None:
     with Writers(clients.write, WRITERS) as writing, three_osds.hanging("osd.1"):
-        while "osd.1" in three_osds.up():
-            pass
+        three_osds.wait_for(lambda: "osd.1" not in three_osds.up())
         writing.wait_for_writes(20)
     print(f"osd.1 hangs: longest write {writing.longest_seconds:.1f} s")
     assert clients.read_all() == writing.answered

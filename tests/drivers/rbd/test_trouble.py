@@ -122,8 +122,7 @@ def test_an_osd_that_hangs_holds_writes_up_until_it_is_down(
 ) -> None:
     with writers(here) as writing, three_osds.hanging("osd.1"):
         began = time.monotonic()
-        while "osd.1" in three_osds.up():
-            pass
+        three_osds.wait_for(lambda: "osd.1" not in three_osds.up())
         down_seconds = time.monotonic() - began
         writing.wait_for_writes(20)
     print(f"osd.1 hangs: down after {down_seconds:.1f} s, {writing.longest_seconds:.1f} s waited")
