@@ -21,7 +21,7 @@ from typing import Protocol
 from bockd.drivers.rbd.binding import rados, rbd
 from bockd.drivers.rbd.errors import errno_of, named
 from bockd.drivers.rbd.extents import OBJECT_BYTES
-from bockd.errors import InUseError
+from bockd.errors import DeviceError, InUseError
 
 FEATURES = (
     rbd.RBD_FEATURE_LAYERING
@@ -33,6 +33,11 @@ FEATURES = (
 """Clones, one writer, which objects exist, and clones that let go of their parent's snaps."""
 
 _ORDER = OBJECT_BYTES.bit_length() - 1
+
+_TRASH = "rbd_trash"
+"""The object in which librbd first notes the image that it removes."""
+
+_GONE = (rbd.ImageNotFound, rbd.ObjectNotFound)
 
 _NAME_BYTES = 12
 """No two are ever the same: after a million of names the chance is 1 to 10^17."""
@@ -46,6 +51,7 @@ def new_name() -> str:
 def create_image(ioctx: rados.Ioctx, name: str, size_bytes: int) -> None:
     """Make an image that reads as zeros. Raises BockdError (NoSpaceError, UnavailableError)."""
     with named(f"creating image {name}"):
+        _make_removable(ioctx)
         rbd.RBD().create(ioctx, name, size_bytes, order=_ORDER, old_format=False, features=FEATURES)
 
 
@@ -55,9 +61,18 @@ def clone_image(
     """Make an image that shows a snap, in constant time; larger than that, if a size says so: what
     is beyond reads as zeros. Raises BockdError (NoSpaceError, UnavailableError)."""
     with named(f"cloning snap {snap} of image {parent}"):
+        _make_removable(ioctx)
         rbd.RBD().clone(ioctx, parent, snap, ioctx, name, features=FEATURES, order=_ORDER)
     if size_bytes is not None:
         grow_image(ioctx, name, size_bytes)
+
+
+def _make_removable(ioctx: rados.Ioctx) -> None:
+    """Make what the removal of an image needs. librbd makes it with the first removal, which then
+    fails on a full cluster, the very one in which an image has to go (Ceph 16.2.15)."""
+    with rados.WriteOpCtx() as op:
+        op.new(rados.LIBRADOS_CREATE_IDEMPOTENT)
+        ioctx.operate_write_op(op, _TRASH)
 
 
 def grow_image(ioctx: rados.Ioctx, name: str, size_bytes: int) -> None:
@@ -95,18 +110,26 @@ def ask_monitors(cluster: rados.Rados) -> None:
 
 def remove_snap(ioctx: rados.Ioctx, name: str, snap: str) -> None:
     """Remove a snap, unless it or its image is gone already. Raises BockdError."""
-    with (
-        named(f"removing snap {snap} of image {name}"),
-        _unless_gone(),
-        rbd.Image(ioctx, name) as image,
-    ):
-        image.remove_snap(snap)
+    with named(f"removing snap {snap} of image {name}"):
+        try:
+            with rbd.Image(ioctx, name) as image:
+                image.remove_snap(snap)
+        except _GONE:
+            if _has_snap(ioctx, name, snap):
+                raise
+
+
+def _has_snap(ioctx: rados.Ioctx, name: str, snap: str) -> bool:
+    if not is_there(ioctx, name):
+        return False
+    with rbd.Image(ioctx, name, read_only=True) as image:
+        return any(one["name"] == snap for one in image.list_snaps())
 
 
 def remove_image(ioctx: rados.Ioctx, name: str) -> bool:
     """Remove an image with all that it holds. Return False if it stays for now: it has snaps, or
     somebody has it open. It is no error if it is gone already. Raises BockdError."""
-    with named(f"removing image {name}"), _unless_gone():
+    with named(f"removing image {name}"):
         # librbd would take the image's lock to look, and has aborted the process there (Ceph
         # 16.2.15, CloseRequest.cc).
         if _has_snaps(ioctx, name):
@@ -115,6 +138,13 @@ def remove_image(ioctx: rados.Ioctx, name: str) -> bool:
             rbd.RBD().remove(ioctx, name)
         except (rbd.ImageHasSnapshots, rbd.ImageBusy):
             return False
+        except _GONE as error:
+            if is_there(ioctx, name):
+                # librbd says so, too, when it had no room for its note of the removal.
+                raise DeviceError(
+                    f"image {name} is not removed: Ceph does not find it, and it is there; if the "
+                    "cluster is full, it goes when there is room"
+                ) from error
     return True
 
 
@@ -124,7 +154,7 @@ def _has_snaps(ioctx: rados.Ioctx, name: str) -> bool:
     try:
         with rbd.Image(ioctx, name, read_only=True) as image:
             return any(True for _ in image.list_snaps())
-    except (rbd.ImageNotFound, rbd.ObjectNotFound):
+    except _GONE:
         return False
 
 
@@ -177,11 +207,3 @@ def lock_image(image: Lockable) -> None:
             if errno_of(error) != errno.EROFS:  # what librbd says when it has not got it
                 raise
             raise InUseError(f"another gateway has image {image.get_name()} open") from error
-
-
-@contextmanager
-def _unless_gone() -> Iterator[None]:
-    try:
-        yield
-    except (rbd.ImageNotFound, rbd.ObjectNotFound):
-        return

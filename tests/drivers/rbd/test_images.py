@@ -191,6 +191,45 @@ def test_an_image_goes_when_nothing_needs_it(gateway: Gateway) -> None:
     assert read(gateway.open(clone, SIZE))[:4] == b"data"
 
 
+def data_objects(gateway: Gateway) -> list[str]:
+    return [one.key for one in gateway.ioctx.list_objects() if one.key.startswith("rbd_data.")]
+
+
+def test_a_full_cluster_lets_an_image_go_with_all_that_it_holds(
+    gateway: Gateway, ceph: Cluster
+) -> None:
+    """The first one that is removed in its namespace: librbd has made nothing for that yet."""
+    name = gateway.create(SIZE)
+    device = gateway.open(name, SIZE)
+    write(device, b"x" * SIZE)
+    snap = gateway.snap(name)
+    gateway.close(device)
+    assert len(data_objects(gateway)) == 4
+    with ceph.full():
+        images.remove_snap(gateway.ioctx, name, snap)
+        with images.looking_at(gateway.ioctx, name) as image:
+            assert list(image.list_snaps()) == []
+        assert images.remove_image(gateway.ioctx, name)
+        assert data_objects(gateway) == []
+        assert rbd.RBD().list(gateway.ioctx) == []
+
+
+def test_an_image_that_ceph_does_not_find_and_that_is_there_is_not_gone(
+    gateway: Gateway, ceph: Cluster
+) -> None:
+    """As in a namespace where nothing was made for removals, before the cluster was full."""
+    name = gateway.create(SIZE)
+    gateway.ioctx.remove_object("rbd_trash")
+    with (
+        ceph.full(),
+        pytest.raises(DeviceError, match="is not removed: Ceph does not find it, and it is there"),
+    ):
+        images.remove_image(gateway.ioctx, name)
+    assert rbd.RBD().list(gateway.ioctx) == [name]
+    assert images.remove_image(gateway.ioctx, name)
+    assert rbd.RBD().list(gateway.ioctx) == []
+
+
 def test_what_is_gone_can_be_removed_again(gateway: Gateway) -> None:
     name = gateway.create(SIZE)
     clone = gateway.clone(name, snap := gateway.snap(name))

@@ -163,7 +163,19 @@ def test_a_full_cluster_refuses_what_grows_and_nothing_else(
         for name in rbd.RBD().list(here.ioctx):
             assert name == image or images.remove_image(here.ioctx, name)
         here.take(Manner.FIRM)
-    write(here, WRITERS, 1, MIB)
+        began = time.monotonic()
+        three_osds.wait_for(lambda: has_room(here))
+        print(f"room again {time.monotonic() - began:.1f} s after what had filled it was removed")
+    assert read(here, WRITERS) == 1
+
+
+def has_room(peer: Peer) -> bool:
+    """Write what grows the volume."""
+    try:
+        write(peer, WRITERS, 1, MIB)
+    except NoSpaceError:
+        return False
+    return True
 
 
 def touch(txn: Transaction) -> None:
