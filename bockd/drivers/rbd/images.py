@@ -108,8 +108,11 @@ def ask_monitors(cluster: rados.Rados) -> None:
         cluster.get_cluster_stats()
 
 
-def remove_snap(ioctx: rados.Ioctx, name: str, snap: str) -> None:
-    """Remove a snap, unless it or its image is gone already. Raises BockdError."""
+def remove_snap(cluster: rados.Rados, ioctx: rados.Ioctx, name: str, snap: str) -> None:
+    """Remove a snap, unless it or its image is gone already. Raises BockdError; UnavailableError,
+    with nothing done, when no monitor answers: who has the image open would wait for one without a
+    limit."""
+    ask_monitors(cluster)
     with named(f"removing snap {snap} of image {name}"):
         try:
             with rbd.Image(ioctx, name) as image:

@@ -17,7 +17,7 @@ from bockd.config.rbd import RbdSettings
 from bockd.drivers.rbd.binding import rados, rbd
 from bockd.drivers.rbd.connection import CommonConnection
 from bockd.drivers.rbd.errors import named
-from bockd.drivers.rbd.images import ask_monitors, looking_at, remove_image, remove_snap
+from bockd.drivers.rbd.images import looking_at, remove_image, remove_snap
 from bockd.drivers.rbd.settings import flattening_options, index_options
 from bockd.drivers.rbd.sweep import Seen
 from bockd.errors import NotFoundError
@@ -54,8 +54,7 @@ class RbdImageStore:
     def remove_snap(self, image: str, snap: str) -> None:
         """See the contract."""
         with self._images.use() as (cluster, ioctx):
-            ask_monitors(cluster)
-            remove_snap(ioctx, image, snap)
+            remove_snap(cluster, ioctx, image, snap)
 
     def remove(self, image: str) -> bool:
         """See the contract."""

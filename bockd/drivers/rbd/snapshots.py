@@ -182,7 +182,7 @@ class SnapshotOperations:
         doing = f"removing snap {record.snap} of image {record.image}"
 
         def remove(connected: Connected) -> None:
-            remove_snap(connected.ioctx, record.image, record.snap)
+            remove_snap(connected.cluster, connected.ioctx, record.image, record.snap)
             if image_too:
                 remove_image(connected.ioctx, record.image)
 
@@ -194,8 +194,8 @@ class SnapshotOperations:
         await blocking_apart(CHANGING, try_to, doing, ask)
 
     def _remove_snap(self, image: str, snap: str) -> None:
-        with self._session.images.use() as (_, ioctx):
-            remove_snap(ioctx, image, snap)
+        with self._session.images.use() as (cluster, ioctx):
+            remove_snap(cluster, ioctx, image, snap)
 
 
 def is_named(txn: Transaction, image: str) -> bool:

@@ -160,7 +160,7 @@ def test_of_an_image_with_snaps_librbd_is_not_told_to_remove_it(
     with monkeypatch.context() as without:
         without.setattr(rbd, "RBD", None)
         assert not images.remove_image(gateway.ioctx, name)
-    images.remove_snap(gateway.ioctx, name, snap)
+    images.remove_snap(gateway.cluster, gateway.ioctx, name, snap)
     assert images.remove_image(gateway.ioctx, name)
 
 
@@ -183,8 +183,8 @@ def test_an_image_goes_when_nothing_needs_it(gateway: Gateway) -> None:
     gateway.close(device)
     assert not images.remove_image(gateway.ioctx, name)
     # A snap goes though it has a clone; the image stays for the clone's sake.
-    images.remove_snap(gateway.ioctx, name, snap)
-    images.remove_snap(gateway.ioctx, name, snap)
+    images.remove_snap(gateway.cluster, gateway.ioctx, name, snap)
+    images.remove_snap(gateway.cluster, gateway.ioctx, name, snap)
     with pytest.raises(NotFoundError):
         images.open_image(gateway.ioctx, name, snap)
     assert not images.remove_image(gateway.ioctx, name)
@@ -206,7 +206,7 @@ def test_a_full_cluster_lets_an_image_go_with_all_that_it_holds(
     gateway.close(device)
     assert len(data_objects(gateway)) == 4
     with ceph.full():
-        images.remove_snap(gateway.ioctx, name, snap)
+        images.remove_snap(gateway.cluster, gateway.ioctx, name, snap)
         with images.looking_at(gateway.ioctx, name) as image:
             assert list(image.list_snaps()) == []
         assert images.remove_image(gateway.ioctx, name)
@@ -235,9 +235,9 @@ def test_what_is_gone_can_be_removed_again(gateway: Gateway) -> None:
     clone = gateway.clone(name, snap := gateway.snap(name))
     assert images.remove_image(gateway.ioctx, clone)
     assert images.remove_image(gateway.ioctx, clone)
-    images.remove_snap(gateway.ioctx, name, snap)
+    images.remove_snap(gateway.cluster, gateway.ioctx, name, snap)
     assert images.remove_image(gateway.ioctx, name)
-    images.remove_snap(gateway.ioctx, name, snap)
+    images.remove_snap(gateway.cluster, gateway.ioctx, name, snap)
     with pytest.raises(NotFoundError):
         images.open_image(gateway.ioctx, name)
 

@@ -151,7 +151,7 @@ def test_a_full_cluster_refuses_what_grows_and_nothing_else(
             here.index.update(touch)
         image = here.tenures.look(VOLUME).image
         images.take_snap(here.limited, here.ioctx, image, snap := images.new_name())
-        images.remove_snap(here.ioctx, image, snap)
+        images.remove_snap(here.limited, here.ioctx, image, snap)
         with gateway(namespace, THERE, tmp_path) as there:
             there.take(Manner.FIRM)
             assert here.taken is None
@@ -228,6 +228,7 @@ def test_without_monitors_open_volumes_go_on_and_takings_fail_at_their_limits(
                 "breaking a lock": lambda: claim.break_lock(owner),
                 "catching up": claim.catch_up,
                 "a snap": lambda: images.take_snap(here.limited, here.ioctx, image, "s"),
+                "a snap's end": lambda: images.remove_snap(here.limited, here.ioctx, image, "s"),
             }
             for what, refused in limited.items():
                 began = time.monotonic()
