@@ -28,6 +28,8 @@ from tests.drivers.rbd.writers import Writers
 
 need_modules()
 
+from bockd.drivers.rbd.binding import rbd  # noqa: E402 - where there are the modules
+
 pytestmark = pytest.mark.ceph_trouble
 
 WRITERS = 16
@@ -153,6 +155,7 @@ def test_a_full_cluster_refuses_what_grows_and_nothing_else(
         gateway.bock("snapshot", "create", "disk", "now")
         gateway.bock("snapshot", "delete", "now")
         gateway.bock("volume", "delete", "more")
+        three_osds.wait_for(lambda: len(images_of(three_osds, namespace)) == 1)
         clients.connections[0].trim(STRIDE, 0)
         assert clients.read_all() == {**writing.answered, 0: 0}
         for one in clients.connections:
@@ -161,10 +164,18 @@ def test_a_full_cluster_refuses_what_grows_and_nothing_else(
     assert found == {**writing.answered, 0: 0}
 
 
+def images_of(cluster: Cluster, namespace: RbdSettings) -> list[str]:
+    with cluster.admin_ioctx() as ioctx:
+        ioctx.set_namespace(namespace.namespace)
+        found: list[str] = rbd.RBD().list(ioctx)
+        return found
+
+
 def test_without_monitors_open_volumes_go_on(
     three_osds: Cluster, gateway: Bockd, clients: Clients
 ) -> None:
     gateway.bock("volume", "create", "closed", "--size", "1M")
+    gateway.bock("snapshot", "create", "disk", "before")
     with Writers(clients.write, WRITERS) as writing, three_osds.hanging("mon.a"):
         writing.wait_for_writes()
         took("a snapshot", lambda: gateway.refusal("snapshot", "create", "disk", "no"))
@@ -175,6 +186,10 @@ def test_without_monitors_open_volumes_go_on(
                 gateway.connect("closed")
 
         took("opening", connect)
+        writing.wait_for_writes()
+        # Its snap goes later: to remove it needs a monitor.
+        gateway.bock("snapshot", "delete", "before")
+        three_osds.wait_for(lambda: "is put off: " in gateway.log.read_text())
         writing.wait_for_writes()
         gateway.bock("volume", "create", "made", "--size", "1M")
         assert len(gateway.bock("volume", "list")) == 3
