@@ -380,7 +380,7 @@ class BlockStorage(Protocol):
         written back first.
 
         Raises InvalidStateError unless it is available or in use, while a client is connected, and
-        while another gateway has not written it back; NotSupportedError where volumes have no
+        while another gateway has not written it back; InvalidRequestError where volumes have no
         cache, or this gateway has no place for it.
         """
         ...
@@ -391,7 +391,7 @@ class BlockStorage(Protocol):
 
         Raises InvalidStateError while a client is connected, and while the gateway that has it
         runs, which is to be asked itself; ConflictError when there is nothing to give up,
-        NotSupportedError where volumes have no cache.
+        InvalidRequestError where volumes have no cache.
         """
         ...
 

@@ -26,7 +26,6 @@ from bockd.config.values import (
     read_url,
     word,
 )
-from bockd.config.writeback import WriteBackSettings
 from bockd.errors import InvalidRequestError
 from bockd.model import (
     ClientCertificates,
@@ -264,7 +263,6 @@ class Settings(Section):
     pool: PoolSettings = section(PoolSettings)
     rbd: RbdSettings = section(RbdSettings)
     cache: CacheSettings = section(CacheSettings)
-    write_back: WriteBackSettings = section(WriteBackSettings)
     checksums: ChecksumSettings = section(ChecksumSettings)
     identity: IdentitySettings = section(IdentitySettings)
     keystone: KeystoneSettings = section(KeystoneSettings)

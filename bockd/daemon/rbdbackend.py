@@ -18,10 +18,8 @@ from bockd.daemon.datadir import REPLICA, DataDirectory, refuse_local_pool
 from bockd.daemon.endwatch import EndWatch
 from bockd.daemon.gatewaywork import FOLLOW_SECONDS, GatewayWork
 from bockd.daemon.retrying import Retrying
-from bockd.daemon.writingback import WritingBack
 from bockd.drivers.cache.directory import CacheDirectory
 from bockd.drivers.rbd.pool import RbdPool
-from bockd.drivers.writeback.directory import WriteBackDirectory
 from bockd.identity.sharedkey import shared_key
 from bockd.model import VolumeId
 from bockd.runtime.steprunner import StepRunner
@@ -34,9 +32,7 @@ class RbdBackend:
     scrubbing = None
     backups = None
 
-    def __init__(
-        self, pool: RbdPool, directory: DataDirectory, runner: StepRunner, spawn: Spawn
-    ) -> None:
+    def __init__(self, pool: RbdPool, directory: DataDirectory, runner: StepRunner) -> None:
         self.pool = pool
         self.token_key: bytes | None = None
         settings = pool.session.settings
@@ -50,8 +46,7 @@ class RbdBackend:
         self._directory = directory
         self._runner = runner
         self._work = GatewayWork(pool.session)
-        self._watch = EndWatch(lambda: pool.open_nodes.unfinished() + pool.open_nodes.dirty_bytes())
-        self._writing_back = WritingBack(pool.open_nodes, spawn, runner)
+        self._watch = EndWatch(pool.open_nodes.unfinished)
         self.gateways = self._work.gateways
 
     @staticmethod
@@ -76,37 +71,27 @@ class RbdBackend:
                 if (path := settings.cache.directory) is not None:
                     cache = CacheDirectory.open(path, settings.cache.size_bytes, spawn)
                     stack.callback(cache.release)
-                write_backs = None
-                if (path := settings.write_back.directory) is not None:
-                    size_bytes = settings.write_back.size_bytes
-                    write_backs = WriteBackDirectory.open_directory(path, size_bytes, spawn)
-                    stack.callback(write_backs.release)
                 pool = RbdPool.open(settings.rbd, settings.data_dir / REPLICA, spawn, post)
                 pool.open_nodes.fronts.cache = cache
-                pool.open_nodes.fronts.write_backs = write_backs
                 stack.pop_all()
             return pool, directory
 
-        pool, directory = await trio.to_thread.run_sync(open_pool)
-        return cls(pool, directory, runner, spawn)
+        return cls(*await trio.to_thread.run_sync(open_pool), runner)
 
     async def prepare(self) -> None:
-        """Enter the table of gateways, find what is dirty here, and the key that all of them sign
-        tokens with."""
+        """Enter the table of gateways, and find the key that all of them sign tokens with."""
         await self._work.enter()
-        await self._writing_back.begin()
         self.token_key = await trio.to_thread.run_sync(shared_key, self.pool.index)
 
     def begin_background(self) -> None:
         """Do nothing: nothing is left in a queue."""
 
     async def run(self, written_bytes: Callable[[VolumeId], int]) -> None:
-        """Follow the index, sweep, flatten, and write back, until cancelled."""
+        """Follow the index, sweep and flatten, until cancelled."""
         del written_bytes
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._work.run)
             nursery.start_soon(self._drop_taken)
-            nursery.start_soon(self._writing_back.run)
 
     async def _drop_taken(self) -> None:
         """See `OpenNodes.drop_taken`."""
@@ -119,12 +104,10 @@ class RbdBackend:
         self._watch.begin()
 
     async def close(self) -> None:
-        """Write back what is dirty, for some seconds; then give all volumes back, and close all
-        snapshots. When that hangs, end the process."""
+        """Give all volumes back, and close all snapshots. When that hangs, end the process."""
         self._watch.begin()
+        self._watch.clients_left()
         with trio.CancelScope(shield=True):
-            await self._writing_back.end()
-            self._watch.clients_left()
             try:
                 await self._runner.run(self.pool.close_all())
             finally:
@@ -138,8 +121,6 @@ class RbdBackend:
         self.pool.release()
         if (cache := self.pool.open_nodes.fronts.cache) is not None:
             cache.release()
-        if (write_backs := self.pool.open_nodes.fronts.write_backs) is not None:
-            write_backs.release()
         self._directory.release()
 
     def new_data(self) -> str:
@@ -148,4 +129,4 @@ class RbdBackend:
 
     def waiting(self) -> tuple[str, ...]:
         """Return what is flattened, and what was put off."""
-        return (*self._work.waiting(), *self._writing_back.waiting())
+        return self._work.waiting()

@@ -57,7 +57,7 @@ class VolumeCaches(Protocol):
     ) -> Steps[None]:
         """Choose what stands in front of a volume from its next opening on; what is dirty is
         written back first. Raises InUseError while a client is connected, DirtyElsewhereError,
-        NotSupportedError: this gateway has no place for it."""
+        InvalidRequestError: this gateway has no place for it."""
         ...
 
     def discard(self, volume: VolumeId, in_transaction: WithVolume = nothing_more) -> Steps[None]:
@@ -108,7 +108,7 @@ class Pool(Protocol):
 
     @property
     def caches(self) -> VolumeCaches:
-        """What gateways have of volumes on their local disks. Raises NotSupportedError where
+        """What gateways have of volumes on their local disks. Raises InvalidRequestError where
         `Features.caches` says that there are none."""
         ...
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bockd.errors import NotSupportedError
+from bockd.errors import InvalidRequestError, NotSupportedError
 from bockd.model import PoolDriver
 
 
@@ -33,9 +33,9 @@ def no_repair(driver: str) -> NotSupportedError:
     )
 
 
-def no_cache(driver: str) -> NotSupportedError:
+def no_cache(driver: str) -> InvalidRequestError:
     """Return the error for choosing how volumes are cached in a pool that is on the local disk."""
-    return NotSupportedError(
+    return InvalidRequestError(
         f"a pool of the kind {driver} has no cache in front of its volumes: they are on this "
         "machine already"
     )

@@ -171,7 +171,7 @@ def test_a_pool_whose_volumes_have_no_cache_says_so(served: Served) -> None:
             {"bockd_discard_cache": None},
         ):
             code, name, message = fault_of(act(client, volume, **action))
-            assert (code, name) == (501, "notImplemented")
+            assert (code, name) == (400, "badRequest")
             assert "has no cache in front of its volumes" in message
         assert "cache" not in show(client, volume)["bockd"]
 

@@ -115,7 +115,7 @@ class LocalPool:
 
     @property
     def caches(self) -> VolumeCaches:
-        """See `Pool.caches`. Raises NotSupportedError."""
+        """See `Pool.caches`. Raises InvalidRequestError."""
         raise no_cache(self.features.driver)
 
     def trouble(self, record: VolumeRecord) -> str | None:

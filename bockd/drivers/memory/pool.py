@@ -97,7 +97,7 @@ class MemoryPool:
 
     @property
     def caches(self) -> VolumeCaches:
-        """See `Pool.caches`. Raises NotSupportedError."""
+        """See `Pool.caches`. Raises InvalidRequestError."""
         raise no_cache(self.features.driver)
 
     def trouble(self, record: VolumeRecord) -> str | None:

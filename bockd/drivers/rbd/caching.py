@@ -13,7 +13,7 @@ from bockd.drivers.rbd.messages import DRAIN_SECONDS, Manner
 from bockd.drivers.rbd.opennodes import OpenNodes, refuse_dirty
 from bockd.drivers.rbd.records import RbdVolumeRecord, put_record, unchanged, volume_record
 from bockd.drivers.rbd.vacating import vacate
-from bockd.errors import ConflictError, InUseError, NotFoundError, NotSupportedError
+from bockd.errors import ConflictError, InUseError, InvalidRequestError, NotFoundError
 from bockd.model import CacheMode, NodeKind, VolumeId
 from bockd.pool.caches import CacheState
 from bockd.pool.index import Transaction
@@ -90,7 +90,7 @@ class CacheOperations:
 
         async def steps() -> None:
             if mode is CacheMode.WRITE_BACK and self._nodes.fronts.write_backs is None:
-                raise NotSupportedError(
+                raise InvalidRequestError(
                     f"gateway {self._session.who.gateway} has no place for what is written back "
                     "later: name a directory in its configuration (write_back.directory), or ask a "
                     "gateway that has one"
