@@ -73,7 +73,7 @@ def test_of_a_held_volume_nothing_but_a_snapshot_is_made(
     store.assert_sound()
 
 
-@pytest.mark.parametrize("status", set(Status) - {Status.AVAILABLE, Status.MAINTENANCE})
+@pytest.mark.parametrize("status", sorted(set(Status) - {Status.AVAILABLE, Status.MAINTENANCE}))
 def test_no_hold_of_a_volume_that_somebody_has(
     store: Store, tenant: TenantId, status: Status
 ) -> None:
