@@ -34,8 +34,12 @@ ALLOWED = {
     ("deleting", "available"),
     ("deleting", "error"),
     ("deleting", "error_deleting"),
+    ("available", "maintenance"),
+    ("maintenance", "available"),
+    ("maintenance", "deleting"),
+    ("deleting", "maintenance"),
 }
-SNAPSHOTS_NEVER = {"attaching", "in-use", "detaching"}
+SNAPSHOTS_NEVER = {"attaching", "in-use", "detaching", "maintenance"}
 
 
 @pytest.mark.parametrize(("old", "new"), list(product(Status, Status)))
@@ -55,7 +59,8 @@ def test_a_status_changes_only_as_its_lifecycle_says(
 
 @pytest.mark.parametrize(("status", "force"), list(product(Status, (False, True))))
 def test_what_may_be_snapshotted(status: Status, force: bool) -> None:
-    if status is Status.AVAILABLE or (status is Status.IN_USE and force):
+    allowed = (Status.AVAILABLE, Status.MAINTENANCE)
+    if status in allowed or (status is Status.IN_USE and force):
         rules.check_can_be_snapshotted(5, status, force=force)
     else:
         with pytest.raises(InvalidStateError, match=r"^Invalid volume: "):
