@@ -322,8 +322,6 @@ class Log:
         else:
             self.no_room = ""
             self.spare = spare
-            if self.ended:
-                spare.close()
         finally:
             self.preparing = False
             self.changed.fire()
@@ -337,10 +335,13 @@ class Log:
     # -- the end -------------------------------------------------------------------------------
 
     async def close(self) -> None:
-        """Close its files, which stay."""
+        """Close its files, which stay. What is under way has ended then: the next opening makes
+        files of the same names."""
         self.ended = True
         async with self._turn, self._noting:
-            pass  # what was under way has ended
+            pass
+        while self.preparing:
+            await self.changed.wait()
         self._file.close()
         for segment in self._all():
             segment.close()

@@ -90,8 +90,8 @@ class Segment:
     def create(cls, directory: Path, number: int, size_bytes: int, log_id: str) -> Segment:
         """Make a segment durably. Blocks. Raises OSError: there is none then."""
         path, seed = segment_path(directory, number), seed_of(log_id)
-        new = path.with_suffix(NEW_SUFFIX)
-        fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        new = named = path.with_suffix(NEW_SUFFIX)
+        fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             write_all(fd, header_of(number, seed).ljust(FIRST_RECORD, b"\0"), 0)
             zero(fd, FIRST_RECORD, size_bytes)
@@ -99,13 +99,13 @@ class Segment:
             os.fsync(fd)
             hit(Failpoint.WRITEBACK_SEGMENT_SYNCED)
             os.rename(new, path)
+            named = path
             hit(Failpoint.WRITEBACK_SEGMENT_NAMED)
             sync_directory(directory)
         except BaseException:
             os.close(fd)
-            for one in (new, path):
-                with suppress(OSError):
-                    one.unlink()
+            with suppress(OSError):
+                named.unlink()
             raise
         return cls(path, number, fd, size_bytes, seed)
 

@@ -271,6 +271,52 @@ def test_a_log_that_is_missing_is_an_error_that_says_what_to_do(opened: Opened) 
     assert not opened.directory.holds(IMAGE)
 
 
+@pytest.mark.parametrize("end", ["close", "drain"])
+def test_a_log_ends_when_no_segment_of_it_is_being_made(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, end: str
+) -> None:
+    """The next opening would make one of the same name, and a log that is removed gives back all
+    that it has taken."""
+    opened.write(0, ONE)
+    create = Segment.create
+    ends: list[list[object]] = []
+    ended: list[bool] = []
+
+    def during(directory: Path, number: int, size_bytes: int, log_id: str) -> Segment:
+        if not ends:
+            ends.append(opened.begin(getattr(opened.device, end)()))
+            ended.append(bool(ends[0]))
+        return create(directory, number, size_bytes, log_id)
+
+    monkeypatch.setattr(Segment, "create", during)
+    for block in range(1, 10):
+        if not ends:
+            opened.write(block * BLOCK_SIZE, ONE)
+    opened.settle()
+    assert ended == [False]
+    assert ends == [[None]]
+    assert not [one for one in caplog.records if one.levelno >= logging.ERROR]
+    if end == "close":
+        opened.open()
+        assert opened.read(BLOCK_SIZE) == ONE
+        opened.run(opened.device.drain())
+    assert opened.directory.images() == []
+    assert opened.directory.space.used_bytes == 0
+
+
+def test_a_segment_that_cannot_be_named_takes_no_other_away(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = opened.path / "00000007.seg"
+    path.write_bytes(b"of another opening")
+    monkeypatch.setattr(os, "rename", _fails)
+    with pytest.raises(OSError, match="Input/output error"):
+        Segment.create(opened.path, 7, SEGMENT_BYTES, "0" * 16)
+    assert path.read_bytes() == b"of another opening"
+    assert not path.with_suffix(".new").exists()
+    path.unlink()
+
+
 def test_a_log_that_no_record_names_is_dropped(
     opened: Opened, below: MemoryDevice, caplog: pytest.LogCaptureFixture
 ) -> None:
