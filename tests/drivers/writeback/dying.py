@@ -1,0 +1,61 @@
+"""A process that writes to volume "one" with write-back, in DIRECTORY, and says what was answered.
+
+    python -m tests.drivers.writeback.dying DIRECTORY
+
+It dies at the failpoint that its environment names. For each change that was answered it appends a
+line to `answered`: offset and value. The driver's record is the file `record`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from bockd.failpoints import arm
+from bockd.model import BLOCK_SIZE
+
+from .filedevice import FileDevice
+from .opened import SIZE_BYTES, Opened
+
+BLOCKS = 24
+
+
+class Recorded(Opened):
+    """Its record is in a file."""
+
+    async def _commit(self, record: str | None) -> None:
+        await super()._commit(record)
+        (self.path.parent / "record").write_text(record or "")
+
+
+def open_again(root: Path) -> Recorded:
+    """Open what an earlier process has left."""
+    record = root / "record"
+    named = record.read_text() if record.exists() else ""
+    return Recorded(root / "logs", FileDevice(root / "below", SIZE_BYTES), named or None)
+
+
+def main(root: Path) -> None:
+    """Write, flush, fill segments, drain and end."""
+    opened, answered = open_again(root), (root / "answered").open("a")
+
+    def write(block: int, value: int) -> None:
+        opened.write(block * BLOCK_SIZE, bytes([value]) * BLOCK_SIZE)
+        answered.write(f"{block} {value}\n")
+        answered.flush()
+
+    for turn in range(1, 4):
+        for block in range(BLOCKS):
+            write(block, 10 * turn + block % 7)
+            if block % 5 == 0:
+                opened.flush()
+        opened.look()
+    opened.run(opened.device.drain())
+    write(0, 99)
+    opened.close()
+
+
+if __name__ == "__main__":
+    arm(os.environ)
+    main(Path(sys.argv[1]))
