@@ -149,18 +149,18 @@ class Way:
         quiet = current.sequence == self._looked_at
         looked_at, self._looked_at = self._looked_at, current.sequence
         if current.broken or (current.clean and quiet):
-            self._begin_look(self.become_clean())
+            self._begin_look(self.become_clean)
         elif not current.current.empty and current.current.first <= looked_at:
-            self._begin_look(self._flush_log(current))
+            self._begin_look(lambda: self._flush_log(current))
         else:
             self.kick()
 
-    def _begin_look(self, steps: Steps[None]) -> None:
+    def _begin_look(self, look: Callable[[], Steps[None]]) -> None:
         self._looking = True
 
         async def run() -> None:
             try:
-                await steps
+                await look()
             except BrokenLogError:
                 pass  # it says so itself
             except BockdError as error:
@@ -169,7 +169,6 @@ class Way:
                 self._looking = False
 
         if not try_spawn(self._spawn, run()):
-            steps.close()
             self._looking = False
 
     def _say(self, error: BockdError) -> None:
@@ -382,7 +381,7 @@ class Way:
 
     def _own_barrier(self, current: Log) -> None:
         if not self._looking:
-            self._begin_look(self._flush_log(current))
+            self._begin_look(lambda: self._flush_log(current))
 
     async def _until(self, sequence: int) -> None:
         assert self._writer is not None

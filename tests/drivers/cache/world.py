@@ -33,7 +33,13 @@ from bockd.drivers.memory.device import FailedError, MemoryDevice
 from bockd.errors import BockdError
 from bockd.model import BLOCK_SIZE, MIB
 from bockd.runtime.steps import Steps, blocking
-from tests.drivers.local.schedule import GRAVEYARD, History, Scheduler, UnevenScheduler
+from tests.drivers.local.schedule import (
+    GRAVEYARD,
+    History,
+    Scheduler,
+    UnevenScheduler,
+    close_buried,
+)
 
 SIZE_BYTES = 3 * MIB
 SECTOR = History.SECTOR
@@ -166,6 +172,7 @@ class World:
     """One volume, and one machine that has it most of the time."""
 
     def __init__(self, seed: int, root: Path, mutate: Callable[[pytest.MonkeyPatch], None]) -> None:
+        self._buried_before = len(GRAVEYARD)
         self.chance = random.Random(seed)
         self.root = root
         self.below = SlowDevice(SIZE_BYTES, self.chance)
@@ -264,9 +271,7 @@ class World:
     def dispose(self) -> None:
         """End the world, whatever state it is in."""
         self.scheduler.die()
-        for task in GRAVEYARD:
-            task.steps.close()
-        GRAVEYARD.clear()
+        close_buried(self._buried_before)
         self._patch.undo()
         self.device.blocks.file.close()
         with suppress(OSError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -17,6 +18,15 @@ from bockd.runtime.steps import Blocking, Step, Steps
 GRAVEYARD: list[Task] = []
 """Operations that a death cut off. They are kept, for a coroutine that is collected would run its
 `finally` clauses, and a process that is killed runs nothing."""
+
+
+def close_buried(first: int) -> None:
+    """Close what was cut off since so many were buried, whatever that raises, where a test is over.
+    What other tests have left stays."""
+    for task in GRAVEYARD[first:]:
+        with suppress(BaseException):
+            task.steps.close()
+    del GRAVEYARD[first:]
 
 
 @dataclass(eq=False)

@@ -13,7 +13,7 @@ from bockd.drivers.writeback.directory import WriteBackDirectory
 from bockd.model import BLOCK_SIZE, KIB, MIB
 from bockd.pool.device import BlockDevice
 from bockd.runtime.steps import Steps
-from tests.drivers.local.schedule import GRAVEYARD, Scheduler
+from tests.drivers.local.schedule import GRAVEYARD, Scheduler, close_buried
 
 T = TypeVar("T")
 
@@ -35,6 +35,7 @@ class Opened:
         self.refusing = False
         """Switch: the driver cannot commit."""
         self.now = 1000.0
+        self._buried_before = len(GRAVEYARD)
         self.scheduler = Scheduler(random.Random(0))
         self.directory = self._directory()
         self.device = self.open()
@@ -145,9 +146,7 @@ class Opened:
     def dispose(self) -> None:
         """Give up whatever is under way."""
         self.scheduler.die()
-        for task in GRAVEYARD:
-            task.steps.close()
-        GRAVEYARD.clear()
+        close_buried(self._buried_before)
 
 
 def holding(below: BlockDevice, offset: int, length: int) -> bytes:

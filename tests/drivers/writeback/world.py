@@ -30,7 +30,7 @@ from bockd.drivers.writeback.directory import WriteBackDirectory
 from bockd.errors import BockdError, UnavailableError
 from bockd.model import BLOCK_SIZE, KIB
 from bockd.runtime.steps import Steps, blocking
-from tests.drivers.local.schedule import GRAVEYARD, Scheduler, UnevenScheduler
+from tests.drivers.local.schedule import GRAVEYARD, Scheduler, UnevenScheduler, close_buried
 
 from .below import FailedError, VolatileDevice
 from .disk import DeathError, Disk
@@ -59,6 +59,7 @@ class World:
     REQUESTS = ("read", "read", "write", "write", "write", "write", "trim", "zero", "flush")
 
     def __init__(self, seed: int, root: Path, mutate: Callable[[pytest.MonkeyPatch], None]) -> None:
+        self._buried_before = len(GRAVEYARD)
         self.chance = random.Random(seed)
         self.root = root / "logs"
         self.below = VolatileDevice(SIZE_BYTES, self.chance)
@@ -193,7 +194,7 @@ class World:
     def close(self) -> None:
         """Close the volume in order, and open it again."""
         self.counts["close"] += 1
-        self.start(self._ignoring(self.device.close()))
+        self.start(self._ignoring(self.device.close))
         self.finish()
         self.directory.release()
         self._another()
@@ -253,10 +254,7 @@ class World:
     def dispose(self) -> None:
         """End the world, whatever state it is in."""
         self._end_process()
-        for task in GRAVEYARD:
-            with suppress(BaseException):
-                task.steps.close()
-        GRAVEYARD.clear()
+        close_buried(self._buried_before)
         self._patch.undo()
 
     # -- time ----------------------------------------------------------------------------------
@@ -357,7 +355,7 @@ class World:
 
     def zero(self) -> None:
         offset, length = self.range()
-        self.start(self._zeros(offset, length, self._zero(offset, length)))
+        self.start(self._zeros(offset, length, lambda: self._zero(offset, length)))
 
     async def _zero(self, offset: int, length: int) -> None:
         await self.device.zero(offset, length, allocate=self.chance.random() < 0.5)
@@ -366,16 +364,16 @@ class World:
         offset, length = self.range()
         first = -(-offset // BLOCK_SIZE) * BLOCK_SIZE
         whole = (offset + length) // BLOCK_SIZE * BLOCK_SIZE - first
-        self.start(self._zeros(first, max(whole, 0), self._trim(offset, length)))
+        self.start(self._zeros(first, max(whole, 0), lambda: self._trim(offset, length)))
 
     async def _trim(self, offset: int, length: int) -> None:
         if not (self.chance.random() < 0.5 and self.device.try_trim(offset, length)):
             await self.device.trim(offset, length)
 
-    async def _zeros(self, offset: int, length: int, steps: Steps[None]) -> None:
+    async def _zeros(self, offset: int, length: int, change: Callable[[], Steps[None]]) -> None:
         given = self.oracle.begin(offset, bytes(length), self.tick())
         with suppress(BockdError):
-            await steps
+            await change()
             self._answered(given)
 
     def flush(self) -> None:
@@ -402,9 +400,9 @@ class World:
             if wrong:
                 raise ViolationError(f"drained, and sectors {wrong} are not below")
 
-    async def _ignoring(self, steps: Steps[None]) -> None:
+    async def _ignoring(self, begin: Callable[[], Steps[None]]) -> None:
         with suppress(BockdError):
-            await steps
+            await begin()
 
     def look(self) -> None:
         self.directory.look()
