@@ -4,7 +4,7 @@
 .DEFAULT_GOAL := help
 .PHONY: help run run-ceph test test-fast test-floors test-walk test-clients test-openstack-clients
 .PHONY: test-debian13 test-keystone soak soak-cuts soak-kills faults damage fuzz sanitize setup
-.PHONY: sanitize-threads test-ceph test-ceph-driver test-ceph-debian13 soak-ceph
+.PHONY: sanitize-threads test-kills test-ceph test-ceph-driver test-ceph-debian13 soak-ceph
 .PHONY: setup-run setup-ceph setup-check setup-test setup-bench
 .PHONY: check bench bench-quick bench-micro profile lock clean
 
@@ -59,6 +59,9 @@ test-ceph-driver: setup-test ## run all tests of the driver for Ceph (ARGS as ab
 
 test-ceph-debian13: ## the same in a root of Debian 13, with its release of Ceph (as root; ARGS as above)
 	@.setup/tree-in trixie make test-ceph-driver ARGS="$(ARGS)"
+
+test-kills: setup-test ## kill commands at each of their steps: minutes, and not in `make test`
+	@.venv/bin/python -m pytest tests/daemon -m long_kills $(ARGS)
 
 test-keystone: setup ## run the tests that need a real Keystone, which this installs into .cache
 	@.setup/keystone

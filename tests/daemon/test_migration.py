@@ -67,6 +67,7 @@ def test_a_snapshot_of_the_user_stays_here(two: Two) -> None:
     two.forget("kept")
 
 
+@pytest.mark.long_kills
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_killed_at_any_request_to_a_daemon(two: Two, when: str) -> None:
     """One complete copy is readable at each moment, and the records say which. Of every two runs

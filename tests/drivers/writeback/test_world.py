@@ -11,7 +11,7 @@ from pathlib import Path
 from .lives import live
 from .mutations import nothing
 
-LIVES = 80
+LIVES = 30
 STEPS = 120
 
 
