@@ -62,7 +62,7 @@ class Gated:
             raise error
 
     async def wait_until_running(self) -> None:
-        await trio.to_thread.run_sync(self._running.acquire)
+        await trio.to_thread.run_sync(self._running.acquire, abandon_on_cancel=True)
 
     def let_go_on(self) -> None:
         self._go_on.release()

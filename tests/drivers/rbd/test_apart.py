@@ -28,6 +28,7 @@ from bockd.drivers.rbd.fronts import Front  # noqa: E402
 from bockd.drivers.rbd.opennodes import OpenNodes, OpenVolume  # noqa: E402
 from bockd.drivers.rbd.pool import FEATURES  # noqa: E402
 from bockd.drivers.rbd.recalling import recall  # noqa: E402
+from bockd.drivers.rbd.records import Identity  # noqa: E402
 from bockd.drivers.rbd.snapshots import SnapshotOperations  # noqa: E402
 from bockd.drivers.rbd.volumes import VolumeOperations  # noqa: E402
 
@@ -64,7 +65,8 @@ class Hanging:
                 begin(nursery, number)
             try:
                 for _ in range(THREADS):
-                    await trio.to_thread.run_sync(self.begun.acquire)
+                    # A call that fails before it hangs ends this.
+                    await trio.to_thread.run_sync(self.begun.acquire, abandon_on_cancel=True)
                 answered = trio.Event()
                 nursery.start_soon(self.ask, answered)
                 with trio.fail_after(60):
@@ -78,12 +80,13 @@ def nodes_of(hanging: Hanging) -> OpenNodes:
         await blocking(hanging.call)
 
     session: Any = SimpleNamespace(
+        who=Identity("here", "r" * 16),
         settings=SimpleNamespace(max_open_volumes=100),
         taker=SimpleNamespace(take=take, give_back=take),
     )
     nodes = OpenNodes(session, lambda steps: steps.close())
     patched: Any = nodes
-    patched._record = lambda _volume: SimpleNamespace(failed=None, epoch=1)
+    patched._record = lambda _volume: SimpleNamespace(failed=None, epoch=1, dirty_at=None)
     patched._open_snapshot = hanging.call
     return nodes
 
@@ -104,10 +107,11 @@ async def test_taking() -> None:
 async def test_giving_back() -> None:
     hanging = Hanging()
     nodes = nodes_of(hanging)
+    no_device: Any = None
     opened: Any = SimpleNamespace(
         users=0,
         taken=None,
-        front=SimpleNamespace(cached=None, lease=None),
+        front=Front(no_device),
         device=SimpleNamespace(lost=SimpleNamespace(fire=lambda: None)),
     )
     shown: OpenVolume = opened
@@ -129,8 +133,8 @@ def test_what_is_given_back_in_the_background_is_unfinished() -> None:
 
     session: Any = nodes.session
     session.taker.give_back = give_back
-    front = SimpleNamespace(cached=None, lease=None)
-    opened: Any = SimpleNamespace(users=1, taken=None, front=front)
+    no_device: Any = None
+    opened: Any = SimpleNamespace(users=1, taken=None, front=Front(no_device))
     nodes.volumes[VolumeId(1)] = opened
     for _ in range(2):
         assert nodes.unfinished() == 1
