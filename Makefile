@@ -48,7 +48,7 @@ CEPH_SUITES = $(addprefix tests/,attach cli openstack walk)
 
 test-ceph: setup-test ## test pools in Ceph: a cluster in trouble, and the suites over daemons (ARGS as above)
 ifeq ($(ARGS),)
-	@.venv/bin/python -m pytest tests/drivers/rbd tests/daemon/test_gatewaywork.py -m ceph_trouble -rP
+	@.venv/bin/python -m pytest tests/drivers/rbd -m ceph_trouble -rP
 	@BOCKD_TEST_DRIVER=rbd .venv/bin/python -m pytest --numprocesses 2 --dist loadfile $(CEPH_SUITES)
 else
 	@BOCKD_TEST_DRIVER=rbd .venv/bin/python -m pytest $(ARGS)

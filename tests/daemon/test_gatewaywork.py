@@ -41,7 +41,6 @@ async def until(condition: Callable[[], bool]) -> None:
             await trio.sleep(0.05)
 
 
-@pytest.mark.ceph_trouble
 def test_it_sweeps_dumps_and_waits_for_trouble_to_pass(
     driver: RbdDriver, ceph: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -47,6 +47,11 @@ GRACE_SECONDS = 6
 """After how long without a word an OSD is taken for dead (`osd_heartbeat_grace`; Ceph's default is
 20 s)."""
 
+LEASE_RATIO, LONE_LEASE_RATIO = 0.8, 600.0
+"""How long an OSD may answer without a word of the others, as a multiple of the grace
+(`osd_pool_default_read_lease_ratio`). Ceph's default; and an hour for one that has no others, which
+then forgets to answer if it was stopped for longer (`clusterconf.py`)."""
+
 FULL_AT_ONCE = 0.001
 """Below this ratio an empty OSD is full."""
 
@@ -123,6 +128,7 @@ class Cluster:
                 fewest=max(1, len(self.osds) - 1),
                 placement_groups=PLACEMENT_GROUPS,
                 grace_seconds=GRACE_SECONDS,
+                lease_ratio=LEASE_RATIO if len(self.osds) > 1 else LONE_LEASE_RATIO,
             )
         )
         (self.directory / "keyring").write_text(

@@ -52,6 +52,9 @@ bluestore_cache_size = 67108864
 osd_memory_target = 939524096
 osd_op_num_shards = 2
 osd_op_num_threads_per_shard = 2
+# A placement group answers while the lease lasts that its OSDs give it: this times the grace. If
+# the only OSD is stopped for longer, the group may never answer again (Ceph 16.2.15).
+osd_pool_default_read_lease_ratio = {lease_ratio}
 # It says sooner whether it is full.
 osd_mon_report_interval = 1
 # It must not come to be killed for being slow on a busy machine.

@@ -6,12 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bockd.config.rbd import RbdSettings
-from tests.drivers.rbd.cluster import Cluster
+from tests.drivers.rbd.cluster import GRACE_SECONDS, Cluster
 
 BOUND = """
 import sys
@@ -65,6 +67,35 @@ def test_a_user_has_its_namespace_and_no_other(ceph: Cluster, rbd_namespace: Rbd
                     rbd.RBD().create(ioctx, "image", 1 << 20)
     finally:
         client.shutdown()
+
+
+def test_an_osd_that_was_stopped_answers_all_who_waited(
+    ceph: Cluster, rbd_namespace: RbdSettings
+) -> None:
+    """However long it was stopped: nothing that hangs in a test is the cluster's doing."""
+    from bockd.drivers.rbd.binding import rados
+    from bockd.drivers.rbd.connection import connect, open_pool
+    from bockd.drivers.rbd.settings import index_options
+
+    with ExitStack() as stack:
+
+        def ioctx_with_limit(seconds: int) -> Any:
+            limit = {"rados_osd_op_timeout": str(seconds)}
+            client = connect(rbd_namespace, {**index_options(rbd_namespace), **limit})
+            stack.callback(client.shutdown)
+            return stack.enter_context(open_pool(client, rbd_namespace))
+
+        waiting, stopped = ioctx_with_limit(30), ioctx_with_limit(GRACE_SECONDS + 1)
+        names = [f"object{number}" for number in range(100)]
+        for name in names:
+            waiting.write_full(name, b"before")
+        with ceph.hanging():
+            writes = [waiting.aio_write_full(name, b"waits") for name in names]
+            with pytest.raises(rados.TimedOut):
+                stopped.write_full("object", b"is given up")
+        for write in writes:
+            write.wait_for_complete()
+        assert [write.get_return_value() for write in writes] == [0] * len(names)
 
 
 def test_a_cluster_listens_on_an_address_of_its_own(ceph: Cluster) -> None:
