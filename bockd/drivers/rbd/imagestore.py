@@ -9,6 +9,7 @@ has another connection than all else, since it may take hours.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -42,14 +43,15 @@ class RbdImageStore:
             found: list[str] = rbd.RBD().list(ioctx)
             return found
 
-    def look(self, image: str) -> Seen | None:
-        """See the contract."""
+    def look(self, image: str) -> Seen:
+        """See the contract. librbd lists an image also while it is only an entry of its trash: so
+        its removal begins, and the data goes after that."""
         with self._images.use() as (_, ioctx):
             try:
                 with looking_at(ioctx, image) as opened:
                     return _seen(opened)
             except NotFoundError:
-                return None
+                return Seen(math.inf, {})
 
     def remove_snap(self, image: str, snap: str) -> None:
         """See the contract."""

@@ -27,10 +27,13 @@ and another one takes its place when the table of gateways does not have it any 
 seen is in its memory; who takes its place waits anew.
 
 An image goes after its snaps. One that clones hang on stays, its snaps hidden, until the last of
-them is gone or flattened; and one that a snapshot is of, whose volume is gone, is named.
+them is gone or flattened; and one that a snapshot is of, whose volume is gone, is named. One that
+cannot be opened is what is left of a removal that was cut off, or is under way: it is removed as
+any other.
 
 Everything here blocks, and may be killed anywhere: removing and flattening are done again, and do
-nothing then.
+nothing then. An image that Ceph refuses to look at, to remove or to flatten keeps no other one: its
+error is raised when all others had their turn. That the cluster does not answer is raised at once.
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
@@ -52,6 +56,7 @@ from bockd.drivers.rbd.records import (
     snapshot_records,
     volume_records,
 )
+from bockd.errors import BockdError, UnavailableError
 from bockd.failpoints import Failpoint, hit
 from bockd.pool.index import Transaction
 
@@ -94,7 +99,7 @@ class Seen(NamedTuple):
     """An image as it is in the cluster."""
 
     made_at: float
-    """Seconds since the epoch, by the cluster's clock."""
+    """Seconds since the epoch, by the cluster's clock. Infinity: nothing knows any more."""
     snaps: dict[str, float]
     """When each was made; without those that are hidden, since clones hang on them."""
     is_needed: bool = False
@@ -108,8 +113,8 @@ class ImageStore(Protocol):
         """List the images."""
         ...
 
-    def look(self, image: str) -> Seen | None:
-        """Look at an image. None: it is gone."""
+    def look(self, image: str) -> Seen:
+        """Look at an image, or at what is left of one that cannot be opened, if anything is."""
         ...
 
     def remove_snap(self, image: str, snap: str) -> None:
@@ -155,6 +160,30 @@ class Noticed(NamedTuple):
     generation: int
 
 
+class Turns:
+    """Images that have their turn one after the other, whatever becomes of one of them."""
+
+    def __init__(self) -> None:
+        self._refused: BockdError | None = None
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Keep an error of the `with` block for the end. Raises UnavailableError at once: the next
+        image would have to wait for the cluster, too."""
+        try:
+            yield
+        except UnavailableError:
+            raise
+        except BockdError as error:
+            log.debug("the others have their turn nevertheless: %s", error)
+            self._refused = self._refused or error
+
+    def end(self) -> None:
+        """Raise the first error that was kept: a BockdError."""
+        if self._refused is not None:
+            raise self._refused
+
+
 class Sweep:
     """The sweep of one gateway."""
 
@@ -195,14 +224,16 @@ class Sweep:
             self._first_seen.clear()
             self._begun_at = None
             return False
-        found = self._unnamed(every=self._looks % FULL_LOOK_EVERY == 0)
+        turns = Turns()
+        found = self._unnamed(turns, every=self._looks % FULL_LOOK_EVERY == 0)
         self._looks += 1
         self._grow_older()
         old = [thing for thing, made_at in found.items() if self._is_old(thing, made_at)]
         # Snaps first: an image goes when it has none.
         for some in batched(sorted(old, key=lambda one: one.snap is None), CLAIMED_AT_ONCE):
-            self._remove(some)
+            self._remove(turns, some)
         self._index.tidy()
+        turns.end()
         return True
 
     def _take_turn(self, txn: Transaction) -> bool:
@@ -218,7 +249,7 @@ class Sweep:
 
     # -- what nobody names -------------------------------------------------------------------
 
-    def _unnamed(self, *, every: bool) -> dict[Thing, float]:
+    def _unnamed(self, turns: Turns, *, every: bool) -> dict[Thing, float]:
         """Find what no record names, each with when it was made. `every`: look for snaps in all
         images."""
         names = [name for name in self._store.names() if self._is_ours(name)]
@@ -228,27 +259,31 @@ class Sweep:
             named = named_in(txn)
             self._generation = generation(txn)
         found: dict[Thing, float] = {}
+        left = set(names)
         for image in names:
             if self.stopping:
                 break
             if image in named.images and not every:
                 continue
-            seen = self._store.look(image)
-            if seen is not None:
-                unnamed = _unnamed_of(image, seen, named)
+            with turns.one():
+                unnamed = _unnamed_of(image, self._store.look(image), named)
                 found.update(
                     (one, at) for one, at in unnamed if self._is_ours(one.snap or one.image)
                 )
+                left.remove(image)
+        self._notice(found, left)
+        return found
+
+    def _notice(self, found: dict[Thing, float], left: set[str]) -> None:
+        """Keep in mind what was found, and what was known before of images that were `left` out."""
         now = Noticed(self._awake(), self._generation)
-        looked = {image for image in names if every or image not in named.images}
         self._first_seen = {
             thing: since
             for thing, since in self._first_seen.items()
-            if thing in found or (thing.image not in looked and thing.image in named.images)
+            if thing in found or thing.image in left
         }
         for thing in found:
             self._first_seen.setdefault(thing, now)
-        return found
 
     def _grow_older(self) -> None:
         """Begin a generation if it is time to."""
@@ -271,18 +306,22 @@ class Sweep:
             and age >= self._patience.made_seconds
         )
 
-    def _remove(self, things: list[Thing]) -> None:
+    def _remove(self, turns: Turns, things: list[Thing]) -> None:
         claimed = [] if self.stopping else self._still_unnamed(things)
         hit(Failpoint.LEFTOVER_CLAIMED)
         for thing in claimed:
             if self.stopping:
                 return
-            if thing.snap is not None:
-                self._store.remove_snap(thing.image, thing.snap)
-                log.info("removed snap %s of image %s: nothing names it", thing.snap, thing.image)
-            elif self._store.remove(thing.image):
-                log.info("removed image %s: nothing names it", thing.image)
+            with turns.one():
+                self._remove_one(thing)
             hit(Failpoint.LEFTOVER_REMOVED)
+
+    def _remove_one(self, thing: Thing) -> None:
+        if thing.snap is not None:
+            self._store.remove_snap(thing.image, thing.snap)
+            log.info("removed snap %s of image %s: nothing names it", thing.snap, thing.image)
+        elif self._store.remove(thing.image):
+            log.info("removed image %s: nothing names it", thing.image)
 
     def _still_unnamed(self, things: list[Thing]) -> list[Thing]:
         """Return those of some things that nobody names now, if this gateway is to sweep."""
@@ -303,10 +342,13 @@ class Sweep:
             if not _sweeps(txn):
                 return
             deep = {one.image for one in _records(txn) if one.depth > self._max_depth}
+        turns = Turns()
         for image in sorted(deep):
             if self.stopping:
                 return
-            self._flatten(image)
+            with turns.one():
+                self._flatten(image)
+        turns.end()
 
     def _flatten(self, image: str) -> None:
         def progress(percent: int) -> None:

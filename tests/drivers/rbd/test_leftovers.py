@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from bockd.config.rbd import RbdSettings
-from bockd.errors import InUseError, UnavailableError
+from bockd.errors import InUseError, NotFoundError, UnavailableError
 from bockd.failpoints import VARIABLE, Failpoint
 from bockd.model import BLOCK_SIZE, MIB, NodeKind, SnapshotId, VolumeId
 from tests.crash.failpoints.run import OF_LEFTOVERS
@@ -26,8 +26,10 @@ from tests.drivers.rbd.sweeping import MAX_DEPTH
 
 need_modules()
 
-from bockd.drivers.rbd.images import create_image, new_name, take_snap  # noqa: E402
-from bockd.drivers.rbd.imagestore import RbdImageStore  # noqa: E402 - where there are the modules
+from bockd.drivers.rbd.binding import rados, rbd  # noqa: E402 - where there are the modules
+from bockd.drivers.rbd.extents import OBJECT_BYTES  # noqa: E402
+from bockd.drivers.rbd.images import create_image, new_name, open_image, take_snap  # noqa: E402
+from bockd.drivers.rbd.imagestore import RbdImageStore  # noqa: E402
 from bockd.drivers.rbd.records import snapshot_record, volume_record  # noqa: E402
 from bockd.drivers.rbd.sweep import FULL_LOOK_EVERY, Patience, Sweep  # noqa: E402
 
@@ -78,7 +80,7 @@ def stray_image(driver: RbdDriver, *, snap: bool = False) -> str:
     """An image that nothing names."""
     name = new_name()
     with driver.rbd.session.images.use() as (cluster, ioctx):
-        create_image(ioctx, name, 8 * MIB)
+        create_image(ioctx, name, 16 * MIB)
         if snap:
             take_snap(cluster, ioctx, name, new_name())
     return name
@@ -88,6 +90,41 @@ def image_of(driver: RbdDriver, of: VolumeId) -> str:
     driver.rbd.index.refresh()
     with driver.rbd.index.reading() as txn:
         return volume_record(txn, of).image
+
+
+def objects(driver: RbdDriver) -> set[str]:
+    """What the namespace holds of images, and of removals that are under way."""
+    with driver.rbd.session.images.use() as (_, ioctx):
+        kinds = ("rbd_data.", "rbd_header.", "rbd_id.", "rbd_object_map.")
+        held = {one.key for one in ioctx.list_objects() if one.key.startswith(kinds)}
+        for place in ("rbd_directory", "rbd_trash"):
+            with rados.ReadOpCtx() as op:
+                keys, _ = ioctx.get_omap_keys(op, "", 1000)
+                ioctx.operate_read_op(op, place)
+                held |= {f"{place}: {key}" for key, _ in keys if key != "state"}
+        return held
+
+
+def cut_off_removal(driver: RbdDriver, ceph: Cluster, *, at_object: int) -> str:
+    """Kill who removes an image that nothing names, when so many of its four objects are gone."""
+    name = stray_image(driver)
+    with (
+        driver.rbd.session.images.use() as (_, ioctx),
+        rbd.Image(ioctx, name) as image,
+    ):
+        for number in range(4):
+            image.write(b"x", number * OBJECT_BYTES)
+    removing = [as_text(driver.settings), name, str(at_object)]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.drivers.rbd.removing", *removing],
+        check=False,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert done.returncode == -signal.SIGKILL
+    # Else it counts for half a minute as one that has the image open.
+    ceph.command("osd blocklist", blocklistop="add", addr=done.stdout.strip().split("/v")[0])
+    return name
 
 
 def swept(driver: RbdDriver, store: RbdImageStore) -> set[str]:
@@ -126,6 +163,20 @@ def test_leftovers_go_and_what_is_needed_stays(here: RbdDriver, store: RbdImageS
     here.run(here.pool.delete_volume(clone))
     assert swept(here, store) == names
     assert here.run(here.pool.check()).problems == ()
+
+
+@pytest.mark.parametrize("at_object", [0, 1, 3])
+def test_a_removal_that_was_cut_off_is_finished(
+    here: RbdDriver, store: RbdImageStore, ceph: Cluster, at_object: int
+) -> None:
+    kept = volume(here, "kept")
+    before = objects(here)
+    name = cut_off_removal(here, ceph, at_object=at_object)
+    assert any(one.startswith("rbd_trash") for one in objects(here))
+    with here.rbd.session.images.use() as (_, ioctx), pytest.raises(NotFoundError):
+        open_image(ioctx, name)
+    assert swept(here, store) == {image_of(here, kept)}
+    assert objects(here) == before
 
 
 def test_flattening_frees_a_clone_of_its_origin(here: RbdDriver, store: RbdImageStore) -> None:

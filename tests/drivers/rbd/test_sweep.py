@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,7 @@ from bockd.drivers.rbd.records import (
     volume_record,
 )
 from bockd.drivers.rbd.sweep import FULL_LOOK_EVERY, PATIENCE, Seen, Sweep, is_made_by_bockd
-from bockd.errors import UnavailableError
+from bockd.errors import DeviceError, UnavailableError
 from bockd.index.keys import id_key
 from bockd.model import MIB, SnapshotId, VolumeId
 from bockd.pool.index import Transaction
@@ -38,6 +39,7 @@ class FakeImage:
     made_at: float
     snaps: dict[str, float] = field(default_factory=dict)
     hidden: set[str] = field(default_factory=set)
+    can_be_opened: bool = True
     parent: tuple[str, str] | None = None
 
 
@@ -51,15 +53,17 @@ class FakeStore:
         self.flattened: list[str] = []
         self.before: Callable[[str], None] = lambda _what: None
         """Called before each step that changes something."""
+        self.before_look: Callable[[str], None] = lambda _image: None
 
     def names(self) -> list[str]:
         return sorted(self.images)
 
-    def look(self, image: str) -> Seen | None:
+    def look(self, image: str) -> Seen:
         self.looked.append(image)
+        self.before_look(image)
         found = self.images.get(image)
-        if found is None:
-            return None
+        if found is None or not found.can_be_opened:
+            return Seen(math.inf, {})
         return Seen(found.made_at, dict(found.snaps), is_needed=bool(found.hidden))
 
     def _has_clones(self, image: str, snap: str) -> bool:
@@ -293,7 +297,7 @@ def test_a_name_that_comes_at_last_is_seen(world: World) -> None:
     _, other, _ = world.gateway("gw2", "2")
     look = world.store.look
 
-    def look_and_name(image: str) -> Seen | None:
+    def look_and_name(image: str) -> Seen:
         found = look(image)
         if image == "b":
             other.update(world.name)
@@ -409,7 +413,7 @@ def test_a_sweeper_that_hung_removes_nothing_more(world: World) -> None:
     world.grow_old()
     look = world.store.look
 
-    def hang(image: str) -> Seen | None:
+    def hang(image: str) -> Seen:
         world.store.look = look  # type: ignore[method-assign]
         other_table.forget(world.table.author)
         other.look()
@@ -453,6 +457,85 @@ def test_at_the_end_nothing_further_is_begun(world: World) -> None:
     world.store.before = stop
     world.sweep.look()
     assert len(world.store.removed) == 1
+
+
+def refuse(what: str) -> Callable[[str], None]:
+    """Return a step that fails for one image or snap."""
+
+    def step(one: str) -> None:
+        if one == what:
+            raise DeviceError(f"{what} is refused")
+
+    return step
+
+
+def allow(_what: str) -> None:
+    """Do nothing."""
+
+
+def test_what_a_removal_has_left_is_removed(world: World) -> None:
+    """Nothing says when it was made: it is as old as it has been seen."""
+    world.image("a", can_be_opened=False).made_at -= PATIENCE.made_seconds
+    world.image("named", can_be_opened=False)
+    world.volume(1, "named")
+    world.look_twice(PATIENCE.made_seconds - 1)
+    assert world.store.removed == []
+    world.now += 1
+    world.sweep.look()
+    assert world.store.removed == ["a"]
+    world.look_twice()
+    assert world.store.removed == ["a"]
+
+
+@pytest.mark.parametrize("refused", ["b", "s"])
+def test_what_is_not_removed_keeps_no_other(world: World, refused: str) -> None:
+    for name in "abc":
+        world.image(name)
+    world.image("d", snaps={"s": world.now, "t": world.now})
+    world.sweep.look()
+    world.grow_old()
+    world.store.before = refuse(refused)
+    for _ in range(2):
+        with pytest.raises(DeviceError, match=f"{refused} is refused"):
+            world.sweep.look()
+    left = {"b": ["b"], "s": ["d"]}[refused]
+    assert sorted(world.store.images) == left
+    world.store.before = allow
+    world.sweep.look()
+    assert world.store.images == {}
+
+
+def test_what_cannot_be_looked_at_keeps_no_other(world: World) -> None:
+    """And it is as old as it is when it can be looked at again."""
+    world.image("a")
+    world.image("b")
+    world.sweep.look()
+    world.grow_old()
+    world.store.before_look = refuse("a")
+    for _ in range(FULL_LOOK_EVERY):
+        with pytest.raises(DeviceError, match="a is refused"):
+            world.sweep.look()
+    assert world.store.removed == ["b"]
+    world.store.before_look = allow
+    world.sweep.look()
+    assert world.store.removed == ["b", "a"]
+
+
+def test_no_other_waits_for_a_cluster_that_does_not_answer(world: World) -> None:
+    world.image("a")
+    world.image("b")
+    world.sweep.look()
+    world.grow_old()
+    asked: list[str] = []
+
+    def give_up(what: str) -> None:
+        asked.append(what)
+        raise UnavailableError("no answer")
+
+    world.store.before = give_up
+    with pytest.raises(UnavailableError):
+        world.sweep.look()
+    assert asked == ["a"]
 
 
 # -- deep clones ------------------------------------------------------------------------------
@@ -502,6 +585,17 @@ def test_who_does_not_sweep_flattens_nothing(world: World) -> None:
     _, _, other = world.gateway("gw2", "2")
     other.flatten()
     assert world.store.flattened == []
+
+
+def test_what_is_not_flattened_keeps_no_other(world: World) -> None:
+    chain(world, 7)
+    world.sweep.look()
+    world.store.before = refuse("i6")
+    with pytest.raises(DeviceError, match="i6 is refused"):
+        world.sweep.flatten()
+    assert world.store.flattened == ["i7"]
+    assert depths(world, 7, 8) == [6, 0]
+    assert world.sweep.flattening is None
 
 
 def test_a_full_cluster_is_tried_again(world: World) -> None:
