@@ -125,7 +125,7 @@ def test_what_was_written_is_verified(quick: Quick) -> None:
     _, _, ended = quick
     verified = [line for line in ended.stderr.splitlines() if line.startswith(VERIFYING)]
 
-    assert len([line for line in verified if "nbd+unix://" in line]) == (3 if missing() else 4)
+    assert len([line for line in verified if "nbd+unix://" in line]) == (3 if missing() else 5)
     assert len([line for line in verified if "nbd://127.0.0.1" in line]) == 1
     assert len([line for line in verified if "/volumes/" in line]) == 1
 
