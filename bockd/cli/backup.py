@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from bockd.cli.client import ControlClient
+from bockd.cli.convert import drawn
 from bockd.cli.incluster import is_in_cluster
 from bockd.cli.output import json_option, print_json
 from bockd.cli.sizes import format_size
@@ -134,6 +135,6 @@ def _progress(*, quiet: bool) -> Iterator[Show]:
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 
     columns = (BarColumn(), DownloadColumn(binary_units=True), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with drawn(Progress(*columns, console=Console(stderr=True))) as progress:
         task = progress.add_task("backup", total=None)
         yield lambda done, total: progress.update(task, completed=done, total=max(total, 1))

@@ -10,9 +10,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from bockd.diskimage import missing_tool, tool_failure
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -107,6 +110,18 @@ def byte_bar(title: str, size_bytes: int | None) -> Iterator[Show]:
         DownloadColumn(binary_units=True),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with drawn(Progress(*columns, console=Console(stderr=True))) as progress:
         task = progress.add_task(title, total=size_bytes)
         yield lambda done: progress.update(task, completed=done)
+
+
+@contextlib.contextmanager
+def drawn(progress: Progress) -> Iterator[Progress]:
+    """Draw progress bars while the body runs, in a thread that takes no signal which would end the
+    program: it would not end what the main thread waits for."""
+    with ending_signals_held():
+        progress.start()  # the thread inherits what is blocked
+    try:
+        yield progress
+    finally:
+        progress.stop()

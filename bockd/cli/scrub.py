@@ -12,6 +12,7 @@ import click
 
 from bockd.cli.client import ControlClient
 from bockd.cli.config import config_option
+from bockd.cli.convert import drawn
 from bockd.cli.incluster import is_in_cluster
 from bockd.cli.output import json_option, print_json
 from bockd.cli.sizes import format_size
@@ -113,7 +114,7 @@ def _progress(*, quiet: bool) -> Iterator[Show]:
     from rich.progress import TimeRemainingColumn as Remaining
 
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), Remaining())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with drawn(Progress(*columns, console=Console(stderr=True))) as progress:
         task = progress.add_task("scrub", total=None)
 
         def show(status: ScrubStatus) -> None:
