@@ -95,7 +95,7 @@ fuzz: setup ## fuzz the NBD protocol for ten minutes (ARGS='--target server --se
 
 sanitize: setup-test ## run the compiled modules' tests, and fuzz the fast lane, with ASan and UBSan (ARGS='--seconds 600' fuzzes longer)
 	@.setup/atheris
-	@.setup/sanitized -m pytest --capture=sys $$(grep -lrE 'fastlane|server[.]sides|_syncing|_requests' tests --include 'test_*.py')
+	@.setup/sanitized -m pytest --capture=sys $$(grep -lrE 'fastlane|server[.]sides|_syncing|rbd[._]+requests' tests --include 'test_*.py')
 	@ASAN_OPTIONS=detect_leaks=0:fast_unwind_on_malloc=1 .setup/sanitized -m tests.hostile.fuzz --target lane $(or $(ARGS),--seconds 60)
 
 sanitize-threads: setup-test ## run the tests of turns that connections take together with TSan
