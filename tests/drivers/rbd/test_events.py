@@ -48,6 +48,11 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
+def new_threads(before: set[threading.Thread]) -> set[threading.Thread]:
+    """Return those that have begun since. One of an earlier test may end meanwhile."""
+    return set(threading.enumerate()) - before
+
+
 def open_volume(settings: RbdSettings, name: str) -> EventImage:
     return EventImage(settings, volume_options(settings), name)
 
@@ -57,16 +62,16 @@ async def result(request: Request) -> bytes | bytearray | None:
 
 
 def test_an_image_that_cannot_be_opened_leaves_nothing(rbd_namespace: RbdSettings) -> None:
-    before, threads = descriptors(), threading.active_count()
+    before, threads = descriptors(), set(threading.enumerate())
     with pytest.raises(rbd.OSError):
         open_volume(rbd_namespace, "none")
-    assert (descriptors(), threading.active_count()) == (before, threads)
+    assert (descriptors(), new_threads(threads)) == (before, set())
 
 
 def test_a_closed_image_leaves_nothing_and_refuses_requests(rbd_namespace: RbdSettings) -> None:
     with Gateway(rbd_namespace) as gateway:
         name = gateway.create(MIB)
-        before, threads = descriptors(), threading.active_count()
+        before, threads = descriptors(), set(threading.enumerate())
         image = open_volume(rbd_namespace, name)
         assert (image.get_name(), image.size(), image.lock_get_owners()) == (name, MIB, [])
         request = Request()
@@ -74,7 +79,7 @@ def test_a_closed_image_leaves_nothing_and_refuses_requests(rbd_namespace: RbdSe
         run_inline(result(request))
         image.close()
         image.close()
-        assert (descriptors(), threading.active_count()) == (before, threads)
+        assert (descriptors(), new_threads(threads)) == (before, set())
         with pytest.raises(rbd.OSError) as refused:
             image.aio_flush(Request())
         assert refused.value.errno == errno.EBADF
@@ -200,14 +205,14 @@ async def test_the_loop_that_reads_takes_the_results(rbd_namespace: RbdSettings)
     """There is no thread, and nothing is left of the image after it was closed beside requests."""
     with Gateway(rbd_namespace) as gateway:
         name = gateway.create(MIB)
-        before, threads = descriptors(), threading.active_count()
+        before, threads = descriptors(), set(threading.enumerate())
         image = open_volume(rbd_namespace, name)
         device = RbdDevice(image, "volume 7", MIB, read_only=False)
         runner, into = StepRunner(), memoryview(bytearray(BLOCK_SIZE))
         await runner.run(device.write(0, memoryview(b"x" * BLOCK_SIZE)))
         await runner.run(device.read(0, into))
         assert bytes(into) == b"x" * BLOCK_SIZE
-        assert (image.watched, threading.active_count()) == (True, threads)
+        assert (image.watched, new_threads(threads)) == (True, set())
         async with trio.open_nursery() as nursery:
             for number in range(16):
                 data = memoryview(bytes([number]) * BLOCK_SIZE)
@@ -225,15 +230,15 @@ async def test_an_image_that_a_thread_served_goes_over_to_the_loop(
 ) -> None:
     with Gateway(rbd_namespace) as gateway:
         image = open_volume(rbd_namespace, gateway.create(MIB))
-        threads = threading.active_count()
+        threads = set(threading.enumerate())
         device = RbdDevice(image, "volume 7", MIB, read_only=False)
         data, into = memoryview(b"x" * BLOCK_SIZE), memoryview(bytearray(BLOCK_SIZE))
         run_inline(device.write(0, data))
-        assert (image.watched, threading.active_count()) == (False, threads + 1)
+        assert (image.watched, len(new_threads(threads))) == (False, 1)
         await StepRunner().run(device.read(0, into))
         assert (image.watched, into) == (True, data)
         run_inline(device.flush())  # the loop, which should take it, waits for us
-        while threading.active_count() > threads:
+        while new_threads(threads):
             await trio.sleep(0.01)
         await StepRunner().run(device.close())
 
