@@ -134,14 +134,14 @@ def connections(port: int, count: int) -> Iterator[list[Connection]]:
 
 def answers_per_second(api: Api, path: str, seconds: float, count: int, core: int | None) -> float:
     """Measure answers per second, with one request after another on each of `count` connections,
-    all at once."""
+    all at once, for `seconds` or until the first answer, whichever ends later."""
     request = api.get(path)
     with pinned(core), connections(api.port, count) as made, selectors.DefaultSelector() as waiting:
         for connection in made:
             waiting.register(connection.socket, selectors.EVENT_READ, connection)
             connection.ask(request)
         answered, began = 0, time.monotonic()
-        while (elapsed := time.monotonic() - began) < seconds:
+        while (elapsed := time.monotonic() - began) < seconds or not answered:
             ready = waiting.select(ANSWER_SECONDS)
             if not ready:
                 raise BenchError("the API does not answer")

@@ -70,6 +70,12 @@ def test_an_answer_that_is_no_success_ends_the_measurement(answer: bytes, messag
         answers_per_second(api, "/volumes/1", 5.0, 1, None)
 
 
+def test_an_answer_that_takes_longer_than_the_measurement_counts() -> None:
+    """A rate of none would say that there is no answer, and a ratio to it could not be shown."""
+    with answering(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n") as api:
+        assert answers_per_second(api, "/volumes/1", 0.0, 1, None) > 0
+
+
 def test_a_connection_that_ends_between_two_answers_is_made_anew() -> None:
     answer = b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n"
     with (
