@@ -33,14 +33,15 @@ async def serve_view(
     """Mount `view` at `path` and serve it until it is cancelled or unmounted. Raises BockdError
     when it cannot be mounted."""
     path = await _prepare(path, data_dir)
-    _mount(view, path, mountpoint.source_name(data_dir))
+    source = mountpoint.source_name(data_dir)
+    _mount(view, path, source)
     try:
         task_status.started()
-        await _serve()
+        await _serve(path, source)
         log.info("%s was unmounted; its volumes are still served over NBD", path)
     finally:
         with trio.CancelScope(shield=True):
-            await _end(view, path, data_dir)
+            await _end(view, path, source)
 
 
 async def _prepare(path: Path, data_dir: Path) -> Path:
@@ -62,18 +63,20 @@ def _mount(view: View, path: Path, source: str) -> None:
         ) from error
 
 
-async def _serve() -> None:
+async def _serve(path: Path, source: str) -> None:
     try:
         with prompt_tasks():
             await pyfuse3.main(max_tasks=MAX_TASKS)
     except* OSError as errors:
-        # Somebody aborted the connection in /sys/fs/fuse.
-        log.warning("the connection to the kernel has ended: %s", errors.exceptions[0])
+        # Somebody aborted the connection in /sys/fs/fuse. An unmount fails a read of /dev/fuse with
+        # ECONNABORTED, too, if it comes in the middle of it.
+        if _is_there(path, source):
+            log.warning("the connection to the kernel has ended: %s", errors.exceptions[0])
     except* Exception:
         log.exception("the file view failed")
 
 
-async def _end(view: View, path: Path, data_dir: Path) -> None:
+async def _end(view: View, path: Path, source: str) -> None:
     names = view.open_names()
     if names:
         log.info("unmounting %s with files open: %s", path, ", ".join(names))
@@ -81,12 +84,16 @@ async def _end(view: View, path: Path, data_dir: Path) -> None:
     await view.close_files()
     try:
         # Closing does not unmount after an abort.
-        await trio.to_thread.run_sync(_detach_if_there, path, mountpoint.source_name(data_dir))
+        await trio.to_thread.run_sync(_detach_if_there, path, source)
     except BockdError as error:
         log.error("%s", error)  # noqa: TRY400
 
 
-def _detach_if_there(path: Path, source: str) -> None:
+def _is_there(path: Path, source: str) -> bool:
     found = mountpoint.mounted_at(path)
-    if found is not None and found.source == source:
+    return found is not None and found.source == source
+
+
+def _detach_if_there(path: Path, source: str) -> None:
+    if _is_there(path, source):
         mountpoint.detach(path)
