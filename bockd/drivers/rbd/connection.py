@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, suppress
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from bockd.config.rbd import RbdSettings
 from bockd.drivers.rbd.binding import rados
@@ -15,6 +17,16 @@ from bockd.drivers.rbd.errors import CEPH_ERRORS, ShutOutError, errno_of, from_c
 from bockd.drivers.rbd.settings import WHERE_KNOWN
 from bockd.errors import BockdError, ClusterUnavailableError, DeniedError
 from bockd.publictexts import for_operator
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+HANDED_OVER_SECONDS = 30.0
+"""How long one waits for a change of an image that somebody has open: it takes milliseconds, or ten
+seconds when an OSD dies without a word."""
+
+MOST_HANDED_OVER = 32
+"""Such changes at once. Each has a thread for as long as it lasts."""
 
 
 def connect(settings: RbdSettings, options: Mapping[str, str]) -> rados.Rados:
@@ -98,6 +110,7 @@ class CommonConnection:
         self._options = options
         self._now: Connected | None = None
         self._users = 0
+        self._handed_over = 0
         self._making = threading.Lock()
         self._all = ExitStack()
 
@@ -119,6 +132,50 @@ class CommonConnection:
             with self._making:
                 self._users -= 1
 
+    def hand_over(self, doing: str, call: Callable[[Connected], T]) -> T:
+        """Change an image that may be open somewhere: librbd hands such a change to whoever has the
+        image open, who waits for the cluster without a limit. Blocks, `HANDED_OVER_SECONDS` at
+        most. Raises UnavailableError: it is not done by then, and may be done later, in a thread of
+        its own; BockdError. `doing` is for the error."""
+        outcome: Future[T] = Future()
+        with self._making:
+            if self._handed_over >= MOST_HANDED_OVER:
+                raise ClusterUnavailableError(
+                    f"{doing}: {MOST_HANDED_OVER} earlier changes of images are not done yet"
+                )
+            self._handed_over += 1
+        try:
+            threading.Thread(
+                target=self._hand_over, args=(call, outcome), name="handed over", daemon=True
+            ).start()
+        except RuntimeError as error:
+            self._end_handing_over()
+            raise ClusterUnavailableError(f"{doing}: no thread can be started") from error
+        try:
+            return outcome.result(HANDED_OVER_SECONDS)
+        except TimeoutError as error:
+            if outcome.done():
+                raise
+            raise ClusterUnavailableError(
+                f"{doing}: it is not done after {HANDED_OVER_SECONDS:g} s, and may be done later; "
+                "'ceph -s' says how the Ceph cluster is"
+            ) from error
+
+    def _hand_over(self, call: Callable[[Connected], T], outcome: Future[T]) -> None:
+        try:
+            with self.use() as connected:
+                result = call(connected)
+        except BaseException as error:  # noqa: BLE001 - it belongs to who waits
+            self._end_handing_over()
+            outcome.set_exception(error)
+        else:
+            self._end_handing_over()
+            outcome.set_result(result)
+
+    def _end_handing_over(self) -> None:
+        with self._making:
+            self._handed_over -= 1
+
     def _connect(self) -> Connected:
         with ExitStack() as stack:
             cluster = connect(self._settings, self._options)
@@ -130,9 +187,15 @@ class CommonConnection:
 
     def close(self) -> None:
         """End it. Nobody uses it, and nothing that was opened with it is open: what is under way on
-        a connection that ends never comes to its end, and nobody is told."""
-        assert not self._users
-        self._all.close()
+        a connection that ends never comes to its end, and nobody is told. So it stays while a
+        change lasts that nobody waits for any more."""
+        with self._making:
+            handed_over = self._handed_over
+            assert self._users <= handed_over
+        if handed_over:
+            log.warning("%d changes of images are not waited for", handed_over)
+        else:
+            self._all.close()
 
 
 def _refusal(error: Exception, settings: RbdSettings) -> BockdError:

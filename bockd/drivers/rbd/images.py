@@ -21,7 +21,8 @@ from typing import Protocol
 from bockd.drivers.rbd.binding import rados, rbd
 from bockd.drivers.rbd.errors import errno_of, named
 from bockd.drivers.rbd.extents import OBJECT_BYTES
-from bockd.errors import DeviceError, InUseError
+from bockd.errors import ClusterUnavailableError, DeviceError, InUseError
+from bockd.publictexts import for_operator
 
 FEATURES = (
     rbd.RBD_FEATURE_LAYERING
@@ -75,10 +76,26 @@ def _make_removable(ioctx: rados.Ioctx) -> None:
         ioctx.operate_write_op(op, _TRASH)
 
 
+@contextmanager
+def _changing(doing: str) -> Iterator[None]:
+    """Do what `named` does, for a change that needs the image's lock, or whoever has it. Raises
+    UnavailableError, too: neither answered in time, which librbd calls a read-only image."""
+    with named(doing):
+        try:
+            yield
+        except rbd.ReadOnlyImage as error:
+            raise for_operator(
+                ClusterUnavailableError(
+                    f"{doing}: the Ceph cluster, or who has the image open, does not answer; "
+                    "'ceph -s' says how it is"
+                )
+            ) from error
+
+
 def grow_image(ioctx: rados.Ioctx, name: str, size_bytes: int) -> None:
     """Make an image this large, unless it is already: it never becomes smaller, though another
     gateway makes it larger meanwhile. Raises BockdError."""
-    with named(f"growing image {name}"), rbd.Image(ioctx, name) as image:
+    with _changing(f"growing image {name}"), rbd.Image(ioctx, name) as image:
         if image.size() < size_bytes:
             try:
                 image.resize(size_bytes, allow_shrink=False)
@@ -96,7 +113,7 @@ def take_snap(cluster: rados.Rados, ioctx: rados.Ioctx, name: str, snap: str) ->
     answer, with nothing done.
     """
     ask_monitors(cluster)
-    with named(f"taking a snap of image {name}"), rbd.Image(ioctx, name) as image:
+    with _changing(f"taking a snap of image {name}"), rbd.Image(ioctx, name) as image:
         image.create_snap(snap)
 
 
@@ -113,7 +130,7 @@ def remove_snap(cluster: rados.Rados, ioctx: rados.Ioctx, name: str, snap: str) 
     with nothing done, when no monitor answers: who has the image open would wait for one without a
     limit."""
     ask_monitors(cluster)
-    with named(f"removing snap {snap} of image {name}"):
+    with _changing(f"removing snap {snap} of image {name}"):
         try:
             with rbd.Image(ioctx, name) as image:
                 image.remove_snap(snap)

@@ -55,8 +55,10 @@ class RbdImageStore:
 
     def remove_snap(self, image: str, snap: str) -> None:
         """See the contract."""
-        with self._images.use() as (cluster, ioctx):
-            remove_snap(cluster, ioctx, image, snap)
+        self._images.hand_over(
+            f"removing snap {snap} of image {image}",
+            lambda connected: remove_snap(connected.cluster, connected.ioctx, image, snap),
+        )
 
     def remove(self, image: str) -> bool:
         """See the contract."""

@@ -82,8 +82,10 @@ class SnapshotOperations:
         return record
 
     def _take(self, image: str, snap: str) -> None:
-        with self._session.images.use() as (cluster, ioctx):
-            take_snap(cluster, ioctx, image, snap)
+        self._session.images.hand_over(
+            f"taking a snap of image {image}",
+            lambda connected: take_snap(connected.cluster, connected.ioctx, image, snap),
+        )
         hit(Failpoint.IMAGE_MADE)
 
     def _add(
@@ -194,8 +196,10 @@ class SnapshotOperations:
         await blocking_apart(CHANGING, try_to, doing, ask)
 
     def _remove_snap(self, image: str, snap: str) -> None:
-        with self._session.images.use() as (cluster, ioctx):
-            remove_snap(cluster, ioctx, image, snap)
+        self._session.images.hand_over(
+            f"removing snap {snap} of image {image}",
+            lambda connected: remove_snap(connected.cluster, connected.ioctx, image, snap),
+        )
 
 
 def is_named(txn: Transaction, image: str) -> bool:

@@ -172,8 +172,10 @@ class VolumeOperations:
 
         judged(look_at_volume(self._session, volume))
         seen = judged(reach(self._session, volume))
-        with self._session.images.use() as (_, ioctx):
-            grow_image(ioctx, seen.image, size_bytes)
+        self._session.images.hand_over(
+            f"growing image {seen.image}",
+            lambda connected: grow_image(connected.ioctx, seen.image, size_bytes),
+        )
         hit(Failpoint.IMAGE_MADE)
         record = self._session.index.update(change)
         hit(Failpoint.IMAGE_NAMED)

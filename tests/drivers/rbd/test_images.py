@@ -35,6 +35,7 @@ from bockd.drivers.rbd import images, volumeimage  # noqa: E402 - where there ar
 from bockd.drivers.rbd.binding import rbd  # noqa: E402
 from bockd.drivers.rbd.extents import OBJECT_BYTES  # noqa: E402
 from tests.drivers.rbd.gateway import Gateway  # noqa: E402
+from tests.drivers.rbd.silence import silence_after_opening  # noqa: E402
 
 SIZE = 4 * OBJECT_BYTES
 
@@ -382,6 +383,21 @@ def test_a_snap_is_not_begun_while_no_monitor_answers(
                 gateway.snap(name)
             write(device, b"goes on")
         gateway.snap(name)
+
+
+def test_a_snap_of_an_image_whose_holder_does_not_answer_is_given_up(
+    ceph: Cluster, rbd_namespace: RbdSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """librbd calls it a read-only image."""
+    monkeypatch.setattr("bockd.drivers.rbd.settings.INDEX_TIMEOUT_SECONDS", 1)
+    with Gateway(rbd_namespace) as gateway:
+        name = gateway.create(SIZE)
+        gateway.open(name, SIZE)
+        with (
+            silence_after_opening(ceph),
+            pytest.raises(UnavailableError, match="who has the image open, does not answer"),
+        ):
+            gateway.snap(name)
 
 
 def test_a_full_cluster_refuses_what_grows_and_nothing_else(

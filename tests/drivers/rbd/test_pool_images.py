@@ -37,6 +37,7 @@ from bockd.drivers.rbd.binding import rbd  # noqa: E402
 from bockd.drivers.rbd.errors import ShutOutError  # noqa: E402
 from bockd.drivers.rbd.images import remove_image  # noqa: E402
 from tests.drivers.rbd.pools import images, problems, record, snap_of, snaps  # noqa: E402
+from tests.drivers.rbd.silence import silence_after_opening  # noqa: E402
 
 
 @pytest.fixture
@@ -163,6 +164,39 @@ def test_what_the_cluster_does_not_answer_changes_nothing(
     hasty.close()
     calm.write(volume, 0, b"goes on")
     calm.close()
+
+
+REACHING: dict[str, Callable[[RbdDriver, VolumeId], Steps[Any]]] = {
+    "extend": lambda d, v: d.pool.extend_volume(v, 2 * MIB),
+    "snapshot": lambda d, v: d.pool.create_snapshot(v, "s"),
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "silent"), [("extend", "osd.0"), ("snapshot", "osd.0"), ("snapshot", "mon.a")]
+)
+def test_who_has_the_image_does_not_answer_in_time(
+    ceph: Cluster, here: RbdDriver, change: str, silent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cluster falls silent when the image is open that librbd hands the change over by."""
+    volume = here.volume("one").id
+    here.write(volume, 0, b"then")
+    here.run(here.pool.use(NodeKind.VOLUME, volume))
+    before = here.listing()
+    monkeypatch.setattr("bockd.drivers.rbd.connection.HANDED_OVER_SECONDS", 1.0)
+    with (
+        silence_after_opening(ceph, silent),
+        pytest.raises(UnavailableError, match="is not done after 1 s"),
+    ):
+        here.run(REACHING[change](here, volume))
+    monkeypatch.undo()
+    ceph.wait_for(lambda: not here.rbd.session.images._handed_over)
+    here.rbd.index.refresh()
+    assert here.listing() == before
+    assert here.of_volume(volume) == b"then"
+    here.pool.leave(NodeKind.VOLUME, volume)
+    here.run(REACHING[change](here, volume))
+    assert problems(here) == ()
 
 
 def _in_time(attempt: Callable[[], T]) -> T:
