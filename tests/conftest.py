@@ -1,10 +1,12 @@
 """What all tests share: reports that can travel from the process that ran the test, examples that
-may take as long as a busy machine takes for them, and a Ceph cluster for those that ask for one."""
+may take as long as a busy machine takes for them, programs that can be interrupted, and a Ceph
+cluster for those that ask for one."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import signal
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 
@@ -27,6 +29,14 @@ pytest.register_assert_rewrite(
     "tests.daemon.damaged_volume",
     "tests.openstack.requests",
 )
+
+
+def pytest_configure() -> None:
+    """Have programs that tests start take these signals, though pytest ignores them itself: so it
+    does behind nohup, or started by a shell in the background, and a program inherits it."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
 
 
 @pytest.hookimpl(wrapper=True)
