@@ -20,11 +20,22 @@ tests/crash/scenarios has a scenario by name for each, which fails without it.""
 MOST_CUTS = 1500
 """In which each mutation must be found out. The seeds are fixed, so it either is or is not."""
 
+FIRST_SEEDS = {
+    "cells: the tail begins behind the end of the file": 45,
+    "grown layer: fsync": 25,
+    "index: what whole leaves became holes": 14,
+    "sweep: only what the file had when it was opened": 7,
+}
+"""Where to begin with those that few histories notice: seeds that did when this was written. The
+others come after, so a seed that does not any more costs time only."""
+
 
 @pytest.mark.parametrize("missing", sorted(MUTATIONS.keys() - NEEDS_A_SCENARIO))
 def test_the_laboratory_notices_what_is_missing(disk: PowerCutDisk, missing: str) -> None:
     with MUTATIONS[missing]():
-        for seed in range(MOST_CUTS // CUTS_OF_A_RUN):
+        histories = MOST_CUTS // CUTS_OF_A_RUN
+        first = FIRST_SEEDS.get(missing, 0)
+        for seed in (*range(first, histories), *range(first)):
             try:
                 play(disk, seed, CUTS_OF_A_RUN)
             except HistoryFailedError:

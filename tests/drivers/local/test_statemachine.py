@@ -51,7 +51,7 @@ from tests.drivers.local.bitflip import flip_bit
 from tests.drivers.local.oracle import Node
 from tests.drivers.local.process import die
 
-EXAMPLES = 500
+EXAMPLES = 250
 STEPS = 30
 
 block_sizes = st.integers(256, 640).map(lambda blocks: blocks * BLOCK_SIZE)
