@@ -3,36 +3,47 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 
 from bockd.config.rbd import RbdSettings
 from bockd.drivers.rbd.binding import rados, rbd
 from bockd.drivers.rbd.connection import open_pool
 from bockd.drivers.rbd.errors import CEPH_ERRORS, ImageGoneError, errno_of, named
 from bockd.drivers.rbd.images import ask_monitors, is_there, lock_image
-from bockd.drivers.rbd.volumeimage import open_volume
+from bockd.drivers.rbd.volumeimage import VolumeImage, open_volume
 from bockd.errors import InUseError, NotFoundError
 
 _NOT_THE_OWNER = frozenset({errno.EBUSY, errno.ENOENT})
 """What breaking a lock fails with that somebody else has, or nobody."""
 
+KeepOff = Callable[[str], AbstractContextManager[None]]
+"""Keeps this gateway's own work off an image, which would have its lock otherwise."""
+
+
+def keep_nothing_off(_image: str) -> AbstractContextManager[None]:
+    """Return at once: nothing else is done to images (`KeepOff`)."""
+    return nullcontext()
+
 
 class RbdClaim:
     """An open image and its connection, whose operations have no time limit."""
 
-    def __init__(self, settings: RbdSettings, limited: rados.Rados, name: str) -> None:
+    def __init__(
+        self,
+        settings: RbdSettings,
+        limited: rados.Rados,
+        name: str,
+        keep_off: KeepOff = keep_nothing_off,
+    ) -> None:
         """Connect and open. Blocks. `limited` is the connection whose operations have a limit.
         Raises BockdError (ImageGoneError)."""
         self._limited = limited
-        try:
-            self.image = open_volume(settings, name)
-        except NotFoundError as error:
-            with open_pool(limited, settings) as ioctx:
-                if not is_there(ioctx, name):
-                    raise ImageGoneError(
-                        f"image {name} is not in the Ceph pool any more"
-                    ) from error
-            raise
-        """What the device is made over: the lock is this opening's alone."""
+        with ExitStack() as stack:
+            stack.enter_context(keep_off(name))
+            self.image = _opened(settings, limited, name)
+            """What the device is made over: the lock is this opening's alone."""
+            self._until_locked = stack.pop_all()
 
     def owner(self) -> str | None:
         """See the contract."""
@@ -68,9 +79,20 @@ class RbdClaim:
             lock_image(self.image)
         except InUseError:
             return False
+        self._until_locked.close()
         return True
 
     def close(self) -> None:
         """See the contract. It waits as long as the cluster makes it wait."""
-        with named("closing an image"):
+        with self._until_locked, named("closing an image"):
             self.image.close()
+
+
+def _opened(settings: RbdSettings, limited: rados.Rados, name: str) -> VolumeImage:
+    try:
+        return open_volume(settings, name)
+    except NotFoundError as error:
+        with open_pool(limited, settings) as ioctx:
+            if not is_there(ioctx, name):
+                raise ImageGoneError(f"image {name} is not in the Ceph pool any more") from error
+        raise

@@ -4,19 +4,28 @@ To remove a large image takes minutes, and cannot be cut short. Nobody waits for
 a daemon that ends: what is not done then, and what fails, is left to the sweep
 (bockd.drivers.rbd.sweep). So it is done in threads of its own, by a connection of its own, which is
 left open while one of them is still at work.
+
+Who removes a snap has the lock of its image meanwhile, if nobody has the image open. So a gateway
+that takes the volume keeps its own removals off the image until it has the lock; afterwards librbd
+hands them to it. Another gateway that takes the volume shuts this connection out: then what was
+under way on it, whichever image it was of, is done once more on a new one.
+
+Of one image one thing is removed after the other, as they were put in: the image last of all.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-import time
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from typing import NamedTuple
 
 from bockd.config.rbd import RbdSettings
 from bockd.drivers.rbd.connection import CommonConnection, Connected
+from bockd.drivers.rbd.errors import ShutOutError
 from bockd.drivers.rbd.settings import index_options
 from bockd.errors import BockdError
 
@@ -28,8 +37,19 @@ THREADS = 4
 END_SECONDS = 2.0
 """How long the end waits for what is put in already. Removing a small image takes milliseconds."""
 
+KEPT_OFF_SECONDS = 1.0
+"""How long a taking waits for a removal that is at work: that takes milliseconds. After that it
+shuts the removals out, as another gateway would."""
+
 Removal = Callable[[Connected], object]
-"""Removes something. Blocks. Raises BockdError."""
+"""Removes something; done twice, it does nothing the second time. Blocks. Raises BockdError."""
+
+
+class _Waiting(NamedTuple):
+    """A removal that was put in."""
+
+    doing: str
+    removal: Removal
 
 
 class Removals:
@@ -37,42 +57,55 @@ class Removals:
 
     def __init__(self, settings: RbdSettings) -> None:
         self._connection = CommonConnection(settings, index_options(settings))
-        self._waiting: deque[tuple[str, Removal]] = deque()
-        self._at_work = 0
+        self._waiting: dict[str, deque[_Waiting]] = {}
+        """By image. Whose turn it was comes last."""
+        self._threads = 0
+        self._at_work: set[str] = set()
+        """Images of which something is being removed."""
+        self._taken: Counter[str] = Counter()
+        """Images that removals are kept off, and how often."""
         self._ended = False
         self._changed = threading.Condition()
 
-    def put(self, doing: str, removal: Removal) -> None:
-        """Remove something as soon as a thread is free. `doing` says what, for the log."""
+    def put(self, image: str, doing: str, removal: Removal) -> None:
+        """Remove an image, or something of it, as soon as a thread is free. `doing` says what, for
+        the log."""
         with self._changed:
             if self._ended:
                 log.info("%s is left to the next sweep: this gateway ends", doing)
                 return
-            self._waiting.append((doing, removal))
-            if self._at_work == THREADS:
-                return
-            self._at_work += 1
+            self._waiting.setdefault(image, deque()).append(_Waiting(doing, removal))
+        self._begin()
+
+    @contextmanager
+    def kept_off(self, image: str) -> Iterator[None]:
+        """Begin no removal of an image or its snaps in the `with` block. Blocks first until the one
+        that is at work is done, `KEPT_OFF_SECONDS` at most."""
+        with self._changed:
+            self._taken[image] += 1
+            self._changed.wait_for(lambda: image not in self._at_work, KEPT_OFF_SECONDS)
         try:
-            # Python waits for none of these at its end.
-            threading.Thread(target=self._run, name="removals", daemon=True).start()
-        except RuntimeError:
-            log.warning("no thread can be started; %s is put off", doing)
-            self._leave()
+            yield
+        finally:
+            with self._changed:
+                self._taken[image] -= 1
+                if not self._taken[image]:
+                    del self._taken[image]
+            self._begin()
 
     def wait(self, seconds: float | None = None) -> bool:
         """Wait until nothing is left to do. Return False when the time was over before."""
         with self._changed:
-            return self._changed.wait_for(lambda: not self._at_work, seconds)
+            return self._changed.wait_for(self._is_done, seconds)
 
     def close(self) -> None:
         """Give what has been put in a moment to be done, and begin nothing more."""
-        until = time.monotonic() + END_SECONDS
         with self._changed:
-            self._changed.wait_for(lambda: not self._at_work, until - time.monotonic())
+            self._changed.wait_for(self._is_done, END_SECONDS)
             self._ended = True
-            left = [doing for doing, _ in self._waiting]
+            left = [one.doing for some in self._waiting.values() for one in some]
             self._waiting.clear()
-            at_work = self._at_work
+            at_work = len(self._at_work)
         for doing in left:
             log.info("%s is left to the next sweep: this gateway ends", doing)
         if at_work:
@@ -80,30 +113,62 @@ class Removals:
         else:
             self._connection.close()
 
+    def _is_done(self) -> bool:
+        return not self._at_work and not self._waiting
+
+    def _begin(self) -> None:
+        """Have a thread more look for something to do, if there is something."""
+        with self._changed:
+            if self._threads == THREADS or self._first() is None:
+                return
+            self._threads += 1
+        try:
+            # Python waits for none of these at its end.
+            threading.Thread(target=self._run, name="removals", daemon=True).start()
+        except RuntimeError:
+            with self._changed:
+                self._threads -= 1
+            log.warning("no thread can be started; what is to be removed is put off")
+
     def _run(self) -> None:
         while (found := self._next()) is not None:
-            doing, removal = found
+            image, (doing, removal) = found
             try:
                 try_to(doing, partial(self._remove, removal))
             except Exception:
                 log.exception("%s failed", doing)
+            with self._changed:
+                self._at_work.remove(image)
+                self._changed.notify_all()
 
     def _remove(self, removal: Removal) -> None:
+        try:
+            self._remove_once(removal)
+        except ShutOutError as error:
+            log.info("once more, since another gateway has taken a volume meanwhile: %s", error)
+            self._remove_once(removal)
+
+    def _remove_once(self, removal: Removal) -> None:
         with self._connection.use() as connected:
             removal(connected)
 
-    def _next(self) -> tuple[str, Removal] | None:
+    def _next(self) -> tuple[str, _Waiting] | None:
         with self._changed:
-            if self._waiting:
-                return self._waiting.popleft()
-            self._at_work -= 1
-            self._changed.notify_all()
-            return None
+            image = self._first()
+            if image is None:
+                self._threads -= 1
+                return None
+            waiting = self._waiting.pop(image)
+            found = waiting.popleft()
+            if waiting:
+                self._waiting[image] = waiting
+            self._at_work.add(image)
+            return image, found
 
-    def _leave(self) -> None:
-        with self._changed:
-            self._at_work -= 1
-            self._changed.notify_all()
+    def _first(self) -> str | None:
+        """The image whose turn it is. None: nothing can be begun now."""
+        free = (one for one in self._waiting if one not in self._at_work and not self._taken[one])
+        return next(free, None)
 
 
 def try_to(doing: str, operation: Callable[[], object]) -> None:

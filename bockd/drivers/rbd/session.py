@@ -77,7 +77,10 @@ class Session:
             self._open = stack.pop_all()
         self.tenures = Tenures(self.index)
         self.taker = Taker(
-            self.who, partial(RbdClaim, settings, self.cluster), self.bus, self.tenures
+            self.who,
+            partial(RbdClaim, settings, self.cluster, keep_off=self.removals.kept_off),
+            self.bus,
+            self.tenures,
         )
 
     def close(self) -> None:

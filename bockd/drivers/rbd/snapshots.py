@@ -5,6 +5,8 @@ What bockd.pool.pool says about errors and about `in_transaction` holds here.
 
 from __future__ import annotations
 
+from functools import partial
+
 from bockd.drivers.rbd.connection import Connected
 from bockd.drivers.rbd.images import new_name, remove_image, remove_snap, take_snap
 from bockd.drivers.rbd.making import making
@@ -153,13 +155,13 @@ class SnapshotOperations:
         """See `Pool.delete_snapshot`. What clones of it show stays. InUseError also means readers
         at another gateway."""
 
-        def change(txn: Transaction) -> tuple[RbdSnapshotRecord, bool]:
+        def change(txn: Transaction) -> RbdSnapshotRecord:
             record = snapshot_record(txn, snapshot)
             Nodes(txn).forget(NodeKind.SNAPSHOT, snapshot, record.name)
             in_transaction(txn, record)
-            return record, is_named(txn, record.image)
+            return record
 
-        def forget() -> tuple[RbdSnapshotRecord, bool]:
+        def forget() -> RbdSnapshotRecord:
             seen = look_at_snapshot(self._session, snapshot)
             keeper = self._session.bus.ask(seen.snap, Manner.POLITE)
             if keeper is not None:
@@ -172,26 +174,31 @@ class SnapshotOperations:
         async def steps() -> None:
             self._nodes.refuse_used(NodeKind.SNAPSHOT, snapshot)
             await self._nodes.close_snapshot(snapshot)
-            record, named = await blocking_apart(CHANGING, forget)
+            record = await blocking_apart(CHANGING, forget)
             hit(Failpoint.IMAGE_FORGOTTEN)
             self._nodes.fronts.forget_snapshot(record)
-            try_spawn(self._nodes.spawn, self._discard(record, image_too=not named))
+            try_spawn(self._nodes.spawn, self._discard(record))
 
         return self._nodes.exclusive(snapshot, steps)
 
-    async def _discard(self, record: RbdSnapshotRecord, *, image_too: bool) -> None:
-        """Remove a snap that nothing names any more, and perhaps its image, in the background."""
+    async def _discard(self, record: RbdSnapshotRecord) -> None:
+        """Remove a snap that nothing names any more, and its image if nothing names that either, in
+        the background."""
         doing = f"removing snap {record.snap} of image {record.image}"
-
-        def remove(connected: Connected) -> None:
-            remove_snap(connected.cluster, connected.ioctx, record.image, record.snap)
-            if image_too:
-                remove_image(connected.ioctx, record.image)
 
         def ask() -> None:
             # It may have been opened by another gateway before that knew.
             self._session.bus.ask(record.snap, Manner.FIRM)
-            self._session.removals.put(doing, remove)
+            # Now, not when it was forgotten: the volume may have been deleted since, and its image
+            # stayed for this snap. Whoever deletes it later has it removed after this one.
+            with self._session.index.reading() as txn:
+                image_too = not is_named(txn, record.image)
+            self._session.removals.put(record.image, doing, partial(remove, image_too=image_too))
+
+        def remove(connected: Connected, *, image_too: bool) -> None:
+            remove_snap(connected.cluster, connected.ioctx, record.image, record.snap)
+            if image_too:
+                remove_image(connected.ioctx, record.image)
 
         await blocking_apart(CHANGING, try_to, doing, ask)
 

@@ -320,7 +320,9 @@ class VolumeOperations:
         """Remove an image that nothing names any more, in the background."""
         self._nodes.fronts.forget_volume(image)
         self._session.removals.put(
-            f"removing image {image}", lambda connected: remove_image(connected.ioctx, image)
+            image,
+            f"removing image {image}",
+            lambda connected: remove_image(connected.ioctx, image),
         )
 
     def _remove(self, image: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ need_modules()
 
 from bockd.drivers.rbd import removals  # noqa: E402
 from bockd.drivers.rbd.connection import Connected  # noqa: E402
+from bockd.drivers.rbd.errors import ShutOutError  # noqa: E402
 from bockd.drivers.rbd.removals import THREADS, Removals  # noqa: E402
 
 
@@ -49,13 +51,13 @@ class Large:
         self.go_on = threading.Event()
         self.done: list[str] = []
 
-    def put(self, into: Removals, name: str) -> None:
+    def put(self, into: Removals, name: str, image: str | None = None) -> None:
         def remove(_connected: Connected) -> None:
             self.begun.release()
             self.go_on.wait()
             self.done.append(name)
 
-        into.put(f"removing {name}", remove)
+        into.put(image or name, f"removing {name}", remove)
 
 
 def test_the_end_waits_for_no_large_image(
@@ -99,11 +101,107 @@ def test_what_fails_is_logged_and_the_next_one_begins(
     def break_off(_connected: Connected) -> None:
         raise ZeroDivisionError
 
-    some.put("removing a", refuse)
-    some.put("removing b", break_off)
+    some.put("a", "removing a", refuse)
+    some.put("b", "removing b", break_off)
     large.put(some, "c")
     some.close()
     assert "removing a is put off: no answer" in caplog.text
     assert "removing b failed" in caplog.text
     assert large.done == ["c"]
     assert connection.closed
+
+
+def test_of_one_image_one_after_the_other_and_others_meanwhile(connection: FakeConnection) -> None:
+    some, slow, quick = Removals(RbdSettings()), Large(), Large()
+    quick.go_on.set()
+    slow.put(some, "snap", image="a")
+    slow.begun.acquire()
+    quick.put(some, "image", image="a")
+    quick.put(some, "b")
+    quick.begun.acquire()
+    slow.go_on.set()
+    some.wait()
+    assert (slow.done, quick.done) == (["snap"], ["b", "image"])
+    some.close()
+
+
+def test_nothing_of_an_image_is_begun_while_a_taking_keeps_it_off(
+    connection: FakeConnection,
+) -> None:
+    some, quick = Removals(RbdSettings()), Large()
+    quick.go_on.set()
+    with some.kept_off("a"):
+        with some.kept_off("a"):
+            quick.put(some, "snap", image="a")
+        quick.put(some, "b")
+        quick.begun.acquire()
+        assert not some.wait(0)
+    some.wait()
+    assert quick.done == ["b", "snap"]
+    some.close()
+
+
+@contextmanager
+def waiting_for(some: Removals) -> Iterator[threading.Event]:
+    """Happens when somebody begins to wait for removals in the `with` block."""
+    waits, wait_for = threading.Event(), some._changed.wait_for
+
+    def noted(*arguments: Any) -> Any:
+        waits.set()
+        return wait_for(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(some._changed, "wait_for", noted)
+        yield waits
+
+
+def test_a_taking_waits_for_what_is_at_work(
+    connection: FakeConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(removals, "KEPT_OFF_SECONDS", 60.0)
+    some, slow = Removals(RbdSettings()), Large()
+    slow.put(some, "snap", image="a")
+    slow.begun.acquire()
+
+    def take() -> None:
+        with some.kept_off("a"):
+            slow.done.append("taken")
+
+    taking = threading.Thread(target=take)
+    with waiting_for(some) as waits:
+        taking.start()
+        assert waits.wait(60)
+    slow.go_on.set()
+    taking.join()
+    assert slow.done == ["snap", "taken"]
+    some.close()
+
+
+def test_a_taking_does_not_wait_for_ever(
+    connection: FakeConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(removals, "KEPT_OFF_SECONDS", 0.0)
+    some, slow = Removals(RbdSettings()), Large()
+    slow.put(some, "snap", image="a")
+    slow.begun.acquire()
+    with some.kept_off("a"):
+        assert slow.done == []
+    slow.go_on.set()
+    some.close()
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_what_was_shut_out_is_done_once_more(
+    connection: FakeConnection, caplog: pytest.LogCaptureFixture, times: int
+) -> None:
+    some, calls = Removals(RbdSettings()), list[int]()
+
+    def remove(_connected: Connected) -> None:
+        calls.append(1)
+        if len(calls) <= times:
+            raise ShutOutError("shut out")
+
+    some.put("a", "removing a", remove)
+    some.close()
+    assert len(calls) == 2
+    assert ("removing a is put off: shut out" in caplog.text) == (times == 2)
