@@ -304,11 +304,22 @@ class VolumeAction(Body):
         return {name: {} if wanted is None else wanted}
 
 
+class SnapshotPurpose(Body):
+    """Our own key of a new snapshot."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    consumes_quota: bool | None = Field(
+        None, description="False: it is deleted soon by who copies the volume; a few for each"
+    )
+
+
 class SnapshotBody(Described):
     """Section 4.4.4.2."""
 
     volume_id: Id
     force: Flag | None = Field(None, description="Of an attached volume too; false unless given")
+    bockd: SnapshotPurpose | None = Field(None, description="What only bockd understands")
 
     def wanted(self) -> NewSnapshot:
         """Return the snapshot that the service is asked for. Raises InvalidRequestError, or
@@ -318,6 +329,7 @@ class SnapshotBody(Described):
             volume_id=values.volume_id(self.volume_id),
             display_name=self.display_name,
             display_description=self.display_description,
+            consumes_quota=self.bockd is None or self.bockd.consumes_quota is not False,
         )
 
 

@@ -77,6 +77,17 @@ async def page_in_query(
     )
 
 
+async def changes_in_query(
+    since: Annotated[str, WithJsonSchema(NUMBER), Query(description="The older snapshot's id")],
+    offset: Annotated[
+        str | None, WithJsonSchema(NUMBER), Query(description="In bytes: from there on")
+    ] = None,
+) -> tuple[SnapshotId, int]:
+    """Read the query's `since` and `offset`. Raises InvalidRequestError, or NotFoundError for an id
+    that cannot be one."""
+    return values.snapshot_id(since), 0 if offset is None else count("offset", offset)
+
+
 async def force_in_query(
     force: Annotated[
         str | None,
@@ -92,4 +103,5 @@ InForce = Annotated[bool, Depends(force_in_query)]
 InVolume = Annotated[VolumeId, Depends(volume_in_path)]
 InSnapshot = Annotated[SnapshotId, Depends(snapshot_in_path)]
 InServer = Annotated[str, Depends(server_in_path)]
+InChanges = Annotated[tuple[SnapshotId, int], Depends(changes_in_query)]
 InPage = Annotated[Page, Depends(page_in_query)]

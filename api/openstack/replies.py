@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 from api.openstack.values import date, precise_date, server_number
 from bockd.blockstorage.contract import Attachment, Backing, Snapshot, Volume
 from bockd.pool.caches import CacheState
-from bockd.pool.reports import Space
+from bockd.pool.reports import Changes, Space
 
 
 class CacheView(TypedDict):
@@ -45,6 +45,8 @@ class BackingView(TypedDict):
     """Of a volume in a pool whose volumes may have a cache."""
     hold: NotRequired[str]
     """Of a volume in maintenance: who holds it, and what for."""
+    consumes_quota: NotRequired[bool]
+    """Of a snapshot that consumes none: false."""
 
 
 class VolumeBackingView(BackingView):
@@ -209,6 +211,26 @@ def view_space(space: Space) -> SpaceView:
     return {"exclusive_bytes": space.exclusive_bytes, "shared_bytes": space.shared_bytes}
 
 
+class ChangesView(TypedDict):
+    """Where a snapshot may differ from an older one."""
+
+    ranges: list[tuple[int, int]]
+    """Offset and length in bytes, in order."""
+    end_bytes: int
+    """Up to where they are all; the size of the snapshot if there are no more."""
+
+
+class OneChanges(TypedDict):
+    """`{"changes": {...}}`, ours."""
+
+    changes: ChangesView
+
+
+def view_changes(changes: Changes) -> ChangesView:
+    """Render where two snapshots differ."""
+    return {"ranges": list(changes.ranges), "end_bytes": changes.end_bytes}
+
+
 def view_backing(backing: Backing | None) -> BackingView:
     """Render what is under the key "bockd"."""
     assert backing is not None  # only stored records lack it
@@ -298,7 +320,7 @@ def list_volume(volume: Volume) -> VolumeView:
 
 def view_snapshot(snapshot: Snapshot) -> SnapshotView:
     """Render one snapshot."""
-    return {
+    view: SnapshotView = {
         "status": snapshot.status.value,
         "displayDescription": snapshot.display_description,
         "displayName": snapshot.display_name,
@@ -308,6 +330,9 @@ def view_snapshot(snapshot: Snapshot) -> SnapshotView:
         "size": snapshot.size_gib,
         "bockd": view_backing(snapshot.backing),
     }
+    if not snapshot.consumes_quota:
+        view["bockd"]["consumes_quota"] = False
+    return view
 
 
 def view_new_snapshot(snapshot: Snapshot) -> SnapshotView:

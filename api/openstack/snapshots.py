@@ -8,15 +8,17 @@ from api.openstack.access import InTenant
 from api.openstack.bodies import CreateSnapshot, EditSnapshot
 from api.openstack.listing import answer_list
 from api.openstack.media import JsonRoute
-from api.openstack.params import InPage, InSnapshot
+from api.openstack.params import InChanges, InPage, InSnapshot
 from api.openstack.replies import (
     NewSnapshotView,
+    OneChanges,
     OneSnapshot,
     OneSpace,
     SnapshotList,
     SnapshotView,
     Spelling,
     as_documented,
+    view_changes,
     view_new_snapshot,
     view_snapshot,
     view_space,
@@ -64,6 +66,15 @@ def snapshot_router(
     async def snapshot_space(tenant: InTenant, snapshot: InSnapshot) -> OneSpace:
         """Measure the space that a snapshot takes, by a walk over its maps."""
         return {"space": view_space(await storage.snapshot_space(tenant, snapshot))}
+
+    @router.get("/{snapshot_id:node}/bockd-changes")
+    async def snapshot_changes(
+        tenant: InTenant, snapshot: InSnapshot, asked: InChanges
+    ) -> OneChanges:
+        """Find where a snapshot may differ from an older one, some ranges at once."""
+        older, offset = asked
+        found = await storage.snapshot_changes(tenant, older, snapshot, offset)
+        return {"changes": view_changes(found)}
 
     # Cinder's clients expect Cinder's status, under Cinder's path: HP's document says 200.
     cinder = spelled is not as_documented

@@ -28,7 +28,7 @@ from typing import NewType, Protocol
 from bockd.model import CacheMode, Server, ServerKind, SnapshotId, VolumeId
 from bockd.pool.caches import CacheState
 from bockd.pool.gateways import Gateway
-from bockd.pool.reports import Space
+from bockd.pool.reports import Changes, Space
 
 TenantId = NewType("TenantId", str)
 UserId = NewType("UserId", str)
@@ -147,6 +147,9 @@ class Snapshot:
     created_at: float
     backing: Backing | None = None
     """None in a stored record only."""
+    consumes_quota: bool = True
+    """False: made for a migration (`NewSnapshot`), and not counted. Code that does not know this
+    counts it when it is deleted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,12 +185,17 @@ class NewVolume:
 
 @dataclass(frozen=True, slots=True)
 class NewSnapshot:
-    """What a new snapshot should be. `force`: also of an attached volume."""
+    """What a new snapshot should be. `force`: also of an attached volume.
+
+    One that does not consume quota is for whoever copies the volume, who deletes it soon: a volume
+    has `rules.MAX_UNCOUNTED_SNAPSHOTS` at most. Cinder has the same word.
+    """
 
     volume_id: VolumeId
     display_name: str | None = None
     display_description: str | None = None
     force: bool = False
+    consumes_quota: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -420,6 +428,15 @@ class BlockStorage(Protocol):
         """Compute a snapshot's exact space, as `volume_space` does."""
         ...
 
+    async def snapshot_changes(
+        self, tenant: TenantId, older: SnapshotId, newer: SnapshotId, offset: int = 0
+    ) -> Changes:
+        """Find where a snapshot may hold something else than an older one, from `offset` bytes on:
+        our extension. Outside of these ranges both read the same, and what the newer one has beyond
+        the end of the older one reads as zeros. At most `MAX_CHANGES` ranges are returned at once
+        (bockd.blockstorage.snapshots)."""
+        ...
+
     async def list_snapshots(self, tenant: TenantId, page: Page = EVERYTHING) -> list[Snapshot]:
         """List a tenant's snapshots (section 4.4.4.1)."""
         ...
@@ -429,7 +446,7 @@ class BlockStorage(Protocol):
         returned is "creating", as for a volume.
 
         Raises InvalidStateError when the volume is attached (unless forced) or not available,
-        OverLimitError beyond the quota.
+        OverLimitError beyond the quota, or the number of those that consume none.
         """
         ...
 

@@ -14,9 +14,11 @@
     IMPORTS       id:u64 of the volume being filled ImportRecord
 
 Records are JSON objects of the dataclasses; what only pools of several gateways have (`worker`,
-`gateway`) is left out where it is None. Invariants, each kept by one function of `Ledger`: a
+`gateway`) is left out where it is None, and so are `hold` and `consumes_quota` where they say
+nothing. Invariants, each kept by one function of `Ledger`: a
 record in API_VOLUMES, API_SNAPSHOTS, IMAGES or IMPORTS belongs to a node of the pool; OWNED,
-ATTACHED and EXPORTS follow from those records; a tenant's `used` is their sum.
+ATTACHED and EXPORTS follow from those records; a tenant's `used` is their sum,
+without snapshots that consume no quota.
 `bockd.blockstorage.recount` proves it.
 """
 
@@ -173,9 +175,10 @@ def decode(kind: type[R], payload: bytes) -> R:
 
 
 def _sparse(record: Any, optional: str) -> dict[str, object]:
-    """Return a record to be encoded, without a field that is None."""
+    """Return a record to be encoded, without a field that has its default."""
     values = {field.name: getattr(record, field.name) for field in fields(record)}
-    if values[optional] is None:
+    default = next(field.default for field in fields(record) if field.name == optional)
+    if values[optional] == default:
         del values[optional]
     return values
 
@@ -280,6 +283,8 @@ class Ledger:
         values = _sparse(owned, "worker")
         if isinstance(owned, OwnedVolume):
             values["volume"] = _sparse(owned.volume, "hold")
+        else:
+            values["snapshot"] = _sparse(owned.snapshot, "consumes_quota")
         self._put(table, id_key(node.id), values)
 
     def resize_volume(
@@ -386,8 +391,10 @@ class Ledger:
 
     def add_snapshot(self, tenant: TenantId, snapshot: Snapshot, quota_of: QuotaOf) -> None:
         """Add a new snapshot, within the tenant's quota. Raise OverLimitError beyond it."""
-        record = self.tenant(tenant)
-        self._use(record, quota.with_snapshot(quota_of(record), record.used, snapshot.volume_id))
+        if snapshot.consumes_quota:
+            record = self.tenant(tenant)
+            used = quota.with_snapshot(quota_of(record), record.used, snapshot.volume_id)
+            self._use(record, used)
         self.put_snapshot(tenant, snapshot)
         self.txn.put(OWNED, owned_key(NodeKind.SNAPSHOT, tenant, snapshot.id), b"")
 
@@ -403,8 +410,9 @@ class Ledger:
     def remove_snapshot(self, owned: OwnedSnapshot) -> None:
         """Remove the record of a snapshot that is being deleted."""
         tenant, snapshot = owned.tenant, owned.snapshot
-        record = self.tenant(tenant)
-        self._use(record, quota.without_snapshot(record.used))
+        if snapshot.consumes_quota:
+            record = self.tenant(tenant)
+            self._use(record, quota.without_snapshot(record.used))
         self.txn.delete(API_SNAPSHOTS, id_key(snapshot.id))
         self.txn.delete(OWNED, owned_key(NodeKind.SNAPSHOT, tenant, snapshot.id))
 

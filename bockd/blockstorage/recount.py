@@ -96,7 +96,8 @@ def _wrong_usage(
         )
     for found in snapshots:
         used = counted.get(found.tenant, Usage())
-        counted[found.tenant] = replace(used, snapshots=used.snapshots + 1)
+        more = int(found.snapshot.consumes_quota)
+        counted[found.tenant] = replace(used, snapshots=used.snapshots + more)
     recorded = {record.tenant.id: record.used for record in ledger.tenants()}
     for tenant in recorded.keys() | counted.keys():
         if recorded.get(tenant, Usage()) != counted.get(tenant, Usage()):

@@ -110,6 +110,20 @@ def check_can_be_snapshotted(volume: int, status: Status, *, force: bool) -> Non
         )
 
 
+MAX_UNCOUNTED_SNAPSHOTS = 4
+"""Of a volume. Who copies it compares two; two more are what interrupted copies have left."""
+
+
+def check_uncounted(volume: int, existing: int) -> None:
+    """Check that a volume may have another snapshot that consumes no quota, beside those that it
+    has. Raise OverLimitError otherwise."""
+    if existing >= MAX_UNCOUNTED_SNAPSHOTS:
+        raise OverLimitError(
+            f"volume {volume} has {existing} snapshots that consume no quota already; delete them, "
+            "or let this one consume quota"
+        )
+
+
 Check = Callable[[int, Status], None]
 """Whether the status of a volume allows something; raises InvalidStateError."""
 
@@ -251,6 +265,14 @@ def exact_size(size_gib: int | None, size_bytes: int | None) -> int | None:
             f"{size_bytes} bytes are {size_in_gib(size_bytes)} GiB, rounded up"
         )
     return size_bytes
+
+
+def check_offset(offset: int) -> int:
+    """Return an offset in bytes; one that no volume reaches becomes the end of the largest. Raise
+    InvalidRequestError for a negative one."""
+    if offset < 0:
+        raise InvalidRequestError("offset must not be negative")
+    return min(offset, MAX_VOLUME_BYTES)
 
 
 def size_in_gib(size_bytes: int) -> int:

@@ -30,6 +30,7 @@ from bockd.blockstorage.snapshots import Snapshots
 from bockd.blockstorage.volumes import Volumes, refuse_fetched
 from bockd.model import CacheMode, Server, SnapshotId, VolumeId
 from bockd.pool.gateways import Gateway
+from bockd.pool.reports import Changes as SnapshotChanges
 from bockd.pool.reports import Space
 
 _NAMESPACE = "http://docs.openstack.org/volume/ext/{}/api/v1.1"
@@ -61,9 +62,9 @@ EXTENSIONS = (
         "Bockd",
         _NAMESPACE.format("bockd"),
         "2026-11-24T00:00:00+00:00",
-        'The key "bockd" in volumes and snapshots, sizes in bytes, exact space, and the actions '
-        "os-extend, revert, bockd-reopen, bockd-set-cache, bockd-discard-cache, bockd-hold and "
-        "bockd-release of a volume.",
+        'The key "bockd" in volumes and snapshots, sizes in bytes, exact space, where snapshots '
+        "differ, and the actions os-extend, revert, bockd-reopen, bockd-set-cache, "
+        "bockd-discard-cache, bockd-hold and bockd-release of a volume.",
     ),
 )
 """The three resources of the specification beyond OpenStack Compute 1.1 (4.1), and ours."""
@@ -134,6 +135,11 @@ class PoolBlockStorage:
 
     async def snapshot_space(self, tenant: TenantId, snapshot: SnapshotId) -> Space:
         return await self._runner.run(self._changes.snapshot_space(tenant, snapshot))
+
+    async def snapshot_changes(
+        self, tenant: TenantId, older: SnapshotId, newer: SnapshotId, offset: int = 0
+    ) -> SnapshotChanges:
+        return await self._runner.run(self._snapshots.changes(tenant, older, newer, offset))
 
     async def list_snapshots(self, tenant: TenantId, page: Page = EVERYTHING) -> list[Snapshot]:
         return self._snapshots.list(tenant, page)

@@ -21,6 +21,11 @@ from bockd.model import NodeKind, SnapshotId
 from bockd.pool.index import Transaction
 from bockd.pool.nodes import Nodes
 from bockd.pool.records import SnapshotRecord
+from bockd.pool.reports import Changes
+from bockd.runtime.steps import Steps
+
+MAX_CHANGES = 10_000
+"""Ranges in one answer: some 250 KiB. Of a pool in Ceph each answer costs a look at all objects."""
 
 
 class Snapshots:
@@ -76,8 +81,26 @@ class Snapshots:
         ledger = Ledger(txn)
         volume = ledger.volume(tenant, new.volume_id)
         rules.check_can_be_snapshotted(volume.id, status_now(Nodes(txn), volume), force=new.force)
-        record = ledger.tenant(tenant)
-        quota.with_snapshot(self._context.quota_of(record), record.used, volume.id)
+        if new.consumes_quota:
+            record = ledger.tenant(tenant)
+            quota.with_snapshot(self._context.quota_of(record), record.used, volume.id)
+        else:
+            mine = ledger.snapshots(tenant)
+            rules.check_uncounted(
+                volume.id,
+                sum(one.volume_id == volume.id and not one.consumes_quota for one in mine),
+            )
+
+    def changes(
+        self, tenant: TenantId, older: SnapshotId, newer: SnapshotId, offset: int
+    ) -> Steps[Changes]:
+        """Find where two snapshots differ."""
+        offset = rules.check_offset(offset)
+        with self._pool.index.reading() as txn:
+            ledger = Ledger(txn)
+            for one in (older, newer):
+                ledger.snapshot(tenant, one)
+        return self._pool.changes(older, newer, offset, MAX_CHANGES)
 
     async def delete(self, tenant: TenantId, snapshot: SnapshotId) -> None:
         """Delete a snapshot in the same steps as a volume (section 4.4.4.4)."""
@@ -139,6 +162,7 @@ def _fresh(new: NewSnapshot, record: SnapshotRecord) -> Snapshot:
         display_name=new.display_name,
         display_description=new.display_description,
         created_at=record.created_at,
+        consumes_quota=new.consumes_quota,
     )
 
 

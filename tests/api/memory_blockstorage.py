@@ -44,7 +44,7 @@ from bockd.model import (
     export_name,
 )
 from bockd.pool.gateways import Gateway
-from bockd.pool.reports import Space
+from bockd.pool.reports import Changes, Space
 from bockd.pool.unsupported import no_cache
 
 EXTENSION = Extension(
@@ -214,13 +214,25 @@ class MemoryBlockStorage(BlockStorage):
         await self.show_snapshot(tenant, snapshot)
         return Space(0, 0)
 
+    async def snapshot_changes(
+        self, tenant: TenantId, older: SnapshotId, newer: SnapshotId, offset: int = 0
+    ) -> Changes:
+        for one in (older, newer):
+            found = await self.show_snapshot(tenant, one)
+        assert found.backing is not None
+        return Changes((), found.backing.size_bytes)
+
     async def list_snapshots(self, tenant: TenantId, page: Page = EVERYTHING) -> list[Snapshot]:
         return rules.cut_page(self.snapshots_of(tenant).values(), rules.check_page(page))
 
     async def create_snapshot(self, tenant: TenantId, new: NewSnapshot) -> Snapshot:
         origin = await self.show_volume(tenant, new.volume_id)
         rules.check_can_be_snapshotted(origin.id, origin.status, force=new.force)
-        if self._usage(tenant).snapshots >= self.quota.snapshots:
+        if not new.consumes_quota:
+            mine = self.snapshots_of(tenant).values()
+            same = [one for one in mine if one.volume_id == origin.id and not one.consumes_quota]
+            rules.check_uncounted(origin.id, len(same))
+        elif self._usage(tenant).snapshots >= self.quota.snapshots:
             raise OverLimitError("Snapshot quota exceeded.")
         snapshot = Snapshot(
             id=SnapshotId(next(self._ids)),
@@ -230,6 +242,7 @@ class MemoryBlockStorage(BlockStorage):
             display_name=rules.check_text("display_name", new.display_name),
             display_description=rules.check_text("display_description", new.display_description),
             created_at=self._clock(),
+            consumes_quota=new.consumes_quota,
         )
         backing = _backing(NodeKind.SNAPSHOT, snapshot, origin.size_gib * GIB)
         snapshot = dataclasses.replace(snapshot, backing=backing)
@@ -299,7 +312,7 @@ class MemoryBlockStorage(BlockStorage):
         return Usage(
             volumes=len(volumes),
             gigabytes=sum(volume.size_gib for volume in volumes),
-            snapshots=len(self.snapshots_of(tenant)),
+            snapshots=sum(one.consumes_quota for one in self.snapshots_of(tenant).values()),
         )
 
     async def list_images(self) -> list[Image]:

@@ -29,7 +29,7 @@ from bockd.errors import (
 from bockd.model import GIB, MIB, SnapshotId, VolumeId
 from bockd.pool.pool import WithVolume
 from bockd.pool.records import VolumeRecord
-from bockd.pool.reports import Space
+from bockd.pool.reports import Changes, Space
 from bockd.runtime.steps import Steps, run_inline
 from tests.blockstorage.store import Store, first_byte, force_status, write_first_byte
 
@@ -380,11 +380,29 @@ def test_space(store: Store, tenant: TenantId) -> None:
     assert store.run(lambda s: s.snapshot_space(tenant, snapshot.id)) == exclusive
 
 
+def test_where_snapshots_differ(store: Store, tenant: TenantId) -> None:
+    volume = store.volume(tenant)
+    older = store.snapshot(tenant, volume)
+    write_first_byte(store, volume.id, 1)
+    newer = store.snapshot(tenant, volume)
+
+    def changes(first: Snapshot, second: Snapshot, offset: int = 0) -> Changes:
+        return store.run(lambda s: s.snapshot_changes(tenant, first.id, second.id, offset))
+
+    assert changes(older, newer) == Changes(((0, KIB4),), GIB)
+    assert changes(older, newer, KIB4) == Changes((), GIB)
+    assert changes(older, newer, 1 << 70) == Changes((), GIB)
+    assert changes(newer, newer) == Changes((), GIB)
+    with pytest.raises(InvalidRequestError):
+        changes(older, newer, -1)
+
+
 ATTEMPTS: dict[str, Callable[[Store, TenantId, Volume, Snapshot], object]] = {
     "extend": lambda store, t, v, _: extend(store, t, v, 2 * GIB),
     "revert": lambda store, t, v, s: revert(store, t, v, s),
     "reopen": lambda store, t, v, _: reopen(store, t, v),
     "space": lambda store, t, v, _: store.run(lambda s: s.volume_space(t, v.id)),
+    "changes": lambda store, t, _, s: store.run(lambda x: x.snapshot_changes(t, s.id, s.id)),
     "snapshot space": lambda store, t, _, s: store.run(lambda x: x.snapshot_space(t, s.id)),
 }
 

@@ -188,6 +188,51 @@ def test_space(served: Served) -> None:
             assert fault_of(client.get(f"{path}/bockd-space"))[:2] == (404, "itemNotFound")
 
 
+def test_where_snapshots_differ(served: Served) -> None:
+    with served.client() as client:
+        volume, other = create(client)["id"], create(client)["id"]
+        older = snapshot(client, volume).json()["snapshot"]["id"]
+        newer = snapshot(client, volume).json()["snapshot"]["id"]
+        path = f"/os-snapshots/{newer}/bockd-changes"
+        same = {"changes": {"ranges": [], "end_bytes": GIB}}
+        for query in ({}, {"offset": 4096}, {"offset": str(1 << 62)}):
+            answer = client.get(path, params={"since": older, **query})
+            assert (answer.status_code, answer.json()) == (200, same)
+        for wrong in ("", f"?since={older}&offset=-1", f"?since={older}&offset=x"):
+            assert fault_of(client.get(path + wrong))[:2] == (400, "badRequest")
+        for absent in (99, "x", other):
+            answer = client.get(path, params={"since": absent})
+            assert fault_of(answer)[:2] == (404, "itemNotFound")
+        answer = client.get("/os-snapshots/99/bockd-changes", params={"since": older})
+        assert fault_of(answer)[:2] == (404, "itemNotFound")
+
+
+def test_a_few_snapshots_consume_no_quota(tmp_path: Path) -> None:
+    quota = Quota(volumes=5, gigabytes=5, snapshots=1)
+    uncounted = {"bockd": {"consumes_quota": False}}
+    with serving(on_pool(tmp_path, quota)) as served, served.client() as client:
+        volume, other = create(client)["id"], create(client)["id"]
+        counted = snapshot(client, volume, bockd={"consumes_quota": True}).json()["snapshot"]
+        assert "consumes_quota" not in counted["bockd"]
+        assert snapshot(client, volume).status_code == 413
+        taken = [snapshot(client, volume, **uncounted).json()["snapshot"] for _ in range(4)]
+        assert [one["bockd"]["consumes_quota"] for one in taken] == [False] * 4
+        refused = snapshot(client, volume, **uncounted)
+        assert refused.status_code == 413
+        assert "has 4 snapshots that consume no quota" in refused.text
+        assert snapshot(client, other, **uncounted).status_code == 200
+        assert client.get("/limits").json()["limits"]["absolute"]["totalSnapshotsUsed"] == 1
+        for one in taken:
+            assert client.delete(f"/os-snapshots/{one['id']}").status_code == 200
+        assert client.get("/limits").json()["limits"]["absolute"]["totalSnapshotsUsed"] == 1
+        assert snapshot(client, volume, **uncounted).status_code == 200
+        assert client.delete(f"/os-snapshots/{counted['id']}").status_code == 200
+        assert client.get("/limits").json()["limits"]["absolute"]["totalSnapshotsUsed"] == 0
+        wrong: object
+        for wrong in ({"consumes_quota": "no"}, {"colour": 1}, []):
+            assert fault_of(snapshot(client, volume, bockd=wrong))[:2] == (400, "badRequest")
+
+
 BAD_ACTIONS: list[Any] = [
     {},
     [],
@@ -233,6 +278,7 @@ def test_strangers_find_nothing(served: Served) -> None:
             revert(stranger, theirs, source),
             stranger.get(f"/os-volumes/{volume}/bockd-space"),
             stranger.get(f"/os-snapshots/{source}/bockd-space"),
+            stranger.get(f"/os-snapshots/{source}/bockd-changes?since={source}"),
         ):
             assert fault_of(answer)[:2] == (404, "itemNotFound")
         assert show(client, volume)["size"] == 1
