@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 from urllib.parse import quote, urlsplit
@@ -368,6 +369,11 @@ class StorageClient:
         http, session = self._log_in()
         headers = {"X-Auth-Token": session.token}
         answer = http.request(method, url, body, headers=headers, patient=patient)
+        if answer.status == HTTPStatus.UNAUTHORIZED:
+            # A command may run for longer than a token is valid.
+            self._session = log_in(http, find_login(self._environ, self._settings))
+            headers = {"X-Auth-Token": self._session.token}
+            answer = http.request(method, url, body, headers=headers, patient=patient)
         if answer.is_error:
             raise error_of_fault(answer, url)
         return answer.content

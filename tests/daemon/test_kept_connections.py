@@ -88,3 +88,13 @@ def test_an_idle_connection_is_not_used_again(
     monkeypatch.setattr(overunix, "KEPT_SECONDS", 0.0)
     storage.list_volumes()
     assert len(opened) == 1
+
+
+def test_a_token_that_is_not_valid_any_more_is_replaced(
+    storage: StorageClient, daemon: Bockd
+) -> None:
+    """As after a day; this ends all tokens at once."""
+    old = storage.token
+    daemon.tool("bock", "credentials", "rotate")
+    assert storage.list_volumes() == []
+    assert storage.token != old
