@@ -1,16 +1,16 @@
 """The bytes of an export to another one, of another daemon perhaps, and whether both are the same.
 
-Holes and blocks of zeros of the source are not sent to a target that reads as zeros. Both ends have
-several requests under way at once.
+Holes and blocks of zeros of the source are not sent to a target that is blank, and become holes of
+another one. Both ends have several requests under way at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 from bockd.cli.convert import Show
-from bockd.cli.copying import PIECE_BYTES, Reading, connected, data_runs, has_room
+from bockd.cli.copying import GAP_BYTES, PIECE_BYTES, Reading, connected, data_runs, has_room
 from bockd.cli.records import WayIn
 from bockd.errors import DamagedError, UnavailableError
 from bockd.model import GIB, MIB
@@ -24,8 +24,12 @@ NOTED_BYTES: Final = 256 * MIB
 """Data between two notes of how far the copy is: what is copied again after an interruption at
 most. A note costs a flush and a commit."""
 
-BATCH_PIECES: Final = 8
-"""Compared at once."""
+BATCH_BYTES: Final = 8 * MIB
+BATCH_PIECES: Final = 64
+"""Compared at once, at most."""
+
+Ranges = Sequence[tuple[int, int]]
+"""Offset and length in bytes, in order."""
 
 Note = Callable[[int], None]
 """Called with the offset up to which the target has everything, safe from power loss."""
@@ -50,38 +54,86 @@ def reached(way: WayIn, trust: Trust) -> Export:
 
 
 class _Filled:
-    """A target that reads as zeros where nothing was written (bockd.cli.copying.Target)."""
+    """A target of a copy (bockd.cli.copying.Target). What is not written to one that is not blank
+    becomes zeros (`zero_rest`)."""
 
-    def __init__(self, export: Export) -> None:
+    def __init__(self, export: Export, *, blank: bool) -> None:
         self.unsaved_bytes = 0
         self.offset = 0
         """Where the reading began."""
         self._export = export
+        self._written: list[tuple[int, int]] | None = None if blank else []
 
     def write(self, content: bytearray, length: int, position: int) -> None:
         view = memoryview(content)
         for begin, end in data_runs(content, length):
-            while not has_room(self._export):
-                self._export.receive()
-            self._export.write(self.offset + position + begin, view[begin:end])
+            at = self.offset + position + begin
+            self._wait_for_room()
+            self._export.write(at, view[begin:end])
             self.unsaved_bytes += end - begin
+            if self._written is not None:
+                self._written.append((at, at + end - begin))
+
+    def zero_rest(self, end: int) -> None:
+        """Have all from where the reading began to `end` that was not written become zeros."""
+        if self._written is None:
+            return
+        at = self.offset
+        for begin, stop in [*sorted(self._written), (end, end)]:
+            if at < begin:
+                self._wait_for_room()
+                self._export.zero(at, begin - at)
+            at = stop
+        self._written.clear()
+
+    def _wait_for_room(self) -> None:
+        while not has_room(self._export):
+            self._export.receive()
 
 
-def copy_across(source: Export, target: Export, offset: int, show: Show, note: Note) -> None:
-    """Copy a source that does not change from `offset` to its end, to a target that holds the same
-    or zeros there. What has been noted, and at the end all of it, survives power loss. Raises
+def copy_across(
+    source: Export, target: Export, ranges: Ranges, show: Show, note: Note, *, blank: bool
+) -> None:
+    """Copy ranges of a source that does not change to a target, which is blank there or holds
+    anything. What has been noted, and at the end all of it, survives power loss. Raises
     BockdError."""
-    filled = _Filled(target)
-    for begin in range(offset, source.size_bytes, WINDOW_BYTES):
+    filled, done_bytes = _Filled(target, blank=blank), 0
+    for begin, length in _windows(ranges):
         filled.offset = begin
-        length = min(WINDOW_BYTES, source.size_bytes - begin)
-        Reading(source, begin, length, filled, shifted(show, begin)).run()
+        Reading(source, begin, length, filled, shifted(show, done_bytes)).run()
+        filled.zero_rest(begin + length)
+        done_bytes += length
         if filled.unsaved_bytes >= NOTED_BYTES:
             save(target)
             filled.unsaved_bytes = 0
             note(begin + length)
     save(target)
     note(source.size_bytes)
+
+
+def joined(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Join ranges with small gaps between them: to copy what is the same costs less than another
+    request."""
+    found: list[tuple[int, int]] = []
+    for offset, length in ranges:
+        if found and offset - sum(found[-1]) <= GAP_BYTES:
+            first, _ = found.pop()
+            found.append((first, offset + length - first))
+        else:
+            found.append((offset, length))
+    return found
+
+
+def lengths(ranges: Ranges) -> int:
+    """Sum ranges up, in bytes."""
+    return sum(length for _, length in ranges)
+
+
+def _windows(ranges: Ranges) -> Iterator[tuple[int, int]]:
+    """Cut ranges, so that none is longer than a window."""
+    for offset, length in ranges:
+        for begin in range(offset, offset + length, WINDOW_BYTES):
+            yield begin, min(WINDOW_BYTES, offset + length - begin)
 
 
 def save(target: Export) -> None:
@@ -96,19 +148,35 @@ def shifted(show: Show, offset: int) -> Show:
     return None if show is None else lambda done: show(offset + done)
 
 
-def compare(source: Export, target: Export, show: Show) -> None:
-    """Compare all that one of two exports of the same size does not report as a hole. Raises
+def compare(source: Export, target: Export, ranges: Ranges, show: Show) -> None:
+    """Compare all in these ranges that one of two exports does not report as a hole. Raises
     DamagedError where they differ, BockdError."""
-    for begin in range(0, source.size_bytes, WINDOW_BYTES):
-        end = min(begin + WINDOW_BYTES, source.size_bytes)
-        wanted = list(_pieces(_data(source, begin, end), _data(target, begin, end), begin, end))
-        for first in range(0, len(wanted), BATCH_PIECES):
-            batch = wanted[first : first + BATCH_PIECES]
+    batch: list[tuple[int, int]] = []
+    for offset, length, done_bytes in _compared(source, target, ranges):
+        batch.append((offset, length))
+        if len(batch) == BATCH_PIECES or lengths(batch) >= BATCH_BYTES:
             _compare_batch(source, target, batch)
+            batch.clear()
             if show is not None:
-                show(sum(batch[-1]))
-        if show is not None:
-            show(end)
+                show(done_bytes)
+    _compare_batch(source, target, batch)
+    if show is not None:
+        show(lengths(ranges))
+
+
+def _compared(source: Export, target: Export, ranges: Ranges) -> Iterator[tuple[int, int, int]]:
+    """Offset and length of the pieces that are to be compared, and how much of the ranges is behind
+    each. Extents are asked for only where a range is long. Nothing may be under way."""
+    before_bytes = 0
+    for begin, length in _windows(ranges):
+        end = begin + length
+        if length <= PIECE_BYTES:
+            yield begin, length, before_bytes + length
+        else:
+            data = (_data(source, begin, end), _data(target, begin, end))
+            for offset, count in list(_pieces(*data, begin, end)):
+                yield offset, count, before_bytes + offset + count - begin
+        before_bytes += length
 
 
 def _compare_batch(source: Export, target: Export, batch: list[tuple[int, int]]) -> None:

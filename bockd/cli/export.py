@@ -22,12 +22,11 @@ from bockd.cli.completion import complete_snapshot, complete_volume
 from bockd.cli.convert import Show, byte_bar, ending_signals_interrupt, fraction_of, run_convert
 from bockd.cli.copying import copy_out, reads_as_zeros
 from bockd.cli.output import json_option, report
-from bockd.cli.records import Snapshot, Volume
+from bockd.cli.records import Snapshot, Volume, local_uri
 from bockd.cli.scratch import scratch
 from bockd.cli.silence import NBD_QUESTION, telling_silence
 from bockd.cli.sizes import format_size
 from bockd.cli.storage import connect
-from bockd.cli.transfer import local_uri
 from bockd.diskimage.kinds import SECTOR_BYTES, promised_format
 from bockd.errors import BockdError, ConflictError
 from bockd.model import MIB, split_export_uri

@@ -15,7 +15,8 @@ from bockd.cli.lazy import LazyGroup
 from bockd.cli.output import format_time, json_option, print_json, print_record, print_table
 from bockd.cli.sizes import format_exact_size, format_size
 from bockd.cli.sources import Source, name_of_source, note_dropped, opened_image, opened_source
-from bockd.cli.transfer import fill_export, when_released
+from bockd.cli.transfer import fill_export
+from bockd.cli.waiting import when_released
 from bockd.control import ImageInfo, ImportInfo
 from bockd.diskimage import IMPORT_FORMATS, Image
 from bockd.diskimage.room import room_for

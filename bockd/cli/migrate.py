@@ -10,7 +10,7 @@ from bockd.cli.completion import complete_volume
 from bockd.cli.convert import byte_bar, ending_signals_interrupt
 from bockd.cli.elsewhere import Elsewhere
 from bockd.cli.migration import Migration
-from bockd.cli.output import json_option, report
+from bockd.cli.output import json_option, printable, report
 from bockd.cli.records import Volume
 from bockd.cli.sizes import format_size
 from bockd.cli.storage import connect
@@ -28,6 +28,7 @@ from bockd.errors import BockdError
     help="The data directory of a daemon on this machine, or a file with the OS_ variables of one "
     "elsewhere, as 'bock credentials --shell' prints them.",
 )
+@click.option("--live", is_flag=True, help="Copy while clients use the volume.")
 @click.option("--no-verify", is_flag=True, help="Do not compare the copy with the original.")
 @click.option("--delete-source", is_flag=True, help="Delete the volume here in the end.")
 @click.option("--cancel", is_flag=True, help="Undo an unfinished migration.")
@@ -36,6 +37,7 @@ from bockd.errors import BockdError
 def migrate(
     volume: str,
     pool: str,
+    live: bool,
     no_verify: bool,
     delete_source: bool,
     cancel: bool,
@@ -48,24 +50,29 @@ def migrate(
     may use the volume: it is held until the end, and stays here, held, unless --delete-source. An
     interrupted migration goes on when the same command is run again.
 
+    With --live the volume is used until all but the latest changes are copied. Then the command
+    says which clients are to end, waits for that, and copies the rest: only so long nobody can use
+    the volume. Clients connect to the other pool afterwards.
+
     \b
     bock volume migrate web --to /var/lib/bockd-ceph
+    bock volume migrate web --to /var/lib/bockd-ceph --live
     bock volume migrate web --to storage2.env --delete-source
     bock volume migrate web --to storage2.env --cancel
     """
-    if cancel and (delete_source or no_verify):
+    if cancel and (delete_source or no_verify or live):
         raise click.UsageError("--cancel goes with no other option but --to")
     with ending_signals_interrupt():
         try:
             here, there = connect(), Elsewhere(pool)
             click.get_current_context().call_on_close(there.client.close)
-            move = Migration(here, there, volume, byte_bar)
+            move = Migration(here, there, volume, byte_bar, _tell_waiting)
             if cancel:
                 move.cancel()
             else:
                 if delete_source:
                     confirm(f"Delete volume {volume} here when it has moved?", yes=yes)
-                moved = move.run(verify=not no_verify)
+                moved = move.run(live=live, verify=not no_verify)
                 if delete_source:
                     move.delete_source()
         except KeyboardInterrupt as error:
@@ -81,6 +88,10 @@ def migrate(
         )
         return
     _tell(move.source, moved, pool, deleted=delete_source, as_json=as_json)
+
+
+def _tell_waiting(text: str) -> None:
+    click.echo(f"bock: {printable(text)}", err=True)
 
 
 def _tell(source: Volume, moved: Volume, pool: str, *, deleted: bool, as_json: bool) -> None:

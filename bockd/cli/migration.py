@@ -2,99 +2,102 @@
 
 docs/moving.md has the design. What is known of a move lies in the two pools and nowhere else:
 
-* The hold of the source (`Volume.hold`) names the move while it is under way, and then, from the
-  commit that makes the target the volume in use, the target.
-* The snapshot of the source, named after the hold, is what is copied.
-* The target's metadata has under `KEY` of which volume it is the copy, and how far that is.
-* The target is attached to `SERVER` until it is complete: so it is neither deleted nor used, and
-  its export's name lets the copy in, over TCP too.
+* The hold of the source (`Volume.hold`) names the move while nobody may write any more, and then,
+  from the commit that makes the target the volume in use, the target.
+* Snapshots of the source are what is copied. They consume no quota.
+* The target has the rest; see `bockd.cli.migrationtarget`.
+
+A live move copies snapshots while the source is used, each time what has changed since the last
+one. It holds the source when nobody uses it any more, for the last of them.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+from contextlib import contextmanager, suppress
 from typing import Final
 
-import msgspec
-
-from bockd.cli.convert import Show
-from bockd.cli.copying import connected
-from bockd.cli.crossing import compare, copy_across, reached
 from bockd.cli.elsewhere import Elsewhere
-from bockd.cli.obstacles import explained
-from bockd.cli.records import MOVED, Attached, Snapshot, Volume, WayIn
-from bockd.cli.silence import NBD_QUESTION, telling_silence
-from bockd.cli.storage import StorageClient
-from bockd.cli.transfer import (
-    RELEASE_POLL_SECONDS,
-    RELEASE_TIMEOUT_SECONDS,
-    local_uri,
-    when_released,
+from bockd.cli.filling import Bar, Filling
+from bockd.cli.leftovers import delete_leftovers, snapshots_of_migrations, take_for_migration
+from bockd.cli.migrationtarget import (
+    Target,
+    create_target,
+    find_target,
+    finish_target,
+    origin_of,
 )
-from bockd.errors import ConflictError, InUseError, NoSpaceError, NotFoundError
-from bockd.model import split_export_uri
-
-SERVER: Final = "bock-migrate"
-"""What the target is attached to while it is filled."""
-
-KEY: Final = "bockd-migration"
-"""In the metadata of the target, until it is complete."""
+from bockd.cli.obstacles import explained, obstacle
+from bockd.cli.records import MOVED, Volume
+from bockd.cli.storage import StorageClient
+from bockd.errors import BockdError, ConflictError, InvalidStateError
+from bockd.model import MIB
 
 MAX_REASON_LENGTH: Final = 255
 """Characters of the reason of a hold."""
 
+SMALL_REST_BYTES: Final = 64 * MIB
+"""Copied in a second or so: not worth another round before the source is held."""
+
+SHRINKS_TO: Final = 0.75
+"""Of the round before: a round that copies more than this gains nothing on who writes."""
+
+ROUND_SECONDS: Final = 60.0
+"""Between two rounds while the source is waited for: what is left stays what a minute writes. A
+snapshot costs the clients little, but not nothing."""
+
+POLL_SECONDS: Final = 0.5
+
+HOLD_AGAIN_SECONDS: Final = 5.0
+"""After a hold that was refused, since clients are refused while it is tried."""
+
+_STEADY: Final = frozenset({"available", "in-use"})
+"""When a snapshot can be taken."""
+
+_USED: Final = _STEADY | {"attaching", "detaching"}
+"""What a volume is that somebody may be using, and will not be using some day."""
+
 _MOVING: Final = re.compile(r"migration ([0-9a-f]{8}) to (.+)")
 _MOVED: Final = re.compile(MOVED + r"([0-9]+) at (.+)")
-_SNAPSHOT: Final = re.compile(r"migration-[0-9a-f]{8}")
 
-Bar = Callable[[str, int], AbstractContextManager[Show]]
-"""Shows how far something is: its title, and its bytes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """What the target's metadata say of the copy."""
-
-    origin: str
-    """Of which volume of which tenant; see `origin_of`."""
-    snapshot: int | None = None
-    """What is copied; None: nothing yet."""
-    copied: int = 0
-    """Up to here, in bytes, the target holds what the snapshot holds."""
+Tell = Callable[[str], object]
+"""Tells the user what is waited for."""
 
 
 class Migration:
     """A move of one volume, for as long as a command lasts. Every method raises BockdError."""
 
-    def __init__(self, here: StorageClient, there: Elsewhere, volume: str, bar: Bar) -> None:
+    def __init__(
+        self, here: StorageClient, there: Elsewhere, volume: str, bar: Bar, tell: Tell
+    ) -> None:
         self._here = here
         self._there = there.client
         self._place = there
         self._bar = bar
+        self._tell = tell
         self.source = here.find_volume(volume)
         self._origin = origin_of(here.tenant_id, self.source)
+        self._held_as = self.source.hold
+        """As this run has held the source, or begins to."""
 
-    def run(self, *, verify: bool = True) -> Volume:
+    def run(self, *, live: bool = False, verify: bool = True) -> Volume:
         """Move the volume, or go on where an earlier run was. Return the target, in use from now
-        on; the source stays, held."""
-        target = self._find_target()
+        on; the source stays, held. With `live`, the source may be used until all but the last
+        changes are copied, and is released if it does not move."""
         if (moved := self._moved_to()) is None:
             self._check_place()
-            target = target or self._create_target()
-            snapshot = self._hold()
-            target = self._copy(snapshot, target, verify=verify)
-            # From here on the target is the volume, unless the source was released meanwhile.
-            moved_to = f"{MOVED}{target.id} at {self._place.address}"
-            self._hold_as(moved_to, instead_of=self.source.hold)
+            target = self._find_target() or self._create_target()
+            if live:
+                self._move_live(target, verify=verify)
+            else:
+                self._move_held(target, verify=verify)
             moved = target.id
-        return self._finish(target or self._there.show_volume(moved))
+        found = finish_target(self._place, moved, self._here.show_volume(self.source.id))
+        delete_leftovers(self._here, self.source.id)
+        return found
 
     def cancel(self) -> None:
         """Undo an unfinished move: delete the target, and use the source again. Raises
@@ -102,10 +105,10 @@ class Migration:
         if self._moved_to() is not None:
             raise ConflictError(f"{self._called()} is {self.source.hold}; move it back from there")
         self._check_place()
-        target = self._find_target()
+        target = find_target(self._place, self._origin, self._called())
         if target is not None:
-            self._delete_target(target)
-        self._delete_snapshots()
+            target.delete()
+        delete_leftovers(self._here, self.source.id)
         if self._moving() is not None:
             self._here.release_volume(self.source.id)
 
@@ -153,161 +156,133 @@ class Migration:
         if any(origin_of(self._there.tenant_id, one) == self._origin for one in same):
             raise ConflictError(f"{self._called()} is in the pool of {self._place.address} already")
 
-    def _find_target(self) -> Volume | None:
-        for one in self._there.list_volumes():
-            if KEY in one.metadata and read_progress(one).origin == self._origin:
-                return one
-        return None
+    # -- the target --------------------------------------------------------------------------
 
-    # -- the steps ---------------------------------------------------------------------------
-
-    def _create_target(self) -> Volume:
-        source = self.source
-        return self._there.create_volume(
-            source.name,
-            source.size_bytes,
-            content_bytes=source.content_bytes,
-            description=source.description,
-            metadata={**source.metadata, KEY: written(Progress(self._origin))},
+    def _find_target(self) -> Target | None:
+        """Return the target of an earlier run, if what it holds is known for certain. Delete it
+        otherwise."""
+        target = find_target(self._place, self._origin, self._called())
+        if target is None:
+            return None
+        there_are = {one.name for one in snapshots_of_migrations(self._here, self.source.id)}
+        is_known = (
+            target.progress.needed <= there_are
+            and target.size_bytes <= self.source.size_bytes
+            and target.is_as_left()
         )
+        if not is_known:
+            target.delete()
+            return None
+        return target
 
-    def _delete_target(self, target: Volume) -> None:
-        self._let_go(target, force=True)
-        when_released(lambda: self._there.delete_volume(target.id))
+    def _create_target(self) -> Target:
+        return create_target(self._place, self._origin, self._called(), self.source)
 
-    def _hold(self) -> Snapshot:
-        """Keep everybody off the source, and return the snapshot of what it holds since."""
+    def _filling(self, target: Target, *, verify: bool) -> Filling:
+        return Filling(self._here, self.source, target, self._bar, verify=verify)
+
+    # -- with nobody at the source -----------------------------------------------------------
+
+    def _move_held(self, target: Target, *, verify: bool) -> None:
+        try:
+            self._hold()
+        except InvalidStateError as error:
+            if self._status() not in _USED:
+                raise
+            raise InvalidStateError(
+                f"{error}; with --live the volume is copied while it is used"
+            ) from error
+        with self._filling(target, verify=verify) as filling:
+            self._finish_copy(filling)
+        self._switch(target)
+
+    def _hold(self) -> None:
+        """Keep everybody off the source."""
         name = self._moving() or secrets.token_hex(4)
-        # Also if it is held: whoever could use it nevertheless is found now.
-        self._hold_as(f"migration {name} to {self._place.address}")
-        title = f"migration-{name}"
-        taken = [one for one in self._here.list_snapshots(title) if one.volume == self.source.id]
-        return taken[0] if taken else self._here.create_snapshot(self.source.id, title)
+        self._held_as = f"migration {name} to {self._place.address}"[:MAX_REASON_LENGTH]
+        # Also if it is held: if the daemon died before it looked for users, they are found now.
+        self._hold_as(self._held_as)
 
     def _hold_as(self, reason: str, *, instead_of: str | None = None) -> None:
-        reason = reason[:MAX_REASON_LENGTH]
         with explained(self._here, self.source):
             self.source = self._here.hold_volume(self.source.id, reason, instead_of=instead_of)
 
-    def _copy(self, snapshot: Snapshot, target: Volume, *, verify: bool) -> Volume:
-        """Make the target hold what the snapshot holds. Return the target."""
-        progress = read_progress(target)
-        if progress.snapshot not in (None, snapshot.id) or target.size_bytes != snapshot.size_bytes:
-            # The source was released, and perhaps written, since an earlier run.
-            self._delete_target(target)
-            target = self._create_target()
-            progress = read_progress(target)
-        progress = replace(progress, snapshot=snapshot.id)
-        self._note(target, progress)
-        uri, way = local_uri(snapshot), self._take(target)
-        with (
-            telling_silence(split_export_uri(uri)[1], NBD_QUESTION),
-            connected(uri) as source,
-            reached(way, self._place.trust) as filled,
-            _told_of_room(),
-        ):
-            with self._bar(f"migrating {self.source.name}", source.size_bytes) as show:
-                copy_across(
-                    source,
-                    filled,
-                    progress.copied,
-                    show,
-                    lambda copied: self._note(target, replace(progress, copied=copied)),
+    def _finish_copy(self, filling: Filling) -> None:
+        """Copy what the source holds since it is held."""
+        filling.bring_to(take_for_migration(self._here, self.source.id, self._moving()))
+
+    def _switch(self, target: Target) -> None:
+        """Make the target the volume in use, unless the source was released meanwhile."""
+        moved_to = f"{MOVED}{target.id} at {self._place.address}"
+        self._hold_as(moved_to[:MAX_REASON_LENGTH], instead_of=self.source.hold)
+
+    # -- while the source is used ------------------------------------------------------------
+
+    def _move_live(self, target: Target, *, verify: bool) -> None:
+        # Once the target is taken no other command is at work.
+        with self._filling(target, verify=verify) as filling, self._released_on_failure():
+            if self._moving() is None:
+                self._follow(filling)
+                self._hold_when_unused(filling)
+            else:
+                self._hold()
+            self._finish_copy(filling)
+            self._switch(target)
+
+    def _follow(self, filling: Filling) -> None:
+        """Copy in rounds, until little is left to copy or it becomes no less."""
+        filling.go_on()
+        copied, before = self._round(filling), float("inf")
+        while SMALL_REST_BYTES < copied <= before * SHRINKS_TO:
+            copied, before = self._round(filling), copied
+
+    def _round(self, filling: Filling) -> int:
+        """Copy what has changed. Return how much, in bytes."""
+        return filling.bring_to(take_for_migration(self._here, self.source.id))
+
+    def _hold_when_unused(self, filling: Filling) -> None:
+        """Hold the source as soon as nobody uses it, and say who does. Meanwhile copy what
+        changes."""
+        told, last_round = "", time.monotonic()
+        while (reason := self._try_to_hold()) is not None:
+            if reason != told:
+                self._tell(
+                    f"{reason}. The volume moves as soon as nobody uses it; waiting for that "
+                    "(Ctrl-C stops here, and it stays as it is)"
                 )
-            if verify:
-                with self._bar(f"comparing {self.source.name}", source.size_bytes) as show:
-                    compare(source, filled, show)
-        return target
+                told = reason
+            if time.monotonic() - last_round >= ROUND_SECONDS and self._status() in _STEADY:
+                self._round(filling)
+                last_round = time.monotonic()
+            time.sleep(POLL_SECONDS)
 
-    def _note(self, target: Volume, progress: Progress) -> None:
-        self._there.set_metadata(target.id, KEY, written(progress))
+    def _status(self) -> str:
+        return self._here.show_volume(self.source.id).status
 
-    def _take(self, target: Volume) -> WayIn:
-        """Attach the target to `SERVER`, anew if it is: what an earlier run has sent lands no
-        more. Raises ConflictError while another run is at work."""
-        self._let_go(target, force=False)
+    def _try_to_hold(self) -> str | None:
+        """Hold the source. Return who uses it; None if it is held."""
+        reason = obstacle(self._here, self.source)
+        if reason is not None:
+            return reason
         try:
-            return self._there.attach(SERVER, target.id, None)
-        except NotFoundError as error:
-            raise NotFoundError(
-                f"attaching to the server {SERVER}: {error} ('bock server add {SERVER} --kind "
-                "plain' makes it known there)"
-            ) from error
+            self._hold()
+        except InvalidStateError as error:
+            if self._status() not in _USED:
+                raise
+            time.sleep(HOLD_AGAIN_SECONDS)
+            return str(error)
+        return None
 
-    def _let_go(self, target: Volume, *, force: bool) -> None:
-        """Detach the target from `SERVER`, if it is attached."""
-        attached = self._there.show_volume(target.id).attachment
-        if attached is None:
-            return
-        if attached.server != SERVER:
-            raise ConflictError(
-                f"volume {target.id} there, which is to become the copy, is attached to "
-                f"{attached.server}: detach it"
-            )
-        if not force:
-            self._wait_until_alone(attached)
-        self._there.detach(attached, force=True)
-
-    def _wait_until_alone(self, attached: Attached) -> None:
-        """Wait until the daemon has seen a killed run go. Raises InUseError."""
-        deadline = time.monotonic() + RELEASE_TIMEOUT_SECONDS
-        while self._there.way_in(attached).connections:
-            if time.monotonic() > deadline:
-                raise InUseError(
-                    f"{self._called()} is being migrated by another command; if its machine is "
-                    f"gone, 'bock attachment delete {attached.volume} --force' there"
-                )
-            time.sleep(RELEASE_POLL_SECONDS)
-
-    def _finish(self, target: Volume) -> Volume:
-        """Make the target a volume like others, and remove what the move has made here."""
-        if KEY in target.metadata:
-            self._let_go_in_order(target)
-            source = self._here.show_volume(self.source.id)
-            self._there.edit_volume(target.id, source.name, source.description, source.metadata)
-        self._delete_snapshots()
-        return self._there.show_volume(target.id)
-
-    def _let_go_in_order(self, target: Volume) -> None:
-        attached = self._there.show_volume(target.id).attachment
-        if attached is not None and attached.server == SERVER:
-            self._there.detach(attached)
-
-    def _delete_snapshots(self) -> None:
-        for one in self._here.list_snapshots():
-            if one.volume == self.source.id and _SNAPSHOT.fullmatch(one.name):
-                when_released(partial(self._here.delete_snapshot, one.id))
-
-
-@contextmanager
-def _told_of_room() -> Iterator[None]:
-    """Say what to do about a pool that is full."""
-    try:
-        yield
-    except NoSpaceError as error:
-        raise NoSpaceError(
-            f"the pool there has no room ({error}); what was copied stays, and the same command "
-            "goes on with it when there is some"
-        ) from error
-
-
-def origin_of(tenant: str, volume: Volume) -> str:
-    """Return what a volume is known by in another pool: tenants' ids are random, and no id of a
-    volume is given twice."""
-    told = f"{tenant} {volume.id} {volume.created_at:.0f}"
-    return hashlib.sha256(told.encode()).hexdigest()[:32]
-
-
-def read_progress(target: Volume) -> Progress:
-    """Read how far a target is. Raises ConflictError."""
-    try:
-        return msgspec.json.decode(target.metadata[KEY], type=Progress)
-    except (KeyError, msgspec.DecodeError) as error:
-        raise ConflictError(
-            f"volume {target.id} ({target.name}) has metadata {KEY} that no migration wrote"
-        ) from error
-
-
-def written(progress: Progress) -> str:
-    """Return the text of a `Progress` for metadata."""
-    return msgspec.json.encode(progress).decode()
+    @contextmanager
+    def _released_on_failure(self) -> Iterator[None]:
+        """Let the source be used again if the body fails, unless it has moved."""
+        try:
+            yield
+        except BaseException:
+            with suppress(BockdError):
+                # Asked for: an answer may have been lost. If the switch is still to come, it is
+                # refused when the source is not held.
+                now = self._here.show_volume(self.source.id)
+                if now.hold is not None and now.hold == self._held_as:
+                    self._here.release_volume(now.id)
+            raise

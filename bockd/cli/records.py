@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from bockd.errors import NotSupportedError
 from bockd.model import GIB
 from bockd.pool.reports import Space
 
@@ -114,6 +115,19 @@ class Snapshot:
     uri: str | None
     space: Space | None = None
     """None: not asked for; only `show` does."""
+    consumes_quota: bool = True
+    """False: a migration has made it, and will delete it."""
+
+
+def local_uri(found: Volume | Snapshot) -> str:
+    """Return the NBD URI over which data moves. Raises NotSupportedError on a machine other than
+    the daemon's."""
+    if found.uri is None:
+        raise NotSupportedError(
+            "data moves over the daemon's NBD socket, which cannot be used from here: run this on "
+            "the daemon's machine, as the user who runs it"
+        )
+    return found.uri
 
 
 def read_volume(view: dict[str, Any], uri: str | None) -> Volume:
@@ -189,6 +203,7 @@ def read_snapshot(view: dict[str, Any], uri: str | None) -> Snapshot:
         description=view["displayDescription"],
         connections=backing.get("connections"),
         uri=uri,
+        consumes_quota=backing.get("consumes_quota", True),
     )
 
 

@@ -246,7 +246,7 @@ class StorageClient:
         """Return one snapshot by id."""
         return self._snapshot(self._get(f"os-snapshots/{snapshot}")["snapshot"])
 
-    def create_snapshot(self, volume: int, name: str) -> Snapshot:
+    def create_snapshot(self, volume: int, name: str, *, consumes_quota: bool = True) -> Snapshot:
         """Create a snapshot of what a volume holds now, attached or not. Raises ConflictError when
         the tenant has a snapshot of that name, as for a volume."""
         check_name(name)
@@ -254,9 +254,21 @@ class StorageClient:
             raise errors.ConflictError(
                 f"a snapshot named {name!r} exists already ({taken[0].id}); choose another name"
             )
-        body = {"volume_id": volume, "display_name": name, "force": True}
+        body: dict[str, object] = {"volume_id": volume, "display_name": name, "force": True}
+        if not consumes_quota:
+            body["bockd"] = {"consumes_quota": False}
         created = self.post("os-snapshots", {"snapshot": body})["snapshot"]
         return self.show_snapshot(created["id"])
+
+    def changes(self, older: int, newer: int, offset: int = 0) -> Iterator[tuple[int, int]]:
+        """Yield offset and length in bytes of where a snapshot may hold something else than an
+        older one, from an offset on. Raises NotFoundError."""
+        size_bytes = self.show_snapshot(newer).size_bytes
+        while offset < size_bytes:
+            path = f"os-snapshots/{newer}/bockd-changes?since={older}&offset={offset}"
+            changes = decode(self._request("GET", path, patient=True))["changes"]
+            yield from ((begin, length) for begin, length in changes["ranges"])
+            offset = changes["end_bytes"]
 
     def delete_snapshot(self, snapshot: int) -> None:
         """Delete a snapshot. Raises InvalidStateError while it is read."""

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from typing import TypeVar
-
 import click
 
 from bockd.cli.arguments import new_name
@@ -17,23 +13,17 @@ from bockd.cli.convert import (
 )
 from bockd.cli.copying import copy_in, flush
 from bockd.cli.output import json_option, report
-from bockd.cli.records import Snapshot, Volume
+from bockd.cli.records import Volume, local_uri
 from bockd.cli.silence import NBD_QUESTION, telling_silence
 from bockd.cli.sizes import format_size
 from bockd.cli.sources import Source, name_of_source, note_dropped, opened_image, opened_source
 from bockd.cli.storage import StorageClient, connect
 from bockd.cli.volume import where_to_connect
+from bockd.cli.waiting import when_released
 from bockd.diskimage import IMPORT_FORMATS, Image
 from bockd.diskimage.room import room_for
-from bockd.errors import BockdError, InUseError, InvalidStateError, NotSupportedError
+from bockd.errors import BockdError
 from bockd.model import split_export_uri
-
-T = TypeVar("T")
-
-RELEASE_TIMEOUT_SECONDS = 10.0
-"""For the daemon to notice that its client has gone, which keeps a volume from being deleted."""
-
-RELEASE_POLL_SECONDS = 0.05
 
 
 @click.command("import")
@@ -79,17 +69,6 @@ def import_image(image: str, name: str | None, image_format: str | None, as_json
         *where_to_connect(filled),
         as_json=as_json,
     )
-
-
-def local_uri(found: Volume | Snapshot) -> str:
-    """Return the NBD URI over which data moves. Raises NotSupportedError on a machine other than
-    the daemon's."""
-    if found.uri is None:
-        raise NotSupportedError(
-            "data moves over the daemon's NBD socket, which cannot be used from here: run this on "
-            "the daemon's machine, as the user who runs it"
-        )
-    return found.uri
 
 
 def fill_new_volume(client: StorageClient, source: Source, opened: Image, name: str) -> Volume:
@@ -139,17 +118,3 @@ def discard(client: StorageClient, volume: Volume, cause: BaseException) -> None
             f"{str(cause) or 'interrupted'}; volume {volume.id} ({volume.name}) is half filled "
             f"and could not be deleted: {error}"
         ) from cause
-
-
-def when_released(action: Callable[[], T]) -> T:
-    """Run an action that needs a volume without clients, as soon as the daemon sees that we, or
-    the tool which we ran, have disconnected. Raises InUseError, InvalidStateError when a client
-    stays."""
-    deadline = time.monotonic() + RELEASE_TIMEOUT_SECONDS
-    while True:
-        try:
-            return action()
-        except (InUseError, InvalidStateError):
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(RELEASE_POLL_SECONDS)

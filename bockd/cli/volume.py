@@ -14,6 +14,7 @@ from bockd.cli.arguments import new_name, reference
 from bockd.cli.asking import confirm
 from bockd.cli.completion import complete_image, complete_snapshot, complete_volume
 from bockd.cli.lazy import LazyGroup
+from bockd.cli.leftovers import delete_leftovers, snapshots_of_migrations
 from bockd.cli.obstacles import explained
 from bockd.cli.output import (
     format_count,
@@ -317,14 +318,16 @@ def release(volume: str, yes: bool, as_json: bool) -> None:
     """Use a volume in status maintenance again.
 
     `bock volume show` says who holds it. One that was migrated is used in the other pool now: what
-    is written to it here is not there. Asks first when run at a terminal.
+    is written to it here is not there. Snapshots that an unfinished migration has left are deleted,
+    also of a volume that is not held. Asks first when run at a terminal.
     """
     client = connect()
-    found = client.find_volume(volume)
-    confirm(
-        f"Use volume {found.id} ({found.name}) again, although it is held ({found.hold})?", yes=yes
-    )
-    released = client.release_volume(found.id)
+    released = found = client.find_volume(volume)
+    state = f"it is held ({found.hold})" if found.hold else "its migration is not finished"
+    confirm(f"Use volume {found.id} ({found.name}) again, although {state}?", yes=yes)
+    if found.hold is not None or not snapshots_of_migrations(client, found.id):
+        released = client.release_volume(found.id)
+    delete_leftovers(client, found.id)
     report(
         released, f"volume {released.id} ({released.name}) is {released.status}", as_json=as_json
     )

@@ -130,6 +130,10 @@ class Export:
         """Send data; `content` may be used again at once."""
         self._ask(nbd.CMD_WRITE, offset, len(content), content)
 
+    def zero(self, offset: int, length: int) -> None:
+        """Ask for zeros in a range, which may become a hole."""
+        self._ask(nbd.CMD_WRITE_ZEROES, offset, length)
+
     def flush(self) -> None:
         """Ask for everything that was answered before to survive power loss."""
         self._ask(nbd.CMD_FLUSH, 0, 0)
@@ -330,7 +334,12 @@ def _gone() -> UnavailableError:
 
 def _failure(request: Request, code: int, text: str) -> BockdError:
     """The error of a request that the server could not do."""
-    doing = {nbd.CMD_READ: "reading", nbd.CMD_WRITE: "writing", nbd.CMD_FLUSH: "flushing"}
+    doing = {
+        nbd.CMD_READ: "reading",
+        nbd.CMD_WRITE: "writing",
+        nbd.CMD_WRITE_ZEROES: "writing zeros",
+        nbd.CMD_FLUSH: "flushing",
+    }
     reason = text or os.strerror(code)
     if code == nbd.ENOSPC:
         return NoSpaceError(reason)

@@ -29,19 +29,28 @@ class Two:
     there: Bockd
     place: str
 
-    def migrate(self, name: str, *, verify: bool = True) -> Volume:
-        with self.move(name) as move:
-            return move.run(verify=verify)
+    def migrate(
+        self,
+        name: str,
+        *,
+        live: bool = False,
+        verify: bool = True,
+        tell: Callable[[str], object] = lambda _text: None,
+    ) -> Volume:
+        with self.move(name, tell) as move:
+            return move.run(live=live, verify=verify)
 
     def cancel(self, name: str) -> None:
         with self.move(name) as move:
             move.cancel()
 
     @contextmanager
-    def move(self, name: str) -> Iterator[Migration]:
+    def move(
+        self, name: str, tell: Callable[[str], object] = lambda _text: None
+    ) -> Iterator[Migration]:
         there = Elsewhere(self.place)
         with self.here.storage() as here, there.client:
-            yield Migration(here, there, name, lambda _title, _bytes: nullcontext())
+            yield Migration(here, there, name, lambda _title, _bytes: nullcontext(), tell)
 
     def fill(self, name: str) -> bytes:
         """Make a volume here with data and holes; returns what it holds."""
@@ -61,7 +70,7 @@ class Two:
         target, source = show(self.there, name), show(self.here, name)
         assert (target.status, target.attachment) == ("available", None)
         assert (target.description, target.metadata) == ("what for", {"a": "b"})
-        assert target.size_bytes == SIZE
+        assert target.size_bytes == len(content)
         assert source.status == "maintenance"
         assert (source.hold or "").startswith(f"migrated to volume {target.id} at ")
         assert read(self.there, name) == content

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 
 from bockd.cli import crossing
-from bockd.cli.copying import connected
-from bockd.cli.crossing import compare
+from bockd.cli.copying import GAP_BYTES, connected
+from bockd.cli.crossing import compare, copy_across, joined
 from bockd.cli.http import Http
-from bockd.cli.migration import KEY, SERVER
+from bockd.cli.migrationtarget import KEY, SERVER
 from bockd.cli.storage import StorageClient
 from bockd.errors import (
     BockdError,
@@ -28,7 +29,7 @@ from bockd.errors import (
 )
 from bockd.model import MIB
 from bockd.nbd.client import Export
-from tests.daemon.migrating import DATA, Two, killed, read, show, snapshots, volumes
+from tests.daemon.migrating import DATA, SIZE, Two, killed, read, show, snapshots, volumes
 from tests.daemon.process import Bockd, serving
 
 MOST_STEPS = 100
@@ -173,19 +174,20 @@ def test_what_was_written_between_two_runs_arrives(two: Two) -> None:
     two.forget("changed")
 
 
-def test_released_while_it_is_copied_it_does_not_move(two: Two) -> None:
+def test_released_while_it_is_copied_it_does_not_move(
+    two: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Somebody may have written to it: the copy does not become the volume."""
     two.fill("freed")
     with two.move("freed") as move, two.here.storage() as storage:
         volume = move.source.id
-        copied = move._copy
+        finished = move._finish_copy
 
-        def released(*arguments: Any, **more: Any) -> Any:
-            target = copied(*arguments, **more)
+        def released(*arguments: Any) -> None:
+            finished(*arguments)
             storage.release_volume(volume)
-            return target
 
-        move._copy = released  # type: ignore[method-assign]
+        monkeypatch.setattr(move, "_finish_copy", released)
         with pytest.raises(InvalidStateError, match="not held any more"):
             move.run()
         assert storage.show_volume(volume).status == "available"
@@ -199,6 +201,7 @@ def test_who_uses_it_keeps_it(two: Two) -> None:
     with two.here.connected("used"):
         told = two.here.refusal("volume", "migrate", "used", "--to", two.place)
         assert "used by 1 client" in told
+        assert "with --live the volume is copied while it is used" in told
     two.here.wait_until_unused("used")
     two.here.bock("attachment", "create", "used", "web1")
     assert "attached to web1" in two.here.refusal("volume", "migrate", "used", "--to", two.place)
@@ -216,7 +219,7 @@ def test_who_uses_it_keeps_it(two: Two) -> None:
 
 def test_a_second_command_waits_and_gives_up(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
     content = two.fill("twice")
-    monkeypatch.setattr("bockd.cli.migration.RELEASE_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr("bockd.cli.migrationtarget.RELEASE_TIMEOUT_SECONDS", 0.1)
     with two.move("twice") as move:
         compared = crossing.compare
 
@@ -225,7 +228,7 @@ def test_a_second_command_waits_and_gives_up(two: Two, monkeypatch: pytest.Monke
                 two.migrate("twice")
             compared(*arguments)
 
-        monkeypatch.setattr("bockd.cli.migration.compare", meanwhile)
+        monkeypatch.setattr("bockd.cli.filling.compare", meanwhile)
         move.run()
     two.assert_moved("twice", content)
     two.forget("twice")
@@ -266,15 +269,50 @@ def test_a_copy_that_differs_is_found(two: Two) -> None:
         connected(two.here.uri("one")) as ours,
         connected(two.here.uri("snapshot/one-then")) as old,
     ):
-        compare(old, ours, None)
+        whole = ((0, SIZE),)
+        compare(old, ours, whole, None)
         ours.write(7 * MIB + 5, memoryview(b"x"))
         ours.drain()
         for pair in ((old, ours), (ours, old)):
             with pytest.raises(DamagedError, match=f"at byte {7 * MIB + 5}"):
-                compare(*pair, None)
+                compare(*pair, whole, None)
     two.here.wait_until_unused("one")
     two.here.bock("snapshot", "delete", "one-then")
     two.forget("one")
+
+
+@pytest.mark.usefixtures("small_windows")
+@pytest.mark.parametrize("seed", range(3))
+def test_ranges_of_a_target_that_holds_other_data(two: Two, seed: int) -> None:
+    """Within them it becomes the same, zeros and holes too; outside it stays."""
+    name, chosen = f"ranges-{seed}", Random(seed)
+    source = two.fill(name)
+    target = bytearray(chosen.randbytes(SIZE))
+    two.there.bock("volume", "create", name, "--size", f"{SIZE // MIB}MiB")
+    cuts = sorted(chosen.sample(range(SIZE // 4096), 40))
+    pairs = zip(cuts[::2], cuts[1::2], strict=True)
+    ranges = [(begin * 4096, (end - begin) * 4096) for begin, end in pairs]
+    notes: list[int] = []
+    with connected(two.here.uri(name)) as ours, connected(two.there.uri(name)) as theirs:
+        for offset in range(0, SIZE, MIB):
+            theirs.write(offset, memoryview(target)[offset : offset + MIB])
+        theirs.drain()
+        copy_across(ours, theirs, ranges, None, notes.append, blank=False)
+        compare(ours, theirs, ranges, None)
+        for offset, length in ranges:
+            target[offset : offset + length] = source[offset : offset + length]
+    assert read(two.there, name) == target
+    assert notes == sorted(notes)
+    assert notes[-1] == SIZE
+    two.forget(name)
+
+
+def test_ranges_with_small_gaps_are_one() -> None:
+    assert joined([]) == []
+    assert joined([(0, 4096), (4096 + GAP_BYTES, 4096), (3 * GAP_BYTES, 1)]) == [
+        (0, 8192 + GAP_BYTES),
+        (3 * GAP_BYTES, 1),
+    ]
 
 
 def test_it_goes_on_only_to_where_it_began(two: Two, tmp_path: Path) -> None:

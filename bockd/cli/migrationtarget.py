@@ -1,0 +1,181 @@
+"""The copy of a volume that a migration makes in another pool, until it is complete.
+
+Its metadata have under `KEY` of which volume it is the copy, and how far that is (`Progress`). It
+is attached to `SERVER`: so it is neither deleted nor used, and its export's name lets the copy in,
+over TCP too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass, replace
+from typing import Final
+from urllib.parse import urlsplit
+
+import msgspec
+
+from bockd.cli.elsewhere import Elsewhere
+from bockd.cli.records import Attached, Volume, WayIn
+from bockd.cli.waiting import RELEASE_POLL_SECONDS, RELEASE_TIMEOUT_SECONDS, when_released
+from bockd.errors import ConflictError, InUseError, NotFoundError
+
+SERVER: Final = "bock-migrate"
+"""What the target is attached to while it is filled."""
+
+KEY: Final = "bockd-migration"
+"""In the metadata of the target, until it is complete."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What the target holds: up to `copied` bytes what the snapshot `snapshot` holds. Behind that,
+    where the two snapshots differ, anything; elsewhere what `base` holds."""
+
+    origin: str
+    """Of which volume of which tenant it is the copy; see `origin_of`."""
+    snapshot: str | None = None
+    """What is copied, by name; None: nothing yet."""
+    copied: int = 0
+    base: str | None = None
+    """None: a blank volume. The same as `snapshot`: that is copied."""
+    way: str = ""
+    """Which attachment it was filled through, as `_way` has it."""
+
+    @property
+    def needed(self) -> frozenset[str]:
+        """The snapshots without which the target cannot be brought to a later one."""
+        return frozenset(one for one in (self.base, self.snapshot) if one is not None)
+
+
+class Target:
+    """A volume there that is to become the copy. Every method raises BockdError."""
+
+    def __init__(self, place: Elsewhere, volume: Volume, called: str) -> None:
+        self.id = volume.id
+        self.size_bytes = volume.size_bytes
+        self.progress = read_progress(volume)
+        self.trust = place.trust
+        self._there = place.client
+        self._called = called
+        """The source, in messages."""
+
+    def note(self, progress: Progress) -> None:
+        """Have what is known of it survive."""
+        self._there.set_metadata(self.id, KEY, written(progress))
+        self.progress = progress
+
+    def is_as_left(self) -> bool:
+        """Return whether it is attached as the last run has left it. Otherwise somebody may have
+        written to it."""
+        attached = self._there.show_volume(self.id).attachment
+        if attached is None or attached.server != SERVER:
+            return False
+        return _way(self._there.way_in(attached)) == self.progress.way
+
+    def take(self) -> WayIn:
+        """Attach it to `SERVER`, anew if it is: what an earlier run has sent lands no more. Raises
+        ConflictError while another run is at work."""
+        self._let_go(force=False)
+        try:
+            way = self._there.attach(SERVER, self.id, None)
+        except NotFoundError as error:
+            raise NotFoundError(
+                f"attaching to the server {SERVER}: {error} ('bock server add {SERVER} --kind "
+                "plain' makes it known there)"
+            ) from error
+        self.note(replace(self.progress, way=_way(way)))
+        return way
+
+    def grow(self, size_bytes: int) -> None:
+        """Extend it. Who is connected does not see that."""
+        self._there.extend_volume(self.id, size_bytes)
+        self.size_bytes = size_bytes
+
+    def delete(self) -> None:
+        """Delete it, attached or not."""
+        self._let_go(force=True)
+        when_released(lambda: self._there.delete_volume(self.id))
+
+    def _let_go(self, *, force: bool) -> None:
+        """Detach it from `SERVER`, if it is attached."""
+        attached = self._there.show_volume(self.id).attachment
+        if attached is None:
+            return
+        if attached.server != SERVER:
+            raise ConflictError(
+                f"volume {self.id} there, which is to become the copy, is attached to "
+                f"{attached.server}: detach it"
+            )
+        if not force:
+            self._wait_until_alone(attached)
+        self._there.detach(attached, force=True)
+
+    def _wait_until_alone(self, attached: Attached) -> None:
+        """Wait until the daemon has seen a killed run go. Raises InUseError."""
+        deadline = time.monotonic() + RELEASE_TIMEOUT_SECONDS
+        while self._there.way_in(attached).connections:
+            if time.monotonic() > deadline:
+                raise InUseError(
+                    f"{self._called} is being migrated by another command; if its machine is "
+                    f"gone, 'bock attachment delete {attached.volume} --force' there"
+                )
+            time.sleep(RELEASE_POLL_SECONDS)
+
+
+def find_target(place: Elsewhere, origin: str, called: str) -> Target | None:
+    """Return the target that an earlier run has made; None without one. Raises BockdError."""
+    for one in place.client.list_volumes():
+        if KEY in one.metadata and read_progress(one).origin == origin:
+            return Target(place, one, called)
+    return None
+
+
+def create_target(place: Elsewhere, origin: str, called: str, source: Volume) -> Target:
+    """Create a target, with everything but its contents. Raises BockdError."""
+    created = place.client.create_volume(
+        source.name,
+        source.size_bytes,
+        content_bytes=source.content_bytes,
+        description=source.description,
+        metadata={**source.metadata, KEY: written(Progress(origin))},
+    )
+    return Target(place, created, called)
+
+
+def finish_target(place: Elsewhere, volume: int, source: Volume) -> Volume:
+    """Make a complete target a volume like others, and return it. Raises BockdError."""
+    target = place.client.show_volume(volume)
+    if KEY not in target.metadata:
+        return target
+    if target.attachment is not None and target.attachment.server == SERVER:
+        place.client.detach(target.attachment)
+    return place.client.edit_volume(volume, source.name, source.description, source.metadata)
+
+
+def origin_of(tenant: str, volume: Volume) -> str:
+    """Return what a volume is known by in another pool: tenants' ids are random, and no id of a
+    volume is given twice."""
+    told = f"{tenant} {volume.id} {volume.created_at:.0f}"
+    return hashlib.sha256(told.encode()).hexdigest()[:32]
+
+
+def read_progress(target: Volume) -> Progress:
+    """Read how far a target is. Raises ConflictError."""
+    try:
+        return msgspec.json.decode(target.metadata[KEY], type=Progress)
+    except (KeyError, msgspec.DecodeError) as error:
+        raise ConflictError(
+            f"volume {target.id} ({target.name}) has metadata {KEY} that no migration wrote"
+        ) from error
+
+
+def written(progress: Progress) -> str:
+    """Return the text of a `Progress` for metadata."""
+    return msgspec.json.encode(progress).decode()
+
+
+def _way(way: WayIn) -> str:
+    """What tells an attachment from another one, without the secret that its export's name is."""
+    name = urlsplit(way.unix_uri or way.uri or "").path
+    return hashlib.sha256(name.encode()).hexdigest()[:16]
