@@ -29,6 +29,7 @@ from bockd.cli.migrationtarget import (
     find_target,
     finish_target,
     origin_of,
+    passed_over,
 )
 from bockd.cli.obstacles import explained, obstacle
 from bockd.cli.records import MOVED, Volume
@@ -107,7 +108,7 @@ class Migration:
         self._check_place()
         target = find_target(self._place, self._origin, self._called())
         if target is not None:
-            target.delete()
+            self._delete(target)
         delete_leftovers(self._here, self.source.id)
         if self._moving() is not None:
             self._here.release_volume(self.source.id)
@@ -171,14 +172,26 @@ class Migration:
             and target.is_as_left()
         )
         if not is_known:
-            target.delete()
+            self._delete(target)
             return None
         return target
+
+    def _delete(self, target: Target) -> None:
+        self._refuse_passed(target)
+        target.delete()
+
+    def _refuse_passed(self, target: Target) -> None:
+        """Raise ConflictError if the volume has moved, or is held, since this run looked at it: who
+        moves it is connected to the target until that is committed. Raises InUseError."""
+        target.wait_until_alone()
+        if self._here.show_volume(self.source.id).hold != self.source.hold:
+            raise passed_over(self._called())
 
     def _create_target(self) -> Target:
         return create_target(self._place, self._origin, self._called(), self.source)
 
     def _filling(self, target: Target, *, verify: bool) -> Filling:
+        self._refuse_passed(target)
         return Filling(self._here, self.source, target, self._bar, verify=verify)
 
     # -- with nobody at the source -----------------------------------------------------------

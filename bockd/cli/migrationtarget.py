@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from bockd.cli.elsewhere import Elsewhere
-from bockd.cli.records import Attached, Volume, WayIn
+from bockd.cli.records import Volume, WayIn
 from bockd.cli.waiting import RELEASE_POLL_SECONDS, RELEASE_TIMEOUT_SECONDS, when_released
 from bockd.errors import ConflictError, InUseError, NotFoundError
 
@@ -75,8 +75,9 @@ class Target:
 
     def take(self) -> WayIn:
         """Attach it to `SERVER`, anew if it is: what an earlier run has sent lands no more. Raises
-        ConflictError while another run is at work."""
-        self._let_go(force=False)
+        InUseError while another run is at work, ConflictError if one has been since this was read.
+        """
+        self._let_go()
         try:
             way = self._there.attach(SERVER, self.id, None)
         except NotFoundError as error:
@@ -93,34 +94,45 @@ class Target:
         self.size_bytes = size_bytes
 
     def delete(self) -> None:
-        """Delete it, attached or not."""
-        self._let_go(force=True)
+        """Delete it, attached or not. Raises what `take` raises."""
+        self._let_go()
         when_released(lambda: self._there.delete_volume(self.id))
 
-    def _let_go(self, *, force: bool) -> None:
+    def _let_go(self) -> None:
         """Detach it from `SERVER`, if it is attached."""
+        self.wait_until_alone()
+        # Every run that takes it notes something; one that completes it leaves no note.
+        now = self._there.show_volume(self.id)
+        if KEY not in now.metadata or read_progress(now) != self.progress:
+            raise passed_over(self._called)
+        if now.attachment is not None:
+            self._there.detach(now.attachment, force=True)
+
+    def wait_until_alone(self) -> None:
+        """Wait until no other run is connected: the daemon may not have seen a killed one go. What
+        that has done is to be seen from then on. Raises InUseError, ConflictError."""
+        deadline = time.monotonic() + RELEASE_TIMEOUT_SECONDS
+        while self._has_connections():
+            if time.monotonic() > deadline:
+                raise InUseError(
+                    f"{self._called} is being migrated by another command; if its machine is gone, "
+                    f"'bock attachment delete {self.id} --force' there"
+                )
+            time.sleep(RELEASE_POLL_SECONDS)
+
+    def _has_connections(self) -> bool:
         attached = self._there.show_volume(self.id).attachment
         if attached is None:
-            return
+            return False
         if attached.server != SERVER:
             raise ConflictError(
                 f"volume {self.id} there, which is to become the copy, is attached to "
                 f"{attached.server}: detach it"
             )
-        if not force:
-            self._wait_until_alone(attached)
-        self._there.detach(attached, force=True)
-
-    def _wait_until_alone(self, attached: Attached) -> None:
-        """Wait until the daemon has seen a killed run go. Raises InUseError."""
-        deadline = time.monotonic() + RELEASE_TIMEOUT_SECONDS
-        while self._there.way_in(attached).connections:
-            if time.monotonic() > deadline:
-                raise InUseError(
-                    f"{self._called} is being migrated by another command; if its machine is "
-                    f"gone, 'bock attachment delete {attached.volume} --force' there"
-                )
-            time.sleep(RELEASE_POLL_SECONDS)
+        try:
+            return bool(self._there.way_in(attached).connections)
+        except NotFoundError:
+            return False  # it was detached just now
 
 
 def find_target(place: Elsewhere, origin: str, called: str) -> Target | None:
@@ -146,11 +158,19 @@ def create_target(place: Elsewhere, origin: str, called: str, source: Volume) ->
 def finish_target(place: Elsewhere, volume: int, source: Volume) -> Volume:
     """Make a complete target a volume like others, and return it. Raises BockdError."""
     target = place.client.show_volume(volume)
-    if KEY not in target.metadata:
-        return target
+    # Before anybody can use it: what has this key another run may take for unfinished.
+    if KEY in target.metadata:
+        place.client.edit_volume(volume, source.name, source.description, source.metadata)
     if target.attachment is not None and target.attachment.server == SERVER:
         place.client.detach(target.attachment)
-    return place.client.edit_volume(volume, source.name, source.description, source.metadata)
+    return place.client.show_volume(volume)
+
+
+def passed_over(called: str) -> ConflictError:
+    """Return the error of a run that another one has passed."""
+    return ConflictError(
+        f"another command has gone on with the migration of {called}; run it again"
+    )
 
 
 def origin_of(tenant: str, volume: Volume) -> str:
