@@ -155,7 +155,9 @@ def test_refusals_say_what_to_do(daemon: Daemon) -> None:
     assert "only grow" in daemon.refusal("volume", "extend", "busy", "--size", "1M")
     assert "no volume 'nobody'" in daemon.refusal("volume", "delete", "nobody")
     assert "no volume '99999'; 'bock volume list'" in daemon.refusal("volume", "delete", "99999")
-    assert "no snapshot '9'; 'bock snapshot list'" in daemon.refusal("snapshot", "show", "9")
+    assert "no snapshot '99999'; 'bock snapshot list'" in daemon.refusal(
+        "snapshot", "show", "99999"
+    )
     with daemon.connected(created["uri"], "busy"):
         told = daemon.refusal("volume", "delete", "busy")
         assert f"volume {created['id']} (busy) is used by 1 client" in told
