@@ -18,11 +18,11 @@ run-ceph: setup-run setup-ceph ## start it on a Ceph cluster of its own, which i
 	@exec .venv/bin/python -m tests.drivers.rbd.running $(ARGS)
 
 # The hostile tests measure how long others wait: nothing runs beside them. The others wait for much
-# themselves: three processes keep two cores busy.
+# themselves: three processes keep two cores busy. tests/conftest.py says in which order they begin.
 test: setup ## set up everything and run the tests (ARGS='-k name' for some of them)
 ifeq ($(ARGS),)
 	@.venv/bin/python -m pytest tests/hostile
-	@.venv/bin/python -m pytest --numprocesses 3 --dist loadfile --ignore tests/hostile
+	@.venv/bin/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --ignore tests/hostile
 else
 	@.venv/bin/python -m pytest $(ARGS)
 endif
