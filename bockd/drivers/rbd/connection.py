@@ -154,8 +154,8 @@ class CommonConnection:
         try:
             return outcome.result(HANDED_OVER_SECONDS)
         except TimeoutError as error:
-            if outcome.done():
-                raise
+            if outcome.done():  # in this moment, or it is the change that says so
+                return outcome.result()
             raise ClusterUnavailableError(
                 f"{doing}: it is not done after {HANDED_OVER_SECONDS:g} s, and may be done later; "
                 "'ceph -s' says how the Ceph cluster is"

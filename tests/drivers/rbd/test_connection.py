@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import Future
+from contextlib import closing
+from typing import TypeVar
 
 import pytest
 
@@ -15,6 +18,8 @@ need_modules()
 from bockd.drivers.rbd import connection  # noqa: E402 - where there are the modules
 from bockd.drivers.rbd.connection import CommonConnection, Connected  # noqa: E402
 from bockd.drivers.rbd.settings import index_options  # noqa: E402
+
+T = TypeVar("T")
 
 
 def test_a_connection_that_is_used_is_not_ended(rbd_namespace: RbdSettings) -> None:
@@ -30,6 +35,24 @@ def test_a_connection_that_is_used_is_not_ended(rbd_namespace: RbdSettings) -> N
         raise ZeroDivisionError
     common.close()
     assert cluster.state == "shutdown"
+
+
+class DoneAtTheLimit(Future[T]):
+    """An outcome that comes in the moment in which one stops waiting for it."""
+
+    def result(self, timeout: float | None = None) -> T:
+        found = super().result()
+        if timeout is not None:
+            raise TimeoutError
+        return found
+
+
+def test_what_is_done_in_the_last_moment_is_done(
+    rbd_namespace: RbdSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "Future", DoneAtTheLimit)
+    with closing(CommonConnection(rbd_namespace, index_options(rbd_namespace))) as common:
+        assert len(common.hand_over("a", lambda connected: connected.cluster.get_fsid())) == 36
 
 
 def test_what_was_handed_over_has_a_limit_and_goes_on(
