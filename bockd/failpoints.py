@@ -276,6 +276,11 @@ class Failpoint(StrEnum):
     """It is removed, from a directory that is not synced; nothing of the file has changed."""
 
     # Write-back in front of a volume.
+    WRITEBACK_BINDING = "writeback.binding"
+    """What pool a directory of logs belongs to, and how far that has come, is synced, under a name
+    that does not count."""
+    WRITEBACK_BOUND = "writeback.bound"
+    """It has its name, durably."""
     WRITEBACK_SEGMENT_WRITTEN = "writeback.segment-written"
     """A segment of a log is written full of zeros, unsynced, under a name that does not count."""
     WRITEBACK_SEGMENT_SYNCED = "writeback.segment-synced"

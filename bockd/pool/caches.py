@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from bockd.model import CacheMode
 
@@ -22,3 +23,15 @@ class CacheState:
     """Why it does not write them back now."""
     discarded_at: float | None = None
     """When such writes were last given up."""
+
+
+class LogReach(NamedTuple):
+    """How far a log has come that has writes which the pool does not have. It is never less far
+    again, unless an older one takes its place: on a disk that was restored from a backup."""
+
+    log: str
+    """Its id."""
+    done: int
+    """All records up to this sequence are in the pool."""
+    synced: int
+    """All records up to this sequence are on the local disk."""

@@ -157,11 +157,9 @@ class Fronts:
             return None
         if (earlier := self._logs.pop(record.image, None)) is not None and not earlier.fired:
             await earlier  # it was lost, and is not closed yet
-        log_id = None if here is None else here.log
         try:
-            return await self.write_backs.open(
-                below, record.image, log_id, marks.dirty, marks.clean
-            )
+            reach = None if here is None else here.reach
+            return await self.write_backs.open(below, record.image, reach, marks.dirty, marks.clean)
         except BockdError as error:
             if here is not None:
                 raise

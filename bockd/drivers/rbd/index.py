@@ -127,6 +127,20 @@ class SharedIndex:
         with self._writing:
             self._put_in_place(None)
 
+    @property
+    def identity(self) -> str:
+        """What names the pool for good: 32 hex digits, random. For any thread."""
+        return self._log.identity
+
+    def version(self) -> int:
+        """Return how many entries the log has had, of which the replica knows. For any thread.
+        Raises DeviceError, as `reading` does."""
+        replica = self._enter()
+        try:
+            return replica.version
+        finally:
+            replica.leave()
+
     # -- reading -----------------------------------------------------------------------------
 
     @contextmanager

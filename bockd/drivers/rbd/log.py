@@ -91,6 +91,12 @@ class Log:
         assert _HEAD.fullmatch(head)
         return self._objects.create({"f": head.encode(), "v": b"0", "b": NO_BASE.encode()})
 
+    @property
+    def identity(self) -> str:
+        """The random digits by which the log was made: of a log that was read."""
+        assert self._head is not None
+        return self._head.decode("ascii").split(" ")[1]
+
     # -- entries -----------------------------------------------------------------------------
 
     def read(self, after: int) -> Tail:

@@ -12,7 +12,8 @@ finds the record damaged: it can neither open the volume nor store the record wi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -29,6 +30,7 @@ from bockd.errors import (
 from bockd.index.keys import FIRST_KEY, LAST_KEY, id_key, key_id
 from bockd.index.tables import Table
 from bockd.model import CacheMode, SnapshotId, VolumeId
+from bockd.pool.caches import LogReach
 from bockd.pool.index import Index, Transaction
 from bockd.pool.nodes import SNAPSHOTS, VOLUMES, decode_record
 from bockd.pool.pool import WithVolume, nothing_more
@@ -57,6 +59,22 @@ class DirtyAt(NamedTuple):
     """The id of the log there that has them."""
     since: float
     """When the first of them was about to be answered, in seconds since the epoch."""
+    done: int = 0
+    """Of `LogReach`, as it was some time ago."""
+    synced: int = 0
+    """The same."""
+
+    @property
+    def reach(self) -> LogReach:
+        """How far the log has come, at least."""
+        return LogReach(self.log, self.done, self.synced)
+
+
+def same_log(one: DirtyAt | None, other: DirtyAt | None) -> bool:
+    """Return whether a volume is dirty in one log, or in none, by both."""
+    if one is None or other is None:
+        return one is other
+    return (one.gateway, one.log) == (other.gateway, other.log)
 
 
 class Discarded(NamedTuple):
@@ -258,6 +276,21 @@ class Tenures:
         gateway has the volume, or it is gone; BockdError."""
         self._mark(volume, epoch, dirty)
 
+    def mark_reach(self, reached: Sequence[tuple[VolumeId, int, LogReach]]) -> None:
+        """Write down how far logs have come, of volumes that this gateway has since their epochs;
+        but not of what is not dirty in that log any more. Raises BockdError."""
+
+        def change(txn: Transaction) -> None:
+            for volume, epoch, log in reached:
+                with suppress(NotFoundError):
+                    now = volume_record(txn, volume)
+                    at = now.dirty_at
+                    if now.epoch == epoch and at is not None and at.log == log.log:
+                        at = at._replace(done=log.done, synced=log.synced)
+                        put_record(txn, replace(now, dirty_at=at))
+
+        self._index.update(change)
+
     def mark_clean(self, volume: VolumeId, epoch: int) -> None:
         """Write down that the image of a volume has all that was answered. Raises as `mark_dirty`
         does."""
@@ -271,7 +304,7 @@ class Tenures:
                 raise VolumeTakenError(f"volume {volume} is gone") from error
             if now.epoch != epoch:
                 raise VolumeTakenError(f"another gateway has taken volume {volume}")
-            if now.dirty_at != dirty:
+            if not same_log(now.dirty_at, dirty):
                 put_record(txn, replace(now, dirty_at=dirty))
 
         self._index.update(change)
@@ -288,7 +321,7 @@ class Tenures:
 
         def change(txn: Transaction) -> RbdVolumeRecord:
             now = unchanged(txn, seen)
-            if now.dirty_at is None or now.dirty_at != seen.dirty_at:
+            if now.dirty_at is None or not same_log(now.dirty_at, seen.dirty_at):
                 raise InUseError(f"volume {seen.id} ({seen.name}) was just written back; try again")
             at = now.dirty_at
             record = replace(

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from bockd.drivers.rbd.records import DirtyAt, Identity, Tenures
 from bockd.model import VolumeId
+from bockd.pool.caches import LogReach
 from bockd.pool.device import BlockDevice
 from bockd.runtime.steps import Steps, blocking_apart
 
@@ -30,6 +31,10 @@ class WriteBackDevice(BlockDevice, Protocol):
     def dirty(self) -> tuple[int, float | None]:
         """Return how many bytes of the log are not below, and since when (seconds since the epoch);
         None if there are none."""
+        ...
+
+    def reach(self) -> LogReach | None:
+        """Return how far the log has come of which `on_dirty` was told; None: it was of none."""
         ...
 
     def write_through(self) -> None:
@@ -66,22 +71,27 @@ class WriteBacks(Protocol):
         self,
         below: BlockDevice,
         image: str,
-        log_id: str | None,
+        dirty: LogReach | None,
         on_dirty: Callable[[str], Steps[None]],
         on_clean: Callable[[], Steps[None]],
     ) -> Steps[WriteBackDevice]:
-        """Put a log in front of an image. `log_id` is that of the log which has what is dirty, as
-        the record says; None: nothing is. `on_dirty` is awaited before the first write is answered
-        that is not below, with the log's id; `on_clean` when nothing is dirty any more. Raises
-        DamagedError: the log is missing, or another one, or damaged; BockdError."""
+        """Put a log in front of an image. `dirty` is what the record says of the log which has what
+        is dirty; None: nothing is, so logs of the image that are here are void. `on_dirty` is
+        awaited before the first write is answered that is not below, with the log's id; `on_clean`
+        when nothing is dirty any more. Raises DamagedError: the log is missing, or an older one, or
+        damaged; BockdError."""
         ...
 
     def images(self) -> list[str]:
-        """Return the images of which there are logs."""
+        """Return the images of which there are logs. Raises BockdError."""
+        ...
+
+    def has(self, image: str, log: str) -> bool:
+        """Return whether there is a log of that id here, whole or not. For any thread."""
         ...
 
     def discard(self, image: str) -> Steps[None]:
-        """Remove the log of an image that is not open, if there is one."""
+        """Remove the log of an image that is not open, if there is one. Raises BockdError."""
         ...
 
     def look(self) -> None:

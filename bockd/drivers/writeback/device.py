@@ -16,6 +16,7 @@ from bockd.drivers.writeback.records import Kind, Record
 from bockd.drivers.writeback.way import Way
 from bockd.errors import DamagedError, VolumeTakenError, from_os_error
 from bockd.model import BLOCK_SIZE, GIB, Extent
+from bockd.pool.caches import LogReach
 from bockd.pool.device import BlockDevice
 from bockd.runtime.steps import Signal, Steps
 
@@ -43,6 +44,15 @@ class WriteBackDevice:
     def dirty(self) -> tuple[int, float | None]:
         """See Way.dirty."""
         return self.way.dirty()
+
+    def reach(self) -> LogReach | None:
+        """Return how far the log has come that the driver knows to be dirty; None if it knows of
+        none, or the log has failed. Who commits that from time to time recognizes an older log in
+        its place."""
+        current = self.way.log
+        if current is None or not current.announced or current.broken:
+            return None
+        return LogReach(current.id, current.noted, current.synced)
 
     @property
     def trouble(self) -> str | None:

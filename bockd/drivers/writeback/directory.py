@@ -1,9 +1,12 @@
 """The directory of the logs, and their bound.
 
     bockd-write-back.lock    held while a daemon uses the directory, and says what it is
+    bockd-write-back.json    of which pool the logs are (binding.py)
     IMAGE.ID/                the log of a volume that is dirty, or was when it was last open
 
-A log counts if the driver's record says so, by its id. One that no record names is stale.
+A log counts if the driver's record says so, by its id. One is *void*, and is removed, when the
+record says that the volume is dirty in no log, or is gone: what it has is below, or was given up.
+While a record names another log of the same volume, all of them stay.
 """
 
 from __future__ import annotations
@@ -19,13 +22,15 @@ from contextlib import suppress
 from pathlib import Path
 
 from bockd.directories import claim_directory
+from bockd.drivers.writeback.binding import Binding, LoggedPool
 from bockd.drivers.writeback.device import SharedWriteBackDevice, WriteBackDevice
 from bockd.drivers.writeback.log import BrokenLogError, Log
 from bockd.drivers.writeback.recovery import create, recover
 from bockd.drivers.writeback.segment import SEGMENT_BYTES, log_call
 from bockd.drivers.writeback.space import Space
 from bockd.drivers.writeback.way import Way
-from bockd.errors import DamagedError, InvalidRequestError, from_os_error
+from bockd.errors import DamagedError, InvalidRequestError, from_os_error, named
+from bockd.pool.caches import LogReach
 from bockd.pool.device import BlockDevice, SharedDevice
 from bockd.runtime.steps import Spawn, Steps
 
@@ -37,6 +42,12 @@ MIN_SEGMENTS = 4
 _LOCK = "bockd-write-back.lock"
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,200}")
 _ID_BYTES = 8
+_NAME_OF_LOG = re.compile(rf"{_NAME.pattern}\.[0-9a-f]{{{2 * _ID_BYTES}}}")
+"""Directories of other names, as one that somebody has moved aside, are left alone."""
+
+_ADVICE = (
+    "'bock volume discard-cache' goes on without it, with the state that was last written back"
+)
 
 
 class WriteBackDirectory:
@@ -48,6 +59,7 @@ class WriteBackDirectory:
         size_bytes: int,
         spawn: Spawn,
         lock: int,
+        binding: Binding,
         clock: Callable[[], float],
         segment_bytes: int,
     ) -> None:
@@ -55,6 +67,7 @@ class WriteBackDirectory:
         self.space = Space(size_bytes)
         self._spawn = spawn
         self._lock = lock
+        self._binding = binding
         self._clock = clock
         self._segment_bytes = segment_bytes
         self._open: dict[str, WriteBackDevice | None] = {}
@@ -67,20 +80,27 @@ class WriteBackDirectory:
         path: Path,
         size_bytes: int,
         spawn: Spawn,
+        pool: LoggedPool,
         *,
         clock: Callable[[], float] = time.time,
         segment_bytes: int = SEGMENT_BYTES,
     ) -> WriteBackDirectory:
-        """Make the directory if need be; what is dirty in it stays. Blocks. Raises InUseError
-        (another daemon has it), InvalidRequestError (it has something else, or the bound is too
-        small), DeviceError, DeniedError, NoSpaceError."""
+        """Make the directory if need be; what is dirty in it stays. Blocks.
+
+        Raises:
+            InUseError: another daemon has it.
+            ConflictError: it is another pool's, or this pool was put back to an older state.
+            InvalidRequestError: it has something else, or the bound is too small.
+            BockdError: it cannot be read or written, or is damaged.
+        """
         if size_bytes < MIN_SEGMENTS * segment_bytes:
             raise InvalidRequestError(
                 f"write-back needs {MIN_SEGMENTS * segment_bytes} bytes at least, not {size_bytes}"
             )
         lock = claim_directory(path, _LOCK, "the write-back logs")
         try:
-            return cls(path, size_bytes, spawn, lock, clock, segment_bytes)
+            binding = Binding.open(path, pool)
+            return cls(path, size_bytes, spawn, lock, binding, clock, segment_bytes)
         except BaseException as error:
             os.close(lock)
             if isinstance(error, OSError):
@@ -95,32 +115,30 @@ class WriteBackDirectory:
     # -- logs ------------------------------------------------------------------------------------
 
     def images(self) -> list[str]:
-        """Return of which images there are logs here. Raises OSError."""
-        return sorted({_image_of(one) for one in self._logs()})
+        """Return of which images there are logs here. Raises BockdError."""
+        with named(f"looking for logs in {self.path}"):
+            return sorted({_image_of(one) for one in self._logs()})
 
-    def holds(self, image: str) -> bool:
-        """Return whether there is a log of an image here. Raises OSError."""
-        return any(_image_of(one) == image for one in self._logs())
+    def has(self, image: str, log_id: str) -> bool:
+        """Return whether there is a log here. For any thread; blocks for a moment."""
+        return log_path(self.path, image, log_id).is_dir()
 
     async def discard(self, image: str) -> None:
         """Remove the logs of an image, which is not open, and whatever is dirty in them. Raises
         BockdError."""
         assert image not in self._open
-        await self._discard_but(image, None)
+        await self._remove_void(image)
 
-    async def _discard_but(self, image: str, log_id: str | None) -> None:
-        for path in self._logs():
-            if _image_of(path) == image and path.name != f"{image}.{log_id}":
-                log.warning("the write-back log %s is stale, and is removed", path)
+    async def _remove_void(self, image: str) -> None:
+        with named(f"removing the logs of {image} from {self.path}"):
+            for path in [one for one in self._logs() if _image_of(one) == image]:
+                log.warning("the write-back log %s is void, and is removed", path)
                 taken = self._bytes_of(path)
-                try:
-                    await log_call(shutil.rmtree, path)
-                except OSError as error:
-                    raise from_os_error(error, f"removing {path}") from error
+                await log_call(shutil.rmtree, path)
                 self.space.give_back(taken)
 
     def _logs(self) -> list[Path]:
-        return [one for one in self.path.iterdir() if one.is_dir() and "." in one.name]
+        return [one for one in self.path.iterdir() if is_log(one)]
 
     def _bytes_of(self, path: Path) -> int:
         return sum(one.stat().st_size for one in path.iterdir() if one.suffix == ".seg")
@@ -131,27 +149,29 @@ class WriteBackDirectory:
         self,
         below: BlockDevice,
         image: str,
-        log_id: str | None,
+        dirty: LogReach | None,
         on_dirty: Callable[[str], Steps[None]],
         on_clean: Callable[[], Steps[None]],
     ) -> WriteBackDevice:
         """Put write-back in front of a volume that was just taken.
 
-        `log_id` is that of the log that the driver's record calls dirty; None if none is.
-        `on_dirty` is awaited before the first write is answered from a log: it commits that the
-        log of that id is dirty. `on_clean` commits that nothing is any more. Neither is called
-        while the other one runs; one that raises VolumeTakenError makes the volume lost.
+        `dirty` is what the driver's record, read after that, says of the log that has what is
+        dirty; None if nothing is: then logs of it that are here are void. `on_dirty` is awaited
+        before the first write is answered from a log: it commits that the log of that id is dirty.
+        `on_clean` commits that nothing is any more. Neither is called while the other one runs; one
+        that raises VolumeTakenError makes the volume lost.
 
         Raises:
-            DamagedError: that log is not here, or not whole.
+            DamagedError: that log is not here, not whole, or older than what the record says.
             BockdError: it cannot be read.
         """
         assert _NAME.fullmatch(image), image
         assert image not in self._open, "it is open"
         self._open[image] = None
         try:
-            await self._discard_but(image, log_id)
-            opened = None if log_id is None else await self._recover(image, log_id)
+            if dirty is None:
+                await self._remove_void(image)
+            opened = None if dirty is None else await self._recover(image, dirty)
             device = self._device(below, image, opened, on_dirty, on_clean)
         except BaseException:
             del self._open[image]
@@ -159,21 +179,27 @@ class WriteBackDirectory:
         self._open[image] = device
         return device
 
-    async def _recover(self, image: str, log_id: str) -> Log:
-        path = self.path / f"{image}.{log_id}"
-        advice = (
-            "'bock volume discard-cache' goes on without it, with the state that was last "
-            "written back"
-        )
-        if not path.is_dir():
-            raise DamagedError(f"the volume is dirty in the log {path}, which is missing; {advice}")
-        taken = self._bytes_of(path)
+    async def _recover(self, image: str, dirty: LogReach) -> Log:
+        path = log_path(self.path, image, dirty.log)
+        if not self.has(image, dirty.log):
+            raise DamagedError(
+                f"the volume is dirty in the log {path}, which is missing; {_ADVICE}"
+            )
+        with named(f"reading {path}"):
+            taken = self._bytes_of(path)
         try:
-            opened = await log_call(recover, path, image, log_id)
+            opened = await log_call(recover, path, image, dirty.log)
         except DamagedError as error:
-            raise DamagedError(f"{error}; restore it, or {advice}") from error
+            raise DamagedError(f"{error}; restore it, or {_ADVICE}") from error
         self.space.give_back(taken - sum(one.size_bytes for one in opened.segments))
         recovered = Log(opened, self.space, self._spawn, self._clock)
+        if opened.progress.done < dirty.done or opened.sequence < dirty.synced:
+            await recovered.close()
+            raise DamagedError(
+                f"the log {path} is older than what is known of it, as one is that was restored "
+                f"from a backup, and what came after it may be below; put the newest one back, or "
+                f"{_ADVICE}"
+            )
         with suppress(BrokenLogError):
             # What was read back is on the disk: nothing that comes later may be below without it.
             await recovered.flush()
@@ -193,7 +219,7 @@ class WriteBackDirectory:
             image,
             opened,
             make_log=lambda: self._make_log(image),
-            on_dirty=on_dirty,
+            on_dirty=lambda log_id: self._announce(log_id, on_dirty),
             on_clean=on_clean,
             on_closed=lambda: self._closed(image),
             spawn=self._spawn,
@@ -204,6 +230,10 @@ class WriteBackDirectory:
             below.lost.subscribe(device.lose)
         return device
 
+    async def _announce(self, log_id: str, on_dirty: Callable[[str], Steps[None]]) -> None:
+        await on_dirty(log_id)
+        await self._binding.note_version()
+
     def _closed(self, image: str) -> None:
         del self._open[image]
 
@@ -212,7 +242,7 @@ class WriteBackDirectory:
         if not self.space.take(self._segment_bytes):
             return None
         log_id = secrets.token_hex(_ID_BYTES)
-        path = self.path / f"{image}.{log_id}"
+        path = log_path(self.path, image, log_id)
         try:
             made = await log_call(create, path, image, log_id, self._segment_bytes)
         except OSError as error:
@@ -227,6 +257,16 @@ class WriteBackDirectory:
         for device in list(self._open.values()):
             if device is not None:
                 device.way.look()
+
+
+def log_path(directory: Path, image: str, log_id: str) -> Path:
+    """Return where the log of an image is, if it is in a directory of logs."""
+    return directory / f"{image}.{log_id}"
+
+
+def is_log(path: Path) -> bool:
+    """Return whether something in a directory of logs is one. Raises OSError."""
+    return _NAME_OF_LOG.fullmatch(path.name) is not None and path.is_dir()
 
 
 def _image_of(path: Path) -> str:

@@ -30,6 +30,7 @@ from bockd.errors import (
 )
 from bockd.index.keys import id_key
 from bockd.model import SnapshotId, VolumeId
+from bockd.pool.caches import LogReach
 from bockd.pool.index import Index, Transaction
 from bockd.pool.nodes import VOLUMES, Nodes, decode_record
 
@@ -191,6 +192,33 @@ def test_only_who_has_a_volume_says_that_it_is_dirty_or_clean(
         tenures.mark_clean(VolumeId(9), 1)
 
 
+def test_how_far_a_log_has_come_is_noted_of_what_is_dirty_in_it(
+    tenures: Tenures, txn: Transaction
+) -> None:
+    put_record(txn, VOLUME)
+    epoch = tenures.begin(VOLUME, ONE, "address")
+    assert epoch is not None
+    reach = LogReach(DIRTY.log, 3, 9)
+    volume = VolumeId(7)
+    tenures.mark_reach([(volume, epoch, reach), (VolumeId(9), epoch, reach)])
+    assert tenures.look(volume).dirty_at is None
+    tenures.mark_dirty(volume, epoch, DIRTY)
+    assert tenures.look(volume).dirty_at == DIRTY
+    tenures.mark_reach([(volume, epoch - 1, reach), (volume, epoch, LogReach("other", 3, 9))])
+    assert tenures.look(volume).dirty_at == DIRTY
+    tenures.mark_reach([(volume, epoch, reach)])
+    noted = tenures.look(volume).dirty_at
+    assert noted is not None
+    assert noted == DIRTY._replace(done=3, synced=9)
+    assert noted.reach == reach
+    # It is dirty in that log already, since then, and the log is not less far.
+    tenures.mark_dirty(volume, epoch, DIRTY._replace(since=77.0))
+    assert tenures.look(volume).dirty_at == noted
+    tenures.mark_clean(volume, epoch)
+    tenures.mark_dirty(volume, epoch, DIRTY)
+    assert tenures.look(volume).dirty_at == DIRTY
+
+
 def test_discarding_is_recorded_and_takes_the_volume_from_who_had_it(
     tenures: Tenures, txn: Transaction
 ) -> None:
@@ -203,6 +231,15 @@ def test_discarding_is_recorded_and_takes_the_volume_from_who_had_it(
         tenures.mark_clean(VolumeId(7), 3)
     with pytest.raises(InUseError):
         tenures.discard(record, 99.0)
+
+
+def test_what_is_discarded_may_be_noted_further_meanwhile(
+    tenures: Tenures, txn: Transaction
+) -> None:
+    put_record(txn, replace(VOLUME, dirty_at=DIRTY))
+    seen = tenures.look(VolumeId(7))
+    put_record(txn, replace(VOLUME, dirty_at=DIRTY._replace(done=3, synced=9)))
+    assert tenures.discard(seen, 99.0).dirty_at is None
 
 
 def test_what_became_dirty_anew_is_not_discarded(tenures: Tenures, txn: Transaction) -> None:

@@ -84,7 +84,7 @@ class Disk:
         self._names.clear()
         for path in (self.root, *(one for one in self.root.iterdir() if one.is_dir())):
             self._names[path] = {one.name: self._keep(one) for one in path.iterdir()}
-        for path in self.root.glob("*/*"):
+        for path in (one for one in self.root.rglob("*") if one.is_file()):
             self._synced[path.stat().st_ino] = path.read_bytes()
 
     def _cut_directory(self, path: Path) -> None:

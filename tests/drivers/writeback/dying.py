@@ -3,7 +3,8 @@
     python -m tests.drivers.writeback.dying DIRECTORY
 
 It dies at the failpoint that its environment names. For each change that was answered it appends a
-line to `answered`: offset and value. The driver's record is the file `record`.
+line to `answered`: offset and value. The driver's record, and how often it was committed, is the
+file `record`.
 """
 
 from __future__ import annotations
@@ -26,14 +27,15 @@ class Recorded(Opened):
 
     async def _commit(self, record: str | None) -> None:
         await super()._commit(record)
-        (self.path.parent / "record").write_text(record or "")
+        (self.path.parent / "record").write_text(f"{self.version} {record or ''}")
 
 
 def open_again(root: Path) -> Recorded:
     """Open what an earlier process has left."""
     record = root / "record"
-    named = record.read_text() if record.exists() else ""
-    return Recorded(root / "logs", FileDevice(root / "below", SIZE_BYTES), named or None)
+    version, named = record.read_text().split(" ") if record.exists() else ("0", "")
+    below = FileDevice(root / "below", SIZE_BYTES)
+    return Recorded(root / "logs", below, named or None, int(version))
 
 
 def main(root: Path) -> None:

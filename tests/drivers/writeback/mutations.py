@@ -20,6 +20,7 @@ from bockd.drivers.writeback.segment import Segment
 from bockd.drivers.writeback.way import Way
 from bockd.drivers.writeback.writer import Writer
 from bockd.model import BLOCK_SIZE
+from bockd.pool.caches import LogReach
 
 Mutation = Callable[[pytest.MonkeyPatch], None]
 
@@ -152,12 +153,12 @@ def _stale_log_counts(patch: pytest.MonkeyPatch) -> None:
     open_one = WriteBackDirectory.open
 
     async def anyhow(
-        self: WriteBackDirectory, below: Any, image: str, log_id: str | None, *more: Any
+        self: WriteBackDirectory, below: Any, image: str, dirty: LogReach | None, *more: Any
     ) -> Any:
         for path in self.path.glob(f"{image}.*"):
-            if log_id is None and (path / "progress").exists():
-                log_id = path.name.rpartition(".")[2]
-        return await open_one(self, below, image, log_id, *more)
+            if dirty is None and (path / "progress").exists():
+                dirty = LogReach(path.name.rpartition(".")[2], 0, 0)
+        return await open_one(self, below, image, dirty, *more)
 
     patch.setattr(WriteBackDirectory, "open", anyhow)
 
@@ -266,10 +267,10 @@ def _recovered_epoch_goes_on(patch: pytest.MonkeyPatch) -> None:
     """What was read back and what is written next are one epoch."""
     recover = WriteBackDirectory._recover
 
-    async def careless(self: WriteBackDirectory, image: str, log_id: str) -> Log:
+    async def careless(self: WriteBackDirectory, image: str, dirty: LogReach) -> Log:
         with pytest.MonkeyPatch.context() as inner:
             inner.setattr(Log, "flush", _at_once)
-            return await recover(self, image, log_id)
+            return await recover(self, image, dirty)
 
     patch.setattr(WriteBackDirectory, "_recover", careless)
 

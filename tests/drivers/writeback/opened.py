@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from bockd.drivers.memory.device import FailedError
+from bockd.drivers.writeback.binding import LoggedPool
 from bockd.drivers.writeback.device import WriteBackDevice
 from bockd.drivers.writeback.directory import WriteBackDirectory
 from bockd.model import BLOCK_SIZE, KIB, MIB
+from bockd.pool.caches import LogReach
 from bockd.pool.device import BlockDevice
 from bockd.runtime.steps import Steps
 from tests.drivers.local.schedule import GRAVEYARD, Scheduler, close_buried
@@ -23,15 +25,26 @@ SIZE_BYTES = 1 * MIB
 IMAGE = "one"
 
 
+def as_new(log_id: str) -> LogReach:
+    """Return what is known of a log that nobody has noted anything of."""
+    return LogReach(log_id, 0, 0)
+
+
 class Opened:
     """A directory, the driver's record of one volume, and that volume while it is open."""
 
-    def __init__(self, path: Path, below: BlockDevice, record: str | None = None) -> None:
+    def __init__(
+        self, path: Path, below: BlockDevice, record: str | None = None, version: int = 0
+    ) -> None:
         self.path = path
         self.below = below
         self.record = record
+        self.noted: LogReach | None = None
+        """What the record says of a log besides its id."""
         self.commits: list[str | None] = []
         """What the record has become, in order."""
+        self.version = version
+        """How many commits there have been, of earlier processes, too."""
         self.refusing = False
         """Switch: the driver cannot commit."""
         self.now = 1000.0
@@ -46,14 +59,25 @@ class Opened:
             self.path,
             BOUND_BYTES,
             self.scheduler.spawn,
+            LoggedPool("one", "a pool", lambda: self.version),
             clock=lambda: self.now,
             segment_bytes=SEGMENT_BYTES,
         )
 
+    def _reach(self) -> LogReach | None:
+        if self.record is None:
+            return None
+        noted = self.noted
+        return noted if noted is not None and noted.log == self.record else as_new(self.record)
+
+    def note(self) -> None:
+        """Note in the record how far the log has come."""
+        self.noted = self.device.reach()
+
     def open(self) -> WriteBackDevice:
         """Open the volume."""
         self.device = self.run(
-            self.directory.open(self.below, IMAGE, self.record, self._on_dirty, self._on_clean)
+            self.directory.open(self.below, IMAGE, self._reach(), self._on_dirty, self._on_clean)
         )
         return self.device
 
@@ -68,6 +92,7 @@ class Opened:
             raise FailedError("the cluster does not answer")
         self.record = record
         self.commits.append(record)
+        self.version += 1
 
     # -- running -------------------------------------------------------------------------------
 

@@ -14,8 +14,6 @@ import pytest
 from bockd.drivers.memory.device import MemoryDevice
 from bockd.drivers.writeback.segment import Segment
 from bockd.errors import (
-    DamagedError,
-    InUseError,
     NoSpaceError,
     UnavailableError,
     VolumeFailedError,
@@ -254,21 +252,12 @@ def test_taken_nothing_is_answered_and_the_log_stays(tmp_path: Path) -> None:
             opened.run(steps)
     assert not opened.device.try_write(0, memoryview(TWO))
     opened.close()
-    assert opened.directory.holds(IMAGE)
+    assert opened.directory.images() == [IMAGE]
     below.gate = None
     opened.dispose()
 
 
-# -- logs that are missing or stale --------------------------------------------------------------
-
-
-def test_a_log_that_is_missing_is_an_error_that_says_what_to_do(opened: Opened) -> None:
-    opened.write(0, ONE)
-    opened.close()
-    opened.record = "0123456789abcdef"
-    with pytest.raises(DamagedError, match="bock volume discard-cache"):
-        opened.open()
-    assert not opened.directory.holds(IMAGE)
+# -- logs that end -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("end", ["close", "drain"])
@@ -315,34 +304,6 @@ def test_a_segment_that_cannot_be_named_takes_no_other_away(
     assert path.read_bytes() == b"of another opening"
     assert not path.with_suffix(".new").exists()
     path.unlink()
-
-
-def test_a_log_that_no_record_names_is_dropped(
-    opened: Opened, below: MemoryDevice, caplog: pytest.LogCaptureFixture
-) -> None:
-    stuck(below)
-    opened.write(0, ONE)
-    opened.close()
-    below.gate, opened.record = None, None
-    with caplog.at_level(logging.WARNING):
-        opened.open()
-    assert "is stale" in caplog.text
-    assert opened.read() == bytes(BLOCK_SIZE)
-    assert opened.directory.space.used_bytes == 0
-
-
-def test_a_log_that_is_discarded_is_gone(opened: Opened) -> None:
-    opened.write(0, ONE)
-    opened.close()
-    assert opened.directory.images() == [IMAGE]
-    opened.run(opened.directory.discard(IMAGE))
-    opened.run(opened.directory.discard("another"))
-    assert opened.directory.images() == []
-
-
-def test_a_directory_has_one_daemon(opened: Opened, tmp_path: Path) -> None:
-    with pytest.raises(InUseError):
-        opened._directory()
 
 
 # -- trouble -------------------------------------------------------------------------------------

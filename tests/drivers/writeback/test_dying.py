@@ -62,6 +62,8 @@ def test_killed_at_a_step_nothing_that_was_answered_is_lost(
     tmp_path: Path, point: Failpoint, hit: int
 ) -> None:
     once = point in (
+        Failpoint.WRITEBACK_BINDING,
+        Failpoint.WRITEBACK_BOUND,
         Failpoint.WRITEBACK_CREATED,
         Failpoint.WRITEBACK_ANNOUNCING,
         Failpoint.WRITEBACK_ANNOUNCED,

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import pytest
 
+from bockd.drivers.writeback.binding import LoggedPool
 from bockd.drivers.writeback.device import WriteBackDevice
 from bockd.drivers.writeback.directory import WriteBackDirectory
 from bockd.errors import BockdError, UnavailableError
@@ -34,6 +35,7 @@ from tests.drivers.local.schedule import GRAVEYARD, Scheduler, UnevenScheduler, 
 
 from .below import FailedError, VolatileDevice
 from .disk import DeathError, Disk
+from .opened import as_new
 from .oracle import SECTOR, Given, Oracle
 
 SIZE_BYTES = 256 * KIB
@@ -65,6 +67,9 @@ class World:
         self.below = VolatileDevice(SIZE_BYTES, self.chance)
         self.oracle = Oracle(SIZE_BYTES)
         self.record: str | None = None
+        self.noted = as_new("")
+        """How far a log has come, as the record says."""
+        self.commits = 0
         self.unheard = 0.0
         """How many of the driver's commits fail, done or not."""
         self.reach = self.chance.choice((1, 2, _REACH))
@@ -84,6 +89,7 @@ class World:
         self.device: WriteBackDevice
         self.directory: WriteBackDirectory
         self._alive = False
+        self._lock = -1
         self._was_cut = False
         """Power has failed since the volume was judged last."""
         mutate(self._patch)
@@ -113,16 +119,20 @@ class World:
 
     def _open(self) -> None:
         self._alive = False
+        self._lock = -1  # the last process gave it up
         self.directory = WriteBackDirectory.open_directory(
             self.root,
             BOUND_BYTES,
             self.scheduler.spawn,
+            LoggedPool("one", "a pool", lambda: self.commits),
             clock=lambda: float(self._now),
             segment_bytes=SEGMENT_BYTES,
         )
-        opening = self.directory.open(
-            self.below, IMAGE, self.record, self._on_dirty, self._on_clean
-        )
+        self._lock = self.directory._lock
+        reach = None
+        if self.record is not None:
+            reach = self.noted if self.noted.log == self.record else as_new(self.record)
+        opening = self.directory.open(self.below, IMAGE, reach, self._on_dirty, self._on_clean)
         opened: list[WriteBackDevice] = []
 
         async def steps() -> None:
@@ -145,6 +155,7 @@ class World:
         def commit() -> None:
             if not fails or self.chance.random() < 0.5:
                 self.record = record
+                self.commits += 1
 
         await blocking(_nothing)
         await blocking(commit)
@@ -207,8 +218,9 @@ class World:
         """End as a process does that is killed."""
         self._now = max(self._now, self.scheduler.now)
         self.scheduler.die()
-        with suppress(OSError):
-            os.close(self.directory._lock)
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
         if self._alive and (log := self.device.way.log) is not None:
             log._file.close()
             for segment in log._all():
@@ -406,6 +418,7 @@ class World:
 
     def look(self) -> None:
         self.directory.look()
+        self.noted = self.device.reach() or self.noted
 
     def switch(self) -> None:
         self.chance.choice(

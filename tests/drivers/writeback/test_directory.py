@@ -1,0 +1,236 @@
+"""The directory of the logs: whose they are, which are void, and which are too old."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bockd.drivers.memory.device import MemoryDevice
+from bockd.drivers.writeback.binding import FILE, LoggedPool
+from bockd.drivers.writeback.directory import WriteBackDirectory
+from bockd.errors import BockdError, ConflictError, DamagedError, InUseError
+from bockd.model import BLOCK_SIZE
+from bockd.runtime.steps import Background, Signal
+
+from .opened import BOUND_BYTES, IMAGE, SEGMENT_BYTES, SIZE_BYTES, Opened, holding
+
+ONE = b"1" * BLOCK_SIZE
+TWO = b"2" * BLOCK_SIZE
+
+
+@pytest.fixture
+def below() -> MemoryDevice:
+    return MemoryDevice(SIZE_BYTES)
+
+
+@pytest.fixture
+def opened(tmp_path: Path, below: MemoryDevice) -> Iterator[Opened]:
+    one = Opened(tmp_path / "logs", below)
+    yield one
+    one.dispose()
+
+
+def serve(path: Path, pool: str, version: int) -> None:
+    """Open the directory as the daemon of a pool does, and end."""
+    directory = WriteBackDirectory.open_directory(
+        path,
+        BOUND_BYTES,
+        Background().spawn,
+        LoggedPool(pool, f"pool {pool}", lambda: version),
+        segment_bytes=SEGMENT_BYTES,
+    )
+    directory.release()
+
+
+def files(path: Path) -> dict[str, bytes]:
+    return {str(one): one.read_bytes() for one in path.rglob("*") if one.is_file()}
+
+
+# -- whose it is ---------------------------------------------------------------------------------
+
+
+def test_a_directory_has_one_daemon(opened: Opened) -> None:
+    with pytest.raises(InUseError):
+        opened._directory()
+
+
+def test_a_directory_belongs_to_the_pool_that_used_it_first(tmp_path: Path) -> None:
+    serve(tmp_path / "logs", "first", 7)
+    before = files(tmp_path)
+    with pytest.raises(ConflictError, match=r"of another pool: pool first.*write_back.directory"):
+        serve(tmp_path / "logs", "second", 9)
+    assert files(tmp_path) == before
+    serve(tmp_path / "logs", "first", 7)
+
+
+def test_an_index_that_is_older_than_the_logs_is_refused(opened: Opened) -> None:
+    """It may not know of them; what it says of a volume is not what it said last."""
+    opened.write(0, ONE)
+    opened.flush()
+    opened.die()
+    before = files(opened.path)
+    with pytest.raises(ConflictError, match="an older one was put in its place"):
+        serve(opened.path, "one", opened.version - 1)
+    assert files(opened.path) == before
+    serve(opened.path, "one", opened.version)
+    opened.directory = opened._directory()
+    opened.open()
+    assert opened.read() == ONE
+
+
+def test_a_log_counts_from_when_the_index_knows_of_it(
+    opened: Opened, below: MemoryDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What its directory cannot note is written through."""
+
+    def fails(*_arguments: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "replace", fails)
+    opened.write(0, ONE)
+    assert holding(below, 0, BLOCK_SIZE) == ONE
+    assert "Input/output error" in (opened.device.trouble or "")
+
+
+def test_logs_of_no_pool_are_refused(tmp_path: Path) -> None:
+    serve(tmp_path / "logs", "first", 7)
+    (tmp_path / "logs" / FILE).unlink()
+    serve(tmp_path / "logs", "first", 7)
+    (tmp_path / "logs" / FILE).unlink()
+    (tmp_path / "logs" / f"{IMAGE}.0123456789abcdef").mkdir()
+    with pytest.raises(DamagedError, match="which says of which pool"):
+        serve(tmp_path / "logs", "first", 7)
+    assert (tmp_path / "logs" / f"{IMAGE}.0123456789abcdef").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"format":2,"pool":"a","name":"b","version":1}'])
+def test_a_damaged_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    serve(tmp_path / "logs", "first", 7)
+    (tmp_path / "logs" / FILE).write_bytes(content)
+    with pytest.raises(DamagedError, match=FILE):
+        serve(tmp_path / "logs", "first", 7)
+
+
+# -- which logs stay -----------------------------------------------------------------------------
+
+
+def test_a_log_is_void_when_the_record_names_none(
+    opened: Opened, below: MemoryDevice, caplog: pytest.LogCaptureFixture
+) -> None:
+    below.gate = Signal()
+    opened.write(0, ONE)
+    opened.close()
+    below.gate, opened.record = None, None
+    with caplog.at_level(logging.WARNING):
+        opened.open()
+    assert "is void" in caplog.text
+    assert opened.read() == bytes(BLOCK_SIZE)
+    assert opened.directory.space.used_bytes == 0
+
+
+def test_while_the_record_names_a_log_that_is_missing_all_others_stay(opened: Opened) -> None:
+    opened.write(0, ONE)
+    opened.close()
+    known, before = opened.record, files(opened.path)
+    opened.record = "0123456789abcdef"
+    with pytest.raises(DamagedError, match=r"which is missing.*bock volume discard-cache"):
+        opened.open()
+    assert files(opened.path) == before
+    opened.record = known
+    opened.open()
+    assert opened.read() == ONE
+
+
+def test_a_log_that_is_discarded_is_gone(opened: Opened) -> None:
+    opened.write(0, ONE)
+    opened.close()
+    assert opened.directory.images() == [IMAGE]
+    opened.run(opened.directory.discard(IMAGE))
+    opened.run(opened.directory.discard("another"))
+    assert opened.directory.images() == []
+    assert opened.directory.space.used_bytes == 0
+
+
+def test_what_cannot_be_removed_is_an_error_of_ours(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened.write(0, ONE)
+    opened.close()
+
+    def fails(*_arguments: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(shutil, "rmtree", fails)
+    with pytest.raises(BockdError, match="removing the logs"):
+        opened.run(opened.directory.discard(IMAGE))
+
+
+# -- logs of a disk that was restored ------------------------------------------------------------
+
+
+def restore(opened: Opened, copy: Path) -> None:
+    """Put a copy of the logs in their place, while nothing runs."""
+    shutil.rmtree(opened.path)
+    shutil.copytree(copy, opened.path)
+    opened.directory = opened._directory()
+
+
+def test_an_older_log_is_refused_if_more_of_it_was_below(
+    opened: Opened, below: MemoryDevice, tmp_path: Path
+) -> None:
+    """It would be written over what is newer."""
+    opened.write(0, ONE)
+    opened.flush()
+    shutil.copytree(opened.path, tmp_path / "older")
+    opened.write(0, TWO)
+    opened.flush()
+    below.gate = Signal()
+    opened.write(BLOCK_SIZE, TWO)
+    opened.note()
+    assert opened.noted is not None
+    assert opened.noted.done > 0
+    opened.die()
+    below.gate = None
+    shutil.copytree(opened.path, tmp_path / "newest")
+    restore(opened, tmp_path / "older")
+    with pytest.raises(DamagedError, match=r"restored from a backup.*discard-cache"):
+        opened.open()
+    assert holding(below, 0, BLOCK_SIZE) == TWO
+    opened.directory.release()
+    restore(opened, tmp_path / "newest")
+    opened.open()
+    assert opened.read(0, 2 * BLOCK_SIZE) == TWO + TWO
+
+
+def test_an_older_log_is_refused_if_more_of_it_was_flushed(
+    opened: Opened, below: MemoryDevice, tmp_path: Path
+) -> None:
+    """What is not in it would be lost without a word."""
+    below.gate = Signal()
+    opened.write(0, ONE)
+    opened.flush()
+    shutil.copytree(opened.path, tmp_path / "older")
+    opened.write(BLOCK_SIZE, TWO)
+    opened.flush()
+    opened.note()
+    opened.die()
+    below.gate = None
+    restore(opened, tmp_path / "older")
+    with pytest.raises(DamagedError, match="restored from a backup"):
+        opened.open()
+    assert holding(below, 0, BLOCK_SIZE) == bytes(BLOCK_SIZE)
+
+
+def test_how_far_a_log_has_come_is_known_while_the_driver_knows_it(opened: Opened) -> None:
+    assert opened.device.reach() is None
+    opened.write(0, ONE)
+    reach = opened.device.reach()
+    assert reach is not None
+    assert reach.log == opened.record
+    opened.run(opened.device.drain())
+    assert opened.device.reach() is None
