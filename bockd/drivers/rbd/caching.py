@@ -11,7 +11,13 @@ from dataclasses import replace
 from bockd.drivers.rbd.gateways import gateway
 from bockd.drivers.rbd.messages import DRAIN_SECONDS, Manner
 from bockd.drivers.rbd.opennodes import OpenNodes, refuse_dirty
-from bockd.drivers.rbd.records import RbdVolumeRecord, put_record, unchanged, volume_record
+from bockd.drivers.rbd.records import (
+    RbdVolumeRecord,
+    put_record,
+    same_log,
+    unchanged,
+    volume_record,
+)
 from bockd.drivers.rbd.vacating import vacate
 from bockd.errors import ConflictError, InUseError, InvalidRequestError, NotFoundError
 from bockd.model import CacheMode, NodeKind, VolumeId
@@ -111,8 +117,7 @@ class CacheOperations:
             record = await blocking(self._discard, seen, in_transaction)
             self._nodes.refusals.pop(volume, None)
             self._nodes.left_dirty.discard(volume)
-            if (write_backs := self._nodes.fronts.write_backs) is not None:
-                await write_backs.discard(record.image)
+            await self._nodes.fronts.discard_log(record.image)
 
         return self._nodes.exclusive(volume, steps)
 
@@ -158,7 +163,8 @@ class CacheOperations:
             claim.close()
         # What this gateway had given back since it was seen is no other one's change.
         now = self._session.tenures.look(seen.id)
-        if (now.epoch, now.image, now.dirty_at) != (seen.epoch, seen.image, seen.dirty_at):
+        is_other = (now.epoch, now.image) != (seen.epoch, seen.image)
+        if is_other or not same_log(now.dirty_at, seen.dirty_at):
             raise InUseError(
                 f"another gateway has just opened or written back volume {seen.id} ({seen.name}); "
                 "try again"

@@ -98,7 +98,7 @@ class Fronts:
         """None: nothing is answered before the cluster has it."""
         self._spawn = spawn
         self._logs: dict[str, Signal] = {}
-        """By image: fires when the log is closed that was opened last."""
+        """By image: fires when the log is closed that is open, or was opened last."""
 
     async def of_volume(
         self,
@@ -119,8 +119,22 @@ class Fronts:
         if log is None:
             return front
         front = Front(log, front.cached, front.lease, log)
-        self._logs[record.image] = front.log_closed
+        self._note_log(record.image, front.log_closed)
         return front
+
+    def _note_log(self, image: str, closed: Signal) -> None:
+        def forget() -> None:
+            if self._logs.get(image) is closed:
+                del self._logs[image]
+
+        self._logs[image] = closed
+        closed.subscribe(forget)
+
+    async def _log_closed(self, image: str) -> None:
+        """Return when the log of an image is closed that was lost, or given back, and is closed in
+        the background."""
+        if (earlier := self._logs.get(image)) is not None:
+            await earlier
 
     async def _with_cache(
         self, device: RbdDevice, record: RbdVolumeRecord, owner: Callable[[], str | None]
@@ -155,8 +169,7 @@ class Fronts:
                 )
             log.warning("volume %s is served write-through: no write_back.directory", record.id)
             return None
-        if (earlier := self._logs.pop(record.image, None)) is not None and not earlier.fired:
-            await earlier  # it was lost, and is not closed yet
+        await self._log_closed(record.image)
         try:
             reach = None if here is None else here.reach
             return await self.write_backs.open(below, record.image, reach, marks.dirty, marks.clean)
@@ -218,6 +231,17 @@ class Fronts:
             return
         if not try_spawn(self._spawn, self.cache.close_device(front.cached)):
             await self.cache.close_device(front.cached)
+
+    async def discard_log(self, image: str) -> None:
+        """Remove the log of an image that no record calls dirty any more, and which is not open, or
+        is being closed. If that fails, the next opening or start does it."""
+        if self.write_backs is None:
+            return
+        await self._log_closed(image)
+        try:
+            await self.write_backs.discard(image)
+        except BockdError as error:
+            log.warning("the log of image %s is void, and is not removed yet: %s", image, error)
 
     def forget_volume(self, image: str) -> None:
         """Drop, in the background, what is cached of an image that is no volume any more."""

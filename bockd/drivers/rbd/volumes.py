@@ -222,9 +222,8 @@ class VolumeOperations:
             seen = await blocking_apart(CHANGING, forget)
             self._nodes.refusals.pop(volume, None)
             self._nodes.left_dirty.discard(volume)
-            if (write_backs := self._nodes.fronts.write_backs) is not None:
-                await write_backs.discard(seen.image)
             self._discard(seen.image)
+            await self._nodes.fronts.discard_log(seen.image)
 
         return self._nodes.exclusive(volume, steps)
 
