@@ -34,7 +34,6 @@ from bockd.drivers.rbd.records import (
     dirty_elsewhere,
     snapshot_record,
     volume_record,
-    volume_records,
 )
 from bockd.drivers.rbd.session import Session
 from bockd.drivers.rbd.taking import Taken
@@ -162,7 +161,7 @@ class OpenNodes:
         async def steps() -> BlockDevice:
             opened = self._still_ours(volume)
             if opened is None:
-                opened = await self._open_volume(volume, manner)
+                opened = await self.open_volume(volume, manner)
             opened.users += 1
             return opened.front.device
 
@@ -176,7 +175,7 @@ class OpenNodes:
         if opened is None:
             return None
         try:
-            record = self._record(volume)
+            record = self.record(volume)
         except NotFoundError:
             opened.device.lost.fire()
             raise
@@ -196,12 +195,15 @@ class OpenNodes:
             except BockdError as error:
                 log.debug("looking who has volume %s: %s", volume, error)
 
-    def _record(self, volume: VolumeId) -> RbdVolumeRecord:
+    def record(self, volume: VolumeId) -> RbdVolumeRecord:
+        """Return the record of a volume, as this gateway knows it. Raises NotFoundError."""
         with self.session.index.reading() as txn:
             return volume_record(txn, volume)
 
-    async def _open_volume(self, volume: VolumeId, manner: Manner) -> OpenVolume:
-        refuse_failed(self._record(volume))
+    async def open_volume(self, volume: VolumeId, manner: Manner) -> OpenVolume:
+        """Take a volume that is not open, with no users yet. Raises BockdError. The caller excludes
+        others."""
+        refuse_failed(self.record(volume))
         limit = self.session.settings.max_open_volumes
         if len(self.volumes) + self._opening >= limit:
             raise InUseError(
@@ -239,7 +241,7 @@ class OpenNodes:
 
     async def _fronted(self, volume: VolumeId, taken: Taken[RbdClaim]) -> OpenVolume:
         # Not that of `taken`: it may have grown since that was read.
-        record = self._record(volume)
+        record = self.record(volume)
         device = RbdDevice(
             taken.claim.image, f"volume {volume}", record.size_bytes, read_only=False
         )
@@ -332,13 +334,13 @@ class OpenNodes:
         meanwhile be answered when it is there. It is opened for that if it is dirty here. Raises
         BockdError. The caller excludes others."""
         opened = self.volumes.get(volume)
-        if opened is None and self._is_dirty_here(volume):
-            opened = await self._open_volume(volume, Manner.POLITE)
+        if opened is None and self.is_dirty_here(volume):
+            opened = await self.open_volume(volume, Manner.POLITE)
         if opened is None or opened.front.log is None:
             yield
             return
         async with self.fronts.written_through(opened.front):
-            if self._is_dirty_here(volume):
+            if self.is_dirty_here(volume):
                 # A mark that was made after all, though the cluster had not answered.
                 await self._marks(volume, opened.taken.epoch).clean()
             yield
@@ -353,31 +355,10 @@ class OpenNodes:
             except BockdError as error:
                 log.warning("writing volume %s back: %s", volume, error)
 
-    async def write_back_left(self, volume: VolumeId) -> None:
-        """Write back what is dirty here of a volume that is not open; then close it, unless it is
-        used. Raises BockdError."""
-
-        async def opening() -> None:
-            if volume not in self.volumes and self._is_dirty_here(volume):
-                await self._open_volume(volume, Manner.POLITE)
-
-        await self.exclusive(volume, opening)
-        self.left_dirty.discard(volume)
-        await self.close_idle(NodeKind.VOLUME, volume)
-
-    def find_dirty(self) -> set[str]:
-        """Fill `left_dirty` from the index: nothing is open. Return the images of what is dirty
-        here. Raises DamagedError."""
-        here = self.session.who.gateway
-        with self.session.index.reading() as txn:
-            dirty = [one for one in volume_records(txn) if one.dirty_at is not None]
-        found = [one for one in dirty if not one.dirty_elsewhere(here)]
-        self.left_dirty.update(one.id for one in found)
-        return {one.image for one in found}
-
-    def _is_dirty_here(self, volume: VolumeId) -> bool:
+    def is_dirty_here(self, volume: VolumeId) -> bool:
+        """Return whether a volume is dirty at this gateway."""
         try:
-            record = self._record(volume)
+            record = self.record(volume)
         except NotFoundError:
             return False
         here = self.session.who.gateway
@@ -445,11 +426,6 @@ class OpenNodes:
         if kind is NodeKind.VOLUME:
             return self.close_volume(VolumeId(node))
         return self.close_snapshot(SnapshotId(node))
-
-    async def drain_all(self) -> None:
-        """Write back what is dirty of all volumes that are open, one after the other."""
-        for volume in list(self.volumes):
-            await self.drain(volume)
 
     async def close_all(self) -> None:
         """Close everything; what is dirty stays for the next opening. Raises the first error, after

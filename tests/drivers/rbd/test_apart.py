@@ -86,7 +86,7 @@ def nodes_of(hanging: Hanging) -> OpenNodes:
     )
     nodes = OpenNodes(session, lambda steps: steps.close())
     patched: Any = nodes
-    patched._record = lambda _volume: SimpleNamespace(failed=None, epoch=1, dirty_at=None)
+    patched.record = lambda _volume: SimpleNamespace(failed=None, epoch=1, dirty_at=None)
     patched._open_snapshot = hanging.call
     return nodes
 

@@ -141,8 +141,8 @@ def test_a_volume_that_cannot_be_shown_is_given_back(
     with monkeypatch.context() as patched:
         nodes = here.rbd.open_nodes
         if where == "record":
-            true, calls = nodes._record, iter([False, True])
-            patched.setattr(nodes, "_record", lambda one: (fail if next(calls) else true)(one))
+            true, calls = nodes.record, iter([False, True])
+            patched.setattr(nodes, "record", lambda one: (fail if next(calls) else true)(one))
         elif where == "device":
             patched.setattr("bockd.drivers.rbd.opennodes.RbdDevice", fail)
         else:
