@@ -1,5 +1,7 @@
 """The check of a pool in Ceph: what records name is there, and nothing else is.
 
+A volume that is dirty at this very gateway has its log there (bockd.drivers.rbd.writebacks).
+
 That data is what was written is Ceph's to check. What an operation has just made, or is about to
 remove, is no problem: unnamed images count when they are older than an hour, and what is missing is
 looked for again.
@@ -8,7 +10,7 @@ looked for again.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC
 from typing import NamedTuple
 
@@ -18,11 +20,13 @@ from bockd.drivers.rbd.images import looking_at
 from bockd.drivers.rbd.records import (
     RbdSnapshotRecord,
     RbdVolumeRecord,
+    same_log,
     snapshot_records,
     volume_records,
 )
 from bockd.drivers.rbd.session import Session
 from bockd.errors import NotFoundError
+from bockd.model import VolumeId
 from bockd.pool.reports import CheckReport
 
 YOUNG_SECONDS = 3600.0
@@ -42,7 +46,16 @@ class Found(NamedTuple):
     """Size of each, and when it was made."""
 
 
-def check(session: Session) -> CheckReport:
+HasLog = Callable[[str, str], bool]
+"""Whether there is a log here, by the name of its image and its id. Blocks."""
+
+
+def no_logs(_image: str, _log: str) -> bool:
+    """Find none: the configuration names no directory of logs."""
+    return False
+
+
+def check(session: Session, has_log: HasLog) -> CheckReport:
     """See `Pool.check`. Blocks."""
     with session.images.use() as (_, ioctx):
         found = {name: image for name in _list(ioctx) if (image := _look(ioctx, name)) is not None}
@@ -55,6 +68,7 @@ def check(session: Session) -> CheckReport:
             for one in records:
                 found[one.image] = _look(ioctx, one.image) or Found(-1, 0.0, None, {})
             problems = [_missing(one) for one in records if not _is_there(one, found[one.image])]
+    problems += _without_log(session, records, has_log)
     problems += _unnamed(records, found, time.time() - YOUNG_SECONDS)
     return CheckReport(
         clean=not problems,
@@ -130,6 +144,31 @@ def _missing(record: Record) -> str:
         f"snapshot {record.id} ({record.name}): snap {record.snap} of image {record.image} is "
         "missing or smaller than the snapshot; data is lost"
     )
+
+
+def _without_log(session: Session, records: list[Record], has_log: HasLog) -> Iterator[str]:
+    """Yield the volumes that are dirty here, in logs that are not here."""
+
+    def missing(found: list[Record]) -> dict[VolumeId, RbdVolumeRecord]:
+        return {
+            one.id: one
+            for one in found
+            if isinstance(one, RbdVolumeRecord)
+            and one.dirty_at is not None
+            and one.dirty_at.gateway == session.who.gateway
+            and not has_log(one.image, one.dirty_at.log)
+        }
+
+    # One that was written back since has no log, and its record says so by now.
+    if seen := missing(records):
+        again = missing(_records(session))
+        for volume, one in seen.items():
+            if volume in again and same_log(again[volume].dirty_at, one.dirty_at):
+                yield (
+                    f"volume {one.id} ({one.name}): what was answered and is not in the cluster is "
+                    "in a write-back log that is missing here; restore it, or give that up with "
+                    f"'bock volume discard-cache {one.id}'"
+                )
 
 
 def _unnamed(records: list[Record], found: dict[str, Found], before: float) -> Iterator[str]:

@@ -13,7 +13,7 @@ from bockd.config.rbd import RbdSettings
 from bockd.drivers.rbd import space
 from bockd.drivers.rbd.caching import CacheOperations
 from bockd.drivers.rbd.changes import find_changes
-from bockd.drivers.rbd.checking import check
+from bockd.drivers.rbd.checking import HasLog, check, no_logs
 from bockd.drivers.rbd.extents import OBJECT_BYTES
 from bockd.drivers.rbd.index import SharedIndex
 from bockd.drivers.rbd.messages import Manner
@@ -58,6 +58,8 @@ class RbdPool:
         self._volumes = VolumeOperations(self.open_nodes)
         self._snapshots = SnapshotOperations(self.open_nodes)
         self.caches = CacheOperations(self.open_nodes)
+        self.has_log: HasLog = no_logs
+        """Looks whether this gateway has a log, for `check`."""
         """See `Pool.caches`."""
         releases.begin(self.open_nodes)
 
@@ -311,4 +313,4 @@ class RbdPool:
 
     def check(self) -> Steps[CheckReport]:
         """See `Pool.check`."""
-        return call_apart(MEASURING, check, self.session)
+        return call_apart(MEASURING, check, self.session, self.has_log)
