@@ -5,8 +5,8 @@ Invariants:
   before a flush is (D2).
 * An epoch is handed out only when its barrier is synced.
 * A segment is unlinked only when a durable progress says that all of it is below.
-* An append or sync that fails is final: the log is *broken*, and nothing is appended or noted any
-  more. What was appended is still read, and verified.
+* An append or sync that fails is final: the log is *broken*, and nothing is appended any more. What
+  was appended is still read, and verified.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import logging
 import shutil
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +41,7 @@ _REASON_CHARACTERS = 500
 
 
 class BrokenLogError(Exception):
-    """The local disk has failed: `Log.broken` says how."""
+    """The local disk has failed: `Log.broken` says how. Or the log is closed."""
 
 
 @dataclass
@@ -58,6 +57,8 @@ class Opened:
     when it was appended."""
     sequence: int
     """Of the last record."""
+    needless_bytes: int = 0
+    """What segments take that are not needed, and could not be removed."""
 
 
 class Log:
@@ -92,14 +93,20 @@ class Log:
         self.ended = False
         """It is closed: nothing of it is changed any more."""
         self._progress = opened.progress
+        self._unnotable = False
+        """Noting the progress has failed: with each epoch, it would take its time again."""
         self._file = opened.file
         self._space = space
+        self._needless_bytes = opened.needless_bytes
+        space.count(opened.needless_bytes)
         self._spawn = spawn
         self._clock = clock
         self._turn = Mutex()
         self._noting = Mutex()
         self._segment_bytes = opened.segments[-1].size_bytes
         self.longest_data = records_in(self._segment_bytes)
+        if self.broken:
+            log.error("the write-back log %s is not used any more: %s", self.path, self.broken)
         for record, size, time in opened.records:
             self._enter(record, size, time)
 
@@ -169,7 +176,7 @@ class Log:
                 await self._sync()
 
     async def _sync(self) -> None:
-        if self.broken:
+        if self.broken or self.ended:
             raise BrokenLogError
         if not self.current.empty:
             self.append(Kind.BARRIER, 0, 0)
@@ -240,14 +247,20 @@ class Log:
 
     async def note(self) -> None:
         """Make durable how much is below, and free what of the log is not needed any more. Raises
-        BrokenLogError."""
+        BrokenLogError: that has broken it. Of one that is broken, it is done as long as it can
+        be."""
         async with self._noting:
-            if self.noted < self.done and not (self.broken or self.ended):
-                await self._note()
+            if self.noted < self.done and not (self._unnotable or self.ended):
+                broken = self.broken
+                try:
+                    await self._note()
+                except BrokenLogError:
+                    if not broken:
+                        raise
 
     async def note_end(self) -> None:
-        """Make durable what is synced, and why the log has failed, if it has. Raises
-        BrokenLogError."""
+        """Make durable what is synced and what is below, and why the log has failed, if it has.
+        Raises BrokenLogError."""
         async with self._noting:
             if not self.ended:
                 await self._note()
@@ -259,6 +272,7 @@ class Log:
         try:
             await log_call(self._file.write, progress)
         except OSError as error:
+            self._unnotable = True
             self.fail(f"noting its progress: {error}")
             raise BrokenLogError from error
         self._progress, self.noted = progress, done
@@ -285,11 +299,13 @@ class Log:
     async def _free(self, needed: Segment) -> None:
         while self.segments[0] is not needed:
             segment = self.segments.popleft()
-            # One that cannot be unlinked is left to the log's end.
-            with suppress(OSError):
+            try:
                 await log_call(segment.path.unlink)
+            except OSError:  # it is left to the log's end
+                self._needless_bytes += segment.size_bytes
+            else:
+                self._space.give_back(segment.size_bytes)
             segment.close()
-            self._space.give_back(segment.size_bytes)
             hit(Failpoint.WRITEBACK_FREED)
             self.changed.fire()
 
@@ -349,7 +365,7 @@ class Log:
     async def remove(self) -> None:
         """Close and remove it. Raises OSError."""
         await self.close()
-        taken = sum(segment.size_bytes for segment in self._all())
+        taken = self._needless_bytes + sum(segment.size_bytes for segment in self._all())
         await log_call(shutil.rmtree, self.path)
         self._space.give_back(taken)
         hit(Failpoint.WRITEBACK_REMOVED)

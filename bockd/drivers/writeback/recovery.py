@@ -4,6 +4,10 @@ A record that does not verify ends the log, if a crash may have left it so: it w
 whole sector of it is missing, or it is the last one of a process that was killed. All else is
 damage. What a crash has left behind the end is made zeros, durably, before anything is appended:
 else it might be taken for something at the next recovery.
+
+What is read may be in memory only, even if a sync of it succeeds: after one that has failed, the
+kernel may take for clean what is not on the disk. So all that nothing durable calls synced is
+written again before it is synced: records, the zeros behind them, and the progress.
 """
 
 from __future__ import annotations
@@ -56,6 +60,16 @@ class _Scanned:
     """Where each record lies, in order."""
     end: int
     """The place of the first record that does not verify."""
+    error: OSError | None = None
+    """Why what was found could not be written again."""
+
+    def write_again(self, synced: int) -> None:
+        """Write what follows a sequence as it was read: only this is known to be what verified."""
+        start = next((at for at, header in self.headers if header.sequence > synced), self.end)
+        try:
+            self.segment.write_again(self.content[start : self.end], start)
+        except OSError as error:
+            self.error = error
 
 
 def create(path: Path, image: str, log_id: str, segment_bytes: int) -> Opened:
@@ -110,13 +124,9 @@ def _refuse_another(path: Path, progress: Progress, image: str, log_id: str) -> 
 
 
 def _open_segments(path: Path, progress: Progress) -> list[Segment]:
-    """Open the segments that are needed, and remove what is not."""
-    numbers = []
-    for one in path.iterdir():
-        if one.suffix == NEW_SUFFIX or (one.suffix == SUFFIX and int(one.stem) < progress.first):
-            one.unlink()
-        elif one.suffix == SUFFIX:
-            numbers.append(int(one.stem))
+    """Open the segments that are needed."""
+    found = [int(one.stem) for one in path.iterdir() if one.suffix == SUFFIX]
+    numbers = [one for one in found if one >= progress.first]
     expected = list(range(progress.first, progress.first + len(numbers)))
     if not numbers or sorted(numbers) != expected:
         missing = min(set(expected or [progress.first]) - set(numbers))
@@ -125,46 +135,79 @@ def _open_segments(path: Path, progress: Progress) -> list[Segment]:
 
 
 def _recover(path: Path, file: ProgressFile, progress: Progress, segments: list[Segment]) -> Opened:
-    scanned, sequence = _scan_all(segments, progress.first_sequence - 1)
+    scanned, sequence = _scan_all(segments, progress)
     # The log goes on in the last segment that has a record; those behind it are spare.
     last = len(scanned) - 1
     _refuse_damage(path, progress, scanned[last], segments[last + 1 :], sequence)
+    records = [found for one in scanned for found in _records(one, progress.done)]
     for spare in segments[last + 1 :]:
         spare.close()
-        spare.path.unlink()
-    used = segments[: last + 1]
-    tail = scanned[last]
-    _clear(tail)
-    sync_directory(path)
-    records = [found for one in scanned for found in _records(one, progress.done)]
-    broken = progress.broken
-    try:
-        for segment in used:
-            segment.sync()
-    except OSError as error:
-        broken = broken or f"syncing it when it was opened: {error}"
     del segments[last + 1 :]
-    if not broken:
-        progress = msgspec.structs.replace(
-            progress, count=progress.count + 1, synced=sequence, boot=boot_id()
-        )
-        hit(Failpoint.WRITEBACK_RECOVERED)
-        file.write(progress)
-    else:
-        progress = msgspec.structs.replace(progress, broken=broken)
-    return Opened(path, file, progress, used, records, sequence)
+    if not progress.broken:
+        try:
+            progress = _make_ready(path, file, progress, scanned, sequence)
+        except OSError as error:
+            broken = f"making it ready when it was opened: {error}"
+            progress = msgspec.structs.replace(progress, broken=broken)
+    needed = [one.path.name for one in segments]
+    needless = sum(one.stat().st_size for one in _others(path, needed) if one.suffix == SUFFIX)
+    return Opened(path, file, progress, segments, records, sequence, needless)
 
 
-def _scan_all(segments: list[Segment], sequence: int) -> tuple[list[_Scanned], int]:
-    """Verify what follows a sequence, up to the first segment, but for the first one, that has no
-    record. Return the sequence of the last record, too."""
-    scanned: list[_Scanned] = []
+def _make_ready(
+    path: Path, file: ProgressFile, progress: Progress, scanned: list[_Scanned], sequence: int
+) -> Progress:
+    """Make all that was read durable, and that nothing is behind it. Return the progress that says
+    so. Raises OSError: nothing may be appended."""
+    # It may be in memory only, while the disk has an older one, which needs older segments.
+    file.write(progress)
+    _remove_but(path, [one.segment.path.name for one in scanned])
+    for one in scanned:
+        if one.error is not None:
+            raise one.error
+    scanned[-1].segment.clear_from(scanned[-1].end)
+    hit(Failpoint.WRITEBACK_CLEARED)
+    for one in scanned:
+        one.segment.sync()
+    # Not before the spare segments are gone: in the same boot, something in them would be damage.
+    ready = msgspec.structs.replace(
+        progress, count=progress.count + 1, synced=sequence, boot=boot_id()
+    )
+    hit(Failpoint.WRITEBACK_RECOVERED)
+    file.write(ready)
+    return ready
+
+
+def _remove_but(path: Path, needed: list[str]) -> None:
+    """Remove, durably, all segments but those that are needed."""
+    for one in _others(path, needed):
+        one.unlink()
+    sync_directory(path)
+
+
+def _others(path: Path, needed: list[str]) -> list[Path]:
+    return [
+        one
+        for one in path.iterdir()
+        if one.suffix in (SUFFIX, NEW_SUFFIX) and one.name not in needed
+    ]
+
+
+def _scan_all(segments: list[Segment], progress: Progress) -> tuple[list[_Scanned], int]:
+    """Verify what follows the progress, up to the first segment, but for the first one, that has no
+    record, and write again what nothing calls synced. Return the sequence of the last record, too.
+    """
+    scanned, sequence, synced = list[_Scanned](), progress.first_sequence - 1, progress.synced
     for segment in segments:
         one = _scan(segment, sequence)
         if scanned:
             if not one.headers:
                 break
             scanned[-1].content = _NOTHING  # all of a log may be more than there is memory
+        if one.headers:
+            synced = max(synced, one.headers[-1][1].synced)
+        if not progress.broken:
+            one.write_again(synced)
         scanned.append(one)
         sequence += len(one.headers)
     return scanned, sequence
@@ -240,13 +283,6 @@ def _is_torn(content: memoryview, at: int, header: Header) -> bool:
             return True
         at = stop
     return False
-
-
-def _clear(tail: _Scanned) -> None:
-    """Make what lies behind the end zeros, if it is not."""
-    if tail.content[tail.end :].tobytes().strip(b"\0"):
-        tail.segment.clear_from(tail.end)
-        hit(Failpoint.WRITEBACK_CLEARED)
 
 
 def _records(scanned: _Scanned, done: int) -> list[tuple[Record, int, float]]:

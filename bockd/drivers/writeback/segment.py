@@ -193,6 +193,11 @@ class Segment:
             at += len(piece)
         return b"".join(pieces)
 
+    def write_again(self, content: memoryview, at: int) -> None:
+        """Write what a place has anyway, so that the next sync covers it. Blocks. Raises
+        OSError."""
+        write_all(self._fd, content, at)
+
     def clear_from(self, at: int) -> None:
         """Make all zeros from a place on, and append there. Blocks. Raises OSError."""
         zero(self._fd, at, self.size_bytes)
@@ -266,7 +271,7 @@ def zero(fd: int, start: int, end: int) -> None:
         start += os.pwrite(fd, _ZEROS[: min(_PIECE_BYTES, end - start)], start)
 
 
-def write_all(fd: int, data: bytes, at: int) -> None:
+def write_all(fd: int, data: bytes | memoryview, at: int) -> None:
     """Write all of some data. Blocks. Raises OSError."""
     view = memoryview(data)
     while view:

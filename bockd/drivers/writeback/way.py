@@ -196,10 +196,12 @@ class Way:
         closing = self.log
         try:
             if closing is not None:
-                if not closing.broken:
-                    with suppress(BrokenLogError):  # it says so itself; recovery sees the rest
-                        await closing.flush()
-                        await closing.note_end()
+                # One that cannot be synced is noted as broken, if it can: the next opening does not
+                # rely on its disk, and writes nothing below again that is there.
+                with suppress(BrokenLogError):
+                    await closing.flush()
+                with suppress(BrokenLogError):
+                    await closing.note_end()
                 await closing.close()
         finally:
             self._on_closed()
@@ -439,20 +441,25 @@ class Way:
             current.close_unsynced()
             if not current.clean:
                 await self._until(current.sequence)
+            # Should the driver not commit it, nothing is replayed over what comes later.
+            with suppress(BrokenLogError):
+                await current.note_end()
         self.check()
 
     async def flush(self) -> None:
         """Make all that was answered before the call survive power loss. Raises BockdError."""
         current = self.log
-        if current is not None and not current.clean:
+        # One that is broken would be replayed without what it could not sync, over all that is
+        # below: until the driver has committed that it is not, nothing of that is durable.
+        if current is not None and (current.broken or not current.clean):
             try:
                 await current.flush()
             except BrokenLogError:
-                # What could not be synced is made durable below.
                 await self.become_clean()
             else:
                 self.kick()
-                return
+                if current.announced:
+                    return  # what went below before was flushed then
         await self.flush_below()
 
 

@@ -1,7 +1,10 @@
 """The local disk as a power cut sees it: what was not synced may be there, or not, in any part.
 
-A file's sectors of 512 bytes are durable as they were when it was last synced, its name as it was
-when its directory was. Of what has changed since any part may be there after a cut.
+The page cache is that of the real files: what was written is read, whatever became of it. A sector
+of 512 bytes that was written is *dirty* until a sync, and only dirty ones are written by it. A sync
+that fails has written some of them, and leaves all clean, as kernels do: the next one succeeds, and
+writes nothing of them. After a cut a file has what is on the disk, of what is dirty any part, and
+the names that its directory had when that was synced; names that have changed since may be either.
 """
 
 from __future__ import annotations
@@ -11,11 +14,14 @@ import os
 import random
 import shutil
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 SECTOR = 512
+_PAGE = 4096
+_pwrite = os.pwrite
 
 
 class DeathError(BaseException):
@@ -28,14 +34,18 @@ class Disk:
     def __init__(self, root: Path, shadow: Path, chance: random.Random) -> None:
         self.root = root
         self.failing = 0.0
-        """How many of the syncs fail."""
+        """How many of the syncs fail, and of the writes a tenth of that."""
+        self.full = False
+        """Switch: no file becomes longer."""
         self.dies_in = -1
         """After how many syncs the machine ends; negative: it does not."""
         self.syncs = 0
+        self.failures = 0
         self._shadow = shadow
         """Keeps files that have no name any more."""
         self._chance = chance
-        self._synced: dict[int, bytes] = {}
+        self._on_disk: dict[int, bytearray] = {}
+        self._dirty: dict[int, set[int]] = {}
         self._names: dict[Path, dict[str, int]] = {}
         """Durable entries of directories: a file's inode, 0 for a directory."""
         shutil.rmtree(shadow, ignore_errors=True)
@@ -43,9 +53,33 @@ class Disk:
         root.mkdir(parents=True, exist_ok=True)
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
-        """Take the place of the system's syncs."""
+        """Take the place of the system's syncs and writes."""
         patch.setattr(os, "fsync", self._sync)
         patch.setattr(os, "fdatasync", self._sync)
+        patch.setattr(os, "pwrite", self._write)
+        patch.setattr(os, "pwritev", self._write_vector)
+
+    def _write(self, fd: int, data: bytes | memoryview, at: int) -> int:
+        return self._write_vector(fd, (data,), at)
+
+    def _write_vector(
+        self, fd: int, buffers: Sequence[bytes | memoryview], at: int, flags: int = 0
+    ) -> int:
+        found, fails = os.fstat(fd), self._chance.random() < self.failing / 10
+        length = sum(len(one) for one in buffers)
+        if self.full and at + length > found.st_size:
+            raise OSError(errno.ENOSPC, "for a test")
+        if fails:  # at the end of a page
+            self.failures += 1
+            length = min(length, self._chance.randrange(3) * _PAGE - at % _PAGE)
+        if length > 0:
+            data = b"".join(buffers)[:length]
+            assert _pwrite(fd, data, at) == length
+            first, end = at // SECTOR, -(-(at + length) // SECTOR)
+            self._dirty.setdefault(found.st_ino, set()).update(range(first, end))
+        if fails:
+            raise OSError(errno.EIO, "for a test")
+        return length
 
     def _sync(self, fd: int) -> None:
         self.syncs += 1
@@ -57,16 +91,39 @@ class Disk:
         if stat.S_ISDIR(found.st_mode):
             path = Path(os.readlink(f"/proc/self/fd/{fd}"))
             self._names[path] = {one.name: self._keep(one) for one in path.iterdir()}
-        elif self._chance.random() < self.failing:
+            return
+        self._keep(Path(os.readlink(f"/proc/self/fd/{fd}")))
+        fails = self._chance.random() < self.failing
+        self._write_out(found.st_ino, os.pread(fd, found.st_size, 0), fails=fails)
+        if fails:
+            self.failures += 1
             raise OSError(errno.EIO, "for a test")
-        else:
-            link = self._shadow / str(found.st_ino)
-            if not link.exists():  # so that no other file gets its number
-                os.link(os.readlink(f"/proc/self/fd/{fd}"), link)
-            self._synced[found.st_ino] = os.pread(fd, found.st_size, 0)
+
+    def _write_out(self, inode: int, now: bytes, *, fails: bool) -> None:
+        """Have nothing of a file dirty any more."""
+        there = self._of(inode, len(now))
+        share = self._chance.choice((0.0, 0.5, 1.0)) if fails else 0.0
+        for number in sorted(self._dirty.pop(inode, ())):
+            if not fails or self._chance.random() >= share:
+                part = slice(number * SECTOR, (number + 1) * SECTOR)
+                there[part] = now[part]
+
+    def _of(self, inode: int, length: int) -> bytearray:
+        there = self._on_disk.setdefault(inode, bytearray())
+        there.extend(bytes(max(0, length - len(there))))
+        return there
+
+    def fail_unheard(self) -> None:
+        """Write some of what is dirty, as kernels do after a while, and fail: the process that
+        would have heard of it at its next sync is no more."""
+        for path in self.root.glob("*/*"):
+            inode = path.stat().st_ino
+            if inode in self._dirty:
+                self._keep(path)
+                self._write_out(inode, path.read_bytes(), fails=True)
 
     def _keep(self, path: Path) -> int:
-        """Keep a file though its name may go."""
+        """Keep a file though its name may go, so that no other one gets its number."""
         if path.is_dir():
             return 0
         inode = path.stat().st_ino
@@ -78,14 +135,15 @@ class Disk:
     def cut(self) -> None:
         """Lose some of what was not synced."""
         self._cut_directory(self.root)
-        self._synced.clear()
+        self._on_disk.clear()
+        self._dirty.clear()
         for one in self._shadow.iterdir():
             one.unlink()
         self._names.clear()
         for path in (self.root, *(one for one in self.root.iterdir() if one.is_dir())):
             self._names[path] = {one.name: self._keep(one) for one in path.iterdir()}
         for path in (one for one in self.root.rglob("*") if one.is_file()):
-            self._synced[path.stat().st_ino] = path.read_bytes()
+            self._on_disk[path.stat().st_ino] = bytearray(path.read_bytes())
 
     def _cut_directory(self, path: Path) -> None:
         durable = self._names.get(path, {})
@@ -110,11 +168,12 @@ class Disk:
                 self._cut_file(one)
 
     def _cut_file(self, path: Path) -> None:
-        now = path.read_bytes()
-        mixed = bytearray(self._synced.get(path.stat().st_ino, b"").ljust(len(now), b"\0"))
+        now, inode = path.read_bytes(), path.stat().st_ino
+        mixed = bytearray(self._of(inode, len(now)))
         share = self._chance.choice((0.0, 0.2, 0.5, 0.8, 1.0))
-        for at in range(0, len(now), SECTOR):
+        for number in sorted(self._dirty.get(inode, ())):
             if self._chance.random() < share:
-                mixed[at : at + SECTOR] = now[at : at + SECTOR]
+                part = slice(number * SECTOR, (number + 1) * SECTOR)
+                mixed[part] = now[part]
         with path.open("r+b") as file:
             file.write(mixed)

@@ -1,0 +1,232 @@
+"""The local disk fails to write what the page cache has: nothing that is read again counts before
+it was written again, and nothing is replayed over what is newer."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bockd.drivers.memory.device import FailedError, MemoryDevice
+from bockd.drivers.writeback import recovery
+from bockd.drivers.writeback.progress import Progress, ProgressFile
+from bockd.drivers.writeback.segment import Segment
+from bockd.errors import NoSpaceError
+from bockd.model import BLOCK_SIZE
+from bockd.runtime.steps import Signal
+
+from .disk import DeathError, Disk
+from .opened import SIZE_BYTES, Opened, holding
+
+SEEDS = range(10)
+"""Of what a disk has when power fails."""
+
+
+def block(value: int) -> bytes:
+    return bytes([value]) * BLOCK_SIZE
+
+
+class Machine:
+    """A volume on a disk that fails, and may lose power."""
+
+    def __init__(self, root: Path, seed: int, patch: pytest.MonkeyPatch) -> None:
+        self.disk = Disk(root / "logs", root / "shadow", random.Random(seed))
+        self.disk.install(patch)
+        self.below = MemoryDevice(SIZE_BYTES)
+        self.boot = 1
+        patch.setattr(recovery, "boot_id", lambda: f"boot {self.boot}")
+        self.opened = Opened(root / "logs", self.below)
+
+    def refuse_below(self) -> None:
+        """Let all that is sent below fail."""
+        self.below.failures["write"] = NoSpaceError("for a test")
+
+    def hold_below(self) -> None:
+        """Let nothing get below any more."""
+        self.below.gate = Signal()
+
+    def flush_until_broken(self) -> None:
+        """Begin a flush, and let only so much happen that the log has failed."""
+        scheduler, log = self.opened.scheduler, self.opened.device.way.log
+        assert log is not None
+        scheduler.start(self.opened.device.flush(), lambda: None)
+        while not log.broken:
+            scheduler.run(1)
+
+    def cut(self) -> None:
+        """Have the power fail, and come back."""
+        self.opened.die()
+        self.disk.cut()
+        self.boot += 1
+        self.opened.directory = self.opened._directory()
+
+
+Made = Callable[[int], Machine]
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
+    return lambda seed: Machine(tmp_path / str(seed), seed, monkeypatch)
+
+
+def test_what_a_failed_sync_has_not_written_is_written_again(machine: Made) -> None:
+    """The process ends before it has noted that a sync has failed: what is read back was never
+    written, and the next sync, which succeeds, does not write it."""
+    for seed in SEEDS:
+        one = machine(seed)
+        one.refuse_below()
+        one.opened.write(0, block(1))
+        one.opened.flush()
+        one.opened.write(BLOCK_SIZE, block(2))
+        one.disk.failing = 1.0
+        one.flush_until_broken()
+        one.disk.failing = 0.0
+        one.opened.again()
+        one.opened.flush()
+        one.cut()
+        one.opened.open()
+        assert one.opened.read(0) == block(1)
+        assert one.opened.read(BLOCK_SIZE) == block(2)
+        one.opened.dispose()
+
+
+@pytest.mark.parametrize("syncs", range(7))
+def test_what_a_progress_in_memory_calls_needless_stays(
+    machine: Made, monkeypatch: pytest.MonkeyPatch, syncs: int
+) -> None:
+    """The progress that is read was never written, and power fails at a sync of recovery: the
+    progress before that counts, and needs the segments that it has named."""
+    write = ProgressFile.write
+    for seed in SEEDS:
+        one = machine(seed)
+
+        def failing(self: ProgressFile, progress: Progress, one: Machine = one) -> None:
+            one.disk.failing = 1.0
+            try:
+                write(self, progress)
+            finally:
+                one.disk.failing = 0.0
+
+        one.refuse_below()
+        for at in range(20):
+            one.opened.write(at * BLOCK_SIZE, block(at + 1))
+        one.below.failures.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(ProgressFile, "write", failing)
+            one.opened.flush()
+        assert one.opened.device.trouble is not None
+        assert "noting its progress" in one.opened.device.trouble
+        one.opened.die()
+        one.opened.directory = one.opened._directory()
+        one.refuse_below()
+        one.disk.dies_in = syncs
+        try:
+            one.opened.open()
+        except DeathError:
+            one.disk.dies_in = -1
+            one.cut()
+            one.opened.open()
+        for at in range(20):
+            assert one.opened.read(at * BLOCK_SIZE) == block(at + 1)
+        one.opened.dispose()
+
+
+def _fails(_segment: Segment) -> None:
+    raise OSError(5, "Input/output error")
+
+
+def test_a_broken_log_that_is_closed_is_not_used_again(
+    machine: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = machine(0)
+    one.hold_below()
+    one.opened.write(0, block(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(Segment, "sync", _fails)
+        assert one.opened.begin(one.opened.device.flush()) == []
+        one.opened.close()
+    one.opened.open()
+    assert one.opened.device.trouble is not None
+    assert "syncing it" in one.opened.device.trouble
+    assert one.opened.read() == block(1)
+    one.opened.begin(one.opened.device.write(0, memoryview(block(2))))
+    assert one.opened.read() == block(1), "it was appended to a log on that disk"
+    gate, one.below.gate = one.below.gate, None
+    assert gate is not None
+    gate.fire()
+    one.opened.settle()
+    assert holding(one.below, 0, BLOCK_SIZE) == block(2)
+    assert one.opened.record is None
+    one.opened.dispose()
+
+
+@pytest.mark.parametrize("end", ["close", "kill"])
+def test_a_broken_log_that_was_drained_is_not_replayed(
+    machine: Made, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """Though the driver could not commit that nothing is dirty."""
+    one = machine(0)
+    one.opened.write(0, block(1))
+    one.opened.refusing = True
+    with monkeypatch.context() as patch:
+        patch.setattr(Segment, "sync", _fails)
+        with pytest.raises(FailedError):
+            one.opened.flush()
+    assert holding(one.below, 0, BLOCK_SIZE) == block(1)
+    if end == "close":
+        one.opened.close()
+    else:
+        one.opened.die()
+        one.opened.directory = one.opened._directory()
+    one.below.calls.clear()
+    one.opened.refusing = False
+    one.opened.open()
+    one.opened.run(one.opened.device.drain())
+    assert "write" not in one.below.calls
+    assert one.opened.record is None
+    one.opened.dispose()
+
+
+def test_a_flush_is_not_answered_while_a_broken_log_counts(
+    machine: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All is below, and the driver's record still names the log, of which a power cut may leave
+    less than that: it would be replayed over what was flushed. The disk keeps no progress either.
+    """
+    one = machine(0)
+    one.opened.write(0, block(1))
+    one.opened.flush()
+    one.opened.write(0, block(2))
+    one.opened.refusing = True
+    one.disk.failing = 1.0
+    for _ in range(2):
+        with pytest.raises(FailedError):
+            one.opened.flush()
+    assert holding(one.below, 0, BLOCK_SIZE) == block(2)
+    one.opened.refusing = False
+    one.opened.flush()
+    assert one.opened.record is None
+    one.opened.dispose()
+
+
+def test_a_log_that_cannot_be_written_again_is_read_and_drained(machine: Made) -> None:
+    """Recovery finds a disk that takes nothing any more."""
+    one = machine(0)
+    one.refuse_below()
+    for at in range(20):
+        one.opened.write(at * BLOCK_SIZE, block(at + 1))
+    one.opened.die()
+    one.opened.directory = one.opened._directory()
+    one.disk.failing = 10.0  # and no write either
+    one.opened.open()
+    for at in range(20):
+        assert one.opened.read(at * BLOCK_SIZE) == block(at + 1)
+    one.below.failures.clear()
+    one.opened.look()
+    assert holding(one.below, 0, BLOCK_SIZE) == block(1)
+    assert holding(one.below, 19 * BLOCK_SIZE, BLOCK_SIZE) == block(20)
+    assert one.opened.record is None
+    assert one.opened.directory.space.used_bytes == 0
+    one.opened.dispose()
