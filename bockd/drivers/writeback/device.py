@@ -152,9 +152,10 @@ class WriteBackDevice:
                 dirty.append((record, start, part))
         if dirty:
             await self._read_log(dirty)
+            self.way.check()
         for start, part in clean:
             await self.below.read(start, part)
-        self.way.check()
+            self.way.check()
 
     async def _read_log(self, parts: list[tuple[Record, int, memoryview]]) -> None:
         try:
@@ -231,6 +232,7 @@ class WriteBackDevice:
         return merged(over, await self.below.extents(offset, length, limit), limit)
 
     async def cache(self, offset: int, length: int) -> None:
+        self.way.check()
         await self.below.cache(offset, length)
 
 

@@ -8,6 +8,9 @@ Invariants:
 * Nothing is answered from a log before the driver has committed that it is dirty (`announced`), nor
   after the driver was asked to commit that nothing is.
 * Nothing goes below past a log that would be replayed over it later.
+* After an `await` the volume may be closed, taken or refused, and the log may be another one, or
+  none: whoever goes on calls `check`, and decides anew.
+* When `close` has ended, nothing is sent below and no file is touched any more.
 """
 
 from __future__ import annotations
@@ -17,11 +20,12 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from bockd.drivers.writeback.log import BrokenLogError, Log
+from bockd.drivers.writeback.logfiles import LogFiles
 from bockd.drivers.writeback.writer import UnreadableError, Writer
 from bockd.errors import BockdError, UnavailableError, VolumeFailedError, VolumeTakenError
 from bockd.failpoints import Failpoint, hit
 from bockd.pool.device import BlockDevice
-from bockd.runtime.steps import Spawn, Steps, try_spawn
+from bockd.runtime.steps import Signal, Spawn, Steps, try_spawn
 from bockd.runtime.waiting import Mutex, Pulse
 
 log = logging.getLogger(__name__)
@@ -49,7 +53,6 @@ class Way:
         """Why the volume is refused; empty if it is not."""
         self.log: Log | None = None
         self._writer: Writer | None = None
-        self._make_log = make_log
         self._on_dirty = on_dirty
         self._on_clean = on_clean
         self._on_closed = on_closed
@@ -64,6 +67,9 @@ class Way:
         self._closed = False
         self._turn = Mutex()
         self._turned = Pulse()
+        self._files = LogFiles(make_log)
+        self._ended = Signal()
+        """Fires when it is closed, and nothing is being made or removed any more."""
         self._passing = 0
         """Changes that are on their way below, not by the log."""
         self._passed_count = 0
@@ -123,8 +129,9 @@ class Way:
         then, the driver is told. Raises BockdError: it is not below, or the driver cannot commit
         that it is."""
         self.check()
-        if self.log is not None and not self._through:
-            await self._sync_and_write(self.log)
+        current = self.log
+        if current is not None and not self._through:
+            await self._sync_and_write(current)
         if self._through or self.log is None or self.log.clean:
             await self.become_clean()
         await self.flush_below()
@@ -137,7 +144,7 @@ class Way:
         except BrokenLogError:
             await self.become_clean()
             return
-        await self._until(wanted)
+        await self._until(dirty, wanted)
 
     def look(self) -> None:
         """Do what is due: a barrier for what was written before the last call, another attempt to
@@ -188,23 +195,18 @@ class Way:
 
     async def close(self) -> None:
         """Sync the log and close it: what is dirty is kept for the next opening. Nothing is sent
-        below any more; what is on its way there is not waited for. Doing so again does nothing."""
+        below any more; what is on its way there is not waited for. Doing so again waits for the
+        first time."""
         if self._closed:
+            await self._ended
             return
         self._closed = True
         self._stop()
-        closing = self.log
         try:
-            if closing is not None:
-                # One that cannot be synced is noted as broken, if it can: the next opening does not
-                # rely on its disk, and writes nothing below again that is there.
-                with suppress(BrokenLogError):
-                    await closing.flush()
-                with suppress(BrokenLogError):
-                    await closing.note_end()
-                await closing.close()
+            await self._files.close(self.log)
         finally:
             self._on_closed()
+            self._ended.fire()
 
     def _stop(self) -> None:
         if self._writer is not None:
@@ -263,14 +265,13 @@ class Way:
                 if current.has_room(data_bytes):
                     return current
                 await self._make_room(current, data_bytes)
-            elif self._goes_through():
-                if self.log is None or self._may_pass(self.log):
-                    self._pass()
-                    return None
-                await self._clean_or_pass()
-            elif not (self._may_begin and await self._begin()):
+            elif self._may_begin and not self._goes_through():
+                await self._begin()
+            elif self.log is None or self._may_pass(self.log):
                 self._pass()
                 return None
+            else:
+                await self._clean_or_pass()
 
     def _goes_through(self) -> bool:
         broken = self.log is not None and bool(self.log.broken)
@@ -302,42 +303,45 @@ class Way:
         if not self._passing:
             self._turned.fire()
 
-    async def _begin(self) -> bool:
-        """Have the driver commit that the volume is dirty, with a log that is ready for it. Return
-        False if that cannot be had now. Raises BockdError."""
+    async def _begin(self) -> None:
+        """Have the driver commit that the volume is dirty, with a log that is ready for it. If that
+        cannot be had, `_may_begin` says so. Raises BockdError."""
         async with self._turning():
-            if self._announced():
-                return True
-            if self._goes_through() or not self._may_begin:
-                return False
+            self.check()
+            if self._announced() or self._goes_through() or not self._may_begin:
+                return
             await self._wait_for_passing()
             await self.flush_below()
             if self.log is None:
-                made = await self._make_log()
+                made = await self._files.make(self.check)
                 if made is None:
-                    self._may_begin = False
-                    self._why_through = "there is no room for a log"
-                    return False
-                if self._closed or self._taken:
-                    await made.close()
-                    self.check()
+                    self._goes_through_because("there is no room for a log")
+                    return
                 self._take_log(made)
             assert self.log is not None
-            hit(Failpoint.WRITEBACK_ANNOUNCING)
-            try:
-                await self._on_dirty(self.log.id)
-            except VolumeTakenError:
-                self.lose()
-                raise
-            except BockdError as error:
-                self._may_begin = False
-                self._why_through = f"the pool cannot note that the volume is dirty: {error}"
-                log.warning("%s is written through: %s", self.image, self._why_through)
-                return False
-            hit(Failpoint.WRITEBACK_ANNOUNCED)
-            self.log.announced = True
-            self._why_through = ""
-            return True
+            await self._announce(self.log)
+
+    async def _announce(self, current: Log) -> None:
+        """Have the driver commit that a log is dirty. Raises BockdError."""
+        hit(Failpoint.WRITEBACK_ANNOUNCING)
+        try:
+            await self._on_dirty(current.id)
+        except VolumeTakenError:
+            self.lose()
+            raise
+        except BockdError as error:
+            self._goes_through_because(f"the pool cannot note that the volume is dirty: {error}")
+            log.warning("%s is written through: %s", self.image, self._why_through)
+            return
+        hit(Failpoint.WRITEBACK_ANNOUNCED)
+        self.check()
+        current.announced = True
+        self._why_through = ""
+
+    def _goes_through_because(self, reason: str) -> None:
+        """Begin no log until the next `look`."""
+        self._may_begin = False
+        self._why_through = reason
 
     def _announced(self) -> bool:
         return self.log is not None and self.log.announced and not self.log.broken
@@ -351,11 +355,14 @@ class Way:
             self.check()
 
     async def flush_below(self) -> None:
-        """Flush the device below, unless nothing went there that was not flushed."""
+        """Flush the device below, unless nothing went there that was not flushed. Raises
+        BockdError."""
+        self.check()
         covered = self._passed_count
         if self._flushed_count < covered:
             await self.below.flush()
             self._flushed_count = max(self._flushed_count, covered)
+            self.check()
 
     async def _make_room(self, current: Log, data_bytes: int) -> None:
         """Do something for room in the log, or wait for somebody who does. Raises BockdError: what
@@ -379,13 +386,17 @@ class Way:
             return
         with suppress(BrokenLogError):
             await current.flush()
-            await self._until(current.epochs[0].barrier if current.epochs else current.done)
+            first = current.epochs[0].barrier if current.epochs else current.done
+            await self._until(current, first)
 
     def _own_barrier(self, current: Log) -> None:
         if not self._looking:
             self._begin_look(lambda: self._flush_log(current))
 
-    async def _until(self, sequence: int) -> None:
+    async def _until(self, current: Log, sequence: int) -> None:
+        """Wait until all of a log up to a sequence is below for good. Raises BockdError."""
+        if current is not self.log:
+            return  # it was removed, for all of it is below
         assert self._writer is not None
         try:
             await self._writer.until(sequence)
@@ -426,21 +437,18 @@ class Way:
             if broken:
                 self._disk_failed = True
                 self._why_through = f"its log has failed: {broken}"
-            try:
-                await current.remove()
-            except OSError as error:
-                log.warning("%s cannot be removed: %s", current.path, error)
+            await self._files.remove(current)
 
     async def _write_all(self, current: Log) -> None:
         with suppress(BrokenLogError):
             await current.flush()
-            await self._until(current.sequence)
+            await self._until(current, current.sequence)
         if current.broken:
             with suppress(BrokenLogError):
                 await current.note_end()
             current.close_unsynced()
             if not current.clean:
-                await self._until(current.sequence)
+                await self._until(current, current.sequence)
             # Should the driver not commit it, nothing is replayed over what comes later.
             with suppress(BrokenLogError):
                 await current.note_end()

@@ -128,7 +128,7 @@ def _answers_before_the_record(patch: pytest.MonkeyPatch) -> None:
     """Writes are answered from a log that the driver does not know of yet."""
     begin = Way._begin
 
-    async def early(self: Way) -> bool:
+    async def early(self: Way) -> None:
         on_dirty = self._on_dirty
 
         async def later(log_id: str) -> None:
@@ -136,7 +136,7 @@ def _answers_before_the_record(patch: pytest.MonkeyPatch) -> None:
 
         self._on_dirty = later
         try:
-            return await begin(self)
+            await begin(self)
         finally:
             self._on_dirty = on_dirty
 

@@ -14,7 +14,7 @@ from bockd.drivers.writeback.directory import WriteBackDirectory
 from bockd.model import BLOCK_SIZE, KIB, MIB
 from bockd.pool.caches import LogReach
 from bockd.pool.device import BlockDevice
-from bockd.runtime.steps import Steps
+from bockd.runtime.steps import Signal, Steps
 from tests.drivers.local.schedule import GRAVEYARD, Scheduler, close_buried
 
 T = TypeVar("T")
@@ -47,6 +47,8 @@ class Opened:
         """How many commits there have been, of earlier processes, too."""
         self.refusing = False
         """Switch: the driver cannot commit."""
+        self.gate: Signal | None = None
+        """Switch: commits wait for this."""
         self.now = 1000.0
         self._buried_before = len(GRAVEYARD)
         self.scheduler = Scheduler(random.Random(0))
@@ -88,6 +90,8 @@ class Opened:
         await self._commit(None)
 
     async def _commit(self, record: str | None) -> None:
+        if self.gate is not None:
+            await self.gate
         if self.refusing:
             raise FailedError("the cluster does not answer")
         self.record = record
