@@ -4,7 +4,7 @@
 .DEFAULT_GOAL := help
 .PHONY: help run run-ceph test test-fast test-floors test-walk test-clients test-openstack-clients
 .PHONY: test-debian13 test-keystone soak soak-cuts soak-kills faults damage fuzz sanitize setup
-.PHONY: sanitize-threads test-kills test-ceph test-ceph-driver test-ceph-debian13 soak-ceph
+.PHONY: sanitize-threads test-kills test-ceph test-ceph-driver test-ceph-debian13 soak-ceph soak-write-back
 .PHONY: setup-run setup-ceph setup-check setup-test setup-bench
 .PHONY: check bench bench-quick bench-micro profile lock clean
 
@@ -85,6 +85,9 @@ soak-cuts: setup ## cut the power 5,000 times (ARGS='--seed 1 --cuts 100'; a fai
 
 soak-ceph: setup ## kill gateways 200 times, hang 50 and kill 30 OSDs of a cluster (ARGS='--seed 1 --kills 20')
 	@.venv/bin/python -m tests.drivers.rbd.storm $(ARGS)
+
+soak-write-back: setup-test ## play 3,000 lives of a volume with write-back, and leave each rule out (ARGS='--seed 1 --lives 100')
+	@.venv/bin/python -m tests.drivers.writeback.lives $(ARGS)
 
 faults: setup ## let every write and sync of a pool's life fail (ARGS='--each 2' for some of each kind)
 	@.venv/bin/python -m tests.crash.faults $(ARGS)

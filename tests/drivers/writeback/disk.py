@@ -23,6 +23,8 @@ SECTOR = 512
 _PAGE = 4096
 _pwrite = os.pwrite
 
+_REASON = "for a test, and so long that the slot of a progress that says so has two sectors " * 5
+
 
 class DeathError(BaseException):
     """The machine ends within a sync."""
@@ -78,7 +80,7 @@ class Disk:
             first, end = at // SECTOR, -(-(at + length) // SECTOR)
             self._dirty.setdefault(found.st_ino, set()).update(range(first, end))
         if fails:
-            raise OSError(errno.EIO, "for a test")
+            raise OSError(errno.EIO, _REASON)
         return length
 
     def _sync(self, fd: int) -> None:
@@ -97,7 +99,7 @@ class Disk:
         self._write_out(found.st_ino, os.pread(fd, found.st_size, 0), fails=fails)
         if fails:
             self.failures += 1
-            raise OSError(errno.EIO, "for a test")
+            raise OSError(errno.EIO, _REASON)
 
     def _write_out(self, inode: int, now: bytes, *, fails: bool) -> None:
         """Have nothing of a file dirty any more."""
@@ -121,6 +123,14 @@ class Disk:
             if inode in self._dirty:
                 self._keep(path)
                 self._write_out(inode, path.read_bytes(), fails=True)
+
+    def leave(self, path: Path, content: bytes | bytearray) -> None:
+        """Have a file hold this, on the disk, too."""
+        self._keep(path)
+        path.write_bytes(content)
+        inode = path.stat().st_ino
+        self._on_disk[inode] = bytearray(content)
+        self._dirty.pop(inode, None)
 
     def _keep(self, path: Path) -> int:
         """Keep a file though its name may go, so that no other one gets its number."""

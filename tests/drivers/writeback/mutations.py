@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from bockd.drivers.writeback.directory import WriteBackDirectory
 from bockd.drivers.writeback.dirtymap import DirtyMap
 from bockd.drivers.writeback.epochs import Epoch, Job
 from bockd.drivers.writeback.log import BrokenLogError, Log
+from bockd.drivers.writeback.logfiles import LogFiles
 from bockd.drivers.writeback.progress import SLOT_BYTES, Progress, ProgressFile
 from bockd.drivers.writeback.records import Header, Kind
 from bockd.drivers.writeback.segment import Segment
 from bockd.drivers.writeback.way import Way
 from bockd.drivers.writeback.writer import Writer
+from bockd.errors import BockdError
 from bockd.model import BLOCK_SIZE
 from bockd.pool.caches import LogReach
 
@@ -131,8 +134,12 @@ def _answers_before_the_record(patch: pytest.MonkeyPatch) -> None:
     async def early(self: Way) -> None:
         on_dirty = self._on_dirty
 
+        async def commit(log_id: str) -> None:
+            with suppress(BockdError):
+                await on_dirty(log_id)
+
         async def later(log_id: str) -> None:
-            self._spawn(on_dirty(log_id))
+            self._spawn(commit(log_id))
 
         self._on_dirty = later
         try:
@@ -145,7 +152,7 @@ def _answers_before_the_record(patch: pytest.MonkeyPatch) -> None:
 
 def _tail_stays(patch: pytest.MonkeyPatch) -> None:
     """What a crash has left behind the end of the log is not made zeros."""
-    patch.setattr(recovery, "_clear", lambda tail: setattr(tail.segment, "at", tail.end))
+    patch.setattr(Segment, "clear_from", lambda self, at: setattr(self, "at", at))
 
 
 def _stale_log_counts(patch: pytest.MonkeyPatch) -> None:
@@ -296,6 +303,65 @@ def _holes_in_the_epoch(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(epochs, "_joins", joins)
 
 
+def _trusts_the_page_cache(patch: pytest.MonkeyPatch) -> None:
+    """What recovery has read is synced, and not written again before."""
+    patch.setattr(Segment, "write_again", lambda _self, _content, _at: None)
+
+
+def _trusts_the_progress(patch: pytest.MonkeyPatch) -> None:
+    """What the progress that was read calls needless is removed, though that may be in memory
+    only."""
+    write, read = ProgressFile.write, ProgressFile.open
+    counts: dict[ProgressFile, int] = {}
+
+    def opened(directory: Path) -> tuple[ProgressFile, Progress]:
+        file, progress = read(directory)
+        counts[file] = progress.count
+        return file, progress
+
+    def new_ones(self: ProgressFile, progress: Progress) -> None:
+        if counts.get(self) != progress.count:
+            write(self, progress)
+
+    patch.setattr(ProgressFile, "open", staticmethod(opened))
+    patch.setattr(ProgressFile, "write", new_ones)
+
+
+def _flush_of_a_drained_log(patch: pytest.MonkeyPatch) -> None:
+    """A flush is answered when all is below, though a broken log would be replayed over that."""
+    flush = Way.flush
+
+    async def early(self: Way) -> None:
+        if self.log is not None and self.log.broken and self.log.clean:
+            await self.flush_below()
+        else:
+            await flush(self)
+
+    patch.setattr(Way, "flush", early)
+
+
+def _closes_while_files_change(patch: pytest.MonkeyPatch) -> None:
+    """A volume is closed while a log of it is made or removed."""
+
+    async def close(_self: LogFiles, closing: Log | None) -> None:
+        if closing is not None:
+            with suppress(BrokenLogError):
+                await closing.flush()
+            await closing.close()
+
+    patch.setattr(LogFiles, "close", close)
+
+
+def _waits_for_another_log(patch: pytest.MonkeyPatch) -> None:
+    """Whoever waits for a sequence of a log waits for that of the next log."""
+
+    async def until(self: Way, _current: Log, sequence: int) -> None:
+        assert self._writer is not None
+        await self._writer.until(sequence)
+
+    patch.setattr(Way, "_until", until)
+
+
 MUTATIONS: dict[str, Mutation] = {
     one.__name__.strip("_"): one
     for one in (
@@ -324,5 +390,25 @@ MUTATIONS: dict[str, Mutation] = {
         _recovered_epoch_goes_on,
         _writes_below_do_not_count,
         _holes_in_the_epoch,
+        _trusts_the_page_cache,
+        _trusts_the_progress,
+        _flush_of_a_drained_log,
+        _closes_while_files_change,
+        _waits_for_another_log,
     )
 }
+
+RARE = {
+    "answers_after_the_record",
+    "begins_beside_writes_below",
+    "closes_while_files_change",
+    "flush_of_a_drained_log",
+    "progress_comes_late",
+    "progress_has_one_slot",
+    "recovery_without_sync",
+    "trims_only",
+    "trusts_the_page_cache",
+    "trusts_the_progress",
+    "waits_for_another_log",
+}
+"""Those that do harm in one of dozens or hundreds of lives: `make soak-write-back` plays them."""

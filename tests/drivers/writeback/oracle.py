@@ -12,6 +12,10 @@ SECTOR = 512
 NEVER = float("inf")
 
 
+class ViolationError(AssertionError):
+    """A rule was broken."""
+
+
 @dataclass(eq=False)
 class Given:
     """One value of a sector."""
@@ -92,5 +96,23 @@ class Oracle:
         ]
 
     def cut_ever(self, content: bytes, now: float) -> bool:
-        """Return whether a power cut at any moment up to now could have left this."""
-        return any(not self.lost(content, moment) for moment in (now, *reversed(self.flushes)))
+        """Return whether a power cut at any moment up to now could have left this: `lost` would
+        return nothing for it."""
+        moments = [*self.flushes, now]
+        for at, sector in self._sectors.items():
+            spans = _moments_of(sector, content[at : at + SECTOR])
+            moments = [one for one in moments if any(a < one <= b for a, b in spans)]
+        return bool(moments)
+
+
+def _moments_of(sector: list[Given], value: bytes) -> list[tuple[float, float]]:
+    """Return between which moments a power cut could have left a value: after the first, and not
+    after the second."""
+    spans, durable, at = [], NEVER, len(sector)
+    # Those that began after the end of one, which are in order, have that durable at the earliest.
+    for one in sorted((one for one in sector if one.value == value), key=lambda one: -one.end):
+        while at and sector[at - 1].start > one.end:
+            at -= 1
+            durable = min(durable, sector[at].durable)
+        spans.append((one.start, durable))
+    return spans

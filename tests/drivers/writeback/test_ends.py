@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -142,6 +143,26 @@ def test_a_second_close_waits_for_the_first(opened: Opened) -> None:
         opened.scheduler.start(close(), lambda: None)
     opened.settle()
     assert still_open == [False, False]
+
+
+def test_who_waited_for_a_log_that_is_removed_waits_for_no_other(opened: Opened) -> None:
+    """Two drains: the second is to sync the log, and is resumed only when the first has had the log
+    removed."""
+    opened.write(0, ONE)
+    ended = list[str]()
+    tasks = [opened.scheduler.start(opened.device.drain(), lambda: ended.append("first"))]
+    late = opened.scheduler.start(opened.device.drain(), lambda: ended.append("second"))
+    while opened.scheduler.tasks:
+        ready = [
+            one for one in opened.scheduler.tasks if one.resume is not None or one.call is not None
+        ]
+        others = [one for one in ready if one is not late]
+        began = inspect.getcoroutinestate(late.steps) != inspect.CORO_CREATED
+        early = others and (began or tasks[0].call is None)
+        opened.scheduler.advance(others[0] if early else late)
+        assert opened.scheduler.errors == []
+    assert ended == ["first", "second"]
+    assert opened.record is None
 
 
 def test_a_log_that_is_noted_after_the_end_takes_nothing(opened: Opened) -> None:

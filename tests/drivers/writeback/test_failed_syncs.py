@@ -133,6 +133,50 @@ def test_what_a_progress_in_memory_calls_needless_stays(
         one.opened.dispose()
 
 
+def test_what_a_cut_has_left_is_made_zeros_until_the_disk_has_them(
+    machine: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind the end of a log there is a record that was never flushed. Zeros are written over it,
+    and a failed sync leaves it there; then the log goes on, up to where it lies."""
+    first, record = 4096, 64 + BLOCK_SIZE
+    sync = Segment.sync
+    for seed in SEEDS:
+        one = machine(seed)
+        one.refuse_below()
+        one.opened.write(0, block(1))
+        with pytest.raises(NoSpaceError):
+            one.opened.run(one.opened.device.drain())
+        one.opened.write(BLOCK_SIZE, block(2))
+        one.opened.write(2 * BLOCK_SIZE, block(3))
+        path = one.opened.log_path() / "00000001.seg"
+        content = bytearray(path.read_bytes())
+        end = first + record + 64
+        content[end + 512 : end + record - 512] = bytes(record - 1024)
+        one.opened.die()
+        one.disk.leave(path, content)
+        one.boot += 1
+        one.opened.directory = one.opened._directory()
+
+        def failing(self: Segment, one: Machine = one) -> None:
+            one.disk.failing = 1.0
+            try:
+                sync(self)
+            finally:
+                one.disk.failing = 0.0
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Segment, "sync", failing)
+            one.opened.open()
+        one.opened.again()
+        assert one.opened.read(2 * BLOCK_SIZE) == bytes(BLOCK_SIZE)
+        one.opened.write(BLOCK_SIZE, block(4))
+        one.cut()
+        one.opened.open()
+        assert one.opened.read(0) == block(1)
+        assert one.opened.read(2 * BLOCK_SIZE) == bytes(BLOCK_SIZE)
+        one.opened.dispose()
+
+
 def _fails(_segment: Segment) -> None:
     raise OSError(5, "Input/output error")
 

@@ -1,6 +1,6 @@
-"""Random lives of a volume with write-back.
+"""Random lives of a volume with write-back; and that leaving out a rule is noticed.
 
-`python -m tests.drivers.writeback.lives --seed 1000 --lives 5000` plays more of them.
+`make soak-write-back` plays more of them.
 """
 
 from __future__ import annotations
@@ -8,11 +8,19 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from .lives import live
-from .mutations import nothing
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from .clients import Clients
+from .lives import STEPS, live, noticed
+from .mutations import MUTATIONS, RARE, nothing
+from .world import World
 
 LIVES = 30
-STEPS = 120
+MOST = 100
+"""Lives in which a mutation must have been noticed."""
 
 
 def test_nothing_that_was_promised_is_lost(tmp_path: Path) -> None:
@@ -20,5 +28,93 @@ def test_nothing_that_was_promised_is_lost(tmp_path: Path) -> None:
     for seed in range(LIVES):
         counts.update(live(seed, tmp_path / str(seed), nothing, STEPS).counts)
     assert counts["dirty"] > 20 * LIVES, "hardly anything was ever dirty"
-    for end in ("kill", "cut", "loss", "close", "others", "broken"):
-        assert counts[end], f"no {end} in {LIVES} lives"
+    for what, count in counts.items():
+        assert count, f"no {what} in {LIVES} lives"
+
+
+@pytest.mark.parametrize("name", sorted(MUTATIONS.keys() - RARE))
+def test_a_rule_that_is_left_out_is_missed(tmp_path: Path, name: str) -> None:
+    nth, _ = noticed(MUTATIONS[name], range(MOST), tmp_path, STEPS)
+    assert nth, f"not noticed in {MOST} lives"
+
+
+class WrittenBackVolume(RuleBasedStateMachine):
+    """The same world, whose events Hypothesis chooses."""
+
+    root: Path
+    count = 0
+
+    @initialize(seed=st.integers(0, 1 << 20))
+    def begin(self, seed: int) -> None:
+        WrittenBackVolume.count += 1
+        self.world = World(seed, self.root / str(WrittenBackVolume.count), nothing)
+
+    @rule(kind=st.sampled_from(Clients.REQUESTS), events=st.integers(0, 8))
+    def request(self, kind: str, events: int) -> None:
+        self.world.clients.begin(kind)
+        self.world.advance(events)
+
+    @rule(kind=st.sampled_from(Clients.REQUESTS), events=st.integers(0, 60))
+    def requests(self, kind: str, events: int) -> None:
+        for _ in range(4):
+            self.world.clients.begin(kind)
+        self.world.advance(events)
+
+    @rule(events=st.integers(1, 30))
+    def wait(self, events: int) -> None:
+        self.world.advance(events)
+
+    @rule(events=st.integers(0, 8))
+    def look(self, events: int) -> None:
+        self.world.look()
+        self.world.advance(events)
+
+    @rule(events=st.integers(0, 30))
+    def drain(self, events: int) -> None:
+        self.world.drain()
+        self.world.advance(events)
+
+    @rule()
+    def switch(self) -> None:
+        self.world.switch()
+
+    @rule(share=st.sampled_from([0.0, 0.0, 0.3]))
+    def fail_below(self, share: float) -> None:
+        self.world.fail_below(share)
+
+    @rule(share=st.sampled_from([0.0, 0.0, 0.3]))
+    def fail_commits(self, share: float) -> None:
+        self.world.fail_commits(share)
+
+    @rule(share=st.sampled_from([0.0, 0.0, 0.3]), full=st.booleans())
+    def fail_disk(self, share: float, full: bool) -> None:
+        self.world.fail_disk(share)
+        self.world.fill_disk(full=full)
+
+    @rule(end=st.sampled_from(sorted(set(World.ENDS))))
+    def end(self, end: str) -> None:
+        getattr(self.world, end)()
+
+    @invariant()
+    def what_is_promised_holds(self) -> None:
+        if hasattr(self, "world"):
+            self.world.judge()
+
+    def teardown(self) -> None:
+        if hasattr(self, "world"):
+            try:
+                self.world.end()
+            finally:
+                self.world.dispose()
+
+
+def test_nothing_is_lost_whatever_hypothesis_thinks_of(tmp_path: Path) -> None:
+    WrittenBackVolume.root = tmp_path
+    machine = WrittenBackVolume.TestCase
+    machine.settings = settings(
+        max_examples=60,
+        stateful_step_count=50,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    machine().runTest()

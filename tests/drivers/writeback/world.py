@@ -10,8 +10,10 @@ What must hold (oracle.py):
 * The process is killed: every write that was answered is read.
 * Power fails: of each sector nothing is read that is older than what an answered flush has covered.
 * The local disk is lost, at any moment: what is below is what a power cut could have left, at the
-  same moment or an earlier one.
+  same moment or an earlier one. But for a log that has failed, and whose progress the disk did not
+  take: it is replayed over what is newer, and that must not be lost until it has come so far again.
 * While the record says that nothing is dirty, others may have the volume, and lose nothing.
+* Once the volume is closed, nothing is sent below, and no file of its log is touched.
 """
 
 from __future__ import annotations
@@ -28,27 +30,22 @@ import pytest
 from bockd.drivers.writeback.binding import LoggedPool
 from bockd.drivers.writeback.device import WriteBackDevice
 from bockd.drivers.writeback.directory import WriteBackDirectory
-from bockd.errors import BockdError, UnavailableError
-from bockd.model import BLOCK_SIZE, KIB
+from bockd.drivers.writeback.log import Log
+from bockd.errors import BockdError, VolumeTakenError
+from bockd.model import KIB
 from bockd.runtime.steps import Steps, blocking
 from tests.drivers.local.schedule import GRAVEYARD, Scheduler, UnevenScheduler, close_buried
 
-from .below import FailedError, VolatileDevice
+from .below import FailedError, Image, VolatileDevice
+from .clients import Clients
 from .disk import DeathError, Disk
 from .opened import as_new
-from .oracle import SECTOR, Given, Oracle
+from .oracle import Oracle, ViolationError
 
 SIZE_BYTES = 256 * KIB
 SEGMENT_BYTES = 32 * KIB
 BOUND_BYTES = 5 * SEGMENT_BYTES
 IMAGE = "one"
-PLACES = (0, 1, 2, 5, 40)
-"""Blocks at which requests begin: few, that they meet."""
-_REACH = 4
-
-
-class ViolationError(AssertionError):
-    """A rule was broken."""
 
 
 def _nothing() -> None:
@@ -57,8 +54,6 @@ def _nothing() -> None:
 
 class World:
     """One volume, and one machine that has it most of the time."""
-
-    REQUESTS = ("read", "read", "write", "write", "write", "write", "trim", "zero", "flush")
 
     def __init__(self, seed: int, root: Path, mutate: Callable[[pytest.MonkeyPatch], None]) -> None:
         self._buried_before = len(GRAVEYARD)
@@ -72,12 +67,17 @@ class World:
         self.commits = 0
         self.unheard = 0.0
         """How many of the driver's commits fail, done or not."""
-        self.reach = self.chance.choice((1, 2, _REACH))
-        self.places = self.chance.choice((PLACES, PLACES[:1], PLACES[:3]))
-        self.flushing = self.chance.choice((0.05, 0.2, 0.5))
-        self.values = 0
+        self.clients = Clients(self)
+        self.switching = self.chance.choice((0.02, 0.02, 0.15))
+        """How many of the events of a life switch between the two ways."""
+        self.troubles = self.chance.choice((0.01, 0.03, 0.1))
+        """How many of them change what fails."""
         self.counts = dict.fromkeys(
-            ("kill", "cut", "loss", "close", "others", "broken", "dirty"), 0
+            (
+                *("kill", "cut", "loss", "close", "reopen", "others"),
+                *("steps", "dirty", "broken", "full", "crowded", "failed syncs"),
+            ),
+            0,
         )
         self._now = 0
         self._patch = pytest.MonkeyPatch()
@@ -85,41 +85,51 @@ class World:
         self.disk = Disk(self.root, root / "shadow", self.chance)
         self.disk.install(self._patch)
         self._patch.setattr("bockd.drivers.writeback.recovery.boot_id", lambda: f"boot {self.boot}")
+        self._patch.setattr(
+            "bockd.drivers.writeback.log.MAX_PIECES", self.chance.choice((1 << 18, 6))
+        )
         self.uneven = self.chance.random() < 0.5
         self.device: WriteBackDevice
         self.directory: WriteBackDirectory
+        self.image: Image
+        self.epoch = 0
+        """Goes up with each opening: what an earlier one commits does not count."""
         self._alive = False
         self._lock = -1
+        self._judged = -1
+        """After how many changes of the device below that was right."""
         self._was_cut = False
         """Power has failed since the volume was judged last."""
+        self._replayed: tuple[str, int] | None = None
+        """A log that may be replayed over what is newer, and up to which sequence."""
         mutate(self._patch)
         self.open()
 
     # -- openings and ends ---------------------------------------------------------------------
 
     def open(self) -> None:
-        """Take the volume. Recovery itself may be cut."""
-        self.disk.failing = 0.0
-        kind = UnevenScheduler if self.uneven else Scheduler
-        self.scheduler = kind(random.Random(self.chance.random()))
-        self.tick()
+        """Take the volume. Recovery itself may be cut, and fail to sync what it has read."""
+        self._begin_process()
         if self.chance.random() < 0.2:
-            self.disk.dies_in = self.chance.randrange(4)
+            self.disk.dies_in = self.chance.randrange(6)
             try:
-                self._open()
+                self._take()
             except DeathError:
                 self._end_process()
                 self.cut()
-                self.scheduler = kind(random.Random(self.chance.random()))
-                self.tick()
+                self._begin_process()
             else:
                 self.disk.dies_in = -1
                 return
-        self._open()
+        self._take()
 
-    def _open(self) -> None:
-        self._alive = False
+    def _begin_process(self) -> None:
         self._lock = -1  # the last process gave it up
+        kind = UnevenScheduler if self.uneven else Scheduler
+        self.scheduler = kind(random.Random(self.chance.random()))
+        self.tick()
+        self.disk.full = False
+        self.disk.failing = 0.0
         self.directory = WriteBackDirectory.open_directory(
             self.root,
             BOUND_BYTES,
@@ -129,10 +139,25 @@ class World:
             segment_bytes=SEGMENT_BYTES,
         )
         self._lock = self.directory._lock
+        self.disk.failing = self.chance.choice((0.0, 0.0, 0.0, 0.3))
+
+    def _take(self) -> None:
+        """Open the volume in the process that runs."""
+        self._alive = False
+        self.image = Image(self.below)
+        self.epoch += 1
+        epoch = self.epoch
+
+        async def dirty(log_id: str) -> None:
+            await self._commit(epoch, log_id)
+
+        async def clean() -> None:
+            await self._commit(epoch, None)
+
         reach = None
         if self.record is not None:
             reach = self.noted if self.noted.log == self.record else as_new(self.record)
-        opening = self.directory.open(self.below, IMAGE, reach, self._on_dirty, self._on_clean)
+        opening = self.directory.open(self.image, IMAGE, reach, dirty, clean)
         opened: list[WriteBackDevice] = []
 
         async def steps() -> None:
@@ -143,16 +168,12 @@ class World:
         self.device = opened[0]
         self._alive = True
 
-    async def _on_dirty(self, log_id: str) -> None:
-        await self._commit(log_id)
-
-    async def _on_clean(self) -> None:
-        await self._commit(None)
-
-    async def _commit(self, record: str | None) -> None:
+    async def _commit(self, epoch: int, record: str | None) -> None:
         fails = self.chance.random() < self.unheard
 
         def commit() -> None:
+            if epoch != self.epoch:
+                raise VolumeTakenError("it was opened again since")
             if not fails or self.chance.random() < 0.5:
                 self.record = record
                 self.commits += 1
@@ -166,6 +187,8 @@ class World:
         """Have the process killed."""
         self.counts["kill"] += 1
         self._end_process()
+        if self.disk.failing and self.chance.random() < 0.5:
+            self.disk.fail_unheard()
         self._another()
         self.open()
         self.settle()
@@ -177,6 +200,24 @@ class World:
         self.cut()
         self.open()
         self.settle()
+
+    def cut_in_a_sync(self) -> None:
+        """Have the power fail within one of the next syncs."""
+        self.disk.dies_in = self.chance.randrange(3)
+        try:
+            self.clients.flush()
+            self.advance(40)
+            self.disk.dies_in = -1
+        except DeathError:
+            self.power_cut()
+
+    def two_ends(self) -> None:
+        """Have one end follow soon after the other, as some only together do harm."""
+        self.chance.choice((self.kill, self.power_cut))()
+        for _ in range(self.chance.randrange(3)):
+            self.clients.write()
+            self.advance(self.chance.choice((1, 5, 20)))
+        self.chance.choice((self.kill, self.power_cut))()
 
     def cut(self) -> None:
         """Lose what a power cut loses."""
@@ -195,7 +236,7 @@ class World:
         self.below.cut()
         self.judge_below()
         shutil.rmtree(self.root)
-        self._was_cut = False
+        self._was_cut, self._replayed = False, None
         self.disk = Disk(self.root, self.root.parent / "shadow", self.chance)
         self.disk.install(self._patch)
         self.record = None
@@ -203,9 +244,9 @@ class World:
         self.open()
 
     def close(self) -> None:
-        """Close the volume in order, and open it again."""
+        """End the process in order, and open the volume again; the power may fail before that."""
         self.counts["close"] += 1
-        self.start(self._ignoring(self.device.close))
+        self._give_back()
         self.finish()
         self.directory.release()
         self._another()
@@ -213,6 +254,30 @@ class World:
             self.cut()
         self.open()
         self.settle()
+
+    def reopen(self) -> None:
+        """Close the volume, and open it again in the same process, in which something of the
+        earlier opening may still go on."""
+        self.counts["reopen"] += 1
+        self._give_back()
+        self._another()
+        self._take()
+        self.clients.read_all()  # others go on meanwhile, and nothing is certain
+
+    def _give_back(self) -> None:
+        """Close the volume. From then on nothing may be sent below."""
+        closed: list[bool] = []
+
+        async def steps() -> None:
+            await self.device.close()
+            await self.image.close()
+            closed.append(True)
+
+        log = self.device.way.log
+        self.start(steps())
+        self._until(closed)
+        if log is not None:
+            self._note_replay(log)
 
     def _end_process(self) -> None:
         """End as a process does that is killed."""
@@ -222,19 +287,31 @@ class World:
             os.close(self._lock)
             self._lock = -1
         if self._alive and (log := self.device.way.log) is not None:
+            self._note_replay(log)
             log._file.close()
             for segment in log._all():
                 segment._close()
         self._alive = False
+
+    def _note_replay(self, log: Log) -> None:
+        if log.broken and log.noted < log.done and not self._is_replayed():
+            self._replayed = log.id, log.done
+
+    def _is_replayed(self) -> bool:
+        """Return whether a log may be being replayed over what is newer."""
+        if self._replayed is None or (log := self.device.way.log) is None:
+            return False
+        return log.id == self._replayed[0] and log.done < self._replayed[1]
 
     def _another(self) -> None:
         """Have another gateway have the volume, if it may, and write."""
         if self.record is not None or self.chance.random() < 0.5:
             return
         self.counts["others"] += 1
+        self.epoch += 1
         for _ in range(3):
-            offset, length = self.range()
-            data = self.value(length)
+            offset, length = self.clients.range()
+            data = self.clients.value(length)
             for one in self.oracle.begin(offset, data, self.tick()):
                 one.end = self.tick()
             VolatileDevice._write(self.below, offset, memoryview(data))
@@ -290,9 +367,9 @@ class World:
             self.scheduler.advance(self.scheduler.choose(ready))
             if self.scheduler.errors:
                 error = self.scheduler.errors[0]
-                if isinstance(error, BockdError):
-                    raise ViolationError(f"unexpected: {error}") from error
-                raise error
+                if isinstance(error, ViolationError):
+                    raise error
+                raise ViolationError(f"unexpected: {error!r}") from error
         return True
 
     def _until(self, came: Sequence[object]) -> None:
@@ -308,95 +385,6 @@ class World:
         if self.scheduler.tasks:
             raise ViolationError("operations wait for each other")
 
-    # -- requests --------------------------------------------------------------------------------
-
-    def range(self) -> tuple[int, int]:
-        """Choose what a request is about, its offset and length."""
-        first = self.chance.choice(self.places) * BLOCK_SIZE
-        if self.chance.random() < 0.5:
-            return first, self.chance.randint(1, self.reach) * BLOCK_SIZE
-        start = first + SECTOR * self.chance.randrange(8)
-        return start, SECTOR * self.chance.randint(1, 8 * self.reach)
-
-    def value(self, length: int) -> bytes:
-        """Return data that nothing else has; some of it zeros."""
-        self.values += 1
-        data = self.values.to_bytes(4, "big") * (length // 4)
-        if self.chance.random() < 0.1:
-            data = data[: length // 2] + bytes(length - length // 2)
-        return data
-
-    def request(self, kind: str) -> None:
-        """Begin a request of a kind."""
-        getattr(self, kind)()
-
-    def read(self) -> None:
-        self.start(self._read(*self.range()))
-
-    async def _read(self, offset: int, length: int) -> None:
-        began, into = self.tick(), memoryview(bytearray(length))
-        try:
-            if not self.device.try_read(offset, into):
-                await self.device.read(offset, into)
-        except (FailedError, UnavailableError):
-            return
-        if wrong := self.oracle.misread(bytes(into), offset, began, self.tick()):
-            raise ViolationError(f"sectors {wrong} read from {began} to {self._now}")
-
-    def write(self) -> None:
-        offset, length = self.range()
-        self.start(self._write(offset, self.value(length)))
-
-    async def _write(self, offset: int, data: bytes) -> None:
-        given, mutable = self.oracle.begin(offset, data, self.tick()), bytearray(data)
-        try:
-            if self.chance.random() < 0.5 and self.device.try_write(offset, memoryview(mutable)):
-                self.device.commit()
-            else:
-                await self.device.write(offset, memoryview(mutable))
-        except BockdError:
-            return
-        finally:
-            mutable[:] = b"!" * len(mutable)  # whoever keeps it must have a copy
-        self._answered(given)
-
-    def _answered(self, given: list[Given]) -> None:
-        now = self.tick()
-        for one in given:
-            one.end = now
-
-    def zero(self) -> None:
-        offset, length = self.range()
-        self.start(self._zeros(offset, length, lambda: self._zero(offset, length)))
-
-    async def _zero(self, offset: int, length: int) -> None:
-        await self.device.zero(offset, length, allocate=self.chance.random() < 0.5)
-
-    def trim(self) -> None:
-        offset, length = self.range()
-        first = -(-offset // BLOCK_SIZE) * BLOCK_SIZE
-        whole = (offset + length) // BLOCK_SIZE * BLOCK_SIZE - first
-        self.start(self._zeros(first, max(whole, 0), lambda: self._trim(offset, length)))
-
-    async def _trim(self, offset: int, length: int) -> None:
-        if not (self.chance.random() < 0.5 and self.device.try_trim(offset, length)):
-            await self.device.trim(offset, length)
-
-    async def _zeros(self, offset: int, length: int, change: Callable[[], Steps[None]]) -> None:
-        given = self.oracle.begin(offset, bytes(length), self.tick())
-        with suppress(BockdError):
-            await change()
-            self._answered(given)
-
-    def flush(self) -> None:
-        self.start(self._flush())
-
-    async def _flush(self) -> None:
-        began = self.tick()
-        with suppress(BockdError):
-            await self.device.flush()
-            self.oracle.flushed(began, self.tick())
-
     # -- the driver ------------------------------------------------------------------------------
 
     def drain(self) -> None:
@@ -411,10 +399,6 @@ class World:
             wrong = self.oracle.misread(self.content_below(), 0, began, self.tick())
             if wrong:
                 raise ViolationError(f"drained, and sectors {wrong} are not below")
-
-    async def _ignoring(self, begin: Callable[[], Steps[None]]) -> None:
-        with suppress(BockdError):
-            await begin()
 
     def look(self) -> None:
         self.directory.look()
@@ -432,41 +416,76 @@ class World:
 
     def judge_below(self) -> None:
         """Judge what would be there, were the local disk lost now."""
+        if self._is_replayed() or self.below.changes == self._judged:
+            return  # what could have been left once, still could
+        self._judged = self.below.changes
         if not self.oracle.cut_ever(self.content_below(), self.tick()):
             raise ViolationError(f"at {self._now} below is what no power cut could have left")
 
     # -- random lives ----------------------------------------------------------------------------
 
-    ENDS = ("kill", "kill", "power_cut", "power_cut", "lose_disk", "close")
+    ENDS = (
+        *("kill", "kill", "power_cut", "power_cut", "lose_disk", "close", "reopen"),
+        *("two_ends", "two_ends", "cut_in_a_sync"),
+    )
 
     def play(self, steps: int) -> None:
-        """Live for some steps."""
+        """Live for some steps, and come to a good end."""
         for _ in range(steps):
-            kind = self.chance.random()
-            if kind < 0.66:
-                request = self.chance.choice(self.REQUESTS)
-                self.request("flush" if self.chance.random() < self.flushing else request)
-            elif kind < 0.78:
-                self.look()
-            elif kind < 0.80:
-                self.drain()
-            elif kind < 0.83:
+            if self.chance.random() < self.switching:
                 self.switch()
-            elif kind < 0.86:
-                self.below.failing = self.chance.choice((0.0, 0.0, 0.0, 0.2))
-                self.unheard = self.chance.choice((0.0, 0.0, 0.3))
-            elif kind < 0.865:
-                self.disk.failing = self.chance.choice((0.0, 0.0, 0.1))
+            elif self.chance.random() < self.troubles:
+                self.change_troubles()
+            elif (kind := self.chance.random()) < 0.8:
+                self.clients.begin_any()
             elif kind < 0.92:
+                self.look()
+            elif kind < 0.945:
+                self.drain()
+            else:
                 getattr(self, self.chance.choice(self.ENDS))()
             self.advance(self.chance.choice((0, 1, 2, 5, 20)))
-            self.judge_below()
-            if self.device.way.failed:
-                raise ViolationError(self.device.way.failed)
-            if (log := self.device.way.log) is not None:
-                self.counts["broken"] += bool(log.broken)
-                self.counts["dirty"] += not log.clean
-        self.below.failing = self.unheard = self.disk.failing = 0.0
+            self.judge()
+        self.end()
+
+    def change_troubles(self) -> None:
+        """Have things fail, or not any more."""
+        choice = self.chance.choice
+        self.fail_below(choice((0.0, 0.0, 0.0, 0.2)))
+        self.fail_commits(choice((0.0, 0.0, 0.3)))
+        self.fail_disk(choice((0.0, 0.0, 0.1, 0.5)))
+        self.fill_disk(full=self.chance.random() < 0.1)
+
+    def fail_below(self, share: float) -> None:
+        self.below.failing = share
+
+    def fail_commits(self, share: float) -> None:
+        self.unheard = share
+
+    def fail_disk(self, share: float) -> None:
+        self.disk.failing = share
+
+    def fill_disk(self, *, full: bool) -> None:
+        self.disk.full = full
+
+    def judge(self) -> None:
+        """Judge what must hold at any moment, and count what goes on."""
+        self.judge_below()
+        if self.device.way.failed:
+            raise ViolationError(self.device.way.failed)
+        self.counts["steps"] += 1
+        if (log := self.device.way.log) is not None:
+            self.counts["broken"] += bool(log.broken)
+            self.counts["dirty"] += not log.clean
+            self.counts["full"] += bool(log.no_room)
+            self.counts["crowded"] += log.crowded
+
+    def end(self) -> None:
+        """Have nothing fail any more: all that was answered comes to be below."""
+        self.fail_below(0.0)
+        self.fail_commits(0.0)
+        self.fail_disk(0.0)
+        self.fill_disk(full=False)
         self.device.write_back()
         self.finish()
         self.settle()
@@ -476,3 +495,6 @@ class World:
             raise ViolationError("all was drained, and the record says that something is dirty")
         if wrong := self.oracle.misread(self.content_below(), 0, self.tick(), self.tick()):
             raise ViolationError(f"all was drained, and sectors {wrong} are not below")
+        if self.directory.images() or self.directory.space.used_bytes:
+            raise ViolationError("all was drained, and a log is still there, or its room is taken")
+        self.counts["failed syncs"] += self.disk.failures
