@@ -10,6 +10,8 @@ Invariants:
   gateway was first, the change is run again, on top of that.
 * `update` returns only if the log has the change, and raises only if it never will; or it raises
   OutcomeUnknownError.
+* What a change is run on is final: no entry that this run has sent before comes later. So a change
+  that finds nothing to do may rest on that.
 * What is damaged in the log is refused, and nothing after it is used.
 """
 
@@ -61,7 +63,7 @@ LOADS = 10
 
 class OutcomeUnknownError(ClusterUnavailableError):
     """The cluster did not answer, so whether the change was made is not known, and it may be made
-    later. What the change names in the cluster must stay there."""
+    later, until the next `update` begins. What the change names in the cluster must stay there."""
 
 
 class _OvertakenError(Exception):
@@ -98,6 +100,8 @@ class SharedIndex:
         self._base_version = 0
         """Of the dump in force, when the log was last read."""
         self._dump_due = False
+        self._unsettled = 0
+        """The last version that was sent, and may come later."""
         self._try_again_at = 0
         """The version before which `update` itself makes no dump, since the cluster is full."""
         self._writing = threading.Lock()
@@ -285,6 +289,9 @@ class SharedIndex:
                 replica = self._follow(tail)
                 self._make_room(replica)
                 try:
+                    if replica.version < self._unsettled:
+                        self._append_nothing(replica)
+                        replica = self._follow(self._read_on())
                     return self._attempt(replica, change)
                 except _OvertakenError as overtaken:
                     tail = overtaken.tail
@@ -292,7 +299,17 @@ class SharedIndex:
             f"other gateways changed the index {ATTEMPTS} times before this one could; try again"
         )
 
-    def _attempt(self, replica: Replica, change: Callable[[ReplicaTransaction], T]) -> T:
+    def _append_nothing(self, replica: Replica) -> None:
+        """Take the next version by an empty entry: what was sent for it cannot come any more."""
+        self._attempt(replica, lambda _txn: None, appends_nothing=True)
+
+    def _attempt(
+        self,
+        replica: Replica,
+        change: Callable[[ReplicaTransaction], T],
+        *,
+        appends_nothing: bool = False,
+    ) -> T:
         appended = False
         version = replica.version + 1
         try:
@@ -300,7 +317,7 @@ class SharedIndex:
                 txn.author = self.author
                 result = change(txn)
                 changes = txn.changes
-                if not changes:
+                if not (changes or appends_nothing):
                     return result
                 hit(Failpoint.SHARED_CHANGED)
                 self._append(version, self._entry(changes))
@@ -308,6 +325,8 @@ class SharedIndex:
                 hit(Failpoint.SHARED_APPENDED)
                 txn.set_version(version)
         except BockdError as error:
+            if isinstance(error, OutcomeUnknownError):
+                self._unsettled = version
             if not appended:
                 raise
             self._replace(version, error)

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from bockd.drivers.rbd.objects import Change, NoIndexError, Seen
+from bockd.drivers.rbd.objects import Change, NoAnswerError, NoIndexError, Seen
 
 
 @dataclass
@@ -74,3 +74,22 @@ class MemoryObjects:
         if self.keys is None:
             raise NoIndexError("there is no index object")
         return self.keys
+
+
+@dataclass
+class LateObjects(MemoryObjects):
+    """A cluster that, while told to, answers no change, and may carry it out later."""
+
+    holding: bool = False
+    held: list[Change] = field(default_factory=list)
+
+    def change(self, change: Change) -> bool:
+        if self.holding:
+            self.held.append(change)
+            raise NoAnswerError("no answer")
+        return super().change(change)
+
+    def land(self) -> list[bool]:
+        """Carry out what was held. Return of each change whether it was made."""
+        held, self.held = self.held, []
+        return [super(LateObjects, self).change(one) for one in held]

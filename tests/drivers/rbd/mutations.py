@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from bockd.drivers.rbd.entries import Entry, encode_entry, encode_pieces
@@ -13,7 +14,7 @@ from bockd.drivers.rbd.replica import Replica
 from bockd.errors import UnavailableError
 
 from .memory import MemoryObjects
-from .schedules import World
+from .schedules import World, unanswered
 
 
 class LostIsFailed(SharedIndex):
@@ -40,6 +41,13 @@ class RefusedIsOvertaken(SharedIndex):
         except NoAnswerError as error:
             self._settle(version, error)
         raise _OvertakenError(self._log.read(version - 1))
+
+
+class LeavesUnsettled(SharedIndex):
+    """A change is run though one whose outcome is unknown may come after it."""
+
+    def _append_nothing(self, replica: Replica) -> None:
+        pass
 
 
 class NeverFresh(SharedIndex):
@@ -130,12 +138,23 @@ def _keeps_nothing(seed: int, directory: Path) -> World:
     return World(seed, directory, log_class=KeepsNothing, trouble=0, dump_every=20)
 
 
+def _leaves_unsettled(seed: int, directory: Path) -> World:
+    return replace(unanswered(seed, directory), index_class=LeavesUnsettled)
+
+
 MUTATIONS: dict[str, Callable[[int, Path], World]] = {
     "KeepsNothing": _keeps_nothing,
+    "LeavesUnsettled": _leaves_unsettled,
     "no comparison": lambda seed, directory: World(seed, directory, MemoryObjects(compares=False)),
     **{
         kind.__name__: _with_index(kind)
-        for kind in (LostIsFailed, LostIsRepeated, RefusedIsOvertaken, NeverFresh, SwungFirst)
+        for kind in (
+            LostIsFailed,
+            LostIsRepeated,
+            RefusedIsOvertaken,
+            NeverFresh,
+            SwungFirst,
+        )
     },
     **{
         kind.__name__: _with_log(kind)

@@ -57,7 +57,7 @@ class Update:
     number: int = 0
     """Of those that were made, as it was answered."""
     never: bool = False
-    """It was said that it will not be made."""
+    """It was said that it will not be made, or a later one of its run did not find it."""
 
 
 def make(txn: Transaction, token: int) -> int:
@@ -108,6 +108,8 @@ class Gateway:
     """It waits with a call (True), or has ended."""
     seen: int = 0
     """Updates that its replica has shown."""
+    unknown: list[Update] = field(default_factory=list)
+    """Updates of its run of which nothing was said."""
 
     def start(self) -> None:
         self.thread = threading.Thread(target=self._live, name=self.name, daemon=True)
@@ -196,6 +198,8 @@ class World:
     """Of each gateway's life."""
     trouble: float = 0.08
     """How many calls meet with it."""
+    orders: tuple[str, ...] = ORDERS
+    """Of what kinds it is."""
     deaths: int = 3
     dump_every: int = 4
     updates: list[Update] = field(default_factory=list)
@@ -244,7 +248,7 @@ class World:
     def decide(self) -> str:
         if self.random.random() >= self.trouble:
             return "go"
-        order = self.random.choice(ORDERS)
+        order = self.random.choice(self.orders)
         if order.startswith("die"):
             if self.deaths == 0:
                 return "go"
@@ -288,14 +292,17 @@ class World:
             except NoAnswerError:
                 continue
             gateway.seen = 0
+            gateway.unknown.clear()
             self.look(gateway, index, least)
             return index
 
     def live(self, gateway: Gateway, index: SharedIndex) -> None:
         for _ in range(self.operations):
             kind = self.random.random()
-            if kind < 0.6:
+            if kind < 0.5:
                 self.update(gateway, index)
+            elif kind < 0.6:
+                self.ask(gateway, index)
             elif kind < 0.9:
                 self.refresh(gateway, index)
             if index.dump_due or kind > 0.97:
@@ -312,12 +319,28 @@ class World:
             number = index.update(lambda txn: make(txn, update.token))
         except UnavailableError as error:
             update.never = not isinstance(error, OutcomeUnknownError)
+            if not update.never:
+                gateway.unknown.append(update)
+                if self.random.random() < 0.5:
+                    self.ask(gateway, index)
             if self.trouble == 0:
                 raise ViolationError("an update failed without need") from error
             return
         self.now += 1
         update.answered, update.number = self.now, number
         self.look(gateway, index, number)
+
+    def ask(self, gateway: Gateway, index: SharedIndex) -> None:
+        """Ask what has become of updates, by one that changes nothing: its answer is final."""
+        unknown = list(gateway.unknown)
+        try:
+            made = index.update(
+                lambda txn: {payload for _, payload in txn.scan(VOLUMES, b"", LAST)}
+            )
+        except UnavailableError:
+            return
+        for update in unknown:
+            update.never = b"%d" % update.token not in made
 
     def refresh(self, gateway: Gateway, index: SharedIndex) -> None:
         least = self.answered()
@@ -406,6 +429,12 @@ class World:
         for number in range(int(pieces)):
             if f"base.{name}.{number}" not in self.objects.objects:
                 raise ViolationError(f"a piece of the dump in force is missing: {number}")
+
+
+def unanswered(seed: int, directory: Path) -> World:
+    """Return a schedule in which the outcome of much is unknown."""
+    orders = ("lose late", "lose late", "lose never")
+    return World(seed, directory, gateways=2, operations=20, trouble=0.3, orders=orders)
 
 
 def play(world: World) -> None:

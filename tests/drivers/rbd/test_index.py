@@ -35,7 +35,7 @@ from bockd.index.tables import declared_tables, stand_in
 from bockd.pool.index import Index
 from bockd.pool.nodes import NAMES, VOLUMES
 
-from .memory import MemoryObjects
+from .memory import LateObjects, MemoryObjects
 
 IDENTITY = "0" * 32
 LAST = b"\xff" * 9
@@ -319,6 +319,48 @@ def test_what_cannot_be_found_out_is_said_to_be_unknown(
     assert names(index) == {}
     index.update(put(b"other", b"v"))
     assert names(index) == {b"other": b"v"}
+
+
+@pytest.mark.parametrize("then", ["finds", "misses"])
+def test_what_is_found_after_an_unknown_outcome_is_final(tmp_path: Path, then: str) -> None:
+    objects = LateObjects()
+    Log(objects).create(IDENTITY)
+    index = SharedIndex.open(Log(objects), tmp_path, run="a" * 16, clock=lambda: 5.0)
+    index.update(put(b"k", b"before"))
+    objects.holding = True
+    with pytest.raises(OutcomeUnknownError):
+        index.update(put(b"k", b"after"))
+    objects.holding = False
+    if then == "finds":
+        assert index.update(lambda txn: txn.get(NAMES, b"k")) == b"before"
+    else:
+        with pytest.raises(NotFoundError):
+            index.update(lambda _txn: missing())
+    assert objects.land() == [False, False]
+    index.refresh()
+    assert names(index) == {b"k": b"before"}
+    changes = keys(objects)["v"]
+    index.update(lambda txn: txn.get(NAMES, b"k"))
+    assert keys(objects)["v"] == changes  # once is enough
+    index.close()
+
+
+def missing() -> None:
+    raise NotFoundError("it is not there")
+
+
+def test_what_came_late_is_found(tmp_path: Path) -> None:
+    objects = LateObjects()
+    Log(objects).create(IDENTITY)
+    index = SharedIndex.open(Log(objects), tmp_path, run="a" * 16, clock=lambda: 5.0)
+    objects.holding = True
+    with pytest.raises(OutcomeUnknownError):
+        index.update(put(b"k", b"after"))
+    objects.holding = False
+    assert objects.land() == [True, False]
+    assert index.update(lambda txn: txn.get(NAMES, b"k")) == b"after"
+    assert keys(objects)["v"] == b"1"
+    index.close()
 
 
 def test_who_was_overtaken_by_a_dump_too_still_sees_by_whom(gateway: Open) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import cast
 
 import pytest
 
+from bockd.drivers.rbd.index import OutcomeUnknownError, SharedIndex
+from bockd.drivers.rbd.log import Log
 from bockd.drivers.rbd.records import (
     DirtyAt,
     Discarded,
@@ -34,6 +38,7 @@ from bockd.pool.caches import LogReach
 from bockd.pool.index import Index, Transaction
 from bockd.pool.nodes import VOLUMES, Nodes, decode_record
 
+from .memory import LateObjects
 from .takers import Records
 
 ONE, TWO = Identity("one", "a" * 16), Identity("two", "b" * 16)
@@ -190,6 +195,50 @@ def test_only_who_has_a_volume_says_that_it_is_dirty_or_clean(
     assert tenures.look(VolumeId(7)).dirty_at is None
     with pytest.raises(VolumeTakenError):
         tenures.mark_clean(VolumeId(9), 1)
+
+
+@pytest.fixture
+def late(tmp_path: Path) -> Iterator[tuple[LateObjects, Tenures]]:
+    """A cluster that answers when it is told to, and tenures there, the first one begun."""
+    objects = LateObjects()
+    Log(objects).create("0" * 32)
+    index = SharedIndex.open(Log(objects), tmp_path, run="a" * 16, clock=lambda: 5.0)
+    index.update(lambda txn: put_record(txn, VOLUME))
+    tenures = Tenures(index)
+    assert tenures.begin(VOLUME, ONE, "address") == VOLUME.epoch + 1
+    yield objects, tenures
+    index.close()
+
+
+def test_what_was_clean_once_and_was_not_answered_is_not_clean_later(
+    late: tuple[LateObjects, Tenures],
+) -> None:
+    """The log would be removed as void, with what was answered since."""
+    objects, tenures = late
+    epoch = tenures.look(VOLUME.id).epoch
+    tenures.mark_dirty(VOLUME.id, epoch, DIRTY)
+    objects.holding = True
+    with pytest.raises(OutcomeUnknownError):
+        tenures.mark_clean(VOLUME.id, epoch)
+    objects.holding = False
+    tenures.mark_dirty(VOLUME.id, epoch, DIRTY)
+    assert not any(objects.land())
+    assert tenures.look(VOLUME.id).dirty_at == DIRTY
+
+
+def test_what_was_dirty_once_and_was_not_answered_is_not_dirty_later(
+    late: tuple[LateObjects, Tenures],
+) -> None:
+    """The volume would be refused, for a log that was removed."""
+    objects, tenures = late
+    epoch = tenures.look(VOLUME.id).epoch
+    objects.holding = True
+    with pytest.raises(OutcomeUnknownError):
+        tenures.mark_dirty(VOLUME.id, epoch, DIRTY)
+    objects.holding = False
+    tenures.mark_clean(VOLUME.id, epoch)
+    assert not any(objects.land())
+    assert tenures.look(VOLUME.id).dirty_at is None
 
 
 def test_how_far_a_log_has_come_is_noted_of_what_is_dirty_in_it(

@@ -14,7 +14,7 @@ import pytest
 from bockd.errors import BockdError
 
 from .mutations import MUTATIONS
-from .schedules import ViolationError, World, play
+from .schedules import ViolationError, World, play, unanswered
 
 SCHEDULES = 100
 MOST = 400
@@ -29,6 +29,11 @@ def test_gateways_agree_whatever_happens(tmp_path: Path) -> None:
 def test_without_trouble_no_update_fails(tmp_path: Path) -> None:
     for seed in range(SCHEDULES // 3):
         play(World(seed, tmp_path / "world", trouble=0, dump_every=20))
+
+
+def test_what_an_update_finds_is_final(tmp_path: Path) -> None:
+    for seed in range(SCHEDULES):
+        play(unanswered(seed, tmp_path / "world"))
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS.values(), ids=MUTATIONS)
