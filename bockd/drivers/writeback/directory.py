@@ -158,8 +158,10 @@ class WriteBackDirectory:
         `dirty` is what the driver's record, read after that, says of the log that has what is
         dirty; None if nothing is: then logs of it that are here are void. `on_dirty` is awaited
         before the first write is answered from a log: it commits that the log of that id is dirty.
-        `on_clean` commits that nothing is any more. Neither is called while the other one runs; one
-        that raises VolumeTakenError makes the volume lost.
+        `on_clean` commits that nothing is any more: when it returns, nothing that was asked for
+        earlier is committed later, though that had raised an error. Neither is called while the
+        other one runs; one that raises VolumeTakenError makes the volume lost. After `on_clean`,
+        whatever it raised, `on_dirty` is not called with that log's id.
 
         Raises:
             DamagedError: that log is not here, not whole, or older than what the record says.

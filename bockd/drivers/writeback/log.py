@@ -71,6 +71,9 @@ class Log:
         self.id = opened.progress.log
         self.announced = False
         """The driver has committed that this log is dirty."""
+        self.ending = False
+        """The driver was asked to commit that nothing is dirty: whatever came of that, nothing is
+        answered from it any more."""
         self.broken = opened.progress.broken
         """Why nothing may be appended any more; empty if it may."""
         self.no_room = ""

@@ -6,7 +6,8 @@ the other is taken by one operation at a time, and all changes wait for it.
 
 Invariants:
 * Nothing is answered from a log before the driver has committed that it is dirty (`announced`), nor
-  after the driver was asked to commit that nothing is.
+  after the driver was asked to commit that nothing is (`ending`): that may come later, if nobody
+  knows whether it was done.
 * Nothing goes below past a log that would be replayed over it later.
 * After an `await` the volume may be closed, taken or refused, and the log may be another one, or
   none: whoever goes on calls `check`, and decides anew.
@@ -312,6 +313,10 @@ class Way:
                 return
             await self._wait_for_passing()
             await self.flush_below()
+            if self.log is not None and self.log.ending:
+                await self._end_before_another(self.log)
+                if self._goes_through() or not self._may_begin:
+                    return
             if self.log is None:
                 made = await self._files.make(self.check)
                 if made is None:
@@ -320,6 +325,15 @@ class Way:
                 self._take_log(made)
             assert self.log is not None
             await self._announce(self.log)
+
+    async def _end_before_another(self, current: Log) -> None:
+        """End a log for which that has failed. If it fails again, `_may_begin` says so. Raises
+        BockdError."""
+        try:
+            await self._end_log(current)
+        except BockdError as error:
+            self._goes_through_because(f"the pool cannot note that nothing is dirty: {error}")
+        self.check()
 
     async def _announce(self, current: Log) -> None:
         """Have the driver commit that a log is dirty. Raises BockdError."""
@@ -416,28 +430,28 @@ class Way:
         Changes wait meanwhile."""
         async with self._turning():
             self.check()
-            current = self.log
-            if current is None:
-                return
-            if not current.clean or current.broken:
-                await self._write_all(current)
-            # From here on nothing is answered from this log, whatever comes of the commit.
-            current.announced = False
-            hit(Failpoint.WRITEBACK_CLEANING)
-            try:
-                await self._on_clean()
-            except VolumeTakenError:
-                self.lose()
-                raise
-            hit(Failpoint.WRITEBACK_CLEANED)
-            if self._closed:
-                return  # whoever opens the volume next removes it
-            self.log = self._writer = None
-            broken, self._why_through = current.broken, ""
-            if broken:
-                self._disk_failed = True
-                self._why_through = f"its log has failed: {broken}"
-            await self._files.remove(current)
+            if self.log is not None:
+                await self._end_log(self.log)
+
+    async def _end_log(self, current: Log) -> None:
+        if not current.clean or current.broken:
+            await self._write_all(current)
+        current.announced, current.ending = False, True
+        hit(Failpoint.WRITEBACK_CLEANING)
+        try:
+            await self._on_clean()
+        except VolumeTakenError:
+            self.lose()
+            raise
+        hit(Failpoint.WRITEBACK_CLEANED)
+        if self._closed:
+            return  # whoever opens the volume next removes it
+        self.log = self._writer = None
+        broken, self._why_through = current.broken, ""
+        if broken:
+            self._disk_failed = True
+            self._why_through = f"its log has failed: {broken}"
+        await self._files.remove(current)
 
     async def _write_all(self, current: Log) -> None:
         with suppress(BrokenLogError):

@@ -258,6 +258,11 @@ def _answers_after_the_record(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Log, "announced", Sticky(), raising=False)
 
 
+def _begins_with_an_ending_log(patch: pytest.MonkeyPatch) -> None:
+    """A log is used again for which the driver could not commit that nothing is dirty."""
+    patch.setattr(Way, "_end_before_another", _at_once)
+
+
 def _recovery_without_sync(patch: pytest.MonkeyPatch) -> None:
     """What recovery has read counts as synced, and is not."""
     recover = recovery._recover
@@ -386,6 +391,7 @@ MUTATIONS: dict[str, Mutation] = {
         _flush_of_a_broken_log,
         _clean_too_early,
         _answers_after_the_record,
+        _begins_with_an_ending_log,
         _recovery_without_sync,
         _recovered_epoch_goes_on,
         _writes_below_do_not_count,
@@ -400,6 +406,7 @@ MUTATIONS: dict[str, Mutation] = {
 
 RARE = {
     "answers_after_the_record",
+    "begins_with_an_ending_log",
     "begins_beside_writes_below",
     "closes_while_files_change",
     "flush_of_a_drained_log",

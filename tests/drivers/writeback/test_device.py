@@ -173,6 +173,68 @@ def test_a_new_log_has_a_new_id(opened: Opened) -> None:
     assert first != second
 
 
+def test_a_log_that_the_driver_may_call_clean_later_is_not_used_again(opened: Opened) -> None:
+    """It would be void, with what was answered from it since."""
+    opened.write(0, ONE)
+    opened.flush()
+    first, path = opened.record, opened.log_path()
+    opened.refusing = True
+    for _ in range(2):
+        opened.look()
+    opened.refusing = False
+    opened.write(0, TWO)
+    assert opened.commits == [first, None, opened.record]
+    assert opened.record not in (first, None)
+    assert opened.directory.images() == [IMAGE]
+    assert not path.exists()
+    assert opened.read() == TWO
+
+
+def test_while_the_driver_cannot_call_a_log_clean_writes_go_through(
+    opened: Opened, below: MemoryDevice
+) -> None:
+    opened.write(0, ONE)
+    opened.flush()
+    opened.refusing = True
+    for _ in range(2):
+        opened.look()
+    opened.write(0, TWO)
+    assert holding(below, 0, BLOCK_SIZE) == TWO
+    assert "cannot note that nothing is dirty" in (opened.device.trouble or "")
+    opened.refusing = False
+    opened.look()
+    assert opened.record is None
+    assert opened.directory.images() == []
+    assert opened.device.trouble is None
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_a_log_that_ends_before_the_next_ends_with_the_volume(
+    opened: Opened, below: MemoryDevice, taken: bool
+) -> None:
+    opened.write(0, ONE)
+    opened.flush()
+    path = opened.log_path()
+    opened.refusing = True
+    for _ in range(2):
+        opened.look()
+    opened.refusing, opened.gate = False, Signal()
+    came = opened.begin(opened.device.write(0, memoryview(TWO)))
+    assert came == []
+    if taken:
+        opened.device.lose()
+    opened.close()
+    gate, opened.gate = opened.gate, None
+    gate.fire()
+    opened.settle()
+    assert isinstance(came[0], VolumeTakenError if taken else UnavailableError)
+    assert path.exists()
+    assert holding(below, 0, BLOCK_SIZE) == ONE
+    opened.open()
+    assert opened.read() == ONE
+    assert not path.exists()
+
+
 def test_dirty_says_how_much_and_since_when_also_after_a_death(
     opened: Opened, below: MemoryDevice
 ) -> None:

@@ -66,7 +66,11 @@ class World:
         """How far a log has come, as the record says."""
         self.commits = 0
         self.unheard = 0.0
-        """How many of the driver's commits fail, done or not."""
+        """How many of the driver's commits fail: done or not, or done later."""
+        self.late: tuple[int, str | None] | None = None
+        """A commit that may be done later, if it is the next after so many."""
+        self.repeating = self.chance.random() < 0.5
+        """The driver commits that a log is dirty though its record says so."""
         self.clients = Clients(self)
         self.switching = self.chance.choice((0.02, 0.02, 0.15))
         """How many of the events of a life switch between the two ways."""
@@ -75,7 +79,7 @@ class World:
         self.counts = dict.fromkeys(
             (
                 *("kill", "cut", "loss", "close", "reopen", "others"),
-                *("steps", "dirty", "broken", "full", "crowded", "failed syncs"),
+                *("steps", "dirty", "broken", "full", "crowded", "failed syncs", "late"),
             ),
             0,
         )
@@ -148,8 +152,11 @@ class World:
         self.epoch += 1
         epoch = self.epoch
 
+        self.commits += 1  # that it has the volume
+
         async def dirty(log_id: str) -> None:
-            await self._commit(epoch, log_id)
+            if self.repeating or self.record != log_id:
+                await self._commit(epoch, log_id)
 
         async def clean() -> None:
             await self._commit(epoch, None)
@@ -174,14 +181,27 @@ class World:
         def commit() -> None:
             if epoch != self.epoch:
                 raise VolumeTakenError("it was opened again since")
-            if not fails or self.chance.random() < 0.5:
-                self.record = record
-                self.commits += 1
+            how = self.chance.choice(("done", "never", "late")) if fails else "done"
+            if how == "done":
+                self._set_record(record)
+            elif how == "late":
+                self.late = self.commits, record
 
         await blocking(_nothing)
         await blocking(commit)
         if fails:
             raise FailedError("the commit")
+
+    def _set_record(self, record: str | None) -> None:
+        self.record = record
+        self.commits += 1
+
+    def _land(self) -> None:
+        """Do what was to be committed earlier, unless something else was since."""
+        if self.late is not None and self.late[0] == self.commits:
+            self.counts["late"] += 1
+            self._set_record(self.late[1])
+        self.late = None
 
     def kill(self) -> None:
         """Have the process killed."""
@@ -239,7 +259,7 @@ class World:
         self._was_cut, self._replayed = False, None
         self.disk = Disk(self.root, self.root.parent / "shadow", self.chance)
         self.disk.install(self._patch)
-        self.record = None
+        self._set_record(None)
         self.oracle.reset(self.content_below(), self.tick(), durable=True)
         self.open()
 
@@ -309,6 +329,7 @@ class World:
             return
         self.counts["others"] += 1
         self.epoch += 1
+        self.commits += 1
         for _ in range(3):
             offset, length = self.clients.range()
             data = self.clients.value(length)
@@ -361,6 +382,8 @@ class World:
         """Let so many events happen. Return False if there is none any more."""
         for _ in range(events):
             self.tick()
+            if self.late is not None and self.chance.random() < 0.05:
+                self._land()
             ready = [t for t in self.scheduler.tasks if t.resume is not None or t.call is not None]
             if not ready:
                 return False
