@@ -45,11 +45,19 @@ class EndWatch:
         """Watch no longer than something is left, which is closed in the background."""
         self._ended = True
 
+    def _look(self, before: int) -> int:
+        """Return how much is left: as before, if that cannot be found out."""
+        try:
+            return self._left()
+        except Exception:
+            log.debug("how much is left to be closed is not known", exc_info=True)
+            return before
+
     def _watch(self) -> None:
-        left, since = self._left(), time.monotonic()
+        left, since = self._look(1), time.monotonic()
         while time.monotonic() - since < END_SECONDS:
             time.sleep(LOOK_SECONDS)
-            ended, now = self._ended, self._left()
+            ended, now = self._ended, self._look(left)
             if ended and not now:
                 return
             if now != left or not (now or self._clients):

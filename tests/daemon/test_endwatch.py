@@ -30,10 +30,14 @@ class Watched:
         self.exits: list[int] = []
         self.left = 1
         self.looks = 0
+        self.failing = False
+        """Switch: how much is left cannot be found out."""
         self.watch = EndWatch(self.look)
 
     def look(self) -> int:
         self.looks += 1
+        if self.failing:
+            raise RuntimeError("for a test")
         return self.left
 
     def look_on(self, looks: int = 200) -> None:
@@ -62,6 +66,16 @@ def test_what_hangs_is_not_waited_for(watched: Watched) -> None:
     watched.watch.begin()
     watched.watch.begin()
     watched.watch.clients_left()
+    wait_for_watcher()
+    assert watched.exits == [1]
+
+
+@pytest.mark.parametrize("from_the_start", [True, False])
+def test_what_cannot_be_found_out_is_no_change(watched: Watched, from_the_start: bool) -> None:
+    watched.failing = from_the_start
+    watched.watch.begin()
+    watched.failing = True
+    watched.watch.end()
     wait_for_watcher()
     assert watched.exits == [1]
 
