@@ -20,6 +20,8 @@ Piece = tuple[int, int, Record]
 class DirtyMap:
     """For the owner thread."""
 
+    __slots__ = ("_regions", "count")
+
     def __init__(self) -> None:
         self.count = 0
         """Pieces in it."""

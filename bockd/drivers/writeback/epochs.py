@@ -21,7 +21,7 @@ ZERO_BYTES = 1 * GIB
 """What is made zeros below by one request, at most."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Epoch:
     """What a log has between two barriers."""
 
@@ -39,12 +39,14 @@ class Epoch:
     def empty(self) -> bool:
         return not self.first
 
-    def add(self, record: Record, size_bytes: int, time: float) -> None:
-        """Note a record that was appended."""
+    def add(self, record: Record, size_bytes: int, time: float) -> int:
+        """Note a record that was appended. Return how many pieces more the map has."""
         if self.empty:
             self.first, self.began = record.sequence, time
         self.bytes += size_bytes
+        before = self.map.count
         self.map.put(record)
+        return self.map.count - before
 
 
 class Job(NamedTuple):

@@ -27,14 +27,24 @@ from bockd.drivers.writeback.records import HEADER_BYTES, Header, Kind, Record, 
 from bockd.drivers.writeback.segment import Segment, log_call, records_in, syncing
 from bockd.drivers.writeback.space import Space
 from bockd.failpoints import Failpoint, hit
+from bockd.model import MIB
 from bockd.runtime.steps import Spawn, try_spawn
 from bockd.runtime.waiting import Mutex, Pulse
 
 log = logging.getLogger(__name__)
 
-MAX_PIECES = 1 << 18
-"""Dirty pieces of a log, at some 300 bytes of memory each."""
+MAX_MEMORY_BYTES = 100 * MIB
+"""About what is kept in memory of one log: 262,000 dirty ranges of one epoch, or 109,000 of an
+epoch each, as of a client that flushes after each write."""
 
+_PIECE_BYTES = 280
+"""A range in the map of its epoch, with its record."""
+
+_MAPPED_BYTES = 120
+"""A range in the map of all that is dirty."""
+
+_EPOCH_BYTES = 560
+"""An epoch, without the ranges in its map. (All three as measured with CPython 3.11.)"""
 
 _REASON_CHARACTERS = 500
 """Of a reason in a slot of the progress, which is short."""
@@ -52,9 +62,9 @@ class Opened:
     file: ProgressFile
     progress: Progress
     segments: list[Segment]
-    records: list[tuple[Record, int, float]]
+    records: deque[tuple[Record, int, float]]
     """Changes that are not below, and barriers, in order, each with what it takes in the log and
-    when it was appended."""
+    when it was appended. `Log` takes them out: they may be many."""
     sequence: int
     """Of the last record."""
     needless_bytes: int = 0
@@ -82,6 +92,10 @@ class Log:
         self.epochs: deque[Epoch] = deque()
         """Those that have a barrier and are not below."""
         self.current = Epoch()
+        self.dirty_bytes = 0
+        """What the records take that are not below. For any thread."""
+        self._pieces = 0
+        """Ranges in the maps of all epochs."""
         self.segments = deque(opened.segments)
         self.spare: Segment | None = None
         self.preparing = False
@@ -110,8 +124,8 @@ class Log:
         self.longest_data = records_in(self._segment_bytes)
         if self.broken:
             log.error("the write-back log %s is not used any more: %s", self.path, self.broken)
-        for record, size, time in opened.records:
-            self._enter(record, size, time)
+        while opened.records:
+            self._enter(*opened.records.popleft())
 
     # -- appending -----------------------------------------------------------------------------
 
@@ -125,8 +139,17 @@ class Log:
 
     @property
     def crowded(self) -> bool:
-        """Return whether so many pieces are dirty that some must be written below first."""
-        return self.dirty.count >= MAX_PIECES
+        """Return whether so much is dirty that some must be written below first."""
+        return self.memory_bytes >= MAX_MEMORY_BYTES
+
+    @property
+    def memory_bytes(self) -> int:
+        """Return about how much memory is taken for what is dirty."""
+        return (
+            _PIECE_BYTES * self._pieces
+            + _MAPPED_BYTES * self.dirty.count
+            + _EPOCH_BYTES * len(self.epochs)
+        )
 
     def append(self, kind: Kind, offset: int, length: int, data: memoryview | bytes = b"") -> None:
         """Append a record, for which there is room; it counts from now on. Raises BrokenLogError:
@@ -152,7 +175,8 @@ class Log:
             self._close_epoch(record.sequence)
         else:
             self.dirty.put(record)
-            self.current.add(record, size_bytes, time)
+            self._pieces += self.current.add(record, size_bytes, time)
+            self.dirty_bytes += size_bytes
 
     def _close_epoch(self, barrier: int) -> None:
         self.current.barrier = barrier
@@ -230,22 +254,19 @@ class Log:
             and (bool(self.broken) or self.noted >= self.done)
         )
 
-    def dirty_bytes(self) -> int:
-        """Return what the records take that are not below."""
-        return self.current.bytes + sum(epoch.bytes for epoch in self.epochs)
-
     def dirty_since(self) -> float | None:
-        """Return when the oldest of them was appended, in seconds since the epoch."""
-        for epoch in (*self.epochs, self.current):
-            if not epoch.empty:
-                return epoch.began
-        return None
+        """Return when the oldest record that is not below was appended, in seconds since the
+        epoch."""
+        oldest = self.epochs[0] if self.epochs else self.current
+        return None if oldest.empty else oldest.began
 
     def settle(self, epoch: Epoch) -> None:
         """Note that an epoch, the oldest, is below and flushed there."""
         assert self.epochs[0] is epoch
         self.epochs.popleft()
         self.done = epoch.barrier
+        self.dirty_bytes -= epoch.bytes
+        self._pieces -= epoch.map.count
         self.dirty.forget(epoch.map, epoch.barrier)
 
     async def note(self) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,7 @@ class _Scanned:
     content: memoryview
     """Of the last one only."""
     headers: list[tuple[int, Header]]
-    """Where each record lies, in order."""
+    """Where each record lies, in order. Of the last one only."""
     end: int
     """The place of the first record that does not verify."""
     error: OSError | None = None
@@ -90,7 +91,7 @@ def create(path: Path, image: str, log_id: str, segment_bytes: int) -> Opened:
         segment.close()
         raise
     hit(Failpoint.WRITEBACK_CREATED)
-    return Opened(path, file, progress, [segment], [], 0)
+    return Opened(path, file, progress, [segment], deque(), 0)
 
 
 def recover(path: Path, image: str, log_id: str) -> Opened:
@@ -135,11 +136,11 @@ def _open_segments(path: Path, progress: Progress) -> list[Segment]:
 
 
 def _recover(path: Path, file: ProgressFile, progress: Progress, segments: list[Segment]) -> Opened:
-    scanned, sequence = _scan_all(segments, progress)
+    records = deque[tuple[Record, int, float]]()
+    scanned, sequence = _scan_all(segments, progress, records)
     # The log goes on in the last segment that has a record; those behind it are spare.
     last = len(scanned) - 1
     _refuse_damage(path, progress, scanned[last], segments[last + 1 :], sequence)
-    records = [found for one in scanned for found in _records(one, progress.done)]
     for spare in segments[last + 1 :]:
         spare.close()
     del segments[last + 1 :]
@@ -193,22 +194,26 @@ def _others(path: Path, needed: list[str]) -> list[Path]:
     ]
 
 
-def _scan_all(segments: list[Segment], progress: Progress) -> tuple[list[_Scanned], int]:
+def _scan_all(
+    segments: list[Segment], progress: Progress, records: deque[tuple[Record, int, float]]
+) -> tuple[list[_Scanned], int]:
     """Verify what follows the progress, up to the first segment, but for the first one, that has no
-    record, and write again what nothing calls synced. Return the sequence of the last record, too.
-    """
+    record, and write again what nothing calls synced. Add its records to others. Return the
+    sequence of the last one, too."""
     scanned, sequence, synced = list[_Scanned](), progress.first_sequence - 1, progress.synced
     for segment in segments:
         one = _scan(segment, sequence)
         if scanned:
             if not one.headers:
                 break
-            scanned[-1].content = _NOTHING  # all of a log may be more than there is memory
+            # All of a log may be more than there is memory.
+            scanned[-1].content, scanned[-1].headers = _NOTHING, []
         if one.headers:
             synced = max(synced, one.headers[-1][1].synced)
         if not progress.broken:
             one.write_again(synced)
         scanned.append(one)
+        records.extend(_records(one, progress.done))
         sequence += len(one.headers)
     return scanned, sequence
 
@@ -285,9 +290,9 @@ def _is_torn(content: memoryview, at: int, header: Header) -> bool:
     return False
 
 
-def _records(scanned: _Scanned, done: int) -> list[tuple[Record, int, float]]:
+def _records(scanned: _Scanned, done: int) -> Iterator[tuple[Record, int, float]]:
     segment = scanned.segment
-    return [
+    return (
         (
             Record(one.kind, one.sequence, one.offset, one.length, segment, at),
             one.size_bytes,
@@ -295,4 +300,4 @@ def _records(scanned: _Scanned, done: int) -> list[tuple[Record, int, float]]:
         )
         for at, one in scanned.headers
         if one.sequence > done
-    ]
+    )

@@ -102,9 +102,8 @@ class Way:
     def dirty(self) -> tuple[int, float | None]:
         """Return what is in the log and not below, in bytes of the log, and since when, in seconds
         since the epoch."""
-        if self.log is None:
-            return 0, None
-        return self.log.dirty_bytes(), self.log.dirty_since()
+        current = self.log
+        return (0, None) if current is None else (current.dirty_bytes, current.dirty_since())
 
     @property
     def trouble(self) -> str | None:

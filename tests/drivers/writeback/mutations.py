@@ -48,10 +48,12 @@ def _epochs_are_joined(patch: pytest.MonkeyPatch) -> None:
     def joined(self: Log) -> Epoch | None:
         if len(self.epochs) > 1 and self.epochs[1].barrier <= self.synced:
             first, second = self.epochs[0], self.epochs[1]
+            self._pieces -= first.map.count + second.map.count
             records = {record.sequence: record for _, _, record in second.map.pieces()}
             for sequence in sorted(records):
                 first.map.put(records[sequence])
             first.barrier, first.bytes = second.barrier, first.bytes + second.bytes
+            self._pieces += first.map.count
             del self.epochs[1]
         return ready(self)
 

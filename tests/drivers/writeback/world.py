@@ -32,7 +32,7 @@ from bockd.drivers.writeback.device import WriteBackDevice
 from bockd.drivers.writeback.directory import WriteBackDirectory
 from bockd.drivers.writeback.log import Log
 from bockd.errors import BockdError, VolumeTakenError
-from bockd.model import KIB
+from bockd.model import KIB, MIB
 from bockd.runtime.steps import Steps, blocking
 from tests.drivers.local.schedule import GRAVEYARD, Scheduler, UnevenScheduler, close_buried
 
@@ -90,7 +90,7 @@ class World:
         self.disk.install(self._patch)
         self._patch.setattr("bockd.drivers.writeback.recovery.boot_id", lambda: f"boot {self.boot}")
         self._patch.setattr(
-            "bockd.drivers.writeback.log.MAX_PIECES", self.chance.choice((1 << 18, 6))
+            "bockd.drivers.writeback.log.MAX_MEMORY_BYTES", self.chance.choice((MIB, 3000))
         )
         self.uneven = self.chance.random() < 0.5
         self.device: WriteBackDevice
