@@ -231,6 +231,20 @@ class World:
         except DeathError:
             self.power_cut()
 
+    def cut_before_the_record(self) -> None:
+        """Have the log break, and the power fail when all of it may be below, and the driver could
+        not commit that."""
+        for request in (self.clients.write, self.clients.flush):
+            request()
+            self.advance(self.chance.choice((5, 20)))
+        self.fail_disk(1.0)
+        self.fail_commits(1.0)
+        for request in (self.clients.write, self.clients.flush, self.clients.flush):
+            request()
+            self.advance(self.chance.choice((20, 60)))
+        self.fail_commits(0.0)
+        self.power_cut()
+
     def two_ends(self) -> None:
         """Have one end follow soon after the other, as some only together do harm."""
         self.chance.choice((self.kill, self.power_cut))()
@@ -411,7 +425,9 @@ class World:
     # -- the driver ------------------------------------------------------------------------------
 
     def drain(self) -> None:
-        self.start(self._drain())
+        """Drain, perhaps several times at once."""
+        for _ in range(self.chance.choice((1, 1, 3))):
+            self.start(self._drain())
 
     async def _drain(self) -> None:
         """What was answered before a drain is below, as its snapshot would hold it."""
@@ -449,7 +465,7 @@ class World:
 
     ENDS = (
         *("kill", "kill", "power_cut", "power_cut", "lose_disk", "close", "reopen"),
-        *("two_ends", "two_ends", "cut_in_a_sync"),
+        *("two_ends", "two_ends", "cut_in_a_sync", "cut_before_the_record"),
     )
 
     def play(self, steps: int) -> None:
