@@ -15,12 +15,30 @@ def make_private(path: Path) -> None:
     """Make a directory and what is missing above it, each with mode 0700. One that exists keeps its
     mode. Raises OSError."""
     # os.makedirs would give its mode to the last one alone.
-    missing = []
-    while not path.is_dir():
-        missing.append(path)
-        path = path.parent
-    for directory in reversed(missing):
+    for directory in _missing(path):
         os.makedirs(directory, mode=0o700, exist_ok=True)
+
+
+def make_durable(path: Path) -> None:
+    """Do what `make_private` does, so that the directory outlasts a power cut. Raises OSError."""
+    missing = _missing(path)
+    # Whoever made the one that is there may have been killed before it was synced; not so if this
+    # process could not have made it.
+    parent = (missing[0].parent if missing else path).parent
+    if os.access(parent, os.W_OK):
+        sync_directory(parent)
+    for directory in missing:
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        sync_directory(directory.parent)
+
+
+def _missing(path: Path) -> list[Path]:
+    """Return a directory and what is above it, as far as they are not there: the highest first."""
+    missing = list[Path]()
+    while not path.is_dir():
+        missing.insert(0, path)
+        path = path.parent
+    return missing
 
 
 def sync_directory(path: Path) -> None:
@@ -38,11 +56,13 @@ def claim_directory(path: Path, lock_name: str, what: str) -> int:
     InUseError (another daemon has it), InvalidRequestError (it has something, and no such file),
     BockdError."""
     try:
-        make_private(path)
+        make_durable(path)
         _refuse_others(path, lock_name, what)
         lock = os.open(path / lock_name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Before anything else is there: without it, the directory would be another's.
+            sync_directory(path)
         except BaseException:
             os.close(lock)
             raise

@@ -1,0 +1,90 @@
+"""Directories that a process makes for itself: they outlast a power cut, whoever was killed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bockd.directories import claim_directory, make_durable
+from bockd.errors import DeviceError
+
+LOCK = "a.lock"
+
+
+class Disk:
+    """What a power cut leaves of the names below a directory: those that were synced."""
+
+    def __init__(self, root: Path, patch: pytest.MonkeyPatch) -> None:
+        self.root = root
+        self.durable: set[Path] = {root}
+        self.fails = False
+        self._fsync = os.fsync
+        patch.setattr(os, "fsync", self._sync)
+
+    def _sync(self, fd: int) -> None:
+        if self.fails:
+            raise OSError(5, "Input/output error")
+        self._fsync(fd)
+        path = Path(os.readlink(f"/proc/self/fd/{fd}"))
+        if path.is_relative_to(self.root):
+            self.durable.update(path.iterdir())
+
+    def has(self, path: Path) -> bool:
+        """Return whether a path is there after a power cut."""
+        return path == self.root or (path in self.durable and self.has(path.parent))
+
+
+@pytest.fixture
+def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
+    with monkeypatch.context() as patch:
+        yield Disk(tmp_path, patch)
+
+
+def claim(path: Path) -> None:
+    os.close(claim_directory(path, LOCK, "a test"))
+
+
+def test_what_is_made_for_a_claim_outlasts_a_power_cut(disk: Disk) -> None:
+    path = disk.root / "one" / "two" / "three"
+    claim(path)
+    assert disk.has(path / LOCK)
+    assert path.stat().st_mode & 0o777 == 0o700
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("there", ["one", "one/two", "one/two/three"])
+def test_what_an_earlier_process_has_made_and_not_synced_does_too(disk: Disk, there: str) -> None:
+    """It was killed in between."""
+    disk.fails = True
+    path = disk.root / "one" / "two" / "three"
+    (disk.root / there).mkdir(parents=True)
+    # Each was synced before the next was made.
+    above = (disk.root / there).parent
+    disk.durable.update(one for one in above.parents if one.is_relative_to(disk.root))
+    disk.durable.add(above)
+    disk.fails = False
+    claim(path)
+    assert disk.has(path / LOCK)
+
+
+def test_what_cannot_be_synced_is_an_error_of_ours(disk: Disk) -> None:
+    disk.fails = True
+    with pytest.raises(DeviceError, match="opening a test"):
+        claim(disk.root / "one")
+
+
+def test_a_directory_that_only_others_can_have_made_is_not_synced(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its parent may not be readable."""
+    (disk.root / "one").mkdir()
+    disk.fails = True
+
+    def denied(path: Path, mode: int) -> bool:
+        return (path, mode) != (disk.root, os.W_OK)
+
+    monkeypatch.setattr(os, "access", denied)
+    make_durable(disk.root / "one")
