@@ -10,7 +10,7 @@ import fcntl
 import os
 from pathlib import Path
 
-from bockd.directories import make_private
+from bockd.directories import make_durable
 from bockd.errors import InUseError, InvalidRequestError, from_os_error
 
 _LOCK = Path("locks/pool")
@@ -30,7 +30,7 @@ class DataDirectory:
         self.path = path
         lock = path / _LOCK
         try:
-            make_private(lock.parent)
+            make_durable(lock.parent)
             self._fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise from_os_error(error, f"locking {lock}") from error

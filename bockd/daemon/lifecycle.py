@@ -55,7 +55,7 @@ from bockd.daemon.refreshing import DiscreetExports, fresh, refreshing
 from bockd.daemon.retrying import Retrying
 from bockd.daemon.stranded import Stranded
 from bockd.descriptors import CLIENTS_SHARE, portion
-from bockd.directories import make_private
+from bockd.directories import make_durable
 from bockd.errors import InUseError, from_os_error
 from bockd.identity.contract import Identity
 from bockd.identity.credentialsfile import CREDENTIALS_FILE, establish
@@ -163,7 +163,7 @@ class _Daemon:
     async def _run(self) -> None:
         data_dir = self._settings.data_dir
         try:
-            make_private(data_dir)
+            make_durable(data_dir)
         except OSError as error:
             raise from_os_error(error, f"creating {data_dir}") from error
         try:
