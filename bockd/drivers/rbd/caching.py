@@ -18,6 +18,7 @@ from bockd.drivers.rbd.records import (
     unchanged,
     volume_record,
 )
+from bockd.drivers.rbd.session import CHANGING
 from bockd.drivers.rbd.vacating import vacate
 from bockd.errors import ConflictError, InUseError, InvalidRequestError, NotFoundError
 from bockd.model import CacheMode, NodeKind, VolumeId
@@ -25,7 +26,7 @@ from bockd.pool.caches import CacheState
 from bockd.pool.index import Transaction
 from bockd.pool.pool import WithVolume, nothing_more
 from bockd.pool.records import VolumeRecord
-from bockd.runtime.steps import Steps, blocking
+from bockd.runtime.steps import Steps, blocking_apart
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ class CacheOperations:
                 )
             self._nodes.refuse_used(NodeKind.VOLUME, volume)
             await self._nodes.close_volume(volume)
-            await blocking(choose)
+            await blocking_apart(CHANGING, choose)
 
         return self._nodes.exclusive(volume, steps)
 
@@ -112,9 +113,9 @@ class CacheOperations:
 
         async def steps() -> None:
             self._nodes.refuse_used(NodeKind.VOLUME, volume)
-            seen = await blocking(self._look_dirty, volume)
+            seen = await blocking_apart(CHANGING, self._look_dirty, volume)
             await self._nodes.close_volume(volume, keep_dirty=True)
-            record = await blocking(self._discard, seen, in_transaction)
+            record = await blocking_apart(CHANGING, self._discard, seen, in_transaction)
             self._nodes.refusals.pop(volume, None)
             self._nodes.left_dirty.discard(volume)
             await self._nodes.fronts.discard_log(record.image)

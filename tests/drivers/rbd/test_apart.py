@@ -15,7 +15,7 @@ import trio
 from bockd.blockstorage.running import NoPublisher, StorageContext
 from bockd.drivers.cache.cachefile import CacheFile
 from bockd.drivers.rbd.lease import Lease
-from bockd.model import BLOCK_SIZE, MIB, SnapshotId, VolumeId
+from bockd.model import BLOCK_SIZE, MIB, CacheMode, SnapshotId, VolumeId
 from bockd.runtime.steprunner import StepRunner
 from bockd.runtime.steps import Background, Signal, Steps, blocking, call_blocking
 from tests.drivers.cache.opened import CountingDevice, Opened, content_of
@@ -24,6 +24,7 @@ from tests.nbd.server.serving import in_trio
 
 need_modules()
 
+from bockd.drivers.rbd.caching import CacheOperations  # noqa: E402
 from bockd.drivers.rbd.fronts import Front  # noqa: E402
 from bockd.drivers.rbd.opennodes import OpenNodes, OpenVolume  # noqa: E402
 from bockd.drivers.rbd.pool import FEATURES  # noqa: E402
@@ -184,6 +185,10 @@ CHANGES: dict[str, Callable[[OpenNodes, int], Steps[Any]]] = {
         SnapshotId(number), nothing_more
     ),
     "recall": lambda nodes, number: recall(nodes, VolumeId(number), force=False),
+    "choose a cache": lambda nodes, number: CacheOperations(nodes).set_mode(
+        VolumeId(number), CacheMode.NONE, nothing_more
+    ),
+    "discard": lambda nodes, number: CacheOperations(nodes).discard(VolumeId(number), nothing_more),
 }
 
 
@@ -195,9 +200,25 @@ async def test_changes(change: str) -> None:
     nodes = nodes_of(hanging)
     session: Any = nodes.session
     session.index = SimpleNamespace(refresh=hanging.call, update=hanging.call, reading=hanging.call)
-    session.taker.ledger = SimpleNamespace(look=hanging.call)
+    session.taker.ledger = session.tenures = SimpleNamespace(look=hanging.call)
     await hanging.others_go_on(
         lambda nursery, number: nursery.start_soon(hanging.run, CHANGES[change](nodes, number))
+    )
+
+
+@in_trio
+async def test_shutting_out_whose_writes_are_discarded() -> None:
+    hanging = Hanging()
+    nodes = nodes_of(hanging)
+    session: Any = nodes.session
+    seen = SimpleNamespace(image="image", dirty_at="here", dirty_elsewhere=lambda _gateway: False)
+    session.tenures = SimpleNamespace(look=lambda _volume: seen)
+    session.taker.open_claim = hanging.call
+    operations = CacheOperations(nodes)
+    await hanging.others_go_on(
+        lambda nursery, number: nursery.start_soon(
+            hanging.run, operations.discard(VolumeId(number), nothing_more)
+        )
     )
 
 
