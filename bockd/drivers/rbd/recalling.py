@@ -22,7 +22,12 @@ from dataclasses import replace
 
 from bockd.drivers.rbd.messages import Manner
 from bockd.drivers.rbd.opennodes import OpenNodes
-from bockd.drivers.rbd.records import RbdVolumeRecord, put_record, volume_record
+from bockd.drivers.rbd.records import (
+    RbdVolumeRecord,
+    dirty_elsewhere,
+    put_record,
+    volume_record,
+)
 from bockd.drivers.rbd.session import CHANGING
 from bockd.drivers.rbd.taking import C, Taker
 from bockd.errors import NotFoundError, VolumeFailedError, VolumeTakenError
@@ -73,16 +78,20 @@ async def vacate(taker: Taker[C], index: Index, seen: RbdVolumeRecord, *, force:
         await taker.vacate(claim, seen, None if force else Manner.FIRM)
     finally:
         await blocking(claim.close)
-    return await blocking(index.update, lambda txn: _forget_holder(txn, seen))
+    here = taker.who.gateway
+    return await blocking(index.update, lambda txn: _forget_holder(txn, seen, here))
 
 
-def _forget_holder(txn: Transaction, seen: RbdVolumeRecord) -> bool:
+def _forget_holder(txn: Transaction, seen: RbdVolumeRecord, here: str) -> bool:
     """Write down that nobody has a volume, unless whoever had it has, or it is another one's. Its
-    epoch goes on, so that who was shut out finds that it is not the last any more."""
+    epoch goes on, so that who was shut out finds that it is not the last any more. Raises
+    DirtyElsewhereError: a gateway has made it dirty until now, and is to write it back."""
     try:
         now = volume_record(txn, seen.id)
     except NotFoundError:
         return False
+    if now.dirty_elsewhere(here):
+        raise dirty_elsewhere(now)
     if now.epoch != seen.epoch or now.holder is None:
         return False
     put_record(txn, replace(now, holder=None, run=None, address=None, epoch=now.epoch + 1))

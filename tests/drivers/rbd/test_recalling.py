@@ -1,24 +1,38 @@
-"""A volume recalled from whichever gateway has it, over a real cluster."""
+"""A volume recalled from whichever gateway has it, over a real cluster, but for what must happen in
+one moment."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from bockd.config.rbd import RbdSettings
-from bockd.errors import NotFoundError, VolumeTakenError
+from bockd.errors import DirtyElsewhereError, NotFoundError, VolumeTakenError
 from bockd.model import BLOCK_SIZE, NodeKind, VolumeId
 from bockd.pool.device import SharedDevice
+from bockd.pool.index import Index, Transaction
 from bockd.pool.nodes import Nodes
+from bockd.runtime.steps import run_inline
 from tests.drivers.rbd.ceph import need_modules
 from tests.drivers.rbd.pooldriver import RbdDriver
+from tests.drivers.rbd.takers import Records
 
 need_modules()
 
-from bockd.drivers.rbd.records import RbdVolumeRecord, volume_record  # noqa: E402 - if they are here
+from bockd.drivers.rbd.recalling import vacate  # noqa: E402 - where there are the modules
+from bockd.drivers.rbd.records import (  # noqa: E402
+    DirtyAt,
+    Identity,
+    RbdVolumeRecord,
+    Tenures,
+    put_record,
+    volume_record,
+)
+from bockd.drivers.rbd.taking import Taker  # noqa: E402
 
 STALE = memoryview(b"stale".ljust(BLOCK_SIZE, b"."))
 
@@ -185,3 +199,56 @@ def test_why_it_has_failed_is_told(here: RbdDriver, there: RbdDriver, open_there
 def test_of_what_is_not_there(here: RbdDriver) -> None:
     with pytest.raises(NotFoundError):
         recall(here, VolumeId(77))
+
+
+VOLUME = RbdVolumeRecord(
+    id=VolumeId(7),
+    name="seven",
+    size_bytes=1 << 20,
+    created_at=1.5,
+    from_snapshot=None,
+    failed=None,
+    image="0" * 24,
+)
+THERE, HERE = Identity("there", "a" * 16), Identity("here", "b" * 16)
+DIRTY = DirtyAt("there", "2" * 16, 5.5)
+
+
+class Claim:
+    """An image whose owner does something when it is about to be shut out."""
+
+    def __init__(self, meanwhile: Callable[[], object]) -> None:
+        self.meanwhile = meanwhile
+
+    def owner(self) -> str:
+        return "address"
+
+    def break_lock(self, _owner: str) -> None:
+        self.meanwhile()
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("then", ["is shut out", "ends", "takes it again"])
+def test_what_becomes_dirty_meanwhile_is_not_recalled(then: str) -> None:
+    """Until the owner is shut out it may answer writes that only it has."""
+    records: Any = Records()
+    put_record(cast(Transaction, records), VOLUME)
+    tenures = Tenures(cast(Index, records))
+    epoch = tenures.begin(VOLUME, THERE, "address")
+    assert epoch is not None
+
+    def meanwhile() -> None:
+        tenures.mark_dirty(VOLUME.id, epoch, DIRTY)
+        if then == "ends":
+            tenures.end(VOLUME.id, epoch)
+        elif then == "takes it again":
+            tenures.begin(tenures.look(VOLUME.id), THERE, "another address")
+
+    taker: Taker[Any] = Taker(HERE, lambda _image: Claim(meanwhile), cast(Any, None), tenures)
+    with pytest.raises(DirtyElsewhereError):
+        run_inline(vacate(taker, records, tenures.look(VOLUME.id), force=True))
+    now = tenures.look(VOLUME.id)
+    assert now.dirty_at == DIRTY
+    assert now.holder == (None if then == "ends" else "there")
