@@ -15,7 +15,6 @@ import logging
 import os
 import re
 import secrets
-import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -26,7 +25,7 @@ from bockd.drivers.writeback.binding import Binding, LoggedPool
 from bockd.drivers.writeback.device import SharedWriteBackDevice, WriteBackDevice
 from bockd.drivers.writeback.log import BrokenLogError, Log
 from bockd.drivers.writeback.recovery import create, recover
-from bockd.drivers.writeback.segment import SEGMENT_BYTES, log_call
+from bockd.drivers.writeback.segment import SEGMENT_BYTES, log_call, taken_by
 from bockd.drivers.writeback.space import Space
 from bockd.drivers.writeback.way import Way
 from bockd.errors import DamagedError, InvalidRequestError, from_os_error, named
@@ -72,7 +71,7 @@ class WriteBackDirectory:
         self._segment_bytes = segment_bytes
         self._open: dict[str, WriteBackDevice | None] = {}
         """By image; None while one is being opened."""
-        self.space.used_bytes = sum(self._bytes_of(one) for one in self._logs())
+        self.space.used_bytes = sum(taken_by(one) for one in self._logs())
 
     @classmethod
     def open_directory(
@@ -133,15 +132,10 @@ class WriteBackDirectory:
         with named(f"removing the logs of {image} from {self.path}"):
             for path in [one for one in self._logs() if _image_of(one) == image]:
                 log.warning("the write-back log %s is void, and is removed", path)
-                taken = self._bytes_of(path)
-                await log_call(shutil.rmtree, path)
-                self.space.give_back(taken)
+                await self.space.remove(path, await log_call(taken_by, path))
 
     def _logs(self) -> list[Path]:
         return [one for one in self.path.iterdir() if is_log(one)]
-
-    def _bytes_of(self, path: Path) -> int:
-        return sum(one.stat().st_size for one in path.iterdir() if one.suffix == ".seg")
 
     # -- devices ---------------------------------------------------------------------------------
 
@@ -188,7 +182,7 @@ class WriteBackDirectory:
                 f"the volume is dirty in the log {path}, which is missing; {_ADVICE}"
             )
         with named(f"reading {path}"):
-            taken = self._bytes_of(path)
+            taken = await log_call(taken_by, path)
         try:
             opened = await log_call(recover, path, image, dirty.log)
         except DamagedError as error:
@@ -249,8 +243,8 @@ class WriteBackDirectory:
             made = await log_call(create, path, image, log_id, self._segment_bytes)
         except OSError as error:
             log.warning("there is no write-back log for %s: %s", image, error)
-            await log_call(shutil.rmtree, path, ignore_errors=True)
-            self.space.give_back(self._segment_bytes)
+            with suppress(OSError):
+                await self.space.remove(path, self._segment_bytes)
             return None
         return Log(made, self.space, self._spawn, self._clock)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import errno
 import logging
-import shutil
+import os
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from bockd.drivers.writeback.dirtymap import DirtyMap
 from bockd.drivers.writeback.epochs import Epoch
 from bockd.drivers.writeback.progress import Progress, ProgressFile
 from bockd.drivers.writeback.records import HEADER_BYTES, Header, Kind, Record, microseconds, padded
-from bockd.drivers.writeback.segment import Segment, log_call, records_in, syncing
+from bockd.drivers.writeback.segment import Segment, log_call, records_in, segment_path, syncing
 from bockd.drivers.writeback.space import Space
 from bockd.failpoints import Failpoint, hit
 from bockd.model import MIB
@@ -351,11 +351,14 @@ class Log:
             self.no_room = "the logs have used what they may (write-back size)"
             return
         self.preparing = True
+        number = self.segments[-1].number + 1
         try:
-            number = self.segments[-1].number + 1
             spare = await log_call(Segment.create, self.path, number, size, self.id)
         except OSError as error:
-            self._space.give_back(size)
+            if await log_call(os.path.exists, segment_path(self.path, number)):
+                self._needless_bytes += size
+            else:
+                self._space.give_back(size)
             self.no_room = str(error)
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 self.fail(f"making a segment: {error}")
@@ -390,8 +393,7 @@ class Log:
         """Close and remove it. Raises OSError."""
         await self.close()
         taken = self._needless_bytes + sum(segment.size_bytes for segment in self._all())
-        await log_call(shutil.rmtree, self.path)
-        self._space.give_back(taken)
+        await self._space.remove(self.path, taken)
         hit(Failpoint.WRITEBACK_REMOVED)
 
     def _all(self) -> list[Segment]:

@@ -69,6 +69,17 @@ def segment_path(directory: Path, number: int) -> Path:
     return directory / f"{number:08d}{SUFFIX}"
 
 
+def taken_by(directory: Path) -> int:
+    """Return what the segments of a log take; nothing if it is not there. Blocks. Raises
+    OSError."""
+    taken = 0
+    with suppress(FileNotFoundError):
+        for one in directory.iterdir():
+            if one.suffix == SUFFIX:
+                taken += one.stat().st_size
+    return taken
+
+
 class Segment:
     """An open segment. For the owner thread, but for `create`, `read` and `sync`."""
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
+from bockd.drivers.writeback.segment import log_call, taken_by
+
 
 class Space:
-    """Counts what segments take. For the owner thread."""
+    """Counts what segments take: those that are there, and those that are being made. For the owner
+    thread."""
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
@@ -24,3 +30,20 @@ class Space:
     def give_back(self, size_bytes: int) -> None:
         self.used_bytes -= size_bytes
         assert self.used_bytes >= 0
+
+    async def remove(self, log: Path, counted_bytes: int) -> None:
+        """Remove a log, of which so much is counted. Raises OSError: some of it is there, and
+        counts."""
+        left_bytes, error = await log_call(_remove, log)
+        self.give_back(counted_bytes - left_bytes)
+        if error is not None:
+            raise error
+
+
+def _remove(log: Path) -> tuple[int, OSError | None]:
+    """Return what is left, and why."""
+    try:
+        shutil.rmtree(log)
+    except OSError as error:
+        return taken_by(log), error
+    return 0, None

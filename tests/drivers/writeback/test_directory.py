@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from bockd.drivers.memory.device import MemoryDevice
+from bockd.drivers.writeback import segment
 from bockd.drivers.writeback.binding import FILE, LoggedPool
 from bockd.drivers.writeback.directory import WriteBackDirectory
+from bockd.drivers.writeback.progress import ProgressFile
 from bockd.errors import BockdError, ConflictError, DamagedError, InUseError
 from bockd.model import BLOCK_SIZE
 from bockd.runtime.steps import Background, Signal
@@ -168,6 +170,105 @@ def test_what_cannot_be_removed_is_an_error_of_ours(
     monkeypatch.setattr(shutil, "rmtree", fails)
     with pytest.raises(BockdError, match="removing the logs"):
         opened.run(opened.directory.discard(IMAGE))
+
+
+# -- the bound -----------------------------------------------------------------------------------
+
+
+def on_disk(opened: Opened) -> int:
+    """Return what the bound is to count."""
+    return sum(one.stat().st_size for one in opened.path.glob("*/*.seg"))
+
+
+def half_removed(opened: Opened, patch: pytest.MonkeyPatch) -> None:
+    """Have each removal of a log remove one segment, and fail."""
+
+    def fails(path: Path) -> None:
+        next(path.glob("*.seg")).unlink()
+        raise OSError(5, "Input/output error")
+
+    patch.setattr(shutil, "rmtree", fails)
+
+
+def fill(opened: Opened, below: MemoryDevice) -> None:
+    """Have two segments, and nothing below."""
+    below.gate = Signal()
+    for number in range(SEGMENT_BYTES // BLOCK_SIZE):
+        opened.write(number * BLOCK_SIZE, ONE)
+    assert on_disk(opened) == opened.directory.space.used_bytes == 2 * SEGMENT_BYTES
+
+
+def test_what_could_not_be_discarded_counts_until_it_is(
+    opened: Opened, below: MemoryDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(opened, below)
+    opened.close()
+    with monkeypatch.context() as patch:
+        half_removed(opened, patch)
+        with pytest.raises(BockdError, match="removing the logs"):
+            opened.run(opened.directory.discard(IMAGE))
+    assert on_disk(opened) == opened.directory.space.used_bytes == SEGMENT_BYTES
+    opened.run(opened.directory.discard(IMAGE))
+    assert opened.directory.space.used_bytes == 0
+
+
+def test_what_could_not_be_removed_when_it_was_clean_counts_until_it_is(
+    opened: Opened, below: MemoryDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(opened, below)
+    assert below.gate is not None
+    gate, below.gate = below.gate, None
+    gate.fire()
+    opened.settle()
+    with monkeypatch.context() as patch:
+        half_removed(opened, patch)
+        opened.device.write_through()
+        opened.run(opened.device.drain())
+    assert opened.record is None
+    assert on_disk(opened) == opened.directory.space.used_bytes
+    opened.close()
+    opened.open()
+    assert opened.directory.space.used_bytes == on_disk(opened) == 0
+
+
+@pytest.mark.parametrize("removed", [True, False])
+def test_a_log_that_cannot_be_made_counts_as_far_as_it_is_there(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch, removed: bool
+) -> None:
+    def fails(*_arguments: object, **_more: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ProgressFile, "create", fails)
+        if not removed:
+            patch.setattr(shutil, "rmtree", fails)
+        opened.write(0, ONE)
+    assert on_disk(opened) == opened.directory.space.used_bytes
+    assert on_disk(opened) == (0 if removed else SEGMENT_BYTES)
+    opened.close()
+    opened.open()
+    assert opened.directory.space.used_bytes == on_disk(opened) == 0
+
+
+def test_a_segment_that_cannot_be_made_counts_as_far_as_it_is_there(
+    opened: Opened, below: MemoryDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened.write(0, ONE)
+    below.gate = Signal()
+
+    def fails(*_arguments: object, **_more: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(segment, "sync_directory", fails)
+        patch.setattr(Path, "unlink", fails)
+        assert opened.device.way.log is not None
+        opened.run(opened.device.way.log.prepare())
+    assert on_disk(opened) == opened.directory.space.used_bytes == 2 * SEGMENT_BYTES
+    opened.close()
+    opened.record = None
+    opened.open()
+    assert opened.directory.space.used_bytes == on_disk(opened) == 0
 
 
 # -- logs of a disk that was restored ------------------------------------------------------------
