@@ -6,7 +6,7 @@ use of the directory.
 Whether a log is needed any more, only the index of its own pool can say, and only if it knows all
 that it knew when the log was begun. So another pool's daemon is refused, and so is an index that is
 older than the version here, as one is that was restored from a backup: what it says of the logs, or
-that it says nothing of them, proves nothing.
+that it says nothing of them, proves nothing. A directory without logs is anybody's.
 """
 
 from __future__ import annotations
@@ -58,23 +58,23 @@ class Binding:
         self._turn = Mutex()
 
     @classmethod
-    def open(cls, directory: Path, pool: LoggedPool) -> Binding:
-        """Bind a directory to a pool, or see that it is bound to that one. Blocks.
+    def open(cls, directory: Path, pool: LoggedPool, *, has_logs: bool) -> Binding:
+        """See that the logs of a directory are a pool's, or bind one without logs to it. Blocks.
 
         Raises:
-            ConflictError: it is bound to another pool, or the pool's index is older than the logs.
-            DamagedError: the file is not what was written.
+            ConflictError: they are another pool's, or the pool's index is older than they are.
+            DamagedError: the file is not what was written, or is missing.
             BockdError: it cannot be read or written.
         """
         path = directory / FILE
         with named(f"opening {path}"):
-            try:
-                content = _decode(path, path.read_bytes())
-            except FileNotFoundError:
-                _refuse_logs(directory)
+            content = _read(path)
+            if has_logs:
+                content = _of_logs(directory, content)
+                _refuse_another(directory, content, pool)
+            elif content is None or not _is_bound(content, pool):
                 content = _Content(FORMAT, pool.id, pool.name, 0)
                 _write(directory, content)
-        _refuse_another(directory, content, pool)
         return cls(directory, pool, content)
 
     async def note_version(self) -> None:
@@ -89,15 +89,12 @@ class Binding:
                 self._content = content
 
 
-def _refuse_logs(directory: Path) -> None:
-    if any(one.is_dir() and one.suffix for one in directory.iterdir()):
-        raise DamagedError(
-            f"there are write-back logs in {directory}, and no {FILE}, which says of which pool: "
-            "put that file back, or name another directory (write_back.directory)"
-        )
-
-
-def _decode(path: Path, payload: bytes) -> _Content:
+def _read(path: Path) -> _Content | None:
+    """Return what the file has; None if there is none. Raises OSError, DamagedError."""
+    try:
+        payload = path.read_bytes()
+    except FileNotFoundError:
+        return None
     try:
         content = msgspec.json.decode(payload, type=_Content)
     except msgspec.DecodeError as error:
@@ -105,6 +102,19 @@ def _decode(path: Path, payload: bytes) -> _Content:
     if content.format != FORMAT:
         raise DamagedError(f"{path} has format {content.format}, and this bockd knows {FORMAT}")
     return content
+
+
+def _of_logs(directory: Path, content: _Content | None) -> _Content:
+    if content is None:
+        raise DamagedError(
+            f"there are write-back logs in {directory}, and no {FILE}, which says of which pool: "
+            "put that file back, or name another directory (write_back.directory)"
+        )
+    return content
+
+
+def _is_bound(content: _Content, pool: LoggedPool) -> bool:
+    return content.pool == pool.id and content.version <= pool.version()
 
 
 def _refuse_another(directory: Path, content: _Content, pool: LoggedPool) -> None:

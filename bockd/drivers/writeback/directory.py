@@ -88,7 +88,7 @@ class WriteBackDirectory:
 
         Raises:
             InUseError: another daemon has it.
-            ConflictError: it is another pool's, or this pool was put back to an older state.
+            ConflictError: its logs are another pool's, or this pool was put back to an older state.
             InvalidRequestError: it has something else, or the bound is too small.
             BockdError: it cannot be read or written, or is damaged.
         """
@@ -98,7 +98,8 @@ class WriteBackDirectory:
             )
         lock = claim_directory(path, _LOCK, "the write-back logs")
         try:
-            binding = Binding.open(path, pool)
+            has_logs = any(is_log(one) for one in path.iterdir())
+            binding = Binding.open(path, pool, has_logs=has_logs)
             return cls(path, size_bytes, spawn, lock, binding, clock, segment_bytes)
         except BaseException as error:
             os.close(lock)

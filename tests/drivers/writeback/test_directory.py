@@ -61,13 +61,33 @@ def test_a_directory_has_one_daemon(opened: Opened) -> None:
         opened._directory()
 
 
-def test_a_directory_belongs_to_the_pool_that_used_it_first(tmp_path: Path) -> None:
+def put_log(directory: Path, name: str = f"{IMAGE}.0123456789abcdef") -> None:
+    (directory / name).mkdir()
+
+
+def test_logs_belong_to_the_pool_that_made_them(tmp_path: Path) -> None:
     serve(tmp_path / "logs", "first", 7)
+    put_log(tmp_path / "logs")
     before = files(tmp_path)
     with pytest.raises(ConflictError, match=r"of another pool: pool first.*write_back.directory"):
         serve(tmp_path / "logs", "second", 9)
     assert files(tmp_path) == before
     serve(tmp_path / "logs", "first", 7)
+
+
+def test_a_directory_without_logs_is_anybodys(opened: Opened) -> None:
+    """Also of a pool that was made anew, or put back to an older state; and what an operator has
+    moved aside is no log."""
+    opened.write(0, ONE)
+    opened.close()
+    opened.directory.release()
+    aside = opened.log_path().rename(opened.path / "aside.old")
+    serve(opened.path, "one", opened.version - 1)
+    serve(opened.path, "second", 3)
+    put_log(opened.path)
+    with pytest.raises(ConflictError, match="of another pool: pool second"):
+        serve(opened.path, "one", opened.version)
+    assert aside.is_dir()
 
 
 def test_an_index_that_is_older_than_the_logs_is_refused(opened: Opened) -> None:
@@ -102,9 +122,10 @@ def test_a_log_counts_from_when_the_index_knows_of_it(
 def test_logs_of_no_pool_are_refused(tmp_path: Path) -> None:
     serve(tmp_path / "logs", "first", 7)
     (tmp_path / "logs" / FILE).unlink()
+    put_log(tmp_path / "logs", "aside.old")
     serve(tmp_path / "logs", "first", 7)
     (tmp_path / "logs" / FILE).unlink()
-    (tmp_path / "logs" / f"{IMAGE}.0123456789abcdef").mkdir()
+    put_log(tmp_path / "logs")
     with pytest.raises(DamagedError, match="which says of which pool"):
         serve(tmp_path / "logs", "first", 7)
     assert (tmp_path / "logs" / f"{IMAGE}.0123456789abcdef").exists()
