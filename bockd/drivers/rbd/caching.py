@@ -117,7 +117,7 @@ class CacheOperations:
             await self._nodes.close_volume(volume, keep_dirty=True)
             record = await blocking_apart(CHANGING, self._discard, seen, in_transaction)
             self._nodes.refusals.pop(volume, None)
-            self._nodes.left_dirty.discard(volume)
+            self._nodes.left_dirty.pop(volume, None)
             await self._nodes.fronts.discard_log(record.image)
 
         return self._nodes.exclusive(volume, steps)

@@ -20,21 +20,35 @@ def find_dirty(nodes: OpenNodes) -> dict[str, RbdVolumeRecord]:
     here = nodes.session.who.gateway
     with nodes.session.index.reading() as txn:
         dirty = [one for one in volume_records(txn) if one.dirty_at is not None]
-    nodes.left_dirty.update(one.id for one in dirty if not one.dirty_elsewhere(here))
+    nodes.left_dirty.update((one.id, one.image) for one in dirty if not one.dirty_elsewhere(here))
     return {one.image: one for one in dirty}
 
 
 async def write_back_left(nodes: OpenNodes, volume: VolumeId) -> None:
-    """Write back what is dirty here of a volume that is not open; then close it, unless it is
-    used. Raises BockdError."""
+    """Write back what was left dirty here of a volume that is not open; then close it, unless it is
+    used. If it was discarded at another gateway, remove its log. Raises BockdError."""
 
     async def opening() -> None:
-        if volume not in nodes.volumes and nodes.is_dirty_here(volume):
+        image = nodes.left_dirty.get(volume)
+        if image is None:
+            return  # it was opened
+        if not _is_dirty(nodes, volume, image):
+            await nodes.fronts.discard_log(image)
+            del nodes.left_dirty[volume]
+        elif nodes.is_dirty_here(volume):
             await nodes.open_volume(volume, Manner.POLITE)
 
     await nodes.exclusive(volume, opening)
-    nodes.left_dirty.discard(volume)
     await nodes.close_idle(NodeKind.VOLUME, volume)
+
+
+def _is_dirty(nodes: OpenNodes, volume: VolumeId, image: str) -> bool:
+    """Return whether the index says that an image of a volume is dirty, at any gateway."""
+    try:
+        record = nodes.record(volume)
+    except NotFoundError:
+        return False
+    return record.image == image and record.dirty_at is not None
 
 
 async def drain_all(nodes: OpenNodes) -> None:

@@ -94,8 +94,8 @@ class OpenNodes:
         self.snapshots: dict[SnapshotId, OpenSnapshot] = {}
         self.refusals: dict[VolumeId, str] = {}
         """Why volumes could not be opened when that was last tried."""
-        self.left_dirty: set[VolumeId] = set()
-        """Those that may be dirty here and are not open."""
+        self.left_dirty: dict[VolumeId, str] = {}
+        """Those that may be dirty here and are not open, each with the image that would be."""
         self.spawn = spawn
         self.fronts = Fronts(spawn)
         self._busy: dict[int, Mutex] = {}
@@ -234,7 +234,8 @@ class OpenNodes:
                 log.warning("giving volume %s back: %s", volume, error)
             raise
         self.refusals.pop(volume, None)
-        self.left_dirty.discard(volume)
+        if self.left_dirty.get(volume) == taken.record.image:
+            del self.left_dirty[volume]
         self.volumes[volume] = opened
         opened.device.lost.subscribe(lambda: self._on_lost(volume, opened))
         return opened
@@ -262,15 +263,17 @@ class OpenNodes:
             return
         log.warning("another gateway has taken volume %s", volume)
         self._drop(volume)
-        if opened.front.log is not None:
-            self.left_dirty.add(volume)
         self._giving_back += 1
         if not try_spawn(self.spawn, self._close_dropped(volume, opened)):
             self._giving_back -= 1
             log.warning("volume %s is not closed before bockd ends", volume)
 
     def _drop(self, volume: VolumeId) -> None:
-        self._dropped[NodeKind.VOLUME, volume] += self.volumes.pop(volume).users
+        opened = self.volumes.pop(volume)
+        self._dropped[NodeKind.VOLUME, volume] += opened.users
+        if opened.front.log is not None:
+            # Also with nothing to write back: the record may call it dirty still, or again.
+            self.left_dirty[volume] = opened.taken.record.image
 
     async def _close_dropped(self, volume: VolumeId, opened: OpenVolume) -> None:
         try:
@@ -307,8 +310,6 @@ class OpenNodes:
         if opened is None:
             return
         self._drop(volume)
-        if opened.front.log is not None and opened.front.log.dirty()[0]:
-            self.left_dirty.add(volume)
         # Before anything that waits for the cluster: users' requests end now.
         self.fronts.hide(opened.front)
         opened.device.lost.fire()

@@ -221,7 +221,7 @@ class VolumeOperations:
             await self._nodes.close_volume(volume, keep_dirty=True)
             seen = await blocking_apart(CHANGING, forget)
             self._nodes.refusals.pop(volume, None)
-            self._nodes.left_dirty.discard(volume)
+            self._nodes.left_dirty.pop(volume, None)
             self._discard(seen.image)
             await self._nodes.fronts.discard_log(seen.image)
 

@@ -80,6 +80,9 @@ class Records:
     def put(self, table: Table, key: bytes, payload: bytes) -> None:
         self._kept[table, key] = payload
 
+    def delete(self, table: Table, key: bytes) -> None:
+        del self._kept[table, key]
+
     def scan(self, table: Table, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
         found = [(key, payload) for (its, key), payload in self._kept.items() if its is table]
         return iter(sorted(one for one in found if start <= one[0] < stop))

@@ -1,0 +1,154 @@
+"""What a gateway does about volumes that are, or were, dirty at it and are not open."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from bockd.model import VolumeId
+from bockd.pool.index import Transaction
+from bockd.pool.nodes import VOLUMES
+from bockd.runtime.steps import Background, Signal, run_inline
+from tests.drivers.rbd.ceph import need_modules
+from tests.drivers.rbd.takers import Records
+
+need_modules()
+
+from bockd.drivers.rbd.fronts import Front  # noqa: E402 - where there are the modules
+from bockd.drivers.rbd.leftdirty import find_dirty, write_back_left  # noqa: E402
+from bockd.drivers.rbd.opennodes import OpenNodes, OpenVolume  # noqa: E402
+from bockd.drivers.rbd.records import (  # noqa: E402
+    DirtyAt,
+    Identity,
+    RbdVolumeRecord,
+    put_record,
+)
+from bockd.index.keys import id_key  # noqa: E402
+
+ID = VolumeId(1)
+IMAGE, ANOTHER = "1" * 24, "2" * 24
+HERE = DirtyAt("here", "log", 1.0)
+ELSEWHERE = DirtyAt("there", "log", 1.0)
+VOLUME = RbdVolumeRecord(
+    id=ID,
+    name="v",
+    size_bytes=1 << 20,
+    created_at=0.0,
+    from_snapshot=None,
+    failed=None,
+    image=IMAGE,
+)
+
+
+class Index(Records):
+    """An index that is read, too."""
+
+    @contextmanager
+    def reading(self) -> Iterator[Transaction]:
+        yield cast(Transaction, self)
+
+
+class Gateway:
+    """The volumes of a gateway, over records and the names of logs."""
+
+    def __init__(self, *records: RbdVolumeRecord) -> None:
+        self.index = Index()
+        self.put(*records)
+        session: Any = SimpleNamespace(who=Identity("here", "r" * 16), index=self.index)
+        self.background = Background()
+        self.nodes = OpenNodes(session, self.background.spawn)
+        self.nodes.fronts.write_backs = cast(Any, self)
+        self.opened: list[VolumeId] = []
+        self.discarded: list[str] = []
+        patched: Any = self.nodes
+        patched.open_volume = self._open
+        patched._give_back = self._give_back
+
+    def put(self, *records: RbdVolumeRecord) -> None:
+        for one in records:
+            put_record(cast(Transaction, self.index), one)
+
+    async def _open(self, volume: VolumeId, _manner: object) -> None:
+        """Open it, write it back, and close it."""
+        self.opened.append(volume)
+        self.nodes.left_dirty.pop(volume)
+        self.put(VOLUME)
+
+    async def _give_back(self, _opened: object) -> None:
+        pass
+
+    async def discard(self, image: str) -> None:
+        self.discarded.append(image)
+
+    def look(self) -> None:
+        """Write back what is left, as is done every second."""
+        for volume in list(self.nodes.left_dirty):
+            run_inline(write_back_left(self.nodes, volume))
+
+    def have_open(self, log: object) -> OpenVolume:
+        """Have the volume open."""
+        no_device: Any = None
+        device: Any = SimpleNamespace(lost=Signal())
+        taken: Any = SimpleNamespace(record=VOLUME)
+        opened = OpenVolume(taken, device, Front(no_device, log=cast(Any, log)))
+        self.nodes.volumes[ID] = opened
+        return opened
+
+
+def test_what_is_dirty_here_is_written_back() -> None:
+    gateway = Gateway(replace(VOLUME, dirty_at=HERE))
+    find_dirty(gateway.nodes)
+    gateway.look()
+    assert (gateway.opened, gateway.discarded) == ([ID], [])
+
+
+@pytest.mark.parametrize("then", [VOLUME, replace(VOLUME, image=ANOTHER, dirty_at=ELSEWHERE), None])
+def test_a_log_that_was_discarded_elsewhere_is_removed(then: RbdVolumeRecord | None) -> None:
+    """Also if the volume was reverted and made dirty there, or deleted."""
+    gateway = Gateway(replace(VOLUME, dirty_at=HERE))
+    find_dirty(gateway.nodes)
+    if then is None:
+        gateway.index.delete(VOLUMES, id_key(ID))
+    else:
+        gateway.put(then)
+    gateway.look()
+    assert (gateway.opened, gateway.discarded) == ([], [IMAGE])
+    assert gateway.nodes.left_dirty == {}
+
+
+def test_while_the_record_names_another_log_it_stays() -> None:
+    gateway = Gateway(replace(VOLUME, dirty_at=HERE))
+    find_dirty(gateway.nodes)
+    gateway.put(replace(VOLUME, dirty_at=ELSEWHERE))
+    gateway.look()
+    assert (gateway.opened, gateway.discarded) == ([], [])
+    gateway.put(VOLUME)
+    gateway.look()
+    assert gateway.discarded == [IMAGE]
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_what_is_closed_may_be_dirty_with_nothing_left_to_write(lost: bool) -> None:
+    """All may be below, and the record not changed yet, or not any more."""
+    gateway = Gateway(replace(VOLUME, dirty_at=HERE))
+    log = SimpleNamespace(dirty=lambda: (0, None), retire=lambda: None)
+    opened = gateway.have_open(log)
+    if lost:
+        gateway.nodes._on_lost(ID, opened)
+        gateway.background.run()
+    else:
+        run_inline(gateway.nodes.close_volume(ID, keep_dirty=True))
+    gateway.look()
+    assert gateway.opened == [ID]
+
+
+def test_what_has_no_log_is_not_looked_for() -> None:
+    gateway = Gateway(VOLUME)
+    gateway.have_open(None)
+    run_inline(gateway.nodes.close_volume(ID))
+    assert gateway.nodes.left_dirty == {}
