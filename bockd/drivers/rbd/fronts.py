@@ -161,12 +161,7 @@ class Fronts:
         if here is None and record.cache is not CacheMode.WRITE_BACK:
             return None
         if self.write_backs is None:
-            if here is not None:
-                raise ConflictError(
-                    f"volume {record.id} ({record.name}) has writes that only this gateway has, in "
-                    "the directory that write_back.directory named; let the configuration name it "
-                    f"again, or give them up with 'bock volume discard-cache {record.id}'"
-                )
+            self.refuse_dirty(record)
             log.warning("volume %s is served write-through: no write_back.directory", record.id)
             return None
         await self._log_closed(record.image)
@@ -178,6 +173,16 @@ class Fronts:
                 raise
             log.warning("volume %s is served write-through: %s", record.id, error)
             return None
+
+    def refuse_dirty(self, record: RbdVolumeRecord) -> None:
+        """Raise ConflictError for a volume that is dirty here, while no directory of logs is
+        named."""
+        if self.write_backs is None and record.dirty_at is not None:
+            raise ConflictError(
+                f"volume {record.id} ({record.name}) has writes that only this gateway has, in "
+                "the directory that write_back.directory named; let the configuration name it "
+                f"again, or give them up with 'bock volume discard-cache {record.id}'"
+            )
 
     async def of_snapshot(self, device: RbdDevice, record: RbdSnapshotRecord) -> Front:
         """Return the front of a snapshot that was just opened."""

@@ -203,7 +203,11 @@ class OpenNodes:
     async def open_volume(self, volume: VolumeId, manner: Manner) -> OpenVolume:
         """Take a volume that is not open, with no users yet. Raises BockdError. The caller excludes
         others."""
-        refuse_failed(self.record(volume))
+        record = self.record(volume)
+        refuse_failed(record)
+        here = self.session.who.gateway
+        if record.dirty_at is not None and not record.dirty_elsewhere(here):
+            self.fronts.refuse_dirty(record)
         limit = self.session.settings.max_open_volumes
         if len(self.volumes) + self._opening >= limit:
             raise InUseError(

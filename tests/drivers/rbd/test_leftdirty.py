@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 
+from bockd.errors import ConflictError, InUseError
 from bockd.model import VolumeId
 from bockd.pool.index import Transaction
 from bockd.pool.nodes import VOLUMES
@@ -21,6 +22,7 @@ need_modules()
 
 from bockd.drivers.rbd.fronts import Front  # noqa: E402 - where there are the modules
 from bockd.drivers.rbd.leftdirty import find_dirty, write_back_left  # noqa: E402
+from bockd.drivers.rbd.messages import Manner  # noqa: E402
 from bockd.drivers.rbd.opennodes import OpenNodes, OpenVolume  # noqa: E402
 from bockd.drivers.rbd.records import (  # noqa: E402
     DirtyAt,
@@ -145,6 +147,37 @@ def test_what_is_closed_may_be_dirty_with_nothing_left_to_write(lost: bool) -> N
         run_inline(gateway.nodes.close_volume(ID, keep_dirty=True))
     gateway.look()
     assert gateway.opened == [ID]
+
+
+def test_without_a_directory_of_logs_it_is_not_even_taken(caplog: pytest.LogCaptureFixture) -> None:
+    """Each taking is two commits of the index, and this is tried again and again."""
+    gateway = Gateway(replace(VOLUME, dirty_at=HERE))
+    nodes = OpenNodes(gateway.nodes.session, gateway.background.spawn)
+    find_dirty(nodes)
+    with pytest.raises(ConflictError, match=r"write_back.directory named"):
+        run_inline(write_back_left(nodes, ID))
+    with pytest.raises(ConflictError, match=r"write_back.directory named"):
+        run_inline(nodes.use_volume(ID, Manner.FIRM))
+    assert list(nodes.left_dirty) == [ID]
+    assert caplog.text == ""
+
+
+def test_what_is_dirty_elsewhere_is_taken_without_a_directory_of_logs() -> None:
+    """The other gateway is asked to write it back."""
+    gateway = Gateway(replace(VOLUME, dirty_at=ELSEWHERE))
+    nodes = OpenNodes(gateway.nodes.session, gateway.background.spawn)
+    asked: list[VolumeId] = []
+
+    async def take(volume: VolumeId, _manner: Manner) -> None:
+        asked.append(volume)
+        raise InUseError("it is asked")
+
+    session: Any = nodes.session
+    session.settings = SimpleNamespace(max_open_volumes=1)
+    session.taker = SimpleNamespace(take=take)
+    with pytest.raises(InUseError, match="it is asked"):
+        run_inline(nodes.use_volume(ID, Manner.FIRM))
+    assert asked == [ID]
 
 
 def test_what_has_no_log_is_not_looked_for() -> None:
