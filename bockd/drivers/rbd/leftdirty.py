@@ -5,23 +5,60 @@ opens, and writes down how far the logs have come.
 
 from __future__ import annotations
 
+import logging
+from dataclasses import dataclass
+
 from bockd.drivers.rbd.messages import Manner
 from bockd.drivers.rbd.opennodes import OpenNodes
-from bockd.drivers.rbd.records import RbdVolumeRecord, volume_records
-from bockd.errors import NotFoundError
+from bockd.drivers.rbd.records import RbdVolumeRecord, decode_volume
+from bockd.errors import DamagedError, NotFoundError
+from bockd.index.keys import FIRST_KEY, LAST_KEY, key_id
 from bockd.model import NodeKind, VolumeId
 from bockd.pool.caches import LogReach
+from bockd.pool.nodes import VOLUMES
 from bockd.runtime.steps import blocking_apart
 
+log = logging.getLogger(__name__)
 
-def find_dirty(nodes: OpenNodes) -> dict[str, RbdVolumeRecord]:
-    """Fill `left_dirty` from the index: nothing is open. Return what is dirty, here or at another
-    gateway, by its image. Raises DamagedError."""
-    here = nodes.session.who.gateway
+
+@dataclass(frozen=True)
+class Found:
+    """What the index says of volumes and their logs."""
+
+    dirty: dict[str, RbdVolumeRecord]
+    """What is dirty, here or at another gateway, by its image."""
+    clean: frozenset[str]
+    """The images of all others."""
+    damaged: tuple[VolumeId, ...]
+    """Volumes of which nothing is known: their records are malformed."""
+
+    def is_void(self, image: str) -> bool:
+        """Return whether nobody needs a log of an image. While there are damaged records, any of
+        them may name an image that no other one does."""
+        return image in self.clean or (image not in self.dirty and not self.damaged)
+
+
+def find_dirty(nodes: OpenNodes) -> Found:
+    """Fill `left_dirty` from the index: nothing is open. A malformed record, which is logged, stops
+    only what is about its own volume."""
+    dirty: dict[str, RbdVolumeRecord] = {}
+    clean, damaged = set[str](), list[VolumeId]()
     with nodes.session.index.reading() as txn:
-        dirty = [one for one in volume_records(txn) if one.dirty_at is not None]
-    nodes.left_dirty.update((one.id, one.image) for one in dirty if not one.dirty_elsewhere(here))
-    return {one.image: one for one in dirty}
+        for key, payload in txn.scan(VOLUMES, FIRST_KEY, LAST_KEY):
+            volume = VolumeId(key_id(key))
+            try:
+                record = decode_volume(payload)
+            except DamagedError as error:
+                log.error("volume %s: whether it is dirty here is not known: %s", volume, error)  # noqa: TRY400
+                damaged.append(volume)
+                continue
+            if record.dirty_at is None:
+                clean.add(record.image)
+                continue
+            dirty[record.image] = record
+            if not record.dirty_elsewhere(nodes.session.who.gateway):
+                nodes.left_dirty[volume] = record.image
+    return Found(dirty, frozenset(clean), tuple(damaged))
 
 
 async def write_back_left(nodes: OpenNodes, volume: VolumeId) -> None:
@@ -63,15 +100,17 @@ async def note_reach(nodes: OpenNodes) -> None:
     found = []
     for volume, opened in nodes.volumes.items():
         reach = None if opened.front.log is None else opened.front.log.reach()
-        if reach is not None and reach != _noted(nodes, volume):
+        if reach is not None and _is_further(nodes, volume, reach):
             found.append((volume, opened.taken.epoch, reach))
     if found:
         await blocking_apart("dirty marks", nodes.session.tenures.mark_reach, found)
 
 
-def _noted(nodes: OpenNodes, volume: VolumeId) -> LogReach | None:
+def _is_further(nodes: OpenNodes, volume: VolumeId, reach: LogReach) -> bool:
+    """Return whether a log has come further than the record of its volume says. One that is gone,
+    or malformed, has nothing written down."""
     try:
         at = nodes.record(volume).dirty_at
-    except NotFoundError:
-        return None
-    return None if at is None else at.reach
+    except (NotFoundError, DamagedError):
+        return False
+    return at is None or at.reach != reach

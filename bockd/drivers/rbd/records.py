@@ -167,7 +167,7 @@ def decode_volume(payload: bytes) -> RbdVolumeRecord:
     if _DIRTY_MARK not in payload:
         return decode_record(RbdVolumeRecord, payload)
     fields = decode_record(dict[str, object], payload)
-    fields[_IMAGE] = fields.pop(_DIRTY_IMAGE)
+    fields[_IMAGE] = fields.pop(_DIRTY_IMAGE, None)
     try:
         return msgspec.convert(fields, RbdVolumeRecord)
     except msgspec.ValidationError as error:
@@ -278,11 +278,12 @@ class Tenures:
 
     def mark_reach(self, reached: Sequence[tuple[VolumeId, int, LogReach]]) -> None:
         """Write down how far logs have come, of volumes that this gateway has since their epochs;
-        but not of what is not dirty in that log any more. Raises BockdError."""
+        but not of what is not dirty in that log any more, or has a malformed record. Raises
+        BockdError."""
 
         def change(txn: Transaction) -> None:
             for volume, epoch, log in reached:
-                with suppress(NotFoundError):
+                with suppress(NotFoundError, DamagedError):
                     now = volume_record(txn, volume)
                     at = now.dirty_at
                     if now.epoch == epoch and at is not None and at.log == log.log:

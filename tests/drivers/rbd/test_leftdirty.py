@@ -12,6 +12,7 @@ import pytest
 
 from bockd.errors import ConflictError, InUseError
 from bockd.model import VolumeId
+from bockd.pool.caches import LogReach
 from bockd.pool.index import Transaction
 from bockd.pool.nodes import VOLUMES
 from bockd.runtime.steps import Background, Signal, run_inline
@@ -21,7 +22,7 @@ from tests.drivers.rbd.takers import Records
 need_modules()
 
 from bockd.drivers.rbd.fronts import Front  # noqa: E402 - where there are the modules
-from bockd.drivers.rbd.leftdirty import find_dirty, write_back_left  # noqa: E402
+from bockd.drivers.rbd.leftdirty import find_dirty, note_reach, write_back_left  # noqa: E402
 from bockd.drivers.rbd.messages import Manner  # noqa: E402
 from bockd.drivers.rbd.opennodes import OpenNodes, OpenVolume  # noqa: E402
 from bockd.drivers.rbd.records import (  # noqa: E402
@@ -100,6 +101,45 @@ class Gateway:
         opened = OpenVolume(taken, device, Front(no_device, log=cast(Any, log)))
         self.nodes.volumes[ID] = opened
         return opened
+
+
+def test_a_malformed_record_stops_nothing_but_its_own_volume(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It may name any image that no other record does."""
+    third, nobodys = "3" * 24, "4" * 24
+    gateway = Gateway(
+        replace(VOLUME, dirty_at=HERE),
+        replace(VOLUME, id=VolumeId(2), image=ANOTHER, dirty_at=ELSEWHERE),
+        replace(VOLUME, id=VolumeId(4), image=third),
+    )
+    found = find_dirty(gateway.nodes)
+    void = {image: found.is_void(image) for image in (IMAGE, ANOTHER, third, nobodys)}
+    assert void == {IMAGE: False, ANOTHER: False, third: True, nobodys: True}
+    gateway.index.put(VOLUMES, id_key(3), b'{"dirty_image": 7}')
+    found = find_dirty(gateway.nodes)
+    assert "volume 3: whether it is dirty here is not known" in caplog.text
+    assert found.damaged == (3,)
+    assert {*found.dirty} == {IMAGE, ANOTHER}
+    assert gateway.nodes.left_dirty == {ID: IMAGE}
+    void = {image: found.is_void(image) for image in void}
+    assert void == {IMAGE: False, ANOTHER: False, third: True, nobodys: False}
+
+
+def test_how_far_logs_have_come_is_noted_beside_malformed_records() -> None:
+    gateway = Gateway(replace(VOLUME, dirty_at=HERE))
+    noted: list[object] = []
+    session: Any = gateway.nodes.session
+    session.tenures = SimpleNamespace(mark_reach=noted.append)
+    reach = LogReach("log", 3, 9)
+    for number in (3, 1):
+        taken: Any = SimpleNamespace(epoch=number)
+        log: Any = SimpleNamespace(reach=lambda: reach)
+        nothing: Any = None
+        gateway.nodes.volumes[VolumeId(number)] = OpenVolume(taken, nothing, Front(log, log=log))
+    gateway.index.put(VOLUMES, id_key(3), b"malformed")
+    run_inline(note_reach(gateway.nodes))
+    assert noted == [[(ID, 1, reach)]]
 
 
 def test_what_is_dirty_here_is_written_back() -> None:

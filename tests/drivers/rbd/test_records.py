@@ -157,8 +157,11 @@ def test_a_bockd_that_knows_of_no_dirty_volumes_finds_the_record_damaged(txn: Tr
     assert decode_record(RbdVolumeRecord, payload) == VOLUME
 
 
-def test_a_dirty_record_that_is_malformed_is_damaged(txn: Transaction) -> None:
-    txn.put(VOLUMES, id_key(7), b'{"dirty_image":"x","id":"seven"}')
+@pytest.mark.parametrize(
+    "payload", [b'{"dirty_image":"x","id":"seven"}', b'{"id":{"dirty_image":7}}']
+)
+def test_a_dirty_record_that_is_malformed_is_damaged(txn: Transaction, payload: bytes) -> None:
+    txn.put(VOLUMES, id_key(7), payload)
     with pytest.raises(DamagedError):
         volume_record(txn, VolumeId(7))
 
@@ -255,7 +258,8 @@ def test_how_far_a_log_has_come_is_noted_of_what_is_dirty_in_it(
     assert tenures.look(volume).dirty_at == DIRTY
     tenures.mark_reach([(volume, epoch - 1, reach), (volume, epoch, LogReach("other", 3, 9))])
     assert tenures.look(volume).dirty_at == DIRTY
-    tenures.mark_reach([(volume, epoch, reach)])
+    txn.put(VOLUMES, id_key(8), b"malformed")
+    tenures.mark_reach([(VolumeId(8), epoch, reach), (volume, epoch, reach)])
     noted = tenures.look(volume).dirty_at
     assert noted is not None
     assert noted == DIRTY._replace(done=3, synced=9)
