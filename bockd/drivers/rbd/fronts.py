@@ -8,6 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from bockd.drivers.rbd.device import RbdDevice
@@ -167,7 +168,8 @@ class Fronts:
         await self._log_closed(record.image)
         try:
             reach = None if here is None else here.reach
-            return await self.write_backs.open(below, record.image, reach, marks.dirty, marks.clean)
+            dirty = partial(marks.dirty, self.write_backs.id)
+            return await self.write_backs.open(below, record.image, reach, dirty, marks.clean)
         except BockdError as error:
             if here is not None:
                 raise

@@ -136,15 +136,6 @@ class SharedIndex:
         """What names the pool for good: 32 hex digits, random. For any thread."""
         return self._log.identity
 
-    def version(self) -> int:
-        """Return how many entries the log has had, of which the replica knows. For any thread.
-        Raises DeviceError, as `reading` does."""
-        replica = self._enter()
-        try:
-            return replica.version
-        finally:
-            replica.leave()
-
     # -- reading -----------------------------------------------------------------------------
 
     @contextmanager

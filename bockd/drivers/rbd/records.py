@@ -12,7 +12,7 @@ finds the record damaged: it can neither open the volume nor store the record wi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -37,9 +37,11 @@ from bockd.pool.pool import WithVolume, nothing_more
 from bockd.pool.records import SnapshotRecord, VolumeRecord
 
 RBD = Table(b"rbd")
-"""One entry: the next id of a volume or snapshot."""
+"""Entries: the next id of a volume or snapshot; and for each directory of write-back logs, by its
+id, how many logs have been begun in it."""
 
 _NEXT_NODE = b"next-node"
+_LOGS_BEGUN = b"logs-begun/"
 
 
 class Identity(NamedTuple):
@@ -182,6 +184,13 @@ def new_node(txn: Transaction) -> int:
     return node
 
 
+def _count_log(txn: Transaction, directory: str) -> None:
+    """Count a log that is begun in a directory."""
+    key = _LOGS_BEGUN + directory.encode()
+    payload = txn.get(RBD, key)
+    txn.put(RBD, key, id_key(1 if payload is None else key_id(payload) + 1))
+
+
 def volume_records(txn: Transaction) -> Iterator[RbdVolumeRecord]:
     """Yield all volumes by id. Raises DamagedError."""
     for _, payload in txn.scan(VOLUMES, FIRST_KEY, LAST_KEY):
@@ -270,11 +279,19 @@ class Tenures:
 
         self._index.update(change)
 
-    def mark_dirty(self, volume: VolumeId, epoch: int, dirty: DirtyAt) -> None:
-        """Write down that a volume is dirty, by the gateway that has it since that epoch: before
-        the first write is answered that is not in the image. Raises VolumeTakenError: another
-        gateway has the volume, or it is gone; BockdError."""
-        self._mark(volume, epoch, dirty)
+    def mark_dirty(self, volume: VolumeId, epoch: int, dirty: DirtyAt, directory: str) -> None:
+        """Write down that a volume is dirty, by the gateway that has it since that epoch, and count
+        that among the logs of a directory: before the first write is answered that is not in the
+        image. Raises VolumeTakenError: another gateway has the volume, or it is gone;
+        BockdError."""
+        self._mark(volume, epoch, dirty, lambda txn: _count_log(txn, directory))
+
+    def logs_begun(self, directory: str) -> int:
+        """Return how many logs have been begun in a directory, by its id, as this gateway knows it.
+        Raises BockdError."""
+        with self._index.reading() as txn:
+            payload = txn.get(RBD, _LOGS_BEGUN + directory.encode())
+        return 0 if payload is None else key_id(payload)
 
     def mark_reach(self, reached: Sequence[tuple[VolumeId, int, LogReach]]) -> None:
         """Write down how far logs have come, of volumes that this gateway has since their epochs;
@@ -295,9 +312,15 @@ class Tenures:
     def mark_clean(self, volume: VolumeId, epoch: int) -> None:
         """Write down that the image of a volume has all that was answered. Raises as `mark_dirty`
         does."""
-        self._mark(volume, epoch, None)
+        self._mark(volume, epoch, None, lambda _txn: None)
 
-    def _mark(self, volume: VolumeId, epoch: int, dirty: DirtyAt | None) -> None:
+    def _mark(
+        self,
+        volume: VolumeId,
+        epoch: int,
+        dirty: DirtyAt | None,
+        in_transaction: Callable[[Transaction], None],
+    ) -> None:
         def change(txn: Transaction) -> None:
             try:
                 now = volume_record(txn, volume)
@@ -307,6 +330,7 @@ class Tenures:
                 raise VolumeTakenError(f"another gateway has taken volume {volume}")
             if not same_log(now.dirty_at, dirty):
                 put_record(txn, replace(now, dirty_at=dirty))
+            in_transaction(txn)
 
         self._index.update(change)
 

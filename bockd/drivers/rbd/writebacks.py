@@ -67,6 +67,11 @@ class WriteBackDevice(BlockDevice, Protocol):
 class WriteBacks(Protocol):
     """Makes them: `bockd.drivers.writeback.directory.WriteBackDirectory`."""
 
+    @property
+    def id(self) -> str:
+        """What names the directory of logs for good."""
+        ...
+
     def open(
         self,
         below: BlockDevice,
@@ -114,11 +119,12 @@ class DirtyMarks:
     volume: VolumeId
     epoch: int
 
-    async def dirty(self, log: str) -> None:
-        """Write down that this gateway makes the volume dirty. Raises VolumeTakenError, and
-        BockdError: it may have been written down all the same."""
+    async def dirty(self, directory: str, log: str) -> None:
+        """Write down that this gateway makes the volume dirty, in a log of a directory, by their
+        ids. Raises VolumeTakenError, and BockdError: it may have been written down all the same."""
         dirty = DirtyAt(self.who.gateway, log, self.clock())
-        await blocking_apart("dirty marks", self.tenures.mark_dirty, self.volume, self.epoch, dirty)
+        mark = self.tenures.mark_dirty
+        await blocking_apart("dirty marks", mark, self.volume, self.epoch, dirty, directory)
 
     async def clean(self) -> None:
         """Write down that nothing is dirty. Raises as `dirty` does."""

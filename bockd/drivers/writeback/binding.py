@@ -1,17 +1,20 @@
 """Which pool a directory of logs belongs to: the file `bockd-write-back.json`, written at the first
 use of the directory.
 
-    {"format": 1, "pool": the id of the pool's index, "name": where that is, "version": a number}
+    {"format": 1, "id": of the directory, "pool": of the pool's index, "name": where that is,
+     "begun": how many logs the index has counted}
 
-Whether a log is needed any more, only the index of its own pool can say, and only if it knows all
-that it knew when the log was begun. So another pool's daemon is refused, and so is an index that is
-older than the version here, as one is that was restored from a backup: what it says of the logs, or
-that it says nothing of them, proves nothing. A directory without logs is anybody's.
+The ids are random. Whether a log is needed any more, only the index of its own pool can say, and
+only if it knows all that it knew when the log was begun. So another pool's daemon is refused, and
+so is an index that has counted fewer logs of this directory than the number here, as one has that
+was restored from a backup, however long ago that was: what it says of the logs, or that it says
+nothing of them, proves nothing. A directory without logs is anybody's, and gets a new id then.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +29,7 @@ from bockd.runtime.waiting import Mutex
 
 FILE = "bockd-write-back.json"
 FORMAT = 1
+_ID_BYTES = 16
 _NEW = FILE + ".new"
 
 
@@ -36,16 +40,17 @@ class LoggedPool(NamedTuple):
     """Of its index, random, and the same for good."""
     name: str
     """Where it is, for people."""
-    version: Callable[[], int]
-    """Returns how many changes its index has had, of which this process knows. Raises
-    BockdError."""
+    logs_begun: Callable[[str], int]
+    """Returns how many logs its index has counted of a directory, by the id of that, as far as this
+    process knows. Raises BockdError."""
 
 
 class _Content(msgspec.Struct, frozen=True):
     format: int
+    id: str
     pool: str
     name: str
-    version: int
+    begun: int
 
 
 class Binding:
@@ -56,6 +61,11 @@ class Binding:
         self._pool = pool
         self._content = content
         self._turn = Mutex()
+
+    @property
+    def id(self) -> str:
+        """What names the directory for good."""
+        return self._content.id
 
     @classmethod
     def open(cls, directory: Path, pool: LoggedPool, *, has_logs: bool) -> Binding:
@@ -73,17 +83,16 @@ class Binding:
                 content = _of_logs(directory, content)
                 _refuse_another(directory, content, pool)
             elif content is None or not _is_bound(content, pool):
-                content = _Content(FORMAT, pool.id, pool.name, 0)
+                content = _Content(FORMAT, secrets.token_hex(_ID_BYTES), pool.id, pool.name, 0)
                 _write(directory, content)
         return cls(directory, pool, content)
 
-    async def note_version(self) -> None:
-        """Make durable that the pool's index has come as far as this process knows. Raises
-        BockdError."""
-        version = self._pool.version()
+    async def note_begun(self) -> None:
+        """Make durable how many logs the pool's index has counted here. Raises BockdError."""
+        begun = self._pool.logs_begun(self.id)
         async with self._turn:
-            if self._content.version < version:
-                content = msgspec.structs.replace(self._content, version=version)
+            if self._content.begun < begun:
+                content = msgspec.structs.replace(self._content, begun=begun)
                 with named(f"writing {self._directory / FILE}"):
                     await log_call(_write, self._directory, content)
                 self._content = content
@@ -114,7 +123,7 @@ def _of_logs(directory: Path, content: _Content | None) -> _Content:
 
 
 def _is_bound(content: _Content, pool: LoggedPool) -> bool:
-    return content.pool == pool.id and content.version <= pool.version()
+    return content.pool == pool.id and content.begun <= pool.logs_begun(content.id)
 
 
 def _refuse_another(directory: Path, content: _Content, pool: LoggedPool) -> None:
@@ -124,10 +133,10 @@ def _refuse_another(directory: Path, content: _Content, pool: LoggedPool) -> Non
             f"serves {pool.name}. Serve that pool again, or name another directory for this one "
             "(write_back.directory); the logs were left as they are"
         )
-    if pool.version() < content.version:
+    if (known := pool.logs_begun(content.id)) < content.begun:
         raise ConflictError(
-            f"the index of {pool.name} is at version {pool.version()}, and the write-back logs in "
-            f"{directory} are of version {content.version}, so an older one was put in its place. "
+            f"the index of {pool.name} knows of {known} write-back logs that were begun in "
+            f"{directory}, and there were {content.begun}, so an older one was put in its place. "
             "What the logs have cannot be added to that: move the directory away, or name another "
             "one (write_back.directory); the logs were left as they are"
         )

@@ -107,6 +107,11 @@ class WriteBackDirectory:
                 raise from_os_error(error, f"looking for logs in {path}") from error
             raise
 
+    @property
+    def id(self) -> str:
+        """What names the directory for good: the pool's index counts the logs begun here by it."""
+        return self._binding.id
+
     def release(self) -> None:
         """Give the directory up. No device is open."""
         assert not self._open
@@ -152,11 +157,11 @@ class WriteBackDirectory:
 
         `dirty` is what the driver's record, read after that, says of the log that has what is
         dirty; None if nothing is: then logs of it that are here are void. `on_dirty` is awaited
-        before the first write is answered from a log: it commits that the log of that id is dirty.
-        `on_clean` commits that nothing is any more: when it returns, nothing that was asked for
-        earlier is committed later, though that had raised an error. Neither is called while the
-        other one runs; one that raises VolumeTakenError makes the volume lost. After `on_clean`,
-        whatever it raised, `on_dirty` is not called with that log's id.
+        before the first write is answered from a log: it commits that the log of that id is dirty,
+        and counts it. `on_clean` commits that nothing is any more: when it returns, nothing that
+        was asked for earlier is committed later, though that had raised an error. Neither is called
+        while the other one runs; one that raises VolumeTakenError makes the volume lost. After
+        `on_clean`, whatever it raised, `on_dirty` is not called with that log's id.
 
         Raises:
             DamagedError: that log is not here, not whole, or older than what the record says.
@@ -229,7 +234,7 @@ class WriteBackDirectory:
 
     async def _announce(self, log_id: str, on_dirty: Callable[[str], Steps[None]]) -> None:
         await on_dirty(log_id)
-        await self._binding.note_version()
+        await self._binding.note_begun()
 
     def _closed(self, image: str) -> None:
         del self._open[image]

@@ -140,8 +140,8 @@ class TakenThoughDirty(Tenures):
 class DirtyAnyway(Tenures):
     """A gateway makes a volume dirty that another one has taken."""
 
-    def mark_dirty(self, volume: VolumeId, epoch: int, dirty: DirtyAt) -> None:
-        super().mark_dirty(volume, self.look(volume).epoch, dirty)
+    def mark_dirty(self, volume: VolumeId, epoch: int, dirty: DirtyAt, directory: str) -> None:
+        super().mark_dirty(volume, self.look(volume).epoch, dirty, directory)
 
 
 TAKERS: tuple[type[Taker[Connection]], ...] = (

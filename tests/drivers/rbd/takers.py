@@ -21,6 +21,7 @@ import argparse
 import inspect
 import random
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -89,6 +90,10 @@ class Records:
 
     def update(self, change: Callable[[Transaction], T]) -> T:
         return change(cast(Transaction, self))
+
+    @contextmanager
+    def reading(self) -> Iterator[Transaction]:
+        yield cast(Transaction, self)
 
 
 class Ending(Exception):  # noqa: N818 - no error
@@ -248,7 +253,7 @@ class Gateway:
         """Answer a write that the image does not have."""
         if self.taken is taken:
             world, dirty = self.world, DirtyAt(self.name, "log", 0.0)
-            world.tenures.mark_dirty(VOLUME, taken.epoch, dirty)
+            world.tenures.mark_dirty(VOLUME, taken.epoch, dirty, "directory")
             require(world.dirty in (None, self.name), "one gateway at most makes a volume dirty")
             require(world.epoch() == taken.epoch, "who does not have the volume makes it dirty")
             world.dirty = self.name

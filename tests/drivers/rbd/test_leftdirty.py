@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
@@ -48,19 +46,11 @@ VOLUME = RbdVolumeRecord(
 )
 
 
-class Index(Records):
-    """An index that is read, too."""
-
-    @contextmanager
-    def reading(self) -> Iterator[Transaction]:
-        yield cast(Transaction, self)
-
-
 class Gateway:
     """The volumes of a gateway, over records and the names of logs."""
 
     def __init__(self, *records: RbdVolumeRecord) -> None:
-        self.index = Index()
+        self.index = Records()
         self.put(*records)
         session: Any = SimpleNamespace(who=Identity("here", "r" * 16), index=self.index)
         self.background = Background()

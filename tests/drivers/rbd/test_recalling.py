@@ -240,7 +240,7 @@ def test_what_becomes_dirty_meanwhile_is_not_recalled(then: str) -> None:
     assert epoch is not None
 
     def meanwhile() -> None:
-        tenures.mark_dirty(VOLUME.id, epoch, DIRTY)
+        tenures.mark_dirty(VOLUME.id, epoch, DIRTY, "directory")
         if then == "ends":
             tenures.end(VOLUME.id, epoch)
         elif then == "takes it again":

@@ -52,6 +52,7 @@ VOLUME = RbdVolumeRecord(
     image="0" * 24,
     depth=2,
 )
+LOGS = "directory"
 DIRTY = DirtyAt("one", "2" * 16, 5.5)
 SNAPSHOT = RbdSnapshotRecord(
     id=SnapshotId(8),
@@ -173,7 +174,7 @@ def test_a_volume_that_is_dirty_at_another_gateway_is_not_begun(
     epoch = tenures.begin(VOLUME, ONE, "address")
     assert epoch is not None
     seen = tenures.look(VolumeId(7))
-    tenures.mark_dirty(VolumeId(7), epoch, DIRTY)
+    tenures.mark_dirty(VolumeId(7), epoch, DIRTY, LOGS)
     with pytest.raises(DirtyElsewhereError, match=r"gateway one .*discard-cache 7 --yes"):
         tenures.begin(seen, TWO, "other")
     assert tenures.look(VolumeId(7)).holder == "one"
@@ -188,8 +189,8 @@ def test_only_who_has_a_volume_says_that_it_is_dirty_or_clean(
     assert epoch is not None
     for late in (epoch - 1, epoch + 1):
         with pytest.raises(VolumeTakenError):
-            tenures.mark_dirty(VolumeId(7), late, DIRTY)
-    tenures.mark_dirty(VolumeId(7), epoch, DIRTY)
+            tenures.mark_dirty(VolumeId(7), late, DIRTY, LOGS)
+    tenures.mark_dirty(VolumeId(7), epoch, DIRTY, LOGS)
     with pytest.raises(VolumeTakenError):
         tenures.mark_clean(VolumeId(7), epoch - 1)
     tenures.end(VolumeId(7), epoch)
@@ -219,12 +220,12 @@ def test_what_was_clean_once_and_was_not_answered_is_not_clean_later(
     """The log would be removed as void, with what was answered since."""
     objects, tenures = late
     epoch = tenures.look(VOLUME.id).epoch
-    tenures.mark_dirty(VOLUME.id, epoch, DIRTY)
+    tenures.mark_dirty(VOLUME.id, epoch, DIRTY, LOGS)
     objects.holding = True
     with pytest.raises(OutcomeUnknownError):
         tenures.mark_clean(VOLUME.id, epoch)
     objects.holding = False
-    tenures.mark_dirty(VOLUME.id, epoch, DIRTY)
+    tenures.mark_dirty(VOLUME.id, epoch, DIRTY, LOGS)
     assert not any(objects.land())
     assert tenures.look(VOLUME.id).dirty_at == DIRTY
 
@@ -237,11 +238,26 @@ def test_what_was_dirty_once_and_was_not_answered_is_not_dirty_later(
     epoch = tenures.look(VOLUME.id).epoch
     objects.holding = True
     with pytest.raises(OutcomeUnknownError):
-        tenures.mark_dirty(VOLUME.id, epoch, DIRTY)
+        tenures.mark_dirty(VOLUME.id, epoch, DIRTY, LOGS)
     objects.holding = False
     tenures.mark_clean(VOLUME.id, epoch)
     assert not any(objects.land())
     assert tenures.look(VOLUME.id).dirty_at is None
+
+
+def test_logs_are_counted_by_their_directories(tenures: Tenures, txn: Transaction) -> None:
+    put_record(txn, VOLUME)
+    epoch = tenures.begin(VOLUME, ONE, "address")
+    assert epoch is not None
+    assert tenures.logs_begun(LOGS) == 0
+    for count in (1, 2):  # also that of a log whose first mark was not heard of
+        tenures.mark_dirty(VOLUME.id, epoch, DIRTY, LOGS)
+        assert tenures.logs_begun(LOGS) == count
+    tenures.mark_clean(VOLUME.id, epoch)
+    with pytest.raises(VolumeTakenError):
+        tenures.mark_dirty(VOLUME.id, epoch + 1, DIRTY, LOGS)
+    tenures.mark_dirty(VOLUME.id, epoch, DIRTY, "another")
+    assert (tenures.logs_begun(LOGS), tenures.logs_begun("another")) == (2, 1)
 
 
 def test_how_far_a_log_has_come_is_noted_of_what_is_dirty_in_it(
@@ -254,7 +270,7 @@ def test_how_far_a_log_has_come_is_noted_of_what_is_dirty_in_it(
     volume = VolumeId(7)
     tenures.mark_reach([(volume, epoch, reach), (VolumeId(9), epoch, reach)])
     assert tenures.look(volume).dirty_at is None
-    tenures.mark_dirty(volume, epoch, DIRTY)
+    tenures.mark_dirty(volume, epoch, DIRTY, LOGS)
     assert tenures.look(volume).dirty_at == DIRTY
     tenures.mark_reach([(volume, epoch - 1, reach), (volume, epoch, LogReach("other", 3, 9))])
     assert tenures.look(volume).dirty_at == DIRTY
@@ -265,10 +281,10 @@ def test_how_far_a_log_has_come_is_noted_of_what_is_dirty_in_it(
     assert noted == DIRTY._replace(done=3, synced=9)
     assert noted.reach == reach
     # It is dirty in that log already, since then, and the log is not less far.
-    tenures.mark_dirty(volume, epoch, DIRTY._replace(since=77.0))
+    tenures.mark_dirty(volume, epoch, DIRTY._replace(since=77.0), LOGS)
     assert tenures.look(volume).dirty_at == noted
     tenures.mark_clean(volume, epoch)
-    tenures.mark_dirty(volume, epoch, DIRTY)
+    tenures.mark_dirty(volume, epoch, DIRTY, LOGS)
     assert tenures.look(volume).dirty_at == DIRTY
 
 

@@ -27,15 +27,15 @@ class Recorded(Opened):
 
     async def _commit(self, record: str | None) -> None:
         await super()._commit(record)
-        (self.path.parent / "record").write_text(f"{self.version} {record or ''}")
+        (self.path.parent / "record").write_text(f"{self.begun} {record or ''}")
 
 
 def open_again(root: Path) -> Recorded:
     """Open what an earlier process has left."""
     record = root / "record"
-    version, named = record.read_text().split(" ") if record.exists() else ("0", "")
+    begun, named = record.read_text().split(" ") if record.exists() else ("0", "")
     below = FileDevice(root / "below", SIZE_BYTES)
-    return Recorded(root / "logs", below, named or None, int(version))
+    return Recorded(root / "logs", below, named or None, int(begun))
 
 
 def main(root: Path) -> None:

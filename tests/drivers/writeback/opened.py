@@ -34,7 +34,7 @@ class Opened:
     """A directory, the driver's record of one volume, and that volume while it is open."""
 
     def __init__(
-        self, path: Path, below: BlockDevice, record: str | None = None, version: int = 0
+        self, path: Path, below: BlockDevice, record: str | None = None, begun: int = 0
     ) -> None:
         self.path = path
         self.below = below
@@ -43,8 +43,8 @@ class Opened:
         """What the record says of a log besides its id."""
         self.commits: list[str | None] = []
         """What the record has become, in order."""
-        self.version = version
-        """How many commits there have been, of earlier processes, too."""
+        self.begun = begun
+        """How many logs the index has counted, of earlier processes, too."""
         self.refusing = False
         """Switch: the driver cannot commit."""
         self.gate: Signal | None = None
@@ -61,7 +61,7 @@ class Opened:
             self.path,
             BOUND_BYTES,
             self.scheduler.spawn,
-            LoggedPool("one", "a pool", lambda: self.version),
+            LoggedPool("one", "a pool", lambda _directory: self.begun),
             clock=lambda: self.now,
             segment_bytes=SEGMENT_BYTES,
         )
@@ -96,7 +96,7 @@ class Opened:
             raise FailedError("the cluster does not answer")
         self.record = record
         self.commits.append(record)
-        self.version += 1
+        self.begun += record is not None
 
     # -- running -------------------------------------------------------------------------------
 

@@ -37,13 +37,13 @@ def opened(tmp_path: Path, below: MemoryDevice) -> Iterator[Opened]:
     one.dispose()
 
 
-def serve(path: Path, pool: str, version: int) -> None:
+def serve(path: Path, pool: str, begun: int) -> None:
     """Open the directory as the daemon of a pool does, and end."""
     directory = WriteBackDirectory.open_directory(
         path,
         BOUND_BYTES,
         Background().spawn,
-        LoggedPool(pool, f"pool {pool}", lambda: version),
+        LoggedPool(pool, f"pool {pool}", lambda _directory: begun),
         segment_bytes=SEGMENT_BYTES,
     )
     directory.release()
@@ -82,11 +82,11 @@ def test_a_directory_without_logs_is_anybodys(opened: Opened) -> None:
     opened.close()
     opened.directory.release()
     aside = opened.log_path().rename(opened.path / "aside.old")
-    serve(opened.path, "one", opened.version - 1)
+    serve(opened.path, "one", opened.begun - 1)
     serve(opened.path, "second", 3)
     put_log(opened.path)
     with pytest.raises(ConflictError, match="of another pool: pool second"):
-        serve(opened.path, "one", opened.version)
+        serve(opened.path, "one", opened.begun)
     assert aside.is_dir()
 
 
@@ -97,9 +97,9 @@ def test_an_index_that_is_older_than_the_logs_is_refused(opened: Opened) -> None
     opened.die()
     before = files(opened.path)
     with pytest.raises(ConflictError, match="an older one was put in its place"):
-        serve(opened.path, "one", opened.version - 1)
+        serve(opened.path, "one", opened.begun - 1)
     assert files(opened.path) == before
-    serve(opened.path, "one", opened.version)
+    serve(opened.path, "one", opened.begun)
     opened.directory = opened._directory()
     opened.open()
     assert opened.read() == ONE
@@ -131,7 +131,9 @@ def test_logs_of_no_pool_are_refused(tmp_path: Path) -> None:
     assert (tmp_path / "logs" / f"{IMAGE}.0123456789abcdef").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b'{"format":2,"pool":"a","name":"b","version":1}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", b'{"format":2,"id":"i","pool":"a","name":"b","begun":1}']
+)
 def test_a_damaged_file_is_refused(tmp_path: Path, content: bytes) -> None:
     serve(tmp_path / "logs", "first", 7)
     (tmp_path / "logs" / FILE).write_bytes(content)

@@ -138,7 +138,7 @@ class World:
             self.root,
             BOUND_BYTES,
             self.scheduler.spawn,
-            LoggedPool("one", "a pool", lambda: self.commits),
+            LoggedPool("one", "a pool", lambda _directory: self.commits),
             clock=lambda: float(self._now),
             segment_bytes=SEGMENT_BYTES,
         )
