@@ -63,7 +63,8 @@ def find_dirty(nodes: OpenNodes) -> Found:
 
 async def write_back_left(nodes: OpenNodes, volume: VolumeId) -> None:
     """Write back what was left dirty here of a volume that is not open; then close it, unless it is
-    used. If it was discarded at another gateway, remove its log. Raises BockdError."""
+    used. If it was discarded at another gateway, remove its log. Raises DamagedError: the log
+    cannot be read, as far as is known, and the volume is not taken for that again; BockdError."""
 
     async def opening() -> None:
         image = nodes.left_dirty.get(volume)
@@ -71,8 +72,11 @@ async def write_back_left(nodes: OpenNodes, volume: VolumeId) -> None:
             return  # it was opened
         if not _is_dirty(nodes, volume, image):
             await nodes.fronts.discard_log(image)
+            nodes.refusals.pop(volume, None)
             del nodes.left_dirty[volume]
         elif nodes.is_dirty_here(volume):
+            if (why := nodes.refusals.get(volume)) is not None:
+                raise DamagedError(why)
             await nodes.open_volume(volume, Manner.POLITE)
 
     await nodes.exclusive(volume, opening)

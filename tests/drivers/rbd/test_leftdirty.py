@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from bockd.errors import ConflictError, InUseError
+from bockd.errors import ConflictError, DamagedError, InUseError
 from bockd.model import VolumeId
 from bockd.pool.caches import LogReach
 from bockd.pool.index import Transaction
@@ -177,6 +177,21 @@ def test_what_is_closed_may_be_dirty_with_nothing_left_to_write(lost: bool) -> N
         run_inline(gateway.nodes.close_volume(ID, keep_dirty=True))
     gateway.look()
     assert gateway.opened == [ID]
+
+
+def test_a_log_that_cannot_be_read_is_minded_until_it_is_discarded() -> None:
+    """Each attempt would take the volume."""
+    gateway = Gateway(replace(VOLUME, dirty_at=HERE))
+    find_dirty(gateway.nodes)
+    gateway.nodes.refusals[ID] = "the log is damaged"
+    for _ in range(2):
+        with pytest.raises(DamagedError, match="the log is damaged"):
+            gateway.look()
+    assert (gateway.opened, gateway.discarded) == ([], [])
+    gateway.put(VOLUME)
+    gateway.look()
+    assert (gateway.opened, gateway.discarded) == ([], [IMAGE])
+    assert gateway.nodes.refusals == {}
 
 
 def test_without_a_directory_of_logs_it_is_not_even_taken(caplog: pytest.LogCaptureFixture) -> None:
