@@ -66,10 +66,10 @@ async def write_back_left(nodes: OpenNodes, volume: VolumeId) -> None:
     used. If it was discarded at another gateway, remove its log. Raises DamagedError: the log
     cannot be read, as far as is known, and the volume is not taken for that again; BockdError."""
 
-    async def opening() -> None:
+    async def opening() -> bool:
         image = nodes.left_dirty.get(volume)
         if image is None:
-            return  # it was opened
+            return False  # it was opened
         if not _is_dirty(nodes, volume, image):
             await nodes.fronts.discard_log(image)
             nodes.refusals.pop(volume, None)
@@ -78,9 +78,11 @@ async def write_back_left(nodes: OpenNodes, volume: VolumeId) -> None:
             if (why := nodes.refusals.get(volume)) is not None:
                 raise DamagedError(why)
             await nodes.open_volume(volume, Manner.POLITE)
+            return True
+        return False
 
-    await nodes.exclusive(volume, opening)
-    await nodes.close_idle(NodeKind.VOLUME, volume)
+    if await nodes.exclusive(volume, opening):
+        await nodes.close_idle(NodeKind.VOLUME, volume)
 
 
 def _is_dirty(nodes: OpenNodes, volume: VolumeId, image: str) -> bool:

@@ -357,6 +357,9 @@ class OpenNodes:
         if opened is not None and opened.front.log is not None:
             try:
                 await opened.front.log.drain()
+            except VolumeTakenError as error:
+                # Whoever took it, or closes it in order meanwhile, has said so.
+                log.debug("writing volume %s back: %s", volume, error)
             except BockdError as error:
                 log.warning("writing volume %s back: %s", volume, error)
 

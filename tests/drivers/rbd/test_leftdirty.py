@@ -8,7 +8,14 @@ from typing import Any, cast
 
 import pytest
 
-from bockd.errors import ConflictError, DamagedError, InUseError
+from bockd.errors import (
+    BockdError,
+    ConflictError,
+    DamagedError,
+    InUseError,
+    UnavailableError,
+    VolumeTakenError,
+)
 from bockd.model import VolumeId
 from bockd.pool.caches import LogReach
 from bockd.pool.index import Transaction
@@ -223,6 +230,24 @@ def test_what_is_dirty_elsewhere_is_taken_without_a_directory_of_logs() -> None:
     with pytest.raises(InUseError, match="it is asked"):
         run_inline(nodes.use_volume(ID, Manner.FIRM))
     assert asked == [ID]
+
+
+def test_a_volume_that_is_closed_while_it_is_drained_is_no_trouble(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """At the end of the daemon, for example, when its last client has just left."""
+    gateway = Gateway(replace(VOLUME, dirty_at=HERE))
+    error: BockdError = VolumeTakenError("it was closed")
+
+    async def drain() -> None:
+        raise error
+
+    gateway.have_open(SimpleNamespace(drain=drain))
+    run_inline(gateway.nodes.drain(ID))
+    assert caplog.text == ""
+    error = UnavailableError("the cluster does not answer")
+    run_inline(gateway.nodes.drain(ID))
+    assert "writing volume 1 back: the cluster does not answer" in caplog.text
 
 
 def test_what_has_no_log_is_not_looked_for() -> None:
