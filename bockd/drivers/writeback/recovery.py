@@ -110,7 +110,9 @@ def recover(path: Path, image: str, log_id: str) -> Opened:
         segments: list[Segment] = []
         try:
             _refuse_another(path, progress, image, log_id)
-            segments += _open_segments(path, progress)
+            for number in _needed(path, progress):
+                one = Segment.open(segment_path(path, number), number, progress.log)
+                segments.append(one)
             return _recover(path, file, progress, segments)
         except BaseException:
             file.close()
@@ -124,15 +126,16 @@ def _refuse_another(path: Path, progress: Progress, image: str, log_id: str) -> 
         raise DamagedError(f"{path} is the write-back log of another volume")
 
 
-def _open_segments(path: Path, progress: Progress) -> list[Segment]:
-    """Open the segments that are needed."""
+def _needed(path: Path, progress: Progress) -> list[int]:
+    """Return the numbers of the segments that are needed, all of which are there. Raises
+    DamagedError."""
     found = [int(one.stem) for one in path.iterdir() if one.suffix == SUFFIX]
     numbers = [one for one in found if one >= progress.first]
     expected = list(range(progress.first, progress.first + len(numbers)))
     if not numbers or sorted(numbers) != expected:
         missing = min(set(expected or [progress.first]) - set(numbers))
         raise DamagedError(f"{segment_path(path, missing)} is missing")
-    return [Segment.open(segment_path(path, one), one, progress.log) for one in expected]
+    return expected
 
 
 def _recover(path: Path, file: ProgressFile, progress: Progress, segments: list[Segment]) -> Opened:

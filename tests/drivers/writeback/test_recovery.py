@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -181,6 +182,19 @@ def test_a_missing_segment_is_damage(opened: Opened) -> None:
     path.unlink()
     with pytest.raises(DamagedError, match=r"00000001\.seg is missing"):
         opened.again()
+
+
+def test_what_was_opened_of_a_damaged_log_is_closed(opened: Opened) -> None:
+    """Each client that tries again opens it again; a long log has a thousand segments."""
+    for at in range(40):
+        opened.write(at * BLOCK_SIZE, block(at))
+    second = segment(opened).with_name("00000002.seg")
+    opened.close()
+    change(second, 0, bytes(512))
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(DamagedError):
+        opened.open()
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_log_whose_last_segment_is_gone_is_damage(opened: Opened) -> None:
