@@ -412,6 +412,7 @@ RARE = {
     "begins_with_an_ending_log",
     "begins_beside_writes_below",
     "closes_while_files_change",
+    "flush_of_a_drained_log",
     "progress_comes_late",
     "progress_has_one_slot",
     "recovered_epoch_goes_on",
