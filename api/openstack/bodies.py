@@ -273,7 +273,11 @@ class HoldBody(Body):
 
 
 class ReleaseBody(Body):
-    """`bockd-release` needs nothing more."""
+    """What `bockd-release` may ask for."""
+
+    reason: Text | None = Field(
+        None, description="The reason that it is held for: it is not released from another hold"
+    )
 
 
 class VolumeAction(Body):

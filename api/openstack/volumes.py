@@ -79,7 +79,7 @@ def volume_router(
         elif body.hold is not None:
             await storage.hold_volume(tenant, volume, body.hold.reason, body.hold.instead_of)
         elif body.release is not None:
-            await storage.release_volume(tenant, volume)
+            await storage.release_volume(tenant, volume, body.release.reason)
         else:
             await storage.reopen_volume(tenant, volume)
         return Response(status_code=status.HTTP_202_ACCEPTED)

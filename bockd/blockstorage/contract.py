@@ -415,9 +415,11 @@ class BlockStorage(Protocol):
         """
         ...
 
-    async def release_volume(self, tenant: TenantId, volume: VolumeId) -> None:
-        """Make a volume that is held available again. Raises InvalidStateError if it is not
-        held."""
+    async def release_volume(
+        self, tenant: TenantId, volume: VolumeId, reason: str | None = None
+    ) -> None:
+        """Make a volume that is held available again. Raises InvalidStateError if it is not held,
+        ConflictError if it is held for another reason than the one given."""
         ...
 
     async def volume_space(self, tenant: TenantId, volume: VolumeId) -> Space:

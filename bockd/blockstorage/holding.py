@@ -59,9 +59,9 @@ class Holds:
             rules.refuse_state(NodeKind.VOLUME, volume, f"it has {others} users; end them first")
         await self._pool.close_idle(NodeKind.VOLUME, volume)
 
-    async def release(self, tenant: TenantId, volume: VolumeId) -> None:
-        """Make a volume that is held available again."""
-        await self._context.update(lambda txn: _release(txn, tenant, volume))
+    async def release(self, tenant: TenantId, volume: VolumeId, reason: str | None = None) -> None:
+        """Make a volume that is held, for this reason if one is given, available again."""
+        await self._context.update(lambda txn: _release(txn, tenant, volume, reason))
 
 
 def refuse_held(txn: Transaction, volume: VolumeId) -> None:
@@ -90,11 +90,11 @@ def _take_back(txn: Transaction, tenant: TenantId, volume: VolumeId, reason: str
     """Undo a hold that found users, unless somebody else has released or held the volume since."""
     found = Ledger(txn).volume(tenant, volume)
     if found.status is Status.MAINTENANCE and found.hold == reason:
-        _release(txn, tenant, volume)
+        _release(txn, tenant, volume, reason)
 
 
-def _release(txn: Transaction, tenant: TenantId, volume: VolumeId) -> None:
+def _release(txn: Transaction, tenant: TenantId, volume: VolumeId, reason: str | None) -> None:
     ledger = Ledger(txn)
     found = ledger.volume(tenant, volume)
-    rules.check_can_be_released(volume, found.status)
+    rules.check_can_be_released(volume, found.status, found.hold, reason)
     ledger.put_volume(tenant, replace(found, status=Status.AVAILABLE, hold=None))

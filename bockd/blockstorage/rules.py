@@ -155,10 +155,15 @@ def check_can_be_held(
         refuse_state(NodeKind.VOLUME, volume, f"it is not held any more ({instead_of})")
 
 
-def check_can_be_released(volume: int, status: Status) -> None:
-    """Check that a volume is held. Raise InvalidStateError otherwise."""
+def check_can_be_released(
+    volume: int, status: Status, hold: str | None, reason: str | None
+) -> None:
+    """Check that a volume is held, for this reason if one is given. Raises InvalidStateError,
+    ConflictError."""
     if status is not Status.MAINTENANCE:
         refuse_state(NodeKind.VOLUME, volume, f"it is not held; it is {status}")
+    if reason not in (None, hold):
+        raise ConflictError(f"volume {volume} is held for another reason now ({hold})")
 
 
 def check_can_be_reverted(volume: int, status: Status) -> None:

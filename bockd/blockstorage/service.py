@@ -127,8 +127,10 @@ class PoolBlockStorage:
     ) -> None:
         await self._runner.run(self._holds.hold(tenant, volume, reason, instead_of))
 
-    async def release_volume(self, tenant: TenantId, volume: VolumeId) -> None:
-        await self._runner.run(self._holds.release(tenant, volume))
+    async def release_volume(
+        self, tenant: TenantId, volume: VolumeId, reason: str | None = None
+    ) -> None:
+        await self._runner.run(self._holds.release(tenant, volume, reason))
 
     async def volume_space(self, tenant: TenantId, volume: VolumeId) -> Space:
         return await self._runner.run(self._changes.volume_space(tenant, volume))

@@ -214,9 +214,10 @@ class StorageClient:
         while it is used, or held for another reason."""
         return self._act(volume, {"bockd-hold": {"reason": reason, "instead_of": instead_of}})
 
-    def release_volume(self, volume: int) -> Volume:
-        """Make a volume that is held available again. Raises InvalidStateError."""
-        return self._act(volume, {"bockd-release": None})
+    def release_volume(self, volume: int, *, reason: str | None = None) -> Volume:
+        """Make a volume that is held available again. Raises InvalidStateError if it is not held,
+        ConflictError if it is held for another reason than the one given."""
+        return self._act(volume, {"bockd-release": {"reason": reason}})
 
     def delete_volume(self, volume: int) -> None:
         """Delete a volume. Raises InvalidStateError while a client is connected."""

@@ -326,7 +326,8 @@ def release(volume: str, yes: bool, as_json: bool) -> None:
     state = f"it is held ({found.hold})" if found.hold else "its migration is not finished"
     confirm(f"Use volume {found.id} ({found.name}) again, although {state}?", yes=yes)
     if found.hold is not None or not snapshots_of_migrations(client, found.id):
-        released = client.release_volume(found.id)
+        # Whoever has held it since the question was asked keeps it.
+        released = client.release_volume(found.id, reason=found.hold or "")
     delete_leftovers(client, found.id)
     report(
         released, f"volume {released.id} ({released.name}) is {released.status}", as_json=as_json

@@ -199,9 +199,11 @@ class MemoryBlockStorage(BlockStorage):
             found, status=Status.MAINTENANCE, hold=rules.check_reason(reason)
         )
 
-    async def release_volume(self, tenant: TenantId, volume: VolumeId) -> None:
+    async def release_volume(
+        self, tenant: TenantId, volume: VolumeId, reason: str | None = None
+    ) -> None:
         found = await self.show_volume(tenant, volume)
-        rules.check_can_be_released(volume, found.status)
+        rules.check_can_be_released(volume, found.status, found.hold, reason)
         self.volumes_of(tenant)[volume] = dataclasses.replace(
             found, status=Status.AVAILABLE, hold=None
         )

@@ -9,7 +9,13 @@ import pytest
 from bockd.blockstorage.contract import NewSnapshot, Status, TenantId, Volume
 from bockd.blockstorage.holding import refuse_held
 from bockd.blockstorage.service import PoolBlockStorage
-from bockd.errors import InUseError, InvalidRequestError, InvalidStateError, NotFoundError
+from bockd.errors import (
+    ConflictError,
+    InUseError,
+    InvalidRequestError,
+    InvalidStateError,
+    NotFoundError,
+)
 from bockd.model import GIB
 from bockd.runtime.steps import run_inline
 from tests.blockstorage.store import Store, force_status
@@ -19,8 +25,8 @@ def hold(store: Store, tenant: TenantId, volume: Volume, reason: str = "a test")
     store.run(lambda s: s.hold_volume(tenant, volume.id, reason))
 
 
-def release(store: Store, tenant: TenantId, volume: Volume) -> None:
-    store.run(lambda s: s.release_volume(tenant, volume.id))
+def release(store: Store, tenant: TenantId, volume: Volume, reason: str | None = None) -> None:
+    store.run(lambda s: s.release_volume(tenant, volume.id, reason))
 
 
 def test_held_until_released_also_by_the_next_daemon(store: Store, tenant: TenantId) -> None:
@@ -45,6 +51,19 @@ def test_held_until_released_also_by_the_next_daemon(store: Store, tenant: Tenan
         release(store, tenant, volume)
     with pytest.raises(InvalidStateError, match="not held any more"):
         store.run(lambda s: s.hold_volume(tenant, volume.id, "now", "for another one"))
+    assert store.look(tenant, volume).status is Status.AVAILABLE
+    store.assert_sound()
+
+
+def test_a_release_ends_the_hold_that_it_names(store: Store, tenant: TenantId) -> None:
+    volume = store.volume(tenant)
+    hold(store, tenant, volume, "a new one")
+    for other in ("an old one", ""):
+        with pytest.raises(ConflictError, match=r"another reason now \(a new one\)"):
+            release(store, tenant, volume, other)
+        found = store.look(tenant, volume)
+        assert (found.status, found.hold) == (Status.MAINTENANCE, "a new one")
+    release(store, tenant, volume, "a new one")
     assert store.look(tenant, volume).status is Status.AVAILABLE
     store.assert_sound()
 

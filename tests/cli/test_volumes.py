@@ -191,6 +191,22 @@ def test_deleting_asks_at_a_terminal(daemon: Daemon) -> None:
     assert Terminal(daemon, "bock", "volume", "delete", "asked", "--yes").end() == 0
 
 
+@pytest.mark.parametrize("hold", ["a move", None])
+def test_a_release_leaves_a_hold_that_was_not_asked_about(daemon: Daemon, hold: str | None) -> None:
+    """The volume is held for another reason while the question waits for its answer."""
+    volume = daemon.bock_json("volume", "create", f"asked-{hold}", "--size", "1M")["id"]
+    with daemon.storage() as storage:
+        if hold is not None:
+            storage.hold_volume(volume, hold)
+        agreed = Terminal(daemon, "bock", "volume", "release", str(volume))
+        agreed.wait_for("[y/N]: ")
+        storage.hold_volume(volume, "another one", instead_of=hold)
+        agreed.type("y\n")
+        assert agreed.end() == 1
+        assert "held for another reason now (another one)" in agreed.seen
+        assert storage.show_volume(volume).hold == "another one"
+
+
 def test_info_names_the_data_directory(daemon: Daemon) -> None:
     assert daemon.bock_json("info")["data_dir"] == str(daemon.data_dir)
     assert re.search(rf"^data directory +{daemon.data_dir}$", daemon.bock("info"), re.MULTILINE)

@@ -248,6 +248,7 @@ BAD_ACTIONS: list[Any] = [
     {"bockd-set-cache": None},
     {"bockd-set-cache": {"mode": "fast"}},
     {"bockd-discard-cache": 1},
+    {"bockd-release": {"reason": 1}},
     {"os-reset_status": {"status": "available"}},
 ]
 
@@ -312,7 +313,11 @@ def test_hold_and_release(served: Served) -> None:
         refuses_state(act(client, volume, bockd_hold={"reason": "other"}))
         other = {"reason": "other", "instead_of": "a move"}
         assert act(client, volume, bockd_hold=other).status_code == 202
+        assert act(client, volume, bockd_release={"reason": "a move"}).status_code == 409
         assert show(client, volume)["bockd"]["hold"] == "other"
+        assert act(client, volume, bockd_release={"reason": "other"}).status_code == 202
+        assert show(client, volume)["status"] == "available"
+        assert act(client, volume, bockd_hold={"reason": "other"}).status_code == 202
         assert act(client, volume, bockd_release=None).status_code == 202
         freed = show(client, volume)
         assert (freed["status"], "hold" in freed["bockd"]) == ("available", False)
