@@ -81,8 +81,8 @@ class Migration:
         self._tell = tell
         self.source = here.find_volume(volume)
         self._origin = origin_of(here.tenant_id, self.source)
-        self._held_as = self.source.hold
-        """As this run has held the source, or begins to."""
+        self._held_as = self.source.hold or ""
+        """As this run has held the source, or begins to; empty: not at all."""
 
     def run(self, *, live: bool = False, verify: bool = True) -> Volume:
         """Move the volume, or go on where an earlier run was. Return the target, in use from now
@@ -96,7 +96,8 @@ class Migration:
             else:
                 self._move_held(target, verify=verify)
             moved = target.id
-        found = finish_target(self._place, moved, self._here.show_volume(self.source.id))
+        source = self._here.show_volume(self.source.id)
+        found = finish_target(self._place, moved, self._origin, source)
         delete_leftovers(self._here, self.source.id)
         return found
 
@@ -109,9 +110,11 @@ class Migration:
         target = find_target(self._place, self._origin, self._called())
         if target is not None:
             self._delete(target)
+        else:
+            self._check_hold()
         delete_leftovers(self._here, self.source.id)
         if self._moving() is not None:
-            self._here.release_volume(self.source.id)
+            self._here.release_volume(self.source.id, reason=self.source.hold)
 
     def delete_source(self) -> None:
         """Delete the source of a volume that has moved."""
@@ -124,8 +127,7 @@ class Migration:
 
     def _moving(self) -> str | None:
         """The name of the move that holds the source, if one does."""
-        found = _MOVING.fullmatch(self.source.hold or "")
-        return None if found is None else found[1]
+        return _name_of_move(self.source.hold or "")
 
     def _moved_to(self) -> int | None:
         """The id of the target, if that is the volume in use."""
@@ -184,6 +186,10 @@ class Migration:
         """Raise ConflictError if the volume has moved, or is held, since this run looked at it: who
         moves it is connected to the target until that is committed. Raises InUseError."""
         target.wait_until_alone()
+        self._check_hold()
+
+    def _check_hold(self) -> None:
+        """Raise ConflictError if the hold of the source is not what this run has read."""
         if self._here.show_volume(self.source.id).hold != self.source.hold:
             raise passed_over(self._called())
 
@@ -200,7 +206,7 @@ class Migration:
         try:
             self._hold()
         except InvalidStateError as error:
-            if self._status() not in _USED:
+            if self._moving() is not None or self._status() not in _USED:
                 raise
             raise InvalidStateError(
                 f"{error}; with --live the volume is copied while it is used"
@@ -214,20 +220,25 @@ class Migration:
         name = self._moving() or secrets.token_hex(4)
         self._held_as = f"migration {name} to {self._place.address}"[:MAX_REASON_LENGTH]
         # Also if it is held: if the daemon died before it looked for users, they are found now.
-        self._hold_as(self._held_as)
+        # But not if it was released since it was read: the snapshot of that hold is old then.
+        self._hold_as(self._held_as, instead_of=self.source.hold)
 
-    def _hold_as(self, reason: str, *, instead_of: str | None = None) -> None:
+    def _hold_as(self, reason: str, *, instead_of: str | None) -> None:
         with explained(self._here, self.source):
-            self.source = self._here.hold_volume(self.source.id, reason, instead_of=instead_of)
+            held = self._here.hold_volume(self.source.id, reason, instead_of=instead_of)
+        if held.hold != reason:  # it was released before it was read
+            raise passed_over(self._called())
+        self.source = held
 
     def _finish_copy(self, filling: Filling) -> None:
         """Copy what the source holds since it is held."""
-        filling.bring_to(take_for_migration(self._here, self.source.id, self._moving()))
+        name = _name_of_move(self._held_as)
+        filling.bring_to(take_for_migration(self._here, self.source.id, name))
 
     def _switch(self, target: Target) -> None:
         """Make the target the volume in use, unless the source was released meanwhile."""
         moved_to = f"{MOVED}{target.id} at {self._place.address}"
-        self._hold_as(moved_to[:MAX_REASON_LENGTH], instead_of=self.source.hold)
+        self._hold_as(moved_to[:MAX_REASON_LENGTH], instead_of=self._held_as)
 
     # -- while the source is used ------------------------------------------------------------
 
@@ -292,10 +303,14 @@ class Migration:
         try:
             yield
         except BaseException:
-            with suppress(BockdError):
-                # Asked for: an answer may have been lost. If the switch is still to come, it is
-                # refused when the source is not held.
-                now = self._here.show_volume(self.source.id)
-                if now.hold is not None and now.hold == self._held_as:
-                    self._here.release_volume(now.id)
+            # Whether the hold or the switch was carried out is not known if an answer was lost.
+            # What is still to come of a switch is refused when the source is not held.
+            if self._held_as:
+                with suppress(BockdError):
+                    self._here.release_volume(self.source.id, reason=self._held_as)
             raise
+
+
+def _name_of_move(hold: str) -> str | None:
+    found = _MOVING.fullmatch(hold)
+    return None if found is None else found[1]

@@ -43,6 +43,11 @@ class Progress:
     """Which attachment it was filled through, as `_way` has it."""
 
     @property
+    def is_complete(self) -> bool:
+        """Whether all of one snapshot is copied."""
+        return self.base is not None and self.base == self.snapshot
+
+    @property
     def needed(self) -> frozenset[str]:
         """The snapshots without which the target cannot be brought to a later one."""
         return frozenset(one for one in (self.base, self.snapshot) if one is not None)
@@ -155,11 +160,18 @@ def create_target(place: Elsewhere, origin: str, called: str, source: Volume) ->
     return Target(place, created, called)
 
 
-def finish_target(place: Elsewhere, volume: int, source: Volume) -> Volume:
-    """Make a complete target a volume like others, and return it. Raises BockdError."""
+def finish_target(place: Elsewhere, volume: int, origin: str, source: Volume) -> Volume:
+    """Make a complete target a volume like others, and return it. Raises BockdError, ConflictError
+    for a volume that is not the complete copy."""
     target = place.client.show_volume(volume)
     # Before anybody can use it: what has this key another run may take for unfinished.
     if KEY in target.metadata:
+        progress = read_progress(target)
+        if progress.origin != origin or not progress.is_complete:
+            raise ConflictError(
+                f"volume {volume} there ({target.name}) is not the complete copy of volume "
+                f"{source.id} ({source.name})"
+            )
         place.client.edit_volume(volume, source.name, source.description, source.metadata)
     if target.attachment is not None and target.attachment.server == SERVER:
         place.client.detach(target.attachment)

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from bockd.cli import migration
-from bockd.cli.migrationtarget import KEY, SERVER, Target
+from bockd.cli.migrationtarget import KEY, SERVER, Progress, Target, written
+from bockd.cli.records import Volume
 from bockd.cli.storage import StorageClient
 from bockd.errors import ConflictError
 from bockd.model import MIB
@@ -43,16 +44,32 @@ RUNS: dict[str, Run] = {
 }
 
 
-def once_before(patch: pytest.MonkeyPatch, method: str, other: Callable[[], object]) -> None:
-    """Have another command run before a method of the target is called the next time."""
-    call = getattr(Target, method)
+def once_before(
+    patch: pytest.MonkeyPatch, owner: object, function: str, other: Callable[[], object]
+) -> None:
+    """Have another command run before a function, or a method of a class, is called the next
+    time."""
+    call = getattr(owner, function)
 
-    def passed(target: Target, *arguments: Any) -> Any:
-        patch.setattr(Target, method, call)
+    def passed(*arguments: Any, **more: Any) -> Any:
+        patch.setattr(owner, function, call)
         other()
-        return call(target, *arguments)
+        return call(*arguments, **more)
 
-    patch.setattr(Target, method, passed)
+    patch.setattr(owner, function, passed)
+
+
+def hold(two: Two, name: str) -> None:
+    """Stop a move of a held volume where all is copied."""
+    assert killed(lambda: two.migrate(name), StorageClient, "hold_volume", 2, "before")
+
+
+def release_and_write(two: Two, name: str) -> None:
+    with two.here.storage() as storage:
+        storage.release_volume(show(two.here, name).id)
+    with two.here.connected(name) as client:
+        client.pwrite(b"newer" * 1000, MIB)
+    two.here.wait_until_unused(name)
 
 
 @pytest.mark.parametrize("how", RUNS)
@@ -71,7 +88,7 @@ def test_what_another_command_has_moved_is_left_alone(
         two.there.wait_until_unused(name)
 
     with two.move(name) as move:
-        once_before(monkeypatch, "wait_until_alone", other)
+        once_before(monkeypatch, Target, "wait_until_alone", other)
         with pytest.raises(ConflictError, match="another command has gone on"):
             RUNS[how](move)
     target = show(two.there, name)
@@ -88,7 +105,7 @@ def test_a_moved_volume_is_not_deleted_for_an_unknown_target(
     content = two.fill("unknown")
     interrupt(two, "unknown")
     with two.move("unknown") as move:
-        once_before(monkeypatch, "is_as_left", lambda: two.migrate("unknown"))
+        once_before(monkeypatch, Target, "is_as_left", lambda: two.migrate("unknown"))
         with pytest.raises(ConflictError, match="another command has gone on"):
             move.run(live=True)
     two.assert_moved("unknown", content)
@@ -111,7 +128,7 @@ def test_what_another_command_has_copied_is_not_forgotten(
         interrupt(two, name)
 
     with two.move(name) as move:
-        once_before(monkeypatch, "wait_until_alone", other)
+        once_before(monkeypatch, Target, "wait_until_alone", other)
         with pytest.raises(ConflictError, match="another command has gone on"):
             RUNS[how](move)
     content = read(two.here, name)
@@ -130,3 +147,119 @@ def test_killed_when_it_is_complete_nobody_takes_it_for_unfinished(two: Two) -> 
     two.migrate("complete")
     two.assert_moved("complete", content)
     two.forget("complete")
+
+
+# -- the hold of the source --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["live", "held"])
+def test_a_source_that_was_released_is_not_held_by_the_name_of_its_old_snapshot(
+    two: Two, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was written since is not in that snapshot."""
+    name = f"freed-{how}"
+    two.fill(name)
+    hold(two, name)
+    with two.move(name) as move:
+        once_before(monkeypatch, migration.Migration, "_hold", lambda: release_and_write(two, name))
+        with pytest.raises(ConflictError, match="not held any more"):
+            RUNS[how](move)
+    assert show(two.here, name).status == "available"
+    content = read(two.here, name)
+    assert content[MIB : MIB + 5000] == b"newer" * 1000
+    two.here.wait_until_unused(name)
+    two.migrate(name)
+    two.assert_moved(name, content)
+    two.forget(name)
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_a_source_that_is_released_as_soon_as_it_is_held_does_not_move(
+    two: Two, live: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is released before the command has read the answer."""
+    name = f"at-once-{live}"
+    two.fill(name)
+    held = StorageClient.hold_volume
+
+    def passed(client: StorageClient, volume: int, reason: str, **more: Any) -> Volume:
+        monkeypatch.setattr(StorageClient, "hold_volume", held)
+        once_before(monkeypatch, StorageClient, "show_volume", lambda: release_and_write(two, name))
+        return held(client, volume, reason, **more)
+
+    monkeypatch.setattr(StorageClient, "hold_volume", passed)
+    with pytest.raises(ConflictError, match="another command has gone on"):
+        two.migrate(name, live=live)
+    assert show(two.here, name).status == "available"
+    content = read(two.here, name)
+    two.here.wait_until_unused(name)
+    two.migrate(name)
+    two.assert_moved(name, content)
+    two.forget(name)
+
+
+@pytest.mark.parametrize(
+    ("moment", "told"),
+    [
+        ("find_target", "another command has gone on"),
+        ("delete_leftovers", "held for another reason now"),
+    ],
+)
+def test_cancelled_without_a_target_what_has_moved_is_not_used_here_again(
+    two: Two, moment: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = two.fill(moment)
+    with two.move(moment) as first, two.here.storage() as storage:
+        reason = f"migration 0123abcd to {first._place.address}"
+        storage.hold_volume(first.source.id, reason)
+    with two.move(moment) as move:
+        once_before(monkeypatch, migration, moment, lambda: two.migrate(moment))
+        with pytest.raises(ConflictError, match=told):
+            move.cancel()
+    two.assert_moved(moment, content)
+    two.forget(moment)
+
+
+def test_interrupted_in_the_switch_what_has_moved_is_not_used_here_again(
+    two: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon carries the request out while the command gives up."""
+    content = two.fill("late")
+    with two.move("late") as move:
+        switch = move._switch
+
+        def interrupted(target: Target) -> None:
+            once_before(monkeypatch, StorageClient, "release_volume", lambda: switch(target))
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(move, "_switch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            move.run(live=True)
+    assert (show(two.here, "late").hold or "").startswith("migrated to")
+    two.migrate("late")
+    two.assert_moved("late", content)
+    two.forget("late")
+
+
+NOT_THE_COPY = {
+    "another's": lambda origin: Progress("0" * 32, "migration-1", 9 * MIB, "migration-1"),
+    "blank": lambda origin: Progress(origin),
+    "half": lambda origin: Progress(origin, "migration-2", MIB, "migration-1"),
+}
+
+
+@pytest.mark.parametrize("what", NOT_THE_COPY)
+def test_only_the_complete_copy_becomes_a_volume_like_others(two: Two, what: str) -> None:
+    """Whatever id the hold of the source names."""
+    two.fill(what)
+    with two.move(what) as move, two.here.storage() as here, two.there.storage() as there:
+        notes = {KEY: written(NOT_THE_COPY[what](move._origin))}
+        other = there.create_volume("other", MIB, metadata=notes)
+        reason = f"migrated to volume {other.id} at {move._place.address}"
+        here.hold_volume(move.source.id, reason)
+        with pytest.raises(ConflictError, match="not the complete copy"):
+            two.migrate(what)
+        now = there.show_volume(other.id)
+        assert (now.name, now.metadata) == ("other", notes)
+        there.delete_volume(other.id)
+    two.forget(what)
