@@ -23,9 +23,9 @@ def make_durable(path: Path) -> None:
     """Do what `make_private` does, so that the directory outlasts a power cut. Raises OSError."""
     missing = _missing(path)
     # Whoever made the one that is there may have been killed before it was synced; not so if this
-    # process could not have made it.
+    # process could not have made it, or may not open what it is in.
     parent = (missing[0].parent if missing else path).parent
-    if os.access(parent, os.W_OK):
+    if os.access(parent, os.R_OK | os.W_OK):
         sync_directory(parent)
     for directory in missing:
         os.makedirs(directory, mode=0o700, exist_ok=True)

@@ -76,15 +76,16 @@ def test_what_cannot_be_synced_is_an_error_of_ours(disk: Disk) -> None:
         claim(disk.root / "one")
 
 
-def test_a_directory_that_only_others_can_have_made_is_not_synced(
-    disk: Disk, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("denied_mode", [os.R_OK, os.W_OK])
+def test_what_may_not_be_read_or_written_above_a_directory_is_not_synced(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch, denied_mode: int
 ) -> None:
-    """Its parent may not be readable."""
+    """Only others can have made what is in it, or it cannot be opened."""
     (disk.root / "one").mkdir()
     disk.fails = True
 
     def denied(path: Path, mode: int) -> bool:
-        return (path, mode) != (disk.root, os.W_OK)
+        return path != disk.root or not mode & denied_mode
 
     monkeypatch.setattr(os, "access", denied)
     make_durable(disk.root / "one")
