@@ -72,9 +72,12 @@ class Child:
                         self.said.append(words[0])
                     self._changed.notify_all()
 
-    def wait_for(self, word: str) -> None:
+    def wait_for(self, *words: str) -> None:
+        """Return when it has said one of them."""
         with self._changed:
-            assert self._changed.wait_for(lambda: word in self.said, 60), self.said
+            assert self._changed.wait_for(lambda: any(one in self.said for one in words), 60), (
+                self.said
+            )
 
     def wait_for_writes(self) -> None:
         """Until each block was written again, twice."""
@@ -250,7 +253,8 @@ def test_a_gateway_that_hung_lands_nothing_when_it_goes_on(
         for block in range(BLOCKS // 2):
             here.write(block, AFTER + block)
         there.process.send_signal(signal.SIGCONT)
-        there.wait_for("lost")
+        # It reads that it was asked, or a write fails first.
+        there.wait_for("given", "lost")
         for block in range(BLOCKS // 2):
             assert here.read(block) == AFTER + block
         there.end()
