@@ -61,8 +61,8 @@ test-ceph-driver: setup-test ## run all tests of the driver for Ceph (ARGS as ab
 test-ceph-debian13: ## the same in a root of Debian 13, with its release of Ceph (as root; ARGS as above)
 	@.setup/tree-in trixie make test-ceph-driver ARGS="$(ARGS)"
 
-test-kills: setup-test ## kill commands at each of their steps: minutes, and not in `make test`
-	@.venv/bin/python -m pytest tests/daemon -m long_kills $(ARGS)
+test-kills: setup-test ## kill daemons and commands at more of their steps: minutes, and not in `make test`
+	@.venv/bin/python -m pytest tests/crash tests/daemon -m long_kills $(ARGS)
 
 test-keystone: setup ## run the tests that need a real Keystone, which this installs into .cache
 	@.setup/keystone
