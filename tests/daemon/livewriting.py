@@ -13,6 +13,7 @@ from random import Random
 from typing import Any
 
 import nbd
+import pytest
 
 from bockd.errors import BockdError
 from tests.daemon.migrating import SIZE, Two, show, volumes
@@ -140,6 +141,13 @@ def die() -> None:
 def press_ctrl_c(_text: str) -> None:
     """What a user does who does not want to wait."""
     raise KeyboardInterrupt
+
+
+def interrupt(two: Two, name: str) -> None:
+    """Stop a live move where it waits for a client: there is a target, and the source is used."""
+    with two.here.connected(name), pytest.raises(KeyboardInterrupt):
+        two.migrate(name, live=True, tell=press_ctrl_c)
+    two.here.wait_until_unused(name)
 
 
 def assert_usable_or_held(two: Two, name: str) -> bool:

@@ -26,7 +26,7 @@ from tests.daemon.livewriting import (
     assert_nothing_left,
     assert_usable_or_held,
     die,
-    press_ctrl_c,
+    interrupt,
     run_live,
 )
 from tests.daemon.migrating import SIZE, Two, killed, read, show, snapshots, volumes
@@ -44,13 +44,6 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Two]:
         for one in (here, there):
             one.expect_in_log("is held")
         yield Two(here, there, str(work / "there"))
-
-
-def interrupt(two: Two, name: str) -> None:
-    """Stop a move where it waits for a client."""
-    with two.here.connected(name), pytest.raises(KeyboardInterrupt):
-        two.migrate(name, live=True, tell=press_ctrl_c)
-    two.here.wait_until_unused(name)
 
 
 def pwrite(daemon: Bockd, export: str, data: bytes, offset: int) -> None:

@@ -14,7 +14,7 @@ from bockd.cli.records import Volume
 from bockd.cli.storage import StorageClient
 from bockd.errors import ConflictError
 from bockd.model import MIB
-from tests.daemon.livewriting import press_ctrl_c
+from tests.daemon.livewriting import interrupt
 from tests.daemon.migrating import Two, killed, read, show
 from tests.daemon.process import serving
 
@@ -26,13 +26,6 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Two]:
         for one in (here, there):
             one.expect_in_log("is held")
         yield Two(here, there, str(work / "there"))
-
-
-def interrupt(two: Two, name: str) -> None:
-    """Have a target, and the source in use still."""
-    with two.here.connected(name), pytest.raises(KeyboardInterrupt):
-        two.migrate(name, live=True, tell=press_ctrl_c)
-    two.here.wait_until_unused(name)
 
 
 Run = Callable[[migration.Migration], object]
