@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from bockd.cli.backup import back_up
 from bockd.directories import claim_directory, make_durable
+from bockd.drivers.local.newpool import make_pool
 from bockd.errors import DeviceError
 
 LOCK = "a.lock"
@@ -29,7 +31,7 @@ class Disk:
             raise OSError(5, "Input/output error")
         self._fsync(fd)
         path = Path(os.readlink(f"/proc/self/fd/{fd}"))
-        if path.is_relative_to(self.root):
+        if path.is_relative_to(self.root) and path.is_dir():
             self.durable.update(path.iterdir())
 
     def has(self, path: Path) -> bool:
@@ -89,3 +91,12 @@ def test_what_may_not_be_read_or_written_above_a_directory_is_not_synced(
 
     monkeypatch.setattr(os, "access", denied)
     make_durable(disk.root / "one")
+
+
+def test_a_new_pool_and_a_backup_of_it_outlast_a_power_cut(disk: Disk) -> None:
+    pool, backup = disk.root / "of pools" / "one", disk.root / "of backups" / "one"
+    make_pool(pool)
+    back_up(pool, backup, lambda _done, _total: None)
+    for root in (pool, backup):
+        assert disk.has(root / "index" / "data.mdb")
+        assert disk.has(root / "layers")

@@ -28,7 +28,7 @@ from typing import Any
 
 import msgspec
 
-from bockd.directories import make_private, sync_directory
+from bockd.directories import make_durable, make_private, sync_directory
 from bockd.drivers.local.access import StoreAccess
 from bockd.drivers.local.format import cells
 from bockd.drivers.local.format.blockmap import own_leaves
@@ -115,7 +115,8 @@ class Backup:
         root = self._target.root
         self._refuse_target(root)
         try:
-            for directory in (root, self._target.locks, self._target.layers, self._target.index):
+            make_durable(root)
+            for directory in (self._target.locks, self._target.layers, self._target.index):
                 make_private(directory)
             make_private(self._target.discarded)
             self._lock = FileLock.acquire(

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import ParamSpec, Self, TypeVar
 
-from bockd.directories import make_private
+from bockd.directories import make_durable, make_private
 from bockd.drivers.local.access import StoreAccess
 from bockd.drivers.local.format.catalogue import Catalogue
 from bockd.drivers.local.format.cells import CELLS
@@ -120,7 +120,9 @@ class Registry:
         """
         layout = Layout(root)
         try:
-            for directory in (layout.root, layout.locks, layout.index):
+            make_durable(layout.root)
+            # These are synced with what is in the root.
+            for directory in (layout.locks, layout.index):
                 make_private(directory)
             lock = FileLock.acquire(
                 layout.pool_lock,
