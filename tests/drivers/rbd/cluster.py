@@ -284,20 +284,29 @@ class Cluster:
             time.sleep(0.1)
 
     def wait_until_whole(self) -> None:
-        """Return when all OSDs work and have all there is. AssertionError: they do not come to."""
-        self.wait_for(lambda: self.up() == self.osds and self._is_clean())
+        """Return when all OSDs work and have all there is. AssertionError: they do not come to, and
+        how they are instead."""
+        try:
+            self.wait_for(lambda: self.up() == self.osds and self._is_clean())
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {self.up()} work; {self._states()}") from error
 
     def _is_clean(self) -> bool:
-        pool = self._admin.pool_lookup(POOL)
-        return all(self._is_clean_group(f"{pool}.{one:x}") for one in range(PLACEMENT_GROUPS))
+        return set(self._states().values()) == {"active+clean"}
 
-    def _is_clean_group(self, group: str) -> bool:
+    def _states(self) -> dict[str, str]:
+        """Return the state of each placement group, as its OSDs know."""
+        pool = self._admin.pool_lookup(POOL)
+        groups = [f"{pool}.{one:x}" for one in range(PLACEMENT_GROUPS)]
+        return {one: self._state(one) for one in groups}
+
+    def _state(self, group: str) -> str:
         order = json.dumps({"prefix": "query", "pgid": group, "format": "json"})
         try:
-            status, out, _ = self._admin.pg_command(group, order, b"", timeout=10)
-        except OSError:
-            return False
-        return status == 0 and bool(json.loads(out)["state"] == "active+clean")
+            status, out, error = self._admin.pg_command(group, order, b"", timeout=10)
+        except OSError as failed:
+            return str(failed)
+        return str(json.loads(out)["state"]) if status == 0 else error
 
     @contextmanager
     def full(self, ratio: float = 0.0003) -> Iterator[None]:
