@@ -32,7 +32,7 @@ def main() -> None:
     runs = given.runs or storms
     total, began = Counts(), time.monotonic()
     work = Path(tempfile.mkdtemp(prefix="ceph-storm-"))
-    cluster = Cluster(work / "cluster", given.osds)
+    cluster = Cluster(work / "cluster", given.osds, lasting_lease=True)  # its OSDs are killed alone
     try:
         cluster.start()
         for seed in range(first, first + runs):
