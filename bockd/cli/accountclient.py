@@ -7,6 +7,7 @@ from dataclasses import asdict
 import click
 
 from bockd.cli.client import ControlClient, decode, segment
+from bockd.cli.finding import suggesting
 from bockd.config import load_settings
 from bockd.control import NewAccessKey, NewPassword, NewQuota, TenantInfo, UserInfo
 
@@ -20,7 +21,8 @@ class AccountClient(ControlClient):
 
     def show_tenant(self, ref: str) -> TenantInfo:
         """Return one tenant by id or name."""
-        return self.get(f"/tenants/{segment(ref)}", TenantInfo)
+        with suggesting(ref, lambda: (one.name for one in self.list_tenants())):
+            return self.get(f"/tenants/{segment(ref)}", TenantInfo)
 
     def create_tenant(self, name: str, quota: NewQuota) -> TenantInfo:
         """Create a tenant."""
@@ -42,7 +44,8 @@ class AccountClient(ControlClient):
 
     def show_user(self, name: str) -> UserInfo:
         """Return one user by name."""
-        return self.get(f"/users/{segment(name)}", UserInfo)
+        with suggesting(name, lambda: (one.name for one in self.list_users())):
+            return self.get(f"/users/{segment(name)}", UserInfo)
 
     def create_user(self, name: str, tenants: tuple[str, ...], password: str | None) -> NewPassword:
         """Create a user in these tenants. With a password of None the daemon makes one."""

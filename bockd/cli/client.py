@@ -14,6 +14,7 @@ from urllib.parse import quote
 import click
 
 from bockd import errors
+from bockd.cli.finding import suggesting
 from bockd.cli.http import SOCKET_URL, Http
 from bockd.config import load_settings
 from bockd.control import (
@@ -68,7 +69,8 @@ class ControlClient:
 
     def show_volume(self, ref: str) -> VolumeInfo:
         """Return one volume by id or by its name in the pool."""
-        return self.get(f"/volumes/{segment(ref)}", VolumeInfo)
+        with suggesting(ref, lambda: (one.name for one in self.list_volumes())):
+            return self.get(f"/volumes/{segment(ref)}", VolumeInfo)
 
     def list_snapshots(self, volume: str | None = None) -> list[SnapshotInfo]:
         """List all snapshots by id, or those of one volume."""
@@ -100,7 +102,8 @@ class ControlClient:
 
     def show_server(self, name: str) -> Server:
         """Return one registered server by name."""
-        return self.get(f"/servers/{segment(name)}", Server)
+        with suggesting(name, lambda: (one.name for one in self.list_servers())):
+            return self.get(f"/servers/{segment(name)}", Server)
 
     def add_server(
         self, name: str, kind: ServerKind, qmp_socket: str | None, tenant: str | None
@@ -152,7 +155,8 @@ class ControlClient:
 
     def show_image(self, ref: str) -> ImageInfo:
         """Return one image by id or name."""
-        return self.get(f"/images/{segment(ref)}", ImageInfo)
+        with suggesting(ref, lambda: (one.name for one in self.list_images())):
+            return self.get(f"/images/{segment(ref)}", ImageInfo)
 
     def delete_image(self, ref: str) -> None:
         """Delete an image. Raises InUseError while it is read."""

@@ -9,8 +9,23 @@ from importlib import import_module
 
 import click
 
+from bockd.cli.finding import did_you_mean
+
 WHOLE = 1000
 """Characters: longer than any sentence."""
+
+SYNONYMS = {
+    "ls": "list",
+    "rm": "delete",
+    "remove": "delete",
+    "destroy": "delete",
+    "info": "show",
+    "resize": "extend",
+    "grow": "extend",
+    "mv": "rename",
+    "rollback": "revert",
+}
+"""What other programs call it, of which no name is near."""
 
 
 class LazyGroup(click.Group):
@@ -37,6 +52,19 @@ class LazyGroup(click.Group):
         command = getattr(import_module(module), attribute)
         assert isinstance(command, click.Command)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the name of a command, the command, and what follows it. Raises click.UsageError,
+        which names commands that are near: click itself knows only those that are imported."""
+        name = args[0]
+        if ctx.resilient_parsing or self.get_command(ctx, name) is not None:
+            return super().resolve_command(ctx, args)
+        there = self.list_commands(ctx)
+        synonym = SYNONYMS.get(name)
+        near = f"did you mean {synonym!r}?" if synonym in there else did_you_mean(name, there)
+        raise click.UsageError(f"No such command {name!r}" + (near and f"; {near}"), ctx)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands, each with the first sentence of its help, however long."""

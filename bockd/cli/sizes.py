@@ -1,4 +1,5 @@
-"""Sizes as people write and read them: "10GiB", "512M", "1.5 TiB". Units are binary: 10G is 10GiB.
+"""Sizes as people write and read them: "10GiB", "512M", "1.5 TiB". Units are binary: 10G is 10GiB,
+as for qemu-img, LVM and Ceph.
 
 "GB" and its like are refused: half the world means 10^9 by it and the other half 2^30. Whatever is
 wrong with a size on the command line is wrong usage.
@@ -16,7 +17,7 @@ from bockd.model import format_size
 
 __all__ = ["format_exact_size", "format_size", "parse_size", "size_option"]
 
-_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(?:([KMGTPE])(i?B)?|B)?", re.IGNORECASE)
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(?:([KMGTPE])(iB?|B)?|B)?", re.IGNORECASE)
 
 
 def parse_size(text: str) -> int:

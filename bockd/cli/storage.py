@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Self, TypeVar
 from urllib.parse import quote, urlsplit
 
 import click
@@ -20,6 +20,7 @@ import click
 from bockd import errors
 from bockd.cli.client import ControlClient, segment
 from bockd.cli.faults import error_of_fault
+from bockd.cli.finding import choose, is_id, looked_for, not_there
 from bockd.cli.http import Http
 from bockd.cli.login import (
     Session,
@@ -48,18 +49,6 @@ PAGE = 1000
 """As many as the API gives at once."""
 
 T = TypeVar("T")
-
-
-class Named(Protocol):
-    """What a reference may mean."""
-
-    @property
-    def id(self) -> int: ...
-    @property
-    def name(self) -> str: ...
-
-
-N = TypeVar("N", bound=Named)
 
 
 class StorageClient:
@@ -164,9 +153,8 @@ class StorageClient:
                 f"images have no names there: give its id ({error})"
             ) from error
         if not found:
-            raise errors.NotFoundError(
-                f"there is no image {ref[:300]!r}; 'bock image list' shows what there is"
-            )
+            everything = decode(self._ask("GET", f"{host.scheme}://{host.netloc}/v2/images"))
+            raise not_there("image", ref, (one["name"] or "" for one in everything["images"]))
         if len(found) > 1:
             ids = ", ".join(str(one["id"]) for one in found)
             raise errors.ConflictError(f"{len(found)} images are named {ref!r}: give an id ({ids})")
@@ -431,42 +419,6 @@ class StorageClient:
             ):
                 self._neighbour = control.info()
         return self._neighbour
-
-
-def is_id(ref: str) -> bool:
-    """Return whether a reference is an id. A name never consists of digits alone."""
-    if not ref:
-        raise errors.InvalidRequestError("an empty name or id refers to nothing")
-    return ref.isascii() and ref.isdigit() and len(ref) < 20
-
-
-@contextlib.contextmanager
-def looked_for(kind: NodeKind, ref: str) -> Iterator[None]:
-    """Report an id that does not exist in the same words as a name that does not."""
-    try:
-        yield
-    except errors.NotFoundError as error:
-        raise not_there(kind, ref) from error
-
-
-def not_there(kind: NodeKind, ref: str) -> errors.NotFoundError:
-    """Return the error that there is none of this name or id."""
-    return errors.NotFoundError(
-        f"there is no {kind} {ref[:300]!r}; 'bock {kind} list' shows what there is"
-    )
-
-
-def choose(kind: NodeKind, name: str, found: list[N], everything: Callable[[], list[N]]) -> N:
-    """Choose the only one that `name` fits. What has no display name goes by its name in the
-    pool."""
-    if not found:
-        found = [one for one in everything() if one.name == name]
-    if not found:
-        raise not_there(kind, name)
-    if len(found) > 1:
-        ids = ", ".join(str(one.id) for one in found)
-        raise errors.ConflictError(f"{len(found)} {kind}s are named {name!r}: give an id ({ids})")
-    return found[0]
 
 
 def sized(key: str, size_bytes: int, content_bytes: int | None = None) -> dict[str, object]:

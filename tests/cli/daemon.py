@@ -116,6 +116,14 @@ class Daemon:
             pass
 
 
+def acting(daemon: Daemon, username: str, password: str, tenant: str) -> dict[str, str]:
+    """Variables that make `bock` act for somebody."""
+    lines = daemon.bock("credentials", "--shell").splitlines()
+    found = dict(line.removeprefix("export ").split("=", 1) for line in lines)
+    mine = {"OS_USERNAME": username, "OS_PASSWORD": password, "OS_TENANT_NAME": tenant}
+    return {**found, **mine}
+
+
 class Terminal:
     """A program at a terminal of its own."""
 

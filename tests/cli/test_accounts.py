@@ -12,7 +12,7 @@ import pytest
 from bockd.cli.storage import StorageClient
 from bockd.config.load import load
 
-from .daemon import Daemon, running_daemon
+from .daemon import Daemon, acting, running_daemon
 
 
 @pytest.fixture(scope="module")
@@ -20,14 +20,6 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """A daemon whose credentials may change."""
     with running_daemon(tmp_path_factory.mktemp("accounts") / "pool") as daemon:
         yield daemon
-
-
-def acting(daemon: Daemon, username: str, password: str, tenant: str) -> dict[str, str]:
-    """Variables that make `bock` act for somebody."""
-    lines = daemon.bock("credentials", "--shell").splitlines()
-    found = dict(line.removeprefix("export ").split("=", 1) for line in lines)
-    mine = {"OS_USERNAME": username, "OS_PASSWORD": password, "OS_TENANT_NAME": tenant}
-    return {**found, **mine}
 
 
 def test_the_life_of_a_tenant_and_its_user(own: Daemon) -> None:

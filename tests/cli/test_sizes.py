@@ -19,6 +19,7 @@ from bockd.model import SIZE_UNITS as UNITS
         ("512M", 512 * MIB),
         ("10GiB", 10 * GIB),
         ("10 gib", 10 * GIB),
+        ("10Gi", 10 * GIB),
         ("1T", TIB),
         ("1.5TiB", TIB + TIB // 2),
         ("0.5k", 512),
