@@ -67,7 +67,7 @@ class Target:
 
     def note(self, progress: Progress) -> None:
         """Have what is known of it survive."""
-        self._there.set_metadata(self.id, KEY, written(progress))
+        self._there.set_metadata(self.id, {KEY: written(progress)})
         self.progress = progress
 
     def is_as_left(self) -> bool:
@@ -172,7 +172,12 @@ def finish_target(place: Elsewhere, volume: int, origin: str, source: Volume) ->
                 f"volume {volume} there ({target.name}) is not the complete copy of volume "
                 f"{source.id} ({source.name})"
             )
-        place.client.edit_volume(volume, source.name, source.description, source.metadata)
+        place.client.edit_volume(
+            volume,
+            name=source.name,
+            description=source.description or "",
+            metadata=source.metadata,
+        )
     if target.attachment is not None and target.attachment.server == SERVER:
         place.client.detach(target.attachment)
     return place.client.show_volume(volume)

@@ -180,4 +180,6 @@ def revert(snapshot: str, yes: bool, as_json: bool) -> None:
     )
 
 
+snapshot.add_lazily("rename", "bockd.cli.editing:rename_snapshot")
+snapshot.add_lazily("set", "bockd.cli.editing:set_snapshot")
 snapshot.add_lazily("export", "bockd.cli.export:export_snapshot")

@@ -182,20 +182,28 @@ class StorageClient:
         return self._act(volume, {"bockd-discard-cache": None})
 
     def edit_volume(
-        self, volume: int, name: str, description: str | None, metadata: Mapping[str, str]
+        self,
+        volume: int,
+        *,
+        name: str | None = None,
+        description: str | None = None,
+        metadata: Mapping[str, str] | None = None,
     ) -> Volume:
-        """Give a volume this name, description and metadata, at once."""
-        body = {
-            "display_name": name,
-            "display_description": description or "",
-            "metadata": metadata,
-        }
-        self._request("PUT", f"os-volumes/{volume}", {"volume": body})
+        """Give a volume another name, description and metadata, at once; None leaves what is there,
+        "" removes a description."""
+        edit = edited(name, description)
+        if metadata is not None:
+            edit["metadata"] = metadata
+        self._request("PUT", f"os-volumes/{volume}", {"volume": edit})
         return self.show_volume(volume)
 
-    def set_metadata(self, volume: int, key: str, value: str) -> None:
-        """Set one item of a volume's metadata."""
-        self.post(f"os-volumes/{volume}/metadata", {"metadata": {key: value}})
+    def set_metadata(self, volume: int, items: Mapping[str, str]) -> None:
+        """Set items of a volume's metadata; others stay."""
+        self.post(f"os-volumes/{volume}/metadata", {"metadata": items})
+
+    def remove_metadata(self, volume: int, key: str) -> None:
+        """Remove one item of a volume's metadata. Raises NotFoundError when it is not there."""
+        self._request("DELETE", f"os-volumes/{volume}/metadata/{segment(key)}")
 
     def hold_volume(self, volume: int, reason: str, *, instead_of: str | None = None) -> Volume:
         """Keep everybody off a volume, or replace the reason of a hold. Raises InvalidStateError
@@ -258,6 +266,14 @@ class StorageClient:
             changes = decode(self._request("GET", path, patient=True))["changes"]
             yield from ((begin, length) for begin, length in changes["ranges"])
             offset = changes["end_bytes"]
+
+    def edit_snapshot(
+        self, snapshot: int, *, name: str | None = None, description: str | None = None
+    ) -> Snapshot:
+        """Give a snapshot another name and description, as `edit_volume` does."""
+        edit = edited(name, description)
+        self._request("PUT", f"os-snapshots/{snapshot}", {"snapshot": edit})
+        return self.show_snapshot(snapshot)
 
     def delete_snapshot(self, snapshot: int) -> None:
         """Delete a snapshot. Raises InvalidStateError while it is read."""
@@ -419,6 +435,13 @@ class StorageClient:
             ):
                 self._neighbour = control.info()
         return self._neighbour
+
+
+def edited(name: str | None, description: str | None) -> dict[str, object]:
+    """Return what a request says that changes a name and a description; None leaves what is
+    there."""
+    texts = {"display_name": name, "display_description": description}
+    return {key: text for key, text in texts.items() if text is not None}
 
 
 def sized(key: str, size_bytes: int, content_bytes: int | None = None) -> dict[str, object]:

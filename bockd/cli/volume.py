@@ -1,5 +1,5 @@
-"""`bock volume`: create, list, show, extend, delete, reopen. See also `caching`, `transfer` and
-`export`."""
+"""`bock volume`: create, list, show, extend, delete, reopen. See also `editing`, `caching`,
+`transfer` and `export`."""
 
 from __future__ import annotations
 
@@ -334,6 +334,8 @@ def release(volume: str, yes: bool, as_json: bool) -> None:
     )
 
 
+volume.add_lazily("rename", "bockd.cli.editing:rename_volume")
+volume.add_lazily("set", "bockd.cli.editing:set_volume")
 volume.add_lazily("set-cache", "bockd.cli.caching:set_cache")
 volume.add_lazily("discard-cache", "bockd.cli.caching:discard_cache")
 volume.add_lazily("import", "bockd.cli.transfer:import_image")
