@@ -99,6 +99,7 @@ COMMANDS = {
     "pool": "bockd.cli.pool:pool",
     "gateway": "bockd.cli.gateway:gateway",
     "stat": "bockd.cli.stat:stat",
+    "trace": "bockd.cli.trace:trace",
     "adopt": "bockd.cli.tenant:adopt",
     "completion": "bockd.cli.completion:completion",
 }
