@@ -17,6 +17,7 @@ from pyfuse3 import FUSEError
 
 from bockd.fuse.errors import fuse_errno
 from bockd.fuse.limits import MAX_INLINE_READ_BYTES, MAX_REQUEST_BYTES, MIN_ZERO_BYTES
+from bockd.nbd.server.durations import Operation
 from bockd.nbd.server.exports import OpenExport
 from bockd.nbd.server.statistics import ExportStatistics
 from bockd.runtime.steprunner import StepRunner
@@ -59,7 +60,7 @@ class OpenFile:
             self._count_read(length)
             raise self._failed("read", error) from error
         self._count_read(length)
-        self._statistics.latencies.add(perf_counter_ns() - started, 1)
+        self._statistics.took(Operation.READ, perf_counter_ns() - started)
         return into
 
     async def read(self, offset: int, length: int) -> memoryview | bytes:
@@ -69,7 +70,9 @@ class OpenFile:
             return b""
         self._count_read(length)
         into = memoryview(bytearray(length))
-        await self._counted("read", self._runner.run(self._device.read(offset, into)))
+        await self._counted(
+            "read", Operation.READ, self._runner.run(self._device.read(offset, into))
+        )
         return into
 
     def write_now(self, offset: int, data: bytes) -> int | None:
@@ -87,7 +90,7 @@ class OpenFile:
             self._count_write(len(data))
             raise self._failed("write", error) from error
         self._count_write(len(data))
-        self._statistics.latencies.add(perf_counter_ns() - started, 1)
+        self._statistics.took(Operation.WRITE, perf_counter_ns() - started)
         return len(data)
 
     async def write(self, offset: int, data: bytes) -> int:
@@ -96,7 +99,7 @@ class OpenFile:
         grow by being written to."""
         data = self._before_end(offset, data)
         self._count_write(len(data))
-        return await self._counted("write", self._write(offset, data))
+        return await self._counted("write", Operation.WRITE, self._write(offset, data))
 
     async def _write(self, offset: int, data: bytes) -> int:
         if _is_zeros(data):
@@ -108,8 +111,10 @@ class OpenFile:
             elif data:
                 await self._runner.run(self._device.write(offset, view))
         if self._durable:
+            started = perf_counter_ns()
             self._statistics.flushes += 1
             await self._runner.run(self._device.flush())
+            self._statistics.durations.add(Operation.FLUSH, perf_counter_ns() - started)
         return len(data)
 
     def _before_end(self, offset: int, data: bytes) -> bytes:
@@ -132,15 +137,15 @@ class OpenFile:
     async def sync(self) -> None:
         """Flush for fsync and fdatasync: writes that were answered before survive a power loss."""
         self._statistics.flushes += 1
-        await self._counted("flush", self._runner.run(self._device.flush()))
+        await self._counted("flush", Operation.FLUSH, self._runner.run(self._device.flush()))
 
-    async def _counted(self, called: str, operation: Coroutine[Any, Any, T]) -> T:
+    async def _counted(self, called: str, operation: Operation, steps: Coroutine[Any, Any, T]) -> T:
         started = perf_counter_ns()
         try:
-            result = await operation
+            result = await steps
         except Exception as error:
             raise self._failed(called, error) from error
-        self._statistics.latencies.add(perf_counter_ns() - started, 1)
+        self._statistics.took(operation, perf_counter_ns() - started)
         return result
 
     def _failed(self, called: str, error: Exception) -> FUSEError:

@@ -26,6 +26,8 @@
 
 #include "_fastlane_wire.h"
 
+#include "_fastlane_durations.h"
+
 #include "_fastlane_writeback.h"
 
 #include "_fastlane_map.h"
@@ -55,7 +57,7 @@
 
 PyDoc_STRVAR(serve_doc,
 "serve(received, start, end, reply, style, view, readable, writable, max_read, max_payload,\n"
-"max_missed, sock, poll_ns, turn_ns, write_back)\n\n"
+"max_missed, sock, poll_ns, turn_ns, write_back, durations)\n\n"
 "Serve the plain requests in received[start:end]; see fastlane.py.");
 
 static PyObject *serve(PyObject *Py_UNUSED(module), PyObject *args)
@@ -67,9 +69,10 @@ static PyObject *serve(PyObject *Py_UNUSED(module), PyObject *args)
     unsigned long long readable, writable;
     View view = {0};
     if (!PyArg_ParseTuple(
-            args, "w*nnw*iO&KKKKiiLLp:serve", &call.received, &start, &end, &call.reply, &style,
+            args, "w*nnw*iO&KKKKiiLLpw*:serve", &call.received, &start, &end, &call.reply, &style,
             parse_view, &view, &readable, &writable, &call.max_read, &call.max_payload,
-            &call.max_missed, &call.sock, &call.poll_ns, &call.turn_ns, &call.write_back))
+            &call.max_missed, &call.sock, &call.poll_ns, &call.turn_ns, &call.write_back,
+            &call.durations))
         return NULL;
     view.readable = readable < view.readable ? readable : view.readable;
     view.writable = writable < view.writable ? writable : view.writable;
@@ -81,10 +84,8 @@ static PyObject *serve(PyObject *Py_UNUSED(module), PyObject *args)
     PyObject *result = NULL, *latencies = PyList_New(0);
     if (call.rest == NULL || call.held == NULL || latencies == NULL)
         goto done;
-    if (start < 0 || end < start || end > call.received.len || style < SIMPLE || style > EXTENDED) {
-        PyErr_SetString(PyExc_ValueError, "no such range or style");
+    if (refused(&call, start, end, style))
         goto done;
-    }
     outcome.position = start;
     outcome.end = end;
     Round round;
@@ -98,6 +99,7 @@ done:
     Py_XDECREF(latencies);
     PyBuffer_Release(&call.received);
     PyBuffer_Release(&call.reply);
+    PyBuffer_Release(&call.durations);
     return result;
 }
 

@@ -1,5 +1,7 @@
 """Types of the compiled module; fastlane.py says what it is for."""
 
+from array import array
+
 from bockd.nbd.protocol.transmission import Request
 from bockd.pool.device import FastView
 
@@ -21,6 +23,8 @@ _Served = tuple[
     int,
     int,
     bytes,
+    int,
+    int,
     int,
     int,
 ]
@@ -46,6 +50,7 @@ def serve(
     poll_ns: int,
     turn_ns: int,
     write_back: bool,
+    durations: array[int],
     /,
 ) -> _Served: ...
 def serve_together(

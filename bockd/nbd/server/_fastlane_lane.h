@@ -225,6 +225,7 @@ static void finish_round(Lane *lane, int64_t began)
     if (sent && round->served) {
         lane->times[lane->rounds].nanoseconds = lane->heard - began;
         lane->times[lane->rounds++].requests = round->served;
+        enter_round(&lane->call, &lane->outcome, lane->heard - began);
         round->served = 0;
     }
     if (!sent || round->stopped == AT_THE_PARSERS || lane->rounds == MAX_ROUNDS)

@@ -23,6 +23,7 @@ static int append_request(PyObject *list, const Request *request)
 /* What the arguments of a call say. */
 typedef struct {
     Py_buffer received, reply;
+    Py_buffer durations; /* of the export; see _fastlane_durations.h */
     enum style style;
     unsigned long long max_read, max_payload;
     int max_missed, sock;
@@ -49,10 +50,21 @@ typedef struct {
     Py_ssize_t position, end;
     int64_t started; /* the last round */
     uint64_t reads, read_bytes, writes, written_bytes, trims, received_bytes;
+    uint64_t timed_reads, timed_writes, timed_trims; /* of them, those of finished rounds */
     int polled; /* in vain */
     int written_back; /* what was written is on its way to the disk */
     int unflagged; /* whether there was a write whose flags do not mention its payload */
 } Outcome;
+
+/* Whether the arguments of a call are wrong; an exception is set then. */
+static int refused(const Call *call, Py_ssize_t start, Py_ssize_t end, int style)
+{
+    int wrong = start < 0 || end < start || end > call->received.len || style < SIMPLE ||
+                style > EXTENDED || call->durations.len != DURATION_BYTES;
+    if (wrong)
+        PyErr_SetString(PyExc_ValueError, "no such range or style, or no durations");
+    return wrong;
+}
 
 static int changes(uint16_t command)
 {
@@ -299,6 +311,18 @@ static int append_latency(PyObject *list, int64_t nanoseconds, Py_ssize_t reques
     return failed;
 }
 
+/* Enter how long a finished round took, for all that it has served. */
+static void enter_round(const Call *call, Outcome *outcome, int64_t nanoseconds)
+{
+    const Py_buffer *into = &call->durations;
+    enter_duration(into, READS, nanoseconds, outcome->reads - outcome->timed_reads);
+    enter_duration(into, WRITES, nanoseconds, outcome->writes - outcome->timed_writes);
+    enter_duration(into, TRIMS, nanoseconds, outcome->trims - outcome->timed_trims);
+    outcome->timed_reads = outcome->reads;
+    outcome->timed_writes = outcome->writes;
+    outcome->timed_trims = outcome->trims;
+}
+
 /* Round after round, as long as there is nothing for others to do; -1 with an exception set. */
 static int serve_rounds(
     View *view, const Call *call, Redirects *redirects, Round *round, Outcome *outcome,
@@ -317,8 +341,10 @@ static int serve_rounds(
         if (left || round->missed_count || round->sent < replies)
             return 0;
         if (round->served) {
-            if (append_latency(latencies, now_ns() - outcome->started, round->served) < 0)
+            int64_t took = now_ns() - outcome->started;
+            if (append_latency(latencies, took, round->served) < 0)
                 return -1;
+            enter_round(call, outcome, took);
             round->served = 0;
         }
         if (!call->poll_ns || round->stopped == AT_THE_PARSERS)
@@ -339,7 +365,7 @@ static PyObject *build_outcome(
     Py_ssize_t sent = round->sent < round->filled ? round->sent : round->filled;
     Py_ssize_t acknowledged = round->sent - sent;
     return Py_BuildValue(
-        "(nnKiOnnny#OLKKKKiy#Ki)", outcome->position, outcome->end,
+        "(nnKiOnnny#OLKKKKiy#KiKK)", outcome->position, outcome->end,
         (unsigned long long)outcome->received_bytes, outcome->polled, call->rest, round->served,
         sent, round->filled, (const char *)round->acknowledgements + acknowledged,
         round->acknowledged - acknowledged, latencies, (long long)outcome->started,
@@ -347,5 +373,6 @@ static PyObject *build_outcome(
         (unsigned long long)outcome->writes, (unsigned long long)outcome->written_bytes,
         outcome->unflagged, (const char *)round->missed,
         (Py_ssize_t)(round->missed_count * sizeof(Missed)), (unsigned long long)outcome->trims,
-        outcome->written_back);
+        outcome->written_back, (unsigned long long)(outcome->reads - outcome->timed_reads),
+        (unsigned long long)(outcome->writes - outcome->timed_writes));
 }

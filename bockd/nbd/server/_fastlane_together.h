@@ -194,6 +194,7 @@ static void free_lane(Lane *lane)
 {
     PyBuffer_Release(&lane->call.received);
     PyBuffer_Release(&lane->call.reply);
+    PyBuffer_Release(&lane->call.durations);
     free(lane);
 }
 
@@ -210,14 +211,13 @@ static Lane *make_lane(PyObject *arguments)
     unsigned long long readable, writable;
     Py_ssize_t start, end;
     Call *call = &lane->call;
-    if (!PyArg_ParseTuple(arguments, "w*nnw*iO&KKKKi:lane", &call->received, &start, &end,
+    if (!PyArg_ParseTuple(arguments, "w*nnw*iO&KKKKiw*:lane", &call->received, &start, &end,
             &call->reply, &style, parse_view, &lane->view, &readable, &writable, &call->max_read,
-            &call->max_payload, &call->sock)) {
+            &call->max_payload, &call->sock, &call->durations)) {
         free(lane);
         return NULL;
     }
-    if (start < 0 || end < start || end > call->received.len || style < SIMPLE || style > EXTENDED) {
-        PyErr_SetString(PyExc_ValueError, "no such range or style");
+    if (refused(call, start, end, style)) {
         free_lane(lane);
         return NULL;
     }

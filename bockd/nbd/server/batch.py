@@ -19,6 +19,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Sequence
 from time import perf_counter_ns
+from typing import Final
 
 from bockd.model import BLOCK_SIZE
 from bockd.nbd.protocol import constants as nbd
@@ -26,6 +27,7 @@ from bockd.nbd.protocol.replies import MAX_STATUS_BYTES, Buffer, ReplyEncoder
 from bockd.nbd.protocol.transmission import Request, RequestLimits, refusal
 from bockd.nbd.server import work
 from bockd.nbd.server.channel import reading_failed
+from bockd.nbd.server.durations import Operation, requests_by_operation
 from bockd.nbd.server.fastlane import LaneArguments, MissedReads, Served, Turn, lane_for
 from bockd.nbd.server.limits import (
     MAX_BATCH_REQUESTS,
@@ -39,6 +41,10 @@ from bockd.nbd.server.statistics import ExportStatistics
 from bockd.nbd.server.work import Work
 from bockd.pool.device import BlockDevice
 from bockd.runtime.steps import Steps
+
+_EACH: Final = tuple(map(int, Operation))
+_NONE: Final = (0, 0, 0, 0)
+"""Requests by operation."""
 
 
 class Batch:
@@ -58,7 +64,11 @@ class Batch:
         # Anonymous memory, so that the pages of a large buffer cost nothing until they are used.
         self._reply = memoryview(mmap.mmap(-1, REPLY_BUFFER_BYTES))
         self._filled = self._sent = 0
-        self._lane = lane_for(device, encoder, limits)
+        self._lane = lane_for(device, encoder, limits, statistics.durations)
+        self._late = _NONE
+        """Requests by operation that the lane has served in a round that is not finished."""
+        self._before = _NONE
+        """The counters when `serve` began."""
         self.half_sent = False
         """The lane may have sent a part of a reply, of which `finish` returns the rest. The caller
         resets it when that is sent."""
@@ -129,6 +139,9 @@ class Batch:
         for nanoseconds, requests in done.latencies:
             statistics.latencies.add(nanoseconds, requests)
         self._sent, self._filled = done.sent, done.filled
+        if done.served:
+            reads, writes = done.late_reads, done.late_writes
+            self._late = reads, writes, 0, done.served - reads - writes
         self.half_sent = done.sent < done.filled or bool(done.acknowledgements)
         if done.acknowledgements:
             self._answer(done.acknowledgements)
@@ -144,6 +157,7 @@ class Batch:
         a plain write when a turn's time is over: a few bytes may ask for milliseconds of work.
         `received` holds the payloads. `finish` must follow before anything is awaited.
         """
+        self._before = self._statistics.by_operation()
         device, limits, reply = self._device, self._limits, self._reply
         try_read, try_write = device.try_read, device.try_write
         pack_read, header = self._encoder.pack_read, self._encoder.data_header_bytes
@@ -220,6 +234,25 @@ class Batch:
             self._small_bytes = 0
         self._filled = self._sent = 0
         return parts
+
+    def enter(self, nanoseconds: int, requests: int) -> None:
+        """Enter how long it took until the replies of `finish` were made, for those of the last
+        `requests` that they answer: all but what waits in the background. To be called between
+        `finish` and whatever takes that or awaits."""
+        statistics, late, before = self._statistics, self._late, self._before
+        after = statistics.by_operation()
+        waiting: Sequence[int] = _NONE
+        if self.background:
+            begun = [request for work in self.background for request in work.requests]
+            waiting = requests_by_operation(begun)
+            requests -= len(begun)
+        statistics.latencies.add(nanoseconds, requests - len(self.large_reads))
+        for operation in _EACH:
+            answered = after[operation] - before[operation]
+            answered += late[operation] - waiting[operation]
+            if answered:
+                statistics.durations.add(operation, nanoseconds, answered)
+        self._late = _NONE
 
     def _commit(self) -> None:
         """Acknowledge what was staged, or refuse all of it."""

@@ -144,6 +144,10 @@ class Connection:
         """See `registry.Member`."""
         return self.closed.is_set() or self._channel.hung_up()
 
+    def in_flight(self) -> int:
+        """See `registry.Member`."""
+        return self._flight.requests
+
     def idle(self) -> bool:
         """See `registry.Member`."""
         return self.closed.is_set() or (
@@ -393,7 +397,7 @@ class Connection:
         index = batch.serve(requests, index, self._buffer, room)
         replies = batch.finish()
         now = perf_counter_ns()
-        self._statistics.latencies.add(now - started, index - first)
+        batch.enter(now - started, index - first)
         if not replies:
             replies = self._sync_here(started)
             now = perf_counter_ns()  # it may have waited in vain, too
@@ -441,7 +445,7 @@ class Connection:
             else:
                 background.append(replace(item, step=step))
                 continue
-            self._statistics.latencies.add(perf_counter_ns() - started, len(item.requests))
+            self._statistics.answered(item.requests, perf_counter_ns() - started)
             return [reply]
         return []
 
@@ -500,8 +504,7 @@ class Connection:
             finally:
                 if change is not None:
                     self._flight.end_change(change)
-            now = perf_counter_ns()
-            self._statistics.latencies.add(now - started, len(item.requests))
+            self._statistics.answered(item.requests, perf_counter_ns() - started)
             await self._channel.send(reply)
         except HungUpError:
             log.debug("a reply had no one to go to")

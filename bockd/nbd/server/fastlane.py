@@ -30,6 +30,7 @@ from bockd.nbd.protocol.replies import (
     StructuredReplies,
 )
 from bockd.nbd.protocol.transmission import MAX_INLINE_PAYLOAD_BYTES, Request, RequestLimits
+from bockd.nbd.server.durations import Durations
 from bockd.nbd.server.limits import MAX_INLINE_READ_BYTES
 from bockd.pool.device import BlockDevice, FastDevice, FilePart
 from bockd.runtime.steps import CompiledCall, Running, Steps
@@ -125,6 +126,9 @@ class Served(NamedTuple):
     """With writes of zeroes that were made holes."""
     written_back: int
     """1 if what was written is on its way to the disk already; see `FastLane.serve`."""
+    late_reads: int
+    """Of the last round, if it is unfinished: its durations are not entered yet."""
+    late_writes: int
 
 
 class MissedReads(NamedTuple):
@@ -171,7 +175,10 @@ class FastLane:
         device: FastDevice,
         encoder: ReplyEncoder,
         limits: RequestLimits,
+        durations: Durations | None = None,
     ) -> None:
+        """How long the requests of finished rounds took is entered in `durations`."""
+        self._durations = (durations or Durations()).counts
         self._serve = module.serve
         self._module = module
         self._device = device
@@ -211,6 +218,7 @@ class FastLane:
                 max_missed,
                 *turn,
                 write_back,
+                self._durations,
             )
         )
 
@@ -231,6 +239,7 @@ class FastLane:
             MAX_INLINE_READ_BYTES,
             MAX_INLINE_PAYLOAD_BYTES,
             sock,
+            self._durations,
         )
 
     def missed(self, missed: bytes) -> MissedReads:
@@ -310,11 +319,16 @@ def payload_lane_for(device: BlockDevice) -> PayloadLane | None:
     return PayloadLane(compiled, device)
 
 
-def lane_for(device: BlockDevice, encoder: ReplyEncoder, limits: RequestLimits) -> FastLane | None:
+def lane_for(
+    device: BlockDevice,
+    encoder: ReplyEncoder,
+    limits: RequestLimits,
+    durations: Durations | None = None,
+) -> FastLane | None:
     """Return a connection's fast lane. None where there is none."""
     if compiled is None or not isinstance(device, FastDevice):
         return None
-    return FastLane(compiled, device, encoder, limits)
+    return FastLane(compiled, device, encoder, limits, durations)
 
 
 def receive() -> Callable[[int, memoryview, int], int] | None:

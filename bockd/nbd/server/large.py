@@ -106,10 +106,11 @@ class Incoming:
 class _LargeWrite:
     """One write whose pieces are under way; answered when the last is done."""
 
-    __slots__ = ("error", "left_bytes", "offset", "pending", "request")
+    __slots__ = ("error", "left_bytes", "offset", "pending", "request", "started")
 
     def __init__(self, request: Request) -> None:
         self.request = request
+        self.started = perf_counter_ns()
         self.offset = request[3]
         """Of what comes next of the payload."""
         self.left_bytes = request[4]
@@ -310,6 +311,7 @@ class LargeTransfers:
                     await self._runner.run(self._device.flush())
             except Exception as error:  # noqa: BLE001 - becomes the request's answer
                 write.error = error
+        self._statistics.answered([write.request], perf_counter_ns() - write.started)
         if write.error is None:
             reply = self._encoder.done(write.request)
         else:
@@ -326,12 +328,14 @@ class LargeTransfers:
         """Serve a read in pieces. Raises ProtocolError when that has to end the connection."""
         self._statistics.reads += 1
         self._statistics.read_bytes += request[4]
+        started = perf_counter_ns()
         try:
             with suppress(HungUpError):  # the loop finds out by itself
                 if self._encoder.chunked:
                     await self._read_in_chunks(request)
                 else:
                     await self._stream(request)
+            self._statistics.answered([request], perf_counter_ns() - started)
         finally:
             self._flight.done()
 

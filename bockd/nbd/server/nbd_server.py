@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import socket
 from contextlib import suppress
+from dataclasses import dataclass
 
 import trio
 
@@ -25,13 +26,28 @@ from bockd.nbd.server.limits import FAILURE_LOG_SECONDS, MAX_LEAVING, ServerLimi
 from bockd.nbd.server.listener import accept_from
 from bockd.nbd.server.negotiation import Entrance, negotiate
 from bockd.nbd.server.pace import Pace
-from bockd.nbd.server.registry import Registry
+from bockd.nbd.server.registry import ExportState, Registry
 from bockd.nbd.server.statistics import ExportStatistics
 from bockd.nbd.server.tls import NO_TLS, FrontendTls
 from bockd.nbd.server.together import Together
 from bockd.runtime.steprunner import StepRunner
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLoad:
+    """What the clients of a server take."""
+
+    clients: int
+    max_clients: int
+    negotiating: int
+    """Of the clients, those that have not chosen an export yet."""
+    refused: int
+    """Clients, since the start, because there were too many."""
+    payload_bytes: int
+    """Memory of large payloads and of replies that wait."""
+    max_payload_bytes: int
 
 
 class NbdServer:
@@ -48,7 +64,7 @@ class NbdServer:
         )
         self._failures = FailureLog()
         self._registry = Registry(self._limits.fence_seconds, self._failures)
-        self._clients = 0
+        self._clients = self._refused = 0
         self._negotiating: dict[trio.CancelScope, None] = {}
         """Handshakes under way, the oldest first."""
 
@@ -91,6 +107,7 @@ class NbdServer:
 
                 async def greet(client: socket.socket) -> None:
                     if self._clients >= self._limits.max_connections and not self._made_room():
+                        self._refused += 1
                         log.warning("refused a client: %d are connected", self._clients)
                         client.close()
                         return
@@ -215,6 +232,26 @@ class NbdServer:
             state.statistics.report(key, state.name, len(state.members))
             for key, state in self._registry
         ]
+
+    def exports(self) -> list[tuple[ExportKey, ExportState]]:
+        """Return the exports that have been used, with their counters and connections."""
+        return list(self._registry)
+
+    @property
+    def forgotten(self) -> ExportStatistics:
+        """What the exports had counted together of which nothing is kept any more."""
+        return self._registry.forgotten
+
+    def load(self) -> ServerLoad:
+        """Return what all clients take now."""
+        return ServerLoad(
+            clients=self._clients,
+            max_clients=self._limits.max_connections,
+            negotiating=len(self._negotiating),
+            refused=self._refused,
+            payload_bytes=self._limits.shared_memory_bytes - self._budget.free_bytes,
+            max_payload_bytes=self._limits.shared_memory_bytes,
+        )
 
     def statistics_of(self, key: ExportKey, name: str) -> ExportStatistics:
         """Return the counters of one export, so that another frontend can add to them."""

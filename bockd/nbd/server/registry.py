@@ -59,6 +59,10 @@ class Member(Protocol):
 
     def hung_up(self) -> bool: ...
 
+    def in_flight(self) -> int:
+        """Return how many requests wait in the background."""
+        ...
+
     def idle(self) -> bool:
         """Return whether a fence has nothing to do here. Most connections are idle, and with
         hundreds of them a task for each at every new connection would cost more than all else."""
@@ -99,6 +103,8 @@ class Registry:
         self._fence_seconds = fence_seconds
         self._failures = failures
         self._exports: dict[ExportKey, ExportState] = {}
+        self.forgotten = ExportStatistics()
+        """What the exports had counted that were forgotten, together."""
 
     def __iter__(self) -> Iterator[tuple[ExportKey, ExportState]]:
         return iter(sorted(self._exports.items()))
@@ -121,7 +127,7 @@ class Registry:
     def forget(self, key: ExportKey) -> None:
         """Drop the counters of an export that has no connections."""
         if key in self._exports and not self._exports[key].members:
-            del self._exports[key]
+            self.forgotten.merge(self._exports.pop(key).statistics)
 
     def connections(self, key: ExportKey, name: str | None = None) -> int:
         """Count the clients that are connected to an export; with `name`, only those that used

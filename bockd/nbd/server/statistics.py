@@ -2,14 +2,17 @@
 
 A batch adds its counts once. Its latency, from parsed to queued, is entered once for all of its
 requests: they were answered together. Histograms have eight steps to each doubling (at most 12%
-off), and the two most recent ones are read, so that percentiles are of recent requests.
+off), and the two most recent ones are read, so that percentiles are of recent requests. Those of
+all requests since the beginning, by operation, are coarser (durations.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from bockd.control import VolumeStatistics
+from bockd.nbd.protocol.transmission import Request
+from bockd.nbd.server.durations import Durations
 from bockd.nbd.server.exports import ExportKey
 
 _STEPS_PER_DOUBLING = 8
@@ -68,11 +71,15 @@ class Latencies:
         return 0.0
 
 
+_COUNTERS = ("reads", "read_bytes", "writes", "written_bytes", "flushes", "trims", "errors")
+
+
 class ExportStatistics:
     """What one export has served since its first connection."""
 
     __slots__ = (
         "_note",
+        "durations",
         "errors",
         "flushes",
         "latencies",
@@ -94,6 +101,27 @@ class ExportStatistics:
         self.trims = 0
         self.errors = 0
         self.latencies = Latencies()
+        self.durations = Durations()
+
+    def merge(self, other: ExportStatistics) -> None:
+        """Add the counters and durations of another export."""
+        for name in _COUNTERS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.durations.merge(other.durations)
+
+    def by_operation(self) -> tuple[int, int, int, int]:
+        """Return how many requests were counted, in the order of `Operation`."""
+        return self.reads, self.writes, self.flushes, self.trims
+
+    def took(self, operation: int, nanoseconds: int) -> None:
+        """Enter how long one request took; `operation` as in `Operation`."""
+        self.latencies.add(nanoseconds, 1)
+        self.durations.add(operation, nanoseconds)
+
+    def answered(self, requests: Sequence[Request], nanoseconds: int) -> None:
+        """Enter how long requests took that were answered together."""
+        self.latencies.add(nanoseconds, len(requests))
+        self.durations.add_requests(requests, nanoseconds)
 
     def failed(self, operation: str, error: Exception, count: int = 1) -> None:
         """Count operations that failed in the device, and report them to the operator."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from bockd.model import BLOCK_SIZE
+from bockd.nbd.server.durations import Operation
 from tests.nbd.protocol import wire
 from tests.nbd.server.replies import cut
 from tests.nbd.server.sides import PLACE_BYTES, PLACES, SIZE_BYTES, Line, Side
@@ -79,8 +80,8 @@ def streams(draw: st.DrawFn, extended: bool, but: int | None = None) -> Stream:
 def same_replies(
     with_it: Side, without: Side, stream: bytes, line: Line | None, *, data: bool = True
 ) -> None:
-    """Both lanes stop at the same place, answer the same requests and count the same; with `data`
-    they give the same replies."""
+    """Both lanes stop at the same place, answer the same requests and count the same, and have
+    entered how long each took, once; with `data` they give the same replies."""
     with_it.batch.disconnect = without.batch.disconnect = False
     ours, stopped = with_it.serve(stream, line)
     theirs, there = without.serve(stream)
@@ -92,3 +93,6 @@ def same_replies(
         assert len(b"".join(ours)) == len(b"".join(theirs))
     for name in COUNTED:
         assert getattr(with_it.statistics, name) == getattr(without.statistics, name)
+    for side in (with_it, without):
+        entered = tuple(sum(side.statistics.durations.buckets(one)) for one in Operation)
+        assert entered == side.statistics.by_operation()

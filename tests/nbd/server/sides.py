@@ -39,6 +39,10 @@ _MAP_BYTES = 1 << 30
 """Of the index: sanitizers leave less address space than it takes otherwise."""
 
 
+ROUND_NS = 1 << 30
+"""What everything took that the lane has not answered, as far as statistics know."""
+
+
 class Line:
     """A connection to the client, whose end of it takes what comes."""
 
@@ -156,21 +160,33 @@ class Side:
                 if stop == position:
                     break
             position = stop
-            replies += self.serve_requests(requests, received)
+            missed = self._taken()
+            replies += self.serve_requests(requests, received, 0 if done is None else done.served)
+            replies += self._complete(missed)
             if parser.large is not None:
                 break
         self._background.run()
         return replies, position
 
-    def serve_requests(self, requests: list[Request], received: memoryview) -> list[bytes]:
+    def _taken(self) -> list[Work]:
+        """What is in the background, which is the caller's now."""
+        works = list(self.batch.background)
+        self.batch.background.clear()
+        return works
+
+    def serve_requests(
+        self, requests: list[Request], received: memoryview, served: int = 0
+    ) -> list[bytes]:
         """Serve what the fast lane has left, in as many batches as that takes: one ends with its
         turn, and a slow machine needs more of them. Return the replies."""
         replies, index = list[bytes](), 0
         while True:
+            first = index - served
             index = self.batch.serve(requests, index, received, 128)
             replies += [bytes(part) for part in self.batch.finish()]
-            replies += self._complete(list(self.batch.background))
-            self.batch.background.clear()
+            self.batch.enter(ROUND_NS, index - first)
+            served = 0
+            replies += self._complete(self._taken())
             self.batch.large_reads.clear()
             if index == len(requests):
                 return replies
@@ -179,6 +195,8 @@ class Side:
         """Finish operations side by side: a flush may wait for one that runs."""
         replies = list[bytes]()
         waiting = [(work.steps, work.step) for work in works]
+        for work in works:
+            self.statistics.answered(work.requests, ROUND_NS)
         while waiting:
             still = list[tuple[Steps[bytes | memoryview], Step]]()
             for steps, step in waiting:
