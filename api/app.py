@@ -1,7 +1,8 @@
 """The control API's application, and how it shares a socket with the public one.
 
 The Unix socket serves both the operator and the tenants' programs: there `bock` manages volumes
-through the public API, with a token as everywhere, without a port to find or to leave open.
+through the public API, with a token as everywhere, without a port to find or to leave open. What
+watches the daemon finds its paths there, too (`api.metrics`).
 """
 
 from __future__ import annotations
@@ -16,20 +17,27 @@ from api.faults import fault_of_error, install_faults
 from api.freshness import Freshness, Refresh
 from api.imagecontrol import image_control_router
 from api.intake import Intake
+from api.metrics.app import PATHS
 from bockd.control import AccountControl, Control, ImageControl
 
 
 class Together:
-    """Both APIs as one application: what is below `PREFIX` is the control API's."""
+    """Both APIs as one application: what is below `PREFIX` is the control API's. The paths of
+    `api.metrics` are those of `watched`, if it is there."""
 
-    def __init__(self, control: ASGIApp, public: ASGIApp) -> None:
+    def __init__(self, control: ASGIApp, public: ASGIApp, watched: ASGIApp | None = None) -> None:
         self._control = control
         self._public = public
+        self._watched = watched
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path: str = scope.get("path", "")
-        ours = path == PREFIX or path.startswith(f"{PREFIX}/")
-        await (self._control if ours else self._public)(scope, receive, send)
+        app = self._public
+        if path == PREFIX or path.startswith(f"{PREFIX}/"):
+            app = self._control
+        elif self._watched is not None and path in PATHS:
+            app = self._watched
+        await app(scope, receive, send)
 
 
 def create_app(

@@ -128,14 +128,17 @@ class Connection(TCPServer):
 class Room:
     """The connections of one listener, oldest first, each with what ends it."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int | None = None) -> None:
+        """There may be `most` at once; None: MAX_CONNECTIONS."""
+        self._most = most
         self._inside: dict[Connection, trio.CancelScope] = {}
 
     @contextmanager
     def place_for(self, connection: Connection, scope: trio.CancelScope) -> Iterator[None]:
         """Let a connection in. If need be, it replaces one that is not being served, first of all
         one that has never asked. Raise TooManyError when all are being served."""
-        if len(self._inside) >= MAX_CONNECTIONS:
+        most = MAX_CONNECTIONS if self._most is None else self._most
+        if len(self._inside) >= most:
             idle = [one for one in self._inside if not one.busy]
             if not idle:
                 raise TooManyError
@@ -148,7 +151,7 @@ class Room:
 
 
 class TooManyError(Exception):
-    """`MAX_CONNECTIONS` are being served."""
+    """As many as there may be are being served."""
 
 
 async def refuse(stream: trio.SocketStream) -> None:
@@ -178,10 +181,11 @@ async def serve_connections(
     *,
     shutdown: Callable[[], Awaitable[None]],
     tls: Callable[[], ssl.SSLContext] | None = None,
+    max_connections: int | None = None,
 ) -> None:
     """Serve `app` to all clients that connect, over TLS with the context that `tls` gives if there
     is one, until `shutdown` returns; then requests get `GRACE_SECONDS` to finish. The caller closes
-    the listeners."""
+    the listeners. There may be `max_connections`, or else MAX_CONNECTIONS, at once."""
     context = WorkerContext(None)
     connect = functools.partial(
         Connection,
@@ -191,7 +195,7 @@ async def serve_connections(
         ConnectionState({}),
     )
 
-    room = Room()
+    room = Room(max_connections)
 
     async def serve_one(stream: trio.SocketStream) -> None:
         # Hypercorn takes either kind of stream.

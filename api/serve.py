@@ -1,5 +1,6 @@
 """Runs the applications inside the daemon's own nursery: both APIs on a Unix socket that only its
-owner may use, the public one also on a TCP socket.
+owner may use, the public one also on a TCP socket, and what watches the daemon (`api.metrics`) on
+another one.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ async def serve_public(
     listener: socket.socket,
     *,
     tls: Callable[[], ssl.SSLContext] | None = None,
+    max_connections: int | None = None,
     shutdown: Callable[[], Awaitable[None]] = trio.sleep_forever,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -46,4 +48,6 @@ async def serve_public(
     there is `tls`, which gives the context for a client that is there now. Else as `serve_api`."""
     listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(listener))]
     task_status.started()
-    await serve_connections(app, listeners, shutdown=shutdown, tls=tls)
+    await serve_connections(
+        app, listeners, shutdown=shutdown, tls=tls, max_connections=max_connections
+    )

@@ -33,12 +33,13 @@ def main() -> None:
     """Serve copy-on-write volumes over NBD.
 
     \b
-    BOCKD_CONFIG       the configuration file (see `bockd config --help`)
-    BOCKD_DATA         where the pool and the sockets are
-    BOCKD_NBD_LISTEN   HOST:PORT for NBD over TCP, or none (127.0.0.1:10809)
-    BOCKD_API_LISTEN   HOST:PORT for the API over TCP, or none (127.0.0.1:8776)
-    BOCKD_POOL_DRIVER  local, or rbd for a pool in a Ceph cluster (docs/ceph.md)
-    BOCKD_RBD_GATEWAY  the name of this daemon among those of that pool
+    BOCKD_CONFIG          the configuration file (see `bockd config --help`)
+    BOCKD_DATA            where the pool and the sockets are
+    BOCKD_NBD_LISTEN      HOST:PORT for NBD over TCP, or none (127.0.0.1:10809)
+    BOCKD_API_LISTEN      HOST:PORT for the API over TCP, or none (127.0.0.1:8776)
+    BOCKD_METRICS_LISTEN  HOST:PORT for Prometheus, or none (none)
+    BOCKD_POOL_DRIVER     local, or rbd for a pool in a Ceph cluster (docs/ceph.md)
+    BOCKD_RBD_GATEWAY     the name of this daemon among those of that pool
     """
 
 

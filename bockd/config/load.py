@@ -18,6 +18,7 @@ from bockd.model import PoolDriver
 DATA_VARIABLE = "BOCKD_DATA"
 NBD_LISTEN_VARIABLE = "BOCKD_NBD_LISTEN"
 API_LISTEN_VARIABLE = "BOCKD_API_LISTEN"
+METRICS_LISTEN_VARIABLE = "BOCKD_METRICS_LISTEN"
 POOL_DRIVER_VARIABLE = "BOCKD_POOL_DRIVER"
 RBD_GATEWAY_VARIABLE = "BOCKD_RBD_GATEWAY"
 CONFIG_VARIABLE = "BOCKD_CONFIG"
@@ -76,6 +77,10 @@ def _overridden(settings: Settings, sources: dict[str, str], env: Mapping[str, s
         api = replace(settings.api, listen=_listen_from(env, API_LISTEN_VARIABLE))
         settings = replace(settings, api=api)
         sources["api.listen"] = API_LISTEN_VARIABLE
+    if METRICS_LISTEN_VARIABLE in env:
+        metrics = replace(settings.metrics, listen=_listen_from(env, METRICS_LISTEN_VARIABLE))
+        settings = replace(settings, metrics=metrics)
+        sources["metrics.listen"] = METRICS_LISTEN_VARIABLE
     if POOL_DRIVER_VARIABLE in env:
         settings = replace(
             settings, pool=_given(settings.pool, "driver", env, POOL_DRIVER_VARIABLE)

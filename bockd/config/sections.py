@@ -103,6 +103,18 @@ class ApiSettings(Section):
 
 
 @dataclass(frozen=True, slots=True)
+class MetricsSettings(Section):
+    """`[metrics]`: for Prometheus, over TCP."""
+
+    listen: Address | None = key(None, read_listen)
+    """None: only on the control API's socket."""
+    tls: TlsMode = key(TlsMode.OFF, word(TlsMode, TlsMode.OFF, TlsMode.REQUIRE))
+    client_certificates: ClientCertificates = key(ClientCertificates.NONE, word(ClientCertificates))
+    exports: int = key(100, integer(0, 10_000))
+    """With series of their own: up to 63 each (docs/metrics.md says what a scrape takes)."""
+
+
+@dataclass(frozen=True, slots=True)
 class FuseSettings(Section):
     """`[fuse]`: volumes and snapshots as files."""
 
@@ -257,6 +269,7 @@ class Settings(Section):
     tls: TlsSettings = section(TlsSettings)
     nbd: NbdSettings = section(NbdSettings)
     api: ApiSettings = section(ApiSettings)
+    metrics: MetricsSettings = section(MetricsSettings)
     fuse: FuseSettings = section(FuseSettings)
     vm: VmSettings = section(VmSettings)
     servers: Mapping[str, ServerSettings] = named(ServerSettings)
@@ -274,7 +287,7 @@ class Settings(Section):
         for name in self.servers:
             if not is_server_id(name):
                 yield "servers", f"{name!r} is not 1 to 255 letters, digits, '.', '_' and '-'"
-        for name, listener in (("nbd", self.nbd), ("api", self.api)):
+        for name, listener in (("nbd", self.nbd), ("api", self.api), ("metrics", self.metrics)):
             certificates = f"{name}.client_certificates"
             if listener.tls is not TlsMode.OFF and self.tls.certificate_file is None:
                 yield f"{name}.tls", "tls.certificate_file and tls.key_file are needed for it"

@@ -9,6 +9,7 @@ from bockd.config import Settings
 from bockd.control import ClusterInfo, FrozenPool
 from bockd.daemon.retrying import Retrying
 from bockd.model import VolumeId
+from bockd.pool.figures import Figure
 from bockd.pool.pool import Pool
 from bockd.pool.reports import ScrubStatus
 from bockd.runtime.steprunner import StepRunner
@@ -151,4 +152,9 @@ class Backend(Protocol):
 
     def waiting(self) -> tuple[str, ...]:
         """Return what background work was put off, and why, in words."""
+        ...
+
+    def figures(self) -> list[Figure]:
+        """Return what this kind of pool counts and measures of itself. Takes a moment, whatever is
+        in the pool. Raises BockdError."""
         ...

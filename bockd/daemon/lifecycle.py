@@ -17,10 +17,14 @@ from functools import partial
 from pathlib import Path
 
 import trio
-from fastapi import FastAPI
+from prometheus_client.core import Metric
+from starlette.types import ASGIApp
 
 from api.app import Together, create_app
 from api.freshness import Refresh
+from api.metrics.app import MAX_CONNECTIONS as MAX_METRICS_CONNECTIONS
+from api.metrics.app import MetricsApp
+from api.metrics.counting import Requests
 from api.openstack.app import create_public_app
 from api.openstack.nbd import NbdFrontends
 from api.serve import serve_api, serve_public
@@ -32,8 +36,12 @@ from bockd.blockstorage.servers import Servers
 from bockd.blockstorage.service import PoolBlockStorage
 from bockd.blockstorage.working import anybody, earlier_runs_of
 from bockd.config import Address, Settings
-from bockd.config.load import API_LISTEN_VARIABLE, NBD_LISTEN_VARIABLE
-from bockd.config.sections import ApiSettings, NbdSettings
+from bockd.config.load import (
+    API_LISTEN_VARIABLE,
+    METRICS_LISTEN_VARIABLE,
+    NBD_LISTEN_VARIABLE,
+)
+from bockd.config.sections import ApiSettings, MetricsSettings, NbdSettings
 from bockd.daemon import heap
 from bockd.daemon.accounts import PoolAccounts
 from bockd.daemon.addresses import addresses
@@ -48,6 +56,9 @@ from bockd.daemon.exports import PoolExports
 from bockd.daemon.fileview import FileView
 from bockd.daemon.idle import IdleExports
 from bockd.daemon.images import PoolImages
+from bockd.daemon.metrics.collector import Metrics
+from bockd.daemon.metrics.health import Health, Stage
+from bockd.daemon.metrics.tokens import CountedIdentity
 from bockd.daemon.nodes import PoolNodes
 from bockd.daemon.plugged import PluggedDevices
 from bockd.daemon.readiness import READY, STOPPING, notify
@@ -127,6 +138,13 @@ def listening(
     return listen_tcp(address, f"set {variable} to another HOST:PORT, or to none")
 
 
+def web_address(listener: ApiSettings | MetricsSettings, address: str | None) -> str:
+    """Return the URL of a listener, or "off"."""
+    if address is None:
+        return "off"
+    return f"{'http' if listener.tls is TlsMode.OFF else 'https'}://{address}/"
+
+
 class _Daemon:
     def __init__(self, kind: BackendKind, settings: Settings, view: FileView | None) -> None:
         self._kind = kind
@@ -153,6 +171,9 @@ class _Daemon:
             self._machines, str(settings.nbd_socket), settings.vm.reconnect_seconds
         )
         self._retrying = Retrying(self._spawn)
+        self._requests = Requests()
+        self._health: Health
+        self._identity: CountedIdentity
         self._idle: IdleExports
 
     async def main(self) -> None:
@@ -175,6 +196,7 @@ class _Daemon:
                 f"{error}: stop that one first, or serve another directory (BOCKD_DATA)"
             ) from error
         self._pool = self._backend.pool
+        self._health = Health(self._pool, self._backend.room_of)
         bridge = AsyncBridge(lambda: self._background)
         attached = AttachedVolumes(self._pool, self._server, bridge, self._on_idle)
         self._pool.before_giving(attached.end_connections)
@@ -239,14 +261,16 @@ class _Daemon:
             listening_unix(settings.nbd_socket) as unix,
             listening(settings.nbd.listen, NBD_LISTEN_VARIABLE) as tcp,
             listening(settings.api.listen, API_LISTEN_VARIABLE) as api,
+            listening(settings.metrics.listen, METRICS_LISTEN_VARIABLE) as metrics,
         ):
-            await self._serve_frontends(unix, tcp, api, signals)
+            await self._serve_frontends(unix, tcp, api, metrics, signals)
 
     async def _serve_frontends(
         self,
         unix: socket.socket,
         tcp: socket.socket | None,
         api: socket.socket | None,
+        metrics: socket.socket | None,
         signals: ExitStack,
     ) -> None:
         # First: one that comes while the view is being mounted must not leave that behind.
@@ -291,13 +315,18 @@ class _Daemon:
                 DiscreetExports(fresh(attached, refresh)),
                 self._tls(settings.nbd),
             )
-            both = Together(create_app(control, images, accounts, refresh), public)
-            await frontends.start(serve_api, both, settings.api_socket)
+            ours = self._requests.counted("control", create_app(control, images, accounts, refresh))
+            watched = self._metrics_app()
+            frontends.start_soon(self._health.run)
+            together = Together(ours, public, watched)
+            await frontends.start(serve_api, together, settings.api_socket)
             frontends.start_soon(images.give_up_abandoned)
             if api is not None:
                 tls = self._tls(settings.api)
                 context = None if tls.mode is TlsMode.OFF else tls.context
                 await frontends.start(partial(serve_public, public, api, tls=context))
+            if metrics is not None:
+                await frontends.start(self._serve_metrics, watched, metrics)
             if self._view is not None:
                 nodes = PoolNodes(self._pool, self._runner, exports, self._server)
                 await frontends.start(self._view.serve, nodes, self._runner)
@@ -314,8 +343,10 @@ class _Daemon:
             gc.collect()
             gc.freeze()
             heap.trim()
-            self._announce(nbd_listen, api_listen)
+            self._health.stage = Stage.SERVING
+            self._announce(nbd_listen, api_listen, str(address_of(metrics)) if metrics else None)
             await ended()
+            self._health.stage = Stage.STOPPING
             # Later signals are let through, to end a slow stop.
             signals.close()
             log.info("stopping")
@@ -323,7 +354,24 @@ class _Daemon:
             notify(STOPPING)
             frontends.cancel_scope.cancel()
 
-    def _tls(self, listener: NbdSettings | ApiSettings) -> FrontendTls:
+    async def _serve_metrics(
+        self,
+        app: ASGIApp,
+        listener: socket.socket,
+        *,
+        task_status: trio.TaskStatus[None],
+    ) -> None:
+        tls = self._tls(self._settings.metrics)
+        context = None if tls.mode is TlsMode.OFF else tls.context
+        await serve_public(
+            app,
+            listener,
+            tls=context,
+            max_connections=MAX_METRICS_CONNECTIONS,
+            task_status=task_status,
+        )
+
+    def _tls(self, listener: NbdSettings | ApiSettings | MetricsSettings) -> FrontendTls:
         """What a listener on TCP offers."""
         certificates = self._certificates
         if listener.tls is TlsMode.OFF or certificates is None:
@@ -332,7 +380,7 @@ class _Daemon:
 
     def _public_app(
         self, tcp: socket.socket | None, fetches: trio.Nursery, refresh: Refresh | None
-    ) -> FastAPI:
+    ) -> ASGIApp:
         pool, settings = self._pool, self._settings
         local = LocalIdentity(
             pool.index,
@@ -341,7 +389,7 @@ class _Daemon:
             self._backend.token_key or load_key(settings.data_dir),
             settings.identity.token_seconds,
         )
-        identity = one_identity(settings.keystone, local, self._keystone)
+        self._identity = CountedIdentity(one_identity(settings.keystone, local, self._keystone))
         storage = PoolBlockStorage(self._context, self._runner)
         if settings.glance.url is not None:
             # An HTTP client is some 10 MiB of memory, which few daemons need.
@@ -354,11 +402,30 @@ class _Daemon:
             tls_required=settings.nbd.tls is TlsMode.REQUIRE,
             gateway=pool.gateway,
         )
-        return create_public_app(storage, identity, catalog(settings.catalog), frontends, refresh)
+        published = catalog(settings.catalog)
+        app = create_public_app(storage, self._identity, published, frontends, refresh)
+        return self._requests.counted("block-storage", app)
 
-    def _announce(self, nbd_listen: str | None, api_listen: str | None) -> None:
+    def _metrics_app(self) -> ASGIApp:
+        """What is asked by those who watch the daemon. After `_public_app`."""
+
+        def further() -> list[Metric]:
+            return [*self._requests.families(), *self._identity.families()]
+
+        metrics = Metrics(
+            self._server,
+            self._backend,
+            self._health,
+            self._waiting,
+            self._settings.metrics.exports,
+            further,
+        )
+        return MetricsApp(metrics)
+
+    def _announce(
+        self, nbd_listen: str | None, api_listen: str | None, metrics_listen: str | None
+    ) -> None:
         settings = self._settings
-        scheme = "http" if settings.api.tls is TlsMode.OFF else "https"
         lines = [
             f"bockd is ready. Data: {settings.data_dir}",
             f"  NBD, Unix socket: {settings.nbd_socket}",
@@ -367,8 +434,8 @@ class _Daemon:
             f"  files:            {self._view.path if self._view else 'off'}",
             f"  fast lane:        {lane(os.environ)}",
             f"  control API:      {settings.api_socket}",
-            f"  block storage API: {f'{scheme}://{api_listen}/' if api_listen else 'off'}"
-            f"  ({self._ways_in()})",
+            f"  block storage API: {web_address(settings.api, api_listen)}  ({self._ways_in()})",
+            f"  metrics:          {web_address(settings.metrics, metrics_listen)}",
             "Next: bock volume create disk1 --size 10GiB",
         ]
         try:

@@ -14,11 +14,13 @@ from bockd.daemon.datadir import refuse_gateway
 from bockd.daemon.retrying import Retrying
 from bockd.daemon.scrubbing import Scrubbing
 from bockd.daemon.settling import Settling
+from bockd.drivers.local.figures import figures
 from bockd.drivers.local.maintenance.reclaim import Reclaimer
 from bockd.drivers.local.maintenance.settling import Settler
 from bockd.drivers.local.newpool import check_start
 from bockd.drivers.local.pool import LocalPool
 from bockd.model import GIB, MIB, VolumeId
+from bockd.pool.figures import Figure
 from bockd.runtime.steprunner import StepRunner
 from bockd.runtime.steps import Spawn
 
@@ -115,3 +117,7 @@ class LocalBackend:
             ("settling layers", self._settling.put_off),
         )
         return tuple(f"{what}: {why}" for what, why in put_off if why is not None)
+
+    def figures(self) -> list[Figure]:
+        """Return what checkpoints, reclaim and scrubbing have done and found."""
+        return figures(self.pool.registry)

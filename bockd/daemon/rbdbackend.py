@@ -19,9 +19,11 @@ from bockd.daemon.endwatch import EndWatch
 from bockd.daemon.gatewaywork import FOLLOW_SECONDS, GatewayWork
 from bockd.daemon.retrying import Retrying
 from bockd.drivers.cache.directory import CacheDirectory
+from bockd.drivers.rbd.figures import figures
 from bockd.drivers.rbd.pool import RbdPool
 from bockd.identity.sharedkey import shared_key
 from bockd.model import VolumeId
+from bockd.pool.figures import Figure
 from bockd.runtime.steprunner import StepRunner
 from bockd.runtime.steps import Spawn
 
@@ -32,8 +34,15 @@ class RbdBackend:
     scrubbing = None
     backups = None
 
-    def __init__(self, pool: RbdPool, directory: DataDirectory, runner: StepRunner) -> None:
+    def __init__(
+        self,
+        pool: RbdPool,
+        directory: DataDirectory,
+        cache: CacheDirectory | None,
+        runner: StepRunner,
+    ) -> None:
         self.pool = pool
+        self._cache = cache
         self.token_key: bytes | None = None
         settings = pool.session.settings
         self.room_of = f"the Ceph pool {settings.pool}"
@@ -63,7 +72,7 @@ class RbdBackend:
         del retrying
         post = trio.lowlevel.current_trio_token().run_sync_soon
 
-        def open_pool() -> tuple[RbdPool, DataDirectory]:
+        def open_pool() -> tuple[RbdPool, DataDirectory, CacheDirectory | None]:
             with ExitStack() as stack:
                 directory = DataDirectory(settings.data_dir)
                 stack.callback(directory.release)
@@ -74,7 +83,7 @@ class RbdBackend:
                 pool = RbdPool.open(settings.rbd, settings.data_dir / REPLICA, spawn, post)
                 pool.open_nodes.fronts.cache = cache
                 stack.pop_all()
-            return pool, directory
+            return pool, directory, cache
 
         return cls(*await trio.to_thread.run_sync(open_pool), runner)
 
@@ -130,3 +139,8 @@ class RbdBackend:
     def waiting(self) -> tuple[str, ...]:
         """Return what is flattened, and what was put off."""
         return self._work.waiting()
+
+    def figures(self) -> list[Figure]:
+        """Return what is open, what is not written back, and how the cache does."""
+        found = figures(self.pool.open_nodes)
+        return found if self._cache is None else [*found, *self._cache.figures()]

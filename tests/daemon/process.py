@@ -59,6 +59,7 @@ class Bockd:
         *,
         nbd_listen: str = "none",
         api_listen: str = "none",
+        metrics_listen: str = "none",
         mount: Path | None = None,
         config: Path = Path("/dev/null"),
         launcher: Sequence[str | Path] = (),
@@ -69,6 +70,7 @@ class Bockd:
         self._nbd_listen = nbd_listen
         self._options = [] if mount is None else ["--mount", str(mount)]
         self._api_listen = api_listen
+        self._metrics_listen = metrics_listen
         self._config = config
         self._launcher = launcher
         self._process: subprocess.Popen[bytes] | None = None
@@ -184,6 +186,7 @@ class Bockd:
             "BOCKD_DATA": str(self.data_dir),
             "BOCKD_NBD_LISTEN": self._nbd_listen,
             "BOCKD_API_LISTEN": self._api_listen,
+            "BOCKD_METRICS_LISTEN": self._metrics_listen,
         }
 
     def run(self, *arguments: str | Path) -> Result:
@@ -265,6 +268,14 @@ class Bockd:
         """Of the block storage API, as announced."""
         line = next(line for line in self.announced if "block storage API:" in line)
         found = re.search(r"(https?://[^ ]+)/ ", line)
+        assert found is not None, line
+        return found[1]
+
+    @property
+    def metrics_url(self) -> str:
+        """Of the listener for Prometheus, as announced."""
+        line = next(line for line in self.announced if "metrics:" in line)
+        found = re.search(r"(https?://[^ ]+)/$", line)
         assert found is not None, line
         return found[1]
 
@@ -356,6 +367,7 @@ def serving(
     *,
     nbd_listen: str = "none",
     api_listen: str = "none",
+    metrics_listen: str = "none",
     config: Path = Path("/dev/null"),
     log: Path | None = None,
     mount: Path | None = None,
@@ -370,6 +382,7 @@ def serving(
         log,
         nbd_listen=nbd_listen,
         api_listen=api_listen,
+        metrics_listen=metrics_listen,
         mount=mount,
         config=config,
         launcher=launcher,

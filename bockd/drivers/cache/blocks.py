@@ -179,6 +179,8 @@ class CachedBlocks:
 
     def begin_read(self, first: int, end: int) -> Operation:
         """Open a read of blocks that is about to be sent below; `fill` or `give_up` ends it."""
+        self._space.missed_reads += 1
+        self._space.missed_bytes += (end - first) << BLOCK_SHIFT
         return self._operations.read(first, end)
 
     @contextmanager

@@ -42,6 +42,7 @@ from bockd.drivers.cache.space import Holder, Space
 from bockd.errors import NotSupportedError, from_os_error
 from bockd.model import BLOCK_SIZE, MIB
 from bockd.pool.device import BlockDevice
+from bockd.pool.figures import Figure
 from bockd.runtime.steps import Spawn, try_spawn
 from bockd.runtime.waiting import Mutex
 
@@ -129,6 +130,24 @@ class CacheDirectory:
         finally:
             file.close()
             self._path("trial", _BLOCKS_SUFFIX).unlink()
+
+    def figures(self) -> list[Figure]:
+        """Return what the files take, and how many reads found too little in them."""
+        space = self.space
+        return [
+            Figure("cache_used_bytes", "What the cache's files take.", space.used_bytes),
+            Figure("cache_limit_bytes", "The most that they may take.", space.limit_bytes),
+            Figure(
+                "cache_missed_reads_total",
+                "Reads of which not all was in the cache. All other reads were hits.",
+                space.missed_reads,
+            ),
+            Figure(
+                "cache_missed_bytes_total",
+                "Bytes that were read of the cluster for them, in whole blocks.",
+                space.missed_bytes,
+            ),
+        ]
 
     def release(self) -> None:
         """Give the directory up. No device is open."""

@@ -44,6 +44,9 @@ class Space:
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
         self.used_bytes = 0
+        self.missed_reads = 0
+        """Reads that went to what is below, since the directory was opened."""
+        self.missed_bytes = 0
         self.on_crowded: Callable[[], None] = lambda: None
         """Called when leaves should be evicted; often."""
         self._warm: OrderedDict[tuple[Holder, int], None] = OrderedDict()

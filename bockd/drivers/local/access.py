@@ -12,6 +12,7 @@ from bockd.drivers.local.format.layer import Layer
 from bockd.drivers.local.format.layout import JournalName, Layout
 from bockd.drivers.local.format.spares import SpareSegments
 from bockd.drivers.local.format.writepieces import WritePieces
+from bockd.drivers.local.volume.checkpoints import CheckpointCounts
 from bockd.errors import NoInodesError, NoSpaceError, from_os_error
 from bockd.index.ballast import Ballast
 from bockd.index.index import LmdbIndex
@@ -33,6 +34,7 @@ class StoreAccess:
     write_pieces: WritePieces
     unswept: set[VolumeId] = field(default_factory=set)
     """Volumes that were recovered since the pool was opened, and not opened since then."""
+    checkpoints: CheckpointCounts = field(default_factory=CheckpointCounts)
 
     def frozen_layer(self, record: LayerRecord) -> FrozenLayer:
         """Return a layer to read from that is not open yet."""

@@ -194,9 +194,10 @@ class Durability:
             if self.closed or not self.tail.begun:
                 return
             # What an earlier attempt left comes first, so that failures do not pile up segments.
-            await self._apply_sealed()
-            await self._seal()
-            await self._apply_sealed()
+            with self._store.checkpoints.counting():
+                await self._apply_sealed()
+                await self._seal()
+                await self._apply_sealed()
             self.room.checkpoint_error = None
             await self.restore_reserve()
             if self.cells is not None and self.cells.is_short:
@@ -248,6 +249,7 @@ class Durability:
         await self.drain_reads()
         applied = sealed[-1].last_sequence
         await self._indexed.apply(sealed)
+        self._store.checkpoints.applied(sealed)
         self._cache.mark_clean(applied)
         if self.cells is not None:
             self.cells.end_seal()
@@ -316,6 +318,7 @@ class Durability:
             hit(Failpoint.TRANSITION_SYNCED)
             old = [*self._sealed, self.tail.segment]
             result = await self._indexed.transition(old, change, opened=fresh is not None)
+            self._store.checkpoints.applied(old)
             self._cache.mark_clean(self.tail.segment.last_sequence)
             self._sealed = []
             if fresh is not None:

@@ -1,0 +1,1 @@
+"""What Prometheus and process supervisors ask of a daemon: metrics, whether it lives, is ready."""

@@ -1,0 +1,89 @@
+"""Metrics of the pool: its room, what is in it, its background work, what its driver counts."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+import bockd
+from bockd.daemon.backend import Backend
+from bockd.errors import BockdError
+from bockd.nbd.server.fastlane import compiled
+from bockd.pool.figures import Figure
+from bockd.pool.nodes import SNAPSHOTS, VOLUMES
+
+_COUNTER = "_total"
+
+
+def build_info(driver: str) -> Metric:
+    """Return which daemon this is."""
+    info = GaugeMetricFamily(
+        "bockd_build_info",
+        "Which bockd this is: 1.",
+        labels=["version", "driver", "fast_lane", "python"],
+    )
+    lane = "python" if compiled is None else "compiled"
+    python = ".".join(map(str, sys.version_info[:3]))
+    info.add_metric([bockd.__version__, driver, lane, python], 1)
+    return info
+
+
+def room_metrics(room: os.statvfs_result | None) -> list[Metric]:
+    """Return the space of what the pool stands on. Nothing, if that is not known."""
+    if room is None:
+        return []
+    size = (room.f_blocks - room.f_bfree + room.f_bavail) * room.f_frsize
+    found: list[Metric] = [
+        GaugeMetricFamily(
+            "bockd_pool_size_bytes",
+            "Size of what the pool stands on, without what is reserved for root.",
+            size,
+        ),
+        GaugeMetricFamily(
+            "bockd_pool_free_bytes", "What of it is free.", room.f_bavail * room.f_frsize
+        ),
+    ]
+    if room.f_files:  # else it has no such limit
+        found.append(
+            GaugeMetricFamily(
+                "bockd_pool_free_inodes", "How many files it takes beside those.", room.f_favail
+            )
+        )
+    return found
+
+
+def pool_metrics(backend: Backend, waiting: tuple[str, ...]) -> list[Metric]:
+    """Return what is in the pool and what its driver counts; what cannot be read is left out."""
+    found: list[Metric] = [
+        GaugeMetricFamily(
+            "bockd_waiting_work",
+            "Background work that was put off, and is tried again ('bock info' says why).",
+            len(waiting),
+        )
+    ]
+    try:
+        with backend.pool.nodes() as nodes:
+            volumes, snapshots = nodes.txn.count(VOLUMES), nodes.txn.count(SNAPSHOTS)
+        figures = backend.figures()
+    except BockdError:
+        return found
+    return [
+        *found,
+        GaugeMetricFamily("bockd_pool_volumes", "Volumes in the pool.", volumes),
+        GaugeMetricFamily(
+            "bockd_pool_snapshots", "Snapshots in the pool, with those that images are.", snapshots
+        ),
+        *map(figure_metric, figures),
+    ]
+
+
+def figure_metric(figure: Figure) -> Metric:
+    """Return a figure of a driver as a metric."""
+    names, values = [name for name, _ in figure.labels], [value for _, value in figure.labels]
+    kind = CounterMetricFamily if figure.name.endswith(_COUNTER) else GaugeMetricFamily
+    name = "bockd_" + figure.name.removesuffix(_COUNTER)
+    family = kind(name, figure.about, labels=names)
+    family.add_metric(values, figure.value)
+    return family
