@@ -67,7 +67,7 @@ class FailureLog:
 
     def note(self, called: str, operation: str, error: Exception, count: int = 1) -> None:
         """Log that `count` operations failed with an error, or count them for later. `called` names
-        the volume or snapshot. `operation` is a noun that takes an s ("read")."""
+        the volume or snapshot: "volume 12". `operation` is a noun that takes an s ("read")."""
         if isinstance(error, _ANSWERS):
             return
         name = _error_name(error)
@@ -133,7 +133,16 @@ def _log_line(
     unexpected: Exception | None = None,
 ) -> None:
     what = f"a {operation}" if count == 1 else f"{count} {operation}s"
-    log.error("%s: %s failed with %s: %s", called, what, name, text, exc_info=unexpected)
+    kind, _, number = called.partition(" ")
+    log.error(
+        "%s: %s failed with %s: %s",
+        called,
+        what,
+        name,
+        text,
+        exc_info=unexpected,
+        extra={kind: number},
+    )
 
 
 def _error_name(error: Exception) -> str:

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.openstack.faults import fault_of_error
 from api.openstack.paths import needs_token, tenant_of, tidy
+from bockd import logcontext
 from bockd.blockstorage.contract import TenantId
 from bockd.errors import BockdError, UnauthorizedError
 from bockd.identity.contract import Identity, Principal
@@ -46,11 +47,12 @@ class Access:
         if needs_token(path):
             token = Headers(scope=scope).get(TOKEN_HEADER, "")
             try:
-                state["principal"] = await self._admit(token, path)
+                principal = state["principal"] = await self._admit(token, path)
             except BockdError as error:
                 await fault_of_error(error)(scope, receive, send)
                 return
             state["token"] = token
+            logcontext.note(logcontext.TENANT, principal.tenant.id)
         await self._app({**scope, "path": path, "state": state}, receive, send)
 
     async def _admit(self, token: str, path: str) -> Principal:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from bockd.config.address import Address
@@ -58,6 +59,20 @@ MAX_QUOTA = 1 << 53
 """Beyond this JSON numbers lose their last digits in some clients."""
 
 read_quota = integer(UNLIMITED, MAX_QUOTA)
+
+
+class LogFormat(StrEnum):
+    """How a line of the log looks."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+@dataclass(frozen=True, slots=True)
+class LogSettings(Section):
+    """`[log]`: how the log is written."""
+
+    format: LogFormat = key(LogFormat.TEXT, word(LogFormat))
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +281,7 @@ class Settings(Section):
     data_dir: Path = key(DEFAULT_DATA_DIR, read_path)
     """The pool directory; the sockets live in it too."""
     log_level: str = key("info", choice(LOG_LEVELS))
+    log: LogSettings = section(LogSettings)
     tls: TlsSettings = section(TlsSettings)
     nbd: NbdSettings = section(NbdSettings)
     api: ApiSettings = section(ApiSettings)

@@ -27,6 +27,7 @@ from api.metrics.app import MetricsApp
 from api.metrics.counting import Requests
 from api.openstack.app import create_public_app
 from api.openstack.nbd import NbdFrontends
+from api.requestid import Identified
 from api.serve import serve_api, serve_public
 from bockd import descriptors
 from bockd.blockstorage.interrupted import detaching, resolve_interrupted
@@ -42,7 +43,7 @@ from bockd.config.load import (
     NBD_LISTEN_VARIABLE,
 )
 from bockd.config.sections import ApiSettings, MetricsSettings, NbdSettings
-from bockd.daemon import heap
+from bockd.daemon import heap, logs
 from bockd.daemon.accounts import PoolAccounts
 from bockd.daemon.addresses import addresses
 from bockd.daemon.attached import AttachedExports, AttachedVolumes
@@ -105,18 +106,14 @@ def run(
     """Serve a pool of some kind until a signal ends it (daemon.ending); `mount` overrides the
     settings'. `is_default`: nobody has named the data directory. Raises BockdError when it cannot
     begin."""
-    logging.basicConfig(
-        level=settings.log_level.upper(),
-        stream=sys.stderr,
-        format="%(levelname)s %(name)s: %(message)s",
-    )
+    counts = logs.begin(settings)
     descriptors.raise_limit()
     heap.bound()
     mount = mount or settings.fuse.mount
     view = None if mount is None else FileView(mount.absolute(), settings.data_dir)
     try:
         kind.check_start(settings, is_default=is_default)
-        trio.run(_Daemon(kind, settings, view).main)
+        trio.run(_Daemon(kind, settings, view, counts).main)
     except BaseExceptionGroup as group:
         raise _alone(group) from group
 
@@ -146,7 +143,14 @@ def web_address(listener: ApiSettings | MetricsSettings, address: str | None) ->
 
 
 class _Daemon:
-    def __init__(self, kind: BackendKind, settings: Settings, view: FileView | None) -> None:
+    def __init__(
+        self,
+        kind: BackendKind,
+        settings: Settings,
+        view: FileView | None,
+        lines: logs.LineCounts,
+    ) -> None:
+        self._lines = lines
         self._kind = kind
         self._settings = settings
         self._view = view
@@ -315,7 +319,9 @@ class _Daemon:
                 DiscreetExports(fresh(attached, refresh)),
                 self._tls(settings.nbd),
             )
-            ours = self._requests.counted("control", create_app(control, images, accounts, refresh))
+            ours = self._requests.counted(
+                "control", Identified(create_app(control, images, accounts, refresh))
+            )
             watched = self._metrics_app()
             frontends.start_soon(self._health.run)
             together = Together(ours, public, watched)
@@ -404,13 +410,17 @@ class _Daemon:
         )
         published = catalog(settings.catalog)
         app = create_public_app(storage, self._identity, published, frontends, refresh)
-        return self._requests.counted("block-storage", app)
+        return self._requests.counted("block-storage", Identified(app))
 
     def _metrics_app(self) -> ASGIApp:
         """What is asked by those who watch the daemon. After `_public_app`."""
 
         def further() -> list[Metric]:
-            return [*self._requests.families(), *self._identity.families()]
+            return [
+                *self._requests.families(),
+                *self._identity.families(),
+                *self._lines.families(),
+            ]
 
         metrics = Metrics(
             self._server,

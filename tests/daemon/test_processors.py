@@ -9,6 +9,7 @@ import pytest
 from bockd.config import Settings
 from bockd.daemon import lifecycle
 from bockd.daemon.localbackend import LocalBackend
+from bockd.daemon.logs import LineCounts
 from bockd.processors import granted_cores
 
 MOST = 8
@@ -67,5 +68,5 @@ def test_without_a_quota_all_are_granted(tmp_path: Path, own_group: Path, text: 
 
 def test_the_daemon_keeps_to_what_is_granted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lifecycle, "granted_cores", lambda most: min(3, most))
-    daemon = lifecycle._Daemon(LocalBackend, Settings(), None)
+    daemon = lifecycle._Daemon(LocalBackend, Settings(), None, LineCounts())
     assert daemon._server._limits.lane_threads == 3

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import trio
 
+from bockd import logcontext
 from bockd.control import VolumeStatistics
 from bockd.errors import VolumeTakenError
 from bockd.failurelog import FailureLog
@@ -64,7 +65,7 @@ class NbdServer:
         )
         self._failures = FailureLog()
         self._registry = Registry(self._limits.fence_seconds, self._failures)
-        self._clients = self._refused = 0
+        self._clients = self._refused = self._served = 0
         self._negotiating: dict[trio.CancelScope, None] = {}
         """Handshakes under way, the oldest first."""
 
@@ -130,6 +131,8 @@ class NbdServer:
     async def _serve_client(
         self, sock: socket.socket, table: ExportTable, tls: FrontendTls
     ) -> None:
+        self._served += 1
+        logcontext.note(logcontext.CONNECTION, self._served)
         channel: Channel | None = None
         try:
             find_dead_peers(
@@ -176,6 +179,7 @@ class NbdServer:
 
     async def _transmit(self, entrance: Entrance) -> None:
         channel, export = entrance.channel, entrance.export
+        logcontext.note(export.key.kind, export.key.id)
         state = self._registry.state(export.key, export.info.name)
         connection = Connection(
             channel, Account(self._budget), self._runner, self._limits, self._together
