@@ -7,7 +7,7 @@ the map. Everything here is immutable plain data.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import NewType
 from urllib.parse import quote, unquote, urlsplit
@@ -119,6 +119,42 @@ class Server:
     gateway: str | None = None
     """In a pool of several gateways: the one that has it in its configuration, and for a VM the one
     on its machine, which alone plugs devices into it."""
+
+
+@dataclass(frozen=True, slots=True)
+class IoRate:
+    """A limit of I/O, in operations or bytes per second. The numbers mean what they mean in QEMU
+    (docs/throttle.txt there)."""
+
+    per_second: int
+    burst: int | None = None
+    """The rate of a burst; None: there is none, but for a tenth of a second's worth at once."""
+    burst_seconds: int = 1
+    """How long a burst may last after a pause. With 1, that much may come at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class IoLimits:
+    """IoLimits that hold together; None is no limit. What is not of reads or writes is of both."""
+
+    iops: IoRate | None = None
+    read_iops: IoRate | None = None
+    write_iops: IoRate | None = None
+    bps: IoRate | None = None
+    """Bytes per second."""
+    read_bps: IoRate | None = None
+    write_bps: IoRate | None = None
+    iops_size: int | None = None
+    """A read or write counts as one operation for each so many bytes that it begins. None: as one,
+    however large it is."""
+
+    def rates(self) -> dict[str, IoRate]:
+        """Return the limits that there are, by name."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: rate for name, rate in found.items() if isinstance(rate, IoRate)}
+
+
+NO_IO_LIMITS = IoLimits()
 
 
 def is_server_id(text: str) -> bool:

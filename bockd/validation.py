@@ -1,4 +1,4 @@
-"""What a request may ask for: names, sizes and servers, judged once, at the boundary.
+"""What a request may ask for: names, sizes, servers and limits, judged once, at the boundary.
 
 Each function returns what it was given, or what is to be recorded of it, and raises
 InvalidRequestError with what is wrong and what to do.
@@ -13,6 +13,8 @@ from bockd.model import (
     MAX_SOCKET_PATH_BYTES,
     MAX_VOLUME_BYTES,
     MIN_VOLUME_BYTES,
+    IoLimits,
+    IoRate,
     Server,
     ServerKind,
     format_size,
@@ -20,6 +22,16 @@ from bockd.model import (
     is_uuid,
     size_of_volume_for,
 )
+
+MAX_IO_RATE = 10**12
+"""Operations or bytes per second: beyond any device, and exact in JSON."""
+
+MAX_BURST_SECONDS = 24 * 3600
+"""A burst that lasts longer than a day is a rate."""
+
+MIN_IOPS_SIZE = 512
+MAX_IOPS_SIZE = 1 << 30
+"""Bytes."""
 
 
 def check_name(name: str) -> str:
@@ -107,4 +119,37 @@ def check_server_record(server: Server) -> None:
         raise InvalidRequestError(
             f"the path of the QMP socket is longer than {MAX_SOCKET_PATH_BYTES} bytes, "
             "which no Unix socket's is"
+        )
+
+
+def check_io_limits(limits: IoLimits) -> IoLimits:
+    """Return limits that make sense. Raises InvalidRequestError."""
+    for name, rate in limits.rates().items():
+        _check_rate(name, rate)
+    size = limits.iops_size
+    if size is not None:
+        if not MIN_IOPS_SIZE <= size <= MAX_IOPS_SIZE:
+            raise InvalidRequestError(
+                f"iops_size is {size}; it may be {MIN_IOPS_SIZE} to {MAX_IOPS_SIZE} bytes"
+            )
+        if not any(name.endswith("iops") for name in limits.rates()):
+            raise InvalidRequestError("iops_size means nothing without a limit of operations")
+    return limits
+
+
+def _check_rate(name: str, rate: IoRate) -> None:
+    if not 1 <= rate.per_second <= MAX_IO_RATE:
+        raise InvalidRequestError(f"{name} is {rate.per_second}; it may be 1 to {MAX_IO_RATE}")
+    if rate.burst is None:
+        if rate.burst_seconds != 1:
+            raise InvalidRequestError(f"{name} has the length of a burst and not its rate")
+        return
+    if not rate.per_second <= rate.burst <= MAX_IO_RATE:
+        raise InvalidRequestError(
+            f"the burst of {name} is {rate.burst}; it may be {rate.per_second}, which is the "
+            f"limit, to {MAX_IO_RATE}"
+        )
+    if not 1 <= rate.burst_seconds <= MAX_BURST_SECONDS:
+        raise InvalidRequestError(
+            f"a burst of {name} lasts {rate.burst_seconds} s; it may be 1 to {MAX_BURST_SECONDS}"
         )

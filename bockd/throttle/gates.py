@@ -1,0 +1,227 @@
+"""What the frontends ask before they serve a request: the *gate* of its volume.
+
+A gate has the throttle of its volume and that of the volume's tenant, which all volumes of the
+tenant share; a request passes one after the other. One of a volume without limits says so
+(`limited`), and then nothing else is asked.
+
+`Gates` keeps them for the daemon. It is told where the limits stand (`look_up`), and wakes those
+who wait (`run`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import trio
+
+from bockd.model import NO_IO_LIMITS, IoLimits, VolumeId
+from bockd.throttle.throttle import Clock, Throttle, Waiter
+
+_PAUSE_NS = 1_000_000
+"""Between two looks at who may pass. What comes in it is kept, so nobody gets less; a limit of
+20,000 operations a second costs 1,000 looks and not 20,000."""
+
+_SECOND_NS = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """The limits that hold for a volume."""
+
+    limits: IoLimits = NO_IO_LIMITS
+    tenant: str | None = None
+    """An id; None: the volume belongs to nobody."""
+    tenant_limits: IoLimits = NO_IO_LIMITS
+    """Of all volumes of the tenant together."""
+
+
+class Waiting:
+    """A request that waits at a gate."""
+
+    __slots__ = ("_gate", "_granted", "_reads", "_throttle", "_waiter", "length_bytes")
+
+    def __init__(
+        self, gate: Gate, reads: bool, length_bytes: int, granted: Callable[[], None]
+    ) -> None:
+        self._gate = gate
+        self._reads = reads
+        self.length_bytes = length_bytes
+        self._granted = granted
+        self._throttle: Throttle
+        self._waiter: Waiter
+
+    def wait_at(self, throttle: Throttle) -> None:
+        """Wait at one of the gate's throttles; the volume's comes first."""
+        self._throttle = throttle
+        done = self._granted if throttle is not self._gate.throttle else self._onward
+        self._waiter = throttle.wait(self._gate, self._reads, self.length_bytes, done)
+
+    def _onward(self) -> None:
+        tenant = self._gate.tenant
+        if tenant is None or tenant.passes(self._gate, self._reads, self.length_bytes):
+            self._granted()
+        else:
+            self.wait_at(tenant)
+
+    def drop(self) -> None:
+        """Wait no more: the request is given up."""
+        self._throttle.drop((self._waiter,))
+
+    def force(self) -> None:
+        """Wait no more: the request passes, and those behind it pay."""
+        self._throttle.force(self._waiter)
+        tenant = self._gate.tenant
+        if tenant is not None and self._throttle is self._gate.throttle:
+            tenant.charge(self._reads, self.length_bytes)
+
+
+class Gate:
+    """See the module's docstring."""
+
+    def __init__(self, throttle: Throttle, clock: Clock) -> None:
+        self.throttle = throttle
+        """The volume's own."""
+        self.tenant: Throttle | None = None
+        self.limited = False
+        """Whether requests have to be asked for here. May change at any time."""
+        self._clock = clock
+
+    def configured(self) -> None:
+        """Note that the limits of a throttle, or the tenant's throttle, have changed."""
+        tenant = self.tenant
+        self.limited = self.throttle.limited or (tenant is not None and tenant.limited)
+
+    def ask(self, *, reads: bool, length_bytes: int, granted: Callable[[], None]) -> Waiting | None:
+        """Return None if a request may pass now, and has paid. Otherwise `granted` will be called
+        when it has, unless the result's `drop` or `force` is called before."""
+        if not self.throttle.passes(self, reads, length_bytes):
+            waiting = Waiting(self, reads, length_bytes, granted)
+            waiting.wait_at(self.throttle)
+            return waiting
+        if self.tenant is None or self.tenant.passes(self, reads, length_bytes):
+            return None
+        waiting = Waiting(self, reads, length_bytes, granted)
+        waiting.wait_at(self.tenant)
+        return waiting
+
+    def charge(self, *, reads: bool, length_bytes: int) -> None:
+        """Have a request pay that passes in any case."""
+        self.throttle.charge(reads, length_bytes)
+        if self.tenant is not None:
+            self.tenant.charge(reads, length_bytes)
+
+    async def passed(self, *, reads: bool, length_bytes: int) -> None:
+        """Wait until a request may pass."""
+        event = trio.Event()
+        waiting = self.ask(reads=reads, length_bytes=length_bytes, granted=event.set)
+        if waiting is None:
+            return
+        try:
+            await event.wait()
+        except trio.Cancelled:
+            waiting.drop()
+            raise
+
+    async def solvent(self) -> None:
+        """Wait until what was taken in advance has been paid."""
+        while self.limited:
+            at = self.throttle.solvent_at()
+            if self.tenant is not None:
+                at = max(at, self.tenant.solvent_at())
+            missing_ns = at - self._clock()
+            if missing_ns <= 0:
+                return
+            await trio.sleep(min(missing_ns, _SECOND_NS) / _SECOND_NS)  # limits may be lifted
+
+
+def loop_time() -> int:
+    """Return the event loop's time in nanoseconds."""
+    return int(trio.current_time() * _SECOND_NS)
+
+
+def _no_limits(_: VolumeId) -> Applied:
+    return Applied()
+
+
+class Gates:
+    """The gates of all volumes that were used, and the tenants' throttles."""
+
+    def __init__(self, clock: Clock = loop_time) -> None:
+        self.look_up: Callable[[VolumeId], Applied] = _no_limits
+        """Raises nothing. The daemon puts its own here, before anything is served."""
+        self.open = Gate(Throttle(clock, self._wake_at), clock)
+        """For what has no limits ever: snapshots."""
+        self._clock = clock
+        self._gates: dict[VolumeId, Gate] = {}
+        self._tenants: dict[str, Throttle] = {}
+        self._due: dict[Throttle, int] = {}
+        self._sooner = trio.Event()
+        self._looked_at = 0
+
+    def __iter__(self) -> Iterator[VolumeId]:
+        return iter(list(self._gates))
+
+    def gate(self, volume: VolumeId) -> Gate:
+        """Return the gate of a volume, with the limits that hold now."""
+        if volume not in self._gates:
+            self._gates[volume] = Gate(Throttle(self._clock, self._wake_at), self._clock)
+        self.refresh((volume,))
+        return self._gates[volume]
+
+    def refresh(self, volumes: Iterable[VolumeId] | None = None) -> None:
+        """Look up the limits of volumes that were used, or of all that were, and apply them."""
+        for volume in self if volumes is None else volumes:
+            gate = self._gates.get(volume)
+            if gate is not None:
+                self._apply(gate, self.look_up(volume))
+
+    def forget(self, volume: VolumeId) -> None:
+        """Drop the gate of a volume that nobody uses."""
+        self._gates.pop(volume, None)
+
+    def _apply(self, gate: Gate, applied: Applied) -> None:
+        gate.tenant = None if applied.tenant is None else self._tenant(applied)
+        gate.throttle.configure(applied.limits)
+        gate.configured()
+
+    def _tenant(self, applied: Applied) -> Throttle:
+        assert applied.tenant is not None
+        throttle = self._tenants.get(applied.tenant)
+        if throttle is None:
+            throttle = self._tenants[applied.tenant] = Throttle(self._clock, self._wake_at)
+        if throttle.limits != applied.tenant_limits:
+            throttle.configure(applied.tenant_limits)
+            for gate in self._gates.values():
+                if gate.tenant is throttle:
+                    gate.configured()
+        return throttle
+
+    # -- time --------------------------------------------------------------------------------------
+
+    def _wake_at(self, throttle: Throttle, at: int) -> None:
+        due = self._due.get(throttle)
+        if due is None or at < due:
+            self._due[throttle] = at
+            self._sooner.set()
+
+    async def run(self) -> None:
+        """Wake those who wait, until cancelled."""
+        while True:
+            self._sooner = trio.Event()
+            pause = math.inf
+            if self._due:
+                at = max(min(self._due.values()), self._looked_at + _PAUSE_NS)
+                pause = max(0, at - self._clock()) / _SECOND_NS
+            with trio.move_on_after(pause) as scope:
+                await self._sooner.wait()
+            if scope.cancelled_caught:
+                self.look()
+
+    def look(self) -> None:
+        """Wake those whose time has come."""
+        self._looked_at = now = self._clock()
+        for throttle in [throttle for throttle, at in self._due.items() if at <= now]:
+            del self._due[throttle]
+            throttle.pump()
