@@ -21,6 +21,7 @@ from bockd.pool.pool import Pool
 from bockd.pool.records import SnapshotRecord, VolumeRecord
 from bockd.runtime.steprunner import StepRunner
 from bockd.runtime.steps import blocking
+from bockd.throttle.gates import Gate
 
 T = TypeVar("T")
 
@@ -60,6 +61,9 @@ class PoolNodes:
 
     def statistics(self, export: OpenExport) -> ExportStatistics:
         return self._server.statistics_of(export.key, export.info.name)
+
+    def gate(self, export: OpenExport) -> Gate:
+        return self._server.gate_of(export.key)
 
     async def space(self) -> os.statvfs_result:
         return await self._run(self._pool.room)

@@ -21,6 +21,7 @@ from bockd.nbd.server.durations import Operation
 from bockd.nbd.server.exports import OpenExport
 from bockd.nbd.server.statistics import ExportStatistics
 from bockd.runtime.steprunner import StepRunner
+from bockd.throttle.gates import Gate
 
 T = TypeVar("T")
 
@@ -34,9 +35,15 @@ class OpenFile:
     """One open file: a hold on its node. All methods raise FUSEError only."""
 
     def __init__(
-        self, export: OpenExport, runner: StepRunner, statistics: ExportStatistics, flags: int
+        self,
+        export: OpenExport,
+        runner: StepRunner,
+        statistics: ExportStatistics,
+        gate: Gate,
+        flags: int,
     ) -> None:
         self.export = export
+        self._gate = gate
         self._device = export.device
         self._runner = runner
         self._statistics = statistics
@@ -50,7 +57,7 @@ class OpenFile:
         length = min(length, self._device.size_bytes - offset)
         if length <= 0:
             return b""
-        if length > MAX_INLINE_READ_BYTES:
+        if length > MAX_INLINE_READ_BYTES or self._gate.limited:
             return None
         into = _ANSWER[:length]
         try:
@@ -68,6 +75,8 @@ class OpenFile:
         length = min(length, self._device.size_bytes - offset)
         if length <= 0:
             return b""
+        if self._gate.limited:
+            await self._gate.passed(reads=True, length_bytes=length)
         self._count_read(length)
         into = memoryview(bytearray(length))
         await self._counted(
@@ -80,7 +89,7 @@ class OpenFile:
         would."""
         started = perf_counter_ns()
         data = self._before_end(offset, data)
-        if self._durable or not data or _is_zeros(data):
+        if self._durable or self._gate.limited or not data or _is_zeros(data):
             return None
         try:
             if not self._device.try_write(offset, memoryview(data)):
@@ -98,6 +107,9 @@ class OpenFile:
         crosses the end of the volume. Raise EFBIG when it begins there, because a volume does not
         grow by being written to."""
         data = self._before_end(offset, data)
+        if self._gate.limited and data:
+            moved_bytes = 0 if _is_zeros(data) else len(data)
+            await self._gate.passed(reads=False, length_bytes=moved_bytes)
         self._count_write(len(data))
         return await self._counted("write", Operation.WRITE, self._write(offset, data))
 

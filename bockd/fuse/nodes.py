@@ -14,6 +14,7 @@ from typing import Protocol
 from bockd.model import NodeKind
 from bockd.nbd.server.exports import OpenExport
 from bockd.nbd.server.statistics import ExportStatistics
+from bockd.throttle.gates import Gate
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,10 @@ class NodeTable(Protocol):
 
     def statistics(self, export: OpenExport) -> ExportStatistics:
         """Return the counters of an open node, which all frontends share."""
+        ...
+
+    def gate(self, export: OpenExport) -> Gate:
+        """Return what holds an open node to its limits, over all frontends."""
         ...
 
     async def space(self) -> os.statvfs_result:

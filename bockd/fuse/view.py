@@ -193,7 +193,8 @@ class View(pyfuse3.Operations):
             raise FUSEError(errno.EPERM)
         export = await self._nodes.open(kind, node)
         handle = next(self._handles)
-        self._files[handle] = OpenFile(export, self._runner, self._nodes.statistics(export), flags)
+        statistics, gate = self._nodes.statistics(export), self._nodes.gate(export)
+        self._files[handle] = OpenFile(export, self._runner, statistics, gate, flags)
         return FileInfo(fh=handle, direct_io=True, keep_cache=False)
 
     async def read(self, fh: int, off: int, size: int) -> bytes:

@@ -19,10 +19,11 @@ from bockd.errors import NotFoundError
 from bockd.fuse.nodes import Node
 from bockd.fuse.serving import serve_view
 from bockd.fuse.view import View
-from bockd.model import NodeKind
+from bockd.model import NodeKind, VolumeId
 from bockd.nbd.server.exports import OpenExport
 from bockd.nbd.server.statistics import ExportStatistics
 from bockd.runtime.steprunner import StepRunner
+from bockd.throttle.gates import Gate, Gates
 from tests.nbd.server.serving import FixedExports
 
 from .watchdog import watched
@@ -35,6 +36,7 @@ class MemoryNodes:
         self.devices = devices
         self.exports = FixedExports(dict(devices))
         self.counters = ExportStatistics()
+        self.gates = Gates()
         self.call: Callable[[Callable[[], None]], None]
         """Runs something on the server's thread."""
         self.listings = 0
@@ -82,6 +84,9 @@ class MemoryNodes:
 
     async def open(self, kind: NodeKind, node: int) -> OpenExport:
         return await self.exports.open((await self.show(kind, node)).name)
+
+    def gate(self, export: OpenExport) -> Gate:
+        return self.gates.gate(VolumeId(export.key.id))
 
     def statistics(self, export: OpenExport) -> ExportStatistics:
         return self.counters

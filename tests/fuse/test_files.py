@@ -24,7 +24,9 @@ from bockd.errors import (
     UnavailableError,
     VolumeFailedError,
 )
+from bockd.model import IoLimits, IoRate, VolumeId
 from bockd.runtime.steps import Signal
+from bockd.throttle.gates import Applied
 from tests.nbd.server.takeable import Takeable
 
 from .descriptor import opened
@@ -353,3 +355,25 @@ def test_a_volume_that_another_gateway_takes_fails_until_it_is_opened_anew(
             os.fsync(again)
         with fails_with(errno.EIO):
             os.pread(file, 6, 0)
+
+
+def test_a_limited_file_waits_for_its_limits(nodes: MemoryNodes, disk: Path) -> None:
+    """Reads and writes, until the limits are lifted."""
+    limits = Applied()
+    nodes.gates.look_up = lambda _: limits
+    with opened(disk, os.O_RDWR) as file, ThreadPoolExecutor(1) as threads:
+        for operation in (
+            lambda: os.pread(file, 4096, 0) == bytes(4096),
+            lambda: os.pwrite(file, b"x" * 4096, 0) == 4096,
+        ):
+            limits = Applied(IoLimits(iops=IoRate(1)))
+            nodes.call(nodes.gates.refresh)
+            nodes.wait_until(lambda: nodes.gates.gate(VolumeId(1)).limited)
+            os.pread(file, 4096, 0)  # the one that there is
+            waiting = threads.submit(operation)
+            nodes.wait_until(lambda: bool(nodes.gates.gate(VolumeId(1)).throttle._flows))
+            assert not waiting.done()
+            limits = Applied()
+            nodes.call(nodes.gates.refresh)
+            assert waiting.result()
+        assert os.pread(file, 4096, 0) == b"x" * 4096

@@ -6,6 +6,7 @@ The socket is non-blocking and used directly; trio is asked only to wait for it.
 from __future__ import annotations
 
 import fcntl
+import select
 import socket
 import struct
 import termios
@@ -149,6 +150,12 @@ class Channel:
             return False
         except OSError:
             return True
+
+    def peer_left(self) -> bool:
+        """Return whether the peer sends no more, whatever of it was received."""
+        poll = select.poll()
+        poll.register(self.sock.fileno(), select.POLLRDHUP)
+        return bool(poll.poll(0))
 
     def turn(self, tries: int, turn_ns: int) -> Turn:
         """Return what the fast lane may do by itself now, where polling is for `tries` attempts."""

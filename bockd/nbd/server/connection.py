@@ -29,6 +29,7 @@ from bockd.nbd.server.exports import OpenExport
 from bockd.nbd.server.fastlane import LaneArguments, Served
 from bockd.nbd.server.flight import InFlight
 from bockd.nbd.server.flushhabit import FlushHabit
+from bockd.nbd.server.holding import Holding
 from bockd.nbd.server.landing import Landings
 from bockd.nbd.server.large import Incoming, LargeTransfers
 from bockd.nbd.server.limits import RECEIVE_BUFFER_BYTES, TURN_NS, ServerLimits
@@ -39,6 +40,7 @@ from bockd.nbd.server.work import Work
 from bockd.runtime.steprunner import Loop, StepRunner, running_loop
 from bockd.runtime.steps import Step
 from bockd.runtime.syncing import Syncing
+from bockd.throttle.gates import Gate
 
 log = logging.getLogger(__name__)
 
@@ -76,9 +78,12 @@ class Connection:
         self._received_bytes = 0
         self._consumed_bytes = 0
         self._fences: list[tuple[int, trio.Event]] = []
+        self._stopped = False
         self._together = together
         self._position = self._end = 0
         self._served_together = self._by_itself = self._next_by_itself = 0
+        self._holding: Holding | None = None
+        """While the volume has limits, and until all that they have held up was served."""
 
     def prepare(
         self,
@@ -86,9 +91,13 @@ class Connection:
         negotiated: Negotiated,
         statistics: ExportStatistics,
         leftover: bytes,
+        gate: Gate,
     ) -> None:
-        """Take over what the handshake has negotiated. `leftover` are the first requests' bytes."""
+        """Take over what the handshake has negotiated. `leftover` are the first requests' bytes;
+        the `gate` is that of the volume's limits."""
         info = export.info
+        self._gate = gate
+        self._device = export.device
         self.export_name = info.name
         encoder = encoder_for(structured=negotiated.structured, extended=negotiated.extended)
         judged_by = RequestLimits(
@@ -129,6 +138,9 @@ class Connection:
 
     def stop_receiving(self) -> None:
         """See `registry.Member`."""
+        if self._holding is not None:
+            self._holding.force()
+        self._stopped = True
         self._channel.stop_receiving()
 
     def drop(self) -> None:
@@ -153,6 +165,7 @@ class Connection:
         return self.closed.is_set() or (
             self._consumed_bytes >= self._received_bytes + self._channel.unread_bytes()
             and not self._flight.changing
+            and (self._holding is None or self._holding.idle)
             and not self._channel.hung_up()
         )
 
@@ -160,6 +173,14 @@ class Connection:
         """See `registry.Member`."""
         if self.closed.is_set():
             return
+        if self._holding is None:
+            await self._consumed_all()
+            return
+        with self._holding.forcing():
+            await self._consumed_all()
+            await self._holding.begun()
+
+    async def _consumed_all(self) -> None:
         target = self._received_bytes + self._channel.unread_bytes()
         if self._consumed_bytes < target:
             event = trio.Event()
@@ -241,29 +262,61 @@ class Connection:
     async def _serve_all(self) -> None:
         try:
             await self._serve()
+            if self._holding is not None:
+                await self._end_holding(self._holding)
         except BaseException:
             if self._batch.half_sent:
                 self._channel.break_off()  # what is finished after this would be sent behind it
             raise
         finally:  # what a batch had begun when something unforeseen ended it
             self._start_background(perf_counter_ns())
+            if self._holding is not None:
+                self._holding.drop()
         self._consumed_bytes = _ALL  # nothing more is read: nobody need wait for it
         self._pass_fences()
 
+    async def _end_holding(self, holding: Holding) -> None:
+        """Finish what is held, unless the client has just gone."""
+        if self._batch.disconnect or self._stopped:
+            await holding.finished()
+
+    def _limit(self) -> None:
+        """Begin to hold requests up when the volume has got limits; stop when it has none any
+        more."""
+        if self._gate.limited:
+            self._holding = Holding(
+                self._gate,
+                self._device,
+                self._channel,
+                self._account,
+                self._limits.max_in_flight,
+                self._nursery,
+                self._serve_batch,
+            )
+        elif self._holding is not None and self._holding.idle:
+            self._holding = None
+
     async def _serve(self) -> None:
-        buffer, parser = self._buffer, self._parser
+        buffer, parser, gate = self._buffer, self._parser, self._gate
         end = self._leftover_bytes
         while True:
+            if gate.limited != (self._holding is not None):
+                self._limit()
             position, end, progressed, polled = await self._serve_plain(end)
             started = perf_counter_ns()
             requests, position = parser.parse(buffer, position, end)
             progressed = progressed or bool(requests)
-            index = 0
-            while index < len(requests):
-                index = await self._serve_batch(requests, index, started)
+            if self._holding is None:
+                index = 0
+                while index < len(requests):
+                    index = await self._serve_batch(requests, index, started)
+            else:
+                await self._holding.serve(requests, started, buffer)
             if self._batch.disconnect:
                 return
             if parser.large is not None:
+                if self._holding is not None:
+                    await self._holding.payload_passed(parser.large)
                 incoming = Incoming(buffer, position, end)
                 await self._large.receive(parser.large, incoming, self)
                 position, end = incoming.position, incoming.end
@@ -292,6 +345,8 @@ class Connection:
         """
         position, progressed, polling, polled = 0, False, self._polling, False
         while position < end:
+            if self._gate.limited or self._holding is not None:
+                break  # the lane knows no limits
             counted = self._statistics
             write_back = self._habit.expects_flush(counted.writes, counted.flushes)
             if not write_back and self._joins():
@@ -355,7 +410,7 @@ class Connection:
         """See `together.Member`."""
         self._polling.turned()  # just now
         turn = self._channel.turn(self._polling.tries, TURN_NS)
-        if not turn.poll_ns or self._flight.requests:
+        if not turn.poll_ns or self._flight.requests or self._gate.limited:
             return None
         return self._batch.lane(self._buffer, self._position, self._end, turn.sock)
 
@@ -387,14 +442,21 @@ class Connection:
         return bool(done.polled)
 
     async def _serve_batch(
-        self, requests: list[Request], index: int, started: int, served: int = 0
+        self,
+        requests: list[Request],
+        index: int,
+        started: int,
+        served: int = 0,
+        payloads: memoryview | None = None,
     ) -> int:
-        """Serve what fits one reply buffer, in which `served` requests are answered already. Return
-        the index of the first request not served."""
+        """Serve what fits one reply buffer, in which `served` requests are answered already. The
+        payloads are in the receive buffer, if not elsewhere. Return the index of the first request
+        not served."""
         batch, flight = self._batch, self._flight
         first = index - served
         room = self._limits.max_in_flight - flight.requests
-        index = batch.serve(requests, index, self._buffer, room)
+        received = self._buffer if payloads is None else payloads
+        index = batch.serve(requests, index, received, room)
         replies = batch.finish()
         now = perf_counter_ns()
         batch.enter(now - started, index - first)

@@ -45,6 +45,14 @@ MAX_IN_FLIGHT: Final = 128
 """Requests of one connection that are being served in the background; then nothing more is parsed.
 nbdcopy keeps 64 in flight, the kernel's client 128."""
 
+MAX_HELD_BYTES: Final = PIECE_BYTES
+"""Payloads of one connection that wait for the limits of its volume: 256 writes of 4 KiB. What is
+behind them stays in the socket."""
+
+PEER_LOOK_SECONDS: Final = 0.5
+"""How often a connection that waits for the limits, and does not receive, looks whether its client
+is still there."""
+
 SHARED_MEMORY_BYTES: Final = 256 * MIB
 """Large payloads, of all connections together, beside what each has reserved."""
 
@@ -113,6 +121,7 @@ CONNECTION_BYTES: Final = (
     + MAX_SMALL_REPLY_BYTES
     + PIECE_BYTES  # its own piece of a large payload
     + 3 * PIECE_BYTES  # what it may have in the background when the shared part is used up
+    + 2 * MAX_HELD_BYTES  # what waits for the limits, and is copied when it may pass
     + 2 * MAX_IN_FLIGHT * TASK_BYTES  # the pieces of a large write are tasks, too
 )
 """The most that one connection may cost beside its use of the shared part, and beside TLS."""

@@ -32,6 +32,7 @@ from bockd.nbd.server.statistics import ExportStatistics
 from bockd.nbd.server.tls import NO_TLS, FrontendTls
 from bockd.nbd.server.together import Together
 from bockd.runtime.steprunner import StepRunner
+from bockd.throttle.gates import Gate, Gates
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,8 @@ class NbdServer:
         )
         self._failures = FailureLog()
         self._registry = Registry(self._limits.fence_seconds, self._failures)
+        self.gates = Gates()
+        """Of the limits of all volumes, for other frontends, too. `serve_nbd` runs them."""
         self._clients = self._refused = self._served = 0
         self._negotiating: dict[trio.CancelScope, None] = {}
         """Handshakes under way, the oldest first."""
@@ -184,11 +187,14 @@ class NbdServer:
         connection = Connection(
             channel, Account(self._budget), self._runner, self._limits, self._together
         )
-        connection.prepare(export, entrance.negotiated, state.statistics, entrance.leftover)
+        gate = self.gate_of(export.key)
+        connection.prepare(export, entrance.negotiated, state.statistics, entrance.leftover, gate)
         # Nothing was awaited since the table opened the export: see ExportTable.open.
         state.admit(connection, export.device)
 
         async def enter() -> None:
+            # A fence lets pass what waits there. Who comes again and again for that must pay first.
+            await gate.solvent()
             await self._registry.fence(connection, export.key)
             await channel.send(entrance.reply)
 
@@ -261,6 +267,12 @@ class NbdServer:
         """Return the counters of one export, so that another frontend can add to them."""
         return self._registry.state(key, name).statistics
 
+    def gate_of(self, key: ExportKey) -> Gate:
+        """Return the gate of an export, with the limits that hold now. A snapshot has none."""
+        if key.kind is NodeKind.SNAPSHOT:
+            return self.gates.open
+        return self.gates.gate(VolumeId(key.id))
+
     def written_bytes(self, volume: VolumeId) -> int:
         """Return how much was written to a volume, over all frontends, since it was last
         forgotten."""
@@ -269,6 +281,8 @@ class NbdServer:
     def forget(self, key: ExportKey) -> None:
         """Drop the counters of an export without connections: it was closed or deleted."""
         self._registry.forget(key)
+        if key.kind is NodeKind.VOLUME and not self._registry.connections(key):
+            self.gates.forget(VolumeId(key.id))
 
 
 async def serve_nbd(
@@ -282,6 +296,7 @@ async def serve_nbd(
     """Serve both frontends until cancelled: each listener with its own table."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(server.log_failures)
+        nursery.start_soon(server.gates.run)
         nursery.start_soon(server.serve, unix_listener, unix_exports)
         if tcp_listener is not None:
             nursery.start_soon(server.serve, tcp_listener, tcp_exports, tcp_tls)

@@ -20,6 +20,7 @@ from bockd.nbd.server.statistics import ExportStatistics
 from bockd.nbd.server.together import Together
 from bockd.runtime.steprunner import StepRunner
 from bockd.runtime.steps import Signal
+from bockd.throttle.gates import Gates
 from tests.nbd.protocol import wire
 from tests.nbd.server.client import Client, Closed
 from tests.nbd.server.serving import FixedExports, in_jumping_time, in_trio, serving
@@ -86,7 +87,7 @@ async def test_a_write_that_has_just_gone_to_the_engine_counts(
             Together(Pace(), 0),
         )
         export = await exports.open("disk")
-        connection.prepare(export, negotiated, ExportStatistics(), b"")
+        connection.prepare(export, negotiated, ExportStatistics(), b"", Gates().open)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(connection.run, trio.lowlevel.checkpoint)
             await trio.testing.wait_all_tasks_blocked()

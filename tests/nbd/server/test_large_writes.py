@@ -36,6 +36,7 @@ from bockd.nbd.server.together import Together
 from bockd.pool.device import PartSizes
 from bockd.runtime.steprunner import StepRunner
 from bockd.runtime.steps import run_inline
+from bockd.throttle.gates import Gates
 from tests.nbd.protocol import wire
 from tests.nbd.server.client import Client
 from tests.nbd.server.serving import FixedExports, in_trio
@@ -92,7 +93,7 @@ async def connected(
         )
         export = await FixedExports({"disk": side.volume}).open("disk")
         negotiated = Negotiated(structured=False, extended=False, allocation=False)
-        connection.prepare(export, negotiated, ExportStatistics(), b"")
+        connection.prepare(export, negotiated, ExportStatistics(), b"", Gates().open)
     theirs.setblocking(False)
     stream = trio.SocketStream(trio.socket.from_stdlib_socket(theirs))
     with closing(ours):
