@@ -13,7 +13,7 @@ from urllib.parse import unquote
 from fastapi import APIRouter, Depends, Path
 from pydantic import Field
 
-from api.control import Body, Ref
+from api.control import Body, Ref, SetLimits
 from bockd.control import (
     AccountControl,
     NewAccessKey,
@@ -115,6 +115,11 @@ def tenant_router(accounts: AccountControl) -> APIRouter:
     async def set_quota(ref: Ref, body: SetQuota) -> TenantInfo:
         """Change a tenant's quota."""
         return await accounts.set_quota(ref, None if body.quota is None else body.quota.wanted())
+
+    @router.put("/{ref}/limits")
+    async def limit_tenant(ref: Ref, body: SetLimits) -> TenantInfo:
+        """Limit the I/O of all volumes of a tenant together."""
+        return await accounts.limit_tenant(ref, body.wanted())
 
     @router.delete("/{ref}", status_code=204)
     async def delete_tenant(ref: Ref) -> None:

@@ -24,7 +24,7 @@ from bockd.control import (
     VolumeInfo,
     VolumeStatistics,
 )
-from bockd.model import NodeKind, Server, ServerKind
+from bockd.model import IoLimits, IoRate, NodeKind, Server, ServerKind
 from bockd.pool.gateways import Gateway
 from bockd.pool.reports import CheckReport, ScrubStatus, Space, SpacePage
 
@@ -50,6 +50,58 @@ class AddServer(Body):
     kind: Annotated[ServerKind, Field(strict=False)]
     qmp_socket: str | None = None
     tenant: str | None = None
+
+
+class RateBody(Body):
+    """A limit per second. `burst` is the rate of a burst, and `burst_seconds` its length."""
+
+    per_second: int
+    burst: int | None = None
+    burst_seconds: int = 1
+
+    def rate(self) -> IoRate:
+        """Return the limit."""
+        return IoRate(self.per_second, self.burst, self.burst_seconds)
+
+
+class LimitsBody(Body):
+    """IoLimits of I/O: operations (iops) and bytes (bps) per second, of reads, of writes, and of
+    both together. What is left out has none. A request counts as one operation for each
+    `iops_size` bytes that it begins."""
+
+    iops: RateBody | None = None
+    read_iops: RateBody | None = None
+    write_iops: RateBody | None = None
+    bps: RateBody | None = None
+    read_bps: RateBody | None = None
+    write_bps: RateBody | None = None
+    iops_size: int | None = None
+
+    def wanted(self) -> IoLimits:
+        """Return the limits that the body asks for."""
+
+        def rate(given: RateBody | None) -> IoRate | None:
+            return None if given is None else given.rate()
+
+        return IoLimits(
+            iops=rate(self.iops),
+            read_iops=rate(self.read_iops),
+            write_iops=rate(self.write_iops),
+            bps=rate(self.bps),
+            read_bps=rate(self.read_bps),
+            write_bps=rate(self.write_bps),
+            iops_size=self.iops_size,
+        )
+
+
+class SetLimits(Body):
+    """IoLimits that replace those that there are; null restores the default."""
+
+    limits: LimitsBody | None
+
+    def wanted(self) -> IoLimits | None:
+        """Return the limits that the body asks for."""
+        return None if self.limits is None else self.limits.wanted()
 
 
 class Scrub(Body):
@@ -173,6 +225,11 @@ def volume_router(control: Control) -> APIRouter:
     async def show_volume(ref: Ref) -> VolumeInfo:
         """Show one volume."""
         return await control.show_volume(ref)
+
+    @router.put("/{ref}/limits")
+    async def limit_volume(ref: Ref, body: SetLimits) -> VolumeInfo:
+        """Limit a volume's I/O."""
+        return await control.limit_volume(ref, body.wanted())
 
     @router.post("/{ref}/release", status_code=204)
     async def release_volume(ref: Ref) -> None:

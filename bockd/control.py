@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from bockd.model import NodeKind, Server, SnapshotId, VolumeId
+from bockd.model import NO_IO_LIMITS, IoLimits, NodeKind, Server, SnapshotId, VolumeId
 from bockd.pool.gateways import Gateway
 from bockd.pool.reports import CheckReport, ScrubStatus, Space, SpacePage
 
@@ -96,6 +96,10 @@ class VolumeInfo:
     """Why the volume is refused, and what to do; None when status is not error."""
     gateway: str | None = None
     """Which gateway has it open; None: none has, or one daemon serves the pool."""
+    limits: IoLimits = NO_IO_LIMITS
+    """What its I/O is held to."""
+    own_limits: bool = False
+    """Whether those were set for it; otherwise they are the configuration's default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +225,10 @@ class TenantInfo:
     max_snapshots: int
     quota_from: str
     """configuration (which prevails), tenant (its own), or default."""
+    limits: IoLimits = NO_IO_LIMITS
+    """What the I/O of all its volumes together is held to."""
+    own_limits: bool = False
+    """As a volume's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,6 +287,11 @@ class AccountControl(Protocol):
     async def set_quota(self, ref: str, quota: NewQuota | None) -> TenantInfo:
         """Give a tenant a quota of its own; None takes it away. Raises ConflictError when the
         configuration has one for it, which would prevail."""
+        ...
+
+    async def limit_tenant(self, ref: str, limits: IoLimits | None) -> TenantInfo:
+        """Hold the I/O of all volumes of a tenant together to limits, at once; None restores the
+        default. Raises InvalidRequestError."""
         ...
 
     async def delete_tenant(self, ref: str) -> None:
@@ -368,6 +381,11 @@ class Control(ServerControl, Protocol):
         ...
 
     async def show_volume(self, ref: str) -> VolumeInfo: ...
+
+    async def limit_volume(self, ref: str, limits: IoLimits | None) -> VolumeInfo:
+        """Hold a volume's I/O to limits, at once and until others are set; None restores the
+        default. Raises InvalidRequestError."""
+        ...
 
     async def release_volume(self, ref: str) -> None:
         """Close a volume that nobody uses, so that another process can open it at once.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from functools import cache
 from typing import Any, NotRequired, TypeVar, cast
 
@@ -11,6 +12,7 @@ from typing_extensions import TypedDict
 
 from api.openstack.values import date, precise_date, server_number
 from bockd.blockstorage.contract import Attachment, Backing, Snapshot, Volume
+from bockd.model import IoLimits
 from bockd.pool.caches import CacheState
 from bockd.pool.reports import Changes, Space
 
@@ -29,6 +31,26 @@ class CacheView(TypedDict):
     discarded_at: str | None
 
 
+class RateView(TypedDict):
+    """A limit per second, and the rate and the length of a burst."""
+
+    per_second: int
+    burst: int | None
+    burst_seconds: int
+
+
+class LimitsView(TypedDict, total=False):
+    """What a volume's I/O is held to: only the limits that there are."""
+
+    iops: RateView
+    read_iops: RateView
+    write_iops: RateView
+    bps: RateView
+    read_bps: RateView
+    write_bps: RateView
+    iops_size: int
+
+
 class BackingView(TypedDict):
     """Our own key, which old clients ignore: what the pool has behind a volume or snapshot."""
 
@@ -43,6 +65,8 @@ class BackingView(TypedDict):
     """Of a volume in a pool of several gateways: the one that has it open."""
     cache: NotRequired[CacheView]
     """Of a volume in a pool whose volumes may have a cache."""
+    limits: NotRequired[LimitsView]
+    """Of a volume whose I/O is limited."""
     hold: NotRequired[str]
     """Of a volume in maintenance: who holds it, and what for."""
     consumes_quota: NotRequired[bool]
@@ -247,7 +271,15 @@ def view_backing(backing: Backing | None) -> BackingView:
         view["gateway"] = backing.gateway or None
     if backing.cache is not None:
         view["cache"] = view_cache(backing.cache)
+    if backing.limits.rates():
+        view["limits"] = view_limits(backing.limits)
     return view
+
+
+def view_limits(limits: IoLimits) -> LimitsView:
+    """Render what a volume's I/O is held to."""
+    found = {name: value for name, value in asdict(limits).items() if value is not None}
+    return cast(LimitsView, found)
 
 
 def view_cache(state: CacheState) -> CacheView:

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NewType, Protocol
 
-from bockd.model import CacheMode, Server, ServerKind, SnapshotId, VolumeId
+from bockd.model import NO_IO_LIMITS, CacheMode, IoLimits, Server, ServerKind, SnapshotId, VolumeId
 from bockd.pool.caches import CacheState
 from bockd.pool.gateways import Gateway
 from bockd.pool.reports import Changes, Space
@@ -106,6 +106,8 @@ class Backing:
     """Of a volume in a pool of several gateways: the one that has it open; "" if none has."""
     cache: CacheState | None = None
     """Of a volume in a pool whose volumes may have a cache."""
+    limits: IoLimits = NO_IO_LIMITS
+    """What a volume's I/O is held to. The operator sets it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@
     IMPORTS       id:u64 of the volume being filled ImportRecord
 
 Records are JSON objects of the dataclasses; what only pools of several gateways have (`worker`,
-`gateway`) is left out where it is None, and so are `hold` and `consumes_quota` where they say
-nothing. Invariants, each kept by one function of `Ledger`: a
+`gateway`) is left out where it is None, and so are `hold`, `consumes_quota` and a tenant's `limits`
+where they say nothing. Invariants, each kept by one function of `Ledger`: a
 record in API_VOLUMES, API_SNAPSHOTS, IMAGES or IMPORTS belongs to a node of the pool; OWNED,
 ATTACHED and EXPORTS follow from those records; a tenant's `used` is their sum,
 without snapshots that consume no quota.
@@ -49,7 +49,7 @@ from bockd.blockstorage.rules import TRANSIENT, in_id_range, not_found
 from bockd.errors import DamagedError, NotFoundError
 from bockd.index.keys import FIRST_KEY, LAST_KEY, id_key
 from bockd.index.tables import Table
-from bockd.model import NodeKind, Server, SnapshotId, VolumeId
+from bockd.model import IoLimits, NodeKind, Server, SnapshotId, VolumeId
 from bockd.pool.index import Transaction
 
 TENANTS = Table(b"tenants")
@@ -78,6 +78,8 @@ class TenantRecord:
     quota: Quota | None
     """None: what the configuration says."""
     used: Usage
+    limits: IoLimits | None = None
+    """Of the I/O of all its volumes together. None: what the configuration says."""
 
 
 QuotaOf = Callable[[TenantRecord], Quota]
@@ -223,7 +225,7 @@ class Ledger:
         return list(self._all(TENANTS, TenantRecord))
 
     def put_tenant(self, record: TenantRecord) -> None:
-        self._put(TENANTS, record.tenant.id.encode(), record)
+        self._put(TENANTS, record.tenant.id.encode(), _sparse(record, "limits"))
 
     def remove_tenant(self, tenant: TenantId) -> None:
         """Remove the record of a tenant that no longer has anything."""

@@ -13,7 +13,7 @@ from bockd.blockstorage.contract import Attachment, Backing, Quota
 from bockd.blockstorage.plugging import Devices, NoDevices
 from bockd.blockstorage.quota import DEFAULT_QUOTA
 from bockd.blockstorage.records import TenantRecord
-from bockd.model import NodeKind, export_name
+from bockd.model import NO_IO_LIMITS, IoLimits, NodeKind, export_name
 from bockd.pool.caches import CacheState
 from bockd.pool.index import Transaction
 from bockd.pool.pool import Pool
@@ -104,6 +104,10 @@ class StorageContext:
     tenant_quotas: Mapping[str, Quota] = field(default_factory=dict)
     """Configured for single tenants, by id or name."""
     devices: Devices = field(default_factory=NoDevices)
+    volume_limits: IoLimits = NO_IO_LIMITS
+    """Of the I/O of volumes that have none of their own."""
+    tenant_limits: IoLimits = NO_IO_LIMITS
+    """Of the I/O of all volumes of a tenant together, where the tenant has none of its own."""
     strict_servers: bool = False
     """Only registered servers exist."""
     daemon: str = field(default_factory=lambda: secrets.token_hex(8))
@@ -132,6 +136,14 @@ class StorageContext:
         configured = configured or self.tenant_quotas.get(record.tenant.name)
         return configured or record.quota or self.default_quota
 
+    def limits_of(self, record: VolumeRecord) -> IoLimits:
+        """Return what a volume is held to."""
+        return self.volume_limits if record.limits is None else record.limits
+
+    def tenant_limits_of(self, record: TenantRecord) -> IoLimits:
+        """Return what the volumes of a tenant together are held to."""
+        return self.tenant_limits if record.limits is None else record.limits
+
     def backing(self, kind: NodeKind, record: VolumeRecord | SnapshotRecord) -> Backing:
         """Return what the pool has behind a volume or snapshot. Call this on the owner thread."""
         return Backing(
@@ -144,6 +156,7 @@ class StorageContext:
             content_bytes=record.content_bytes,
             gateway=self._gateway(record) if isinstance(record, VolumeRecord) else None,
             cache=self._cache(record) if isinstance(record, VolumeRecord) else None,
+            limits=self.limits_of(record) if isinstance(record, VolumeRecord) else NO_IO_LIMITS,
         )
 
     def _cache(self, record: VolumeRecord) -> CacheState | None:

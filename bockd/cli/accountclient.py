@@ -10,6 +10,7 @@ from bockd.cli.client import ControlClient, decode, segment
 from bockd.cli.finding import suggesting
 from bockd.config import load_settings
 from bockd.control import NewAccessKey, NewPassword, NewQuota, TenantInfo, UserInfo
+from bockd.model import IoLimits
 
 
 class AccountClient(ControlClient):
@@ -33,6 +34,11 @@ class AccountClient(ControlClient):
         """Change a tenant's quota; None restores the default."""
         body = {"quota": None if quota is None else asdict(quota)}
         return decode(self.request("PUT", f"/tenants/{segment(ref)}/quota", body), TenantInfo)
+
+    def limit_tenant(self, ref: str, limits: IoLimits | None) -> TenantInfo:
+        """Limit the I/O of all volumes of a tenant together; None restores the default."""
+        body = {"limits": None if limits is None else asdict(limits)}
+        return decode(self.request("PUT", f"/tenants/{segment(ref)}/limits", body), TenantInfo)
 
     def delete_tenant(self, ref: str) -> None:
         """Delete a tenant. Raises InUseError while it has volumes, snapshots or servers."""

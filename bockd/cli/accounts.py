@@ -13,6 +13,7 @@ import click
 
 from bockd.cli.accountclient import AccountClient, connect
 from bockd.cli.asking import confirm
+from bockd.cli.iolimits import limit_fields
 from bockd.cli.lazy import LazyGroup
 from bockd.cli.output import json_option, print_json, print_record, print_table, report
 from bockd.control import NewPassword, NewQuota, TenantInfo, UserInfo
@@ -114,6 +115,7 @@ def tenant_fields(found: TenantInfo) -> list[tuple[str, str]]:
         ("gigabytes", f"{found.gigabytes} of {shown_limit(found.max_gigabytes)}"),
         ("snapshots", f"{found.snapshots} of {shown_limit(found.max_snapshots)}"),
         ("quota from", found.quota_from),
+        *limit_fields(found.limits),
     ]
 
 
@@ -162,6 +164,9 @@ def delete_tenant(tenant: str, yes: bool, as_json: bool) -> None:
     confirm(f"Delete tenant {found.name} ({found.id})?", yes=yes)
     client.delete_tenant(found.id)
     report({"deleted": found}, f"deleted tenant {found.name} ({found.id})", as_json=as_json)
+
+
+tenant.add_lazily("limit", "bockd.cli.limiting:limit_tenant")
 
 
 # -- users -------------------------------------------------------------------------------------

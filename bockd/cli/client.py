@@ -7,6 +7,7 @@ UnavailableError when no daemon answers.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Self, TypeVar
 from urllib.parse import quote
@@ -28,7 +29,7 @@ from bockd.control import (
     VolumeInfo,
     VolumeStatistics,
 )
-from bockd.model import NodeKind, Server, ServerKind, VolumeId
+from bockd.model import IoLimits, NodeKind, Server, ServerKind, VolumeId
 from bockd.pool.gateways import Gateway
 from bockd.pool.reports import CheckReport, ScrubStatus, Space, SpacePage
 
@@ -71,6 +72,11 @@ class ControlClient:
         """Return one volume by id or by its name in the pool."""
         with suggesting(ref, lambda: (one.name for one in self.list_volumes())):
             return self.get(f"/volumes/{segment(ref)}", VolumeInfo)
+
+    def limit_volume(self, ref: str, limits: IoLimits | None) -> VolumeInfo:
+        """Limit a volume's I/O; None restores the default."""
+        body = {"limits": None if limits is None else asdict(limits)}
+        return decode(self.request("PUT", f"/volumes/{segment(ref)}/limits", body), VolumeInfo)
 
     def list_snapshots(self, volume: str | None = None) -> list[SnapshotInfo]:
         """List all snapshots by id, or those of one volume."""

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from bockd.errors import NotSupportedError
-from bockd.model import GIB
+from bockd.model import GIB, NO_IO_LIMITS, IoLimits, IoRate
 from bockd.pool.reports import Space
 
 MOVED = "migrated to volume "
@@ -90,6 +90,8 @@ class Volume:
     """None: volumes of that pool have none."""
     hold: str | None = None
     """Of one in maintenance: who holds it, and what for."""
+    limits: IoLimits = NO_IO_LIMITS
+    """What its I/O is held to."""
     space: Space | None = None
     """None: not asked for; only `show` does."""
 
@@ -153,6 +155,7 @@ def read_volume(view: dict[str, Any], uri: str | None) -> Volume:
         gateway=(backing["gateway"] or "") if "gateway" in backing else None,
         cache=read_cache(backing["cache"]) if "cache" in backing else None,
         hold=backing.get("hold"),
+        limits=read_limits(backing.get("limits", {})),
     )
 
 
@@ -167,6 +170,14 @@ def read_cache(view: dict[str, Any]) -> Cache:
         error=view["error"],
         discarded_at=None if discarded is None else read_time(discarded),
     )
+
+
+def read_limits(view: dict[str, Any]) -> IoLimits:
+    """Read what a volume's I/O is held to."""
+    found: dict[str, Any] = {
+        name: IoRate(**value) if isinstance(value, dict) else value for name, value in view.items()
+    }
+    return IoLimits(**found)
 
 
 def read_attached(view: dict[str, Any]) -> Attached:

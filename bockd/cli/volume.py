@@ -13,6 +13,7 @@ import click
 from bockd.cli.arguments import new_name, reference
 from bockd.cli.asking import confirm
 from bockd.cli.completion import complete_image, complete_snapshot, complete_volume
+from bockd.cli.iolimits import limit_fields
 from bockd.cli.lazy import LazyGroup
 from bockd.cli.leftovers import delete_leftovers, snapshots_of_migrations
 from bockd.cli.obstacles import explained
@@ -156,6 +157,7 @@ def volume_fields(found: Volume) -> list[tuple[str, str]]:
         *attached,
         *holder,
         *([] if found.cache is None else cache_fields(found.cache)),
+        *limit_fields(found.limits),
         *origin,
         *image,
         *((f"metadata {key}", value) for key, value in sorted(found.metadata.items())),
@@ -336,6 +338,7 @@ def release(volume: str, yes: bool, as_json: bool) -> None:
 
 volume.add_lazily("rename", "bockd.cli.editing:rename_volume")
 volume.add_lazily("set", "bockd.cli.editing:set_volume")
+volume.add_lazily("limit", "bockd.cli.limiting:limit_volume")
 volume.add_lazily("set-cache", "bockd.cli.caching:set_cache")
 volume.add_lazily("discard-cache", "bockd.cli.caching:discard_cache")
 volume.add_lazily("import", "bockd.cli.transfer:import_image")

@@ -36,7 +36,7 @@ from bockd.model import (
     TlsMode,
     is_server_id,
 )
-from bockd.validation import check_server_record
+from bockd.validation import MAX_IO_RATE, check_server_record
 
 DEFAULT_NBD_LISTEN = Address("127.0.0.1", 10809)
 """10809 is NBD's registered port; loopback, because NBD without TLS trusts its network."""
@@ -59,6 +59,8 @@ MAX_QUOTA = 1 << 53
 """Beyond this JSON numbers lose their last digits in some clients."""
 
 read_quota = integer(UNLIMITED, MAX_QUOTA)
+
+read_io_limit = integer(0, MAX_IO_RATE)
 
 
 class LogFormat(StrEnum):
@@ -275,6 +277,17 @@ class QuotaSettings(Section):
 
 
 @dataclass(frozen=True, slots=True)
+class LimitSettings(Section):
+    """`[limits]`: how much I/O may be done in a second where nothing else was set; 0 is no
+    limit."""
+
+    volume_iops: int = key(0, read_io_limit)
+    volume_bps: int = key(0, read_io_limit)
+    tenant_iops: int = key(0, read_io_limit)
+    tenant_bps: int = key(0, read_io_limit)
+
+
+@dataclass(frozen=True, slots=True)
 class Settings(Section):
     """The whole file, or what stands for it where it says nothing."""
 
@@ -298,6 +311,7 @@ class Settings(Section):
     glance: GlanceSettings = section(GlanceSettings)
     catalog: CatalogSettings = section(CatalogSettings)
     quota: QuotaSettings = section(QuotaSettings)
+    limits: LimitSettings = section(LimitSettings)
 
     def problems(self) -> Iterator[tuple[str, str]]:
         for name in self.servers:

@@ -14,7 +14,9 @@ from bockd.errors import ConflictError, InvalidRequestError
 from bockd.identity import credentialsfile
 from bockd.identity.accounts import Accounts, User
 from bockd.identity.secrethash import MAX_SECRET_CHARACTERS, new_secret
+from bockd.model import IoLimits
 from bockd.runtime.steps import call_blocking
+from bockd.validation import check_io_limits
 
 T = TypeVar("T")
 
@@ -25,7 +27,15 @@ MAX_QUOTA = 1 << 53
 class PoolAccounts:
     """Implements bockd.control.AccountControl; see there for what each method promises."""
 
-    def __init__(self, context: StorageContext, runner: OperationRunner, data_dir: Path) -> None:
+    def __init__(
+        self,
+        context: StorageContext,
+        runner: OperationRunner,
+        data_dir: Path,
+        on_limits: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`on_limits` is called when the limits of a tenant's I/O have changed."""
+        self._on_limits = on_limits
         self._context = context
         self._runner = runner
         self._index = context.pool.index
@@ -60,6 +70,13 @@ class PoolAccounts:
 
         return self._tenant(await self._run(lambda: self._accounts.set_quota(ref, quota_of)))
 
+    async def limit_tenant(self, ref: str, limits: IoLimits | None) -> TenantInfo:
+        if limits is not None:
+            check_io_limits(limits)
+        record = await self._run(lambda: self._accounts.set_limits(ref, limits))
+        self._on_limits()
+        return self._tenant(record)
+
     async def delete_tenant(self, ref: str) -> None:
         await self._run(lambda: self._accounts.delete_tenant(ref))
 
@@ -79,6 +96,8 @@ class PoolAccounts:
             max_gigabytes=quota.gigabytes,
             max_snapshots=quota.snapshots,
             quota_from="configuration" if self._configured(record) else source,
+            limits=self._context.tenant_limits_of(record),
+            own_limits=record.limits is not None,
         )
 
     # -- users -------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from bockd.config.sections import (
 )
 from bockd.identity.contract import Identity
 from bockd.identity.keystone.fallback import FallbackIdentity
-from bockd.model import Server
+from bockd.model import IoLimits, IoRate, Server
 from bockd.pool.pool import Pool
 
 
@@ -23,12 +23,14 @@ def storage_context(
     settings: Settings, pool: Pool, exports: ExportPublisher, devices: Devices
 ) -> StorageContext:
     """Build the context in which the operations of block storage run."""
-    quota = settings.quota
+    quota, limits = settings.quota, settings.limits
     return StorageContext(
         pool,
         exports,
         default_quota=Quota(quota.volumes, quota.gigabytes, quota.snapshots),
         default_zone=settings.catalog.availability_zone,
+        volume_limits=_io_limits(limits.volume_iops, limits.volume_bps),
+        tenant_limits=_io_limits(limits.tenant_iops, limits.tenant_bps),
         devices=devices,
         strict_servers=settings.api.strict_servers,
         tenant_quotas={tenant: _tenant_quota(quota, own) for tenant, own in quota.tenants.items()},
@@ -38,6 +40,11 @@ def storage_context(
 def servers(settings: Settings) -> list[Server]:
     """Return the configured servers, to which volumes can be attached."""
     return [own.record(name) for name, own in settings.servers.items()]
+
+
+def _io_limits(iops: int, bps: int) -> IoLimits:
+    """Limits of I/O as the configuration has them: 0 is none."""
+    return IoLimits(iops=IoRate(iops) if iops else None, bps=IoRate(bps) if bps else None)
 
 
 def _tenant_quota(default: QuotaSettings, own: TenantQuotaSettings) -> Quota:

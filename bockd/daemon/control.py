@@ -34,6 +34,7 @@ from bockd.daemon.backend import Backend, BackupControl, ScrubControl
 from bockd.daemon.capacity import Capacity
 from bockd.errors import DamagedError, InUseError, NotFoundError
 from bockd.model import (
+    IoLimits,
     NodeKind,
     Server,
     SnapshotId,
@@ -50,6 +51,7 @@ from bockd.pool.nodes import SNAPSHOTS, VOLUMES, Nodes
 from bockd.pool.records import SnapshotRecord, VolumeRecord
 from bockd.pool.reports import CheckReport, ScrubStatus, Space, SpacePage
 from bockd.pool.unsupported import no_backup, no_scrub
+from bockd.validation import check_io_limits
 
 
 class PoolControl:
@@ -122,6 +124,16 @@ class PoolControl:
     async def show_volume(self, ref: str) -> VolumeInfo:
         return self._show_volume(VolumeId(self._pool.find(NodeKind.VOLUME, ref)))
 
+    async def limit_volume(self, ref: str, limits: IoLimits | None) -> VolumeInfo:
+        if limits is not None:
+            check_io_limits(limits)
+        volume = VolumeId(self._pool.find(NodeKind.VOLUME, ref))
+        await self._runner.run(
+            self._context.update(lambda txn: Nodes(txn).limit_volume(volume, limits))
+        )
+        self._server.gates.refresh((volume,))
+        return self._show_volume(volume)
+
     async def release_volume(self, ref: str) -> None:
         volume = self._pool.find(NodeKind.VOLUME, ref)
         await self._runner.run(self._pool.close_idle(NodeKind.VOLUME, volume))
@@ -152,6 +164,8 @@ class PoolControl:
             uri=export_uri(export_name(NodeKind.VOLUME, record.name), self._socket),
             error=trouble,
             gateway=self._pool.holder(record),
+            limits=self._context.limits_of(record),
+            own_limits=record.limits is not None,
         )
 
     # -- snapshots ---------------------------------------------------------------------------
@@ -189,6 +203,7 @@ class PoolControl:
         await self._runner.run(
             self._context.update(lambda txn: adopt(txn, kind, ref, TenantId(tenant)))
         )
+        self._server.gates.refresh()
 
     # -- servers -----------------------------------------------------------------------------
 

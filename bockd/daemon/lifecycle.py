@@ -57,6 +57,7 @@ from bockd.daemon.exports import PoolExports
 from bockd.daemon.fileview import FileView
 from bockd.daemon.idle import IdleExports
 from bockd.daemon.images import PoolImages
+from bockd.daemon.limiting import Limiting
 from bockd.daemon.metrics.collector import Metrics
 from bockd.daemon.metrics.health import Health, Stage
 from bockd.daemon.metrics.tokens import CountedIdentity
@@ -302,7 +303,10 @@ class _Daemon:
             self._waiting,
         )
         images = PoolImages(self._context, self._server, settings)
-        accounts = PoolAccounts(self._context, self._runner, settings.data_dir)
+        limiting = Limiting(self._context, self._server.gates)
+        accounts = PoolAccounts(
+            self._context, self._runner, settings.data_dir, self._server.gates.refresh
+        )
         attached = AttachedExports(self._pool, self._runner, self._on_idle)
         exports = PoolExports(self._pool, self._runner, self._on_idle, attached)
         refresh = refreshing(self._pool)
@@ -327,6 +331,7 @@ class _Daemon:
             together = Together(ours, public, watched)
             await frontends.start(serve_api, together, settings.api_socket)
             frontends.start_soon(images.give_up_abandoned)
+            frontends.start_soon(limiting.run)
             if api is not None:
                 tls = self._tls(settings.api)
                 context = None if tls.mode is TlsMode.OFF else tls.context

@@ -13,6 +13,7 @@ from bockd.blockstorage.contract import Quota, Tenant, TenantId, Usage, UserId
 from bockd.blockstorage.records import AccessKeyRecord, Ledger, TenantRecord, UserRecord
 from bockd.errors import ConflictError, InUseError, NotFoundError
 from bockd.identity.secrethash import hash_secret, new_secret
+from bockd.model import IoLimits
 from bockd.pool.index import Index, Transaction
 from bockd.validation import check_name
 
@@ -85,6 +86,17 @@ class Accounts:
             ledger = Ledger(txn)
             found = _tenant(ledger, ref)
             record = replace(found, quota=quota_of(found))
+            ledger.put_tenant(record)
+            return record
+
+        return self._index.update(change)
+
+    def set_limits(self, ref: str, limits: IoLimits | None) -> TenantRecord:
+        """Limit the I/O of all volumes of a tenant together; None means the default."""
+
+        def change(txn: Transaction) -> TenantRecord:
+            ledger = Ledger(txn)
+            record = replace(_tenant(ledger, ref), limits=limits)
             ledger.put_tenant(record)
             return record
 

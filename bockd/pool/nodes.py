@@ -14,7 +14,7 @@ import msgspec
 from bockd.errors import ConflictError, DamagedError, NotFoundError
 from bockd.index.keys import FIRST_KEY, LAST_KEY, id_key, key_id
 from bockd.index.tables import Table
-from bockd.model import NodeKind, SnapshotId, VolumeId
+from bockd.model import IoLimits, NodeKind, SnapshotId, VolumeId
 from bockd.pool.index import Transaction
 from bockd.pool.records import SnapshotRecord, VolumeRecord
 
@@ -87,6 +87,12 @@ class Nodes:
         """Record why a volume is refused until an operator reopens it."""
         fields = msgspec.json.decode(self._payload(NodeKind.VOLUME, volume))
         fields["failed"] = reason
+        self.txn.put(VOLUMES, id_key(volume), msgspec.json.encode(fields))
+
+    def limit_volume(self, volume: VolumeId, limits: IoLimits | None) -> None:
+        """Record a volume's own limits of I/O; None takes them away."""
+        fields = msgspec.json.decode(self._payload(NodeKind.VOLUME, volume))
+        fields["limits"] = limits
         self.txn.put(VOLUMES, id_key(volume), msgspec.json.encode(fields))
 
     def forget(self, kind: NodeKind, node: int, name: str) -> None:

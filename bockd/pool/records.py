@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bockd.model import SnapshotId, VolumeId
+from bockd.model import IoLimits, SnapshotId, VolumeId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +21,9 @@ class VolumeRecord:
     content_bytes: int | None = None
     """The size of the image that was imported into it, when it is smaller than `size_bytes`. Code
     that does not know this drops it, and then exports what was added to make whole blocks."""
+    limits: IoLimits | None = None
+    """Its own, as the operator has set them. None: those that hold by default. Code that does not
+    know this drops it, and holds the volume to nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,10 +23,10 @@ from bockd.control import (
     VolumeStatistics,
 )
 from bockd.errors import ConflictError, InUseError, NotFoundError
-from bockd.model import MIB, NodeKind, Server, SnapshotId, VolumeId
+from bockd.model import MIB, NO_IO_LIMITS, IoLimits, NodeKind, Server, SnapshotId, VolumeId
 from bockd.pool.gateways import Gateway
 from bockd.pool.reports import CheckReport, DamagedBlock, NodeSpace, ScrubStatus, Space, SpacePage
-from bockd.validation import check_name, check_volume_size
+from bockd.validation import check_io_limits, check_name, check_volume_size
 
 Connections = Callable[[NodeKind, int], int]
 
@@ -89,6 +89,15 @@ class MemoryControl:
 
     async def show_volume(self, ref: str) -> VolumeInfo:
         return self._volume_now(self._find_volume(ref))
+
+    async def limit_volume(self, ref: str, limits: IoLimits | None) -> VolumeInfo:
+        found = self._find_volume(ref)
+        self._volumes[found.id] = dataclasses.replace(
+            found,
+            limits=NO_IO_LIMITS if limits is None else check_io_limits(limits),
+            own_limits=limits is not None,
+        )
+        return await self.show_volume(ref)
 
     async def release_volume(self, ref: str) -> None:
         if self._volume_now(self._find_volume(ref)).connections:

@@ -196,6 +196,40 @@ def test_bad_bodies_change_nothing(tmp_path: Path) -> None:
     assert control.owners == {}
 
 
+def test_limits_of_a_volume(tmp_path: Path) -> None:
+    control = MemoryControl(tmp_path)
+    control.add_volume("web")
+    path = "/control/v1/volumes/web/limits"
+
+    async def scenario(client: Client) -> None:
+        wanted = {"iops": {"per_second": 500, "burst": 2000}, "write_bps": {"per_second": 4096}}
+        answer = await client.put(path, json={"limits": wanted})
+        assert answer.status_code == 200
+        shown = (await client.get("/control/v1/volumes/web")).json()
+        assert shown == answer.json()
+        assert shown["own_limits"]
+        assert shown["limits"] == {
+            **dict.fromkeys(("read_iops", "write_iops", "bps", "read_bps", "iops_size")),
+            "iops": {"per_second": 500, "burst": 2000, "burst_seconds": 1},
+            "write_bps": {"per_second": 4096, "burst": None, "burst_seconds": 1},
+        }
+        for body in (
+            {},
+            {"limits": 5},
+            {"limits": {"iops": 500}},
+            {"limits": {"iops": {"per_second": "500"}}},
+            {"limits": {"iops": {"per_second": 0}}},
+            {"limits": {"iops": {"per_second": 5, "burst": 1}}},
+            {"limits": {"speed": {"per_second": 5}}},
+        ):
+            assert fault_of(await client.put(path, json=body))[:2] == (400, "invalid"), body
+        assert (await client.get("/control/v1/volumes/web")).json() == shown
+        answer = await client.put(path, json={"limits": None})
+        assert not answer.json()["own_limits"]
+
+    with_client(control, scenario)
+
+
 def test_many_unknown_keys_get_a_short_answer(tmp_path: Path) -> None:
     async def scenario(client: Client) -> None:
         body = {f"key{number}": 1 for number in range(1000)}

@@ -9,6 +9,9 @@ import httpx
 import pytest
 
 from bockd.blockstorage.contract import Quota
+from bockd.blockstorage.running import StorageContext
+from bockd.model import IoLimits, IoRate
+from bockd.pool.nodes import Nodes
 
 from ..api.public import Served, fault_of, serving
 from .pool_service import on_pool
@@ -32,6 +35,24 @@ def act(client: httpx.Client, volume: object, **action: object) -> httpx.Respons
 
 def revert(client: httpx.Client, volume: object, source: object) -> httpx.Response:
     return client.post(f"/os-volumes/{volume}/action", json={"revert": {"snapshot_id": source}})
+
+
+def test_limits_are_shown_to_the_tenant(tmp_path: Path) -> None:
+    """Only the limits that there are; nothing of a volume that has none."""
+    limits = IoLimits(iops=IoRate(500, 2000, 30), iops_size=16384)
+    made: list[StorageContext] = []
+
+    async def keep(context: StorageContext) -> None:
+        made.append(context)
+
+    with serving(on_pool(tmp_path / "pool", prepare=keep)) as served, served.client() as client:
+        volume = create(client)["id"]
+        assert "limits" not in show(client, volume)["bockd"]
+        made[0].pool.index.update(lambda txn: Nodes(txn).limit_volume(volume, limits))
+        assert show(client, volume)["bockd"]["limits"] == {
+            "iops": {"per_second": 500, "burst": 2000, "burst_seconds": 30},
+            "iops_size": 16384,
+        }
 
 
 def test_the_key_of_a_volume_and_of_a_snapshot(served: Served) -> None:

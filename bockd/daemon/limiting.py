@@ -1,0 +1,60 @@
+"""Which limits hold for the volumes that are used here (bockd.throttle): those that the index has.
+
+They are looked up when a client comes and when they are changed here. Where several daemons serve
+the pool another one may change them: then they are looked up again and again, too.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+import trio
+
+from bockd.blockstorage.records import Ledger
+from bockd.blockstorage.running import StorageContext
+from bockd.errors import BockdError
+from bockd.model import NodeKind, VolumeId
+from bockd.throttle.gates import Applied, Gates
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS: Final = 1.0
+"""Between two looks at the limits of volumes that are open; it costs some 0.05 ms for each. The
+copy of the index is brought up to date every two seconds (bockd.daemon.gatewaywork), so that other
+gateways' limits hold here within three."""
+
+
+class Limiting:
+    """See the module's docstring."""
+
+    def __init__(self, context: StorageContext, gates: Gates) -> None:
+        self._context = context
+        self._pool = context.pool
+        self._gates = gates
+        gates.look_up = self.applied
+
+    def applied(self, volume: VolumeId) -> Applied:
+        """Return the limits of a volume, as the index has them. None where it does not say: a
+        damaged record of a tenant must not keep a client from its volume."""
+        try:
+            with self._pool.nodes() as nodes:
+                limits = self._context.limits_of(nodes.volume(volume))
+                ledger = Ledger(nodes.txn)
+                owned = ledger.owned_volume(volume)
+                if owned is None:
+                    return Applied(limits)
+                tenant = ledger.tenant(owned.tenant)
+        except BockdError as error:
+            log.warning("the limits of volume %s are not known: %s", volume, error)
+            return Applied()
+        return Applied(limits, owned.tenant, self._context.tenant_limits_of(tenant))
+
+    async def run(self) -> None:
+        """Follow what other gateways change, until cancelled. Return at once where there can be
+        none."""
+        while self._pool.features.several_gateways:
+            await trio.sleep(LOOK_SECONDS)
+            self._gates.refresh(
+                volume for volume in self._gates if self._pool.is_open(NodeKind.VOLUME, volume)
+            )
