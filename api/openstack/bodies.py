@@ -72,8 +72,7 @@ ANY_DEVICE = ("", "auto")
 """What clients write for the next free device besides null; libcloud sends "auto"."""
 
 ASKS_FOR_MORE = {
-    "source_volid": "make a snapshot of the volume, and give its id as snapshot_id",
-    "source_replica": "make a snapshot of the volume, and give its id as snapshot_id",
+    "source_replica": "volumes have no replicas; give the volume's id as source_volid",
     "backup_id": "there are no backups",
 }
 """Keys of later APIs that name what a volume is to hold, and what to do. If they were ignored, the
@@ -146,6 +145,7 @@ class VolumeBody(Described):
     size: Size | None = Field(None, description="GiB; required unless made from something")
     snapshot_id: OptionalId | None = Field(None, description="A snapshot to copy")
     image_ref: str | None = Field(None, alias="imageRef", description="An image to copy")
+    source_volid: OptionalId | None = Field(None, description="A volume to copy as it is now")
     metadata: Metadata | None = None
     availability_zone: Text | None = None
     volume_type: str | int | None = Field(None, description="Ignored, as specified")
@@ -164,13 +164,14 @@ class VolumeBody(Described):
     def wanted(self) -> NewVolume:
         """Return the volume that the service is asked for. Raises InvalidRequestError, or
         NotFoundError for a snapshot id that cannot be one."""
-        source, image = self.snapshot_id, self.image_ref
+        source, image, volume = self.snapshot_id, self.image_ref, self.source_volid
         return NewVolume(
             size_gib=None if self.size is None else values.integer("size", self.size),
             display_name=self.display_name,
             display_description=self.display_description,
             snapshot_id=None if source in (None, "") else values.snapshot_id(source),
             image_id=None if image in (None, "") else values.image_id(image),
+            source_volume=None if volume in (None, "") else values.volume_id(volume),
             metadata=without_nulls(self.metadata or {}),
             availability_zone=self.availability_zone,
             size_bytes=None if self.bockd is None else self.bockd.size_bytes,

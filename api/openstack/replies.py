@@ -69,6 +69,8 @@ class BackingView(TypedDict):
     """Of a volume whose I/O is limited."""
     hold: NotRequired[str]
     """Of a volume in maintenance: who holds it, and what for."""
+    source_volid: NotRequired[int]
+    """Of a clone: the volume that it was made of, which may be deleted since."""
     consumes_quota: NotRequired[bool]
     """Of a snapshot that consumes none: false."""
 
@@ -338,6 +340,8 @@ def view_volume(volume: Volume) -> VolumeView:
     }
     if volume.hold is not None:
         view["bockd"]["hold"] = volume.hold
+    if volume.source_volume is not None:
+        view["bockd"]["source_volid"] = volume.source_volume
     if volume.image_id is not None:
         view["imageRef"] = volume.image_id
     return view

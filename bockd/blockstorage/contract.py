@@ -133,6 +133,8 @@ class Volume:
     """None in a stored record only."""
     hold: str | None = None
     """Of a volume in maintenance: who holds it, and what for."""
+    source_volume: VolumeId | None = None
+    """What it was cloned from; may be deleted since. Code that does not know this drops it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +158,8 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class NewVolume:
-    """What a new volume should be. At most one of `snapshot_id` and `image_id` is given.
+    """What a new volume should be. At most one of `snapshot_id`, `image_id` and `source_volume` is
+    given.
 
     `size_gib` (1 to 16384) is required for a blank volume. With a snapshot it has no effect: the
     volume has the snapshot's size, and that is what is recorded and counted (4.4.2, rule 1, without
@@ -183,6 +186,15 @@ class NewVolume:
     """The caller's, with which an image is fetched that is not here."""
     size_bytes: int | None = None
     content_bytes: int | None = None
+    source_volume: VolumeId | None = None
+    """Another volume, in use or not, of which this one is to hold what it holds now: Cinder's
+    `source_volid`. `size_gib` may then be left out, and one that repeats the source's is exactly
+    that."""
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether it is to hold zeros."""
+        return self.snapshot_id is None and self.image_id is None and self.source_volume is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,8 +338,9 @@ class BlockStorage(Protocol):
         though the volume is ready and the next request shows that. Only a volume whose image is
         still to be fetched from Glance stays "creating", until it is available or in error.
 
-        Raises OverLimitError beyond the tenant's quota, NotFoundError for the snapshot or image,
-        InvalidStateError when the snapshot is not available.
+        Raises OverLimitError beyond the tenant's quota, NotFoundError for the snapshot, image or
+        volume, InvalidStateError when the snapshot is not available, or when no snapshot could be
+        taken of the volume.
         """
         ...
 

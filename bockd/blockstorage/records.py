@@ -14,8 +14,8 @@
     IMPORTS       id:u64 of the volume being filled ImportRecord
 
 Records are JSON objects of the dataclasses; what only pools of several gateways have (`worker`,
-`gateway`) is left out where it is None, and so are `hold`, `consumes_quota` and a tenant's `limits`
-where they say nothing. Invariants, each kept by one function of `Ledger`: a
+`gateway`) is left out where it is None, and so are `hold`, `source_volume`, `consumes_quota` and a
+tenant's `limits` where they say nothing. Invariants, each kept by one function of `Ledger`: a
 record in API_VOLUMES, API_SNAPSHOTS, IMAGES or IMPORTS belongs to a node of the pool; OWNED,
 ATTACHED and EXPORTS follow from those records; a tenant's `used` is their sum,
 without snapshots that consume no quota.
@@ -176,13 +176,14 @@ def decode(kind: type[R], payload: bytes) -> R:
         raise DamagedError(f"a stored {kind.__name__} is malformed: {error}") from error
 
 
-def _sparse(record: Any, optional: str) -> dict[str, object]:
-    """Return a record to be encoded, without a field that has its default."""
-    values = {field.name: getattr(record, field.name) for field in fields(record)}
-    default = next(field.default for field in fields(record) if field.name == optional)
-    if values[optional] == default:
-        del values[optional]
-    return values
+def _sparse(record: Any, *optional: str) -> dict[str, object]:
+    """Return a record to be encoded, without those of the `optional` fields that have their
+    default."""
+    return {
+        field.name: getattr(record, field.name)
+        for field in fields(record)
+        if field.name not in optional or getattr(record, field.name) != field.default
+    }
 
 
 def text_key(text: str) -> bytes | None:
@@ -284,7 +285,7 @@ class Ledger:
         table = API_VOLUMES if isinstance(owned, OwnedVolume) else API_SNAPSHOTS
         values = _sparse(owned, "worker")
         if isinstance(owned, OwnedVolume):
-            values["volume"] = _sparse(owned.volume, "hold")
+            values["volume"] = _sparse(owned.volume, "hold", "source_volume")
         else:
             values["snapshot"] = _sparse(owned.snapshot, "consumes_quota")
         self._put(table, id_key(node.id), values)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from string import ascii_lowercase
 from typing import NoReturn, Protocol, TypeVar
 
-from bockd.blockstorage.contract import Edit, Page, Status
+from bockd.blockstorage.contract import Edit, NewVolume, Page, Status
 from bockd.errors import (
     ConflictError,
     InUseError,
@@ -20,7 +20,7 @@ from bockd.errors import (
     NotFoundError,
     OverLimitError,
 )
-from bockd.model import GIB, MAX_VOLUME_BYTES, NodeKind, is_server_id
+from bockd.model import GIB, MAX_VOLUME_BYTES, NodeKind, VolumeId, format_size, is_server_id
 from bockd.validation import check_volume_size
 
 MIN_SIZE_GIB = 1
@@ -270,6 +270,27 @@ def exact_size(size_gib: int | None, size_bytes: int | None) -> int | None:
             f"{size_bytes} bytes are {size_in_gib(size_bytes)} GiB, rounded up"
         )
     return size_bytes
+
+
+def check_one_source(new: NewVolume) -> None:
+    """Check that a new volume is made of one thing at most. Raises InvalidRequestError."""
+    given = (new.snapshot_id, new.image_id, new.source_volume)
+    if sum(source is not None for source in given) > 1:
+        raise InvalidRequestError("give one of snapshot_id, imageRef and source_volid")
+
+
+def clone_size(source: VolumeId, source_bytes: int, new: NewVolume) -> int:
+    """Return the size in bytes of a clone: the source's, unless a larger one is asked for. Raises
+    InvalidRequestError for a smaller one."""
+    wanted = exact_size(new.size_gib, new.size_bytes)
+    same = new.size_bytes is None and new.size_gib == size_in_gib(source_bytes)
+    if wanted is None or same:
+        return source_bytes
+    if wanted < source_bytes:
+        raise InvalidRequestError(
+            f"volume {source} has {format_size(source_bytes)}; a clone of it cannot be smaller"
+        )
+    return wanted
 
 
 def check_offset(offset: int) -> int:

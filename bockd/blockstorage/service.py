@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from bockd.blockstorage.attachments import Attachments
 from bockd.blockstorage.changes import Changes
+from bockd.blockstorage.cloning import Clones
 from bockd.blockstorage.contract import (
     EVERYTHING,
     Attachment,
@@ -81,6 +82,7 @@ class PoolBlockStorage:
         self._runner = runner
         self._volumes = Volumes(context)
         self._snapshots = Snapshots(context)
+        self._clones = Clones(context, self._volumes)
         self._changes = Changes(context, self._volumes)
         self._holds = Holds(context)
         self._attachments = Attachments(context)
@@ -91,6 +93,8 @@ class PoolBlockStorage:
         return self._volumes.list(tenant, page)
 
     async def create_volume(self, tenant: TenantId, new: NewVolume) -> Volume:
+        if new.source_volume is not None:
+            return await self._runner.run(self._clones.create(tenant, new))
         return await self._runner.run(self._volumes.create(tenant, new))
 
     async def show_volume(self, tenant: TenantId, volume: VolumeId) -> Volume:

@@ -68,14 +68,14 @@ class Snapshots:
 
         def in_transaction(txn: Transaction, record: SnapshotRecord) -> None:
             self._check(txn, tenant, new)
-            Ledger(txn).add_snapshot(tenant, _fresh(new, record), self._context.quota_of)
+            Ledger(txn).add_snapshot(tenant, fresh_snapshot(new, record), self._context.quota_of)
             hit(Failpoint.API_SNAPSHOT_RECORDED)
 
         record = await self._pool.create_snapshot(
             new.volume_id, naming(NodeKind.SNAPSHOT, new.display_name), in_transaction
         )
         backing = self._context.backing(NodeKind.SNAPSHOT, record)
-        return replace(_fresh(new, record), status=Status.CREATING, backing=backing)
+        return replace(fresh_snapshot(new, record), status=Status.CREATING, backing=backing)
 
     def _check(self, txn: Transaction, tenant: TenantId, new: NewSnapshot) -> None:
         ledger = Ledger(txn)
@@ -88,7 +88,12 @@ class Snapshots:
             mine = ledger.snapshots(tenant)
             rules.check_uncounted(
                 volume.id,
-                sum(one.volume_id == volume.id and not one.consumes_quota for one in mine),
+                sum(
+                    one.volume_id == volume.id
+                    and not one.consumes_quota
+                    and one.status is not Status.DELETING  # of a volume that is being cloned
+                    for one in mine
+                ),
             )
 
     def changes(
@@ -153,7 +158,8 @@ def forget_deleting(txn: Transaction, record: SnapshotRecord) -> None:
     forget_record(txn, record)
 
 
-def _fresh(new: NewSnapshot, record: SnapshotRecord) -> Snapshot:
+def fresh_snapshot(new: NewSnapshot, record: SnapshotRecord) -> Snapshot:
+    """Return the record of a snapshot that the pool has made."""
     return Snapshot(
         id=record.id,
         volume_id=record.volume,

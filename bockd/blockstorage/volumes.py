@@ -93,7 +93,7 @@ class Volumes:
                 rules.check_can_be_cloned(source.id, source.status)
             if new.image_id is not None:
                 ledger.image(new.image_id)
-            ledger.add_volume(tenant, _fresh(new, record), self._context.quota_of)
+            ledger.add_volume(tenant, fresh_volume(new, record), self._context.quota_of)
             hit(Failpoint.API_VOLUME_RECORDED)
 
         record = await self._pool.create_volume(
@@ -104,7 +104,7 @@ class Volumes:
             new.content_bytes,
         )
         backing = self._context.backing(NodeKind.VOLUME, record)
-        return replace(_fresh(new, record), status=Status.CREATING, backing=backing)
+        return replace(fresh_volume(new, record), status=Status.CREATING, backing=backing)
 
     async def create_waiting(self, tenant: TenantId, new: NewVolume) -> Volume:
         """Create a blank volume of the size of `new`, whose image is still to be fetched. Its
@@ -120,14 +120,14 @@ class Volumes:
 
         def in_transaction(txn: Transaction, record: VolumeRecord) -> None:
             ledger = Ledger(txn)
-            waiting = replace(_fresh(new, record), status=Status.CREATING)
+            waiting = replace(fresh_volume(new, record), status=Status.CREATING)
             ledger.add_volume(tenant, waiting, self._context.quota_of)
 
         record_made = await self._pool.create_volume(
             naming(NodeKind.VOLUME, new.display_name), size_bytes, None, in_transaction
         )
         backing = self._context.backing(NodeKind.VOLUME, record_made)
-        return replace(_fresh(new, record_made), status=Status.CREATING, backing=backing)
+        return replace(fresh_volume(new, record_made), status=Status.CREATING, backing=backing)
 
     async def fill(self, volume: VolumeId, image: ImageRecord) -> None:
         """Make the waiting volume a clone of its image, which has arrived, and `available`, in one
@@ -146,14 +146,13 @@ class Volumes:
     def checked(self, new: NewVolume) -> NewVolume:
         """Return `new` with its values checked, in the form in which they are stored. Raises
         InvalidRequestError."""
-        if new.snapshot_id is not None and new.image_id is not None:
-            raise InvalidRequestError("give snapshot_id or imageRef, not both")
+        rules.check_one_source(new)
         size_bytes = rules.exact_size(new.size_gib, new.size_bytes)
-        if size_bytes is None and new.snapshot_id is None and new.image_id is None:
+        if size_bytes is None and new.is_blank:
             raise InvalidRequestError("a blank volume needs a size")
         content_bytes = new.content_bytes
         if content_bytes is not None:
-            if new.snapshot_id is not None or new.image_id is not None:
+            if not new.is_blank:
                 raise InvalidRequestError("content_bytes is for a blank volume")
             content_bytes = check_content_size(content_bytes, new.size_bytes)
         rules.check_text("display_name", new.display_name)
@@ -297,7 +296,8 @@ def refuse_attached(txn: Transaction, record: VolumeRecord) -> None:
         )
 
 
-def _fresh(new: NewVolume, record: VolumeRecord) -> Volume:
+def fresh_volume(new: NewVolume, record: VolumeRecord) -> Volume:
+    """Return the record of a volume that the pool has made."""
     return Volume(
         id=record.id,
         status=Status.AVAILABLE,
@@ -307,6 +307,7 @@ def _fresh(new: NewVolume, record: VolumeRecord) -> Volume:
         availability_zone=new.availability_zone or "",
         snapshot_id=new.snapshot_id,
         image_id=new.image_id,
+        source_volume=new.source_volume,
         metadata=new.metadata,
         created_at=record.created_at,
         attachment=None,

@@ -16,9 +16,14 @@ from bockd.cli.waiting import when_released
 
 
 def snapshots_of_migrations(client: StorageClient, volume: int) -> list[Snapshot]:
-    """List those of a volume, by id. Raises BockdError."""
+    """List those of a volume, by id, that nobody is deleting, as one is of which a clone is made.
+    Raises BockdError."""
     found = client.list_snapshots()
-    return [one for one in found if one.volume == volume and not one.consumes_quota]
+    return [
+        one
+        for one in found
+        if one.volume == volume and not one.consumes_quota and one.status != "deleting"
+    ]
 
 
 def found_by_name(client: StorageClient, volume: int, name: str) -> Snapshot | None:

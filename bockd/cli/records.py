@@ -77,6 +77,8 @@ class Volume:
     metadata: dict[str, str]
     from_snapshot: int | None
     from_image: str | None
+    from_volume: int | None
+    """Of a clone: what it was made of, which may be deleted since."""
     attachment: Attached | None
     connections: int | None
     """NBD clients; None when the server does not say."""
@@ -147,6 +149,7 @@ def read_volume(view: dict[str, Any], uri: str | None) -> Volume:
         metadata=view["metadata"],
         from_snapshot=int(view["snapshotId"]) if view["snapshotId"] else None,
         from_image=view.get("imageRef") or None,
+        from_volume=backing.get("source_volid"),
         attachment=None if attached is None else read_attached(attached),
         connections=backing.get("connections"),
         uri=uri,

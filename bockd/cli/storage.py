@@ -106,13 +106,15 @@ class StorageClient:
         from_snapshot: str | None = None,
         *,
         from_image: str | None = None,
+        from_volume: int | None = None,
         content_bytes: int | None = None,
         description: str | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> Volume:
-        """Create a blank volume, or a copy of a snapshot or an image. `content_bytes` is the size
-        of the image that will be written to a blank one. Raises ConflictError when the tenant has a
-        volume of that name: the API allows it, but then the name would be ambiguous."""
+        """Create a blank volume, or a copy of a snapshot, an image or a volume. `content_bytes` is
+        the size of the image that will be written to a blank one. Raises ConflictError when the
+        tenant has a volume of that name: the API allows it, but then the name would be
+        ambiguous."""
         check_name(name)
         if size_bytes is not None:
             check_volume_size(size_bytes)
@@ -127,6 +129,8 @@ class StorageClient:
             body["metadata"] = metadata
         if from_snapshot is not None:
             body["snapshot_id"] = self.find_snapshot(from_snapshot).id
+        if from_volume is not None:
+            body["source_volid"] = from_volume
         if from_image is not None:
             body["imageRef"] = self.find_image(from_image)
         if size_bytes is not None:

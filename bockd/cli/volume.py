@@ -90,6 +90,38 @@ def create(
     )
 
 
+@volume.command()
+@click.argument("volume", type=reference, shell_complete=complete_volume)
+@click.argument("name", type=new_name)
+@click.option(
+    "--size",
+    type=size_option,
+    metavar="SIZE",
+    help="Larger than VOLUME, and as large without it. 10G is 10GiB, and 10GB is refused.",
+)
+@json_option
+def clone(volume: str, name: str, size: int | None, as_json: bool) -> None:
+    """Create the volume NAME, which holds what VOLUME holds now.
+
+    Takes no time and no space, and VOLUME may be in use: what its file system has not written yet
+    is not in the clone. It is made of a snapshot that is deleted when the clone is there, so either
+    volume can be deleted, and nothing is left of it.
+
+    \b
+    bock volume clone web web-test
+    """
+    client = connect()
+    origin = client.find_volume(volume)
+    created = client.create_volume(name, size, from_volume=origin.id)
+    report(
+        created,
+        f"cloned volume {origin.id} ({origin.name}) as volume {created.id} ({created.name}), "
+        f"{format_size(created.size_bytes)}",
+        *where_to_connect(created),
+        as_json=as_json,
+    )
+
+
 def where_to_connect(found: Volume) -> list[str]:
     """Return a line about a new volume that says where to connect to it, if that is known."""
     return [] if found.uri is None else [f"connect to it at {found.uri}"]
@@ -142,6 +174,7 @@ def volume_fields(found: Volume) -> list[tuple[str, str]]:
     at = found.attachment
     attached = [] if at is None else [("attached to", f"{at.server} as {at.device}")]
     origin = [] if found.from_snapshot is None else [("from snapshot", str(found.from_snapshot))]
+    cloned = [] if found.from_volume is None else [("clone of", f"volume {found.from_volume}")]
     image = [] if found.from_image is None else [("from image", found.from_image)]
     trouble = [] if found.error is None else [("error", found.error)]
     held = [] if found.hold is None else [("held", found.hold)]
@@ -159,6 +192,7 @@ def volume_fields(found: Volume) -> list[tuple[str, str]]:
         *([] if found.cache is None else cache_fields(found.cache)),
         *limit_fields(found.limits),
         *origin,
+        *cloned,
         *image,
         *((f"metadata {key}", value) for key, value in sorted(found.metadata.items())),
         *end_fields(found),

