@@ -26,7 +26,7 @@ from bockd.control import (
 )
 from bockd.model import IoLimits, IoRate, NodeKind, Server, ServerKind
 from bockd.pool.gateways import Gateway
-from bockd.pool.reports import CheckReport, ScrubStatus, Space, SpacePage
+from bockd.pool.reports import CheckReport, FamilyUsage, ScrubStatus, Space, SpacePage
 
 PREFIX = "/control/v1"
 
@@ -178,6 +178,11 @@ def pool_router(control: Control) -> APIRouter:
     async def pool() -> PoolInfo:
         """Show what the pool takes of its file system, and what it has promised."""
         return await control.pool()
+
+    @router.get("/usage")
+    async def usage() -> list[FamilyUsage]:
+        """Show what each volume and snapshot takes and shares."""
+        return await control.usage()
 
     @router.get("/unowned")
     async def unowned() -> Unowned:

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from bockd.model import NO_IO_LIMITS, IoLimits, NodeKind, Server, SnapshotId, VolumeId
 from bockd.pool.gateways import Gateway
-from bockd.pool.reports import CheckReport, ScrubStatus, Space, SpacePage
+from bockd.pool.reports import CheckReport, FamilyUsage, ScrubStatus, Space, SpacePage
 
 
 @dataclass(frozen=True, slots=True)
@@ -418,6 +418,11 @@ class Control(ServerControl, Protocol):
 
     async def pool(self) -> PoolInfo:
         """Return what the pool takes, by a walk over everything in it."""
+        ...
+
+    async def usage(self) -> list[FamilyUsage]:
+        """Measure what each volume and snapshot takes and shares, images among them, by a walk over
+        all maps. Raises DamagedError, and NotSupportedError where blocks are not known."""
         ...
 
     async def statistics(self) -> list[VolumeStatistics]:

@@ -97,6 +97,7 @@ COMMANDS = {
     "credentials": "bockd.cli.tenant:credentials",
     "image": "bockd.cli.images:image",
     "pool": "bockd.cli.pool:pool",
+    "du": "bockd.cli.usage:du",
     "gateway": "bockd.cli.gateway:gateway",
     "stat": "bockd.cli.stat:stat",
     "trace": "bockd.cli.trace:trace",

@@ -31,7 +31,7 @@ from bockd.control import (
 )
 from bockd.model import IoLimits, NodeKind, Server, ServerKind, VolumeId
 from bockd.pool.gateways import Gateway
-from bockd.pool.reports import CheckReport, ScrubStatus, Space, SpacePage
+from bockd.pool.reports import CheckReport, FamilyUsage, ScrubStatus, Space, SpacePage
 
 T = TypeVar("T")
 
@@ -97,6 +97,10 @@ class ControlClient:
     def pool(self) -> PoolInfo:
         """Return what the pool takes, however long the walk over it takes."""
         return decode(self.request("GET", "/pool", patient=True), PoolInfo)
+
+    def usage(self) -> list[FamilyUsage]:
+        """Return what each volume and snapshot takes, however long the walk over all maps takes."""
+        return decode(self.request("GET", "/usage", patient=True), list[FamilyUsage])
 
     def list_gateways(self) -> list[Gateway]:
         """List the gateways that serve the pool, by name."""

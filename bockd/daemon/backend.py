@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from bockd.config import Settings
@@ -11,9 +11,9 @@ from bockd.daemon.retrying import Retrying
 from bockd.model import VolumeId
 from bockd.pool.figures import Figure
 from bockd.pool.pool import Pool
-from bockd.pool.reports import ScrubStatus
+from bockd.pool.reports import FamilyUsage, ScrubStatus
 from bockd.runtime.steprunner import StepRunner
-from bockd.runtime.steps import Spawn
+from bockd.runtime.steps import Spawn, Steps
 
 
 class ScrubControl(Protocol):
@@ -38,6 +38,11 @@ class BackupControl(Protocol):
     async def end(self, backup: str) -> None:
         """See Control.end_backup."""
         ...
+
+
+MeasureUsage = Callable[[Mapping[VolumeId, VolumeId]], Steps[tuple[FamilyUsage, ...]]]
+"""Measures what all volumes and snapshots take, given which volumes were made of which others.
+Raises DamagedError."""
 
 
 class GatewayControl(Protocol):
@@ -103,6 +108,11 @@ class Backend(Protocol):
     @property
     def backups(self) -> BackupControl | None:
         """None: this kind of pool is not copied file by file."""
+        ...
+
+    @property
+    def usage(self) -> MeasureUsage | None:
+        """None: this kind of pool does not know which blocks its volumes share."""
         ...
 
     @property

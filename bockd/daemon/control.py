@@ -49,8 +49,8 @@ from bockd.nbd.server.nbd_server import NbdServer
 from bockd.pool.gateways import Gateway
 from bockd.pool.nodes import SNAPSHOTS, VOLUMES, Nodes
 from bockd.pool.records import SnapshotRecord, VolumeRecord
-from bockd.pool.reports import CheckReport, ScrubStatus, Space, SpacePage
-from bockd.pool.unsupported import no_backup, no_scrub
+from bockd.pool.reports import CheckReport, FamilyUsage, ScrubStatus, Space, SpacePage
+from bockd.pool.unsupported import no_backup, no_scrub, no_usage
 from bockd.validation import check_io_limits
 
 
@@ -234,6 +234,18 @@ class PoolControl:
 
     async def pool(self) -> PoolInfo:
         return await self._capacity.measure()
+
+    async def usage(self) -> list[FamilyUsage]:
+        if self._backend.usage is None:
+            raise no_usage(self._driver)
+        cloned = await trio.to_thread.run_sync(self._cloned)
+        return list(await self._runner.run(self._backend.usage(cloned)))
+
+    def _cloned(self) -> dict[VolumeId, VolumeId]:
+        """Which volumes were made of which others. Decodes all records."""
+        with self._pool.index.reading() as txn:
+            found = [owned.volume for owned in Ledger(txn).sound_volumes()]
+        return {one.id: one.source_volume for one in found if one.source_volume is not None}
 
     async def statistics(self) -> list[VolumeStatistics]:
         entries = []

@@ -4,6 +4,7 @@ backups."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Self
 
 import trio
@@ -19,6 +20,7 @@ from bockd.drivers.local.maintenance.reclaim import Reclaimer
 from bockd.drivers.local.maintenance.settling import Settler
 from bockd.drivers.local.newpool import check_start
 from bockd.drivers.local.pool import LocalPool
+from bockd.drivers.local.usage import measure_usage
 from bockd.model import GIB, MIB, VolumeId
 from bockd.pool.figures import Figure
 from bockd.runtime.steprunner import StepRunner
@@ -41,6 +43,7 @@ class LocalBackend:
         self._settler = Settler(pool.registry)
         self._settling = Settling(self._settler, settings.checksums.rate_mib * MIB)
         self.backups = Backups(pool, pool.registry, runner)
+        self.usage = partial(measure_usage, pool.registry)
         self._runner = runner
         self._retrying = retrying
         self._reclaimer = Reclaimer(pool.registry)

@@ -33,6 +33,7 @@ class RbdBackend:
 
     scrubbing = None
     backups = None
+    usage = None
 
     def __init__(
         self,

@@ -119,6 +119,31 @@ class Shares:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeUsage:
+    """What a volume or snapshot takes. `space.exclusive_bytes` return when it is deleted."""
+
+    kind: NodeKind
+    id: int
+    name: str
+    """In the pool."""
+    size_bytes: int
+    made_of: tuple[NodeKind, int] | None
+    """Of the same family; None: that is deleted, or there was nothing."""
+    space: Space
+    with_below_bytes: int
+    """They return when it is deleted, and all that was made of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class FamilyUsage:
+    """Volumes and snapshots that may share data, by id. No other shares any with them."""
+
+    total_bytes: int
+    """A block that several show counts once."""
+    nodes: tuple[NodeUsage, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Attributes:
     """What a file view shows of a volume or snapshot, beside its record."""
 

@@ -26,6 +26,14 @@ def no_backup(driver: str) -> NotSupportedError:
     return NotSupportedError(f"a pool of the kind {driver} cannot be copied")
 
 
+def no_usage(driver: str) -> NotSupportedError:
+    """Return the error for measuring who shares what in a pool of a kind that does not know it."""
+    return NotSupportedError(
+        f"a pool of the kind {driver} does not know which blocks its volumes share: 'bock pool "
+        "show' says what it takes, and 'bock volume show' what one volume takes"
+    )
+
+
 def no_repair(driver: str) -> NotSupportedError:
     """Return the error for repairing a pool of a kind of which nothing can be repaired here."""
     return NotSupportedError(

@@ -25,7 +25,16 @@ from bockd.control import (
 from bockd.errors import ConflictError, InUseError, NotFoundError
 from bockd.model import MIB, NO_IO_LIMITS, IoLimits, NodeKind, Server, SnapshotId, VolumeId
 from bockd.pool.gateways import Gateway
-from bockd.pool.reports import CheckReport, DamagedBlock, NodeSpace, ScrubStatus, Space, SpacePage
+from bockd.pool.reports import (
+    CheckReport,
+    DamagedBlock,
+    FamilyUsage,
+    NodeSpace,
+    NodeUsage,
+    ScrubStatus,
+    Space,
+    SpacePage,
+)
 from bockd.validation import check_io_limits, check_name, check_volume_size
 
 Connections = Callable[[NodeKind, int], int]
@@ -185,6 +194,17 @@ class MemoryControl:
             images_bytes=0,
             warn_percent=(80, 90),
         )
+
+    async def usage(self) -> list[FamilyUsage]:
+        """Each volume on its own, without data."""
+        nothing = Space(exclusive_bytes=0, shared_bytes=0)
+        return [
+            FamilyUsage(
+                0,
+                (NodeUsage(NodeKind.VOLUME, one.id, one.name, one.size_bytes, None, nothing, 0),),
+            )
+            for one in self._volumes.values()
+        ]
 
     async def statistics(self) -> list[VolumeStatistics]:
         """Invented counters for each volume that has a client."""

@@ -38,7 +38,7 @@ VOLUMES, SNAPSHOTS, IMAGES = range(3)
 async def measure_one(registry: Registry, kind: NodeKind, node: int) -> Space:
     """Measure the exact space of a volume or snapshot. A volume that has failed counts as it was at
     its last checkpoint."""
-    await _checkpoint_all(registry)
+    await checkpoint_all(registry)
 
     def walk() -> Space:
         with registry.catalogue() as catalogue:
@@ -53,19 +53,19 @@ async def measure_all(registry: Registry, after: int, until: Callable[[], bool])
     """Measure the exact space of all volumes, and of the snapshots that are in use. Goes family by
     family, from the first whose root is above `after`, until `until` returns true or all are done.
     Leaves out a family with a damaged map."""
-    await _checkpoint_all(registry)
+    await checkpoint_all(registry)
     used = frozenset(registry.snapshots)
     return await blocking(_measure_page, registry, used, after, until)
 
 
 async def measure_shares(registry: Registry, images: frozenset[SnapshotId]) -> Shares:
     """Measure who has how much of the pool. Raises DamagedError."""
-    await _checkpoint_all(registry)
+    await checkpoint_all(registry)
     return await blocking(_measure_shares, registry, images)
 
 
-async def _checkpoint_all(registry: Registry) -> None:
-    """What open volumes wrote may have ended a sharing."""
+async def checkpoint_all(registry: Registry) -> None:
+    """Checkpoint all open volumes: what they wrote may have ended a sharing."""
     for volume in list(registry.volumes):
         await registry.try_checkpoint(volume)
 

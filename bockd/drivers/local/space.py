@@ -12,6 +12,7 @@ import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import reduce
 from heapq import merge
 from operator import itemgetter
 
@@ -67,12 +68,14 @@ def _files(layout: Layout, layer: LayerId) -> Iterator[os.stat_result]:
 class Tally:
     """Counts the blocks that a family's live maps show, leaf by leaf.
 
-    `rank` says for each live map which class its blocks are counted for; a block that maps of
-    several classes show counts for the smallest.
+    `live` says for each live map which class its blocks are counted for; a block that maps of
+    several classes show counts for what `join` makes of them, in any order: by default the
+    smallest.
     """
 
-    def __init__(self, live: Mapping[MapId, int]) -> None:
+    def __init__(self, live: Mapping[MapId, int], join: Callable[[int, int], int] = min) -> None:
         self._rank = live
+        self._join = join
         self._total: Counter[MapId] = Counter()
         self._alone: Counter[MapId] = Counter()
         self._of_class: Counter[int] = Counter()
@@ -95,26 +98,29 @@ class Tally:
             self._total[member] += blocks
         if len(members) == 1:
             self._alone[members[0]] += blocks
-        self._of_class[min(self._rank[member] for member in members)] += blocks
+        self._of_class[self._class_of(members)] += blocks
 
     def _add_different(self, showing: Mapping[bytes, Sequence[MapId]]) -> None:
         users: Counter[tuple[int, int]] = Counter()
-        lowest: dict[tuple[int, int], int] = {}
+        joined: dict[tuple[int, int], int] = {}
         placed: list[tuple[Sequence[MapId], list[tuple[int, int]]]] = []
         for payload, members in showing.items():
             layers = enumerate(Leaf.decode(payload).layers())
             places = [place for place in layers if place[1] != HOLE]
             placed.append((members, places))
-            rank = min(self._rank[member] for member in members)
+            rank = self._class_of(members)
             for place in places:
                 users[place] += len(members)
-                lowest[place] = min(rank, lowest.get(place, rank))
+                joined[place] = self._join(rank, joined.get(place, rank))
         for members, places in placed:
             for member in members:
                 self._total[member] += len(places)
             if len(members) == 1:
                 self._alone[members[0]] += sum(users[place] == 1 for place in places)
-        self._of_class.update(lowest.values())
+        self._of_class.update(joined.values())
+
+    def _class_of(self, members: Sequence[MapId]) -> int:
+        return reduce(self._join, (self._rank[member] for member in members))
 
     def space(self, member: MapId) -> Space:
         """Return the space that one live map shows."""
