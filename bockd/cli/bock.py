@@ -101,6 +101,7 @@ COMMANDS = {
     "gateway": "bockd.cli.gateway:gateway",
     "stat": "bockd.cli.stat:stat",
     "trace": "bockd.cli.trace:trace",
+    "watch": "bockd.cli.stat:stat",
     "adopt": "bockd.cli.tenant:adopt",
     "completion": "bockd.cli.completion:completion",
 }

@@ -24,6 +24,7 @@ SYNONYMS = {
     "grow": "extend",
     "mv": "rename",
     "rollback": "revert",
+    "top": "stat",
 }
 """What other programs call it, of which no name is near."""
 

@@ -11,6 +11,7 @@ import pty
 import select
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -127,8 +128,13 @@ def acting(daemon: Daemon, username: str, password: str, tenant: str) -> dict[st
 class Terminal:
     """A program at a terminal of its own."""
 
-    def __init__(self, daemon: Daemon, *arguments: str | Path, **more: str) -> None:
+    def __init__(
+        self, daemon: Daemon, *arguments: str | Path, rows: int | None = None, **more: str
+    ) -> None:
+        """`rows`: the terminal says that it has so many, and 200 columns."""
         self._main, other = pty.openpty()
+        if rows is not None:
+            termios.tcsetwinsize(other, (rows, 200))
         self._process = subprocess.Popen(
             arguments,
             stdin=other,
