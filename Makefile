@@ -5,6 +5,7 @@
 .PHONY: help run run-ceph test test-fast test-floors test-walk test-clients test-openstack-clients
 .PHONY: test-debian13 test-keystone soak soak-cuts soak-kills faults damage fuzz sanitize setup
 .PHONY: sanitize-threads test-kills test-ceph test-ceph-driver test-ceph-debian13 soak-ceph soak-write-back
+.PHONY: deb test-deb
 .PHONY: setup-run setup-ceph setup-check setup-test setup-bench
 .PHONY: check bench bench-quick bench-micro profile lock clean
 
@@ -74,6 +75,15 @@ test-clients: setup ## run each release of each NBD client against a daemon (roo
 test-openstack-clients: setup ## run openstack, cinder and pkgcloud, which this installs into .cache
 	@.setup/openstack-clients
 	@.venv/bin/python -m pytest tests/openstack -m openstack_clients $(ARGS)
+
+# The releases that packages are built for, each in a root of its own.
+SUITES = bookworm trixie noble
+
+deb: ## build the packages into dist/, each in a clean root of its release (as root; SUITES=trixie for one)
+	@set -e; for suite in $(SUITES); do .packaging/deb $$suite; done
+
+test-deb: setup-test deb ## build them; install, use, upgrade and purge each on a clean machine (SUITES as above)
+	@SUITES="$(SUITES)" .venv/bin/python -m pytest tests/packaging/test_deb.py -m packages $(ARGS)
 
 soak: soak-kills soak-cuts ## both of these (ARGS='--seed 1' is for both)
 
