@@ -5,7 +5,7 @@
 .PHONY: help run run-ceph test test-fast test-floors test-walk test-clients test-openstack-clients
 .PHONY: test-debian13 test-keystone soak soak-cuts soak-kills faults damage fuzz sanitize setup
 .PHONY: sanitize-threads test-kills test-ceph test-ceph-driver test-ceph-debian13 soak-ceph soak-write-back
-.PHONY: deb test-deb
+.PHONY: deb test-deb oci test-oci setup-oci
 .PHONY: setup-run setup-ceph setup-check setup-test setup-bench
 .PHONY: check bench bench-quick bench-micro profile lock clean
 
@@ -85,6 +85,13 @@ deb: ## build the packages into dist/, each in a clean root of its release (as r
 test-deb: setup-test deb ## build them; install, use, upgrade and purge each on a clean machine (SUITES as above)
 	@SUITES="$(SUITES)" .venv/bin/python -m pytest tests/packaging/test_deb.py -m packages $(ARGS)
 
+oci: setup-oci ## pack an OCI image of the package for Debian 13, which `make deb` has built (as root)
+	@.packaging/oci
+
+test-oci: setup-test ## build the package, pack the image, and start it by crun (as root)
+	@$(MAKE) --no-print-directory deb oci SUITES=trixie
+	@.venv/bin/python -m pytest tests/packaging/test_oci.py -m packages $(ARGS)
+
 soak: soak-kills soak-cuts ## both of these (ARGS='--seed 1' is for both)
 
 soak-kills: setup ## kill the daemon 1,000 times (ARGS='--seed 1 --kills 100'; a failure names its seed)
@@ -134,6 +141,9 @@ setup-run:
 setup-ceph: setup-run
 	@.setup/packages .setup/packages-ceph
 	@.setup/ceph
+
+setup-oci:
+	@.setup/packages .setup/packages-oci
 
 setup-check:
 	@.setup/packages .setup/packages-run
