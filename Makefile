@@ -5,7 +5,7 @@
 .PHONY: help run run-ceph test test-fast test-floors test-walk test-clients test-openstack-clients
 .PHONY: test-debian13 test-keystone soak soak-cuts soak-kills faults damage fuzz sanitize setup
 .PHONY: sanitize-threads test-kills test-ceph test-ceph-driver test-ceph-debian13 soak-ceph soak-write-back
-.PHONY: deb test-deb oci test-oci setup-oci
+.PHONY: deb test-deb oci test-oci test-python setup-oci
 .PHONY: setup-run setup-ceph setup-check setup-test setup-bench
 .PHONY: check bench bench-quick bench-micro profile lock clean
 
@@ -91,6 +91,9 @@ oci: setup-oci ## pack an OCI image of the package for Debian 13, which `make de
 test-oci: setup-test ## build the package, pack the image, and start it by crun (as root)
 	@$(MAKE) --no-print-directory deb oci SUITES=trixie
 	@.venv/bin/python -m pytest tests/packaging/test_oci.py -m packages $(ARGS)
+
+test-python: setup-test ## install by pip with the Python 3.11 to 3.14 of four releases (SUITES=forky for one)
+	@$(if $(filter command line,$(origin SUITES)),SUITES="$(SUITES)") .venv/bin/python -m pytest tests/packaging/test_pip.py -m packages $(ARGS)
 
 soak: soak-kills soak-cuts ## both of these (ARGS='--seed 1' is for both)
 
