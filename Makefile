@@ -5,7 +5,7 @@
 .PHONY: help run run-ceph test test-fast test-floors test-walk test-clients test-openstack-clients
 .PHONY: test-debian13 test-keystone soak soak-cuts soak-kills faults damage fuzz sanitize setup
 .PHONY: sanitize-threads test-kills test-ceph test-ceph-driver test-ceph-debian13 soak-ceph soak-write-back
-.PHONY: deb test-deb oci test-oci test-python setup-oci
+.PHONY: deb test-deb oci test-oci test-python docs setup-oci
 .PHONY: setup-run setup-ceph setup-check setup-test setup-bench
 .PHONY: check bench bench-quick bench-micro profile lock clean
 
@@ -94,6 +94,11 @@ test-oci: setup-test ## build the package, pack the image, and start it by crun 
 
 test-python: setup-test ## install by pip with the Python 3.11 to 3.14 of four releases (SUITES=forky for one)
 	@$(if $(filter command line,$(origin SUITES)),SUITES="$(SUITES)") .venv/bin/python -m pytest tests/packaging/test_pip.py -m packages $(ARGS)
+
+docs: setup-check ## make a site of the pages, dist/docs; a link or picture that leads nowhere is an error
+	@rm -rf dist/docs
+	@.venv/bin/sphinx-build -q -W --keep-going -n -c .packaging/site -d .cache/doctrees . dist/docs
+	@echo dist/docs/index.html
 
 soak: soak-kills soak-cuts ## both of these (ARGS='--seed 1' is for both)
 
