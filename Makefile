@@ -7,6 +7,7 @@
 .PHONY: sanitize-threads test-kills test-ceph test-ceph-driver test-ceph-debian13 soak-ceph soak-write-back
 .PHONY: deb test-deb oci test-oci test-python docs setup-oci
 .PHONY: setup-run setup-ceph setup-check setup-test setup-bench
+.PHONY: test-dashboard screenshot
 .PHONY: check bench bench-quick bench-micro profile lock clean
 
 help: ## show this
@@ -29,7 +30,7 @@ else
 endif
 
 # What needs no guest, no mount and no series of kills: less than three minutes on two cores.
-FAST = $(addprefix tests/,api blockstorage config drivers identity index nbd openstack pool runtime setup throttle) --ignore=tests/blockstorage/test_kill.py
+FAST = $(addprefix tests/,api blockstorage config dashboard drivers identity index nbd openstack pool runtime setup throttle) --ignore=tests/blockstorage/test_kill.py
 
 test-fast: setup-test ## run the tests that need no guest, no mount and no series of kills
 	@.venv/bin/python -m pytest --numprocesses 2 --dist loadfile $(FAST) $(ARGS)
@@ -64,6 +65,14 @@ test-ceph-debian13: ## the same in a root of Debian 13, with its release of Ceph
 
 test-kills: setup-test ## kill daemons and commands at more of their steps: minutes, and not in `make test`
 	@.venv/bin/python -m pytest tests/crash tests/daemon -m long_kills $(ARGS)
+
+test-dashboard: setup-test ## drive the dashboard in a real Chromium, which this installs (ARGS as above)
+	@.setup/packages .setup/packages-dashboard
+	@.venv/bin/python -m pytest tests/dashboard -m browser $(ARGS)
+
+screenshot: setup-test ## take the picture of docs/dashboard.md anew
+	@.setup/packages .setup/packages-dashboard
+	@BOCKD_SCREENSHOT=docs/dashboard.png .venv/bin/python -m pytest tests/dashboard -m browser -k charts
 
 test-keystone: setup ## run the tests that need a real Keystone, which this installs into .cache
 	@.setup/keystone

@@ -13,12 +13,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 import bockd
 from api.accountcontrol import account_control_router
 from api.control import PREFIX, control_router
+from api.dashboardcontrol import dashboard_control_router
 from api.faults import fault_of_error, install_faults
 from api.freshness import Freshness, Refresh
 from api.imagecontrol import image_control_router
 from api.intake import Intake
 from api.metrics.app import PATHS
 from bockd.control import AccountControl, Control, ImageControl
+from bockd.dashboardcontrol import DashboardControl
 
 
 class Together:
@@ -45,6 +47,7 @@ def create_app(
     images: ImageControl,
     accounts: AccountControl | None = None,
     refresh: Refresh | None = None,
+    dashboard: DashboardControl | None = None,
 ) -> FastAPI:
     """Create the application of the control API. Its OpenAPI document is at
     `/control/v1/openapi.json`. `refresh` is awaited before a request is looked at."""
@@ -65,4 +68,6 @@ def create_app(
     app.include_router(image_control_router(images), prefix=PREFIX)
     if accounts is not None:
         app.include_router(account_control_router(accounts), prefix=PREFIX)
+    if dashboard is not None:
+        app.include_router(dashboard_control_router(dashboard), prefix=PREFIX)
     return app

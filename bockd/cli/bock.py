@@ -102,6 +102,7 @@ COMMANDS = {
     "stat": "bockd.cli.stat:stat",
     "trace": "bockd.cli.trace:trace",
     "watch": "bockd.cli.stat:stat",
+    "dashboard": "bockd.cli.dashboard:dashboard",
     "adopt": "bockd.cli.tenant:adopt",
     "completion": "bockd.cli.completion:completion",
 }

@@ -29,6 +29,7 @@ from bockd.control import (
     VolumeInfo,
     VolumeStatistics,
 )
+from bockd.dashboardcontrol import DashboardLink
 from bockd.model import IoLimits, NodeKind, Server, ServerKind, VolumeId
 from bockd.pool.gateways import Gateway
 from bockd.pool.reports import CheckReport, FamilyUsage, ScrubStatus, Space, SpacePage
@@ -200,6 +201,10 @@ class ControlClient:
     def cancel_import(self, volume: VolumeId) -> None:
         """Discard what was written. Raises InUseError while a client is connected."""
         self.request("DELETE", f"/imports/{volume}")
+
+    def make_dashboard_link(self) -> DashboardLink:
+        """Have a link to the dashboard made that works once."""
+        return decode(self.request("POST", "/dashboard/link"), DashboardLink)
 
     def get(self, path: str, answer: type[T]) -> T:
         """Return the record at a path below `PREFIX`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 MAX_PORT = 65535
 
@@ -17,6 +18,26 @@ class Address:
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine reaches it."""
+        number = _number(self.host)
+        return self.host == "localhost" if number is None else number.is_loopback
+
+    @property
+    def is_unspecified(self) -> bool:
+        """Whether it is all addresses of this machine."""
+        number = _number(self.host)
+        return number is not None and number.is_unspecified
+
+
+def _number(host: str) -> IPv4Address | IPv6Address | None:
+    """The address that a host is, if it is not a name."""
+    try:
+        return ip_address(host)
+    except ValueError:
+        return None
 
 
 NO_ADDRESS = "none"

@@ -132,6 +132,29 @@ class MetricsSettings(Section):
 
 
 @dataclass(frozen=True, slots=True)
+class DashboardSettings(Section):
+    """`[dashboard]`: the operator's pages."""
+
+    listen: Address | None = key(None, read_listen)
+    """None: a listener on the loopback interface is opened when a link is asked for."""
+    tls: TlsMode = key(TlsMode.OFF, word(TlsMode, TlsMode.OFF, TlsMode.REQUIRE))
+    client_certificates: ClientCertificates = key(ClientCertificates.NONE, word(ClientCertificates))
+    public_url: str | None = key(None, read_host_url)
+    """None: what follows from `listen`."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.listen is None:
+            return
+        if self.tls is TlsMode.OFF and not self.listen.is_loopback:
+            yield (
+                "listen",
+                'whoever listens could do all that the operator can: set tls = "require"',
+            )
+        if self.listen.is_unspecified and self.public_url is None:
+            yield "listen", "is all addresses: public_url must say which one browsers use"
+
+
+@dataclass(frozen=True, slots=True)
 class FuseSettings(Section):
     """`[fuse]`: volumes and snapshots as files."""
 
@@ -299,6 +322,7 @@ class Settings(Section):
     nbd: NbdSettings = section(NbdSettings)
     api: ApiSettings = section(ApiSettings)
     metrics: MetricsSettings = section(MetricsSettings)
+    dashboard: DashboardSettings = section(DashboardSettings)
     fuse: FuseSettings = section(FuseSettings)
     vm: VmSettings = section(VmSettings)
     servers: Mapping[str, ServerSettings] = named(ServerSettings)
@@ -317,7 +341,13 @@ class Settings(Section):
         for name in self.servers:
             if not is_server_id(name):
                 yield "servers", f"{name!r} is not 1 to 255 letters, digits, '.', '_' and '-'"
-        for name, listener in (("nbd", self.nbd), ("api", self.api), ("metrics", self.metrics)):
+        listeners = (
+            ("nbd", self.nbd),
+            ("api", self.api),
+            ("metrics", self.metrics),
+            ("dashboard", self.dashboard),
+        )
+        for name, listener in listeners:
             certificates = f"{name}.client_certificates"
             if listener.tls is not TlsMode.OFF and self.tls.certificate_file is None:
                 yield f"{name}.tls", "tls.certificate_file and tls.key_file are needed for it"

@@ -21,6 +21,7 @@ from prometheus_client.core import Metric
 from starlette.types import ASGIApp
 
 from api.app import Together, create_app
+from api.dashboard.sessions import Sessions
 from api.freshness import Refresh
 from api.metrics.app import MAX_CONNECTIONS as MAX_METRICS_CONNECTIONS
 from api.metrics.app import MetricsApp
@@ -30,6 +31,7 @@ from api.openstack.nbd import NbdFrontends
 from api.requestid import Identified
 from api.serve import serve_api, serve_public
 from bockd import descriptors
+from bockd.blockstorage.contract import BlockStorage
 from bockd.blockstorage.interrupted import detaching, resolve_interrupted
 from bockd.blockstorage.plugging import DevicePlugger
 from bockd.blockstorage.running import StorageContext
@@ -42,7 +44,12 @@ from bockd.config.load import (
     METRICS_LISTEN_VARIABLE,
     NBD_LISTEN_VARIABLE,
 )
-from bockd.config.sections import ApiSettings, MetricsSettings, NbdSettings
+from bockd.config.sections import (
+    ApiSettings,
+    DashboardSettings,
+    MetricsSettings,
+    NbdSettings,
+)
 from bockd.daemon import heap, logs
 from bockd.daemon.accounts import PoolAccounts
 from bockd.daemon.addresses import addresses
@@ -51,6 +58,7 @@ from bockd.daemon.backend import Backend, BackendKind
 from bockd.daemon.capacity import Capacity
 from bockd.daemon.configured import catalog, one_identity, servers, storage_context
 from bockd.daemon.control import PoolControl
+from bockd.daemon.dashboard import Dashboard
 from bockd.daemon.detachings import Detachings
 from bockd.daemon.ending import ending_signals
 from bockd.daemon.exports import PoolExports
@@ -127,13 +135,13 @@ def _alone(group: BaseException) -> BaseException:
 
 
 def listening(
-    address: Address | None, variable: str
+    address: Address | None, setting: str
 ) -> AbstractContextManager[socket.socket | None]:
-    """Open a TCP listener, or none if `address` is None. The error says which variable chooses
-    another address."""
+    """Open a TCP listener, or none if `address` is None. The error says which variable or key
+    chooses another address."""
     if address is None:
         return nullcontext()
-    return listen_tcp(address, f"set {variable} to another HOST:PORT, or to none")
+    return listen_tcp(address, f"set {setting} to another HOST:PORT, or to none")
 
 
 def web_address(listener: ApiSettings | MetricsSettings, address: str | None) -> str:
@@ -267,8 +275,9 @@ class _Daemon:
             listening(settings.nbd.listen, NBD_LISTEN_VARIABLE) as tcp,
             listening(settings.api.listen, API_LISTEN_VARIABLE) as api,
             listening(settings.metrics.listen, METRICS_LISTEN_VARIABLE) as metrics,
+            listening(settings.dashboard.listen, "dashboard.listen") as pages,
         ):
-            await self._serve_frontends(unix, tcp, api, metrics, signals)
+            await self._serve_frontends(unix, tcp, api, metrics, pages, signals)
 
     async def _serve_frontends(
         self,
@@ -276,6 +285,7 @@ class _Daemon:
         tcp: socket.socket | None,
         api: socket.socket | None,
         metrics: socket.socket | None,
+        pages: socket.socket | None,
         signals: ExitStack,
     ) -> None:
         # First: one that comes while the view is being mounted must not leave that behind.
@@ -313,7 +323,18 @@ class _Daemon:
         if self._pool.gateway is not None:
             await self._runner.run(self._pool.announce(addresses(settings, tcp, api)))
         async with trio.open_nursery() as frontends:
-            public = self._public_app(tcp, frontends, refresh)
+            storage = self._storage(frontends)
+            public = self._public_app(storage, tcp, refresh)
+
+            def dashboard_app(origin: str, sessions: Sessions) -> ASGIApp:
+                # Its models are some MiB of memory, which few daemons need.
+                from api.dashboard.app import create_dashboard_app
+
+                return create_dashboard_app(
+                    origin, sessions, control, images, accounts, storage, refresh
+                )
+
+            dashboard = Dashboard(settings.dashboard, dashboard_app, self._tls(settings.dashboard))
             frontends.start_soon(
                 serve_nbd,
                 self._server,
@@ -324,10 +345,11 @@ class _Daemon:
                 self._tls(settings.nbd),
             )
             ours = self._requests.counted(
-                "control", Identified(create_app(control, images, accounts, refresh))
+                "control", Identified(create_app(control, images, accounts, refresh, dashboard))
             )
             watched = self._metrics_app()
             frontends.start_soon(self._health.run)
+            await frontends.start(dashboard.run, pages)
             together = Together(ours, public, watched)
             await frontends.start(serve_api, together, settings.api_socket)
             frontends.start_soon(images.give_up_abandoned)
@@ -355,7 +377,8 @@ class _Daemon:
             gc.freeze()
             heap.trim()
             self._health.stage = Stage.SERVING
-            self._announce(nbd_listen, api_listen, str(address_of(metrics)) if metrics else None)
+            watching = str(address_of(metrics)) if metrics else None
+            self._announce(nbd_listen, api_listen, watching, dashboard.origin)
             await ended()
             self._health.stage = Stage.STOPPING
             # Later signals are let through, to end a slow stop.
@@ -382,15 +405,26 @@ class _Daemon:
             task_status=task_status,
         )
 
-    def _tls(self, listener: NbdSettings | ApiSettings | MetricsSettings) -> FrontendTls:
+    def _tls(
+        self, listener: NbdSettings | ApiSettings | MetricsSettings | DashboardSettings
+    ) -> FrontendTls:
         """What a listener on TCP offers."""
         certificates = self._certificates
         if listener.tls is TlsMode.OFF or certificates is None:
             return NO_TLS
         return FrontendTls(listener.tls, lambda: certificates.context(listener.client_certificates))
 
+    def _storage(self, fetches: trio.Nursery) -> BlockStorage:
+        settings = self._settings
+        if settings.glance.url is None:
+            return PoolBlockStorage(self._context, self._runner)
+        # An HTTP client is some 10 MiB of memory, which few daemons need.
+        from bockd.daemon.fetching import FetchingBlockStorage
+
+        return FetchingBlockStorage(self._context, self._runner, settings, fetches)
+
     def _public_app(
-        self, tcp: socket.socket | None, fetches: trio.Nursery, refresh: Refresh | None
+        self, storage: BlockStorage, tcp: socket.socket | None, refresh: Refresh | None
     ) -> ASGIApp:
         pool, settings = self._pool, self._settings
         local = LocalIdentity(
@@ -401,12 +435,6 @@ class _Daemon:
             settings.identity.token_seconds,
         )
         self._identity = CountedIdentity(one_identity(settings.keystone, local, self._keystone))
-        storage = PoolBlockStorage(self._context, self._runner)
-        if settings.glance.url is not None:
-            # An HTTP client is some 10 MiB of memory, which few daemons need.
-            from bockd.daemon.fetching import FetchingBlockStorage
-
-            storage = FetchingBlockStorage(self._context, self._runner, settings, fetches)
         frontends = NbdFrontends(
             str(settings.nbd_socket),
             address_of(tcp) if tcp else None,
@@ -438,7 +466,11 @@ class _Daemon:
         return MetricsApp(metrics)
 
     def _announce(
-        self, nbd_listen: str | None, api_listen: str | None, metrics_listen: str | None
+        self,
+        nbd_listen: str | None,
+        api_listen: str | None,
+        metrics_listen: str | None,
+        dashboard: str | None,
     ) -> None:
         settings = self._settings
         lines = [
@@ -451,6 +483,7 @@ class _Daemon:
             f"  control API:      {settings.api_socket}",
             f"  block storage API: {web_address(settings.api, api_listen)}  ({self._ways_in()})",
             f"  metrics:          {web_address(settings.metrics, metrics_listen)}",
+            f"  dashboard:        {dashboard or 'off'}  ('bock dashboard' opens it)",
             "Next: bock volume create disk1 --size 10GiB",
         ]
         try:

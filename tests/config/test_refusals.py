@@ -40,6 +40,15 @@ REFUSED: dict[str, tuple[str, str]] = {
         "[api]\nlisten = 'h:65536'",
         "'h:65536' is not HOST:PORT, nor the word none",
     ),
+    "dashboard without TLS": (
+        "[dashboard]\nlisten = '192.0.2.1:80'",
+        "f:2: dashboard.listen: whoever listens could do all that the operator can: set tls =",
+    ),
+    "dashboard everywhere": (
+        "[dashboard]\ntls = 'require'\nlisten = '[::]:443'\n"
+        "[tls]\ncertificate_file = '/c'\nkey_file = '/k'",
+        "f:3: dashboard.listen: is all addresses: public_url must say which one browsers use",
+    ),
     "port in other digits": ("[api]\nlisten = 'h:٣'", "'h:٣' is not HOST:PORT"),
     "seconds": ("[identity]\ntoken_seconds = 59", "f:2: identity.token_seconds: 59 is not between"),
     "true is no number": (

@@ -1,0 +1,184 @@
+"""What the dashboard's pages change: `/do/...`, by POST, on behalf of the tenant whose it is.
+
+The rules are block storage's. What cannot be undone names what it destroys (`name`), as the
+operator has typed it, so that a page which shows yesterday's list deletes nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter
+from pydantic import Field
+
+from api.control import Body
+from bockd.blockstorage.contract import BlockStorage, ImageId, NewSnapshot, NewVolume, TenantId
+from bockd.control import Control
+from bockd.errors import ConflictError, InvalidRequestError
+from bockd.model import SnapshotId, VolumeId
+from bockd.pool.reports import CheckReport
+
+CHANGES_PATH = "/do"
+
+Id = Annotated[int, Field(ge=0)]
+Bytes = Annotated[int, Field(ge=0)]
+
+
+class CreateVolume(Body):
+    """A blank volume has a size; one from a snapshot or an image may leave that to it."""
+
+    tenant: str
+    name: str
+    size_bytes: Bytes | None = None
+    snapshot: Id | None = None
+    image: str | None = None
+
+
+class OfVolume(Body):
+    """A volume of a tenant's."""
+
+    tenant: str
+    volume: Id
+
+
+class TakeSnapshot(OfVolume):
+    """`name` is the snapshot's. Clients may be connected."""
+
+    name: str
+
+
+class Extend(OfVolume):
+    """The whole new size."""
+
+    size_bytes: Bytes
+
+
+class Revert(OfVolume):
+    """`name` is the volume's, as its tenant calls it."""
+
+    snapshot: Id
+    name: str
+
+
+class Attach(OfVolume):
+    """The server by its id; without a device the next free one."""
+
+    server: str
+    device: str | None = None
+
+
+class Detach(OfVolume):
+    """With `force` connections are cut at once."""
+
+    server: str
+    force: bool = False
+
+
+class DeleteVolume(OfVolume):
+    """`name` is the volume's, as its tenant calls it, or else its name in the pool."""
+
+    name: str
+
+
+class DeleteSnapshot(Body):
+    """`name` as that of a volume."""
+
+    tenant: str
+    snapshot: Id
+    name: str
+
+
+def change_router(control: Control, storage: BlockStorage) -> APIRouter:
+    """Build the router of what changes the pool."""
+    router = APIRouter(prefix=CHANGES_PATH)
+    router.include_router(volume_changes(storage))
+    router.include_router(attachment_changes(storage))
+
+    @router.post("/check")
+    async def check() -> CheckReport:
+        return await control.check()
+
+    return router
+
+
+def volume_changes(storage: BlockStorage) -> APIRouter:
+    """Build the router of what is done with volumes and snapshots."""
+    router = APIRouter()
+
+    async def confirm_volume(body: DeleteVolume | Revert) -> None:
+        found = await storage.show_volume(TenantId(body.tenant), VolumeId(body.volume))
+        assert found.backing is not None
+        confirm(found.display_name or found.backing.name, body.name)
+
+    @router.post("/create-volume", status_code=201)
+    async def create_volume(body: CreateVolume) -> dict[str, int]:
+        new = NewVolume(
+            size_gib=None,
+            display_name=body.name,
+            snapshot_id=None if body.snapshot is None else SnapshotId(body.snapshot),
+            image_id=None if body.image is None else ImageId(body.image),
+            size_bytes=body.size_bytes,
+        )
+        return {"id": (await storage.create_volume(TenantId(body.tenant), new)).id}
+
+    @router.post("/snapshot", status_code=201)
+    async def snapshot(body: TakeSnapshot) -> dict[str, int]:
+        new = NewSnapshot(VolumeId(body.volume), display_name=body.name, force=True)
+        return {"id": (await storage.create_snapshot(TenantId(body.tenant), new)).id}
+
+    @router.post("/extend", status_code=204)
+    async def extend(body: Extend) -> None:
+        await storage.extend_volume(TenantId(body.tenant), VolumeId(body.volume), body.size_bytes)
+
+    @router.post("/revert", status_code=204)
+    async def revert(body: Revert) -> None:
+        await confirm_volume(body)
+        await storage.revert_volume(
+            TenantId(body.tenant), VolumeId(body.volume), SnapshotId(body.snapshot)
+        )
+
+    @router.post("/reopen", status_code=204)
+    async def reopen(body: OfVolume) -> None:
+        await storage.reopen_volume(TenantId(body.tenant), VolumeId(body.volume))
+
+    @router.post("/delete-volume", status_code=204)
+    async def delete_volume(body: DeleteVolume) -> None:
+        await confirm_volume(body)
+        await storage.delete_volume(TenantId(body.tenant), VolumeId(body.volume))
+
+    @router.post("/delete-snapshot", status_code=204)
+    async def delete_snapshot(body: DeleteSnapshot) -> None:
+        tenant, wanted = TenantId(body.tenant), SnapshotId(body.snapshot)
+        found = await storage.show_snapshot(tenant, wanted)
+        assert found.backing is not None
+        confirm(found.display_name or found.backing.name, body.name)
+        await storage.delete_snapshot(tenant, wanted)
+
+    return router
+
+
+def attachment_changes(storage: BlockStorage) -> APIRouter:
+    """Build the router of what is done with attachments."""
+    router = APIRouter()
+
+    @router.post("/attach", status_code=204)
+    async def attach(body: Attach) -> None:
+        if not body.server:
+            raise InvalidRequestError("name the server to attach to")
+        await storage.attach(
+            TenantId(body.tenant), body.server, VolumeId(body.volume), body.device or None
+        )
+
+    @router.post("/detach", status_code=204)
+    async def detach(body: Detach) -> None:
+        await storage.detach(
+            TenantId(body.tenant), body.server, VolumeId(body.volume), force=body.force
+        )
+
+    return router
+
+
+def confirm(name: str, typed: str) -> None:
+    """Raise ConflictError unless the name was typed as it is."""
+    if typed != name:
+        raise ConflictError(f"this is {name!r}, and {typed!r} was typed: nothing was done")

@@ -1,0 +1,134 @@
+"""What the dashboard's pages ask for: `/data/...`, by GET, which changes nothing.
+
+How often a page asks is the page's business; what costs a walk over the pool is remembered here.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Annotated
+
+import trio
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, ConfigDict
+
+from api.dashboard.overview import Overview, overview
+from api.dashboard.remembered import Remembered
+from bockd.blockstorage.contract import BlockStorage
+from bockd.control import (
+    AccountControl,
+    Control,
+    DaemonInfo,
+    ImageControl,
+    ImageInfo,
+    PoolInfo,
+    VolumeStatistics,
+)
+from bockd.errors import NotSupportedError
+from bockd.model import NodeKind, Server
+from bockd.pool.gateways import Gateway
+from bockd.pool.reports import ScrubStatus, Space
+
+DATA_PATH = "/data"
+
+POOL_SECONDS = 15.0
+"""How old the pool's figures may be; they are a walk over everything in it."""
+
+OVERVIEW_SECONDS = 2.0
+"""How old the lists may be; they are a look at every record. A page that has changed something does
+not wait for it."""
+
+ACTIVITY_SECONDS = 0.5
+"""Of the counters: pages ask once a second each."""
+
+WALKS = 1
+"""Volumes or snapshots whose space is computed at once, for all pages together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """Counters of what is open; rates are the page's subtraction."""
+
+    at: float
+    """Seconds of a clock that never goes back."""
+    exports: tuple[VolumeStatistics, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What is known without a walk over the pool."""
+
+    daemon: DaemonInfo
+    scrub: ScrubStatus | None
+    """None: this kind of pool has no checksums of its own."""
+    gateways: tuple[Gateway, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What the forms offer."""
+
+    servers: tuple[Server, ...]
+    images: tuple[ImageInfo, ...]
+
+
+class Node(BaseModel):
+    """The query that names a volume or a snapshot."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: NodeKind
+    id: int
+
+
+def data_router(
+    control: Control, images: ImageControl, accounts: AccountControl, storage: BlockStorage
+) -> APIRouter:
+    """Build the router of what is read."""
+    router = APIRouter(prefix=DATA_PATH)
+    pool = Remembered(control.pool, POOL_SECONDS)
+    walks = trio.CapacityLimiter(WALKS)
+
+    async def sample() -> Activity:
+        return Activity(time.monotonic(), tuple(await control.statistics()))
+
+    activity = Remembered(sample, ACTIVITY_SECONDS)
+
+    async def look() -> Overview:
+        return await overview(control, accounts, storage)
+
+    lists = Remembered(look, OVERVIEW_SECONDS)
+
+    @router.get("/overview")
+    async def get_overview(fresh: bool = False) -> Overview:
+        if fresh:
+            lists.forget()
+        return await lists.get()
+
+    @router.get("/activity")
+    async def get_activity() -> Activity:
+        return await activity.get()
+
+    @router.get("/pool")
+    async def get_pool() -> PoolInfo:
+        return await pool.get()
+
+    @router.get("/health")
+    async def get_health() -> Health:
+        try:
+            scrub = await control.scrub_status()
+        except NotSupportedError:
+            scrub = None
+        return Health(await control.info(), scrub, tuple(await control.list_gateways()))
+
+    @router.get("/choices")
+    async def get_choices() -> Choices:
+        return Choices(tuple(await control.list_servers()), tuple(await images.list_images()))
+
+    @router.get("/space")
+    async def get_space(node: Annotated[Node, Query()]) -> Space:
+        async with walks:
+            return await control.space(node.kind, str(node.id))
+
+    return router

@@ -1,0 +1,91 @@
+// The page of one volume: what it is, what it does now, its family of snapshots and clones.
+
+import * as actions from "./actions.js";
+import { facts, h, show, size, time } from "./dom.js";
+import { SnapshotTree } from "./tree.js";
+import { iops, latencies, status, throughput } from "./volumes.js";
+
+// Each with the statuses in which block storage allows it, and what is said afterwards.
+const ACTIONS = [
+  ["Snapshot", actions.takeSnapshot, ["available", "in-use", "maintenance"], "The snapshot is there."],
+  ["Clone", actions.clone, ["available", "in-use", "maintenance"], "The clone is there."],
+  ["Extend", actions.extend, ["available", "in-use"], "The volume has its new size."],
+  ["Attach", actions.attach, ["available"], "The volume is attached."],
+  ["Detach", actions.detach, ["in-use"], "The volume is detached."],
+  ["Reopen", actions.reopen, ["error"], "The volume is open again."],
+  ["Delete", actions.deleteVolume, ["available", "error", "error_deleting", "maintenance"],
+    "The volume is deleted."],
+];
+
+export class VolumePage {
+  constructor(dashboard, id) {
+    this.dashboard = dashboard;
+    this.id = id;
+    this.title = `Volume ${id}`;
+    this.heading = h("h1", {}, this.title);
+    this.facts = h("dl", {});
+    this.trouble = h("div", { role: "alert" });
+    this.buttons = ACTIONS.map(([name, act, , said]) => h("button", {
+      type: "button", onclick: () => this.#act(act, said),
+    }, name));
+    this.charts = [throughput("Throughput"), iops("Requests per second"), latencies("Latency")];
+    this.tree = new SnapshotTree(dashboard, id);
+    this.element = h("div", {},
+      this.heading,
+      this.trouble,
+      h("div", { role: "toolbar", "aria-label": "What to do", class: "buttons" }, this.buttons),
+      this.facts,
+      h("div", { class: "charts" }, this.charts.map((chart) => chart.element)),
+      this.tree.element);
+  }
+
+  get #volume() {
+    return this.dashboard.overview?.volumes.find((one) => one.id === this.id);
+  }
+
+  async #act(act, said) {
+    const done = await this.dashboard.act(() => act(this.#volume), said);
+    if (done && !this.#volume) location.hash = "#/";
+  }
+
+  draw({ overview, history }) {
+    if (!overview) return;
+    const volume = this.#volume;
+    this.title = volume ? volume.name : "No such volume";
+    show(this.heading, this.title);
+    show(this.trouble, troubles(volume).map((one) => h("p", { class: "problem" }, one)));
+    this.buttons.forEach((button, at) => {
+      button.hidden = !volume || volume.tenant === null || !ACTIONS[at][2].includes(volume.status);
+    });
+    show(this.facts, volume ? facts(told(volume, overview)) : []);
+    this.tree.draw(overview);
+    this.drawLive({ history });
+  }
+
+  drawLive({ history }) {
+    for (const chart of this.charts) chart.draw(history.of("volume", this.id));
+  }
+}
+
+function troubles(volume) {
+  if (!volume) return ["There is no such volume, or it was deleted."];
+  const unowned = volume.tenant === null
+    ? `It belongs to no tenant: 'bock adopt volume ${volume.pool_name}' gives it to one.` : null;
+  return [volume.error, volume.last_error, unowned].filter((one) => one);
+}
+
+function told(volume, overview) {
+  const tenant = overview.tenants.find((one) => one.id === volume.tenant);
+  return [
+    ["Status", status(volume)],
+    ["Size", size(volume.size_bytes)],
+    ["Tenant", tenant?.name ?? volume.tenant ?? "nobody"],
+    ["Clients", `${volume.connections}`],
+    ["Attached to", volume.server ? `${volume.server}, ${volume.device}` : "nothing"],
+    ["Held", volume.hold],
+    ["Gateway", volume.gateway],
+    ["Created", time(volume.created_at)],
+    ["In the pool", `${volume.pool_name}, id ${volume.id}`],
+    ["NBD", h("code", {}, volume.uri)],
+  ];
+}

@@ -1,0 +1,99 @@
+"""What the pages are told, and what they change, over a pool."""
+
+from __future__ import annotations
+
+from tests.daemon.process import Bockd
+from tests.dashboard.visitor import Visitor
+
+MIB = 1 << 20
+
+
+def tenant(operator: Visitor) -> str:
+    """The first tenant's id."""
+    found: str = operator.data("overview?fresh=true")["tenants"][0]["id"]
+    return found
+
+
+def test_a_volumes_life(daemon: Bockd, operator: Visitor) -> None:
+    whose = tenant(operator)
+    volume = operator.do("create-volume", tenant=whose, name="life", size_bytes=8 * MIB)["id"]
+    with daemon.connected("life") as client:
+        client.pwrite(b"x" * MIB, 0)
+        snapshot = operator.do("snapshot", tenant=whose, volume=volume, name="then")["id"]
+        client.pwrite(b"y" * MIB, MIB)
+        (shown,) = (one for one in operator.data("activity")["exports"] if one["id"] == volume)
+        assert (shown["writes"], shown["connections"]) == (2, 1)
+        client.flush()
+    daemon.wait_until_unused("life")
+    space = operator.data(f"space?kind=volume&id={volume}")
+    assert space == {"exclusive_bytes": MIB, "shared_bytes": MIB}
+
+    clone = operator.do("create-volume", tenant=whose, name="copy", snapshot=snapshot)["id"]
+    operator.do("extend", tenant=whose, volume=volume, size_bytes=16 * MIB)
+    operator.do("revert", tenant=whose, volume=volume, snapshot=snapshot, name="life")
+    with daemon.connected("life") as client:
+        assert client.pread(2 * MIB, 0) == b"x" * MIB + bytes(MIB)
+    daemon.wait_until_unused("life")
+
+    operator.do("attach", tenant=whose, volume=volume, server="web1")
+    found = {one["id"]: one for one in operator.data("overview?fresh=true")["volumes"]}
+    assert (found[volume]["server"], found[volume]["device"]) == ("web1", "/dev/vdb")
+    assert (found[volume]["status"], found[volume]["size_bytes"]) == ("in-use", 16 * MIB)
+    assert found[clone]["from_snapshot"] == snapshot
+    operator.do("detach", tenant=whose, volume=volume, server="web1")
+
+    operator.do("delete-volume", tenant=whose, volume=clone, name="copy")
+    operator.do("delete-volume", tenant=whose, volume=volume, name="life")
+    (left,) = operator.data("overview?fresh=true")["snapshots"]
+    assert (left["name"], left["volume"]) == ("then", volume)
+    operator.do("delete-snapshot", tenant=whose, snapshot=snapshot, name="then")
+    assert operator.data("overview?fresh=true")["volumes"] == []
+
+
+def test_another_name_than_the_one_typed_is_not_destroyed(daemon: Bockd, operator: Visitor) -> None:
+    whose = tenant(operator)
+    volume = operator.do("create-volume", tenant=whose, name="kept", size_bytes=MIB)["id"]
+    snapshot = operator.do("snapshot", tenant=whose, volume=volume, name="kept-1")["id"]
+    bodies = {
+        "delete-volume": {"volume": volume},
+        "delete-snapshot": {"snapshot": snapshot},
+        "revert": {"volume": volume, "snapshot": snapshot},
+    }
+    for path, body in bodies.items():
+        for name in ("", "other", "kept "):
+            answer = operator.post(f"/do/{path}", {"tenant": whose, "name": name, **body})
+            assert answer.status_code == 409, path
+            assert "nothing was done" in answer.json()["error"]["message"]
+        assert operator.post(f"/do/{path}", {"tenant": whose, **body}).status_code == 400
+    operator.do("delete-snapshot", tenant=whose, snapshot=snapshot, name="kept-1")
+    operator.do("delete-volume", tenant=whose, volume=volume, name="kept")
+
+
+def test_the_rules_are_those_of_block_storage(operator: Visitor) -> None:
+    whose = tenant(operator)
+    volume = operator.do("create-volume", tenant=whose, name="ruled", size_bytes=MIB)["id"]
+    mine = {"tenant": whose, "volume": volume}
+    refused = (
+        ("extend", {**mine, "size_bytes": MIB}, 400),
+        ("detach", {**mine, "server": "web1"}, 409),
+        ("attach", {**mine, "server": ""}, 400),
+        ("snapshot", {**mine, "tenant": "another", "name": "x"}, 404),
+        ("create-volume", {"tenant": whose, "name": "nothing"}, 400),
+        ("reopen", mine, 409),
+        ("extend", {**mine, "size_bytes": "1"}, 400),
+        ("snapshot", {**mine, "name": "x", "more": 1}, 400),
+    )
+    for path, body, status in refused:
+        answer = operator.post(f"/do/{path}", body)
+        assert answer.status_code == status, (path, answer.text)
+        assert answer.json()["error"]["message"]
+    operator.do("delete-volume", **mine, name="ruled")
+
+
+def test_the_pool_and_its_health(daemon: Bockd, operator: Visitor) -> None:
+    health = operator.data("health")
+    assert health["daemon"]["data_dir"] == str(daemon.data_dir)
+    assert (health["scrub"]["damaged"], health["gateways"]) == ([], [])
+    assert operator.data("pool")["directory"] == str(daemon.data_dir)
+    assert operator.data("choices") == {"servers": [], "images": []}
+    assert operator.do("check")["clean"]

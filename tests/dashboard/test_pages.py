@@ -1,0 +1,306 @@
+"""The pages in a real browser: by mouse, by keyboard, on a phone, for screen readers."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Locator, Page, expect
+
+from tests.daemon.process import Bockd, program
+from tests.dashboard.browser import WAIT_MS, chromium, operating
+
+MIB = 1 << 20
+
+SCREENSHOT_VARIABLE = "BOCKD_SCREENSHOT"
+"""Where the picture of docs/dashboard.md is to be written: `make screenshot`."""
+
+expect.set_options(timeout=WAIT_MS)
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as running:
+        yield running
+
+
+def fill(page: Page, title: str, button: str, **fields: str) -> Locator:
+    """Fill a dialog and press its button; returns the dialog, which closes when it is done."""
+    dialog = page.get_by_role("dialog", name=title)
+    for label, text in fields.items():
+        dialog.get_by_label(label.replace("_", " ")).fill(text)
+    dialog.get_by_role("button", name=button).click()
+    return dialog
+
+
+@contextmanager
+def busy(daemon: Bockd, volume: str) -> Iterator[None]:
+    """Within, fio reads and writes a volume without end."""
+    arguments = (
+        *("--name=busy", "--ioengine=nbd", f"--uri={daemon.uri(volume)}", "--rw=randrw"),
+        *(
+            "--bs=4k",
+            "--iodepth=2",
+            "--size=4m",
+            "--time_based",
+            "--runtime=600",
+            "--thinktime=2ms",
+        ),
+    )
+    with subprocess.Popen([program("fio"), *arguments], stdout=subprocess.DEVNULL) as fio:
+        try:
+            yield
+        finally:
+            fio.terminate()
+
+
+def test_a_volumes_life_by_clicks(browser: Browser, daemon: Bockd) -> None:
+    with operating(browser, daemon) as screen:
+        page = screen.page
+        page.get_by_role("button", name="New volume").click()
+        dialog = fill(page, "New volume", "Create", Name="web", Size="much")
+        expect(dialog.get_by_role("alert")).to_contain_text("much is no size")
+        fill(page, "New volume", "Create", Size="8 MiB")
+        expect(page.get_by_role("status").first).to_have_text("The volume is there.")
+        row = page.get_by_role("row").filter(has_text="web")
+        expect(row).to_contain_text("8 MiB")
+
+        with daemon.connected("web") as client:
+            client.pwrite(b"x" * MIB, 0)
+        daemon.wait_until_unused("web")
+        page.get_by_role("link", name="web").click()
+        expect(page.get_by_role("heading", level=1)).to_have_text("web")
+        page.get_by_role("button", name="Snapshot", exact=True).click()
+        fill(page, "Snapshot of web", "Take snapshot", Name="then")
+        tree = page.get_by_role("region", name="Snapshots and clones")
+        expect(tree.get_by_role("listitem").filter(has_text="then").last).to_contain_text(
+            "0 B alone, 1 MiB shared"
+        )
+        page.get_by_role("button", name="Clone").click()
+        fill(page, "Clone of web", "Clone", Name_of_the_new_volume="copy")
+        expect(tree.get_by_role("link", name="copy")).to_be_visible()
+        page.get_by_role("button", name="Extend").click()
+        fill(page, "Extend web", "Extend", New_size="16 MiB")
+        expect(page.locator("dl").first).to_contain_text("16 MiB")
+
+        page.get_by_role("button", name="Attach").click()
+        fill(page, "Attach web", "Attach", Server="web1")
+        expect(page.locator("dl").first).to_contain_text("web1, /dev/vdb")
+        expect(page.get_by_role("button", name="Delete", exact=True)).to_be_hidden()
+        page.get_by_role("button", name="Detach").click()
+        fill(page, "Detach web from web1", "Detach")
+        expect(page.locator("dl").first).to_contain_text("nothing")
+
+        with daemon.connected("web") as client:
+            client.pwrite(b"y" * MIB, 0)
+        daemon.wait_until_unused("web")
+        revert = page.get_by_role("button", name="Revert web to then")
+        revert.click()
+        fill(page, "Revert web to then", "Revert", Type_web_to_confirm="web")
+        expect(page.get_by_role("status").first).to_have_text("The volume is reverted.")
+        with daemon.connected("web") as client:
+            assert client.pread(MIB, 0) == b"x" * MIB
+        daemon.wait_until_unused("web")
+
+        page.get_by_role("button", name="Delete snapshot then").click()
+        dialog = page.get_by_role("dialog", name="Delete snapshot then")
+        expect(dialog).to_contain_text("It holds 0 B that nothing else shows")
+        fill(page, "Delete snapshot then", "Delete", Type_then_to_confirm="Then")
+        expect(dialog.get_by_role("alert")).to_have_text("Type then to go on.")
+        fill(page, "Delete snapshot then", "Delete", Type_then_to_confirm="then")
+        expect(page.get_by_role("button", name="Delete snapshot then")).to_have_count(0)
+        page.get_by_role("button", name="Delete", exact=True).first.click()
+        fill(page, "Delete volume web", "Delete", Type_web_to_confirm="web")
+        expect(page.get_by_role("heading", level=1)).to_have_text("Volumes")
+        expect(page.get_by_role("link", name="web", exact=True)).to_have_count(0)
+    daemon.bock("volume", "delete", "copy")
+    for snapshot in daemon.bock("snapshot", "list"):
+        daemon.bock("snapshot", "delete", snapshot["name"])
+
+
+def test_the_charts_move_while_fio_runs(browser: Browser, daemon: Bockd, tmp_path: Path) -> None:
+    daemon.bock("volume", "create", "busy", "--size", "8M")
+    with busy(daemon, "busy"), operating(browser, daemon) as screen:
+        daemon.bock("snapshot", "create", "busy", "before-upgrade")
+        daemon.bock("volume", "create", "busy-test", "--from-snapshot", "before-upgrade")
+        page = screen.page
+        reads = page.get_by_role("img", name=re.compile("^Requests per second: reads [1-9]"))
+        expect(reads).to_be_visible()
+        row = page.get_by_role("row", name=re.compile("^busy demo"))
+        expect(row).to_contain_text(re.compile("iB/s"))
+        page.get_by_role("link", name="busy", exact=True).click()
+        chart = page.get_by_role("img", name=re.compile("^Latency: p50 .*[µm]?s, p99 .*, p99.9 "))
+        expect(chart).to_be_visible()
+        line = page.locator("polyline.first").first
+        drawn = line.get_attribute("points")
+        expect(line).not_to_have_attribute("points", drawn or "")
+        # Its line leaves the bottom.
+        expect(line).to_have_attribute("points", re.compile(r",(?!118\.0)[\d.]+"))
+        picture = os.environ.get(SCREENSHOT_VARIABLE) or tmp_path / "dashboard.png"
+        if SCREENSHOT_VARIABLE in os.environ:
+            # Half a minute of lines.
+            points = r"^(\S+ ){30,}"
+            expect(line).to_have_attribute("points", re.compile(points))
+        # Where this pool lies is nobody's business.
+        rule = "dl div:has(code) { display: none }"
+        page.evaluate("rule => document.styleSheets[0].insertRule(rule)", rule)
+        page.screenshot(path=picture, full_page=True)
+        assert Path(picture).read_bytes().startswith(b"\x89PNG")
+    daemon.wait_until_unused("busy")
+    daemon.bock("volume", "delete", "busy-test")
+    daemon.bock("snapshot", "delete", "before-upgrade")
+    daemon.bock("volume", "delete", "busy")
+
+
+def test_what_a_screen_reader_says(browser: Browser, daemon: Bockd) -> None:
+    daemon.bock("volume", "create", "read aloud", "--size", "1M")
+    with operating(browser, daemon) as screen:
+        page = screen.page
+        expect(page.get_by_role("link", name="read aloud")).to_be_visible()
+        expect(page.locator("body")).to_match_aria_snapshot("""
+          - link "To the content"
+          - banner:
+            - link "bockd"
+            - navigation "Pages":
+              - link "Volumes"
+              - link "Pool"
+            - button "Leave"
+          - status
+          - main:
+            - heading "Volumes" [level=1]
+            - button "New volume"
+            - figure:
+              - img /Throughput/
+            - figure:
+              - img /Requests per second/
+            - table "Volumes":
+              - rowgroup:
+                - row /Volume Tenant Size Status/
+              - rowgroup:
+                - row /read aloud demo 1 MiB available/:
+                  - rowheader "read aloud"
+        """)
+        assert page.title() == "Volumes - bockd"
+        page.get_by_role("link", name="read aloud").click()
+        toolbar = page.get_by_role("toolbar", name="What to do")
+        expect(toolbar.get_by_role("button")).to_have_text(
+            ["Snapshot", "Clone", "Extend", "Attach", "Delete"]
+        )
+        expect(page).to_have_title("read aloud - bockd")
+        toolbar.get_by_role("button", name="Attach").click()
+        field = page.get_by_role("textbox", name="Device")
+        expect(field).to_have_accessible_description("As /dev/vdc; empty: the next free one")
+        page.get_by_role("button", name="Cancel").click()
+        screen.at("#/pool")
+        for name in ("Space", "Health"):
+            expect(page.get_by_role("region", name=name)).to_be_visible()
+        expect(page.get_by_role("meter", name="Used of the file system")).to_be_visible()
+        page.get_by_role("button", name="Check now").click()
+        expect(page.get_by_text("The pool is whole")).to_be_visible()
+    daemon.bock("volume", "delete", "read aloud")
+
+
+def test_by_keyboard_alone(browser: Browser, daemon: Bockd) -> None:
+    with operating(browser, daemon) as screen:
+        page = screen.page
+        keys = page.keyboard
+
+        def tab_to(target: Locator) -> None:
+            for _ in range(40):
+                keys.press("Tab")
+                if target.evaluate("one => one === document.activeElement"):
+                    return
+            raise AssertionError(f"{target} is not reached by Tab")
+
+        tab_to(page.get_by_role("link", name="To the content"))
+        expect(page.get_by_role("link", name="To the content")).to_be_in_viewport()
+        tab_to(page.get_by_role("button", name="New volume"))
+        keys.press("Enter")
+        dialog = page.get_by_role("dialog", name="New volume")
+        expect(dialog.get_by_label("Tenant")).to_be_focused()
+        keys.press("Escape")
+        expect(dialog).to_have_count(0)
+        # The focus is where it was.
+        expect(page.get_by_role("button", name="New volume")).to_be_focused()
+        keys.press("Enter")
+        expect(dialog.get_by_label("Tenant")).to_be_focused()
+        keys.press("Tab")
+        keys.type("typed")
+        keys.press("Tab")
+        keys.type("1 MiB")
+        keys.press("Enter")
+        link = page.get_by_role("link", name="typed")
+        expect(link).to_be_visible()
+        tab_to(link)
+        with page.expect_response(re.compile("/data/activity")):
+            pass
+        # What is drawn each second leaves the focus alone.
+        expect(link).to_be_focused()
+        keys.press("Enter")
+        expect(page.get_by_role("main")).to_be_focused()
+        tab_to(page.get_by_role("button", name="Delete", exact=True))
+        keys.press("Enter")
+        expect(page.get_by_label("Type typed to confirm")).to_be_focused()
+        keys.type("typed")
+        keys.press("Enter")
+        expect(page.get_by_role("heading", level=1)).to_have_text("Volumes")
+        expect(link).to_have_count(0)
+
+
+def test_on_a_phone_in_the_dark(browser: Browser, daemon: Bockd) -> None:
+    name = "a-volume-with-a-name-that-is-as-long-as-nobody-would-write-it-on-a-phone"
+    daemon.bock("volume", "create", name, "--size", "1M")
+    daemon.bock("snapshot", "create", name, f"{name}-then")
+    volume = daemon.bock("volume", "show", name)["id"]
+    with operating(browser, daemon, width=390, dark=True) as screen:
+        page = screen.page
+        for path, shown in (("#/", name), (f"#/volume/{volume}", "alone"), ("#/pool", "Free")):
+            screen.at(path)
+            expect(page.get_by_text(shown).first).to_be_visible()
+            wide = page.evaluate("document.documentElement.scrollWidth")
+            assert wide <= 390, (path, wide)
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(15, 19, 23)"
+        screen.at("#/")
+        page.get_by_role("button", name="New volume").click()
+        box = page.get_by_role("dialog").bounding_box()
+        assert box is not None
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 390
+        small = [
+            one.inner_text()
+            for one in page.get_by_role("button").all()
+            if (size := one.bounding_box()) and size["height"] < 24
+        ]
+        assert small == []
+    daemon.bock("snapshot", "delete", f"{name}-then")
+    daemon.bock("volume", "delete", name)
+
+
+def test_names_are_text_and_never_markup(browser: Browser, daemon: Bockd) -> None:
+    name = "<img src=x onerror=alert(1)>"
+    daemon.bock("volume", "create", name, "--size", "1M")
+    with operating(browser, daemon) as screen:
+        page = screen.page
+        page.get_by_role("link", name=name).click()
+        expect(page.get_by_role("heading", level=1)).to_have_text(name)
+        assert page.locator("img, script:not([src])").count() == 0
+    daemon.bock("volume", "delete", name)
+
+
+def test_a_used_link_and_an_ended_session_are_told(browser: Browser, daemon: Bockd) -> None:
+    with operating(browser, daemon) as screen:
+        page = screen.page
+        page.get_by_role("button", name="Leave").click()
+        expect(page.get_by_role("status")).to_contain_text("run 'bock dashboard'")
+        screen.at("#/")
+        expect(page.get_by_role("status").first).to_contain_text("run 'bock dashboard'")
+        # What the browser says of the answers with 401.
+        assert all("401" in one for one in screen.complaints)
+        screen.complaints.clear()
