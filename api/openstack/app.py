@@ -12,6 +12,7 @@ from api.freshness import Freshness, Refresh
 from api.intake import Intake
 from api.openstack.access import Access
 from api.openstack.catalog import Catalog
+from api.openstack.docs import docs_router
 from api.openstack.extensions import extension_router
 from api.openstack.faults import (
     NAME_OF_STATUS,
@@ -26,7 +27,6 @@ from api.openstack.limits import limits_router
 from api.openstack.metadata import metadata_router
 from api.openstack.nbd import NbdFrontends
 from api.openstack.paths import (
-    DOCS_PATH,
     IDENTITY_ROOT,
     IMAGE_ROOT,
     OPENAPI_PATH,
@@ -90,9 +90,8 @@ def create_public_app(
         title="HP Block Storage API",
         version=bockd.__version__,
         openapi_url=OPENAPI_PATH,
-        docs_url=DOCS_PATH,
+        docs_url=None,
         redoc_url=None,
-        swagger_ui_oauth2_redirect_url=None,
         redirect_slashes=False,
         responses=FAULTS,
     )
@@ -102,6 +101,7 @@ def create_public_app(
     if refresh is not None:
         app.add_middleware(Freshness, refresh=refresh, fault_of_error=fault_of_error)
     app.add_middleware(Intake, refuse=refuse_body)
+    app.include_router(docs_router(app.title))
     app.include_router(version_router(published))
     app.include_router(identity_version_router(published))
     app.include_router(identity_router(identity, published))

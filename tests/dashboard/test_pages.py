@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from tests.daemon.process import Bockd, program
+from tests.daemon.process import Bockd, program, serving
 from tests.dashboard.browser import WAIT_MS, chromium, operating
 
 MIB = 1 << 20
@@ -304,3 +304,15 @@ def test_a_used_link_and_an_ended_session_are_told(browser: Browser, daemon: Boc
         # What the browser says of the answers with 401.
         assert all("401" in one for one in screen.complaints)
         screen.complaints.clear()
+
+
+def test_the_apis_own_page_works_without_internet(browser: Browser, tmp_path: Path) -> None:
+    with serving(tmp_path / "pool", api_listen="127.0.0.1:0") as daemon:
+        page = browser.new_page()
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(f"{daemon.api_url}/docs")
+        expect(page.get_by_role("heading", name="HP Block Storage API")).to_be_visible()
+        expect(page.get_by_role("button", name=re.compile("v2.0.tokens")).first).to_be_visible()
+        assert [url for url in asked if not url.startswith((daemon.api_url, "data:"))] == []
+        page.close()
