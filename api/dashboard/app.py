@@ -16,6 +16,7 @@ from api.freshness import Freshness, Refresh
 from api.intake import Intake
 from bockd.blockstorage.contract import BlockStorage
 from bockd.control import AccountControl, Control, ImageControl
+from bockd.dashboardcontrol import HeatControl
 from bockd.errors import UnauthorizedError
 
 
@@ -32,6 +33,7 @@ def create_dashboard_app(
     images: ImageControl,
     accounts: AccountControl,
     storage: BlockStorage,
+    heat: HeatControl,
     refresh: Refresh | None = None,
 ) -> FastAPI:
     """Create the application that is served at `origin`, as in `http://host:port`. `refresh` is
@@ -63,6 +65,6 @@ def create_dashboard_app(
         return answer
 
     app.include_router(page_router())
-    app.include_router(data_router(control, images, accounts, storage))
+    app.include_router(data_router(control, images, accounts, storage, heat))
     app.include_router(change_router(control, storage))
     return app

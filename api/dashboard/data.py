@@ -25,8 +25,9 @@ from bockd.control import (
     PoolInfo,
     VolumeStatistics,
 )
+from bockd.dashboardcontrol import HeatControl, HeatMap
 from bockd.errors import NotSupportedError
-from bockd.model import NodeKind, Server
+from bockd.model import NodeKind, Server, VolumeId
 from bockd.pool.gateways import Gateway
 from bockd.pool.reports import ScrubStatus, Space
 
@@ -83,7 +84,11 @@ class Node(BaseModel):
 
 
 def data_router(
-    control: Control, images: ImageControl, accounts: AccountControl, storage: BlockStorage
+    control: Control,
+    images: ImageControl,
+    accounts: AccountControl,
+    storage: BlockStorage,
+    heat: HeatControl,
 ) -> APIRouter:
     """Build the router of what is read."""
     router = APIRouter(prefix=DATA_PATH)
@@ -130,5 +135,9 @@ def data_router(
     async def get_space(node: Annotated[Node, Query()]) -> Space:
         async with walks:
             return await control.space(node.kind, str(node.id))
+
+    @router.get("/heat")
+    async def get_heat(volume: Annotated[int, Query(ge=0)]) -> HeatMap:
+        return await heat.heat(VolumeId(volume))
 
     return router

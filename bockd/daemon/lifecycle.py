@@ -63,6 +63,7 @@ from bockd.daemon.detachings import Detachings
 from bockd.daemon.ending import ending_signals
 from bockd.daemon.exports import PoolExports
 from bockd.daemon.fileview import FileView
+from bockd.daemon.heat import HeatWatch
 from bockd.daemon.idle import IdleExports
 from bockd.daemon.images import PoolImages
 from bockd.daemon.limiting import Limiting
@@ -326,12 +327,15 @@ class _Daemon:
             storage = self._storage(frontends)
             public = self._public_app(storage, tcp, refresh)
 
+            heat = HeatWatch(self._pool, self._server)
+            frontends.start_soon(heat.run)
+
             def dashboard_app(origin: str, sessions: Sessions) -> ASGIApp:
                 # Its models are some MiB of memory, which few daemons need.
                 from api.dashboard.app import create_dashboard_app
 
                 return create_dashboard_app(
-                    origin, sessions, control, images, accounts, storage, refresh
+                    origin, sessions, control, images, accounts, storage, heat, refresh
                 )
 
             dashboard = Dashboard(settings.dashboard, dashboard_app, self._tls(settings.dashboard))

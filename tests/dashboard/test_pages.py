@@ -41,18 +41,12 @@ def fill(page: Page, title: str, button: str, **fields: str) -> Locator:
 
 
 @contextmanager
-def busy(daemon: Bockd, volume: str) -> Iterator[None]:
-    """Within, fio reads and writes a volume without end."""
+def busy(daemon: Bockd, volume: str, size: str = "4m", where: str = "random") -> Iterator[None]:
+    """Within, fio reads and writes the first `size` bytes of a volume without end."""
+    job = f"--bs=4k --iodepth=2 --size={size} --random_distribution={where} --thinktime=2ms"
     arguments = (
         *("--name=busy", "--ioengine=nbd", f"--uri={daemon.uri(volume)}", "--rw=randrw"),
-        *(
-            "--bs=4k",
-            "--iodepth=2",
-            "--size=4m",
-            "--time_based",
-            "--runtime=600",
-            "--thinktime=2ms",
-        ),
+        *(*job.split(), "--time_based", "--runtime=600"),
     )
     with subprocess.Popen([program("fio"), *arguments], stdout=subprocess.DEVNULL) as fio:
         try:
@@ -126,8 +120,8 @@ def test_a_volumes_life_by_clicks(browser: Browser, daemon: Bockd) -> None:
 
 
 def test_the_charts_move_while_fio_runs(browser: Browser, daemon: Bockd, tmp_path: Path) -> None:
-    daemon.bock("volume", "create", "busy", "--size", "8M")
-    with busy(daemon, "busy"), operating(browser, daemon) as screen:
+    daemon.bock("volume", "create", "busy", "--size", "512M")
+    with busy(daemon, "busy", "400m", "normal:12"), operating(browser, daemon) as screen:
         daemon.bock("snapshot", "create", "busy", "before-upgrade")
         daemon.bock("volume", "create", "busy-test", "--from-snapshot", "before-upgrade")
         page = screen.page
@@ -316,3 +310,24 @@ def test_the_apis_own_page_works_without_internet(browser: Browser, tmp_path: Pa
         expect(page.get_by_role("button", name=re.compile("v2.0.tokens")).first).to_be_visible()
         assert [url for url in asked if not url.startswith((daemon.api_url, "data:"))] == []
         page.close()
+
+
+def test_the_heat_map_shows_what_is_used(browser: Browser, daemon: Bockd) -> None:
+    daemon.bock("volume", "create", "warm", "--size", "8M")
+    volume = daemon.bock("volume", "show", "warm")["id"]
+    with busy(daemon, "warm"), operating(browser, daemon) as screen:
+        page = screen.at(f"#/volume/{volume}")
+        picture = page.get_by_role("region", name="Heat map").get_by_role("img")
+        # fio uses the first 4 MiB.
+        expect(picture).to_have_accessible_name(
+            re.compile("^Reads: [1-4] of 8 regions of 1 MiB, most from [0-3]")
+        )
+        page.get_by_label("Show").select_option("Last used")
+        expect(picture).to_have_accessible_name(re.compile("^Last used: 4 of 8 regions"))
+        painted = picture.evaluate(
+            """one => [...one.getContext("2d").getImageData(0, 0, one.width, 1).data]
+                .filter((_, at) => at % 4 === 3).map((alpha) => alpha > 0)"""
+        )
+        assert painted == [True] * 4 + [False] * 4
+    daemon.wait_until_unused("warm")
+    daemon.bock("volume", "delete", "warm")

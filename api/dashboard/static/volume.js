@@ -2,6 +2,7 @@
 
 import * as actions from "./actions.js";
 import { facts, h, show, size, time } from "./dom.js";
+import { HeatMap } from "./heat.js";
 import { SnapshotTree } from "./tree.js";
 import { iops, latencies, status, throughput } from "./volumes.js";
 
@@ -29,6 +30,7 @@ export class VolumePage {
       type: "button", onclick: () => this.#act(act, said),
     }, name));
     this.charts = [throughput("Throughput"), iops("Requests per second"), latencies("Latency")];
+    this.heat = new HeatMap(id);
     this.tree = new SnapshotTree(dashboard, id);
     this.element = h("div", {},
       this.heading,
@@ -36,6 +38,7 @@ export class VolumePage {
       h("div", { role: "toolbar", "aria-label": "What to do", class: "buttons" }, this.buttons),
       this.facts,
       h("div", { class: "charts" }, this.charts.map((chart) => chart.element)),
+      this.heat.element,
       this.tree.element);
   }
 

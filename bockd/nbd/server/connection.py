@@ -331,6 +331,8 @@ class Connection:
                 return
             self._received_bytes += received
             end += received
+            if (heat := self._statistics.heat) is not None:
+                heat.look(buffer, end)
             if not progressed and self._polling.due():
                 # Who sends a byte at a time keeps us receiving, with no batch to turn after.
                 await trio.lowlevel.checkpoint()

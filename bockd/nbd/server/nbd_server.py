@@ -23,6 +23,7 @@ from bockd.nbd.server.budget import Account, MemoryBudget
 from bockd.nbd.server.channel import TRY_NS, Channel, StalledError, find_dead_peers
 from bockd.nbd.server.connection import Connection
 from bockd.nbd.server.exports import ExportKey, ExportTable
+from bockd.nbd.server.heat import Heat
 from bockd.nbd.server.limits import FAILURE_LOG_SECONDS, MAX_LEAVING, ServerLimits
 from bockd.nbd.server.listener import accept_from
 from bockd.nbd.server.negotiation import Entrance, negotiate
@@ -272,6 +273,11 @@ class NbdServer:
         if key.kind is NodeKind.SNAPSHOT:
             return self.gates.open
         return self.gates.gate(VolumeId(key.id))
+
+    def watch(self, key: ExportKey, heat: Heat | None) -> None:
+        """Have the requests of an export looked at from now on, or no more. What nobody has open
+        has none."""
+        self._registry.watch(key, heat)
 
     def written_bytes(self, volume: VolumeId) -> int:
         """Return how much was written to a volume, over all frontends, since it was last

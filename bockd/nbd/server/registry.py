@@ -21,6 +21,7 @@ import trio
 
 from bockd.failurelog import FailureLog
 from bockd.nbd.server.exports import ExportKey
+from bockd.nbd.server.heat import Heat
 from bockd.nbd.server.statistics import ExportStatistics
 from bockd.pool.device import BlockDevice, SharedDevice
 from bockd.runtime.steps import Signal
@@ -118,6 +119,12 @@ class Registry:
             state = self._exports[key] = ExportState(name, ExportStatistics(note))
         state.name = name
         return state
+
+    def watch(self, key: ExportKey, heat: Heat | None) -> None:
+        """Have the requests of an export looked at, or no more; nothing happens if nobody has it
+        open."""
+        if (state := self._exports.get(key)) is not None:
+            state.statistics.heat = heat
 
     def written_bytes(self, key: ExportKey) -> int:
         """Return the bytes written to an export; 0 if nobody has used it."""

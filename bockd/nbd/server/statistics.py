@@ -14,6 +14,7 @@ from bockd.control import VolumeStatistics
 from bockd.nbd.protocol.transmission import Request
 from bockd.nbd.server.durations import Durations
 from bockd.nbd.server.exports import ExportKey
+from bockd.nbd.server.heat import Heat
 
 _STEPS_PER_DOUBLING = 8
 _BUCKETS = 64 * _STEPS_PER_DOUBLING
@@ -82,6 +83,7 @@ class ExportStatistics:
         "durations",
         "errors",
         "flushes",
+        "heat",
         "latencies",
         "read_bytes",
         "reads",
@@ -102,6 +104,8 @@ class ExportStatistics:
         self.errors = 0
         self.latencies = Latencies()
         self.durations = Durations()
+        self.heat: Heat | None = None
+        """Looks at requests while somebody watches."""
 
     def merge(self, other: ExportStatistics) -> None:
         """Add the counters and durations of another export."""
