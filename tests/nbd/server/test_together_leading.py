@@ -18,7 +18,10 @@ from tests.nbd.server.serving import in_trio
 
 def served(*, received_bytes: int = 1, polled: int = 0) -> tuple[object, ...]:
     """What one turn has done for one lane."""
-    return (0, 0, received_bytes, polled, [], 0, 0, 0, b"", [], 0, 0, 0, 0, 0, 0, b"", 0, 0)
+    fields: dict[str, object] = dict.fromkeys(Served._fields, 0)
+    fields |= {"rest": [], "acknowledgements": b"", "latencies": [], "missed": b""}
+    fields |= {"received_bytes": received_bytes, "polled": polled}
+    return tuple(fields.values())
 
 
 class FakeMember:
