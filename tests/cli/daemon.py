@@ -21,8 +21,13 @@ from typing import Any
 from bockd.cli.storage import StorageClient
 from bockd.config.load import load
 
+from .. import forked
 from ..daemon.driver import configured
 from ..daemon.process import PROGRAM_SECONDS, environment_without_a_cloud
+
+READ_BY_BOCK = ("BOCKD_DATA", "COLUMNS", "OS_")
+"""How variables begin that `bock` itself reads: neither Python at its start, nor the search for a
+program."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,9 @@ class Daemon:
 
     def run(self, *arguments: str | Path, **more: str) -> Result:
         """Run a program to its end, without a terminal. `more` are environment variables."""
+        if arguments[0] == "bock" and all(name.startswith(READ_BY_BOCK) for name in more):
+            environment = {**self.environment, **more}
+            return Result(*forked.run("bock", arguments[1:], environment, PROGRAM_SECONDS))
         ended = subprocess.run(
             arguments,
             stdin=subprocess.DEVNULL,

@@ -6,22 +6,18 @@ the second that Python takes to import everything is saved.
 
 from __future__ import annotations
 
-import multiprocessing
-import multiprocessing.forkserver
 import os
 import selectors
 import signal
-import sys
 import time
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+
+from tests.forked import CONTEXT, become, fork
 
 START_SECONDS = 120.0
 """A start takes a tenth of a second; the machine may be busy with other tests."""
-
-_context = multiprocessing.get_context("forkserver")
 
 
 class ForkedDaemon:
@@ -37,15 +33,9 @@ class ForkedDaemon:
     ) -> None:
         """Start it, and wait until it is ready, it has ended, or patience has. `prepare` is done in
         the new process first: what a test changes of the engine. (It must be picklable.)"""
-        _context.set_forkserver_preload(
-            ["__main__", "bockd.daemon.lifecycle", "bockd.daemon.localbackend", __name__]
-        )
-        receiving, sending = _context.Pipe(duplex=False)
+        receiving, sending = CONTEXT.Pipe(duplex=False)
         self._announced = receiving
-        self._process: ForkServerProcess = _context.Process(
-            target=_serve, args=(dict(environment), str(log), sending, prepare), daemon=True
-        )
-        self._process.start()
+        self._process = fork(_serve, dict(environment), str(log), sending, prepare)
         sending.close()
         self.announcement = self._read_announcement(patience_seconds)
 
@@ -110,16 +100,10 @@ def _serve(
     environment: dict[str, str], log: str, announce: Connection, prepare: Callable[[], None] | None
 ) -> None:
     """In the new process: become `bockd serve`."""
-    os.environ.clear()
-    os.environ.update(environment)
     written = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    os.dup2(announce.fileno(), 1)
-    os.dup2(written, 2)
+    become(environment, announce.fileno(), written)
     os.close(written)
     announce.close()
-    # Those of the server that this process was forked from believe that they can seek.
-    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
-    sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     from bockd.cli.bockd import main
 
     if prepare is not None:
