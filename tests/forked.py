@@ -12,6 +12,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import selectors
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -65,6 +67,45 @@ def run(
             process.join()
     assert process.exitcode is not None
     return process.exitcode, printed, complained
+
+
+class Program:
+    """A program that its test ends, with the part of subprocess.Popen that `Bockd` uses."""
+
+    def __init__(
+        self, name: str, arguments: Sequence[str | Path], environment: Mapping[str, str], log: Path
+    ) -> None:
+        """Start it; what it writes to standard error is added to `log`."""
+        self.stdout, its_out = CONTEXT.Pipe(duplex=False)
+        its_err = Connection(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600))
+        with its_out, its_err:
+            words = [str(each) for each in arguments]
+            self._process = fork(
+                _run, name, words, dict(environment), os.getcwd(), its_out, its_err
+            )
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal, unless it has ended."""
+        with _starts_and_ends:
+            if self._process.is_alive():
+                os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait until it ends; its status, negative for a signal. Raises TimeoutExpired."""
+        if not wait([self._process.sentinel], timeout):
+            raise subprocess.TimeoutExpired(self._process.name, timeout or 0.0)
+        with _starts_and_ends:
+            self._process.join()
+        assert self._process.exitcode is not None
+        return self._process.exitcode
 
 
 def _read_to_end(pipes: Sequence[Connection], deadline: float) -> list[str]:

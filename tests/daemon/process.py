@@ -64,6 +64,7 @@ class Bockd:
         mount: Path | None = None,
         config: Path = Path("/dev/null"),
         launcher: Sequence[str | Path] = (),
+        is_forked: bool = False,
     ) -> None:
         self.data_dir = data_dir
         self.log = log
@@ -74,7 +75,8 @@ class Bockd:
         self._metrics_listen = metrics_listen
         self._config = config
         self._launcher = launcher
-        self._process: subprocess.Popen[bytes] | None = None
+        self._is_forked = is_forked
+        self._process: subprocess.Popen[bytes] | forked.Program | None = None
         self._expected: list[str] = []
 
     # -- the process -------------------------------------------------------------------------
@@ -82,14 +84,7 @@ class Bockd:
     def start(self) -> Self:
         """Start it and wait until it says that it is ready; AssertionError with its log."""
         assert self._process is None
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [*self._launcher, program("bockd"), "serve", *self._options],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=self.environment,
-            )
+        self._process = self._started()
         self.announced = []
         deadline = time.monotonic() + READY_SECONDS
         for line in _lines(self._process, deadline):
@@ -98,6 +93,19 @@ class Bockd:
                 return self
         self._forget()
         raise AssertionError(f"the daemon did not get ready:\n{self.log.read_text()}")
+
+    def _started(self) -> subprocess.Popen[bytes] | forked.Program:
+        if self._is_forked:
+            assert not self._launcher
+            return forked.Program("bockd", ["serve", *self._options], self.environment, self.log)
+        with self.log.open("ab") as log:
+            return subprocess.Popen(
+                [*self._launcher, program("bockd"), "serve", *self._options],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=self.environment,
+            )
 
     def refusal_to_start(self) -> str:
         """Start it where it must refuse: status 1 and one line, which is returned."""
@@ -347,7 +355,7 @@ def program(name: str) -> str:
     return found
 
 
-def _lines(process: subprocess.Popen[bytes], deadline: float) -> Iterator[str]:
+def _lines(process: subprocess.Popen[bytes] | forked.Program, deadline: float) -> Iterator[str]:
     """What the process prints, line by line, until it ends or the deadline has passed."""
     assert process.stdout is not None
     pending = b""
@@ -377,10 +385,11 @@ def serving(
     log: Path | None = None,
     mount: Path | None = None,
     launcher: Sequence[str | Path] = (),
+    is_forked: bool = False,
 ) -> Iterator[Bockd]:
     """A running daemon, for the duration. If it still runs at the end, it must stop well. Its log
     is beside the data directory unless it shall be elsewhere. `launcher` is a command that
-    becomes the one behind it."""
+    becomes the one behind it. With `is_forked` its process is one of `tests/forked.py`."""
     log = log or data_dir.with_name(data_dir.name + ".log")
     daemon = Bockd(
         data_dir,
@@ -391,6 +400,7 @@ def serving(
         mount=mount,
         config=config,
         launcher=launcher,
+        is_forked=is_forked,
     )
     daemon.start()
     try:
