@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Annotated
 from urllib.parse import unquote
 
-from fastapi import APIRouter, Depends, Path, Query
+from fastapi import APIRouter, Depends, Path, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from bockd.control import (
@@ -19,6 +19,7 @@ from bockd.control import (
     DaemonInfo,
     FrozenPool,
     PoolInfo,
+    RecordingInfo,
     SnapshotInfo,
     Unowned,
     VolumeInfo,
@@ -112,6 +113,12 @@ class Scrub(Body):
     restart: bool = False
 
 
+class RecordsResponse(Response):
+    """Records of a trace, as they are."""
+
+    media_type = "application/octet-stream"
+
+
 class SnapshotFilter(BaseModel):
     """The query of a listing."""
 
@@ -147,6 +154,7 @@ def control_router(control: Control) -> APIRouter:
     router.include_router(volume_router(control))
     router.include_router(snapshot_router(control))
     router.include_router(server_router(control))
+    router.include_router(recording_router(control))
     return router
 
 
@@ -299,5 +307,27 @@ def server_router(control: Control) -> APIRouter:
     async def remove_server(ref: Ref) -> None:
         """Remove a server; refused while a volume is attached to it."""
         await control.remove_server(ref)
+
+    return router
+
+
+def recording_router(control: Control) -> APIRouter:
+    """Build the router of recordings of what volumes are sent."""
+    router = APIRouter(tags=["recordings"])
+
+    @router.post("/volumes/{ref}/recording", status_code=201)
+    async def begin_recording(ref: Ref) -> RecordingInfo:
+        """Begin to record what a volume is sent."""
+        return await control.begin_recording(ref)
+
+    @router.post("/recordings/{recording}/records", response_class=RecordsResponse)
+    async def take_records(recording: str) -> RecordsResponse:
+        """Take the records since the last call, in the format of a trace without its header."""
+        return RecordsResponse(await control.take_records(recording))
+
+    @router.post("/recordings/{recording}/end", response_class=RecordsResponse)
+    async def end_recording(recording: str) -> RecordsResponse:
+        """End a recording, and take the records that are left and the one that ends a trace."""
+        return RecordsResponse(await control.end_recording(recording))
 
     return router

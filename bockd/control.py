@@ -366,7 +366,38 @@ class ServerControl(Protocol):
         ...
 
 
-class Control(ServerControl, Protocol):
+@dataclass(frozen=True, slots=True)
+class RecordingInfo:
+    """A recording of what a volume is sent."""
+
+    id: str
+    """Names it to whoever has begun it."""
+    volume: VolumeInfo
+    started_at: float
+
+
+class TraceControl(Protocol):
+    """Recordings of the requests that volumes are sent over NBD. Their records are those of
+    bockd.trace.records, in the order in which the requests ended."""
+
+    async def begin_recording(self, ref: str) -> RecordingInfo:
+        """Begin to record a volume, whether it has clients or not. The recording ends by itself
+        when nobody asks for its records for half a minute. Raises InUseError when the volume is
+        being recorded already, OverLimitError when too many are."""
+        ...
+
+    async def take_records(self, recording: str) -> bytes:
+        """Return the records since the last call, or a part of them if there are many; the next
+        call returns more then. Raises NotFoundError when the recording has ended."""
+        ...
+
+    async def end_recording(self, recording: str) -> bytes:
+        """End a recording. Return the records that are left, and the one that ends a trace. Raises
+        NotFoundError when it has ended."""
+        ...
+
+
+class Control(ServerControl, TraceControl, Protocol):
     """See the module's docstring for what holds for all methods."""
 
     async def info(self) -> DaemonInfo: ...

@@ -24,6 +24,7 @@ from bockd.control import (
     ImageInfo,
     ImportInfo,
     PoolInfo,
+    RecordingInfo,
     SnapshotInfo,
     Unowned,
     VolumeInfo,
@@ -151,6 +152,18 @@ class ControlClient:
     def scrub_status(self) -> ScrubStatus:
         """Return how far the scrub is."""
         return self.get("/scrub", ScrubStatus)
+
+    def begin_recording(self, ref: str) -> RecordingInfo:
+        """Begin to record what a volume is sent."""
+        return decode(self.request("POST", f"/volumes/{segment(ref)}/recording"), RecordingInfo)
+
+    def take_records(self, recording: str) -> bytes:
+        """Return the records since the last call, or a part of them if there are many."""
+        return self.request("POST", f"/recordings/{segment(recording)}/records")
+
+    def end_recording(self, recording: str) -> bytes:
+        """End a recording. Return the records that are left, and the one that ends a trace."""
+        return self.request("POST", f"/recordings/{segment(recording)}/end")
 
     def unowned(self) -> Unowned:
         """List what belongs to no tenant."""

@@ -25,6 +25,7 @@ from bockd.control import (
     DaemonInfo,
     FrozenPool,
     PoolInfo,
+    RecordingInfo,
     SnapshotInfo,
     Unowned,
     VolumeInfo,
@@ -218,6 +219,21 @@ class PoolControl:
 
     async def remove_server(self, name: str) -> None:
         await self._runner.run(self._servers.remove(name))
+
+    # -- recordings --------------------------------------------------------------------------
+
+    async def begin_recording(self, ref: str) -> RecordingInfo:
+        volume = VolumeId(self._pool.find(NodeKind.VOLUME, ref))
+        info = self._show_volume(volume)
+        key = ExportKey(NodeKind.VOLUME, volume)
+        recording = self._server.recordings.begin(key, self._server.statistics_of(key, info.name))
+        return RecordingInfo(recording, info, time.time())
+
+    async def take_records(self, recording: str) -> bytes:
+        return self._server.recordings.take(recording)
+
+    async def end_recording(self, recording: str) -> bytes:
+        return self._server.recordings.end(recording)
 
     # -- looking -----------------------------------------------------------------------------
 

@@ -90,11 +90,13 @@ class HeatMap:
             f'<rect x="{_LEFT}" y="{top}" width="{wide}" height="{high}" fill="none" '
             'stroke="#bbbbbb"/>'
         )
+        cells: dict[str, list[str]] = {}
         for (column, row), count in sorted(counts.items()):
-            yield (
-                f'<rect x="{_LEFT + column * _CELL}" y="{top + high - (row + 1) * _CELL}" '
-                f'width="{_CELL}" height="{_CELL}" fill="{_shade(colour, count, most)}"/>'
-            )
+            left, upper = _LEFT + column * _CELL, top + high - (row + 1) * _CELL
+            square = f"M{left} {upper}h{_CELL}v{_CELL}h-{_CELL}z"
+            cells.setdefault(_shade(colour, count, most), []).append(square)
+        for shade, squares in sorted(cells.items()):
+            yield f'<path fill="{shade}" d="{"".join(squares)}"/>'
         yield _text(_LEFT - 6, top + 10, format_size(self.cell_bytes * ROWS), anchor="end")
         yield _text(_LEFT - 6, top + high, "0", anchor="end")
         yield _text(_LEFT, top + high + 16, "0 s")

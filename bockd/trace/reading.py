@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Final
 
-from bockd.errors import InvalidRequestError, named
+from bockd.errors import BockdError, InvalidRequestError
 from bockd.trace.blkparse import looks_like_blkparse, read_blkparse
 from bockd.trace.iolog import FIRST_WORDS, read_iolog
 from bockd.trace.records import (
@@ -43,20 +43,28 @@ class Trace:
 
 @contextmanager
 def open_trace(path: str) -> Iterator[Trace]:
-    """Open a trace; `-` is standard input. Raises InvalidRequestError for a file that is none, and
-    what `from_os_error` makes of errors of the system."""
+    """Open a trace; `-` is standard input. Raises InvalidRequestError for a file that is none,
+    BockdError for one that cannot be read."""
     piped = path == STANDARD_INPUT
     name = "standard input" if piped else path
     with ExitStack() as stack:
-        with named(f"reading {name}"):
+        with _naming_errors(name):
             file = stack.enter_context(open(0 if piped else path, "rb", closefd=not piped))
             found = _recognized(file, name)
         yield replace(found, records=_naming(found.records, name))
 
 
 def _naming(records: Iterator[Record], name: str) -> Iterator[Record]:
-    with named(f"reading {name}"):
+    with _naming_errors(name):
         yield from records
+
+
+@contextmanager
+def _naming_errors(name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise BockdError(f"cannot read {name}: {error.strerror}") from error
 
 
 def _recognized(file: io.BufferedReader, name: str) -> Trace:

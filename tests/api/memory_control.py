@@ -17,6 +17,7 @@ from bockd.control import (
     DaemonInfo,
     FrozenPool,
     PoolInfo,
+    RecordingInfo,
     SnapshotInfo,
     Unowned,
     VolumeInfo,
@@ -35,6 +36,7 @@ from bockd.pool.reports import (
     Space,
     SpacePage,
 )
+from bockd.trace.records import end_record, lost_record
 from bockd.validation import check_io_limits, check_name, check_volume_size
 
 Connections = Callable[[NodeKind, int], int]
@@ -69,6 +71,7 @@ class MemoryControl:
         self._volumes: dict[int, VolumeInfo] = {}
         self._snapshots: dict[int, SnapshotInfo] = {}
         self._servers: dict[str, Server] = {}
+        self._recordings: set[str] = set()
         self.gateways: list[Gateway] = []
 
     async def info(self) -> DaemonInfo:
@@ -205,6 +208,23 @@ class MemoryControl:
             )
             for one in self._volumes.values()
         ]
+
+    async def begin_recording(self, ref: str) -> RecordingInfo:
+        volume = await self.show_volume(ref)
+        if str(volume.id) in self._recordings:
+            raise InUseError(f"volume {volume.id} is being recorded already")
+        self._recordings.add(str(volume.id))
+        return RecordingInfo(str(volume.id), volume, self._clock())
+
+    async def take_records(self, recording: str) -> bytes:
+        if recording not in self._recordings:
+            raise NotFoundError("the recording has ended")
+        return lost_record(1, 2)
+
+    async def end_recording(self, recording: str) -> bytes:
+        await self.take_records(recording)
+        self._recordings.discard(recording)
+        return end_record(3)
 
     async def statistics(self) -> list[VolumeStatistics]:
         """Invented counters for each volume that has a client."""

@@ -19,6 +19,7 @@ from api.serve import serve_api
 from bockd import errors
 from bockd.control import DaemonInfo
 from bockd.model import MIB, NodeKind
+from bockd.trace.records import end_record, lost_record
 
 from .memory_blockstorage import MemoryBlockStorage
 from .memory_control import MemoryControl
@@ -116,6 +117,29 @@ def test_pool_wide_answers(tmp_path: Path) -> None:
         assert space == {"exclusive_bytes": 0, "shared_bytes": 0}
         document = (await client.get("/control/v1/openapi.json")).json()
         assert "/control/v1/volumes/{ref}" in document["paths"]
+
+    with_client(control, scenario)
+
+
+def test_a_volume_is_recorded(tmp_path: Path) -> None:
+    """Records are bytes, as they lie in a trace."""
+    control = MemoryControl(tmp_path)
+    control.add_volume("web")
+
+    async def scenario(client: Client) -> None:
+        path = "/control/v1/volumes/web/recording"
+        begun = await client.post(path)
+        assert (begun.status_code, begun.json()["volume"]["name"]) == (201, "web")
+        assert fault_of(await client.post(path))[:2] == (409, "in-use")
+        recording = f"/control/v1/recordings/{begun.json()['id']}"
+        taken = await client.post(f"{recording}/records")
+        assert taken.headers["content-type"] == "application/octet-stream"
+        assert taken.content == lost_record(1, 2)
+        assert (await client.post(f"{recording}/end")).content == end_record(3)
+        for what in ("records", "end"):
+            assert fault_of(await client.post(f"{recording}/{what}"))[:2] == (404, "not-found")
+        nobody = await client.post("/control/v1/volumes/nobody/recording")
+        assert fault_of(nobody)[:2] == (404, "not-found")
 
     with_client(control, scenario)
 

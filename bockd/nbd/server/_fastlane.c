@@ -47,6 +47,8 @@
 
 #include "_fastlane_socket.h"
 
+#include "_fastlane_trace.h"
+
 #include "_fastlane_rounds.h"
 
 #include "_fastlane_payload.h"
@@ -57,7 +59,7 @@
 
 PyDoc_STRVAR(serve_doc,
 "serve(received, start, end, reply, style, view, readable, writable, max_read, max_payload,\n"
-"max_missed, sock, poll_ns, turn_ns, write_back, durations)\n\n"
+"max_missed, sock, poll_ns, turn_ns, write_back, durations, trace)\n\n"
 "Serve the plain requests in received[start:end]; see fastlane.py.");
 
 static PyObject *serve(PyObject *Py_UNUSED(module), PyObject *args)
@@ -69,10 +71,10 @@ static PyObject *serve(PyObject *Py_UNUSED(module), PyObject *args)
     unsigned long long readable, writable;
     View view = {0};
     if (!PyArg_ParseTuple(
-            args, "w*nnw*iO&KKKKiiLLpw*:serve", &call.received, &start, &end, &call.reply, &style,
+            args, "w*nnw*iO&KKKKiiLLpw*O&:serve", &call.received, &start, &end, &call.reply, &style,
             parse_view, &view, &readable, &writable, &call.max_read, &call.max_payload,
             &call.max_missed, &call.sock, &call.poll_ns, &call.turn_ns, &call.write_back,
-            &call.durations))
+            &call.durations, parse_trace, &call.trace))
         return NULL;
     view.readable = readable < view.readable ? readable : view.readable;
     view.writable = writable < view.writable ? writable : view.writable;
@@ -100,6 +102,7 @@ done:
     PyBuffer_Release(&call.received);
     PyBuffer_Release(&call.reply);
     PyBuffer_Release(&call.durations);
+    PyBuffer_Release(&call.trace.buffer);
     return result;
 }
 

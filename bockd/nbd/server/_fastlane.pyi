@@ -51,6 +51,7 @@ def serve(
     turn_ns: int,
     write_back: bool,
     durations: array[int],
+    trace: memoryview | None,
     /,
 ) -> _Served: ...
 def serve_together(

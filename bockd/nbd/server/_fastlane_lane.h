@@ -165,6 +165,7 @@ static void carry_out(Lane *lane)
             outcome->read_bytes += request->length;
         }
         round->served++;
+        trace_request(&call->trace, request);
     }
     round->acknowledged = acknowledge - round->acknowledgements;
 }
@@ -216,6 +217,7 @@ static void finish_round(Lane *lane, int64_t began)
 {
     Round *round = &lane->round;
     carry_out(lane);
+    finish_traced(&lane->call.trace, began);
     if (lane->planned > lane->most)
         lane->most = lane->planned;
     int sent = send_all(lane);

@@ -20,6 +20,7 @@ typedef struct {
     uint32_t length;
     uint32_t at; /* its data, in the replies */
     uint64_t cookie;
+    uint64_t body; /* see Request */
 } Missed;
 
 static int pread_all(int fd, unsigned char *into, size_t length, off_t offset)

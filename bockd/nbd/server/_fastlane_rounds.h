@@ -31,6 +31,7 @@ typedef struct {
     int write_back; /* the first write is the only one before a flush, as it seems */
     PyObject *rest; /* requests that were not served */
     PyObject *held; /* windows in use */
+    Trace trace;
 } Call;
 
 /* Of one round: from receiving to sending. */
@@ -87,14 +88,16 @@ static int hand_back(View *view, const Call *call, const Request *request)
 /* Make the trims that were gathered, and acknowledge them from `acknowledge` on, behind which it
  * leaves the place of the next reply; -1 with an exception set. */
 static int serve_trims(
-    View *view, const Call *call, Redirects *redirects, Trims *trims, Round *round,
+    View *view, Call *call, Redirects *redirects, Trims *trims, Round *round,
     Outcome *outcome, unsigned char **acknowledge)
 {
     int count = trims->count, made = make_trims(view, redirects, trims);
     if (made < 0)
         return -1;
-    for (int number = 0; number < made; number++)
+    for (int number = 0; number < made; number++) {
         *acknowledge = put_done(*acknowledge, call->style, &trims->requests[number]);
+        trace_request(&call->trace, &trims->requests[number]);
+    }
     round->served += made;
     outcome->trims += (uint64_t)made;
     for (int number = made; number < count; number++)
@@ -105,7 +108,7 @@ static int serve_trims(
 
 /* Serve what has been received, from outcome->position on; -1 with an exception set. */
 static int serve_received(
-    View *view, const Call *call, Redirects *redirects, Round *round, Outcome *outcome)
+    View *view, Call *call, Redirects *redirects, Round *round, Outcome *outcome)
 {
     Trims trims;
     trims.count = trims.of_round = 0;
@@ -194,6 +197,7 @@ static int serve_received(
         }
         if (served == SERVED) {
             round->served++;
+            trace_request(&call->trace, &request);
         } else if (hand_back(view, call, &request) < 0) {
             return -1;
         }
@@ -211,7 +215,7 @@ static int serve_received(
  * is acknowledged (promise D1): its writes are handed back, and refused by a volume that has failed,
  * or written anew. -1 with an exception set. */
 static int serve_round(
-    View *view, const Call *call, Redirects *redirects, Round *round, Outcome *outcome)
+    View *view, Call *call, Redirects *redirects, Round *round, Outcome *outcome)
 {
     Outcome before = *outcome;
     for (;;) {
@@ -227,6 +231,7 @@ static int serve_round(
             return committed < 0 ? -1 : 0;
         *outcome = before;
         memset(round, 0, offsetof(Round, gaps));
+        forget_traced(&call->trace);
         if (PyList_SetSlice(call->rest, 0, PyList_Size(call->rest), NULL) < 0)
             return -1;
         view->head_slot = -1; /* now nothing is written, and so nothing redirected */
@@ -325,7 +330,7 @@ static void enter_round(const Call *call, Outcome *outcome, int64_t nanoseconds)
 
 /* Round after round, as long as there is nothing for others to do; -1 with an exception set. */
 static int serve_rounds(
-    View *view, const Call *call, Redirects *redirects, Round *round, Outcome *outcome,
+    View *view, Call *call, Redirects *redirects, Round *round, Outcome *outcome,
     PyObject *latencies)
 {
     int64_t until = now_ns() + call->turn_ns;
@@ -334,6 +339,7 @@ static int serve_rounds(
         memset(round, 0, offsetof(Round, gaps));
         if (serve_round(view, call, redirects, round, outcome) < 0)
             return -1;
+        finish_traced(&call->trace, outcome->started);
         Py_ssize_t replies = round->filled + round->acknowledged, left = PyList_Size(call->rest);
         if (call->sock >= 0 && replies && (!left || round->gap_count) &&
             send_replies(call, round) < 0)

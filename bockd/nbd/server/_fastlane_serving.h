@@ -52,7 +52,7 @@ static enum served serve_read(
     if (!file->flags || (count < 0 ? errno != EAGAIN : count == 0))
         return NOT_SERVED;
     *missed = (Missed){file->slot, file->fd, request->offset, place.at, (uint32_t)request->length, 0,
-        request->cookie};
+        request->cookie, (uint64_t)request->body};
     return MISSED;
 }
 

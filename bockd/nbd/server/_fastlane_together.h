@@ -195,6 +195,7 @@ static void free_lane(Lane *lane)
     PyBuffer_Release(&lane->call.received);
     PyBuffer_Release(&lane->call.reply);
     PyBuffer_Release(&lane->call.durations);
+    PyBuffer_Release(&lane->call.trace.buffer);
     free(lane);
 }
 
@@ -211,9 +212,9 @@ static Lane *make_lane(PyObject *arguments)
     unsigned long long readable, writable;
     Py_ssize_t start, end;
     Call *call = &lane->call;
-    if (!PyArg_ParseTuple(arguments, "w*nnw*iO&KKKKiw*:lane", &call->received, &start, &end,
+    if (!PyArg_ParseTuple(arguments, "w*nnw*iO&KKKKiw*O&:lane", &call->received, &start, &end,
             &call->reply, &style, parse_view, &lane->view, &readable, &writable, &call->max_read,
-            &call->max_payload, &call->sock, &call->durations)) {
+            &call->max_payload, &call->sock, &call->durations, parse_trace, &call->trace)) {
         free(lane);
         return NULL;
     }

@@ -106,7 +106,14 @@ class Batch:
         self.half_sent = True  # for all that is known if this fails
         try:
             done = self._lane.serve(
-                received, start, end, self._reply, turn, room, write_back=write_back
+                received,
+                start,
+                end,
+                self._reply,
+                turn,
+                room,
+                write_back=write_back,
+                trace=self._statistics.trace,
             )
         except OSError as error:
             self._statistics.failed("read", error)
@@ -126,7 +133,7 @@ class Batch:
         is no lane."""
         if self._lane is None:
             return None
-        return self._lane.arguments(received, start, end, self._reply, sock)
+        return self._lane.arguments(received, start, end, self._reply, sock, self._statistics.trace)
 
     def took(self, done: Served) -> None:
         """Note what the lane has done, in `serve_plain` or in a turn with others."""
@@ -235,11 +242,13 @@ class Batch:
         self._filled = self._sent = 0
         return parts
 
-    def enter(self, nanoseconds: int, requests: int) -> None:
+    def enter(self, asked: Sequence[Request], started: int, now: int, in_lane: int = 0) -> None:
         """Enter how long it took until the replies of `finish` were made, for those of the last
-        `requests` that they answer: all but what waits in the background. To be called between
-        `finish` and whatever takes that or awaits."""
+        requests that they answer: all but what waits in the background. `asked` are those that
+        `serve` has taken, and so many more the lane has served, which has recorded them. To be
+        called between `finish` and whatever takes the background's work or awaits."""
         statistics, late, before = self._statistics, self._late, self._before
+        nanoseconds, requests = now - started, in_lane + len(asked)
         after = statistics.by_operation()
         waiting: Sequence[int] = _NONE
         if self.background:
@@ -253,6 +262,22 @@ class Batch:
             if answered:
                 statistics.durations.add(operation, nanoseconds, answered)
         self._late = _NONE
+        if statistics.trace is not None:
+            statistics.trace.add(self._answered(asked), started, now)
+
+    def _answered(self, asked: Sequence[Request]) -> list[Request]:
+        """Return those requests of a batch that `finish` has answered, and that were not
+        refused."""
+        waiting = {id(one) for item in self.background for one in item.requests}
+        waiting.update(map(id, self.large_reads))
+        size = self._device.size_bytes
+        return [
+            one
+            for one in asked
+            if id(one) not in waiting
+            and one[1] != nbd.CMD_DISC
+            and not refusal(one, self._limits, size)
+        ]
 
     def _commit(self) -> None:
         """Acknowledge what was staged, or refuse all of it."""

@@ -455,13 +455,13 @@ class Connection:
         payloads are in the receive buffer, if not elsewhere. Return the index of the first request
         not served."""
         batch, flight = self._batch, self._flight
-        first = index - served
+        first = index
         room = self._limits.max_in_flight - flight.requests
         received = self._buffer if payloads is None else payloads
         index = batch.serve(requests, index, received, room)
         replies = batch.finish()
         now = perf_counter_ns()
-        batch.enter(now - started, index - first)
+        batch.enter(requests[first:index], started, now, served)
         if not replies:
             replies = self._sync_here(started)
             now = perf_counter_ns()  # it may have waited in vain, too
@@ -509,7 +509,7 @@ class Connection:
             else:
                 background.append(replace(item, step=step))
                 continue
-            self._statistics.answered(item.requests, perf_counter_ns() - started)
+            self._statistics.answered(item.requests, started, perf_counter_ns())
             return [reply]
         return []
 
@@ -557,7 +557,7 @@ class Connection:
                 self._nursery.start_soon(self._finish, item, started, change)
         for request in batch.large_reads:
             self._flight.requests += 1
-            self._nursery.start_soon(self._large.read, request)
+            self._nursery.start_soon(self._large.read, request, started)
         batch.large_reads.clear()
 
     async def _finish(self, item: Work, started: int, change: int | None) -> None:
@@ -568,7 +568,7 @@ class Connection:
             finally:
                 if change is not None:
                     self._flight.end_change(change)
-            self._statistics.answered(item.requests, perf_counter_ns() - started)
+            self._statistics.answered(item.requests, started, perf_counter_ns())
             await self._channel.send(reply)
         except HungUpError:
             log.debug("a reply had no one to go to")

@@ -32,6 +32,7 @@ from bockd.nbd.protocol.replies import (
 from bockd.nbd.protocol.transmission import MAX_INLINE_PAYLOAD_BYTES, Request, RequestLimits
 from bockd.nbd.server.durations import Durations
 from bockd.nbd.server.limits import MAX_INLINE_READ_BYTES
+from bockd.nbd.server.tracering import Ring
 from bockd.pool.device import BlockDevice, FastDevice, FilePart
 from bockd.runtime.steps import CompiledCall, Running, Steps
 
@@ -141,12 +142,12 @@ class MissedReads(NamedTuple):
     """Fills `reply`. To be begun before anything else is called or awaited."""
 
 
-_PARTS = Struct("=I4xQQII8x")
+_PARTS = Struct("=I4xQQII16x")
 """Slot, offset, byte in the file, length, place of the data in the reply: Missed in
 _fastlane_missed.h."""
 
-_REQUESTS = Struct("=8xQ8xI4xQ")
-"""Offset, length, cookie, in the same."""
+_REQUESTS = Struct("=8xQ8xI4xQQ")
+"""Offset, length, cookie and the body's place, in the same."""
 
 
 class _ReadingMissed(CompiledCall):
@@ -196,12 +197,13 @@ class FastLane:
         max_missed: int = 0,
         *,
         write_back: bool = False,
+        trace: Ring | None = None,
     ) -> Served:
         """Serve what can be served of received[start:end], and what comes after it, for as long as
         no other connection has work. Gather up to `max_missed` reads that wait for the disk. With
         `write_back`, have the kernel begin to write the first write to the disk, if it was one in
-        place and its reply was sent: a flush is expected. Raises OSError when data could not be
-        read whose reply has begun."""
+        place and its reply was sent: a flush is expected. Note in `trace` what is served. Raises
+        OSError when data could not be read whose reply has begun."""
         size = self._device.size_bytes
         return Served._make(
             self._serve(
@@ -219,11 +221,18 @@ class FastLane:
                 *turn,
                 write_back,
                 self._durations,
+                None if trace is None else trace.memory,
             )
         )
 
     def arguments(
-        self, received: memoryview, start: int, end: int, reply: memoryview, sock: int
+        self,
+        received: memoryview,
+        start: int,
+        end: int,
+        reply: memoryview,
+        sock: int,
+        trace: Ring | None = None,
     ) -> LaneArguments:
         """Return what `serve_together` is to be told: the same as `serve`."""
         size = self._device.size_bytes
@@ -240,14 +249,15 @@ class FastLane:
             MAX_INLINE_PAYLOAD_BYTES,
             sock,
             self._durations,
+            None if trace is None else trace.memory,
         )
 
     def missed(self, missed: bytes) -> MissedReads:
         """Return what is to be done about `Served.missed`."""
         parts: list[FilePart] = list(_PARTS.iter_unpack(missed))
         requests: list[Request] = [
-            (0, CMD_READ, cookie, offset, length, 0)
-            for offset, length, cookie in _REQUESTS.iter_unpack(missed)
+            (0, CMD_READ, cookie, offset, length, body)
+            for offset, length, cookie, body in _REQUESTS.iter_unpack(missed)
         ]
         *_, length, at = parts[-1]
         reply = memoryview(bytearray(at + length))

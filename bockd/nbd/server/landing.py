@@ -109,7 +109,7 @@ class Landings:
                 self._left()
             return
         self._ended(change)
-        self._statistics.answered(item.requests, perf_counter_ns() - started)
+        self._statistics.answered(item.requests, started, perf_counter_ns())
         if not self._replies:
             assert self._endings is not None
             self._endings.at_end_of_burst(self._send)

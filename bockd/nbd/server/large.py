@@ -110,12 +110,12 @@ class _LargeWrite:
 
     def __init__(self, request: Request) -> None:
         self.request = request
-        self.started = perf_counter_ns()
         self.offset = request[3]
         """Of what comes next of the payload."""
         self.left_bytes = request[4]
         self.pending = 1  # the receiving itself
         self.error: Exception | None = None
+        self.started = perf_counter_ns()
 
     def advance(self, length: int) -> None:
         """Note that `length` bytes of the payload have been taken off the stream."""
@@ -311,7 +311,7 @@ class LargeTransfers:
                     await self._runner.run(self._device.flush())
             except Exception as error:  # noqa: BLE001 - becomes the request's answer
                 write.error = error
-        self._statistics.answered([write.request], perf_counter_ns() - write.started)
+        self._statistics.answered([write.request], write.started, perf_counter_ns())
         if write.error is None:
             reply = self._encoder.done(write.request)
         else:
@@ -324,18 +324,18 @@ class LargeTransfers:
 
     # Reads.
 
-    async def read(self, request: Request) -> None:
-        """Serve a read in pieces. Raises ProtocolError when that has to end the connection."""
+    async def read(self, request: Request, started: int) -> None:
+        """Serve a read in pieces that came at `started`. Raises ProtocolError when that has to end
+        the connection."""
         self._statistics.reads += 1
         self._statistics.read_bytes += request[4]
-        started = perf_counter_ns()
         try:
             with suppress(HungUpError):  # the loop finds out by itself
                 if self._encoder.chunked:
                     await self._read_in_chunks(request)
                 else:
                     await self._stream(request)
-            self._statistics.answered([request], perf_counter_ns() - started)
+            self._statistics.answered([request], started, perf_counter_ns())
         finally:
             self._flight.done()
 

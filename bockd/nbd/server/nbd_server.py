@@ -28,6 +28,7 @@ from bockd.nbd.server.limits import FAILURE_LOG_SECONDS, MAX_LEAVING, ServerLimi
 from bockd.nbd.server.listener import accept_from
 from bockd.nbd.server.negotiation import Entrance, negotiate
 from bockd.nbd.server.pace import Pace
+from bockd.nbd.server.recordings import Recordings
 from bockd.nbd.server.registry import ExportState, Registry
 from bockd.nbd.server.statistics import ExportStatistics
 from bockd.nbd.server.tls import NO_TLS, FrontendTls
@@ -66,6 +67,7 @@ class NbdServer:
             Pace(), self._limits.poll_tries * TRY_NS, self._limits.lane_threads
         )
         self._failures = FailureLog()
+        self.recordings = Recordings()
         self._registry = Registry(self._limits.fence_seconds, self._failures)
         self.gates = Gates()
         """Of the limits of all volumes, for other frontends, too. `serve_nbd` runs them."""
@@ -303,6 +305,7 @@ async def serve_nbd(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(server.log_failures)
         nursery.start_soon(server.gates.run)
+        nursery.start_soon(server.recordings.watch)
         nursery.start_soon(server.serve, unix_listener, unix_exports)
         if tcp_listener is not None:
             nursery.start_soon(server.serve, tcp_listener, tcp_exports, tcp_tls)

@@ -132,8 +132,9 @@ class Registry:
         return state.statistics.written_bytes if state else 0
 
     def forget(self, key: ExportKey) -> None:
-        """Drop the counters of an export that has no connections."""
-        if key in self._exports and not self._exports[key].members:
+        """Drop the counters of an export that has no connections, and that nobody records."""
+        state = self._exports.get(key)
+        if state is not None and not state.members and state.statistics.trace is None:
             self.forgotten.merge(self._exports.pop(key).statistics)
 
     def connections(self, key: ExportKey, name: str | None = None) -> int:

@@ -15,6 +15,7 @@ from bockd.nbd.protocol.transmission import Request
 from bockd.nbd.server.durations import Durations
 from bockd.nbd.server.exports import ExportKey
 from bockd.nbd.server.heat import Heat
+from bockd.nbd.server.tracering import Ring
 
 _STEPS_PER_DOUBLING = 8
 _BUCKETS = 64 * _STEPS_PER_DOUBLING
@@ -87,6 +88,7 @@ class ExportStatistics:
         "latencies",
         "read_bytes",
         "reads",
+        "trace",
         "trims",
         "writes",
         "written_bytes",
@@ -106,6 +108,8 @@ class ExportStatistics:
         self.durations = Durations()
         self.heat: Heat | None = None
         """Looks at requests while somebody watches."""
+        self.trace: Ring | None = None
+        """Where requests are noted while somebody records them."""
 
     def merge(self, other: ExportStatistics) -> None:
         """Add the counters and durations of another export."""
@@ -122,10 +126,13 @@ class ExportStatistics:
         self.latencies.add(nanoseconds, 1)
         self.durations.add(operation, nanoseconds)
 
-    def answered(self, requests: Sequence[Request], nanoseconds: int) -> None:
-        """Enter how long requests took that were answered together."""
-        self.latencies.add(nanoseconds, len(requests))
-        self.durations.add_requests(requests, nanoseconds)
+    def answered(self, requests: Sequence[Request], started: int, now: int) -> None:
+        """Enter how long requests took that were answered together, in a recording, too, if there
+        is one. Both times are as `perf_counter_ns` has them."""
+        self.latencies.add(now - started, len(requests))
+        self.durations.add_requests(requests, now - started)
+        if self.trace is not None:
+            self.trace.add(requests, started, now)
 
     def failed(self, operation: str, error: Exception, count: int = 1) -> None:
         """Count operations that failed in the device, and report them to the operator."""

@@ -181,10 +181,10 @@ class Side:
         turn, and a slow machine needs more of them. Return the replies."""
         replies, index = list[bytes](), 0
         while True:
-            first = index - served
+            first = index
             index = self.batch.serve(requests, index, received, 128)
             replies += [bytes(part) for part in self.batch.finish()]
-            self.batch.enter(ROUND_NS, index - first)
+            self.batch.enter(requests[first:index], 0, ROUND_NS, served)
             served = 0
             replies += self._complete(self._taken())
             self.batch.large_reads.clear()
@@ -196,7 +196,7 @@ class Side:
         replies = list[bytes]()
         waiting = [(work.steps, work.step) for work in works]
         for work in works:
-            self.statistics.answered(work.requests, ROUND_NS)
+            self.statistics.answered(work.requests, 0, ROUND_NS)
         while waiting:
             still = list[tuple[Steps[bytes | memoryview], Step]]()
             for steps, step in waiting:

@@ -265,7 +265,7 @@ def test_memory_outlives_a_thread_that_nobody_waits_for(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(data)
     header = HEADER_BYTES[False]
     with (tmp_path / "file").open("rb") as file:
-        missed = struct.pack("=IiQQIIQ", 2, file.fileno(), 0, 0, len(data), header, 7)
+        missed = struct.pack("=IiQQIIQQ", 2, file.fileno(), 0, 0, len(data), header, 7, 28)
         reply = bytearray(header + len(data))
         running = fastlane.compiled.begin_missed(missed, memoryview(reply), 0)
         with pytest.raises(BufferError):
