@@ -1,4 +1,4 @@
-"""`bock trace`: report and convert."""
+"""`bock trace`: report and convert. See also `recording` and `replaying`."""
 
 from __future__ import annotations
 
@@ -29,6 +29,10 @@ def trace() -> None:
     FILE is a trace that bock has recorded, an iolog of fio, or the text that blkparse prints; - is
     standard input.
     """
+
+
+trace.add_lazily("record", "bockd.cli.recording:record")
+trace.add_lazily("replay", "bockd.cli.replaying:replay")
 
 
 @trace.command("report")

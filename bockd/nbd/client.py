@@ -13,6 +13,7 @@ import struct
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from time import perf_counter_ns
 from typing import TYPE_CHECKING, Final, Self
 
 from bockd.errors import BockdError, DeviceError, NoSpaceError, UnavailableError
@@ -56,6 +57,8 @@ class Request:
     command: int
     offset: int
     length: int
+    asked_at: int = 0
+    """When it was sent, as `perf_counter_ns` has it."""
 
     @property
     def data_bytes(self) -> int:
@@ -78,7 +81,10 @@ class Part:
 
 
 class Export:
-    """A connection to an export. Every method raises UnavailableError when the server is gone."""
+    """A connection to an export. Every method raises UnavailableError when the server is gone.
+
+    One thread may ask while another one receives; `pending_bytes` is of no use then.
+    """
 
     def __init__(
         self, place: str | tuple[str, int], name: str, tls: ssl.SSLContext | None = None
@@ -109,6 +115,11 @@ class Export:
     def __enter__(self) -> Self:
         return self
 
+    def hang_up(self) -> None:
+        """End the connection now: whoever waits in it, in any thread, gets UnavailableError."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
     def __exit__(self, kind: object, *_: object) -> None:
         with self._socket, suppress(UnavailableError):
             # All answers are there: a server that has gone meanwhile has taken nothing away.
@@ -120,31 +131,40 @@ class Export:
     def read(self, offset: int, length: int) -> None:
         """Ask for at most `MAX_READ_BYTES` of data."""
         assert length <= MAX_READ_BYTES
-        self._ask(nbd.CMD_READ, offset, length)
+        self.ask(nbd.CMD_READ, offset, length)
 
     def status(self, offset: int, length: int) -> None:
         """Ask for the extents of a range; the answer may end before it, and never is empty."""
-        self._ask(nbd.CMD_BLOCK_STATUS, offset, min(length, MAX_STATUS_BYTES))
+        self.ask(nbd.CMD_BLOCK_STATUS, offset, min(length, MAX_STATUS_BYTES))
 
     def write(self, offset: int, content: memoryview) -> None:
         """Send data; `content` may be used again at once."""
-        self._ask(nbd.CMD_WRITE, offset, len(content), content)
+        self.ask(nbd.CMD_WRITE, offset, len(content), content)
 
     def zero(self, offset: int, length: int) -> None:
         """Ask for zeros in a range, which may become a hole."""
-        self._ask(nbd.CMD_WRITE_ZEROES, offset, length)
+        self.ask(nbd.CMD_WRITE_ZEROES, offset, length)
 
     def flush(self) -> None:
         """Ask for everything that was answered before to survive power loss."""
-        self._ask(nbd.CMD_FLUSH, 0, 0)
+        self.ask(nbd.CMD_FLUSH, 0, 0)
 
-    def _ask(
-        self, command: int, offset: int, length: int, payload: memoryview | None = None
+    def ask(
+        self,
+        command: int,
+        offset: int,
+        length: int,
+        payload: memoryview | None = None,
+        *,
+        flags: int = 0,
     ) -> None:
+        """Send a request of any type, with its flags. Data that is read comes in parts of at most
+        `MAX_READ_BYTES` from our server, however much is asked for."""
         self._cookie += 1
-        request = self.pending[self._cookie] = Request(command, offset, length)
+        request = Request(command, offset, length, perf_counter_ns())
+        self.pending[self._cookie] = request
         self.pending_bytes += request.data_bytes
-        header = _REQUEST.pack(nbd.REQUEST_MAGIC, 0, command, self._cookie, offset, length)
+        header = _REQUEST.pack(nbd.REQUEST_MAGIC, flags, command, self._cookie, offset, length)
         if payload is None:
             self._send(header)
             return
@@ -339,6 +359,8 @@ def _failure(request: Request, code: int, text: str) -> BockdError:
         nbd.CMD_WRITE: "writing",
         nbd.CMD_WRITE_ZEROES: "writing zeros",
         nbd.CMD_FLUSH: "flushing",
+        nbd.CMD_TRIM: "trimming",
+        nbd.CMD_CACHE: "reading ahead",
     }
     reason = text or os.strerror(code)
     if code == nbd.ENOSPC:
