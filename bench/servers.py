@@ -116,6 +116,11 @@ class Daemon:
                 return int(found[1])
         raise BenchError(f"bockd does not say where its API is:\n{self.log.read_text()}")
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """What points programs at it."""
+        return _environment(self.data_dir)
+
     def bock(self, *arguments: str) -> str:
         """Run `bock` against it and return what it prints. Raises BenchError when it fails. It runs
         in this process: a benchmark runs hundreds of commands, and starting Python for each takes
