@@ -310,6 +310,10 @@ class LimitSettings(Section):
     tenant_bps: int = key(0, read_io_limit)
 
 
+Listener = NbdSettings | ApiSettings | MetricsSettings | DashboardSettings
+"""What listens on TCP, perhaps with TLS."""
+
+
 @dataclass(frozen=True, slots=True)
 class Settings(Section):
     """The whole file, or what stands for it where it says nothing."""
@@ -341,13 +345,7 @@ class Settings(Section):
         for name in self.servers:
             if not is_server_id(name):
                 yield "servers", f"{name!r} is not 1 to 255 letters, digits, '.', '_' and '-'"
-        listeners = (
-            ("nbd", self.nbd),
-            ("api", self.api),
-            ("metrics", self.metrics),
-            ("dashboard", self.dashboard),
-        )
-        for name, listener in listeners:
+        for name, listener in self.listeners.items():
             certificates = f"{name}.client_certificates"
             if listener.tls is not TlsMode.OFF and self.tls.certificate_file is None:
                 yield f"{name}.tls", "tls.certificate_file and tls.key_file are needed for it"
@@ -356,6 +354,16 @@ class Settings(Section):
                     yield certificates, f"means nothing without TLS: set {name}.tls"
                 elif self.tls.client_ca_file is None:
                     yield certificates, "tls.client_ca_file is needed for it"
+
+    @property
+    def listeners(self) -> Mapping[str, Listener]:
+        """The sections of what listens on TCP, by name."""
+        return {
+            "nbd": self.nbd,
+            "api": self.api,
+            "metrics": self.metrics,
+            "dashboard": self.dashboard,
+        }
 
     @property
     def nbd_socket(self) -> Path:

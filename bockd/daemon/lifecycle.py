@@ -44,12 +44,7 @@ from bockd.config.load import (
     METRICS_LISTEN_VARIABLE,
     NBD_LISTEN_VARIABLE,
 )
-from bockd.config.sections import (
-    ApiSettings,
-    DashboardSettings,
-    MetricsSettings,
-    NbdSettings,
-)
+from bockd.config.sections import Listener
 from bockd.daemon import heap, logs
 from bockd.daemon.accounts import PoolAccounts
 from bockd.daemon.addresses import addresses
@@ -145,7 +140,7 @@ def listening(
     return listen_tcp(address, f"set {setting} to another HOST:PORT, or to none")
 
 
-def web_address(listener: ApiSettings | MetricsSettings, address: str | None) -> str:
+def web_address(listener: Listener, address: str | None) -> str:
     """Return the URL of a listener, or "off"."""
     if address is None:
         return "off"
@@ -382,7 +377,7 @@ class _Daemon:
             heap.trim()
             self._health.stage = Stage.SERVING
             watching = str(address_of(metrics)) if metrics else None
-            self._announce(nbd_listen, api_listen, watching, dashboard.origin)
+            self._announce(nbd_listen, api_listen, watching, dashboard.told_to_all(pages))
             await ended()
             self._health.stage = Stage.STOPPING
             # Later signals are let through, to end a slow stop.
@@ -409,13 +404,12 @@ class _Daemon:
             task_status=task_status,
         )
 
-    def _tls(
-        self, listener: NbdSettings | ApiSettings | MetricsSettings | DashboardSettings
-    ) -> FrontendTls:
+    def _tls(self, listener: Listener) -> FrontendTls:
         """What a listener on TCP offers."""
-        certificates = self._certificates
-        if listener.tls is TlsMode.OFF or certificates is None:
+        if listener.tls is TlsMode.OFF or listener.listen is None:
             return NO_TLS
+        certificates = self._certificates
+        assert certificates is not None
         return FrontendTls(listener.tls, lambda: certificates.context(listener.client_certificates))
 
     def _storage(self, fetches: trio.Nursery) -> BlockStorage:

@@ -56,9 +56,10 @@ class CertificateError(InvalidRequestError):
 def wanted(settings: Settings) -> frozenset[ClientCertificates]:
     """Return the kinds of contexts that the listeners need. None of them uses TLS if it is
     empty."""
-    listeners = (settings.nbd, settings.api, settings.dashboard)
     return frozenset(
-        one.client_certificates for one in listeners if one.listen and one.tls is not TlsMode.OFF
+        one.client_certificates
+        for one in settings.listeners.values()
+        if one.listen and one.tls is not TlsMode.OFF
     )
 
 

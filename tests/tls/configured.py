@@ -16,6 +16,7 @@ def configuration(
     nbd_clients: str = "none",
     api: str = "off",
     api_clients: str = "none",
+    metrics: str = "",
 ) -> Path:
     """A daemon's configuration, written to `file`."""
     file.write_text(
@@ -32,6 +33,9 @@ client_certificates = "{nbd_clients}"
 [api]
 tls = "{api}"
 client_certificates = "{api_clients}"
+
+[metrics]
+{metrics}
 """
     )
     return file
