@@ -37,16 +37,15 @@ async def serve_api(
 
 async def serve_public(
     app: ASGIApp,
-    listener: socket.socket,
-    *,
+    *listening: socket.socket,
     tls: Callable[[], ssl.SSLContext] | None = None,
     max_connections: int | None = None,
     shutdown: Callable[[], Awaitable[None]] = trio.sleep_forever,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve `app` on `listener`, which listens already and which the caller closes; over HTTPS if
-    there is `tls`, which gives the context for a client that is there now. Else as `serve_api`."""
-    listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(listener))]
+    """Serve `app` on sockets that listen already and that the caller closes; over HTTPS if there is
+    `tls`, which gives the context for a client that is there now. Else as `serve_api`."""
+    listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(one)) for one in listening]
     task_status.started()
     await serve_connections(
         app, listeners, shutdown=shutdown, tls=tls, max_connections=max_connections

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from http import HTTPStatus
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -70,7 +69,9 @@ class Guard:
             return fault(
                 HTTPStatus.FORBIDDEN,
                 "host",
-                f"this is no address of the dashboard, which is at {self._origin}/",
+                # Not which is: the name is told to those alone who may open a link.
+                "this is no address of the dashboard: run 'bock dashboard' on the daemon's machine "
+                "and open the link that it prints",
             )
         if method != "GET" and headers.getlist("origin") != [self._origin]:
             return fault(HTTPStatus.FORBIDDEN, "origin", "only the dashboard's own pages may ask")
@@ -99,12 +100,17 @@ def cookie_name(origin: str) -> str:
 
 
 def session_in(headers: Headers, origin: str) -> str:
-    """Return the session's secret in the cookie that a request carries; empty without one."""
-    try:
-        found = SimpleCookie(headers.get("cookie", "")).get(cookie_name(origin))
-    except CookieError:
-        return ""
-    return "" if found is None else found.value
+    """Return the session's secret in the cookie that a request carries; empty without one.
+
+    Ours needs no decoding (RFC 6265, section 4.1.1). What else a browser sends along, of whatever
+    form, is another program's.
+    """
+    ours = cookie_name(origin)
+    for pair in headers.get("cookie", "").split(";"):
+        name, _, value = pair.partition("=")
+        if name.strip() == ours:
+            return value.strip()
+    return ""
 
 
 def set_session(answer: JSONResponse, origin: str, session: str) -> None:

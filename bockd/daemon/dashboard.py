@@ -4,13 +4,16 @@ closed when no link and no session is left.
 On the loopback interface it goes by a random name below `localhost`, which browsers resolve by
 themselves (RFC 6761, section 6.3). A browser sends cookies to all ports of a host, and on one of
 these another local user may listen: to a name that nobody else knows it sends them to us only.
+The name leads to both addresses of that interface, of which a browser tries one first: so the
+dashboard listens at both, or another user could at the one that is left.
 """
 
 from __future__ import annotations
 
 import secrets
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from urllib.parse import urlsplit
 
 import trio
@@ -22,17 +25,23 @@ from api.serve import serve_public
 from bockd.config import Address
 from bockd.config.sections import DashboardSettings
 from bockd.dashboardcontrol import DashboardLink
+from bockd.errors import InUseError, UnavailableError
 from bockd.model import TlsMode
 from bockd.nbd.server.listener import address_of, listen_tcp
 from bockd.nbd.server.tls import NO_TLS, FrontendTls
 
-ANY_LOOPBACK_PORT = Address("127.0.0.1", 0)
+LOOPBACK, LOOPBACK_6 = "127.0.0.1", "::1"
+
+PORTS_TRIED = 32
+"""Of those that the kernel chooses: at the other address one may be taken."""
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 """What a browser leaves out of `Host` and `Origin`."""
 
 NAME_BYTES = 8
 """Of the random name: guesses are requests to the dashboard."""
+
+ALSO_THERE = "the dashboard's name leads there, too: set dashboard.listen to another port"
 
 BuildApp = Callable[[str, Sessions], ASGIApp]
 """Makes the application that is served at an origin, for whom the sessions admit."""
@@ -60,10 +69,19 @@ class Dashboard:
         """Serve on the configured listener, which the caller closes, or on one of our own when
         somebody asks; until cancelled."""
         async with trio.open_nursery() as self._nursery:
-            if listener is not None:
-                await self._nursery.start(self._serve, listener, trio.sleep_forever, self._tls)
-            task_status.started()
-            await trio.sleep_forever()
+            with self._beside(listener) as listeners:
+                if listeners:
+                    start = self._nursery.start
+                    await start(self._serve, listeners, trio.sleep_forever, self._tls)
+                task_status.started()
+                await trio.sleep_forever()
+
+    def told_to_all(self, listener: socket.socket | None) -> str | None:
+        """Return where the configured listener is, without the random name: everybody may read what
+        the daemon says when it begins. None: there is none."""
+        if listener is None or not goes_by_random_name(self._settings):
+            return self.origin
+        return f"http://{address_of(listener)}/"
 
     async def make_link(self) -> DashboardLink:
         # The link is there first, or a listener without one would close.
@@ -74,8 +92,20 @@ class Dashboard:
             return DashboardLink(f"{self.origin}{ENTRY_PATH}#{secret}", LINK_SECONDS)
 
     async def _serve_for_now(self, *, task_status: trio.TaskStatus[None]) -> None:
-        with listen_tcp(ANY_LOOPBACK_PORT) as listener:
-            await self._serve(listener, self._until_unused, NO_TLS, task_status=task_status)
+        with listening_at_loopback() as listeners:
+            await self._serve(listeners, self._until_unused, NO_TLS, task_status=task_status)
+
+    @contextmanager
+    def _beside(self, listener: socket.socket | None) -> Iterator[list[socket.socket]]:
+        """Add to the configured listener what the dashboard's name leads to as well. Raises
+        InUseError."""
+        if listener is None:
+            yield []
+        elif goes_by_random_name(self._settings):
+            with beside(listener) as others:
+                yield [listener, *others]
+        else:
+            yield [listener]
 
     async def _until_unused(self) -> None:
         await self._sessions.until_none()
@@ -83,16 +113,18 @@ class Dashboard:
 
     async def _serve(
         self,
-        listener: socket.socket,
+        listeners: list[socket.socket],
         shutdown: Callable[[], Awaitable[None]],
         tls: FrontendTls,
         *,
         task_status: trio.TaskStatus[None],
     ) -> None:
-        self.origin = origin_of(self._settings, address_of(listener))
+        origin = origin_of(self._settings, address_of(listeners[0]))
+        app = self._build(origin, self._sessions)
+        self.origin = origin
         await serve_public(
-            self._build(self.origin, self._sessions),
-            listener,
+            app,
+            *listeners,
             tls=None if tls.mode is TlsMode.OFF else tls.context,
             shutdown=shutdown,
             task_status=task_status,
@@ -103,9 +135,44 @@ def origin_of(settings: DashboardSettings, address: Address) -> str:
     """Return the origin, as a browser writes it, of a listener at `address`."""
     if settings.listen is not None and settings.public_url is not None:
         return as_browsers_write(settings.public_url)
-    if settings.listen is None or settings.tls is TlsMode.OFF:
+    if settings.listen is None or goes_by_random_name(settings):
         return f"http://bockd-{secrets.token_hex(NAME_BYTES)}.localhost:{address.port}"
     return as_browsers_write(f"https://{Address(settings.listen.host, address.port)}")
+
+
+def goes_by_random_name(settings: DashboardSettings) -> bool:
+    """Return whether browsers reach it by a random name: on the loopback interface without TLS."""
+    return settings.public_url is None and settings.tls is TlsMode.OFF
+
+
+@contextmanager
+def listening_at_loopback() -> Iterator[list[socket.socket]]:
+    """Listen at both addresses of the loopback interface, at a port that the kernel chooses. Raises
+    InUseError."""
+    for _ in range(PORTS_TRIED):
+        with ExitStack() as stack:
+            listener = stack.enter_context(listen_tcp(Address(LOOPBACK, 0)))
+            try:
+                others = stack.enter_context(beside(listener))
+            except InUseError:
+                continue
+            yield [listener, *others]
+            return
+    raise InUseError("no port of the loopback interface is free at both of its addresses")
+
+
+@contextmanager
+def beside(listener: socket.socket) -> Iterator[list[socket.socket]]:
+    """Listen at the same port of the loopback addresses that a listener has not. An address that
+    this machine lacks is nobody else's either. Raises InUseError."""
+    address = address_of(listener)
+    with ExitStack() as stack:
+        others = []
+        for host in {LOOPBACK, LOOPBACK_6} - {address.host}:
+            with suppress(UnavailableError):
+                one = listen_tcp(Address(host, address.port), ALSO_THERE)
+                others.append(stack.enter_context(one))
+        yield others
 
 
 def as_browsers_write(url: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from http.cookies import SimpleCookie
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -52,6 +53,29 @@ def test_a_stranger_learns_nothing(stranger: Visitor) -> None:
         assert stranger.post(path, {}).status_code == 401, path
     for cookie in ("bockd=", "bockd=guess", "bockd", "=;=", 'bockd="\\377"', "bockd=%00"):
         assert stranger.get(DATA, Cookie=cookie).status_code == 401, cookie
+
+
+@pytest.mark.parametrize("foreign", ["theirs=a b", 'theirs="', "[theirs]=1", "=", ";;", "bockd2=x"])
+def test_cookies_of_others_do_no_harm(operator: Visitor, foreign: str) -> None:
+    ours = operator.client.headers["Cookie"]
+    for cookie in (f"{foreign}; {ours}", f"{ours};{foreign}"):
+        assert operator.get(DATA, Cookie=cookie).status_code == 200, cookie
+
+
+def test_the_name_is_told_to_nobody(operator: Visitor) -> None:
+    """Who may not open a link does not hear where it leads."""
+    name = operator.host.partition(":")[0]
+    refused = operator.get("/", Host="127.0.0.1")
+    assert refused.status_code == 403
+    assert name not in refused.text + str(refused.headers)
+
+
+def test_nobody_else_listens_where_the_name_leads(operator: Visitor) -> None:
+    """A browser tries one address of the loopback interface first, whichever."""
+    port = operator.client.base_url.port or 0
+    for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+        with socket.socket(family) as other, pytest.raises(OSError, match="in use"):
+            other.bind((host, port))
 
 
 def test_another_name_for_us_is_refused(operator: Visitor) -> None:
@@ -172,6 +196,23 @@ def listens(port: int) -> bool:
     """Whether somebody accepts connections there."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_a_configured_listener_at_the_loopback_interface(tmp_path: Path) -> None:
+    config = tmp_path / "bockd.toml"
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port = found.getsockname()[1]
+    config.write_text(f'[dashboard]\nlisten = "127.0.0.1:{port}"\n')
+    with serving(tmp_path / "pool", config=config) as daemon:
+        assert any(f"http://127.0.0.1:{port}/" in line for line in daemon.announced)
+        url = link_of(daemon)
+        name = urlsplit(url).hostname
+        assert name is not None
+        assert not any(name in line for line in daemon.announced)
+        with socket.socket(socket.AF_INET6) as other, pytest.raises(OSError, match="in use"):
+            other.bind(("::1", port))
+        with visiting(url) as visitor:
+            assert visitor.enter(secret_of(url)).status_code == 200
 
 
 def test_a_configured_listener(tmp_path: Path) -> None:

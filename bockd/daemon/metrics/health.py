@@ -7,6 +7,7 @@ answered a moment ago counts for all.
 
 from __future__ import annotations
 
+import logging
 import os
 from enum import StrEnum
 
@@ -15,6 +16,8 @@ import trio
 from bockd.errors import BockdError
 from bockd.pool.nodes import VOLUMES
 from bockd.pool.pool import Pool
+
+log = logging.getLogger(__name__)
 
 FRESH_SECONDS = 1.0
 """So long an answer counts."""
@@ -58,6 +61,9 @@ class Health:
                 self._error = None
             except BockdError as error:
                 self.room, self._error = None, str(error)
+            except Exception as error:
+                log.exception("%s cannot be looked at", self._room_of)
+                self.room, self._error = None, f"{self._room_of} cannot be looked at: {error!r}"
             self._looked_at = trio.current_time()
             self._wanted = trio.Event()
             self._answered.set()
