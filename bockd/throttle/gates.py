@@ -65,9 +65,15 @@ class Waiting:
         else:
             self.wait_at(tenant)
 
-    def drop(self) -> None:
-        """Wait no more: the request is given up."""
-        self._throttle.drop((self._waiter,))
+    @staticmethod
+    def drop(given_up: Iterable[Waiting]) -> None:
+        """Have requests wait no more that are given up. Those that wait at one throttle leave it
+        together: none of them passes because another one has gone."""
+        leaving: dict[Throttle, list[Waiter]] = {}
+        for waiting in given_up:
+            leaving.setdefault(waiting._throttle, []).append(waiting._waiter)
+        for throttle, waiters in leaving.items():
+            throttle.drop(waiters)
 
     def force(self) -> None:
         """Wait no more: the request passes, and those behind it pay."""
@@ -95,7 +101,7 @@ class Gate:
 
     def ask(self, *, reads: bool, length_bytes: int, granted: Callable[[], None]) -> Waiting | None:
         """Return None if a request may pass now, and has paid. Otherwise `granted` will be called
-        when it has, unless the result's `drop` or `force` is called before."""
+        when it has, unless the result is forced or dropped before."""
         if not self.throttle.passes(self, reads, length_bytes):
             waiting = Waiting(self, reads, length_bytes, granted)
             waiting.wait_at(self.throttle)
@@ -121,7 +127,7 @@ class Gate:
         try:
             await event.wait()
         except trio.Cancelled:
-            waiting.drop()
+            Waiting.drop((waiting,))
             raise
 
     async def solvent(self) -> None:

@@ -194,8 +194,9 @@ class Holding:
     # -- what is ready -----------------------------------------------------------------------------
 
     def _let_pass(self, held: _Held) -> None:
-        del self._held[held]
-        held.passed()
+        if held in self._held:  # else it has been given up
+            del self._held[held]
+            held.passed()
 
     def _is_ready(self, held: _Held) -> None:
         self._ready.append(held)
@@ -276,7 +277,7 @@ class Holding:
     def _give_up(self, given_up: list[_Held]) -> None:
         for held in given_up:
             del self._held[held]
-            held.waiting.drop()
+        Waiting.drop(held.waiting for held in given_up)
         self._forget([held for held in given_up if held.request is not None])
 
 

@@ -14,7 +14,12 @@ from bockd.drivers.memory.device import MemoryDevice
 from bockd.model import IoLimits, IoRate, NodeKind, VolumeId
 from bockd.nbd.protocol import constants as nbd
 from bockd.nbd.server.exports import ExportKey
-from bockd.nbd.server.limits import MAX_HELD_BYTES, MAX_IN_FLIGHT, ServerLimits
+from bockd.nbd.server.limits import (
+    MAX_HELD_BYTES,
+    MAX_IN_FLIGHT,
+    SHARED_MEMORY_BYTES,
+    ServerLimits,
+)
 from bockd.nbd.server.nbd_server import NbdServer
 from bockd.throttle.gates import Applied
 from tests.nbd.protocol import wire
@@ -216,6 +221,30 @@ async def test_a_client_that_leaves_takes_what_waits_with_it(
         assert daemon.clients == 0
         await trio.sleep(30)
         assert written(daemon.device, 20) == [True] + [False] * 19
+
+
+@in_jumping_time
+async def test_what_waits_is_given_up_together(
+    path: Path, exports: FixedExports, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The tokens would do for the second one once the first one has gone, and both have left."""
+    limits = IoLimits(bps=IoRate(10_000, burst=100_000))
+    async with limited(exports, path, limits) as daemon:
+        throttle = daemon.server.gates.gate(VolumeId(1)).throttle
+        async with await Client.go(path) as client:
+            assert await client.write(0, b"1" * (64 << 10)) == 0
+            held = wire.write(2, 0, b"2" * (64 << 10)) + wire.write(3, 0, b"3" * BLOCK)
+            await client.send(held)
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(throttle._flows) == 1
+        await trio.sleep(0.1)
+        assert daemon.clients == 0
+        assert not throttle._flows
+        assert daemon.server._budget.free_bytes == SHARED_MEMORY_BYTES
+        assert not caplog.records
+        into = memoryview(bytearray(BLOCK))
+        assert daemon.device.try_read(0, into)
+        assert into == b"1" * BLOCK
 
 
 @in_jumping_time
