@@ -101,7 +101,7 @@ class Holding:
             if passing:
                 async with self._turn:
                     await self._serve_all(passing, started, received)
-            if index < len(requests):
+            elif index < len(requests):  # nothing was awaited since it was full
                 await self._room()
 
     async def _serve_all(self, requests: list[Request], started: int, received: memoryview) -> None:

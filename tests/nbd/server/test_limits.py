@@ -421,6 +421,33 @@ async def test_writes_that_wait_are_bounded_in_bytes(path: Path, exports: FixedE
 
 
 @in_jumping_time
+async def test_what_was_served_while_others_passed_made_room(
+    path: Path, exports: FixedExports
+) -> None:
+    """A flush takes its turn behind all that was held; what is behind the flush found no room
+    before, and would wait for what has come already."""
+    limits, length = ServerLimits(max_in_flight=64), 256 << 10
+    async with (
+        limited(exports, path, IoLimits(iops=IoRate(1)), limits) as daemon,
+        await Client.go(path) as client,
+    ):
+        await client.read_data(0, length)
+        await client.send(b"".join(wire.request(0, n, 0, length) for n in range(64)))
+        await trio.testing.wait_all_tasks_blocked()
+        daemon.limit(IoLimits())  # more is answered now than a socket takes
+        await trio.testing.wait_all_tasks_blocked()
+        await client.send(wire.request(nbd.CMD_FLUSH, 64) + wire.request(0, 65, 0, BLOCK))
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.fail_after(10):
+            for number in range(64):
+                assert await client.simple() == (number, 0)
+                await client.read(length)
+            assert await client.simple() == (64, 0)
+            assert await client.simple() == (65, 0)
+            await client.read(BLOCK)
+
+
+@in_jumping_time
 async def test_the_end_does_not_wait_for_tokens(path: Path, exports: FixedExports) -> None:
     async with AsyncExitStack() as stack:
         async with limited(exports, path, IoLimits(iops=IoRate(1))) as daemon:
