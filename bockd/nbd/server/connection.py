@@ -84,6 +84,9 @@ class Connection:
         self._served_together = self._by_itself = self._next_by_itself = 0
         self._holding: Holding | None = None
         """While the volume has limits, and until all that they have held up was served."""
+        self._forcings = 0
+        """How many want what was sent carried out, whatever the limits, which may come and go
+        meanwhile."""
 
     def prepare(
         self,
@@ -138,8 +141,7 @@ class Connection:
 
     def stop_receiving(self) -> None:
         """See `registry.Member`."""
-        if self._holding is not None:
-            self._holding.force()
+        self._force()  # for good
         self._stopped = True
         self._channel.stop_receiving()
 
@@ -173,12 +175,19 @@ class Connection:
         """See `registry.Member`."""
         if self.closed.is_set():
             return
-        if self._holding is None:
+        self._force()
+        try:
             await self._consumed_all()
-            return
-        with self._holding.forcing():
-            await self._consumed_all()
-            await self._holding.begun()
+            if (holding := self._holding) is not None:
+                await holding.begun()
+        finally:
+            self._forcings -= 1
+
+    def _force(self) -> None:
+        """Let pass all that the limits hold up, and what comes until `_forcings` is less again."""
+        self._forcings += 1
+        if self._holding is not None:
+            self._holding.pass_all()
 
     async def _consumed_all(self) -> None:
         target = self._received_bytes + self._channel.unread_bytes()
@@ -292,6 +301,7 @@ class Connection:
                 self._limits.max_in_flight,
                 self._nursery,
                 self._serve_batch,
+                lambda: self._forcings > 0,
             )
         elif self._holding is not None and self._holding.idle:
             self._holding = None

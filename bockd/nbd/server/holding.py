@@ -8,13 +8,12 @@ serves them, batch by batch, in turn with its loop.
 
 What is held has not begun: a snapshot, a drain or the end of the daemon does not wait for it. A
 fence and the end of a connection that the daemon closes in order do not wait for tokens either: all
-that was held passes at once, and those who come later pay (`forcing`).
+that was held passes at once, and those who come later pay (`pass_all`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from time import perf_counter_ns
 
 import trio
@@ -64,8 +63,10 @@ class Holding:
         max_requests: int,
         nursery: trio.Nursery,
         serve_batch: ServeBatch,
+        forcing: Callable[[], bool],
     ) -> None:
-        """A task in the `nursery` serves what may pass after it has waited."""
+        """A task in the `nursery` serves what may pass after it has waited. While `forcing` returns
+        True nothing is held."""
         self._gate = gate
         self._device = device
         self._channel = channel
@@ -73,6 +74,7 @@ class Holding:
         self._max_requests = max_requests
         self._nursery = nursery
         self._serve_batch = serve_batch
+        self._forcing = forcing
         self._turn = trio.Lock()
         """Of whoever serves a batch."""
         self._held: dict[_Held, None] = {}
@@ -82,7 +84,6 @@ class Holding:
         self._bytes = 0
         self._requests = 0
         """Held, ready, or being served."""
-        self._forcing = 0
         self._changed = trio.Event()
 
     # -- requests ----------------------------------------------------------------------------------
@@ -135,7 +136,7 @@ class Holding:
 
     def _asked(self, held: _Held, reads: bool, length: int) -> bool:
         """Whether a request may pass now. It waits if not."""
-        if self._forcing:
+        if self._forcing():
             self._gate.charge(reads=reads, length_bytes=length)
             return True
         waiting = self._gate.ask(
@@ -188,7 +189,7 @@ class Holding:
             with trio.move_on_after(PEER_LOOK_SECONDS) as scope:
                 await self._changed.wait()
             # Once the daemon has ended the receiving it looks as if the client had.
-            if scope.cancelled_caught and not self._forcing and self._channel.peer_left():
+            if scope.cancelled_caught and not self._forcing() and self._channel.peer_left():
                 raise HungUpError("the client left while its requests waited for the limits")
 
     # -- what is ready -----------------------------------------------------------------------------
@@ -239,18 +240,8 @@ class Holding:
 
     # -- ends --------------------------------------------------------------------------------------
 
-    @contextmanager
-    def forcing(self) -> Iterator[None]:
-        """Let pass all that is held, and what comes, for the duration of a `with` block."""
-        self.force()
-        try:
-            yield
-        finally:
-            self._forcing -= 1
-
-    def force(self) -> None:
-        """Let pass all that is held, and what comes from now on."""
-        self._forcing += 1
+    def pass_all(self) -> None:
+        """Let pass all that is held."""
         for held in list(self._held):
             held.waiting.force()
             self._let_pass(held)

@@ -28,6 +28,7 @@ from tests.nbd.server.serving import FixedExports, in_jumping_time, serving
 
 DISK = ExportKey(NodeKind.VOLUME, 1)
 TEN = IoLimits(iops=IoRate(10))
+MANY = IoLimits(iops=IoRate(1_000_000))
 BLOCK = 4096
 
 
@@ -346,6 +347,40 @@ async def test_a_fence_carries_out_what_waits(path: Path, exports: FixedExports)
             assert daemon.seconds == pytest.approx(20, abs=0.1)
         for number in range(1, 20):
             assert await old.simple() == (1 + number, 0)
+
+
+@pytest.mark.parametrize(
+    ("before", "meanwhile"), [(IoLimits(), IoLimits(iops=IoRate(1))), (MANY, IoLimits())]
+)
+def test_limits_may_change_while_a_fence_waits(
+    path: Path, exports: FixedExports, before: IoLimits, meanwhile: IoLimits
+) -> None:
+    """What the older client had sent is on the device when the newcomer is let in."""
+
+    @in_jumping_time
+    async def run() -> None:
+        async with limited(exports, path, before) as daemon, await Client.go(path) as old:
+            length = 256 << 10
+            await old.send(b"".join(wire.request(0, n, 0, length) for n in range(64)))
+            await trio.testing.wait_all_tasks_blocked()  # it takes no replies yet
+            await old.send(writes(20))
+            async with trio.open_nursery() as nursery:
+
+                async def come() -> None:
+                    async with await Client.go(path):
+                        assert all(written(daemon.device, 20))
+                        assert daemon.seconds < 1
+
+                nursery.start_soon(come)
+                await trio.testing.wait_all_tasks_blocked()
+                daemon.limit(meanwhile)
+                for number in range(64):
+                    assert await old.simple() == (number, 0)
+                    await old.read(length)
+                for number in range(20):
+                    assert await old.simple() == (1 + number, 0)
+
+    run()
 
 
 @in_jumping_time
