@@ -27,22 +27,20 @@ must not be a request less."""
 class Bucket:
     """See the module's docstring. Times given to it never go back."""
 
-    __slots__ = ("_at", "_capacity", "_nano", "per_second")
+    __slots__ = ("_at", "_capacity", "_nano", "_owed", "per_second")
 
     def __init__(self, per_second: int, capacity: int, now: int) -> None:
         """It is full at first."""
         self.per_second = per_second
         self._capacity = self._nano = capacity * NANO
+        self._owed = 0
         self._at = now
-
-    @property
-    def in_debt(self) -> bool:
-        """Whether more was taken than there was, when it was last looked at."""
-        return self._nano < 0
 
     def fill(self, now: int) -> None:
         """Add what has come by now."""
-        self._nano = min(self._capacity, self._nano + self.per_second * (now - self._at))
+        come = self.per_second * (now - self._at)
+        self._nano = min(self._capacity, self._nano + come)
+        self._owed = max(0, self._owed - come)
         self._at = now
 
     def has(self, cost: int) -> bool:
@@ -53,19 +51,27 @@ class Bucket:
         """Take tokens, whether they are there or not."""
         self._nano -= cost * NANO
 
+    def charge(self, cost: int) -> None:
+        """Take tokens for a request that did not wait for them; those that are missing are owed."""
+        before = min(0, self._nano)
+        self.take(cost)
+        self._owed += before - min(0, self._nano)
+
     def ready_at(self, cost: int) -> int:
         """Return when it will have enough for a request of this cost, if nobody takes any."""
         missing = min(cost * NANO, self._capacity) - self._nano
         return self._at + max(0, -(-missing // self.per_second))
 
     def solvent_at(self) -> int:
-        """Return when it will be out of debt."""
-        return self._at + max(0, -(self._nano // self.per_second))
+        """Return when nothing will be owed. The debt of a request that is larger than the bucket is
+        none that anybody owes."""
+        return self._at + -(-self._owed // self.per_second)
 
     def inherit(self, older: Bucket, now: int) -> None:
         """Begin with what another one has now, for which this one comes in place."""
         older.fill(now)
         self._nano = min(self._capacity, older._nano)
+        self._owed = older._owed
         self._at = now
 
 

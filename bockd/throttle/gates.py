@@ -130,16 +130,17 @@ class Gate:
             Waiting.drop((waiting,))
             raise
 
-    async def solvent(self) -> None:
-        """Wait until what was taken in advance has been paid."""
+    async def solvent(self, waits: Callable[[], bool]) -> None:
+        """Wait until what requests owe that did not wait has been paid, or until `waits` returns
+        False. It is asked within a second, again and again, and so is whether limits are lifted."""
         while self.limited:
             at = self.throttle.solvent_at()
             if self.tenant is not None:
                 at = max(at, self.tenant.solvent_at())
             missing_ns = at - self._clock()
-            if missing_ns <= 0:
+            if missing_ns <= 0 or not waits():
                 return
-            await trio.sleep(min(missing_ns, _SECOND_NS) / _SECOND_NS)  # limits may be lifted
+            await trio.sleep(min(missing_ns, _SECOND_NS) / _SECOND_NS)
 
 
 def loop_time() -> int:

@@ -144,12 +144,14 @@ class Throttle:
         self.charge(waiter.flow[1], waiter.length_bytes)
 
     def charge(self, reads: bool, length_bytes: int) -> None:
-        """Take what a request costs, whether it is there or not."""
+        """Have a request pay that does not wait: what is not there is owed."""
         self._fill()
-        self._take(self._ways[reads], length_bytes)
+        operations = self._operations(length_bytes)
+        for bucket, counts_bytes in self._ways[reads]:
+            bucket.charge(length_bytes if counts_bytes else operations)
 
     def solvent_at(self) -> int:
-        """Return when none of the buckets will be in debt, if nobody takes any more."""
+        """Return when nothing will be owed to any of the buckets, if nobody is forced any more."""
         self._fill()
         buckets = [bucket for named in self._named.values() for bucket in named]
         return max((bucket.solvent_at() for bucket in buckets), default=0)

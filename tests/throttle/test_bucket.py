@@ -72,9 +72,26 @@ def test_a_request_larger_than_the_bucket_passes_when_it_is_full() -> None:
     bucket.fill(NANO // 10)
     assert bucket.has(100)
     bucket.take(100)
-    assert bucket.in_debt
     assert bucket.ready_at(1) == NANO // 10 + (100 - 5 + 1) * NANO // 10
-    assert bucket.solvent_at() == NANO // 10 + 95 * NANO // 10
+    assert bucket.solvent_at() == NANO // 10
+
+
+def test_what_is_owed_is_what_was_missing_for_those_who_did_not_wait() -> None:
+    bucket = Bucket(per_second=10, capacity=5, now=0)
+    bucket.charge(4)
+    assert bucket.solvent_at() == 0
+    bucket.charge(3)
+    bucket.charge(1)
+    assert bucket.solvent_at() == 3 * NANO // 10
+    bucket.fill(NANO // 10)
+    assert bucket.solvent_at() == 3 * NANO // 10
+    other = Bucket(per_second=20, capacity=5, now=0)
+    other.inherit(bucket, NANO // 10)
+    assert other.solvent_at() == 2 * NANO // 10
+    bucket.fill(NANO)
+    bucket.take(100)
+    bucket.charge(1)
+    assert bucket.solvent_at() == 11 * NANO // 10
 
 
 def test_a_bucket_does_not_save_more_than_it_holds() -> None:

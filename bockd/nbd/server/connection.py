@@ -251,6 +251,14 @@ class Connection:
 
     # Its life.
 
+    def waits_outside(self) -> bool:
+        """Return whether a client may be kept waiting that has not been let in: not if somebody
+        needs what it has sent carried out. Raises HungUpError if it is not there any more, or was
+        told to go."""
+        if self._stopped or self._channel.peer_left():
+            raise HungUpError("the client left before what others owe to the limits was paid")
+        return not self._forcings
+
     async def run(self, enter: Callable[[], Awaitable[None]]) -> None:
         """Admit the client with `enter`, and serve it until it leaves. Raises ProtocolError when it
         broke the rules. Operations that have begun are finished in any case."""

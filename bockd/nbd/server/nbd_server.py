@@ -197,7 +197,7 @@ class NbdServer:
 
         async def enter() -> None:
             # A fence lets pass what waits there. Who comes again and again for that must pay first.
-            await gate.solvent()
+            await gate.solvent(connection.waits_outside)
             await self._registry.fence(connection, export.key)
             await channel.send(entrance.reply)
 

@@ -401,6 +401,50 @@ async def test_a_newcomer_waits_until_what_fences_let_pass_is_paid(
                 await busy.simple()
 
 
+async def outside(daemon: Limited, path: Path, *, behind: bytes = b"") -> Client:
+    """A client that is not let in yet, because of what another one owes."""
+    client = await Client.connect(path)
+    await client.send(wire.FIXED_NEWSTYLE_NO_ZEROES + wire.go("disk") + behind)
+    await trio.testing.wait_all_tasks_blocked()
+    return client
+
+
+@in_jumping_time
+async def test_who_waits_outside_may_leave(path: Path, exports: FixedExports) -> None:
+    """It takes up no place then, and nobody waits for it: not a detach, nor what comes in time."""
+    async with (
+        limited(exports, path, IoLimits(iops=IoRate(1))) as daemon,
+        await Client.go(path) as old,
+    ):
+        await hold(daemon, old, 100)
+        async with await Client.go(path):
+            assert all(written(daemon.device, 100))
+        async with await outside(daemon, path):
+            assert daemon.clients == 2
+        await trio.sleep(1.1)
+        assert daemon.clients == 1
+        for behind in (b"", wire.write(1, 200 * BLOCK, b"x" * BLOCK)):
+            async with await outside(daemon, path, behind=behind):
+                since = daemon.seconds
+                await daemon.server.drain_and_close(DISK, "disk", 10)
+                assert daemon.clients == 0
+                assert daemon.seconds - since < 1.5
+        assert daemon.seconds < 10
+
+
+@in_jumping_time
+async def test_nobody_owes_for_a_large_request_that_has_waited(
+    path: Path, exports: FixedExports
+) -> None:
+    async with (
+        limited(exports, path, IoLimits(bps=IoRate(1 << 20))) as daemon,
+        await Client.go(path) as client,
+    ):
+        await client.read_data(0, 4 << 20)
+        async with await Client.go(path):
+            assert daemon.seconds < 0.5
+
+
 @in_jumping_time
 async def test_large_requests_pass_at_the_rate(path: Path, exports: FixedExports) -> None:
     """Each is larger than the bucket. A payload is not received before it may pass."""
