@@ -81,9 +81,9 @@ class Recordings:
             while self._running:
                 oldest = min(one.asked_at for one in self._running.values())
                 await trio.sleep_until(oldest + LEASE_SECONDS)
-                limit = trio.current_time() - LEASE_SECONDS
+                now = trio.current_time()
                 for name, one in list(self._running.items()):
-                    if one.asked_at <= limit:
+                    if one.asked_at + LEASE_SECONDS <= now:  # rounded as above, or it may never be
                         self._stop(name)
 
     def _find(self, recording: str) -> Recording:

@@ -52,6 +52,25 @@ def asked_of(records: list[Record]) -> list[Asked]:
     return [(one.kind, one.flags, one.offset, one.length) for one in records]
 
 
+class StillClock(trio.abc.Clock):
+    """A clock that stands at the time for which somebody waits, and goes no further by itself."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+
+    def start_clock(self) -> None:
+        """See trio.abc.Clock."""
+
+    def current_time(self) -> float:
+        """See trio.abc.Clock."""
+        return self._now
+
+    def deadline_to_sleep_time(self, deadline: float) -> float:
+        """See trio.abc.Clock."""
+        self._now = max(self._now, deadline)
+        return 0
+
+
 class Asking:
     """A stream of requests of all kinds and sizes, and what a recording of it has."""
 
@@ -274,6 +293,29 @@ async def test_a_recording_that_nobody_asks_for_ends() -> None:
         await trio.sleep(LEASE_SECONDS + 1)
         assert statistics.trace is None
         nursery.cancel_scope.cancel()
+
+
+def test_a_recording_ends_whatever_is_lost_to_rounding() -> None:
+    """Times are floats: of some, the lease cannot be taken off again as it was added."""
+    chance = random.Random(1)
+    times = (chance.uniform(0, 1e6) for _ in iter(int, 1))
+    odd = next(time for time in times if time + LEASE_SECONDS - LEASE_SECONDS < time)
+    looks = 0
+
+    async def run() -> None:
+        nonlocal looks
+        recordings, statistics = Recordings(), ExportStatistics()
+        await trio.sleep_until(odd)
+        recordings.begin(KEY, statistics)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(recordings.watch)
+            while statistics.trace is not None and looks < 100:
+                looks += trio.current_time() >= odd + LEASE_SECONDS
+                await trio.sleep_until(odd + LEASE_SECONDS)
+            nursery.cancel_scope.cancel()
+
+    trio.run(run, clock=StillClock())
+    assert looks < 100
 
 
 @in_jumping_time
