@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import BinaryIO, Final
 
 from bockd.errors import InvalidRequestError
+from bockd.model import MAX_VOLUME_BYTES
 from bockd.trace.records import FUA, Kind, Record
 
 _SECTOR_BYTES: Final = 512
@@ -77,6 +78,8 @@ class _Reader:
         time_ns = int(seconds) * 10**9 + int(fraction)
         for kind, flags, sectors in _requests_of(rwbs, place):
             begin = int(place[1]) * _SECTOR_BYTES if place and sectors else 0
+            if begin + sectors * _SECTOR_BYTES > MAX_VOLUME_BYTES:
+                raise ValueError("no volume is so large")
             key = kind, begin, sectors * _SECTOR_BYTES
             if action in (b"M", b"F"):
                 self._open.pop(key, None)

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator
 from typing import BinaryIO, Final, TextIO
 
 from bockd.errors import InvalidRequestError
+from bockd.model import MAX_VOLUME_BYTES
 from bockd.trace.records import FUA, Kind, Record
 
 FIRST_WORDS: Final = b"fio version "
@@ -96,7 +97,7 @@ class _Reader:
         if kind is None:
             raise ValueError(f"{action!r} is no action of version {self._version}")
         begin, count = _number(offset, "an offset"), _number(length, "a length")
-        if begin + count >= 1 << 63:
+        if begin + count > MAX_VOLUME_BYTES:
             raise ValueError("no volume is so large")
         if kind is Kind.FLUSH:
             begin = count = 0

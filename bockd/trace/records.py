@@ -29,6 +29,7 @@ from enum import IntEnum
 from typing import BinaryIO, Final, NamedTuple
 
 from bockd.errors import InvalidRequestError
+from bockd.model import MAX_VOLUME_BYTES
 
 MAGIC: Final = b"\x89bocktr\n"
 VERSION: Final = 1
@@ -182,7 +183,10 @@ def read_records(file: BinaryIO, name: str, ending: Ending) -> Iterator[Record]:
             kind = _KINDS.get(code)
             if ending.complete:
                 raise _damaged(name, number, "something follows the end of the trace")
-            if kind is None or mark != MARK or offset + length >= 1 << 63:
+            if kind is Kind.FLUSH:
+                offset = length = 0  # the client's, which mean nothing
+            beyond = offset + length > MAX_VOLUME_BYTES and kind is not Kind.LOST
+            if kind is None or mark != MARK or beyond:
                 if _only_zeros(file, chunk[at * RECORD.size :]):
                     return
                 raise _damaged(name, number, "it is no record")

@@ -1,7 +1,7 @@
 """Numbers about a trace: what was asked for, how large, where, and how long it took.
 
 All of it is exact. Memory: 8 bytes for each request (latencies), and a bit for each 4 KiB block in
-the pieces of 128 MiB that were touched.
+the pieces of 128 MiB that were touched; not for those that one request covers.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ HOT_SHARES: Final = (1, 10, 50)
 """Percent of the touched regions, the busiest first."""
 FRACTIONS: Final = (0.5, 0.9, 0.99, 0.999)
 _PIECE_BLOCKS: Final = 32768
+_WHOLE: Final = (1 << _PIECE_BLOCKS) - 1
 _PLACED: Final = (Kind.READ, Kind.WRITE, Kind.TRIM, Kind.ZERO)
 _DATA: Final = (Kind.READ, Kind.WRITE)
 
@@ -51,7 +52,10 @@ class Blocks:
         while block < end:
             piece, at = divmod(block, _PIECE_BLOCKS)
             count = min(end - block, _PIECE_BLOCKS - at)
-            self._pieces[piece] = self._pieces.get(piece, 0) | ((1 << count) - 1) << at
+            if count == _PIECE_BLOCKS:
+                self._pieces[piece] = _WHOLE
+            else:
+                self._pieces[piece] = self._pieces.get(piece, 0) | ((1 << count) - 1) << at
             block += count
 
     def __len__(self) -> int:

@@ -125,6 +125,7 @@ def test_what_fio_writes_is_read(tmp_path: Path) -> None:
         ("fio version 3 iolog\n0 f read 0 5", "line 2: it is cut short"),
         ("fio version 2 iolog\nf add\ng add\n", "line 3: a second file, 'g' beside 'f'"),
         ("fio version 2 iolog\nf read 9223372036854775807 1\n", "line 2: no volume is so large"),
+        (f"fio version 2 iolog\nf read {16 << 40} 1\n", "line 2: no volume is so large"),
         ("fio version 2 iolog\nf read " + "1" * 5000, "line 2: it is cut short"),
     ],
 )
@@ -191,6 +192,9 @@ def test_blkparse_lines_that_are_damaged_are_named() -> None:
     )
     with pytest.raises(InvalidRequestError, match="t: line 2 is no line of blkparse"):
         list(read_blkparse(io.BytesIO(text), "t"))
+    far = text.splitlines(keepends=True)[0].replace(b" 8 + 8 ", b" %d + 1 " % (16 << 40 >> 9))
+    with pytest.raises(InvalidRequestError, match="t: line 1: no volume is so large"):
+        list(read_blkparse(io.BytesIO(far), "t"))
     other = text.splitlines(keepends=True)[0].replace(b"8,0", b"8,1")
     with pytest.raises(InvalidRequestError, match="line 2: a second device, 8,1 beside 8,0"):
         list(read_blkparse(io.BytesIO(text.splitlines(keepends=True)[0] + other), "t"))

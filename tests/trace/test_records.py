@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bockd.errors import BockdError, InvalidRequestError
+from bockd.model import MAX_VOLUME_BYTES
 from bockd.trace.reading import open_trace
 from bockd.trace.records import (
     RECORD,
@@ -54,15 +55,22 @@ def test_a_trace_is_read_as_it_was_written(tmp_path: Path) -> None:
             order=st.integers(0, (1 << 32) - 1),
             kind=st.sampled_from([kind for kind in Kind if kind < Kind.LOST]),
             flags=st.integers(0, 255),
-            offset=st.integers(0, 1 << 62),
-            length=st.integers(0, (1 << 62) - 1),
+            offset=st.integers(0, MAX_VOLUME_BYTES // 2),
+            length=st.integers(0, MAX_VOLUME_BYTES // 2),
             latency_ns=st.integers(0, (1 << 64) - 1),
         )
     )
 )
 def test_any_request_is_read_as_it_was_written(records: list[Record]) -> None:
     file = io.BytesIO(b"".join(one.pack() for one in records))
-    assert list(read_records(file, "t", Ending())) == records
+    assert list(read_records(file, "t", Ending())) == [
+        one._replace(offset=0, length=0) if one.kind is Kind.FLUSH else one for one in records
+    ]
+
+
+def test_what_a_client_adds_to_a_flush_is_no_damage() -> None:
+    content = record(1, Kind.FLUSH, 1 << 63, 1 << 31).pack()
+    assert list(read_records(io.BytesIO(content), "t", Ending())) == [record(1, Kind.FLUSH, 0, 0)]
 
 
 def test_lost_requests_are_counted(tmp_path: Path) -> None:
@@ -108,6 +116,21 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     assert "record 5 of the trace" in refusal_of(path)
     path.write_bytes(whole + REQUESTS[0].pack())
     assert "record 8 of the trace is damaged: something follows the end" in refusal_of(path)
+
+
+@given(st.integers(0, 7), st.sampled_from(["offset", "length"]), st.integers(45, 63))
+def test_what_lies_beyond_any_volume_is_no_record(other: int, field: str, bit: int) -> None:
+    """One bit more would have the summary take all memory."""
+    places = {"offset": other, "length": other, field: other | 1 << bit}
+    content = record(1, Kind.READ, **places).pack()
+    with pytest.raises(InvalidRequestError, match="record 1 of the trace is damaged: it is no"):
+        list(read_records(io.BytesIO(content), "t", Ending()))
+
+
+def test_more_requests_may_be_lost_than_a_volume_has_bytes() -> None:
+    ending = Ending()
+    assert not list(read_records(io.BytesIO(lost_record(1, 1 << 62)), "t", ending))
+    assert ending.lost == 1 << 62
 
 
 def test_a_damaged_header_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from collections import Counter
 from xml.etree import ElementTree
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bockd.model import GIB, KIB, MIB
+from bockd.model import GIB, KIB, MAX_VOLUME_BYTES, MIB
 from bockd.trace.heatmap import COLUMNS, ROWS, HeatMap
 from bockd.trace.records import FUA, Kind, Record
 from bockd.trace.summary import (
@@ -80,6 +81,17 @@ def test_a_set_of_blocks_is_that_of_its_ranges(ranges: list[tuple[int, int]]) ->
         count += max(0, end - max(begin, reach))
         reach = max(reach, end)
     assert len(blocks) == count
+
+
+def test_a_request_of_a_whole_volume_takes_little_memory() -> None:
+    blocks = Blocks()
+    tracemalloc.start()
+    try:
+        blocks.add(0, MAX_VOLUME_BYTES)
+        assert tracemalloc.get_traced_memory()[1] < 64 * MIB
+    finally:
+        tracemalloc.stop()
+    assert len(blocks) * 4096 == MAX_VOLUME_BYTES
 
 
 def test_percentiles_are_of_the_nearest_rank() -> None:
