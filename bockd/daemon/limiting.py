@@ -16,6 +16,7 @@ from bockd.blockstorage.running import StorageContext
 from bockd.errors import BockdError
 from bockd.model import NodeKind, VolumeId
 from bockd.throttle.gates import Applied, Gates
+from bockd.validation import check_io_limits
 
 log = logging.getLogger(__name__)
 
@@ -32,23 +33,42 @@ class Limiting:
         self._context = context
         self._pool = context.pool
         self._gates = gates
+        self._known: dict[VolumeId, Applied] = {}
+        """What held last for the volumes that are used."""
+        self._damaged: set[VolumeId] = set()
+        """Those of which that was said."""
         gates.look_up = self.applied
 
     def applied(self, volume: VolumeId) -> Applied:
-        """Return the limits of a volume, as the index has them. None where it does not say: a
-        damaged record of a tenant must not keep a client from its volume."""
+        """Return the limits of a volume, as the index has them. Where it does not say, or says what
+        cannot be, those that were known last, or none: a damaged record of a tenant must not keep a
+        client from its volume."""
         try:
-            with self._pool.nodes() as nodes:
-                limits = self._context.limits_of(nodes.volume(volume))
-                ledger = Ledger(nodes.txn)
-                owned = ledger.owned_volume(volume)
-                if owned is None:
-                    return Applied(limits)
-                tenant = ledger.tenant(owned.tenant)
+            found = self._recorded(volume)
         except BockdError as error:
-            log.warning("the limits of volume %s are not known: %s", volume, error)
-            return Applied()
-        return Applied(limits, owned.tenant, self._context.tenant_limits_of(tenant))
+            if volume not in self._damaged:
+                self._damaged.add(volume)
+                log.warning("the limits of volume %s are not known: %s", volume, error)
+            return self._known.get(volume, Applied())
+        if volume not in self._known:
+            used = {volume, *self._gates}
+            self._known = {one: known for one, known in self._known.items() if one in used}
+            self._damaged &= used
+        self._damaged.discard(volume)
+        self._known[volume] = found
+        return found
+
+    def _recorded(self, volume: VolumeId) -> Applied:
+        """Return the limits of a volume from the index. Raises BockdError."""
+        with self._pool.nodes() as nodes:
+            limits = check_io_limits(self._context.limits_of(nodes.volume(volume)))
+            ledger = Ledger(nodes.txn)
+            owned = ledger.owned_volume(volume)
+            if owned is None:
+                return Applied(limits)
+            tenant = ledger.tenant(owned.tenant)
+        of_tenant = check_io_limits(self._context.tenant_limits_of(tenant))
+        return Applied(limits, owned.tenant, of_tenant)
 
     async def run(self) -> None:
         """Follow what other gateways change, until cancelled. Return at once where there can be

@@ -82,6 +82,33 @@ def test_a_damaged_tenant_keeps_nobody_from_a_volume(
     assert "are not known" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "stored", [IoLimits(iops=IoRate(0)), IoLimits(iops=IoRate(5), iops_size=0)]
+)
+def test_limits_that_cannot_be_are_damage(
+    store: Store, caplog: pytest.LogCaptureFixture, stored: IoLimits
+) -> None:
+    """Or a division by zero would end every connection of the volume."""
+    volume = run_inline(store.pool.create_volume("disk", GIB)).id
+    other = run_inline(store.pool.create_volume("other", GIB)).id
+    limits = limiting(store)
+    limit(store, volume, OWN)
+    assert limits.applied(volume) == Applied(OWN)
+    for one in (volume, other):
+        limit(store, one, stored)
+    for _ in range(3):
+        assert limits.applied(volume) == Applied(OWN)
+        assert limits.applied(other) == Applied()
+    assert [one.getMessage().split(":")[0] for one in caplog.records] == [
+        f"the limits of volume {one} are not known" for one in (volume, other)
+    ]
+    limit(store, volume, DEFAULT)
+    assert limits.applied(volume) == Applied(DEFAULT)
+    limit(store, volume, stored)
+    assert limits.applied(volume) == Applied(DEFAULT)
+    assert len(caplog.records) == 3
+
+
 @in_jumping_time
 async def test_limits_that_another_gateway_sets_hold_here_soon(tmp_path: Path) -> None:
     store = Store(tmp_path / "pool")
