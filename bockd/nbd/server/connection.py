@@ -305,7 +305,6 @@ class Connection:
                 self._gate,
                 self._device,
                 self._channel,
-                self._account,
                 self._limits.max_in_flight,
                 self._nursery,
                 self._serve_batch,

@@ -2,9 +2,10 @@
 
 A request that may not pass is taken out of the receive buffer and *held*, so that those behind it
 are still seen: a read passes writes whose limit is used up. What is held is bounded in number and
-in bytes; beyond that the connection reads no more from its socket, nor while it waits for a payload
-that is too large to be held. Requests that may pass again are *ready*; a task of the connection
-serves them, batch by batch, in turn with its loop.
+in bytes, which each connection has reserved (limits.CONNECTION_BYTES); beyond that the connection
+reads no more from its socket, nor while it waits for a payload that is too large to be held.
+Requests that may pass again are *ready*; a task of the connection serves them, batch by batch, in
+turn with its loop.
 
 What is held has not begun: a snapshot, a drain or the end of the daemon does not wait for it. A
 fence and the end of a connection that the daemon closes in order do not wait for tokens either: all
@@ -21,7 +22,6 @@ import trio
 from bockd.nbd.protocol import constants as nbd
 from bockd.nbd.protocol.limits import MAX_PAYLOAD_BYTES
 from bockd.nbd.protocol.transmission import Request
-from bockd.nbd.server.budget import Account
 from bockd.nbd.server.channel import Channel, HungUpError
 from bockd.nbd.server.limits import MAX_HELD_BYTES, PEER_LOOK_SECONDS
 from bockd.pool.device import BlockDevice
@@ -59,7 +59,6 @@ class Holding:
         gate: Gate,
         device: BlockDevice,
         channel: Channel,
-        account: Account,
         max_requests: int,
         nursery: trio.Nursery,
         serve_batch: ServeBatch,
@@ -70,7 +69,6 @@ class Holding:
         self._gate = gate
         self._device = device
         self._channel = channel
-        self._account = account
         self._max_requests = max_requests
         self._nursery = nursery
         self._serve_batch = serve_batch
@@ -154,7 +152,6 @@ class Holding:
             body = held.request[5]
             held.payload = bytes(received[body : body + payload_bytes])
             self._bytes += payload_bytes
-            self._account.charge(payload_bytes)
         held.passed = lambda: self._is_ready(held)
 
     def _is_full(self, payload_bytes: int) -> bool:
@@ -227,11 +224,8 @@ class Holding:
 
     def _forget(self, ended: Sequence[_Held]) -> None:
         """Give back what requests have taken up."""
-        payload_bytes = sum(len(held.payload) for held in ended)
         self._requests -= len(ended)
-        self._bytes -= payload_bytes
-        if payload_bytes:
-            self._account.discharge(payload_bytes)
+        self._bytes -= sum(len(held.payload) for held in ended)
         self._note()
 
     def _note(self) -> None:
