@@ -335,7 +335,7 @@ class Connection:
                 if self._holding is not None:
                     await self._holding.payload_passed(parser.large)
                 incoming = Incoming(buffer, position, end)
-                await self._large.receive(parser.large, incoming, self)
+                await self._large.receive(parser.large, started, incoming, self)
                 position, end = incoming.position, incoming.end
             end = self._move_leftover(position, end)
             if end and (progressed or parser.large is not None):

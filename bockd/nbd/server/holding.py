@@ -15,7 +15,7 @@ that was held passes at once, and those who come later pay (`pass_all`).
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from time import perf_counter_ns
+from itertools import groupby
 
 import trio
 
@@ -41,12 +41,14 @@ def _nothing() -> None:
 class _Held:
     """A request that waits. One without a request is a payload that waits in the socket."""
 
-    __slots__ = ("passed", "payload", "request", "since", "waiting")
+    __slots__ = ("passed", "payload", "place", "request", "started", "waiting")
 
-    def __init__(self, request: Request | None) -> None:
+    def __init__(self, request: Request | None, started: int, place: int) -> None:
+        """It was parsed at `started`, as the request of that number."""
         self.request = request
         self.payload = b""
-        self.since = perf_counter_ns()
+        self.started = started
+        self.place = place
         self.waiting: Waiting
         self.passed: Callable[[], None] = _nothing
 
@@ -96,7 +98,7 @@ class Holding:
         them. Raises HungUpError when the client has left meanwhile."""
         index = 0
         while index < len(requests):
-            passing, index = self._sort(requests, index, received)
+            passing, index = self._sort(requests, index, started, received)
             if passing:
                 async with self._turn:
                     await self._serve_all(passing, started, received)
@@ -109,7 +111,7 @@ class Holding:
             index = await self._serve_batch(requests, index, started, 0, received)
 
     def _sort(
-        self, requests: Sequence[Request], index: int, received: memoryview
+        self, requests: Sequence[Request], index: int, started: int, received: memoryview
     ) -> tuple[list[Request], int]:
         """Divide requests from `index` on: those that may pass now are returned, the others held.
         Also return the index of the first that could not be held."""
@@ -124,7 +126,7 @@ class Holding:
             reads, length, payload_bytes = cost
             if self._is_full(payload_bytes):
                 break
-            held = _Held(request)
+            held = _Held(request, started, index)
             if self._asked(held, reads, length):
                 passing.append(request)
             else:
@@ -170,7 +172,7 @@ class Holding:
         cost = _cost(request, self._device.size_bytes)
         if cost is None:
             return
-        held = _Held(None)
+        held = _Held(None, 0, 0)
         if self._asked(held, cost[0], cost[1]):
             return
         held.passed = self._note
@@ -213,12 +215,17 @@ class Holding:
             self._note()
 
     async def _serve_some(self) -> None:
-        ready = sorted(self._ready, key=lambda held: held.since)  # as they came, not as they passed
-        self._ready = []
-        requests, payloads = _joined(ready)
+        """Serve what is ready: as it came, not as it passed, and what came together in one run,
+        because the requests of a batch have one time from which it is told how long they took."""
+        ready = sorted(self._ready, key=lambda held: (held.started, held.place))
+        self._ready = []  # nothing, if they were given up while we waited for our turn
         try:
-            if requests:  # else they were given up while we waited for our turn
-                await self._serve_all(requests, ready[0].since, payloads)
+            for started, together in groupby(ready, key=lambda held: held.started):
+                run = list(together)
+                requests, payloads = _joined(run)
+                # Behind those that passed at once, and by place, or a recording could not tell the
+                # order: bodies lie elsewhere now.
+                await self._serve_all(requests, started + 1 + run[0].place, payloads)
         finally:
             self._forget(ready)
 

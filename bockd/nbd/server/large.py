@@ -108,14 +108,14 @@ class _LargeWrite:
 
     __slots__ = ("error", "left_bytes", "offset", "pending", "request", "started")
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, started: int) -> None:
         self.request = request
+        self.started = started
         self.offset = request[3]
         """Of what comes next of the payload."""
         self.left_bytes = request[4]
         self.pending = 1  # the receiving itself
         self.error: Exception | None = None
-        self.started = perf_counter_ns()
 
     def advance(self, length: int) -> None:
         """Note that `length` bytes of the payload have been taken off the stream."""
@@ -157,8 +157,11 @@ class LargeTransfers:
 
     # Writes.
 
-    async def receive(self, request: Request, incoming: Incoming, counter: Received) -> None:
-        """Take a request's payload, which comes next, off the stream, and write it.
+    async def receive(
+        self, request: Request, started: int, incoming: Incoming, counter: Received
+    ) -> None:
+        """Take the payload, which comes next, of a request that came at `started` off the stream,
+        and write it.
 
         Raises ProtocolError when the client stalls, leaves, or sends too much.
         """
@@ -170,7 +173,7 @@ class LargeTransfers:
         await self._flight.wait_below(self._limits.max_in_flight)
         self._statistics.writes += 1
         self._statistics.written_bytes += request[4]
-        write = _LargeWrite(request)
+        write = _LargeWrite(request, started)
         while write.left_bytes:
             if not await self._write_parts(write, incoming, counter):
                 await self._receive_piece(write, incoming, counter)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import random
 import tempfile
 from collections import Counter
@@ -350,6 +351,49 @@ async def test_what_limits_hold_is_recorded_as_long_as_it_took(path: Path) -> No
         assert [sum(entered.buckets(one)) for one in Operation] == counted(records) == [6, 3, 0, 3]
         seconds = sum(entered.seconds(one) for one in Operation)
         assert seconds == pytest.approx(sum(one.latency_ns for one in records) / 1e9, abs=1e-9)
+
+
+@in_jumping_time
+async def test_each_that_limits_hold_took_as_long_as_itself_has_waited(path: Path) -> None:
+    """Whatever passes with it; and a large write from when it came, not from when it may pass."""
+    async with serving(FixedExports({"a": MemoryDevice(4 * MIB)}), path) as server:
+        server.gates.look_up = lambda _: Applied(IoLimits(iops=IoRate(1)))
+        recording = server.recordings.begin(KEY, server.statistics_of(KEY, "a"))
+        ring = server.recordings._find(recording).ring
+        ages = [ring.age_ns()]
+        async with await Client.go(path, "a") as client:
+            await client.read_data(0, 512)
+            ages.append(ring.age_ns())
+            for asked in (wire.request(0, 2, 0, 512), wire.write(3, 0, bytes(MIB))[:9000]):
+                await client.send(asked)
+                await trio.testing.wait_all_tasks_blocked()
+                ages.append(ring.age_ns())
+            server.gates.look_up = lambda _: Applied()
+            server.gates.refresh()
+            await client.send(bytes(MIB + 28 - 9000) + wire.request(2))
+            await client.closes()
+        records, _ = recorded(server.recordings.end(recording))
+        assert [one.length for one in records] == [512, 512, MIB]
+        for one, (before, after) in zip(records, itertools.pairwise(ages), strict=True):
+            assert before < one.time_ns < after
+
+
+@in_jumping_time
+async def test_what_passes_limits_together_keeps_its_times(path: Path) -> None:
+    async with serving(FixedExports({"a": MemoryDevice(MIB)}), path) as server:
+        server.gates.look_up = lambda _: Applied(IoLimits(iops=IoRate(1)))
+        recording = server.recordings.begin(KEY, server.statistics_of(KEY, "a"))
+        async with await Client.go(path, "a") as client:
+            for number in range(4):
+                await client.send(wire.request(0, number, number * 512, 512))
+                await trio.testing.wait_all_tasks_blocked()
+            server.gates.look_up = lambda _: Applied()
+            server.gates.refresh()
+            await client.send(wire.request(2))
+            await client.closes()
+        records, _ = recorded(server.recordings.end(recording))
+        assert [one.offset for one in records] == [0, 512, 1024, 1536]
+        assert len({one.time_ns for one in records}) == 4
 
 
 @in_trio
