@@ -15,8 +15,12 @@ from array import array
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from bockd.model import Extent
+from bockd.model import GIB, Extent
 from bockd.runtime.steps import Blocking, Signal, Steps
+
+CACHE_AHEAD_BYTES = 1 * GIB
+"""How far one call of `cache` reads ahead: the page cache of a machine is not much larger, and a
+hint that names a whole volume of 16 TiB must not bring 16 million leaves into memory."""
 
 
 class BlockDevice(Protocol):

@@ -24,10 +24,8 @@ from bockd.nbd.protocol.limits import MAX_PAYLOAD_BYTES
 from bockd.nbd.protocol.transmission import Request
 from bockd.nbd.server.channel import Channel, HungUpError
 from bockd.nbd.server.limits import MAX_HELD_BYTES, PEER_LOOK_SECONDS
-from bockd.pool.device import BlockDevice
+from bockd.pool.device import CACHE_AHEAD_BYTES, BlockDevice
 from bockd.throttle.gates import Gate, Waiting
-
-_WITHOUT_DATA = frozenset({nbd.CMD_TRIM, nbd.CMD_WRITE_ZEROES})
 
 ServeBatch = Callable[[list[Request], int, int, int, memoryview], Awaitable[int]]
 """Serves a batch: the requests, the index of the first one, when they were parsed, how many are
@@ -289,13 +287,15 @@ def _joined(ready: Sequence[_Held]) -> tuple[list[Request], memoryview]:
 def _cost(request: Request, size_bytes: int) -> tuple[bool, int, int] | None:
     """Return whether a request reads, how many bytes count, and how many of payload it brings with
     it. None for one that costs nothing: a flush, a question, and what will be refused."""
-    _, command, _, offset, length, _ = request
+    flags, command, _, offset, length, _ = request
     if not length or offset + length > size_bytes:
         return None
-    if command in _WITHOUT_DATA:
+    if command == nbd.CMD_TRIM:
         return False, 0, 0
+    if command == nbd.CMD_WRITE_ZEROES:  # those that may leave no hole are written
+        return False, length if flags & nbd.CMD_FLAG_NO_HOLE else 0, 0
     if command == nbd.CMD_CACHE:
-        return True, min(length, MAX_PAYLOAD_BYTES), 0
+        return True, min(length, CACHE_AHEAD_BYTES), 0
     if length > MAX_PAYLOAD_BYTES:
         return None
     if command == nbd.CMD_READ:

@@ -149,6 +149,25 @@ async def test_flushes_and_questions_cost_nothing(path: Path, exports: FixedExpo
 
 
 @in_jumping_time
+async def test_what_moves_data_costs_bytes(path: Path, exports: FixedExports) -> None:
+    """CACHE, which reads, and zeroes that are written; not trims and those that leave a hole."""
+    mib = 1 << 20
+    async with (
+        limited(exports, path, IoLimits(bps=IoRate(mib))) as daemon,
+        await Client.go(path) as client,
+    ):
+        hole = await client.command(nbd.CMD_WRITE_ZEROES, 0, mib)
+        assert (hole, await client.command(nbd.CMD_TRIM, 0, mib)) == (0, 0)
+        no_hole = nbd.CMD_FLAG_NO_HOLE
+        assert await client.command(nbd.CMD_WRITE_ZEROES, 0, mib, flags=no_hole) == 0
+        assert daemon.seconds < 0.1
+        assert await client.command(nbd.CMD_CACHE, 0, mib) == 0
+        assert daemon.seconds == pytest.approx(1, abs=0.05)
+        await client.read_data(0, 512)
+        assert daemon.seconds == pytest.approx(1.9, abs=0.05)
+
+
+@in_jumping_time
 async def test_limits_count_for_open_connections(path: Path, exports: FixedExports) -> None:
     """When they are set, changed and lifted; what waits then passes at once."""
     async with limited(exports, path, IoLimits()) as daemon, await Client.go(path) as client:

@@ -22,16 +22,12 @@ from bockd.drivers.local.volume.runs import find_runs
 from bockd.drivers.local.volume.verifying import ReadPiece, verify_reads
 from bockd.errors import BockdError, DamagedBlockError, from_os_error
 from bockd.index.index import LmdbIndex
-from bockd.model import BLOCK_SIZE, GIB, MIB, Extent, LayerId
-from bockd.pool.device import FastView, FilePart, PartSizes
+from bockd.model import BLOCK_SIZE, MIB, Extent, LayerId
+from bockd.pool.device import CACHE_AHEAD_BYTES, FastView, FilePart, PartSizes
 from bockd.runtime.steps import Blocking, Signal, Spawn, blocking, try_spawn
 
 BLOCK_SHIFT = 12
 assert 1 << BLOCK_SHIFT == BLOCK_SIZE
-
-CACHE_AHEAD_BYTES = 1 * GIB
-"""How far one call of `cache` reads ahead: the page cache of a machine is not much larger, and a
-hint that names a whole volume of 16 TiB must not bring 16 million leaves into memory."""
 
 CACHE_PIECE_BYTES = 64 * MIB
 """How much of that is done at once: who waits for the reads under way waits for this, too."""
