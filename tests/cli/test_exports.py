@@ -212,7 +212,7 @@ def test_volume_of_an_image(daemon: Daemon, tmp_path: Path) -> None:
         tool("qemu-img", "compare", "-f", "qcow2", "-F", "raw", file, volume["uri"])
     larger = daemon.bock_json("volume", "create", "lg", "--image", "base-image", "--size", "2G")
     assert larger["size_bytes"] == 2048 * MIB
-    told = daemon.refusal("volume", "create", "no", "--image", "no-such-image")
+    told = daemon.refusal("volume", "create", "no", "--image", "nothing")
     assert "bock image list" in told
     both = ["--image", "base-image", "--from-snapshot", "x"]
     assert daemon.run("bock", "volume", "create", "no", *both).status == 2

@@ -43,13 +43,13 @@ def test_limits_of_a_volume(daemon: Daemon) -> None:
 
 def test_limits_are_kept_and_stay_with_the_volume(daemon: Daemon) -> None:
     """Grown, renamed and reverted it keeps them; a copy of it has none."""
-    daemon.bock("volume", "create", "kept", "--size", "1MiB")
-    daemon.bock("volume", "limit", "kept", "--iops", "500")
-    daemon.bock("snapshot", "create", "kept", "kept-1")
-    daemon.bock("volume", "extend", "kept", "--size", "2MiB")
-    daemon.bock("snapshot", "revert", "kept-1", "--yes")
-    assert shown(daemon, "kept") == {"iops": rate(500)}
-    daemon.bock("volume", "create", "kept-copy", "--from-snapshot", "kept-1")
+    daemon.bock("volume", "create", "kept-limits", "--size", "1MiB")
+    daemon.bock("volume", "limit", "kept-limits", "--iops", "500")
+    daemon.bock("snapshot", "create", "kept-limits", "kept-limits-1")
+    daemon.bock("volume", "extend", "kept-limits", "--size", "2MiB")
+    daemon.bock("snapshot", "revert", "kept-limits-1", "--yes")
+    assert shown(daemon, "kept-limits") == {"iops": rate(500)}
+    daemon.bock("volume", "create", "kept-copy", "--from-snapshot", "kept-limits-1")
     assert shown(daemon, "kept-copy") == {}
 
 

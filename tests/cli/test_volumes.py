@@ -49,23 +49,23 @@ def test_life_of_a_snapshot(daemon: Daemon) -> None:
 
 
 def test_a_clone_of_a_volume_leaves_no_snapshot(daemon: Daemon) -> None:
-    origin = daemon.bock_json("volume", "create", "cloned", "--size", "1M")
-    with daemon.connected(origin["uri"], "cloned"):
-        told = daemon.bock("volume", "clone", "cloned", "cloned-too")
+    origin = daemon.bock_json("volume", "create", "seed-disk", "--size", "1M")
+    with daemon.connected(origin["uri"], "seed-disk"):
+        told = daemon.bock("volume", "clone", "seed-disk", "seed-copy")
     assert re.match(
-        rf"cloned volume {origin['id']} \(cloned\) as volume \d+ \(cloned-too\), 1 MiB\n"
+        rf"cloned volume {origin['id']} \(seed-disk\) as volume \d+ \(seed-copy\), 1 MiB\n"
         r"connect to it at nbd\+unix://",
         told,
     )
-    assert daemon.bock_json("snapshot", "list", "--volume", "cloned") == []
-    shown = daemon.bock("volume", "show", "cloned-too")
+    assert daemon.bock_json("snapshot", "list", "--volume", "seed-disk") == []
+    shown = daemon.bock("volume", "show", "seed-copy")
     assert re.search(rf"^clone of +volume {origin['id']}$", shown, re.MULTILINE)
-    assert "'cloned-too' exists" in daemon.refusal("volume", "clone", "cloned", "cloned-too")
-    larger = daemon.bock_json("volume", "clone", "cloned", "cloned-larger", "--size", "2M")
+    assert "'seed-copy' exists" in daemon.refusal("volume", "clone", "seed-disk", "seed-copy")
+    larger = daemon.bock_json("volume", "clone", "seed-disk", "seed-large", "--size", "2M")
     assert (larger["size_bytes"], larger["from_volume"]) == (2 << 20, origin["id"])
-    told = daemon.refusal("volume", "clone", "cloned-larger", "cloned-less", "--size", "1M")
+    told = daemon.refusal("volume", "clone", "seed-large", "seed-less", "--size", "1M")
     assert "cannot be smaller" in told
-    for name in ("cloned", "cloned-too", "cloned-larger"):
+    for name in ("seed-disk", "seed-copy", "seed-large"):
         daemon.bock("volume", "delete", name)
 
 
