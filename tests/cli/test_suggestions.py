@@ -55,13 +55,14 @@ def test_a_mistyped_name_is_answered_with_those_near(daemon: Daemon) -> None:
     daemon.bock("snapshot", "create", "ledger", "ledger-then")
     daemon.bock("server", "add", "rack-seven", "--kind", "plain")
     for words, told in (
-        (("volume", "show", "legder"), "there is no volume 'legder'; did you mean 'ledger'?"),
-        (("stat", "legder", "--once"), "there is no volume 'legder'; did you mean 'ledger'?"),
-        (("volume", "create", "x", "--from-snapshot", "ledgerthen"), "did you mean 'ledger-then'?"),
-        (("server", "show", "rack-svn"), "did you mean 'rack-seven'?"),
-        (("tenant", "show", "dmeo"), "there is no tenant 'dmeo'; did you mean 'demo'?"),
+        (("volume", "show", "legder"), "there is no volume 'legder'; did you mean 'ledger'"),
+        (("stat", "legder", "--once"), "there is no volume 'legder'; did you mean 'ledger'"),
+        (("volume", "create", "x", "--from-snapshot", "ledgerthen"), "did you mean 'ledger-then'"),
+        (("server", "show", "rack-svn"), "did you mean 'rack-seven'"),
+        (("tenant", "show", "dmeo"), "there is no tenant 'dmeo'; did you mean 'demo'"),
     ):
-        assert daemon.refusal(*words).endswith(told)
+        # The nearest first; other tests' names may be near, too.
+        assert told in daemon.refusal(*words)
     daemon.bock("server", "remove", "rack-seven")
     daemon.bock("snapshot", "delete", "ledger-then")
     daemon.bock("volume", "delete", "ledger")
