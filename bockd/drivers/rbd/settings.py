@@ -34,6 +34,9 @@ def index_options(settings: RbdSettings) -> Options:
         "rados_mon_op_timeout": str(INDEX_TIMEOUT_SECONDS),
         # Beside a watch that lives 5 s, Ceph's 5 s between ticks are too few: it is lost.
         "objecter_tick_interval": "1",
+        # When an operation is older, librados asks the OSD whether it is there, and the monitor for
+        # the newest map. Ceph's 10 s are too many: the operation has timed out by then.
+        "objecter_timeout": "3",
     }
 
 
