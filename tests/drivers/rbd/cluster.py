@@ -19,9 +19,10 @@ import signal
 import socket
 import struct
 import subprocess
+import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -47,14 +48,15 @@ GRACE_SECONDS = 6
 """After how long without a word an OSD is taken for dead (`osd_heartbeat_grace`; Ceph's default is
 20 s)."""
 
-LEASE_RATIO, LASTING_LEASE_RATIO = 0.8, 600.0
+LEASE_RATIO, LONE_LEASE_RATIO = 0.8, 600.0
 """How long an OSD may answer without a word of the others, as a multiple of the grace
-(`osd_pool_default_read_lease_ratio`): Ceph's default; and an hour where no OSD hangs without being
-killed. On a busy machine a placement group may miss that its lease is renewed, and does not answer
-any more until its OSDs change (Ceph 16.2.15; https://github.com/ceph/ceph/pull/71663)."""
+(`osd_pool_default_read_lease_ratio`): Ceph's default; and an hour for one that has no others, which
+then forgets to answer if it was stopped for longer (`clusterconf.py`)."""
 
-LAGGY_SECONDS = 30.0
-"""How long a placement group may be without a lease before it is helped."""
+LAGGY_SECONDS = 4.0
+"""How long a placement group may be without a lease before it is helped. On a busy machine one may
+miss that its lease is renewed, and does not answer any more until its OSDs change (Ceph 16.2.15;
+https://github.com/ceph/ceph/pull/71663)."""
 
 FULL_AT_ONCE = 0.001
 """Below this ratio an empty OSD is full."""
@@ -107,10 +109,10 @@ def missing() -> str | None:
 class Cluster:
     """The cluster in a directory, which runs from `start` to `stop`."""
 
-    def __init__(self, directory: Path, osds: int = 1, *, lasting_lease: bool = False) -> None:
-        """Without `lasting_lease`, each of several OSDs may hang."""
+    def __init__(self, directory: Path, osds: int = 1) -> None:
         self.directory = directory
-        self._lease_ratio = LASTING_LEASE_RATIO if lasting_lease or osds == 1 else LEASE_RATIO
+        self.helped = 0
+        """Placement groups that were without a lease."""
         self.osds = [f"osd.{number}" for number in range(osds)]
         self.conf_file = directory / "ceph.conf"
         self.fsid = str(uuid.uuid4())
@@ -134,7 +136,7 @@ class Cluster:
                 fewest=max(1, len(self.osds) - 1),
                 placement_groups=PLACEMENT_GROUPS,
                 grace_seconds=GRACE_SECONDS,
-                lease_ratio=self._lease_ratio,
+                lease_ratio=LEASE_RATIO if len(self.osds) > 1 else LONE_LEASE_RATIO,
             )
         )
         (self.directory / "keyring").write_text(
@@ -292,23 +294,40 @@ class Cluster:
     def wait_until_whole(self) -> None:
         """Return when all OSDs work and have all there is. AssertionError: they do not come to, and
         how they are instead."""
-        groups: dict[str, dict[str, Any]] = {}
-        help_at = time.monotonic() + LAGGY_SECONDS
+        with self.renewing_leases():
+            try:
+                self.wait_for(lambda: self.up() == self.osds and self._is_clean())
+            except AssertionError as error:
+                states = {name: one["state"] for name, one in self._groups().items()}
+                raise AssertionError(f"{error}: {self.up()} work; {states}") from error
 
-        def is_whole() -> bool:
-            nonlocal help_at
-            groups.update(self._groups())
-            if time.monotonic() > help_at:
-                self._renew_leases(groups.values())
-                help_at = time.monotonic() + LAGGY_SECONDS
-            clean = all(one["state"] == "active+clean" for one in groups.values())
-            return clean and self.up() == self.osds
+    def _is_clean(self) -> bool:
+        return all(one["state"] == "active+clean" for one in self._groups().values())
 
+    @contextmanager
+    def renewing_leases(self) -> Iterator[None]:
+        """Meanwhile let placement groups begin anew that have no lease any more."""
+        ended = threading.Event()
+
+        def renew() -> None:
+            before = set[str]()
+            while not ended.wait(LAGGY_SECONDS):
+                laggy = {n: one for n, one in self._groups().items() if "laggy" in one["state"]}
+                if stuck := before & laggy.keys():
+                    # The first OSD of each is taken for down for a moment.
+                    self.command(
+                        "osd down", ids=sorted({str(laggy[n]["acting"][0]) for n in stuck})
+                    )
+                    self.helped += len(stuck)
+                before = laggy.keys() - stuck
+
+        thread = threading.Thread(target=renew, name="leases")
+        thread.start()
         try:
-            self.wait_for(is_whole)
-        except AssertionError as error:
-            states = {name: one["state"] for name, one in groups.items()}
-            raise AssertionError(f"{error}: {self.up()} work; {states}") from error
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
     def _groups(self) -> dict[str, dict[str, Any]]:
         """Return what the OSDs of each placement group say of it."""
@@ -324,13 +343,6 @@ class Cluster:
         except OSError as failed:
             return {"state": str(failed)}
         return dict(json.loads(out)) if status == 0 else {"state": error}
-
-    def _renew_leases(self, groups: Iterable[dict[str, Any]]) -> None:
-        """Let the groups that have no lease any more begin anew: their first OSD is taken for
-        down for a moment."""
-        first = {str(one["acting"][0]) for one in groups if "laggy" in one["state"]}
-        if first:
-            self.command("osd down", ids=sorted(first))
 
     @contextmanager
     def full(self, ratio: float = 0.0003) -> Iterator[None]:

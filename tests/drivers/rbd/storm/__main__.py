@@ -32,19 +32,21 @@ def main() -> None:
     runs = given.runs or storms
     total, began = Counts(), time.monotonic()
     work = Path(tempfile.mkdtemp(prefix="ceph-storm-"))
-    cluster = Cluster(work / "cluster", given.osds, lasting_lease=True)  # its OSDs are killed alone
+    cluster = Cluster(work / "cluster", given.osds)
     try:
         cluster.start()
         for seed in range(first, first + runs):
             print(f"seed {seed}: {total}", flush=True)
             acts = (KILLS_OF_A_RUN, -(-given.hangs // storms), -(-given.osd_kills // storms))
-            total.add(play(work, cluster, seed, *acts))
+            with cluster.renewing_leases():
+                total.add(play(work, cluster, seed, *acts))
     finally:
         cluster.stop()
     shutil.rmtree(work)
     seconds = time.monotonic() - began
     print(f"seeds {first} to {first + runs - 1}: {total}; no failure; {seconds:.0f} s")
     print(total.table())
+    print(f"{cluster.helped} times a placement group had no lease any more")
 
 
 if __name__ == "__main__":
