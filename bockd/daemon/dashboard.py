@@ -10,10 +10,11 @@ dashboard listens at both, or another user could at the one that is left.
 
 from __future__ import annotations
 
+import errno
 import secrets
 import socket
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from urllib.parse import urlsplit
 
 import trio
@@ -40,6 +41,8 @@ DEFAULT_PORTS = {"http": 80, "https": 443}
 
 NAME_BYTES = 8
 """Of the random name: guesses are requests to the dashboard."""
+
+LACKS_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 ALSO_THERE = "the dashboard's name leads there, too: set dashboard.listen to another port"
 
@@ -68,8 +71,8 @@ class Dashboard:
     ) -> None:
         """Serve on the configured listener, which the caller closes, or on one of our own when
         somebody asks; until cancelled."""
-        async with trio.open_nursery() as self._nursery:
-            with self._beside(listener) as listeners:
+        with self._beside(listener) as listeners:
+            async with trio.open_nursery() as self._nursery:
                 if listeners:
                     start = self._nursery.start
                     await start(self._serve, listeners, trio.sleep_forever, self._tls)
@@ -164,13 +167,18 @@ def listening_at_loopback() -> Iterator[list[socket.socket]]:
 @contextmanager
 def beside(listener: socket.socket) -> Iterator[list[socket.socket]]:
     """Listen at the same port of the loopback addresses that a listener has not. An address that
-    this machine lacks is nobody else's either. Raises InUseError."""
+    this machine lacks is nobody else's either. Raises InUseError, UnavailableError."""
     address = address_of(listener)
     with ExitStack() as stack:
         others = []
         for host in {LOOPBACK, LOOPBACK_6} - {address.host}:
-            with suppress(UnavailableError):
+            try:
                 one = listen_tcp(Address(host, address.port), ALSO_THERE)
+            except UnavailableError as error:
+                cause = error.__cause__
+                if not isinstance(cause, OSError) or cause.errno not in LACKS_ADDRESS:
+                    raise
+            else:
                 others.append(stack.enter_context(one))
         yield others
 
