@@ -100,6 +100,7 @@ async def force_in_query(
 
 
 InForce = Annotated[bool, Depends(force_in_query)]
+InHold = Annotated[str | None, Query(description="The reason that it must be held for")]
 InVolume = Annotated[VolumeId, Depends(volume_in_path)]
 InSnapshot = Annotated[SnapshotId, Depends(snapshot_in_path)]
 InServer = Annotated[str, Depends(server_in_path)]

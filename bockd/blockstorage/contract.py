@@ -362,12 +362,16 @@ class BlockStorage(Protocol):
         metadata."""
         ...
 
-    async def delete_volume(self, tenant: TenantId, volume: VolumeId) -> None:
+    async def delete_volume(
+        self, tenant: TenantId, volume: VolumeId, hold: str | None = None
+    ) -> None:
         """Delete a volume (section 4.4.2.4). It is gone when this returns; its snapshots, and
-        volumes made from them, stay.
+        volumes made from them, stay. With `hold`, which is our extension, it is deleted only if it
+        is held for this reason.
 
-        Raises InvalidStateError unless it is available or in error, and while a client is connected
-        to it. After another failure it is in error_deleting, and the deletion can be tried again.
+        Raises InvalidStateError unless it is available, held or in error, and while a client is
+        connected to it; if it is not held, but should be; ConflictError if it is held for another
+        reason. After another failure it is in error_deleting, and the deletion can be tried again.
         """
         ...
 

@@ -96,5 +96,5 @@ def _take_back(txn: Transaction, tenant: TenantId, volume: VolumeId, reason: str
 def _release(txn: Transaction, tenant: TenantId, volume: VolumeId, reason: str | None) -> None:
     ledger = Ledger(txn)
     found = ledger.volume(tenant, volume)
-    rules.check_can_be_released(volume, found.status, found.hold, reason)
+    rules.check_is_held(volume, found.status, found.hold, reason)
     ledger.put_volume(tenant, replace(found, status=Status.AVAILABLE, hold=None))

@@ -155,9 +155,7 @@ def check_can_be_held(
         refuse_state(NodeKind.VOLUME, volume, f"it is not held any more ({instead_of})")
 
 
-def check_can_be_released(
-    volume: int, status: Status, hold: str | None, reason: str | None
-) -> None:
+def check_is_held(volume: int, status: Status, hold: str | None, reason: str | None) -> None:
     """Check that a volume is held, for this reason if one is given. Raises InvalidStateError,
     ConflictError."""
     if status is not Status.MAINTENANCE:

@@ -108,8 +108,10 @@ class PoolBlockStorage:
         await self._runner.run(self.context.update(edit_snapshot(tenant, snapshot, edit)))
         return self._snapshots.show(tenant, snapshot)
 
-    async def delete_volume(self, tenant: TenantId, volume: VolumeId) -> None:
-        await self._runner.run(self._volumes.delete(tenant, volume))
+    async def delete_volume(
+        self, tenant: TenantId, volume: VolumeId, hold: str | None = None
+    ) -> None:
+        await self._runner.run(self._volumes.delete(tenant, volume, hold))
 
     async def extend_volume(self, tenant: TenantId, volume: VolumeId, size_bytes: int) -> None:
         await self._runner.run(self._changes.extend(tenant, volume, size_bytes))

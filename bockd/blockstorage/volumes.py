@@ -179,15 +179,15 @@ class Volumes:
 
     # -- deleting ----------------------------------------------------------------------------
 
-    async def delete(self, tenant: TenantId, volume: VolumeId) -> None:
-        """Delete a volume (section 4.4.2.4). The status `deleting` excludes other operations while
-        the pool closes the volume. Then the pool's volume and the record are removed in one
-        transaction."""
+    async def delete(self, tenant: TenantId, volume: VolumeId, hold: str | None = None) -> None:
+        """Delete a volume (section 4.4.2.4), with `hold` only if it is held for this reason. The
+        status `deleting` excludes other operations while the pool closes the volume. Then the
+        pool's volume and the record are removed in one transaction."""
         with self._context.working_on(NodeKind.VOLUME, volume):
-            await self._delete(tenant, volume)
+            await self._delete(tenant, volume, hold)
 
-    async def _delete(self, tenant: TenantId, volume: VolumeId) -> None:
-        before = await self._context.update(lambda txn: _begin_delete(txn, tenant, volume))
+    async def _delete(self, tenant: TenantId, volume: VolumeId, hold: str | None) -> None:
+        before = await self._context.update(lambda txn: _begin_delete(txn, tenant, volume, hold))
         hit(Failpoint.API_DELETING_VOLUME)
         try:
             await self._pool.delete_volume(volume, forget_deleting)
@@ -354,8 +354,11 @@ def leave_creating(txn: Transaction, volume: VolumeId, status: Status) -> None:
         ledger.put_volume(owned.tenant, replace(owned.volume, status=status))
 
 
-def _begin_delete(txn: Transaction, tenant: TenantId, volume: VolumeId) -> Status:
-    return move_volume(txn, tenant, volume, Status.DELETING).status
+def _begin_delete(txn: Transaction, tenant: TenantId, volume: VolumeId, hold: str | None) -> Status:
+    found = move_volume(txn, tenant, volume, Status.DELETING)
+    if hold is not None:
+        rules.check_is_held(volume, found.status, found.hold, hold)
+    return found.status
 
 
 def leave_deleting(txn: Transaction, volume: VolumeId, status: Status) -> None:

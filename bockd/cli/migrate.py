@@ -74,7 +74,7 @@ def migrate(
                     confirm(f"Delete volume {volume} here when it has moved?", yes=yes)
                 moved = move.run(live=live, verify=not no_verify)
                 if delete_source:
-                    move.delete_source()
+                    move.delete_source(moved)
         except KeyboardInterrupt as error:
             raise BockdError(
                 f"interrupted; the same command goes on with the migration of volume {volume}, and "

@@ -33,6 +33,7 @@ from bockd.cli.migrationtarget import (
 )
 from bockd.cli.obstacles import explained, obstacle
 from bockd.cli.records import MOVED, Volume
+from bockd.cli.sizes import format_size
 from bockd.cli.storage import StorageClient
 from bockd.errors import BockdError, ConflictError, InvalidStateError
 from bockd.model import MIB
@@ -116,9 +117,18 @@ class Migration:
         if self._moving() is not None:
             self._here.release_volume(self.source.id, reason=self.source.hold)
 
-    def delete_source(self) -> None:
-        """Delete the source of a volume that has moved."""
-        self._here.delete_volume(self.source.id)
+    def delete_source(self, moved: Volume) -> None:
+        """Delete the source of a volume that has moved, to what `run` has returned. Raises
+        InvalidStateError, ConflictError if the source has been released since, for it may have been
+        written then; ConflictError if that may be another volume, as in a pool that was made anew.
+        """
+        if moved.name != self.source.name or moved.size_bytes < self.source.size_bytes:
+            raise ConflictError(
+                f"volume {moved.id} there is {moved.name}, {format_size(moved.size_bytes)}: if it "
+                f"is the copy of {self._called()}, {format_size(self.source.size_bytes)}, all the "
+                f"same, 'bock volume delete {self.source.id}' deletes the one here"
+            )
+        self._here.delete_volume(self.source.id, hold=self.source.hold)
 
     # -- what the records say ----------------------------------------------------------------
 

@@ -219,9 +219,12 @@ class StorageClient:
         ConflictError if it is held for another reason than the one given."""
         return self._act(volume, {"bockd-release": {"reason": reason}})
 
-    def delete_volume(self, volume: int) -> None:
-        """Delete a volume. Raises InvalidStateError while a client is connected."""
-        self._request("DELETE", f"os-volumes/{volume}")
+    def delete_volume(self, volume: int, *, hold: str | None = None) -> None:
+        """Delete a volume; with `hold`, only if it is held for this reason. Raises
+        InvalidStateError while a client is connected, or if it is not held, but should be;
+        ConflictError if it is held for another reason."""
+        query = "" if hold is None else f"?hold={quote(hold, safe='')}"
+        self._request("DELETE", f"os-volumes/{volume}{query}")
 
     def _act(self, volume: int, action: Mapping[str, object]) -> Volume:
         self._request("POST", f"os-volumes/{volume}/action", action)

@@ -318,7 +318,7 @@ def delete(volume: str, yes: bool, as_json: bool) -> None:
         yes=yes,
     )
     with explained(client, found):
-        client.delete_volume(found.id)
+        client.delete_volume(found.id, hold=found.hold)
     report({"deleted": found}, f"deleted volume {found.id} ({found.name})", as_json=as_json)
 
 

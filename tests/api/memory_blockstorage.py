@@ -161,8 +161,12 @@ class MemoryBlockStorage(BlockStorage):
         self.snapshots_of(tenant)[snapshot] = edited
         return edited
 
-    async def delete_volume(self, tenant: TenantId, volume: VolumeId) -> None:
+    async def delete_volume(
+        self, tenant: TenantId, volume: VolumeId, hold: str | None = None
+    ) -> None:
         found = await self.show_volume(tenant, volume)
+        if hold is not None:
+            rules.check_is_held(volume, found.status, found.hold, hold)
         rules.check_move(NodeKind.VOLUME, volume, found.status, Status.DELETING)
         del self.volumes_of(tenant)[volume]
 
@@ -208,7 +212,7 @@ class MemoryBlockStorage(BlockStorage):
         self, tenant: TenantId, volume: VolumeId, reason: str | None = None
     ) -> None:
         found = await self.show_volume(tenant, volume)
-        rules.check_can_be_released(volume, found.status, found.hold, reason)
+        rules.check_is_held(volume, found.status, found.hold, reason)
         self.volumes_of(tenant)[volume] = dataclasses.replace(
             found, status=Status.AVAILABLE, hold=None
         )

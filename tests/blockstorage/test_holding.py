@@ -68,6 +68,25 @@ def test_a_release_ends_the_hold_that_it_names(store: Store, tenant: TenantId) -
     store.assert_sound()
 
 
+def test_a_deletion_is_of_a_volume_with_the_hold_that_it_names(
+    store: Store, tenant: TenantId
+) -> None:
+    """Who released it may have written to it since."""
+    volume = store.volume(tenant)
+    with pytest.raises(InvalidStateError, match="not held; it is available"):
+        store.run(lambda s: s.delete_volume(tenant, volume.id, "moved"))
+    assert store.look(tenant, volume).status is Status.AVAILABLE
+    hold(store, tenant, volume, "by somebody")
+    with pytest.raises(ConflictError, match=r"another reason now \(by somebody\)"):
+        store.run(lambda s: s.delete_volume(tenant, volume.id, "moved"))
+    found = store.look(tenant, volume)
+    assert (found.status, found.hold) == (Status.MAINTENANCE, "by somebody")
+    store.run(lambda s: s.delete_volume(tenant, volume.id, "by somebody"))
+    with pytest.raises(NotFoundError):
+        store.look(tenant, volume)
+    store.assert_sound()
+
+
 REFUSED: dict[str, Callable[[PoolBlockStorage, TenantId, Volume], object]] = {
     "attached": lambda s, t, v: s.attach(t, "1", v.id, None),
     "extended": lambda s, t, v: s.extend_volume(t, v.id, 2 * GIB),

@@ -12,10 +12,10 @@ from bockd.cli import migration
 from bockd.cli.migrationtarget import KEY, SERVER, Progress, Target, written
 from bockd.cli.records import Volume
 from bockd.cli.storage import StorageClient
-from bockd.errors import ConflictError
+from bockd.errors import ConflictError, InvalidStateError
 from bockd.model import MIB
 from tests.daemon.livewriting import interrupt
-from tests.daemon.migrating import Two, killed, read, show
+from tests.daemon.migrating import SIZE, Two, killed, read, show
 from tests.daemon.process import serving
 
 
@@ -232,6 +232,38 @@ def test_interrupted_in_the_switch_what_has_moved_is_not_used_here_again(
     two.migrate("late")
     two.assert_moved("late", content)
     two.forget("late")
+
+
+def test_a_source_that_was_released_and_written_is_not_deleted(two: Two) -> None:
+    content = two.fill("written")
+    with two.move("written") as move:
+        moved = move.run()
+        release_and_write(two, "written")
+        with pytest.raises(InvalidStateError, match="it is not held"):
+            move.delete_source(moved)
+    assert read(two.here, "written")[MIB : MIB + 5000] == b"newer" * 1000
+    assert read(two.there, "written") == content
+    two.forget("written")
+
+
+@pytest.mark.parametrize(("name", "size_bytes"), [("other", SIZE), ("sole", SIZE - MIB)])
+def test_a_source_is_not_deleted_for_another_volume_of_that_id(
+    two: Two, name: str, size_bytes: int
+) -> None:
+    """As in a pool that was made anew where the old one was."""
+    two.fill("sole")
+    with two.there.storage() as there, two.here.storage() as here:
+        other = there.create_volume(name, size_bytes)
+        with two.move("sole") as move:
+            reason = f"migrated to volume {other.id} at {move._place.address}"
+        here.hold_volume(show(two.here, "sole").id, reason)
+        with two.move("sole") as move:
+            moved = move.run()
+            with pytest.raises(ConflictError, match=f"is {name}, "):
+                move.delete_source(moved)
+        assert show(two.here, "sole").hold == reason
+        there.delete_volume(other.id)
+    two.forget("sole")
 
 
 NOT_THE_COPY = {

@@ -345,3 +345,11 @@ def test_hold_and_release(served: Served) -> None:
         refuses_state(act(client, volume, bockd_release=None))
         for reason in ({}, {"reason": ""}, {"reason": 1}, None):
             assert act(client, volume, bockd_hold=reason).status_code == 400
+        refuses_state(client.delete(f"/os-volumes/{volume}", params={"hold": "a move"}))
+        assert act(client, volume, bockd_hold={"reason": "other"}).status_code == 202
+        answer = client.delete(f"/os-volumes/{volume}", params={"hold": "a move"})
+        assert answer.status_code == 409
+        assert show(client, volume)["status"] == "maintenance"
+        answer = client.delete(f"/os-volumes/{volume}", params={"hold": "other"})
+        assert answer.status_code == 202
+        assert client.get(f"/os-volumes/{volume}").status_code == 404
