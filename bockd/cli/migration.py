@@ -26,7 +26,7 @@ from bockd.cli.leftovers import delete_leftovers, snapshots_of_migrations, take_
 from bockd.cli.migrationtarget import (
     Target,
     create_target,
-    find_target,
+    find_targets,
     finish_target,
     origin_of,
     passed_over,
@@ -99,6 +99,9 @@ class Migration:
             moved = target.id
         source = self._here.show_volume(self.source.id)
         found = finish_target(self._place, moved, self._origin, source)
+        if source.has_moved:
+            for surplus in self._find_targets():
+                surplus.delete()
         delete_leftovers(self._here, self.source.id)
         return found
 
@@ -108,10 +111,10 @@ class Migration:
         if self._moved_to() is not None:
             raise ConflictError(f"{self._called()} is {self.source.hold}; move it back from there")
         self._check_place()
-        target = find_target(self._place, self._origin, self._called())
-        if target is not None:
+        targets = self._find_targets()
+        for target in targets:
             self._delete(target)
-        else:
+        if not targets:
             self._check_hold()
         delete_leftovers(self._here, self.source.id)
         if self._moving() is not None:
@@ -171,12 +174,18 @@ class Migration:
 
     # -- the target --------------------------------------------------------------------------
 
+    def _find_targets(self) -> list[Target]:
+        return find_targets(self._place, self._origin, self._called())
+
     def _find_target(self) -> Target | None:
         """Return the target of an earlier run, if what it holds is known for certain. Delete it
         otherwise."""
-        target = find_target(self._place, self._origin, self._called())
-        if target is None:
+        targets = self._find_targets()
+        for surplus in targets[1:]:
+            self._delete(surplus)
+        if not targets:
             return None
+        target = targets[0]
         there_are = {one.name for one in snapshots_of_migrations(self._here, self.source.id)}
         is_known = (
             target.progress.needed <= there_are
@@ -204,7 +213,18 @@ class Migration:
             raise passed_over(self._called())
 
     def _create_target(self) -> Target:
-        return create_target(self._place, self._origin, self._called(), self.source)
+        try:
+            target = create_target(self._place, self._origin, self._called(), self.source)
+        except ConflictError:
+            self._check_hold()
+            raise
+        try:
+            # The one that another run had made may be the volume in use by now.
+            self._check_hold()
+        except ConflictError:
+            target.delete()
+            raise
+        return target
 
     def _filling(self, target: Target, *, verify: bool) -> Filling:
         self._refuse_passed(target)

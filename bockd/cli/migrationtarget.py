@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
 from urllib.parse import urlsplit
@@ -99,9 +100,10 @@ class Target:
         self.size_bytes = size_bytes
 
     def delete(self) -> None:
-        """Delete it, attached or not. Raises what `take` raises."""
-        self._let_go()
-        when_released(lambda: self._there.delete_volume(self.id))
+        """Delete it, attached or not, unless that is done already. Raises what `take` raises."""
+        with suppress(NotFoundError):
+            self._let_go()
+            when_released(lambda: self._there.delete_volume(self.id))
 
     def _let_go(self) -> None:
         """Detach it from `SERVER`, if it is attached."""
@@ -126,38 +128,53 @@ class Target:
             time.sleep(RELEASE_POLL_SECONDS)
 
     def _has_connections(self) -> bool:
-        attached = self._there.show_volume(self.id).attachment
-        if attached is None:
-            return False
-        if attached.server != SERVER:
-            raise ConflictError(
-                f"volume {self.id} there, which is to become the copy, is attached to "
-                f"{attached.server}: detach it"
-            )
         try:
+            attached = self._there.show_volume(self.id).attachment
+            if attached is None:
+                return False
+            if attached.server != SERVER:
+                raise ConflictError(
+                    f"volume {self.id} there, which is to become the copy, is attached to "
+                    f"{attached.server}: detach it"
+                )
             return bool(self._there.way_in(attached).connections)
         except NotFoundError:
-            return False  # it was detached just now
+            return False  # it was detached, or deleted, just now
 
 
-def find_target(place: Elsewhere, origin: str, called: str) -> Target | None:
-    """Return the target that an earlier run has made; None without one. Raises BockdError."""
-    for one in place.client.list_volumes():
-        if KEY in one.metadata and read_progress(one).origin == origin:
-            return Target(place, one, called)
-    return None
+def find_targets(place: Elsewhere, origin: str, called: str) -> list[Target]:
+    """List the targets of a volume by id. The first is the one that is filled. There are others if
+    runs that began at the same moment have made one each, and one did not live to delete its own.
+    Raises BockdError."""
+    return [
+        Target(place, one, called)
+        for one in place.client.list_volumes()
+        if KEY in one.metadata and read_progress(one).origin == origin
+    ]
 
 
 def create_target(place: Elsewhere, origin: str, called: str, source: Volume) -> Target:
-    """Create a target, with everything but its contents. Raises BockdError."""
-    created = place.client.create_volume(
-        source.name,
-        source.size_bytes,
-        content_bytes=source.content_bytes,
-        description=source.description,
-        metadata={**source.metadata, KEY: written(Progress(origin))},
-    )
-    return Target(place, created, called)
+    """Create a target, with everything but its contents. Raises ConflictError: another run has made
+    one, or there is another volume of this name; BockdError."""
+    try:
+        created = place.client.create_volume(
+            source.name,
+            source.size_bytes,
+            content_bytes=source.content_bytes,
+            description=source.description,
+            metadata={**source.metadata, KEY: written(Progress(origin))},
+        )
+    except ConflictError as error:
+        if find_targets(place, origin, called):
+            raise passed_over(called) from error
+        raise
+    target = Target(place, created, called)
+    # Another run may have looked at the same moment, and found none. Ids follow the order in which
+    # volumes are made, so both see which one was the first.
+    if [one.id for one in find_targets(place, origin, called)][:1] != [target.id]:
+        target.delete()
+        raise passed_over(called)
+    return target
 
 
 def finish_target(place: Elsewhere, volume: int, origin: str, source: Volume) -> Volume:

@@ -15,7 +15,7 @@ from bockd.cli.storage import StorageClient
 from bockd.errors import ConflictError, InvalidStateError
 from bockd.model import MIB
 from tests.daemon.livewriting import interrupt
-from tests.daemon.migrating import SIZE, Two, killed, read, show
+from tests.daemon.migrating import SIZE, Two, killed, read, show, volumes
 from tests.daemon.process import serving
 
 
@@ -131,6 +131,50 @@ def test_what_another_command_has_copied_is_not_forgotten(
     two.forget(name)
 
 
+OTHERS: dict[str, Callable[[Two, str], object]] = {
+    "unfinished": interrupt,
+    "moved": lambda two, name: two.migrate(name),
+}
+
+
+@pytest.mark.parametrize("moment", ["create_volume", "post"])
+@pytest.mark.parametrize("other", OTHERS)
+def test_of_two_that_find_no_target_one_makes_it(
+    two: Two, other: str, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"both-{other}-{moment}"
+    content = two.fill(name)
+    with two.move(name) as move:
+        once_before(monkeypatch, StorageClient, moment, lambda: OTHERS[other](two, name))
+        with pytest.raises(ConflictError, match="another command has gone on"):
+            move.run(live=True)
+    assert len(volumes(two.there)) == 1
+    two.migrate(name)
+    two.assert_moved(name, content)
+    two.forget(name)
+
+
+@pytest.mark.parametrize("how", ["cancelled", "finished", "moved"])
+def test_a_second_target_is_deleted(two: Two, how: str) -> None:
+    """Whose command was killed before it looked for another one."""
+    name = f"second-{how}"
+    content = two.fill(name)
+    OTHERS["moved" if how == "moved" else "unfinished"](two, name)
+    with two.move(name) as move, two.there.storage() as there:
+        notes = {KEY: written(Progress(move._origin))}
+        body = {"display_name": name, "size": 1, "metadata": notes}
+        there.post("os-volumes", {"volume": body})
+    assert len(volumes(two.there)) == 2
+    if how == "cancelled":
+        two.cancel(name)
+        assert volumes(two.there) == []
+    else:
+        two.migrate(name)
+        assert len(volumes(two.there)) == 1
+        two.assert_moved(name, content)
+    two.forget(name)
+
+
 def test_killed_when_it_is_complete_nobody_takes_it_for_unfinished(two: Two) -> None:
     content = two.fill("complete")
     assert killed(lambda: two.migrate("complete"), StorageClient, "edit_volume", 1, "after")
@@ -194,7 +238,7 @@ def test_a_source_that_is_released_as_soon_as_it_is_held_does_not_move(
 @pytest.mark.parametrize(
     ("moment", "told"),
     [
-        ("find_target", "another command has gone on"),
+        ("find_targets", "another command has gone on"),
         ("delete_leftovers", "held for another reason now"),
     ],
 )
