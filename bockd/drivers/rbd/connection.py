@@ -7,14 +7,14 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from contextlib import ExitStack, contextmanager, suppress
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from bockd.config.rbd import RbdSettings
 from bockd.drivers.rbd.binding import rados
 from bockd.drivers.rbd.errors import CEPH_ERRORS, ShutOutError, errno_of, from_ceph_error
-from bockd.drivers.rbd.settings import WHERE_KNOWN
+from bockd.drivers.rbd.settings import INDEX_TIMEOUT_SECONDS, WHERE_KNOWN
 from bockd.errors import BockdError, ClusterUnavailableError, DeniedError
 from bockd.publictexts import for_operator
 
@@ -101,44 +101,100 @@ class Connected(NamedTuple):
     ioctx: rados.Ioctx
 
 
+class _Shared:
+    """One connection of many users, from the first who needs it until the last has left it."""
+
+    def __init__(self) -> None:
+        self.connected: Future[Connected] = Future()
+        """For all who wait for it."""
+        self.users = 0
+        self.ending = ExitStack()
+
+
 class CommonConnection:
     """A connection that many share: made when it is first needed, and anew after another gateway
-    has shut it out, as it does with one that happens to have the lock of an image."""
+    has shut it out, as it does with one that happens to have the lock of an image. The old one is
+    ended when nobody uses it any more."""
 
     def __init__(self, settings: RbdSettings, options: Mapping[str, str]) -> None:
         self._settings = settings
         self._options = options
-        self._now: Connected | None = None
+        self._now: _Shared | None = None
         self._users = 0
+        """Of this one and of older ones."""
         self._handed_over = 0
-        self._making = threading.Lock()
-        self._all = ExitStack()
+        self._counting = threading.Lock()
+        """Nobody waits for the cluster while he has it."""
 
     @contextmanager
     def use(self) -> Iterator[Connected]:
-        """Use the connection for something. Blocks. Raises BockdError."""
-        with self._making:
-            connected = self._now = self._now or self._connect()
+        """Use the connection for something; what is opened on it is closed before the `with` block
+        ends. Blocks. Raises BockdError."""
+        with self._counting:
+            is_first = self._now is None
+            shared = self._now = self._now or _Shared()
+            shared.users += 1
             self._users += 1
         try:
-            yield connected
+            if is_first:
+                self._connect(shared)
+            yield self._wait_for(shared)
         except ShutOutError:
-            with self._making:
-                if self._now is connected:
-                    # Others may still be using it.
-                    self._now = None
+            self._give_up(shared)
             raise
         finally:
-            with self._making:
-                self._users -= 1
+            self._leave(shared)
+
+    def _connect(self, shared: _Shared) -> None:
+        """Make a connection, for all who wait for it: they would fail one after the other, each
+        after its own time limit."""
+        try:
+            with ExitStack() as stack:
+                cluster = connect(self._settings, self._options)
+                stack.callback(cluster.shutdown)
+                ioctx = open_pool(cluster, self._settings)
+                stack.callback(ioctx.close)
+                shared.ending = stack.pop_all()
+        except BaseException as error:  # noqa: BLE001 - it belongs to all who wait
+            self._give_up(shared)
+            shared.connected.set_exception(error)
+        else:
+            shared.connected.set_result(Connected(cluster, ioctx))
+
+    def _wait_for(self, shared: _Shared) -> Connected:
+        try:
+            # Connecting has this limit, opening the pool then that of an operation.
+            return shared.connected.result(self._settings.connect_seconds + INDEX_TIMEOUT_SECONDS)
+        except TimeoutError as error:
+            if shared.connected.done():  # in this moment
+                return shared.connected.result()
+            raise ClusterUnavailableError(
+                "the connection to the Ceph cluster that others wait for, too, is not made yet; "
+                "'ceph -s' says how the cluster is"
+            ) from error
+
+    def _give_up(self, shared: _Shared) -> None:
+        """Have those who come from now on use another connection."""
+        with self._counting:
+            if self._now is shared:
+                self._now = None
+
+    def _leave(self, shared: _Shared) -> None:
+        with self._counting:
+            self._users -= 1
+            shared.users -= 1
+            is_over = shared.users == 0 and shared is not self._now
+        if is_over:
+            shared.ending.close()
 
     def hand_over(self, doing: str, call: Callable[[Connected], T]) -> T:
         """Change an image that may be open somewhere: librbd hands such a change to whoever has the
         image open, who waits for the cluster without a limit. Blocks, `HANDED_OVER_SECONDS` at
-        most. Raises UnavailableError: it is not done by then, and may be done later, in a thread of
-        its own; BockdError. `doing` is for the error."""
+        most. Raises UnavailableError: there is no connection by then, and nothing is done; or it is
+        not done by then, and may be done later, in a thread of its own; BockdError. `doing` is for
+        the error."""
         outcome: Future[T] = Future()
-        with self._making:
+        with self._counting:
             if self._handed_over >= MOST_HANDED_OVER:
                 raise ClusterUnavailableError(
                     f"{doing}: {MOST_HANDED_OVER} earlier changes of images are not done yet"
@@ -154,48 +210,56 @@ class CommonConnection:
         try:
             return outcome.result(HANDED_OVER_SECONDS)
         except TimeoutError as error:
+            late = f"after {HANDED_OVER_SECONDS:g} s"
+            if outcome.cancel():
+                raise ClusterUnavailableError(
+                    f"{doing}: nothing is done, for there is no connection to the Ceph cluster "
+                    f"{late}; 'ceph -s' says how it is"
+                ) from error
             if outcome.done():  # in this moment, or it is the change that says so
                 return outcome.result()
             raise ClusterUnavailableError(
-                f"{doing}: it is not done after {HANDED_OVER_SECONDS:g} s, and may be done later; "
-                "'ceph -s' says how the Ceph cluster is"
+                f"{doing}: it is not done {late}, and may be done later; 'ceph -s' says how the "
+                "Ceph cluster is"
             ) from error
 
     def _hand_over(self, call: Callable[[Connected], T], outcome: Future[T]) -> None:
         try:
             with self.use() as connected:
+                _check_waited_for(outcome)
                 result = call(connected)
         except BaseException as error:  # noqa: BLE001 - it belongs to who waits
             self._end_handing_over()
-            outcome.set_exception(error)
+            with suppress(InvalidStateError):  # nobody does
+                outcome.set_exception(error)
         else:
             self._end_handing_over()
             outcome.set_result(result)
 
     def _end_handing_over(self) -> None:
-        with self._making:
+        with self._counting:
             self._handed_over -= 1
-
-    def _connect(self) -> Connected:
-        with ExitStack() as stack:
-            cluster = connect(self._settings, self._options)
-            stack.callback(cluster.shutdown)
-            ioctx = open_pool(cluster, self._settings)
-            stack.callback(ioctx.close)
-            self._all.push(stack.pop_all())
-        return Connected(cluster, ioctx)
 
     def close(self) -> None:
         """End it. Nobody uses it, and nothing that was opened with it is open: what is under way on
         a connection that ends never comes to its end, and nobody is told. So it stays while a
         change lasts that nobody waits for any more."""
-        with self._making:
-            handed_over = self._handed_over
+        with self._counting:
+            shared, handed_over = self._now, self._handed_over
             assert self._users <= handed_over
+            if not handed_over:
+                self._now = None
         if handed_over:
             log.warning("%d changes of images are not waited for", handed_over)
-        else:
-            self._all.close()
+        elif shared is not None:
+            shared.ending.close()
+
+
+def _check_waited_for(outcome: Future[Any]) -> None:
+    """Raise UnavailableError if whoever waited for an outcome has given up; else he waits from now
+    on for what is done."""
+    if not outcome.set_running_or_notify_cancel():
+        raise ClusterUnavailableError("nobody waits for it any more")
 
 
 def _refusal(error: Exception, settings: RbdSettings) -> BockdError:

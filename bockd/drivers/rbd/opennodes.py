@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import ParamSpec, TypeVar
@@ -82,6 +82,8 @@ class OpenSnapshot:
     snap: str
     device: RbdDevice
     front: Front
+    connection: ExitStack
+    """Ends the use of the connection that it is open on."""
     users: int = 0
 
 
@@ -384,24 +386,28 @@ class OpenNodes:
         async def steps() -> BlockDevice:
             opened = self.snapshots.get(snapshot)
             if opened is None:
-                device, record = await blocking_apart(
+                device, record, connection = await blocking_apart(
                     "opening snapshots", self._open_snapshot, snapshot
                 )
                 front = await self.fronts.of_snapshot(device, record)
-                opened = OpenSnapshot(record.snap, device, front)
+                opened = OpenSnapshot(record.snap, device, front, connection)
                 self.snapshots[snapshot] = opened
             opened.users += 1
             return opened.front.device
 
         return self.exclusive(snapshot, steps)
 
-    def _open_snapshot(self, snapshot: SnapshotId) -> tuple[RbdDevice, RbdSnapshotRecord]:
+    def _open_snapshot(
+        self, snapshot: SnapshotId
+    ) -> tuple[RbdDevice, RbdSnapshotRecord, ExitStack]:
         with self.session.index.reading() as txn:
             record = snapshot_record(txn, snapshot)
-        with self.session.snapshots.use() as (_, ioctx):
+        with ExitStack() as stack:
+            _, ioctx = stack.enter_context(self.session.snapshots.use())
             image = open_image(ioctx, record.image, record.snap)
+            connection = stack.pop_all()
         device = RbdDevice(image, f"snapshot {snapshot}", record.size_bytes, read_only=True)
-        return device, record
+        return device, record, connection
 
     async def close_snapshot(self, snapshot: SnapshotId) -> None:
         """Close a snapshot, if it is open. Its users count as those of a dropped one, and their
@@ -414,6 +420,7 @@ class OpenNodes:
             try:
                 await opened.device.close()
             finally:
+                await blocking_apart("closing images", opened.connection.close)
                 await self.fronts.close(opened.front)
 
     # -- closing -----------------------------------------------------------------------------

@@ -250,6 +250,18 @@ def test_a_connection_that_was_shut_out_is_made_anew(here: RbdDriver) -> None:
     here.volume("one")
 
 
+def test_a_snapshot_keeps_the_connection_that_it_is_open_on(here: RbdDriver) -> None:
+    volume = here.volume("one").id
+    snapshot = here.run(here.pool.create_snapshot(volume, "s")).id
+    device = here.run(here.pool.use(NodeKind.SNAPSHOT, snapshot))
+    with pytest.raises(ShutOutError), here.rbd.session.snapshots.use() as old:
+        raise ShutOutError("shut out")
+    assert here.run(device.read(0, BLOCK_SIZE)) == bytes(BLOCK_SIZE)
+    here.pool.leave(NodeKind.SNAPSHOT, snapshot)
+    here.run(here.pool.close_idle(NodeKind.SNAPSHOT, snapshot))
+    assert old.cluster.state == "shutdown"
+
+
 # -- the check -------------------------------------------------------------------------------
 
 
