@@ -134,9 +134,10 @@ class Http:
         seconds = self._seconds_left()
         timeout = httpx.Timeout(seconds, read=None if patient else seconds)
         try:
-            response = client.request(
+            request = client.build_request(
                 method, url, content=content, headers=headers, timeout=timeout
             )
+            response = _sent(client, request)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise self._tls_error(url, error) or self._unreachable(url, _reason(error)) from error
         except httpx.ReadTimeout as error:
@@ -235,6 +236,39 @@ class Http:
             "or `make run`, or set BOCKD_DATA to the directory of the one that runs, or "
             "OS_AUTH_URL to the address of one elsewhere"
         )
+
+
+class _Way:
+    """How far a request has come, as httpx tells it ("trace" among its request extensions)."""
+
+    def __init__(self) -> None:
+        self.is_on_kept_connection = True
+        self.is_sent = False
+        """All of it."""
+
+    def note(self, event: str, _details: object) -> None:
+        """Take note of what httpx does."""
+        if event == "connection.connect_tcp.started":
+            self.is_on_kept_connection = False
+        elif event == "http11.send_request_body.complete":
+            self.is_sent = True
+
+
+def _sent(client: httpx.Client, request: httpx.Request) -> httpx.Response:
+    """Send a request and return the answer. On a connection that was kept, the server may hang up
+    at this very moment. Then the request goes out once more on a new one, if the server cannot have
+    carried it out, because a part of it was never sent, or if it changes nothing: as in
+    `bockd.overunix`. Raises httpx's errors."""
+    import httpx
+
+    way = _Way()
+    request.extensions["trace"] = way.note
+    try:
+        return client.send(request)
+    except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
+        if not way.is_on_kept_connection or (way.is_sent and request.method != "GET"):
+            raise
+    return client.send(request)
 
 
 def _encoded(body: Mapping[str, object]) -> bytes:
