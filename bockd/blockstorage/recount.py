@@ -7,18 +7,28 @@ from dataclasses import replace
 
 from bockd.blockstorage.contract import Status, TenantId, Usage
 from bockd.blockstorage.records import (
+    API_SNAPSHOTS,
+    API_VOLUMES,
     ATTACHED,
     EXPORTS,
+    IMAGES,
+    IMPORTS,
     OWNED,
-    Ledger,
+    TENANTS,
+    ImageRecord,
+    ImportRecord,
     OwnedSnapshot,
     OwnedVolume,
+    R,
+    TenantRecord,
     attached_key,
+    decode,
     export_key,
     owned_key,
 )
 from bockd.errors import DamagedError
 from bockd.index.keys import FIRST_KEY, LAST_KEY, id_key
+from bockd.index.tables import Table
 from bockd.model import NodeKind
 from bockd.pool.index import Transaction
 from bockd.pool.nodes import SNAPSHOTS, VOLUMES
@@ -27,34 +37,53 @@ _ANY_KEY = LAST_KEY + b"\xff" * 500
 
 
 def find_problems(txn: Transaction) -> tuple[str, ...]:
-    """Return one line for each broken invariant."""
-    try:
-        return _problems(txn)
-    except DamagedError as error:
-        return (str(error),)
-
-
-def _problems(txn: Transaction) -> tuple[str, ...]:
-    ledger = Ledger(txn)
-    volumes = list(ledger.all_volumes())
-    snapshots = list(ledger.all_snapshots())
-    return (
+    """Return one line for each broken invariant, and for each record that cannot be read. With such
+    a one what follows from all of them is not judged."""
+    unreadable: list[str] = []
+    volumes = _readable(txn, API_VOLUMES, OwnedVolume, unreadable)
+    snapshots = _readable(txn, API_SNAPSHOTS, OwnedSnapshot, unreadable)
+    tenants = _readable(txn, TENANTS, TenantRecord, unreadable)
+    problems = [
         *_without_node(txn, volumes, snapshots),
-        *_wrong_keys(txn, volumes, snapshots),
         *_wrong_attachments(volumes),
-        *_wrong_usage(ledger, volumes, snapshots),
-        *_wrong_images(txn, ledger),
-    )
+        *_wrong_images(txn, snapshots, unreadable),
+    ]
+    if not unreadable:
+        problems += _wrong_keys(txn, volumes, snapshots)
+        problems += _wrong_usage(tenants, volumes, snapshots)
+    return (*unreadable, *problems)
+
+
+def _readable(txn: Transaction, table: Table, kind: type[R], unreadable: list[str]) -> list[R]:
+    """List the records of a table; of those that cannot be read, say so."""
+    found: list[R] = []
+    for key in txn.keys(table, FIRST_KEY, _ANY_KEY):
+        try:
+            payload = txn.get(table, key) or b""
+        except DamagedError as error:
+            unreadable.append(str(error))
+            continue
+        try:
+            found.append(decode(kind, payload))
+        except DamagedError as error:
+            unreadable.append(f"table {table}, key {key!r}: {error}")
+    return found
+
+
+def _nodes(txn: Transaction, table: Table) -> set[bytes]:
+    return set(txn.keys(table, FIRST_KEY, _ANY_KEY))
 
 
 def _without_node(
     txn: Transaction, volumes: list[OwnedVolume], snapshots: list[OwnedSnapshot]
 ) -> Iterator[str]:
+    there = _nodes(txn, VOLUMES)
     for owned in volumes:
-        if txn.get(VOLUMES, id_key(owned.volume.id)) is None:
+        if id_key(owned.volume.id) not in there:
             yield f"the record of volume {owned.volume.id} has no volume in the pool"
+    there = _nodes(txn, SNAPSHOTS)
     for found in snapshots:
-        if txn.get(SNAPSHOTS, id_key(found.snapshot.id)) is None:
+        if id_key(found.snapshot.id) not in there:
             yield f"the record of snapshot {found.snapshot.id} has no snapshot in the pool"
 
 
@@ -86,7 +115,7 @@ def _wrong_attachments(volumes: list[OwnedVolume]) -> Iterator[str]:
 
 
 def _wrong_usage(
-    ledger: Ledger, volumes: list[OwnedVolume], snapshots: list[OwnedSnapshot]
+    tenants: list[TenantRecord], volumes: list[OwnedVolume], snapshots: list[OwnedSnapshot]
 ) -> Iterator[str]:
     counted: dict[TenantId, Usage] = {}
     for owned in volumes:
@@ -98,18 +127,22 @@ def _wrong_usage(
         used = counted.get(found.tenant, Usage())
         more = int(found.snapshot.consumes_quota)
         counted[found.tenant] = replace(used, snapshots=used.snapshots + more)
-    recorded = {record.tenant.id: record.used for record in ledger.tenants()}
+    recorded = {record.tenant.id: record.used for record in tenants}
     for tenant in recorded.keys() | counted.keys():
         if recorded.get(tenant, Usage()) != counted.get(tenant, Usage()):
             yield f"tenant {tenant} has {counted.get(tenant)}, recorded is {recorded.get(tenant)}"
 
 
-def _wrong_images(txn: Transaction, ledger: Ledger) -> Iterator[str]:
-    for record in ledger.images():
-        if txn.get(SNAPSHOTS, id_key(record.snapshot)) is None:
+def _wrong_images(
+    txn: Transaction, snapshots: list[OwnedSnapshot], unreadable: list[str]
+) -> Iterator[str]:
+    there, owned = _nodes(txn, SNAPSHOTS), {one.snapshot.id for one in snapshots}
+    for record in _readable(txn, IMAGES, ImageRecord, unreadable):
+        if id_key(record.snapshot) not in there:
             yield f"image {record.image.id} has no snapshot {record.snapshot} in the pool"
-        if ledger.owned_snapshot(record.snapshot) is not None:
+        if record.snapshot in owned:
             yield f"snapshot {record.snapshot} is an image and yet a tenant's"
-    for filling in ledger.imports():
-        if txn.get(VOLUMES, id_key(filling.volume)) is None:
+    there = _nodes(txn, VOLUMES)
+    for filling in _readable(txn, IMPORTS, ImportRecord, unreadable):
+        if id_key(filling.volume) not in there:
             yield f"the import of image {filling.image.id} has no volume {filling.volume}"

@@ -10,7 +10,7 @@ import trio
 
 from bockd.blockstorage import volumes
 from bockd.blockstorage.contract import NewVolume, Status, TenantId, Usage, Volume
-from bockd.blockstorage.records import API_VOLUMES, ATTACHED, EXPORTS, OWNED, Ledger
+from bockd.blockstorage.records import API_VOLUMES, ATTACHED, EXPORTS, IMAGES, OWNED, Ledger
 from bockd.blockstorage.recount import find_problems
 from bockd.drivers.local.format.catalogue import LocalVolumeRecord
 from bockd.errors import DeviceError
@@ -76,6 +76,28 @@ def test_the_recount_finds_each_damage(store: Store, tenant: TenantId, damage: s
     with pytest.raises(UndoError):
         store.pool.index.update(look)
     assert any(expected in problem for problem in found), found
+
+
+def test_a_record_that_cannot_be_read_hides_no_other_fault(store: Store, tenant: TenantId) -> None:
+    """Nor is what follows from all records taken for one."""
+    broken, other = store.volume(tenant), store.look(tenant, store.volume(tenant))
+    found: tuple[str, ...] = ()
+
+    def look(txn: Transaction) -> None:
+        nonlocal found
+        txn.put(API_VOLUMES, id_key(broken.id), b"{}")
+        txn.put(IMAGES, b"broken", b"no JSON")
+        _status(txn, tenant, other)
+        found = find_problems(txn)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        store.pool.index.update(look)
+    assert len(found) == 3
+    assert "table api-volumes" in found[0]
+    assert "a stored OwnedVolume is malformed" in found[0]
+    assert "a stored ImageRecord is malformed" in found[1]
+    assert found[2] == f"volume {other.id} is in-use, attached: False"
 
 
 def test_what_cannot_be_deleted_at_a_start_does_not_keep_the_others(

@@ -9,10 +9,12 @@ looked for again.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC
-from typing import NamedTuple
+from datetime import UTC, datetime
+from functools import partial
+from typing import Final, NamedTuple
 
 from bockd.drivers.rbd.binding import rados, rbd
 from bockd.drivers.rbd.errors import named
@@ -20,19 +22,27 @@ from bockd.drivers.rbd.images import looking_at
 from bockd.drivers.rbd.records import (
     RbdSnapshotRecord,
     RbdVolumeRecord,
+    decode_volume,
     same_log,
-    snapshot_records,
-    volume_records,
 )
 from bockd.drivers.rbd.session import Session
-from bockd.errors import NotFoundError
-from bockd.model import VolumeId
+from bockd.errors import BockdError, DamagedError, NotFoundError, UnavailableError
+from bockd.index.keys import FIRST_KEY, LAST_KEY
+from bockd.index.tables import Table
+from bockd.model import NodeKind, VolumeId
+from bockd.pool.index import Transaction
+from bockd.pool.nodes import SNAPSHOTS, VOLUMES, decode_record
 from bockd.pool.reports import CheckReport
 
 YOUNG_SECONDS = 3600.0
 """What is younger may be about to be named (bockd.drivers.rbd.making)."""
 
 Record = RbdVolumeRecord | RbdSnapshotRecord
+
+_TABLES: Final[tuple[tuple[NodeKind, Table, Callable[[bytes], Record]], ...]] = (
+    (NodeKind.VOLUME, VOLUMES, decode_volume),
+    (NodeKind.SNAPSHOT, SNAPSHOTS, partial(decode_record, RbdSnapshotRecord)),
+)
 
 
 class Found(NamedTuple):
@@ -55,44 +65,109 @@ def no_logs(_image: str, _log: str) -> bool:
     return False
 
 
+class Recorded(NamedTuple):
+    """What the index says."""
+
+    records: list[Record]
+    unreadable: list[str]
+    """A problem for each record that cannot be read."""
+
+
+class Images(NamedTuple):
+    """The images of the pool, by name."""
+
+    found: dict[str, Found]
+    torn: dict[str, float]
+    """Those that are listed and not there, as a removal leaves them that was cut off, and since
+    when. Infinity: nothing tells."""
+    refused: dict[str, BockdError]
+    """Those that Ceph refuses to look at."""
+
+
 def check(session: Session, has_log: HasLog) -> CheckReport:
     """See `Pool.check`. Blocks."""
     with session.images.use() as (_, ioctx):
-        found = {name: image for name in _list(ioctx) if (image := _look(ioctx, name)) is not None}
+        images = _look_at_all(ioctx)
         # After the images: so the records know of each that is old enough.
-        records = _records(session)
-        problems = [_missing(one) for one in records if not _is_there(one, found.get(one.image))]
+        recorded = _recorded(session)
+        problems = _missing(recorded, images)
         if problems:
             # Some may have been made, or removed, since.
-            records = _records(session)
-            for one in records:
-                found[one.image] = _look(ioctx, one.image) or Found(-1, 0.0, None, {})
-            problems = [_missing(one) for one in records if not _is_there(one, found[one.image])]
-    problems += _without_log(session, records, has_log)
-    problems += _unnamed(records, found, time.time() - YOUNG_SECONDS)
+            recorded = _recorded(session)
+            for one in recorded.records:
+                _look_again(ioctx, one.image, images)
+            problems = _missing(recorded, images)
+    problems += recorded.unreadable
+    problems += _without_log(session, recorded.records, has_log)
+    if not recorded.unreadable:  # else nobody knows what those name
+        problems += _unnamed(recorded.records, images, time.time() - YOUNG_SECONDS)
     return CheckReport(
         clean=not problems,
         problems=tuple(problems),
         repaired=(),
-        volumes=sum(isinstance(one, RbdVolumeRecord) for one in records),
-        snapshots=sum(isinstance(one, RbdSnapshotRecord) for one in records),
-        layers=len(found),
+        volumes=sum(isinstance(one, RbdVolumeRecord) for one in recorded.records),
+        snapshots=sum(isinstance(one, RbdSnapshotRecord) for one in recorded.records),
+        layers=len(images.found),
         leaves=0,
         stray_blocks=0,
         pending_reclaim=0,
     )
 
 
-def _list(ioctx: rados.Ioctx) -> list[str]:
-    with named("listing the images"):
-        names: list[str] = rbd.RBD().list(ioctx)
-        return names
-
-
-def _records(session: Session) -> list[Record]:
+def _recorded(session: Session) -> Recorded:
     session.index.refresh()
     with session.index.reading() as txn:
-        return [*volume_records(txn), *snapshot_records(txn)]
+        return examined(txn)
+
+
+def examined(txn: Transaction) -> Recorded:
+    """Read all records, and go on behind one that cannot be read."""
+    found = Recorded([], [])
+    for kind, table, decode in _TABLES:
+        for key in txn.keys(table, FIRST_KEY, LAST_KEY):
+            try:
+                found.records.append(decode(txn.get(table, key) or b""))
+            except DamagedError as error:
+                found.unreadable.append(
+                    f"{kind} {int.from_bytes(key)} cannot be used, and what it holds is not known: "
+                    f"{error}. So images that nothing names are not looked for"
+                )
+    return found
+
+
+def _look_at_all(ioctx: rados.Ioctx) -> Images:
+    images = Images({}, {}, {})
+    with named("listing the images"):
+        ids = {str(one["name"]): str(one["id"]) for one in rbd.RBD().list2(ioctx)}
+    for name, identity in ids.items():
+        _look_again(ioctx, name, images)
+        if name not in images.found and name not in images.refused:
+            images.torn[name] = _removed_since(ioctx, identity)
+    return images
+
+
+def _look_again(ioctx: rados.Ioctx, name: str, images: Images) -> None:
+    """Look at an image. Raises UnavailableError."""
+    images.found.pop(name, None)
+    images.refused.pop(name, None)
+    try:
+        if (found := _look(ioctx, name)) is not None:
+            images.found[name] = found
+    except UnavailableError:
+        raise
+    except BockdError as error:
+        images.refused[name] = error
+
+
+def _removed_since(ioctx: rados.Ioctx, identity: str) -> float:
+    """Return when the removal of an image was begun. Infinity: it has ended since, or was never
+    begun."""
+    with named("looking for a removal that was cut off"):
+        try:
+            begun: datetime = rbd.RBD().trash_get(ioctx, identity)["deletion_time"]
+        except rbd.ImageNotFound:
+            return math.inf
+    return begun.replace(tzinfo=UTC).timestamp()
 
 
 def _look(ioctx: rados.Ioctx, name: str) -> Found | None:
@@ -134,16 +209,25 @@ def _is_there(record: Record, found: Found | None) -> bool:
     return size_bytes >= record.size_bytes
 
 
-def _missing(record: Record) -> str:
-    if isinstance(record, RbdVolumeRecord):
-        return (
-            f"volume {record.id} ({record.name}): its image {record.image} is missing or smaller "
-            "than the volume; data is lost"
-        )
-    return (
-        f"snapshot {record.id} ({record.name}): snap {record.snap} of image {record.image} is "
-        "missing or smaller than the snapshot; data is lost"
-    )
+def _missing(recorded: Recorded, images: Images) -> list[str]:
+    """List what records name and is not there as they say."""
+    return [
+        told(one, images.refused.get(one.image))
+        for one in recorded.records
+        if not _is_there(one, images.found.get(one.image))
+    ]
+
+
+def told(record: Record, refused: BockdError | None = None) -> str:
+    """Say what a record names and is not there, or why Ceph refuses to look."""
+    what = f"its image {record.image}"
+    if isinstance(record, RbdSnapshotRecord):
+        what = f"snap {record.snap} of image {record.image}"
+    kind = "volume" if isinstance(record, RbdVolumeRecord) else "snapshot"
+    wrong = f"is missing or smaller than the {kind}; data is lost"
+    if refused is not None:
+        wrong = f"cannot be looked at ({refused})"
+    return f"{kind} {record.id} ({record.name}): {what} {wrong}"
 
 
 def _without_log(session: Session, records: list[Record], has_log: HasLog) -> Iterator[str]:
@@ -161,7 +245,7 @@ def _without_log(session: Session, records: list[Record], has_log: HasLog) -> It
 
     # One that was written back since has no log, and its record says so by now.
     if seen := missing(records):
-        again = missing(_records(session))
+        again = missing(_recorded(session).records)
         for volume, one in seen.items():
             if volume in again and same_log(again[volume].dirty_at, one.dirty_at):
                 yield (
@@ -171,8 +255,9 @@ def _without_log(session: Session, records: list[Record], has_log: HasLog) -> It
                 )
 
 
-def _unnamed(records: list[Record], found: dict[str, Found], before: float) -> Iterator[str]:
+def _unnamed(records: list[Record], images: Images, before: float) -> Iterator[str]:
     """Yield what nothing needs, and is not younger than a moment."""
+    found = images.found
     needed = {one.image for one in records}
     waiting = [*needed]
     while waiting:
@@ -181,11 +266,22 @@ def _unnamed(records: list[Record], found: dict[str, Found], before: float) -> I
             needed.add(one.parent)
             waiting.append(one.parent)
     snaps = {(one.image, one.snap) for one in records if isinstance(one, RbdSnapshotRecord)}
+    # What such an image needs in turn is not known.
+    is_known = needed.isdisjoint(images.refused)
     for name, image in found.items():
-        if name not in needed and image.made_at < before:
+        if is_known and name not in needed and image.made_at < before:
             yield f"image {name} is no volume's or snapshot's; it only takes space"
         if name not in needed:
             continue
         for snap, (_, made_at) in image.snaps.items():
             if (name, snap) not in snaps and made_at < before:
                 yield f"snap {snap} of image {name} is no snapshot; it only takes space"
+    for name, error in images.refused.items():
+        if name not in needed:
+            yield f"image {name}, which is no volume's, cannot be looked at ({error})"
+    for name, since in images.torn.items():
+        if name not in needed and since < before:
+            yield (
+                f"image {name} was removed in part; what is left only takes space, until the sweep "
+                "of a gateway removes it"
+            )

@@ -26,12 +26,14 @@ from tests.drivers.rbd.sweeping import MAX_DEPTH
 
 need_modules()
 
-from bockd.drivers.rbd.binding import rados, rbd  # noqa: E402 - where there are the modules
+from bockd.drivers.rbd import checking  # noqa: E402 - where there are the modules
+from bockd.drivers.rbd.binding import rados, rbd  # noqa: E402
 from bockd.drivers.rbd.extents import OBJECT_BYTES  # noqa: E402
 from bockd.drivers.rbd.images import create_image, new_name, open_image, take_snap  # noqa: E402
 from bockd.drivers.rbd.imagestore import RbdImageStore  # noqa: E402
 from bockd.drivers.rbd.records import snapshot_record, volume_record  # noqa: E402
 from bockd.drivers.rbd.sweep import FULL_LOOK_EVERY, Patience, Sweep  # noqa: E402
+from tests.drivers.rbd.pools import problems  # noqa: E402
 
 IMPATIENT = Patience(0.0, 0.0)
 
@@ -166,8 +168,12 @@ def test_leftovers_go_and_what_is_needed_stays(here: RbdDriver, store: RbdImageS
 
 
 @pytest.mark.parametrize("at_object", [0, 1, 3])
-def test_a_removal_that_was_cut_off_is_finished(
-    here: RbdDriver, store: RbdImageStore, ceph: Cluster, at_object: int
+def test_a_removal_that_was_cut_off_is_reported_and_finished(
+    here: RbdDriver,
+    store: RbdImageStore,
+    ceph: Cluster,
+    at_object: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     kept = volume(here, "kept")
     before = objects(here)
@@ -175,8 +181,13 @@ def test_a_removal_that_was_cut_off_is_finished(
     assert any(one.startswith("rbd_trash") for one in objects(here))
     with here.rbd.session.images.use() as (_, ioctx), pytest.raises(NotFoundError):
         open_image(ioctx, name)
+    assert problems(here) == ()  # it may be under way
+    monkeypatch.setattr(checking, "YOUNG_SECONDS", -1e9)
+    (found,) = problems(here)
+    assert found.startswith(f"image {name} was removed in part")
     assert swept(here, store) == {image_of(here, kept)}
     assert objects(here) == before
+    assert problems(here) == ()
 
 
 def test_flattening_frees_a_clone_of_its_origin(here: RbdDriver, store: RbdImageStore) -> None:

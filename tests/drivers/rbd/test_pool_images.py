@@ -18,9 +18,10 @@ from bockd.errors import (
     PoolFormatError,
     UnavailableError,
 )
+from bockd.index.keys import id_key
 from bockd.model import BLOCK_SIZE, MIB, NodeKind, SnapshotId, VolumeId
 from bockd.pool.index import Transaction
-from bockd.pool.nodes import Nodes
+from bockd.pool.nodes import SNAPSHOTS, VOLUMES, Nodes
 from bockd.pool.pool import nothing_more
 from bockd.pool.records import VolumeRecord
 from bockd.runtime.steps import Steps
@@ -33,7 +34,7 @@ T = TypeVar("T")
 need_modules()
 
 from bockd.drivers.rbd import checking, making  # noqa: E402 - where there are the modules
-from bockd.drivers.rbd.binding import rbd  # noqa: E402
+from bockd.drivers.rbd.binding import rados, rbd  # noqa: E402
 from bockd.drivers.rbd.errors import ShutOutError  # noqa: E402
 from bockd.drivers.rbd.images import remove_image  # noqa: E402
 from tests.drivers.rbd.pools import images, problems, record, snap_of, snaps  # noqa: E402
@@ -283,6 +284,46 @@ def test_a_check_names_what_is_missing(here: RbdDriver) -> None:
     here.run(here.pool.delete_volume(other))
     here.run(here.pool.delete_snapshot(snapshot))
     assert len(problems(here)) == 1
+
+
+def test_a_check_goes_on_behind_a_record_that_cannot_be_read(
+    here: RbdDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And calls nothing left over, which it may name."""
+    monkeypatch.setattr(checking, "YOUNG_SECONDS", -1e9)
+    broken, other = here.volume("broken").id, here.volume("other").id
+    snapshot = here.run(here.pool.create_snapshot(broken, "s")).id
+
+    def damage(txn: Transaction) -> None:
+        txn.put(VOLUMES, id_key(broken), b"{}")
+        txn.put(SNAPSHOTS, id_key(snapshot), b"no JSON")
+
+    with here.rbd.session.images.use() as (_, ioctx):
+        remove_image(ioctx, record(here, other).image)
+    here.rbd.index.update(damage)
+    found = problems(here)
+    assert len(found) == 3
+    assert "volume 2 (other): its image" in found[0]
+    assert "volume 1 cannot be used" in found[1]
+    assert f"snapshot {snapshot} cannot be used" in found[2]
+
+
+def test_a_check_goes_on_behind_an_image_that_cannot_be_looked_at(here: RbdDriver) -> None:
+    """Its header has a size that is no number; another volume's image is missing."""
+    broken, other = here.volume("broken").id, here.volume("other").id
+    with here.rbd.session.images.use() as (_, ioctx):
+        remove_image(ioctx, record(here, other).image)
+        with rbd.Image(ioctx, record(here, broken).image) as image:
+            header = f"rbd_header.{image.id()}"
+        with rados.WriteOpCtx() as op:
+            ioctx.set_omap(op, ("size",), (b"x",))
+            ioctx.operate_write_op(op, header)
+    found = problems(here)
+    assert len(found) == 2
+    assert "volume 1 (broken)" in found[0]
+    assert "cannot be looked at" in found[0]
+    assert "volume 2 (other)" in found[1]
+    assert "data is lost" in found[1]
 
 
 def test_an_extension_that_failed_is_no_problem(here: RbdDriver) -> None:
