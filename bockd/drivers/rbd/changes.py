@@ -9,6 +9,7 @@ from __future__ import annotations
 from bockd.drivers.rbd.errors import named
 from bockd.drivers.rbd.extents import OBJECT_BYTES
 from bockd.drivers.rbd.images import looking_at
+from bockd.drivers.rbd.lost import damaged_if_missing
 from bockd.drivers.rbd.records import snapshot_record
 from bockd.drivers.rbd.session import Session
 from bockd.model import SnapshotId
@@ -31,6 +32,7 @@ def find_changes(
         changed[first:stop] = b"\1" * (stop - first)
 
     with (
+        damaged_if_missing(session.index, after),
         session.images.use() as (_, ioctx),
         looking_at(ioctx, after.image, after.snap) as image,
         named(f"comparing snaps {before.snap} and {after.snap} of image {after.image}"),

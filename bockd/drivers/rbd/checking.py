@@ -19,6 +19,7 @@ from typing import Final, NamedTuple
 from bockd.drivers.rbd.binding import rados, rbd
 from bockd.drivers.rbd.errors import named
 from bockd.drivers.rbd.images import looking_at
+from bockd.drivers.rbd.lost import Record, named_by
 from bockd.drivers.rbd.records import (
     RbdSnapshotRecord,
     RbdVolumeRecord,
@@ -36,8 +37,6 @@ from bockd.pool.reports import CheckReport
 
 YOUNG_SECONDS = 3600.0
 """What is younger may be about to be named (bockd.drivers.rbd.making)."""
-
-Record = RbdVolumeRecord | RbdSnapshotRecord
 
 _TABLES: Final[tuple[tuple[NodeKind, Table, Callable[[bytes], Record]], ...]] = (
     (NodeKind.VOLUME, VOLUMES, decode_volume),
@@ -212,22 +211,18 @@ def _is_there(record: Record, found: Found | None) -> bool:
 def _missing(recorded: Recorded, images: Images) -> list[str]:
     """List what records name and is not there as they say."""
     return [
-        told(one, images.refused.get(one.image))
+        _told(one, images.refused.get(one.image))
         for one in recorded.records
         if not _is_there(one, images.found.get(one.image))
     ]
 
 
-def told(record: Record, refused: BockdError | None = None) -> str:
+def _told(record: Record, refused: BockdError | None = None) -> str:
     """Say what a record names and is not there, or why Ceph refuses to look."""
-    what = f"its image {record.image}"
-    if isinstance(record, RbdSnapshotRecord):
-        what = f"snap {record.snap} of image {record.image}"
-    kind = "volume" if isinstance(record, RbdVolumeRecord) else "snapshot"
-    wrong = f"is missing or smaller than the {kind}; data is lost"
     if refused is not None:
-        wrong = f"cannot be looked at ({refused})"
-    return f"{kind} {record.id} ({record.name}): {what} {wrong}"
+        return f"{named_by(record)} cannot be looked at ({refused})"
+    kind = "volume" if isinstance(record, RbdVolumeRecord) else "snapshot"
+    return f"{named_by(record)} is missing or smaller than the {kind}; data is lost"
 
 
 def _without_log(session: Session, records: list[Record], has_log: HasLog) -> Iterator[str]:

@@ -9,10 +9,11 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from bockd.config.rbd import RbdSettings
 from bockd.drivers.rbd.binding import rados, rbd
 from bockd.drivers.rbd.connection import open_pool
-from bockd.drivers.rbd.errors import CEPH_ERRORS, ImageGoneError, errno_of, named
+from bockd.drivers.rbd.errors import CEPH_ERRORS, errno_of, named
 from bockd.drivers.rbd.images import ask_monitors, is_there, lock_image
+from bockd.drivers.rbd.taking import ImageGoneError
 from bockd.drivers.rbd.volumeimage import VolumeImage, open_volume
-from bockd.errors import InUseError, NotFoundError
+from bockd.errors import DamagedError, InUseError, NotFoundError
 
 _NOT_THE_OWNER = frozenset({errno.EBUSY, errno.ENOENT})
 """What breaking a lock fails with that somebody else has, or nobody."""
@@ -37,7 +38,8 @@ class RbdClaim:
         keep_off: KeepOff = keep_nothing_off,
     ) -> None:
         """Connect and open. Blocks. `limited` is the connection whose operations have a limit.
-        Raises BockdError (ImageGoneError)."""
+        Raises ImageGoneError, DamagedError: the image is there, but not all that it needs;
+        BockdError."""
         self._limited = limited
         with ExitStack() as stack:
             stack.enter_context(keep_off(name))
@@ -94,5 +96,10 @@ def _opened(settings: RbdSettings, limited: rados.Rados, name: str) -> VolumeIma
     except NotFoundError as error:
         with open_pool(limited, settings) as ioctx:
             if not is_there(ioctx, name):
-                raise ImageGoneError(f"image {name} is not in the Ceph pool any more") from error
-        raise
+                raise ImageGoneError(
+                    f"image {name} is not in the Ceph pool any more, and data is lost; 'bockd "
+                    "check' tells what else is missing"
+                ) from error
+        raise DamagedError(
+            f"image {name} is there, but not all that it needs, as its parent: {error}"
+        ) from error

@@ -25,10 +25,6 @@ class ShutOutError(ClusterUnavailableError):
     more."""
 
 
-class ImageGoneError(NotFoundError):
-    """The image itself is not in the namespace, which was looked at: nobody can have it open."""
-
-
 CEPH_ERRORS = (rados.Error, rbd.Error)
 """The two families; their classes have nothing in common but `errno`, which may be None."""
 

@@ -27,6 +27,7 @@ from bockd.drivers.rbd.claims import RbdClaim
 from bockd.drivers.rbd.device import RbdDevice
 from bockd.drivers.rbd.fronts import Front, Fronts
 from bockd.drivers.rbd.images import open_image
+from bockd.drivers.rbd.lost import damaged_if_missing
 from bockd.drivers.rbd.messages import Manner
 from bockd.drivers.rbd.records import (
     RbdSnapshotRecord,
@@ -402,7 +403,7 @@ class OpenNodes:
     ) -> tuple[RbdDevice, RbdSnapshotRecord, ExitStack]:
         with self.session.index.reading() as txn:
             record = snapshot_record(txn, snapshot)
-        with ExitStack() as stack:
+        with damaged_if_missing(self.session.index, record), ExitStack() as stack:
             _, ioctx = stack.enter_context(self.session.snapshots.use())
             image = open_image(ioctx, record.image, record.snap)
             connection = stack.pop_all()

@@ -29,7 +29,7 @@ from bockd.drivers.rbd.records import (
     volume_record,
 )
 from bockd.drivers.rbd.session import CHANGING
-from bockd.drivers.rbd.taking import C, Taker
+from bockd.drivers.rbd.taking import C, ImageGoneError, Taker
 from bockd.errors import NotFoundError, VolumeFailedError, VolumeTakenError
 from bockd.model import VolumeId
 from bockd.pool.index import Index, Transaction
@@ -73,11 +73,15 @@ async def vacate(taker: Taker[C], index: Index, seen: RbdVolumeRecord, *, force:
     BockdError."""
     if seen.dirty_elsewhere(taker.who.gateway):
         seen = await taker.look_clean(seen.id, Manner.FIRM)
-    claim = await blocking(taker.open_claim, seen.image)
     try:
-        await taker.vacate(claim, seen, None if force else Manner.FIRM)
-    finally:
-        await blocking(claim.close)
+        claim = await blocking(taker.open_claim, seen.image)
+    except ImageGoneError as error:
+        log.warning("recalling volume %s: %s", seen.id, error)  # nobody can have it
+    else:
+        try:
+            await taker.vacate(claim, seen, None if force else Manner.FIRM)
+        finally:
+            await blocking(claim.close)
     here = taker.who.gateway
     return await blocking(index.update, lambda txn: _forget_holder(txn, seen, here))
 

@@ -9,6 +9,7 @@ from functools import partial
 
 from bockd.drivers.rbd.connection import Connected
 from bockd.drivers.rbd.images import new_name, remove_image, remove_snap, take_snap
+from bockd.drivers.rbd.lost import damaged_if_missing
 from bockd.drivers.rbd.making import making
 from bockd.drivers.rbd.messages import Manner
 from bockd.drivers.rbd.opennodes import OpenNodes, refuse_dirty, refuse_failed
@@ -78,16 +79,17 @@ class SnapshotOperations:
         with making(
             self._session.index, f"snap {snap}", lambda: self._remove_snap(seen.image, snap)
         ) as permit:
-            self._take(seen.image, snap)
+            self._take(seen, snap)
             record = self._session.index.update(change)
         hit(Failpoint.IMAGE_NAMED)
         return record
 
-    def _take(self, image: str, snap: str) -> None:
-        self._session.images.hand_over(
-            f"taking a snap of image {image}",
-            lambda connected: take_snap(connected.cluster, connected.ioctx, image, snap),
-        )
+    def _take(self, seen: RbdVolumeRecord, snap: str) -> None:
+        with damaged_if_missing(self._session.index, seen):
+            self._session.images.hand_over(
+                f"taking a snap of image {seen.image}",
+                lambda connected: take_snap(connected.cluster, connected.ioctx, seen.image, snap),
+            )
         hit(Failpoint.IMAGE_MADE)
 
     def _add(
@@ -146,7 +148,7 @@ class SnapshotOperations:
         with making(
             self._session.index, f"snap {snap}", lambda: self._remove_snap(seen.image, snap)
         ) as permit:
-            self._take(seen.image, snap)
+            self._take(seen, snap)
             record = self._session.index.update(change)
         hit(Failpoint.IMAGE_NAMED)
         return record

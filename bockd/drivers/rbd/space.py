@@ -7,6 +7,7 @@ what it shares are those that it shows of the snaps below.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator
 from datetime import UTC
@@ -16,6 +17,7 @@ from bockd.drivers.rbd.binding import rados, rbd
 from bockd.drivers.rbd.errors import named
 from bockd.drivers.rbd.extents import OBJECT_BYTES
 from bockd.drivers.rbd.images import looking_at
+from bockd.drivers.rbd.lost import damaged_if_missing
 from bockd.drivers.rbd.opennodes import OpenNodes
 from bockd.drivers.rbd.records import (
     RbdSnapshotRecord,
@@ -26,12 +28,14 @@ from bockd.drivers.rbd.records import (
     volume_records,
 )
 from bockd.drivers.rbd.session import MEASURING, Session
-from bockd.errors import ClusterUnavailableError, NotFoundError
+from bockd.errors import ClusterUnavailableError, DamagedError, NotFoundError
 from bockd.model import BLOCK_SIZE, NodeKind, SnapshotId, VolumeId
 from bockd.pool.index import Transaction
 from bockd.pool.nodes import Nodes
 from bockd.pool.reports import Attributes, NodeSpace, Shares, Space, SpacePage
 from bockd.runtime.steps import blocking_apart
+
+log = logging.getLogger(__name__)
 
 ROOM_SECONDS = 10
 """How long the monitors may take to say how much room there is."""
@@ -51,7 +55,11 @@ def measure(session: Session, kind: NodeKind, node: int) -> Space:
     with session.index.reading() as txn:
         record = record_of(txn, kind, node)
     snap = record.snap if isinstance(record, RbdSnapshotRecord) else None
-    with session.images.use() as (_, ioctx), looking_at(ioctx, record.image, snap) as image:
+    with (
+        damaged_if_missing(session.index, record),
+        session.images.use() as (_, ioctx),
+        looking_at(ioctx, record.image, snap) as image,
+    ):
         shown = _shown_bytes(image, record.size_bytes, below=True)
         own = _shown_bytes(image, record.size_bytes, below=False)
     return Space(own, shown - own)
@@ -69,8 +77,10 @@ async def measure_all(nodes: OpenNodes, after: int, until: Callable[[], bool]) -
             continue
         try:
             space = await blocking_apart(MEASURING, measure, session, kind, node)
-        except NotFoundError:
-            continue  # it has been deleted since, or it lacks its image, which a check tells
+        except (NotFoundError, DamagedError) as error:
+            # It has been deleted since, or it lacks its image, which a check tells.
+            log.debug("measuring %s %s: %s", kind, node, error)
+            continue
         spaces.append(NodeSpace(kind, node, space))
         if until():
             return SpacePage(tuple(spaces), node)

@@ -33,13 +33,17 @@ from typing import Generic, Protocol, TypeVar
 
 from bockd.drivers.rbd.messages import DRAIN_SECONDS, Manner
 from bockd.drivers.rbd.records import Identity, RbdVolumeRecord, dirty_elsewhere
-from bockd.errors import InUseError
+from bockd.errors import DamagedError, InUseError
 from bockd.failpoints import Failpoint, hit
 from bockd.model import VolumeId
 from bockd.runtime.steps import blocking
 
 TRIES = 3
 """Of one taking, when other gateways take the volume at the same time. Each asks once at most."""
+
+
+class ImageGoneError(DamagedError):
+    """The image itself is not in the namespace, which was looked at: nobody can have it open."""
 
 
 class Claim(Protocol):
@@ -115,16 +119,23 @@ class Taker(Generic[C]):
 
     who: Identity
     open_claim: Callable[[str], C]
-    """Opens an image by its name, on a new connection. Blocks. Raises BockdError."""
+    """Opens an image by its name, on a new connection. Blocks. Raises ImageGoneError, DamagedError
+    if it lacks what it needs, BockdError."""
     gateways: Asking
     ledger: Ledger
 
     async def take(self, volume: VolumeId, manner: Manner) -> Taken[C]:
         """Take a volume. Raises InUseError: another gateway keeps it, or others were faster each
-        time; DirtyElsewhereError: and has not written it back; BockdError."""
+        time; DirtyElsewhereError: and has not written it back; ImageGoneError; BockdError."""
         for _ in range(TRIES):
             seen = await self.look_clean(volume, manner)
-            claim = await blocking(self.open_claim, seen.image)
+            try:
+                claim = await blocking(self.open_claim, seen.image)
+            except ImageGoneError:
+                # Unless the volume is gone, too, or has another image now.
+                if (await blocking(self.ledger.look, volume)).image == seen.image:
+                    raise
+                continue
             try:
                 hit(Failpoint.TAKE_OPENED)
                 epoch = await self._win(claim, seen, manner)

@@ -6,7 +6,6 @@ there.
 
 from __future__ import annotations
 
-from bockd.drivers.rbd.errors import ImageGoneError
 from bockd.drivers.rbd.messages import Manner
 from bockd.drivers.rbd.records import (
     RbdSnapshotRecord,
@@ -15,6 +14,7 @@ from bockd.drivers.rbd.records import (
     volume_record,
 )
 from bockd.drivers.rbd.session import Session
+from bockd.drivers.rbd.taking import ImageGoneError
 from bockd.errors import DirtyElsewhereError, InUseError
 from bockd.model import CacheMode, SnapshotId, VolumeId
 from bockd.runtime.steps import run_inline

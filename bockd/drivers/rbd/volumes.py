@@ -20,6 +20,7 @@ from bockd.drivers.rbd.images import (
     new_name,
     remove_image,
 )
+from bockd.drivers.rbd.lost import damaged_if_missing
 from bockd.drivers.rbd.making import making
 from bockd.drivers.rbd.opennodes import OpenNodes, refuse_dirty, refuse_failed
 from bockd.drivers.rbd.records import (
@@ -129,7 +130,8 @@ class VolumeOperations:
                 create_image(ioctx, image, size_bytes)
             else:
                 larger = size_bytes if size_bytes > source.size_bytes else None
-                clone_image(ioctx, source.image, source.snap, image, larger)
+                with damaged_if_missing(self._session.index, source):
+                    clone_image(ioctx, source.image, source.snap, image, larger)
         hit(Failpoint.IMAGE_MADE)
 
     # -- changing ----------------------------------------------------------------------------
@@ -172,10 +174,11 @@ class VolumeOperations:
 
         judged(look_at_volume(self._session, volume))
         seen = judged(reach(self._session, volume))
-        self._session.images.hand_over(
-            f"growing image {seen.image}",
-            lambda connected: grow_image(connected.ioctx, seen.image, size_bytes),
-        )
+        with damaged_if_missing(self._session.index, seen):
+            self._session.images.hand_over(
+                f"growing image {seen.image}",
+                lambda connected: grow_image(connected.ioctx, seen.image, size_bytes),
+            )
         hit(Failpoint.IMAGE_MADE)
         record = self._session.index.update(change)
         hit(Failpoint.IMAGE_NAMED)

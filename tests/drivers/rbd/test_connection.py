@@ -171,7 +171,8 @@ def test_what_is_handed_over_before_there_is_a_connection_has_the_same_limit(
     rbd_namespace: RbdSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And it is not done later."""
-    go_on, ended, done = threading.Event(), threading.Semaphore(0), []
+    go_on, ended = threading.Event(), threading.Semaphore(0)
+    done: list[Connected] = []
     connect, end = connection.connect, CommonConnection._end_handing_over
 
     def late(*arguments: Any) -> rados.Rados:

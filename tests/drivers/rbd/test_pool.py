@@ -14,6 +14,7 @@ from bockd.config.rbd import RbdSettings
 from bockd.errors import (
     BockdError,
     ConflictError,
+    DamagedError,
     DeniedError,
     InUseError,
     NotFoundError,
@@ -32,7 +33,8 @@ need_modules()
 
 from bockd.drivers.rbd.claims import RbdClaim  # noqa: E402 - where there are the modules
 from bockd.drivers.rbd.messages import Manner  # noqa: E402
-from bockd.drivers.rbd.records import put_record  # noqa: E402
+from bockd.drivers.rbd.pool import RbdPool  # noqa: E402
+from bockd.drivers.rbd.records import put_record, snapshot_record, volume_record  # noqa: E402
 from tests.drivers.rbd.pools import images, problems, record, snap_of, snaps  # noqa: E402
 
 
@@ -334,9 +336,42 @@ def test_nor_who_misses_what_the_image_needs(
         raise NotFoundError("its parent")
 
     monkeypatch.setattr("bockd.drivers.rbd.claims.open_volume", open_volume)
-    with pytest.raises(NotFoundError, match="its parent"):
+    with pytest.raises(DamagedError, match="its parent"):
         there.run(there.pool.delete_volume(volume))
     assert record(there, volume).holder == "here"
+
+
+ASKING: dict[str, Callable[[RbdPool, VolumeId, SnapshotId], Steps[Any]]] = {
+    "use": lambda pool, volume, _: pool.use(NodeKind.VOLUME, volume),
+    "extend": lambda pool, volume, _: pool.extend_volume(volume, 2 * MIB, nothing_more),
+    "freeze": lambda pool, volume, _: pool.create_snapshot(volume, "later"),
+    "measure": lambda pool, volume, _: pool.measure(NodeKind.VOLUME, volume),
+    "read": lambda pool, _, snapshot: pool.use(NodeKind.SNAPSHOT, snapshot),
+    "clone": lambda pool, _, snapshot: pool.create_volume("clone", None, snapshot),
+    "compare": lambda pool, _, snapshot: pool.changes(snapshot, snapshot),
+}
+
+
+@pytest.mark.parametrize("asking", ASKING)
+def test_what_has_lost_its_image_is_damaged_and_not_unknown(here: RbdDriver, asking: str) -> None:
+    volume = here.volume("one").id
+    snapshot = here.run(here.pool.create_snapshot(volume, "s")).id
+
+    def lose(txn: Transaction) -> None:
+        for one in (volume_record(txn, volume), snapshot_record(txn, snapshot)):
+            put_record(txn, replace(one, image="0" * 24))
+
+    kept = images(here)
+    here.rbd.index.update(lose)
+    with pytest.raises(DamagedError, match="data is lost"):
+        here.run(ASKING[asking](here.rbd, volume, snapshot))
+    assert images(here) == kept
+    assert bool(here.rbd.open_nodes.refusals) == (asking == "use")
+    # Once it is deleted, it is unknown.
+    here.run(here.pool.delete_snapshot(snapshot))
+    here.run(here.pool.delete_volume(volume))
+    with pytest.raises(NotFoundError):
+        here.run(ASKING[asking](here.rbd, volume, snapshot))
 
 
 @pytest.mark.parametrize("change", ["delete", "revert", "fill", "freeze"])
@@ -350,7 +385,7 @@ def test_the_image_of_a_dead_gateway_may_be_gone(here: RbdDriver, change: str) -
     lost = replace(seen, holder="dead", run="d" * 16, address="127.0.0.1:0/1", image="0" * 24)
     here.rbd.index.update(lambda txn: put_record(txn, lost))
     if change == "freeze":  # there is nothing to freeze
-        with pytest.raises(NotFoundError):
+        with pytest.raises(DamagedError, match="data is lost"):
             here.run(CHANGES[change](here, volume, snapshot))
     elif change == "revert":
         here.run(CHANGES[change](here, volume, snapshot))

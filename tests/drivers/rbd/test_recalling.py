@@ -74,6 +74,18 @@ def asked(there: RbdDriver, monkeypatch: pytest.MonkeyPatch) -> list[VolumeId]:
 
 
 @pytest.mark.parametrize("force", [False, True], ids=["asked", "forced"])
+def test_what_has_lost_its_image_is_open_nowhere(here: RbdDriver, force: bool) -> None:
+    """So it can be detached, and deleted."""
+    volume = here.volume("one").id
+    lost = replace(
+        record(here, volume), holder="dead", run="d" * 16, address="127.0.0.1:0/1", image="0" * 24
+    )
+    here.rbd.index.update(lambda txn: put_record(txn, lost))
+    assert recall(here, volume, force=force) is None
+    assert record(here, volume).holder is None
+
+
+@pytest.mark.parametrize("force", [False, True], ids=["asked", "forced"])
 def test_what_is_open_here_stays_open(here: RbdDriver, force: bool) -> None:
     volume = here.volume("one").id
     device = here.run(here.pool.use(NodeKind.VOLUME, volume))
