@@ -29,6 +29,7 @@ import hmac
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -51,6 +52,7 @@ from bockd.index.keys import FIRST_KEY, LAST_KEY, id_key
 from bockd.index.tables import Table
 from bockd.model import IoLimits, NodeKind, Server, SnapshotId, VolumeId
 from bockd.pool.index import Transaction
+from bockd.pool.nodes import sound_records
 
 TENANTS = Table(b"tenants")
 USERS = Table(b"users")
@@ -207,8 +209,7 @@ class Ledger:
 
     def _sound(self, table: Table, kind: type[R]) -> Iterator[R]:
         """Those that are not damaged, for what must not stop at one that is."""
-        for _, payload in self.txn.sound(table):
-            yield decode(kind, payload)
+        return sound_records(self.txn, table, partial(decode, kind))
 
     def _all(self, table: Table, kind: type[R]) -> Iterator[R]:
         for _, payload in self.txn.scan(table, FIRST_KEY, LAST_KEY):

@@ -6,7 +6,9 @@ fields of its own to the objects; here they are passed over.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TypeVar
 
 import msgspec
@@ -18,6 +20,7 @@ from bockd.model import IoLimits, NodeKind, SnapshotId, VolumeId
 from bockd.pool.index import Transaction
 from bockd.pool.records import SnapshotRecord, VolumeRecord
 
+log = logging.getLogger(__name__)
 R = TypeVar("R")
 
 VOLUMES = Table(b"volumes")
@@ -33,6 +36,18 @@ def decode_record(kind: type[R], payload: bytes) -> R:
         return msgspec.json.decode(payload, type=kind)
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
         raise DamagedError(f"a stored {kind.__name__} is malformed: {error}") from error
+
+
+def sound_records(txn: Transaction, table: Table, decode: Callable[[bytes], R]) -> Iterator[R]:
+    """Yield the records of a table but those that are damaged, or that `decode` refuses with
+    DamagedError, which are logged: for callers that must not stop at one."""
+    for key, payload in txn.sound(table):
+        try:
+            record = decode(payload)
+        except DamagedError as error:
+            log.error("table %s, key %r: %s", table, key, error)  # noqa: TRY400
+        else:
+            yield record
 
 
 class Nodes:
@@ -80,8 +95,7 @@ class Nodes:
             yield decode_record(kind, payload)
 
     def _sound(self, table: Table, kind: type[R]) -> Iterator[R]:
-        for _, payload in self.txn.sound(table):
-            yield decode_record(kind, payload)
+        return sound_records(self.txn, table, partial(decode_record, kind))
 
     def fail_volume(self, volume: VolumeId, reason: str) -> None:
         """Record why a volume is refused until an operator reopens it."""

@@ -134,6 +134,26 @@ def test_what_cannot_be_deleted_at_a_start_does_not_keep_the_others(
     store.run(lambda s: s.delete_volume(tenant, stuck.id))
 
 
+def test_what_cannot_be_read_at_a_start_does_not_keep_the_others(
+    store: Store, tenant: TenantId, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken, other = store.volume(tenant), store.volume(tenant)
+    with store.pool.index.reading() as txn:
+        sound = txn.get(API_VOLUMES, id_key(broken.id)) or b""
+
+    def damage(txn: Transaction) -> None:
+        found = Ledger(txn).volume(tenant, other.id)
+        Ledger(txn).put_volume(tenant, replace(found, status=Status.DELETING))
+        txn.put(API_VOLUMES, id_key(broken.id), b"{}")
+
+    store.pool.index.update(damage)
+    store.restart()
+    with store.pool.index.reading() as txn:
+        assert Ledger(txn).owned_volume(other.id) is None
+    assert "a stored OwnedVolume is malformed" in caplog.text
+    store.pool.index.update(lambda txn: txn.put(API_VOLUMES, id_key(broken.id), sound))
+
+
 def test_a_client_that_hangs_up_does_not_leave_half_a_change(
     store: Store, tenant: TenantId
 ) -> None:

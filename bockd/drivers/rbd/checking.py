@@ -13,7 +13,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from functools import partial
 from typing import Final, NamedTuple
 
 from bockd.drivers.rbd.binding import rados, rbd
@@ -23,6 +22,7 @@ from bockd.drivers.rbd.lost import Record, named_by
 from bockd.drivers.rbd.records import (
     RbdSnapshotRecord,
     RbdVolumeRecord,
+    decode_snapshot,
     decode_volume,
     same_log,
 )
@@ -32,7 +32,7 @@ from bockd.index.keys import FIRST_KEY, LAST_KEY
 from bockd.index.tables import Table
 from bockd.model import NodeKind, VolumeId
 from bockd.pool.index import Transaction
-from bockd.pool.nodes import SNAPSHOTS, VOLUMES, decode_record
+from bockd.pool.nodes import SNAPSHOTS, VOLUMES
 from bockd.pool.reports import CheckReport
 
 YOUNG_SECONDS = 3600.0
@@ -40,7 +40,7 @@ YOUNG_SECONDS = 3600.0
 
 _TABLES: Final[tuple[tuple[NodeKind, Table, Callable[[bytes], Record]], ...]] = (
     (NodeKind.VOLUME, VOLUMES, decode_volume),
-    (NodeKind.SNAPSHOT, SNAPSHOTS, partial(decode_record, RbdSnapshotRecord)),
+    (NodeKind.SNAPSHOT, SNAPSHOTS, decode_snapshot),
 )
 
 

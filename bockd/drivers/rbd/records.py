@@ -176,6 +176,11 @@ def decode_volume(payload: bytes) -> RbdVolumeRecord:
         raise DamagedError(f"a stored RbdVolumeRecord is malformed: {error}") from error
 
 
+def decode_snapshot(payload: bytes) -> RbdSnapshotRecord:
+    """Decode a record. Raises DamagedError."""
+    return decode_record(RbdSnapshotRecord, payload)
+
+
 def new_node(txn: Transaction) -> int:
     """Give an id to a volume or a snapshot. None is given twice."""
     payload = txn.get(RBD, _NEXT_NODE)
@@ -200,7 +205,7 @@ def volume_records(txn: Transaction) -> Iterator[RbdVolumeRecord]:
 def snapshot_records(txn: Transaction) -> Iterator[RbdSnapshotRecord]:
     """Yield all snapshots by id. Raises DamagedError."""
     for _, payload in txn.scan(SNAPSHOTS, FIRST_KEY, LAST_KEY):
-        yield decode_record(RbdSnapshotRecord, payload)
+        yield decode_snapshot(payload)
 
 
 def unchanged(txn: Transaction, seen: RbdVolumeRecord) -> RbdVolumeRecord:

@@ -22,16 +22,16 @@ from bockd.drivers.rbd.opennodes import OpenNodes
 from bockd.drivers.rbd.records import (
     RbdSnapshotRecord,
     RbdVolumeRecord,
+    decode_snapshot,
+    decode_volume,
     snapshot_record,
-    snapshot_records,
     volume_record,
-    volume_records,
 )
 from bockd.drivers.rbd.session import MEASURING, Session
 from bockd.errors import ClusterUnavailableError, DamagedError, NotFoundError
 from bockd.model import BLOCK_SIZE, NodeKind, SnapshotId, VolumeId
 from bockd.pool.index import Transaction
-from bockd.pool.nodes import Nodes
+from bockd.pool.nodes import SNAPSHOTS, VOLUMES, Nodes, sound_records
 from bockd.pool.reports import Attributes, NodeSpace, Shares, Space, SpacePage
 from bockd.runtime.steps import blocking_apart
 
@@ -69,7 +69,8 @@ async def measure_all(nodes: OpenNodes, after: int, until: Callable[[], bool]) -
     """See `Pool.measure_all`: one volume or snapshot at a time, by id."""
     session = nodes.session
     with session.index.reading() as txn:
-        found = [(NodeKind.VOLUME, int(one.id)) for one in volume_records(txn)]
+        sound = sound_records(txn, VOLUMES, decode_volume)
+        found = [(NodeKind.VOLUME, int(one.id)) for one in sound]
     found += [(NodeKind.SNAPSHOT, int(one)) for one in nodes.snapshots]
     spaces: list[NodeSpace] = []
     for kind, node in sorted(found, key=lambda one: one[1]):
@@ -90,8 +91,9 @@ async def measure_all(nodes: OpenNodes, after: int, until: Callable[[], bool]) -
 def shares(session: Session, images: frozenset[SnapshotId]) -> Shares:
     """See `Pool.shares`. What volumes are made of counts for the snapshots or images. Blocks."""
     with session.index.reading() as txn:
-        heads = {one.image for one in volume_records(txn)}
-        snaps = {(one.image, one.snap): one.id in images for one in snapshot_records(txn)}
+        heads = {one.image for one in sound_records(txn, VOLUMES, decode_volume)}
+        frozen_ones = sound_records(txn, SNAPSHOTS, decode_snapshot)
+        snaps = {(one.image, one.snap): one.id in images for one in frozen_ones}
     volumes = frozen = shared = 0
     for name in heads | {image for image, _ in snaps}:
         for snap, taken in _taken_bytes(session, name, has_head=name in heads):

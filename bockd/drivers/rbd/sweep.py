@@ -52,6 +52,8 @@ from bockd.drivers.rbd.making import GENERATIONS, begin_generation, generation
 from bockd.drivers.rbd.records import (
     RbdSnapshotRecord,
     RbdVolumeRecord,
+    decode_snapshot,
+    decode_volume,
     put_record,
     snapshot_records,
     volume_records,
@@ -59,6 +61,7 @@ from bockd.drivers.rbd.records import (
 from bockd.errors import BockdError, UnavailableError
 from bockd.failpoints import Failpoint, hit
 from bockd.pool.index import Transaction
+from bockd.pool.nodes import SNAPSHOTS, VOLUMES, sound_records
 
 log = logging.getLogger(__name__)
 
@@ -341,7 +344,7 @@ class Sweep:
         with self._index.reading() as txn:
             if not _sweeps(txn):
                 return
-            deep = {one.image for one in _records(txn) if one.depth > self._max_depth}
+            deep = {one.image for one in _sound(txn) if one.depth > self._max_depth}
         turns = Turns()
         for image in sorted(deep):
             if self.stopping:
@@ -389,6 +392,12 @@ def _records(txn: Transaction) -> Iterator[RbdVolumeRecord | RbdSnapshotRecord]:
     yield from snapshot_records(txn)
 
 
+def _sound(txn: Transaction) -> Iterator[RbdVolumeRecord | RbdSnapshotRecord]:
+    """Yield the records that can be read. What nobody names they do not tell."""
+    yield from sound_records(txn, VOLUMES, decode_volume)
+    yield from sound_records(txn, SNAPSHOTS, decode_snapshot)
+
+
 def _unnamed_of(image: str, seen: Seen, named: Named) -> Iterator[tuple[Thing, float]]:
     """Yield what nobody names of an image, and nothing hangs on, with when it was made."""
     if image not in named.images and not seen.is_needed:
@@ -411,5 +420,5 @@ def _next_generation(txn: Transaction) -> int:
 
 def _note_depth(txn: Transaction, image: str, depth: int) -> None:
     """Write down how deep an image is, in the records of all that are of it."""
-    for record in [one for one in _records(txn) if one.image == image and one.depth != depth]:
+    for record in [one for one in _sound(txn) if one.image == image and one.depth != depth]:
         put_record(txn, replace(record, depth=depth))

@@ -306,6 +306,9 @@ def test_a_check_goes_on_behind_a_record_that_cannot_be_read(
     assert "volume 2 (other): its image" in found[0]
     assert "volume 1 cannot be used" in found[1]
     assert f"snapshot {snapshot} cannot be used" in found[2]
+    # Nor does it keep the others from being measured.
+    assert here.run(here.pool.measure_all(0, lambda: False)).spaces == ()
+    assert here.pool.used_bytes() == 0
 
 
 def test_a_check_goes_on_behind_an_image_that_cannot_be_looked_at(here: RbdDriver) -> None:

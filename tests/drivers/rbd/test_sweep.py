@@ -23,7 +23,7 @@ from bockd.drivers.rbd.records import (
     volume_record,
 )
 from bockd.drivers.rbd.sweep import FULL_LOOK_EVERY, PATIENCE, Seen, Sweep, is_made_by_bockd
-from bockd.errors import DeviceError, UnavailableError
+from bockd.errors import DamagedError, DeviceError, UnavailableError
 from bockd.index.keys import id_key
 from bockd.model import MIB, SnapshotId, VolumeId
 from bockd.pool.index import Transaction
@@ -576,6 +576,21 @@ def test_a_flattening_that_was_not_noted_is_noted(world: World) -> None:
     world.store.images["i6"].parent = None
     world.sweep.flatten()
     assert world.store.flattened == []
+    assert depths(world, 7) == [0]
+
+
+def test_a_record_that_cannot_be_read_keeps_images_and_no_flattening(world: World) -> None:
+    """It may name any image."""
+    chain(world, 6)
+    world.image("unnamed")
+    world.index.update(lambda txn: txn.put(VOLUMES, id_key(99), b"{}"))
+    for _ in range(20):
+        with pytest.raises(DamagedError, match="malformed"):
+            world.sweep.look()
+        world.now += PATIENCE.generation_seconds
+    assert "unnamed" in world.store.images
+    world.sweep.flatten()
+    assert world.store.flattened == ["i6"]
     assert depths(world, 7) == [0]
 
 
