@@ -103,7 +103,7 @@ class OpenNodes:
         self.fronts = Fronts(spawn)
         self._busy: dict[int, Mutex] = {}
         self._dropped: Counter[tuple[NodeKind, int]] = Counter()
-        """Users of what was dropped."""
+        """Users of what was dropped. Sums of `Counter` have no zeros."""
         self._opening = 0
         self._giving_back = 0
         """Of what was dropped."""
@@ -150,7 +150,7 @@ class OpenNodes:
     def leave(self, kind: NodeKind, node: int) -> None:
         """Count one user less."""
         if self._dropped[kind, node]:
-            self._dropped[kind, node] -= 1
+            self._dropped -= Counter({(kind, node): 1})
             return
         opened = self._opened(kind, node)
         assert opened is not None
@@ -277,7 +277,7 @@ class OpenNodes:
 
     def _drop(self, volume: VolumeId) -> None:
         opened = self.volumes.pop(volume)
-        self._dropped[NodeKind.VOLUME, volume] += opened.users
+        self._dropped += Counter({(NodeKind.VOLUME, volume): opened.users})
         if opened.front.log is not None:
             # Also with nothing to write back: the record may call it dirty still, or again.
             self.left_dirty[volume] = opened.taken.record.image
@@ -415,7 +415,7 @@ class OpenNodes:
         requests fail from now on. The caller excludes others."""
         opened = self.snapshots.pop(snapshot, None)
         if opened is not None:
-            self._dropped[NodeKind.SNAPSHOT, snapshot] += opened.users
+            self._dropped += Counter({(NodeKind.SNAPSHOT, snapshot): opened.users})
             self.fronts.hide(opened.front)
             opened.device.lost.fire()
             try:

@@ -263,6 +263,18 @@ def test_a_snapshot_keeps_the_connection_that_it_is_open_on(here: RbdDriver) -> 
     assert old.cluster.state == "shutdown"
 
 
+def test_nothing_is_kept_of_what_was_closed(here: RbdDriver) -> None:
+    """A gateway opens any number of volumes in its life."""
+    volume = here.volume("one").id
+    here.write(volume, 0, b"then")
+    snapshot = here.run(here.pool.create_snapshot(volume, "s")).id
+    assert here.of_snapshot(snapshot) == b"then"
+    for kind, node in ((NodeKind.VOLUME, volume), (NodeKind.SNAPSHOT, snapshot)):
+        here.run(here.pool.close_idle(kind, node))
+    nodes = here.rbd.open_nodes
+    assert [*nodes.volumes, *nodes.snapshots, *nodes._dropped, *nodes._busy] == []
+
+
 # -- the check -------------------------------------------------------------------------------
 
 
