@@ -34,6 +34,7 @@ from bockd.drivers.rbd.replica import (
     ReplicaTransaction,
     remove_replicas,
 )
+from bockd.drivers.rbd.turns import Turns
 from bockd.errors import (
     BockdError,
     ClusterUnavailableError,
@@ -56,6 +57,10 @@ MAX_ENTRIES = 100_000
 
 ATTEMPTS = 100
 """Of one update, when other gateways commit before it each time."""
+
+TURN_SECONDS = 60.0
+"""How long one waits for those who follow or change the index before it. Each takes milliseconds,
+or some 20 s while the cluster does not answer."""
 
 LOADS = 10
 """Dumps that are replaced by newer ones while they are loaded; a thousand commits lie between."""
@@ -104,7 +109,7 @@ class SharedIndex:
         """The last version that was sent, and may come later."""
         self._try_again_at = 0
         """The version before which `update` itself makes no dump, since the cluster is full."""
-        self._writing = threading.Lock()
+        self._writing = Turns("changing the index in Ceph", TURN_SECONDS)
         """Who changes the replica, or puts another one in its place, has it."""
         self._dumping = threading.Lock()
 

@@ -8,6 +8,7 @@ import struct
 import threading
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -106,6 +107,41 @@ def keys(objects: MemoryObjects) -> dict[str, bytes]:
 
 def entry(objects: MemoryObjects, version: int) -> Entry:
     return decode_entry(version, keys(objects)[f"l/{version:016}"])
+
+
+# -- what anybody waits for -------------------------------------------------------------------
+
+
+class Silent(MemoryObjects):
+    """A cluster that does not answer to the next change until it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.go_on = threading.Event(), threading.Event()
+
+    def change(self, change: Change) -> bool:
+        self.asked.set()
+        self.go_on.wait()
+        return super().change(change)
+
+
+def test_nobody_waits_for_all_who_came_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_module, "TURN_SECONDS", 0.01)
+    objects = Silent()
+    Log(objects).create(IDENTITY)
+    index = SharedIndex.open(Log(objects), tmp_path, run="a" * 16, clock=lambda: 5.0)
+    with ThreadPoolExecutor(1) as threads:
+        first = threads.submit(index.update, put(b"first", b"1"))
+        objects.asked.wait()
+        with pytest.raises(UnavailableError, match=r"nothing is done.* after 0\.01 s"):
+            index.update(put(b"second", b"2"))
+        objects.go_on.set()
+        first.result()
+    index.update(put(b"third", b"3"))
+    assert names(index) == {b"first": b"1", b"third": b"3"}
+    index.close()
 
 
 # -- what anybody sees -------------------------------------------------------------------------
