@@ -95,6 +95,8 @@ class Bus:
         self._ending = threading.Event()
         self._answering = ThreadPoolExecutor(ANSWERS_AT_ONCE, "bus answer")
         self._asking = set[threading.Thread]()
+        self._sending = threading.Lock()
+        """Of those who begin to ask."""
         self._watch: Watching | None = None
         self._cluster = connect(settings, index_options(settings))
         try:
@@ -156,15 +158,21 @@ class Bus:
         """Send a question; return when all have acknowledged it, or whoever lives should have.
         Raises UnavailableError: it was not sent, so that nobody can have heard it."""
         heard, failed = threading.Event(), list[BockdError]()
-        self._asking = {one for one in self._asking if one.is_alive()}
         asking = threading.Thread(
             target=self._notify,
             args=(message, limit, heard, failed),
             name="bus question",
             daemon=True,
         )
-        self._asking.add(asking)
-        asking.start()
+        with self._sending:
+            self._asking = {one for one in self._asking if one.is_alive()}
+            try:
+                asking.start()
+            except RuntimeError as error:
+                raise UnavailableError(
+                    "asking the other gateways: no thread can be started"
+                ) from error
+            self._asking.add(asking)
         heard.wait(limit)
         if failed:
             raise UnavailableError(str(failed[0])) from failed[0]

@@ -153,6 +153,19 @@ def test_a_question_that_was_not_sent_is_no_sign_of_anything(
         bus.is_alive("there/" + "b" * 16)
 
 
+def test_a_question_for_which_there_is_no_thread_was_not_sent(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        with pytest.raises(UnavailableError, match="no thread can be started"):
+            bus.ask(IMAGES[0], Manner.FIRM)
+    assert bus.ask(IMAGES[0], Manner.FIRM) is None
+
+
 def test_a_question_that_somebody_did_not_acknowledge_was_sent(
     bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
