@@ -190,8 +190,8 @@ class ImportInfo:
 class VolumeStatistics:
     """Counters of one open volume since it was opened; rates are the caller's subtraction.
 
-    Latency percentiles are over the most recent requests, in microseconds from the moment the
-    request is parsed to the moment its reply is queued; 0 when there was none.
+    Latency percentiles are over the most recent reads, writes, flushes and trims, in microseconds
+    from the moment the request is parsed to the moment its reply is queued; 0 when there was none.
     """
 
     id: int

@@ -67,7 +67,7 @@ class OpenFile:
             self._count_read(length)
             raise self._failed("read", error) from error
         self._count_read(length)
-        self._statistics.took(Operation.READ, perf_counter_ns() - started)
+        self._statistics.durations.add(Operation.READ, perf_counter_ns() - started)
         return into
 
     async def read(self, offset: int, length: int) -> memoryview | bytes:
@@ -99,7 +99,7 @@ class OpenFile:
             self._count_write(len(data))
             raise self._failed("write", error) from error
         self._count_write(len(data))
-        self._statistics.took(Operation.WRITE, perf_counter_ns() - started)
+        self._statistics.durations.add(Operation.WRITE, perf_counter_ns() - started)
         return len(data)
 
     async def write(self, offset: int, data: bytes) -> int:
@@ -157,7 +157,7 @@ class OpenFile:
             result = await steps
         except Exception as error:
             raise self._failed(called, error) from error
-        self._statistics.took(operation, perf_counter_ns() - started)
+        self._statistics.durations.add(operation, perf_counter_ns() - started)
         return result
 
     def _failed(self, called: str, error: Exception) -> FUSEError:

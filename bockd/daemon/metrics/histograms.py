@@ -16,7 +16,7 @@ Buckets = list[tuple[str, float]]
 def cumulative(durations: Durations, operation: Operation, grain: int) -> Buckets:
     """Return the buckets by their upper bound in seconds, each with the requests of all that are
     below it."""
-    counts = list(accumulate(durations.buckets(operation)))
+    counts = list(accumulate(durations.between_bounds(operation)))
     shown = range(0, len(BOUNDS_NS), grain)
     bounds = [(str(BOUNDS_NS[place] / 1e9), float(counts[place])) for place in shown]
     return [*bounds, ("+Inf", float(counts[-1]))]

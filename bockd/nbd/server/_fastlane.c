@@ -83,22 +83,21 @@ static PyObject *serve(PyObject *Py_UNUSED(module), PyObject *args)
     call.style = (enum style)style;
     call.rest = PyList_New(0);
     call.held = PyList_New(0);
-    PyObject *result = NULL, *latencies = PyList_New(0);
-    if (call.rest == NULL || call.held == NULL || latencies == NULL)
+    PyObject *result = NULL;
+    if (call.rest == NULL || call.held == NULL)
         goto done;
     if (refused(&call, start, end, style))
         goto done;
     outcome.position = start;
     outcome.end = end;
     Round round;
-    if (serve_rounds(&view, &call, &redirects, &round, &outcome, latencies) < 0)
+    if (serve_rounds(&view, &call, &redirects, &round, &outcome) < 0)
         goto done;
-    result = build_outcome(&call, &outcome, &round, latencies);
+    result = build_outcome(&call, &outcome, &round);
 done:
     end_redirects(&redirects);
     Py_XDECREF(call.held);
     Py_XDECREF(call.rest);
-    Py_XDECREF(latencies);
     PyBuffer_Release(&call.received);
     PyBuffer_Release(&call.reply);
     PyBuffer_Release(&call.durations);

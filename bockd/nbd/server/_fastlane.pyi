@@ -15,7 +15,6 @@ _Served = tuple[
     int,
     int,
     bytes,
-    list[tuple[int, int]],
     int,
     int,
     int,
@@ -23,8 +22,6 @@ _Served = tuple[
     int,
     int,
     bytes,
-    int,
-    int,
     int,
     int,
 ]

@@ -3,11 +3,11 @@
  */
 
 /* Each has so many numbers: requests by duration, then the sum of their nanoseconds. */
-#define DURATION_NUMBERS 24
-#define DURATION_BUCKETS 22
-#define DURATION_SUM DURATION_BUCKETS
-/* The first bucket ends at 2^14 ns, each further one at twice as much. */
-#define FIRST_DURATION_BITS 14
+#define DURATION_BUCKETS 208
+#define DURATION_NUMBERS (DURATION_BUCKETS + 1)
+/* Eight buckets to each doubling, from 2^10 ns on, and eight below that. */
+#define DURATION_STEP_BITS 3
+#define FIRST_DURATION_BITS 10
 
 enum operation { READS, WRITES, FLUSHES, TRIMS, OPERATIONS };
 
@@ -21,7 +21,9 @@ static void enter_duration(
         return;
     uint64_t time = nanoseconds > 0 ? (uint64_t)nanoseconds : 0;
     uint64_t *numbers = (uint64_t *)durations->buf + operation * DURATION_NUMBERS;
-    int bucket = time >> FIRST_DURATION_BITS ? 64 - FIRST_DURATION_BITS - __builtin_clzll(time) : 0;
+    int doublings = 63 - FIRST_DURATION_BITS - __builtin_clzll(time | 1 << FIRST_DURATION_BITS);
+    uint64_t step = time >> (doublings + FIRST_DURATION_BITS - DURATION_STEP_BITS);
+    uint64_t bucket = ((uint64_t)doublings << DURATION_STEP_BITS) + step;
     numbers[bucket < DURATION_BUCKETS ? bucket : DURATION_BUCKETS - 1] += requests;
-    numbers[DURATION_SUM] += time * requests;
+    numbers[DURATION_BUCKETS] += time * requests;
 }

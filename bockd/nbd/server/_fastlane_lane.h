@@ -9,9 +9,6 @@
  * the plan, the connection's buffers and its socket, and no object of Python.
  */
 
-/* Rounds of one lane in one turn, whose times are noted. */
-#define MAX_ROUNDS 128
-
 /* A client that had many requests under way and has sent but a few is left alone for so long: it sends
  * some more meanwhile, and larger rounds cost both ends less. */
 #define GATHER_NS 15000
@@ -36,12 +33,8 @@ typedef struct {
     int empty;  /* nothing had come when it was looked for last */
     enum { RUNNING, FOR_THE_OWNER } state;
     int64_t heard; /* when something came last */
-    int planned, rounds;
+    int planned;
     int most; /* requests of one round so far */
-    struct {
-        int64_t nanoseconds;
-        Py_ssize_t requests;
-    } times[MAX_ROUNDS];
     Planned plan[MAX_REQUESTS];
     Round round;
 } Lane;
@@ -224,13 +217,11 @@ static void finish_round(Lane *lane, int64_t began)
     lane->heard = now_ns();
     lane->outcome.started = began;
     lane->fresh = round->stopped == FOR_WANT_OF_ROOM;
-    if (sent && round->served) {
-        lane->times[lane->rounds].nanoseconds = lane->heard - began;
-        lane->times[lane->rounds++].requests = round->served;
-        enter_round(&lane->call, &lane->outcome, lane->heard - began);
+    if (round->served)
+        enter_round(&lane->call, &lane->outcome, lane->heard);
+    if (sent)
         round->served = 0;
-    }
-    if (!sent || round->stopped == AT_THE_PARSERS || lane->rounds == MAX_ROUNDS)
+    if (!sent || round->stopped == AT_THE_PARSERS)
         lane->state = FOR_THE_OWNER;
 }
 

@@ -51,7 +51,7 @@ typedef struct {
     Py_ssize_t position, end;
     int64_t started; /* the last round */
     uint64_t reads, read_bytes, writes, written_bytes, trims, received_bytes;
-    uint64_t timed_reads, timed_writes, timed_trims; /* of them, those of finished rounds */
+    uint64_t timed_reads, timed_writes, timed_trims; /* of them, those whose durations are entered */
     int polled; /* in vain */
     int written_back; /* what was written is on its way to the disk */
     int unflagged; /* whether there was a write whose flags do not mention its payload */
@@ -306,20 +306,11 @@ static int receive_more(const Call *call, Outcome *outcome, int64_t until)
     return 1;
 }
 
-static int append_latency(PyObject *list, int64_t nanoseconds, Py_ssize_t requests)
-{
-    PyObject *tuple = Py_BuildValue("(Ln)", (long long)nanoseconds, requests);
-    if (tuple == NULL)
-        return -1;
-    int failed = PyList_Append(list, tuple);
-    Py_DECREF(tuple);
-    return failed;
-}
-
-/* Enter how long a finished round took, for all that it has served. */
-static void enter_round(const Call *call, Outcome *outcome, int64_t nanoseconds)
+/* Enter how long a round took until `now`, for all that it has served. */
+static void enter_round(const Call *call, Outcome *outcome, int64_t now)
 {
     const Py_buffer *into = &call->durations;
+    int64_t nanoseconds = now - outcome->started;
     enter_duration(into, READS, nanoseconds, outcome->reads - outcome->timed_reads);
     enter_duration(into, WRITES, nanoseconds, outcome->writes - outcome->timed_writes);
     enter_duration(into, TRIMS, nanoseconds, outcome->trims - outcome->timed_trims);
@@ -330,8 +321,7 @@ static void enter_round(const Call *call, Outcome *outcome, int64_t nanoseconds)
 
 /* Round after round, as long as there is nothing for others to do; -1 with an exception set. */
 static int serve_rounds(
-    View *view, Call *call, Redirects *redirects, Round *round, Outcome *outcome,
-    PyObject *latencies)
+    View *view, Call *call, Redirects *redirects, Round *round, Outcome *outcome)
 {
     int64_t until = now_ns() + call->turn_ns;
     for (;;) {
@@ -344,15 +334,11 @@ static int serve_rounds(
         if (call->sock >= 0 && replies && (!left || round->gap_count) &&
             send_replies(call, round) < 0)
             return -1;
+        if (round->served)
+            enter_round(call, outcome, now_ns());
         if (left || round->missed_count || round->sent < replies)
             return 0;
-        if (round->served) {
-            int64_t took = now_ns() - outcome->started;
-            if (append_latency(latencies, took, round->served) < 0)
-                return -1;
-            enter_round(call, outcome, took);
-            round->served = 0;
-        }
+        round->served = 0;
         if (!call->poll_ns || round->stopped == AT_THE_PARSERS)
             return 0;
         if (call->write_back && outcome->writes == 1 && view->written.length)
@@ -365,20 +351,18 @@ static int serve_rounds(
 }
 
 /* What Python is told of a call: Served in fastlane.py; NULL with an exception set. */
-static PyObject *build_outcome(
-    const Call *call, const Outcome *outcome, const Round *round, PyObject *latencies)
+static PyObject *build_outcome(const Call *call, const Outcome *outcome, const Round *round)
 {
     Py_ssize_t sent = round->sent < round->filled ? round->sent : round->filled;
     Py_ssize_t acknowledged = round->sent - sent;
     return Py_BuildValue(
-        "(nnKiOnnny#OLKKKKiy#KiKK)", outcome->position, outcome->end,
+        "(nnKiOnnny#LKKKKiy#Ki)", outcome->position, outcome->end,
         (unsigned long long)outcome->received_bytes, outcome->polled, call->rest, round->served,
         sent, round->filled, (const char *)round->acknowledgements + acknowledged,
-        round->acknowledged - acknowledged, latencies, (long long)outcome->started,
+        round->acknowledged - acknowledged, (long long)outcome->started,
         (unsigned long long)outcome->reads, (unsigned long long)outcome->read_bytes,
         (unsigned long long)outcome->writes, (unsigned long long)outcome->written_bytes,
         outcome->unflagged, (const char *)round->missed,
         (Py_ssize_t)(round->missed_count * sizeof(Missed)), (unsigned long long)outcome->trims,
-        outcome->written_back, (unsigned long long)(outcome->reads - outcome->timed_reads),
-        (unsigned long long)(outcome->writes - outcome->timed_writes));
+        outcome->written_back);
 }

@@ -207,7 +207,7 @@ static Lane *make_lane(PyObject *arguments)
         PyErr_NoMemory();
         return NULL;
     }
-    memset(lane, 0, offsetof(Lane, times));
+    memset(lane, 0, offsetof(Lane, plan));
     int style;
     unsigned long long readable, writable;
     Py_ssize_t start, end;
@@ -238,21 +238,16 @@ static Lane *make_lane(PyObject *arguments)
 static PyObject *lane_result(Lane *lane, int64_t poll_ns)
 {
     int dry = lane->state == RUNNING && lane->empty && now_ns() - lane->heard > poll_ns;
-    PyObject *result = NULL, *rest = PyList_New(0), *latencies = PyList_New(0);
-    int failed = rest == NULL || latencies == NULL;
-    for (int number = 0; number < lane->rounds && !failed; number++)
-        failed = append_latency(
-            latencies, lane->times[number].nanoseconds, lane->times[number].requests) < 0;
-    if (!failed) {
+    PyObject *result = NULL, *rest = PyList_New(0);
+    if (rest != NULL) {
         lane->outcome.polled = dry;
         lane->call.rest = rest;
-        PyObject *served = build_outcome(&lane->call, &lane->outcome, &lane->round, latencies);
+        PyObject *served = build_outcome(&lane->call, &lane->outcome, &lane->round);
         if (served != NULL)
             result = Py_BuildValue("(NOi)", served,
                 lane->state == RUNNING && !dry ? Py_True : Py_False, lane->looks);
     }
     Py_XDECREF(rest);
-    Py_XDECREF(latencies);
     return result;
 }
 

@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Sequence
+from operator import sub
 from time import perf_counter_ns
-from typing import Final
 
 from bockd.model import BLOCK_SIZE
 from bockd.nbd.protocol import constants as nbd
@@ -27,7 +27,7 @@ from bockd.nbd.protocol.replies import MAX_STATUS_BYTES, Buffer, ReplyEncoder
 from bockd.nbd.protocol.transmission import Request, RequestLimits, refusal
 from bockd.nbd.server import work
 from bockd.nbd.server.channel import reading_failed
-from bockd.nbd.server.durations import Operation, requests_by_operation
+from bockd.nbd.server.durations import requests_by_operation
 from bockd.nbd.server.fastlane import LaneArguments, MissedReads, Served, Turn, lane_for
 from bockd.nbd.server.limits import (
     MAX_BATCH_REQUESTS,
@@ -41,10 +41,6 @@ from bockd.nbd.server.statistics import ExportStatistics
 from bockd.nbd.server.work import Work
 from bockd.pool.device import BlockDevice
 from bockd.runtime.steps import Steps
-
-_EACH: Final = tuple(map(int, Operation))
-_NONE: Final = (0, 0, 0, 0)
-"""Requests by operation."""
 
 
 class Batch:
@@ -65,10 +61,8 @@ class Batch:
         self._reply = memoryview(mmap.mmap(-1, REPLY_BUFFER_BYTES))
         self._filled = self._sent = 0
         self._lane = lane_for(device, encoder, limits, statistics.durations)
-        self._late = _NONE
-        """Requests by operation that the lane has served in a round that is not finished."""
-        self._before = _NONE
-        """The counters when `serve` began."""
+        self._before = statistics.by_operation()
+        """When `serve` began."""
         self.half_sent = False
         """The lane may have sent a part of a reply, of which `finish` returns the rest. The caller
         resets it when that is sent."""
@@ -143,12 +137,8 @@ class Batch:
         statistics.writes += done.writes
         statistics.written_bytes += done.written_bytes
         statistics.trims += done.trims
-        for nanoseconds, requests in done.latencies:
-            statistics.latencies.add(nanoseconds, requests)
+        statistics.durations.entered(done.reads + done.writes + done.trims)
         self._sent, self._filled = done.sent, done.filled
-        if done.served:
-            reads, writes = done.late_reads, done.late_writes
-            self._late = reads, writes, 0, done.served - reads - writes
         self.half_sent = done.sent < done.filled or bool(done.acknowledgements)
         if done.acknowledgements:
             self._answer(done.acknowledgements)
@@ -242,26 +232,19 @@ class Batch:
         self._filled = self._sent = 0
         return parts
 
-    def enter(self, asked: Sequence[Request], started: int, now: int, in_lane: int = 0) -> None:
-        """Enter how long it took until the replies of `finish` were made, for those of the last
-        requests that they answer: all but what waits in the background. `asked` are those that
-        `serve` has taken, and so many more the lane has served, which has recorded them. To be
-        called between `finish` and whatever takes the background's work or awaits."""
-        statistics, late, before = self._statistics, self._late, self._before
-        nanoseconds, requests = now - started, in_lane + len(asked)
-        after = statistics.by_operation()
-        waiting: Sequence[int] = _NONE
+    def enter(self, asked: Sequence[Request], started: int, now: int) -> None:
+        """Enter how long it took until the replies of `finish` were made, for those of the requests
+        that `serve` has taken, `asked`, that they answer: all but what waits in the background. To
+        be called between `finish` and whatever takes the background's work or awaits. Without
+        replies there is nothing to enter."""
+        statistics = self._statistics
+        answered = list(map(sub, statistics.by_operation(), self._before))
         if self.background:
             begun = [request for work in self.background for request in work.requests]
-            waiting = requests_by_operation(begun)
-            requests -= len(begun)
-        statistics.latencies.add(nanoseconds, requests - len(self.large_reads))
-        for operation in _EACH:
-            answered = after[operation] - before[operation]
-            answered += late[operation] - waiting[operation]
-            if answered:
-                statistics.durations.add(operation, nanoseconds, answered)
-        self._late = _NONE
+            answered = list(map(sub, answered, requests_by_operation(begun)))
+        for operation, requests in enumerate(answered):
+            if requests:
+                statistics.durations.add(operation, now - started, requests)
         if statistics.trace is not None:
             statistics.trace.add(self._answered(asked), started, now)
 

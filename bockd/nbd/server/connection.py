@@ -314,31 +314,19 @@ class Connection:
             self._holding = None
 
     async def _serve(self) -> None:
-        buffer, parser, gate = self._buffer, self._parser, self._gate
+        buffer, gate = self._buffer, self._gate
         end = self._leftover_bytes
         while True:
             if gate.limited != (self._holding is not None):
                 self._limit()
             position, end, progressed, polled = await self._serve_plain(end)
-            started = perf_counter_ns()
-            requests, position = parser.parse(buffer, position, end)
-            progressed = progressed or bool(requests)
-            if self._holding is None:
-                index = 0
-                while index < len(requests):
-                    index = await self._serve_batch(requests, index, started)
-            else:
-                await self._holding.serve(requests, started, buffer)
+            if position < end:
+                position, end, parsed = await self._serve_parsed(position, end)
+                progressed = progressed or parsed
             if self._batch.disconnect:
                 return
-            if parser.large is not None:
-                if self._holding is not None:
-                    await self._holding.payload_passed(parser.large)
-                incoming = Incoming(buffer, position, end)
-                await self._large.receive(parser.large, started, incoming, self)
-                position, end = incoming.position, incoming.end
             end = self._move_leftover(position, end)
-            if end and (progressed or parser.large is not None):
+            if end and progressed:
                 continue  # behind a payload, or bytes that are no request: look before waiting
             self._consumed_bytes = self._received_bytes
             if self._fences:
@@ -354,6 +342,26 @@ class Connection:
                 # Who sends a byte at a time keeps us receiving, with no batch to turn after.
                 await trio.lowlevel.checkpoint()
                 self._polling.turned()
+
+    async def _serve_parsed(self, position: int, end: int) -> tuple[int, int, bool]:
+        """Serve what the lane has left between `position` and `end` in the receive buffer, and the
+        large write that comes after it, if there is one. Return where what is not served begins
+        and ends, and whether anything was served."""
+        buffer, parser, started = self._buffer, self._parser, perf_counter_ns()
+        requests, position = parser.parse(buffer, position, end)
+        if self._holding is None:
+            index = 0
+            while index < len(requests):
+                index = await self._serve_batch(requests, index, started, buffer)
+        else:
+            await self._holding.serve(requests, started, buffer)
+        if parser.large is None or self._batch.disconnect:
+            return position, end, bool(requests)
+        if self._holding is not None:
+            await self._holding.payload_passed(parser.large)
+        incoming = Incoming(buffer, position, end)
+        await self._large.receive(parser.large, started, incoming, self)
+        return incoming.position, incoming.end, True
 
     async def _serve_plain(self, end: int) -> tuple[int, int, bool, bool]:
         """Serve what is in the receive buffer up to `end`, and what comes after it, the plain
@@ -390,9 +398,9 @@ class Connection:
             if done.missed:
                 self._start_background(done.started)
             if done.rest or done.served or done.missed:
-                index = await self._serve_batch(done.rest, 0, done.started, done.served)
+                index = await self._serve_batch(done.rest, 0, done.started, self._buffer)
                 while index < len(done.rest):
-                    index = await self._serve_batch(done.rest, index, done.started)
+                    index = await self._serve_batch(done.rest, index, done.started, self._buffer)
             elif polling.worked(perf_counter_ns()):
                 await trio.lowlevel.checkpoint()
                 polling.turned()
@@ -456,7 +464,7 @@ class Connection:
         if done is None:
             return False
         if done.served:
-            await self._serve_batch([], 0, done.started, done.served)
+            await self._serve_batch([], 0, done.started, self._buffer)
             self._count_consumed(done.end - done.position)
         return bool(done.polled)
 
@@ -465,21 +473,19 @@ class Connection:
         requests: list[Request],
         index: int,
         started: int,
-        served: int = 0,
-        payloads: memoryview | None = None,
+        payloads: memoryview,
     ) -> int:
-        """Serve what fits one reply buffer, in which `served` requests are answered already. The
-        payloads are in the receive buffer, if not elsewhere. Return the index of the first request
-        not served."""
+        """Serve what fits one reply buffer, and send what it has of the lane's. Return the index of
+        the first request not served."""
         batch, flight = self._batch, self._flight
         first = index
         room = self._limits.max_in_flight - flight.requests
-        received = self._buffer if payloads is None else payloads
-        index = batch.serve(requests, index, received, room)
+        index = batch.serve(requests, index, payloads, room)
         replies = batch.finish()
         now = perf_counter_ns()
-        batch.enter(requests[first:index], started, now, served)
-        if not replies:
+        if replies:
+            batch.enter(requests[first:index], started, now)
+        else:
             replies = self._sync_here(started)
             now = perf_counter_ns()  # it may have waited in vain, too
         if batch.background or batch.large_reads:

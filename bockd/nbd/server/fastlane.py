@@ -111,8 +111,6 @@ class Served(NamedTuple):
     """What is to be sent of the reply buffer: its part from `sent` to `filled`."""
     acknowledgements: bytes
     """Replies to writes, to be sent after that."""
-    latencies: list[tuple[int, int]]
-    """Of the rounds that are done with: nanoseconds and requests."""
     started: int
     """When the last round began, as `perf_counter_ns` has it."""
     reads: int
@@ -127,9 +125,6 @@ class Served(NamedTuple):
     """With writes of zeroes that were made holes."""
     written_back: int
     """1 if what was written is on its way to the disk already; see `FastLane.serve`."""
-    late_reads: int
-    """Of the last round, if it is unfinished: its durations are not entered yet."""
-    late_writes: int
 
 
 class MissedReads(NamedTuple):
@@ -178,7 +173,7 @@ class FastLane:
         limits: RequestLimits,
         durations: Durations | None = None,
     ) -> None:
-        """How long the requests of finished rounds took is entered in `durations`."""
+        """How long requests took is entered in `durations`."""
         self._durations = (durations or Durations()).counts
         self._serve = module.serve
         self._module = module

@@ -27,9 +27,9 @@ from bockd.nbd.server.limits import MAX_HELD_BYTES, PEER_LOOK_SECONDS
 from bockd.pool.device import CACHE_AHEAD_BYTES, BlockDevice
 from bockd.throttle.gates import Gate, Waiting
 
-ServeBatch = Callable[[list[Request], int, int, int, memoryview], Awaitable[int]]
-"""Serves a batch: the requests, the index of the first one, when they were parsed, how many are
-answered already, and where their payloads are. Returns the index of the first not served."""
+ServeBatch = Callable[[list[Request], int, int, memoryview], Awaitable[int]]
+"""Serves a batch: the requests, the index of the first one, when they were parsed, and where their
+payloads are. Returns the index of the first not served."""
 
 
 def _nothing() -> None:
@@ -106,7 +106,7 @@ class Holding:
     async def _serve_all(self, requests: list[Request], started: int, received: memoryview) -> None:
         index = 0
         while index < len(requests):
-            index = await self._serve_batch(requests, index, started, 0, received)
+            index = await self._serve_batch(requests, index, started, received)
 
     def _sort(
         self, requests: Sequence[Request], index: int, started: int, received: memoryview

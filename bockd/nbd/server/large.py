@@ -169,6 +169,7 @@ class LargeTransfers:
             self._statistics.errors += 1
             await self._discard(request[4], incoming, counter)
             await self._channel.send(self._encoder.error(request, *refused))
+            await counter.yield_if_due()
             return
         await self._flight.wait_below(self._limits.max_in_flight)
         self._statistics.writes += 1

@@ -191,7 +191,7 @@ class Together:
             self._fail(seat, error)
             return
         seat.done = done
-        if done.received_bytes or done.latencies:
+        if done.received_bytes or done.reads or done.writes:
             seat.idle_turns = 0
         elif looks:
             seat.idle_turns += 1

@@ -30,7 +30,7 @@ def used(server: NbdServer, pool: MemoryPool, count: int) -> list[ExportKey]:
         counted = server.statistics_of(keys[-1], "any")
         for _ in range(number % 3):
             counted.reads += 1
-            counted.took(Operation.READ, 20_000)
+            counted.durations.add(Operation.READ, 20_000)
     return keys
 
 

@@ -94,5 +94,5 @@ def same_replies(
     for name in COUNTED:
         assert getattr(with_it.statistics, name) == getattr(without.statistics, name)
     for side in (with_it, without):
-        entered = tuple(sum(side.statistics.durations.buckets(one)) for one in Operation)
+        entered = tuple(sum(side.statistics.durations.between_bounds(one)) for one in Operation)
         assert entered == side.statistics.by_operation()

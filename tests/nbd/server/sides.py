@@ -161,7 +161,7 @@ class Side:
                     break
             position = stop
             missed = self._taken()
-            replies += self.serve_requests(requests, received, 0 if done is None else done.served)
+            replies += self.serve_requests(requests, received)
             replies += self._complete(missed)
             if parser.large is not None:
                 break
@@ -174,18 +174,16 @@ class Side:
         self.batch.background.clear()
         return works
 
-    def serve_requests(
-        self, requests: list[Request], received: memoryview, served: int = 0
-    ) -> list[bytes]:
+    def serve_requests(self, requests: list[Request], received: memoryview) -> list[bytes]:
         """Serve what the fast lane has left, in as many batches as that takes: one ends with its
         turn, and a slow machine needs more of them. Return the replies."""
         replies, index = list[bytes](), 0
         while True:
             first = index
             index = self.batch.serve(requests, index, received, 128)
-            replies += [bytes(part) for part in self.batch.finish()]
-            self.batch.enter(requests[first:index], 0, ROUND_NS, served)
-            served = 0
+            if parts := self.batch.finish():
+                replies += [bytes(part) for part in parts]
+                self.batch.enter(requests[first:index], 0, ROUND_NS)
             replies += self._complete(self._taken())
             self.batch.large_reads.clear()
             if index == len(requests):

@@ -34,6 +34,7 @@ from tests.nbd.server.client import Client
 from tests.nbd.server.serving import FixedExports, in_trio, serving
 
 OPTIONS = 3000
+REFUSED = 200
 """Their answers fit what the kernel keeps for a reader."""
 
 
@@ -111,6 +112,42 @@ async def test_a_byte_at_a_time(
                 assert await client.simple() == (1, 28 if offset else 0)
 
         assert await is_served_before(path, trickle) == (True, True)
+
+
+@in_trio
+async def test_refused_payloads_without_end(
+    path: Path, exports: FixedExports, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next one has always come already, as a whole, and nothing of it is served."""
+    refused = wire.write(1, 1 << 40, bytes(MAX_INLINE_PAYLOAD_BYTES + 1))
+    left = REFUSED
+    turns, seen = 0, set[int]()
+    poll = Channel.poll
+
+    async def turn() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    def one_more(channel: Channel, into: memoryview, tries: int) -> int | None:
+        nonlocal left
+        if not left:
+            return poll(channel, into, tries)
+        left -= 1
+        seen.add(turns)
+        into[: len(refused)] = refused
+        return len(refused)
+
+    async with serving(exports, path), await Client.go(path) as client:
+        monkeypatch.setattr(Channel, "poll", one_more)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(turn)
+            await client.send(refused)
+            for _ in range(REFUSED + 1):
+                assert await client.simple() == (1, 28)
+            nursery.cancel_scope.cancel()
+    assert len(seen) > 1
 
 
 @in_trio

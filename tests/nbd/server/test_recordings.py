@@ -177,7 +177,7 @@ def test_a_recording_has_each_request_in_the_order_of_arrival(
         assert ending == Ending(complete=True, lost=0)
         assert all(0 < one.latency_ns < 10**11 for one in records)
         entered = server.statistics_of(KEY, "a").durations
-        assert [sum(entered.buckets(one)) for one in Operation] == counted(records)
+        assert [sum(entered.between_bounds(one)) for one in Operation] == counted(records)
 
     run()
     side._background.run()
@@ -348,7 +348,11 @@ async def test_what_limits_hold_is_recorded_as_long_as_it_took(path: Path) -> No
         times = [one.time_ns for one in records]
         assert times[0] < times[1] == times[-1]
         entered = server.statistics_of(KEY, "a").durations
-        assert [sum(entered.buckets(one)) for one in Operation] == counted(records) == [6, 3, 0, 3]
+        assert (
+            [sum(entered.between_bounds(one)) for one in Operation]
+            == counted(records)
+            == [6, 3, 0, 3]
+        )
         seconds = sum(entered.seconds(one) for one in Operation)
         assert seconds == pytest.approx(sum(one.latency_ns for one in records) / 1e9, abs=1e-9)
 

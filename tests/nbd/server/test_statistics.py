@@ -1,38 +1,14 @@
-"""Counters and latencies."""
+"""Counters."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from bockd.model import NodeKind, VolumeId
-from bockd.nbd.server.statistics import Latencies, bucket_microseconds, bucket_of
 from tests.nbd.server.client import Client
 from tests.nbd.server.serving import FixedExports, in_trio, serving
 
 MIB = 1 << 20
-
-
-@pytest.mark.parametrize("nanoseconds", [0, 1, 15, 16, 17, 999, 12_345, 10**6, 10**9, 10**12])
-def test_buckets_are_at_most_an_eighth_off(nanoseconds: int) -> None:
-    microseconds = bucket_microseconds(bucket_of(nanoseconds))
-    assert microseconds == pytest.approx(nanoseconds / 1000, rel=0.125, abs=0.001)
-
-
-def test_percentiles_are_of_recent_requests() -> None:
-    latencies = Latencies()
-    assert latencies.percentiles(0.5) == [0.0]
-    for _ in range(990):
-        latencies.add(10_000, 1)
-    latencies.add(1_000_000, 10)
-    p50, p99, p999 = latencies.percentiles(0.5, 0.99, 0.999)
-    assert p50 == pytest.approx(10, rel=0.13)
-    assert p99 == pytest.approx(10, rel=0.13)
-    assert p999 == pytest.approx(1000, rel=0.13)
-    for _ in range(110):
-        latencies.add(50_000, 1000)
-    assert latencies.percentiles(0.999)[0] == pytest.approx(50, rel=0.13)
 
 
 @in_trio

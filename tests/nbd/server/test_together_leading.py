@@ -19,7 +19,7 @@ from tests.nbd.server.serving import in_trio
 def served(*, received_bytes: int = 1, polled: int = 0) -> tuple[object, ...]:
     """What one turn has done for one lane."""
     fields: dict[str, object] = dict.fromkeys(Served._fields, 0)
-    fields |= {"rest": [], "acknowledgements": b"", "latencies": [], "missed": b""}
+    fields |= {"rest": [], "acknowledgements": b"", "missed": b""}
     fields |= {"received_bytes": received_bytes, "polled": polled}
     return tuple(fields.values())
 
