@@ -2,7 +2,7 @@
 
 The loop runs plain calls from one batch to the next; it awaits only when a socket would block, when
 something must wait, and once per turn, so that other connections get theirs. What a batch could not
-do at once runs in tasks of this connection's nursery and is answered out of order.
+do at once goes on beside it (background.py) and is answered out of order.
 
 proto.md, "Transmission", "Ordering of messages and writes", "Terminating the transmission phase".
 """
@@ -12,16 +12,15 @@ from __future__ import annotations
 import logging
 import mmap
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import replace
+from contextlib import contextmanager
 from time import perf_counter_ns
 
 import trio
 
 from bockd.nbd.protocol.handshake import Negotiated
-from bockd.nbd.protocol.replies import Buffer, encoder_for
+from bockd.nbd.protocol.replies import encoder_for
 from bockd.nbd.protocol.transmission import Request, RequestLimits, RequestParser
-from bockd.nbd.server import work
+from bockd.nbd.server.background import Background
 from bockd.nbd.server.batch import Batch
 from bockd.nbd.server.budget import Account
 from bockd.nbd.server.channel import Channel, HungUpError
@@ -30,16 +29,12 @@ from bockd.nbd.server.fastlane import LaneArguments, Served
 from bockd.nbd.server.flight import InFlight
 from bockd.nbd.server.flushhabit import FlushHabit
 from bockd.nbd.server.holding import Holding
-from bockd.nbd.server.landing import Landings
 from bockd.nbd.server.large import Incoming, LargeTransfers
 from bockd.nbd.server.limits import RECEIVE_BUFFER_BYTES, TURN_NS, ServerLimits
 from bockd.nbd.server.pace import Polling
 from bockd.nbd.server.statistics import ExportStatistics
 from bockd.nbd.server.together import Together
-from bockd.nbd.server.work import Work
-from bockd.runtime.steprunner import Loop, StepRunner, running_loop
-from bockd.runtime.steps import Step
-from bockd.runtime.syncing import Syncing
+from bockd.runtime.steprunner import StepRunner
 from bockd.throttle.gates import Gate
 
 log = logging.getLogger(__name__)
@@ -109,7 +104,6 @@ class Connection:
             chunked=encoder.chunked,
             allocation=negotiated.allocation,
         )
-        self._encoder = encoder
         self._statistics = statistics
         self._parser = RequestParser(extended=negotiated.extended)
         self._batch = Batch(export.device, encoder, judged_by, statistics)
@@ -124,14 +118,17 @@ class Connection:
             self._flight,
             self._limits,
         )
-        self._landings = Landings(
+        self._background = Background(
+            self._batch.background,
+            self._batch.large_reads,
+            self._large.read,
             encoder,
             statistics,
             self._channel,
             self._account,
             self._runner,
             self._flight,
-            self._finish,
+            self._polling,
         )
         self._channel.on_empty(self._found_empty)
         self._buffer[: len(leftover)] = leftover
@@ -263,18 +260,17 @@ class Connection:
         """Admit the client with `enter`, and serve it until it leaves. Raises ProtocolError when it
         broke the rules. Operations that have begun are finished in any case."""
         with self._scope:
-            self._loop = running_loop()
             await enter()
             if self._scope.cancel_called:
                 return  # dropped on the threshold: the requests behind its greeting do not count
             async with trio.open_nursery() as nursery:
-                self._nursery = nursery
-                self._large.nursery = self._landings.nursery = nursery
+                self._nursery = self._large.nursery = nursery
+                self._background.enter(nursery)
                 try:
                     await self._serve_all()
                 finally:
                     with trio.CancelScope(shield=True):
-                        await self._landings.all()
+                        await self._background.landed()
 
     async def _serve_all(self) -> None:
         try:
@@ -286,7 +282,7 @@ class Connection:
                 self._channel.break_off()  # what is finished after this would be sent behind it
             raise
         finally:  # what a batch had begun when something unforeseen ended it
-            self._start_background(perf_counter_ns())
+            self._background.start(perf_counter_ns())
             if self._holding is not None:
                 self._holding.drop()
         self._consumed_bytes = _ALL  # nothing more is read: nobody need wait for it
@@ -396,7 +392,7 @@ class Connection:
                 return position, end, progressed, bool(done.polled)
             progressed = True
             if done.missed:
-                self._start_background(done.started)
+                self._background.start(done.started)
             if done.rest or done.served or done.missed:
                 index = await self._serve_batch(done.rest, 0, done.started, self._buffer)
                 while index < len(done.rest):
@@ -486,10 +482,10 @@ class Connection:
         if replies:
             batch.enter(requests[first:index], started, now)
         else:
-            replies = self._sync_here(started)
+            replies = self._background.sync_here(started)
             now = perf_counter_ns()  # it may have waited in vain, too
         if batch.background or batch.large_reads:
-            self._start_background(started)
+            self._background.start(started)
         if replies:
             await self._channel.send(*replies)
         batch.half_sent = False
@@ -502,39 +498,6 @@ class Connection:
             if self._channel.broken:  # a receive buffer asks for terabytes, in large reads
                 raise HungUpError("the client is gone")
         return index
-
-    def _sync_here(self, started: int) -> list[Buffer]:
-        """Wait for the flush that the batch has begun, without the loop, if it is all that anybody
-        has to do. Return its reply. If something else comes up, or it takes long, the flush goes on
-        in the background, and nothing is returned.
-
-        Nothing is awaited here, so for all others the flush is one with its batch.
-        """
-        background, loop = self._batch.background, self._loop
-        if (
-            len(background) != 1
-            or not isinstance(background[0].step, Syncing)
-            or self._batch.large_reads
-            or self._flight.requests
-            or loop is None
-            or not self._polling.may_block(busy=not loop.rest_ns(TURN_NS))
-        ):
-            return []
-        sock = self._channel.sock.fileno()
-        while _awaited(background[0].step, sock, loop):
-            item = background.pop()
-            try:
-                step = item.steps.send(None)
-            except StopIteration as done:
-                reply: Buffer = done.value
-            except Exception as error:  # noqa: BLE001 - becomes the requests' answer
-                reply = work.failed(self._encoder, self._statistics, item.requests, error)
-            else:
-                background.append(replace(item, step=step))
-                continue
-            self._statistics.answered(item.requests, started, perf_counter_ns())
-            return [reply]
-        return []
 
     def _move_leftover(self, position: int, end: int) -> int:
         """Move an incomplete request to the front of the buffer. Return its length in bytes."""
@@ -561,58 +524,3 @@ class Connection:
         received = await channel.receive(into)
         polling.woke()
         return received
-
-    # What runs beside the loop.
-
-    def _start_background(self, started: int) -> None:
-        batch = self._batch
-        for item in batch.background:
-            if isinstance(item.step, Syncing):
-                with suppress(Exception):  # the task begins it again, and has the operation know
-                    item.step.begin()  # the disk works while the task is made
-        while batch.background:
-            item = batch.background.pop(0)
-            self._flight.requests += item.in_flight
-            self._account.charge(item.charged_bytes)
-            changes = item.requests[0][1] in work.CHANGES
-            change = self._flight.begin_change() if changes else None
-            if not self._landings.begin(item, started, change):
-                self._nursery.start_soon(self._finish, item, started, change)
-        for request in batch.large_reads:
-            self._flight.requests += 1
-            self._nursery.start_soon(self._large.read, request, started)
-        batch.large_reads.clear()
-
-    async def _finish(self, item: Work, started: int, change: int | None) -> None:
-        """Finish an operation that has begun, and answer."""
-        try:
-            try:
-                reply = await self._outcome(item)
-            finally:
-                if change is not None:
-                    self._flight.end_change(change)
-            self._statistics.answered(item.requests, started, perf_counter_ns())
-            await self._channel.send(reply)
-        except HungUpError:
-            log.debug("a reply had no one to go to")
-        finally:
-            self._account.discharge(item.charged_bytes)
-            self._flight.done(item.in_flight)
-
-    async def _outcome(self, item: Work) -> Buffer:
-        try:
-            return await self._runner.finish(item.steps, item.step)
-        except Exception as error:  # noqa: BLE001 - becomes the requests' answer
-            return work.failed(self._encoder, self._statistics, item.requests, error)
-
-
-def _awaited(step: Step, sock: int, loop: Loop) -> bool:
-    """Wait, for a turn at most, for the end of a sync that runs without the interpreter, as long as
-    the loop has nothing to do. Return whether it has come: the operation is to be resumed then.
-    False for every other step."""
-    try:
-        if not (isinstance(step, Syncing) and step.begin()):
-            return False
-        return step.wait(sock, loop.descriptor, loop.rest_ns(TURN_NS))
-    except Exception:  # noqa: BLE001 - not the operation's: met again by who does the step
-        return False
