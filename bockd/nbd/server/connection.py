@@ -26,6 +26,7 @@ from bockd.nbd.server.budget import Account
 from bockd.nbd.server.channel import Channel, HungUpError
 from bockd.nbd.server.exports import OpenExport
 from bockd.nbd.server.fastlane import LaneArguments, Served
+from bockd.nbd.server.fences import Fences
 from bockd.nbd.server.flight import InFlight
 from bockd.nbd.server.flushhabit import FlushHabit
 from bockd.nbd.server.holding import Holding
@@ -43,9 +44,6 @@ _WORTH_JOINING = 32
 """Requests that turns with others should serve, or the way into them costs more than they save."""
 _MOST_BY_ITSELF = 64
 """Rounds after one that was not worth it, at most: one in so many is a try."""
-
-_ALL = 1 << 63
-"""More bytes than any connection receives."""
 
 
 class Connection:
@@ -70,9 +68,7 @@ class Connection:
         self._flight = InFlight()
         self._habit = FlushHabit()
         self._buffer = memoryview(mmap.mmap(-1, RECEIVE_BUFFER_BYTES))
-        self._received_bytes = 0
-        self._consumed_bytes = 0
-        self._fences: list[tuple[int, trio.Event]] = []
+        self._fences = Fences()
         self._stopped = False
         self._together = together
         self._position = self._end = 0
@@ -130,9 +126,10 @@ class Connection:
             self._flight,
             self._polling,
         )
-        self._channel.on_empty(self._found_empty)
+        # TLS shows only how much is unread at most.
+        self._channel.on_empty(self._fences.pass_all)
         self._buffer[: len(leftover)] = leftover
-        self._leftover_bytes = self._received_bytes = len(leftover)
+        self._leftover_bytes = self._fences.received_bytes = len(leftover)
 
     # What the registry asks.
 
@@ -162,7 +159,7 @@ class Connection:
     def idle(self) -> bool:
         """See `registry.Member`."""
         return self.closed.is_set() or (
-            self._consumed_bytes >= self._received_bytes + self._channel.unread_bytes()
+            self._fences.all_served(self._channel.unread_bytes())
             and not self._flight.changing
             and (self._holding is None or self._holding.idle)
             and not self._channel.hung_up()
@@ -174,7 +171,7 @@ class Connection:
             return
         self._force()
         try:
-            await self._consumed_all()
+            await self._fences.reached(self._channel.unread_bytes())
             if (holding := self._holding) is not None:
                 await holding.begun()
         finally:
@@ -186,28 +183,9 @@ class Connection:
         if self._holding is not None:
             self._holding.pass_all()
 
-    async def _consumed_all(self) -> None:
-        target = self._received_bytes + self._channel.unread_bytes()
-        if self._consumed_bytes < target:
-            event = trio.Event()
-            self._fences.append((target, event))
-            await event.wait()
-
     async def writes_finished(self) -> None:
         """See `registry.Member`."""
         await self._flight.changes_finished()
-
-    def _pass_fences(self) -> None:
-        for target, event in self._fences:
-            if target <= self._consumed_bytes or self.closed.is_set():
-                event.set()
-        self._fences = [fence for fence in self._fences if not fence[1].is_set()]
-
-    def _found_empty(self) -> None:
-        """More has not arrived, whatever the targets say: TLS shows only what they are at most."""
-        for _, event in self._fences:
-            event.set()
-        self._fences.clear()
 
     def finished(self) -> None:
         """Mark the connection as closed, and let waiting fences pass. The socket is closed and
@@ -216,14 +194,12 @@ class Connection:
             log.debug("a client of %s sent writes without PAYLOAD_LEN", self.export_name)
         self.closed.set()
         self._polling.ended()
-        self._pass_fences()
+        self._fences.end()
 
     def count_received(self, length: int, unserved: int = 0) -> None:
         """See `large.Received`."""
-        self._received_bytes += length
-        self._consumed_bytes = self._received_bytes - unserved
-        if self._fences:
-            self._pass_fences()
+        self._fences.received_bytes += length
+        self._fences.served(unserved)
 
     async def yield_if_due(self) -> None:
         """See `large.Received`."""
@@ -285,8 +261,7 @@ class Connection:
             self._background.start(perf_counter_ns())
             if self._holding is not None:
                 self._holding.drop()
-        self._consumed_bytes = _ALL  # nothing more is read: nobody need wait for it
-        self._pass_fences()
+        self._fences.end()  # nothing more is read
 
     async def _end_holding(self, holding: Holding) -> None:
         """Finish what is held, unless the client has just gone."""
@@ -324,13 +299,11 @@ class Connection:
             end = self._move_leftover(position, end)
             if end and progressed:
                 continue  # behind a payload, or bytes that are no request: look before waiting
-            self._consumed_bytes = self._received_bytes
-            if self._fences:
-                self._pass_fences()
+            self._fences.served()
             received = await self._receive(buffer[end:], polled=polled)
             if not received:
                 return
-            self._received_bytes += received
+            self._fences.received_bytes += received
             end += received
             if (heat := self._statistics.heat) is not None:
                 heat.look(buffer, end)
@@ -400,7 +373,7 @@ class Connection:
             elif polling.worked(perf_counter_ns()):
                 await trio.lowlevel.checkpoint()
                 polling.turned()
-            self._count_consumed(end - position)
+            self._fences.served(end - position)  # who waits need not wait for a pause
             if done.polled:
                 return position, end, progressed, True
         return position, end, progressed, polled
@@ -410,13 +383,8 @@ class Connection:
         if done.unflagged:
             self._parser.unflagged = True
         if done.received_bytes:
-            self._received_bytes += done.received_bytes
+            self._fences.received_bytes += done.received_bytes
             self._polling.found()
-
-    def _count_consumed(self, unserved: int) -> None:
-        self._consumed_bytes = self._received_bytes - unserved
-        if self._fences:  # of others, who need not wait until this client pauses
-            self._pass_fences()
 
     def _joins(self) -> bool:
         """Return whether the next turn is one with others who work, and are worth it of late."""
@@ -444,7 +412,7 @@ class Connection:
         self._position, self._end = done.position, done.end
         self._served_together += done.reads + done.writes
         if not done.served:  # else when it is answered
-            self._count_consumed(done.end - done.position)
+            self._fences.served(done.end - done.position)
         self._polling.worked(perf_counter_ns())
 
     async def _serve_together(self, position: int, end: int) -> bool:
@@ -461,7 +429,7 @@ class Connection:
             return False
         if done.served:
             await self._serve_batch([], 0, done.started, self._buffer)
-            self._count_consumed(done.end - done.position)
+            self._fences.served(done.end - done.position)
         return bool(done.polled)
 
     async def _serve_batch(
