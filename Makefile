@@ -2,6 +2,10 @@
 # What set-up does is in .setup/: one short script for each part.
 
 .DEFAULT_GOAL := help
+
+# Container images often forbid it: then each start of bock or bockd would compile all of their modules.
+export PYTHONDONTWRITEBYTECODE =
+
 .PHONY: help run run-ceph test test-fast test-floors test-walk test-clients test-openstack-clients
 .PHONY: test-debian13 test-keystone soak soak-cuts soak-kills faults damage fuzz sanitize setup
 .PHONY: sanitize-threads test-kills test-ceph test-ceph-driver test-ceph-debian13 soak-ceph soak-write-back
