@@ -64,7 +64,7 @@ def create_app(
     if refresh is not None:
         app.add_middleware(Freshness, refresh=refresh, fault_of_error=fault_of_error)
     app.add_middleware(Intake)
-    app.include_router(control_router(control))
+    app.include_router(control_router(control), prefix=PREFIX)
     app.include_router(image_control_router(images), prefix=PREFIX)
     if accounts is not None:
         app.include_router(account_control_router(accounts), prefix=PREFIX)

@@ -148,8 +148,8 @@ Ref = Annotated[str, Depends(decode_ref)]
 
 
 def control_router(control: Control) -> APIRouter:
-    """Build the router of the control API, answered by `control`."""
-    router = APIRouter(prefix=PREFIX)
+    """Build the router of the control API below PREFIX, answered by `control`."""
+    router = APIRouter()
     router.include_router(pool_router(control))
     router.include_router(volume_router(control))
     router.include_router(snapshot_router(control))

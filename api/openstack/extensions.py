@@ -9,6 +9,7 @@ from fastapi import APIRouter, Path
 from typing_extensions import TypedDict
 
 from api.openstack.access import InTenant
+from api.openstack.deferred import reply
 from api.openstack.values import shown
 from bockd.blockstorage.contract import BlockStorage, Extension
 from bockd.errors import NotFoundError
@@ -25,12 +26,14 @@ class ExtensionView(TypedDict):
     links: list[str]
 
 
+@reply
 class OneExtension(TypedDict):
     """`{"extension": {...}}`."""
 
     extension: ExtensionView
 
 
+@reply
 class ExtensionList(TypedDict):
     """`{"extensions": [...]}`."""
 

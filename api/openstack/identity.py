@@ -9,6 +9,7 @@ from typing_extensions import TypedDict
 from api.openstack.access import Token
 from api.openstack.bodies import Body
 from api.openstack.catalog import Catalog, Service, services
+from api.openstack.deferred import reply
 from api.openstack.media import JsonRoute
 from api.openstack.paths import IDENTITY_PATH, TOKENS_PATH
 from api.openstack.values import iso_date
@@ -101,12 +102,14 @@ class AccessView(TypedDict):
     serviceCatalog: list[Service]
 
 
+@reply
 class OneAccess(TypedDict):
     """`{"access": {...}}`."""
 
     access: AccessView
 
 
+@reply
 class TenantList(TypedDict):
     """`{"tenants": [...]}`."""
 

@@ -16,6 +16,7 @@ from typing_extensions import TypedDict
 
 from api.openstack.access import Caller
 from api.openstack.catalog import Catalog
+from api.openstack.deferred import reply
 from api.openstack.params import QueryNumber, count
 from api.openstack.paths import IMAGE_ROOT, IMAGE_VERSIONS_PATH
 from api.openstack.values import iso_date, shown
@@ -32,6 +33,7 @@ API_VERSION = "v2.7"
 """Of Glance: the first one with `os_hash_value`."""
 
 
+@reply
 class ImageView(TypedDict):
     """An image as Glance shows one. `checksum` would be an MD5; ours is `os_hash_value`. `size` and
     the hash are those of the file that was imported, which is not kept: `file` leads to a 404."""
@@ -60,6 +62,7 @@ class ImageView(TypedDict):
     schema: str
 
 
+@reply
 class ImageList(TypedDict):
     """A page of images; `next` leads to the following one."""
 
@@ -114,6 +117,7 @@ class ImageVersion(TypedDict):
     links: list[Link]
 
 
+@reply
 class ImageVersions(TypedDict):
     """What is at the root of the image service."""
 

@@ -6,6 +6,7 @@ from fastapi import APIRouter
 from typing_extensions import TypedDict
 
 from api.openstack.access import InTenant
+from api.openstack.deferred import reply
 from bockd.blockstorage.contract import BlockStorage
 
 
@@ -27,6 +28,7 @@ class LimitsView(TypedDict):
     absolute: AbsoluteLimits
 
 
+@reply
 class OneLimits(TypedDict):
     """`{"limits": {...}}`."""
 

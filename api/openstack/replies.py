@@ -10,6 +10,7 @@ from typing import Any, NotRequired, TypeVar, cast
 from pydantic.alias_generators import to_snake
 from typing_extensions import TypedDict
 
+from api.openstack.deferred import reply
 from api.openstack.values import date, precise_date, server_number
 from bockd.blockstorage.contract import Attachment, Backing, Snapshot, Volume
 from bockd.model import IoLimits
@@ -121,12 +122,14 @@ class VolumeView(CinderKeys):
     volume_type: NotRequired[None]
 
 
+@reply
 class OneVolume(TypedDict):
     """Sections 4.4.2.2 and 4.4.2.3."""
 
     volume: VolumeView
 
 
+@reply
 class VolumeList(TypedDict):
     """Section 4.4.2.1."""
 
@@ -162,12 +165,14 @@ class AttachmentView(TypedDict):
     bockd: AttachmentExtra
 
 
+@reply
 class OneAttachment(TypedDict):
     """Section 4.4.3.2."""
 
     volumeAttachment: AttachmentView
 
 
+@reply
 class AttachmentList(TypedDict):
     """Section 4.4.3.1."""
 
@@ -188,12 +193,14 @@ class SnapshotView(CinderKeys):
     volume_id: NotRequired[int]
 
 
+@reply
 class NewSnapshotView(TypedDict):
     """Section 4.4.4.2."""
 
     snapshot: SnapshotView
 
 
+@reply
 class OneSnapshot(TypedDict):
     """Section 4.4.4.3: the document says `snapshots`, every client reads `snapshot`."""
 
@@ -201,18 +208,21 @@ class OneSnapshot(TypedDict):
     snapshots: SnapshotView
 
 
+@reply
 class SnapshotList(TypedDict):
     """Section 4.4.4.1."""
 
     snapshots: list[SnapshotView]
 
 
+@reply
 class MetadataView(TypedDict):
     """All of a volume's metadata."""
 
     metadata: dict[str, str]
 
 
+@reply
 class OneItem(TypedDict):
     """One item of it."""
 
@@ -226,6 +236,7 @@ class SpaceView(TypedDict):
     shared_bytes: int
 
 
+@reply
 class OneSpace(TypedDict):
     """`{"space": {...}}`, ours."""
 
@@ -246,6 +257,7 @@ class ChangesView(TypedDict):
     """Up to where they are all; the size of the snapshot if there are no more."""
 
 
+@reply
 class OneChanges(TypedDict):
     """`{"changes": {...}}`, ours."""
 

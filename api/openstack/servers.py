@@ -13,6 +13,7 @@ from api.openstack import values
 from api.openstack.access import Caller, InTenant
 from api.openstack.bodies import AttachVolume
 from api.openstack.catalog import Catalog
+from api.openstack.deferred import reply
 from api.openstack.media import JsonRoute
 from api.openstack.nbd import NbdFrontends
 from api.openstack.params import InForce, InServer, InVolume
@@ -56,6 +57,7 @@ class ServerView(TypedDict):
     bockd: ServerExtra
 
 
+@reply
 class OneServer(TypedDict):
     """`{"server": {...}}`."""
 

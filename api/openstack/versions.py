@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, status
 from typing_extensions import TypedDict
 
 from api.openstack.catalog import Catalog
+from api.openstack.deferred import reply
 from api.openstack.paths import (
     IDENTITY_PATH,
     IDENTITY_ROOT,
@@ -48,12 +49,14 @@ Version = TypedDict(
 )
 
 
+@reply
 class OneVersion(TypedDict):
     """Section 4.4.1.1."""
 
     version: Version
 
 
+@reply
 class VersionList(TypedDict):
     """Section 4.4.1.2."""
 
@@ -66,6 +69,7 @@ class Versions(TypedDict):
     values: list[Version]
 
 
+@reply
 class IdentityVersions(TypedDict):
     """What is at the root of the identity service."""
 

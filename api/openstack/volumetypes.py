@@ -6,6 +6,7 @@ from fastapi import APIRouter
 from typing_extensions import TypedDict
 
 from api.openstack.access import InTenant
+from api.openstack.deferred import reply
 
 
 class VolumeType(TypedDict):
@@ -15,6 +16,7 @@ class VolumeType(TypedDict):
     name: str
 
 
+@reply
 class VolumeTypeList(TypedDict):
     """`{"volume_types": []}`."""
 
