@@ -14,6 +14,7 @@ from urllib.parse import unquote
 from fastapi import APIRouter, Depends, Path, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from api.listing import answer_array, answer_record
 from bockd.control import (
     Control,
     DaemonInfo,
@@ -172,25 +173,25 @@ def pool_router(control: Control) -> APIRouter:
         """List the gateways that serve the pool."""
         return await control.list_gateways()
 
-    @router.get("/statistics")
-    async def statistics() -> list[VolumeStatistics]:
+    @router.get("/statistics", response_model=list[VolumeStatistics])
+    async def statistics() -> Response:
         """Show the counters of each open volume and snapshot."""
-        return await control.statistics()
+        return await answer_array(await control.statistics())
 
-    @router.get("/space")
-    async def spaces(query: Annotated[SpaceQuery, Query()]) -> SpacePage:
+    @router.get("/space", response_model=SpacePage)
+    async def spaces(query: Annotated[SpaceQuery, Query()]) -> Response:
         """Show the exact space of all volumes, and of the snapshots that are in use."""
-        return await control.spaces(query.after, query.seconds)
+        return answer_record(await control.spaces(query.after, query.seconds))
 
     @router.get("/pool")
     async def pool() -> PoolInfo:
         """Show what the pool takes of its file system, and what it has promised."""
         return await control.pool()
 
-    @router.get("/usage")
-    async def usage() -> list[FamilyUsage]:
+    @router.get("/usage", response_model=list[FamilyUsage])
+    async def usage() -> Response:
         """Show what each volume and snapshot takes and shares."""
-        return await control.usage()
+        return await answer_array(await control.usage())
 
     @router.get("/unowned")
     async def unowned() -> Unowned:
@@ -229,10 +230,10 @@ def volume_router(control: Control) -> APIRouter:
     """Build the router of volumes."""
     router = APIRouter(prefix="/volumes", tags=["volumes"])
 
-    @router.get("")
-    async def list_volumes() -> list[VolumeInfo]:
+    @router.get("", response_model=list[VolumeInfo])
+    async def list_volumes() -> Response:
         """List all volumes by id."""
-        return await control.list_volumes()
+        return await answer_array(await control.list_volumes())
 
     @router.get("/{ref}")
     async def show_volume(ref: Ref) -> VolumeInfo:
@@ -266,10 +267,10 @@ def snapshot_router(control: Control) -> APIRouter:
     """Build the router of snapshots."""
     router = APIRouter(prefix="/snapshots", tags=["snapshots"])
 
-    @router.get("")
-    async def list_snapshots(query: Annotated[SnapshotFilter, Query()]) -> list[SnapshotInfo]:
+    @router.get("", response_model=list[SnapshotInfo])
+    async def list_snapshots(query: Annotated[SnapshotFilter, Query()]) -> Response:
         """List all snapshots by id, or those of one volume."""
-        return await control.list_snapshots(query.volume)
+        return await answer_array(await control.list_snapshots(query.volume))
 
     @router.post("/{ref}/adopt", status_code=204)
     async def adopt_snapshot(ref: Ref, body: Adopt) -> None:

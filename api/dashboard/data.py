@@ -9,12 +9,15 @@ import time
 from dataclasses import dataclass
 from typing import Annotated
 
+import msgspec
 import trio
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict
+from starlette.responses import Response
 
-from api.dashboard.overview import Overview, overview
+from api.dashboard.overview import overview
 from api.dashboard.remembered import Remembered
+from api.listing import JSON, encode_all
 from bockd.blockstorage.contract import BlockStorage
 from bockd.control import (
     AccountControl,
@@ -23,7 +26,6 @@ from bockd.control import (
     ImageControl,
     ImageInfo,
     PoolInfo,
-    VolumeStatistics,
 )
 from bockd.dashboardcontrol import HeatControl, HeatMap
 from bockd.errors import NotSupportedError
@@ -53,7 +55,8 @@ class Activity:
 
     at: float
     """Seconds of a clock that never goes back."""
-    exports: tuple[VolumeStatistics, ...]
+    exports: msgspec.Raw
+    """An array of VolumeStatistics."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,25 +98,26 @@ def data_router(
     pool = Remembered(control.pool, POOL_SECONDS)
     walks = trio.CapacityLimiter(WALKS)
 
-    async def sample() -> Activity:
-        return Activity(time.monotonic(), tuple(await control.statistics()))
+    async def sample() -> bytes:
+        exports = await encode_all(await control.statistics(), lambda one: one)
+        return msgspec.json.encode(Activity(time.monotonic(), msgspec.Raw(exports)))
 
     activity = Remembered(sample, ACTIVITY_SECONDS)
 
-    async def look() -> Overview:
+    async def look() -> bytes:
         return await overview(control, accounts, storage)
 
     lists = Remembered(look, OVERVIEW_SECONDS)
 
     @router.get("/overview")
-    async def get_overview(fresh: bool = False) -> Overview:
+    async def get_overview(fresh: bool = False) -> Response:
         if fresh:
             lists.forget()
-        return await lists.get()
+        return Response(await lists.get(), media_type=JSON)
 
     @router.get("/activity")
-    async def get_activity() -> Activity:
-        return await activity.get()
+    async def get_activity() -> Response:
+        return Response(await activity.get(), media_type=JSON)
 
     @router.get("/pool")
     async def get_pool() -> PoolInfo:

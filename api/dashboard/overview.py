@@ -1,21 +1,32 @@
 """What the pages show of volumes and snapshots: what the pool has, with whose it is.
 
 The control interface knows everything in the pool, and block storage what each tenant knows of its
-own: put together, an operator can act for the tenant.
+own: put together, an operator can act for the tenant. It is a look at every record, and made a few
+at a time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, Self, TypeVar
 
+import msgspec
+
+from api.listing import each_piece, encode_all
 from bockd.blockstorage.contract import BlockStorage, Snapshot, TenantId, Volume
 from bockd.control import AccountControl, Control, SnapshotInfo, TenantInfo, VolumeInfo
 from bockd.errors import DamagedError
 
+N = TypeVar("N", Volume, Snapshot)
+Owned = dict[int, tuple[str, N]]
+"""What tenants have, by id, each with the tenant's."""
 
-@dataclass(frozen=True, slots=True)
-class ShownVolume:
-    """A volume. Sizes in bytes, times in seconds since the epoch."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """A volume or a snapshot. Sizes in bytes, times in seconds since the epoch."""
 
     id: int
     name: str
@@ -24,9 +35,30 @@ class ShownVolume:
     tenant: str | None
     """An id; None: it belongs to nobody, and only a look at it is possible."""
     size_bytes: int
-    status: str
     created_at: float
     connections: int
+
+    @classmethod
+    def of(cls, found: VolumeInfo | SnapshotInfo, owned: Owned[N], **more: Any) -> Self:
+        """Put together what the pool and a tenant know of it; `more` is what only its kind has."""
+        tenant, known = owned.get(found.id, (None, None))
+        return cls(
+            id=found.id,
+            name=(known.display_name if known is not None else None) or found.name,
+            pool_name=found.name,
+            tenant=tenant,
+            size_bytes=found.size_bytes,
+            created_at=found.created_at,
+            connections=found.connections,
+            **more,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownVolume(Shown):
+    """A volume."""
+
+    status: str
     from_snapshot: int | None
     uri: str
     gateway: str | None
@@ -38,19 +70,12 @@ class ShownVolume:
     device: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class ShownSnapshot:
-    """A snapshot, as `ShownVolume`."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownSnapshot(Shown):
+    """A snapshot."""
 
-    id: int
-    name: str
-    pool_name: str
-    tenant: str | None
     volume: int
     """Its origin, which may be deleted since."""
-    size_bytes: int
-    created_at: float
-    connections: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,50 +83,59 @@ class Overview:
     """Everything that is listed."""
 
     tenants: tuple[TenantInfo, ...]
-    volumes: tuple[ShownVolume, ...]
-    snapshots: tuple[ShownSnapshot, ...]
+    volumes: msgspec.Raw
+    """An array of ShownVolume."""
+    snapshots: msgspec.Raw
+    """An array of ShownSnapshot."""
     damaged: tuple[str, ...]
     """Tenants whose records cannot be read, and why."""
 
 
-async def overview(control: Control, accounts: AccountControl, storage: BlockStorage) -> Overview:
-    """Look at everything. Raises BockdError."""
+async def overview(control: Control, accounts: AccountControl, storage: BlockStorage) -> bytes:
+    """Look at everything. Return an Overview as JSON. Raises BockdError."""
     tenants = await accounts.list_tenants()
-    volumes: dict[int, tuple[str, Volume]] = {}
-    snapshots: dict[int, tuple[str, Snapshot]] = {}
+    volumes: Owned[Volume] = {}
+    snapshots: Owned[Snapshot] = {}
     damaged = []
     for tenant in tenants:
         whose = TenantId(tenant.id)
         try:
-            volumes |= {one.id: (tenant.id, one) for one in await storage.list_volumes(whose)}
-            snapshots |= {one.id: (tenant.id, one) for one in await storage.list_snapshots(whose)}
+            await each_piece(partial(storage.list_volumes, whose), keep(volumes, whose))
+            await each_piece(partial(storage.list_snapshots, whose), keep(snapshots, whose))
         except DamagedError as error:
             damaged.append(f"tenant {tenant.name}: {error}")
-    return Overview(
+    found = Overview(
         tenants=tuple(tenants),
-        volumes=tuple(
-            shown_volume(one, volumes.get(one.id)) for one in await control.list_volumes()
+        volumes=msgspec.Raw(
+            await encode_all(await control.list_volumes(), partial(shown_volume, owned=volumes))
         ),
-        snapshots=tuple(
-            shown_snapshot(one, snapshots.get(one.id)) for one in await control.list_snapshots(None)
+        snapshots=msgspec.Raw(
+            await encode_all(
+                await control.list_snapshots(None), partial(shown_snapshot, owned=snapshots)
+            )
         ),
         damaged=tuple(damaged),
     )
+    return msgspec.json.encode(found)
 
 
-def shown_volume(found: VolumeInfo, owned: tuple[str, Volume] | None) -> ShownVolume:
+def keep(owned: Owned[N], whose: TenantId) -> Callable[[Sequence[N]], None]:
+    """Return what enters a tenant's volumes or snapshots."""
+
+    def take(found: Sequence[N]) -> None:
+        owned.update((one.id, (whose, one)) for one in found)
+
+    return take
+
+
+def shown_volume(found: VolumeInfo, owned: Owned[Volume]) -> ShownVolume:
     """Put together what the pool and the tenant know of a volume."""
-    tenant, volume = owned or (None, None)
+    _, volume = owned.get(found.id, (None, None))
     attachment = None if volume is None else volume.attachment
-    return ShownVolume(
-        id=found.id,
-        name=(volume.display_name if volume is not None else None) or found.name,
-        pool_name=found.name,
-        tenant=tenant,
-        size_bytes=found.size_bytes,
+    return ShownVolume.of(
+        found,
+        owned,
         status=found.status,
-        created_at=found.created_at,
-        connections=found.connections,
         from_snapshot=found.from_snapshot,
         uri=found.uri,
         gateway=found.gateway,
@@ -113,16 +147,6 @@ def shown_volume(found: VolumeInfo, owned: tuple[str, Volume] | None) -> ShownVo
     )
 
 
-def shown_snapshot(found: SnapshotInfo, owned: tuple[str, Snapshot] | None) -> ShownSnapshot:
+def shown_snapshot(found: SnapshotInfo, owned: Owned[Snapshot]) -> ShownSnapshot:
     """Put together what the pool and the tenant know of a snapshot."""
-    tenant, snapshot = owned or (None, None)
-    return ShownSnapshot(
-        id=found.id,
-        name=(snapshot.display_name if snapshot is not None else None) or found.name,
-        pool_name=found.name,
-        tenant=tenant,
-        volume=found.volume,
-        size_bytes=found.size_bytes,
-        created_at=found.created_at,
-        connections=found.connections,
-    )
+    return ShownSnapshot.of(found, owned, volume=found.volume)

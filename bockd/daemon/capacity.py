@@ -16,7 +16,9 @@ import trio
 
 from bockd.blockstorage.records import Ledger
 from bockd.control import PoolInfo
+from bockd.daemon.walking import walk
 from bockd.errors import BockdError, DamagedError
+from bockd.pool.nodes import Nodes
 from bockd.pool.pool import Pool
 from bockd.pool.reports import Shares
 from bockd.runtime.steprunner import StepRunner
@@ -113,8 +115,12 @@ class Capacity:
             ledger = Ledger(nodes.txn)
             filling = {found.volume for found in ledger.imports()}
             images = frozenset(found.snapshot for found in ledger.images())
-            sizes = [one.size_bytes for one in nodes.volumes() if one.id not in filling]
-            snapshots = sum(one.id not in images for one in nodes.snapshots())
+        sizes = await walk(
+            self._pool, Nodes.volumes, lambda _, page: [(one.id, one.size_bytes) for one in page]
+        )
+        volumes = [size for volume, size in sizes if volume not in filling]
+        frozen = await walk(self._pool, Nodes.snapshots, lambda _, page: [one.id for one in page])
+        snapshots = sum(one not in images for one in frozen)
         shares: Shares | None
         try:
             shares = await self._runner.run(self._pool.shares(images))
@@ -132,10 +138,10 @@ class Capacity:
             others_bytes=max(0, size - free - used),
             free_bytes=free,
             files_free=found.f_favail if found.f_files else None,
-            volumes=len(sizes),
+            volumes=len(volumes),
             snapshots=snapshots,
             images=len(images),
-            promised_bytes=sum(sizes),
+            promised_bytes=sum(volumes),
             volumes_bytes=None if shares is None else shares.volumes_bytes,
             snapshots_bytes=None if shares is None else shares.snapshots_bytes,
             images_bytes=None if shares is None else shares.images_bytes,

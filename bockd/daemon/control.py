@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
 import trio
 
@@ -33,6 +32,7 @@ from bockd.control import (
 )
 from bockd.daemon.backend import Backend, BackupControl, ScrubControl
 from bockd.daemon.capacity import Capacity
+from bockd.daemon.walking import walk
 from bockd.errors import DamagedError, InUseError, NotFoundError
 from bockd.model import (
     IoLimits,
@@ -52,6 +52,7 @@ from bockd.pool.nodes import SNAPSHOTS, VOLUMES, Nodes
 from bockd.pool.records import SnapshotRecord, VolumeRecord
 from bockd.pool.reports import CheckReport, FamilyUsage, ScrubStatus, Space, SpacePage
 from bockd.pool.unsupported import no_backup, no_scrub, no_usage
+from bockd.runtime.pace import Pace
 from bockd.validation import check_io_limits
 
 
@@ -114,13 +115,7 @@ class PoolControl:
     # -- volumes -----------------------------------------------------------------------------
 
     async def list_volumes(self) -> list[VolumeInfo]:
-        with self._pool.nodes() as nodes:
-            filling = {found.volume for found in Ledger(nodes.txn).imports()}
-            return [
-                self._volume_info(nodes, record)
-                for record in nodes.volumes()
-                if record.id not in filling
-            ]
+        return await walk(self._pool, Nodes.volumes, self._volume_infos)
 
     async def show_volume(self, ref: str) -> VolumeInfo:
         return self._show_volume(VolumeId(self._pool.find(NodeKind.VOLUME, ref)))
@@ -144,6 +139,10 @@ class PoolControl:
     def _show_volume(self, volume: VolumeId) -> VolumeInfo:
         with self._pool.nodes() as nodes:
             return self._volume_info(nodes, nodes.volume(volume))
+
+    def _volume_infos(self, nodes: Nodes, records: list[VolumeRecord]) -> list[VolumeInfo]:
+        filling = {found.volume for found in Ledger(nodes.txn).imports()}
+        return [self._volume_info(nodes, one) for one in records if one.id not in filling]
 
     def _volume_info(self, nodes: Nodes, record: VolumeRecord) -> VolumeInfo:
         trouble = self._pool.trouble(record)
@@ -175,11 +174,15 @@ class PoolControl:
         origin = None if volume is None else self._pool.find(NodeKind.VOLUME, volume)
         with self._pool.nodes() as nodes:
             images = {found.snapshot for found in Ledger(nodes.txn).images()}
+
+        def look(_: Nodes, records: list[SnapshotRecord]) -> list[SnapshotInfo]:
             return [
-                self._snapshot_info(record)
-                for record in nodes.snapshots()
-                if record.id not in images and (origin is None or record.volume == origin)
+                self._snapshot_info(one)
+                for one in records
+                if one.id not in images and origin in (None, one.volume)
             ]
+
+        return await walk(self._pool, Nodes.snapshots, look)
 
     def _snapshot_info(self, record: SnapshotRecord) -> SnapshotInfo:
         return SnapshotInfo(
@@ -193,6 +196,10 @@ class PoolControl:
         )
 
     async def unowned(self) -> Unowned:
+        return await trio.to_thread.run_sync(self._unowned)
+
+    def _unowned(self) -> Unowned:
+        """Decodes all records."""
         with self._pool.index.reading() as txn:
             volumes, snapshots = find_unowned(txn)
         return Unowned(
@@ -265,21 +272,26 @@ class PoolControl:
 
     async def statistics(self) -> list[VolumeStatistics]:
         entries = []
+        pace = Pace()
+        for key, state in sorted(self._server.exports(), key=lambda used: used[0].id):
+            await pace.step()
+            try:
+                name = self._name(key)
+            except NotFoundError:
+                # Another gateway has deleted it.
+                if not state.members:
+                    self._server.forget(key)
+                continue
+            users = self._pool.users(key.kind, key.id)
+            entries.append(state.statistics.report(key, name, users))
+        return entries
+
+    def _name(self, key: ExportKey) -> str:
+        """The name that an export has in the pool now. Raises NotFoundError, DamagedError."""
         with self._pool.nodes() as nodes:
-            for entry in self._server.statistics():
-                try:
-                    info = (
-                        self._volume_info(nodes, nodes.volume(VolumeId(entry.id)))
-                        if entry.kind is NodeKind.VOLUME
-                        else self._snapshot_info(nodes.snapshot(SnapshotId(entry.id)))
-                    )
-                except NotFoundError:
-                    # Another gateway has deleted it.
-                    if not entry.connections:
-                        self._server.forget(ExportKey(entry.kind, entry.id))
-                    continue
-                entries.append(replace(entry, name=info.name, connections=info.connections))
-        return sorted(entries, key=lambda entry: entry.id)
+            if key.kind is NodeKind.VOLUME:
+                return nodes.volume(VolumeId(key.id)).name
+            return nodes.snapshot(SnapshotId(key.id)).name
 
     async def check(self) -> CheckReport:
         report = await self._runner.run(self._pool.check())

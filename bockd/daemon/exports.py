@@ -11,10 +11,12 @@ from collections.abc import Callable
 from bockd.blockstorage.holding import refuse_held
 from bockd.daemon.attached import AttachedExports
 from bockd.daemon.exporthandle import ExportHandle
+from bockd.daemon.walking import walk
 from bockd.model import NodeKind, VolumeId, export_name
 from bockd.nbd.protocol.options import ExportInfo
 from bockd.nbd.server.exports import ExportKey
 from bockd.pool.naming import export_description, find_export
+from bockd.pool.nodes import Nodes
 from bockd.pool.pool import Pool
 from bockd.pool.records import SnapshotRecord, VolumeRecord
 from bockd.runtime.steprunner import StepRunner
@@ -37,11 +39,17 @@ class PoolExports:
 
     async def list_exports(self) -> list[ExportInfo]:
         """List the volumes by id, then the snapshots by id."""
-        with self._pool.nodes() as nodes:
-            return [
-                *(describe(NodeKind.VOLUME, record) for record in nodes.volumes()),
-                *(describe(NodeKind.SNAPSHOT, record) for record in nodes.snapshots()),
-            ]
+        volumes = await walk(
+            self._pool,
+            Nodes.volumes,
+            lambda _, page: [describe(NodeKind.VOLUME, one) for one in page],
+        )
+        snapshots = await walk(
+            self._pool,
+            Nodes.snapshots,
+            lambda _, page: [describe(NodeKind.SNAPSHOT, one) for one in page],
+        )
+        return [*volumes, *snapshots]
 
     async def describe(self, name: str) -> ExportInfo:
         """Return an export as its record describes it, without opening it. Raise NotFoundError

@@ -62,9 +62,9 @@ class Nodes:
         """Return the record of a volume. Raises NotFoundError, DamagedError."""
         return decode_record(VolumeRecord, self._payload(NodeKind.VOLUME, volume))
 
-    def volumes(self) -> Iterator[VolumeRecord]:
-        """Yield all volumes by id. Raises DamagedError."""
-        return self._all(VOLUMES, VolumeRecord)
+    def volumes(self, after: int = 0) -> Iterator[VolumeRecord]:
+        """Yield the volumes whose ids are greater than `after`, by id. Raises DamagedError."""
+        return self._all(VOLUMES, VolumeRecord, after)
 
     def sound_volumes(self) -> Iterator[VolumeRecord]:
         """Yield the volumes whose records are not damaged, for callers that must not stop at a
@@ -75,9 +75,9 @@ class Nodes:
         """Return the record of a snapshot. Raises NotFoundError, DamagedError."""
         return decode_record(SnapshotRecord, self._payload(NodeKind.SNAPSHOT, snapshot))
 
-    def snapshots(self) -> Iterator[SnapshotRecord]:
-        """Yield all snapshots by id. Raises DamagedError."""
-        return self._all(SNAPSHOTS, SnapshotRecord)
+    def snapshots(self, after: int = 0) -> Iterator[SnapshotRecord]:
+        """Yield the snapshots whose ids are greater than `after`, by id. Raises DamagedError."""
+        return self._all(SNAPSHOTS, SnapshotRecord, after)
 
     def sound_snapshots(self) -> Iterator[SnapshotRecord]:
         """Yield the snapshots whose records are not damaged, as `sound_volumes` does for
@@ -90,8 +90,9 @@ class Nodes:
             raise NotFoundError(f"there is no {kind} {node}")
         return payload
 
-    def _all(self, table: Table, kind: type[R]) -> Iterator[R]:
-        for _, payload in self.txn.scan(table, FIRST_KEY, LAST_KEY):
+    def _all(self, table: Table, kind: type[R], after: int) -> Iterator[R]:
+        first = id_key(after + 1) if after else FIRST_KEY
+        for _, payload in self.txn.scan(table, first, LAST_KEY):
             yield decode_record(kind, payload)
 
     def _sound(self, table: Table, kind: type[R]) -> Iterator[R]:

@@ -41,7 +41,7 @@ def test_it_ends_when_nobody_asks() -> None:
         one, other = watching.volumes
         # One that nobody has open gets no counters by being watched.
         assert (await watching.watch.heat(one)).reads == (0,)
-        assert watching.server.statistics() == []
+        assert watching.server.exports() == []
         watching.opened(one)
         watching.opened(other)
         async with trio.open_nursery() as nursery:

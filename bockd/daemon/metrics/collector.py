@@ -10,9 +10,9 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from bockd.daemon.backend import Backend
 from bockd.daemon.metrics.exports import ExportMetrics
 from bockd.daemon.metrics.health import Health
-from bockd.daemon.metrics.pace import Pace
 from bockd.daemon.metrics.pool import build_info, pool_metrics, room_metrics
 from bockd.nbd.server.nbd_server import NbdServer
+from bockd.runtime.pace import Pace
 
 
 class Metrics:

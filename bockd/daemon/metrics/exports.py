@@ -19,7 +19,6 @@ from prometheus_client.core import (
 
 from bockd.blockstorage.records import Ledger
 from bockd.daemon.metrics.histograms import COARSE, FINE, cumulative
-from bockd.daemon.metrics.pace import Pace
 from bockd.errors import BockdError
 from bockd.model import NodeKind, SnapshotId, VolumeId, export_name
 from bockd.nbd.server.durations import Operation
@@ -28,6 +27,7 @@ from bockd.nbd.server.nbd_server import NbdServer
 from bockd.nbd.server.registry import ExportState
 from bockd.nbd.server.statistics import ExportStatistics
 from bockd.pool.pool import Pool
+from bockd.runtime.pace import Pace
 
 NAMES = {one: one.name.lower() for one in Operation}
 """Of operations, as the label `operation` has them."""

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import trio
 
 from bockd import logcontext
-from bockd.control import VolumeStatistics
 from bockd.errors import VolumeTakenError
 from bockd.failurelog import FailureLog
 from bockd.model import NodeKind, VolumeId
@@ -238,13 +237,6 @@ class NbdServer:
         """Close all clients of an export, or those that came to it under a name. What they have
         begun is finished before this returns; what they have sent beyond that is dropped."""
         await self._registry.disconnect(key, name)
-
-    def statistics(self) -> list[VolumeStatistics]:
-        """Return the counters of each export that has been used, with its kind and id."""
-        return [
-            state.statistics.report(key, state.name, len(state.members))
-            for key, state in self._registry
-        ]
 
     def exports(self) -> list[tuple[ExportKey, ExportState]]:
         """Return the exports that have been used, with their counters and connections."""

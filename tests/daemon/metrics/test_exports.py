@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import pytest
-import trio
 from prometheus_client.core import Metric
 
-from bockd.daemon.metrics import pace as pace_module
 from bockd.daemon.metrics.exports import ExportMetrics
-from bockd.daemon.metrics.pace import Pace
 from bockd.drivers.memory.pool import MemoryPool
 from bockd.model import MIB, NodeKind
 from bockd.nbd.server.durations import Operation
 from bockd.nbd.server.exports import ExportKey
 from bockd.nbd.server.nbd_server import NbdServer
+from bockd.runtime.pace import Pace
 from bockd.runtime.steps import run_inline
 from tests.nbd.server.serving import in_trio
+from tests.runtime.turns import counting_turns
 
 VOLUMES = 2_000
 SHOWN = 5
@@ -47,21 +46,11 @@ def value(families: list[Metric], name: str, **labels: str) -> float:
 
 @in_trio
 async def test_the_loop_turns_after_each_export(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pace_module, "PIECE_SECONDS", 0.0)
-    server, pool, turns = NbdServer(), MemoryPool(), 0
+    server, pool = NbdServer(), MemoryPool()
     used(server, pool, VOLUMES)
-
-    async def turn() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await trio.lowlevel.checkpoint()
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(turn)
+    async with counting_turns(monkeypatch) as turns:
         families = await ExportMetrics(server, pool, SHOWN).families(Pace())
-        nursery.cancel_scope.cancel()
-    assert turns >= VOLUMES
+        assert turns.count >= VOLUMES
     reads = sum(number % 3 for number in range(1, VOLUMES + 1))
     assert value(families, "bockd_operations_total", operation="read") == reads
     assert value(families, "bockd_operation_seconds_count", operation="read") == reads

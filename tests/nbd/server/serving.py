@@ -12,6 +12,7 @@ from typing import Any, ParamSpec
 import trio
 import trio.testing
 
+from bockd.control import VolumeStatistics
 from bockd.errors import NotFoundError
 from bockd.model import NodeKind
 from bockd.nbd.protocol.options import ExportInfo
@@ -152,3 +153,11 @@ def served(
         thread.join()
         if failures:
             raise failures[0]
+
+
+def counted(server: NbdServer) -> list[VolumeStatistics]:
+    """The counters of each export that was used."""
+    return [
+        state.statistics.report(key, state.name, len(state.members))
+        for key, state in server.exports()
+    ]

@@ -18,7 +18,7 @@ from bockd.nbd.server.channel import Channel
 from tests.nbd.protocol import wire
 from tests.nbd.server.bursts import BurstDevice
 from tests.nbd.server.client import Client
-from tests.nbd.server.serving import FixedExports, in_trio, serving
+from tests.nbd.server.serving import FixedExports, counted, in_trio, serving
 
 READ, WRITE, DISC, FLUSH = 0, 1, 2, 3
 FUA = 1
@@ -136,7 +136,7 @@ async def test_one_that_fails_is_answered_with_its_error(bench: Bench, path: Pat
         bench.device.end()
         assert await client.simple() == (1, 5)
         assert await client.simple() == (2, 0)
-        [found] = server.statistics()
+        [found] = counted(server)
         assert (found.errors, found.reads, found.writes) == (1, 1, 1)
 
 

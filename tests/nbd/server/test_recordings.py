@@ -413,4 +413,4 @@ async def test_counters_of_an_export_that_is_recorded_are_not_dropped(path: Path
         while server.connections(KEY):
             await trio.lowlevel.checkpoint()
         server.forget(KEY)
-        assert server.statistics() == []
+        assert server.exports() == []

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bockd.model import NodeKind, VolumeId
 from tests.nbd.server.client import Client
-from tests.nbd.server.serving import FixedExports, in_trio, serving
+from tests.nbd.server.serving import FixedExports, counted, in_trio, serving
 
 MIB = 1 << 20
 
@@ -25,7 +25,7 @@ async def test_every_request_is_counted_once(path: Path, exports: FixedExports) 
         await client.command(4, 0, 4096)
         await client.command(6, 0, 4096)
         await client.command(99)
-        (found,) = server.statistics()
+        (found,) = counted(server)
         assert (found.id, found.kind, found.name) == (1, NodeKind.VOLUME, "disk")
         assert (found.connections, found.reads, found.writes) == (1, 4, 6)
         assert (found.read_bytes, found.written_bytes) == (4 * MIB + 1024, 4 * MIB + 2048)
@@ -34,8 +34,8 @@ async def test_every_request_is_counted_once(path: Path, exports: FixedExports) 
         assert (found.flushes, found.trims, found.errors) == (1, 2, 1)
         assert 0 < found.latency_p50_us <= found.latency_p99_us <= found.latency_p999_us
         server.forget(exports.key("disk"))
-        assert len(server.statistics()) == 1
+        assert len(server.exports()) == 1
         await client.send(b"\0" * 28)
         await client.closes()
         server.forget(exports.key("disk"))
-        assert server.statistics() == []
+        assert server.exports() == []

@@ -19,7 +19,7 @@ from bockd.pool.device import SharedDevice
 from bockd.runtime.steps import Completion, Signal
 from tests.nbd.protocol import wire
 from tests.nbd.server.client import Client, Closed
-from tests.nbd.server.serving import FixedExports, in_trio, serving
+from tests.nbd.server.serving import FixedExports, counted, in_trio, serving
 from tests.nbd.server.sides import PLACE_BYTES, Side
 from tests.nbd.server.takeable import Takeable
 
@@ -98,7 +98,7 @@ async def test_what_fails_so_gets_no_answer(
             assert await client.closes() == b""
             assert await idle.closes() == b""
         assert await other.write(0, b"unharmed") == 0
-        assert server.statistics()[0].errors == 0
+        assert counted(server)[0].errors == 0
 
 
 @pytest.mark.parametrize("name", REQUESTS)
@@ -171,7 +171,7 @@ async def test_what_waits_for_completions_ends_so_too(path: Path, name: str, tel
                 one.finish(None)
         await trio.testing.wait_all_tasks_blocked(0.01)
         assert exports.open_holds == 0
-        assert server.statistics()[0].errors == 0
+        assert counted(server)[0].errors == 0
 
 
 @in_trio

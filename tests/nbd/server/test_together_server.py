@@ -23,7 +23,7 @@ from bockd.nbd.server.limits import ServerLimits
 from bockd.nbd.server.pace import Polling
 from tests.nbd.protocol import wire
 from tests.nbd.server.client import Client, Closed
-from tests.nbd.server.serving import FixedExports, in_trio, serving
+from tests.nbd.server.serving import FixedExports, counted, in_trio, serving
 from tests.nbd.server.sides import PLACE_BYTES, WRITTEN, Side
 
 
@@ -114,7 +114,7 @@ async def test_clients_of_several_volumes_read_what_they_wrote(
             await client.send(wire.request(0, 1, 0, BLOCK_SIZE) * 1000)
             await client.read(BLOCK_SIZE)
     assert counting.lanes > 100
-    assert all(one.errors == 0 for one in server.statistics())
+    assert all(one.errors == 0 for one in counted(server))
     for side in volumes.values():
         side._background.run()
 

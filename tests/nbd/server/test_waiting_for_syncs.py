@@ -24,7 +24,7 @@ from bockd.runtime import syncing
 from bockd.runtime.steps import run_inline
 from tests.nbd.protocol import wire
 from tests.nbd.server.client import Client
-from tests.nbd.server.serving import FixedExports, in_trio, serving
+from tests.nbd.server.serving import FixedExports, counted, in_trio, serving
 from tests.nbd.server.sides import PLACE_BYTES, Side
 from tests.nbd.server.syncs import LONG_NS, Disk
 
@@ -104,7 +104,7 @@ async def test_a_flush_is_waited_for_without_the_loop(
         assert not side.volume.durability.flusher.unsynced
         assert await client.command(FLUSH) == 0  # there is nothing to sync
         assert len(disk.syncs) == 1
-        (statistics,) = server.statistics()
+        (statistics,) = counted(server)
         assert (statistics.flushes, statistics.writes) == (2, 1)
 
 
@@ -492,8 +492,8 @@ async def test_with_and_without_waiting_the_replies_and_bytes_are_the_same(
                     said.append(await client.simple())
                 await client.send(wire.request(2))
                 assert await client.closes() == b""
-                (counted,) = server.statistics()
-                said.append((counted.writes, counted.written_bytes, counted.flushes))
+                (found,) = counted(server)
+                said.append((found.writes, found.written_bytes, found.flushes))
             path.unlink()
             held.append(side.content_after_death())
     assert said[: len(said) // 2] == said[len(said) // 2 :]

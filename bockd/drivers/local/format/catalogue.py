@@ -253,9 +253,9 @@ class Catalogue(Nodes):
         """See Nodes."""
         return decode_record(LocalVolumeRecord, self._payload(NodeKind.VOLUME, volume))
 
-    def volumes(self) -> Iterator[LocalVolumeRecord]:
+    def volumes(self, after: int = 0) -> Iterator[LocalVolumeRecord]:
         """See Nodes."""
-        return self._all(VOLUMES, LocalVolumeRecord)
+        return self._all(VOLUMES, LocalVolumeRecord, after)
 
     def sound_volumes(self) -> Iterator[LocalVolumeRecord]:
         """See Nodes."""
@@ -269,9 +269,9 @@ class Catalogue(Nodes):
         """See Nodes."""
         return decode_record(LocalSnapshotRecord, self._payload(NodeKind.SNAPSHOT, snapshot))
 
-    def snapshots(self) -> Iterator[LocalSnapshotRecord]:
+    def snapshots(self, after: int = 0) -> Iterator[LocalSnapshotRecord]:
         """See Nodes."""
-        return self._all(SNAPSHOTS, LocalSnapshotRecord)
+        return self._all(SNAPSHOTS, LocalSnapshotRecord, after)
 
     def sound_snapshots(self) -> Iterator[LocalSnapshotRecord]:
         """See Nodes."""

@@ -1,4 +1,4 @@
-"""Long work of the loop's own, cut into pieces: clients must not wait for a scrape."""
+"""Long work of the loop's own, cut into pieces: clients must not wait for a scrape, or a list."""
 
 from __future__ import annotations
 

@@ -1,0 +1,42 @@
+"""A walk over all volumes or snapshots of a pool, on the owner thread, a few of them at a time:
+everybody else is served in between.
+
+Each page is a transaction of its own, which begins behind the last id of the one before. So what is
+created or deleted meanwhile may be missed or seen, and neither repeats nor hides anything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import TypeVar
+
+from bockd.pool.nodes import Nodes
+from bockd.pool.pool import Pool
+from bockd.pool.records import SnapshotRecord, VolumeRecord
+from bockd.runtime.pace import Pace
+
+PAGE = 20
+"""Records that are looked at in one go: half a millisecond."""
+
+R = TypeVar("R", VolumeRecord, SnapshotRecord)
+T = TypeVar("T")
+
+
+async def walk(
+    pool: Pool,
+    records: Callable[[Nodes, int], Iterator[R]],
+    look: Callable[[Nodes, list[R]], Iterable[T]],
+) -> list[T]:
+    """Return what `look` makes of all records, which it is given page by page. `records` is
+    `Nodes.volumes` or `Nodes.snapshots`. Raises DamagedError."""
+    found: list[T] = []
+    pace, after = Pace(), 0
+    while True:
+        with pool.nodes() as nodes:
+            page = list(islice(records(nodes, after), PAGE))
+            found += look(nodes, page)
+        if len(page) < PAGE:
+            return found
+        after = page[-1].id
+        await pace.step()

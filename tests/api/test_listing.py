@@ -1,0 +1,75 @@
+"""Long lists: piece by piece, whole and in order, with others served in between."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+import pytest
+
+from api.listing import PIECE, each_piece, encode_all
+from bockd.blockstorage import rules
+from bockd.blockstorage.contract import Page
+from tests.nbd.server.serving import in_trio
+from tests.runtime.turns import counting_turns
+
+MANY = 10 * PIECE + 3
+
+
+@dataclass(frozen=True)
+class Item:
+    """What is listed."""
+
+    id: int
+    display_name: str = "same"
+
+
+ITEMS = [Item(2 * number) for number in range(1, MANY + 1)]
+
+
+async def fetch(page: Page) -> Sequence[Item]:
+    """As block storage does."""
+    return rules.cut_page(ITEMS, page)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        Page(),
+        Page(limit=0),
+        Page(limit=1),
+        Page(limit=PIECE),
+        Page(limit=PIECE + 1),
+        Page(limit=MANY),
+        Page(limit=3 * PIECE, marker=5, offset=7),
+        Page(offset=MANY - 1),
+        Page(offset=MANY),
+        Page(marker=2 * MANY),
+        Page(display_name="same", offset=PIECE),
+        Page(display_name="other"),
+    ],
+    ids=str,
+)
+@in_trio
+async def test_pieces_are_what_the_page_names(page: Page) -> None:
+    found: list[Item] = []
+    await each_piece(fetch, found.extend, page)
+    assert found == await fetch(page)
+
+
+@pytest.mark.parametrize("count", [0, 1, PIECE, PIECE + 1, MANY])
+@in_trio
+async def test_an_array_is_whole(count: int) -> None:
+    encoded = await encode_all(ITEMS[:count], lambda one: {"id": one.id})
+    assert msgspec.json.decode(encoded) == [{"id": one.id} for one in ITEMS[:count]]
+
+
+@in_trio
+async def test_the_loop_turns_after_each_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with counting_turns(monkeypatch) as turns:
+        await each_piece(fetch, lambda _: None)
+        after_looking = turns.count
+        await encode_all(ITEMS, lambda one: one)
+        assert after_looking >= MANY // PIECE - 1
+        assert turns.count - after_looking >= MANY // PIECE - 1

@@ -1,0 +1,66 @@
+"""A walk over thousands of records: all are seen once, and clients are served meanwhile."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from bockd.daemon import walking
+from bockd.daemon.walking import PAGE, walk
+from bockd.drivers.memory.pool import MemoryPool
+from bockd.model import MIB, VolumeId
+from bockd.pool.nodes import Nodes
+from bockd.runtime import pace as pace_module
+from bockd.runtime.steps import run_inline
+from tests.nbd.server.serving import in_trio
+from tests.runtime.turns import counting_turns
+
+PAGES = 10
+
+
+def filled(volumes: int) -> MemoryPool:
+    """A pool with volumes; each second one was deleted."""
+    pool = MemoryPool()
+    for number in range(2 * volumes):
+        record = run_inline(pool.create_volume(f"v{number}", MIB))
+        if number % 2:
+            run_inline(pool.delete_volume(record.id))
+    return pool
+
+
+@pytest.mark.parametrize("volumes", [0, 1, PAGE - 1, PAGE, PAGE + 1, PAGES * PAGE])
+@in_trio
+async def test_all_are_seen_once(volumes: int) -> None:
+    pool = filled(volumes)
+    seen = await walk(pool, Nodes.volumes, lambda _, page: [one.id for one in page])
+    with pool.nodes() as nodes:
+        assert seen == [one.id for one in nodes.volumes()]
+    assert len(seen) == volumes
+
+
+@in_trio
+async def test_the_loop_turns_after_each_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = filled(PAGES * PAGE)
+    async with counting_turns(monkeypatch) as turns:
+        await walk(pool, Nodes.volumes, lambda _, page: page)
+        assert turns.count >= PAGES - 1
+
+
+@in_trio
+async def test_what_changes_meanwhile_hides_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace_module, "PIECE_SECONDS", 0.0)
+    monkeypatch.setattr(walking, "PAGE", 2)
+    pool = filled(6)
+    with pool.nodes() as nodes:
+        first, *between, last = [one.id for one in nodes.volumes()]
+    added: list[VolumeId] = []
+
+    async def change() -> None:
+        run_inline(pool.delete_volume(first))
+        run_inline(pool.delete_volume(last))
+        added.append(run_inline(pool.create_volume("new", MIB)).id)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(change)
+        seen = await walk(pool, Nodes.volumes, lambda _, page: [one.id for one in page])
+    assert seen == [first, *between, *added]
