@@ -19,7 +19,10 @@ CONNECTION = "connection"
 REQUEST_ID = "request_id"
 """Of a request to an HTTP API, as its answer has it in x-openstack-request-id."""
 
-FIELDS = (VOLUME, SNAPSHOT, TENANT, CONNECTION, REQUEST_ID)
+SESSION = "session"
+"""Of the dashboard: a name that tells sessions apart, and admits nobody."""
+
+FIELDS = (VOLUME, SNAPSHOT, TENANT, CONNECTION, REQUEST_ID, SESSION)
 
 _noted: ContextVar[Mapping[str, str]] = ContextVar("log_fields", default={})  # noqa: B039 - no change
 
@@ -27,6 +30,12 @@ _noted: ContextVar[Mapping[str, str]] = ContextVar("log_fields", default={})  # 
 def note(field: str, value: object) -> None:
     """Have a field in what this task logs from now on."""
     _noted.set({**_noted.get(), field: str(value)})
+
+
+def clear() -> None:
+    """Have no fields in what this task logs from now on. For a task that outlives who started it,
+    or is about others, too."""
+    _noted.set({})
 
 
 def noted() -> Mapping[str, str]:

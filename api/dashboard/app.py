@@ -6,6 +6,7 @@ from fastapi import FastAPI, Request
 from starlette.responses import JSONResponse
 
 from api.control import Body
+from api.dashboard.audit import note_entry, note_leaving, note_refused_entry
 from api.dashboard.changes import change_router
 from api.dashboard.data import data_router
 from api.dashboard.guard import ENTRY_PATH, Guard, session_in, set_session
@@ -47,19 +48,23 @@ def create_dashboard_app(
     app.add_middleware(Guard, origin=origin, sessions=sessions)
 
     @app.post(ENTRY_PATH)
-    async def enter(body: Entry) -> JSONResponse:
+    async def enter(body: Entry, request: Request) -> JSONResponse:
         session = sessions.enter(body.link)
         if session is None:
+            note_refused_entry(request.client)
             raise UnauthorizedError(
                 "this link has been used or has expired: run 'bock dashboard' again"
             )
+        note_entry(sessions.name_of(session), request.client)
         answer = JSONResponse({})
         set_session(answer, origin, session)
         return answer
 
     @app.post("/leave")
     async def leave(request: Request) -> JSONResponse:
-        sessions.leave(session_in(request.headers, origin))
+        session = session_in(request.headers, origin)
+        sessions.leave(session)
+        note_leaving(sessions.name_of(session))
         answer = JSONResponse({})
         set_session(answer, origin, "")
         return answer

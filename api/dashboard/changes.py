@@ -12,6 +12,7 @@ from fastapi import APIRouter
 from pydantic import Field
 
 from api.control import Body
+from api.dashboard.audit import AuditedRoute
 from bockd.blockstorage.contract import BlockStorage, ImageId, NewSnapshot, NewVolume, TenantId
 from bockd.control import Control
 from bockd.errors import ConflictError, InvalidRequestError
@@ -90,7 +91,7 @@ class DeleteSnapshot(Body):
 
 def change_router(control: Control, storage: BlockStorage) -> APIRouter:
     """Build the router of what changes the pool."""
-    router = APIRouter(prefix=CHANGES_PATH)
+    router = APIRouter(prefix=CHANGES_PATH, route_class=AuditedRoute)
     router.include_router(volume_changes(storage))
     router.include_router(attachment_changes(storage))
 
@@ -103,7 +104,7 @@ def change_router(control: Control, storage: BlockStorage) -> APIRouter:
 
 def volume_changes(storage: BlockStorage) -> APIRouter:
     """Build the router of what is done with volumes and snapshots."""
-    router = APIRouter()
+    router = APIRouter(route_class=AuditedRoute)
 
     async def confirm_volume(body: DeleteVolume | Revert) -> None:
         found = await storage.show_volume(TenantId(body.tenant), VolumeId(body.volume))
@@ -159,7 +160,7 @@ def volume_changes(storage: BlockStorage) -> APIRouter:
 
 def attachment_changes(storage: BlockStorage) -> APIRouter:
     """Build the router of what is done with attachments."""
-    router = APIRouter()
+    router = APIRouter(route_class=AuditedRoute)
 
     @router.post("/attach", status_code=204)
     async def attach(body: Attach) -> None:

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.dashboard.sessions import SESSION_SECONDS, Sessions
 from api.faults import fault
+from bockd import logcontext
 
 ENTRY_PATH = "/enter"
 FIRST_PAGE_PATH = "/"
@@ -77,7 +78,8 @@ class Guard:
             return fault(HTTPStatus.FORBIDDEN, "origin", "only the dashboard's own pages may ask")
         if is_open(path):
             return None
-        if not self._sessions.knows(session_in(headers, self._origin)):
+        session = session_in(headers, self._origin)
+        if not self._sessions.knows(session):
             return fault(
                 HTTPStatus.UNAUTHORIZED,
                 "session",
@@ -86,6 +88,7 @@ class Guard:
             )
         if headers.get("sec-fetch-site", "same-origin") not in OWN_FETCHES:
             return fault(HTTPStatus.FORBIDDEN, "origin", "only the dashboard's own pages may ask")
+        logcontext.note(logcontext.SESSION, self._sessions.name_of(session))
         return None
 
 

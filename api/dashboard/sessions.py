@@ -25,6 +25,9 @@ MAX_SESSIONS = 16
 
 SECRET_BYTES = 32
 
+NAME_CHARACTERS = 8
+"""Enough to tell sessions apart, and of a hash: it leads to no secret."""
+
 
 class Sessions:
     """The links that nobody has used yet, and the sessions."""
@@ -51,6 +54,10 @@ class Sessions:
         """Return whether a session with this secret lasts."""
         self._forget_ended()
         return _hash(session) in self._sessions
+
+    def name_of(self, session: str) -> str:
+        """Return the name of a session, for the log: it tells it from others, and is no secret."""
+        return _hash(session).hex()[:NAME_CHARACTERS]
 
     def leave(self, session: str) -> None:
         """End a session, if it lasts."""

@@ -11,6 +11,7 @@ dashboard listens at both, or another user could at the one that is left.
 from __future__ import annotations
 
 import errno
+import logging
 import secrets
 import socket
 from collections.abc import Awaitable, Callable, Iterator
@@ -23,6 +24,7 @@ from starlette.types import ASGIApp
 from api.dashboard.guard import ENTRY_PATH
 from api.dashboard.sessions import LINK_SECONDS, Sessions
 from api.serve import serve_public
+from bockd import logcontext
 from bockd.config import Address
 from bockd.config.sections import DashboardSettings
 from bockd.dashboardcontrol import DashboardLink
@@ -30,6 +32,8 @@ from bockd.errors import InUseError, UnavailableError
 from bockd.model import TlsMode
 from bockd.nbd.server.listener import address_of, listen_tcp
 from bockd.nbd.server.tls import NO_TLS, FrontendTls
+
+log = logging.getLogger(__name__)
 
 LOOPBACK, LOOPBACK_6 = "127.0.0.1", "::1"
 
@@ -89,12 +93,14 @@ class Dashboard:
     async def make_link(self) -> DashboardLink:
         # The link is there first, or a listener without one would close.
         secret = self._sessions.new_link()
+        log.info("a link to the dashboard was made")
         async with self._turn:
             if self.origin is None:
                 await self._nursery.start(self._serve_for_now)
             return DashboardLink(f"{self.origin}{ENTRY_PATH}#{secret}", LINK_SECONDS)
 
     async def _serve_for_now(self, *, task_status: trio.TaskStatus[None]) -> None:
+        logcontext.clear()  # it outlives the request that asked for a link
         with listening_at_loopback() as listeners:
             await self._serve(listeners, self._until_unused, NO_TLS, task_status=task_status)
 

@@ -50,6 +50,7 @@ from bockd.daemon.accounts import PoolAccounts
 from bockd.daemon.addresses import addresses
 from bockd.daemon.attached import AttachedExports, AttachedVolumes
 from bockd.daemon.backend import Backend, BackendKind
+from bockd.daemon.backgroundwork import BackgroundWork
 from bockd.daemon.capacity import Capacity
 from bockd.daemon.configured import catalog, one_identity, servers, storage_context
 from bockd.daemon.control import PoolControl
@@ -90,7 +91,6 @@ from bockd.pool.pool import Pool
 from bockd.processors import granted_cores
 from bockd.runtime.asyncbridge import AsyncBridge
 from bockd.runtime.steprunner import StepRunner
-from bockd.runtime.steps import Steps
 from bockd.tls.certificates import Certificates, wanted
 from bockd.unixsocket import listening_unix
 from bockd.vm.machines import Machines
@@ -170,7 +170,7 @@ class _Daemon:
             )
         )
         self._runner = self._server.runner
-        self._background: trio.Nursery
+        self._work = BackgroundWork(self._runner)
         self._keystone: Identity | None
         self._backend: Backend
         self._pool: Pool
@@ -179,7 +179,7 @@ class _Daemon:
         self._machine_plugger = MachinePlugger(
             self._machines, str(settings.nbd_socket), settings.vm.reconnect_seconds
         )
-        self._retrying = Retrying(self._spawn)
+        self._retrying = Retrying(self._work.spawn)
         self._requests = Requests()
         self._health: Health
         self._identity: CountedIdentity
@@ -198,7 +198,7 @@ class _Daemon:
             raise from_os_error(error, f"creating {data_dir}") from error
         try:
             self._backend = await self._kind.open(
-                self._settings, self._spawn, self._runner, self._retrying
+                self._settings, self._work.spawn, self._runner, self._retrying
             )
         except InUseError as error:
             raise InUseError(
@@ -206,7 +206,7 @@ class _Daemon:
             ) from error
         self._pool = self._backend.pool
         self._health = Health(self._pool, self._backend.room_of)
-        bridge = AsyncBridge(lambda: self._background)
+        bridge = AsyncBridge(lambda: self._work.nursery)
         attached = AttachedVolumes(self._pool, self._server, bridge, self._on_idle)
         self._pool.before_giving(attached.end_connections)
         self._context = storage_context(
@@ -216,7 +216,7 @@ class _Daemon:
             PluggedDevices(bridge, self._pluggers()),
         )
         try:
-            async with trio.open_nursery() as self._background:
+            async with trio.open_nursery() as self._work.nursery:
                 await self._serve()
         finally:
             self._backend.release()
@@ -227,17 +227,6 @@ class _Daemon:
 
     def _on_idle(self, key: ExportKey) -> None:
         self._idle.add(key)
-
-    def _spawn(self, steps: Steps[None]) -> None:
-        """Background work of the engine; it is finished before the pool is given up."""
-        self._background.start_soon(self._finish, steps)
-
-    async def _finish(self, steps: Steps[None]) -> None:
-        """One background operation's trouble is logged, and is nobody else's."""
-        try:
-            await self._runner.run(steps)
-        except Exception:
-            log.exception("background work failed")
 
     async def _serve(self) -> None:
         self._idle = IdleExports(self._pool, self._retrying)
@@ -329,9 +318,10 @@ class _Daemon:
                 # Its models are some MiB of memory, which few daemons need.
                 from api.dashboard.app import create_dashboard_app
 
-                return create_dashboard_app(
+                app = create_dashboard_app(
                     origin, sessions, control, images, accounts, storage, heat, refresh
                 )
+                return self._requests.counted("dashboard", Identified(app))
 
             dashboard = Dashboard(settings.dashboard, dashboard_app, self._tls(settings.dashboard))
             frontends.start_soon(
