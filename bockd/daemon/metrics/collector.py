@@ -10,7 +10,12 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from bockd.daemon.backend import Backend
 from bockd.daemon.metrics.exports import ExportMetrics
 from bockd.daemon.metrics.health import Health
-from bockd.daemon.metrics.pool import build_info, pool_metrics, room_metrics
+from bockd.daemon.metrics.pool import (
+    build_info,
+    pool_metrics,
+    refused_volumes,
+    room_metrics,
+)
 from bockd.nbd.server.nbd_server import NbdServer
 from bockd.runtime.pace import Pace
 
@@ -54,6 +59,7 @@ class Metrics:
             *await self._exports.families(pace),
             *room_metrics(self._health.room),
             *pool_metrics(self._backend, self._waiting()),
+            *await refused_volumes(self._backend.pool),
             *self._further(),
             *self._process.collect(),
         ]

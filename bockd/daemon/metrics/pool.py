@@ -9,10 +9,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 import bockd
 from bockd.daemon.backend import Backend
+from bockd.daemon.walking import walk
 from bockd.errors import BockdError
 from bockd.nbd.server.fastlane import compiled
 from bockd.pool.figures import Figure
-from bockd.pool.nodes import SNAPSHOTS, VOLUMES
+from bockd.pool.nodes import SNAPSHOTS, VOLUMES, Nodes
+from bockd.pool.pool import Pool
 
 _COUNTER = "_total"
 
@@ -76,6 +78,25 @@ def pool_metrics(backend: Backend, waiting: tuple[str, ...]) -> list[Metric]:
             "bockd_pool_snapshots", "Snapshots in the pool, with those that images are.", snapshots
         ),
         *map(figure_metric, figures),
+    ]
+
+
+async def refused_volumes(pool: Pool) -> list[Metric]:
+    """Count the volumes that are refused, used or not: nobody may be using one that has failed.
+    Nothing, if the records cannot be read."""
+    try:
+        refused = await walk(
+            pool, Nodes.volumes, lambda _, page: [one for one in page if pool.trouble(one)]
+        )
+    except BockdError:
+        return []
+    return [
+        GaugeMetricFamily(
+            "bockd_pool_volumes_refused",
+            "Volumes, used or not, that have failed or could not be opened when that was last "
+            "tried.",
+            len(refused),
+        )
     ]
 
 
