@@ -50,6 +50,8 @@ class Outcome:
     """Each second; of operations, or of what else the row counts."""
     p99_us: float = 0.0
     """What 99 of 100 operations took no longer than, of those that took the longest kind."""
+    longest_us: float = 0.0
+    """The one that took longest."""
 
 
 def run_job(job: Job, target: str, *, core: int | None = None) -> Outcome:
@@ -122,4 +124,5 @@ def _outcome(document: dict[str, Any], job: Job) -> Outcome:
     if not operations or not rate:
         raise BenchError(f"fio {job.mode} did nothing in the time it was given")
     slowest = max(part["clat_ns"]["percentile"]["99.000000"] for part in parts if part["total_ios"])
-    return Outcome(operations, rate, slowest / 1000)
+    longest = max(part["clat_ns"]["max"] for part in parts)
+    return Outcome(operations, rate, slowest / 1000, longest / 1000)
