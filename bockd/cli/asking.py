@@ -9,6 +9,7 @@ import sys
 
 import click
 
+from bockd.cli.output import printable, say
 from bockd.errors import ConflictError
 
 
@@ -21,18 +22,18 @@ def confirm(question: str, *, yes: bool) -> None:
     if yes or not sys.stdin.isatty():
         return
     while True:
-        click.echo(f"{question} [y/N]: ", nl=False, err=True)
+        click.echo(f"{printable(question)} [y/N]: ", nl=False, err=True)
         _wait_for_line()
         answer = sys.stdin.readline()
         if not answer:
-            click.echo(err=True)
+            say(err=True)
             raise click.Abort
         match answer.strip().lower():
             case "y" | "yes":
                 return
             case "" | "n" | "no":
                 raise ConflictError("not confirmed; nothing was done")
-        click.echo("Please answer y or n.", err=True)
+        say("Please answer y or n.", err=True)
 
 
 def _wait_for_line() -> None:

@@ -13,7 +13,7 @@ import click
 from bockd.cli.client import ControlClient
 from bockd.cli.convert import drawn
 from bockd.cli.incluster import is_in_cluster
-from bockd.cli.output import json_option, print_json
+from bockd.cli.output import json_option, print_json, say
 from bockd.cli.sizes import format_size
 from bockd.errors import DamagedError, InUseError, PoolFormatError, UnavailableError
 from bockd.model import PoolDriver, SnapshotId, VolumeId
@@ -44,7 +44,7 @@ def backup(pool: Path, target: Path, as_json: bool) -> None:
     if as_json:
         print_json(report)
         return
-    click.echo(
+    say(
         f"{target}: complete and clean; {report.copied_files} of {report.files} layer files had "
         f"changed, {format_size(report.written_bytes)} written, {report.shared_files} files shared"
     )

@@ -16,7 +16,7 @@ from bockd.cli.clustercheck import check_in_cluster
 from bockd.cli.config import config, config_option, load_all
 from bockd.cli.failure import Program
 from bockd.cli.incluster import is_in_cluster
-from bockd.cli.output import json_option, print_json, report
+from bockd.cli.output import json_option, print_json, report, say
 from bockd.cli.scrub import scrub
 from bockd.cli.unit import render_unit
 from bockd.config.load import DEFAULT, load
@@ -142,7 +142,7 @@ def nbdkit_plugin() -> None:
     """
     import nbd_plugin
 
-    click.echo(Path(nbd_plugin.__path__[0]) / "bock.py")
+    say(str(Path(nbd_plugin.__path__[0]) / "bock.py"))
 
 
 def check_anywhere(path: Path, *, repair: bool) -> CheckReport:
@@ -167,10 +167,10 @@ def check_anywhere(path: Path, *, repair: bool) -> CheckReport:
 def print_report(path: Path, report: CheckReport) -> None:
     """Print the report for people: problems first."""
     for problem in report.problems:
-        click.echo(f"problem: {problem}")
+        say(f"problem: {problem}")
     for repaired in report.repaired:
-        click.echo(f"repaired: {repaired}")
-    click.echo(
+        say(f"repaired: {repaired}")
+    say(
         f"{path}: {'clean' if report.clean else f'{len(report.problems)} problems'}; "
         f"{report.volumes} volumes, {report.snapshots} snapshots, {report.layers} layers, "
         f"{report.leaves} leaves, {report.checksums} checksums, "

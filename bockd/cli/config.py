@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from bockd.cli.lazy import LazyGroup
-from bockd.cli.output import json_option, print_json, print_table
+from bockd.cli.output import json_option, print_json, print_table, say
 from bockd.config.load import Loaded, load, walk
 from bockd.config.problems import ConfigurationError, Problem
 from bockd.tls.certificates import CertificateError, Certificates, wanted
@@ -59,12 +59,12 @@ def check(file: Path | None, as_json: bool) -> None:
             print_json({"valid": False, "problems": error.problems})
         else:
             for problem in error.problems:
-                click.echo(problem)
+                say(str(problem))
         sys.exit(1)
     if as_json:
         print_json({"valid": True, "problems": []})
     else:
-        click.echo(f"{loaded.file or 'no configuration file'}: right")
+        say(f"{loaded.file or 'no configuration file'}: right")
 
 
 @config.command()

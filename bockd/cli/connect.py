@@ -13,7 +13,7 @@ from bockd.cli.arguments import reference, server_name
 from bockd.cli.completion import complete_volume
 from bockd.cli.connecting import Connector, Wanted
 from bockd.cli.failure import tell
-from bockd.cli.output import format_time, json_option, print_json, print_table, report
+from bockd.cli.output import format_time, json_option, print_json, print_table, report, say
 from bockd.cli.storage import connect as connect_to_storage
 from bockd.cli.unit import render_unit
 from bockd.errors import BockdError, UnavailableError
@@ -125,7 +125,7 @@ def find_partitions(made: Connection) -> None:
     """Make the partitions of a new device known, and say it if they are hidden by its sectors."""
     table = scan(made.device)
     if table not in (None, sector_bytes_of(made)):
-        click.echo(
+        say(
             f"bock: the partition table of {made.device} was made for sectors of {table} bytes, "
             f"so the kernel does not see it: 'bock disconnect {made.volume}', then "
             f"'bock connect --sector-size {table} {made.volume}'",

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import IO, TYPE_CHECKING
 
+from bockd.cli.output import printable
 from bockd.diskimage import missing_tool, tool_failure
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def byte_bar(title: str, size_bytes: int | None) -> Iterator[Show]:
         TimeRemainingColumn(),
     )
     with drawn(Progress(*columns, console=Console(stderr=True))) as progress:
-        task = progress.add_task(title, total=size_bytes)
+        task = progress.add_task(printable(title), total=size_bytes)
         yield lambda done: progress.update(task, completed=done)
 
 

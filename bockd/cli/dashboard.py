@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from bockd.cli.client import connect
-from bockd.cli.output import json_option, print_json
+from bockd.cli.output import json_option, print_json, say
 from bockd.errors import from_os_error
 
 SCREENS = ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
@@ -43,7 +43,7 @@ def dashboard(no_open: bool, as_json: bool) -> None:
     if as_json:
         print_json(link)
         return
-    click.echo(link.url)
+    say(link.url)
     if not no_open and any(os.environ.get(name) for name in SCREENS):
         webbrowser.open(page_that_leads_to(link.url).as_uri())
 

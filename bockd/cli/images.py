@@ -12,7 +12,7 @@ from bockd.cli.client import ControlClient, connect
 from bockd.cli.completion import complete_image
 from bockd.cli.convert import ending_signals_held, ending_signals_interrupt
 from bockd.cli.lazy import LazyGroup
-from bockd.cli.output import format_time, json_option, print_json, print_record, print_table
+from bockd.cli.output import format_time, json_option, print_json, print_record, print_table, say
 from bockd.cli.sizes import format_exact_size, format_size
 from bockd.cli.sources import Source, name_of_source, note_dropped, opened_image, opened_source
 from bockd.cli.transfer import fill_export
@@ -74,7 +74,7 @@ def import_(source: str, name: str | None, image_format: str | None, as_json: bo
         print_json({**shaped(found), "imported": imported})
         return
     what = "imported" if imported else "not imported again:"
-    click.echo(
+    say(
         f"{what} {opened.title} ({found.disk_format}) "
         f"{'as' if imported else 'is'} image {found.id} ({found.name}), "
         f"{format_size(found.size_bytes)}"
@@ -212,4 +212,4 @@ def delete(image: str, yes: bool, as_json: bool) -> None:
     if as_json:
         print_json({"deleted": shaped(found)})
         return
-    click.echo(f"deleted image {found.id} ({found.name})")
+    say(f"deleted image {found.id} ({found.name})")

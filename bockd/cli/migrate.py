@@ -10,7 +10,7 @@ from bockd.cli.completion import complete_volume
 from bockd.cli.convert import byte_bar, ending_signals_interrupt
 from bockd.cli.elsewhere import Elsewhere
 from bockd.cli.migration import Migration
-from bockd.cli.output import json_option, printable, report
+from bockd.cli.output import json_option, report, say
 from bockd.cli.records import Volume
 from bockd.cli.sizes import format_size
 from bockd.cli.storage import connect
@@ -91,7 +91,7 @@ def migrate(
 
 
 def _tell_waiting(text: str) -> None:
-    click.echo(f"bock: {printable(text)}", err=True)
+    say(f"bock: {text}", err=True)
 
 
 def _tell(source: Volume, moved: Volume, pool: str, *, deleted: bool, as_json: bool) -> None:

@@ -5,6 +5,9 @@ ASCII, and elsewhere what cannot be shown is replaced (`printable`). A figure is
 folded: on a narrow terminal long names take several lines, down to `MIN_TEXT_COLUMNS`, and after
 that lines are longer than the terminal. Without a terminal a line is as long as it has to be, so
 that `grep` and `awk` see whole rows.
+
+Commands print through this module alone, but for documents, such as a unit file
+(`tests/cli/test_names.py`).
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import click
+
+from bockd.oneline import one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -62,9 +67,8 @@ def printable(text: str) -> str:
     and "?" for what its character set does not have."""
     if text.isascii() and text.isprintable():
         return text
-    kept = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     encoding = sys.stdout.encoding or "utf-8"
-    return "".join(kept).encode(encoding, "replace").decode(encoding)
+    return one_line(text).encode(encoding, "replace").decode(encoding)
 
 
 def never_fail_to_print() -> None:
@@ -77,13 +81,18 @@ def never_fail_to_print() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def say(text: str = "", *, err: bool = False) -> None:
+    """Print a line for people. Names and paths in it may hold anything."""
+    click.echo(printable(text), err=err)
+
+
 def report(value: object, *lines: str, as_json: bool) -> None:
     """Print what a command has done: the record for programs, or a few lines for people."""
     if as_json:
         print_json(value)
         return
     for line in lines:
-        click.echo(printable(line))
+        say(line)
 
 
 def make_console() -> Console:

@@ -23,7 +23,7 @@ from bockd.cli.arguments import reference
 from bockd.cli.client import ControlClient, connect
 from bockd.cli.completion import complete_volume
 from bockd.cli.convert import ENDING_SIGNALS
-from bockd.cli.output import json_option, report
+from bockd.cli.output import json_option, report, say
 from bockd.cli.sizes import format_size, parse_size
 from bockd.control import RecordingInfo
 from bockd.errors import BockdError
@@ -187,7 +187,7 @@ class Recorder:
         volume, started_at = self._recording.volume, self._recording.started_at
         self._write(Header(volume.name, volume.size_bytes, BLOCK_SIZE, started_at).pack())
         if sys.stderr.isatty():
-            click.echo(f"recording {volume.name}; Ctrl-C ends it", err=True)
+            say(f"recording {volume.name}; Ctrl-C ends it", err=True)
         self._take_all(signals, seconds, max_bytes)
         self._add(self._client.end_recording(self._recording.id))
         self._sync()

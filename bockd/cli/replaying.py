@@ -15,7 +15,7 @@ from bockd.cli.arguments import reference
 from bockd.cli.asking import confirm
 from bockd.cli.client import connect
 from bockd.cli.completion import complete_volume
-from bockd.cli.output import json_option, print_json, print_table
+from bockd.cli.output import json_option, print_json, print_table, say
 from bockd.cli.sizes import format_size
 from bockd.cli.stat import format_latency
 from bockd.control import VolumeInfo
@@ -225,13 +225,13 @@ def show(target: VolumeInfo, outcome: Outcome, *, as_json: bool) -> None:
     if as_json:
         print_json({"volume": target.name, **asdict(outcome)})
         return
-    click.echo(
+    say(
         f"replayed {outcome.requests} requests on {target.name} in {outcome.seconds:.3f} s "
         f"(recorded in {outcome.recorded_seconds:.3f} s)"
     )
     if outcome.late:
-        click.echo(f"{outcome.late} of them were sent more than 1 ms late")
-    click.echo()
+        say(f"{outcome.late} of them were sent more than 1 ms late")
+    say()
     print_table(
         ("KIND=", "REQUESTS>", "", "p50>", "p90>", "p99>", "p99.9>"),
         [row for kind in outcome.kinds for row in rows(kind)],

@@ -14,7 +14,7 @@ from bockd.cli.client import ControlClient
 from bockd.cli.config import config_option
 from bockd.cli.convert import drawn
 from bockd.cli.incluster import is_in_cluster
-from bockd.cli.output import json_option, print_json
+from bockd.cli.output import json_option, print_json, say
 from bockd.cli.sizes import format_size
 from bockd.config.load import load
 from bockd.errors import InUseError, UnavailableError
@@ -133,11 +133,11 @@ def _progress(*, quiet: bool) -> Iterator[Show]:
 def print_status(path: Path, status: ScrubStatus) -> None:
     """Print the result for people: damage first."""
     for block in status.damaged:
-        click.echo(describe(block))
+        say(describe(block))
     verified = format_size(status.verified_bytes)
     state = "under way" if status.under_way else "done" if status.finished_at else "not begun"
     damaged = len(status.damaged)
-    click.echo(
+    say(
         f"{path}: {f'{damaged} damaged blocks' if damaged else 'no damage'}; {verified} verified "
         f"({state}), {status.unread_layers} layers without checksums"
     )

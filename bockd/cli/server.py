@@ -10,7 +10,7 @@ from bockd.cli.arguments import server_name
 from bockd.cli.client import connect
 from bockd.cli.failure import judging_arguments
 from bockd.cli.lazy import LazyGroup
-from bockd.cli.output import format_time, json_option, print_json, print_record, print_table
+from bockd.cli.output import format_time, json_option, print_json, print_record, print_table, say
 from bockd.model import Server, ServerKind
 from bockd.validation import check_server_record
 
@@ -50,7 +50,7 @@ def add(name: str, kind: str, qmp: str | None, tenant: str | None, as_json: bool
     if as_json:
         print_json(added)
         return
-    click.echo(f"server {added.name} is a {added.kind}")
+    say(f"server {added.name} is a {added.kind}")
 
 
 @server.command("list")
@@ -106,4 +106,4 @@ def remove(server: str, as_json: bool) -> None:
     if as_json:
         print_json({"removed": found})
         return
-    click.echo(f"removed server {found.name}")
+    say(f"removed server {found.name}")

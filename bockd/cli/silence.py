@@ -15,6 +15,8 @@ from typing import Final
 
 import click
 
+from bockd.cli.output import say
+
 PATIENCE_SECONDS: Final = 4.0
 """Between two questions, and for each answer."""
 
@@ -52,7 +54,7 @@ def _watch(path: str, question: bytes, told: str, over: threading.Event) -> None
         answered = answers(path, question)
         if not (answered or silent or over.is_set()):
             with suppress(OSError):  # nobody reads standard error
-                click.echo(told, err=True)
+                say(told, err=True)
         silent = not answered
 
 

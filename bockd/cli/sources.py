@@ -18,6 +18,7 @@ import click
 
 from bockd.cli.convert import byte_bar
 from bockd.cli.download import fetched, is_url, name_in_url
+from bockd.cli.output import say
 from bockd.cli.scratch import scratch
 from bockd.cli.unpack import unpacked
 from bockd.diskimage import Image, check_file, open_image
@@ -122,7 +123,7 @@ def opened_image(source: Source, image_format: str | None) -> Iterator[Image]:
 def note_dropped(image: Image, title: str) -> None:
     """Name on standard error what an import leaves out."""
     if image.snapshots:
-        click.echo(
+        say(
             f"bock: note: the snapshots inside {title} are not imported, only its present state: "
             f"{', '.join(image.snapshots)}",
             err=True,

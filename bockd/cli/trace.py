@@ -10,7 +10,15 @@ from typing import Final, TextIO
 import click
 
 from bockd.cli.lazy import LazyGroup
-from bockd.cli.output import json_option, print_json, print_record, print_table, printable, report
+from bockd.cli.output import (
+    json_option,
+    print_json,
+    print_record,
+    print_table,
+    printable,
+    report,
+    say,
+)
 from bockd.cli.sizes import format_size
 from bockd.cli.stat import format_latency
 from bockd.errors import BockdError
@@ -75,7 +83,7 @@ def show(found: Trace, summary: Summary) -> None:
     print_record(list(fields(found, summary)))
     if not summary.kinds:
         return
-    click.echo()
+    say()
     print_table(
         ("KIND=", "REQUESTS>", "BYTES>", "FUA>", "SEQUENTIAL>", "p50>", "p90>", "p99>", "p99.9>"),
         [kind_row(kind) for kind in summary.kinds],
@@ -87,7 +95,7 @@ def show(found: Trace, summary: Summary) -> None:
         for most, count in size_classes(kind.sizes)
     ]
     if sized:
-        click.echo()
+        say()
         print_table(("KIND=", "SIZE=", "REQUESTS>"), sized)
 
 

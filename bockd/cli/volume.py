@@ -25,6 +25,7 @@ from bockd.cli.output import (
     print_record,
     print_table,
     report,
+    say,
 )
 from bockd.cli.records import Cache, Snapshot, Volume
 from bockd.cli.sizes import format_exact_size, format_size, size_option
@@ -269,7 +270,7 @@ def extend(volume: str, size: int, as_json: bool) -> None:
         as_json=as_json,
     )
     for trouble in enlarge_devices(client, grown):
-        click.echo(f"bock: {trouble}", err=True)
+        say(f"bock: {trouble}", err=True)
 
 
 def enlarge_devices(client: StorageClient, grown: Volume) -> Iterator[str]:
