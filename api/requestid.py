@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import uuid
 from time import perf_counter
 
@@ -12,6 +13,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from bockd import logcontext
 
 log = logging.getLogger(__name__)
+
+_SECRET = re.compile(r"(/tokens/).+", re.DOTALL)
+"""A token that is to be revoked stands in the path. It is still good if that was refused."""
 
 HEADER = "x-openstack-request-id"
 """As OpenStack's services call it; their clients show it with an error."""
@@ -36,9 +40,8 @@ class Identified:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message)[HEADER] = request_id
                 taken = 1000 * (perf_counter() - begun)
-                log.debug(
-                    "%s %s: %d in %.1f ms", scope["method"], scope["path"], message["status"], taken
-                )
+                path = _SECRET.sub(r"\1...", scope["path"])
+                log.debug("%s %s: %d in %.1f ms", scope["method"], path, message["status"], taken)
             await send(message)
 
         await self._app(scope, receive, name)

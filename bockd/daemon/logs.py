@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Final
+from types import TracebackType
+from typing import Any, Final
 
 from prometheus_client.core import CounterMetricFamily, Metric
 
 from bockd import logcontext
 from bockd.config import Settings
 from bockd.config.sections import LogFormat
+from bockd.oneline import one_line
+
+log = logging.getLogger(__name__)
 
 LEVELS: Final = ("debug", "info", "warning", "error", "critical")
 
@@ -38,6 +43,22 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line)
+
+
+class TextFormatter(logging.Formatter):
+    """Writes a line for people: level, logger, message. Of an exception the traceback follows. What
+    a terminal would obey, or would take for another line, is escaped."""
+
+    def __init__(self) -> None:
+        super().__init__("%(levelname)s %(name)s: %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """Return the line of a record."""
+        return one_line(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
+        """Return the lines of a traceback."""
+        return "\n".join(map(one_line, super().formatException(ei).split("\n")))
 
 
 class LineCounts(logging.Handler):
@@ -64,10 +85,34 @@ class LineCounts(logging.Handler):
 def begin(settings: Settings) -> LineCounts:
     """Begin to log as the settings say. Return what counts the lines."""
     lines = logging.StreamHandler(sys.stderr)
-    if settings.log.format is LogFormat.JSON:
-        lines.setFormatter(JsonFormatter())
-    else:
-        lines.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    lines.setFormatter(
+        JsonFormatter() if settings.log.format is LogFormat.JSON else TextFormatter()
+    )
     counts = LineCounts()
     logging.basicConfig(level=settings.log_level.upper(), handlers=[lines, counts])
+    take_over()
     return counts
+
+
+def take_over() -> None:
+    """Have what Python would write to standard error by itself logged: warnings, and errors that
+    nobody has caught, in the main thread, in others, and in finalizers."""
+    logging.captureWarnings(True)
+    sys.excepthook = _log_uncaught
+    threading.excepthook = lambda found: _log_uncaught(
+        found.exc_type, found.exc_value, found.exc_traceback
+    )
+    sys.unraisablehook = lambda found: _log_uncaught(
+        found.exc_type, found.exc_value, found.exc_traceback, f"ignored in {found.object!r}"
+    )
+
+
+def _log_uncaught(
+    kind: type[BaseException],
+    error: BaseException | None,
+    trace: TracebackType | None,
+    what: str = "nobody has caught this",
+) -> None:
+    if issubclass(kind, SystemExit):
+        return  # as in Python's own hook for threads
+    log.critical("%s: %s", what, kind.__name__, exc_info=(kind, error or kind(), trace))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import socket
+import subprocess
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -144,6 +146,9 @@ def test_a_daemon_logs_json_with_request_tenant_connection_and_volume(tmp_path: 
         refused = httpx.get(url)
         assert refused.status_code == 401
         assert refused.headers["x-openstack-request-id"] != request_id
+        # One that is refused leaves the token as good as it was.
+        revoking = f"{daemon.api_url}/v2.0/tokens/{token}%0A"
+        assert not httpx.delete(revoking, headers={"X-Auth-Token": token}).is_success
         assert Scrape.fresh(daemon).value("bockd_log_lines_total", level="debug") > 0
     (line,) = [one for one in lines_of(daemon) if one.get("request_id") == request_id]
     assert line["tenant"] == tenant
@@ -166,3 +171,48 @@ def test_a_client_that_breaks_the_rules_is_named_by_connection_and_volume(tmp_pa
         daemon.wait_until_unused("disk1")
     (line,) = [one for one in lines_of(daemon) if "closed a client" in one["message"]]
     assert (line["connection"], line["volume"]) == ("1", str(volume["id"]))
+
+
+CRASHES = {
+    "the main thread": "raise ValueError('wrong\\n\\x1b[31m\\u202e')",
+    "another thread": "t = threading.Thread(target=lambda: 1 / 0); t.start(); t.join()",
+    "a finalizer": "type('Broken', (), {'__del__': lambda _: 1 / 0})()",
+    "a warning": "warnings.warn('take care\\n\\x1b[31m', stacklevel=1)",
+    "a message": "logging.getLogger('x').error('a name\\n\\x1b[31m\\u202e')",
+    "a traceback": "try: raise ValueError('a name\\x1b[31m')\n"
+    "except ValueError: logging.getLogger('x').exception('it failed')",
+}
+
+
+def said(crash: str, log_format: str) -> list[str]:
+    """What a process that logs as a daemon does writes to standard error, line by line."""
+    code = (
+        "import logging, threading, warnings\n"
+        "from bockd.config import Settings\n"
+        "from bockd.config.sections import LogFormat, LogSettings\n"
+        "from bockd.daemon import logs\n"
+        f"logs.begin(Settings(log=LogSettings(LogFormat({log_format!r}))))\n"
+        f"{CRASHES[crash]}\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-W", "always", "-c", code], capture_output=True, check=False
+    )
+    assert ended.returncode == (1 if crash == "the main thread" else 0)
+    return ended.stderr.decode().splitlines()
+
+
+@pytest.mark.parametrize("crash", CRASHES)
+def test_all_that_python_says_is_one_object(crash: str) -> None:
+    (line,) = said(crash, "json")
+    found = json.loads(line)
+    assert {"time", "level", "logger", "message"} <= found.keys()
+    is_error = crash not in ("a warning", "a message")
+    assert ("Error" in found.get("exception", "")) is is_error
+
+
+@pytest.mark.parametrize("crash", CRASHES)
+def test_no_line_of_text_holds_what_a_terminal_obeys(crash: str) -> None:
+    first, *traceback = said(crash, "text")
+    assert first.split(" ")[0] in ("WARNING", "ERROR", "CRITICAL")
+    assert all(line.isprintable() for line in (first, *traceback))
+    assert bool(traceback) is (crash not in ("a warning", "a message"))
