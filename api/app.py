@@ -17,7 +17,7 @@ from api.dashboardcontrol import dashboard_control_router
 from api.faults import fault_of_error, install_faults
 from api.freshness import Freshness, Refresh
 from api.imagecontrol import image_control_router
-from api.intake import Intake
+from api.intake import Intake, sent_path
 from api.metrics.app import PATHS
 from bockd.control import AccountControl, Control, ImageControl
 from bockd.dashboardcontrol import DashboardControl
@@ -33,7 +33,7 @@ class Together:
         self._watched = watched
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path: str = scope.get("path", "")
+        path = sent_path(scope) if scope["type"] == "http" else ""
         app = self._public
         if path == PREFIX or path.startswith(f"{PREFIX}/"):
             app = self._control

@@ -70,6 +70,13 @@ async def take_body(receive: Receive) -> bytes:
     )
 
 
+def sent_path(scope: Scope) -> str:
+    """Return the path of a request as it was sent, by which it is routed. Who decides by the path
+    before that must look at this one, too."""
+    sent: bytes = scope["raw_path"]
+    return sent.partition(b"?")[0].decode("latin-1")
+
+
 class Intake:
     """The ASGI middleware that does it."""
 
@@ -94,5 +101,4 @@ class Intake:
         async def receive_taken() -> Message:
             return taken.pop() if taken else await receive()
 
-        raw_path = scope["raw_path"].partition(b"?")[0].decode("latin-1")
-        await self._app({**scope, "path": raw_path}, receive_taken, send)
+        await self._app({**scope, "path": sent_path(scope)}, receive_taken, send)

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.dashboard.sessions import SESSION_SECONDS, Sessions
 from api.faults import fault
+from api.intake import sent_path
 from bockd import logcontext
 
 ENTRY_PATH = "/enter"
@@ -61,7 +62,7 @@ class Guard:
                 MutableHeaders(scope=message).update(PROTECTION)
             await send(message)
 
-        refusal = self._refusal(scope["method"], scope["path"], Headers(scope=scope))
+        refusal = self._refusal(scope["method"], sent_path(scope), Headers(scope=scope))
         await (refusal or self._app)(scope, receive, protected)
 
     def _refusal(self, method: str, path: str, headers: Headers) -> ASGIApp | None:

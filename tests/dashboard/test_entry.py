@@ -49,6 +49,9 @@ def test_a_stranger_learns_nothing(stranger: Visitor) -> None:
         assert stranger.get(path).status_code == 401, path
     assert stranger.get("/static/nothing.js").status_code == 404
     assert stranger.get("/static/..%2f..%2fapp.py").status_code == 404
+    # What is open is decided by the path by which a request is routed.
+    for path in ("/%73tatic/app.js", "/%65nter", "/static%2fapp.js", "/%2e/static/app.js"):
+        assert stranger.get(path).status_code == 401, path
     for path in ("/do/check", "/do/delete-volume", "/leave"):
         assert stranger.post(path, {}).status_code == 401, path
     for cookie in ("bockd=", "bockd=guess", "bockd", "=;=", 'bockd="\\377"', "bockd=%00"):
