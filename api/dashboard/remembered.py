@@ -29,17 +29,21 @@ class Remembered(Generic[T]):
         self._turn = trio.Lock()
         self._answer: T | None = None
         self._good_until = 0.0
+        self._forgotten = 0
+        """How often."""
 
     async def get(self) -> T:
         """Return the answer. What asking raises is raised here."""
         async with self._turn:
             if self._answer is None or self._clock() >= self._good_until:
-                began = self._clock()
+                began, forgotten = self._clock(), self._forgotten
                 self._answer = await self._ask()
                 ended = self._clock()
-                self._good_until = ended + max(self._seconds, IDLE_PART * (ended - began))
+                if forgotten == self._forgotten:  # else it may lack what has changed meanwhile
+                    self._good_until = ended + max(self._seconds, IDLE_PART * (ended - began))
             return self._answer
 
     def forget(self) -> None:
-        """Have the next caller ask: something has changed."""
+        """Have whoever calls from now on get what is asked after this: something has changed."""
         self._good_until = 0.0
+        self._forgotten += 1

@@ -68,6 +68,23 @@ def test_a_failure_is_not_remembered() -> None:
     run(walk, ask)
 
 
+def test_what_changes_while_it_is_asked_is_in_the_next_answer() -> None:
+    walk = Walk(3.0)
+
+    async def change_meanwhile(remembered: Remembered[int]) -> None:
+        async def change() -> None:
+            await trio.sleep(1)
+            remembered.forget()
+            assert await remembered.get() == 2
+            assert await remembered.get() == 2
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(change)
+            assert await remembered.get() == 1
+
+    run(walk, change_meanwhile)
+
+
 def test_who_gives_up_leaves_the_turn_to_others() -> None:
     walk = Walk(5.0)
 
