@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from urllib.parse import urlsplit
 
 MAX_PORT = 65535
 
@@ -30,6 +31,15 @@ class Address:
         """Whether it is all addresses of this machine."""
         number = _number(self.host)
         return number is not None and number.is_unspecified
+
+
+def keeps_secrets(url: str) -> bool:
+    """Return whether nobody on the way can read what browsers send to a URL, cookies above all."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    # A browser takes these names for the loopback interface (RFC 6761, section 6.3).
+    is_here = Address(host, 0).is_loopback or host.endswith(".localhost")
+    return parts.scheme == "https" or is_here
 
 
 def _number(host: str) -> IPv4Address | IPv6Address | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from bockd.config.address import Address
+from bockd.config.address import Address, keeps_secrets
 from bockd.config.cache import CacheSettings
 from bockd.config.rbd import RbdSettings
 from bockd.config.schema import Section, key, named, section
@@ -143,6 +143,12 @@ class DashboardSettings(Section):
     """None: what follows from `listen`."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
+        if self.public_url is not None and not keeps_secrets(self.public_url):
+            yield (
+                "public_url",
+                "must be https, unless browsers are on this machine: the session's cookie would be "
+                "readable on its way",
+            )
         if self.listen is None:
             return
         if self.tls is TlsMode.OFF and not self.listen.is_loopback:

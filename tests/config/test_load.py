@@ -202,3 +202,20 @@ def test_a_data_directory_that_no_uri_can_name(tmp_path: Path) -> None:
     environ = {"BOCKD_CONFIG": "/dev/null", "BOCKD_DATA": f"{tmp_path}/\udcff"}
     with pytest.raises(ConfigurationError, match=r"^BOCKD_DATA: .*udcff' is not UTF-8"):
         load(None, environ)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://pool.example.org",
+        "HTTPS://pool.example.org",
+        "http://localhost:8080",
+        "http://pool.localhost",
+        "http://127.0.0.2:1",
+        "http://[::1]:80",
+    ],
+)
+def test_browsers_may_be_here_or_use_https(url: str, tmp_path: Path) -> None:
+    file = tmp_path / "f"
+    file.write_text(f"[dashboard]\npublic_url = {url!r}\n")
+    assert load(file, {}).settings.dashboard.public_url == url

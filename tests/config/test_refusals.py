@@ -49,6 +49,14 @@ REFUSED: dict[str, tuple[str, str]] = {
         "[tls]\ncertificate_file = '/c'\nkey_file = '/k'",
         "f:3: dashboard.listen: is all addresses: public_url must say which one browsers use",
     ),
+    "dashboard in the clear": (
+        "[dashboard]\nlisten = '127.0.0.1:80'\npublic_url = 'http://pool.example.org'",
+        "f:3: dashboard.public_url: must be https, unless browsers are on this machine",
+    ),
+    "dashboard nearly here": (
+        "[dashboard]\npublic_url = 'http://xlocalhost'",
+        "f:2: dashboard.public_url: must be https",
+    ),
     "port in other digits": ("[api]\nlisten = 'h:٣'", "'h:٣' is not HOST:PORT"),
     "seconds": ("[identity]\ntoken_seconds = 59", "f:2: identity.token_seconds: 59 is not between"),
     "true is no number": (
