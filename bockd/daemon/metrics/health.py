@@ -25,6 +25,11 @@ FRESH_SECONDS = 1.0
 ANSWER_SECONDS = 5.0
 """Half of what Prometheus waits for a scrape, if nobody says otherwise."""
 
+HELD_SECONDS = 12.0
+"""So long the end of the daemon waits for an answer. A cluster's monitors give one within 10
+seconds (`bockd.drivers.rbd.space.ROOM_SECONDS`); of a dead disk there is none, and its thread is
+left alone."""
+
 
 class Stage(StrEnum):
     """Where the daemon is in its life."""
@@ -55,10 +60,7 @@ class Health:
         while True:
             await self._wanted.wait()
             try:
-                self.room = await trio.to_thread.run_sync(
-                    self._pool.room, abandon_on_cancel=True, limiter=self._limiter
-                )
-                self._error = None
+                await self._ask()
             except BockdError as error:
                 self.room, self._error = None, str(error)
             except Exception as error:
@@ -68,6 +70,17 @@ class Health:
             self._wanted = trio.Event()
             self._answered.set()
             self._answered = trio.Event()
+
+    async def _ask(self) -> None:
+        """Ask once. Raises BockdError. It is finished when this is cancelled, too: when the daemon
+        ends, nothing may be under way on a connection to a cluster."""
+        with trio.move_on_after(HELD_SECONDS, shield=True) as patience:
+            self.room = await trio.to_thread.run_sync(
+                self._pool.room, abandon_on_cancel=True, limiter=self._limiter
+            )
+            self._error = None
+        if patience.cancelled_caught:
+            self.room, self._error = None, f"{self._room_of} does not answer"
 
     async def trouble(self) -> str | None:
         """Return why clients cannot be served, in words; None when they can."""

@@ -10,8 +10,15 @@ import trio
 import trio.testing
 
 from bockd.daemon.metrics import health as health_module
-from bockd.daemon.metrics.health import ANSWER_SECONDS, FRESH_SECONDS, Health, Stage
+from bockd.daemon.metrics.health import (
+    ANSWER_SECONDS,
+    FRESH_SECONDS,
+    HELD_SECONDS,
+    Health,
+    Stage,
+)
 from bockd.drivers.memory.pool import MemoryPool
+from bockd.drivers.rbd.space import ROOM_SECONDS
 from bockd.errors import DeviceError
 from tests.nbd.server.serving import in_trio
 
@@ -109,6 +116,45 @@ def test_a_disk_that_hangs_is_told_of_in_time_and_holds_one_thread(
     trio.run(main)
 
 
+async def asked(disk: Disk, health: Health, nursery: trio.Nursery) -> None:
+    """Have a disk asked that does not answer."""
+    disk.answers.clear()
+    nursery.start_soon(health.trouble)
+    while not disk.asked:
+        await trio.lowlevel.checkpoint()
+
+
+@in_trio
+async def test_the_end_waits_for_an_answer() -> None:
+    """Whoever closes the pool then ends what a thread is using."""
+    disk, ended = Disk(), trio.Event()
+
+    async def daemon() -> None:
+        async with trio.open_nursery() as frontends:
+            await asked(disk, await served(frontends, disk), frontends)
+            frontends.cancel_scope.cancel()
+        ended.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(daemon)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert disk.asked == 1
+        assert not ended.is_set()
+        disk.answers.set()
+
+
+@in_trio
+async def test_the_end_does_not_wait_for_a_dead_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health_module, "HELD_SECONDS", 0.05)
+    disk = Disk()
+    async with trio.open_nursery() as frontends:
+        await asked(disk, await served(frontends, disk), frontends)
+        frontends.cancel_scope.cancel()
+    assert not disk.answers.is_set()
+    disk.answers.set()
+
+
 def test_the_limits() -> None:
-    """Prometheus waits for ten seconds."""
+    """Prometheus waits for ten seconds; the end waits for whatever a cluster is given."""
     assert (FRESH_SECONDS, ANSWER_SECONDS) == (1.0, 5.0)
+    assert HELD_SECONDS > ROOM_SECONDS
