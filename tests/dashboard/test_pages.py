@@ -288,6 +288,24 @@ def test_names_are_text_and_never_markup(browser: Browser, daemon: Bockd) -> Non
     daemon.bock("volume", "delete", name)
 
 
+def test_what_nobody_sees_of_a_name_is_shown(browser: Browser, daemon: Bockd) -> None:
+    name, shown = "a\u202egpj.\x07b", r"a\u202egpj.\u0007b"
+    with daemon.storage() as storage:
+        storage.post("os-volumes", {"volume": {"display_name": name, "size": 1}})
+    with operating(browser, daemon) as screen:
+        page = screen.page
+        page.get_by_role("link", name=shown).click()
+        expect(page.get_by_role("heading", level=1)).to_have_text(shown)
+        expect(page).to_have_title(f"{shown} - bockd")
+        page.get_by_role("button", name="Delete", exact=True).click()
+        field = page.get_by_label(f"Type {shown} to confirm")
+        field.fill(shown)
+        field.press("Enter")
+        expect(page.get_by_role("heading", level=1)).to_have_text("Volumes")
+        assert "\u202e" not in page.content()
+    assert daemon.bock("volume", "list") == []
+
+
 def test_a_used_link_and_an_ended_session_are_told(browser: Browser, daemon: Bockd) -> None:
     with operating(browser, daemon) as screen:
         page = screen.page

@@ -1,6 +1,7 @@
 // The dashboard: which page is shown, and how often the daemon is asked for what.
 
 import { History, data, leave } from "./daemon.js";
+import { visible } from "./dom.js";
 import { PoolPage } from "./pool.js";
 import { VolumePage } from "./volume.js";
 import { VolumesPage } from "./volumes.js";
@@ -37,7 +38,7 @@ class Dashboard {
   }
 
   #say(text) {
-    this.said.textContent = text;
+    this.said.textContent = visible(text);
   }
 
   #route(moved) {
@@ -52,7 +53,7 @@ class Dashboard {
 
   #draw() {
     this.page.draw(this);
-    document.title = `${this.page.title} - bockd`;
+    document.title = `${visible(this.page.title)} - bockd`;
     for (const link of document.querySelectorAll("nav a")) {
       const here = link.hash === (location.hash || "#/");
       if (here) link.setAttribute("aria-current", "page");

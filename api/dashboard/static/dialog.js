@@ -1,6 +1,6 @@
 // Dialogs: a question with fields. The browser's own <dialog> keeps the focus and closes with Esc.
 
-import { h } from "./dom.js";
+import { h, visible } from "./dom.js";
 
 let numbered = 0;
 
@@ -31,9 +31,9 @@ export function ask(title, { text = [], fields = [], button, act, dangerous = fa
       problem.textContent = "";
       const values = Object.fromEntries(inputs.map((one) => [one.field.name, value(one)]));
       const wrong = inputs.find((one) => one.field.expected !== undefined
-        && one.control.value !== one.field.expected);
+        && one.control.value !== visible(one.field.expected));
       if (wrong) {
-        problem.textContent = `Type ${wrong.field.expected} to go on.`;
+        problem.textContent = `Type ${visible(wrong.field.expected)} to go on.`;
         wrong.control.focus();
         return;
       }
@@ -43,7 +43,7 @@ export function ask(title, { text = [], fields = [], button, act, dangerous = fa
         finished = true;
         dialog.close();
       } catch (error) {
-        problem.textContent = error.message;
+        problem.textContent = visible(error.message);
       } finally {
         submit.disabled = false;
       }
@@ -55,6 +55,7 @@ export function ask(title, { text = [], fields = [], button, act, dangerous = fa
 }
 
 function value(one) {
+  if (one.field.expected !== undefined) return one.field.expected;
   return one.field.type === "checkbox" ? one.control.checked : one.control.value;
 }
 

@@ -16,10 +16,18 @@ function filled(element, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (value === null || value === undefined || value === false) continue;
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
-    else element.setAttribute(name, value === true ? "" : value);
+    else element.setAttribute(name, value === true ? "" : name === "aria-label" ? visible(value) : value);
   }
-  element.append(...children.flat().filter((child) => child !== null && child !== false));
+  element.append(...children.flat().filter((child) => child !== null && child !== false).map(visible));
   return element;
+}
+
+// Text without what nobody sees: control characters, and those that turn the rest of it round (Unicode
+// Standard Annex 9). Names that tenants choose may hold them.
+export function visible(text) {
+  if (typeof text !== "string") return text;
+  return text.replace(/[\p{Cc}\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]/gu,
+    (one) => `\\u${one.codePointAt(0).toString(16).padStart(4, "0")}`);
 }
 
 // Put `children` into an element, but keep each that looks the same already: what has the focus stays.
