@@ -1,4 +1,4 @@
-"""The dashboard's files: two pages, their scripts and their style, as they are in the package.
+"""The dashboard's files: its one page, the scripts and the style, as they are in the package.
 
 They are read once. They hold nothing of the pool: the scripts ask for that.
 """
@@ -35,12 +35,9 @@ def page_router() -> APIRouter:
         return Response(found[name], headers={"Content-Type": kind})
 
     @router.get(FIRST_PAGE_PATH)
-    async def first_page() -> Response:
-        return answer("index.html")
-
     @router.get(ENTRY_PATH)
-    async def entry() -> Response:
-        return answer("enter.html")
+    async def page() -> Response:
+        return answer("index.html")
 
     @router.get(STATIC_PATH + "{name}")
     async def file(name: str) -> Response:

@@ -15,8 +15,10 @@ class Dashboard {
   history = new History();
 
   constructor() {
+    document.querySelector("header").hidden = false;
     this.main = document.getElementById("main");
     this.said = document.getElementById("said");
+    this.#say("");
     document.getElementById("leave").addEventListener("click", () => this.#leave());
     window.addEventListener("hashchange", () => this.#route(true));
     this.#route(false);
