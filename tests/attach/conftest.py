@@ -14,7 +14,7 @@ from tests.daemon.process import Bockd, serving
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[Bockd]:
     listen = "127.0.0.1:0"
-    with serving(tmp_path / "data", nbd_listen=listen, api_listen=listen, is_forked=True) as daemon:
+    with serving(tmp_path / "data", nbd_listen=listen, api_listen=listen) as daemon:
         yield daemon
 
 

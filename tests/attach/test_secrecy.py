@@ -25,7 +25,9 @@ def talkative(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bockd]:
     config = room / "bockd.toml"
     config.write_text('log_level = "debug"\n')
     listen = "127.0.0.1:0"
-    with serving(room / "data", nbd_listen=listen, api_listen=listen, config=config) as daemon:
+    with serving(
+        room / "data", nbd_listen=listen, api_listen=listen, config=config, is_forked=False
+    ) as daemon:
         daemon.expect_in_log("^DEBUG ")
         daemon.bock("server", "add", "vm1", "--kind", "vm", "--qmp", room / "vm1")
         yield daemon

@@ -9,9 +9,11 @@ import json
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 import termios
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +25,12 @@ from bockd.config.load import load
 
 from .. import forked
 from ..daemon.driver import configured
-from ..daemon.process import PROGRAM_SECONDS, environment_without_a_cloud
+from ..daemon.process import (
+    PROGRAM_SECONDS,
+    READY_SECONDS,
+    environment_without_a_cloud,
+    lines_of,
+)
 
 READ_BY_BOCK = ("BOCKD_DATA", "COLUMNS", "OS_")
 """How variables begin that `bock` itself reads: neither Python at its start, nor the search for a
@@ -189,19 +196,18 @@ class Terminal:
 def running_daemon(
     data_dir: Path, *, api_listen: str = "127.0.0.1:0", **more: str
 ) -> Iterator[Daemon]:
-    """`bockd serve` on `data_dir`, for as long as the context lasts; it must end well. `more` are
-    environment variables."""
+    """`bockd serve` on `data_dir`, for as long as the context lasts; it must end well, and logs to
+    our standard error. `more` are environment variables."""
     daemon = Daemon(data_dir)
-    command = [sys.executable, "-c", "from bockd.cli.bockd import main; main()", "serve"]
     environment = {**daemon.environment, "BOCKD_NBD_LISTEN": "none", "BOCKD_API_LISTEN": api_listen}
     environment |= more
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        assert process.stdout is not None
-        try:
-            for line in process.stdout:
-                if line.startswith("Next: "):
-                    break
-            yield daemon
-        finally:
-            process.terminate()
-    assert process.returncode == 0
+    process = forked.Program("bockd", ["serve"], environment, Path("/dev/stderr"))
+    try:
+        deadline = time.monotonic() + READY_SECONDS
+        assert any(line.startswith("Next: ") for line in lines_of(process, deadline))
+        yield daemon
+    finally:
+        process.send_signal(signal.SIGTERM)
+        status = process.wait(PROGRAM_SECONDS)
+        process.stdout.close()
+    assert status == 0

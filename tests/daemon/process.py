@@ -64,7 +64,7 @@ class Bockd:
         mount: Path | None = None,
         config: Path = Path("/dev/null"),
         launcher: Sequence[str | Path] = (),
-        is_forked: bool = False,
+        is_forked: bool = True,
     ) -> None:
         self.data_dir = data_dir
         self.log = log
@@ -75,7 +75,7 @@ class Bockd:
         self._metrics_listen = metrics_listen
         self._config = config
         self._launcher = launcher
-        self._is_forked = is_forked
+        self._is_forked = is_forked and not launcher
         self._process: subprocess.Popen[bytes] | forked.Program | None = None
         self._expected: list[str] = []
 
@@ -87,7 +87,7 @@ class Bockd:
         self._process = self._started()
         self.announced = []
         deadline = time.monotonic() + READY_SECONDS
-        for line in _lines(self._process, deadline):
+        for line in lines_of(self._process, deadline):
             self.announced.append(line)
             if line.startswith("Next: "):
                 return self
@@ -96,7 +96,6 @@ class Bockd:
 
     def _started(self) -> subprocess.Popen[bytes] | forked.Program:
         if self._is_forked:
-            assert not self._launcher
             return forked.Program("bockd", ["serve", *self._options], self.environment, self.log)
         with self.log.open("ab") as log:
             return subprocess.Popen(
@@ -201,7 +200,7 @@ class Bockd:
     def run(self, *arguments: str | Path) -> Result:
         """Run a program to its end, which may be any."""
         name = Path(arguments[0]).name
-        if name in ("bock", "bockd") and arguments[:2] != (program("bockd"), "serve"):
+        if name in ("bock", "bockd"):
             assert arguments[0] == program(name)
             return Result(*forked.run(name, arguments[1:], self.environment, PROGRAM_SECONDS))
         ended = subprocess.run(
@@ -355,8 +354,9 @@ def program(name: str) -> str:
     return found
 
 
-def _lines(process: subprocess.Popen[bytes] | forked.Program, deadline: float) -> Iterator[str]:
-    """What the process prints, line by line, until it ends or the deadline has passed."""
+def lines_of(process: subprocess.Popen[bytes] | forked.Program, deadline: float) -> Iterator[str]:
+    """What the process prints, line by line, until it ends or the deadline has passed, which kills
+    it."""
     assert process.stdout is not None
     pending = b""
     with selectors.DefaultSelector() as selector:
@@ -385,11 +385,12 @@ def serving(
     log: Path | None = None,
     mount: Path | None = None,
     launcher: Sequence[str | Path] = (),
-    is_forked: bool = False,
+    is_forked: bool = True,
 ) -> Iterator[Bockd]:
     """A running daemon, for the duration. If it still runs at the end, it must stop well. Its log
     is beside the data directory unless it shall be elsewhere. `launcher` is a command that
-    becomes the one behind it. With `is_forked` its process is one of `tests/forked.py`."""
+    becomes the one behind it. Without one its process is one of `tests/forked.py`, unless the test
+    is about the program itself."""
     log = log or data_dir.with_name(data_dir.name + ".log")
     daemon = Bockd(
         data_dir,

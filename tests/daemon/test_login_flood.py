@@ -123,7 +123,7 @@ def served_meanwhile(daemon: Bockd, account: Account) -> Iterator[None]:
 
 
 def test_wrong_passwords_hold_up_nobody(pool: Path) -> None:
-    with serving(pool, api_listen="127.0.0.1:0") as daemon:
+    with serving(pool, api_listen="127.0.0.1:0", is_forked=False) as daemon:
         daemon.bock("volume", "create", "disk", "--size", "4M")
         account = Account(daemon)
 
@@ -197,7 +197,7 @@ def log_in_many_times(daemon: Bockd, account: Account, logins: int) -> list[str]
 
 def test_real_logins_without_end(pool: Path) -> None:
     """Memory stays small, the index as it is; the tokens hold across a restart, a kill too."""
-    with serving(pool, api_listen="127.0.0.1:0") as daemon:
+    with serving(pool, api_listen="127.0.0.1:0", is_forked=False) as daemon:
         daemon.bock("volume", "create", "disk", "--size", "4M")
         daemon.stop()
         make_its_hash_cheap(daemon)

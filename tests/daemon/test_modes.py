@@ -75,7 +75,12 @@ def test_everything_is_its_owners_alone(tmp_path: Path, bits: int) -> None:
     place = tmp_path / "state"
     with (
         umask(bits),
-        serving(place / "a" / "pool", api_listen="127.0.0.1:0", log=tmp_path / "log") as daemon,
+        serving(
+            place / "a" / "pool",
+            api_listen="127.0.0.1:0",
+            log=tmp_path / "log",
+            is_forked=False,
+        ) as daemon,
     ):
         use_everything(daemon, image)
         found = modes(place)

@@ -34,6 +34,13 @@ def hangups_count() -> Iterator[None]:
     signal.signal(signal.SIGHUP, before)
 
 
+@pytest.fixture
+def daemon(pool: Path) -> Iterator[Bockd]:
+    """The program itself: what it does at signals is not what Python set up for a forked one."""
+    with serving(pool, is_forked=False) as running:
+        yield running
+
+
 class Writer(threading.Thread):
     """Writes block after block of its own until the daemon goes; knows what was acknowledged."""
 

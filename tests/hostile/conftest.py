@@ -62,7 +62,8 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
 def attacked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attacked]:
     """For all tests here; at the end it must stop well, with nothing odd in its log."""
     pool = tmp_path_factory.mktemp("hostile") / "pool"
-    with serving(pool, nbd_listen="127.0.0.1:0", api_listen="127.0.0.1:0") as daemon:
+    here = "127.0.0.1:0"
+    with serving(pool, nbd_listen=here, api_listen=here, is_forked=False) as daemon:
         size = f"{VOLUME_BYTES // KIB}K"
         volume = daemon.bock("volume", "create", "attacked", "--size", size)["id"]
         daemon.bock("volume", "create", "elsewhere", "--size", size)

@@ -82,7 +82,9 @@ class Running:
 def running(tmp_path: Path, pki: Pki) -> Iterator[Running]:
     config = configuration(tmp_path / "bockd.toml", pki.server, pki.ours, nbd="on")
     here = "127.0.0.1:0"
-    with serving(tmp_path / "pool", nbd_listen=here, api_listen=here, config=config) as daemon:
+    with serving(
+        tmp_path / "pool", nbd_listen=here, api_listen=here, config=config, is_forked=False
+    ) as daemon:
         volume = daemon.bock("volume", "create", "v", "--size", f"{SIZE // MIB}M")["id"]
         blocks = range(0, 2 * MAX_STATUS_EXTENTS, 2)
         with enter(daemon.nbd_socket, "v") as sock:

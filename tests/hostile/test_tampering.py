@@ -34,7 +34,9 @@ def secured(pki: Pki, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Atta
     config = configuration(work / "bockd.toml", pki.server, pki.ours, nbd_clients="optional")
     here = "127.0.0.1:0"
     with (
-        serving(work / "pool", nbd_listen=here, api_listen=here, config=config) as daemon,
+        serving(
+            work / "pool", nbd_listen=here, api_listen=here, config=config, is_forked=False
+        ) as daemon,
         ExitStack() as held,
     ):
         size = 8 * MIB

@@ -25,7 +25,7 @@ def test_ready_when_it_serves_and_stopping_when_it_stops(
     manager: socket.socket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv(NOTIFY_VARIABLE, manager.getsockname())
-    daemon = Bockd(tmp_path / "data", tmp_path / "log").start()
+    daemon = Bockd(tmp_path / "data", tmp_path / "log", is_forked=False).start()
     try:
         assert manager.recv(100) == b"READY=1"
         daemon.stop()
