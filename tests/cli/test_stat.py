@@ -101,7 +101,7 @@ def test_stat_once_prints_its_rows_and_ends(daemon: Daemon) -> None:
 def test_stat_goes_on_until_it_is_interrupted(daemon: Daemon, json_too: bool) -> None:
     daemon.bock("volume", "create", "living", "--size", "1M")
     command = ["bock", "stat", "--interval", "0.1", *(["--json"] if json_too else [])]
-    live = Terminal(daemon, *command)
+    live = Terminal(daemon, *command, rows=1000)  # others have left volumes, too
     for _ in range(3):
         live.wait_for("living")
         live.seen = ""

@@ -299,7 +299,7 @@ def test_seeded_data_is_the_same_each_time(daemon: Bockd, tmp_path: Path) -> Non
 
 def test_many_requests_are_on_their_way(daemon: Bockd, tmp_path: Path) -> None:
     """Reads and writes that neither side's socket could hold."""
-    target = volume_of(daemon, "busy", "64M")
+    target = volume_of(daemon, "on-their-way", "64M")
     kinds = (Kind.READ, Kind.WRITE)
     trace = write_trace(
         tmp_path / "t",
