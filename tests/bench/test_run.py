@@ -38,8 +38,12 @@ ALIKE |= {
     *("in-order-1m-read-written-in-order", "in-order-1m-read-written-at-random"),
     *("4k-randwrite-qd32-fill-4k", "after-snapshot-4k-randwrite-qd32-fill-4k"),
     "after-snapshot-4k-randwrite-qd32-fill-1m",
+    *("64k-randwrite-qd16", "1m-write-qd8", "after-snapshot-4k-randwrite-qd32-flush-32"),
+    *("wide-first-reads", "fuse-4k-randread-qd1", "4k-randwrite-qd32-recorded"),
+    *("nbdcopy-in-fresh", "zeroes-no-hole-neighbour-p99"),
 }
-"""Rows that differ from others in a number only; test_targets.py looks at how they are defined."""
+"""Rows that differ from others in a number only, or as others of the same part do;
+test_targets.py looks at how they are defined, and `make bench-quick` runs them all."""
 ALIKE |= set(rbd.ROWS) | set(cachehits.ROWS)
 if not missing():
     ALIKE -= {"rbd-4k-randread-qd32-simple", "cache-hits-4k-randread-qd32"}

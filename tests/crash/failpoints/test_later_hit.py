@@ -1,7 +1,6 @@
-"""SIGKILL at every failpoint of bockd/failpoints.py that is reached again, at a later hit.
-
-A later hit of most steps is no different from the first, and trying it takes minutes: `make
-test-kills` does. All tests try those whose number matters.
+"""SIGKILL at every failpoint of bockd/failpoints.py that is reached again, at its second hit and at
+later ones of the index. `make test-kills` does it, since it takes minutes and is seldom different
+from the first hit.
 """
 
 from __future__ import annotations
@@ -11,30 +10,13 @@ import pytest
 from bockd.failpoints import Failpoint
 
 from .run import NOT_HERE, WITHOUT_POOL, Run
-
-LATER = {
-    Failpoint.INDEX_CHANGED: (4, 9, 16, 30, 60),
-    Failpoint.INDEX_COMMITTED: (4, 9, 16, 30, 60),
-    Failpoint.WRITE_BEGUN: (70,),
-    Failpoint.WRITE_DATA: (75,),
-    Failpoint.WRITE_PIECE: (8,),
-    Failpoint.JOURNAL_APPENDED: (6,),
-}
-"""Hits to die at besides the first, where it matters how much was done before."""
+from .test_first_hit import LATER
 
 OF_A_CHANGE = frozenset(point for point in Failpoint if point.startswith("api-"))
 """Steps of one change that a client asked for: a later change is no different from the first."""
 
 ONCE_A_START = frozenset({Failpoint.POOL_ESTABLISHED, Failpoint.SETTLED})
 """What no daemon comes to twice; it saves time to know."""
-
-
-@pytest.mark.parametrize(
-    ("point", "hit"), [(point, hit) for point, hits in LATER.items() for hit in hits]
-)
-def test_killed_at_a_later_hit(run: Run, point: Failpoint, hit: int) -> None:
-    assert run.dies(point, hit)
-    run.verify()
 
 
 @pytest.mark.long_kills
@@ -53,4 +35,13 @@ def test_killed_at_the_second_hit(run: Run, point: Failpoint) -> None:
         run.begin_again()
         assert run.dies(point, 1)
         run.dies_again(point)
+    run.verify()
+
+
+@pytest.mark.long_kills
+@pytest.mark.parametrize("hit", [4, 9, 16, 30, 60])
+@pytest.mark.parametrize("point", [Failpoint.INDEX_CHANGED, Failpoint.INDEX_COMMITTED])
+def test_killed_at_many_hits(run: Run, point: Failpoint, hit: int) -> None:
+    """All that is done to the index comes to these."""
+    assert run.dies(point, hit)
     run.verify()

@@ -41,14 +41,15 @@ def zero(path: Path, at: int, length: int) -> None:
 
 
 @pytest.mark.parametrize("record", range(3))
-@pytest.mark.parametrize("byte", range(RECORD_BYTES))
-def test_any_flipped_bit_is_damage(layout: Layout, path: Path, record: int, byte: int) -> None:
-    """In the last record too: a crash leaves sectors unwritten, not a record half right."""
-    for bit in range(8):
-        flip(path, HEADER_BYTES + record * RECORD_BYTES + byte, 1 << bit)
+def test_any_flipped_bit_is_damage(layout: Layout, path: Path, record: int) -> None:
+    """In the last record too: a crash leaves sectors unwritten, not a record half right. One bit
+    of each byte: a CRC takes each bit for what it is."""
+    for byte in range(RECORD_BYTES):
+        place, bits = HEADER_BYTES + record * RECORD_BYTES + byte, 1 << (byte + record) % 8
+        flip(path, place, bits)
         with pytest.raises(DamagedError, match="fails its checksum"):
             read_segment(layout, NAME)
-        flip(path, HEADER_BYTES + record * RECORD_BYTES + byte, 1 << bit)
+        flip(path, place, bits)
 
 
 @pytest.mark.parametrize("place", [3, 4, 15, 16, 5000, SEGMENT_RECORDS - 1])
