@@ -11,7 +11,7 @@ export PYTHONDONTWRITEBYTECODE =
 .PHONY: sanitize-threads test-kills test-ceph test-ceph-driver test-ceph-debian13 soak-ceph soak-write-back
 .PHONY: deb test-deb oci test-oci test-python docs setup-oci
 .PHONY: setup-run setup-ceph setup-check setup-test setup-bench
-.PHONY: test-dashboard screenshot
+.PHONY: test-dashboard test-random screenshot
 .PHONY: check bench bench-quick bench-micro profile lock clean
 
 help: ## show this
@@ -69,6 +69,9 @@ test-ceph-debian13: ## the same in a root of Debian 13, with its release of Ceph
 
 test-kills: setup-test ## kill daemons and commands at more of their steps: minutes, and not in `make test`
 	@.venv/bin/python -m pytest tests/crash tests/daemon -m long_kills $(ARGS)
+
+test-random: setup-test ## try five times as many random histories, examples and kills as `make test` (ARGS as above)
+	@BOCKD_TEST_AMOUNT=5 .venv/bin/python -m pytest --numprocesses 2 --dist loadfile $(or $(ARGS),$$(grep -rl 'tests.amounts import' tests --include 'test_*.py'))
 
 test-dashboard: setup-test ## drive the dashboard in a real Chromium, which this installs (ARGS as above)
 	@.setup/packages .setup/packages-dashboard

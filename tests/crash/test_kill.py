@@ -1,4 +1,4 @@
-"""SIGKILL of the daemon while fio writes (promise D1), ten times.
+"""SIGKILL of the daemon while fio writes (promise D1), some times.
 
 fio writes each place of a volume once, with a checksum; what its completion log says was
 acknowledged must verify. The stricter check, with our own client, is tests/crash/test_storm.py.
@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 
 from bockd.control import VolumeStatistics
+from tests.amounts import amount
 
 from ..daemon.process import Bockd, program, serving
 
-KILLS = 10
+KILLS = amount(3)
 MAX_HANGS = 5
 FIO_END_SECONDS = 20.0
 
@@ -66,7 +67,7 @@ def acknowledged_places(log: Path) -> set[int]:
     return {int(entry[4]) for entry in fields if entry[2] == "1"}
 
 
-def test_what_fio_was_told_survives_ten_kills(daemon: Bockd, tmp_path: Path) -> None:
+def test_what_fio_was_told_survives_kills(daemon: Bockd, tmp_path: Path) -> None:
     """fio writes each place of a volume once, with a checksum; all but what was under way when the
     daemon died must verify. Each kill has a volume of its own, because fio's verification takes
     what an earlier run wrote for the right thing; the one before is deleted, so that its space is

@@ -1,4 +1,4 @@
-"""SIGKILL storms: twenty kills here, a thousand in `make soak-kills`; and proof that they would
+"""SIGKILL storms: ten kills here, a thousand in `make soak-kills`; and proof that they would
 notice a broken engine.
 
 A failure names its seed and keeps its pool: `python -m tests.crash.storm --seed SEED --runs 1` does
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.amounts import amount
 from tests.crash.storm.mutations import MUTATIONS, PACKED_MUTATIONS
 from tests.crash.storm.storm import Storm, is_small, packed_share, play_apart
 
@@ -25,7 +26,7 @@ pytestmark = [
 SEEDS = (80, 81)
 """One has the engine as it is, the other one a small engine."""
 
-KILLS_OF_A_RUN = 10
+KILLS_OF_A_RUN = amount(5)
 
 MOST_KILLS = 20
 """In which each mutation must be found out; most are at the first."""

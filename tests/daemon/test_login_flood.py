@@ -20,6 +20,7 @@ from bockd.drivers.local.format.layout import Layout
 from bockd.drivers.local.poolfiles import join_store
 from bockd.index.index import LmdbIndex
 from bockd.pool.index import Transaction
+from tests.amounts import amount
 from tests.hostile.live import resident_bytes
 
 from .process import Bockd, serving
@@ -34,7 +35,7 @@ BLOCK = 4096
 AT_ONCE = 32
 """Half of what may wait."""
 
-LOGINS = 30 * AT_ONCE
+LOGINS = amount(10) * AT_ONCE
 
 SLACK_BYTES = 64 << 20
 """What the allocator keeps of its use."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
+from tests.amounts import amount
 from tests.hostile.conftest import Attacked
 from tests.hostile.judge import judge
 from tests.hostile.live import converse
 from tests.hostile.properties import played
 from tests.hostile.sessions import Session, sessions
 
-EXAMPLES = 120
+EXAMPLES = amount(40)
 
 
 def hold_a_session(attacked: Attacked, frontend: str, session: Session) -> None:

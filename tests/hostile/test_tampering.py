@@ -9,6 +9,7 @@ from contextlib import ExitStack
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
+from tests.amounts import amount
 from tests.attach.tenant import Tenant
 from tests.daemon.process import serving
 from tests.hostile.conftest import Attacked
@@ -21,7 +22,7 @@ from tests.tls.configured import configuration
 from tests.tls.conftest import Pki
 from tests.tls.served import client_context
 
-EXAMPLES = 500
+EXAMPLES = amount(200)
 
 INNOCENT_BLOCKS = 256
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from ..amounts import amount
 from ..api.public import Served
 
 CHECKS = (
@@ -41,7 +42,7 @@ include-path = "/v1.1/{{tenant}}/os-volumes/{{volume_id}}/action"
 checks.ensure_resource_availability.enabled = false
 """
 
-EXAMPLES = 20
+EXAMPLES = amount(5)
 """For each operation, besides those that cover each constraint of the document."""
 
 RUN_SECONDS = 300

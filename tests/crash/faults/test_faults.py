@@ -1,4 +1,4 @@
-"""Two of the lasting and passing faults at a position of each kind; `make faults` takes all faults
+"""One of the lasting and passing faults at a position of each kind; `make faults` takes all faults
 at every position.
 
 A failure names the command that plays it again.
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.amounts import TIMES, amount
 from tests.crash.faults.engine import faulty_laboratory
 from tests.crash.faults.mounted import Fault, FaultyDisk, How, faulty_disk
 from tests.crash.faults.sweep import Positions
@@ -31,11 +32,11 @@ KINDS = (
 )
 """All that the scenario comes to: what is done to what. Writing data.mdb-meta commits."""
 
-FULL_POSITIONS = 8
+FULL_POSITIONS = amount(3)
 """A full disk looks alike from most positions."""
 
-PAIRS = ((How.EIO_ONCE, How.ENOSPC_LASTING), (How.ENOSPC_ONCE, How.EIO_LASTING))
-"""Of both pairs one is tried at each kind: both errors, and one that passes and one that lasts."""
+FAULTS = (How.EIO_ONCE, How.ENOSPC_LASTING, How.ENOSPC_ONCE, How.EIO_LASTING)
+"""Both errors, that pass and that last; at each kind one is tried, in another run another one."""
 
 
 @pytest.fixture(scope="module")
@@ -57,12 +58,12 @@ def test_the_scenario_comes_to_all_kinds_of_positions(positions: Positions) -> N
 def test_a_fault_is_an_error_and_loses_nothing_acknowledged(
     disk: FaultyDisk, positions: Positions, kind: str
 ) -> None:
-    """EIO and ENOSPC, one of them once and the other until the cause is gone: a clear error,
-    nothing acknowledged is lost, and the pool goes on; or the volume is refused until it is
-    reopened."""
+    """EIO or ENOSPC, once or until the cause is gone: a clear error, nothing acknowledged is lost,
+    and the pool goes on; or the volume is refused until it is reopened."""
     print(f"seed {SEED}")
     chance = random.Random(f"{SEED} {kind}")
-    for how in PAIRS[(SEED + KINDS.index(kind)) % len(PAIRS)]:
+    for number in range(TIMES):
+        how = FAULTS[(SEED + KINDS.index(kind) + number) % len(FAULTS)]
         positions.master(disk, Fault(chance.choice(positions.of_kind[kind]), how))
 
 

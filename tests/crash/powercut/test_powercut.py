@@ -1,4 +1,4 @@
-"""Power cuts: some hundred here, thousands in `make soak`.
+"""Power cuts: sixty here, thousands in `make soak`.
 
 That a broken promise would be noticed is test_mutations.py's.
 
@@ -15,6 +15,7 @@ from bockd.drivers.local.integrity.check import check_open_pool
 from bockd.drivers.local.maintenance.reclaim import Reclaimer
 from bockd.drivers.local.pool import LocalPool
 from bockd.runtime.steps import Background, run_inline
+from tests.amounts import amount
 from tests.crash.powercut.apart import play
 from tests.crash.powercut.disk import Content, File
 from tests.crash.powercut.mounted import PowerCutDisk
@@ -22,8 +23,8 @@ from tests.crash.powercut.operations import SIZE
 from tests.crash.powercut.scenario import CUTS_OF_A_RUN
 from tests.drivers.local.process import die
 
-SEEDS = range(22)
-"""Histories of 10 cuts: some 220 in all."""
+SEEDS = range(amount(6))
+"""Histories of 10 cuts."""
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -12,6 +12,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from tests.amounts import amount
+
 from .lives import live
 from .mutations import MUTATIONS, Mutation, nothing
 from .world import ViolationError, World
@@ -101,7 +103,7 @@ def test_nothing_stale_is_read_whatever_hypothesis_thinks_of(tmp_path: Path) -> 
     CachedVolume.root = tmp_path
     machine = CachedVolume.TestCase
     machine.settings = settings(
-        max_examples=60,
+        max_examples=amount(12),
         stateful_step_count=40,
         deadline=None,
         suppress_health_check=list(HealthCheck),

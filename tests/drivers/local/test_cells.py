@@ -10,6 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from bockd.drivers.local.volume import cells
 from bockd.drivers.local.volume.cells import MIN_FREE_RUN, FreeRuns, HeadCells
 from bockd.errors import NoSpaceError
+from tests.amounts import amount
 
 MAX_CELLS = 400
 
@@ -217,5 +218,7 @@ def runs_of(cells: set[int]) -> list[range]:
     return found
 
 
-CellMachine.TestCase.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
+CellMachine.TestCase.settings = settings(
+    max_examples=amount(40), stateful_step_count=60, deadline=None
+)
 TestCells = CellMachine.TestCase

@@ -20,13 +20,14 @@ from bockd.drivers.local.volume.reading import Reader
 from bockd.drivers.local.volume.volume import Volume
 from bockd.model import BLOCK_SIZE, MIB, Extent, SnapshotId, VolumeId
 from bockd.runtime.steps import Background, run_inline
+from tests.amounts import amount
 from tests.drivers.local.named import snapshot_named
 from tests.drivers.local.process import die
 from tests.drivers.local.schedule import History, Scheduler, Span
 
 SIZE = 3 * MIB
 HOT = 6 * BLOCK_SIZE
-SEEDS = range(50)
+SEEDS = range(amount(10))
 OPERATIONS = 60
 SECTOR = History.SECTOR
 

@@ -24,6 +24,7 @@ from bockd.drivers.local.volume import cells, leafcache, packedwrites
 from bockd.drivers.local.volume.volume import Volume
 from bockd.model import BLOCK_SIZE, LayerId, SnapshotId
 from bockd.runtime.steps import Background, run_inline
+from tests.amounts import amount
 from tests.drivers.local.oracle import Node
 from tests.drivers.local.process import die
 
@@ -250,7 +251,7 @@ class PackedMachine(RuleBasedStateMachine):
 
 
 PackedMachine.TestCase.settings = settings(
-    max_examples=100,
+    max_examples=amount(20),
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],

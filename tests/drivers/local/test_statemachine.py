@@ -47,11 +47,12 @@ from bockd.index.keys import id_key
 from bockd.model import BLOCK_SIZE, MIB, Extent, LayerId, NodeKind, SnapshotId, VolumeId
 from bockd.pool.reports import DamagedBlock, NodeSpace, Shares, Space
 from bockd.runtime.steps import Background, run_inline
+from tests.amounts import amount
 from tests.drivers.local.bitflip import flip_bit
 from tests.drivers.local.oracle import Node
 from tests.drivers.local.process import die
 
-EXAMPLES = 250
+EXAMPLES = amount(50)
 STEPS = 30
 
 block_sizes = st.integers(256, 640).map(lambda blocks: blocks * BLOCK_SIZE)

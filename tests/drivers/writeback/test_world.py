@@ -13,6 +13,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from tests.amounts import amount
+
 from .clients import Clients
 from .lives import STEPS, live, noticed
 from .mutations import MUTATIONS, RARE, nothing
@@ -112,7 +114,7 @@ def test_nothing_is_lost_whatever_hypothesis_thinks_of(tmp_path: Path) -> None:
     WrittenBackVolume.root = tmp_path
     machine = WrittenBackVolume.TestCase
     machine.settings = settings(
-        max_examples=60,
+        max_examples=amount(12),
         stateful_step_count=50,
         deadline=None,
         suppress_health_check=list(HealthCheck),

@@ -17,6 +17,7 @@ from bockd.drivers.local.format.leaf import LEAF_BLOCKS
 from bockd.drivers.local.format.windows import WINDOW_BYTES
 from bockd.model import BLOCK_SIZE, MIB
 from bockd.runtime.steps import run_inline
+from tests.amounts import amount
 from tests.nbd.protocol import wire
 from tests.nbd.server.packedview import BLOCKS, Lane, PackedDevice
 from tests.nbd.server.sides import Line
@@ -215,7 +216,7 @@ def test_a_file_that_grows_is_mapped_to_its_end(device: PackedDevice, lane: Lane
             assert (replies, rest) == (reply(device, *asked), [])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=amount(20), deadline=None)
 @given(st.data())
 def test_whatever_is_asked_is_right(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

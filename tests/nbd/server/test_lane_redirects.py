@@ -20,6 +20,7 @@ from bockd.drivers.local.volume.slots import HOLE_SLOT
 from bockd.errors import DeviceError, VolumeFailedError
 from bockd.model import BLOCK_SIZE, MIB
 from bockd.runtime.steps import run_inline
+from tests.amounts import amount
 from tests.nbd.protocol import wire
 from tests.nbd.server.sides import PLACE_BYTES, PLACES, WRITTEN, Line, Side, two_sides
 
@@ -184,7 +185,7 @@ def histories(draw: st.DrawFn) -> list[bytes]:
     return batches
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=amount(10), deadline=None)
 @given(histories())
 def test_histories_leave_the_same_in_both_lanes(history: list[bytes]) -> None:
     """In memory, and after a death, even if recovery looks at each block for lost pages."""

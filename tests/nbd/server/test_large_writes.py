@@ -37,6 +37,7 @@ from bockd.pool.device import PartSizes
 from bockd.runtime.steprunner import StepRunner
 from bockd.runtime.steps import run_inline
 from bockd.throttle.gates import Gates
+from tests.amounts import amount
 from tests.nbd.protocol import wire
 from tests.nbd.server.client import Client
 from tests.nbd.server.serving import FixedExports, in_trio
@@ -157,7 +158,7 @@ def test_both_lanes_write_the_same() -> None:
     ):
         model = bytearray(sides[0].content())
 
-        @settings(max_examples=60, deadline=None)
+        @settings(max_examples=amount(20), deadline=None)
         @given(large_writes, st.sampled_from([0, 0, 0, FUA]), arrivals)
         def run(write: LargeWrite, flags: int, cuts: list[int]) -> None:
             offset, data = write.offset, write.data()
