@@ -73,13 +73,15 @@ def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 LONGEST = (
-    "tests/drivers/local/test_statemachine.py",
+    "tests/crash/failpoints/test_first_hit.py",
+    "tests/crash/faults/test_faults.py",
     "tests/bench/test_run.py",
     "tests/guest/",
-    "tests/drivers/local/test_packed_machine.py",
     "tests/crash/powercut/test_mutations.py",
+    "tests/crash/test_storm.py",
+    "tests/corruption/test_damage.py",
 )
-"""Modules of a minute or more, with few tests. They begin first: begun last, one of them would keep
+"""Modules of half a minute or more. They begin first: begun last, one of them would keep
 one processor at work at the end, and the others none."""
 
 
