@@ -1,4 +1,8 @@
-"""A guest as a host of its own, with Python and `bock`, which reaches the daemon by TCP alone."""
+"""A guest as a host of its own, with Python and `bock`, which reaches the daemon by TCP alone.
+
+The emulated processor takes seconds to import `bock`: so its commands are processes forked from one
+that has imported it.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +16,39 @@ from urllib.parse import urlsplit
 
 from tests.daemon.process import Bockd
 
-from .pythondisk import BOCK, PREFIX, PYTHON
+from .pythondisk import PREFIX, PYTHON
 from .vm import HOST_ADDRESS, Finished, Guest, boot
 
 NAME = "guest1"
 
 MEMORY = "1G"
 """Python needs more than the shell."""
+
+RESIDENT = """
+import importlib, json, os, signal, sys
+
+for name in ("bock", "connect", "storage", "volume"):
+    importlib.import_module(f"bockd.cli.{name}")
+import encodings.idna, httpx
+# The shell has it ignored in what runs in the background.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+while True:
+    with open("/run/asked") as asked:
+        arguments, variables = json.load(asked)
+    if os.fork() == 0:
+        break
+    status = os.waitstatus_to_exitcode(os.wait()[1])
+    with open("/run/ended", "w") as ended:
+        ended.write(f"{status if status >= 0 else 128 - status}\\n")
+
+printed = os.open("/run/printed", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+os.dup2(printed, 1)
+os.dup2(printed, 2)
+os.environ.update(variables)
+sys.argv = ["bock", *arguments]
+sys.modules["bockd.cli.bock"].main(prog_name="bock")
+"""
+"""What commands are forked from: each is asked for by a pipe, and its status comes by another."""
 
 RELAY = """
 import os, socket, sys, threading
@@ -58,8 +88,11 @@ class GuestHost:
             **self._credentials(),
             **self.variables,
         }
-        settings = " ".join(f"{name}='{value}'" for name, value in environment.items())
-        return self.guest.attempt(f"env {settings} {BOCK} {' '.join(arguments)}")
+        asked = json.dumps([arguments, environment])
+        return self.guest.attempt(
+            f"cat >/run/asked <<'END'\n{asked}\nEND\n"
+            "read -r status </run/ended; cat /run/printed; exit $status"
+        )
 
     def bock(self, *arguments: str) -> str:
         """Run `bock`, which must succeed; returns what it prints."""
@@ -119,4 +152,8 @@ def host_in(guest: Guest, daemon: Bockd) -> GuestHost:
     """The host that a guest is that was started `with_python`."""
     guest.run(f"mkdir -p {PREFIX} && mount -t ext4 -o ro /dev/vda {PREFIX}")
     guest.run(f"hostname {NAME}")
+    guest.run(
+        f"mkfifo /run/asked /run/ended && cat >/run/resident.py <<'END'{RESIDENT}END\n"
+        f"{PYTHON} /run/resident.py >/run/resident.log 2>&1 &"
+    )
     return GuestHost(guest, daemon)

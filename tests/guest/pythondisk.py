@@ -21,8 +21,6 @@ from .initramfs import find_tool
 PREFIX = "/python"
 """Where the guest mounts the image."""
 
-BOCK = f"{PREFIX}/bin/bock"
-
 MIB = 1 << 20
 
 ROOM_BYTES = 16 * MIB
@@ -37,10 +35,6 @@ PYTHON = f"{PREFIX}/bin/python"
 PYTHON_PROGRAM = f"""#!/bin/sh
 export LD_LIBRARY_PATH={PREFIX}/libraries PYTHONPATH={PREFIX}/packages PYTHONDONTWRITEBYTECODE=1
 exec {PREFIX}/bin/python3 "$@"
-"""
-
-BOCK_PROGRAM = f"""#!/bin/sh
-exec {PYTHON} -c 'from bockd.cli.bock import main; main(prog_name="bock")' "$@"
 """
 
 
@@ -63,10 +57,9 @@ def build_python_disk(root: Path, image: Path) -> None:
     libraries.mkdir()
     for binary in (program, *root.rglob("*.so")):
         _install_libraries(binary, libraries)
-    for name, text in (("python", PYTHON_PROGRAM), ("bock", BOCK_PROGRAM)):
-        script = root / "bin" / name
-        script.write_text(text)
-        script.chmod(0o755)
+    script = root / "bin" / "python"
+    script.write_text(PYTHON_PROGRAM)
+    script.chmod(0o755)
     used = sum(file.stat().st_size + 4096 for file in root.rglob("*"))
     size = (used + used // 10 + ROOM_BYTES) // MIB
     command = [find_tool("mkfs.ext4"), "-q", "-F", "-O", "^has_journal", "-d", str(root)]

@@ -16,7 +16,14 @@ from .disk import attached
 from .forward import forward_to
 from .initramfs import find_tool
 from .scenario import clone_holds_the_state_of_its_snapshot
-from .vm import Guest
+from .vm import Guest, boot
+
+
+@pytest.fixture(scope="module")
+def guest(initramfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
+    """One for all tests here: each lets go of its disks."""
+    with boot(initramfs, tmp_path_factory.mktemp("guest") / "console.log") as running:
+        yield running
 
 
 @contextmanager
@@ -42,7 +49,7 @@ def test_a_file_system_over_tcp(guest: Guest) -> None:
     ):
         disk.make_file_system()
         with disk.mounted():
-            disk.write_file("data", 64)
+            disk.write_file("data", 16)
             written = disk.checksums()
         disk.check_file_system()
         with disk.mounted(read_only=True):

@@ -40,7 +40,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 def test_a_clone_holds_the_state_of_its_snapshot(guest: Guest, server: Served) -> None:
-    """mkfs, 64 MiB of files, unmounted and clean; a snapshot while the kernel is connected; more
+    """mkfs, 16 MiB of files, unmounted and clean; a snapshot while the kernel is connected; more
     writes; then the snapshot's clone holds exactly the first state, and the volume the second. The
     pool is in order while the daemon serves and after it has stopped."""
     clone_holds_the_state_of_its_snapshot(guest, server)
