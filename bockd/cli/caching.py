@@ -18,7 +18,7 @@ from bockd.model import CacheMode
     "--write-back",
     "mode",
     flag_value=CacheMode.WRITE_BACK.value,
-    help="Answer writes when the gateway's local disk has them: refused by every gateway so far.",
+    help="Answer writes when the gateway's local disk has them.",
 )
 @click.option(
     "--write-through",
@@ -36,10 +36,12 @@ from bockd.model import CacheMode
 def set_cache(volume: str, mode: str | None, as_json: bool) -> None:
     """Choose how a volume of a pool in Ceph is cached where it is open.
 
-    Refused while a client is connected; counts from the next one on.
+    With --write-back its newest writes are on one machine until they are written back: no other
+    gateway can open the volume before, and if that machine's disk is lost, so are they. Refused
+    while a client is connected; counts from the next one on.
 
     \b
-    bock volume set-cache scratch --none
+    bock volume set-cache scratch --write-back
     """
     if mode is None:
         raise click.UsageError("say --write-back, --write-through or --none")

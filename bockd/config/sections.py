@@ -27,6 +27,7 @@ from bockd.config.values import (
     read_url,
     word,
 )
+from bockd.config.writeback import WriteBackSettings
 from bockd.errors import InvalidRequestError
 from bockd.model import (
     ClientCertificates,
@@ -339,6 +340,7 @@ class Settings(Section):
     pool: PoolSettings = section(PoolSettings)
     rbd: RbdSettings = section(RbdSettings)
     cache: CacheSettings = section(CacheSettings)
+    write_back: WriteBackSettings = section(WriteBackSettings)
     checksums: ChecksumSettings = section(ChecksumSettings)
     identity: IdentitySettings = section(IdentitySettings)
     keystone: KeystoneSettings = section(KeystoneSettings)

@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 END_SECONDS = 10.0
 """How long the end may go on without anything being closed: the cluster hangs then. What was
-answered is in the cluster, and who needs a volume next breaks its lock."""
+answered is in the cluster, or in a write-back log, and who needs a volume next breaks its lock."""
 
 LOOK_SECONDS = 0.2
 """Between two looks at how far the end is."""
@@ -64,7 +64,7 @@ class EndWatch:
                 left, since = now, time.monotonic()
         log.error(
             "nothing could be closed for %d s, so bockd ends without that: the Ceph cluster does "
-            "not answer. What was answered to clients is in the cluster",
+            "not answer. What was answered to clients is in the cluster, or in its write-back log",
             END_SECONDS,
         )
         # Threads hang in Ceph's library, and would be waited for.

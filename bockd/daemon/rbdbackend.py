@@ -13,19 +13,39 @@ from typing import Self
 import trio
 
 from bockd.config import Settings
+from bockd.config.writeback import WriteBackSettings
 from bockd.control import ClusterInfo
 from bockd.daemon.datadir import REPLICA, DataDirectory, refuse_local_pool
 from bockd.daemon.endwatch import EndWatch
 from bockd.daemon.gatewaywork import FOLLOW_SECONDS, GatewayWork
 from bockd.daemon.retrying import Retrying
+from bockd.daemon.writingback import WritingBack
 from bockd.drivers.cache.directory import CacheDirectory
 from bockd.drivers.rbd.figures import figures
 from bockd.drivers.rbd.pool import RbdPool
+from bockd.drivers.writeback.binding import LoggedPool
+from bockd.drivers.writeback.directory import WriteBackDirectory
 from bockd.identity.sharedkey import shared_key
 from bockd.model import VolumeId
 from bockd.pool.figures import Figure
 from bockd.runtime.steprunner import StepRunner
 from bockd.runtime.steps import Spawn
+
+
+def _open_logs(pool: RbdPool, settings: WriteBackSettings, spawn: Spawn) -> None:
+    """Have a pool use the directory of logs. Blocks. Raises BockdError."""
+    path, identity, rbd = settings.directory, pool.session.index.identity, pool.session.settings
+    assert path is not None
+    where = f"namespace {rbd.namespace!r} of the Ceph pool {rbd.pool!r} in cluster "
+    where += pool.session.cluster.get_fsid()
+    write_backs = WriteBackDirectory.open_directory(
+        path,
+        settings.size_bytes,
+        spawn,
+        LoggedPool(identity, where, pool.session.tenures.logs_begun),
+    )
+    pool.open_nodes.fronts.write_backs = write_backs
+    pool.has_log = write_backs.has
 
 
 class RbdBackend:
@@ -41,6 +61,7 @@ class RbdBackend:
         directory: DataDirectory,
         cache: CacheDirectory | None,
         runner: StepRunner,
+        spawn: Spawn,
     ) -> None:
         self.pool = pool
         self._cache = cache
@@ -56,7 +77,8 @@ class RbdBackend:
         self._directory = directory
         self._runner = runner
         self._work = GatewayWork(pool.session)
-        self._watch = EndWatch(pool.open_nodes.unfinished)
+        self._watch = EndWatch(lambda: pool.open_nodes.unfinished() + pool.open_nodes.dirty_bytes())
+        self._writing_back = WritingBack(pool.open_nodes, spawn, runner)
         self.gateways = self._work.gateways
 
     @staticmethod
@@ -82,26 +104,32 @@ class RbdBackend:
                     cache = CacheDirectory.open(path, settings.cache.size_bytes, spawn)
                     stack.callback(cache.release)
                 pool = RbdPool.open(settings.rbd, settings.data_dir / REPLICA, spawn, post)
+                stack.callback(pool.release)
                 pool.open_nodes.fronts.cache = cache
+                if settings.write_back.directory is not None:
+                    _open_logs(pool, settings.write_back, spawn)
                 stack.pop_all()
             return pool, directory, cache
 
-        return cls(*await trio.to_thread.run_sync(open_pool), runner)
+        return cls(*await trio.to_thread.run_sync(open_pool), runner, spawn)
 
     async def prepare(self) -> None:
-        """Enter the table of gateways, and find the key that all of them sign tokens with."""
+        """Enter the table of gateways, find what is dirty here, and the key that all of them sign
+        tokens with."""
         await self._work.enter()
+        await self._writing_back.begin()
         self.token_key = await trio.to_thread.run_sync(shared_key, self.pool.index)
 
     def begin_background(self) -> None:
         """Do nothing: nothing is left in a queue."""
 
     async def run(self, written_bytes: Callable[[VolumeId], int]) -> None:
-        """Follow the index, sweep and flatten, until cancelled."""
+        """Follow the index, sweep, flatten, and write back, until cancelled."""
         del written_bytes
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._work.run)
             nursery.start_soon(self._drop_taken)
+            nursery.start_soon(self._writing_back.run)
 
     async def _drop_taken(self) -> None:
         """See `OpenNodes.drop_taken`."""
@@ -114,10 +142,12 @@ class RbdBackend:
         self._watch.begin()
 
     async def close(self) -> None:
-        """Give all volumes back, and close all snapshots. When that hangs, end the process."""
+        """Write back what is dirty, for some seconds; then give all volumes back, and close all
+        snapshots. When that hangs, end the process."""
         self._watch.begin()
-        self._watch.clients_left()
         with trio.CancelScope(shield=True):
+            await self._writing_back.end()
+            self._watch.clients_left()
             try:
                 await self._runner.run(self.pool.close_all())
             finally:
@@ -131,6 +161,8 @@ class RbdBackend:
         self.pool.release()
         if (cache := self.pool.open_nodes.fronts.cache) is not None:
             cache.release()
+        if (write_backs := self.pool.open_nodes.fronts.write_backs) is not None:
+            write_backs.release()
         self._directory.release()
 
     def new_data(self) -> str:
@@ -139,7 +171,7 @@ class RbdBackend:
 
     def waiting(self) -> tuple[str, ...]:
         """Return what is flattened, and what was put off."""
-        return self._work.waiting()
+        return (*self._work.waiting(), *self._writing_back.waiting())
 
     def figures(self) -> list[Figure]:
         """Return what is open, what is not written back, and how the cache does."""

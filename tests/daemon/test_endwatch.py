@@ -121,7 +121,7 @@ def test_an_end_by_an_error_is_watched(
             await blocking(released.wait, WAIT_SECONDS)
         left[0] = 0
 
-    async def leave() -> None:
+    async def nothing() -> None:
         pass
 
     pool: Any = SimpleNamespace(close_all=close_all)
@@ -129,7 +129,8 @@ def test_an_end_by_an_error_is_watched(
     parts: dict[str, Any] = {
         "pool": pool,
         "_runner": StepRunner(),
-        "_work": SimpleNamespace(leave=leave),
+        "_work": SimpleNamespace(leave=nothing),
+        "_writing_back": SimpleNamespace(end=nothing),
         "_watch": EndWatch(lambda: left[0]),
     }
     vars(backend).update(parts)

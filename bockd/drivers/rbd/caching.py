@@ -98,7 +98,9 @@ class CacheOperations:
         async def steps() -> None:
             if mode is CacheMode.WRITE_BACK and self._nodes.fronts.write_backs is None:
                 raise InvalidRequestError(
-                    "write-back is not offered yet: choose write-through, or none"
+                    f"gateway {self._session.who.gateway} has no place for what is written back "
+                    "later: name a directory in its configuration (write_back.directory), or ask a "
+                    "gateway that has one"
                 )
             self._nodes.refuse_used(NodeKind.VOLUME, volume)
             await self._nodes.close_volume(volume)

@@ -1,0 +1,157 @@
+"""Volumes of a pool in Ceph that an earlier run of this gateway left dirty, or that it lost while
+they were: they are opened and written back in the background, without a client (docs/ceph.md).
+
+A log is removed only if the index says that its volume is dirty nowhere, or gone. One that is of
+another gateway, because this one had another name, is kept.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import trio
+
+from bockd.drivers.rbd.leftdirty import drain_all, find_dirty, note_reach, write_back_left
+from bockd.drivers.rbd.opennodes import OpenNodes
+from bockd.drivers.rbd.records import RbdVolumeRecord, same_log
+from bockd.drivers.rbd.sweep import is_made_by_bockd
+from bockd.drivers.rbd.writebacks import WriteBacks
+from bockd.errors import BockdError, DamagedError
+from bockd.model import VolumeId
+from bockd.runtime.steprunner import StepRunner
+from bockd.runtime.steps import Spawn, try_spawn
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 1.0
+"""Between two looks at what is due; a device makes a barrier of what has waited for so long."""
+
+AGAIN_SECONDS = 10.0
+"""Between two attempts to write a volume back."""
+
+NOTE_SECONDS = 60.0
+"""From one commit of how far the logs have come to the next: an older log that takes the place of
+one is recognized by it."""
+
+DRAIN_SECONDS = 8.0
+"""How long the end of the daemon waits for what is dirty to be written back. What is left is
+written back after the next start; a service manager waits for some time more."""
+
+
+class WritingBack:
+    """For one gateway."""
+
+    def __init__(self, nodes: OpenNodes, spawn: Spawn, runner: StepRunner) -> None:
+        self._nodes = nodes
+        self._spawn = spawn
+        self._runner = runner
+        self._at_work: set[VolumeId] = set()
+        self._again_at: dict[VolumeId, float] = {}
+        """By trio's clock."""
+        self._put_off: dict[VolumeId, str] = {}
+        self._noting = False
+        self._elsewhere: list[RbdVolumeRecord] = []
+        """What was dirty at other gateways at the start, and has its log here."""
+
+    async def begin(self) -> None:
+        """Find what earlier runs have left, and remove the logs of what is dirty nowhere. Raises
+        BockdError."""
+        found = find_dirty(self._nodes)
+        write_backs = self._nodes.fronts.write_backs
+        if write_backs is None:
+            return
+        here = self._nodes.session.who.gateway
+        for image in filter(is_made_by_bockd, write_backs.images()):
+            if found.is_void(image):
+                await self._runner.run(self._nodes.fronts.discard_log(image))
+                continue
+            record = found.dirty.get(image)
+            if record is not None and record.dirty_elsewhere(here) and _is_at(record, write_backs):
+                self._elsewhere.append(record)
+                log.warning("%s", _kept(record))
+
+    async def run(self) -> None:
+        """Write back what is left, until cancelled."""
+        note_at = trio.current_time() + NOTE_SECONDS
+        while True:
+            if (write_backs := self._nodes.fronts.write_backs) is not None:
+                write_backs.look()
+            now = trio.current_time()
+            if now >= note_at and not self._noting:
+                note_at, self._noting = now + NOTE_SECONDS, True
+                if not try_spawn(self._spawn, self._note()):
+                    self._noting = False
+            for volume in self._nodes.left_dirty.keys() - self._at_work:
+                if now < self._again_at.get(volume, now):
+                    continue
+                if try_spawn(self._spawn, self._write_back(volume)):
+                    self._at_work.add(volume)
+            await trio.sleep(LOOK_SECONDS)
+
+    async def _note(self) -> None:
+        try:
+            await note_reach(self._nodes)
+        except BockdError as error:
+            log.debug("how far the logs have come is not noted: %s", error)
+        finally:
+            self._noting = False
+
+    async def _write_back(self, volume: VolumeId) -> None:
+        try:
+            await write_back_left(self._nodes, volume)
+        except BockdError as error:
+            self._again_at[volume] = trio.current_time() + AGAIN_SECONDS
+            if self._put_off.get(volume) != str(error):
+                level = logging.ERROR if isinstance(error, DamagedError) else logging.WARNING
+                log.log(level, "volume %s is not written back: %s", volume, error)
+            self._put_off[volume] = str(error)
+        else:
+            if self._put_off.pop(volume, None) is not None:
+                log.info("volume %s: nothing is left that was not written back", volume)
+        finally:
+            self._at_work.discard(volume)
+
+    async def end(self) -> None:
+        """Write back what is dirty of all that is open, as far as that is done in time."""
+        with trio.move_on_after(DRAIN_SECONDS):
+            drained = trio.Event()
+
+            async def drain() -> None:
+                try:
+                    await drain_all(self._nodes)
+                finally:
+                    drained.set()
+
+            if try_spawn(self._spawn, drain()):
+                await drained.wait()
+
+    def waiting(self) -> tuple[str, ...]:
+        """Return what is not written back, and why, in words."""
+        left = self._nodes.left_dirty.keys() | self._nodes.refusals.keys()
+        put_off = (
+            f"writing volume {volume} back: {why}"
+            for volume, why in self._put_off.items()
+            if volume in left
+        )
+        kept = (_kept(one) for one in self._elsewhere if self._is_as_it_was(one))
+        return (*put_off, *kept)
+
+    def _is_as_it_was(self, seen: RbdVolumeRecord) -> bool:
+        try:
+            return same_log(self._nodes.record(seen.id).dirty_at, seen.dirty_at)
+        except BockdError:
+            return False
+
+
+def _is_at(record: RbdVolumeRecord, write_backs: WriteBacks) -> bool:
+    """Return whether the very log is here that a volume is dirty in."""
+    return record.dirty_at is not None and write_backs.has(record.image, record.dirty_at.log)
+
+
+def _kept(record: RbdVolumeRecord) -> str:
+    assert record.dirty_at is not None
+    name = record.dirty_at.gateway
+    return (
+        f"volume {record.id} is dirty at gateway {name}, and its log is here: if this gateway "
+        f'was {name}, set rbd.gateway = "{name}" again'
+    )

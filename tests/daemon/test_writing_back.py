@@ -1,0 +1,182 @@
+"""What a gateway does about logs at its start and in the background, without a cluster."""
+
+from __future__ import annotations
+
+import logging
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from bockd.errors import UnavailableError
+from bockd.model import VolumeId
+from bockd.pool.caches import LogReach
+from bockd.runtime.steprunner import StepRunner
+from bockd.runtime.steps import Steps, run_inline
+from tests.drivers.rbd.ceph import need_modules
+
+need_modules()
+
+from bockd.daemon import writingback  # noqa: E402 - where there are the modules
+from bockd.daemon.writingback import NOTE_SECONDS, WritingBack  # noqa: E402
+from bockd.drivers.rbd.leftdirty import Found, note_reach  # noqa: E402
+from bockd.drivers.rbd.records import DirtyAt, RbdVolumeRecord  # noqa: E402
+
+HERE = "here"
+IMAGES = [f"{number:024x}" for number in range(5)]
+
+
+def record(number: int, dirty_at: DirtyAt | None) -> RbdVolumeRecord:
+    return RbdVolumeRecord(
+        id=VolumeId(number),
+        name=f"v{number}",
+        size_bytes=1 << 20,
+        created_at=0.0,
+        from_snapshot=None,
+        failed=None,
+        image=IMAGES[number],
+        dirty_at=dirty_at,
+    )
+
+
+class Nodes:
+    """What is asked of `OpenNodes`, over records and the names of logs."""
+
+    def __init__(self, *records: RbdVolumeRecord) -> None:
+        self.records = {one.id: one for one in records}
+        self.volumes: dict[VolumeId, Any] = {}
+        self.left_dirty: dict[VolumeId, str] = {}
+        self.damaged: tuple[VolumeId, ...] = ()
+        self.refusals: dict[VolumeId, str] = {}
+        self.discarded: list[str] = []
+        self.noted: list[list[tuple[VolumeId, int, LogReach]]] = []
+        self.logs: list[str] = []
+        self.looks = 0
+        self.fronts = SimpleNamespace(write_backs=self, discard_log=self.discard_log)
+        self.session = SimpleNamespace(
+            who=SimpleNamespace(gateway=HERE),
+            tenures=SimpleNamespace(mark_reach=self.noted.append),
+        )
+
+    def record(self, volume: VolumeId) -> RbdVolumeRecord:
+        return self.records[volume]
+
+    def images(self) -> list[str]:
+        return self.logs
+
+    def has(self, image: str, log: str) -> bool:
+        return image in self.logs and log == "log"
+
+    def look(self) -> None:
+        self.looks += 1
+
+    async def discard_log(self, image: str) -> None:
+        self.discarded.append(image)
+
+    def open(self, number: int, epoch: int, reach: LogReach | None) -> None:
+        log = SimpleNamespace(reach=lambda: reach)
+        self.volumes[VolumeId(number)] = SimpleNamespace(
+            front=SimpleNamespace(log=log), taken=SimpleNamespace(epoch=epoch)
+        )
+
+
+def found(nodes: Nodes, patch: pytest.MonkeyPatch) -> Any:
+    """The records, as `find_dirty` returns them."""
+
+    def find_dirty(_nodes: object) -> Found:
+        records = nodes.records.values()
+        return Found(
+            {one.image: one for one in records if one.dirty_at is not None},
+            frozenset(one.image for one in records if one.dirty_at is None),
+            nodes.damaged,
+        )
+
+    patch.setattr(writingback, "find_dirty", find_dirty)
+    return nodes
+
+
+def test_only_logs_of_what_is_dirty_nowhere_are_removed_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of what is dirty at another gateway, too: this one may have had its name."""
+    nodes = Nodes(
+        record(0, DirtyAt(HERE, "log", 1.0)),
+        record(1, DirtyAt("other", "log", 1.0)),
+        record(2, None),
+        record(4, DirtyAt("third", "another log", 1.0)),
+    )
+    nodes.logs = [*IMAGES, "somebody else's", IMAGES[3] + ".moved"]
+
+    async def main() -> None:
+        work = WritingBack(found(nodes, monkeypatch), _spawn, StepRunner())
+        await work.begin()
+        (said,) = work.waiting()
+        assert 'set rbd.gateway = "other" again' in said
+        nodes.records[VolumeId(1)] = record(1, None)
+        assert work.waiting() == (), "it was discarded"
+
+    with caplog.at_level(logging.WARNING):
+        trio.run(main)
+    assert nodes.discarded == [IMAGES[2], IMAGES[3]]
+    assert "is dirty at gateway other, and its log is here" in caplog.text
+
+
+@pytest.mark.parametrize("damaged", [(), (VolumeId(9),)])
+def test_with_a_malformed_record_only_logs_of_what_is_known_to_be_clean_are_removed(
+    monkeypatch: pytest.MonkeyPatch, damaged: tuple[VolumeId, ...]
+) -> None:
+    """It may name any other image."""
+    nodes = Nodes(record(0, DirtyAt(HERE, "log", 1.0)), record(2, None))
+    nodes.logs, nodes.damaged = [*IMAGES[:4]], damaged
+    trio.run(WritingBack(found(nodes, monkeypatch), _spawn, StepRunner()).begin)
+    unknown = [] if damaged else [IMAGES[1], IMAGES[3]]
+    assert sorted(nodes.discarded) == sorted([IMAGES[2], *unknown])
+
+
+def _spawn(steps: Steps[None]) -> None:
+    run_inline(steps)
+
+
+def test_how_far_logs_have_come_is_noted_every_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes: Any = Nodes()
+    noted: list[float] = []
+
+    async def note(_nodes: object) -> None:
+        noted.append(trio.current_time())
+        if len(noted) == 2:
+            raise UnavailableError("the cluster does not answer")
+        if len(noted) == 4:
+            scope.cancel()
+
+    monkeypatch.setattr(writingback, "note_reach", note)
+    scope = trio.CancelScope()
+
+    async def main() -> None:
+        with scope:
+            await WritingBack(nodes, _spawn, StepRunner()).run()
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    between = [after - before for before, after in pairwise(noted)]
+    assert between == pytest.approx([NOTE_SECONDS] * 3, abs=2.0)
+    assert nodes.looks > 3 * NOTE_SECONDS / 2
+
+
+def test_what_has_not_changed_is_not_noted_again() -> None:
+    nodes: Any = Nodes(
+        record(0, DirtyAt(HERE, "log0", 1.0, 3, 9)),
+        record(1, DirtyAt(HERE, "log1", 1.0, 3, 9)),
+        record(2, None),
+        record(3, DirtyAt(HERE, "log3", 1.0)),
+    )
+    nodes.open(0, 10, LogReach("log0", 3, 9))
+    nodes.open(1, 11, LogReach("log1", 4, 9))
+    nodes.open(2, 12, None)
+    nodes.volumes[VolumeId(3)] = SimpleNamespace(front=SimpleNamespace(log=None))
+    run_inline(note_reach(nodes))
+    assert nodes.noted == [[(VolumeId(1), 11, LogReach("log1", 4, 9))]]
+    del nodes.volumes[VolumeId(1)]
+    run_inline(note_reach(nodes))
+    assert len(nodes.noted) == 1
