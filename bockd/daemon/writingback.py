@@ -8,6 +8,7 @@ another gateway, because this one had another name, is kept.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import trio
 
@@ -19,7 +20,7 @@ from bockd.drivers.rbd.writebacks import WriteBacks
 from bockd.errors import BockdError, DamagedError
 from bockd.model import VolumeId
 from bockd.runtime.steprunner import StepRunner
-from bockd.runtime.steps import Spawn, try_spawn
+from bockd.runtime.steps import Spawn, Steps, try_spawn
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,9 @@ one is recognized by it."""
 DRAIN_SECONDS = 8.0
 """How long the end of the daemon waits for what is dirty to be written back. What is left is
 written back after the next start; a service manager waits for some time more."""
+
+LAST_NOTE_SECONDS = 2.0
+"""How long the end of the daemon waits for that to be noted once more: the cluster may hang."""
 
 
 class WritingBack:
@@ -112,18 +116,24 @@ class WritingBack:
             self._at_work.discard(volume)
 
     async def end(self) -> None:
-        """Write back what is dirty of all that is open, as far as that is done in time."""
-        with trio.move_on_after(DRAIN_SECONDS):
-            drained = trio.Event()
+        """Write back what is dirty of all that is open, as far as that is done in time; then write
+        down how far the logs have come of the rest."""
+        await self._try_for(DRAIN_SECONDS, lambda: drain_all(self._nodes))
+        await self._try_for(LAST_NOTE_SECONDS, self._note)
 
-            async def drain() -> None:
+    async def _try_for(self, seconds: float, doing: Callable[[], Steps[None]]) -> None:
+        """Do something, and leave it alone after some time."""
+        with trio.move_on_after(seconds):
+            done = trio.Event()
+
+            async def do() -> None:
                 try:
-                    await drain_all(self._nodes)
+                    await doing()
                 finally:
-                    drained.set()
+                    done.set()
 
-            if try_spawn(self._spawn, drain()):
-                await drained.wait()
+            if try_spawn(self._spawn, do()):
+                await done.wait()
 
     def waiting(self) -> tuple[str, ...]:
         """Return what is not written back, and why, in words."""

@@ -15,13 +15,18 @@ from bockd.errors import UnavailableError
 from bockd.model import VolumeId
 from bockd.pool.caches import LogReach
 from bockd.runtime.steprunner import StepRunner
-from bockd.runtime.steps import Steps, run_inline
+from bockd.runtime.steps import Signal, Steps, run_inline
 from tests.drivers.rbd.ceph import need_modules
 
 need_modules()
 
 from bockd.daemon import writingback  # noqa: E402 - where there are the modules
-from bockd.daemon.writingback import NOTE_SECONDS, WritingBack  # noqa: E402
+from bockd.daemon.writingback import (  # noqa: E402
+    DRAIN_SECONDS,
+    LAST_NOTE_SECONDS,
+    NOTE_SECONDS,
+    WritingBack,
+)
 from bockd.drivers.rbd.leftdirty import Found, note_reach  # noqa: E402
 from bockd.drivers.rbd.records import DirtyAt, RbdVolumeRecord  # noqa: E402
 
@@ -162,6 +167,49 @@ def test_how_far_logs_have_come_is_noted_every_minute(monkeypatch: pytest.Monkey
     between = [after - before for before, after in pairwise(noted)]
     assert between == pytest.approx([NOTE_SECONDS] * 3, abs=2.0)
     assert nodes.looks > 3 * NOTE_SECONDS / 2
+
+
+@pytest.mark.parametrize("hangs", ["nothing", "draining", "noting", "both"])
+def test_how_far_logs_have_come_is_noted_at_the_end(
+    monkeypatch: pytest.MonkeyPatch, hangs: str
+) -> None:
+    """Of what could not be written back in time; a cluster that hangs ends it, too."""
+    nodes: Any = Nodes()
+    came = list[str]()
+
+    async def drain(_nodes: object) -> None:
+        came.append("drained")
+        if hangs in ("draining", "both"):
+            await Signal()
+
+    async def note(_nodes: object) -> None:
+        came.append("noted")
+        if hangs in ("noting", "both"):
+            await Signal()
+
+    monkeypatch.setattr(writingback, "drain_all", drain)
+    monkeypatch.setattr(writingback, "note_reach", note)
+    waited = {"nothing": 0.0, "draining": DRAIN_SECONDS, "noting": LAST_NOTE_SECONDS}
+    waited["both"] = DRAIN_SECONDS + LAST_NOTE_SECONDS
+
+    hanging: list[Steps[None]] = []
+
+    def spawn(steps: Steps[None]) -> None:
+        try:
+            steps.send(None)
+        except StopIteration:
+            return
+        hanging.append(steps)
+
+    async def main() -> None:
+        began = trio.current_time()
+        await WritingBack(nodes, spawn, StepRunner()).end()
+        assert trio.current_time() - began == pytest.approx(waited[hangs])
+        for one in hanging:
+            one.close()
+
+    trio.run(main, clock=trio.testing.MockClock(rate=0, autojump_threshold=0))
+    assert came == ["drained", "noted"]
 
 
 def test_what_has_not_changed_is_not_noted_again() -> None:
