@@ -32,6 +32,7 @@ from bockd.errors import DamagedError, InvalidRequestError, from_os_error, named
 from bockd.pool.caches import LogReach
 from bockd.pool.device import BlockDevice, SharedDevice
 from bockd.runtime.steps import Spawn, Steps
+from bockd.runtime.waiting import Mutex
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +72,7 @@ class WriteBackDirectory:
         self._segment_bytes = segment_bytes
         self._open: dict[str, WriteBackDevice | None] = {}
         """By image; None while one is being opened."""
+        self._recovering = Mutex()
         self.space.used_bytes = sum(taken_by(one) for one in self._logs())
 
     @classmethod
@@ -190,7 +192,8 @@ class WriteBackDirectory:
         with named(f"reading {path}"):
             taken = await log_call(taken_by, path)
         try:
-            opened = await log_call(recover, path, image, dirty.log)
+            async with self._recovering:  # each takes memory for three segments
+                opened = await log_call(recover, path, image, dirty.log)
         except DamagedError as error:
             raise DamagedError(f"{error}; restore it, or {_ADVICE}") from error
         self.space.give_back(taken - sum(one.size_bytes for one in opened.segments))

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bockd import failpoints
-from bockd.drivers.writeback.dirtymap import DirtyMap
+from bockd.drivers.writeback.dirtyrecords import DirtyRecords
 from bockd.drivers.writeback.epochs import Epoch
 from bockd.drivers.writeback.progress import Progress, ProgressFile
 from bockd.drivers.writeback.records import HEADER_BYTES, Header, Kind, Record, microseconds, padded
@@ -37,14 +37,8 @@ MAX_MEMORY_BYTES = 100 * MIB
 """About what is kept in memory of one log: 262,000 dirty ranges of one epoch, or 109,000 of an
 epoch each, as of a client that flushes after each write."""
 
-_PIECE_BYTES = 280
-"""A range in the map of its epoch, with its record."""
-
-_MAPPED_BYTES = 120
-"""A range in the map of all that is dirty."""
-
-_EPOCH_BYTES = 560
-"""An epoch, without the ranges in its map. (All three as measured with CPython 3.11.)"""
+MAX_RECORDS = 2_000_000
+"""Of one log that are not below, overwritten or not: recovery reads them all, some ten seconds."""
 
 _REASON_CHARACTERS = 500
 """Of a reason in a slot of the progress, which is short."""
@@ -62,9 +56,7 @@ class Opened:
     file: ProgressFile
     progress: Progress
     segments: list[Segment]
-    records: deque[tuple[Record, int, float]]
-    """Changes that are not below, and barriers, in order, each with what it takes in the log and
-    when it was appended. `Log` takes them out: they may be many."""
+    records: DirtyRecords
     sequence: int
     """Of the last record."""
     needless_bytes: int = 0
@@ -88,14 +80,10 @@ class Log:
         """Why nothing may be appended any more; empty if it may."""
         self.no_room = ""
         """Why there was no room for another segment when that was last tried."""
-        self.dirty = DirtyMap()
-        self.epochs: deque[Epoch] = deque()
-        """Those that have a barrier and are not below."""
-        self.current = Epoch()
-        self.dirty_bytes = 0
-        """What the records take that are not below. For any thread."""
-        self._pieces = 0
-        """Ranges in the maps of all epochs."""
+        self.records = opened.records
+        self.dirty = opened.records.map
+        self.memory_bytes = 0
+        """About what is taken for `records`, as the space counts it."""
         self.segments = deque(opened.segments)
         self.spare: Segment | None = None
         self.preparing = False
@@ -124,8 +112,7 @@ class Log:
         self.longest_data = records_in(self._segment_bytes)
         if self.broken:
             log.error("the write-back log %s is not used any more: %s", self.path, self.broken)
-        while opened.records:
-            self._enter(*opened.records.popleft())
+        self._weigh()
 
     # -- appending -----------------------------------------------------------------------------
 
@@ -140,16 +127,23 @@ class Log:
     @property
     def crowded(self) -> bool:
         """Return whether so much is dirty that some must be written below first."""
-        return self.memory_bytes >= MAX_MEMORY_BYTES
+        return (
+            self.memory_bytes >= MAX_MEMORY_BYTES
+            or self.sequence - self.done >= MAX_RECORDS
+            or self._space.is_crowded(self.memory_bytes)
+        )
 
     @property
-    def memory_bytes(self) -> int:
-        """Return about how much memory is taken for what is dirty."""
-        return (
-            _PIECE_BYTES * self._pieces
-            + _MAPPED_BYTES * self.dirty.count
-            + _EPOCH_BYTES * len(self.epochs)
-        )
+    def dirty_bytes(self) -> int:
+        """Return what the records take that are not below. For any thread."""
+        return self.records.bytes
+
+    def _weigh(self) -> None:
+        """Count the memory that is taken now."""
+        if not self.ended:
+            now = self.records.memory_bytes
+            self._space.memory_bytes += now - self.memory_bytes
+            self.memory_bytes = now
 
     def append(self, kind: Kind, offset: int, length: int, data: memoryview | bytes = b"") -> None:
         """Append a record, for which there is room; it counts from now on. Raises BrokenLogError:
@@ -166,22 +160,9 @@ class Log:
         if failpoints.armed is not None:
             hit(Failpoint.WRITEBACK_APPENDED)
         self.sequence = header.sequence
-        self._enter(
-            Record(kind, header.sequence, offset, length, segment, at), header.size_bytes, now
-        )
-
-    def _enter(self, record: Record, size_bytes: int, time: float) -> None:
-        if record.kind is Kind.BARRIER:
-            self._close_epoch(record.sequence)
-        else:
-            self.dirty.put(record)
-            self._pieces += self.current.add(record, size_bytes, time)
-            self.dirty_bytes += size_bytes
-
-    def _close_epoch(self, barrier: int) -> None:
-        self.current.barrier = barrier
-        self.epochs.append(self.current)
-        self.current = Epoch()
+        record = Record(kind, header.sequence, offset, length, segment, at)
+        self.records.enter(record, header.size_bytes, now)
+        self._weigh()
 
     def fail(self, reason: str) -> None:
         """Append nothing any more. The first reason stays."""
@@ -199,13 +180,13 @@ class Log:
         async with self._turn:
             # Whoever had the turn may have synced this, too. What recovery has synced may lack a
             # barrier.
-            if self.synced < wanted or 0 < self.current.first <= wanted:
+            if self.synced < wanted or 0 < self.records.current.first <= wanted:
                 await self._sync()
 
     async def _sync(self) -> None:
         if self.broken or self.ended:
             raise BrokenLogError
-        if not self.current.empty:
+        if not self.records.current.empty:
             self.append(Kind.BARRIER, 0, 0)
         covered = self.sequence
         hit(Failpoint.WRITEBACK_BARRIER)
@@ -229,15 +210,17 @@ class Log:
     def close_unsynced(self) -> None:
         """End the epoch that goes on, of a log that is broken: there is nothing to wait for."""
         assert self.broken
-        if not self.current.empty:
-            self._close_epoch(self.sequence)
+        if not self.records.current.empty:
+            self.records.close_epoch(self.sequence)
+            self._weigh()
 
     # -- what is below -------------------------------------------------------------------------
 
     def ready(self) -> Epoch | None:
         """Return the next epoch that may be sent below."""
-        if self.epochs and (self.broken or self.epochs[0].barrier <= self.synced):
-            return self.epochs[0]
+        epochs = self.records.epochs
+        if epochs and (self.broken or epochs[0].barrier <= self.synced):
+            return epochs[0]
         return None
 
     @property
@@ -249,25 +232,23 @@ class Log:
     def clean(self) -> bool:
         """Return whether all is below for good."""
         return (
-            self.current.empty
-            and not self.epochs
+            self.records.current.empty
+            and not self.records.epochs
             and (bool(self.broken) or self.noted >= self.done)
         )
 
     def dirty_since(self) -> float | None:
         """Return when the oldest record that is not below was appended, in seconds since the
         epoch."""
-        oldest = self.epochs[0] if self.epochs else self.current
+        records = self.records
+        oldest = records.epochs[0] if records.epochs else records.current
         return None if oldest.empty else oldest.began
 
     def settle(self, epoch: Epoch) -> None:
         """Note that an epoch, the oldest, is below and flushed there."""
-        assert self.epochs[0] is epoch
-        self.epochs.popleft()
+        self.records.settle(epoch)
         self.done = epoch.barrier
-        self.dirty_bytes -= epoch.bytes
-        self._pieces -= epoch.map.count
-        self.dirty.forget(epoch.map, epoch.barrier)
+        self._weigh()
 
     async def note(self) -> None:
         """Make durable how much is below, and free what of the log is not needed any more. Raises
@@ -380,7 +361,9 @@ class Log:
     async def close(self) -> None:
         """Close its files, which stay. What is under way has ended then: the next opening makes
         files of the same names."""
-        self.ended = True
+        if not self.ended:
+            self.ended = True
+            self._space.memory_bytes -= self.memory_bytes
         async with self._turn, self._noting:
             pass
         while self.preparing:

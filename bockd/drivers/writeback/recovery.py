@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import deque
+import time
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ import msgspec
 
 from bockd.directories import sync_directory
 from bockd.drivers.local.format.journal import boot_id
+from bockd.drivers.writeback.dirtyrecords import DirtyRecords
 from bockd.drivers.writeback.log import Opened
 from bockd.drivers.writeback.progress import NAME, Progress, ProgressFile
 from bockd.drivers.writeback.records import (
@@ -41,13 +43,24 @@ from bockd.drivers.writeback.segment import (
 )
 from bockd.errors import DamagedError, named
 from bockd.failpoints import Failpoint, hit
+from bockd.model import KIB
 
 log = logging.getLogger(__name__)
 
 _NOTHING = memoryview(b"")
+_NOWHERE = array("I")
+
+_PIECE_BYTES = 64 * KIB
 
 _SECTOR = 512
 """A disk writes whole ones."""
+
+
+SLICE = 256
+"""Records that are looked at between two moments in which other threads go on: a millisecond."""
+
+_MOMENT_SECONDS = 0.0001
+"""Enough for a thread that waits for the interpreter to get it."""
 
 
 @dataclass
@@ -57,8 +70,10 @@ class _Scanned:
     segment: Segment
     content: memoryview
     """Of the last one only."""
-    headers: list[tuple[int, Header]]
-    """Where each record lies, in order. Of the last one only."""
+    places: array[int]
+    """Where each record lies, in order: there may be 262,000. Of the last one only."""
+    synced: int
+    """The highest sequence that one of them calls synced."""
     end: int
     """The place of the first record that does not verify."""
     error: OSError | None = None
@@ -66,7 +81,8 @@ class _Scanned:
 
     def write_again(self, synced: int) -> None:
         """Write what follows a sequence as it was read: only this is known to be what verified."""
-        start = next((at for at, header in self.headers if header.sequence > synced), self.end)
+        known = max(0, synced + 1 - self.segment.first_sequence)
+        start = self.places[known] if known < len(self.places) else self.end
         try:
             self.segment.write_again(self.content[start : self.end], start)
         except OSError as error:
@@ -91,7 +107,7 @@ def create(path: Path, image: str, log_id: str, segment_bytes: int) -> Opened:
         segment.close()
         raise
     hit(Failpoint.WRITEBACK_CREATED)
-    return Opened(path, file, progress, [segment], deque(), 0)
+    return Opened(path, file, progress, [segment], DirtyRecords(), 0)
 
 
 def recover(path: Path, image: str, log_id: str) -> Opened:
@@ -139,7 +155,7 @@ def _needed(path: Path, progress: Progress) -> list[int]:
 
 
 def _recover(path: Path, file: ProgressFile, progress: Progress, segments: list[Segment]) -> Opened:
-    records = deque[tuple[Record, int, float]]()
+    records = DirtyRecords()
     scanned, sequence = _scan_all(segments, progress, records)
     # The log goes on in the last segment that has a record; those behind it are spare.
     last = len(scanned) - 1
@@ -198,43 +214,52 @@ def _others(path: Path, needed: list[str]) -> list[Path]:
 
 
 def _scan_all(
-    segments: list[Segment], progress: Progress, records: deque[tuple[Record, int, float]]
+    segments: list[Segment], progress: Progress, records: DirtyRecords
 ) -> tuple[list[_Scanned], int]:
     """Verify what follows the progress, up to the first segment, but for the first one, that has no
-    record, and write again what nothing calls synced. Add its records to others. Return the
-    sequence of the last one, too."""
+    record, and write again what nothing calls synced. Enter in `records` what is not below. Return
+    the sequence of the last one, too."""
     scanned, sequence, synced = list[_Scanned](), progress.first_sequence - 1, progress.synced
     for segment in segments:
-        one = _scan(segment, sequence)
+        one = _scan(segment, sequence, progress.done, records)
         if scanned:
-            if not one.headers:
+            if not one.places:
                 break
             # All of a log may be more than there is memory.
-            scanned[-1].content, scanned[-1].headers = _NOTHING, []
-        if one.headers:
-            synced = max(synced, one.headers[-1][1].synced)
+            scanned[-1].content, scanned[-1].places = _NOTHING, _NOWHERE
+        synced = max(synced, one.synced)
         if not progress.broken:
             one.write_again(synced)
         scanned.append(one)
-        records.extend(_records(one, progress.done))
-        sequence += len(one.headers)
+        sequence += len(one.places)
     return scanned, sequence
 
 
-def _scan(segment: Segment, sequence: int) -> _Scanned:
+def _scan(segment: Segment, sequence: int, done: int, records: DirtyRecords) -> _Scanned:
     """Verify the records of a segment that follow a sequence."""
     content = memoryview(segment.content())
-    headers, at = list[tuple[int, Header]](), FIRST_RECORD
+    places, synced, at, first = array("I"), 0, FIRST_RECORD, sequence + 1
     while (header := parse(content, at)) is not None:
         if header.sequence != sequence + 1 or not verifies(content, at, header, segment.seed):
             break
-        headers.append((at, header))
         sequence += 1
+        if sequence > done:
+            record = Record(header.kind, sequence, header.offset, header.length, segment, at)
+            records.enter(record, header.size_bytes, header.time)
+        places.append(at)
+        synced = max(synced, header.synced)
         at += header.size_bytes
-    if headers:
-        segment.first_sequence, segment.last_sequence = headers[0][1].sequence, sequence
+        _give_way(sequence)
+    if places:
+        segment.first_sequence, segment.last_sequence = first, sequence
     segment.at = at
-    return _Scanned(segment, content, headers, at)
+    return _Scanned(segment, content, places, synced, at)
+
+
+def _give_way(nth: int) -> None:
+    """Let other threads go on, now and then: clients of other volumes must not wait."""
+    if nth % SLICE == 0:
+        time.sleep(_MOMENT_SECONDS)
 
 
 def _refuse_damage(
@@ -242,15 +267,15 @@ def _refuse_damage(
 ) -> None:
     """Raise DamagedError, if no crash can have ended the log where it ends."""
     seed, wanted = tail.segment.seed, sequence + 1
-    later, whole = list[Header](), False
+    synced, later, whole = max(progress.synced, tail.synced), False, False
     for nth, (content, at) in enumerate(_ends(tail, behind)):
-        later += _verified_after(content, at, seed, sequence)
+        if (known := _synced_after(content, at, seed, sequence)) is not None:
+            synced, later = max(synced, known), True
         header = parse(content, at) if nth < 2 else None
         if header is not None and header.sequence == wanted:
             whole = whole or not _is_torn(content, at, header)
-    known = [one.synced for one in (*(header for _, header in tail.headers), *later)]
     where = f"record {wanted} of {path}, after byte {tail.end} of {tail.segment.path.name},"
-    if sequence < max(progress.synced, *known, 0):
+    if sequence < synced:
         raise DamagedError(f"{where} is missing or damaged, and was flushed")
     if later and progress.boot == boot_id():
         raise DamagedError(f"{where} is damaged: there are others behind it")
@@ -267,19 +292,31 @@ def _ends(tail: _Scanned, behind: list[Segment]) -> Iterator[tuple[memoryview, i
         yield memoryview(segment.content()), FIRST_RECORD
 
 
-def _verified_after(content: memoryview, at: int, seed: int, sequence: int) -> list[Header]:
-    """Return what verifies from a place on, of records that follow a sequence."""
-    end = len(content.tobytes().rstrip(b"\0"))
-    found = []
-    for place in range(at, end, HEADER_BYTES):
+def _synced_after(content: memoryview, at: int, seed: int, sequence: int) -> int | None:
+    """Return the highest sequence that is called synced by what verifies from a place on, of
+    records that follow a sequence. None: nothing verifies."""
+    synced = None
+    for nth, place in enumerate(range(at, _end_of_data(content, at), HEADER_BYTES), 1):
         header = parse(content, place)
         if (
             header is not None
             and header.sequence > sequence
             and verifies(content, place, header, seed)
         ):
-            found.append(header)
-    return found
+            synced = max(synced or 0, header.synced)
+        _give_way(nth)
+    return synced
+
+
+def _end_of_data(content: memoryview, at: int) -> int:
+    """Return where the zeros begin that the content ends with; `at`, if all from there on are."""
+    end = len(content)
+    while end > at:
+        start = max(at, end - _PIECE_BYTES)
+        if found := content[start:end].tobytes().rstrip(b"\0"):
+            return start + len(found)
+        end = start
+    return at
 
 
 def _is_torn(content: memoryview, at: int, header: Header) -> bool:
@@ -291,16 +328,3 @@ def _is_torn(content: memoryview, at: int, header: Header) -> bool:
             return True
         at = stop
     return False
-
-
-def _records(scanned: _Scanned, done: int) -> Iterator[tuple[Record, int, float]]:
-    segment = scanned.segment
-    return (
-        (
-            Record(one.kind, one.sequence, one.offset, one.length, segment, at),
-            one.size_bytes,
-            one.time,
-        )
-        for at, one in scanned.headers
-        if one.sequence > done
-    )

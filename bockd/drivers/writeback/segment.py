@@ -193,16 +193,16 @@ class Segment:
         into[:] = content[first : first + len(into)]
         return True
 
-    def content(self) -> bytes:
+    def content(self) -> bytearray:
         """Return all of the file. Blocks. Raises OSError."""
-        pieces, at = [], 0
+        content = bytearray(self.size_bytes)
+        view, at = memoryview(content), 0
         while at < self.size_bytes:
-            piece = os.pread(self._fd, min(MIB, self.size_bytes - at), at)
-            if not piece:
+            done = os.preadv(self._fd, (view[at : at + MIB],), at)
+            if not done:
                 raise OSError(errno.EIO, "the file is shorter than it was made")
-            pieces.append(piece)
-            at += len(piece)
-        return b"".join(pieces)
+            at += done
+        return content
 
     def write_again(self, content: memoryview, at: int) -> None:
         """Write what a place has anyway, so that the next sync covers it. Blocks. Raises

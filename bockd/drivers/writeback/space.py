@@ -1,4 +1,4 @@
-"""The bound that the logs of a directory share."""
+"""The bounds that the logs of a directory share: of the disk, and of memory."""
 
 from __future__ import annotations
 
@@ -6,6 +6,14 @@ import shutil
 from pathlib import Path
 
 from bockd.drivers.writeback.segment import log_call, taken_by
+from bockd.model import KIB, MIB
+
+MAX_MEMORY_BYTES = 400 * MIB
+"""About what is kept in memory of all logs together: as much as of four that are full."""
+
+SHARE_BYTES = 256 * KIB
+"""What each log may keep whatever the others do, some 600 dirty ranges: so each of them goes on
+without waiting for another one."""
 
 
 class Space:
@@ -15,6 +23,13 @@ class Space:
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
         self.used_bytes = 0
+        self.memory_bytes = 0
+        """About what the logs that are open keep in memory."""
+
+    def is_crowded(self, memory_bytes: int) -> bool:
+        """Return whether a log that keeps so much in memory must have some written below first, for
+        the sake of the others."""
+        return memory_bytes >= SHARE_BYTES and self.memory_bytes >= MAX_MEMORY_BYTES
 
     def take(self, size_bytes: int) -> bool:
         """Take so much. False if that is more than there is."""

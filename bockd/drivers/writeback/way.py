@@ -157,7 +157,7 @@ class Way:
         looked_at, self._looked_at = self._looked_at, current.sequence
         if current.broken or (current.clean and quiet):
             self._begin_look(self.become_clean)
-        elif not current.current.empty and current.current.first <= looked_at:
+        elif 0 < current.records.current.first <= looked_at:
             self._begin_look(lambda: self._flush_log(current))
         else:
             self.kick()
@@ -399,7 +399,8 @@ class Way:
             return
         with suppress(BrokenLogError):
             await current.flush()
-            first = current.epochs[0].barrier if current.epochs else current.done
+            epochs = current.records.epochs
+            first = epochs[0].barrier if epochs else current.done
             await self._until(current, first)
 
     def _own_barrier(self, current: Log) -> None:

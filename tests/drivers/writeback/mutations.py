@@ -46,15 +46,16 @@ def _epochs_are_joined(patch: pytest.MonkeyPatch) -> None:
     ready = Log.ready
 
     def joined(self: Log) -> Epoch | None:
-        if len(self.epochs) > 1 and self.epochs[1].barrier <= self.synced:
-            first, second = self.epochs[0], self.epochs[1]
-            self._pieces -= first.map.count + second.map.count
+        dirty = self.records
+        if len(dirty.epochs) > 1 and dirty.epochs[1].barrier <= self.synced:
+            first, second = dirty.epochs[0], dirty.epochs[1]
+            dirty.pieces -= first.map.count + second.map.count
             records = {record.sequence: record for _, _, record in second.map.pieces()}
             for sequence in sorted(records):
                 first.map.put(records[sequence])
             first.barrier, first.bytes = second.barrier, first.bytes + second.bytes
-            self._pieces += first.map.count
-            del self.epochs[1]
+            dirty.pieces += first.map.count
+            del dirty.epochs[1]
         return ready(self)
 
     patch.setattr(Log, "ready", joined)
@@ -78,7 +79,7 @@ def _two_epochs_at_once(patch: pytest.MonkeyPatch) -> None:
     class Sending(writer._Sending):
         def __init__(self, one: Writer, epoch: Epoch, spawn: Any) -> None:
             super().__init__(one, epoch, spawn)
-            others = list(one._log.epochs)[1:2]
+            others = list(one._log.records.epochs)[1:2]
             if others and others[0].barrier <= one._log.synced:
                 self._jobs = self._chained(epoch, others[0])
 

@@ -92,6 +92,7 @@ class World:
         self._patch.setattr(
             "bockd.drivers.writeback.log.MAX_MEMORY_BYTES", self.chance.choice((MIB, 3000))
         )
+        self._patch.setattr("bockd.drivers.writeback.recovery.SLICE", 1 << 30)
         self.uneven = self.chance.random() < 0.5
         self.device: WriteBackDevice
         self.directory: WriteBackDirectory
