@@ -432,6 +432,23 @@ def test_a_lost_log_is_discarded_at_its_gateway(first: Gateway, second: Gateway)
     second.stop()
 
 
+def test_while_the_disk_of_the_logs_is_not_mounted_nothing_is_lost(first: Gateway) -> None:
+    """Nor is it taken for lost."""
+    answered = die_dirty(first)
+    disk = first.logs.rename(first.logs.with_name("disk"))
+    first.expect_in_log("its disk (is )?mounted")
+    first.start()
+    refused(first)
+    assert first.bock("volume", "show", "disk")["status"] == "available"
+    assert any("mounted" in one for one in first.bock("info")["waiting"])
+    first.stop()
+    shutil.rmtree(first.logs)
+    disk.rename(first.logs)
+    first.start()
+    assert read(first, 0, len(answered)) == [number + 1 for number in answered]
+    first.stop()
+
+
 def test_a_lost_gateway_is_discarded_at_another_one(first: Gateway, second: Gateway) -> None:
     count = lose_the_disk(first)
     second.expect_in_log("was discarded")

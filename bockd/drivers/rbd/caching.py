@@ -72,8 +72,9 @@ class CacheOperations:
             return None
         return (
             f"volume {record.id} ({record.name}) is refused: gateway {state.dirty_at} has answered "
-            "writes to it that are not in the cluster, and cannot read them; its log says why. "
-            f"'bock volume discard-cache {record.id}' gives them up"
+            "writes to it that are not in the cluster, and cannot read them: the service's "
+            "operator finds the reason in its log, and can put the write-back log back. Only if "
+            "that is lost for good, those writes are to be given up (bock volume discard-cache)"
         )
 
     # -- choosing ----------------------------------------------------------------------------

@@ -245,8 +245,8 @@ def _without_log(session: Session, records: list[Record], has_log: HasLog) -> It
             if volume in again and same_log(again[volume].dirty_at, one.dirty_at):
                 yield (
                     f"volume {one.id} ({one.name}): what was answered and is not in the cluster is "
-                    "in a write-back log that is missing here; restore it, or give that up with "
-                    f"'bock volume discard-cache {one.id}'"
+                    "in a write-back log that is missing here: is its disk mounted? Put the log "
+                    "back; only if it is lost for good, give that up (bock volume discard-cache)"
                 )
 
 

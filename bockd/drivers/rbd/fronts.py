@@ -22,6 +22,8 @@ from bockd.runtime.steps import Signal, Spawn, Steps, try_spawn
 
 log = logging.getLogger(__name__)
 
+_LOST = "Only if those writes are lost for good, give them up (bock volume discard-cache)"
+
 
 class CachedDevice(BlockDevice, Protocol):
     """A device that holds what it has read of another one: `bockd.drivers.cache`."""
@@ -161,8 +163,8 @@ class Fronts:
         here = record.dirty_at
         if here is None and record.cache is not CacheMode.WRITE_BACK:
             return None
+        self.refuse_dirty(record)
         if self.write_backs is None:
-            self.refuse_dirty(record)
             log.warning("volume %s is served write-through: no write_back.directory", record.id)
             return None
         await self._log_closed(record.image)
@@ -177,13 +179,23 @@ class Fronts:
             return None
 
     def refuse_dirty(self, record: RbdVolumeRecord) -> None:
-        """Raise ConflictError for a volume that is dirty here, while no directory of logs is
-        named."""
-        if self.write_backs is None and record.dirty_at is not None:
+        """Raise ConflictError for a volume that is dirty here, while its directory of logs is not
+        there: no directory is named, or another one, or a disk is not mounted."""
+        at = record.dirty_at
+        if at is None:
+            return
+        if self.write_backs is None:
             raise ConflictError(
                 f"volume {record.id} ({record.name}) has writes that only this gateway has, in "
                 "the directory that write_back.directory named; let the configuration name it "
-                f"again, or give them up with 'bock volume discard-cache {record.id}'"
+                f"again, and start bockd again. {_LOST}"
+            )
+        if at.directory not in ("", self.write_backs.id):
+            raise ConflictError(
+                f"volume {record.id} ({record.name}) has writes that only this gateway has, in the "
+                f"directory of logs {at.directory}, and {self.write_backs.path} is another one: is "
+                "its disk mounted, and write_back.directory right? Mend that, and start bockd "
+                f"again. {_LOST}"
             )
 
     async def of_snapshot(self, device: RbdDevice, record: RbdSnapshotRecord) -> Front:

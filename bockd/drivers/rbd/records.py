@@ -65,6 +65,8 @@ class DirtyAt(NamedTuple):
     """Of `LogReach`, as it was some time ago."""
     synced: int = 0
     """The same."""
+    directory: str = ""
+    """The id of the directory there that has the log; empty if it was written down without."""
 
     @property
     def reach(self) -> LogReach:
@@ -230,8 +232,8 @@ def dirty_elsewhere(record: RbdVolumeRecord) -> DirtyElsewhereError:
     return DirtyElsewhereError(
         f"gateway {at.gateway} has answered writes to volume {record.id} ({record.name}) that are "
         f"not in the cluster yet, since {_date(at.since)}: it writes them back while it runs, so "
-        f"start it, or try again when it has done so; 'bock volume discard-cache {record.id} "
-        "--yes' gives them up"
+        "start it, or try again when it has done so. Only if it is lost for good, they are to be "
+        "given up (bock volume discard-cache)"
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from bockd.drivers.rbd.records import DirtyAt, Identity, Tenures
@@ -72,6 +73,11 @@ class WriteBacks(Protocol):
         """What names the directory of logs for good."""
         ...
 
+    @property
+    def path(self) -> Path:
+        """Where it is, for people."""
+        ...
+
     def open(
         self,
         below: BlockDevice,
@@ -122,7 +128,7 @@ class DirtyMarks:
     async def dirty(self, directory: str, log: str) -> None:
         """Write down that this gateway makes the volume dirty, in a log of a directory, by their
         ids. Raises VolumeTakenError, and BockdError: it may have been written down all the same."""
-        dirty = DirtyAt(self.who.gateway, log, self.clock())
+        dirty = DirtyAt(self.who.gateway, log, self.clock(), directory=directory)
         mark = self.tenures.mark_dirty
         await blocking_apart("dirty marks", mark, self.volume, self.epoch, dirty, directory)
 

@@ -46,7 +46,8 @@ _NAME_OF_LOG = re.compile(rf"{_NAME.pattern}\.[0-9a-f]{{{2 * _ID_BYTES}}}")
 """Directories of other names, as one that somebody has moved aside, are left alone."""
 
 _ADVICE = (
-    "'bock volume discard-cache' goes on without it, with the state that was last written back"
+    "Only if it is lost for good, go on without it, with the state that was last written back "
+    "(bock volume discard-cache)"
 )
 
 
@@ -187,7 +188,7 @@ class WriteBackDirectory:
         path = log_path(self.path, image, dirty.log)
         if not self.has(image, dirty.log):
             raise DamagedError(
-                f"the volume is dirty in the log {path}, which is missing; {_ADVICE}"
+                f"the volume is dirty in the log {path}, which is missing: put it back. {_ADVICE}"
             )
         with named(f"reading {path}"):
             taken = await log_call(taken_by, path)
@@ -195,14 +196,14 @@ class WriteBackDirectory:
             async with self._recovering:  # each takes memory for three segments
                 opened = await log_call(recover, path, image, dirty.log)
         except DamagedError as error:
-            raise DamagedError(f"{error}; restore it, or {_ADVICE}") from error
+            raise DamagedError(f"{error}; put back what it was. {_ADVICE}") from error
         self.space.give_back(taken - sum(one.size_bytes for one in opened.segments))
         recovered = Log(opened, self.space, self._spawn, self._clock)
         if opened.progress.done < dirty.done or opened.sequence < dirty.synced:
             await recovered.close()
             raise DamagedError(
                 f"the log {path} is older than what is known of it, as one is that was restored "
-                f"from a backup, and what came after it may be below; put the newest one back, or "
+                "from a backup, and what came after it may be below: put the newest one back. "
                 f"{_ADVICE}"
             )
         with suppress(BrokenLogError):

@@ -168,7 +168,9 @@ def test_an_index_that_was_put_back_is_noticed_however_far_it_has_come_since(
     front = run_inline(fronts.of_volume(below, volume, lambda: None, marks))
     backup = dict(records._kept)
     run_inline(front.device.write(0, memoryview(ONE)))
-    assert tenures.look(volume.id).dirty_at is not None
+    dirty_at = tenures.look(volume.id).dirty_at
+    assert dirty_at is not None
+    assert dirty_at.directory == directory.id
     run_inline(fronts.retire(front))
     directory.release()
     open_directory().release()

@@ -214,6 +214,27 @@ def test_without_a_directory_of_logs_it_is_not_even_taken(caplog: pytest.LogCapt
     assert caplog.text == ""
 
 
+def test_a_directory_whose_disk_is_not_mounted_is_not_taken_for_its_logs(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Nor is it said that they are missing: whoever gives them up then loses them."""
+    gateway = Gateway(replace(VOLUME, dirty_at=HERE._replace(directory="logs")))
+    logs: Any = SimpleNamespace(id="another", path="/logs")
+    nodes = OpenNodes(gateway.nodes.session, gateway.background.spawn)
+    nodes.fronts.write_backs = logs
+    find_dirty(nodes)
+    with pytest.raises(ConflictError, match=r"logs logs, and /logs is another.*mounted") as caught:
+        run_inline(write_back_left(nodes, ID))
+    assert str(caught.value).endswith("lost for good, give them up (bock volume discard-cache)")
+    assert nodes.refusals == {}
+    assert list(nodes.left_dirty) == [ID]
+    logs.id = "logs"
+    nodes.fronts.refuse_dirty(nodes.record(ID))
+    gateway.put(replace(VOLUME, dirty_at=HERE))
+    logs.id = "another"
+    nodes.fronts.refuse_dirty(nodes.record(ID))
+
+
 def test_what_is_dirty_elsewhere_is_taken_without_a_directory_of_logs() -> None:
     """The other gateway is asked to write it back."""
     gateway = Gateway(replace(VOLUME, dirty_at=ELSEWHERE))

@@ -134,6 +134,13 @@ def test_a_volume_of_an_older_bockd_is_cached_and_clean(txn: Transaction) -> Non
     assert volume_record(txn, VolumeId(7)) == VOLUME
 
 
+def test_a_volume_may_be_dirty_in_a_directory_that_is_not_known(txn: Transaction) -> None:
+    fields = json.loads(encode_volume(replace(VOLUME, dirty_at=DIRTY)))
+    assert fields["dirty_at"].pop() == ""
+    txn.put(VOLUMES, id_key(7), json.dumps(fields).encode())
+    assert volume_record(txn, VolumeId(7)) == replace(VOLUME, dirty_at=DIRTY)
+
+
 @pytest.mark.parametrize("name", ["seven", '"dirty_image":', "\\"])
 def test_the_record_of_a_dirty_volume_is_read_as_it_was_written(
     txn: Transaction, name: str
@@ -175,7 +182,9 @@ def test_a_volume_that_is_dirty_at_another_gateway_is_not_begun(
     assert epoch is not None
     seen = tenures.look(VolumeId(7))
     tenures.mark_dirty(VolumeId(7), epoch, DIRTY, LOGS)
-    with pytest.raises(DirtyElsewhereError, match=r"gateway one .*discard-cache 7 --yes"):
+    with pytest.raises(
+        DirtyElsewhereError, match=r"gateway one .*Only if it is lost.*discard-cache"
+    ):
         tenures.begin(seen, TWO, "other")
     assert tenures.look(VolumeId(7)).holder == "one"
     assert tenures.begin(seen, ONE, "again") == epoch + 1
