@@ -1,8 +1,9 @@
 """Volumes of a pool in Ceph that an earlier run of this gateway left dirty, or that it lost while
 they were: they are opened and written back in the background, without a client (docs/ceph.md).
 
-A log is removed only if the index says that its volume is dirty nowhere, or gone. One that is of
-another gateway, because this one had another name, is kept.
+A log is removed only if the index says that its volume is dirty nowhere, or gone; one that was
+given up with something in it is put aside. One that is of another gateway, because this one had
+another name, is kept.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ class WritingBack:
         here = self._nodes.session.who.gateway
         for image in filter(is_made_by_bockd, write_backs.images()):
             if found.is_void(image):
-                await self._runner.run(self._nodes.fronts.discard_log(image))
+                keep = image in found.clean  # of what was deleted, nothing is
+                await self._runner.run(self._nodes.fronts.discard_log(image, keep=keep))
                 continue
             record = found.dirty.get(image)
             if record is not None and record.dirty_elsewhere(here) and _is_at(record, write_backs):
@@ -144,7 +146,10 @@ class WritingBack:
             if volume in left
         )
         kept = (_kept(one) for one in self._elsewhere if self._is_as_it_was(one))
-        return (*put_off, *kept)
+        write_backs = self._nodes.fronts.write_backs
+        aside = () if write_backs is None else write_backs.aside()
+        given_up = (f"discarded writes are kept in {one} until you remove that" for one in aside)
+        return (*put_off, *kept, *given_up)
 
     def _is_as_it_was(self, seen: RbdVolumeRecord) -> bool:
         try:

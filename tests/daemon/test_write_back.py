@@ -465,17 +465,21 @@ def test_a_lost_gateway_is_discarded_at_another_one(first: Gateway, second: Gate
     second.stop()
 
 
-def test_the_log_of_what_was_discarded_elsewhere_is_void(first: Gateway, second: Gateway) -> None:
+def test_the_log_of_what_was_discarded_elsewhere_is_put_aside(
+    first: Gateway, second: Gateway
+) -> None:
     answered = die_dirty(first)
     second.expect_in_log("was discarded")
     second.bock("volume", "discard-cache", "disk", "--yes")
     with second.connected("disk") as client:
         client.pwrite(bytes(len(answered) * BLOCK), 0)
     second.wait_until_unused("disk")
-    first.expect_in_log("is void")
+    first.expect_in_log("was given up")
     first.start()
     assert not any(read(first, 0, len(answered)))
-    assert not first.log_directories()
+    (aside,) = first.log_directories()
+    assert aside.name.endswith(".discarded")
+    assert any(f"kept in {aside} until" in one for one in first.bock("info")["waiting"])
     first.stop()
     second.stop()
 
@@ -485,7 +489,7 @@ def test_what_is_discarded_while_its_gateway_hangs_leaves_no_log(
 ) -> None:
     second.expect_in_log("was discarded")
     first.expect_in_log(
-        "has taken volume|is void|closing volume|taken by another one|bus is watched"
+        "has taken volume|is void|was given up|closing volume|taken by another one|bus is watched"
     )
     client = first.connect("disk")
     client.pwrite(block(1), 0)

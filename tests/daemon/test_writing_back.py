@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -57,6 +58,8 @@ class Nodes:
         self.damaged: tuple[VolumeId, ...] = ()
         self.refusals: dict[VolumeId, str] = {}
         self.discarded: list[str] = []
+        self.kept: list[str | None] = []
+        self.put_aside: list[Path] = []
         self.noted: list[list[tuple[VolumeId, int, LogReach]]] = []
         self.logs: list[str] = []
         self.looks = 0
@@ -78,8 +81,12 @@ class Nodes:
     def look(self) -> None:
         self.looks += 1
 
-    async def discard_log(self, image: str) -> None:
+    def aside(self) -> list[Path]:
+        return self.put_aside
+
+    async def discard_log(self, image: str, *, keep: bool) -> None:
         self.discarded.append(image)
+        self.kept.append(image if keep else None)
 
     def open(self, number: int, epoch: int, reach: LogReach | None) -> None:
         log = SimpleNamespace(reach=lambda: reach)
@@ -122,10 +129,14 @@ def test_only_logs_of_what_is_dirty_nowhere_are_removed_at_the_start(
         assert 'set rbd.gateway = "other" again' in said
         nodes.records[VolumeId(1)] = record(1, None)
         assert work.waiting() == (), "it was discarded"
+        nodes.put_aside = [Path("/logs/one.discarded")]
+        (said,) = work.waiting()
+        assert "kept in /logs/one.discarded until you remove that" in said
 
     with caplog.at_level(logging.WARNING):
         trio.run(main)
     assert nodes.discarded == [IMAGES[2], IMAGES[3]]
+    assert nodes.kept == [IMAGES[2], None], "the other one was deleted"
     assert "is dirty at gateway other, and its log is here" in caplog.text
 
 

@@ -121,7 +121,7 @@ class CacheOperations:
             record = await blocking_apart(CHANGING, self._discard, seen, in_transaction)
             self._nodes.refusals.pop(volume, None)
             self._nodes.left_dirty.pop(volume, None)
-            await self._nodes.fronts.discard_log(record.image)
+            await self._nodes.fronts.discard_log(record.image, keep=True)
 
         return self._nodes.exclusive(volume, steps)
 

@@ -251,14 +251,15 @@ class Fronts:
         if not try_spawn(self._spawn, self.cache.close_device(front.cached)):
             await self.cache.close_device(front.cached)
 
-    async def discard_log(self, image: str) -> None:
+    async def discard_log(self, image: str, *, keep: bool) -> None:
         """Remove the log of an image that no record calls dirty any more, and which is not open, or
-        is being closed. If that fails, the next opening or start does it."""
+        is being closed; with `keep`, put aside what is not in the cluster. If that fails, the next
+        opening or start does it."""
         if self.write_backs is None:
             return
         await self._log_closed(image)
         try:
-            await self.write_backs.discard(image)
+            await self.write_backs.discard(image, keep=keep)
         except BockdError as error:
             log.warning("the log of image %s is void, and is not removed yet: %s", image, error)
 

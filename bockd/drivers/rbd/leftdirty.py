@@ -71,7 +71,7 @@ async def write_back_left(nodes: OpenNodes, volume: VolumeId) -> None:
         if image is None:
             return False  # it was opened
         if not _is_dirty(nodes, volume, image):
-            await nodes.fronts.discard_log(image)
+            await nodes.fronts.discard_log(image, keep=_is_there(nodes, volume))
             nodes.refusals.pop(volume, None)
             del nodes.left_dirty[volume]
         elif nodes.is_dirty_here(volume):
@@ -92,6 +92,15 @@ def _is_dirty(nodes: OpenNodes, volume: VolumeId, image: str) -> bool:
     except NotFoundError:
         return False
     return record.image == image and record.dirty_at is not None
+
+
+def _is_there(nodes: OpenNodes, volume: VolumeId) -> bool:
+    """Return whether there is a volume still: of one that was deleted, nothing is kept."""
+    try:
+        nodes.record(volume)
+    except NotFoundError:
+        return False
+    return True
 
 
 async def drain_all(nodes: OpenNodes) -> None:

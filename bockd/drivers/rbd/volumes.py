@@ -226,7 +226,7 @@ class VolumeOperations:
             self._nodes.refusals.pop(volume, None)
             self._nodes.left_dirty.pop(volume, None)
             self._discard(seen.image)
-            await self._nodes.fronts.discard_log(seen.image)
+            await self._nodes.fronts.discard_log(seen.image, keep=False)
 
         return self._nodes.exclusive(volume, steps)
 

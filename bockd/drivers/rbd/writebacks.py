@@ -101,8 +101,13 @@ class WriteBacks(Protocol):
         """Return whether there is a log of that id here, whole or not. For any thread."""
         ...
 
-    def discard(self, image: str) -> Steps[None]:
-        """Remove the log of an image that is not open, if there is one. Raises BockdError."""
+    def discard(self, image: str, *, keep: bool) -> Steps[None]:
+        """Remove the log of an image that is not open, if there is one; but with `keep`, put it
+        aside if it has something that is not below. Raises BockdError."""
+        ...
+
+    def aside(self) -> list[Path]:
+        """Return what was put aside."""
         ...
 
     def look(self) -> None:

@@ -6,6 +6,7 @@
 
 A log counts if the driver's record says so, by its id. One is *void*, and is removed, when the
 record says that the volume is dirty in no log, or is gone: what it has is below, or was given up.
+Of a volume that is there, one that was given up with something in it is put aside (aside.py).
 While a record names another log of the same volume, all of them stay.
 """
 
@@ -21,6 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from bockd.directories import claim_directory
+from bockd.drivers.writeback.aside import has_unwritten, is_aside, put_aside
 from bockd.drivers.writeback.binding import Binding, LoggedPool
 from bockd.drivers.writeback.device import SharedWriteBackDevice, WriteBackDevice
 from bockd.drivers.writeback.log import BrokenLogError, Log
@@ -31,7 +33,7 @@ from bockd.drivers.writeback.way import Way
 from bockd.errors import DamagedError, InvalidRequestError, from_os_error, named
 from bockd.pool.caches import LogReach
 from bockd.pool.device import BlockDevice, SharedDevice
-from bockd.runtime.steps import Spawn, Steps
+from bockd.runtime.steps import Spawn, Steps, try_spawn
 from bockd.runtime.waiting import Mutex
 
 log = logging.getLogger(__name__)
@@ -74,7 +76,11 @@ class WriteBackDirectory:
         self._open: dict[str, WriteBackDevice | None] = {}
         """By image; None while one is being opened."""
         self._recovering = Mutex()
+        self._aside = {one: taken_by(one) for one in self.path.iterdir() if is_aside(one)}
+        """What was put aside, and what it takes."""
+        self._counting = False
         self.space.used_bytes = sum(taken_by(one) for one in self._logs())
+        self.space.used_bytes += sum(self._aside.values())
 
     @classmethod
     def open_directory(
@@ -131,17 +137,37 @@ class WriteBackDirectory:
         """Return whether there is a log here. For any thread; blocks for a moment."""
         return log_path(self.path, image, log_id).is_dir()
 
-    async def discard(self, image: str) -> None:
-        """Remove the logs of an image, which is not open, and whatever is dirty in them. Raises
-        BockdError."""
-        assert image not in self._open
-        await self._remove_void(image)
+    def aside(self) -> list[Path]:
+        """Return what was given up and put aside."""
+        return sorted(self._aside)
 
-    async def _remove_void(self, image: str) -> None:
+    async def discard(self, image: str, *, keep: bool) -> None:
+        """Remove the logs of an image, which is not open; but with `keep`, put those aside that
+        have something that is not below. Raises BockdError."""
+        assert image not in self._open
+        await self._remove_void(image, keep=keep)
+
+    async def _remove_void(self, image: str, *, keep: bool) -> None:
         with named(f"removing the logs of {image} from {self.path}"):
             for path in [one for one in self._logs() if _image_of(one) == image]:
+                taken = await log_call(taken_by, path)
+                if keep and await log_call(has_unwritten, path):
+                    aside = await log_call(put_aside, path)
+                    self._aside[aside] = taken
+                    log.warning("the write-back log %s was given up; %s", path, kept_aside(aside))
+                    continue
                 log.warning("the write-back log %s is void, and is removed", path)
-                await self.space.remove(path, await log_call(taken_by, path))
+                await self.space.remove(path, taken)
+
+    async def _count_aside(self) -> None:
+        """Give back the room of what somebody has removed that was put aside."""
+        try:
+            for path, taken in list(self._aside.items()):
+                if not await log_call(path.exists):
+                    del self._aside[path]
+                    self.space.give_back(taken)
+        finally:
+            self._counting = False
 
     def _logs(self) -> list[Path]:
         return [one for one in self.path.iterdir() if is_log(one)]
@@ -175,7 +201,7 @@ class WriteBackDirectory:
         self._open[image] = None
         try:
             if dirty is None:
-                await self._remove_void(image)
+                await self._remove_void(image, keep=True)
             opened = None if dirty is None else await self._recover(image, dirty)
             device = self._device(below, image, opened, on_dirty, on_clean)
         except BaseException:
@@ -263,6 +289,16 @@ class WriteBackDirectory:
         for device in list(self._open.values()):
             if device is not None:
                 device.way.look()
+        if self._aside and not self._counting:
+            self._counting = try_spawn(self._spawn, self._count_aside())
+
+
+def kept_aside(path: Path) -> str:
+    """Say what is done about a log that was put aside."""
+    return (
+        f"what it has is not in the cluster, and is kept in {path}: it takes room of the logs "
+        "until you remove that directory"
+    )
 
 
 def log_path(directory: Path, image: str, log_id: str) -> Path:

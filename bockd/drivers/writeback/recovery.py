@@ -296,7 +296,7 @@ def _synced_after(content: memoryview, at: int, seed: int, sequence: int) -> int
     """Return the highest sequence that is called synced by what verifies from a place on, of
     records that follow a sequence. None: nothing verifies."""
     synced = None
-    for nth, place in enumerate(range(at, _end_of_data(content, at), HEADER_BYTES), 1):
+    for nth, place in enumerate(range(at, end_of_data(content, at), HEADER_BYTES), 1):
         header = parse(content, place)
         if (
             header is not None
@@ -308,7 +308,7 @@ def _synced_after(content: memoryview, at: int, seed: int, sequence: int) -> int
     return synced
 
 
-def _end_of_data(content: memoryview, at: int) -> int:
+def end_of_data(content: memoryview, at: int) -> int:
     """Return where the zeros begin that the content ends with; `at`, if all from there on are."""
     end = len(content)
     while end > at:

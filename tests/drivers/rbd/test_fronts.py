@@ -98,7 +98,7 @@ def test_a_log_is_discarded_when_it_is_closed(
     fronted: Fronted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate, closed = closing_slowly(fronted, monkeypatch)
-    discarded = fronted.begin(fronted.fronts.discard_log(IMAGE))
+    discarded = fronted.begin(fronted.fronts.discard_log(IMAGE, keep=False))
     assert (closed, discarded) == ([], [])
     assert fronted.directory.images() == [IMAGE]
     gate.fire()
@@ -135,12 +135,13 @@ def test_a_log_that_cannot_be_removed_fails_nothing_that_is_done(
     """The record is changed by then; the log is void, and goes later."""
     fronted.run(fronted.fronts.retire(fronted.front))
 
-    async def fails(_image: str) -> None:
+    async def fails(_image: str, *, keep: bool) -> None:
+        del keep
         raise DeviceError("Input/output error")
 
     monkeypatch.setattr(fronted.directory, "discard", fails)
     with caplog.at_level(logging.WARNING):
-        fronted.run(fronted.fronts.discard_log(IMAGE))
+        fronted.run(fronted.fronts.discard_log(IMAGE, keep=False))
     assert "is not removed yet: Input/output error" in caplog.text
 
 

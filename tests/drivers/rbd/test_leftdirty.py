@@ -82,8 +82,9 @@ class Gateway:
     async def _give_back(self, _opened: object) -> None:
         pass
 
-    async def discard(self, image: str) -> None:
+    async def discard(self, image: str, *, keep: bool) -> None:
         self.discarded.append(image)
+        self.kept = keep
 
     def look(self) -> None:
         """Write back what is left, as is done every second."""
@@ -157,6 +158,7 @@ def test_a_log_that_was_discarded_elsewhere_is_removed(then: RbdVolumeRecord | N
         gateway.put(then)
     gateway.look()
     assert (gateway.opened, gateway.discarded) == ([], [IMAGE])
+    assert gateway.kept == (then is not None)
     assert gateway.nodes.left_dirty == {}
 
 

@@ -153,9 +153,75 @@ def test_a_log_is_void_when_the_record_names_none(
     below.gate, opened.record = None, None
     with caplog.at_level(logging.WARNING):
         opened.open()
-    assert "is void" in caplog.text
+    assert "is kept in" in caplog.text
     assert opened.read() == bytes(BLOCK_SIZE)
+    assert opened.directory.images() == []
+
+
+def aside(opened: Opened) -> list[str]:
+    """Return the names of what is put aside: the same as of what is there."""
+    found = [one.name for one in opened.directory.aside()]
+    assert found == sorted(one.name for one in opened.path.glob("*.discarded"))
+    return found
+
+
+def test_what_was_given_up_is_put_aside_if_it_has_something(
+    opened: Opened, below: MemoryDevice
+) -> None:
+    """The disk that has it may come back when it was given up for lost."""
+    below.gate = Signal()
+    opened.write(0, ONE)
+    opened.die()
+    below.gate = None
+    name, given_up, opened.record = opened.log_path().name, files(opened.path), None
+    opened.directory = opened._directory()
+    opened.open()
+    assert aside(opened) == [f"{name}.discarded"]
+    assert [*files(opened.path).values()] == [*given_up.values()]
+    assert opened.directory.space.used_bytes == on_disk(opened) == SEGMENT_BYTES
+    opened.again()
+    assert aside(opened) == [f"{name}.discarded"]
+    assert opened.directory.space.used_bytes == on_disk(opened) == SEGMENT_BYTES
+    shutil.rmtree(opened.path / f"{name}.discarded")
+    opened.look()
+    assert aside(opened) == []
     assert opened.directory.space.used_bytes == 0
+
+
+def test_a_log_of_which_all_is_below_is_not_put_aside(opened: Opened) -> None:
+    opened.write(0, ONE)
+    opened.flush()
+    opened.settle()
+    opened.die()
+    opened.record = None
+    opened.directory = opened._directory()
+    opened.open()
+    assert list(opened.path.glob(f"{IMAGE}*")) == []
+    assert opened.directory.space.used_bytes == 0
+
+
+@pytest.mark.parametrize("what", ["progress", "00000001.seg"])
+@pytest.mark.parametrize("at", [40, 4096 + 40, 4096 + 4096 - 1])
+def test_a_log_that_cannot_be_read_is_put_aside(
+    opened: Opened, below: MemoryDevice, what: str, at: int
+) -> None:
+    below.gate = Signal()
+    opened.write(0, ONE)
+    opened.close()
+    path, opened.record = opened.log_path() / what, None
+    content = bytearray(path.read_bytes())
+    content[at] ^= 0xFF
+    path.write_bytes(content)
+    opened.run(opened.directory.discard(IMAGE, keep=True))
+    assert len(aside(opened)) == 1
+
+
+def test_of_a_deleted_volume_nothing_is_put_aside(opened: Opened, below: MemoryDevice) -> None:
+    below.gate = Signal()
+    opened.write(0, ONE)
+    opened.close()
+    opened.run(opened.directory.discard(IMAGE, keep=False))
+    assert aside(opened) == []
 
 
 def test_while_the_record_names_a_log_that_is_missing_all_others_stay(opened: Opened) -> None:
@@ -175,8 +241,8 @@ def test_a_log_that_is_discarded_is_gone(opened: Opened) -> None:
     opened.write(0, ONE)
     opened.close()
     assert opened.directory.images() == [IMAGE]
-    opened.run(opened.directory.discard(IMAGE))
-    opened.run(opened.directory.discard("another"))
+    opened.run(opened.directory.discard(IMAGE, keep=False))
+    opened.run(opened.directory.discard("another", keep=False))
     assert opened.directory.images() == []
     assert opened.directory.space.used_bytes == 0
 
@@ -192,7 +258,7 @@ def test_what_cannot_be_removed_is_an_error_of_ours(
 
     monkeypatch.setattr(shutil, "rmtree", fails)
     with pytest.raises(BockdError, match="removing the logs"):
-        opened.run(opened.directory.discard(IMAGE))
+        opened.run(opened.directory.discard(IMAGE, keep=False))
 
 
 # -- the bound -----------------------------------------------------------------------------------
@@ -229,9 +295,9 @@ def test_what_could_not_be_discarded_counts_until_it_is(
     with monkeypatch.context() as patch:
         half_removed(opened, patch)
         with pytest.raises(BockdError, match="removing the logs"):
-            opened.run(opened.directory.discard(IMAGE))
+            opened.run(opened.directory.discard(IMAGE, keep=False))
     assert on_disk(opened) == opened.directory.space.used_bytes == SEGMENT_BYTES
-    opened.run(opened.directory.discard(IMAGE))
+    opened.run(opened.directory.discard(IMAGE, keep=False))
     assert opened.directory.space.used_bytes == 0
 
 
@@ -290,7 +356,7 @@ def test_a_segment_that_cannot_be_made_counts_as_far_as_it_is_there(
     assert on_disk(opened) == opened.directory.space.used_bytes == 2 * SEGMENT_BYTES
     opened.close()
     opened.record = None
-    opened.open()
+    opened.run(opened.directory.discard(IMAGE, keep=False))
     assert opened.directory.space.used_bytes == on_disk(opened) == 0
 
 
