@@ -60,18 +60,19 @@ def discard_cache(volume: str, yes: bool, as_json: bool) -> None:
 
     For a gateway, or a disk of one, that does not come back: until then no other one opens the
     volume. It goes back to the last flush of its client that the cluster has, and perhaps some of
-    what came after, as after a power cut. Asks first when run at a terminal.
+    what came after, as after a power cut. At the gateway that has those writes, they are written
+    back instead if that can be. Asks first when run at a terminal.
     """
     client = connect()
     found = client.find_volume(volume)
+    before = None if found.cache is None else found.cache.discarded_at
     at = "" if found.cache is None or found.cache.dirty_at is None else found.cache.dirty_at
     confirm(
         f"Give up the writes of volume {found.id} ({found.name}) that only gateway {at} has?",
         yes=yes,
     )
     changed = client.discard_cache(found.id)
-    report(
-        changed,
-        f"volume {changed.id} ({changed.name}) has what is in the cluster",
-        as_json=as_json,
-    )
+    said = "has what is in the cluster"
+    if changed.cache is not None and changed.cache.discarded_at == before:
+        said = "was written back; nothing was given up"
+    report(changed, f"volume {changed.id} ({changed.name}) {said}", as_json=as_json)

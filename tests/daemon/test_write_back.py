@@ -403,7 +403,7 @@ def lose_the_disk(first: Gateway) -> int:
 
 def test_a_lost_log_is_discarded_at_its_gateway(first: Gateway, second: Gateway) -> None:
     count = lose_the_disk(first)
-    first.expect_in_log("which is missing|was discarded|is not written back")
+    first.expect_in_log("which is missing|was discarded|is not written back|cannot be written back")
     first.start()
     refused(first)
     shown = first.bock("volume", "show", "disk")

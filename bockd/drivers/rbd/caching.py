@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
+from bockd.drivers.rbd.draining import Drained, drain_while_it_shrinks
 from bockd.drivers.rbd.gateways import gateway
 from bockd.drivers.rbd.messages import DRAIN_SECONDS, Manner
 from bockd.drivers.rbd.opennodes import OpenNodes, refuse_dirty
@@ -20,7 +21,16 @@ from bockd.drivers.rbd.records import (
 )
 from bockd.drivers.rbd.session import CHANGING
 from bockd.drivers.rbd.vacating import vacate
-from bockd.errors import ConflictError, InUseError, InvalidRequestError, NotFoundError
+from bockd.drivers.rbd.writebacks import WriteBackDevice
+from bockd.errors import (
+    BockdError,
+    ConflictError,
+    DeviceError,
+    InUseError,
+    InvalidRequestError,
+    NotFoundError,
+    UnavailableError,
+)
 from bockd.model import CacheMode, NodeKind, VolumeId
 from bockd.pool.caches import CacheState
 from bockd.pool.index import Transaction
@@ -117,6 +127,9 @@ class CacheOperations:
         async def steps() -> None:
             self._nodes.refuse_used(NodeKind.VOLUME, volume)
             seen = await blocking_apart(CHANGING, self._look_dirty, volume)
+            if await self._is_written_back(volume):
+                log.info("volume %s: all was written back, so nothing was discarded", volume)
+                return
             await self._nodes.close_volume(volume, keep_dirty=True)
             record = await blocking_apart(CHANGING, self._discard, seen, in_transaction)
             self._nodes.refusals.pop(volume, None)
@@ -124,6 +137,38 @@ class CacheOperations:
             await self._nodes.fronts.discard_log(record.image, keep=True)
 
         return self._nodes.exclusive(volume, steps)
+
+    async def _is_written_back(self, volume: VolumeId) -> bool:
+        """Try to write back what is dirty here, which is better than to give it up. Return whether
+        that was done. Raises InUseError: it goes on; UnavailableError: that cannot be known."""
+        if not self._nodes.is_dirty_here(volume):
+            return False
+        try:
+            opened = self._nodes.volumes.get(volume)
+            if opened is None:
+                opened = await self._nodes.open_volume(volume, Manner.POLITE)
+            if opened.front.log is not None:
+                await self._drain(volume, opened.front.log)
+                await self._nodes.close_volume(volume)
+        except (InUseError, UnavailableError):
+            raise
+        except BockdError as error:
+            log.warning("volume %s cannot be written back: %s", volume, error)
+        return not self._nodes.is_dirty_here(volume)
+
+    async def _drain(self, volume: VolumeId, dirty: WriteBackDevice) -> None:
+        """Raises DeviceError: it cannot be written back; InUseError: it goes on."""
+        dirty.write_through()
+        came = await drain_while_it_shrinks(
+            dirty.drain, lambda: dirty.dirty()[0], self._nodes.spawn
+        )
+        if came is Drained.GOES_ON:
+            raise InUseError(
+                f"volume {volume} is being written back, and {dirty.dirty()[0]} bytes are left, so "
+                "nothing was discarded: look again in a while"
+            )
+        if came is Drained.NO:
+            raise DeviceError(dirty.trouble or "the cluster does not take it")
 
     def _look_dirty(self, volume: VolumeId) -> RbdVolumeRecord:
         """Return the record of a volume whose dirty data may be given up here: it is dirty, and at

@@ -1,0 +1,165 @@
+"""Giving up what is dirty: only what cannot be written back, and of no gateway that lives."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from bockd.errors import DamagedError, InUseError, UnavailableError
+from bockd.model import VolumeId
+from bockd.runtime.steps import Signal, Steps, run_inline
+from tests.drivers.rbd.ceph import need_modules
+
+need_modules()
+
+from bockd.drivers.rbd import draining  # noqa: E402 - where there are the modules
+from bockd.drivers.rbd.caching import CacheOperations  # noqa: E402
+from bockd.drivers.rbd.records import DirtyAt, RbdVolumeRecord  # noqa: E402
+
+ID = VolumeId(1)
+HERE, THERE = DirtyAt("here", "log", 1.0), DirtyAt("there", "log", 1.0)
+VOLUME = RbdVolumeRecord(
+    id=ID,
+    name="v",
+    size_bytes=1 << 20,
+    created_at=0.0,
+    from_snapshot=None,
+    failed=None,
+    image="1" * 24,
+    dirty_at=HERE,
+)
+
+
+def spawn(steps: Steps[None]) -> None:
+    """Run steps up to where they wait for what never comes."""
+    try:
+        steps.send(None)
+    except StopIteration:
+        return
+    STUCK.append(steps)
+
+
+STUCK: list[Steps[None]] = []
+
+
+class Gateway:
+    """A volume that is dirty at a gateway, and what becomes of it."""
+
+    def __init__(self) -> None:
+        self.now = VOLUME
+        self.left = 100
+        self.opening: Exception | None = None
+        self.came: list[str] = []
+        self.trouble = "no space"
+        self.volumes: dict[VolumeId, Any] = {}
+        self.refusals: dict[VolumeId, str] = {}
+        self.left_dirty: dict[VolumeId, str] = {}
+        self.fronts = self
+        self.spawn = spawn
+        self.drain: Any = self.succeed
+        self.session = SimpleNamespace(
+            who=SimpleNamespace(gateway="here"),
+            tenures=SimpleNamespace(look=lambda _volume: self.now),
+        )
+
+    async def exclusive(self, _node: int, steps: Any) -> None:
+        await steps()
+
+    def refuse_used(self, *_arguments: object) -> None:
+        """Nobody uses it."""
+
+    def is_dirty_here(self, _volume: VolumeId) -> bool:
+        return self.now.dirty_at == HERE
+
+    async def open_volume(self, volume: VolumeId, _manner: object) -> Any:
+        if self.opening is not None:
+            raise self.opening
+        log = SimpleNamespace(
+            write_through=lambda: None,
+            drain=lambda: self.drain(),
+            dirty=lambda: (self.left, None),
+            trouble=self.trouble,
+        )
+        self.volumes[volume] = SimpleNamespace(front=SimpleNamespace(log=log))
+        return self.volumes[volume]
+
+    async def succeed(self) -> None:
+        self.now = replace(VOLUME, dirty_at=None)
+
+    async def close_volume(self, _volume: VolumeId, *, keep_dirty: bool = False) -> None:
+        self.came.append("left" if keep_dirty else "closed")
+
+    async def discard_log(self, _image: str, *, keep: bool) -> None:
+        self.came.append(f"log {keep}")
+
+    def _discard(self, seen: RbdVolumeRecord, _in_transaction: object) -> RbdVolumeRecord:
+        self.came.append("discarded")
+        return seen
+
+    def discard(self) -> None:
+        operations = CacheOperations(self)  # type: ignore[arg-type]
+        patched: Any = operations
+        patched._discard = self._discard
+        run_inline(operations.discard(ID))
+
+
+GIVEN_UP = ["left", "discarded", "log True"]
+
+
+@pytest.fixture
+def gateway(monkeypatch: pytest.MonkeyPatch) -> Gateway:
+    monkeypatch.setattr(draining, "LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(draining, "STALLED_SECONDS", 0.002)
+    return Gateway()
+
+
+def test_what_can_be_written_back_is_not_given_up(gateway: Gateway) -> None:
+    gateway.discard()
+    assert gateway.came == ["closed"]
+
+
+def test_what_cannot_be_written_back_is_given_up(gateway: Gateway) -> None:
+    async def fail() -> None:
+        raise DamagedError("it cannot be read")
+
+    gateway.drain = fail
+    gateway.discard()
+    assert gateway.came == GIVEN_UP
+
+
+def test_a_log_that_cannot_be_opened_is_given_up(gateway: Gateway) -> None:
+    gateway.opening = DamagedError("it is missing")
+    gateway.discard()
+    assert gateway.came == GIVEN_UP
+
+
+def test_while_the_cluster_does_not_answer_nothing_is_given_up(gateway: Gateway) -> None:
+    gateway.opening = UnavailableError("the cluster does not answer")
+    with pytest.raises(UnavailableError):
+        gateway.discard()
+    assert gateway.came == []
+
+
+async def hang() -> None:
+    """Write nothing back."""
+    await Signal()
+
+
+def test_what_does_not_get_less_is_given_up(gateway: Gateway) -> None:
+    gateway.drain = hang
+    gateway.discard()
+    assert gateway.came == GIVEN_UP
+    STUCK.pop().close()
+
+
+def test_what_gets_less_is_not_given_up(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(draining, "MOST_SECONDS", 0.02)
+    monkeypatch.setattr(draining, "STALLED_SECONDS", 60.0)
+    gateway.drain = hang
+    with pytest.raises(InUseError, match="100 bytes are left, so nothing was discarded"):
+        gateway.discard()
+    assert gateway.came == []
+    STUCK.pop().close()
