@@ -19,7 +19,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import count
 from typing import ParamSpec
@@ -31,8 +31,12 @@ from bockd.drivers.rbd.errors import CEPH_ERRORS, errno_of, from_ceph_error, nam
 from bockd.drivers.rbd.messages import (
     ALIVE_SECONDS,
     ANSWERS,
+    CERTAIN_SECONDS,
+    DELIVERED_SECONDS,
     HEARD_SECONDS,
     LIMIT_SECONDS,
+    MOST_CERTAIN_SECONDS,
+    ROUND_SECONDS,
     Answer,
     Manner,
     Question,
@@ -75,6 +79,22 @@ MOST_ANSWERS = 10_000
 Release = Callable[[str, Manner], "Future[bool]"]
 """Gives an image back, if this gateway has it. Called in a thread of Ceph's; all it does there is
 to hand over to the owner thread. False: it is kept, since clients use it."""
+
+
+class _Sent:
+    """A message that was sent, and what came of it."""
+
+    def __init__(self) -> None:
+        self.ended = threading.Event()
+        self.all_heard = False
+        """All who watch have acknowledged it."""
+        self.error: BockdError | None = None
+        """Why it was not sent."""
+
+    def refuse_unsent(self) -> None:
+        """Raise UnavailableError if it was not sent, as far as is known."""
+        if self.error is not None:
+            raise UnavailableError(str(self.error)) from self.error
 
 
 class Bus:
@@ -154,15 +174,55 @@ class Bus:
             self._remove(tuple(answers))
         return bool(answers)
 
+    def find_alive(self, authors: Collection[str]) -> str | None:
+        """Ask for runs, again and again, before something is done that cannot be undone if one of
+        them lives. Return one that lives. None: all questions were delivered, none of the runs has
+        answered any, and the last was acknowledged by all who watch the bus, which does not say
+        that a run has ended that is cut off from the cluster. Blocks, for half a minute if they are
+        dead. Raises UnavailableError: a question was not delivered, so nothing is known;
+        BockdError."""
+        began = time.monotonic()
+        while authors:
+            asked_at, all_heard = time.monotonic(), True
+            for author in authors:
+                question = Question(author, f"{asked_by(self._who)}{next(self._numbers)}")
+                all_heard &= self._deliver(question)
+                if answers := self._answers_to(question):
+                    self._remove(tuple(answers))
+                    return author
+            if all_heard and asked_at - began >= CERTAIN_SECONDS:
+                return None
+            if asked_at - began >= MOST_CERTAIN_SECONDS:
+                raise UnavailableError(
+                    "whether another gateway lives is not known: somebody who watches the bus does "
+                    "not acknowledge questions; try again"
+                )
+            time.sleep(max(0.0, asked_at + ROUND_SECONDS - time.monotonic()))
+        return None
+
+    def _deliver(self, question: Question) -> bool:
+        """Send a question, and wait for the end of that itself. Return whether all who watch have
+        acknowledged it. Raises UnavailableError: nobody may have heard it."""
+        sent = self._begin_to_send(question.encode(), ALIVE_SECONDS)
+        if not sent.ended.wait(DELIVERED_SECONDS):
+            raise UnavailableError(
+                "whether another gateway lives is not known: the cluster did not deliver the "
+                f"question in {DELIVERED_SECONDS:.0f} s; try again"
+            )
+        sent.refuse_unsent()
+        return sent.all_heard
+
     def _send(self, message: str, limit: float) -> None:
         """Send a question; return when all have acknowledged it, or whoever lives should have.
         Raises UnavailableError: it was not sent, so that nobody can have heard it."""
-        heard, failed = threading.Event(), list[BockdError]()
+        sent = self._begin_to_send(message, limit)
+        sent.ended.wait(limit)
+        sent.refuse_unsent()
+
+    def _begin_to_send(self, message: str, limit: float) -> _Sent:
+        sent = _Sent()
         asking = threading.Thread(
-            target=self._notify,
-            args=(message, limit, heard, failed),
-            name="bus question",
-            daemon=True,
+            target=self._notify, args=(message, limit, sent), name="bus question", daemon=True
         )
         with self._sending:
             self._asking = {one for one in self._asking if one.is_alive()}
@@ -173,13 +233,9 @@ class Bus:
                     "asking the other gateways: no thread can be started"
                 ) from error
             self._asking.add(asking)
-        heard.wait(limit)
-        if failed:
-            raise UnavailableError(str(failed[0])) from failed[0]
+        return sent
 
-    def _notify(
-        self, message: str, limit: float, heard: threading.Event, failed: list[BockdError]
-    ) -> None:
+    def _notify(self, message: str, limit: float, sent: _Sent) -> None:
         """In a thread of its own: this may last a second longer than the limit, and as long as an
         operation may if the cluster hangs."""
         try:
@@ -187,8 +243,10 @@ class Bus:
             self._limited.notify(BUS, message, math.ceil(limit) * 1000)
         except CEPH_ERRORS as error:
             if errno_of(error) != errno.ETIMEDOUT:
-                failed.append(from_ceph_error(error, "asking the other gateways"))
-        heard.set()
+                sent.error = from_ceph_error(error, "asking the other gateways")
+        else:
+            sent.all_heard = True
+        sent.ended.set()
 
     def _answers_to(self, request: Request | Question) -> dict[str, str]:
         with named("looking for answers of other gateways"), rados.ReadOpCtx() as op:

@@ -192,10 +192,14 @@ class CacheOperations:
         return seen
 
     def _refuse_alive(self, seen: RbdVolumeRecord, name: str) -> None:
-        """Raise InUseError if a gateway lives."""
+        """Raise InUseError if a gateway lives: the run that the table has of it, or the one that
+        had the volume last. Raises UnavailableError: that is not known."""
         with self._session.index.reading() as txn:
             found = gateway(txn, name)
-        if found is not None and self._session.bus.is_alive(f"{found.name}/{found.run}"):
+        runs = set() if found is None else {found.run}
+        if seen.holder == name and seen.run is not None:
+            runs.add(seen.run)
+        if self._session.bus.find_alive(sorted(f"{name}/{run}" for run in runs)) is not None:
             raise InUseError(
                 f"gateway {name}, which has answered writes to volume {seen.id} ({seen.name}) that "
                 "are not in the cluster, is running: it writes them back, or is to be asked itself "

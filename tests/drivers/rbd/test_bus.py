@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from itertools import count
 from typing import Any
 
 import pytest
@@ -172,6 +173,81 @@ def test_a_question_that_somebody_did_not_acknowledge_was_sent(
     monkeypatch.setattr(bus, "_limited", Failing(bus._limited, errno.ETIMEDOUT))
     assert bus.ask(IMAGES[0], Manner.POLITE) is None
     assert not bus.is_alive("there/" + "b" * 16)
+
+
+class Silent:
+    """A namespace in which nobody answers, and the end of each message is said."""
+
+    def __init__(self) -> None:
+        self.ends: list[int] = []
+        """Errors with which messages end, one after the other; zero for none, the last for good."""
+        self.asked = list[str]()
+        self.hanging: threading.Event | None = None
+        self.here = ""
+        """A run that answers."""
+
+    def notify(self, _name: str, message: str, _limit_ms: int) -> None:
+        self.asked.append(message.split()[1])
+        if self.hanging is not None:
+            self.hanging.wait(60)
+        number = self.ends.pop(0) if len(self.ends) > 1 else self.ends[0]
+        if number:
+            raise rados.OSError("ended", number)
+
+    def bus(self, patch: pytest.MonkeyPatch) -> Bus:
+        """Return a bus that was not joined."""
+        for name, seconds in (("ROUND", 0.001), ("CERTAIN", 0.02), ("MOST_CERTAIN", 0.1)):
+            patch.setattr(f"bockd.drivers.rbd.bus.{name}_SECONDS", seconds)
+        patch.setattr("bockd.drivers.rbd.bus.DELIVERED_SECONDS", 20.0)
+        one: Any = Bus.__new__(Bus)
+        one._limited, one._who, one._asking = self, Identity("here", "a" * 16), set()
+        one._numbers = count(1)
+        one._answers_to = lambda asked: {"key": "here"} if asked.author == self.here else {}
+        one._remove = lambda _keys: None
+        found: Bus = one
+        return found
+
+
+THERE = ["there/" + "b" * 16, "there/" + "c" * 16]
+
+
+def test_nobody_is_taken_for_dead_who_was_not_asked_again_and_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A gateway may have lost its watch, and makes it again."""
+    silent = Silent()
+    silent.ends = [errno.ETIMEDOUT] * 6 + [0]
+    assert silent.bus(monkeypatch).find_alive(THERE) is None
+    assert silent.asked == THERE * (len(silent.asked) // 2)
+    assert len(silent.asked) >= 8
+    assert silent.bus(monkeypatch).find_alive([]) is None
+    silent.here = THERE[1]
+    assert silent.bus(monkeypatch).find_alive(THERE) == THERE[1]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ETIMEDOUT])
+def test_without_an_acknowledged_question_nobody_is_taken_for_dead(
+    monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    silent = Silent()
+    silent.ends = [number]
+    with pytest.raises(UnavailableError):
+        silent.bus(monkeypatch).find_alive(THERE)
+
+
+def test_while_a_question_is_not_delivered_nobody_is_taken_for_dead(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The OSD of the bus stands still for some seconds, which ends before the message does."""
+    silent = Silent()
+    silent.ends = [0]
+    silent.hanging = threading.Event()
+    bus = silent.bus(monkeypatch)
+    monkeypatch.setattr("bockd.drivers.rbd.bus.ALIVE_SECONDS", 0.001)
+    monkeypatch.setattr("bockd.drivers.rbd.bus.DELIVERED_SECONDS", 0.01)
+    with pytest.raises(UnavailableError, match="did not deliver"):
+        bus.find_alive(THERE)
+    silent.hanging.set()
 
 
 class Failing:

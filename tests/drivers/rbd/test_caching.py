@@ -6,17 +6,21 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from bockd.errors import DamagedError, InUseError, UnavailableError
 from bockd.model import VolumeId
+from bockd.pool.gateways import Gateway as SharedGateway
 from bockd.runtime.steps import Signal, Steps, run_inline
 from tests.drivers.rbd.ceph import need_modules
+from tests.drivers.rbd.takers import Records
 
 need_modules()
 
 from bockd.drivers.rbd import draining  # noqa: E402 - where there are the modules
 from bockd.drivers.rbd.caching import CacheOperations  # noqa: E402
+from bockd.drivers.rbd.gateways import GATEWAYS  # noqa: E402
 from bockd.drivers.rbd.records import DirtyAt, RbdVolumeRecord  # noqa: E402
 
 ID = VolumeId(1)
@@ -141,6 +145,30 @@ def test_while_the_cluster_does_not_answer_nothing_is_given_up(gateway: Gateway)
     with pytest.raises(UnavailableError):
         gateway.discard()
     assert gateway.came == []
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_the_run_that_had_the_volume_is_asked_too(alive: bool, gateway: Gateway) -> None:
+    """Another run of its name may be in the table, or none."""
+    asked: list[str] = []
+
+    def find_alive(authors: list[str]) -> str | None:
+        asked.extend(authors)
+        return authors[0] if alive else None
+
+    session: Any = gateway.session
+    session.index = Records()
+    session.bus = SimpleNamespace(find_alive=find_alive, ask=lambda *_arguments: None)
+    gateway.now = replace(VOLUME, dirty_at=THERE, holder="there", run="b" * 16)
+    there = SharedGateway(name="there", run="c" * 16, since=1.0)
+    session.index.put(GATEWAYS, b"there", msgspec.json.encode(there))
+    if alive:
+        with pytest.raises(InUseError, match="is running"):
+            gateway.discard()
+    else:
+        gateway.discard()
+    assert asked == ["there/" + "b" * 16, "there/" + "c" * 16]
+    assert gateway.came == ([] if alive else GIVEN_UP)
 
 
 async def hang() -> None:
