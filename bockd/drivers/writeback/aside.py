@@ -8,25 +8,16 @@ No daemon uses one any more. It takes room of the directory's bound until somebo
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 from bockd.directories import sync_directory
 from bockd.drivers.writeback.progress import ProgressFile
 from bockd.drivers.writeback.records import Kind, parse, verifies
 from bockd.drivers.writeback.recovery import end_of_data
-from bockd.drivers.writeback.segment import FIRST_RECORD, SUFFIX, Segment
+from bockd.drivers.writeback.segment import FIRST_RECORD, Segment, segments_in
 from bockd.errors import DamagedError
 
 ASIDE = ".discarded"
-
-_NUMBER = re.compile(r"[0-9]{1,12}")
-
-
-def segments_in(log: Path) -> dict[int, Path]:
-    """Return the segments of a log by their numbers, in order. Blocks. Raises OSError."""
-    found = [one for one in log.iterdir() if one.suffix == SUFFIX and _NUMBER.fullmatch(one.stem)]
-    return {int(one.stem): one for one in sorted(found, key=lambda one: int(one.stem))}
 
 
 def has_unwritten(log: Path) -> bool:

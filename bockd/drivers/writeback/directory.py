@@ -76,11 +76,10 @@ class WriteBackDirectory:
         self._open: dict[str, WriteBackDevice | None] = {}
         """By image; None while one is being opened."""
         self._recovering = Mutex()
-        self._aside = {one: taken_by(one) for one in self.path.iterdir() if is_aside(one)}
-        """What was put aside, and what it takes."""
+        self._aside = {one for one in self.path.iterdir() if is_aside(one)}
         self._counting = False
-        self.space.used_bytes = sum(taken_by(one) for one in self._logs())
-        self.space.used_bytes += sum(self._aside.values())
+        for one in (*self._logs(), *self._aside):
+            self.space.set(one, taken_by(one))
 
     @classmethod
     def open_directory(
@@ -150,22 +149,23 @@ class WriteBackDirectory:
     async def _remove_void(self, image: str, *, keep: bool) -> None:
         with named(f"removing the logs of {image} from {self.path}"):
             for path in [one for one in self._logs() if _image_of(one) == image]:
-                taken = await log_call(taken_by, path)
                 if keep and await log_call(has_unwritten, path):
                     aside = await log_call(put_aside, path)
-                    self._aside[aside] = taken
+                    self._aside.add(aside)
+                    self.space.set(path, 0)
+                    self.space.set(aside, await log_call(taken_by, aside))
                     log.warning("the write-back log %s was given up; %s", path, kept_aside(aside))
                     continue
                 log.warning("the write-back log %s is void, and is removed", path)
-                await self.space.remove(path, taken)
+                await self.space.remove(path)
 
     async def _count_aside(self) -> None:
         """Give back the room of what somebody has removed that was put aside."""
         try:
-            for path, taken in list(self._aside.items()):
+            for path in list(self._aside):
                 if not await log_call(path.exists):
-                    del self._aside[path]
-                    self.space.give_back(taken)
+                    self._aside.remove(path)
+                    self.space.set(path, 0)
         finally:
             self._counting = False
 
@@ -214,22 +214,25 @@ class WriteBackDirectory:
         path = log_path(self.path, image, dirty.log)
         if not self.has(image, dirty.log):
             raise DamagedError(
-                f"the volume is dirty in the log {path}, which is missing: put it back. {_ADVICE}"
+                f"the volume is dirty in the log {path}, which is missing: put it back "
+                "(under this name only when it is complete), and reopen the volume (bock volume "
+                f"reopen). {_ADVICE}"
             )
-        with named(f"reading {path}"):
-            taken = await log_call(taken_by, path)
         try:
             async with self._recovering:  # each takes memory for three segments
                 opened = await log_call(recover, path, image, dirty.log)
         except DamagedError as error:
-            raise DamagedError(f"{error}; put back what it was. {_ADVICE}") from error
-        self.space.give_back(taken - sum(one.size_bytes for one in opened.segments))
+            raise DamagedError(
+                f"{error}; put back what it was, and reopen the volume (bock volume reopen). "
+                f"{_ADVICE}"
+            ) from error
         recovered = Log(opened, self.space, self._spawn, self._clock)
         if opened.progress.done < dirty.done or opened.sequence < dirty.synced:
             await recovered.close()
             raise DamagedError(
                 f"the log {path} is older than what is known of it, as one is that was restored "
-                "from a backup, and what came after it may be below: put the newest one back. "
+                "from a backup, and what came after it may be below: put the newest one back, and "
+                "reopen the volume (bock volume reopen). "
                 f"{_ADVICE}"
             )
         with suppress(BrokenLogError):
@@ -271,16 +274,16 @@ class WriteBackDirectory:
 
     async def _make_log(self, image: str) -> Log | None:
         """Make a new log. None if there is no room for one, or the disk fails; the log says so."""
-        if not self.space.take(self._segment_bytes):
-            return None
         log_id = secrets.token_hex(_ID_BYTES)
         path = log_path(self.path, image, log_id)
+        if not self.space.take(path, self._segment_bytes):
+            return None
         try:
             made = await log_call(create, path, image, log_id, self._segment_bytes)
         except OSError as error:
             log.warning("there is no write-back log for %s: %s", image, error)
             with suppress(OSError):
-                await self.space.remove(path, self._segment_bytes)
+                await self.space.remove(path)
             return None
         return Log(made, self.space, self._spawn, self._clock)
 

@@ -102,8 +102,7 @@ class Log:
         """Noting the progress has failed: with each epoch, it would take its time again."""
         self._file = opened.file
         self._space = space
-        self._needless_bytes = opened.needless_bytes
-        space.count(opened.needless_bytes)
+        space.set(self.path, opened.needless_bytes + sum(one.size_bytes for one in opened.segments))
         self._spawn = spawn
         self._clock = clock
         self._turn = Mutex()
@@ -306,10 +305,10 @@ class Log:
             segment = self.segments.popleft()
             try:
                 await log_call(segment.path.unlink)
-            except OSError:  # it is left to the log's end
-                self._needless_bytes += segment.size_bytes
+            except OSError:
+                pass  # it is left to the log's end, and counts
             else:
-                self._space.give_back(segment.size_bytes)
+                self._space.give_back(self.path, segment.size_bytes)
             segment.close()
             hit(Failpoint.WRITEBACK_FREED)
             self.changed.fire()
@@ -328,7 +327,7 @@ class Log:
         if self.preparing or self.spare is not None or self.ended:
             return
         size = self._segment_bytes
-        if not self._space.take(size):
+        if not self._space.take(self.path, size):
             self.no_room = "the logs have used what they may (write-back size)"
             return
         self.preparing = True
@@ -336,10 +335,8 @@ class Log:
         try:
             spare = await log_call(Segment.create, self.path, number, size, self.id)
         except OSError as error:
-            if await log_call(os.path.exists, segment_path(self.path, number)):
-                self._needless_bytes += size
-            else:
-                self._space.give_back(size)
+            if not await log_call(os.path.exists, segment_path(self.path, number)):
+                self._space.give_back(self.path, size)
             self.no_room = str(error)
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 self.fail(f"making a segment: {error}")
@@ -375,8 +372,7 @@ class Log:
     async def remove(self) -> None:
         """Close and remove it. Raises OSError."""
         await self.close()
-        taken = self._needless_bytes + sum(segment.size_bytes for segment in self._all())
-        await self._space.remove(self.path, taken)
+        await self._space.remove(self.path)
         hit(Failpoint.WRITEBACK_REMOVED)
 
     def _all(self) -> list[Segment]:

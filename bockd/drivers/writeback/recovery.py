@@ -36,10 +36,11 @@ from bockd.drivers.writeback.records import (
 )
 from bockd.drivers.writeback.segment import (
     FIRST_RECORD,
-    NEW_SUFFIX,
     SUFFIX,
     Segment,
+    is_segment,
     segment_path,
+    segments_in,
 )
 from bockd.errors import DamagedError, named
 from bockd.failpoints import Failpoint, hit
@@ -145,8 +146,7 @@ def _refuse_another(path: Path, progress: Progress, image: str, log_id: str) -> 
 def _needed(path: Path, progress: Progress) -> list[int]:
     """Return the numbers of the segments that are needed, all of which are there. Raises
     DamagedError."""
-    found = [int(one.stem) for one in path.iterdir() if one.suffix == SUFFIX]
-    numbers = [one for one in found if one >= progress.first]
+    numbers = [one for one in segments_in(path) if one >= progress.first]
     expected = list(range(progress.first, progress.first + len(numbers)))
     if not numbers or sorted(numbers) != expected:
         missing = min(set(expected or [progress.first]) - set(numbers))
@@ -206,11 +206,7 @@ def _remove_but(path: Path, needed: list[str]) -> None:
 
 
 def _others(path: Path, needed: list[str]) -> list[Path]:
-    return [
-        one
-        for one in path.iterdir()
-        if one.suffix in (SUFFIX, NEW_SUFFIX) and one.name not in needed
-    ]
+    return [one for one in path.iterdir() if is_segment(one) and one.name not in needed]
 
 
 def _scan_all(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import struct
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -48,6 +49,7 @@ FIRST_RECORD = 4096
 SUFFIX = ".seg"
 NEW_SUFFIX = ".new"
 MAGIC = b"bockwbs1"
+_NUMBER = re.compile(r"[0-9]{8,12}", re.ASCII)
 FORMAT = 1
 
 _FIELDS = struct.Struct("<8sII")
@@ -69,14 +71,28 @@ def segment_path(directory: Path, number: int) -> Path:
     return directory / f"{number:08d}{SUFFIX}"
 
 
+def is_segment(path: Path) -> bool:
+    """Return whether a file has the name of a segment, or of one that is being made."""
+    return path.suffix in (SUFFIX, NEW_SUFFIX) and _NUMBER.fullmatch(path.stem) is not None
+
+
+def segments_in(directory: Path) -> dict[int, Path]:
+    """Return the segments of a log by their numbers. Files of other names are left alone. Blocks.
+    Raises OSError."""
+    return {
+        int(one.stem): one
+        for one in sorted(directory.iterdir())
+        if one.suffix == SUFFIX and is_segment(one)
+    }
+
+
 def taken_by(directory: Path) -> int:
     """Return what the segments of a log take; nothing if it is not there. Blocks. Raises
     OSError."""
     taken = 0
     with suppress(FileNotFoundError):
-        for one in directory.iterdir():
-            if one.suffix == SUFFIX:
-                taken += one.stat().st_size
+        for one in segments_in(directory).values():
+            taken += one.stat().st_size
     return taken
 
 

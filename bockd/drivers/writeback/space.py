@@ -17,40 +17,44 @@ without waiting for another one."""
 
 
 class Space:
-    """Counts what segments take: those that are there, and those that are being made. For the owner
-    thread."""
+    """Counts what segments take, by the path of their log: those that are there, and those that are
+    being made. For the owner thread."""
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
-        self.used_bytes = 0
+        self._counted: dict[Path, int] = {}
         self.memory_bytes = 0
         """About what the logs that are open keep in memory."""
+
+    @property
+    def used_bytes(self) -> int:
+        return sum(self._counted.values())
 
     def is_crowded(self, memory_bytes: int) -> bool:
         """Return whether a log that keeps so much in memory must have some written below first, for
         the sake of the others."""
         return memory_bytes >= SHARE_BYTES and self.memory_bytes >= MAX_MEMORY_BYTES
 
-    def take(self, size_bytes: int) -> bool:
+    def set(self, log: Path, size_bytes: int) -> None:
+        """Count so much of a log, whatever was counted: somebody may have put it back."""
+        self._counted.pop(log, None)
+        if size_bytes > 0:
+            self._counted[log] = size_bytes
+
+    def take(self, log: Path, size_bytes: int) -> bool:
         """Take so much. False if that is more than there is."""
         if self.used_bytes + size_bytes > self.limit_bytes:
             return False
-        self.used_bytes += size_bytes
+        self.set(log, self._counted.get(log, 0) + size_bytes)
         return True
 
-    def count(self, size_bytes: int) -> None:
-        """Take what is there anyway."""
-        self.used_bytes += size_bytes
+    def give_back(self, log: Path, size_bytes: int) -> None:
+        self.set(log, self._counted.get(log, 0) - size_bytes)
 
-    def give_back(self, size_bytes: int) -> None:
-        self.used_bytes -= size_bytes
-        assert self.used_bytes >= 0
-
-    async def remove(self, log: Path, counted_bytes: int) -> None:
-        """Remove a log, of which so much is counted. Raises OSError: some of it is there, and
-        counts."""
+    async def remove(self, log: Path) -> None:
+        """Remove a log. Raises OSError: some of it is there, and counts."""
         left_bytes, error = await log_call(_remove, log)
-        self.give_back(counted_bytes - left_bytes)
+        self.set(log, left_bytes)
         if error is not None:
             raise error
 

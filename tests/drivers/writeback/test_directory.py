@@ -237,6 +237,44 @@ def test_while_the_record_names_a_log_that_is_missing_all_others_stay(opened: Op
     assert opened.read() == ONE
 
 
+@pytest.mark.parametrize("blocks", [3, 20])
+def test_a_log_may_be_put_back_while_the_daemon_runs(
+    opened: Opened, below: MemoryDevice, blocks: int
+) -> None:
+    """As the error says; what is there now counts, whatever was there at the start."""
+    below.gate = Signal()
+    for number in range(blocks):
+        opened.write(number * BLOCK_SIZE, ONE)
+    opened.die()
+    below.gate = None
+    there = opened.log_path()
+    there.rename(opened.path.parent / "aside")
+    opened.directory = opened._directory()
+    with pytest.raises(DamagedError, match=r"put it back.*bock volume reopen.*Only if it is lost"):
+        opened.open()
+    (opened.path.parent / "aside").rename(there)
+    opened.open()
+    assert opened.read() == ONE
+    assert opened.directory.space.used_bytes == on_disk(opened) > 0
+    opened.run(opened.device.drain())
+    for _ in range(3):
+        opened.look()
+    opened.close()
+    assert opened.directory.space.used_bytes == on_disk(opened)
+
+
+@pytest.mark.parametrize("name", ["foo.seg", "1.seg", "foo.new", "00000001.seg.bak"])
+def test_a_strange_file_in_a_log_is_left_alone(
+    opened: Opened, below: MemoryDevice, name: str
+) -> None:
+    below.gate = Signal()
+    opened.write(0, ONE)
+    (opened.log_path() / name).write_bytes(b"mine")
+    opened.again()
+    assert opened.read() == ONE
+    assert (opened.log_path() / name).read_bytes() == b"mine"
+
+
 def test_a_log_that_is_discarded_is_gone(opened: Opened) -> None:
     opened.write(0, ONE)
     opened.close()
