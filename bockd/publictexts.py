@@ -25,6 +25,16 @@ CLUSTER_REFUSES: Final = (
     "the storage cluster refuses this; the service's operator finds the reason in bockd's log"
 )
 
+NOT_WRITTEN_BACK: Final = (
+    "what was answered is not written back as it should be; the service's operator finds the "
+    "reason in bockd's log"
+)
+
+UNREADABLE_LOG: Final = (
+    "writes to this volume were answered that are not in the storage cluster, and cannot be read "
+    "now; the service's operator finds the reason in bockd's log"
+)
+
 TOLD: Final = (
     errors.InvalidRequestError,
     errors.UnauthorizedError,
@@ -76,6 +86,12 @@ E = TypeVar("E", bound=BockdError)
 def for_operator(error: E) -> E:
     """Return an error, whose message clients over the network are not told from now on."""
     error.public_text = error.public_text or own_trouble(error) or CLUSTER_REFUSES
+    return error
+
+
+def concealed(error: E, told: str) -> E:
+    """Return an error, of which clients over the network are told this from now on."""
+    error.public_text = error.public_text or told
     return error
 
 

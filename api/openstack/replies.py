@@ -16,6 +16,7 @@ from bockd.blockstorage.contract import Attachment, Backing, Snapshot, Volume
 from bockd.model import IoLimits
 from bockd.pool.caches import CacheState
 from bockd.pool.reports import Changes, Space
+from bockd.publictexts import NOT_WRITTEN_BACK
 
 
 class CacheView(TypedDict):
@@ -28,7 +29,7 @@ class CacheView(TypedDict):
     dirty_bytes: int | None
     """Null: only that gateway knows, while it has the volume open."""
     error: str | None
-    """Why it is not written back now."""
+    """That it is not written back now; the reason is in the log, and for the operator."""
     discarded_at: str | None
 
 
@@ -303,7 +304,7 @@ def view_cache(state: CacheState) -> CacheView:
         "dirty_at": state.dirty_at,
         "dirty_since": None if state.dirty_since is None else date(state.dirty_since),
         "dirty_bytes": state.dirty_bytes,
-        "error": state.trouble,
+        "error": None if state.trouble is None else NOT_WRITTEN_BACK,
         "discarded_at": None if state.discarded_at is None else date(state.discarded_at),
     }
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from api.openstack.replies import view_cache
 from bockd.blockstorage.contract import Quota
 from bockd.blockstorage.running import StorageContext
-from bockd.model import IoLimits, IoRate
+from bockd.model import CacheMode, IoLimits, IoRate
+from bockd.pool.caches import CacheState
 from bockd.pool.nodes import Nodes
+from bockd.publictexts import NOT_WRITTEN_BACK
 
 from ..api.public import Served, fault_of, serving
 from .pool_service import on_pool
@@ -19,6 +23,13 @@ from .requests import NEW_CACHE, attach, create, refuses_state, show, snapshot
 
 MIB = 1 << 20
 GIB = 1 << 30
+
+
+def test_a_tenant_is_not_told_why_nothing_is_written_back() -> None:
+    """The reason names files of the operator's."""
+    state = CacheState(CacheMode.WRITE_BACK, "gw1", 1.0, 1, "/logs/one.seg is not what was written")
+    assert view_cache(state)["error"] == NOT_WRITTEN_BACK
+    assert view_cache(replace(state, trouble=None))["error"] is None
 
 
 def create_exactly(client: httpx.Client, size_bytes: object, **more: object) -> httpx.Response:

@@ -18,11 +18,10 @@ from bockd.drivers.rbd.writebacks import DirtyMarks, WriteBackDevice, WriteBacks
 from bockd.errors import BockdError, ConflictError
 from bockd.model import CacheMode
 from bockd.pool.device import BlockDevice
+from bockd.publictexts import UNREADABLE_LOG, concealed
 from bockd.runtime.steps import Signal, Spawn, Steps, try_spawn
 
 log = logging.getLogger(__name__)
-
-_LOST = "Only if those writes are lost for good, give them up (bock volume discard-cache)"
 
 
 class CachedDevice(BlockDevice, Protocol):
@@ -185,18 +184,19 @@ class Fronts:
         if at is None:
             return
         if self.write_backs is None:
-            raise ConflictError(
-                f"volume {record.id} ({record.name}) has writes that only this gateway has, in "
-                "the directory that write_back.directory named; let the configuration name it "
-                f"again, and start bockd again. {_LOST}"
-            )
-        if at.directory not in ("", self.write_backs.id):
-            raise ConflictError(
-                f"volume {record.id} ({record.name}) has writes that only this gateway has, in the "
-                f"directory of logs {at.directory}, and {self.write_backs.path} is another one: is "
-                "its disk mounted, and write_back.directory right? Mend that, and start bockd "
-                f"again. {_LOST}"
-            )
+            where = "directory that write_back.directory named"
+            remedy = "let the configuration name it again"
+        elif at.directory not in ("", self.write_backs.id):
+            where = f"directory of logs {at.directory}, and {self.write_backs.path} is another one"
+            remedy = "see whether its disk is mounted, and write_back.directory right"
+        else:
+            return
+        error = ConflictError(
+            f"volume {record.id} ({record.name}) has writes that only this gateway has, in the "
+            f"{where}: {remedy}, and start bockd again. Only if those writes are lost for good, "
+            "give them up (bock volume discard-cache)"
+        )
+        raise concealed(error, UNREADABLE_LOG)
 
     async def of_snapshot(self, device: RbdDevice, record: RbdSnapshotRecord) -> Front:
         """Return the front of a snapshot that was just opened."""

@@ -33,6 +33,7 @@ from bockd.pool.nodes import Nodes
 from bockd.pool.pool import EndConnections, Naming, WithSnapshot, WithVolume, nothing_more
 from bockd.pool.records import SnapshotRecord, VolumeRecord
 from bockd.pool.reports import Attributes, Changes, CheckReport, Shares, Space, SpacePage
+from bockd.publictexts import discretion
 from bockd.runtime.steps import Spawn, Steps, blocking_apart, call_apart
 
 FEATURES = Features(
@@ -215,7 +216,7 @@ class RbdPool:
             try:
                 await opened.front.device.flush()
             except VolumeFailedError as error:
-                return str(error)
+                return discretion.text(error)
         return failed
 
     # -- changing ----------------------------------------------------------------------------

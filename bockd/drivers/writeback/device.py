@@ -18,6 +18,7 @@ from bockd.errors import DamagedError, VolumeTakenError, from_os_error
 from bockd.model import BLOCK_SIZE, GIB, Extent
 from bockd.pool.caches import LogReach
 from bockd.pool.device import BlockDevice
+from bockd.publictexts import UNREADABLE_LOG, concealed
 from bockd.runtime.steps import Signal, Steps
 
 LONGEST_ZEROS = 4 * GIB
@@ -164,7 +165,8 @@ class WriteBackDevice:
             self.way.fail(error)
             self.way.check()
         except OSError as error:
-            raise from_os_error(error, f"reading the write-back log of {self.way.image}") from error
+            doing = f"reading the write-back log of {self.way.image}"
+            raise concealed(from_os_error(error, doing), UNREADABLE_LOG) from error
 
     async def write(self, offset: int, data: memoryview) -> None:
         done = 0

@@ -30,9 +30,10 @@ from bockd.drivers.writeback.recovery import create, recover
 from bockd.drivers.writeback.segment import SEGMENT_BYTES, log_call, taken_by
 from bockd.drivers.writeback.space import Space
 from bockd.drivers.writeback.way import Way
-from bockd.errors import DamagedError, InvalidRequestError, from_os_error, named
+from bockd.errors import BockdError, DamagedError, InvalidRequestError, from_os_error, named
 from bockd.pool.caches import LogReach
 from bockd.pool.device import BlockDevice, SharedDevice
+from bockd.publictexts import UNREADABLE_LOG, concealed
 from bockd.runtime.steps import Spawn, Steps, try_spawn
 from bockd.runtime.waiting import Mutex
 
@@ -204,8 +205,10 @@ class WriteBackDirectory:
                 await self._remove_void(image, keep=True)
             opened = None if dirty is None else await self._recover(image, dirty)
             device = self._device(below, image, opened, on_dirty, on_clean)
-        except BaseException:
+        except BaseException as error:
             del self._open[image]
+            if isinstance(error, BockdError):
+                concealed(error, UNREADABLE_LOG)
             raise
         self._open[image] = device
         return device

@@ -22,10 +22,12 @@ from contextlib import suppress
 
 from bockd.drivers.writeback.log import BrokenLogError, Log
 from bockd.drivers.writeback.logfiles import LogFiles
+from bockd.drivers.writeback.turning import Turning
 from bockd.drivers.writeback.writer import UnreadableError, Writer
 from bockd.errors import BockdError, UnavailableError, VolumeFailedError, VolumeTakenError
 from bockd.failpoints import Failpoint, hit
 from bockd.pool.device import BlockDevice
+from bockd.publictexts import UNREADABLE_LOG, concealed
 from bockd.runtime.steps import Signal, Spawn, Steps, try_spawn
 from bockd.runtime.waiting import Mutex, Pulse
 
@@ -51,7 +53,7 @@ class Way:
         self.below = below
         self.image = image
         self.failed = ""
-        """Why the volume is refused; empty if it is not."""
+        """Why the volume is refused."""
         self.log: Log | None = None
         self._writer: Writer | None = None
         self._on_dirty = on_dirty
@@ -220,7 +222,7 @@ class Way:
         if self._taken:
             raise VolumeTakenError("another gateway has taken the volume")
         if self.failed:
-            raise VolumeFailedError(self.failed)
+            raise concealed(VolumeFailedError(self.failed), UNREADABLE_LOG)
         if self._closed:
             raise UnavailableError("the volume is closed; what is dirty is kept in its log")
 
@@ -228,8 +230,8 @@ class Way:
         """Refuse the volume: what is dirty is lost."""
         if not self.failed:
             self.failed = (
-                f"{error}. Some of what was written since the last write-back is lost; close the "
-                "volume and accept that with 'bock volume discard-cache'"
+                f"{error}. Some of what was written since the last write-back cannot be read; only "
+                "if it is lost for good, accept that (bock volume discard-cache)"
             )
             log.error("%s", self.failed)
             self._stop()
@@ -344,7 +346,6 @@ class Way:
             raise
         except BockdError as error:
             self._goes_through_because(f"the pool cannot note that the volume is dirty: {error}")
-            log.warning("%s is written through: %s", self.image, self._why_through)
             return
         hit(Failpoint.WRITEBACK_ANNOUNCED)
         self.check()
@@ -354,13 +355,15 @@ class Way:
     def _goes_through_because(self, reason: str) -> None:
         """Begin no log until the next `look`."""
         self._may_begin = False
+        if reason != self._why_through:
+            log.warning("%s is written through: %s", self.image, reason)
         self._why_through = reason
 
     def _announced(self) -> bool:
         return self.log is not None and self.log.announced and not self.log.broken
 
-    def _turning(self) -> _Turning:
-        return _Turning(self._turn, self._turned)
+    def _turning(self) -> Turning:
+        return Turning(self._turn, self._turned)
 
     async def _wait_for_passing(self) -> None:
         while self._passing:
@@ -483,18 +486,3 @@ class Way:
                 if current.announced:
                     return  # what went below before was flushed then
         await self.flush_below()
-
-
-class _Turning:
-    """Holds the turn from one way to the other, and lets all who wait look again behind it."""
-
-    def __init__(self, turn: Mutex, turned: Pulse) -> None:
-        self._turn = turn
-        self._turned = turned
-
-    async def __aenter__(self) -> None:
-        await self._turn.acquire()
-
-    async def __aexit__(self, *_raised: object) -> None:
-        self._turn.release()
-        self._turned.fire()

@@ -20,6 +20,7 @@ from bockd.model import VolumeId
 from bockd.pool.caches import LogReach
 from bockd.pool.index import Transaction
 from bockd.pool.nodes import VOLUMES
+from bockd.publictexts import discretion
 from bockd.runtime.steps import Background, Signal, run_inline
 from tests.drivers.rbd.ceph import need_modules
 from tests.drivers.rbd.takers import Records
@@ -228,6 +229,7 @@ def test_a_directory_whose_disk_is_not_mounted_is_not_taken_for_its_logs(
     with pytest.raises(ConflictError, match=r"logs logs, and /logs is another.*mounted") as caught:
         run_inline(write_back_left(nodes, ID))
     assert str(caught.value).endswith("lost for good, give them up (bock volume discard-cache)")
+    assert "/logs" not in discretion.text(caught.value)
     assert nodes.refusals == {}
     assert list(nodes.left_dirty) == [ID]
     logs.id = "logs"

@@ -20,7 +20,9 @@ from bockd.errors import (
     VolumeTakenError,
 )
 from bockd.model import BLOCK_SIZE, KIB
+from bockd.nbd.protocol.errors import answer
 from bockd.pool.device import SharedDevice
+from bockd.publictexts import UNREADABLE_LOG, discretion
 from bockd.runtime.steps import Signal
 
 from .opened import IMAGE, SEGMENT_BYTES, SIZE_BYTES, Opened, holding
@@ -450,8 +452,10 @@ def test_what_cannot_be_read_back_fails_the_volume(opened: Opened, below: Memory
     go_on(below, opened)
     flushed = opened.begin(opened.device.drain())
     assert isinstance(flushed[0], VolumeFailedError)
-    with pytest.raises(VolumeFailedError, match="discard-cache"):
+    with pytest.raises(VolumeFailedError, match=r"00000001.seg.*discard-cache") as caught:
         opened.read()
+    for told in (answer(caught.value)[1], discretion.text(caught.value)):
+        assert told == UNREADABLE_LOG, "no path, and no command of the operator's"
     with pytest.raises(VolumeFailedError):
         opened.write(0, TWO)
     assert opened.record is not None

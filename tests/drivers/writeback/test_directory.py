@@ -17,6 +17,7 @@ from bockd.drivers.writeback.directory import WriteBackDirectory
 from bockd.drivers.writeback.progress import ProgressFile
 from bockd.errors import BockdError, ConflictError, DamagedError, InUseError
 from bockd.model import BLOCK_SIZE
+from bockd.publictexts import UNREADABLE_LOG
 from bockd.runtime.steps import Background, Signal
 
 from .opened import BOUND_BYTES, IMAGE, SEGMENT_BYTES, SIZE_BYTES, Opened, holding
@@ -250,8 +251,11 @@ def test_a_log_may_be_put_back_while_the_daemon_runs(
     there = opened.log_path()
     there.rename(opened.path.parent / "aside")
     opened.directory = opened._directory()
-    with pytest.raises(DamagedError, match=r"put it back.*bock volume reopen.*Only if it is lost"):
+    with pytest.raises(
+        DamagedError, match=r"put it back.*bock volume reopen.*Only if it is lost"
+    ) as caught:
         opened.open()
+    assert caught.value.public_text == UNREADABLE_LOG, "clients are told no path"
     (opened.path.parent / "aside").rename(there)
     opened.open()
     assert opened.read() == ONE
