@@ -393,7 +393,7 @@ def lose_the_disk(first: Gateway) -> int:
     with first.connected("disk") as client:
         client.pwrite(block(77), 1000 * BLOCK)
         client.flush()
-        first.wait_until_clean()
+        first.wait_until(lambda cache: not cache["dirty_bytes"])
     answered = write_until_death(first)
     for one in first.log_directories():
         shutil.rmtree(one)

@@ -34,6 +34,12 @@ from bockd.runtime.waiting import Mutex, Pulse
 log = logging.getLogger(__name__)
 
 
+QUIET_LOOKS = 120
+"""How often nothing must have been written between two calls of `look`, about as many seconds,
+until the driver is told that nothing is dirty. To begin a log again is two commits of the driver's,
+and a segment of zeros: a client that writes now and then, as an idle guest does, keeps its log."""
+
+
 class Way:
     """Of one volume. For the owner thread."""
 
@@ -84,6 +90,7 @@ class Way:
         self._looking = False
         self._looked_at = 0
         """The sequence of the log's last record at the last `look`."""
+        self._quiet_looks = 0
         if opened is not None:
             self._take_log(opened)
             opened.announced = not opened.clean
@@ -92,7 +99,7 @@ class Way:
     def _take_log(self, taken: Log) -> None:
         self.log = taken
         self._writer = Writer(self.below, taken, self._spawn, self._on_error)
-        self._looked_at = 0
+        self._looked_at = self._quiet_looks = 0
 
     def kick(self) -> None:
         """Have what may be written below written."""
@@ -155,9 +162,10 @@ class Way:
         current = self.log
         if self._taken or self.failed or self._closed or current is None or self._looking:
             return
-        quiet = current.sequence == self._looked_at
         looked_at, self._looked_at = self._looked_at, current.sequence
-        if current.broken or (current.clean and quiet):
+        self._quiet_looks = self._quiet_looks + 1 if current.sequence == looked_at else 0
+        wanted = 1 if current.ending else QUIET_LOOKS
+        if current.broken or (current.clean and self._quiet_looks >= wanted):
             self._begin_look(self.become_clean)
         elif 0 < current.records.current.first <= looked_at:
             self._begin_look(lambda: self._flush_log(current))

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from bockd.drivers.memory.device import MemoryDevice
+from bockd.drivers.writeback import way
 from bockd.drivers.writeback.segment import Segment
 from bockd.errors import (
     NoSpaceError,
@@ -173,6 +174,24 @@ def test_a_new_log_has_a_new_id(opened: Opened) -> None:
     first, cleaned, second = opened.commits
     assert cleaned is None
     assert first != second
+
+
+def test_who_writes_now_and_then_keeps_the_log(
+    opened: Opened, below: MemoryDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An idle guest: each new log would be two commits and a segment of zeros."""
+    monkeypatch.setattr(way, "QUIET_LOOKS", 5)
+    for number in range(6):
+        opened.write(number * BLOCK_SIZE, ONE)
+        for _ in range(5):
+            opened.look()
+        assert opened.device.dirty() == (0, None)
+        assert holding(below, number * BLOCK_SIZE, BLOCK_SIZE) == ONE
+    assert len(opened.commits) == 1
+    for _ in range(5):
+        opened.look()
+    assert len(opened.commits) == 2
+    assert opened.record is None
 
 
 def test_a_log_that_the_driver_may_call_clean_later_is_not_used_again(opened: Opened) -> None:

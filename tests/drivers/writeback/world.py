@@ -93,6 +93,9 @@ class World:
             "bockd.drivers.writeback.log.MAX_MEMORY_BYTES", self.chance.choice((MIB, 3000))
         )
         self._patch.setattr("bockd.drivers.writeback.recovery.SLICE", 1 << 30)
+        self._patch.setattr(
+            "bockd.drivers.writeback.way.QUIET_LOOKS", self.chance.choice((1, 1, 4))
+        )
         self.uneven = self.chance.random() < 0.5
         self.device: WriteBackDevice
         self.directory: WriteBackDirectory
