@@ -59,7 +59,12 @@ class SnapshotOperations:
             async with self._nodes.written_through(volume):
                 return await blocking_apart(CHANGING, self._create, volume, name, in_transaction)
 
-        return self._nodes.exclusive(volume, steps)
+        async def drained() -> RbdSnapshotRecord:
+            # While clients go on: their writes wait only for what is dirty after that.
+            await self._nodes.drain(volume)
+            return await self._nodes.exclusive(volume, steps)
+
+        return drained()
 
     def _create(
         self, volume: VolumeId, naming: str | Naming, in_transaction: WithSnapshot

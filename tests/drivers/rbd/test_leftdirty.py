@@ -20,6 +20,7 @@ from bockd.model import VolumeId
 from bockd.pool.caches import LogReach
 from bockd.pool.index import Transaction
 from bockd.pool.nodes import VOLUMES
+from bockd.pool.pool import nothing_more
 from bockd.publictexts import discretion
 from bockd.runtime.steps import Background, Signal, run_inline
 from tests.drivers.rbd.ceph import need_modules
@@ -37,6 +38,7 @@ from bockd.drivers.rbd.records import (  # noqa: E402
     RbdVolumeRecord,
     put_record,
 )
+from bockd.drivers.rbd.snapshots import SnapshotOperations  # noqa: E402
 from bockd.index.keys import id_key  # noqa: E402
 
 ID = VolumeId(1)
@@ -255,6 +257,27 @@ def test_what_is_dirty_elsewhere_is_taken_without_a_directory_of_logs() -> None:
     with pytest.raises(InUseError, match="it is asked"):
         run_inline(nodes.use_volume(ID, Manner.FIRM))
     assert asked == [ID]
+
+
+def test_a_snapshot_writes_back_before_writes_wait_for_it() -> None:
+    """Else they would wait for all that is dirty."""
+    gateway = Gateway(replace(VOLUME, dirty_at=HERE))
+    came: list[str] = []
+
+    async def drain() -> None:
+        assert gateway.nodes.unfinished() == 1, "an operation excludes others"
+        came.append("drained")
+
+    log = SimpleNamespace(drain=drain, write_through=lambda: came.append("through"))
+    gateway.have_open(log)
+
+    async def exclusive(*_arguments: object) -> None:
+        came.append("exclusive")
+
+    patched: Any = gateway.nodes
+    patched.exclusive = exclusive
+    run_inline(SnapshotOperations(gateway.nodes).create(ID, "s", nothing_more))
+    assert came == ["drained", "exclusive"]
 
 
 def test_a_volume_that_is_closed_while_it_is_drained_is_no_trouble(
