@@ -36,7 +36,8 @@ class EndWatch:
             threading.Thread(target=self._watch, name="end", daemon=True).start()
 
     def clients_left(self) -> None:
-        """Note that no client's request is under way any more: where nothing is left to be closed,
+        """Note that no client's request is under way any more, and that closing begins, for which
+        the time begins anew. Where nothing is left to be closed,
         the cluster is not waited for without a limit. What else the end waits for may take long,
         the cache's files and removals for example."""
         self._clients = False
@@ -54,14 +55,14 @@ class EndWatch:
             return before
 
     def _watch(self) -> None:
-        left, since = self._look(1), time.monotonic()
+        left, clients, since = self._look(1), self._clients, time.monotonic()
         while time.monotonic() - since < END_SECONDS:
             time.sleep(LOOK_SECONDS)
             ended, now = self._ended, self._look(left)
             if ended and not now:
                 return
-            if now != left or not (now or self._clients):
-                left, since = now, time.monotonic()
+            if now != left or self._clients != clients or not (now or self._clients):
+                left, clients, since = now, self._clients, time.monotonic()
         log.error(
             "nothing could be closed for %d s, so bockd ends without that: the Ceph cluster does "
             "not answer. What was answered to clients is in the cluster, or in its write-back log",

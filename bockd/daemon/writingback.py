@@ -35,12 +35,19 @@ NOTE_SECONDS = 60.0
 """From one commit of how far the logs have come to the next: an older log that takes the place of
 one is recognized by it."""
 
-DRAIN_SECONDS = 8.0
-"""How long the end of the daemon waits for what is dirty to be written back. What is left is
-written back after the next start; a service manager waits for some time more."""
+DRAIN_SECONDS = 5.0
+"""How long the end of the daemon waits for what is dirty to get less. What is left is written back
+after the next start."""
+
+MOST_DRAIN_SECONDS = 240.0
+"""For how long in all: the service manager gives the end 300 s (TimeoutStopSec= of the unit)."""
 
 LAST_NOTE_SECONDS = 2.0
-"""How long the end of the daemon waits for that to be noted once more: the cluster may hang."""
+"""How long the end of the daemon waits for that to be noted once more: the cluster may hang. That
+and `DRAIN_SECONDS` are less than the process may stand still (endwatch.END_SECONDS)."""
+
+DRAIN_LOOK_SECONDS = 0.2
+"""Between two looks at how much is left."""
 
 
 class WritingBack:
@@ -118,24 +125,33 @@ class WritingBack:
             self._at_work.discard(volume)
 
     async def end(self) -> None:
-        """Write back what is dirty of all that is open, as far as that is done in time; then write
-        down how far the logs have come of the rest."""
-        await self._try_for(DRAIN_SECONDS, lambda: drain_all(self._nodes))
-        await self._try_for(LAST_NOTE_SECONDS, self._note)
+        """Write back what is dirty of all that is open, as long as that gets less; then write down
+        how far the logs have come of the rest."""
+        drained = self._begin(lambda: drain_all(self._nodes))
+        with trio.move_on_after(MOST_DRAIN_SECONDS):
+            least, since = self._nodes.dirty_bytes(), trio.current_time()
+            while not drained.is_set() and trio.current_time() - since < DRAIN_SECONDS:
+                with trio.move_on_after(DRAIN_LOOK_SECONDS):
+                    await drained.wait()
+                if (left := self._nodes.dirty_bytes()) < least:
+                    least, since = left, trio.current_time()
+        noted = self._begin(self._note)
+        with trio.move_on_after(LAST_NOTE_SECONDS):
+            await noted.wait()
 
-    async def _try_for(self, seconds: float, doing: Callable[[], Steps[None]]) -> None:
-        """Do something, and leave it alone after some time."""
-        with trio.move_on_after(seconds):
-            done = trio.Event()
+    def _begin(self, doing: Callable[[], Steps[None]]) -> trio.Event:
+        """Begin something that may hang. Return what says that it has ended."""
+        done = trio.Event()
 
-            async def do() -> None:
-                try:
-                    await doing()
-                finally:
-                    done.set()
+        async def do() -> None:
+            try:
+                await doing()
+            finally:
+                done.set()
 
-            if try_spawn(self._spawn, do()):
-                await done.wait()
+        if not try_spawn(self._spawn, do()):
+            done.set()
+        return done
 
     def waiting(self) -> tuple[str, ...]:
         """Return what is not written back, and why, in words."""

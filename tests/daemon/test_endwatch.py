@@ -80,6 +80,35 @@ def test_what_cannot_be_found_out_is_no_change(watched: Watched, from_the_start:
     assert watched.exits == [1]
 
 
+def test_closing_has_its_time_after_what_came_before(watched: Watched) -> None:
+    """What is dirty may have stood still for most of the limit."""
+    looks: list[bool] = []
+
+    def look() -> int:
+        looks.append(True)
+        if len(looks) == 2:
+            now[0] += 0.9 * endwatch.END_SECONDS
+            watched.watch.clients_left()
+        elif len(looks) == 4:
+            now[0] += 0.9 * endwatch.END_SECONDS
+        elif len(looks) == 6:
+            watched.watch.end()
+        return int(len(looks) < 6)
+
+    now = [0.0]
+    patched: Any = endwatch
+    before, patched.time = (
+        patched.time,
+        SimpleNamespace(monotonic=lambda: now[0], sleep=lambda _seconds: None),
+    )
+    try:
+        watched.watch._left = look
+        watched.watch._watch()
+    finally:
+        patched.time = before
+    assert watched.exits == []
+
+
 def test_clients_that_hang_are_not_waited_for(watched: Watched) -> None:
     watched.left = 0
     watched.watch.begin()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import random
+import re
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,23 +15,28 @@ import pytest
 import trio
 import trio.testing
 
+import bockd.cli
 from bockd.errors import UnavailableError
 from bockd.model import VolumeId
 from bockd.pool.caches import LogReach
 from bockd.runtime.steprunner import StepRunner
 from bockd.runtime.steps import Signal, Steps, run_inline
+from tests.drivers.local.schedule import Scheduler
 from tests.drivers.rbd.ceph import need_modules
 
 need_modules()
 
 from bockd.daemon import writingback  # noqa: E402 - where there are the modules
+from bockd.daemon.endwatch import END_SECONDS  # noqa: E402
 from bockd.daemon.writingback import (  # noqa: E402
+    DRAIN_LOOK_SECONDS,
     DRAIN_SECONDS,
     LAST_NOTE_SECONDS,
+    MOST_DRAIN_SECONDS,
     NOTE_SECONDS,
     WritingBack,
 )
-from bockd.drivers.rbd.leftdirty import Found, note_reach  # noqa: E402
+from bockd.drivers.rbd.leftdirty import Found, drain_all, note_reach  # noqa: E402
 from bockd.drivers.rbd.records import DirtyAt, RbdVolumeRecord  # noqa: E402
 
 HERE = "here"
@@ -63,6 +71,8 @@ class Nodes:
         self.noted: list[list[tuple[VolumeId, int, LogReach]]] = []
         self.logs: list[str] = []
         self.looks = 0
+        self.left = [0]
+        """How much is dirty, from look to look; the last for good."""
         self.fronts = SimpleNamespace(write_backs=self, discard_log=self.discard_log)
         self.session = SimpleNamespace(
             who=SimpleNamespace(gateway=HERE),
@@ -71,6 +81,9 @@ class Nodes:
 
     def record(self, volume: VolumeId) -> RbdVolumeRecord:
         return self.records[volume]
+
+    def dirty_bytes(self) -> int:
+        return self.left.pop(0) if len(self.left) > 1 else self.left[0]
 
     def images(self) -> list[str]:
         return self.logs
@@ -215,12 +228,87 @@ def test_how_far_logs_have_come_is_noted_at_the_end(
     async def main() -> None:
         began = trio.current_time()
         await WritingBack(nodes, spawn, StepRunner()).end()
-        assert trio.current_time() - began == pytest.approx(waited[hangs])
+        assert trio.current_time() - began == pytest.approx(waited[hangs], abs=0.5)
         for one in hanging:
             one.close()
 
     trio.run(main, clock=trio.testing.MockClock(rate=0, autojump_threshold=0))
     assert came == ["drained", "noted"]
+
+
+def test_the_end_goes_on_as_long_as_what_is_dirty_gets_less(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nodes: Any = Nodes()
+    looks = int(10 * DRAIN_SECONDS / DRAIN_LOOK_SECONDS)
+    nodes.left = list(range(looks, 0, -1))
+    hanging: list[Steps[None]] = []
+
+    def spawn(steps: Steps[None]) -> None:
+        with suppress(StopIteration):
+            steps.send(None)
+            hanging.append(steps)
+
+    async def drain(_nodes: object) -> None:
+        await Signal()
+
+    monkeypatch.setattr(writingback, "drain_all", drain)
+
+    async def main() -> None:
+        began = trio.current_time()
+        await WritingBack(nodes, spawn, StepRunner()).end()
+        took = trio.current_time() - began
+        assert took == pytest.approx(11 * DRAIN_SECONDS, abs=1.0)
+        nodes.left = list(range(100_000, 0, -1))
+        began = trio.current_time()
+        await WritingBack(nodes, spawn, StepRunner()).end()
+        assert trio.current_time() - began == pytest.approx(MOST_DRAIN_SECONDS)
+        for one in hanging:
+            one.close()
+
+    trio.run(main, clock=trio.testing.MockClock(rate=0, autojump_threshold=0))
+
+
+def test_the_end_fits_its_limits() -> None:
+    assert DRAIN_SECONDS + LAST_NOTE_SECONDS < END_SECONDS
+    unit = (Path(bockd.cli.__file__).parent / "bockd.service").read_text()
+    (limit,) = re.findall(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)
+    assert int(limit) > MOST_DRAIN_SECONDS + LAST_NOTE_SECONDS + 2 * END_SECONDS
+
+
+def test_volumes_are_drained_together() -> None:
+    """One that is slow, or whose placement group hangs, keeps no other from it."""
+    drained: list[int] = []
+    slow = Signal()
+
+    async def drain(volume: VolumeId) -> None:
+        if volume == 0:
+            await slow
+        drained.append(volume)
+
+    scheduler = Scheduler(random.Random(0))
+    nodes: Any = SimpleNamespace(
+        volumes={VolumeId(number): None for number in range(20)},
+        drain=drain,
+        spawn=scheduler.spawn,
+    )
+    came: list[bool] = []
+
+    async def all_of_them() -> None:
+        await drain_all(nodes)
+        came.append(True)
+
+    scheduler.start(all_of_them(), lambda: None)
+
+    def settle() -> None:
+        while ready := [one for one in scheduler.tasks if one.resume is not None or one.call]:
+            scheduler.advance(scheduler.choose(ready))
+
+    settle()
+    assert (sorted(drained), came) == (list(range(1, 20)), [])
+    slow.fire()
+    settle()
+    assert (sorted(drained), came) == (list(range(20)), [True])
 
 
 def test_what_has_not_changed_is_not_noted_again() -> None:

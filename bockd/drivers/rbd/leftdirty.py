@@ -16,7 +16,7 @@ from bockd.index.keys import FIRST_KEY, LAST_KEY, key_id
 from bockd.model import NodeKind, VolumeId
 from bockd.pool.caches import LogReach
 from bockd.pool.nodes import VOLUMES
-from bockd.runtime.steps import blocking_apart
+from bockd.runtime.steps import Signal, blocking_apart, try_spawn
 
 log = logging.getLogger(__name__)
 
@@ -104,9 +104,24 @@ def _is_there(nodes: OpenNodes, volume: VolumeId) -> bool:
 
 
 async def drain_all(nodes: OpenNodes) -> None:
-    """Write back what is dirty of all volumes that are open, one after the other."""
-    for volume in list(nodes.volumes):
-        await nodes.drain(volume)
+    """Write back what is dirty of all volumes that are open, all together: one that hangs keeps no
+    other from it."""
+    waiting = set(nodes.volumes)
+    ended = Signal()
+
+    async def drain(volume: VolumeId) -> None:
+        try:
+            await nodes.drain(volume)
+        finally:
+            waiting.discard(volume)
+            if not waiting:
+                ended.fire()
+
+    for volume in list(waiting):
+        if not try_spawn(nodes.spawn, drain(volume)):
+            await drain(volume)
+    if waiting:
+        await ended
 
 
 async def note_reach(nodes: OpenNodes) -> None:
