@@ -6,6 +6,7 @@ import logging
 import random
 import re
 from contextlib import suppress
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -70,17 +71,31 @@ class Nodes:
         self.put_aside: list[Path] = []
         self.noted: list[list[tuple[VolumeId, int, LogReach]]] = []
         self.logs: list[str] = []
+        self.known: list[LogReach] = []
+        self.not_taken: set[VolumeId] = set()
+        """Of which the index takes no note."""
         self.looks = 0
         self.left = [0]
         """How much is dirty, from look to look; the last for good."""
         self.fronts = SimpleNamespace(write_backs=self, discard_log=self.discard_log)
         self.session = SimpleNamespace(
             who=SimpleNamespace(gateway=HERE),
-            tenures=SimpleNamespace(mark_reach=self.noted.append),
+            tenures=SimpleNamespace(mark_reach=self.mark_reach),
         )
 
     def record(self, volume: VolumeId) -> RbdVolumeRecord:
         return self.records[volume]
+
+    def mark_reach(self, found: list[tuple[VolumeId, int, LogReach]]) -> None:
+        self.noted.append(found)
+        for volume, _, reach in found:
+            at = self.records[volume].dirty_at
+            if at is not None and volume not in self.not_taken:
+                at = at._replace(done=reach.done, synced=reach.synced)
+                self.records[volume] = replace(self.records[volume], dirty_at=at)
+
+    async def note_known(self, reach: LogReach) -> None:
+        self.known.append(reach)
 
     def dirty_bytes(self) -> int:
         return self.left.pop(0) if len(self.left) > 1 else self.left[0]
@@ -102,7 +117,7 @@ class Nodes:
         self.kept.append(image if keep else None)
 
     def open(self, number: int, epoch: int, reach: LogReach | None) -> None:
-        log = SimpleNamespace(reach=lambda: reach)
+        log = SimpleNamespace(reach=lambda: reach, note_known=self.note_known)
         self.volumes[VolumeId(number)] = SimpleNamespace(
             front=SimpleNamespace(log=log), taken=SimpleNamespace(epoch=epoch)
         )
@@ -317,6 +332,7 @@ def test_what_has_not_changed_is_not_noted_again() -> None:
         record(1, DirtyAt(HERE, "log1", 1.0, 3, 9)),
         record(2, None),
         record(3, DirtyAt(HERE, "log3", 1.0)),
+        record(4, DirtyAt(HERE, "log4", 1.0)),
     )
     nodes.open(0, 10, LogReach("log0", 3, 9))
     nodes.open(1, 11, LogReach("log1", 4, 9))
@@ -324,6 +340,13 @@ def test_what_has_not_changed_is_not_noted_again() -> None:
     nodes.volumes[VolumeId(3)] = SimpleNamespace(front=SimpleNamespace(log=None))
     run_inline(note_reach(nodes))
     assert nodes.noted == [[(VolumeId(1), 11, LogReach("log1", 4, 9))]]
+    assert nodes.known == [LogReach("log1", 4, 9)]
+    nodes.open(4, 14, LogReach("log4", 4, 9))
+    nodes.not_taken.add(VolumeId(4))
+    run_inline(note_reach(nodes))
+    assert nodes.noted.pop() == [(VolumeId(4), 14, LogReach("log4", 4, 9))]
+    assert nodes.known == [LogReach("log1", 4, 9)], "the index does not know of the other one"
+    del nodes.volumes[VolumeId(4)]
     del nodes.volumes[VolumeId(1)]
     run_inline(note_reach(nodes))
     assert len(nodes.noted) == 1

@@ -126,14 +126,19 @@ async def drain_all(nodes: OpenNodes) -> None:
 
 async def note_reach(nodes: OpenNodes) -> None:
     """Write down how far the logs have come of what is open and dirty here, as far as that has
-    changed. Raises BockdError."""
-    found = []
+    changed; then in the logs that this was done. Raises BockdError."""
+    found, asked = [], []
     for volume, opened in nodes.volumes.items():
-        reach = None if opened.front.log is None else opened.front.log.reach()
-        if reach is not None and _is_further(nodes, volume, reach):
+        dirty = opened.front.log
+        reach = None if dirty is None else dirty.reach()
+        if dirty is not None and reach is not None and _is_further(nodes, volume, reach):
             found.append((volume, opened.taken.epoch, reach))
+            asked.append((volume, dirty, reach))
     if found:
         await blocking_apart("dirty marks", nodes.session.tenures.mark_reach, found)
+    for volume, dirty, reach in asked:
+        if not _is_further(nodes, volume, reach):
+            await dirty.note_known(reach)
 
 
 def _is_further(nodes: OpenNodes, volume: VolumeId, reach: LogReach) -> bool:

@@ -38,6 +38,11 @@ class WriteBackDevice(BlockDevice, Protocol):
         """Return how far the log has come of which `on_dirty` was told; None: it was of none."""
         ...
 
+    def note_known(self, reach: LogReach) -> Steps[None]:
+        """Keep in the log what the index has committed of how far it has come: a record that says
+        less is an older one."""
+        ...
+
     def write_through(self) -> None:
         """Answer writes from now on when the device below has them."""
         ...
@@ -90,7 +95,7 @@ class WriteBacks(Protocol):
         is dirty; None: nothing is, so logs of the image that are here are void. `on_dirty` is
         awaited before the first write is answered that is not below, with the log's id; `on_clean`
         when nothing is dirty any more. Raises DamagedError: the log is missing, or an older one, or
-        damaged; BockdError."""
+        damaged, or the record is older than the log; BockdError."""
         ...
 
     def images(self) -> list[str]:

@@ -55,6 +55,14 @@ class WriteBackDevice:
             return None
         return LogReach(current.id, current.noted, current.synced)
 
+    async def note_known(self, reach: LogReach) -> None:
+        """Keep in the log how far it has come as the driver has committed it: a record that says
+        less later is older than the log. That a disk does not take it is left to the next write."""
+        current = self.way.log
+        if current is not None and current.id == reach.log:
+            with suppress(BrokenLogError):
+                await current.note_known(reach.done, reach.synced)
+
     @property
     def trouble(self) -> str | None:
         """See Way.trouble."""

@@ -194,7 +194,8 @@ class WriteBackDirectory:
         `on_clean`, whatever it raised, `on_dirty` is not called with that log's id.
 
         Raises:
-            DamagedError: that log is not here, not whole, or older than what the record says.
+            DamagedError: that log is not here, not whole, or older than what the record says, or
+                the record is older than the log.
             BockdError: it cannot be read.
         """
         assert _NAME.fullmatch(image), image
@@ -230,6 +231,15 @@ class WriteBackDirectory:
                 f"{_ADVICE}"
             ) from error
         recovered = Log(opened, self.space, self._spawn, self._clock)
+        progress = opened.progress
+        if dirty.done < progress.known_done or dirty.synced < progress.known_synced:
+            await recovered.close()
+            raise DamagedError(
+                f"the log {path} has gone on since the state of the pool, as one has whose pool "
+                "was put back to an older state, which lacks what came between: put the newest one "
+                "back, and reopen the volume (bock volume reopen). Only if that is lost for good, "
+                "go on without the log (bock volume discard-cache)"
+            )
         if opened.progress.done < dirty.done or opened.sequence < dirty.synced:
             await recovered.close()
             raise DamagedError(

@@ -98,6 +98,7 @@ class Log:
         self.ended = False
         """It is closed: nothing of it is changed any more."""
         self._progress = opened.progress
+        self._known = opened.progress.known_done, opened.progress.known_synced
         self._unnotable = False
         """Noting the progress has failed: with each epoch, it would take its time again."""
         self._file = opened.file
@@ -269,6 +270,14 @@ class Log:
             if not self.ended:
                 await self._note()
 
+    async def note_known(self, done: int, synced: int) -> None:
+        """Make durable how far the log has come as the driver has committed it. Raises
+        BrokenLogError: that has broken it."""
+        async with self._noting:
+            if not (self.ended or self._unnotable or self.broken) and (done, synced) > self._known:
+                self._known = done, synced
+                await self._note()
+
     async def _note(self) -> None:
         done, needed = self.done, self._first_needed(self.done)
         progress = self._progress_at(done, needed)
@@ -298,6 +307,8 @@ class Log:
             synced=self.synced,
             boot=old.boot,
             broken=self.broken[:_REASON_CHARACTERS],
+            known_done=self._known[0],
+            known_synced=self._known[1],
         )
 
     async def _free(self, needed: Segment) -> None:

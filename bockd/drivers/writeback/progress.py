@@ -44,6 +44,10 @@ class Progress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The kernel's id of the boot in which the log was opened last."""
     broken: str = ""
     """Why nothing may be appended any more."""
+    known_done: int = 0
+    """What the driver has committed of `done`. A record that says less is an older one."""
+    known_synced: int = 0
+    """The same, of `synced`."""
 
 
 class ProgressFile:

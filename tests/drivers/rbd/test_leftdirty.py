@@ -133,9 +133,13 @@ def test_how_far_logs_have_come_is_noted_beside_malformed_records() -> None:
     session: Any = gateway.nodes.session
     session.tenures = SimpleNamespace(mark_reach=noted.append)
     reach = LogReach("log", 3, 9)
+
+    async def note_known(reach: LogReach) -> None:
+        """Keep nothing."""
+
     for number in (3, 1):
         taken: Any = SimpleNamespace(epoch=number)
-        log: Any = SimpleNamespace(reach=lambda: reach)
+        log: Any = SimpleNamespace(reach=lambda: reach, note_known=note_known)
         nothing: Any = None
         gateway.nodes.volumes[VolumeId(number)] = OpenVolume(taken, nothing, Front(log, log=log))
     gateway.index.put(VOLUMES, id_key(3), b"malformed")

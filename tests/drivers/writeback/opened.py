@@ -75,6 +75,8 @@ class Opened:
     def note(self) -> None:
         """Note in the record how far the log has come."""
         self.noted = self.device.reach()
+        if self.noted is not None:
+            self.run(self.device.note_known(self.noted))
 
     def open(self) -> WriteBackDevice:
         """Open the volume."""

@@ -466,3 +466,31 @@ def test_how_far_a_log_has_come_is_known_while_the_driver_knows_it(opened: Opene
     assert reach.log == opened.record
     opened.run(opened.device.drain())
     assert opened.device.reach() is None
+
+
+def test_a_record_that_is_older_than_the_log_is_refused(
+    opened: Opened, below: MemoryDevice
+) -> None:
+    """The pool was rolled back, and lacks an epoch that the log does not have any more; what the
+    log has would be written over a state that it does not follow."""
+    opened.write(0, ONE)
+    opened.flush()
+    opened.note()
+    then, content = opened.noted, holding(below, 0, SIZE_BYTES)
+    opened.write(BLOCK_SIZE, ONE)
+    opened.flush()
+    opened.note()
+    below.gate = Signal()
+    opened.write(2 * BLOCK_SIZE, ONE)
+    opened.flush()
+    opened.die()
+    now, opened.noted, below.gate = opened.noted, then, None
+    opened.below = rolled_back = MemoryDevice(SIZE_BYTES)
+    opened.run(rolled_back.write(0, memoryview(content)))
+    opened.directory = opened._directory()
+    with pytest.raises(DamagedError, match="has gone on since the state of the pool"):
+        opened.open()
+    assert holding(rolled_back, 0, SIZE_BYTES) == content
+    opened.noted, opened.below = now, below
+    opened.open()
+    assert opened.read(0, 3 * BLOCK_SIZE) == 3 * ONE

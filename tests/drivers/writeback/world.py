@@ -447,7 +447,9 @@ class World:
 
     def look(self) -> None:
         self.directory.look()
-        self.noted = self.device.reach() or self.noted
+        if (reach := self.device.reach()) is not None:
+            self.noted = reach
+            self.start(self.device.note_known(reach))
 
     def switch(self) -> None:
         self.chance.choice(
