@@ -116,6 +116,8 @@ class Changes:
         """Choose how a volume is cached."""
         rules.check_can_be_cached(volume, self._volumes.show(tenant, volume).status)
         caches = self._pool.caches
+        if mode is CacheMode.WRITE_BACK:
+            self._refuse_write_back(tenant)
 
         def in_transaction(txn: Transaction, _record: VolumeRecord) -> None:
             _judged(txn, tenant, volume, rules.check_can_be_cached)
@@ -127,12 +129,18 @@ class Changes:
         """Give up what is dirty of a volume."""
         rules.check_can_lose_cache(volume, self._volumes.show(tenant, volume).status)
         caches = self._pool.caches
+        self._refuse_write_back(tenant)
 
         def in_transaction(txn: Transaction, _record: VolumeRecord) -> None:
             _judged(txn, tenant, volume, rules.check_can_lose_cache)
 
         with _refusals(volume):
             await caches.discard(volume, in_transaction)
+
+    def _refuse_write_back(self, tenant: TenantId) -> None:
+        with self._pool.index.reading() as txn:
+            record = Ledger(txn).tenant(tenant)
+        self._context.refuse_write_back(record)
 
     def volume_space(self, tenant: TenantId, volume: VolumeId) -> Steps[Space]:
         """Compute a volume's exact space by a walk over its maps."""

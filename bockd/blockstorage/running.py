@@ -13,6 +13,7 @@ from bockd.blockstorage.contract import Attachment, Backing, Quota
 from bockd.blockstorage.plugging import Devices, NoDevices
 from bockd.blockstorage.quota import DEFAULT_QUOTA
 from bockd.blockstorage.records import TenantRecord
+from bockd.errors import ForbiddenError
 from bockd.model import NO_IO_LIMITS, IoLimits, NodeKind, export_name
 from bockd.pool.caches import CacheState
 from bockd.pool.index import Transaction
@@ -103,6 +104,8 @@ class StorageContext:
     default_zone: str = DEFAULT_ZONE
     tenant_quotas: Mapping[str, Quota] = field(default_factory=dict)
     """Configured for single tenants, by id or name."""
+    write_back_tenants: frozenset[str] = frozenset()
+    """Those who may choose write-back and give up what is dirty, by id or name."""
     devices: Devices = field(default_factory=NoDevices)
     volume_limits: IoLimits = NO_IO_LIMITS
     """Of the I/O of volumes that have none of their own."""
@@ -135,6 +138,15 @@ class StorageContext:
         configured = self.tenant_quotas.get(record.tenant.id)
         configured = configured or self.tenant_quotas.get(record.tenant.name)
         return configured or record.quota or self.default_quota
+
+    def refuse_write_back(self, record: TenantRecord) -> None:
+        """Raise ForbiddenError for a tenant that may not choose write-back, nor give up what is
+        dirty: what others' volumes have on a gateway's disk shares that with it."""
+        if not self.write_back_tenants & {record.tenant.id, record.tenant.name}:
+            raise ForbiddenError(
+                f"tenant {record.tenant.name} may not choose write-back, nor give up what is not "
+                "written back: the service's operator can allow it (write_back.tenants)"
+            )
 
     def limits_of(self, record: VolumeRecord) -> IoLimits:
         """Return what a volume is held to."""

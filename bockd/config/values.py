@@ -119,6 +119,11 @@ def read_names(value: object) -> tuple[str, ...]:
     return tuple(read_text(one) for one in value)
 
 
+def read_some_names(value: object) -> tuple[str, ...]:
+    """Read an array of names, which may be empty."""
+    return () if value == [] else read_names(value)
+
+
 def read_percents(value: object) -> tuple[int, ...]:
     """Read an array of whole percents, each larger than the one before; it may be empty."""
     if not isinstance(value, list):

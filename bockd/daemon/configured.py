@@ -29,6 +29,7 @@ def storage_context(
         exports,
         default_quota=Quota(quota.volumes, quota.gigabytes, quota.snapshots),
         default_zone=settings.catalog.availability_zone,
+        write_back_tenants=frozenset(settings.write_back.tenants),
         volume_limits=_io_limits(limits.volume_iops, limits.volume_bps),
         tenant_limits=_io_limits(limits.tenant_iops, limits.tenant_bps),
         devices=devices,

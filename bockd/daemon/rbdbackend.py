@@ -43,6 +43,7 @@ def _open_logs(pool: RbdPool, settings: WriteBackSettings, spawn: Spawn) -> None
         settings.size_bytes,
         spawn,
         LoggedPool(identity, where, pool.session.tenures.logs_begun),
+        volume_bytes=settings.volume_bytes,
     )
     pool.open_nodes.fronts.write_backs = write_backs
     pool.has_log = write_backs.has

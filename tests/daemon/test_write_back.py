@@ -84,6 +84,7 @@ def gateway(rbd_namespace: RbdSettings, tmp_path_factory: pytest.TempPathFactory
         text = configuration(replace(rbd_namespace, gateway=name), directory / "data")
         config.write_text(
             f'{text}\n[write_back]\ndirectory = "{directory / "logs"}"\nsize_gib = 1\n'
+            'tenants = ["demo"]\n'
             f'[cache]\ndirectory = "{directory / "cache"}"\nsize_gib = 1\n'
         )
         one = Gateway(

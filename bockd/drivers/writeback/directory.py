@@ -60,7 +60,7 @@ class WriteBackDirectory:
     def __init__(
         self,
         path: Path,
-        size_bytes: int,
+        space: Space,
         spawn: Spawn,
         lock: int,
         binding: Binding,
@@ -68,7 +68,7 @@ class WriteBackDirectory:
         segment_bytes: int,
     ) -> None:
         self.path = path
-        self.space = Space(size_bytes)
+        self.space = space
         self._spawn = spawn
         self._lock = lock
         self._binding = binding
@@ -90,10 +90,12 @@ class WriteBackDirectory:
         spawn: Spawn,
         pool: LoggedPool,
         *,
+        volume_bytes: int | None = None,
         clock: Callable[[], float] = time.time,
         segment_bytes: int = SEGMENT_BYTES,
     ) -> WriteBackDirectory:
-        """Make the directory if need be; what is dirty in it stays. Blocks.
+        """Make the directory if need be; what is dirty in it stays. Each log may take
+        `volume_bytes` of the bound; None: all of it. Blocks.
 
         Raises:
             InUseError: another daemon has it.
@@ -109,7 +111,8 @@ class WriteBackDirectory:
         try:
             has_logs = any(is_log(one) for one in path.iterdir())
             binding = Binding.open(path, pool, has_logs=has_logs)
-            return cls(path, size_bytes, spawn, lock, binding, clock, segment_bytes)
+            space = Space(size_bytes, volume_bytes)
+            return cls(path, space, spawn, lock, binding, clock, segment_bytes)
         except BaseException as error:
             os.close(lock)
             if isinstance(error, OSError):

@@ -20,8 +20,10 @@ class Space:
     """Counts what segments take, by the path of their log: those that are there, and those that are
     being made. For the owner thread."""
 
-    def __init__(self, limit_bytes: int) -> None:
-        self.limit_bytes = limit_bytes
+    def __init__(self, limit_bytes: int, log_limit_bytes: int | None = None) -> None:
+        """`log_limit_bytes` is the most for one log; None: all of it."""
+        self._limit_bytes = limit_bytes
+        self._log_limit_bytes = limit_bytes if log_limit_bytes is None else log_limit_bytes
         self._counted: dict[Path, int] = {}
         self.memory_bytes = 0
         """About what the logs that are open keep in memory."""
@@ -42,10 +44,11 @@ class Space:
             self._counted[log] = size_bytes
 
     def take(self, log: Path, size_bytes: int) -> bool:
-        """Take so much. False if that is more than there is."""
-        if self.used_bytes + size_bytes > self.limit_bytes:
+        """Take so much. False if that is more than there is, or more than one log may have."""
+        wanted = self._counted.get(log, 0) + size_bytes
+        if wanted > self._log_limit_bytes or self.used_bytes + size_bytes > self._limit_bytes:
             return False
-        self.set(log, self._counted.get(log, 0) + size_bytes)
+        self.set(log, wanted)
         return True
 
     def give_back(self, log: Path, size_bytes: int) -> None:

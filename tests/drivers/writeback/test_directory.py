@@ -402,6 +402,16 @@ def test_a_segment_that_cannot_be_made_counts_as_far_as_it_is_there(
     assert opened.directory.space.used_bytes == on_disk(opened) == 0
 
 
+def test_one_log_leaves_room_for_others(opened: Opened, below: MemoryDevice) -> None:
+    opened.directory.space._log_limit_bytes = 2 * SEGMENT_BYTES
+    fill(opened, below)
+    assert opened.device.way.log is not None
+    opened.run(opened.device.way.log.prepare())
+    assert opened.device.way.log.no_room
+    assert opened.directory.space.take(opened.path / "two.0123456789abcdef", SEGMENT_BYTES)
+    assert opened.directory.space.used_bytes == 3 * SEGMENT_BYTES < BOUND_BYTES
+
+
 # -- logs of a disk that was restored ------------------------------------------------------------
 
 
