@@ -26,8 +26,8 @@ CLUSTER_REFUSES: Final = (
 )
 
 NOT_WRITTEN_BACK: Final = (
-    "what was answered is not written back as it should be; the service's operator finds the "
-    "reason in bockd's log"
+    "write-back is not at work here as it should be; the service's operator finds the reason in "
+    "bockd's log"
 )
 
 UNREADABLE_LOG: Final = (

@@ -29,7 +29,7 @@ class CacheView(TypedDict):
     dirty_bytes: int | None
     """Null: only that gateway knows, while it has the volume open."""
     error: str | None
-    """That it is not written back now; the reason is in the log, and for the operator."""
+    """That write-back is not at work as it should be; the reason is for the operator."""
     discarded_at: str | None
 
 

@@ -58,12 +58,18 @@ class CacheOperations:
         state = CacheState(
             found.cache, discarded_at=None if found.discarded is None else found.discarded.at
         )
-        if found.dirty_at is None:
-            return state
-        state = replace(state, dirty_at=found.dirty_at.gateway, dirty_since=found.dirty_at.since)
+        if found.dirty_at is not None:
+            at = found.dirty_at
+            state = replace(state, dirty_at=at.gateway, dirty_since=at.since)
         opened = self._nodes.volumes.get(record.id)
-        if opened is None or opened.front.log is None:
+        if opened is None:
             return state
+        if opened.front.log is None:
+            if found.cache is CacheMode.WRITE_BACK:
+                state = replace(state, trouble="this gateway serves it write-through; see its log")
+            return state
+        if found.dirty_at is None:
+            return replace(state, trouble=opened.front.log.trouble)
         dirty, since = opened.front.log.dirty()
         return replace(
             state,

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from bockd.errors import DamagedError, InUseError, UnavailableError
-from bockd.model import VolumeId
+from bockd.model import CacheMode, VolumeId
 from bockd.pool.gateways import Gateway as SharedGateway
 from bockd.runtime.steps import Signal, Steps, run_inline
 from tests.drivers.rbd.ceph import need_modules
@@ -21,7 +21,7 @@ need_modules()
 from bockd.drivers.rbd import draining  # noqa: E402 - where there are the modules
 from bockd.drivers.rbd.caching import CacheOperations  # noqa: E402
 from bockd.drivers.rbd.gateways import GATEWAYS  # noqa: E402
-from bockd.drivers.rbd.records import DirtyAt, RbdVolumeRecord  # noqa: E402
+from bockd.drivers.rbd.records import DirtyAt, RbdVolumeRecord, put_record  # noqa: E402
 
 ID = VolumeId(1)
 HERE, THERE = DirtyAt("here", "log", 1.0), DirtyAt("there", "log", 1.0)
@@ -145,6 +145,23 @@ def test_while_the_cluster_does_not_answer_nothing_is_given_up(gateway: Gateway)
     with pytest.raises(UnavailableError):
         gateway.discard()
     assert gateway.came == []
+
+
+@pytest.mark.parametrize("dirty_at", [HERE, None])
+def test_a_gateway_that_cannot_write_back_says_so(
+    dirty_at: DirtyAt | None, gateway: Gateway
+) -> None:
+    session: Any = gateway.session
+    session.index = Records()
+    record = replace(VOLUME, cache=CacheMode.WRITE_BACK, dirty_at=dirty_at)
+    put_record(session.index, record)
+    operations = CacheOperations(gateway)  # type: ignore[arg-type]
+    assert operations.state(record).trouble is None
+    gateway.volumes[ID] = SimpleNamespace(front=SimpleNamespace(log=None))
+    assert "write-through" in (operations.state(record).trouble or "")
+    log = SimpleNamespace(trouble="there is no room for a log", dirty=lambda: (7, 1.0))
+    gateway.volumes[ID] = SimpleNamespace(front=SimpleNamespace(log=log))
+    assert operations.state(record).trouble == "there is no room for a log"
 
 
 @pytest.mark.parametrize("alive", [True, False])
