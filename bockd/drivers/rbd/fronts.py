@@ -179,7 +179,8 @@ class Fronts:
 
     def refuse_dirty(self, record: RbdVolumeRecord) -> None:
         """Raise ConflictError for a volume that is dirty here, while its directory of logs is not
-        there: no directory is named, or another one, or a disk is not mounted."""
+        there: no directory is named, or another one, or a disk is not mounted. Raise DamagedError:
+        the directory is there, and the log is not."""
         at = record.dirty_at
         if at is None:
             return
@@ -190,6 +191,7 @@ class Fronts:
             where = f"directory of logs {at.directory}, and {self.write_backs.path} is another one"
             remedy = "see whether its disk is mounted, and write_back.directory right"
         else:
+            self.write_backs.refuse_missing(record.image, at.log)
             return
         error = ConflictError(
             f"volume {record.id} ({record.name}) has writes that only this gateway has, in the "

@@ -97,6 +97,8 @@ class OpenNodes:
         self.snapshots: dict[SnapshotId, OpenSnapshot] = {}
         self.refusals: dict[VolumeId, str] = {}
         """Why volumes could not be opened when that was last tried."""
+        self._said: dict[VolumeId, str] = {}
+        """The same, of all errors, as the log has it."""
         self.left_dirty: dict[VolumeId, str] = {}
         """Those that may be dirty here and are not open, each with the image that would be."""
         self.spawn = spawn
@@ -208,9 +210,13 @@ class OpenNodes:
         others."""
         record = self.record(volume)
         refuse_failed(record)
-        here = self.session.who.gateway
-        if record.dirty_at is not None and not record.dirty_elsewhere(here):
-            self.fronts.refuse_dirty(record)
+        if self.is_dirty_here(volume):
+            try:
+                # Before it is taken: another run of this name may have it, with the log.
+                self.fronts.refuse_dirty(record)
+            except DamagedError as error:
+                self._note_refusal(volume, error)
+                raise
         limit = self.session.settings.max_open_volumes
         if len(self.volumes) + self._opening >= limit:
             raise InUseError(
@@ -241,6 +247,7 @@ class OpenNodes:
                 log.warning("giving volume %s back: %s", volume, error)
             raise
         self.refusals.pop(volume, None)
+        self._said.pop(volume, None)
         if self.left_dirty.get(volume) == taken.record.image:
             del self.left_dirty[volume]
         self.volumes[volume] = opened
@@ -260,7 +267,10 @@ class OpenNodes:
         return OpenVolume(taken, device, front)
 
     def _note_refusal(self, volume: VolumeId, error: BockdError) -> None:
-        log.error("volume %s cannot be opened: %s", volume, error)
+        # What is dirty is tried every few seconds, and fails as it did before, mostly.
+        level = logging.DEBUG if self._said.get(volume) == str(error) else logging.ERROR
+        self._said[volume] = str(error)
+        log.log(level, "volume %s cannot be opened: %s", volume, error)
         if isinstance(error, DamagedError | VolumeFailedError):
             self.refusals[volume] = str(error)
 

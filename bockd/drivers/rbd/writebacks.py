@@ -106,6 +106,10 @@ class WriteBacks(Protocol):
         """Return whether there is a log of that id here, whole or not. For any thread."""
         ...
 
+    def refuse_missing(self, image: str, log: str) -> None:
+        """Raise DamagedError if there is no log of that id here."""
+        ...
+
     def discard(self, image: str, *, keep: bool) -> Steps[None]:
         """Remove the log of an image that is not open, if there is one; but with `keep`, put it
         aside if it has something that is not below. Raises BockdError."""

@@ -140,6 +140,18 @@ class WriteBackDirectory:
         """Return whether there is a log here. For any thread; blocks for a moment."""
         return log_path(self.path, image, log_id).is_dir()
 
+    def refuse_missing(self, image: str, log_id: str) -> None:
+        """Raise DamagedError if there is no log of that id here. Blocks for a moment."""
+        if not self.has(image, log_id):
+            raise concealed(
+                DamagedError(
+                    f"the volume is dirty in the log {log_path(self.path, image, log_id)}, which "
+                    "is missing: put it back (under this name only when it is complete), and "
+                    f"reopen the volume (bock volume reopen). {_ADVICE}"
+                ),
+                UNREADABLE_LOG,
+            )
+
     def aside(self) -> list[Path]:
         """Return what was given up and put aside."""
         return sorted(self._aside)
@@ -219,12 +231,7 @@ class WriteBackDirectory:
 
     async def _recover(self, image: str, dirty: LogReach) -> Log:
         path = log_path(self.path, image, dirty.log)
-        if not self.has(image, dirty.log):
-            raise DamagedError(
-                f"the volume is dirty in the log {path}, which is missing: put it back "
-                "(under this name only when it is complete), and reopen the volume (bock volume "
-                f"reopen). {_ADVICE}"
-            )
+        self.refuse_missing(image, dirty.log)
         try:
             async with self._recovering:  # each takes memory for three segments
                 opened = await log_call(recover, path, image, dirty.log)

@@ -228,7 +228,13 @@ def test_a_directory_whose_disk_is_not_mounted_is_not_taken_for_its_logs(
 ) -> None:
     """Nor is it said that they are missing: whoever gives them up then loses them."""
     gateway = Gateway(replace(VOLUME, dirty_at=HERE._replace(directory="logs")))
-    logs: Any = SimpleNamespace(id="another", path="/logs")
+    here = ["log"]
+
+    def refuse_missing(_image: str, log: str) -> None:
+        if log not in here:
+            raise DamagedError("it is missing")
+
+    logs: Any = SimpleNamespace(id="another", path="/logs", refuse_missing=refuse_missing)
     nodes = OpenNodes(gateway.nodes.session, gateway.background.spawn)
     nodes.fronts.write_backs = logs
     find_dirty(nodes)
@@ -243,6 +249,13 @@ def test_a_directory_whose_disk_is_not_mounted_is_not_taken_for_its_logs(
     gateway.put(replace(VOLUME, dirty_at=HERE))
     logs.id = "another"
     nodes.fronts.refuse_dirty(nodes.record(ID))
+    # Another run of this name, elsewhere, may have the volume: it is not even taken.
+    here.clear()
+    for _ in range(2):
+        with pytest.raises(DamagedError, match="it is missing"):
+            run_inline(nodes.open_volume(ID, Manner.FIRM))
+    assert nodes.refusals == {ID: "it is missing"}
+    assert caplog.text.count("volume 1 cannot be opened: it is missing") == 1
 
 
 def test_what_is_dirty_elsewhere_is_taken_without_a_directory_of_logs() -> None:
