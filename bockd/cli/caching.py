@@ -60,8 +60,8 @@ def discard_cache(volume: str, yes: bool, as_json: bool) -> None:
 
     For a gateway, or a disk of one, that does not come back: until then no other one opens the
     volume. It goes back to the last flush of its client that the cluster has, and perhaps some of
-    what came after, as after a power cut. Power the gateway's machine off first: one that is only
-    cut off from the cluster may go on to answer its clients, and all of that is lost, too. At the
+    what came after, as after a power cut. Power the gateway's machine off first, if that may
+    be: one that hangs and goes on may answer its clients some more, which is lost, too. At the
     gateway that has those writes, they are written back instead if that can be. Asks first when run
     at a terminal.
     """
@@ -71,8 +71,8 @@ def discard_cache(volume: str, yes: bool, as_json: bool) -> None:
     at = "" if found.cache is None or found.cache.dirty_at is None else found.cache.dirty_at
     confirm(
         f"Give up the writes of volume {found.id} ({found.name}) that only gateway {at} has? If "
-        "its machine may still run, power it off first: one that is only cut off from the cluster "
-        "answers its clients, and all that is lost, too.",
+        "its machine may still run, power it off first: one that hangs and goes on may answer its "
+        "clients some more, which is lost, too.",
         yes=yes,
     )
     changed = client.discard_cache(found.id)

@@ -9,6 +9,7 @@ anywhere.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -32,6 +33,11 @@ END_SECONDS = 5.0
 """For threads that are at work at the end."""
 
 
+def _now() -> float:
+    """Return a time that no clock's change moves, and that goes on while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 class GatewayWork:
     """The table of gateways and the background work of one gateway."""
 
@@ -49,6 +55,8 @@ class GatewayWork:
         self._sweep_seconds = sweep_seconds
         self._flatten_seconds = flatten_seconds
         self._put_off: dict[str, str] = {}
+        self.followed_at = _now()
+        """When what the index said was asked for that came last."""
         self._at_work = 0
         self._idle = trio.Event()
 
@@ -64,6 +72,7 @@ class GatewayWork:
                 nursery.start_soon(
                     self._repeat, "following the index", self._follow, FOLLOW_SECONDS
                 )
+                nursery.start_soon(self._repeat, "dumping the index", self._dump, FOLLOW_SECONDS)
                 nursery.start_soon(
                     self._repeat, "removing leftovers", self.sweep.look, self._sweep_seconds
                 )
@@ -94,8 +103,17 @@ class GatewayWork:
             return (*found, f"flattening {flattening}")
         return found
 
+    def silent_seconds(self) -> float:
+        """Return for how long the cluster has not told this gateway what the index says."""
+        return _now() - self.followed_at
+
     def _follow(self) -> None:
+        asked_at = _now()
         self._index.refresh()
+        self.followed_at = asked_at
+
+    def _dump(self) -> None:
+        """Not while following: it may take long, and `silent_seconds` is to tell of silence."""
         if self._index.dump_due:
             self._index.dump()
 

@@ -6,6 +6,7 @@ to last.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Self
@@ -22,6 +23,8 @@ from bockd.daemon.retrying import Retrying
 from bockd.daemon.writingback import WritingBack
 from bockd.drivers.cache.directory import CacheDirectory
 from bockd.drivers.rbd.figures import figures
+from bockd.drivers.rbd.leftdirty import hold_logs
+from bockd.drivers.rbd.messages import CERTAIN_SECONDS
 from bockd.drivers.rbd.pool import RbdPool
 from bockd.drivers.writeback.binding import LoggedPool
 from bockd.drivers.writeback.directory import WriteBackDirectory
@@ -30,6 +33,18 @@ from bockd.model import VolumeId
 from bockd.pool.figures import Figure
 from bockd.runtime.steprunner import StepRunner
 from bockd.runtime.steps import Spawn
+
+log = logging.getLogger(__name__)
+
+UNCONFIRMED_SECONDS = CERTAIN_SECONDS - 10.0
+"""How long writes are answered from logs without a word from the index. Whoever gives up what is
+dirty here asks this gateway for `CERTAIN_SECONDS` before, so what is answered is not given up by
+then: one that is cut off has ended to answer."""
+
+_SILENT = (
+    "the cluster has not answered for some time, and others may have given up what is dirty here: "
+    "writes to volumes with write-back wait for it"
+)
 
 
 def _open_logs(pool: RbdPool, settings: WriteBackSettings, spawn: Spawn) -> None:
@@ -80,6 +95,7 @@ class RbdBackend:
         self._work = GatewayWork(pool.session)
         self._watch = EndWatch(lambda: pool.open_nodes.unfinished() + pool.open_nodes.dirty_bytes())
         self._writing_back = WritingBack(pool.open_nodes, spawn, runner)
+        self._held = False
         self.gateways = self._work.gateways
 
     @staticmethod
@@ -133,10 +149,18 @@ class RbdBackend:
             nursery.start_soon(self._writing_back.run)
 
     async def _drop_taken(self) -> None:
-        """See `OpenNodes.drop_taken`."""
+        """See `OpenNodes.drop_taken`. While the index is not heard of, nobody knows that."""
         while True:
             await trio.sleep(FOLLOW_SECONDS)
             self.pool.open_nodes.drop_taken()
+            self._hold_logs()
+
+    def _hold_logs(self) -> None:
+        held = self._work.silent_seconds() > UNCONFIRMED_SECONDS
+        if held != self._held:
+            log.warning("%s", _SILENT if held else "the cluster answers: write-back goes on")
+        self._held = held
+        hold_logs(self.pool.open_nodes, held=held)
 
     def begin_end(self) -> None:
         """Watch the end: clients' requests may hang, too."""

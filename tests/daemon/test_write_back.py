@@ -492,6 +492,7 @@ def test_what_is_discarded_while_its_gateway_hangs_leaves_no_log(
     first.expect_in_log(
         "has taken volume|is void|was given up|closing volume|taken by another one|bus is watched"
     )
+    first.expect_in_log("the cluster has not answered for some time|the cluster answers")
     client = first.connect("disk")
     client.pwrite(block(1), 0)
     os.kill(first.pid, signal.SIGSTOP)

@@ -124,6 +124,13 @@ async def drain_all(nodes: OpenNodes) -> None:
         await ended
 
 
+def hold_logs(nodes: OpenNodes, *, held: bool) -> None:
+    """Have writes wait for the cluster, or not any more, of all volumes that are open."""
+    for opened in nodes.volumes.values():
+        if opened.front.log is not None:
+            opened.front.log.hold(held=held)
+
+
 async def note_reach(nodes: OpenNodes) -> None:
     """Write down how far the logs have come of what is open and dirty here, as far as that has
     changed; then in the logs that this was done. Raises BockdError."""

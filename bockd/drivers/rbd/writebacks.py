@@ -51,6 +51,10 @@ class WriteBackDevice(BlockDevice, Protocol):
         """Answer writes from the log again."""
         ...
 
+    def hold(self, *, held: bool) -> None:
+        """Answer writes and flushes when the device below has them, or not only then any more."""
+        ...
+
     def drain(self) -> Steps[None]:
         """Return when all that was answered is below and flushed. While writes go through, nothing
         is dirty then, and that was written down. Raises BockdError."""

@@ -76,6 +76,10 @@ class WriteBackDevice:
         """See Way.write_back."""
         self.way.write_back()
 
+    def hold(self, *, held: bool) -> None:
+        """See Way.hold."""
+        self.way.hold(held=held)
+
     async def drain(self) -> None:
         """See Way.drain."""
         await self.way.drain()

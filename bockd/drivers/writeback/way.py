@@ -67,6 +67,7 @@ class Way:
         self._on_closed = on_closed
         self._spawn = spawn
         self._through = False
+        self._held = False
         self._disk_failed = False
         """The log has failed: there is no other one until the volume is opened again."""
         self._may_begin = True
@@ -121,6 +122,8 @@ class Way:
             return self.failed
         if self.log is not None and self.log.broken:
             return f"the log cannot be used any more: {self.log.broken}"
+        if self._held:
+            return "the pool does not answer this gateway, so writes wait until they are below"
         if self._writer is not None and self._writer.error is not None:
             return f"what is dirty cannot be written below: {self._writer.error}"
         return self._why_through or None
@@ -132,6 +135,11 @@ class Way:
     def write_back(self) -> None:
         """Answer new changes when they are in the log."""
         self._through = False
+
+    def hold(self, *, held: bool) -> None:
+        """Answer writes and flushes when the device below has them, for as long as the driver does
+        not know whether it has the volume still."""
+        self._held = held
 
     async def drain(self) -> None:
         """Have all that was answered before the call below, and flushed there. If nothing is dirty
@@ -249,18 +257,11 @@ class Way:
     def log_open(self) -> Log | None:
         """Return the log if changes go into it now."""
         current = self.log
-        if (
-            current is None
-            or not current.announced
-            or current.broken
-            or self._through
-            or self._turn.held
-            or self._taken
-            or self.failed
-            or self._closed
-        ):
+        if self._through or self._held or self._turn.held or self._taken:
             return None
-        return current
+        if self.failed or self._closed:
+            return None
+        return current if current is not None and current.announced and not current.broken else None
 
     async def choose(self, data_bytes: int) -> Log | None:
         """Wait until a change may be made. Return the log, with room for a record with so much
@@ -285,7 +286,7 @@ class Way:
 
     def _goes_through(self) -> bool:
         broken = self.log is not None and bool(self.log.broken)
-        return self._through or self._disk_failed or broken
+        return self._through or self._held or self._disk_failed or broken
 
     async def _clean_or_pass(self) -> None:
         """Have nothing dirty. That the driver cannot commit it is no reason to fail a change, if
@@ -491,6 +492,8 @@ class Way:
                 await self.become_clean()
             else:
                 self.kick()
-                if current.announced:
+                if self._held:
+                    await self.become_clean()
+                elif current.announced:
                     return  # what went below before was flushed then
         await self.flush_below()

@@ -176,6 +176,30 @@ def test_a_new_log_has_a_new_id(opened: Opened) -> None:
     assert first != second
 
 
+def test_what_is_held_is_answered_when_it_is_below(opened: Opened, below: MemoryDevice) -> None:
+    """Somebody may have given up what is dirty."""
+    stuck(below)
+    opened.write(0, ONE)
+    opened.flush()
+    opened.device.hold(held=True)
+    assert "does not answer" in (opened.device.trouble or "")
+    assert not opened.device.try_write(0, memoryview(TWO))
+    written = opened.begin(opened.device.write(0, memoryview(TWO)))
+    flushed = opened.begin(opened.device.flush())
+    assert (written, flushed) == ([], [])
+    assert opened.read() == ONE
+    go_on(below, opened)
+    assert (written, flushed) == ([None], [None])
+    assert holding(below, 0, BLOCK_SIZE) == TWO
+    assert opened.record is None
+    opened.device.hold(held=False)
+    opened.flush()
+    stuck(below)
+    opened.write(0, ONE)
+    opened.flush()
+    go_on(below, opened)
+
+
 def test_who_writes_now_and_then_keeps_the_log(
     opened: Opened, below: MemoryDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -449,12 +449,14 @@ class World:
         self.directory.look()
         if (reach := self.device.reach()) is not None:
             self.noted = reach
-            self.start(self.device.note_known(reach))
+            if self.chance.random() < 0.1:
+                self.start(self.device.note_known(reach))
 
     def switch(self) -> None:
         self.chance.choice(
             (self.device.write_back, self.device.write_back, self.device.write_through)
         )()
+        self.device.hold(held=self.chance.random() < 0.05)
 
     # -- rules -----------------------------------------------------------------------------------
 
@@ -534,6 +536,7 @@ class World:
         self.fail_disk(0.0)
         self.fill_disk(full=False)
         self.device.write_back()
+        self.device.hold(held=False)
         self.finish()
         self.settle()
         self.start(self.device.drain())

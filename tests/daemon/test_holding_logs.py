@@ -1,0 +1,76 @@
+"""A gateway that does not hear of the index holds its logs: others may give them up."""
+
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from bockd.errors import UnavailableError
+from tests.drivers.rbd.ceph import need_modules
+
+need_modules()
+
+from bockd.daemon import gatewaywork  # noqa: E402 - where there are the modules
+from bockd.daemon.gatewaywork import FOLLOW_SECONDS, GatewayWork  # noqa: E402
+from bockd.daemon.rbdbackend import UNCONFIRMED_SECONDS, RbdBackend  # noqa: E402
+from bockd.drivers.rbd.messages import CERTAIN_SECONDS  # noqa: E402
+from bockd.drivers.rbd.settings import INDEX_TIMEOUT_SECONDS  # noqa: E402
+
+
+def test_it_ends_to_answer_before_others_give_up_what_it_has() -> None:
+    assert UNCONFIRMED_SECONDS + 2 * FOLLOW_SECONDS < CERTAIN_SECONDS
+    assert UNCONFIRMED_SECONDS > INDEX_TIMEOUT_SECONDS, "one lost OSD is no reason"
+
+
+def test_logs_are_held_while_the_index_is_not_heard_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(gatewaywork, "_now", lambda: now[0])
+    silent = [False]
+
+    def refresh() -> None:
+        now[0] += 1.0
+        if silent[0]:
+            raise UnavailableError("the cluster does not answer")
+
+    index = SimpleNamespace(refresh=refresh, dump_due=False)
+    work: Any = GatewayWork.__new__(GatewayWork)
+    work._index, work.followed_at = index, now[0]
+    held = list[bool]()
+    volumes = {
+        1: SimpleNamespace(
+            front=SimpleNamespace(log=SimpleNamespace(hold=lambda *, held: noted(held)))
+        ),
+        2: SimpleNamespace(front=SimpleNamespace(log=None)),
+    }
+
+    def noted(is_held: bool) -> None:
+        held.append(is_held)
+
+    backend: Any = RbdBackend.__new__(RbdBackend)
+    backend._work, backend._held = work, False
+    backend.pool = SimpleNamespace(open_nodes=SimpleNamespace(volumes=volumes))
+
+    def look(seconds: float) -> bool:
+        now[0] += seconds
+        try:
+            work._follow()
+        except UnavailableError:
+            assert silent[0]
+        backend._hold_logs()
+        return held[-1]
+
+    with caplog.at_level(logging.WARNING):
+        assert not look(1000.0), "it was asked for just now"
+        silent[0] = True
+        assert not look(UNCONFIRMED_SECONDS - 3.0)
+        assert look(3.0)
+        assert look(3.0)
+        silent[0] = False
+        assert not look(3.0)
+    assert caplog.text.count("the cluster has not answered for some time") == 1
+    assert caplog.text.count("write-back goes on") == 1
