@@ -71,25 +71,17 @@ class DirtyMap:
                 yield from pieces[low:high]
 
     def forget(self, other: DirtyMap, sequence: int) -> None:
-        """Drop the ranges of another map, but for what is newer than a sequence."""
-        for number, dropped in other._regions.items():
+        """Drop the ranges of another map, that of the oldest epoch, but for what is newer than its
+        last sequence. All that is as old is of that epoch."""
+        for number in other._regions:
             pieces = self._regions.get(number)
             if not pieces:
                 continue
-            for start, end, _ in dropped:
-                low, high = _overlapping(pieces, start, end)
-                kept: list[Piece] = []
-                for first, stop, record in pieces[low:high]:
-                    if record.sequence > sequence:
-                        kept.append((first, stop, record))
-                        continue
-                    if first < start:
-                        kept.append((first, start, record))
-                    if end < stop:
-                        kept.append((end, stop, record))
-                self.count += len(kept) - (high - low)
-                pieces[low:high] = kept
-            if not pieces:
+            kept = [piece for piece in pieces if piece[2].sequence > sequence]
+            self.count += len(kept) - len(pieces)
+            if kept:
+                self._regions[number] = kept
+            else:
                 del self._regions[number]
 
     def pieces(self) -> Iterator[Piece]:
