@@ -181,7 +181,7 @@ def _make_ready(
     so. Raises OSError: nothing may be appended."""
     # It may be in memory only, while the disk has an older one, which needs older segments.
     file.write(progress)
-    _remove_but(path, [one.segment.path.name for one in scanned])
+    _remove_but(path, [one.segment for one in scanned])
     for one in scanned:
         if one.error is not None:
             raise one.error
@@ -198,11 +198,23 @@ def _make_ready(
     return ready
 
 
-def _remove_but(path: Path, needed: list[str]) -> None:
-    """Remove, durably, all segments but those that are needed."""
-    for one in _others(path, needed):
+def _remove_but(path: Path, needed: list[Segment]) -> None:
+    """Remove, durably, all segments but those that are needed.
+
+    The process or the power may end at any moment, and what was not synced may be there again. So
+    that no gap is behind the log then, which would be damage, one is removed there when those that
+    follow it are gone for good.
+    """
+    others = _others(path, [one.path.name for one in needed])
+    for one in sorted(others, key=_number_of, reverse=True):
+        if _number_of(one) > needed[-1].number:
+            sync_directory(path)
         one.unlink()
     sync_directory(path)
+
+
+def _number_of(segment: Path) -> int:
+    return int(segment.stem)
 
 
 def _others(path: Path, needed: list[str]) -> list[Path]:

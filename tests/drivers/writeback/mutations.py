@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from bockd.directories import sync_directory
 from bockd.drivers.writeback import epochs, recovery, segment, writer
 from bockd.drivers.writeback.directory import WriteBackDirectory
 from bockd.drivers.writeback.dirtymap import DirtyMap
@@ -336,6 +337,17 @@ def _trusts_the_progress(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ProgressFile, "write", new_ones)
 
 
+def _removes_in_any_order(patch: pytest.MonkeyPatch) -> None:
+    """Of the segments behind the end of a log, recovery removes all, then syncs that."""
+
+    def remove_but(path: Path, needed: list[Segment]) -> None:
+        for one in recovery._others(path, [one.path.name for one in needed]):
+            one.unlink()
+        sync_directory(path)
+
+    patch.setattr(recovery, "_remove_but", remove_but)
+
+
 def _flush_of_a_drained_log(patch: pytest.MonkeyPatch) -> None:
     """A flush is answered when all is below, though a broken log would be replayed over that."""
     flush = Way.flush
@@ -402,6 +414,7 @@ MUTATIONS: dict[str, Mutation] = {
         _holes_in_the_epoch,
         _trusts_the_page_cache,
         _trusts_the_progress,
+        _removes_in_any_order,
         _flush_of_a_drained_log,
         _closes_while_files_change,
         _waits_for_another_log,
@@ -418,6 +431,7 @@ RARE = {
     "progress_has_one_slot",
     "recovered_epoch_goes_on",
     "recovery_without_sync",
+    "removes_in_any_order",
     "trims_only",
     "trusts_the_page_cache",
     "trusts_the_progress",

@@ -3,22 +3,17 @@ it was written again, and nothing is replayed over what is newer."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 
-from bockd.drivers.memory.device import FailedError, MemoryDevice
-from bockd.drivers.writeback import recovery
+from bockd.drivers.memory.device import FailedError
 from bockd.drivers.writeback.progress import Progress, ProgressFile
 from bockd.drivers.writeback.segment import Segment
 from bockd.errors import NoSpaceError
 from bockd.model import BLOCK_SIZE
-from bockd.runtime.steps import Signal
 
-from .disk import DeathError, Disk
-from .opened import SIZE_BYTES, Opened, holding
+from .disk import DeathError
+from .machine import Machine, Made
+from .opened import holding
 
 SEEDS = range(10)
 """Of what a disk has when power fails."""
@@ -26,49 +21,6 @@ SEEDS = range(10)
 
 def block(value: int) -> bytes:
     return bytes([value]) * BLOCK_SIZE
-
-
-class Machine:
-    """A volume on a disk that fails, and may lose power."""
-
-    def __init__(self, root: Path, seed: int, patch: pytest.MonkeyPatch) -> None:
-        self.disk = Disk(root / "logs", root / "shadow", random.Random(seed))
-        self.disk.install(patch)
-        self.below = MemoryDevice(SIZE_BYTES)
-        self.boot = 1
-        patch.setattr(recovery, "boot_id", lambda: f"boot {self.boot}")
-        self.opened = Opened(root / "logs", self.below)
-
-    def refuse_below(self) -> None:
-        """Let all that is sent below fail."""
-        self.below.failures["write"] = NoSpaceError("for a test")
-
-    def hold_below(self) -> None:
-        """Let nothing get below any more."""
-        self.below.gate = Signal()
-
-    def flush_until_broken(self) -> None:
-        """Begin a flush, and let only so much happen that the log has failed."""
-        scheduler, log = self.opened.scheduler, self.opened.device.way.log
-        assert log is not None
-        scheduler.start(self.opened.device.flush(), lambda: None)
-        while not log.broken:
-            scheduler.run(1)
-
-    def cut(self) -> None:
-        """Have the power fail, and come back."""
-        self.opened.die()
-        self.disk.cut()
-        self.boot += 1
-        self.opened.directory = self.opened._directory()
-
-
-Made = Callable[[int], Machine]
-
-
-@pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
-    return lambda seed: Machine(tmp_path / str(seed), seed, monkeypatch)
 
 
 def test_what_a_failed_sync_has_not_written_is_written_again(machine: Made) -> None:

@@ -14,6 +14,8 @@ from bockd.drivers.writeback.segment import Segment
 from bockd.errors import DamagedError, NoSpaceError
 from bockd.model import BLOCK_SIZE
 
+from .disk import DeathError
+from .machine import Made
 from .opened import SEGMENT_BYTES, SIZE_BYTES, Opened
 
 RECORD = 64 + BLOCK_SIZE
@@ -182,6 +184,54 @@ def test_a_missing_segment_is_damage(opened: Opened) -> None:
     path.unlink()
     with pytest.raises(DamagedError, match=r"00000001\.seg is missing"):
         opened.again()
+
+
+@pytest.mark.parametrize("ends", ["at a sync", "at a removal"])
+def test_an_end_of_recovery_leaves_no_gap_behind_the_log(
+    machine: Made, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    """Two segments behind the end are removed. Power fails at a sync, and some of what was not
+    synced is there again; or the process is killed at a removal, and power fails in the next one.
+    """
+    unlink, done = Path.unlink, 0
+    for seed in range(48):
+        one = machine(seed)
+        one.refuse_below()
+        while len(names := sorted(p.name for p in one.opened.log_path().glob("*.seg"))) < 3:
+            one.opened.write(0, block(1))
+        lost = one.opened.log_path() / names[1]
+        one.opened.die()
+        one.disk.leave(lost, lost.read_bytes()[:FIRST].ljust(SEGMENT_BYTES, b"\0"))
+        one.boot += 1
+        one.opened.directory = one.opened._directory()
+        moment, left = seed % 8, [seed // 8 % 2]
+
+        def removing(self: Path, *args: bool, left: list[int] = left) -> None:
+            if self.suffix == ".seg":
+                left[0] -= 1
+                if left[0] < 0:
+                    raise DeathError
+            unlink(self, *args)
+
+        with monkeypatch.context() as patch:
+            if ends == "at a removal":
+                patch.setattr(Path, "unlink", removing)
+                with pytest.raises(DeathError):
+                    one.opened.open()
+                one.opened.die()
+                one.opened.directory = one.opened._directory()
+        one.disk.dies_in = moment
+        try:
+            one.opened.open()
+        except DeathError:
+            one.disk.dies_in = -1
+            one.cut()
+            one.opened.open()
+        else:
+            done += 1
+        assert one.opened.read(0) == block(1)
+        one.opened.dispose()
+    assert done, "the last moment is not the last one of recovery"
 
 
 def test_what_was_opened_of_a_damaged_log_is_closed(opened: Opened) -> None:
