@@ -178,7 +178,7 @@ class WriteBackDirectory:
     async def _count_aside(self) -> None:
         """Give back the room of what somebody has removed that was put aside."""
         try:
-            for path in list(self._aside):
+            for path in self.aside():
                 if not await log_call(path.exists):
                     self._aside.remove(path)
                     self.space.set(path, 0)
@@ -186,7 +186,7 @@ class WriteBackDirectory:
             self._counting = False
 
     def _logs(self) -> list[Path]:
-        return [one for one in self.path.iterdir() if is_log(one)]
+        return sorted(one for one in self.path.iterdir() if is_log(one))
 
     # -- devices ---------------------------------------------------------------------------------
 

@@ -118,7 +118,7 @@ class Disk:
     def fail_unheard(self) -> None:
         """Write some of what is dirty, as kernels do after a while, and fail: the process that
         would have heard of it at its next sync is no more."""
-        for path in self.root.glob("*/*"):
+        for path in sorted(self.root.glob("*/*")):
             inode = path.stat().st_ino
             if inode in self._dirty:
                 self._keep(path)
@@ -159,11 +159,11 @@ class Disk:
         durable = self._names.get(path, {})
         path.mkdir(exist_ok=True)
         there = {one.name for one in path.iterdir() if not one.name.endswith(".lock")}
-        for name in there - set(durable):
+        for name in sorted(there - set(durable)):
             if self._chance.random() < 0.5:
                 one = path / name
                 shutil.rmtree(one) if one.is_dir() else one.unlink()
-        for name, inode in durable.items():
+        for name, inode in sorted(durable.items()):
             one = path / name
             if name in there or name.endswith(".lock") or self._chance.random() < 0.5:
                 continue
@@ -171,7 +171,7 @@ class Disk:
                 os.link(self._shadow / str(inode), one)
             else:
                 one.mkdir()
-        for one in path.iterdir():
+        for one in sorted(path.iterdir()):
             if one.is_dir():
                 self._cut_directory(one)
             elif not one.name.endswith(".lock"):

@@ -34,6 +34,13 @@ def test_nothing_that_was_promised_is_lost(tmp_path: Path) -> None:
         assert count, f"no {what} in {LIVES} lives"
 
 
+def test_a_life_is_the_same_whenever_it_is_played(tmp_path: Path) -> None:
+    """Else a seed that went wrong says nothing."""
+    for seed in range(4):
+        first, again = (live(seed, tmp_path / f"{n}", nothing, STEPS) for n in range(2))
+        assert first.chance.getstate() == again.chance.getstate()
+
+
 @pytest.mark.parametrize("name", sorted(MUTATIONS.keys() - RARE))
 def test_a_rule_that_is_left_out_is_missed(tmp_path: Path, name: str) -> None:
     nth, _ = noticed(MUTATIONS[name], range(MOST), tmp_path, STEPS)

@@ -85,6 +85,8 @@ class World:
         )
         self._now = 0
         self._patch = pytest.MonkeyPatch()
+        ids = random.Random(seed)  # the order of names on a disk is that of each run of a seed
+        self._patch.setattr("secrets.token_hex", lambda size: ids.randbytes(size).hex())
         self.boot = 1
         self.disk = Disk(self.root, root / "shadow", self.chance)
         self.disk.install(self._patch)
