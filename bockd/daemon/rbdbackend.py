@@ -199,6 +199,10 @@ class RbdBackend:
         return (*self._work.waiting(), *self._writing_back.waiting())
 
     def figures(self) -> list[Figure]:
-        """Return what is open, what is not written back, and how the cache does."""
+        """Return what is open, what is not written back, and how the cache and the logs do."""
         found = figures(self.pool.open_nodes)
-        return found if self._cache is None else [*found, *self._cache.figures()]
+        if self._cache is not None:
+            found += self._cache.figures()
+        if (write_backs := self.pool.open_nodes.fronts.write_backs) is not None:
+            found += write_backs.figures()
+        return found

@@ -17,6 +17,7 @@ from bockd.drivers.rbd.records import DirtyAt, Identity, Tenures
 from bockd.model import VolumeId
 from bockd.pool.caches import LogReach
 from bockd.pool.device import BlockDevice
+from bockd.pool.figures import Figure
 from bockd.runtime.steps import Steps, blocking_apart
 
 
@@ -121,6 +122,10 @@ class WriteBacks(Protocol):
 
     def aside(self) -> list[Path]:
         """Return what was put aside."""
+        ...
+
+    def figures(self) -> list[Figure]:
+        """Measure the logs."""
         ...
 
     def look(self) -> None:

@@ -33,6 +33,7 @@ from bockd.drivers.writeback.way import Way
 from bockd.errors import BockdError, DamagedError, InvalidRequestError, from_os_error, named
 from bockd.pool.caches import LogReach
 from bockd.pool.device import BlockDevice, SharedDevice
+from bockd.pool.figures import Figure
 from bockd.publictexts import UNREADABLE_LOG, concealed
 from bockd.runtime.steps import Spawn, Steps, try_spawn
 from bockd.runtime.waiting import Mutex
@@ -155,6 +156,38 @@ class WriteBackDirectory:
     def aside(self) -> list[Path]:
         """Return what was given up and put aside."""
         return sorted(self._aside)
+
+    def figures(self) -> list[Figure]:
+        """Return what the logs take, and how it is with writing them back."""
+        devices, now = [one for one in self._open.values() if one is not None], self._clock()
+        waiting = [now - since for one in devices if (since := one.dirty()[1]) is not None]
+        return [
+            Figure(
+                "write_back_used_bytes",
+                "What the logs' files take, with those that were put aside.",
+                self.space.used_bytes,
+            ),
+            Figure(
+                "write_back_limit_bytes", "The most that they may take.", self.space.limit_bytes
+            ),
+            Figure(
+                "write_back_oldest_seconds",
+                "How long the oldest write waits that the cluster does not have yet; 0: none does.",
+                max(0.0, 0.0, *waiting),
+            ),
+            Figure(
+                "write_back_troubled_volumes",
+                "Open volumes that cannot be written back, or have no log "
+                "('bock volume show' says why).",
+                sum(one.trouble is not None for one in devices),
+            ),
+            Figure(
+                "write_back_logs_aside",
+                "Logs that were given up with something in them, and are kept until they are "
+                "removed.",
+                len(self._aside),
+            ),
+        ]
 
     async def discard(self, image: str, *, keep: bool) -> None:
         """Remove the logs of an image, which is not open; but with `keep`, put those aside that

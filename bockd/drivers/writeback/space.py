@@ -22,7 +22,7 @@ class Space:
 
     def __init__(self, limit_bytes: int, log_limit_bytes: int | None = None) -> None:
         """`log_limit_bytes` is the most for one log; None: all of it."""
-        self._limit_bytes = limit_bytes
+        self.limit_bytes = limit_bytes
         self._log_limit_bytes = limit_bytes if log_limit_bytes is None else log_limit_bytes
         self._counted: dict[Path, int] = {}
         self.memory_bytes = 0
@@ -46,7 +46,7 @@ class Space:
     def take(self, log: Path, size_bytes: int) -> bool:
         """Take so much. False if that is more than there is, or more than one log may have."""
         wanted = self._counted.get(log, 0) + size_bytes
-        if wanted > self._log_limit_bytes or self.used_bytes + size_bytes > self._limit_bytes:
+        if wanted > self._log_limit_bytes or self.used_bytes + size_bytes > self.limit_bytes:
             return False
         self.set(log, wanted)
         return True

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from bockd.drivers.cache.directory import MIN_LIMIT_BYTES, CacheDirectory
+from bockd.drivers.writeback.binding import LoggedPool
+from bockd.drivers.writeback.directory import MIN_SEGMENTS, WriteBackDirectory
+from bockd.drivers.writeback.segment import SEGMENT_BYTES
 from bockd.pool.figures import Figure
 from tests.daemon.metrics.scraping import Scrape
 from tests.daemon.process import Bockd
@@ -21,7 +24,10 @@ BOARD = ROOT / "contrib" / "grafana" / "bockd.json"
 OF_PROMETHEUS = "process_"
 """What begins so is of Prometheus's client: it says of each what it is."""
 
-OF_CEPH = ("bockd_rbd_", "bockd_cache_")
+OF_GATEWAYS = ("bockd_cache_", "bockd_write_back_")
+"""What only those have that are configured so."""
+
+OF_CEPH = ("bockd_rbd_", *OF_GATEWAYS)
 OF_LOCAL = ("bockd_local_",)
 """What only one kind of pool has."""
 
@@ -62,7 +68,7 @@ def scrape(daemon: Bockd) -> Scrape:
 def of_the_other_kind(scrape: Scrape) -> tuple[str, ...]:
     """Return how metrics begin that the daemon's kind of pool does not have."""
     local = scrape.values("bockd_build_info", driver="local")
-    return OF_CEPH if local else (*OF_LOCAL, "bockd_cache_")
+    return OF_CEPH if local else (*OF_LOCAL, *OF_GATEWAYS)
 
 
 def test_the_table_is_what_there_is(scrape: Scrape) -> None:
@@ -82,6 +88,22 @@ def test_the_table_has_what_the_cache_measures(tmp_path: Path) -> None:
         directory.release()
     assert expected
     rows = {name: row for name, row in documented().items() if name.startswith("bockd_cache_")}
+    assert rows == expected
+
+
+def test_the_table_has_what_write_back_measures(tmp_path: Path) -> None:
+    directory = WriteBackDirectory.open_directory(
+        tmp_path / "logs",
+        MIN_SEGMENTS * SEGMENT_BYTES,
+        lambda _steps: None,
+        LoggedPool("one", "a pool", lambda _directory: 0),
+    )
+    try:
+        expected = dict(map(row_of_figure, directory.figures()))
+    finally:
+        directory.release()
+    assert expected
+    rows = {name: row for name, row in documented().items() if name.startswith("bockd_write_back")}
     assert rows == expected
 
 
