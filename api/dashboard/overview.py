@@ -18,6 +18,7 @@ from api.listing import each_piece, encode_all
 from bockd.blockstorage.contract import BlockStorage, Snapshot, TenantId, Volume
 from bockd.control import AccountControl, Control, SnapshotInfo, TenantInfo, VolumeInfo
 from bockd.errors import DamagedError
+from bockd.pool.caches import CacheState
 
 N = TypeVar("N", Volume, Snapshot)
 Owned = dict[int, tuple[str, N]]
@@ -68,6 +69,8 @@ class ShownVolume(Shown):
     server: str | None
     """What it is attached to."""
     device: str | None
+    cache: CacheState | None
+    """With the reason that tenants are not told; None: it has none, or belongs to nobody."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +135,7 @@ def shown_volume(found: VolumeInfo, owned: Owned[Volume]) -> ShownVolume:
     """Put together what the pool and the tenant know of a volume."""
     _, volume = owned.get(found.id, (None, None))
     attachment = None if volume is None else volume.attachment
+    backing = None if volume is None else volume.backing
     return ShownVolume.of(
         found,
         owned,
@@ -144,6 +148,7 @@ def shown_volume(found: VolumeInfo, owned: Owned[Volume]) -> ShownVolume:
         hold=None if volume is None else volume.hold,
         server=None if attachment is None else attachment.server_id,
         device=None if attachment is None else attachment.device,
+        cache=None if backing is None else backing.cache,
     )
 
 

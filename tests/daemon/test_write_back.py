@@ -20,9 +20,12 @@ import nbd
 import pytest
 
 from bockd.config.rbd import RbdSettings
+from bockd.drivers.writeback.segment import SEGMENT_BYTES
 from bockd.failpoints import VARIABLE, Failpoint
+from tests.daemon.metrics.scraping import Scrape
 from tests.daemon.moving import MovingClient
 from tests.daemon.process import Bockd, serving
+from tests.dashboard.visitor import link_of, secret_of, visiting
 from tests.drivers.rbd.cluster import Cluster
 from tests.drivers.rbd.pooldriver import RbdDriver
 from tests.drivers.rbd.running import configuration
@@ -233,11 +236,26 @@ def here_name(daemon: Gateway) -> str:
     return name
 
 
+def on_the_dashboard(daemon: Gateway) -> dict[str, Any]:
+    """Return what the dashboard has of the volume's cache."""
+    url = link_of(daemon)
+    with visiting(url) as operator:
+        operator.enter(secret_of(url))
+        (volume,) = operator.data("overview?fresh=true")["volumes"]
+    cache: dict[str, Any] = volume["cache"]
+    return cache
+
+
 def test_shown_while_it_is_dirty(first: Gateway, second: Gateway) -> None:
     with first.connected("disk") as client:
         client.pwrite(block(1), 0)
         client.flush()
         first.wait_until(lambda cache: cache["dirty_at"] in ("gw1", None))
+        shown = on_the_dashboard(first)
+        assert (shown["mode"], shown["dirty_at"], shown["trouble"]) == ("write-back", "gw1", None)
+        scrape = Scrape.fresh(first)
+        assert scrape.value("bockd_write_back_used_bytes") == SEGMENT_BYTES
+        assert scrape.value("bockd_write_back_troubled_volumes") == 0
         # Clients there keep it.
         second.expect_in_log("cannot be opened: gateway gw1 has volume")
         refused(second)

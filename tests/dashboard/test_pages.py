@@ -119,6 +119,37 @@ def test_a_volumes_life_by_clicks(browser: Browser, daemon: Bockd) -> None:
         daemon.bock("snapshot", "delete", snapshot["name"])
 
 
+def test_what_is_not_in_the_cluster_is_shown(browser: Browser, daemon: Bockd) -> None:
+    """What a gateway answers of such a volume, tests/daemon/test_write_back.py holds."""
+    daemon.bock("volume", "create", "logged", "--size", "1M")
+    cache = {
+        "mode": "write-back",
+        "dirty_at": "gw1",
+        "dirty_since": 1_790_000_000.0,
+        "dirty_bytes": 3 * MIB,
+        "trouble": "the pool does not answer",
+        "discarded_at": None,
+    }
+
+    with operating(browser, daemon) as screen:
+        page = screen.page
+        facts = page.locator("dl").first
+        page.get_by_role("link", name="logged").click()
+        expect(page.get_by_role("heading", level=1)).to_have_text("logged")
+        expect(facts).not_to_contain_text("Cache")
+        expect(facts).not_to_contain_text("cluster")
+        lists = page.evaluate("fetch('/data/overview').then((answer) => answer.json())")
+        (volume,) = (one for one in lists["volumes"] if one["name"] == "logged")
+        assert volume["cache"] is None
+        volume["cache"] = cache
+        page.route("**/data/overview*", lambda route: route.fulfill(json=lists))
+        expect(facts).to_contain_text("3 MiB at gateway gw1 since 2026-09-21 14:13 UTC")
+        expect(facts).to_contain_text("write-back")
+        expect(page.get_by_role("alert").first).to_contain_text("the pool does not answer")
+        page.unroute_all()
+    daemon.bock("volume", "delete", "logged")
+
+
 def test_the_charts_move_while_fio_runs(browser: Browser, daemon: Bockd, tmp_path: Path) -> None:
     daemon.bock("volume", "create", "busy", "--size", "512M")
     with busy(daemon, "busy", "400m", "normal:12"), operating(browser, daemon) as screen:

@@ -74,7 +74,17 @@ function troubles(volume) {
   if (!volume) return ["There is no such volume, or it was deleted."];
   const unowned = volume.tenant === null
     ? `It belongs to no tenant: 'bock adopt volume ${volume.pool_name}' gives it to one.` : null;
-  return [volume.error, volume.last_error, unowned].filter((one) => one);
+  const kept = volume.cache?.trouble
+    ? `Its writes do not get into the cluster, or it has no log: ${volume.cache.trouble}` : null;
+  return [volume.error, volume.last_error, kept, unowned].filter((one) => one);
+}
+
+// What is in a gateway's write-back log alone; null: nothing is.
+function unwritten(cache) {
+  if (!cache?.dirty_at) return null;
+  const much = cache.dirty_bytes === null ? "writes" : size(cache.dirty_bytes);
+  const since = cache.dirty_since === null ? "" : ` since ${time(cache.dirty_since)}`;
+  return `${much} at gateway ${cache.dirty_at}${since}`;
 }
 
 function told(volume, overview) {
@@ -87,6 +97,9 @@ function told(volume, overview) {
     ["Attached to", volume.server ? `${volume.server}, ${volume.device}` : "nothing"],
     ["Held", volume.hold],
     ["Gateway", volume.gateway],
+    ["Cache", volume.cache?.mode],
+    ["Not in the cluster yet", unwritten(volume.cache)],
+    ["Given up last", volume.cache?.discarded_at ? time(volume.cache.discarded_at) : null],
     ["Created", time(volume.created_at)],
     ["In the pool", `${volume.pool_name}, id ${volume.id}`],
     ["NBD", h("code", {}, volume.uri)],
