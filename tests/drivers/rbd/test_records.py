@@ -33,7 +33,7 @@ from bockd.errors import (
     VolumeTakenError,
 )
 from bockd.index.keys import id_key
-from bockd.model import SnapshotId, VolumeId
+from bockd.model import IoLimits, IoRate, SnapshotId, VolumeId
 from bockd.pool.caches import LogReach
 from bockd.pool.index import Index, Transaction
 from bockd.pool.nodes import VOLUMES, Nodes, decode_record
@@ -150,6 +150,22 @@ def test_the_record_of_a_dirty_volume_is_read_as_it_was_written(
         assert volume_record(txn, VolumeId(7)) == record
         assert [*volume_records(txn)] == [record]
         assert Nodes(txn).volume(VolumeId(7)).name == name
+
+
+def test_a_dirty_volume_is_limited_and_its_limits_outlast_that(
+    tenures: Tenures, txn: Transaction
+) -> None:
+    """Both write down what the other one knows nothing of."""
+    epoch = tenures.begin(VOLUME, ONE, "address")
+    assert epoch is not None
+    tenures.mark_dirty(VOLUME.id, epoch, DIRTY, LOGS)
+    limits = IoLimits(iops=IoRate(500, burst=2000, burst_seconds=30), iops_size=4096)
+    Nodes(txn).limit_volume(VOLUME.id, limits)
+    found = volume_record(txn, VOLUME.id)
+    assert (found.limits, found.dirty_at, found.image) == (limits, DIRTY, VOLUME.image)
+    tenures.mark_clean(VOLUME.id, epoch)
+    assert volume_record(txn, VOLUME.id) == replace(found, dirty_at=None)
+    assert Nodes(txn).volume(VOLUME.id).limits == limits
 
 
 def test_a_bockd_that_knows_of_no_dirty_volumes_finds_the_record_damaged(txn: Transaction) -> None:
