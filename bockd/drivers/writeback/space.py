@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from bockd.drivers.writeback.segment import log_call, taken_by
+from bockd.directories import sync_directory
+from bockd.drivers.writeback.segment import log_call, segments_in, taken_by
 from bockd.model import KIB, MIB
 
 MAX_MEMORY_BYTES = 400 * MIB
@@ -65,6 +66,10 @@ class Space:
 def _remove(log: Path) -> tuple[int, OSError | None]:
     """Return what is left, and why."""
     try:
+        # Without the progress, of a log that is left in parts it looked as if it was not below.
+        for segment in segments_in(log).values():
+            segment.unlink()
+        sync_directory(log)
         shutil.rmtree(log)
     except OSError as error:
         return taken_by(log), error

@@ -313,12 +313,15 @@ def on_disk(opened: Opened) -> int:
 
 def half_removed(opened: Opened, patch: pytest.MonkeyPatch) -> None:
     """Have each removal of a log remove one segment, and fail."""
+    unlink, removed = Path.unlink, set[Path]()
 
     def fails(path: Path) -> None:
-        next(path.glob("*.seg")).unlink()
-        raise OSError(5, "Input/output error")
+        if path.parent in removed:
+            raise OSError(5, "Input/output error")
+        removed.add(path.parent)
+        unlink(path)
 
-    patch.setattr(shutil, "rmtree", fails)
+    patch.setattr(Path, "unlink", fails)
 
 
 def fill(opened: Opened, below: MemoryDevice) -> None:
@@ -372,7 +375,7 @@ def test_a_log_that_cannot_be_made_counts_as_far_as_it_is_there(
     with monkeypatch.context() as patch:
         patch.setattr(ProgressFile, "create", fails)
         if not removed:
-            patch.setattr(shutil, "rmtree", fails)
+            patch.setattr(Path, "unlink", fails)
         opened.write(0, ONE)
     assert on_disk(opened) == opened.directory.space.used_bytes
     assert on_disk(opened) == (0 if removed else SEGMENT_BYTES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +17,8 @@ from bockd.errors import UnavailableError, VolumeTakenError
 from bockd.model import BLOCK_SIZE
 from bockd.runtime.steps import Signal
 
-from .opened import SIZE_BYTES, Opened, holding
+from .disk import DeathError
+from .opened import SEGMENT_BYTES, SIZE_BYTES, Opened, holding
 
 ONE = b"1" * BLOCK_SIZE
 TWO = b"2" * BLOCK_SIZE
@@ -47,6 +49,37 @@ def fire(gate: Signal | None, opened: Opened) -> None:
 def go_on_below(below: MemoryDevice, opened: Opened) -> None:
     gate, below.gate = below.gate, None
     fire(gate, opened)
+
+
+@pytest.mark.parametrize("after", range(4))
+def test_a_log_that_is_removed_in_part_is_not_put_aside(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    """All of it is below, and the process is killed when some of its files are gone."""
+    unlink, left = os.unlink, [after]
+
+    def removing(*arguments: Any, **more: Any) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise DeathError
+        unlink(*arguments, **more)
+
+    for number in range(SEGMENT_BYTES // BLOCK_SIZE * 7 // 4):
+        opened.write(number * BLOCK_SIZE, ONE)
+    opened.flush()
+    files = sorted(one.name for one in opened.log_path().iterdir())
+    assert files == ["00000002.seg", "00000003.seg", "progress"]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", removing)
+        if after == len(files):
+            opened.run(opened.device.drain())
+        else:
+            with pytest.raises(DeathError):
+                opened.run(opened.device.drain())
+    assert opened.record is None
+    opened.again()
+    assert opened.directory.aside() == []
+    assert opened.directory.images() == []
 
 
 @pytest.mark.parametrize("taken", [False, True])
