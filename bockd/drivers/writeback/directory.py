@@ -205,7 +205,7 @@ class WriteBackDirectory:
                     self.space.set(aside, await log_call(taken_by, aside))
                     log.warning("the write-back log %s was given up; %s", path, kept_aside(aside))
                     continue
-                log.warning("the write-back log %s is void, and is removed", path)
+                log.info("the write-back log %s is void, and is removed", path)
                 await self.space.remove(path)
 
     async def _count_aside(self) -> None:
