@@ -34,7 +34,7 @@ else
 endif
 
 # What needs no guest, no mount and no series of kills: less than three minutes on two cores.
-FAST = $(addprefix tests/,api blockstorage config dashboard drivers identity index nbd openstack pool runtime setup throttle) --ignore=tests/blockstorage/test_kill.py
+FAST = $(addprefix tests/,api blockstorage config dashboard drivers identity index nbd openstack pool profiles runtime setup throttle) --ignore=tests/blockstorage/test_kill.py
 
 test-fast: setup-test ## run the tests that need no guest, no mount and no series of kills
 	@.venv/bin/python -m pytest --numprocesses 2 --dist loadfile $(FAST) $(ARGS)

@@ -157,6 +157,104 @@ class IoLimits:
 NO_IO_LIMITS = IoLimits()
 
 
+DeviceLatency = int | dict[str, int]
+"""How long requests take: always so long, or by percentile, as {"50": 200, "99": 3000}. Between two
+percentiles it is interpolated, and beyond the outermost ones it is constant."""
+
+
+class DeviceOperation(StrEnum):
+    """What requests are told apart by. A write of zeroes that may leave a hole is a trim."""
+
+    READ = "read"
+    WRITE = "write"
+    TRIM = "trim"
+    FLUSH = "flush"
+
+
+class DeviceErrno(StrEnum):
+    """With what a request is answered that fails, as the C library calls it."""
+
+    EIO = "EIO"
+    ENOSPC = "ENOSPC"
+    EPERM = "EPERM"
+    ENOMEM = "ENOMEM"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpinningDisk:
+    """A spinning disk with one arm. The three seek times are those of a data sheet: to the next
+    track, the average over all pairs of tracks, and over the whole stroke."""
+
+    rpm: int
+    track_seek_us: int
+    average_seek_us: int
+    full_seek_us: int
+    outer_bytes_per_second: int
+    """Where the volume begins."""
+    inner_bytes_per_second: int
+    """Where it ends."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorRule:
+    """Which requests fail. All that is said must be true of a request; it is not carried out
+    then."""
+
+    operations: tuple[DeviceOperation, ...] = (DeviceOperation.READ, DeviceOperation.WRITE)
+    offset_bytes: int = 0
+    length_bytes: int | None = None
+    """Requests that touch the range. None: to the end of the volume. It means nothing for a
+    flush."""
+    bad_blocks_percent: float = 100
+    """Of the blocks of 4 KiB in the range so many are bad, always the same ones."""
+    percent: float = 100
+    """So many of the requests that touch one fail."""
+    after_requests: int = 0
+    """Not the first ones that the volume is sent."""
+    errno: DeviceErrno = DeviceErrno.EIO
+    latency_us: DeviceLatency | None = None
+    """How long it takes until it fails. None: as long as a request that does not."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stall:
+    """When the device is stuck, and for how long. What comes meanwhile waits."""
+
+    seconds: float
+    after_requests: int
+    """The request behind so many is the first one that waits."""
+    every_requests: int | None = None
+    """It is stuck again whenever so many more have come. None: once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceProfile:
+    """What a volume is made to look like. It stands in the volume's record, and in the JSON files
+    that users write (docs/profiles.md), with the same fields; `bockd.profiles` reads and checks it,
+    and behaves as it says. Times are in microseconds and end in `_us`, whole numbers."""
+
+    name: str
+    seed: int = 0
+    """All that is random follows from it, and from the requests in their order."""
+    read_us: DeviceLatency = 0
+    write_us: DeviceLatency = 0
+    trim_us: DeviceLatency = 0
+    flush_us: DeviceLatency = 0
+    """Of a write with FUA, too: it takes what a write and a flush take."""
+    parallel: int | None = None
+    """Requests that it works on at a time; the others wait. None: all of them."""
+    disk: SpinningDisk | None = None
+    """The time for the arm, the rotation and the transfer comes on top, for reads and writes, which
+    it does one at a time."""
+    limits: IoLimits | None = None
+    """What passes in a second; what does not waits in order."""
+    credits_percent: int = 100
+    """How full the buckets of the limits are at first."""
+    errors: tuple[ErrorRule, ...] = ()
+    """The first one that fits a request counts."""
+    stalls: tuple[Stall, ...] = ()
+
+
 def is_server_id(text: str) -> bool:
     """Return whether a server may have that id."""
     return _SERVER_ID.fullmatch(text) is not None

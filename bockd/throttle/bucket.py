@@ -51,6 +51,10 @@ class Bucket:
         """Take tokens, whether they are there or not."""
         self._nano -= cost * NANO
 
+    def spend(self, percent: int) -> None:
+        """Take so much of what it can hold."""
+        self._nano -= self._capacity * percent // 100
+
     def charge(self, cost: int) -> None:
         """Take tokens for a request that did not wait for them; those that are missing are owed."""
         before = min(0, self._nano)
